@@ -1,0 +1,52 @@
+"""Token ids in, token ids out: the door of the engine. Nothing here knows text or HTTP."""
+
+from .async_engine import AsyncEngine
+from .config import EngineConfig, EngineStats
+from .core import EngineCore
+from .errors import CheckpointError, ConfigError, EngineDeadError, QueueFullError, RoostError
+from .model.config import ModelConfig
+from .model.source import ModelSource, open_model
+from .request import (
+    MAX_LOGPROBS,
+    FinishReason,
+    Request,
+    SamplingParams,
+    TokenLogprobs,
+    TokenOutput,
+)
+from .runner import ModelRunner, Progress
+from .scheduler import Scheduler
+
+__all__ = [
+    "MAX_LOGPROBS",
+    "AsyncEngine",
+    "CheckpointError",
+    "ConfigError",
+    "EngineConfig",
+    "EngineCore",
+    "EngineDeadError",
+    "EngineStats",
+    "FinishReason",
+    "ModelConfig",
+    "ModelSource",
+    "Progress",
+    "QueueFullError",
+    "Request",
+    "RoostError",
+    "SamplingParams",
+    "TokenLogprobs",
+    "TokenOutput",
+    "load_engine",
+    "open_model",
+]
+
+
+def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | None = None) -> EngineCore:
+    """Loads the weights, compiles every shape and allocates every slot; slow.
+
+    Raises:
+      CheckpointError: the weights do not fit the model.
+      ConfigError: the slots do not fit into memory.
+    """
+    runner = ModelRunner(source, config, progress)
+    return EngineCore(Scheduler(runner.slots, config.max_queue, config.prefill_chunk), runner)

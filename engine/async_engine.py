@@ -1,0 +1,178 @@
+"""The engine's one thread, and a stream of tokens per request for the event loop. The only file with threads."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from .config import EngineStats
+from .core import EngineCore
+from .errors import EngineDeadError, QueueFullError
+from .request import FinishReason, Request, TokenOutput
+
+type _Event = tuple[str, TokenOutput | Exception]
+
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    request_id: str
+
+
+class _Stop:
+    """Ends the thread."""
+
+
+class AsyncEngine:
+    """Runs an `EngineCore` on a thread of its own.
+
+    One queue leads in, on which the thread waits when it is idle and glances when it is busy; one hand-over per step
+    leads out, with all outputs. Streams are touched by the event loop only, the core by the thread only.
+
+    Args:
+      build: makes the core; slow (it loads and compiles) and called on the thread.
+    """
+
+    def __init__(self, build: Callable[[], EngineCore]) -> None:
+        self._build = build
+        self._inbox: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
+        self._streams: dict[str, asyncio.Queue[TokenOutput | Exception]] = {}
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready: asyncio.Future[None] | None = None
+        self._stats = EngineStats()
+        self._error: BaseException | None = None
+
+    @property
+    def stats(self) -> EngineStats:
+        """The last snapshot, taken after a step."""
+        return self._stats
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why the engine died; None while it has not."""
+        return self._error
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are served: loaded, compiled and alive."""
+        return self._ready is not None and self._ready.done() and self._error is None
+
+    def start(self) -> None:
+        """Starts the thread; call it once, on the event loop that will use the streams."""
+        self._loop = asyncio.get_running_loop()
+        self._ready = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    async def wait_ready(self) -> None:
+        """Returns once every shape is compiled.
+
+        Raises:
+          Exception: whatever `build` raised.
+        """
+        assert self._ready is not None
+        await asyncio.shield(self._ready)
+
+    async def stop(self) -> None:
+        """Ends the thread after the step it is in; streams that are still open end with `EngineDeadError`."""
+        if self._thread is not None:
+            self._inbox.put(_Stop())
+            await asyncio.to_thread(self._thread.join)
+
+    async def generate(self, request: Request) -> AsyncIterator[TokenOutput]:
+        """The tokens of a request as they come. Closing the stream early aborts it and frees its slot.
+
+        Raises:
+          QueueFullError: too many requests wait; before the first output.
+          EngineDeadError: the engine died or was stopped.
+          ValueError: the id is in use.
+        """
+        if not self.is_ready:
+            raise EngineDeadError("the engine is not running")
+        if request.id in self._streams:
+            raise ValueError(f"request id {request.id!r} is in use")
+        stream: asyncio.Queue[TokenOutput | Exception] = asyncio.Queue()
+        self._streams[request.id] = stream
+        self._inbox.put(_Add(request))
+        try:
+            while True:
+                item = await stream.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            del self._streams[request.id]
+            self._inbox.put(_Abort(request.id))
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request from outside its stream, which then ends with `FinishReason.ABORT`."""
+        stream = self._streams.get(request_id)
+        if stream is not None:
+            self._inbox.put(_Abort(request_id))
+            stream.put_nowait(TokenOutput(finish_reason=FinishReason.ABORT))
+
+    def _run(self) -> None:
+        try:
+            core = self._build()
+            self._stats = core.stats
+            self._call(self._on_ready)
+            while self._take_commands(core):
+                outputs = core.step()
+                self._stats = core.stats
+                if outputs:
+                    self._call(self._deliver, list[_Event](outputs))
+            self._call(self._on_death, EngineDeadError("the engine was stopped"))
+        except BaseException as error:  # a donated step that failed has taken the state with it: nothing can go on
+            self._call(self._on_death, error)
+
+    def _take_commands(self, core: EngineCore) -> bool:
+        """Applies what the inbox holds, waiting only while there is nothing else to do; False when it says stop."""
+        while True:
+            try:
+                command = self._inbox.get(block=core.is_idle)
+            except queue.Empty:
+                return True
+            match command:
+                case _Add(request):
+                    try:
+                        core.add(request)
+                    except (QueueFullError, ValueError) as error:
+                        self._call(self._deliver, list[_Event]([(request.id, error)]))
+                case _Abort(request_id):
+                    core.abort(request_id)
+                    self._stats = core.stats
+                case _Stop():
+                    return False
+
+    def _call[*Args](self, function: Callable[[*Args], None], *args: *Args) -> None:
+        """Runs a function on the event loop, if it is still there."""
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _on_ready(self) -> None:
+        assert self._ready is not None
+        self._ready.set_result(None)
+
+    def _deliver(self, events: list[_Event]) -> None:
+        for request_id, item in events:
+            stream = self._streams.get(request_id)
+            if stream is not None:
+                stream.put_nowait(item)
+
+    def _on_death(self, error: BaseException) -> None:
+        assert self._ready is not None
+        self._error = error
+        if not self._ready.done():
+            self._ready.set_exception(error)
+            self._ready.exception()  # whoever waits gets it; nobody need wait
+        for stream in self._streams.values():
+            stream.put_nowait(error if isinstance(error, EngineDeadError) else EngineDeadError("the engine died"))

@@ -1,0 +1,57 @@
+"""The engine's settings and what it reports about itself."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from .errors import ConfigError
+
+PREFILL_BLOCK: Final = 64
+"""The absolute grid, in tokens, on which prompts are cut; states at its points don't depend on the cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """
+    Attributes:
+      slots: requests that run at the same time; None takes what memory allows (at least 8).
+      max_queue: requests that may wait for a slot.
+      prefill_chunk: the most prompt tokens read in one step, a multiple of `PREFILL_BLOCK`.
+      dtype: "float32", "bfloat16", or "auto" for the checkpoint's own.
+      seed: makes random weights; requests bring their own seeds.
+    """
+
+    slots: int | None = None
+    max_queue: int = 256
+    prefill_chunk: int = 512
+    dtype: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.slots is not None and self.slots < 1:
+            raise ConfigError(f"slots must be at least 1, not {self.slots}")
+        if self.max_queue < 1:
+            raise ConfigError(f"max_queue must be at least 1, not {self.max_queue}")
+        if self.prefill_chunk < PREFILL_BLOCK or self.prefill_chunk % PREFILL_BLOCK:
+            raise ConfigError(f"prefill_chunk must be a multiple of {PREFILL_BLOCK}, not {self.prefill_chunk}")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise ConfigError(f"dtype must be auto, float32 or bfloat16, not {self.dtype!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """One moment of the engine, taken between two steps.
+
+    Attributes:
+      num_waiting, num_running: requests without and with a slot.
+      slots: how many there are; `num_running` of them are used.
+      prompt_tokens, generated_tokens, steps: totals since the start.
+      compiles_since_ready: XLA compilations after warm-up; anything but 0 is a bug.
+    """
+
+    num_waiting: int = 0
+    num_running: int = 0
+    slots: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+    compiles_since_ready: int = 0

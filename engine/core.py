@@ -1,0 +1,79 @@
+"""The engine without its thread: a scheduler and a runner, one step at a time."""
+
+from collections.abc import Sequence as Rows
+from typing import Protocol
+
+from .config import EngineStats
+from .request import Request, TokenOutput
+from .scheduler import Scheduler
+from .sequence import Batch, PrefillBatch, RowResult
+
+
+class Pending(Protocol):
+    """A batch on its way through the device."""
+
+    def wait(self) -> Rows[RowResult]:
+        """Blocks until the batch is done; one result per row of the batch, in its order."""
+
+
+class Runner(Protocol):
+    """Turns batches into tokens; `ModelRunner` on a device, a fake in tests."""
+
+    @property
+    def compiles_since_ready(self) -> int:
+        """XLA compilations since every shape was compiled."""
+
+    def run(self, batch: Batch) -> Pending:
+        """Hands a batch to the device and returns at once; batches run in the order of these calls."""
+
+
+class EngineCore:
+    """Runs batches one after the other, with one in flight: the host reads a step while the device runs the next."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._in_flight: tuple[Batch, Pending] | None = None
+        self._steps = 0
+        self._prompt_tokens = 0
+        self._generated_tokens = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a step would do nothing."""
+        return self._in_flight is None and not (self._scheduler.num_waiting or self._scheduler.num_running)
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine as it is between two steps."""
+        return EngineStats(
+            num_waiting=self._scheduler.num_waiting,
+            num_running=self._scheduler.num_running,
+            slots=self._scheduler.slots.size,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            steps=self._steps,
+            compiles_since_ready=self._runner.compiles_since_ready,
+        )
+
+    def add(self, request: Request) -> None:
+        """Queues a request; see `Scheduler.add` for what it raises."""
+        self._scheduler.add(request)
+
+    def abort(self, request_id: str) -> bool:
+        """Ends a request and frees its slot, whatever it was doing; says whether it was alive."""
+        return self._scheduler.abort(request_id)
+
+    def step(self) -> list[tuple[str, TokenOutput]]:
+        """Dispatches the next batch, then commits the last one; gives each request's new tokens."""
+        batch, last = self._scheduler.schedule(), self._in_flight
+        self._in_flight = None if batch is None else (batch, self._runner.run(batch))
+        if batch is not None:
+            self._steps += 1
+            if isinstance(batch, PrefillBatch):
+                self._prompt_tokens += sum(chunk.length for chunk in batch.chunks)
+        if last is None:
+            return []
+        outputs = self._scheduler.commit(last[0], last[1].wait())
+        self._generated_tokens += sum(len(output.token_ids) for _, output in outputs)
+        return outputs

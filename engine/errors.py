@@ -1,0 +1,21 @@
+"""What can go wrong between a request and its tokens. The server maps this tree to HTTP once, at the border."""
+
+
+class RoostError(Exception):
+    """The root: every error that Roost raises on purpose. Its text is one line, fit to show to a user."""
+
+
+class ConfigError(RoostError):
+    """A setting, a config file or a checkpoint is wrong; raised before the engine is ready."""
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint cannot be loaded; the text names the file or the tensor and what was expected."""
+
+
+class QueueFullError(RoostError):
+    """The waiting queue is full: try again later."""
+
+
+class EngineDeadError(RoostError):
+    """The engine's state is gone (an exception inside a step) or it was stopped; no request can go on."""

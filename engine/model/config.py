@@ -1,0 +1,192 @@
+"""What a Griffin model is made of, read from a Hugging Face `config.json` or a preset. No JAX here."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from ..errors import CheckpointError
+
+BlockType = Literal["recurrent", "attention"]
+_CYCLE: Final[tuple[BlockType, ...]] = ("recurrent", "recurrent", "attention")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The shape of a Griffin model.
+
+    Attributes:
+      vocab_size: V, rows of the (tied) embedding.
+      width: D, of the residual stream.
+      mlp_width: F, of one of the MLP's two halves (half of Hugging Face's `intermediate_size`).
+      num_heads: N, attention heads, also the number of diagonal blocks of the RG-LRU's gates.
+      lru_width: E, of the RG-LRU; a multiple of N.
+      block_types: the temporal block of every layer, written out.
+      window: W, of the attention; a query sees W + 1 keys, its own included.
+      conv_width: taps of the causal convolution.
+      logits_soft_cap: c in c * tanh(logits / c); 0 means no cap.
+      scale_embeddings: multiply embeddings by sqrt(D), rounded to bfloat16.
+      rope_theta, rms_norm_eps: as in the paper.
+      dtype: the type in which the checkpoint says it is stored.
+    """
+
+    vocab_size: int
+    width: int
+    mlp_width: int
+    num_heads: int
+    lru_width: int
+    block_types: tuple[BlockType, ...]
+    window: int = 2048
+    conv_width: int = 4
+    logits_soft_cap: float = 30.0
+    scale_embeddings: bool = True
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "mlp_width", "num_heads", "lru_width", "window"):
+            if getattr(self, name) < 1:
+                raise CheckpointError(f"config: {name} must be at least 1, not {getattr(self, name)}")
+        if self.conv_width < 2:
+            raise CheckpointError(f"config: conv1d_width must be at least 2, not {self.conv_width}")
+        if not self.block_types:
+            raise CheckpointError("config: a model needs at least one layer")
+        if self.width % self.num_heads or self.head_dim % 4:
+            raise CheckpointError(
+                f"config: hidden_size {self.width} must be num_attention_heads ({self.num_heads}) times a "
+                "head size that is a multiple of 4"
+            )
+        if self.lru_width % self.num_heads:
+            raise CheckpointError(
+                f"config: lru_width {self.lru_width} must be a multiple of num_attention_heads ({self.num_heads})"
+            )
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.block_types)
+
+    @property
+    def head_dim(self) -> int:
+        """d, of each attention head."""
+        return self.width // self.num_heads
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters, the tied embedding once (spec section 1.2)."""
+        d, e, f, n = self.width, self.lru_width, self.mlp_width, self.num_heads
+        mlp = 2 * (d * f + f) + f * d + d
+        recurrent = 2 * (d * e + e) + e * d + d + (self.conv_width + 1) * e + 2 * (e * e // n + e) + e
+        attention = d * d + 2 * d * self.head_dim + d * d + d
+        blocks = {"recurrent": recurrent, "attention": attention}
+        return self.vocab_size * d + sum(2 * d + mlp + blocks[b] for b in self.block_types) + d
+
+    def state_bytes(self, activation_bytes: int) -> int:
+        """Bytes of one slot: h in float32, conv inputs and the K and V rings in the activations' type."""
+        recurrent = self.lru_width * 4 + (self.conv_width - 1) * self.lru_width * activation_bytes
+        attention = 2 * self.window * self.head_dim * activation_bytes
+        return sum(recurrent if b == "recurrent" else attention for b in self.block_types)
+
+
+def cycle(pattern: Sequence[BlockType], depth: int) -> tuple[BlockType, ...]:
+    """Repeats `pattern` and cuts it at `depth` layers."""
+    return tuple(pattern[i % len(pattern)] for i in range(depth))
+
+
+PRESETS: Final[Mapping[str, ModelConfig]] = {
+    "2b": ModelConfig(256_000, 2560, 7680, 10, 2560, cycle(_CYCLE, 26), dtype="bfloat16"),
+    "9b": ModelConfig(256_000, 4096, 12288, 16, 4096, cycle(_CYCLE, 38), dtype="bfloat16"),
+}
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Reads a Hugging Face `config.json` (any name).
+
+    Raises:
+      CheckpointError: the file is missing, no JSON, of another architecture, or lacks a field.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not valid JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path}: must hold a JSON object")
+    try:
+        return config_from_hf(fields)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
+    """Translates the fields of a Hugging Face config (spec section 4.3); all its known spellings are taken.
+
+    Raises:
+      CheckpointError: another architecture, or a field that is missing or of the wrong kind.
+    """
+    if fields.get("model_type") != "recurrent_gemma":
+        raise CheckpointError(f"model_type must be 'recurrent_gemma', not {fields.get('model_type')!r}")
+    width, heads = _integer(fields, "hidden_size"), _integer(fields, "num_attention_heads")
+    _check_supported(fields, width, heads)
+    rope = fields.get("rope_parameters") or fields
+    intermediate = _integer(fields, "intermediate_size")
+    if intermediate % 2:
+        raise CheckpointError(f"intermediate_size must be even (twice the MLP's width), not {intermediate}")
+    return ModelConfig(
+        vocab_size=_integer(fields, "vocab_size"),
+        width=width,
+        mlp_width=intermediate // 2,
+        num_heads=heads,
+        lru_width=_integer(fields, "lru_width", default=width),
+        block_types=_block_types(fields),
+        window=_integer(fields, "attention_window_size", default=2048),
+        conv_width=_integer(fields, "conv1d_width", default=4),
+        logits_soft_cap=_number(fields, "logits_soft_cap", 30.0),
+        scale_embeddings=bool(fields.get("embeddings_scale_by_sqrt_dim", True)),
+        rope_theta=_number(rope, "rope_theta", 10000.0),
+        rms_norm_eps=_number(fields, "rms_norm_eps", 1e-6),
+        dtype=str(fields.get("dtype") or fields.get("torch_dtype") or "float32"),
+    )
+
+
+def _check_supported(fields: Mapping[str, Any], width: int, heads: int) -> None:
+    rope = fields.get("rope_parameters") or fields
+    fixed: tuple[tuple[str, Any, Any], ...] = (
+        ("num_key_value_heads", fields.get("num_key_value_heads"), 1),
+        ("head_dim", fields.get("head_dim"), width // max(heads, 1)),
+        ("hidden_activation", fields.get("hidden_activation"), "gelu_pytorch_tanh"),
+        ("partial_rotary_factor", rope.get("partial_rotary_factor"), 0.5),
+        ("rope_type", rope.get("rope_type"), "default"),
+        ("attention_bias", fields.get("attention_bias"), False),
+    )
+    for name, value, supported in fixed:
+        if value is not None and value != supported:
+            raise CheckpointError(f"{name} {value!r} is not supported, only {supported!r}")
+
+
+def _block_types(fields: Mapping[str, Any]) -> tuple[BlockType, ...]:
+    pattern = fields.get("block_types") or fields.get("_block_types") or _CYCLE
+    if not isinstance(pattern, list | tuple) or any(b not in ("recurrent", "attention") for b in pattern):
+        raise CheckpointError(f"block_types must list 'recurrent' and 'attention', not {pattern!r}")
+    return cycle(pattern, _integer(fields, "num_hidden_layers"))
+
+
+def _integer(fields: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = fields.get(name)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise CheckpointError(f"{name} must be a whole number, not {value!r}")
+    return value
+
+
+def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
+    value = fields.get(name, default)
+    if value is None:
+        return 0.0 if name == "logits_soft_cap" else default
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise CheckpointError(f"{name} must be a number, not {value!r}")
+    return float(value)

@@ -1,0 +1,68 @@
+"""Griffin: embedding, residual blocks, final norm, tied output. Parameters live here, recurrent state does not."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int32
+
+from .config import ModelConfig
+from .layers import ResidualBlock, RMSNorm, dot
+from .state import LayerState, ModelState
+
+type Params = Any
+"""What `split` gives: the parameters as a pytree of arrays."""
+
+
+class Griffin(nnx.Module):
+    """A Griffin model.
+
+    Args:
+      config: its shape.
+      dtype: of the weight matrices and the activations.
+      gate_dtype: of the RG-LRU's gate matrices; CPUs have no fast path for them in bfloat16.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype | None = None) -> None:
+        self.config = config
+        self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.width), dtype))
+        self.blocks = nnx.List(ResidualBlock(config, kind, dtype, gate_dtype or dtype) for kind in config.block_types)
+        self.final_norm = RMSNorm(config.width, config.rms_norm_eps)
+
+    def __call__(
+        self, tokens: Int32[Array, "B T"], positions: Int32[Array, "B T"], state: ModelState, block: int
+    ) -> tuple[Float[Array, "B T D"], ModelState]:
+        """Reads a chunk of tokens.
+
+        Args:
+          tokens: ids; anything in padding.
+          positions: of each token in its document; 0 begins one, negative is padding (see `roost.kernels`).
+          state: after the tokens before this chunk.
+          block: attention reads a chunk in blocks of this many tokens; T is 1 or a multiple of it. Chunks cut on
+            this grid give the same bits however they are cut.
+
+        Returns:
+          The activations after the final norm, for `logits`, and the state after the chunk.
+        """
+        x = self.embedding[...][tokens]
+        if self.config.scale_embeddings:
+            x *= jnp.asarray(self.config.width**0.5, jnp.bfloat16).astype(x.dtype)
+        new_state: list[LayerState] = []
+        for layer, layer_state in zip(self.blocks, state, strict=True):
+            x, layer_state = layer(x, layer_state, positions, block)
+            new_state.append(layer_state)
+        return self.final_norm(x), tuple(new_state)
+
+    def logits(self, x: Float[Array, "*rows D"]) -> Float32[Array, "*rows V"]:
+        """Next-token logits after the soft cap."""
+        logits = dot(x, self.embedding[...])
+        cap = self.config.logits_soft_cap
+        return cap * jnp.tanh(logits / cap) if cap else logits
+
+
+def abstract_model(
+    config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype | None = None
+) -> tuple[nnx.GraphDef[Griffin], Params]:
+    """The model split into its code and its parameters' shapes; nothing is allocated."""
+    graph, params = nnx.split(nnx.eval_shape(lambda: Griffin(config, dtype, gate_dtype)))
+    return graph, nnx.to_pure_dict(params)

@@ -1,0 +1,224 @@
+"""The blocks of Griffin (arXiv 2402.19427, figure 2; RecurrentGemma, arXiv 2404.07839).
+
+Letters in shapes: B rows, T time steps, D width, E RG-LRU width, F MLP width, N heads (and gate blocks), d head size,
+V vocabulary. Weights lie as [out, in], which CPUs read fastest, and projections that share an input are one array.
+Vectors (biases, norm scales, the convolution, Lambda) and all of the RG-LRU's arithmetic are float32 in any precision.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int32
+
+from ...kernels.causal_conv1d import causal_conv1d
+from ...kernels.rg_lru import rg_lru
+from ...kernels.window_attention import decode_attention, prefill_attention
+from .config import ModelConfig
+from .state import AttentionState, RecurrentState
+
+
+def _vector(*shape: int) -> nnx.Param[Any]:
+    return nnx.Param(jnp.zeros(shape, jnp.float32))
+
+
+def dot(x: Float[Array, "*rows I"], weight: Float[Array, "O I"]) -> Float32[Array, "*rows O"]:
+    """x · weightᵀ, summed in float32. One row is doubled: alone it takes another path, slow and with other bits."""
+    rows = x.reshape(-1, x.shape[-1])
+    if rows.shape[0] == 1:
+        rows = jnp.concatenate([rows, rows])
+    y = jax.lax.dot_general(
+        rows,
+        weight,
+        (((1,), (1,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST if weight.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
+    return y[: math.prod(x.shape[:-1])].reshape(*x.shape[:-1], weight.shape[0])
+
+
+class Dense(nnx.Module):
+    """y = x · Kᵀ + b, with x in the weights' type and y in float32."""
+
+    def __init__(self, inputs: int, outputs: int, dtype: jnp.dtype) -> None:
+        self.weight = nnx.Param(jnp.zeros((outputs, inputs), dtype))
+        self.bias = _vector(outputs)
+
+    def __call__(self, x: Float[Array, "*rows I"]) -> Float32[Array, "*rows O"]:
+        return dot(x, self.weight[...]) + self.bias[...]
+
+
+class RMSNorm(nnx.Module):
+    """y = x * rsqrt(mean(x²) + eps) * (1 + scale), in float32 inside."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        self.scale = _vector(width)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        wide = x.astype(jnp.float32)
+        variance = jnp.mean(wide * wide, axis=-1, keepdims=True)
+        return (wide * jax.lax.rsqrt(variance + self.eps) * (1.0 + self.scale[...])).astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """The gated MLP: down(gelu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype) -> None:
+        self.gate_up = Dense(config.width, 2 * config.mlp_width, dtype)
+        self.down = Dense(config.mlp_width, config.width, dtype)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T D"]:
+        gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
+        return self.down((_gelu(gate) * up).astype(x.dtype))
+
+
+class RGLRU(nnx.Module):
+    """The block-diagonal gates and the recurrence (equations 1 to 4 of the Griffin paper)."""
+
+    def __init__(self, config: ModelConfig, gate_dtype: jnp.dtype) -> None:
+        blocks, size = config.num_heads, config.lru_width // config.num_heads
+        self.gate_weight = nnx.Param(jnp.zeros((blocks, size, 2 * size), gate_dtype))
+        self.gate_bias = _vector(blocks, 2 * size)
+        self.a_param = _vector(config.lru_width)
+
+    def __call__(
+        self, x: Float32[Array, "B T E"], h0: Float32[Array, "B E"], positions: Int32[Array, "B T"]
+    ) -> tuple[Float32[Array, "B T E"], Float32[Array, "B E"]]:
+        input_gate, recurrence_gate = self._gates(x)
+        log_decay = -8.0 * jax.nn.softplus(self.a_param[...])
+        return rg_lru(x, input_gate, recurrence_gate, log_decay, h0, positions)
+
+    def _gates(self, x: Float32[Array, "B T E"]) -> tuple[Float32[Array, "B T E"], Float32[Array, "B T E"]]:
+        weight = self.gate_weight[...]
+        blocks, size = weight.shape[:2]
+        rows = x.reshape(-1, blocks, size).astype(weight.dtype)
+        if rows.shape[0] == 1:
+            rows = jnp.concatenate([rows, rows])  # see `dot`
+        gates = jnp.einsum(
+            "rni,nio->rno",
+            rows,
+            weight,
+            precision=jax.lax.Precision.HIGHEST if weight.dtype == jnp.float32 else None,
+            preferred_element_type=jnp.float32,
+        )[: math.prod(x.shape[:2])]
+        gates += self.gate_bias[...]
+        return gates[..., :size].reshape(x.shape), gates[..., size:].reshape(x.shape)
+
+
+class RecurrentBlock(nnx.Module):
+    """out(gelu(y(u)) * RG-LRU(conv(x(u)))); x and y are one projection, x first."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype) -> None:
+        self.xy = Dense(config.width, 2 * config.lru_width, dtype)
+        self.conv_weight = _vector(config.conv_width, config.lru_width)
+        self.conv_bias = _vector(config.lru_width)
+        self.rg_lru = RGLRU(config, gate_dtype)
+        self.out = Dense(config.lru_width, config.width, dtype)
+
+    def __call__(
+        self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"]
+    ) -> tuple[Float32[Array, "B T D"], RecurrentState]:
+        x, y = jnp.split(self.xy(u), 2, axis=-1)
+        x = x.astype(state.conv.dtype)
+        c, conv = causal_conv1d(x, self.conv_weight[...], self.conv_bias[...], state.conv, positions)
+        h, last = self.rg_lru(c, state.h, positions)
+        return self.out((h * _gelu(y)).astype(u.dtype)), RecurrentState(last, conv)
+
+
+class AttentionBlock(nnx.Module):
+    """Local multi-query attention: N query heads share one key and one value head."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype) -> None:
+        self.config = config
+        self.qkv = nnx.Param(jnp.zeros((config.width + 2 * config.head_dim, config.width), dtype))
+        self.out = Dense(config.width, config.width, dtype)
+
+    def __call__(
+        self, u: Float[Array, "B T D"], state: AttentionState, positions: Int32[Array, "B T"], block: int
+    ) -> tuple[Float32[Array, "B T D"], AttentionState]:
+        width, size = self.config.width, self.config.head_dim
+        q, k, v = jnp.split(dot(u, self.qkv[...]), [width, width + size], axis=-1)
+        q = q.reshape(*q.shape[:2], self.config.num_heads, size)
+        q, k = _rope(q, k[:, :, None], positions, self.config.rope_theta)
+        q, k, v = q.astype(u.dtype), k[:, :, 0].astype(u.dtype), v.astype(u.dtype)
+        rings = (state.keys, state.values)
+        if u.shape[1] == 1:
+            mixed, rings = decode_attention(q[:, 0], k[:, 0], v[:, 0], rings, positions[:, 0])
+        else:
+            mixed, rings = prefill_attention(q, k, v, rings, positions, block)
+        return self.out(mixed.reshape(u.shape).astype(u.dtype)), AttentionState(*rings)
+
+
+class ResidualBlock(nnx.Module):
+    """Pre-norm temporal block, then pre-norm MLP, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, kind: str, dtype: jnp.dtype, gate_dtype: jnp.dtype) -> None:
+        self.temporal_norm = RMSNorm(config.width, config.rms_norm_eps)
+        self.temporal: RecurrentBlock | AttentionBlock = (
+            AttentionBlock(config, dtype) if kind == "attention" else RecurrentBlock(config, dtype, gate_dtype)
+        )
+        self.mlp_norm = RMSNorm(config.width, config.rms_norm_eps)
+        self.mlp = MLP(config, dtype)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        state: RecurrentState | AttentionState,
+        positions: Int32[Array, "B T"],
+        block: int,
+    ) -> tuple[Float[Array, "B T D"], RecurrentState | AttentionState]:
+        u = self.temporal_norm(x)
+        new_state: RecurrentState | AttentionState
+        if isinstance(self.temporal, AttentionBlock):
+            assert isinstance(state, AttentionState)
+            mixed, new_state = self.temporal(u, state, positions, block)
+        else:
+            assert isinstance(state, RecurrentState)
+            mixed, new_state = self.temporal(u, state, positions)
+        x = (x.astype(jnp.float32) + mixed).astype(x.dtype)
+        return (x.astype(jnp.float32) + self.mlp(self.mlp_norm(x))).astype(x.dtype), new_state
+
+
+def _gelu(x: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
+    return jax.nn.gelu(x, approximate=True)
+
+
+def _rope(
+    q: Float32[Array, "B T N d"], k: Float32[Array, "B T 1 d"], positions: Int32[Array, "B T"], theta: float
+) -> tuple[Float32[Array, "B T N d"], Float32[Array, "B T 1 d"]]:
+    """Rotates the first half of each head, whose own halves are the pairs (spec section 2.6)."""
+    angles = rope_angles(positions, q.shape[-1] // 4, theta)[:, :, None]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+
+    def rotate(x: Array) -> Array:
+        quarter = x.shape[-1] // 4
+        a, b, rest = jnp.split(x, [quarter, 2 * quarter], axis=-1)
+        return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+    return rotate(q), rotate(k)
+
+
+def rope_angles(positions: Int32[Array, "B T"], pairs: int, theta: float) -> Float32[Array, "B T P"]:
+    """position * theta^(-j / pairs) modulo 2π, within [-π, π), exact to float32 at every int32 position.
+
+    A float32 product is off by 0.02 rad at position 2^20 and by 1 rad past 2^24. So frequencies are 64-bit fractions
+    of a turn, multiplied as integers: wrapping round is then what it should be, modulo one turn.
+    """
+    turns = theta ** (-np.arange(pairs) / pairs) / (2 * np.pi)
+    fraction = [int(t * 2**64) for t in turns]
+    high = jnp.array([f >> 32 for f in fraction], jnp.uint32)
+    low = jnp.array([f & 0xFFFFFFFF for f in fraction], jnp.uint32)
+    p = positions.astype(jnp.uint32)[..., None]
+    whole = p * high + _multiply_high(p, low)
+    return jax.lax.bitcast_convert_type(whole, jnp.int32).astype(jnp.float32) * np.float32(2 * np.pi / 2**32)
+
+
+def _multiply_high(a: Array, b: Array) -> Array:
+    """The upper 32 bits of the 64-bit product of two uint32 arrays."""
+    a1, a0, b1, b0 = a >> 16, a & 0xFFFF, b >> 16, b & 0xFFFF
+    middle = a1 * b0 + (a0 * b0 >> 16)
+    return a1 * b1 + (middle >> 16) + ((middle & 0xFFFF) + a0 * b1 >> 16)

@@ -1,0 +1,130 @@
+"""The values that cross the engine's door: a request on the way in, tokens on the way out. All are frozen."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+MAX_LOGPROBS: Final = 20
+"""The largest number of alternatives per token; the device always returns this many when anybody asks."""
+
+MAX_STOP_IDS: Final = 64
+"""End and stop ids of one request together; they have a row of this length on the device."""
+
+
+class FinishReason(StrEnum):
+    """Why a stream of tokens ended. ABORT means that the caller asked for it."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen and when to stop. Valid once built.
+
+    Attributes:
+      max_tokens: the most tokens to generate; None means until the model stops, 0 only reads the prompt.
+      temperature: 0 is greedy; otherwise logits are divided by it.
+      top_k: keep the k likeliest tokens (and ties of the last); 0 keeps all.
+      top_p: keep the smallest set of likeliest tokens whose mass, after top_k, reaches this.
+      min_p: keep tokens at least this times as likely as the likeliest.
+      seed: the whole randomness of the request; the same seed gives the same tokens. An unsigned 64-bit number.
+      min_tokens: no end or stop id is chosen before this many tokens have been generated.
+      end_token_ids: ids that end the answer (`<eos>`, `<end_of_turn>`); they may still be chosen.
+      stop_token_ids: further such ids, named by the caller; reported as `stop_reason`.
+      logprobs: number of alternatives to report for each generated token; 0 reports only the token's own
+        log-probability, None nothing. They are the model's own, before temperature and masks.
+      prompt_logprobs: the same for the prompt's tokens.
+
+    Raises:
+      ValueError: a value is out of range; the text names the field.
+    """
+
+    max_tokens: int | None = 16
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    min_tokens: int = 0
+    end_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 0, "at least 0"),
+            ("temperature", 0.0 <= self.temperature < float("inf"), "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
+            ("min_p", 0.0 <= self.min_p <= 1.0, "between 0 and 1"),
+            ("seed", 0 <= self.seed < 2**64, "an unsigned 64-bit number"),
+            ("min_tokens", self.min_tokens >= 0, "at least 0"),
+            (
+                "stop_token_ids",
+                len(self.stop_ids) <= MAX_STOP_IDS,
+                f"at most {MAX_STOP_IDS} with the end ids",
+            ),
+            ("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
+            (
+                "prompt_logprobs",
+                self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= MAX_LOGPROBS,
+                f"0 to {MAX_LOGPROBS}",
+            ),
+        )
+        for name, holds, rule in rules:
+            if not holds:
+                raise ValueError(f"{name} must be {rule}")
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Every id that ends the answer."""
+        return frozenset(self.end_token_ids) | frozenset(self.stop_token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to go on with.
+
+    Attributes:
+      id: unique among the requests that are alive.
+      prompt_token_ids: at least one id, each within the vocabulary; used as given (no BOS is added).
+      params: see `SamplingParams`.
+    """
+
+    id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams = field(default_factory=SamplingParams)
+
+    def __post_init__(self) -> None:
+        if not self.prompt_token_ids:
+            raise ValueError("prompt must hold at least one token")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural log-probabilities at one place: the token's own, and (id, logprob) of the likeliest, best first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """What one step gave to one request.
+
+    Attributes:
+      token_ids: the new tokens, the end or stop id included; empty where the stream ends without one.
+      logprobs: one entry per new token, if asked for.
+      prompt_logprobs: on the first output only, if asked for: one entry per prompt token; the first is None.
+      finish_reason: set on the last output of a stream.
+      stop_reason: the id from `stop_token_ids` that ended it, if one did.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None

@@ -1,0 +1,356 @@
+"""Turns batches into tokens on the device: the sole owner of devices, parameters and the state pool."""
+
+import os
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Int32
+
+from .config import PREFILL_BLOCK, EngineConfig
+from .errors import ConfigError
+from .model.config import ModelConfig
+from .model.griffin import Griffin, Params, abstract_model
+from .model.source import ModelSource
+from .model.state import ModelState, put_rows, take_rows, zero_state
+from .model.weights import Checkpoint, load_params, random_params
+from .request import MAX_STOP_IDS, Request, TokenLogprobs
+from .sampler import Logprobs, Sampled, SamplingState, sample, score, zero_sampling_state
+from .sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult, Sequence
+
+type Progress = Callable[[str, int, int], None]
+"""Called with a stage ("weights", "compile"), how much of it is done, and how much there is."""
+
+_CPU_MAX_SLOTS: Final = 32
+"""What `slots=None` takes at most on a CPU: more rows gain nothing there and make a lone request slower."""
+
+_CPU_OPTIONS: Final = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+"""Dots alone go to the fast library. Fused with a reduction or an exponential they would round differently at
+different numbers of rows, and a request's tokens must not depend on its neighbours."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class StatePool:
+    """All slots' state, one row each; donated to every step and updated in place.
+
+    Attributes:
+      layers: the model's state.
+      tokens: the last token of each slot, which the next decode step reads.
+      positions: that token's position.
+      sampling: what each slot's request asks for; set when its prompt is read.
+    """
+
+    layers: ModelState
+    tokens: Int32[Array, " R"]
+    positions: Int32[Array, " R"]
+    sampling: SamplingState
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class PrefillInput:
+    """A prefill batch as arrays, padded to a compiled shape. Rows of padding have length 0 and a slot past the pool.
+
+    Attributes:
+      tokens, targets: the chunk, and the token that follows each of its tokens in the prompt.
+      starts, lengths: the chunk's place in the prompt.
+      slots: rows of the pool.
+      is_last: whether the prompt ends here.
+      sampling: of the rows' requests.
+      wants_scores: whether log-probabilities of the targets will be read.
+    """
+
+    tokens: Int32[Array, "R T"]
+    targets: Int32[Array, "R T"]
+    starts: Int32[Array, " R"]
+    lengths: Int32[Array, " R"]
+    slots: Int32[Array, " R"]
+    is_last: Bool[Array, " R"]
+    sampling: SamplingState
+    wants_scores: Bool[Array, " R"]
+
+
+@dataclass(frozen=True, slots=True)
+class PendingStep:
+    """A step that the device may still be working on."""
+
+    batch: Batch
+    sampled: Sampled
+    scores: Logprobs | None = None
+
+    def wait(self) -> tuple[RowResult, ...]:
+        """Reads the step's results, one per row of the batch."""
+        tokens = np.asarray(self.sampled.tokens)
+        if isinstance(self.batch, PrefillBatch):
+            return tuple(self._prefill_row(i, c, tokens) for i, c in enumerate(self.batch.chunks))
+        pairs = zip(self.batch.sequences, self.batch.slots, strict=True)
+        return tuple(self._row(sequence, slot, tokens) for sequence, slot in pairs)
+
+    def _row(self, sequence: Sequence, row: int, tokens: np.ndarray[Any, Any]) -> RowResult:
+        wanted = sequence.request.params.logprobs
+        logprobs = None if wanted is None else _read(self.sampled.logprobs, (row,), wanted)
+        return RowResult(int(tokens[row]), logprobs)
+
+    def _prefill_row(self, row: int, chunk: PrefillChunk, tokens: np.ndarray[Any, Any]) -> RowResult:
+        result = self._row(chunk.sequence, row, tokens)
+        wanted = chunk.sequence.request.params.prompt_logprobs
+        if wanted is None:
+            return result
+        assert self.scores is not None
+        count = chunk.length - chunk.is_last  # what follows the last prompt token is sampled, not scored
+        scores = tuple(_read(self.scores, (row, t), wanted) for t in range(count))
+        return replace(result, prompt_logprobs=scores)
+
+
+class ModelRunner:
+    """A model on a device. All shapes are compiled when this returns.
+
+    Args:
+      source: the model.
+      config: see `EngineConfig`.
+      progress: see `Progress`.
+
+    Raises:
+      CheckpointError: the weights do not fit the model.
+      ConfigError: the state of the slots does not fit into memory.
+    """
+
+    def __init__(self, source: ModelSource, config: EngineConfig, progress: Progress | None = None) -> None:
+        report = progress or (lambda stage, done, total: None)
+        backend = jax.default_backend()
+        self.model_config = source.config
+        self.dtype, self._graph, self._params = _load(source, config, backend, report)
+        self.slot_bytes = source.config.state_bytes(self.dtype.itemsize)
+        self.slots = config.slots or _affordable_slots(self.slot_bytes, backend)
+        self._rows = max(self.slots, 2)  # a step of one row takes another path, slow and with other bits
+        self._lengths = _prefill_lengths(config.prefill_chunk)
+        self._pool = _new_pool(source.config, self._rows, self.dtype)
+        self._active: tuple[tuple[int, ...], Array] = ((), jnp.zeros(self._rows, jnp.bool))
+        options = _CPU_OPTIONS if backend == "cpu" else {}
+        self._decode, self._prefill = self._compile(options, report)
+        self._compiles = 0
+        jax.monitoring.register_event_duration_secs_listener(self._count_compile)
+
+    def close(self) -> None:
+        """Stops counting compilations; the device's memory goes with the last reference."""
+        jax.monitoring.unregister_event_duration_listener(self._count_compile)
+
+    @property
+    def compiles_since_ready(self) -> int:
+        """XLA compilations since every shape was compiled."""
+        return self._compiles
+
+    def run(self, batch: Batch) -> PendingStep:
+        """Hands a batch to the device and returns at once."""
+        if isinstance(batch, DecodeBatch):
+            return self._run_decode(batch)
+        return self._run_prefill(batch)
+
+    def _run_decode(self, batch: DecodeBatch) -> PendingStep:
+        if self._active[0] != batch.slots:
+            mask = np.zeros(self._rows, np.bool)
+            mask[list(batch.slots)] = True
+            self._active = (batch.slots, jax.device_put(mask))
+        self._pool, sampled = self._decode(self._params, self._pool, self._active[1])
+        return PendingStep(batch, sampled)
+
+    def _run_prefill(self, batch: PrefillBatch) -> PendingStep:
+        longest = max(chunk.length for chunk in batch.chunks)
+        length = next(n for n in self._lengths if n >= longest)
+        self._pool, sampled, scores = self._prefill[length](
+            self._params, self._pool, _prefill_input(batch.chunks, len(batch.chunks), length, self._rows)
+        )
+        return PendingStep(batch, sampled, scores)
+
+    def _compile(self, options: dict[str, Any], report: Progress) -> tuple[Any, dict[int, Any]]:
+        """Compiles one decode program and one prefill program per chunk length, the state pool donated to each."""
+        total = 1 + len(self._lengths)
+        report("compile", 0, total)
+        decode = partial(decode_step, self._graph)
+        lowered = jax.jit(decode, donate_argnums=1).lower(self._params, self._pool, self._active[1])
+        compiled_decode = lowered.compile(compiler_options=options)
+        report("compile", 1, total)
+        prefill, compiled = jax.jit(partial(prefill_step, self._graph), donate_argnums=1), {}
+        for done, length in enumerate(self._lengths, start=2):
+            inputs = _prefill_input((), 1, length, self._rows)
+            compiled[length] = prefill.lower(self._params, self._pool, inputs).compile(compiler_options=options)
+            report("compile", done, total)
+        return compiled_decode, compiled
+
+    def _count_compile(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self._compiles += 1
+
+
+def decode_step(
+    graph: nnx.GraphDef[Griffin], params: Params, pool: StatePool, active: Bool[Array, " R"]
+) -> tuple[StatePool, Sampled]:
+    """One more token for every active slot; the others' state stays as it is, bit for bit."""
+    model = nnx.merge(graph, params)
+    positions = jnp.where(active, pool.positions, -1)
+    hidden, layers = model(pool.tokens[:, None], positions[:, None], pool.layers, PREFILL_BLOCK)
+    sampled = sample(model.logits(hidden[:, 0]), pool.sampling, pool.positions + 1, active)
+    tokens = jnp.where(active, sampled.tokens, pool.tokens)
+    return StatePool(layers, tokens, pool.positions + active, pool.sampling), sampled
+
+
+def prefill_step(
+    graph: nnx.GraphDef[Griffin], params: Params, pool: StatePool, inputs: PrefillInput
+) -> tuple[StatePool, Sampled, Logprobs]:
+    """Reads a chunk of prompt per row into its slot, and samples a token where a prompt ends."""
+    model = nnx.merge(graph, params)
+    steps = jnp.arange(inputs.tokens.shape[1])
+    positions = jnp.where(steps < inputs.lengths[:, None], inputs.starts[:, None] + steps, -1)
+    state = take_rows(pool.layers, inputs.slots, fresh=inputs.starts == 0)
+    hidden, state = model(inputs.tokens, positions, state, PREFILL_BLOCK)
+    ends = inputs.starts + inputs.lengths
+    last = jnp.take_along_axis(hidden, jnp.maximum(inputs.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+    sampled = _only_if(
+        jnp.any(inputs.is_last), lambda: sample(model.logits(last), inputs.sampling, ends, inputs.is_last)
+    )
+    scores = _score_targets(model, hidden, inputs)
+    slots = inputs.slots
+    pool = StatePool(
+        layers=put_rows(pool.layers, slots, state),
+        tokens=pool.tokens.at[slots].set(sampled.tokens, mode="drop"),
+        positions=pool.positions.at[slots].set(ends, mode="drop"),
+        sampling=jax.tree.map(lambda old, new: old.at[slots].set(new, mode="drop"), pool.sampling, inputs.sampling),
+    )
+    return pool, sampled, scores
+
+
+def _score_targets(model: Griffin, hidden: Array, inputs: PrefillInput) -> Logprobs:
+    rows, steps = inputs.tokens.shape
+
+    def scored() -> Logprobs:
+        flat = score(model.logits, hidden.reshape(rows * steps, -1), inputs.targets.reshape(-1), PREFILL_BLOCK)
+        shaped: Logprobs = jax.tree.map(lambda x: x.reshape(rows, steps, *x.shape[1:]), flat)
+        return shaped
+
+    return _only_if(jnp.any(inputs.wants_scores), scored)
+
+
+def _only_if[Result](condition: Bool[Array, ""], compute: Callable[[], Result]) -> Result:
+    """What `compute` gives, or zeros of its shape without computing it."""
+
+    def zeros() -> Result:
+        empty: Result = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute))
+        return empty
+
+    result: Result = jax.lax.cond(condition, compute, zeros)
+    return result
+
+
+def _load(
+    source: ModelSource, config: EngineConfig, backend: str, report: Progress
+) -> tuple[np.dtype[Any], nnx.GraphDef[Griffin], Params]:
+    place = partial(report, "weights")
+    if source.is_random:
+        dtype, graph, abstract = _abstract(source.config, config.dtype, source.config.dtype, backend)
+        return dtype, graph, random_params(abstract, config.seed, place)
+    with Checkpoint(source.config, source.weights) as checkpoint:
+        dtype, graph, abstract = _abstract(source.config, config.dtype, checkpoint.dtype, backend)
+        return dtype, graph, load_params(checkpoint, abstract, place)
+
+
+def _abstract(
+    model: ModelConfig, wanted: str, stored: str, backend: str
+) -> tuple[np.dtype[Any], nnx.GraphDef[Griffin], Params]:
+    dtype = jnp.dtype(stored if wanted == "auto" else wanted)
+    gate_dtype = jnp.dtype("float32") if backend == "cpu" else dtype  # CPUs have no fast bfloat16 path for them
+    return dtype, *abstract_model(model, dtype, gate_dtype)
+
+
+def _new_pool(model: ModelConfig, rows: int, dtype: np.dtype[Any]) -> StatePool:
+    zeros = partial(jnp.zeros, rows, jnp.int32)
+    return StatePool(zero_state(model, rows, dtype), zeros(), zeros(), zero_sampling_state(rows))
+
+
+def _affordable_slots(slot_bytes: int, backend: str) -> int:
+    """As many slots as fit into nine tenths of the memory that is left once the weights are in place.
+
+    Raises:
+      ConfigError: not even 8 do.
+    """
+    if backend == "cpu":
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        stats = jax.local_devices()[0].memory_stats() or {}
+        free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
+    slots = int(0.9 * free) // slot_bytes
+    if slots < 8:
+        raise ConfigError(
+            f"memory left for slots is {free / 2**20:.0f} MiB and a slot takes {slot_bytes / 2**20:.1f} MiB, so not "
+            "even 8 fit; set slots to the number you want to try"
+        )
+    return min(slots, _CPU_MAX_SLOTS) if backend == "cpu" else slots
+
+
+def _prefill_lengths(chunk: int) -> tuple[int, ...]:
+    """The compiled lengths of prefill chunks: the block, doubled up to the chunk."""
+    lengths = [PREFILL_BLOCK]
+    while lengths[-1] < chunk:
+        lengths.append(min(2 * lengths[-1], chunk))
+    return tuple(lengths)
+
+
+def _prefill_input(chunks: Rows[PrefillChunk], rows: int, length: int, pool_rows: int) -> PrefillInput:
+    """A batch of chunks as arrays of a compiled shape."""
+    columns = {
+        "tokens": np.zeros((rows, length), np.int32),
+        "targets": np.zeros((rows, length), np.int32),
+        "starts": np.zeros(rows, np.int32),
+        "lengths": np.zeros(rows, np.int32),
+        "slots": np.full(rows, pool_rows, np.int32),
+        "is_last": np.zeros(rows, np.bool),
+        "wants_scores": np.zeros(rows, np.bool),
+    }
+    for row, chunk in enumerate(chunks):
+        request, end = chunk.sequence.request, chunk.start + chunk.length
+        following = request.prompt_token_ids[chunk.start + 1 : end + 1]
+        columns["tokens"][row, : chunk.length] = request.prompt_token_ids[chunk.start : end]
+        columns["targets"][row, : len(following)] = following
+        columns["starts"][row], columns["lengths"][row] = chunk.start, chunk.length
+        columns["slots"][row], columns["is_last"][row] = chunk.slot, chunk.is_last
+        columns["wants_scores"][row] = request.params.prompt_logprobs is not None
+    sampling = _sampling_columns([c.sequence.request for c in chunks], rows)
+    columns, sampling = jax.device_put((columns, sampling))
+    return PrefillInput(**columns, sampling=SamplingState(**sampling))
+
+
+def _sampling_columns(requests: Rows[Request], rows: int) -> dict[str, Any]:
+    """The fields of `SamplingState`; rows past the requests ask for nothing."""
+    columns = {
+        "temperature": np.zeros(rows, np.float32),
+        "top_k": np.zeros(rows, np.int32),
+        "top_p": np.ones(rows, np.float32),
+        "min_p": np.zeros(rows, np.float32),
+        "seed": np.zeros((rows, 2), np.uint32),
+        "min_position": np.zeros(rows, np.int32),
+        "stop_ids": np.full((rows, MAX_STOP_IDS), -1, np.int32),
+        "wants_logprobs": np.zeros(rows, np.bool),
+    }
+    for row, request in enumerate(requests):
+        params, stop_ids = request.params, sorted(request.params.stop_ids)
+        columns["temperature"][row], columns["top_p"][row] = params.temperature, params.top_p
+        columns["top_k"][row], columns["min_p"][row] = min(params.top_k, 2**31 - 1), params.min_p
+        columns["seed"][row] = params.seed & 0xFFFFFFFF, params.seed >> 32
+        columns["min_position"][row] = min(len(request.prompt_token_ids) + params.min_tokens, 2**31 - 1)
+        columns["stop_ids"][row, : len(stop_ids)] = stop_ids
+        columns["wants_logprobs"][row] = params.logprobs is not None
+    return columns
+
+
+def _read(logprobs: Logprobs, index: tuple[int, ...], count: int) -> TokenLogprobs:
+    """One place's log-probabilities, cut to as many alternatives as were asked for."""
+    ids, values = np.asarray(logprobs.top_ids)[index], np.asarray(logprobs.top)[index]
+    top = tuple((int(i), float(v)) for i, v in zip(ids[:count], values[:count], strict=True))
+    return TokenLogprobs(float(np.asarray(logprobs.chosen)[index]), top)

@@ -1,0 +1,221 @@
+"""From logits to a token per row, on the device, at the price of what the rows ask for.
+
+Every row is its own: its token depends on its logits, its parameters and (seed, position) alone. There is no sort:
+top-k and top-p are thresholds on a token's weight, found by bisection over the bits of a float32, so that tokens of
+equal weight are kept or dropped together.
+
+Letters in shapes: R rows, V vocabulary, S stop ids, A alternatives, T places of a prompt chunk.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
+
+from .request import MAX_LOGPROBS, MAX_STOP_IDS
+
+_ONE_BITS = 0x3F800000
+"""The bits of 1.0: the largest weight. Bits of non-negative floats are ordered as the floats are."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class SamplingState:
+    """The sampling parameters of every row (see `SamplingParams`).
+
+    Attributes:
+      seed: low and high word.
+      min_position: stop ids are masked for tokens before this position.
+      stop_ids: filled up with -1.
+      wants_logprobs: whether the row's log-probabilities will be read.
+    """
+
+    temperature: Float32[Array, " R"]
+    top_k: Int32[Array, " R"]
+    top_p: Float32[Array, " R"]
+    min_p: Float32[Array, " R"]
+    seed: UInt32[Array, "R 2"]
+    min_position: Int32[Array, " R"]
+    stop_ids: Int32[Array, "R S"]
+    wants_logprobs: Bool[Array, " R"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Log-probabilities of chosen tokens, and the likeliest alternatives, best first; zeros where nobody asked."""
+
+    chosen: Float32[Array, "*rows"]
+    top_ids: Int32[Array, "*rows A"]
+    top: Float32[Array, "*rows A"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The tokens of one step."""
+
+    tokens: Int32[Array, " R"]
+    logprobs: Logprobs
+
+
+def zero_sampling_state(rows: int) -> SamplingState:
+    """Rows that ask for nothing: greedy."""
+    return SamplingState(
+        temperature=jnp.zeros(rows, jnp.float32),
+        top_k=jnp.zeros(rows, jnp.int32),
+        top_p=jnp.ones(rows, jnp.float32),
+        min_p=jnp.zeros(rows, jnp.float32),
+        seed=jnp.zeros((rows, 2), jnp.uint32),
+        min_position=jnp.zeros(rows, jnp.int32),
+        stop_ids=jnp.full((rows, MAX_STOP_IDS), -1, jnp.int32),
+        wants_logprobs=jnp.zeros(rows, jnp.bool),
+    )
+
+
+def sample(
+    logits: Float32[Array, "R V"],
+    state: SamplingState,
+    positions: Int32[Array, " R"],
+    active: Bool[Array, " R"],
+) -> Sampled:
+    """Chooses a token for every row.
+
+    Args:
+      logits: the model's own.
+      state: what each row asks for.
+      positions: of the tokens to be chosen; with a row's seed they are all its randomness.
+      active: rows whose result will be read; the others cost nothing and give anything.
+    """
+    early = active & (positions < state.min_position)
+    allowed = _if(jnp.any(early), lambda: _mask_stop_ids(logits, state.stop_ids, early), lambda: logits)
+    greedy = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
+    random = active & (state.temperature > 0)
+    drawn = _if(jnp.any(random), lambda: _draw(allowed, state, positions, random), lambda: greedy)
+    tokens = jnp.where(random, drawn, greedy)
+    wanted = jnp.any(active & state.wants_logprobs)
+    return Sampled(tokens, _if(wanted, lambda: logprobs(logits, tokens), lambda: _no_logprobs(logits)))
+
+
+def logprobs(logits: Float32[Array, "*rows V"], chosen: Int32[Array, "*rows"]) -> Logprobs:
+    """log softmax at the chosen tokens and at the likeliest."""
+    count = min(MAX_LOGPROBS, logits.shape[-1])
+    top, top_ids = jax.lax.top_k(logits, count)
+    norm = top[..., :1] + jnp.log(jnp.sum(jnp.exp(logits - top[..., :1]), axis=-1, keepdims=True))
+    own = jnp.take_along_axis(logits, chosen[..., None], axis=-1) - norm
+    return Logprobs(own[..., 0], top_ids, top - norm)
+
+
+def _no_logprobs(logits: Float32[Array, "*rows V"]) -> Logprobs:
+    rows, count = logits.shape[:-1], min(MAX_LOGPROBS, logits.shape[-1])
+    return Logprobs(
+        jnp.zeros(rows, jnp.float32),
+        jnp.zeros((*rows, count), jnp.int32),
+        jnp.zeros((*rows, count), jnp.float32),
+    )
+
+
+def score(
+    project: Callable[[Array], Array],
+    hidden: Float[Array, "T D"],
+    targets: Int32[Array, " T"],
+    block: int,
+) -> Logprobs:
+    """Log-probabilities of a chunk's next tokens, a block of logits at a time.
+
+    Args:
+      project: from `[block, D]` activations to `[block, V]` logits.
+      hidden: activations after the final norm.
+      targets: the token after each place.
+      block: places per block; T is a multiple of it.
+    """
+    blocks = (hidden.reshape(-1, block, hidden.shape[-1]), targets.reshape(-1, block))
+    scored: Logprobs = jax.lax.map(lambda item: logprobs(project(item[0]), item[1]), blocks)
+    flat: Logprobs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scored)
+    return flat
+
+
+def _if[Result](condition: Bool[Array, ""], yes: Callable[[], Result], no: Callable[[], Result]) -> Result:
+    """`jax.lax.cond` whose branches close over what they need."""
+    result: Result = jax.lax.cond(condition, yes, no)
+    return result
+
+
+def _mask_stop_ids(
+    logits: Float32[Array, "R V"], stop_ids: Int32[Array, "R S"], early: Bool[Array, " R"]
+) -> Float32[Array, "R V"]:
+    ids = jnp.where(early[:, None] & (stop_ids >= 0), stop_ids, logits.shape[1])
+    return logits.at[jnp.arange(logits.shape[0])[:, None], ids].set(-jnp.inf, mode="drop")
+
+
+def _draw(
+    logits: Float32[Array, "R V"],
+    state: SamplingState,
+    positions: Int32[Array, " R"],
+    random: Bool[Array, " R"],
+) -> Int32[Array, " R"]:
+    """Inverse transform sampling from softmax(logits / temperature), cut to the tokens that the row allows."""
+    scaled = logits / jnp.where(random, state.temperature, 1.0)[:, None]
+    weights = jnp.exp(scaled - jnp.max(scaled, axis=-1, keepdims=True))
+    top_k = jnp.where(random, state.top_k, 0)
+    top_p = jnp.where(random, state.top_p, 1.0)
+    weights = _if(jnp.any(top_k > 0), lambda: _keep_top_k(weights, top_k), lambda: weights)
+    weights = _if(jnp.any(top_p < 1), lambda: _keep_top_p(weights, top_p), lambda: weights)
+    weights = jnp.where(weights >= state.min_p[:, None], weights, 0.0)
+    keys = jax.vmap(lambda seed, p: jax.random.fold_in(jax.random.wrap_key_data(seed), p))(state.seed, positions)
+    return _invert(weights, jax.vmap(jax.random.uniform)(keys))
+
+
+def _keep_top_k(weights: Float32[Array, "R V"], k: Int32[Array, " R"]) -> Float32[Array, "R V"]:
+    """The k largest weights and ties of the last; all where k is 0."""
+    full = jnp.where(k > 0, jnp.minimum(k, weights.shape[1]), weights.shape[1])
+    return _cut(weights, lambda kept: jnp.sum(kept, axis=-1) >= full)
+
+
+def _keep_top_p(weights: Float32[Array, "R V"], p: Float32[Array, " R"]) -> Float32[Array, "R V"]:
+    """The smallest set of largest weights whose sum reaches p of the whole, and ties of the last."""
+    mass = p * jnp.sum(weights, axis=-1)
+    cut = _cut(weights, lambda kept: jnp.sum(jnp.where(kept, weights, 0.0), axis=-1) >= mass)
+    return jnp.where(p[:, None] < 1, cut, weights)
+
+
+def _cut(
+    weights: Float32[Array, "R V"], is_enough: Callable[[Bool[Array, "R V"]], Bool[Array, " R"]]
+) -> Float32[Array, "R V"]:
+    """Zeroes the weights below the highest threshold that keeps enough; bisects the threshold's bits."""
+    bits = jax.lax.bitcast_convert_type(weights, jnp.int32)
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds  # low keeps enough, high does not
+        middle = low + (high - low) // 2
+        enough = is_enough(bits >= middle[:, None])
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    low = jnp.zeros(weights.shape[0], jnp.int32)
+    low, _ = jax.lax.fori_loop(0, 31, halve, (low, jnp.full_like(low, _ONE_BITS + 1)))
+    return jnp.where(bits >= low[:, None], weights, 0.0)
+
+
+def _invert(weights: Float32[Array, "R V"], uniform: Float32[Array, " R"]) -> Int32[Array, " R"]:
+    """The token in whose stretch of the summed weights `uniform` of the whole falls; first the lane, then in it."""
+    rows, vocab = weights.shape
+    lane = 128
+    lanes = jnp.pad(weights, ((0, 0), (0, -vocab % lane))).reshape(rows, -1, lane)
+    sums = jnp.sum(lanes, axis=-1)
+    index, left = _pick(sums, uniform * jnp.sum(sums, axis=-1))
+    within, _ = _pick(jnp.take_along_axis(lanes, index[:, None, None], axis=1)[:, 0], left)
+    return index * lane + within
+
+
+def _pick(
+    weights: Float32[Array, "R K"], target: Float32[Array, " R"]
+) -> tuple[Int32[Array, " R"], Float32[Array, " R"]]:
+    """The first index whose running sum exceeds the target, never one of weight 0, and what is left of the target."""
+    running = jnp.cumsum(weights, axis=-1)
+    hit = (running > target[:, None]) & (weights > 0)
+    last = weights.shape[1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)  # where rounding leaves the target over
+    index = jnp.where(jnp.any(hit, axis=-1), jnp.argmax(hit, axis=-1), last)
+    before = jnp.take_along_axis(running - weights, index[:, None], axis=-1)[:, 0]
+    return index.astype(jnp.int32), target - before

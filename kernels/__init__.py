@@ -1,0 +1,8 @@
+"""Arrays in, arrays out: nothing here knows a model or a request.
+
+Letters in shapes: B rows, T time steps of a chunk, E RG-LRU width, N heads, d head size, W window, K conv taps.
+
+Every kernel that walks along a chunk takes `positions: int32[B, T]`, which says all there is to say about a row:
+a token's place in its own document, where 0 begins a document (nothing before it counts) and a negative number
+is padding (it changes no state, and its output means nothing). The tokens of a row stand left of its padding.
+"""

@@ -1,0 +1,42 @@
+"""The convolution as a sum of shifted inputs, for every backend."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32
+
+
+def causal_conv1d(
+    x: Float[Array, "B T E"],
+    weight: Float32[Array, "K E"],
+    bias: Float32[Array, " E"],
+    state: Float[Array, "K1 B E"],
+    positions: Int32[Array, "B T"],
+) -> tuple[Float32[Array, "B T E"], Float[Array, "K1 B E"]]:
+    """c[t] = b + sum over s of w[K-1-s] * x[t-s], summed in float32.
+
+    Args:
+      x: inputs.
+      weight: taps; the last one meets the current token.
+      bias: per channel.
+      state: the K - 1 inputs before this chunk, oldest first.
+      positions: see `roost.kernels`; taps never reach over a document's start.
+
+    Returns:
+      The outputs, and the K - 1 inputs before the next chunk.
+    """
+    steps, taps = x.shape[1], weight.shape[0]
+    history = jnp.concatenate([jnp.moveaxis(state, 0, 1).astype(x.dtype), x], axis=1)
+    y = jnp.zeros(x.shape, jnp.float32)
+    for s in range(taps):
+        shifted = history[:, taps - 1 - s : taps - 1 - s + steps].astype(jnp.float32)
+        y += jnp.where((positions >= s)[..., None], shifted * weight[taps - 1 - s], 0.0)
+    return y + bias, _last_inputs(history, positions, taps - 1).astype(state.dtype)
+
+
+def _last_inputs(history: Float[Array, "B H E"], positions: Int32[Array, "B T"], count: int) -> Float[Array, "K1 B E"]:
+    """The `count` inputs that stand before each row's padding."""
+    if positions.shape[1] == 1:
+        return jnp.moveaxis(jnp.where(positions[..., None] >= 0, history[:, 1:], history[:, :-1]), 1, 0)
+    lengths = jnp.sum(positions >= 0, axis=1)
+    last = jax.vmap(lambda row, n: jax.lax.dynamic_slice_in_dim(row, n, count))(history, lengths)
+    return jnp.moveaxis(last, 1, 0)
