@@ -3,7 +3,7 @@
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from .config import EngineStats
@@ -85,7 +85,7 @@ class AsyncEngine:
             self._inbox.put(_Stop())
             await asyncio.to_thread(self._thread.join)
 
-    async def generate(self, request: Request) -> AsyncIterator[TokenOutput]:
+    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput]:
         """The tokens of a request as they come. Closing the stream early aborts it and frees its slot.
 
         Raises:

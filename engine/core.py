@@ -1,7 +1,7 @@
 """The engine without its thread: a scheduler and a runner, one step at a time."""
 
 from collections.abc import Sequence as Rows
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from .config import EngineStats
 from .request import Request, TokenOutput
@@ -9,6 +9,7 @@ from .scheduler import Scheduler
 from .sequence import Batch, PrefillBatch, RowResult
 
 
+@runtime_checkable
 class Pending(Protocol):
     """A batch on its way through the device."""
 
@@ -16,6 +17,7 @@ class Pending(Protocol):
         """Blocks until the batch is done; one result per row of the batch, in its order."""
 
 
+@runtime_checkable
 class Runner(Protocol):
     """Turns batches into tokens; `ModelRunner` on a device, a fake in tests."""
 

@@ -3,16 +3,17 @@
 import os
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from .config import PREFILL_BLOCK, EngineConfig
 from .errors import ConfigError
@@ -36,9 +37,7 @@ _CPU_OPTIONS: Final = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_T
 different numbers of rows, and a request's tokens must not depend on its neighbours."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, slots=True)
-class StatePool:
+class StatePool(NamedTuple):
     """All slots' state, one row each; donated to every step and updated in place.
 
     Attributes:
@@ -54,17 +53,13 @@ class StatePool:
     sampling: SamplingState
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, slots=True)
-class PrefillInput:
+class PrefillInput(NamedTuple):
     """A prefill batch as arrays, padded to a compiled shape. Rows of padding have length 0 and a slot past the pool.
 
     Attributes:
       tokens, targets: the chunk, and the token that follows each of its tokens in the prompt.
       starts, lengths: the chunk's place in the prompt.
       slots: rows of the pool.
-      is_last: whether the prompt ends here.
-      sampling: of the rows' requests.
       wants_scores: whether log-probabilities of the targets will be read.
     """
 
@@ -73,41 +68,59 @@ class PrefillInput:
     starts: Int32[Array, " R"]
     lengths: Int32[Array, " R"]
     slots: Int32[Array, " R"]
-    is_last: Bool[Array, " R"]
-    sampling: SamplingState
     wants_scores: Bool[Array, " R"]
 
 
-@dataclass(frozen=True, slots=True)
-class PendingStep:
-    """A step that the device may still be working on."""
+class FirstTokenInput(NamedTuple):
+    """The rows of a prefill batch whose prompts end in it; the others have a slot past the pool.
 
-    batch: Batch
+    Attributes:
+      slots: rows of the pool.
+      lengths: of the prompts, so also the positions of the tokens to be sampled.
+      sampling: what the requests ask for.
+    """
+
+    slots: Int32[Array, " R"]
+    lengths: Int32[Array, " R"]
+    sampling: SamplingState
+
+
+@dataclass(frozen=True, slots=True)
+class PendingDecode:
+    """A decode step that the device may still be working on."""
+
+    batch: DecodeBatch
     sampled: Sampled
-    scores: Logprobs | None = None
 
     def wait(self) -> tuple[RowResult, ...]:
-        """Reads the step's results, one per row of the batch."""
-        tokens = np.asarray(self.sampled.tokens)
-        if isinstance(self.batch, PrefillBatch):
-            return tuple(self._prefill_row(i, c, tokens) for i, c in enumerate(self.batch.chunks))
+        """Reads one result per sequence."""
         pairs = zip(self.batch.sequences, self.batch.slots, strict=True)
-        return tuple(self._row(sequence, slot, tokens) for sequence, slot in pairs)
+        return tuple(_token_row(sequence, slot, self.sampled) for sequence, slot in pairs)
 
-    def _row(self, sequence: Sequence, row: int, tokens: np.ndarray[Any, Any]) -> RowResult:
-        wanted = sequence.request.params.logprobs
-        logprobs = None if wanted is None else _read(self.sampled.logprobs, (row,), wanted)
-        return RowResult(int(tokens[row]), logprobs)
 
-    def _prefill_row(self, row: int, chunk: PrefillChunk, tokens: np.ndarray[Any, Any]) -> RowResult:
-        result = self._row(chunk.sequence, row, tokens)
+@dataclass(frozen=True, slots=True)
+class PendingPrefill:
+    """A prefill step that the device may still be working on; it has tokens only where a prompt ends in it."""
+
+    batch: PrefillBatch
+    scores: Logprobs
+    sampled: Sampled | None
+
+    def wait(self) -> tuple[RowResult, ...]:
+        """Reads one result per chunk; blocks also where there is nothing to read, so that the host stays in step."""
+        self.scores.chosen.block_until_ready()
+        return tuple(self._row(row, chunk) for row, chunk in enumerate(self.batch.chunks))
+
+    def _row(self, row: int, chunk: PrefillChunk) -> RowResult:
+        result = RowResult()
+        if chunk.is_last:
+            assert self.sampled is not None
+            result = _token_row(chunk.sequence, row, self.sampled)
         wanted = chunk.sequence.request.params.prompt_logprobs
         if wanted is None:
             return result
-        assert self.scores is not None
         count = chunk.length - chunk.is_last  # what follows the last prompt token is sampled, not scored
-        scores = tuple(_read(self.scores, (row, t), wanted) for t in range(count))
-        return replace(result, prompt_logprobs=scores)
+        return replace(result, prompt_logprobs=tuple(_read(self.scores, (row, t), wanted) for t in range(count)))
 
 
 class ModelRunner:
@@ -134,8 +147,8 @@ class ModelRunner:
         self._lengths = _prefill_lengths(config.prefill_chunk)
         self._pool = _new_pool(source.config, self._rows, self.dtype)
         self._active: tuple[tuple[int, ...], Array] = ((), jnp.zeros(self._rows, jnp.bool))
-        options = _CPU_OPTIONS if backend == "cpu" else {}
-        self._decode, self._prefill = self._compile(options, report)
+        self._decode, self._first_token, *prefill = self._compile(_CPU_OPTIONS if backend == "cpu" else {}, report)
+        self._prefill = dict(zip(self._lengths, prefill, strict=True))
         self._compiles = 0
         jax.monitoring.register_event_duration_secs_listener(self._count_compile)
 
@@ -148,42 +161,51 @@ class ModelRunner:
         """XLA compilations since every shape was compiled."""
         return self._compiles
 
-    def run(self, batch: Batch) -> PendingStep:
+    def run(self, batch: Batch) -> PendingDecode | PendingPrefill:
         """Hands a batch to the device and returns at once."""
         if isinstance(batch, DecodeBatch):
             return self._run_decode(batch)
         return self._run_prefill(batch)
 
-    def _run_decode(self, batch: DecodeBatch) -> PendingStep:
+    def _run_decode(self, batch: DecodeBatch) -> PendingDecode:
         if self._active[0] != batch.slots:
             mask = np.zeros(self._rows, np.bool)
             mask[list(batch.slots)] = True
             self._active = (batch.slots, jax.device_put(mask))
         self._pool, sampled = self._decode(self._params, self._pool, self._active[1])
-        return PendingStep(batch, sampled)
+        return PendingDecode(batch, sampled)
 
-    def _run_prefill(self, batch: PrefillBatch) -> PendingStep:
-        longest = max(chunk.length for chunk in batch.chunks)
-        length = next(n for n in self._lengths if n >= longest)
-        self._pool, sampled, scores = self._prefill[length](
-            self._params, self._pool, _prefill_input(batch.chunks, len(batch.chunks), length, self._rows)
-        )
-        return PendingStep(batch, sampled, scores)
+    def _run_prefill(self, batch: PrefillBatch) -> PendingPrefill:
+        chunks, rows = batch.chunks, len(batch.chunks)
+        length = next(n for n in self._lengths if n >= max(chunk.length for chunk in chunks))
+        inputs = _prefill_input(chunks, rows, length, self._rows)
+        self._pool, hidden, scores = self._prefill[length](self._params, self._pool, inputs)
+        sampled = None
+        if any(chunk.is_last for chunk in chunks):
+            first = _first_token_input(chunks, rows, self._rows)
+            self._pool, sampled = self._first_token(self._params, self._pool, hidden, first)
+        return PendingPrefill(batch, scores, sampled)
 
-    def _compile(self, options: dict[str, Any], report: Progress) -> tuple[Any, dict[int, Any]]:
-        """Compiles one decode program and one prefill program per chunk length, the state pool donated to each."""
-        total = 1 + len(self._lengths)
-        report("compile", 0, total)
-        decode = partial(decode_step, self._graph)
-        lowered = jax.jit(decode, donate_argnums=1).lower(self._params, self._pool, self._active[1])
-        compiled_decode = lowered.compile(compiler_options=options)
-        report("compile", 1, total)
-        prefill, compiled = jax.jit(partial(prefill_step, self._graph), donate_argnums=1), {}
-        for done, length in enumerate(self._lengths, start=2):
-            inputs = _prefill_input((), 1, length, self._rows)
-            compiled[length] = prefill.lower(self._params, self._pool, inputs).compile(compiler_options=options)
-            report("compile", done, total)
-        return compiled_decode, compiled
+    def _compile(self, options: dict[str, Any], report: Progress) -> list[Any]:
+        """Compiles the decode, the first-token and one prefill program per chunk length, two at a time."""
+        hidden = jnp.zeros((1, self.model_config.width), self.dtype)
+        first = _first_token_input((), 1, self._rows)
+        prefill = partial(self._lower, prefill_step)
+        lowered = [
+            self._lower(decode_step, self._active[1]),
+            self._lower(first_token_step, hidden, first),
+            *(prefill(_prefill_input((), 1, length, self._rows)) for length in self._lengths),
+        ]
+        programs = []
+        with ThreadPoolExecutor(2, "compile") as pool:
+            for program in pool.map(lambda low: low.compile(compiler_options=options), lowered):
+                programs.append(program)
+                report("compile", len(programs), len(lowered))
+        return programs
+
+    def _lower(self, step: Callable[..., Any], *inputs: Any) -> Any:
+        """Traces a step for the shapes of these inputs; it takes over the pool that it is given."""
+        return jax.jit(partial(step, self._graph), donate_argnums=1).lower(self._params, self._pool, *inputs)
 
     def _count_compile(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
@@ -204,27 +226,34 @@ def decode_step(
 
 def prefill_step(
     graph: nnx.GraphDef[Griffin], params: Params, pool: StatePool, inputs: PrefillInput
-) -> tuple[StatePool, Sampled, Logprobs]:
-    """Reads a chunk of prompt per row into its slot, and samples a token where a prompt ends."""
+) -> tuple[StatePool, Float[Array, "R D"], Logprobs]:
+    """Reads a chunk of prompt per row into its slot; gives the activations at its end, and its targets' scores."""
     model = nnx.merge(graph, params)
     steps = jnp.arange(inputs.tokens.shape[1])
     positions = jnp.where(steps < inputs.lengths[:, None], inputs.starts[:, None] + steps, -1)
     state = take_rows(pool.layers, inputs.slots, fresh=inputs.starts == 0)
     hidden, state = model(inputs.tokens, positions, state, PREFILL_BLOCK)
-    ends = inputs.starts + inputs.lengths
     last = jnp.take_along_axis(hidden, jnp.maximum(inputs.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-    sampled = _only_if(
-        jnp.any(inputs.is_last), lambda: sample(model.logits(last), inputs.sampling, ends, inputs.is_last)
-    )
-    scores = _score_targets(model, hidden, inputs)
+    pool = pool._replace(layers=put_rows(pool.layers, inputs.slots, state))
+    return pool, last, _score_targets(model, hidden, inputs)
+
+
+def first_token_step(
+    graph: nnx.GraphDef[Griffin],
+    params: Params,
+    pool: StatePool,
+    hidden: Float[Array, "R D"],
+    inputs: FirstTokenInput,
+) -> tuple[StatePool, Sampled]:
+    """Samples the token after each prompt and makes its slot ready to decode."""
+    model = nnx.merge(graph, params)
     slots = inputs.slots
-    pool = StatePool(
-        layers=put_rows(pool.layers, slots, state),
-        tokens=pool.tokens.at[slots].set(sampled.tokens, mode="drop"),
-        positions=pool.positions.at[slots].set(ends, mode="drop"),
-        sampling=jax.tree.map(lambda old, new: old.at[slots].set(new, mode="drop"), pool.sampling, inputs.sampling),
-    )
-    return pool, sampled, scores
+    active = slots < pool.tokens.shape[0]
+    sampled = sample(model.logits(hidden), inputs.sampling, inputs.lengths, active)
+    rows = (pool.tokens, pool.positions, pool.sampling)
+    new = (sampled.tokens, inputs.lengths, inputs.sampling)
+    rows = jax.tree.map(lambda old, new: old.at[slots].set(new, mode="drop"), rows, new)
+    return StatePool(pool.layers, *rows), sampled
 
 
 def _score_targets(model: Griffin, hidden: Array, inputs: PrefillInput) -> Logprobs:
@@ -310,7 +339,6 @@ def _prefill_input(chunks: Rows[PrefillChunk], rows: int, length: int, pool_rows
         "starts": np.zeros(rows, np.int32),
         "lengths": np.zeros(rows, np.int32),
         "slots": np.full(rows, pool_rows, np.int32),
-        "is_last": np.zeros(rows, np.bool),
         "wants_scores": np.zeros(rows, np.bool),
     }
     for row, chunk in enumerate(chunks):
@@ -319,11 +347,20 @@ def _prefill_input(chunks: Rows[PrefillChunk], rows: int, length: int, pool_rows
         columns["tokens"][row, : chunk.length] = request.prompt_token_ids[chunk.start : end]
         columns["targets"][row, : len(following)] = following
         columns["starts"][row], columns["lengths"][row] = chunk.start, chunk.length
-        columns["slots"][row], columns["is_last"][row] = chunk.slot, chunk.is_last
+        columns["slots"][row] = chunk.slot
         columns["wants_scores"][row] = request.params.prompt_logprobs is not None
-    sampling = _sampling_columns([c.sequence.request for c in chunks], rows)
-    columns, sampling = jax.device_put((columns, sampling))
-    return PrefillInput(**columns, sampling=SamplingState(**sampling))
+    return PrefillInput(**jax.device_put(columns))
+
+
+def _first_token_input(chunks: Rows[PrefillChunk], rows: int, pool_rows: int) -> FirstTokenInput:
+    """The ends of the prompts that end in these chunks, as arrays."""
+    slots, lengths = np.full(rows, pool_rows, np.int32), np.zeros(rows, np.int32)
+    for row, chunk in enumerate(chunks):
+        if chunk.is_last:
+            slots[row], lengths[row] = chunk.slot, chunk.start + chunk.length
+    sampling = _sampling_columns([chunk.sequence.request for chunk in chunks], rows)
+    slots, lengths, sampling = jax.device_put((slots, lengths, sampling))
+    return FirstTokenInput(slots, lengths, SamplingState(**sampling))
 
 
 def _sampling_columns(requests: Rows[Request], rows: int) -> dict[str, Any]:
@@ -347,6 +384,13 @@ def _sampling_columns(requests: Rows[Request], rows: int) -> dict[str, Any]:
         columns["stop_ids"][row, : len(stop_ids)] = stop_ids
         columns["wants_logprobs"][row] = params.logprobs is not None
     return columns
+
+
+def _token_row(sequence: Sequence, row: int, sampled: Sampled) -> RowResult:
+    """One row's token."""
+    wanted = sequence.request.params.logprobs
+    logprobs = None if wanted is None else _read(sampled.logprobs, (row,), wanted)
+    return RowResult(int(np.asarray(sampled.tokens)[row]), logprobs)
 
 
 def _read(logprobs: Logprobs, index: tuple[int, ...], count: int) -> TokenLogprobs:

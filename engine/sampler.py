@@ -8,7 +8,7 @@ Letters in shapes: R rows, V vocabulary, S stop ids, A alternatives, T places of
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,7 @@ _ONE_BITS = 0x3F800000
 """The bits of 1.0: the largest weight. Bits of non-negative floats are ordered as the floats are."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, slots=True)
-class SamplingState:
+class SamplingState(NamedTuple):
     """The sampling parameters of every row (see `SamplingParams`).
 
     Attributes:
@@ -42,9 +40,7 @@ class SamplingState:
     wants_logprobs: Bool[Array, " R"]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, slots=True)
-class Logprobs:
+class Logprobs(NamedTuple):
     """Log-probabilities of chosen tokens, and the likeliest alternatives, best first; zeros where nobody asked."""
 
     chosen: Float32[Array, "*rows"]
@@ -52,9 +48,7 @@ class Logprobs:
     top: Float32[Array, "*rows A"]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(NamedTuple):
     """The tokens of one step."""
 
     tokens: Int32[Array, " R"]
@@ -187,7 +181,7 @@ def _cut(
     """Zeroes the weights below the highest threshold that keeps enough; bisects the threshold's bits."""
     bits = jax.lax.bitcast_convert_type(weights, jnp.int32)
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Int32[Array, ""], bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds  # low keeps enough, high does not
         middle = low + (high - low) // 2
         enough = is_enough(bits >= middle[:, None])

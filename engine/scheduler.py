@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 
 from .errors import QueueFullError
-from .request import FinishReason, Request, TokenOutput
+from .request import FinishReason, Request, TokenLogprobs, TokenOutput
 from .sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult, Sequence
 from .slots import SlotPool
 
@@ -87,9 +87,9 @@ class Scheduler:
                 continue
             if isinstance(row, PrefillChunk):
                 sequence.prompt_logprobs.extend(result.prompt_logprobs)
-                if not row.is_last:
-                    continue
-            output = self._commit_token(sequence, result)
+            if result.token_id is None:
+                continue
+            output = self._commit_token(sequence, result.token_id, result.logprobs)
             if output.finish_reason is not None:
                 self._release(sequence)
             outputs.append((sequence.request.id, output))
@@ -108,7 +108,7 @@ class Scheduler:
             sequence.num_tokens_dispatched += 1
         return DecodeBatch(sequences, tuple(s.slot for s in sequences))
 
-    def _commit_token(self, sequence: Sequence, result: RowResult) -> TokenOutput:
+    def _commit_token(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> TokenOutput:
         params = sequence.request.params
         prompt_logprobs = None
         if params.prompt_logprobs is not None and not sequence.num_tokens:
@@ -117,17 +117,17 @@ class Scheduler:
             return TokenOutput(prompt_logprobs=prompt_logprobs, finish_reason=FinishReason.LENGTH)
         sequence.num_tokens += 1
         reason = None
-        if result.token_id in params.stop_ids:
+        if token_id in params.stop_ids:
             reason = FinishReason.STOP
         elif sequence.num_tokens == params.max_tokens:
             reason = FinishReason.LENGTH
-        stopped_by = result.token_id in params.stop_token_ids and result.token_id not in params.end_token_ids
+        stopped_by = token_id in params.stop_token_ids and token_id not in params.end_token_ids
         return TokenOutput(
-            token_ids=(result.token_id,),
-            logprobs=None if result.logprobs is None else (result.logprobs,),
+            token_ids=(token_id,),
+            logprobs=None if logprobs is None else (logprobs,),
             prompt_logprobs=prompt_logprobs,
             finish_reason=reason,
-            stop_reason=result.token_id if stopped_by else None,
+            stop_reason=token_id if stopped_by else None,
         )
 
     def _release(self, sequence: Sequence) -> None:

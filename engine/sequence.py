@@ -74,11 +74,11 @@ class RowResult:
     """What a step gave to one row of its batch.
 
     Attributes:
-      token_id: the token sampled; it means nothing for a chunk that is not its prompt's last.
+      token_id: the token sampled; none for a chunk that is not its prompt's last.
       logprobs: of that token, if the request asks for them.
       prompt_logprobs: of the prompt tokens after this chunk's tokens (the next one each), if asked for.
     """
 
-    token_id: int
+    token_id: int | None = None
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()

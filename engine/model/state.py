@@ -1,17 +1,14 @@
 """The recurrent state of a batch of rows: a plain pytree of fixed size, whatever the length of the text behind it."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from .config import ModelConfig
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, slots=True)
-class RecurrentState:
+class RecurrentState(NamedTuple):
     """Of a recurrent block: h after the last token, and the convolution's last K - 1 inputs, oldest first.
 
     The rows of `conv` stand second: a tap is then one contiguous `[B, E]` array on a TPU.
@@ -21,9 +18,7 @@ class RecurrentState:
     conv: Float[Array, "K1 B E"]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, slots=True)
-class AttentionState:
+class AttentionState(NamedTuple):
     """Of an attention block: keys (after RoPE) and values of the last W tokens; position p lies in row p mod W."""
 
     keys: Float[Array, "B W d"]

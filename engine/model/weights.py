@@ -1,5 +1,7 @@
 """Parameters from safetensors files in the Hugging Face layout (spec section 4.3), or drawn at random."""
 
+import functools
+import operator
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ from ..errors import CheckpointError
 from .config import ModelConfig
 from .griffin import Params
 
+type HostArray = np.ndarray[Any, np.dtype[Any]]
 type ParamPath = tuple[str | int, ...]
 type Progress = Callable[[int, int], None]
 """Called with the number of parameter arrays placed so far, and of all."""
@@ -39,7 +42,7 @@ class ParamSpec:
     tensors: tuple[TensorSpec, ...]
     axis: int = 0
 
-    def assemble(self, tensors: Sequence[np.ndarray[Any, Any]], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    def assemble(self, tensors: Sequence[HostArray], dtype: np.dtype[Any]) -> HostArray:
         """The parameter in `dtype`, in one copy."""
         if len(self.tensors[0].shape) == 3 and self.tensors[0].shape[1] == 1:
             return np.ascontiguousarray(tensors[0][:, 0].T, dtype=dtype)  # conv_1d.weight [E, 1, K] -> [K, E]
@@ -51,6 +54,13 @@ class ParamSpec:
             out[(slice(None),) * self.axis + (slice(start, stop),)] = tensor
             start = stop
         return out
+
+    def split(self, parameter: HostArray) -> list[HostArray]:
+        """The tensors that `assemble` makes the parameter of."""
+        if len(self.tensors[0].shape) == 3 and self.tensors[0].shape[1] == 1:
+            return [np.ascontiguousarray(parameter.T[:, None])]
+        stops = np.cumsum([t.shape[self.axis] for t in self.tensors])
+        return [np.ascontiguousarray(part) for part in np.split(parameter, stops[:-1], self.axis)]
 
 
 def checkpoint_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
@@ -147,7 +157,7 @@ class Checkpoint:
             raise CheckpointError(f"{path}: weights of type {stored} are not supported, only {', '.join(_DTYPES)}")
         return _DTYPES[stored]
 
-    def read(self, path: ParamPath, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    def read(self, path: ParamPath, dtype: np.dtype[Any]) -> HostArray:
         """One parameter, put together from its tensors."""
         spec = self._layout[path]
         return spec.assemble([self._files[t.name][1].get_tensor(t.name) for t in spec.tensors], dtype)
@@ -184,17 +194,31 @@ def load_params(checkpoint: Checkpoint, abstract: Params, progress: Progress | N
     return _place(abstract, lambda path, leaf: checkpoint.read(path, leaf.dtype), progress)
 
 
+def checkpoint_tensors(params: Params, config: ModelConfig) -> dict[str, HostArray]:
+    """The tensors of a checkpoint, by their names there: the inverse of `load_params`, in the parameters' types."""
+    return {
+        tensor.name: part
+        for path, spec in checkpoint_layout(config).items()
+        for tensor, part in zip(spec.tensors, spec.split(np.asarray(_at(params, path))), strict=True)
+    }
+
+
+def _at(params: Params, path: ParamPath) -> jax.Array:
+    leaf: jax.Array = functools.reduce(operator.getitem, path, params)
+    return leaf
+
+
 def random_params(abstract: Params, seed: int, progress: Progress | None = None) -> Params:
     """Draws parameters: projections with variance 1 / fan-in, and a of the RG-LRU so that a^8 lies in [0.9, 0.999]."""
 
-    def draw(path: ParamPath, leaf: jax.ShapeDtypeStruct) -> np.ndarray[Any, Any]:
+    def draw(path: ParamPath, leaf: jax.ShapeDtypeStruct) -> HostArray:
         rng = np.random.default_rng([seed, zlib.crc32("/".join(map(str, path)).encode())])
         return _draw(str(path[-1]), leaf.shape, rng).astype(leaf.dtype)
 
     return _place(abstract, draw, progress)
 
 
-def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> HostArray:
     if name == "a_param":
         a = np.sqrt(rng.uniform(0.9**2, 0.999**2, shape))
         return np.asarray(np.log(np.expm1(-np.log(a) / 8.0)), np.float32)
@@ -209,7 +233,7 @@ def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nda
 
 def _place(
     abstract: Params,
-    make: Callable[[ParamPath, jax.ShapeDtypeStruct], np.ndarray[Any, Any]],
+    make: Callable[[ParamPath, jax.ShapeDtypeStruct], HostArray],
     progress: Progress | None,
 ) -> Params:
     """Makes every array on two threads and puts it on the device; at most a few wait on the host at a time."""

@@ -1,0 +1,317 @@
+#!/usr/bin/env python3
+"""One way in, from a bare checkout: `python3 dev.py serve`, `python3 dev.py test`.
+
+Any Python 3.8 or later can run this file; it finds one that can run Roost, makes a virtual environment,
+installs exactly what `requirements/` locks, and becomes the job. When nothing has changed since the last
+time, it goes straight to the job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+from typing import NamedTuple, NoReturn
+
+ROOT = Path(__file__).resolve().parent
+FLOOR = (3, 12)
+VERSIONS = ("3.13", "3.14", "3.12")  # the one Roost is tested on comes first
+SYSTEM_FOLDERS = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin")
+UNFINISHED = "unfinished"
+
+USAGE = """\
+usage: python3 dev.py <job> [arguments]
+
+  serve      start the server; arguments go to `roost serve`
+  test       run the tests; arguments go to pytest
+  test-tpu   compile for a real TPU, without one (Linux x86-64); arguments go to pytest
+  lint       ruff and mypy
+  lock       resolve requirements/*.txt anew; arguments go to `uv pip compile`, such as --upgrade
+"""
+
+
+class Problem(Exception):
+    """Something the reader can fix; its text says what is wrong and how to fix it."""
+
+
+class Job(NamedTuple):
+    """What a word on the command line needs installed, and what it then does."""
+
+    locks: tuple[str, ...]
+    run: Callable[[Path, Sequence[str]], int]
+    venv: str = ".venv"
+
+
+class Interpreter(NamedTuple):
+    """A Python that was run and told its version."""
+
+    path: str
+    version: tuple[int, int]
+    makes_venvs: bool
+
+
+def say(text: str) -> None:
+    """Tells what is being done; on stderr, as stdout belongs to the job."""
+    print(f"dev.py: {text}", file=sys.stderr, flush=True)
+
+
+# --- a Python that can run Roost
+
+
+def candidates(folders: Sequence[str]) -> Iterator[str]:
+    """Yields every file that may be a fitting Python, the most wanted first."""
+    for name in (*(f"python{version}" for version in VERSIONS), "python3"):
+        for folder in folders:
+            path = os.path.join(folder, name)
+            if os.access(path, os.X_OK):
+                yield path
+
+
+def probe(path: str) -> Interpreter | None:
+    """Runs a candidate, since a name proves nothing: pyenv's shims exist for versions that do not."""
+    program = (
+        "import sys; from importlib.util import find_spec as has; "
+        "print(*sys.version_info[:2], int(bool(has('venv') and has('ensurepip'))))"
+    )
+    command = [path, "-I", "-c", program]
+    try:
+        answer = subprocess.run(command, stdout=PIPE, stderr=DEVNULL, timeout=20, check=True)
+        major, minor, makes_venvs = map(int, answer.stdout.split())
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return Interpreter(path, (major, minor), bool(makes_venvs))
+
+
+def find_interpreter(folders: Sequence[str]) -> Interpreter | None:
+    """Returns the first Python at or above the floor, one that can make environments if there is any."""
+    second_best = None
+    for path in candidates(folders):
+        found = probe(path)
+        if found is None or found.version < FLOOR:
+            continue
+        if found.makes_venvs:
+            return found
+        second_best = second_best or found
+    return second_best
+
+
+def search_folders() -> list[str]:
+    """Returns PATH, then the places where systems keep their Pythons."""
+    on_path = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    return list(dict.fromkeys([*on_path, *SYSTEM_FOLDERS]))
+
+
+# --- an environment that holds what is locked
+
+
+def python_of(venv: Path) -> Path:
+    """Returns the environment's own interpreter."""
+    return venv / "bin" / "python"
+
+
+def stamp_of(venv: Path) -> Path:
+    """Returns the file inside the environment that tells what was installed there."""
+    return venv / "roost-stamp"
+
+
+def lock_file(lock: str) -> Path:
+    """Returns the requirements file of a lock's name."""
+    return ROOT / "requirements" / f"{lock}.txt"
+
+
+def fingerprint(locks: tuple[str, ...]) -> str:
+    """Returns a hash of all that an installation depends on: the locks, the project and where it lies."""
+    digest = hashlib.sha256(str(ROOT).encode())
+    for path in (ROOT / "pyproject.toml", *(lock_file(lock) for lock in locks)):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def is_current(venv: Path, locks: tuple[str, ...]) -> bool:
+    """Tells whether the environment holds these locks; `dev` holds all of `cpu`."""
+    if not os.access(python_of(venv), os.X_OK) or not stamp_of(venv).exists():
+        return False
+    enough = [locks, ("dev",)] if locks == ("cpu",) else [locks]
+    return stamp_of(venv).read_text() in map(fingerprint, enough)
+
+
+def is_usable(venv: Path, uv: str | None) -> bool:
+    """Tells whether an environment can be installed into: whole, young enough, and with an installer."""
+    if stamp_of(venv).exists() and stamp_of(venv).read_text() == UNFINISHED:
+        return False
+    found = probe(str(python_of(venv)))
+    return found is not None and found.version >= FLOOR and (uv is not None or has_pip(venv))
+
+
+def has_pip(venv: Path) -> bool:
+    """Tells whether the environment has its own pip; those that uv makes have none."""
+    command = [str(python_of(venv)), "-I", "-c", "import pip"]
+    return subprocess.run(command, stdout=DEVNULL, stderr=DEVNULL).returncode == 0
+
+
+def make_venv(venv: Path, uv: str | None) -> None:
+    """Makes an empty environment, in place of a broken one if need be."""
+    found = find_interpreter(search_folders())
+    if uv:
+        python = found.path if found else VERSIONS[0]  # which uv finds or fetches
+        command = [uv, "venv", "--quiet", "--clear", "--python", python, str(venv)]
+    else:
+        python = able(found).path
+        command = [python, "-m", "venv", "--clear", str(venv)]
+    say(f"{'repairing' if venv.exists() else 'making'} {venv.name} with {python}")
+    call(command, f"could not make {venv.name} with {python}; the lines above say why")
+
+
+def able(found: Interpreter | None) -> Interpreter:
+    """Returns the interpreter if it can make environments, or explains what to install."""
+    floor = ".".join(map(str, FLOOR))
+    if found is None:
+        raise Problem(
+            f"no Python {floor} or later here. Install one from your system or python.org, "
+            "or install uv (https://docs.astral.sh/uv), which brings its own"
+        )
+    if not found.makes_venvs:
+        package = f"python{found.version[0]}.{found.version[1]}-venv"
+        raise Problem(f"{found.path} has no venv module. On Debian or Ubuntu: apt-get install {package}")
+    return found
+
+
+def install(venv: Path, locks: tuple[str, ...], uv: str | None) -> None:
+    """Installs the locked packages, each checked against its hash, then the checkout itself."""
+    files = [str(lock_file(lock).relative_to(ROOT)) for lock in locks]
+    say(f"installing {' and '.join(files)} with {'uv' if uv else 'pip, which takes a minute or two'}")
+    installer = installer_of(venv, uv)
+    wanted = [word for file in files for word in ("--requirement", file)]
+    failed = f"could not install {' and '.join(files)}; the lines above say why. The same command tries again"
+    call([*installer, "--require-hashes", *wanted], failed)
+    call([*installer, "--no-deps", "--no-build-isolation", "--editable", "."], failed)
+
+
+def installer_of(venv: Path, uv: str | None) -> list[str]:
+    """Returns the start of an installer's command line: uv is a matter of seconds, pip comes with Python."""
+    if uv:
+        return [uv, "pip", "install", "--quiet", "--python", str(python_of(venv))]
+    return [str(python_of(venv)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+
+
+def prepare(venv: Path, locks: tuple[str, ...]) -> Path:
+    """Brings the environment up to date if it is not, and returns its interpreter."""
+    if is_current(venv, locks):
+        return python_of(venv)
+    uv = shutil.which("uv")
+    if not is_usable(venv, uv):
+        make_venv(venv, uv)
+    stamp = stamp_of(venv)
+    stamp.write_text(UNFINISHED)
+    install(venv, locks, uv)
+    stamp.write_text(fingerprint(locks))
+    return python_of(venv)
+
+
+def call(command: Sequence[str], failed: str) -> None:
+    """Runs a command that has to succeed, from the root."""
+    if subprocess.run(command, cwd=ROOT, env=tool_environment()).returncode != 0:
+        raise Problem(failed)
+
+
+def tool_environment() -> dict[str, str]:
+    """Returns our environment, with uv trusting the certificates that the system trusts, as pip does."""
+    return {"UV_SYSTEM_CERTS": "1", **os.environ}
+
+
+# --- the jobs
+
+
+def become(python: Path, module: str, *arguments: str) -> NoReturn:
+    """Replaces this process by a module; -P keeps `kernels/` from being importable under that name."""
+    command = [str(python), "-P", "-m", module, *arguments]
+    os.execv(command[0], command)
+
+
+def serve(python: Path, arguments: Sequence[str]) -> int:
+    """Starts the server."""
+    become(python, "roost.server", "serve", *arguments)
+
+
+def test(python: Path, arguments: Sequence[str]) -> int:
+    """Runs the tests that need no accelerator."""
+    os.chdir(ROOT)
+    become(python, "pytest", *arguments)
+
+
+def test_tpu(python: Path, arguments: Sequence[str]) -> int:
+    """Runs the tests that compile for a real TPU."""
+    return test(python, ["-m", "tpu_compile", *arguments])
+
+
+def lint(python: Path, _: Sequence[str]) -> int:
+    """Checks style, format and types; runs all three even if the first complains."""
+    show_mypy_the_namespace()
+    packages = [word for name in ("server", "engine", "kernels") for word in ("-p", f"roost.{name}")]
+    checks = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy", *packages])
+    environment = {**os.environ, "MYPYPATH": ".types"}
+    run = [[str(python), "-P", "-m", *check] for check in checks]
+    return max(subprocess.run(command, cwd=ROOT, env=environment).returncode for command in run)
+
+
+def show_mypy_the_namespace() -> None:
+    """Makes `.types/roost` a link to the checkout, so that mypy finds `engine/` as `roost.engine`."""
+    link = ROOT / ".types" / "roost"
+    link.parent.mkdir(exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(os.pardir, target_is_directory=True)
+
+
+def lock(_: Path, arguments: Sequence[str]) -> int:
+    """Resolves every lock for all platforms; `dev` goes first and the others keep to its versions."""
+    uv = shutil.which("uv")
+    if uv is None:
+        raise Problem("lock needs uv: pip install uv")
+    for name in ("dev", "cpu", "tpu", "cuda13"):
+        say(f"locking requirements/{name}.txt")
+        call([uv, *lock_arguments(name), *arguments], f"could not lock {name}; the lines above say why")
+    return 0
+
+
+def lock_arguments(name: str) -> list[str]:
+    """Returns uv's arguments for one lock; none of them lets an index's address into the file."""
+    extra = [] if name == "cpu" else ["--extra", name]
+    constraint = [] if name == "dev" else ["--constraint", "requirements/dev.txt"]
+    how = ["--universal", "--generate-hashes", "--python-version", ".".join(map(str, FLOOR))]
+    header = ["--custom-compile-command", "python3 dev.py lock"]
+    inputs = ["pyproject.toml", "requirements/build.in", *extra, *constraint]
+    return ["pip", "compile", "--quiet", *inputs, *how, *header, "--output-file", f"requirements/{name}.txt"]
+
+
+JOBS = {
+    "serve": Job(("cpu",), serve),
+    "test": Job(("dev",), test),
+    "test-tpu": Job(("dev", "tpu"), test_tpu, venv=".venv-tpu"),
+    "lint": Job(("dev",), lint),
+    "lock": Job((), lock),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the job that the first word names; the others are the job's own."""
+    if not arguments or arguments[0] not in JOBS:
+        print(USAGE, end="")
+        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    job = JOBS[arguments[0]]
+    try:
+        python = prepare(ROOT / job.venv, job.locks) if job.locks else Path(sys.executable)
+        return job.run(python, arguments[1:])
+    except (Problem, OSError) as problem:
+        say(str(problem))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,275 @@
+"""Chat messages to prompt ids: Gemma's turn format, or the template that a checkpoint brings."""
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple, Never
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ..engine.errors import CheckpointError
+from .tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer, read_tokenizer_config
+
+_ROLES: Final = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "model": "assistant",
+}
+
+
+class ChatFormatError(ValueError):
+    """These messages cannot become a prompt; the text is one line, fit to show to the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    content: str
+
+
+class Part(NamedTuple):
+    """A stretch of a prompt. Only in `markup` are control tokens recognised: it never comes from a caller."""
+
+    text: str
+    markup: bool = True
+
+
+type Layout = Callable[[Sequence[Message], bool], list[Part]]
+"""Lays out messages (roles system, user, assistant) as a prompt; the flag asks for an answer's header."""
+
+
+class ChatFormat:
+    """Renders messages and encodes them.
+
+    Roles are system, developer (the same), user and assistant (or model). A conversation begins with system
+    messages, if any, and then the user's; a prompt for an answer does not end with the assistant's. White
+    space around each text is dropped. Control tokens inside a text are plain text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, layout: Layout) -> None:
+        self._tokenizer = tokenizer
+        self._layout = layout
+
+    def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        """The prompt's ids, with BOS in front and nowhere else.
+
+        Raises:
+          ChatFormatError: the messages cannot become a prompt.
+        """
+        bos_id = self._tokenizer.bos_id
+        ids = [
+            token_id
+            for text, markup in self._parts(messages, add_generation_prompt)
+            for token_id in self._tokenizer.encode(text, control_tokens=markup)
+            if token_id != bos_id
+        ]
+        return ids if bos_id is None else [bos_id, *ids]
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The prompt as people read it. It is not what `encode` encodes: that keeps texts and markup apart.
+
+        Raises:
+          ChatFormatError: the messages cannot become a prompt.
+        """
+        text = "".join(part.text for part in self._parts(messages, add_generation_prompt))
+        return _bos_name(self._tokenizer) + text.removeprefix(_bos_name(self._tokenizer))
+
+    def _parts(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Part]:
+        return self._layout(_normalized(messages, add_generation_prompt), add_generation_prompt)
+
+
+def load_chat_format(directory: Path | None, tokenizer: Tokenizer) -> ChatFormat:
+    """The format of a checkpoint: its own template if it has one, else Gemma's turns.
+
+    Where the tokenizer has no text, or no marks for Gemma's turns, the format refuses every conversation.
+
+    Raises:
+      CheckpointError: the checkpoint's template is broken.
+    """
+    if not tokenizer.has_text:
+        return ChatFormat(tokenizer, _refusal("this checkpoint has no tokenizer: send token ids to /v1/completions"))
+    if directory is not None and (template := _load_template(directory, tokenizer)) is not None:
+        return ChatFormat(tokenizer, template)
+    for mark in (START_OF_TURN, END_OF_TURN):
+        if not _has_control_token(tokenizer, mark):
+            return ChatFormat(
+                tokenizer,
+                _refusal(f"this checkpoint's tokenizer has no {mark}, and no chat template: use /v1/completions"),
+            )
+    return ChatFormat(tokenizer, gemma_turns)
+
+
+def gemma_turns(messages: Sequence[Message], add_generation_prompt: bool) -> list[Part]:
+    """Gemma's format, which has no system role: `fold` puts system texts into user turns.
+
+    Each part is encoded on its own, so that no piece reaches across a mark or a header's end.
+    """
+    parts: list[Part] = []
+    for message in fold(messages):
+        role = "model" if message.role == "assistant" else "user"
+        content = Part(message.content, markup=False)
+        parts += (Part(START_OF_TURN), Part(role), Part("\n"), content, Part(END_OF_TURN), Part("\n"))
+    if add_generation_prompt:
+        parts += (Part(START_OF_TURN), Part("model"), Part("\n"))
+    return parts
+
+
+def fold(messages: Sequence[Message]) -> list[Message]:
+    """Makes user and assistant alternate, for formats without a system role.
+
+    A system text counts as the user's, and neighbouring texts of one side are joined by an empty line. So the
+    leading system texts come to stand in front of the first user text.
+    """
+    return [
+        Message(role, "\n\n".join(message.content for message in group if message.content))
+        for role, group in itertools.groupby(messages, key=_side)
+    ]
+
+
+class ChatTemplate:
+    """A checkpoint's Jinja template, as a layout.
+
+    The template sees placeholders instead of the texts, so that what it writes itself (markup) can be told
+    from what it quotes; only an empty text is given as it is. It gets the messages unchanged; if it refuses
+    them (no system role, roles must alternate) or loses a text, it gets them folded. A text that it writes
+    twice stands there twice; one that it leaves out or rewrites even then is an error, since nobody would
+    notice otherwise.
+
+    Raises:
+      jinja2.TemplateSyntaxError: the source is no template.
+    """
+
+    def __init__(self, source: str, variables: Mapping[str, str]) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals |= {**variables, "raise_exception": _raise_exception}
+        self._template = environment.from_string(source)
+
+    def __call__(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Part]:
+        try:
+            return self._parts(messages, add_generation_prompt)
+        except ChatFormatError:
+            if (folded := fold(messages)) == list(messages):
+                raise
+        return self._parts(folded, add_generation_prompt)
+
+    def _parts(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Part]:
+        texts = {str(index): message.content for index, message in enumerate(messages) if message.content}
+        quoted = [
+            {"role": message.role, "content": _placeholder(index) if message.content else ""}
+            for index, message in enumerate(messages)
+        ]
+        # `split` alternates between what stands outside the placeholders and the indices within.
+        rendered = _PLACEHOLDER.split(self._render(quoted, add_generation_prompt))
+        if set(rendered[1::2]) != texts.keys():
+            raise ChatFormatError("the checkpoint's chat template leaves out or rewrites a message's text")
+        return [
+            Part(texts[text], markup=False) if position % 2 else Part(text) for position, text in enumerate(rendered)
+        ]
+
+    def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt)
+        except Exception as error:  # a template is a program: its expressions may raise anything
+            reason = " ".join(str(error).split())
+            raise ChatFormatError(f"the checkpoint's chat template refuses these messages: {reason}") from error
+
+
+# Private-use characters and digits: nothing that a template may trim, split at or change the case of.
+_PLACEHOLDER: Final = re.compile("\ue0f0([0-9]+)\ue0f1")
+
+
+def _placeholder(index: int) -> str:
+    return f"\ue0f0{index}\ue0f1"
+
+
+def _raise_exception(message: str) -> Never:
+    raise jinja2.TemplateError(message)
+
+
+def _load_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        source: str | None = _read_text(path)
+    else:
+        path = directory / "tokenizer_config.json"
+        source = _default_template(path, read_tokenizer_config(directory).get("chat_template"))
+    if source is None:
+        return None
+    try:
+        return ChatTemplate(source, _template_variables(tokenizer))
+    except jinja2.TemplateSyntaxError as error:
+        raise CheckpointError(f"{path}: the chat template is broken at line {error.lineno}: {error.message}") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as text ({error})") from error
+
+
+def _default_template(path: Path, value: object) -> str | None:
+    """tokenizer_config.json has no template, one, or a list of named ones."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        for entry in value:
+            match entry:
+                case {"name": "default", "template": str(source)}:
+                    return source
+    raise CheckpointError(f'{path}: chat_template must be a string, or a list with an entry named "default"')
+
+
+def _template_variables(tokenizer: Tokenizer) -> dict[str, str]:
+    eos_name = tokenizer.token_text(tokenizer.end_token_ids[0]) if tokenizer.end_token_ids else ""
+    return {"bos_token": _bos_name(tokenizer), "eos_token": eos_name}
+
+
+def _bos_name(tokenizer: Tokenizer) -> str:
+    return "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
+
+
+def _normalized(messages: Sequence[Message], add_generation_prompt: bool) -> list[Message]:
+    """Trims texts and unifies roles (system, user, assistant); refuses what is no conversation."""
+    normalized = [Message(_role(message.role), message.content.strip()) for message in messages]
+    roles = [message.role for message in normalized if message.role != "system"]
+    if not roles or roles[0] != "user":
+        raise ChatFormatError("the first message, apart from system messages, must be from the user")
+    if add_generation_prompt and normalized[-1].role == "assistant":
+        raise ChatFormatError(
+            "the last message must be from the user: to continue an assistant's message "
+            "(continue_final_message) is not supported"
+        )
+    return normalized
+
+
+def _role(role: str) -> str:
+    try:
+        return _ROLES[role]
+    except KeyError:
+        raise ChatFormatError(
+            f"the role {role!r} is not supported; roles are system, developer, user and assistant"
+        ) from None
+
+
+def _side(message: Message) -> str:
+    return "assistant" if message.role == "assistant" else "user"
+
+
+def _refusal(reason: str) -> Layout:
+    def refuse(messages: Sequence[Message], add_generation_prompt: bool) -> list[Part]:
+        raise ChatFormatError(reason)
+
+    return refuse
+
+
+def _has_control_token(tokenizer: Tokenizer, name: str) -> bool:
+    ids = tokenizer.encode(name)
+    return len(ids) == 1 and tokenizer.is_control(ids[0])

@@ -1,0 +1,50 @@
+"""A runner without a device, whose arithmetic a reader can follow."""
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+
+from roost.engine.sequence import Batch, DecodeBatch, PrefillChunk, RowResult
+
+
+@dataclass
+class FakePending:
+    """Results that were known all along."""
+
+    results: Rows[RowResult]
+
+    def wait(self) -> Rows[RowResult]:
+        return self.results
+
+
+class FakeRunner:
+    """Counts on: the first token is the prompt's last id + 1, each further one the one before it + 1.
+
+    It keeps, per slot, what a device would keep (the last token and how many it has read), and fails on a batch that a
+    device would serve wrongly: a slot named twice, a chunk that does not start where the last one ended.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.compiles_since_ready = 0
+        self._last: dict[int, int] = {}
+        self._read: dict[int, int] = {}
+
+    def run(self, batch: Batch) -> FakePending:
+        self.batches.append(batch)
+        if isinstance(batch, DecodeBatch):
+            assert len(set(batch.slots)) == len(batch.slots)
+            return FakePending([self._decode(slot) for slot in batch.slots])
+        return FakePending([self._prefill(c) for c in batch.chunks])
+
+    def _decode(self, slot: int) -> RowResult:
+        self._last[slot] += 1
+        return RowResult(self._last[slot])
+
+    def _prefill(self, chunk: PrefillChunk) -> RowResult:
+        slot = chunk.slot
+        assert chunk.start in (0, self._read.get(slot))
+        self._read[slot] = chunk.start + chunk.length
+        if not chunk.is_last:
+            return RowResult()
+        self._last[slot] = chunk.sequence.request.prompt_token_ids[-1]
+        return self._decode(slot)

@@ -1,0 +1,165 @@
+"""The thread and its streams, on a fake runner."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from fake_runner import FakePending, FakeRunner
+from roost.engine.async_engine import AsyncEngine
+from roost.engine.core import EngineCore
+from roost.engine.errors import EngineDeadError, QueueFullError
+from roost.engine.request import FinishReason, Request, SamplingParams
+from roost.engine.scheduler import Scheduler
+from roost.engine.sequence import Batch
+
+
+class SlowRunner(FakeRunner):
+    """Takes a moment per batch, as a device does."""
+
+    def run(self, batch: Batch) -> FakePending:
+        time.sleep(0.001)
+        return super().run(batch)
+
+
+class FailingRunner(FakeRunner):
+    """Dies at its third batch."""
+
+    def run(self, batch: Batch) -> FakePending:
+        if len(self.batches) == 2:
+            raise RuntimeError("the device caught fire")
+        return super().run(batch)
+
+
+@asynccontextmanager
+async def running(runner: FakeRunner | None = None, slots: int = 2, max_queue: int = 100) -> AsyncIterator[AsyncEngine]:
+    core = EngineCore(Scheduler(slots, max_queue, 64), runner or SlowRunner())
+    engine = AsyncEngine(lambda: core)
+    engine.start()
+    await engine.wait_ready()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+async def collect(engine: AsyncEngine, request: Request) -> list[int]:
+    return [token async for output in engine.generate(request) for token in output.token_ids]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for the engine's thread to get there."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_many_streams_at_once() -> None:
+    async with running() as engine:
+        requests = [Request(str(i), (100 * i,), SamplingParams(max_tokens=5)) for i in range(10)]
+        answers = await asyncio.gather(*(collect(engine, r) for r in requests))
+        assert answers == [[100 * i + k for k in range(1, 6)] for i in range(10)]
+        assert engine.stats.num_running == 0
+
+
+async def test_a_stream_closed_early_frees_its_slot() -> None:
+    async with running(slots=1) as engine:
+        stream = engine.generate(Request("endless", (1,), SamplingParams(max_tokens=None)))
+        assert (await anext(stream)).token_ids == (2,)
+        assert engine.stats.num_running == 1
+        await stream.aclose()
+        await until(lambda: engine.stats.num_running == 0)
+        assert await collect(engine, Request("next", (7,), SamplingParams(max_tokens=1))) == [8]
+
+
+async def test_a_cancelled_reader_frees_its_slot() -> None:
+    async with running(slots=1) as engine:
+        task = asyncio.create_task(collect(engine, Request("endless", (1,), SamplingParams(max_tokens=None))))
+        await until(lambda: engine.stats.num_running == 1)
+        task.cancel()
+        await until(lambda: engine.stats.num_running == 0)
+
+
+async def test_abort_from_outside_ends_the_stream() -> None:
+    async with running() as engine:
+        outputs = []
+        async for output in engine.generate(Request("endless", (1,), SamplingParams(max_tokens=None))):
+            outputs.append(output)
+            if len(outputs) == 3:
+                engine.abort("endless")
+        assert outputs[-1].finish_reason is FinishReason.ABORT
+        await until(lambda: engine.stats.num_running == 0)
+        engine.abort("endless")  # nothing is left to abort
+
+
+async def test_a_full_queue_is_said_to_the_one_who_came_too_late() -> None:
+    async with running(slots=1, max_queue=1) as engine:
+        streams = [engine.generate(Request(n, (1,), SamplingParams(max_tokens=None))) for n in "ab"]
+        await anext(streams[0])
+        waiting = asyncio.create_task(anext(streams[1]))
+        await until(lambda: engine.stats.num_waiting == 1)
+        with pytest.raises(QueueFullError):
+            await collect(engine, Request("c", (1,)))
+        await streams[0].aclose()
+        assert (await waiting).token_ids == (2,)
+
+
+async def test_an_id_in_use_is_refused() -> None:
+    async with running() as engine:
+        stream = engine.generate(Request("a", (1,), SamplingParams(max_tokens=None)))
+        await anext(stream)
+        with pytest.raises(ValueError, match="'a' is in use"):
+            await collect(engine, Request("a", (1,)))
+
+
+async def test_a_failed_step_ends_every_stream_and_the_engine() -> None:
+    async with running(FailingRunner()) as engine:
+        requests = [Request(n, (1,), SamplingParams(max_tokens=None)) for n in "abc"]
+        ends = await asyncio.gather(*(collect(engine, r) for r in requests), return_exceptions=True)
+        assert [type(e) for e in ends] == [EngineDeadError] * 3
+        assert not engine.is_ready
+        assert isinstance(engine.error, RuntimeError)
+        with pytest.raises(EngineDeadError):
+            await collect(engine, Request("d", (1,)))
+
+
+async def test_stop_ends_open_streams_and_the_thread() -> None:
+    async with running() as engine:
+        stream = engine.generate(Request("endless", (1,), SamplingParams(max_tokens=None)))
+        await anext(stream)
+        await engine.stop()
+        with pytest.raises(EngineDeadError, match="stopped"):
+            async for _ in stream:
+                pass
+    assert all(thread.name != "engine" for thread in threading.enumerate())
+
+
+async def test_what_build_raises_reaches_whoever_waits() -> None:
+    def build() -> EngineCore:
+        raise RuntimeError("no such checkpoint")
+
+    engine = AsyncEngine(build)
+    engine.start()
+    with pytest.raises(RuntimeError, match="no such checkpoint"):
+        await engine.wait_ready()
+    assert not engine.is_ready
+
+
+async def test_it_is_not_ready_before_it_is_built() -> None:
+    gate = threading.Event()
+
+    def build() -> EngineCore:
+        gate.wait()
+        return EngineCore(Scheduler(1, 1, 64), FakeRunner())
+
+    engine = AsyncEngine(build)
+    engine.start()
+    assert not engine.is_ready
+    with pytest.raises(EngineDeadError):
+        await collect(engine, Request("a", (1,)))
+    gate.set()
+    await engine.wait_ready()
+    assert engine.is_ready
+    await engine.stop()

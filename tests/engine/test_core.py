@@ -1,0 +1,107 @@
+"""The engine's steps under random traffic, against arithmetic that is known in advance."""
+
+from dataclasses import dataclass, field
+
+import hypothesis.strategies as st
+from fake_runner import FakeRunner
+from hypothesis import given
+from roost.engine.core import EngineCore
+from roost.engine.request import FinishReason, Request, SamplingParams
+from roost.engine.scheduler import Scheduler
+from roost.engine.sequence import DecodeBatch, PrefillBatch
+
+PROMPT_LENGTHS = st.integers(1, 200)
+
+
+@dataclass
+class Client:
+    """What one request was promised and what it got."""
+
+    first: int
+    max_tokens: int
+    stop_after: int
+    tokens: list[int] = field(default_factory=list)
+    reason: FinishReason | None = None
+
+    @property
+    def expected(self) -> list[int]:
+        return list(range(self.first, self.first + min(self.max_tokens, self.stop_after)))
+
+
+def make_core(slots: int) -> tuple[EngineCore, Scheduler, FakeRunner]:
+    scheduler, runner = Scheduler(slots, 1000, 64), FakeRunner()
+    return EngineCore(scheduler, runner), scheduler, runner
+
+
+@given(
+    slots=st.integers(1, 5),
+    arrivals=st.lists(st.tuples(PROMPT_LENGTHS, st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12),
+    aborts=st.sets(st.integers(0, 11)),
+    gaps=st.lists(st.integers(0, 3), min_size=12, max_size=12),
+)
+def test_every_request_gets_its_own_tokens(
+    slots: int, arrivals: list[tuple[int, int, int]], aborts: set[int], gaps: list[int]
+) -> None:
+    """Arrivals, ends and aborts in any order: tokens go where they belong, and slots stay disjoint and complete."""
+    core, scheduler, _ = make_core(slots)
+    clients: dict[str, Client] = {}
+
+    def step() -> None:
+        for name, output in core.step():
+            client = clients[name]
+            assert client.reason is None, "an output after the end"
+            client.tokens += output.token_ids
+            client.reason = output.finish_reason
+        owned = [s.slot for s in scheduler._running.values()]
+        assert len(set(owned)) == len(owned) == scheduler.slots.num_used
+        assert scheduler.slots.num_free + scheduler.slots.num_used == slots
+
+    for index, ((length, max_tokens, stop_after), gap) in enumerate(zip(arrivals, gaps, strict=False)):
+        last = 1000 * (index + 1)
+        clients[str(index)] = Client(last + 1, max_tokens, stop_after)
+        params = SamplingParams(max_tokens=max_tokens, stop_token_ids=(last + stop_after,))
+        core.add(Request(str(index), (0,) * (length - 1) + (last,), params))
+        for _ in range(gap):
+            step()
+        if index in aborts:
+            core.abort(str(index))
+    for _ in range(10_000):
+        if core.is_idle:
+            break
+        step()
+    assert core.is_idle
+    assert scheduler.slots.num_free == slots
+    for index, client in enumerate(clients.values()):
+        if index in aborts and client.reason is None:
+            assert client.tokens == client.expected[: len(client.tokens)]
+        else:
+            assert client.tokens == client.expected
+            stopped = client.stop_after <= client.max_tokens
+            assert client.reason is (FinishReason.STOP if stopped else FinishReason.LENGTH)
+
+
+def test_one_batch_is_in_flight_and_its_tokens_come_a_step_later() -> None:
+    core, _, runner = make_core(1)
+    core.add(Request("a", (5,), SamplingParams(max_tokens=2)))
+    assert core.step() == []
+    assert [type(b) for b in runner.batches] == [PrefillBatch]
+    ((_, first),) = core.step()
+    assert [type(b) for b in runner.batches] == [PrefillBatch, DecodeBatch]
+    ((_, second),) = core.step()
+    assert (first.token_ids, second.token_ids) == ((6,), (7,))
+    assert len(runner.batches) == 2
+    assert core.is_idle
+
+
+def test_stats_count_what_happened() -> None:
+    core, _, _ = make_core(2)
+    core.add(Request("a", (5, 6, 7), SamplingParams(max_tokens=2)))
+    core.add(Request("b", (9,), SamplingParams(max_tokens=3)))
+    assert (core.stats.num_waiting, core.stats.num_running, core.stats.slots) == (2, 0, 2)
+    core.step()
+    assert (core.stats.num_waiting, core.stats.num_running) == (0, 2)
+    while not core.is_idle:
+        core.step()
+    stats = core.stats
+    assert (stats.prompt_tokens, stats.generated_tokens) == (4, 5)
+    assert (stats.num_waiting, stats.num_running, stats.compiles_since_ready) == (0, 0, 0)

@@ -1,0 +1,205 @@
+"""The engine on a real device: what a request gets does not depend on who runs beside it or ran before it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from roost.engine import EngineConfig, EngineCore, ModelRunner, Request, SamplingParams, open_model
+from roost.engine.errors import ConfigError
+from roost.engine.request import TokenOutput
+from roost.engine.runner import _affordable_slots, _prefill_lengths
+from roost.engine.scheduler import Scheduler
+
+TINY = Path(__file__).parents[1] / "golden" / "tiny-a"
+SLOTS = 4
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[ModelRunner]:
+    """The golden model in float32, with chunks of 64 and 128."""
+    runner = ModelRunner(open_model(str(TINY / "hf")), EngineConfig(SLOTS, prefill_chunk=128, dtype="float32"))
+    yield runner
+    assert runner.compiles_since_ready == 0
+    runner.close()
+
+
+@pytest.fixture(scope="module")
+def golden() -> Any:
+    return np.load(TINY / "golden.npz")
+
+
+def serve(runner: ModelRunner, requests: list[Request], *, stagger: int = 0) -> dict[str, list[TokenOutput]]:
+    """Runs requests to their ends, a new one every `stagger` steps."""
+    core = EngineCore(Scheduler(SLOTS, 100, 128), runner)
+    outputs: dict[str, list[TokenOutput]] = {r.id: [] for r in requests}
+    waiting = list(requests)
+    step = 0
+    while waiting or not core.is_idle:
+        while waiting and step >= stagger * (len(requests) - len(waiting)):
+            core.add(waiting.pop(0))
+        for name, output in core.step():
+            outputs[name].append(output)
+        step += 1
+    return outputs
+
+
+def ids(outputs: list[TokenOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> list[tuple[list[int], dict[str, Any]]]:
+    """Prompts and parameters of a mixed crowd; plain values, since checked code may not run inside a strategy."""
+    crowd = []
+    for _ in range(draw(st.integers(2, 7))):
+        length = draw(st.sampled_from([1, 2, 3, 17, 63, 64, 65, 130]))
+        seed = draw(st.integers(0, 2**64 - 1))
+        params = {
+            "max_tokens": draw(st.integers(1, 12)),
+            "temperature": draw(st.sampled_from([0.0, 0.7, 1.5])),
+            "top_k": draw(st.sampled_from([0, 3, 40])),
+            "top_p": draw(st.sampled_from([0.5, 0.9, 1.0])),
+            "min_p": draw(st.sampled_from([0.0, 0.1])),
+            "logprobs": draw(st.sampled_from([None, 2])),
+            "seed": seed,
+        }
+        crowd.append((np.random.default_rng(seed).integers(3, 320, length).tolist(), params))
+    return crowd
+
+
+@settings(max_examples=15)
+@given(crowd=requests(), stagger=st.integers(0, 4))
+def test_in_any_crowd_a_request_gets_what_it_gets_alone(
+    runner: ModelRunner, crowd: list[tuple[list[int], dict[str, Any]]], stagger: int
+) -> None:
+    """Bit for bit: tokens and log-probabilities, whatever the neighbours, the slot and its last tenant."""
+    batch = [Request(str(i), tuple(ids), SamplingParams(**params)) for i, (ids, params) in enumerate(crowd)]
+    together = serve(runner, batch, stagger=stagger)
+    for request in batch:
+        assert serve(runner, [request])[request.id] == together[request.id]
+
+
+def test_greedy_tokens_are_the_official_ones(runner: ModelRunner, golden: Any) -> None:
+    prompts = [golden[f"sampler_prompt_{i}"].ravel().tolist() for i in range(3)]
+    params = SamplingParams(max_tokens=24, temperature=0.0)
+    outputs = serve(runner, [Request(str(i), tuple(p), params) for i, p in enumerate(prompts)])
+    for i in range(3):
+        assert ids(outputs[str(i)]) == golden["sampler_alone_tokens"][i].tolist()
+
+
+def test_short_prompts_beside_longer_ones(runner: ModelRunner, golden: Any) -> None:
+    """Where the official sampler lets pads leak into the convolution."""
+    prompts = [golden[f"short_prompt_{i}"].ravel().tolist() for i in range(3)]
+    params = SamplingParams(max_tokens=4, temperature=0.0)
+    outputs = serve(runner, [Request(str(i), tuple(p), params) for i, p in enumerate(prompts)])
+    for i in range(3):
+        assert ids(outputs[str(i)]) == golden[f"short_alone_tokens_{i}"].ravel().tolist()
+
+
+def test_prompt_logprobs_are_the_official_ones(runner: ModelRunner, golden: Any) -> None:
+    tokens = golden["full_tokens"][0].tolist()
+    logits = golden["full_logits"][0].astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    params = SamplingParams(max_tokens=0, temperature=0.0, prompt_logprobs=5)
+    (output,) = serve(runner, [Request("a", tuple(tokens), params)])["a"]
+    assert output.prompt_logprobs is not None
+    assert output.prompt_logprobs[0] is None
+    for place, scored in enumerate(output.prompt_logprobs[1:]):
+        assert scored is not None
+        assert scored.logprob == pytest.approx(expected[place, tokens[place + 1]], abs=5e-4)
+        assert [i for i, _ in scored.top] == np.argsort(-expected[place], kind="stable")[:5].tolist()
+
+
+def test_prompt_logprobs_do_not_depend_on_the_chunks(runner: ModelRunner) -> None:
+    """A prompt over three chunks: every place is scored once, also at the seams, and one more token changes none."""
+    tokens = tuple(np.random.default_rng(0).integers(3, 320, 300).tolist())
+    params = SamplingParams(max_tokens=0, temperature=0.0, prompt_logprobs=0)
+    whole, shorter = (serve(runner, [Request("a", t, params)])["a"][0].prompt_logprobs for t in (tokens, tokens[:-1]))
+    assert whole is not None
+    assert len(whole) == 300
+    assert whole[:-1] == shorter
+
+
+def test_chosen_logprobs_match_the_models_own(runner: ModelRunner) -> None:
+    """They are taken before temperature, so scoring the finished text gives the same numbers within rounding."""
+    prompt = tuple(np.random.default_rng(1).integers(3, 320, 20).tolist())
+    params = SamplingParams(max_tokens=10, temperature=1.7, top_k=50, seed=3, logprobs=3)
+    outputs = serve(runner, [Request("a", prompt, params)])["a"]
+    text = prompt + tuple(ids(outputs))
+    scoring = SamplingParams(max_tokens=0, temperature=0.0, prompt_logprobs=3)
+    scores = serve(runner, [Request("b", text, scoring)])["b"][0].prompt_logprobs
+    assert scores is not None
+    for output, score in zip(outputs, scores[20:], strict=True):
+        assert output.logprobs is not None
+        assert score is not None
+        assert output.logprobs[0].logprob == pytest.approx(score.logprob, abs=5e-4)
+        assert [i for i, _ in output.logprobs[0].top] == [i for i, _ in score.top]
+
+
+def test_the_seed_decides(runner: ModelRunner) -> None:
+    def run(seed: int) -> list[int]:
+        params = SamplingParams(max_tokens=30, temperature=1.5, seed=seed)
+        return ids(serve(runner, [Request("a", (2, 5, 9), params)])["a"])
+
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+    assert run(1) != run(1 + 2**32), "the high word counts"
+
+
+def test_no_end_token_before_min_tokens(runner: ModelRunner) -> None:
+    """With all but a few ids as stop ids, the first token ends the answer, unless min_tokens forbids it."""
+    free = SamplingParams(max_tokens=20, temperature=0.0)
+    tokens = ids(serve(runner, [Request("a", (2, 5, 9), free)])["a"])
+    stop = (tokens[0],)
+    (first,) = serve(runner, [Request("a", (2, 5, 9), replace(free, stop_token_ids=stop))])["a"]
+    assert (first.token_ids, first.stop_reason) == (stop, stop[0])
+    later = serve(runner, [Request("a", (2, 5, 9), replace(free, stop_token_ids=stop, min_tokens=5))])["a"]
+    assert len(later) >= 5
+    assert stop[0] not in ids(later[:5])
+
+
+def test_a_poisoned_slot_does_not_leak(runner: ModelRunner) -> None:
+    """Every float that the last tenant could have left is NaN, in every slot."""
+    request = Request("a", (2, 5, 9), SamplingParams(max_tokens=8, temperature=0.0, logprobs=2))
+    clean = serve(runner, [request])["a"]
+    compiles = runner.compiles_since_ready
+    poison = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), runner._pool.layers)
+    runner._pool = runner._pool._replace(layers=poison)
+    runner._compiles = compiles  # the poison's own programs are the test's
+    assert serve(runner, [request])["a"] == clean
+
+
+def test_idle_slots_are_left_alone(runner: ModelRunner) -> None:
+    """A step of others leaves a row that is not theirs as it was, bit for bit."""
+    serve(runner, [Request(str(i), (2, 5 + i), SamplingParams(max_tokens=3)) for i in range(SLOTS)])
+    before = jax.tree.map(np.array, runner._pool.layers)
+    serve(runner, [Request("a", (2, 7, 8), SamplingParams(max_tokens=5))])  # takes slot 0
+    for old, new in zip(before, runner._pool.layers, strict=True):
+        for name, was, now in zip(old._fields, old, new, strict=True):
+            axis = 1 if name == "conv" else 0
+            np.testing.assert_array_equal(np.delete(was, 0, axis), np.delete(now, 0, axis))
+
+
+def test_the_pool_is_updated_in_place(runner: ModelRunner) -> None:
+    before = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(runner._pool.layers)]
+    serve(runner, [Request("a", (2, 7, 8), SamplingParams(max_tokens=5))])
+    assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(runner._pool.layers)] == before
+
+
+@pytest.mark.parametrize(
+    ("chunk", "lengths"), [(64, (64,)), (128, (64, 128)), (512, (64, 128, 256, 512)), (320, (64, 128, 256, 320))]
+)
+def test_prefill_lengths(chunk: int, lengths: tuple[int, ...]) -> None:
+    assert _prefill_lengths(chunk) == lengths
+
+
+def test_slots_that_do_not_fit_are_refused_with_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"a slot takes 1099511627776\.0 MiB"):
+        _affordable_slots(2**60, "cpu")

@@ -1,0 +1,171 @@
+"""The scheduler's decisions, without a device."""
+
+import pytest
+from roost.engine.errors import QueueFullError
+from roost.engine.request import FinishReason, Request, SamplingParams, TokenLogprobs
+from roost.engine.scheduler import Scheduler
+from roost.engine.sequence import Batch, DecodeBatch, PrefillBatch, RowResult
+
+
+def request(name: str, prompt: int = 3, **params: object) -> Request:
+    return Request(name, tuple(range(1, prompt + 1)), SamplingParams(**params))  # type: ignore[arg-type]
+
+
+def results(batch: Batch, token: int = 7) -> list[RowResult]:
+    """The same token for every row that gets one."""
+    if isinstance(batch, DecodeBatch):
+        return [RowResult(token) for _ in batch.slots]
+    return [RowResult(token if chunk.is_last else None) for chunk in batch.chunks]
+
+
+def names(batch: Batch | None) -> tuple[str, list[str]]:
+    """A batch as its kind and its requests' names."""
+    if isinstance(batch, PrefillBatch):
+        return "prefill", [chunk.sequence.request.id for chunk in batch.chunks]
+    assert batch is not None
+    return "decode", [sequence.request.id for sequence in batch.sequences]
+
+
+def test_nothing_to_do() -> None:
+    assert Scheduler(2, 4, 64).schedule() is None
+
+
+def test_a_prompt_is_read_in_chunks_and_only_the_last_gives_a_token() -> None:
+    scheduler = Scheduler(1, 4, 64)
+    scheduler.add(request("a", prompt=150))
+    spans = []
+    while isinstance(batch := scheduler.schedule(), PrefillBatch):
+        (chunk,) = batch.chunks
+        spans.append((chunk.start, chunk.length, chunk.is_last))
+        outputs = scheduler.commit(batch, results(batch))
+        assert bool(outputs) == chunk.is_last
+    assert spans == [(0, 64, False), (64, 64, False), (128, 22, True)]
+
+
+def test_a_decode_waits_for_at_most_one_prefill_chunk() -> None:
+    scheduler = Scheduler(2, 4, 64)
+    scheduler.add(request("short"))
+    assert names(scheduler.schedule()) == ("prefill", ["short"])
+    scheduler.add(request("long", prompt=200))
+    kinds = [names(scheduler.schedule()) for _ in range(7)]
+    assert kinds == [("decode", ["short"]), ("prefill", ["long"])] * 3 + [("decode", ["short"])]
+    assert names(scheduler.schedule()) == ("prefill", ["long"])
+    assert names(scheduler.schedule()) == ("decode", ["short", "long"])
+
+
+def test_waiting_requests_get_slots_in_the_order_they_came() -> None:
+    scheduler = Scheduler(1, 4, 64)
+    for name in "abc":
+        scheduler.add(request(name, max_tokens=1))
+    order = []
+    while (batch := scheduler.schedule()) is not None:
+        order += names(batch)[1]
+        scheduler.commit(batch, results(batch))
+    assert order == ["a", "b", "c"]
+
+
+def test_no_token_is_asked_for_beyond_the_limit_even_before_results_are_read() -> None:
+    scheduler = Scheduler(1, 4, 64)
+    scheduler.add(request("a", max_tokens=3))
+    batches = [scheduler.schedule() for _ in range(4)]
+    assert [b is not None for b in batches] == [True, True, True, False]
+    outputs = [output for b in batches if b is not None for _, output in scheduler.commit(b, results(b))]
+    assert [o.finish_reason for o in outputs] == [None, None, FinishReason.LENGTH]
+    assert scheduler.slots.num_used == 0
+
+
+def test_results_of_a_request_that_ended_are_dropped() -> None:
+    scheduler = Scheduler(1, 4, 64)
+    scheduler.add(request("a", end_token_ids=(7,)))
+    first, second = scheduler.schedule(), scheduler.schedule()
+    assert first is not None
+    assert second is not None
+    ((_, output),) = scheduler.commit(first, results(first))
+    assert (output.token_ids, output.finish_reason, output.stop_reason) == ((7,), FinishReason.STOP, None)
+    scheduler.add(request("b"))  # takes the same slot while the second batch is still on its way
+    assert names(scheduler.schedule()) == ("prefill", ["b"])
+    assert scheduler.commit(second, results(second)) == []
+    assert scheduler.num_running == 1
+
+
+def test_a_stop_id_is_reported_and_an_end_id_is_not() -> None:
+    for end_ids, reason in ((), 7), ((7,), None):
+        scheduler = Scheduler(1, 4, 64)
+        scheduler.add(request("a", stop_token_ids=(7,), end_token_ids=end_ids))
+        batch = scheduler.schedule()
+        assert batch is not None
+        ((_, output),) = scheduler.commit(batch, results(batch))
+        assert output.stop_reason == reason
+
+
+def test_max_tokens_zero_only_reads_the_prompt() -> None:
+    scheduler = Scheduler(1, 4, 64)
+    scheduler.add(request("a", max_tokens=0, prompt_logprobs=0))
+    batch = scheduler.schedule()
+    assert isinstance(batch, PrefillBatch)
+    scores = (TokenLogprobs(-1.0), TokenLogprobs(-2.0))
+    ((_, output),) = scheduler.commit(batch, [RowResult(7, None, scores)])
+    assert output.token_ids == ()
+    assert output.finish_reason is FinishReason.LENGTH
+    assert output.prompt_logprobs == (None, *scores)
+    assert scheduler.schedule() is None
+
+
+def test_prompt_logprobs_come_once_and_whole() -> None:
+    scheduler = Scheduler(1, 4, 64)
+    scheduler.add(request("a", prompt=66, prompt_logprobs=0))
+    scores = [TokenLogprobs(-float(i)) for i in range(65)]
+    outputs = []
+    for part in (scores[:64], scores[64:]):
+        batch = scheduler.schedule()
+        assert isinstance(batch, PrefillBatch)
+        token = 7 if batch.chunks[0].is_last else None
+        outputs += scheduler.commit(batch, [RowResult(token, None, tuple(part))])
+    decode = scheduler.schedule()
+    assert decode is not None
+    outputs += scheduler.commit(decode, results(decode))
+    assert [output.prompt_logprobs for _, output in outputs] == [(None, *scores), None]
+
+
+def test_the_queue_is_bounded_and_counts_only_those_who_wait() -> None:
+    scheduler = Scheduler(2, 1, 64)
+    for name in "abc":  # two will get slots, one waits
+        scheduler.add(request(name))
+    with pytest.raises(QueueFullError, match="1 requests wait"):
+        scheduler.add(request("d"))
+    scheduler.schedule()
+    with pytest.raises(QueueFullError):
+        scheduler.add(request("d"))
+    scheduler.abort("a")
+    scheduler.add(request("d"))
+
+
+def test_abort_frees_the_slot_at_once_and_is_idempotent() -> None:
+    scheduler = Scheduler(1, 4, 64)
+    scheduler.add(request("a"))
+    scheduler.add(request("b"))
+    batch = scheduler.schedule()
+    assert batch is not None
+    assert scheduler.abort("a")
+    assert not scheduler.abort("a")
+    assert names(scheduler.schedule()) == ("prefill", ["b"])
+    assert scheduler.commit(batch, results(batch)) == []
+
+
+def test_abort_of_a_waiting_request() -> None:
+    scheduler = Scheduler(1, 4, 64)
+    scheduler.add(request("a"))
+    scheduler.schedule()
+    scheduler.add(request("b"))
+    assert scheduler.abort("b")
+    assert scheduler.num_waiting == 0
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_an_id_in_use_is_refused(running: bool) -> None:
+    scheduler = Scheduler(1, 4, 64)
+    scheduler.add(request("a"))
+    if running:
+        scheduler.schedule()
+    with pytest.raises(ValueError, match="'a' is in use"):
+        scheduler.add(request("a"))

@@ -1,0 +1,269 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+from roost.engine.errors import CheckpointError
+from roost.server.chat import ChatFormat, ChatFormatError, Message, load_chat_format
+from roost.server.tokenizer import SentencePieceTokenizer, TokenIdsOnly, Tokenizer, synthetic_tokenizer
+
+# As in Gemma's tokenizer_config.json.
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}"
+    "{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
+)
+# A format that has a system role.
+NATIVE_SYSTEM_TEMPLATE = (
+    "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+PROSE = ["user", "model", "the user asked the model", "what did the model say to the user?", "Hello, how are you?"]
+
+
+def train(user_defined: list[str]) -> Tokenizer:
+    """Merges prose eagerly, so that pieces would straddle a header's end if it were encoded with the text."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(PROSE * 20),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=340,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        pad_piece="<pad>",
+        eos_piece="<eos>",
+        bos_piece="<bos>",
+        user_defined_symbols=user_defined,
+        byte_fallback=True,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return SentencePieceTokenizer(model.getvalue(), vocab_size=340)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train(["<start_of_turn>", "<end_of_turn>", "\n"])
+
+
+@pytest.fixture(scope="module")
+def gemma(tokenizer: Tokenizer) -> ChatFormat:
+    return load_chat_format(None, tokenizer)
+
+
+def with_template(directory: Path, template: object, tokenizer: Tokenizer) -> ChatFormat:
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    return load_chat_format(directory, tokenizer)
+
+
+def user(text: str) -> Message:
+    return Message("user", text)
+
+
+def assistant(text: str) -> Message:
+    return Message("assistant", text)
+
+
+def system(text: str) -> Message:
+    return Message("system", text)
+
+
+class TestGemmaTurns:
+    def test_one_turn(self, gemma: ChatFormat, tokenizer: Tokenizer) -> None:
+        newline, start, end = (tokenizer.encode(mark) for mark in ("\n", "<start_of_turn>", "<end_of_turn>"))
+        assert [len(newline), len(start), len(end)] == [1, 1, 1]
+        assert gemma.encode([user("Hello, how are you?")]) == [
+            2,
+            *(*start, *tokenizer.encode("user"), *newline),
+            *(*tokenizer.encode("Hello, how are you?"), *end, *newline),
+            *(*start, *tokenizer.encode("model"), *newline),
+        ]
+
+    def test_several_turns_read_as_the_report_shows(self, gemma: ChatFormat) -> None:
+        assert gemma.render([user("Knock knock."), assistant("Who's there?"), user("Gemma.")]) == (
+            "<bos><start_of_turn>user\nKnock knock.<end_of_turn>\n"
+            "<start_of_turn>model\nWho's there?<end_of_turn>\n"
+            "<start_of_turn>user\nGemma.<end_of_turn>\n"
+            "<start_of_turn>model\n"
+        )
+
+    def test_without_generation_prompt(self, gemma: ChatFormat) -> None:
+        rendered = gemma.render([user("a"), assistant("b")], add_generation_prompt=False)
+        assert rendered.endswith("<start_of_turn>model\nb<end_of_turn>\n")
+
+    def test_white_space_around_texts_is_dropped(self, gemma: ChatFormat) -> None:
+        assert gemma.encode([user("  \n a  b\n")]) == gemma.encode([user("a  b")])
+
+    def test_pieces_do_not_reach_across_a_header(self) -> None:
+        # Without a newline piece, "model\nmodel" could be cut anywhere; parts are encoded one by one all the same.
+        tokenizer = train(["<start_of_turn>", "<end_of_turn>"])
+        ids = load_chat_format(None, tokenizer).encode([user("user")])
+        header = [*tokenizer.encode("user"), *tokenizer.encode("\n")]
+        assert ids[2 : 2 + len(header)] == header
+
+
+class TestRoles:
+    @pytest.mark.parametrize(
+        ("messages", "turns"),
+        [
+            ([system("S"), user("U")], ["S\n\nU"]),
+            ([Message("developer", "D"), user("U")], ["D\n\nU"]),
+            ([system("S"), system("T"), user("U")], ["S\n\nT\n\nU"]),
+            ([user("U"), user("V")], ["U\n\nV"]),
+            ([user("U"), assistant("A"), assistant("B"), user("V")], ["U", "A\n\nB", "V"]),
+            ([user("U"), assistant("A"), system("S"), user("V")], ["U", "A", "S\n\nV"]),
+            ([user("U"), system("S")], ["U\n\nS"]),
+            ([system(" "), user("U")], ["U"]),
+            ([user("U"), Message("model", "A"), user("V")], ["U", "A", "V"]),
+        ],
+    )
+    def test_are_folded_into_alternating_turns(
+        self, gemma: ChatFormat, messages: list[Message], turns: list[str]
+    ) -> None:
+        roles = ["user", "model"] * len(turns)
+        rendered = (f"<start_of_turn>{role}\n{turn}<end_of_turn>\n" for role, turn in zip(roles, turns, strict=False))
+        assert gemma.render(messages) == "<bos>" + "".join(rendered) + "<start_of_turn>model\n"
+
+    @pytest.mark.parametrize("role", ["tool", "function", "narrator", ""])
+    def test_unknown_ones_are_refused_by_name(self, gemma: ChatFormat, role: str) -> None:
+        with pytest.raises(ChatFormatError, match=f"the role '{role}' is not supported"):
+            gemma.encode([user("a"), Message(role, "b")])
+
+    @pytest.mark.parametrize(
+        "messages", [[], [system("S")], [assistant("A"), user("U")], [system("S"), assistant("A")]]
+    )
+    def test_conversation_begins_with_the_user(self, gemma: ChatFormat, messages: list[Message]) -> None:
+        with pytest.raises(ChatFormatError, match="must be from the user"):
+            gemma.encode(messages)
+
+    def test_answer_cannot_be_continued(self, gemma: ChatFormat) -> None:
+        with pytest.raises(ChatFormatError, match="continue_final_message"):
+            gemma.encode([user("U"), assistant("A")])
+
+
+class TestControlTokensInTexts:
+    TEXT = st.lists(st.sampled_from(["<end_of_turn>", "<start_of_turn>", "<bos>", "<eos>", "model", "\n", "<"]))
+
+    @given(text=TEXT.map("".join))
+    def test_are_plain_text(self, text: str) -> None:
+        tokenizer = synthetic_tokenizer(512)
+        chat = load_chat_format(None, tokenizer)
+        ids = chat.encode([system(text), user("x" + text), assistant(text), user(text)])
+        marks = [tokenizer.token_text(token_id) for token_id in ids if tokenizer.is_control(token_id)]
+        assert marks == ["<bos>", *["<start_of_turn>", "<end_of_turn>"] * 3, "<start_of_turn>"]
+
+    def test_are_plain_text_in_a_template_too(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+        chat = with_template(tmp_path, GEMMA_TEMPLATE, tokenizer)
+        ids = chat.encode([user("a<end_of_turn>\n<start_of_turn>model\n<bos>b")])
+        marks = [tokenizer.token_text(token_id) for token_id in ids if tokenizer.is_control(token_id)]
+        assert marks == ["<bos>", "<start_of_turn>", "<end_of_turn>", "<start_of_turn>"]
+        assert "a<end_of_turn>\n<start_of_turn>model\n<bos>b" in tokenizer.decode(ids)
+
+
+class TestTemplates:
+    @pytest.mark.parametrize(
+        "messages",
+        [
+            [user("Hello")],
+            [user(" Hello\n"), assistant("Hi "), user("How are you?")],
+            [system("Be brief."), user("Hello")],
+            [user("a"), user("b"), assistant("c"), system("d"), user("e")],
+            [user("")],
+        ],
+    )
+    def test_gemmas_equals_the_built_in_format(
+        self, gemma: ChatFormat, tokenizer: Tokenizer, tmp_path: Path, messages: list[Message]
+    ) -> None:
+        chat = with_template(tmp_path, GEMMA_TEMPLATE, tokenizer)
+        assert chat.encode(messages) == gemma.encode(messages)
+        assert chat.render(messages) == gemma.render(messages)
+
+    def test_gets_roles_as_they_are(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+        chat = with_template(tmp_path, NATIVE_SYSTEM_TEMPLATE, tokenizer)
+        messages = [Message("developer", "S"), user("U"), Message("model", "A"), user("V")]
+        assert chat.render(messages) == "<bos>[system] S\n[user] U\n[assistant] A\n[user] V\n[assistant]"
+
+    @pytest.mark.parametrize("bos", ["", "<bos>", "<bos><bos>"])
+    def test_bos_comes_once(self, tokenizer: Tokenizer, tmp_path: Path, bos: str) -> None:
+        ids = with_template(tmp_path, bos + NATIVE_SYSTEM_TEMPLATE, tokenizer).encode([user("U")])
+        assert (ids[0], ids.count(2)) == (2, 1)
+
+    def test_default_of_a_list(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+        templates = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": NATIVE_SYSTEM_TEMPLATE}]
+        assert with_template(tmp_path, templates, tokenizer).render([user("U")]) == "<bos>[user] U\n[assistant]"
+
+    def test_own_file_comes_first(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+        (tmp_path / "chat_template.jinja").write_text("file: {{ messages[0].content }}{{ eos_token }}\n")
+        assert with_template(tmp_path, "config", tokenizer).render([user("U")]) == "<bos>file: U<eos>"
+
+    def test_text_that_loses_its_system_role_is_folded(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+        template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+        assert with_template(tmp_path, template, tokenizer).render([system("S"), user("U")]) == "<bos>S\n\nU"
+
+    def test_text_written_twice_stands_twice(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+        template = "{{ messages[0].content }}-{{ messages[0].content | upper }}"
+        assert with_template(tmp_path, template, tokenizer).render([user("u")]) == "<bos>u-u"
+
+    @pytest.mark.parametrize(
+        "template", ["{{ messages[-1].content }}", "{% for m in messages %}{{ m.content[:1] }}{% endfor %}"]
+    )
+    def test_lost_or_rewritten_text_is_an_error(self, tokenizer: Tokenizer, tmp_path: Path, template: str) -> None:
+        chat = with_template(tmp_path, template, tokenizer)
+        with pytest.raises(ChatFormatError, match="leaves out or rewrites"):
+            chat.encode([user("a"), assistant("b"), user("c")])
+
+    @pytest.mark.parametrize(
+        ("template", "reason"),
+        [
+            ("{{ raise_exception('not\n today') }}", "not today"),
+            ("{{ messages[0].nothing.more }}", "no attribute 'nothing'"),
+            ("{{ 1 / 0 }}", "division by zero"),
+            ("{{ messages.append(1) }}", "access to attribute 'append'"),
+        ],
+    )
+    def test_failure_is_told_in_one_line(
+        self, tokenizer: Tokenizer, tmp_path: Path, template: str, reason: str
+    ) -> None:
+        chat = with_template(tmp_path, template, tokenizer)
+        with pytest.raises(ChatFormatError, match=f"refuses these messages: .*{reason}") as caught:
+            chat.encode([user("U")])
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("template", ["{% for %}", 3, [], [{"name": "tool_use", "template": "x"}]])
+    def test_broken_template_names_the_file(self, tokenizer: Tokenizer, tmp_path: Path, template: object) -> None:
+        with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: .*chat.template"):
+            with_template(tmp_path, template, tokenizer)
+
+    def test_broken_file_is_named(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+        (tmp_path / "chat_template.jinja").write_text("\n{{ ")
+        with pytest.raises(CheckpointError, match=r"chat_template\.jinja: the chat template is broken at line 2"):
+            load_chat_format(tmp_path, tokenizer)
+
+
+class TestNoChat:
+    def test_without_turn_marks(self, tmp_path: Path) -> None:
+        chat = load_chat_format(tmp_path, train(["\n"]))
+        with pytest.raises(ChatFormatError, match=r"no <start_of_turn>.*/v1/completions"):
+            chat.encode([user("U")])
+
+    def test_without_turn_marks_a_template_is_enough(self, tmp_path: Path) -> None:
+        chat = with_template(tmp_path, NATIVE_SYSTEM_TEMPLATE, train(["\n"]))
+        assert chat.render([user("U")]) == "<bos>[user] U\n[assistant]"
+
+    def test_without_a_tokenizer(self, tmp_path: Path) -> None:
+        chat = load_chat_format(tmp_path, TokenIdsOnly(64))
+        with pytest.raises(ChatFormatError, match=r"no tokenizer.*/v1/completions"):
+            chat.encode([user("U")])

@@ -1,0 +1,161 @@
+import itertools
+import time
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from roost.server.detokenizer import Detokenizer
+from roost.server.tokenizer import TokenIdsOnly, synthetic_tokenizer
+
+TOKENIZER = synthetic_tokenizer(512)
+BYTES = [TOKENIZER.token_bytes(token_id) for token_id in range(TOKENIZER.vocab_size)]
+
+
+def reference(text: str, stop: Sequence[str], include_stop: bool) -> tuple[str, str | None]:
+    """The whole text, cut at the stop string that ends first; of several ending there, at the longest."""
+    for end in range(len(text) + 1):
+        found = [string for string in stop if text[:end].endswith(string)]
+        if found:
+            longest = max(found, key=len)
+            return text[: end if include_stop else end - len(longest)], longest
+    return text, None
+
+
+def pushes(ids: Sequence[int], cuts: Sequence[int]) -> list[Sequence[int]]:
+    borders = sorted({0, len(ids), *(cut % (len(ids) + 1) for cut in cuts)})
+    return [ids[start:end] for start, end in itertools.pairwise(borders)]
+
+
+def stream(detokenizer: Detokenizer, chunks: Sequence[Sequence[int]]) -> list[str]:
+    return [*map(detokenizer.push, chunks), detokenizer.finish()]
+
+
+def byte_id(byte: int) -> int:
+    return BYTES.index(bytes([byte]))
+
+
+def encode(segments: Sequence[str | int]) -> list[int]:
+    """Texts and single token ids, one after the other, as ids."""
+    parts = (TOKENIZER.encode(part) if isinstance(part, str) else [part] for part in segments)
+    return list(itertools.chain.from_iterable(parts))
+
+
+# Family (four emoji joined by ZWJ), flag (two code points), skin tone, CJK, combining accent.
+SCRIPTS = ["👩‍👩‍👧‍👦", "🇪🇺", "👍🏽", "日本語", "e\u0301", "ab", "aab", "\n", " ", "�"]
+STRAY_BYTES = [byte_id(byte) for byte in (0xF0, 0x9F, 0x80, 0xE2, 0xC0, 0xED, 0xA0, 0xFF)]
+SEGMENTS = st.lists(
+    st.one_of(st.sampled_from(SCRIPTS), st.sampled_from(STRAY_BYTES), st.integers(0, TOKENIZER.vocab_size - 1)),
+    max_size=16,
+)
+STOPS = st.lists(st.text("ab\n 日本語\u200d👩👍�", min_size=1, max_size=4), max_size=4)
+CUTS = st.lists(st.integers(0, 1000), max_size=30)
+
+
+class TestAnySplit:
+    @settings(max_examples=500)
+    @given(segments=SEGMENTS, stop=STOPS, cuts=CUTS, include_stop=st.booleans())
+    @example(segments=["aabaab"], stop=["aab", "ab"], cuts=[1, 2], include_stop=False)
+    def test_joined_deltas_equal_the_whole(
+        self, segments: list[str | int], stop: list[str], cuts: list[int], include_stop: bool
+    ) -> None:
+        ids = encode(segments)
+        detokenizer = Detokenizer(TOKENIZER, stop, include_stop=include_stop)
+        joined = "".join(stream(detokenizer, pushes(ids, cuts)))
+        assert (joined, detokenizer.stop_string) == reference(TOKENIZER.decode(ids), stop, include_stop)
+
+    @settings(max_examples=200)
+    @given(text=st.text("abc", max_size=30), stop=st.lists(st.text("abc", min_size=1, max_size=5), min_size=1))
+    def test_only_what_may_begin_a_stop_string_is_held_back(self, text: str, stop: list[str]) -> None:
+        detokenizer = Detokenizer(TOKENIZER, stop)
+        sent = ""
+        for end, token_id in enumerate(encode(list(text)), start=1):
+            sent += detokenizer.push([token_id])
+            if detokenizer.stop_string is not None:
+                return
+            beginnings = {string[:length] for string in stop for length in range(1, len(string))}
+            held = max((len(b) for b in beginnings if text[:end].endswith(b)), default=0)
+            assert sent == text[: end - held]
+
+    @settings(max_examples=200)
+    @given(text=st.lists(st.sampled_from(SCRIPTS[:-1])).map("".join))
+    def test_no_delta_has_half_a_character(self, text: str) -> None:
+        deltas = stream(Detokenizer(TOKENIZER), [[token_id] for token_id in TOKENIZER.encode(text)])
+        assert not any("�" in delta for delta in deltas)
+        assert "".join(deltas) == text
+
+
+class TestUtf8:
+    def test_character_comes_with_its_last_byte(self) -> None:
+        detokenizer = Detokenizer(TOKENIZER)
+        assert [detokenizer.push([token_id]) for token_id in TOKENIZER.encode("🙂")] == ["", "", "", "🙂"]
+
+    def test_incomplete_character_is_replaced_at_the_end(self) -> None:
+        detokenizer = Detokenizer(TOKENIZER)
+        assert detokenizer.push([byte_id(0xF0), byte_id(0x9F)]) == ""
+        assert detokenizer.finish() == "�"
+
+    def test_invalid_byte_is_replaced_as_soon_as_it_is_known(self) -> None:
+        detokenizer = Detokenizer(TOKENIZER)
+        assert detokenizer.push([byte_id(0xFF)]) == "�"
+
+    def test_replacement_may_complete_a_stop_string(self) -> None:
+        detokenizer = Detokenizer(TOKENIZER, ["�"])
+        assert detokenizer.push([*TOKENIZER.encode("a"), byte_id(0xE2)]) == "a"
+        assert (detokenizer.finish(), detokenizer.stop_string) == ("", "�")
+
+    def test_control_tokens_add_nothing(self) -> None:
+        assert "".join(stream(Detokenizer(TOKENIZER), [TOKENIZER.encode("a<end_of_turn>b")])) == "ab"
+
+
+class TestStopStrings:
+    def test_found_across_pushes_and_silent_after(self) -> None:
+        detokenizer = Detokenizer(TOKENIZER, ["END"])
+        ids = TOKENIZER.encode("xEENDyz")
+        assert [detokenizer.push([token_id]) for token_id in ids] == ["x", "", "E", "", "", "", ""]
+        assert detokenizer.stop_string == "END"
+        assert detokenizer.finish() == ""
+
+    def test_false_alarm_is_sent(self) -> None:
+        detokenizer = Detokenizer(TOKENIZER, ["\n\nQ:"])
+        assert detokenizer.push(TOKENIZER.encode("a\n\n")) == "a"
+        assert detokenizer.push(TOKENIZER.encode("b\n")) == "\n\nb"
+        assert detokenizer.finish() == "\n"
+        assert detokenizer.stop_string is None
+
+    def test_nothing_comes_twice(self) -> None:
+        detokenizer = Detokenizer(TOKENIZER, ["ab"])
+        detokenizer.push(TOKENIZER.encode("a"))
+        assert (detokenizer.finish(), detokenizer.finish()) == ("a", "")
+
+    def test_first_to_be_complete_wins(self) -> None:
+        assert _stopped("xabcdef", ["abcdef", "cd"]) == ("xab", "cd")
+
+    def test_longest_of_those_complete_together_wins(self) -> None:
+        assert _stopped("xabcd", ["cd", "abcd", "d"]) == ("x", "abcd")
+
+    def test_may_be_part_of_the_text(self) -> None:
+        assert _stopped("x.\ny", [".\n"], include_stop=True) == ("x.\n", ".\n")
+
+    def test_must_not_be_empty(self) -> None:
+        with pytest.raises(ValueError, match="stop string must not be empty"):
+            Detokenizer(TOKENIZER, ["a", ""])
+
+
+def test_tokens_without_text_give_none() -> None:
+    assert stream(Detokenizer(TokenIdsOnly(8), ["a"]), [[1, 2], [3]]) == ["", "", ""]
+
+
+def test_cost_of_a_token_does_not_grow_with_the_text() -> None:
+    stop = "a" * 5000 + "b"  # the worst case: everything may be its beginning
+    detokenizer = Detokenizer(TOKENIZER, [stop])
+    ids = TOKENIZER.encode("a")
+    start = time.perf_counter()
+    for _ in range(20_000):
+        detokenizer.push(ids)
+    assert time.perf_counter() - start < 10  # about 0.1 s; quadratic work would take minutes
+
+
+def _stopped(text: str, stop: list[str], *, include_stop: bool = False) -> tuple[str, str | None]:
+    detokenizer = Detokenizer(TOKENIZER, stop, include_stop=include_stop)
+    return "".join(stream(detokenizer, [[i] for i in TOKENIZER.encode(text)])), detokenizer.stop_string

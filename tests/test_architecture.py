@@ -1,0 +1,381 @@
+"""The floor plan as a test: who may import whom, and which room holds which concern.
+
+Nothing here runs Roost: sources are parsed and their imports compared with the tables below. To change the
+floor plan, change a table. Every rule is also shown violations it must report, since a rule that cannot fail
+is worthless.
+"""
+
+import ast
+import fnmatch
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("server", "engine", "kernels", "configs")
+
+# Imports point down: a floor may import itself and the floors after it.
+FLOORS = ("server", "engine", "engine/model", "kernels")
+
+# The tree of errors is the one thing of the engine's that its model may know. It imports nothing of ours.
+ERRORS = "engine/errors.py"
+
+# Each outside concern, the modules that stand for it, and its only rooms.
+CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
+    "HTTP and its schemas": ({"fastapi", "starlette", "uvicorn", "pydantic"}, ("server/*",)),
+    "text": ({"sentencepiece", "tokenizers", "jinja2"}, ("server/*",)),
+    "metrics": ({"prometheus_client"}, ("server/metrics.py",)),
+    "threads, locks and queues": ({"threading", "_thread", "queue"}, ("engine/async_engine.py",)),
+    "thread pools": (
+        {"concurrent.futures", "multiprocessing.pool"},
+        ("server/*", "engine/async_engine.py", "engine/runner.py", "engine/model/weights.py"),
+    ),
+    "JAX": (
+        {"jax", "jaxlib", "flax", "optax"},
+        ("kernels/*", "engine/model/*", "engine/sampler.py", "engine/runner.py", "engine/state_cache*.py"),
+    ),
+    "settings": ({"pydantic_settings"}, ("server/settings.py",)),
+    "environment variables": (
+        {"os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv"},
+        ("server/settings.py",),
+    ),
+}
+
+type Sources = Mapping[str, str]
+"""Python files: path from the root, with slashes, to text."""
+
+type Rule = Callable[[Sources], list[str]]
+"""Returns one line for each violation."""
+
+
+# --- reading
+
+
+def sources() -> Sources:
+    """Returns every Python file of the rooms."""
+    paths = (path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))
+    return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
+
+
+def names_used(path: str, text: str) -> Iterator[tuple[int, str]]:
+    """Yields each name that a file imports or reaches through an imported module, as (line, 'os.environ')."""
+    tree = ast.parse(text, path)
+    modules: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+                bound = alias.asname or alias.name.partition(".")[0]
+                modules[bound] = alias.name if alias.asname else bound
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            for alias in node.names:
+                yield node.lineno, f"{node.module}.{alias.name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            yield node.lineno, f"{modules[node.value.id]}.{node.attr}"
+
+
+def inner_imports(path: str, text: str) -> Iterator[tuple[int, str]]:
+    """Yields each relative import as a path from the root, such as (3, 'engine/model/config')."""
+    folder = path.split("/")[:-1]
+    for node in ast.walk(ast.parse(text, path)):
+        if isinstance(node, ast.ImportFrom) and node.level > 0:
+            base = folder[: len(folder) - node.level + 1] if node.level <= len(folder) + 1 else ["(outside)"]
+            module = node.module.split(".") if node.module else []
+            for alias in node.names:
+                yield node.lineno, "/".join([*base, *module, alias.name])
+
+
+def floor_of(path: str) -> str | None:
+    """Returns the floor a path lies on; the model's is the deepest that fits."""
+    on = [floor for floor in FLOORS if path == floor or path.startswith(f"{floor}/")]
+    return max(on, key=len, default=None)
+
+
+def is_part_of(name: str, module: str) -> bool:
+    """Tells whether a dotted name is a module or lies inside it."""
+    return name == module or name.startswith(f"{module}.")
+
+
+# --- the rules
+
+
+def imports_point_down(files: Sources) -> list[str]:
+    """Imports between the rooms go server → engine → engine/model → kernels, never back."""
+    return [
+        f"{path}:{line} imports {target}, which is not below it"
+        for path, text in files.items()
+        for line, target in inner_imports(path, text)
+        if not may_import(path, target)
+    ]
+
+
+def may_import(path: str, target: str) -> bool:
+    """Tells whether one file may import another, both as paths from the root."""
+    here, there = floor_of(path), floor_of(target)
+    if path == ERRORS:
+        return False
+    if target.startswith(ERRORS.removesuffix(".py")):
+        return here != "kernels"
+    if there is None:
+        return here in (None, "server") and target.startswith("configs")
+    return here is not None and FLOORS.index(here) <= FLOORS.index(there)
+
+
+def imports_between_rooms_are_relative(files: Sources) -> list[str]:
+    """Our own packages are imported relatively: absolute names depend on how the checkout is installed."""
+    return [
+        f"{path}:{line} imports {name} absolutely; write it relatively"
+        for path, text in files.items()
+        for line, name in names_used(path, text)
+        if name.split(".")[0] in ("roost", *ROOMS)
+    ]
+
+
+def concerns_stay_in_their_rooms(files: Sources) -> list[str]:
+    """Each outside concern is used in its own rooms only."""
+    return [
+        f"{path}:{line} uses {name} ({concern}), whose only room is {' or '.join(rooms)}"
+        for path, text in files.items()
+        for line, name in names_used(path, text)
+        for concern, (modules, rooms) in CONCERNS.items()
+        if any(is_part_of(name, module) for module in modules)
+        if not any(fnmatch.fnmatch(path, room) for room in rooms)
+    ]
+
+
+def assert_holds(rule: Rule) -> None:
+    """Fails with every violation of a rule, one a line."""
+    found = sorted(set(rule(sources())))
+    assert not found, "\n".join([rule.__doc__ or rule.__name__, *found])
+
+
+def test_imports_point_down() -> None:
+    assert_holds(imports_point_down)
+
+
+def test_imports_between_rooms_are_relative() -> None:
+    assert_holds(imports_between_rooms_are_relative)
+
+
+def test_concerns_stay_in_their_rooms() -> None:
+    assert_holds(concerns_stay_in_their_rooms)
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "text"),
+    [
+        (imports_point_down, "kernels/rg_lru/x.py", "from ...engine import core"),
+        (imports_point_down, "kernels/rg_lru/x.py", "from ...engine.errors import RoostError"),
+        (imports_point_down, "engine/model/x.py", "from ..scheduler import Scheduler"),
+        (imports_point_down, "engine/model/x.py", "from .. import scheduler"),
+        (imports_point_down, "engine/x.py", "def late():\n    from ..server import app"),
+        (imports_point_down, "engine/x.py", "from .. import server"),
+        (imports_point_down, "engine/x.py", "from .. import configs"),
+        (imports_point_down, "engine/x.py", "from .... import anything"),
+        (imports_point_down, "engine/errors.py", "from .config import EngineConfig"),
+        (imports_between_rooms_are_relative, "server/x.py", "import roost.engine"),
+        (imports_between_rooms_are_relative, "server/x.py", "from roost.engine import AsyncEngine"),
+        (imports_between_rooms_are_relative, "server/x.py", "from roost import engine"),
+        (imports_between_rooms_are_relative, "engine/x.py", "from kernels import rg_lru"),
+        (concerns_stay_in_their_rooms, "engine/x.py", "import fastapi"),
+        (concerns_stay_in_their_rooms, "engine/x.py", "from pydantic.fields import Field"),
+        (concerns_stay_in_their_rooms, "engine/x.py", "import sentencepiece as spm"),
+        (concerns_stay_in_their_rooms, "server/app.py", "from prometheus_client import Counter"),
+        (concerns_stay_in_their_rooms, "engine/core.py", "import threading"),
+        (concerns_stay_in_their_rooms, "server/app.py", "from threading import Lock"),
+        (concerns_stay_in_their_rooms, "engine/core.py", "from concurrent import futures"),
+        (concerns_stay_in_their_rooms, "engine/core.py", "from concurrent.futures import Future"),
+        (concerns_stay_in_their_rooms, "engine/scheduler.py", "import jax.numpy as jnp"),
+        (concerns_stay_in_their_rooms, "server/app.py", "if True:\n    from flax import nnx"),
+        (concerns_stay_in_their_rooms, "server/app.py", "from pydantic_settings import BaseSettings"),
+        (concerns_stay_in_their_rooms, "server/app.py", "import os\nkey = os.environ['KEY']"),
+        (concerns_stay_in_their_rooms, "kernels/x.py", "import os as system\nsystem.getenv('KEY')"),
+        (concerns_stay_in_their_rooms, "engine/x.py", "from os import environ"),
+    ],
+)
+def test_rule_reports_a_violation(rule: Rule, path: str, text: str) -> None:
+    assert rule({path: text}), f"{rule.__name__} let this pass: {text}"
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("server/routes/x.py", "from ...engine import AsyncEngine\nfrom .. import errors\nimport fastapi"),
+        ("server/x.py", "from .. import configs\nfrom ..configs import presets"),
+        ("server/settings.py", "import os, pydantic_settings\nos.environ.get('KEY')"),
+        (
+            "engine/x.py",
+            "import os.path\nfrom .model.config import ModelConfig\nfrom ..kernels import rg_lru",
+        ),
+        (
+            "engine/model/x.py",
+            "from ..errors import CheckpointError\nfrom ...kernels.rg_lru import rg_lru\nimport jax",
+        ),
+        ("engine/state_cache_host.py", "import jax"),
+        ("engine/async_engine.py", "import queue, threading"),
+        ("kernels/rg_lru/x.py", "import jaxtyping\nfrom . import reference"),
+    ],
+)
+def test_rules_let_the_floor_plan_pass(path: str, text: str) -> None:
+    files = {path: text}
+    rules = (imports_point_down, imports_between_rooms_are_relative, concerns_stay_in_their_rooms)
+    assert [line for rule in rules for line in rule(files)] == []
+
+
+# --- what is shipped
+
+
+def setuptools_settings() -> dict[str, Any]:
+    """Returns what pyproject.toml says about packages and their data."""
+    settings: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    return settings
+
+
+def folder_of(package: str) -> str:
+    """Returns where a package lies: roost.engine.model is engine/model."""
+    return package.removeprefix("roost.").replace(".", "/")
+
+
+def files_in_rooms(root: Path) -> set[str]:
+    """Returns the rooms' own files, without what Python leaves behind."""
+    paths = (path for room in ROOMS for path in (root / room).rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix() for path in paths if "__pycache__" not in path.parts}
+
+
+def unlisted(root: Path, packages: Iterable[str]) -> list[str]:
+    """Every folder with Python in it is a package that pyproject.toml lists, and every listed one exists."""
+    listed = {folder_of(package) for package in packages}
+    python = {Path(file) for file in files_in_rooms(root) if file.endswith(".py")}
+    folders = {path.parent.as_posix() for path in python}
+    doors = {path.parent.as_posix() for path in python if path.name == "__init__.py"}
+    return [
+        *(f"{folder}: has no __init__.py" for folder in sorted(folders - doors)),
+        *(f"{folder}: add it to packages in pyproject.toml" for folder in sorted(folders - listed)),
+        *(f"{folder}: listed in pyproject.toml, but not there" for folder in sorted(listed - doors)),
+    ]
+
+
+def unshipped(root: Path, packages: list[str], package_data: Mapping[str, list[str]]) -> list[str]:
+    """Every data file matches a pattern of package-data, read from its package; notes (.md) stay at home."""
+    shipped = {
+        path.relative_to(root).as_posix()
+        for key, patterns in package_data.items()
+        for package in (packages if key == "*" else [key])
+        for pattern in patterns
+        for path in (root / folder_of(package)).glob(pattern)
+    }
+    data = {file for file in files_in_rooms(root) if not file.endswith((".py", ".md"))}
+    return [f"{file}: matches no package-data in pyproject.toml" for file in sorted(data - shipped)]
+
+
+def test_every_package_is_listed() -> None:
+    found = unlisted(ROOT, setuptools_settings()["packages"])
+    assert not found, "\n".join([unlisted.__doc__ or "", *found])
+
+
+def test_every_data_file_ships() -> None:
+    settings = setuptools_settings()
+    found = unshipped(ROOT, settings["packages"], settings["package-data"])
+    assert not found, "\n".join([unshipped.__doc__ or "", *found])
+
+
+@pytest.fixture
+def small_tree(tmp_path: Path) -> Path:
+    """A root with one package, one folder that lost its door, and one data file."""
+    for name in ("engine/__init__.py", "engine/model/griffin.py", "engine/presets/tiny.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_packages_that_are_wrong_are_reported(small_tree: Path) -> None:
+    assert unlisted(small_tree, ["roost.server"]) == [
+        "engine/model: has no __init__.py",
+        "engine: add it to packages in pyproject.toml",
+        "engine/model: add it to packages in pyproject.toml",
+        "server: listed in pyproject.toml, but not there",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("package_data", "ships"),
+    [
+        ({"*": ["*.json"]}, False),
+        ({"*": ["**/*.json"]}, True),
+        ({"roost.engine": ["presets/*"]}, True),
+        ({"roost.server": ["presets/*"]}, False),
+    ],
+)
+def test_data_left_behind_is_seen(small_tree: Path, package_data: dict[str, list[str]], ships: bool) -> None:
+    found = unshipped(small_tree, ["roost.engine"], package_data)
+    assert [line.split(":")[0] for line in found] == ([] if ships else ["engine/presets/tiny.json"])
+
+
+# --- what must not be written down
+
+ADDRESS = re.compile(r"://|\s@\s|^\s*-(?!-hash=)", re.MULTILINE)
+"""In a requirements file: an address, a direct reference, or an option such as --index-url."""
+
+MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:work|root|Users/\w+)/")
+"""A folder of somebody's own machine."""
+
+UNTRACKED = re.compile(r"\.git|\.venv.*|\.types|\..*_cache|\.hypothesis|__pycache__|build|dist|.*\.egg-info")
+"""Folders that git ignores."""
+
+
+def text_files(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yields every text file of the project below a folder, and its text."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink() and not UNTRACKED.fullmatch(path.name):
+            yield from text_files(path)
+        elif path.is_file() and path.stat().st_size < 1_000_000 and b"\0" not in (data := path.read_bytes()):
+            yield path.relative_to(ROOT).as_posix(), data.decode(errors="replace")
+
+
+def test_locks_name_no_address() -> None:
+    locks = sorted((ROOT / "requirements").glob("*.txt"))
+    assert locks, "requirements/ holds no lock"
+    found = [path.name for path in locks if ADDRESS.search(without_comments(path.read_text()))]
+    assert not found, f"these locks hold an address or an option: {found}"
+
+
+def without_comments(text: str) -> str:
+    """Returns a requirements file without uv's notes, in which `-c` and `-r` tell where a pin comes from."""
+    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#") or "://" in line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--index-url http" + "://localhost/simple",
+        "-f wheels",
+        "roost @ ./roost",
+        "# from ftp" + "://x",
+        "-e .",
+    ],
+)
+def test_an_address_in_a_lock_is_seen(line: str) -> None:
+    good = "jax==0.12.0.1 \\\n    --hash=sha256:00\n    # via -c requirements/dev.txt\n"
+    assert not ADDRESS.search(without_comments(good))
+    assert ADDRESS.search(without_comments(good + line))
+
+
+def test_no_file_names_a_machine_path() -> None:
+    found = [
+        f"{name}:{number}: {line.strip()[:120]}"
+        for name, text in text_files(ROOT)
+        for number, line in enumerate(text.splitlines(), 1)
+        if MACHINE_PATH.search(line)
+    ]
+    assert not found, "\n".join(["a path of somebody's own machine:", *found])
+
+
+def test_a_machine_path_is_seen() -> None:
+    assert MACHINE_PATH.search("open('/" + "work/main/x')")
+    assert MACHINE_PATH.search("#!/" + "root/bin/python")
+    assert not MACHINE_PATH.search("wget example.org/work/x; ls frame/root/x")

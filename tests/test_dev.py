@@ -1,0 +1,296 @@
+"""dev.py: which Python it picks, when it installs, what it says when it cannot. Nothing is installed here."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load_dev():
+    """Imports dev.py, which is no part of any package."""
+    spec = importlib.util.spec_from_file_location("dev", ROOT / "dev.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+dev = load_dev()
+
+
+# --- which Python
+
+
+def script(path: Path, text: str) -> str:
+    """Writes a shell script that poses as a Python, and returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_python_that_runs_tells_its_version() -> None:
+    found = dev.probe(sys.executable)
+    assert found.path == sys.executable
+    assert found.version == sys.version_info[:2]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("echo 'pyenv: not found' >&2; exit 127", id="a shim for a version that is not there"),
+        pytest.param("echo hello", id="something else under this name"),
+        pytest.param("kill -9 $$", id="crashes"),
+    ],
+)
+def test_a_python_that_does_not_run_is_none(tmp_path: Path, text: str) -> None:
+    assert dev.probe(script(tmp_path / "python3.12", text)) is None
+
+
+def test_a_missing_python_is_none(tmp_path: Path) -> None:
+    assert dev.probe(str(tmp_path / "python3.12")) is None
+
+
+def test_shims_and_old_pythons_are_passed_over(tmp_path: Path) -> None:
+    script(tmp_path / "shims" / "python3.13", "exit 127")
+    script(tmp_path / "old" / "python3", "echo 3 11 1")
+    good = script(tmp_path / "good" / "python3.12", "echo 3 12 1")
+    found = dev.find_interpreter([str(tmp_path / name) for name in ("shims", "old", "good")])
+    assert found == (good, (3, 12), True)
+
+
+def test_the_tested_version_wins_over_an_earlier_folder(tmp_path: Path) -> None:
+    script(tmp_path / "a" / "python3.12", "echo 3 12 1")
+    best = script(tmp_path / "b" / f"python{dev.VERSIONS[0]}", "echo 3 13 1")
+    assert dev.find_interpreter([str(tmp_path / "a"), str(tmp_path / "b")]).path == best
+
+
+def test_a_python_that_makes_environments_wins_over_one_that_does_not(tmp_path: Path) -> None:
+    script(tmp_path / "python3.13", "echo 3 13 0")
+    whole = script(tmp_path / "python3.12", "echo 3 12 1")
+    assert dev.find_interpreter([str(tmp_path)]).path == whole
+
+
+def test_no_python_is_explained(tmp_path: Path) -> None:
+    script(tmp_path / "python3", "echo 3 11 1")
+    with pytest.raises(dev.Problem, match=r"no Python 3\.12 or later here\. Install one"):
+        dev.able(dev.find_interpreter([str(tmp_path)]))
+
+
+def test_a_missing_venv_module_is_explained(tmp_path: Path) -> None:
+    script(tmp_path / "python3", "echo 3 13 0")
+    with pytest.raises(dev.Problem, match=r"has no venv module.*apt-get install python3\.13-venv"):
+        dev.able(dev.find_interpreter([str(tmp_path)]))
+
+
+def test_path_comes_before_the_system_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/first::/usr/bin")
+    folders = dev.search_folders()
+    assert folders[:2] == ["/first", "/usr/bin"]
+    assert len(folders) == len(set(folders))
+
+
+# --- when it installs
+
+
+class Commands(list[list[str]]):
+    """Stands in for dev.call: notes each command; making an environment leaves a Python there."""
+
+    def __init__(self, venv: Path) -> None:
+        self.venv = venv
+        self.fail_at = ""
+
+    def __call__(self, command: list[str], failed: str) -> None:
+        self.append(command)
+        if self.fail_at and self.fail_at in command:
+            raise dev.Problem(failed)
+        if "venv" in command:
+            script(self.venv / "bin" / "python", "echo 3 13 1")
+
+    def made_venvs(self) -> int:
+        return sum("venv" in command for command in self)
+
+    def locks(self) -> list[str]:
+        return [Path(word).stem for command in self for word in command if word.endswith(".txt")]
+
+
+@pytest.fixture
+def venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with locks and no environment yet; returns where the environment goes."""
+    (tmp_path / "requirements").mkdir()
+    for lock in ("cpu", "dev"):
+        (tmp_path / "requirements" / f"{lock}.txt").write_text(f"{lock}==1\n")
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    script(tmp_path / "system" / "python3.13", "echo 3 13 1")
+    monkeypatch.setattr(dev, "ROOT", tmp_path)
+    monkeypatch.setattr(dev, "search_folders", lambda: [str(tmp_path / "system")])
+    monkeypatch.setattr(dev.shutil, "which", lambda _: None)
+    return tmp_path / ".venv"
+
+
+@pytest.fixture
+def commands(venv: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """The commands that dev.py would have run."""
+    noted = Commands(venv)
+    monkeypatch.setattr(dev, "call", noted)
+    return noted
+
+
+def test_first_run_makes_the_environment_and_installs(venv: Path, commands: Commands) -> None:
+    assert dev.prepare(venv, ("cpu",)) == venv / "bin" / "python"
+    make, packages, checkout = commands
+    assert make[1:3] == ["-m", "venv"]
+    assert "--require-hashes" in packages
+    assert {"--no-deps", "--no-build-isolation", "--editable"} < set(checkout)
+
+
+def test_second_run_does_nothing(venv: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    dev.prepare(venv, ("cpu",))
+    commands.clear()
+    monkeypatch.setattr(dev, "probe", lambda path: pytest.fail(f"ran {path}"))
+    dev.prepare(venv, ("cpu",))
+    assert commands == []
+
+
+@pytest.mark.parametrize("changed", ["requirements/cpu.txt", "pyproject.toml"])
+def test_a_changed_file_installs_again_in_place(venv: Path, commands: Commands, changed: str) -> None:
+    dev.prepare(venv, ("cpu",))
+    commands.clear()
+    (dev.ROOT / changed).write_text("changed\n")
+    dev.prepare(venv, ("cpu",))
+    assert commands.locks() == ["cpu"]
+    assert commands.made_venvs() == 0
+
+
+def test_a_moved_checkout_installs_again(venv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = dev.fingerprint(("cpu",))
+    monkeypatch.setattr(dev, "ROOT", dev.ROOT / "requirements" / "..")
+    assert dev.fingerprint(("cpu",)) != before
+
+
+def test_the_test_environment_serves_too_but_not_the_other_way(venv: Path, commands: Commands) -> None:
+    dev.prepare(venv, ("cpu",))
+    dev.prepare(venv, ("dev",))
+    dev.prepare(venv, ("cpu",))
+    assert commands.locks() == ["cpu", "dev"]
+
+
+def test_an_interrupted_installation_starts_over(venv: Path, commands: Commands) -> None:
+    commands.fail_at = "--require-hashes"
+    with pytest.raises(dev.Problem, match=r"could not install requirements/cpu\.txt"):
+        dev.prepare(venv, ("cpu",))
+    commands.fail_at = ""
+    dev.prepare(venv, ("cpu",))
+    assert commands.made_venvs() == 2
+    assert dev.is_current(venv, ("cpu",))
+
+
+def test_a_half_made_environment_is_repaired(venv: Path, commands: Commands) -> None:
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").symlink_to(venv / "gone")
+    dev.prepare(venv, ("cpu",))
+    assert commands.made_venvs() == 1
+
+
+def test_an_environment_whose_python_is_gone_is_not_current(venv: Path, commands: Commands) -> None:
+    dev.prepare(venv, ("cpu",))
+    (venv / "bin" / "python").unlink()
+    assert not dev.is_current(venv, ("cpu",))
+
+
+def test_an_environment_without_pip_is_remade_unless_there_is_uv(venv: Path) -> None:
+    script(venv / "bin" / "python", 'case "$*" in *"import pip"*) exit 1;; *) echo 3 13 1;; esac')
+    assert not dev.is_usable(venv, uv=None)
+    assert dev.is_usable(venv, uv="uv")
+
+
+def test_an_environment_of_an_older_python_is_remade(venv: Path) -> None:
+    script(venv / "bin" / "python", "echo 3 11 1")
+    assert not dev.is_usable(venv, uv="uv")
+
+
+def test_uv_is_used_where_it_is(venv: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dev.shutil, "which", lambda _: "uv")
+    dev.prepare(venv, ("cpu",))
+    assert [command[:2] for command in commands] == [["uv", "venv"], ["uv", "pip"], ["uv", "pip"]]
+
+
+def test_uv_brings_a_python(venv: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dev, "search_folders", list)
+    dev.make_venv(venv, "uv")
+    assert dev.VERSIONS[0] in commands[0]
+
+
+# --- what it says
+
+
+def run_dev(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs dev.py as a user does."""
+    return subprocess.run([sys.executable, str(ROOT / "dev.py"), *arguments], capture_output=True, text=True)
+
+
+def test_without_a_job_it_lists_them() -> None:
+    answer = run_dev()
+    assert answer.returncode == 2
+    assert all(re.search(rf"^  {job} ", answer.stdout, re.MULTILINE) for job in dev.JOBS)
+    assert run_dev("--help").returncode == 0
+
+
+@pytest.mark.usefixtures("venv")
+def test_a_problem_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(dev, "search_folders", list)
+    assert dev.main(["serve"]) == 1
+    assert capfd.readouterr().err.splitlines() == [
+        "dev.py: no Python 3.12 or later here. Install one from your system or python.org, "
+        "or install uv (https://docs.astral.sh/uv), which brings its own"
+    ]
+
+
+def test_a_failing_tool_is_a_problem(venv: Path) -> None:
+    with pytest.raises(dev.Problem, match="could not"):
+        dev.call(["false"], "could not")
+
+
+# --- the locks
+
+
+def pins(lock: str) -> dict[str, str]:
+    """Returns a lock's packages and their versions."""
+    text = (ROOT / "requirements" / f"{lock}.txt").read_text()
+    return dict(re.findall(r"^([\w.-]+)(?:\[[\w,-]+\])?==([^\s;]+)", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("lock", ["cpu", "tpu", "cuda13"])
+def test_locks_agree_with_the_one_that_is_tested(lock: str) -> None:
+    tested, locked = pins("dev"), pins(lock)
+    assert {name: version for name, version in locked.items() if tested.get(name, version) != version} == {}
+
+
+def test_the_dev_lock_holds_all_of_the_cpu_lock() -> None:
+    assert pins("cpu").items() <= pins("dev").items()
+
+
+def test_every_direct_dependency_is_locked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for lock, wanted in {
+        "cpu": [],
+        "dev": extras["dev"],
+        "tpu": extras["tpu"],
+        "cuda13": extras["cuda13"],
+    }.items():
+        names = {re.split(r"[\[<>=;~! ]", each)[0].lower() for each in [*project["dependencies"], *wanted]}
+        assert names <= pins(lock).keys(), f"requirements/{lock}.txt is stale: python3 dev.py lock"
+
+
+def test_what_builds_the_checkout_is_locked() -> None:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    text = (ROOT / "requirements" / "build.in").read_text()
+    assert [line for line in text.splitlines() if not line.startswith("#")] == build
