@@ -295,7 +295,7 @@ def _abstract(
 ) -> tuple[np.dtype[Any], nnx.GraphDef[Griffin], Params]:
     dtype = jnp.dtype(stored if wanted == "auto" else wanted)
     gate_dtype = jnp.dtype("float32") if backend == "cpu" else dtype  # CPUs have no fast bfloat16 path for them
-    return dtype, *abstract_model(model, dtype, gate_dtype)
+    return dtype, *abstract_model(model, dtype, gate_dtype, "tpu" if backend == "tpu" else "xla")
 
 
 def _new_pool(model: ModelConfig, rows: int, dtype: np.dtype[Any]) -> StatePool:

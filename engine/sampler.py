@@ -151,8 +151,8 @@ def _draw(
     random: Bool[Array, " R"],
 ) -> Int32[Array, " R"]:
     """Inverse transform sampling from softmax(logits / temperature), cut to the tokens that the row allows."""
-    scaled = logits / jnp.where(random, state.temperature, 1.0)[:, None]
-    weights = jnp.exp(scaled - jnp.max(scaled, axis=-1, keepdims=True))
+    below_best = logits - jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.exp(below_best / jnp.where(random, state.temperature, 1.0)[:, None])  # of the best exactly 1
     top_k = jnp.where(random, state.top_k, 0)
     top_p = jnp.where(random, state.top_p, 1.0)
     weights = _if(jnp.any(top_k > 0), lambda: _keep_top_k(weights, top_k), lambda: weights)

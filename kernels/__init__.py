@@ -5,4 +5,11 @@ Letters in shapes: B rows, T time steps of a chunk, E RG-LRU width, N heads, d h
 Every kernel that walks along a chunk takes `positions: int32[B, T]`, which says all there is to say about a row:
 a token's place in its own document, where 0 begins a document (nothing before it counts) and a negative number
 is padding (it changes no state, and its output means nothing). The tokens of a row stand left of its padding.
+
+The backend is the caller's choice, because JAX names the machine that compiles, not the one compiled for: "xla" runs
+everywhere and gives the same bits however a batch or a prompt is cut (on CPU); "tpu" takes Pallas kernels for TPUs.
 """
+
+from typing import Literal
+
+type Backend = Literal["xla", "tpu"]

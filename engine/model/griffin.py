@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
+from ...kernels import Backend
 from .config import ModelConfig
 from .layers import ResidualBlock, RMSNorm, dot
 from .state import LayerState, ModelState
@@ -21,12 +22,21 @@ class Griffin(nnx.Module):
       config: its shape.
       dtype: of the weight matrices and the activations.
       gate_dtype: of the RG-LRU's gate matrices; CPUs have no fast path for them in bfloat16.
+      backend: of the kernels.
     """
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: jnp.dtype,
+        gate_dtype: jnp.dtype | None = None,
+        backend: Backend = "xla",
+    ) -> None:
         self.config = config
         self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.width), dtype))
-        self.blocks = nnx.List(ResidualBlock(config, kind, dtype, gate_dtype or dtype) for kind in config.block_types)
+        self.blocks = nnx.List(
+            ResidualBlock(config, kind, dtype, gate_dtype or dtype, backend) for kind in config.block_types
+        )
         self.final_norm = RMSNorm(config.width, config.rms_norm_eps)
 
     def __call__(
@@ -61,8 +71,8 @@ class Griffin(nnx.Module):
 
 
 def abstract_model(
-    config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype | None = None
+    config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype | None = None, backend: Backend = "xla"
 ) -> tuple[nnx.GraphDef[Griffin], Params]:
     """The model split into its code and its parameters' shapes; nothing is allocated."""
-    graph, params = nnx.split(nnx.eval_shape(lambda: Griffin(config, dtype, gate_dtype)))
+    graph, params = nnx.split(nnx.eval_shape(lambda: Griffin(config, dtype, gate_dtype, backend)))
     return graph, nnx.to_pure_dict(params)

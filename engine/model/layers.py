@@ -14,10 +14,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
+from ...kernels import Backend
 from ...kernels.causal_conv1d import causal_conv1d
 from ...kernels.rg_lru import rg_lru
 from ...kernels.window_attention import decode_attention, prefill_attention
-from .config import ModelConfig
+from .config import BlockType, ModelConfig
 from .state import AttentionState, RecurrentState
 
 
@@ -41,14 +42,14 @@ def dot(x: Float[Array, "*rows I"], weight: Float[Array, "O I"]) -> Float32[Arra
 
 
 class Dense(nnx.Module):
-    """y = x · Kᵀ + b, with x in the weights' type and y in float32."""
+    """y = x · Kᵀ + b, summed in float32 and rounded to the type of x."""
 
     def __init__(self, inputs: int, outputs: int, dtype: jnp.dtype) -> None:
         self.weight = nnx.Param(jnp.zeros((outputs, inputs), dtype))
         self.bias = _vector(outputs)
 
-    def __call__(self, x: Float[Array, "*rows I"]) -> Float32[Array, "*rows O"]:
-        return dot(x, self.weight[...]) + self.bias[...]
+    def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
+        return (dot(x, self.weight[...]) + self.bias[...]).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -71,7 +72,7 @@ class MLP(nnx.Module):
         self.gate_up = Dense(config.width, 2 * config.mlp_width, dtype)
         self.down = Dense(config.mlp_width, config.width, dtype)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
         return self.down((_gelu(gate) * up).astype(x.dtype))
 
@@ -79,7 +80,8 @@ class MLP(nnx.Module):
 class RGLRU(nnx.Module):
     """The block-diagonal gates and the recurrence (equations 1 to 4 of the Griffin paper)."""
 
-    def __init__(self, config: ModelConfig, gate_dtype: jnp.dtype) -> None:
+    def __init__(self, config: ModelConfig, gate_dtype: jnp.dtype, backend: Backend) -> None:
+        self.backend: Backend = backend
         blocks, size = config.num_heads, config.lru_width // config.num_heads
         self.gate_weight = nnx.Param(jnp.zeros((blocks, size, 2 * size), gate_dtype))
         self.gate_bias = _vector(blocks, 2 * size)
@@ -90,7 +92,7 @@ class RGLRU(nnx.Module):
     ) -> tuple[Float32[Array, "B T E"], Float32[Array, "B E"]]:
         input_gate, recurrence_gate = self._gates(x)
         log_decay = -8.0 * jax.nn.softplus(self.a_param[...])
-        return rg_lru(x, input_gate, recurrence_gate, log_decay, h0, positions)
+        return rg_lru(x, input_gate, recurrence_gate, log_decay, h0, positions, self.backend)
 
     def _gates(self, x: Float32[Array, "B T E"]) -> tuple[Float32[Array, "B T E"], Float32[Array, "B T E"]]:
         weight = self.gate_weight[...]
@@ -112,18 +114,17 @@ class RGLRU(nnx.Module):
 class RecurrentBlock(nnx.Module):
     """out(gelu(y(u)) * RG-LRU(conv(x(u)))); x and y are one projection, x first."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype) -> None:
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype, backend: Backend) -> None:
         self.xy = Dense(config.width, 2 * config.lru_width, dtype)
         self.conv_weight = _vector(config.conv_width, config.lru_width)
         self.conv_bias = _vector(config.lru_width)
-        self.rg_lru = RGLRU(config, gate_dtype)
+        self.rg_lru = RGLRU(config, gate_dtype, backend)
         self.out = Dense(config.lru_width, config.width, dtype)
 
     def __call__(
         self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"]
-    ) -> tuple[Float32[Array, "B T D"], RecurrentState]:
+    ) -> tuple[Float[Array, "B T D"], RecurrentState]:
         x, y = jnp.split(self.xy(u), 2, axis=-1)
-        x = x.astype(state.conv.dtype)
         c, conv = causal_conv1d(x, self.conv_weight[...], self.conv_bias[...], state.conv, positions)
         h, last = self.rg_lru(c, state.h, positions)
         return self.out((h * _gelu(y)).astype(u.dtype)), RecurrentState(last, conv)
@@ -132,14 +133,15 @@ class RecurrentBlock(nnx.Module):
 class AttentionBlock(nnx.Module):
     """Local multi-query attention: N query heads share one key and one value head."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype) -> None:
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend) -> None:
         self.config = config
+        self.backend: Backend = backend
         self.qkv = nnx.Param(jnp.zeros((config.width + 2 * config.head_dim, config.width), dtype))
         self.out = Dense(config.width, config.width, dtype)
 
     def __call__(
         self, u: Float[Array, "B T D"], state: AttentionState, positions: Int32[Array, "B T"], block: int
-    ) -> tuple[Float32[Array, "B T D"], AttentionState]:
+    ) -> tuple[Float[Array, "B T D"], AttentionState]:
         width, size = self.config.width, self.config.head_dim
         q, k, v = jnp.split(dot(u, self.qkv[...]), [width, width + size], axis=-1)
         q = q.reshape(*q.shape[:2], self.config.num_heads, size)
@@ -147,19 +149,23 @@ class AttentionBlock(nnx.Module):
         q, k, v = q.astype(u.dtype), k[:, :, 0].astype(u.dtype), v.astype(u.dtype)
         rings = (state.keys, state.values)
         if u.shape[1] == 1:
-            mixed, rings = decode_attention(q[:, 0], k[:, 0], v[:, 0], rings, positions[:, 0])
+            mixed, rings = decode_attention(q[:, 0], k[:, 0], v[:, 0], rings, positions[:, 0], self.backend)
         else:
-            mixed, rings = prefill_attention(q, k, v, rings, positions, block)
+            mixed, rings = prefill_attention(q, k, v, rings, positions, block, self.backend)
         return self.out(mixed.reshape(u.shape).astype(u.dtype)), AttentionState(*rings)
 
 
 class ResidualBlock(nnx.Module):
     """Pre-norm temporal block, then pre-norm MLP, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, kind: str, dtype: jnp.dtype, gate_dtype: jnp.dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, kind: BlockType, dtype: jnp.dtype, gate_dtype: jnp.dtype, backend: Backend
+    ) -> None:
         self.temporal_norm = RMSNorm(config.width, config.rms_norm_eps)
         self.temporal: RecurrentBlock | AttentionBlock = (
-            AttentionBlock(config, dtype) if kind == "attention" else RecurrentBlock(config, dtype, gate_dtype)
+            AttentionBlock(config, dtype, backend)
+            if kind == "attention"
+            else RecurrentBlock(config, dtype, gate_dtype, backend)
         )
         self.mlp_norm = RMSNorm(config.width, config.rms_norm_eps)
         self.mlp = MLP(config, dtype)
@@ -179,12 +185,12 @@ class ResidualBlock(nnx.Module):
         else:
             assert isinstance(state, RecurrentState)
             mixed, new_state = self.temporal(u, state, positions)
-        x = (x.astype(jnp.float32) + mixed).astype(x.dtype)
-        return (x.astype(jnp.float32) + self.mlp(self.mlp_norm(x))).astype(x.dtype), new_state
+        x += mixed
+        return x + self.mlp(self.mlp_norm(x)), new_state
 
 
-def _gelu(x: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
-    return jax.nn.gelu(x, approximate=True)
+def _gelu(x: Float[Array, "*shape"]) -> Float32[Array, "*shape"]:
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True)
 
 
 def _rope(

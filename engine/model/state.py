@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
@@ -46,29 +47,29 @@ def take_rows(state: ModelState, rows: Int32[Array, " R"], fresh: Bool[Array, " 
     """Copies the rows named; a fresh one is cleared, so that nothing of its last owner can be read."""
 
     def take(x: Array, axis: int) -> Array:
-        taken = jnp.take(x, rows, axis=axis)
-        mask = fresh.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
-        return jnp.where(mask, jnp.zeros_like(taken), taken)
+        count = rows.shape[0]
+        taken = [jax.lax.dynamic_slice_in_dim(x, rows[i], 1, axis) for i in range(count)]
+        cleared = [jnp.where(fresh[i], jnp.zeros_like(t), t) for i, t in enumerate(taken)]
+        return jnp.concatenate(cleared, axis)
 
-    return tuple(
-        RecurrentState(take(s.h, 0), take(s.conv, 1))
-        if isinstance(s, RecurrentState)
-        else AttentionState(take(s.keys, 0), take(s.values, 0))
-        for s in state
-    )
+    return tuple(type(s)(*(take(x, _row_axis(name)) for name, x in zip(s._fields, s, strict=True))) for s in state)
 
 
 def put_rows(state: ModelState, rows: Int32[Array, " R"], new: ModelState) -> ModelState:
-    """Writes the rows named; an index past the end is dropped."""
+    """Writes the rows named, one slice each, so that a donated state is updated in place; rows past the end are not."""
 
-    def put(old: LayerState, new: LayerState) -> LayerState:
-        if isinstance(old, RecurrentState) and isinstance(new, RecurrentState):
-            h = old.h.at[rows].set(new.h, mode="drop")
-            return RecurrentState(h, old.conv.at[:, rows].set(new.conv, mode="drop"))
-        assert isinstance(old, AttentionState)
-        assert isinstance(new, AttentionState)
-        return AttentionState(
-            old.keys.at[rows].set(new.keys, mode="drop"), old.values.at[rows].set(new.values, mode="drop")
-        )
+    def put(old: Array, new: Array, axis: int) -> Array:
+        for i in range(rows.shape[0]):
+            row = jax.lax.dynamic_slice_in_dim(new, i, 1, axis)
+            row = jnp.where(rows[i] < old.shape[axis], row, jax.lax.dynamic_slice_in_dim(old, rows[i], 1, axis))
+            old = jax.lax.dynamic_update_slice_in_dim(old, row, rows[i], axis)
+        return old
 
-    return tuple(put(o, n) for o, n in zip(state, new, strict=True))
+    return tuple(
+        type(s)(*(put(x, y, _row_axis(name)) for name, x, y in zip(s._fields, s, n, strict=True)))
+        for s, n in zip(state, new, strict=True)
+    )
+
+
+def _row_axis(field: str) -> int:
+    return 1 if field == "conv" else 0

@@ -43,9 +43,11 @@ class ParamSpec:
     axis: int = 0
 
     def assemble(self, tensors: Sequence[HostArray], dtype: np.dtype[Any]) -> HostArray:
-        """The parameter in `dtype`, in one copy."""
+        """The parameter in `dtype`, copied at most once."""
         if len(self.tensors[0].shape) == 3 and self.tensors[0].shape[1] == 1:
             return np.ascontiguousarray(tensors[0][:, 0].T, dtype=dtype)  # conv_1d.weight [E, 1, K] -> [K, E]
+        if len(tensors) == 1:
+            return np.asarray(tensors[0], dtype)
         shape = list(tensors[0].shape)
         shape[self.axis] = sum(t.shape[self.axis] for t in tensors)
         out, start = np.empty(shape, dtype), 0

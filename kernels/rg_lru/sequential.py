@@ -10,7 +10,7 @@ MAX_SQRT_GRADIENT: Final = 1000.0
 """Bound of the square root's derivative in training; it grows without limit as a approaches 1."""
 
 
-def rg_lru(
+def rg_lru_sequential(
     x: Float32[Array, "B T E"],
     input_gate: Float32[Array, "B T E"],
     recurrence_gate: Float32[Array, "B T E"],
@@ -18,20 +18,7 @@ def rg_lru(
     h0: Float32[Array, "B E"],
     positions: Int32[Array, "B T"],
 ) -> tuple[Float32[Array, "B T E"], Float32[Array, "B E"]]:
-    """h[t] = a[t] * h[t-1] + sqrt(1 - a[t]^2) * i[t] * x[t]; at position 0, h[t] = i[t] * x[t].
-
-    i = sigmoid(input_gate), r = sigmoid(recurrence_gate), a = exp(log_decay * r).
-
-    Args:
-      x: inputs.
-      input_gate, recurrence_gate: the gates before their sigmoid.
-      log_decay: -8 * softplus(Lambda), at most 0.
-      h0: the state before this chunk.
-      positions: see `roost.kernels`.
-
-    Returns:
-      h of every step, and the last h of each row.
-    """
+    """See `rg_lru`."""
     a, gated = decay_and_input(x, input_gate, recurrence_gate, log_decay, positions)
     if x.shape[1] == 1:
         h = a[:, 0] * h0 + gated[:, 0]

@@ -1,0 +1,252 @@
+"""Window attention for TPUs: keys and values pass through on-chip memory once, and only as far as rings are filled."""
+
+import functools
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Float32, Int32
+
+MASKED: Final = -2.3819763e38
+
+
+def decode_attention_tpu(
+    q: Float[Array, "B N d"],
+    k: Float[Array, "B d"],
+    v: Float[Array, "B d"],
+    ring_k: Float[Array, "B W d"],
+    ring_v: Float[Array, "B W d"],
+    positions: Int32[Array, " B"],
+    *,
+    assumed_fill: float = 1.0,
+    interpret: Any = False,
+) -> Float32[Array, "B N d"]:
+    """One query per row against the filled part of its ring and its own key; rings are only read.
+
+    The grid walks over the busy rows and, within a row, over blocks of its ring. A step that has nothing to do names
+    the block that is there already, so it moves no bytes. Idle rows give zeros.
+
+    Args:
+      q, k, v, ring_k, ring_v, positions: see `decode_attention`.
+      assumed_fill: how much of the rings the cost estimate takes to be filled.
+      interpret: as `pallas_call` has it.
+    """
+    rows, heads, size = q.shape
+    window = ring_k.shape[1]
+    block = _ring_block(window)
+    busy = positions >= 0
+    order = jnp.argsort(~busy, stable=True).astype(jnp.int32)
+    count = jnp.sum(busy, dtype=jnp.int32)
+    order = jnp.where(jnp.arange(rows) < count, order, order[jnp.maximum(count - 1, 0)])
+    filled = jnp.clip(positions, 0, window)[order]
+
+    def ring_index(i: Any, j: Any, order: Any, filled: Any, count: Any) -> tuple[Any, ...]:
+        last = jnp.maximum(pl.cdiv(filled[i], block) - 1, 0)
+        return order[i], jnp.where(i < count[0], jnp.minimum(j, last), last), 0
+
+    def row_index(i: Any, j: Any, order: Any, *_: Any) -> tuple[Any, ...]:
+        return order[i], 0, 0
+
+    query, own = (pl.BlockSpec((1, n, size), row_index) for n in (heads, 1))
+    ring = pl.BlockSpec((1, block, size), ring_index)
+    scratch = [pltpu.VMEM((heads, 1), jnp.float32), pltpu.VMEM((heads, 1), jnp.float32)]
+    moved = 2 * rows * window * size * ring_k.dtype.itemsize * assumed_fill
+    out = pl.pallas_call(
+        functools.partial(_decode_kernel, block=block),
+        out_shape=jax.ShapeDtypeStruct((rows, heads, size), jnp.float32),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=3,
+            grid=(rows, window // block),
+            in_specs=[query, own, own, ring, ring],
+            out_specs=query,
+            scratch_shapes=[*scratch, pltpu.VMEM((heads, size), jnp.float32)],
+        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary", "arbitrary")),
+        cost_estimate=pl.CostEstimate(
+            flops=int(4 * rows * heads * window * size * assumed_fill),
+            bytes_accessed=int(moved) + rows * size * (heads * (q.dtype.itemsize + 4) + 2 * k.dtype.itemsize),
+            transcendentals=int(rows * heads * window * assumed_fill),
+        ),
+        interpret=interpret,
+        name="window_attention_decode",
+    )(order, filled, count[None], q, k[:, None], v[:, None], ring_k, ring_v)
+    return jnp.where(busy[:, None, None], out, 0.0)
+
+
+def _ring_block(window: int) -> int:
+    """Ring rows per step: few enough to skip what is not filled, many enough to keep the memory busy."""
+    return next((n for n in (512, 256, 128) if window % n == 0), window)
+
+
+def _decode_kernel(
+    order: Any, filled: Any, count: Any, q: Any, k: Any, v: Any, keys: Any, values: Any, out: Any,
+    top: Any, total: Any, mixed: Any, *, block: int,
+) -> None:  # fmt: skip
+    """A softmax that runs along the blocks: its maximum, its sum and the mixed values are carried in scratch."""
+    i, j = pl.program_id(0), pl.program_id(1)
+    scale = q.shape[-1] ** -0.5
+    works = i < count[0]
+
+    @pl.when(works & (j == 0))
+    def start() -> None:
+        own = jnp.sum(q[0].astype(jnp.float32) * k[0].astype(jnp.float32), axis=-1, keepdims=True)
+        top[...] = own * scale
+        total[...] = jnp.ones_like(total)
+        mixed[...] = jnp.broadcast_to(v[0].astype(jnp.float32), mixed.shape)
+
+    @pl.when(works & (j * block < filled[i]))
+    def step() -> None:
+        left = filled[i] - j * block
+        scores = _scores(q[0], keys[0]) * scale
+        scores = jnp.where(_iota(scores.shape, 1) < left, scores, MASKED)
+        highest = jnp.maximum(top[...], jnp.max(scores, axis=-1, keepdims=True))
+        weights = jnp.exp(scores - highest)
+        shrink = jnp.exp(top[...] - highest)
+        visible = jnp.where(_iota(values.shape[1:], 0) < left, values[0], jnp.zeros_like(values[0]))
+        top[...] = highest
+        total[...] = total[...] * shrink + jnp.sum(weights, axis=-1, keepdims=True)
+        mixed[...] = mixed[...] * shrink + jnp.dot(
+            weights.astype(visible.dtype), visible, preferred_element_type=jnp.float32, precision=_precision(visible)
+        )
+
+    @pl.when(works & (j == pl.num_programs(1) - 1))
+    def finish() -> None:
+        out[0] = mixed[...] / total[...]
+
+
+def _scores(q: Array, keys: Array) -> Array:
+    return jax.lax.dot_general(
+        q, keys, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32, precision=_precision(keys)
+    )
+
+
+def _precision(x: Array) -> jax.lax.Precision | None:
+    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+
+
+def _iota(shape: tuple[int, ...], axis: int) -> Array:
+    return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+
+
+def prefill_attention_tpu(
+    q: Float[Array, "B T N d"],
+    k: Float[Array, "B T d"],
+    v: Float[Array, "B T d"],
+    ring_k: Float[Array, "B W d"],
+    ring_v: Float[Array, "B W d"],
+    positions: Int32[Array, "B T"],
+    *,
+    interpret: Any = False,
+) -> Float32[Array, "B T N d"]:
+    """A chunk of queries against the ring and the chunk; rings are only read.
+
+    Ring and chunk are laid out in the order of their positions, so that what a block of queries sees is a band of
+    W + 1 keys. The grid walks over that band; keys from before the document began are neither read nor reckoned.
+
+    Args:
+      q, k, v, ring_k, ring_v, positions: see `prefill_attention`; no document begins inside a row.
+      interpret: as `pallas_call` has it.
+    """
+    rows, steps, heads, size = q.shape
+    window = ring_k.shape[1]
+    queries = min(128, _round_up(steps, 16))
+    keys = min(256, _round_up(window + steps, 16))
+    start = jnp.maximum(positions[:, 0], 0)
+    begin = window - jnp.minimum(start, window)  # where the first key that exists stands in the band
+    all_k, all_v = (_in_order(ring, new, start, keys) for ring, new in ((ring_k, k), (ring_v, v)))
+    by_head = jnp.moveaxis(_pad_rows(q, queries), 1, 2)
+    num_queries, last = by_head.shape[2] // queries, all_k.shape[1] // keys - 1
+    band = (window + queries + keys - 2) // keys + 1
+
+    def key_index(b: Any, i: Any, j: Any, begin: Any) -> tuple[Any, ...]:
+        return b, jnp.clip(_block_of(i * queries, keys) + j, jnp.minimum(_block_of(begin[b], keys), last), last), 0
+
+    query = pl.BlockSpec((1, heads, queries, size), lambda b, i, j, _: (b, 0, i, 0))
+    key = pl.BlockSpec((1, keys, size), key_index)
+    flat = heads * queries
+    column = pltpu.VMEM((flat, 1), jnp.float32)
+    blocks = rows * num_queries * band
+    out = pl.pallas_call(
+        functools.partial(_prefill_kernel, window=window),
+        out_shape=jax.ShapeDtypeStruct(by_head.shape, jnp.float32),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(rows, num_queries, band),
+            in_specs=[query, key, key],
+            out_specs=query,
+            scratch_shapes=[column, column, pltpu.VMEM((flat, size), jnp.float32)],
+        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        cost_estimate=pl.CostEstimate(
+            flops=4 * blocks * flat * keys * size,
+            bytes_accessed=2 * blocks * keys * size * all_k.dtype.itemsize + by_head.size * (q.dtype.itemsize + 4),
+            transcendentals=blocks * flat * keys,
+        ),
+        interpret=interpret,
+        name="window_attention_prefill",
+    )(begin, by_head, all_k, all_v)
+    return jnp.moveaxis(out, 2, 1)[:, :steps]
+
+
+def _block_of(place: Any, size: int) -> Any:
+    """place // size of a number that is not negative; Mosaic need not think of signs."""
+    return jax.lax.div(place, jnp.int32(size))
+
+
+def _in_order(
+    ring: Float[Array, "B W d"], new: Float[Array, "B T d"], start: Int32[Array, " B"], multiple: int
+) -> Float[Array, "B W_plus_T d"]:
+    """The last W tokens by position, then the new ones, then zeros up to a multiple."""
+    oldest_first = jax.vmap(lambda rows, s: jnp.roll(rows, -s, axis=0))(ring, start % ring.shape[1])
+    return _pad_rows(jnp.concatenate([oldest_first, new.astype(ring.dtype)], axis=1), multiple)
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return n + -n % multiple
+
+
+def _pad_rows(x: Array, multiple: int) -> Array:
+    """Zeros behind the second axis, up to a multiple."""
+    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple), *[(0, 0)] * (x.ndim - 2)])
+
+
+def _prefill_kernel(
+    begin: Any, q: Any, keys: Any, values: Any, out: Any, top: Any, total: Any, mixed: Any, *, window: int
+) -> None:
+    """The same running softmax as in decode, for `queries` tokens with all their heads at a time."""
+    b, i, j = (pl.program_id(axis) for axis in range(3))
+    heads, queries, size = q.shape[1:]
+    first = (_block_of(i * queries, keys.shape[1]) + j) * keys.shape[1]
+    scale = size**-0.5
+
+    @pl.when(j == 0)
+    def start() -> None:
+        top[...] = jnp.full_like(top, MASKED)
+        total[...] = jnp.zeros_like(total)
+        mixed[...] = jnp.zeros_like(mixed)
+
+    sees = (first + keys.shape[1] > jnp.maximum(i * queries, begin[b])) & (first <= window + (i + 1) * queries - 1)
+
+    @pl.when(sees)
+    def step() -> None:
+        scores = _scores(q[0].reshape(heads * queries, size), keys[0]) * scale
+        token = i * queries + jax.lax.rem(_iota(scores.shape, 0), jnp.int32(queries))
+        place = first + _iota(scores.shape, 1)
+        visible = (place >= jnp.maximum(token, begin[b])) & (place <= window + token)
+        scores = jnp.where(visible, scores, MASKED)
+        highest = jnp.maximum(top[...], jnp.max(scores, axis=-1, keepdims=True))
+        weights = jnp.where(visible, jnp.exp(scores - highest), 0.0)
+        shrink = jnp.exp(top[...] - highest)
+        exists = first + _iota(values.shape[1:], 0) >= begin[b]
+        known = jnp.where(exists, values[0], jnp.zeros_like(values[0]))
+        top[...] = highest
+        total[...] = total[...] * shrink + jnp.sum(weights, axis=-1, keepdims=True)
+        mixed[...] = mixed[...] * shrink + jnp.dot(
+            weights.astype(known.dtype), known, preferred_element_type=jnp.float32, precision=_precision(known)
+        )
+
+    @pl.when(j == pl.num_programs(2) - 1)
+    def finish() -> None:
+        out[0] = (mixed[...] / total[...]).reshape(heads, queries, size)

@@ -1,0 +1,158 @@
+"""Hugging Face configs in all their spellings, the presets' sizes, and errors that name the file and the field."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from roost.engine.errors import CheckpointError
+from roost.engine.model.config import PRESETS, ModelConfig, config_from_hf, cycle, read_config
+
+TINY_A = Path(__file__).parents[2] / "golden" / "tiny-a" / "hf"
+
+FIELDS: dict[str, Any] = {
+    "model_type": "recurrent_gemma",
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 384,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 6,
+}
+"""What a config has at least."""
+
+
+def changed(**fields: Any) -> ModelConfig:
+    return config_from_hf(FIELDS | fields)
+
+
+@pytest.mark.parametrize("name", ["config.json", "config.transformers-5.json"])
+def test_both_ways_of_writing_the_golden_config_are_read(name: str) -> None:
+    config = read_config(TINY_A / name)
+    assert (config.vocab_size, config.width, config.mlp_width, config.num_heads) == (320, 64, 192, 4)
+    assert config.block_types == ("recurrent", "recurrent", "attention") * 2
+    assert (config.lru_width, config.window, config.head_dim, config.rope_theta) == (64, 16, 16, 10000.0)
+    assert config.num_parameters == 325_952
+    assert config.dtype == ("bfloat16" if name == "config.json" else "float32")
+
+
+def test_fields_left_out_have_the_published_values() -> None:
+    config = changed()
+    assert (config.window, config.conv_width, config.lru_width) == (2048, 4, 64)
+    assert (config.logits_soft_cap, config.rope_theta, config.rms_norm_eps) == (30.0, 10000.0, 1e-6)
+    assert config.scale_embeddings
+    assert config.dtype == "float32"
+
+
+def test_the_blocks_are_a_cycle_under_either_name() -> None:
+    """The 2B has `_block_types`, the 9B `block_types`; where both stand the public one counts."""
+    cyclic, pattern = ("recurrent", "attention", "recurrent", "attention"), ["recurrent", "attention"]
+    assert changed(_block_types=pattern, num_hidden_layers=4).block_types == cyclic
+    assert changed(block_types=pattern, num_hidden_layers=4).block_types == cyclic
+    assert changed(block_types=pattern, _block_types=["recurrent"], num_hidden_layers=4).block_types == cyclic
+    assert changed(block_types=list(cyclic), num_hidden_layers=4).block_types == cyclic
+    assert changed(num_hidden_layers=4).block_types == ("recurrent", "recurrent", "attention", "recurrent")
+
+
+def test_the_intermediate_size_is_that_of_both_halves() -> None:
+    assert changed(intermediate_size=100).mlp_width == 50
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_rope_may_stand_in_its_own_object(nested: bool) -> None:
+    rope = {"rope_theta": 500000.0, "partial_rotary_factor": 0.5}
+    assert changed(**({"rope_parameters": rope} if nested else rope)).rope_theta == 500000.0
+
+
+def test_null_and_zero_have_their_meanings() -> None:
+    assert changed(lru_width=None).lru_width == 64
+    assert changed(lru_width=96).lru_width == 96
+    assert changed(logits_soft_cap=None).logits_soft_cap == changed(logits_soft_cap=0).logits_soft_cap == 0.0
+    assert not changed(embeddings_scale_by_sqrt_dim=False).scale_embeddings
+    assert changed(torch_dtype="float16", dtype="bfloat16").dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("field", sorted(FIELDS))
+def test_a_missing_field_is_named(field: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"^{field} must be"):
+        config_from_hf({name: value for name, value in FIELDS.items() if name != field})
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"model_type": "gemma2"}, "model_type"),
+        ({"num_key_value_heads": 4}, "num_key_value_heads 4 is not supported, only 1"),
+        ({"head_dim": 32}, "head_dim 32 is not supported, only 16"),
+        ({"hidden_activation": "silu"}, "hidden_activation"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"partial_rotary_factor": 1.0}, "partial_rotary_factor"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope_type"),
+        ({"intermediate_size": 385}, "intermediate_size must be even"),
+        ({"block_types": ["recurrent", "mamba"]}, "block_types"),
+        ({"block_types": "recurrent"}, "block_types"),
+        ({"vocab_size": "320"}, "vocab_size must be a whole number, not '320'"),
+        ({"vocab_size": True}, "vocab_size"),
+        ({"vocab_size": 0}, "vocab_size must be at least 1"),
+        ({"num_hidden_layers": 0}, "at least one layer"),
+        ({"num_attention_heads": 0}, "num_heads must be at least 1"),
+        ({"num_attention_heads": 5}, "hidden_size 64 must be num_attention_heads"),
+        ({"num_attention_heads": 32}, "multiple of 4"),
+        ({"lru_width": 66}, "lru_width 66 must be a multiple"),
+        ({"conv1d_width": 1}, "conv1d_width"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number"),
+    ],
+)
+def test_a_config_that_cannot_be_served_is_refused_in_one_line(
+    fields: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "my-config.json"
+    path.write_text(json.dumps(FIELDS | fields))
+    with pytest.raises(CheckpointError) as error:
+        read_config(path)
+    text = str(error.value)
+    assert text.startswith(f"{path}: ")
+    assert named in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "cannot be read"), ("{", "is not valid JSON"), ("[]", "must hold a JSON object")]
+)
+def test_a_file_that_holds_no_config_is_named(content: str | None, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(CheckpointError) as error:
+        read_config(path)
+    assert str(error.value).startswith(f"{path}: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters", "embedding", "state_bf16", "state_f32", "depth", "attention_layers"),
+    [
+        ("2b", 2_682_862_080, 655_360_000, 17_238_048, 34_291_744, 26, 8),
+        ("9b", 8_579_977_216, 1_048_576_000, 26_230_832, 52_035_632, 38, 12),
+    ],
+)
+def test_presets_have_the_sizes_of_the_published_models(
+    preset: str,
+    parameters: int,
+    embedding: int,
+    state_bf16: int,
+    state_f32: int,
+    depth: int,
+    attention_layers: int,
+) -> None:
+    """The spec's numbers; its states also count one int32 per attention layer, which our slots need not."""
+    config = PRESETS[preset]
+    assert config.num_parameters == parameters
+    assert config.vocab_size * config.width == embedding
+    assert (config.depth, config.block_types.count("attention")) == (depth, attention_layers)
+    assert config.block_types[-2:] == ("recurrent", "recurrent")
+    assert config.state_bytes(2) == state_bf16 - 4 * attention_layers
+    assert config.state_bytes(4) == state_f32 - 4 * attention_layers
+
+
+def test_cycle_repeats_and_cuts() -> None:
+    assert cycle(("recurrent", "attention"), 3) == ("recurrent", "attention", "recurrent")
+    assert cycle(("recurrent", "attention"), 1) == ("recurrent",)

@@ -1,0 +1,234 @@
+"""What holds for every Griffin: it equals its oracle, and no cut, neighbour or padding changes what a row gives."""
+
+import math
+from dataclasses import replace
+from decimal import Decimal, localcontext
+from functools import partial
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis.extra import numpy as hnp
+from reference_griffin import reference_logits
+from roost.engine.config import PREFILL_BLOCK
+from roost.engine.model.config import ModelConfig, cycle
+from roost.engine.model.layers import rope_angles
+from roost.engine.model.state import ModelState, put_rows, take_rows
+from small_models import CPU_OPTIONS, SmallModel, counting, noisy_model, ragged, row_of
+
+ROWS, STEPS, BLOCK = 2, 24, 4
+"""Chunks of the tests that draw their lengths and cuts inside one shape."""
+
+BASE = ModelConfig(
+    vocab_size=96,
+    width=32,
+    mlp_width=48,
+    num_heads=2,
+    lru_width=48,
+    block_types=cycle(("recurrent", "attention"), 3),
+    window=7,
+)
+"""Its depth is no multiple of the pattern, its RG-LRU is wider than the stream, its window no power of two."""
+
+VARIANTS = {
+    "base": BASE,
+    "recurrent only, narrow, two taps": replace(BASE, block_types=("recurrent",) * 2, lru_width=16, conv_width=2),
+    "attention only, one head": replace(BASE, block_types=("attention",) * 2, num_heads=1),
+    "no cap, unscaled": replace(
+        BASE, block_types=("attention", "recurrent"), logits_soft_cap=0.0, scale_embeddings=False
+    ),
+}
+
+LENGTHS = st.lists(st.integers(0, STEPS), min_size=ROWS, max_size=ROWS)
+TOKENS = hnp.arrays(np.int32, (ROWS, STEPS), elements=st.integers(0, BASE.vocab_size - 1))
+
+close = partial(np.testing.assert_allclose, rtol=0, atol=5e-4)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def any_model(request: pytest.FixtureRequest) -> SmallModel:
+    return noisy_model(BASE, request.param, BLOCK)
+
+
+@pytest.fixture(scope="module")
+def model() -> SmallModel:
+    return noisy_model(BASE, block=BLOCK)
+
+
+def equal_row(state: ModelState, row: int, expected: ModelState, expected_row: int) -> None:
+    for one, other in zip(row_of(state, row), row_of(expected, expected_row), strict=True):
+        np.testing.assert_array_equal(one.astype(np.float32), other.astype(np.float32))
+
+
+def read_in_chunks(
+    model: SmallModel, tokens: np.ndarray, lengths: list[int], cuts: list[int]
+) -> tuple[list[np.ndarray], ModelState]:
+    """Each row's logits and the state, reading the rows up to each cut in turn, in chunks padded to `STEPS`."""
+    state, logits = model.zero(ROWS), [np.zeros((0, BASE.vocab_size), np.float32)] * ROWS
+    for start, stop in zip([0, *cuts], [*cuts, STEPS], strict=True):
+        sizes = [max(min(n, stop) - start, 0) for n in lengths]
+        chunk = ragged([row[start : start + n] for row, n in zip(tokens, sizes, strict=True)], STEPS)
+        out, state = model.run(chunk, counting(sizes, STEPS, [start] * ROWS), state)
+        logits = [np.concatenate([so_far, new[:n]]) for so_far, new, n in zip(logits, out, sizes, strict=True)]
+    return logits, state
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+def test_equals_the_oracle(config: ModelConfig) -> None:
+    """Past the window, and with every block of the chunk but the first reading the ring."""
+    model, rng = noisy_model(config, block=BLOCK, seed=1), np.random.default_rng(2)
+    tokens = rng.integers(0, config.vocab_size, (ROWS, STEPS), np.int32)
+    logits, _ = model.run(tokens, counting([STEPS] * ROWS, STEPS), model.zero(ROWS))
+    for row in range(ROWS):
+        close(logits[row], reference_logits(config, model.params, tokens[row]))
+
+
+def test_single_steps_equal_the_oracle(model: SmallModel) -> None:
+    tokens = np.random.default_rng(3).integers(0, BASE.vocab_size, (ROWS, STEPS), np.int32)
+    expected, state = [reference_logits(BASE, model.params, row) for row in tokens], model.zero(ROWS)
+    for t in range(STEPS):
+        logits, state = model.run(tokens[:, t : t + 1], np.full((ROWS, 1), t, np.int32), state)
+        close(logits[:, 0], [row[t] for row in expected])
+
+
+@given(tokens=TOKENS, lengths=LENGTHS, cuts=st.sets(st.integers(1, STEPS - 1), max_size=4))
+@settings(max_examples=25)
+def test_any_cuts_equal_one_pass(model: SmallModel, tokens: np.ndarray, lengths: list[int], cuts: set[int]) -> None:
+    logits, state = read_in_chunks(model, tokens, lengths, sorted(cuts))
+    whole, whole_state = read_in_chunks(model, tokens, lengths, [])
+    for row in range(ROWS):
+        close(logits[row], whole[row])
+        for one, other in zip(row_of(state, row), row_of(whole_state, row), strict=True):
+            close(one, other)
+
+
+@given(tokens=TOKENS, lengths=LENGTHS, blocks=st.sets(st.integers(1, STEPS // BLOCK - 1)))
+@settings(max_examples=25)
+def test_cuts_on_the_grid_equal_one_pass_bit_for_bit(
+    any_model: SmallModel, tokens: np.ndarray, lengths: list[int], blocks: set[int]
+) -> None:
+    logits, state = read_in_chunks(any_model, tokens, lengths, [BLOCK * b for b in sorted(blocks)])
+    whole, whole_state = read_in_chunks(any_model, tokens, lengths, [])
+    for row in range(ROWS):
+        np.testing.assert_array_equal(logits[row], whole[row])
+        equal_row(state, row, whole_state, row)
+
+
+def test_chunks_of_another_compiled_length_give_the_same_bits(any_model: SmallModel) -> None:
+    """A cut on the grid again, now by a program for shorter chunks."""
+    tokens = np.random.default_rng(4).integers(0, BASE.vocab_size, (ROWS, STEPS), np.int32)
+    whole, whole_state = any_model.run(tokens, counting([STEPS] * ROWS, STEPS), any_model.zero(ROWS))
+    state, parts, length = any_model.zero(ROWS), [], 2 * BLOCK
+    for start in range(0, STEPS, length):
+        positions = counting([length] * ROWS, length, [start] * ROWS)
+        logits, state = any_model.run(tokens[:, start : start + length], positions, state)
+        parts.append(logits)
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+    for row in range(ROWS):
+        equal_row(state, row, whole_state, row)
+
+
+@pytest.mark.parametrize(("steps", "fewer"), [(1, [3, 1]), (PREFILL_BLOCK, [2, 0]), (PREFILL_BLOCK, [3])])
+def test_a_row_gives_the_same_bits_in_a_batch_of_any_size(any_model: SmallModel, steps: int, fewer: list[int]) -> None:
+    """Four rows at four places, and some of them again. A decode step has at least two rows; a chunk may have one."""
+    model, rng, rows = replace(any_model, block=PREFILL_BLOCK), np.random.default_rng(5), 4
+    past, tokens = rng.integers(0, BASE.vocab_size, (2, rows, PREFILL_BLOCK), np.int32)
+    lengths = [8, 3, PREFILL_BLOCK, 1]
+    _, pool = model.run(past, counting(lengths, PREFILL_BLOCK), model.zero(rows))
+    tokens, positions = tokens[:, :steps], counting([steps] * rows, steps, lengths)
+    expected, expected_state = model.run(tokens, positions, pool)
+    part = take_rows(pool, jnp.array(fewer, jnp.int32), jnp.zeros(len(fewer), jnp.bool))
+    logits, state = model.run(tokens[fewer], positions[fewer], part)
+    np.testing.assert_array_equal(logits, expected[fewer])
+    for index, row in enumerate(fewer):
+        equal_row(state, index, expected_state, row)
+
+
+@given(tokens=TOKENS, lengths=LENGTHS, filler=st.integers(0, BASE.vocab_size - 1))
+@settings(max_examples=25)
+def test_padding_changes_nothing(model: SmallModel, tokens: np.ndarray, lengths: list[int], filler: int) -> None:
+    """Neither which ids stand in it, nor, for a row that is all padding, its state."""
+    positions = counting(lengths, STEPS, [30] * ROWS)
+    _, past = model.run(tokens, counting([STEPS] * ROWS, STEPS), model.zero(ROWS))
+    logits, state = model.run(tokens, positions, past)
+    filled = np.where(positions < 0, np.int32(filler), tokens)
+    other_logits, other_state = model.run(filled, positions, past)
+    for row, length in enumerate(lengths):
+        np.testing.assert_array_equal(other_logits[row, :length], logits[row, :length])
+        equal_row(other_state, row, state, row)
+        if length == 0:
+            equal_row(state, row, past, row)
+
+
+def test_an_idle_row_of_a_decode_step_keeps_its_state(model: SmallModel) -> None:
+    tokens = np.full((ROWS, STEPS), 5, np.int32)
+    _, past = model.run(tokens, counting([STEPS, 9], STEPS), model.zero(ROWS))
+    _, state = model.run(tokens[:, :1], np.array([[STEPS], [-1]], np.int32), past)
+    equal_row(state, 1, past, 1)
+    assert any((a != b).any() for a, b in zip(row_of(state, 0), row_of(past, 0), strict=True))
+
+
+def test_a_fresh_row_reads_nothing_of_the_last_tenant(model: SmallModel) -> None:
+    """Even where all that he left is NaN."""
+    tokens = np.arange(ROWS * STEPS, dtype=np.int32).reshape(ROWS, STEPS)
+    positions = counting([STEPS, 2], STEPS)
+    dirty = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), model.zero(3))
+    fresh = take_rows(dirty, jnp.array([2, 0], jnp.int32), jnp.ones(2, jnp.bool))
+    logits, state = model.run(tokens, positions, fresh)
+    expected, expected_state = model.run(tokens, positions, model.zero(ROWS))
+    for row, length in enumerate((STEPS, 2)):
+        np.testing.assert_array_equal(logits[row, :length], expected[row, :length])
+        equal_row(state, row, expected_state, row)
+
+
+def random_state(model: SmallModel, rows: int, seed: int) -> ModelState:
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), model.zero(rows))
+
+
+@given(
+    rows=st.permutations(range(4)).map(lambda order: order[:3]), fresh=st.lists(st.booleans(), min_size=3, max_size=3)
+)
+@settings(max_examples=20)
+def test_take_rows_copies_or_clears(model: SmallModel, rows: list[int], fresh: list[bool]) -> None:
+    pool = random_state(model, 4, seed=5)
+    taken = take_rows(pool, jnp.array(rows, jnp.int32), jnp.array(fresh, jnp.bool))
+    for index, (row, is_fresh) in enumerate(zip(rows, fresh, strict=True)):
+        equal_row(taken, index, model.zero(1) if is_fresh else pool, 0 if is_fresh else row)
+
+
+@given(rows=st.permutations([0, 1, 2, 3, 4, 9]).map(lambda order: order[:3]))
+@settings(max_examples=20)
+def test_put_rows_writes_the_rows_named_and_no_others(model: SmallModel, rows: list[int]) -> None:
+    """Rows 4 and 9 are past the end: they are dropped."""
+    pool, new = random_state(model, 4, seed=6), random_state(model, 3, seed=7)
+    after = put_rows(pool, jnp.array(rows, jnp.int32), new)
+    for row in range(4):
+        equal_row(after, row, new if row in rows else pool, rows.index(row) if row in rows else row)
+
+
+PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
+MAX_POSITION = 2**31 - 1
+PAIRS = 64
+jitted_angles = jax.jit(rope_angles, static_argnums=(1, 2), compiler_options=CPU_OPTIONS)
+
+
+def exact_angle(position: int, pair: int, theta: int) -> float:
+    """position * theta^(-pair / PAIRS) modulo 2π, with 60 decimal digits on the way."""
+    with localcontext(prec=60):
+        angle = position * Decimal(theta) ** (-Decimal(pair) / PAIRS)
+        return float(angle % (2 * PI))
+
+
+@pytest.mark.parametrize("theta", [10_000, 500_000])
+@given(positions=hnp.arrays(np.int32, (1, 4), elements=st.integers(0, MAX_POSITION) | st.integers(0, 2**20)))
+def test_rope_angles_are_exact_at_every_position(theta: int, positions: np.ndarray) -> None:
+    positions[0, 0] = MAX_POSITION
+    angles = np.asarray(jitted_angles(positions, PAIRS, float(theta)))
+    exact = np.array([[exact_angle(int(p), j, theta) for j in range(PAIRS)] for p in positions[0]])
+    apart = (angles[0] - exact + math.pi) % (2 * math.pi) - math.pi  # on the circle
+    assert np.abs(apart).max() < 1e-6
+    assert np.abs(angles).max() <= np.float32(math.pi)

@@ -1,0 +1,195 @@
+"""Window attention against its oracle: the ring, the W + 1 visible keys, padding and cuts."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from chunk_cases import CPU_OPTIONS, SEEDS, cut, positions
+from hypothesis import given, settings
+from roost.kernels.window_attention import decode_attention, prefill_attention
+from roost.kernels.window_attention.reference import window_attention_reference
+
+ROWS, STEPS, SIZE = 3, 12, 4
+POSITIONS = positions(ROWS, STEPS)
+SHAPES = [(3, 1, 4), (5, 2, 4), (16, 3, 6)]
+"""(window, heads, block): a window below the block, one between block and chunk, one above the chunk; one head."""
+
+prefill = jax.jit(prefill_attention, static_argnums=5, compiler_options=CPU_OPTIONS)
+decode = jax.jit(decode_attention, compiler_options=CPU_OPTIONS)
+
+close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
+
+
+@dataclass(frozen=True)
+class Case:
+    """The arguments of one call but the positions; q, k and v are one array `[B, T, N + 2, d]`."""
+
+    qkv: np.ndarray
+    rings: tuple[np.ndarray, np.ndarray]
+    block: int
+
+    @classmethod
+    def of(cls, seed: int, shape: tuple[int, int, int], dtype: str = "float32") -> "Case":
+        rng, (window, heads, block), kind = np.random.default_rng(seed), shape, jnp.dtype(dtype)
+        qkv = (2 * rng.normal(size=(ROWS, STEPS, heads + 2, SIZE))).astype(kind)
+        ring_k, ring_v = (rng.normal(size=(2, ROWS, window, SIZE))).astype(kind)
+        return cls(qkv, (ring_k, ring_v), block)
+
+    def prefill(self, positions: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        q, k, v = self.qkv[:, :, :-2], self.qkv[:, :, -2], self.qkv[:, :, -1]
+        out, rings = prefill(q, k, v, self.rings, positions, self.block)
+        return np.asarray(out), (np.asarray(rings[0]), np.asarray(rings[1]))
+
+    def decode(self, positions: np.ndarray, t: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        """Step t alone."""
+        q, k, v = self.qkv[:, t, :-2], self.qkv[:, t, -2], self.qkv[:, t, -1]
+        out, rings = decode(q, k, v, self.rings, positions[:, t])
+        return np.asarray(out), (np.asarray(rings[0]), np.asarray(rings[1]))
+
+    def reference(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        qkv, ring_k, ring_v = (x.astype(np.float32) for x in (self.qkv, *self.rings))
+        return window_attention_reference(qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1], ring_k, ring_v, positions)
+
+
+def equal_rings(actual: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, np.ndarray]) -> None:
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(one.astype(np.float32), other.astype(np.float32))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(seed=SEEDS, positions=POSITIONS)
+def test_prefill_equals_the_reference(shape: tuple[int, int, int], seed: int, positions: np.ndarray) -> None:
+    case, valid = Case.of(seed, shape), positions >= 0
+    out, rings = case.prefill(positions)
+    expected, *expected_rings = case.reference(positions)
+    close(out[valid], expected[valid])
+    equal_rings(rings, (expected_rings[0], expected_rings[1]))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(seed=SEEDS, positions=POSITIONS)
+def test_single_steps_equal_the_reference(shape: tuple[int, int, int], seed: int, positions: np.ndarray) -> None:
+    """A row decodes past its ring's end, and idle rows beside it keep theirs."""
+    case = Case.of(seed, shape)
+    expected, *expected_rings = case.reference(positions)
+    for t in range(STEPS):
+        out, rings = case.decode(positions, t)
+        case, valid = replace(case, rings=rings), positions[:, t] >= 0
+        close(out[valid], expected[valid, t])
+    equal_rings(case.rings, (expected_rings[0], expected_rings[1]))
+
+
+@given(seed=SEEDS, positions=POSITIONS)
+def test_bfloat16_differs_by_the_rounding_of_weights_and_values(seed: int, positions: np.ndarray) -> None:
+    case, valid = Case.of(seed, SHAPES[1], "bfloat16"), positions >= 0
+    out, rings = case.prefill(positions)
+    expected, *expected_rings = case.reference(positions)
+    np.testing.assert_allclose(out[valid], expected[valid], rtol=0.02, atol=0.03)
+    equal_rings(rings, (expected_rings[0], expected_rings[1]))
+    assert rings[0].dtype == rings[1].dtype == jnp.bfloat16
+    step, _ = case.decode(positions, 0)
+    np.testing.assert_allclose(step[valid[:, 0]], expected[valid[:, 0], 0], rtol=0.02, atol=0.03)
+
+
+@pytest.mark.parametrize("window", [3, 5, 16])
+def test_a_query_sees_exactly_its_own_key_and_those_of_the_window_before_it(window: int) -> None:
+    """With q = 0 all visible keys weigh the same, and with one-hot values the output names them.
+
+    The key at distance W counts and that at W + 1 does not; in one chunk, in two, and step by step.
+    """
+    length = 24
+    age = np.arange(length)[:, None] - np.arange(length)
+    visible = (age >= 0) & (age <= window)
+    expected = visible / visible.sum(axis=1, keepdims=True)
+    q, k, v = np.zeros((1, length, 1, length)), np.ones((1, length, length)), np.eye(length)[None]
+    q, k, v, ring = (x.astype(np.float32) for x in (q, k, v, np.zeros((1, window, length))))
+    position = np.arange(length, dtype=np.int32)[None]
+
+    for chunk in (length, length // 2):
+        rings, outputs = (ring, ring), []
+        for start in range(0, length, chunk):
+            part = slice(start, start + chunk)
+            out, rings = prefill(q[:, part], k[:, part], v[:, part], rings, position[:, part], 6)
+            outputs.append(out[0, :, 0])
+        np.testing.assert_allclose(np.concatenate(outputs), expected, atol=1e-6)
+
+    rings = (ring, ring)
+    for t in range(length):
+        out, rings = decode(q[:, t], k[:, t], v[:, t], rings, position[:, t])
+        np.testing.assert_allclose(out[0, 0], expected[t], atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(seed=SEEDS, positions=POSITIONS, at=st.integers(0, STEPS))
+@settings(max_examples=30)
+def test_any_cut_equals_one_pass(shape: tuple[int, int, int], seed: int, positions: np.ndarray, at: int) -> None:
+    """Within rounding; bit for bit where the cut is on the grid of blocks."""
+    case = Case.of(seed, shape)
+    whole, rings = case.prefill(positions)
+    pieces = [whole[:, :at][positions[:, :at] >= 0], whole[:, at:][positions[:, at:] >= 0]]
+    carried, on_grid = case, at % case.block == 0
+    for (qkv, part), expected in zip(cut(case.qkv, positions, at), pieces, strict=True):
+        out, new_rings = replace(carried, qkv=qkv).prefill(part)
+        carried = replace(carried, rings=new_rings)
+        (np.testing.assert_array_equal if on_grid else close)(out[part >= 0], expected)
+    equal_rings(carried.rings, rings)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(seed=SEEDS, positions=POSITIONS, garbage=st.sampled_from([0.0, -1e4, 1e30]))
+@settings(max_examples=20)
+def test_padding_is_inert(shape: tuple[int, int, int], seed: int, positions: np.ndarray, garbage: float) -> None:
+    """Any finite number in padding; a masked NaN would still count, as 0 * NaN, but the model makes none of padding."""
+    case, valid = Case.of(seed, shape), positions >= 0
+    out, rings = case.prefill(positions)
+    qkv = np.where(valid[..., None, None], case.qkv, np.float32(garbage))
+    other_out, other_rings = replace(case, qkv=qkv).prefill(positions)
+    np.testing.assert_array_equal(other_out[valid], out[valid])
+    equal_rings(other_rings, rings)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_row_of_padding_keeps_its_ring(shape: tuple[int, int, int]) -> None:
+    case = Case.of(1, shape)
+    nowhere = np.full((ROWS, STEPS), -1, np.int32)
+    equal_rings(case.prefill(nowhere)[1], case.rings)
+    equal_rings(case.decode(nowhere, 0)[1], case.rings)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(seed=SEEDS, positions=POSITIONS)
+@settings(max_examples=20)
+def test_rows_of_the_ring_that_are_not_filled_yet_are_never_read(
+    shape: tuple[int, int, int], seed: int, positions: np.ndarray
+) -> None:
+    """They are masked by position, whatever the last tenant left there."""
+    case, (window, *_) = Case.of(seed, shape), shape
+    unfilled = np.arange(window) >= positions[:, :1]
+    dirty = tuple(np.where(unfilled[..., None], np.float32(1e4), ring) for ring in case.rings)
+    other, valid = replace(case, rings=(dirty[0], dirty[1])), positions >= 0
+    np.testing.assert_array_equal(other.prefill(positions)[0][valid], case.prefill(positions)[0][valid])
+    np.testing.assert_array_equal(other.decode(positions, 0)[0][valid[:, 0]], case.decode(positions, 0)[0][valid[:, 0]])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(seed=SEEDS, begin=st.integers(0, STEPS))
+@settings(max_examples=20)
+def test_documents_in_one_row_do_not_see_each_other(shape: tuple[int, int, int], seed: int, begin: int) -> None:
+    case = Case.of(seed, shape)
+    packed = np.tile(np.r_[np.arange(begin), np.arange(STEPS - begin)].astype(np.int32), (ROWS, 1))
+    out, _ = case.prefill(packed)
+    expected, *_ = case.reference(packed)
+    close(out, expected)
+
+
+def test_rows_do_not_depend_on_their_number() -> None:
+    """A row's bits are the same in a batch of two as in one of three."""
+    case = Case.of(2, SHAPES[1])
+    positions = np.tile(np.arange(30, 30 + STEPS, dtype=np.int32), (ROWS, 1))
+    pair = replace(case, qkv=case.qkv[:2], rings=(case.rings[0][:2], case.rings[1][:2]))
+    np.testing.assert_array_equal(pair.prefill(positions[:2])[0], case.prefill(positions)[0][:2])
+    np.testing.assert_array_equal(pair.decode(positions[:2], 0)[0], case.decode(positions, 0)[0][:2])
