@@ -1,0 +1,25 @@
+"""A TPU to compile for, where there is none."""
+
+import os
+
+import pytest
+
+os.environ |= {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_ID": "0",
+}
+
+from jax.sharding import SingleDeviceSharding
+
+
+@pytest.fixture(scope="session", params=["v5e:2x2", "v6e:2x2"])
+def chip(request: pytest.FixtureRequest) -> SingleDeviceSharding:
+    """One chip of a host of four."""
+    from jax.experimental import topologies
+
+    topology = topologies.get_topology_desc(
+        platform="tpu", topology_name=request.param, chips_per_host_bounds=(2, 2, 1)
+    )
+    return SingleDeviceSharding(topology.devices[0])

@@ -1,0 +1,61 @@
+"""Every Pallas kernel compiles for real TPUs, at the shapes of real models and at awkward ones; its cost is counted."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import SingleDeviceSharding
+from roost.kernels.rg_lru.pallas_tpu import rg_lru_tpu
+from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu, prefill_attention_tpu
+
+pytestmark = pytest.mark.tpu_compile
+
+F32, BF16, INT = jnp.dtype("float32"), jnp.dtype("bfloat16"), jnp.dtype("int32")
+
+
+def compile_kernel(chip: SingleDeviceSharding, kernel: Callable[..., Any], *shapes: tuple[Any, ...]) -> Any:
+    """Compiles for arguments given as (dtype, *shape); says how many bytes the compiler counts."""
+    arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=chip) for dtype, *shape in shapes]
+    lowered = jax.jit(kernel).trace(*arguments).lower(lowering_platforms=("tpu",))
+    compiled = lowered.compile(compiler_options={"xla_vf_vmem_memory_space_assignment": "false"})
+    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 1
+    return compiled.cost_analysis()["bytes accessed"]
+
+
+@pytest.mark.parametrize(("rows", "steps", "width"), [(1, 2048, 2560), (1, 512, 4096), (8, 64, 192), (2, 70, 100)])
+def test_rg_lru(chip: SingleDeviceSharding, rows: int, steps: int, width: int) -> None:
+    sequence = (F32, rows, steps, width)
+    positions = (INT, rows, steps)
+    counted = compile_kernel(
+        chip, rg_lru_tpu, sequence, sequence, sequence, (F32, width), (F32, rows, width), positions
+    )
+    assert counted >= 4 * 4 * rows * steps * width, "three inputs and one output"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "heads", "size", "window"),
+    [(BF16, 512, 10, 256, 2048), (BF16, 64, 16, 256, 2048), (F32, 32, 4, 48, 128), (BF16, 4, 4, 16, 50)],
+)
+def test_decode_attention(
+    chip: SingleDeviceSharding, dtype: Any, rows: int, heads: int, size: int, window: int
+) -> None:
+    token, ring = (dtype, rows, size), (dtype, rows, window, size)
+    counted = compile_kernel(
+        chip, decode_attention_tpu, (dtype, rows, heads, size), token, token, ring, ring, (INT, rows)
+    )
+    assert counted >= 2 * rows * window * size * dtype.itemsize, "both rings"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "steps", "heads", "size", "window"),
+    [(BF16, 1, 2048, 10, 256, 2048), (BF16, 1, 64, 16, 256, 2048), (F32, 2, 64, 4, 48, 128), (F32, 2, 70, 1, 16, 50)],
+)
+def test_prefill_attention(
+    chip: SingleDeviceSharding, dtype: Any, rows: int, steps: int, heads: int, size: int, window: int
+) -> None:
+    tokens, ring = (dtype, rows, steps, size), (dtype, rows, window, size)
+    query = (dtype, rows, steps, heads, size)
+    counted = compile_kernel(chip, prefill_attention_tpu, query, tokens, tokens, ring, ring, (INT, rows, steps))
+    assert counted >= 2 * rows * (window + steps) * size * dtype.itemsize, "rings and chunk"
