@@ -1,0 +1,11 @@
+"""`python -m roost.server` is the same as `roost`."""
+
+from .cli import app
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The `roost` command. JAX takes seconds to import, so each command imports what it needs when it runs."""
+
+import contextlib
+import importlib.metadata
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .settings import Settings, SettingsError, load_settings
+
+app = typer.Typer(
+    name="roost",
+    help="An inference server for RecurrentGemma and other Griffin models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_MODEL_HELP = "A directory with config.json and .safetensors files, random:2b, random:9b, random:CONFIG.json, or demo."
+
+
+def _default(name: str) -> str:
+    """What --help shows; flags themselves default to None, so that the environment and the file have their say."""
+    value = Settings.model_fields[name].default
+    return "auto" if value is None else str(value)
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        print(f"roost {importlib.metadata.version('roost')}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def roost(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str | None, typer.Argument(help=_MODEL_HELP, show_default=_default("model"), metavar="[MODEL]")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=_default("host"))] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default=_default("port"))] = None,
+    served_model_name: Annotated[
+        str | None,
+        typer.Option(help="The model's id for clients.", show_default="the directory's name", metavar="ID"),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(help="Demand this key; others can read it here, but not in ROOST_API_KEY.", metavar="KEY"),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32 or bfloat16.", show_default=_default("dtype"))
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="For random weights.", show_default=_default("seed"))] = None,
+    slots: Annotated[
+        str | None,
+        typer.Option(
+            help="Requests that run at the same time: a number, or auto for what memory allows.",
+            show_default=_default("slots"),
+            metavar="auto|N",
+        ),
+    ] = None,
+    max_queue: Annotated[
+        int | None, typer.Option(help="Requests that may wait.", show_default=_default("max_queue"))
+    ] = None,
+    prefill_chunk: Annotated[
+        int | None,
+        typer.Option(help="Prompt tokens read in one step.", show_default=_default("prefill_chunk")),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file with any of these: max_queue = 64.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Serve MODEL over HTTP, as OpenAI's API. Each flag is also a variable: ROOST_MAX_QUEUE."""
+    flags = {name: value for name, value in locals().items() if value is not None}
+    with _errors_in_one_line():
+        settings = load_settings(flags)
+        from .serve import serve as run
+
+        status = run(settings)
+    raise typer.Exit(status)
+
+
+@app.command(options_metavar="[OPTIONS] [MODEL]")
+def generate(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            help=f"In quotes. Put MODEL in front of it for another than demo: {_MODEL_HELP}",
+            metavar="PROMPT",
+            show_default=False,
+        ),
+    ],
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt instead of answering it.")] = False,
+    max_tokens: Annotated[int, typer.Option(help="The most tokens to generate.")] = 256,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 always takes the likeliest token.", show_default="the model's")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(show_default="the model's")] = None,
+    top_k: Annotated[int | None, typer.Option(show_default="the model's")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+) -> None:
+    """Answer PROMPT here on the terminal, without a server."""
+    if len(words) > 2:
+        raise typer.BadParameter("put the prompt in quotes", param_hint="PROMPT")
+    with _errors_in_one_line():
+        from .generate import Options
+        from .generate import generate as run
+
+        model, prompt = words if len(words) == 2 else ("demo", words[0])
+        status = run(Options(model, prompt, raw, max_tokens, temperature, top_p, top_k, seed, dtype))
+    raise typer.Exit(status)
+
+
+@contextlib.contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """What a user can put right is told in a line; all else is a bug and keeps its trace."""
+    try:
+        yield
+    except SettingsError as error:
+        _fail(error)
+    except Exception as error:
+        from ..engine import RoostError
+
+        if not isinstance(error, RoostError):
+            raise
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    print(f"roost: {error}", file=sys.stderr)
+    raise typer.Exit(1) from None

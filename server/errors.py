@@ -1,0 +1,187 @@
+"""Every failure as one JSON body in OpenAI's shape. This is the border where exceptions become HTTP statuses."""
+
+import http
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypedDict
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
+
+from ..engine import EngineDeadError, QueueFullError, RoostError
+
+RETRY: Final = {"retry-after": "1"}
+"""Sent where the same request may succeed in a moment; clients double the second by themselves."""
+
+CLIENT_CLOSED_REQUEST: Final = 499
+"""For the log only (nginx's number): nobody is there to read the answer."""
+
+_INVALID_REQUEST: Final = "invalid_request_error"
+_SERVER_ERROR: Final = "server_error"
+
+
+class ErrorDetail(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(TypedDict):
+    """What every status from 400 on, and an error in the middle of a stream, carries."""
+
+    error: ErrorDetail
+
+
+class ApiError(HTTPException):
+    """An answer other than success.
+
+    Args:
+      status: the HTTP status.
+      message: one line for people.
+      type: OpenAI's class of the error.
+      param: the field of the request that is to blame.
+      code: what programs look at.
+      headers: to send with it.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = _INVALID_REQUEST,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers)
+        self.body = ErrorBody(error=ErrorDetail(message=message, type=type, param=param, code=code))
+
+    def response(self) -> Response:
+        return JSONResponse(self.body, self.status_code, self.headers)
+
+
+def bad_value(param: str | None, message: str) -> ApiError:
+    """400, for a value of the request that cannot be used."""
+    return ApiError(400, message, param=param)
+
+
+def not_supported(param: str, what: str | None = None) -> ApiError:
+    """400, for a known field whose effect does not exist here yet: never left out silently."""
+    return bad_value(param, f"{what or param} is not supported yet")
+
+
+def unknown_model(name: str) -> ApiError:
+    return ApiError(404, f"the model {name!r} does not exist", param="model", code="model_not_found")
+
+
+def invalid_api_key() -> ApiError:
+    return ApiError(
+        401,
+        "missing or wrong API key: send the header Authorization: Bearer KEY",
+        code="invalid_api_key",
+        headers={"www-authenticate": "Bearer"},
+    )
+
+
+def body_too_large(limit: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
+
+
+def model_loading() -> ApiError:
+    return ApiError(503, "the model is still loading", type=_SERVER_ERROR, code="model_loading", headers=RETRY)
+
+
+def internal_error() -> ApiError:
+    """500. What happened goes to the log, not to the client."""
+    return ApiError(500, "internal server error", type=_SERVER_ERROR)
+
+
+def from_exception(error: Exception) -> ApiError:
+    """The answer to an exception that no code has turned into one; what is unexpected becomes a bare 500."""
+    match error:
+        case ApiError():
+            return error
+        case RequestValidationError():
+            return _from_validation(error)
+        case StarletteHTTPException():
+            return _from_http(error)
+        case QueueFullError():
+            return ApiError(429, str(error), type="rate_limit_error", code="rate_limit_exceeded", headers=RETRY)
+        case EngineDeadError():
+            return ApiError(503, str(error), type=_SERVER_ERROR, code="engine_unavailable", headers=RETRY)
+        case RoostError():
+            return ApiError(500, str(error), type=_SERVER_ERROR)
+        case _:
+            return internal_error()
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answers every known exception in OpenAI's shape; the middleware answers the unknown ones."""
+    for kind in (StarletteHTTPException, RequestValidationError, RoostError):
+        app.add_exception_handler(kind, _answer)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    if isinstance(error, StarletteHTTPException) and error.status_code in (404, 405):
+        return _from_http(error, f" ({request.method} {request.url.path})").response()
+    return from_exception(error).response()
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def _from_http(error: StarletteHTTPException, where: str = "") -> ApiError:
+    """Starlette's own: no such route, no such method, a body that cannot be read."""
+    if isinstance(error, ApiError):
+        return error
+    status = error.status_code
+    texts: Mapping[int, str] = {404: f"no such URL{where}", 405: f"no such method here{where}"}
+    message = texts.get(status) or error.detail or http.HTTPStatus(status).phrase
+    return ApiError(
+        status,
+        message,
+        type=_INVALID_REQUEST if status < 500 else _SERVER_ERROR,
+        code="method_not_supported" if status == 405 else None,
+        headers=error.headers,
+    )
+
+
+def _from_validation(error: RequestValidationError) -> ApiError:
+    first = error.errors()[0]
+    location: Sequence[str | int] = first["loc"]
+    if first["type"] == "json_invalid":
+        return bad_value(None, f"the body is not valid JSON: {first['ctx']['error']} at {location[-1]}")
+    if len(location) < 2:
+        return bad_value(None, _about_body(error.body))
+    path = _path(location[1:])
+    return bad_value(path.partition(".")[0].partition("[")[0], f"{path}: {_text(first)}")
+
+
+def _about_body(body: Any) -> str:
+    if body is None:
+        return "a body is missing: send a JSON object"
+    if isinstance(body, bytes):
+        return "send the body as JSON, with Content-Type: application/json"
+    return "the body must be a JSON object"
+
+
+def _path(location: Sequence[str | int]) -> str:
+    """`messages[0].content`. Names in angle brackets are the schema's own, of a union's members."""
+    path = ""
+    for step in location:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif not step.startswith("<"):
+            path += f".{step}" if path else step
+    return path
+
+
+def _text(detail: Mapping[str, Any]) -> str:
+    text: str = detail["msg"]
+    return text.removeprefix("Value error, ")

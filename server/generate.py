@@ -1,0 +1,119 @@
+"""`roost generate`: one answer, streamed to the terminal, without a server."""
+
+import asyncio
+import secrets
+import sys
+import time
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final
+
+from ..engine import AsyncEngine, ConfigError, EngineConfig, SamplingParams, open_model
+from .chat import ChatFormatError, Message
+from .generation import Choice, generate_choice
+from .loading import LoadProgress, is_loading, leave_while_loading, make_engine
+from .metrics import Metrics
+from .prompts import Prompt
+from .served_model import ServedModel, open_served_model
+from .tokenizer import TextUnavailableError
+
+_INTERRUPTED: Final = 130
+"""The exit status of a program that Ctrl-C has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """
+    Attributes:
+      raw: continue the prompt as it stands, instead of answering it.
+      temperature, top_p, top_k: None takes the checkpoint's default.
+      seed: None takes another one each time.
+    """
+
+    model: str
+    prompt: str
+    raw: bool = False
+    max_tokens: int = 256
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    dtype: str = "auto"
+
+
+def generate(options: Options) -> int:
+    """Streams an answer to stdout, all else to stderr; gives the exit status.
+
+    Raises:
+      RoostError: an option is wrong, or the model cannot be loaded.
+    """
+    config = EngineConfig(slots=1, dtype=options.dtype)
+    source = open_model(options.model)
+    model = open_served_model(source, config)
+    choice = Choice(0, _prompt(model, options), _params(model, options))
+    if source.is_random:
+        _say(f"{model.id} has random weights: its answer is noise")
+    progress = LoadProgress()
+    engine = make_engine(source, config, progress)
+    try:
+        asyncio.run(_run(engine, model, choice))
+    except KeyboardInterrupt:
+        if is_loading(engine):
+            leave_while_loading(progress, _INTERRUPTED)
+        return _INTERRUPTED
+    return 0
+
+
+async def _run(engine: AsyncEngine, model: ServedModel, choice: Choice) -> None:
+    engine.start()
+    await engine.wait_ready()
+    try:
+        began, num_tokens = time.perf_counter(), 0
+        metrics = Metrics(lambda: engine.stats)
+        async with aclosing(generate_choice(engine, model.tokenizer, metrics, "cli", choice)) as deltas:
+            async for delta in deltas:
+                num_tokens += len(delta.token_ids)
+                print(delta.text, end="", flush=True)
+        print()
+        _say(f"{num_tokens} tokens, {num_tokens / (time.perf_counter() - began):.1f} per second")
+    finally:
+        await engine.stop()
+
+
+def _prompt(model: ServedModel, options: Options) -> Prompt:
+    """A chat of one message where the checkpoint knows chats, else the text with BOS in front."""
+    tokenizer = model.tokenizer
+    if not options.raw:
+        try:
+            return Prompt(tuple(model.chat_format.encode([Message("user", options.prompt)])))
+        except ChatFormatError as error:
+            _say(f"continuing the prompt as it stands: {error}")
+    try:
+        token_ids = tokenizer.encode(options.prompt)
+    except TextUnavailableError as error:
+        raise ConfigError(str(error)) from None
+    if tokenizer.bos_id is not None:
+        token_ids = [tokenizer.bos_id, *token_ids]
+    if not token_ids:
+        raise ConfigError("the prompt is empty")
+    return Prompt(tuple(token_ids))
+
+
+def _params(model: ServedModel, options: Options) -> SamplingParams:
+    defaults = model.defaults
+    try:
+        return SamplingParams(
+            max_tokens=options.max_tokens,
+            temperature=defaults.temperature if options.temperature is None else options.temperature,
+            top_p=defaults.top_p if options.top_p is None else options.top_p,
+            top_k=defaults.top_k if options.top_k is None else options.top_k,
+            min_p=defaults.min_p,
+            seed=secrets.randbits(64) if options.seed is None else options.seed % 2**64,
+            end_token_ids=model.end_token_ids,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,177 @@
+"""From the engine's tokens to text: one choice at a time, and several side by side."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from ..engine import (
+    AsyncEngine,
+    FinishReason,
+    Request,
+    RoostError,
+    SamplingParams,
+    TokenLogprobs,
+    TokenOutput,
+)
+from .detokenizer import Detokenizer
+from .metrics import Metrics
+from .prompts import Prompt
+from .tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer to be made.
+
+    Attributes:
+      index: its place among the answers of the HTTP request.
+      stop: strings that end it.
+      include_stop: whether the stop string, or the text of a stop token, is part of the answer.
+    """
+
+    index: int
+    prompt: Prompt
+    params: SamplingParams
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a choice gains; also a whole choice, which is what it gained since there was nothing.
+
+    Attributes:
+      index: the choice's.
+      text: may be empty, as half a character and what may become a stop string are held back.
+      token_ids: the new tokens, the one that ended it included.
+      logprobs: one entry per new token, if asked for.
+      prompt_logprobs: on the first delta, if asked for.
+      finish_reason: set on the last delta.
+      stop_reason: the stop string or stop token that ended it, if one did.
+    """
+
+    index: int
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+async def generate_choice(
+    engine: AsyncEngine, tokenizer: Tokenizer, metrics: Metrics, request_id: str, choice: Choice
+) -> AsyncGenerator[Delta]:
+    """Runs one choice on the engine; closing this generator frees the slot.
+
+    Raises:
+      QueueFullError, EngineDeadError: see `AsyncEngine.generate`.
+      RoostError: somebody else aborted the request.
+    """
+    request = Request(f"{request_id}-{choice.index}", choice.prompt.token_ids, choice.params)
+    detokenizer = Detokenizer(tokenizer, choice.stop, include_stop=choice.include_stop)
+    with metrics.track_request() as record:
+        async with aclosing(engine.generate(request)) as outputs:
+            async for output in outputs:
+                if output.finish_reason is FinishReason.ABORT:
+                    raise RoostError("the request was aborted")
+                delta = _advance(choice, detokenizer, output)
+                record.tokens(len(delta.token_ids))
+                if delta.finish_reason is not None:
+                    record.finished(delta.finish_reason)
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+
+
+def _advance(choice: Choice, detokenizer: Detokenizer, output: TokenOutput) -> Delta:
+    """Tokens are taken one by one, so that none behind a stop string counts."""
+    finish_reason: FinishReason | None = output.finish_reason
+    stop_reason: int | str | None = output.stop_reason
+    hides_last = finish_reason is FinishReason.STOP and not choice.include_stop
+    num_visible = len(output.token_ids) - hides_last
+    text, num_taken = "", 0
+    while num_taken < len(output.token_ids) and detokenizer.stop_string is None:
+        if num_taken < num_visible:
+            text += detokenizer.push(output.token_ids[num_taken : num_taken + 1])
+        num_taken += 1
+    if finish_reason is not None:
+        text += detokenizer.finish()
+    if detokenizer.stop_string is not None:
+        finish_reason, stop_reason = FinishReason.STOP, detokenizer.stop_string
+    return Delta(
+        index=choice.index,
+        text=text,
+        token_ids=output.token_ids[:num_taken],
+        logprobs=(output.logprobs or ())[:num_taken],
+        prompt_logprobs=output.prompt_logprobs,
+        finish_reason=finish_reason,
+        stop_reason=stop_reason,
+    )
+
+
+class Generation:
+    """Choices that run side by side, each in a task; an iterator over their deltas in the order in which they come.
+
+    Waiting for the next delta may be cancelled and begun again, nothing is lost. Close it in any case: that frees
+    the slots of all choices that still run.
+    """
+
+    def __init__(self, choices: Sequence[AsyncGenerator[Delta]]) -> None:
+        self._inbox: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
+        self._num_open = len(choices)
+        self._tasks = [asyncio.create_task(self._pump(choice)) for choice in choices]
+
+    def __aiter__(self) -> "Generation":
+        return self
+
+    async def __anext__(self) -> Delta:
+        """
+        Raises:
+          Exception: whatever a choice raised.
+        """
+        while self._num_open:
+            item = await self._inbox.get()
+            if isinstance(item, Delta):
+                return item
+            if item is not None:
+                raise item
+            self._num_open -= 1
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _pump(self, choice: AsyncGenerator[Delta]) -> None:
+        try:
+            async with aclosing(choice):
+                async for delta in choice:
+                    self._inbox.put_nowait(delta)
+        except Exception as error:  # it belongs to whoever waits for the next delta
+            self._inbox.put_nowait(error)
+        else:
+            self._inbox.put_nowait(None)
+
+
+async def collect(generation: Generation) -> list[Delta]:
+    """Waits for all choices; gives them whole, by index."""
+    parts: dict[int, list[Delta]] = {}
+    async for delta in generation:
+        parts.setdefault(delta.index, []).append(delta)
+    return [_join(parts[index]) for index in sorted(parts)]
+
+
+def _join(deltas: Sequence[Delta]) -> Delta:
+    first, last = deltas[0], deltas[-1]
+    return Delta(
+        index=first.index,
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
+        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
+        prompt_logprobs=first.prompt_logprobs,
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+    )

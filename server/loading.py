@@ -1,0 +1,102 @@
+"""Making an engine while somebody watches: progress, a summary, and how to leave before it is done."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from ..engine import AsyncEngine, EngineConfig, EngineCore, ModelSource, load_engine
+
+_LINE_EVERY_S: Final = 10.0
+"""Where there is no terminal, a log gets a line for each stage and as often as this within one."""
+
+_VERBS: Final = {"weights": "loading weights", "compile": "compiling"}
+
+
+class LoadProgress:
+    """Shows how far loading is: a bar per stage on a terminal, else now and then a line. Goes to stderr.
+
+    Called by the engine's thread; `close` may be called by any, more than once.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bars: dict[str, TaskID] = {}
+        self._last_line = time.monotonic()
+        self._progress = Progress(
+            TextColumn("{task.description:<15}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self._progress.disable:
+            self._line(stage, done, total)
+            return
+        if stage not in self._bars:
+            self._progress.start()
+            self._bars[stage] = self._progress.add_task(_VERBS.get(stage, stage), total=total)
+        self._progress.update(self._bars[stage], completed=done)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+    def _line(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done == total or now - self._last_line >= _LINE_EVERY_S:
+            self._last_line = now
+            print(f"{_VERBS.get(stage, stage)}: {done} of {total}", file=sys.stderr, flush=True)
+
+
+def make_engine(source: ModelSource, config: EngineConfig, progress: LoadProgress) -> AsyncEngine:
+    """An engine that will load once it is started."""
+
+    def build() -> EngineCore:
+        try:
+            return load_engine(source, config, progress)
+        finally:
+            progress.close()
+
+    return AsyncEngine(build)
+
+
+def is_loading(engine: AsyncEngine) -> bool:
+    """Whether a started engine is neither ready nor dead."""
+    return not engine.is_ready and engine.error is None
+
+
+def leave_while_loading(progress: LoadProgress, status: int) -> NoReturn:
+    """Ends the process here and now. A compilation cannot be interrupted, and the interpreter's usual end would pull
+    the floor from under it."""
+    progress.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def summary(source: ModelSource, config: EngineConfig, slots: int, model_id: str, address: str) -> Sequence[str]:
+    """What is served, in a few lines."""
+    dtype = source.config.dtype if config.dtype == "auto" else config.dtype
+    state_bytes = source.config.state_bytes(4 if dtype == "float32" else 2)
+    noise = "  (random weights: its answers are noise)" if source.is_random else ""
+    return (
+        f"model       {model_id}{noise}",
+        f"parameters  {_millions(source.config.num_parameters)}, {dtype}",
+        f"slots       {slots}, {_mebibytes(state_bytes)} of state each",
+        f"address     {address}/v1",
+    )
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"

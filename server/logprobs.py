@@ -1,0 +1,107 @@
+"""Log-probabilities in OpenAI's two shapes: chat's list of objects, and the lists of `/v1/completions`."""
+
+import codecs
+from collections.abc import Sequence
+from typing import Final, TypedDict
+
+from ..engine import TokenLogprobs
+from .tokenizer import Tokenizer
+
+_LEAST: Final = -9999.0
+"""Stands for minus infinity, which JSON does not have."""
+
+
+class TopLogprob(TypedDict):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatTokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(TypedDict):
+    content: list[ChatTokenLogprob]
+    refusal: None
+
+
+class CompletionLogprobs(TypedDict):
+    """Lists of equal length; the entries of a prompt's first token are null, as nothing comes before it."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+def chat_logprobs(tokenizer: Tokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprobs]) -> ChatLogprobs:
+    content = [
+        ChatTokenLogprob(
+            **_top_logprob(tokenizer, token_id, entry.logprob),
+            top_logprobs=[_top_logprob(tokenizer, *alternative) for alternative in entry.top],
+        )
+        for token_id, entry in zip(token_ids, entries, strict=True)
+    ]
+    return ChatLogprobs(content=content, refusal=None)
+
+
+def _top_logprob(tokenizer: Tokenizer, token_id: int, logprob: float) -> TopLogprob:
+    data = tokenizer.token_bytes(token_id)
+    return TopLogprob(
+        token=tokenizer.token_text(token_id),
+        logprob=max(logprob, _LEAST),
+        bytes=list(data) if data else None,
+    )
+
+
+class CompletionLogprobsWriter:
+    """Writes the lists of one choice, piece by piece; it keeps count of where each token begins in the text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._offset = 0
+
+    def write(
+        self,
+        token_ids: Sequence[int],
+        entries: Sequence[TokenLogprobs | None],
+        pieces: Sequence[bytes] | None = None,
+    ) -> CompletionLogprobs:
+        """
+        Args:
+          pieces: the tokens in the text, where that is not `token_bytes`: a prompt's.
+        """
+        pieces = pieces or [self._tokenizer.token_bytes(token_id) for token_id in token_ids]
+        return CompletionLogprobs(
+            tokens=[self._tokenizer.token_text(token_id) for token_id in token_ids],
+            token_logprobs=[None if entry is None else max(entry.logprob, _LEAST) for entry in entries],
+            top_logprobs=[self._top(*pair) for pair in zip(token_ids, entries, strict=True)],
+            text_offset=[self._advance(piece) for piece in pieces],
+        )
+
+    def _top(self, token_id: int, entry: TokenLogprobs | None) -> dict[str, float] | None:
+        """By text. The token itself is always there; of ids with the same text the likeliest is kept."""
+        if entry is None:
+            return None
+        top: dict[str, float] = {}
+        for alternative, logprob in (*entry.top, (token_id, entry.logprob)):
+            name = self._tokenizer.token_text(alternative)
+            top[name] = max(logprob, top.get(name, _LEAST))
+        return top
+
+    def _advance(self, piece: bytes) -> int:
+        """Where the piece begins; one within a character begins where the character does."""
+        offset = self._offset
+        self._offset += len(self._decoder.decode(piece))
+        return offset
+
+
+def join_logprobs(first: CompletionLogprobs, second: CompletionLogprobs) -> CompletionLogprobs:
+    return CompletionLogprobs(
+        tokens=first["tokens"] + second["tokens"],
+        token_logprobs=first["token_logprobs"] + second["token_logprobs"],
+        top_logprobs=first["top_logprobs"] + second["top_logprobs"],
+        text_offset=first["text_offset"] + second["text_offset"],
+    )

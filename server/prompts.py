@@ -1,0 +1,121 @@
+"""From what a client sends to prompt ids, and back for `echo`."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from .chat import ChatFormatError, Message
+from .errors import bad_value, not_supported
+from .schema import ChatMessage
+from .served_model import ServedModel
+from .tokenizer import TextUnavailableError, Tokenizer
+
+_LONG: Final = 8192
+"""Characters, or ids, that take a millisecond or two: from here on the event loop is spared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """
+    Attributes:
+      token_ids: at least one, each within the vocabulary.
+      from_text: whether they were made from text; then control tokens among them were spelled out there.
+      adds_bos: whether the first of them is a BOS that the client did not send.
+    """
+
+    token_ids: tuple[int, ...]
+    from_text: bool = False
+    adds_bos: bool = False
+
+    def pieces(self, tokenizer: Tokenizer) -> list[bytes]:
+        """What each token is in the text of the prompt; joined, they are the text that was sent."""
+        pieces = [
+            tokenizer.token_text(token_id).encode()
+            if self.from_text and tokenizer.is_control(token_id)
+            else tokenizer.token_bytes(token_id)
+            for token_id in self.token_ids
+        ]
+        return [b"", *pieces[1:]] if self.adds_bos else pieces
+
+    def text(self, tokenizer: Tokenizer) -> str:
+        return b"".join(self.pieces(tokenizer)).decode("utf-8", "replace")
+
+
+class PromptEncoder:
+    """Makes prompts; what takes long is done on threads of its own."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self._tokenizer = model.tokenizer
+        self._chat_format = model.chat_format
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
+
+    async def completions(self, prompts: Sequence[str | list[int]], *, add_bos: bool) -> list[Prompt]:
+        """Prompts in which control tokens may be spelled out, or that are ids already.
+
+        Raises:
+          ApiError: there is no tokenizer for a text, or a prompt has no tokens or one outside the vocabulary.
+        """
+
+        def encode() -> list[Prompt]:
+            return [
+                self._text(prompt, add_bos) if isinstance(prompt, str) else self.token_ids(prompt) for prompt in prompts
+            ]
+
+        return await self._off_loop(sum(map(len, prompts)), encode)
+
+    def token_ids(self, token_ids: Sequence[int], param: str = "prompt") -> Prompt:
+        """A prompt as it was sent.
+
+        Raises:
+          ApiError: an id is outside the vocabulary.
+        """
+        if max(token_ids) >= self._tokenizer.vocab_size:
+            raise bad_value(
+                param,
+                f"token id {max(token_ids)} is outside the vocabulary of {self._tokenizer.vocab_size} tokens",
+            )
+        return Prompt(tuple(token_ids))
+
+    async def chat(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True) -> Prompt:
+        """A conversation.
+
+        Raises:
+          ApiError: the messages cannot become a prompt.
+        """
+        plain = [_plain(message) for message in messages]
+        length = sum(len(message.content) for message in plain)
+
+        def encode() -> list[int]:
+            return self._chat_format.encode(plain, add_generation_prompt=add_generation_prompt)
+
+        try:
+            return Prompt(tuple(await self._off_loop(length, encode)), from_text=True)
+        except ChatFormatError as error:
+            raise bad_value("messages", str(error)) from None
+
+    def _text(self, text: str, add_bos: bool) -> Prompt:
+        bos_id = self._tokenizer.bos_id if add_bos else None
+        try:
+            token_ids = self._tokenizer.encode(text)
+        except TextUnavailableError as error:
+            raise bad_value("prompt", str(error)) from None
+        if bos_id is not None:
+            token_ids = [bos_id, *token_ids]
+        if not token_ids:
+            raise bad_value("prompt", "the prompt is empty: it has no tokens")
+        return Prompt(tuple(token_ids), from_text=True, adds_bos=bos_id is not None)
+
+    async def _off_loop[T](self, length: int, encode: Callable[[], T]) -> T:
+        if length < _LONG:
+            return encode()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
+
+
+def _plain(message: ChatMessage) -> Message:
+    if message.tool_calls:
+        raise not_supported("messages", "tool_calls in a message")
+    if message.content is None and message.role != "assistant":
+        raise bad_value("messages", f"a message of the role {message.role!r} needs content")
+    return Message(message.role, message.text)

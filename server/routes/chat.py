@@ -1,0 +1,90 @@
+"""`POST /v1/chat/completions`."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+
+from ..answers import AnswerWriter, Envelope, UsageReport, choice_end, total_usage
+from ..generation import Delta
+from ..logprobs import ChatLogprobs, chat_logprobs
+from ..prompts import Prompt
+from ..sampling import chat_params
+from ..schema import ChatBody
+from ..service import ReadyService
+
+router = APIRouter()
+
+_WHOLE: Final = "chat.completion"
+_CHUNK: Final = "chat.completion.chunk"
+
+
+@router.post("/v1/chat/completions")
+async def create_chat_completion(body: ChatBody, request: Request, service: ReadyService) -> Response:
+    """The assistant's next message."""
+    service.check(body)
+    params = chat_params(body, service.model)
+    prompt = await service.prompts.chat(body.messages)
+    envelope = Envelope.new("chatcmpl", body, service.model)
+    choices = service.choices(body, [prompt], params)
+    return await service.respond(request, body, envelope.id, choices, ChatWriter(envelope, body, prompt))
+
+
+class ChatWriter(AnswerWriter):
+    def __init__(self, envelope: Envelope, body: ChatBody, prompt: Prompt) -> None:
+        self._envelope = envelope
+        self._body = body
+        self._prompt = prompt
+        self._usage = UsageReport(body, [prompt])
+        self._tells_tokens = body.logprobs or body.return_token_ids
+
+    def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
+        answer = self._envelope.wrap(_WHOLE, [self._whole_choice(choice) for choice in choices])
+        return {**answer, "usage": total_usage([self._prompt], choices), **self._prompt_token_ids()}
+
+    def opening(self) -> Iterator[dict[str, Any]]:
+        for index in range(self._body.n):
+            start = {"role": "assistant", "content": ""}
+            chunk = self._chunk({"index": index, "delta": start, "logprobs": None, "finish_reason": None})
+            yield {**chunk, **self._prompt_token_ids()} if index == 0 else chunk
+
+    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        """The last tokens come in a chunk before the one that finishes, whose `delta` is empty."""
+        self._usage.count(delta)
+        if delta.text or (delta.token_ids and self._tells_tokens):
+            choice = {
+                "index": delta.index,
+                "delta": {"content": delta.text},
+                "logprobs": self._logprobs(delta),
+                "finish_reason": None,
+            }
+            if self._body.return_token_ids:
+                choice["token_ids"] = delta.token_ids
+            yield self._chunk(choice)
+        if delta.finish_reason is not None:
+            end = Delta(delta.index, finish_reason=delta.finish_reason, stop_reason=delta.stop_reason)
+            yield self._chunk({"index": delta.index, "delta": {}, "logprobs": None, **choice_end(self._body, end)})
+
+    def closing(self) -> Iterator[dict[str, Any]]:
+        if (usage := self._usage.last_fields()) is not None:
+            yield {**self._envelope.wrap(_CHUNK, []), **usage}
+
+    def _whole_choice(self, choice: Delta) -> dict[str, Any]:
+        return {
+            "index": choice.index,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": self._logprobs(choice),
+            **choice_end(self._body, choice),
+        }
+
+    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        return {**self._envelope.wrap(_CHUNK, [choice]), **self._usage.fields()}
+
+    def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
+        if not self._body.logprobs:
+            return None
+        return chat_logprobs(self._envelope.model.tokenizer, delta.token_ids, delta.logprobs)
+
+    def _prompt_token_ids(self) -> dict[str, Any]:
+        """Beside the choices, as in vLLM: they all have the same prompt."""
+        return {"prompt_token_ids": self._prompt.token_ids} if self._body.return_token_ids else {}

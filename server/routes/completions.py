@@ -1,0 +1,89 @@
+"""`POST /v1/completions`: raw text or token ids, also for scoring a prompt with `echo` and `logprobs`."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+
+from ..answers import AnswerWriter, Envelope, UsageReport, choice_end, total_usage
+from ..generation import Delta
+from ..logprobs import CompletionLogprobs, CompletionLogprobsWriter, join_logprobs
+from ..prompts import Prompt
+from ..sampling import completion_params
+from ..schema import CompletionBody
+from ..service import ReadyService
+
+router = APIRouter()
+
+_OBJECT: Final = "text_completion"
+
+
+@router.post("/v1/completions")
+async def create_completion(body: CompletionBody, request: Request, service: ReadyService) -> Response:
+    """What may come after each prompt."""
+    service.check(body)
+    params = completion_params(body, service.model)
+    prompts = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens)
+    envelope = Envelope.new("cmpl", body, service.model)
+    choices = service.choices(body, prompts, params)
+    writer = CompletionWriter(envelope, body, prompts)
+    return await service.respond(request, body, envelope.id, choices, writer)
+
+
+class CompletionWriter(AnswerWriter):
+    def __init__(self, envelope: Envelope, body: CompletionBody, prompts: Sequence[Prompt]) -> None:
+        self._envelope = envelope
+        self._body = body
+        self._prompts = prompts
+        self._usage = UsageReport(body, prompts)
+        self._choices = [ChoiceWriter(envelope, body, prompt) for prompt in prompts for _ in range(body.n)]
+
+    def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
+        answer = self._envelope.wrap(_OBJECT, [self._choices[each.index].write(each) for each in choices])
+        return {**answer, "usage": total_usage(self._prompts, choices)}
+
+    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        self._usage.count(delta)
+        choice = self._choices[delta.index]
+        if delta.finish_reason is not None or choice.has_news(delta):
+            yield {**self._envelope.wrap(_OBJECT, [choice.write(delta)]), **self._usage.fields()}
+
+    def closing(self) -> Iterator[dict[str, Any]]:
+        if (usage := self._usage.last_fields()) is not None:
+            yield {**self._envelope.wrap(_OBJECT, []), **usage}
+
+
+class ChoiceWriter:
+    """Writes one choice; what is to be said of its prompt comes with the first delta."""
+
+    def __init__(self, envelope: Envelope, body: CompletionBody, prompt: Prompt) -> None:
+        self._tokenizer = envelope.model.tokenizer
+        self._body = body
+        self._prompt: Prompt | None = prompt
+        self._logprobs = CompletionLogprobsWriter(self._tokenizer)
+        self._tells_tokens = body.logprobs is not None or body.return_token_ids
+
+    def has_news(self, delta: Delta) -> bool:
+        tells_prompt = self._prompt is not None and self._body.echo
+        return bool(delta.text) or tells_prompt or (bool(delta.token_ids) and self._tells_tokens)
+
+    def write(self, delta: Delta) -> dict[str, Any]:
+        prompt, self._prompt = self._prompt, None
+        echo = prompt if self._body.echo else None
+        choice = {
+            "index": delta.index,
+            "text": (echo.text(self._tokenizer) if echo else "") + delta.text,
+            "logprobs": self._write_logprobs(echo, delta),
+            **choice_end(self._body, delta),
+        }
+        if prompt is not None and self._body.return_token_ids:
+            choice["prompt_token_ids"] = prompt.token_ids
+        return choice
+
+    def _write_logprobs(self, echo: Prompt | None, delta: Delta) -> CompletionLogprobs | None:
+        if self._body.logprobs is None:
+            return None
+        if echo is None:
+            return self._logprobs.write(delta.token_ids, delta.logprobs)
+        of_prompt = self._logprobs.write(echo.token_ids, delta.prompt_logprobs or (), echo.pieces(self._tokenizer))
+        return join_logprobs(of_prompt, self._logprobs.write(delta.token_ids, delta.logprobs))

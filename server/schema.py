@@ -1,0 +1,203 @@
+"""What clients may send. Null means the same as leaving a field out; fields that are not here are for `fields.py`."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag, model_validator
+
+from ..engine import MAX_LOGPROBS
+
+MAX_STOP_STRINGS: Final = 64
+"""OpenAI allows 4; each costs a little for every character generated."""
+
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0)]
+TokenIds = Annotated[list[TokenId], FailFast()]
+TopLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+
+
+def _is_list(value: Any) -> str | None:
+    return "<text>" if isinstance(value, str) else "<list>" if isinstance(value, list) else None
+
+
+def _kind_of_prompt(value: Any) -> str | None:
+    """Told by the first entry, so that a long list of ids is read once and an error says what is wrong with it."""
+    match value:
+        case str():
+            return "<text>"
+        case [str(), *_]:
+            return "<texts>"
+        case [int(), *_]:
+            return "<ids>"
+        case [list(), *_]:
+            return "<id lists>"
+        case _:
+            return None
+
+
+def _kind_of_part(value: Any) -> str:
+    return "<refusal>" if isinstance(value, dict) and value.get("type") == "refusal" else "<text>"
+
+
+def _union(discriminate: Any, message: str) -> Discriminator:
+    return Discriminator(discriminate, custom_error_type="wrong_kind", custom_error_message=message)
+
+
+Text = Annotated[str, Tag("<text>")]
+
+StopString = Annotated[str, Field(min_length=1)]
+Stop = Annotated[
+    Annotated[StopString, Tag("<text>")]
+    | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS), Tag("<list>")],
+    _union(_is_list, "must be a string or an array of strings"),
+]
+
+Prompt = Annotated[
+    Text
+    | Annotated[list[str], FailFast(), Tag("<texts>")]
+    | Annotated[TokenIds, Tag("<ids>")]
+    | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], FailFast(), Tag("<id lists>")],
+    _union(
+        _kind_of_prompt,
+        "must be a string, an array of token ids, or an array of either; and no array may be empty",
+    ),
+]
+
+
+class Fields(BaseModel):
+    """An object in which null means absent."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None}
+
+
+class Body(Fields):
+    """What all requests have in common."""
+
+    model: str | None = None
+
+
+class StreamOptions(Fields):
+    """`include_obfuscation` is accepted, and nothing is obfuscated."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+    include_obfuscation: bool = False
+
+
+class GenerationBody(Body):
+    """What chat and completions have in common. None: the checkpoint's default, else OpenAI's."""
+
+    n: Annotated[int, Field(ge=1, le=128)] = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: int | None = None
+    stop: Stop | None = None
+    stop_token_ids: TokenIds = []
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: Count = 0
+    return_token_ids: bool = False
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class CompletionBody(GenerationBody):
+    """`POST /v1/completions`."""
+
+    prompt: Prompt
+    echo: bool = False
+    logprobs: TopLogprobs | None = None
+    add_special_tokens: bool = True
+
+    @property
+    def prompts(self) -> Sequence[str | list[int]]:
+        """One by one."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return cast(Sequence[str | list[int]], self.prompt)
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(BaseModel):
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
+ContentPart = Annotated[
+    Annotated[TextPart, Tag("<text>")] | Annotated[RefusalPart, Tag("<refusal>")],
+    Discriminator(_kind_of_part),
+]
+
+
+class ChatMessage(BaseModel):
+    """A message. Parts of text are joined by line breaks; `name` and the like are let pass."""
+
+    model_config = ConfigDict(strict=True)
+
+    role: str
+    content: (
+        Annotated[
+            Text | Annotated[list[ContentPart], Tag("<list>")],
+            _union(_is_list, "must be a string or an array of parts"),
+        ]
+        | None
+    ) = None
+    tool_calls: list[Any] | None = None
+
+    @property
+    def text(self) -> str:
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "\n".join(part.text for part in self.content)
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1)]
+
+
+class ChatBody(GenerationBody):
+    """`POST /v1/chat/completions`."""
+
+    messages: Messages
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    logprobs: bool = False
+    top_logprobs: TopLogprobs | None = None
+
+
+class TokenizeBody(Body):
+    """`POST /tokenize`, with either `prompt` or `messages`."""
+
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+
+
+class DetokenizeBody(Body):
+    """`POST /detokenize`."""
+
+    tokens: TokenIds

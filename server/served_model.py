@@ -1,0 +1,72 @@
+"""A model as the server sees it: its name, its text side and its defaults. Weights are the engine's."""
+
+import hashlib
+import importlib.metadata
+import time
+from dataclasses import dataclass
+
+from ..engine import EngineConfig, ModelSource
+from .chat import ChatFormat, load_chat_format
+from .defaults import GenerationDefaults, read_defaults
+from .tokenizer import TokenIdsOnly, Tokenizer, load_tokenizer, synthetic_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """
+    Attributes:
+      id: the name under which clients ask for it.
+      created: when it was opened, in seconds since 1970.
+      fingerprint: changes with whatever may change the answers: weights, dtype, seed, versions.
+      end_token_ids: every token that ends an answer by default.
+    """
+
+    id: str
+    created: int
+    fingerprint: str
+    tokenizer: Tokenizer
+    chat_format: ChatFormat
+    defaults: GenerationDefaults
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(self.tokenizer.end_token_ids + self.defaults.end_token_ids))
+
+
+def open_served_model(source: ModelSource, config: EngineConfig, name: str | None = None) -> ServedModel:
+    """Loads everything about a model but its weights.
+
+    Raises:
+      CheckpointError: a tokenizer, template or generation_config.json is broken.
+    """
+    tokenizer = open_tokenizer(source)
+    return ServedModel(
+        id=name or source.name,
+        created=int(time.time()),
+        fingerprint=_fingerprint(source, config),
+        tokenizer=tokenizer,
+        chat_format=load_chat_format(source.directory, tokenizer),
+        defaults=read_defaults(source.directory, source.config.vocab_size),
+    )
+
+
+def open_tokenizer(source: ModelSource) -> Tokenizer:
+    """The checkpoint's; random weights without one get a synthetic one, so that they can be talked to.
+
+    Raises:
+      CheckpointError: it is broken, or of another vocabulary.
+    """
+    vocab_size = source.config.vocab_size
+    tokenizer: Tokenizer = TokenIdsOnly(vocab_size)
+    if source.directory is not None:
+        tokenizer = load_tokenizer(source.directory, vocab_size)
+    if source.is_random and not tokenizer.has_text:
+        return synthetic_tokenizer(vocab_size)
+    return tokenizer
+
+
+def _fingerprint(source: ModelSource, config: EngineConfig) -> str:
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in ("roost", "jaxlib")]
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.weights]
+    facts = repr((versions, source.config, files, config.dtype, config.seed))
+    return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:12]

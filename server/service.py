@@ -1,0 +1,129 @@
+"""What the routes work with: a model, the engine that runs it, and the way from choices to a response."""
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final
+
+import orjson
+from fastapi import Depends, Request, Response
+
+from ..engine import AsyncEngine, EngineDeadError, SamplingParams
+from .answers import AnswerWriter
+from .disconnect import until_disconnect
+from .errors import bad_value, model_loading, unknown_model
+from .fields import FieldCheck
+from .generation import Choice, Generation, collect, generate_choice
+from .metrics import Metrics
+from .prompts import Prompt, PromptEncoder
+from .schema import Body, GenerationBody
+from .served_model import ServedModel
+from .stream import EventStream, first_delta, stream_events
+
+PATIENCE_S: Final = 1.0
+"""How long a stream waits for its first token before it says 200: a full queue is known by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """
+    Attributes:
+      max_choices: the most that one request may ask for; more could never be admitted together.
+      keep_alive_s: silence after which a stream sends a comment.
+    """
+
+    engine: AsyncEngine
+    model: ServedModel
+    metrics: Metrics
+    prompts: PromptEncoder
+    max_choices: int = 256
+    keep_alive_s: float = 15.0
+    check_fields: FieldCheck = field(default_factory=FieldCheck)
+
+    def check(self, body: Body) -> None:
+        """
+        Raises:
+          ApiError: the model is not this one, or a field asks for what is not there yet.
+        """
+        if body.model is not None and body.model != self.model.id:
+            raise unknown_model(body.model)
+        if isinstance(body, GenerationBody):
+            self.check_fields(body)
+
+    def check_alive(self) -> None:
+        """
+        Raises:
+          EngineDeadError: no request will ever be served again.
+        """
+        if self.engine.error is not None:
+            raise EngineDeadError("the engine has stopped")
+
+    def choices(
+        self, body: GenerationBody, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
+    ) -> list[Choice]:
+        """Every prompt with every one of the `n` params, prompt by prompt.
+
+        Raises:
+          ApiError: these are too many.
+        """
+        if len(prompts) * body.n > self.max_choices:
+            param = "prompt" if len(prompts) > 1 else "n"
+            raise bad_value(param, f"one request may ask for {self.max_choices} choices (prompts times n)")
+        pairs = [(prompt, each) for prompt in prompts for each in params]
+        return [
+            Choice(index, prompt, each, body.stop_strings, body.include_stop_str_in_output)
+            for index, (prompt, each) in enumerate(pairs)
+        ]
+
+    async def respond(
+        self,
+        request: Request,
+        body: GenerationBody,
+        request_id: str,
+        choices: Sequence[Choice],
+        writer: AnswerWriter,
+    ) -> Response:
+        """Runs the choices for as long as the client is there.
+
+        Raises:
+          Exception: the engine refused a choice or failed, and no part of an answer has been sent.
+        """
+        generation = self._generate(request_id, choices)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(aclosing(generation))
+            if not body.stream:
+                whole = await until_disconnect(request.receive, collect(generation))
+                return json_response(writer.whole(whole))
+            first = await until_disconnect(request.receive, first_delta(generation, PATIENCE_S))
+            stack.pop_all()  # from here on it is the response that closes it
+        return EventStream(stream_events(generation, first, writer, self.keep_alive_s), generation)
+
+    def _generate(self, request_id: str, choices: Sequence[Choice]) -> Generation:
+        tokenizer = self.model.tokenizer
+        return Generation(
+            [generate_choice(self.engine, tokenizer, self.metrics, request_id, choice) for choice in choices]
+        )
+
+
+def json_response(content: Any) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")
+
+
+async def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def _ready_service(request: Request) -> Service:
+    service = await _service(request)
+    service.check_alive()
+    if not service.engine.is_ready:
+        raise model_loading()
+    return service
+
+
+AnyService = Annotated[Service, Depends(_service)]
+"""For routes that answer in every state."""
+
+ReadyService = Annotated[Service, Depends(_ready_service)]
+"""For routes that need the model: 503 while it loads and when it is dead."""

@@ -1,0 +1,111 @@
+"""The command line: what it passes on, and one line for what a user can put right."""
+
+from typing import Any
+
+import pytest
+from roost.engine import CheckpointError
+from roost.server import generate as generate_module
+from roost.server import serve as serve_module
+from roost.server.cli import app
+from roost.server.generate import Options
+from roost.server.settings import Settings
+from typer.testing import CliRunner
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """The settings of every `roost serve`, which does nothing else."""
+    calls: list[Settings] = []
+    monkeypatch.setattr(serve_module, "serve", lambda settings: calls.append(settings) or 0)
+    return calls
+
+
+@pytest.fixture
+def generated(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
+    calls: list[Options] = []
+    monkeypatch.setattr(generate_module, "generate", lambda options: calls.append(options) or 0)
+    return calls
+
+
+def test_version() -> None:
+    result = runner.invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.output.startswith("roost ")
+
+
+def test_every_setting_is_a_flag(served: list[Settings]) -> None:
+    flags: dict[str, Any] = {
+        "--host": "0.0.0.0",
+        "--port": "1",
+        "--served-model-name": "m",
+        "--api-key": "k",
+        "--dtype": "float32",
+        "--seed": "2",
+        "--slots": "3",
+        "--max-queue": "4",
+        "--prefill-chunk": "64",
+    }
+    arguments = [word for pair in flags.items() for word in pair]
+    assert runner.invoke(app, ["serve", "random:2b", *arguments]).exit_code == 0
+    settings = served[0].model_dump()
+    assert settings.pop("api_key").get_secret_value() == "k"
+    assert settings == {
+        "config": None,
+        "model": "random:2b",
+        "host": "0.0.0.0",
+        "port": 1,
+        "served_model_name": "m",
+        "dtype": "float32",
+        "seed": 2,
+        "slots": 3,
+        "max_queue": 4,
+        "prefill_chunk": 64,
+    }
+
+
+def test_serve_needs_no_arguments(served: list[Settings]) -> None:
+    assert runner.invoke(app, ["serve"]).exit_code == 0
+    assert served[0].model == "demo"
+
+
+@pytest.mark.parametrize(("words", "model", "prompt"), [(["hi"], "demo", "hi"), (["m", "hi"], "m", "hi")])
+def test_one_word_is_the_prompt_and_two_name_a_model(
+    generated: list[Options], words: list[str], model: str, prompt: str
+) -> None:
+    assert runner.invoke(app, ["generate", *words, "--temperature", "0"]).exit_code == 0
+    assert (generated[0].model, generated[0].prompt, generated[0].temperature) == (model, prompt, 0)
+
+
+def test_three_words_lack_quotes(generated: list[Options]) -> None:
+    result = runner.invoke(app, ["generate", "m", "hello", "world"])
+    assert result.exit_code == 2
+    assert not generated
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--slots", "many"], ["--dtype", "half"], ["--config", "/nowhere.toml"], ["--port", "70000"], ["/nowhere"]],
+)
+def test_what_a_user_can_put_right_is_one_line(arguments: list[str]) -> None:
+    result = runner.invoke(app, ["serve", *arguments])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("roost: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_bug_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(settings: Settings) -> int:
+        raise KeyError("bug")
+
+    monkeypatch.setattr(serve_module, "serve", fail)
+    assert isinstance(runner.invoke(app, ["serve"]).exception, KeyError)
+
+
+def test_a_failed_load_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(settings: Settings) -> int:
+        raise CheckpointError("model.safetensors: cut short")
+
+    monkeypatch.setattr(serve_module, "serve", fail)
+    assert runner.invoke(app, ["serve"]).stderr == "roost: model.safetensors: cut short\n"

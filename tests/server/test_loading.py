@@ -1,0 +1,50 @@
+"""What is shown while an engine loads."""
+
+import logging
+
+import pytest
+from roost.engine import EngineConfig, open_model
+from roost.server.loading import LoadProgress, summary
+from roost.server.logging import request_id, set_up_logging
+
+
+def test_without_a_terminal_a_stage_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = LoadProgress()
+    for done in range(1, 4):
+        progress("weights", done, 3)
+    progress("compile", 1, 1)
+    progress.close()
+    progress.close()
+    assert capsys.readouterr().err == "loading weights: 3 of 3\ncompiling: 1 of 1\n"
+
+
+def test_the_summary_says_that_random_weights_are_noise() -> None:
+    lines = summary(open_model("demo"), EngineConfig(), 8, "demo", "http://127.0.0.1:8000")
+    assert len(lines) == 4
+    assert "noise" in lines[0]
+    assert "bfloat16" in lines[1]
+    assert "8, " in lines[2]
+    assert lines[3].endswith("http://127.0.0.1:8000/v1")
+
+
+def test_the_state_is_as_large_as_its_dtype_makes_it() -> None:
+    source = open_model("random:2b")
+    assert "16.4 MiB" in summary(source, EngineConfig(), 8, "2b", "")[2]
+    assert "16.4 MiB" not in summary(source, EngineConfig(dtype="float32"), 8, "2b", "")[2]
+
+
+def test_log_lines_carry_the_request(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        set_up_logging()
+        logging.getLogger("roost.test").info("outside")
+        token = request_id.set("req_1")
+        logging.getLogger("uvicorn.error").warning("inside")
+        logging.getLogger("uvicorn.error").info("chatter")
+        request_id.reset(token)
+    finally:
+        root.handlers[:], root.level = handlers, level
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("INFO    - outside")
+    assert second.endswith("WARNING req_1 inside")

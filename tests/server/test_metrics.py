@@ -1,0 +1,104 @@
+"""What is counted, and how the page looks."""
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from roost.engine import EngineDeadError, EngineStats, QueueFullError
+from roost.server.metrics import Metrics
+
+STATS = EngineStats(
+    num_waiting=3,
+    num_running=2,
+    slots=8,
+    prompt_tokens=100,
+    generated_tokens=50,
+    steps=40,
+    compiles_since_ready=1,
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def metrics(clock: Clock) -> Metrics:
+    return Metrics(lambda: STATS, clock)
+
+
+def read(metrics: Metrics, clock: Clock) -> dict[str, float]:
+    """Every sample of a fresh page, by name and the value of its label."""
+    clock.now += 1
+    families = text_string_to_metric_families(metrics.page().decode())
+    return {
+        " ".join([sample.name, *sample.labels.values()]): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_the_engines_own_numbers(metrics: Metrics, clock: Clock) -> None:
+    samples = read(metrics, clock)
+    expected = {
+        "roost_num_requests_running": 2,
+        "roost_num_requests_waiting": 3,
+        "roost_slots": 8,
+        "roost_slots_used": 2,
+        "roost_prompt_tokens_total": 100,
+        "roost_generation_tokens_total": 50,
+        "roost_compiles_since_ready_total": 1,
+    }
+    assert expected.items() <= samples.items()
+    assert not any(name.endswith("_created") for name in samples)
+
+
+def test_the_times_of_a_request(metrics: Metrics, clock: Clock) -> None:
+    with metrics.track_request() as record:
+        for wait, count in ((2.0, 1), (0.5, 1), (1.0, 2), (9.0, 0)):
+            clock.now += wait
+            record.tokens(count)
+        record.finished("stop")
+    samples = read(metrics, clock)
+    assert samples["roost_time_to_first_token_seconds_sum"] == 2.0
+    assert samples["roost_inter_token_latency_seconds_sum"] == 1.5
+    assert samples["roost_inter_token_latency_seconds_count"] == 3
+    assert samples["roost_e2e_request_latency_seconds_sum"] == 12.5
+    assert samples["roost_requests_total stop"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (QueueFullError("full"), "rejected"),
+        (EngineDeadError("dead"), "error"),
+        (RuntimeError(), "error"),
+        (GeneratorExit(), "abort"),
+    ],
+)
+def test_requests_that_do_not_finish(metrics: Metrics, clock: Clock, error: BaseException, reason: str) -> None:
+    with pytest.raises(type(error)), metrics.track_request():
+        raise error
+    samples = read(metrics, clock)
+    assert samples[f"roost_requests_total {reason}"] == 1
+    assert samples["roost_e2e_request_latency_seconds_count"] == 0
+
+
+def test_all_reasons_are_there_from_the_start(metrics: Metrics, clock: Clock) -> None:
+    reasons = {name.split()[-1] for name in read(metrics, clock) if name.startswith("roost_requests_total")}
+    assert reasons == {"stop", "length", "abort", "rejected", "error"}
+
+
+def test_the_page_is_made_at_most_every_fifth_of_a_second(metrics: Metrics, clock: Clock) -> None:
+    first = metrics.page()
+    clock.now += 0.19
+    assert metrics.page() is first
+    clock.now += 0.02
+    assert metrics.page() is not first

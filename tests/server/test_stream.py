@@ -1,0 +1,111 @@
+"""Streams over a real socket: what is sent when, and what becomes of the engine's work when a client goes away."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from conftest import LiveServer, make_service
+from fake_engine import FakeEngine
+from roost.server.served_model import ServedModel
+from roost.server.service import PATIENCE_S, Service
+from roost.server.stream import KEEP_ALIVE
+
+LONG: dict[str, Any] = {"prompt": "a", "max_tokens": 1_000_000, "ignore_eos": True}
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_text_is_sent_as_it_comes(live: LiveServer, service: Service, engine: FakeEngine) -> None:
+    async with live(service) as client, client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as got:
+        lines = got.aiter_lines()
+        first = await anext(lines)
+        assert json.loads(first.removeprefix("data: "))["choices"][0]["text"] == "b"
+        assert engine.running
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [1, 3])
+async def test_a_client_that_goes_away_frees_its_slots(
+    live: LiveServer, service: Service, engine: FakeEngine, n: int, stream: bool
+) -> None:
+    async with live(service) as client:
+        post = client.post("/v1/completions", json={**LONG, "n": n, "stream": stream})
+        request = asyncio.create_task(post)
+        await until(lambda: len(engine.running) == n)
+        request.cancel()
+        await until(lambda: not engine.running)
+        metrics = (await client.get("/metrics")).text
+        assert f'roost_requests_total{{reason="abort"}} {n}.0' in metrics
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_goes_away_while_it_waits(
+    live: LiveServer, service: Service, engine: FakeEngine, stream: bool
+) -> None:
+    """No token has come yet, so nothing is sent that could fail."""
+    engine.gate.clear()
+    async with live(service) as client:
+        request = asyncio.create_task(client.post("/v1/completions", json={**LONG, "stream": stream}))
+        await until(lambda: engine.running)
+        request.cancel()
+        await until(lambda: not engine.running)
+
+
+async def test_a_client_that_goes_away_while_a_comment_is_all_it_got(
+    live: LiveServer, engine: FakeEngine, model: ServedModel
+) -> None:
+    engine.gate.clear()
+    async with live(make_service(engine, model, keep_alive_s=0.01)) as client:
+        async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
+            assert await anext(response.aiter_raw()) == KEEP_ALIVE
+        await until(lambda: not engine.running)
+
+
+async def test_a_silent_stream_is_kept_alive_by_comments(
+    live: LiveServer, engine: FakeEngine, model: ServedModel
+) -> None:
+    engine.gate.clear()
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "stream": True}
+    async with live(make_service(engine, model, keep_alive_s=0.05)) as client:
+        asyncio.get_running_loop().call_later(PATIENCE_S + 0.3, engine.gate.set)
+        text = (await client.post("/v1/chat/completions", json=body)).text
+    role, *rest = text.split("\n\n")
+    assert '"role":"assistant"' in role
+    assert 3 <= rest.count(": keep-alive") <= 8
+    assert rest[-2] == "data: [DONE]"
+    assert [event for event in rest if not event.startswith(":")] == rest[rest.count(": keep-alive") :]
+
+
+async def test_a_failure_in_the_middle_is_an_event_and_the_end(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.dies_after = 2
+    response = await client.post("/v1/completions", json={"prompt": "a", "stream": True})
+    assert response.status_code == 200
+    *chunks, error, rest = response.text.split("\n\n")
+    assert [json.loads(chunk[6:])["choices"][0]["finish_reason"] for chunk in chunks] == [None, None]
+    assert json.loads(error.removeprefix("data: ")) == {
+        "error": {
+            "message": "the engine died",
+            "type": "server_error",
+            "param": None,
+            "code": "engine_unavailable",
+        }
+    }
+    assert rest == ""
+    assert not engine.running
+
+
+async def test_a_bug_in_the_middle_is_told_to_the_log_only(
+    client: httpx.AsyncClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.breaks_after = 2
+    response = await client.post("/v1/completions", json={"prompt": "a", "stream": True})
+    assert '"message":"internal server error"' in response.text
+    assert "secret" not in response.text
+    assert any(record.exc_info for record in caplog.records)
