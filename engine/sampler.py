@@ -200,7 +200,7 @@ def _invert(weights: Float32[Array, "R V"], uniform: Float32[Array, " R"]) -> In
     sums = jnp.sum(lanes, axis=-1)
     index, left = _pick(sums, uniform * jnp.sum(sums, axis=-1))
     within, _ = _pick(jnp.take_along_axis(lanes, index[:, None, None], axis=1)[:, 0], left)
-    return index * lane + within
+    return jnp.minimum(index * lane + within, vocab - 1)  # where no token is allowed, or logits are NaN
 
 
 def _pick(

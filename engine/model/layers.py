@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
-from ...kernels import Backend
+from ...kernels import Backend, gated_mlp, recurrent_step
 from ...kernels.causal_conv1d import causal_conv1d
 from ...kernels.rg_lru import rg_lru
 from ...kernels.window_attention import decode_attention, prefill_attention
@@ -68,11 +68,15 @@ class RMSNorm(nnx.Module):
 class MLP(nnx.Module):
     """The gated MLP: down(gelu(gate(x)) * up(x))."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype) -> None:
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend) -> None:
+        self.backend: Backend = backend
         self.gate_up = Dense(config.width, 2 * config.mlp_width, dtype)
         self.down = Dense(config.mlp_width, config.width, dtype)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        if gated_mlp.has_kernel(self.backend, math.prod(x.shape[:-1])):
+            weights = (self.gate_up.weight[...], self.gate_up.bias[...], self.down.weight[...], self.down.bias[...])
+            return gated_mlp.gated_mlp_tpu(x.reshape(-1, x.shape[-1]), *weights).reshape(x.shape)
         gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
         return self.down((_gelu(gate) * up).astype(x.dtype))
 
@@ -91,8 +95,12 @@ class RGLRU(nnx.Module):
         self, x: Float32[Array, "B T E"], h0: Float32[Array, "B E"], positions: Int32[Array, "B T"]
     ) -> tuple[Float32[Array, "B T E"], Float32[Array, "B E"]]:
         input_gate, recurrence_gate = self._gates(x)
-        log_decay = -8.0 * jax.nn.softplus(self.a_param[...])
-        return rg_lru(x, input_gate, recurrence_gate, log_decay, h0, positions, self.backend)
+        return rg_lru(x, input_gate, recurrence_gate, self.log_decay, h0, positions, self.backend)
+
+    @property
+    def log_decay(self) -> Float32[Array, " E"]:
+        """log a where the recurrence gate is fully open."""
+        return -8.0 * jax.nn.softplus(self.a_param[...])
 
     def _gates(self, x: Float32[Array, "B T E"]) -> tuple[Float32[Array, "B T E"], Float32[Array, "B T E"]]:
         weight = self.gate_weight[...]
@@ -124,10 +132,29 @@ class RecurrentBlock(nnx.Module):
     def __call__(
         self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], RecurrentState]:
+        if u.shape[1] == 1 and recurrent_step.has_kernel(self.rg_lru.backend, self.rg_lru.gate_weight.shape[1]):
+            return self._step(u[:, 0], state, positions[:, 0])
         x, y = jnp.split(self.xy(u), 2, axis=-1)
         c, conv = causal_conv1d(x, self.conv_weight[...], self.conv_bias[...], state.conv, positions)
         h, last = self.rg_lru(c, state.h, positions)
         return self.out((h * _gelu(y)).astype(u.dtype)), RecurrentState(last, conv)
+
+    def _step(
+        self, u: Float[Array, "B D"], state: RecurrentState, positions: Int32[Array, " B"]
+    ) -> tuple[Float[Array, "B 1 D"], RecurrentState]:
+        """The same for one token, with everything between the projections in one kernel."""
+        mixed, conv, h = recurrent_step.recurrent_step_tpu(
+            self.xy(u),
+            self.conv_weight[...],
+            self.conv_bias[...],
+            self.rg_lru.gate_weight[...],
+            self.rg_lru.gate_bias[...],
+            self.rg_lru.log_decay,
+            state.conv,
+            state.h,
+            positions,
+        )
+        return self.out(mixed)[:, None], RecurrentState(h, conv)
 
 
 class AttentionBlock(nnx.Module):
@@ -168,7 +195,7 @@ class ResidualBlock(nnx.Module):
             else RecurrentBlock(config, dtype, gate_dtype, backend)
         )
         self.mlp_norm = RMSNorm(config.width, config.rms_norm_eps)
-        self.mlp = MLP(config, dtype)
+        self.mlp = MLP(config, dtype, backend)
 
     def __call__(
         self,

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,15 +37,16 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class ParamSpec:
-    """How a parameter is put together: tensors joined along `axis`; the convolution's weight is turned as well."""
+    """How a parameter is put together: tensors joined along `axis`, or a convolution's weight, [E, 1, K], turned."""
 
     tensors: tuple[TensorSpec, ...]
     axis: int = 0
+    is_conv: bool = False
 
     def assemble(self, tensors: Sequence[HostArray], dtype: np.dtype[Any]) -> HostArray:
         """The parameter in `dtype`, copied at most once."""
-        if len(self.tensors[0].shape) == 3 and self.tensors[0].shape[1] == 1:
-            return np.ascontiguousarray(tensors[0][:, 0].T, dtype=dtype)  # conv_1d.weight [E, 1, K] -> [K, E]
+        if self.is_conv:
+            return np.ascontiguousarray(tensors[0][:, 0].T, dtype=dtype)
         if len(tensors) == 1:
             return np.asarray(tensors[0], dtype)
         shape = list(tensors[0].shape)
@@ -59,7 +60,7 @@ class ParamSpec:
 
     def split(self, parameter: HostArray) -> list[HostArray]:
         """The tensors that `assemble` makes the parameter of."""
-        if len(self.tensors[0].shape) == 3 and self.tensors[0].shape[1] == 1:
+        if self.is_conv:
             return [np.ascontiguousarray(parameter.T[:, None])]
         stops = np.cumsum([t.shape[self.axis] for t in self.tensors])
         return [np.ascontiguousarray(part) for part in np.split(parameter, stops[:-1], self.axis)]
@@ -75,7 +76,7 @@ def checkpoint_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
         block = _attention_layout(config) if kind == "attention" else _recurrent_layout(config)
         for path, spec in (_shared_layout(config) | block).items():
             named = tuple(TensorSpec(f"model.layers.{index}.{t.name}", t.shape) for t in spec.tensors)
-            layout["blocks", index, *path] = ParamSpec(named, spec.axis)
+            layout["blocks", index, *path] = replace(spec, tensors=named)
     return layout
 
 
@@ -104,7 +105,7 @@ def _recurrent_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
     return {
         ("temporal", "xy", "weight"): _spec(f"{t}linear_x.weight", f"{t}linear_y.weight", (e, d)),
         ("temporal", "xy", "bias"): _spec(f"{t}linear_x.bias", f"{t}linear_y.bias", (e,)),
-        ("temporal", "conv_weight"): _spec(f"{t}conv_1d.weight", (e, 1, config.conv_width)),
+        ("temporal", "conv_weight"): replace(_spec(f"{t}conv_1d.weight", (e, 1, config.conv_width)), is_conv=True),
         ("temporal", "conv_bias"): _spec(f"{t}conv_1d.bias", (e,)),
         ("temporal", "rg_lru", "gate_weight"): _spec(*(f"{g}_weight" for g in gates), (n, size, size), axis=2),
         ("temporal", "rg_lru", "gate_bias"): _spec(*(f"{g}_bias" for g in gates), (n, size), axis=1),

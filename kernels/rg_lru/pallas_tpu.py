@@ -81,7 +81,7 @@ def _kernel(
     log_a = log_decay[...] * jax.nn.sigmoid(recurrence_gate[0].astype(jnp.float32))
     decay[...] = jnp.exp(log_a)
     gated[...] = jax.nn.sigmoid(input_gate[0].astype(jnp.float32)) * x[0].astype(jnp.float32)
-    y[0] = jnp.sqrt(_one_minus_exp(2.0 * log_a)) * gated[...]
+    y[0] = jnp.sqrt(one_minus_exp(2.0 * log_a)) * gated[...]
 
     def step(t: Any, h: Array) -> Array:
         position = positions[first + t]
@@ -94,7 +94,7 @@ def _kernel(
     last[0] = jax.lax.fori_loop(0, block, step, last[0], unroll=8)
 
 
-def _one_minus_exp(x: Array) -> Array:
+def one_minus_exp(x: Array) -> Array:
     """1 - exp(x) for x at most 0, without the cancellation near 0 (Mosaic has no expm1)."""
     series = -x * (1.0 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x / 720)))))
     return jnp.where(x > -0.5, series, 1.0 - jnp.exp(x))

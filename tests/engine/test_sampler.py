@@ -291,3 +291,10 @@ def test_scores_of_a_chunk_are_the_logprobs_of_its_targets() -> None:
     expected = logprobs(jnp.asarray(hidden @ table), jnp.asarray(targets))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), scored, expected)
     np.testing.assert_allclose(scored.chosen, log_softmax(hidden @ table)[np.arange(12), targets], rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_in_which_nothing_is_allowed_still_gives_a_token_of_the_vocabulary() -> None:
+    """Every id is a stop id, and none may come yet: there is no right answer, but there is a wrong one."""
+    params = SamplingParams(min_tokens=1, stop_token_ids=tuple(range(12)), temperature=1.0)
+    drawn = counts(np.zeros(12), params)
+    assert len(drawn) == 12

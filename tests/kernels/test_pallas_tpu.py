@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 from chunk_cases import SEEDS, positions
 from hypothesis import given, settings
+from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
+from roost.kernels.gated_mlp.reference import gated_mlp_reference
+from roost.kernels.recurrent_step.pallas_tpu import recurrent_step_tpu
+from roost.kernels.recurrent_step.reference import recurrent_step_reference
 from roost.kernels.rg_lru.pallas_tpu import rg_lru_tpu
 from roost.kernels.rg_lru.reference import rg_lru_reference
 from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu, prefill_attention_tpu
@@ -18,6 +22,8 @@ ROWS = 3
 
 scan = jax.jit(partial(rg_lru_tpu, interpret=True))
 decode = jax.jit(partial(decode_attention_tpu, interpret=True))
+step = jax.jit(partial(recurrent_step_tpu, interpret=True))
+mlp = jax.jit(partial(gated_mlp_tpu, interpret=True))
 prefill = jax.jit(partial(prefill_attention_tpu, interpret=True))
 
 close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
@@ -75,6 +81,37 @@ def test_prefill_attention(steps: int, window: int, heads: int, seed: int, data:
     close(out[where >= 0], expected[where >= 0])
 
 
+@pytest.mark.parametrize(("rows", "blocks", "size", "taps"), [(ROWS, 2, 12, 4), (256, 1, 128, 2)])
+@given(seed=SEEDS)
+@settings(max_examples=10)
+def test_recurrent_step(rows: int, blocks: int, size: int, taps: int, seed: int) -> None:
+    """Rows at a document's start, within reach of it, far from it, and idle; one block of rows and several."""
+    rng, width = np.random.default_rng(seed), blocks * size
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    where = rng.choice([-1, 0, 1, 2, 3, 50], rows).astype(np.int32)
+    xy, conv, h = draw(rows, 2 * width), draw(taps - 1, rows, width), draw(rows, width)
+    weights = (draw(taps, width), draw(width), draw(blocks, size, 2 * size), draw(blocks, 2 * size))
+    log_decay = -np.exp(draw(width))
+    out, new_conv, new_h = step(xy, *weights, log_decay, conv, h, where)
+    expected, expected_conv, expected_h = recurrent_step_reference(xy, *weights, log_decay, conv, h, where)
+    busy = where >= 0
+    np.testing.assert_allclose(np.asarray(out)[busy], expected[busy], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(new_h, expected_h, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(new_h)[~busy], h[~busy])
+    np.testing.assert_array_equal(new_conv, expected_conv.astype(np.float32))
+
+
+@pytest.mark.parametrize(("rows", "width", "hidden"), [(1, 16, 24), (5, 32, 512)])
+@given(seed=SEEDS)
+@settings(max_examples=10)
+def test_gated_mlp(rows: int, width: int, hidden: int, seed: int) -> None:
+    """The hidden width in one block and in several."""
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    x, weights = draw(rows, width), (draw(2 * hidden, width), draw(2 * hidden), draw(width, hidden), draw(width))
+    np.testing.assert_allclose(mlp(x, *weights), gated_mlp_reference(x, *weights), rtol=2e-4, atol=2e-3)
+
+
 def test_bfloat16_stays_within_its_rounding() -> None:
     rng = np.random.default_rng(0)
     where = np.tile(np.arange(30, 70, dtype=np.int32), (ROWS, 1))
@@ -84,5 +121,5 @@ def test_bfloat16_stays_within_its_rounding() -> None:
     wide = [x.astype(np.float32) for x in (q, k, v, ring_k, ring_v)]
     expected, *_ = window_attention_reference(*wide, where)
     np.testing.assert_allclose(prefill(q, k, v, ring_k, ring_v, where), expected, rtol=0.02, atol=0.03)
-    step = decode(q[:, 0], k[:, 0], v[:, 0], ring_k, ring_v, where[:, 0])
-    np.testing.assert_allclose(step, expected[:, 0], rtol=0.02, atol=0.03)
+    one = decode(q[:, 0], k[:, 0], v[:, 0], ring_k, ring_v, where[:, 0])
+    np.testing.assert_allclose(one, expected[:, 0], rtol=0.02, atol=0.03)

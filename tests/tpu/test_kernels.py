@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
+from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
+from roost.kernels.recurrent_step.pallas_tpu import recurrent_step_tpu
 from roost.kernels.rg_lru.pallas_tpu import rg_lru_tpu
 from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu, prefill_attention_tpu
 
@@ -59,3 +61,34 @@ def test_prefill_attention(
     query = (dtype, rows, steps, heads, size)
     counted = compile_kernel(chip, prefill_attention_tpu, query, tokens, tokens, ring, ring, (INT, rows, steps))
     assert counted >= 2 * rows * (window + steps) * size * dtype.itemsize, "rings and chunk"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "blocks", "size"),
+    [(BF16, 512, 10, 256), (BF16, 8, 16, 256), (F32, 32, 2, 128), (BF16, 6, 1, 128)],
+)
+def test_recurrent_step(chip: SingleDeviceSharding, dtype: Any, rows: int, blocks: int, size: int) -> None:
+    width = blocks * size
+    counted = compile_kernel(
+        chip,
+        recurrent_step_tpu,
+        (dtype, rows, 2 * width),
+        (F32, 4, width),
+        (F32, width),
+        (dtype, blocks, size, 2 * size),
+        (F32, blocks, 2 * size),
+        (F32, width),
+        (dtype, 3, rows, width),
+        (F32, rows, width),
+        (INT, rows),
+    )
+    assert counted >= rows * width * (2 * 4 + 9 * dtype.itemsize), "the state in and out, two inputs, one output"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "width", "hidden"), [(BF16, 512, 2560, 7680), (BF16, 8, 4096, 12288), (F32, 32, 192, 576)]
+)
+def test_gated_mlp(chip: SingleDeviceSharding, dtype: Any, rows: int, width: int, hidden: int) -> None:
+    weights = ((dtype, 2 * hidden, width), (F32, 2 * hidden), (dtype, width, hidden), (F32, width))
+    counted = compile_kernel(chip, gated_mlp_tpu, (dtype, rows, width), *weights)
+    assert counted >= 3 * width * hidden * dtype.itemsize, "the weights"

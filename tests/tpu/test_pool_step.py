@@ -54,13 +54,21 @@ def check(compiled: Any, pool: Any, *kernels: str) -> None:
 
 def test_decode(chip: SingleDeviceSharding, pool: Any) -> None:
     active = jax.ShapeDtypeStruct((ROWS,), jnp.bool)
-    check(compile_step(chip, runner.decode_step, pool, active), pool, "window_attention_decode")
+    check(
+        compile_step(chip, runner.decode_step, pool, active),
+        pool,
+        "recurrent_step",
+        "window_attention_decode",
+        "gated_mlp",
+        "gated_mlp",
+    )
 
 
 @pytest.mark.parametrize("length", [64, 512])
 def test_prefill(chip: SingleDeviceSharding, pool: Any, length: int) -> None:
     inputs = runner._prefill_input((), 1, length, ROWS)
-    check(compile_step(chip, runner.prefill_step, pool, inputs), pool, "rg_lru", "window_attention_prefill")
+    kernels = ["rg_lru", "window_attention_prefill", "gated_mlp", "gated_mlp"]
+    check(compile_step(chip, runner.prefill_step, pool, inputs), pool, *kernels)
 
 
 def test_first_token(chip: SingleDeviceSharding, pool: Any) -> None:

@@ -140,7 +140,7 @@ def test_a_row_gives_the_same_bits_in_a_batch_of_any_size(any_model: SmallModel,
     _, pool = model.run(past, counting(lengths, PREFILL_BLOCK), model.zero(rows))
     tokens, positions = tokens[:, :steps], counting([steps] * rows, steps, lengths)
     expected, expected_state = model.run(tokens, positions, pool)
-    part = take_rows(pool, jnp.array(fewer, jnp.int32), jnp.zeros(len(fewer), jnp.bool))
+    part = jax.jit(take_rows)(pool, jnp.array(fewer, jnp.int32), jnp.zeros(len(fewer), jnp.bool))
     logits, state = model.run(tokens[fewer], positions[fewer], part)
     np.testing.assert_array_equal(logits, expected[fewer])
     for index, row in enumerate(fewer):
@@ -195,7 +195,7 @@ def random_state(model: SmallModel, rows: int, seed: int) -> ModelState:
 @settings(max_examples=20)
 def test_take_rows_copies_or_clears(model: SmallModel, rows: list[int], fresh: list[bool]) -> None:
     pool = random_state(model, 4, seed=5)
-    taken = take_rows(pool, jnp.array(rows, jnp.int32), jnp.array(fresh, jnp.bool))
+    taken = jax.jit(take_rows)(pool, jnp.array(rows, jnp.int32), jnp.array(fresh, jnp.bool))
     for index, (row, is_fresh) in enumerate(zip(rows, fresh, strict=True)):
         equal_row(taken, index, model.zero(1) if is_fresh else pool, 0 if is_fresh else row)
 
@@ -205,7 +205,7 @@ def test_take_rows_copies_or_clears(model: SmallModel, rows: list[int], fresh: l
 def test_put_rows_writes_the_rows_named_and_no_others(model: SmallModel, rows: list[int]) -> None:
     """Rows 4 and 9 are past the end: they are dropped."""
     pool, new = random_state(model, 4, seed=6), random_state(model, 3, seed=7)
-    after = put_rows(pool, jnp.array(rows, jnp.int32), new)
+    after = jax.jit(put_rows)(pool, jnp.array(rows, jnp.int32), new)
     for row in range(4):
         equal_row(after, row, new if row in rows else pool, rows.index(row) if row in rows else row)
 

@@ -227,3 +227,12 @@ def test_random_parameters_have_the_scale_that_is_promised() -> None:
     for weight, fan_in in ((gates, 128), (xy, 128), (taps, 4), (temporal["out"]["weight"], 512)):
         assert float(jnp.var(weight)) * fan_in == pytest.approx(1.0, rel=0.05)
     assert not np.asarray(temporal["xy"]["bias"]).any()
+
+
+def test_gates_of_one_channel_are_no_convolution() -> None:
+    """With as many heads as channels their weights are [N, 1, 1], as a convolution's are [E, 1, K]."""
+    spec = checkpoint_layout(ModelConfig(10, 8, 12, 2, 2, ("recurrent",)))[
+        "blocks", 0, "temporal", "rg_lru", "gate_weight"
+    ]
+    gates = [np.full((2, 1, 1), value, np.float32) for value in (1, 2)]
+    np.testing.assert_array_equal(spec.assemble(gates, np.dtype("float32")), [[[1, 2]], [[1, 2]]])

@@ -1,0 +1,90 @@
+"""The gated MLP for TPUs: weights stream through the chip, activations stay on it."""
+
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Float32
+
+MAX_ROWS: Final = 512
+"""More do not fit on the chip beside the weights."""
+
+
+def gated_mlp_tpu(
+    x: Float[Array, "B D"],
+    gate_up: Float[Array, "F2 D"],
+    gate_up_bias: Float32[Array, " F2"],
+    down: Float[Array, "D F"],
+    down_bias: Float32[Array, " D"],
+    *,
+    interpret: Any = False,
+) -> Float[Array, "B D"]:
+    """down(gelu(gate(x)) * up(x)), in the type of x.
+
+    Args:
+      x: at most `MAX_ROWS` rows.
+      gate_up, gate_up_bias: the gate's rows, then as many of the value.
+      down, down_bias: back to the width.
+      interpret: as `pallas_call` has it.
+    """
+    rows, width = x.shape
+    hidden = down.shape[1]
+    block = next((n for n in (256, 128) if hidden % n == 0), hidden)
+    steps = hidden // block
+    whole = pl.BlockSpec((rows, width), lambda f: (0, 0))
+    bias = gate_up_bias.reshape(2 * steps, 1, block)
+    weights = gate_up.size * gate_up.dtype.itemsize + down.size * down.dtype.itemsize
+    out: Array = pl.pallas_call(
+        _kernel,
+        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+        grid=(steps,),
+        in_specs=[
+            whole,
+            pl.BlockSpec((block, width), lambda f: (f, 0)),
+            pl.BlockSpec((block, width), lambda f: (steps + f, 0)),
+            pl.BlockSpec((1, 1, block), lambda f: (f, 0, 0)),
+            pl.BlockSpec((1, 1, block), lambda f: (steps + f, 0, 0)),
+            pl.BlockSpec((width, block), lambda f: (0, f)),
+            pl.BlockSpec((1, width), lambda f: (0, 0)),
+        ],
+        out_specs=whole,
+        scratch_shapes=[pltpu.VMEM((rows, width), jnp.float32)],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=96 * 2**20),
+        cost_estimate=pl.CostEstimate(
+            flops=6 * rows * width * hidden,
+            bytes_accessed=weights + 2 * x.size * x.dtype.itemsize + (2 * hidden + width) * 4,
+            transcendentals=rows * hidden,
+        ),
+        interpret=interpret,
+        name="gated_mlp",
+    )(x, gate_up, gate_up, bias, bias, down, down_bias[None])
+    return out
+
+
+def _kernel(
+    x: Any, gate: Any, up: Any, gate_bias: Any, up_bias: Any, down: Any, down_bias: Any, out: Any, total: Any
+) -> None:
+    @pl.when(pl.program_id(0) == 0)
+    def start() -> None:
+        total[...] = jnp.broadcast_to(down_bias[...], total.shape)
+
+    gated = jax.nn.gelu(_dot(x[...], gate[...]) + gate_bias[0], approximate=True)
+    hidden = gated * (_dot(x[...], up[...]) + up_bias[0])
+    total[...] += _dot(hidden.astype(x.dtype), down[...])
+
+    @pl.when(pl.program_id(0) == pl.num_programs(0) - 1)
+    def finish() -> None:
+        out[...] = total[...].astype(out.dtype)
+
+
+def _dot(x: Array, weight: Array) -> Array:
+    """x · weightᵀ."""
+    return jax.lax.dot_general(
+        x,
+        weight,
+        (((1,), (1,)), ((), ())),
+        preferred_element_type=jnp.float32,
+        precision=jax.lax.Precision.HIGHEST if weight.dtype == jnp.float32 else None,
+    )
