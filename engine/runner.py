@@ -57,18 +57,15 @@ class PrefillInput(NamedTuple):
     """A prefill batch as arrays, padded to a compiled shape. Rows of padding have length 0 and a slot past the pool.
 
     Attributes:
-      tokens, targets: the chunk, and the token that follows each of its tokens in the prompt.
+      tokens: of the chunk.
       starts, lengths: the chunk's place in the prompt.
       slots: rows of the pool.
-      wants_scores: whether log-probabilities of the targets will be read.
     """
 
     tokens: Int32[Array, "R T"]
-    targets: Int32[Array, "R T"]
     starts: Int32[Array, " R"]
     lengths: Int32[Array, " R"]
     slots: Int32[Array, " R"]
-    wants_scores: Bool[Array, " R"]
 
 
 class FirstTokenInput(NamedTuple):
@@ -100,15 +97,22 @@ class PendingDecode:
 
 @dataclass(frozen=True, slots=True)
 class PendingPrefill:
-    """A prefill step that the device may still be working on; it has tokens only where a prompt ends in it."""
+    """A prefill step that the device may still be working on.
+
+    Attributes:
+      hidden: what the step ends with; there is always something to wait for, so that the host stays in step.
+      sampled: the tokens of the prompts that end in this batch, if any do.
+      scores: of the token after each of the chunks' tokens, if anybody asked.
+    """
 
     batch: PrefillBatch
-    scores: Logprobs
+    hidden: Float[Array, "R D"]
     sampled: Sampled | None
+    scores: Logprobs | None
 
     def wait(self) -> tuple[RowResult, ...]:
-        """Reads one result per chunk; blocks also where there is nothing to read, so that the host stays in step."""
-        self.scores.chosen.block_until_ready()
+        """Reads one result per chunk."""
+        self.hidden.block_until_ready()
         return tuple(self._row(row, chunk) for row, chunk in enumerate(self.batch.chunks))
 
     def _row(self, row: int, chunk: PrefillChunk) -> RowResult:
@@ -119,6 +123,7 @@ class PendingPrefill:
         wanted = chunk.sequence.request.params.prompt_logprobs
         if wanted is None:
             return result
+        assert self.scores is not None
         count = chunk.length - chunk.is_last  # what follows the last prompt token is sampled, not scored
         return replace(result, prompt_logprobs=tuple(_read(self.scores, (row, t), wanted) for t in range(count)))
 
@@ -147,8 +152,10 @@ class ModelRunner:
         self._lengths = _prefill_lengths(config.prefill_chunk)
         self._pool = _new_pool(source.config, self._rows, self.dtype)
         self._active: tuple[tuple[int, ...], Array] = ((), jnp.zeros(self._rows, jnp.bool))
-        self._decode, self._first_token, *prefill = self._compile(_CPU_OPTIONS if backend == "cpu" else {}, report)
-        self._prefill = dict(zip(self._lengths, prefill, strict=True))
+        programs = self._compile(_CPU_OPTIONS if backend == "cpu" else {}, report)
+        self._decode, self._first_token = programs.pop(0), programs.pop(0)
+        self._prefill = dict(zip(self._lengths, programs, strict=False))
+        self._score = dict(zip(self._lengths, programs[len(self._lengths) :], strict=True))
         self._compiles = 0
         jax.monitoring.register_event_duration_secs_listener(self._count_compile)
 
@@ -179,22 +186,23 @@ class ModelRunner:
         chunks, rows = batch.chunks, len(batch.chunks)
         length = next(n for n in self._lengths if n >= max(chunk.length for chunk in chunks))
         inputs = _prefill_input(chunks, rows, length, self._rows)
-        self._pool, hidden, scores = self._prefill[length](self._params, self._pool, inputs)
-        sampled = None
+        self._pool, hidden, last = self._prefill[length](self._params, self._pool, inputs)
+        sampled = scores = None
         if any(chunk.is_last for chunk in chunks):
             first = _first_token_input(chunks, rows, self._rows)
-            self._pool, sampled = self._first_token(self._params, self._pool, hidden, first)
-        return PendingPrefill(batch, scores, sampled)
+            self._pool, sampled = self._first_token(self._params, self._pool, last, first)
+        if any(chunk.sequence.request.params.prompt_logprobs is not None for chunk in chunks):
+            scores = self._score[length](self._params, hidden, _score_targets(chunks, rows, length))
+        return PendingPrefill(batch, last, sampled, scores)
 
     def _compile(self, options: dict[str, Any], report: Progress) -> list[Any]:
-        """Compiles the decode, the first-token and one prefill program per chunk length, two at a time."""
-        hidden = jnp.zeros((1, self.model_config.width), self.dtype)
-        first = _first_token_input((), 1, self._rows)
-        prefill = partial(self._lower, prefill_step)
+        """Compiles the decode and the first-token program, and prefill and score programs for each chunk length."""
+        first, last = _first_token_input((), 1, self._rows), self._hidden(1)
         lowered = [
-            self._lower(decode_step, self._active[1]),
-            self._lower(first_token_step, hidden, first),
-            *(prefill(_prefill_input((), 1, length, self._rows)) for length in self._lengths),
+            self._lower(decode_step, self._pool, self._active[1]),
+            self._lower(first_token_step, self._pool, last, first),
+            *(self._lower(prefill_step, self._pool, _prefill_input((), 1, n, self._rows)) for n in self._lengths),
+            *(self._lower(score_step, self._hidden(1, n), _score_targets((), 1, n)) for n in self._lengths),
         ]
         programs = []
         with ThreadPoolExecutor(2, "compile") as pool:
@@ -204,8 +212,13 @@ class ModelRunner:
         return programs
 
     def _lower(self, step: Callable[..., Any], *inputs: Any) -> Any:
-        """Traces a step for the shapes of these inputs; it takes over the pool that it is given."""
-        return jax.jit(partial(step, self._graph), donate_argnums=1).lower(self._params, self._pool, *inputs)
+        """Traces a step for the shapes of these inputs; it takes over the pool, if it is given that."""
+        donated = (1,) if inputs[0] is self._pool else ()
+        return jax.jit(partial(step, self._graph), donate_argnums=donated).lower(self._params, *inputs)
+
+    def _hidden(self, *shape: int) -> Array:
+        """Activations of some tokens, to trace with."""
+        return jnp.zeros((*shape, self.model_config.width), self.dtype)
 
     def _count_compile(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
@@ -216,26 +229,33 @@ def decode_step(
     graph: nnx.GraphDef[Griffin], params: Params, pool: StatePool, active: Bool[Array, " R"]
 ) -> tuple[StatePool, Sampled]:
     """One more token for every active slot; the others' state stays as it is, bit for bit."""
-    model = nnx.merge(graph, params)
-    positions = jnp.where(active, pool.positions, -1)
-    hidden, layers = model(pool.tokens[:, None], positions[:, None], pool.layers, PREFILL_BLOCK)
-    sampled = sample(model.logits(hidden[:, 0]), pool.sampling, pool.positions + 1, active)
+    layers, logits = decode_logits(graph, params, pool, active)
+    sampled = sample(logits, pool.sampling, pool.positions + 1, active)
     tokens = jnp.where(active, sampled.tokens, pool.tokens)
     return StatePool(layers, tokens, pool.positions + active, pool.sampling), sampled
 
 
+def decode_logits(
+    graph: nnx.GraphDef[Griffin], params: Params, pool: StatePool, active: Bool[Array, " R"]
+) -> tuple[ModelState, Float[Array, "R V"]]:
+    """The model's part of a decode step: the state after each slot's last token, and the logits of the next."""
+    model = nnx.merge(graph, params)
+    positions = jnp.where(active, pool.positions, -1)
+    hidden, layers = model(pool.tokens[:, None], positions[:, None], pool.layers, PREFILL_BLOCK)
+    return layers, model.logits(hidden[:, 0])
+
+
 def prefill_step(
     graph: nnx.GraphDef[Griffin], params: Params, pool: StatePool, inputs: PrefillInput
-) -> tuple[StatePool, Float[Array, "R D"], Logprobs]:
-    """Reads a chunk of prompt per row into its slot; gives the activations at its end, and its targets' scores."""
+) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "R D"]]:
+    """Reads a chunk of prompt per row into its slot; gives the activations of all its tokens and of the last one."""
     model = nnx.merge(graph, params)
     steps = jnp.arange(inputs.tokens.shape[1])
     positions = jnp.where(steps < inputs.lengths[:, None], inputs.starts[:, None] + steps, -1)
     state = take_rows(pool.layers, inputs.slots, fresh=inputs.starts == 0)
     hidden, state = model(inputs.tokens, positions, state, PREFILL_BLOCK)
     last = jnp.take_along_axis(hidden, jnp.maximum(inputs.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-    pool = pool._replace(layers=put_rows(pool.layers, inputs.slots, state))
-    return pool, last, _score_targets(model, hidden, inputs)
+    return pool._replace(layers=put_rows(pool.layers, inputs.slots, state)), hidden, last
 
 
 def first_token_step(
@@ -256,26 +276,15 @@ def first_token_step(
     return StatePool(pool.layers, *rows), sampled
 
 
-def _score_targets(model: Griffin, hidden: Array, inputs: PrefillInput) -> Logprobs:
-    rows, steps = inputs.tokens.shape
-
-    def scored() -> Logprobs:
-        flat = score(model.logits, hidden.reshape(rows * steps, -1), inputs.targets.reshape(-1), PREFILL_BLOCK)
-        shaped: Logprobs = jax.tree.map(lambda x: x.reshape(rows, steps, *x.shape[1:]), flat)
-        return shaped
-
-    return _only_if(jnp.any(inputs.wants_scores), scored)
-
-
-def _only_if[Result](condition: Bool[Array, ""], compute: Callable[[], Result]) -> Result:
-    """What `compute` gives, or zeros of its shape without computing it."""
-
-    def zeros() -> Result:
-        empty: Result = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute))
-        return empty
-
-    result: Result = jax.lax.cond(condition, compute, zeros)
-    return result
+def score_step(
+    graph: nnx.GraphDef[Griffin], params: Params, hidden: Float[Array, "R T D"], targets: Int32[Array, "R T"]
+) -> Logprobs:
+    """Log-probabilities of the tokens that follow each token of a prefill batch."""
+    flat = score(
+        nnx.merge(graph, params).logits, hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), PREFILL_BLOCK
+    )
+    shaped: Logprobs = jax.tree.map(lambda x: x.reshape(*targets.shape, *x.shape[1:]), flat)
+    return shaped
 
 
 def _load(
@@ -335,21 +344,25 @@ def _prefill_input(chunks: Rows[PrefillChunk], rows: int, length: int, pool_rows
     """A batch of chunks as arrays of a compiled shape."""
     columns = {
         "tokens": np.zeros((rows, length), np.int32),
-        "targets": np.zeros((rows, length), np.int32),
         "starts": np.zeros(rows, np.int32),
         "lengths": np.zeros(rows, np.int32),
         "slots": np.full(rows, pool_rows, np.int32),
-        "wants_scores": np.zeros(rows, np.bool),
     }
     for row, chunk in enumerate(chunks):
         request, end = chunk.sequence.request, chunk.start + chunk.length
-        following = request.prompt_token_ids[chunk.start + 1 : end + 1]
         columns["tokens"][row, : chunk.length] = request.prompt_token_ids[chunk.start : end]
-        columns["targets"][row, : len(following)] = following
         columns["starts"][row], columns["lengths"][row] = chunk.start, chunk.length
         columns["slots"][row] = chunk.slot
-        columns["wants_scores"][row] = request.params.prompt_logprobs is not None
     return PrefillInput(**jax.device_put(columns))
+
+
+def _score_targets(chunks: Rows[PrefillChunk], rows: int, length: int) -> Array:
+    """`[rows, length]`: the token that follows each of the chunks' tokens in its prompt."""
+    targets = np.zeros((rows, length), np.int32)
+    for row, chunk in enumerate(chunks):
+        following = chunk.sequence.request.prompt_token_ids[chunk.start + 1 : chunk.start + chunk.length + 1]
+        targets[row, : len(following)] = following
+    return jnp.asarray(targets)
 
 
 def _first_token_input(chunks: Rows[PrefillChunk], rows: int, pool_rows: int) -> FirstTokenInput:
