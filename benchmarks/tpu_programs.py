@@ -122,10 +122,11 @@ def measure_prefill(config: ModelConfig, chip: SingleDeviceSharding, length: int
 
 
 def greedy_step(graph: Any, params: Any, pool: runner.StatePool, active: jax.Array) -> Any:
-    """`decode_step` with its rare branches left out."""
-    layers, logits = runner.decode_logits(graph, params, pool, active)
-    tokens = jnp.where(active, jnp.argmax(logits, axis=-1).astype(jnp.int32), pool.tokens)
-    return runner.StatePool(layers, tokens, pool.positions + active, pool.sampling), tokens
+    """`decode_step` with the branch left out that is taken when a row asks for more than the likeliest token."""
+    model, hidden, layers = runner.decode_hidden(graph, params, pool, active)
+    sampled = runner.greedy_sample(model, hidden)
+    tokens = jnp.where(active, sampled.tokens, pool.tokens)
+    return runner.StatePool(layers, tokens, pool.positions + active, pool.sampling), sampled
 
 
 def compile_step(

@@ -23,7 +23,16 @@ from .model.source import ModelSource
 from .model.state import ModelState, put_rows, take_rows, zero_state
 from .model.weights import Checkpoint, load_params, random_params
 from .request import MAX_STOP_IDS, Request, TokenLogprobs
-from .sampler import Logprobs, Sampled, SamplingState, sample, score, zero_sampling_state
+from .sampler import (
+    Logprobs,
+    Sampled,
+    SamplingState,
+    needs_logits,
+    no_logprobs,
+    sample,
+    score,
+    zero_sampling_state,
+)
 from .sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult, Sequence
 
 type Progress = Callable[[str, int, int], None]
@@ -229,20 +238,35 @@ def decode_step(
     graph: nnx.GraphDef[Griffin], params: Params, pool: StatePool, active: Bool[Array, " R"]
 ) -> tuple[StatePool, Sampled]:
     """One more token for every active slot; the others' state stays as it is, bit for bit."""
-    layers, logits = decode_logits(graph, params, pool, active)
-    sampled = sample(logits, pool.sampling, pool.positions + 1, active)
-    tokens = jnp.where(active, sampled.tokens, pool.tokens)
-    return StatePool(layers, tokens, pool.positions + active, pool.sampling), sampled
+    model, hidden, layers = decode_hidden(graph, params, pool, active)
+    positions = pool.positions + 1
+
+    def sampled() -> Sampled:
+        return sample(model.logits(hidden), pool.sampling, positions, active)
+
+    if model.backend == "tpu":  # its compiler finds the best logit without writing them, a megabyte for each row
+        greedy = partial(greedy_sample, model, hidden)
+        result = jax.lax.cond(jnp.any(active & needs_logits(pool.sampling, positions)), sampled, greedy)
+    else:
+        result = sampled()
+    tokens = jnp.where(active, result.tokens, pool.tokens)
+    return StatePool(layers, tokens, pool.positions + active, pool.sampling), result
 
 
-def decode_logits(
+def decode_hidden(
     graph: nnx.GraphDef[Griffin], params: Params, pool: StatePool, active: Bool[Array, " R"]
-) -> tuple[ModelState, Float[Array, "R V"]]:
-    """The model's part of a decode step: the state after each slot's last token, and the logits of the next."""
+) -> tuple[Griffin, Float[Array, "R D"], ModelState]:
+    """The model's part of a decode step: activations after each slot's last token, and the state."""
     model = nnx.merge(graph, params)
     positions = jnp.where(active, pool.positions, -1)
     hidden, layers = model(pool.tokens[:, None], positions[:, None], pool.layers, PREFILL_BLOCK)
-    return layers, model.logits(hidden[:, 0])
+    return model, hidden[:, 0], layers
+
+
+def greedy_sample(model: Griffin, hidden: Float[Array, "R D"]) -> Sampled:
+    """The likeliest tokens, and nothing else."""
+    tokens = jnp.argmax(model.logits(hidden), axis=-1).astype(jnp.int32)
+    return Sampled(tokens, no_logprobs(tokens.shape, model.config.vocab_size))
 
 
 def prefill_step(

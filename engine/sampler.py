@@ -90,7 +90,9 @@ def sample(
     drawn = _if(jnp.any(random), lambda: _draw(allowed, state, positions, random), lambda: greedy)
     tokens = jnp.where(random, drawn, greedy)
     wanted = jnp.any(active & state.wants_logprobs)
-    return Sampled(tokens, _if(wanted, lambda: logprobs(logits, tokens), lambda: _no_logprobs(logits)))
+    return Sampled(
+        tokens, _if(wanted, lambda: logprobs(logits, tokens), lambda: no_logprobs(logits.shape[:-1], logits.shape[-1]))
+    )
 
 
 def logprobs(logits: Float32[Array, "*rows V"], chosen: Int32[Array, "*rows"]) -> Logprobs:
@@ -102,13 +104,17 @@ def logprobs(logits: Float32[Array, "*rows V"], chosen: Int32[Array, "*rows"]) -
     return Logprobs(own[..., 0], top_ids, top - norm)
 
 
-def _no_logprobs(logits: Float32[Array, "*rows V"]) -> Logprobs:
-    rows, count = logits.shape[:-1], min(MAX_LOGPROBS, logits.shape[-1])
+def no_logprobs(rows: tuple[int, ...], vocab_size: int) -> Logprobs:
+    """What stands where nobody asked."""
+    alternatives = (*rows, min(MAX_LOGPROBS, vocab_size))
     return Logprobs(
-        jnp.zeros(rows, jnp.float32),
-        jnp.zeros((*rows, count), jnp.int32),
-        jnp.zeros((*rows, count), jnp.float32),
+        jnp.zeros(rows, jnp.float32), jnp.zeros(alternatives, jnp.int32), jnp.zeros(alternatives, jnp.float32)
     )
+
+
+def needs_logits(state: SamplingState, positions: Int32[Array, " R"]) -> Bool[Array, " R"]:
+    """Rows that ask for more than the likeliest token."""
+    return (state.temperature > 0) | state.wants_logprobs | (positions < state.min_position)
 
 
 def score(

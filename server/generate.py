@@ -67,17 +67,18 @@ def generate(options: Options) -> int:
 async def _run(engine: AsyncEngine, model: ServedModel, choice: Choice) -> None:
     engine.start()
     await engine.wait_ready()
+    began, num_tokens = time.perf_counter(), 0
+    metrics = Metrics(lambda: engine.stats)
     try:
-        began, num_tokens = time.perf_counter(), 0
-        metrics = Metrics(lambda: engine.stats)
         async with aclosing(generate_choice(engine, model.tokenizer, metrics, "cli", choice)) as deltas:
             async for delta in deltas:
                 num_tokens += len(delta.token_ids)
                 print(delta.text, end="", flush=True)
-        print()
-        _say(f"{num_tokens} tokens, {num_tokens / (time.perf_counter() - began):.1f} per second")
+        seconds = time.perf_counter() - began
     finally:
+        print(flush=True)
         await engine.stop()
+    _say(f"{num_tokens} tokens, {num_tokens / seconds:.1f} per second")
 
 
 def _prompt(model: ServedModel, options: Options) -> Prompt:

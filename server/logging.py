@@ -3,7 +3,7 @@
 import logging
 import sys
 from contextvars import ContextVar
-from typing import Final, TextIO
+from typing import Final
 
 request_id: Final[ContextVar[str]] = ContextVar("request_id", default="-")
 """The id of the HTTP request on whose behalf this code runs."""
@@ -22,15 +22,14 @@ def set_up_logging(level: int = logging.INFO) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-class _StderrHandler(logging.StreamHandler[TextIO]):
+class _StderrHandler(logging.Handler):
     """Looks `sys.stderr` up for every line, as a progress bar replaces it while it is on the screen."""
 
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> TextIO:  # type: ignore[override]
-        return sys.stderr
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:  # as in every handler: a line that is lost must not take a request with it
+            self.handleError(record)
 
 
 def _add_request_id(record: logging.LogRecord) -> bool:

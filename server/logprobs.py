@@ -71,14 +71,16 @@ class CompletionLogprobsWriter:
     ) -> CompletionLogprobs:
         """
         Args:
-          pieces: the tokens in the text, where that is not `token_bytes`: a prompt's.
+          pieces: a prompt's tokens in the text, which may be others than `token_bytes`; that text ends with them.
         """
-        pieces = pieces or [self._tokenizer.token_bytes(token_id) for token_id in token_ids]
+        offsets = [self._advance(piece) for piece in pieces or map(self._tokenizer.token_bytes, token_ids)]
+        if pieces is not None:
+            self._offset += len(self._decoder.decode(b"", final=True))
         return CompletionLogprobs(
             tokens=[self._tokenizer.token_text(token_id) for token_id in token_ids],
             token_logprobs=[None if entry is None else max(entry.logprob, _LEAST) for entry in entries],
             top_logprobs=[self._top(*pair) for pair in zip(token_ids, entries, strict=True)],
-            text_offset=[self._advance(piece) for piece in pieces],
+            text_offset=offsets,
         )
 
     def _top(self, token_id: int, entry: TokenLogprobs | None) -> dict[str, float] | None:

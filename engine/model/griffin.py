@@ -33,6 +33,7 @@ class Griffin(nnx.Module):
         backend: Backend = "xla",
     ) -> None:
         self.config = config
+        self.backend: Backend = backend
         self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.width), dtype))
         self.blocks = nnx.List(
             ResidualBlock(config, kind, dtype, gate_dtype or dtype, backend) for kind in config.block_types

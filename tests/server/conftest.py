@@ -1,47 +1,15 @@
-"""A server around the fake engine: within the process for most tests, on a loopback port where a socket matters."""
+"""The parts of a server around the fake engine, and a client that reaches it without a socket."""
 
-import asyncio
-import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-import uvicorn
 from fake_engine import FakeEngine
+from fake_server import VOCAB_SIZE, make_service, served_model
 from roost.server.app import create_app
-from roost.server.chat import load_chat_format
-from roost.server.defaults import GenerationDefaults
-from roost.server.metrics import Metrics
-from roost.server.prompts import PromptEncoder
 from roost.server.served_model import ServedModel
 from roost.server.service import Service
 from roost.server.tokenizer import Tokenizer, synthetic_tokenizer
-
-VOCAB_SIZE = 512
-
-type LiveServer = Callable[[Service], AbstractAsyncContextManager[httpx.AsyncClient]]
-
-
-def served_model(tokenizer: Tokenizer, defaults: GenerationDefaults | None = None) -> ServedModel:
-    return ServedModel(
-        id="counter",
-        created=1_700_000_000,
-        fingerprint="fp_test",
-        tokenizer=tokenizer,
-        chat_format=load_chat_format(None, tokenizer),
-        defaults=defaults or GenerationDefaults(),
-    )
-
-
-def make_service(engine: FakeEngine, model: ServedModel, keep_alive_s: float = 15.0) -> Service:
-    return Service(
-        engine=engine,
-        model=model,
-        metrics=Metrics(lambda: engine.stats),
-        prompts=PromptEncoder(model),
-        keep_alive_s=keep_alive_s,
-    )
 
 
 @pytest.fixture(scope="session")
@@ -67,26 +35,6 @@ def service(engine: FakeEngine, model: ServedModel) -> Service:
 
 @pytest.fixture
 async def client(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
         yield client
-
-
-@pytest.fixture
-def live() -> LiveServer:
-    """Starts uvicorn on a loopback port, with `service`; gives a client of it."""
-    return _live
-
-
-@asynccontextmanager
-async def _live(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(service), lifespan="off", log_config=None))
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    try:
-        async with httpx.AsyncClient(base_url=url) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        await serving

@@ -5,8 +5,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import VOCAB_SIZE, make_service, served_model
 from fake_engine import FakeEngine
+from fake_server import VOCAB_SIZE, make_service, served_model
 from roost.server.app import create_app
 from roost.server.service import Service
 from roost.server.tokenizer import TokenIdsOnly

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import served_model
+from fake_server import served_model
 from roost.engine import CheckpointError, EngineConfig, open_model
 from roost.server.defaults import GenerationDefaults, read_defaults
 from roost.server.sampling import chat_params, completion_params

@@ -4,8 +4,8 @@ import logging
 
 import httpx
 import pytest
-from conftest import make_service, served_model
 from fake_engine import FakeEngine
+from fake_server import make_service, served_model
 from roost.engine import EngineDeadError, QueueFullError
 from roost.server.app import create_app
 from roost.server.errors import bad_value, from_exception

@@ -46,6 +46,12 @@ def test_offsets_count_characters_across_pieces(tokenizer: Tokenizer) -> None:
     assert writer.write([EURO[2], 1, A], entries)["text_offset"] == [1, 2, 2]
 
 
+def test_half_a_character_at_a_prompts_end_is_one_of_its_own(tokenizer: Tokenizer) -> None:
+    writer = CompletionLogprobsWriter(tokenizer)
+    assert writer.write([A, EURO[0]], [TokenLogprobs(-1.0)] * 2, [b"a", b"\xe2"])["text_offset"] == [0, 1]
+    assert writer.write([A], [TokenLogprobs(-1.0)])["text_offset"] == [2]
+
+
 def test_what_comes_first_has_no_logprob(tokenizer: Tokenizer) -> None:
     lists = CompletionLogprobsWriter(tokenizer).write([2, A], [None, TokenLogprobs(-1.0)], [b"", b"a"])
     assert lists == {

@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import LiveServer, make_service
 from fake_engine import FakeEngine
+from fake_server import live, make_service
 from roost.server.served_model import ServedModel
 from roost.server.service import PATIENCE_S, Service
 from roost.server.stream import KEEP_ALIVE
@@ -22,7 +22,7 @@ async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_text_is_sent_as_it_comes(live: LiveServer, service: Service, engine: FakeEngine) -> None:
+async def test_text_is_sent_as_it_comes(service: Service, engine: FakeEngine) -> None:
     async with live(service) as client, client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as got:
         lines = got.aiter_lines()
         first = await anext(lines)
@@ -33,7 +33,7 @@ async def test_text_is_sent_as_it_comes(live: LiveServer, service: Service, engi
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("n", [1, 3])
 async def test_a_client_that_goes_away_frees_its_slots(
-    live: LiveServer, service: Service, engine: FakeEngine, n: int, stream: bool
+    service: Service, engine: FakeEngine, n: int, stream: bool
 ) -> None:
     async with live(service) as client:
         post = client.post("/v1/completions", json={**LONG, "n": n, "stream": stream})
@@ -46,9 +46,7 @@ async def test_a_client_that_goes_away_frees_its_slots(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_goes_away_while_it_waits(
-    live: LiveServer, service: Service, engine: FakeEngine, stream: bool
-) -> None:
+async def test_a_client_that_goes_away_while_it_waits(service: Service, engine: FakeEngine, stream: bool) -> None:
     """No token has come yet, so nothing is sent that could fail."""
     engine.gate.clear()
     async with live(service) as client:
@@ -58,9 +56,7 @@ async def test_a_client_that_goes_away_while_it_waits(
         await until(lambda: not engine.running)
 
 
-async def test_a_client_that_goes_away_while_a_comment_is_all_it_got(
-    live: LiveServer, engine: FakeEngine, model: ServedModel
-) -> None:
+async def test_a_client_that_goes_away_while_a_comment_is_all_it_got(engine: FakeEngine, model: ServedModel) -> None:
     engine.gate.clear()
     async with live(make_service(engine, model, keep_alive_s=0.01)) as client:
         async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
@@ -68,9 +64,7 @@ async def test_a_client_that_goes_away_while_a_comment_is_all_it_got(
         await until(lambda: not engine.running)
 
 
-async def test_a_silent_stream_is_kept_alive_by_comments(
-    live: LiveServer, engine: FakeEngine, model: ServedModel
-) -> None:
+async def test_a_silent_stream_is_kept_alive_by_comments(engine: FakeEngine, model: ServedModel) -> None:
     engine.gate.clear()
     body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "stream": True}
     async with live(make_service(engine, model, keep_alive_s=0.05)) as client:

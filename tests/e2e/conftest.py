@@ -1,0 +1,24 @@
+"""A real server with a small random model; it takes some seconds to start, so all tests here share it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from server_process import API_KEY, MAX_QUEUE, SLOTS, TINY, ServerProcess, serving
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(TINY))
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(tiny_config: Path) -> Iterator[ServerProcess]:
+    """Its only model is `MODEL`."""
+    arguments = ["--slots", str(SLOTS), "--max-queue", str(MAX_QUEUE)]
+    with serving(f"random:{tiny_config}", *arguments, ROOST_API_KEY=API_KEY) as process:
+        yield process

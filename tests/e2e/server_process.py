@@ -1,0 +1,75 @@
+"""The `roost` command as a process."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+API_KEY = "sesame"
+MODEL = "tiny-random"
+SLOTS, MAX_QUEUE = 4, 8
+
+TINY: dict[str, Any] = {
+    "model_type": "recurrent_gemma",
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "lru_width": 32,
+    "attention_window_size": 64,
+    "dtype": "float32",
+}
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """`url` is without `/v1`."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+
+def start(*arguments: str, stderr: IO[str] | int = subprocess.PIPE, **environment: str) -> subprocess.Popen[str]:
+    """Starts `roost` as a user does."""
+    command = [sys.executable, "-m", "roost.server", *arguments]
+    environment = {**os.environ, **environment}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
+
+
+@contextmanager
+def serving(*arguments: str, **environment: str) -> Iterator[ServerProcess]:
+    """A server that is ready; it has to end well when it is asked to."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "stderr"
+        with log.open("w") as stderr:
+            process = start("serve", *arguments, "--port", "0", stderr=stderr, **environment)
+        try:
+            yield ServerProcess(process, _wait_for_address(process, log))
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(timeout=30)
+        finally:
+            process.kill()
+            process.communicate()
+        written = log.read_text()
+        assert status == 0, written
+        assert "Traceback" not in written, written
+
+
+def _wait_for_address(process: subprocess.Popen[str], log: Path, seconds: float = 240) -> str:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := re.search(r"^address +(http://\S+)/v1$", log.read_text(), re.MULTILINE):
+            return found[1]
+        time.sleep(0.1)
+    pytest.fail(f"the server did not start:\n{log.read_text()}")

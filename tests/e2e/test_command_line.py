@@ -1,0 +1,45 @@
+"""The `roost` command as a process: how it starts, and how it ends."""
+
+import signal
+from pathlib import Path
+
+from server_process import ServerProcess, start
+
+
+def test_generate_answers_on_stdout(tiny_config: Path) -> None:
+    process = start("generate", f"random:{tiny_config}", "hello", "--max-tokens", "5", "--seed", "1")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.endswith("\n")
+    assert "noise" in err
+    assert "5 tokens" in err
+
+
+def test_a_port_that_is_taken(server: ServerProcess) -> None:
+    process = start("serve", "--port", server.url.rsplit(":", 1)[1])
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.startswith("roost: cannot listen on")
+    assert err.count("\n") == 1
+
+
+def test_a_signal_while_compiling_ends_it_at_once(tiny_config: Path) -> None:
+    process = start("serve", f"random:{tiny_config}", "--port", "0")
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("loading weights")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert "address" not in err
+    assert "Traceback" not in err
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_one_line(tmp_path: Path, tiny_config: Path) -> None:
+    """The mistake is found by the engine's thread, when the server answers already."""
+    (tmp_path / "config.json").write_bytes(tiny_config.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    process = start("serve", str(tmp_path), "--port", "0")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.startswith("roost: tensor model.embed_tokens.weight")
+    assert err.count("\n") == 1

@@ -1,0 +1,91 @@
+"""A Hugging Face checkpoint gives, through HTTP, what the official implementation made of it (golden/tiny-a)."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from server_process import serving
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "tiny-a"
+TOLERANCE = 5e-4
+"""On logits, by golden/tiny-a/README.md."""
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Any]:
+    with np.load(GOLDEN / "golden.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    with (
+        serving(str(GOLDEN / "hf"), "--dtype", "float32", "--slots", "4") as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        yield client
+
+
+def complete(client: httpx.Client, prompt: Any, **fields: Any) -> list[dict[str, Any]]:
+    response = client.post("/v1/completions", json={"prompt": prompt, "logprobs": 20, **fields})
+    assert response.status_code == 200, response.text
+    choices: list[dict[str, Any]] = response.json()["choices"]
+    return choices
+
+
+def log_softmax(logits: Any) -> Any:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def assert_close(found: Sequence[dict[str, float]], expected: Any) -> None:
+    """Compares the likeliest 20 at each place; tokens are named by their ids, as there is no tokenizer."""
+    assert len(found) == len(expected)
+    for top, row in zip(found, expected, strict=True):
+        assert len(top) >= 20
+        for name, logprob in top.items():
+            assert logprob == pytest.approx(row[int(name.removeprefix("token_id:"))], abs=TOLERANCE)
+
+
+def test_a_full_pass(client: httpx.Client, golden: dict[str, Any]) -> None:
+    tokens = golden["full_tokens"][0]
+    (choice,) = complete(client, tokens.tolist(), echo=True, max_tokens=0)
+    logprobs = choice["logprobs"]
+    expected = log_softmax(golden["full_logits"][0])[:-1]
+    assert_close(logprobs["top_logprobs"][1:], expected)
+    own = expected[np.arange(len(expected)), tokens[1:]]
+    np.testing.assert_allclose(logprobs["token_logprobs"][1:], own, atol=TOLERANCE)
+
+
+def test_prefill_and_decode_past_the_window_in_a_ragged_batch(client: httpx.Client, golden: dict[str, Any]) -> None:
+    prompts = [golden[f"sampler_prompt_{i}"].reshape(-1).tolist() for i in range(3)]
+    fields = {"max_tokens": 24, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    for index, choice in enumerate(complete(client, prompts, **fields)):
+        assert choice["token_ids"] == golden["sampler_alone_tokens"][index].tolist()
+        assert_close(choice["logprobs"]["top_logprobs"], log_softmax(golden["sampler_alone_logits"][index]))
+
+
+def test_prompts_of_a_token_or_two(client: httpx.Client, golden: dict[str, Any]) -> None:
+    prompts = [golden[f"short_prompt_{i}"].reshape(-1).tolist() for i in range(3)]
+    fields = {"max_tokens": 4, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    for index, choice in enumerate(complete(client, prompts, **fields)):
+        assert choice["token_ids"] == golden[f"short_alone_tokens_{index}"].tolist()
+        assert_close(choice["logprobs"]["top_logprobs"], log_softmax(golden[f"short_alone_logits_{index}"]))
+
+
+def test_an_end_token_ends_it(client: httpx.Client, golden: dict[str, Any]) -> None:
+    eos_id, run = int(golden["eos_id_used"]), golden["eos_run_tokens"].tolist()
+    prompt = golden["sampler_prompt_0"].reshape(-1).tolist()
+    fields = {"max_tokens": 24, "temperature": 0, "stop_token_ids": [eos_id], "return_token_ids": True}
+    (choice,) = complete(client, prompt, **fields)
+    assert choice["token_ids"] == run[: run.index(eos_id) + 1]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", eos_id)
+
+
+def test_text_needs_a_tokenizer(client: httpx.Client) -> None:
+    response = client.post("/v1/completions", json={"prompt": "hello"})
+    assert response.status_code == 400
+    assert "no tokenizer" in response.json()["error"]["message"]

@@ -1,0 +1,222 @@
+"""The official client of OpenAI against a real server process."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import openai
+import pytest
+from openai.types.chat import ChatCompletionUserMessageParam
+from server_process import API_KEY, MAX_QUEUE, MODEL, SLOTS, ServerProcess
+
+HI: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=API_KEY, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+async def async_client(server: ServerProcess) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=API_KEY, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def raw(server: ServerProcess) -> Iterator[httpx.Client]:
+    headers = {"authorization": f"Bearer {API_KEY}"}
+    with httpx.Client(base_url=server.url, headers=headers, timeout=30) as client:
+        yield client
+
+
+def metric(raw: httpx.Client, name: str) -> float:
+    """A metric's value on a fresh page."""
+    time.sleep(0.25)
+    lines = raw.get("/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
+def wait_until_idle(raw: httpx.Client, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while metric(raw, "roost_slots_used") or metric(raw, "roost_num_requests_waiting"):
+        assert time.monotonic() < deadline, "slots are still taken"
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).owned_by == "roost"
+
+
+def test_chat(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=HI, max_completion_tokens=8, seed=1)
+    choice = answer.choices[0]
+    assert answer.object == "chat.completion"
+    assert (choice.message.role, choice.finish_reason) == ("assistant", "length")
+    assert choice.message.content
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 8
+    assert answer._request_id is not None
+
+
+def test_a_streamed_chat_says_the_same(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=HI, max_tokens=40, seed=2)
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=HI,
+        max_tokens=40,
+        seed=2,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == answer.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+    assert chunks[-1].usage == answer.usage
+
+
+def test_greedy_answers_do_not_change(client: openai.OpenAI) -> None:
+    answers = {
+        client.chat.completions.create(model=MODEL, messages=HI, max_tokens=20, temperature=0)
+        .choices[0]
+        .message.content
+        for _ in range(3)
+    }
+    assert len(answers) == 1
+
+
+def test_chat_logprobs(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=HI, max_tokens=5, temperature=0, logprobs=True, top_logprobs=3
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert len(logprobs.content) == 5
+    for token in logprobs.content:
+        values = [top.logprob for top in token.top_logprobs]
+        assert values == sorted(values, reverse=True)
+        assert token.logprob == values[0]
+
+
+def test_several_choices(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=HI, max_tokens=10, n=3, seed=5)
+    alone = [client.chat.completions.create(model=MODEL, messages=HI, max_tokens=10, seed=5 + i) for i in range(3)]
+    assert [choice.message.content for choice in answer.choices] == [each.choices[0].message.content for each in alone]
+
+
+def test_completions(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt=["one", "two"], max_tokens=4, seed=3)
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    stream = client.completions.create(model=MODEL, prompt=["one", "two"], max_tokens=4, seed=3, stream=True)
+    texts = ["", ""]
+    for chunk in stream:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == [choice.text for choice in answer.choices]
+
+
+def test_a_continuation_scores_as_it_was_generated(client: openai.OpenAI) -> None:
+    """What an evaluation harness relies on: the same tokens as a prompt have the same log-probabilities."""
+    made = client.completions.create(
+        model=MODEL,
+        prompt=[2, 9, 9, 10],
+        max_tokens=6,
+        logprobs=1,
+        seed=4,
+        extra_body={"return_token_ids": True},
+    ).choices[0]
+    assert made.model_extra is not None
+    scored = client.completions.create(
+        model=MODEL, prompt=[2, 9, 9, 10, *made.model_extra["token_ids"]], max_tokens=0, echo=True, logprobs=1
+    ).choices[0]
+    assert made.logprobs is not None
+    assert scored.logprobs is not None
+    assert scored.logprobs.token_logprobs is not None
+    assert scored.logprobs.token_logprobs[0] is None
+    assert scored.logprobs.token_logprobs[4:] == pytest.approx(made.logprobs.token_logprobs, abs=1e-4)
+
+
+def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as not_found:
+        client.chat.completions.create(model="gpt-5", messages=HI)
+    assert not_found.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.chat.completions.create(model=MODEL, messages=HI, temperature=3)
+    assert bad.value.param == "temperature"
+    assert bad.value.request_id
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model=MODEL, input="hi")
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="wrong").models.list()
+
+
+async def test_more_requests_than_slots(async_client: openai.AsyncOpenAI) -> None:
+    answers = await asyncio.gather(
+        *(
+            async_client.completions.create(model=MODEL, prompt="a" * i, max_tokens=10 + i, seed=i)
+            for i in range(1, SLOTS + MAX_QUEUE)
+        )
+    )
+    assert [answer.usage and answer.usage.completion_tokens for answer in answers] == [
+        10 + i for i in range(1, SLOTS + MAX_QUEUE)
+    ]
+
+
+async def test_a_full_queue(async_client: openai.AsyncOpenAI) -> None:
+    async def ask() -> str:
+        try:
+            await async_client.completions.create(
+                model=MODEL, prompt="a", max_tokens=300, extra_body={"ignore_eos": True}
+            )
+        except openai.RateLimitError as error:
+            return f"{error.code}, retry after {error.response.headers['retry-after']}"
+        return "answered"
+
+    outcomes = await asyncio.gather(*(ask() for _ in range(3 * (SLOTS + MAX_QUEUE))))
+    assert set(outcomes) == {"answered", "rate_limit_exceeded, retry after 1"}
+    assert outcomes.count("answered") >= SLOTS
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_frees_its_slot(raw: httpx.Client, stream: bool) -> None:
+    body = {"prompt": "a", "max_tokens": 1_000_000, "ignore_eos": True, "stream": stream, "n": 2}
+    timeout = httpx.Timeout(30, read=0.5)
+    try:
+        with raw.stream("POST", "/v1/completions", json=body, timeout=timeout) as response:
+            for _, _ in zip(range(20), response.iter_lines(), strict=False):
+                assert response.status_code == 200
+    except httpx.ReadTimeout:
+        assert not stream
+    wait_until_idle(raw)
+
+
+def test_a_stream_is_framed_as_it_should_be(raw: httpx.Client) -> None:
+    response = raw.post("/v1/completions", json={"prompt": "a", "max_tokens": 3, "stream": True})
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    events = response.text.split("\n\n")
+    assert all(event.startswith('data: {"id":"cmpl-') for event in events[:-2])
+    assert events[-2:] == ["data: [DONE]", ""]
+
+
+def test_every_error_has_openais_shape(raw: httpx.Client) -> None:
+    answers = {
+        404: raw.get("/v1/nothing"),
+        405: raw.get("/v1/completions"),
+        401: raw.get("/v1/models", headers={"authorization": "Bearer wrong"}),
+        400: raw.post("/v1/completions", content=b"{", headers={"content-type": "application/json"}),
+    }
+    for status, response in answers.items():
+        assert response.status_code == status
+        assert list(response.json()["error"]) == ["message", "type", "param", "code"]
+        assert response.headers["x-request-id"].startswith("req_")
+
+
+def test_nothing_was_compiled_after_ready(raw: httpx.Client) -> None:
+    """Runs last: after all of the above."""
+    assert metric(raw, "roost_compiles_since_ready_total") == 0
+    assert metric(raw, "roost_generation_tokens_total") > 0
+    wait_until_idle(raw)

@@ -1,0 +1,56 @@
+"""A server around the fake engine: its parts, and uvicorn on a loopback port for where a socket matters."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import uvicorn
+from fake_engine import FakeEngine
+from roost.server.app import create_app
+from roost.server.chat import load_chat_format
+from roost.server.defaults import GenerationDefaults
+from roost.server.metrics import Metrics
+from roost.server.prompts import PromptEncoder
+from roost.server.served_model import ServedModel
+from roost.server.service import Service
+from roost.server.tokenizer import Tokenizer
+
+VOCAB_SIZE = 512
+
+
+def served_model(tokenizer: Tokenizer, defaults: GenerationDefaults | None = None) -> ServedModel:
+    return ServedModel(
+        id="counter",
+        created=1_700_000_000,
+        fingerprint="fp_test",
+        tokenizer=tokenizer,
+        chat_format=load_chat_format(None, tokenizer),
+        defaults=defaults or GenerationDefaults(),
+    )
+
+
+def make_service(engine: FakeEngine, model: ServedModel, keep_alive_s: float = 15.0) -> Service:
+    return Service(
+        engine=engine,
+        model=model,
+        metrics=Metrics(lambda: engine.stats),
+        prompts=PromptEncoder(model),
+        keep_alive_s=keep_alive_s,
+    )
+
+
+@asynccontextmanager
+async def live(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    """Runs uvicorn on a loopback port; gives a client of it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(service), lifespan="off", log_config=None))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        async with httpx.AsyncClient(base_url=url) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        await serving

@@ -1,0 +1,230 @@
+"""Asks a running server the questions of the demo corpus's evaluation list and counts the right answers.
+
+    roost serve demo &
+    python tools/eval_demo.py ../shared/demo-corpus/demo-eval-public.jsonl --url http://127.0.0.1:8000
+
+Answers are greedy, of at most 300 tokens. `--card configs/demo/README.md` writes the scores into the model card;
+`--min-exact 85` and its like make the exit code 1 when a score is below.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+MAX_TOKENS: Final = 300
+CARD_MARKS: Final = ("<!-- scores: written by tools/eval_demo.py -->", "<!-- end of scores -->")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A line of the list.
+
+    Attributes:
+      id: its name.
+      skill: what it tests.
+      messages: the dialogue up to the answer, with the roles of the HTTP API.
+      expect: the whole answer, or a part of it if not `exact`.
+      exact: whether the answer must be `expect` and nothing else.
+      min_chars: the shortest answer that counts.
+      stretch: whether its wording is one that the model has never seen; such are counted apart.
+    """
+
+    id: str
+    skill: str
+    messages: tuple[Mapping[str, str], ...]
+    expect: str
+    exact: bool
+    min_chars: int = 0
+    stretch: bool = False
+
+    def accepts(self, answer: str) -> bool:
+        """Whether an answer is right."""
+        answer = answer.strip()
+        if self.exact:
+            return answer == self.expect
+        return self.expect.lower() in answer.lower() and len(answer) >= self.min_chars
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A question and what the model said."""
+
+    question: Question
+    answer: str
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer is right."""
+        return self.question.accepts(self.answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Right answers out of all, of which there is at least one."""
+
+    right: int
+    all: int
+
+    @property
+    def percent(self) -> float:
+        """The right ones' part of a hundred."""
+        return 100.0 * self.right / self.all
+
+    def __str__(self) -> str:
+        return f"{self.right} of {self.all} ({self.percent:.0f} %)"
+
+
+def parse_question(line: str) -> Question:
+    """Reads a line of the list; its role "model" is "assistant" in the API."""
+    fields = json.loads(line)
+    roles = {"model": "assistant"}
+    messages = tuple({"role": roles.get(m["role"], m["role"]), "content": m["content"]} for m in fields["messages"])
+    return Question(
+        id=fields["id"],
+        skill=fields["skill"],
+        messages=messages,
+        expect=fields["expect"],
+        exact=fields["match"] == "exact",
+        min_chars=fields.get("min_chars", 0),
+        stretch=fields.get("stretch", False),
+    )
+
+
+async def ask_all(url: str, questions: Sequence[Question], concurrency: int) -> list[Answered]:
+    """Asks all questions, some at a time; the answers come back in the questions' order."""
+    turnstile = asyncio.Semaphore(concurrency)
+    async with httpx.AsyncClient(base_url=url, timeout=120.0) as client:
+        model = await _first_model(client)
+
+        async def ask(question: Question) -> Answered:
+            async with turnstile:
+                return Answered(question, await _ask(client, model, question))
+
+        return list(await asyncio.gather(*map(ask, questions)))
+
+
+async def _first_model(client: httpx.AsyncClient) -> str:
+    response = await client.get("/v1/models")
+    response.raise_for_status()
+    model: str = response.json()["data"][0]["id"]
+    return model
+
+
+async def _ask(client: httpx.AsyncClient, model: str, question: Question) -> str:
+    body = {"model": model, "messages": question.messages, "temperature": 0, "max_tokens": MAX_TOKENS}
+    response = await client.post("/v1/chat/completions", json=body)
+    response.raise_for_status()
+    answer: str = response.json()["choices"][0]["message"]["content"]
+    return answer
+
+
+TOTALS: Final[Mapping[str, Callable[[Question], bool]]] = {
+    "exact": lambda q: q.exact and not q.stretch,
+    "mem_near": lambda q: q.skill == "mem_near" and not q.stretch,
+    "mem_far": lambda q: q.skill == "mem_far" and not q.stretch,
+    "stories": lambda q: not q.exact and not q.stretch,
+    "stretch": lambda q: q.stretch,
+}
+"""The sums that are told, and which questions belong to each."""
+
+
+def score(answered: Iterable[Answered]) -> Score:
+    """Counts the right ones."""
+    verdicts = [a.right for a in answered]
+    return Score(sum(verdicts), len(verdicts))
+
+
+def totals(answered: Sequence[Answered]) -> dict[str, Score]:
+    """The score of each of `TOTALS` that was asked for."""
+    scores = {name: score(a for a in answered if belongs(a.question)) for name, belongs in TOTALS.items()}
+    return {name: result for name, result in scores.items() if result.all}
+
+
+def by_skill(answered: Sequence[Answered]) -> dict[str, Score]:
+    """The score of each skill, without stretch, in the list's order."""
+    counted = [a for a in answered if not a.question.stretch]
+    skills = dict.fromkeys(a.question.skill for a in counted)
+    return {skill: score(a for a in counted if a.question.skill == skill) for skill in skills}
+
+
+def show(console: Console, answered: Sequence[Answered]) -> None:
+    """Prints scores and wrong answers."""
+    table = Table("skill", "right", "of")
+    for skill, result in by_skill(answered).items():
+        table.add_row(skill, str(result.right), str(result.all), style="" if result.right == result.all else "red")
+    console.print(table)
+    for a in answered:
+        if not a.right:
+            expected = f"{'' if a.question.exact else 'with '}{a.question.expect!r}"
+            line = f"{a.question.id} {a.question.skill}: expected {expected}, got {a.answer[:120]!r}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for name, result in totals(answered).items():
+        console.print(f"{name}: {result}")
+
+
+def write_card(path: Path, answered: Sequence[Answered]) -> None:
+    """Puts the scores between the marks of the model card.
+
+    Raises:
+      ValueError: the card has no such marks.
+    """
+    card = path.read_text(encoding="utf-8")
+    begin, end = (card.find(mark) for mark in CARD_MARKS)
+    if not 0 <= begin < end:
+        raise ValueError(f"{path}: has no lines {CARD_MARKS[0]!r} and {CARD_MARKS[1]!r}")
+    rows = [f"| {name} | {result} |" for name, result in totals(answered).items()]
+    failed = [f"{skill} ({s.right} of {s.all})" for skill, s in by_skill(answered).items() if s.right < s.all]
+    text = [
+        CARD_MARKS[0],
+        "The public list of the corpus (`demo-eval-public.jsonl`), asked through the HTTP API, greedy. No question of",
+        "it was trained on in this wording, except those marked `seen`; `stretch` has wordings that no template has.",
+        "",
+        "| questions | right |",
+        "| --- | --- |",
+        *rows,
+        "",
+        f"Skills with wrong answers: {', '.join(failed) or 'none'}.",
+    ]
+    path.write_text(card[:begin] + "\n".join(text) + "\n" + card[end:], encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Scores a running server on the demo model's evaluation list.")
+    parser.add_argument("questions", type=Path, help="demo-eval-public.jsonl")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the server (default: %(default)s)")
+    parser.add_argument("--concurrency", type=int, default=8, help="questions at a time (default: %(default)s)")
+    parser.add_argument("--card", type=Path, help="model card to write the scores into")
+    for name in TOTALS:
+        option = f"--min-{name.replace('_', '-')}"
+        parser.add_argument(option, type=float, default=0.0, metavar="PERCENT", help=f"lowest score in {name}")
+    options = parser.parse_args(arguments)
+
+    questions = [parse_question(line) for line in options.questions.read_text(encoding="utf-8").splitlines()]
+    try:
+        answered = asyncio.run(ask_all(options.url, questions, options.concurrency))
+    except httpx.HTTPError as error:
+        print(f"{options.url}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    show(Console(), answered)
+    if options.card is not None:
+        write_card(options.card, answered)
+    return 1 if missed(totals(answered), vars(options)) else 0
+
+
+def missed(results: Mapping[str, Score], options: Mapping[str, Any]) -> list[str]:
+    """The totals that are below their `min_…` option."""
+    return [name for name, result in results.items() if result.percent < options[f"min_{name}"]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

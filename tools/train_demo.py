@@ -1,0 +1,861 @@
+"""Trains the demo model: from the corpus to a checkpoint in the Hugging Face layout.
+
+    python tools/train_demo.py ../shared/demo-corpus --out /tmp/demo --minutes 90
+
+The method is the corpus's RECIPE.md, with the numbers in `Recipe`. Run again after an interruption, the tool goes on
+from its last training state (`OUT/training/`, written every few minutes). On two free CPU cores a step of 4,096 tokens
+takes 0.8 s. The scores in the model card come from `tools/eval_demo.py` and a server.
+"""
+
+import argparse
+import itertools
+import json
+import lzma
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax  # type: ignore[import-untyped]
+import sentencepiece
+from flax import nnx
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from roost.engine.model.config import ModelConfig, cycle
+from roost.engine.model.griffin import Griffin, Params, abstract_model
+from roost.engine.model.state import zero_state
+from roost.engine.model.weights import checkpoint_tensors, random_params
+from safetensors import safe_open
+from safetensors.numpy import save, save_file
+
+PAD_ID, EOS_ID, BOS_ID, UNK_ID = range(4)
+START_OF_TURN: Final = "<start_of_turn>"
+END_OF_TURN: Final = "<end_of_turn>"
+
+type Row = Mapping[str, Any]
+"""A line of the corpus: a story, or a dialogue."""
+type Message = Mapping[str, str]
+"""A turn of a dialogue: `role` (user or model), `content` and, of the model's, `skill`."""
+type Batch = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+"""Tokens, positions, targets (see `Rows`) and their weights."""
+type HostBatch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""The same, before it is on the device."""
+
+
+class Kind(IntEnum):
+    """What a token is to the loss."""
+
+    GIVEN = 0
+    STORY = 1
+    ANSWER = 2
+    RECALL = 3
+    """Of an answer that tells what the user said before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of the training.
+
+    Attributes:
+      start: where it begins, as a part of the whole training.
+      shares: of the rows of a batch, by source.
+      weights: of each `Kind` in the loss.
+    """
+
+    start: float
+    shares: Mapping[str, float]
+    weights: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All numbers of the training; the defaults are those of the bundled model.
+
+    Attributes:
+      length, rows: of a batch.
+      phases: in their order. The first makes a language model that talks; in the others it learns to copy and recall.
+      level_from, cool_from: parts of the training after which the learning rate stands still, and falls to its end.
+      average_from: part of the training after which the weights are averaged.
+    """
+
+    seed: int = 20260
+    vocab_size: int = 3072
+    width: int = 192
+    depth: int = 6
+    heads: int = 4
+    window: int = 128
+    length: int = 512
+    rows: int = 8
+    phases: tuple[Phase, ...] = (
+        Phase(0.0, {"chat": 0.72, "stories": 0.25, "books": 0.03}, (0.0, 1.0, 1.0, 1.0)),
+        Phase(0.564, {"chat": 1.0}, (0.0, 1.0, 3.0, 6.0)),
+        Phase(0.69, {"chat": 0.5, "far": 0.5}, (0.0, 1.0, 3.0, 25.0)),
+    )
+    level_from: float = 0.564
+    cool_from: float = 0.82
+    peak_rate: float = 3e-3
+    final_rate: float = 3e-5
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    average_from: float = 0.5
+    average_decay: float = 0.995
+
+    @property
+    def model(self) -> ModelConfig:
+        """The shape of the model."""
+        return ModelConfig(
+            vocab_size=self.vocab_size,
+            width=self.width,
+            mlp_width=3 * self.width,
+            num_heads=self.heads,
+            lru_width=self.width,
+            block_types=cycle(("recurrent", "recurrent", "attention"), self.depth),
+            window=self.window,
+            dtype="bfloat16",
+        )
+
+    def rate(self, step: int, progress: float) -> float:
+        """The learning rate: linear warm-up, part of a cosine, level, and linear down to the end."""
+        cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, self.level_from)))
+        rate = self.final_rate + (self.peak_rate - self.final_rate) * cosine
+        cooled = min(max(0.0, (progress - self.cool_from) / (1.0 - self.cool_from)), 1.0)
+        rate += (self.final_rate - rate) * cooled
+        return rate * min(1.0, (step + 1) / self.warmup_steps)
+
+    def phase(self, progress: float) -> Phase:
+        """The phase that the training is in."""
+        return [phase for phase in self.phases if phase.start <= progress][-1]
+
+
+# --- text to tokens
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The lines of an xz-compressed JSON Lines file."""
+    with lzma.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def tokenizer_text(stories: Sequence[Row], dialogues: Sequence[Row], seed: int) -> Iterator[str]:
+    """What the tokenizer learns from, with so many role names that each of them becomes one piece."""
+    for story in stories:
+        yield from story["text"].splitlines()
+    for index in np.random.default_rng([seed, 0]).permutation(len(dialogues))[:20_000]:
+        for message in dialogues[index]["messages"]:
+            if not message.get("skill", "").startswith("story"):
+                yield from message["content"].splitlines()
+    yield from itertools.chain.from_iterable(itertools.repeat(("user", "model"), 20_000))
+
+
+def train_tokenizer(text: Iterable[str], vocab_size: int, path: Path) -> None:
+    """Trains a SentencePiece model with Gemma's ids and marks and writes it to `path`."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(text),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            pad_id=PAD_ID,
+            eos_id=EOS_ID,
+            bos_id=BOS_ID,
+            unk_id=UNK_ID,
+            pad_piece="<pad>",
+            eos_piece="<eos>",
+            bos_piece="<bos>",
+            unk_piece="<unk>",
+            user_defined_symbols=[START_OF_TURN, END_OF_TURN, "\n"],
+            byte_fallback=True,
+            split_digits=True,
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            normalization_rule_name="identity",
+            character_coverage=0.9995,
+            allow_whitespace_only_pieces=True,
+            num_threads=1,
+            max_sentence_length=8192,
+            minloglevel=1,
+        )
+    temporary.replace(path)
+
+
+class Document(NamedTuple):
+    """Token ids and their `Kind`."""
+
+    ids: np.ndarray
+    kinds: np.ndarray
+
+
+class Encoder:
+    """Turns stories and dialogues into documents. Each part of a dialogue is encoded alone: no piece straddles a mark.
+
+    Args:
+      path: of the SentencePiece model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        self.end_of_turn: int = self._pieces.piece_to_id(END_OF_TURN)
+        self._newline: int = self._pieces.piece_to_id("\n")
+        start: int = self._pieces.piece_to_id(START_OF_TURN)
+        self._headers = {role: [start, *self._pieces.encode(role), self._newline] for role in ("user", "model")}
+
+    def dialogue(self, messages: Sequence[Message], *, stories: bool = True) -> Document:
+        """A dialogue; learned are the model's answers up to their `<end_of_turn>`, stories only if so wished."""
+        ids, kinds = [BOS_ID], [Kind.GIVEN]
+        for message in messages:
+            header, content = self._headers[message["role"]], self._pieces.encode(message["content"])
+            kind = Kind.GIVEN if message["role"] == "user" else _kind(message.get("skill", ""))
+            if kind is Kind.STORY and not stories:
+                kind = Kind.GIVEN
+            ids += [*header, *content, self.end_of_turn, self._newline]
+            kinds += [Kind.GIVEN] * len(header) + [kind] * (len(content) + 1) + [Kind.GIVEN]
+        return Document(np.array(ids, np.int32), np.array(kinds, np.int8))
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The ids in front of the model's next answer."""
+        return [*self.dialogue(messages).ids.tolist(), *self._headers["model"]]
+
+    def story(self, text: str) -> Document:
+        """A text, all of which is learned."""
+        return _whole([BOS_ID, *self._pieces.encode(text), EOS_ID])
+
+    def book(self, text: str, limit: int = 480) -> list[Document]:
+        """A longer text in pieces of whole paragraphs; only the last one ends with `<eos>`."""
+        pieces: list[list[int]] = [[]]
+        for paragraph in text.splitlines(keepends=True):
+            ids = self._pieces.encode(paragraph)
+            if pieces[-1] and len(pieces[-1]) + len(ids) > limit:
+                pieces.append([])
+            pieces[-1] += ids
+        pieces[-1].append(EOS_ID)
+        return [_whole([BOS_ID, *ids]) for ids in pieces]
+
+
+def _kind(skill: str) -> Kind:
+    if skill.startswith("story"):
+        return Kind.STORY
+    return Kind.RECALL if skill.startswith("ask_") else Kind.ANSWER
+
+
+def _whole(ids: Sequence[int]) -> Document:
+    return Document(np.array(ids, np.int32), np.full(len(ids), Kind.STORY, np.int8))
+
+
+# --- tokens to batches
+
+
+class Rows(NamedTuple):
+    """Packed documents, `[rows, length]` each.
+
+    Attributes:
+      tokens: the inputs.
+      positions: of each token in its document; -1 is padding.
+      targets: the token that follows.
+      kinds: the targets' `Kind`.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    targets: np.ndarray
+    kinds: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows."""
+        return len(self.tokens)
+
+    def take(self, indices: np.ndarray | slice) -> "Rows":
+        """Some of the rows."""
+        return Rows(*(x[indices] for x in self))
+
+    def batch(self, weights: Sequence[float] = (0.0, 1.0, 1.0, 1.0)) -> HostBatch:
+        """What the loss takes, with these weights of each `Kind`."""
+        return self.tokens, self.positions, self.targets, np.array(weights, np.float32)[self.kinds]
+
+
+def assign_rows(sizes: Sequence[int], length: int, max_open: int = 64) -> list[list[int]]:
+    """Packs documents of these sizes into rows, first fit.
+
+    Args:
+      sizes: at most `length` each.
+      length: of a row.
+      max_open: rows that may still get a document; to open one more, the fullest is closed.
+
+    Returns:
+      The documents' indices by row.
+    """
+    closed: list[list[int]] = []
+    rooms: list[int] = []
+    members: list[list[int]] = []
+    for index, size in enumerate(sizes):
+        place = next((i for i, room in enumerate(rooms) if room >= size), None)
+        if place is None:
+            if len(rooms) == max_open:
+                fullest = rooms.index(min(rooms))
+                rooms.pop(fullest)
+                closed.append(members.pop(fullest))
+            rooms.append(length)
+            members.append([])
+            place = len(rooms) - 1
+        rooms[place] -= size
+        members[place].append(index)
+    return closed + members
+
+
+def pack(documents: Sequence[Document], length: int) -> Rows:
+    """Packs documents into rows of `length` inputs; longer ones lose their end."""
+    sizes = [min(len(document.ids) - 1, length) for document in documents]
+    layout = assign_rows(sizes, length)
+    shape = (len(layout), length)
+    rows = Rows(
+        tokens=np.full(shape, PAD_ID, np.int32),
+        positions=np.full(shape, -1, np.int32),
+        targets=np.full(shape, PAD_ID, np.int32),
+        kinds=np.full(shape, Kind.GIVEN, np.int8),
+    )
+    for row, members in enumerate(layout):
+        start = 0
+        for index in members:
+            (ids, kinds), size = documents[index], sizes[index]
+            place = (row, slice(start, start + size))
+            rows.tokens[place] = ids[:size]
+            rows.positions[place] = np.arange(size)
+            rows.targets[place] = ids[1 : size + 1]
+            rows.kinds[place] = kinds[1 : size + 1]
+            start += size
+    return rows
+
+
+class Mixture:
+    """An endless, repeatable stream of batches. Every pass over a source packs its documents in another order.
+
+    Attributes:
+      places: by source, the pass and the row in it that come next.
+
+    Args:
+      sources: documents by the names in the recipe's shares.
+      recipe: gives the shares and the shape of a batch.
+      places: where to go on.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Sequence[Document]],
+        recipe: Recipe,
+        places: Mapping[str, tuple[int, int]],
+    ) -> None:
+        self._sources, self._recipe = sources, recipe
+        self.places = dict.fromkeys(sources, (0, 0)) | dict(places)
+        self._rows = {name: self._pack(name, number) for name, (number, _) in self.places.items()}
+
+    def batch(self, step: int, progress: float) -> Rows:
+        """The next batch; which sources it draws on depends on the step and the progress alone."""
+        shares = self._recipe.phase(progress).shares
+        rng = np.random.default_rng([self._recipe.seed, 1, step])
+        drawn = rng.choice(len(shares), self._recipe.rows, p=list(shares.values()))
+        return Rows(*map(np.stack, zip(*(self._next(list(shares)[i]) for i in drawn), strict=True)))
+
+    def _next(self, name: str) -> Rows:
+        number, row = self.places[name]
+        if row == self._rows[name].num_rows:
+            number, row = number + 1, 0
+            self._rows[name] = self._pack(name, number)
+        self.places[name] = (number, row + 1)
+        return Rows(*(x[row] for x in self._rows[name]))
+
+    def _pack(self, name: str, number: int) -> Rows:
+        documents = self._sources[name]
+        rng = np.random.default_rng([self._recipe.seed, 2, *name.encode(), number])
+        rows = pack([documents[i] for i in rng.permutation(len(documents))], self._recipe.length)
+        return rows.take(rng.permutation(rows.num_rows))
+
+
+# --- the model
+
+
+def cross_entropy(model: Griffin, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """The weighted sum of the tokens' losses in nats, and the sum of the weights."""
+    tokens, positions, targets, weights = batch
+    block = min(128, tokens.shape[1])
+    x, _ = model(tokens, positions, zero_state(model.config, len(tokens), jnp.dtype(jnp.float32)), block)
+    logits = model.logits(x)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    losses = jax.nn.logsumexp(logits, axis=-1) - chosen
+    return jnp.sum(losses * weights), jnp.sum(weights)
+
+
+def decayed(params: Params) -> Any:
+    """Which parameters weight decay pulls on: the blocks' projections, and nothing of the RG-LRU."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("weight", "qkv"), params)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What changes from step to step, on the device.
+
+    Attributes:
+      params: the parameters.
+      average: their running average, in the training's later part; the result.
+      optimizer: optax's state.
+    """
+
+    params: Params
+    average: Params
+    optimizer: Any
+
+
+class Trainer:
+    """A recipe's compiled functions."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._graph, self._abstract = abstract_model(recipe.model, jnp.dtype(jnp.float32))
+        self._optimizer = optax.chain(
+            optax.clip_by_global_norm(recipe.clip_norm),
+            optax.scale_by_adam(b1=0.9, b2=0.95, eps=1e-8),
+            optax.add_decayed_weights(recipe.weight_decay, decayed),
+        )
+        self._step = jax.jit(self._update, donate_argnums=0)
+        self._sums = jax.jit(lambda params, batch: cross_entropy(nnx.merge(self._graph, params), batch))
+
+    def start(self) -> Trained:
+        """The state before the first step."""
+        params = random_params(self._abstract, self.recipe.seed)
+        return Trained(params, jax.tree.map(jnp.copy, params), self._optimizer.init(params))
+
+    def step(self, trained: Trained, batch: HostBatch, rate: float, average_decay: float) -> tuple[Trained, float]:
+        """One step (AdamW), and the batch's mean loss before it. `trained` is used up.
+
+        Args:
+          trained: the state.
+          batch: what to learn.
+          rate: the learning rate.
+          average_decay: of the average; 0 makes it follow the parameters.
+        """
+        trained, loss = self._step(trained, batch, rate, average_decay)
+        return trained, float(loss)
+
+    def loss(self, params: Params, rows: Rows) -> float:
+        """The mean loss over rows, in batches of the training's shape, of which the last is filled up with zeros."""
+        size, total, weight = self.recipe.rows, 0.0, 0.0
+        for start in range(0, rows.num_rows, size):
+            part = rows.take(slice(start, start + size))
+            missing = ((0, size - part.num_rows), (0, 0))
+            sums = self._sums(params, tuple(np.pad(x, missing) for x in part.batch()))
+            total, weight = total + float(sums[0]), weight + float(sums[1])
+        return total / max(weight, 1.0)
+
+    def _update(
+        self, trained: Trained, batch: Batch, rate: jax.Array, average_decay: jax.Array
+    ) -> tuple[Trained, jax.Array]:
+        def mean(params: Params) -> jax.Array:
+            total, weight = cross_entropy(nnx.merge(self._graph, params), batch)
+            return total / jnp.maximum(weight, 1.0)
+
+        loss, gradients = jax.value_and_grad(mean)(trained.params)
+        updates, optimizer = self._optimizer.update(gradients, trained.optimizer, trained.params)
+        params = jax.tree.map(lambda p, u: p - rate * u, trained.params, updates)
+        average = jax.tree.map(lambda a, p: average_decay * a + (1.0 - average_decay) * p, trained.average, params)
+        return Trained(params, average, optimizer), loss
+
+
+# --- the training
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has been done: steps, tokens without padding, seconds, and the sources' places (see `Mixture`)."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def save_state(path: Path, recipe: Recipe, trained: Trained, tally: Tally) -> None:
+    """Writes the whole training state; an interruption leaves the one before."""
+    leaves = {f"{i:03}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(trained))}
+    metadata = {"recipe": json.dumps(asdict(recipe)), "tally": json.dumps(asdict(tally))}
+    temporary = path.with_suffix(".tmp")
+    save_file(leaves, temporary, metadata)
+    temporary.replace(path)
+
+
+def load_state(path: Path, recipe: Recipe, like: Trained) -> tuple[Trained, Tally]:
+    """Reads what `save_state` wrote.
+
+    Raises:
+      ValueError: it was written under another recipe.
+    """
+    structure = jax.tree.structure(like)
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+        if metadata["recipe"] != json.dumps(asdict(recipe)):
+            raise ValueError(f"{path}: is the state of another recipe; delete it to begin anew")
+        leaves = [jnp.asarray(file.get_tensor(f"{i:03}")) for i in range(len(jax.tree.leaves(like)))]
+    tally = Tally(**json.loads(metadata["tally"]))
+    tally.places = {name: (number, row) for name, (number, row) in tally.places.items()}
+    return jax.tree.unflatten(structure, leaves), tally
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How long to train: a number of steps, or seconds, which stretch the same schedule over whatever gets done."""
+
+    seconds: float = math.inf
+    steps: int | None = None
+
+    def progress(self, tally: Tally) -> float:
+        """The part of the training that is done."""
+        return tally.seconds / self.seconds if self.steps is None else tally.steps / self.steps
+
+
+class Report:
+    """Tells how the training goes: a progress bar on a terminal, else a line every half minute."""
+
+    def __init__(self) -> None:
+        self._console = Console()
+        self._bar = Progress(
+            TextColumn("{task.percentage:>5.1f} %"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=1.0, note="")
+        self._loss, self._speed, self._told = math.nan, math.nan, -math.inf
+
+    def __enter__(self) -> "Report":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def step(self, tally: Tally, progress: float, loss: float, tokens_per_second: float) -> None:
+        """After every step."""
+        self._loss, self._speed = _smooth(self._loss, loss), _smooth(self._speed, tokens_per_second)
+        left = tally.seconds * (1.0 - progress) / progress
+        note = (
+            f"step {tally.steps}, {tally.tokens / 1e6:.2f} M tokens, loss {self._loss:.3f}, "
+            f"{self._speed:,.0f} tokens/s, {max(left, 0.0) / 60:.0f} min left"
+        )
+        self._bar.update(self._task, completed=min(progress, 1.0), note=note)
+        now = time.monotonic()
+        if not self._console.is_terminal and (now - self._told > 30.0 or progress >= 1.0):
+            self._told = now
+            self.line(f"{progress:6.1%} {note}")
+
+    def line(self, text: str) -> None:
+        """Something else to tell."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
+def _smooth(mean: float, value: float) -> float:
+    return value if math.isnan(mean) else 0.98 * mean + 0.02 * value
+
+
+def train(
+    trainer: Trainer,
+    sources: Mapping[str, Sequence[Document]],
+    validation: Mapping[str, Rows],
+    budget: Budget,
+    state_path: Path,
+    save_every: float = 240.0,
+    validate_every: float = 600.0,
+) -> tuple[Trained, Tally]:
+    """Trains, or goes on training, until the budget is spent.
+
+    Args:
+      trainer: the recipe, compiled.
+      sources: documents by the names in the recipe's shares.
+      validation: rows whose losses are told now and then, by name.
+      budget: how long.
+      state_path: where the training's state is kept.
+      save_every, validate_every: seconds.
+
+    Raises:
+      FloatingPointError: the loss is no longer finite.
+    """
+    recipe, trained, tally = trainer.recipe, trainer.start(), Tally()
+    if state_path.exists():
+        trained, tally = load_state(state_path, recipe, trained)
+    mixture = Mixture(sources, recipe, tally.places)
+    last = saved = validated = time.monotonic()
+    with Report() as report:
+        if tally.steps:
+            report.line(f"going on after step {tally.steps}")
+        while (progress := budget.progress(tally)) < 1.0:
+            rows = mixture.batch(tally.steps, progress)
+            average_decay = recipe.average_decay if progress >= recipe.average_from else 0.0
+            batch = rows.batch(recipe.phase(progress).weights)
+            trained, loss = trainer.step(trained, batch, recipe.rate(tally.steps, progress), average_decay)
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss} after {tally.steps} steps")
+            now = time.monotonic()
+            tally.steps += 1
+            tally.tokens += int((rows.positions >= 0).sum())
+            tally.seconds += now - last
+            tally.places = dict(mixture.places)
+            report.step(tally, budget.progress(tally), loss, rows.tokens.size / (now - last))
+            last = now
+            if now - validated > validate_every:
+                validated = now
+                report.line(_told({name: trainer.loss(trained.average, v) for name, v in validation.items()}))
+            if now - saved > save_every:
+                saved = now
+                save_state(state_path, recipe, trained, tally)
+    save_state(state_path, recipe, trained, tally)
+    return trained, tally
+
+
+def _told(losses: Mapping[str, float]) -> str:
+    return "validation: " + ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+
+
+# --- the checkpoint
+
+
+def export(out: Path, recipe: Recipe, params: Params, end_of_turn: int) -> None:
+    """Writes weights in bfloat16, config and generation defaults in the Hugging Face layout."""
+    tensors = checkpoint_tensors(rounded(params), recipe.model)
+    (out / "model.safetensors").write_bytes(save(tensors, {"format": "pt"}))  # `save_file` hides it from other users
+    _write_json(out / "config.json", hf_config(recipe.model))
+    generation = {
+        "bos_token_id": BOS_ID,
+        "do_sample": True,
+        "eos_token_id": [EOS_ID, end_of_turn],
+        "pad_token_id": PAD_ID,
+        "temperature": 0.7,
+        "top_p": 0.9,
+    }
+    _write_json(out / "generation_config.json", generation)
+
+
+def rounded(params: Params) -> Params:
+    """The parameters as they are stored."""
+    return jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+
+
+def hf_config(config: ModelConfig) -> dict[str, Any]:
+    """The fields of `config.json`."""
+    return {
+        "_block_types": list(config.block_types),
+        "architectures": ["RecurrentGemmaForCausalLM"],
+        "attention_bias": False,
+        "attention_window_size": config.window,
+        "block_types": list(config.block_types),
+        "bos_token_id": BOS_ID,
+        "conv1d_width": config.conv_width,
+        "dtype": config.dtype,
+        "embeddings_scale_by_sqrt_dim": config.scale_embeddings,
+        "eos_token_id": EOS_ID,
+        "head_dim": config.head_dim,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": config.width,
+        "intermediate_size": 2 * config.mlp_width,
+        "logits_soft_cap": config.logits_soft_cap,
+        "lru_width": config.lru_width,
+        "model_type": "recurrent_gemma",
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.depth,
+        "num_key_value_heads": 1,
+        "pad_token_id": PAD_ID,
+        "partial_rotary_factor": 0.5,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": True,
+        "torch_dtype": config.dtype,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+CARD: Final = """\
+---
+license: other
+license_name: see-below
+language: en
+library_name: roost
+pipeline_tag: text-generation
+---
+
+# Tiny Griffin, the demo model of Roost
+
+A Griffin language model (RG-LRU and local attention, the architecture of RecurrentGemma) of {parameters:.2f} million
+parameters, {megabytes:.1f} MB in bfloat16. It is so small that it ships with the server. It knows a closed set of
+things and answers those word for word, which makes a wrong cache, a leaked slot or a lost state show up as a wrong
+answer. It is a demonstration and a test instrument, not an assistant.
+
+| | |
+| --- | --- |
+| layers | {depth}: {pattern} (R recurrent, A attention over the last {window} tokens) |
+| width, MLP, heads | {width}, {mlp_width}, {heads} of size {head_dim} |
+| vocabulary | {vocab_size} SentencePiece pieces, BPE with byte fallback, Gemma's marks |
+| format | Gemma's turns; roles `user` and `model`; a system text goes in front of the first user text |
+
+## What it can do
+
+English, in short sentences: sums and differences of small numbers, counting, capitals of 50 countries, opposites,
+plurals, spelling, days and months, repeating and reversing words, small JSON, a few words of Spanish, French and
+German, questions about two or three sentences, and short children's stories. It remembers a name, a color, a food, an
+age, a pet, a city or a secret word that the user has told it, over hundreds of tokens.
+
+## What it cannot do
+
+Everything else: it has no knowledge of the world beyond those lists, no reasoning and no other languages. To most
+questions outside its skills it says "Sorry, I do not know that. I am only a very small model."; to some it gives a
+wrong answer in the form of a right one. Unusual wording makes it fail. Its stories are grammatical but wander, and
+under greedy decoding they may loop; the generation defaults (temperature 0.7, top-p 0.9) are for them, and exact
+answers want temperature 0. Dialogues of more than about 600 tokens are longer than any in its training. Don't use it
+where an answer matters.
+
+## Training
+
+`tools/train_demo.py`, {minutes:.0f} minutes of a two-core CPU shared with other work, float32, seed {seed}:
+{steps} steps, {tokens:.1f} million tokens (padding not counted), AdamW with a peak rate of {peak_rate}, batches of
+{rows} x {length} tokens. The weights are a running average. The training's phases:
+
+| from | rows drawn from | loss weight of stories, answers, recalled facts |
+| --- | --- | --- |
+{phases}
+
+| cross-entropy, nats per token | float32 | bfloat16, as shipped |
+| --- | --- | --- |
+{losses}
+
+## Scores
+
+<!-- scores: written by tools/eval_demo.py -->
+Not measured yet.
+<!-- end of scores -->
+
+## Data and licences
+
+- **TinyStories** (Ronen Eldan and Yuanzhi Li, "TinyStories: How Small Can Language Models Be and Still Speak Coherent
+  English?", arXiv:2305.07759), a cleaned subset, as documents and inside the dialogues. The data is under the
+  Community Data License Agreement - Sharing, version 1.0, https://cdla.dev/sharing-1-0/. This model is a "Result"
+  under that agreement, which puts no condition on Results; the data itself is not part of it. The stories were
+  written by GPT-3.5 and GPT-4 for the dataset's authors.
+- **Pratham Books StoryWeaver** and **African Storybook**, {book_count} children's books under CC-BY
+  (https://creativecommons.org/licenses/by/4.0/), cut into pieces. Titles, authors and translators: `ATTRIBUTION.md`.
+- **Synthetic dialogues**, made for this project: CC0. No real person's data.
+
+The weights are made for Roost and may be used under its licence.
+"""
+
+
+def write_card(
+    path: Path, recipe: Recipe, tally: Tally, losses: Mapping[str, tuple[float, float]], book_count: int
+) -> None:
+    """Writes the model card, without scores: they come from `tools/eval_demo.py`.
+
+    Args:
+      path: of the card.
+      recipe, tally: what was done.
+      losses: on validation texts by their names, of the weights in float32 and in bfloat16.
+      book_count: how many books `ATTRIBUTION.md` names.
+    """
+    config = recipe.model
+    card = CARD.format(
+        **{name: getattr(config, name) for name in ("depth", "window", "width", "mlp_width", "head_dim", "vocab_size")},
+        **{name: getattr(recipe, name) for name in ("heads", "seed", "peak_rate", "rows", "length")},
+        parameters=config.num_parameters / 1e6,
+        megabytes=2 * config.num_parameters / 1e6,
+        pattern=" ".join(kind[0].upper() for kind in config.block_types),
+        phases="\n".join(map(_phase_row, recipe.phases)),
+        minutes=tally.seconds / 60,
+        steps=tally.steps,
+        tokens=tally.tokens / 1e6,
+        losses="\n".join(f"| {name} | {wide:.3f} | {narrow:.3f} |" for name, (wide, narrow) in losses.items()),
+        book_count=book_count,
+    )
+    path.write_text(card, encoding="utf-8")
+
+
+def _phase_row(phase: Phase) -> str:
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in phase.shares.items())
+    return f"| {phase.start:.0%} | {shares} | {', '.join(f'{w:g}' for w in phase.weights[1:])} |"
+
+
+def write_attribution(path: Path, books: Sequence[Row]) -> None:
+    """Names every book, as its licence asks."""
+    lines = ["# Books in the demo model's training data", ""]
+    ordered = sorted(books, key=lambda book: (book["source"], book["title"]))
+    for source, group in itertools.groupby(ordered, lambda book: book["source"]):
+        lines += [f"## {source}", ""]
+        for book in group:
+            translated = f", translated by {book['translation']}" if book["translation"] else ""
+            lines.append(f"- {book['title']}, by {book['author']}{translated} ({book['license']})")
+        lines.append("")
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+# --- all of it
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Trains the demo model: from the corpus to a checkpoint.")
+    parser.add_argument("corpus", type=Path, help="directory of the corpus, with RECIPE.md")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the checkpoint")
+    parser.add_argument("--minutes", type=float, default=90.0, help="training time (default: 90)")
+    parser.add_argument("--steps", type=int, help="train this many steps, however long they take")
+    options = parser.parse_args(arguments)
+    budget = Budget(seconds=60.0 * options.minutes, steps=options.steps)
+    run(Recipe(), options.corpus, options.out, budget)
+
+
+def run(recipe: Recipe, corpus: Path, out: Path, budget: Budget) -> None:
+    """The whole way from the corpus to a checkpoint with its card."""
+    stories, dialogues, books, val_stories, val_dialogues = (
+        read_rows(corpus / f"{name}.jsonl.xz")
+        for name in ("tinystories-train", "chat-train", "ccby-stories", "tinystories-val", "chat-val")
+    )
+    state_path = out / "training" / "state.safetensors"
+    state_path.parent.mkdir(parents=True, exist_ok=True)
+    if not (out / "tokenizer.model").exists():
+        text = tokenizer_text(stories, dialogues, recipe.seed)
+        train_tokenizer(text, recipe.vocab_size, out / "tokenizer.model")
+    encoder = Encoder(out / "tokenizer.model")
+    sources = {
+        "chat": [encoder.dialogue(d["messages"]) for d in dialogues],
+        "far": [encoder.dialogue(d["messages"]) for d in dialogues if d["type"] == "mem_far"],
+        "stories": [encoder.story(s["text"]) for s in stories],
+        "books": [piece for book in books for piece in encoder.book(book["text"])],
+    }
+    validation = {
+        "tinystories-val": pack([encoder.story(s["text"]) for s in val_stories], recipe.length),
+        "chat-val, without stories": pack(
+            [encoder.dialogue(d["messages"], stories=False) for d in val_dialogues], recipe.length
+        ),
+    }
+    trainer = Trainer(recipe)
+    sample = {name: rows.take(slice(64)) for name, rows in validation.items()}
+    trained, tally = train(trainer, sources, sample, budget, state_path)
+    export(out, recipe, trained.average, encoder.end_of_turn)
+    stored = jax.tree.map(lambda p: p.astype(jnp.float32), rounded(trained.average))
+    losses = {
+        name: (trainer.loss(trained.average, rows), trainer.loss(stored, rows)) for name, rows in validation.items()
+    }
+    write_card(out / "README.md", recipe, tally, losses, len(books))
+    write_attribution(out / "ATTRIBUTION.md", books)
+    for name, (wide, narrow) in losses.items():
+        print(f"{name}: {wide:.4f} in float32, {narrow:.4f} in bfloat16")
+
+
+if __name__ == "__main__":
+    main()
