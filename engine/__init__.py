@@ -6,6 +6,7 @@ from .core import EngineCore
 from .errors import CheckpointError, ConfigError, EngineDeadError, QueueFullError, RoostError
 from .model.config import ModelConfig
 from .model.source import ModelSource, open_model
+from .plan import DEVICES, Plan, plan
 from .request import (
     MAX_LOGPROBS,
     FinishReason,
@@ -18,6 +19,7 @@ from .runner import ModelRunner, Progress
 from .scheduler import Scheduler
 
 __all__ = [
+    "DEVICES",
     "MAX_LOGPROBS",
     "AsyncEngine",
     "CheckpointError",
@@ -29,6 +31,7 @@ __all__ = [
     "FinishReason",
     "ModelConfig",
     "ModelSource",
+    "Plan",
     "Progress",
     "QueueFullError",
     "Request",
@@ -38,6 +41,7 @@ __all__ = [
     "TokenOutput",
     "load_engine",
     "open_model",
+    "plan",
 ]
 
 

@@ -124,6 +124,19 @@ def generate(
     raise typer.Exit(status)
 
 
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help=_MODEL_HELP, show_default=False)],
+    device: Annotated[str, typer.Option(help="v4, v5e, v5p, v6e or h100.")] = "v5e",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+) -> None:
+    """Say what MODEL needs on a device, how many requests fit, and the limits of its speed; nothing is loaded."""
+    with _errors_in_one_line():
+        from .plan import print_plan
+
+        print_plan(model, device, dtype)
+
+
 @contextlib.contextmanager
 def _errors_in_one_line() -> Iterator[None]:
     """What a user can put right is told in a line; all else is a bug and keeps its trace."""

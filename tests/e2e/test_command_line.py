@@ -43,3 +43,18 @@ def test_a_checkpoint_that_cannot_be_loaded_is_one_line(tmp_path: Path, tiny_con
     assert process.returncode == 1
     assert err.startswith("roost: tensor model.embed_tokens.weight")
     assert err.count("\n") == 1
+
+
+def test_plan_prints_what_fits_without_loading_anything() -> None:
+    process = start("plan", "random:9b", "--device", "v6e")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "468" in out
+    assert "26.23 MB" in out
+
+
+def test_a_plan_for_an_unknown_device_names_those_that_are_known() -> None:
+    process = start("plan", "random:9b", "--device", "v99")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err == "roost: device 'v99' is not known; give one of v4, v5e, v5p, v6e, h100\n"

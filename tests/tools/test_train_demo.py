@@ -40,18 +40,20 @@ STORIES = [
 ]
 DIALOGUES = [
     {
+        "type": "multi",
         "messages": [
             {"role": "user", "content": "Hello!"},
             {"role": "model", "content": "Hello! How can I help you?", "skill": "greet"},
             {"role": "user", "content": "Tell me a story."},
             {"role": "model", "content": "Tom had a ball.", "skill": "story_any"},
-        ]
+        ],
     },
     {
+        "type": "mem_far",
         "messages": [
             {"role": "user", "content": "What is 2 + 3?"},
             {"role": "model", "content": "2 + 3 = 5.", "skill": "add"},
-        ]
+        ],
     },
 ]
 BOOKS = [{"title": "T", "author": "A", "translation": "B", "license": "CC-BY 4.0", "source": "S", "text": "One.\nTwo."}]
@@ -81,6 +83,7 @@ def trainer() -> Any:
 def sources(encoder: Any) -> Mapping[str, Sequence[Any]]:
     return {
         "chat": [encoder.dialogue(d["messages"]) for d in DIALOGUES] * 4,
+        "far": [encoder.dialogue(DIALOGUES[1]["messages"])] * 4,
         "stories": [encoder.story(s["text"]) for s in STORIES] * 4,
         "books": [piece for book in BOOKS for piece in encoder.book(book["text"])],
     }
@@ -103,32 +106,32 @@ def test_the_tokenizer_has_gemma_s_ids_and_whole_role_names(encoder: Any) -> Non
 
 
 def test_the_model_learns_answers_and_their_ends_and_nothing_else(encoder: Any) -> None:
-    ids, weights = encoder.dialogue(DIALOGUES[0]["messages"])
+    ids, kinds = encoder.dialogue(DIALOGUES[0]["messages"])
     assert text(encoder, ids) == (
         "<bos><start_of_turn>user\nHello!<end_of_turn>\n"
         "<start_of_turn>model\nHello! How can I help you?<end_of_turn>\n"
         "<start_of_turn>user\nTell me a story.<end_of_turn>\n"
         "<start_of_turn>model\nTom had a ball.<end_of_turn>\n"
     )
-    assert text(encoder, ids[weights > 0]) == "Hello! How can I help you?<end_of_turn>Tom had a ball.<end_of_turn>"
-    ids, weights = encoder.dialogue(DIALOGUES[0]["messages"], stories=False)
-    assert text(encoder, ids[weights > 0]) == "Hello! How can I help you?<end_of_turn>"
+    assert text(encoder, ids[kinds > 0]) == "Hello! How can I help you?<end_of_turn>Tom had a ball.<end_of_turn>"
+    ids, kinds = encoder.dialogue(DIALOGUES[0]["messages"], stories=False)
+    assert text(encoder, ids[kinds > 0]) == "Hello! How can I help you?<end_of_turn>"
 
 
 def test_all_of_a_story_is_learned(encoder: Any) -> None:
-    ids, weights = encoder.story("Tom had a ball.")
+    ids, kinds = encoder.story("Tom had a ball.")
     assert text(encoder, ids) == "<bos>Tom had a ball.<eos>"
-    assert (weights == 1).all()
+    assert (kinds == tool.Kind.STORY).all()
 
 
-def test_recall_weighs_more_than_other_answers_and_those_more_than_stories(tokenizer_path: Path) -> None:
-    encoder = tool.Encoder(tokenizer_path, answer_weight=2.0, recall_weight=5.0)
+def test_stories_answers_and_recalled_facts_can_weigh_differently(encoder: Any) -> None:
     skills = ["story_any", "add", "ask_name"]
     turns = [{"role": "model", "content": "Tom", "skill": skill} for skill in skills]
-    weights = encoder.dialogue(turns).weights
-    assert list(dict.fromkeys(weights)) == [0.0, 1.0, 2.0, 5.0]
     rows = tool.pack([encoder.dialogue(turns)], TOY.length)
-    assert set(rows.evened().weights.flat) == {0.0, 1.0}
+    *_, weights = rows.batch((0.0, 1.0, 3.0, 6.0))
+    assert list(dict.fromkeys(weights.flat)) == [0.0, 1.0, 3.0, 6.0]
+    *_, weights = rows.batch()
+    assert set(weights.flat) == {0.0, 1.0}
 
 
 def test_a_book_is_cut_between_paragraphs(encoder: Any) -> None:
@@ -157,17 +160,17 @@ def test_the_fullest_row_is_closed_when_too_many_are_open() -> None:
 
 
 def test_packed_rows_hold_whole_documents_one_after_the_other() -> None:
-    first = tool.Document(np.array([2, 10, 11, 12]), np.array([0.0, 1.0, 0.0, 3.0]))
-    second = tool.Document(np.array([2, 20, 21]), np.array([1.0, 1.0, 1.0]))
+    first = tool.Document(np.array([2, 10, 11, 12]), np.array([0, 2, 0, 3]))
+    second = tool.Document(np.array([2, 20, 21]), np.array([1, 1, 1]))
     rows = tool.pack([first, second], length=6)
     np.testing.assert_array_equal(rows.tokens, [[2, 10, 11, 2, 20, 0]])
     np.testing.assert_array_equal(rows.positions, [[0, 1, 2, 0, 1, -1]])
     np.testing.assert_array_equal(rows.targets, [[10, 11, 12, 20, 21, 0]])
-    np.testing.assert_array_equal(rows.weights, [[1, 0, 3, 1, 1, 0]])
+    np.testing.assert_array_equal(rows.kinds, [[2, 0, 3, 1, 1, 0]])
 
 
 def test_a_document_longer_than_a_row_loses_its_end() -> None:
-    rows = tool.pack([tool.Document(np.arange(10), np.ones(10))], length=4)
+    rows = tool.pack([tool.Document(np.arange(10), np.ones(10, np.int8))], length=4)
     np.testing.assert_array_equal(rows.tokens, [[0, 1, 2, 3]])
     np.testing.assert_array_equal(rows.targets, [[1, 2, 3, 4]])
 
@@ -178,29 +181,26 @@ def test_the_loss_of_a_document_does_not_depend_on_its_neighbours_or_padding(enc
     together = tool.pack(documents, TOY.length)
     alone = [tool.pack([d], TOY.length) for d in documents]
     assert together.num_rows == 1
-    weights = [rows.weights.sum() for rows in alone]
+    weights = [(rows.kinds > 0).sum() for rows in alone]
     expected = np.average([trainer.loss(params, rows) for rows in alone], weights=weights)
     assert trainer.loss(params, together) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_focus_draws_dialogues_alone_and_weighs_their_answers(tokenizer_path: Path) -> None:
-    encoder = tool.Encoder(tokenizer_path, answer_weight=2.0)
-    sources = {
-        "chat": [encoder.dialogue(DIALOGUES[1]["messages"])] * 8,
-        "stories": [encoder.story(STORIES[0]["text"])] * 8,
-    }
-    mixture = tool.Mixture(sources, replace(TOY, shares={"chat": 0.5, "stories": 0.5}, focus_from=0.6), {})
-    before, places = mixture.batch(0, 0.59), dict(mixture.places)
-    focused = mixture.batch(1, 0.6)
-    assert before.weights.max() == 1.0
-    assert places["stories"] > (0, 0)
-    assert focused.weights.max() == 2.0
-    assert mixture.places["stories"] == places["stories"]
-    assert mixture.places["chat"] > places["chat"]
+def test_each_phase_draws_on_its_own_sources(sources: Mapping[str, Sequence[Any]]) -> None:
+    even = (0.0, 1.0, 1.0, 1.0)
+    phases = (tool.Phase(0.0, {"stories": 1.0}, even), tool.Phase(0.6, {"chat": 1.0}, even))
+    mixture = tool.Mixture(sources, replace(TOY, phases=phases), {})
+    mixture.batch(0, 0.59)
+    first = dict(mixture.places)
+    mixture.batch(1, 0.6)
+    assert first["chat"] == (0, 0)
+    assert first["stories"] > (0, 0)
+    assert mixture.places == first | {"chat": mixture.places["chat"]}
+    assert mixture.places["chat"] > (0, 0)
 
 
 def test_the_rate_warms_up_falls_stands_and_falls_again() -> None:
-    recipe = tool.Recipe(warmup_steps=100, focus_from=0.5, cool_from=0.8)
+    recipe = tool.Recipe(warmup_steps=100, level_from=0.5, cool_from=0.8)
     level = (3e-3 + 3e-5) / 2
     assert recipe.rate(0, 0.0) == pytest.approx(3e-5)
     assert recipe.rate(99, 0.0) == pytest.approx(3e-3)

@@ -16,6 +16,7 @@ from jax.sharding import SingleDeviceSharding
 from roost.engine import runner
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
+from roost.engine.plan import DEVICES, plan
 
 pytestmark = pytest.mark.tpu_compile
 
@@ -75,3 +76,12 @@ def test_first_token(chip: SingleDeviceSharding, pool: Any) -> None:
     hidden = jax.ShapeDtypeStruct((1, LAYERS.width), BF16)
     inputs = runner._first_token_input((), 1, ROWS)
     check(compile_step(chip, runner.first_token_step, pool, hidden, inputs), pool)
+
+
+def test_the_plan_knows_how_much_memory_it_takes(chip: SingleDeviceSharding, pool: Any) -> None:
+    """`roost plan` adds up weights and slots; the compiler adds what the program itself needs."""
+    active = jax.ShapeDtypeStruct((ROWS,), jnp.bool)
+    memory = compile_step(chip, runner.decode_step, pool, active).memory_analysis()
+    taken = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    taken += memory.temp_size_in_bytes
+    assert plan(LAYERS, DEVICES["v5e"], 2).memory_bytes(ROWS) == pytest.approx(taken, rel=0.05)

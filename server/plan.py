@@ -1,0 +1,41 @@
+"""`roost plan`: will it fit, and how fast could it be."""
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from ..engine import DEVICES, ConfigError, Plan, open_model, plan
+
+
+def print_plan(model: str, device: str, dtype: str) -> None:
+    """Prints what the model needs on the device, and the limits of its speed.
+
+    Raises:
+      ConfigError: the device or the dtype is not known.
+      CheckpointError: there is no such model.
+    """
+    if device not in DEVICES:
+        raise ConfigError(f"device {device!r} is not known; give one of {', '.join(DEVICES)}")
+    sizes = {"float32": 4, "bfloat16": 2}
+    if dtype not in sizes:
+        raise ConfigError(f"dtype must be float32 or bfloat16, not {dtype!r}")
+    source = open_model(model)
+    planned = plan(source.config, DEVICES[device], sizes[dtype])
+    table = Table("", "", title=f"{source.name} on one {device}, {dtype}", show_header=False, title_justify="left")
+    table.columns[1].justify = "right"
+    for name, value in _rows(planned):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _rows(planned: Plan) -> Iterator[tuple[str, str]]:
+    yield "weights", f"{planned.weight_bytes / 1e9:.2f} GB"
+    yield "state of a slot", f"{planned.slot_bytes / 1e6:.2f} MB"
+    yield "slots that fit", f"{planned.slots:,}"
+    if not planned.slots:
+        return
+    yield "memory with all of them", f"{planned.memory_bytes(planned.slots) / 1e9:.2f} GB"
+    for slots in sorted({1, min(32, planned.slots), min(128, planned.slots), planned.slots}):
+        yield f"decode limit, {slots:,} slots", f"{planned.decode_tokens_per_second(slots):,.0f} tokens/s"
+    yield "prefill limit", f"{planned.prefill_tokens_per_second():,.0f} tokens/s"
