@@ -14,7 +14,7 @@ import lzma
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -66,11 +66,13 @@ class Phase:
       start: where it begins, as a part of the whole training.
       shares: of the rows of a batch, by source.
       weights: of each `Kind` in the loss.
+      window: of the attention; 0 stands for the model's own. A short one leaves recall to the recurrent state.
     """
 
     start: float
     shares: Mapping[str, float]
     weights: tuple[float, float, float, float]
+    window: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +96,13 @@ class Recipe:
     rows: int = 8
     phases: tuple[Phase, ...] = (
         Phase(0.0, {"chat": 0.72, "stories": 0.25, "books": 0.03}, (0.0, 1.0, 1.0, 1.0)),
-        Phase(0.564, {"chat": 1.0}, (0.0, 1.0, 3.0, 6.0)),
-        Phase(0.69, {"chat": 0.5, "far": 0.5}, (0.0, 1.0, 3.0, 25.0)),
+        Phase(0.538, {"chat": 1.0}, (0.0, 1.0, 3.0, 6.0)),
+        Phase(0.66, {"chat": 0.5, "far": 0.5}, (0.0, 1.0, 3.0, 25.0)),
+        Phase(0.78, {"chat": 0.25, "recall": 0.75}, (0.0, 1.0, 3.0, 25.0), window=32),
+        Phase(0.885, {"chat": 0.5, "far": 0.5}, (0.0, 1.0, 3.0, 25.0)),
     )
-    level_from: float = 0.564
-    cool_from: float = 0.82
+    level_from: float = 0.538
+    cool_from: float = 0.885
     peak_rate: float = 3e-3
     final_rate: float = 3e-5
     warmup_steps: int = 100
@@ -384,7 +388,7 @@ class Mixture:
 def cross_entropy(model: Griffin, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """The weighted sum of the tokens' losses in nats, and the sum of the weights."""
     tokens, positions, targets, weights = batch
-    block = min(128, tokens.shape[1])
+    block = min(128, model.config.window, tokens.shape[1])
     x, _ = model(tokens, positions, zero_state(model.config, len(tokens), jnp.dtype(jnp.float32)), block)
     logits = model.logits(x)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -419,12 +423,18 @@ class Trainer:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self._graph, self._abstract = abstract_model(recipe.model, jnp.dtype(jnp.float32))
+        self._graphs = {
+            phase.window: abstract_model(
+                replace(recipe.model, window=phase.window or recipe.window), jnp.dtype(jnp.float32)
+            )[0]
+            for phase in recipe.phases
+        }
         self._optimizer = optax.chain(
             optax.clip_by_global_norm(recipe.clip_norm),
             optax.scale_by_adam(b1=0.9, b2=0.95, eps=1e-8),
             optax.add_decayed_weights(recipe.weight_decay, decayed),
         )
-        self._step = jax.jit(self._update, donate_argnums=0)
+        self._step = jax.jit(self._update, donate_argnums=0, static_argnames="window")
         self._sums = jax.jit(lambda params, batch: cross_entropy(nnx.merge(self._graph, params), batch))
 
     def start(self) -> Trained:
@@ -432,7 +442,9 @@ class Trainer:
         params = random_params(self._abstract, self.recipe.seed)
         return Trained(params, jax.tree.map(jnp.copy, params), self._optimizer.init(params))
 
-    def step(self, trained: Trained, batch: HostBatch, rate: float, average_decay: float) -> tuple[Trained, float]:
+    def step(
+        self, trained: Trained, batch: HostBatch, rate: float, average_decay: float, window: int = 0
+    ) -> tuple[Trained, float]:
         """One step (AdamW), and the batch's mean loss before it. `trained` is used up.
 
         Args:
@@ -441,7 +453,7 @@ class Trainer:
           rate: the learning rate.
           average_decay: of the average; 0 makes it follow the parameters.
         """
-        trained, loss = self._step(trained, batch, rate, average_decay)
+        trained, loss = self._step(trained, batch, rate, average_decay, window=window)
         return trained, float(loss)
 
     def loss(self, params: Params, rows: Rows) -> float:
@@ -455,10 +467,10 @@ class Trainer:
         return total / max(weight, 1.0)
 
     def _update(
-        self, trained: Trained, batch: Batch, rate: jax.Array, average_decay: jax.Array
+        self, trained: Trained, batch: Batch, rate: jax.Array, average_decay: jax.Array, window: int
     ) -> tuple[Trained, jax.Array]:
         def mean(params: Params) -> jax.Array:
-            total, weight = cross_entropy(nnx.merge(self._graph, params), batch)
+            total, weight = cross_entropy(nnx.merge(self._graphs[window], params), batch)
             return total / jnp.maximum(weight, 1.0)
 
         loss, gradients = jax.value_and_grad(mean)(trained.params)
@@ -598,8 +610,9 @@ def train(
         while (progress := budget.progress(tally)) < 1.0:
             rows = mixture.batch(tally.steps, progress)
             average_decay = recipe.average_decay if progress >= recipe.average_from else 0.0
-            batch = rows.batch(recipe.phase(progress).weights)
-            trained, loss = trainer.step(trained, batch, recipe.rate(tally.steps, progress), average_decay)
+            phase = recipe.phase(progress)
+            rate = recipe.rate(tally.steps, progress)
+            trained, loss = trainer.step(trained, rows.batch(phase.weights), rate, average_decay, phase.window)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} after {tally.steps} steps")
             now = time.monotonic()
@@ -807,6 +820,12 @@ def write_attribution(path: Path, books: Sequence[Row]) -> None:
 # --- all of it
 
 
+def short_recall(encoder: Encoder, dialogues: Sequence[Row], limit: int = 256) -> list[Document]:
+    """The dialogues that ask for something said before, as far as they are short: many asks for their length."""
+    chosen = (d for d in dialogues if d["type"] in ("mem_near", "mem_far"))
+    return [document for d in chosen if len((document := encoder.dialogue(d["messages"])).ids) <= limit]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Trains the demo model: from the corpus to a checkpoint.")
@@ -834,6 +853,7 @@ def run(recipe: Recipe, corpus: Path, out: Path, budget: Budget) -> None:
     sources = {
         "chat": [encoder.dialogue(d["messages"]) for d in dialogues],
         "far": [encoder.dialogue(d["messages"]) for d in dialogues if d["type"] == "mem_far"],
+        "recall": short_recall(encoder, dialogues),
         "stories": [encoder.story(s["text"]) for s in stories],
         "books": [piece for book in books for piece in encoder.book(book["text"])],
     }

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
@@ -61,6 +62,8 @@ class Griffin(nnx.Module):
         new_state: list[LayerState] = []
         for layer, layer_state in zip(self.blocks, state, strict=True):
             x, layer_state = layer(x, layer_state, positions, block)
+            if self.backend == "tpu" and tokens.shape[1] > 1:
+                x = jax.lax.optimization_barrier(x)  # else every layer's output is kept, to be summed up at the end
             new_state.append(layer_state)
         return self.final_norm(x), tuple(new_state)
 

@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
-from ...kernels import Backend, gated_mlp, recurrent_step
-from ...kernels.causal_conv1d import causal_conv1d
+from ...kernels import Backend, gated_mlp, recurrent_block
+from ...kernels.causal_conv1d import causal_conv1d, next_state
 from ...kernels.rg_lru import rg_lru
 from ...kernels.window_attention import decode_attention, prefill_attention
 from .config import BlockType, ModelConfig
@@ -132,29 +132,25 @@ class RecurrentBlock(nnx.Module):
     def __call__(
         self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], RecurrentState]:
-        if u.shape[1] == 1 and recurrent_step.has_kernel(self.rg_lru.backend, self.rg_lru.gate_weight.shape[1]):
-            return self._step(u[:, 0], state, positions[:, 0])
+        if recurrent_block.has_kernel(self.rg_lru.backend, self.rg_lru.gate_weight.shape[1]):
+            return self._fused(u, state, positions)
         x, y = jnp.split(self.xy(u), 2, axis=-1)
         c, conv = causal_conv1d(x, self.conv_weight[...], self.conv_bias[...], state.conv, positions)
         h, last = self.rg_lru(c, state.h, positions)
         return self.out((h * _gelu(y)).astype(u.dtype)), RecurrentState(last, conv)
 
-    def _step(
-        self, u: Float[Array, "B D"], state: RecurrentState, positions: Int32[Array, " B"]
-    ) -> tuple[Float[Array, "B 1 D"], RecurrentState]:
-        """The same for one token, with everything between the projections in one kernel."""
-        mixed, conv, h = recurrent_step.recurrent_step_tpu(
-            self.xy(u),
-            self.conv_weight[...],
-            self.conv_bias[...],
-            self.rg_lru.gate_weight[...],
-            self.rg_lru.gate_bias[...],
-            self.rg_lru.log_decay,
-            state.conv,
-            state.h,
-            positions,
-        )
-        return self.out(mixed)[:, None], RecurrentState(h, conv)
+    def _fused(
+        self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], RecurrentState]:
+        """The same with everything between the projections in one kernel."""
+        rg_lru, xy = self.rg_lru, self.xy(u)
+        weights = (self.conv_weight[...], self.conv_bias[...], rg_lru.gate_weight[...], rg_lru.gate_bias[...])
+        inputs = (*weights, rg_lru.log_decay, state.conv, state.h)
+        if u.shape[1] == 1:
+            mixed, conv, h = recurrent_block.recurrent_step_tpu(xy[:, 0], *inputs, positions[:, 0])
+            return self.out(mixed)[:, None], RecurrentState(h, conv)
+        mixed, h = recurrent_block.recurrent_chunk_tpu(xy, *inputs, positions)
+        return self.out(mixed), RecurrentState(h, next_state(xy[..., : h.shape[1]], state.conv, positions))
 
 
 class AttentionBlock(nnx.Module):
@@ -169,17 +165,26 @@ class AttentionBlock(nnx.Module):
     def __call__(
         self, u: Float[Array, "B T D"], state: AttentionState, positions: Int32[Array, "B T"], block: int
     ) -> tuple[Float[Array, "B T D"], AttentionState]:
+        rings = (state.keys, state.values)
+        if u.shape[1] == 1:  # without the axis of time, for which a TPU would lay everything out anew
+            q, k, v = self._project(u[:, 0], positions[:, 0])
+            mixed, rings = decode_attention(q, k, v, rings, positions[:, 0], self.backend)
+        else:
+            q, k, v = self._project(u, positions)
+            mixed, rings = prefill_attention(q, k, v, rings, positions, block, self.backend)
+        rows = self.out(mixed.reshape(-1, u.shape[-1]).astype(u.dtype))
+        return rows.reshape(u.shape), AttentionState(*rings)
+
+    def _project(
+        self, u: Float[Array, "*rows D"], positions: Int32[Array, "*rows"]
+    ) -> tuple[Float[Array, "*rows N d"], Float[Array, "*rows d"], Float[Array, "*rows d"]]:
+        """Queries, key and value of every token, rotated to its position."""
         width, size = self.config.width, self.config.head_dim
         q, k, v = jnp.split(dot(u, self.qkv[...]), [width, width + size], axis=-1)
-        q = q.reshape(*q.shape[:2], self.config.num_heads, size)
-        q, k = _rope(q, k[:, :, None], positions, self.config.rope_theta)
-        q, k, v = q.astype(u.dtype), k[:, :, 0].astype(u.dtype), v.astype(u.dtype)
-        rings = (state.keys, state.values)
-        if u.shape[1] == 1:
-            mixed, rings = decode_attention(q[:, 0], k[:, 0], v[:, 0], rings, positions[:, 0], self.backend)
-        else:
-            mixed, rings = prefill_attention(q, k, v, rings, positions, block, self.backend)
-        return self.out(mixed.reshape(u.shape).astype(u.dtype)), AttentionState(*rings)
+        q = q.reshape(*u.shape[:-1], self.config.num_heads, size)
+        angles = rope_angles(positions, size // 4, self.config.rope_theta)
+        q, k = _rotate(q, angles[..., None, :]), _rotate(k, angles)
+        return q.astype(u.dtype), k.astype(u.dtype), v.astype(u.dtype)
 
 
 class ResidualBlock(nnx.Module):
@@ -220,22 +225,15 @@ def _gelu(x: Float[Array, "*shape"]) -> Float32[Array, "*shape"]:
     return jax.nn.gelu(x.astype(jnp.float32), approximate=True)
 
 
-def _rope(
-    q: Float32[Array, "B T N d"], k: Float32[Array, "B T 1 d"], positions: Int32[Array, "B T"], theta: float
-) -> tuple[Float32[Array, "B T N d"], Float32[Array, "B T 1 d"]]:
-    """Rotates the first half of each head, whose own halves are the pairs (spec section 2.6)."""
-    angles = rope_angles(positions, q.shape[-1] // 4, theta)[:, :, None]
+def _rotate(x: Float32[Array, "*heads d"], angles: Float32[Array, "*angles P"]) -> Float32[Array, "*heads d"]:
+    """RoPE on the first half of each head, whose own halves are the pairs (spec section 2.6)."""
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-
-    def rotate(x: Array) -> Array:
-        quarter = x.shape[-1] // 4
-        a, b, rest = jnp.split(x, [quarter, 2 * quarter], axis=-1)
-        return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
-
-    return rotate(q), rotate(k)
+    quarter = x.shape[-1] // 4
+    a, b, rest = jnp.split(x, [quarter, 2 * quarter], axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
-def rope_angles(positions: Int32[Array, "B T"], pairs: int, theta: float) -> Float32[Array, "B T P"]:
+def rope_angles(positions: Int32[Array, "*rows"], pairs: int, theta: float) -> Float32[Array, "*rows P"]:
     """position * theta^(-j / pairs) modulo 2π, within [-π, π), exact to float32 at every int32 position.
 
     A float32 product is off by 0.02 rad at position 2^20 and by 1 rad past 2^24. So frequencies are 64-bit fractions

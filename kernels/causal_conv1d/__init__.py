@@ -1,5 +1,5 @@
 """The depthwise causal convolution of the recurrent block, with carried inputs (spec section 2.5)."""
 
-from .xla import causal_conv1d
+from .xla import causal_conv1d, next_state
 
-__all__ = ["causal_conv1d"]
+__all__ = ["causal_conv1d", "next_state"]

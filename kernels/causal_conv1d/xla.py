@@ -30,7 +30,15 @@ def causal_conv1d(
     for s in range(taps):
         shifted = history[:, taps - 1 - s : taps - 1 - s + steps].astype(jnp.float32)
         y += jnp.where((positions >= s)[..., None], shifted * weight[taps - 1 - s], 0.0)
-    return y + bias, _last_inputs(history, positions, taps - 1).astype(state.dtype)
+    return y + bias, next_state(x, state, positions)
+
+
+def next_state(
+    x: Float[Array, "B T E"], state: Float[Array, "K1 B E"], positions: Int32[Array, "B T"]
+) -> Float[Array, "K1 B E"]:
+    """The K - 1 inputs that stand before each row's padding; see `causal_conv1d`."""
+    history = jnp.concatenate([jnp.moveaxis(state, 0, 1).astype(x.dtype), x], axis=1)
+    return _last_inputs(history, positions, state.shape[0]).astype(state.dtype)
 
 
 def _last_inputs(history: Float[Array, "B H E"], positions: Int32[Array, "B T"], count: int) -> Float[Array, "K1 B E"]:

@@ -11,8 +11,8 @@ from chunk_cases import SEEDS, positions
 from hypothesis import given, settings
 from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
 from roost.kernels.gated_mlp.reference import gated_mlp_reference
-from roost.kernels.recurrent_step.pallas_tpu import recurrent_step_tpu
-from roost.kernels.recurrent_step.reference import recurrent_step_reference
+from roost.kernels.recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
+from roost.kernels.recurrent_block.reference import recurrent_block_reference
 from roost.kernels.rg_lru.pallas_tpu import rg_lru_tpu
 from roost.kernels.rg_lru.reference import rg_lru_reference
 from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu, prefill_attention_tpu
@@ -23,6 +23,7 @@ ROWS = 3
 scan = jax.jit(partial(rg_lru_tpu, interpret=True))
 decode = jax.jit(partial(decode_attention_tpu, interpret=True))
 step = jax.jit(partial(recurrent_step_tpu, interpret=True))
+chunk = jax.jit(partial(recurrent_chunk_tpu, interpret=True))
 mlp = jax.jit(partial(gated_mlp_tpu, interpret=True))
 prefill = jax.jit(partial(prefill_attention_tpu, interpret=True))
 
@@ -93,12 +94,33 @@ def test_recurrent_step(rows: int, blocks: int, size: int, taps: int, seed: int)
     weights = (draw(taps, width), draw(width), draw(blocks, size, 2 * size), draw(blocks, 2 * size))
     log_decay = -np.exp(draw(width))
     out, new_conv, new_h = step(xy, *weights, log_decay, conv, h, where)
-    expected, expected_conv, expected_h = recurrent_step_reference(xy, *weights, log_decay, conv, h, where)
+    expected, expected_conv, expected_h = recurrent_block_reference(
+        xy[:, None], *weights, log_decay, conv, h, where[:, None]
+    )
     busy = where >= 0
-    np.testing.assert_allclose(np.asarray(out)[busy], expected[busy], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(out)[busy], expected[busy, 0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(new_h, expected_h, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(np.asarray(new_h)[~busy], h[~busy])
     np.testing.assert_array_equal(new_conv, expected_conv.astype(np.float32))
+
+
+@pytest.mark.parametrize(("steps", "blocks", "size", "taps"), [(5, 2, 12, 4), (300, 1, 128, 2)])
+@given(data=st.data(), seed=SEEDS)
+@settings(max_examples=10)
+def test_recurrent_chunk(steps: int, blocks: int, size: int, taps: int, data: st.DataObject, seed: int) -> None:
+    """Rows that begin a document and that go on with one, of any length; one block of time and several."""
+    where, width = data.draw(positions(ROWS, steps)), blocks * size
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    xy, conv, h = draw(ROWS, steps, 2 * width), draw(taps - 1, ROWS, width), draw(ROWS, width)
+    weights = (draw(taps, width), draw(width), draw(blocks, size, 2 * size), draw(blocks, 2 * size))
+    log_decay = -np.exp(2 * draw(width))
+    out, new_h = chunk(xy, *weights, log_decay, conv, h, where)
+    expected, _, expected_h = recurrent_block_reference(xy, *weights, log_decay, conv, h, where)
+    np.testing.assert_allclose(np.asarray(out)[where >= 0], expected[where >= 0], rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(new_h, expected_h, rtol=2e-4, atol=2e-4)
+    idle = np.all(where < 0, axis=1)
+    np.testing.assert_array_equal(np.asarray(new_h)[idle], h[idle])
 
 
 @pytest.mark.parametrize(("rows", "width", "hidden"), [(1, 16, 24), (5, 32, 512)])

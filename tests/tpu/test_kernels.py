@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
-from roost.kernels.recurrent_step.pallas_tpu import recurrent_step_tpu
+from roost.kernels.recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
 from roost.kernels.rg_lru.pallas_tpu import rg_lru_tpu
 from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu, prefill_attention_tpu
 
@@ -83,6 +83,28 @@ def test_recurrent_step(chip: SingleDeviceSharding, dtype: Any, rows: int, block
         (INT, rows),
     )
     assert counted >= rows * width * (2 * 4 + 9 * dtype.itemsize), "the state in and out, two inputs, one output"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "steps", "blocks", "size"),
+    [(BF16, 1, 2048, 10, 256), (BF16, 2, 64, 16, 256), (F32, 2, 70, 1, 128)],
+)
+def test_recurrent_chunk(chip: SingleDeviceSharding, dtype: Any, rows: int, steps: int, blocks: int, size: int) -> None:
+    width = blocks * size
+    counted = compile_kernel(
+        chip,
+        recurrent_chunk_tpu,
+        (dtype, rows, steps, 2 * width),
+        (F32, 4, width),
+        (F32, width),
+        (dtype, blocks, size, 2 * size),
+        (F32, blocks, 2 * size),
+        (F32, width),
+        (dtype, 3, rows, width),
+        (F32, rows, width),
+        (INT, rows, steps),
+    )
+    assert counted >= 3 * rows * steps * width * dtype.itemsize, "two inputs, one output"
 
 
 @pytest.mark.parametrize(

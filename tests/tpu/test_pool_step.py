@@ -68,7 +68,7 @@ def test_decode(chip: SingleDeviceSharding, pool: Any) -> None:
 @pytest.mark.parametrize("length", [64, 512])
 def test_prefill(chip: SingleDeviceSharding, pool: Any, length: int) -> None:
     inputs = runner._prefill_input((), 1, length, ROWS)
-    kernels = ["rg_lru", "window_attention_prefill", "gated_mlp", "gated_mlp"]
+    kernels = ["recurrent_chunk", "window_attention_prefill", "gated_mlp", "gated_mlp"]
     check(compile_step(chip, runner.prefill_step, pool, inputs), pool, *kernels)
 
 

@@ -1,4 +1,4 @@
-"""The oracle: the references of its parts, one after the other, in float64."""
+"""The oracle: the references of the block's parts, one after the other, in float64."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -7,8 +7,8 @@ from ..causal_conv1d.reference import causal_conv1d_reference
 from ..rg_lru.reference import rg_lru_reference
 
 
-def recurrent_step_reference(
-    xy: Float[np.ndarray, "B E2"],
+def recurrent_block_reference(
+    xy: Float[np.ndarray, "B T E2"],
     conv_weight: Float[np.ndarray, "K E"],
     conv_bias: Float[np.ndarray, " E"],
     gate_weight: Float[np.ndarray, "N e e2"],
@@ -16,14 +16,14 @@ def recurrent_step_reference(
     log_decay: Float[np.ndarray, " E"],
     conv: Float[np.ndarray, "K1 B E"],
     h: Float[np.ndarray, "B E"],
-    positions: Int[np.ndarray, " B"],
-) -> tuple[Float[np.ndarray, "B E"], Float[np.ndarray, "K1 B E"], Float[np.ndarray, "B E"]]:
-    """See `recurrent_step_tpu`."""
-    x, y = np.split(np.asarray(xy, np.float64)[:, None], 2, axis=2)
-    c, conv = causal_conv1d_reference(x, conv_weight, conv_bias, conv, positions[:, None])
+    positions: Int[np.ndarray, "B T"],
+) -> tuple[Float[np.ndarray, "B T E"], Float[np.ndarray, "K1 B E"], Float[np.ndarray, "B E"]]:
+    """See `recurrent_chunk_tpu`; also gives the convolution's last inputs. A step is a chunk of one."""
+    x, y = np.split(np.asarray(xy, np.float64), 2, axis=2)
+    c, conv = causal_conv1d_reference(x, conv_weight, conv_bias, conv, positions)
     blocks, size = gate_weight.shape[:2]
     gates = np.einsum("rni,nio->rno", c.reshape(-1, blocks, size), np.asarray(gate_weight, np.float64)) + gate_bias
     input_gate, recurrence_gate = (g.reshape(c.shape) for g in np.split(gates, 2, axis=2))
-    states, h = rg_lru_reference(c, input_gate, recurrence_gate, log_decay, h, positions[:, None])
+    states, h = rg_lru_reference(c, input_gate, recurrence_gate, log_decay, h, positions)
     gelu = 0.5 * y * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (y + 0.044715 * y**3)))
-    return (gelu * states)[:, 0], conv, h
+    return gelu * states, conv, h

@@ -1,0 +1,254 @@
+"""The recurrent block for TPUs: a decode step and a chunk of a prompt, each in one pass over memory."""
+
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Float32, Int32
+
+from ..rg_lru.pallas_tpu import one_minus_exp
+
+_ROWS: Final = 128
+"""Rows per block, where there are as many."""
+
+_TILE: Final = 8
+"""Steps of time in a vector register."""
+
+
+def recurrent_step_tpu(
+    xy: Float[Array, "B E2"],
+    conv_weight: Float32[Array, "K E"],
+    conv_bias: Float32[Array, " E"],
+    gate_weight: Float[Array, "N e e2"],
+    gate_bias: Float32[Array, "N e2"],
+    log_decay: Float32[Array, " E"],
+    conv: Float[Array, "K1 B E"],
+    h: Float32[Array, "B E"],
+    positions: Int32[Array, " B"],
+    *,
+    interpret: Any = False,
+) -> tuple[Float[Array, "B E"], Float[Array, "K1 B E"], Float32[Array, "B E"]]:
+    """gelu(y) * RG-LRU(conv(x)) for one token per row; the state is updated in place.
+
+    Args:
+      xy: the block's input projections, x first.
+      conv_weight, conv_bias, conv: see `causal_conv1d`.
+      gate_weight, gate_bias: of N diagonal blocks; the input gate's columns first.
+      log_decay, h: see `rg_lru`.
+      positions: of the token; negative rows keep their state, and their output means nothing.
+      interpret: as `pallas_call` has it.
+
+    Returns:
+      What the output projection reads, in the type of xy; then conv and h.
+    """
+    rows, width = h.shape
+    blocks, size = gate_weight.shape[:2]
+    taps = conv_weight.shape[0]
+    block = _ROWS if rows % _ROWS == 0 else rows
+    channels = pl.BlockSpec((block, size), lambda n, b: (b, n))
+    gate = pl.BlockSpec((block, size), lambda n, b: (b, blocks + n))
+    history = pl.BlockSpec((taps - 1, block, size), lambda n, b: (0, b, n))
+    per_channel = pl.BlockSpec((1, size), lambda n, b: (0, n))
+    elements, state = rows * width, rows * width * (4 + (taps - 1) * conv.dtype.itemsize)
+    out, new_conv, new_h = pl.pallas_call(
+        _step_kernel,
+        out_shape=(
+            jax.ShapeDtypeStruct((rows, width), xy.dtype),
+            jax.ShapeDtypeStruct(conv.shape, conv.dtype),
+            jax.ShapeDtypeStruct(h.shape, h.dtype),
+        ),
+        grid=(blocks, rows // block),
+        in_specs=[
+            channels,
+            gate,
+            pl.BlockSpec((taps, size), lambda n, b: (0, n)),
+            per_channel,
+            pl.BlockSpec((1, size, 2 * size), lambda n, b: (n, 0, 0)),
+            pl.BlockSpec((1, 1, 2 * size), lambda n, b: (n, 0, 0)),
+            per_channel,
+            history,
+            channels,
+            pl.BlockSpec((block, 1), lambda n, b: (b, 0)),
+        ],
+        out_specs=(channels, history, channels),
+        input_output_aliases={7: 1, 8: 2},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        cost_estimate=pl.CostEstimate(
+            flops=4 * elements * size + 30 * elements,
+            bytes_accessed=3 * elements * xy.dtype.itemsize + 2 * state + gate_weight.size * gate_weight.dtype.itemsize,
+            transcendentals=5 * elements,
+        ),
+        interpret=interpret,
+        name="recurrent_step",
+    )(
+        xy, xy, conv_weight, conv_bias[None], gate_weight, gate_bias[:, None], log_decay[None], conv, h,
+        positions[:, None],
+    )  # fmt: skip
+    return out, new_conv, new_h
+
+
+def _step_kernel(
+    x: Any, y: Any, conv_weight: Any, conv_bias: Any, gate_weight: Any, gate_bias: Any, log_decay: Any, conv: Any,
+    h: Any, positions: Any, out: Any, new_conv: Any, new_h: Any,
+) -> None:  # fmt: skip
+    taps = conv_weight.shape[0]
+    position = positions[...]
+    token = x[...].astype(jnp.float32)
+    c = token * conv_weight[taps - 1]
+    for s in range(1, taps):
+        tap = conv[taps - 1 - s].astype(jnp.float32) * conv_weight[taps - 1 - s]
+        c += jnp.where(position >= s, tap, 0.0)
+    c += conv_bias[...]
+    a, scale, gated = _coefficients(c, gate_weight[0], gate_bias[0], log_decay[...])
+    moved = a * h[...] + scale * gated
+    state = jnp.where(position == 0, gated, jnp.where(position < 0, h[...], moved))
+    new_h[...] = state
+    out[...] = (jax.nn.gelu(y[...].astype(jnp.float32), approximate=True) * state).astype(out.dtype)
+    for s in range(taps - 1):
+        following = conv[s + 1] if s + 2 < taps else x[...].astype(conv.dtype)
+        new_conv[s] = jnp.where(position >= 0, following, conv[s])
+
+
+def recurrent_chunk_tpu(
+    xy: Float[Array, "B T E2"],
+    conv_weight: Float32[Array, "K E"],
+    conv_bias: Float32[Array, " E"],
+    gate_weight: Float[Array, "N e e2"],
+    gate_bias: Float32[Array, "N e2"],
+    log_decay: Float32[Array, " E"],
+    conv: Float[Array, "K1 B E"],
+    h: Float32[Array, "B E"],
+    positions: Int32[Array, "B T"],
+    *,
+    interpret: Any = False,
+) -> tuple[Float[Array, "B T E"], Float32[Array, "B E"]]:
+    """gelu(y) * RG-LRU(conv(x)) for a chunk per row.
+
+    The grid walks over rows, gate blocks and, in order, blocks of time; h and the last inputs stay on the chip. Within
+    a tile of 8 steps the recurrence is solved by doubling, so that only one step in 8 waits for the one before.
+
+    Args:
+      xy, conv_weight, conv_bias, gate_weight, gate_bias, log_decay, conv, h: see `recurrent_step_tpu`.
+      positions: see `roost.kernels`; no document begins inside a row.
+      interpret: as `pallas_call` has it.
+
+    Returns:
+      What the output projection reads, in the type of xy; then h.
+    """
+    rows, steps, width = xy.shape[0], xy.shape[1], h.shape[1]
+    blocks, size = gate_weight.shape[:2]
+    taps = conv_weight.shape[0]
+    block = min(256, steps + -steps % _TILE)
+    padded = jnp.pad(xy, ((0, 0), (0, -steps % block), (0, 0)))
+    lengths = jnp.sum(positions >= 0, axis=1, dtype=jnp.int32)
+    per_channel = pl.BlockSpec((1, size), lambda b, n, t, *_: (0, n))
+    state = pl.BlockSpec((1, 1, size), lambda b, n, t, *_: (b, 0, n))
+    sequence = pl.BlockSpec((1, block, size), lambda b, n, t, *_: (b, t, n))
+    scratch = pltpu.VMEM((block, size), jnp.float32)
+    elements = rows * padded.shape[1] * width
+    out, last = pl.pallas_call(
+        _chunk_kernel,
+        out_shape=(
+            jax.ShapeDtypeStruct((rows, padded.shape[1], width), xy.dtype),
+            jax.ShapeDtypeStruct((rows, 1, width), jnp.float32),
+        ),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(rows, blocks, padded.shape[1] // block),
+            in_specs=[
+                sequence,
+                pl.BlockSpec((1, block, size), lambda b, n, t, *_: (b, t, blocks + n)),
+                pl.BlockSpec((taps, size), lambda b, n, t, *_: (0, n)),
+                per_channel,
+                pl.BlockSpec((1, size, 2 * size), lambda b, n, t, *_: (n, 0, 0)),
+                pl.BlockSpec((1, 1, 2 * size), lambda b, n, t, *_: (n, 0, 0)),
+                per_channel,
+                pl.BlockSpec((1, taps - 1, size), lambda b, n, t, *_: (b, 0, n)),
+                state,
+            ],
+            out_specs=(sequence, state),
+            scratch_shapes=[pltpu.VMEM((_TILE + block, size), jnp.float32), scratch, scratch],
+        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        cost_estimate=pl.CostEstimate(
+            flops=4 * elements * size + 40 * elements,
+            bytes_accessed=3 * elements * xy.dtype.itemsize
+            + rows * gate_weight.size * gate_weight.dtype.itemsize
+            + rows * width * (2 * 4 + (taps - 1) * conv.dtype.itemsize),
+            transcendentals=5 * elements,
+        ),
+        interpret=interpret,
+        name="recurrent_chunk",
+    )(
+        jnp.maximum(positions[:, 0], 0), lengths, padded, padded, conv_weight, conv_bias[None], gate_weight,
+        gate_bias[:, None], log_decay[None], jnp.moveaxis(conv, 0, 1), h[:, None],
+    )  # fmt: skip
+    return out[:, :steps], last[:, 0]
+
+
+def _chunk_kernel(
+    starts: Any, lengths: Any, x: Any, y: Any, conv_weight: Any, conv_bias: Any, gate_weight: Any, gate_bias: Any,
+    log_decay: Any, conv: Any, h0: Any, out: Any, last: Any, history: Any, decay: Any, state: Any,
+) -> None:  # fmt: skip
+    """`history` holds the block's inputs behind those before it; `last` carries h between blocks."""
+    row, block_index = pl.program_id(0), pl.program_id(2)
+    taps, block = conv_weight.shape[0], x.shape[1]
+
+    @pl.when(block_index == 0)
+    def start() -> None:
+        last[0] = h0[0]
+        history[pl.ds(_TILE - taps + 1, taps - 1)] = conv[0].astype(jnp.float32)
+
+    @pl.when(block_index > 0)
+    def go_on() -> None:
+        history[pl.ds(0, _TILE)] = history[pl.ds(block, _TILE)]
+
+    history[pl.ds(_TILE, block)] = x[0].astype(jnp.float32)
+    step = block_index * block + jax.lax.broadcasted_iota(jnp.int32, decay.shape, 0)
+    position = starts[row] + step
+    c = history[pl.ds(_TILE, block)] * conv_weight[pl.ds(taps - 1, 1)]
+    for s in range(1, taps):
+        tap = history[pl.ds(_TILE - s, block)] * conv_weight[pl.ds(taps - 1 - s, 1)]
+        c += jnp.where(position >= s, tap, 0.0)
+    c += conv_bias[...]
+    a, scale, gated = _coefficients(c, gate_weight[0], gate_bias[0], log_decay[...])
+    padding = step >= lengths[row]
+    a = jnp.where(padding, 1.0, jnp.where(position == 0, 0.0, a))
+    b = jnp.where(padding, 0.0, jnp.where(position == 0, gated, scale * gated))
+    decay[...], state[...] = _solve_tiles(a, b, step)
+
+    def tile(i: Any, h: Array) -> Array:
+        at = pl.ds(pl.multiple_of(i * _TILE, _TILE), _TILE)
+        solved = decay[at] * h + state[at]
+        state[at] = solved
+        ending: Array = solved[_TILE - 1 :]
+        return ending
+
+    last[0] = jax.lax.fori_loop(0, block // _TILE, tile, last[0])
+    out[0] = (jax.nn.gelu(y[0].astype(jnp.float32), approximate=True) * state[...]).astype(out.dtype)
+
+
+def _solve_tiles(a: Array, b: Array, step: Array) -> tuple[Array, Array]:
+    """Of every step, the product of a and the state from 0, since the beginning of its tile of 8."""
+    for distance in (1, 2, 4):
+        earlier_a, earlier_b = (pltpu.roll(v, distance, axis=0) for v in (a, b))
+        inside = jnp.bitwise_and(step, _TILE - 1) >= distance
+        b = jnp.where(inside, a * earlier_b + b, b)
+        a = jnp.where(inside, a * earlier_a, a)
+    return a, b
+
+
+def _coefficients(c: Array, gate_weight: Array, gate_bias: Array, log_decay: Array) -> tuple[Array, Array, Array]:
+    """a, sqrt(1 - a²) and i * c of the recurrence."""
+    gates = jnp.dot(
+        c.astype(gate_weight.dtype),
+        gate_weight,
+        preferred_element_type=jnp.float32,
+        precision=jax.lax.Precision.HIGHEST if gate_weight.dtype == jnp.float32 else None,
+    )
+    gates += gate_bias
+    size = c.shape[1]
+    log_a = log_decay * jax.nn.sigmoid(gates[:, size:])
+    return jnp.exp(log_a), jnp.sqrt(one_minus_exp(2.0 * log_a)), jax.nn.sigmoid(gates[:, :size]) * c
