@@ -180,11 +180,11 @@ class AttentionBlock(nnx.Module):
     ) -> tuple[Float[Array, "*rows N d"], Float[Array, "*rows d"], Float[Array, "*rows d"]]:
         """Queries, key and value of every token, rotated to its position."""
         width, size = self.config.width, self.config.head_dim
-        q, k, v = jnp.split(dot(u, self.qkv[...]), [width, width + size], axis=-1)
+        q, k, v = jnp.split(dot(u, self.qkv[...]).astype(u.dtype), [width, width + size], axis=-1)
         q = q.reshape(*u.shape[:-1], self.config.num_heads, size)
         angles = rope_angles(positions, size // 4, self.config.rope_theta)
         q, k = _rotate(q, angles[..., None, :]), _rotate(k, angles)
-        return q.astype(u.dtype), k.astype(u.dtype), v.astype(u.dtype)
+        return q.astype(u.dtype), k.astype(u.dtype), v
 
 
 class ResidualBlock(nnx.Module):
@@ -225,7 +225,7 @@ def _gelu(x: Float[Array, "*shape"]) -> Float32[Array, "*shape"]:
     return jax.nn.gelu(x.astype(jnp.float32), approximate=True)
 
 
-def _rotate(x: Float32[Array, "*heads d"], angles: Float32[Array, "*angles P"]) -> Float32[Array, "*heads d"]:
+def _rotate(x: Float[Array, "*heads d"], angles: Float32[Array, "*angles P"]) -> Float32[Array, "*heads d"]:
     """RoPE on the first half of each head, whose own halves are the pairs (spec section 2.6)."""
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     quarter = x.shape[-1] // 4
