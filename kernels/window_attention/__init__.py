@@ -4,7 +4,7 @@ A ring is `[B, W, d]`: the key of position p lies in row p mod W. A query at p s
 included: W + 1 of them. So a step attends before it writes its own key over that of p - W.
 """
 
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Int32
 
 from .. import Backend
 from .pallas_tpu import decode_attention_tpu, prefill_attention_tpu
@@ -21,7 +21,7 @@ def decode_attention(
     rings: Rings,
     positions: Int32[Array, " B"],
     backend: Backend = "xla",
-) -> tuple[Float32[Array, "B N d"], Rings]:
+) -> tuple[Float[Array, "B N d"], Rings]:
     """One query per row against its ring and its own key, then the key is written into the ring.
 
     Args:
@@ -31,7 +31,7 @@ def decode_attention(
       backend: see `roost.kernels`.
 
     Returns:
-      The heads' outputs, and the rings.
+      The heads' outputs, in float32 or the type of q, and the rings.
     """
     attend = decode_attention_tpu if backend == "tpu" else decode_attention_xla
     out = attend(q, k, v, *rings, positions)
@@ -46,7 +46,7 @@ def prefill_attention(
     positions: Int32[Array, "B T"],
     block: int,
     backend: Backend = "xla",
-) -> tuple[Float32[Array, "B T N d"], Rings]:
+) -> tuple[Float[Array, "B T N d"], Rings]:
     """A chunk of queries per row against the ring and the chunk; then the chunk is written into the ring.
 
     Args:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Int32
 
 MASKED: Final = -2.3819763e38
 
@@ -22,11 +22,11 @@ def decode_attention_tpu(
     *,
     assumed_fill: float = 1.0,
     interpret: Any = False,
-) -> Float32[Array, "B N d"]:
+) -> Float[Array, "B N d"]:
     """One query per row against the filled part of its ring and its own key; rings are only read.
 
     The grid walks over the busy rows and, within a row, over blocks of its ring. A step that has nothing to do names
-    the block that is there already, so it moves no bytes. Idle rows give zeros.
+    the block that is there already, so it moves no bytes. Idle rows give zeros. The output has the type of q.
 
     Args:
       q, k, v, ring_k, ring_v, positions: see `decode_attention`.
@@ -37,14 +37,14 @@ def decode_attention_tpu(
     window = ring_k.shape[1]
     block = _ring_block(window)
     busy = positions >= 0
-    order = jnp.argsort(~busy, stable=True).astype(jnp.int32)
+    order = jnp.argsort(~busy, stable=True).astype(jnp.int32)  # busy rows first
     count = jnp.sum(busy, dtype=jnp.int32)
-    order = jnp.where(jnp.arange(rows) < count, order, order[jnp.maximum(count - 1, 0)])
     filled = jnp.clip(positions, 0, window)[order]
 
     def ring_index(i: Any, j: Any, order: Any, filled: Any, count: Any) -> tuple[Any, ...]:
-        last = jnp.maximum(pl.cdiv(filled[i], block) - 1, 0)
-        return order[i], jnp.where(i < count[0], jnp.minimum(j, last), last), 0
+        reader = jnp.minimum(i, jnp.maximum(count[0] - 1, 0))
+        last = jnp.maximum(pl.cdiv(filled[reader], block) - 1, 0)
+        return order[reader], jnp.where(i == reader, jnp.minimum(j, last), last), 0
 
     def row_index(i: Any, j: Any, order: Any, *_: Any) -> tuple[Any, ...]:
         return order[i], 0, 0
@@ -53,9 +53,9 @@ def decode_attention_tpu(
     ring = pl.BlockSpec((1, block, size), ring_index)
     scratch = [pltpu.VMEM((heads, 1), jnp.float32), pltpu.VMEM((heads, 1), jnp.float32)]
     moved = 2 * rows * window * size * ring_k.dtype.itemsize * assumed_fill
-    out = pl.pallas_call(
+    out: Array = pl.pallas_call(
         functools.partial(_decode_kernel, block=block),
-        out_shape=jax.ShapeDtypeStruct((rows, heads, size), jnp.float32),
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(rows, window // block),
@@ -66,13 +66,13 @@ def decode_attention_tpu(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary", "arbitrary")),
         cost_estimate=pl.CostEstimate(
             flops=int(4 * rows * heads * window * size * assumed_fill),
-            bytes_accessed=int(moved) + rows * size * (heads * (q.dtype.itemsize + 4) + 2 * k.dtype.itemsize),
+            bytes_accessed=int(moved) + rows * size * (2 * heads * q.dtype.itemsize + 2 * k.dtype.itemsize),
             transcendentals=int(rows * heads * window * assumed_fill),
         ),
         interpret=interpret,
         name="window_attention_decode",
     )(order, filled, count[None], q, k[:, None], v[:, None], ring_k, ring_v)
-    return jnp.where(busy[:, None, None], out, 0.0)
+    return out
 
 
 def _ring_block(window: int) -> int:
@@ -111,9 +111,13 @@ def _decode_kernel(
             weights.astype(visible.dtype), visible, preferred_element_type=jnp.float32, precision=_precision(visible)
         )
 
+    @pl.when(i >= count[0])
+    def idle() -> None:
+        out[...] = jnp.zeros_like(out)
+
     @pl.when(works & (j == pl.num_programs(1) - 1))
     def finish() -> None:
-        out[0] = mixed[...] / total[...]
+        out[0] = (mixed[...] / total[...]).astype(out.dtype)
 
 
 def _scores(q: Array, keys: Array) -> Array:
@@ -139,7 +143,7 @@ def prefill_attention_tpu(
     positions: Int32[Array, "B T"],
     *,
     interpret: Any = False,
-) -> Float32[Array, "B T N d"]:
+) -> Float[Array, "B T N d"]:
     """A chunk of queries against the ring and the chunk; rings are only read.
 
     Ring and chunk are laid out in the order of their positions, so that what a block of queries sees is a band of
@@ -170,7 +174,7 @@ def prefill_attention_tpu(
     blocks = rows * num_queries * band
     out = pl.pallas_call(
         functools.partial(_prefill_kernel, window=window),
-        out_shape=jax.ShapeDtypeStruct(by_head.shape, jnp.float32),
+        out_shape=jax.ShapeDtypeStruct(by_head.shape, q.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(rows, num_queries, band),
@@ -181,7 +185,7 @@ def prefill_attention_tpu(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(
             flops=4 * blocks * flat * keys * size,
-            bytes_accessed=2 * blocks * keys * size * all_k.dtype.itemsize + by_head.size * (q.dtype.itemsize + 4),
+            bytes_accessed=2 * blocks * keys * size * all_k.dtype.itemsize + 2 * by_head.size * q.dtype.itemsize,
             transcendentals=blocks * flat * keys,
         ),
         interpret=interpret,
@@ -249,4 +253,4 @@ def _prefill_kernel(
 
     @pl.when(j == pl.num_programs(2) - 1)
     def finish() -> None:
-        out[0] = (mixed[...] / total[...]).reshape(heads, queries, size)
+        out[0] = (mixed[...] / total[...]).reshape(heads, queries, size).astype(out.dtype)

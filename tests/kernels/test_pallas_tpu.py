@@ -142,6 +142,6 @@ def test_bfloat16_stays_within_its_rounding() -> None:
     q, k, v = qkv[:, :, :2], qkv[:, :, 2], qkv[:, :, 3]
     wide = [x.astype(np.float32) for x in (q, k, v, ring_k, ring_v)]
     expected, *_ = window_attention_reference(*wide, where)
-    np.testing.assert_allclose(prefill(q, k, v, ring_k, ring_v, where), expected, rtol=0.02, atol=0.03)
+    np.testing.assert_allclose(np.float32(prefill(q, k, v, ring_k, ring_v, where)), expected, rtol=0.02, atol=0.03)
     one = decode(q[:, 0], k[:, 0], v[:, 0], ring_k, ring_v, where[:, 0])
-    np.testing.assert_allclose(one, expected[:, 0], rtol=0.02, atol=0.03)
+    np.testing.assert_allclose(np.float32(one), expected[:, 0], rtol=0.02, atol=0.03)
