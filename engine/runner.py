@@ -1,11 +1,13 @@
 """Turns batches into tokens on the device: the sole owner of devices, parameters and the state pool."""
 
 import os
+import re
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -100,8 +102,9 @@ class PendingDecode:
 
     def wait(self) -> tuple[RowResult, ...]:
         """Reads one result per sequence."""
+        tokens = np.asarray(self.sampled.tokens).tolist()
         pairs = zip(self.batch.sequences, self.batch.slots, strict=True)
-        return tuple(_token_row(sequence, slot, self.sampled) for sequence, slot in pairs)
+        return tuple(_token_row(sequence, slot, tokens, self.sampled.logprobs) for sequence, slot in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,8 @@ class PendingPrefill:
         result = RowResult()
         if chunk.is_last:
             assert self.sampled is not None
-            result = _token_row(chunk.sequence, row, self.sampled)
+            tokens = np.asarray(self.sampled.tokens).tolist()
+            result = _token_row(chunk.sequence, row, tokens, self.sampled.logprobs)
         wanted = chunk.sequence.request.params.prompt_logprobs
         if wanted is None:
             return result
@@ -343,7 +347,7 @@ def _affordable_slots(slot_bytes: int, backend: str) -> int:
       ConfigError: not even 8 do.
     """
     if backend == "cpu":
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = _available_memory()
     else:
         stats = jax.local_devices()[0].memory_stats() or {}
         free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
@@ -354,6 +358,14 @@ def _affordable_slots(slot_bytes: int, backend: str) -> int:
             "even 8 fit; set slots to the number you want to try"
         )
     return min(slots, _CPU_MAX_SLOTS) if backend == "cpu" else slots
+
+
+def _available_memory() -> int:
+    """Bytes that a process may still take; where the system tells, with the file cache, which it would give up."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file() and (found := re.search(r"^MemAvailable: +(\d+) kB$", meminfo.read_text(), re.MULTILINE)):
+        return 1024 * int(found[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _prefill_lengths(chunk: int) -> tuple[int, ...]:
@@ -423,11 +435,10 @@ def _sampling_columns(requests: Rows[Request], rows: int) -> dict[str, Any]:
     return columns
 
 
-def _token_row(sequence: Sequence, row: int, sampled: Sampled) -> RowResult:
+def _token_row(sequence: Sequence, row: int, tokens: list[int], logprobs: Logprobs) -> RowResult:
     """One row's token."""
     wanted = sequence.request.params.logprobs
-    logprobs = None if wanted is None else _read(sampled.logprobs, (row,), wanted)
-    return RowResult(int(np.asarray(sampled.tokens)[row]), logprobs)
+    return RowResult(tokens[row], None if wanted is None else _read(logprobs, (row,), wanted))
 
 
 def _read(logprobs: Logprobs, index: tuple[int, ...], count: int) -> TokenLogprobs:

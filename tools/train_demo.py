@@ -96,13 +96,13 @@ class Recipe:
     rows: int = 8
     phases: tuple[Phase, ...] = (
         Phase(0.0, {"chat": 0.72, "stories": 0.25, "books": 0.03}, (0.0, 1.0, 1.0, 1.0)),
-        Phase(0.538, {"chat": 1.0}, (0.0, 1.0, 3.0, 6.0)),
-        Phase(0.66, {"chat": 0.5, "far": 0.5}, (0.0, 1.0, 3.0, 25.0)),
-        Phase(0.78, {"chat": 0.25, "recall": 0.75}, (0.0, 1.0, 3.0, 25.0), window=32),
-        Phase(0.885, {"chat": 0.5, "far": 0.5}, (0.0, 1.0, 3.0, 25.0)),
+        Phase(0.545, {"chat": 1.0}, (0.0, 1.0, 3.0, 6.0)),
+        Phase(0.67, {"chat": 0.5, "far": 0.5}, (0.0, 1.0, 3.0, 25.0)),
+        Phase(0.79, {"chat": 0.25, "recall": 0.75}, (0.0, 1.0, 3.0, 25.0), window=32),
+        Phase(0.876, {"chat": 1.0}, (0.0, 1.0, 3.0, 6.0)),
     )
-    level_from: float = 0.538
-    cool_from: float = 0.885
+    level_from: float = 0.545
+    cool_from: float = 0.876
     peak_rate: float = 3e-3
     final_rate: float = 3e-5
     warmup_steps: int = 100

@@ -1,5 +1,6 @@
 """The engine on a real device: what a request gets does not depend on who runs beside it or ran before it."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from roost.engine import EngineConfig, EngineCore, ModelRunner, Request, SamplingParams, open_model
 from roost.engine.errors import ConfigError
 from roost.engine.request import TokenOutput
-from roost.engine.runner import _affordable_slots, _prefill_lengths
+from roost.engine.runner import _affordable_slots, _available_memory, _prefill_lengths
 from roost.engine.scheduler import Scheduler
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny-a"
@@ -203,3 +204,7 @@ def test_prefill_lengths(chunk: int, lengths: tuple[int, ...]) -> None:
 def test_slots_that_do_not_fit_are_refused_with_numbers() -> None:
     with pytest.raises(ConfigError, match=r"a slot takes 1099511627776\.0 MiB"):
         _affordable_slots(2**60, "cpu")
+
+
+def test_available_memory_is_some_of_the_machines() -> None:
+    assert 2**20 < _available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
