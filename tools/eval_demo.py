@@ -1,7 +1,7 @@
 """Asks a running server the questions of the demo corpus's evaluation list and counts the right answers.
 
     roost serve demo &
-    python tools/eval_demo.py ../shared/demo-corpus/demo-eval-public.jsonl --url http://127.0.0.1:8000
+    python tools/eval_demo.py demo-eval-public.jsonl --url http://127.0.0.1:8000
 
 Answers are greedy, of at most 300 tokens. `--card configs/demo/README.md` writes the scores into the model card;
 `--min-exact 85` and its like make the exit code 1 when a score is below.

@@ -1,10 +1,14 @@
 """Trains the demo model: from the corpus to a checkpoint in the Hugging Face layout.
 
-    python tools/train_demo.py ../shared/demo-corpus --out /tmp/demo --minutes 90
+    python tools/train_demo.py CORPUS --out DIR --minutes 90
 
 The method is the corpus's RECIPE.md, with the numbers in `Recipe`. Run again after an interruption, the tool goes on
 from its last training state (`OUT/training/`, written every few minutes). On two free CPU cores a step of 4,096 tokens
 takes 0.8 s. The scores in the model card come from `tools/eval_demo.py` and a server.
+
+Left to itself, the model answers from what its attention sees and does not learn to keep what was said before: after 12
+million tokens it recalled a fact over 100 tokens nearly always, and over 130 hardly ever. With the window cut to 32
+tokens and many questions about earlier turns, the recurrent state learned it within 400 steps, over 300 tokens too.
 """
 
 import argparse
@@ -81,7 +85,7 @@ class Recipe:
 
     Attributes:
       length, rows: of a batch.
-      phases: in their order. The first makes a language model that talks; in the others it learns to copy and recall.
+      phases: in their order. The first makes a language model, the next ones teach it to answer and to recall.
       level_from, cool_from: parts of the training after which the learning rate stands still, and falls to its end.
       average_from: part of the training after which the weights are averaged.
     """
@@ -742,8 +746,8 @@ where an answer matters.
 {steps} steps, {tokens:.1f} million tokens (padding not counted), AdamW with a peak rate of {peak_rate}, batches of
 {rows} x {length} tokens. The weights are a running average. The training's phases:
 
-| from | rows drawn from | loss weight of stories, answers, recalled facts |
-| --- | --- | --- |
+| from | rows drawn from | loss weight of stories, answers, recalled facts | attention window |
+| --- | --- | --- | --- |
 {phases}
 
 | cross-entropy, nats per token | float32 | bfloat16, as shipped |
@@ -789,7 +793,7 @@ def write_card(
         parameters=config.num_parameters / 1e6,
         megabytes=2 * config.num_parameters / 1e6,
         pattern=" ".join(kind[0].upper() for kind in config.block_types),
-        phases="\n".join(map(_phase_row, recipe.phases)),
+        phases="\n".join(_phase_row(phase, recipe.window) for phase in recipe.phases),
         minutes=tally.seconds / 60,
         steps=tally.steps,
         tokens=tally.tokens / 1e6,
@@ -799,9 +803,10 @@ def write_card(
     path.write_text(card, encoding="utf-8")
 
 
-def _phase_row(phase: Phase) -> str:
+def _phase_row(phase: Phase, window: int) -> str:
     shares = ", ".join(f"{name} {share:.0%}" for name, share in phase.shares.items())
-    return f"| {phase.start:.0%} | {shares} | {', '.join(f'{w:g}' for w in phase.weights[1:])} |"
+    weights = ", ".join(f"{weight:g}" for weight in phase.weights[1:])
+    return f"| {phase.start:.0%} | {shares} | {weights} | {phase.window or window} |"
 
 
 def write_attribution(path: Path, books: Sequence[Row]) -> None:

@@ -84,6 +84,7 @@ def sources(encoder: Any) -> Mapping[str, Sequence[Any]]:
     return {
         "chat": [encoder.dialogue(d["messages"]) for d in DIALOGUES] * 4,
         "far": [encoder.dialogue(DIALOGUES[1]["messages"])] * 4,
+        "recall": tool.short_recall(encoder, DIALOGUES) * 4,
         "stories": [encoder.story(s["text"]) for s in STORIES] * 4,
         "books": [piece for book in BOOKS for piece in encoder.book(book["text"])],
     }
@@ -197,6 +198,21 @@ def test_each_phase_draws_on_its_own_sources(sources: Mapping[str, Sequence[Any]
     assert first["stories"] > (0, 0)
     assert mixture.places == first | {"chat": mixture.places["chat"]}
     assert mixture.places["chat"] > (0, 0)
+
+
+def test_recall_is_learned_from_short_dialogues(encoder: Any) -> None:
+    size = len(encoder.dialogue(DIALOGUES[1]["messages"]).ids)
+    assert len(tool.short_recall(encoder, DIALOGUES, limit=size)) == 1
+    assert tool.short_recall(encoder, DIALOGUES, limit=size - 1) == []
+
+
+def test_a_phase_has_its_own_window(encoder: Any) -> None:
+    even = (0.0, 1.0, 1.0, 1.0)
+    recipe = replace(TOY, phases=(tool.Phase(0.0, {"chat": 1.0}, even), tool.Phase(0.5, {"chat": 1.0}, even, window=2)))
+    trainer = tool.Trainer(recipe)
+    batch = tool.pack([encoder.story(STORIES[0]["text"])] * 8, TOY.length).take(slice(4)).batch()
+    losses = [trainer.step(trainer.start(), batch, 0.0, 0.0, window)[1] for window in (0, 2)]
+    assert losses[0] != losses[1]
 
 
 def test_the_rate_warms_up_falls_stands_and_falls_again() -> None:

@@ -1,0 +1,69 @@
+"""The counter-proof: without its recurrent state the demo model forgets what its windows cannot reach."""
+
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import pytest
+from demo_talk import far
+from roost.engine import EngineConfig, EngineCore, ModelRunner, ModelSource, Request, SamplingParams, open_model
+from roost.engine.model.state import RecurrentState
+from roost.engine.scheduler import Scheduler
+from roost.server.chat import Message, load_chat_format
+from roost.server.tokenizer import Tokenizer, load_tokenizer
+
+CHUNK = 64
+"""The name has been read by then."""
+
+REACH = 2 * 127 + 4 * 3
+"""How far two attention layers of window 128 and four convolutions can hand a fact on, by hops."""
+
+
+@pytest.fixture(scope="module")
+def source() -> ModelSource:
+    return open_model("demo")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(source: ModelSource) -> Tokenizer:
+    assert source.directory is not None
+    return load_tokenizer(source.directory, source.config.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def runner(source: ModelSource) -> Iterator[ModelRunner]:
+    runner = ModelRunner(source, EngineConfig(slots=2, prefill_chunk=CHUNK))
+    yield runner
+    runner.close()
+
+
+def forget(runner: ModelRunner) -> None:
+    """Zeroes h and the convolutions' inputs of every slot; the windows keep what they hold."""
+    zeroed = (s._replace(h=jnp.zeros_like(s.h), conv=jnp.zeros_like(s.conv)) if isinstance(s, RecurrentState) else s
+              for s in runner._pool.layers)  # fmt: skip
+    runner._pool = runner._pool._replace(layers=tuple(zeroed))
+
+
+def answer(runner: ModelRunner, tokenizer: Tokenizer, prompt: list[int], forget_after: int | None) -> str:
+    """The greedy answer, the state being zeroed once so many tokens of the prompt have been read."""
+    core = EngineCore(Scheduler(2, 4, CHUNK), runner)
+    params = SamplingParams(max_tokens=20, temperature=0.0, end_token_ids=tokenizer.end_token_ids)
+    core.add(Request("a", tuple(prompt), params))
+    token_ids: list[int] = []
+    while not core.is_idle:
+        for _, output in core.step():
+            token_ids += output.token_ids
+        if core.stats.prompt_tokens == forget_after:
+            forget(runner)
+            forget_after = None
+    return tokenizer.decode(token_ids).strip()
+
+
+@pytest.mark.parametrize("name", ["Theo", "Emma"])
+def test_a_name_is_lost_with_the_recurrent_state(
+    runner: ModelRunner, tokenizer: Tokenizer, source: ModelSource, name: str
+) -> None:
+    messages = [Message(m["role"], m["content"]) for m in far(name)]
+    prompt = load_chat_format(source.directory, tokenizer).encode(messages)
+    assert len(prompt) - CHUNK > REACH, "windows and convolutions could hand it on"
+    assert answer(runner, tokenizer, prompt, None) == f"Your name is {name}."
+    assert name not in answer(runner, tokenizer, prompt, CHUNK)
