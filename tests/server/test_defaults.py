@@ -124,7 +124,8 @@ def test_prompt_logprobs_are_only_for_echoes(model: ServedModel) -> None:
 def test_the_demo_can_be_opened() -> None:
     model = open_served_model(open_model("demo"), EngineConfig())
     assert (model.id, model.tokenizer.vocab_size) == ("demo", 3072)
-    assert model.end_token_ids == (1, 107)
+    assert model.end_token_ids == (1, *model.tokenizer.encode("<end_of_turn>"))
+    assert (model.defaults.temperature, model.defaults.top_p) == (0.7, 0.9)
 
 
 def test_the_fingerprint_follows_what_may_change_the_answers() -> None:

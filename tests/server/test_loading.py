@@ -4,6 +4,7 @@ import logging
 
 import pytest
 from roost.engine import EngineConfig, open_model
+from roost.engine.model.source import DEMO_DIRECTORY
 from roost.server.loading import LoadProgress, summary
 from roost.server.logging import request_id, set_up_logging
 
@@ -19,9 +20,17 @@ def test_without_a_terminal_a_stage_is_a_line(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_summary_says_that_random_weights_are_noise() -> None:
+    trained, drawn = (
+        summary(open_model(name), EngineConfig(), 8, "it", "")[0]
+        for name in ("demo", f"random:{DEMO_DIRECTORY}/config.json")
+    )
+    assert "noise" not in trained
+    assert "noise" in drawn
+
+
+def test_the_summary_tells_what_is_served_in_four_lines() -> None:
     lines = summary(open_model("demo"), EngineConfig(), 8, "demo", "http://127.0.0.1:8000")
     assert len(lines) == 4
-    assert "noise" in lines[0]
     assert "bfloat16" in lines[1]
     assert "8, " in lines[2]
     assert lines[3].endswith("http://127.0.0.1:8000/v1")
