@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from ...kernels import Backend, gated_mlp, recurrent_block
 from ...kernels.causal_conv1d import causal_conv1d, next_state
+from ...kernels.precision import product_precision
 from ...kernels.rg_lru import rg_lru
 from ...kernels.window_attention import decode_attention, prefill_attention
 from .config import BlockType, ModelConfig
@@ -35,7 +36,7 @@ def dot(x: Float[Array, "*rows I"], weight: Float[Array, "O I"]) -> Float32[Arra
         rows,
         weight,
         (((1,), (1,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST if weight.dtype == jnp.float32 else None,
+        precision=product_precision(weight.dtype),
         preferred_element_type=jnp.float32,
     )
     return y[: math.prod(x.shape[:-1])].reshape(*x.shape[:-1], weight.shape[0])
@@ -112,7 +113,7 @@ class RGLRU(nnx.Module):
             "rni,nio->rno",
             rows,
             weight,
-            precision=jax.lax.Precision.HIGHEST if weight.dtype == jnp.float32 else None,
+            precision=product_precision(weight.dtype),
             preferred_element_type=jnp.float32,
         )[: math.prod(x.shape[:2])]
         gates += self.gate_bias[...]

@@ -8,6 +8,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
 
+from ..precision import product_precision
+
 MAX_ROWS: Final = 512
 """More do not fit on the chip beside the weights."""
 
@@ -86,5 +88,5 @@ def _dot(x: Array, weight: Array) -> Array:
         weight,
         (((1,), (1,)), ((), ())),
         preferred_element_type=jnp.float32,
-        precision=jax.lax.Precision.HIGHEST if weight.dtype == jnp.float32 else None,
+        precision=product_precision(weight.dtype),
     )

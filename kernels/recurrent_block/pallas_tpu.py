@@ -8,6 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int32
 
+from ..precision import product_precision
 from ..rg_lru.pallas_tpu import one_minus_exp
 
 _ROWS: Final = 128
@@ -246,7 +247,7 @@ def _coefficients(c: Array, gate_weight: Array, gate_bias: Array, log_decay: Arr
         c.astype(gate_weight.dtype),
         gate_weight,
         preferred_element_type=jnp.float32,
-        precision=jax.lax.Precision.HIGHEST if gate_weight.dtype == jnp.float32 else None,
+        precision=product_precision(gate_weight.dtype),
     )
     gates += gate_bias
     size = c.shape[1]

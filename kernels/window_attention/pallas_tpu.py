@@ -9,6 +9,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
+from ..precision import product_precision
+
 MASKED: Final = -2.3819763e38
 
 
@@ -108,7 +110,10 @@ def _decode_kernel(
         top[...] = highest
         total[...] = total[...] * shrink + jnp.sum(weights, axis=-1, keepdims=True)
         mixed[...] = mixed[...] * shrink + jnp.dot(
-            weights.astype(visible.dtype), visible, preferred_element_type=jnp.float32, precision=_precision(visible)
+            weights.astype(visible.dtype),
+            visible,
+            preferred_element_type=jnp.float32,
+            precision=product_precision(visible.dtype),
         )
 
     @pl.when(i >= count[0])
@@ -122,12 +127,8 @@ def _decode_kernel(
 
 def _scores(q: Array, keys: Array) -> Array:
     return jax.lax.dot_general(
-        q, keys, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32, precision=_precision(keys)
+        q, keys, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32, precision=product_precision(keys.dtype)
     )
-
-
-def _precision(x: Array) -> jax.lax.Precision | None:
-    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
 
 
 def _iota(shape: tuple[int, ...], axis: int) -> Array:
@@ -248,7 +249,10 @@ def _prefill_kernel(
         top[...] = highest
         total[...] = total[...] * shrink + jnp.sum(weights, axis=-1, keepdims=True)
         mixed[...] = mixed[...] * shrink + jnp.dot(
-            weights.astype(known.dtype), known, preferred_element_type=jnp.float32, precision=_precision(known)
+            weights.astype(known.dtype),
+            known,
+            preferred_element_type=jnp.float32,
+            precision=product_precision(known.dtype),
         )
 
     @pl.when(j == pl.num_programs(2) - 1)
