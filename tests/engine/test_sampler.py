@@ -13,7 +13,16 @@ import pytest
 from hypothesis import assume, given, settings
 from roost.engine.request import MAX_LOGPROBS, MAX_STOP_IDS, SamplingParams
 from roost.engine.runner import _CPU_OPTIONS as CPU_OPTIONS
-from roost.engine.sampler import Sampled, SamplingState, _invert, logprobs, sample, score
+from roost.engine.sampler import (
+    Sampled,
+    SamplingState,
+    _draw_from_best,
+    _invert,
+    logprobs,
+    sample,
+    score,
+    zero_sampling_state,
+)
 from roost.engine.sampler_reference import reference_distribution
 
 DRAWS = 2048
@@ -27,7 +36,7 @@ PROMPT = 7
 
 FILTERS = {
     "temperature": st.floats(0.2, 2.0),
-    "top_k": st.just(0) | st.integers(1, 60),
+    "top_k": st.just(0) | st.integers(1, 100),
     "top_p": st.just(1.0) | st.floats(0.05, 0.999),
     "min_p": st.just(0.0) | st.floats(0.01, 1.0),
 }
@@ -174,6 +183,23 @@ def test_no_uniform_number_gives_a_token_of_weight_0(seed: int, share: float) ->
     tokens = np.asarray(inverted(weights.astype(np.float32), uniform))
     assert (weights[np.arange(ROWS), tokens] > 0).all()
     assert tokens[0] == np.flatnonzero(weights[0])[0]
+
+
+@pytest.mark.parametrize("top_k", [63, 64, 65])
+def test_candidates_end_at_no_token_of_note(top_k: int) -> None:
+    """64 tokens are looked at first: fewer are drawn from those, 64 and more from the whole vocabulary."""
+    logits = np.random.default_rng(6).permutation(VOCAB) * 1e-3
+    params = SamplingParams(top_k=top_k)
+    check_frequencies(counts(logits, params), reference_distribution(logits, params))
+    _, found = jax.jit(_draw_from_best)(logits[None].astype(np.float32), state_of([params]), np.float32([0.5]))
+    assert bool(found[0]) == (top_k < 64)
+
+
+def test_a_vocabulary_is_never_sorted() -> None:
+    shapes = jax.eval_shape(lambda: (zero_sampling_state(ROWS), jnp.zeros(ROWS, jnp.int32), jnp.zeros(ROWS, jnp.bool)))
+    lowered = jax.jit(sample).lower(jax.ShapeDtypeStruct((ROWS, 256_000), jnp.float32), *shapes).as_text()
+    assert "top_k" in lowered
+    assert "stablehlo.sort" not in lowered
 
 
 def test_equal_logits_give_every_token_the_same_chance() -> None:

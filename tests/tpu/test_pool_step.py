@@ -16,6 +16,7 @@ from jax.sharding import SingleDeviceSharding
 from roost.engine import runner
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
+from roost.engine.model.state import clear_rows, copy_rows
 from roost.engine.plan import DEVICES, plan
 
 pytestmark = pytest.mark.tpu_compile
@@ -76,6 +77,18 @@ def test_first_token(chip: SingleDeviceSharding, pool: Any) -> None:
     hidden = jax.ShapeDtypeStruct((1, LAYERS.width), BF16)
     inputs = runner._first_token_input((), 1, ROWS)
     check(compile_step(chip, runner.first_token_step, pool, hidden, inputs), pool)
+
+
+@pytest.mark.parametrize("move", ["copy", "clear"])
+def test_slots_are_moved_in_place(chip: SingleDeviceSharding, pool: Any, move: str) -> None:
+    """A fork or a cleared slot costs that slot's bytes, whatever the size of the pool."""
+    rows = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=chip)
+    layers = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), pool.layers)
+    program, inputs = (copy_rows, (layers, rows, rows)) if move == "copy" else (clear_rows, (layers, rows))
+    lowered = jax.jit(program, donate_argnums=0).trace(*inputs).lower(lowering_platforms=("tpu",))
+    memory = lowered.compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(layers))
+    assert memory.temp_size_in_bytes < 4 * LAYERS.state_bytes(2)
 
 
 def test_the_plan_knows_how_much_memory_it_takes(chip: SingleDeviceSharding, pool: Any) -> None:

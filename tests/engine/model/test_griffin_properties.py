@@ -16,7 +16,7 @@ from reference_griffin import reference_logits
 from roost.engine.config import PREFILL_BLOCK
 from roost.engine.model.config import ModelConfig, cycle
 from roost.engine.model.layers import rope_angles
-from roost.engine.model.state import ModelState, put_rows, take_rows
+from roost.engine.model.state import ModelState, clear_rows, copy_rows, put_rows, take_rows
 from small_models import CPU_OPTIONS, SmallModel, counting, noisy_model, ragged, row_of
 
 ROWS, STEPS, BLOCK = 2, 24, 4
@@ -208,6 +208,29 @@ def test_put_rows_writes_the_rows_named_and_no_others(model: SmallModel, rows: l
     after = jax.jit(put_rows)(pool, jnp.array(rows, jnp.int32), new)
     for row in range(4):
         equal_row(after, row, new if row in rows else pool, rows.index(row) if row in rows else row)
+
+
+@given(pairs=st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0, 1, 2, 3, 4, 9])), min_size=3, max_size=3))
+@settings(max_examples=20)
+def test_copy_rows_makes_one_pair_after_the_other(model: SmallModel, pairs: list[tuple[int, int]]) -> None:
+    """So a copy of a copy is one of the first; targets 4 and 9 are past the end."""
+    pool = random_state(model, 4, seed=8)
+    sources, targets = (jnp.array(rows, jnp.int32) for rows in zip(*pairs, strict=True))
+    after, holds = jax.jit(copy_rows)(pool, sources, targets), [0, 1, 2, 3]
+    for source, target in pairs:
+        if target < 4:
+            holds[target] = holds[source]
+    for row in range(4):
+        equal_row(after, row, pool, holds[row])
+
+
+@given(rows=st.permutations([0, 1, 2, 3, 4, 9]).map(lambda order: order[:3]))
+@settings(max_examples=20)
+def test_clear_rows_clears_the_rows_named_and_no_others(model: SmallModel, rows: list[int]) -> None:
+    pool = random_state(model, 4, seed=9)
+    after = jax.jit(clear_rows)(pool, jnp.array(rows, jnp.int32))
+    for row in range(4):
+        equal_row(after, row, model.zero(1) if row in rows else pool, 0 if row in rows else row)
 
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
