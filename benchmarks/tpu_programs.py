@@ -13,9 +13,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
@@ -32,16 +33,30 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from rich.console import Console
 from rich.table import Table
-from roost.engine import runner
+from roost.engine import runner, steps
 from roost.engine.model.config import PRESETS, ModelConfig
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.source import open_model
+from roost.engine.plan import DEVICES
+from roost.engine.step_inputs import prefill_columns
 from roost.kernels import window_attention
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
-COUNT_HBM_ONLY = {"xla_vf_vmem_memory_space_assignment": "false"}
+COUNT_HBM_ONLY = {f"xla_{chip}_vmem_memory_space_assignment": "false" for chip in ("vf", "gf")}
+"""Under the compiler's names of v5e and v6e."""
+
 BF16 = jnp.dtype("bfloat16")
 QUARTER = 0.25
+PROMPT = 2048
+
+OFFICIAL = {
+    ("2b", "v5e", "decode", 8): (5.78e9, 7.8e-3),
+    ("2b", "v5e", "decode", 128): (8.94e9, 12.1e-3),
+    ("2b", "v5e", "decode", 512): (19.13e9, 29.9e-3),
+    ("2b", "v5e", "prefill", 1): (22.24e9, 68.5e-3),
+}
+"""The official Flax programs (recurrentgemma 1.0.1, native scan, donated cache) through the same compiler with the same
+counting: bytes accessed and `optimal_seconds`. They read whole rings, so they cost the same with a quarter filled."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +74,9 @@ class Measure:
     custom_calls: int
 
     @property
-    def tokens_per_second(self) -> float:
-        return (self.rows if self.program == "decode" else 2048) / self.optimal_seconds
+    def tokens(self) -> int:
+        """That one run of the program reads or makes."""
+        return self.rows if self.program == "decode" else PROMPT
 
 
 def main() -> None:
@@ -79,7 +95,7 @@ def main() -> None:
         else:
             print(f"{measure.program} x {measure.rows}, {measure.window} windows: compiled", file=sys.stderr)
     if not options.json:
-        Console(width=140).print(as_table(measures, f"{options.model} on one {options.chip} chip, bfloat16"))
+        Console(width=160).print(as_table(measures, options.model, options.chip))
 
 
 def measure_all(config: ModelConfig, chip_name: str, rows: list[int]) -> Iterator[Measure]:
@@ -92,41 +108,36 @@ def measure_all(config: ModelConfig, chip_name: str, rows: list[int]) -> Iterato
         yield measure_decode(config, chip, count, "full")
     if rows:
         yield measure_decode(config, chip, max(rows), "quarter")
-    yield measure_prefill(config, chip, 2048)
+    yield measure_prefill(config, chip, PROMPT)
 
 
 def measure_decode(config: ModelConfig, chip: SingleDeviceSharding, rows: int, window: str) -> Measure:
     """One greedy token for each of `rows` slots."""
     fill = QUARTER if window == "quarter" else 1.0
-    attend = window_attention.decode_attention_tpu
-    window_attention.decode_attention_tpu = partial(attend, assumed_fill=fill)  # type: ignore[assignment]
-    try:
-        pool = jax.eval_shape(lambda: runner._new_pool(config, rows, BF16))
+    attend = partial(window_attention.decode_attention_tpu, assumed_fill=fill)
+    with patch.dict(window_attention._DECODE, tpu=attend):
+        pool = jax.eval_shape(lambda: runner.new_pool(config, rows, BF16, "tpu"))
         active = jax.ShapeDtypeStruct((rows,), jnp.bool)
         compiled, params = compile_step(config, chip, greedy_step, pool, active)
-    finally:
-        window_attention.decode_attention_tpu = attend
     rings = rows * config.block_types.count("attention") * 2 * config.window * config.head_dim * BF16.itemsize
-    floor = size(params) + size(pool.layers) - int((1 - fill) * rings)
+    floor = size(params) + size(pool.groups) - int((1 - fill) * rings)
     return as_measure("decode", rows, window, floor, compiled)
 
 
 def measure_prefill(config: ModelConfig, chip: SingleDeviceSharding, length: int) -> Measure:
     """One chunk of a prompt, into one of 8 slots; what its tokens are scored by is another program."""
-    pool = jax.eval_shape(lambda: runner._new_pool(config, 8, BF16))
-    inputs = runner._prefill_input((), 1, length, 8)
-    compiled, params = compile_step(config, chip, runner.prefill_step, pool, inputs)
+    pool = jax.eval_shape(lambda: runner.new_pool(config, 8, BF16, "tpu"))
+    inputs = steps.PrefillInput(**prefill_columns((), 1, length, 8))
+    compiled, params = compile_step(config, chip, steps.prefill_step, pool, inputs)
     table = config.vocab_size * config.width * BF16.itemsize
     floor = size(params) - table + length * config.width * BF16.itemsize + config.state_bytes(BF16.itemsize)
     return as_measure("prefill", 1, "full", floor, compiled)
 
 
-def greedy_step(graph: Any, params: Any, pool: runner.StatePool, active: jax.Array) -> Any:
+def greedy_step(graph: Any, params: Any, pool: steps.StatePool, active: jax.Array) -> Any:
     """`decode_step` with the branch left out that is taken when a row asks for more than the likeliest token."""
-    model, hidden, layers = runner.decode_hidden(graph, params, pool, active)
-    sampled = runner.greedy_sample(model, hidden)
-    tokens = jnp.where(active, sampled.tokens, pool.tokens)
-    return runner.StatePool(layers, tokens, pool.positions + active, pool.sampling), sampled
+    with patch.object(steps, "sample_or_greedy", lambda model, hidden, *_: steps.greedy_sample(model, hidden)):
+        return steps.decode_step(graph, 1, params, pool, active, jnp.ones((), jnp.int32))
 
 
 def compile_step(
@@ -163,17 +174,24 @@ def size(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def as_table(measures: list[Measure], title: str) -> Table:
-    """For people: gigabytes, milliseconds, and the ratio to the floor."""
-    table = Table(title=title)
-    names = [f.name.removesuffix("_bytes").replace("_", " ") for f in fields(Measure)]
-    for name in (*names[:4], "accessed", "over floor", "temp", "HBM", "estimate ms", "tokens/s", "kernels"):
+def as_table(measures: list[Measure], model: str, chip: str) -> Table:
+    """For people: gigabytes, milliseconds, the ratio to the floor, and the official program where it was measured."""
+    table = Table(title=f"{model} on one {chip} chip, bfloat16")
+    names = ("program", "rows", "window", "floor", "accessed", "over floor", "official", "temp", "HBM", "fits")
+    for name in (*names, "estimate ms", "tokens/s", "official", "kernels"):
         table.add_column(name, justify="left" if name in ("program", "window") else "right")
     for m in measures:
-        gigabytes = [f"{x / 1e9:.3f}" for x in (m.floor_bytes, m.bytes_accessed, m.temp_bytes, m.hbm_bytes)]
-        ratio = f"{m.bytes_accessed / m.floor_bytes:.3f}"
-        speed = (f"{m.optimal_seconds * 1e3:.1f}", f"{m.tokens_per_second:,.0f}", str(m.custom_calls))
-        table.add_row(m.program, str(m.rows), m.window, *gigabytes[:2], ratio, *gigabytes[2:], *speed)
+        floor, accessed, temp, hbm = (
+            f"{x / 1e9:.3f}" for x in (m.floor_bytes, m.bytes_accessed, m.temp_bytes, m.hbm_bytes)
+        )
+        theirs = OFFICIAL.get((model, chip, m.program, m.rows))
+        ratio, speed = (
+            ("", "") if theirs is None else (f"{theirs[0] / m.floor_bytes:.2f}", f"{m.tokens / theirs[1]:,.0f}")
+        )
+        fits = "yes" if m.hbm_bytes < DEVICES[chip].memory_bytes else "no"
+        over, estimate = f"{m.bytes_accessed / m.floor_bytes:.3f}", f"{m.optimal_seconds * 1e3:.1f}"
+        ours = (floor, accessed, over, ratio, temp, hbm, fits, estimate, f"{m.tokens / m.optimal_seconds:,.0f}", speed)
+        table.add_row(m.program, str(m.rows), m.window, *ours, str(m.custom_calls))
     return table
 
 

@@ -15,7 +15,7 @@ from .request import (
     TokenLogprobs,
     TokenOutput,
 )
-from .runner import ModelRunner, Progress
+from .runner import DeviceFacts, ModelRunner, Progress, device_facts
 from .scheduler import Scheduler
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "AsyncEngine",
     "CheckpointError",
     "ConfigError",
+    "DeviceFacts",
     "EngineConfig",
     "EngineCore",
     "EngineDeadError",
@@ -39,6 +40,7 @@ __all__ = [
     "SamplingParams",
     "TokenLogprobs",
     "TokenOutput",
+    "device_facts",
     "load_engine",
     "open_model",
     "plan",
@@ -53,4 +55,4 @@ def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | 
       ConfigError: the slots do not fit into memory.
     """
     runner = ModelRunner(source, config, progress)
-    return EngineCore(Scheduler(runner.slots, config.max_queue, config.prefill_chunk), runner)
+    return EngineCore(Scheduler(runner.slots, config.max_queue, runner.limits), runner)

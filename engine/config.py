@@ -8,6 +8,9 @@ from .errors import ConfigError
 PREFILL_BLOCK: Final = 64
 """The absolute grid, in tokens, on which prompts are cut; states at its points don't depend on the cut."""
 
+MAX_PREFILL_ROWS: Final = 8
+"""Prompts that are read in one step, at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -17,6 +20,7 @@ class EngineConfig:
       max_queue: requests that may wait for a slot.
       prefill_chunk: the most prompt tokens read in one step, a multiple of `PREFILL_BLOCK`.
       dtype: "float32", "bfloat16", or "auto" for the checkpoint's own.
+      quantize: "int8" keeps the matrices so and computes their products so; all else stays in `dtype`.
       seed: makes random weights; requests bring their own seeds.
     """
 
@@ -25,6 +29,7 @@ class EngineConfig:
     prefill_chunk: int = 512
     dtype: str = "auto"
     seed: int = 0
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         if self.slots is not None and self.slots < 1:
@@ -35,6 +40,26 @@ class EngineConfig:
             raise ConfigError(f"prefill_chunk must be a multiple of {PREFILL_BLOCK}, not {self.prefill_chunk}")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"dtype must be auto, float32 or bfloat16, not {self.dtype!r}")
+        if self.quantize not in (None, "int8"):
+            raise ConfigError(f"quantize must be int8 or None, not {self.quantize!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """How large a device step may be, in shapes that are compiled.
+
+    Attributes:
+      prefill_chunk: the most prompt tokens in one step.
+      prefill_beside_decode: the same while more requests generate than wait for their prompts to be read; what a
+        running request waits for is then at most this many. Both are `PREFILL_BLOCK` times a power of two.
+      decode_steps: the most tokens per request in one dispatch.
+      decode_rows: the compiled numbers of slots, in rising order; a step reads the first so many slots.
+    """
+
+    prefill_chunk: int
+    prefill_beside_decode: int
+    decode_steps: int = 1
+    decode_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,9 @@ MAX_LOGPROBS: Final = 20
 MAX_STOP_IDS: Final = 64
 """End and stop ids of one request together; they have a row of this length on the device."""
 
+NO_LIMIT: Final = 2**31 - 1
+"""The last position there is: generation without a limit."""
+
 
 class FinishReason(StrEnum):
     """Why a stream of tokens ended. ABORT means that the caller asked for it."""
@@ -92,11 +95,13 @@ class Request:
       id: unique among the requests that are alive.
       prompt_token_ids: at least one id, each within the vocabulary; used as given (no BOS is added).
       params: see `SamplingParams`.
+      stepwise: somebody may end it after any token, as stop strings do; so its tokens are made one at a time.
     """
 
     id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
+    stepwise: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped, UInt32
 
-from .request import MAX_LOGPROBS, MAX_STOP_IDS
+from .request import MAX_LOGPROBS, MAX_STOP_IDS, NO_LIMIT
 
 _CANDIDATES: Final = 64
 """How many of the likeliest tokens are looked at first."""
@@ -30,6 +30,7 @@ class SamplingState(NamedTuple):
     Attributes:
       seed: low and high word.
       min_position: stop ids are masked for tokens before this position.
+      last_position: of the last token that may be sampled.
       stop_ids: filled up with -1.
       wants_logprobs: whether the row's log-probabilities will be read.
     """
@@ -40,6 +41,7 @@ class SamplingState(NamedTuple):
     min_p: Float32[Array, " R"]
     seed: UInt32[Array, "R 2"]
     min_position: Int32[Array, " R"]
+    last_position: Int32[Array, " R"]
     stop_ids: Int32[Array, "R S"]
     wants_logprobs: Bool[Array, " R"]
 
@@ -68,6 +70,7 @@ def zero_sampling_state(rows: int) -> SamplingState:
         min_p=jnp.zeros(rows, jnp.float32),
         seed=jnp.zeros((rows, 2), jnp.uint32),
         min_position=jnp.zeros(rows, jnp.int32),
+        last_position=jnp.full(rows, NO_LIMIT, jnp.int32),
         stop_ids=jnp.full((rows, MAX_STOP_IDS), -1, jnp.int32),
         wants_logprobs=jnp.zeros(rows, jnp.bool),
     )

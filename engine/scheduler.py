@@ -4,8 +4,9 @@ from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 
+from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
 from .errors import QueueFullError
-from .request import FinishReason, Request, TokenLogprobs, TokenOutput
+from .request import FinishReason, Request, TokenOutput
 from .sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult, Sequence
 from .slots import SlotPool
 
@@ -13,18 +14,19 @@ from .slots import SlotPool
 class Scheduler:
     """First come, first served into slots; a request that has a slot keeps it until it ends.
 
-    Prefill and decode take turns while both have work: a decode waits for at most one prefill chunk.
+    Prefill and decode take turns while both have work: a decode waits for at most one prefill batch, and in each of
+    those the oldest prompt gets on.
 
     Args:
       slots: how many requests run at a time.
       max_queue: how many may wait for a slot.
-      prefill_chunk: the most prompt tokens in one batch.
+      limits: how large a batch may be.
     """
 
-    def __init__(self, slots: int, max_queue: int, prefill_chunk: int) -> None:
+    def __init__(self, slots: int, max_queue: int, limits: StepLimits) -> None:
         self.slots = SlotPool(slots)
         self._max_queue = max_queue
-        self._prefill_chunk = prefill_chunk
+        self._limits = limits
         self._waiting: deque[Request] = deque()
         self._running: dict[str, Sequence] = {}
         self._decode_is_due = False
@@ -70,13 +72,15 @@ class Scheduler:
         while self._waiting and self.slots.num_free:
             request = self._waiting.popleft()
             self._running[request.id] = Sequence(request, self.slots.claim())
-        prefilling = next((s for s in self._running.values() if s.num_prompt_left), None)
-        decoding = tuple(s for s in self._running.values() if s.can_decode)
-        if prefilling is not None and not (self._decode_is_due and decoding):
+        reading = [s for s in self._running.values() if s.num_prompt_left]
+        decoding = [s for s in self._running.values() if s.can_decode]
+        if reading and not (self._decode_is_due and decoding):
             self._decode_is_due = True
-            return self._plan_prefill(prefilling)
+            is_busy = len(decoding) >= len(reading)
+            limits = self._limits
+            return self._plan_prefill(reading, limits.prefill_beside_decode if is_busy else limits.prefill_chunk)
         self._decode_is_due = False
-        return self._plan_decode(decoding) if decoding else None
+        return self._plan_decode(decoding, is_alone=not reading) if decoding else None
 
     def commit(self, batch: Batch, results: Rows[RowResult]) -> list[tuple[str, TokenOutput]]:
         """Books what a batch gave. Rows whose request has ended since are dropped."""
@@ -87,47 +91,82 @@ class Scheduler:
                 continue
             if isinstance(row, PrefillChunk):
                 sequence.prompt_logprobs.extend(result.prompt_logprobs)
-            if result.token_id is None:
+            if not result.token_ids:
                 continue
-            output = self._commit_token(sequence, result.token_id, result.logprobs)
+            output = self._commit_tokens(sequence, result)
             if output.finish_reason is not None:
                 self._release(sequence)
             outputs.append((sequence.request.id, output))
         return outputs
 
-    def _plan_prefill(self, sequence: Sequence) -> PrefillBatch:
-        length = min(sequence.num_prompt_left, self._prefill_chunk)
+    def _plan_prefill(self, reading: Rows[Sequence], budget: int) -> PrefillBatch:
+        """A chunk of the oldest prompt, and of as many others as make a batch of a compiled shape without padding."""
+        length = PREFILL_BLOCK
+        while length < min(reading[0].num_prompt_left, budget):
+            length *= 2
+        scored = [s for s in reading[:1] if s.request.params.prompt_logprobs is not None]  # scored one by one
+        plain = [s for s in reading if s.request.params.prompt_logprobs is None]
+        rows = scored or plain[: _floor_power_of_two(min(budget // length, len(plain), MAX_PREFILL_ROWS))]
+        return PrefillBatch(tuple(self._plan_chunk(s, min(length, budget)) for s in rows))
+
+    def _plan_chunk(self, sequence: Sequence, most: int) -> PrefillChunk:
+        length = min(sequence.num_prompt_left, most)
         chunk = PrefillChunk(sequence, sequence.slot, sequence.num_prompt_dispatched, length)
         sequence.num_prompt_dispatched += length
         if chunk.is_last:
             sequence.num_tokens_dispatched = 1
-        return PrefillBatch((chunk,))
+        return chunk
 
-    def _plan_decode(self, sequences: tuple[Sequence, ...]) -> DecodeBatch:
+    def _plan_decode(self, sequences: Rows[Sequence], is_alone: bool) -> DecodeBatch:
+        """
+        Args:
+          is_alone: nobody waits for a prompt to be read; then several tokens may be asked for at once.
+        """
+        lookahead = is_alone and not any(s.request.stepwise for s in sequences)
+        steps = self._limits.decode_steps if lookahead else 1
+        moves = self._plan_moves(sequences)
         for sequence in sequences:
-            sequence.num_tokens_dispatched += 1
-        return DecodeBatch(sequences, tuple(s.slot for s in sequences))
+            sequence.num_tokens_dispatched += steps
+        return DecodeBatch(tuple(sequences), tuple(s.slot for s in sequences), steps, moves)
 
-    def _commit_token(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> TokenOutput:
+    def _plan_moves(self, decoding: Rows[Sequence]) -> tuple[tuple[int, int], ...]:
+        """Moves into lower slots that let this step, and those to come, make do with fewer rows."""
+        enough = next((rows for rows in self._limits.decode_rows if rows >= self.num_running), self.slots.size)
+        if max(s.slot for s in decoding) < enough:
+            return ()
+        moves = []
+        for sequence in self._running.values():
+            if sequence.slot >= enough:
+                target = self.slots.claim()
+                self.slots.release(sequence.slot)
+                moves.append((sequence.slot, target))
+                sequence.slot = target
+        return tuple(moves)
+
+    def _commit_tokens(self, sequence: Sequence, result: RowResult) -> TokenOutput:
+        """Books a row's tokens up to the one that ends it; the device stopped there too."""
         params = sequence.request.params
         prompt_logprobs = None
         if params.prompt_logprobs is not None and not sequence.num_tokens:
             prompt_logprobs = tuple(sequence.prompt_logprobs[: len(sequence.request.prompt_token_ids)])
         if params.max_tokens == 0:
             return TokenOutput(prompt_logprobs=prompt_logprobs, finish_reason=FinishReason.LENGTH)
-        sequence.num_tokens += 1
-        reason = None
-        if token_id in params.stop_ids:
-            reason = FinishReason.STOP
-        elif sequence.num_tokens == params.max_tokens:
-            reason = FinishReason.LENGTH
-        stopped_by = token_id in params.stop_token_ids and token_id not in params.end_token_ids
+        count, reason = 0, None
+        while reason is None and count < len(result.token_ids):
+            count += 1
+            if result.token_ids[count - 1] in params.stop_ids:
+                reason = FinishReason.STOP
+            elif sequence.num_tokens + count == params.max_tokens:
+                reason = FinishReason.LENGTH
+        sequence.num_tokens += count
+        last = result.token_ids[count - 1]
+        stopped_by = last in params.stop_token_ids and last not in params.end_token_ids
         return TokenOutput(
-            token_ids=(token_id,),
-            logprobs=None if logprobs is None else (logprobs,),
+            token_ids=result.token_ids[:count],
+            logprobs=None if result.logprobs is None else result.logprobs[:count],
             prompt_logprobs=prompt_logprobs,
             finish_reason=reason,
-            stop_reason=token_id if stopped_by else None,
+            stop_reason=last if stopped_by else None,
         )
 
     def _release(self, sequence: Sequence) -> None:
@@ -137,3 +176,7 @@ class Scheduler:
 
 def _rows(batch: Batch) -> Iterator[PrefillChunk | Sequence]:
     return iter(batch.chunks if isinstance(batch, PrefillBatch) else batch.sequences)
+
+
+def _floor_power_of_two(n: int) -> int:
+    return 1 << (n.bit_length() - 1)

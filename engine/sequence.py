@@ -12,7 +12,7 @@ class Sequence:
     Attributes:
       request, slot: who, and where its state lies.
       num_prompt_dispatched: prompt tokens in batches handed to the device.
-      num_tokens_dispatched: tokens whose sampling has been handed to the device.
+      num_tokens_dispatched: tokens whose sampling has been handed to the device, were it to go on for so long.
       num_tokens: tokens read back.
       prompt_logprobs: collected chunk by chunk where the request asks for them.
     """
@@ -60,10 +60,18 @@ class PrefillBatch:
 
 @dataclass(frozen=True, slots=True)
 class DecodeBatch:
-    """Sequences that get one more token in one device step, and the slots they owned when it was planned."""
+    """Sequences that get more tokens in one dispatch.
+
+    Attributes:
+      slots: those they owned when it was planned.
+      steps: tokens for each of them, at most; the device stops a sequence where it ends.
+      moves: (from, to) of slots whose state is moved before that.
+    """
 
     sequences: tuple[Sequence, ...]
     slots: tuple[int, ...]
+    steps: int = 1
+    moves: tuple[tuple[int, int], ...] = ()
 
 
 type Batch = PrefillBatch | DecodeBatch
@@ -71,14 +79,15 @@ type Batch = PrefillBatch | DecodeBatch
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What a step gave to one row of its batch.
+    """What a batch gave to one of its rows.
 
     Attributes:
-      token_id: the token sampled; none for a chunk that is not its prompt's last.
-      logprobs: of that token, if the request asks for them.
+      token_ids: the tokens sampled; none for a chunk that is not its prompt's last. Behind the one that ends its
+        sequence they mean nothing.
+      logprobs: of those tokens, if the request asks for them.
       prompt_logprobs: of the prompt tokens after this chunk's tokens (the next one each), if asked for.
     """
 
-    token_id: int | None = None
-    logprobs: TokenLogprobs | None = None
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()

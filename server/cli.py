@@ -1,15 +1,14 @@
 """The `roost` command. JAX takes seconds to import, so each command imports what it needs when it runs."""
 
-import contextlib
 import importlib.metadata
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .settings import Settings, SettingsError, load_settings
+from .failing import errors_in_one_line
+from .help import MODEL_HELP, QUANTIZE_HELP, shown_default
+from .settings import load_settings
 
 app = typer.Typer(
     name="roost",
@@ -18,14 +17,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-_MODEL_HELP = "A directory with config.json and .safetensors files, random:2b, random:9b, random:CONFIG.json, or demo."
-
-
-def _default(name: str) -> str:
-    """What --help shows; flags themselves default to None, so that the environment and the file have their say."""
-    value = Settings.model_fields[name].default
-    return "auto" if value is None else str(value)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -47,10 +38,12 @@ def roost(
 @app.command()
 def serve(
     model: Annotated[
-        str | None, typer.Argument(help=_MODEL_HELP, show_default=_default("model"), metavar="[MODEL]")
+        str | None, typer.Argument(help=MODEL_HELP, show_default=shown_default("model"), metavar="[MODEL]")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=_default("host"))] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default=_default("port"))] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=shown_default("host"))] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port; 0 takes a free one.", show_default=shown_default("port"))
+    ] = None,
     served_model_name: Annotated[
         str | None,
         typer.Option(help="The model's id for clients.", show_default="the directory's name", metavar="ID"),
@@ -60,23 +53,24 @@ def serve(
         typer.Option(help="Demand this key; others can read it here, but not in ROOST_API_KEY.", metavar="KEY"),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="auto, float32 or bfloat16.", show_default=_default("dtype"))
+        str | None, typer.Option(help="auto, float32 or bfloat16.", show_default=shown_default("dtype"))
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="For random weights.", show_default=_default("seed"))] = None,
+    quantize: Annotated[str | None, typer.Option(help=QUANTIZE_HELP, show_default="none", metavar="int8")] = None,
+    seed: Annotated[int | None, typer.Option(help="For random weights.", show_default=shown_default("seed"))] = None,
     slots: Annotated[
         str | None,
         typer.Option(
             help="Requests that run at the same time: a number, or auto for what memory allows.",
-            show_default=_default("slots"),
+            show_default=shown_default("slots"),
             metavar="auto|N",
         ),
     ] = None,
     max_queue: Annotated[
-        int | None, typer.Option(help="Requests that may wait.", show_default=_default("max_queue"))
+        int | None, typer.Option(help="Requests that may wait.", show_default=shown_default("max_queue"))
     ] = None,
     prefill_chunk: Annotated[
         int | None,
-        typer.Option(help="Prompt tokens read in one step.", show_default=_default("prefill_chunk")),
+        typer.Option(help="Prompt tokens read in one step.", show_default=shown_default("prefill_chunk")),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A TOML file with any of these: max_queue = 64.", metavar="FILE")
@@ -84,7 +78,7 @@ def serve(
 ) -> None:
     """Serve MODEL over HTTP, as OpenAI's API. Each flag is also a variable: ROOST_MAX_QUEUE."""
     flags = {name: value for name, value in locals().items() if value is not None}
-    with _errors_in_one_line():
+    with errors_in_one_line():
         settings = load_settings(flags)
         from .serve import serve as run
 
@@ -97,7 +91,7 @@ def generate(
     words: Annotated[
         list[str],
         typer.Argument(
-            help=f"In quotes. Put MODEL in front of it for another than demo: {_MODEL_HELP}",
+            help=f"In quotes. Put MODEL in front of it for another than demo: {MODEL_HELP}",
             metavar="PROMPT",
             show_default=False,
         ),
@@ -111,47 +105,29 @@ def generate(
     top_k: Annotated[int | None, typer.Option(show_default="the model's")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    quantize: Annotated[str | None, typer.Option(help=QUANTIZE_HELP, metavar="int8", show_default="none")] = None,
 ) -> None:
     """Answer PROMPT here on the terminal, without a server."""
     if len(words) > 2:
         raise typer.BadParameter("put the prompt in quotes", param_hint="PROMPT")
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from .generate import Options
         from .generate import generate as run
 
         model, prompt = words if len(words) == 2 else ("demo", words[0])
-        status = run(Options(model, prompt, raw, max_tokens, temperature, top_p, top_k, seed, dtype))
+        status = run(Options(model, prompt, raw, max_tokens, temperature, top_p, top_k, seed, dtype, quantize))
     raise typer.Exit(status)
 
 
 @app.command()
 def plan(
-    model: Annotated[str, typer.Argument(help=_MODEL_HELP, show_default=False)],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)],
     device: Annotated[str, typer.Option(help="v4, v5e, v5p, v6e or h100.")] = "v5e",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    quantize: Annotated[str | None, typer.Option(help=QUANTIZE_HELP, metavar="int8", show_default="none")] = None,
 ) -> None:
     """Say what MODEL needs on a device, how many requests fit, and the limits of its speed; nothing is loaded."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from .plan import print_plan
 
-        print_plan(model, device, dtype)
-
-
-@contextlib.contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    """What a user can put right is told in a line; all else is a bug and keeps its trace."""
-    try:
-        yield
-    except SettingsError as error:
-        _fail(error)
-    except Exception as error:
-        from ..engine import RoostError
-
-        if not isinstance(error, RoostError):
-            raise
-        _fail(error)
-
-
-def _fail(error: Exception) -> None:
-    print(f"roost: {error}", file=sys.stderr)
-    raise typer.Exit(1) from None
+        print_plan(model, device, dtype, quantize)

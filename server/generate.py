@@ -39,6 +39,7 @@ class Options:
     top_k: int | None = None
     seed: int | None = None
     dtype: str = "auto"
+    quantize: str | None = None
 
 
 def generate(options: Options) -> int:
@@ -47,7 +48,7 @@ def generate(options: Options) -> int:
     Raises:
       RoostError: an option is wrong, or the model cannot be loaded.
     """
-    config = EngineConfig(slots=1, dtype=options.dtype)
+    config = EngineConfig(slots=1, dtype=options.dtype, quantize=options.quantize)
     source = open_model(options.model)
     model = open_served_model(source, config)
     choice = Choice(0, _prompt(model, options), _params(model, options))

@@ -69,7 +69,9 @@ async def generate_choice(
       QueueFullError, EngineDeadError: see `AsyncEngine.generate`.
       RoostError: somebody else aborted the request.
     """
-    request = Request(f"{request_id}-{choice.index}", choice.prompt.token_ids, choice.params)
+    request = Request(
+        f"{request_id}-{choice.index}", choice.prompt.token_ids, choice.params, stepwise=bool(choice.stop)
+    )
     detokenizer = Detokenizer(tokenizer, choice.stop, include_stop=choice.include_stop)
     with metrics.track_request() as record:
         async with aclosing(engine.generate(request)) as outputs:

@@ -8,11 +8,11 @@ from rich.table import Table
 from ..engine import DEVICES, ConfigError, Plan, open_model, plan
 
 
-def print_plan(model: str, device: str, dtype: str) -> None:
+def print_plan(model: str, device: str, dtype: str, quantize: str | None = None) -> None:
     """Prints what the model needs on the device, and the limits of its speed.
 
     Raises:
-      ConfigError: the device or the dtype is not known.
+      ConfigError: the device, the dtype or the quantisation is not known.
       CheckpointError: there is no such model.
     """
     if device not in DEVICES:
@@ -20,9 +20,12 @@ def print_plan(model: str, device: str, dtype: str) -> None:
     sizes = {"float32": 4, "bfloat16": 2}
     if dtype not in sizes:
         raise ConfigError(f"dtype must be float32 or bfloat16, not {dtype!r}")
+    if quantize not in (None, "int8"):
+        raise ConfigError(f"quantize must be int8, not {quantize!r}")
     source = open_model(model)
-    planned = plan(source.config, DEVICES[device], sizes[dtype])
-    table = Table("", "", title=f"{source.name} on one {device}, {dtype}", show_header=False, title_justify="left")
+    planned = plan(source.config, DEVICES[device], sizes[dtype], is_quantized=quantize is not None)
+    numbers = f"{dtype}, quantised to {quantize}" if quantize else dtype
+    table = Table("", "", title=f"{source.name} on one {device}, {numbers}", show_header=False, title_justify="left")
     table.columns[1].justify = "right"
     for name, value in _rows(planned):
         table.add_row(name, value)

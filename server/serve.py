@@ -45,6 +45,7 @@ def serve(settings: Settings) -> int:
         prefill_chunk=settings.prefill_chunk,
         dtype=settings.dtype,
         seed=settings.seed,
+        quantize=settings.quantize,
     )
     source = open_model(settings.model)
     model = open_served_model(source, config, settings.served_model_name)

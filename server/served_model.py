@@ -17,7 +17,7 @@ class ServedModel:
     Attributes:
       id: the name under which clients ask for it.
       created: when it was opened, in seconds since 1970.
-      fingerprint: changes with whatever may change the answers: weights, dtype, seed, versions.
+      fingerprint: changes with whatever may change the answers: weights, dtype, quantisation, seed, versions.
       end_token_ids: every token that ends an answer by default.
     """
 
@@ -68,5 +68,5 @@ def open_tokenizer(source: ModelSource) -> Tokenizer:
 def _fingerprint(source: ModelSource, config: EngineConfig) -> str:
     versions = [f"{package} {importlib.metadata.version(package)}" for package in ("roost", "jaxlib")]
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.weights]
-    facts = repr((versions, source.config, files, config.dtype, config.seed))
+    facts = repr((versions, source.config, files, config.dtype, config.seed, config.quantize))
     return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:12]

@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     served_model_name: Annotated[str, Field(min_length=1)] | None = None
     api_key: Annotated[SecretStr, Field(min_length=1)] | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantize: Literal["int8"] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     slots: Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_if_auto)] = None
     max_queue: Annotated[int, Field(ge=1)] = 256

@@ -36,8 +36,16 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     ),
     "JAX": (
         {"jax", "jaxlib", "flax", "optax"},
-        ("kernels/*", "engine/model/*", "engine/sampler.py", "engine/runner.py", "engine/state_cache*.py"),
+        (
+            "kernels/*",
+            "engine/model/*",
+            "engine/sampler.py",
+            "engine/steps.py",
+            "engine/runner.py",
+            "engine/state_cache*.py",
+        ),
     ),
+    "plots": ({"matplotlib"}, ("server/bench/plot.py",)),
     "settings": ({"pydantic_settings"}, ("server/settings.py",)),
     "environment variables": (
         {"os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv"},
@@ -192,6 +200,7 @@ def test_concerns_stay_in_their_rooms() -> None:
         (concerns_stay_in_their_rooms, "engine/core.py", "from concurrent.futures import Future"),
         (concerns_stay_in_their_rooms, "engine/scheduler.py", "import jax.numpy as jnp"),
         (concerns_stay_in_their_rooms, "server/app.py", "if True:\n    from flax import nnx"),
+        (concerns_stay_in_their_rooms, "server/bench/serve.py", "from matplotlib.figure import Figure"),
         (concerns_stay_in_their_rooms, "server/app.py", "from pydantic_settings import BaseSettings"),
         (concerns_stay_in_their_rooms, "server/app.py", "import os\nkey = os.environ['KEY']"),
         (concerns_stay_in_their_rooms, "kernels/x.py", "import os as system\nsystem.getenv('KEY')"),

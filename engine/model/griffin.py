@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from ...kernels import Backend
 from .config import ModelConfig
-from .layers import ResidualBlock, RMSNorm, dot
+from .layers import ResidualBlock, RMSNorm, dot, matrix
+from .quantize import take_rows
 from .state import LayerState, ModelState
 
 type Params = Any
@@ -21,9 +22,10 @@ class Griffin(nnx.Module):
 
     Args:
       config: its shape.
-      dtype: of the weight matrices and the activations.
+      dtype: of the activations and the matrices.
       gate_dtype: of the RG-LRU's gate matrices; CPUs have no fast path for them in bfloat16.
       backend: of the kernels.
+      matrix_dtype: of the matrices, where it is another one: int8 quantises them.
     """
 
     def __init__(
@@ -32,12 +34,15 @@ class Griffin(nnx.Module):
         dtype: jnp.dtype,
         gate_dtype: jnp.dtype | None = None,
         backend: Backend = "xla",
+        matrix_dtype: jnp.dtype | None = None,
     ) -> None:
         self.config = config
+        self.dtype = dtype
         self.backend: Backend = backend
-        self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.width), dtype))
+        matrices = matrix_dtype or dtype
+        self.embedding = matrix(config.vocab_size, config.width, matrices)
         self.blocks = nnx.List(
-            ResidualBlock(config, kind, dtype, gate_dtype or dtype, backend) for kind in config.block_types
+            ResidualBlock(config, kind, matrices, gate_dtype or dtype, backend) for kind in config.block_types
         )
         self.final_norm = RMSNorm(config.width, config.rms_norm_eps)
 
@@ -56,7 +61,7 @@ class Griffin(nnx.Module):
         Returns:
           The activations after the final norm, for `logits`, and the state after the chunk.
         """
-        x = self.embedding[...][tokens]
+        x = take_rows(self.embedding.get_value(), tokens, self.dtype)
         if self.config.scale_embeddings:
             x *= jnp.asarray(self.config.width**0.5, jnp.bfloat16).astype(x.dtype)
         new_state: list[LayerState] = []
@@ -69,14 +74,18 @@ class Griffin(nnx.Module):
 
     def logits(self, x: Float[Array, "*rows D"]) -> Float32[Array, "*rows V"]:
         """Next-token logits after the soft cap."""
-        logits = dot(x, self.embedding[...])
+        logits = dot(x, self.embedding.get_value())
         cap = self.config.logits_soft_cap
         return cap * jnp.tanh(logits / cap) if cap else logits
 
 
 def abstract_model(
-    config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype | None = None, backend: Backend = "xla"
+    config: ModelConfig,
+    dtype: jnp.dtype,
+    gate_dtype: jnp.dtype | None = None,
+    backend: Backend = "xla",
+    matrix_dtype: jnp.dtype | None = None,
 ) -> tuple[nnx.GraphDef[Griffin], Params]:
-    """The model split into its code and its parameters' shapes; nothing is allocated."""
-    graph, params = nnx.split(nnx.eval_shape(lambda: Griffin(config, dtype, gate_dtype, backend)))
+    """The model (see `Griffin`) split into its code and its parameters' shapes; nothing is allocated."""
+    graph, params = nnx.split(nnx.eval_shape(lambda: Griffin(config, dtype, gate_dtype, backend, matrix_dtype)))
     return graph, nnx.to_pure_dict(params)

@@ -3,6 +3,7 @@
 Letters in shapes: B rows, T time steps, D width, E RG-LRU width, F MLP width, N heads (and gate blocks), d head size,
 V vocabulary. Weights lie as [out, in], which CPUs read fastest, and projections that share an input are one array.
 Vectors (biases, norm scales, the convolution, Lambda) and all of the RG-LRU's arithmetic are float32 in any precision.
+`dtype` is that of the matrices, where int8 quantises them; activations keep the type in which they come.
 """
 
 import math
@@ -20,37 +21,51 @@ from ...kernels.precision import product_precision
 from ...kernels.rg_lru import rg_lru
 from ...kernels.window_attention import decode_attention, prefill_attention
 from .config import BlockType, ModelConfig
+from .quantize import Matrix, QuantizedMatrix, quantized_dot, zero_matrix
 from .state import AttentionState, RecurrentState
+
+
+def matrix(outputs: int, inputs: int, dtype: jnp.dtype) -> nnx.Param[Any]:
+    """A parameter for `dot`, whose `get_value` is a `Matrix`."""
+    return nnx.Param(zero_matrix(outputs, inputs, dtype))
 
 
 def _vector(*shape: int) -> nnx.Param[Any]:
     return nnx.Param(jnp.zeros(shape, jnp.float32))
 
 
-def dot(x: Float[Array, "*rows I"], weight: Float[Array, "O I"]) -> Float32[Array, "*rows O"]:
-    """x · weightᵀ, summed in float32. One row is doubled: alone it takes another path, slow and with other bits."""
-    rows = x.reshape(-1, x.shape[-1])
-    if rows.shape[0] == 1:
-        rows = jnp.concatenate([rows, rows])
-    y = jax.lax.dot_general(
-        rows,
+def dot(x: Float[Array, "*rows I"], weight: Matrix) -> Float32[Array, "*rows O"]:
+    """x · weightᵀ, summed in float32, or exactly where the weight is quantised."""
+    rows = _fill_up(x.reshape(-1, x.shape[-1]), weight.dtype)
+    y = quantized_dot(rows, weight) if isinstance(weight, QuantizedMatrix) else _float_dot(rows, weight)
+    return y[: math.prod(x.shape[:-1])].reshape(*x.shape[:-1], y.shape[1])
+
+
+def _fill_up(rows: Float[Array, "R *rest"], dtype: jnp.dtype) -> Float[Array, "R2 *rest"]:
+    """Repeats rows where so few would take another path on a CPU, slower and with other bits."""
+    least = 8 if dtype == jnp.float32 else 2
+    return jnp.concatenate([rows] * -(-least // rows.shape[0]))
+
+
+def _float_dot(x: Float[Array, "R I"], weight: Float[Array, "O I"]) -> Float32[Array, "R O"]:
+    return jax.lax.dot_general(
+        x,
         weight,
         (((1,), (1,)), ((), ())),
         precision=product_precision(weight.dtype),
         preferred_element_type=jnp.float32,
     )
-    return y[: math.prod(x.shape[:-1])].reshape(*x.shape[:-1], weight.shape[0])
 
 
 class Dense(nnx.Module):
     """y = x · Kᵀ + b, summed in float32 and rounded to the type of x."""
 
     def __init__(self, inputs: int, outputs: int, dtype: jnp.dtype) -> None:
-        self.weight = nnx.Param(jnp.zeros((outputs, inputs), dtype))
+        self.weight = matrix(outputs, inputs, dtype)
         self.bias = _vector(outputs)
 
     def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
-        return (dot(x, self.weight[...]) + self.bias[...]).astype(x.dtype)
+        return (dot(x, self.weight.get_value()) + self.bias[...]).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -75,7 +90,7 @@ class MLP(nnx.Module):
         self.down = Dense(config.mlp_width, config.width, dtype)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        if gated_mlp.has_kernel(self.backend, math.prod(x.shape[:-1])):
+        if gated_mlp.has_kernel(self.backend, math.prod(x.shape[:-1]), self.down.weight.get_value().dtype):
             weights = (self.gate_up.weight[...], self.gate_up.bias[...], self.down.weight[...], self.down.bias[...])
             return gated_mlp.gated_mlp_tpu(x.reshape(-1, x.shape[-1]), *weights).reshape(x.shape)
         gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
@@ -106,9 +121,7 @@ class RGLRU(nnx.Module):
     def _gates(self, x: Float32[Array, "B T E"]) -> tuple[Float32[Array, "B T E"], Float32[Array, "B T E"]]:
         weight = self.gate_weight[...]
         blocks, size = weight.shape[:2]
-        rows = x.reshape(-1, blocks, size).astype(weight.dtype)
-        if rows.shape[0] == 1:
-            rows = jnp.concatenate([rows, rows])  # see `dot`
+        rows = _fill_up(x.reshape(-1, blocks, size).astype(weight.dtype), weight.dtype)
         gates = jnp.einsum(
             "rni,nio->rno",
             rows,
@@ -160,28 +173,29 @@ class AttentionBlock(nnx.Module):
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend) -> None:
         self.config = config
         self.backend: Backend = backend
-        self.qkv = nnx.Param(jnp.zeros((config.width + 2 * config.head_dim, config.width), dtype))
+        self.qkv = matrix(config.width + 2 * config.head_dim, config.width, dtype)
         self.out = Dense(config.width, config.width, dtype)
 
     def __call__(
         self, u: Float[Array, "B T D"], state: AttentionState, positions: Int32[Array, "B T"], block: int
     ) -> tuple[Float[Array, "B T D"], AttentionState]:
-        rings = (state.keys, state.values)
         if u.shape[1] == 1:  # without the axis of time, for which a TPU would lay everything out anew
             q, k, v = self._project(u[:, 0], positions[:, 0])
-            mixed, rings = decode_attention(q, k, v, rings, positions[:, 0], self.backend)
+            mixed, rings = decode_attention(q, k, v, state.rings, positions[:, 0], self.backend)
         else:
+            ((whole,),) = state.rings
             q, k, v = self._project(u, positions)
-            mixed, rings = prefill_attention(q, k, v, rings, positions, block, self.backend)
+            mixed, whole = prefill_attention(q, k, v, whole, positions, block, self.backend)
+            rings = ((whole,),)
         rows = self.out(mixed.reshape(-1, u.shape[-1]).astype(u.dtype))
-        return rows.reshape(u.shape), AttentionState(*rings)
+        return rows.reshape(u.shape), AttentionState(rings)
 
     def _project(
         self, u: Float[Array, "*rows D"], positions: Int32[Array, "*rows"]
     ) -> tuple[Float[Array, "*rows N d"], Float[Array, "*rows d"], Float[Array, "*rows d"]]:
         """Queries, key and value of every token, rotated to its position."""
         width, size = self.config.width, self.config.head_dim
-        q, k, v = jnp.split(dot(u, self.qkv[...]).astype(u.dtype), [width, width + size], axis=-1)
+        q, k, v = jnp.split(dot(u, self.qkv.get_value()).astype(u.dtype), [width, width + size], axis=-1)
         q = q.reshape(*u.shape[:-1], self.config.num_heads, size)
         angles = rope_angles(positions, size // 4, self.config.rope_theta)
         q, k = _rotate(q, angles[..., None, :]), _rotate(k, angles)

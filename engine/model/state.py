@@ -1,12 +1,19 @@
-"""The recurrent state of a batch of rows: a plain pytree of fixed size, whatever the length of the text behind it."""
+"""The recurrent state of a batch of rows: a plain pytree of fixed size, whatever the length of the text behind it.
 
-from collections.abc import Callable
-from typing import NamedTuple
+A pool of slots is one state or several, groups, whose rows follow one another: a step that needs only the first slots
+then takes the first groups, and nobody has to cut them out of a larger array.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from ...kernels.window_attention import Blocks, cut_ring, whole_ring
 from .config import ModelConfig
 
 
@@ -21,93 +28,159 @@ class RecurrentState(NamedTuple):
 
 
 class AttentionState(NamedTuple):
-    """Of an attention block: keys (after RoPE) and values of the last W tokens; position p lies in row p mod W."""
+    """Of an attention block: keys (after RoPE) and values of the last W tokens, of each group of rows."""
 
-    keys: Float[Array, "B W d"]
-    values: Float[Array, "B W d"]
+    rings: tuple[Blocks, ...]
 
 
 type LayerState = RecurrentState | AttentionState
 type ModelState = tuple[LayerState, ...]
 
 
-def zero_state(config: ModelConfig, rows: int, dtype: jnp.dtype) -> ModelState:
-    """The state before the first token; `dtype` is the activations' type."""
+def zero_state(config: ModelConfig, rows: int, dtype: jnp.dtype, blocks: Sequence[int] = ()) -> ModelState:
+    """The state before the first token.
+
+    Args:
+      config: the model's shape.
+      rows: of one group.
+      dtype: the activations' type.
+      blocks: rows of each block that the rings are cut into; none for whole rings.
+    """
 
     def layer(block: str) -> LayerState:
         if block == "attention":
-            ring = (rows, config.window, config.head_dim)
-            return AttentionState(jnp.zeros(ring, dtype), jnp.zeros(ring, dtype))
+            shapes = [(rows, size, config.head_dim) for size in blocks or [config.window]]
+            return AttentionState((tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes),))
         h = jnp.zeros((rows, config.lru_width), jnp.float32)
         return RecurrentState(h, jnp.zeros((config.conv_width - 1, rows, config.lru_width), dtype))
 
     return tuple(layer(block) for block in config.block_types)
 
 
-def take_rows(state: ModelState, rows: Int32[Array, " R"], fresh: Bool[Array, " R"]) -> ModelState:
-    """Copies the rows named; a fresh one is cleared, so that nothing of its last owner can be read."""
-
-    def take(x: Array, axis: int) -> Array:
-        taken = [_row(x, rows[i], axis) for i in range(rows.shape[0])]
-        cleared = [jnp.where(fresh[i], jnp.zeros_like(t), t) for i, t in enumerate(taken)]
-        return jnp.concatenate(cleared, axis)
-
-    return _map(take, state)
+def num_rows(state: ModelState) -> int:
+    """How many rows a group has."""
+    first = state[0]
+    return first.h.shape[0] if isinstance(first, RecurrentState) else first.rings[0][0][0].shape[0]
 
 
-def put_rows(state: ModelState, rows: Int32[Array, " R"], new: ModelState) -> ModelState:
-    """Writes the rows named, one slice each, so that a donated state is updated in place; rows past the end are not."""
+def join(groups: Sequence[ModelState]) -> ModelState:
+    """Groups as one state; rings stay where they are."""
 
-    def put(old: Array, axis: int, new: Array) -> Array:
-        for i in range(rows.shape[0]):
-            old = _put_row(old, rows[i], axis, _row(new, i, axis))
-        return old
+    def layer(*parts: LayerState) -> LayerState:
+        if isinstance(parts[0], AttentionState):
+            return AttentionState(tuple(rings for part in parts for rings in part.rings))  # type: ignore[union-attr]
+        joined: LayerState = jax.tree.map(lambda axis, *x: jnp.concatenate(x, axis), _AXES, *parts)
+        return joined
 
-    return _map(put, state, new)
+    return groups[0] if len(groups) == 1 else tuple(layer(*parts) for parts in zip(*groups, strict=True))
 
 
-def copy_rows(state: ModelState, sources: Int32[Array, " R"], targets: Int32[Array, " R"]) -> ModelState:
-    """Copies rows onto others, one pair after the other, in place if donated; targets past the end are left out.
+def split(state: ModelState, sizes: Sequence[int]) -> tuple[ModelState, ...]:
+    """Undoes `join`: groups of these numbers of rows."""
+
+    def group(index: int, start: int, size: int) -> ModelState:
+        def layer(whole: LayerState) -> LayerState:
+            if isinstance(whole, AttentionState):
+                return AttentionState((whole.rings[index],))
+            part: LayerState = jax.tree.map(
+                lambda axis, x: jax.lax.slice_in_dim(x, start, start + size, axis=axis), _AXES, whole
+            )
+            return part
+
+        return tuple(layer(whole) for whole in state)
+
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    if len(sizes) == 1:
+        return (state,)
+    return tuple(group(i, start, size) for i, (start, size) in enumerate(zip(starts, sizes, strict=True)))
+
+
+def take_rows(groups: Sequence[ModelState], rows: Int32[Array, " R"], fresh: Bool[Array, " R"]) -> ModelState:
+    """Copies the rows named, as one group with whole rings; a fresh one, or one past the end, is all zeros."""
+    axes = _row_axes(groups[0])
+
+    def take(row: Array, fresh: Array) -> ModelState:
+        def one(axis: int, *parts: Array) -> Array:
+            start, taken = 0, jnp.zeros_like(_row(parts[0], 0, axis))
+            for part in parts:
+                local, size = row - start, part.shape[axis]
+                taken = jnp.where((local >= 0) & (local < size) & ~fresh, _row(part, local, axis), taken)
+                start += size
+            return taken
+
+        state: ModelState = jax.tree.map(one, axes, *groups)
+        return _map_rings(lambda blocks: (whole_ring(blocks),), state)
+
+    if rows.shape[0] == 1:
+        return take(rows[0], fresh[0])
+    stacked = jax.lax.map(lambda item: take(*item), (rows, fresh))
+    taken: ModelState = jax.tree.map(
+        lambda axis, x: jnp.moveaxis(jnp.squeeze(x, 1 + axis), 0, axis), _row_axes(stacked), stacked
+    )
+    return taken
+
+
+def put_rows(groups: Sequence[ModelState], rows: Int32[Array, " R"], new: ModelState) -> tuple[ModelState, ...]:
+    """Writes the rows named, one slice each, so that donated groups are updated in place; rows past the end are not.
+
+    Args:
+      groups: the pool.
+      rows: of the pool.
+      new: as `take_rows` gives it.
+    """
+    axes, pieces = _row_axes(groups[0]), _map_rings(lambda b: cut_ring(b[0], _block_sizes(groups[0])), new)
+    starts = [0, *accumulate(num_rows(group) for group in groups)]
+
+    def put(i: Any, groups: tuple[ModelState, ...]) -> tuple[ModelState, ...]:
+        def one(start: int, axis: int, old: Array, new: Array) -> Array:
+            local = rows[i] - start
+            inside = (local >= 0) & (local < old.shape[axis])
+            row = jnp.where(inside, _row(new, i, axis), _row(old, local, axis))
+            return jax.lax.dynamic_update_slice_in_dim(old, row, local, axis)
+
+        return tuple(
+            jax.tree.map(partial(one, start), axes, group, pieces) for start, group in zip(starts, groups, strict=False)
+        )
+
+    if rows.shape[0] == 1:
+        return put(0, tuple(groups))
+    written: tuple[ModelState, ...] = jax.lax.fori_loop(0, rows.shape[0], put, tuple(groups))
+    return written
+
+
+def copy_rows(
+    groups: Sequence[ModelState], sources: Int32[Array, " R"], targets: Int32[Array, " R"]
+) -> tuple[ModelState, ...]:
+    """Copies rows onto others, in place if donated; all are read before any is written.
 
     A copy is a fork: both rows go on from the same text, each on its own.
     """
-
-    def copy(x: Array, axis: int) -> Array:
-        for i in range(sources.shape[0]):
-            x = _put_row(x, targets[i], axis, _row(x, sources[i], axis))
-        return x
-
-    return _map(copy, state)
+    taken = take_rows(groups, sources, jnp.zeros(sources.shape, jnp.bool))
+    return put_rows(groups, targets, taken)
 
 
-def clear_rows(state: ModelState, rows: Int32[Array, " R"]) -> ModelState:
-    """Makes the rows named as before the first token, in place if donated; rows past the end are left out."""
-
-    def clear(x: Array, axis: int) -> Array:
-        for i in range(rows.shape[0]):
-            x = _put_row(x, rows[i], axis, jnp.zeros_like(_row(x, 0, axis)))
-        return x
-
-    return _map(clear, state)
+_AXES = RecurrentState(h=0, conv=1)  # type: ignore[arg-type]
+"""Where the rows of a recurrent state stand."""
 
 
-def _map(change: Callable[..., Array], state: ModelState, *others: ModelState) -> ModelState:
-    """Applies `change(array, axis of its rows, arrays of the others)` to every array of the state."""
-    return tuple(
-        type(s)(*(change(x, _row_axis(name), *rest) for name, x, *rest in zip(s._fields, s, *more, strict=True)))
-        for s, *more in zip(state, *others, strict=True)
-    )
+def _row_axes(state: ModelState) -> Any:
+    """Where the rows of each array stand."""
+    return tuple(_AXES if isinstance(s, RecurrentState) else jax.tree.map(lambda _: 0, s) for s in state)
 
 
-def _row_axis(field: str) -> int:
-    return 1 if field == "conv" else 0
+def _block_sizes(state: ModelState) -> tuple[int, ...]:
+    """How its rings are cut."""
+    rings = [blocks for layer in state if isinstance(layer, AttentionState) for blocks in layer.rings]
+    return tuple(keys.shape[1] for keys, _ in rings[0]) if rings else ()
+
+
+def _map_rings(change: Callable[[Blocks], Blocks], state: ModelState) -> ModelState:
+    def layer(s: LayerState) -> LayerState:
+        return AttentionState(tuple(map(change, s.rings))) if isinstance(s, AttentionState) else s
+
+    return tuple(layer(s) for s in state)
 
 
 def _row(x: Array, row: Int32[Array, ""] | int, axis: int) -> Array:
+    """One row; where there is none, another."""
     return jax.lax.dynamic_slice_in_dim(x, row, 1, axis)
-
-
-def _put_row(x: Array, row: Int32[Array, ""], axis: int, new: Array) -> Array:
-    """Rows past the end stay as they are: a slice is never clipped onto the last row."""
-    new = jnp.where(row < x.shape[axis], new, _row(x, row, axis))
-    return jax.lax.dynamic_update_slice_in_dim(x, new, row, axis)

@@ -18,11 +18,14 @@ from safetensors import SafetensorError, safe_open
 from ..errors import CheckpointError
 from .config import ModelConfig
 from .griffin import Params
+from .quantize import QuantizedMatrix, quantize_on_host
 
 type HostArray = np.ndarray[Any, np.dtype[Any]]
+type HostParam = HostArray | QuantizedMatrix
+type AbstractParam = jax.ShapeDtypeStruct | QuantizedMatrix
 type ParamPath = tuple[str | int, ...]
 type Progress = Callable[[int, int], None]
-"""Called with the number of parameter arrays placed so far, and of all."""
+"""Called with the number of parameters placed so far, and of all."""
 
 _DTYPES: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float32"}
 
@@ -160,10 +163,14 @@ class Checkpoint:
             raise CheckpointError(f"{path}: weights of type {stored} are not supported, only {', '.join(_DTYPES)}")
         return _DTYPES[stored]
 
-    def read(self, path: ParamPath, dtype: np.dtype[Any]) -> HostArray:
-        """One parameter, put together from its tensors."""
+    def read(self, path: ParamPath, like: AbstractParam) -> HostParam:
+        """One parameter, put together from its tensors, each of them quantised before if that is wanted."""
         spec = self._layout[path]
-        return spec.assemble([self._files[t.name][1].get_tensor(t.name) for t in spec.tensors], dtype)
+        tensors = (self._files[t.name][1].get_tensor(t.name) for t in spec.tensors)
+        if not isinstance(like, QuantizedMatrix):
+            return spec.assemble(list(tensors), like.dtype)
+        values, scales = zip(*(quantize_on_host(tensor) for tensor in tensors), strict=True)
+        return QuantizedMatrix(spec.assemble(values, like.values.dtype), spec.assemble(scales, like.scale.dtype))
 
     def _open(self, path: Path) -> Any:
         try:
@@ -187,18 +194,24 @@ class Checkpoint:
 
 
 def load_params(checkpoint: Checkpoint, abstract: Params, progress: Progress | None = None) -> Params:
-    """Places a checkpoint's parameters on the default device, one array at a time.
+    """Places a checkpoint's parameters on the default device, one at a time.
 
     Args:
       checkpoint: where they are read; its layout is that of `abstract`'s model.
       abstract: shapes and dtypes, from `abstract_model`.
       progress: see `Progress`.
     """
-    return _place(abstract, lambda path, leaf: checkpoint.read(path, leaf.dtype), progress)
+    return _place(abstract, checkpoint.read, progress)
 
 
 def checkpoint_tensors(params: Params, config: ModelConfig) -> dict[str, HostArray]:
-    """The tensors of a checkpoint, by their names there: the inverse of `load_params`, in the parameters' types."""
+    """The tensors of a checkpoint, by their names there: the inverse of `load_params`, in the parameters' types.
+
+    Raises:
+      CheckpointError: the parameters are quantised.
+    """
+    if any(isinstance(leaf, QuantizedMatrix) for leaf in jax.tree.leaves(params, is_leaf=_is_quantized)):
+        raise CheckpointError("a quantised model cannot be written as a checkpoint; load it without quantisation")
     return {
         tensor.name: part
         for path, spec in checkpoint_layout(config).items()
@@ -214,8 +227,10 @@ def _at(params: Params, path: ParamPath) -> jax.Array:
 def random_params(abstract: Params, seed: int, progress: Progress | None = None) -> Params:
     """Draws parameters: projections with variance 1 / fan-in, and a of the RG-LRU so that a^8 lies in [0.9, 0.999]."""
 
-    def draw(path: ParamPath, leaf: jax.ShapeDtypeStruct) -> HostArray:
+    def draw(path: ParamPath, leaf: AbstractParam) -> HostParam:
         rng = np.random.default_rng([seed, zlib.crc32("/".join(map(str, path)).encode())])
+        if isinstance(leaf, QuantizedMatrix):
+            return quantize_on_host(_draw(str(path[-1]), leaf.values.shape, rng))
         return _draw(str(path[-1]), leaf.shape, rng).astype(leaf.dtype)
 
     return _place(abstract, draw, progress)
@@ -236,23 +251,27 @@ def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> HostAr
 
 def _place(
     abstract: Params,
-    make: Callable[[ParamPath, jax.ShapeDtypeStruct], HostArray],
+    make: Callable[[ParamPath, AbstractParam], HostParam],
     progress: Progress | None,
 ) -> Params:
-    """Makes every array on two threads and puts it on the device; at most a few wait on the host at a time."""
-    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
+    """Makes every parameter on two threads and puts it on the device; at most a few wait on the host at a time."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract, is_leaf=_is_quantized)
 
-    def place(item: tuple[Any, jax.ShapeDtypeStruct]) -> jax.Array:
+    def place(item: tuple[Any, AbstractParam]) -> Any:
         path, leaf = item
-        return jnp.asarray(make(tuple(_key(k) for k in path), leaf))
+        return jax.tree.map(jnp.asarray, make(tuple(_key(k) for k in path), leaf))
 
-    arrays = []
+    placed = []
     with ThreadPoolExecutor(2, "weights") as pool:
-        for array in pool.map(place, leaves):
-            arrays.append(array)
+        for param in pool.map(place, leaves):
+            placed.append(param)
             if progress is not None:
-                progress(len(arrays), len(leaves))
-    return jax.tree.unflatten(tree, arrays)
+                progress(len(placed), len(leaves))
+    return jax.tree.unflatten(tree, placed)
+
+
+def _is_quantized(node: Any) -> bool:
+    return isinstance(node, QuantizedMatrix)
 
 
 def _key(key: Any) -> str | int:

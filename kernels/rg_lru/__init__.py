@@ -1,12 +1,21 @@
 """The real-gated linear recurrent unit, from its gates' pre-activations on (Griffin, arXiv 2402.19427, section 2.4)."""
 
+from typing import Final
+
 from jaxtyping import Array, Float32, Int32
 
 from .. import Backend
-from .pallas_tpu import rg_lru_tpu
+from .gradient import Scan, with_gradient
+from .pallas_gpu import reverse_scan_gpu, rg_lru_gpu
+from .pallas_tpu import reverse_scan_tpu, rg_lru_tpu
 from .sequential import rg_lru_sequential
 
 __all__ = ["rg_lru"]
+
+_KERNELS: Final[dict[Backend, Scan]] = {
+    "tpu": with_gradient(rg_lru_tpu, reverse_scan_tpu),
+    "gpu": with_gradient(rg_lru_gpu, reverse_scan_gpu),
+}
 
 
 def rg_lru(
@@ -20,7 +29,7 @@ def rg_lru(
 ) -> tuple[Float32[Array, "B T E"], Float32[Array, "B E"]]:
     """h[t] = a[t] * h[t-1] + sqrt(1 - a[t]^2) * i[t] * x[t]; at position 0, h[t] = i[t] * x[t].
 
-    i = sigmoid(input_gate), r = sigmoid(recurrence_gate), a = exp(log_decay * r).
+    i = sigmoid(input_gate), r = sigmoid(recurrence_gate), a = exp(log_decay * r). It has gradients on every backend.
 
     Args:
       x: inputs.
@@ -33,6 +42,5 @@ def rg_lru(
     Returns:
       h of every step, and the last h of each row.
     """
-    if backend == "tpu" and x.shape[1] > 1:
-        return rg_lru_tpu(x, input_gate, recurrence_gate, log_decay, h0, positions)
-    return rg_lru_sequential(x, input_gate, recurrence_gate, log_decay, h0, positions)
+    scan = _KERNELS.get(backend, rg_lru_sequential) if x.shape[1] > 1 else rg_lru_sequential
+    return scan(x, input_gate, recurrence_gate, log_decay, h0, positions)

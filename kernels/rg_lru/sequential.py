@@ -35,12 +35,12 @@ def rg_lru_sequential(
 
 
 def decay_and_input(
-    x: Float32[Array, "B T E"],
-    input_gate: Float32[Array, "B T E"],
-    recurrence_gate: Float32[Array, "B T E"],
+    x: Float32[Array, "*rows E"],
+    input_gate: Float32[Array, "*rows E"],
+    recurrence_gate: Float32[Array, "*rows E"],
     log_decay: Float32[Array, " E"],
-    positions: Int32[Array, "B T"],
-) -> tuple[Float32[Array, "B T E"], Float32[Array, "B T E"]]:
+    positions: Int32[Array, "*rows"],
+) -> tuple[Float32[Array, "*rows E"], Float32[Array, "*rows E"]]:
     """The coefficients of the linear recurrence h[t] = a[t] * h[t-1] + b[t]: (0, i*x) at resets, (1, 0) in padding."""
     reset, padding = (positions == 0)[..., None], (positions < 0)[..., None]
     log_a = log_decay * jax.nn.sigmoid(recurrence_gate)

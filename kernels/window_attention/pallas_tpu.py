@@ -1,7 +1,7 @@
 """Window attention for TPUs: keys and values pass through on-chip memory once, and only as far as rings are filled."""
 
 import functools
-from typing import Any, Final
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
-from ..precision import product_precision
-
-MASKED: Final = -2.3819763e38
+from .ring import in_order, pad_rows, round_up
+from .softmax import Softmax, add_keys, no_keys, scores_of
 
 
 def decode_attention_tpu(
@@ -101,20 +100,10 @@ def _decode_kernel(
     @pl.when(works & (j * block < filled[i]))
     def step() -> None:
         left = filled[i] - j * block
-        scores = _scores(q[0], keys[0]) * scale
-        scores = jnp.where(_iota(scores.shape, 1) < left, scores, MASKED)
-        highest = jnp.maximum(top[...], jnp.max(scores, axis=-1, keepdims=True))
-        weights = jnp.exp(scores - highest)
-        shrink = jnp.exp(top[...] - highest)
-        visible = jnp.where(_iota(values.shape[1:], 0) < left, values[0], jnp.zeros_like(values[0]))
-        top[...] = highest
-        total[...] = total[...] * shrink + jnp.sum(weights, axis=-1, keepdims=True)
-        mixed[...] = mixed[...] * shrink + jnp.dot(
-            weights.astype(visible.dtype),
-            visible,
-            preferred_element_type=jnp.float32,
-            precision=product_precision(visible.dtype),
-        )
+        scores = scores_of(q[0], keys[0]) * scale
+        known = jnp.where(_iota(values.shape[1:], 0) < left, values[0], jnp.zeros_like(values[0]))
+        running = Softmax(top[...], total[...], mixed[...])
+        top[...], total[...], mixed[...] = add_keys(running, scores, _iota(scores.shape, 1) < left, known)
 
     @pl.when(i >= count[0])
     def idle() -> None:
@@ -123,12 +112,6 @@ def _decode_kernel(
     @pl.when(works & (j == pl.num_programs(1) - 1))
     def finish() -> None:
         out[0] = (mixed[...] / total[...]).astype(out.dtype)
-
-
-def _scores(q: Array, keys: Array) -> Array:
-    return jax.lax.dot_general(
-        q, keys, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32, precision=product_precision(keys.dtype)
-    )
 
 
 def _iota(shape: tuple[int, ...], axis: int) -> Array:
@@ -156,12 +139,12 @@ def prefill_attention_tpu(
     """
     rows, steps, heads, size = q.shape
     window = ring_k.shape[1]
-    queries = min(128, _round_up(steps, 16))
-    keys = min(256, _round_up(window + steps, 16))
+    queries = min(128, round_up(steps, 16))
+    keys = min(256, round_up(window + steps, 16))
     start = jnp.maximum(positions[:, 0], 0)
     begin = window - jnp.minimum(start, window)  # where the first key that exists stands in the band
-    all_k, all_v = (_in_order(ring, new, start, keys) for ring, new in ((ring_k, k), (ring_v, v)))
-    by_head = jnp.moveaxis(_pad_rows(q, queries), 1, 2)
+    all_k, all_v = (in_order(ring, new, start, keys) for ring, new in ((ring_k, k), (ring_v, v)))
+    by_head = jnp.moveaxis(pad_rows(q, queries), 1, 2)
     num_queries, last = by_head.shape[2] // queries, all_k.shape[1] // keys - 1
     band = (window + queries + keys - 2) // keys + 1
 
@@ -200,23 +183,6 @@ def _block_of(place: Any, size: int) -> Any:
     return jax.lax.div(place, jnp.int32(size))
 
 
-def _in_order(
-    ring: Float[Array, "B W d"], new: Float[Array, "B T d"], start: Int32[Array, " B"], multiple: int
-) -> Float[Array, "B W_plus_T d"]:
-    """The last W tokens by position, then the new ones, then zeros up to a multiple."""
-    oldest_first = jax.vmap(lambda rows, s: jnp.roll(rows, -s, axis=0))(ring, start % ring.shape[1])
-    return _pad_rows(jnp.concatenate([oldest_first, new.astype(ring.dtype)], axis=1), multiple)
-
-
-def _round_up(n: int, multiple: int) -> int:
-    return n + -n % multiple
-
-
-def _pad_rows(x: Array, multiple: int) -> Array:
-    """Zeros behind the second axis, up to a multiple."""
-    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple), *[(0, 0)] * (x.ndim - 2)])
-
-
 def _prefill_kernel(
     begin: Any, q: Any, keys: Any, values: Any, out: Any, top: Any, total: Any, mixed: Any, *, window: int
 ) -> None:
@@ -228,32 +194,20 @@ def _prefill_kernel(
 
     @pl.when(j == 0)
     def start() -> None:
-        top[...] = jnp.full_like(top, MASKED)
-        total[...] = jnp.zeros_like(total)
-        mixed[...] = jnp.zeros_like(mixed)
+        top[...], total[...], mixed[...] = no_keys(*mixed.shape)
 
     sees = (first + keys.shape[1] > jnp.maximum(i * queries, begin[b])) & (first <= window + (i + 1) * queries - 1)
 
     @pl.when(sees)
     def step() -> None:
-        scores = _scores(q[0].reshape(heads * queries, size), keys[0]) * scale
+        scores = scores_of(q[0].reshape(heads * queries, size), keys[0]) * scale
         token = i * queries + jax.lax.rem(_iota(scores.shape, 0), jnp.int32(queries))
         place = first + _iota(scores.shape, 1)
         visible = (place >= jnp.maximum(token, begin[b])) & (place <= window + token)
-        scores = jnp.where(visible, scores, MASKED)
-        highest = jnp.maximum(top[...], jnp.max(scores, axis=-1, keepdims=True))
-        weights = jnp.where(visible, jnp.exp(scores - highest), 0.0)
-        shrink = jnp.exp(top[...] - highest)
         exists = first + _iota(values.shape[1:], 0) >= begin[b]
         known = jnp.where(exists, values[0], jnp.zeros_like(values[0]))
-        top[...] = highest
-        total[...] = total[...] * shrink + jnp.sum(weights, axis=-1, keepdims=True)
-        mixed[...] = mixed[...] * shrink + jnp.dot(
-            weights.astype(known.dtype),
-            known,
-            preferred_element_type=jnp.float32,
-            precision=product_precision(known.dtype),
-        )
+        running = Softmax(top[...], total[...], mixed[...])
+        top[...], total[...], mixed[...] = add_keys(running, scores, visible, known)
 
     @pl.when(j == pl.num_programs(2) - 1)
     def finish() -> None:

@@ -1,9 +1,38 @@
 """Keys and values of the last W tokens: position p lies in row p mod W."""
 
+from collections.abc import Sequence
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 Rings = tuple[Float[Array, "B W d"], Float[Array, "B W d"]]
+"""Keys and values of ring rows that follow one another."""
+
+Blocks = tuple[tuple[Float[Array, "_ _ d"], Float[Array, "_ _ d"]], ...]
+"""A ring cut along W, so that those of its rows that are not filled yet need not be read."""
+
+
+def block_sizes(window: int, first: int) -> tuple[int, ...]:
+    """Cuts a ring after its first so many rows, and then wherever the length doubles."""
+    ends = [min(first, window)]
+    while ends[-1] < window:
+        ends.append(min(2 * ends[-1], window))
+    return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
+
+
+def cut_ring(rings: Rings, sizes: Sequence[int]) -> Blocks:
+    """A whole ring as blocks of these numbers of rows."""
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    keys, values = ([x[:, at : at + size] for at, size in zip(starts, sizes, strict=True)] for x in rings)
+    return tuple(zip(keys, values, strict=True))
+
+
+def whole_ring(blocks: Blocks) -> Rings:
+    """Undoes `cut_ring`."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return jnp.concatenate([k for k, _ in blocks], axis=1), jnp.concatenate([v for _, v in blocks], axis=1)
 
 
 def write_ring(
@@ -19,13 +48,44 @@ def write_ring(
       rings, k, v, positions: see `prefill_attention`.
       start: the position of the chunk's first token.
     """
-    window, step = rings[0].shape[1], jnp.arange(k.shape[1])
+    (written,) = write_blocks((rings,), k, v, positions, start)
+    return written
+
+
+def write_blocks(
+    blocks: Blocks,
+    k: Float[Array, "B T d"],
+    v: Float[Array, "B T d"],
+    positions: Int32[Array, "B T"],
+    start: Int32[Array, " B"],
+) -> Blocks:
+    """See `write_ring`."""
+    window, step = sum(keys.shape[1] for keys, _ in blocks), jnp.arange(k.shape[1])
     valid = positions >= 0
     kept = valid & (step >= jnp.sum(valid, axis=1, keepdims=True) - window)
     slot = jnp.where(kept, (start[:, None] + step) % window, window)
     row = jnp.arange(k.shape[0])[:, None]
 
-    def write(ring: Float[Array, "B W d"], new: Float[Array, "B T d"]) -> Float[Array, "B W d"]:
-        return ring.at[row, slot].set(new.astype(ring.dtype), mode="drop")
+    def write(ring: Float[Array, "B W d"], new: Float[Array, "B T d"], at: int) -> Float[Array, "B W d"]:
+        local = jnp.where(slot >= at, slot - at, window)  # a negative index would count from the end
+        return ring.at[row, local].set(new.astype(ring.dtype), mode="drop")
 
-    return write(rings[0], k), write(rings[1], v)
+    starts = [sum(keys.shape[1] for keys, _ in blocks[:i]) for i in range(len(blocks))]
+    return tuple((write(keys, k, at), write(values, v, at)) for (keys, values), at in zip(blocks, starts, strict=True))
+
+
+def in_order(
+    ring: Float[Array, "B W d"], new: Float[Array, "B T d"], start: Int32[Array, " B"], multiple: int
+) -> Float[Array, "B W_plus_T d"]:
+    """The last W tokens by position, then the new ones, then zeros up to a multiple."""
+    oldest_first = jax.vmap(lambda rows, s: jnp.roll(rows, -s, axis=0))(ring, start % ring.shape[1])
+    return pad_rows(jnp.concatenate([oldest_first, new.astype(ring.dtype)], axis=1), multiple)
+
+
+def round_up(n: int, multiple: int) -> int:
+    return n + -n % multiple
+
+
+def pad_rows(x: Array, multiple: int) -> Array:
+    """Zeros behind the second axis, up to a multiple."""
+    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple), *[(0, 0)] * (x.ndim - 2)])

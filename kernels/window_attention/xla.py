@@ -1,37 +1,59 @@
 """Window attention as plain matrix products, for every backend."""
 
-from typing import Final
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from .ring import Rings, write_ring
-
-_MASKED: Final = -2.3819763e38
-"""Finite, so that a query that sees nothing (padding) gives numbers and not NaN."""
+from ..precision import product_precision
+from .ring import Blocks, Rings, write_ring
+from .softmax import MASKED
 
 
 def decode_attention_xla(
     q: Float[Array, "B N d"],
     k: Float[Array, "B d"],
     v: Float[Array, "B d"],
-    ring_k: Float[Array, "B W d"],
-    ring_v: Float[Array, "B W d"],
+    blocks: Blocks,
     positions: Int32[Array, " B"],
 ) -> Float32[Array, "B N d"]:
-    """See `decode_attention`; the whole ring is read and what is not filled is masked."""
-    window = ring_k.shape[1]
+    """See `decode_attention`; blocks that no row has filled a part of are not read.
+
+    What is not filled is masked, and adds nothing, bit for bit: so it doesn't matter who else is in the batch.
+    """
+    ends = [sum(keys.shape[1] for keys, _ in blocks[: i + 1]) for i in range(len(blocks))]
+    branches = [partial(_attend_blocks, q, k, v, blocks[: i + 1], positions) for i in range(len(blocks))]
+    return jax.lax.switch(jnp.sum(jnp.max(positions) > jnp.array(ends[:-1], jnp.int32)), branches)  # type: ignore[no-any-return]
+
+
+def _attend_blocks(
+    q: Float[Array, "B N d"],
+    k: Float[Array, "B d"],
+    v: Float[Array, "B d"],
+    blocks: Blocks,
+    positions: Int32[Array, " B"],
+) -> Float32[Array, "B N d"]:
     scale = q.shape[-1] ** -0.5
-    filled = jnp.arange(window) < positions[:, None]
-    scores = jnp.einsum("bnd,bwd->bnw", q, ring_k, preferred_element_type=jnp.float32) * scale
-    scores = jnp.where(filled[:, None], scores, _MASKED)
     own = jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32)[:, None], axis=-1, keepdims=True) * scale
-    top = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), own)
-    weights, own_weight = jnp.exp(scores - top), jnp.exp(own - top)
-    mixed = jnp.einsum("bnw,bwd->bnd", weights.astype(v.dtype), ring_v, preferred_element_type=jnp.float32)
-    total = jnp.sum(weights, axis=-1, keepdims=True) + own_weight
-    return (mixed + own_weight * v.astype(jnp.float32)[:, None]) / total
+    top, scores, start = own, [], 0
+    for keys, _ in blocks:
+        filled = start + jnp.arange(keys.shape[1]) < positions[:, None]
+        scores.append(jnp.where(filled[:, None], _product("bnd,bwd->bnw", q, keys) * scale, MASKED))
+        top = jnp.maximum(top, jnp.max(scores[-1], axis=-1, keepdims=True))
+        start += keys.shape[1]
+    total = jnp.exp(own - top)
+    mixed = total * v.astype(jnp.float32)[:, None]
+    for (_, values), score in zip(blocks, scores, strict=True):
+        weights = jnp.exp(score - top)
+        total += jnp.sum(weights, axis=-1, keepdims=True)
+        mixed += _product("bnw,bwd->bnd", weights.astype(values.dtype), values)
+    return mixed / total
+
+
+def _product(subscripts: str, x: Array, y: Array) -> Array:
+    """Summed in float32; y, keys or values, says how exactly it is computed."""
+    return jnp.einsum(subscripts, x, y, precision=product_precision(y.dtype), preferred_element_type=jnp.float32)
 
 
 def prefill_attention_xla(
@@ -47,21 +69,34 @@ def prefill_attention_xla(
     The result of a block does not depend on where in the chunk it stands, so every cut of a sequence at multiples
     of `block` gives the same bits. Documents may begin inside a row if its rings are not carried on.
     """
-    rows, steps, heads, size = q.shape
-    count = steps // block
-    starts = positions[:, :1] + block * jnp.arange(count)
+    one_by_one = (q, k, v, *rings, positions)  # a row's scores fill a cache as it is
+    out, ring_k, ring_v = jax.lax.map(lambda row: _prefill_row(*(x[None] for x in row), block=block), one_by_one)
+    return out, (ring_k, ring_v)
+
+
+def _prefill_row(
+    q: Float[Array, "1 T N d"],
+    k: Float[Array, "1 T d"],
+    v: Float[Array, "1 T d"],
+    ring_k: Float[Array, "1 W d"],
+    ring_v: Float[Array, "1 W d"],
+    positions: Int32[Array, "1 T"],
+    *,
+    block: int,
+) -> tuple[Float32[Array, "T N d"], Float[Array, "W d"], Float[Array, "W d"]]:
+    count = q.shape[1] // block
+    starts = positions[:, 0] + block * jnp.arange(count)[:, None]
 
     def split(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(rows, count, block, *x.shape[2:]), 1, 0)
+        return x.reshape(count, 1, block, *x.shape[2:])
 
     def step(rings: Rings, inputs: tuple[Array, ...]) -> tuple[Rings, Array]:
         q, k, v, positions, start = inputs
         out = _attend_block(q, k, v, rings, positions, start)
         return write_ring(rings, k, v, positions, start), out
 
-    inputs = (split(q), split(k), split(v), split(positions), starts.T)
-    rings, out = jax.lax.scan(step, rings, inputs)
-    return jnp.moveaxis(out, 0, 1).reshape(rows, steps, heads, size), rings
+    (ring_k, ring_v), out = jax.lax.scan(step, (ring_k, ring_v), (*map(split, (q, k, v, positions)), starts))
+    return out.reshape(q.shape[1:]), ring_k[0], ring_v[0]
 
 
 def _attend_block(
@@ -74,11 +109,11 @@ def _attend_block(
 ) -> Float32[Array, "B C N d"]:
     keys = jnp.concatenate([rings[0], k.astype(rings[0].dtype)], axis=1)
     values = jnp.concatenate([rings[1], v.astype(rings[1].dtype)], axis=1)
-    scores = jnp.einsum("bcnd,bwd->bcnw", q, keys, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    scores = _product("bcnd,bwd->bcnw", q, keys) * q.shape[-1] ** -0.5
     visible = _visible(positions, start, rings[0].shape[1])
-    scores = jnp.where(visible[:, :, None], scores, _MASKED)
+    scores = jnp.where(visible[:, :, None], scores, MASKED)
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-    out = jnp.einsum("bcnw,bwd->bcnd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    out = _product("bcnw,bwd->bcnd", weights.astype(values.dtype), values)
     return out / jnp.sum(weights, axis=-1, keepdims=True)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import jax
 import jax.numpy as jnp
 import pytest
 from demo_talk import far
@@ -38,14 +39,14 @@ def runner(source: ModelSource) -> Iterator[ModelRunner]:
 
 def forget(runner: ModelRunner) -> None:
     """Zeroes h and the convolutions' inputs of every slot; the windows keep what they hold."""
-    zeroed = (s._replace(h=jnp.zeros_like(s.h), conv=jnp.zeros_like(s.conv)) if isinstance(s, RecurrentState) else s
-              for s in runner._pool.layers)  # fmt: skip
-    runner._pool = runner._pool._replace(layers=tuple(zeroed))
+    groups = [[jax.tree.map(jnp.zeros_like, s) if isinstance(s, RecurrentState) else s for s in group]
+              for group in runner._pool.groups]  # fmt: skip
+    runner._pool = runner._pool._replace(groups=tuple(map(tuple, groups)))
 
 
 def answer(runner: ModelRunner, tokenizer: Tokenizer, prompt: list[int], forget_after: int | None) -> str:
     """The greedy answer, the state being zeroed once so many tokens of the prompt have been read."""
-    core = EngineCore(Scheduler(2, 4, CHUNK), runner)
+    core = EngineCore(Scheduler(2, 4, runner.limits), runner)
     params = SamplingParams(max_tokens=20, temperature=0.0, end_token_ids=tokenizer.end_token_ids)
     core.add(Request("a", tuple(prompt), params))
     token_ids: list[int] = []

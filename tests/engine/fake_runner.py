@@ -33,12 +33,15 @@ class FakeRunner:
         self.batches.append(batch)
         if isinstance(batch, DecodeBatch):
             assert len(set(batch.slots)) == len(batch.slots)
-            return FakePending([self._decode(slot) for slot in batch.slots])
+            for source, target in batch.moves:
+                self._last[target] = self._last.pop(source)
+            return FakePending([self._decode(slot, batch.steps) for slot in batch.slots])
         return FakePending([self._prefill(c) for c in batch.chunks])
 
-    def _decode(self, slot: int) -> RowResult:
-        self._last[slot] += 1
-        return RowResult(self._last[slot])
+    def _decode(self, slot: int, steps: int = 1) -> RowResult:
+        first = self._last[slot] + 1
+        self._last[slot] += steps
+        return RowResult(tuple(range(first, first + steps)))
 
     def _prefill(self, chunk: PrefillChunk) -> RowResult:
         slot = chunk.slot

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from fake_runner import FakePending, FakeRunner
 from roost.engine.async_engine import AsyncEngine
+from roost.engine.config import StepLimits
 from roost.engine.core import EngineCore
 from roost.engine.errors import EngineDeadError, QueueFullError
 from roost.engine.request import FinishReason, Request, SamplingParams
@@ -35,7 +36,7 @@ class FailingRunner(FakeRunner):
 
 @asynccontextmanager
 async def running(runner: FakeRunner | None = None, slots: int = 2, max_queue: int = 100) -> AsyncIterator[AsyncEngine]:
-    core = EngineCore(Scheduler(slots, max_queue, 64), runner or SlowRunner())
+    core = EngineCore(Scheduler(slots, max_queue, StepLimits(64, 64)), runner or SlowRunner())
     engine = AsyncEngine(lambda: core)
     engine.start()
     await engine.wait_ready()
@@ -152,7 +153,7 @@ async def test_it_is_not_ready_before_it_is_built() -> None:
 
     def build() -> EngineCore:
         gate.wait()
-        return EngineCore(Scheduler(1, 1, 64), FakeRunner())
+        return EngineCore(Scheduler(1, 1, StepLimits(64, 64)), FakeRunner())
 
     engine = AsyncEngine(build)
     engine.start()

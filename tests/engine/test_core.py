@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import hypothesis.strategies as st
 from fake_runner import FakeRunner
 from hypothesis import given
+from roost.engine.config import StepLimits
 from roost.engine.core import EngineCore
 from roost.engine.request import FinishReason, Request, SamplingParams
 from roost.engine.scheduler import Scheduler
@@ -28,22 +29,26 @@ class Client:
         return list(range(self.first, self.first + min(self.max_tokens, self.stop_after)))
 
 
-def make_core(slots: int) -> tuple[EngineCore, Scheduler, FakeRunner]:
-    scheduler, runner = Scheduler(slots, 1000, 64), FakeRunner()
+def make_core(slots: int, decode_steps: int = 1) -> tuple[EngineCore, Scheduler, FakeRunner]:
+    limits = StepLimits(
+        prefill_chunk=128, prefill_beside_decode=64, decode_steps=decode_steps, decode_rows=(1, 2, slots)
+    )
+    scheduler, runner = Scheduler(slots, 1000, limits), FakeRunner()
     return EngineCore(scheduler, runner), scheduler, runner
 
 
 @given(
     slots=st.integers(1, 5),
+    decode_steps=st.integers(1, 4),
     arrivals=st.lists(st.tuples(PROMPT_LENGTHS, st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12),
     aborts=st.sets(st.integers(0, 11)),
     gaps=st.lists(st.integers(0, 3), min_size=12, max_size=12),
 )
 def test_every_request_gets_its_own_tokens(
-    slots: int, arrivals: list[tuple[int, int, int]], aborts: set[int], gaps: list[int]
+    slots: int, decode_steps: int, arrivals: list[tuple[int, int, int]], aborts: set[int], gaps: list[int]
 ) -> None:
     """Arrivals, ends and aborts in any order: tokens go where they belong, and slots stay disjoint and complete."""
-    core, scheduler, _ = make_core(slots)
+    core, scheduler, _ = make_core(slots, decode_steps)
     clients: dict[str, Client] = {}
 
     def step() -> None:
@@ -60,7 +65,7 @@ def test_every_request_gets_its_own_tokens(
         last = 1000 * (index + 1)
         clients[str(index)] = Client(last + 1, max_tokens, stop_after)
         params = SamplingParams(max_tokens=max_tokens, stop_token_ids=(last + stop_after,))
-        core.add(Request(str(index), (0,) * (length - 1) + (last,), params))
+        core.add(Request(str(index), (0,) * (length - 1) + (last,), params, stepwise=length % 5 == 0))
         for _ in range(gap):
             step()
         if index in aborts:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from roost.engine import EngineConfig, EngineCore, ModelRunner, Request, SamplingParams, open_model
 from roost.engine.errors import ConfigError
 from roost.engine.request import TokenOutput
-from roost.engine.runner import _affordable_slots, _available_memory, _prefill_lengths
+from roost.engine.runner import _affordable_slots, _available_memory, _group_sizes, _prefill_shapes
 from roost.engine.scheduler import Scheduler
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny-a"
@@ -38,7 +38,7 @@ def golden() -> Any:
 
 def serve(runner: ModelRunner, requests: list[Request], *, stagger: int = 0) -> dict[str, list[TokenOutput]]:
     """Runs requests to their ends, a new one every `stagger` steps."""
-    core = EngineCore(Scheduler(SLOTS, 100, 128), runner)
+    core = EngineCore(Scheduler(SLOTS, 100, runner.limits), runner)
     outputs: dict[str, list[TokenOutput]] = {r.id: [] for r in requests}
     waiting = list(requests)
     step = 0
@@ -46,9 +46,20 @@ def serve(runner: ModelRunner, requests: list[Request], *, stagger: int = 0) -> 
         while waiting and step >= stagger * (len(requests) - len(waiting)):
             core.add(waiting.pop(0))
         for name, output in core.step():
-            outputs[name].append(output)
+            outputs[name] += one_by_one(output)
         step += 1
     return outputs
+
+
+def one_by_one(output: TokenOutput) -> list[TokenOutput]:
+    """An output of several tokens as one for each; how many come at a time is no matter of the request's."""
+    count = len(output.token_ids)
+    if count < 2:
+        return [output]
+    logprobs = [None] * count if output.logprobs is None else [(entry,) for entry in output.logprobs]
+    single = [TokenOutput((t,), entry) for t, entry in zip(output.token_ids, logprobs, strict=True)]
+    single[-1] = replace(single[-1], finish_reason=output.finish_reason, stop_reason=output.stop_reason)
+    return single
 
 
 def ids(outputs: list[TokenOutput]) -> list[int]:
@@ -171,8 +182,8 @@ def test_a_poisoned_slot_does_not_leak(runner: ModelRunner) -> None:
     request = Request("a", (2, 5, 9), SamplingParams(max_tokens=8, temperature=0.0, logprobs=2))
     clean = serve(runner, [request])["a"]
     compiles = runner.compiles_since_ready
-    poison = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), runner._pool.layers)
-    runner._pool = runner._pool._replace(layers=poison)
+    poison = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), runner._pool.groups)
+    runner._pool = runner._pool._replace(groups=poison)
     runner._compiles = compiles  # the poison's own programs are the test's
     assert serve(runner, [request])["a"] == clean
 
@@ -180,25 +191,37 @@ def test_a_poisoned_slot_does_not_leak(runner: ModelRunner) -> None:
 def test_idle_slots_are_left_alone(runner: ModelRunner) -> None:
     """A step of others leaves a row that is not theirs as it was, bit for bit."""
     serve(runner, [Request(str(i), (2, 5 + i), SamplingParams(max_tokens=3)) for i in range(SLOTS)])
-    before = jax.tree.map(np.array, runner._pool.layers)
+    before = jax.tree.map(np.array, runner._pool.groups)
     serve(runner, [Request("a", (2, 7, 8), SamplingParams(max_tokens=5))])  # takes slot 0
-    for old, new in zip(before, runner._pool.layers, strict=True):
-        for name, was, now in zip(old._fields, old, new, strict=True):
-            axis = 1 if name == "conv" else 0
-            np.testing.assert_array_equal(np.delete(was, 0, axis), np.delete(now, 0, axis))
+    for was, now in zip(jax.tree.leaves(before), jax.tree.leaves(runner._pool.groups), strict=True):
+        axis = 1 if was.shape[0] == 3 else 0  # the convolutions' inputs
+        np.testing.assert_array_equal(np.delete(was, 0, axis), np.delete(now, 0, axis))
 
 
 def test_the_pool_is_updated_in_place(runner: ModelRunner) -> None:
-    before = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(runner._pool.layers)]
+    before = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(runner._pool.groups)]
     serve(runner, [Request("a", (2, 7, 8), SamplingParams(max_tokens=5))])
-    assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(runner._pool.layers)] == before
+    assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(runner._pool.groups)] == before
 
 
 @pytest.mark.parametrize(
-    ("chunk", "lengths"), [(64, (64,)), (128, (64, 128)), (512, (64, 128, 256, 512)), (320, (64, 128, 256, 320))]
+    ("chunk", "shapes"),
+    [
+        (64, {(1, 64)}),
+        (128, {(1, 64), (2, 64), (1, 128)}),
+        (320, {(1, 64), (2, 64), (4, 64), (1, 128), (2, 128), (1, 256), (1, 320)}),
+        (1024, {(n, t) for n in (1, 2, 4, 8) for t in (64, 128, 256, 512, 1024) if n * t <= 1024}),
+    ],
 )
-def test_prefill_lengths(chunk: int, lengths: tuple[int, ...]) -> None:
-    assert _prefill_lengths(chunk) == lengths
+def test_prefill_shapes(chunk: int, shapes: set[tuple[int, int]]) -> None:
+    assert set(_prefill_shapes(chunk)) == shapes
+
+
+@pytest.mark.parametrize(
+    ("rows", "groups"), [(2, (2,)), (4, (4,)), (6, (4, 2)), (32, (4, 4, 8, 16)), (33, (4, 4, 8, 16, 1))]
+)
+def test_group_sizes(rows: int, groups: tuple[int, ...]) -> None:
+    assert _group_sizes(rows) == groups
 
 
 def test_slots_that_do_not_fit_are_refused_with_numbers() -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
-from roost.engine.request import MAX_LOGPROBS, MAX_STOP_IDS, SamplingParams
+from roost.engine.request import MAX_LOGPROBS, Request, SamplingParams
 from roost.engine.runner import _CPU_OPTIONS as CPU_OPTIONS
 from roost.engine.sampler import (
     Sampled,
@@ -24,6 +24,7 @@ from roost.engine.sampler import (
     zero_sampling_state,
 )
 from roost.engine.sampler_reference import reference_distribution
+from roost.engine.step_inputs import sampling_columns
 
 DRAWS = 2048
 """Rows of the tests that count: one distribution, as many seeds."""
@@ -48,19 +49,8 @@ inverted = jax.jit(_invert, compiler_options=CPU_OPTIONS)
 
 def state_of(requests: Sequence[SamplingParams]) -> SamplingState:
     """The requests' parameters as the device holds them."""
-    stop_ids = np.full((len(requests), MAX_STOP_IDS), -1, np.int32)
-    for row, params in zip(stop_ids, requests, strict=True):
-        row[: len(params.stop_ids)] = sorted(params.stop_ids)
-    return SamplingState(
-        temperature=jnp.array([p.temperature for p in requests], jnp.float32),
-        top_k=jnp.array([p.top_k for p in requests], jnp.int32),
-        top_p=jnp.array([p.top_p for p in requests], jnp.float32),
-        min_p=jnp.array([p.min_p for p in requests], jnp.float32),
-        seed=jnp.array([(p.seed & 0xFFFFFFFF, p.seed >> 32) for p in requests], jnp.uint32),
-        min_position=jnp.array([PROMPT + p.min_tokens for p in requests], jnp.int32),
-        stop_ids=jnp.asarray(stop_ids),
-        wants_logprobs=jnp.array([p.logprobs is not None for p in requests]),
-    )
+    columns = sampling_columns([Request("", (0,) * PROMPT, params) for params in requests], len(requests))
+    return SamplingState(**jax.tree.map(jnp.asarray, columns))
 
 
 def run(

@@ -1,10 +1,13 @@
 """The scheduler's decisions, without a device."""
 
 import pytest
+from roost.engine.config import StepLimits
 from roost.engine.errors import QueueFullError
 from roost.engine.request import FinishReason, Request, SamplingParams, TokenLogprobs
 from roost.engine.scheduler import Scheduler
 from roost.engine.sequence import Batch, DecodeBatch, PrefillBatch, RowResult
+
+LIMITS = StepLimits(64, 64)
 
 
 def request(name: str, prompt: int = 3, **params: object) -> Request:
@@ -14,8 +17,8 @@ def request(name: str, prompt: int = 3, **params: object) -> Request:
 def results(batch: Batch, token: int = 7) -> list[RowResult]:
     """The same token for every row that gets one."""
     if isinstance(batch, DecodeBatch):
-        return [RowResult(token) for _ in batch.slots]
-    return [RowResult(token if chunk.is_last else None) for chunk in batch.chunks]
+        return [RowResult((token,) * batch.steps) for _ in batch.slots]
+    return [RowResult((token,) if chunk.is_last else ()) for chunk in batch.chunks]
 
 
 def names(batch: Batch | None) -> tuple[str, list[str]]:
@@ -27,11 +30,11 @@ def names(batch: Batch | None) -> tuple[str, list[str]]:
 
 
 def test_nothing_to_do() -> None:
-    assert Scheduler(2, 4, 64).schedule() is None
+    assert Scheduler(2, 4, LIMITS).schedule() is None
 
 
 def test_a_prompt_is_read_in_chunks_and_only_the_last_gives_a_token() -> None:
-    scheduler = Scheduler(1, 4, 64)
+    scheduler = Scheduler(1, 4, LIMITS)
     scheduler.add(request("a", prompt=150))
     spans = []
     while isinstance(batch := scheduler.schedule(), PrefillBatch):
@@ -43,7 +46,7 @@ def test_a_prompt_is_read_in_chunks_and_only_the_last_gives_a_token() -> None:
 
 
 def test_a_decode_waits_for_at_most_one_prefill_chunk() -> None:
-    scheduler = Scheduler(2, 4, 64)
+    scheduler = Scheduler(2, 4, LIMITS)
     scheduler.add(request("short"))
     assert names(scheduler.schedule()) == ("prefill", ["short"])
     scheduler.add(request("long", prompt=200))
@@ -54,7 +57,7 @@ def test_a_decode_waits_for_at_most_one_prefill_chunk() -> None:
 
 
 def test_waiting_requests_get_slots_in_the_order_they_came() -> None:
-    scheduler = Scheduler(1, 4, 64)
+    scheduler = Scheduler(1, 4, LIMITS)
     for name in "abc":
         scheduler.add(request(name, max_tokens=1))
     order = []
@@ -65,7 +68,7 @@ def test_waiting_requests_get_slots_in_the_order_they_came() -> None:
 
 
 def test_no_token_is_asked_for_beyond_the_limit_even_before_results_are_read() -> None:
-    scheduler = Scheduler(1, 4, 64)
+    scheduler = Scheduler(1, 4, LIMITS)
     scheduler.add(request("a", max_tokens=3))
     batches = [scheduler.schedule() for _ in range(4)]
     assert [b is not None for b in batches] == [True, True, True, False]
@@ -75,7 +78,7 @@ def test_no_token_is_asked_for_beyond_the_limit_even_before_results_are_read() -
 
 
 def test_results_of_a_request_that_ended_are_dropped() -> None:
-    scheduler = Scheduler(1, 4, 64)
+    scheduler = Scheduler(1, 4, LIMITS)
     scheduler.add(request("a", end_token_ids=(7,)))
     first, second = scheduler.schedule(), scheduler.schedule()
     assert first is not None
@@ -90,7 +93,7 @@ def test_results_of_a_request_that_ended_are_dropped() -> None:
 
 def test_a_stop_id_is_reported_and_an_end_id_is_not() -> None:
     for end_ids, reason in ((), 7), ((7,), None):
-        scheduler = Scheduler(1, 4, 64)
+        scheduler = Scheduler(1, 4, LIMITS)
         scheduler.add(request("a", stop_token_ids=(7,), end_token_ids=end_ids))
         batch = scheduler.schedule()
         assert batch is not None
@@ -99,12 +102,12 @@ def test_a_stop_id_is_reported_and_an_end_id_is_not() -> None:
 
 
 def test_max_tokens_zero_only_reads_the_prompt() -> None:
-    scheduler = Scheduler(1, 4, 64)
+    scheduler = Scheduler(1, 4, LIMITS)
     scheduler.add(request("a", max_tokens=0, prompt_logprobs=0))
     batch = scheduler.schedule()
     assert isinstance(batch, PrefillBatch)
     scores = (TokenLogprobs(-1.0), TokenLogprobs(-2.0))
-    ((_, output),) = scheduler.commit(batch, [RowResult(7, None, scores)])
+    ((_, output),) = scheduler.commit(batch, [RowResult((7,), None, scores)])
     assert output.token_ids == ()
     assert output.finish_reason is FinishReason.LENGTH
     assert output.prompt_logprobs == (None, *scores)
@@ -112,15 +115,15 @@ def test_max_tokens_zero_only_reads_the_prompt() -> None:
 
 
 def test_prompt_logprobs_come_once_and_whole() -> None:
-    scheduler = Scheduler(1, 4, 64)
+    scheduler = Scheduler(1, 4, LIMITS)
     scheduler.add(request("a", prompt=66, prompt_logprobs=0))
     scores = [TokenLogprobs(-float(i)) for i in range(65)]
     outputs = []
     for part in (scores[:64], scores[64:]):
         batch = scheduler.schedule()
         assert isinstance(batch, PrefillBatch)
-        token = 7 if batch.chunks[0].is_last else None
-        outputs += scheduler.commit(batch, [RowResult(token, None, tuple(part))])
+        tokens = (7,) if batch.chunks[0].is_last else ()
+        outputs += scheduler.commit(batch, [RowResult(tokens, None, tuple(part))])
     decode = scheduler.schedule()
     assert decode is not None
     outputs += scheduler.commit(decode, results(decode))
@@ -128,7 +131,7 @@ def test_prompt_logprobs_come_once_and_whole() -> None:
 
 
 def test_the_queue_is_bounded_and_counts_only_those_who_wait() -> None:
-    scheduler = Scheduler(2, 1, 64)
+    scheduler = Scheduler(2, 1, LIMITS)
     for name in "abc":  # two will get slots, one waits
         scheduler.add(request(name))
     with pytest.raises(QueueFullError, match="1 requests wait"):
@@ -141,7 +144,7 @@ def test_the_queue_is_bounded_and_counts_only_those_who_wait() -> None:
 
 
 def test_abort_frees_the_slot_at_once_and_is_idempotent() -> None:
-    scheduler = Scheduler(1, 4, 64)
+    scheduler = Scheduler(1, 4, LIMITS)
     scheduler.add(request("a"))
     scheduler.add(request("b"))
     batch = scheduler.schedule()
@@ -153,7 +156,7 @@ def test_abort_frees_the_slot_at_once_and_is_idempotent() -> None:
 
 
 def test_abort_of_a_waiting_request() -> None:
-    scheduler = Scheduler(1, 4, 64)
+    scheduler = Scheduler(1, 4, LIMITS)
     scheduler.add(request("a"))
     scheduler.schedule()
     scheduler.add(request("b"))
@@ -163,9 +166,136 @@ def test_abort_of_a_waiting_request() -> None:
 
 @pytest.mark.parametrize("running", [False, True])
 def test_an_id_in_use_is_refused(running: bool) -> None:
-    scheduler = Scheduler(1, 4, 64)
+    scheduler = Scheduler(1, 4, LIMITS)
     scheduler.add(request("a"))
     if running:
         scheduler.schedule()
     with pytest.raises(ValueError, match="'a' is in use"):
         scheduler.add(request("a"))
+
+
+def shape(batch: Batch | None) -> list[tuple[str, int]]:
+    """A prefill batch as its requests' names and how many tokens of each it reads."""
+    assert isinstance(batch, PrefillBatch)
+    return [(chunk.sequence.request.id, chunk.length) for chunk in batch.chunks]
+
+
+def test_short_prompts_are_read_together() -> None:
+    """As many as make a whole batch of a compiled shape, a power of two; each gets its token."""
+    scheduler = Scheduler(8, 9, StepLimits(256, 256))
+    for name, length in zip("abcdefg", (10, 64, 3, 100, 5, 6, 7), strict=True):
+        scheduler.add(request(name, prompt=length))
+    assert shape(scheduler.schedule()) == [("a", 10), ("b", 64), ("c", 3), ("d", 64)]
+    assert names(scheduler.schedule()) == ("decode", ["a", "b", "c"])
+    assert shape(scheduler.schedule()) == [("d", 36), ("e", 5), ("f", 6), ("g", 7)]
+
+
+def test_the_oldest_prompt_decides_how_long_the_chunks_are() -> None:
+    scheduler = Scheduler(4, 9, StepLimits(256, 256))
+    for name, length in zip("abcd", (200, 70, 300, 65), strict=True):
+        scheduler.add(request(name, prompt=length))
+    assert shape(scheduler.schedule()) == [("a", 200)]
+    scheduler.schedule()
+    assert shape(scheduler.schedule()) == [("b", 70), ("c", 128)]
+    scheduler.schedule()
+    assert shape(scheduler.schedule()) == [("c", 172)]
+
+
+def test_chunks_are_small_while_more_generate_than_wait() -> None:
+    scheduler = Scheduler(4, 9, StepLimits(256, 64))
+    scheduler.add(request("a"))
+    scheduler.add(request("b", prompt=300))
+    assert shape(scheduler.schedule()) == [("a", 3), ("b", 64)]
+    spans = []
+    while isinstance(scheduler.schedule(), DecodeBatch) and isinstance(batch := scheduler.schedule(), PrefillBatch):
+        spans += shape(batch)
+    assert spans == [("b", 64), ("b", 64), ("b", 64), ("b", 44)]
+    for name in "cd":
+        scheduler.add(request(name, prompt=300))
+    assert shape(scheduler.schedule()) == [("c", 64)], "two generate and two wait"
+
+
+def test_a_prompt_whose_tokens_are_scored_is_read_alone() -> None:
+    scheduler = Scheduler(4, 9, StepLimits(256, 256))
+    for name, scored in zip("abcd", (None, 0, None, None), strict=True):
+        scheduler.add(request(name, prompt_logprobs=scored))
+    assert shape(scheduler.schedule()) == [("a", 3), ("c", 3)]
+    scheduler.schedule()
+    assert shape(scheduler.schedule()) == [("b", 3)]
+    scheduler.schedule()
+    assert shape(scheduler.schedule()) == [("d", 3)]
+
+
+AHEAD = StepLimits(64, 64, decode_steps=4)
+
+
+def steps(batch: Batch | None) -> int:
+    assert isinstance(batch, DecodeBatch)
+    return batch.steps
+
+
+def test_several_tokens_are_asked_for_while_nobody_waits() -> None:
+    scheduler = Scheduler(2, 4, AHEAD)
+    scheduler.add(request("a", max_tokens=100))
+    scheduler.schedule()
+    assert steps(scheduler.schedule()) == 4
+    scheduler.add(request("b", prompt=100, max_tokens=100))
+    scheduler.schedule()
+    assert steps(scheduler.schedule()) == 1, "b's prompt is being read"
+    scheduler.schedule()
+    assert [steps(scheduler.schedule()) for _ in range(2)] == [4, 4]
+
+
+def test_a_stepwise_request_keeps_everybody_at_one() -> None:
+    scheduler = Scheduler(2, 4, AHEAD)
+    scheduler.add(request("a", max_tokens=100))
+    scheduler.add(Request("b", (1,), stepwise=True))
+    scheduler.schedule()
+    assert steps(scheduler.schedule()) == 1
+    scheduler.abort("b")
+    assert steps(scheduler.schedule()) == 4
+
+
+def test_tokens_behind_the_end_are_dropped() -> None:
+    scheduler = Scheduler(1, 4, AHEAD)
+    scheduler.add(request("a", max_tokens=100, stop_token_ids=(9,), logprobs=0))
+    first, batch = scheduler.schedule(), scheduler.schedule()
+    assert first is not None
+    assert batch is not None
+    scheduler.commit(first, results(first))
+    scores = tuple(TokenLogprobs(-float(i)) for i in range(4))
+    ((_, output),) = scheduler.commit(batch, [RowResult((7, 8, 9, 7), scores)])
+    assert (output.token_ids, output.logprobs) == ((7, 8, 9), scores[:3])
+    assert (output.finish_reason, output.stop_reason) == (FinishReason.STOP, 9)
+
+
+def test_the_limit_holds_within_a_batch_and_no_batch_is_asked_for_behind_it() -> None:
+    scheduler = Scheduler(1, 4, AHEAD)
+    scheduler.add(request("a", max_tokens=7))
+    batches = [scheduler.schedule() for _ in range(4)]
+    assert [b is not None for b in batches] == [True, True, True, False]
+    outputs = [output for b in batches if b is not None for _, output in scheduler.commit(b, results(b))]
+    assert [len(o.token_ids) for o in outputs] == [1, 4, 2]
+    assert outputs[-1].finish_reason is FinishReason.LENGTH
+
+
+def test_sequences_move_down_when_a_smaller_step_is_enough() -> None:
+    scheduler = Scheduler(8, 9, StepLimits(512, 512, decode_rows=(2, 4, 8)))
+    for name in "abcdef":
+        scheduler.add(request(name))
+    while shape(scheduler.schedule()) != [("e", 3), ("f", 3)]:
+        assert isinstance(scheduler.schedule(), DecodeBatch)
+    batch = scheduler.schedule()
+    assert isinstance(batch, DecodeBatch)
+    assert (batch.slots, batch.moves) == ((0, 1, 2, 3, 4, 5), ())
+    scheduler.abort("a")
+    batch = scheduler.schedule()
+    assert isinstance(batch, DecodeBatch)
+    assert batch.moves == (), "five need eight rows as well"
+    scheduler.abort("c")
+    batch = scheduler.schedule()
+    assert isinstance(batch, DecodeBatch)
+    assert batch.moves == ((4, 0), (5, 2))
+    assert names(batch)[1] == ["b", "d", "e", "f"]
+    assert batch.slots == (1, 3, 0, 2)
+    assert scheduler.slots.num_used == 4

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from chunk_cases import CPU_OPTIONS, SEEDS, cut, positions
 from hypothesis import given, settings
-from roost.kernels.window_attention import decode_attention, prefill_attention
+from roost.kernels.window_attention import (
+    Blocks,
+    block_sizes,
+    cut_ring,
+    decode_attention,
+    prefill_attention,
+    whole_ring,
+)
 from roost.kernels.window_attention.reference import window_attention_reference
 
 ROWS, STEPS, SIZE = 3, 12, 4
@@ -26,11 +33,16 @@ close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
 
 @dataclass(frozen=True)
 class Case:
-    """The arguments of one call but the positions; q, k and v are one array `[B, T, N + 2, d]`."""
+    """The arguments of one call but the positions; q, k and v are one array `[B, T, N + 2, d]`.
+
+    A decode step's rows stand in `groups`, and their rings are cut after the `first` rows.
+    """
 
     qkv: np.ndarray
     rings: tuple[np.ndarray, np.ndarray]
     block: int
+    groups: tuple[int, ...] = (ROWS,)
+    first: int = 100
 
     @classmethod
     def of(cls, seed: int, shape: tuple[int, int, int], dtype: str = "float32") -> "Case":
@@ -47,8 +59,14 @@ class Case:
     def decode(self, positions: np.ndarray, t: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
         """Step t alone."""
         q, k, v = self.qkv[:, t, :-2], self.qkv[:, t, -2], self.qkv[:, t, -1]
-        out, rings = decode(q, k, v, self.rings, positions[:, t])
-        return np.asarray(out), (np.asarray(rings[0]), np.asarray(rings[1]))
+        out, groups = decode(q, k, v, self.in_groups(), positions[:, t])
+        whole = [whole_ring(blocks) for blocks in groups]
+        return np.asarray(out), (np.concatenate([k for k, _ in whole]), np.concatenate([v for _, v in whole]))
+
+    def in_groups(self) -> tuple[Blocks, ...]:
+        sizes, ends = block_sizes(self.rings[0].shape[1], self.first), np.cumsum(self.groups)
+        parts = zip(*(np.split(ring, ends[:-1]) for ring in self.rings), strict=True)
+        return tuple(cut_ring((jnp.asarray(k), jnp.asarray(v)), sizes) for k, v in parts)
 
     def reference(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         qkv, ring_k, ring_v = (x.astype(np.float32) for x in (self.qkv, *self.rings))
@@ -71,10 +89,14 @@ def test_prefill_equals_the_reference(shape: tuple[int, int, int], seed: int, po
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("groups", "first"), [((ROWS,), 100), ((1, 2), 2)])
 @given(seed=SEEDS, positions=POSITIONS)
-def test_single_steps_equal_the_reference(shape: tuple[int, int, int], seed: int, positions: np.ndarray) -> None:
-    """A row decodes past its ring's end, and idle rows beside it keep theirs."""
-    case = Case.of(seed, shape)
+@settings(max_examples=50)
+def test_single_steps_equal_the_reference(
+    shape: tuple[int, int, int], groups: tuple[int, ...], first: int, seed: int, positions: np.ndarray
+) -> None:
+    """A row decodes past its ring's end, and idle rows beside it keep theirs; whole, and in groups and blocks."""
+    case = replace(Case.of(seed, shape), groups=groups, first=first)
     expected, *expected_rings = case.reference(positions)
     for t in range(STEPS):
         out, rings = case.decode(positions, t)
@@ -118,8 +140,9 @@ def test_a_query_sees_exactly_its_own_key_and_those_of_the_window_before_it(wind
         np.testing.assert_allclose(np.concatenate(outputs), expected, atol=1e-6)
 
     rings = (ring, ring)
+    groups: tuple[Blocks, ...] = ((rings,),)
     for t in range(length):
-        out, rings = decode(q[:, t], k[:, t], v[:, t], rings, position[:, t])
+        out, groups = decode(q[:, t], k[:, t], v[:, t], groups, position[:, t])
         np.testing.assert_allclose(out[0, 0], expected[t], atol=1e-6)
 
 
@@ -186,10 +209,25 @@ def test_documents_in_one_row_do_not_see_each_other(shape: tuple[int, int, int],
     close(out, expected)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@given(seed=SEEDS, place=st.lists(st.integers(-1, 20), min_size=ROWS, max_size=ROWS))
+@settings(max_examples=20)
+def test_blocks_that_only_others_fill_change_nothing(shape: tuple[int, int, int], seed: int, place: list[int]) -> None:
+    """Bit for bit: a row's step is the same whether the batch reads one block of the rings or all of them."""
+    case = replace(Case.of(seed, shape), first=2)
+    positions = np.array(place, np.int32)[:, None].repeat(STEPS, 1)
+    positions[1:] = -1
+    alone, rings = case.decode(positions, 0)
+    positions[1:] = 50
+    together, other_rings = case.decode(positions, 0)
+    np.testing.assert_array_equal(alone[:1][positions[:1, 0] >= 0], together[:1][positions[:1, 0] >= 0])
+    equal_rings((rings[0][:1], rings[1][:1]), (other_rings[0][:1], other_rings[1][:1]))
+
+
 def test_rows_do_not_depend_on_their_number() -> None:
     """A row's bits are the same in a batch of two as in one of three."""
     case = Case.of(2, SHAPES[1])
     positions = np.tile(np.arange(30, 30 + STEPS, dtype=np.int32), (ROWS, 1))
-    pair = replace(case, qkv=case.qkv[:2], rings=(case.rings[0][:2], case.rings[1][:2]))
+    pair = replace(case, qkv=case.qkv[:2], rings=(case.rings[0][:2], case.rings[1][:2]), groups=(2,))
     np.testing.assert_array_equal(pair.prefill(positions[:2])[0], case.prefill(positions)[0][:2])
     np.testing.assert_array_equal(pair.decode(positions[:2], 0)[0], case.decode(positions, 0)[0][:2])

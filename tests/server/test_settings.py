@@ -52,6 +52,7 @@ def test_slots_are_a_number_or_auto(given: Any, slots: int | None) -> None:
         ("slots", "many"),
         ("slots", "0"),
         ("dtype", "half"),
+        ("quantize", "int4"),
         ("seed", -1),
         ("max_queue", 0),
         ("api_key", ""),

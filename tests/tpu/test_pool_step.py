@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
-from roost.engine import runner
+from roost.engine import runner, steps
+from roost.engine.config import MAX_PREFILL_ROWS
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
-from roost.engine.model.state import clear_rows, copy_rows
 from roost.engine.plan import DEVICES, plan
+from roost.engine.step_inputs import prefill_columns
 
 pytestmark = pytest.mark.tpu_compile
 
@@ -31,7 +32,7 @@ LAYERS = ModelConfig(
 
 @pytest.fixture(scope="module")
 def pool() -> Any:
-    return jax.eval_shape(lambda: runner._new_pool(LAYERS, ROWS, BF16))
+    return jax.eval_shape(lambda: runner.new_pool(LAYERS, ROWS, BF16, "tpu"))
 
 
 def compile_step(chip: SingleDeviceSharding, step: Callable[..., Any], pool: Any, *inputs: Any) -> Any:
@@ -42,10 +43,15 @@ def compile_step(chip: SingleDeviceSharding, step: Callable[..., Any], pool: Any
     return lowered.compile(compiler_options={"xla_vf_vmem_memory_space_assignment": "false"})
 
 
+def decode_one(graph: Any, *inputs: Any) -> Any:
+    """A dispatch of one step, as an accelerator gets it."""
+    return steps.decode_step(graph, 1, *inputs)
+
+
 def check(compiled: Any, pool: Any, *kernels: str) -> None:
     """The pool is in place, and the program calls exactly these kernels."""
     memory = compiled.memory_analysis()
-    layers = [x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.layers)]
+    layers = [x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.groups)]
     assert memory.alias_size_in_bytes >= sum(layers), "the pool is not aliased"
     assert memory.temp_size_in_bytes < max(layers), "a temporary is as large as an array of the pool"
     calls = [line for line in compiled.as_text().splitlines() if 'custom_call_target="tpu_custom_call"' in line]
@@ -57,7 +63,7 @@ def check(compiled: Any, pool: Any, *kernels: str) -> None:
 def test_decode(chip: SingleDeviceSharding, pool: Any) -> None:
     active = jax.ShapeDtypeStruct((ROWS,), jnp.bool)
     check(
-        compile_step(chip, runner.decode_step, pool, active),
+        compile_step(chip, decode_one, pool, active, jax.ShapeDtypeStruct((), jnp.int32)),
         pool,
         "recurrent_step",
         "window_attention_decode",
@@ -68,33 +74,31 @@ def test_decode(chip: SingleDeviceSharding, pool: Any) -> None:
 
 @pytest.mark.parametrize("length", [64, 512])
 def test_prefill(chip: SingleDeviceSharding, pool: Any, length: int) -> None:
-    inputs = runner._prefill_input((), 1, length, ROWS)
+    inputs = steps.PrefillInput(**prefill_columns((), 1, length, ROWS))
     kernels = ["recurrent_chunk", "window_attention_prefill", "gated_mlp", "gated_mlp"]
-    check(compile_step(chip, runner.prefill_step, pool, inputs), pool, *kernels)
+    check(compile_step(chip, steps.prefill_step, pool, inputs), pool, *kernels)
 
 
 def test_first_token(chip: SingleDeviceSharding, pool: Any) -> None:
-    hidden = jax.ShapeDtypeStruct((1, LAYERS.width), BF16)
-    inputs = runner._first_token_input((), 1, ROWS)
-    check(compile_step(chip, runner.first_token_step, pool, hidden, inputs), pool)
+    hidden = jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, LAYERS.width), BF16)
+    inputs = runner._first_token_input((), ROWS)
+    check(compile_step(chip, steps.first_token_step, pool, hidden, inputs), pool)
 
 
-@pytest.mark.parametrize("move", ["copy", "clear"])
-def test_slots_are_moved_in_place(chip: SingleDeviceSharding, pool: Any, move: str) -> None:
-    """A fork or a cleared slot costs that slot's bytes, whatever the size of the pool."""
-    rows = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=chip)
-    layers = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), pool.layers)
-    program, inputs = (copy_rows, (layers, rows, rows)) if move == "copy" else (clear_rows, (layers, rows))
-    lowered = jax.jit(program, donate_argnums=0).trace(*inputs).lower(lowering_platforms=("tpu",))
+def test_slots_are_copied_in_place(chip: SingleDeviceSharding, pool: Any) -> None:
+    """A fork costs its slot's bytes, whatever the size of the pool."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), pool)
+    slots = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=chip)
+    lowered = jax.jit(steps.copy_step, donate_argnums=0).trace(shapes, slots, slots).lower(lowering_platforms=("tpu",))
     memory = lowered.compile().memory_analysis()
-    assert memory.alias_size_in_bytes >= sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(layers))
+    assert memory.alias_size_in_bytes >= sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.groups))
     assert memory.temp_size_in_bytes < 4 * LAYERS.state_bytes(2)
 
 
 def test_the_plan_knows_how_much_memory_it_takes(chip: SingleDeviceSharding, pool: Any) -> None:
     """`roost plan` adds up weights and slots; the compiler adds what the program itself needs."""
     active = jax.ShapeDtypeStruct((ROWS,), jnp.bool)
-    memory = compile_step(chip, runner.decode_step, pool, active).memory_analysis()
+    memory = compile_step(chip, decode_one, pool, active, jax.ShapeDtypeStruct((), jnp.int32)).memory_analysis()
     taken = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     taken += memory.temp_size_in_bytes
     assert plan(LAYERS, DEVICES["v5e"], 2).memory_bytes(ROWS) == pytest.approx(taken, rel=0.05)

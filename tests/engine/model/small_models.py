@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from roost.engine.model.config import ModelConfig, read_config
+from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import Griffin, Params, abstract_model
+from roost.engine.model.source import ModelSource, open_model
 from roost.engine.model.state import ModelState, RecurrentState, zero_state
 from roost.engine.model.weights import Checkpoint, load_params, random_params
 from roost.engine.runner import _CPU_OPTIONS as CPU_OPTIONS
@@ -55,11 +56,18 @@ def _forward(
     return model.logits(hidden), state
 
 
-def tiny_a(dtype: str = "float32", block: int = 16) -> SmallModel:
+def tiny_a(dtype: str = "float32", block: int = 16, *, matrices: str | None = None) -> SmallModel:
     """The golden model."""
-    config, kind = read_config(TINY_A / "hf" / "config.json"), jnp.dtype(dtype)
-    graph, abstract = abstract_model(config, kind, jnp.dtype("float32"))
-    with Checkpoint(config, sorted((TINY_A / "hf").glob("*.safetensors"))) as checkpoint:
+    return read_model(open_model(str(TINY_A / "hf")), dtype, block, matrices=matrices)
+
+
+def read_model(source: ModelSource, dtype: str, block: int, *, matrices: str | None = None) -> SmallModel:
+    """A checkpoint, its matrices in a type of their own if one is given."""
+    config, kind = source.config, jnp.dtype(dtype)
+    graph, abstract = abstract_model(
+        config, kind, jnp.dtype("float32"), matrix_dtype=None if matrices is None else jnp.dtype(matrices)
+    )
+    with Checkpoint(config, source.weights) as checkpoint:
         return SmallModel(config, graph, load_params(checkpoint, abstract), kind, block)
 
 
@@ -96,5 +104,6 @@ def row_of(state: ModelState, row: int) -> list[np.ndarray]:
         if isinstance(layer, RecurrentState):
             arrays += [layer.h[row], layer.conv[:, row]]
         else:
-            arrays += [layer.keys[row], layer.values[row]]
+            ((whole,),) = layer.rings
+            arrays += [ring[row] for ring in whole]
     return [np.asarray(x) for x in arrays]

@@ -16,7 +16,7 @@ from reference_griffin import reference_logits
 from roost.engine.config import PREFILL_BLOCK
 from roost.engine.model.config import ModelConfig, cycle
 from roost.engine.model.layers import rope_angles
-from roost.engine.model.state import ModelState, clear_rows, copy_rows, put_rows, take_rows
+from roost.engine.model.state import ModelState, RecurrentState, copy_rows, join, put_rows, split, take_rows, zero_state
 from small_models import CPU_OPTIONS, SmallModel, counting, noisy_model, ragged, row_of
 
 ROWS, STEPS, BLOCK = 2, 24, 4
@@ -140,7 +140,7 @@ def test_a_row_gives_the_same_bits_in_a_batch_of_any_size(any_model: SmallModel,
     _, pool = model.run(past, counting(lengths, PREFILL_BLOCK), model.zero(rows))
     tokens, positions = tokens[:, :steps], counting([steps] * rows, steps, lengths)
     expected, expected_state = model.run(tokens, positions, pool)
-    part = jax.jit(take_rows)(pool, jnp.array(fewer, jnp.int32), jnp.zeros(len(fewer), jnp.bool))
+    part = jax.jit(take_rows)((pool,), jnp.array(fewer, jnp.int32), jnp.zeros(len(fewer), jnp.bool))
     logits, state = model.run(tokens[fewer], positions[fewer], part)
     np.testing.assert_array_equal(logits, expected[fewer])
     for index, row in enumerate(fewer):
@@ -176,7 +176,7 @@ def test_a_fresh_row_reads_nothing_of_the_last_tenant(model: SmallModel) -> None
     tokens = np.arange(ROWS * STEPS, dtype=np.int32).reshape(ROWS, STEPS)
     positions = counting([STEPS, 2], STEPS)
     dirty = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), model.zero(3))
-    fresh = take_rows(dirty, jnp.array([2, 0], jnp.int32), jnp.ones(2, jnp.bool))
+    fresh = take_rows((dirty,), jnp.array([2, 0], jnp.int32), jnp.ones(2, jnp.bool))
     logits, state = model.run(tokens, positions, fresh)
     expected, expected_state = model.run(tokens, positions, model.zero(ROWS))
     for row, length in enumerate((STEPS, 2)):
@@ -184,53 +184,68 @@ def test_a_fresh_row_reads_nothing_of_the_last_tenant(model: SmallModel) -> None
         equal_row(state, row, expected_state, row)
 
 
-def random_state(model: SmallModel, rows: int, seed: int) -> ModelState:
+GROUPS = (3, 1)
+"""Of a pool of four rows; its rings are cut into blocks of 2, 2 and 3 rows."""
+
+
+def random_pool(model: SmallModel, seed: int) -> tuple[ModelState, ...]:
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), model.zero(rows))
+    zeros = tuple(zero_state(model.config, rows, model.dtype, (2, 2, 3)) for rows in GROUPS)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), zeros)
 
 
-@given(
-    rows=st.permutations(range(4)).map(lambda order: order[:3]), fresh=st.lists(st.booleans(), min_size=3, max_size=3)
-)
+def rows_of(pool: tuple[ModelState, ...]) -> ModelState:
+    """All rows of a pool, as one group with whole rings."""
+    rows = jnp.arange(sum(GROUPS), dtype=jnp.int32)
+    return jax.jit(take_rows)(pool, rows, jnp.zeros(len(rows), jnp.bool))
+
+
+@given(rows=st.lists(st.sampled_from([0, 1, 2, 3, 4, 9]), min_size=1, max_size=3), fresh=st.booleans())
 @settings(max_examples=20)
-def test_take_rows_copies_or_clears(model: SmallModel, rows: list[int], fresh: list[bool]) -> None:
-    pool = random_state(model, 4, seed=5)
-    taken = jax.jit(take_rows)(pool, jnp.array(rows, jnp.int32), jnp.array(fresh, jnp.bool))
-    for index, (row, is_fresh) in enumerate(zip(rows, fresh, strict=True)):
-        equal_row(taken, index, model.zero(1) if is_fresh else pool, 0 if is_fresh else row)
+def test_take_rows_copies_or_clears(model: SmallModel, rows: list[int], fresh: bool) -> None:
+    """Rows 4 and 9 are past the end, and so all zeros; the first row may be fresh."""
+    pool = random_pool(model, seed=5)
+    taken = jax.jit(take_rows)(pool, jnp.array(rows, jnp.int32), jnp.array([fresh] + [False] * (len(rows) - 1)))
+    for index, row in enumerate(rows):
+        if row > 3 or (fresh and index == 0):
+            equal_row(taken, index, model.zero(1), 0)
+            continue
+        group, local = divmod(row, GROUPS[0])
+        for layer, expected in zip(taken, pool[group], strict=True):
+            pieces = jax.tree.map(lambda x: np.asarray(x), (layer, expected))
+            if isinstance(layer, RecurrentState):
+                np.testing.assert_array_equal(pieces[0].h[index], pieces[1].h[local])
+                np.testing.assert_array_equal(pieces[0].conv[:, index], pieces[1].conv[:, local])
+            else:
+                for side in range(2):
+                    blocks = [block[side][local] for block in pieces[1].rings[0]]
+                    np.testing.assert_array_equal(pieces[0].rings[0][0][side][index], np.concatenate(blocks))
 
 
-@given(rows=st.permutations([0, 1, 2, 3, 4, 9]).map(lambda order: order[:3]))
+@given(rows=st.permutations([0, 1, 2, 3, 4, 9]).map(lambda order: order[:3]), count=st.integers(1, 3))
 @settings(max_examples=20)
-def test_put_rows_writes_the_rows_named_and_no_others(model: SmallModel, rows: list[int]) -> None:
+def test_put_rows_writes_the_rows_named_and_no_others(model: SmallModel, rows: list[int], count: int) -> None:
     """Rows 4 and 9 are past the end: they are dropped."""
-    pool, new = random_state(model, 4, seed=6), random_state(model, 3, seed=7)
-    after = jax.jit(put_rows)(pool, jnp.array(rows, jnp.int32), new)
+    pool, rows = random_pool(model, seed=6), rows[:count]
+    new = jax.tree.map(lambda x: x + 1, jax.jit(take_rows)(pool, jnp.arange(count), jnp.zeros(count, jnp.bool)))
+    before, after = rows_of(pool), rows_of(jax.jit(put_rows)(pool, jnp.array(rows, jnp.int32), new))
     for row in range(4):
-        equal_row(after, row, new if row in rows else pool, rows.index(row) if row in rows else row)
+        equal_row(after, row, new if row in rows else before, rows.index(row) if row in rows else row)
 
 
-@given(pairs=st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0, 1, 2, 3, 4, 9])), min_size=3, max_size=3))
+@given(pairs=st.permutations([0, 1, 2, 3, 9]).map(lambda order: order[:3]), sources=st.permutations(range(4)))
 @settings(max_examples=20)
-def test_copy_rows_makes_one_pair_after_the_other(model: SmallModel, pairs: list[tuple[int, int]]) -> None:
-    """So a copy of a copy is one of the first; targets 4 and 9 are past the end."""
-    pool = random_state(model, 4, seed=8)
-    sources, targets = (jnp.array(rows, jnp.int32) for rows in zip(*pairs, strict=True))
-    after, holds = jax.jit(copy_rows)(pool, sources, targets), [0, 1, 2, 3]
-    for source, target in pairs:
-        if target < 4:
-            holds[target] = holds[source]
+def test_copy_rows_reads_all_before_it_writes(model: SmallModel, pairs: list[int], sources: list[int]) -> None:
+    pool = random_pool(model, seed=8)
+    copied = jax.jit(copy_rows)(pool, jnp.array(sources[:3], jnp.int32), jnp.array(pairs, jnp.int32))
+    before, after = rows_of(pool), rows_of(copied)
     for row in range(4):
-        equal_row(after, row, pool, holds[row])
+        equal_row(after, row, before, sources[pairs.index(row)] if row in pairs else row)
 
 
-@given(rows=st.permutations([0, 1, 2, 3, 4, 9]).map(lambda order: order[:3]))
-@settings(max_examples=20)
-def test_clear_rows_clears_the_rows_named_and_no_others(model: SmallModel, rows: list[int]) -> None:
-    pool = random_state(model, 4, seed=9)
-    after = jax.jit(clear_rows)(pool, jnp.array(rows, jnp.int32))
-    for row in range(4):
-        equal_row(after, row, model.zero(1) if row in rows else pool, 0 if row in rows else row)
+def test_split_undoes_join(model: SmallModel) -> None:
+    pool = random_pool(model, seed=9)
+    jax.tree.map(np.testing.assert_array_equal, split(join(pool), GROUPS), pool)
 
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")

@@ -1,0 +1,391 @@
+"""Checks and times every kernel on the machine at hand.
+
+    python benchmarks/kernels.py [--backend xla|gpu|tpu] [--only NAME ...] [--json]
+
+The backend is the machine's own if none is given. Each kernel is first compared with its float64 reference at a small
+shape, with rows idle, begun, going on and padded, in float32 and bfloat16: a kernel that is wrong is reported, is not
+timed, and makes the exit status 1. Then it is timed at the shapes of RecurrentGemma 2B (on a CPU with fewer rows and
+steps), with full windows, and beside it what XLA makes of the same; the RG-LRU also in the other formulations that JAX
+has for a linear recurrence. Rounds alternate between them, and each time is the median of the rounds. The bytes are
+those that must move: each input and output once.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orjson
+from rich.console import Console
+from rich.table import Table
+from roost.kernels import gated_mlp, recurrent_block
+from roost.kernels.causal_conv1d import causal_conv1d
+from roost.kernels.causal_conv1d.reference import causal_conv1d_reference
+from roost.kernels.gated_mlp.reference import gated_mlp_reference
+from roost.kernels.recurrent_block.reference import recurrent_block_reference
+from roost.kernels.rg_lru import rg_lru
+from roost.kernels.rg_lru.reference import rg_lru_reference
+from roost.kernels.rg_lru.sequential import decay_and_input, rg_lru_sequential
+from roost.kernels.window_attention import decode_attention, prefill_attention
+from roost.kernels.window_attention.reference import window_attention_reference
+
+MACHINES = {"cpu": "xla", "gpu": "gpu", "tpu": "tpu"}
+TOLERANCE = {"float32": 2e-4, "bfloat16": 4e-2}
+ROUNDS, ROUND_SECONDS = 9, 0.1
+TAPS = 4
+QUERY_BLOCK = 64
+
+type Arrays = tuple[np.ndarray, ...]
+type Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """B rows, T steps, N heads or gate blocks of d channels each, and the window."""
+
+    rows: int
+    steps: int
+    heads: int = 10
+    size: int = 256
+    window: int = 2048
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.size
+
+    def __str__(self) -> str:
+        return f"{self.rows} x {self.steps}"
+
+
+SMALL = Shape(rows=5, steps=64, heads=2, size=128, window=48)
+
+
+class Kernel(NamedTuple):
+    """How one kernel is called, checked and counted."""
+
+    draw: Callable[[np.random.Generator, Shape, Any], Arrays]
+    """Its arguments but the positions, which are the last."""
+    reference: Function
+    """In float64, as a list of outputs, the first of them `[B, T, ...]`."""
+    on: Callable[[str], dict[str, Function]]
+    """For a backend, what there is to compare: the kernel itself first, with outputs like the reference's."""
+    one_step: bool = False
+    more_bytes: Callable[[Shape], int] = lambda shape: 0
+    """That must move, and are neither an argument's nor an output's."""
+
+
+class Measure(NamedTuple):
+    """One way to compute one kernel: its distance from the reference, and its speed where that is small enough."""
+
+    kernel: str
+    way: str
+    shape: str
+    dtype: str
+    error: float
+    right: bool
+    milliseconds: float | None = None
+    megabytes: float | None = None
+    gigabytes_per_second: float | None = None
+
+
+# --- the RG-LRU and its formulations
+
+
+def draw_scan(rng: np.random.Generator, shape: Shape, dtype: Any) -> Arrays:
+    x, input_gate, recurrence_gate = rng.standard_normal((3, shape.rows, shape.steps, shape.width), np.float32)
+    log_decay = -np.exp(rng.standard_normal(shape.width, np.float32) - 2)
+    return x, input_gate, recurrence_gate, log_decay, rng.standard_normal((shape.rows, shape.width), np.float32)
+
+
+def unrolled(a: jax.Array, b: jax.Array, h0: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
+    """`lax.scan` over time, some steps in one iteration."""
+
+    def step(h: jax.Array, ab: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        h = ab[0] * h + ab[1]
+        return h, h
+
+    last, y = jax.lax.scan(step, h0, (jnp.moveaxis(a, 1, 0), jnp.moveaxis(b, 1, 0)), unroll=steps)
+    return jnp.moveaxis(y, 0, 1), last
+
+
+def compose(first: tuple[jax.Array, jax.Array], then: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return first[0] * then[0], then[0] * first[1] + then[1]
+
+
+def associative(a: jax.Array, b: jax.Array, h0: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`lax.associative_scan`: more work, in fewer steps that depend on each other."""
+    decay, own = jax.lax.associative_scan(compose, (a, b), axis=1)
+    y = decay * h0[:, None] + own
+    return y, y[:, -1]
+
+
+def chunked(a: jax.Array, b: jax.Array, h0: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """All chunks side by side, each from zero on, and what reaches a chunk from the one before is added after."""
+    rows, steps, width = a.shape
+    a, b = (v.reshape(rows * steps // chunk, chunk, width) for v in (a, b))
+    own, _ = unrolled(a, b, jnp.zeros_like(b[:, 0]), 1)
+    decay, _ = unrolled(a, jnp.zeros_like(b), jnp.ones_like(b[:, 0]), 1)
+    own, decay = (v.reshape(rows, -1, chunk, width) for v in (own, decay))
+    ends, _ = unrolled(decay[:, :, -1], own[:, :, -1], h0, 1)
+    starts = jnp.concatenate([h0[:, None], ends[:, :-1]], axis=1)
+    y = (decay * starts[:, :, None] + own).reshape(rows, steps, width)
+    return y, y[:, -1]
+
+
+FORMULATIONS: dict[str, Function] = {
+    "lax.scan, unroll 8": partial(unrolled, steps=8),
+    "associative_scan": associative,
+    "chunks of 64": partial(chunked, chunk=64),
+}
+
+
+def scans(backend: str) -> dict[str, Function]:
+    def formulation(scan: Function, *arguments: jax.Array) -> Any:
+        *gates, h0, positions = arguments
+        return scan(*decay_and_input(*gates, positions), h0)
+
+    others = {name: partial(formulation, scan) for name, scan in FORMULATIONS.items()}
+    return ways(backend, rg_lru) | others
+
+
+def ways(backend: str, function: Function) -> dict[str, Function]:
+    """A function on its backend and, if that is another one, on XLA."""
+    return {name: partial(function, backend=name) for name in dict.fromkeys((backend, "xla"))}
+
+
+def gradient(function: Function, *arguments: jax.Array) -> Any:
+    """By all arguments, of the sum of all outputs of tokens and of the last states."""
+    *inputs, positions = arguments
+
+    def total(*inputs: jax.Array) -> jax.Array:
+        y, last = function(*inputs, positions)
+        return jnp.sum(jnp.where((positions >= 0)[..., None], y, 0.0)) + jnp.sum(last)
+
+    return jax.grad(total, argnums=tuple(range(len(inputs))))(*inputs)
+
+
+def gradient_reference(*arguments: np.ndarray) -> list[np.ndarray]:
+    """JAX's own, of the plain loop in float64."""
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        wide = [jnp.asarray(v, jnp.float64) for v in arguments[:-1]]
+        return [np.asarray(v) for v in gradient(rg_lru_sequential, *wide, jnp.asarray(arguments[-1]))]
+
+
+# --- attention and the convolution
+
+
+def draw_attention(rng: np.random.Generator, shape: Shape, dtype: Any) -> Arrays:
+    rows, steps, heads, size = shape.rows, shape.steps, shape.heads, shape.size
+    q = rng.standard_normal((rows, steps, heads, size), np.float32)
+    k, v = rng.standard_normal((2, rows, steps, size), np.float32)
+    ring_k, ring_v = rng.standard_normal((2, rows, shape.window, size), np.float32)
+    return tuple(x.astype(dtype) for x in (q, k, v, ring_k, ring_v))
+
+
+def attend_reference(*arguments: np.ndarray) -> list[np.ndarray]:
+    return [window_attention_reference(*arguments)[0]]
+
+
+def decode(q: Any, k: Any, v: Any, ring_k: Any, ring_v: Any, positions: Any, backend: Any) -> Any:
+    rings = (((ring_k, ring_v),),)
+    out, _ = decode_attention(q[:, 0], k[:, 0], v[:, 0], rings, positions[:, 0], backend)
+    return [out[:, None]]
+
+
+def prefill(q: Any, k: Any, v: Any, ring_k: Any, ring_v: Any, positions: Any, backend: Any) -> Any:
+    out, _ = prefill_attention(q, k, v, (ring_k, ring_v), positions, QUERY_BLOCK, backend)
+    return [out]
+
+
+def draw_conv(rng: np.random.Generator, shape: Shape, dtype: Any) -> Arrays:
+    x = rng.standard_normal((shape.rows, shape.steps, shape.width), np.float32)
+    weight, bias = np.split(rng.standard_normal((TAPS + 1, shape.width), np.float32), [TAPS])
+    state = rng.standard_normal((TAPS - 1, shape.rows, shape.width), np.float32)
+    return x.astype(dtype), weight, bias[0], state.astype(dtype)
+
+
+# --- what only TPUs have a kernel for
+
+
+def draw_block(rng: np.random.Generator, shape: Shape, dtype: Any) -> Arrays:
+    x, conv_weight, conv_bias, conv = draw_conv(rng, shape, dtype)
+    *_, log_decay, h = draw_scan(rng, replace(shape, steps=1), dtype)
+    xy = np.concatenate([x, x], axis=-1)
+    weight = rng.standard_normal((shape.heads, shape.size, 2 * shape.size), np.float32) / np.sqrt(shape.size)
+    bias = np.zeros((shape.heads, 2 * shape.size), np.float32)
+    return xy, conv_weight, conv_bias, weight.astype(dtype), bias, log_decay, conv, h
+
+
+def block_reference(*arguments: np.ndarray) -> list[np.ndarray]:
+    out, _, h = recurrent_block_reference(*arguments)
+    return [out, h]
+
+
+def recurrent_step(xy: Any, *arguments: Any) -> Any:
+    *weights, positions = arguments
+    out, _, h = recurrent_block.recurrent_step_tpu(xy[:, 0], *weights, positions[:, 0])
+    return [out[:, None], h]
+
+
+def draw_mlp(rng: np.random.Generator, shape: Shape, dtype: Any) -> Arrays:
+    width, hidden = shape.width, 3 * shape.width
+    x = rng.standard_normal((shape.rows, 1, width), np.float32).astype(dtype)
+    gate_up = (rng.standard_normal((2 * hidden, width), np.float32) / np.sqrt(width)).astype(dtype)
+    down = (rng.standard_normal((width, hidden), np.float32) / np.sqrt(hidden)).astype(dtype)
+    return x, gate_up, np.zeros(2 * hidden, np.float32), down, np.zeros(width, np.float32)
+
+
+def mlp_reference(x: np.ndarray, *weights: np.ndarray) -> list[np.ndarray]:
+    return [gated_mlp_reference(x[:, 0], *weights[:-1])[:, None]]
+
+
+def mlp(x: Any, *weights: Any) -> Any:
+    return [gated_mlp.gated_mlp_tpu(x[:, 0], *weights[:-1])[:, None]]
+
+
+def on_tpus(function: Function) -> Callable[[str], dict[str, Function]]:
+    return lambda backend: {"tpu": function} if backend == "tpu" else {}
+
+
+KERNELS = {
+    "rg_lru": Kernel(draw_scan, lambda *a: list(rg_lru_reference(*a)), scans),
+    "rg_lru gradient": Kernel(
+        draw_scan,
+        gradient_reference,
+        lambda backend: {name: partial(gradient, function) for name, function in ways(backend, rg_lru).items()},
+        more_bytes=lambda shape: 2 * 4 * shape.rows * shape.steps * shape.width,  # dy, and h of every step
+    ),
+    "decode attention": Kernel(draw_attention, attend_reference, lambda backend: ways(backend, decode), one_step=True),
+    "prefill attention": Kernel(draw_attention, attend_reference, lambda backend: ways(backend, prefill)),
+    "causal_conv1d": Kernel(
+        draw_conv, lambda *a: list(causal_conv1d_reference(*a)), lambda backend: {"xla": causal_conv1d}
+    ),
+    "recurrent step": Kernel(draw_block, block_reference, on_tpus(recurrent_step), one_step=True),
+    "recurrent chunk": Kernel(draw_block, block_reference, on_tpus(recurrent_block.recurrent_chunk_tpu)),
+    "gated_mlp": Kernel(draw_mlp, mlp_reference, on_tpus(mlp), one_step=True),
+}
+
+
+# --- checking and timing
+
+
+def draw_positions(rng: np.random.Generator, shape: Shape, mixed: bool) -> np.ndarray:
+    """Everywhere behind a full window; or mixed: idle, begun and going on, with padding behind the tokens."""
+    positions = 2 * shape.window + np.tile(np.arange(shape.steps, dtype=np.int32), (shape.rows, 1))
+    if mixed:
+        starts = rng.permutation([0, 0, 7, shape.window, 3 * shape.window])
+        positions += (starts - 2 * shape.window)[:, None].astype(np.int32)
+        positions[np.arange(shape.steps) >= rng.integers(1, shape.steps + 1, (shape.rows, 1))] = -1
+        positions[rng.integers(shape.rows)] = -1
+    return positions
+
+
+def error_of(kernel: Kernel, way: Function, dtype: str) -> float:
+    """The greatest distance from the reference in what tokens give, relative where the reference is above 1."""
+    rng = np.random.default_rng(0)
+    shape = replace(SMALL, steps=1) if kernel.one_step else SMALL
+    arguments = (*kernel.draw(rng, shape, jnp.dtype(dtype)), draw_positions(rng, shape, mixed=True))
+    expected = kernel.reference(*(v.astype(np.float32) if v.dtype == jnp.bfloat16 else v for v in arguments))
+    actual = [np.asarray(v, np.float64) for v in jax.jit(way)(*arguments)]
+    valid = arguments[-1] >= 0
+    pairs = [(actual[0][valid], expected[0][valid]), *zip(actual[1:], expected[1:], strict=True)]
+    return max(float(np.max(np.abs(one - other) / (1 + np.abs(other)))) for one, other in pairs)
+
+
+def medians(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Seconds of each, from rounds that alternate between them."""
+    counts: dict[str, int] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for name, run in runs.items():
+        jax.block_until_ready(run())
+        counts[name] = max(1, int(ROUND_SECONDS / elapsed(run, 2)))
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            seconds[name].append(elapsed(run, counts[name]))
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def elapsed(run: Callable[[], Any], times: int) -> float:
+    """Seconds of one of so many calls; a device may queue them."""
+    start = time.perf_counter()
+    for _ in range(times - 1):
+        run()
+    jax.block_until_ready(run())
+    return (time.perf_counter() - start) / times
+
+
+def measure(name: str, backend: str, dtype: str, shape: Shape) -> Iterator[Measure]:
+    """Every way to compute a kernel."""
+    kernel, rng = KERNELS[name], np.random.default_rng(1)
+    candidates = kernel.on(backend)
+    errors = {way: error_of(kernel, function, dtype) for way, function in candidates.items()}
+    arguments = jax.device_put((*kernel.draw(rng, shape, jnp.dtype(dtype)), draw_positions(rng, shape, mixed=False)))
+    right = {way: jax.jit(candidates[way]) for way, error in errors.items() if error <= TOLERANCE[dtype]}
+    seconds = medians({way: partial(function, *arguments) for way, function in right.items()})
+    for way, error in errors.items():
+        found = Measure(name, way, str(shape), dtype, error, way in right)
+        if way in right:
+            outputs = jax.eval_shape(candidates[way], *arguments)
+            moved = sum(v.size * v.dtype.itemsize for v in jax.tree.leaves((arguments, outputs)))
+            moved += kernel.more_bytes(shape)
+            found = found._replace(
+                milliseconds=1e3 * seconds[way],
+                megabytes=moved / 1e6,
+                gigabytes_per_second=moved / 1e9 / seconds[way],
+            )
+        yield found
+
+
+def measure_all(backend: str, names: list[str], on_cpu: bool) -> Iterator[Measure]:
+    few, many = (Shape(8, 1), Shape(1, 512)) if on_cpu else (Shape(64, 1), Shape(1, 2048))
+    for name in names:
+        kernel = KERNELS[name]
+        dtypes = ["float32"] if kernel.draw is draw_scan else ["float32", "bfloat16"]
+        for dtype in dtypes:
+            yield from measure(name, backend, dtype, few if kernel.one_step else many)
+
+
+def as_table(measures: list[Measure], title: str) -> Table:
+    table = Table(title=title)
+    for name in ("kernel", "way", "rows x steps", "type", "error", "ms", "MB", "GB/s"):
+        table.add_column(name, justify="left" if name in ("kernel", "way", "type") else "right")
+    for m in measures:
+        speed = ["WRONG", "", ""]
+        if m.milliseconds is not None:
+            speed = [f"{m.milliseconds:.3f}", f"{m.megabytes:.1f}", f"{m.gigabytes_per_second:.1f}"]
+        table.add_row(m.kernel, m.way, m.shape, m.dtype, f"{m.error:.1e}", *speed)
+    return table
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--backend", choices=sorted(set(MACHINES.values()) | {"xla"}))
+    arguments.add_argument("--only", nargs="*", choices=KERNELS, default=list(KERNELS))
+    arguments.add_argument("--json", action="store_true", help="one line for each way to compute a kernel")
+    options = arguments.parse_args()
+    machine = jax.default_backend()
+    backend = options.backend or MACHINES[machine]
+    if backend not in ("xla", MACHINES[machine]):
+        arguments.error(f"this machine is a {machine}: it cannot run kernels for a {backend}")
+    where = {"backend": backend, "device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    measures = []
+    for found in measure_all(backend, options.only, machine == "cpu"):
+        measures.append(found)
+        if options.json:
+            print(orjson.dumps(found._asdict() | where).decode(), flush=True)
+        else:
+            print(f"{found.kernel}, {found.way}, {found.dtype}: done", file=sys.stderr)
+    if not options.json:
+        Console(width=120).print(as_table(measures, "{backend} on {device}, jax {jax}".format(**where)))
+    return 0 if all(found.right for found in measures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

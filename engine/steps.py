@@ -1,0 +1,227 @@
+"""The device's programs, as functions of arrays: what a decode, a prefill and the moves between slots compute.
+
+Letters in shapes: R rows of a pool or a batch, T tokens of a chunk, D width, K tokens per row of one dispatch.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int32
+
+from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK
+from .model.griffin import Griffin, Params
+from .model.state import ModelState, copy_rows, join, num_rows, put_rows, split, take_rows
+from .sampler import Logprobs, Sampled, SamplingState, needs_logits, no_logprobs, sample, score
+
+type Graph = nnx.GraphDef[Griffin]
+
+
+class SlotState(NamedTuple):
+    """What is known of each slot beside the model's state.
+
+    Attributes:
+      tokens: the last one, which the next decode step reads.
+      positions: that token's position.
+      goes_on: false from the token on that ends the sequence: its state then stays as it is.
+      sampling: what its request asks for; set when its prompt has been read.
+    """
+
+    tokens: Int32[Array, " R"]
+    positions: Int32[Array, " R"]
+    goes_on: Bool[Array, " R"]
+    sampling: SamplingState
+
+
+class StatePool(NamedTuple):
+    """All slots, one row each; donated to every step and updated in place.
+
+    Attributes:
+      groups: the model's state, of slots that follow one another.
+      slots: of all of them.
+    """
+
+    groups: tuple[ModelState, ...]
+    slots: SlotState
+
+
+class PrefillInput(NamedTuple):
+    """A prefill batch as arrays. Rows of padding have length 0 and a slot past the pool.
+
+    Attributes:
+      tokens: of the chunk.
+      starts, lengths: the chunk's place in the prompt.
+      slots: rows of the pool.
+    """
+
+    tokens: Int32[Array, "R T"]
+    starts: Int32[Array, " R"]
+    lengths: Int32[Array, " R"]
+    slots: Int32[Array, " R"]
+
+
+class FirstTokenInput(NamedTuple):
+    """The rows of a prefill batch whose prompts end in it; the others have a slot past the pool.
+
+    Attributes:
+      slots: rows of the pool.
+      lengths: of the prompts, so also the positions of the tokens to be sampled.
+      sampling: what the requests ask for.
+    """
+
+    slots: Int32[Array, " R"]
+    lengths: Int32[Array, " R"]
+    sampling: SamplingState
+
+
+def decode_step(
+    graph: Graph,
+    most: int,
+    params: Params,
+    pool: StatePool,
+    active: Bool[Array, " R"],
+    steps: Int32[Array, ""],
+) -> tuple[StatePool, Sampled]:
+    """More tokens for the active ones of the first R slots; the others' state stays as it is, bit for bit.
+
+    Args:
+      graph, params: the model.
+      most: K, the bound of `steps`.
+      pool: all slots.
+      active: of the first R, which are whole groups.
+      steps: how many tokens; a row that ends before stays as its last token left it.
+
+    Returns:
+      The pool, and `[K, R]` tokens, of which those past a row's last one mean nothing.
+    """
+    model = nnx.merge(graph, params)
+    sizes = _sizes_of_first(pool, active.shape[0])
+    layers = join(pool.groups[: len(sizes)])
+    slots = jax.tree.map(lambda x: x[: active.shape[0]], pool.slots)
+    kind = jax.eval_shape(partial(_decode_once, model), layers, slots, active)[2]
+    results = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), kind)
+
+    def is_wanted(carry: _Carry) -> Bool[Array, ""]:
+        return (carry.done < steps) & jnp.any(active & carry.slots.goes_on)
+
+    def step(carry: _Carry) -> _Carry:
+        layers, slots, result = _decode_once(model, carry.layers, carry.slots, active)
+        results = jax.tree.map(lambda all, one: all.at[carry.done].set(one), carry.results, result)
+        return _Carry(carry.done + 1, layers, slots, results)
+
+    carry = _Carry(jnp.zeros((), jnp.int32), layers, slots, results)
+    carry = step(carry) if most == 1 else jax.lax.while_loop(is_wanted, step, carry)
+    groups = (*split(carry.layers, sizes), *pool.groups[len(sizes) :])
+    whole = jax.tree.map(lambda old, new: old.at[: new.shape[0]].set(new), pool.slots, carry.slots)
+    return StatePool(groups, whole), carry.results
+
+
+class _Carry(NamedTuple):
+    """What a decode step hands to the next one of the same dispatch."""
+
+    done: Int32[Array, ""]
+    layers: ModelState
+    slots: SlotState
+    results: Sampled
+
+
+def _sizes_of_first(pool: StatePool, rows: int) -> list[int]:
+    """How many rows each of the groups has that together have so many."""
+    sizes: list[int] = []
+    while sum(sizes) < rows:
+        sizes.append(num_rows(pool.groups[len(sizes)]))
+    return sizes
+
+
+def _decode_once(
+    model: Griffin, layers: ModelState, slots: SlotState, active: Bool[Array, " R"]
+) -> tuple[ModelState, SlotState, Sampled]:
+    live = active & slots.goes_on
+    hidden, layers = model(slots.tokens[:, None], jnp.where(live, slots.positions, -1)[:, None], layers, PREFILL_BLOCK)
+    positions = slots.positions + live
+    result = sample_or_greedy(model, hidden[:, 0], slots.sampling, slots.positions + 1, live)
+    tokens = jnp.where(live, result.tokens, slots.tokens)
+    goes_on = slots.goes_on & ~(live & _is_last(tokens, positions, slots.sampling))
+    return layers, SlotState(tokens, positions, goes_on, slots.sampling), result
+
+
+def sample_or_greedy(
+    model: Griffin, hidden: Float[Array, "R D"], state: SamplingState, positions: Int32[Array, " R"], live: Array
+) -> Sampled:
+    """`sample`, spared the logits on accelerators where every row wants the likeliest token and nothing else."""
+
+    def sampled() -> Sampled:
+        return sample(model.logits(hidden), state, positions, live)
+
+    if model.backend == "xla":
+        return sampled()
+    # Accelerators' compilers find the best logit without writing them, a megabyte for each row.
+    greedy = partial(greedy_sample, model, hidden)
+    result: Sampled = jax.lax.cond(jnp.any(live & needs_logits(state, positions)), sampled, greedy)
+    return result
+
+
+def greedy_sample(model: Griffin, hidden: Float[Array, "R D"]) -> Sampled:
+    """The likeliest tokens, and nothing else."""
+    tokens = jnp.argmax(model.logits(hidden), axis=-1).astype(jnp.int32)
+    return Sampled(tokens, no_logprobs(tokens.shape, model.config.vocab_size))
+
+
+def _is_last(tokens: Int32[Array, " R"], positions: Int32[Array, " R"], sampling: SamplingState) -> Bool[Array, " R"]:
+    """Whether a sequence ends with this token: by a stop id, or by its limit."""
+    return jnp.any(tokens[:, None] == sampling.stop_ids, axis=-1) | (positions >= sampling.last_position)
+
+
+def prefill_step(
+    graph: Graph, params: Params, pool: StatePool, inputs: PrefillInput
+) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"]]:
+    """Reads a chunk of prompt per row into its slot.
+
+    Returns:
+      The pool, the activations of all tokens, and those of each row's last one, for `MAX_PREFILL_ROWS` rows.
+    """
+    model = nnx.merge(graph, params)
+    steps = jnp.arange(inputs.tokens.shape[1])
+    positions = jnp.where(steps < inputs.lengths[:, None], inputs.starts[:, None] + steps, -1)
+    state = take_rows(pool.groups, inputs.slots, fresh=inputs.starts == 0)
+    if model.backend == "xla":  # whose compiler lets reads stray behind the writes below, and then copies the pool
+        state = jax.lax.optimization_barrier(state)
+    hidden, state = model(inputs.tokens, positions, state, PREFILL_BLOCK)
+    last = jnp.take_along_axis(hidden, jnp.maximum(inputs.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+    last = jnp.pad(last, ((0, MAX_PREFILL_ROWS - last.shape[0]), (0, 0)))
+    return pool._replace(groups=put_rows(pool.groups, inputs.slots, state)), hidden, last
+
+
+def first_token_step(
+    graph: Graph, params: Params, pool: StatePool, hidden: Float[Array, "R D"], inputs: FirstTokenInput
+) -> tuple[StatePool, Sampled]:
+    """Samples the token after each prompt and makes its slot ready to decode."""
+    model = nnx.merge(graph, params)
+    slots = inputs.slots
+    active = slots < pool.slots.tokens.shape[0]
+    sampled = sample(model.logits(hidden), inputs.sampling, inputs.lengths, active)
+    goes_on = ~_is_last(sampled.tokens, inputs.lengths, inputs.sampling)
+    new = SlotState(sampled.tokens, inputs.lengths, goes_on, inputs.sampling)
+    return pool._replace(slots=_put(pool.slots, slots, new)), sampled
+
+
+def score_step(graph: Graph, params: Params, hidden: Float[Array, "R T D"], targets: Int32[Array, "R T"]) -> Logprobs:
+    """Log-probabilities of the tokens that follow each token of a prefill batch."""
+    logits: Callable[[Array], Array] = nnx.merge(graph, params).logits
+    flat = score(logits, hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), PREFILL_BLOCK)
+    shaped: Logprobs = jax.tree.map(lambda x: x.reshape(*targets.shape, *x.shape[1:]), flat)
+    return shaped
+
+
+def copy_step(pool: StatePool, sources: Int32[Array, " R"], targets: Int32[Array, " R"]) -> StatePool:
+    """Copies slots with all that belongs to them onto others; a target past the pool is left out."""
+    taken = jax.tree.map(lambda x: x[sources], pool.slots)
+    return StatePool(copy_rows(pool.groups, sources, targets), _put(pool.slots, targets, taken))
+
+
+def _put(old: SlotState, slots: Int32[Array, " R"], new: SlotState) -> SlotState:
+    placed: SlotState = jax.tree.map(lambda x, y: x.at[slots].set(y, mode="drop"), old, new)
+    return placed

@@ -1,0 +1,224 @@
+"""Window attention for NVIDIA GPUs: each key and value that a program needs is loaded once, and no others.
+
+A program carries its softmax in registers while it walks along blocks of keys. Head sizes are filled up to a power of
+two with zeros as they are loaded, which changes no product; so are the queries up to a whole tile. Lanes that are
+masked load nothing.
+"""
+
+import functools
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Bool, Float, Int32
+
+from .ring import in_order, round_up
+from .softmax import Softmax, add_keys, no_keys, scores_of
+
+MIN_TILE: Final = 16
+"""The shortest side of a product's factor."""
+
+DECODE_BYTES: Final = 16 * 1024
+"""Of a block of keys in decode: so few, with their values and the next ones on their way, that several programs share
+a multiprocessor, and one reckons while another waits for memory."""
+
+PREFILL_BLOCKS: Final = {2: (64, 32 * 1024), 4: (32, 16 * 1024)}
+"""Queries of a program, and bytes of a block of keys, by the bytes of a number: about as much as the registers of eight
+warps hold at a head size of 256."""
+
+MIN_PROGRAMS: Final = 2 * 132
+"""Two for each multiprocessor of an H100: fewer rows than that share their rings out among several programs."""
+
+MIN_SPAN: Final = 128
+"""Keys in a program's share of a ring; what it writes is an eighth of what it reads then, or less (heads up to 16)."""
+
+
+def decode_attention_gpu(
+    q: Float[Array, "B N d"],
+    k: Float[Array, "B d"],
+    v: Float[Array, "B d"],
+    ring_k: Float[Array, "B W d"],
+    ring_v: Float[Array, "B W d"],
+    positions: Int32[Array, " B"],
+    *,
+    assumed_fill: float = 1.0,
+    interpret: Any = False,
+) -> Float[Array, "B N d"]:
+    """One query per row against the filled part of its ring and its own key; rings are only read.
+
+    The grid walks over rows and spans of their rings. Each program leaves a softmax over what is filled of its span,
+    and XLA joins them with the row's own key. Idle rows read nothing and give zeros. The output has the type of q.
+
+    Args:
+      q, k, v, ring_k, ring_v, positions: see `decode_attention`.
+      assumed_fill: how much of the rings the cost estimate takes to be filled.
+      interpret: as `pallas_call` has it.
+    """
+    rows, heads, size = q.shape
+    window = ring_k.shape[1]
+    block, width = _keys_per_block(ring_k, DECODE_BYTES), _power_of_two(size)
+    span = round_up(min(window, max(MIN_SPAN, pl.cdiv(rows * window, MIN_PROGRAMS))), block)
+    spans = pl.cdiv(window, span)
+    tile = _power_of_two(heads)
+    query = pl.BlockSpec((None, tile, width), lambda b, s: (b, 0, 0))
+    ring = pl.BlockSpec((None, spans * span, width), lambda b, s: (b, 0, 0))
+    column = pl.BlockSpec((None, None, tile, 1), lambda b, s: (b, s, 0, 0))
+    softmax = (rows, spans, heads)
+    moved = 2 * rows * window * size * ring_k.dtype.itemsize * assumed_fill
+    parts = pl.pallas_call(
+        functools.partial(_decode_kernel, size=size, heads=heads, window=window, span=span, block=block),
+        out_shape=[jax.ShapeDtypeStruct((*softmax, n), jnp.float32) for n in (1, 1, size)],
+        grid=(rows, spans),
+        in_specs=[pl.BlockSpec((1,), lambda b, s: (b,)), query, ring, ring],
+        out_specs=[column, column, pl.BlockSpec((None, None, tile, width), lambda b, s: (b, s, 0, 0))],
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+        cost_estimate=pl.CostEstimate(
+            flops=int(4 * rows * heads * window * size * assumed_fill),
+            bytes_accessed=int(moved) + q.size * q.dtype.itemsize + 4 * rows * spans * heads * (size + 2),
+            transcendentals=int(rows * heads * window * assumed_fill),
+        ),
+        interpret=interpret,
+        name="window_attention_decode",
+    )(positions, q, ring_k, ring_v)
+    return _join(q, k, v, Softmax(*parts), positions)
+
+
+def _keys_per_block(keys: Float[Array, "B K d"], num_bytes: int) -> int:
+    """As many as these bytes hold, within reason; more than 128 would only lengthen the last block."""
+    return max(MIN_TILE, min(128, num_bytes // (_power_of_two(keys.shape[2]) * keys.dtype.itemsize)))
+
+
+def _power_of_two(n: int) -> int:
+    """The least one that is neither below n nor too small for a product."""
+    return max(MIN_TILE, 1 << (n - 1).bit_length())
+
+
+def _decode_kernel(
+    position: Any, q: Any, ring_k: Any, ring_v: Any, top: Any, total: Any, mixed: Any,
+    *, size: int, heads: int, window: int, span: int, block: int,
+) -> None:  # fmt: skip
+    first = pl.program_id(1) * span
+    filled = jnp.clip(position[0], 0, window)
+    tile, width = q.shape
+    query = _load_rows(q, jnp.int32(0), jnp.arange(tile) < heads, size)
+
+    def step(j: Array, softmax: Softmax) -> Softmax:
+        start = first + j * block
+        known = start + jnp.arange(block) < filled
+        keys, values = (_load_rows(ring, start, known, size) for ring in (ring_k, ring_v))
+        scores = scores_of(query, keys) * size**-0.5
+        return add_keys(softmax, scores, jnp.broadcast_to(known[None], scores.shape), values)
+
+    blocks = pl.cdiv(jnp.clip(filled - first, 0, span), block)
+    softmax = jax.lax.fori_loop(0, blocks, step, no_keys(tile, width))
+    for ref, value in zip((top, total, mixed), softmax, strict=True):
+        _store_rows(ref, value, heads, min(size, ref.shape[1]))
+
+
+def _load_rows(ref: Any, start: Array, wanted: Bool[Array, " K"], size: int) -> Float[Array, "K D"]:
+    """Rows of `[*, D]` from `start` on, zeros where they are not wanted and behind the first `size` columns."""
+    inside = wanted[:, None] & (jnp.arange(ref.shape[1]) < size)[None]
+    loaded: Array = plgpu.load(ref.at[pl.ds(start, wanted.shape[0]), :], mask=inside, other=0.0)
+    return loaded
+
+
+def _store_rows(ref: Any, value: Float[Array, "K D"], rows: Any, size: int) -> None:
+    """The first `rows` and `size` columns of a tile."""
+    inside = (jnp.arange(value.shape[0]) < rows)[:, None] & (jnp.arange(value.shape[1]) < size)[None]
+    plgpu.store(ref, value.astype(ref.dtype), mask=inside)
+
+
+def _join(
+    q: Float[Array, "B N d"],
+    k: Float[Array, "B d"],
+    v: Float[Array, "B d"],
+    parts: Softmax,
+    positions: Int32[Array, " B"],
+) -> Float[Array, "B N d"]:
+    """The spans' softmaxes, `[B, S, N, ...]`, and the own key as one."""
+    own = jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32)[:, None], axis=-1, keepdims=True) * q.shape[-1] ** -0.5
+    top = jnp.maximum(own, jnp.max(parts.top, axis=1))
+    shrink, weight = jnp.exp(parts.top - top[:, None]), jnp.exp(own - top)
+    mixed = jnp.sum(shrink * parts.mixed, axis=1) + weight * v.astype(jnp.float32)[:, None]
+    total = jnp.sum(shrink * parts.total, axis=1) + weight
+    return jnp.where((positions >= 0)[:, None, None], mixed / total, 0.0).astype(q.dtype)
+
+
+def prefill_attention_gpu(
+    q: Float[Array, "B T N d"],
+    k: Float[Array, "B T d"],
+    v: Float[Array, "B T d"],
+    ring_k: Float[Array, "B W d"],
+    ring_v: Float[Array, "B W d"],
+    positions: Int32[Array, "B T"],
+    *,
+    interpret: Any = False,
+) -> Float[Array, "B T N d"]:
+    """A chunk of queries against the ring and the chunk; rings are only read.
+
+    Ring and chunk are laid out in the order of their positions, so that what a token sees is a band of W + 1 keys. A
+    tile of queries is some tokens with all their heads, as they lie in memory. Keys from before the document began and
+    those of padding are neither read nor reckoned; a tile of padding reads nothing and gives zeros.
+
+    Args:
+      q, k, v, ring_k, ring_v, positions: see `prefill_attention`; no document begins inside a row.
+      interpret: as `pallas_call` has it.
+    """
+    rows, steps, heads, size = q.shape
+    window = ring_k.shape[1]
+    tile, num_bytes = PREFILL_BLOCKS[q.dtype.itemsize]
+    block, width = _keys_per_block(ring_k, num_bytes), _power_of_two(size)
+    start = jnp.maximum(positions[:, 0], 0)
+    begin = window - jnp.minimum(start, window)  # where the first key that exists stands in the band
+    end = window + jnp.sum(positions >= 0, axis=1, dtype=jnp.int32)
+    all_k, all_v = (in_order(ring, new, start, block) for ring, new in ((ring_k, k), (ring_v, v)))
+    tiles = pl.cdiv(steps * heads, tile)
+    query = pl.BlockSpec((None, tile, width), lambda b, i: (b, i, 0))
+    key = pl.BlockSpec((None, all_k.shape[1], width), lambda b, i: (b, 0, 0))
+    limit = pl.BlockSpec((1,), lambda b, i: (b,))
+    keys_seen = rows * tiles * (window + pl.cdiv(tile, heads))
+    out: Array = pl.pallas_call(
+        functools.partial(_prefill_kernel, size=size, heads=heads, steps=steps, window=window, block=block),
+        out_shape=jax.ShapeDtypeStruct((rows, steps * heads, size), q.dtype),
+        grid=(rows, tiles),
+        in_specs=[limit, limit, query, key, key],
+        out_specs=query,
+        compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=2),
+        cost_estimate=pl.CostEstimate(
+            flops=4 * keys_seen * tile * size,
+            bytes_accessed=2 * keys_seen * size * all_k.dtype.itemsize + 2 * q.size * q.dtype.itemsize,
+            transcendentals=keys_seen * tile,
+        ),
+        interpret=interpret,
+        name="window_attention_prefill",
+    )(begin, end, q.reshape(rows, steps * heads, size), all_k, all_v)
+    return out.reshape(q.shape)
+
+
+def _prefill_kernel(
+    begin: Any, end: Any, q: Any, all_k: Any, all_v: Any, out: Any,
+    *, size: int, heads: int, steps: int, window: int, block: int,
+) -> None:  # fmt: skip
+    tile, width = q.shape
+    first = pl.program_id(1) * tile
+    left = steps * heads - first
+    query = _load_rows(q, jnp.int32(0), jnp.arange(tile) < left, size)
+    token = (first + jnp.arange(tile)) // heads
+    since, until = jnp.maximum(token, begin[0]), jnp.minimum(token + window + 1, end[0])
+
+    def step(j: Array, softmax: Softmax) -> Softmax:
+        place = j * block + jnp.arange(block)
+        exists = (place >= begin[0]) & (place < end[0])
+        keys, values = (_load_rows(ref, j * block, exists, size) for ref in (all_k, all_v))
+        visible = (place >= since[:, None]) & (place < until[:, None])
+        return add_keys(softmax, scores_of(query, keys) * size**-0.5, visible, values)
+
+    oldest, newest = first // heads, jnp.minimum((first + tile - 1) // heads, steps - 1)
+    is_padding = window + oldest >= end[0]
+    low = jnp.maximum(oldest, begin[0]) // block
+    high = jnp.where(is_padding, low, pl.cdiv(jnp.minimum(newest + window + 1, end[0]), block))
+    softmax = jax.lax.fori_loop(low, high, step, no_keys(tile, width))
+    total = jnp.where(softmax.total > 0.0, softmax.total, 1.0)
+    _store_rows(out, softmax.mixed / total, left, size)

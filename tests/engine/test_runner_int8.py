@@ -1,0 +1,58 @@
+"""The engine with `quantize="int8"`: a request gets the same alone and in a crowd, and most of what floats give."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from roost.engine import EngineConfig, ModelRunner, Request, SamplingParams, open_model
+from roost.engine.errors import ConfigError
+from test_runner import SLOTS, TINY, ids, serve
+
+CROWD: list[tuple[int, dict[str, Any]]] = [
+    (1, {"temperature": 0.0, "max_tokens": 12}),
+    (130, {"temperature": 0.0, "max_tokens": 9}),
+    (17, {"temperature": 1.5, "max_tokens": 12, "seed": 1}),
+    (64, {"temperature": 0.7, "max_tokens": 7, "top_k": 40, "seed": 2}),
+    (3, {"temperature": 0.0, "max_tokens": 1}),
+    (65, {"temperature": 0.0, "max_tokens": 12, "prompt_logprobs": 1}),
+    (2, {"temperature": 1.0, "max_tokens": 12, "top_p": 0.9, "seed": 3}),
+]
+"""Lengths of prompts and what is asked for; more requests than slots."""
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def runner(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
+    config = EngineConfig(SLOTS, prefill_chunk=64, dtype=request.param, quantize="int8")
+    runner = ModelRunner(open_model(str(TINY / "hf")), config)
+    yield runner
+    assert runner.compiles_since_ready == 0
+    runner.close()
+
+
+def test_in_a_crowd_a_request_gets_what_it_gets_alone(runner: ModelRunner) -> None:
+    """Tokens and log-probabilities, bit for bit."""
+    rng = np.random.default_rng(0)
+    crowd = [
+        Request(str(i), tuple(rng.integers(3, 320, length).tolist()), SamplingParams(logprobs=2, **params))
+        for i, (length, params) in enumerate(CROWD)
+    ]
+    alone = {request.id: serve(runner, [request])[request.id] for request in crowd}
+    for stagger in (0, 2):
+        assert serve(runner, crowd, stagger=stagger) == alone
+
+
+def test_most_greedy_tokens_are_the_official_ones(runner: ModelRunner) -> None:
+    """Each text up to its first difference, after which it is another text."""
+    same, params = [], SamplingParams(max_tokens=24, temperature=0.0)
+    with np.load(TINY / "golden.npz") as golden:
+        for i in range(3):
+            prompt, expected = golden[f"sampler_prompt_{i}"].ravel(), golden["sampler_alone_tokens"][i]
+            tokens = ids(serve(runner, [Request("a", tuple(prompt.tolist()), params)])["a"])
+            same.append(int(np.cumprod(np.array(tokens) == expected).sum()))
+    assert np.mean(same) >= 5, same
+
+
+def test_another_quantisation_is_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"\Aquantize must be int8 or None, not 'int4'\Z"):
+        EngineConfig(quantize="int4")

@@ -1,0 +1,91 @@
+"""Every kernel for GPUs becomes a Triton program for an H100 that is not there, at real shapes and at awkward ones."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.pallas import triton as plgpu
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+from roost.kernels import gated_mlp, recurrent_block
+from roost.kernels.rg_lru import rg_lru
+from roost.kernels.rg_lru.pallas_gpu import reverse_scan_gpu, rg_lru_gpu
+from roost.kernels.window_attention import decode_attention, prefill_attention
+from roost.kernels.window_attention.pallas_gpu import decode_attention_gpu, prefill_attention_gpu
+
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+
+F32, BF16, INT = jnp.dtype("float32"), jnp.dtype("bfloat16"), jnp.dtype("int32")
+H100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="cuda")
+
+SCANS = [(F32, 1, 2048, 2560), (F32, 8, 512, 4096), (BF16, 2, 70, 100), (F32, 3, 2, 24)]
+"""2B, 9B, then lengths and widths that fill no block."""
+
+ATTENTION = [(1, 2048, 10, 256, 2048), (64, 512, 16, 256, 2048), (4, 70, 4, 48, 50), (3, 33, 1, 16, 16)]
+"""(rows, steps, heads, size, window): 2B, 9B, then heads, sizes and windows that fill no block."""
+
+
+@pytest.fixture(autouse=True)
+def _on_an_h100() -> Iterator[None]:
+    with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=H100)):
+        yield
+
+
+def kernels_in(function: Callable[..., Any], *shapes: tuple[Any, ...]) -> list[str]:
+    """The names of the Triton kernels in a function of arguments given as (dtype, *shape)."""
+    arguments = [jax.ShapeDtypeStruct(shape, dtype) for dtype, *shape in shapes]
+    text = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    calls = text.split(f"@{plgpu.CUSTOM_CALL_TARGET_NAME}(")[1:]
+    return [call.split(' name = "')[1].split('"')[0] for call in calls]
+
+
+def scan_shapes(dtype: Any, rows: int, steps: int, width: int) -> list[tuple[Any, ...]]:
+    sequence = (dtype, rows, steps, width)
+    return [sequence, sequence, sequence, (F32, width), (F32, rows, width), (INT, rows, steps)]
+
+
+@pytest.mark.parametrize(("dtype", "rows", "steps", "width"), SCANS)
+def test_rg_lru(dtype: Any, rows: int, steps: int, width: int) -> None:
+    sequence, state = (F32, rows, steps, width), (F32, rows, width)
+    assert kernels_in(rg_lru_gpu, *scan_shapes(dtype, rows, steps, width)) == ["rg_lru"]
+    assert kernels_in(reverse_scan_gpu, sequence, sequence, state) == ["rg_lru_reverse"]
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize(("rows", "steps", "heads", "size", "window"), ATTENTION)
+def test_attention(dtype: Any, rows: int, steps: int, heads: int, size: int, window: int) -> None:
+    token, chunk, ring = (dtype, rows, size), (dtype, rows, steps, size), (dtype, rows, window, size)
+    assert kernels_in(decode_attention_gpu, (dtype, rows, heads, size), token, token, ring, ring, (INT, rows)) == [
+        "window_attention_decode"
+    ]
+    assert kernels_in(
+        prefill_attention_gpu, (dtype, rows, steps, heads, size), chunk, chunk, ring, ring, (INT, rows, steps)
+    ) == ["window_attention_prefill"]
+
+
+def test_the_backend_takes_them() -> None:
+    """A chunk's scan, its gradient and attention; a single step of the scan is XLA's."""
+
+    def loss(*arguments: jax.Array) -> jax.Array:
+        y, last = rg_lru(*arguments, "gpu")
+        return jnp.sum(y) + jnp.sum(last)
+
+    assert kernels_in(loss, *scan_shapes(F32, 2, 1, 24)) == []
+    assert kernels_in(loss, *scan_shapes(F32, 2, 8, 24)) == ["rg_lru"]
+    assert kernels_in(jax.grad(loss, argnums=range(5)), *scan_shapes(F32, 2, 8, 24)) == ["rg_lru", "rg_lru_reverse"]
+
+    def decode(q: jax.Array, k: jax.Array, ring: jax.Array, positions: jax.Array) -> Any:
+        return decode_attention(q, k, k, (((ring, ring),),), positions, "gpu")
+
+    def prefill(q: jax.Array, k: jax.Array, ring: jax.Array, positions: jax.Array) -> Any:
+        return prefill_attention(q, k, k, (ring, ring), positions, 8, "gpu")
+
+    ring = (F32, 2, 16, 48)
+    assert kernels_in(decode, (F32, 2, 4, 48), (F32, 2, 48), ring, (INT, 2)) == ["window_attention_decode"]
+    assert kernels_in(prefill, (F32, 2, 8, 4, 48), (F32, 2, 8, 48), ring, (INT, 2, 8)) == ["window_attention_prefill"]
+
+
+def test_what_only_tpus_have_is_not_promised_to_gpus() -> None:
+    assert not recurrent_block.has_kernel("gpu", 128)
+    assert not gated_mlp.has_kernel("gpu", 1, jnp.dtype("bfloat16"))

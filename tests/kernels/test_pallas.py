@@ -1,0 +1,119 @@
+"""What has a Pallas kernel for TPUs and one for GPUs: both, interpreted on a CPU, against the oracles."""
+
+from functools import partial
+
+import hypothesis.strategies as st
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from chunk_cases import SEEDS, positions
+from hypothesis import given, settings
+from interpreted import KERNELS, Kernels
+from roost.kernels.rg_lru.reference import rg_lru_reference
+from roost.kernels.window_attention.reference import window_attention_reference
+
+ROWS = 3
+
+close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return KERNELS[request.param]
+
+
+@pytest.mark.parametrize(("steps", "width"), [(1, 24), (20, 24), (20, 256), (300, 128)])
+@given(data=st.data(), seed=SEEDS)
+@settings(max_examples=10)
+def test_rg_lru(kernels: Kernels, steps: int, width: int, data: st.DataObject, seed: int) -> None:
+    """One block of time and several, channels in whole registers and not; resets anywhere, padding inert."""
+    where = data.draw(positions(ROWS, steps, several_documents=True))
+    rng = np.random.default_rng(seed)
+    x, input_gate, recurrence_gate = (2 * rng.normal(size=(3, ROWS, steps, width))).astype(np.float32)
+    log_decay = -np.exp(2 * rng.normal(size=width) - 2).astype(np.float32)
+    h0 = rng.normal(size=(ROWS, width)).astype(np.float32)
+    dirty = [
+        np.where((where >= 0)[..., None], values, np.float32("nan")) for values in (x, input_gate, recurrence_gate)
+    ]
+    y, last = kernels.scan(*dirty, log_decay, h0, where)
+    expected, expected_last = rg_lru_reference(x, input_gate, recurrence_gate, log_decay, h0, where)
+    close(np.asarray(y)[where >= 0], expected[where >= 0])
+    close(last, expected_last)
+    idle = np.all(where < 0, axis=1)
+    np.testing.assert_array_equal(np.asarray(last)[idle], h0[idle])
+
+
+@pytest.mark.parametrize(("steps", "width"), [(1, 24), (20, 24), (300, 128)])
+@given(seed=SEEDS)
+@settings(max_examples=10)
+def test_reverse_scan(kernels: Kernels, steps: int, width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, dy = rng.uniform(size=(2, ROWS, steps, width)).astype(np.float32)
+    dlast = rng.normal(size=(ROWS, width)).astype(np.float32)
+    expected, carry = np.zeros(a.shape), dlast.astype(np.float64)
+    for t in reversed(range(steps)):
+        expected[:, t] = dy[:, t] + carry
+        carry = a[:, t] * expected[:, t]
+    dh, dh0 = kernels.reverse_scan(a, dy, dlast)
+    close(dh, expected)
+    close(dh0, carry)
+
+
+@pytest.mark.parametrize(("window", "heads", "size"), [(16, 1, 8), (50, 3, 8), (1024, 2, 8), (300, 10, 48)])
+@given(seed=SEEDS, data=st.data())
+@settings(max_examples=10)
+def test_decode_attention(kernels: Kernels, window: int, heads: int, size: int, seed: int, data: st.DataObject) -> None:
+    """Idle rows, empty, part-filled and wrapped rings; what is not filled holds NaN and is never reckoned."""
+    place = st.integers(0, 3 * window)
+    where = np.array([data.draw(st.just(-1) | place) for _ in range(ROWS)], np.int32)
+    rng = np.random.default_rng(seed)
+    q = rng.normal(size=(ROWS, heads, size)).astype(np.float32)
+    k, v = rng.normal(size=(2, ROWS, size)).astype(np.float32)
+    ring_k, ring_v = rng.normal(size=(2, ROWS, window, size)).astype(np.float32)
+    unfilled = np.arange(window) >= where[:, None]
+    dirty = [np.where(unfilled[..., None], np.float32("nan"), ring) for ring in (ring_k, ring_v)]
+    out = np.asarray(kernels.decode(q, k, v, *dirty, where))
+    expected, *_ = window_attention_reference(q[:, None], k[:, None], v[:, None], ring_k, ring_v, where[:, None])
+    close(out[where >= 0], expected[where >= 0, 0])
+    np.testing.assert_array_equal(out[where < 0], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "window", "heads", "size"), [(12, 5, 2, 8), (40, 300, 1, 8), (300, 50, 3, 8), (20, 16, 10, 48)]
+)
+@given(seed=SEEDS, data=st.data())
+@settings(max_examples=8)
+def test_prefill_attention(
+    kernels: Kernels, steps: int, window: int, heads: int, size: int, seed: int, data: st.DataObject
+) -> None:
+    """Windows below and above the chunk, several blocks of queries and of keys, prompts at any place.
+
+    What is not filled of a ring holds NaN; padding, as a model makes it, finite numbers.
+    """
+    where = data.draw(positions(ROWS, steps))
+    rng = np.random.default_rng(seed)
+    q = rng.normal(size=(ROWS, steps, heads, size)).astype(np.float32)
+    k, v = rng.normal(size=(2, ROWS, steps, size)).astype(np.float32)
+    ring_k, ring_v = rng.normal(size=(2, ROWS, window, size)).astype(np.float32)
+    unfilled = np.arange(window) >= where[:, :1]
+    dirty = [np.where(unfilled[..., None], np.float32("nan"), ring) for ring in (ring_k, ring_v)]
+    out = np.asarray(kernels.prefill(q, k, v, *dirty, where))
+    expected, *_ = window_attention_reference(q, k, v, ring_k, ring_v, where)
+    close(out[where >= 0], expected[where >= 0])
+    assert np.isfinite(out).all()
+
+
+def test_bfloat16_stays_within_its_rounding(kernels: Kernels) -> None:
+    rng = np.random.default_rng(0)
+    where = np.tile(np.arange(30, 70, dtype=np.int32), (ROWS, 1))
+    qkv = rng.normal(size=(ROWS, 40, 4, 16)).astype(jnp.bfloat16)
+    ring_k, ring_v = rng.normal(size=(2, ROWS, 32, 16)).astype(jnp.bfloat16)
+    q, k, v = qkv[:, :, :2], qkv[:, :, 2], qkv[:, :, 3]
+    wide = [x.astype(np.float32) for x in (q, k, v, ring_k, ring_v)]
+    expected, *_ = window_attention_reference(*wide, where)
+    out = kernels.prefill(q, k, v, ring_k, ring_v, where)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(out), expected, rtol=0.02, atol=0.03)
+    one = kernels.decode(q[:, 0], k[:, 0], v[:, 0], ring_k, ring_v, where[:, 0])
+    assert one.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(one), expected[:, 0], rtol=0.02, atol=0.03)
