@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .bench.cli import app as bench
 from .failing import errors_in_one_line
 from .help import MODEL_HELP, QUANTIZE_HELP, shown_default
 from .settings import load_settings
@@ -17,6 +18,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(bench, name="bench")
 
 
 def _print_version(wanted: bool) -> bool:

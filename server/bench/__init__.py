@@ -1,0 +1,1 @@
+"""`roost bench`: how fast an engine, a server and a long text are."""

@@ -1,0 +1,243 @@
+"""The commands of `roost bench`. What is slow to import is imported when it is needed."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ..failing import errors_in_one_line
+from ..help import MODEL_HELP, QUANTIZE_HELP, shown_default
+from ..settings import Settings, SettingsError, load_settings
+
+app = typer.Typer(
+    help="Measure an engine, a server, or how speed depends on length.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+_USAGE = 2
+"""The exit status for options that cannot be used."""
+
+
+class Workload(StrEnum):
+    """What an engine may be given to do."""
+
+    prefill = "prefill"
+    decode = "decode"
+    mixed = "mixed"
+
+
+Model = Annotated[str | None, typer.Argument(help=MODEL_HELP, show_default=shown_default("model"), metavar="MODEL")]
+Slots = Annotated[
+    str | None,
+    typer.Option(
+        help="Requests that run at the same time: a number, or auto for what memory allows.",
+        show_default=shown_default("slots"),
+        metavar="auto|N",
+    ),
+]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", show_default=shown_default("dtype"))]
+Quantize = Annotated[str | None, typer.Option(help=QUANTIZE_HELP, metavar="int8", show_default="none")]
+PrefillChunk = Annotated[
+    int | None,
+    typer.Option(help="Prompt tokens read in one step.", show_default=shown_default("prefill_chunk")),
+]
+Seed = Annotated[
+    int | None, typer.Option(help="For random weights and for prompts.", show_default=shown_default("seed"))
+]
+Config = Annotated[
+    Path | None, typer.Option(help="A TOML file of settings, as `roost serve` reads it.", metavar="FILE")
+]
+JsonFile = Annotated[
+    str | None,
+    typer.Option("--json", help="Write everything as JSON; - is stdout.", metavar="FILE", show_default=False),
+]
+SvgFile = Annotated[
+    Path | None, typer.Option("--svg", help="Draw it; needs roost\\[bench].", metavar="FILE", show_default=False)
+]
+
+
+@app.command()
+def engine(
+    model: Model = None,
+    workload: Annotated[
+        list[Workload] | None,
+        typer.Option(help="May be given several times.", show_default="all three"),
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests that run at the same time.", show_default="the slots")
+    ] = None,
+    input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 512,
+    output_len: Annotated[int, typer.Option(min=1, help="Tokens to generate for each.")] = 128,
+    num_prompts: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Requests of a run of prefill or mixed; decode has one per slot in use.",
+            show_default="twice the concurrency",
+        ),
+    ] = None,
+    request_rate: Annotated[
+        str | None,
+        typer.Option(
+            help="For mixed: arrivals per second, with Poisson's gaps.",
+            show_default="every so many steps that all slots in use are busy",
+            metavar="R",
+        ),
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs of each workload; the table has medians.")] = 3,
+    slots: Slots = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    prefill_chunk: PrefillChunk = None,
+    seed: Seed = None,
+    config: Config = None,
+    json: JsonFile = None,
+) -> None:
+    """Run MODEL without HTTP: read prompts, decode, and both at once.
+
+    prefill reads prompts and takes one token of each; decode lets all requests decode together; mixed lets
+    requests arrive while others decode.
+    """
+    with errors_in_one_line(_USAGE):
+        flags = {"slots": slots, "dtype": dtype, "quantize": quantize, "prefill_chunk": prefill_chunk, "seed": seed}
+        settings = _settings(model=model, config=config, **flags)
+        from .arrivals import parse_rate
+        from .engine import Options, bench_engine
+        from .report import Outputs
+
+        rate = None if request_rate is None else parse_rate("--request-rate", request_rate)
+        workloads = [name.value for name in Workload if name in (workload or Workload)]
+        options = Options(settings, workloads, concurrency, input_len, output_len, num_prompts, rate, repeat)
+        status = bench_engine(options, Outputs(json))
+    raise typer.Exit(status)
+
+
+@app.command()
+def serve(
+    limits: Annotated[
+        list[str] | None, typer.Argument(help="Further limits of --goodput.", metavar="NAME:MS", hidden=True)
+    ] = None,
+    url: Annotated[str, typer.Option(help="The server, with or without /v1.")] = "http://127.0.0.1:8000",
+    model: Annotated[
+        str | None, typer.Option(help="Its id.", show_default="the first that the server lists", metavar="NAME")
+    ] = None,
+    endpoint: Annotated[Literal["completions", "chat"], typer.Option(help="Which API.")] = "completions",
+    request_rate: Annotated[
+        str | None,
+        typer.Option(
+            help="Requests per second, with Poisson's gaps, whether or not others have been answered.",
+            show_default="inf: all at once",
+            metavar="R",
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, help="Instead of a rate: requests under way at any time.", show_default=False),
+    ] = None,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Requests to measure.")] = 100,
+    input_len: Annotated[
+        str, typer.Option(help="Tokens (or words) of a prompt: 512, or 100:900 for any between.", metavar="N|LOW:HIGH")
+    ] = "512",
+    output_len: Annotated[str, typer.Option(help="max_tokens, in the same way.", metavar="N|LOW:HIGH")] = "128",
+    prompt_text: Annotated[
+        bool, typer.Option("--prompt-text", help="Send words, for servers that take no token ids.")
+    ] = False,
+    vocab_size: Annotated[int, typer.Option(min=2, help="Token ids are drawn below this.")] = 256,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Ask for full length; Roost, vLLM and SGLang know it.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")] = 0.0,
+    api_key: Annotated[
+        str | None, typer.Option(help="Sent as a bearer token.", metavar="KEY", show_default=False)
+    ] = None,
+    warmup: Annotated[int, typer.Option(min=0, help="Requests before, one after the other, that do not count.")] = 1,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 600.0,
+    goodput: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also count the requests within limits in ms: ttft:500 itl:50 tpot:50 e2e:5000.",
+            metavar="'NAME:MS ...'",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws prompts, lengths and arrival times.")] = 0,
+    json: JsonFile = None,
+    svg: SvgFile = None,
+) -> None:
+    """Measure a server from outside: any that speaks OpenAI's API, by streams.
+
+    Tokens are counted by the server; times are those of the chunks.
+    """
+    with errors_in_one_line(_USAGE):
+        if limits and not goodput:
+            raise SettingsError(f"{limits[0]!r}: no argument is expected; a server is given by --url")
+        if concurrency is not None and request_rate is not None:
+            raise SettingsError("--concurrency and --request-rate: give one of them")
+        from .arrivals import parse_rate
+        from .client import Address, UrlError
+        from .goodput import Objective
+        from .lengths import LengthRange
+        from .report import Outputs
+        from .serve import bench_serve
+        from .serve_options import Options
+
+        try:
+            address = Address.parse(url)
+        except UrlError as error:
+            raise SettingsError(f"--url {error}") from None
+        options = Options(
+            address=address,
+            url=url,
+            model=model,
+            endpoint=endpoint,
+            request_rate=parse_rate("--request-rate", request_rate or "inf"),
+            concurrency=concurrency,
+            num_prompts=num_prompts,
+            input_len=LengthRange.parse("--input-len", input_len),
+            output_len=LengthRange.parse("--output-len", output_len),
+            prompt_text=prompt_text,
+            vocab_size=vocab_size,
+            ignore_eos=ignore_eos,
+            temperature=temperature,
+            api_key=api_key,
+            warmup=warmup,
+            timeout_s=timeout,
+            goodput=Objective.parse("--goodput", [*(goodput or ()), *(limits or ())]),
+            seed=seed,
+        )
+        status = bench_serve(options, Outputs(json, svg))
+    raise typer.Exit(status)
+
+
+@app.command()
+def length(
+    model: Model = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Texts that grow at the same time.")] = 8,
+    input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 16,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens to generate for each.")] = 16384,
+    slots: Annotated[
+        str | None, typer.Option(help="Rows of a step: a number.", show_default="the concurrency", metavar="N")
+    ] = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    prefill_chunk: PrefillChunk = None,
+    seed: Seed = None,
+    config: Config = None,
+    json: JsonFile = None,
+    svg: SvgFile = None,
+) -> None:
+    """Let texts grow, and tell speed and memory at every doubling of their length."""
+    with errors_in_one_line(_USAGE):
+        flags = {"slots": slots, "dtype": dtype, "quantize": quantize, "prefill_chunk": prefill_chunk, "seed": seed}
+        settings = _settings(model=model, config=config, **flags)
+        from .length import Options, bench_length
+        from .report import Outputs
+
+        status = bench_length(Options(settings, concurrency, input_len, max_length), Outputs(json, svg))
+    raise typer.Exit(status)
+
+
+def _settings(**flags: Any) -> Settings:
+    return load_settings({name: value for name, value in flags.items() if value is not None})

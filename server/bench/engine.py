@@ -1,0 +1,167 @@
+"""`roost bench engine`: prompts and tokens per second of the engine alone, without HTTP, text or threads."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ...engine import EngineCore, Request, device_facts, open_model
+from ..settings import Settings, SettingsError
+from .arrivals import balanced_interval, poisson_times
+from .engine_driver import Driver, run_at, run_by_rounds, run_in_turn, run_together
+from .engine_loading import INTERRUPTED, load, make_request, model_facts, settings_as_json
+from .engine_result import summarize, table
+from .percentiles import median_of
+from .progress import Advance, progress_bar
+from .prompts import draw_token_ids
+from .report import Outputs, opening
+
+_MAX_QUEUE: Final = 10**6
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """
+    Attributes:
+      settings: the engine's; their seed draws the prompts, too.
+      workloads: of `prefill`, `decode` and `mixed`.
+      concurrency: requests that run at the same time; None takes as many as there are slots.
+      input_len, output_len: tokens of each prompt and of each answer.
+      num_prompts: of a run of `prefill` or `mixed`; None takes twice the concurrency. `decode` has `concurrency`.
+      request_rate: per second, for `mixed`; None lets requests come every so many rounds of the model.
+      repeat: runs of each workload.
+    """
+
+    settings: Settings
+    workloads: Sequence[str]
+    concurrency: int | None
+    input_len: int
+    output_len: int
+    num_prompts: int | None
+    request_rate: float | None
+    repeat: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is run, once it is known how many slots there are.
+
+    Attributes:
+      interval: rounds of the model between two arrivals of `mixed`.
+    """
+
+    concurrency: int
+    num_prompts: int
+    interval: int
+
+    @classmethod
+    def of(cls, options: Options, slots: int) -> "Plan":
+        """
+        Raises:
+          SettingsError: more requests are to run than there are slots.
+        """
+        concurrency = options.concurrency or slots
+        if concurrency > slots:
+            raise SettingsError(f"--concurrency {concurrency}: there are {slots} slots; add --slots {concurrency}")
+        chunk = options.settings.prefill_chunk
+        interval = balanced_interval(options.input_len, options.output_len, concurrency, chunk)
+        return cls(concurrency, options.num_prompts or 2 * concurrency, interval)
+
+
+def bench_engine(options: Options, outputs: Outputs) -> int:
+    """Measures, reports, and gives the exit status.
+
+    Raises:
+      SettingsError: an option cannot be used.
+      RoostError: the model cannot be loaded.
+    """
+    outputs.check()
+    source = open_model(options.settings.model)
+    document = opening("engine", _as_json(options))
+    core = load(options.settings, source, _MAX_QUEUE)
+    plan = Plan.of(options, core.stats.slots)
+    bench = Bench(options, plan, source.config.vocab_size, core)
+    interrupted = not bench.finishes()
+    model, device = model_facts(source, options.settings, core), device_facts()
+    document |= {"model": model, "device": device._asdict(), "interrupted": interrupted, "result": bench.result()}
+    outputs.console().print(table(document))
+    outputs.write_json(document)
+    return INTERRUPTED if interrupted else 0
+
+
+class Bench:
+    """The runs of one benchmark; what they have found so far can be read at any time."""
+
+    def __init__(self, options: Options, plan: Plan, vocab_size: int, core: EngineCore) -> None:
+        self._options = options
+        self._plan = plan
+        self._vocab_size = vocab_size
+        self._core = core
+        self._runs: dict[str, list[Mapping[str, Any]]] = {}
+        self._unfinished: tuple[str, Driver] | None = None
+
+    def finishes(self) -> bool:
+        """Runs everything; says whether it came to its end, where Ctrl-C might have been before it."""
+        try:
+            run_in_turn(Driver(self._core), self._requests("warm-up", 0, 1, 2), 1)
+            for workload in self._options.workloads:
+                self._repeat(workload)
+        except KeyboardInterrupt:
+            return False
+        return True
+
+    def result(self) -> Mapping[str, Any]:
+        """By workload: every run, and the medians over them. A run that was interrupted counts as one."""
+        if self._unfinished is not None and self._unfinished[1].steps:
+            workload, driver = self._unfinished
+            self._runs.setdefault(workload, []).append(summarize(workload, driver))
+        plan = {"concurrency": self._plan.concurrency, "rounds_between_arrivals": self._plan.interval}
+        runs = {name: {"median": median_of(runs), "runs": runs} for name, runs in self._runs.items()}
+        return {**plan, "compiles_since_ready": self._core.stats.compiles_since_ready, "workloads": runs}
+
+    def _repeat(self, workload: str) -> None:
+        options, plan = self._options, self._plan
+        count = plan.concurrency if workload == "decode" else plan.num_prompts
+        output_len = 1 if workload == "prefill" else options.output_len
+        max_tokens = None if workload == "decode" else output_len
+        with progress_bar(workload, options.repeat * count * output_len) as advance:
+            for run in range(options.repeat):
+                self._run(workload, run, self._requests(workload, run, count, max_tokens), advance)
+
+    def _run(self, workload: str, run: int, requests: Sequence[Request], advance: Advance = lambda count: None) -> None:
+        driver = Driver(self._core, advance)
+        self._unfinished = workload, driver
+        if workload == "decode":
+            run_together(driver, requests, self._options.output_len)
+        elif workload == "prefill":
+            run_in_turn(driver, requests, self._plan.concurrency)
+        elif self._options.request_rate is None:
+            run_by_rounds(driver, requests, self._plan.interval)
+        else:
+            run_at(
+                driver, requests, poisson_times(self._options.request_rate, len(requests), self._chance("times", run))
+            )
+        self._unfinished = None
+        self._runs.setdefault(workload, []).append(summarize(workload, driver))
+        driver.end()
+
+    def _requests(self, workload: str, run: int, count: int, max_tokens: int | None) -> Sequence[Request]:
+        chance = self._chance(workload, run)
+        prompts = (draw_token_ids(self._options.input_len, self._vocab_size, chance) for _ in range(count))
+        return [make_request(f"{workload}-{run}-{place}", prompt, max_tokens) for place, prompt in enumerate(prompts)]
+
+    def _chance(self, *what: object) -> random.Random:
+        return random.Random(f"{self._options.settings.seed} {what}")
+
+
+def _as_json(options: Options) -> Mapping[str, Any]:
+    return {
+        **settings_as_json(options.settings),
+        "workloads": list(options.workloads),
+        "concurrency": options.concurrency,
+        "input_len": options.input_len,
+        "output_len": options.output_len,
+        "num_prompts": options.num_prompts,
+        "request_rate": options.request_rate,
+        "repeat": options.repeat,
+    }

@@ -1,0 +1,72 @@
+"""A model and its engine, as `roost serve` makes them, for the benchmarks that need no server."""
+
+import contextlib
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from ...engine import EngineConfig, EngineCore, ModelSource, Request, SamplingParams, load_engine
+from ..loading import LoadProgress, leave_while_loading
+from ..settings import Settings
+
+INTERRUPTED: Final = 130
+"""The exit status of a program that Ctrl-C has ended."""
+
+
+def load(settings: Settings, source: ModelSource, max_queue: int, slots: int | None = None) -> EngineCore:
+    """An engine that is ready.
+
+    Args:
+      max_queue: requests that may wait.
+      slots: what to take where the settings leave it open.
+
+    Raises:
+      RoostError: a setting is wrong, or the model cannot be loaded.
+    """
+    config = EngineConfig(
+        slots=settings.slots or slots,
+        max_queue=max_queue,
+        prefill_chunk=settings.prefill_chunk,
+        dtype=settings.dtype,
+        seed=settings.seed,
+        quantize=settings.quantize,
+    )
+    progress = LoadProgress()
+    try:
+        with _leave_on_interrupt(progress):
+            return load_engine(source, config, progress)
+    finally:
+        progress.close()
+
+
+def make_request(name: str, prompt: Sequence[int], max_tokens: int | None) -> Request:
+    """Greedy, and nothing but the limit ends it."""
+    return Request(name, tuple(prompt), SamplingParams(max_tokens=max_tokens, temperature=0.0))
+
+
+def model_facts(source: ModelSource, settings: Settings, core: EngineCore) -> Mapping[str, Any]:
+    """What was measured."""
+    dtype = source.config.dtype if settings.dtype == "auto" else settings.dtype
+    return {
+        "name": source.name,
+        "parameters": source.config.num_parameters,
+        "dtype": dtype,
+        "quantize": settings.quantize,
+        "slots": core.stats.slots,
+        "state_bytes_per_slot": source.config.state_bytes(4 if dtype == "float32" else 2),
+    }
+
+
+def settings_as_json(settings: Settings) -> Mapping[str, Any]:
+    """Those that matter to an engine; None stands for what memory allows."""
+    return settings.model_dump(include={"model", "slots", "dtype", "quantize", "prefill_chunk", "seed"})
+
+
+@contextlib.contextmanager
+def _leave_on_interrupt(progress: LoadProgress) -> Iterator[None]:
+    """A compilation cannot be interrupted, so Ctrl-C ends the process at once."""
+    before = signal.signal(signal.SIGINT, lambda number, frame: leave_while_loading(progress, INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

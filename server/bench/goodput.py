@@ -1,0 +1,61 @@
+"""Which requests were answered as fast as was promised."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ..settings import SettingsError
+from .percentiles import percentile
+from .traces import RequestTrace
+
+_TIMES: Final = ("ttft", "tpot", "itl", "e2e")
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The most that a request's times may be.
+
+    Attributes:
+      limits_ms: by name. `ttft` and `e2e` as in `RequestTrace`; `tpot` is the mean time per token after the first,
+        `itl` what 99 % of the request's own gaps keep to.
+    """
+
+    limits_ms: Mapping[str, float]
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}:{limit:g}" for name, limit in self.limits_ms.items())
+
+    @classmethod
+    def parse(cls, option: str, words: Sequence[str]) -> "Objective | None":
+        """Reads `ttft:500 itl:50`; None where there is nothing to read.
+
+        Raises:
+          SettingsError: it is no such list.
+        """
+        limits = dict(_parse_limit(option, word) for text in words for word in text.replace(",", " ").split())
+        return cls(limits) if limits else None
+
+    def is_met_by(self, trace: RequestTrace) -> bool:
+        """Whether a request was answered, and within every limit. A time it does not have keeps to any limit."""
+        if trace.failure is not None:
+            return False
+        gaps = sorted(trace.gaps_s)
+        times = {
+            "ttft": trace.ttft_s,
+            "tpot": trace.tpot_s,
+            "itl": percentile(gaps, 99) if gaps else None,
+            "e2e": trace.e2e_s,
+        }
+        return all((times[name] or 0.0) * 1e3 <= limit for name, limit in self.limits_ms.items())
+
+
+def _parse_limit(option: str, word: str) -> tuple[str, float]:
+    name, _, number = word.partition(":")
+    name = "e2e" if name == "e2el" else name
+    try:
+        limit = float(number)
+    except ValueError:
+        limit = 0.0
+    if name not in _TIMES or not 0 < limit < float("inf"):
+        raise SettingsError(f"{option} {word!r}: give limits in ms such as ttft:500; names are {', '.join(_TIMES)}")
+    return name, limit

@@ -1,0 +1,191 @@
+"""`roost bench length`: does speed or memory depend on how long the text has become?"""
+
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from rich.console import Group
+
+from ...engine import EngineCore, Request, device_facts, open_model
+from ..settings import Settings, SettingsError
+from .engine_driver import Clock
+from .engine_loading import INTERRUPTED, load, make_request, model_facts, settings_as_json
+from .facts import resident_bytes
+from .plot import draw_lengths
+from .progress import Advance, progress_bar
+from .prompts import draw_token_ids
+from .report import Outputs, interruption, make_table, number, opening, rate, report, write_file
+
+_FIRST: Final = 128
+"""Generated tokens at the end of the first stretch; each of the others ends at twice as many as the one before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """
+    Attributes:
+      settings: the engine's; their seed draws the prompts, too.
+      concurrency: texts that grow at the same time.
+      input_len: tokens of each prompt.
+      max_length: tokens to generate for each.
+    """
+
+    settings: Settings
+    concurrency: int
+    input_len: int
+    max_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """From one length to the next.
+
+    Attributes:
+      length: tokens that each text has at its end; or a few more, as some prompts were read first.
+      tokens, seconds: generated in it by all texts, and how long that took.
+      resident_bytes: memory of the process at its end.
+      device_bytes: the device's own; None where it has none.
+    """
+
+    length: int
+    tokens: int
+    seconds: float
+    resident_bytes: int
+    device_bytes: int | None
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds
+
+
+def ends_of_stretches(max_length: int) -> Sequence[int]:
+    """128, 256, 512 and so on, and the last length whatever it is."""
+    ends = [_FIRST]
+    while ends[-1] < max_length:
+        ends.append(2 * ends[-1])
+    return [*(end for end in ends if end < max_length), max_length]
+
+
+def bench_length(options: Options, outputs: Outputs) -> int:
+    """Measures, reports, and gives the exit status.
+
+    Raises:
+      SettingsError: an option cannot be used.
+      RoostError: the model cannot be loaded.
+    """
+    outputs.check()
+    source = open_model(options.settings.model)
+    document = opening("length", _as_json(options))
+    core = load(options.settings, source, options.concurrency, slots=options.concurrency)
+    if options.concurrency > core.stats.slots:
+        raise SettingsError(f"--concurrency {options.concurrency}: there are {core.stats.slots} slots; raise --slots")
+    chance = random.Random(options.settings.seed)
+    prompts = [draw_token_ids(options.input_len, source.config.vocab_size, chance) for _ in range(options.concurrency)]
+    stretches: list[Stretch] = []
+    interrupted = not _grows(core, prompts, options.max_length, stretches)
+    model, device = model_facts(source, options.settings, core), device_facts()
+    result = {"stretches": [{**asdict(stretch), "tokens_per_s": stretch.tokens_per_s} for stretch in stretches]}
+    document |= {"model": model, "device": device._asdict(), "interrupted": interrupted, "result": result}
+    title = (
+        f"{source.name}, {model['quantize'] or model['dtype']}, on {device.kind}, {options.concurrency} texts at a time"
+    )
+    outputs.console().print(_table(title, stretches, interrupted))
+    outputs.write_json(document)
+    if outputs.svg is not None and stretches:
+        write_file("--svg", outputs.svg, _draw(title, stretches))
+    return INTERRUPTED if interrupted else 0
+
+
+def _grows(core: EngineCore, prompts: Sequence[Sequence[int]], max_length: int, stretches: list[Stretch]) -> bool:
+    """Gathers the stretches; says whether all came, where Ctrl-C might have been before."""
+    requests = [make_request(f"text-{place}", prompt, None) for place, prompt in enumerate(prompts)]
+    try:
+        with progress_bar("tokens", max_length * len(requests)) as advance:
+            stretches.extend(measure(core, requests, ends_of_stretches(max_length), time.perf_counter, advance))
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def measure(
+    core: EngineCore, requests: Sequence[Request], ends: Sequence[int], clock: Clock, advance: Advance
+) -> Iterator[Stretch]:
+    """Lets texts without an end grow, and tells of each stretch as soon as it is over; then ends them.
+
+    The first stretch begins when every text has a token, so that no prompt is read in it.
+    """
+    texts = _Texts(core, requests, advance)
+    texts.grow_to(1)
+    for end in ends:
+        began, before = clock(), texts.num_tokens
+        texts.grow_to(end)
+        seconds = clock() - began
+        yield Stretch(end, texts.num_tokens - before, seconds, resident_bytes(), device_facts().bytes_in_use)
+    texts.end()
+
+
+class _Texts:
+    """Texts that grow together.
+
+    Attributes:
+      num_tokens: generated so far, by all.
+    """
+
+    def __init__(self, core: EngineCore, requests: Sequence[Request], advance: Advance) -> None:
+        self._core = core
+        self._advance = advance
+        self._lengths = {request.id: 0 for request in requests}
+        self.num_tokens = 0
+        for request in requests:
+            core.add(request)
+
+    def grow_to(self, length: int) -> None:
+        """Steps until the shortest text has this many tokens."""
+        while min(self._lengths.values()) < length:
+            outputs = self._core.step()
+            for request_id, output in outputs:
+                self._lengths[request_id] += len(output.token_ids)
+            gained = sum(len(output.token_ids) for _, output in outputs)
+            self.num_tokens += gained
+            self._advance(gained)
+
+    def end(self) -> None:
+        """Frees the slots."""
+        for request_id in self._lengths:
+            self._core.abort(request_id)
+        while not self._core.is_idle:
+            self._core.step()
+
+
+def _table(title: str, stretches: Sequence[Stretch], interrupted: bool) -> Group:
+    columns = ["tokens/s", "process, MiB", "device, MiB"]
+    if all(stretch.device_bytes is None for stretch in stretches):
+        columns.pop()
+    rows = [_row(stretch)[: 1 + len(columns)] for stretch in stretches]
+    table = make_table(columns, rows, "up to token")
+    table.columns[0].justify = "right"
+    return report(title, [table], interruption(interrupted))
+
+
+def _row(stretch: Stretch) -> Sequence[str]:
+    device = None if stretch.device_bytes is None else stretch.device_bytes / 2**20
+    return [f"{stretch.length:,}", rate(stretch.tokens_per_s), number(stretch.resident_bytes / 2**20), number(device)]
+
+
+def _draw(title: str, stretches: Sequence[Stretch]) -> bytes:
+    memory = {"of the process": [stretch.resident_bytes / 2**20 for stretch in stretches]}
+    if all(stretch.device_bytes is not None for stretch in stretches):
+        memory["of the device"] = [(stretch.device_bytes or 0) / 2**20 for stretch in stretches]
+    lengths = [stretch.length for stretch in stretches]
+    return draw_lengths(title, lengths, [stretch.tokens_per_s for stretch in stretches], memory)
+
+
+def _as_json(options: Options) -> Mapping[str, Any]:
+    return {
+        **settings_as_json(options.settings),
+        "concurrency": options.concurrency,
+        "input_len": options.input_len,
+        "max_length": options.max_length,
+    }

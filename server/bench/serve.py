@@ -1,0 +1,141 @@
+"""`roost bench serve`: any server that speaks OpenAI's API, seen by its clients."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from ..failing import CommandError
+from .arrivals import poisson_times
+from .asking import first_model, request_body, server_version
+from .client import ClientError, HttpClient
+from .load import send_at, send_in_turn
+from .progress import Advance, progress_bar
+from .recorder import StreamRecorder
+from .report import Outputs, opening, write_file
+from .serve_options import Options
+from .serve_result import draw, summarize, tables
+from .traces import RequestTrace
+
+_PATHS: Final = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+_INTERRUPTED: Final = 130
+
+
+def bench_serve(options: Options, outputs: Outputs) -> int:
+    """Measures, reports, and gives the exit status.
+
+    Raises:
+      SettingsError: an output cannot be written where it is to go.
+      CommandError: the server cannot be reached, or answers the first request with an error.
+    """
+    outputs.check()
+    document = opening("serve", options.as_json())
+    run = Run(options)
+    interrupted = False
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(run.all())
+    except KeyboardInterrupt:
+        interrupted = True
+    if run.started_s is None:
+        return _INTERRUPTED
+    result = summarize(run.traces, run.seconds(), options)
+    document |= {"server": run.server, "interrupted": interrupted, "result": result}
+    title = _title(run.server["model"], options)
+    outputs.console().print(tables(title, result, interrupted))
+    outputs.write_json(document)
+    if outputs.svg is not None and (svg := draw(title, run.traces)) is not None:
+        write_file("--svg", outputs.svg, svg)
+    return _INTERRUPTED if interrupted else 0 if result["requests"]["completed"] else 1
+
+
+class Run:
+    """One benchmark under way; what it has found so far can be read at any time.
+
+    Attributes:
+      traces: of the requests that have ended.
+      started_s: when the first measured request was due, on `time.perf_counter`; None before.
+      server: what the server says about itself.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.traces: list[RequestTrace] = []
+        self.started_s: float | None = None
+        self.server: dict[str, Any] = {"model": options.model, "version": None}
+        self._advance: Advance = lambda count: None
+
+    def seconds(self) -> float:
+        """From the start to the last end, as far as it is known."""
+        ends = [trace.end_s for trace in self.traces] or [time.perf_counter()]
+        return max(max(ends) - (self.started_s or 0.0), 1e-9)
+
+    async def all(self) -> None:
+        """Asks the server who it is, warms it up, and measures."""
+        options = self.options
+        self._client = HttpClient(options.address, options.api_key, options.timeout_s)
+        try:
+            self.server["version"] = await server_version(self._client)
+            self.server["model"] = options.model or await first_model(self._client)
+            await self._warm_up()
+            await self._measure()
+        finally:
+            await self._client.close()
+
+    async def _warm_up(self) -> None:
+        chance = random.Random(f"warm-up {self.options.seed}")
+        for body in self._bodies(self.options.warmup, chance):
+            trace = await self._trace(body, time.perf_counter())
+            if trace.failure is not None:
+                raise CommandError(f"the first request failed: {trace.failure}{_advice(trace.failure, body)}")
+
+    async def _measure(self) -> None:
+        options = self.options
+        chance = random.Random(options.seed)
+        bodies = self._bodies(options.num_prompts, chance)
+
+        async def send(number: int, due_s: float) -> None:
+            self.traces.append(await self._trace(bodies[number], due_s))
+            self._advance(1)
+
+        with progress_bar("requests", options.num_prompts) as self._advance:
+            self.started_s = time.perf_counter()
+            if options.concurrency is not None:
+                await send_in_turn(options.num_prompts, options.concurrency, send)
+            else:
+                await send_at(poisson_times(options.request_rate, options.num_prompts, chance), send)
+
+    async def _trace(self, body: Mapping[str, Any], due_s: float) -> RequestTrace:
+        recorder = StreamRecorder(due_s, time.perf_counter())
+        try:
+            answer = await self._client.post(_PATHS[self.options.endpoint], body, recorder.feed)
+        except ClientError as error:
+            return recorder.fail(str(error), time.perf_counter())
+        return recorder.finish(answer, time.perf_counter())
+
+    def _bodies(self, count: int, chance: random.Random) -> Sequence[Mapping[str, Any]]:
+        return [request_body(self.options, self.server["model"], chance) for _ in range(count)]
+
+
+def _advice(failure: str, body: Mapping[str, Any]) -> str:
+    """What may help where token ids were sent and refused."""
+    if not isinstance(body.get("prompt"), list) or not failure.startswith(("HTTP 400", "HTTP 422")):
+        return ""
+    return "; see --vocab-size, and --prompt-text for a server that takes no token ids"
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where there is one: it needs much less time per event."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _title(model: str, options: Options) -> str:
+    load = f"{options.request_rate:g} requests/s"
+    if options.concurrency is not None:
+        load = f"{options.concurrency} at a time"
+    return f"{model}, {load}, {options.input_len} tokens in, {options.output_len} out"
