@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from roost.engine.model.config import PRESETS
 from roost.engine.plan import DEVICES
 
 pytestmark = pytest.mark.tpu_compile
@@ -44,7 +45,8 @@ def test_whole_models_fit_a_chip(model: str, chip: str, slots: int, layers: int)
     assert full["hbm_bytes"] < full["floor_bytes"] + 0.1e9, "the pool is there once"
     assert max(full["hbm_bytes"], prefill["hbm_bytes"]) < DEVICES[chip].memory_bytes
     assert full["temp_bytes"] < 0.1e9
-    assert prefill["temp_bytes"] < 0.25e9
+    widest = 2048 * 2 * PRESETS[model].mlp_width * 2  # tokens, gate and value, bytes
+    assert prefill["temp_bytes"] < 4 * widest, "some activations of one layer, and no copy of weights or slots"
     for decode in (full, quarter):
         assert decode["floor_bytes"] < decode["bytes_accessed"] < 1.25 * decode["floor_bytes"]
     assert full["bytes_accessed"] < 1.15 * full["floor_bytes"]
