@@ -33,11 +33,12 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from rich.console import Console
 from rich.table import Table
-from roost.engine import runner, steps
+from roost.engine import steps
 from roost.engine.model.config import PRESETS, ModelConfig
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.source import open_model
 from roost.engine.plan import DEVICES
+from roost.engine.programs import new_pool
 from roost.engine.step_inputs import prefill_columns
 from roost.kernels import window_attention
 
@@ -116,7 +117,7 @@ def measure_decode(config: ModelConfig, chip: SingleDeviceSharding, rows: int, w
     fill = QUARTER if window == "quarter" else 1.0
     attend = partial(window_attention.decode_attention_tpu, assumed_fill=fill)
     with patch.dict(window_attention._DECODE, tpu=attend):
-        pool = jax.eval_shape(lambda: runner.new_pool(config, rows, BF16, "tpu"))
+        pool = jax.eval_shape(lambda: new_pool(config, rows, BF16, "tpu"))
         active = jax.ShapeDtypeStruct((rows,), jnp.bool)
         compiled, params = compile_step(config, chip, greedy_step, pool, active)
     rings = rows * config.block_types.count("attention") * 2 * config.window * config.head_dim * BF16.itemsize
@@ -126,7 +127,7 @@ def measure_decode(config: ModelConfig, chip: SingleDeviceSharding, rows: int, w
 
 def measure_prefill(config: ModelConfig, chip: SingleDeviceSharding, length: int) -> Measure:
     """One chunk of a prompt, into one of 8 slots; what its tokens are scored by is another program."""
-    pool = jax.eval_shape(lambda: runner.new_pool(config, 8, BF16, "tpu"))
+    pool = jax.eval_shape(lambda: new_pool(config, 8, BF16, "tpu"))
     inputs = steps.PrefillInput(**prefill_columns((), 1, length, 8))
     compiled, params = compile_step(config, chip, steps.prefill_step, pool, inputs)
     table = config.vocab_size * config.width * BF16.itemsize

@@ -3,6 +3,7 @@
 from .async_engine import AsyncEngine
 from .config import EngineConfig, EngineStats
 from .core import EngineCore
+from .device import DeviceFacts, device_facts
 from .errors import CheckpointError, ConfigError, EngineDeadError, QueueFullError, RoostError
 from .model.config import ModelConfig
 from .model.source import ModelSource, open_model
@@ -15,7 +16,7 @@ from .request import (
     TokenLogprobs,
     TokenOutput,
 )
-from .runner import DeviceFacts, ModelRunner, Progress, device_facts
+from .runner import ModelRunner, Progress
 from .scheduler import Scheduler
 
 __all__ = [

@@ -1,6 +1,7 @@
 """The engine's settings and what it reports about itself."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from .errors import ConfigError
@@ -22,6 +23,7 @@ class EngineConfig:
       dtype: "float32", "bfloat16", or "auto" for the checkpoint's own.
       quantize: "int8" keeps the matrices so and computes their products so; all else stays in `dtype`.
       seed: makes random weights; requests bring their own seeds.
+      compile_cache: a folder in which compiled programs are kept from one start to the next; None keeps none.
     """
 
     slots: int | None = None
@@ -30,6 +32,7 @@ class EngineConfig:
     dtype: str = "auto"
     seed: int = 0
     quantize: str | None = None
+    compile_cache: Path | None = None
 
     def __post_init__(self) -> None:
         if self.slots is not None and self.slots < 1:

@@ -101,8 +101,8 @@ def decode_step(
     sizes = _sizes_of_first(pool, active.shape[0])
     layers = join(pool.groups[: len(sizes)])
     slots = jax.tree.map(lambda x: x[: active.shape[0]], pool.slots)
-    kind = jax.eval_shape(partial(_decode_once, model), layers, slots, active)[2]
-    results = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), kind)
+    shape = (most, active.shape[0])
+    results = Sampled(jnp.zeros(shape, jnp.int32), no_logprobs(shape, model.config.vocab_size))
 
     def is_wanted(carry: _Carry) -> Bool[Array, ""]:
         return (carry.done < steps) & jnp.any(active & carry.slots.goes_on)

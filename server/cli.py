@@ -75,6 +75,14 @@ def serve(
         int | None,
         typer.Option(help="Prompt tokens read in one step.", show_default=shown_default("prefill_chunk")),
     ] = None,
+    compile_cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Where compiled programs are kept, for a quick start: a folder, or off.",
+            show_default="the user's cache folder",
+            metavar="DIR|off",
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A TOML file with any of these: max_queue = 64.", metavar="FILE")
     ] = None,
@@ -107,7 +115,9 @@ def generate(
     top_p: Annotated[float | None, typer.Option(show_default="the model's")] = None,
     top_k: Annotated[int | None, typer.Option(show_default="the model's")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32 or bfloat16.", show_default=shown_default("dtype"))
+    ] = None,
     quantize: Annotated[str | None, typer.Option(help=QUANTIZE_HELP, metavar="int8", show_default="none")] = None,
 ) -> None:
     """Answer PROMPT here on the terminal, without a server."""
@@ -117,8 +127,10 @@ def generate(
         from .generate import Options
         from .generate import generate as run
 
-        model, prompt = words if len(words) == 2 else ("demo", words[0])
-        status = run(Options(model, prompt, raw, max_tokens, temperature, top_p, top_k, seed, dtype, quantize))
+        *model, prompt = words
+        flags = {"model": model[0] if model else "demo", "dtype": dtype, "quantize": quantize}
+        settings = load_settings({name: value for name, value in flags.items() if value is not None})
+        status = run(Options(settings, prompt, raw, max_tokens, temperature, top_p, top_k, seed))
     raise typer.Exit(status)
 
 

@@ -5,16 +5,17 @@ import secrets
 import sys
 import time
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from ..engine import AsyncEngine, ConfigError, EngineConfig, SamplingParams, open_model
+from ..engine import AsyncEngine, ConfigError, SamplingParams, open_model
 from .chat import ChatFormatError, Message
 from .generation import Choice, generate_choice
-from .loading import LoadProgress, is_loading, leave_while_loading, make_engine
+from .loading import LoadProgress, engine_config, is_loading, leave_while_loading, make_engine
 from .metrics import Metrics
 from .prompts import Prompt
 from .served_model import ServedModel, open_served_model
+from .settings import Settings
 from .tokenizer import TextUnavailableError
 
 _INTERRUPTED: Final = 130
@@ -25,12 +26,13 @@ _INTERRUPTED: Final = 130
 class Options:
     """
     Attributes:
+      settings: of the engine, and the model.
       raw: continue the prompt as it stands, instead of answering it.
       temperature, top_p, top_k: None takes the checkpoint's default.
       seed: None takes another one each time.
     """
 
-    model: str
+    settings: Settings
     prompt: str
     raw: bool = False
     max_tokens: int = 256
@@ -38,8 +40,6 @@ class Options:
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
-    dtype: str = "auto"
-    quantize: str | None = None
 
 
 def generate(options: Options) -> int:
@@ -48,8 +48,8 @@ def generate(options: Options) -> int:
     Raises:
       RoostError: an option is wrong, or the model cannot be loaded.
     """
-    config = EngineConfig(slots=1, dtype=options.dtype, quantize=options.quantize)
-    source = open_model(options.model)
+    config = replace(engine_config(options.settings), slots=1)
+    source = open_model(options.settings.model)
     model = open_served_model(source, config)
     choice = Choice(0, _prompt(model, options), _params(model, options))
     if source.is_random:

@@ -4,12 +4,15 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Final, NoReturn
+from pathlib import Path
+from typing import Final, Literal, NoReturn
 
+import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ..engine import AsyncEngine, EngineConfig, EngineCore, ModelSource, load_engine
+from .settings import Settings
 
 _LINE_EVERY_S: Final = 10.0
 """Where there is no terminal, a log gets a line for each stage and as often as this within one."""
@@ -20,7 +23,7 @@ _VERBS: Final = {"weights": "loading weights", "compile": "compiling"}
 class LoadProgress:
     """Shows how far loading is: a bar per stage on a terminal, else now and then a line. Goes to stderr.
 
-    Called by the engine's thread; `close` may be called by any, more than once.
+    May be called by several threads; `close` also more than once.
     """
 
     def __init__(self) -> None:
@@ -53,6 +56,40 @@ class LoadProgress:
         if done == total or now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
             print(f"{_VERBS.get(stage, stage)}: {done} of {total}", file=sys.stderr, flush=True)
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """
+    Raises:
+      ConfigError: a setting is wrong.
+    """
+    return EngineConfig(
+        slots=settings.slots,
+        max_queue=settings.max_queue,
+        prefill_chunk=settings.prefill_chunk,
+        dtype=settings.dtype,
+        seed=settings.seed,
+        quantize=settings.quantize,
+        compile_cache=_compile_cache(settings.compile_cache),
+    )
+
+
+def _compile_cache(setting: Literal["auto", "off"] | Path) -> Path | None:
+    """Where compiled programs are kept. A folder that nobody asked for may be missing, as where nothing is writable."""
+    if isinstance(setting, Path):
+        return setting
+    folder = platformdirs.user_cache_path("roost", appauthor=False) / "programs"
+    if setting == "auto" and _is_writable(folder):
+        return folder
+    return None
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def make_engine(source: ModelSource, config: EngineConfig, progress: LoadProgress) -> AsyncEngine:

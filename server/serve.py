@@ -11,9 +11,9 @@ from typing import Final
 
 import uvicorn
 
-from ..engine import AsyncEngine, ConfigError, EngineConfig, RoostError, open_model
+from ..engine import AsyncEngine, ConfigError, RoostError, open_model
 from .app import create_app
-from .loading import LoadProgress, is_loading, leave_while_loading, make_engine, summary
+from .loading import LoadProgress, engine_config, is_loading, leave_while_loading, make_engine, summary
 from .logging import set_up_logging
 from .metrics import Metrics
 from .prompts import PromptEncoder
@@ -39,14 +39,7 @@ def serve(settings: Settings) -> int:
       RoostError: a setting is wrong, the model cannot be loaded, or the port is taken.
     """
     set_up_logging()
-    config = EngineConfig(
-        slots=settings.slots,
-        max_queue=settings.max_queue,
-        prefill_chunk=settings.prefill_chunk,
-        dtype=settings.dtype,
-        seed=settings.seed,
-        quantize=settings.quantize,
-    )
+    config = engine_config(settings)
     source = open_model(settings.model)
     model = open_served_model(source, config, settings.served_model_name)
     listener = _listen(settings.host, settings.port)

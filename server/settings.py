@@ -23,6 +23,7 @@ class Settings(BaseSettings):
     Attributes:
       config: the file itself, in TOML; a flag or a variable only.
       slots: None, written "auto", takes what memory allows.
+      compile_cache: a folder for compiled programs; "auto" is one of the user's own, "off" keeps none.
     """
 
     model_config = SettingsConfigDict(env_prefix="ROOST_", extra="forbid", frozen=True)
@@ -39,6 +40,7 @@ class Settings(BaseSettings):
     slots: Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_if_auto)] = None
     max_queue: Annotated[int, Field(ge=1)] = 256
     prefill_chunk: Annotated[int, Field(ge=1)] = 512
+    compile_cache: Literal["auto", "off"] | Path = "auto"
 
     @classmethod
     def settings_customise_sources(

@@ -1,11 +1,15 @@
-"""What holds for every test: the CPU, no compilation cache, and the same examples each time."""
+"""What holds for every test: the CPU, no programs compiled by earlier runs, and the same examples each time."""
 
 import os
+import tempfile
 
 import hypothesis
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+_PROGRAMS = tempfile.TemporaryDirectory(prefix="roost-programs-")
+os.environ["ROOST_COMPILE_CACHE"] = _PROGRAMS.name  # for the servers that tests start: later ones start sooner
 
 hypothesis.settings.register_profile("roost", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("roost")

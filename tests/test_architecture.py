@@ -32,7 +32,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "threads, locks and queues": ({"threading", "_thread", "queue"}, ("engine/async_engine.py",)),
     "thread pools": (
         {"concurrent.futures", "multiprocessing.pool"},
-        ("server/*", "engine/async_engine.py", "engine/runner.py", "engine/model/weights.py"),
+        ("server/*", "engine/async_engine.py", "engine/programs.py", "engine/runner.py", "engine/model/weights.py"),
     ),
     "JAX": (
         {"jax", "jaxlib", "flax", "optax"},
@@ -41,7 +41,9 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "engine/model/*",
             "engine/sampler.py",
             "engine/steps.py",
+            "engine/programs.py",
             "engine/runner.py",
+            "engine/device.py",
             "engine/state_cache*.py",
         ),
     ),

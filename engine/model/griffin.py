@@ -1,5 +1,6 @@
 """Griffin: embedding, residual blocks, final norm, tied output. Parameters live here, recurrent state does not."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -66,7 +67,7 @@ class Griffin(nnx.Module):
             x *= jnp.asarray(self.config.width**0.5, jnp.bfloat16).astype(x.dtype)
         new_state: list[LayerState] = []
         for layer, layer_state in zip(self.blocks, state, strict=True):
-            x, layer_state = layer(x, layer_state, positions, block)
+            x, layer_state = _call_layer(*nnx.split(layer), x, layer_state, positions, block)
             if self.backend == "tpu" and tokens.shape[1] > 1:
                 x = jax.lax.optimization_barrier(x)  # else every layer's output is kept, to be summed up at the end
             new_state.append(layer_state)
@@ -77,6 +78,20 @@ class Griffin(nnx.Module):
         logits = dot(x, self.embedding.get_value())
         cap = self.config.logits_soft_cap
         return cap * jnp.tanh(logits / cap) if cap else logits
+
+
+@partial(jax.jit, static_argnames=("graph", "block"))
+def _call_layer(
+    graph: nnx.GraphDef[ResidualBlock],
+    params: Params,
+    x: Float[Array, "B T D"],
+    state: LayerState,
+    positions: Int32[Array, "B T"],
+    block: int,
+) -> tuple[Float[Array, "B T D"], LayerState]:
+    """A layer as a function of its own, so that those that are alike are traced once."""
+    layer: ResidualBlock = nnx.merge(graph, params)
+    return layer(x, state, positions, block)
 
 
 def abstract_model(

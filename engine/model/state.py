@@ -100,15 +100,7 @@ def take_rows(groups: Sequence[ModelState], rows: Int32[Array, " R"], fresh: Boo
     axes = _row_axes(groups[0])
 
     def take(row: Array, fresh: Array) -> ModelState:
-        def one(axis: int, *parts: Array) -> Array:
-            start, taken = 0, jnp.zeros_like(_row(parts[0], 0, axis))
-            for part in parts:
-                local, size = row - start, part.shape[axis]
-                taken = jnp.where((local >= 0) & (local < size) & ~fresh, _row(part, local, axis), taken)
-                start += size
-            return taken
-
-        state: ModelState = jax.tree.map(one, axes, *groups)
+        state: ModelState = jax.tree.map(lambda axis, *parts: _take_row(axis, parts, row, fresh), axes, *groups)
         return _map_rings(lambda blocks: (whole_ring(blocks),), state)
 
     if rows.shape[0] == 1:
@@ -132,15 +124,13 @@ def put_rows(groups: Sequence[ModelState], rows: Int32[Array, " R"], new: ModelS
     starts = [0, *accumulate(num_rows(group) for group in groups)]
 
     def put(i: Any, groups: tuple[ModelState, ...]) -> tuple[ModelState, ...]:
-        def one(start: int, axis: int, old: Array, new: Array) -> Array:
-            local = rows[i] - start
-            inside = (local >= 0) & (local < old.shape[axis])
-            row = jnp.where(inside, _row(new, i, axis), _row(old, local, axis))
-            return jax.lax.dynamic_update_slice_in_dim(old, row, local, axis)
+        def put_group(group: ModelState, start: int) -> ModelState:
+            written: ModelState = jax.tree.map(
+                lambda axis, old, new: _put_row(axis, start, old, new, rows[i], i), axes, group, pieces
+            )
+            return written
 
-        return tuple(
-            jax.tree.map(partial(one, start), axes, group, pieces) for start, group in zip(starts, groups, strict=False)
-        )
+        return tuple(put_group(group, start) for group, start in zip(groups, starts, strict=False))
 
     if rows.shape[0] == 1:
         return put(0, tuple(groups))
@@ -157,6 +147,28 @@ def copy_rows(
     """
     taken = take_rows(groups, sources, jnp.zeros(sources.shape, jnp.bool))
     return put_rows(groups, targets, taken)
+
+
+@partial(jax.jit, static_argnames="axis")  # so that arrays that are alike are traced once
+def _take_row(axis: int, parts: tuple[Array, ...], row: Int32[Array, ""], fresh: Bool[Array, ""]) -> Array:
+    """A row of the parts, which follow one another; zeros if it is fresh or past their end."""
+    start, taken = 0, jnp.zeros_like(_row(parts[0], 0, axis))
+    for part in parts:
+        local, size = row - start, part.shape[axis]
+        taken = jnp.where((local >= 0) & (local < size) & ~fresh, _row(part, local, axis), taken)
+        start += size
+    return taken
+
+
+@partial(jax.jit, static_argnames=("axis", "start"))
+def _put_row(
+    axis: int, start: int, old: Array, new: Array, row: Int32[Array, ""], source: Int32[Array, ""] | int
+) -> Array:
+    """`old`, whose first row is the pool's `start`, with the pool's row replaced by row `source` of `new`."""
+    local = row - start
+    inside = (local >= 0) & (local < old.shape[axis])
+    value = jnp.where(inside, _row(new, source, axis), _row(old, local, axis))
+    return jax.lax.dynamic_update_slice_in_dim(old, value, local, axis)
 
 
 _AXES = RecurrentState(h=0, conv=1)  # type: ignore[arg-type]

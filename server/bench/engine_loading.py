@@ -3,10 +3,11 @@
 import contextlib
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
-from ...engine import EngineConfig, EngineCore, ModelSource, Request, SamplingParams, load_engine
-from ..loading import LoadProgress, leave_while_loading
+from ...engine import EngineCore, ModelSource, Request, SamplingParams, load_engine
+from ..loading import LoadProgress, engine_config, leave_while_loading
 from ..settings import Settings
 
 INTERRUPTED: Final = 130
@@ -23,14 +24,7 @@ def load(settings: Settings, source: ModelSource, max_queue: int, slots: int | N
     Raises:
       RoostError: a setting is wrong, or the model cannot be loaded.
     """
-    config = EngineConfig(
-        slots=settings.slots or slots,
-        max_queue=max_queue,
-        prefill_chunk=settings.prefill_chunk,
-        dtype=settings.dtype,
-        seed=settings.seed,
-        quantize=settings.quantize,
-    )
+    config = replace(engine_config(settings), slots=settings.slots or slots, max_queue=max_queue)
     progress = LoadProgress()
     try:
         with _leave_on_interrupt(progress):

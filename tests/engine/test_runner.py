@@ -1,6 +1,5 @@
 """The engine on a real device: what a request gets does not depend on who runs beside it or ran before it."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from roost.engine import EngineConfig, EngineCore, ModelRunner, Request, SamplingParams, open_model
-from roost.engine.errors import ConfigError
 from roost.engine.request import TokenOutput
-from roost.engine.runner import _affordable_slots, _available_memory, _group_sizes, _prefill_shapes
 from roost.engine.scheduler import Scheduler
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny-a"
@@ -202,32 +199,3 @@ def test_the_pool_is_updated_in_place(runner: ModelRunner) -> None:
     before = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(runner._pool.groups)]
     serve(runner, [Request("a", (2, 7, 8), SamplingParams(max_tokens=5))])
     assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(runner._pool.groups)] == before
-
-
-@pytest.mark.parametrize(
-    ("chunk", "shapes"),
-    [
-        (64, {(1, 64)}),
-        (128, {(1, 64), (2, 64), (1, 128)}),
-        (320, {(1, 64), (2, 64), (4, 64), (1, 128), (2, 128), (1, 256), (1, 320)}),
-        (1024, {(n, t) for n in (1, 2, 4, 8) for t in (64, 128, 256, 512, 1024) if n * t <= 1024}),
-    ],
-)
-def test_prefill_shapes(chunk: int, shapes: set[tuple[int, int]]) -> None:
-    assert set(_prefill_shapes(chunk)) == shapes
-
-
-@pytest.mark.parametrize(
-    ("rows", "groups"), [(2, (2,)), (4, (4,)), (6, (4, 2)), (32, (4, 4, 8, 16)), (33, (4, 4, 8, 16, 1))]
-)
-def test_group_sizes(rows: int, groups: tuple[int, ...]) -> None:
-    assert _group_sizes(rows) == groups
-
-
-def test_slots_that_do_not_fit_are_refused_with_numbers() -> None:
-    with pytest.raises(ConfigError, match=r"a slot takes 1099511627776\.0 MiB"):
-        _affordable_slots(2**60, "cpu")
-
-
-def test_available_memory_is_some_of_the_machines() -> None:
-    assert 2**20 < _available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

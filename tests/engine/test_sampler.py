@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
+from roost.engine.programs import CPU_OPTIONS
 from roost.engine.request import MAX_LOGPROBS, Request, SamplingParams
-from roost.engine.runner import _CPU_OPTIONS as CPU_OPTIONS
 from roost.engine.sampler import (
     Sampled,
     SamplingState,

@@ -47,6 +47,7 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "--slots": "3",
         "--max-queue": "4",
         "--prefill-chunk": "64",
+        "--compile-cache": "off",
     }
     arguments = [word for pair in flags.items() for word in pair]
     assert runner.invoke(app, ["serve", "random:2b", *arguments]).exit_code == 0
@@ -64,6 +65,7 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "slots": 3,
         "max_queue": 4,
         "prefill_chunk": 64,
+        "compile_cache": "off",
     }
 
 
@@ -77,7 +79,7 @@ def test_one_word_is_the_prompt_and_two_name_a_model(
     generated: list[Options], words: list[str], model: str, prompt: str
 ) -> None:
     assert runner.invoke(app, ["generate", *words, "--temperature", "0"]).exit_code == 0
-    assert (generated[0].model, generated[0].prompt, generated[0].temperature) == (model, prompt, 0)
+    assert (generated[0].settings.model, generated[0].prompt, generated[0].temperature) == (model, prompt, 0)
 
 
 def test_three_words_lack_quotes(generated: list[Options]) -> None:

@@ -1,12 +1,15 @@
 """What is shown while an engine loads."""
 
 import logging
+from pathlib import Path
 
+import platformdirs
 import pytest
 from roost.engine import EngineConfig, open_model
 from roost.engine.model.source import DEMO_DIRECTORY
-from roost.server.loading import LoadProgress, summary
+from roost.server.loading import LoadProgress, engine_config, summary
 from roost.server.logging import request_id, set_up_logging
+from roost.server.settings import load_settings
 
 
 def test_without_a_terminal_a_stage_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,6 +20,20 @@ def test_without_a_terminal_a_stage_is_a_line(capsys: pytest.CaptureFixture[str]
     progress.close()
     progress.close()
     assert capsys.readouterr().err == "loading weights: 3 of 3\ncompiling: 1 of 1\n"
+
+
+def test_compiled_programs_are_kept_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "roost")
+    monkeypatch.delenv("ROOST_COMPILE_CACHE")
+    assert engine_config(load_settings({})).compile_cache == tmp_path / "roost" / "programs"
+    assert engine_config(load_settings({"compile_cache": "off"})).compile_cache is None
+    assert engine_config(load_settings({"compile_cache": "/else"})).compile_cache == Path("/else")
+
+
+def test_where_nothing_can_be_written_programs_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "file")
+    assert engine_config(load_settings({"compile_cache": "auto"})).compile_cache is None
 
 
 def test_the_summary_says_that_random_weights_are_noise() -> None:

@@ -44,6 +44,11 @@ def test_slots_are_a_number_or_auto(given: Any, slots: int | None) -> None:
     assert load_settings({"slots": given}).slots == slots
 
 
+@pytest.mark.parametrize(("given", "taken"), [("auto", "auto"), ("off", "off"), ("/x", Path("/x"))])
+def test_compiled_programs_are_kept_in_a_folder(given: str, taken: Any) -> None:
+    assert load_settings({"compile_cache": given}).compile_cache == taken
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
-from roost.engine import runner, steps
+from roost.engine import steps
 from roost.engine.config import MAX_PREFILL_ROWS
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.plan import DEVICES, plan
-from roost.engine.step_inputs import prefill_columns
+from roost.engine.programs import as_first_token_input, new_pool
+from roost.engine.step_inputs import first_token_columns, prefill_columns
 
 pytestmark = pytest.mark.tpu_compile
 
@@ -32,7 +33,7 @@ LAYERS = ModelConfig(
 
 @pytest.fixture(scope="module")
 def pool() -> Any:
-    return jax.eval_shape(lambda: runner.new_pool(LAYERS, ROWS, BF16, "tpu"))
+    return jax.eval_shape(lambda: new_pool(LAYERS, ROWS, BF16, "tpu"))
 
 
 def compile_step(chip: SingleDeviceSharding, step: Callable[..., Any], pool: Any, *inputs: Any) -> Any:
@@ -81,7 +82,7 @@ def test_prefill(chip: SingleDeviceSharding, pool: Any, length: int) -> None:
 
 def test_first_token(chip: SingleDeviceSharding, pool: Any) -> None:
     hidden = jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, LAYERS.width), BF16)
-    inputs = runner._first_token_input((), ROWS)
+    inputs = as_first_token_input(first_token_columns((), MAX_PREFILL_ROWS, ROWS))
     check(compile_step(chip, steps.first_token_step, pool, hidden, inputs), pool)
 
 

@@ -15,7 +15,7 @@ from roost.engine.model.griffin import Griffin, Params, abstract_model
 from roost.engine.model.source import ModelSource, open_model
 from roost.engine.model.state import ModelState, RecurrentState, zero_state
 from roost.engine.model.weights import Checkpoint, load_params, random_params
-from roost.engine.runner import _CPU_OPTIONS as CPU_OPTIONS
+from roost.engine.programs import CPU_OPTIONS
 
 TINY_A = Path(__file__).parents[2] / "golden" / "tiny-a"
 

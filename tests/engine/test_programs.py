@@ -1,0 +1,64 @@
+"""Which programs there are, and where they are kept."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from roost.engine.errors import ConfigError
+from roost.engine.programs import compile_all, group_sizes, keep_programs, prefill_shapes
+
+
+@pytest.mark.parametrize(
+    ("chunk", "shapes"),
+    [
+        (64, {(1, 64)}),
+        (128, {(1, 64), (2, 64), (1, 128)}),
+        (320, {(1, 64), (2, 64), (4, 64), (1, 128), (2, 128), (1, 256), (1, 320)}),
+        (1024, {(n, t) for n in (1, 2, 4, 8) for t in (64, 128, 256, 512, 1024) if n * t <= 1024}),
+    ],
+)
+def test_prefill_shapes(chunk: int, shapes: set[tuple[int, int]]) -> None:
+    assert set(prefill_shapes(chunk)) == shapes
+
+
+@pytest.mark.parametrize(
+    ("rows", "groups"), [(2, (2,)), (4, (4,)), (6, (4, 2)), (32, (4, 4, 8, 16)), (33, (4, 4, 8, 16, 1))]
+)
+def test_group_sizes(rows: int, groups: tuple[int, ...]) -> None:
+    assert group_sizes(rows) == groups
+
+
+@pytest.fixture
+def cache_settings() -> Iterator[None]:
+    """JAX's, as they were before."""
+    names = [name for name in jax.config.values if "cache" in name]
+    before = {name: jax.config.values[name] for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+
+
+@pytest.mark.usefixtures("cache_settings")
+def test_programs_are_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "when needed"
+    keep_programs(folder)
+    reports: list[tuple[int, int]] = []
+    twice = jax.jit(lambda x: 2 * x + jnp.float32(0.125))
+    lower: dict[str, Any] = {"twice": lambda: twice.lower(jnp.zeros(3)), "again": lambda: twice.lower(jnp.zeros(5))}
+    with ThreadPoolExecutor(1) as executor:
+        compiled = compile_all(lower, {}, executor, lambda done, total: reports.append((done, total)))
+    assert compiled["twice"].result()(jnp.ones(3)).tolist() == [2.125] * 3
+    assert reports == [(1, 2), (2, 2)]
+    assert any(folder.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ConfigError, match=r"compile_cache .*/file/x: cannot be written to .*or off"):
+        keep_programs(file / "x")
