@@ -1,5 +1,7 @@
 """The devices of this process: what they are, and how many slots their memory holds."""
 
+import contextlib
+import ctypes
 import os
 import re
 from pathlib import Path
@@ -64,3 +66,9 @@ def available_memory() -> int:
 def _available_on_device() -> int:
     stats = jax.local_devices()[0].memory_stats() or {}
     return int(stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0))
+
+
+def give_back_memory() -> None:
+    """Lets the system have what the compiler has freed; where the C library cannot do that, nothing happens."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK, EngineConfig, StepLimits
-from .device import affordable_slots
+from .device import affordable_slots, give_back_memory
 from .model.config import ModelConfig
 from .model.griffin import Params, abstract_model
 from .model.source import ModelSource
@@ -260,6 +260,7 @@ def _load_and_compile(
         return params.result(), {name: program.result() for name, program in compiled.items()}
     finally:
         executor.shutdown(cancel_futures=True)
+        give_back_memory()
 
 
 def _row_result(
