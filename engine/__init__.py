@@ -2,9 +2,10 @@
 
 from .async_engine import AsyncEngine
 from .config import EngineConfig, EngineStats
+from .constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
 from .core import EngineCore
 from .device import DeviceFacts, device_facts
-from .errors import CheckpointError, ConfigError, EngineDeadError, QueueFullError, RoostError
+from .errors import CheckpointError, ConfigError, ConstraintError, EngineDeadError, QueueFullError, RoostError
 from .model.config import ModelConfig
 from .model.source import ModelSource, open_model
 from .plan import DEVICES, Plan, plan
@@ -25,6 +26,8 @@ __all__ = [
     "AsyncEngine",
     "CheckpointError",
     "ConfigError",
+    "Constraint",
+    "ConstraintError",
     "DeviceFacts",
     "EngineConfig",
     "EngineCore",
@@ -40,11 +43,14 @@ __all__ = [
     "RoostError",
     "SamplingParams",
     "TokenLogprobs",
+    "TokenMask",
     "TokenOutput",
     "device_facts",
     "load_engine",
+    "mask_of_ids",
     "open_model",
     "plan",
+    "words_of_mask",
 ]
 
 

@@ -57,12 +57,14 @@ class StepLimits:
         running request waits for is then at most this many. Both are `PREFILL_BLOCK` times a power of two.
       decode_steps: the most tokens per request in one dispatch.
       decode_rows: the compiled numbers of slots, in rising order; a step reads the first so many slots.
+      mask_words: of a token mask.
     """
 
     prefill_chunk: int
     prefill_beside_decode: int
     decode_steps: int = 1
     decode_rows: tuple[int, ...] = ()
+    mask_words: int = 0
 
 
 @dataclass(frozen=True, slots=True)

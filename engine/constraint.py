@@ -1,5 +1,6 @@
 """What a sequence may say next, decided on the host: grammars, and words that must not come."""
 
+from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -25,3 +26,11 @@ class Constraint(Protocol):
 def words_of_mask(vocab_size: int) -> int:
     """Words of a `TokenMask`."""
     return -(-vocab_size // 32)
+
+
+def mask_of_ids(ids: Iterable[int], words: int) -> TokenMask:
+    """The mask that allows these tokens and no others."""
+    index = np.fromiter(ids, np.int64)
+    mask = np.zeros(words, np.uint32)
+    np.bitwise_or.at(mask, index >> 5, np.uint32(1) << (index & 31).astype(np.uint32))
+    return mask

@@ -74,8 +74,8 @@ class EngineCore:
             self._steps += 1
             if isinstance(batch, PrefillBatch):
                 self._prompt_tokens += sum(chunk.length for chunk in batch.chunks)
-        if last is None:
-            return []
-        outputs = self._scheduler.commit(last[0], last[1].wait())
+        outputs = self._scheduler.take_failed()
+        if last is not None:
+            outputs += self._scheduler.commit(last[0], last[1].wait())
         self._generated_tokens += sum(len(output.token_ids) for _, output in outputs)
         return outputs

@@ -17,5 +17,9 @@ class QueueFullError(RoostError):
     """The waiting queue is full: try again later."""
 
 
+class ConstraintError(RoostError):
+    """What decides which tokens may come in a request has failed; only that request ends."""
+
+
 class EngineDeadError(RoostError):
     """The engine's state is gone (an exception inside a step) or it was stopped; no request can go on."""

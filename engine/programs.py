@@ -19,7 +19,7 @@ from .errors import ConfigError
 from .model.config import ModelConfig
 from .model.griffin import Params
 from .model.state import num_rows, zero_state
-from .sampler import SamplingState, zero_sampling_state
+from .sampling_state import SamplingState, zero_sampling_state, zero_token_memory
 from .step_inputs import first_token_columns, prefill_columns
 from .steps import (
     FirstTokenInput,
@@ -30,6 +30,7 @@ from .steps import (
     copy_step,
     decode_step,
     first_token_step,
+    mask_step,
     prefill_step,
     score_step,
 )
@@ -56,7 +57,8 @@ def new_pool(model: ModelConfig, rows: int, dtype: np.dtype[Any], backend: str) 
     groups = group_sizes(rows) if backend == "cpu" else (rows,)
     blocks = block_sizes(model.window, _RING_BLOCK if backend == "cpu" else model.window)
     tokens, positions = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.int32)
-    state = SlotState(tokens, positions, jnp.ones(rows, jnp.bool), zero_sampling_state(rows))
+    memory = zero_token_memory(rows, model.vocab_size)
+    state = SlotState(tokens, positions, jnp.ones(rows, jnp.bool), zero_sampling_state(rows), memory)
     return StatePool(tuple(zero_state(model, size, dtype, blocks) for size in groups), state)
 
 
@@ -109,7 +111,8 @@ def _each_program(model: ModelShapes, chunk: int, most_steps: int) -> Iterator[t
         inputs = (jax.ShapeDtypeStruct((rows,), jnp.bool), _int32())
         yield f"decode {rows}", _later(partial(decode_step, graph, most_steps), params, pool, *inputs, donated=1)
     last = jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, width), dtype)
-    first = as_first_token_input(first_token_columns((), MAX_PREFILL_ROWS, slots))
+    words = pool.slots.memory.allowed.shape[1]
+    first = as_first_token_input(first_token_columns((), MAX_PREFILL_ROWS, slots, words))
     yield "first token", _later(partial(first_token_step, graph), params, pool, last, first, donated=1)
     for rows, length in prefill_shapes(chunk):
         batch = PrefillInput(**prefill_columns((), rows, length, slots))
@@ -117,12 +120,14 @@ def _each_program(model: ModelShapes, chunk: int, most_steps: int) -> Iterator[t
         if rows == 1:
             tokens = jax.ShapeDtypeStruct((1, length, width), dtype)
             yield f"score {length}", _later(partial(score_step, graph), params, tokens, _int32(1, length))
+    masks = jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, words), jnp.uint32)
+    yield "mask", _later(mask_step, pool, _int32(MAX_PREFILL_ROWS), masks, donated=0)
     yield "copy", _later(copy_step, pool, _int32(1), _int32(1), donated=0)
 
 
 def as_first_token_input(columns: Mapping[str, Any]) -> FirstTokenInput:
     """From arrays on the host or on the device."""
-    return FirstTokenInput(columns["slots"], columns["lengths"], SamplingState(**columns["sampling"]))
+    return FirstTokenInput(**{**columns, "sampling": SamplingState(**columns["sampling"])})
 
 
 def _int32(*shape: int) -> jax.ShapeDtypeStruct:

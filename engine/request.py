@@ -1,8 +1,11 @@
 """The values that cross the engine's door: a request on the way in, tokens on the way out. All are frozen."""
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
+
+from .constraint import Constraint
 
 MAX_LOGPROBS: Final = 20
 """The largest number of alternatives per token; the device always returns this many when anybody asks."""
@@ -10,16 +13,26 @@ MAX_LOGPROBS: Final = 20
 MAX_STOP_IDS: Final = 64
 """End and stop ids of one request together; they have a row of this length on the device."""
 
+MAX_BIASES: Final = 300
+"""Tokens whose logits one request may move; OpenAI's bound."""
+
+PENALTY_WINDOW: Final = 4096
+"""Generated tokens that penalties look back on; an endless text would else be penalized for all its words."""
+
+NO_TOKEN: Final = -1
+"""Fills up lists of ids on the device."""
+
 NO_LIMIT: Final = 2**31 - 1
 """The last position there is: generation without a limit."""
 
 
 class FinishReason(StrEnum):
-    """Why a stream of tokens ended. ABORT means that the caller asked for it."""
+    """Why a stream of tokens ended. ABORT means that the caller asked for it, ERROR that its constraint failed."""
 
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +45,19 @@ class SamplingParams:
       top_k: keep the k likeliest tokens (and ties of the last); 0 keeps all.
       top_p: keep the smallest set of likeliest tokens whose mass, after top_k, reaches this.
       min_p: keep tokens at least this times as likely as the likeliest.
+      frequency_penalty: is taken from a token's logit for every time it has been generated.
+      presence_penalty: is taken once from that of every token that has been generated.
+      repetition_penalty: logits of tokens in the prompt or the answer are divided by it, or multiplied if negative.
+        All three look back on `PENALTY_WINDOW` generated tokens.
+      logit_bias: what is added to the logits of these ids, before penalties.
+      allowed_token_ids: no other token is chosen; None allows all.
       seed: the whole randomness of the request; the same seed gives the same tokens. An unsigned 64-bit number.
       min_tokens: no end or stop id is chosen before this many tokens have been generated.
       end_token_ids: ids that end the answer (`<eos>`, `<end_of_turn>`); they may still be chosen.
       stop_token_ids: further such ids, named by the caller; reported as `stop_reason`.
       logprobs: number of alternatives to report for each generated token; 0 reports only the token's own
         log-probability, None nothing. They are the model's own, before temperature and masks.
+      logprob_token_ids: further tokens whose log-probabilities are reported with each generated token.
       prompt_logprobs: the same for the prompt's tokens.
 
     Raises:
@@ -49,11 +69,17 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
     seed: int = 0
     min_tokens: int = 0
     end_token_ids: tuple[int, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
     prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +89,12 @@ class SamplingParams:
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
             ("min_p", 0.0 <= self.min_p <= 1.0, "between 0 and 1"),
+            ("frequency_penalty", math.isfinite(self.frequency_penalty), "a finite number"),
+            ("presence_penalty", math.isfinite(self.presence_penalty), "a finite number"),
+            ("repetition_penalty", 0.0 < self.repetition_penalty < math.inf, "above 0"),
+            ("logit_bias", len(self.logit_bias) <= MAX_BIASES, f"for at most {MAX_BIASES} tokens"),
+            ("logit_bias", all(math.isfinite(bias) for _, bias in self.logit_bias), "of finite numbers"),
+            ("allowed_token_ids", self.allowed_token_ids != (), "at least one id"),
             ("seed", 0 <= self.seed < 2**64, "an unsigned 64-bit number"),
             ("min_tokens", self.min_tokens >= 0, "at least 0"),
             (
@@ -71,6 +103,8 @@ class SamplingParams:
                 f"at most {MAX_STOP_IDS} with the end ids",
             ),
             ("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
+            ("logprob_token_ids", len(self.logprob_token_ids) <= MAX_LOGPROBS, f"at most {MAX_LOGPROBS} ids"),
+            ("logprob_token_ids", self.logprobs is not None or not self.logprob_token_ids, "used with logprobs"),
             (
                 "prompt_logprobs",
                 self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= MAX_LOGPROBS,
@@ -95,6 +129,9 @@ class Request:
       id: unique among the requests that are alive.
       prompt_token_ids: at least one id, each within the vocabulary; used as given (no BOS is added).
       params: see `SamplingParams`.
+      constraint: decides token by token what may come; it belongs to this request alone.
+      fork_of: a request with the same prompt that was added before; while that one still reads the prompt, this one
+        waits for it and then goes on from a copy of its state.
       stepwise: somebody may end it after any token, as stop strings do; so its tokens are made one at a time.
     """
 
@@ -102,6 +139,8 @@ class Request:
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
     stepwise: bool = False
+    constraint: Constraint | None = None
+    fork_of: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
@@ -110,10 +149,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural log-probabilities at one place: the token's own, and (id, logprob) of the likeliest, best first."""
+    """Natural log-probabilities at one place: the token's own, (id, logprob) of the likeliest, best first, and those of
+    the request's `logprob_token_ids`, in their order."""
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    named: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +167,7 @@ class TokenOutput:
       prompt_logprobs: on the first output only, if asked for: one entry per prompt token; the first is None.
       finish_reason: set on the last output of a stream.
       stop_reason: the id from `stop_token_ids` that ended it, if one did.
+      error: what went wrong, with `FinishReason.ERROR`.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -133,3 +175,4 @@ class TokenOutput:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
+    error: str | None = None

@@ -37,7 +37,7 @@ from .programs import (
 from .request import TokenLogprobs
 from .sampler import Logprobs, Sampled
 from .sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult, Sequence
-from .step_inputs import first_token_columns, prefill_columns, score_targets
+from .step_inputs import first_token_columns, mask_columns, prefill_columns, score_targets
 from .steps import Graph, PrefillInput
 
 type Progress = Callable[[str, int, int], None]
@@ -74,26 +74,27 @@ class PendingPrefill:
 
     Attributes:
       hidden: what the step ends with; there is always something to wait for, so that the host stays in step.
-      sampled: the tokens of the prompts that end in this batch, if any do.
+      sampled: the first tokens of the prompts that end in this batch and of their forks, `MAX_PREFILL_ROWS` at a time.
       scores: of the token after each of the chunks' tokens, if anybody asked.
     """
 
     batch: PrefillBatch
     hidden: Float[Array, "R D"]
-    sampled: Sampled | None
+    sampled: tuple[Sampled, ...]
     scores: Logprobs | None
 
     def wait(self) -> tuple[RowResult, ...]:
-        """Reads one result per chunk."""
+        """Reads one result per chunk and per fork."""
         self.hidden.block_until_ready()
-        return tuple(self._row(row, chunk) for row, chunk in enumerate(self.batch.chunks))
+        firsts = ((sampled, place) for sampled in self.sampled for place in range(len(sampled.tokens)))
+        return tuple(self._row(row, chunk, firsts) for row, chunk in enumerate(self.batch.rows))
 
-    def _row(self, row: int, chunk: PrefillChunk) -> RowResult:
+    def _row(self, row: int, chunk: PrefillChunk, firsts: Iterator[tuple[Sampled, int]]) -> RowResult:
         result = RowResult()
         if chunk.is_last:
-            assert self.sampled is not None
-            tokens = np.asarray(self.sampled.tokens).tolist()
-            result = _row_result(chunk.sequence, (tokens[row],), self.sampled.logprobs, [(row,)])
+            sampled, place = next(firsts)
+            token = int(np.asarray(sampled.tokens)[place])
+            result = _row_result(chunk.sequence, (token,), sampled.logprobs, [(place,)])
         wanted = chunk.sequence.request.params.prompt_logprobs
         if wanted is None:
             return result
@@ -133,12 +134,14 @@ class ModelRunner:
             programs = lower_all(shapes, config.prefill_chunk, self._most_steps)
             self._params, self._programs = _load_and_compile(weights, programs, backend, report)
         self._decode_rows = decode_rows(self._pool)
+        self._mask_words = self._pool.slots.memory.allowed.shape[1]
         self._active: tuple[tuple[int, ...], Array] = ((), jnp.zeros(self._rows, jnp.bool))
         self.limits = StepLimits(
             prefill_chunk=config.prefill_chunk,
             prefill_beside_decode=PREFILL_BLOCK if backend == "cpu" else config.prefill_chunk,
             decode_steps=self._affordable_steps() if self._most_steps > 1 else 1,
             decode_rows=self._decode_rows,
+            mask_words=self._mask_words,
         )
         self._compiles = 0
         jax.monitoring.register_event_duration_secs_listener(self._count_compile)
@@ -159,9 +162,10 @@ class ModelRunner:
         return self._run_prefill(batch)
 
     def _run_decode(self, batch: DecodeBatch) -> PendingDecode:
-        for move in batch.moves:
-            source, target = (jax.device_put(np.array([slot], np.int32)) for slot in move)
-            self._pool = self._programs["copy"](self._pool, source, target)
+        for source, target in batch.moves:
+            self._copy(source, target)
+        for slots, masks in mask_columns(batch.masks, MAX_PREFILL_ROWS, self._rows, self._mask_words):
+            self._pool = self._programs["mask"](self._pool, *jax.device_put((slots, masks)))
         rows = next(n for n in self._decode_rows if n > max(batch.slots))
         if self._active[0] != batch.slots or self._active[1].shape[0] != rows:
             mask = np.zeros(rows, np.bool)
@@ -180,15 +184,32 @@ class ModelRunner:
         length = min(n for r, n in self._shapes if r == rows and n >= max(chunk.length for chunk in chunks))
         inputs = PrefillInput(**jax.device_put(prefill_columns(chunks, rows, length, self._rows)))
         self._pool, hidden, last = self._programs[f"prefill {rows}x{length}"](self._params, self._pool, inputs)
-        sampled = scores = None
-        if any(chunk.is_last for chunk in chunks):
-            columns = first_token_columns(chunks, MAX_PREFILL_ROWS, self._rows)
-            first = as_first_token_input(jax.device_put(columns))
-            self._pool, sampled = self._programs["first token"](self._params, self._pool, last, first)
+        scores = None
+        sampled = self._sample_first(batch, last)
         if any(chunk.sequence.request.params.prompt_logprobs is not None for chunk in chunks):
             targets = jax.device_put(score_targets(chunks, rows, length))
             scores = self._programs[f"score {length}"](self._params, hidden, targets)
         return PendingPrefill(batch, last, sampled, scores)
+
+    def _sample_first(self, batch: PrefillBatch, last: Array) -> tuple[Sampled, ...]:
+        """Samples the first tokens of prompts that end in this batch, and of their forks, so many at a time."""
+        source = {end.sequence: row for row, chunk in enumerate(batch.chunks) for end in (chunk, *chunk.forks)}
+        ends = [(source[row.sequence], row) for row in batch.rows if row.is_last]
+        sampled = []
+        for chunk in batch.chunks:
+            for fork in chunk.forks:
+                self._copy(chunk.slot, fork.slot)
+        for start in range(0, len(ends), MAX_PREFILL_ROWS):
+            some = ends[start : start + MAX_PREFILL_ROWS]
+            columns = first_token_columns(some, MAX_PREFILL_ROWS, self._rows, self._mask_words)
+            first = as_first_token_input(jax.device_put(columns))
+            self._pool, tokens = self._programs["first token"](self._params, self._pool, last, first)
+            sampled.append(tokens)
+        return tuple(sampled)
+
+    def _copy(self, source: int, target: int) -> None:
+        slots = jax.device_put((np.array([source], np.int32), np.array([target], np.int32)))
+        self._pool = self._programs["copy"](self._pool, *slots)
 
     def _affordable_steps(self) -> int:
         """Tokens per dispatch that keep a request from waiting for long; measured on the largest step."""
@@ -267,12 +288,15 @@ def _row_result(
     sequence: Sequence, tokens: tuple[int, ...], logprobs: Logprobs, places: Rows[tuple[int, ...]]
 ) -> RowResult:
     """One row's tokens, and the log-probabilities at their places."""
-    wanted = sequence.request.params.logprobs
-    return RowResult(tokens, None if wanted is None else tuple(_read(logprobs, place, wanted) for place in places))
+    wanted, num_named = sequence.request.params.logprobs, len(sequence.request.params.logprob_token_ids)
+    if wanted is None:
+        return RowResult(tokens)
+    return RowResult(tokens, tuple(_read(logprobs, place, wanted, num_named) for place in places))
 
 
-def _read(logprobs: Logprobs, index: tuple[int, ...], count: int) -> TokenLogprobs:
-    """One place's log-probabilities, cut to as many alternatives as were asked for."""
+def _read(logprobs: Logprobs, index: tuple[int, ...], count: int, num_named: int = 0) -> TokenLogprobs:
+    """One place's log-probabilities, cut to as many alternatives and named tokens as were asked for."""
     ids, values = np.asarray(logprobs.top_ids)[index], np.asarray(logprobs.top)[index]
     top = tuple((int(i), float(v)) for i, v in zip(ids[:count], values[:count], strict=True))
-    return TokenLogprobs(float(np.asarray(logprobs.chosen)[index]), top)
+    named = np.asarray(logprobs.named)[index][:num_named].tolist()
+    return TokenLogprobs(float(np.asarray(logprobs.chosen)[index]), top, tuple(named))

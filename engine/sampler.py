@@ -5,7 +5,7 @@ the vocabulary: top-k, top-p and min-p are thresholds on a token's weight, so th
 dropped together. A row whose threshold lies among its few likeliest tokens is drawn from those; only a row whose does
 not pays for the whole vocabulary, where the threshold is found by bisection over the bits of a float32.
 
-Letters in shapes: R rows, V vocabulary, C candidates, S stop ids, A alternatives, T places of a prompt chunk.
+Letters in shapes: R rows, V vocabulary, C candidates, A alternatives, B named tokens, T places of a prompt chunk.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,11 @@ from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
 
-from .request import MAX_LOGPROBS, MAX_STOP_IDS, NO_LIMIT
+from .adjust import adjust, is_adjusted
+from .request import MAX_LOGPROBS
+from .sampling_state import SamplingState, TokenMemory
 
 _CANDIDATES: Final = 64
 """How many of the likeliest tokens are looked at first."""
@@ -24,34 +26,14 @@ _ONE_BITS: Final = 0x3F800000
 """The bits of 1.0: the largest weight. Bits of non-negative floats are ordered as the floats are."""
 
 
-class SamplingState(NamedTuple):
-    """The sampling parameters of every row (see `SamplingParams`).
-
-    Attributes:
-      seed: low and high word.
-      min_position: stop ids are masked for tokens before this position.
-      last_position: of the last token that may be sampled.
-      stop_ids: filled up with -1.
-      wants_logprobs: whether the row's log-probabilities will be read.
-    """
-
-    temperature: Float32[Array, " R"]
-    top_k: Int32[Array, " R"]
-    top_p: Float32[Array, " R"]
-    min_p: Float32[Array, " R"]
-    seed: UInt32[Array, "R 2"]
-    min_position: Int32[Array, " R"]
-    last_position: Int32[Array, " R"]
-    stop_ids: Int32[Array, "R S"]
-    wants_logprobs: Bool[Array, " R"]
-
-
 class Logprobs(NamedTuple):
-    """Log-probabilities of chosen tokens, and the likeliest alternatives, best first; zeros where nobody asked."""
+    """Log-probabilities of chosen tokens, of the likeliest alternatives, best first, and of tokens that the row names;
+    zeros where nobody asked."""
 
     chosen: Float32[Array, "*rows"]
     top_ids: Int32[Array, "*rows A"]
     top: Float32[Array, "*rows A"]
+    named: Float32[Array, "*rows B"]
 
 
 class Sampled(NamedTuple):
@@ -61,24 +43,10 @@ class Sampled(NamedTuple):
     logprobs: Logprobs
 
 
-def zero_sampling_state(rows: int) -> SamplingState:
-    """Rows that ask for nothing: greedy."""
-    return SamplingState(
-        temperature=jnp.zeros(rows, jnp.float32),
-        top_k=jnp.zeros(rows, jnp.int32),
-        top_p=jnp.ones(rows, jnp.float32),
-        min_p=jnp.zeros(rows, jnp.float32),
-        seed=jnp.zeros((rows, 2), jnp.uint32),
-        min_position=jnp.zeros(rows, jnp.int32),
-        last_position=jnp.full(rows, NO_LIMIT, jnp.int32),
-        stop_ids=jnp.full((rows, MAX_STOP_IDS), -1, jnp.int32),
-        wants_logprobs=jnp.zeros(rows, jnp.bool),
-    )
-
-
 def sample(
     logits: Float32[Array, "R V"],
     state: SamplingState,
+    memory: TokenMemory,
     positions: Int32[Array, " R"],
     active: Bool[Array, " R"],
 ) -> Sampled:
@@ -87,41 +55,51 @@ def sample(
     Args:
       logits: the model's own.
       state: what each row asks for.
+      memory: of the row's tokens.
       positions: of the tokens to be chosen; with a row's seed they are all its randomness.
       active: rows whose result will be read; the others cost nothing and give anything.
     """
-    early = active & (positions < state.min_position)
-    allowed = _if(jnp.any(early), lambda: _mask_stop_ids(logits, state.stop_ids, early), lambda: logits)
+    allowed = adjust(logits, state, memory, positions, active)
     greedy = jax.lax.top_k(allowed, 1)[1][:, 0]  # a third of what argmax takes on a CPU
     random = active & (state.temperature > 0)
     drawn = _if(jnp.any(random), lambda: _draw(allowed, state, positions, random), lambda: greedy)
     tokens = jnp.where(random, drawn, greedy)
     wanted = jnp.any(active & state.wants_logprobs)
     return Sampled(
-        tokens, _if(wanted, lambda: logprobs(logits, tokens), lambda: no_logprobs(logits.shape[:-1], logits.shape[-1]))
+        tokens,
+        _if(
+            wanted,
+            lambda: logprobs(logits, tokens, state.named_ids),
+            lambda: no_logprobs(logits.shape[:-1], logits.shape[-1], state.named_ids.shape[-1]),
+        ),
     )
 
 
-def logprobs(logits: Float32[Array, "*rows V"], chosen: Int32[Array, "*rows"]) -> Logprobs:
-    """log softmax at the chosen tokens and at the likeliest."""
+def logprobs(
+    logits: Float32[Array, "*rows V"], chosen: Int32[Array, "*rows"], named: Int32[Array, "*rows B"]
+) -> Logprobs:
+    """log softmax at the chosen tokens, at the likeliest, and at those that are named (anything where none is)."""
     count = min(MAX_LOGPROBS, logits.shape[-1])
     top, top_ids = jax.lax.top_k(logits, count)
     norm = top[..., :1] + jnp.log(jnp.sum(jnp.exp(logits - top[..., :1]), axis=-1, keepdims=True))
-    own = jnp.take_along_axis(logits, chosen[..., None], axis=-1) - norm
-    return Logprobs(own[..., 0], top_ids, top - norm)
+    own, others = (jnp.take_along_axis(logits, ids, axis=-1) - norm for ids in (chosen[..., None], named))
+    return Logprobs(own[..., 0], top_ids, top - norm, others)
 
 
-def no_logprobs(rows: tuple[int, ...], vocab_size: int) -> Logprobs:
+def no_logprobs(rows: tuple[int, ...], vocab_size: int, num_named: int) -> Logprobs:
     """What stands where nobody asked."""
     alternatives = (*rows, min(MAX_LOGPROBS, vocab_size))
     return Logprobs(
-        jnp.zeros(rows, jnp.float32), jnp.zeros(alternatives, jnp.int32), jnp.zeros(alternatives, jnp.float32)
+        jnp.zeros(rows, jnp.float32),
+        jnp.zeros(alternatives, jnp.int32),
+        jnp.zeros(alternatives, jnp.float32),
+        jnp.zeros((*rows, num_named), jnp.float32),
     )
 
 
 def needs_logits(state: SamplingState, positions: Int32[Array, " R"]) -> Bool[Array, " R"]:
     """Rows that ask for more than the likeliest token."""
-    return (state.temperature > 0) | state.wants_logprobs | (positions < state.min_position)
+    return (state.temperature > 0) | state.wants_logprobs | is_adjusted(state, positions)
 
 
 def score(
@@ -139,8 +117,9 @@ def score(
       block: places per block; T is a multiple of it.
     """
     blocks = (hidden.reshape(-1, block, hidden.shape[-1]), targets.reshape(-1, block))
-    scored: Logprobs = jax.lax.map(lambda item: logprobs(project(item[0]), item[1]), blocks)
-    flat: Logprobs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scored)
+    no_names = jnp.zeros((block, 0), jnp.int32)
+    scored: Logprobs = jax.lax.map(lambda item: logprobs(project(item[0]), item[1], no_names), blocks)
+    flat: Logprobs = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), scored)
     return flat
 
 
@@ -148,13 +127,6 @@ def _if[Result](condition: Bool[Array, ""], yes: Callable[[], Result], no: Calla
     """`jax.lax.cond` whose branches close over what they need."""
     result: Result = jax.lax.cond(condition, yes, no)
     return result
-
-
-def _mask_stop_ids(
-    logits: Float32[Array, "R V"], stop_ids: Int32[Array, "R S"], early: Bool[Array, " R"]
-) -> Float32[Array, "R V"]:
-    ids = jnp.where(early[:, None] & (stop_ids >= 0), stop_ids, logits.shape[1])
-    return logits.at[jnp.arange(logits.shape[0])[:, None], ids].set(-jnp.inf, mode="drop")
 
 
 def _draw(

@@ -1,13 +1,20 @@
 """The oracle of the sampler: the distribution that a row is drawn from, in float64, by sorting."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 from jaxtyping import Float
 
-from .request import SamplingParams
+from .request import PENALTY_WINDOW, SamplingParams
 
 
 def reference_distribution(
-    logits: Float[np.ndarray, " V"], params: SamplingParams, num_tokens: int = 0
+    logits: Float[np.ndarray, " V"],
+    params: SamplingParams,
+    num_tokens: int = 0,
+    prompt: Sequence[int] = (),
+    generated: Sequence[int] = (),
+    allowed: Iterable[int] | None = None,
 ) -> Float[np.ndarray, " V"]:
     """Probabilities `[V]` of the next token.
 
@@ -15,10 +22,18 @@ def reference_distribution(
       logits: `[V]`, the model's own.
       params: of the request.
       num_tokens: how many tokens it has so far; before `min_tokens` no stop id is chosen.
+      prompt, generated: the tokens that penalties look at; of the generated ones, the last `PENALTY_WINDOW`.
+      allowed: by a constraint; None allows all.
     """
     logits = np.array(logits, np.float64)
+    for ids in (params.allowed_token_ids, allowed):
+        if ids is not None:
+            logits[[i for i in range(len(logits)) if i not in set(ids)]] = -np.inf
     if num_tokens < params.min_tokens:
         logits[list(params.stop_ids)] = -np.inf
+    for token_id, bias in params.logit_bias:
+        logits[token_id] += bias
+    logits = _penalized(logits, params, prompt, list(generated[-PENALTY_WINDOW:]))
     if params.temperature == 0:
         return np.where(np.arange(len(logits)) == np.argmax(logits), 1.0, 0.0)
     weights = np.exp((logits - logits.max()) / params.temperature)
@@ -31,3 +46,15 @@ def reference_distribution(
         weights[weights < ordered[min(enough, len(ordered) - 1)]] = 0
     weights[weights < params.min_p] = 0
     return np.asarray(weights / weights.sum())
+
+
+def _penalized(
+    logits: Float[np.ndarray, " V"], params: SamplingParams, prompt: Sequence[int], generated: list[int]
+) -> Float[np.ndarray, " V"]:
+    """One token after the other, as the penalties' definitions have it."""
+    logits = logits.copy()
+    for token in set(prompt) | set(generated):
+        logits[token] *= params.repetition_penalty ** (-1 if logits[token] > 0 else 1)
+    for token in set(generated):
+        logits[token] -= params.presence_penalty + params.frequency_penalty * generated.count(token)
+    return logits

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
+from dataclasses import replace
 
 from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
 from .errors import QueueFullError
@@ -29,6 +30,7 @@ class Scheduler:
         self._limits = limits
         self._waiting: deque[Request] = deque()
         self._running: dict[str, Sequence] = {}
+        self._failed: list[tuple[str, TokenOutput]] = []
         self._decode_is_due = False
 
     def __repr__(self) -> str:
@@ -70,9 +72,8 @@ class Scheduler:
     def schedule(self) -> Batch | None:
         """Plans the next batch and books it as dispatched; None where there is nothing to do."""
         while self._waiting and self.slots.num_free:
-            request = self._waiting.popleft()
-            self._running[request.id] = Sequence(request, self.slots.claim())
-        reading = [s for s in self._running.values() if s.num_prompt_left]
+            self._start(self._waiting.popleft())
+        reading = [s for s in self._running.values() if s.num_prompt_left and s.parent is None]
         decoding = [s for s in self._running.values() if s.can_decode]
         if reading and not (self._decode_is_due and decoding):
             self._decode_is_due = True
@@ -81,6 +82,11 @@ class Scheduler:
             return self._plan_prefill(reading, limits.prefill_beside_decode if is_busy else limits.prefill_chunk)
         self._decode_is_due = False
         return self._plan_decode(decoding, is_alone=not reading) if decoding else None
+
+    def take_failed(self) -> list[tuple[str, TokenOutput]]:
+        """The ends of requests that could not be planned since this was asked last."""
+        failed, self._failed = self._failed, []
+        return failed
 
     def commit(self, batch: Batch, results: Rows[RowResult]) -> list[tuple[str, TokenOutput]]:
         """Books what a batch gave. Rows whose request has ended since are dropped."""
@@ -93,11 +99,29 @@ class Scheduler:
                 sequence.prompt_logprobs.extend(result.prompt_logprobs)
             if not result.token_ids:
                 continue
-            output = self._commit_tokens(sequence, result)
+            output = self._constrain(sequence, self._commit_tokens(sequence, result))
             if output.finish_reason is not None:
                 self._release(sequence)
             outputs.append((sequence.request.id, output))
         return outputs
+
+    def _start(self, request: Request) -> None:
+        """Gives a request a slot, and its constraint the first word."""
+        sequence = Sequence(request, self.slots.claim(), parent=self._parent_of(request))
+        self._running[request.id] = sequence
+        try:
+            sequence.refresh_mask(self._limits.mask_words)
+        except Exception as error:  # of somebody else's code; only this request depends on it
+            self._release(sequence)
+            self._failed.append((request.id, TokenOutput(finish_reason=FinishReason.ERROR, error=str(error))))
+
+    def _parent_of(self, request: Request) -> Sequence | None:
+        """Who reads this request's prompt anyway, and may be forked when that is done."""
+        parent = None if request.fork_of is None else self._running.get(request.fork_of)
+        if parent is None or not parent.can_fork or request.params.prompt_logprobs is not None:
+            return None
+        is_same = parent.request.prompt_token_ids == request.prompt_token_ids
+        return (parent.parent or parent) if is_same else None
 
     def _plan_prefill(self, reading: Rows[Sequence], budget: int) -> PrefillBatch:
         """A chunk of the oldest prompt, and of as many others as make a batch of a compiled shape without padding."""
@@ -111,8 +135,15 @@ class Scheduler:
 
     def _plan_chunk(self, sequence: Sequence, most: int) -> PrefillChunk:
         length = min(sequence.num_prompt_left, most)
-        chunk = PrefillChunk(sequence, sequence.slot, sequence.num_prompt_dispatched, length)
-        sequence.num_prompt_dispatched += length
+        start, ends = sequence.num_prompt_dispatched, length == sequence.num_prompt_left
+        forks = [s for s in self._running.values() if ends and s.parent is sequence]
+        planned = [self._plan_row(s, start, length) for s in (sequence, *forks)]
+        return replace(planned[0], forks=tuple(planned[1:]))
+
+    def _plan_row(self, sequence: Sequence, start: int, length: int) -> PrefillChunk:
+        chunk = PrefillChunk(sequence, sequence.slot, start, length, sequence.mask)
+        sequence.parent = None
+        sequence.num_prompt_dispatched = start + length
         if chunk.is_last:
             sequence.num_tokens_dispatched = 1
         return chunk
@@ -122,12 +153,13 @@ class Scheduler:
         Args:
           is_alone: nobody waits for a prompt to be read; then several tokens may be asked for at once.
         """
-        lookahead = is_alone and not any(s.request.stepwise for s in sequences)
+        lookahead = is_alone and not any(s.request.stepwise or s.mask is not None for s in self._running.values())
         steps = self._limits.decode_steps if lookahead else 1
         moves = self._plan_moves(sequences)
         for sequence in sequences:
             sequence.num_tokens_dispatched += steps
-        return DecodeBatch(tuple(sequences), tuple(s.slot for s in sequences), steps, moves)
+        masks = tuple((s.slot, s.mask) for s in sequences if s.mask is not None)
+        return DecodeBatch(tuple(sequences), tuple(s.slot for s in sequences), steps, moves, masks)
 
     def _plan_moves(self, decoding: Rows[Sequence]) -> tuple[tuple[int, int], ...]:
         """Moves into lower slots that let this step, and those to come, make do with fewer rows."""
@@ -169,13 +201,28 @@ class Scheduler:
             stop_reason=last if stopped_by else None,
         )
 
+    def _constrain(self, sequence: Sequence, output: TokenOutput) -> TokenOutput:
+        """Lets the constraint see the token and say what may come next; what goes wrong there ends the request."""
+        constraint = sequence.request.constraint
+        if constraint is None or output.finish_reason is not None:
+            return output
+        try:
+            constraint.advance(output.token_ids[-1])
+            sequence.refresh_mask(self._limits.mask_words)
+        except Exception as error:  # of somebody else's code; only this request depends on it
+            return TokenOutput(finish_reason=FinishReason.ERROR, error=str(error))
+        return output
+
     def _release(self, sequence: Sequence) -> None:
         del self._running[sequence.request.id]
         self.slots.release(sequence.slot)
+        orphans = [s for s in self._running.values() if s.parent is sequence]
+        for orphan in orphans:  # the first reads the prompt in its stead
+            orphan.parent = None if orphan is orphans[0] else orphans[0]
 
 
 def _rows(batch: Batch) -> Iterator[PrefillChunk | Sequence]:
-    return iter(batch.chunks if isinstance(batch, PrefillBatch) else batch.sequences)
+    return iter(batch.rows if isinstance(batch, PrefillBatch) else batch.sequences)
 
 
 def _floor_power_of_two(n: int) -> int:

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from .constraint import TokenMask, mask_of_ids
+from .errors import ConstraintError
 from .request import Request, TokenLogprobs
 
 
@@ -15,6 +19,8 @@ class Sequence:
       num_tokens_dispatched: tokens whose sampling has been handed to the device, were it to go on for so long.
       num_tokens: tokens read back.
       prompt_logprobs: collected chunk by chunk where the request asks for them.
+      parent: whose state it will go on from, while that one reads the prompt that they share.
+      mask: what may come next, where a constraint decides that.
     """
 
     request: Request
@@ -23,6 +29,8 @@ class Sequence:
     num_tokens_dispatched: int = 0
     num_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
+    parent: "Sequence | None" = None
+    mask: TokenMask | None = None
 
     @property
     def num_prompt_left(self) -> int:
@@ -31,19 +39,54 @@ class Sequence:
 
     @property
     def can_decode(self) -> bool:
-        """Whether one more token may be asked for, judged by what has been dispatched, not by what came back."""
+        """Whether one more token may be asked for, judged by what has been dispatched, not by what came back; but a
+        constraint must have seen the last one."""
         limit = self.request.params.max_tokens
-        return not self.num_prompt_left and (limit is None or self.num_tokens_dispatched < limit)
+        waits = self.request.constraint is not None and self.num_tokens < self.num_tokens_dispatched
+        return not (self.num_prompt_left or waits) and (limit is None or self.num_tokens_dispatched < limit)
+
+    @property
+    def can_fork(self) -> bool:
+        """Whether others may still take its state over when its prompt has been read."""
+        return bool(self.num_prompt_left) and self.request.params.prompt_logprobs is None
+
+    def refresh_mask(self, words: int) -> None:
+        """Asks the constraint what may come next.
+
+        Args:
+          words: of the mask.
+
+        Raises:
+          ConstraintError: nothing may.
+          Exception: whatever the constraint raises.
+        """
+        constraint, allowed = self.request.constraint, self.request.params.allowed_token_ids
+        if constraint is None:
+            return
+        mask = np.zeros(words, np.uint32)
+        constraint.fill_mask(mask)
+        if allowed is not None:
+            mask &= mask_of_ids(allowed, words)
+        if not mask.any():
+            raise ConstraintError("no token is allowed to come next")
+        self.mask = mask
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
-    """Prompt tokens [start, start + length) of a sequence, which owned `slot` when the chunk was planned."""
+    """Prompt tokens [start, start + length) of a sequence, which owned `slot` when the chunk was planned.
+
+    Attributes:
+      mask: what may come behind the prompt, where a constraint decides that.
+      forks: of a prompt's last chunk: the same of sequences that take its state over; they read nothing themselves.
+    """
 
     sequence: Sequence
     slot: int
     start: int
     length: int
+    mask: TokenMask | None = None
+    forks: "tuple[PrefillChunk, ...]" = ()
 
     @property
     def is_last(self) -> bool:
@@ -57,6 +100,11 @@ class PrefillBatch:
 
     chunks: tuple[PrefillChunk, ...]
 
+    @property
+    def rows(self) -> "tuple[PrefillChunk, ...]":
+        """All that get a result: the chunks and, each behind the last of them, their forks."""
+        return (*self.chunks, *(fork for chunk in self.chunks for fork in chunk.forks))
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeBatch:
@@ -66,12 +114,14 @@ class DecodeBatch:
       slots: those they owned when it was planned.
       steps: tokens for each of them, at most; the device stops a sequence where it ends.
       moves: (from, to) of slots whose state is moved before that.
+      masks: (slot, mask) of those sequences for which a constraint decides what may come; then `steps` is 1.
     """
 
     sequences: tuple[Sequence, ...]
     slots: tuple[int, ...]
     steps: int = 1
     moves: tuple[tuple[int, int], ...] = ()
+    masks: tuple[tuple[int, TokenMask], ...] = ()
 
 
 type Batch = PrefillBatch | DecodeBatch

@@ -1,12 +1,14 @@
 """Batches as arrays of a compiled shape, made on the host."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from .request import MAX_STOP_IDS, NO_LIMIT, Request
+from .constraint import TokenMask, mask_of_ids
+from .request import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, NO_LIMIT, NO_TOKEN, Request
 from .sequence import PrefillChunk
 
 
@@ -35,14 +37,44 @@ def score_targets(chunks: Rows[PrefillChunk], rows: int, length: int) -> Int[np.
     return targets
 
 
-def first_token_columns(chunks: Rows[PrefillChunk], rows: int, pool_rows: int) -> dict[str, Any]:
-    """The fields of `FirstTokenInput`: the ends of the prompts that end in these chunks."""
-    slots, lengths = np.full(rows, pool_rows, np.int32), np.zeros(rows, np.int32)
-    for row, chunk in enumerate(chunks):
-        if chunk.is_last:
-            slots[row], lengths[row] = chunk.slot, chunk.start + chunk.length
-    sampling = sampling_columns([chunk.sequence.request for chunk in chunks], rows)
-    return {"slots": slots, "lengths": lengths, "sampling": sampling}
+def first_token_columns(
+    ends: Rows[tuple[int, PrefillChunk]], rows: int, pool_rows: int, mask_words: int
+) -> dict[str, Any]:
+    """The fields of `FirstTokenInput`.
+
+    Args:
+      ends: prompts' last chunks and their forks, each with its row in the prefill batch.
+    """
+    columns: dict[str, Any] = {
+        "rows": np.zeros(rows, np.int32),
+        "slots": np.full(rows, pool_rows, np.int32),
+        "lengths": np.zeros(rows, np.int32),
+        "sampling": sampling_columns([chunk.sequence.request for _, chunk in ends], rows),
+        "in_prompt": np.zeros((rows, mask_words), np.uint32),
+        "allowed": np.zeros((rows, mask_words), np.uint32),
+    }
+    for row, (source, chunk) in enumerate(ends):
+        request, params = chunk.sequence.request, chunk.sequence.request.params
+        columns["rows"][row], columns["slots"][row] = source, chunk.slot
+        columns["lengths"][row] = chunk.start + chunk.length
+        if params.repetition_penalty != 1:
+            columns["in_prompt"][row] = mask_of_ids(set(request.prompt_token_ids), mask_words)
+        if chunk.mask is not None:
+            columns["allowed"][row] = chunk.mask
+        elif params.allowed_token_ids is not None:
+            columns["allowed"][row] = mask_of_ids(params.allowed_token_ids, mask_words)
+    return columns
+
+
+def mask_columns(
+    masks: Rows[tuple[int, TokenMask]], rows: int, pool_rows: int, mask_words: int
+) -> Iterator[tuple[Int[np.ndarray, " R"], TokenMask]]:
+    """Slots and masks in batches of so many rows."""
+    for start in range(0, len(masks), rows):
+        slots, words = np.full(rows, pool_rows, np.int32), np.zeros((rows, mask_words), np.uint32)
+        for row, (slot, mask) in enumerate(masks[start : start + rows]):
+            slots[row], words[row] = slot, mask
+        yield slots, words
 
 
 def sampling_columns(requests: Rows[Request], rows: int) -> dict[str, Any]:
@@ -52,21 +84,34 @@ def sampling_columns(requests: Rows[Request], rows: int) -> dict[str, Any]:
         "top_k": np.zeros(rows, np.int32),
         "top_p": np.ones(rows, np.float32),
         "min_p": np.zeros(rows, np.float32),
+        "frequency_penalty": np.zeros(rows, np.float32),
+        "presence_penalty": np.zeros(rows, np.float32),
+        "repetition_penalty": np.ones(rows, np.float32),
+        "bias_ids": np.full((rows, MAX_BIASES), NO_TOKEN, np.int32),
+        "biases": np.zeros((rows, MAX_BIASES), np.float32),
+        "is_masked": np.zeros(rows, np.bool),
         "seed": np.zeros((rows, 2), np.uint32),
         "min_position": np.zeros(rows, np.int32),
         "last_position": np.full(rows, NO_LIMIT, np.int32),
-        "stop_ids": np.full((rows, MAX_STOP_IDS), -1, np.int32),
+        "stop_ids": np.full((rows, MAX_STOP_IDS), NO_TOKEN, np.int32),
+        "named_ids": np.full((rows, MAX_LOGPROBS), NO_TOKEN, np.int32),
         "wants_logprobs": np.zeros(rows, np.bool),
     }
     for row, request in enumerate(requests):
         params, stop_ids = request.params, sorted(request.params.stop_ids)
         columns["temperature"][row], columns["top_p"][row] = params.temperature, params.top_p
         columns["top_k"][row], columns["min_p"][row] = min(params.top_k, NO_LIMIT), params.min_p
+        for name in ("frequency_penalty", "presence_penalty", "repetition_penalty"):
+            columns[name][row] = getattr(params, name)
+        for place, (token_id, bias) in enumerate(params.logit_bias):
+            columns["bias_ids"][row, place], columns["biases"][row, place] = token_id, bias
+        columns["is_masked"][row] = request.constraint is not None or params.allowed_token_ids is not None
         columns["seed"][row] = params.seed & 0xFFFFFFFF, params.seed >> 32
         columns["min_position"][row] = min(len(request.prompt_token_ids) + params.min_tokens, NO_LIMIT)
         if params.max_tokens is not None:
             last = len(request.prompt_token_ids) + params.max_tokens - 1
             columns["last_position"][row] = min(last, NO_LIMIT)
         columns["stop_ids"][row, : len(stop_ids)] = stop_ids
+        columns["named_ids"][row, : len(params.logprob_token_ids)] = params.logprob_token_ids
         columns["wants_logprobs"][row] = params.logprobs is not None
     return columns

@@ -1,6 +1,7 @@
 """The device's programs, as functions of arrays: what a decode, a prefill and the moves between slots compute.
 
-Letters in shapes: R rows of a pool or a batch, T tokens of a chunk, D width, K tokens per row of one dispatch.
+Letters in shapes: R rows of a pool or a batch, T tokens of a chunk, D width, K tokens per row of one dispatch, W words
+of a token mask.
 """
 
 from collections.abc import Callable
@@ -10,12 +11,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from .model.griffin import Griffin, Params
 from .model.state import ModelState, copy_rows, join, num_rows, put_rows, split, take_rows
-from .sampler import Logprobs, Sampled, SamplingState, needs_logits, no_logprobs, sample, score
+from .request import MAX_LOGPROBS
+from .sampler import Logprobs, Sampled, needs_logits, no_logprobs, sample, score
+from .sampling_state import SamplingState, TokenMemory, no_tokens, remember
 
 type Graph = nnx.GraphDef[Griffin]
 
@@ -28,12 +31,14 @@ class SlotState(NamedTuple):
       positions: that token's position.
       goes_on: false from the token on that ends the sequence: its state then stays as it is.
       sampling: what its request asks for; set when its prompt has been read.
+      memory: of its tokens.
     """
 
     tokens: Int32[Array, " R"]
     positions: Int32[Array, " R"]
     goes_on: Bool[Array, " R"]
     sampling: SamplingState
+    memory: TokenMemory
 
 
 class StatePool(NamedTuple):
@@ -64,17 +69,22 @@ class PrefillInput(NamedTuple):
 
 
 class FirstTokenInput(NamedTuple):
-    """The rows of a prefill batch whose prompts end in it; the others have a slot past the pool.
+    """Prompts that end in a prefill batch, and forks of them. Rows of padding have a slot past the pool.
 
     Attributes:
+      rows: of the prefill batch.
       slots: rows of the pool.
       lengths: of the prompts, so also the positions of the tokens to be sampled.
       sampling: what the requests ask for.
+      in_prompt, allowed: see `TokenMemory`.
     """
 
+    rows: Int32[Array, " R"]
     slots: Int32[Array, " R"]
     lengths: Int32[Array, " R"]
     sampling: SamplingState
+    in_prompt: UInt32[Array, "R W"]
+    allowed: UInt32[Array, "R W"]
 
 
 def decode_step(
@@ -102,7 +112,7 @@ def decode_step(
     layers = join(pool.groups[: len(sizes)])
     slots = jax.tree.map(lambda x: x[: active.shape[0]], pool.slots)
     shape = (most, active.shape[0])
-    results = Sampled(jnp.zeros(shape, jnp.int32), no_logprobs(shape, model.config.vocab_size))
+    results = Sampled(jnp.zeros(shape, jnp.int32), no_logprobs(shape, model.config.vocab_size, MAX_LOGPROBS))
 
     def is_wanted(carry: _Carry) -> Bool[Array, ""]:
         return (carry.done < steps) & jnp.any(active & carry.slots.goes_on)
@@ -142,32 +152,33 @@ def _decode_once(
     live = active & slots.goes_on
     hidden, layers = model(slots.tokens[:, None], jnp.where(live, slots.positions, -1)[:, None], layers, PREFILL_BLOCK)
     positions = slots.positions + live
-    result = sample_or_greedy(model, hidden[:, 0], slots.sampling, slots.positions + 1, live)
+    result = sample_or_greedy(model, hidden[:, 0], slots, live)
     tokens = jnp.where(live, result.tokens, slots.tokens)
     goes_on = slots.goes_on & ~(live & _is_last(tokens, positions, slots.sampling))
-    return layers, SlotState(tokens, positions, goes_on, slots.sampling), result
+    recent = remember(slots.memory.recent, tokens, positions, live & slots.sampling.is_penalized)
+    memory = slots.memory._replace(recent=recent)
+    return layers, SlotState(tokens, positions, goes_on, slots.sampling, memory), result
 
 
-def sample_or_greedy(
-    model: Griffin, hidden: Float[Array, "R D"], state: SamplingState, positions: Int32[Array, " R"], live: Array
-) -> Sampled:
+def sample_or_greedy(model: Griffin, hidden: Float[Array, "R D"], slots: SlotState, live: Bool[Array, " R"]) -> Sampled:
     """`sample`, spared the logits on accelerators where every row wants the likeliest token and nothing else."""
+    positions = slots.positions + 1
 
     def sampled() -> Sampled:
-        return sample(model.logits(hidden), state, positions, live)
+        return sample(model.logits(hidden), slots.sampling, slots.memory, positions, live)
 
     if model.backend == "xla":
         return sampled()
     # Accelerators' compilers find the best logit without writing them, a megabyte for each row.
     greedy = partial(greedy_sample, model, hidden)
-    result: Sampled = jax.lax.cond(jnp.any(live & needs_logits(state, positions)), sampled, greedy)
+    result: Sampled = jax.lax.cond(jnp.any(live & needs_logits(slots.sampling, positions)), sampled, greedy)
     return result
 
 
 def greedy_sample(model: Griffin, hidden: Float[Array, "R D"]) -> Sampled:
     """The likeliest tokens, and nothing else."""
     tokens = jnp.argmax(model.logits(hidden), axis=-1).astype(jnp.int32)
-    return Sampled(tokens, no_logprobs(tokens.shape, model.config.vocab_size))
+    return Sampled(tokens, no_logprobs(tokens.shape, model.config.vocab_size, MAX_LOGPROBS))
 
 
 def _is_last(tokens: Int32[Array, " R"], positions: Int32[Array, " R"], sampling: SamplingState) -> Bool[Array, " R"]:
@@ -200,11 +211,13 @@ def first_token_step(
 ) -> tuple[StatePool, Sampled]:
     """Samples the token after each prompt and makes its slot ready to decode."""
     model = nnx.merge(graph, params)
-    slots = inputs.slots
+    slots, sampling = inputs.slots, inputs.sampling
     active = slots < pool.slots.tokens.shape[0]
-    sampled = sample(model.logits(hidden), inputs.sampling, inputs.lengths, active)
-    goes_on = ~_is_last(sampled.tokens, inputs.lengths, inputs.sampling)
-    new = SlotState(sampled.tokens, inputs.lengths, goes_on, inputs.sampling)
+    memory = TokenMemory(inputs.in_prompt, inputs.allowed, no_tokens(slots.shape[0]))
+    sampled = sample(model.logits(hidden[inputs.rows]), sampling, memory, inputs.lengths, active)
+    goes_on = ~_is_last(sampled.tokens, inputs.lengths, sampling)
+    recent = remember(memory.recent, sampled.tokens, inputs.lengths, sampling.is_penalized)
+    new = SlotState(sampled.tokens, inputs.lengths, goes_on, sampling, memory._replace(recent=recent))
     return pool._replace(slots=_put(pool.slots, slots, new)), sampled
 
 
@@ -220,6 +233,13 @@ def copy_step(pool: StatePool, sources: Int32[Array, " R"], targets: Int32[Array
     """Copies slots with all that belongs to them onto others; a target past the pool is left out."""
     taken = jax.tree.map(lambda x: x[sources], pool.slots)
     return StatePool(copy_rows(pool.groups, sources, targets), _put(pool.slots, targets, taken))
+
+
+def mask_step(pool: StatePool, slots: Int32[Array, " R"], allowed: UInt32[Array, "R W"]) -> StatePool:
+    """Says which tokens may come next in some slots; a slot past the pool is left out."""
+    memory = pool.slots.memory
+    memory = memory._replace(allowed=memory.allowed.at[slots].set(allowed, mode="drop"))
+    return pool._replace(slots=pool.slots._replace(memory=memory))
 
 
 def _put(old: SlotState, slots: Int32[Array, " R"], new: SlotState) -> SlotState:

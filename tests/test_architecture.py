@@ -40,6 +40,8 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "kernels/*",
             "engine/model/*",
             "engine/sampler.py",
+            "engine/sampling_state.py",
+            "engine/adjust.py",
             "engine/steps.py",
             "engine/programs.py",
             "engine/runner.py",

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from roost.engine import EngineConfig, EngineCore, ModelRunner, Request, SamplingParams, open_model
-from roost.engine.request import TokenOutput
+from roost.engine.constraint import TokenMask, mask_of_ids
+from roost.engine.request import FinishReason, TokenOutput
 from roost.engine.scheduler import Scheduler
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny-a"
@@ -77,9 +78,15 @@ def requests(draw: st.DrawFn) -> list[tuple[list[int], dict[str, Any]]]:
             "top_p": draw(st.sampled_from([0.5, 0.9, 1.0])),
             "min_p": draw(st.sampled_from([0.0, 0.1])),
             "logprobs": draw(st.sampled_from([None, 2])),
+            "frequency_penalty": draw(st.sampled_from([0.0, 0.7])),
+            "repetition_penalty": draw(st.sampled_from([1.0, 1.2])),
+            "logit_bias": draw(st.sampled_from([(), ((5, 4.0), (319, -3.0))])),
+            "allowed_token_ids": draw(st.sampled_from([None, tuple(range(0, 320, 5))])),
             "seed": seed,
         }
-        crowd.append((np.random.default_rng(seed).integers(3, 320, length).tolist(), params))
+        is_fork = bool(crowd) and draw(st.booleans())
+        prompt = crowd[-1][0] if is_fork else np.random.default_rng(seed).integers(3, 320, length).tolist()
+        crowd.append((prompt, params))
     return crowd
 
 
@@ -89,7 +96,10 @@ def test_in_any_crowd_a_request_gets_what_it_gets_alone(
     runner: ModelRunner, crowd: list[tuple[list[int], dict[str, Any]]], stagger: int
 ) -> None:
     """Bit for bit: tokens and log-probabilities, whatever the neighbours, the slot and its last tenant."""
-    batch = [Request(str(i), tuple(ids), SamplingParams(**params)) for i, (ids, params) in enumerate(crowd)]
+    batch = [
+        Request(str(i), tuple(ids), SamplingParams(**params), fork_of=str(i - 1))
+        for i, (ids, params) in enumerate(crowd)
+    ]
     together = serve(runner, batch, stagger=stagger)
     for request in batch:
         assert serve(runner, [request])[request.id] == together[request.id]
@@ -199,3 +209,71 @@ def test_the_pool_is_updated_in_place(runner: ModelRunner) -> None:
     before = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(runner._pool.groups)]
     serve(runner, [Request("a", (2, 7, 8), SamplingParams(max_tokens=5))])
     assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(runner._pool.groups)] == before
+
+
+def test_forks_get_what_they_would_get_alone(runner: ModelRunner) -> None:
+    """More of them than one step samples for, and than there are slots; who has one need not read the prompt again."""
+    prompt = tuple(np.random.default_rng(7).integers(3, 320, 150).tolist())
+
+    def family(fork_of: str | None) -> list[Request]:
+        params = [SamplingParams(max_tokens=6, temperature=1.5, seed=seed, logprobs=2) for seed in range(6)]
+        return [Request(str(i), prompt, p, fork_of=fork_of if i else None) for i, p in enumerate(params)]
+
+    core = EngineCore(Scheduler(SLOTS, 100, runner.limits), runner)
+    outputs: dict[str, list[TokenOutput]] = {}
+    for request in family("0")[:SLOTS]:
+        core.add(request)
+    while not core.is_idle:
+        for name, output in core.step():
+            outputs.setdefault(name, []).extend(one_by_one(output))
+    assert core.stats.prompt_tokens == len(prompt)
+    together, apart = serve(runner, family("0")), serve(runner, family(None))
+    assert together == apart
+    assert {name: apart[name] for name in outputs} == outputs
+    assert len({tuple(ids(o)) for o in apart.values()}) == 6
+
+
+def test_no_token_comes_twice_under_a_large_penalty(runner: ModelRunner) -> None:
+    params = SamplingParams(max_tokens=100, temperature=0.0, presence_penalty=1e6)
+    tokens = ids(serve(runner, [Request("a", (2, 7, 8), params)])["a"])
+    assert len(set(tokens)) == 100
+    params = SamplingParams(max_tokens=100, temperature=0.0, frequency_penalty=1e6)
+    again = ids(serve(runner, [Request("a", tuple(tokens[:50]), params)])["a"])
+    assert set(again) & set(tokens[:50]), "the prompt does not count there"
+    params = SamplingParams(max_tokens=100, temperature=0.0, repetition_penalty=1e6, presence_penalty=1e6)
+    again = ids(serve(runner, [Request("a", tuple(tokens[:50]), params)])["a"])
+    assert not set(again) & set(tokens[:50])
+
+
+class Script:
+    """A constraint that dictates the text."""
+
+    def __init__(self, *tokens: int) -> None:
+        self.left = list(tokens)
+
+    def fill_mask(self, mask: TokenMask) -> None:
+        mask[:] = mask_of_ids(self.left[:1], len(mask))
+
+    def advance(self, token_id: int) -> None:
+        assert token_id == self.left.pop(0)
+
+
+def test_constraints_are_kept_and_cost_others_nothing(runner: ModelRunner) -> None:
+    """Even more than fit into one message to the device, and with the free ones in the same batches."""
+    scripts = [tuple(np.random.default_rng(i).integers(3, 320, 7 + i).tolist()) for i in range(6)]
+    dictated = [
+        Request(f"d{i}", (2, 9), SamplingParams(max_tokens=len(s), temperature=float(i % 2)), constraint=Script(*s, 3))
+        for i, s in enumerate(scripts)
+    ]
+    free = [Request(f"f{i}", (2, 9, i), SamplingParams(max_tokens=20, seed=i)) for i in range(3)]
+    alone = serve(runner, free)
+    together = serve(runner, [dictated[0], free[0], *dictated[1:4], free[1], *dictated[4:], free[2]], stagger=1)
+    for request, script in zip(dictated, scripts, strict=True):
+        assert tuple(ids(together[request.id])) == script
+    assert {name: together[name] for name in alone} == alone
+
+
+def test_a_constraint_that_runs_dry_is_an_error_of_its_request(runner: ModelRunner) -> None:
+    outputs = serve(runner, [Request("a", (2, 9), SamplingParams(max_tokens=9), constraint=Script(5, 6))])["a"]
+    assert ids(outputs) == [5]
+    assert (outputs[-1].finish_reason, outputs[-1].error) == (FinishReason.ERROR, "no token is allowed to come next")

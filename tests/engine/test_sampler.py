@@ -11,19 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
+from roost.engine.constraint import mask_of_ids, words_of_mask
 from roost.engine.programs import CPU_OPTIONS
-from roost.engine.request import MAX_LOGPROBS, Request, SamplingParams
+from roost.engine.request import MAX_LOGPROBS, PENALTY_WINDOW, Request, SamplingParams
 from roost.engine.sampler import (
     Sampled,
-    SamplingState,
     _draw_from_best,
     _invert,
     logprobs,
     sample,
     score,
-    zero_sampling_state,
 )
 from roost.engine.sampler_reference import reference_distribution
+from roost.engine.sampling_state import (
+    SamplingState,
+    TokenMemory,
+    no_tokens,
+    remember,
+    zero_sampling_state,
+    zero_token_memory,
+)
 from roost.engine.step_inputs import sampling_columns
 
 DRAWS = 2048
@@ -53,22 +60,47 @@ def state_of(requests: Sequence[SamplingParams]) -> SamplingState:
     return SamplingState(**jax.tree.map(jnp.asarray, columns))
 
 
+def memory_of(
+    requests: Sequence[SamplingParams], vocab: int, prompt: Sequence[int] = (0,), generated: Sequence[int] = ()
+) -> TokenMemory:
+    """What the device remembers of requests that all have this prompt and these tokens."""
+    words, rows = words_of_mask(vocab), len(requests)
+    allowed = [range(vocab) if p.allowed_token_ids is None else p.allowed_token_ids for p in requests]
+    recent = np.array(no_tokens(rows))
+    for place, token in enumerate(generated, PROMPT):
+        recent[:, place % PENALTY_WINDOW] = token
+    return TokenMemory(
+        in_prompt=jnp.tile(mask_of_ids(prompt, words), (rows, 1)),
+        allowed=jnp.stack([mask_of_ids(ids, words) for ids in allowed]),
+        recent=jnp.asarray(recent),
+    )
+
+
 def run(
-    logits: np.ndarray, requests: Sequence[SamplingParams], num_tokens: int = 0, active: Sequence[bool] | None = None
+    logits: np.ndarray,
+    requests: Sequence[SamplingParams],
+    num_tokens: int = 0,
+    active: Sequence[bool] | None = None,
+    memory: TokenMemory | None = None,
 ) -> Sampled:
     """The next token of each request after `num_tokens`."""
     positions = np.full(len(requests), PROMPT + num_tokens, np.int32)
     mask = np.array([True] * len(requests) if active is None else active)
-    return jitted(logits.astype(np.float32), state_of(requests), positions, mask)
+    memory = memory_of(requests, logits.shape[1]) if memory is None else memory
+    return jitted(logits.astype(np.float32), state_of(requests), memory, positions, mask)
 
 
-def counts(logits: np.ndarray, params: SamplingParams, num_tokens: int = 0) -> np.ndarray:
-    """How often each token comes in `DRAWS` draws, each with its own seed."""
+def counts(
+    logits: np.ndarray, params: SamplingParams, num_tokens: int = 0, memory: TokenMemory | None = None
+) -> np.ndarray:
+    """How often each token comes in `DRAWS` draws, each with its own seed; `memory` is of one row."""
     seeds = np.random.default_rng(params.seed).integers(0, 2**64, DRAWS, np.uint64)
     one = jax.tree.map(lambda x: np.repeat(np.asarray(x), DRAWS, axis=0), state_of([params]))
     state = one._replace(seed=np.stack([seeds & 0xFFFFFFFF, seeds >> 32], axis=1).astype(np.uint32))
     positions, active = np.full(DRAWS, PROMPT + num_tokens, np.int32), np.ones(DRAWS, np.bool)
-    tokens = jitted(np.tile(logits.astype(np.float32), (DRAWS, 1)), state, positions, active).tokens
+    memory = memory_of([params], len(logits)) if memory is None else memory
+    memories = jax.tree.map(lambda x: np.repeat(np.asarray(x), DRAWS, axis=0), memory)
+    tokens = jitted(np.tile(logits.astype(np.float32), (DRAWS, 1)), state, memories, positions, active).tokens
     return np.bincount(np.asarray(tokens), minlength=len(logits))
 
 
@@ -186,7 +218,11 @@ def test_candidates_end_at_no_token_of_note(top_k: int) -> None:
 
 
 def test_a_vocabulary_is_never_sorted() -> None:
-    shapes = jax.eval_shape(lambda: (zero_sampling_state(ROWS), jnp.zeros(ROWS, jnp.int32), jnp.zeros(ROWS, jnp.bool)))
+    def inputs() -> Any:
+        state = (zero_sampling_state(ROWS), zero_token_memory(ROWS, 256_000))
+        return *state, jnp.zeros(ROWS, jnp.int32), jnp.zeros(ROWS, jnp.bool)
+
+    shapes = jax.eval_shape(inputs)
     lowered = jax.jit(sample).lower(jax.ShapeDtypeStruct((ROWS, 256_000), jnp.float32), *shapes).as_text()
     assert "top_k" in lowered
     assert "stablehlo.sort" not in lowered
@@ -211,6 +247,61 @@ def test_stop_ids_do_not_come_before_min_tokens() -> None:
     assert tokens == [0, 0, 1]
 
 
+RULES = st.fixed_dictionaries(
+    {
+        "frequency_penalty": st.just(0.0) | st.floats(-2, 2),
+        "presence_penalty": st.just(0.0) | st.floats(-2, 2),
+        "repetition_penalty": st.just(1.0) | st.floats(0.5, 2),
+        "logit_bias": st.lists(st.tuples(st.integers(0, VOCAB - 1), st.floats(-5, 5)), max_size=4).map(
+            lambda pairs: tuple(dict(pairs).items())
+        ),
+        "allowed_token_ids": st.none() | st.sets(st.integers(0, VOCAB - 1), min_size=20, max_size=90).map(tuple),
+        "min_tokens": st.sampled_from([0, 4]),
+    }
+)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    rules=RULES,
+    prompt=st.lists(st.integers(0, VOCAB - 1), max_size=9),
+    generated=st.lists(st.integers(0, 19), max_size=30),
+)
+@settings(max_examples=25)
+def test_masks_biases_and_penalties_are_those_of_the_reference(
+    seed: int, rules: dict[str, Any], prompt: list[int], generated: list[int]
+) -> None:
+    """The best token under the rules, and how often each comes."""
+    logits = np.random.default_rng(seed).normal(size=VOCAB) * 2
+    params = SamplingParams(seed=seed, stop_token_ids=(3, 5), **rules)
+    memory = memory_of([params], VOCAB, prompt, generated)
+    expected = reference_distribution(logits, params, len(generated), prompt, generated)
+    greedy = run(logits[None], [replace(params, temperature=0.0)], len(generated), memory=memory).tokens[0]
+    assert expected[greedy] == pytest.approx(expected.max(), rel=1e-4)
+    check_frequencies(counts(logits, params, len(generated), memory), expected)
+
+
+noted = jax.jit(remember)
+
+
+def test_penalties_look_back_so_far_and_no_farther() -> None:
+    """The device forgets the oldest token as it notes the newest; of rows that are not penalized it notes none."""
+    recent = no_tokens(2)
+    for position in range(PENALTY_WINDOW + 2):
+        tokens = np.array([position % 7, 9], np.int32)
+        recent = noted(recent, tokens, np.full(2, position, np.int32), np.array([True, False]))
+    kept = [position % 7 for position in range(2, PENALTY_WINDOW + 2)]
+    assert np.bincount(np.asarray(recent[0])).tolist() == np.bincount(kept).tolist()
+    assert (recent[1] == -1).all()
+
+
+def test_named_tokens_have_their_logprobs() -> None:
+    logits = quantised(8, ROWS * VOCAB, 2.0).reshape(ROWS, VOCAB)
+    params = SamplingParams(logprobs=0, logprob_token_ids=(7, 0, VOCAB - 1), frequency_penalty=1.0)
+    named = run(logits, [params] * ROWS).logprobs.named[:, :3]
+    np.testing.assert_allclose(named, log_softmax(logits)[:, [7, 0, VOCAB - 1]], rtol=1e-5, atol=1e-5)
+
+
 REQUESTS = st.lists(
     st.fixed_dictionaries(
         FILTERS
@@ -219,6 +310,10 @@ REQUESTS = st.lists(
             "seed": st.integers(0, 2**64 - 1),
             "min_tokens": st.integers(0, 2),
             "stop_token_ids": st.just(()) | st.tuples(st.integers(0, VOCAB - 1)),
+            "frequency_penalty": st.sampled_from([0.0, 0.5]),
+            "repetition_penalty": st.sampled_from([1.0, 1.3]),
+            "logit_bias": st.just(()) | st.tuples(st.tuples(st.integers(0, VOCAB - 1), st.floats(-5, 5))),
+            "allowed_token_ids": st.none() | st.just(tuple(range(0, VOCAB, 3))),
             "logprobs": st.none() | st.integers(0, 5),
         }
     ),
@@ -304,7 +399,7 @@ def test_scores_of_a_chunk_are_the_logprobs_of_its_targets() -> None:
 
     scored = score(project, jnp.asarray(hidden), jnp.asarray(targets), 4)
     assert set(blocks) == {(4, 8)}
-    expected = logprobs(jnp.asarray(hidden @ table), jnp.asarray(targets))
+    expected = logprobs(jnp.asarray(hidden @ table), jnp.asarray(targets), jnp.zeros((12, 0), jnp.int32))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), scored, expected)
     np.testing.assert_allclose(scored.chosen, log_softmax(hidden @ table)[np.arange(12), targets], rtol=1e-5, atol=1e-5)
 

@@ -1,7 +1,10 @@
 """The scheduler's decisions, without a device."""
 
+from dataclasses import replace
+
 import pytest
 from roost.engine.config import StepLimits
+from roost.engine.constraint import TokenMask, mask_of_ids
 from roost.engine.errors import QueueFullError
 from roost.engine.request import FinishReason, Request, SamplingParams, TokenLogprobs
 from roost.engine.scheduler import Scheduler
@@ -18,7 +21,7 @@ def results(batch: Batch, token: int = 7) -> list[RowResult]:
     """The same token for every row that gets one."""
     if isinstance(batch, DecodeBatch):
         return [RowResult((token,) * batch.steps) for _ in batch.slots]
-    return [RowResult((token,) if chunk.is_last else ()) for chunk in batch.chunks]
+    return [RowResult((token,) if chunk.is_last else ()) for chunk in batch.rows]
 
 
 def names(batch: Batch | None) -> tuple[str, list[str]]:
@@ -299,3 +302,116 @@ def test_sequences_move_down_when_a_smaller_step_is_enough() -> None:
     assert names(batch)[1] == ["b", "d", "e", "f"]
     assert batch.slots == (1, 3, 0, 2)
     assert scheduler.slots.num_used == 4
+
+
+class Only:
+    """A constraint by a list: after so many tokens, only these may come. It writes down what came."""
+
+    def __init__(self, *allowed: int | None) -> None:
+        self.allowed = allowed
+        self.came: list[int] = []
+
+    def fill_mask(self, mask: TokenMask) -> None:
+        token = self.allowed[len(self.came)]
+        mask[:] = 0 if token is None else mask_of_ids([token], len(mask))
+
+    def advance(self, token_id: int) -> None:
+        self.came.append(token_id)
+
+
+MASKS = StepLimits(64, 64, decode_steps=4, mask_words=1)
+
+
+def test_a_constraint_sees_each_token_before_the_next_is_asked_for() -> None:
+    """Others go on meanwhile, a token at a time."""
+    scheduler, only = Scheduler(2, 4, MASKS), Only(3, 4, 5, 6)
+    scheduler.add(Request("a", (1,), SamplingParams(max_tokens=3), constraint=only))
+    scheduler.add(request("b", max_tokens=9))
+    first, second = scheduler.schedule(), scheduler.schedule()
+    assert isinstance(first, PrefillBatch)
+    assert [chunk.mask is not None and int(chunk.mask[0]) for chunk in first.rows] == [1 << 3]
+    assert shape(second) == [("b", 3)]
+    scheduler.commit(first, results(first, 3))
+    third = scheduler.schedule()
+    assert isinstance(third, DecodeBatch)
+    assert (names(third)[1], third.masks[0][0], int(third.masks[0][1][0]), third.steps) == (["a", "b"], 0, 1 << 4, 1)
+    assert names(scheduler.schedule())[1] == ["b"], "what came of a is not known yet"
+    scheduler.commit(third, results(third, 4))
+    assert only.came == [3, 4]
+    assert names(scheduler.schedule())[1] == ["a", "b"]
+
+
+def test_a_constraint_that_fails_ends_its_request_alone() -> None:
+    """At its beginning, or between two tokens."""
+    scheduler = Scheduler(3, 4, MASKS)
+    scheduler.add(Request("a", (1,), constraint=Only(None)))
+    scheduler.add(Request("b", (1,), constraint=Only(3, None)))
+    scheduler.add(request("c"))
+    batch = scheduler.schedule()
+    ((name, output),) = scheduler.take_failed()
+    assert (name, output.finish_reason, output.error) == ("a", FinishReason.ERROR, "no token is allowed to come next")
+    assert scheduler.take_failed() == []
+    assert batch is not None
+    assert [(name, o.finish_reason) for name, o in scheduler.commit(batch, results(batch))] == [
+        ("b", FinishReason.ERROR)
+    ]
+    assert (scheduler.num_running, scheduler.slots.num_used) == (1, 1)
+
+
+def test_a_mask_is_what_the_constraint_and_the_request_both_allow() -> None:
+    scheduler = Scheduler(2, 4, MASKS)
+    params = SamplingParams(allowed_token_ids=(4,))
+    scheduler.add(Request("a", (1,), params, constraint=Only(4)))
+    scheduler.add(Request("b", (1,), params, constraint=Only(5)))
+    scheduler.schedule()
+    assert [name for name, _ in scheduler.take_failed()] == ["b"]
+
+
+def family(scheduler: Scheduler, *names: str, prompt: int = 100) -> None:
+    """Requests with one prompt, the others forks of the first."""
+    for name in names:
+        fork_of = None if name == names[0] else names[0]
+        scheduler.add(Request(name, tuple(range(prompt)), SamplingParams(max_tokens=5), fork_of=fork_of))
+
+
+def forks_of(batch: Batch | None) -> list[str]:
+    assert isinstance(batch, PrefillBatch)
+    return [fork.sequence.request.id for chunk in batch.chunks for fork in chunk.forks]
+
+
+def test_forks_wait_for_the_prompt_and_read_nothing() -> None:
+    scheduler = Scheduler(3, 9, LIMITS)
+    family(scheduler, "a", "b", "c", "d")
+    first, last = scheduler.schedule(), scheduler.schedule()
+    assert (shape(first), forks_of(first)) == ([("a", 64)], [])
+    assert (shape(last), forks_of(last)) == ([("a", 36)], ["b", "c"])
+    assert isinstance(last, PrefillBatch)
+    assert [chunk.slot for chunk in last.rows] == [0, 1, 2]
+    outputs = scheduler.commit(last, [RowResult((token,)) for token in (7, 8, 9)])
+    assert [(name, output.token_ids) for name, output in outputs] == [("a", (7,)), ("b", (8,)), ("c", (9,))]
+    assert names(scheduler.schedule()) == ("decode", ["a", "b", "c"])
+    scheduler.abort("a")
+    assert shape(scheduler.schedule()) == [("d", 64)], "it came too late for a copy"
+
+
+def test_a_fork_reads_for_itself_and_the_others_when_its_parent_is_gone() -> None:
+    scheduler = Scheduler(4, 9, LIMITS)
+    family(scheduler, "a", "b", "c")
+    scheduler.schedule()
+    scheduler.abort("a")
+    assert shape(scheduler.schedule()) == [("b", 64)]
+    last = scheduler.schedule()
+    assert (shape(last), forks_of(last)) == ([("b", 36)], ["c"])
+
+
+def test_a_fork_that_is_gone_is_not_made() -> None:
+    scheduler = Scheduler(4, 9, LIMITS)
+    family(scheduler, "a", "b", "c", prompt=3)
+    scheduler._waiting[1] = replace(scheduler._waiting[1], prompt_token_ids=(9,))
+    assert shape(batch := scheduler.schedule()) == [("a", 3)]
+    assert forks_of(batch) == ["c"], "b has another prompt"
+    scheduler = Scheduler(4, 9, LIMITS)
+    family(scheduler, "a", "b", "c")
+    scheduler.schedule()
+    scheduler.abort("b")
+    assert forks_of(scheduler.schedule()) == ["c"]

@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from roost.engine import steps
 from roost.engine.config import MAX_PREFILL_ROWS
+from roost.engine.constraint import words_of_mask
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.plan import DEVICES, plan
@@ -82,7 +83,7 @@ def test_prefill(chip: SingleDeviceSharding, pool: Any, length: int) -> None:
 
 def test_first_token(chip: SingleDeviceSharding, pool: Any) -> None:
     hidden = jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, LAYERS.width), BF16)
-    inputs = as_first_token_input(first_token_columns((), MAX_PREFILL_ROWS, ROWS))
+    inputs = as_first_token_input(first_token_columns((), MAX_PREFILL_ROWS, ROWS, words_of_mask(LAYERS.vocab_size)))
     check(compile_step(chip, steps.first_token_step, pool, hidden, inputs), pool)
 
 
