@@ -51,6 +51,7 @@ class SamplingParams:
         All three look back on `PENALTY_WINDOW` generated tokens.
       logit_bias: what is added to the logits of these ids, before penalties.
       allowed_token_ids: no other token is chosen; None allows all.
+      bad_words: sequences of ids that must not be generated.
       seed: the whole randomness of the request; the same seed gives the same tokens. An unsigned 64-bit number.
       min_tokens: no end or stop id is chosen before this many tokens have been generated.
       end_token_ids: ids that end the answer (`<eos>`, `<end_of_turn>`); they may still be chosen.
@@ -74,6 +75,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
     seed: int = 0
     min_tokens: int = 0
     end_token_ids: tuple[int, ...] = ()
@@ -95,6 +97,7 @@ class SamplingParams:
             ("logit_bias", len(self.logit_bias) <= MAX_BIASES, f"for at most {MAX_BIASES} tokens"),
             ("logit_bias", all(math.isfinite(bias) for _, bias in self.logit_bias), "of finite numbers"),
             ("allowed_token_ids", self.allowed_token_ids != (), "at least one id"),
+            ("bad_words", all(self.bad_words), "of at least one token each"),
             ("seed", 0 <= self.seed < 2**64, "an unsigned 64-bit number"),
             ("min_tokens", self.min_tokens >= 0, "at least 0"),
             (

@@ -203,7 +203,7 @@ class Scheduler:
 
     def _constrain(self, sequence: Sequence, output: TokenOutput) -> TokenOutput:
         """Lets the constraint see the token and say what may come next; what goes wrong there ends the request."""
-        constraint = sequence.request.constraint
+        constraint = sequence.constraint
         if constraint is None or output.finish_reason is not None:
             return output
         try:

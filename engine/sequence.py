@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .constraint import TokenMask, mask_of_ids
+from .constraint import Constraint, TokenMask
 from .errors import ConstraintError
+from .masks import constraint_of, static_mask
 from .request import Request, TokenLogprobs
 
 
@@ -20,7 +21,8 @@ class Sequence:
       num_tokens: tokens read back.
       prompt_logprobs: collected chunk by chunk where the request asks for them.
       parent: whose state it will go on from, while that one reads the prompt that they share.
-      mask: what may come next, where a constraint decides that.
+      constraint: the request's, with what its parameters add; None if nothing changes from token to token.
+      mask: what may come next, where the constraint decides that.
     """
 
     request: Request
@@ -30,7 +32,11 @@ class Sequence:
     num_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
     parent: "Sequence | None" = None
+    constraint: Constraint | None = field(init=False)
     mask: TokenMask | None = None
+
+    def __post_init__(self) -> None:
+        self.constraint = constraint_of(self.request)
 
     @property
     def num_prompt_left(self) -> int:
@@ -42,7 +48,7 @@ class Sequence:
         """Whether one more token may be asked for, judged by what has been dispatched, not by what came back; but a
         constraint must have seen the last one."""
         limit = self.request.params.max_tokens
-        waits = self.request.constraint is not None and self.num_tokens < self.num_tokens_dispatched
+        waits = self.constraint is not None and self.num_tokens < self.num_tokens_dispatched
         return not (self.num_prompt_left or waits) and (limit is None or self.num_tokens_dispatched < limit)
 
     @property
@@ -60,13 +66,12 @@ class Sequence:
           ConstraintError: nothing may.
           Exception: whatever the constraint raises.
         """
-        constraint, allowed = self.request.constraint, self.request.params.allowed_token_ids
-        if constraint is None:
+        if self.constraint is None:
             return
-        mask = np.zeros(words, np.uint32)
-        constraint.fill_mask(mask)
-        if allowed is not None:
-            mask &= mask_of_ids(allowed, words)
+        mask, static = np.zeros(words, np.uint32), static_mask(self.request.params, words)
+        self.constraint.fill_mask(mask)
+        if static is not None:
+            mask &= static
         if not mask.any():
             raise ConstraintError("no token is allowed to come next")
         self.mask = mask

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from .constraint import TokenMask, mask_of_ids
+from .masks import static_mask
 from .request import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, NO_LIMIT, NO_TOKEN, Request
 from .sequence import PrefillChunk
 
@@ -59,10 +60,9 @@ def first_token_columns(
         columns["lengths"][row] = chunk.start + chunk.length
         if params.repetition_penalty != 1:
             columns["in_prompt"][row] = mask_of_ids(set(request.prompt_token_ids), mask_words)
-        if chunk.mask is not None:
-            columns["allowed"][row] = chunk.mask
-        elif params.allowed_token_ids is not None:
-            columns["allowed"][row] = mask_of_ids(params.allowed_token_ids, mask_words)
+        mask = static_mask(params, mask_words) if chunk.mask is None else chunk.mask
+        if mask is not None:
+            columns["allowed"][row], columns["sampling"]["is_masked"][row] = mask, True
     return columns
 
 
@@ -105,7 +105,6 @@ def sampling_columns(requests: Rows[Request], rows: int) -> dict[str, Any]:
             columns[name][row] = getattr(params, name)
         for place, (token_id, bias) in enumerate(params.logit_bias):
             columns["bias_ids"][row, place], columns["biases"][row, place] = token_id, bias
-        columns["is_masked"][row] = request.constraint is not None or params.allowed_token_ids is not None
         columns["seed"][row] = params.seed & 0xFFFFFFFF, params.seed >> 32
         columns["min_position"][row] = min(len(request.prompt_token_ids) + params.min_tokens, NO_LIMIT)
         if params.max_tokens is not None:

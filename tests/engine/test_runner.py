@@ -82,6 +82,7 @@ def requests(draw: st.DrawFn) -> list[tuple[list[int], dict[str, Any]]]:
             "repetition_penalty": draw(st.sampled_from([1.0, 1.2])),
             "logit_bias": draw(st.sampled_from([(), ((5, 4.0), (319, -3.0))])),
             "allowed_token_ids": draw(st.sampled_from([None, tuple(range(0, 320, 5))])),
+            "bad_words": draw(st.sampled_from([(), ((9,), (10, 11))])),
             "seed": seed,
         }
         is_fork = bool(crowd) and draw(st.booleans())

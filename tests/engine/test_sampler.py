@@ -57,6 +57,7 @@ inverted = jax.jit(_invert, compiler_options=CPU_OPTIONS)
 def state_of(requests: Sequence[SamplingParams]) -> SamplingState:
     """The requests' parameters as the device holds them."""
     columns = sampling_columns([Request("", (0,) * PROMPT, params) for params in requests], len(requests))
+    columns["is_masked"] = np.array([params.allowed_token_ids is not None for params in requests])
     return SamplingState(**jax.tree.map(jnp.asarray, columns))
 
 
