@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 from uuid import uuid4
 
+from .errors import ApiError
+from .framing import CHUNKS, Framing
 from .generation import Delta
 from .prompts import Prompt
 from .schema import GenerationBody, StreamOptions
@@ -14,7 +16,13 @@ from .served_model import ServedModel
 
 
 class AnswerWriter(ABC):
-    """Writes one answer, either whole or as the chunks of a stream."""
+    """Writes one answer, either whole or as the chunks of a stream.
+
+    Attributes:
+      framing: how the chunks are sent.
+    """
+
+    framing: Framing = CHUNKS
 
     @abstractmethod
     def whole(self, choices: Sequence[Delta]) -> Mapping[str, Any]:
@@ -31,6 +39,10 @@ class AnswerWriter(ABC):
     @abstractmethod
     def closing(self) -> Iterator[Mapping[str, Any]]:
         """The chunks that come after the last choice has finished."""
+
+    def failing(self, error: ApiError) -> Iterator[Mapping[str, Any]]:
+        """The chunks that end a stream in which something went wrong."""
+        yield error.body
 
 
 class PromptTokensDetails(TypedDict):

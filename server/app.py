@@ -5,9 +5,10 @@ from typing import Final
 
 from fastapi import FastAPI
 
-from .errors import ErrorBody, install_error_handlers
+from .error_answers import install_error_handlers
+from .errors import ErrorBody
 from .middleware import ApiKey, BodyLimit, RequestScope
-from .routes import chat, completions, health, models, tokenize
+from .routes import abort, chat, completions, health, models, tokenize
 from .service import Service
 
 MAX_BODY_BYTES: Final = 64 * 2**20
@@ -30,7 +31,7 @@ def create_app(service: Service, *, api_key: str | None = None, max_body_bytes: 
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     app.state.service = service
-    for room in (chat, completions, models, tokenize, health):
+    for room in (chat, completions, models, tokenize, abort, health):
         app.include_router(room.router)
     install_error_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)

@@ -1,14 +1,12 @@
-"""Every failure as one JSON body in OpenAI's shape. This is the border where exceptions become HTTP statuses."""
+"""Every failure as a status and one line of text. This is the border where exceptions become answers."""
 
 import http
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypedDict
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import HTTPException
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.requests import ClientDisconnect
 
 from ..engine import EngineDeadError, QueueFullError, RoostError
 
@@ -30,7 +28,7 @@ class ErrorDetail(TypedDict):
 
 
 class ErrorBody(TypedDict):
-    """What every status from 400 on, and an error in the middle of a stream, carries."""
+    """OpenAI's shape: what every status from 400 on, and an error in the middle of a stream, carries."""
 
     error: ErrorDetail
 
@@ -60,9 +58,6 @@ class ApiError(HTTPException):
         super().__init__(status, message, headers)
         self.body = ErrorBody(error=ErrorDetail(message=message, type=type, param=param, code=code))
 
-    def response(self) -> Response:
-        return JSONResponse(self.body, self.status_code, self.headers)
-
 
 def bad_value(param: str | None, message: str) -> ApiError:
     """400, for a value of the request that cannot be used."""
@@ -81,7 +76,7 @@ def unknown_model(name: str) -> ApiError:
 def invalid_api_key() -> ApiError:
     return ApiError(
         401,
-        "missing or wrong API key: send the header Authorization: Bearer KEY",
+        "missing or wrong API key: send the header Authorization: Bearer KEY, or x-api-key: KEY",
         code="invalid_api_key",
         headers={"www-authenticate": "Bearer"},
     )
@@ -93,6 +88,11 @@ def body_too_large(limit: int) -> ApiError:
 
 def model_loading() -> ApiError:
     return ApiError(503, "the model is still loading", type=_SERVER_ERROR, code="model_loading", headers=RETRY)
+
+
+def request_aborted() -> ApiError:
+    """409, which clients would repeat by themselves if they were not told not to."""
+    return ApiError(409, "the request was aborted", code="request_aborted", headers={"x-should-retry": "false"})
 
 
 def internal_error() -> ApiError:
@@ -108,7 +108,7 @@ def from_exception(error: Exception) -> ApiError:
         case RequestValidationError():
             return _from_validation(error)
         case StarletteHTTPException():
-            return _from_http(error)
+            return from_http(error)
         case QueueFullError():
             return ApiError(429, str(error), type="rate_limit_error", code="rate_limit_exceeded", headers=RETRY)
         case EngineDeadError():
@@ -119,24 +119,7 @@ def from_exception(error: Exception) -> ApiError:
             return internal_error()
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Answers every known exception in OpenAI's shape; the middleware answers the unknown ones."""
-    for kind in (StarletteHTTPException, RequestValidationError, RoostError):
-        app.add_exception_handler(kind, _answer)
-    app.add_exception_handler(ClientDisconnect, _answer_nobody)
-
-
-async def _answer(request: Request, error: Exception) -> Response:
-    if isinstance(error, StarletteHTTPException) and error.status_code in (404, 405):
-        return _from_http(error, f" ({request.method} {request.url.path})").response()
-    return from_exception(error).response()
-
-
-async def _answer_nobody(request: Request, error: Exception) -> Response:
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-
-def _from_http(error: StarletteHTTPException, where: str = "") -> ApiError:
+def from_http(error: StarletteHTTPException, where: str = "") -> ApiError:
     """Starlette's own: no such route, no such method, a body that cannot be read."""
     if isinstance(error, ApiError):
         return error

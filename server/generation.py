@@ -9,12 +9,12 @@ from ..engine import (
     AsyncEngine,
     FinishReason,
     Request,
-    RoostError,
     SamplingParams,
     TokenLogprobs,
     TokenOutput,
 )
 from .detokenizer import Detokenizer
+from .errors import request_aborted
 from .metrics import Metrics
 from .prompts import Prompt
 from .tokenizer import Tokenizer
@@ -67,7 +67,7 @@ async def generate_choice(
 
     Raises:
       QueueFullError, EngineDeadError: see `AsyncEngine.generate`.
-      RoostError: somebody else aborted the request.
+      ApiError: somebody else aborted the request.
     """
     request = Request(
         f"{request_id}-{choice.index}", choice.prompt.token_ids, choice.params, stepwise=bool(choice.stop)
@@ -77,7 +77,7 @@ async def generate_choice(
         async with aclosing(engine.generate(request)) as outputs:
             async for output in outputs:
                 if output.finish_reason is FinishReason.ABORT:
-                    raise RoostError("the request was aborted")
+                    raise request_aborted()
                 delta = _advance(choice, detokenizer, output)
                 record.tokens(len(delta.token_ids))
                 if delta.finish_reason is not None:
@@ -141,6 +141,15 @@ class Generation:
                 raise item
             self._num_open -= 1
         raise StopAsyncIteration
+
+    def abort(self) -> int:
+        """Ends the choices that still run; says how many. Whoever waits for the next delta gets an `ApiError`."""
+        alive = [task for task in self._tasks if not task.done() and not task.cancelling()]
+        for task in alive:
+            task.cancel()
+        if alive:
+            self._inbox.put_nowait(request_aborted())
+        return len(alive)
 
     async def aclose(self) -> None:
         for task in self._tasks:

@@ -11,7 +11,8 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import CLIENT_CLOSED_REQUEST, body_too_large, internal_error, invalid_api_key
+from .error_answers import error_response
+from .errors import CLIENT_CLOSED_REQUEST, ApiError, body_too_large, internal_error, invalid_api_key
 from .logging import request_id
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -39,7 +40,7 @@ class RequestScope:
             _logger.exception("%s %s failed", scope["method"], scope["path"])
             if exchange.status is not None:
                 raise  # half an answer is out: only breaking the connection tells the client
-            await internal_error().response()(scope, receive, exchange.send)
+            await _answer(internal_error(), scope, receive, exchange.send)
         finally:
             exchange.log()
 
@@ -70,7 +71,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            headers["x-request-id"] = request_id.get()
+            headers["x-request-id"] = headers["request-id"] = request_id.get()  # OpenAI's and Anthropic's name for it
             headers["openai-processing-ms"] = f"{self._elapsed() * 1000:.0f}"
         else:
             self._complete = not message.get("more_body", False)
@@ -97,10 +98,9 @@ class ApiKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in _PROBED:
-            scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-            matches = hmac.compare_digest(key.strip().encode("latin-1"), self._key)
-            if scheme.lower() != "bearer" or not matches:
-                await invalid_api_key().response()(scope, receive, send)
+            matches = [hmac.compare_digest(key.encode("latin-1"), self._key) for key in _keys(Headers(scope=scope))]
+            if True not in matches:
+                await _answer(invalid_api_key(), scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -128,9 +128,19 @@ class BodyLimit:
             return message
 
         if announced.isdecimal() and int(announced) > self._max_bytes:
-            await body_too_large(self._max_bytes).response()(scope, receive, send)
+            await _answer(body_too_large(self._max_bytes), scope, receive, send)
         else:
             await self._app(scope, limited, send)
+
+
+def _keys(headers: Headers) -> list[str]:
+    """As OpenAI's clients send it, and as Anthropic's do."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "").strip()]
+
+
+async def _answer(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    await error_response(error, scope["path"])(scope, receive, send)
 
 
 def _request_id(scope: Scope) -> str:

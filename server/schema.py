@@ -197,6 +197,12 @@ class TokenizeBody(Body):
     add_generation_prompt: bool = True
 
 
+class AbortBody(Fields):
+    """`POST /abort_request`."""
+
+    request_id: Annotated[str, Field(min_length=1)]
+
+
 class DetokenizeBody(Body):
     """`POST /detokenize`."""
 

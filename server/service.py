@@ -1,7 +1,7 @@
 """What the routes work with: a model, the engine that runs it, and the way from choices to a response."""
 
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
@@ -14,8 +14,10 @@ from .disconnect import until_disconnect
 from .errors import bad_value, model_loading, unknown_model
 from .fields import FieldCheck
 from .generation import Choice, Generation, collect, generate_choice
+from .logging import request_id
 from .metrics import Metrics
 from .prompts import Prompt, PromptEncoder
+from .running import RunningGenerations
 from .schema import Body, GenerationBody
 from .served_model import ServedModel
 from .stream import EventStream, first_delta, stream_events
@@ -39,6 +41,7 @@ class Service:
     max_choices: int = 256
     keep_alive_s: float = 15.0
     check_fields: FieldCheck = field(default_factory=FieldCheck)
+    running: RunningGenerations = field(default_factory=RunningGenerations)
 
     def check(self, body: Body) -> None:
         """
@@ -76,33 +79,33 @@ class Service:
         ]
 
     async def respond(
-        self,
-        request: Request,
-        body: GenerationBody,
-        request_id: str,
-        choices: Sequence[Choice],
-        writer: AnswerWriter,
+        self, request: Request, answer_id: str, choices: Sequence[Choice], writer: AnswerWriter, *, stream: bool
     ) -> Response:
         """Runs the choices for as long as the client is there.
+
+        Args:
+          answer_id: under which clients, and the engine, know this.
 
         Raises:
           Exception: the engine refused a choice or failed, and no part of an answer has been sent.
         """
-        generation = self._generate(request_id, choices)
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(aclosing(generation))
-            if not body.stream:
+        async with AsyncExitStack() as resources:
+            generation = await resources.enter_async_context(self.generation(answer_id, choices))
+            if not stream:
                 whole = await until_disconnect(request.receive, collect(generation))
                 return json_response(writer.whole(whole))
             first = await until_disconnect(request.receive, first_delta(generation, PATIENCE_S))
-            stack.pop_all()  # from here on it is the response that closes it
-        return EventStream(stream_events(generation, first, writer, self.keep_alive_s), generation)
+            events = stream_events(generation, first, writer, self.keep_alive_s)
+            return EventStream(events, resources.pop_all())  # from here on it is the response that closes them
 
-    def _generate(self, request_id: str, choices: Sequence[Choice]) -> Generation:
+    @asynccontextmanager
+    async def generation(self, answer_id: str, choices: Sequence[Choice]) -> AsyncGenerator[Generation]:
+        """The choices under way, until the end of the `with` block; meanwhile they can be aborted by id."""
         tokenizer = self.model.tokenizer
-        return Generation(
-            [generate_choice(self.engine, tokenizer, self.metrics, request_id, choice) for choice in choices]
-        )
+        deltas = [generate_choice(self.engine, tokenizer, self.metrics, answer_id, choice) for choice in choices]
+        async with aclosing(Generation(deltas)) as generation:
+            with self.running.track(generation, answer_id, request_id.get()):
+                yield generation
 
 
 def json_response(content: Any) -> Response:

@@ -1,12 +1,11 @@
-"""Server-sent events: a line per chunk, a comment when nothing happens, an end that tells how it ended."""
+"""A stream from its first byte to its last: events, signs of life between them, an end that tells how it ended."""
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import AsyncExitStack, aclosing
 from typing import Any, Final
 
-import orjson
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -16,31 +15,28 @@ from .disconnect import until_disconnect
 from .errors import from_exception
 from .generation import Delta, Generation
 
-KEEP_ALIVE: Final = b": keep-alive\n\n"
-DONE: Final = b"data: [DONE]\n\n"
-
 _HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 _logger = logging.getLogger(__name__)
 
 
 class EventStream(StreamingResponse):
-    """A response that closes its generation whatever happens, above all when the client goes away.
+    """A response that gives its resources back whatever happens, above all when the client goes away.
 
     Args:
-      generation: what the events tell of.
+      resources: the generation that the events tell of, and what depends on it.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes], generation: Generation) -> None:
+    def __init__(self, events: AsyncGenerator[bytes], resources: AsyncExitStack) -> None:
         super().__init__(events, headers=_HEADERS)
         self._events = events
-        self._generation = generation
+        self._resources = resources
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with aclosing(self._generation), aclosing(self._events):
+            async with self._resources, aclosing(self._events):
                 await until_disconnect(receive, self.stream_response(send))
         except ClientDisconnect:
             _logger.debug("the client closed the stream")
@@ -62,36 +58,39 @@ async def first_delta(generation: Generation, patience_s: float) -> Delta | None
 async def stream_events(
     generation: Generation, first: Delta | None, writer: AnswerWriter, keep_alive_s: float
 ) -> AsyncGenerator[bytes]:
-    """All bytes of a stream. It ends with `[DONE]`, or with an error event if the generation fails in between.
+    """All bytes of a stream. If the generation fails in between, it ends with what the writer says of that.
 
     Args:
       first: the delta that has been taken from the generation already, if one has.
-      keep_alive_s: how long the stream may be silent before a comment tells proxies and people that it is alive.
+      keep_alive_s: how long the stream may be silent.
     """
+    encode = writer.framing.encode
     try:
-        for chunk in writer.opening():
-            yield event(chunk)
-        if first is not None:
-            for chunk in writer.chunks(first):
-                yield event(chunk)
-        async for delta in _with_pauses(generation, keep_alive_s):
-            if delta is None:
-                yield KEEP_ALIVE
+        async for chunks in _chunks(generation, first, writer, keep_alive_s):
+            if chunks is None:
+                yield writer.framing.pause
                 continue
-            for chunk in writer.chunks(delta):
-                yield event(chunk)
-        for chunk in writer.closing():
-            yield event(chunk)
-        yield DONE
+            for chunk in chunks:
+                yield encode(chunk)
+        yield writer.framing.end
     except Exception as error:
         answer = from_exception(error)
         if answer.status_code == 500:
             _logger.exception("a stream failed")
-        yield event(answer.body)
+        for chunk in writer.failing(answer):
+            yield encode(chunk)
 
 
-def event(data: Mapping[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(data) + b"\n\n"
+async def _chunks(
+    generation: Generation, first: Delta | None, writer: AnswerWriter, pause_s: float
+) -> AsyncGenerator[Iterable[Mapping[str, Any]] | None]:
+    """What the writer says, from the opening to the closing; None for a pause."""
+    yield writer.opening()
+    if first is not None:
+        yield writer.chunks(first)
+    async for delta in _with_pauses(generation, pause_s):
+        yield None if delta is None else writer.chunks(delta)
+    yield writer.closing()
 
 
 async def _with_pauses(generation: Generation, pause_s: float) -> AsyncGenerator[Delta | None]:

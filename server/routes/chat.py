@@ -27,7 +27,8 @@ async def create_chat_completion(body: ChatBody, request: Request, service: Read
     prompt = await service.prompts.chat(body.messages)
     envelope = Envelope.new("chatcmpl", body, service.model)
     choices = service.choices(body, [prompt], params)
-    return await service.respond(request, body, envelope.id, choices, ChatWriter(envelope, body, prompt))
+    writer = ChatWriter(envelope, body, prompt)
+    return await service.respond(request, envelope.id, choices, writer, stream=body.stream)
 
 
 class ChatWriter(AnswerWriter):

@@ -27,7 +27,7 @@ async def create_completion(body: CompletionBody, request: Request, service: Rea
     envelope = Envelope.new("cmpl", body, service.model)
     choices = service.choices(body, prompts, params)
     writer = CompletionWriter(envelope, body, prompts)
-    return await service.respond(request, body, envelope.id, choices, writer)
+    return await service.respond(request, envelope.id, choices, writer, stream=body.stream)
 
 
 class CompletionWriter(AnswerWriter):

@@ -70,3 +70,15 @@ async def test_with_the_key(locked: httpx.AsyncClient) -> None:
 async def test_probes_need_no_key(locked: httpx.AsyncClient) -> None:
     for path in ("/health", "/health/ready", "/metrics"):
         assert (await locked.get(path)).status_code == 200
+
+
+async def test_the_key_may_come_as_anthropics_clients_send_it(locked: httpx.AsyncClient) -> None:
+    assert (await locked.get("/v1/models", headers={"x-api-key": "sesame"})).status_code == 200
+    both = {"x-api-key": "sesame", "authorization": "Bearer wrong"}
+    assert (await locked.get("/v1/models", headers=both)).status_code == 200
+    assert (await locked.get("/v1/models", headers={"x-api-key": "sesam"})).status_code == 401
+
+
+async def test_the_id_has_anthropics_name_too(client: httpx.AsyncClient) -> None:
+    headers = (await client.get("/health")).headers
+    assert headers["request-id"] == headers["x-request-id"]

@@ -9,9 +9,9 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from fake_server import live, make_service
+from roost.server.framing import KEEP_ALIVE
 from roost.server.served_model import ServedModel
 from roost.server.service import PATIENCE_S, Service
-from roost.server.stream import KEEP_ALIVE
 
 LONG: dict[str, Any] = {"prompt": "a", "max_tokens": 1_000_000, "ignore_eos": True}
 

@@ -1,0 +1,17 @@
+"""`POST /abort_request`: ends somebody's request from outside."""
+
+from fastapi import APIRouter
+
+from ..schema import AbortBody
+from ..service import AnyService
+
+router = APIRouter()
+
+
+@router.post("/abort_request")
+async def abort_request(body: AbortBody, service: AnyService) -> dict[str, int]:
+    """Ends all choices of a request, known by its answer's id or its `x-request-id`; says how many were alive.
+
+    An id that is unknown, or whose request has ended, is no error: there is nothing left to do.
+    """
+    return {"aborted": service.running.abort(body.request_id)}
