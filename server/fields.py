@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from .errors import not_supported
-from .schema import GenerationBody
+from .responses_schema import ResponseBody
+from .schema import Body, GenerationBody
 
 _logger = logging.getLogger(__name__)
 
@@ -61,6 +63,45 @@ _TOLERATED: Final = frozenset(
     }
 )
 
+_RESPONSES_NOT_YET: Final[Mapping[str, tuple[Any, ...]]] = {
+    "context_management": ([],),
+    "conversation": (),
+    "prompt": (),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+}
+
+_RESPONSES_TOLERATED: Final = frozenset(
+    {
+        "max_tool_calls",
+        "moderation",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "reasoning",
+        "service_tier",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """
+    Attributes:
+      not_yet: fields that would change the answer, and the values with which they would not.
+      tolerated: fields that are known to change nothing.
+    """
+
+    not_yet: Mapping[str, tuple[Any, ...]]
+    tolerated: frozenset[str]
+
+
+_NO_RULES: Final = _Rules({}, frozenset())
+_RULES: Final[Mapping[type[Body], _Rules]] = {
+    GenerationBody: _Rules(_NOT_YET, _TOLERATED),
+    ResponseBody: _Rules(_RESPONSES_NOT_YET, _RESPONSES_TOLERATED),
+}
+"""By the kind of body, which stands for its subclasses too."""
+
 _MAX_NAMES: Final = 100
 """A client that makes up names fills neither the log nor the memory."""
 
@@ -71,19 +112,20 @@ class FieldCheck:
     def __init__(self) -> None:
         self._logged: set[str] = set()
 
-    def __call__(self, body: GenerationBody) -> None:
+    def __call__(self, body: Body) -> None:
         """
         Raises:
           ApiError: a field asks for something that would change the answer and is not there yet.
         """
+        rules = next((rules for kind, rules in _RULES.items() if isinstance(body, kind)), _NO_RULES)
         for name, value in (body.model_extra or {}).items():
-            if name == "best_of":
+            if name == "best_of" and isinstance(body, GenerationBody):
                 if value != body.n:
                     raise not_supported(name, "best_of other than n")
-            elif name in _NOT_YET:
-                if value not in _NOT_YET[name]:
+            elif name in rules.not_yet:
+                if value not in rules.not_yet[name]:
                     raise not_supported(name)
-            elif name not in _TOLERATED:
+            elif name not in rules.tolerated:
                 self._log_once(name)
 
     def _log_once(self, name: str) -> None:

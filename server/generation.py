@@ -172,10 +172,11 @@ async def collect(generation: Generation) -> list[Delta]:
     parts: dict[int, list[Delta]] = {}
     async for delta in generation:
         parts.setdefault(delta.index, []).append(delta)
-    return [_join(parts[index]) for index in sorted(parts)]
+    return [join(parts[index]) for index in sorted(parts)]
 
 
-def _join(deltas: Sequence[Delta]) -> Delta:
+def join(deltas: Sequence[Delta]) -> Delta:
+    """All deltas of a choice as one."""
     first, last = deltas[0], deltas[-1]
     return Delta(
         index=first.index,

@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's two shapes: chat's list of objects, and the lists of `/v1/completions`."""
+"""Log-probabilities in OpenAI's shapes: objects for chat and responses, lists for `/v1/completions`."""
 
 import codecs
 from collections.abc import Sequence
@@ -44,6 +44,57 @@ def chat_logprobs(tokenizer: Tokenizer, token_ids: Sequence[int], entries: Seque
         for token_id, entry in zip(token_ids, entries, strict=True)
     ]
     return ChatLogprobs(content=content, refusal=None)
+
+
+class ResponseTopLogprob(TypedDict):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ResponseTokenLogprob(ResponseTopLogprob):
+    top_logprobs: list[ResponseTopLogprob]
+
+
+class ResponseDeltaTopLogprob(TypedDict):
+    token: str
+    logprob: float
+
+
+class ResponseDeltaLogprob(ResponseDeltaTopLogprob):
+    top_logprobs: list[ResponseDeltaTopLogprob]
+
+
+def response_logprobs(
+    tokenizer: Tokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprobs]
+) -> list[ResponseTokenLogprob]:
+    """As chat's, but control tokens have an empty list of bytes."""
+    return [
+        ResponseTokenLogprob(
+            **_with_bytes(each), top_logprobs=[_with_bytes(alternative) for alternative in each["top_logprobs"]]
+        )
+        for each in chat_logprobs(tokenizer, token_ids, entries)["content"]
+    ]
+
+
+def response_delta_logprobs(
+    tokenizer: Tokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprobs]
+) -> list[ResponseDeltaLogprob]:
+    """Without bytes."""
+    return [
+        ResponseDeltaLogprob(
+            **_without_bytes(each), top_logprobs=[_without_bytes(alternative) for alternative in each["top_logprobs"]]
+        )
+        for each in chat_logprobs(tokenizer, token_ids, entries)["content"]
+    ]
+
+
+def _with_bytes(entry: TopLogprob) -> ResponseTopLogprob:
+    return ResponseTopLogprob(token=entry["token"], logprob=entry["logprob"], bytes=entry["bytes"] or [])
+
+
+def _without_bytes(entry: TopLogprob) -> ResponseDeltaTopLogprob:
+    return ResponseDeltaTopLogprob(token=entry["token"], logprob=entry["logprob"])
 
 
 def _top_logprob(tokenizer: Tokenizer, token_id: int, logprob: float) -> TopLogprob:

@@ -78,13 +78,18 @@ class PromptEncoder:
             )
         return Prompt(tuple(token_ids))
 
-    async def chat(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True) -> Prompt:
+    async def chat(
+        self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True, param: str = "messages"
+    ) -> Prompt:
         """A conversation.
+
+        Args:
+          param: the field it came in.
 
         Raises:
           ApiError: the messages cannot become a prompt.
         """
-        plain = [_plain(message) for message in messages]
+        plain = [_plain(message, param) for message in messages]
         length = sum(len(message.content) for message in plain)
 
         def encode() -> list[int]:
@@ -93,7 +98,7 @@ class PromptEncoder:
         try:
             return Prompt(tuple(await self._off_loop(length, encode)), from_text=True)
         except ChatFormatError as error:
-            raise bad_value("messages", str(error)) from None
+            raise bad_value(param, str(error)) from None
 
     def _text(self, text: str, add_bos: bool) -> Prompt:
         bos_id = self._tokenizer.bos_id if add_bos else None
@@ -113,9 +118,9 @@ class PromptEncoder:
         return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
 
 
-def _plain(message: ChatMessage) -> Message:
+def _plain(message: ChatMessage, param: str) -> Message:
     if message.tool_calls:
-        raise not_supported("messages", "tool_calls in a message")
+        raise not_supported(param, "tool_calls in a message")
     if message.content is None and message.role != "assistant":
-        raise bad_value("messages", f"a message of the role {message.role!r} needs content")
+        raise bad_value(param, f"a message of the role {message.role!r} needs content")
     return Message(message.role, message.text)

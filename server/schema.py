@@ -45,6 +45,9 @@ def _union(discriminate: Any, message: str) -> Discriminator:
 
 Text = Annotated[str, Tag("<text>")]
 
+TEXT_OR_LIST: Final = _union(_is_list, "must be a string or an array")
+"""Of a union of `Text` and a list tagged `<list>`."""
+
 StopString = Annotated[str, Field(min_length=1)]
 Stop = Annotated[
     Annotated[StopString, Tag("<text>")]

@@ -10,6 +10,7 @@ from fastapi import Depends, Request, Response
 
 from ..engine import AsyncEngine, EngineDeadError, SamplingParams
 from .answers import AnswerWriter
+from .background import Background
 from .disconnect import until_disconnect
 from .errors import bad_value, model_loading, unknown_model
 from .fields import FieldCheck
@@ -17,6 +18,7 @@ from .generation import Choice, Generation, collect, generate_choice
 from .logging import request_id
 from .metrics import Metrics
 from .prompts import Prompt, PromptEncoder
+from .response_store import ResponseStore
 from .running import RunningGenerations
 from .schema import Body, GenerationBody
 from .served_model import ServedModel
@@ -42,6 +44,8 @@ class Service:
     keep_alive_s: float = 15.0
     check_fields: FieldCheck = field(default_factory=FieldCheck)
     running: RunningGenerations = field(default_factory=RunningGenerations)
+    responses: ResponseStore = field(default_factory=ResponseStore)
+    background: Background = field(default_factory=Background)
 
     def check(self, body: Body) -> None:
         """
@@ -50,8 +54,7 @@ class Service:
         """
         if body.model is not None and body.model != self.model.id:
             raise unknown_model(body.model)
-        if isinstance(body, GenerationBody):
-            self.check_fields(body)
+        self.check_fields(body)
 
     def check_alive(self) -> None:
         """

@@ -140,6 +140,42 @@ def test_a_continuation_scores_as_it_was_generated(client: openai.OpenAI) -> Non
     assert scored.logprobs.token_logprobs[4:] == pytest.approx(made.logprobs.token_logprobs, abs=1e-4)
 
 
+def test_a_conversation_of_responses(client: openai.OpenAI) -> None:
+    first = client.responses.create(model=MODEL, input="hi", max_output_tokens=8, temperature=0)
+    second = client.responses.create(
+        model=MODEL, input="go on", max_output_tokens=8, temperature=0, previous_response_id=first.id
+    )
+    chat = client.chat.completions.create(
+        model=MODEL,
+        messages=[*HI, {"role": "assistant", "content": first.output_text}, {"role": "user", "content": "go on"}],
+        max_tokens=8,
+        temperature=0,
+    )
+    assert second.output_text == chat.choices[0].message.content
+    assert client.responses.retrieve(second.id) == second
+    client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(first.id)
+
+
+def test_a_streamed_response(client: openai.OpenAI) -> None:
+    """The client puts the response together from its events; it must be the one that the last event holds."""
+    with client.responses.stream(model=MODEL, input="hi", max_output_tokens=8, temperature=0) as stream:
+        texts = [event.delta for event in stream if event.type == "response.output_text.delta"]
+    whole = client.responses.create(model=MODEL, input="hi", max_output_tokens=8, temperature=0)
+    assert "".join(texts) == whole.output_text
+    assert whole.status == "incomplete"
+
+
+def test_a_background_response_is_cancelled(client: openai.OpenAI) -> None:
+    options = {"ignore_eos": True}
+    begun = client.responses.create(
+        model=MODEL, input="hi", max_output_tokens=1_000_000, background=True, extra_body=options
+    )
+    assert client.responses.retrieve(begun.id).status == "in_progress"
+    assert client.responses.cancel(begun.id).status == "cancelled"
+
+
 def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as not_found:
         client.chat.completions.create(model="gpt-5", messages=HI)

@@ -1,0 +1,86 @@
+"""Responses that clients may ask for again, or go on from. They are kept in memory, so a restart forgets them."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .errors import ApiError
+from .schema import ChatMessage
+
+MAX_RESPONSES: Final = 1000
+MAX_CHARACTERS: Final = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """
+    Attributes:
+      response: as the client saw it.
+      conversation: all messages up to its answer, which is the last; instructions are no part of it.
+      characters: what keeping it costs. Messages of earlier responses are counted too, as they may be gone by then.
+    """
+
+    response: Mapping[str, Any]
+    conversation: Sequence[ChatMessage]
+    characters: int
+
+
+class ResponseStore:
+    """The newest responses. The oldest make room as soon as there are too many, or too much text in them."""
+
+    def __init__(self, max_responses: int = MAX_RESPONSES, max_characters: int = MAX_CHARACTERS) -> None:
+        self._max_responses = max_responses
+        self._max_characters = max_characters
+        self._stored: OrderedDict[str, StoredResponse] = OrderedDict()
+        self._characters = 0
+
+    def keep(self, response: Mapping[str, Any], conversation: Sequence[ChatMessage]) -> None:
+        """Stores a response, in place of an earlier state of the same."""
+        response_id = response["id"]
+        self._drop(response_id)
+        characters = sum(len(message.text) for message in conversation) + len(response["instructions"] or "")
+        self._stored[response_id] = StoredResponse(response, conversation, characters)
+        self._characters += characters
+        while len(self._stored) > self._max_responses or self._characters > self._max_characters:
+            self._drop(next(iter(self._stored)))
+
+    def get(self, response_id: str) -> StoredResponse:
+        """
+        Raises:
+          ApiError: it was never stored, is not finished yet, or has made room for others.
+        """
+        stored = self._stored.get(response_id)
+        if stored is None:
+            raise ApiError(404, f"there is no stored response with the id {response_id!r}")
+        return stored
+
+    def conversation(self, previous_response_id: str | None) -> Sequence[ChatMessage]:
+        """What a response goes on from.
+
+        Raises:
+          ApiError: the previous response is not there.
+        """
+        if previous_response_id is None:
+            return ()
+        if previous_response_id not in self._stored:
+            raise ApiError(
+                400,
+                f"there is no stored response with the id {previous_response_id!r}",
+                param="previous_response_id",
+                code="previous_response_not_found",
+            )
+        return self._stored[previous_response_id].conversation
+
+    def delete(self, response_id: str) -> None:
+        """
+        Raises:
+          ApiError: it is not there.
+        """
+        self.get(response_id)
+        self._drop(response_id)
+
+    def _drop(self, response_id: str) -> None:
+        stored = self._stored.pop(response_id, None)
+        if stored is not None:
+            self._characters -= stored.characters

@@ -1,0 +1,207 @@
+"""OpenAI's responses: a body becomes chat's, and what chat makes of it an object that grows event by event."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+from uuid import uuid4
+
+from ..engine import FinishReason, SamplingParams
+from .answers import AnswerWriter
+from .errors import ApiError, bad_value, not_supported
+from .framing import TYPED_EVENTS
+from .generation import Delta, join
+from .logprobs import response_delta_logprobs, response_logprobs
+from .prompts import Prompt
+from .responses_schema import LOGPROBS, ResponseBody
+from .schema import ChatBody, ChatMessage
+from .served_model import ServedModel
+
+_TEXT_PLACE: Final = {"output_index": 0, "content_index": 0}
+"""There is one item, with one text."""
+
+
+def chat_of(body: ResponseBody, conversation: Sequence[ChatMessage]) -> ChatBody:
+    """The same request to chat.
+
+    Args:
+      conversation: all messages but the instructions.
+
+    Raises:
+      ApiError: it asks for what chat cannot do.
+    """
+    if body.text.format.type != "text":
+        raise not_supported("text.format", f"text.format of the type {body.text.format.type!r}")
+    if body.top_logprobs is not None and not body.wants_logprobs:
+        raise bad_value("top_logprobs", f'top_logprobs needs include: ["{LOGPROBS}"]')
+    instructions = [ChatMessage(role="system", content=body.instructions)] if body.instructions else []
+    return ChatBody(
+        messages=[*instructions, *conversation],
+        max_completion_tokens=body.max_output_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        seed=body.seed,
+        min_tokens=body.min_tokens,
+        ignore_eos=body.ignore_eos,
+        logprobs=body.wants_logprobs,
+        top_logprobs=body.top_logprobs,
+    )
+
+
+class ResponseWriter(AnswerWriter):
+    """
+    Attributes:
+      id: the response's.
+
+    Args:
+      params: what the engine was told; the response shows what of it the client left to us.
+      keep: gets the response in its final state, and the text of the answer.
+    """
+
+    framing = TYPED_EVENTS
+
+    def __init__(
+        self,
+        body: ResponseBody,
+        model: ServedModel,
+        prompt: Prompt,
+        params: SamplingParams,
+        keep: Callable[[dict[str, Any], str], None],
+    ) -> None:
+        self.id = f"resp_{uuid4().hex}"
+        self._item_id = f"msg_{uuid4().hex}"
+        self._created = time.time()
+        self._body = body
+        self._model = model
+        self._prompt = prompt
+        self._params = params
+        self._keep = keep
+        self._numbers = itertools.count()
+        self._deltas: list[Delta] = []
+
+    def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
+        (choice,) = choices
+        response = self._finished(choice)
+        self._keep(response, choice.text)
+        return response
+
+    def opening(self) -> Iterator[dict[str, Any]]:
+        yield self._event("response.created", response=self.begun())
+        yield self._event("response.in_progress", response=self.begun())
+        yield self._event("response.output_item.added", output_index=0, item=self._item("in_progress", []))
+        yield self._text_event("response.content_part.added", part=self._part(Delta(0)))
+
+    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        self._deltas.append(delta)
+        if delta.text or (delta.token_ids and self._body.wants_logprobs):
+            yield self._text_event("response.output_text.delta", delta=delta.text, logprobs=self._delta_logprobs(delta))
+
+    def closing(self) -> Iterator[dict[str, Any]]:
+        choice = join(self._deltas)
+        response = self._finished(choice)
+        (item,) = response["output"]
+        logprobs = self._delta_logprobs(choice)
+        yield self._text_event("response.output_text.done", text=choice.text, logprobs=logprobs)
+        yield self._text_event("response.content_part.done", part=item["content"][0])
+        yield self._event("response.output_item.done", output_index=0, item=item)
+        self._keep(response, choice.text)
+        yield self._event(f"response.{response['status']}", response=response)
+
+    def failing(self, error: ApiError) -> Iterator[dict[str, Any]]:
+        response = self.failed(error)
+        yield self._event("response.failed", response=response)
+
+    def begun(self) -> dict[str, Any]:
+        """The response before there is anything of an answer."""
+        return self._response("in_progress")
+
+    def cancelled(self) -> dict[str, Any]:
+        """The response if somebody ends it early; it is kept."""
+        response = self._response("cancelled")
+        self._keep(response, "")
+        return response
+
+    def failed(self, error: ApiError) -> dict[str, Any]:
+        """The response if something goes wrong; it is kept."""
+        code = "rate_limit_exceeded" if error.status_code == 429 else "server_error"
+        response = self._response("failed", error={"code": code, "message": error.body["error"]["message"]})
+        self._keep(response, "")
+        return response
+
+    def _finished(self, choice: Delta) -> dict[str, Any]:
+        cut = choice.finish_reason is FinishReason.LENGTH
+        status = "incomplete" if cut else "completed"
+        return self._response(
+            status,
+            incomplete_details={"reason": "max_output_tokens"} if cut else None,
+            completed_at=None if cut else time.time(),
+            output=[self._item(status, [self._part(choice)])],
+            usage=self._usage(len(choice.token_ids)),
+        )
+
+    def _response(self, status: str, **news: Any) -> dict[str, Any]:
+        body = self._body
+        return {
+            "id": self.id,
+            "object": "response",
+            "created_at": self._created,
+            "status": status,
+            "background": body.background,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": body.instructions,
+            "max_output_tokens": self._params.max_tokens,
+            "metadata": body.metadata,
+            "model": self._model.id,
+            "output": [],
+            "parallel_tool_calls": body.parallel_tool_calls,
+            "previous_response_id": body.previous_response_id,
+            "prompt_cache_key": body.prompt_cache_key,
+            "reasoning": {"effort": None, "summary": None},
+            "safety_identifier": body.safety_identifier,
+            "service_tier": "default",
+            "temperature": self._params.temperature,
+            "text": {"format": {"type": "text"}},
+            "tool_choice": "auto",
+            "tools": [],
+            "top_logprobs": body.top_logprobs or 0,
+            "top_p": self._params.top_p,
+            "truncation": body.truncation,
+            "usage": None,
+            "user": body.user,
+            **news,
+        }
+
+    def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"type": "message", "id": self._item_id, "status": status, "role": "assistant", "content": content}
+
+    def _part(self, choice: Delta) -> dict[str, Any]:
+        logprobs = (
+            response_logprobs(self._model.tokenizer, choice.token_ids, choice.logprobs)
+            if self._body.wants_logprobs
+            else []
+        )
+        return {"type": "output_text", "text": choice.text, "annotations": [], "logprobs": logprobs}
+
+    def _delta_logprobs(self, delta: Delta) -> list[Any]:
+        if not self._body.wants_logprobs:
+            return []
+        return list(response_delta_logprobs(self._model.tokenizer, delta.token_ids, delta.logprobs))
+
+    def _usage(self, output_tokens: int) -> dict[str, Any]:
+        input_tokens = len(self._prompt.token_ids)
+        return {
+            "input_tokens": input_tokens,
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "output_tokens": output_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": input_tokens + output_tokens,
+        }
+
+    def _text_event(self, kind: str, **fields: Any) -> dict[str, Any]:
+        return self._event(kind, item_id=self._item_id, **_TEXT_PLACE, **fields)
+
+    def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
+        return {"type": kind, "sequence_number": next(self._numbers), **fields}

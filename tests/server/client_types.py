@@ -1,0 +1,49 @@
+"""What clients believe: answers checked against the types of their own packages, strictly."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+
+
+def checked[T](kind: type[T] | Any, answer: Any, ours: frozenset[str] = frozenset()) -> T:
+    """The answer as the client's own object.
+
+    Args:
+      kind: a type of the `openai` or the `anthropic` package.
+      answer: JSON, as text or parsed.
+      ours: fields that may be there although the client does not know them.
+    """
+    text = answer if isinstance(answer, str | bytes) else json.dumps(answer)
+    value: T = TypeAdapter(kind).validate_json(text, strict=True)
+    unknown = set(_extras(value)) - ours
+    assert not unknown, f"the client does not know {unknown} in {text!r}"
+    return value
+
+
+def events(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """A stream of named events: each name, which its data repeats, and the data."""
+    found = []
+    for block in text.strip().split("\n\n"):
+        name, _, data = block.partition("\n")
+        if name.startswith(":"):
+            continue
+        event = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        found.append((event["type"], event))
+    return found
+
+
+def _extras(value: Any) -> Iterator[str]:
+    match value:
+        case BaseModel():
+            yield from value.model_extra or {}
+            for name in type(value).model_fields:
+                yield from _extras(getattr(value, name))
+        case list():
+            for each in value:
+                yield from _extras(each)
+        case dict():
+            for each in value.values():
+                yield from _extras(each)
