@@ -3,9 +3,9 @@
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple, Never
+from typing import Any, Final, NamedTuple, Never
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -32,30 +32,50 @@ class Message:
     content: str
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a prompt ends, and what else a template gets to know.
+
+    Attributes:
+      add_header: with the header of the assistant's answer.
+      stay_open: within the last message, the assistant's, which is then gone on with; not with a header.
+      variables: for a checkpoint's template; Gemma's own format has none.
+    """
+
+    add_header: bool = True
+    stay_open: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+
+ANSWER: Final = Ending()
+
+
 class Part(NamedTuple):
-    """A stretch of a prompt. Only in `markup` are control tokens recognised: it never comes from a caller."""
+    """A stretch of a prompt. Only in `markup` are control tokens recognised: no message can bring any in."""
 
     text: str
     markup: bool = True
 
 
-type Layout = Callable[[Sequence[Message], bool], list[Part]]
-"""Lays out messages (roles system, user, assistant) as a prompt; the flag asks for an answer's header."""
+type Layout = Callable[[Sequence[Message], bool, Mapping[str, Any]], list[Part]]
+"""Lays out messages (roles system, user, assistant) as a prompt; the flag asks for an answer's header, the last are
+a template's variables."""
 
 
 class ChatFormat:
     """Renders messages and encodes them.
 
     Roles are system, developer (the same), user and assistant (or model). A conversation begins with system
-    messages, if any, and then the user's; a prompt for an answer does not end with the assistant's. White
-    space around each text is dropped. Control tokens inside a text are plain text.
+    messages, if any, and then the user's; a prompt for an answer does not end with the assistant's, unless
+    it is to be gone on with. White space around each text is dropped, but for that at such an open end. Control
+    tokens inside a text are plain text.
     """
 
     def __init__(self, tokenizer: Tokenizer, layout: Layout) -> None:
         self._tokenizer = tokenizer
         self._layout = layout
 
-    def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def encode(self, messages: Sequence[Message], ending: Ending = ANSWER) -> list[int]:
         """The prompt's ids, with BOS in front and nowhere else.
 
         Raises:
@@ -64,23 +84,28 @@ class ChatFormat:
         bos_id = self._tokenizer.bos_id
         ids = [
             token_id
-            for text, markup in self._parts(messages, add_generation_prompt)
+            for text, markup in self._parts(messages, ending)
             for token_id in self._tokenizer.encode(text, control_tokens=markup)
             if token_id != bos_id
         ]
         return ids if bos_id is None else [bos_id, *ids]
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def render(self, messages: Sequence[Message], ending: Ending = ANSWER) -> str:
         """The prompt as people read it. It is not what `encode` encodes: that keeps texts and markup apart.
 
         Raises:
           ChatFormatError: the messages cannot become a prompt.
         """
-        text = "".join(part.text for part in self._parts(messages, add_generation_prompt))
+        text = "".join(part.text for part in self._parts(messages, ending))
         return _bos_name(self._tokenizer) + text.removeprefix(_bos_name(self._tokenizer))
 
-    def _parts(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Part]:
-        return self._layout(_normalized(messages, add_generation_prompt), add_generation_prompt)
+    def _parts(self, messages: Sequence[Message], ending: Ending) -> list[Part]:
+        messages = _normalized(messages, ending)
+        if not ending.stay_open:
+            return self._layout(messages, ending.add_header, ending.variables)
+        if not messages[-1].content:
+            return self._layout(messages[:-1], True, ending.variables)
+        return _open_end(self._layout(messages, False, ending.variables), messages[-1].content)
 
 
 def load_chat_format(directory: Path | None, tokenizer: Tokenizer) -> ChatFormat:
@@ -104,7 +129,7 @@ def load_chat_format(directory: Path | None, tokenizer: Tokenizer) -> ChatFormat
     return ChatFormat(tokenizer, gemma_turns)
 
 
-def gemma_turns(messages: Sequence[Message], add_generation_prompt: bool) -> list[Part]:
+def gemma_turns(messages: Sequence[Message], add_header: bool, _: Mapping[str, Any]) -> list[Part]:
     """Gemma's format, which has no system role: `fold` puts system texts into user turns.
 
     Each part is encoded on its own, so that no piece reaches across a mark or a header's end.
@@ -114,7 +139,7 @@ def gemma_turns(messages: Sequence[Message], add_generation_prompt: bool) -> lis
         role = "model" if message.role == "assistant" else "user"
         content = Part(message.content, markup=False)
         parts += (Part(START_OF_TURN), Part(role), Part("\n"), content, Part(END_OF_TURN), Part("\n"))
-    if add_generation_prompt:
+    if add_header:
         parts += (Part(START_OF_TURN), Part("model"), Part("\n"))
     return parts
 
@@ -151,31 +176,31 @@ class ChatTemplate:
         environment.globals |= {**variables, "raise_exception": _raise_exception}
         self._template = environment.from_string(source)
 
-    def __call__(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Part]:
+    def __call__(self, messages: Sequence[Message], add_header: bool, variables: Mapping[str, Any]) -> list[Part]:
         try:
-            return self._parts(messages, add_generation_prompt)
+            return self._parts(messages, add_header, variables)
         except ChatFormatError:
             if (folded := fold(messages)) == list(messages):
                 raise
-        return self._parts(folded, add_generation_prompt)
+        return self._parts(folded, add_header, variables)
 
-    def _parts(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Part]:
+    def _parts(self, messages: Sequence[Message], add_header: bool, variables: Mapping[str, Any]) -> list[Part]:
         texts = {str(index): message.content for index, message in enumerate(messages) if message.content}
         quoted = [
             {"role": message.role, "content": _placeholder(index) if message.content else ""}
             for index, message in enumerate(messages)
         ]
         # `split` alternates between what stands outside the placeholders and the indices within.
-        rendered = _PLACEHOLDER.split(self._render(quoted, add_generation_prompt))
+        rendered = _PLACEHOLDER.split(self._render(quoted, add_header, variables))
         if set(rendered[1::2]) != texts.keys():
             raise ChatFormatError("the checkpoint's chat template leaves out or rewrites a message's text")
         return [
             Part(texts[text], markup=False) if position % 2 else Part(text) for position, text in enumerate(rendered)
         ]
 
-    def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+    def _render(self, messages: Sequence[Mapping[str, str]], add_header: bool, variables: Mapping[str, Any]) -> str:
         try:
-            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt)
+            return self._template.render({**variables, "messages": messages, "add_generation_prompt": add_header})
         except Exception as error:  # a template is a program: its expressions may raise anything
             reason = " ".join(str(error).split())
             raise ChatFormatError(f"the checkpoint's chat template refuses these messages: {reason}") from error
@@ -236,16 +261,30 @@ def _bos_name(tokenizer: Tokenizer) -> str:
     return "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
 
 
-def _normalized(messages: Sequence[Message], add_generation_prompt: bool) -> list[Message]:
+def _open_end(parts: list[Part], text: str) -> list[Part]:
+    """The parts up to the last message's text, without the markup that closes it."""
+    last = max(position for position, part in enumerate(parts) if not part.markup)
+    if not parts[last].text.endswith(text):  # folded, it may be the end of a longer one
+        raise ChatFormatError("the checkpoint's chat template does not end with the last message")
+    return parts[: last + 1]
+
+
+def _normalized(messages: Sequence[Message], ending: Ending) -> list[Message]:
     """Trims texts and unifies roles (system, user, assistant); refuses what is no conversation."""
     normalized = [Message(_role(message.role), message.content.strip()) for message in messages]
     roles = [message.role for message in normalized if message.role != "system"]
     if not roles or roles[0] != "user":
         raise ChatFormatError("the first message, apart from system messages, must be from the user")
-    if add_generation_prompt and normalized[-1].role == "assistant":
+    is_answered = normalized[-1].role == "assistant"
+    if ending.stay_open and ending.add_header:
+        raise ChatFormatError("continue_final_message and add_generation_prompt exclude each other")
+    if ending.stay_open and not is_answered:
+        raise ChatFormatError("the last message must be the assistant's, as it is to be continued")
+    if ending.stay_open:
+        normalized[-1] = Message("assistant", messages[-1].content.lstrip())
+    if ending.add_header and is_answered:
         raise ChatFormatError(
-            "the last message must be from the user: to continue an assistant's message "
-            "(continue_final_message) is not supported"
+            "the last message must be from the user; to go on with an assistant's, set continue_final_message"
         )
     return normalized
 
@@ -264,7 +303,7 @@ def _side(message: Message) -> str:
 
 
 def _refusal(reason: str) -> Layout:
-    def refuse(messages: Sequence[Message], add_generation_prompt: bool) -> list[Part]:
+    def refuse(messages: Sequence[Message], add_header: bool, variables: Mapping[str, Any]) -> list[Part]:
         raise ChatFormatError(reason)
 
     return refuse

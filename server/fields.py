@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .errors import not_supported
+from .messages_schema import CountTokensBody
 from .responses_schema import ResponseBody
 from .schema import Body, GenerationBody
 
@@ -24,11 +25,9 @@ _NOT_YET: Final[Mapping[str, tuple[Any, ...]]] = {
     "modalities": (["text"],),
     "suffix": ("",),
     # vLLM's
-    "add_generation_prompt": (True,),
     "allowed_token_ids": (),
     "bad_words": ([],),
     "chat_template": (),
-    "continue_final_message": (False,),
     "documents": ([],),
     "guided_choice": (),
     "guided_grammar": (),
@@ -83,6 +82,20 @@ _RESPONSES_TOLERATED: Final = frozenset(
 )
 
 
+_MESSAGES_NOT_YET: Final[Mapping[str, tuple[Any, ...]]] = {
+    "container": (),
+    "context_management": ({},),
+    "mcp_servers": ([],),
+    "output_config": ({},),
+    "output_format": (),
+    "thinking": ({"type": "disabled"},),
+    "tools": ([],),
+    "tool_choice": ({"type": "auto"}, {"type": "none"}),
+}
+
+_MESSAGES_TOLERATED: Final = frozenset({"cache_control", "inference_geo", "metadata", "service_tier", "speed"})
+
+
 @dataclass(frozen=True, slots=True)
 class _Rules:
     """
@@ -99,6 +112,7 @@ _NO_RULES: Final = _Rules({}, frozenset())
 _RULES: Final[Mapping[type[Body], _Rules]] = {
     GenerationBody: _Rules(_NOT_YET, _TOLERATED),
     ResponseBody: _Rules(_RESPONSES_NOT_YET, _RESPONSES_TOLERATED),
+    CountTokensBody: _Rules(_MESSAGES_NOT_YET, _MESSAGES_TOLERATED),
 }
 """By the kind of body, which stands for its subclasses too."""
 

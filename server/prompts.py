@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from .chat import ChatFormatError, Message
+from .chat import ANSWER, ChatFormatError, Ending, Message
 from .errors import bad_value, not_supported
 from .schema import ChatMessage
 from .served_model import ServedModel
@@ -79,7 +79,7 @@ class PromptEncoder:
         return Prompt(tuple(token_ids))
 
     async def chat(
-        self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True, param: str = "messages"
+        self, messages: Sequence[ChatMessage], ending: Ending = ANSWER, *, param: str = "messages"
     ) -> Prompt:
         """A conversation.
 
@@ -93,7 +93,7 @@ class PromptEncoder:
         length = sum(len(message.content) for message in plain)
 
         def encode() -> list[int]:
-            return self._chat_format.encode(plain, add_generation_prompt=add_generation_prompt)
+            return self._chat_format.encode(plain, ending)
 
         try:
             return Prompt(tuple(await self._off_loop(length, encode)), from_text=True)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal, cast
 from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag, model_validator
 
 from ..engine import MAX_LOGPROBS
+from .chat import Ending
 
 MAX_STOP_STRINGS: Final = 64
 """OpenAI allows 4; each costs a little for every character generated."""
@@ -181,7 +182,22 @@ class ChatMessage(BaseModel):
 Messages = Annotated[list[ChatMessage], Field(min_length=1)]
 
 
-class ChatBody(GenerationBody):
+class TemplateFields(Body):
+    """How messages become a prompt."""
+
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] = {}
+
+    @property
+    def ending(self) -> Ending:
+        """A prompt gets an answer's header, unless this is declined or something else is asked for."""
+        default = not self.continue_final_message
+        add_header = default if self.add_generation_prompt is None else self.add_generation_prompt
+        return Ending(add_header, self.continue_final_message, self.chat_template_kwargs)
+
+
+class ChatBody(GenerationBody, TemplateFields):
     """`POST /v1/chat/completions`."""
 
     messages: Messages
@@ -191,13 +207,12 @@ class ChatBody(GenerationBody):
     top_logprobs: TopLogprobs | None = None
 
 
-class TokenizeBody(Body):
+class TokenizeBody(TemplateFields):
     """`POST /tokenize`, with either `prompt` or `messages`."""
 
     prompt: str | None = None
     messages: Messages | None = None
     add_special_tokens: bool = True
-    add_generation_prompt: bool = True
 
 
 class AbortBody(Fields):

@@ -24,7 +24,7 @@ async def create_chat_completion(body: ChatBody, request: Request, service: Read
     """The assistant's next message."""
     service.check(body)
     params = chat_params(body, service.model)
-    prompt = await service.prompts.chat(body.messages)
+    prompt = await service.prompts.chat(body.messages, body.ending)
     envelope = Envelope.new("chatcmpl", body, service.model)
     choices = service.choices(body, [prompt], params)
     writer = ChatWriter(envelope, body, prompt)

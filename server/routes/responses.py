@@ -25,7 +25,7 @@ async def create_response(body: ResponseBody, request: Request, service: ReadySe
     conversation = [*service.responses.conversation(body.previous_response_id), *body.messages]
     chat = chat_of(body, conversation)
     params = chat_params(chat, service.model)
-    prompt = await service.prompts.chat(chat.messages, param="input")
+    prompt = await service.prompts.chat(chat.messages, chat.ending, param="input")
     keep = partial(_keep, service, conversation) if body.store else _forget
     writer = ResponseWriter(body, service.model, prompt, params[0], keep)
     choices = service.choices(chat, [prompt], params)

@@ -35,6 +35,6 @@ async def _encode(body: TokenizeBody, service: Service) -> Prompt:
     if (body.prompt is None) == (body.messages is None):
         raise bad_value("prompt", "send either prompt or messages")
     if body.messages is not None:
-        return await service.prompts.chat(body.messages, add_generation_prompt=body.add_generation_prompt)
+        return await service.prompts.chat(body.messages, body.ending)
     assert body.prompt is not None
     return (await service.prompts.completions([body.prompt], add_bos=body.add_special_tokens))[0]

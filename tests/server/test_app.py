@@ -341,3 +341,18 @@ async def test_the_schema_describes_errors_as_they_are(client: httpx.AsyncClient
         for operation in path.values():
             assert "422" not in operation["responses"]
             assert "4XX" in operation["responses"]
+
+
+async def test_a_chat_goes_on_with_the_assistants_words(client: httpx.AsyncClient) -> None:
+    messages = [*HI, {"role": "assistant", "content": "a"}]
+    (choice,) = choices(await chat(client, messages=messages, continue_final_message=True))
+    assert choice["message"]["content"] == "bcd"
+    rendered = await client.post("/tokenize", json={"messages": messages, "continue_final_message": True})
+    assert rendered.json()["tokens"][-1] == 4
+
+
+async def test_a_prompt_has_one_end(client: httpx.AsyncClient) -> None:
+    messages = [*HI, {"role": "assistant", "content": "a"}]
+    fields = {"continue_final_message": True, "add_generation_prompt": True}
+    error = (await chat(client, messages=messages, **fields)).json()["error"]
+    assert error["message"] == "continue_final_message and add_generation_prompt exclude each other"

@@ -7,7 +7,7 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.engine.errors import CheckpointError
-from roost.server.chat import ChatFormat, ChatFormatError, Message, load_chat_format
+from roost.server.chat import ChatFormat, ChatFormatError, Ending, Message, load_chat_format
 from roost.server.tokenizer import SentencePieceTokenizer, TokenIdsOnly, Tokenizer, synthetic_tokenizer
 
 # As in Gemma's tokenizer_config.json.
@@ -101,7 +101,7 @@ class TestGemmaTurns:
         )
 
     def test_without_generation_prompt(self, gemma: ChatFormat) -> None:
-        rendered = gemma.render([user("a"), assistant("b")], add_generation_prompt=False)
+        rendered = gemma.render([user("a"), assistant("b")], Ending(add_header=False))
         assert rendered.endswith("<start_of_turn>model\nb<end_of_turn>\n")
 
     def test_white_space_around_texts_is_dropped(self, gemma: ChatFormat) -> None:
@@ -149,9 +149,52 @@ class TestRoles:
         with pytest.raises(ChatFormatError, match="must be from the user"):
             gemma.encode(messages)
 
-    def test_answer_cannot_be_continued(self, gemma: ChatFormat) -> None:
+    def test_an_answer_is_continued_only_on_demand(self, gemma: ChatFormat) -> None:
         with pytest.raises(ChatFormatError, match="continue_final_message"):
             gemma.encode([user("U"), assistant("A")])
+
+
+class TestAnOpenEnd:
+    OPEN = Ending(add_header=False, stay_open=True)
+
+    def test_it_is_the_answer_so_far(self, gemma: ChatFormat) -> None:
+        opened = gemma.encode([user("U"), assistant("A")], self.OPEN)
+        closed = gemma.encode([user("U"), assistant("A")], Ending(add_header=False))
+        assert closed[:-2] == opened
+        assert gemma.render([user("U"), assistant("A")], self.OPEN).endswith("<start_of_turn>model\nA")
+
+    def test_white_space_at_it_is_meant(self, gemma: ChatFormat) -> None:
+        assert gemma.render([user(" U "), assistant(" A:\n")], self.OPEN).endswith("model\nA:\n")
+
+    @pytest.mark.parametrize("nothing", ["", "  "])
+    def test_nothing_is_the_same_as_a_header(self, gemma: ChatFormat, nothing: str) -> None:
+        assert gemma.encode([user("U"), assistant(nothing)], self.OPEN) == gemma.encode([user("U")])
+
+    def test_several_answers_are_one(self, gemma: ChatFormat) -> None:
+        assert gemma.render([user("U"), assistant("A"), assistant("B")], self.OPEN).endswith("model\nA\n\nB")
+
+    @pytest.mark.parametrize("messages", [[user("U")], [user("U"), assistant("A"), system("S")]])
+    def test_it_is_the_assistants(self, gemma: ChatFormat, messages: list[Message]) -> None:
+        with pytest.raises(ChatFormatError, match="must be the assistant's"):
+            gemma.encode(messages, self.OPEN)
+
+    def test_a_template_has_it_too(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
+        for template in (NATIVE_SYSTEM_TEMPLATE, GEMMA_TEMPLATE):
+            chat = with_template(tmp_path, template, tokenizer)
+            assert chat.render([system("S"), user("U"), assistant("A ")], self.OPEN).endswith("A ")
+
+    def test_a_template_that_says_more_than_messages_is_refused(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
+        template = NATIVE_SYSTEM_TEMPLATE + "{{ messages[0].content }}"
+        with pytest.raises(ChatFormatError, match="does not end with the last message"):
+            with_template(tmp_path, template, tokenizer).encode([user("U"), assistant("A")], self.OPEN)
+
+
+def test_variables_reach_the_template(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    template = "{% if loud %}!{% endif %}" + NATIVE_SYSTEM_TEMPLATE
+    chat = with_template(tmp_path, template, tokenizer)
+    variables = {"loud": True, "messages": [], "add_generation_prompt": False}
+    assert chat.render([user("U")], Ending(variables=variables)) == "<bos>![user] U\n[assistant]"
+    assert chat.render([user("U")]) == "<bos>[user] U\n[assistant]"
 
 
 class TestControlTokensInTexts:

@@ -9,7 +9,8 @@ from fake_server import VOCAB_SIZE, make_service, served_model
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.server.app import create_app
-from roost.server.fields import _NOT_YET, _RESPONSES_NOT_YET
+from roost.server.fields import _MESSAGES_NOT_YET, _NOT_YET, _RESPONSES_NOT_YET
+from roost.server.messages_schema import MessagesBody
 from roost.server.responses_schema import ResponseBody
 from roost.server.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from roost.server.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ GOOD: dict[str, tuple[Any, dict[str, Any]]] = {
     "/v1/chat/completions": (ChatBody, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2}),
     "/v1/completions": (CompletionBody, {"prompt": "a", "max_tokens": 2}),
     "/v1/responses": (ResponseBody, {"input": "a", "max_output_tokens": 2}),
+    "/v1/messages": (MessagesBody, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2}),
     "/tokenize": (TokenizeBody, {"prompt": "a"}),
     "/detokenize": (DetokenizeBody, {"tokens": [4]}),
 }
@@ -46,7 +48,7 @@ def requests(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     """A good request, of which up to three fields have been replaced."""
     path = draw(st.sampled_from(sorted(GOOD)))
     schema, good = GOOD[path]
-    names = st.sampled_from([*schema.model_fields, *_NOT_YET, *_RESPONSES_NOT_YET])
+    names = st.sampled_from([*schema.model_fields, *_NOT_YET, *_RESPONSES_NOT_YET, *_MESSAGES_NOT_YET])
     return path, {**good, **draw(st.dictionaries(names, values, max_size=3))}
 
 

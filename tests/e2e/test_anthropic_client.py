@@ -1,0 +1,55 @@
+"""The official client of Anthropic against a real server process."""
+
+from collections.abc import Iterator
+
+import anthropic
+import pytest
+from anthropic.types import MessageParam
+from server_process import API_KEY, MODEL, ServerProcess
+
+GREEDY = {"temperature": 0}
+HI: list[MessageParam] = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=server.url, api_key=API_KEY, max_retries=0) as client:
+        yield client
+
+
+def text_of(message: anthropic.types.Message) -> str:
+    return "".join(block.text for block in message.content if block.type == "text")
+
+
+def test_a_stream_says_the_same_as_a_whole_message(client: anthropic.Anthropic) -> None:
+    whole = client.messages.create(model=MODEL, messages=HI, max_tokens=8, extra_body=GREEDY)
+    with client.messages.stream(model=MODEL, messages=HI, max_tokens=8, extra_body=GREEDY) as stream:
+        text = "".join(stream.text_stream)
+        streamed = stream.get_final_message()
+    assert text == text_of(whole) == text_of(streamed)
+    assert (streamed.stop_reason, streamed.usage.output_tokens) == (whole.stop_reason, whole.usage.output_tokens)
+    assert whole._request_id is not None
+
+
+def test_it_goes_on_with_the_assistants_words(client: anthropic.Anthropic) -> None:
+    whole = text_of(
+        client.messages.create(model=MODEL, messages=HI, max_tokens=2, extra_body=GREEDY, system="be short")
+    )
+    begun: list[MessageParam] = [*HI, {"role": "assistant", "content": whole}]
+    assert client.messages.create(model=MODEL, messages=begun, max_tokens=2, system="be short").content
+
+
+def test_tokens_are_counted(client: anthropic.Anthropic) -> None:
+    count = client.messages.count_tokens(model=MODEL, messages=HI, system="be short")
+    used = client.messages.create(model=MODEL, messages=HI, system="be short", max_tokens=1).usage
+    assert count.input_tokens == used.input_tokens
+
+
+def test_errors_are_the_clients_own(client: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.NotFoundError, match="claude"):
+        client.messages.create(model="claude", messages=HI, max_tokens=1)
+    with pytest.raises(anthropic.BadRequestError, match="top_p") as bad:
+        client.messages.create(model=MODEL, messages=HI, max_tokens=1, extra_body={"top_p": 7})
+    assert bad.value.request_id is not None
+    with pytest.raises(anthropic.AuthenticationError):
+        client.with_options(api_key="wrong").messages.create(model=MODEL, messages=HI, max_tokens=1)
