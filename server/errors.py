@@ -90,6 +90,11 @@ def model_loading() -> ApiError:
     return ApiError(503, "the model is still loading", type=_SERVER_ERROR, code="model_loading", headers=RETRY)
 
 
+def not_generating(reason: str) -> ApiError:
+    """503, for whoever asked whether tokens are made."""
+    return ApiError(503, reason, type=_SERVER_ERROR, code="not_generating", headers=RETRY)
+
+
 def request_aborted() -> ApiError:
     """409, which clients would repeat by themselves if they were not told not to."""
     return ApiError(409, "the request was aborted", code="request_aborted", headers={"x-should-retry": "false"})

@@ -17,7 +17,10 @@ from .logging import request_id
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PROBED: Final = ("/health", "/health/ready", "/metrics")
-"""Asked every few seconds, without a key; in the log only at debug level."""
+"""Asked every few seconds, without a key."""
+
+_QUIET: Final = (*_PROBED, "/health_generate", "/load")
+"""In the log only at debug level."""
 
 _logger = logging.getLogger(__name__)
 
@@ -78,7 +81,7 @@ class _Exchange:
         await self._send(message)
 
     def log(self) -> None:
-        level = logging.DEBUG if self._scope["path"] in _PROBED else logging.INFO
+        level = logging.DEBUG if self._scope["path"] in _QUIET else logging.INFO
         status = CLIENT_CLOSED_REQUEST if self._client_left else self.status
         client_id = Headers(scope=self._scope).get("x-client-request-id", "")
         note = f" client-id={client_id}" if _SANE_ID.fullmatch(client_id) else ""

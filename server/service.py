@@ -1,18 +1,20 @@
 """What the routes work with: a model, the engine that runs it, and the way from choices to a response."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
+from uuid import uuid4
 
 import orjson
 from fastapi import Depends, Request, Response
 
-from ..engine import AsyncEngine, EngineDeadError, SamplingParams
+from ..engine import AsyncEngine, EngineDeadError, QueueFullError, SamplingParams
 from .answers import AnswerWriter
 from .background import Background
 from .disconnect import until_disconnect
-from .errors import bad_value, model_loading, unknown_model
+from .errors import bad_value, model_loading, not_generating, unknown_model
 from .fields import FieldCheck
 from .generation import Choice, Generation, collect, generate_choice
 from .logging import request_id
@@ -33,7 +35,8 @@ class Service:
     """
     Attributes:
       max_choices: the most that one request may ask for; more could never be admitted together.
-      keep_alive_s: silence after which a stream sends a comment.
+      keep_alive_s: silence after which a stream gives a sign of life.
+      proof_s: how long the engine may take to prove that it generates.
     """
 
     engine: AsyncEngine
@@ -42,6 +45,7 @@ class Service:
     prompts: PromptEncoder
     max_choices: int = 256
     keep_alive_s: float = 15.0
+    proof_s: float = 10.0
     check_fields: FieldCheck = field(default_factory=FieldCheck)
     running: RunningGenerations = field(default_factory=RunningGenerations)
     responses: ResponseStore = field(default_factory=ResponseStore)
@@ -63,6 +67,23 @@ class Service:
         """
         if self.engine.error is not None:
             raise EngineDeadError("the engine has stopped")
+
+    async def check_generates(self) -> None:
+        """Makes one token, as for any other request.
+
+        Raises:
+          ApiError: the queue is full, or the token does not come in time.
+          EngineDeadError: the engine died over it.
+        """
+        prompt = Prompt((self.model.tokenizer.bos_id or 0,))
+        choice = Choice(0, prompt, SamplingParams(max_tokens=1))
+        try:
+            async with asyncio.timeout(self.proof_s), self.generation(f"health-{uuid4().hex}", [choice]) as generation:
+                await collect(generation)
+        except TimeoutError:
+            raise not_generating(f"no token came within {self.proof_s:g} s") from None
+        except QueueFullError as error:
+            raise not_generating(str(error)) from None
 
     def choices(
         self, body: GenerationBody, prompts: Sequence[Prompt], params: Sequence[SamplingParams]

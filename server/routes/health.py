@@ -1,6 +1,7 @@
-"""For whoever runs the server: is it alive, is it ready, how is it, what is it. No model is needed to answer."""
+"""For whoever runs the server: is it alive, is it ready, how is it, what is it."""
 
 import importlib.metadata
+from typing import Any
 
 from fastapi import APIRouter, Response
 
@@ -23,11 +24,52 @@ async def ready(service: ReadyService) -> dict[str, str]:
     return {"status": "ready"}
 
 
+@router.get("/health_generate")
+async def health_generate(service: ReadyService) -> dict[str, str]:
+    """200 once a token has gone all the way through the engine; 503 with the reason if it does not come in time."""
+    await service.check_generates()
+    return {"status": "ok"}
+
+
 @router.get("/metrics")
 async def metrics(service: AnyService) -> Response:
     return Response(service.metrics.page(), headers={"content-type": CONTENT_TYPE})
 
 
+@router.get("/load")
+async def load(service: AnyService) -> dict[str, int]:
+    """How busy it is at this moment."""
+    stats = service.engine.stats
+    return {
+        "running": stats.num_running,
+        "waiting": stats.num_waiting,
+        "slots": stats.slots,
+        "prompt_tokens": stats.prompt_tokens,
+        "generated_tokens": stats.generated_tokens,
+    }
+
+
 @router.get("/version")
 async def version() -> dict[str, str]:
-    return {"version": importlib.metadata.version("roost")}
+    return {"version": _version()}
+
+
+@router.get("/server_info")
+async def server_info(service: AnyService) -> dict[str, Any]:
+    """What is served, and within which limits. `slots` is 0 before the model is loaded."""
+    model = service.model
+    return {
+        "version": _version(),
+        "model": model.id,
+        "fingerprint": model.fingerprint,
+        "vocab_size": model.tokenizer.vocab_size,
+        "has_text": model.tokenizer.has_text,
+        "ready": service.engine.is_ready,
+        "slots": service.engine.stats.slots,
+        "max_choices": service.max_choices,
+        "max_model_len": None,
+    }
+
+
+def _version() -> str:
+    return importlib.metadata.version("roost")
