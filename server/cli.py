@@ -83,6 +83,12 @@ def serve(
             metavar="DIR|off",
         ),
     ] = None,
+    max_tokens_limit: Annotated[
+        int | None, typer.Option(help="The most tokens that a request may generate.", show_default="none")
+    ] = None,
+    strict: Annotated[
+        bool | None, typer.Option("--strict", help="Refuse requests with fields that nobody knows.", show_default="off")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A TOML file with any of these: max_queue = 64.", metavar="FILE")
     ] = None,

@@ -1,14 +1,14 @@
-"""Fields of a request that the schema does not name: some change the answer and are refused, the others let pass."""
+"""Fields of a request that its schema does not name: some change the answer and are refused, others are let pass."""
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .errors import not_supported
+from .errors import bad_value, not_supported
 from .messages_schema import CountTokensBody
 from .responses_schema import ResponseBody
-from .schema import Body, GenerationBody
+from .schema import Fields, GenerationBody
 
 _logger = logging.getLogger(__name__)
 
@@ -37,7 +37,6 @@ _NOT_YET: Final[Mapping[str, tuple[Any, ...]]] = {
     "prompt_logprobs": (),
     "skip_special_tokens": (True,),
     "structured_outputs": (),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
 }
 """Fields that would change the answer, and the values with which they would not."""
@@ -109,7 +108,7 @@ class _Rules:
 
 
 _NO_RULES: Final = _Rules({}, frozenset())
-_RULES: Final[Mapping[type[Body], _Rules]] = {
+_RULES: Final[Mapping[type[Fields], _Rules]] = {
     GenerationBody: _Rules(_NOT_YET, _TOLERATED),
     ResponseBody: _Rules(_RESPONSES_NOT_YET, _RESPONSES_TOLERATED),
     CountTokensBody: _Rules(_MESSAGES_NOT_YET, _MESSAGES_TOLERATED),
@@ -121,15 +120,20 @@ _MAX_NAMES: Final = 100
 
 
 class FieldCheck:
-    """Refuses what cannot be done, and logs each name that nobody knows once."""
+    """Refuses what cannot be done, and logs each name that nobody knows once.
 
-    def __init__(self) -> None:
+    Args:
+      strict: refuse those too.
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self._strict = strict
         self._logged: set[str] = set()
 
-    def __call__(self, body: Body) -> None:
+    def __call__(self, body: Fields) -> None:
         """
         Raises:
-          ApiError: a field asks for something that would change the answer and is not there yet.
+          ApiError: a field asks for something that would change the answer and is not there yet, or is unknown.
         """
         rules = next((rules for kind, rules in _RULES.items() if isinstance(body, kind)), _NO_RULES)
         for name, value in (body.model_extra or {}).items():
@@ -140,9 +144,11 @@ class FieldCheck:
                 if value not in rules.not_yet[name]:
                     raise not_supported(name)
             elif name not in rules.tolerated:
-                self._log_once(name)
+                self._refuse_or_log(name)
 
-    def _log_once(self, name: str) -> None:
+    def _refuse_or_log(self, name: str) -> None:
+        if self._strict:
+            raise bad_value(name, f"the field {name!r} is unknown")
         if name not in self._logged and len(self._logged) < _MAX_NAMES:
             self._logged.add(name)
             _logger.warning("the unknown field %.60r was ignored; this is logged once", name)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..engine import (
     AsyncEngine,
@@ -15,7 +15,7 @@ from ..engine import (
 )
 from .detokenizer import Detokenizer
 from .errors import request_aborted
-from .metrics import Metrics
+from .metrics import NEVER, Metrics, Times
 from .prompts import Prompt
 from .tokenizer import Tokenizer
 
@@ -49,6 +49,7 @@ class Delta:
       prompt_logprobs: on the first delta, if asked for.
       finish_reason: set on the last delta.
       stop_reason: the stop string or stop token that ended it, if one did.
+      times: of the choice, up to now.
     """
 
     index: int
@@ -58,6 +59,7 @@ class Delta:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    times: Times = NEVER
 
 
 async def generate_choice(
@@ -80,6 +82,7 @@ async def generate_choice(
                     raise request_aborted()
                 delta = _advance(choice, detokenizer, output)
                 record.tokens(len(delta.token_ids))
+                delta = replace(delta, times=record.times)
                 if delta.finish_reason is not None:
                     record.finished(delta.finish_reason)
                 yield delta
@@ -186,4 +189,5 @@ def join(deltas: Sequence[Delta]) -> Delta:
         prompt_logprobs=first.prompt_logprobs,
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
+        times=last.times,
     )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
@@ -74,12 +75,25 @@ class Metrics:
         return self._page[1]
 
 
+@dataclass(frozen=True, slots=True)
+class Times:
+    """When a request came, when its first output did, and when the last one so far; seconds of one clock."""
+
+    arrived: float
+    first: float
+    last: float
+
+
+NEVER: Final = Times(0.0, 0.0, 0.0)
+
+
 class RequestRecord:
     """One request's times. It is left with the reason told to `finished`, else with what the exception says."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._arrived = metrics.clock()
+        self._first_output: float | None = None
         self._last_token: float | None = None
         self._reason: str | None = None
 
@@ -94,6 +108,13 @@ class RequestRecord:
             for _ in range(count):
                 self._metrics.next_token.observe((now - self._last_token) / count)
         self._last_token = now
+
+    @property
+    def times(self) -> Times:
+        """Up to now; to be asked for with the first output, and later ones."""
+        now = self._metrics.clock()
+        self._first_output = now if self._first_output is None else self._first_output
+        return Times(self._arrived, self._first_output, now)
 
     def finished(self, reason: str) -> None:
         self._reason = reason

@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from .chat import ANSWER, ChatFormatError, Ending, Message
 from .errors import bad_value, not_supported
-from .schema import ChatMessage
+from .schema import ChatMessage, GenerationBody
 from .served_model import ServedModel
 from .tokenizer import TextUnavailableError, Tokenizer
 
@@ -99,6 +99,20 @@ class PromptEncoder:
             return Prompt(tuple(await self._off_loop(length, encode)), from_text=True)
         except ChatFormatError as error:
             raise bad_value(param, str(error)) from None
+
+    def truncated(self, prompt: Prompt, body: GenerationBody) -> Prompt:
+        """The prompt without the tokens that are too many, if the body says how many that are.
+
+        A BOS in front stays in front, and counts.
+        """
+        limit = body.truncate_prompt_tokens
+        if limit is None or limit == -1 or len(prompt.token_ids) <= limit:
+            return prompt
+        num_in_front = int(prompt.token_ids[0] == self._tokenizer.bos_id)
+        front, rest = prompt.token_ids[:num_in_front], prompt.token_ids[num_in_front:]
+        room = limit - num_in_front
+        kept = rest[:room] if body.truncation_side == "right" else rest[len(rest) - room :]
+        return replace(prompt, token_ids=front + kept)
 
     def _text(self, text: str, add_bos: bool) -> Prompt:
         bos_id = self._tokenizer.bos_id if add_bos else None

@@ -38,6 +38,7 @@ def _params(
     logprobs: int | None,
     prompt_logprobs: int | None,
 ) -> list[SamplingParams]:
+    max_tokens = model.capped(max_tokens)
     _check(body, model, max_tokens)
     defaults = model.defaults
     top_k = defaults.top_k if body.top_k is None else body.top_k
@@ -65,6 +66,8 @@ def _params(
 def _check(body: GenerationBody, model: ServedModel, max_tokens: int | None) -> None:
     if body.stream_options is not None and not body.stream:
         raise bad_value("stream_options", "stream_options needs stream: true")
+    if body.truncate_prompt_tokens == 0:
+        raise bad_value("truncate_prompt_tokens", "truncate_prompt_tokens must be at least 1, or -1 for no limit")
     if body.ignore_eos and max_tokens is None:
         raise bad_value("ignore_eos", "ignore_eos needs a limit: set max_tokens")
     if max_tokens is not None and body.min_tokens > max_tokens:

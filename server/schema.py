@@ -112,7 +112,10 @@ class GenerationBody(Body):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: Count = 0
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
+    truncation_side: Literal["left", "right"] = "left"
     return_token_ids: bool = False
+    return_timings: bool = False
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import uvicorn
 
 from ..engine import AsyncEngine, ConfigError, RoostError, open_model
 from .app import create_app
+from .fields import FieldCheck
 from .loading import LoadProgress, engine_config, is_loading, leave_while_loading, make_engine, summary
 from .logging import set_up_logging
 from .metrics import Metrics
@@ -41,7 +42,7 @@ def serve(settings: Settings) -> int:
     set_up_logging()
     config = engine_config(settings)
     source = open_model(settings.model)
-    model = open_served_model(source, config, settings.served_model_name)
+    model = open_served_model(source, config, settings.served_model_name, settings.max_tokens_limit)
     listener = _listen(settings.host, settings.port)
     progress = LoadProgress()
     engine = make_engine(source, config, progress)
@@ -51,6 +52,7 @@ def serve(settings: Settings) -> int:
         metrics=Metrics(lambda: engine.stats),
         prompts=PromptEncoder(model),
         max_choices=config.max_queue,
+        check_fields=FieldCheck(strict=settings.strict),
     )
 
     def announce() -> None:

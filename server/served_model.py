@@ -18,6 +18,7 @@ class ServedModel:
       id: the name under which clients ask for it.
       created: when it was opened, in seconds since 1970.
       fingerprint: changes with whatever may change the answers: weights, dtype, quantisation, seed, versions.
+      max_tokens_limit: the most that any request may generate; None leaves it to the request.
       end_token_ids: every token that ends an answer by default.
     """
 
@@ -27,13 +28,21 @@ class ServedModel:
     tokenizer: Tokenizer
     chat_format: ChatFormat
     defaults: GenerationDefaults
+    max_tokens_limit: int | None = None
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
         return tuple(dict.fromkeys(self.tokenizer.end_token_ids + self.defaults.end_token_ids))
 
+    def capped(self, max_tokens: int | None) -> int | None:
+        """As many tokens as are asked for, None being no limit, or as the operator grants if that is less."""
+        limits = [limit for limit in (max_tokens, self.max_tokens_limit) if limit is not None]
+        return min(limits, default=None)
 
-def open_served_model(source: ModelSource, config: EngineConfig, name: str | None = None) -> ServedModel:
+
+def open_served_model(
+    source: ModelSource, config: EngineConfig, name: str | None = None, max_tokens_limit: int | None = None
+) -> ServedModel:
     """Loads everything about a model but its weights.
 
     Raises:
@@ -47,6 +56,7 @@ def open_served_model(source: ModelSource, config: EngineConfig, name: str | Non
         tokenizer=tokenizer,
         chat_format=load_chat_format(source.directory, tokenizer),
         defaults=read_defaults(source.directory, source.config.vocab_size),
+        max_tokens_limit=max_tokens_limit,
     )
 
 

@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     max_queue: Annotated[int, Field(ge=1)] = 256
     prefill_chunk: Annotated[int, Field(ge=1)] = 512
     compile_cache: Literal["auto", "off"] | Path = "auto"
+    max_tokens_limit: Annotated[int, Field(ge=1)] | None = None
+    strict: bool = False
 
     @classmethod
     def settings_customise_sources(

@@ -14,4 +14,5 @@ async def abort_request(body: AbortBody, service: AnyService) -> dict[str, int]:
 
     An id that is unknown, or whose request has ended, is no error: there is nothing left to do.
     """
+    service.check_fields(body)
     return {"aborted": service.running.abort(body.request_id)}

@@ -12,6 +12,7 @@ from ..prompts import Prompt
 from ..sampling import chat_params
 from ..schema import ChatBody
 from ..service import ReadyService
+from ..timings import TimingReport
 
 router = APIRouter()
 
@@ -24,7 +25,7 @@ async def create_chat_completion(body: ChatBody, request: Request, service: Read
     """The assistant's next message."""
     service.check(body)
     params = chat_params(body, service.model)
-    prompt = await service.prompts.chat(body.messages, body.ending)
+    prompt = service.prompts.truncated(await service.prompts.chat(body.messages, body.ending), body)
     envelope = Envelope.new("chatcmpl", body, service.model)
     choices = service.choices(body, [prompt], params)
     writer = ChatWriter(envelope, body, prompt)
@@ -37,11 +38,13 @@ class ChatWriter(AnswerWriter):
         self._body = body
         self._prompt = prompt
         self._usage = UsageReport(body, [prompt])
+        self._timings = TimingReport(body, [prompt], body.n)
         self._tells_tokens = body.logprobs or body.return_token_ids
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         answer = self._envelope.wrap(_WHOLE, [self._whole_choice(choice) for choice in choices])
-        return {**answer, "usage": total_usage([self._prompt], choices), **self._prompt_token_ids()}
+        report = {"usage": total_usage([self._prompt], choices), **self._timings.whole(choices)}
+        return {**answer, **report, **self._prompt_token_ids()}
 
     def opening(self) -> Iterator[dict[str, Any]]:
         for index in range(self._body.n):
@@ -52,6 +55,7 @@ class ChatWriter(AnswerWriter):
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         """The last tokens come in a chunk before the one that finishes, whose `delta` is empty."""
         self._usage.count(delta)
+        self._timings.count(delta)
         if delta.text or (delta.token_ids and self._tells_tokens):
             choice = {
                 "index": delta.index,
@@ -64,7 +68,8 @@ class ChatWriter(AnswerWriter):
             yield self._chunk(choice)
         if delta.finish_reason is not None:
             end = Delta(delta.index, finish_reason=delta.finish_reason, stop_reason=delta.stop_reason)
-            yield self._chunk({"index": delta.index, "delta": {}, "logprobs": None, **choice_end(self._body, end)})
+            last = self._chunk({"index": delta.index, "delta": {}, "logprobs": None, **choice_end(self._body, end)})
+            yield {**last, **self._timings.fields()}
 
     def closing(self) -> Iterator[dict[str, Any]]:
         if (usage := self._usage.last_fields()) is not None:

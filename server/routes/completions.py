@@ -12,6 +12,7 @@ from ..prompts import Prompt
 from ..sampling import completion_params
 from ..schema import CompletionBody
 from ..service import ReadyService
+from ..timings import TimingReport
 
 router = APIRouter()
 
@@ -23,7 +24,8 @@ async def create_completion(body: CompletionBody, request: Request, service: Rea
     """What may come after each prompt."""
     service.check(body)
     params = completion_params(body, service.model)
-    prompts = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens)
+    encoded = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens)
+    prompts = [service.prompts.truncated(prompt, body) for prompt in encoded]
     envelope = Envelope.new("cmpl", body, service.model)
     choices = service.choices(body, prompts, params)
     writer = CompletionWriter(envelope, body, prompts)
@@ -36,17 +38,20 @@ class CompletionWriter(AnswerWriter):
         self._body = body
         self._prompts = prompts
         self._usage = UsageReport(body, prompts)
+        self._timings = TimingReport(body, prompts, len(prompts) * body.n)
         self._choices = [ChoiceWriter(envelope, body, prompt) for prompt in prompts for _ in range(body.n)]
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         answer = self._envelope.wrap(_OBJECT, [self._choices[each.index].write(each) for each in choices])
-        return {**answer, "usage": total_usage(self._prompts, choices)}
+        return {**answer, "usage": total_usage(self._prompts, choices), **self._timings.whole(choices)}
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         self._usage.count(delta)
+        self._timings.count(delta)
         choice = self._choices[delta.index]
         if delta.finish_reason is not None or choice.has_news(delta):
-            yield {**self._envelope.wrap(_OBJECT, [choice.write(delta)]), **self._usage.fields()}
+            report = {**self._usage.fields(), **self._timings.fields()}
+            yield {**self._envelope.wrap(_OBJECT, [choice.write(delta)]), **report}
 
     def closing(self) -> Iterator[dict[str, Any]]:
         if (usage := self._usage.last_fields()) is not None:

@@ -20,7 +20,9 @@ from roost.server.tokenizer import Tokenizer
 VOCAB_SIZE = 512
 
 
-def served_model(tokenizer: Tokenizer, defaults: GenerationDefaults | None = None) -> ServedModel:
+def served_model(
+    tokenizer: Tokenizer, defaults: GenerationDefaults | None = None, max_tokens_limit: int | None = None
+) -> ServedModel:
     return ServedModel(
         id="counter",
         created=1_700_000_000,
@@ -28,6 +30,7 @@ def served_model(tokenizer: Tokenizer, defaults: GenerationDefaults | None = Non
         tokenizer=tokenizer,
         chat_format=load_chat_format(None, tokenizer),
         defaults=defaults or GenerationDefaults(),
+        max_tokens_limit=max_tokens_limit,
     )
 
 

@@ -9,7 +9,7 @@ from fake_engine import FakeEngine
 from fake_server import VOCAB_SIZE, make_service, served_model
 from roost.server.app import create_app
 from roost.server.service import Service
-from roost.server.tokenizer import TokenIdsOnly
+from roost.server.tokenizer import TokenIdsOnly, Tokenizer
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -356,3 +356,40 @@ async def test_a_prompt_has_one_end(client: httpx.AsyncClient) -> None:
     fields = {"continue_final_message": True, "add_generation_prompt": True}
     error = (await chat(client, messages=messages, **fields)).json()["error"]
     assert error["message"] == "continue_final_message and add_generation_prompt exclude each other"
+
+
+async def test_prompts_are_cut_on_demand(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    await complete(client, ["abc", "xyz"], truncate_prompt_tokens=2)
+    response = await chat(client, truncate_prompt_tokens=4, truncation_side="right")
+    assert [request.prompt_token_ids for request in engine.requests] == [(2, 6), (2, 29), (2, 106, 24, 469)]
+    assert response.json()["usage"]["prompt_tokens"] == 4
+    error = (await complete(client, "a", truncate_prompt_tokens=0)).json()["error"]
+    assert error["param"] == "truncate_prompt_tokens"
+
+
+async def test_timings_come_on_demand(client: httpx.AsyncClient) -> None:
+    fields = {"n": 2, "max_tokens": 3}
+    for ask in (chat(client, **fields), chat(client, **fields, stream=True)):
+        assert "timings" not in (await ask).text
+    bodies = [
+        (await chat(client, **fields, return_timings=True)).json(),
+        (await complete(client, "a", **fields, return_timings=True)).json(),
+        chunks(await chat(client, **fields, return_timings=True, stream=True))[-1],
+        chunks(await complete(client, "a", **fields, return_timings=True, stream=True))[-1],
+    ]
+    for body, prompt_n in zip(bodies, (14, 2, 14, 2), strict=True):
+        timings = body["timings"]
+        assert (timings["prompt_n"], timings["predicted_n"]) == (prompt_n, 6)
+        assert timings["prompt_ms"] > 0
+        assert timings["predicted_ms"] > 0
+        assert timings["predicted_per_second"] == pytest.approx(6 / timings["predicted_ms"] * 1000)
+
+
+async def test_the_operators_limit_is_above_all_others(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+    service = make_service(engine, served_model(tokenizer, max_tokens_limit=4))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service)), base_url="http://r") as client:
+        await chat(client, max_tokens=None)
+        await chat(client, max_tokens=100)
+        await chat(client, max_tokens=2)
+        await complete(client, "a")
+    assert [request.params.max_tokens for request in engine.requests] == [4, 4, 2, 4]

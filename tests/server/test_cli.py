@@ -48,8 +48,9 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "--max-queue": "4",
         "--prefill-chunk": "64",
         "--compile-cache": "off",
+        "--max-tokens-limit": "5",
     }
-    arguments = [word for pair in flags.items() for word in pair]
+    arguments = [*(word for pair in flags.items() for word in pair), "--strict"]
     assert runner.invoke(app, ["serve", "random:2b", *arguments]).exit_code == 0
     settings = served[0].model_dump()
     assert settings.pop("api_key").get_secret_value() == "k"
@@ -66,6 +67,8 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "max_queue": 4,
         "prefill_chunk": 64,
         "compile_cache": "off",
+        "max_tokens_limit": 5,
+        "strict": True,
     }
 
 

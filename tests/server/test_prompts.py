@@ -6,7 +6,7 @@ import threading
 import pytest
 from roost.server.errors import ApiError
 from roost.server.prompts import Prompt, PromptEncoder
-from roost.server.schema import ChatMessage
+from roost.server.schema import ChatMessage, CompletionBody
 from roost.server.served_model import ServedModel
 from roost.server.tokenizer import Tokenizer
 
@@ -27,6 +27,27 @@ async def test_the_text_of_ids_leaves_control_tokens_out(encoder: PromptEncoder,
     (prompt,) = await encoder.completions([[2, 4, 107, 5]], add_bos=True)
     assert prompt == Prompt((2, 4, 107, 5))
     assert prompt.text(tokenizer) == "ab"
+
+
+@pytest.mark.parametrize(
+    ("ids", "limit", "side", "kept"),
+    [
+        ((2, 4, 5, 6), 3, "left", (2, 5, 6)),
+        ((2, 4, 5, 6), 3, "right", (2, 4, 5)),
+        ((2, 4, 5, 6), 1, "left", (2,)),
+        ((2, 4, 5, 6), 1, "right", (2,)),
+        ((4, 5, 6), 2, "left", (5, 6)),
+        ((4, 5, 6), 2, "right", (4, 5)),
+        ((4, 5, 6), 3, "left", (4, 5, 6)),
+        ((4, 5, 6), -1, "left", (4, 5, 6)),
+        ((4, 5, 6), None, "left", (4, 5, 6)),
+    ],
+)
+def test_a_long_prompt_is_cut_but_for_its_bos(
+    encoder: PromptEncoder, ids: tuple[int, ...], limit: int | None, side: str, kept: tuple[int, ...]
+) -> None:
+    body = {"prompt": "a", "truncate_prompt_tokens": limit, "truncation_side": side}
+    assert encoder.truncated(Prompt(ids), CompletionBody.model_validate(body)).token_ids == kept
 
 
 async def test_control_tokens_in_a_message_are_plain_text(encoder: PromptEncoder) -> None:

@@ -1,11 +1,15 @@
 """Values that a request may have, and the field that is named where it may not."""
 
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 from fake_engine import FakeEngine
+from roost.server.app import create_app
+from roost.server.fields import FieldCheck
 from roost.server.schema import ChatBody, CompletionBody
+from roost.server.service import Service
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -169,6 +173,22 @@ async def test_unknown_fields_are_logged_once(client: httpx.AsyncClient, caplog:
         await post(client, "chat", brand_new=1, user="known")
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == ["the unknown field 'brand_new' was ignored; this is logged once"]
+
+
+async def test_a_strict_server_refuses_unknown_fields_by_name(service: Service) -> None:
+    app = create_app(replace(service, check_fields=FieldCheck(strict=True)))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+        for path, good in (
+            ("/v1/chat/completions", {"messages": HI, "max_tokens": 1}),
+            ("/v1/responses", {"input": "hi", "max_output_tokens": 1}),
+            ("/v1/messages", {"messages": HI, "max_tokens": 1}),
+            ("/tokenize", {"prompt": "a"}),
+            ("/abort_request", {"request_id": "x"}),
+        ):
+            assert (await client.post(path, json=good)).status_code == 200
+            response = await client.post(path, json={**good, "brand_new": 1})
+            assert response.status_code == 400
+            assert "the field 'brand_new' is unknown" in response.json()["error"]["message"]
 
 
 async def test_made_up_names_fill_no_memory(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
