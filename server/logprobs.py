@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's shapes: objects for chat and responses, lists for `/v1/completions`."""
+"""Log-probabilities in OpenAI's shapes, objects for chat and responses, lists for completions; and by token id."""
 
 import codecs
 from collections.abc import Sequence
@@ -87,6 +87,24 @@ def response_delta_logprobs(
         )
         for each in chat_logprobs(tokenizer, token_ids, entries)["content"]
     ]
+
+
+class IdLogprobs(TypedDict):
+    """By position: the token's own, null where nothing comes before it, and [id, logprob] of the likeliest."""
+
+    own: list[float | None]
+    top: list[list[tuple[int, float]] | None]
+
+
+def token_logprobs(entries: Sequence[TokenLogprobs | None]) -> IdLogprobs:
+    """For those who work with ids."""
+    return IdLogprobs(
+        own=[None if entry is None else max(entry.logprob, _LEAST) for entry in entries],
+        top=[
+            None if entry is None else [(token_id, max(logprob, _LEAST)) for token_id, logprob in entry.top]
+            for entry in entries
+        ],
+    )
 
 
 def _with_bytes(entry: TopLogprob) -> ResponseTopLogprob:

@@ -5,7 +5,7 @@ from typing import Final
 
 from ..engine import SamplingParams
 from .errors import bad_value
-from .schema import ChatBody, CompletionBody, GenerationBody
+from .schema import ChatBody, CompletionBody, GenerateBody, GenerationBody
 from .served_model import ServedModel
 
 DEFAULT_COMPLETION_TOKENS: Final = 16
@@ -29,6 +29,12 @@ def completion_params(body: CompletionBody, model: ServedModel) -> list[Sampling
     """See `chat_params`."""
     max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     return _params(body, model, max_tokens, body.logprobs, body.logprobs if body.echo else None)
+
+
+def generate_params(body: GenerateBody, model: ServedModel) -> list[SamplingParams]:
+    """See `chat_params`."""
+    max_tokens = model.defaults.max_tokens if body.max_tokens is None else body.max_tokens
+    return _params(body, model, max_tokens, body.logprobs, body.prompt_logprobs)
 
 
 def _params(

@@ -140,6 +140,14 @@ class CompletionBody(GenerationBody):
         return cast(Sequence[str | list[int]], self.prompt)
 
 
+class GenerateBody(GenerationBody):
+    """`POST /generate`."""
+
+    token_ids: Annotated[TokenIds, Field(min_length=1)]
+    logprobs: TopLogprobs | None = None
+    prompt_logprobs: TopLogprobs | None = None
+
+
 class TextPart(BaseModel):
     type: Literal["text"]
     text: str

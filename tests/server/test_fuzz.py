@@ -12,7 +12,7 @@ from roost.server.app import create_app
 from roost.server.fields import _MESSAGES_NOT_YET, _NOT_YET, _RESPONSES_NOT_YET
 from roost.server.messages_schema import MessagesBody
 from roost.server.responses_schema import ResponseBody
-from roost.server.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from roost.server.schema import ChatBody, CompletionBody, DetokenizeBody, GenerateBody, TokenizeBody
 from roost.server.tokenizer import Tokenizer
 
 scalars = (
@@ -38,6 +38,9 @@ GOOD: dict[str, tuple[Any, dict[str, Any]]] = {
     "/v1/completions": (CompletionBody, {"prompt": "a", "max_tokens": 2}),
     "/v1/responses": (ResponseBody, {"input": "a", "max_output_tokens": 2}),
     "/v1/messages": (MessagesBody, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2}),
+    "/generate": (GenerateBody, {"token_ids": [4], "max_tokens": 2}),
+    "/apply-template": (ChatBody, {"messages": [{"role": "user", "content": "a"}]}),
+    "/v1/completions/render": (CompletionBody, {"prompt": "a"}),
     "/tokenize": (TokenizeBody, {"prompt": "a"}),
     "/detokenize": (DetokenizeBody, {"tokens": [4]}),
 }

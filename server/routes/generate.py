@@ -1,0 +1,65 @@
+"""`POST /generate`: token ids in, token ids out, and nothing of text on the way."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from ..answers import AnswerWriter, Envelope, UsageReport, choice_end, total_usage
+from ..generation import Delta
+from ..logprobs import token_logprobs
+from ..prompts import Prompt
+from ..sampling import generate_params
+from ..schema import GenerateBody
+from ..service import ReadyService
+from ..timings import TimingReport
+
+router = APIRouter()
+
+
+@router.post("/generate")
+async def generate(body: GenerateBody, request: Request, service: ReadyService) -> Response:
+    """What may come after these tokens."""
+    service.check(body)
+    params = generate_params(body, service.model)
+    prompt = service.prompts.truncated(service.prompts.token_ids(body.token_ids, param="token_ids"), body)
+    envelope = Envelope.new("gen", body, service.model)
+    choices = service.choices(body, [prompt], params)
+    return await service.respond(
+        request, envelope.id, choices, TokensWriter(envelope, body, prompt), stream=body.stream
+    )
+
+
+class TokensWriter(AnswerWriter):
+    """Whole answers and chunks have one shape; what is to be said of the prompt comes with a choice's first delta."""
+
+    def __init__(self, envelope: Envelope, body: GenerateBody, prompt: Prompt) -> None:
+        self._envelope = envelope
+        self._body = body
+        self._prompt = prompt
+        self._usage = UsageReport(body, [prompt])
+        self._timings = TimingReport(body, [prompt], body.n)
+
+    def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
+        answer = self._envelope.wrap("tokens", [self._choice(choice) for choice in choices])
+        return {**answer, "usage": total_usage([self._prompt], choices), **self._timings.whole(choices)}
+
+    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        self._usage.count(delta)
+        self._timings.count(delta)
+        report = {**self._usage.fields(), **self._timings.fields()}
+        yield {**self._envelope.wrap("tokens.chunk", [self._choice(delta)]), **report}
+
+    def closing(self) -> Iterator[dict[str, Any]]:
+        if (usage := self._usage.last_fields()) is not None:
+            yield {**self._envelope.wrap("tokens.chunk", []), **usage}
+
+    def _choice(self, delta: Delta) -> dict[str, Any]:
+        asked, asked_of_prompt = self._body.logprobs is not None, delta.prompt_logprobs is not None
+        return {
+            "index": delta.index,
+            **choice_end(self._body, delta),
+            "token_ids": delta.token_ids,
+            "logprobs": token_logprobs(delta.logprobs) if asked else None,
+            **({"prompt_logprobs": token_logprobs(delta.prompt_logprobs or ())} if asked_of_prompt else {}),
+        }
