@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from .error_answers import install_error_handlers
 from .errors import ErrorBody
 from .middleware import ApiKey, BodyLimit, RequestScope
-from .routes import abort, chat, completions, generate, health, messages, models, render, responses, tokenize
+from .routes import abort, chat, completions, generate, health, messages, models, page, render, responses, tokenize
 from .service import Service
 
 MAX_BODY_BYTES: Final = 64 * 2**20
@@ -31,7 +31,7 @@ def create_app(service: Service, *, api_key: str | None = None, max_body_bytes: 
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     app.state.service = service
-    for room in (chat, completions, responses, messages, generate, models, tokenize, render, abort, health):
+    for room in (chat, completions, responses, messages, generate, models, tokenize, render, abort, health, page):
         app.include_router(room.router)
     install_error_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)

@@ -16,11 +16,11 @@ from .errors import CLIENT_CLOSED_REQUEST, ApiError, body_too_large, internal_er
 from .logging import request_id
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_PROBED: Final = ("/health", "/health/ready", "/metrics")
-"""Asked every few seconds, without a key."""
+_OPEN: Final = ("/", "/health", "/health/ready", "/metrics")
+"""Nobody needs a key for these; the page at the root asks people for it."""
 
-_QUIET: Final = (*_PROBED, "/health_generate", "/load")
-"""In the log only at debug level."""
+_QUIET: Final = ("/health", "/health/ready", "/health_generate", "/load", "/metrics")
+"""Asked every few seconds, and in the log only at debug level."""
 
 _logger = logging.getLogger(__name__)
 
@@ -93,14 +93,14 @@ class _Exchange:
 
 
 class ApiKey:
-    """Lets requests pass that carry the key, and probes."""
+    """Lets requests pass that carry the key, and those that need none."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self._app = app
         self._key = key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _PROBED:
+        if scope["type"] == "http" and scope["path"] not in _OPEN:
             matches = [hmac.compare_digest(key.encode("latin-1"), self._key) for key in _keys(Headers(scope=scope))]
             if True not in matches:
                 await _answer(invalid_api_key(), scope, receive, send)

@@ -29,7 +29,7 @@ def error_of(response: httpx.Response, status: int) -> dict[str, str | None]:
 
 
 async def test_unknown_route(client: httpx.AsyncClient) -> None:
-    for path in ("/", "/v1/nothing", "/v1/completions/", "/docs"):
+    for path in ("/nothing", "/v1/nothing", "/v1/completions/", "/docs"):
         assert path in str(error_of(await client.get(path), 404)["message"])
 
 

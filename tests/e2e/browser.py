@@ -1,0 +1,117 @@
+"""Debian's Chromium, steered through its driver in the plain JSON of WebDriver."""
+
+import shutil
+import subprocess
+import time
+from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+DRIVER = shutil.which("chromedriver")
+BROWSER = shutil.which("chromium")
+MISSING = None if DRIVER and BROWSER else "needs Chromium and its driver: apt-get install chromium chromium-driver"
+
+_ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+"""The key under which WebDriver names an element; the standard says so."""
+
+
+class Browser:
+    """One window. Whatever is looked for gets some seconds to appear."""
+
+    def __init__(self, session: httpx.Client) -> None:
+        self._session = session
+
+    def open(self, url: str) -> None:
+        self._post("url", url=url)
+
+    def script(self, text: str, *arguments: Any) -> Any:
+        """Runs JavaScript; gives what it returns."""
+        return self._post("execute/sync", script=text, args=list(arguments))
+
+    def click(self, selector: str) -> None:
+        self._post(f"element/{self._find(selector)}/click")
+
+    def type(self, selector: str, text: str) -> None:
+        self._post(f"element/{self._find(selector)}/value", text=text)
+
+    def text(self, selector: str) -> str:
+        """What a reader sees of it."""
+        text: str = self._session.get(f"element/{self._find(selector)}/text").json()["value"]
+        return text
+
+    def until(self, script: str, seconds: float = 10.0) -> Any:
+        """Waits until an expression is true; gives its value."""
+        deadline = time.monotonic() + seconds
+        while not (value := self.script(f"return {script}")):
+            assert time.monotonic() < deadline, f"never true: {script}"
+            time.sleep(0.02)
+        return value
+
+    def resize(self, width: int, height: int) -> None:
+        self._post("window/rect", width=width, height=height)
+
+    def emulate(self, **features: str) -> None:
+        """Media features, such as prefers_color_scheme="dark"."""
+        wanted = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
+        self._post("goog/cdp/execute", cmd="Emulation.setEmulatedMedia", params={"features": wanted})
+
+    def screenshot(self, path: Path) -> None:
+        path.write_bytes(b64decode(self._session.get("screenshot").json()["value"]))
+
+    def complaints(self) -> list[str]:
+        """What the page's console has said of errors and broken policies since it was last asked."""
+        entries = self._post("se/log", type="browser")
+        return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
+
+    def _find(self, selector: str) -> str:
+        found: str = self._post("element", using="css selector", value=selector)[_ELEMENT]
+        return found
+
+    def _post(self, command: str, **fields: Any) -> Any:
+        answer = self._session.post(command, json=fields)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["value"]
+
+
+@contextmanager
+def browsing() -> Iterator[Browser]:
+    """A browser without a window on the screen."""
+    assert DRIVER
+    command = [DRIVER, "--port=0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{_port(process)}", timeout=60) as client:
+            answer = client.post("/session", json={"capabilities": {"alwaysMatch": _CAPABILITIES}}).json()["value"]
+            session = client.base_url.join(f"/session/{answer['sessionId']}")
+            client.base_url = session.join(f"{session.path}/")
+            try:
+                yield Browser(client)
+            finally:
+                client.delete(session)
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def _port(process: subprocess.Popen[str]) -> int:
+    assert process.stdout
+    for line in process.stdout:
+        if "started successfully on port" in line:
+            return int(line.rstrip(".\n").rpartition(" ")[2])
+    raise AssertionError("chromedriver did not start")
+
+
+_CAPABILITIES = {
+    "goog:chromeOptions": {
+        "binary": BROWSER,
+        "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1100,800"],
+    },
+    "goog:loggingPrefs": {"browser": "ALL"},
+    "timeouts": {"implicit": 5000},
+}
