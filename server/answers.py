@@ -11,7 +11,7 @@ from .errors import ApiError
 from .framing import CHUNKS, Framing
 from .generation import Delta
 from .prompts import Prompt
-from .schema import GenerationBody, StreamOptions
+from .schema import ChatBody, GenerationBody, StreamOptions
 from .served_model import ServedModel
 
 
@@ -80,8 +80,9 @@ class Envelope:
 
     @classmethod
     def new(cls, prefix: str, body: GenerationBody, model: ServedModel) -> "Envelope":
-        """Clients that name a tier get to know which one they had: there is one."""
-        tier = {"service_tier": "default"} if "service_tier" in (body.model_extra or {}) else {}
+        """Clients of chat that name a tier get to know which one they had: there is one."""
+        named = isinstance(body, ChatBody) and "service_tier" in (body.model_extra or {})
+        tier = {"service_tier": "default"} if named else {}
         return cls(f"{prefix}-{uuid4().hex}", int(time.time()), model, tier)
 
     def wrap(self, object_name: str, choices: Sequence[Any]) -> dict[str, Any]:
