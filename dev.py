@@ -27,11 +27,12 @@ UNFINISHED = "unfinished"
 USAGE = """\
 usage: python3 dev.py <job> [arguments]
 
-  serve      start the server; arguments go to `roost serve`
-  test       run the tests; arguments go to pytest
-  test-tpu   compile for a real TPU, without one (Linux x86-64); arguments go to pytest
-  lint       ruff and mypy
-  lock       resolve requirements/*.txt anew; arguments go to `uv pip compile`, such as --upgrade
+  serve        start the server; arguments go to `roost serve`
+  test         run the tests; arguments go to pytest
+  test-compat  ask the server through other people's clients and validators; arguments go to pytest
+  test-tpu     compile for a real TPU, without one (Linux x86-64); arguments go to pytest
+  lint         ruff and mypy
+  lock         resolve requirements/*.txt anew; arguments go to `uv pip compile`, such as --upgrade
 """
 
 
@@ -249,6 +250,11 @@ def test_tpu(python: Path, arguments: Sequence[str]) -> int:
     return test(python, ["-m", "tpu_compile", *arguments])
 
 
+def test_compat(python: Path, arguments: Sequence[str]) -> int:
+    """Runs the tests that need other people's clients and validators."""
+    return test(python, ["-m", "compat", *arguments])
+
+
 def lint(python: Path, _: Sequence[str]) -> int:
     """Checks style, format and types; runs all three even if the first complains."""
     show_mypy_the_namespace()
@@ -272,7 +278,7 @@ def lock(_: Path, arguments: Sequence[str]) -> int:
     uv = shutil.which("uv")
     if uv is None:
         raise Problem("lock needs uv: pip install uv")
-    for name in ("dev", "cpu", "tpu", "cuda13"):
+    for name in ("dev", "cpu", "tpu", "cuda13", "compat"):
         say(f"locking requirements/{name}.txt")
         call([uv, *lock_arguments(name), *arguments], f"could not lock {name}; the lines above say why")
     return 0
@@ -292,6 +298,7 @@ JOBS = {
     "serve": Job(("cpu",), serve),
     "test": Job(("dev",), test),
     "test-tpu": Job(("dev", "tpu"), test_tpu, venv=".venv-tpu"),
+    "test-compat": Job(("dev", "compat"), test_compat, venv=".venv-compat"),
     "lint": Job(("dev",), lint),
     "lock": Job((), lock),
 }

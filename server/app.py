@@ -6,8 +6,8 @@ from typing import Final
 from fastapi import FastAPI
 
 from .error_answers import install_error_handlers
-from .errors import ErrorBody
 from .middleware import ApiKey, BodyLimit, RequestScope
+from .openapi import ERRORS
 from .routes import abort, chat, completions, generate, health, messages, models, page, render, responses, tokenize
 from .service import Service
 
@@ -28,7 +28,7 @@ def create_app(service: Service, *, api_key: str | None = None, max_body_bytes: 
         docs_url=None,  # these pages load their scripts from other people's servers
         redoc_url=None,
         redirect_slashes=False,
-        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
+        responses=ERRORS,
     )
     app.state.service = service
     for room in (chat, completions, responses, messages, generate, models, tokenize, render, abort, health, page):

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from ..answers import AnswerWriter, Envelope, UsageReport, choice_end, total_usage
 from ..generation import Delta
 from ..logprobs import ChatLogprobs, chat_logprobs
+from ..openapi import STREAMABLE
 from ..prompts import Prompt
 from ..sampling import chat_params
 from ..schema import ChatBody
@@ -20,7 +21,7 @@ _WHOLE: Final = "chat.completion"
 _CHUNK: Final = "chat.completion.chunk"
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=STREAMABLE)
 async def create_chat_completion(body: ChatBody, request: Request, service: ReadyService) -> Response:
     """The assistant's next message."""
     service.check(body)

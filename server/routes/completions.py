@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from ..answers import AnswerWriter, Envelope, UsageReport, choice_end, total_usage
 from ..generation import Delta
 from ..logprobs import CompletionLogprobs, CompletionLogprobsWriter, join_logprobs
+from ..openapi import STREAMABLE
 from ..prompts import Prompt
 from ..sampling import completion_params
 from ..schema import CompletionBody
@@ -19,7 +20,7 @@ router = APIRouter()
 _OBJECT: Final = "text_completion"
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=STREAMABLE)
 async def create_completion(body: CompletionBody, request: Request, service: ReadyService) -> Response:
     """What may come after each prompt."""
     service.check(body)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from ..answers import AnswerWriter, Envelope, UsageReport, choice_end, total_usage
 from ..generation import Delta
 from ..logprobs import token_logprobs
+from ..openapi import STREAMABLE
 from ..prompts import Prompt
 from ..sampling import generate_params
 from ..schema import GenerateBody
@@ -17,7 +18,7 @@ from ..timings import TimingReport
 router = APIRouter()
 
 
-@router.post("/generate")
+@router.post("/generate", responses=STREAMABLE)
 async def generate(body: GenerateBody, request: Request, service: ReadyService) -> Response:
     """What may come after these tokens."""
     service.check(body)

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from ..metrics import CONTENT_TYPE
+from ..openapi import PLAIN_TEXT
 from ..service import AnyService, ReadyService
 
 router = APIRouter()
@@ -31,7 +32,7 @@ async def health_generate(service: ReadyService) -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/metrics")
+@router.get("/metrics", responses=PLAIN_TEXT)
 async def metrics(service: AnyService) -> Response:
     return Response(service.metrics.page(), headers={"content-type": CONTENT_TYPE})
 

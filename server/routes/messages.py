@@ -5,13 +5,14 @@ from fastapi import APIRouter, Request, Response
 from ..chat import Ending
 from ..messages import MessageWriter, chat_of
 from ..messages_schema import CountTokensBody, MessagesBody
+from ..openapi import ANTHROPIC_ERRORS, STREAMABLE
 from ..sampling import chat_params
 from ..service import AnyService, ReadyService
 
 router = APIRouter()
 
 
-@router.post("/v1/messages")
+@router.post("/v1/messages", responses=STREAMABLE | ANTHROPIC_ERRORS)
 async def create_message(body: MessagesBody, request: Request, service: ReadyService) -> Response:
     """The assistant's next message."""
     service.check(body)
@@ -23,7 +24,7 @@ async def create_message(body: MessagesBody, request: Request, service: ReadySer
     return await service.respond(request, writer.id, choices, writer, stream=body.stream)
 
 
-@router.post("/v1/messages/count_tokens")
+@router.post("/v1/messages/count_tokens", responses=ANTHROPIC_ERRORS)
 async def count_tokens(body: CountTokensBody, service: AnyService) -> dict[str, int]:
     """How long the prompt would be."""
     service.check(body)

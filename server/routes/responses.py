@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from ..errors import ApiError, bad_value, from_exception
 from ..generation import Choice, collect
+from ..openapi import STREAMABLE
 from ..responses import ResponseWriter, chat_of
 from ..responses_schema import ResponseBody
 from ..sampling import chat_params
@@ -17,7 +18,7 @@ from ..service import AnyService, ReadyService, Service, json_response
 router = APIRouter()
 
 
-@router.post("/v1/responses")
+@router.post("/v1/responses", responses=STREAMABLE)
 async def create_response(body: ResponseBody, request: Request, service: ReadyService) -> Response:
     """The assistant's next message, after those of a previous response if one is named."""
     service.check(body)
