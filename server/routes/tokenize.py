@@ -1,4 +1,6 @@
-"""`POST /tokenize` and `/detokenize`, in vLLM's shapes."""
+"""`/tokenize`, `/detokenize` and `/tokenizer_info`, in vLLM's shapes."""
+
+from typing import Any
 
 from fastapi import APIRouter, Response
 
@@ -29,6 +31,19 @@ async def detokenize(body: DetokenizeBody, service: AnyService) -> Response:
     token_ids = service.prompts.token_ids(body.tokens, param="tokens").token_ids
     prompt = Prompt(token_ids, from_text=True, adds_bos=token_ids[0] == tokenizer.bos_id)
     return json_response({"prompt": prompt.text(tokenizer)})
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(service: AnyService) -> dict[str, Any]:
+    """What evaluation harnesses need to know to work without a tokenizer of their own."""
+    tokenizer = service.model.tokenizer
+    ends = tokenizer.end_token_ids
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "bos_token": None if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id),
+        "eos_token": tokenizer.token_text(ends[0]) if ends else None,
+        "chat_template": None,
+    }
 
 
 async def _encode(body: TokenizeBody, service: Service) -> Prompt:

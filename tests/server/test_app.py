@@ -274,6 +274,15 @@ async def test_tokenize_and_back(client: httpx.AsyncClient) -> None:
     assert (await client.post("/detokenize", json={"tokens": []})).json() == {"prompt": ""}
 
 
+async def test_tokenizer_info(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/tokenizer_info")).json() == {
+        "vocab_size": 512,
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "chat_template": None,
+    }
+
+
 async def test_tokenize_renders_messages(client: httpx.AsyncClient) -> None:
     with_header = (await client.post("/tokenize", json={"messages": HI})).json()
     without = (await client.post("/tokenize", json={"messages": HI, "add_generation_prompt": False})).json()
