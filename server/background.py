@@ -20,7 +20,9 @@ class Background:
         self._tasks[name] = task
         task.add_done_callback(lambda _: self._tasks.pop(name))
 
+    def is_running(self, name: str) -> bool:
+        return name in self._tasks
+
     async def wait(self, name: str) -> None:
-        """Returns when the work of this name has ended, or at once if there is none."""
-        if (task := self._tasks.get(name)) is not None:
-            await asyncio.wait([task])
+        """Returns when the work of this name, which is running, has ended."""
+        await asyncio.wait([self._tasks[name]])

@@ -52,15 +52,22 @@ async def cancel_response(response_id: str, service: AnyService) -> Response:
     if not service.responses.get(response_id).response["background"]:
         message = "only background responses can be cancelled: close the connection of others, or POST /abort_request"
         raise bad_value(None, message)
-    service.running.abort(response_id)
-    await service.background.wait(response_id)
+    await _end(service, response_id)
     return json_response(service.responses.get(response_id).response)
 
 
 @router.delete("/v1/responses/{response_id}")
 async def delete_response(response_id: str, service: AnyService) -> dict[str, Any]:
+    """Forgets a response; one that still runs in the background is ended first."""
+    await _end(service, response_id)
     service.responses.delete(response_id)
     return {"id": response_id, "object": "response", "deleted": True}
+
+
+async def _end(service: Service, response_id: str) -> None:
+    if service.background.is_running(response_id):
+        service.running.abort(response_id)
+        await service.background.wait(response_id)
 
 
 def _check_background(body: ResponseBody) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import httpx
@@ -57,3 +57,10 @@ async def live(service: Service) -> AsyncIterator[httpx.AsyncClient]:
     finally:
         server.should_exit = True
         await serving
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    """Waits for something that another task brings about."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)

@@ -2,22 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from fake_server import live
+from fake_server import live, until
 from roost.server.service import Service
 
 ENDLESS: dict[str, Any] = {"prompt": "a", "max_tokens": 1_000_000, "ignore_eos": True}
-
-
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def abort(client: httpx.AsyncClient, request_id: str) -> int:

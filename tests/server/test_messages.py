@@ -1,7 +1,6 @@
 """Anthropic's `/v1/messages`: its messages, its events, its errors."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -9,7 +8,7 @@ import pytest
 from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from client_types import checked, events
 from fake_engine import FakeEngine
-from fake_server import live, make_service
+from fake_server import live, make_service, until
 from roost.server.app import create_app
 from roost.server.served_model import ServedModel
 from roost.server.service import Service
@@ -30,12 +29,6 @@ async def created(client: httpx.AsyncClient, **fields: Any) -> Message:
 
 def text_of(message: Message) -> str:
     return "".join(block.text for block in message.content if block.type == "text")
-
-
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_a_whole_message(client: httpx.AsyncClient) -> None:

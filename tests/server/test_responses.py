@@ -1,14 +1,13 @@
 """`/v1/responses`: its objects and events, and what the server remembers."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 from client_types import checked, events
 from fake_engine import FakeEngine
-from fake_server import live, make_service
+from fake_server import live, make_service, until
 from openai.types.responses import Response, ResponseStreamEvent
 from roost.server.served_model import ServedModel
 from roost.server.service import Service
@@ -30,12 +29,6 @@ async def error_of(response: httpx.Response, status: int = 400) -> dict[str, Any
     assert response.status_code == status, response.text
     error: dict[str, Any] = response.json()["error"]
     return error
-
-
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_a_whole_response(client: httpx.AsyncClient) -> None:
@@ -265,6 +258,17 @@ async def test_a_background_response_is_cancelled(client: httpx.AsyncClient, eng
         response = await client.post(f"/v1/responses/{begun.id}/cancel")
         assert checked(Response, response.text).status == "cancelled"
     assert not engine.running
+
+
+async def test_a_background_response_that_is_deleted_does_not_come_back(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.gate.clear()
+    begun = await created(client, background=True)
+    await until(lambda: engine.running)
+    assert (await client.delete(f"/v1/responses/{begun.id}")).status_code == 200
+    assert not engine.running
+    await error_of(await client.get(f"/v1/responses/{begun.id}"), 404)
 
 
 async def test_a_background_response_that_fails_says_so(client: httpx.AsyncClient, engine: FakeEngine) -> None:

@@ -2,24 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from fake_server import live, make_service
+from fake_server import live, make_service, until
 from roost.server.framing import KEEP_ALIVE
 from roost.server.served_model import ServedModel
 from roost.server.service import PATIENCE_S, Service
 
 LONG: dict[str, Any] = {"prompt": "a", "max_tokens": 1_000_000, "ignore_eos": True}
-
-
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_text_is_sent_as_it_comes(service: Service, engine: FakeEngine) -> None:
