@@ -10,6 +10,7 @@ from .model.config import ModelConfig
 from .model.source import ModelSource, open_model
 from .plan import DEVICES, Plan, plan
 from .request import (
+    MAX_BIASES,
     MAX_LOGPROBS,
     FinishReason,
     Request,
@@ -22,6 +23,7 @@ from .scheduler import Scheduler
 
 __all__ = [
     "DEVICES",
+    "MAX_BIASES",
     "MAX_LOGPROBS",
     "AsyncEngine",
     "CheckpointError",

@@ -152,12 +152,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural log-probabilities at one place: the token's own, (id, logprob) of the likeliest, best first, and those of
-    the request's `logprob_token_ids`, in their order."""
+    """Natural log-probabilities at one place: the token's own, (id, logprob) of the likeliest, best first, and the same
+    of the request's `logprob_token_ids`, in their order."""
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
-    named: tuple[float, ...] = ()
+    named: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

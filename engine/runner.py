@@ -288,15 +288,15 @@ def _row_result(
     sequence: Sequence, tokens: tuple[int, ...], logprobs: Logprobs, places: Rows[tuple[int, ...]]
 ) -> RowResult:
     """One row's tokens, and the log-probabilities at their places."""
-    wanted, num_named = sequence.request.params.logprobs, len(sequence.request.params.logprob_token_ids)
+    wanted, names = sequence.request.params.logprobs, sequence.request.params.logprob_token_ids
     if wanted is None:
         return RowResult(tokens)
-    return RowResult(tokens, tuple(_read(logprobs, place, wanted, num_named) for place in places))
+    return RowResult(tokens, tuple(_read(logprobs, place, wanted, names) for place in places))
 
 
-def _read(logprobs: Logprobs, index: tuple[int, ...], count: int, num_named: int = 0) -> TokenLogprobs:
+def _read(logprobs: Logprobs, index: tuple[int, ...], count: int, names: Rows[int] = ()) -> TokenLogprobs:
     """One place's log-probabilities, cut to as many alternatives and named tokens as were asked for."""
     ids, values = np.asarray(logprobs.top_ids)[index], np.asarray(logprobs.top)[index]
     top = tuple((int(i), float(v)) for i, v in zip(ids[:count], values[:count], strict=True))
-    named = np.asarray(logprobs.named)[index][:num_named].tolist()
-    return TokenLogprobs(float(np.asarray(logprobs.chosen)[index]), top, tuple(named))
+    named = np.asarray(logprobs.named)[index].tolist() if names else ()
+    return TokenLogprobs(float(np.asarray(logprobs.chosen)[index]), top, tuple(zip(names, named, strict=False)))

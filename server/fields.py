@@ -13,10 +13,6 @@ from .schema import Fields, GenerationBody
 _logger = logging.getLogger(__name__)
 
 _NOT_YET: Final[Mapping[str, tuple[Any, ...]]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -25,14 +21,13 @@ _NOT_YET: Final[Mapping[str, tuple[Any, ...]]] = {
     "modalities": (["text"],),
     "suffix": ("",),
     # vLLM's
-    "allowed_token_ids": (),
-    "bad_words": ([],),
     "chat_template": (),
     "documents": ([],),
     "guided_choice": (),
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
+    "best_of": (1,),
     "length_penalty": (1,),
     "prompt_logprobs": (),
     "skip_special_tokens": (True,),
@@ -137,10 +132,7 @@ class FieldCheck:
         """
         rules = next((rules for kind, rules in _RULES.items() if isinstance(body, kind)), _NO_RULES)
         for name, value in (body.model_extra or {}).items():
-            if name == "best_of" and isinstance(body, GenerationBody):
-                if value != body.n:
-                    raise not_supported(name, "best_of other than n")
-            elif name in rules.not_yet:
+            if name in rules.not_yet:
                 if value not in rules.not_yet[name]:
                     raise not_supported(name)
             elif name not in rules.tolerated:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..engine import (
     AsyncEngine,
+    ConstraintError,
     FinishReason,
     Request,
     SamplingParams,
@@ -27,6 +28,7 @@ class Choice:
     Attributes:
       index: its place among the answers of the HTTP request.
       stop: strings that end it.
+      fork_of: the choice whose prompt is this one's too, and is read before.
       include_stop: whether the stop string, or the text of a stop token, is part of the answer.
     """
 
@@ -35,6 +37,7 @@ class Choice:
     params: SamplingParams
     stop: tuple[str, ...] = ()
     include_stop: bool = False
+    fork_of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +73,14 @@ async def generate_choice(
     Raises:
       QueueFullError, EngineDeadError: see `AsyncEngine.generate`.
       ApiError: somebody else aborted the request.
+      ConstraintError: what decides which tokens may come has failed.
     """
     request = Request(
-        f"{request_id}-{choice.index}", choice.prompt.token_ids, choice.params, stepwise=bool(choice.stop)
+        f"{request_id}-{choice.index}",
+        choice.prompt.token_ids,
+        choice.params,
+        stepwise=bool(choice.stop),
+        fork_of=None if choice.fork_of is None else f"{request_id}-{choice.fork_of}",
     )
     detokenizer = Detokenizer(tokenizer, choice.stop, include_stop=choice.include_stop)
     with metrics.track_request() as record:
@@ -80,6 +88,8 @@ async def generate_choice(
             async for output in outputs:
                 if output.finish_reason is FinishReason.ABORT:
                     raise request_aborted()
+                if output.finish_reason is FinishReason.ERROR:
+                    raise ConstraintError(output.error)
                 delta = _advance(choice, detokenizer, output)
                 record.tokens(len(delta.token_ids))
                 delta = replace(delta, times=record.times)

@@ -39,11 +39,16 @@ def chat_logprobs(tokenizer: Tokenizer, token_ids: Sequence[int], entries: Seque
     content = [
         ChatTokenLogprob(
             **_top_logprob(tokenizer, token_id, entry.logprob),
-            top_logprobs=[_top_logprob(tokenizer, *alternative) for alternative in entry.top],
+            top_logprobs=[_top_logprob(tokenizer, *alternative) for alternative in alternatives(entry)],
         )
         for token_id, entry in zip(token_ids, entries, strict=True)
     ]
     return ChatLogprobs(content=content, refusal=None)
+
+
+def alternatives(entry: TokenLogprobs) -> list[tuple[int, float]]:
+    """The likeliest, best first, then those that the request names and that are not among them."""
+    return list(dict((*entry.top, *entry.named)).items())
 
 
 class ResponseTopLogprob(TypedDict):
@@ -101,7 +106,7 @@ def token_logprobs(entries: Sequence[TokenLogprobs | None]) -> IdLogprobs:
     return IdLogprobs(
         own=[None if entry is None else max(entry.logprob, _LEAST) for entry in entries],
         top=[
-            None if entry is None else [(token_id, max(logprob, _LEAST)) for token_id, logprob in entry.top]
+            None if entry is None else [(token_id, max(logprob, _LEAST)) for token_id, logprob in alternatives(entry)]
             for entry in entries
         ],
     )
@@ -157,7 +162,7 @@ class CompletionLogprobsWriter:
         if entry is None:
             return None
         top: dict[str, float] = {}
-        for alternative, logprob in (*entry.top, (token_id, entry.logprob)):
+        for alternative, logprob in (*alternatives(entry), (token_id, entry.logprob)):
             name = self._tokenizer.token_text(alternative)
             top[name] = max(logprob, top.get(name, _LEAST))
         return top

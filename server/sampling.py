@@ -7,6 +7,7 @@ from ..engine import SamplingParams
 from .errors import bad_value
 from .schema import ChatBody, CompletionBody, GenerateBody, GenerationBody
 from .served_model import ServedModel
+from .tokenizer import TextUnavailableError
 
 DEFAULT_COMPLETION_TOKENS: Final = 16
 """OpenAI's, for `/v1/completions` only."""
@@ -27,8 +28,13 @@ def chat_params(body: ChatBody, model: ServedModel) -> list[SamplingParams]:
 
 def completion_params(body: CompletionBody, model: ServedModel) -> list[SamplingParams]:
     """See `chat_params`."""
+    if body.num_candidates < body.n:
+        raise bad_value("best_of", f"best_of must be at least n, which is {body.n}")
+    if body.num_candidates > body.n and body.stream:
+        raise bad_value("best_of", "best_of larger than n cannot be streamed: which is best is known at the end")
     max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    return _params(body, model, max_tokens, body.logprobs, body.logprobs if body.echo else None)
+    is_choosy = body.num_candidates > body.n and body.logprobs is None
+    return _params(body, model, max_tokens, 0 if is_choosy else body.logprobs, body.logprobs if body.echo else None)
 
 
 def generate_params(body: GenerateBody, model: ServedModel) -> list[SamplingParams]:
@@ -46,8 +52,11 @@ def _params(
 ) -> list[SamplingParams]:
     max_tokens = model.capped(max_tokens)
     _check(body, model, max_tokens)
+    if body.logprob_token_ids and logprobs is None:
+        raise bad_value("logprob_token_ids", "logprob_token_ids needs logprobs")
     defaults = model.defaults
     top_k = defaults.top_k if body.top_k is None else body.top_k
+    logit_bias, bad_words = _logit_bias(body), _bad_words(body, model)
     try:
         return [
             SamplingParams(
@@ -56,14 +65,21 @@ def _params(
                 top_k=max(top_k, 0),  # -1 is vLLM's way to say off
                 top_p=defaults.top_p if body.top_p is None else body.top_p,
                 min_p=defaults.min_p if body.min_p is None else body.min_p,
+                frequency_penalty=body.frequency_penalty,
+                presence_penalty=body.presence_penalty,
+                repetition_penalty=body.repetition_penalty,
+                logit_bias=logit_bias,
+                allowed_token_ids=None if body.allowed_token_ids is None else tuple(body.allowed_token_ids),
+                bad_words=bad_words,
                 seed=secrets.randbits(64) if body.seed is None else (body.seed + choice) % 2**64,
                 min_tokens=body.min_tokens,
                 end_token_ids=() if body.ignore_eos else model.end_token_ids,
                 stop_token_ids=tuple(body.stop_token_ids),
                 logprobs=logprobs,
+                logprob_token_ids=tuple(body.logprob_token_ids),
                 prompt_logprobs=prompt_logprobs,
             )
-            for choice in range(body.n)
+            for choice in range(body.num_candidates)
         ]
     except ValueError as error:  # of all limits, the schema knows all but the number of stop ids
         raise bad_value("stop_token_ids", str(error)) from None
@@ -78,5 +94,27 @@ def _check(body: GenerationBody, model: ServedModel, max_tokens: int | None) -> 
         raise bad_value("ignore_eos", "ignore_eos needs a limit: set max_tokens")
     if max_tokens is not None and body.min_tokens > max_tokens:
         raise bad_value("min_tokens", f"min_tokens must be at most max_tokens, which is {max_tokens}")
-    if any(token_id >= model.tokenizer.vocab_size for token_id in body.stop_token_ids):
-        raise bad_value("stop_token_ids", f"an id is outside the vocabulary of {model.tokenizer.vocab_size} tokens")
+    for name, ids in (
+        ("stop_token_ids", body.stop_token_ids),
+        ("allowed_token_ids", body.allowed_token_ids or ()),
+        ("logprob_token_ids", body.logprob_token_ids),
+        ("logit_bias", (token_id for token_id, _ in _logit_bias(body))),
+    ):
+        if any(token_id >= model.tokenizer.vocab_size for token_id in ids):
+            raise bad_value(name, f"an id is outside the vocabulary of {model.tokenizer.vocab_size} tokens")
+
+
+def _logit_bias(body: GenerationBody) -> tuple[tuple[int, float], ...]:
+    """JSON has only strings for keys."""
+    if not all(key.isascii() and key.isdecimal() and len(key) < 10 for key in body.logit_bias):
+        raise bad_value("logit_bias", 'logit_bias must map token ids, such as "42", to numbers')
+    return tuple({int(key): bias for key, bias in body.logit_bias.items()}.items())
+
+
+def _bad_words(body: GenerationBody, model: ServedModel) -> tuple[tuple[int, ...], ...]:
+    """A word may begin a text, or stand behind a space, which belongs to its first token then."""
+    try:
+        spelled = [model.tokenizer.encode(start + word) for word in body.bad_words for start in ("", " ")]
+    except TextUnavailableError as error:
+        raise bad_value("bad_words", str(error)) from None
+    return tuple(dict.fromkeys(tuple(ids) for ids in spelled if ids))

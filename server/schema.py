@@ -5,12 +5,16 @@ from typing import Annotated, Any, Final, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag, model_validator
 
-from ..engine import MAX_LOGPROBS
+from ..engine import MAX_BIASES, MAX_LOGPROBS
 from .chat import Ending
 
 MAX_STOP_STRINGS: Final = 64
 """OpenAI allows 4; each costs a little for every character generated."""
 
+MAX_BAD_WORDS: Final = 128
+"""Phrases among them are looked for at every token."""
+
+Penalty = Annotated[float, Field(ge=-2, le=2)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 TokenId = Annotated[int, Field(ge=0)]
 TokenIds = Annotated[list[TokenId], FailFast()]
@@ -106,6 +110,13 @@ class GenerationBody(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES)] = {}
+    allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
+    bad_words: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_BAD_WORDS)] = []
+    logprob_token_ids: Annotated[TokenIds, Field(max_length=MAX_LOGPROBS)] = []
     seed: int | None = None
     stop: Stop | None = None
     stop_token_ids: TokenIds = []
@@ -121,6 +132,11 @@ class GenerationBody(Body):
     def stop_strings(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
+    @property
+    def num_candidates(self) -> int:
+        """Choices to make for each prompt."""
+        return self.n
+
 
 class CompletionBody(GenerationBody):
     """`POST /v1/completions`."""
@@ -128,7 +144,13 @@ class CompletionBody(GenerationBody):
     prompt: Prompt
     echo: bool = False
     logprobs: TopLogprobs | None = None
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     add_special_tokens: bool = True
+
+    @property
+    def num_candidates(self) -> int:
+        """Choices to make for each prompt; the `n` likeliest are the answer."""
+        return self.best_of or self.n
 
     @property
     def prompts(self) -> Sequence[str | list[int]]:

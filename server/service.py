@@ -88,17 +88,24 @@ class Service:
     def choices(
         self, body: GenerationBody, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
     ) -> list[Choice]:
-        """Every prompt with every one of the `n` params, prompt by prompt.
+        """Every prompt with every one of the params, prompt by prompt.
 
         Raises:
           ApiError: these are too many.
         """
-        if len(prompts) * body.n > self.max_choices:
+        if len(prompts) * len(params) > self.max_choices:
             param = "prompt" if len(prompts) > 1 else "n"
             raise bad_value(param, f"one request may ask for {self.max_choices} choices (prompts times n)")
         pairs = [(prompt, each) for prompt in prompts for each in params]
         return [
-            Choice(index, prompt, each, body.stop_strings, body.include_stop_str_in_output)
+            Choice(
+                index,
+                prompt,
+                each,
+                body.stop_strings,
+                body.include_stop_str_in_output,
+                fork_of=index - index % len(params) if index % len(params) else None,
+            )
             for index, (prompt, each) in enumerate(pairs)
         ]
 

@@ -1,6 +1,7 @@
 """`POST /v1/completions`: raw text or token ids, also for scoring a prompt with `echo` and `logprobs`."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -39,11 +40,14 @@ class CompletionWriter(AnswerWriter):
         self._body = body
         self._prompts = prompts
         self._usage = UsageReport(body, prompts)
-        self._timings = TimingReport(body, prompts, len(prompts) * body.n)
-        self._choices = [ChoiceWriter(envelope, body, prompt) for prompt in prompts for _ in range(body.n)]
+        self._timings = TimingReport(body, prompts, len(prompts) * body.num_candidates)
+        self._choices = [ChoiceWriter(envelope, body, prompt) for prompt in prompts for _ in range(body.num_candidates)]
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
-        answer = self._envelope.wrap(_OBJECT, [self._choices[each.index].write(each) for each in choices])
+        kept = enumerate(likeliest(choices, self._body.n, self._body.num_candidates))
+        answer = self._envelope.wrap(
+            _OBJECT, [self._choices[each.index].write(replace(each, index=index)) for index, each in kept]
+        )
         return {**answer, "usage": total_usage(self._prompts, choices), **self._timings.whole(choices)}
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
@@ -57,6 +61,24 @@ class CompletionWriter(AnswerWriter):
     def closing(self) -> Iterator[dict[str, Any]]:
         if (usage := self._usage.last_fields()) is not None:
             yield {**self._envelope.wrap(_OBJECT, []), **usage}
+
+
+def likeliest(choices: Sequence[Delta], kept: int, candidates: int) -> list[Delta]:
+    """Of every prompt's candidates, those with the highest mean log-probability of their tokens, best first.
+
+    Args:
+      choices: prompt by prompt.
+      kept: how many of each prompt's.
+      candidates: how many each prompt has; where these are all kept, they stay in their order.
+    """
+    if kept == candidates:
+        return list(choices)
+    groups = [choices[start : start + candidates] for start in range(0, len(choices), candidates)]
+    return [choice for group in groups for choice in sorted(group, key=_mean_logprob, reverse=True)[:kept]]
+
+
+def _mean_logprob(choice: Delta) -> float:
+    return sum(entry.logprob for entry in choice.logprobs) / max(len(choice.logprobs), 1)
 
 
 class ChoiceWriter:

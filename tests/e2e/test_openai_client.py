@@ -256,3 +256,16 @@ def test_nothing_was_compiled_after_ready(raw: httpx.Client) -> None:
     assert metric(raw, "roost_compiles_since_ready_total") == 0
     assert metric(raw, "roost_generation_tokens_total") > 0
     wait_until_idle(raw)
+
+
+def test_biases_and_penalties(client: openai.OpenAI) -> None:
+    """A token that is pushed comes; ids that are not allowed never do; and penalties bring the other one."""
+
+    def tokens(**fields: object) -> list[int]:
+        body = {"max_tokens": 6, "return_token_ids": True, **fields}
+        answer = client.completions.create(model=MODEL, prompt="hi", temperature=0, extra_body=body)
+        return [int(token) for token in (answer.choices[0].model_extra or {})["token_ids"]]
+
+    assert tokens(logit_bias={"17": 100}) == [17] * 6
+    assert set(tokens(allowed_token_ids=[30, 40])) <= {30, 40}
+    assert len(set(tokens(allowed_token_ids=[30, 40], frequency_penalty=2, max_tokens=60))) == 2

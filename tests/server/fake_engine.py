@@ -1,7 +1,7 @@
 """An engine whose answers a reader can work out: each token is the last one plus one, modulo the vocabulary."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 from roost.engine import (
@@ -21,10 +21,10 @@ def logprob(token_id: int) -> float:
     return -token_id / 10
 
 
-def entry(token_id: int, num_top: int) -> TokenLogprobs:
+def entry(token_id: int, num_top: int, names: Sequence[int] = ()) -> TokenLogprobs:
     """The likeliest alternatives of token 7 are 7 (-0.7), 8 (-1.7), 9 (-2.7), and so on."""
     top = tuple((token_id + step, logprob(token_id) - step) for step in range(num_top))
-    return TokenLogprobs(logprob(token_id), top)
+    return TokenLogprobs(logprob(token_id), top, tuple((name, logprob(name)) for name in names))
 
 
 class FakeEngine(AsyncEngine):
@@ -120,7 +120,9 @@ class FakeEngine(AsyncEngine):
             yield replace(
                 first,
                 token_ids=(token_id,),
-                logprobs=None if params.logprobs is None else (entry(token_id, params.logprobs),),
+                logprobs=None
+                if params.logprobs is None
+                else (entry(token_id, params.logprobs, params.logprob_token_ids),),
                 finish_reason=finish_reason,
                 stop_reason=token_id if token_id in params.stop_token_ids else None,
             )
