@@ -1,0 +1,162 @@
+"""A virtual environment for each peer, as their packages do not go together: made once, from hash-locked files."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+VENVS = HERE / ".venvs"
+REQUIREMENTS = HERE / "requirements"
+
+
+class CannotInstall(Exception):
+    """A peer's environment cannot be made; the text says why, in a line."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """
+    Attributes:
+      python: the version it needs.
+      torch: packages of torch, which are installed by name: which build is right depends on the machine.
+      builds: a package that is compiled here, with tools of the same lock.
+    """
+
+    name: str
+    python: str
+    torch: tuple[str, ...] = ()
+    builds: str | None = None
+
+    @property
+    def lock(self) -> Path:
+        return REQUIREMENTS / f"{self.name}.txt"
+
+    @property
+    def folder(self) -> Path:
+        return VENVS / self.name
+
+    @property
+    def interpreter(self) -> Path:
+        return self.folder / "bin" / "python"
+
+
+ENVIRONMENTS: Mapping[str, Environment] = {
+    environment.name: environment
+    for environment in (
+        Environment("official_jax", "3.13"),
+        Environment("hf", "3.11", torch=("torch==2.13.0",)),
+        Environment("vllm_cpu", "3.11", torch=("torch==2.13.0", "torchvision==0.28.0")),
+        Environment("llama_cpp", "3.11", builds="llama-cpp-python"),
+    )
+}
+
+
+def prepare(environment: Environment, index: Sequence[str] = ()) -> Path:
+    """Makes the environment if it is not there, and gives its interpreter.
+
+    Args:
+      index: pip's options for finding torch, such as `--index-url` and a place that has builds for CPUs.
+
+    Raises:
+      CannotInstall: there is no such Python, or a package cannot be had.
+    """
+    stamp = environment.folder / "stamp"
+    wanted = hashlib.sha256(environment.lock.read_bytes() + repr(environment).encode()).hexdigest()
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return environment.interpreter
+    make(environment)
+    install(environment, index)
+    stamp.write_text(wanted)
+    return environment.interpreter
+
+
+def make(environment: Environment) -> None:
+    """An empty environment, in place of an unfinished one."""
+    name = f"python{environment.python}"
+    found = next((path for path in candidates(name) if works(path)), None)
+    if found is None:
+        raise CannotInstall(f"needs {name} with venv, and there is none on PATH")
+    say(f"making an environment for {environment.name} with {name}")
+    run([found, "-m", "venv", "--clear", str(environment.folder)], {})
+
+
+def candidates(name: str) -> list[str]:
+    """All on PATH: the first may be a shim for a version that is not installed."""
+    paths = (shutil.which(name, path=folder) for folder in os.environ.get("PATH", "").split(os.pathsep))
+    return [path for path in paths if path is not None]
+
+
+def works(python: str) -> bool:
+    command = [python, "-I", "-c", "import ensurepip, venv"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def install(environment: Environment, index: Sequence[str]) -> None:
+    """Torch by its name, all else by hash and nothing besides."""
+    pip = [str(environment.interpreter), "-m", "pip", "install", "--no-deps", "--disable-pip-version-check"]
+    locked = [*pip, "--require-hashes", "--requirement"]
+    if environment.torch:
+        say(f"{environment.name}: installing {' and '.join(environment.torch)}")
+        run([*pip, *index, *environment.torch], {})
+    say(f"{environment.name}: installing {environment.lock.name}")
+    if environment.builds is None:
+        run([*locked, str(environment.lock)], {})
+        return
+    tools = environment.folder / "tools.txt"
+    tools.write_text(without(environment.lock.read_text(), environment.builds))
+    run([*locked, str(tools)], {})
+    say(f"{environment.name}: compiling {environment.builds}, which takes many minutes")
+    path = os.pathsep.join([str(environment.folder / "bin"), os.environ.get("PATH", "")])
+    run([*locked, str(environment.lock), "--no-build-isolation"], {"PATH": path})
+
+
+def without(lock: str, package: str) -> str:
+    """A lock without one of its packages."""
+    lines, keeps = [], True
+    for line in lock.splitlines():
+        if line[:1].isalnum():
+            keeps = not line.startswith(f"{package}==")
+        if keeps:
+            lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def run(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Runs a command that has to succeed; what it prints goes to stderr if it does not."""
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    if done.returncode:
+        output = done.stdout.decode(errors="replace")
+        print(output, file=sys.stderr)
+        raise CannotInstall(reason(output) or f"{command[0]} ended with status {done.returncode}")
+
+
+def reason(output: str) -> str:
+    """The line of pip's that says what is wrong."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.upper().startswith("ERROR")]
+    return (errors or lines or [""])[-1][:300]
+
+
+def lock_all() -> None:
+    """Resolves every lock anew; needs uv. No index's address gets into the files."""
+    for environment in ENVIRONMENTS.values():
+        say(f"locking {environment.lock.name}")
+        source = environment.lock.with_suffix(".in")
+        override = REQUIREMENTS / ("without_torch.override" if environment.torch else f"{environment.name}.override")
+        overrides = ["--override", str(override.relative_to(HERE))] if override.is_file() else []
+        how = ["--universal", "--generate-hashes", "--python-version", environment.python, "--no-emit-index-url"]
+        header = ["--custom-compile-command", "python benchmarks/peers/run.py --lock"]
+        files = [str(source.relative_to(HERE)), *overrides, "--output-file", str(environment.lock.relative_to(HERE))]
+        subprocess.run(["uv", "pip", "compile", "--quiet", *files, *how, *header], cwd=HERE, check=True)
+
+
+def say(text: str) -> None:
+    """Tells what is being done; on stderr, as stdout belongs to the result."""
+    print(f"peers: {text}", file=sys.stderr, flush=True)

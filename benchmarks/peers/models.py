@@ -1,0 +1,125 @@
+"""The models that are measured: shapes alone, as all weights are random. Needs the standard library only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Griffin:
+    """A RecurrentGemma model.
+
+    Attributes:
+      mlp_width: of one half of the MLP, half of Hugging Face's `intermediate_size`.
+    """
+
+    name: str
+    width: int
+    depth: int
+    heads: int
+    window: int
+    vocab_size: int
+
+    @property
+    def mlp_width(self) -> int:
+        return 3 * self.width
+
+    @property
+    def block_types(self) -> list[str]:
+        """Of every layer."""
+        return [("recurrent", "recurrent", "attention")[layer % 3] for layer in range(self.depth)]
+
+    @property
+    def num_parameters(self) -> int:
+        """All of them, the tied embedding once."""
+        d, f, n = self.width, self.mlp_width, self.heads
+        mlp = 2 * (d * f + f) + f * d + d
+        gates = 2 * (d * d // n + d) + d
+        recurrent = 3 * (d * d + d) + 5 * d + gates
+        attention = 2 * d * d + 2 * d * (d // n) + d
+        blocks = sum(recurrent if block == "recurrent" else attention for block in self.block_types)
+        return self.vocab_size * d + blocks + self.depth * (mlp + 2 * d) + d
+
+    def hf_config(self, dtype: str) -> Mapping[str, Any]:
+        """As Hugging Face's `config.json` has it."""
+        return {
+            "architectures": ["RecurrentGemmaForCausalLM"],
+            "model_type": "recurrent_gemma",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.width,
+            "intermediate_size": 2 * self.mlp_width,
+            "num_hidden_layers": self.depth,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": 1,
+            "head_dim": self.width // self.heads,
+            "lru_width": self.width,
+            "attention_window_size": self.window,
+            "conv1d_width": 4,
+            "logits_soft_cap": 30.0,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "partial_rotary_factor": 0.5,
+            "rope_theta": 10000.0,
+            "rms_norm_eps": 1e-06,
+            "attention_bias": False,
+            "block_types": ["recurrent", "recurrent", "attention"],
+            "bos_token_id": 2,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+            "torch_dtype": dtype,
+        }
+
+
+@dataclass(frozen=True)
+class Llama:
+    """A transformer of about the size of a Griffin, for peers that have no RecurrentGemma."""
+
+    name: str
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    mlp_width: int
+    vocab_size: int
+    max_length: int
+
+    @property
+    def num_parameters(self) -> int:
+        """All of them, the tied embedding once."""
+        d = self.width
+        attention = 2 * d * self.heads * self.head_size + 2 * d * self.kv_heads * self.head_size
+        return self.vocab_size * d + self.depth * (attention + 3 * d * self.mlp_width + 2 * d) + d
+
+    def hf_config(self, dtype: str) -> Mapping[str, Any]:
+        """As Hugging Face's `config.json` has it."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.width,
+            "intermediate_size": self.mlp_width,
+            "num_hidden_layers": self.depth,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_size,
+            "max_position_embeddings": self.max_length,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": True,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "bos_token_id": 2,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+            "torch_dtype": dtype,
+        }
+
+
+SMALL = Griffin("small", 768, 12, 6, 2048, 32_000)
+TWO_B = Griffin("2b", 2560, 26, 10, 2048, 256_000)
+NANO = Griffin("nano", 256, 6, 4, 256, 4096)
+GRIFFINS = {model.name: model for model in (SMALL, TWO_B, NANO)}
+
+LLAMA = Llama("llama-small", 768, 12, 6, 2, 128, 2400, 32_000, 4096)
+"""Within 0.2 % of `SMALL`'s parameters; the MLP's width is a multiple of 32, as llama.cpp's Q8_0 needs it."""

