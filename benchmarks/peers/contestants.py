@@ -1,5 +1,6 @@
 """A contestant as a process that loads once, answers commands, and stands still while another one is timed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -56,6 +57,11 @@ class Contestant:
         """
         return self._exchange({"do": command, **arguments}, seconds)
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended."""
+        return self._process.poll() is not None
+
     def pause(self) -> None:
         """Takes it and its children off the cores."""
         self._signal(signal.SIGSTOP)
@@ -77,22 +83,16 @@ class Contestant:
         self.go_on()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                try:
+                with contextlib.suppress(OSError):
                     pipe.close()
-                except OSError:
-                    continue
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            pass
         self._signal(signal.SIGKILL)
         self._process.wait()
 
     def _signal(self, number: int) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            return
 
     def _exchange(self, message: Mapping[str, Any], seconds: float) -> Any:
         watch = threading.Timer(seconds, self._signal, [signal.SIGKILL])

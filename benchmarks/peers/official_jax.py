@@ -30,10 +30,10 @@ class Vocabulary:
     def bos_id(self) -> int:
         return BOS
 
-    def EncodeAsIds(self, text: str) -> list[int]:  # noqa: N802 (the sampler calls it so)
+    def EncodeAsIds(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
 
-    def DecodeIds(self, ids: Sequence[int]) -> str:  # noqa: N802
+    def DecodeIds(self, ids: Sequence[int]) -> str:
         return " ".join(map(str, ids))
 
 
@@ -85,10 +85,6 @@ class Peer:
     def warm(self) -> None:
         self.go_on(self.read(draw_prompts(2, 16, self.shape.vocab_size, 0), 8))
 
-    def compile(self, rows: int, prompt: int, new: int) -> None:
-        """Runs once with these shapes."""
-        self.decode(rows, prompt, new, 0)
-
     def decode(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
         prompts = draw_prompts(rows, prompt, self.shape.vocab_size, seed)
         start = time.perf_counter()
@@ -103,8 +99,14 @@ class Peer:
         }
 
     def agree(self, prompts: Sequence[Sequence[int]], new: int) -> Mapping[str, Any]:
-        """What comes after each prompt by itself, and after all in one batch."""
-        return {"alone": [self.say([ids], new)[0] for ids in prompts], "together": self.say(prompts, new)}
+        """What comes after each prompt by itself, and after all in one batch; and how many new tokens it hands out."""
+        texts = [" ".join(map(str, ids)) for ids in prompts]
+        handed = self.sampler(texts, new, end_sampling_at_eos_token=False).tokens
+        return {
+            "alone": [self.say([ids], new)[0] for ids in prompts],
+            "together": self.say(prompts, new),
+            "handed_out": [len(tokens) for tokens in handed],
+        }
 
     def say(self, prompts: Sequence[Sequence[int]], new: int) -> list[Mapping[str, Any]]:
         state = self.read(prompts, new, logits=True)
@@ -124,7 +126,7 @@ def start(wanted: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Co
         "dtype": wanted["dtype"],
         "versions": versions(("recurrentgemma", "jax", "flax")),
     }
-    return facts, {"warm": peer.warm, "compile": peer.compile, "decode": peer.decode, "agree": peer.agree}
+    return facts, {"warm": peer.warm, "decode": peer.decode, "agree": peer.agree}
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def read_gigabytes_per_s(threads: int) -> float:
 
 
 def length(arguments: Sequence[str], concurrency: int, early: int, late: int) -> Mapping[str, float]:
-    """Speed and memory over the stretch that begins at `early` generated tokens, and over the one that ends at `late`."""
+    """Speed and memory over the stretch that begins at `early` generated tokens, and that which ends at `late`."""
     options = ["--concurrency", str(concurrency), "--max-length", str(late), "--json", "-"]
     command = [sys.executable, "-P", "-m", "roost.server", "bench", "length", *arguments, *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
@@ -103,8 +103,8 @@ def length(arguments: Sequence[str], concurrency: int, early: int, late: int) ->
     return {
         "early_tokens_per_s": first["tokens_per_s"],
         "late_tokens_per_s": last["tokens_per_s"],
-        "early_bytes": first["resident_bytes"],
-        "late_bytes": last["resident_bytes"],
+        "early_gb": first["resident_bytes"] / 1e9,
+        "late_gb": last["resident_bytes"] / 1e9,
     }
 
 

@@ -1,0 +1,186 @@
+"""Runs the plan: loads the contestants of a stage, and lets them work in turn while the others stand still."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from contestants import Contestant, ContestantError
+from environments import ENVIRONMENTS, HERE, CannotInstall, prepare, say
+from models import GRIFFINS
+from plan import Entrant, Task, entrants, pairs_of, tasks
+
+LOAD_SECONDS = RUN_SECONDS = 1200.0
+
+
+@dataclass
+class Options:
+    """
+    Attributes:
+      families: of rows.
+      index: pip's options for finding torch.
+      logs: the folder for what contestants write to stderr.
+    """
+
+    families: Sequence[str]
+    rounds: int
+    quick: bool
+    threads: int
+    index: Sequence[str]
+    work: Path
+    cache: Path
+    logs: Path
+
+
+@dataclass
+class Found:
+    """What has been measured so far.
+
+    Attributes:
+      entrants: facts by contestant, or under `failure` why it takes no part.
+      runs: results by work and contestant, one for each round; None where one failed.
+      failures: why, by work and contestant.
+    """
+
+    entrants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    runs: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    failures: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def expected_seconds(options: Options) -> float:
+    """How long all of it takes, about, on a machine like the one it was written on."""
+    every, work = entrants("", 1), tasks("", "")
+    pairs = pairs_of(options.families)
+    loading = sum(every[name].seconds for name in {name for _, name in pairs})
+    rounds = options.rounds if not options.quick else 0.3
+    return loading + sum(
+        work[task].seconds[name] * ((1 if work[task].once else rounds) + every[name].rehearses) for task, name in pairs
+    )
+
+
+def measure(options: Options, found: Found) -> None:
+    """Does all the work; `found` can be read at any time, also after an interruption."""
+    write_configs(options.work)
+    every = entrants(str(options.work), options.threads)
+    work = tasks(str(options.work), str(options.cache))
+    pairs = pairs_of(options.families)
+    for stage in dict.fromkeys(every[name].stage for _, name in pairs):
+        mine = [(task, name) for task, name in pairs if every[name].stage == stage]
+        Stage(options, found, {name: every[name] for _, name in mine}, work).run(mine)
+
+
+def write_configs(work: Path) -> None:
+    """A `config.json` for each model, as Hugging Face has it."""
+    for name, shape in GRIFFINS.items():
+        path = work / name / "config.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(shape.hf_config("float32"), indent=2))
+
+
+class Stage:
+    """Contestants that are loaded at the same time, and stand still unless it is their turn."""
+
+    def __init__(self, options: Options, found: Found, every: Mapping[str, Entrant], work: Mapping[str, Task]) -> None:
+        self.options = options
+        self.found = found
+        self.every = every
+        self.work = work
+        self.alive: dict[str, Contestant] = {}
+
+    def run(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Loads all, does every piece of work in rounds, and ends all."""
+        try:
+            for name in self.every:
+                self.load(name)
+            self.rehearse(pairs)
+            for number in range(self.options.rounds):
+                for task, name in pairs:
+                    if number == 0 or not self.work[task].once:
+                        self.turn(task, name, number)
+        finally:
+            for contestant in self.alive.values():
+                contestant.close()
+
+    def load(self, name: str) -> None:
+        entrant, began = self.every[name], time.perf_counter()
+        facts = self.found.entrants[name] = {"title": entrant.title}
+        say(f"loading {entrant.title}")
+        try:
+            interpreter = self.interpreter(entrant)
+            contestant = self.alive[name] = self.spawn(name, interpreter)
+            facts |= contestant.load(LOAD_SECONDS)
+            facts["load_s"] = time.perf_counter() - began
+            facts["loaded"] = contestant.memory()
+            contestant.pause()
+        except (CannotInstall, ContestantError) as error:
+            self.lose(name, str(error))
+
+    def interpreter(self, entrant: Entrant) -> Path:
+        if entrant.environment is None:
+            return Path(sys.executable)
+        return prepare(ENVIRONMENTS[entrant.environment], self.options.index)
+
+    def spawn(self, name: str, interpreter: Path) -> Contestant:
+        entrant, options = self.every[name], self.options
+        threads = str(options.threads)
+        compiled = options.work / "compiled" / name.replace(" ", "-")
+        environment = {
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(compiled),
+            "VLLM_CACHE_ROOT": str(compiled),
+        }
+        command = [str(interpreter), str(HERE / entrant.script)]
+        return Contestant(command, entrant.wanted, environment, options.logs / f"{name.replace(' ', '-')}.log")
+
+    def rehearse(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """What compiles does so before anything counts; and starts fill their folder of compiled programs."""
+        for task, name in pairs:
+            if self.every[name].rehearses or self.work[task].command == "start":
+                self.turn(task, name, None)
+
+    def turn(self, task: str, name: str, number: int | None) -> None:
+        """One run, which is noted unless it has no number."""
+        contestant = self.alive.get(name)
+        if contestant is None or name in self.found.failures.get(task, {}):
+            return
+        say(f"{'rehearsal' if number is None else f'round {number + 1}'}: {task}, {self.every[name].title}")
+        try:
+            contestant.go_on()
+            contestant.do("warm", RUN_SECONDS)
+            result = contestant.do(self.work[task].command, RUN_SECONDS, **self.arguments(task, number or 0))
+            memory = contestant.memory()
+            contestant.pause()
+        except ContestantError as error:
+            self.found.failures.setdefault(task, {})[name] = str(error)
+            say(f"{self.every[name].title} failed: {error}")
+            if contestant.is_gone:
+                self.lose(name, str(error))
+            return
+        result |= {"peak_gb": memory["peak_bytes"] / 1e9, "resident_gb": memory["resident_bytes"] / 1e9}
+        if number is not None:
+            self.found.runs.setdefault(task, {}).setdefault(name, []).append(result)
+
+    def arguments(self, task: str, number: int) -> Mapping[str, Any]:
+        work = self.work[task]
+        seed = {"seed": number} if work.seeded else {}
+        return {**work.arguments, **(work.quick if self.options.quick else {}), **seed}
+
+    def lose(self, name: str, reason: str) -> None:
+        """Goes on without a contestant."""
+        say(f"{self.every[name].title} takes no further part: {reason}")
+        self.found.entrants[name]["failure"] = reason
+        contestant = self.alive.pop(name, None)
+        if contestant is not None:
+            contestant.close()
+
+
+def pin(threads: int) -> None:
+    """Keeps this process and all that it starts on so many cores, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])

@@ -1,0 +1,279 @@
+"""The result for people: a table on the terminal, a page in Markdown, and bars."""
+
+import io
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from judge import Agreement, Row, agreements, judge
+from plan import Goal, goals
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+HEAD = ("", "ours", "theirs", "ratio", "goal", "stretch", "")
+BLUE, GREY = "#2a78d6", "#b9b7ae"
+STYLE: Any = {
+    "svg.hashsalt": "roost",  # the same numbers give the same file
+    "font.size": 10,
+    "axes.edgecolor": "#c3c2b7",
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": "#52514e",
+}
+
+# --- numbers as people read them
+
+
+def number(value: float | None, unit: str) -> str:
+    """Three digits that mean something, with separators; a dash where there is none."""
+    if value is None:
+        return "–"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f} {unit}"
+
+
+def ratio(value: float | None, goal: Goal) -> str:
+    """A ratio or a bound, in the way of its goal."""
+    if value is None:
+        return "–"
+    if goal.shown == "x":
+        return f"{value:.2f}x"
+    if goal.shown == "%":
+        return f"{100 * value:.1f} %"
+    return number(value, goal.shown)
+
+
+def bound(value: float | None, goal: Goal) -> str:
+    if value is None:
+        return "–"
+    if goal.shown == "x":
+        text = f"{value:g}x"
+    elif goal.shown == "%":
+        text = f"{100 * value:g} %"
+    else:
+        text = f"{value:,g} {goal.shown}"
+    return f"{'≤' if goal.lower else '≥'} {text}"
+
+
+def verdict(row: Row) -> str:
+    if row.verdict == "missed":
+        return f"missed by {100 * row.short_by:.0f} %"
+    return {"stretch": "stretch reached", "reached": "reached", "told": "", "unknown": row.why}[row.verdict]
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as texts, in the order of `HEAD`."""
+    goal = row.goal
+    return (
+        goal.title,
+        number(row.ours, goal.unit),
+        number(row.theirs, goal.unit),
+        ratio(row.ratio, goal),
+        bound(goal.at_least, goal),
+        bound(goal.stretch, goal),
+        verdict(row),
+    )
+
+
+# --- the terminal
+
+
+def tables(document: Mapping[str, Any]) -> list[Table]:
+    """The goals, and who agrees with themselves."""
+    goal_table = Table(title="Roost and its peers: medians, and ratios within a round")
+    for place, name in enumerate(HEAD):
+        goal_table.add_column(name, justify="right" if 1 <= place <= 5 else "left")
+    colors = {"stretch": "green", "reached": "green", "missed": "red", "told": "", "unknown": "yellow"}
+    for row in judge(document, goals()):
+        goal_table.add_row(*cells(row), style=colors[row.verdict])
+    found = [goal_table] if goal_table.row_count else []
+    if agreed := agreements(document):
+        table = Table(title="Alone and in one batch: the same?")
+        for line, row in enumerate(agreement_rows(agreed)):
+            for name in row if line == 0 else ():
+                table.add_column(name)
+            if line:
+                table.add_row(*row)
+        found.append(table)
+    return found
+
+
+def agreement_rows(agreed: Sequence[Agreement]) -> Iterator[Sequence[str]]:
+    """A head and a row for each."""
+    yield ["", *(f"{length} tokens" for length in agreed[0].lengths), "new tokens handed out"]
+    for one in agreed:
+        handed = "all" if set(one.handed_out) <= {one.of} else f"{', '.join(map(str, one.handed_out))} of {one.of}"
+        yield [one.title, *(judgement(*pair) for pair in zip(one.same, one.apart, strict=True)), handed]
+
+
+def judgement(same: bool, apart: float) -> str:
+    """Rounding moves log-probabilities of float32 by far less than a thousandth."""
+    tokens = "same tokens" if same else "other tokens"
+    logprobs = "the same" if apart == 0 else f"{apart:.1g} apart"
+    return f"{'' if same and apart < 1e-3 else 'WRONG: '}{tokens}, logprobs {logprobs}"
+
+
+# --- the page
+
+
+def markdown(document: Mapping[str, Any], figure: str | None) -> str:
+    """The whole page.
+
+    Args:
+      figure: the name of the file with the bars, from the page; None for none.
+    """
+    blocks = [
+        "# Roost and its peers",
+        INTRODUCTION,
+        where(document),
+        *([f"![tokens per second]({figure})"] if figure else []),
+        "## Goals",
+        markdown_table([HEAD, *(cells(row) for row in judge(document, goals()))]),
+        NOTES,
+        "## Every number",
+        markdown_table([("", "work", *MEASURED.values(), "GB at most"), *numbers(document)]),
+        "## Who took part",
+        markdown_table([("", "parameters", "type", "seconds to load", "versions"), *entrant_rows(document)]),
+    ]
+    if agreed := agreements(document):
+        blocks += ["## Alone and in one batch", AGREEMENT, markdown_table(list(agreement_rows(agreed)))]
+    return "\n\n".join(blocks) + "\n"
+
+
+INTRODUCTION = """\
+    python benchmarks/peers/run.py --json peers.json --results benchmarks/RESULTS.md
+
+One command measures all of this: it makes an environment for every peer from locked requirements, loads all that
+compete, and lets them work in turn, in rounds, while the others are stopped. So each ratio is one within a round, of
+two runs that follow each other on the same machine; the tables have medians over the rounds. All weights are random.
+Roost is measured over HTTP: a real `roost serve` and a client that streams from it share the cores. Peers are measured
+as loops around their libraries, without a server, and with prompts of equal length: their best case."""
+
+NOTES = """\
+- Decode: prompts of 512 tokens, then 128 new ones, greedy. Tokens per second count from when all requests have their
+  first token to when the first one ends. Prefill: prompt tokens until the last request has its first token.
+- "small" has width 768, 12 layers, 6 heads of 128, window 2048 and 32,000 tokens. vLLM and llama.cpp have no
+  RecurrentGemma, so they run a Llama of the same size. Roost has 32 slots in all rows of small, however many run.
+- 2B: prompts of 64 tokens, 24 new ones; memory is the most that server and client ever took, loading included.
+- The bytes of a step are weights in int8 and the filled part of the state, once, at the speed at which the same threads
+  read a gibibyte.
+- Warm start: from the start of the process until `/health/ready` is 200, with `JAX_COMPILATION_CACHE_DIR` set and
+  filled.
+- Under mixed load, 6 streams decode while prompts of 2048 tokens come one after the other. The quiet median is per
+  token, the loaded p99 per event."""
+
+AGREEMENT = """\
+The model `nano` (5.9 million parameters) in float32 is asked for 16 new tokens after prompts of different lengths, one
+by one and all in one batch. The distance is that of the log-probabilities of the first new token, among the 20
+likeliest. "Handed out" is what a call of the sampler returns of the new tokens."""
+
+MEASURED: Mapping[str, str] = {
+    "decode_tokens_per_s": "decode, tok/s",
+    "prefill_tokens_per_s": "prefill, tok/s",
+    "step_ms": "step, ms",
+}
+
+
+def where(document: Mapping[str, Any]) -> str:
+    """The machine, the day and what was asked for."""
+    machine, options = document["machine"], document["options"]
+    memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB"
+    load = f"load average {machine['load_average']:.2f} before"
+    cores = f"{options['threads']} of {machine['cpus']} cores"
+    flags = f" ({', '.join(machine['features'])})" if machine.get("features") else ""
+    lines = [
+        f"{machine['cpu']}{flags}, {cores}, {memory}, {machine['system']}; {load}.",
+        f"{document['started'][:10]}, {options['rounds']} rounds, {document['seconds'] / 60:.0f} minutes.",
+    ]
+    if options["quick"]:
+        lines.append("**A smoke run with short prompts: these numbers mean nothing.**")
+    return "\n".join(lines)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def numbers(document: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    """Medians of every piece of work that has tokens per second."""
+    for task, by_entrant in document["runs"].items():
+        for name, runs in by_entrant.items():
+            if not any(field in runs[0] for field in MEASURED):
+                continue
+            found = [median(runs, field) for field in (*MEASURED, "peak_gb")]
+            yield [document["entrants"][name]["title"], task, *(number(value, "").strip() for value in found)]
+
+
+def median(runs: Sequence[Mapping[str, Any]], field: str) -> float | None:
+    values = [run[field] for run in runs if field in run]
+    return statistics.median(values) if values else None
+
+
+def entrant_rows(document: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    for facts in document["entrants"].values():
+        parameters = facts.get("parameters")
+        versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
+        yield [
+            facts["title"],
+            "–" if parameters is None else f"{parameters:,}",
+            facts.get("dtype", "–"),
+            number(facts.get("load_s"), "").strip(),
+            versions or facts.get("failure", "–"),
+        ]
+
+
+# --- the bars
+
+PANELS: Mapping[str, tuple[str, str]] = {
+    "decode, 8 at a time": ("decode 8", "decode_tokens_per_s"),
+    "decode, 32 at a time": ("decode 32", "decode_tokens_per_s"),
+    "prefill, 8 at a time": ("decode 8", "prefill_tokens_per_s"),
+}
+
+
+def draw(document: Mapping[str, Any]) -> bytes | None:
+    """Bars of tokens per second as SVG; None where nothing was measured that they show."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    panels = {title: bars(document, *what) for title, what in PANELS.items()}
+    panels = {title: found for title, found in panels.items() if found}
+    if not panels:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 0.8 + sum(0.55 + 0.28 * len(found) for found in panels.values())))
+        figure.set_layout_engine("constrained")
+        heights = [len(found) for found in panels.values()]
+        axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+        for axis, (title, found) in zip(axes, panels.items(), strict=True):
+            draw_bars(axis, f"{title}: tokens per second", found)
+        file = io.BytesIO()
+        metadata: Any = {"Date": None, "Creator": "roost"}
+        figure.savefig(file, format="svg", metadata=metadata)
+    return file.getvalue()
+
+
+def bars(document: Mapping[str, Any], task: str, field: str) -> dict[str, float]:
+    """Medians by contestant, the greatest first."""
+    runs = document["runs"].get(task, {})
+    found = {document["entrants"][name]["title"]: median(runs[name], field) for name in runs if "engine" not in name}
+    return dict(sorted(((k, v) for k, v in found.items() if v is not None), key=lambda item: -item[1]))
+
+
+def draw_bars(axis: "Axes", title: str, found: Mapping[str, float]) -> None:
+    names = list(found)[::-1]
+    values = [found[name] for name in names]
+    colors = [BLUE if name.startswith("Roost") else GREY for name in names]
+    places = axis.barh(names, values, color=colors, height=0.7)
+    axis.bar_label(places, [f"{value:,.0f}" for value in values], padding=3)
+    axis.set_title(title)
+    axis.set_xlim(0, 1.12 * max(values))
+    axis.tick_params(left=False)
+    axis.xaxis.set_visible(False)
+    axis.spines["bottom"].set_visible(False)

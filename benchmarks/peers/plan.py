@@ -1,0 +1,332 @@
+"""What is compared with what, doing which work, and what we want to reach. Nothing runs here."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from models import GRIFFINS
+
+PROMPT_LENGTHS = (5, 17, 40, 64)
+"""Of the prompts that are asked alone and in one batch."""
+
+AGREEING = ("official nano", "hf nano", "roost nano")
+"""Who is asked both ways."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One contestant.
+
+    Attributes:
+      stage: those of the same stage are loaded at the same time.
+      title: for people.
+      script: what runs it.
+      environment: its name, None for Roost's own.
+      wanted: what it is to load; see `protocol`.
+      rehearses: its first run of each task compiles, and does not count.
+      seconds: that loading takes, about.
+    """
+
+    stage: str
+    title: str
+    script: str
+    environment: str | None
+    wanted: Mapping[str, Any]
+    rehearses: bool = False
+    seconds: float = 10.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work.
+
+    Attributes:
+      command: its name and arguments.
+      quick: arguments of a smoke run that differ.
+      seeded: it takes a seed, another one in each round.
+      once: one round is enough.
+      seconds: that a run takes, about, by contestant.
+    """
+
+    command: str
+    arguments: Mapping[str, Any]
+    quick: Mapping[str, Any]
+    seconds: Mapping[str, float]
+    seeded: bool = True
+    once: bool = False
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A number of a run."""
+
+    task: str
+    entrant: str
+    field: str
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A row of the result.
+
+    Attributes:
+      family: a name for some rows that belong together.
+      ours, theirs: what is compared; without `theirs`, `ours` itself counts.
+      at_least: None asks for a number, and for nothing else.
+      lower: less is better, and the bounds are upper ones.
+      shown: how the ratio is written: "x" as 4.20x, "%" as 97 %, else the unit of a number.
+      unit: of `ours` and `theirs`.
+    """
+
+    family: str
+    title: str
+    ours: Ref
+    theirs: Ref | None
+    at_least: float | None
+    stretch: float | None
+    lower: bool = False
+    shown: str = "x"
+    unit: str = "tok/s"
+
+
+def entrants(work: str, threads: int) -> dict[str, Entrant]:
+    """All contestants by name.
+
+    Args:
+      work: the folder that holds `NAME/config.json` for every model, and may be written to.
+    """
+
+    def roost(stage: str, title: str, model: str, *options: str, slots: int, dtype: str, seconds: float) -> Entrant:
+        shape = GRIFFINS.get(model)
+        reference = model if shape is None or model == "2b" else f"{work}/{model}/config.json"
+        arguments = [reference if shape is None else f"random:{reference}", "--slots", str(slots), *options]
+        wanted = {
+            "arguments": arguments,
+            "vocab_size": 4096 if shape is None else shape.vocab_size,
+            "parameters": None if shape is None else shape.num_parameters,
+            "dtype": dtype,
+        }
+        return Entrant(stage, title, "roost_http.py", None, wanted, seconds=seconds)
+
+    def griffin(stage: str, title: str, peer: str, model: str, dtype: str, seconds: float) -> Entrant:
+        wanted = {"model": model, "dtype": dtype, "threads": threads}
+        return Entrant(stage, title, f"{peer}.py", peer, wanted, peer == "official_jax", seconds)
+
+    def vllm(title: str, eager: bool, seconds: float) -> Entrant:
+        wanted = {"folder": f"{work}/llama-small", "dtype": "bfloat16", "eager": eager, "rows": 32, "threads": threads}
+        return Entrant("small", title, "vllm_cpu.py", "vllm_cpu", wanted, seconds=seconds)
+
+    bf16, int8 = ("--dtype", "bfloat16"), ("--dtype", "bfloat16", "--quantize", "int8")
+    engine = {"model": f"random:{work}/small/config.json", "slots": 32, "threads": threads}
+    llama = {"folder": f"{work}/llama-small", "rows": 32, "length": 640, "threads": threads}
+    return {
+        "roost bf16": roost("small", "Roost, bf16", "small", *bf16, slots=32, dtype="bfloat16", seconds=60),
+        "roost int8": roost("small", "Roost, int8", "small", *int8, slots=32, dtype="int8", seconds=60),
+        "engine int8": Entrant("small", "Roost's engine loop, int8", "roost_parts.py", None, engine, seconds=60),
+        "official": griffin("small", "official JAX sampler, bf16", "official_jax", "small", "bfloat16", 15),
+        "hf": griffin("small", "HF transformers, bf16", "hf", "small", "bfloat16", 6),
+        "vllm eager": vllm("vLLM, Llama of the same size, bf16, eager", True, 25),
+        "vllm compiled": vllm("vLLM, Llama of the same size, bf16, compiled", False, 60),
+        "llama.cpp": Entrant(
+            "small", "llama.cpp, Llama of the same size, Q8_0", "llamacpp.py", "llama_cpp", llama, seconds=5
+        ),
+        "roost 2b int8": roost("2b", "Roost, 2B, int8", "2b", *int8, slots=8, dtype="int8", seconds=90),
+        "hf 2b": griffin("2b", "HF transformers, 2B, bf16", "hf", "2b", "bfloat16", 30),
+        "roost demo": roost("demo", "Roost, demo model", "demo", slots=64, dtype="float32", seconds=40),
+        "roost anew": Entrant("anew", "Roost, started anew", "roost_parts.py", None, {}, seconds=1),
+        "roost nano": roost("nano", "Roost, nano, f32", "nano", slots=8, dtype="float32", seconds=40),
+        "official nano": griffin("nano", "official JAX sampler, nano, f32", "official_jax", "nano", "float32", 10),
+        "hf nano": griffin("nano", "HF transformers, nano, f32", "hf", "nano", "float32", 5),
+    }
+
+
+def tasks(work: str, cache: str) -> dict[str, Task]:
+    """All work by name.
+
+    Args:
+      cache: an empty folder for compiled programs.
+    """
+    short = {"prompt": 64, "new": 16}
+
+    def decode(rows: int, seconds: Mapping[str, float]) -> Task:
+        return Task("decode", {"rows": rows, "prompt": 512, "new": 128}, short, seconds)
+
+    def start(name: str, *arguments: str) -> Task:
+        return Task("start", {"arguments": arguments, "cache": f"{cache}/{name}"}, {}, {"roost anew": 10}, False)
+
+    small = f"random:{work}/small/config.json"
+    fast = {"roost bf16": 8.0, "roost int8": 6.0, "engine int8": 6.0, "hf": 8.0, "vllm compiled": 4.0}
+    many = {"roost bf16": 20.0, "roost int8": 16.0, "engine int8": 14.0, "hf": 18.0, "vllm eager": 9.0}
+    length = {
+        "arguments": [small, "--dtype", "bfloat16", "--quantize", "int8"],
+        "concurrency": 8,
+        "early": 2048,
+        "late": 16384,
+    }
+    mixed = {"rows": 6, "prompt": 256, "new": 192, "arrivals": 8, "long": 2048}
+    return {
+        "decode 1": decode(1, {"roost bf16": 4, "roost int8": 3, "hf": 5}),
+        "decode 8": decode(8, {**fast, "official": 18, "llama.cpp": 16}),
+        "decode 32": decode(32, {**many, "official": 52, "llama.cpp": 50}),
+        "prefill 8": Task(
+            "prefill", {"rows": 8, "prompt": 512}, {"prompt": 64}, {"roost bf16": 3, "roost int8": 2, "hf": 3}
+        ),
+        "step 8": Task("step", {"rows": 8, "prompt": 512, "new": 128}, short, {"engine int8": 8}),
+        "mixed": Task("mixed", mixed, {"prompt": 64, "new": 32, "arrivals": 2, "long": 512}, {"roost int8": 20}),
+        "decode 2b": Task(
+            "decode", {"rows": 8, "prompt": 64, "new": 24}, {"new": 6}, {"roost 2b int8": 10, "hf 2b": 12}
+        ),
+        "length": Task("length", length, {"early": 128, "late": 512}, {"roost anew": 330}, seeded=False, once=True),
+        "start demo": start("demo", "demo"),
+        "start small": start("small", small, "--dtype", "bfloat16"),
+        "events": Task("events", {"rows": 64, "prompt": 32, "new": 256}, {"new": 32}, {"roost demo": 6}),
+        "agree": Task(
+            "agree",
+            {"prompts": [[4 + (7 * place + n) % 4000 for place in range(n)] for n in PROMPT_LENGTHS], "new": 16},
+            {},
+            {"roost nano": 2, "official nano": 30, "hf nano": 4},
+            seeded=False,
+            once=True,
+        ),
+    }
+
+
+def goals() -> list[Goal]:
+    """All rows, in their order."""
+
+    def decode(family: str, peer: str, rows: int, kind: str, at_least: float | None, stretch: float | None) -> Goal:
+        task = f"decode {rows}"
+        names = {"official": "the official JAX sampler", "hf": "HF generate", "llama.cpp": "llama.cpp (Llama, Q8_0)"}
+        name = names.get(peer, f"{peer.replace('vllm', 'vLLM')} (Llama)")
+        what = "a single stream" if rows == 1 else f"{rows} at a time"
+        return Goal(
+            family,
+            f"decode, {what}, {kind} against {name}",
+            Ref(task, f"roost {kind}", "decode_tokens_per_s"),
+            Ref(task, peer, "decode_tokens_per_s"),
+            at_least,
+            stretch,
+        )
+
+    def prefill(kind: str, at_least: float) -> Goal:
+        ours, theirs = (Ref("prefill 8", name, "prefill_tokens_per_s") for name in (f"roost {kind}", "hf"))
+        return Goal("prefill", f"prefill, 8 at a time, {kind} against HF generate", ours, theirs, at_least, 2.0)
+
+    def start(name: str, title: str, at_most: float) -> Goal:
+        ours = Ref(f"start {name}", "roost anew", "seconds")
+        return Goal("start", f"warm start to ready, {title}", ours, None, at_most, 3.0, True, "s", "s")
+
+    two_b = "decode 2b"
+    return [
+        decode("official", "official", 8, "bf16", 4, 6),
+        decode("official", "official", 8, "int8", 6, 10),
+        decode("official", "official", 32, "bf16", 4, 6),
+        decode("official", "official", 32, "int8", 6, 10),
+        decode("hf", "hf", 8, "bf16", 1.2, 1.5),
+        decode("hf", "hf", 8, "int8", 2, 3),
+        decode("hf", "hf", 32, "bf16", 1.2, 1.5),
+        decode("hf", "hf", 32, "int8", 1.8, 3),
+        decode("single", "hf", 1, "bf16", 1.2, 2),
+        decode("single", "hf", 1, "int8", 1.5, 2),
+        decode("vllm", "vllm eager", 32, "int8", 1.2, 1.5),
+        decode("vllm", "vllm compiled", 8, "int8", 1.0, 1.5),
+        decode("llama", "llama.cpp", 8, "int8", None, None),
+        decode("llama", "llama.cpp", 32, "int8", None, None),
+        prefill("bf16", 1.0),
+        prefill("int8", 1.3),
+        Goal(
+            "2b",
+            "2B, decode, 8 at a time, int8 against HF bf16",
+            Ref(two_b, "roost 2b int8", "decode_tokens_per_s"),
+            Ref(two_b, "hf 2b", "decode_tokens_per_s"),
+            1.5,
+            2.5,
+        ),
+        Goal(
+            "2b",
+            "2B, int8: most memory",
+            Ref(two_b, "roost 2b int8", "peak_gb"),
+            None,
+            4.5,
+            None,
+            True,
+            "GB",
+            "GB",
+        ),
+        Goal(
+            "length",
+            "speed up to token 16,384 against after 2,048",
+            Ref("length", "roost anew", "late_tokens_per_s"),
+            Ref("length", "roost anew", "early_tokens_per_s"),
+            0.97,
+            None,
+            shown="%",
+        ),
+        Goal(
+            "length",
+            "memory at token 16,384 against at 4,096",
+            Ref("length", "roost anew", "late_gb"),
+            Ref("length", "roost anew", "early_gb"),
+            None,
+            1.01,
+            True,
+            "%",
+            "GB",
+        ),
+        Goal(
+            "http",
+            "HTTP streams against the bare engine, 32 at a time, int8",
+            Ref("decode 32", "roost int8", "decode_tokens_per_s"),
+            Ref("decode 32", "engine int8", "decode_tokens_per_s"),
+            0.9,
+            0.97,
+            shown="%",
+        ),
+        Goal(
+            "bytes",
+            "one decode step against reading its bytes, 8 slots, int8",
+            Ref("step 8", "engine int8", "step_ms"),
+            Ref("step 8", "engine int8", "limit_ms"),
+            2.5,
+            1.6,
+            True,
+            unit="ms",
+        ),
+        start("demo", "demo model", 5.0),
+        start("small", "small, bf16", 8.0),
+        Goal(
+            "mixed",
+            "between tokens: p99 while long prompts arrive against the quiet median, int8",
+            Ref("mixed", "roost int8", "loaded_p99_ms"),
+            Ref("mixed", "roost int8", "quiet_ms"),
+            3.0,
+            2.0,
+            True,
+            unit="ms",
+        ),
+        Goal(
+            "events",
+            "demo model, 64 streams: events through HTTP",
+            Ref("events", "roost demo", "events_per_s"),
+            None,
+            None,
+            15_000,
+            shown="/s",
+            unit="/s",
+        ),
+    ]
+
+
+FAMILIES = (*dict.fromkeys(goal.family for goal in goals()), "agree")
+"""What `--only` can name."""
+
+
+def pairs_of(families: Iterable[str]) -> list[tuple[str, str]]:
+    """Every piece of work and who does it, that some rows need; those who do the same follow each other."""
+    wanted = set(families)
+    refs = [ref for goal in goals() if goal.family in wanted for ref in (goal.ours, goal.theirs) if ref is not None]
+    pairs = [(ref.task, ref.entrant) for ref in refs]
+    if "agree" in wanted:
+        pairs += [("agree", name) for name in AGREEING]
+    order = list(dict.fromkeys(task for task, _ in pairs))
+    return sorted(dict.fromkeys(pairs), key=lambda pair: order.index(pair[0]))

@@ -1,0 +1,109 @@
+"""Measures Roost and its peers at the same work, on this machine, in turn.
+
+    python benchmarks/peers/run.py [--only NAME …] [--quick] [--json FILE] [--results benchmarks/RESULTS.md]
+
+Run it with Roost's own Python (`.venv/bin/python`). The first time it makes an environment for every peer under
+`benchmarks/peers/.venvs`, from locked requirements; torch is installed by name, from where pip finds it: give
+`--index-url` with an index of builds for CPUs, if pip's own has others. A peer that cannot be had or that crashes costs
+its own rows, nothing else. All contestants of a stage are loaded once; while one is timed, the others are stopped.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+from environments import HERE, lock_all, say
+from measure import Found, Options, expected_seconds, measure, pin
+from page import draw, markdown, tables
+from plan import FAMILIES
+from rich.console import Console
+from roost.server.bench.report import opening
+
+BUSY = 0.5
+"""A load average from which on timings say little."""
+
+FEATURES = ("amx_tile", "amx_int8", "amx_bf16", "avx512f", "avx512_bf16", "avx512_vnni", "avx2")
+"""Of processors, that these programs make use of."""
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="NAME",
+                           help=f"some rows: {', '.join(FAMILIES)}")  # fmt: skip
+    arguments.add_argument("--rounds", type=int, default=3, help="of each piece of work (3)")
+    arguments.add_argument("--threads", type=int, default=2, help="cores that everybody gets (2)")
+    arguments.add_argument("--quick", action="store_true", help="a smoke run: short, one round, numbers mean nothing")
+    arguments.add_argument("--json", type=Path, metavar="FILE", help="everything that was measured")
+    arguments.add_argument("--from-json", type=Path, metavar="FILE", help="show that, and measure nothing")
+    arguments.add_argument("--results", type=Path, metavar="FILE.md", help="a page; beside it, peers.svg")
+    arguments.add_argument("--index-url", metavar="URL", help="where pip finds torch for a CPU")
+    arguments.add_argument("--lock", action="store_true", help="resolve requirements/*.txt anew, with uv; nothing else")
+    options = arguments.parse_args()
+    if options.rounds < 1 or options.threads < 1:
+        arguments.error("--rounds and --threads must be at least 1")
+    if options.lock:
+        lock_all()
+        return 0
+    document = orjson.loads(options.from_json.read_bytes()) if options.from_json else run(options)
+    if options.json and not options.from_json:
+        options.json.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for table in tables(document):
+        console.print(table)
+    if options.results:
+        write_page(document, options.results)
+    return 130 if document["interrupted"] else 0
+
+
+def run(options: argparse.Namespace) -> Mapping[str, Any]:
+    """Measures; after Ctrl-C it gives what there is so far."""
+    with tempfile.TemporaryDirectory(prefix="roost-peers-") as folder:
+        wanted = Options(
+            families=options.only,
+            rounds=1 if options.quick else options.rounds,
+            quick=options.quick,
+            threads=options.threads,
+            index=["--index-url", options.index_url] if options.index_url else [],
+            work=HERE / ".work",
+            cache=Path(folder),
+            logs=HERE / ".work",
+        )
+        kept = {"families": wanted.families, "rounds": wanted.rounds, "quick": wanted.quick, "threads": wanted.threads}
+        document = opening("peers", kept)
+        document["machine"] = {**document["machine"], "features": features()}
+        if document["machine"]["load_average"] > BUSY:
+            say(f"this machine is busy (load average {document['machine']['load_average']:.1f}): timings say little")
+        say(f"this takes about {expected_seconds(wanted) / 60:.0f} minutes, and more where environments are missing")
+        pin(wanted.threads)
+        found, began, interrupted = Found(), time.perf_counter(), False
+        try:
+            measure(wanted, found)
+        except KeyboardInterrupt:
+            interrupted = True
+    return {**document, "seconds": time.perf_counter() - began, "interrupted": interrupted, **asdict(found)}
+
+
+def features() -> list[str]:
+    """Of this processor, among those that matter; none where the system does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    flags = next((line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), [])
+    return [name for name in FEATURES if name in flags]
+
+
+def write_page(document: Mapping[str, Any], path: Path) -> None:
+    """The page, and the bars in a file beside it."""
+    svg = draw(document)
+    if svg is not None:
+        path.with_name("peers.svg").write_bytes(svg)
+    path.write_text(markdown(document, None if svg is None else "peers.svg"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
