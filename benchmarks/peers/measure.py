@@ -133,6 +133,7 @@ class Stage:
             "MKL_NUM_THREADS": threads,
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(compiled),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "VLLM_CACHE_ROOT": str(compiled),
         }
         command = [str(interpreter), str(HERE / entrant.script)]

@@ -1,13 +1,17 @@
 """What is compared with what, doing which work, and what we want to reach. Nothing runs here."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from models import GRIFFINS
 
 PROMPT_LENGTHS = (5, 17, 40, 64)
 """Of the prompts that are asked alone and in one batch."""
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo" / "config.json"
 
 AGREEING = ("official nano", "hf nano", "roost nano")
 """Who is asked both ways."""
@@ -102,7 +106,7 @@ def entrants(work: str, threads: int) -> dict[str, Entrant]:
         arguments = [reference if shape is None else f"random:{reference}", "--slots", str(slots), *options]
         wanted = {
             "arguments": arguments,
-            "vocab_size": 4096 if shape is None else shape.vocab_size,
+            "vocab_size": json.loads(DEMO.read_text())["vocab_size"] if shape is None else shape.vocab_size,
             "parameters": None if shape is None else shape.num_parameters,
             "dtype": dtype,
         }
@@ -132,7 +136,7 @@ def entrants(work: str, threads: int) -> dict[str, Entrant]:
         ),
         "roost 2b int8": roost("2b", "Roost, 2B, int8", "2b", *int8, slots=8, dtype="int8", seconds=90),
         "hf 2b": griffin("2b", "HF transformers, 2B, bf16", "hf", "2b", "bfloat16", 30),
-        "roost demo": roost("demo", "Roost, demo model", "demo", slots=64, dtype="float32", seconds=40),
+        "roost demo": roost("demo", "Roost, demo model", "demo", slots=64, dtype="bfloat16", seconds=40),
         "roost anew": Entrant("anew", "Roost, started anew", "roost_parts.py", None, {}, seconds=1),
         "roost nano": roost("nano", "Roost, nano, f32", "nano", slots=8, dtype="float32", seconds=40),
         "official nano": griffin("nano", "official JAX sampler, nano, f32", "official_jax", "nano", "float32", 10),

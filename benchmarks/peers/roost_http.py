@@ -127,7 +127,11 @@ class Server:
         self.model = self.run(self._get("/v1/models"))["data"][0]["id"]
 
     def run[T](self, work: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(work)
+        """Of a group of requests that failed, the first tells why."""
+        try:
+            return self.runner.run(work)
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     def close(self) -> None:
         """Ends the server at once: nobody waits for an answer."""
