@@ -22,7 +22,8 @@ class Contestant:
       command: with its arguments.
       wanted: what it is to load; see `protocol`.
       environment: variables besides ours.
-      log: where its stderr goes.
+      log: where its stderr goes; its folder is where the process runs, as in a checkout some libraries take our folders
+        for packages.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Contestant:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
+                cwd=log.parent,
                 env={**os.environ, **environment},
                 start_new_session=True,
             )
