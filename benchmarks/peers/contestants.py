@@ -8,7 +8,9 @@ import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from protocol import ANSWERS
 
 
 class ContestantError(Exception):
@@ -22,25 +24,31 @@ class Contestant:
       command: with its arguments.
       wanted: what it is to load; see `protocol`.
       environment: variables besides ours.
-      log: where its stderr goes; its folder is where the process runs, as in a checkout some libraries take our folders
-        for packages.
+      log: where all goes that it prints. The process runs in the folder of it: in a checkout, some libraries take our
+        folders for packages.
     """
 
     def __init__(
         self, command: Sequence[str], wanted: Mapping[str, Any], environment: Mapping[str, str], log: Path
     ) -> None:
         self._log = log
-        with log.open("w") as stderr:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                cwd=log.parent,
-                env={**os.environ, **environment},
-                start_new_session=True,
-            )
+        answers, theirs = os.pipe()
+        self._answers = os.fdopen(answers)
+        try:
+            with log.open("w") as output:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=output,
+                    text=True,
+                    cwd=log.parent,
+                    env={**os.environ, **environment, ANSWERS: str(theirs)},
+                    pass_fds=[theirs],
+                    start_new_session=True,
+                )
+        finally:
+            os.close(theirs)
         self._wanted = wanted
 
     def load(self, seconds: float) -> Any:
@@ -83,7 +91,7 @@ class Contestant:
     def close(self) -> None:
         """Ends it, and all that it has started."""
         self.go_on()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._process.stdin, self._answers):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
@@ -112,24 +120,19 @@ class Contestant:
 
     def _ask(self, line: str) -> str:
         """Sends a line and reads one; an empty one if there is nobody any more."""
-        stdin, stdout = self._pipes()
+        assert self._process.stdin is not None
         try:
-            stdin.write(line + "\n")
-            stdin.flush()
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
         except OSError:
             return ""
-        return stdout.readline()
-
-    def _pipes(self) -> tuple[IO[str], IO[str]]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        return self._process.stdin, self._process.stdout
+        return self._answers.readline()
 
     def _end(self, seconds: float) -> str:
         if self._process.wait() == -signal.SIGKILL:
             return f"was killed: by the system, for want of memory, or by us after {seconds:.0f} s"
         lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"ended with status {self._process.wait()}: {lines[-1][:300] if lines else 'without a word'}"
+        return f"ended with status {self._process.wait()}: {lines[-1][:160] if lines else 'without a word'}"
 
 
 def group(leader: int) -> Iterator[int]:

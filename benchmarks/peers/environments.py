@@ -141,7 +141,7 @@ def reason(output: str) -> str:
     """The line of pip's that says what is wrong."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.upper().startswith("ERROR")]
-    return (errors or lines or [""])[-1][:300]
+    return (errors or lines or [""])[-1][:160]
 
 
 def lock_all() -> None:

@@ -116,7 +116,7 @@ class Stage:
             facts["load_s"] = time.perf_counter() - began
             facts["loaded"] = contestant.memory()
             contestant.pause()
-        except (CannotInstall, ContestantError) as error:
+        except (CannotInstall, ContestantError, OSError) as error:
             self.lose(name, str(error))
 
     def interpreter(self, entrant: Entrant) -> Path:

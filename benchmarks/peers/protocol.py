@@ -11,7 +11,10 @@ import platform
 import random
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import IO, Any
+from typing import Any
+
+ANSWERS = "PEERS_ANSWERS"
+"""The variable with the descriptor for answers: what libraries print to stdout must not get among them."""
 
 Command = Callable[..., Any]
 Start = Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], Mapping[str, Command]]]
@@ -20,7 +23,7 @@ Start = Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], Mapping[str, Comm
 
 def answer_all(start: Start) -> None:
     """Loads, then answers every command until there are no more."""
-    answers = take_stdout()
+    answers = os.fdopen(int(os.environ[ANSWERS]), "w")
     commands: Mapping[str, Command] = {}
 
     def begin(**wanted: Any) -> Mapping[str, Any]:
@@ -46,16 +49,9 @@ def answer(name: str, command: Command | None, words: Mapping[str, Any]) -> Mapp
         return {"error": f"{type(error).__name__}: {one_line(str(error))}"}
 
 
-def one_line(text: str, length: int = 300) -> str:
+def one_line(text: str, length: int = 160) -> str:
     """The text without line breaks, and not much of it."""
     return " ".join(text.split())[:length]
-
-
-def take_stdout() -> IO[str]:
-    """Keeps the real stdout for answers; what libraries print there goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return answers
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

@@ -184,17 +184,13 @@ class Server:
 
     def decode(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
         """Streams that all decode; those that began first have some more tokens than `new` at the end."""
-        together, sent, _ = self.run(self._together(rows, prompt, new - 1, seed))
+        together, _ = self.run(self._together(rows, prompt, new - 1, seed))
         rate = together.rate()
-        return {
-            "decode_tokens_per_s": rate,
-            "prefill_tokens_per_s": rows * prompt / (together.began_s - sent),
-            "step_ms": 1e3 * rows / rate,
-        }
+        return {"decode_tokens_per_s": rate, "step_ms": 1e3 * rows / rate}
 
     def events(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
         """Events per second while all streams run; an event may have several tokens."""
-        together, _, _ = self.run(self._together(rows, prompt, new, seed))
+        together, _ = self.run(self._together(rows, prompt, new, seed))
         begin, end = together.began_s, min(stream.times[-1] for stream in together.streams)
         return {
             "events_per_s": together.events(begin, end) / (end - begin),
@@ -220,10 +216,9 @@ class Server:
         new: int,
         seed: int,
         meanwhile: Callable[[Together], Awaitable[Any]] | None = None,
-    ) -> tuple[Together, float, Any]:
-        """Lets streams run together, and hangs up; gives them, when they set out, and what happened meanwhile."""
+    ) -> tuple[Together, Any]:
+        """Lets streams run together, and hangs up; gives them, and what happened meanwhile."""
         together = Together(rows, new)
-        sent = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self.stream(self.body(ids, LONG), stream.feed))
@@ -233,7 +228,7 @@ class Server:
             seen = None if meanwhile is None else await meanwhile(together)
             for task in tasks:
                 task.cancel()
-        return together, sent, seen
+        return together, seen
 
     def mixed(self, rows: int, prompt: int, new: int, arrivals: int, long: int, seed: int) -> Mapping[str, float]:
         """How long streams wait for their tokens: by themselves, and while long prompts arrive one after the other.
@@ -249,7 +244,7 @@ class Server:
                 await self.stream(self.body(ids, 8), stream.feed)
             return quiet_until, time.perf_counter()
 
-        together, _, (middle, end) = self.run(self._together(rows, prompt, new, seed, arrive))
+        together, (middle, end) = self.run(self._together(rows, prompt, new, seed, arrive))
         quiet = sorted(waits(together, together.began_s, middle, per_token=True))
         loaded = sorted(waits(together, middle, end, per_token=False))
         return {

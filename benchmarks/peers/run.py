@@ -9,9 +9,11 @@ its own rows, nothing else. All contestants of a stage are loaded once; while on
 """
 
 import argparse
+import importlib.util
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -50,6 +52,7 @@ def main() -> int:
     if options.lock:
         lock_all()
         return 0
+    check(arguments, options)
     document = orjson.loads(options.from_json.read_bytes()) if options.from_json else run(options)
     if options.json and not options.from_json:
         options.json.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
@@ -59,6 +62,15 @@ def main() -> int:
     if options.results:
         write_page(document, options.results)
     return 130 if document["interrupted"] else 0
+
+
+def check(arguments: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Finds out before anything slow is done what would fail after it."""
+    for file in (options.json, options.results):
+        if file is not None and not file.resolve().parent.is_dir():
+            arguments.error(f"{file}: give a file in a folder that exists")
+    if options.results and importlib.util.find_spec("matplotlib") is None:
+        arguments.error("--results draws bars, which needs matplotlib: pip install 'roost[bench]'")
 
 
 def run(options: argparse.Namespace) -> Mapping[str, Any]:
@@ -85,6 +97,9 @@ def run(options: argparse.Namespace) -> Mapping[str, Any]:
         try:
             measure(wanted, found)
         except KeyboardInterrupt:
+            interrupted = True
+        except Exception:  # a bug of ours must not cost what was measured before it
+            traceback.print_exc()
             interrupted = True
     return {**document, "seconds": time.perf_counter() - began, "interrupted": interrupted, **asdict(found)}
 

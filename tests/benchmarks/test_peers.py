@@ -1,0 +1,321 @@
+"""The comparison with peers: what it asks for, how it judges, what it prints, and that a broken peer costs only itself.
+
+No peer runs here.
+"""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from roost.engine.model.config import config_from_hf
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "peers"
+
+
+def load(name: str) -> Any:
+    """`benchmarks/` is no package: its scripts find each other by their folder."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+contestants, environments, judge, measure, models, page, plan, protocol, roost_http, run = map(
+    load,
+    ["contestants", "environments", "judge", "measure", "models", "page", "plan", "protocol", "roost_http", "run"],
+)
+
+ECHO = """
+from protocol import answer_all
+
+def start(wanted):
+    if wanted.get("broken"):
+        raise SystemExit("cannot start")
+    return {"parameters": wanted["n"]}, {"twice": lambda x: 2 * x, "divide": lambda x: 1 / x, "end": lambda: exit(3)}
+
+print("a library's words")
+answer_all(start)
+"""
+
+
+# --- what is asked for
+
+
+def test_models_have_the_parameters_that_roost_counts() -> None:
+    for shape in models.GRIFFINS.values():
+        assert config_from_hf(shape.hf_config("bfloat16")).num_parameters == shape.num_parameters
+    assert models.LLAMA.num_parameters == pytest.approx(models.SMALL.num_parameters, rel=2e-3)
+
+
+def test_every_row_can_be_measured() -> None:
+    every, work = plan.entrants("work", 2), plan.tasks("work", "cache")
+    for task, name in plan.pairs_of(plan.FAMILIES):
+        assert work[task].seconds[name] > 0
+        assert (FOLDER / every[name].script).is_file()
+        assert every[name].environment is None or every[name].environment in environments.ENVIRONMENTS
+
+
+def test_those_who_do_the_same_follow_each_other() -> None:
+    tasks = [task for task, _ in plan.pairs_of(["official", "hf"])]
+    assert tasks == sorted(tasks, key=tasks.index)
+    assert plan.pairs_of(["single"]) == [("decode 1", "roost bf16"), ("decode 1", "hf"), ("decode 1", "roost int8")]
+
+
+def test_locks_pin_everything_and_name_no_index() -> None:
+    for environment in environments.ENVIRONMENTS.values():
+        lines = environment.lock.read_text().splitlines()
+        assert any("--hash=sha256:" in line for line in lines)
+        assert all("==" in line for line in lines if line[:1].isalnum())
+        assert not [line for line in lines if "://" in line or "index-url" in line]
+        assert not any(line.startswith(("torch==", "nvidia-")) for line in lines)
+
+
+def test_a_lock_without_what_is_compiled() -> None:
+    lock = "# a comment\na==1 \\\n    --hash=x\n    # via b\nb==2 \\\n    --hash=y\n"
+    assert environments.without(lock, "a") == "# a comment\nb==2 \\\n    --hash=y\n"
+
+
+def test_what_pip_says_is_wrong() -> None:
+    assert environments.reason("Collecting a\nERROR: no a\nWARNING: pip is old\n") == "ERROR: no a"
+    assert environments.reason("Killed\n") == "Killed"
+    assert environments.reason("") == ""
+
+
+def test_expected_time_grows_with_rounds() -> None:
+    def expected(rounds: int, quick: bool = False) -> float:
+        here = Path()
+        options = measure.Options(["hf"], rounds, quick, 2, [], work=here, cache=here, logs=here)
+        return float(measure.expected_seconds(options))
+
+    assert expected(1, quick=True) < expected(1) < expected(3) < 900
+
+
+# --- contestants
+
+
+@pytest.fixture
+def echo(tmp_path: Path) -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(FOLDER))
+        made: list[Any] = []
+
+        def make(**wanted: Any) -> Any:
+            made.append(contestants.Contestant([sys.executable, "-c", ECHO], wanted, {}, tmp_path / "log"))
+            return made[-1]
+
+        yield make
+    for contestant in made:
+        contestant.close()
+
+
+def test_a_contestant_loads_and_answers(echo: Any) -> None:
+    contestant = echo(n=7)
+    assert contestant.load(60) == {"parameters": 7}
+    contestant.pause()
+    contestant.go_on()
+    assert contestant.do("twice", 60, x=4) == 8
+    if sys.platform == "linux":
+        assert contestant.memory()["peak_bytes"] >= contestant.memory()["resident_bytes"] > 1e6
+
+
+def test_an_error_is_one_line_and_the_next_command_works(echo: Any) -> None:
+    contestant = echo(n=1)
+    contestant.load(60)
+    with pytest.raises(contestants.ContestantError, match="ZeroDivisionError: division by zero"):
+        contestant.do("divide", 60, x=0)
+    with pytest.raises(contestants.ContestantError, match="there is no command 'sing'"):
+        contestant.do("sing", 60)
+    assert contestant.do("twice", 60, x=1) == 2
+    assert not contestant.is_gone
+
+
+def test_a_contestant_that_ends_says_why(echo: Any) -> None:
+    with pytest.raises(contestants.ContestantError, match="ended with status 1: cannot start"):
+        echo(broken=True).load(60)
+    contestant = echo(n=1)
+    contestant.load(60)
+    with pytest.raises(contestants.ContestantError, match="ended with status 3: a library's words"):
+        contestant.do("end", 60)
+    assert contestant.is_gone
+
+
+def test_a_contestant_that_takes_too_long_is_ended(echo: Any) -> None:
+    with pytest.raises(contestants.ContestantError, match="by us after 0 s"):
+        echo(n=1).load(0.001)
+
+
+def test_a_stage_goes_on_without_a_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One cannot be installed, one fails at its work, one does it."""
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER))
+    script = tmp_path / "echo.py"
+    script.write_text(ECHO.replace('"end"', '"warm": lambda: None, "work": lambda x: {"y": 1 / x}, "end"'))
+    every = {
+        "good": plan.Entrant("s", "Good", str(script), None, {"n": 1}),
+        "bad": plan.Entrant("s", "Bad", str(script), "hf", {"n": 1}),
+    }
+
+    def cannot(*arguments: Any) -> Any:
+        raise environments.CannotInstall("no such Python")
+
+    monkeypatch.setattr(measure, "prepare", cannot)
+    work = {
+        "do": plan.Task("work", {"x": 2}, {}, {}, seeded=False),
+        "fail": plan.Task("work", {"x": 0}, {}, {}, seeded=False),
+    }
+    found = measure.Found()
+    options = measure.Options(["f"], 2, False, 2, [], tmp_path, tmp_path, tmp_path)
+    measure.Stage(options, found, every, work).run([("do", "good"), ("do", "bad"), ("fail", "good")])
+    assert [result["y"] for result in found.runs["do"]["good"]] == [0.5, 0.5]
+    assert found.entrants["bad"]["failure"] == "no such Python"
+    assert found.failures == {"fail": {"good": "ZeroDivisionError: division by zero"}}
+
+
+# --- streams
+
+
+def event(tokens: int) -> bytes:
+    return b"data: " + orjson.dumps({"choices": [{"token_ids": [1] * tokens}]}) + b"\n\n"
+
+
+def test_streams_count_from_the_last_first_token() -> None:
+    together = roost_http.Together(2, tokens=3)
+    one, two = together.streams
+    for now in (1.0, 2.0, 3.0):
+        one.feed(event(1), now)
+    two.feed(event(1), 4.0)
+    for now in (5.0, 6.0):
+        one.feed(event(2), now)
+        assert not together.done.is_set()
+        two.feed(event(2), now)
+    assert together.done.is_set()
+    assert together.began_s == 4.0
+    assert together.rate() == 8 / 2
+    assert together.events(4.0, 6.0) == 4
+    assert roost_http.waits(together, 4.0, 6.0, per_token=False) == [2.0, 1.0, 1.0, 1.0]
+    assert roost_http.waits(together, 5.0, 6.0, per_token=True) == [0.5, 0.5]
+
+
+def test_an_error_in_a_stream_is_told() -> None:
+    with pytest.raises(roost_http.RequestError, match="too long"):
+        roost_http.Stream().feed(b'data: {"error": {"message": "too long"}}\n\n', 1.0)
+
+
+# --- the verdict
+
+
+def made_up(**changes: Any) -> dict[str, Any]:
+    """Two rounds of decode, a failed peer and an agreement."""
+
+    def said(tokens: list[int], logprob: float) -> dict[str, Any]:
+        return {"tokens": tokens, "top": {"5": logprob, "6": -3.0}}
+
+    def speeds(*values: float) -> list[dict[str, float]]:
+        return [{"decode_tokens_per_s": value, "peak_gb": 1.5} for value in values]
+
+    titles = {"roost bf16": "Roost, bf16", "roost int8": "Roost, int8", "hf": "HF", "official": "Official"}
+    titles |= {"roost nano": "Roost, nano", "hf nano": "HF, nano", "roost anew": "Roost, anew"}
+    document = {
+        "started": "2026-11-25T12:00:00+00:00",
+        "machine": {"cpu": "A | CPU", "cpus": 2, "memory_bytes": 2**34, "system": "Linux", "load_average": 0.1},
+        "options": {"families": ["official", "hf", "start", "agree"], "rounds": 3, "threads": 2, "quick": False},
+        "seconds": 120.0,
+        "interrupted": False,
+        "entrants": {name: {"title": title} for name, title in titles.items()},
+        "runs": {
+            "decode 8": {
+                "roost bf16": speeds(100, 200, 300),
+                "roost int8": speeds(400, 410, 420),
+                "hf": speeds(100, 100, 200),
+            },
+            "start demo": {"roost anew": [{"seconds": 4.0}, {"seconds": 5.0}, {"seconds": 6.0}]},
+            "agree": {
+                "roost nano": [{"alone": [said([1, 2], -0.5)], "together": [said([1, 2], -0.5)]}],
+                "hf nano": [{"alone": [said([1, 2], -0.5)], "together": [said([1, 3], -1.25)], "handed_out": [1]}],
+            },
+        },
+        "failures": {"decode 8": {"official": "was killed"}},
+    }
+    document["entrants"]["roost bf16"] |= {"parameters": 1_234_567, "versions": {"jax": "0.12"}}
+    return document | changes
+
+
+def rows(document: dict[str, Any]) -> dict[str, Any]:
+    return {row.goal.title: row for row in judge.judge(document, plan.goals())}
+
+
+def test_ratios_are_those_within_a_round() -> None:
+    row = rows(made_up())["decode, 8 at a time, bf16 against HF generate"]
+    assert (row.ours, row.theirs, row.ratio, row.verdict) == (200, 100, 1.5, "stretch")
+
+
+def test_what_is_missing_says_why() -> None:
+    found = rows(made_up())
+    row = found["decode, 8 at a time, bf16 against the official JAX sampler"]
+    assert (row.ours, row.theirs, row.verdict, row.why) == (200, None, "unknown", "Official: was killed")
+    assert found["warm start to ready, small, bf16"].why == "Roost, anew: was not measured"
+    assert not any("vLLM" in title for title in found), "that family was not asked for"
+
+
+@pytest.mark.parametrize(
+    ("lower", "ratio", "verdict", "short_by"),
+    [
+        (False, 3.0, "stretch", 0),
+        (False, 2.0, "reached", 0),
+        (False, 1.5, "missed", 0.25),
+        (True, 1.0, "stretch", 0),
+        (True, 2.0, "reached", 0),
+        (True, 3.0, "missed", 0.5),
+    ],
+)
+def test_bounds_from_below_and_above(lower: bool, ratio: float, verdict: str, short_by: float) -> None:
+    ref = plan.Ref("decode 8", "hf", "step_ms")
+    goal = plan.Goal("hf", "a goal", ref, ref, 2.0, 1.5 if lower else 3.0, lower)
+    assert judge.compare(goal, ratio) == (verdict, short_by)
+
+
+def test_a_goal_of_one_number() -> None:
+    row = rows(made_up())["warm start to ready, demo model"]
+    assert (row.ratio, row.verdict) == (5.0, "reached")
+    assert page.cells(row)[1:] == ("5.00 s", "–", "5.00 s", "≤ 5 s", "≤ 3 s", "reached")
+
+
+def test_who_agrees_with_themselves() -> None:
+    hf, roost = judge.agreements(made_up())
+    assert (hf.same, hf.apart, hf.handed_out, hf.of) == ([False], [0.75], [1], 2)
+    assert (roost.same, roost.apart) == ([True], [0.0])
+    lines = list(page.agreement_rows([hf, roost]))
+    assert lines[1] == ["HF, nano", "WRONG: other tokens, logprobs 0.8 apart", "1 of 2"]
+    assert lines[2] == ["Roost, nano", "same tokens, logprobs the same", "all"]
+
+
+# --- the page
+
+
+def test_the_page_is_written_from_json_alone(tmp_path: Path) -> None:
+    kept = orjson.loads(orjson.dumps(made_up()))
+    run.write_page(kept, tmp_path / "RESULTS.md")
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "![tokens per second](peers.svg)" in text
+    assert "| decode, 8 at a time, bf16 against HF generate | 200 tok/s | 100 tok/s | 1.50x | ≥ 1.2x | ≥ 1.5x |" in text
+    assert "| Roost, bf16 | decode 8 | 200 | – | – | 1.50 |" in text
+    assert "| Roost, bf16 | 1,234,567 |" in text
+    assert "2026-11-25, 3 rounds, 2 minutes." in text
+    assert b"<svg" in (tmp_path / "peers.svg").read_bytes()
+    assert not any(line.startswith("|") and line.count("|") < 4 for line in text.splitlines())
+
+
+def test_nothing_measured_is_a_page_without_bars(tmp_path: Path) -> None:
+    run.write_page(made_up(runs={}), tmp_path / "RESULTS.md")
+    assert "peers.svg" not in (tmp_path / "RESULTS.md").read_text()
+    assert not (tmp_path / "peers.svg").exists()
+
+
+def test_tables_for_the_terminal() -> None:
+    goals, agreed = page.tables(made_up())
+    assert goals.row_count == len(rows(made_up()))
+    assert agreed.row_count == 2
