@@ -93,11 +93,11 @@ def tables(document: Mapping[str, Any]) -> list[Table]:
     found = [goal_table] if goal_table.row_count else []
     if agreed := agreements(document):
         table = Table(title="Alone and in one batch: the same?")
-        for line, row in enumerate(agreement_rows(agreed)):
-            for name in row if line == 0 else ():
-                table.add_column(name)
-            if line:
-                table.add_row(*row)
+        head, *lines = agreement_rows(agreed)
+        for name in head:
+            table.add_column(name)
+        for line in lines:
+            table.add_row(*line)
         found.append(table)
     return found
 

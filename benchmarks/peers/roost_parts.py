@@ -120,7 +120,7 @@ def become_ready(arguments: Sequence[str], cache: str) -> Mapping[str, float]:
 
 
 def start(wanted: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Command]]:
-    facts = {"versions": versions(("roost", "jax"))}
+    facts: dict[str, Any] = {"versions": versions(("roost", "jax"))}
     if "model" not in wanted:
         return facts, {"warm": lambda: None, "length": length, "start": become_ready}
     engine = Engine(wanted)
