@@ -4,11 +4,13 @@ The first line tells a contestant what to load, and its answer is what was loade
 `{"do": NAME, …}`, and its answer is `{"result": …}` or `{"error": "one line"}`.
 """
 
+import ctypes
 import importlib.metadata
 import json
 import os
 import platform
 import random
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -16,13 +18,16 @@ from typing import Any
 ANSWERS = "PEERS_ANSWERS"
 """The variable with the descriptor for answers: what libraries print to stdout must not get among them."""
 
+PR_SET_PDEATHSIG = 1
+
 Command = Callable[..., Any]
 Start = Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], Mapping[str, Command]]]
 """Loads what is asked for; gives facts about it, and the commands by name."""
 
 
 def answer_all(start: Start) -> None:
-    """Loads, then answers every command until there are no more."""
+    """Loads, then answers every command until there are no more; then it ends, with all that it has started."""
+    wake_with_the_end_of_our_parent()
     answers = os.fdopen(int(os.environ[ANSWERS]), "w")
     commands: Mapping[str, Command] = {}
 
@@ -37,6 +42,14 @@ def answer_all(start: Start) -> None:
         command = begin if name is None else commands.get(name)
         answers.write(json.dumps(answer(name, command, words)) + "\n")
         answers.flush()
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+
+
+def wake_with_the_end_of_our_parent() -> None:
+    """One that stands still would otherwise do so for ever, should its parent be killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
 
 
 def answer(name: str, command: Command | None, words: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ its own rows, nothing else. All contestants of a stage are loaded once; while on
 
 import argparse
 import importlib.util
+import signal
 import sys
 import tempfile
 import time
@@ -93,6 +94,7 @@ def run(options: argparse.Namespace) -> Mapping[str, Any]:
             say(f"this machine is busy (load average {document['machine']['load_average']:.1f}): timings say little")
         say(f"this takes about {expected_seconds(wanted) / 60:.0f} minutes, and more where environments are missing")
         pin(wanted.threads)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # contestants are ended, and what there is is told
         found, began, interrupted = Found(), time.perf_counter(), False
         try:
             measure(wanted, found)
