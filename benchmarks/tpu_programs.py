@@ -116,7 +116,6 @@ def measure_decode(config: ModelConfig, chip: SingleDeviceSharding, rows: int, w
     """One greedy token for each of `rows` slots."""
     fill = QUARTER if window == "quarter" else 1.0
     attend = partial(window_attention.decode_attention_tpu, assumed_fill=fill)
-    jax.clear_caches()  # layers are traced once, and that of the last program had another fill
     with patch.dict(window_attention._DECODE, tpu=attend):
         pool = jax.eval_shape(lambda: new_pool(config, rows, BF16, "tpu"))
         active = jax.ShapeDtypeStruct((rows,), jnp.bool)

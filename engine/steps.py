@@ -125,8 +125,21 @@ def decode_step(
     carry = _Carry(jnp.zeros((), jnp.int32), layers, slots, results)
     carry = step(carry) if most == 1 else jax.lax.while_loop(is_wanted, step, carry)
     groups = (*split(carry.layers, sizes), *pool.groups[len(sizes) :])
-    whole = jax.tree.map(lambda old, new: old.at[: new.shape[0]].set(new), pool.slots, carry.slots)
-    return StatePool(groups, whole), carry.results
+    return StatePool(groups, _with_progress(pool.slots, carry.slots)), carry.results
+
+
+def _with_progress(slots: SlotState, first: SlotState) -> SlotState:
+    """All slots, with what decoding has changed of the first so many; the rest is not even copied."""
+
+    def put(old: Array, new: Array) -> Array:
+        return new if old.shape == new.shape else old.at[: new.shape[0]].set(new)
+
+    return slots._replace(
+        tokens=put(slots.tokens, first.tokens),
+        positions=put(slots.positions, first.positions),
+        goes_on=put(slots.goes_on, first.goes_on),
+        memory=slots.memory._replace(recent=put(slots.memory.recent, first.memory.recent)),
+    )
 
 
 class _Carry(NamedTuple):
