@@ -1,9 +1,10 @@
 """Parameters from safetensors files in the Hugging Face layout (spec section 4.3), or drawn at random."""
 
 import functools
+import math
 import operator
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -229,24 +230,40 @@ def random_params(abstract: Params, seed: int, progress: Progress | None = None)
 
     def draw(path: ParamPath, leaf: AbstractParam) -> HostParam:
         rng = np.random.default_rng([seed, zlib.crc32("/".join(map(str, path)).encode())])
+        name = str(path[-1])
         if isinstance(leaf, QuantizedMatrix):
-            return quantize_on_host(_draw(str(path[-1]), leaf.values.shape, rng))
-        return _draw(str(path[-1]), leaf.shape, rng).astype(leaf.dtype)
+            values, scale = np.empty(leaf.values.shape, np.int8), np.empty(leaf.scale.shape, np.float32)
+            for rows, piece in _draw(name, values.shape, rng):
+                values[rows], scale[rows] = quantize_on_host(piece)
+            return QuantizedMatrix(values, scale)
+        drawn = np.empty(leaf.shape, leaf.dtype)
+        for rows, piece in _draw(name, leaf.shape, rng):
+            drawn[rows] = piece
+        return drawn
 
     return _place(abstract, draw, progress)
 
 
-def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> HostArray:
+_PIECE: Final = 2**22
+"""Numbers that are drawn at a time: in float32 a whole embedding would be larger than the rest of the model in int8."""
+
+
+def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[tuple[slice, HostArray]]:
+    """A parameter in float32, some rows at a time; how many makes no difference to the numbers."""
     if name == "a_param":
         a = np.sqrt(rng.uniform(0.9**2, 0.999**2, shape))
-        return np.asarray(np.log(np.expm1(-np.log(a) / 8.0)), np.float32)
+        yield slice(None), np.asarray(np.log(np.expm1(-np.log(a) / 8.0)), np.float32)
+        return
     if name in ("bias", "gate_bias", "conv_bias", "scale"):
-        return np.zeros(shape, np.float32)
+        yield slice(None), np.zeros(shape, np.float32)
+        return
     fan_in = {"gate_weight": shape[-2], "conv_weight": shape[0]}.get(name, shape[-1])
-    uniform = rng.random(shape, np.float32)
-    uniform -= 0.5
-    uniform *= np.float32((12.0 / fan_in) ** 0.5)
-    return uniform
+    step = max(_PIECE // math.prod(shape[1:]), 1)
+    for start in range(0, shape[0], step):
+        uniform = rng.random((min(step, shape[0] - start), *shape[1:]), np.float32)
+        uniform -= 0.5
+        uniform *= np.float32((12.0 / fan_in) ** 0.5)
+        yield slice(start, start + step), uniform
 
 
 def _place(

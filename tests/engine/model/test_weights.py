@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from roost.engine.errors import CheckpointError
+from roost.engine.model import weights as weights_module
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import Params, abstract_model
 from roost.engine.model.weights import Checkpoint, checkpoint_layout, load_params, random_params
@@ -236,3 +237,11 @@ def test_gates_of_one_channel_are_no_convolution() -> None:
     ]
     gates = [np.full((2, 1, 1), value, np.float32) for value in (1, 2)]
     np.testing.assert_array_equal(spec.assemble(gates, np.dtype("float32")), [[[1, 2]], [[1, 2]]])
+
+
+def test_weights_are_drawn_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is no matter of the numbers."""
+    abstract = abstract_model(CONFIG, jnp.dtype("bfloat16"))[1]
+    whole = random_params(abstract, 5)
+    monkeypatch.setattr(weights_module, "_PIECE", 100)
+    jax.tree.map(np.testing.assert_array_equal, random_params(abstract, 5), whole)
