@@ -114,7 +114,8 @@ def total_usage(prompts: Sequence[Prompt], choices: Sequence[Delta]) -> Usage:
 
 
 def choice_end(body: GenerationBody, delta: Delta) -> ChoiceEnd:
-    end = ChoiceEnd(finish_reason=delta.finish_reason, stop_reason=delta.stop_reason)
+    finish_reason = "tool_calls" if delta.called else delta.finish_reason
+    end = ChoiceEnd(finish_reason=finish_reason, stop_reason=delta.stop_reason)
     if body.return_token_ids:
         end["token_ids"] = list(delta.token_ids)
     return end

@@ -3,11 +3,12 @@
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Never
 
 import jinja2
+import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..engine.errors import CheckpointError
@@ -46,6 +47,9 @@ class Ending:
     stay_open: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
 
+    def with_variable(self, name: str, value: Any) -> "Ending":
+        return replace(self, variables={**self.variables, name: value})
+
 
 ANSWER: Final = Ending()
 
@@ -69,9 +73,13 @@ class ChatFormat:
     messages, if any, and then the user's; a prompt for an answer does not end with the assistant's, unless
     it is to be gone on with. White space around each text is dropped, but for that at such an open end. Control
     tokens inside a text are plain text.
+
+    Attributes:
+      takes_tools: whether the layout introduces tools by itself, if they are a variable.
     """
 
-    def __init__(self, tokenizer: Tokenizer, layout: Layout) -> None:
+    def __init__(self, tokenizer: Tokenizer, layout: Layout, *, takes_tools: bool = False) -> None:
+        self.takes_tools = takes_tools
         self._tokenizer = tokenizer
         self._layout = layout
 
@@ -119,7 +127,7 @@ def load_chat_format(directory: Path | None, tokenizer: Tokenizer) -> ChatFormat
     if not tokenizer.has_text:
         return ChatFormat(tokenizer, _refusal("this checkpoint has no tokenizer: send token ids to /v1/completions"))
     if directory is not None and (template := _load_template(directory, tokenizer)) is not None:
-        return ChatFormat(tokenizer, template)
+        return ChatFormat(tokenizer, template, takes_tools=template.takes_tools)
     for mark in (START_OF_TURN, END_OF_TURN):
         if not _has_control_token(tokenizer, mark):
             return ChatFormat(
@@ -165,6 +173,9 @@ class ChatTemplate:
     twice stands there twice; one that it leaves out or rewrites even then is an error, since nobody would
     notice otherwise.
 
+    Attributes:
+      takes_tools: whether it has the variable `tools`.
+
     Raises:
       jinja2.TemplateSyntaxError: the source is no template.
     """
@@ -174,6 +185,7 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.globals |= {**variables, "raise_exception": _raise_exception}
+        self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(environment.parse(source))
         self._template = environment.from_string(source)
 
     def __call__(self, messages: Sequence[Message], add_header: bool, variables: Mapping[str, Any]) -> list[Part]:

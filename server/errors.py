@@ -95,6 +95,11 @@ def not_generating(reason: str) -> ApiError:
     return ApiError(503, reason, type=_SERVER_ERROR, code="not_generating", headers=RETRY)
 
 
+def constraint_failed(reason: str) -> ApiError:
+    """400, in the middle of an answer too: what the request asks for has turned out to be impossible."""
+    return ApiError(400, reason, code="constraint_failed")
+
+
 def request_aborted() -> ApiError:
     """409, which clients would repeat by themselves if they were not told not to."""
     return ApiError(409, "the request was aborted", code="request_aborted", headers={"x-should-retry": "false"})

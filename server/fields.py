@@ -8,7 +8,8 @@ from typing import Any, Final
 from .errors import bad_value, not_supported
 from .messages_schema import CountTokensBody
 from .responses_schema import ResponseBody
-from .schema import Fields, GenerationBody
+from .schema import GenerationBody
+from .schema_base import Fields
 
 _logger = logging.getLogger(__name__)
 
@@ -17,21 +18,15 @@ _NOT_YET: Final[Mapping[str, tuple[Any, ...]]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "suffix": ("",),
     # vLLM's
     "chat_template": (),
     "documents": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "best_of": (1,),
     "length_penalty": (1,),
     "prompt_logprobs": (),
     "skip_special_tokens": (True,),
-    "structured_outputs": (),
     "use_beam_search": (False,),
 }
 """Fields that would change the answer, and the values with which they would not."""
@@ -60,8 +55,6 @@ _RESPONSES_NOT_YET: Final[Mapping[str, tuple[Any, ...]]] = {
     "context_management": ([],),
     "conversation": (),
     "prompt": (),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
 }
 
 _RESPONSES_TOLERATED: Final = frozenset(
@@ -83,8 +76,6 @@ _MESSAGES_NOT_YET: Final[Mapping[str, tuple[Any, ...]]] = {
     "output_config": ({},),
     "output_format": (),
     "thinking": ({"type": "disabled"},),
-    "tools": ([],),
-    "tool_choice": ({"type": "auto"}, {"type": "none"}),
 }
 
 _MESSAGES_TOLERATED: Final = frozenset({"cache_control", "inference_geo", "metadata", "service_tier", "speed"})

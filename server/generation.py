@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from ..engine import (
     AsyncEngine,
-    ConstraintError,
     FinishReason,
     Request,
     SamplingParams,
@@ -15,10 +14,12 @@ from ..engine import (
     TokenOutput,
 )
 from .detokenizer import Detokenizer
-from .errors import request_aborted
+from .errors import constraint_failed, request_aborted
+from .grammar import Grammar
 from .metrics import NEVER, Metrics, Times
 from .prompts import Prompt
 from .tokenizer import Tokenizer
+from .tools import CallPiece, CallReader, join_calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class Choice:
       stop: strings that end it.
       fork_of: the choice whose prompt is this one's too, and is read before.
       include_stop: whether the stop string, or the text of a stop token, is part of the answer.
+      grammar: what the answer has to keep to, if anything.
+      may_call: whether the answer may consist of calls of tools, which are then told from text.
     """
 
     index: int
@@ -38,6 +41,23 @@ class Choice:
     stop: tuple[str, ...] = ()
     include_stop: bool = False
     fork_of: int | None = None
+    grammar: Grammar | None = None
+    may_call: bool = False
+
+    def request(self, request_id: str) -> Request:
+        """What the engine is asked for.
+
+        Args:
+          request_id: of all choices together.
+        """
+        return Request(
+            f"{request_id}-{self.index}",
+            self.prompt.token_ids,
+            self.params,
+            stepwise=bool(self.stop),
+            fork_of=None if self.fork_of is None else f"{request_id}-{self.fork_of}",
+            constraint=None if self.grammar is None else self.grammar.constraint(),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +66,9 @@ class Delta:
 
     Attributes:
       index: the choice's.
-      text: may be empty, as half a character and what may become a stop string are held back.
+      text: may be empty, as half a character and what may become a stop string or a call are held back.
+      calls: of tools; there is no text then.
+      called: on the last delta: whether the answer consists of calls, and none of them was cut short.
       token_ids: the new tokens, the one that ended it included.
       logprobs: one entry per new token, if asked for.
       prompt_logprobs: on the first delta, if asked for.
@@ -57,6 +79,8 @@ class Delta:
 
     index: int
     text: str = ""
+    calls: tuple[CallPiece, ...] = ()
+    called: bool = False
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
@@ -72,27 +96,21 @@ async def generate_choice(
 
     Raises:
       QueueFullError, EngineDeadError: see `AsyncEngine.generate`.
-      ApiError: somebody else aborted the request.
-      ConstraintError: what decides which tokens may come has failed.
+      ApiError: somebody else aborted the request, or what it has to keep to cannot be kept to.
     """
-    request = Request(
-        f"{request_id}-{choice.index}",
-        choice.prompt.token_ids,
-        choice.params,
-        stepwise=bool(choice.stop),
-        fork_of=None if choice.fork_of is None else f"{request_id}-{choice.fork_of}",
-    )
+    request = choice.request(request_id)
     detokenizer = Detokenizer(tokenizer, choice.stop, include_stop=choice.include_stop)
+    calls = CallReader() if choice.may_call else None
     with metrics.track_request() as record:
         async with aclosing(engine.generate(request)) as outputs:
             async for output in outputs:
                 if output.finish_reason is FinishReason.ABORT:
                     raise request_aborted()
                 if output.finish_reason is FinishReason.ERROR:
-                    raise ConstraintError(output.error)
+                    raise constraint_failed(output.error or "")
                 delta = _advance(choice, detokenizer, output)
                 record.tokens(len(delta.token_ids))
-                delta = replace(delta, times=record.times)
+                delta = replace(delta if calls is None else _tell_calls(calls, delta), times=record.times)
                 if delta.finish_reason is not None:
                     record.finished(delta.finish_reason)
                 yield delta
@@ -124,6 +142,12 @@ def _advance(choice: Choice, detokenizer: Detokenizer, output: TokenOutput) -> D
         finish_reason=finish_reason,
         stop_reason=stop_reason,
     )
+
+
+def _tell_calls(reader: CallReader, delta: Delta) -> Delta:
+    text, calls = reader.read(delta.text, is_last=delta.finish_reason is not None)
+    called = delta.finish_reason is FinishReason.STOP and reader.is_complete
+    return replace(delta, text=text, calls=calls, called=called)
 
 
 class Generation:
@@ -194,6 +218,8 @@ def join(deltas: Sequence[Delta]) -> Delta:
     return Delta(
         index=first.index,
         text="".join(delta.text for delta in deltas),
+        calls=join_calls([piece for delta in deltas for piece in delta.calls]),
+        called=last.called,
         token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
         logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
         prompt_logprobs=first.prompt_logprobs,

@@ -1,7 +1,8 @@
 """Anthropic's messages: a body becomes chat's, and what chat makes of it blocks of content."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from ..engine import FinishReason
@@ -10,17 +11,33 @@ from .error_answers import anthropic_body
 from .errors import ApiError
 from .framing import PINGED_EVENTS
 from .generation import Delta
-from .messages_schema import MessagesBody
+from .messages_schema import CountTokensBody, MessagesBody
 from .prompts import Prompt
-from .schema import ChatBody
+from .schema import ChatBody, TemplateFields
 from .served_model import ServedModel
+from .tools import CallPiece
+
+_EMPTY_TEXT: Final = {"type": "text", "text": ""}
+
+
+def prompt_of(body: CountTokensBody) -> TemplateFields:
+    """What becomes the prompt. Where the last message is the assistant's, the answer goes on with it."""
+    return TemplateFields(
+        continue_final_message=body.is_begun,
+        tools=[tool.as_chat() for tool in body.tools],
+        tool_choice=body.tool_choice.as_chat(),
+    )
 
 
 def chat_of(body: MessagesBody) -> ChatBody:
-    """The same request to chat. Where the last message is the assistant's, the answer goes on with it."""
+    """The same request to chat."""
+    prompt = prompt_of(body)
     return ChatBody(
         messages=body.chat_messages,
-        continue_final_message=body.is_begun,
+        continue_final_message=prompt.continue_final_message,
+        tools=prompt.tools,
+        tool_choice=prompt.tool_choice,
+        parallel_tool_calls=not body.tool_choice.disable_parallel_tool_use,
         max_completion_tokens=body.max_tokens,
         stop=body.stop_sequences or None,
         temperature=body.temperature,
@@ -46,32 +63,55 @@ class MessageWriter(AnswerWriter):
         self._model = model
         self._prompt = prompt
         self._num_tokens = 0
+        self._num_blocks = 0
         self._end = Delta(0)
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         (choice,) = choices
-        content = [{"type": "text", "text": choice.text}]
+        calls = [_tool_use(call, _parsed(call.arguments)) for call in choice.calls]
+        content = calls or [{"type": "text", "text": choice.text}]
         return {**self._message(content, len(choice.token_ids)), **_stop(choice)}
 
     def opening(self) -> Iterator[dict[str, Any]]:
         yield {"type": "message_start", "message": self._message([], 0)}
-        yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
         yield {"type": "ping"}
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        """A block begins when it is known what it is."""
         self._num_tokens += len(delta.token_ids)
         self._end = delta
         if delta.text:
-            text = {"type": "text_delta", "text": delta.text}
-            yield {"type": "content_block_delta", "index": 0, "delta": text}
+            if not self._num_blocks:
+                yield from self._begin(_EMPTY_TEXT)
+            yield self._block_delta({"type": "text_delta", "text": delta.text})
+        for piece in delta.calls:
+            if piece.id is not None:
+                yield from self._begin(_tool_use(piece, {}))
+            if piece.arguments:
+                yield self._block_delta({"type": "input_json_delta", "partial_json": piece.arguments})
 
     def closing(self) -> Iterator[dict[str, Any]]:
-        yield {"type": "content_block_stop", "index": 0}
+        if not self._num_blocks:
+            yield from self._begin(_EMPTY_TEXT)
+        yield self._stopped_block()
         yield {"type": "message_delta", "delta": _stop(self._end), "usage": self._usage(self._num_tokens)}
         yield {"type": "message_stop"}
 
     def failing(self, error: ApiError) -> Iterator[Mapping[str, Any]]:
         yield anthropic_body(error)
+
+    def _begin(self, block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The next block; the one before it ends."""
+        if self._num_blocks:
+            yield self._stopped_block()
+        yield {"type": "content_block_start", "index": self._num_blocks, "content_block": block}
+        self._num_blocks += 1
+
+    def _block_delta(self, delta: dict[str, str]) -> dict[str, Any]:
+        return {"type": "content_block_delta", "index": self._num_blocks - 1, "delta": delta}
+
+    def _stopped_block(self) -> dict[str, Any]:
+        return {"type": "content_block_stop", "index": self._num_blocks - 1}
 
     def _message(self, content: list[dict[str, Any]], output_tokens: int) -> dict[str, Any]:
         return {
@@ -94,7 +134,22 @@ class MessageWriter(AnswerWriter):
         }
 
 
+def _tool_use(call: CallPiece, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments}
+
+
+def _parsed(arguments: str) -> dict[str, Any]:
+    """Empty where an answer was cut short within them: this API has no place for half of them."""
+    try:
+        parsed: dict[str, Any] = json.loads(arguments)
+    except ValueError:
+        return {}
+    return parsed
+
+
 def _stop(delta: Delta) -> dict[str, str | None]:
+    if delta.called:
+        return {"stop_reason": "tool_use", "stop_sequence": None}
     if isinstance(delta.stop_reason, str):
         return {"stop_reason": "stop_sequence", "stop_sequence": delta.stop_reason}
     cut = delta.finish_reason is FinishReason.LENGTH

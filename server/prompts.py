@@ -1,16 +1,20 @@
 """From what a client sends to prompt ids, and back for `echo`."""
 
 import asyncio
+import itertools
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from .chat import ANSWER, ChatFormatError, Ending, Message
-from .errors import bad_value, not_supported
+from .errors import bad_value
 from .schema import ChatMessage, GenerationBody
 from .served_model import ServedModel
 from .tokenizer import TextUnavailableError, Tokenizer
+from .tools import call_text, described, result_text, tools_text
+from .tools_schema import Tool
 
 _LONG: Final = 8192
 """Characters, or ids, that take a millisecond or two: from here on the event loop is spared."""
@@ -79,17 +83,28 @@ class PromptEncoder:
         return Prompt(tuple(token_ids))
 
     async def chat(
-        self, messages: Sequence[ChatMessage], ending: Ending = ANSWER, *, param: str = "messages"
+        self,
+        messages: Sequence[ChatMessage],
+        ending: Ending = ANSWER,
+        *,
+        tools: Sequence[Tool] = (),
+        param: str = "messages",
     ) -> Prompt:
         """A conversation.
 
         Args:
+          tools: that the answer may call.
           param: the field it came in.
 
         Raises:
           ApiError: the messages cannot become a prompt.
         """
+        _check_results(messages, param)
         plain = [_plain(message, param) for message in messages]
+        if tools and self._chat_format.takes_tools:
+            ending = ending.with_variable("tools", self._described(tools))
+        elif tools:
+            plain = _introduced(tools, plain)
         length = sum(len(message.content) for message in plain)
 
         def encode() -> list[int]:
@@ -114,6 +129,14 @@ class PromptEncoder:
         kept = rest[:room] if body.truncation_side == "right" else rest[len(rest) - room :]
         return replace(prompt, token_ids=front + kept)
 
+    def _described(self, tools: Sequence[Tool]) -> list[dict[str, Any]]:
+        """What a template writes itself is markup: control tokens that tools spell out would be real there."""
+        described_tools = [described(tool) for tool in tools]
+        token_ids = self._tokenizer.encode(json.dumps(described_tools, ensure_ascii=False))
+        if names := [self._tokenizer.token_text(each) for each in token_ids if self._tokenizer.is_control(each)]:
+            raise bad_value("tools", f"tools: the name of a control token, {names[0]}, cannot be a part of them")
+        return described_tools
+
     def _text(self, text: str, add_bos: bool) -> Prompt:
         bos_id = self._tokenizer.bos_id if add_bos else None
         try:
@@ -132,9 +155,31 @@ class PromptEncoder:
         return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
 
 
+def _check_results(messages: Sequence[ChatMessage], param: str) -> None:
+    """A result without its call would read as if the user had said it."""
+    call_ids: set[str | None] = set()
+    for message in messages:
+        if message.role == "tool" and message.tool_call_id not in call_ids:
+            raise bad_value(param, f"{param}: no call before it has the id of the result, {message.tool_call_id!r}")
+        call_ids.update(call.id for call in message.tool_calls or ())
+
+
 def _plain(message: ChatMessage, param: str) -> Message:
-    if message.tool_calls:
-        raise not_supported(param, "tool_calls in a message")
+    """Calls and their results become text: no format has a place of its own for them."""
     if message.content is None and message.role != "assistant":
         raise bad_value(param, f"a message of the role {message.role!r} needs content")
-    return Message(message.role, message.text)
+    if message.role == "tool":
+        return Message("user", result_text(message.text))
+    if not message.tool_calls:
+        return Message(message.role, message.text)
+    if message.role != "assistant":
+        raise bad_value(param, f"a message of the role {message.role!r} cannot have tool_calls")
+    calls = (call_text(call.function.name, call.function.arguments) for call in message.tool_calls)
+    return Message("assistant", "\n".join((*filter(None, [message.text]), *calls)))
+
+
+def _introduced(tools: Sequence[Tool], messages: Sequence[Message]) -> list[Message]:
+    """The messages with the tools behind the system texts at the beginning."""
+    leading = itertools.takewhile(lambda message: message.role in ("system", "developer"), messages)
+    position = sum(1 for _ in leading)
+    return [*messages[:position], Message("system", tools_text(tools)), *messages[position:]]

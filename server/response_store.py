@@ -39,7 +39,7 @@ class ResponseStore:
         """Stores a response, in place of an earlier state of the same."""
         response_id = response["id"]
         self._drop(response_id)
-        characters = sum(len(message.text) for message in conversation) + len(response["instructions"] or "")
+        characters = sum(message.num_characters for message in conversation) + len(response["instructions"] or "")
         self._stored[response_id] = StoredResponse(response, conversation, characters)
         self._characters += characters
         while len(self._stored) > self._max_responses or self._characters > self._max_characters:

@@ -3,22 +3,27 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 from uuid import uuid4
 
 from ..engine import FinishReason, SamplingParams
 from .answers import AnswerWriter
-from .errors import ApiError, bad_value, not_supported
+from .errors import ApiError, bad_value
 from .framing import TYPED_EVENTS
 from .generation import Delta, join
 from .logprobs import response_delta_logprobs, response_logprobs
 from .prompts import Prompt
-from .responses_schema import LOGPROBS, ResponseBody
+from .responses_schema import LOGPROBS, ResponseBody, ResponseTool
 from .schema import ChatBody, ChatMessage
 from .served_model import ServedModel
+from .tools import CallPiece
+from .tools_schema import CalledFunction, ToolCall
 
 _TEXT_PLACE: Final = {"output_index": 0, "content_index": 0}
-"""There is one item, with one text."""
+"""There is one message, with one text, or none but calls."""
+
+_NO_ANSWER: Final = ChatMessage(role="assistant", content="")
 
 
 def chat_of(body: ResponseBody, conversation: Sequence[ChatMessage]) -> ChatBody:
@@ -30,8 +35,6 @@ def chat_of(body: ResponseBody, conversation: Sequence[ChatMessage]) -> ChatBody
     Raises:
       ApiError: it asks for what chat cannot do.
     """
-    if body.text.format.type != "text":
-        raise not_supported("text.format", f"text.format of the type {body.text.format.type!r}")
     if body.top_logprobs is not None and not body.wants_logprobs:
         raise bad_value("top_logprobs", f'top_logprobs needs include: ["{LOGPROBS}"]')
     instructions = [ChatMessage(role="system", content=body.instructions)] if body.instructions else []
@@ -47,6 +50,10 @@ def chat_of(body: ResponseBody, conversation: Sequence[ChatMessage]) -> ChatBody
         ignore_eos=body.ignore_eos,
         logprobs=body.wants_logprobs,
         top_logprobs=body.top_logprobs,
+        response_format=body.text.format.as_chat(),
+        tools=[tool.as_chat() for tool in body.tools],
+        tool_choice=body.chat_tool_choice,
+        parallel_tool_calls=body.parallel_tool_calls,
     )
 
 
@@ -57,7 +64,7 @@ class ResponseWriter(AnswerWriter):
 
     Args:
       params: what the engine was told; the response shows what of it the client left to us.
-      keep: gets the response in its final state, and the text of the answer.
+      keep: gets the response in its final state, and the answer.
     """
 
     framing = TYPED_EVENTS
@@ -68,7 +75,7 @@ class ResponseWriter(AnswerWriter):
         model: ServedModel,
         prompt: Prompt,
         params: SamplingParams,
-        keep: Callable[[dict[str, Any], str], None],
+        keep: Callable[[dict[str, Any], ChatMessage], None],
     ) -> None:
         self.id = f"resp_{uuid4().hex}"
         self._item_id = f"msg_{uuid4().hex}"
@@ -80,33 +87,37 @@ class ResponseWriter(AnswerWriter):
         self._keep = keep
         self._numbers = itertools.count()
         self._deltas: list[Delta] = []
+        self._untold: list[Delta] = []
+        self._has_message = False
+        self._call_item_id = ""
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         (choice,) = choices
         response = self._finished(choice)
-        self._keep(response, choice.text)
+        self._keep(response, _answer(choice))
         return response
 
     def opening(self) -> Iterator[dict[str, Any]]:
         yield self._event("response.created", response=self.begun())
         yield self._event("response.in_progress", response=self.begun())
-        yield self._event("response.output_item.added", output_index=0, item=self._item("in_progress", []))
-        yield self._text_event("response.content_part.added", part=self._part(Delta(0)))
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        """An item begins when it is known whether it is a message or a call."""
         self._deltas.append(delta)
-        if delta.text or (delta.token_ids and self._body.wants_logprobs):
-            yield self._text_event("response.output_text.delta", delta=delta.text, logprobs=self._delta_logprobs(delta))
+        for piece in delta.calls:
+            yield from self._call_chunks(piece)
+        self._untold.append(delta)
+        if delta.text or (self._has_message and delta.token_ids and self._body.wants_logprobs):
+            yield from self._text_chunks()
 
     def closing(self) -> Iterator[dict[str, Any]]:
         choice = join(self._deltas)
         response = self._finished(choice)
-        (item,) = response["output"]
-        logprobs = self._delta_logprobs(choice)
-        yield self._text_event("response.output_text.done", text=choice.text, logprobs=logprobs)
-        yield self._text_event("response.content_part.done", part=item["content"][0])
-        yield self._event("response.output_item.done", output_index=0, item=item)
-        self._keep(response, choice.text)
+        if choice.calls:
+            yield from self._ended_call(choice.calls[-1], response["output"][-1])
+        else:
+            yield from self._ended_message(choice, response["output"][0])
+        self._keep(response, _answer(choice))
         yield self._event(f"response.{response['status']}", response=response)
 
     def failing(self, error: ApiError) -> Iterator[dict[str, Any]]:
@@ -120,14 +131,14 @@ class ResponseWriter(AnswerWriter):
     def cancelled(self) -> dict[str, Any]:
         """The response if somebody ends it early; it is kept."""
         response = self._response("cancelled")
-        self._keep(response, "")
+        self._keep(response, _NO_ANSWER)
         return response
 
     def failed(self, error: ApiError) -> dict[str, Any]:
         """The response if something goes wrong; it is kept."""
         code = "rate_limit_exceeded" if error.status_code == 429 else "server_error"
         response = self._response("failed", error={"code": code, "message": error.body["error"]["message"]})
-        self._keep(response, "")
+        self._keep(response, _NO_ANSWER)
         return response
 
     def _finished(self, choice: Delta) -> dict[str, Any]:
@@ -137,9 +148,45 @@ class ResponseWriter(AnswerWriter):
             status,
             incomplete_details={"reason": "max_output_tokens"} if cut else None,
             completed_at=None if cut else time.time(),
-            output=[self._item(status, [self._part(choice)])],
+            output=_call_items(choice.calls, status) or [self._item(status, [self._part(choice)])],
             usage=self._usage(len(choice.token_ids)),
         )
+
+    def _text_chunks(self) -> Iterator[dict[str, Any]]:
+        """All that is untold of a text, at least that there is one."""
+        news = join(self._untold)
+        self._untold.clear()
+        if not self._has_message:
+            self._has_message = True
+            yield self._event("response.output_item.added", output_index=0, item=self._item("in_progress", []))
+            yield self._text_event("response.content_part.added", part=self._part(Delta(0)))
+        if news.text or (news.token_ids and self._body.wants_logprobs):
+            yield self._text_event("response.output_text.delta", delta=news.text, logprobs=self._delta_logprobs(news))
+
+    def _ended_message(self, choice: Delta, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if self._untold:
+            yield from self._text_chunks()
+        logprobs = self._delta_logprobs(choice)
+        yield self._text_event("response.output_text.done", text=choice.text, logprobs=logprobs)
+        yield self._text_event("response.content_part.done", part=item["content"][0])
+        yield self._event("response.output_item.done", output_index=0, item=item)
+
+    def _call_chunks(self, piece: CallPiece) -> Iterator[dict[str, Any]]:
+        if piece.id is not None:
+            if piece.index:
+                before = join(self._deltas).calls[piece.index - 1]
+                yield from self._ended_call(before, _call_item(before, "completed"))
+            item = _call_item(replace(piece, arguments=""), "in_progress")
+            self._call_item_id = item["id"]
+            yield self._event("response.output_item.added", output_index=piece.index, item=item)
+        if piece.arguments:
+            place = {"item_id": self._call_item_id, "output_index": piece.index}
+            yield self._event("response.function_call_arguments.delta", **place, delta=piece.arguments)
+
+    def _ended_call(self, call: CallPiece, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        place = {"item_id": item["id"], "output_index": call.index}
+        yield self._event("response.function_call_arguments.done", **place, arguments=call.arguments)
+        yield self._event("response.output_item.done", output_index=call.index, item=item)
 
     def _response(self, status: str, **news: Any) -> dict[str, Any]:
         body = self._body
@@ -163,9 +210,9 @@ class ResponseWriter(AnswerWriter):
             "safety_identifier": body.safety_identifier,
             "service_tier": "default",
             "temperature": self._params.temperature,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
+            "text": {"format": body.text.format.model_dump(by_alias=True, exclude_unset=True)},
+            "tool_choice": body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.model_dump(),
+            "tools": [_described(tool) for tool in body.tools],
             "top_logprobs": body.top_logprobs or 0,
             "top_p": self._params.top_p,
             "truncation": body.truncation,
@@ -205,3 +252,40 @@ class ResponseWriter(AnswerWriter):
 
     def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
         return {"type": kind, "sequence_number": next(self._numbers), **fields}
+
+
+def _answer(choice: Delta) -> ChatMessage:
+    """As the conversation goes on from it."""
+    calls = [
+        ToolCall(id=call.id or "", function=CalledFunction(name=call.name or "", arguments=call.arguments))
+        for call in choice.calls
+    ]
+    return ChatMessage(role="assistant", content=choice.text, tool_calls=calls or None)
+
+
+def _call_items(calls: Sequence[CallPiece], status: str) -> list[dict[str, Any]]:
+    """If the answer was cut short, it was within the last call."""
+    last = len(calls) - 1
+    return [_call_item(call, status if call.index == last else "completed") for call in calls]
+
+
+def _call_item(call: CallPiece, status: str) -> dict[str, Any]:
+    assert call.id is not None
+    return {
+        "type": "function_call",
+        "id": call.id.replace("call_", "fc_"),
+        "call_id": call.id,
+        "name": call.name,
+        "arguments": call.arguments,
+        "status": status,
+    }
+
+
+def _described(tool: ResponseTool) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": tool.parameters,
+        "strict": tool.strict,
+    }

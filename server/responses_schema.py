@@ -1,11 +1,24 @@
 """What clients may send to `/v1/responses`. Its other fields are for `fields.py`."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from .schema import TEXT_OR_LIST, Body, ChatMessage, Count, Fields, Text, TextPart, TopLogprobs
+from .schema import ChatMessage, ContentPart, TextPart
+from .schema_base import TEXT_OR_LIST, TEXT_OR_OBJECT, Body, Count, Fields, Text, TopLogprobs
+from .structured_schema import JsonSchema, ResponseFormat
+from .tools_schema import (
+    MAX_TOOLS,
+    CalledFunction,
+    Function,
+    FunctionName,
+    NamedFunction,
+    NamedTool,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -31,25 +44,96 @@ class ResponsePart(BaseModel):
     text: str
 
 
-class ResponseItem(Fields):
-    """A message; an answer's own items may be sent back as they are."""
+PartedText = Annotated[Text | Annotated[list[ResponsePart], Tag("<list>")], TEXT_OR_LIST]
+
+
+class MessageItem(Fields):
+    """An answer's own items may be sent back as they are."""
 
     type: Literal["message"] = "message"
     role: str
-    content: Annotated[Text | Annotated[list[ResponsePart], Tag("<list>")], TEXT_OR_LIST]
+    content: PartedText
 
     def as_chat(self) -> ChatMessage:
-        if isinstance(self.content, str):
-            return ChatMessage(role=self.role, content=self.content)
-        return ChatMessage(role=self.role, content=[TextPart(type="text", text=part.text) for part in self.content])
+        return ChatMessage(role=self.role, content=_chat_content(self.content))
 
 
-class ResponseFormat(Fields):
-    type: str
+class CallItem(Fields):
+    type: Literal["function_call"]
+    call_id: str
+    name: FunctionName
+    arguments: str
+
+    def as_chat(self) -> ChatMessage:
+        function = CalledFunction(name=self.name, arguments=self.arguments)
+        return ChatMessage(role="assistant", tool_calls=[ToolCall(id=self.call_id, function=function)])
+
+
+class CallOutputItem(Fields):
+    type: Literal["function_call_output"]
+    call_id: str
+    output: PartedText
+
+    def as_chat(self) -> ChatMessage:
+        return ChatMessage(role="tool", content=_chat_content(self.output), tool_call_id=self.call_id)
+
+
+def _kind_of_item(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else None
+    return f"<{kind}>" if kind in ("function_call", "function_call_output") else "<message>"
+
+
+ResponseItem = Annotated[
+    Annotated[MessageItem, Tag("<message>")]
+    | Annotated[CallItem, Tag("<function_call>")]
+    | Annotated[CallOutputItem, Tag("<function_call_output>")],
+    Discriminator(_kind_of_item),
+]
+
+
+class ResponseTool(Function):
+    """As chat's, but with the function's fields beside the type."""
+
+    type: Literal["function"]
+
+    def as_chat(self) -> Tool:
+        function = Function(name=self.name, description=self.description, parameters=self.parameters)
+        return Tool(type="function", function=function)
+
+
+class ResponseNamedTool(NamedFunction):
+    type: Literal["function"]
+
+
+ResponseToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<text>")] | Annotated[ResponseNamedTool, Tag("<object>")],
+    TEXT_OR_OBJECT,
+]
+
+
+class TextFormat(Fields):
+    """As chat's, but with the schema's fields beside the type."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    description: str | None = None
+    strict: bool = False
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "TextFormat":
+        if self.type == "json_schema" and (self.name is None or self.schema_ is None):
+            raise ValueError("the type json_schema needs name and schema")
+        return self
+
+    def as_chat(self) -> ResponseFormat:
+        if self.type != "json_schema":
+            return ResponseFormat(type=self.type)
+        return ResponseFormat(type=self.type, json_schema=JsonSchema(name=self.name or "", schema=self.schema_))
 
 
 class ResponseText(Fields):
-    format: ResponseFormat = ResponseFormat(type="text")
+    format: TextFormat = TextFormat(type="text")
 
 
 class ResponseStreamOptions(Fields):
@@ -82,6 +166,8 @@ class ResponseBody(Body):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    tools: list[ResponseTool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tool_choice: ResponseToolChoice = "auto"
     parallel_tool_calls: bool = True
     seed: int | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
@@ -97,5 +183,17 @@ class ResponseBody(Body):
         return [item.as_chat() for item in self.input]
 
     @property
+    def chat_tool_choice(self) -> ToolChoice:
+        if isinstance(self.tool_choice, str):
+            return self.tool_choice
+        return NamedTool(type="function", function=NamedFunction(name=self.tool_choice.name))
+
+    @property
     def wants_logprobs(self) -> bool:
         return LOGPROBS in self.include
+
+
+def _chat_content(content: str | list[ResponsePart]) -> str | list[ContentPart]:
+    if isinstance(content, str):
+        return content
+    return [TextPart(type="text", text=part.text) for part in content]

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
 
 from ..engine import MAX_BIASES, MAX_LOGPROBS
 from .chat import Ending
+from .schema_base import Body, Count, Fields, Text, TokenIds, TopLogprobs, is_list, union
+from .structured_schema import StructuredFields
+from .tools_schema import MAX_TOOLS, Tool, ToolCall, ToolChoice
 
 MAX_STOP_STRINGS: Final = 64
 """OpenAI allows 4; each costs a little for every character generated."""
@@ -15,14 +18,6 @@ MAX_BAD_WORDS: Final = 128
 """Phrases among them are looked for at every token."""
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-Count = Annotated[int, Field(ge=0, lt=2**31)]
-TokenId = Annotated[int, Field(ge=0)]
-TokenIds = Annotated[list[TokenId], FailFast()]
-TopLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
-
-
-def _is_list(value: Any) -> str | None:
-    return "<text>" if isinstance(value, str) else "<list>" if isinstance(value, list) else None
 
 
 def _kind_of_prompt(value: Any) -> str | None:
@@ -44,20 +39,11 @@ def _kind_of_part(value: Any) -> str:
     return "<refusal>" if isinstance(value, dict) and value.get("type") == "refusal" else "<text>"
 
 
-def _union(discriminate: Any, message: str) -> Discriminator:
-    return Discriminator(discriminate, custom_error_type="wrong_kind", custom_error_message=message)
-
-
-Text = Annotated[str, Tag("<text>")]
-
-TEXT_OR_LIST: Final = _union(_is_list, "must be a string or an array")
-"""Of a union of `Text` and a list tagged `<list>`."""
-
 StopString = Annotated[str, Field(min_length=1)]
 Stop = Annotated[
     Annotated[StopString, Tag("<text>")]
     | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS), Tag("<list>")],
-    _union(_is_list, "must be a string or an array of strings"),
+    union(is_list, "must be a string or an array of strings"),
 ]
 
 Prompt = Annotated[
@@ -65,30 +51,11 @@ Prompt = Annotated[
     | Annotated[list[str], FailFast(), Tag("<texts>")]
     | Annotated[TokenIds, Tag("<ids>")]
     | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], FailFast(), Tag("<id lists>")],
-    _union(
+    union(
         _kind_of_prompt,
         "must be a string, an array of token ids, or an array of either; and no array may be empty",
     ),
 ]
-
-
-class Fields(BaseModel):
-    """An object in which null means absent."""
-
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        return {name: value for name, value in data.items() if value is not None}
-
-
-class Body(Fields):
-    """What all requests have in common."""
-
-    model: str | None = None
 
 
 class StreamOptions(Fields):
@@ -99,8 +66,8 @@ class StreamOptions(Fields):
     include_obfuscation: bool = False
 
 
-class GenerationBody(Body):
-    """What chat and completions have in common. None: the checkpoint's default, else OpenAI's."""
+class GenerationBody(StructuredFields):
+    """What chat, completions and `/generate` have in common. None: the checkpoint's default, else OpenAI's."""
 
     n: Annotated[int, Field(ge=1, le=128)] = 1
     stream: bool = False
@@ -113,13 +80,13 @@ class GenerationBody(Body):
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
-    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES)] = {}
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=MAX_BIASES)
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
-    bad_words: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_BAD_WORDS)] = []
-    logprob_token_ids: Annotated[TokenIds, Field(max_length=MAX_LOGPROBS)] = []
+    bad_words: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, max_length=MAX_BAD_WORDS)
+    logprob_token_ids: TokenIds = Field(default_factory=list, max_length=MAX_LOGPROBS)
     seed: int | None = None
     stop: Stop | None = None
-    stop_token_ids: TokenIds = []
+    stop_token_ids: TokenIds = Field(default_factory=list)
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: Count = 0
@@ -127,6 +94,11 @@ class GenerationBody(Body):
     truncation_side: Literal["left", "right"] = "left"
     return_token_ids: bool = False
     return_timings: bool = False
+
+    @property
+    def may_call(self) -> bool:
+        """Whether the answer may consist of calls of tools."""
+        return False
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -199,17 +171,23 @@ class ChatMessage(BaseModel):
     content: (
         Annotated[
             Text | Annotated[list[ContentPart], Tag("<list>")],
-            _union(_is_list, "must be a string or an array of parts"),
+            union(is_list, "must be a string or an array of parts"),
         ]
         | None
     ) = None
-    tool_calls: list[Any] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
     @property
     def text(self) -> str:
         if self.content is None or isinstance(self.content, str):
             return self.content or ""
         return "\n".join(part.text for part in self.content)
+
+    @property
+    def num_characters(self) -> int:
+        """What keeping it costs."""
+        return len(self.text) + sum(len(call.function.arguments) for call in self.tool_calls or ())
 
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1)]
@@ -220,7 +198,9 @@ class TemplateFields(Body):
 
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    tools: list[Tool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tool_choice: ToolChoice = "auto"
 
     @property
     def ending(self) -> Ending:
@@ -228,6 +208,11 @@ class TemplateFields(Body):
         default = not self.continue_final_message
         add_header = default if self.add_generation_prompt is None else self.add_generation_prompt
         return Ending(add_header, self.continue_final_message, self.chat_template_kwargs)
+
+    @property
+    def usable_tools(self) -> Sequence[Tool]:
+        """Those that the model gets to know of."""
+        return [] if self.tool_choice == "none" else self.tools
 
 
 class ChatBody(GenerationBody, TemplateFields):
@@ -238,6 +223,11 @@ class ChatBody(GenerationBody, TemplateFields):
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool = False
     top_logprobs: TopLogprobs | None = None
+    parallel_tool_calls: bool = True
+
+    @property
+    def may_call(self) -> bool:
+        return bool(self.usable_tools)
 
 
 class TokenizeBody(TemplateFields):

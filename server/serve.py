@@ -14,6 +14,7 @@ import uvicorn
 from ..engine import AsyncEngine, ConfigError, RoostError, open_model
 from .app import create_app
 from .fields import FieldCheck
+from .grammar import GrammarCompiler
 from .loading import LoadProgress, engine_config, is_loading, leave_while_loading, make_engine, summary
 from .logging import set_up_logging
 from .metrics import Metrics
@@ -51,6 +52,7 @@ def serve(settings: Settings) -> int:
         model=model,
         metrics=Metrics(lambda: engine.stats),
         prompts=PromptEncoder(model),
+        grammars=GrammarCompiler(model.tokenizer, model.end_token_ids),
         max_choices=config.max_queue,
         check_fields=FieldCheck(strict=settings.strict),
     )

@@ -17,14 +17,17 @@ from .disconnect import until_disconnect
 from .errors import bad_value, model_loading, not_generating, unknown_model
 from .fields import FieldCheck
 from .generation import Choice, Generation, collect, generate_choice
+from .grammar import Grammar, GrammarCompiler, GrammarError
 from .logging import request_id
 from .metrics import Metrics
 from .prompts import Prompt, PromptEncoder
 from .response_store import ResponseStore
 from .running import RunningGenerations
-from .schema import Body, GenerationBody
+from .schema import GenerationBody
+from .schema_base import Body
 from .served_model import ServedModel
 from .stream import EventStream, first_delta, stream_events
+from .structured import Wish
 
 PATIENCE_S: Final = 1.0
 """How long a stream waits for its first token before it says 200: a full queue is known by then."""
@@ -43,6 +46,7 @@ class Service:
     model: ServedModel
     metrics: Metrics
     prompts: PromptEncoder
+    grammars: GrammarCompiler
     max_choices: int = 256
     keep_alive_s: float = 15.0
     proof_s: float = 10.0
@@ -85,17 +89,21 @@ class Service:
         except QueueFullError as error:
             raise not_generating(str(error)) from None
 
-    def choices(
-        self, body: GenerationBody, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
+    async def choices(
+        self, body: GenerationBody, prompts: Sequence[Prompt], params: Sequence[SamplingParams], wish: Wish | None
     ) -> list[Choice]:
         """Every prompt with every one of the params, prompt by prompt.
 
+        Args:
+          wish: what all of them have to keep to.
+
         Raises:
-          ApiError: these are too many.
+          ApiError: these are too many, or the wish cannot be fulfilled.
         """
         if len(prompts) * len(params) > self.max_choices:
             param = "prompt" if len(prompts) > 1 else "n"
             raise bad_value(param, f"one request may ask for {self.max_choices} choices (prompts times n)")
+        grammar = None if wish is None else await self._grammar(body, wish)
         pairs = [(prompt, each) for prompt in prompts for each in params]
         return [
             Choice(
@@ -105,9 +113,21 @@ class Service:
                 body.stop_strings,
                 body.include_stop_str_in_output,
                 fork_of=index - index % len(params) if index % len(params) else None,
+                grammar=grammar,
+                may_call=body.may_call,
             )
             for index, (prompt, each) in enumerate(pairs)
         ]
+
+    async def _grammar(self, body: GenerationBody, wish: Wish) -> Grammar:
+        """An answer ends where its grammar does, so nothing else may ask it to go on."""
+        for name, asked in (("ignore_eos", body.ignore_eos), ("min_tokens", body.min_tokens)):
+            if asked:
+                raise bad_value(name, f"{name} cannot be combined with {wish.param}, whose grammar ends the answer")
+        try:
+            return await self.grammars.compile(wish.spec)
+        except GrammarError as error:
+            raise wish.refused(error) from None
 
     async def respond(
         self, request: Request, answer_id: str, choices: Sequence[Choice], writer: AnswerWriter, *, stream: bool

@@ -28,6 +28,7 @@ ERRORS = "engine/errors.py"
 CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "HTTP and its schemas": ({"fastapi", "starlette", "uvicorn", "pydantic"}, ("server/*",)),
     "text": ({"sentencepiece", "tokenizers", "jinja2"}, ("server/*",)),
+    "grammars": ({"llguidance"}, ("server/grammar/*",)),
     "metrics": ({"prometheus_client"}, ("server/metrics.py",)),
     "threads, locks and queues": ({"threading", "_thread", "queue"}, ("engine/async_engine.py",)),
     "thread pools": (
@@ -197,6 +198,7 @@ def test_concerns_stay_in_their_rooms() -> None:
         (concerns_stay_in_their_rooms, "engine/x.py", "import fastapi"),
         (concerns_stay_in_their_rooms, "engine/x.py", "from pydantic.fields import Field"),
         (concerns_stay_in_their_rooms, "engine/x.py", "import sentencepiece as spm"),
+        (concerns_stay_in_their_rooms, "server/structured.py", "from llguidance import LLMatcher"),
         (concerns_stay_in_their_rooms, "server/app.py", "from prometheus_client import Counter"),
         (concerns_stay_in_their_rooms, "engine/core.py", "import threading"),
         (concerns_stay_in_their_rooms, "server/app.py", "from threading import Lock"),

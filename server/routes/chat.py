@@ -1,6 +1,7 @@
 """`POST /v1/chat/completions`."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -13,7 +14,9 @@ from ..prompts import Prompt
 from ..sampling import chat_params
 from ..schema import ChatBody
 from ..service import ReadyService
+from ..structured import chat_wish
 from ..timings import TimingReport
+from ..tools import CallPiece
 
 router = APIRouter()
 
@@ -26,9 +29,10 @@ async def create_chat_completion(body: ChatBody, request: Request, service: Read
     """The assistant's next message."""
     service.check(body)
     params = chat_params(body, service.model)
-    prompt = service.prompts.truncated(await service.prompts.chat(body.messages, body.ending), body)
+    prompt = await service.prompts.chat(body.messages, body.ending, tools=body.usable_tools)
+    prompt = service.prompts.truncated(prompt, body)
     envelope = Envelope.new("chatcmpl", body, service.model)
-    choices = service.choices(body, [prompt], params)
+    choices = await service.choices(body, [prompt], params, chat_wish(body))
     writer = ChatWriter(envelope, body, prompt)
     return await service.respond(request, envelope.id, choices, writer, stream=body.stream)
 
@@ -57,10 +61,10 @@ class ChatWriter(AnswerWriter):
         """The last tokens come in a chunk before the one that finishes, whose `delta` is empty."""
         self._usage.count(delta)
         self._timings.count(delta)
-        if delta.text or (delta.token_ids and self._tells_tokens):
+        if delta.text or delta.calls or (delta.token_ids and self._tells_tokens):
             choice = {
                 "index": delta.index,
-                "delta": {"content": delta.text},
+                "delta": _news(delta),
                 "logprobs": self._logprobs(delta),
                 "finish_reason": None,
             }
@@ -68,7 +72,7 @@ class ChatWriter(AnswerWriter):
                 choice["token_ids"] = delta.token_ids
             yield self._chunk(choice)
         if delta.finish_reason is not None:
-            end = Delta(delta.index, finish_reason=delta.finish_reason, stop_reason=delta.stop_reason)
+            end = replace(delta, token_ids=())
             last = self._chunk({"index": delta.index, "delta": {}, "logprobs": None, **choice_end(self._body, end)})
             yield {**last, **self._timings.fields()}
 
@@ -79,7 +83,7 @@ class ChatWriter(AnswerWriter):
     def _whole_choice(self, choice: Delta) -> dict[str, Any]:
         return {
             "index": choice.index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": {"role": "assistant", "refusal": None, **_whole_content(choice)},
             "logprobs": self._logprobs(choice),
             **choice_end(self._body, choice),
         }
@@ -95,3 +99,26 @@ class ChatWriter(AnswerWriter):
     def _prompt_token_ids(self) -> dict[str, Any]:
         """Beside the choices, as in vLLM: they all have the same prompt."""
         return {"prompt_token_ids": self._prompt.token_ids} if self._body.return_token_ids else {}
+
+
+def _news(delta: Delta) -> dict[str, Any]:
+    if not delta.calls:
+        return {"content": delta.text}
+    return {"tool_calls": [{"index": piece.index, **_call(piece)} for piece in delta.calls]}
+
+
+def _whole_content(choice: Delta) -> dict[str, Any]:
+    if not choice.calls:
+        return {"content": choice.text}
+    return {"content": None, "tool_calls": [_call(piece) for piece in choice.calls]}
+
+
+def _call(piece: CallPiece) -> dict[str, Any]:
+    """The id and the name come once, with a call's first piece."""
+    if piece.id is None:
+        return {"function": {"arguments": piece.arguments}}
+    return {
+        "id": piece.id,
+        "type": "function",
+        "function": {"name": piece.name, "arguments": piece.arguments},
+    }

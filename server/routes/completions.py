@@ -14,6 +14,7 @@ from ..prompts import Prompt
 from ..sampling import completion_params
 from ..schema import CompletionBody
 from ..service import ReadyService
+from ..structured import wish_of
 from ..timings import TimingReport
 
 router = APIRouter()
@@ -29,7 +30,7 @@ async def create_completion(body: CompletionBody, request: Request, service: Rea
     encoded = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens)
     prompts = [service.prompts.truncated(prompt, body) for prompt in encoded]
     envelope = Envelope.new("cmpl", body, service.model)
-    choices = service.choices(body, prompts, params)
+    choices = await service.choices(body, prompts, params, wish_of(body))
     writer = CompletionWriter(envelope, body, prompts)
     return await service.respond(request, envelope.id, choices, writer, stream=body.stream)
 

@@ -13,6 +13,7 @@ from ..prompts import Prompt
 from ..sampling import generate_params
 from ..schema import GenerateBody
 from ..service import ReadyService
+from ..structured import wish_of
 from ..timings import TimingReport
 
 router = APIRouter()
@@ -25,7 +26,7 @@ async def generate(body: GenerateBody, request: Request, service: ReadyService) 
     params = generate_params(body, service.model)
     prompt = service.prompts.truncated(service.prompts.token_ids(body.token_ids, param="token_ids"), body)
     envelope = Envelope.new("gen", body, service.model)
-    choices = service.choices(body, [prompt], params)
+    choices = await service.choices(body, [prompt], params, wish_of(body))
     return await service.respond(
         request, envelope.id, choices, TokensWriter(envelope, body, prompt), stream=body.stream
     )

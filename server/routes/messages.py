@@ -2,12 +2,12 @@
 
 from fastapi import APIRouter, Request, Response
 
-from ..chat import Ending
-from ..messages import MessageWriter, chat_of
+from ..messages import MessageWriter, chat_of, prompt_of
 from ..messages_schema import CountTokensBody, MessagesBody
 from ..openapi import ANTHROPIC_ERRORS, STREAMABLE
 from ..sampling import chat_params
 from ..service import AnyService, ReadyService
+from ..structured import chat_wish
 
 router = APIRouter()
 
@@ -18,9 +18,9 @@ async def create_message(body: MessagesBody, request: Request, service: ReadySer
     service.check(body)
     chat = chat_of(body)
     params = chat_params(chat, service.model)
-    prompt = await service.prompts.chat(chat.messages, chat.ending)
+    prompt = await service.prompts.chat(chat.messages, chat.ending, tools=chat.usable_tools)
     writer = MessageWriter(service.model, prompt)
-    choices = service.choices(chat, [prompt], params)
+    choices = await service.choices(chat, [prompt], params, chat_wish(chat))
     return await service.respond(request, writer.id, choices, writer, stream=body.stream)
 
 
@@ -28,5 +28,6 @@ async def create_message(body: MessagesBody, request: Request, service: ReadySer
 async def count_tokens(body: CountTokensBody, service: AnyService) -> dict[str, int]:
     """How long the prompt would be."""
     service.check(body)
-    ending = Ending(add_header=not body.is_begun, stay_open=body.is_begun)
-    return {"input_tokens": len((await service.prompts.chat(body.chat_messages, ending)).token_ids)}
+    asked = prompt_of(body)
+    prompt = await service.prompts.chat(body.chat_messages, asked.ending, tools=asked.usable_tools)
+    return {"input_tokens": len(prompt.token_ids)}

@@ -16,7 +16,8 @@ router = APIRouter()
 async def render_chat(body: ChatBody, service: AnyService) -> Response:
     """The one prompt of a chat. The paths are vLLM's and llama.cpp's."""
     service.check(body)
-    prompt = service.prompts.truncated(await service.prompts.chat(body.messages, body.ending), body)
+    prompt = await service.prompts.chat(body.messages, body.ending, tools=body.usable_tools)
+    prompt = service.prompts.truncated(prompt, body)
     return json_response(_rendered(service, prompt))
 
 

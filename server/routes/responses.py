@@ -14,6 +14,7 @@ from ..responses_schema import ResponseBody
 from ..sampling import chat_params
 from ..schema import ChatMessage
 from ..service import AnyService, ReadyService, Service, json_response
+from ..structured import chat_wish
 
 router = APIRouter()
 
@@ -26,10 +27,10 @@ async def create_response(body: ResponseBody, request: Request, service: ReadySe
     conversation = [*service.responses.conversation(body.previous_response_id), *body.messages]
     chat = chat_of(body, conversation)
     params = chat_params(chat, service.model)
-    prompt = await service.prompts.chat(chat.messages, chat.ending, param="input")
+    prompt = await service.prompts.chat(chat.messages, chat.ending, tools=chat.usable_tools, param="input")
     keep = partial(_keep, service, conversation) if body.store else _forget
     writer = ResponseWriter(body, service.model, prompt, params[0], keep)
-    choices = service.choices(chat, [prompt], params)
+    choices = await service.choices(chat, [prompt], params, chat_wish(chat, format_param="text.format"))
     if not body.background:
         return await service.respond(request, writer.id, choices, writer, stream=body.stream)
     begun = writer.begun()
@@ -77,11 +78,11 @@ def _check_background(body: ResponseBody) -> None:
         raise bad_value("background", "background needs store: true, as the answer is fetched later")
 
 
-def _keep(service: Service, conversation: Sequence[ChatMessage], response: dict[str, Any], text: str) -> None:
-    service.responses.keep(response, [*conversation, ChatMessage(role="assistant", content=text)])
+def _keep(service: Service, conversation: Sequence[ChatMessage], response: dict[str, Any], answer: ChatMessage) -> None:
+    service.responses.keep(response, [*conversation, answer])
 
 
-def _forget(response: dict[str, Any], text: str) -> None:
+def _forget(response: dict[str, Any], answer: ChatMessage) -> None:
     pass
 
 

@@ -50,6 +50,6 @@ async def _encode(body: TokenizeBody, service: Service) -> Prompt:
     if (body.prompt is None) == (body.messages is None):
         raise bad_value("prompt", "send either prompt or messages")
     if body.messages is not None:
-        return await service.prompts.chat(body.messages, body.ending)
+        return await service.prompts.chat(body.messages, body.ending, tools=body.usable_tools)
     assert body.prompt is not None
     return (await service.prompts.completions([body.prompt], add_bos=body.add_special_tokens))[0]

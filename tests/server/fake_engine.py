@@ -1,9 +1,13 @@
-"""An engine whose answers a reader can work out: each token is the last one plus one, modulo the vocabulary."""
+"""An engine whose answers a reader can work out: each token is the last one plus one, modulo the vocabulary.
+
+Or it says what it was given. Where there is a constraint, it asks it before each token and tells it of it.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
+import numpy as np
 from roost.engine import (
     AsyncEngine,
     EngineDeadError,
@@ -14,6 +18,7 @@ from roost.engine import (
     TokenLogprobs,
     TokenOutput,
 )
+from roost.engine.constraint import words_of_mask
 
 
 def logprob(token_id: int) -> float:
@@ -31,16 +36,19 @@ class FakeEngine(AsyncEngine):
     """Counts instead of thinking, one token per output.
 
     Attributes:
+      says: the tokens of every answer, if not counted; then an end token follows, as far as there is one.
       requests: every one that was taken, in order.
       running: ids of those that have not ended.
       gate: nobody gets a token while it is closed.
       capacity: requests from this number on find a full queue.
       dies_after, breaks_after: so many tokens of a request are given before the engine dies, or a bug shows.
+      constraint_error: what ends every request that has a constraint, after its first token.
       ready, failure: what the engine says of itself.
     """
 
     def __init__(self, vocab_size: int = 512) -> None:
         self.vocab_size = vocab_size
+        self.says: Sequence[int] = ()
         self.requests: list[Request] = []
         self.running: set[str] = set()
         self.gate = asyncio.Event()
@@ -48,6 +56,7 @@ class FakeEngine(AsyncEngine):
         self.capacity = 1000
         self.dies_after: int | None = None
         self.breaks_after: int | None = None
+        self.constraint_error: str | None = None
         self.ready = asyncio.Event()
         self.ready.set()
         self.failure: BaseException | None = None
@@ -106,11 +115,12 @@ class FakeEngine(AsyncEngine):
             await asyncio.sleep(0)
             if num_tokens == self.dies_after:
                 raise EngineDeadError("the engine died")
+            if num_tokens == 1 and request.constraint is not None and self.constraint_error is not None:
+                yield TokenOutput(finish_reason=FinishReason.ERROR, error=self.constraint_error)
+                return
             if num_tokens == self.breaks_after:
                 raise RuntimeError("secret detail")
-            token_id = (token_id + 1) % self.vocab_size
-            if num_tokens < params.min_tokens and token_id in params.stop_ids:
-                token_id = (token_id + 1) % self.vocab_size
+            token_id = self._next(request, token_id, num_tokens)
             num_tokens += 1
             finish_reason = None
             if token_id in params.stop_ids:
@@ -129,3 +139,20 @@ class FakeEngine(AsyncEngine):
             first = TokenOutput()
             if finish_reason is not None:
                 return
+
+    def _next(self, request: Request, last: int, num_tokens: int) -> int:
+        """What is wanted, or else the first token that is allowed."""
+        params = request.params
+        wanted = (last + 1) % self.vocab_size
+        if self.says:
+            wanted = [*self.says, *params.end_token_ids[:1]][num_tokens]
+        elif num_tokens < params.min_tokens and wanted in params.stop_ids:
+            wanted = (last + 2) % self.vocab_size
+        if request.constraint is None:
+            return wanted
+        mask = np.zeros(words_of_mask(self.vocab_size), np.uint32)
+        request.constraint.fill_mask(mask)
+        allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
+        token_id: int = wanted if wanted in allowed else allowed[0]
+        request.constraint.advance(token_id)
+        return token_id

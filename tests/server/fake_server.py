@@ -11,6 +11,7 @@ from fake_engine import FakeEngine
 from roost.server.app import create_app
 from roost.server.chat import load_chat_format
 from roost.server.defaults import GenerationDefaults
+from roost.server.grammar import GrammarCompiler
 from roost.server.metrics import Metrics
 from roost.server.prompts import PromptEncoder
 from roost.server.served_model import ServedModel
@@ -40,6 +41,7 @@ def make_service(engine: FakeEngine, model: ServedModel, keep_alive_s: float = 1
         model=model,
         metrics=Metrics(lambda: engine.stats),
         prompts=PromptEncoder(model),
+        grammars=GrammarCompiler(model.tokenizer, model.end_token_ids),
         keep_alive_s=keep_alive_s,
     )
 

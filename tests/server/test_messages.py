@@ -55,8 +55,8 @@ async def test_the_events_of_a_stream(client: httpx.AsyncClient) -> None:
             checked(RawMessageStreamEvent, event)
     assert [name for name, _ in got] == [
         "message_start",
-        "content_block_start",
         "ping",
+        "content_block_start",
         *["content_block_delta"] * 3,
         "content_block_stop",
         "message_delta",
@@ -116,7 +116,7 @@ async def test_tokens_are_counted_as_they_will_be_read(client: httpx.AsyncClient
             "messages[0].content[0].type",
         ),
         ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "invalid_request_error", "messages"),
-        ({"tools": [{"name": "f", "input_schema": {}}]}, 400, "invalid_request_error", "tools"),
+        ({"tools": [{"type": "web_search_20250305", "name": "f"}]}, 400, "invalid_request_error", "tools[0].type"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, 400, "invalid_request_error", "thinking"),
         ({"stop_sequences": [""]}, 400, "invalid_request_error", "stop_sequences"),
         ({"model": "claude"}, 404, "not_found_error", "claude"),

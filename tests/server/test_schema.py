@@ -67,9 +67,7 @@ BOTH: list[tuple[str, Any]] = [
     ("bad_words", "x"),
     ("logprob_token_ids", [5]),
     # known, and not there yet
-    ("response_format", {"type": "json_object"}),
     ("tools", [{"type": "function"}]),
-    ("guided_json", {}),
     ("suffix", "x"),
 ]
 

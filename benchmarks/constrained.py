@@ -1,0 +1,211 @@
+"""What structured output costs: those who ask for it, and those beside them.
+
+    python benchmarks/constrained.py [--model demo] [--requests 32] [--constrained 8] [--tokens 128] [--json]
+
+First the masks alone: how long a grammar takes to compile, and `fill_mask` and `advance` for each token of a typical
+answer, with made-up vocabularies of 32,000 and 256,000 tokens. Then an engine without HTTP: some requests run together
+until each has so many tokens, without any constraint, with constraints that allow everything, and with a JSON schema;
+rounds alternate between the three. What is told is the time per token of those that are free in all of them: of each
+the mean, of these the median, and of the rounds the median again. The constraint that allows everything costs no mask
+to speak of, so it shows what the engine pays for asking the host.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from rich.console import Console
+from rich.table import Table
+from roost.engine import EngineCore, Request, SamplingParams, open_model
+from roost.engine.constraint import Constraint, TokenMask, words_of_mask
+from roost.server.bench.engine_driver import Driver, run_together
+from roost.server.bench.engine_loading import load
+from roost.server.grammar import Grammar, GrammarCompiler, json_spec
+from roost.server.served_model import open_tokenizer
+from roost.server.settings import Settings
+from roost.server.tokenizer import Tokenizer, synthetic_tokenizer
+
+VOCABULARIES = (32_000, 256_000)
+ROUNDS, REPEATS = 5, 20
+
+PERSON: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "age": {"type": "integer"},
+        "email": {"type": "string"},
+        "tags": {"type": "array", "items": {"enum": ["new", "paid", "late"]}},
+        "address": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+    "required": ["name", "age", "email", "tags", "address"],
+    "additionalProperties": False,
+}
+ANSWER = {
+    "name": "Maria da Silva",
+    "age": 41,
+    "email": "maria@example.org",
+    "tags": ["new", "paid"],
+    "address": {"city": "Porto"},
+}
+PEOPLE = {"type": "array", "items": PERSON, "minItems": 50}
+"""Longer than any answer here, so that none ends early."""
+
+
+class MaskTimes(NamedTuple):
+    """Of one vocabulary; milliseconds, but for the numbers."""
+
+    vocabulary: int
+    tokens: int
+    compile_ms: float
+    fill_mean_ms: float
+    fill_worst_ms: float
+    advance_mean_ms: float
+
+
+class Neighbours(NamedTuple):
+    """What those without a constraint got."""
+
+    constraint: str
+    constrained: int
+    free: int
+    ms_per_token: float
+
+
+class Anything:
+    """A constraint that allows all tokens."""
+
+    def fill_mask(self, mask: TokenMask) -> None:
+        mask.fill(2**32 - 1)
+
+    def advance(self, token_id: int) -> None:
+        pass
+
+
+def compiled(tokenizer: Tokenizer, schema: dict[str, Any]) -> tuple[Grammar, float]:
+    """A grammar, and how long it took once the vocabulary was known."""
+
+    async def compile_() -> tuple[Grammar, float]:
+        compiler = GrammarCompiler(tokenizer, tokenizer.end_token_ids)
+        await compiler.compile(json_spec({"type": "null"}))
+        start = time.perf_counter()
+        grammar = await compiler.compile(json_spec(schema))
+        return grammar, time.perf_counter() - start
+
+    return asyncio.run(compile_())
+
+
+def follow(constraint: Constraint, token_ids: Sequence[int], mask: TokenMask) -> tuple[list[float], list[float]]:
+    """Seconds of each `fill_mask`, and of each `advance`."""
+    fills, advances = [], []
+    for token_id in token_ids:
+        start = time.perf_counter()
+        constraint.fill_mask(mask)
+        filled = time.perf_counter()
+        constraint.advance(token_id)
+        fills.append(filled - start)
+        advances.append(time.perf_counter() - filled)
+    return fills, advances
+
+
+def measure_masks(vocab_size: int) -> MaskTimes:
+    tokenizer = synthetic_tokenizer(vocab_size)
+    grammar, seconds = compiled(tokenizer, PERSON)
+    token_ids = tokenizer.encode(json.dumps(ANSWER), control_tokens=False)
+    mask = np.zeros(words_of_mask(vocab_size), np.uint32)
+    runs = [follow(grammar.constraint(), token_ids, mask) for _ in range(REPEATS)]
+    fills = [statistics.median(times) for times in zip(*(fills for fills, _ in runs), strict=True)]
+    advances = [statistics.median(times) for times in zip(*(advances for _, advances in runs), strict=True)]
+    return MaskTimes(
+        vocabulary=vocab_size,
+        tokens=len(token_ids),
+        compile_ms=1e3 * seconds,
+        fill_mean_ms=1e3 * statistics.mean(fills),
+        fill_worst_ms=1e3 * max(fills),
+        advance_mean_ms=1e3 * statistics.mean(advances),
+    )
+
+
+def run_once(core: EngineCore, name: str, constraints: Sequence[Constraint | None], num_tokens: int) -> float:
+    """The median time per token of those that stay free, in seconds.
+
+    Args:
+      name: other than that of any run before.
+      constraints: of the requests; those that stay free come last.
+    """
+    rng = np.random.default_rng(1)
+    prompts = rng.integers(10, 200, (len(constraints), 32)).tolist()
+    driver = Driver(core)
+    requests = [
+        Request(f"{name}-{index}", tuple(prompt), SamplingParams(max_tokens=None, seed=index), constraint=constraint)
+        for index, (prompt, constraint) in enumerate(zip(prompts, constraints, strict=True))
+    ]
+    run_together(driver, requests, num_tokens)
+    per_token = [trace.tpot_s for trace in driver.traces()[-num_free(constraints) :]]
+    driver.end()
+    return statistics.median(seconds for seconds in per_token if seconds is not None)
+
+
+def num_free(constraints: Sequence[Constraint | None]) -> int:
+    return sum(constraint is None for constraint in constraints)
+
+
+def measure_neighbours(core: EngineCore, grammar: Grammar, options: argparse.Namespace) -> Iterator[Neighbours]:
+    """The medians of rounds that alternate; one more round comes first, and is not counted."""
+    free, constrained = options.requests - options.constrained, options.constrained
+    kinds = {
+        "none": lambda: [None] * options.requests,
+        "anything": lambda: [Anything()] * constrained + [None] * free,
+        "JSON schema": lambda: [grammar.constraint() for _ in range(constrained)] + [None] * free,
+    }
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for number in range(ROUNDS + 1):
+        for kind, make in kinds.items():
+            seconds[kind].append(run_once(core, f"{kind}-{number}", make(), options.tokens))
+    for kind, times in seconds.items():
+        yield Neighbours(kind, 0 if kind == "none" else constrained, free, 1e3 * statistics.median(times[1:]))
+
+
+def as_table(rows: Sequence[NamedTuple], title: str) -> Table:
+    table = Table(title=title)
+    for name in rows[0]._fields:
+        table.add_column(name.replace("_ms", " ms").replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
+    return table
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--model", default="demo")
+    arguments.add_argument("--requests", type=int, default=32)
+    arguments.add_argument("--constrained", type=int, default=8)
+    arguments.add_argument("--tokens", type=int, default=128)
+    arguments.add_argument("--json", action="store_true", help="one line for each measure")
+    options = arguments.parse_args()
+    if not 0 < options.constrained < options.requests:
+        arguments.error("--constrained must leave some of --requests free")
+    masks = [measure_masks(vocab_size) for vocab_size in VOCABULARIES]
+    settings = Settings(model=options.model)
+    source = open_model(settings.model)
+    grammar, _ = compiled(open_tokenizer(source), PEOPLE)
+    core = load(settings, source, max_queue=options.requests, slots=options.requests)
+    neighbours = list(measure_neighbours(core, grammar, options))
+    if options.json:
+        for measure in (*masks, *neighbours):
+            print(orjson.dumps(measure._asdict()).decode())
+        return 0
+    console = Console(width=120)
+    console.print(as_table(masks, "masks, per token"))
+    console.print(as_table(neighbours, f"{source.name}: {options.requests} requests, {options.tokens} tokens each"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

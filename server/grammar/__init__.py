@@ -1,0 +1,35 @@
+"""Structured output: from a schema, a regular expression, choices or a grammar to the tokens that may come next."""
+
+from .compiler import GrammarCompiler
+from .constraint import Grammar, GrammarConstraint, GrammarFailedError
+from .spec import (
+    MAX_CHOICES,
+    OBJECT_SCHEMA,
+    GrammarError,
+    GrammarSpec,
+    choice_spec,
+    grammar_spec,
+    json_spec,
+    lark_spec,
+    lark_text,
+    regex_spec,
+    schema_text,
+)
+
+__all__ = [
+    "MAX_CHOICES",
+    "OBJECT_SCHEMA",
+    "Grammar",
+    "GrammarCompiler",
+    "GrammarConstraint",
+    "GrammarError",
+    "GrammarFailedError",
+    "GrammarSpec",
+    "choice_spec",
+    "grammar_spec",
+    "json_spec",
+    "lark_spec",
+    "lark_text",
+    "regex_spec",
+    "schema_text",
+]

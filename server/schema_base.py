@@ -1,0 +1,52 @@
+"""What all schemas are made of. Null means the same as leaving a field out."""
+
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag, model_validator
+
+from ..engine import MAX_LOGPROBS
+
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0)]
+TokenIds = Annotated[list[TokenId], FailFast()]
+TopLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+
+
+def is_list(value: Any) -> str | None:
+    return "<text>" if isinstance(value, str) else "<list>" if isinstance(value, list) else None
+
+
+def _is_object(value: Any) -> str | None:
+    return "<text>" if isinstance(value, str) else "<object>" if isinstance(value, dict | BaseModel) else None
+
+
+def union(discriminate: Any, message: str) -> Discriminator:
+    return Discriminator(discriminate, custom_error_type="wrong_kind", custom_error_message=message)
+
+
+Text = Annotated[str, Tag("<text>")]
+
+TEXT_OR_OBJECT: Final = union(_is_object, "must be a string or an object")
+"""Of a union of words tagged `<text>` and a model tagged `<object>`."""
+
+TEXT_OR_LIST: Final = union(is_list, "must be a string or an array")
+"""Of a union of `Text` and a list tagged `<list>`."""
+
+
+class Fields(BaseModel):
+    """An object in which null means absent."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None}
+
+
+class Body(Fields):
+    """What all requests have in common."""
+
+    model: str | None = None

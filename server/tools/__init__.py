@@ -1,0 +1,17 @@
+"""Tools: how they are written in prompts, what holds a model to calling them, and how its calls are read."""
+
+from .form import call_text, described, result_text, tools_text
+from .grammar import calls_spec, text_or_calls_spec
+from .reader import CallPiece, CallReader, join_calls
+
+__all__ = [
+    "CallPiece",
+    "CallReader",
+    "call_text",
+    "calls_spec",
+    "described",
+    "join_calls",
+    "result_text",
+    "text_or_calls_spec",
+    "tools_text",
+]

@@ -1,0 +1,136 @@
+"""Finds the calls in an answer while it is written."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import Final
+from uuid import uuid4
+
+from .form import BETWEEN_CALLS, CALL_END, MARK
+
+_START: Final = re.compile(re.escape(MARK) + r'\n\{"name": "([^"]+)", "arguments": ')
+
+
+@dataclass(frozen=True, slots=True)
+class CallPiece:
+    """What a call gains; also a whole call.
+
+    Attributes:
+      index: its place among the calls of the answer.
+      id, name: on a call's first piece.
+      arguments: a stretch of their JSON.
+    """
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+def join_calls(pieces: Sequence[CallPiece]) -> tuple[CallPiece, ...]:
+    """Whole calls, of all their pieces in order."""
+    groups = (list(group) for _, group in itertools.groupby(pieces, key=lambda piece: piece.index))
+    return tuple(replace(group[0], arguments="".join(piece.arguments for piece in group)) for group in groups)
+
+
+class _Place(Enum):
+    """Where the reader is."""
+
+    BEGINNING = auto()
+    TEXT = auto()
+    BEFORE_ARGUMENTS = auto()
+    ARGUMENTS = auto()
+    BEHIND_ARGUMENTS = auto()
+
+
+class CallReader:
+    """Takes the text of an answer piece by piece, and tells text from calls.
+
+    An answer that begins with `MARK` has been held to the form of calls by its grammar; if it is cut short, the last
+    call is incomplete.
+
+    Attributes:
+      is_complete: whether the answer consists of calls, and the last of them has ended.
+    """
+
+    def __init__(self) -> None:
+        self.is_complete = False
+        self._place = _Place.BEGINNING
+        self._held = ""
+        self._num_calls = 0
+        self._end = _ObjectEnd()
+
+    def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[CallPiece, ...]]:
+        """The text, and the pieces of calls, that have become known.
+
+        Args:
+          is_last: nothing more will come.
+        """
+        self._held += text
+        pieces: list[CallPiece] = []
+        place = None
+        while place is not self._place:
+            place = self._place
+            pieces += self._step()
+        shown = self._held if self._place is _Place.TEXT or (is_last and self._place is _Place.BEGINNING) else ""
+        self._held = self._held[len(shown) :]
+        return shown, tuple(pieces)
+
+    def _step(self) -> list[CallPiece]:
+        """Goes as far as what is held allows in one place."""
+        match self._place:
+            case _Place.BEGINNING if not MARK.startswith(self._held[: len(MARK)]):
+                self._place = _Place.TEXT
+            case _Place.BEGINNING if len(self._held) >= len(MARK):
+                self._place = _Place.BEFORE_ARGUMENTS
+            case _Place.BEFORE_ARGUMENTS if found := _START.match(self._held):
+                return self._begin(found)
+            case _Place.ARGUMENTS if self._held:
+                return self._go_on()
+            case _Place.BEHIND_ARGUMENTS if self._held.startswith(CALL_END):
+                self.is_complete = True
+                if self._held.startswith(CALL_END + BETWEEN_CALLS):
+                    self._held = self._held.removeprefix(CALL_END + BETWEEN_CALLS)
+                    self._place, self.is_complete = _Place.BEFORE_ARGUMENTS, False
+        return []
+
+    def _begin(self, start: re.Match[str]) -> list[CallPiece]:
+        self._held = self._held[start.end() :]
+        self._place = _Place.ARGUMENTS
+        self._end = _ObjectEnd()
+        self._num_calls += 1
+        return [CallPiece(self._num_calls - 1, f"call_{uuid4().hex}", start[1])]
+
+    def _go_on(self) -> list[CallPiece]:
+        length = self._end.find(self._held)
+        if length is not None:
+            self._place = _Place.BEHIND_ARGUMENTS
+        arguments, self._held = self._held[:length], "" if length is None else self._held[length:]
+        return [CallPiece(self._num_calls - 1, arguments=arguments)]
+
+
+class _ObjectEnd:
+    """Finds where a JSON object ends that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+
+    def find(self, piece: str) -> int | None:
+        """How much of the piece belongs to the object; None if it goes on behind it."""
+        for position, char in enumerate(piece, start=1):
+            if self._in_string:
+                self._in_string = self._escaped or char != '"'
+                self._escaped = char == "\\" and not self._escaped
+            elif char == '"':
+                self._in_string = True
+            elif char in "{[":
+                self._depth += 1
+            elif char in "}]":
+                self._depth -= 1
+                if not self._depth:
+                    return position
+        return None

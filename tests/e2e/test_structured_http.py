@@ -1,0 +1,127 @@
+"""Structured output and tools, by the official clients, from a real server process, whose model knows nothing."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anthropic
+import jsonschema
+import openai
+import pytest
+from openai.types.chat import ChatCompletionToolParam
+from server_process import API_KEY, MAX_QUEUE, MODEL, SLOTS, ServerProcess
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
+TOOL: ChatCompletionToolParam = {
+    "type": "function",
+    "function": {"name": "remember", "description": "Remembers a person.", "parameters": PERSON},
+}
+ASK: Any = [{"role": "user", "content": "Tell me of a person."}]
+CHAT: dict[str, Any] = {"model": MODEL, "messages": ASK, "max_tokens": 200}
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=API_KEY, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+async def async_client(server: ServerProcess) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=API_KEY, max_retries=0) as client:
+        yield client
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_json_of_a_schema(client: openai.OpenAI, temperature: float) -> None:
+    answer = client.chat.completions.create(**CHAT, response_format=FORMAT, temperature=temperature, seed=1, n=3)
+    for choice in answer.choices:
+        assert choice.finish_reason == "stop"
+        jsonschema.validate(json.loads(choice.message.content or ""), PERSON)
+
+
+def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
+    asked = {**CHAT, "response_format": FORMAT, "temperature": 1.0, "seed": 7}
+    whole = client.chat.completions.create(**asked).choices[0]
+    parts = [chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**asked, stream=True)]
+    assert "".join(parts) == whole.message.content
+
+
+@pytest.mark.parametrize(
+    ("wish", "pattern"),
+    [
+        ({"guided_choice": ["Paris", "Rome"]}, "Paris|Rome"),
+        ({"guided_regex": "[0-9]{3}-[a-z]{2}"}, "[0-9]{3}-[a-z]{2}"),
+        ({"structured_outputs": {"grammar": 'start: "x" "y"{1,3} "z"'}}, "xy{1,3}z"),
+    ],
+)
+def test_texts_of_other_forms(client: openai.OpenAI, wish: dict[str, Any], pattern: str) -> None:
+    answer = client.chat.completions.create(**CHAT, extra_body=wish, temperature=1.0, logprobs=True)
+    assert re.fullmatch(pattern, answer.choices[0].message.content or "")
+    assert answer.choices[0].logprobs is not None
+
+
+def test_a_response(client: openai.OpenAI) -> None:
+    text: Any = {"format": {"type": "json_schema", "name": "person", "schema": PERSON}}
+    response = client.responses.create(model=MODEL, input="Tell me of a person.", text=text)
+    jsonschema.validate(json.loads(response.output_text), PERSON)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_tool_that_must_be_called(client: openai.OpenAI, stream: bool) -> None:
+    asked: dict[str, Any] = {**CHAT, "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
+    if stream:
+        with client.chat.completions.stream(**asked) as events:
+            choice: Any = events.get_final_completion().choices[0]
+    else:
+        choice = client.chat.completions.create(**asked).choices[0]
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, call.function.name) == ("tool_calls", "remember")
+    jsonschema.validate(json.loads(call.function.arguments), PERSON)
+
+
+def test_a_tool_that_need_not_be_called(client: openai.OpenAI) -> None:
+    question: Any = [{"role": "user", "content": "What is the capital of Spain?"}]
+    answer = client.chat.completions.create(model=MODEL, messages=question, tools=[TOOL], max_tokens=50)
+    message = answer.choices[0].message
+    assert bool(message.content) != bool(message.tool_calls)
+
+
+def test_a_message_that_must_use_a_tool(server: ServerProcess) -> None:
+    with anthropic.Anthropic(base_url=server.url, api_key=API_KEY, max_retries=0) as client:
+        message = client.messages.create(
+            model=MODEL,
+            max_tokens=200,
+            messages=[{"role": "user", "content": "Tell me of a person."}],
+            tools=[{"name": "remember", "input_schema": PERSON}],
+            tool_choice={"type": "tool", "name": "remember"},
+        )
+    (block,) = message.content
+    assert message.stop_reason == "tool_use"
+    assert block.type == "tool_use"
+    jsonschema.validate(block.input, PERSON)
+
+
+async def test_constrained_among_others(async_client: openai.AsyncOpenAI) -> None:
+    """Those that are free say the same as without neighbours that are not."""
+    free = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 60, "seed": 3, "temperature": 1.0}
+    alone = (await async_client.completions.create(**free)).choices[0].text
+    answers = await asyncio.gather(
+        *(async_client.chat.completions.create(**CHAT, response_format=FORMAT, seed=seed) for seed in range(8)),
+        *(async_client.completions.create(**free) for _ in range(SLOTS + MAX_QUEUE - 8)),
+    )
+    for answer in answers[:8]:
+        jsonschema.validate(json.loads(answer.choices[0].message.content or ""), PERSON)
+    assert {answer.choices[0].text for answer in answers[8:]} == {alone}

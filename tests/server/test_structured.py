@@ -1,0 +1,157 @@
+"""Structured output in all its spellings, through HTTP. The engine counts, or takes the first token that is allowed."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from client_types import checked, events
+from fake_engine import FakeEngine
+from fake_server import VOCAB_SIZE, make_service, served_model
+from openai.types.responses import Response, ResponseStreamEvent
+from roost.server.app import create_app
+from roost.server.tokenizer import TokenIdsOnly
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}},
+    "required": ["ok"],
+    "additionalProperties": False,
+}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
+ANSWERS = ('{"ok": true}', '{"ok": false}')
+
+PATHS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/completions": {"prompt": "a", "max_tokens": 100},
+}
+WISHES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"response_format": FORMAT}, ANSWERS),
+    ({"guided_json": SCHEMA}, ANSWERS),
+    ({"guided_json": json.dumps(SCHEMA)}, ANSWERS),
+    ({"structured_outputs": {"json": SCHEMA}}, ANSWERS),
+    ({"guided_regex": "[x]{3}"}, ("xxx",)),
+    ({"structured_outputs": {"regex": "[x]{3}"}}, ("xxx",)),
+    ({"guided_choice": ["yes", "no"]}, ("yes", "no")),
+    ({"structured_outputs": {"choice": ["yes", "no"]}}, ("yes", "no")),
+    ({"guided_grammar": 'start: "a" "b"'}, ("ab",)),
+    ({"structured_outputs": {"grammar": 'start: "a" "b"'}}, ("ab",)),
+]
+
+
+async def text_of(client: httpx.AsyncClient, path: str, **fields: Any) -> str:
+    response = await client.post(path, json={**PATHS[path], **fields})
+    assert response.status_code == 200, response.text
+    (choice,) = response.json()["choices"]
+    assert choice["finish_reason"] == "stop"
+    text: str = choice["text"] if "text" in choice else choice["message"]["content"]
+    return text
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("wish", "answers"), WISHES)
+async def test_every_spelling(client: httpx.AsyncClient, path: str, wish: dict[str, Any], answers: tuple[str]) -> None:
+    assert await text_of(client, path, **wish) in answers
+
+
+async def test_any_object(client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Any) -> None:
+    for wish in ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"json_object": True}}):
+        engine.says = tokenizer.encode('{"a": [1, "b"]}')
+        assert await text_of(client, "/v1/chat/completions", **wish) == '{"a": [1, "b"]}'
+
+
+async def test_plain_text_is_not_constrained(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    await text_of(client, "/v1/chat/completions", response_format={"type": "text"})
+    assert engine.requests[0].constraint is None
+
+
+async def test_token_ids_can_be_constrained_too(client: httpx.AsyncClient, tokenizer: Any) -> None:
+    body = {"token_ids": [4], "guided_choice": ["yes"], "max_tokens": 10}
+    (choice,) = (await client.post("/generate", json=body)).json()["choices"]
+    assert tokenizer.decode(choice["token_ids"]) == "yes"
+
+
+async def test_each_choice_has_a_constraint_of_its_own(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    body = {**PATHS["/v1/chat/completions"], "n": 3, "response_format": FORMAT, "logprobs": True}
+    answer = (await client.post("/v1/chat/completions", json=body)).json()
+    assert len({choice["message"]["content"] for choice in answer["choices"]} & set(ANSWERS)) == 1
+    assert len({id(request.constraint) for request in engine.requests}) == 3
+    assert all(choice["logprobs"]["content"] for choice in answer["choices"])
+
+
+async def test_it_streams_and_stops(client: httpx.AsyncClient) -> None:
+    body = {**PATHS["/v1/chat/completions"], "stream": True, "response_format": FORMAT, "stop": ":"}
+    lines = (await client.post("/v1/chat/completions", json=body)).text.split("\n\n")[:-2]
+    choices = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines]
+    assert "".join(choice["delta"].get("content", "") for choice in choices) == '{"ok"'
+    assert choices[-1]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_responses_have_a_format_of_their_own(client: httpx.AsyncClient, stream: bool) -> None:
+    text = {"format": {"type": "json_schema", "name": "answer", "schema": SCHEMA, "strict": True}}
+    got = await client.post("/v1/responses", json={"input": "hi", "text": text, "stream": stream})
+    if stream:
+        for _, event in events(got.text):
+            checked(ResponseStreamEvent, event)
+        response = checked(Response, events(got.text)[-1][1]["response"])
+    else:
+        response = checked(Response, got.text)
+    assert response.output_text in ANSWERS
+    assert response.text is not None
+    assert response.text.format is not None
+    assert response.text.format.type == "json_schema"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "named"),
+    [
+        ({"response_format": {"type": "xml"}}, "response_format", "type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format", "name"),
+        ({"guided_json": {"not": {}}}, "guided_json", "keyword: not"),
+        ({"guided_json": "{"}, "guided_json", "JSON"),
+        ({"guided_json": "[]"}, "guided_json", "object"),
+        ({"guided_json": 5}, "guided_json", "object"),
+        ({"guided_regex": "("}, "guided_regex", "unclosed group"),
+        ({"guided_choice": []}, "guided_choice", "1"),
+        ({"guided_choice": [5]}, "guided_choice", "[0]"),
+        ({"guided_grammar": "start: x"}, "guided_grammar", '"x"'),
+        ({"structured_outputs": {}}, "structured_outputs", "one of"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "only one of"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs", "structural_tag"),
+        ({"structured_outputs": {"json": {"not": {}}}}, "structured_outputs", "keyword: not"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "guided_regex"),
+        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex", "response_format"),
+        ({"guided_regex": "a", "ignore_eos": True, "max_tokens": 5}, "ignore_eos", "guided_regex"),
+        ({"guided_regex": "a", "min_tokens": 1}, "min_tokens", "guided_regex"),
+    ],
+)
+async def test_what_cannot_be_done_is_named(
+    client: httpx.AsyncClient, engine: FakeEngine, fields: dict[str, Any], param: str, named: str
+) -> None:
+    for path, given in PATHS.items():
+        response = await client.post(path, json={**given, **fields})
+        assert response.status_code == 400, response.text
+        error = response.json()["error"]
+        assert error["param"] == param
+        assert named in error["message"]
+        assert "\n" not in error["message"]
+    assert not engine.requests
+
+
+async def test_a_grammar_that_fails_on_the_way(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.constraint_error = "the grammar cannot be followed any further"
+    body = {**PATHS["/v1/chat/completions"], "response_format": FORMAT}
+    whole = await client.post("/v1/chat/completions", json=body)
+    assert (whole.status_code, whole.json()["error"]["code"]) == (400, "constraint_failed")
+    last = (await client.post("/v1/chat/completions", json={**body, "stream": True})).text.split("\n\n")[-2]
+    assert json.loads(last.removeprefix("data: "))["error"] == whole.json()["error"]
+
+
+async def test_a_model_without_a_tokenizer_cannot_do_it(engine: FakeEngine) -> None:
+    app = create_app(make_service(engine, served_model(TokenIdsOnly(VOCAB_SIZE))))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+        response = await client.post("/v1/completions", json={"prompt": [4], "guided_regex": "a"})
+    assert response.status_code == 400
+    assert "no tokenizer" in response.json()["error"]["message"]

@@ -1,0 +1,72 @@
+"""A model that knows nothing: it takes any token that a constraint allows, and is glad to end."""
+
+import functools
+import random
+
+import numpy as np
+from roost.engine.constraint import Constraint, words_of_mask
+from roost.server.tokenizer import Tokenizer
+
+_CLOSERS = frozenset(b'"}],: 0123456789')
+
+
+class OutOfPatienceError(Exception):
+    """The text has become too long."""
+
+
+@functools.cache
+def _kinds(tokenizer: Tokenizer) -> tuple[frozenset[int], frozenset[int]]:
+    """Ids without text, and those that close something."""
+    texts = {token_id: tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)}
+    closers = (token_id for token_id, data in texts.items() if data and set(data) <= _CLOSERS)
+    return frozenset(token_id for token_id, data in texts.items() if not data), frozenset(closers)
+
+
+def allowed_ids(constraint: Constraint, vocab_size: int) -> list[int]:
+    """The tokens that may come next, by a mask that was full of ones before."""
+    mask = np.full(words_of_mask(vocab_size), 2**32 - 1, np.uint32)
+    constraint.fill_mask(mask)
+    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
+    assert not bits[vocab_size:].any(), "a bit beyond the vocabulary is set"
+    ids: list[int] = np.flatnonzero(bits[:vocab_size]).tolist()
+    assert ids, "nothing may come next"
+    return ids
+
+
+def walk(
+    constraint: Constraint,
+    tokenizer: Tokenizer,
+    end_token_ids: tuple[int, ...],
+    choose: random.Random,
+    patience: int = 150,
+) -> str:
+    """A whole text. At first any token will do, from a third of the patience on those that close something.
+
+    Raises:
+      OutOfPatienceError: it took more tokens than that.
+    """
+    data, (textless, closers) = b"", _kinds(tokenizer)
+    for step in range(patience):
+        ids = allowed_ids(constraint, tokenizer.vocab_size)
+        ends = [token_id for token_id in ids if token_id in end_token_ids]
+        assert len(ends) in (0, len(end_token_ids)), "some end tokens are allowed, and others not"
+        hurry = step > patience // 3
+        if ends and (len(ids) == len(ends) or hurry or choose.random() < 0.2):
+            constraint.advance(choose.choice(ends))
+            return data.decode()
+        texts = [token_id for token_id in ids if token_id not in end_token_ids]
+        assert textless.isdisjoint(texts), "a token without text is allowed"
+        closing = [token_id for token_id in texts if token_id in closers]
+        token_id = choose.choice(closing if closing and (hurry or choose.random() < 0.5) else texts)
+        constraint.advance(token_id)
+        data += tokenizer.token_bytes(token_id)
+    raise OutOfPatienceError(data.decode(errors="replace"))
+
+
+def spell(constraint: Constraint, tokenizer: Tokenizer, text: str) -> bool:
+    """Whether a text is allowed token by token, as the tokenizer writes it, and may end there."""
+    for token_id in tokenizer.encode(text, control_tokens=False):
+        if token_id not in allowed_ids(constraint, tokenizer.vocab_size):
+            return False
+        constraint.advance(token_id)
+    return tokenizer.end_token_ids[0] in allowed_ids(constraint, tokenizer.vocab_size)
