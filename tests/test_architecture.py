@@ -339,14 +339,16 @@ ADDRESS = re.compile(r"://|\s@\s|^\s*-(?!-hash=)", re.MULTILINE)
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:work|root|Users/\w+)/")
 """A folder of somebody's own machine."""
 
-UNTRACKED = re.compile(r"\.git|\.venv.*|\.types|\..*_cache|\.hypothesis|__pycache__|build|dist|.*\.egg-info")
+UNTRACKED = re.compile(r"\.git|\.venv.*|\.types|\..*_cache|\.hypothesis|__pycache__|\.work|build|dist|.*\.egg-info")
 """Folders that git ignores."""
 
 
 def text_files(folder: Path) -> Iterator[tuple[str, str]]:
     """Yields every text file of the project below a folder, and its text."""
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink() and not UNTRACKED.fullmatch(path.name):
+        if UNTRACKED.fullmatch(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
             yield from text_files(path)
         elif path.is_file() and path.stat().st_size < 1_000_000 and b"\0" not in (data := path.read_bytes()):
             yield path.relative_to(ROOT).as_posix(), data.decode(errors="replace")
