@@ -134,6 +134,7 @@ class Stage:
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "ROOST_COMPILE_CACHE": str(compiled),
             "VLLM_CACHE_ROOT": str(compiled),
         }
         command = [str(interpreter), str(HERE / entrant.script)]

@@ -161,8 +161,8 @@ NOTES = """\
 - 2B: prompts of 64 tokens, 24 new ones; memory is the most that server and client ever took, loading included.
 - The bytes of a step are weights in int8 and the filled part of the state, once, at the speed at which the same threads
   read a gibibyte.
-- Warm start: from the start of the process until `/health/ready` is 200, with `JAX_COMPILATION_CACHE_DIR` set and
-  filled.
+- Warm start: from the start of the process until `/health/ready` is 200, with a folder that holds all compiled
+  programs.
 - Under mixed load, 6 streams decode while prompts of 2048 tokens come one after the other. The quiet median is per
   token, the loaded p99 per event."""
 

@@ -112,8 +112,7 @@ def become_ready(arguments: Sequence[str], cache: str) -> Mapping[str, float]:
     """Seconds from the start of `roost serve` until it is ready, with a folder that may hold compiled programs."""
     from roost_http import Server
 
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["ROOST_COMPILE_CACHE"] = cache
     server = Server(arguments, 2)
     server.close()
     return {"seconds": server.ready_s - server.started_s}
