@@ -64,10 +64,7 @@ def new_pool(model: ModelConfig, rows: int, dtype: np.dtype[Any], backend: str) 
 
 def group_sizes(rows: int) -> tuple[int, ...]:
     """Groups such that the first so many together have `_FIRST_GROUP` rows, twice as many, and so on."""
-    ends = [min(_FIRST_GROUP, rows)]
-    while ends[-1] < rows:
-        ends.append(min(2 * ends[-1], rows))
-    return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
+    return block_sizes(rows, _FIRST_GROUP)
 
 
 def decode_rows(pool: StatePool) -> tuple[int, ...]:

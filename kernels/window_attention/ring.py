@@ -13,11 +13,11 @@ Blocks = tuple[tuple[Float[Array, "_ _ d"], Float[Array, "_ _ d"]], ...]
 """A ring cut along W, so that those of its rows that are not filled yet need not be read."""
 
 
-def block_sizes(window: int, first: int) -> tuple[int, ...]:
-    """Cuts a ring after its first so many rows, and then wherever the length doubles."""
-    ends = [min(first, window)]
-    while ends[-1] < window:
-        ends.append(min(2 * ends[-1], window))
+def block_sizes(length: int, first: int) -> tuple[int, ...]:
+    """Cuts rows, of a ring or a pool, after the first so many, and then wherever their number doubles."""
+    ends = [min(first, length)]
+    while ends[-1] < length:
+        ends.append(min(2 * ends[-1], length))
     return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
 
 
