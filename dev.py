@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent
 FLOOR = (3, 12)
 VERSIONS = ("3.13", "3.14", "3.12")  # the one Roost is tested on comes first
 SYSTEM_FOLDERS = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin")
+NATIVE = (ROOT / "kernels/native/build.py", ROOT / "kernels/native/cpu.cc")  # compiled by the installation
 UNFINISHED = "unfinished"
 
 USAGE = """\
@@ -128,7 +129,7 @@ def lock_file(lock: str) -> Path:
 def fingerprint(locks: tuple[str, ...]) -> str:
     """Returns a hash of all that an installation depends on: the locks, the project and where it lies."""
     digest = hashlib.sha256(str(ROOT).encode())
-    for path in (ROOT / "pyproject.toml", *(lock_file(lock) for lock in locks)):
+    for path in (ROOT / "pyproject.toml", *NATIVE, *(lock_file(lock) for lock in locks)):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 

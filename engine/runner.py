@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..kernels import Backend, native
 from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK, EngineConfig, StepLimits
 from .device import affordable_slots, give_back_memory
 from .model.config import ModelConfig
@@ -264,7 +265,14 @@ def _abstract(
     dtype = jnp.dtype(stored if config.dtype == "auto" else config.dtype)
     matrix_dtype = None if config.quantize is None else jnp.dtype(config.quantize)
     gate_dtype = jnp.dtype("float32") if backend == "cpu" else dtype  # CPUs have no fast bfloat16 path for them
-    return dtype, *abstract_model(model, dtype, gate_dtype, "tpu" if backend == "tpu" else "xla", matrix_dtype)
+    return dtype, *abstract_model(model, dtype, gate_dtype, _kernels(backend), matrix_dtype)
+
+
+def _kernels(backend: str) -> Backend:
+    """Which kernels run best there."""
+    if backend == "cpu" and native.is_available():
+        return "cpu"
+    return "tpu" if backend == "tpu" else "xla"
 
 
 def _load_and_compile(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
+from ..kernels import PORTABLE
 from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from .model.griffin import Griffin, Params
 from .model.state import ModelState, copy_rows, join, num_rows, put_rows, split, take_rows
@@ -180,7 +181,7 @@ def sample_or_greedy(model: Griffin, hidden: Float[Array, "R D"], slots: SlotSta
     def sampled() -> Sampled:
         return sample(model.logits(hidden), slots.sampling, slots.memory, positions, live)
 
-    if model.backend == "xla":
+    if model.backend in PORTABLE:
         return sampled()
     # Accelerators' compilers find the best logit without writing them, a megabyte for each row.
     greedy = partial(greedy_sample, model, hidden)
@@ -211,7 +212,7 @@ def prefill_step(
     steps = jnp.arange(inputs.tokens.shape[1])
     positions = jnp.where(steps < inputs.lengths[:, None], inputs.starts[:, None] + steps, -1)
     state = take_rows(pool.groups, inputs.slots, fresh=inputs.starts == 0)
-    if model.backend == "xla":  # whose compiler lets reads stray behind the writes below, and then copies the pool
+    if model.backend in PORTABLE:  # whose compiler lets reads stray behind the writes below, and then copies the pool
         state = jax.lax.optimization_barrier(state)
     hidden, state = model(inputs.tokens, positions, state, PREFILL_BLOCK)
     last = jnp.take_along_axis(hidden, jnp.maximum(inputs.lengths - 1, 0)[:, None, None], axis=1)[:, 0]

@@ -257,9 +257,11 @@ def folder_of(package: str) -> str:
 
 
 def files_in_rooms(root: Path) -> set[str]:
-    """Returns the rooms' own files, without what Python leaves behind."""
+    """Returns the rooms' own files, without what Python and the compiler leave behind."""
     paths = (path for room in ROOMS for path in (root / room).rglob("*") if path.is_file())
-    return {path.relative_to(root).as_posix() for path in paths if "__pycache__" not in path.parts}
+    return {
+        path.relative_to(root).as_posix() for path in paths if "__pycache__" not in path.parts and path.suffix != ".so"
+    }
 
 
 def unlisted(root: Path, packages: Iterable[str]) -> list[str]:

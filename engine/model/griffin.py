@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
-from ...kernels import Backend
+from ...kernels import PORTABLE, Backend
 from .config import ModelConfig
 from .layers import ResidualBlock, RMSNorm, dot, matrix
 from .quantize import take_rows
@@ -67,7 +67,7 @@ class Griffin(nnx.Module):
             x *= jnp.asarray(self.config.width**0.5, jnp.bfloat16).astype(x.dtype)
         new_state: list[LayerState] = []
         for layer, layer_state in zip(self.blocks, state, strict=True):
-            if self.backend == "xla":
+            if self.backend in PORTABLE:
                 x, layer_state = _call_layer(*nnx.split(layer), x, layer_state, positions, block)
             else:  # a TPU's compiler fuses less over the border of a function: 60 MB more a step for 512 rows of 2B
                 x, layer_state = layer(x, layer_state, positions, block)
@@ -78,7 +78,7 @@ class Griffin(nnx.Module):
 
     def logits(self, x: Float[Array, "*rows D"]) -> Float32[Array, "*rows V"]:
         """Next-token logits after the soft cap."""
-        logits = dot(x, self.embedding.get_value())
+        logits = dot(x, self.embedding.get_value(), self.backend)
         cap = self.config.logits_soft_cap
         return cap * jnp.tanh(logits / cap) if cap else logits
 

@@ -7,7 +7,7 @@ Vectors (biases, norm scales, the convolution, Lambda) and all of the RG-LRU's a
 """
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
-from ...kernels import Backend, gated_mlp, recurrent_block
+from ...kernels import Backend, gated_mlp, native, recurrent_block
 from ...kernels.causal_conv1d import causal_conv1d, next_state
 from ...kernels.precision import product_precision
 from ...kernels.rg_lru import rg_lru
@@ -23,6 +23,9 @@ from ...kernels.window_attention import decode_attention, prefill_attention
 from .config import BlockType, ModelConfig
 from .quantize import Matrix, QuantizedMatrix, quantized_dot, zero_matrix
 from .state import AttentionState, RecurrentState
+
+
+_FLOAT32: Final = jnp.dtype("float32")
 
 
 def matrix(outputs: int, inputs: int, dtype: jnp.dtype) -> nnx.Param[Any]:
@@ -34,20 +37,42 @@ def _vector(*shape: int) -> nnx.Param[Any]:
     return nnx.Param(jnp.zeros(shape, jnp.float32))
 
 
-def dot(x: Float[Array, "*rows I"], weight: Matrix) -> Float32[Array, "*rows O"]:
-    """x · weightᵀ, summed in float32, or exactly where the weight is quantised."""
-    rows = _fill_up(x.reshape(-1, x.shape[-1]), weight.dtype)
-    y = quantized_dot(rows, weight) if isinstance(weight, QuantizedMatrix) else _float_dot(rows, weight)
-    return y[: math.prod(x.shape[:-1])].reshape(*x.shape[:-1], y.shape[1])
+def dot(
+    x: Float[Array, "*rows I"],
+    weight: Matrix,
+    backend: Backend = "xla",
+    bias: Float32[Array, " O"] | None = None,
+    dtype: jnp.dtype = _FLOAT32,
+) -> Float[Array, "*rows O"]:
+    """x · weightᵀ + bias in `dtype`, summed in float32, or exactly where the weight is quantised."""
+    rows = x.reshape(-1, x.shape[-1])
+    if backend == "cpu" and _is_step(x.shape) and weight.dtype != jnp.float32:
+        y = _native_dot(rows, weight, bias, dtype)
+    else:
+        y = _portable_dot(_fill_up(rows, weight.dtype), weight)[: rows.shape[0]]
+        y = (y if bias is None else y + bias).astype(dtype)
+    return y.reshape(*x.shape[:-1], y.shape[1])
 
 
-def _fill_up(rows: Float[Array, "R *rest"], dtype: jnp.dtype) -> Float[Array, "R2 *rest"]:
-    """Repeats rows where so few would take another path on a CPU, slower and with other bits."""
-    least = 8 if dtype == jnp.float32 else 2
-    return jnp.concatenate([rows] * -(-least // rows.shape[0]))
+def _is_step(shape: tuple[int, ...]) -> bool:
+    """Whether it is one token of each row, `[B, …]` or `[B, 1, …]`: for chunks of prompts XLA's products are as fast.
+
+    What kind of step it is decides, not how many rows there are, on which no result may depend.
+    """
+    return len(shape) == 2 or shape[1] == 1
 
 
-def _float_dot(x: Float[Array, "R I"], weight: Float[Array, "O I"]) -> Float32[Array, "R O"]:
+def _native_dot(
+    x: Float[Array, "R I"], weight: Matrix, bias: Float32[Array, " O"] | None, dtype: jnp.dtype
+) -> Float[Array, "R O"]:
+    if isinstance(weight, QuantizedMatrix):
+        return native.int8_product(x, weight.values, weight.scale, bias, dtype)
+    return native.bf16_product(x, weight, bias, dtype)
+
+
+def _portable_dot(x: Float[Array, "R I"], weight: Matrix) -> Float32[Array, "R O"]:
+    if isinstance(weight, QuantizedMatrix):
+        return quantized_dot(x, weight)
     return jax.lax.dot_general(
         x,
         weight,
@@ -57,15 +82,22 @@ def _float_dot(x: Float[Array, "R I"], weight: Float[Array, "O I"]) -> Float32[A
     )
 
 
+def _fill_up(rows: Float[Array, "R *rest"], dtype: jnp.dtype) -> Float[Array, "R2 *rest"]:
+    """Repeats rows where so few would take another path on a CPU, slower and with other bits."""
+    least = 8 if dtype == jnp.float32 else 2
+    return jnp.concatenate([rows] * -(-least // rows.shape[0]))
+
+
 class Dense(nnx.Module):
     """y = x · Kᵀ + b, summed in float32 and rounded to the type of x."""
 
-    def __init__(self, inputs: int, outputs: int, dtype: jnp.dtype) -> None:
+    def __init__(self, inputs: int, outputs: int, dtype: jnp.dtype, backend: Backend) -> None:
+        self.backend: Backend = backend
         self.weight = matrix(outputs, inputs, dtype)
         self.bias = _vector(outputs)
 
     def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
-        return (dot(x, self.weight.get_value()) + self.bias[...]).astype(x.dtype)
+        return dot(x, self.weight.get_value(), self.backend, self.bias[...], x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -86,8 +118,8 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend) -> None:
         self.backend: Backend = backend
-        self.gate_up = Dense(config.width, 2 * config.mlp_width, dtype)
-        self.down = Dense(config.mlp_width, config.width, dtype)
+        self.gate_up = Dense(config.width, 2 * config.mlp_width, dtype, backend)
+        self.down = Dense(config.mlp_width, config.width, dtype, backend)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         if gated_mlp.has_kernel(self.backend, math.prod(x.shape[:-1]), self.down.weight.get_value().dtype):
@@ -121,6 +153,9 @@ class RGLRU(nnx.Module):
     def _gates(self, x: Float32[Array, "B T E"]) -> tuple[Float32[Array, "B T E"], Float32[Array, "B T E"]]:
         weight = self.gate_weight[...]
         blocks, size = weight.shape[:2]
+        if self.backend == "cpu" and x.shape[1] == 1 and weight.dtype == jnp.float32:
+            gates = native.block_product(x.reshape(-1, blocks, size), weight, self.gate_bias[...])
+            return gates[..., :size].reshape(x.shape), gates[..., size:].reshape(x.shape)
         rows = _fill_up(x.reshape(-1, blocks, size).astype(weight.dtype), weight.dtype)
         gates = jnp.einsum(
             "rni,nio->rno",
@@ -137,11 +172,11 @@ class RecurrentBlock(nnx.Module):
     """out(gelu(y(u)) * RG-LRU(conv(x(u)))); x and y are one projection, x first."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype, backend: Backend) -> None:
-        self.xy = Dense(config.width, 2 * config.lru_width, dtype)
+        self.xy = Dense(config.width, 2 * config.lru_width, dtype, backend)
         self.conv_weight = _vector(config.conv_width, config.lru_width)
         self.conv_bias = _vector(config.lru_width)
         self.rg_lru = RGLRU(config, gate_dtype, backend)
-        self.out = Dense(config.lru_width, config.width, dtype)
+        self.out = Dense(config.lru_width, config.width, dtype, backend)
 
     def __call__(
         self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"]
@@ -174,7 +209,7 @@ class AttentionBlock(nnx.Module):
         self.config = config
         self.backend: Backend = backend
         self.qkv = matrix(config.width + 2 * config.head_dim, config.width, dtype)
-        self.out = Dense(config.width, config.width, dtype)
+        self.out = Dense(config.width, config.width, dtype, backend)
 
     def __call__(
         self, u: Float[Array, "B T D"], state: AttentionState, positions: Int32[Array, "B T"], block: int
@@ -187,7 +222,7 @@ class AttentionBlock(nnx.Module):
             q, k, v = self._project(u, positions)
             mixed, whole = prefill_attention(q, k, v, whole, positions, block, self.backend)
             rings = ((whole,),)
-        rows = self.out(mixed.reshape(-1, u.shape[-1]).astype(u.dtype))
+        rows = self.out(mixed.reshape(*k.shape[:-1], u.shape[-1]).astype(u.dtype))
         return rows.reshape(u.shape), AttentionState(rings)
 
     def _project(
@@ -195,7 +230,7 @@ class AttentionBlock(nnx.Module):
     ) -> tuple[Float[Array, "*rows N d"], Float[Array, "*rows d"], Float[Array, "*rows d"]]:
         """Queries, key and value of every token, rotated to its position."""
         width, size = self.config.width, self.config.head_dim
-        q, k, v = jnp.split(dot(u, self.qkv.get_value()).astype(u.dtype), [width, width + size], axis=-1)
+        q, k, v = jnp.split(dot(u, self.qkv.get_value(), self.backend, dtype=u.dtype), [width, width + size], axis=-1)
         q = q.reshape(*u.shape[:-1], self.config.num_heads, size)
         angles = rope_angles(positions, size // 4, self.config.rope_theta)
         q, k = _rotate(q, angles[..., None, :]), _rotate(k, angles)

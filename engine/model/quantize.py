@@ -34,6 +34,12 @@ class QuantizedMatrix(NamedTuple):
     scale: Float32[Any, " O"]
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the values."""
+        shape: tuple[int, ...] = self.values.shape
+        return shape
+
+    @property
     def dtype(self) -> jnp.dtype:
         """Of the values."""
         kind: jnp.dtype = self.values.dtype

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from .. import Backend
+from .. import PORTABLE, Backend, native
 from .pallas_gpu import decode_attention_gpu, prefill_attention_gpu
 from .pallas_tpu import decode_attention_tpu, prefill_attention_tpu
 from .ring import Blocks, Rings, block_sizes, cut_ring, whole_ring, write_blocks, write_ring
@@ -34,8 +34,8 @@ def decode_attention(
 
     Args:
       q, k, v: of the new token, after RoPE.
-      rings: keys and values of the W tokens before it, of groups of rows that follow one another. The "xla" backend
-        takes any groups, each ring cut into any blocks; the others take one group of whole rings.
+      rings: keys and values of the W tokens before it, of groups of rows that follow one another. "xla" and
+        "cpu" take any groups, each ring cut into any blocks; the others take one group of whole rings.
       positions: of the new token; negative rows are idle: nothing is written there, and their output means nothing.
       backend: see `roost.kernels`.
 
@@ -45,10 +45,9 @@ def decode_attention(
     sizes = [blocks[0][0].shape[0] for blocks in rings]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     rows = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-    if backend == "xla":
-        parts = [
-            decode_attention_xla(q[r], k[r], v[r], blocks, positions[r]) for r, blocks in zip(rows, rings, strict=True)
-        ]
+    if backend in PORTABLE:
+        attend = native.decode_attention if _has_native_kernel(backend, q, rings) else decode_attention_xla
+        parts = [attend(q[r], k[r], v[r], blocks, positions[r]) for r, blocks in zip(rows, rings, strict=True)]
         out = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
     else:
         (((ring_k, ring_v),),) = rings
@@ -59,6 +58,11 @@ def decode_attention(
         for r, blocks in zip(rows, rings, strict=True)
     ]
     return out, tuple(written)
+
+
+def _has_native_kernel(backend: Backend, q: Float[Array, "B N d"], rings: tuple[Blocks, ...]) -> bool:
+    types = {q.dtype, rings[0][0][0].dtype}
+    return backend == "cpu" and types == {jnp.dtype(jnp.bfloat16)} and q.shape[-1] % 16 == 0
 
 
 def prefill_attention(
@@ -76,11 +80,11 @@ def prefill_attention(
       q, k, v: of the chunk, after RoPE.
       rings: keys and values of the W tokens before it.
       positions: see `roost.kernels`; those of a row's tokens follow one another (documents that begin inside a row
-        are understood by the "xla" backend only, for training).
-      block: queries per block of the "xla" backend; T is a multiple of it.
+        are understood by "xla" and "cpu" only, for training).
+      block: queries per block of "xla" and "cpu"; T is a multiple of it.
       backend: see `roost.kernels`.
     """
-    if backend == "xla":
+    if backend in PORTABLE:
         return prefill_attention_xla(q, k, v, rings, positions, block)
     out = _PREFILL[backend](q, k, v, *rings, positions)
     return out, write_ring(rings, k, v, positions, positions[:, 0])

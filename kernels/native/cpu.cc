@@ -1,0 +1,686 @@
+// Products of a few rows with large matrices, and attention of one query per row, for x86 CPUs with AVX-512 VNNI and
+// BF16. Decoding reads every weight once per step: these read them as fast as memory gives them. XLA calls them as
+// custom calls. A row's result does not depend on the rows beside it, nor on the number of threads.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace ffi = xla::ffi;
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma")
+#endif
+#define ROOST_INLINE inline __attribute__((always_inline))
+#define ROOST_UNROLL _Pragma("GCC unroll 16")  // early enough for an array of registers to become registers
+
+namespace {
+
+// ---- threads
+
+// Calls work(i) for i in [0, count), on the pool's threads and on this one. The caller waits only for pieces that a
+// thread has begun, so a pool whose threads are all busy costs speed and nothing else.
+struct Shared {
+  std::atomic<int64_t> next{0};
+  std::atomic<int64_t> done{0};
+};
+
+template <typename Work>
+void ForEach(ffi::ThreadPool& pool, int64_t count, const Work& work) {
+  auto shared = std::make_shared<Shared>();
+  auto take = [shared, count, &work] {
+    for (int64_t i = shared->next++; i < count; i = shared->next++) {
+      work(i);
+      shared->done.fetch_add(1, std::memory_order_release);
+    }
+  };
+  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
+  for (int64_t i = 0; i < helpers; ++i) {
+    pool.Schedule(decltype(take)(take));  // one that comes late finds nothing to do, and leaves `work` alone
+  }
+  take();
+  for (int spins = 0; shared->done.load(std::memory_order_acquire) < count; ++spins) {
+    spins < 4096 ? _mm_pause() : std::this_thread::yield();
+  }
+}
+
+// ---- sums of the lanes of sixteen registers, in an order that is the same for each of them
+
+ROOST_INLINE __m512 Sum(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
+ROOST_INLINE __m512i Sum(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
+ROOST_INLINE __m512i Bits(__m512 a) { return _mm512_castps_si512(a); }
+ROOST_INLINE __m512i Bits(__m512i a) { return a; }
+ROOST_INLINE void Set(__m512& a, __m512i bits) { a = _mm512_castsi512_ps(bits); }
+ROOST_INLINE void Set(__m512i& a, __m512i bits) { a = bits; }
+
+template <typename Lanes>
+ROOST_INLINE Lanes Add2(__m512i low, __m512i high) {
+  Lanes a, b;
+  Set(a, low);
+  Set(b, high);
+  return Sum(a, b);
+}
+
+// Lane i of the result is the sum of the lanes of acc[i].
+template <typename Lanes>
+ROOST_INLINE Lanes SumLanes(const Lanes (&acc)[16]) {
+  Lanes pairs[8], quads[4];
+  ROOST_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    const __m512i a = Bits(acc[2 * i]), b = Bits(acc[2 * i + 1]);
+    pairs[i] = Add2<Lanes>(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+  }
+  ROOST_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const __m512i a = Bits(pairs[2 * i]), b = Bits(pairs[2 * i + 1]);
+    quads[i] = Add2<Lanes>(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+  }
+  Lanes halves[2];
+  ROOST_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    const __m512i a = Bits(quads[2 * i]), b = Bits(quads[2 * i + 1]);
+    halves[i] = Add2<Lanes>(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+  }
+  const __m512i a = Bits(halves[0]), b = Bits(halves[1]);
+  return Add2<Lanes>(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+}
+
+// ---- the inner loops: sixteen sums at a time, of `Outputs` rows of the matrix with `Rows` rows of x
+
+// The instructions are written out, as GCC's intrinsics move every sum to another register and back.
+
+struct Int8 {
+  using Element = int8_t;
+  using Lanes = __m512i;
+  using Sum = int32_t;
+  static constexpr int64_t kStep = 64;
+
+  // With 128 added to each number, as the instruction wants one factor without a sign; undone by the caller.
+  ROOST_INLINE static __m512i Weights(const int8_t* p) {
+    return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-128));
+  }
+  ROOST_INLINE static __m512i Weights(const int8_t* p, int64_t count) {
+    return _mm512_xor_si512(Row(p, count), _mm512_set1_epi8(-128));
+  }
+  ROOST_INLINE static __m512i Row(const int8_t* p) { return _mm512_loadu_si512(p); }
+  ROOST_INLINE static __m512i Row(const int8_t* p, int64_t count) {
+    return _mm512_maskz_loadu_epi8((uint64_t{1} << count) - 1, p);
+  }
+  ROOST_INLINE static __m512i Zero() { return _mm512_setzero_si512(); }
+  ROOST_INLINE static __m512i MultiplyAdd(__m512i sum, __m512i w, __m512i x) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+    return sum;
+  }
+};
+
+struct Bf16 {
+  using Element = uint16_t;
+  using Lanes = __m512;
+  using Sum = float;
+  static constexpr int64_t kStep = 32;
+
+  ROOST_INLINE static __m512i Weights(const uint16_t* p) { return _mm512_loadu_si512(p); }
+  ROOST_INLINE static __m512i Weights(const uint16_t* p, int64_t count) { return Row(p, count); }
+  ROOST_INLINE static __m512i Row(const uint16_t* p) { return _mm512_loadu_si512(p); }
+  ROOST_INLINE static __m512i Row(const uint16_t* p, int64_t count) {
+    return _mm512_maskz_loadu_epi16((uint32_t{1} << count) - 1, p);
+  }
+  ROOST_INLINE static __m512 Zero() { return _mm512_setzero_ps(); }
+  ROOST_INLINE static __m512 MultiplyAdd(__m512 sum, __m512i w, __m512i x) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
+    return sum;
+  }
+};
+
+// Lane r * Outputs + o is row r of x with row o of the matrix. `Fetch`: the rows that follow these are fetched meanwhile.
+template <typename K, int Outputs, int Rows, bool Fetch>
+ROOST_INLINE typename K::Lanes Tile(const typename K::Element* const (&w)[Outputs],
+                                    const typename K::Element* const (&x)[Rows], int64_t inputs) {
+  static_assert(Outputs * Rows == 16);
+  typename K::Lanes acc[16];
+  ROOST_UNROLL
+  for (auto& sum : acc) sum = K::Zero();
+  int64_t i = 0;
+  for (; i + K::kStep <= inputs; i += K::kStep) {
+    __m512i row[Rows];
+    ROOST_UNROLL
+    for (int r = 0; r < Rows; ++r) row[r] = K::Row(x[r] + i);
+    ROOST_UNROLL
+    for (int o = 0; o < Outputs; ++o) {
+      const __m512i weights = K::Weights(w[o] + i);
+      if constexpr (Fetch) _mm_prefetch(reinterpret_cast<const char*>(w[o] + i + Outputs * inputs), _MM_HINT_T0);
+      ROOST_UNROLL
+      for (int r = 0; r < Rows; ++r) acc[r * Outputs + o] = K::MultiplyAdd(acc[r * Outputs + o], weights, row[r]);
+    }
+  }
+  if (const int64_t rest = inputs - i; rest > 0) {
+    ROOST_UNROLL
+    for (int o = 0; o < Outputs; ++o) {
+      const __m512i weights = K::Weights(w[o] + i, rest);
+      ROOST_UNROLL
+      for (int r = 0; r < Rows; ++r) {
+        acc[r * Outputs + o] = K::MultiplyAdd(acc[r * Outputs + o], weights, K::Row(x[r] + i, rest));
+      }
+    }
+  }
+  return SumLanes(acc);
+}
+
+// Four tiles beside each other, of four outputs and four rows each, as four rows of sixteen outputs.
+ROOST_INLINE void JoinRows(const __m512 (&tiles)[4], __m512 (&rows)[4]) {
+  const __m512 a = _mm512_shuffle_f32x4(tiles[0], tiles[1], 0x88), b = _mm512_shuffle_f32x4(tiles[2], tiles[3], 0x88);
+  const __m512 c = _mm512_shuffle_f32x4(tiles[0], tiles[1], 0xdd), d = _mm512_shuffle_f32x4(tiles[2], tiles[3], 0xdd);
+  rows[0] = _mm512_shuffle_f32x4(a, b, 0x88);
+  rows[1] = _mm512_shuffle_f32x4(c, d, 0x88);
+  rows[2] = _mm512_shuffle_f32x4(a, b, 0xdd);
+  rows[3] = _mm512_shuffle_f32x4(c, d, 0xdd);
+}
+
+// Sixteen outputs, or fewer at the end, of up to `Rows` rows as `Rows` registers.
+template <typename K, int Rows, bool Fetch, typename Finish>
+ROOST_INLINE void Strip(const typename K::Element* w, int64_t o, int64_t end, const typename K::Element* x, int64_t r,
+                        int64_t last, int64_t inputs, const Finish& finish, __m512 (&out)[Rows]) {
+  constexpr int kOutputs = 16 / Rows;
+  const typename K::Element* taken[Rows];
+  for (int i = 0; i < Rows; ++i) taken[i] = x + std::min(r + i, last) * inputs;
+  __m512 tiles[Rows];
+  ROOST_UNROLL
+  for (int t = 0; t < Rows; ++t) {
+    const int64_t from = o + t * kOutputs;
+    const typename K::Element* weights[kOutputs];
+    for (int i = 0; i < kOutputs; ++i) weights[i] = w + std::min(from + i, end - 1) * inputs;
+    tiles[t] = finish.template Numbers<kOutputs>(Tile<K, kOutputs, Rows, Fetch>(weights, taken, inputs),
+                                                 std::min(from, end - 1), std::min<int64_t>(kOutputs, std::max<int64_t>(end - from, 1)), r);
+  }
+  if constexpr (Rows == 1) out[0] = tiles[0];
+  if constexpr (Rows == 2) {
+    out[0] = _mm512_shuffle_f32x4(tiles[0], tiles[1], 0x44);
+    out[1] = _mm512_shuffle_f32x4(tiles[0], tiles[1], 0xee);
+  }
+  if constexpr (Rows == 4) JoinRows(tiles, out);
+}
+
+ROOST_INLINE void StoreMasked(float* p, __mmask16 mask, __m512 x) { _mm512_mask_storeu_ps(p, mask, x); }
+ROOST_INLINE void StoreMasked(uint16_t* p, __mmask16 mask, __m512 x) {
+  _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
+// y of rows [begin, end) of a matrix with rows [first, rows) of x, a cache line of a row of y at a time.
+template <typename K, int Rows, typename Y, typename Finish>
+ROOST_INLINE void Strips(const typename K::Element* w, int64_t begin, int64_t end, const typename K::Element* x,
+                         int64_t first, int64_t rows, int64_t inputs, Y* y, int64_t stride, const Finish& finish) {
+  for (int64_t o = begin; o < end; o += 16) {
+    const __mmask16 mask = (1u << std::min<int64_t>(16, end - o)) - 1;
+    for (int64_t r = first; r < rows; r += Rows) {
+      __m512 out[Rows];
+      if (r == 0) {
+        Strip<K, Rows, true>(w, o, end, x, r, rows - 1, inputs, finish, out);
+      } else {
+        Strip<K, Rows, false>(w, o, end, x, r, rows - 1, inputs, finish, out);
+      }
+      for (int i = 0; i < Rows && r + i < rows; ++i) StoreMasked(y + (r + i) * stride + o, mask, out[i]);
+    }
+  }
+}
+
+constexpr int64_t kRowBytes = 24 << 10;
+
+// The same for any number of rows, of which so many at a time that they stay in the nearest cache.
+template <typename K, typename Y, typename Finish>
+void Product(const typename K::Element* w, int64_t begin, int64_t end, const typename K::Element* x, int64_t rows,
+             int64_t inputs, Y* y, int64_t stride, const Finish& finish) {
+  if (rows == 1) return Strips<K, 1>(w, begin, end, x, 0, rows, inputs, y, stride, finish);
+  if (rows == 2) return Strips<K, 2>(w, begin, end, x, 0, rows, inputs, y, stride, finish);
+  const int64_t bytes = inputs * static_cast<int64_t>(sizeof(typename K::Element));
+  const int64_t some = std::max<int64_t>(kRowBytes / bytes / 4, 2) * 4;
+  for (int64_t r = 0; r < rows; r += some) {
+    Strips<K, 4>(w, begin, end, x, r, std::min(r + some, rows), inputs, y, stride, finish);
+  }
+}
+
+// Lane r * Outputs + o is number o.
+template <int Outputs>
+ROOST_INLINE __m512 OfOutputs(const float* p, int64_t outputs) {
+  const __mmask16 mask = (1u << outputs) - 1;
+  if constexpr (Outputs == 16) return _mm512_maskz_loadu_ps(mask, p);
+  if constexpr (Outputs == 8) return _mm512_broadcast_f32x8(_mm256_maskz_loadu_ps(mask, p));
+  return _mm512_broadcast_f32x4(_mm_maskz_loadu_ps(mask, p));
+}
+
+// Lane r * Outputs + o is number r; there are as many as a tile has rows, or more.
+template <int Outputs>
+ROOST_INLINE __m512i OfRows(const void* p) {
+  if constexpr (Outputs == 16) return _mm512_set1_epi32(*static_cast<const int32_t*>(p));
+  const __m512i order = Outputs == 8 ? _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1)
+                                     : _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  return _mm512_permutexvar_epi32(order, _mm512_castsi128_si512(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+}
+
+// ---- rounding to int8
+
+ROOST_INLINE __m512 Widen(const uint16_t* p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+}
+ROOST_INLINE __m512 Widen(const float* p) { return _mm512_loadu_ps(p); }
+ROOST_INLINE float WidenOne(uint16_t x) {
+  const uint32_t bits = uint32_t{x} << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+ROOST_INLINE float WidenOne(float x) { return x; }
+
+// As quantize_rows of the model does it, bit for bit.
+// `offset` is 128 times the sum of the row: what `Int8::Weights` adds too much.
+template <typename X>
+void QuantizeRow(const X* x, int64_t inputs, int8_t* out, float* scale, int32_t* offset) {
+  __m512 lanes = _mm512_setzero_ps();
+  int64_t i = 0;
+  for (; i + 16 <= inputs; i += 16) lanes = _mm512_max_ps(lanes, _mm512_abs_ps(Widen(x + i)));
+  float largest = std::max(_mm512_reduce_max_ps(lanes), 1e-30f);
+  for (int64_t j = i; j < inputs; ++j) largest = std::max(largest, std::fabs(WidenOne(x[j])));
+  const float factor = 127.0f / largest;
+  __m512i sums = _mm512_setzero_si512();
+  for (i = 0; i + 16 <= inputs; i += 16) {
+    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(Widen(x + i), _mm512_set1_ps(factor)));
+    sums = _mm512_add_epi32(sums, rounded);
+    _mm_storeu_si128((__m128i*)(out + i), _mm512_cvtepi32_epi8(rounded));
+  }
+  int32_t sum = _mm512_reduce_add_epi32(sums);
+  for (; i < inputs; ++i) {
+    out[i] = static_cast<int8_t>(std::nearbyint(WidenOne(x[i]) * factor));
+    sum += out[i];
+  }
+  *scale = largest * static_cast<float>(1.0 / 127.0);
+  *offset = 128 * sum;
+}
+
+// ---- the calls
+
+constexpr int64_t kOutputsPerPiece = 64;
+
+template <typename Piece>
+void InPieces(ffi::ThreadPool& pool, int64_t outputs, int64_t bytes_per_output, const Piece& piece) {
+  // Pieces of 64 KiB or more, so that what is shared between threads is asked for seldom.
+  const int64_t size = std::max<int64_t>(kOutputsPerPiece, (65536 / bytes_per_output + 15) / 16 * 16);
+  ForEach(pool, (outputs + size - 1) / size,
+          [&](int64_t i) { piece(i * size, std::min(outputs, (i + 1) * size)); });
+}
+
+template <int Outputs>
+ROOST_INLINE __m512 AddBias(__m512 sums, const float* bias, int64_t o, int64_t outputs) {
+  return bias == nullptr ? sums : _mm512_add_ps(sums, OfOutputs<Outputs>(bias + o, outputs));
+}
+
+// None is an empty one.
+const float* BiasOf(const ffi::Buffer<ffi::F32>& bias) {
+  return bias.element_count() == 0 ? nullptr : bias.typed_data();
+}
+
+struct FinishInt8 {
+  const float* row_scales;
+  const int32_t* offsets;
+  const float* scales;
+  const float* bias;
+
+  template <int Outputs>
+  ROOST_INLINE __m512 Numbers(__m512i sums, int64_t o, int64_t outputs, int64_t r) const {
+    const __m512 scale = _mm512_mul_ps(_mm512_castsi512_ps(OfRows<Outputs>(row_scales + r)),
+                                       OfOutputs<Outputs>(scales + o, outputs));
+    const __m512i exact = _mm512_sub_epi32(sums, OfRows<Outputs>(offsets + r));
+    // Not one instruction, which would round once where XLA rounds twice.
+    __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale);
+    asm("" : "+v"(product));
+    return AddBias<Outputs>(product, bias, o, outputs);
+  }
+};
+
+struct FinishBf16 {
+  const float* bias;
+
+  template <int Outputs>
+  ROOST_INLINE __m512 Numbers(__m512 sums, int64_t o, int64_t outputs, int64_t) const {
+    return AddBias<Outputs>(sums, bias, o, outputs);
+  }
+};
+
+template <typename X, typename Y>
+void Int8Rows(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, const int8_t* w, const float* scale,
+              const float* bias, int64_t outputs, Y* y) {
+  thread_local std::vector<int8_t> quantized;
+  thread_local std::vector<float> row_scales;
+  thread_local std::vector<int32_t> offsets;
+  quantized.resize(rows * inputs);
+  row_scales.resize(rows + 4);  // as many as four at a time are read
+  offsets.resize(rows + 4);
+  int8_t* const q = quantized.data();
+  float* const s = row_scales.data();
+  int32_t* const f = offsets.data();
+  const int64_t some = std::max<int64_t>(1, 32768 / inputs);
+  ForEach(pool, (rows + some - 1) / some, [=](int64_t i) {
+    for (int64_t r = i * some; r < std::min(rows, (i + 1) * some); ++r) {
+      QuantizeRow(x + r * inputs, inputs, q + r * inputs, s + r, f + r);
+    }
+  });
+  InPieces(pool, outputs, inputs, [=, finish = FinishInt8{s, f, scale, bias}](int64_t begin, int64_t end) {
+    Product<Int8>(w, begin, end, q, rows, inputs, y, outputs, finish);
+  });
+}
+
+// Calls with x in float32 or bfloat16, and with y in the other or the same.
+template <typename Call>
+void WithTypes(const ffi::AnyBuffer& x, ffi::AnyBuffer& y, const Call& call) {
+  const auto with_y = [&](const auto* data) {
+    if (y.element_type() == ffi::BF16) return call(data, static_cast<uint16_t*>(y.untyped_data()));
+    call(data, static_cast<float*>(y.untyped_data()));
+  };
+  if (x.element_type() == ffi::BF16) return with_y(static_cast<const uint16_t*>(x.untyped_data()));
+  with_y(static_cast<const float*>(x.untyped_data()));
+}
+
+ffi::Error Int8ProductImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::S8> w,
+                           ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::F32> bias, ffi::Result<ffi::AnyBuffer> y) {
+  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = w.dimensions()[0];
+  WithTypes(x, *y, [&](const auto* from, auto* to) {
+    Int8Rows(pool, from, rows, inputs, w.typed_data(), scale.typed_data(), BiasOf(bias), outputs, to);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error Bf16ProductImpl(ffi::ThreadPool pool, ffi::Buffer<ffi::BF16> x, ffi::Buffer<ffi::BF16> w,
+                           ffi::Buffer<ffi::F32> bias, ffi::Result<ffi::AnyBuffer> y) {
+  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = w.dimensions()[0];
+  const auto* a = reinterpret_cast<const uint16_t*>(x.untyped_data());
+  const auto* b = reinterpret_cast<const uint16_t*>(w.untyped_data());
+  const FinishBf16 finish{BiasOf(bias)};
+  WithTypes(*y, *y, [&](const auto*, auto* out) {
+    InPieces(pool, outputs, 2 * inputs, [=](int64_t begin, int64_t end) {
+      Product<Bf16>(b, begin, end, a, rows, inputs, out, outputs, finish);
+    });
+  });
+  return ffi::Error::Success();
+}
+
+// ---- products of a few rows with blocks on a diagonal, in float32
+
+// 32 outputs of a block for `Rows` rows of x, which are `x_stride` apart, as those of y are `y_stride`.
+template <int Rows>
+ROOST_INLINE void BlockStrip(const float* w, int64_t w_stride, const float* bias, const float* x, int64_t x_stride,
+                             int64_t last, int64_t inputs, int64_t outputs, float* y, int64_t y_stride) {
+  const __mmask16 low = (1u << std::min<int64_t>(16, outputs)) - 1;
+  const __mmask16 high = (1u << std::clamp<int64_t>(outputs - 16, 0, 16)) - 1;
+  const float* rows[Rows];
+  for (int r = 0; r < Rows; ++r) rows[r] = x + std::min<int64_t>(r, last) * x_stride;
+  __m512 acc[Rows][2];
+  ROOST_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    acc[r][0] = _mm512_maskz_loadu_ps(low, bias);
+    acc[r][1] = _mm512_maskz_loadu_ps(high, bias + 16);
+  }
+  for (int64_t i = 0; i < inputs; ++i, w += w_stride) {
+    const __m512 a = _mm512_maskz_loadu_ps(low, w), b = _mm512_maskz_loadu_ps(high, w + 16);
+    ROOST_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      const __m512 factor = _mm512_set1_ps(rows[r][i]);
+      acc[r][0] = _mm512_fmadd_ps(factor, a, acc[r][0]);
+      acc[r][1] = _mm512_fmadd_ps(factor, b, acc[r][1]);
+    }
+  }
+  for (int r = 0; r < Rows && r <= last; ++r) {
+    _mm512_mask_storeu_ps(y + r * y_stride, low, acc[r][0]);
+    _mm512_mask_storeu_ps(y + r * y_stride + 16, high, acc[r][1]);
+  }
+}
+
+ffi::Error BlockProductImpl(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w,
+                            ffi::Buffer<ffi::F32> bias, ffi::ResultBuffer<ffi::F32> y) {
+  const int64_t rows = x.dimensions()[0], blocks = w.dimensions()[0], inputs = w.dimensions()[1];
+  const int64_t outputs = w.dimensions()[2], strips = (outputs + 31) / 32;
+  const float *const from = x.typed_data(), *const weights = w.typed_data(), *const biases = bias.typed_data();
+  float* const to = y->typed_data();
+  ForEach(pool, blocks * 2, [=](int64_t piece) {
+    const int64_t block = piece / 2;
+    for (int64_t strip = piece % 2; strip < strips; strip += 2) {
+      const int64_t o = 32 * strip;
+      for (int64_t r = 0; r < rows;) {
+        const auto call = [&](auto strip_of) {
+          strip_of(weights + block * inputs * outputs + o, outputs, biases + block * outputs + o,
+                   from + r * blocks * inputs + block * inputs, blocks * inputs, rows - r - 1, inputs, outputs - o,
+                   to + (r * blocks + block) * outputs + o, blocks * outputs);
+        };
+        rows - r > 2 ? call(BlockStrip<8>) : call(BlockStrip<2>);
+        r += rows - r > 2 ? 8 : 2;
+      }
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// ---- attention of one query per row
+
+// e^x for x <= 0, to two units in the last place.
+ROOST_INLINE __m512 Exp(__m512 x) {
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.0f / 5040);
+  ROOST_UNROLL
+  for (const float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+  }
+  return _mm512_scalef_ps(p, n);
+}
+
+struct Scaled {
+  float scale;
+
+  template <int Outputs>
+  ROOST_INLINE __m512 Numbers(__m512 sums, int64_t, int64_t, int64_t) const {
+    return _mm512_mul_ps(sums, _mm512_set1_ps(scale));
+  }
+};
+
+struct RingBlock {
+  const uint16_t* keys;
+  const uint16_t* values;
+  int64_t length;
+};
+
+// The weighted sum of values for `Heads` heads and 16 * `Parts` numbers of each; weights are `stride` apart.
+template <int Heads, int Parts>
+ROOST_INLINE void Mix(const float* weights, int64_t stride, const std::vector<RingBlock>& blocks, int64_t filled,
+                      const float* own, const uint16_t* value, int64_t offset, int64_t size, const float* totals, float* out) {
+  __m512 acc[Heads][Parts];
+  ROOST_UNROLL
+  for (int n = 0; n < Heads; ++n) {
+    ROOST_UNROLL
+    for (int c = 0; c < Parts; ++c) acc[n][c] = _mm512_mul_ps(_mm512_set1_ps(own[n]), Widen(value + offset + 16 * c));
+  }
+  for (const RingBlock& block : blocks) {
+    const int64_t count = std::min(block.length, filled);
+    const uint16_t* row = block.values + offset;
+    for (int64_t w = 0; w < count; ++w, row += size) {
+      __m512 v[Parts];
+      ROOST_UNROLL
+      for (int c = 0; c < Parts; ++c) v[c] = Widen(row + 16 * c);
+      ROOST_UNROLL
+      for (int n = 0; n < Heads; ++n) {
+        const __m512 p = _mm512_set1_ps(weights[n * stride + w]);
+        ROOST_UNROLL
+        for (int c = 0; c < Parts; ++c) acc[n][c] = _mm512_fmadd_ps(p, v[c], acc[n][c]);
+      }
+    }
+    weights += count;
+    filled -= count;
+  }
+  ROOST_UNROLL
+  for (int n = 0; n < Heads; ++n) {
+    ROOST_UNROLL
+    for (int c = 0; c < Parts; ++c) {
+      _mm512_storeu_ps(out + n * size + offset + 16 * c, _mm512_div_ps(acc[n][c], _mm512_set1_ps(totals[n])));
+    }
+  }
+}
+
+template <int Heads>
+ROOST_INLINE void MixHeads(const float* weights, int64_t stride, const std::vector<RingBlock>& blocks, int64_t filled,
+                           const float* own, const uint16_t* value, int64_t size, const float* totals, float* out) {
+  int64_t at = 0;
+  for (; at + 64 <= size; at += 64) {
+    Mix<Heads, 4>(weights, stride, blocks, filled, own, value, at, size, totals, out);
+  }
+  for (; at < size; at += 16) Mix<Heads, 1>(weights, stride, blocks, filled, own, value, at, size, totals, out);
+}
+
+// One row: N query heads against one head of keys and values, `filled` of which stand in the ring's blocks.
+void AttendRow(const uint16_t* q, const uint16_t* key, const uint16_t* value, const std::vector<RingBlock>& blocks,
+               int64_t filled, int64_t heads, int64_t size, float* out) {
+  const int64_t stride = (filled + 15) / 16 * 16;
+  thread_local std::vector<float> scratch;
+  scratch.resize(heads * stride + 2 * heads);
+  float* const scores = scratch.data();
+  float* const own = scores + heads * stride;
+  float* const totals = own + heads;
+  const Scaled scaled{1.0f / std::sqrt(static_cast<float>(size))};
+  int64_t start = 0;
+  for (const RingBlock& block : blocks) {
+    const int64_t count = std::min(block.length, filled - start);
+    if (count <= 0) break;
+    Product<Bf16>(block.keys, 0, count, q, heads, size, scores + start, stride, scaled);
+    start += count;
+  }
+  for (int64_t n = 0; n < heads; ++n) {
+    alignas(64) float lanes[16];
+    const uint16_t* keys[16];
+    const uint16_t* const rows[1] = {q + n * size};
+    for (auto& k : keys) k = key;
+    _mm512_store_ps(lanes, scaled.Numbers<16>(Tile<Bf16, 16, 1, false>(keys, rows, size), 0, 16, 0));
+    float* const row = scores + n * stride;
+    __m512 largest = _mm512_set1_ps(lanes[0]);
+    for (int64_t w = 0; w < filled; w += 16) {
+      const __mmask16 mask = (1u << std::min<int64_t>(16, filled - w)) - 1;
+      largest = _mm512_mask_max_ps(largest, mask, largest, _mm512_maskz_loadu_ps(mask, row + w));
+    }
+    const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
+    __m512 sums = _mm512_setzero_ps();
+    for (int64_t w = 0; w < filled; w += 16) {
+      const __mmask16 mask = (1u << std::min<int64_t>(16, filled - w)) - 1;
+      const __m512 weights = Exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, row + w), top));
+      sums = _mm512_mask_add_ps(sums, mask, sums, weights);
+      _mm512_mask_storeu_ps(row + w, mask, weights);
+    }
+    own[n] = _mm512_cvtss_f32(Exp(_mm512_sub_ps(_mm512_set1_ps(lanes[0]), top)));
+    totals[n] = own[n] + _mm512_reduce_add_ps(sums);
+  }
+  int64_t n = 0;
+  for (; n + 4 <= heads; n += 4) {
+    MixHeads<4>(scores + n * stride, stride, blocks, filled, own + n, value, size, totals + n, out + n * size);
+  }
+  for (; n < heads; ++n) {
+    MixHeads<1>(scores + n * stride, stride, blocks, filled, own + n, value, size, totals + n, out + n * size);
+  }
+}
+
+ffi::Error DecodeAttentionImpl(ffi::ThreadPool pool, ffi::Buffer<ffi::BF16> q, ffi::Buffer<ffi::BF16> k,
+                               ffi::Buffer<ffi::BF16> v, ffi::Buffer<ffi::S32> positions, ffi::RemainingArgs rings,
+                               ffi::ResultBuffer<ffi::F32> out) {
+  const int64_t rows = q.dimensions()[0], heads = q.dimensions()[1], size = q.dimensions()[2];
+  std::vector<ffi::Buffer<ffi::BF16>> arrays;
+  int64_t window = 0;
+  for (size_t i = 0; i < rings.size(); ++i) {
+    auto array = rings.get<ffi::Buffer<ffi::BF16>>(i);
+    if (!array.has_value()) return array.error();
+    arrays.push_back(*array);
+    if (i % 2 == 0) window += array->dimensions()[1];
+  }
+  const auto data = [](const ffi::Buffer<ffi::BF16>& x) { return static_cast<const uint16_t*>(x.untyped_data()); };
+  ForEach(pool, rows, [&](int64_t b) {
+    float* const to = out->typed_data() + b * heads * size;
+    const int64_t position = positions.typed_data()[b];
+    if (position < 0) {
+      std::fill(to, to + heads * size, 0.0f);
+      return;
+    }
+    std::vector<RingBlock> blocks;
+    for (size_t i = 0; i < arrays.size(); i += 2) {
+      const int64_t length = arrays[i].dimensions()[1];
+      blocks.push_back({data(arrays[i]) + b * length * size, data(arrays[i + 1]) + b * length * size, length});
+    }
+    AttendRow(data(q) + b * heads * size, data(k) + b * size, data(v) + b * size, blocks, std::min(position, window),
+              heads, size, to);
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int8_product, Int8ProductImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_bf16_product, Bf16ProductImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_block_product, BlockProductImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_decode_attention, DecodeAttentionImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+// Whether this processor has the instructions.
+extern "C" int roost_supported() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+}
+
+#else
+
+extern "C" int roost_supported() { return 0; }
+
+#endif

@@ -1,0 +1,127 @@
+"""The native kernels against XLA's products, bit for bit, or against float64; and rows that know nothing of others."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from chunk_cases import CPU_OPTIONS, SEEDS
+from hypothesis import example, given, settings
+from roost.engine.model.quantize import quantize_on_host, quantized_dot
+from roost.kernels import native
+from roost.kernels.window_attention import cut_ring, decode_attention
+from roost.kernels.window_attention.reference import window_attention_reference
+
+pytestmark = pytest.mark.skipif(
+    not native.is_available(),
+    reason="the native kernels are not compiled, or this processor lacks AVX-512 VNNI or BF16",
+)
+
+ROWS = st.sampled_from([1, 2, 3, 4, 5, 8, 13, 32, 40])
+OUTPUTS = st.sampled_from([1, 5, 16, 17, 63, 64, 200])
+INPUTS = st.sampled_from([1, 4, 31, 32, 33, 64, 100, 128, 260])
+TYPES = st.sampled_from(["float32", "bfloat16"])
+
+compiled = jax.jit(lambda f, *x: f(*x), static_argnums=0, compiler_options=CPU_OPTIONS)
+int8 = jax.jit(native.int8_product, static_argnums=4)
+bf16 = jax.jit(native.bf16_product, static_argnums=3)
+blocks = jax.jit(native.block_product)
+attend = jax.jit(decode_attention, static_argnums=5)
+
+
+def draw(seed: int, *shape: int) -> np.ndarray:
+    """Normal numbers whose rows differ in size, some of which are zeros."""
+    rng = np.random.default_rng(seed)
+    return np.asarray(rng.normal(size=shape) * rng.choice([0.0, 0.1, 1.0, 30.0], (shape[0], *[1] * (len(shape) - 1))))
+
+
+@given(seed=SEEDS, rows=ROWS, outputs=OUTPUTS, inputs=INPUTS, kind=TYPES, result=TYPES, has_bias=st.booleans())
+@example(seed=0, rows=8, outputs=1000, inputs=7680, kind="bfloat16", result="bfloat16", has_bias=True)
+@settings(max_examples=15)
+def test_products_in_int8_are_xlas(
+    seed: int, rows: int, outputs: int, inputs: int, kind: str, result: str, has_bias: bool
+) -> None:
+    x = jnp.asarray(draw(seed, rows, inputs), kind)
+    weight = jax.tree.map(jnp.asarray, quantize_on_host(draw(seed + 1, outputs, inputs).astype(np.float32)))
+    bias = jnp.asarray(draw(seed + 2, outputs), jnp.float32) if has_bias else None
+    expected = compiled(quantized_dot, x, weight)
+    expected = (expected if bias is None else expected + bias).astype(result)
+    actual = int8(x, weight.values, weight.scale, bias, jnp.dtype(result))
+    np.testing.assert_array_equal(np.asarray(actual), np.asarray(expected))
+
+
+@given(seed=SEEDS, rows=ROWS, outputs=OUTPUTS, inputs=INPUTS, has_bias=st.booleans())
+@settings(max_examples=15)
+def test_products_in_bfloat16_are_summed_in_float32(
+    seed: int, rows: int, outputs: int, inputs: int, has_bias: bool
+) -> None:
+    x, weight = (
+        jnp.asarray(draw(seed, rows, inputs), "bfloat16"),
+        jnp.asarray(draw(seed + 1, outputs, inputs), "bfloat16"),
+    )
+    bias = jnp.asarray(draw(seed + 2, outputs), jnp.float32) if has_bias else None
+    wide = np.asarray(x, np.float64), np.asarray(weight, np.float64)
+    expected = wide[0] @ wide[1].T + (0 if bias is None else np.asarray(bias, np.float64))
+    sizes = np.abs(wide[0]) @ np.abs(wide[1]).T + 1e-30
+    actual = np.asarray(bf16(x, weight, bias, jnp.dtype("float32")), np.float64)
+    assert np.max(np.abs(actual - expected) / (sizes + np.abs(expected))) < 1e-6
+    rounded = bf16(x, weight, bias, jnp.dtype("bfloat16"))
+    np.testing.assert_array_equal(np.asarray(rounded), np.asarray(jnp.asarray(actual, jnp.float32).astype("bfloat16")))
+
+
+@given(seed=SEEDS, rows=ROWS, count=st.sampled_from([1, 3]), inputs=INPUTS, outputs=OUTPUTS)
+@settings(max_examples=10)
+def test_block_products_equal_einsum_in_float64(seed: int, rows: int, count: int, inputs: int, outputs: int) -> None:
+    x, weight = draw(seed, rows, count, inputs), draw(seed + 1, count, inputs, outputs)
+    bias = draw(seed + 2, count, outputs)
+    x, weight, bias = (a.astype(np.float32).astype(np.float64) for a in (x, weight, bias))
+    expected = np.einsum("rni,nio->rno", x, weight) + bias
+    sizes = np.einsum("rni,nio->rno", np.abs(x), np.abs(weight)) + np.abs(bias) + 1e-30
+    actual = np.asarray(blocks(*(jnp.asarray(a, jnp.float32) for a in (x, weight, bias))), np.float64)
+    assert np.max(np.abs(actual - expected) / sizes) < inputs * 2e-7
+
+
+@given(seed=SEEDS, rows=ROWS, keep=st.integers(1, 40))
+@settings(max_examples=10)
+def test_a_row_does_not_depend_on_the_rows_beside_it(seed: int, rows: int, keep: int) -> None:
+    x, weight = jnp.asarray(draw(seed, rows, 100), "bfloat16"), jnp.asarray(draw(seed + 1, 70, 100), "bfloat16")
+    wide, gates = jnp.asarray(draw(seed, rows, 2, 40), "float32"), jnp.asarray(draw(seed + 1, 2, 40, 70), "float32")
+    bias, f32 = jnp.asarray(draw(seed, 2, 70), "float32"), jnp.dtype("float32")
+    some = slice(max(rows - keep, 0), rows)
+    np.testing.assert_array_equal(bf16(x, weight, None, f32)[some], bf16(x[some], weight, None, f32))
+    np.testing.assert_array_equal(blocks(wide, gates, bias)[some], blocks(wide[some], gates, bias))
+
+
+@given(seed=SEEDS, heads=st.sampled_from([1, 2, 4, 6, 10]), size=st.sampled_from([16, 48, 128]), data=st.data())
+@settings(max_examples=10)
+def test_attention_equals_the_reference_however_the_ring_is_cut(
+    seed: int, heads: int, size: int, data: st.DataObject
+) -> None:
+    rows, window = 3, 40
+    places = data.draw(st.lists(st.integers(-1, 100), min_size=rows, max_size=rows))
+    rng = np.random.default_rng(seed)
+    qkv = np.asarray(jnp.asarray(rng.normal(size=(rows, heads + 2, size)), "bfloat16"))
+    rings = tuple(np.asarray(jnp.asarray(rng.normal(size=(rows, window, size)), "bfloat16")) for _ in "kv")
+    q, k, v, positions = qkv[:, :-2], qkv[:, -2], qkv[:, -1], np.array(places, np.int32)
+    expected, *_ = window_attention_reference(
+        q[:, None], k[:, None], v[:, None], *(ring.astype(np.float64) for ring in rings), positions[:, None]
+    )
+    cuts = [(window,), (16, 16, 8), (7, 33)]
+    whole, *others = (
+        np.asarray(attend(q, k, v, (cut_ring(tuple(map(jnp.asarray, rings)), sizes),), positions, "cpu")[0])
+        for sizes in cuts
+    )
+    live = positions >= 0
+    np.testing.assert_allclose(whole[live], expected[live, 0], rtol=1e-5, atol=1e-5)
+    for other in others:
+        np.testing.assert_array_equal(whole, other)
+
+
+def test_it_is_there_when_a_compiler_is() -> None:
+    """What is skipped above is not skipped by mistake: an editable install has compiled next to the source."""
+    folder = Path(native.__file__).parent
+    assert find_spec("jaxlib") is not None
+    assert list(folder.glob("_cpu*.so"))
