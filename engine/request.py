@@ -45,6 +45,8 @@ class SamplingParams:
       top_k: keep the k likeliest tokens (and ties of the last); 0 keeps all.
       top_p: keep the smallest set of likeliest tokens whose mass, after top_k, reaches this.
       min_p: keep tokens at least this times as likely as the likeliest.
+      typical_p: of what those leave, keep the tokens whose surprise is nearest to the expected one (the entropy), as
+        many as it takes for their mass to reach this, and those as near as the last.
       frequency_penalty: is taken from a token's logit for every time it has been generated.
       presence_penalty: is taken once from that of every token that has been generated.
       repetition_penalty: logits of tokens in the prompt or the answer are divided by it, or multiplied if negative.
@@ -70,6 +72,7 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
@@ -91,6 +94,7 @@ class SamplingParams:
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
             ("min_p", 0.0 <= self.min_p <= 1.0, "between 0 and 1"),
+            ("typical_p", 0.0 < self.typical_p <= 1.0, "above 0 and at most 1"),
             ("frequency_penalty", math.isfinite(self.frequency_penalty), "a finite number"),
             ("presence_penalty", math.isfinite(self.presence_penalty), "a finite number"),
             ("repetition_penalty", 0.0 < self.repetition_penalty < math.inf, "above 0"),

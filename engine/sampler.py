@@ -3,7 +3,8 @@
 Every row is its own: its token depends on its logits, its parameters and (seed, position) alone. There is no sort of
 the vocabulary: top-k, top-p and min-p are thresholds on a token's weight, so that tokens of equal weight are kept or
 dropped together. A row whose threshold lies among its few likeliest tokens is drawn from those; only a row whose does
-not pays for the whole vocabulary, where the threshold is found by bisection over the bits of a float32.
+not pays for the whole vocabulary, where the threshold is found by bisection over the bits of a float32. So does one
+with typical-p, which looks at all tokens anyway: it is a threshold on how far a token's surprise is from the entropy.
 
 Letters in shapes: R rows, V vocabulary, C candidates, A alternatives, B named tokens, T places of a prompt chunk.
 """
@@ -24,6 +25,9 @@ _CANDIDATES: Final = 64
 
 _ONE_BITS: Final = 0x3F800000
 """The bits of 1.0: the largest weight. Bits of non-negative floats are ordered as the floats are."""
+
+_INFINITY_BITS: Final = 0x7F800000
+"""The bits of the largest distance there is."""
 
 
 class Logprobs(NamedTuple):
@@ -145,8 +149,9 @@ def _draw(
         temperature=jnp.where(random, state.temperature, 1.0),
         top_k=jnp.where(random, jnp.minimum(state.top_k, logits.shape[1]), 0),
         top_p=jnp.where(random, state.top_p, 1.0),
+        typical_p=jnp.where(random, state.typical_p, 1.0),
     )
-    is_cut = random & ((state.top_k > 0) | (state.top_p < 1) | (state.min_p > 0))
+    is_cut = random & ((state.top_k > 0) | (state.top_p < 1) | (state.min_p > 0)) & (state.typical_p >= 1)
     tokens, found = _if(
         jnp.any(is_cut),
         lambda: _draw_from_best(logits, state, uniform),
@@ -193,7 +198,10 @@ def _draw_from_all(
     top_k, top_p = jnp.where(rows, state.top_k, 0), jnp.where(rows, state.top_p, 1.0)
     weights = _if(jnp.any(top_k > 0), lambda: _keep_top_k(weights, top_k), lambda: weights)
     weights = _if(jnp.any(top_p < 1), lambda: _keep_top_p(weights, top_p), lambda: weights)
-    return _invert(jnp.where(weights >= state.min_p[:, None], weights, 0.0), uniform)
+    weights = jnp.where(weights >= state.min_p[:, None], weights, 0.0)
+    typical_p = jnp.where(rows, state.typical_p, 1.0)
+    weights = _if(jnp.any(typical_p < 1), lambda: _keep_typical(weights, typical_p), lambda: weights)
+    return _invert(weights, uniform)
 
 
 def _at(x: Shaped[Array, "R C"], column: Int32[Array, " R"]) -> Shaped[Array, " R"]:
@@ -209,16 +217,41 @@ def _keep_top_k(weights: Float32[Array, "R V"], k: Int32[Array, " R"]) -> Float3
 
 def _keep_top_p(weights: Float32[Array, "R V"], p: Float32[Array, " R"]) -> Float32[Array, "R V"]:
     """The smallest set of largest weights whose sum reaches p of the whole, and ties of the last."""
-    mass = p * jnp.sum(weights, axis=-1)
-    cut = _cut(weights, lambda kept: jnp.sum(jnp.where(kept, weights, 0.0), axis=-1) >= mass)
+    cut = _cut(weights, _reaches(weights, p))
     return jnp.where(p[:, None] < 1, cut, weights)
+
+
+def _keep_typical(weights: Float32[Array, "R V"], p: Float32[Array, " R"]) -> Float32[Array, "R V"]:
+    """The tokens whose surprise is nearest to the entropy, as many as reach p of the whole, and ties of the last."""
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    surprise = jnp.where(weights > 0, jnp.log(total) - jnp.log(weights), jnp.inf)
+    entropy = jnp.sum(jnp.where(weights > 0, weights * surprise, 0.0), axis=-1, keepdims=True) / total
+    distance = jnp.where(weights > 0, jnp.abs(surprise - entropy), jnp.inf)
+    nearness = _INFINITY_BITS - jax.lax.bitcast_convert_type(distance, jnp.int32)
+    kept = nearness >= _threshold(nearness, _INFINITY_BITS, _reaches(weights, p))[:, None]
+    return jnp.where((p[:, None] < 1) & ~kept, 0.0, weights)
+
+
+def _reaches(
+    weights: Float32[Array, "R V"], p: Float32[Array, " R"]
+) -> Callable[[Bool[Array, "R V"]], Bool[Array, " R"]]:
+    """Whether the weights that are kept sum to p of the whole."""
+    mass = p * jnp.sum(weights, axis=-1)
+    return lambda kept: jnp.sum(jnp.where(kept, weights, 0.0), axis=-1) >= mass
 
 
 def _cut(
     weights: Float32[Array, "R V"], is_enough: Callable[[Bool[Array, "R V"]], Bool[Array, " R"]]
 ) -> Float32[Array, "R V"]:
-    """Zeroes the weights below the highest threshold that keeps enough; bisects the threshold's bits."""
+    """Zeroes the weights below the highest threshold that keeps enough."""
     bits = jax.lax.bitcast_convert_type(weights, jnp.int32)
+    return jnp.where(bits >= _threshold(bits, _ONE_BITS, is_enough)[:, None], weights, 0.0)
+
+
+def _threshold(
+    bits: Int32[Array, "R V"], most: int, is_enough: Callable[[Bool[Array, "R V"]], Bool[Array, " R"]]
+) -> Int32[Array, " R"]:
+    """The highest number from 0 to `most` such that enough bits are no lower; found by bisection."""
 
     def halve(_: Int32[Array, ""], bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds  # low keeps enough, high does not
@@ -226,9 +259,9 @@ def _cut(
         enough = is_enough(bits >= middle[:, None])
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    low = jnp.zeros(weights.shape[0], jnp.int32)
-    low, _ = jax.lax.fori_loop(0, 31, halve, (low, jnp.full_like(low, _ONE_BITS + 1)))
-    return jnp.where(bits >= low[:, None], weights, 0.0)
+    low = jnp.zeros(bits.shape[0], jnp.int32)
+    low, _ = jax.lax.fori_loop(0, 31, halve, (low, jnp.full_like(low, most + 1)))
+    return low
 
 
 def _invert(weights: Float32[Array, "R V"], uniform: Float32[Array, " R"]) -> Int32[Array, " R"]:

@@ -45,7 +45,21 @@ def reference_distribution(
         enough = np.searchsorted(np.cumsum(ordered), params.top_p * ordered.sum())
         weights[weights < ordered[min(enough, len(ordered) - 1)]] = 0
     weights[weights < params.min_p] = 0
-    return np.asarray(weights / weights.sum())
+    probabilities = np.asarray(weights / weights.sum())
+    return probabilities if params.typical_p == 1 else _typical(probabilities, params.typical_p)
+
+
+def _typical(probabilities: Float[np.ndarray, " V"], mass: float) -> Float[np.ndarray, " V"]:
+    """Locally typical sampling (Meister et al.): the tokens whose information is nearest to the entropy."""
+    possible = probabilities[probabilities > 0]
+    entropy = -np.sum(possible * np.log(possible))
+    with np.errstate(divide="ignore"):
+        distances = np.abs(-np.log(probabilities) - entropy)
+    order = np.argsort(distances)
+    enough = np.searchsorted(np.cumsum(probabilities[order]), mass)
+    farthest = distances[order[min(enough, len(order) - 1)]]
+    kept = np.where(distances <= farthest, probabilities, 0)
+    return np.asarray(kept / kept.sum())
 
 
 def _penalized(

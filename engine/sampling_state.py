@@ -30,6 +30,7 @@ class SamplingState(NamedTuple):
     top_k: Int32[Array, " R"]
     top_p: Float32[Array, " R"]
     min_p: Float32[Array, " R"]
+    typical_p: Float32[Array, " R"]
     frequency_penalty: Float32[Array, " R"]
     presence_penalty: Float32[Array, " R"]
     repetition_penalty: Float32[Array, " R"]
@@ -70,6 +71,7 @@ def zero_sampling_state(rows: int) -> SamplingState:
         top_k=jnp.zeros(rows, jnp.int32),
         top_p=jnp.ones(rows, jnp.float32),
         min_p=jnp.zeros(rows, jnp.float32),
+        typical_p=jnp.ones(rows, jnp.float32),
         frequency_penalty=jnp.zeros(rows, jnp.float32),
         presence_penalty=jnp.zeros(rows, jnp.float32),
         repetition_penalty=jnp.ones(rows, jnp.float32),

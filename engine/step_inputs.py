@@ -84,6 +84,7 @@ def sampling_columns(requests: Rows[Request], rows: int) -> dict[str, Any]:
         "top_k": np.zeros(rows, np.int32),
         "top_p": np.ones(rows, np.float32),
         "min_p": np.zeros(rows, np.float32),
+        "typical_p": np.ones(rows, np.float32),
         "frequency_penalty": np.zeros(rows, np.float32),
         "presence_penalty": np.zeros(rows, np.float32),
         "repetition_penalty": np.ones(rows, np.float32),
@@ -101,7 +102,7 @@ def sampling_columns(requests: Rows[Request], rows: int) -> dict[str, Any]:
         params, stop_ids = request.params, sorted(request.params.stop_ids)
         columns["temperature"][row], columns["top_p"][row] = params.temperature, params.top_p
         columns["top_k"][row], columns["min_p"][row] = min(params.top_k, NO_LIMIT), params.min_p
-        for name in ("frequency_penalty", "presence_penalty", "repetition_penalty"):
+        for name in ("typical_p", "frequency_penalty", "presence_penalty", "repetition_penalty"):
             columns[name][row] = getattr(params, name)
         for place, (token_id, bias) in enumerate(params.logit_bias):
             columns["bias_ids"][row, place], columns["biases"][row, place] = token_id, bias

@@ -15,7 +15,7 @@ from ..engine import CheckpointError
 class GenerationDefaults:
     """
     Attributes:
-      temperature, top_p, top_k, min_p: as in `SamplingParams`.
+      temperature, top_p, top_k, min_p, typical_p: as in `SamplingParams`.
       max_tokens: of a chat's answer; None means until the model stops.
       end_token_ids: that the checkpoint names, further to the tokenizer's.
     """
@@ -24,6 +24,7 @@ class GenerationDefaults:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    typical_p: float = 1.0
     max_tokens: int | None = None
     end_token_ids: tuple[int, ...] = ()
 
@@ -38,6 +39,7 @@ class _File(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
     min_p: float | None = Field(None, ge=0, le=1)
+    typical_p: float | None = Field(None, gt=0, le=1)
     max_new_tokens: int | None = Field(None, ge=1)
     eos_token_id: int | list[int] | None = None
 
@@ -45,7 +47,8 @@ class _File(BaseModel):
         """What the file says about sampling: nothing where it says not to sample, as clients count on OpenAI's then."""
         if self.do_sample is False:
             return {}
-        named = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+        names = ("temperature", "top_p", "top_k", "min_p", "typical_p")
+        named = {name: getattr(self, name) for name in names}
         return {name: value for name, value in named.items() if value is not None}
 
     def end_token_ids(self) -> tuple[int, ...]:

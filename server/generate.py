@@ -110,6 +110,7 @@ def _params(model: ServedModel, options: Options) -> SamplingParams:
             top_p=defaults.top_p if options.top_p is None else options.top_p,
             top_k=defaults.top_k if options.top_k is None else options.top_k,
             min_p=defaults.min_p,
+            typical_p=defaults.typical_p,
             seed=secrets.randbits(64) if options.seed is None else options.seed % 2**64,
             end_token_ids=model.end_token_ids,
         )

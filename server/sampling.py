@@ -65,6 +65,7 @@ def _params(
                 top_k=max(top_k, 0),  # -1 is vLLM's way to say off
                 top_p=defaults.top_p if body.top_p is None else body.top_p,
                 min_p=defaults.min_p if body.min_p is None else body.min_p,
+                typical_p=defaults.typical_p if body.typical_p is None else body.typical_p,
                 frequency_penalty=body.frequency_penalty,
                 presence_penalty=body.presence_penalty,
                 repetition_penalty=body.repetition_penalty,

@@ -18,6 +18,8 @@ from roost.engine.request import MAX_STOP_IDS, Request, SamplingParams
         ("top_p", 1.1),
         ("min_p", -0.1),
         ("min_p", 1.5),
+        ("typical_p", 0.0),
+        ("typical_p", 1.1),
         ("seed", -1),
         ("seed", 2**64),
         ("min_tokens", -1),

@@ -77,6 +77,7 @@ def requests(draw: st.DrawFn) -> list[tuple[list[int], dict[str, Any]]]:
             "top_k": draw(st.sampled_from([0, 3, 40])),
             "top_p": draw(st.sampled_from([0.5, 0.9, 1.0])),
             "min_p": draw(st.sampled_from([0.0, 0.1])),
+            "typical_p": draw(st.sampled_from([0.4, 1.0, 1.0])),
             "logprobs": draw(st.sampled_from([None, 2])),
             "frequency_penalty": draw(st.sampled_from([0.0, 0.7])),
             "repetition_penalty": draw(st.sampled_from([1.0, 1.2])),

@@ -47,6 +47,7 @@ FILTERS = {
     "top_k": st.just(0) | st.integers(1, 100),
     "top_p": st.just(1.0) | st.floats(0.05, 0.999),
     "min_p": st.just(0.0) | st.floats(0.01, 1.0),
+    "typical_p": st.just(1.0) | st.floats(0.05, 0.999),
 }
 """What narrows a distribution; keyword arguments, as requests are built inside the tests."""
 
@@ -132,8 +133,10 @@ def test_tokens_come_as_often_as_the_reference_says(
     logits, params = quantised(seed, vocab, scale), SamplingParams(seed=seed, **narrowing)
     expected = reference_distribution(logits, params)
     for nudge in (1 - 1e-5, 1 + 1e-5):
-        nudged = {name: min(narrowing[name] * nudge, 1.0) for name in ("top_p", "min_p")}
-        assume(np.array_equal(reference_distribution(logits, replace(params, **nudged)) > 0, expected > 0))
+        nudged = {name: min(narrowing[name] * nudge, 1.0) for name in ("top_p", "min_p", "typical_p")}
+        for temperature in (params.temperature, params.temperature * nudge):
+            other = replace(params, **nudged, temperature=temperature)
+            assume(np.array_equal(reference_distribution(logits, other) > 0, expected > 0))
     seen = counts(logits, params)
     check_frequencies(seen, expected)
     assert seen[expected * DRAWS > 50].all(), "a token that the request allows never came"
@@ -166,6 +169,32 @@ def test_which_tokens_are_allowed(vocab: int, narrowing: dict[str, Any], allowed
     logits[best] = np.log([8, 4, 2, 1, 1, *[1 / 8] * 7])
     seen = counts(logits, SamplingParams(**narrowing))
     assert set(np.flatnonzero(seen)) == set(best[:allowed])
+
+
+@pytest.mark.parametrize("vocab", [12, VOCAB])
+@pytest.mark.parametrize(
+    ("narrowing", "places"),
+    [
+        ({"typical_p": 0.2}, [1]),
+        ({"typical_p": 0.3}, [1, 2]),
+        ({"typical_p": 0.5}, [0, 1, 2]),
+        ({"typical_p": 0.85}, [0, 1, 2, 3, 4]),
+        ({"typical_p": 0.96}, [*range(12)]),
+        ({"typical_p": 0.2, "top_k": 3}, [1]),
+        ({"typical_p": 0.8, "top_k": 3}, [0, 1]),
+        ({"typical_p": 0.5, "min_p": 0.5}, [0]),
+        ({"typical_p": 0.7, "min_p": 0.5}, [0, 1]),
+    ],
+)
+def test_which_tokens_are_typical(vocab: int, narrowing: dict[str, Any], places: list[int]) -> None:
+    """The weights of before, of which the best is not the nearest: the entropy is 1.54 nats, so that the distances are
+    0.79 for weight 8, 0.10 for 4, 0.60 for 2, 1.29 for 1 and 3.37 for 1/8. Of 8 and 4 alone, 8 is.
+    """
+    logits = np.full(vocab, -np.inf)
+    best = np.random.default_rng(1).permutation(vocab)[:12]
+    logits[best] = np.log([8, 4, 2, 1, 1, *[1 / 8] * 7])
+    seen = counts(logits, SamplingParams(**narrowing))
+    assert set(np.flatnonzero(seen)) == set(best[places])
 
 
 @given(

@@ -36,10 +36,13 @@ def test_all_that_is_understood(tmp_path: Path) -> None:
         "temperature": 0.6,
         "top_k": 40,
         "top_p": 0.9,
+        "typical_p": 0.7,
         "transformers_version": "4.41",
     }
     write(tmp_path, "generation_config.json", content)
-    expected = GenerationDefaults(temperature=0.6, top_p=0.9, top_k=40, min_p=0.1, max_tokens=99, end_token_ids=(1, 7))
+    expected = GenerationDefaults(
+        temperature=0.6, top_p=0.9, top_k=40, min_p=0.1, typical_p=0.7, max_tokens=99, end_token_ids=(1, 7)
+    )
     assert read_defaults(tmp_path, 100) == expected
 
 
@@ -73,21 +76,23 @@ def test_a_broken_file_is_named(tmp_path: Path, content: Any, named: str) -> Non
 @pytest.fixture
 def opinionated(tokenizer: Tokenizer) -> ServedModel:
     return served_model(
-        tokenizer, GenerationDefaults(0.6, top_p=0.9, top_k=40, min_p=0.1, max_tokens=99, end_token_ids=(7, 1))
+        tokenizer,
+        GenerationDefaults(0.6, top_p=0.9, top_k=40, min_p=0.1, typical_p=0.7, max_tokens=99, end_token_ids=(7, 1)),
     )
 
 
 def test_a_silent_request_takes_the_checkpoints_defaults(opinionated: ServedModel) -> None:
     (params,) = chat_params(ChatBody.model_validate({"messages": HI}), opinionated)
     assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.6, 0.9, 40, 0.1)
+    assert params.typical_p == 0.7
     assert params.max_tokens == 99
     assert params.end_token_ids == (1, 107, 7)
 
 
 def test_a_request_has_the_last_word(opinionated: ServedModel) -> None:
-    fields = {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "max_tokens": 3}
+    fields = {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "typical_p": 1, "max_tokens": 3}
     (params,) = chat_params(ChatBody.model_validate({"messages": HI, **fields}), opinionated)
-    assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0, 1, 0, 0)
+    assert (params.temperature, params.top_p, params.top_k, params.min_p, params.typical_p) == (0, 1, 0, 0, 1)
     assert params.max_tokens == 3
 
 

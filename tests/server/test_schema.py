@@ -29,6 +29,7 @@ BOTH: list[tuple[str, Any]] = [
     ("top_k", -2),
     ("top_k", 1.5),
     ("min_p", 2),
+    ("typical_p", 0),
     ("n", 0),
     ("n", 129),
     ("n", True),
