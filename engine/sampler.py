@@ -259,7 +259,7 @@ def _threshold(
         enough = is_enough(bits >= middle[:, None])
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    low = jnp.zeros(bits.shape[0], jnp.int32)
+    low: Int32[Array, " R"] = jnp.zeros(bits.shape[0], jnp.int32)
     low, _ = jax.lax.fori_loop(0, 31, halve, (low, jnp.full_like(low, most + 1)))
     return low
 

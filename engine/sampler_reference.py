@@ -56,8 +56,8 @@ def _typical(probabilities: Float[np.ndarray, " V"], mass: float) -> Float[np.nd
     with np.errstate(divide="ignore"):
         distances = np.abs(-np.log(probabilities) - entropy)
     order = np.argsort(distances)
-    enough = np.searchsorted(np.cumsum(probabilities[order]), mass)
-    farthest = distances[order[min(enough, len(order) - 1)]]
+    enough = int(np.searchsorted(np.cumsum(probabilities[order]), mass))
+    farthest = distances[order][min(enough, len(order) - 1)]
     kept = np.where(distances <= farthest, probabilities, 0)
     return np.asarray(kept / kept.sum())
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .errors import ApiError
+from .event_log import EventLog
 from .schema import ChatMessage
 
 MAX_RESPONSES: Final = 1000
@@ -17,13 +18,22 @@ class StoredResponse:
     """
     Attributes:
       response: as the client saw it.
-      conversation: all messages up to its answer, which is the last; instructions are no part of it.
+      asked: all messages up to its answer; instructions are no part of it.
+      answer: None while it is being made.
+      events: of its stream, if that may be followed again.
       characters: what keeping it costs. Messages of earlier responses are counted too, as they may be gone by then.
     """
 
     response: Mapping[str, Any]
-    conversation: Sequence[ChatMessage]
+    asked: Sequence[ChatMessage]
+    answer: ChatMessage | None
+    events: EventLog | None
     characters: int
+
+    @property
+    def conversation(self) -> Sequence[ChatMessage]:
+        """What another response goes on from."""
+        return self.asked if self.answer is None else [*self.asked, self.answer]
 
 
 class ResponseStore:
@@ -35,12 +45,20 @@ class ResponseStore:
         self._stored: OrderedDict[str, StoredResponse] = OrderedDict()
         self._characters = 0
 
-    def keep(self, response: Mapping[str, Any], conversation: Sequence[ChatMessage]) -> None:
+    def keep(
+        self,
+        response: Mapping[str, Any],
+        asked: Sequence[ChatMessage],
+        events: EventLog | None = None,
+        answer: ChatMessage | None = None,
+    ) -> None:
         """Stores a response, in place of an earlier state of the same."""
         response_id = response["id"]
         self._drop(response_id)
-        characters = sum(message.num_characters for message in conversation) + len(response["instructions"] or "")
-        self._stored[response_id] = StoredResponse(response, conversation, characters)
+        messages = asked if answer is None else [*asked, answer]
+        characters = sum(message.num_characters for message in messages) + len(response["instructions"] or "")
+        characters += 0 if events is None else events.num_bytes
+        self._stored[response_id] = StoredResponse(response, asked, answer, events, characters)
         self._characters += characters
         while len(self._stored) > self._max_responses or self._characters > self._max_characters:
             self._drop(next(iter(self._stored)))

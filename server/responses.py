@@ -121,25 +121,19 @@ class ResponseWriter(AnswerWriter):
         yield self._event(f"response.{response['status']}", response=response)
 
     def failing(self, error: ApiError) -> Iterator[dict[str, Any]]:
-        response = self.failed(error)
+        """What somebody cancelled in the background has not failed, but there is no other event for it."""
+        is_cancelled = self._body.background and error.body["error"]["code"] == "request_aborted"
+        response = self._response("cancelled") if is_cancelled else self._failed(error)
+        self._keep(response, _NO_ANSWER)
         yield self._event("response.failed", response=response)
 
     def begun(self) -> dict[str, Any]:
         """The response before there is anything of an answer."""
         return self._response("in_progress")
 
-    def cancelled(self) -> dict[str, Any]:
-        """The response if somebody ends it early; it is kept."""
-        response = self._response("cancelled")
-        self._keep(response, _NO_ANSWER)
-        return response
-
-    def failed(self, error: ApiError) -> dict[str, Any]:
-        """The response if something goes wrong; it is kept."""
+    def _failed(self, error: ApiError) -> dict[str, Any]:
         code = "rate_limit_exceeded" if error.status_code == 429 else "server_error"
-        response = self._response("failed", error={"code": code, "message": error.body["error"]["message"]})
-        self._keep(response, _NO_ANSWER)
-        return response
+        return self._response("failed", error={"code": code, "message": error.body["error"]["message"]})
 
     def _finished(self, choice: Delta) -> dict[str, Any]:
         cut = choice.finish_reason is FinishReason.LENGTH

@@ -56,13 +56,13 @@ async def first_delta(generation: Generation, patience_s: float) -> Delta | None
 
 
 async def stream_events(
-    generation: Generation, first: Delta | None, writer: AnswerWriter, keep_alive_s: float
+    generation: Generation, first: Delta | None, writer: AnswerWriter, keep_alive_s: float | None
 ) -> AsyncGenerator[bytes]:
     """All bytes of a stream. If the generation fails in between, it ends with what the writer says of that.
 
     Args:
       first: the delta that has been taken from the generation already, if one has.
-      keep_alive_s: how long the stream may be silent.
+      keep_alive_s: how long the stream may be silent; None where nobody would hear a sign of life.
     """
     encode = writer.framing.encode
     try:
@@ -82,7 +82,7 @@ async def stream_events(
 
 
 async def _chunks(
-    generation: Generation, first: Delta | None, writer: AnswerWriter, pause_s: float
+    generation: Generation, first: Delta | None, writer: AnswerWriter, pause_s: float | None
 ) -> AsyncGenerator[Iterable[Mapping[str, Any]] | None]:
     """What the writer says, from the opening to the closing; None for a pause."""
     yield writer.opening()
@@ -93,7 +93,7 @@ async def _chunks(
     yield writer.closing()
 
 
-async def _with_pauses(generation: Generation, pause_s: float) -> AsyncGenerator[Delta | None]:
+async def _with_pauses(generation: Generation, pause_s: float | None) -> AsyncGenerator[Delta | None]:
     """The deltas, and None whenever the next one takes longer than `pause_s`."""
     while True:
         try:

@@ -1,19 +1,23 @@
 """`/v1/responses`: OpenAI's newer way to chat, in which the server remembers."""
 
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from ..errors import ApiError, bad_value, from_exception
-from ..generation import Choice, collect
+from ..errors import bad_value
+from ..event_log import EventLog, replay
+from ..generation import Choice
+from ..input_items import input_items, page
 from ..openapi import STREAMABLE
 from ..responses import ResponseWriter, chat_of
 from ..responses_schema import ResponseBody
 from ..sampling import chat_params
 from ..schema import ChatMessage
 from ..service import AnyService, ReadyService, Service, json_response
+from ..stream import EventStream, stream_events
 from ..structured import chat_wish
 
 router = APIRouter()
@@ -23,28 +27,52 @@ router = APIRouter()
 async def create_response(body: ResponseBody, request: Request, service: ReadyService) -> Response:
     """The assistant's next message, after those of a previous response if one is named."""
     service.check(body)
-    _check_background(body)
+    if body.background and not body.store:
+        raise bad_value("background", "background needs store: true, as the answer is fetched later")
     conversation = [*service.responses.conversation(body.previous_response_id), *body.messages]
     chat = chat_of(body, conversation)
     params = chat_params(chat, service.model)
     prompt = await service.prompts.chat(chat.messages, chat.ending, tools=chat.usable_tools, param="input")
-    keep = partial(_keep, service, conversation) if body.store else _forget
+    log = EventLog() if body.background and body.stream else None
+    keep = partial(_keep, service, conversation, log) if body.store else _forget
     writer = ResponseWriter(body, service.model, prompt, params[0], keep)
     choices = await service.choices(chat, [prompt], params, chat_wish(chat, format_param="text.format"))
     if not body.background:
         return await service.respond(request, writer.id, choices, writer, stream=body.stream)
     begun = writer.begun()
-    service.responses.keep(begun, conversation)
-    service.background.start(writer.id, _run(service, choices, writer))
-    return json_response(begun)
+    service.responses.keep(begun, conversation, log)
+    service.background.start(writer.id, _run(service, choices, writer, log))
+    return json_response(begun) if log is None else _follow(service, log, 0)
 
 
-@router.get("/v1/responses/{response_id}")
-async def get_response(response_id: str, service: AnyService, stream: bool = False) -> Response:
-    """A response that is stored, as it is now."""
-    if stream:
-        raise bad_value("stream", "a response cannot be streamed again: leave stream out")
-    return json_response(service.responses.get(response_id).response)
+@router.get("/v1/responses/{response_id}", responses=STREAMABLE)
+async def get_response(
+    response_id: str,
+    service: AnyService,
+    stream: bool = False,
+    starting_after: Annotated[int | None, Query(ge=0)] = None,
+) -> Response:
+    """A response that is stored, as it is now; or its events, those to come included."""
+    stored = service.responses.get(response_id)
+    if not stream:
+        if starting_after is not None:
+            raise bad_value("starting_after", "starting_after needs stream=true")
+        return json_response(stored.response)
+    if stored.events is None:
+        raise bad_value("stream", "only responses made with background: true and stream: true can be streamed again")
+    return _follow(service, stored.events, 0 if starting_after is None else starting_after + 1)
+
+
+@router.get("/v1/responses/{response_id}/input_items")
+async def list_input_items(
+    response_id: str,
+    service: AnyService,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    after: str | None = None,
+) -> Response:
+    """What the response was made of: its input, and the conversation that it goes on from."""
+    return json_response(page(input_items(service.responses.get(response_id)), limit, order, after))
 
 
 @router.post("/v1/responses/{response_id}/cancel")
@@ -71,27 +99,32 @@ async def _end(service: Service, response_id: str) -> None:
         await service.background.wait(response_id)
 
 
-def _check_background(body: ResponseBody) -> None:
-    if body.background and body.stream:
-        raise bad_value("background", "a background response cannot be streamed: ask for it by its id")
-    if body.background and not body.store:
-        raise bad_value("background", "background needs store: true, as the answer is fetched later")
+def _follow(service: Service, log: EventLog, number: int) -> Response:
+    log.check(number)
+    return EventStream(replay(log, number, service.keep_alive_s), AsyncExitStack())
 
 
-def _keep(service: Service, conversation: Sequence[ChatMessage], response: dict[str, Any], answer: ChatMessage) -> None:
-    service.responses.keep(response, [*conversation, answer])
+def _keep(
+    service: Service,
+    asked: Sequence[ChatMessage],
+    log: EventLog | None,
+    response: dict[str, Any],
+    answer: ChatMessage,
+) -> None:
+    service.responses.keep(response, asked, log, answer)
 
 
 def _forget(response: dict[str, Any], answer: ChatMessage) -> None:
     pass
 
 
-async def _run(service: Service, choices: Sequence[Choice], writer: ResponseWriter) -> None:
-    """Makes an answer that nobody waits for; how it ended is in the store."""
+async def _run(service: Service, choices: Sequence[Choice], writer: ResponseWriter, log: EventLog | None) -> None:
+    """Makes an answer that nobody waits for; how it ended is in the store, and how it came about in the log."""
     try:
         async with service.generation(writer.id, choices) as generation:
-            writer.whole(await collect(generation))
-    except ApiError:  # nothing else in there has one: somebody aborted it
-        writer.cancelled()
-    except Exception as error:
-        writer.failed(from_exception(error))
+            async for event in stream_events(generation, None, writer, keep_alive_s=None):
+                if log is not None and event:
+                    log.append(event)
+    finally:
+        if log is not None:
+            log.close()

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import openai
@@ -174,6 +175,24 @@ def test_a_background_response_is_cancelled(client: openai.OpenAI) -> None:
     )
     assert client.responses.retrieve(begun.id).status == "in_progress"
     assert client.responses.cancel(begun.id).status == "cancelled"
+
+
+def test_a_background_stream_is_taken_up_again(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"input": "hi", "max_output_tokens": 40, "extra_body": {"ignore_eos": True}}
+    stream = client.responses.create(model=MODEL, background=True, stream=True, temperature=0, **options)
+    seen = []
+    for event in stream:
+        seen.append(event)
+        if len(seen) == 6:
+            break
+    stream.close()
+    assert seen[0].type == "response.created"
+    response_id = seen[0].response.id
+    seen += client.responses.retrieve(response_id, stream=True, starting_after=seen[-1].sequence_number)
+    assert [event.sequence_number for event in seen] == list(range(len(seen)))
+    whole = client.responses.retrieve(response_id)
+    assert "".join(event.delta for event in seen if event.type == "response.output_text.delta") == whole.output_text
+    assert [item.type for item in client.responses.input_items.list(response_id)] == ["message"]
 
 
 def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:

@@ -1,13 +1,20 @@
 """How long responses are remembered."""
 
+from typing import Any
+
 import pytest
 from roost.server.errors import ApiError
+from roost.server.event_log import EventLog
 from roost.server.response_store import ResponseStore
 from roost.server.schema import ChatMessage
 
 
 def keep(store: ResponseStore, name: str, text: str = "") -> None:
     store.keep({"id": name, "instructions": None}, [ChatMessage(role="user", content=text)])
+
+
+def stored(store: ResponseStore, name: str, **fields: Any) -> None:
+    store.keep({"id": name, "instructions": None}, [ChatMessage(role="user", content="hello")], **fields)
 
 
 def knows(store: ResponseStore, name: str) -> bool:
@@ -44,6 +51,24 @@ def test_long_texts_make_room_too() -> None:
     assert not any(knows(store, name) for name in "abcd")
     keep(store, "e", "x" * 10)
     assert knows(store, "e")
+
+
+def test_events_count_as_text() -> None:
+    store, log = ResponseStore(max_characters=10), EventLog()
+    log.append(b"12345")
+    stored(store, "a", events=log)
+    assert knows(store, "a")
+    log.append(b"6")
+    stored(store, "a", events=log)
+    assert not knows(store, "a")
+
+
+def test_an_answer_is_part_of_the_conversation() -> None:
+    store = ResponseStore()
+    stored(store, "a")
+    assert [message.text for message in store.conversation("a")] == ["hello"]
+    stored(store, "a", answer=ChatMessage(role="assistant", content="you"))
+    assert [message.text for message in store.conversation("a")] == ["hello", "you"]
 
 
 def test_what_is_gone_cannot_be_gone_on_from() -> None:

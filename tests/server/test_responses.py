@@ -9,6 +9,7 @@ from client_types import checked, events
 from fake_engine import FakeEngine
 from fake_server import live, make_service, until
 from openai.types.responses import Response, ResponseStreamEvent
+from openai.types.responses.response_item_list import ResponseItemList
 from roost.server.served_model import ServedModel
 from roost.server.service import Service
 
@@ -166,7 +167,6 @@ async def test_what_is_not_to_be_stored_is_not(client: httpx.AsyncClient) -> Non
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"include": ["everything"]}, "include"),
         ({"truncation": "some"}, "truncation"),
-        ({"background": True, "stream": True}, "background"),
         ({"background": True, "store": False}, "background"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"metadata": {"a": 1}}, "metadata"),
@@ -281,10 +281,115 @@ async def test_a_background_response_that_fails_says_so(client: httpx.AsyncClien
     assert (failed.status, failed.error and failed.error.code) == ("failed", "rate_limit_exceeded")
 
 
-async def test_other_responses_cannot_be_cancelled(client: httpx.AsyncClient) -> None:
+async def test_other_responses_cannot_be_cancelled_or_followed(client: httpx.AsyncClient) -> None:
     response = await created(client)
-    await error_of(await client.post(f"/v1/responses/{response.id}/cancel"))
-    await error_of(await client.get(f"/v1/responses/{response.id}?stream=true"))
+    path = f"/v1/responses/{response.id}"
+    await error_of(await client.post(f"{path}/cancel"))
+    assert (await error_of(await client.get(f"{path}?stream=true")))["param"] == "stream"
+    assert (await error_of(await client.get(f"{path}?starting_after=2")))["param"] == "starting_after"
+    assert (await error_of(await client.get(f"{path}?stream=true&starting_after=-1")))["param"] == "starting_after"
+    await error_of(await client.get("/v1/responses/resp_0?stream=true"), 404)
+
+
+async def test_a_background_stream_is_followed_again(client: httpx.AsyncClient) -> None:
+    text = (await create(client, background=True, stream=True)).text
+    got = events(text)
+    for _, event in got:
+        checked(ResponseStreamEvent, event)
+    assert [event["sequence_number"] for _, event in got] == list(range(11))
+    assert (got[0][1]["response"]["status"], got[-1][0]) == ("in_progress", "response.incomplete")
+    path = f"/v1/responses/{got[0][1]['response']['id']}"
+    assert (await client.get(path)).json() == got[-1][1]["response"]
+    assert (await client.get(f"{path}?stream=true")).text == text
+    for number in (0, 4, 10, 99):
+        again = (await client.get(f"{path}?stream=true&starting_after={number}")).text
+        assert (events(again) if again else []) == got[number + 1 :]
+    await client.delete(path)
+    await error_of(await client.get(f"{path}?stream=true"), 404)
+
+
+async def test_a_background_stream_goes_on_without_its_client(service: Service, engine: FakeEngine) -> None:
+    """The first client leaves; others see what it saw, and what comes then, when it comes."""
+    body = {"input": "hi", "max_output_tokens": 3, "background": True, "stream": True}
+    engine.gate.clear()
+    async with live(service) as client:
+        async with client.stream("POST", "/v1/responses", json=body) as first:
+            seen = await anext(first.aiter_text())
+        (name, event), *_ = events(seen.rpartition("\n\n")[0])
+        assert name == "response.created"
+        path = f"/v1/responses/{event['response']['id']}"
+        others = [asyncio.create_task(client.get(f"{path}?stream=true&starting_after={n}")) for n in (0, 5)]
+        await until(lambda: engine.running)
+        assert (await client.get(path)).json()["status"] == "in_progress"
+        engine.gate.set()
+        for other, number in zip(others, (0, 5), strict=True):
+            assert [event["sequence_number"] for _, event in events((await other).text)] == [*range(number + 1, 11)]
+
+
+async def test_a_background_stream_that_is_cancelled_ends(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    stream = asyncio.create_task(create(client, background=True, stream=True))
+    await until(lambda: engine.running)
+    response_id = engine.requests[0].id.rpartition("-")[0]
+    assert (await client.post(f"/v1/responses/{response_id}/cancel")).json()["status"] == "cancelled"
+    name, event = events((await stream).text)[-1]
+    assert (name, event["response"]["status"]) == ("response.failed", "cancelled")
+    checked(ResponseStreamEvent, event)
+
+
+TALK = [
+    {"role": "developer", "content": "be short"},
+    {"role": "user", "content": [{"type": "input_text", "text": "one"}, {"type": "input_text", "text": "two"}]},
+    {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "call_1", "output": "three"},
+]
+
+
+async def items_of(client: httpx.AsyncClient, response: Response, **query: Any) -> ResponseItemList:
+    answer = await client.get(f"/v1/responses/{response.id}/input_items", params=query)
+    assert answer.status_code == 200, answer.text
+    return checked(ResponseItemList, answer.text)
+
+
+async def test_input_items_are_what_a_response_was_made_of(client: httpx.AsyncClient) -> None:
+    first = await created(client, TALK, instructions="these are none")
+    second = await created(client, "four", previous_response_id=first.id)
+    listed = await items_of(client, second, order="asc")
+    described = [item.model_dump(exclude={"id", "status"}, exclude_none=True) for item in listed.data]
+    assert described == [
+        {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "be short"}]},
+        {"type": "message", "role": "user", "content": TALK[1]["content"]},
+        TALK[2],
+        TALK[3],
+        {
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": first.output_text, "annotations": []}],
+        },
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "four"}]},
+    ]
+    assert (await items_of(client, first)).data[0].type == "function_call_output"
+
+
+async def test_input_items_come_in_pages(client: httpx.AsyncClient) -> None:
+    response = await created(client, [{"role": "user", "content": str(i)} for i in range(25)])
+    whole = (await items_of(client, response, limit=100, order="asc")).data
+    assert len({item.id for item in whole}) == 25
+    newest = await items_of(client, response)
+    assert (newest.data, newest.has_more) == (whole[:4:-1], True)
+    rest = await items_of(client, response, after=newest.last_id)
+    assert (rest.data, rest.has_more) == (whole[4::-1], False)
+    assert (newest.first_id, rest.last_id) == (whole[-1].id, whole[0].id)
+    assert (await items_of(client, response, after=rest.last_id)).data == []
+    assert (await items_of(client, response, order="asc", limit=25)).has_more is False
+
+
+@pytest.mark.parametrize(("name", "value"), [("limit", 0), ("limit", 101), ("order", "up"), ("after", "msg_x")])
+async def test_pages_that_cannot_be(client: httpx.AsyncClient, name: str, value: Any) -> None:
+    response = await created(client)
+    path = f"/v1/responses/{response.id}/input_items"
+    assert (await error_of(await client.get(path, params={name: value})))["param"] == name
+    await error_of(await client.get("/v1/responses/resp_0/input_items"), 404)
 
 
 async def test_a_silent_stream_is_kept_alive(engine: FakeEngine, model: ServedModel) -> None:

@@ -1,0 +1,86 @@
+"""The events of a stream, kept so that clients can follow it from any of them, and again."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from typing import Final
+
+from .errors import ApiError, bad_value
+from .framing import TYPED_EVENTS
+
+MAX_BYTES: Final = 4 * 2**20
+"""Some twenty thousand tokens, one by one."""
+
+
+class EventLog:
+    """Encoded events by number, from 0. One task appends, any number follow, each at its own pace.
+
+    Attributes:
+      num_bytes: what is kept; the oldest events make room for the newest, of which there is always one.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._events: deque[bytes] = deque()
+        self._first = 0
+        self._is_closed = False
+        self._news = asyncio.Event()
+        self.num_bytes = 0
+
+    def append(self, event: bytes) -> None:
+        self._events.append(event)
+        self.num_bytes += len(event)
+        while self.num_bytes > self._max_bytes and len(self._events) > 1:
+            self.num_bytes -= len(self._events.popleft())
+            self._first += 1
+        self._tell()
+
+    def close(self) -> None:
+        """There will be no more events."""
+        self._is_closed = True
+        self._tell()
+
+    def check(self, number: int) -> None:
+        """
+        Raises:
+          ApiError: the event of this number is no longer kept.
+        """
+        if number < self._first:
+            message = f"only the events from number {self._first} on are still kept: send starting_after={self._first}"
+            raise bad_value("starting_after", message)
+
+    async def follow(self, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
+        """The event of this number and all that come after it, and None whenever the next takes longer than `pause_s`.
+
+        Raises:
+          ApiError: an event was dropped before it could be given.
+        """
+        while True:
+            news = self._news
+            while number < self._first + len(self._events):
+                self.check(number)
+                yield self._events[number - self._first]
+                number += 1
+            if self._is_closed:
+                return
+            try:
+                async with asyncio.timeout(pause_s):
+                    await news.wait()
+            except TimeoutError:
+                yield None
+
+    def _tell(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+
+async def replay(log: EventLog, number: int, pause_s: float) -> AsyncGenerator[bytes]:
+    """The bytes of a stream of responses' events that begins with this one."""
+    try:
+        async for event in log.follow(number, pause_s):
+            number += event is not None
+            yield TYPED_EVENTS.pause if event is None else event
+    except ApiError as error:  # the client is so slow that the log has run away from it
+        detail = error.body["error"]
+        about = {"code": detail["code"], "message": detail["message"], "param": detail["param"]}
+        yield TYPED_EVENTS.encode({"type": "error", "sequence_number": number, **about})
