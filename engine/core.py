@@ -1,5 +1,6 @@
 """The engine without its thread: a scheduler and a runner, one step at a time."""
 
+import time
 from collections.abc import Sequence as Rows
 from typing import Protocol, runtime_checkable
 
@@ -73,9 +74,15 @@ class EngineCore:
         if batch is not None:
             self._steps += 1
             if isinstance(batch, PrefillBatch):
-                self._prompt_tokens += sum(chunk.length for chunk in batch.chunks)
+                self._book_prefill(batch)
         outputs = self._scheduler.take_failed()
         if last is not None:
             outputs += self._scheduler.commit(last[0], last[1].wait())
         self._generated_tokens += sum(len(output.token_ids) for _, output in outputs)
         return outputs
+
+    def _book_prefill(self, batch: PrefillBatch) -> None:
+        self._prompt_tokens += sum(chunk.length for chunk in batch.chunks)
+        now = time.monotonic()
+        for sequence in (row.sequence for row in batch.rows):
+            sequence.started_at = now if sequence.started_at is None else sequence.started_at

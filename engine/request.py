@@ -175,6 +175,8 @@ class TokenOutput:
       finish_reason: set on the last output of a stream.
       stop_reason: the id from `stop_token_ids` that ended it, if one did.
       error: what went wrong, with `FinishReason.ERROR`.
+      started_at: on the first output only: when the prompt's first chunk was handed to the device, in seconds of
+        `time.monotonic`.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -183,3 +185,4 @@ class TokenOutput:
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     error: str | None = None
+    started_at: float | None = field(default=None, compare=False)

@@ -178,11 +178,14 @@ class Scheduler:
     def _commit_tokens(self, sequence: Sequence, result: RowResult) -> TokenOutput:
         """Books a row's tokens up to the one that ends it; the device stopped there too."""
         params = sequence.request.params
+        started_at = None if sequence.num_tokens else sequence.started_at
         prompt_logprobs = None
         if params.prompt_logprobs is not None and not sequence.num_tokens:
             prompt_logprobs = tuple(sequence.prompt_logprobs[: len(sequence.request.prompt_token_ids)])
         if params.max_tokens == 0:
-            return TokenOutput(prompt_logprobs=prompt_logprobs, finish_reason=FinishReason.LENGTH)
+            return TokenOutput(
+                prompt_logprobs=prompt_logprobs, finish_reason=FinishReason.LENGTH, started_at=started_at
+            )
         count, reason = 0, None
         while reason is None and count < len(result.token_ids):
             count += 1
@@ -199,6 +202,7 @@ class Scheduler:
             prompt_logprobs=prompt_logprobs,
             finish_reason=reason,
             stop_reason=last if stopped_by else None,
+            started_at=started_at,
         )
 
     def _constrain(self, sequence: Sequence, output: TokenOutput) -> TokenOutput:

@@ -109,6 +109,7 @@ async def generate_choice(
                 if output.finish_reason is FinishReason.ERROR:
                     raise constraint_failed(output.error or "")
                 delta = _advance(choice, detokenizer, output)
+                record.started(output.started_at)
                 record.tokens(len(delta.token_ids))
                 delta = replace(delta if calls is None else _tell_calls(calls, delta), times=record.times)
                 if delta.finish_reason is not None:

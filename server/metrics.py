@@ -77,14 +77,16 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """When a request came, when its first output did, and when the last one so far; seconds of one clock."""
+    """When a request came, when its prompt began to be read, when its first output came, and when the last one so far;
+    seconds of one clock."""
 
     arrived: float
+    started: float
     first: float
     last: float
 
 
-NEVER: Final = Times(0.0, 0.0, 0.0)
+NEVER: Final = Times(0.0, 0.0, 0.0, 0.0)
 
 
 class RequestRecord:
@@ -93,9 +95,14 @@ class RequestRecord:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._arrived = metrics.clock()
+        self._started: float | None = None
         self._first_output: float | None = None
         self._last_token: float | None = None
         self._reason: str | None = None
+
+    def started(self, at: float | None) -> None:
+        """Books when the engine began with it, as the first output tells; later ones say None."""
+        self._started = at if self._started is None else self._started
 
     def tokens(self, count: int) -> None:
         """Books tokens that came together, as if they had come one after the other at equal distances."""
@@ -114,7 +121,8 @@ class RequestRecord:
         """Up to now; to be asked for with the first output, and later ones."""
         now = self._metrics.clock()
         self._first_output = now if self._first_output is None else self._first_output
-        return Times(self._arrived, self._first_output, now)
+        started = self._first_output if self._started is None else self._started
+        return Times(self._arrived, started, self._first_output, now)
 
     def finished(self, reason: str) -> None:
         self._reason = reason

@@ -10,8 +10,11 @@ from .schema import GenerationBody
 
 
 class Timings(TypedDict):
-    """`prompt_ms` runs from the request's arrival to its first token, so that waiting for a slot is part of it."""
+    """`prompt_ms` runs from the request's arrival to its first token. Waiting for a slot, and for a turn, is part of
+    it, and `queue_ms` tells how much: it ends when the prompt's first chunk is handed to the device.
+    """
 
+    queue_ms: float
     prompt_n: int
     prompt_ms: float
     prompt_per_second: float
@@ -48,9 +51,11 @@ class TimingReport:
 
     def _timings(self) -> Timings:
         arrived = min(times.arrived for times in self._times)
+        started = min(times.started for times in self._times)
         first = min(times.first for times in self._times)
         last = max(times.last for times in self._times)
         return Timings(
+            queue_ms=(started - arrived) * 1000,
             prompt_n=self._prompt_n,
             prompt_ms=(first - arrived) * 1000,
             prompt_per_second=_rate(self._prompt_n, first - arrived),

@@ -39,6 +39,14 @@ def test_it_goes_on_with_the_assistants_words(client: anthropic.Anthropic) -> No
     assert client.messages.create(model=MODEL, messages=begun, max_tokens=2, system="be short").content
 
 
+def test_models_are_listed(client: anthropic.Anthropic) -> None:
+    (model,) = client.models.list()
+    assert (model.id, model.type, model.lifecycle) == (MODEL, "model", "active")
+    assert client.models.retrieve(MODEL) == model
+    with pytest.raises(anthropic.NotFoundError):
+        client.models.retrieve("claude")
+
+
 def test_tokens_are_counted(client: anthropic.Anthropic) -> None:
     count = client.messages.count_tokens(model=MODEL, messages=HI, system="be short")
     used = client.messages.create(model=MODEL, messages=HI, system="be short", max_tokens=1).usage

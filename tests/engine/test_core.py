@@ -1,5 +1,6 @@
 """The engine's steps under random traffic, against arithmetic that is known in advance."""
 
+import time
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
@@ -110,3 +111,22 @@ def test_stats_count_what_happened() -> None:
     stats = core.stats
     assert (stats.prompt_tokens, stats.generated_tokens) == (4, 5)
     assert (stats.num_waiting, stats.num_running, stats.compiles_since_ready) == (0, 0, 0)
+
+
+def test_the_first_output_says_when_a_request_was_begun_with() -> None:
+    """Not when it was queued: one waits for the slot of the other, whose prompt takes two steps."""
+    core, _, _ = make_core(1)
+    core.add(Request("a", (5,) * 150, SamplingParams(max_tokens=2)))
+    core.add(Request("b", (5,), SamplingParams(max_tokens=2)))
+    before, started, ended = time.monotonic(), dict[str, list[float | None]](a=[], b=[]), dict[str, float]()
+    core.step()
+    dispatched = time.monotonic()
+    while not core.is_idle:
+        for name, output in core.step():
+            started[name].append(output.started_at)
+            ended[name] = time.monotonic()
+    (first, none), (second, also_none) = started["a"], started["b"]
+    assert none is also_none is None
+    assert first is not None
+    assert second is not None
+    assert before <= first <= dispatched <= second <= ended["b"]

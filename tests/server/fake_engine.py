@@ -4,6 +4,7 @@ Or it says what it was given. Where there is a constraint, it asks it before eac
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
@@ -103,10 +104,10 @@ class FakeEngine(AsyncEngine):
 
     async def _count(self, request: Request) -> AsyncGenerator[TokenOutput]:
         params = request.params
-        first = TokenOutput()
+        first = TokenOutput(started_at=time.monotonic())
         if params.prompt_logprobs is not None:
             scored = [entry(token_id, params.prompt_logprobs) for token_id in request.prompt_token_ids[1:]]
-            first = TokenOutput(prompt_logprobs=(None, *scored))
+            first = replace(first, prompt_logprobs=(None, *scored))
         if params.max_tokens == 0:
             yield replace(first, finish_reason=FinishReason.LENGTH)
             return

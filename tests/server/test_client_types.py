@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
+from anthropic.types import ModelInfo
 from client_types import checked
 from fake_engine import FakeEngine
 from openai.types import Completion, Model
@@ -94,6 +95,15 @@ async def test_models(client: httpx.AsyncClient) -> None:
     assert listed["object"] == "list"
     for model in (*listed["data"], (await client.get("/v1/models/counter")).json()):
         checked(Model, model, frozenset({"max_model_len"}))
+
+
+async def test_models_as_anthropics_clients_know_them(client: httpx.AsyncClient) -> None:
+    client.headers["anthropic-version"] = "2023-06-01"
+    listed = (await client.get("/v1/models")).json()
+    (model,) = listed["data"]
+    assert listed == {"data": [model], "has_more": False, "first_id": "counter", "last_id": "counter"}
+    assert checked(ModelInfo, model).created_at.timestamp() == 1_700_000_000
+    assert (await client.get("/v1/models/counter")).json() == model
 
 
 async def test_errors_whole_and_streamed(client: httpx.AsyncClient, engine: FakeEngine) -> None:

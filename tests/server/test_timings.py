@@ -20,9 +20,12 @@ def ended(index: int, num_tokens: int, times: Times) -> Delta:
 
 
 def test_several_choices_are_one_answer() -> None:
-    timings = report(num_choices=2).whole([ended(0, 3, Times(1.0, 1.5, 2.0)), ended(1, 5, Times(1.0, 1.25, 3.25))])
+    timings = report(num_choices=2).whole(
+        [ended(0, 3, Times(1.0, 1.125, 1.5, 2.0)), ended(1, 5, Times(1.0, 1.0625, 1.25, 3.25))]
+    )
     assert timings == {
         "timings": {
+            "queue_ms": 62.5,
             "prompt_n": 4,
             "prompt_ms": 250.0,
             "prompt_per_second": 16.0,
@@ -36,7 +39,11 @@ def test_several_choices_are_one_answer() -> None:
 def test_a_stream_tells_it_with_the_last_choice() -> None:
     of_stream = report(num_choices=2)
     told = []
-    for delta in (Delta(0, token_ids=(9,)), ended(1, 1, Times(0.0, 1.0, 2.0)), ended(0, 1, Times(0.0, 1.0, 3.0))):
+    for delta in (
+        Delta(0, token_ids=(9,)),
+        ended(1, 1, Times(0.0, 0.5, 1.0, 2.0)),
+        ended(0, 1, Times(0.0, 0.5, 1.0, 3.0)),
+    ):
         of_stream.count(delta)
         told.append(of_stream.fields())
     assert told[:2] == [{}, {}]
@@ -44,8 +51,8 @@ def test_a_stream_tells_it_with_the_last_choice() -> None:
 
 
 def test_nothing_is_told_unasked() -> None:
-    assert report(wanted=False).whole([ended(0, 1, Times(0.0, 1.0, 2.0))]) == {}
+    assert report(wanted=False).whole([ended(0, 1, Times(0.0, 0.5, 1.0, 2.0))]) == {}
 
 
 def test_no_time_is_no_rate() -> None:
-    assert report().whole([ended(0, 1, Times(1.0, 1.0, 1.0))])["timings"]["predicted_per_second"] == 0
+    assert report().whole([ended(0, 1, Times(1.0, 1.0, 1.0, 1.0))])["timings"]["predicted_per_second"] == 0
