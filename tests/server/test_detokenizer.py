@@ -1,12 +1,18 @@
+import functools
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import pytest
+import sentencepiece
+import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from roost.server.detokenizer import Detokenizer
-from roost.server.tokenizer import TokenIdsOnly, synthetic_tokenizer
+from roost.server.tokenizer import HFTokenizer, SentencePieceTokenizer, TokenIdsOnly, Tokenizer, synthetic_tokenizer
+from tokenizer_files import hf_json, train_sentencepiece
+from tokenizers import decoders, normalizers, pre_tokenizers
 
 TOKENIZER = synthetic_tokenizer(512)
 BYTES = [TOKENIZER.token_bytes(token_id) for token_id in range(TOKENIZER.vocab_size)]
@@ -83,6 +89,84 @@ class TestAnySplit:
         deltas = stream(Detokenizer(TOKENIZER), [[token_id] for token_id in TOKENIZER.encode(text)])
         assert not any("�" in delta for delta in deltas)
         assert "".join(deltas) == text
+
+
+class Prefixing(NamedTuple):
+    """A tokenizer that puts a space in front of a text, and how its own library decodes, which takes one off. (A
+    newline gets none where it is a token that the library takes out of a text first.)"""
+
+    ours: Tokenizer
+    library_decode: Callable[[list[int]], str]
+
+
+def from_sentencepiece(**options: Any) -> Prefixing:
+    model = train_sentencepiece(add_dummy_prefix=True, **options)
+    return Prefixing(SentencePieceTokenizer(model, 500), sentencepiece.SentencePieceProcessor(model_proto=model).decode)
+
+
+def from_json(data: bytes) -> Prefixing:
+    return Prefixing(HFTokenizer(data, 500), tokenizers.Tokenizer.from_buffer(data).decode)
+
+
+def prepending_json() -> bytes:
+    """As Llama's: a normalizer that prepends, a decoder that strips."""
+    decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return hf_json(decoder, normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]))
+
+
+def metaspace_json() -> bytes:
+    """As T5's: it is the pre-tokenizer that prepends."""
+    decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace("▁", "always")])
+    return hf_json(decoder, pre_tokenizer=pre_tokenizers.Metaspace("▁", "always"))
+
+
+PREFIXING: dict[str, Callable[[], Prefixing]] = {
+    "sentencepiece": from_sentencepiece,
+    "sentencepiece without bytes": lambda: from_sentencepiece(byte_fallback=False, vocab_size=80, unk_surface=""),
+    "json, normalizer": lambda: from_json(prepending_json()),
+    "json, pre-tokenizer": lambda: from_json(metaspace_json()),
+}
+
+
+@functools.cache
+def prefixing(kind: str) -> Prefixing:
+    return PREFIXING[kind]()
+
+
+@pytest.mark.parametrize("kind", PREFIXING)
+class TestTokenizersThatPrefix:
+    @settings(max_examples=150)
+    @given(ids=st.lists(st.integers(0, 499), max_size=24), stop=STOPS, cuts=CUTS)
+    def test_joined_deltas_equal_the_whole_for_any_ids(
+        self, kind: str, ids: list[int], stop: list[str], cuts: list[int]
+    ) -> None:
+        tokenizer = prefixing(kind).ours
+        detokenizer = Detokenizer(tokenizer, stop)
+        joined = "".join(stream(detokenizer, pushes(ids, cuts)))
+        assert (joined, detokenizer.stop_string) == reference(tokenizer.decode(ids), stop, include_stop=False)
+
+    @settings(max_examples=150)
+    @given(text=st.lists(st.sampled_from([*SCRIPTS[:-1], "river", " river", "the"])).map("".join), cuts=CUTS)
+    @example(text=" river", cuts=[])
+    def test_a_text_comes_back_as_the_library_decodes_it(self, kind: str, text: str, cuts: list[int]) -> None:
+        """But for a space in front, which stays: within a conversation it is a space like any other."""
+        tokenizer, library_decode = prefixing(kind)
+        ids = tokenizer.encode(text, control_tokens=False)
+        joined = "".join(stream(Detokenizer(tokenizer), pushes(ids, cuts)))
+        assert joined.removeprefix(" ") == library_decode(ids)
+        assert joined.startswith((" ", "\n")) or not text
+
+    @settings(max_examples=50)
+    @given(text=st.lists(st.sampled_from(["river", " ", "the", "a", "\n"])).map("".join), cut=st.integers(0, 99))
+    def test_an_answer_loses_no_space_at_its_beginning(self, kind: str, text: str, cut: int) -> None:
+        """The prompt's text and the answer's, decoded apart, make the whole, wherever the answer begins."""
+        tokenizer = prefixing(kind).ours
+        ids = tokenizer.encode(text)
+        start = cut % (len(ids) + 1)
+        answer = "".join(stream(Detokenizer(tokenizer), [[token_id] for token_id in ids[start:]]))
+        assert tokenizer.decode(ids[:start]) + answer == tokenizer.decode(ids)
 
 
 class TestUtf8:
