@@ -70,18 +70,19 @@ class EngineCore:
     def step(self) -> list[tuple[str, TokenOutput]]:
         """Dispatches the next batch, then commits the last one; gives each request's new tokens."""
         batch, last = self._scheduler.schedule(), self._in_flight
-        self._in_flight = None if batch is None else (batch, self._runner.run(batch))
         if batch is not None:
-            self._steps += 1
-            if isinstance(batch, PrefillBatch):
-                self._book_prefill(batch)
+            self._book(batch)
+        self._in_flight = None if batch is None else (batch, self._runner.run(batch))
         outputs = self._scheduler.take_failed()
         if last is not None:
             outputs += self._scheduler.commit(last[0], last[1].wait())
         self._generated_tokens += sum(len(output.token_ids) for _, output in outputs)
         return outputs
 
-    def _book_prefill(self, batch: PrefillBatch) -> None:
+    def _book(self, batch: Batch) -> None:
+        self._steps += 1
+        if not isinstance(batch, PrefillBatch):
+            return
         self._prompt_tokens += sum(chunk.length for chunk in batch.chunks)
         now = time.monotonic()
         for sequence in (row.sequence for row in batch.rows):

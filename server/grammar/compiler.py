@@ -72,7 +72,7 @@ class GrammarCompiler:
 
 def _compile(vocabulary: Future[LLTokenizer], spec: GrammarSpec) -> Grammar:
     tokenizer = vocabulary.result()
-    matcher = LLMatcher(tokenizer, spec.source, log_level=0, limits=_LIMITS)
+    matcher = LLMatcher(tokenizer, spec.for_library(), log_level=0, limits=_LIMITS)
     _check(matcher)
     _try_first_steps(matcher, tokenizer)
     return Grammar(matcher)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 MAX_SOURCE: Final = 256 * 1024
 """Characters of a schema, of a grammar, or of all choices together."""
@@ -17,6 +18,11 @@ MAX_CHOICES: Final = 4096
 MAX_NESTING: Final = 1500
 """The library follows definitions that lead to definitions by recursion, and at some 4000 levels the process would be
 out of stack. So definitions times the nesting within them has a limit far below."""
+
+MAX_GBNF_RULES: Final = 500
+"""Translating them takes time that grows with the square of their number: a tenth of a second for so many."""
+
+_GBNF_RULE: Final = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 
 JSON_STYLE: Final = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 """As most JSON that models have read. White space that is free is a trap: models stay in it."""
@@ -33,12 +39,29 @@ class GrammarSpec:
     """A language. Equal ones are compiled once.
 
     Attributes:
-      source: in one of llguidance's notations, mostly Lark's.
+      source: in one of llguidance's notations, mostly Lark's, or in GBNF.
       schema: where the language is the JSON of one schema, that one.
+      is_gbnf: whether it is yet to be translated for llguidance.
     """
 
     source: str
     schema: str | None = None
+    is_gbnf: bool = False
+
+    def for_library(self) -> str:
+        """The source as llguidance takes it.
+
+        Raises:
+          GrammarError: it is no GBNF, although it looks like it.
+        """
+        if not self.is_gbnf:
+            return self.source
+        try:
+            return gbnf_to_lark(self.source)
+        except RecursionError:
+            raise GrammarError("the grammar is nested too deeply") from None
+        except Exception as error:  # the library has no class for all of its own
+            raise GrammarError(f"invalid GBNF: {one_line(str(error))}") from None
 
 
 def json_spec(schema: Mapping[str, Any]) -> GrammarSpec:
@@ -100,16 +123,19 @@ def grammar_spec(source: str, schema: str | None = None) -> GrammarSpec:
 
 
 def lark_spec(grammar: str) -> GrammarSpec:
-    """What a grammar in Lark's notation says, with the rule `start`.
+    """What a grammar says: in Lark's notation with the rule `start`, or in GBNF, llama.cpp's kind of EBNF, with `root`.
 
     Raises:
       GrammarError: it is too large.
     """
     _check_length("the grammar", grammar, MAX_SOURCE)
+    num_gbnf_rules = len(_GBNF_RULE.findall(grammar))
+    if num_gbnf_rules > MAX_GBNF_RULES:
+        raise GrammarError(f"the grammar has more than {MAX_GBNF_RULES} rules in GBNF; write it in Lark's notation")
     if "%json" in grammar and "$ref" in grammar:
         raise GrammarError("$ref inside %json is not supported")
     _check_nesting("the grammar", sum(":" in line for line in grammar.splitlines()), _bracket_depth(grammar))
-    return GrammarSpec(grammar)
+    return GrammarSpec(grammar, is_gbnf=num_gbnf_rules > 0)
 
 
 def lark_text(text: str) -> str:

@@ -19,6 +19,10 @@ from roost.server.tokenizer import TokenIdsOnly, Tokenizer, synthetic_tokenizer
 from walk import allowed_ids, spell
 
 SUM = 'start: NUMBER ("+" NUMBER)*\nNUMBER: /[0-9]+/\n'
+GBNF_SUM = """root   ::= term ("+" term)*  # of numbers and sums
+term   ::= number | "(" root ")"
+number ::= [0-9]{1,9}
+"""
 POINT = {
     "type": "object",
     "properties": {"x": {"type": "integer"}, "y": {"type": "integer"}},
@@ -47,6 +51,8 @@ POINT = {
         (choice_spec([f"label {number}" for number in range(4000)]), "label 3999", True),
         (lark_spec(SUM), "1+22+3", True),
         (lark_spec(SUM), "1+", False),
+        (lark_spec(GBNF_SUM), "1+(22+3)", True),
+        (lark_spec(GBNF_SUM), "1+(22+3", False),
     ],
 )
 async def test_texts_that_fit(
@@ -105,7 +111,9 @@ async def test_schemas_that_cannot_be_kept_to(compiler: GrammarCompiler, schema:
         (regex_spec("(" * 400 + "a" + ")" * 400), "nested"),
         (regex_spec("a{1000000}"), "too many"),
         (lark_spec("start: nothing"), "nothing"),
-        (lark_spec('root ::= "a"'), "Expected"),
+        (lark_spec('root ::= "a'), "GBNF.*end of input"),
+        (lark_spec("root ::= nothing"), "nothing"),
+        (lark_spec("root ::= " + "(" * 1000 + '"a"' + ")" * 1000), "nested too deeply"),
         (lark_spec(""), "Empty"),
         (lark_spec("start: start"), "no text"),
         (lark_spec('start: "a" start'), "Too many"),
@@ -142,6 +150,7 @@ def nested(depth: int) -> dict[str, Any]:
         (lambda: choice_spec(["a" * 1000] * 1000), "longer than"),
         (lambda: lark_spec("x" * 300_000), "longer than"),
         (lambda: lark_spec("\n".join(f"r{i}: r{i + 1}" for i in range(4000))), "too many definitions"),
+        (lambda: lark_spec("\n".join(f"r{i} ::= r{i + 1}" for i in range(501))), "more than 500 rules"),
         (lambda: lark_spec('start: %json {"$ref": "#/$defs/x"}'), "\\$ref"),
     ],
 )
