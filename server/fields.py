@@ -25,7 +25,6 @@ _NOT_YET: Final[Mapping[str, tuple[Any, ...]]] = {
     "documents": ([],),
     "best_of": (1,),
     "length_penalty": (1,),
-    "prompt_logprobs": (),
     "skip_special_tokens": (True,),
     "use_beam_search": (False,),
 }

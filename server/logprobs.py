@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, TypedDict
 
 from ..engine import TokenLogprobs
@@ -110,6 +111,41 @@ def token_logprobs(entries: Sequence[TokenLogprobs | None]) -> IdLogprobs:
             for entry in entries
         ],
     )
+
+
+class PromptLogprob(TypedDict):
+    """vLLM's; `rank` is null for a token that is not among the likeliest that were asked for."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+def prompt_logprobs(
+    tokenizer: Tokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprobs | None], num_top: int
+) -> list[dict[str, PromptLogprob] | None]:
+    """By position, then by id: the likeliest, best first, and the token itself; null where nothing comes before it."""
+    return [
+        None if entry is None else _by_id(tokenizer, cut(entry, num_top), token_id)
+        for token_id, entry in zip(token_ids, entries, strict=True)
+    ]
+
+
+def cut(entry: TokenLogprobs, num_top: int) -> TokenLogprobs:
+    """With so many alternatives, where more may have been asked for by somebody else."""
+    return replace(entry, top=entry.top[:num_top])
+
+
+def _by_id(tokenizer: Tokenizer, entry: TokenLogprobs, own_id: int) -> dict[str, PromptLogprob]:
+    ranked = [(token_id, logprob, rank) for rank, (token_id, logprob) in enumerate(entry.top, start=1)]
+    if own_id not in dict(entry.top):
+        ranked.append((own_id, entry.logprob, None))
+    return {
+        str(token_id): PromptLogprob(
+            logprob=max(logprob, _LEAST), rank=rank, decoded_token=tokenizer.token_text(token_id)
+        )
+        for token_id, logprob, rank in ranked
+    }
 
 
 def _with_bytes(entry: TopLogprob) -> ResponseTopLogprob:

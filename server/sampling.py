@@ -23,7 +23,8 @@ def chat_params(body: ChatBody, model: ServedModel) -> list[SamplingParams]:
         raise bad_value("top_logprobs", "top_logprobs needs logprobs: true")
     max_tokens = body.max_completion_tokens or body.max_tokens or model.defaults.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _params(body, model, max_tokens, logprobs, prompt_logprobs=None)
+    _check_whole(body)
+    return _params(body, model, max_tokens, logprobs, body.prompt_logprobs)
 
 
 def completion_params(body: CompletionBody, model: ServedModel) -> list[SamplingParams]:
@@ -34,7 +35,10 @@ def completion_params(body: CompletionBody, model: ServedModel) -> list[Sampling
         raise bad_value("best_of", "best_of larger than n cannot be streamed: which is best is known at the end")
     max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     is_choosy = body.num_candidates > body.n and body.logprobs is None
-    return _params(body, model, max_tokens, 0 if is_choosy else body.logprobs, body.logprobs if body.echo else None)
+    _check_whole(body)
+    of_prompt = [body.prompt_logprobs, body.logprobs if body.echo else None]
+    prompt_logprobs = max((count for count in of_prompt if count is not None), default=None)
+    return _params(body, model, max_tokens, 0 if is_choosy else body.logprobs, prompt_logprobs)
 
 
 def generate_params(body: GenerateBody, model: ServedModel) -> list[SamplingParams]:
@@ -84,6 +88,11 @@ def _params(
         ]
     except ValueError as error:  # of all limits, the schema knows all but the number of stop ids
         raise bad_value("stop_token_ids", str(error)) from None
+
+
+def _check_whole(body: ChatBody | CompletionBody) -> None:
+    if body.prompt_logprobs is not None and body.stream:
+        raise bad_value("prompt_logprobs", "prompt_logprobs cannot be streamed, but for those of echo with logprobs")
 
 
 def _check(body: GenerationBody, model: ServedModel, max_tokens: int | None) -> None:

@@ -84,6 +84,7 @@ class GenerationBody(StructuredFields):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=MAX_BIASES)
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
     bad_words: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, max_length=MAX_BAD_WORDS)
+    prompt_logprobs: TopLogprobs | None = None
     logprob_token_ids: TokenIds = Field(default_factory=list, max_length=MAX_LOGPROBS)
     seed: int | None = None
     stop: Stop | None = None
@@ -140,7 +141,6 @@ class GenerateBody(GenerationBody):
 
     token_ids: Annotated[TokenIds, Field(min_length=1)]
     logprobs: TopLogprobs | None = None
-    prompt_logprobs: TopLogprobs | None = None
 
 
 class TextPart(BaseModel):

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from ..answers import AnswerWriter, Envelope, UsageReport, choice_end, total_usage
 from ..generation import Delta
-from ..logprobs import ChatLogprobs, chat_logprobs
+from ..logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from ..openapi import STREAMABLE
 from ..prompts import Prompt
 from ..sampling import chat_params
@@ -49,7 +49,7 @@ class ChatWriter(AnswerWriter):
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         answer = self._envelope.wrap(_WHOLE, [self._whole_choice(choice) for choice in choices])
         report = {"usage": total_usage([self._prompt], choices), **self._timings.whole(choices)}
-        return {**answer, **report, **self._prompt_token_ids()}
+        return {**answer, **report, **self._prompt_token_ids(), **self._prompt_logprobs(choices[0])}
 
     def opening(self) -> Iterator[dict[str, Any]]:
         for index in range(self._body.n):
@@ -99,6 +99,13 @@ class ChatWriter(AnswerWriter):
     def _prompt_token_ids(self) -> dict[str, Any]:
         """Beside the choices, as in vLLM: they all have the same prompt."""
         return {"prompt_token_ids": self._prompt.token_ids} if self._body.return_token_ids else {}
+
+    def _prompt_logprobs(self, choice: Delta) -> dict[str, Any]:
+        num_top, tokenizer = self._body.prompt_logprobs, self._envelope.model.tokenizer
+        if num_top is None:
+            return {}
+        entries = choice.prompt_logprobs or ()
+        return {"prompt_logprobs": prompt_logprobs(tokenizer, self._prompt.token_ids, entries, num_top)}
 
 
 def _news(delta: Delta) -> dict[str, Any]:

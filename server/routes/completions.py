@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from ..answers import AnswerWriter, Envelope, UsageReport, choice_end, total_usage
 from ..generation import Delta
-from ..logprobs import CompletionLogprobs, CompletionLogprobsWriter, join_logprobs
+from ..logprobs import CompletionLogprobs, CompletionLogprobsWriter, cut, join_logprobs, prompt_logprobs
 from ..openapi import STREAMABLE
 from ..prompts import Prompt
 from ..sampling import completion_params
@@ -107,12 +107,17 @@ class ChoiceWriter:
         }
         if prompt is not None and self._body.return_token_ids:
             choice["prompt_token_ids"] = prompt.token_ids
+        if prompt is not None and (num_top := self._body.prompt_logprobs) is not None:
+            entries = delta.prompt_logprobs or ()
+            choice["prompt_logprobs"] = prompt_logprobs(self._tokenizer, prompt.token_ids, entries, num_top)
         return choice
 
     def _write_logprobs(self, echo: Prompt | None, delta: Delta) -> CompletionLogprobs | None:
-        if self._body.logprobs is None:
+        num_top = self._body.logprobs
+        if num_top is None:
             return None
         if echo is None:
             return self._logprobs.write(delta.token_ids, delta.logprobs)
-        of_prompt = self._logprobs.write(echo.token_ids, delta.prompt_logprobs or (), echo.pieces(self._tokenizer))
+        entries = [None if entry is None else cut(entry, num_top) for entry in delta.prompt_logprobs or ()]
+        of_prompt = self._logprobs.write(echo.token_ids, entries, echo.pieces(self._tokenizer))
         return join_logprobs(of_prompt, self._logprobs.write(delta.token_ids, delta.logprobs))

@@ -376,6 +376,27 @@ async def test_prompts_are_cut_on_demand(client: httpx.AsyncClient, engine: Fake
     assert error["param"] == "truncate_prompt_tokens"
 
 
+async def test_logprobs_of_the_prompt(client: httpx.AsyncClient) -> None:
+    """In vLLM's shape; those of `echo` are as many as it asks for by itself. Token i has -i / 10, however likely."""
+    (choice,) = (await complete(client, [4, 5], add_special_tokens=False, prompt_logprobs=2)).json()["choices"]
+    first, second = choice["prompt_logprobs"]
+    assert first is None
+    assert {token_id: (each["logprob"], each["rank"]) for token_id, each in second.items()} == {
+        "5": (-0.5, 1),
+        "6": (-1.5, 2),
+    }
+    for echoed, asked in ((3, 1), (0, 2)):
+        answer = await complete(client, [4, 5], echo=True, logprobs=echoed, prompt_logprobs=asked, max_tokens=0)
+        (choice,) = answer.json()["choices"]
+        assert len(choice["logprobs"]["top_logprobs"][-1]) == max(echoed, 1)
+        assert len(choice["prompt_logprobs"][-1]) == asked
+    answer = (await chat(client, prompt_logprobs=0, n=2)).json()
+    assert [each is None or len(each) for each in answer["prompt_logprobs"]] == [True] + [1] * 13
+    for ask in (chat(client, prompt_logprobs=1, stream=True), complete(client, "a", prompt_logprobs=1, stream=True)):
+        response = await ask
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt_logprobs")
+
+
 async def test_timings_come_on_demand(client: httpx.AsyncClient) -> None:
     fields = {"n": 2, "max_tokens": 3}
     for ask in (chat(client, **fields), chat(client, **fields, stream=True)):

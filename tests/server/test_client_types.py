@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel, ConfigDict
 
 HI = [{"role": "user", "content": "hi"}]
-OURS = frozenset({"stop_reason", "token_ids", "prompt_token_ids", "timings"})
+OURS = frozenset({"stop_reason", "token_ids", "prompt_token_ids", "prompt_logprobs", "timings"})
 """What vLLM and llama.cpp have added to OpenAI's answers, and we too."""
 
 FIELDS: list[dict[str, Any]] = [

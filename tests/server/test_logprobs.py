@@ -1,7 +1,7 @@
 """Offsets, names and limits in the two shapes."""
 
 from roost.engine import TokenLogprobs
-from roost.server.logprobs import CompletionLogprobsWriter, chat_logprobs
+from roost.server.logprobs import CompletionLogprobsWriter, chat_logprobs, prompt_logprobs
 from roost.server.tokenizer import Tokenizer
 
 A, OTHER_A, EURO = 4, 141, (270, 174, 216)  # two ids whose text is "a"; the bytes e2 82 ac
@@ -60,3 +60,15 @@ def test_what_comes_first_has_no_logprob(tokenizer: Tokenizer) -> None:
         "top_logprobs": [None, {"a": -1.0}],
         "text_offset": [0, 0],
     }
+
+
+def test_a_prompts_tokens_have_ranks_as_far_as_they_are_known(tokenizer: Tokenizer) -> None:
+    entry = TokenLogprobs(float("-inf"), ((5, -1.0), (6, -2.0), (7, -3.0)))
+    first, likely, unlikely = prompt_logprobs(tokenizer, [2, 6, A], [None, entry, entry], num_top=2)
+    top = {
+        "5": {"logprob": -1.0, "rank": 1, "decoded_token": "b"},
+        "6": {"logprob": -2.0, "rank": 2, "decoded_token": "c"},
+    }
+    assert first is None
+    assert likely == top
+    assert unlikely == {**top, str(A): {"logprob": LEAST, "rank": None, "decoded_token": "a"}}
