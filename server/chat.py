@@ -169,9 +169,9 @@ class ChatTemplate:
 
     The template sees placeholders instead of the texts, so that what it writes itself (markup) can be told
     from what it quotes; only an empty text is given as it is. It gets the messages unchanged; if it refuses
-    them (no system role, roles must alternate) or loses a text, it gets them folded. A text that it writes
-    twice stands there twice; one that it leaves out or rewrites even then is an error, since nobody would
-    notice otherwise.
+    them (no system role, roles must alternate) or loses a text, it gets them folded, and then both once more
+    with each text as a list of one part, which some templates want. A text that it writes twice stands there
+    twice; one that it leaves out or rewrites even then is an error, since nobody would notice otherwise.
 
     Attributes:
       takes_tools: whether it has the variable `tools`.
@@ -189,17 +189,25 @@ class ChatTemplate:
         self._template = environment.from_string(source)
 
     def __call__(self, messages: Sequence[Message], add_header: bool, variables: Mapping[str, Any]) -> list[Part]:
-        try:
-            return self._parts(messages, add_header, variables)
-        except ChatFormatError:
-            if (folded := fold(messages)) == list(messages):
-                raise
-        return self._parts(folded, add_header, variables)
+        errors = []
+        for as_content in (str, _as_parts):
+            for conversation in (messages, fold(messages)):
+                try:
+                    return self._parts(conversation, as_content, add_header, variables)
+                except ChatFormatError as error:
+                    errors.append(error)
+        raise errors[1]  # of the folded messages, which most templates take
 
-    def _parts(self, messages: Sequence[Message], add_header: bool, variables: Mapping[str, Any]) -> list[Part]:
+    def _parts(
+        self,
+        messages: Sequence[Message],
+        as_content: Callable[[str], object],
+        add_header: bool,
+        variables: Mapping[str, Any],
+    ) -> list[Part]:
         texts = {str(index): message.content for index, message in enumerate(messages) if message.content}
         quoted = [
-            {"role": message.role, "content": _placeholder(index) if message.content else ""}
+            {"role": message.role, "content": as_content(_placeholder(index) if message.content else "")}
             for index, message in enumerate(messages)
         ]
         # `split` alternates between what stands outside the placeholders and the indices within.
@@ -210,7 +218,7 @@ class ChatTemplate:
             Part(texts[text], markup=False) if position % 2 else Part(text) for position, text in enumerate(rendered)
         ]
 
-    def _render(self, messages: Sequence[Mapping[str, str]], add_header: bool, variables: Mapping[str, Any]) -> str:
+    def _render(self, messages: Sequence[Mapping[str, object]], add_header: bool, variables: Mapping[str, Any]) -> str:
         try:
             return self._template.render({**variables, "messages": messages, "add_generation_prompt": add_header})
         except Exception as error:  # a template is a program: its expressions may raise anything
@@ -224,6 +232,17 @@ _PLACEHOLDER: Final = re.compile("\ue0f0([0-9]+)\ue0f1")
 
 def _placeholder(index: int) -> str:
     return f"\ue0f0{index}\ue0f1"
+
+
+class _TextPart(dict[str, str]):
+    """A part of a message, in OpenAI's form. A template that does not know parts must not write one as Python does."""
+
+    def __repr__(self) -> str:
+        raise ChatFormatError("the checkpoint's chat template takes a list of parts for a text")
+
+
+def _as_parts(text: str) -> list[_TextPart]:
+    return [_TextPart(type="text", text=text)]
 
 
 def _raise_exception(message: str) -> Never:

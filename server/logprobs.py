@@ -137,14 +137,12 @@ def cut(entry: TokenLogprobs, num_top: int) -> TokenLogprobs:
 
 
 def _by_id(tokenizer: Tokenizer, entry: TokenLogprobs, own_id: int) -> dict[str, PromptLogprob]:
-    ranked = [(token_id, logprob, rank) for rank, (token_id, logprob) in enumerate(entry.top, start=1)]
-    if own_id not in dict(entry.top):
-        ranked.append((own_id, entry.logprob, None))
+    ranks = {token_id: rank for rank, (token_id, _) in enumerate(entry.top, start=1)}
     return {
         str(token_id): PromptLogprob(
-            logprob=max(logprob, _LEAST), rank=rank, decoded_token=tokenizer.token_text(token_id)
+            logprob=max(logprob, _LEAST), rank=ranks.get(token_id), decoded_token=tokenizer.token_text(token_id)
         )
-        for token_id, logprob, rank in ranked
+        for token_id, logprob in {**dict(entry.top), own_id: entry.logprob}.items()
     }
 
 

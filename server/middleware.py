@@ -75,6 +75,7 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = headers["request-id"] = request_id.get()  # OpenAI's and Anthropic's name for it
+            headers["openai-version"] = "2020-10-01"
             headers["openai-processing-ms"] = f"{self._elapsed() * 1000:.0f}"
         else:
             self._complete = not message.get("more_body", False)

@@ -256,17 +256,38 @@ class TestTemplates:
         template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
         assert with_template(tmp_path, template, tokenizer).render([system("S"), user("U")]) == "<bos>S\n\nU"
 
+    def test_may_want_texts_as_lists_of_parts(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+        loop = "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
+        wants_parts = "{% for m in messages %}[{{ m.role }}] " + loop + "; {% endfor %}"
+        takes_both = (
+            "{% for m in messages %}[{{ m.role }}] {% if m.content is string %}{{ m.content }}{% else %}"
+            + loop
+            + "{% endif %}; {% endfor %}"
+        )
+        messages = [system("S"), user("U"), assistant("A"), user("V")]
+        for template in (wants_parts, takes_both):
+            chat = with_template(tmp_path, template, tokenizer)
+            assert chat.render(messages) == "<bos>[system] S; [user] U; [assistant] A; [user] V; "
+        no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + wants_parts
+        assert with_template(tmp_path, no_system, tokenizer).render(messages[:2]) == "<bos>[user] S\n\nU; "
+
     def test_text_written_twice_stands_twice(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         template = "{{ messages[0].content }}-{{ messages[0].content | upper }}"
         assert with_template(tmp_path, template, tokenizer).render([user("u")]) == "<bos>u-u"
 
     @pytest.mark.parametrize(
-        "template", ["{{ messages[-1].content }}", "{% for m in messages %}{{ m.content[:1] }}{% endfor %}"]
+        "template", ["{{ messages[-1].content }}", "{% for m in messages %}{{ m.content[0] | upper }}{% endfor %}"]
     )
     def test_lost_or_rewritten_text_is_an_error(self, tokenizer: Tokenizer, tmp_path: Path, template: str) -> None:
         chat = with_template(tmp_path, template, tokenizer)
         with pytest.raises(ChatFormatError, match="leaves out or rewrites"):
             chat.encode([user("a"), assistant("b"), user("c")])
+
+    @pytest.mark.parametrize("value", ["m.content[0]", "m.content[:1]", "m.content[:1] | string", "m.content | tojson"])
+    def test_no_part_is_written_as_python_does(self, tokenizer: Tokenizer, tmp_path: Path, value: str) -> None:
+        chat = with_template(tmp_path, "{% for m in messages %}{{ " + value + " }}{% endfor %}", tokenizer)
+        with pytest.raises(ChatFormatError):
+            chat.encode([user("a")])
 
     @pytest.mark.parametrize(
         ("template", "reason"),

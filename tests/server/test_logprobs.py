@@ -63,8 +63,9 @@ def test_what_comes_first_has_no_logprob(tokenizer: Tokenizer) -> None:
 
 
 def test_a_prompts_tokens_have_ranks_as_far_as_they_are_known(tokenizer: Tokenizer) -> None:
-    entry = TokenLogprobs(float("-inf"), ((5, -1.0), (6, -2.0), (7, -3.0)))
-    first, likely, unlikely = prompt_logprobs(tokenizer, [2, 6, A], [None, entry, entry], num_top=2)
+    alternatives = ((5, -1.0), (6, -2.0), (7, -3.0))
+    entries = [None, TokenLogprobs(-2.0, alternatives), TokenLogprobs(float("-inf"), alternatives)]
+    first, likely, unlikely = prompt_logprobs(tokenizer, [2, 6, A], entries, num_top=2)
     top = {
         "5": {"logprob": -1.0, "rank": 1, "decoded_token": "b"},
         "6": {"logprob": -2.0, "rank": 2, "decoded_token": "c"},

@@ -29,6 +29,7 @@ async def test_every_answer_has_an_id_of_its_own(client: httpx.AsyncClient) -> N
     ]
     assert len({answer.headers["x-request-id"] for answer in answers}) == 3
     assert all(answer.headers["openai-processing-ms"].isdecimal() for answer in answers)
+    assert {answer.headers["openai-version"] for answer in answers} == {"2020-10-01"}
 
 
 async def test_one_line_per_request(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
