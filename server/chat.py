@@ -325,7 +325,7 @@ def _role(role: str) -> str:
         return _ROLES[role]
     except KeyError:
         raise ChatFormatError(
-            f"the role {role!r} is not supported; roles are system, developer, user and assistant"
+            f"the role {role!r} is not supported; roles are system, developer, user, assistant and tool"
         ) from None
 
 
