@@ -24,7 +24,6 @@ from .config import BlockType, ModelConfig
 from .quantize import Matrix, QuantizedMatrix, quantized_dot, zero_matrix
 from .state import AttentionState, RecurrentState
 
-
 _FLOAT32: Final = jnp.dtype("float32")
 
 
