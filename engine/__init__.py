@@ -5,7 +5,17 @@ from .config import EngineConfig, EngineStats
 from .constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
 from .core import EngineCore
 from .device import DeviceFacts, device_facts
-from .errors import CheckpointError, ConfigError, ConstraintError, EngineDeadError, QueueFullError, RoostError
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    ConstraintError,
+    EngineDeadError,
+    NumericError,
+    QueueFullError,
+    QueueTimeoutError,
+    RequestTimeoutError,
+    RoostError,
+)
 from .model.config import ModelConfig
 from .model.source import ModelSource, open_model
 from .plan import DEVICES, Plan, plan
@@ -38,10 +48,13 @@ __all__ = [
     "FinishReason",
     "ModelConfig",
     "ModelSource",
+    "NumericError",
     "Plan",
     "Progress",
     "QueueFullError",
+    "QueueTimeoutError",
     "Request",
+    "RequestTimeoutError",
     "RoostError",
     "SamplingParams",
     "TokenLogprobs",
@@ -64,4 +77,4 @@ def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | 
       ConfigError: the slots do not fit into memory.
     """
     runner = ModelRunner(source, config, progress)
-    return EngineCore(Scheduler(runner.slots, config.max_queue, runner.limits), runner)
+    return EngineCore(Scheduler(runner.slots, config.max_queue, runner.limits, config.max_queue_tokens), runner)

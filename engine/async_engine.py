@@ -3,6 +3,7 @@
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
@@ -125,7 +126,8 @@ class AsyncEngine:
             self._stats = core.stats
             self._call(self._on_ready)
             while self._take_commands(core):
-                outputs = core.step()
+                outputs = core.tick(time.monotonic())
+                outputs += core.step()
                 self._stats = core.stats
                 if outputs:
                     self._call(self._deliver, list[_Event](outputs))
@@ -136,10 +138,13 @@ class AsyncEngine:
     def _take_commands(self, core: EngineCore) -> bool:
         """Applies what the inbox holds, waiting only while there is nothing else to do; False when it says stop."""
         while True:
+            is_idle = core.is_idle
             try:
-                command = self._inbox.get(block=core.is_idle)
+                command = self._inbox.get(block=is_idle)
             except queue.Empty:
                 return True
+            if is_idle:
+                core.tick(time.monotonic())  # nobody was alive meanwhile, so nobody's time has run out
             match command:
                 case _Add(request):
                     try:

@@ -19,6 +19,7 @@ class EngineConfig:
     Attributes:
       slots: requests that run at the same time; None takes what memory allows (at least 8).
       max_queue: requests that may wait for a slot.
+      max_queue_tokens: that their prompts may have together; None is no limit.
       prefill_chunk: the most prompt tokens read in one step, a multiple of `PREFILL_BLOCK`.
       dtype: "float32", "bfloat16", or "auto" for the checkpoint's own.
       quantize: "int8" keeps the matrices so and computes their products so; all else stays in `dtype`.
@@ -28,6 +29,7 @@ class EngineConfig:
 
     slots: int | None = None
     max_queue: int = 256
+    max_queue_tokens: int | None = None
     prefill_chunk: int = 512
     dtype: str = "auto"
     seed: int = 0
@@ -39,6 +41,8 @@ class EngineConfig:
             raise ConfigError(f"slots must be at least 1, not {self.slots}")
         if self.max_queue < 1:
             raise ConfigError(f"max_queue must be at least 1, not {self.max_queue}")
+        if self.max_queue_tokens is not None and self.max_queue_tokens < 1:
+            raise ConfigError(f"max_queue_tokens must be at least 1, not {self.max_queue_tokens}")
         if self.prefill_chunk < PREFILL_BLOCK or self.prefill_chunk % PREFILL_BLOCK:
             raise ConfigError(f"prefill_chunk must be a multiple of {PREFILL_BLOCK}, not {self.prefill_chunk}")
         if self.dtype not in ("auto", "float32", "bfloat16"):
@@ -73,6 +77,7 @@ class EngineStats:
 
     Attributes:
       num_waiting, num_running: requests without and with a slot.
+      waiting_tokens: of the prompts of those that wait.
       slots: how many there are; `num_running` of them are used.
       prompt_tokens, generated_tokens, steps: totals since the start.
       compiles_since_ready: XLA compilations after warm-up; anything but 0 is a bug.
@@ -80,6 +85,7 @@ class EngineStats:
 
     num_waiting: int = 0
     num_running: int = 0
+    waiting_tokens: int = 0
     slots: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0

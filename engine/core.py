@@ -44,7 +44,7 @@ class EngineCore:
     @property
     def is_idle(self) -> bool:
         """Whether a step would do nothing."""
-        return self._in_flight is None and not (self._scheduler.num_waiting or self._scheduler.num_running)
+        return self._in_flight is None and self._scheduler.is_idle
 
     @property
     def stats(self) -> EngineStats:
@@ -52,6 +52,7 @@ class EngineCore:
         return EngineStats(
             num_waiting=self._scheduler.num_waiting,
             num_running=self._scheduler.num_running,
+            waiting_tokens=self._scheduler.num_waiting_tokens,
             slots=self._scheduler.slots.size,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,
@@ -66,6 +67,10 @@ class EngineCore:
     def abort(self, request_id: str) -> bool:
         """Ends a request and frees its slot, whatever it was doing; says whether it was alive."""
         return self._scheduler.abort(request_id)
+
+    def tick(self, now: float) -> list[tuple[str, TokenOutput]]:
+        """Says what time it is, in seconds of `time.monotonic`; gives the ends of requests that have none left."""
+        return self._scheduler.tick(now)
 
     def step(self) -> list[tuple[str, TokenOutput]]:
         """Dispatches the next batch, then commits the last one; gives each request's new tokens."""

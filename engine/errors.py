@@ -14,7 +14,27 @@ class CheckpointError(ConfigError):
 
 
 class QueueFullError(RoostError):
-    """The waiting queue is full: try again later."""
+    """The waiting queue is full: try again later.
+
+    Args:
+      retry_after_s: when there will probably be room.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueTimeoutError(RoostError):
+    """A request got no slot in the time that it would wait for one."""
+
+
+class RequestTimeoutError(RoostError):
+    """A request was not done in the time that it had."""
+
+
+class NumericError(RoostError):
+    """The model's activations are not numbers any more; only that request ends."""
 
 
 class ConstraintError(RoostError):

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Final
 
 from .constraint import Constraint
+from .errors import RoostError
 
 MAX_LOGPROBS: Final = 20
 """The largest number of alternatives per token; the device always returns this many when anybody asks."""
@@ -27,7 +28,7 @@ NO_LIMIT: Final = 2**31 - 1
 
 
 class FinishReason(StrEnum):
-    """Why a stream of tokens ended. ABORT means that the caller asked for it, ERROR that its constraint failed."""
+    """Why a stream of tokens ended. ABORT means that the caller asked for it, ERROR that something of it failed."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -140,6 +141,9 @@ class Request:
       fork_of: a request with the same prompt that was added before; while that one still reads the prompt, this one
         waits for it and then goes on from a copy of its state.
       stepwise: somebody may end it after any token, as stop strings do; so its tokens are made one at a time.
+      tenant: who shares slots and queue fairly with the others; "" where there is one for all.
+      priority: lower ones get a slot first, among the tenant's own.
+      start_by, deadline: until when it has to have a slot, and to be done; in seconds of `time.monotonic`.
     """
 
     id: str
@@ -148,6 +152,10 @@ class Request:
     stepwise: bool = False
     constraint: Constraint | None = None
     fork_of: str | None = None
+    tenant: str = ""
+    priority: int = 0
+    start_by: float = math.inf
+    deadline: float = math.inf
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
@@ -184,5 +192,5 @@ class TokenOutput:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
-    error: str | None = None
     started_at: float | None = field(default=None, compare=False)
+    error: RoostError | None = None

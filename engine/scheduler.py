@@ -1,19 +1,21 @@
 """Decides the next batch and books results. Pure host Python: no clock, no thread, no JAX, no randomness."""
 
-from collections import deque
+import math
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import replace
 
 from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
-from .errors import QueueFullError
-from .request import FinishReason, Request, TokenOutput
+from .errors import ConstraintError, NumericError, QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
+from .pace import Pace
+from .request import NO_TOKEN, FinishReason, Request, TokenOutput
 from .sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult, Sequence
 from .slots import SlotPool
+from .waiting_queue import WaitingQueue, expected_tokens
 
 
 class Scheduler:
-    """First come, first served into slots; a request that has a slot keeps it until it ends.
+    """Lets requests into slots in the queue's order; a request that has a slot keeps it until it ends.
 
     Prefill and decode take turns while both have work: a decode waits for at most one prefill batch, and in each of
     those the oldest prompt gets on.
@@ -22,13 +24,16 @@ class Scheduler:
       slots: how many requests run at a time.
       max_queue: how many may wait for a slot.
       limits: how large a batch may be.
+      max_queue_tokens: how many tokens the prompts of those may have together; None is no limit.
     """
 
-    def __init__(self, slots: int, max_queue: int, limits: StepLimits) -> None:
+    def __init__(self, slots: int, max_queue: int, limits: StepLimits, max_queue_tokens: int | None = None) -> None:
         self.slots = SlotPool(slots)
-        self._max_queue = max_queue
         self._limits = limits
-        self._waiting: deque[Request] = deque()
+        self._waiting = WaitingQueue(max_queue, max_queue_tokens)
+        self._pace = Pace(slots)
+        self._now = 0.0
+        self._next_deadline = math.inf
         self._running: dict[str, Sequence] = {}
         self._failed: list[tuple[str, TokenOutput]] = []
         self._decode_is_due = False
@@ -46,33 +51,56 @@ class Scheduler:
         """Requests with a slot."""
         return len(self._running)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to plan and nothing to tell."""
+        return not (self._waiting or self._running or self._failed)
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Of the prompts of those without a slot."""
+        return self._waiting.num_tokens
+
     def add(self, request: Request) -> None:
         """Queues a request.
 
         Raises:
-          QueueFullError: as many wait already as may, and no slot is free for one of them.
+          QueueFullError: as many wait already as may, and no slot is free for this one.
           ValueError: a request with this id is alive.
         """
-        if request.id in self._running or any(r.id == request.id for r in self._waiting):
+        if request.id in self._running or request.id in self._waiting:
             raise ValueError(f"request id {request.id!r} is in use")
-        if self.num_waiting >= self._max_queue + self.slots.num_free:
-            raise QueueFullError(f"the queue is full ({self._max_queue} requests wait); try again later")
-        self._waiting.append(request)
+        if self.num_waiting >= self.slots.num_free:
+            self._fill_slots()
+            self._check_room(request)
+        self._waiting.add(request)
+        self._next_deadline = min(self._next_deadline, request.deadline, request.start_by)
 
     def abort(self, request_id: str) -> bool:
         """Ends a request at once; its slot is free for the next batch. Says whether it was alive."""
         if request_id in self._running:
             self._release(self._running[request_id])
             return True
-        alive = [r for r in self._waiting if r.id == request_id]
-        for request in alive:
-            self._waiting.remove(request)
-        return bool(alive)
+        return self._waiting.remove(request_id)
+
+    def tick(self, now: float) -> list[tuple[str, TokenOutput]]:
+        """Says what time it is, in seconds of `time.monotonic`; gives the ends of requests that have none left."""
+        self._now = now
+        if now < self._next_deadline:
+            return []
+        waiting = [(r, _lateness(r, now, is_waiting=True)) for r in self._waiting]
+        running = [(s.request, _lateness(s.request, now, is_waiting=False)) for s in self._running.values()]
+        late = [(request.id, _failed(error)) for request, error in waiting + running if error is not None]
+        for request_id, _ in late:
+            self.abort(request_id)
+        starts = [request.start_by for request in self._waiting]
+        ends = [r.deadline for r in (*self._waiting, *(s.request for s in self._running.values()))]
+        self._next_deadline = min([*starts, *ends], default=math.inf)
+        return late
 
     def schedule(self) -> Batch | None:
         """Plans the next batch and books it as dispatched; None where there is nothing to do."""
-        while self._waiting and self.slots.num_free:
-            self._start(self._waiting.popleft())
+        self._fill_slots()
         reading = [s for s in self._running.values() if s.num_prompt_left and s.parent is None]
         decoding = [s for s in self._running.values() if s.can_decode]
         if reading and not (self._decode_is_due and decoding):
@@ -105,15 +133,27 @@ class Scheduler:
             outputs.append((sequence.request.id, output))
         return outputs
 
+    def _check_room(self, request: Request) -> None:
+        if self.slots.num_free:
+            return
+        try:
+            self._waiting.check_room(request)
+        except QueueFullError as error:
+            raise QueueFullError(str(error), self._pace.refused()) from None
+
+    def _fill_slots(self) -> None:
+        while self._waiting and self.slots.num_free:
+            self._start(self._waiting.pop())
+
     def _start(self, request: Request) -> None:
         """Gives a request a slot, and its constraint the first word."""
-        sequence = Sequence(request, self.slots.claim(), parent=self._parent_of(request))
+        sequence = Sequence(request, self.slots.claim(), parent=self._parent_of(request), started=self._now)
         self._running[request.id] = sequence
         try:
             sequence.refresh_mask(self._limits.mask_words)
         except Exception as error:  # of somebody else's code; only this request depends on it
             self._release(sequence)
-            self._failed.append((request.id, TokenOutput(finish_reason=FinishReason.ERROR, error=str(error))))
+            self._failed.append((request.id, _failed(ConstraintError(str(error)))))
 
     def _parent_of(self, request: Request) -> Sequence | None:
         """Who reads this request's prompt anyway, and may be forked when that is done."""
@@ -214,12 +254,16 @@ class Scheduler:
             constraint.advance(output.token_ids[-1])
             sequence.refresh_mask(self._limits.mask_words)
         except Exception as error:  # of somebody else's code; only this request depends on it
-            return TokenOutput(finish_reason=FinishReason.ERROR, error=str(error))
+            return _failed(ConstraintError(str(error)))
         return output
 
     def _release(self, sequence: Sequence) -> None:
-        del self._running[sequence.request.id]
+        request = sequence.request
+        del self._running[request.id]
         self.slots.release(sequence.slot)
+        self._pace.released(self._now - sequence.started)
+        num_tokens = sequence.num_prompt_dispatched + sequence.num_tokens
+        self._waiting.shares.charge(request.tenant, num_tokens - expected_tokens(request))
         orphans = [s for s in self._running.values() if s.parent is sequence]
         for orphan in orphans:  # the first reads the prompt in its stead
             orphan.parent = None if orphan is orphans[0] else orphans[0]
@@ -227,6 +271,19 @@ class Scheduler:
 
 def _rows(batch: Batch) -> Iterator[PrefillChunk | Sequence]:
     return iter(batch.rows if isinstance(batch, PrefillBatch) else batch.sequences)
+
+
+def _failed(error: RoostError) -> TokenOutput:
+    return TokenOutput(finish_reason=FinishReason.ERROR, error=error)
+
+
+def _lateness(request: Request, now: float, *, is_waiting: bool) -> RoostError | None:
+    """Why a request has to end, if it has no time left."""
+    if now >= request.deadline:
+        return RequestTimeoutError("the request was not done in the time that it had")
+    if is_waiting and now >= request.start_by:
+        return QueueTimeoutError("no slot came free in the time that the request would wait for one")
+    return None
 
 
 def _floor_power_of_two(n: int) -> int:

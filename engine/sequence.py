@@ -20,6 +20,7 @@ class Sequence:
       num_tokens_dispatched: tokens whose sampling has been handed to the device, were it to go on for so long.
       num_tokens: tokens read back.
       started_at: when the first batch that has it was handed to the device.
+      started: when it got its slot, in seconds.
       prompt_logprobs: collected chunk by chunk where the request asks for them.
       parent: whose state it will go on from, while that one reads the prompt that they share.
       constraint: the request's, with what its parameters add; None if nothing changes from token to token.
@@ -34,6 +35,7 @@ class Sequence:
     started_at: float | None = None
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
     parent: "Sequence | None" = None
+    started: float = 0.0
     constraint: Constraint | None = field(init=False)
     mask: TokenMask | None = None
 

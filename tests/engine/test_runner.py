@@ -278,4 +278,4 @@ def test_constraints_are_kept_and_cost_others_nothing(runner: ModelRunner) -> No
 def test_a_constraint_that_runs_dry_is_an_error_of_its_request(runner: ModelRunner) -> None:
     outputs = serve(runner, [Request("a", (2, 9), SamplingParams(max_tokens=9), constraint=Script(5, 6))])["a"]
     assert ids(outputs) == [5]
-    assert (outputs[-1].finish_reason, outputs[-1].error) == (FinishReason.ERROR, "no token is allowed to come next")
+    assert (outputs[-1].finish_reason, str(outputs[-1].error)) == (FinishReason.ERROR, "no token is allowed to come next")

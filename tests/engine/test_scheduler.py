@@ -1,12 +1,13 @@
 """The scheduler's decisions, without a device."""
 
+import math
 from dataclasses import replace
 
 import pytest
 from roost.engine.config import StepLimits
 from roost.engine.constraint import TokenMask, mask_of_ids
 from roost.engine.errors import QueueFullError
-from roost.engine.request import FinishReason, Request, SamplingParams, TokenLogprobs
+from roost.engine.request import FinishReason, Request, SamplingParams, TokenLogprobs, TokenOutput
 from roost.engine.scheduler import Scheduler
 from roost.engine.sequence import Batch, DecodeBatch, PrefillBatch, RowResult
 
@@ -349,7 +350,11 @@ def test_a_constraint_that_fails_ends_its_request_alone() -> None:
     scheduler.add(request("c"))
     batch = scheduler.schedule()
     ((name, output),) = scheduler.take_failed()
-    assert (name, output.finish_reason, output.error) == ("a", FinishReason.ERROR, "no token is allowed to come next")
+    assert (name, output.finish_reason, str(output.error)) == (
+        "a",
+        FinishReason.ERROR,
+        "no token is allowed to come next",
+    )
     assert scheduler.take_failed() == []
     assert batch is not None
     assert [(name, o.finish_reason) for name, o in scheduler.commit(batch, results(batch))] == [
@@ -406,8 +411,9 @@ def test_a_fork_reads_for_itself_and_the_others_when_its_parent_is_gone() -> Non
 
 def test_a_fork_that_is_gone_is_not_made() -> None:
     scheduler = Scheduler(4, 9, LIMITS)
-    family(scheduler, "a", "b", "c", prompt=3)
-    scheduler._waiting[1] = replace(scheduler._waiting[1], prompt_token_ids=(9,))
+    family(scheduler, "a", prompt=3)
+    scheduler.add(Request("b", (9,), fork_of="a"))
+    scheduler.add(Request("c", (0, 1, 2), fork_of="a"))
     assert shape(batch := scheduler.schedule()) == [("a", 3)]
     assert forks_of(batch) == ["c"], "b has another prompt"
     scheduler = Scheduler(4, 9, LIMITS)
@@ -415,3 +421,82 @@ def test_a_fork_that_is_gone_is_not_made() -> None:
     scheduler.schedule()
     scheduler.abort("b")
     assert forks_of(scheduler.schedule()) == ["c"]
+
+
+def dated(name: str, start_by: float = math.inf, deadline: float = math.inf) -> Request:
+    return Request(name, (1,), SamplingParams(max_tokens=None), start_by=start_by, deadline=deadline)
+
+
+def ends(outputs: list[tuple[str, TokenOutput]]) -> list[tuple[str, str]]:
+    assert all(output.finish_reason is FinishReason.ERROR for _, output in outputs)
+    return [(name, type(output.error).__name__) for name, output in outputs]
+
+
+def test_requests_end_when_their_time_is_over() -> None:
+    scheduler = Scheduler(1, 9, LIMITS)
+    assert scheduler.tick(100.0) == []
+    scheduler.add(dated("runs", start_by=101.0, deadline=110.0))
+    scheduler.schedule()
+    scheduler.add(dated("impatient", start_by=105.0, deadline=120.0))
+    scheduler.add(dated("patient"))
+    assert scheduler.tick(104.9) == []
+    assert ends(scheduler.tick(105.0)) == [("impatient", "QueueTimeoutError")]
+    assert ends(scheduler.tick(112.0)) == [("runs", "RequestTimeoutError")]
+    assert names(scheduler.schedule()) == ("prefill", ["patient"])
+    assert scheduler.tick(1e9) == []
+    assert (scheduler.num_waiting, scheduler.num_running) == (0, 1)
+
+
+def test_a_request_may_be_over_before_it_began() -> None:
+    scheduler = Scheduler(1, 9, LIMITS)
+    scheduler.add(dated("a", deadline=5.0))
+    assert ends(scheduler.tick(6.0)) == [("a", "RequestTimeoutError")]
+    assert scheduler.is_idle
+
+
+def test_who_is_turned_away_hears_when_to_come_back() -> None:
+    """A request had its slot for 3 s; the two slots then come free every 1.5 s."""
+    scheduler = Scheduler(2, 1, LIMITS)
+    scheduler.tick(10.0)
+    for name in "ab":
+        scheduler.add(request(name))
+    scheduler.schedule()
+    scheduler.tick(13.0)
+    scheduler.abort("a")
+    for name in "cd":
+        scheduler.add(request(name))
+    waits = []
+    for _ in range(2):
+        with pytest.raises(QueueFullError) as refused:
+            scheduler.add(request("e"))
+        waits.append(refused.value.retry_after_s)
+    assert waits == [1.5, 3.0]
+
+
+def test_a_long_prompt_is_refused_only_where_it_would_have_to_wait() -> None:
+    scheduler = Scheduler(2, 9, LIMITS, max_queue_tokens=50)
+    scheduler.add(request("a", prompt=100))
+    scheduler.add(request("b", prompt=100))
+    with pytest.raises(QueueFullError, match="0 tokens of prompts wait"):
+        scheduler.add(request("c", prompt=100))
+    scheduler.add(request("d", prompt=50))
+    assert scheduler.num_waiting_tokens == 50
+
+
+def test_a_greedy_tenant_does_not_keep_another_waiting() -> None:
+    """The next slot that comes free is the newcomer's, though hundreds wait."""
+    scheduler = Scheduler(2, 1000, LIMITS)
+    for number in range(400):
+        scheduler.add(replace(request(f"a{number}", max_tokens=1), tenant="a"))
+    for _ in range(10):
+        batch = scheduler.schedule()
+        assert batch is not None
+        scheduler.commit(batch, results(batch))
+    scheduler.add(replace(request("b0", max_tokens=1), tenant="b"))
+    started = []
+    for _ in range(3):
+        batch = scheduler.schedule()
+        assert batch is not None
+        started += names(batch)[1]
+        scheduler.commit(batch, results(batch))
+    assert "b0" in started[:3]
