@@ -71,6 +71,9 @@ def serve(
     max_queue: Annotated[
         int | None, typer.Option(help="Requests that may wait.", show_default=shown_default("max_queue"))
     ] = None,
+    max_queue_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of prompts that may wait.", show_default="no limit")
+    ] = None,
     prefill_chunk: Annotated[
         int | None,
         typer.Option(help="Prompt tokens read in one step.", show_default=shown_default("prefill_chunk")),
@@ -88,6 +91,36 @@ def serve(
     ] = None,
     strict: Annotated[
         bool | None, typer.Option("--strict", help="Refuse requests with fields that nobody knows.", show_default="off")
+    ] = None,
+    request_timeout: Annotated[
+        str | None,
+        typer.Option(
+            help="Seconds that a request may take.", show_default=shown_default("request_timeout"), metavar="SECONDS|off"
+        ),
+    ] = None,
+    drain_timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds that requests may go on after SIGTERM.",
+            show_default=shown_default("drain_timeout"),
+            metavar="SECONDS",
+        ),
+    ] = None,
+    drain_lag: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds after SIGTERM in which new requests are still taken.",
+            show_default=shown_default("drain_lag"),
+            metavar="SECONDS",
+        ),
+    ] = None,
+    step_timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds after which a device step is taken for stuck, and the process ends.",
+            show_default=shown_default("step_timeout"),
+            metavar="SECONDS",
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A TOML file with any of these: max_queue = 64.", metavar="FILE")

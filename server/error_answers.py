@@ -23,6 +23,7 @@ _ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 
 

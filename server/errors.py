@@ -1,6 +1,7 @@
 """Every failure as a status and one line of text. This is the border where exceptions become answers."""
 
 import http
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypedDict
 
@@ -8,10 +9,27 @@ from fastapi import HTTPException
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from ..engine import EngineDeadError, QueueFullError, RoostError
+from ..engine import (
+    ConstraintError,
+    EngineDeadError,
+    NumericError,
+    QueueFullError,
+    QueueTimeoutError,
+    RequestTimeoutError,
+    RoostError,
+)
 
-RETRY: Final = {"retry-after": "1"}
-"""Sent where the same request may succeed in a moment; clients double the second by themselves."""
+
+def retry_after(seconds: float) -> Mapping[str, str]:
+    """Headers that say when the same request may succeed: the standard's in whole seconds, and OpenAI's exact one."""
+    return {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
+
+
+RETRY: Final = retry_after(1.0)
+"""Sent where nothing is known of when; clients double the second by themselves."""
+
+NO_RETRY: Final = {"x-should-retry": "false"}
+"""Sent where clients would repeat by themselves what will fail again."""
 
 CLIENT_CLOSED_REQUEST: Final = 499
 """For the log only (nginx's number): nobody is there to read the answer."""
@@ -95,14 +113,8 @@ def not_generating(reason: str) -> ApiError:
     return ApiError(503, reason, type=_SERVER_ERROR, code="not_generating", headers=RETRY)
 
 
-def constraint_failed(reason: str) -> ApiError:
-    """400, in the middle of an answer too: what the request asks for has turned out to be impossible."""
-    return ApiError(400, reason, code="constraint_failed")
-
-
 def request_aborted() -> ApiError:
-    """409, which clients would repeat by themselves if they were not told not to."""
-    return ApiError(409, "the request was aborted", code="request_aborted", headers={"x-should-retry": "false"})
+    return ApiError(409, "the request was aborted", code="request_aborted", headers=NO_RETRY)
 
 
 def internal_error() -> ApiError:
@@ -120,9 +132,18 @@ def from_exception(error: Exception) -> ApiError:
         case StarletteHTTPException():
             return from_http(error)
         case QueueFullError():
-            return ApiError(429, str(error), type="rate_limit_error", code="rate_limit_exceeded", headers=RETRY)
+            headers = retry_after(error.retry_after_s)
+            return ApiError(429, str(error), type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
+        case QueueTimeoutError():
+            return ApiError(503, str(error), type=_SERVER_ERROR, code="queue_timeout", headers=RETRY)
+        case RequestTimeoutError():
+            return ApiError(504, str(error), type=_SERVER_ERROR, code="request_timeout", headers=NO_RETRY)
+        case ConstraintError():  # what the request asks for has turned out to be impossible
+            return ApiError(400, str(error), code="constraint_failed")
         case EngineDeadError():
             return ApiError(503, str(error), type=_SERVER_ERROR, code="engine_unavailable", headers=RETRY)
+        case NumericError():
+            return ApiError(500, str(error), type=_SERVER_ERROR, code="numeric_error")
         case RoostError():
             return ApiError(500, str(error), type=_SERVER_ERROR)
         case _:

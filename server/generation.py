@@ -1,6 +1,7 @@
 """From the engine's tokens to text: one choice at a time, and several side by side."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -14,12 +15,22 @@ from ..engine import (
     TokenOutput,
 )
 from .detokenizer import Detokenizer
-from .errors import constraint_failed, request_aborted
+from .errors import request_aborted
 from .grammar import Grammar
 from .metrics import NEVER, Metrics, Times
 from .prompts import Prompt
 from .tokenizer import Tokenizer
 from .tools import CallPiece, CallReader, join_calls
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a request is served; see `engine.Request`."""
+
+    tenant: str = ""
+    priority: int = 0
+    start_by: float = math.inf
+    deadline: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,7 @@ class Choice:
       include_stop: whether the stop string, or the text of a stop token, is part of the answer.
       grammar: what the answer has to keep to, if anything.
       may_call: whether the answer may consist of calls of tools, which are then told from text.
+      terms: the HTTP request's.
     """
 
     index: int
@@ -43,6 +55,7 @@ class Choice:
     fork_of: int | None = None
     grammar: Grammar | None = None
     may_call: bool = False
+    terms: Terms = Terms()
 
     def request(self, request_id: str) -> Request:
         """What the engine is asked for.
@@ -57,6 +70,10 @@ class Choice:
             stepwise=bool(self.stop),
             fork_of=None if self.fork_of is None else f"{request_id}-{self.fork_of}",
             constraint=None if self.grammar is None else self.grammar.constraint(),
+            tenant=self.terms.tenant,
+            priority=self.terms.priority,
+            start_by=self.terms.start_by,
+            deadline=self.terms.deadline,
         )
 
 
@@ -96,7 +113,8 @@ async def generate_choice(
 
     Raises:
       QueueFullError, EngineDeadError: see `AsyncEngine.generate`.
-      ApiError: somebody else aborted the request, or what it has to keep to cannot be kept to.
+      RoostError: time is up, or what the answer has to keep to cannot be kept to.
+      ApiError: somebody else aborted the request.
     """
     request = choice.request(request_id)
     detokenizer = Detokenizer(tokenizer, choice.stop, include_stop=choice.include_stop)
@@ -106,8 +124,8 @@ async def generate_choice(
             async for output in outputs:
                 if output.finish_reason is FinishReason.ABORT:
                     raise request_aborted()
-                if output.finish_reason is FinishReason.ERROR:
-                    raise constraint_failed(output.error or "")
+                if output.error is not None:
+                    raise output.error
                 delta = _advance(choice, detokenizer, output)
                 record.started(output.started_at)
                 record.tokens(len(delta.token_ids))

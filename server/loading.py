@@ -66,6 +66,7 @@ def engine_config(settings: Settings) -> EngineConfig:
     return EngineConfig(
         slots=settings.slots,
         max_queue=settings.max_queue,
+        max_queue_tokens=settings.max_queue_tokens,
         prefill_chunk=settings.prefill_chunk,
         dtype=settings.dtype,
         seed=settings.seed,

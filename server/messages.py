@@ -47,6 +47,9 @@ def chat_of(body: MessagesBody) -> ChatBody:
         seed=body.seed,
         ignore_eos=body.ignore_eos,
         min_tokens=body.min_tokens,
+        priority=body.priority,
+        queue_timeout=body.queue_timeout,
+        timeout=body.timeout,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from .schema import MAX_STOP_STRINGS, ChatMessage, ContentPart, StopString, TextPart
-from .schema_base import TEXT_OR_LIST, Body, Count, Fields, Text
+from .schema_base import TEXT_OR_LIST, Body, Count, Fields, TermsFields, Text
 from .tools_schema import (
     MAX_TOOLS,
     CalledFunction,
@@ -134,7 +134,7 @@ class CountTokensBody(Body):
         return self.messages[-1].role == "assistant"
 
 
-class MessagesBody(CountTokensBody):
+class MessagesBody(CountTokensBody, TermsFields):
     """`POST /v1/messages`. `seed` and what follows are ours, as in chat."""
 
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)]

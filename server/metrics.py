@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..engine import EngineStats, QueueFullError
+from ..engine import EngineStats, QueueFullError, QueueTimeoutError, RequestTimeoutError
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -59,7 +59,7 @@ class Metrics:
         self.requests = Counter(
             "roost_requests", "Requests that have ended, by how.", ["reason"], registry=self._registry
         )
-        for reason in ("stop", "length", "abort", "rejected", "error"):
+        for reason in ("stop", "length", "abort", "rejected", "timeout", "error"):
             self.requests.labels(reason)
         self._page: tuple[float, bytes] | None = None
 
@@ -148,6 +148,7 @@ class _EngineCollector(Collector):
         gauges = (
             ("num_requests_running", "Requests that have a slot.", stats.num_running),
             ("num_requests_waiting", "Requests that wait for a slot.", stats.num_waiting),
+            ("waiting_prompt_tokens", "Of the prompts of those that wait.", stats.waiting_tokens),
             ("slots", "Requests that can run at the same time.", stats.slots),
             ("slots_used", "Slots that a request has.", stats.num_running),
         )
@@ -168,6 +169,8 @@ def _reason(error: BaseException | None) -> str:
     match error:
         case QueueFullError():
             return "rejected"
+        case QueueTimeoutError() | RequestTimeoutError():
+            return "timeout"
         case Exception():
             return "error"
         case _:

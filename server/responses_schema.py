@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from .schema import ChatMessage, ContentPart, TextPart
-from .schema_base import TEXT_OR_LIST, TEXT_OR_OBJECT, Body, Count, Fields, Text, TopLogprobs
+from .schema_base import TEXT_OR_LIST, TEXT_OR_OBJECT, Count, Fields, TermsFields, Text, TopLogprobs
 from .structured_schema import JsonSchema, ResponseFormat
 from .tools_schema import (
     MAX_TOOLS,
@@ -142,7 +142,7 @@ class ResponseStreamOptions(Fields):
     include_obfuscation: bool = False
 
 
-class ResponseBody(Body):
+class ResponseBody(TermsFields):
     """`POST /v1/responses`. `seed` and what follows are ours, as in chat."""
 
     input: Annotated[

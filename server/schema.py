@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
 
 from ..engine import MAX_BIASES, MAX_LOGPROBS
 from .chat import Ending
-from .schema_base import Body, Count, Fields, Text, TokenIds, TopLogprobs, is_list, union
+from .schema_base import Body, Count, Fields, TermsFields, Text, TokenIds, TopLogprobs, is_list, union
 from .structured_schema import StructuredFields
 from .tools_schema import MAX_TOOLS, Tool, ToolCall, ToolChoice
 
@@ -66,7 +66,7 @@ class StreamOptions(Fields):
     include_obfuscation: bool = False
 
 
-class GenerationBody(StructuredFields):
+class GenerationBody(StructuredFields, TermsFields):
     """What chat, completions and `/generate` have in common. None: the checkpoint's default, else OpenAI's."""
 
     n: Annotated[int, Field(ge=1, le=128)] = 1

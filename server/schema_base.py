@@ -50,3 +50,14 @@ class Body(Fields):
     """What all requests have in common."""
 
     model: str | None = None
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class TermsFields(Body):
+    """On what terms a request is served. A lower priority goes first, as in vLLM; times are for waiting, and for all."""
+
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
+    queue_timeout: Seconds | None = None
+    timeout: Seconds | None = None

@@ -1,6 +1,8 @@
 """What the routes work with: a model, the engine that runs it, and the way from choices to a response."""
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,13 +12,13 @@ from uuid import uuid4
 import orjson
 from fastapi import Depends, Request, Response
 
-from ..engine import AsyncEngine, EngineDeadError, QueueFullError, SamplingParams
+from ..engine import AsyncEngine, EngineDeadError, QueueFullError, RequestTimeoutError, SamplingParams
 from .answers import AnswerWriter
 from .background import Background
 from .disconnect import until_disconnect
 from .errors import bad_value, model_loading, not_generating, unknown_model
 from .fields import FieldCheck
-from .generation import Choice, Generation, collect, generate_choice
+from .generation import Choice, Generation, Terms, collect, generate_choice
 from .grammar import Grammar, GrammarCompiler, GrammarError
 from .logging import request_id
 from .metrics import Metrics
@@ -24,10 +26,13 @@ from .prompts import Prompt, PromptEncoder
 from .response_store import ResponseStore
 from .running import RunningGenerations
 from .schema import GenerationBody
-from .schema_base import Body
+from .schema_base import Body, TermsFields
 from .served_model import ServedModel
 from .stream import EventStream, first_delta, stream_events
 from .structured import Wish
+
+_LONGEST_WAIT_S: Final = 3600.0
+"""Of an event loop's timer, which cannot be endless; no grammar takes so long."""
 
 PATIENCE_S: Final = 1.0
 """How long a stream waits for its first token before it says 200: a full queue is known by then."""
@@ -40,6 +45,7 @@ class Service:
       max_choices: the most that one request may ask for; more could never be admitted together.
       keep_alive_s: silence after which a stream gives a sign of life.
       proof_s: how long the engine may take to prove that it generates.
+      request_timeout_s: how long any request may take.
     """
 
     engine: AsyncEngine
@@ -50,6 +56,7 @@ class Service:
     max_choices: int = 256
     keep_alive_s: float = 15.0
     proof_s: float = 10.0
+    request_timeout_s: float = math.inf
     check_fields: FieldCheck = field(default_factory=FieldCheck)
     running: RunningGenerations = field(default_factory=RunningGenerations)
     responses: ResponseStore = field(default_factory=ResponseStore)
@@ -99,11 +106,13 @@ class Service:
 
         Raises:
           ApiError: these are too many, or the wish cannot be fulfilled.
+          RequestTimeoutError: to find that out took too long.
         """
+        terms = self._terms(body)
         if len(prompts) * len(params) > self.max_choices:
             param = "prompt" if len(prompts) > 1 else "n"
             raise bad_value(param, f"one request may ask for {self.max_choices} choices (prompts times n)")
-        grammar = None if wish is None else await self._grammar(body, wish)
+        grammar = None if wish is None else await self._grammar(body, wish, terms.deadline)
         pairs = [(prompt, each) for prompt in prompts for each in params]
         return [
             Choice(
@@ -115,19 +124,30 @@ class Service:
                 fork_of=index - index % len(params) if index % len(params) else None,
                 grammar=grammar,
                 may_call=body.may_call,
+                terms=terms,
             )
             for index, (prompt, each) in enumerate(pairs)
         ]
 
-    async def _grammar(self, body: GenerationBody, wish: Wish) -> Grammar:
+    def _terms(self, body: TermsFields) -> Terms:
+        """From now on; the operator's limit holds whatever the client wishes."""
+        now = time.monotonic()
+        patience = math.inf if body.queue_timeout is None else body.queue_timeout
+        seconds = self.request_timeout_s if body.timeout is None else min(body.timeout, self.request_timeout_s)
+        return Terms(priority=body.priority, start_by=now + patience, deadline=now + seconds)
+
+    async def _grammar(self, body: GenerationBody, wish: Wish, deadline: float) -> Grammar:
         """An answer ends where its grammar does, so nothing else may ask it to go on."""
         for name, asked in (("ignore_eos", body.ignore_eos), ("min_tokens", body.min_tokens)):
             if asked:
                 raise bad_value(name, f"{name} cannot be combined with {wish.param}, whose grammar ends the answer")
         try:
-            return await self.grammars.compile(wish.spec)
+            async with asyncio.timeout(min(deadline - time.monotonic(), _LONGEST_WAIT_S)):
+                return await self.grammars.compile(wish.spec)
         except GrammarError as error:
             raise wish.refused(error) from None
+        except TimeoutError:
+            raise RequestTimeoutError(f"{wish.param} took longer to compile than the request had time") from None
 
     async def respond(
         self, request: Request, answer_id: str, choices: Sequence[Choice], writer: AnswerWriter, *, stream: bool

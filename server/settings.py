@@ -17,13 +17,24 @@ def _none_if_auto(value: Any) -> Any:
     return None if value == "auto" else value
 
 
+def _none_if_off(value: Any) -> Any:
+    return None if value == "off" else value
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class Settings(BaseSettings):
     """Each is a flag (`--max-queue`), a variable (`ROOST_MAX_QUEUE`) and a key of the file (`max_queue`).
 
     Attributes:
       config: the file itself, in TOML; a flag or a variable only.
       slots: None, written "auto", takes what memory allows.
+      max_queue_tokens: None is no limit.
       compile_cache: a folder for compiled programs; "auto" is one of the user's own, "off" keeps none.
+      request_timeout: of any request, in seconds; None, written "off", is no limit.
+      drain_timeout, drain_lag: seconds after SIGTERM until the last requests are ended, and until new ones are refused.
+      step_timeout: seconds after which a device step is taken for stuck.
     """
 
     model_config = SettingsConfigDict(env_prefix="ROOST_", extra="forbid", frozen=True)
@@ -39,10 +50,15 @@ class Settings(BaseSettings):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     slots: Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_if_auto)] = None
     max_queue: Annotated[int, Field(ge=1)] = 256
+    max_queue_tokens: Annotated[int, Field(ge=1)] | None = None
     prefill_chunk: Annotated[int, Field(ge=1)] = 512
     compile_cache: Literal["auto", "off"] | Path = "auto"
     max_tokens_limit: Annotated[int, Field(ge=1)] | None = None
     strict: bool = False
+    request_timeout: Annotated[Seconds | None, BeforeValidator(_none_if_off)] = 3600.0
+    drain_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    drain_lag: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
+    step_timeout: Seconds = 300.0
 
     @classmethod
     def settings_customise_sources(

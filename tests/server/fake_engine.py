@@ -11,11 +11,13 @@ from dataclasses import replace
 import numpy as np
 from roost.engine import (
     AsyncEngine,
+    ConstraintError,
     EngineDeadError,
     EngineStats,
     FinishReason,
     QueueFullError,
     Request,
+    RoostError,
     TokenLogprobs,
     TokenOutput,
 )
@@ -43,6 +45,7 @@ class FakeEngine(AsyncEngine):
       gate: nobody gets a token while it is closed.
       capacity: requests from this number on find a full queue.
       dies_after, breaks_after: so many tokens of a request are given before the engine dies, or a bug shows.
+      fails_after, fails_with: the same, but only the request fails, with this.
       constraint_error: what ends every request that has a constraint, after its first token.
       ready, failure: what the engine says of itself.
     """
@@ -56,6 +59,8 @@ class FakeEngine(AsyncEngine):
         self.gate.set()
         self.capacity = 1000
         self.dies_after: int | None = None
+        self.fails_after: int | None = None
+        self.fails_with: RoostError | None = None
         self.breaks_after: int | None = None
         self.constraint_error: str | None = None
         self.ready = asyncio.Event()
@@ -117,7 +122,11 @@ class FakeEngine(AsyncEngine):
             if num_tokens == self.dies_after:
                 raise EngineDeadError("the engine died")
             if num_tokens == 1 and request.constraint is not None and self.constraint_error is not None:
-                yield TokenOutput(finish_reason=FinishReason.ERROR, error=self.constraint_error)
+                error = ConstraintError(self.constraint_error)
+                yield TokenOutput(finish_reason=FinishReason.ERROR, error=error)
+                return
+            if num_tokens == self.fails_after:
+                yield TokenOutput(finish_reason=FinishReason.ERROR, error=self.fails_with)
                 return
             if num_tokens == self.breaks_after:
                 raise RuntimeError("secret detail")

@@ -1,6 +1,7 @@
 """A server around the fake engine: its parts, and uvicorn on a loopback port for where a socket matters."""
 
 import asyncio
+import math
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -35,7 +36,9 @@ def served_model(
     )
 
 
-def make_service(engine: FakeEngine, model: ServedModel, keep_alive_s: float = 15.0) -> Service:
+def make_service(
+    engine: FakeEngine, model: ServedModel, keep_alive_s: float = 15.0, request_timeout_s: float = math.inf
+) -> Service:
     return Service(
         engine=engine,
         model=model,
@@ -43,6 +46,7 @@ def make_service(engine: FakeEngine, model: ServedModel, keep_alive_s: float = 1
         prompts=PromptEncoder(model),
         grammars=GrammarCompiler(model.tokenizer, model.end_token_ids),
         keep_alive_s=keep_alive_s,
+        request_timeout_s=request_timeout_s,
     )
 
 

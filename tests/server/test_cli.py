@@ -49,6 +49,11 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "--prefill-chunk": "64",
         "--compile-cache": "off",
         "--max-tokens-limit": "5",
+        "--max-queue-tokens": "6",
+        "--request-timeout": "7.5",
+        "--drain-timeout": "8",
+        "--drain-lag": "0",
+        "--step-timeout": "9",
     }
     arguments = [*(word for pair in flags.items() for word in pair), "--strict"]
     assert runner.invoke(app, ["serve", "random:2b", *arguments]).exit_code == 0
@@ -69,6 +74,11 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "compile_cache": "off",
         "max_tokens_limit": 5,
         "strict": True,
+        "max_queue_tokens": 6,
+        "request_timeout": 7.5,
+        "drain_timeout": 8.0,
+        "drain_lag": 0.0,
+        "step_timeout": 9.0,
     }
 
 

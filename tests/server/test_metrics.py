@@ -93,7 +93,7 @@ def test_requests_that_do_not_finish(metrics: Metrics, clock: Clock, error: Base
 
 def test_all_reasons_are_there_from_the_start(metrics: Metrics, clock: Clock) -> None:
     reasons = {name.split()[-1] for name in read(metrics, clock) if name.startswith("roost_requests_total")}
-    assert reasons == {"stop", "length", "abort", "rejected", "error"}
+    assert reasons == {"stop", "length", "abort", "rejected", "timeout", "error"}
 
 
 def test_the_page_is_made_at_most_every_fifth_of_a_second(metrics: Metrics, clock: Clock) -> None:

@@ -44,6 +44,11 @@ def test_slots_are_a_number_or_auto(given: Any, slots: int | None) -> None:
     assert load_settings({"slots": given}).slots == slots
 
 
+@pytest.mark.parametrize(("given", "seconds"), [("off", None), ("0.5", 0.5), (60, 60.0)])
+def test_requests_have_a_time_or_none(given: Any, seconds: float | None) -> None:
+    assert load_settings({"request_timeout": given}).request_timeout == seconds
+
+
 @pytest.mark.parametrize(("given", "taken"), [("auto", "auto"), ("off", "off"), ("/x", Path("/x"))])
 def test_compiled_programs_are_kept_in_a_folder(given: str, taken: Any) -> None:
     assert load_settings({"compile_cache": given}).compile_cache == taken
@@ -60,6 +65,12 @@ def test_compiled_programs_are_kept_in_a_folder(given: str, taken: Any) -> None:
         ("quantize", "int4"),
         ("seed", -1),
         ("max_queue", 0),
+        ("max_queue_tokens", 0),
+        ("request_timeout", "never"),
+        ("request_timeout", 0),
+        ("drain_timeout", "inf"),
+        ("drain_lag", -1),
+        ("step_timeout", 0),
         ("api_key", ""),
         ("served_model_name", ""),
     ],
