@@ -48,6 +48,8 @@ class AsyncEngine:
         self._ready: asyncio.Future[None] | None = None
         self._stats = EngineStats()
         self._error: BaseException | None = None
+        self._num_steps = 0
+        self._is_in_step = False
 
     @property
     def stats(self) -> EngineStats:
@@ -63,6 +65,16 @@ class AsyncEngine:
     def is_ready(self) -> bool:
         """Whether requests are served: loaded, compiled and alive."""
         return self._ready is not None and self._ready.done() and self._error is None
+
+    @property
+    def current_step(self) -> int | None:
+        """The number of the step that the thread is in; None between two, and while there is nothing to do."""
+        return self._num_steps if self._is_in_step else None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the thread goes on though the engine is dead; then only the end of the process ends it."""
+        return self._error is not None and self._thread is not None and self._thread.is_alive()
 
     def start(self) -> None:
         """Starts the thread; call it once, on the event loop that will use the streams."""
@@ -80,11 +92,23 @@ class AsyncEngine:
         assert self._ready is not None
         await asyncio.shield(self._ready)
 
-    async def stop(self) -> None:
-        """Ends the thread after the step it is in; streams that are still open end with `EngineDeadError`."""
-        if self._thread is not None:
-            self._inbox.put(_Stop())
-            await asyncio.to_thread(self._thread.join)
+    async def stop(self, patience_s: float | None = None) -> None:
+        """Ends the thread after the step it is in; streams that are still open end with `EngineDeadError`.
+
+        Args:
+          patience_s: how long that step may take before they are ended without it.
+        """
+        if self._thread is None:
+            return
+        self._inbox.put(_Stop())
+        await asyncio.to_thread(self._thread.join, patience_s)
+        if self._thread.is_alive():
+            self.fail(EngineDeadError("the engine was stopped"))
+
+    def fail(self, error: BaseException) -> None:
+        """Gives the engine up whatever its thread does: every stream ends. To be called on the event loop."""
+        self._inbox.put(_Stop())
+        self._on_death(error)
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenOutput]:
         """The tokens of a request as they come. Closing the stream early aborts it and frees its slot.
@@ -126,8 +150,11 @@ class AsyncEngine:
             self._stats = core.stats
             self._call(self._on_ready)
             while self._take_commands(core):
+                self._num_steps += 1
+                self._is_in_step = True
                 outputs = core.tick(time.monotonic())
                 outputs += core.step()
+                self._is_in_step = False
                 self._stats = core.stats
                 if outputs:
                     self._call(self._deliver, list[_Event](outputs))
@@ -175,6 +202,8 @@ class AsyncEngine:
 
     def _on_death(self, error: BaseException) -> None:
         assert self._ready is not None
+        if self._error is not None:
+            return
         self._error = error
         if not self._ready.done():
             self._ready.set_exception(error)

@@ -2,12 +2,17 @@
 
 import time
 from collections.abc import Sequence as Rows
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from .config import EngineStats
+from .errors import EngineDeadError, NumericError
 from .request import Request, TokenOutput
 from .scheduler import Scheduler
 from .sequence import Batch, PrefillBatch, RowResult
+
+_MOST_BROKEN: Final = 8
+"""Requests in a row whose activations are not numbers. Rows don't touch each other, so what breaks one is its own text
+or its own slot, and it alone ends; so many without a good token in between mean that the parameters are broken."""
 
 
 @runtime_checkable
@@ -37,6 +42,7 @@ class EngineCore:
         self._scheduler = scheduler
         self._runner = runner
         self._in_flight: tuple[Batch, Pending] | None = None
+        self._num_broken = 0
         self._steps = 0
         self._prompt_tokens = 0
         self._generated_tokens = 0
@@ -82,6 +88,7 @@ class EngineCore:
         if last is not None:
             outputs += self._scheduler.commit(last[0], last[1].wait())
         self._generated_tokens += sum(len(output.token_ids) for _, output in outputs)
+        self._count_broken(outputs)
         return outputs
 
     def _book(self, batch: Batch) -> None:
@@ -92,3 +99,16 @@ class EngineCore:
         now = time.monotonic()
         for sequence in (row.sequence for row in batch.rows):
             sequence.started_at = now if sequence.started_at is None else sequence.started_at
+
+    def _count_broken(self, outputs: Rows[tuple[str, TokenOutput]]) -> None:
+        """
+        Raises:
+          EngineDeadError: one request after the other breaks, so it is not they who are broken.
+        """
+        for _, output in outputs:
+            if isinstance(output.error, NumericError):
+                self._num_broken += 1
+            elif output.token_ids:
+                self._num_broken = 0
+        if self._num_broken >= _MOST_BROKEN:
+            raise EngineDeadError(f"the activations of {self._num_broken} requests in a row were not numbers")

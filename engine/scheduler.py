@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import replace
+from typing import Final
 
 from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
 from .errors import ConstraintError, NumericError, QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
@@ -12,6 +13,8 @@ from .request import NO_TOKEN, FinishReason, Request, TokenOutput
 from .sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult, Sequence
 from .slots import SlotPool
 from .waiting_queue import WaitingQueue, expected_tokens
+
+_NOT_NUMBERS: Final = "the model's activations are not numbers any more; the request was ended"
 
 
 class Scheduler:
@@ -222,6 +225,8 @@ class Scheduler:
         prompt_logprobs = None
         if params.prompt_logprobs is not None and not sequence.num_tokens:
             prompt_logprobs = tuple(sequence.prompt_logprobs[: len(sequence.request.prompt_token_ids)])
+        if result.token_ids[0] == NO_TOKEN:
+            return _failed(NumericError(_NOT_NUMBERS))
         if params.max_tokens == 0:
             return TokenOutput(
                 prompt_logprobs=prompt_logprobs, finish_reason=FinishReason.LENGTH, started_at=started_at
@@ -229,6 +234,8 @@ class Scheduler:
         count, reason = 0, None
         while reason is None and count < len(result.token_ids):
             count += 1
+            if result.token_ids[count - 1] == NO_TOKEN:
+                return _failed(NumericError(_NOT_NUMBERS))
             if result.token_ids[count - 1] in params.stop_ids:
                 reason = FinishReason.STOP
             elif sequence.num_tokens + count == params.max_tokens:

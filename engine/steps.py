@@ -17,7 +17,7 @@ from ..kernels import PORTABLE
 from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from .model.griffin import Griffin, Params
 from .model.state import ModelState, copy_rows, join, num_rows, put_rows, split, take_rows
-from .request import MAX_LOGPROBS
+from .request import MAX_LOGPROBS, NO_TOKEN
 from .sampler import Logprobs, Sampled, needs_logits, no_logprobs, sample, score
 from .sampling_state import SamplingState, TokenMemory, no_tokens, remember
 
@@ -166,7 +166,7 @@ def _decode_once(
     live = active & slots.goes_on
     hidden, layers = model(slots.tokens[:, None], jnp.where(live, slots.positions, -1)[:, None], layers, PREFILL_BLOCK)
     positions = slots.positions + live
-    result = sample_or_greedy(model, hidden[:, 0], slots, live)
+    result = mark_broken(sample_or_greedy(model, hidden[:, 0], slots, live), hidden[:, 0])
     tokens = jnp.where(live, result.tokens, slots.tokens)
     goes_on = slots.goes_on & ~(live & _is_last(tokens, positions, slots.sampling))
     recent = remember(slots.memory.recent, tokens, positions, live & slots.sampling.is_penalized)
@@ -193,6 +193,13 @@ def greedy_sample(model: Griffin, hidden: Float[Array, "R D"]) -> Sampled:
     """The likeliest tokens, and nothing else."""
     tokens = jnp.argmax(model.logits(hidden), axis=-1).astype(jnp.int32)
     return Sampled(tokens, no_logprobs(tokens.shape, model.config.vocab_size, MAX_LOGPROBS))
+
+
+def mark_broken(sampled: Sampled, hidden: Float[Array, "R D"]) -> Sampled:
+    """Puts `NO_TOKEN` where a row's activations are not numbers. They are looked at behind the last norm: whatever goes
+    wrong in a layer or in a row's state shows there, at a hundredth of the price of the logits."""
+    is_broken = jnp.any(jnp.isnan(hidden), axis=-1)
+    return sampled._replace(tokens=jnp.where(is_broken, NO_TOKEN, sampled.tokens))
 
 
 def _is_last(tokens: Int32[Array, " R"], positions: Int32[Array, " R"], sampling: SamplingState) -> Bool[Array, " R"]:
@@ -228,7 +235,8 @@ def first_token_step(
     slots, sampling = inputs.slots, inputs.sampling
     active = slots < pool.slots.tokens.shape[0]
     memory = TokenMemory(inputs.in_prompt, inputs.allowed, no_tokens(slots.shape[0]))
-    sampled = sample(model.logits(hidden[inputs.rows]), sampling, memory, inputs.lengths, active)
+    hidden = hidden[inputs.rows]
+    sampled = mark_broken(sample(model.logits(hidden), sampling, memory, inputs.lengths, active), hidden)
     goes_on = ~_is_last(sampled.tokens, inputs.lengths, sampling)
     recent = remember(memory.recent, sampled.tokens, inputs.lengths, sampling.is_penalized)
     new = SlotState(sampled.tokens, inputs.lengths, goes_on, sampling, memory._replace(recent=recent))

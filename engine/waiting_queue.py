@@ -13,7 +13,7 @@ OLDEST_EVERY: Final = 8
 """One of so many of a tenant's requests that get a slot is its oldest, whatever its priority; so none waits forever."""
 
 _EXPECTED_TOKENS: Final = 256
-"""What a request is expected to generate at most; most end by themselves. `FairShares.charge` corrects it afterwards."""
+"""What a request is expected to generate at most; most end by themselves. What it was is booked afterwards."""
 
 
 def expected_tokens(request: Request) -> int:

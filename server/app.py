@@ -5,6 +5,7 @@ from typing import Final
 
 from fastapi import FastAPI
 
+from .door import Doorkeeper
 from .error_answers import install_error_handlers
 from .middleware import ApiKey, BodyLimit, RequestScope
 from .openapi import ERRORS
@@ -37,5 +38,6 @@ def create_app(service: Service, *, api_key: str | None = None, max_body_bytes: 
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     if api_key is not None:
         app.add_middleware(ApiKey, key=api_key)
+    app.add_middleware(Doorkeeper, door=service.door)
     app.add_middleware(RequestScope)  # the last one added is the outermost
     return app

@@ -20,6 +20,11 @@ class Background:
         self._tasks[name] = task
         task.add_done_callback(lambda _: self._tasks.pop(name))
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether any work goes on."""
+        return bool(self._tasks)
+
     def is_running(self, name: str) -> bool:
         return name in self._tasks
 

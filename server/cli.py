@@ -95,7 +95,9 @@ def serve(
     request_timeout: Annotated[
         str | None,
         typer.Option(
-            help="Seconds that a request may take.", show_default=shown_default("request_timeout"), metavar="SECONDS|off"
+            help="Seconds that a request may take.",
+            show_default=shown_default("request_timeout"),
+            metavar="SECONDS|off",
         ),
     ] = None,
     drain_timeout: Annotated[

@@ -28,6 +28,9 @@ def retry_after(seconds: float) -> Mapping[str, str]:
 RETRY: Final = retry_after(1.0)
 """Sent where nothing is known of when; clients double the second by themselves."""
 
+_CLOSE: Final = {**RETRY, "connection": "close"}
+"""Sent where the next try had better come to another server, and so on another connection."""
+
 NO_RETRY: Final = {"x-should-retry": "false"}
 """Sent where clients would repeat by themselves what will fail again."""
 
@@ -106,6 +109,10 @@ def body_too_large(limit: int) -> ApiError:
 
 def model_loading() -> ApiError:
     return ApiError(503, "the model is still loading", type=_SERVER_ERROR, code="model_loading", headers=RETRY)
+
+
+def shutting_down() -> ApiError:
+    return ApiError(503, "the server is shutting down", type=_SERVER_ERROR, code="shutting_down", headers=_CLOSE)
 
 
 def not_generating(reason: str) -> ApiError:

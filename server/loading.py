@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ..engine import AsyncEngine, EngineConfig, EngineCore, ModelSource, load_engine
+from .leaving import leave_now
 from .settings import Settings
 
 _LINE_EVERY_S: Final = 10.0
@@ -111,12 +112,9 @@ def is_loading(engine: AsyncEngine) -> bool:
 
 
 def leave_while_loading(progress: LoadProgress, status: int) -> NoReturn:
-    """Ends the process here and now. A compilation cannot be interrupted, and the interpreter's usual end would pull
-    the floor from under it."""
+    """Ends the process here and now."""
     progress.close()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    leave_now(status)
 
 
 def summary(source: ModelSource, config: EngineConfig, slots: int, model_id: str, address: str) -> Sequence[str]:

@@ -56,7 +56,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class TermsFields(Body):
-    """On what terms a request is served. A lower priority goes first, as in vLLM; times are for waiting, and for all."""
+    """On what terms a request is served. A lower priority goes first, as in vLLM; times are of waiting, and of all."""
 
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     queue_timeout: Seconds | None = None

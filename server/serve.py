@@ -2,19 +2,21 @@
 
 import asyncio
 import logging
+import math
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
 import uvicorn
 
-from ..engine import AsyncEngine, ConfigError, RoostError, open_model
+from ..engine import AsyncEngine, ConfigError, EngineDeadError, RoostError, open_model
 from .app import create_app
 from .fields import FieldCheck
 from .grammar import GrammarCompiler
+from .leaving import Signals, leave_now
+from .life import LAST_STEP_S, Life, Patience
 from .loading import LoadProgress, engine_config, is_loading, leave_while_loading, make_engine, summary
 from .logging import set_up_logging
 from .metrics import Metrics
@@ -22,11 +24,6 @@ from .prompts import PromptEncoder
 from .served_model import open_served_model
 from .service import Service
 from .settings import Settings
-
-GRACE_S: Final = 5.0
-"""How long requests may go on once the process has been asked to end; then their streams end with an error."""
-
-_WATCH_S: Final = 0.1
 
 _KEEP_ALIVE_S: Final = 75
 """For connections without a request: longer than proxies keep theirs, so that it is they who close."""
@@ -40,6 +37,9 @@ def serve(settings: Settings) -> int:
     Raises:
       RoostError: a setting is wrong, the model cannot be loaded, or the port is taken.
     """
+    signals = Signals()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signals)
     set_up_logging()
     config = engine_config(settings)
     source = open_model(settings.model)
@@ -54,6 +54,7 @@ def serve(settings: Settings) -> int:
         prompts=PromptEncoder(model),
         grammars=GrammarCompiler(model.tokenizer, model.end_token_ids),
         max_choices=config.max_queue,
+        request_timeout_s=math.inf if settings.request_timeout is None else settings.request_timeout,
         check_fields=FieldCheck(strict=settings.strict),
     )
 
@@ -61,24 +62,40 @@ def serve(settings: Settings) -> int:
         for line in summary(source, config, engine.stats.slots, model.id, _url(settings.host, listener)):
             print(line, file=sys.stderr, flush=True)
 
-    server = _Server(_uvicorn_config(service, settings))
+    server = _Server(_uvicorn_config(service, settings), signals)
+    life = Life(service, signals, Patience(settings.drain_lag, settings.drain_timeout, settings.step_timeout), announce)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        failure = runner.run(_run(engine, server, listener, announce))
+        failure = runner.run(run_beside(life, server, listener))
         if is_loading(engine):
             leave_while_loading(progress, 0)
-    if isinstance(failure, RoostError):
+    return _status(failure, engine)
+
+
+def _status(failure: BaseException | None, engine: AsyncEngine) -> int:
+    """The exit status, if the process can end as it should.
+
+    Raises:
+      RoostError: the failure, where a user can put it right.
+    """
+    if isinstance(failure, RoostError) and not isinstance(failure, EngineDeadError):
         raise failure
     if failure is not None:
-        _logger.critical("the engine died", exc_info=failure)
-    return 0 if failure is None else 1
+        _logger.critical("the engine died: %s", failure, exc_info=None if isinstance(failure, RoostError) else failure)
+    status = 0 if failure is None else 1
+    if engine.is_stuck:
+        leave_now(status)
+    return status
 
 
 class _Server(uvicorn.Server):
-    """Ends with a status after a signal, where uvicorn's own would let the signal kill the process."""
+    """Leaves to us what happens after a signal."""
+
+    def __init__(self, config: uvicorn.Config, signals: Signals) -> None:
+        super().__init__(config)
+        self._signals = signals
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.force_exit = self.should_exit and sig == signal.SIGINT
-        self.should_exit = True
+        self._signals(sig, frame)
 
 
 def _uvicorn_config(service: Service, settings: Settings) -> uvicorn.Config:
@@ -93,41 +110,22 @@ def _uvicorn_config(service: Service, settings: Settings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(2 * GRACE_S),  # for what even an error does not end
+        timeout_graceful_shutdown=int(LAST_STEP_S),
     )
 
 
-async def _run(
-    engine: AsyncEngine, server: uvicorn.Server, listener: socket.socket, announce: Callable[[], None]
-) -> BaseException | None:
-    """Serves, from before the engine is ready, until it is told to end; gives the engine's failure, if any."""
-    engine.start()
-    watch = asyncio.create_task(_watch(engine, server, announce))
+async def run_beside(life: Life, server: uvicorn.Server, listener: socket.socket) -> BaseException | None:
+    """Serves, from before the engine is ready, until its life is over; gives the engine's failure, if any."""
+
+    async def live() -> BaseException | None:
+        try:
+            return await life.run()
+        finally:
+            server.should_exit = True
+
+    living = asyncio.create_task(live())
     await server.serve(sockets=[listener])
-    if watch.done():
-        return watch.result()
-    watch.cancel()
-    if engine.is_ready:
-        await engine.stop()
-    return None
-
-
-async def _watch(engine: AsyncEngine, server: uvicorn.Server, announce: Callable[[], None]) -> BaseException | None:
-    """Ends the server when the engine fails, and the engine some time after the server was told to end."""
-    try:
-        await engine.wait_ready()
-    except Exception as error:  # the load may raise anything; it becomes the reason why the process ends
-        server.should_exit = True
-        return error
-    announce()
-    while engine.error is None and not server.should_exit:  # noqa: ASYNC110 (nobody tells when they change)
-        await asyncio.sleep(_WATCH_S)
-    if engine.error is not None:
-        server.should_exit = True
-        return engine.error
-    await asyncio.sleep(GRACE_S)
-    await engine.stop()
-    return None
+    return await living
 
 
 def _listen(host: str, port: int) -> socket.socket:

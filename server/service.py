@@ -16,6 +16,7 @@ from ..engine import AsyncEngine, EngineDeadError, QueueFullError, RequestTimeou
 from .answers import AnswerWriter
 from .background import Background
 from .disconnect import until_disconnect
+from .door import Door
 from .errors import bad_value, model_loading, not_generating, unknown_model
 from .fields import FieldCheck
 from .generation import Choice, Generation, Terms, collect, generate_choice
@@ -61,6 +62,12 @@ class Service:
     running: RunningGenerations = field(default_factory=RunningGenerations)
     responses: ResponseStore = field(default_factory=ResponseStore)
     background: Background = field(default_factory=Background)
+    door: Door = field(default_factory=Door)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anybody still gets an answer, or one is made that is fetched later."""
+        return not self.door.is_empty or self.background.is_busy
 
     def check(self, body: Body) -> None:
         """

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from ..errors import shutting_down
 from ..metrics import CONTENT_TYPE
 from ..openapi import PLAIN_TEXT
 from ..service import AnyService, ReadyService
@@ -21,7 +22,9 @@ async def health(service: AnyService) -> dict[str, str]:
 
 @router.get("/health/ready")
 async def ready(service: ReadyService) -> dict[str, str]:
-    """200 while requests are served."""
+    """200 while requests are served, and more may come."""
+    if service.door.is_leaving:
+        raise shutting_down()
     return {"status": "ready"}
 
 

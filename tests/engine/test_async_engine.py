@@ -11,7 +11,7 @@ from fake_runner import FakePending, FakeRunner
 from roost.engine.async_engine import AsyncEngine
 from roost.engine.config import StepLimits
 from roost.engine.core import EngineCore
-from roost.engine.errors import EngineDeadError, QueueFullError
+from roost.engine.errors import EngineDeadError, QueueFullError, QueueTimeoutError, RequestTimeoutError
 from roost.engine.request import FinishReason, Request, SamplingParams
 from roost.engine.scheduler import Scheduler
 from roost.engine.sequence import Batch
@@ -164,3 +164,69 @@ async def test_it_is_not_ready_before_it_is_built() -> None:
     await engine.wait_ready()
     assert engine.is_ready
     await engine.stop()
+
+
+class StuckRunner(FakeRunner):
+    """Never comes back from its third batch, until somebody opens the gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    def run(self, batch: Batch) -> FakePending:
+        if len(self.batches) == 2:
+            self.gate.wait()
+        return super().run(batch)
+
+
+async def test_an_engine_whose_step_is_stuck_can_be_given_up() -> None:
+    runner = StuckRunner()
+    async with running(runner) as engine:
+        assert engine.current_step is None
+        reader = asyncio.create_task(collect(engine, Request("a", (1,), SamplingParams(max_tokens=None))))
+        await until(lambda: len(runner.batches) == 2 and engine.current_step is not None)
+        step = engine.current_step
+        await asyncio.sleep(0.05)
+        assert engine.current_step == step
+        assert not engine.is_stuck
+        engine.fail(EngineDeadError("stuck"))
+        with pytest.raises(EngineDeadError, match="stuck"):
+            await reader
+        assert engine.is_stuck
+        runner.gate.set()
+        await until(lambda: not engine.is_stuck)
+        assert str(engine.error) == "stuck", "what comes after does not change why"
+
+
+async def test_stopping_does_not_wait_for_a_step_that_is_stuck() -> None:
+    runner = StuckRunner()
+    async with running(runner) as engine:
+        reader = asyncio.create_task(collect(engine, Request("a", (1,), SamplingParams(max_tokens=None))))
+        await until(lambda: len(runner.batches) == 2 and engine.current_step is not None)
+        await engine.stop(0.05)
+        with pytest.raises(EngineDeadError, match="stopped"):
+            await reader
+        assert engine.is_stuck
+        runner.gate.set()
+
+
+async def test_time_runs_out_while_others_run() -> None:
+    async with running(slots=1) as engine:
+        now = time.monotonic()
+        long = engine.generate(Request("long", (1,), SamplingParams(max_tokens=None), deadline=now + 0.5))
+        await anext(long)
+        with pytest.raises(QueueTimeoutError):
+            await collect_or_raise(engine, Request("impatient", (1,), start_by=now + 0.2))
+        assert time.monotonic() >= now + 0.2
+        assert engine.stats.num_running == 1
+        errors = [output.error async for output in long]
+        assert errors[:-1] == [None] * (len(errors) - 1)
+        assert isinstance(errors[-1], RequestTimeoutError)
+        assert time.monotonic() >= now + 0.5
+        await until(lambda: engine.stats.num_running == 0)
+
+
+async def collect_or_raise(engine: AsyncEngine, request: Request) -> None:
+    async for output in engine.generate(request):
+        if output.error is not None:
+            raise output.error

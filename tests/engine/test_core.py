@@ -4,13 +4,15 @@ import time
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
+import pytest
 from fake_runner import FakeRunner
 from hypothesis import given
 from roost.engine.config import StepLimits
 from roost.engine.core import EngineCore
-from roost.engine.request import FinishReason, Request, SamplingParams
+from roost.engine.errors import EngineDeadError, NumericError
+from roost.engine.request import NO_TOKEN, FinishReason, Request, SamplingParams, TokenOutput
 from roost.engine.scheduler import Scheduler
-from roost.engine.sequence import DecodeBatch, PrefillBatch
+from roost.engine.sequence import DecodeBatch, PrefillBatch, PrefillChunk, RowResult
 
 PROMPT_LENGTHS = st.integers(1, 200)
 
@@ -130,3 +132,27 @@ def test_the_first_output_says_when_a_request_was_begun_with() -> None:
     assert first is not None
     assert second is not None
     assert before <= first <= dispatched <= second <= ended["b"]
+class BrokenRunner(FakeRunner):
+    """What it computes for a prompt that ends with 666 is no number."""
+
+    def _prefill(self, chunk: PrefillChunk) -> RowResult:
+        result = super()._prefill(chunk)
+        return RowResult((NO_TOKEN,)) if chunk.sequence.request.prompt_token_ids[-1] == 666 else result
+
+
+def ask(core: EngineCore, name: str, last: int) -> TokenOutput:
+    core.add(Request(name, (last,), SamplingParams(max_tokens=1)))
+    ((_, output),) = [each for _ in range(2) for each in core.step()]
+    return output
+
+
+def test_one_broken_request_after_the_other_ends_the_engine() -> None:
+    """As long as others get tokens, it is the request that is broken."""
+    core = EngineCore(Scheduler(1, 9, StepLimits(64, 64)), BrokenRunner())
+    for number in range(20):
+        assert isinstance(ask(core, f"a{number}", 666).error, NumericError)
+        assert ask(core, f"b{number}", 5).token_ids == (6,)
+    for number in range(7):
+        assert isinstance(ask(core, f"c{number}", 666).error, NumericError)
+    with pytest.raises(EngineDeadError, match="the activations of 8 requests in a row were not numbers"):
+        ask(core, "d", 666)

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from roost.engine import EngineConfig, EngineCore, ModelRunner, Request, SamplingParams, open_model
 from roost.engine.constraint import TokenMask, mask_of_ids
+from roost.engine.errors import NumericError
+from roost.engine.model.state import _row_axes
 from roost.engine.request import FinishReason, TokenOutput
 from roost.engine.scheduler import Scheduler
 
@@ -278,4 +280,56 @@ def test_constraints_are_kept_and_cost_others_nothing(runner: ModelRunner) -> No
 def test_a_constraint_that_runs_dry_is_an_error_of_its_request(runner: ModelRunner) -> None:
     outputs = serve(runner, [Request("a", (2, 9), SamplingParams(max_tokens=9), constraint=Script(5, 6))])["a"]
     assert ids(outputs) == [5]
-    assert (outputs[-1].finish_reason, str(outputs[-1].error)) == (FinishReason.ERROR, "no token is allowed to come next")
+    assert (outputs[-1].finish_reason, str(outputs[-1].error)) == (
+        FinishReason.ERROR,
+        "no token is allowed to come next",
+    )
+
+
+def poison(runner: ModelRunner, slot: int) -> None:
+    """What a cosmic ray might do: nothing in a slot's state is a number any more."""
+
+    def spoil(axis: int, part: jax.Array) -> jax.Array:
+        host = np.array(part)
+        if jnp.issubdtype(host.dtype, jnp.floating):
+            np.moveaxis(host, axis, 0)[slot] = np.nan
+        return jax.device_put(host)
+
+    (group,) = runner._pool.groups
+    runner._pool = runner._pool._replace(groups=(jax.tree.map(spoil, _row_axes(group), group),))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_no_number_ends_its_own_request_alone(runner: ModelRunner, temperature: float) -> None:
+    """Its neighbour goes on as if alone, and so does the next one in the same slot."""
+    params = SamplingParams(max_tokens=40, temperature=temperature, seed=3)
+    core = EngineCore(Scheduler(SLOTS, 100, runner.limits), runner)
+    crowd = {name: Request(name, (7, 8, 9, token), params) for token, name in enumerate(("ill", "well", "next"), 20)}
+    alone = {name: ids(serve(runner, [request])[name]) for name, request in crowd.items()}
+    outputs: dict[str, list[TokenOutput]] = {name: [] for name in crowd}
+    core.add(crowd["ill"])
+    core.add(crowd["well"])
+    for step in range(200):
+        if step == 4:
+            poison(runner, 0)
+        if step == 6:
+            core.add(crowd["next"])
+        for name, output in core.step():
+            outputs[name].append(output)
+    assert core.is_idle
+    assert outputs["ill"][-1].finish_reason is FinishReason.ERROR
+    assert isinstance(outputs["ill"][-1].error, NumericError)
+    given = ids(outputs["ill"])
+    assert given == alone["ill"][: len(given)] != alone["ill"]
+    assert ids(outputs["well"]) == alone["well"]
+    assert ids(outputs["next"]) == alone["next"]
+
+
+def test_a_prompt_whose_activations_are_no_numbers(runner: ModelRunner) -> None:
+    """The second chunk reads on from a state that was spoilt."""
+    core = EngineCore(Scheduler(SLOTS, 100, runner.limits), runner)
+    core.add(Request("a", tuple(range(1, 151)), SamplingParams(max_tokens=0)))
+    assert core.step() == []
+    poison(runner, 0)
+    ((_, output),) = [each for _ in range(3) for each in core.step()]
+    assert isinstance(output.error, NumericError)

@@ -127,7 +127,7 @@ ARRIVALS = st.lists(
 
 @given(ARRIVALS)
 def test_nothing_is_lost_and_order_holds(events: list[tuple[str, str, int, int]]) -> None:
-    """In whatever order things come and go: sizes are right, and of one tenant and one priority the older goes first."""
+    """In whatever order things come and go, sizes are right; of one tenant and one priority the older goes first."""
     queue, alive, number = WaitingQueue(1000), dict[str, Request](), 0
     for kind, tenant, priority, prompt in events:
         if kind == "add":

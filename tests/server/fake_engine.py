@@ -47,7 +47,7 @@ class FakeEngine(AsyncEngine):
       dies_after, breaks_after: so many tokens of a request are given before the engine dies, or a bug shows.
       fails_after, fails_with: the same, but only the request fails, with this.
       constraint_error: what ends every request that has a constraint, after its first token.
-      ready, failure: what the engine says of itself.
+      ready, failure, step: what the engine says of itself.
     """
 
     def __init__(self, vocab_size: int = 512) -> None:
@@ -67,6 +67,7 @@ class FakeEngine(AsyncEngine):
         self.ready.set()
         self.failure: BaseException | None = None
         self.stopped = False
+        self.step: int | None = None
 
     @property
     def stats(self) -> EngineStats:
@@ -88,7 +89,15 @@ class FakeEngine(AsyncEngine):
         if self.failure is not None:
             raise self.failure
 
-    async def stop(self) -> None:
+    @property
+    def current_step(self) -> int | None:
+        return self.step
+
+    def fail(self, error: BaseException) -> None:
+        self.failure = error
+        self.gate.set()
+
+    async def stop(self, patience_s: float | None = None) -> None:
         self.stopped = True
         self.failure = EngineDeadError("the engine was stopped")
         self.gate.set()

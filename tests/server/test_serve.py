@@ -1,17 +1,21 @@
 """The life of the process around the engine: ready, asked to end, dead."""
 
 import asyncio
+import signal
 import socket
+import time
 from collections.abc import Callable
 
 import httpx
 import pytest
 import uvicorn
 from fake_engine import FakeEngine
-from roost.engine import CheckpointError, ConfigError
-from roost.server import serve as serve_module
+from fake_server import until
+from roost.engine import CheckpointError, ConfigError, EngineDeadError
 from roost.server.app import create_app
-from roost.server.serve import _listen, _run
+from roost.server.leaving import Signals
+from roost.server.life import Life, Patience
+from roost.server.serve import _listen, run_beside
 from roost.server.service import Service
 
 LONG = {"prompt": "a", "max_tokens": 1_000_000, "ignore_eos": True}
@@ -20,11 +24,20 @@ LONG = {"prompt": "a", "max_tokens": 1_000_000, "ignore_eos": True}
 class Process:
     """What `roost serve` runs after it has read its settings."""
 
-    def __init__(self, engine: FakeEngine, service: Service, announce: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        announce: Callable[[], None] = lambda: None,
+        lag_s: float = 0.0,
+        drain_s: float = 5.0,
+        step_s: float = 60.0,
+    ) -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self.server = uvicorn.Server(uvicorn.Config(create_app(service), lifespan="off", log_config=None))
-        self.task = asyncio.create_task(_run(engine, self.server, listener, announce))
+        self.signals = Signals()
+        server = uvicorn.Server(uvicorn.Config(create_app(service), lifespan="off", log_config=None))
+        life = Life(service, self.signals, Patience(lag_s, drain_s, step_s), announce)
+        self.task = asyncio.create_task(run_beside(life, server, listener))
 
     async def end(self) -> BaseException | None:
         async with asyncio.timeout(5):
@@ -34,7 +47,7 @@ class Process:
 async def test_it_answers_before_the_engine_is_ready(engine: FakeEngine, service: Service) -> None:
     engine.ready.clear()
     announced = asyncio.Event()
-    process = Process(engine, service, announced.set)
+    process = Process(service, announced.set)
     async with httpx.AsyncClient(base_url=process.url) as client:
         assert (await client.get("/health")).status_code == 200
         assert (await client.get("/health/ready")).status_code == 503
@@ -42,14 +55,14 @@ async def test_it_answers_before_the_engine_is_ready(engine: FakeEngine, service
         engine.ready.set()
         await asyncio.wait_for(announced.wait(), 5)
         assert (await client.get("/health/ready")).status_code == 200
-    process.server.should_exit = True
+    process.signals.first = signal.SIGTERM
     assert await process.end() is None
     assert engine.stopped
 
 
 async def test_a_load_that_fails_ends_it(engine: FakeEngine, service: Service) -> None:
     engine.ready.clear()
-    process = Process(engine, service)
+    process = Process(service)
     await asyncio.sleep(0.05)
     engine.failure = CheckpointError("model.safetensors: no tensor lm_head")
     engine.ready.set()
@@ -57,7 +70,7 @@ async def test_a_load_that_fails_ends_it(engine: FakeEngine, service: Service) -
 
 
 async def test_an_engine_that_dies_ends_it(engine: FakeEngine, service: Service) -> None:
-    process = Process(engine, service)
+    process = Process(service)
     async with httpx.AsyncClient(base_url=process.url) as client:
         async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
             lines = response.aiter_lines()
@@ -68,27 +81,92 @@ async def test_an_engine_that_dies_ends_it(engine: FakeEngine, service: Service)
     assert await process.end() is engine.failure
 
 
-async def test_asked_to_end_it_gives_requests_some_time(
-    engine: FakeEngine, service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(serve_module, "GRACE_S", 0.3)
-    process = Process(engine, service)
+async def test_asked_to_end_it_lets_requests_end(engine: FakeEngine, service: Service) -> None:
+    """Unready at once, open for a while, then closed for new requests, over when the last one is."""
+    process = Process(service, lag_s=0.3)
+    async with httpx.AsyncClient(base_url=process.url) as client:
+        assert (await client.get("/health/ready")).status_code == 200
+        engine.gate.clear()
+        going = asyncio.create_task(client.post("/v1/completions", json={"prompt": "a"}))
+        await until(lambda: engine.running)
+        process.signals.first = signal.SIGTERM
+        await until(lambda: service.door.is_leaving)
+        answer = await client.get("/health/ready")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+        late = asyncio.create_task(client.post("/v1/completions", json={"prompt": "b"}))
+        await until(lambda: len(engine.running) == 2)
+        await until(lambda: not service.door.is_open)
+        refused = await client.post("/v1/completions", json={"prompt": "c"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        assert refused.headers["retry-after"] == "1"
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/metrics")).status_code == 200
+        assert not engine.stopped
+        engine.gate.set()
+        assert [(await task).status_code for task in (going, late)] == [200, 200]
+    assert await process.end() is None
+    assert engine.stopped
+
+
+async def test_what_takes_too_long_is_cut_short(engine: FakeEngine, service: Service) -> None:
+    process = Process(service, drain_s=0.3)
     async with httpx.AsyncClient(base_url=process.url) as client:
         async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
             lines = response.aiter_lines()
             await anext(lines)
-            process.server.should_exit = True
+            process.signals.first = signal.SIGTERM
             rest = [line async for line in lines]
         assert '"code":"engine_unavailable"' in rest[-2]
     assert len(rest) > 10
     assert await process.end() is None
 
 
+async def test_a_background_response_is_waited_for(engine: FakeEngine, service: Service) -> None:
+    process = Process(service)
+    async with httpx.AsyncClient(base_url=process.url) as client:
+        engine.gate.clear()
+        begun = (await client.post("/v1/responses", json={"input": "a", "background": True})).json()
+        process.signals.first = signal.SIGTERM
+        await until(lambda: not service.door.is_open)
+        await asyncio.sleep(0.1)
+        assert not engine.stopped
+        engine.gate.set()
+        assert await process.end() is None
+    assert service.responses.get(begun["id"]).response["status"] == "completed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_idle_server_ends_at_once_by_ctrl_c(engine: FakeEngine, service: Service, number: int) -> None:
+    """After SIGTERM it is open a little longer, for those who have not heard of it."""
+    process = Process(service, lag_s=0.5)
+    await until(lambda: engine.is_ready)
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    process.signals.first = number
+    await until(lambda: engine.stopped)
+    assert (time.monotonic() - began > 0.45) == (number == signal.SIGTERM)
+    assert await process.end() is None
+
+
+async def test_a_step_that_is_stuck_ends_it(engine: FakeEngine, service: Service) -> None:
+    process = Process(service, step_s=0.3)
+    async with httpx.AsyncClient(base_url=process.url) as client:
+        async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            engine.step = 7
+            rest = [line async for line in lines]
+        assert '"code":"engine_unavailable"' in rest[-2]
+    failure = await process.end()
+    assert isinstance(failure, EngineDeadError)
+    assert str(failure) == "a step has taken more than 0.3 s"
+
+
 async def test_asked_to_end_while_loading(engine: FakeEngine, service: Service) -> None:
     engine.ready.clear()
-    process = Process(engine, service)
+    process = Process(service)
     await asyncio.sleep(0.05)
-    process.server.should_exit = True
+    process.signals.first = signal.SIGTERM
     assert await process.end() is None
     assert not engine.stopped
 
