@@ -1,7 +1,10 @@
 """The device's programs for every shape, compiled before the first request."""
 
+import errno
 import itertools
+import logging
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from functools import partial
@@ -44,6 +47,14 @@ _FIRST_GROUP: Final = 4
 
 _RING_BLOCK: Final = 512
 """Ring rows that a CPU reads at least."""
+
+_PROGRAM_BYTES: Final = 2**20
+"""Where there is no room for so many, there is none for a program."""
+
+_PASSING: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What may be wrong with a folder that was the right one to name."""
+
+_logger = logging.getLogger(__name__)
 
 type Lower = Callable[[], Any]
 """Traces a program for its shapes, ready to be compiled."""
@@ -161,17 +172,21 @@ def keep_programs(folder: Path) -> None:
     """From now on, programs that have been compiled are kept in a folder, and found there by later processes.
 
     Their names tell apart programs, versions, compiler options and kinds of devices (of CPUs: their instructions).
+    Where the disk is full or may only be read, programs are found there and none is added; the log says so.
 
     Raises:
-      ConfigError: nothing can be written there.
+      ConfigError: it can be no folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(_PROGRAM_BYTES))
     except OSError as error:
-        reason = f"cannot be written to ({error.strerror}); name another folder, or off"
-        raise ConfigError(f"compile_cache {folder}: {reason}") from None
+        if error.errno not in _PASSING:
+            reason = f"cannot be written to ({error.strerror}); name another folder, or off"
+            raise ConfigError(f"compile_cache {folder}: {reason}") from None
+        _logger.warning("compile_cache %s: no program will be kept there (%s)", folder, error.strerror)
+        warnings.filterwarnings("ignore", "Error writing persistent compilation cache")  # for each of the programs
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

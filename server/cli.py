@@ -124,6 +124,14 @@ def serve(
             metavar="SECONDS",
         ),
     ] = None,
+    stall_timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds after which a client that reads nothing of its answer is dropped.",
+            show_default=shown_default("stall_timeout"),
+            metavar="SECONDS",
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A TOML file with any of these: max_queue = 64.", metavar="FILE")
     ] = None,

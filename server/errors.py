@@ -124,6 +124,11 @@ def request_aborted() -> ApiError:
     return ApiError(409, "the request was aborted", code="request_aborted", headers=NO_RETRY)
 
 
+def client_too_slow() -> ApiError:
+    """408, in the middle of a stream: too much of it has been made and not been read."""
+    return ApiError(408, "the stream was read too slowly", code="client_too_slow", headers=NO_RETRY)
+
+
 def internal_error() -> ApiError:
     """500. What happened goes to the log, not to the client."""
     return ApiError(500, "internal server error", type=_SERVER_ERROR)

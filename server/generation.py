@@ -5,6 +5,7 @@ import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Final
 
 from ..engine import (
     AsyncEngine,
@@ -15,12 +16,15 @@ from ..engine import (
     TokenOutput,
 )
 from .detokenizer import Detokenizer
-from .errors import request_aborted
+from .errors import client_too_slow, request_aborted
 from .grammar import Grammar
 from .metrics import NEVER, Metrics, Times
 from .prompts import Prompt
 from .tokenizer import Tokenizer
 from .tools import CallPiece, CallReader, join_calls
+
+MAX_BACKLOG: Final = 2048
+"""Deltas of each choice that wait for a client that reads slowly; a slot works for nobody then, and is freed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +183,7 @@ class Generation:
     def __init__(self, choices: Sequence[AsyncGenerator[Delta]]) -> None:
         self._inbox: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
         self._num_open = len(choices)
+        self._max_backlog = MAX_BACKLOG * len(choices)
         self._tasks = [asyncio.create_task(self._pump(choice)) for choice in choices]
 
     def __aiter__(self) -> "Generation":
@@ -216,6 +221,8 @@ class Generation:
         try:
             async with aclosing(choice):
                 async for delta in choice:
+                    if self._inbox.qsize() >= self._max_backlog:
+                        raise client_too_slow()
                     self._inbox.put_nowait(delta)
         except Exception as error:  # it belongs to whoever waits for the next delta
             self._inbox.put_nowait(error)

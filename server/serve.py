@@ -6,13 +6,15 @@ import math
 import signal
 import socket
 import sys
+from functools import partial
 from types import FrameType
-from typing import Final
+from typing import Final, cast
 
 import uvicorn
 
 from ..engine import AsyncEngine, ConfigError, EngineDeadError, RoostError, open_model
 from .app import create_app
+from .connection import Connection
 from .fields import FieldCheck
 from .grammar import GrammarCompiler
 from .leaving import Signals, leave_now
@@ -102,7 +104,7 @@ def _uvicorn_config(service: Service, settings: Settings) -> uvicorn.Config:
     key = settings.api_key
     return uvicorn.Config(
         create_app(service, api_key=None if key is None else key.get_secret_value()),
-        http="httptools",
+        http=cast(type[asyncio.Protocol], partial(Connection, stall_s=settings.stall_timeout)),
         ws="none",
         lifespan="off",
         log_config=None,

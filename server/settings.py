@@ -35,6 +35,7 @@ class Settings(BaseSettings):
       request_timeout: of any request, in seconds; None, written "off", is no limit.
       drain_timeout, drain_lag: seconds after SIGTERM until the last requests are ended, and until new ones are refused.
       step_timeout: seconds after which a device step is taken for stuck.
+      stall_timeout: seconds after which a client that reads nothing is dropped.
     """
 
     model_config = SettingsConfigDict(env_prefix="ROOST_", extra="forbid", frozen=True)
@@ -59,6 +60,7 @@ class Settings(BaseSettings):
     drain_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
     drain_lag: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
     step_timeout: Seconds = 300.0
+    stall_timeout: Seconds = 60.0
 
     @classmethod
     def settings_customise_sources(

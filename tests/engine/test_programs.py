@@ -1,5 +1,9 @@
 """Which programs there are, and where they are kept."""
 
+import errno
+import os
+import tempfile
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,6 +59,21 @@ def test_programs_are_kept(tmp_path: Path) -> None:
     assert compiled["twice"].result()(jnp.ones(3)).tolist() == [2.125] * 3
     assert reports == [(1, 2), (2, 2)]
     assert any(folder.iterdir())
+
+
+@pytest.mark.usefixtures("cache_settings")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_without_room_nothing_is_kept_and_all_goes_on(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(dir: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    with warnings.catch_warnings():
+        keep_programs(tmp_path)
+    (record,) = caplog.records
+    assert record.getMessage() == f"compile_cache {tmp_path}: no program will be kept there ({os.strerror(number)})"
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ import math
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import httpx
 import uvicorn
 from fake_engine import FakeEngine
 from roost.server.app import create_app
 from roost.server.chat import load_chat_format
+from roost.server.connection import Connection
 from roost.server.defaults import GenerationDefaults
 from roost.server.grammar import GrammarCompiler
 from roost.server.metrics import Metrics
@@ -51,10 +53,17 @@ def make_service(
 
 
 @asynccontextmanager
-async def live(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    """Runs uvicorn on a loopback port; gives a client of it."""
+async def live(service: Service, stall_s: float | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    """Runs uvicorn on a loopback port; gives a client of it.
+
+    Args:
+      stall_s: after which clients that read nothing are dropped; the system's buffers are small then.
+    """
+    http = partial(Connection, stall_s=60.0 if stall_s is None else stall_s)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(service), lifespan="off", log_config=None))
+    if stall_s is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    server = uvicorn.Server(uvicorn.Config(create_app(service), http=http, lifespan="off", log_config=None))  # type: ignore[arg-type]
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:

@@ -54,6 +54,7 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "--drain-timeout": "8",
         "--drain-lag": "0",
         "--step-timeout": "9",
+        "--stall-timeout": "10",
     }
     arguments = [*(word for pair in flags.items() for word in pair), "--strict"]
     assert runner.invoke(app, ["serve", "random:2b", *arguments]).exit_code == 0
@@ -79,6 +80,7 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "drain_timeout": 8.0,
         "drain_lag": 0.0,
         "step_timeout": 9.0,
+        "stall_timeout": 10.0,
     }
 
 

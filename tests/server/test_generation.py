@@ -5,7 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 from fake_engine import FakeEngine
+from fake_server import until
 from roost.engine import FinishReason, SamplingParams
+from roost.server import generation as generation_module
+from roost.server.errors import ApiError
 from roost.server.generation import Choice, Delta, Generation, collect, generate_choice
 from roost.server.metrics import Metrics
 from roost.server.prompts import Prompt
@@ -97,3 +100,19 @@ async def test_the_failure_of_one_choice_is_raised(engine: FakeEngine, tokenizer
     with pytest.raises(RuntimeError, match="secret detail"):
         await run(engine, tokenizer, [4, 5])
     assert not engine.running
+
+
+async def test_what_nobody_reads_is_bounded(
+    engine: FakeEngine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slots are free then, and a reader who comes back gets what there was, and why there is no more."""
+    monkeypatch.setattr(generation_module, "MAX_BACKLOG", 5)
+    metrics = Metrics(lambda: engine.stats)
+    choices = [Choice(i, Prompt((4,)), SamplingParams(max_tokens=None)) for i in range(2)]
+    generation = Generation([generate_choice(engine, tokenizer, metrics, "id", choice) for choice in choices])
+    await until(lambda: len(engine.requests) == 2 and not engine.running)
+    assert [(await anext(generation)).index for _ in range(10)] == [0, 1] * 5
+    with pytest.raises(ApiError) as refused:
+        await anext(generation)
+    assert (refused.value.status_code, refused.value.body["error"]["code"]) == (408, "client_too_slow")
+    await generation.aclose()

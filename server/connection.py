@@ -1,0 +1,52 @@
+"""A connection as uvicorn has it, but not for ever: whoever stops reading is dropped."""
+
+import asyncio
+import logging
+import socket
+import struct
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_NOT_AT_ALL: Final = struct.pack("ii", 1, 0)
+"""How long the system lingers over what it has not sent; it would else keep that, and the other side would not know."""
+
+_logger = logging.getLogger(__name__)
+
+
+class Connection(HttpToolsProtocol):
+    """Cut off when nothing of a full buffer has been taken for a while; what is in it would else be kept for as long as
+    the other side likes. The request's task then sees a client that has gone away.
+
+    Args:
+      stall_s: how long.
+    """
+
+    def __init__(self, *args: Any, stall_s: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._stall_s = stall_s
+        self._patience: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        """Called by the transport when its buffer is full."""
+        super().pause_writing()
+        self._patience = self.loop.call_later(self._stall_s, self._drop)
+
+    def resume_writing(self) -> None:
+        """Called by the transport when most of its buffer has been taken."""
+        self._stop_waiting()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _drop(self) -> None:
+        _logger.info("a client was dropped: it has read nothing for %g s", self._stall_s)
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NOT_AT_ALL)
+        self.transport.abort()
