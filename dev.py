@@ -31,6 +31,7 @@ usage: python3 dev.py <job> [arguments]
   serve        start the server; arguments go to `roost serve`
   test         run the tests; arguments go to pytest
   test-compat  ask the server through other people's clients and validators; arguments go to pytest
+  test-robust  load and faults, done to real servers for some minutes; arguments go to pytest
   test-tpu     compile for a real TPU, without one (Linux x86-64); arguments go to pytest
   lint         ruff and mypy
   lock         resolve requirements/*.txt anew; arguments go to `uv pip compile`, such as --upgrade
@@ -256,6 +257,11 @@ def test_compat(python: Path, arguments: Sequence[str]) -> int:
     return test(python, ["-m", "compat", "-W", "default", *arguments])
 
 
+def test_robust(python: Path, arguments: Sequence[str]) -> int:
+    """Runs the tests that put load on servers and do them harm."""
+    return test(python, ["-m", "robust", *arguments])
+
+
 def lint(python: Path, _: Sequence[str]) -> int:
     """Checks style, format and types; runs all three even if the first complains."""
     show_mypy_the_namespace()
@@ -300,6 +306,7 @@ JOBS = {
     "test": Job(("dev",), test),
     "test-tpu": Job(("dev", "tpu"), test_tpu, venv=".venv-tpu"),
     "test-compat": Job(("dev", "compat"), test_compat, venv=".venv-compat"),
+    "test-robust": Job(("dev",), test_robust),
     "lint": Job(("dev",), lint),
     "lock": Job((), lock),
 }

@@ -50,6 +50,10 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "engine/state_cache*.py",
         ),
     ),
+    "the time of day, which may jump": (  # for people to read; whatever is measured or waited for is time.monotonic's
+        {"time.time", "time.time_ns", "datetime"},
+        ("server/answers.py", "server/responses.py", "server/served_model.py", "server/bench/facts.py"),
+    ),
     "plots": ({"matplotlib"}, ("server/bench/plot.py",)),
     "settings": ({"pydantic_settings"}, ("server/settings.py",)),
     "environment variables": (
@@ -211,6 +215,7 @@ def test_concerns_stay_in_their_rooms() -> None:
         (concerns_stay_in_their_rooms, "server/app.py", "import os\nkey = os.environ['KEY']"),
         (concerns_stay_in_their_rooms, "kernels/x.py", "import os as system\nsystem.getenv('KEY')"),
         (concerns_stay_in_their_rooms, "engine/x.py", "from os import environ"),
+        (concerns_stay_in_their_rooms, "engine/async_engine.py", "import time\nnow = time.time()"),
     ],
 )
 def test_rule_reports_a_violation(rule: Rule, path: str, text: str) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,36 +32,65 @@ TINY: dict[str, Any] = {
 }
 
 
+PROGRAM = ("-m", "roost.server")
+
+
 @dataclass(frozen=True)
 class ServerProcess:
-    """`url` is without `/v1`."""
+    """`url` is without `/v1`; `log` is what it writes to stderr."""
 
     process: subprocess.Popen[str]
     url: str
+    log: Path
+
+    def ends(self, seconds: float = 30) -> int:
+        """Waits for its end; gives its status."""
+        return self.process.wait(timeout=seconds)
 
 
-def start(*arguments: str, stderr: IO[str] | int = subprocess.PIPE, **environment: str) -> subprocess.Popen[str]:
-    """Starts `roost` as a user does."""
-    command = [sys.executable, "-m", "roost.server", *arguments]
-    environment = {**os.environ, **environment}
+def start(
+    *arguments: str,
+    stderr: IO[str] | int = subprocess.PIPE,
+    program: Sequence[str] = PROGRAM,
+    wrapper: Sequence[str] = (),
+    **environment: str,
+) -> subprocess.Popen[str]:
+    """Starts `roost` as a user does.
+
+    Args:
+      program: another one in its place.
+      wrapper: a command that runs it.
+    """
+    command = [*wrapper, sys.executable, *program, *arguments]
+    environment = {"ROOST_DRAIN_LAG": "0", **os.environ, **environment}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
 
 
 @contextmanager
-def serving(*arguments: str, **environment: str) -> Iterator[ServerProcess]:
-    """A server that is ready; it has to end well when it is asked to."""
+def launched(
+    *arguments: str, program: Sequence[str] = PROGRAM, wrapper: Sequence[str] = (), **environment: str
+) -> Iterator[ServerProcess]:
+    """A server that is ready; however it ends, it has ended afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "stderr"
         with log.open("w") as stderr:
-            process = start("serve", *arguments, "--port", "0", stderr=stderr, **environment)
+            arguments = ("serve", *arguments, "--port", "0")
+            process = start(*arguments, stderr=stderr, program=program, wrapper=wrapper, **environment)
         try:
-            yield ServerProcess(process, _wait_for_address(process, log))
-            process.send_signal(signal.SIGTERM)
-            status = process.wait(timeout=30)
+            yield ServerProcess(process, _wait_for_address(process, log), log)
         finally:
             process.kill()
             process.communicate()
-        written = log.read_text()
+
+
+@contextmanager
+def serving(*arguments: str, wrapper: Sequence[str] = (), **environment: str) -> Iterator[ServerProcess]:
+    """A server that is ready; it has to end well when it is asked to."""
+    with launched(*arguments, wrapper=wrapper, **environment) as server:
+        yield server
+        server.process.send_signal(signal.SIGTERM)
+        status = server.ends()
+        written = server.log.read_text()
         assert status == 0, written
         assert "Traceback" not in written, written
 

@@ -1,0 +1,140 @@
+"""Load held, faults survived, inputs tried: the table in robustness.md, by one command.
+
+    python benchmarks/robustness.py [--minutes 20] [--sections soak faults]
+
+Each section does its work and gives rows of what was counted. Rows are kept in robustness.json, from which the page is
+written: sections that are not run keep what they found last, with its date. Exits with 1 if anything failed; what fails
+is in the table too.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from roost.server.bench.facts import machine, now, versions
+
+HERE = Path(__file__).resolve().parent
+KEPT, PAGE = HERE / "robustness.json", HERE / "robustness.md"
+
+
+class Findings(NamedTuple):
+    """What a section found: rows of what was counted and the count, and what was wrong."""
+
+    rows: Sequence[tuple[str, str]]
+    problems: Sequence[str]
+
+
+class Section(NamedTuple):
+    """A part of the table, and what fills it."""
+
+    title: str
+    run: Callable[[argparse.Namespace], Findings]
+
+
+KINDS = {
+    "whole": "answers equal to their reference, to the last character",
+    "streamed": "streams equal to their reference, some read slowly",
+    "left": "streams left at a random event; what was read was right",
+    "cancelled": "connections closed at a random time",
+    "aborted": "requests aborted from outside",
+    "hurried": "requests with too little time",
+    "wrong": "bad requests, each answered with a 400 in OpenAI's shape",
+    "refused": "requests refused with 429, and tried again when that said so",
+}
+
+
+def soak(options: argparse.Namespace) -> Findings:
+    """Mixed load; see soak.py."""
+    command = [sys.executable, str(HERE / "soak.py"), "--minutes", str(options.minutes), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if not done.stdout:
+        return Findings([], [f"soak.py failed with status {done.returncode}"])
+    result = json.loads(done.stdout)
+    first, last = result["memory_mib"]
+    rows = [
+        ("minutes of mixed load, 16 clients for 4 slots and 8 places to wait", f"{result['seconds'] / 60:.1f}"),
+        ("requests", f"{result['requests']:,}"),
+        *((text, f"{result['by_kind'].get(kind, 0):,}") for kind, text in KINDS.items()),
+        ("tokens generated", f"{result['tokens_generated']:,.0f}"),
+        ("answers lost, cut short or different; slots leaked; gauges above 0", f"{len(result['problems'])}"),
+        ("programs compiled after the start", f"{result['compiles']:.0f}"),
+        ("memory, first and last third of the time (MiB, median)", f"{first:.0f}, {last:.0f}"),
+    ]
+    return Findings(rows, result["problems"])
+
+
+def faults(_: argparse.Namespace) -> Findings:
+    """Each fault of tests/e2e/test_faults.py, done to a server process."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        tests = HERE.parent / "tests" / "e2e" / "test_faults.py"
+        command = [sys.executable, "-P", "-m", "pytest", str(tests), "-m", "robust", "-q", f"--junitxml={report}"]
+        subprocess.run(command, stdout=sys.stderr)
+        cases = list(ET.parse(report).iter("testcase"))
+    rows, problems = [], []
+    for case in cases:
+        name = case.attrib["name"].removeprefix("test_").replace("_", " ")
+        outcome = next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "survived")
+        rows.append((name, outcome))
+        if outcome in ("failure", "error"):
+            problems.append(name)
+    return Findings(rows, problems)
+
+
+SECTIONS: Mapping[str, Section] = {
+    "soak": Section("Load held", soak),
+    "faults": Section("Faults survived", faults),
+}
+
+
+def page(kept: Mapping[str, Any]) -> str:
+    """The page, from what is kept."""
+    lines = [
+        "# Robustness",
+        "",
+        "Made by `python benchmarks/robustness.py`; [soak.py](soak.py) and",
+        "[tests/e2e/test_faults.py](../tests/e2e/test_faults.py) say what is done, and what is demanded.",
+    ]
+    for name, section in SECTIONS.items():
+        if name not in kept:
+            continue
+        found = kept[name]
+        lines += ["", f"## {section.title}", "", f"{found['date']}, {found['machine']}, {found['versions']}.", ""]
+        lines += ["| | |", "| --- | ---: |", *(f"| {what} | {figure} |" for what, figure in found["rows"])]
+        lines += [f"\n**Wrong**: {problem}" for problem in found["problems"]]
+    return "\n".join(lines) + "\n"
+
+
+def describe(findings: Findings) -> dict[str, Any]:
+    """What is kept of a section."""
+    here, installed = machine(), versions()
+    return {
+        "date": now()[:10],
+        "machine": f"{here['cpus']} cores of {here['cpu']}",
+        "versions": ", ".join(f"{name} {installed[name]}" for name in ("python", "jax") if name in installed),
+        "rows": findings.rows,
+        "problems": findings.problems,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=20, help="of the soak")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    options = parser.parse_args()
+    kept = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
+    for name in options.sections:
+        kept[name] = describe(SECTIONS[name].run(options))
+        KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+        PAGE.write_text(page(kept))
+    return 1 if any(kept[name]["problems"] for name in options.sections) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

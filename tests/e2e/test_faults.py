@@ -1,0 +1,338 @@
+"""What may go wrong, done to real server processes: nobody waits for ever, and half an answer is never a whole one."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from server_process import ServerProcess, launched, serving, start
+
+pytestmark = pytest.mark.robust
+
+FAULTY = str(Path(__file__).parent / "faulty_server.py")
+LONG: dict[str, Any] = {"prompt": [5, 6, 7], "max_tokens": 10**7, "ignore_eos": True, "stream": True}
+SHORT: dict[str, Any] = {"prompt": [5, 6, 7], "max_tokens": 20, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_config: Path) -> str:
+    return f"random:{tiny_config}"
+
+
+@contextmanager
+def faulty(fault: str, model: str, *arguments: str) -> Iterator[ServerProcess]:
+    with launched(model, "--slots", "4", *arguments, program=(FAULTY, fault)) as server:
+        yield server
+
+
+def ask(server: ServerProcess, body: dict[str, Any] = SHORT) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+
+
+def events(server: ServerProcess, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A stream's events; it has to end with `[DONE]` or an error."""
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+        if response.status_code != 200:
+            yield json.loads(response.read())
+            return
+        for line in response.iter_lines():
+            if line == "data: [DONE]":
+                return
+            if line.startswith("data: "):
+                yield json.loads(line.removeprefix("data: "))
+
+
+def gauge(server: ServerProcess, name: str) -> float:
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
+def wait_until_idle(server: ServerProcess, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while gauge(server, "roost_slots_used") or gauge(server, "roost_num_requests_waiting"):
+        assert time.monotonic() < deadline, "slots are still taken"
+        time.sleep(0.25)
+
+
+# --- the engine
+
+
+TRIGGERS: dict[str, dict[str, Any]] = {
+    "prefill": SHORT,
+    "first token": SHORT,
+    "decode": LONG,
+    "read": LONG,
+    "copy": {**SHORT, "n": 2},
+    "mask": {**SHORT, "structured_outputs": {"choice": ["abcdefgh", "abcdefgi"]}},
+    "score": {**SHORT, "echo": True, "logprobs": 1},
+}
+"""For each kind of device step, a request that needs it."""
+
+
+@pytest.mark.parametrize("kind", TRIGGERS)
+def test_a_step_that_fails_ends_every_stream_and_the_process(kind: str, model: str) -> None:
+    """Also those that had no part in it: the state of all was in that step."""
+    with faulty(kind, model) as server:
+        others: list[list[dict[str, Any]]] = [[], []]
+        readers = [threading.Thread(target=lambda own=own: own.extend(events(server, LONG))) for own in others]
+        for reader in readers:
+            reader.start()
+        answers = []
+        for _ in range(20):
+            try:
+                answers.append(ask(server, {**TRIGGERS[kind], "stream": False, "max_tokens": 20}))
+            except httpx.HTTPError:  # the process has ended already
+                break
+            if answers[-1].status_code != 200:
+                break
+        assert server.ends() == 1
+        for reader in readers:
+            reader.join(30)
+        assert all(own[-1]["error"]["code"] == "engine_unavailable" for own in others)
+        assert all(answer.status_code in (200, 503) for answer in answers)
+        log = server.log.read_text()
+        assert "the engine died: the device caught fire" in log
+
+
+def test_a_step_that_never_ends_is_noticed(model: str) -> None:
+    with faulty("stuck", model, "--step-timeout", "1.5") as server:
+        last = list(events(server, LONG))[-1]
+        assert last["error"]["code"] == "engine_unavailable"
+        assert server.ends() == 1
+        assert "a step has taken more than 1.5 s" in server.log.read_text()
+
+
+def test_parameters_that_are_no_numbers(model: str) -> None:
+    """Each request hears of it, and after some of them the process gives up."""
+    with faulty("numbers", model) as server:
+        codes = []
+        while len(codes) < 20 and server.process.poll() is None:
+            try:
+                codes.append(ask(server).json()["error"]["code"])
+            except httpx.HTTPError:
+                break
+        assert codes[:7] == ["numeric_error"] * 7
+        assert set(codes) <= {"numeric_error", "engine_unavailable"}
+        assert server.ends() == 1
+        assert "activations of 8 requests in a row were not numbers" in server.log.read_text()
+
+
+def test_the_time_of_day_does_not_matter(model: str) -> None:
+    """It jumps by twenty years between any two looks; deadlines and timings hold."""
+    with faulty("clock", model, "--request-timeout", "30") as server:
+        answers = [ask(server, {**SHORT, "return_timings": True}).json() for _ in range(3)]
+        assert len({answer["choices"][0]["text"] for answer in answers}) == 1
+        assert all(0 < answer["timings"]["predicted_ms"] < 60_000 for answer in answers)
+        assert list(events(server, {**LONG, "timeout": 1}))[-1]["error"]["code"] == "request_timeout"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.ends() == 0
+
+
+# --- the process
+
+
+def test_killed_in_the_middle_of_a_stream(model: str) -> None:
+    """Clients see that the answer is not whole; a new process serves the same."""
+    with launched(model) as server:
+        whole = ask(server).json()["choices"][0]["text"]
+        stream = events(server, LONG)
+        next(stream)
+        server.process.kill()
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(stream)
+        assert server.ends() == -signal.SIGKILL
+    with serving(model) as server:
+        assert ask(server).json()["choices"][0]["text"] == whole
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def test_it_answers_while_it_compiles(model: str) -> None:
+    """Alive once the model's files have been looked at; ready when all is compiled, and not before."""
+    port = free_port()
+    process = start("serve", model, "--port", str(port), "--compile-cache", "off")
+    states: list[tuple[int, ...]] = []
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            deadline = time.monotonic() + 120
+            while not states or states[-1] != (200, 200, 200):
+                assert time.monotonic() < deadline
+                try:
+                    paths = ("/health", "/health/ready", "/v1/models")
+                    states.append(tuple(client.get(path).status_code for path in paths))
+                except httpx.ConnectError:
+                    assert not states, "it answered before"
+                time.sleep(0.02)
+            assert client.post("/v1/completions", json=SHORT).status_code == 200
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert states[0] == (200, 503, 503)
+    assert all(state in ((200, 503, 503), (200, 503, 200), (200, 200, 200)) for state in states)
+
+
+def test_asked_to_end_it_drains(model: str) -> None:
+    """Who is served stays served, for a while; who comes late hears so; status 0."""
+    with launched(model, "--drain-timeout", "3", "--drain-lag", "0.5") as server:
+        stream = events(server, LONG)
+        next(stream)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert httpx.get(f"{server.url}/health/ready").status_code == 503
+        assert ask(server).status_code == 200, "the lag is not over"
+        time.sleep(1)
+        refused = ask(server)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        *tokens, last = stream
+        assert tokens
+        assert last["error"]["code"] == "engine_unavailable"
+        assert server.ends() == 0
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_a_second_signal_ends_it_at_once(model: str) -> None:
+    with launched(model, "--drain-timeout", "60") as server:
+        stream = events(server, LONG)
+        next(stream)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGTERM)
+        assert server.ends(5) == 128 + signal.SIGTERM
+        with pytest.raises(httpx.HTTPError):
+            list(stream)
+
+
+def test_a_frozen_process_goes_on(model: str) -> None:
+    """Stopped for longer than a step may take, as when a machine sleeps."""
+    with serving(model, "--step-timeout", "2") as server:
+        stream = events(server, {**LONG, "max_tokens": 3000})
+        next(stream)
+        server.process.send_signal(signal.SIGSTOP)
+        time.sleep(4)
+        server.process.send_signal(signal.SIGCONT)
+        assert "error" not in list(stream)[-1]
+
+
+# --- the client
+
+
+def test_a_client_that_stops_reading(model: str) -> None:
+    """The batch goes on, the client is dropped, and its slot is free."""
+    with serving(model, "--stall-timeout", "2") as server:
+        port = int(server.url.rpartition(":")[2])
+        with socket.socket() as sleeper:
+            sleeper.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sleeper.connect(("127.0.0.1", port))
+            data = json.dumps({**LONG, "logprobs": 20}).encode()
+            head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n"
+            sleeper.sendall(f"{head}content-type: application/json\r\n\r\n".encode() + data)
+            while not gauge(server, "roost_slots_used"):
+                time.sleep(0.1)
+            assert ask(server).status_code == 200
+            deadline = time.monotonic() + 60
+            while sleeper.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+                assert time.monotonic() < deadline, "it was not dropped"
+                assert ask(server).status_code == 200
+            wait_until_idle(server)
+        assert "a client was dropped" in server.log.read_text()
+
+
+def test_deadlines(model: str) -> None:
+    """In the queue, and in all; streamed, and not."""
+    with serving(model, "--slots", "1", "--request-timeout", "4") as server:
+        stream = events(server, LONG)
+        next(stream)
+        waiting = ask(server, {**SHORT, "queue_timeout": 0.5})
+        assert (waiting.status_code, waiting.json()["error"]["code"]) == (503, "queue_timeout")
+        late = ask(server, {**SHORT, "timeout": 0.5})
+        assert (late.status_code, late.headers["x-should-retry"]) == (504, "false")
+        *tokens, last = stream
+        assert tokens
+        assert last["error"]["code"] == "request_timeout"
+        assert ask(server).status_code == 200
+
+
+def test_refused_clients_hear_when_to_come_back(model: str) -> None:
+    """And when they do as they are told, they get in."""
+    with serving(model, "--slots", "1", "--max-queue", "1") as server:
+        body = {**SHORT, "max_tokens": 400, "ignore_eos": True}
+        ask(server, body)
+        outcomes: list[int] = []
+
+        def persist() -> None:
+            for _ in range(100):
+                answer = ask(server, body)
+                outcomes.append(answer.status_code)
+                if answer.status_code != 429:
+                    return
+                time.sleep(int(answer.headers["retry-after-ms"]) / 1000)
+
+        clients = [threading.Thread(target=persist) for _ in range(8)]
+        for each in clients:
+            each.start()
+        for each in clients:
+            each.join(60)
+        assert outcomes.count(200) == 8
+        assert 0 < outcomes.count(429) < 80
+
+
+# --- the disk
+
+
+def unshared(tmp_path: Path, options: str) -> tuple[list[str], Path]:
+    """A command that runs another where a folder is a small file system of its own."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    wrapper = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    wrapper += [f'mount -t tmpfs -o {options} tmpfs "{folder}" && exec "$@"', "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*wrapper, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no file systems can be mounted here")
+    return wrapper, folder
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [("size=64k", "No space left on device"), ("ro", "Read-only file system")]
+)
+def test_no_room_for_compiled_programs(options: str, reason: str, tmp_path: Path, model: str) -> None:
+    wrapper, folder = unshared(tmp_path, options)
+    with serving(model, "--compile-cache", str(folder), wrapper=wrapper) as server:
+        assert ask(server).status_code == 200
+        log = server.log.read_text()
+        assert f"WARNING - compile_cache {folder}: no program will be kept there ({reason})" in log
+        assert log.count("compil") - log.count("compiling:") == 1, log
+
+
+def test_a_disk_that_fills_up_while_programs_are_kept(tmp_path: Path, model: str) -> None:
+    wrapper, folder = unshared(tmp_path, "size=1100k")
+    with serving(model, "--compile-cache", str(folder), wrapper=wrapper) as server:
+        assert ask(server).status_code == 200
+
+
+def test_programs_that_were_cut_short(tmp_path: Path, model: str) -> None:
+    """As by a process that was killed while it wrote them."""
+    folder = tmp_path / "programs"
+    with serving(model, "--compile-cache", str(folder)) as server:
+        whole = ask(server).json()["choices"][0]["text"]
+    files = [path for path in folder.iterdir() if path.stat().st_size > 1000]
+    assert files
+    for path in files:
+        os.truncate(path, path.stat().st_size // 2)
+    with serving(model, "--compile-cache", str(folder)) as server:
+        assert ask(server).json()["choices"][0]["text"] == whole

@@ -1,0 +1,21 @@
+"""Two minutes of what `benchmarks/soak.py` does for twenty: mixed load, of which nothing may be lost."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOAK = Path(__file__).parents[2] / "benchmarks" / "soak.py"
+
+
+@pytest.mark.robust
+@pytest.mark.timeout(600)
+def test_two_minutes_of_mixed_load() -> None:
+    done = subprocess.run([sys.executable, str(SOAK), "--minutes", "2", "--json"], capture_output=True, text=True)
+    assert done.stdout, done.stderr
+    result = json.loads(done.stdout)
+    assert not result["problems"], "\n".join(result["problems"])
+    assert done.returncode == 0
+    assert all(result["by_kind"].get(kind) for kind in ("whole", "streamed", "left", "cancelled", "aborted", "wrong"))
