@@ -77,4 +77,5 @@ def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | 
       ConfigError: the slots do not fit into memory.
     """
     runner = ModelRunner(source, config, progress)
-    return EngineCore(Scheduler(runner.slots, config.max_queue, runner.limits, config.max_queue_tokens), runner)
+    scheduler = Scheduler(runner.slots, config.max_queue, runner.limits, config.max_queue_tokens, config.tenants)
+    return EngineCore(scheduler, runner)

@@ -20,6 +20,7 @@ class EngineConfig:
       slots: requests that run at the same time; None takes what memory allows (at least 8).
       max_queue: requests that may wait for a slot.
       max_queue_tokens: that their prompts may have together; None is no limit.
+      tenants: how many share slots and queue; where there are several, none may fill the queue.
       prefill_chunk: the most prompt tokens read in one step, a multiple of `PREFILL_BLOCK`.
       dtype: "float32", "bfloat16", or "auto" for the checkpoint's own.
       quantize: "int8" keeps the matrices so and computes their products so; all else stays in `dtype`.
@@ -30,6 +31,7 @@ class EngineConfig:
     slots: int | None = None
     max_queue: int = 256
     max_queue_tokens: int | None = None
+    tenants: int = 1
     prefill_chunk: int = 512
     dtype: str = "auto"
     seed: int = 0

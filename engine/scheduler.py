@@ -27,13 +27,15 @@ class Scheduler:
       slots: how many requests run at a time.
       max_queue: how many may wait for a slot.
       limits: how large a batch may be.
-      max_queue_tokens: how many tokens the prompts of those may have together; None is no limit.
+      max_queue_tokens, tenants: see `WaitingQueue`.
     """
 
-    def __init__(self, slots: int, max_queue: int, limits: StepLimits, max_queue_tokens: int | None = None) -> None:
+    def __init__(
+        self, slots: int, max_queue: int, limits: StepLimits, max_queue_tokens: int | None = None, tenants: int = 1
+    ) -> None:
         self.slots = SlotPool(slots)
         self._limits = limits
-        self._waiting = WaitingQueue(max_queue, max_queue_tokens)
+        self._waiting = WaitingQueue(max_queue, max_queue_tokens, tenants)
         self._pace = Pace(slots)
         self._now = 0.0
         self._next_deadline = math.inf

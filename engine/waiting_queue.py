@@ -99,18 +99,20 @@ class WaitingQueue:
     """Requests without a slot. It knows no time and no slots.
 
     Next is a request of the tenant that has had the fewest tokens; of its requests the one with the lowest `priority`,
-    of those the oldest. Where there are names, nobody may take more of the queue than is left over, so that there is
-    a place for another.
+    of those the oldest. Where there are several tenants, none may take more of the queue than it leaves free, so that
+    there is a place for another.
 
     Args:
       max_requests: how many may wait.
       max_tokens: how many tokens their prompts may have together; None is no limit.
+      tenants: how many there are.
     """
 
-    def __init__(self, max_requests: int, max_tokens: int | None = None) -> None:
+    def __init__(self, max_requests: int, max_tokens: int | None = None, tenants: int = 1) -> None:
         self.shares = FairShares()
         self._max_requests = max_requests
         self._max_tokens = max_tokens
+        self._is_shared = tenants > 1
         self._lines: dict[str, _Line] = {}
         self._requests: dict[str, Request] = {}
         self._num_added = 0
@@ -144,7 +146,7 @@ class WaitingQueue:
         greedy = line.num_requests >= requests_left
         if self._max_tokens is not None:
             greedy |= line.num_tokens + num_tokens > tokens_left and line.num_requests > 0
-        if request.tenant and greedy:
+        if self._is_shared and greedy:
             raise QueueFullError(f"too many requests of this API key wait ({line.num_requests}); try again later")
 
     def add(self, request: Request) -> None:

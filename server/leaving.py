@@ -1,5 +1,6 @@
 """How the process ends: by a signal, in good order; by a second one, or out of a step that is stuck, at once."""
 
+import contextlib
 import os
 import sys
 from types import FrameType
@@ -25,6 +26,7 @@ class Signals:
 def leave_now(status: int) -> NoReturn:
     """Ends the process here and now. A compilation or a device step cannot be interrupted, and the interpreter's usual
     end would wait for it, or pull the floor from under it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, RuntimeError):  # nobody reads, or the signal came in the middle of a line
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)

@@ -102,10 +102,15 @@ def test_it_is_bounded_in_tokens_too() -> None:
     queue.check_room(request("b", prompt=4))
 
 
+def test_a_tenant_that_is_alone_may_fill_the_queue() -> None:
+    queue = queue_of(*(request(str(i), "a") for i in range(9)), max_requests=10)
+    queue.check_room(request("9", "a"))
+
+
 @given(asked=st.lists(TENANTS, max_size=60), max_requests=st.integers(3, 30))
 def test_there_is_a_place_for_another_tenant(asked: list[str], max_requests: int) -> None:
     """However much those who came first ask for, one who has nothing waiting gets in."""
-    queue = WaitingQueue(max_requests)
+    queue = WaitingQueue(max_requests, tenants=3)
     for number, tenant in enumerate(asked):
         each = request(str(number), tenant)
         try:
