@@ -132,6 +132,8 @@ def test_the_first_output_says_when_a_request_was_begun_with() -> None:
     assert first is not None
     assert second is not None
     assert before <= first <= dispatched <= second <= ended["b"]
+
+
 class BrokenRunner(FakeRunner):
     """What it computes for a prompt that ends with 666 is no number."""
 
