@@ -1,26 +1,28 @@
 """The web application, put together."""
 
 import importlib.metadata
-from typing import Final
+from collections.abc import Sequence
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
+from .access import Access, KeyRequired, PortSplit, is_debug, is_private
+from .body import MAX_BODY_BYTES, BodyLimit
 from .door import Doorkeeper
 from .error_answers import install_error_handlers
-from .middleware import ApiKey, BodyLimit, RequestScope
+from .middleware import RequestScope
 from .openapi import ERRORS
 from .routes import abort, chat, completions, generate, health, messages, models, page, render, responses, tokenize
 from .service import Service
 
-MAX_BODY_BYTES: Final = 64 * 2**20
-"""Room for a prompt of some ten million token ids."""
+_OPEN_TO_ALL = Access()
 
 
-def create_app(service: Service, *, api_key: str | None = None, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
+def create_app(service: Service, access: Access = _OPEN_TO_ALL, *, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
     """
     Args:
       service: what the routes work with; its engine need not be ready.
-      api_key: demanded of all but probes, if given.
+      access: who may come in.
       max_body_bytes: of a request.
     """
     app = FastAPI(
@@ -36,8 +38,25 @@ def create_app(service: Service, *, api_key: str | None = None, max_body_bytes: 
         app.include_router(room.router)
     install_error_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
-    if api_key is not None:
-        app.add_middleware(ApiKey, key=api_key)
+    if access.keys:
+        app.add_middleware(KeyRequired, keys=access.keys, concerns=is_private)
+    if access.admin_keys:
+        app.add_middleware(KeyRequired, keys=access.admin_keys, concerns=is_debug)
     app.add_middleware(Doorkeeper, door=service.door)
+    if access.admin_port is not None:
+        app.add_middleware(PortSplit, admin_port=access.admin_port)
+    if access.allowed_origins:
+        _allow_origins(app, access.allowed_origins)
     app.add_middleware(RequestScope)  # the last one added is the outermost
     return app
+
+
+def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
+    """Browsers let other people's pages read answers; they ask before that, without a key."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "POST", "DELETE"),
+        allow_headers=("*",),
+        expose_headers=("x-request-id", "retry-after", "retry-after-ms"),
+    )

@@ -4,21 +4,23 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+from .tenant import tenant
+
 
 class Background:
     """Holds tasks until they end: the event loop by itself may forget those that nobody holds."""
 
     def __init__(self) -> None:
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """
         Args:
-          name: unique among the work that goes on.
+          name: unique among the tenant's work that goes on.
         """
-        task = asyncio.create_task(work)
-        self._tasks[name] = task
-        task.add_done_callback(lambda _: self._tasks.pop(name))
+        task, key = asyncio.create_task(work), (tenant.get(), name)
+        self._tasks[key] = task
+        task.add_done_callback(lambda _: self._tasks.pop(key))
 
     @property
     def is_busy(self) -> bool:
@@ -26,8 +28,8 @@ class Background:
         return bool(self._tasks)
 
     def is_running(self, name: str) -> bool:
-        return name in self._tasks
+        return (tenant.get(), name) in self._tasks
 
     async def wait(self, name: str) -> None:
         """Returns when the work of this name, which is running, has ended."""
-        await asyncio.wait([self._tasks[name]])
+        await asyncio.wait([self._tasks[tenant.get(), name]])

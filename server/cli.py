@@ -51,9 +51,50 @@ def serve(
         str | None,
         typer.Option(help="The model's id for clients.", show_default="the directory's name", metavar="ID"),
     ] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(help="Tell metrics on this port instead of the other.", show_default="none")
+    ] = None,
     api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Demand this key, or one of several; others can read it here, but not in ROOST_API_KEY.",
+            metavar="[NAME:]KEY",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="A file with keys like these, one a line.", metavar="FILE")
+    ] = None,
+    admin_key: Annotated[
+        list[str] | None,
+        typer.Option(help="Offer /debug to who has this key; better in ROOST_ADMIN_KEY.", metavar="KEY"),
+    ] = None,
+    ssl_certfile: Annotated[
+        Path | None, typer.Option(help="A certificate chain in PEM, to serve HTTPS.", metavar="FILE")
+    ] = None,
+    ssl_keyfile: Annotated[
+        Path | None, typer.Option(help="Its private key, where the certificate's file has none.", metavar="FILE")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Web pages that may use this server, such as https://example.org, or *.", metavar="ORIGIN"),
+    ] = None,
+    max_body_bytes: Annotated[
+        int | None, typer.Option(help="Of a request.", show_default=shown_default("max_body_bytes"))
+    ] = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="The longest prompt.", show_default="none")] = None,
+    metrics_compat: Annotated[
+        str | None, typer.Option(help="Tell metrics by vLLM's names too.", metavar="vllm", show_default="none")
+    ] = None,
+    otlp_traces_endpoint: Annotated[
         str | None,
-        typer.Option(help="Demand this key; others can read it here, but not in ROOST_API_KEY.", metavar="KEY"),
+        typer.Option(
+            help="Send OpenTelemetry spans there, such as http://localhost:4318/v1/traces.",
+            metavar="URL",
+            show_default="none",
+        ),
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="text or json.", show_default=shown_default("log_format"))
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="auto, float32 or bfloat16.", show_default=shown_default("dtype"))
@@ -137,7 +178,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve MODEL over HTTP, as OpenAI's API. Each flag is also a variable: ROOST_MAX_QUEUE."""
-    flags = {name: value for name, value in locals().items() if value is not None}
+    flags = {name: value for name, value in locals().items() if value not in (None, [])}
     with errors_in_one_line():
         settings = load_settings(flags)
         from .serve import serve as run

@@ -6,7 +6,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .error_answers import error_response
+from .error_answers import send_error
 from .errors import shutting_down
 
 _ALWAYS: Final = ("/health", "/health/ready", "/load", "/metrics", "/version")
@@ -55,4 +55,4 @@ class Doorkeeper:
             with self._door.pass_through():
                 await self._app(scope, receive, send)
         else:
-            await error_response(shutting_down(), scope["path"])(scope, receive, send)
+            await send_error(shutting_down(), scope, receive, send)

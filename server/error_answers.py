@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from ..engine import RoostError
 from .errors import CLIENT_CLOSED_REQUEST, ApiError, from_exception, from_http
@@ -60,6 +61,11 @@ def error_response(error: ApiError, path: str) -> Response:
     """
     body = anthropic_body(error) if path.startswith(ANTHROPIC_PATH) else error.body
     return JSONResponse(body, error.status_code, error.headers)
+
+
+async def send_error(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers an HTTP request from a middleware."""
+    await error_response(error, scope["path"])(scope, receive, send)
 
 
 def install_error_handlers(app: FastAPI) -> None:

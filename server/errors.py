@@ -103,8 +103,35 @@ def invalid_api_key() -> ApiError:
     )
 
 
+def prompt_too_long(num_tokens: int, limit: int) -> ApiError:
+    message = f"the prompt has {num_tokens} tokens, and this server takes {limit}"
+    return ApiError(400, message, code="context_length_exceeded")
+
+
 def body_too_large(limit: int) -> ApiError:
     return ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
+
+
+def too_many_bytes() -> ApiError:
+    """503, for a body that came while others took all the room."""
+    return ApiError(503, "too many large requests at a time", type=_SERVER_ERROR, code="overloaded", headers=RETRY)
+
+
+def too_many_connections() -> ApiError:
+    return ApiError(503, "too many connections", type=_SERVER_ERROR, code="overloaded", headers=RETRY)
+
+
+def not_http() -> ApiError:
+    return ApiError(400, "this is no HTTP request")
+
+
+def head_too_large(limit: int) -> ApiError:
+    return ApiError(431, f"the URL and the headers are together larger than {limit} bytes", code="request_too_large")
+
+
+def too_slow(what: str, seconds: float) -> ApiError:
+    """408, before the connection is closed."""
+    return ApiError(408, f"{what} did not arrive within {seconds:g} s", code="request_too_slow")
 
 
 def model_loading() -> ApiError:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from .schema import MAX_STOP_STRINGS, ChatMessage, ContentPart, StopString, TextPart
-from .schema_base import TEXT_OR_LIST, Body, Count, Fields, TermsFields, Text
+from .schema_base import TEXT_OR_LIST, Body, Count, Fields, Several, TermsFields, Text
 from .tools_schema import (
     MAX_TOOLS,
     CalledFunction,
@@ -27,7 +27,7 @@ class TextBlock(Fields):
     text: str
 
 
-Content = Annotated[Text | Annotated[list[TextBlock], Tag("<list>")], TEXT_OR_LIST]
+Content = Annotated[Text | Annotated[Several[TextBlock], Tag("<list>")], TEXT_OR_LIST]
 
 
 class ToolUseBlock(Fields):
@@ -69,7 +69,7 @@ Block = Annotated[
 
 class AnthropicMessage(Fields):
     role: Literal["user", "assistant"]
-    content: Annotated[Text | Annotated[list[Block], Tag("<list>")], TEXT_OR_LIST]
+    content: Annotated[Text | Annotated[Several[Block], Tag("<list>")], TEXT_OR_LIST]
 
     @property
     def chat_messages(self) -> list[ChatMessage]:
@@ -117,7 +117,7 @@ class AnthropicToolChoice(Fields):
 class CountTokensBody(Body):
     """`POST /v1/messages/count_tokens`."""
 
-    messages: Annotated[list[AnthropicMessage], Field(min_length=1)]
+    messages: Annotated[Several[AnthropicMessage], Field(min_length=1)]
     system: Content | None = None
     tools: list[AnthropicTool] = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_choice: AnthropicToolChoice = AnthropicToolChoice()

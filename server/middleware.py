@@ -1,6 +1,5 @@
 """What happens to every HTTP request before its route is known. Plain ASGI, outermost first in `app.py`."""
 
-import hmac
 import logging
 import re
 import secrets
@@ -11,14 +10,12 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .error_answers import error_response
-from .errors import CLIENT_CLOSED_REQUEST, ApiError, body_too_large, internal_error, invalid_api_key
+from .error_answers import send_error
+from .errors import CLIENT_CLOSED_REQUEST, internal_error
 from .logging import request_id
+from .tenant import tenant
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_OPEN: Final = ("/", "/health", "/health/ready", "/metrics")
-"""Nobody needs a key for these; the page at the root asks people for it."""
-
 _QUIET: Final = ("/health", "/health/ready", "/health_generate", "/load", "/metrics")
 """Asked every few seconds, and in the log only at debug level."""
 
@@ -36,6 +33,7 @@ class RequestScope:
             await self._app(scope, receive, send)
             return
         request_id.set(_request_id(scope))
+        tenant.set("")  # until a key says whose it is: a pipelined request begins in the context of the one before
         exchange = _Exchange(scope, receive, send)
         try:
             await self._app(scope, exchange.receive, exchange.send)
@@ -43,7 +41,7 @@ class RequestScope:
             _logger.exception("%s %s failed", scope["method"], scope["path"])
             if exchange.status is not None:
                 raise  # half an answer is out: only breaking the connection tells the client
-            await _answer(internal_error(), scope, receive, exchange.send)
+            await send_error(internal_error(), scope, receive, exchange.send)
         finally:
             exchange.log()
 
@@ -91,60 +89,6 @@ class _Exchange:
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._began
-
-
-class ApiKey:
-    """Lets requests pass that carry the key, and those that need none."""
-
-    def __init__(self, app: ASGIApp, key: str) -> None:
-        self._app = app
-        self._key = key.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _OPEN:
-            matches = [hmac.compare_digest(key.encode("latin-1"), self._key) for key in _keys(Headers(scope=scope))]
-            if True not in matches:
-                await _answer(invalid_api_key(), scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-
-class BodyLimit:
-    """Stops reading bodies that are too large, whether they say so in advance or not."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        announced = Headers(scope=scope).get("content-length", "0")
-        num_bytes = 0
-
-        async def limited() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_bytes:
-                raise body_too_large(self._max_bytes)
-            return message
-
-        if announced.isdecimal() and int(announced) > self._max_bytes:
-            await _answer(body_too_large(self._max_bytes), scope, receive, send)
-        else:
-            await self._app(scope, limited, send)
-
-
-def _keys(headers: Headers) -> list[str]:
-    """As OpenAI's clients send it, and as Anthropic's do."""
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    return [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "").strip()]
-
-
-async def _answer(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    await error_response(error, scope["path"])(scope, receive, send)
 
 
 def _request_id(scope: Scope) -> str:

@@ -1,4 +1,6 @@
-"""Responses that clients may ask for again, or go on from. They are kept in memory, so a restart forgets them."""
+"""Responses that clients may ask for again, or go on from. They are kept in memory, so a restart forgets them.
+
+Each tenant knows of its own only, by `tenant`."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -8,6 +10,10 @@ from typing import Any, Final
 from .errors import ApiError
 from .event_log import EventLog
 from .schema import ChatMessage
+from .tenant import tenant
+
+type _Key = tuple[str, str]
+"""Whose it is, and its id."""
 
 MAX_RESPONSES: Final = 1000
 MAX_CHARACTERS: Final = 64 * 2**20
@@ -42,7 +48,7 @@ class ResponseStore:
     def __init__(self, max_responses: int = MAX_RESPONSES, max_characters: int = MAX_CHARACTERS) -> None:
         self._max_responses = max_responses
         self._max_characters = max_characters
-        self._stored: OrderedDict[str, StoredResponse] = OrderedDict()
+        self._stored: OrderedDict[_Key, StoredResponse] = OrderedDict()
         self._characters = 0
 
     def keep(
@@ -53,12 +59,12 @@ class ResponseStore:
         answer: ChatMessage | None = None,
     ) -> None:
         """Stores a response, in place of an earlier state of the same."""
-        response_id = response["id"]
-        self._drop(response_id)
+        key = _key(response["id"])
+        self._drop(key)
         messages = asked if answer is None else [*asked, answer]
         characters = sum(message.num_characters for message in messages) + len(response["instructions"] or "")
         characters += 0 if events is None else events.num_bytes
-        self._stored[response_id] = StoredResponse(response, asked, answer, events, characters)
+        self._stored[key] = StoredResponse(response, asked, answer, events, characters)
         self._characters += characters
         while len(self._stored) > self._max_responses or self._characters > self._max_characters:
             self._drop(next(iter(self._stored)))
@@ -68,7 +74,7 @@ class ResponseStore:
         Raises:
           ApiError: it was never stored, is not finished yet, or has made room for others.
         """
-        stored = self._stored.get(response_id)
+        stored = self._stored.get(_key(response_id))
         if stored is None:
             raise ApiError(404, f"there is no stored response with the id {response_id!r}")
         return stored
@@ -81,14 +87,15 @@ class ResponseStore:
         """
         if previous_response_id is None:
             return ()
-        if previous_response_id not in self._stored:
+        key = _key(previous_response_id)
+        if key not in self._stored:
             raise ApiError(
                 400,
                 f"there is no stored response with the id {previous_response_id!r}",
                 param="previous_response_id",
                 code="previous_response_not_found",
             )
-        return self._stored[previous_response_id].conversation
+        return self._stored[key].conversation
 
     def delete(self, response_id: str) -> None:
         """
@@ -96,9 +103,13 @@ class ResponseStore:
           ApiError: it is not there.
         """
         self.get(response_id)
-        self._drop(response_id)
+        self._drop(_key(response_id))
 
-    def _drop(self, response_id: str) -> None:
-        stored = self._stored.pop(response_id, None)
+    def _drop(self, key: _Key) -> None:
+        stored = self._stored.pop(key, None)
         if stored is not None:
             self._characters -= stored.characters
+
+
+def _key(response_id: str) -> _Key:
+    return tenant.get(), response_id

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from .schema import ChatMessage, ContentPart, TextPart
-from .schema_base import TEXT_OR_LIST, TEXT_OR_OBJECT, Count, Fields, TermsFields, Text, TopLogprobs
+from .schema_base import TEXT_OR_LIST, TEXT_OR_OBJECT, Count, Fields, Several, TermsFields, Text, TopLogprobs
 from .structured_schema import JsonSchema, ResponseFormat
 from .tools_schema import (
     MAX_TOOLS,
@@ -44,7 +44,7 @@ class ResponsePart(BaseModel):
     text: str
 
 
-PartedText = Annotated[Text | Annotated[list[ResponsePart], Tag("<list>")], TEXT_OR_LIST]
+PartedText = Annotated[Text | Annotated[Several[ResponsePart], Tag("<list>")], TEXT_OR_LIST]
 
 
 class MessageItem(Fields):
@@ -146,7 +146,7 @@ class ResponseBody(TermsFields):
     """`POST /v1/responses`. `seed` and what follows are ours, as in chat."""
 
     input: Annotated[
-        Text | Annotated[list[ResponseItem], Field(min_length=1), Tag("<list>")],
+        Text | Annotated[Several[ResponseItem], Field(min_length=1), Tag("<list>")],
         TEXT_OR_LIST,
     ]
     instructions: str | None = None
@@ -155,7 +155,7 @@ class ResponseBody(TermsFields):
     background: bool = False
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
-    include: list[Includable] = Field(default_factory=list)
+    include: Several[Includable] = Field(default_factory=list)
     max_output_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -7,7 +7,19 @@ from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
 
 from ..engine import MAX_BIASES, MAX_LOGPROBS
 from .chat import Ending
-from .schema_base import Body, Count, Fields, TermsFields, Text, TokenIds, TopLogprobs, is_list, union
+from .schema_base import (
+    MAX_STOP_CHARACTERS,
+    Body,
+    Count,
+    Fields,
+    Several,
+    TermsFields,
+    Text,
+    TokenIds,
+    TopLogprobs,
+    is_list,
+    union,
+)
 from .structured_schema import StructuredFields
 from .tools_schema import MAX_TOOLS, Tool, ToolCall, ToolChoice
 
@@ -39,10 +51,10 @@ def _kind_of_part(value: Any) -> str:
     return "<refusal>" if isinstance(value, dict) and value.get("type") == "refusal" else "<text>"
 
 
-StopString = Annotated[str, Field(min_length=1)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Stop = Annotated[
     Annotated[StopString, Tag("<text>")]
-    | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS), Tag("<list>")],
+    | Annotated[list[StopString], FailFast(), Field(max_length=MAX_STOP_STRINGS), Tag("<list>")],
     union(is_list, "must be a string or an array of strings"),
 ]
 
@@ -83,8 +95,8 @@ class GenerationBody(StructuredFields, TermsFields):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=MAX_BIASES)
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
-    bad_words: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, max_length=MAX_BAD_WORDS)
     prompt_logprobs: TopLogprobs | None = None
+    bad_words: list[StopString] = Field(default_factory=list, max_length=MAX_BAD_WORDS)
     logprob_token_ids: TokenIds = Field(default_factory=list, max_length=MAX_LOGPROBS)
     seed: int | None = None
     stop: Stop | None = None
@@ -171,12 +183,12 @@ class ChatMessage(BaseModel):
     role: str
     content: (
         Annotated[
-            Text | Annotated[list[ContentPart], Tag("<list>")],
+            Text | Annotated[Several[ContentPart], Tag("<list>")],
             union(is_list, "must be a string or an array of parts"),
         ]
         | None
     ) = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Several[ToolCall] | None = None
     tool_call_id: str | None = None
 
     @property
@@ -191,7 +203,7 @@ class ChatMessage(BaseModel):
         return len(self.text) + sum(len(call.function.arguments) for call in self.tool_calls or ())
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1)]
+Messages = Annotated[Several[ChatMessage], Field(min_length=1)]
 
 
 class TemplateFields(Body):

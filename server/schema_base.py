@@ -6,6 +6,15 @@ from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag,
 
 from ..engine import MAX_LOGPROBS
 
+MAX_MESSAGES: Final = 16_384
+"""In a conversation, and parts in a message. Each takes microseconds of the event loop's time."""
+
+MAX_STOP_CHARACTERS: Final = 4096
+"""Of a stop string, or of a phrase that must not be said: each character may be compared for each one generated."""
+
+type Several[T] = Annotated[list[T], FailFast(), Field(max_length=MAX_MESSAGES)]
+"""Its first mistake ends the search for others, or millions of them would be written down."""
+
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 TokenId = Annotated[int, Field(ge=0)]
 TokenIds = Annotated[list[TokenId], FailFast()]

@@ -13,8 +13,8 @@ from typing import Final, cast
 import uvicorn
 
 from ..engine import AsyncEngine, ConfigError, EngineDeadError, RoostError, open_model
+from .access import Access, open_access
 from .app import create_app
-from .connection import Connection
 from .fields import FieldCheck
 from .grammar import GrammarCompiler
 from .leaving import Signals, leave_now
@@ -26,6 +26,7 @@ from .prompts import PromptEncoder
 from .served_model import open_served_model
 from .service import Service
 from .settings import Settings
+from .strict_connection import StrictConnection
 
 _KEEP_ALIVE_S: Final = 75
 """For connections without a request: longer than proxies keep theirs, so that it is they who close."""
@@ -47,6 +48,9 @@ def serve(settings: Settings) -> int:
     source = open_model(settings.model)
     model = open_served_model(source, config, settings.served_model_name, settings.max_tokens_limit)
     listener = _listen(settings.host, settings.port)
+    admin_listener = None if settings.admin_port is None else _listen(settings.host, settings.admin_port)
+    listeners = [each for each in (listener, admin_listener) if each is not None]
+    access = open_access(settings, None if admin_listener is None else admin_listener.getsockname()[1])
     progress = LoadProgress()
     engine = make_engine(source, config, progress)
     service = Service(
@@ -57,17 +61,18 @@ def serve(settings: Settings) -> int:
         grammars=GrammarCompiler(model.tokenizer, model.end_token_ids),
         max_choices=config.max_queue,
         request_timeout_s=math.inf if settings.request_timeout is None else settings.request_timeout,
+        max_prompt_tokens=settings.max_prompt_tokens,
         check_fields=FieldCheck(strict=settings.strict),
     )
 
     def announce() -> None:
-        for line in summary(source, config, engine.stats.slots, model.id, _url(settings.host, listener)):
+        for line in summary(source, config, engine.stats.slots, model.id, _url(settings, listener)):
             print(line, file=sys.stderr, flush=True)
 
-    server = _Server(_uvicorn_config(service, settings), signals)
+    server = _Server(_uvicorn_config(service, settings, access), signals)
     life = Life(service, signals, Patience(settings.drain_lag, settings.drain_timeout, settings.step_timeout), announce)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        failure = runner.run(run_beside(life, server, listener))
+        failure = runner.run(run_beside(life, server, listeners))
         if is_loading(engine):
             leave_while_loading(progress, 0)
     return _status(failure, engine)
@@ -100,11 +105,14 @@ class _Server(uvicorn.Server):
         self._signals(sig, frame)
 
 
-def _uvicorn_config(service: Service, settings: Settings) -> uvicorn.Config:
-    key = settings.api_key
-    return uvicorn.Config(
-        create_app(service, api_key=None if key is None else key.get_secret_value()),
-        http=cast(type[asyncio.Protocol], partial(Connection, stall_s=settings.stall_timeout)),
+def _uvicorn_config(service: Service, settings: Settings, access: Access) -> uvicorn.Config:
+    """
+    Raises:
+      ConfigError: the certificate or its key cannot be used.
+    """
+    config = uvicorn.Config(
+        create_app(service, access, max_body_bytes=settings.max_body_bytes),
+        http=cast(type[asyncio.Protocol], partial(StrictConnection, stall_s=settings.stall_timeout)),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -113,10 +121,18 @@ def _uvicorn_config(service: Service, settings: Settings) -> uvicorn.Config:
         proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(LAST_STEP_S),
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
     )
+    try:
+        config.load()
+    except OSError as error:  # that of a file, or ssl.SSLError
+        reason = error.strerror or error
+        raise ConfigError(f"ssl_certfile {settings.ssl_certfile}, ssl_keyfile: cannot be used ({reason})") from None
+    return config
 
 
-async def run_beside(life: Life, server: uvicorn.Server, listener: socket.socket) -> BaseException | None:
+async def run_beside(life: Life, server: uvicorn.Server, listeners: list[socket.socket]) -> BaseException | None:
     """Serves, from before the engine is ready, until its life is over; gives the engine's failure, if any."""
 
     async def live() -> BaseException | None:
@@ -126,7 +142,7 @@ async def run_beside(life: Life, server: uvicorn.Server, listener: socket.socket
             server.should_exit = True
 
     living = asyncio.create_task(live())
-    await server.serve(sockets=[listener])
+    await server.serve(sockets=listeners)
     return await living
 
 
@@ -144,6 +160,7 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}") from None
 
 
-def _url(host: str, listener: socket.socket) -> str:
-    name = f"[{host}]" if ":" in host else host
-    return f"http://{name}:{listener.getsockname()[1]}"
+def _url(settings: Settings, listener: socket.socket) -> str:
+    name = f"[{settings.host}]" if ":" in settings.host else settings.host
+    scheme = "http" if settings.ssl_certfile is None else "https"
+    return f"{scheme}://{name}:{listener.getsockname()[1]}"

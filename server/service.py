@@ -17,7 +17,7 @@ from .answers import AnswerWriter
 from .background import Background
 from .disconnect import until_disconnect
 from .door import Door
-from .errors import bad_value, model_loading, not_generating, unknown_model
+from .errors import bad_value, model_loading, not_generating, prompt_too_long, unknown_model
 from .fields import FieldCheck
 from .generation import Choice, Generation, Terms, collect, generate_choice
 from .grammar import Grammar, GrammarCompiler, GrammarError
@@ -31,6 +31,7 @@ from .schema_base import Body, TermsFields
 from .served_model import ServedModel
 from .stream import EventStream, first_delta, stream_events
 from .structured import Wish
+from .tenant import tenant
 
 _LONGEST_WAIT_S: Final = 3600.0
 """Of an event loop's timer, which cannot be endless; no grammar takes so long."""
@@ -43,6 +44,7 @@ PATIENCE_S: Final = 1.0
 class Service:
     """
     Attributes:
+      max_prompt_tokens: the longest prompt; None takes any that its body has room for.
       max_choices: the most that one request may ask for; more could never be admitted together.
       keep_alive_s: silence after which a stream gives a sign of life.
       proof_s: how long the engine may take to prove that it generates.
@@ -55,6 +57,7 @@ class Service:
     prompts: PromptEncoder
     grammars: GrammarCompiler
     max_choices: int = 256
+    max_prompt_tokens: int | None = None
     keep_alive_s: float = 15.0
     proof_s: float = 10.0
     request_timeout_s: float = math.inf
@@ -112,13 +115,16 @@ class Service:
           wish: what all of them have to keep to.
 
         Raises:
-          ApiError: these are too many, or the wish cannot be fulfilled.
+          ApiError: these are too many or too long, or the wish cannot be fulfilled.
           RequestTimeoutError: to find that out took too long.
         """
         terms = self._terms(body)
         if len(prompts) * len(params) > self.max_choices:
             param = "prompt" if len(prompts) > 1 else "n"
             raise bad_value(param, f"one request may ask for {self.max_choices} choices (prompts times n)")
+        longest = max(len(prompt.token_ids) for prompt in prompts)
+        if self.max_prompt_tokens is not None and longest > self.max_prompt_tokens:
+            raise prompt_too_long(longest, self.max_prompt_tokens)
         grammar = None if wish is None else await self._grammar(body, wish, terms.deadline)
         pairs = [(prompt, each) for prompt in prompts for each in params]
         return [
@@ -141,7 +147,7 @@ class Service:
         now = time.monotonic()
         patience = math.inf if body.queue_timeout is None else body.queue_timeout
         seconds = self.request_timeout_s if body.timeout is None else min(body.timeout, self.request_timeout_s)
-        return Terms(priority=body.priority, start_by=now + patience, deadline=now + seconds)
+        return Terms(tenant.get(), priority=body.priority, start_by=now + patience, deadline=now + seconds)
 
     async def _grammar(self, body: GenerationBody, wish: Wish, deadline: float) -> Grammar:
         """An answer ends where its grammar does, so nothing else may ask it to go on."""

@@ -3,10 +3,16 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 
 class SettingsError(Exception):
@@ -24,11 +30,35 @@ def _none_if_off(value: Any) -> Any:
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+def _split(value: Any) -> Any:
+    """Variables hold lists with commas or spaces between; none of ours has one within."""
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+def _not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A variable that is there but empty is a secret that got lost, and must not open the doors."""
+    if not value:
+        raise ValueError("must not be empty")
+    return value
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_not_empty)]
+_SECRET_NAMES: Final = ("api_key", "admin_key")
+
+
 class Settings(BaseSettings):
     """Each is a flag (`--max-queue`), a variable (`ROOST_MAX_QUEUE`) and a key of the file (`max_queue`).
 
     Attributes:
       config: the file itself, in TOML; a flag or a variable only.
+      admin_port: where metrics are told instead, besides health; None tells them on the port.
+      api_key, admin_key: `KEY` or `NAME:KEY` each.
+      api_key_file: with one of these a line.
+      ssl_certfile, ssl_keyfile: in PEM; with them all is HTTPS.
+      allow_origin: of web pages that may use the API; "*" stands for all.
+      metrics_compat: tell metrics by vLLM's names too.
+      otlp_traces_endpoint: where spans are sent, over HTTP; None makes none.
       slots: None, written "auto", takes what memory allows.
       max_queue_tokens: None is no limit.
       compile_cache: a folder for compiled programs; "auto" is one of the user's own, "off" keeps none.
@@ -45,7 +75,18 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     served_model_name: Annotated[str, Field(min_length=1)] | None = None
-    api_key: Annotated[SecretStr, Field(min_length=1)] | None = None
+    admin_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    api_key: Secrets | None = None
+    api_key_file: Path | None = None
+    admin_key: Secrets | None = None
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    allow_origin: Words = ()
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 2**20
+    max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    metrics_compat: Literal["vllm"] | None = None
+    otlp_traces_endpoint: Annotated[str, Field(pattern="^https?://")] | None = None
+    log_format: Literal["text", "json"] = "text"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantize: Literal["int8"] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -61,6 +102,12 @@ class Settings(BaseSettings):
     drain_lag: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
     step_timeout: Seconds = 300.0
     stall_timeout: Seconds = 60.0
+
+    @model_validator(mode="after")
+    def _has_whole_pairs(self) -> "Settings":
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_keyfile needs ssl_certfile")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -106,8 +153,10 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _line(detail: Mapping[str, Any]) -> str:
+    rule = str(detail["msg"]).replace("Input should", "must").removeprefix("Value error, ")
+    if not detail["loc"]:
+        return rule
     name, value = detail["loc"][0], detail["input"]
-    rule = str(detail["msg"]).replace("Input should", "must")
     if detail["type"] == "int_parsing":
         rule = "must be a whole number"
-    return f"{name}: {rule}" if name == "api_key" else f"{name}: {rule}, not {value!r}"
+    return f"{name}: {rule}" if name in _SECRET_NAMES else f"{name}: {rule}, not {value!r}"

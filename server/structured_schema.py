@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, Tag
+from pydantic import ConfigDict, FailFast, Field, Tag
 
 from .grammar import MAX_CHOICES
 from .schema_base import TEXT_OR_OBJECT, Body, Fields, Text
@@ -24,7 +24,7 @@ class ResponseFormat(Fields):
     json_schema: JsonSchema | None = None
 
 
-Choices = Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
+Choices = Annotated[list[str], FailFast(), Field(min_length=1, max_length=MAX_CHOICES)]
 Schema = Annotated[
     Text | Annotated[dict[str, Any], Tag("<object>")],
     TEXT_OR_OBJECT,

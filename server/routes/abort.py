@@ -2,10 +2,11 @@
 
 from fastapi import APIRouter
 
+from ..body import JsonRoute
 from ..schema import AbortBody
 from ..service import AnyService
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/abort_request")

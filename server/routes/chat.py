@@ -7,6 +7,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from ..answers import AnswerWriter, Envelope, UsageReport, choice_end, total_usage
+from ..body import JsonRoute
 from ..generation import Delta
 from ..logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from ..openapi import STREAMABLE
@@ -18,7 +19,7 @@ from ..structured import chat_wish
 from ..timings import TimingReport
 from ..tools import CallPiece
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 _WHOLE: Final = "chat.completion"
 _CHUNK: Final = "chat.completion.chunk"

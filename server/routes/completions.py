@@ -7,6 +7,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from ..answers import AnswerWriter, Envelope, UsageReport, choice_end, total_usage
+from ..body import JsonRoute
 from ..generation import Delta
 from ..logprobs import CompletionLogprobs, CompletionLogprobsWriter, cut, join_logprobs, prompt_logprobs
 from ..openapi import STREAMABLE
@@ -17,7 +18,7 @@ from ..service import ReadyService
 from ..structured import wish_of
 from ..timings import TimingReport
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 _OBJECT: Final = "text_completion"
 

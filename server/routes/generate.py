@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from ..answers import AnswerWriter, Envelope, UsageReport, choice_end, total_usage
+from ..body import JsonRoute
 from ..generation import Delta
 from ..logprobs import token_logprobs
 from ..openapi import STREAMABLE
@@ -16,7 +17,7 @@ from ..service import ReadyService
 from ..structured import wish_of
 from ..timings import TimingReport
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/generate", responses=STREAMABLE)

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
+from ..body import JsonRoute
 from ..messages import MessageWriter, chat_of, prompt_of
 from ..messages_schema import CountTokensBody, MessagesBody
 from ..openapi import ANTHROPIC_ERRORS, STREAMABLE
@@ -9,7 +10,7 @@ from ..sampling import chat_params
 from ..service import AnyService, ReadyService
 from ..structured import chat_wish
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/messages", responses=STREAMABLE | ANTHROPIC_ERRORS)

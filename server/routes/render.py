@@ -4,11 +4,12 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from ..body import JsonRoute
 from ..prompts import Prompt
 from ..schema import ChatBody, CompletionBody
 from ..service import AnyService, Service, json_response
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions/render")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
+from ..body import JsonRoute
 from ..errors import bad_value
 from ..event_log import EventLog, replay
 from ..generation import Choice
@@ -20,7 +21,7 @@ from ..service import AnyService, ReadyService, Service, json_response
 from ..stream import EventStream, stream_events
 from ..structured import chat_wish
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/responses", responses=STREAMABLE)
@@ -88,6 +89,7 @@ async def cancel_response(response_id: str, service: AnyService) -> Response:
 @router.delete("/v1/responses/{response_id}")
 async def delete_response(response_id: str, service: AnyService) -> dict[str, Any]:
     """Forgets a response; one that still runs in the background is ended first."""
+    service.responses.get(response_id)
     await _end(service, response_id)
     service.responses.delete(response_id)
     return {"id": response_id, "object": "response", "deleted": True}

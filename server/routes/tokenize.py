@@ -4,12 +4,13 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from ..body import JsonRoute
 from ..errors import bad_value
 from ..prompts import Prompt
 from ..schema import DetokenizeBody, TokenizeBody
 from ..service import AnyService, Service, json_response
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/tokenize")

@@ -1,5 +1,6 @@
 """The command line: what it passes on, and one line for what a user can put right."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,11 +56,23 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "--drain-lag": "0",
         "--step-timeout": "9",
         "--stall-timeout": "10",
+        "--admin-port": "6",
+        "--api-key-file": "keys",
+        "--admin-key": "root",
+        "--ssl-certfile": "cert",
+        "--ssl-keyfile": "key",
+        "--allow-origin": "https://example.org",
+        "--max-body-bytes": "2000",
+        "--max-prompt-tokens": "7",
+        "--metrics-compat": "vllm",
+        "--otlp-traces-endpoint": "http://localhost:4318/v1/traces",
+        "--log-format": "json",
     }
     arguments = [*(word for pair in flags.items() for word in pair), "--strict"]
     assert runner.invoke(app, ["serve", "random:2b", *arguments]).exit_code == 0
     settings = served[0].model_dump()
-    assert settings.pop("api_key").get_secret_value() == "k"
+    assert [key.get_secret_value() for key in settings.pop("api_key")] == ["k"]
+    assert [key.get_secret_value() for key in settings.pop("admin_key")] == ["root"]
     assert settings == {
         "config": None,
         "model": "random:2b",
@@ -74,6 +87,16 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "prefill_chunk": 64,
         "compile_cache": "off",
         "max_tokens_limit": 5,
+        "admin_port": 6,
+        "api_key_file": Path("keys"),
+        "ssl_certfile": Path("cert"),
+        "ssl_keyfile": Path("key"),
+        "allow_origin": ("https://example.org",),
+        "max_body_bytes": 2000,
+        "max_prompt_tokens": 7,
+        "metrics_compat": "vllm",
+        "otlp_traces_endpoint": "http://localhost:4318/v1/traces",
+        "log_format": "json",
         "strict": True,
         "max_queue_tokens": 6,
         "request_timeout": 7.5,

@@ -9,7 +9,9 @@ from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from client_types import checked, events
 from fake_engine import FakeEngine
 from fake_server import live, make_service, until
+from roost.server.access import Access
 from roost.server.app import create_app
+from roost.server.keys import ApiKeys
 from roost.server.served_model import ServedModel
 from roost.server.service import Service
 
@@ -134,7 +136,7 @@ async def test_errors_have_anthropics_shape(
 
 
 async def test_errors_of_the_outer_layers_have_it_too(service: Service, engine: FakeEngine) -> None:
-    app = create_app(service, api_key="sesame", max_body_bytes=100)
+    app = create_app(service, Access(ApiKeys(["sesame"])), max_body_bytes=100)
     key = {"x-api-key": "sesame"}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
         answers = [

@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from roost.server.access import Access
 from roost.server.app import create_app
+from roost.server.keys import ApiKeys
 from roost.server.service import Service
 
 
@@ -45,7 +47,7 @@ async def test_one_line_per_request(client: httpx.AsyncClient, caplog: pytest.Lo
 @pytest.fixture
 async def locked(service: Service) -> AsyncIterator[httpx.AsyncClient]:
     """Wants the key "sesame"."""
-    transport = httpx.ASGITransport(create_app(service, api_key="sesame"))
+    transport = httpx.ASGITransport(create_app(service, Access(ApiKeys(["sesame"]))))
     async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
         yield client
 

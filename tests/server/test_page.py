@@ -5,7 +5,9 @@ import hashlib
 import re
 
 import httpx
+from roost.server.access import Access
 from roost.server.app import create_app
+from roost.server.keys import ApiKeys
 from roost.server.service import Service
 
 
@@ -28,7 +30,7 @@ async def test_it_names_no_other_place(client: httpx.AsyncClient) -> None:
 
 
 async def test_it_needs_no_key(service: Service) -> None:
-    transport = httpx.ASGITransport(create_app(service, api_key="sesame"))
+    transport = httpx.ASGITransport(create_app(service, Access(ApiKeys(["sesame"]))))
     async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
         assert (await client.get("/")).status_code == 200
         assert (await client.get("/load")).status_code == 401

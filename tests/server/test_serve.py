@@ -37,7 +37,7 @@ class Process:
         self.signals = Signals()
         server = uvicorn.Server(uvicorn.Config(create_app(service), lifespan="off", log_config=None))
         life = Life(service, self.signals, Patience(lag_s, drain_s, step_s), announce)
-        self.task = asyncio.create_task(run_beside(life, server, listener))
+        self.task = asyncio.create_task(run_beside(life, server, [listener]))
 
     async def end(self) -> BaseException | None:
         async with asyncio.timeout(5):

@@ -102,4 +102,4 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_the_key_is_not_shown() -> None:
-    assert "sesame" not in repr(load_settings({"api_key": "sesame"}))
+    assert "sesame" not in repr(load_settings({"api_key": ["sesame"]}))
