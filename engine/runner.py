@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from ..kernels import Backend, native
 from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK, EngineConfig, StepLimits
 from .device import affordable_slots, give_back_memory
+from .model.checkpoint import open_tensors
 from .model.config import ModelConfig
 from .model.griffin import Params, abstract_model
 from .model.source import ModelSource
@@ -254,7 +255,9 @@ def _open_weights(source: ModelSource, config: EngineConfig, backend: str) -> It
         dtype, graph, abstract = _abstract(source.config, config, source.config.dtype, backend)
         yield _Weights(dtype, graph, abstract, partial(random_params, abstract, config.seed))
         return
-    with Checkpoint(source.config, source.weights) as checkpoint:
+    with open_tensors(source.weights, source.config) as tensors:
+        checkpoint = Checkpoint(source.config, tensors)
+        config = replace(config, quantize=checkpoint.quantize or config.quantize)
         dtype, graph, abstract = _abstract(source.config, config, checkpoint.dtype, backend)
         yield _Weights(dtype, graph, abstract, partial(load_params, checkpoint, abstract))
 

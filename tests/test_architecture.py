@@ -54,6 +54,10 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         {"time.time", "time.time_ns", "datetime"},
         ("server/answers.py", "server/responses.py", "server/served_model.py", "server/bench/facts.py"),
     ),
+    "checkpoint formats": (
+        {"safetensors", "tensorstore", "orbax"},
+        ("engine/model/checkpoint/safetensors_files.py", "engine/model/checkpoint/orbax.py"),
+    ),
     "plots": ({"matplotlib"}, ("server/bench/plot.py",)),
     "settings": ({"pydantic_settings"}, ("server/settings.py",)),
     "environment variables": (
@@ -210,6 +214,7 @@ def test_concerns_stay_in_their_rooms() -> None:
         (concerns_stay_in_their_rooms, "engine/core.py", "from concurrent.futures import Future"),
         (concerns_stay_in_their_rooms, "engine/scheduler.py", "import jax.numpy as jnp"),
         (concerns_stay_in_their_rooms, "server/app.py", "if True:\n    from flax import nnx"),
+        (concerns_stay_in_their_rooms, "engine/model/weights.py", "from safetensors import safe_open"),
         (concerns_stay_in_their_rooms, "server/bench/serve.py", "from matplotlib.figure import Figure"),
         (concerns_stay_in_their_rooms, "server/app.py", "from pydantic_settings import BaseSettings"),
         (concerns_stay_in_their_rooms, "server/app.py", "import os\nkey = os.environ['KEY']"),

@@ -1,197 +1,122 @@
-"""Parameters from safetensors files in the Hugging Face layout (spec section 4.3), or drawn at random."""
+"""The model's parameters: read from a checkpoint, or drawn at random, and placed on the device."""
 
 import functools
 import math
 import operator
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
+from .checkpoint.layout import ParamPath, TensorSpec, checkpoint_layout
+from .checkpoint.tensors import HostArray, StoredTensor, Tensors
 from .config import ModelConfig
 from .griffin import Params
 from .quantize import QuantizedMatrix, quantize_on_host
 
-type HostArray = np.ndarray[Any, np.dtype[Any]]
 type HostParam = HostArray | QuantizedMatrix
 type AbstractParam = jax.ShapeDtypeStruct | QuantizedMatrix
-type ParamPath = tuple[str | int, ...]
 type Progress = Callable[[int, int], None]
 """Called with the number of parameters placed so far, and of all."""
 
-_DTYPES: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float32"}
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """A tensor of the checkpoint: its name and shape there."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ParamSpec:
-    """How a parameter is put together: tensors joined along `axis`, or a convolution's weight, [E, 1, K], turned."""
-
-    tensors: tuple[TensorSpec, ...]
-    axis: int = 0
-    is_conv: bool = False
-
-    def assemble(self, tensors: Sequence[HostArray], dtype: np.dtype[Any]) -> HostArray:
-        """The parameter in `dtype`, copied at most once."""
-        if self.is_conv:
-            return np.ascontiguousarray(tensors[0][:, 0].T, dtype=dtype)
-        if len(tensors) == 1:
-            return np.asarray(tensors[0], dtype)
-        shape = list(tensors[0].shape)
-        shape[self.axis] = sum(t.shape[self.axis] for t in tensors)
-        out, start = np.empty(shape, dtype), 0
-        for tensor in tensors:
-            stop = start + tensor.shape[self.axis]
-            out[(slice(None),) * self.axis + (slice(start, stop),)] = tensor
-            start = stop
-        return out
-
-    def split(self, parameter: HostArray) -> list[HostArray]:
-        """The tensors that `assemble` makes the parameter of."""
-        if self.is_conv:
-            return [np.ascontiguousarray(parameter.T[:, None])]
-        stops = np.cumsum([t.shape[self.axis] for t in self.tensors])
-        return [np.ascontiguousarray(part) for part in np.split(parameter, stops[:-1], self.axis)]
-
-
-def checkpoint_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
-    """Every parameter of the model and the checkpoint's tensors that it is made of."""
-    layout: dict[ParamPath, ParamSpec] = {
-        ("embedding",): _spec("model.embed_tokens.weight", (config.vocab_size, config.width)),
-        ("final_norm", "scale"): _spec("model.final_norm.weight", (config.width,)),
-    }
-    for index, kind in enumerate(config.block_types):
-        block = _attention_layout(config) if kind == "attention" else _recurrent_layout(config)
-        for path, spec in (_shared_layout(config) | block).items():
-            named = tuple(TensorSpec(f"model.layers.{index}.{t.name}", t.shape) for t in spec.tensors)
-            layout["blocks", index, *path] = replace(spec, tensors=named)
-    return layout
-
-
-def _spec(*tensors: str | tuple[int, ...], axis: int = 0) -> ParamSpec:
-    names, shapes = tensors[:-1], tensors[-1]
-    assert isinstance(shapes, tuple)
-    return ParamSpec(tuple(TensorSpec(str(name), shapes) for name in names), axis)
-
-
-def _shared_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
-    d, f = config.width, config.mlp_width
-    return {
-        ("temporal_norm", "scale"): _spec("temporal_pre_norm.weight", (d,)),
-        ("mlp_norm", "scale"): _spec("channel_pre_norm.weight", (d,)),
-        ("mlp", "gate_up", "weight"): _spec("mlp_block.gate_proj.weight", "mlp_block.up_proj.weight", (f, d)),
-        ("mlp", "gate_up", "bias"): _spec("mlp_block.gate_proj.bias", "mlp_block.up_proj.bias", (f,)),
-        ("mlp", "down", "weight"): _spec("mlp_block.down_proj.weight", (d, f)),
-        ("mlp", "down", "bias"): _spec("mlp_block.down_proj.bias", (d,)),
-    }
-
-
-def _recurrent_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
-    d, e, n, t = config.width, config.lru_width, config.num_heads, "temporal_block."
-    gates = (f"{t}rg_lru.input_gate", f"{t}rg_lru.recurrent_gate")
-    size = e // n
-    return {
-        ("temporal", "xy", "weight"): _spec(f"{t}linear_x.weight", f"{t}linear_y.weight", (e, d)),
-        ("temporal", "xy", "bias"): _spec(f"{t}linear_x.bias", f"{t}linear_y.bias", (e,)),
-        ("temporal", "conv_weight"): replace(_spec(f"{t}conv_1d.weight", (e, 1, config.conv_width)), is_conv=True),
-        ("temporal", "conv_bias"): _spec(f"{t}conv_1d.bias", (e,)),
-        ("temporal", "rg_lru", "gate_weight"): _spec(*(f"{g}_weight" for g in gates), (n, size, size), axis=2),
-        ("temporal", "rg_lru", "gate_bias"): _spec(*(f"{g}_bias" for g in gates), (n, size), axis=1),
-        ("temporal", "rg_lru", "a_param"): _spec(f"{t}rg_lru.recurrent_param", (e,)),
-        ("temporal", "out", "weight"): _spec(f"{t}linear_out.weight", (d, e)),
-        ("temporal", "out", "bias"): _spec(f"{t}linear_out.bias", (d,)),
-    }
-
-
-def _attention_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
-    d, size, t = config.width, config.head_dim, "temporal_block."
-    qkv = tuple(TensorSpec(f"{t}{name}_proj.weight", (rows, d)) for name, rows in (("q", d), ("k", size), ("v", size)))
-    return {
-        ("temporal", "qkv"): ParamSpec(qkv),
-        ("temporal", "out", "weight"): _spec(f"{t}o_proj.weight", (d, d)),
-        ("temporal", "out", "bias"): _spec(f"{t}o_proj.bias", (d,)),
-    }
+_INT8: Final = np.dtype("int8")
 
 
 class Checkpoint:
-    """Open safetensors files, memory-mapped; a context manager.
+    """The tensors of a model's checkpoint, read parameter by parameter.
 
     Raises:
-      CheckpointError: a file is broken, or a tensor is missing, surplus or misshapen; the text names it.
+      CheckpointError: a tensor is missing, surplus, misshapen or of the wrong type; the text names it.
     """
 
-    def __init__(self, config: ModelConfig, files: Sequence[Path]) -> None:
+    def __init__(self, config: ModelConfig, tensors: Tensors) -> None:
+        self._config = config
         self._layout = checkpoint_layout(config)
-        self._stack = ExitStack()
-        self._files: dict[str, tuple[Path, Any]] = {}
-        try:
-            for path in files:
-                handle = self._open(path)
-                self._files |= dict.fromkeys(handle.keys(), (path, handle))
-            self._check()
-        except BaseException:
-            self._stack.close()
-            raise
-
-    def __enter__(self) -> "Checkpoint":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._tensors = tensors
+        self._check()
 
     @property
     def dtype(self) -> str:
-        """The type to run in: that of the stored embedding, float32 for float16."""
-        path, handle = self._files["model.embed_tokens.weight"]
-        stored = handle.get_slice("model.embed_tokens.weight").get_dtype()
-        if stored not in _DTYPES:
-            raise CheckpointError(f"{path}: weights of type {stored} are not supported, only {', '.join(_DTYPES)}")
-        return _DTYPES[stored]
+        """The type to run in: that of the stored embedding, float32 for float16; the config's if it is int8."""
+        stored = self._tensors["model.embed_tokens.weight"].dtype
+        if stored == _INT8:
+            return "bfloat16" if self._config.dtype == "bfloat16" else "float32"
+        return "float32" if stored == np.float16 else stored.name
+
+    @property
+    def quantize(self) -> str | None:
+        """int8 if it is stored so."""
+        return "int8" if self._tensors["model.embed_tokens.weight"].dtype == _INT8 else None
 
     def read(self, path: ParamPath, like: AbstractParam) -> HostParam:
-        """One parameter, put together from its tensors, each of them quantised before if that is wanted."""
-        spec = self._layout[path]
-        tensors = (self._files[t.name][1].get_tensor(t.name) for t in spec.tensors)
-        if not isinstance(like, QuantizedMatrix):
-            return spec.assemble(list(tensors), like.dtype)
-        values, scales = zip(*(quantize_on_host(tensor) for tensor in tensors), strict=True)
-        return QuantizedMatrix(spec.assemble(values, like.values.dtype), spec.assemble(scales, like.scale.dtype))
+        """One parameter, put together from its tensors a piece at a time, and quantised on the way if that is wanted.
 
-    def _open(self, path: Path) -> Any:
-        try:
-            return self._stack.enter_context(safe_open(path, framework="numpy"))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: is not a whole safetensors file ({error})") from None
+        Raises:
+          CheckpointError: a tensor cannot be read, or holds NaN or an infinite number.
+        """
+        spec = self._layout[path]
+        if isinstance(like, QuantizedMatrix):
+            matrix = QuantizedMatrix(_empty(like.values), _empty(like.scale))
+            stops = np.cumsum([t.shape[0] for t in spec.tensors])[:-1]
+            for tensor, *views in zip(spec.tensors, *(np.split(part, stops) for part in matrix), strict=True):
+                self._read_quantized(tensor, QuantizedMatrix(*views))
+            return matrix
+        if any(self._tensors[t.name].dtype == _INT8 for t in spec.tensors):
+            raise CheckpointError("this checkpoint is stored in int8 and can be loaded with quantize int8 only")
+        parameter = _empty(like)
+        for tensor, view in zip(spec.tensors, spec.views(parameter), strict=True):
+            for rows, piece in self._tensors[tensor.name].pieces():
+                view[rows] = piece
+        return parameter
+
+    def _read_quantized(self, spec: TensorSpec, into: QuantizedMatrix) -> None:
+        tensor = self._tensors[spec.name]
+        for rows, piece in tensor.pieces():
+            if tensor.dtype == _INT8:
+                into.values[rows] = piece
+            else:
+                into.values[rows], into.scale[rows] = quantize_on_host(piece)
+        if tensor.dtype == _INT8:
+            into.scale[:] = self._tensors[spec.scale.name].whole()[:, 0]
 
     def _check(self) -> None:
-        wanted = {t.name: t.shape for spec in self._layout.values() for t in spec.tensors}
-        for name, shape in wanted.items():
-            if name not in self._files:
-                raise CheckpointError(f"tensor {name} {list(shape)} is missing from the checkpoint")
-            path, handle = self._files[name]
-            found = tuple(handle.get_slice(name).get_shape())
-            if found != shape:
-                raise CheckpointError(f"{path}: tensor {name} has shape {list(found)}, expected {list(shape)}")
-        surplus = sorted(self._files.keys() - wanted.keys() - {"lm_head.weight"})  # tied: a copy of the embedding
-        if surplus:
-            path = self._files[surplus[0]][0]
-            raise CheckpointError(f"{path}: tensor {surplus[0]} does not belong to this model ({len(surplus)} surplus)")
+        wanted = [t for spec in self._layout.values() for t in spec.tensors]
+        scales = [t.scale for t in wanted if self._stored(t).dtype == _INT8]
+        is_int8 = bool(scales)
+        for tensor in [*wanted, *scales]:
+            stored = self._stored(tensor)
+            if stored.shape != tensor.shape:
+                raise CheckpointError(
+                    f"{stored.file}: tensor {tensor.name} has shape {list(stored.shape)}, but the config asks for "
+                    f"{list(tensor.shape)}; take the config that belongs to these weights"
+                )
+            if (stored.dtype == _INT8) != (is_int8 and tensor.is_matrix):
+                expected = "int8, as others are" if stored.dtype != _INT8 else "a type of floating point"
+                raise CheckpointError(
+                    f"{stored.file}: tensor {tensor.name} is stored as {stored.dtype}, expected {expected}; "
+                    "convert the original checkpoint again (roost convert SRC DST --quantize int8)"
+                )
+        names = {t.name for t in [*wanted, *scales]} | {"lm_head.weight"}  # tied: a copy of the embedding
+        if surplus := sorted(self._tensors.keys() - names):
+            raise CheckpointError(
+                f"{self._tensors[surplus[0]].file}: tensor {surplus[0]} does not belong to this model "
+                f"({len(surplus)} surplus); take the config that belongs to these weights"
+            )
+
+    def _stored(self, spec: TensorSpec) -> StoredTensor:
+        found = self._tensors.get(spec.name)
+        if found is None:
+            files = sorted({t.file for t in self._tensors.values()})
+            place = files[0].parent if len(files) > 1 else files[0] if files else "the checkpoint"
+            raise CheckpointError(
+                f"{place}: tensor {spec.name} {list(spec.shape)} is missing; download every file of the checkpoint, "
+                "and the config that belongs to it"
+            )
+        return found
 
 
 def load_params(checkpoint: Checkpoint, abstract: Params, progress: Progress | None = None) -> Params:
@@ -216,7 +141,9 @@ def checkpoint_tensors(params: Params, config: ModelConfig) -> dict[str, HostArr
     return {
         tensor.name: part
         for path, spec in checkpoint_layout(config).items()
-        for tensor, part in zip(spec.tensors, spec.split(np.asarray(_at(params, path))), strict=True)
+        for tensor, part in zip(
+            spec.tensors, map(np.ascontiguousarray, spec.views(np.asarray(_at(params, path)))), strict=True
+        )
     }
 
 
@@ -232,11 +159,11 @@ def random_params(abstract: Params, seed: int, progress: Progress | None = None)
         rng = np.random.default_rng([seed, zlib.crc32("/".join(map(str, path)).encode())])
         name = str(path[-1])
         if isinstance(leaf, QuantizedMatrix):
-            values, scale = np.empty(leaf.values.shape, np.int8), np.empty(leaf.scale.shape, np.float32)
+            values, scale = _empty(leaf.values), _empty(leaf.scale)
             for rows, piece in _draw(name, values.shape, rng):
                 values[rows], scale[rows] = quantize_on_host(piece)
             return QuantizedMatrix(values, scale)
-        drawn = np.empty(leaf.shape, leaf.dtype)
+        drawn = _empty(leaf)
         for rows, piece in _draw(name, leaf.shape, rng):
             drawn[rows] = piece
         return drawn
@@ -271,20 +198,45 @@ def _place(
     make: Callable[[ParamPath, AbstractParam], HostParam],
     progress: Progress | None,
 ) -> Params:
-    """Makes every parameter on two threads and puts it on the device; at most a few wait on the host at a time."""
+    """Makes every parameter on two threads and puts it on the device; at most a few wait on the host at a time.
+
+    The largest go first, so that they are not on the host twice when the others are all there.
+    """
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract, is_leaf=_is_quantized)
+    order = sorted(range(len(leaves)), key=lambda index: -_num_bytes(leaves[index][1]))
 
-    def place(item: tuple[Any, AbstractParam]) -> Any:
-        path, leaf = item
-        return jax.tree.map(jnp.asarray, make(tuple(_key(k) for k in path), leaf))
+    def place(index: int) -> tuple[int, Any]:
+        path, leaf = leaves[index]
+        return index, jax.device_put(make(tuple(_key(k) for k in path), leaf))
 
-    placed = []
+    placed: dict[int, Any] = {}
     with ThreadPoolExecutor(2, "weights") as pool:
-        for param in pool.map(place, leaves):
-            placed.append(param)
-            if progress is not None:
-                progress(len(placed), len(leaves))
-    return jax.tree.unflatten(tree, placed)
+        try:
+            for index, param in pool.map(place, order):
+                placed[index] = param
+                if progress is not None:
+                    progress(len(placed), len(leaves))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return jax.tree.unflatten(tree, [placed[index] for index in range(len(leaves))])
+
+
+def _empty(like: Any) -> HostArray:
+    """Memory for an array of this shape and type, laid out such that a CPU's device takes it over without a copy."""
+    num_bytes = math.prod(like.shape) * like.dtype.itemsize
+    memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    array: HostArray = memory[start : start + num_bytes].view(like.dtype).reshape(like.shape)
+    return array
+
+
+_ALIGNMENT: Final = 64
+"""Bytes: what XLA asks of memory that it is to use as it is."""
+
+
+def _num_bytes(param: AbstractParam) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(param))
 
 
 def _is_quantized(node: Any) -> bool:

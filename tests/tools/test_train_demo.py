@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from roost.engine.model.checkpoint import open_tensors
 from roost.engine.model.config import read_config
 from roost.engine.model.weights import Checkpoint
 from roost.server.chat import Message, load_chat_format
@@ -283,8 +284,8 @@ def test_the_whole_tool_leaves_a_checkpoint_that_the_server_takes(tmp_path: Path
 
     config = read_config(out / "config.json")
     assert config == TOY.model
-    with Checkpoint(config, [out / "model.safetensors"]) as checkpoint:
-        assert checkpoint.dtype == "bfloat16"
+    with open_tensors([out / "model.safetensors"], config) as tensors:
+        assert Checkpoint(config, tensors).dtype == "bfloat16"
     assert load_tokenizer(out, config.vocab_size).end_token_ids == (1, 5)
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [1, 5]
     card = (out / "README.md").read_text()

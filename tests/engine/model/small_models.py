@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from roost.engine.model.checkpoint import open_tensors
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import Griffin, Params, abstract_model
 from roost.engine.model.source import ModelSource, open_model
@@ -67,8 +68,8 @@ def read_model(source: ModelSource, dtype: str, block: int, *, matrices: str | N
     graph, abstract = abstract_model(
         config, kind, jnp.dtype("float32"), matrix_dtype=None if matrices is None else jnp.dtype(matrices)
     )
-    with Checkpoint(config, source.weights) as checkpoint:
-        return SmallModel(config, graph, load_params(checkpoint, abstract), kind, block)
+    with open_tensors(source.weights, config) as tensors:
+        return SmallModel(config, graph, load_params(Checkpoint(config, tensors), abstract), kind, block)
 
 
 def noisy_model(config: ModelConfig, dtype: str = "float32", block: int = 4, seed: int = 0) -> SmallModel:

@@ -6,15 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from roost.engine.model.checkpoint import open_tensors
+from roost.engine.model.checkpoint.layout import tensor_specs
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import abstract_model
-from roost.engine.model.weights import (
-    Checkpoint,
-    checkpoint_layout,
-    checkpoint_tensors,
-    load_params,
-    random_params,
-)
+from roost.engine.model.weights import Checkpoint, checkpoint_tensors, load_params, random_params
 from safetensors.numpy import save_file
 
 CONFIG = ModelConfig(
@@ -34,8 +30,8 @@ def test_what_is_written_is_read_again(tmp_path: Path, dtype: str) -> None:
     # Biases and scales too: zeros would hide a mix-up.
     params = jax.tree.map(lambda p: p + jnp.arange(p.size, dtype=p.dtype).reshape(p.shape), random_params(abstract, 1))
     save_file(checkpoint_tensors(params, CONFIG), tmp_path / "model.safetensors")
-    with Checkpoint(CONFIG, [tmp_path / "model.safetensors"]) as checkpoint:
-        again = load_params(checkpoint, abstract)
+    with open_tensors([tmp_path / "model.safetensors"], CONFIG) as tensors:
+        again = load_params(Checkpoint(CONFIG, tensors), abstract)
     assert jax.tree.structure(again) == jax.tree.structure(params)
     for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
         assert one.dtype == other.dtype
@@ -45,5 +41,5 @@ def test_what_is_written_is_read_again(tmp_path: Path, dtype: str) -> None:
 def test_tensors_have_the_names_and_shapes_of_the_layout() -> None:
     _, abstract = abstract_model(CONFIG, jnp.dtype("float32"))
     tensors = checkpoint_tensors(random_params(abstract, 1), CONFIG)
-    wanted = {t.name: t.shape for spec in checkpoint_layout(CONFIG).values() for t in spec.tensors}
+    wanted = {t.name: t.shape for t in tensor_specs(CONFIG)}
     assert {name: tensor.shape for name, tensor in tensors.items()} == wanted

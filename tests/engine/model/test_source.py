@@ -1,5 +1,6 @@
 """Names on the command line: directories, random models, the bundled demo."""
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def test_demo_is_the_bundled_directory() -> None:
     assert source.is_random == (not list(DEMO_DIRECTORY.glob("*.safetensors")))
 
 
-@pytest.mark.parametrize("reference", ["no-such-model", "google/recurrentgemma-2b", str(TINY_A / "config.json")])
+@pytest.mark.parametrize("reference", ["no-such-model", "google/recurrentgemma-2b"])
 def test_what_is_no_directory_is_refused_with_all_that_would_do(reference: str) -> None:
     with pytest.raises(CheckpointError) as error:
         open_model(reference)
@@ -63,6 +64,28 @@ def test_a_directory_without_weights_is_refused_with_the_way_to_draw_some(tmp_pa
     shutil.copy(TINY_A / "config.json", tmp_path)
     with pytest.raises(CheckpointError, match=r"holds no \.safetensors file \(random:.*/config\.json draws weights\)"):
         open_model(str(tmp_path))
+
+
+def test_an_empty_directory_is_refused_with_what_belongs_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r": is empty; put config\.json and the \.safetensors files there"):
+        open_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["2b-it.pt", "model.ckpt", "pytorch_model.bin"])
+def test_pickles_are_not_opened(tmp_path: Path, name: str) -> None:
+    """Neither in a folder nor by themselves."""
+    (tmp_path / name).write_bytes(pickle.dumps({"a": 1}))
+    (tmp_path / "tokenizer.model").touch()
+    for reference in (tmp_path, tmp_path / name):
+        with pytest.raises(CheckpointError) as error:
+            open_model(str(reference))
+        assert str(error.value).startswith(f"{tmp_path / name}: is a pickle, which may run any program")
+        assert "safetensors" in str(error.value)
+
+
+def test_a_file_is_no_directory() -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json: is a file; give the folder that it lies in, or random:"):
+        open_model(str(TINY_A / "config.json"))
 
 
 def test_a_directory_without_a_config_is_refused_with_the_file_missed(tmp_path: Path) -> None:

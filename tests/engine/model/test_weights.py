@@ -1,5 +1,8 @@
 """Checkpoints: what is read is what was written, and a file that does not fit the model is named with the reason."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,11 @@ import numpy as np
 import pytest
 from roost.engine.errors import CheckpointError
 from roost.engine.model import weights as weights_module
+from roost.engine.model.checkpoint import open_tensors
+from roost.engine.model.checkpoint.layout import checkpoint_layout
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import Params, abstract_model
-from roost.engine.model.weights import Checkpoint, checkpoint_layout, load_params, random_params
+from roost.engine.model.weights import Checkpoint, load_params, random_params
 from safetensors.numpy import save_file
 
 CONFIG = ModelConfig(
@@ -67,8 +72,14 @@ def save(tensors: Tensors, folder: Path, shards: int = 1, dtype: Any = np.float3
 
 def load(files: list[Path], dtype: str = "float32") -> Params:
     _, abstract = abstract_model(CONFIG, jnp.dtype(dtype))
-    with Checkpoint(CONFIG, files) as checkpoint:
+    with open_checkpoint(files) as checkpoint:
         return load_params(checkpoint, abstract)
+
+
+@contextmanager
+def open_checkpoint(files: list[Path]) -> Iterator[Checkpoint]:
+    with open_tensors(files, CONFIG) as tensors:
+        yield Checkpoint(CONFIG, tensors)
 
 
 def test_the_layout_has_hugging_faces_names_and_shapes() -> None:
@@ -119,7 +130,7 @@ def test_tensors_land_where_the_model_reads_them(tensors: Tensors, tmp_path: Pat
 def test_progress_counts_every_array(tensors: Tensors, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     _, abstract = abstract_model(CONFIG, jnp.dtype("float32"))
-    with Checkpoint(CONFIG, save(tensors, tmp_path)) as checkpoint:
+    with open_checkpoint(save(tensors, tmp_path)) as checkpoint:
         load_params(checkpoint, abstract, lambda done, total: seen.append((done, total)))
     count = len(jax.tree.leaves(abstract))
     assert seen == [(done, count) for done in range(1, count + 1)]
@@ -131,7 +142,7 @@ def test_progress_counts_every_array(tensors: Tensors, tmp_path: Path) -> None:
 def test_a_checkpoint_runs_in_its_own_type(tensors: Tensors, tmp_path: Path, stored: str, runs_in: str) -> None:
     """float16 has too little range: it is widened."""
     files = save(tensors, tmp_path, dtype=jnp.dtype(stored))
-    with Checkpoint(CONFIG, files) as checkpoint:
+    with open_checkpoint(files) as checkpoint:
         assert checkpoint.dtype == runs_in
     embedding = load(files, runs_in)["embedding"]
     assert embedding.dtype == runs_in
@@ -148,11 +159,8 @@ def test_vectors_and_the_recurrence_stay_float32(tensors: Tensors, tmp_path: Pat
 
 
 def test_a_type_that_is_not_supported_is_named(tensors: Tensors, tmp_path: Path) -> None:
-    with (
-        Checkpoint(CONFIG, save(tensors, tmp_path, dtype=np.float64)) as checkpoint,
-        pytest.raises(CheckpointError, match=r"model-00001-of-00001.safetensors: weights of type F64 .* BF16"),
-    ):
-        _ = checkpoint.dtype
+    text = refusal(save(tensors, tmp_path, dtype=np.float64))
+    assert re.search(r"model-00001-of-00001.safetensors: tensor model\.\S+ is of type F64, .* BF16", text)
 
 
 def test_a_tied_output_is_tolerated(tensors: Tensors, tmp_path: Path) -> None:
@@ -162,8 +170,8 @@ def test_a_tied_output_is_tolerated(tensors: Tensors, tmp_path: Path) -> None:
 
 def refusal(files: list[Path]) -> str:
     """The text of the error that opening these files gives."""
-    with pytest.raises(CheckpointError) as error:
-        Checkpoint(CONFIG, files)
+    with pytest.raises(CheckpointError) as error, open_checkpoint(files):
+        pass
     text = str(error.value)
     assert "\n" not in text
     return text
@@ -183,7 +191,8 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(tensors: Tensors, tmp_path
     tensors[name] = np.zeros((8, 8), np.float32)
     files = save(tensors, tmp_path, shards=2)
     holder = files[sorted(tensors).index(name) % 2]
-    assert refusal(files) == f"{holder}: tensor {name} has shape [8, 8], expected [4, 8]"
+    expected = f"{holder}: tensor {name} has shape [8, 8], but the config asks for [4, 8]; "
+    assert refusal(files).startswith(expected)
 
 
 def test_surplus_tensors_are_named_and_counted(tensors: Tensors, tmp_path: Path) -> None:
@@ -236,7 +245,10 @@ def test_gates_of_one_channel_are_no_convolution() -> None:
         "blocks", 0, "temporal", "rg_lru", "gate_weight"
     ]
     gates = [np.full((2, 1, 1), value, np.float32) for value in (1, 2)]
-    np.testing.assert_array_equal(spec.assemble(gates, np.dtype("float32")), [[[1, 2]], [[1, 2]]])
+    parameter = np.empty((2, 1, 2), np.float32)
+    for view, gate in zip(spec.views(parameter), gates, strict=True):
+        view[:] = gate
+    np.testing.assert_array_equal(parameter, [[[1, 2]], [[1, 2]]])
 
 
 def test_weights_are_drawn_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

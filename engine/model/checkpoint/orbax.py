@@ -1,0 +1,135 @@
+"""Official checkpoints, as Orbax writes them: Zarr arrays, each in a folder of its own or all in one OCDBT store.
+
+TensorStore reads them slice by slice. Orbax itself would restore whole arrays, and its versions differ in how they
+name what is inside; the stored form is the same in all of them.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import tensorstore
+
+from ...errors import CheckpointError
+from ..config import ModelConfig
+from .flax_names import FlaxView, flax_views
+from .tensors import BFLOAT16, HostArray, ReadRows, StoredTensor, Tensors
+
+_DTYPES: Final = (np.dtype("float32"), BFLOAT16, np.dtype("float16"))
+
+_ZARR: Final[Mapping[str, str]] = {".zarray": "zarr", "zarr.json": "zarr3"}
+"""A file that every array has, and TensorStore's name for the format."""
+
+_ROOT: Final = "params."
+"""The package's own saving function puts the tree under this key; published checkpoints have it at the root."""
+
+
+def is_orbax(directory: Path) -> bool:
+    """Whether a folder is a checkpoint of Orbax's."""
+    marks = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
+    return any((directory / name).is_file() for name in marks) or any(directory.glob("*/.zarray"))
+
+
+def open_arrays(directory: Path) -> dict[str, tensorstore.TensorStore]:
+    """The arrays by their official names, not read yet.
+
+    Raises:
+      CheckpointError: there are none, or one cannot be opened.
+    """
+    try:
+        specs = _specs(directory.resolve())
+        stores = {name: tensorstore.open(spec, open=True, read=True) for name, spec in specs.items()}
+        opened = {name: store.result() for name, store in stores.items()}
+    except (ValueError, OSError) as error:
+        raise _damaged(directory, error) from None
+    if not opened:
+        raise CheckpointError(
+            f"{directory}: looks like an Orbax checkpoint, but holds no arrays; download all of it again"
+        )
+    rooted = all(name.startswith(_ROOT) for name in opened)
+    return {name.removeprefix(_ROOT) if rooted else name: array for name, array in opened.items()}
+
+
+@contextmanager
+def open_orbax(directory: Path, config: ModelConfig) -> Iterator[Tensors]:
+    """The tensors of a checkpoint in Hugging Face's names and shapes; those that it has beyond them in its own.
+
+    Raises:
+      CheckpointError: an array cannot be opened, or is stored in a type that is not supported.
+    """
+    arrays = open_arrays(directory)
+    views = {spec.name: view for spec, view in flax_views(config) if view.key in arrays}
+    known = {view.key for view in views.values()}
+    views |= {key: FlaxView(key) for key in arrays.keys() - known}
+    yield {name: _stored(directory, name, view, arrays[view.key]) for name, view in views.items()}
+
+
+def _specs(directory: Path) -> dict[str, dict[str, Any]]:
+    """How TensorStore opens each array."""
+    base = {"driver": "file", "path": f"{directory}/"}
+    if (directory / "manifest.ocdbt").is_file():
+        store: dict[str, Any] = {"driver": "ocdbt", "base": base}
+        keys = [key.decode() for key in tensorstore.KvStore.open(store).result().list().result()]
+    else:
+        store = base
+        keys = [f"{file.parent.name}/{file.name}" for name in _ZARR for file in directory.glob(f"*/{name}")]
+    strict = {} if _may_leave_out_zeros(directory) else {"fill_missing_data_reads": False}
+    found = (key.rpartition("/") for key in keys)
+    return {
+        name: {"driver": _ZARR[file], "kvstore": {**store, "path": f"{store.get('path', '')}{name}/"}, **strict}
+        for name, _, file in found
+        if file in _ZARR
+    }
+
+
+def _may_leave_out_zeros(directory: Path) -> bool:
+    """Older versions of Orbax don't write what is zero everywhere; from newer ones, what is missing is lost."""
+    try:
+        metadata = json.loads((directory / "_METADATA").read_bytes())
+        return not metadata["store_array_data_equal_to_fill_value"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
+def _stored(directory: Path, name: str, view: FlaxView, array: tensorstore.TensorStore) -> StoredTensor:
+    dtype = array.dtype.numpy_dtype
+    if dtype not in _DTYPES:
+        raise CheckpointError(
+            f"{directory}: array {view.key} is of type {dtype}, which is not supported, only "
+            f"{', '.join(d.name for d in _DTYPES)}"
+        )
+    try:
+        shape = tuple(view.of(array).shape)
+    except (IndexError, ValueError):
+        shape = tuple(array.shape)
+    return StoredTensor(name, directory, shape, dtype, lambda: _reader(directory, view, array))
+
+
+def _reader(directory: Path, view: FlaxView, array: tensorstore.TensorStore) -> ReadRows:
+    """Reads rows of one tensor; what it decodes of a chunk it keeps for the next rows, for as long as it lives."""
+    chunk = math.prod(size or 1 for size in array.chunk_layout.read_chunk.shape or array.shape)
+    limit = 2 * chunk * array.dtype.numpy_dtype.itemsize
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": limit}})
+    tensor = view.of(_opened(directory, lambda: tensorstore.open(array.spec(), context=context, open=True, read=True)))
+
+    def read(rows: slice) -> HostArray:
+        result: HostArray = _opened(directory, lambda: tensor[rows].read(order="C"))
+        return result
+
+    return read
+
+
+def _opened(directory: Path, start: Callable[[], Any]) -> Any:
+    try:
+        return start().result()
+    except (ValueError, OSError) as error:
+        raise _damaged(directory, error) from None
+
+
+def _damaged(directory: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split(" [source locations")[0].split())[:300]
+    return CheckpointError(f"{directory}: is no whole Orbax checkpoint ({reason}); download it again")
