@@ -17,6 +17,7 @@ from .errors import (
     RoostError,
 )
 from .model.config import ModelConfig
+from .model.convert import convert
 from .model.source import ModelSource, open_model
 from .plan import DEVICES, Plan, plan
 from .request import (
@@ -60,6 +61,7 @@ __all__ = [
     "TokenLogprobs",
     "TokenMask",
     "TokenOutput",
+    "convert",
     "device_facts",
     "load_engine",
     "mask_of_ids",

@@ -257,7 +257,7 @@ def _open_weights(source: ModelSource, config: EngineConfig, backend: str) -> It
         return
     with open_tensors(source.weights, source.config) as tensors:
         checkpoint = Checkpoint(source.config, tensors)
-        config = replace(config, quantize=checkpoint.quantize or config.quantize)
+        config = replace(config, quantize=source.config.quantize or config.quantize)
         dtype, graph, abstract = _abstract(source.config, config, checkpoint.dtype, backend)
         yield _Weights(dtype, graph, abstract, partial(load_params, checkpoint, abstract))
 

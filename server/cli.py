@@ -236,3 +236,18 @@ def plan(
         from .plan import print_plan
 
         print_plan(model, device, dtype, quantize)
+
+
+@app.command()
+def convert(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False, metavar="SRC")],
+    destination: Annotated[Path, typer.Argument(help="A folder that is not there yet.", metavar="DST")],
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.", show_default="each tensor's own")] = None,
+    quantize: Annotated[str | None, typer.Option(help=QUANTIZE_HELP, metavar="int8", show_default="none")] = None,
+    to: Annotated[str, typer.Option("--format", help="hf (safetensors) or orbax (the official one).")] = "hf",
+) -> None:
+    """Write the checkpoint SRC anew as DST, in another format or precision, and check what was written."""
+    with errors_in_one_line():
+        from .convert import run
+
+        run(model, destination, dtype, quantize, to)

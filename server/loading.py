@@ -121,7 +121,8 @@ def summary(source: ModelSource, config: EngineConfig, slots: int, model_id: str
     """What is served, in a few lines."""
     dtype = source.config.dtype if config.dtype == "auto" else config.dtype
     state_bytes = source.config.state_bytes(4 if dtype == "float32" else 2)
-    quantized = f", quantised to {config.quantize}" if config.quantize else ""
+    quantize = config.quantize or source.config.quantize
+    quantized = f", quantised to {quantize}" if quantize else ""
     noise = "  (random weights: its answers are noise)" if source.is_random else ""
     return (
         f"model       {model_id}{noise}",

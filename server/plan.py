@@ -23,6 +23,7 @@ def print_plan(model: str, device: str, dtype: str, quantize: str | None = None)
     if quantize not in (None, "int8"):
         raise ConfigError(f"quantize must be int8, not {quantize!r}")
     source = open_model(model)
+    quantize = quantize or source.config.quantize
     planned = plan(source.config, DEVICES[device], sizes[dtype], is_quantized=quantize is not None)
     numbers = f"{dtype}, quantised to {quantize}" if quantize else dtype
     table = Table("", "", title=f"{source.name} on one {device}, {numbers}", show_header=False, title_justify="left")

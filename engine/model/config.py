@@ -29,6 +29,7 @@ class ModelConfig:
       scale_embeddings: multiply embeddings by sqrt(D), rounded to bfloat16.
       rope_theta, rms_norm_eps: as in the paper.
       dtype: the type in which the checkpoint says it is stored.
+      quantize: "int8" where it says that its matrices are stored so.
     """
 
     vocab_size: int
@@ -44,6 +45,7 @@ class ModelConfig:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     dtype: str = "float32"
+    quantize: Literal["int8"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "mlp_width", "num_heads", "lru_width", "window"):
@@ -149,7 +151,60 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
         rope_theta=_number(rope, "rope_theta", 10000.0),
         rms_norm_eps=_number(fields, "rms_norm_eps", 1e-6),
         dtype=str(fields.get("dtype") or fields.get("torch_dtype") or "float32"),
+        quantize=None if fields.get("quantization_config") is None else "int8",
     )
+
+
+def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The fields of a Hugging Face config, with the token ids of RecurrentGemma's own vocabulary."""
+    fields = {
+        "architectures": ["RecurrentGemmaForCausalLM"],
+        "model_type": "recurrent_gemma",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": 2 * config.mlp_width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": 1,
+        "head_dim": config.head_dim,
+        "lru_width": config.lru_width,
+        "_block_types": list(config.block_types),
+        "block_types": list(config.block_types),
+        "attention_window_size": config.window,
+        "conv1d_width": config.conv_width,
+        "logits_soft_cap": config.logits_soft_cap,
+        "embeddings_scale_by_sqrt_dim": config.scale_embeddings,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "partial_rotary_factor": 0.5,
+        "attention_bias": False,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "torch_dtype": config.dtype,
+    }
+    return fields if config.quantize is None else fields | {"quantization_config": INT8}
+
+
+INT8: Final[Mapping[str, Any]] = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear", "Embedding"],
+            "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False},
+            "input_activations": {
+                "num_bits": 8,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "token",
+                "dynamic": True,
+            },
+        }
+    },
+}
+"""The `quantization_config` of a checkpoint in int8."""
 
 
 def _check_supported(fields: Mapping[str, Any], width: int, heads: int) -> None:
@@ -165,6 +220,27 @@ def _check_supported(fields: Mapping[str, Any], width: int, heads: int) -> None:
     for name, value, supported in fixed:
         if value is not None and value != supported:
             raise CheckpointError(f"{name} {value!r} is not supported, only {supported!r}")
+    quantization = fields.get("quantization_config")
+    if quantization is not None and not _is_int8(quantization):
+        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
+        raise CheckpointError(
+            f"quantization_config: {method!r} in this form is not supported; take the original weights, and "
+            "--quantize int8"
+        )
+
+
+def _is_int8(quantization: Any) -> bool:
+    try:
+        groups = quantization["config_groups"].values()
+        mine = INT8["config_groups"]["group_0"]["weights"]
+        same_weights = all(
+            group["weights"][key] == mine[key]
+            for group in groups
+            for key in ("num_bits", "type", "symmetric", "strategy")
+        )
+        return bool(same_weights) and all(quantization[key] == INT8[key] for key in ("quant_method", "format"))
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def _block_types(fields: Mapping[str, Any]) -> tuple[BlockType, ...]:

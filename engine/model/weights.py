@@ -44,13 +44,8 @@ class Checkpoint:
         """The type to run in: that of the stored embedding, float32 for float16; the config's if it is int8."""
         stored = self._tensors["model.embed_tokens.weight"].dtype
         if stored == _INT8:
-            return "bfloat16" if self._config.dtype == "bfloat16" else "float32"
+            return self._config.dtype
         return "float32" if stored == np.float16 else stored.name
-
-    @property
-    def quantize(self) -> str | None:
-        """int8 if it is stored so."""
-        return "int8" if self._tensors["model.embed_tokens.weight"].dtype == _INT8 else None
 
     def read(self, path: ParamPath, like: AbstractParam) -> HostParam:
         """One parameter, put together from its tensors a piece at a time, and quantised on the way if that is wanted.
@@ -85,8 +80,8 @@ class Checkpoint:
 
     def _check(self) -> None:
         wanted = [t for spec in self._layout.values() for t in spec.tensors]
-        scales = [t.scale for t in wanted if self._stored(t).dtype == _INT8]
-        is_int8 = bool(scales)
+        is_int8 = self._config.quantize == "int8"
+        scales = [t.scale for t in wanted if is_int8 and t.is_matrix]
         for tensor in [*wanted, *scales]:
             stored = self._stored(tensor)
             if stored.shape != tensor.shape:
@@ -95,10 +90,10 @@ class Checkpoint:
                     f"{list(tensor.shape)}; take the config that belongs to these weights"
                 )
             if (stored.dtype == _INT8) != (is_int8 and tensor.is_matrix):
-                expected = "int8, as others are" if stored.dtype != _INT8 else "a type of floating point"
+                expected = "a floating-point type" if stored.dtype == _INT8 else "int8"
                 raise CheckpointError(
-                    f"{stored.file}: tensor {tensor.name} is stored as {stored.dtype}, expected {expected}; "
-                    "convert the original checkpoint again (roost convert SRC DST --quantize int8)"
+                    f"{stored.file}: tensor {tensor.name} is stored as {stored.dtype}, but the config asks for "
+                    f"{expected}; take the config that belongs to these weights"
                 )
         names = {t.name for t in [*wanted, *scales]} | {"lm_head.weight"}  # tied: a copy of the embedding
         if surplus := sorted(self._tensors.keys() - names):

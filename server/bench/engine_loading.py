@@ -45,7 +45,7 @@ def model_facts(source: ModelSource, settings: Settings, core: EngineCore) -> Ma
         "name": source.name,
         "parameters": source.config.num_parameters,
         "dtype": dtype,
-        "quantize": settings.quantize,
+        "quantize": settings.quantize or source.config.quantize,
         "slots": core.stats.slots,
         "state_bytes_per_slot": source.config.state_bytes(4 if dtype == "float32" else 2),
     }

@@ -1,5 +1,6 @@
 """The command line: what it passes on, and one line for what a user can put right."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,23 @@ def test_what_a_user_can_put_right_is_one_line(arguments: list[str]) -> None:
     assert result.exit_code == 1
     assert result.stderr.startswith("roost: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_convert_says_what_came_of_it(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["convert", "demo", str(tmp_path / "it"), "--quantize", "int8"])
+    assert result.exit_code == 0
+    assert re.search(r"it: 0\.00 GB, fingerprint [0-9a-f]{32}\n$", result.stderr)
+    assert "writing: " in result.stderr
+    assert "quantised to int8" in runner.invoke(app, ["plan", str(tmp_path / "it")]).output
+
+
+@pytest.mark.parametrize("options", [["--format", "gguf"], ["--quantize", "int4"], ["--dtype", "half"], []])
+def test_convert_refuses_in_one_line(tmp_path: Path, options: list[str]) -> None:
+    """Without options, since the destination is there."""
+    destination = tmp_path / "it" if options else tmp_path
+    result = runner.invoke(app, ["convert", "demo", str(destination), *options])
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith("roost: ")
 
 
 def test_a_bug_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,3 +133,81 @@ def _opened(directory: Path, start: Callable[[], Any]) -> Any:
 def _damaged(directory: Path, error: Exception) -> CheckpointError:
     reason = " ".join(str(error).split(" [source locations")[0].split())[:300]
     return CheckpointError(f"{directory}: is no whole Orbax checkpoint ({reason}); download it again")
+
+
+def write_orbax(folder: Path, tensors: Tensors, config: ModelConfig, report: Callable[[], object]) -> None:
+    """Writes tensors in Hugging Face's layout as an official checkpoint: one OCDBT store, with the tree at its root.
+
+    Args:
+      report: called after each tensor.
+    """
+    views = flax_views(config)
+    arrays = _new_arrays(folder, {view.key: (view, tensors[spec.name]) for spec, view in views})
+    transaction, num_bytes = tensorstore.Transaction(atomic=True), 0
+    for spec, view in views:
+        tensor = tensors[spec.name]
+        for rows, piece in tensor.pieces() if _is_row_by_row(view) else [(slice(None), tensor.whole())]:
+            view.of(arrays[view.key].with_transaction(transaction))[rows].write(piece).result()
+            num_bytes += piece.nbytes
+            if num_bytes > _COMMIT_BYTES:
+                transaction.commit_sync()
+                transaction, num_bytes = tensorstore.Transaction(atomic=True), 0
+        report()
+    transaction.commit_sync()
+    (folder / "_METADATA").write_text(json.dumps(_metadata(arrays)), encoding="utf-8")
+    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps({"item_handlers": _HANDLER}), encoding="utf-8")
+
+
+_COMMIT_BYTES: Final = 2**26
+"""What is written at a time: each commit makes several files, however little it holds."""
+
+_HANDLER: Final = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+
+
+def _is_row_by_row(view: FlaxView) -> bool:
+    """Whether a tensor's rows lie in the array as they are: so it is with all that are large."""
+    return not view.index and view.turn == "none"
+
+
+def _new_arrays(folder: Path, views: Mapping[str, tuple[FlaxView, StoredTensor]]) -> dict[str, tensorstore.TensorStore]:
+    """An empty array for each name, and what a tensor is there; a chunk is what is written at a time."""
+    base = {"driver": "file", "path": f"{folder.resolve()}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    arrays = {}
+    transaction = tensorstore.Transaction(atomic=True)
+    for key, (view, tensor) in views.items():
+        shape = view.array_shape(tensor.shape)
+        chunks = [1] * len(view.index) + list(shape[len(view.index) :])
+        if _is_row_by_row(view):
+            chunks[0] = min(tensor.rows_per_piece, shape[0])
+        spec = {
+            "driver": "zarr",
+            "metadata": {"shape": shape, "chunks": chunks, "compressor": {"id": "zstd", "level": 1}},
+            "store_data_equal_to_fill_value": True,
+        }
+        array = tensorstore.open(
+            spec, create=True, dtype=tensor.dtype, kvstore=store / f"{key}/", transaction=transaction
+        )
+        arrays[key] = array.result()
+    transaction.commit_sync()
+    return {key: array.with_transaction(None) for key, array in arrays.items()}
+
+
+def _metadata(arrays: Mapping[str, tensorstore.TensorStore]) -> dict[str, Any]:
+    """What Orbax reads the tree from: the path of each array."""
+    tree = {}
+    for key, array in arrays.items():
+        path = key.split(".")
+        if path[0] == "blocks":
+            path[:2] = [f"blocks.{path[1]}"]  # which is one key
+        tree[str(tuple(path))] = {
+            "key_metadata": [{"key": part, "key_type": 2} for part in path],
+            "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False, "write_shape": array.shape},
+        }
+    return {
+        "tree_metadata": tree,
+        "use_ocdbt": True,
+        "use_zarr3": False,
+        "store_array_data_equal_to_fill_value": True,
+        "custom_metadata": None,
+    }

@@ -1,7 +1,8 @@
-"""Safetensors files in the Hugging Face layout: which of a folder's belong to the checkpoint, and what is in them."""
+"""Safetensors files in the Hugging Face layout: which of a folder's belong to the checkpoint, what is in them, and how
+they are written a piece at a time, as the format's own library would want all tensors in memory."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ...errors import CheckpointError
-from .tensors import BFLOAT16, HostArray, ReadRows, StoredTensor, Tensors
+from .tensors import BFLOAT16, HostArray, ReadRows, StoredTensor, Tensors, bytes_of
 
 INDEX: Final = "model.safetensors.index.json"
 
@@ -105,3 +106,61 @@ def _check_index(index: Path, tensors: Tensors) -> None:
                 f"{index}: says that tensor {name} is in {file}, but it {place}; download the index and the files "
                 "again, all of one revision"
             )
+
+
+_SHARD_BYTES: Final = 4 * 10**9
+
+_NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def write_files(folder: Path, tensors: Tensors, report: Callable[[], object]) -> None:
+    """Writes tensors, with an index where one file would be large.
+
+    Args:
+      report: called after each tensor.
+    """
+    shards = _shards(list(tensors.values()))
+    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    if len(shards) == 1:
+        names = ["model.safetensors"]
+    for name, shard in zip(names, shards, strict=True):
+        _write_file(folder / name, shard, report)
+    if len(shards) > 1:
+        weight_map = {t.name: name for name, shard in zip(names, shards, strict=True) for t in shard}
+        total = sum(t.num_bytes for t in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _shards(tensors: Sequence[StoredTensor]) -> list[list[StoredTensor]]:
+    """Cuts the tensors into files of at most so many bytes, but for a tensor that is larger."""
+    shards: list[list[StoredTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + tensor.num_bytes > _SHARD_BYTES:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.num_bytes
+    return shards
+
+
+def _write_file(file: Path, tensors: Sequence[StoredTensor], report: Callable[[], object]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for tensor in tensors:
+        stop = start + tensor.num_bytes
+        header[tensor.name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": tensor.shape,
+            "data_offsets": (start, stop),
+        }
+        start = stop
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            for _, piece in tensor.pieces():
+                out.write(bytes_of(piece))
+            report()

@@ -30,7 +30,7 @@ class StoredTensor:
       name: in Hugging Face's layout, for messages too.
       file: where it lies, or what it lies in; for messages.
       shape, dtype: as stored, seen in Hugging Face's layout.
-      open: makes a reader.
+      open: makes a reader, which takes what it finds.
     """
 
     name: str
@@ -47,22 +47,35 @@ class StoredTensor:
     def rows_per_piece(self) -> int:
         return max(_PIECE // math.prod(self.shape[1:]), 1)
 
+    def reader(self) -> ReadRows:
+        """Makes a reader that looks at what it reads.
+
+        Raises:
+          CheckpointError: now or when rows are read: they cannot be, or hold NaN or an infinite number.
+        """
+        read = self.open()
+
+        def read_finite(rows: slice) -> HostArray:
+            piece = read(rows)
+            if _is_finite(piece):
+                return piece
+            raise CheckpointError(
+                f"{self.file}: tensor {self.name} holds NaN or an infinite number, so every answer would be noise; "
+                "download the file again, or take another checkpoint"
+            )
+
+        return read_finite
+
     def pieces(self) -> Iterator[tuple[slice, HostArray]]:
         """All of it, some rows at a time, in the stored type.
 
         Raises:
-          CheckpointError: it cannot be read, or holds NaN or an infinite number.
+          CheckpointError: as `reader`.
         """
-        read = self.open()
+        read = self.reader()
         for start in range(0, self.shape[0], self.rows_per_piece):
             rows = slice(start, min(start + self.rows_per_piece, self.shape[0]))
-            piece = read(rows)
-            if not _is_finite(piece):
-                raise CheckpointError(
-                    f"{self.file}: tensor {self.name} holds NaN or an infinite number, so every answer would be "
-                    "noise; download the file again, or take another checkpoint"
-                )
-            yield rows, piece
+            yield rows, read(rows)
 
     def whole(self) -> HostArray:
         """All of it at once."""
@@ -74,6 +87,11 @@ class StoredTensor:
 
 type Tensors = Mapping[str, StoredTensor]
 """A checkpoint's tensors by their names."""
+
+
+def bytes_of(array: HostArray) -> memoryview:
+    """An array's numbers, row by row, as they lie in memory."""
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def _is_finite(array: HostArray) -> bool:
