@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from ..engine import ConfigError, convert, open_model
+from ..engine import ConfigError, convert
+from .fetching import find_model
 from .loading import LoadProgress
 
 
@@ -17,7 +18,7 @@ def run(model: str, destination: Path, dtype: str | None, quantize: str | None, 
     """
     if dtype not in (None, "float32", "bfloat16"):
         raise ConfigError(f"dtype must be float32 or bfloat16, not {dtype!r}")
-    source = open_model(model)
+    source = find_model(model)
     progress = LoadProgress()
     try:
         done = convert(

@@ -8,8 +8,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ..engine import AsyncEngine, ConfigError, SamplingParams, open_model
+from ..engine import AsyncEngine, ConfigError, SamplingParams
 from .chat import ChatFormatError, Message
+from .fetching import find_model
 from .generation import Choice, generate_choice
 from .loading import LoadProgress, engine_config, is_loading, leave_while_loading, make_engine
 from .metrics import Metrics
@@ -49,7 +50,7 @@ def generate(options: Options) -> int:
       RoostError: an option is wrong, or the model cannot be loaded.
     """
     config = replace(engine_config(options.settings), slots=1)
-    source = open_model(options.settings.model)
+    source = find_model(options.settings.model)
     model = open_served_model(source, config)
     choice = Choice(0, _prompt(model, options), _params(model, options))
     if source.is_random:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from ..engine import DEVICES, ConfigError, Plan, open_model, plan
+from ..engine import DEVICES, ConfigError, Plan, plan
+from .fetching import find_model
 
 
 def print_plan(model: str, device: str, dtype: str, quantize: str | None = None) -> None:
@@ -22,7 +23,7 @@ def print_plan(model: str, device: str, dtype: str, quantize: str | None = None)
         raise ConfigError(f"dtype must be float32 or bfloat16, not {dtype!r}")
     if quantize not in (None, "int8"):
         raise ConfigError(f"quantize must be int8, not {quantize!r}")
-    source = open_model(model)
+    source = find_model(model)
     quantize = quantize or source.config.quantize
     planned = plan(source.config, DEVICES[device], sizes[dtype], is_quantized=quantize is not None)
     numbers = f"{dtype}, quantised to {quantize}" if quantize else dtype

@@ -12,9 +12,10 @@ from typing import Final, cast
 
 import uvicorn
 
-from ..engine import AsyncEngine, ConfigError, EngineDeadError, RoostError, open_model
+from ..engine import AsyncEngine, ConfigError, EngineDeadError, RoostError
 from .access import Access, open_access
 from .app import create_app
+from .fetching import find_model
 from .fields import FieldCheck
 from .grammar import GrammarCompiler
 from .leaving import Signals, leave_now
@@ -45,7 +46,7 @@ def serve(settings: Settings) -> int:
         signal.signal(number, signals)
     set_up_logging()
     config = engine_config(settings)
-    source = open_model(settings.model)
+    source = find_model(settings.model)
     model = open_served_model(source, config, settings.served_model_name, settings.max_tokens_limit)
     listener = _listen(settings.host, settings.port)
     admin_listener = None if settings.admin_port is None else _listen(settings.host, settings.admin_port)

@@ -58,6 +58,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         {"safetensors", "tensorstore", "orbax"},
         ("engine/model/checkpoint/safetensors_files.py", "engine/model/checkpoint/orbax.py"),
     ),
+    "downloads": ({"huggingface_hub", "kagglehub", "google", "google_crc32c", "requests"}, ("server/fetching/*",)),
     "plots": ({"matplotlib"}, ("server/bench/plot.py",)),
     "settings": ({"pydantic_settings"}, ("server/settings.py",)),
     "environment variables": (
@@ -215,6 +216,7 @@ def test_concerns_stay_in_their_rooms() -> None:
         (concerns_stay_in_their_rooms, "engine/scheduler.py", "import jax.numpy as jnp"),
         (concerns_stay_in_their_rooms, "server/app.py", "if True:\n    from flax import nnx"),
         (concerns_stay_in_their_rooms, "engine/model/weights.py", "from safetensors import safe_open"),
+        (concerns_stay_in_their_rooms, "engine/model/source.py", "from huggingface_hub import snapshot_download"),
         (concerns_stay_in_their_rooms, "server/bench/serve.py", "from matplotlib.figure import Figure"),
         (concerns_stay_in_their_rooms, "server/app.py", "from pydantic_settings import BaseSettings"),
         (concerns_stay_in_their_rooms, "server/app.py", "import os\nkey = os.environ['KEY']"),

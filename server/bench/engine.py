@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ...engine import EngineCore, Request, device_facts, open_model
+from ...engine import EngineCore, Request, device_facts
+from ..fetching import find_model
 from ..settings import Settings, SettingsError
 from .arrivals import balanced_interval, poisson_times
 from .engine_driver import Driver, run_at, run_by_rounds, run_in_turn, run_together
@@ -76,7 +77,7 @@ def bench_engine(options: Options, outputs: Outputs) -> int:
       RoostError: the model cannot be loaded.
     """
     outputs.check()
-    source = open_model(options.settings.model)
+    source = find_model(options.settings.model)
     document = opening("engine", _as_json(options))
     core = load(options.settings, source, _MAX_QUEUE)
     plan = Plan.of(options, core.stats.slots)

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from rich.console import Group
 
-from ...engine import EngineCore, Request, device_facts, open_model
+from ...engine import EngineCore, Request, device_facts
+from ..fetching import find_model
 from ..settings import Settings, SettingsError
 from .engine_driver import Clock
 from .engine_loading import INTERRUPTED, load, make_request, model_facts, settings_as_json
@@ -76,7 +77,7 @@ def bench_length(options: Options, outputs: Outputs) -> int:
       RoostError: the model cannot be loaded.
     """
     outputs.check()
-    source = open_model(options.settings.model)
+    source = find_model(options.settings.model)
     document = opening("length", _as_json(options))
     core = load(options.settings, source, options.concurrency, slots=options.concurrency)
     if options.concurrency > core.stats.slots:

@@ -1,0 +1,218 @@
+"""What loading and converting a checkpoint takes of the host's memory, on files of a real model's size.
+
+    python benchmarks/loading.py [--model 2b] [--folder DIR] [--only STEP ...] [--json]
+
+Writes random weights of the model's shape in bfloat16 as an official checkpoint, converts that to safetensors and those
+to int8, and loads each on the CPU, every step in a process of its own. `peak` is the most anonymous memory (RssAnon:
+pages of files, which the system can drop, are apart) over that of the same process when JAX was up and no file was
+open; `limit` is 1.15 times the larger of the model in the precision wanted and its largest tensor in float32. The exit
+status is 1 if a peak is above it. Needs Linux and, for 2B, 20 GB of disk; what is written is removed in the end.
+"""
+
+import argparse
+import multiprocessing
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import orjson
+from rich.console import Console
+from rich.table import Table
+from roost.engine.model.checkpoint import open_tensors, orbax, tensors
+from roost.engine.model.checkpoint.griffin_config import NAME, griffin_fields
+from roost.engine.model.checkpoint.layout import tensor_specs
+from roost.engine.model.checkpoint.tensors import BFLOAT16, HostArray, ReadRows, StoredTensor
+from roost.engine.model.config import PRESETS, ModelConfig
+from roost.engine.model.convert import convert
+from roost.engine.model.source import open_model
+from roost.engine.plan import DEVICES, plan
+
+SAMPLE_S: Final = 0.002
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a process does, the precision that it ends with, and whether the limit is about it."""
+
+    name: str
+    run: Callable[[], None]
+    dtype: str = "bfloat16"
+    quantize: str | None = None
+    is_limited: bool = True
+
+
+@dataclass(frozen=True)
+class Measure:
+    step: str
+    seconds: float
+    peak_bytes: int
+    limit_bytes: int | None
+
+    @property
+    def is_fine(self) -> bool:
+        return self.limit_bytes is None or self.peak_bytes <= self.limit_bytes
+
+
+def write_official(config: ModelConfig, folder: Path, *, whole: bool) -> None:
+    """Random weights; `whole` makes one chunk of each array, as Orbax does on one host."""
+    if whole:
+        tensors._PIECE = 2**40
+    folder.mkdir()
+    drawn = {
+        spec.name: StoredTensor(spec.name, folder, spec.shape, BFLOAT16, partial(draw_rows, spec.name, spec.shape))
+        for spec in tensor_specs(config)
+    }
+    orbax.write_orbax(folder, drawn, config, lambda: None)
+    (folder / NAME).write_bytes(orjson.dumps(griffin_fields(config)))
+
+
+def draw_rows(name: str, shape: tuple[int, ...]) -> ReadRows:
+    def read(rows: slice) -> HostArray:
+        rng = np.random.default_rng([*name.encode(), rows.start])
+        drawn = np.empty((rows.stop - rows.start, *shape[1:]), BFLOAT16)
+        for start in range(0, len(drawn), 1024):
+            part = drawn[start : start + 1024]
+            part[:] = 0.04 * (rng.random(part.shape, np.float32) - 0.5)
+        return drawn
+
+    return read
+
+
+def load(folder: Path, dtype: str, quantize: str | None) -> None:
+    """As the runner does on a CPU."""
+    import jax
+    import jax.numpy as jnp
+    from roost.engine.model.griffin import abstract_model
+    from roost.engine.model.weights import Checkpoint, load_params
+
+    source = open_model(str(folder))
+    matrices = None if quantize is None else jnp.dtype(quantize)
+    _, abstract = abstract_model(source.config, jnp.dtype(dtype), jnp.dtype("float32"), matrix_dtype=matrices)
+    with open_tensors(source.weights, source.config) as stored:
+        jax.block_until_ready(load_params(Checkpoint(source.config, stored), abstract))
+
+
+def steps(config: ModelConfig, folder: Path) -> Iterator[Step]:
+    names = ("official", "whole-chunks", "safetensors", "int8")
+    official, whole, safetensors, int8 = (folder / name for name in names)
+    yield Step("write official", partial(write_official, config, official, whole=False), is_limited=False)
+    yield Step("write whole-chunks", partial(write_official, config, whole, whole=True), is_limited=False)
+    yield Step("convert official to safetensors", partial(convert_to, official, safetensors))
+    yield Step("convert safetensors to int8", partial(convert_to, safetensors, int8, quantize="int8"), quantize="int8")
+    for path in (official, whole, safetensors):
+        for dtype, quantize in (("bfloat16", None), ("bfloat16", "int8"), ("float32", None)):
+            name = f"load {path.name} in {quantize or dtype}"
+            yield Step(name, partial(load, path, dtype, quantize), dtype, quantize)
+    yield Step("load int8 in int8", partial(load, int8, "bfloat16", "int8"), quantize="int8")
+
+
+def convert_to(source: Path, destination: Path, **options: Any) -> None:
+    convert(open_model(str(source)), destination, **options)
+
+
+def limit(config: ModelConfig, dtype: str, quantize: str | None) -> int:
+    """On a CPU gates are in float32 whatever the rest is."""
+    sizes = {"float32": 4, "bfloat16": 2}
+    model = plan(config, DEVICES["v5e"], sizes[dtype], is_quantized=quantize is not None).weight_bytes
+    gates = 2 * config.block_types.count("recurrent") * config.lru_width**2 // config.num_heads
+    model += gates * (4 - sizes[dtype])
+    return int(1.15 * max(model, 4 * config.vocab_size * config.width))
+
+
+def measure(step: Step, config: ModelConfig) -> Measure:
+    """Runs a step in a fresh process and watches it."""
+    here, there = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_child, args=(step.run, there))
+    process.start()
+    here.recv()
+    bare = peak = anonymous_bytes(process.pid)
+    start = time.perf_counter()
+    here.send(None)
+    while not here.poll():
+        peak = max(peak, anonymous_bytes(process.pid))
+        time.sleep(SAMPLE_S)
+        if not process.is_alive():
+            raise SystemExit(f"{step.name}: failed")
+    seconds = time.perf_counter() - start
+    here.send(None)
+    process.join()
+    return Measure(
+        step.name, seconds, peak - bare, limit(config, step.dtype, step.quantize) if step.is_limited else None
+    )
+
+
+def _child(run: Callable[[], None], connection: Connection) -> None:
+    import jax
+
+    jax.block_until_ready(jax.numpy.zeros(8))
+    connection.send(None)
+    connection.recv()
+    run()
+    connection.send(None)
+    connection.recv()
+
+
+def anonymous_bytes(pid: int | None) -> int:
+    found = re.search(r"^RssAnon:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
+
+
+@contextmanager
+def folder_at(parent: Path | None) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="roost-loading-", dir=parent) as folder:
+        yield Path(folder)
+
+
+def as_table(measures: Sequence[Measure], title: str) -> Table:
+    table = Table(title=title)
+    for name in ("step", "seconds", "peak GB", "limit GB", "of limit"):
+        table.add_column(name, justify="left" if name == "step" else "right")
+    for m in measures:
+        most, share = "", ""
+        if m.limit_bytes is not None:
+            most, share = f"{m.limit_bytes / 1e9:.2f}", f"{m.peak_bytes / m.limit_bytes:.0%}"
+        table.add_row(m.step, f"{m.seconds:.0f}", f"{m.peak_bytes / 1e9:.2f}", most, share)
+    return table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measures the host's memory while checkpoints are loaded.")
+    parser.add_argument("--model", choices=sorted(PRESETS), default="2b")
+    parser.add_argument("--layers", type=int, help="take only so many of them")
+    parser.add_argument(
+        "--folder", type=Path, help="where files are written, and removed again (default: a temporary one)"
+    )
+    parser.add_argument(
+        "--without", nargs="*", default=[], metavar="WORD", help="leave out steps with a word, as float32"
+    )
+    parser.add_argument("--json", action="store_true", help="one line of JSON for each step")
+    options = parser.parse_args()
+
+    config = PRESETS[options.model]
+    if options.layers is not None:
+        config = replace(config, block_types=config.block_types[: options.layers])
+    measures = []
+    with folder_at(options.folder) as folder:
+        for step in steps(config, folder):
+            if any(word in step.name.split() for word in options.without):
+                continue
+            measures.append(measure(step, config))
+            if options.json:
+                print(orjson.dumps(asdict(measures[-1])).decode(), flush=True)
+    if not options.json:
+        Console().print(as_table(measures, f"{options.model} on the CPU"))
+    return 0 if all(m.is_fine for m in measures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

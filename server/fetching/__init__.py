@@ -1,0 +1,45 @@
+"""Models that are not on this machine: what is named is downloaded once, into the user's cache, and then opened."""
+
+import re
+from pathlib import Path
+from typing import Final
+
+from ...engine import CheckpointError, ModelSource, open_model
+from ..help import MODEL_HELP
+
+_REPOSITORY: Final = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+"""Of Hugging Face: an owner and a name, and perhaps a branch, a tag or a commit."""
+
+
+def find_model(reference: str) -> ModelSource:
+    """Opens a model, wherever it is.
+
+    `owner/name` and `owner/name@revision` are Hugging Face's, `kaggle:owner/model/framework/variation` Kaggle's, and
+    `gs://bucket/path` is a folder in Google's cloud storage; what is there on this machine goes first. All else is as
+    in `open_model`.
+
+    Raises:
+      CheckpointError: it is not there, not granted, or not to be reached; the text says what to do.
+    """
+    if reference.startswith("kaggle:"):
+        from . import kaggle
+
+        handle = reference.removeprefix("kaggle:")
+        return open_model(str(kaggle.fetch(handle)), kaggle.name_of(handle))
+    if reference.startswith("gs://"):
+        from . import gcs
+
+        return open_model(str(gcs.fetch(reference)), reference.rstrip("/").rpartition("/")[2])
+    if reference == "demo" or reference.startswith("random:") or Path(reference).exists():
+        return open_model(reference)
+    found = _REPOSITORY.fullmatch(reference)
+    if found is None:
+        raise CheckpointError(f"{reference}: no such directory. MODEL is {MODEL_HELP}")
+    from . import huggingface
+
+    return open_model(str(huggingface.fetch(found["repo"], found["revision"])), found["repo"].partition("/")[2])
+
+
+def missing_extra(reference: str, extra: str) -> CheckpointError:
+    """A library that not everybody needs is not installed."""
+    return CheckpointError(f"{reference}: needs one more library; pip install 'roost[{extra}]'")

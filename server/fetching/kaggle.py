@@ -1,0 +1,61 @@
+"""Kaggle's models: the official checkpoints."""
+
+from pathlib import Path
+from typing import Final
+
+from ...engine import CheckpointError
+from . import missing_extra
+
+_SETTINGS: Final = "https://www.kaggle.com/settings"
+
+
+def name_of(handle: str) -> str:
+    """`recurrentgemma-2b-it`, for `google/recurrentgemma/flax/2b-it` with or without a version."""
+    parts = handle.split("/")
+    return "-".join((parts[1], parts[3])) if len(parts) > 3 else handle
+
+
+def fetch(handle: str) -> Path:
+    """A folder with the model's files, in kagglehub's cache. A file that is cut off goes on where it stopped.
+
+    Args:
+      handle: `owner/model/framework/variation`, and perhaps `/version`, without which the newest is asked for.
+
+    Raises:
+      CheckpointError: there is no such model, it is not granted, or cannot be reached.
+    """
+    try:
+        import kagglehub
+        import requests
+    except ImportError:
+        raise missing_extra(f"kaggle:{handle}", "kaggle") from None
+    try:
+        return Path(kagglehub.model_download(handle))
+    except requests.RequestException as error:
+        status = None if error.response is None else error.response.status_code
+        raise CheckpointError(f"kaggle:{handle}: {_explain(handle, status, error)}") from error
+    except (kagglehub.exceptions.DataCorruptionError, OSError) as error:
+        raise CheckpointError(f"kaggle:{handle}: {_explain(handle, None, error)}") from error
+    except ValueError as error:  # it is no handle, or kaggle.json is broken
+        raise CheckpointError(f"kaggle:{handle}: {_line(error)}") from error
+
+
+def _explain(handle: str, status: int | None, error: Exception) -> str:
+    if status in (401, 403):
+        page = "/".join(handle.split("/")[:2])
+        return (
+            f"access is refused ({status}): open https://www.kaggle.com/models/{page}, log in, and accept the licence; "
+            f"then make a token at {_SETTINGS} and set KAGGLE_API_TOKEN to it"
+        )
+    if status == 404:
+        return "no such model; it is owner/model/framework/variation, as in kaggle:google/recurrentgemma/flax/2b-it"
+    if status is not None:
+        return f"Kaggle answered with status {status}; try again later: what is there already is kept"
+    return (
+        f"cannot be downloaded ({_line(error)}); check the network and start again: what is there already is kept. A "
+        "model that was downloaded before is found without a network if the handle ends with its version: …/2b-it/1"
+    )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
