@@ -6,7 +6,8 @@ from .settings import Settings
 
 MODEL_HELP: Final = (
     "A directory (safetensors with config.json, or an official Flax checkpoint), owner/name[@revision] on Hugging "
-    "Face, kaggle:google/recurrentgemma/flax/2b-it, gs://bucket/path, random:2b, random:9b, random:CONFIG.json, or demo."
+    "Face, kaggle:google/recurrentgemma/flax/2b-it, gs://bucket/path, random:2b, random:9b, random:CONFIG.json, or "
+    "demo."
 )
 
 QUANTIZE_HELP: Final = "int8: weights take half the memory, and steps less time; answers are almost the same."

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..engine import EngineConfig, ModelSource
 from .chat import ChatFormat, load_chat_format
 from .defaults import GenerationDefaults, read_defaults
+from .special_tokens import check_special_tokens
 from .tokenizer import TokenIdsOnly, Tokenizer, load_tokenizer, synthetic_tokenizer
 
 
@@ -64,12 +65,13 @@ def open_tokenizer(source: ModelSource) -> Tokenizer:
     """The checkpoint's; random weights without one get a synthetic one, so that they can be talked to.
 
     Raises:
-      CheckpointError: it is broken, or of another vocabulary.
+      CheckpointError: it is broken, or of another vocabulary, or its special tokens are not the model's.
     """
     vocab_size = source.config.vocab_size
     tokenizer: Tokenizer = TokenIdsOnly(vocab_size)
     if source.directory is not None:
         tokenizer = load_tokenizer(source.directory, vocab_size)
+        check_special_tokens(source.directory, tokenizer)
     if source.is_random and not tokenizer.has_text:
         return synthetic_tokenizer(vocab_size)
     return tokenizer

@@ -44,14 +44,16 @@ def open_files(files: Sequence[Path]) -> Iterator[Tensors]:
     """The files' tensors; the files are mapped to memory, and read on demand.
 
     Raises:
-      CheckpointError: a file is cut short or no such file, two hold the same tensor, or an index beside them tells of
-        others.
+      CheckpointError: a file is cut short, empty or no such file, two hold the same tensor, or an index beside them
+        tells of others.
     """
     tensors: dict[str, StoredTensor] = {}
     with ExitStack() as stack:
         for file in files:
             handle = _open(file, stack)
-            for name in handle.keys():  # noqa: SIM118 (it is no mapping)
+            if not (names := handle.keys()):
+                raise CheckpointError(f"{file}: holds no tensors; download it again")
+            for name in names:
                 if name in tensors:
                     raise CheckpointError(f"{file}: tensor {name} is in {tensors[name].file.name} too; remove one file")
                 tensors[name] = _stored(file, handle, name)
