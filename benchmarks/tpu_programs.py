@@ -1,6 +1,6 @@
 """What the real TPU compiler makes of the engine's programs: bytes, temporaries, HBM, time. Needs libtpu, but no TPU.
 
-    python benchmarks/tpu_programs.py --model 2b --chip v5e [--json]
+    python benchmarks/tpu_programs.py --model 2b --chip v5e [--quantize int8] [--json]
 
 Every program is compiled for one chip as the runner compiles it, in bfloat16, the state pool donated; decode chooses
 greedily, since of a branch that is rarely taken the compiler counts all bytes. `floor_bytes` is what must move: every
@@ -84,54 +84,58 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--model", default="2b", help="2b, 9b, or what `random:` takes")
     arguments.add_argument("--chip", choices=TOPOLOGIES, default="v5e")
+    arguments.add_argument("--quantize", choices=["int8"], help="matrices in int8")
     arguments.add_argument("--rows", type=int, nargs="*", default=[8, 128, 512], help="slots of the decode programs")
     arguments.add_argument("--json", action="store_true", help="one line per program")
     options = arguments.parse_args()
     config = PRESETS.get(options.model) or open_model(f"random:{options.model}").config
     measures = []
-    for measure in measure_all(config, options.chip, options.rows):
+    matrices = jnp.dtype(options.quantize or BF16)
+    for measure in measure_all(config, matrices, options.chip, options.rows):
         measures.append(measure)
         if options.json:
             print(orjson.dumps(asdict(measure)).decode(), flush=True)
         else:
             print(f"{measure.program} x {measure.rows}, {measure.window} windows: compiled", file=sys.stderr)
     if not options.json:
-        Console(width=160).print(as_table(measures, options.model, options.chip))
+        Console(width=160).print(as_table(measures, options.model, options.chip, options.quantize))
 
 
-def measure_all(config: ModelConfig, chip_name: str, rows: list[int]) -> Iterator[Measure]:
-    """Compiles every program, the quickest first."""
+def measure_all(config: ModelConfig, matrices: jnp.dtype, chip_name: str, rows: list[int]) -> Iterator[Measure]:
+    """Compiles every program, the quickest first; the matrices are of one type, all else is in bfloat16."""
     topology = topologies.get_topology_desc(
         platform="tpu", topology_name=TOPOLOGIES[chip_name], chips_per_host_bounds=(2, 2, 1)
     )
     chip = SingleDeviceSharding(topology.devices[0])
     for count in rows:
-        yield measure_decode(config, chip, count, "full")
+        yield measure_decode(config, matrices, chip, count, "full")
     if rows:
-        yield measure_decode(config, chip, max(rows), "quarter")
-    yield measure_prefill(config, chip, PROMPT)
+        yield measure_decode(config, matrices, chip, max(rows), "quarter")
+    yield measure_prefill(config, matrices, chip, PROMPT)
 
 
-def measure_decode(config: ModelConfig, chip: SingleDeviceSharding, rows: int, window: str) -> Measure:
+def measure_decode(
+    config: ModelConfig, matrices: jnp.dtype, chip: SingleDeviceSharding, rows: int, window: str
+) -> Measure:
     """One greedy token for each of `rows` slots."""
     fill = QUARTER if window == "quarter" else 1.0
     attend = partial(window_attention.decode_attention_tpu, assumed_fill=fill)
     with patch.dict(window_attention._DECODE, tpu=attend):
         pool = jax.eval_shape(lambda: new_pool(config, rows, BF16, "tpu"))
         active = jax.ShapeDtypeStruct((rows,), jnp.bool)
-        compiled, params = compile_step(config, chip, greedy_step, pool, active)
+        compiled, params = compile_step(config, matrices, chip, greedy_step, pool, active)
     rings = rows * config.block_types.count("attention") * 2 * config.window * config.head_dim * BF16.itemsize
     floor = size(params) + size(pool.groups) - int((1 - fill) * rings)
     return as_measure("decode", rows, window, floor, compiled)
 
 
-def measure_prefill(config: ModelConfig, chip: SingleDeviceSharding, length: int) -> Measure:
+def measure_prefill(config: ModelConfig, matrices: jnp.dtype, chip: SingleDeviceSharding, length: int) -> Measure:
     """One chunk of a prompt, into one of 8 slots; what its tokens are scored by is another program."""
     pool = jax.eval_shape(lambda: new_pool(config, 8, BF16, "tpu"))
     inputs = steps.PrefillInput(**prefill_columns((), 1, length, 8))
-    compiled, params = compile_step(config, chip, steps.prefill_step, pool, inputs)
-    table = config.vocab_size * config.width * BF16.itemsize
-    floor = size(params) - table + length * config.width * BF16.itemsize + config.state_bytes(BF16.itemsize)
+    compiled, params = compile_step(config, matrices, chip, steps.prefill_step, pool, inputs)
+    table = config.vocab_size * config.width * matrices.itemsize
+    floor = size(params) - table + length * config.width * matrices.itemsize + config.state_bytes(BF16.itemsize)
     return as_measure("prefill", 1, "full", floor, compiled)
 
 
@@ -142,10 +146,15 @@ def greedy_step(graph: Any, params: Any, pool: steps.StatePool, active: jax.Arra
 
 
 def compile_step(
-    config: ModelConfig, chip: SingleDeviceSharding, step: Callable[..., Any], pool: Any, *inputs: Any
+    config: ModelConfig,
+    matrices: jnp.dtype,
+    chip: SingleDeviceSharding,
+    step: Callable[..., Any],
+    pool: Any,
+    *inputs: Any,
 ) -> tuple[Any, Any]:
     """The compiled program and the parameters' shapes."""
-    graph, params = abstract_model(config, BF16, backend="tpu")
+    graph, params = abstract_model(config, BF16, backend="tpu", matrix_dtype=matrices)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), (params, pool, *inputs))
     lowered = jax.jit(partial(step, graph), donate_argnums=1).trace(*shapes).lower(lowering_platforms=("tpu",))
     return lowered.compile(compiler_options=COUNT_HBM_ONLY), params
@@ -175,9 +184,10 @@ def size(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def as_table(measures: list[Measure], model: str, chip: str) -> Table:
+def as_table(measures: list[Measure], model: str, chip: str, quantize: str | None) -> Table:
     """For people: gigabytes, milliseconds, the ratio to the floor, and the official program where it was measured."""
-    table = Table(title=f"{model} on one {chip} chip, bfloat16")
+    quantized = f", matrices in {quantize}" if quantize else ""
+    table = Table(title=f"{model} on one {chip} chip, bfloat16{quantized}")
     names = ("program", "rows", "window", "floor", "accessed", "over floor", "official", "temp", "HBM", "fits")
     for name in (*names, "estimate ms", "tokens/s", "official", "kernels"):
         table.add_column(name, justify="left" if name in ("program", "window") else "right")
@@ -185,7 +195,7 @@ def as_table(measures: list[Measure], model: str, chip: str) -> Table:
         floor, accessed, temp, hbm = (
             f"{x / 1e9:.3f}" for x in (m.floor_bytes, m.bytes_accessed, m.temp_bytes, m.hbm_bytes)
         )
-        theirs = OFFICIAL.get((model, chip, m.program, m.rows))
+        theirs = None if quantize else OFFICIAL.get((model, chip, m.program, m.rows))
         ratio, speed = (
             ("", "") if theirs is None else (f"{theirs[0] / m.floor_bytes:.2f}", f"{m.tokens / theirs[1]:,.0f}")
         )

@@ -10,6 +10,9 @@ FREE_SHARE: Final = 0.08
 """Of the device's memory, left to programs and their temporaries."""
 
 
+_LOADING_MARGIN: Final = 1.15
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """One chip, by its maker's figures.
@@ -58,6 +61,13 @@ class Plan:
     def memory_bytes(self, slots: int) -> int:
         """Weights and so many slots."""
         return self.weight_bytes + slots * self.slot_bytes
+
+    @property
+    def loading_bytes(self) -> int:
+        """Of the host's memory that loading takes at most, mapped files apart: the weights, or the largest tensor in
+        float32 if that is more, and what is on its way (benchmarks/loading.md)."""
+        largest = 4 * self.config.vocab_size * self.config.width
+        return int(_LOADING_MARGIN * max(self.weight_bytes, largest))
 
     def decode_tokens_per_second(self, slots: int) -> float:
         """The limit: each step reads weights and full states, writes what changes, and computes every product."""

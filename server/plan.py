@@ -36,6 +36,7 @@ def print_plan(model: str, device: str, dtype: str, quantize: str | None = None)
 
 def _rows(planned: Plan) -> Iterator[tuple[str, str]]:
     yield "weights", f"{planned.weight_bytes / 1e9:.2f} GB"
+    yield "host memory to load them, at most", f"{planned.loading_bytes / 1e9:.2f} GB"
     yield "state of a slot", f"{planned.slot_bytes / 1e6:.2f} MB"
     yield "slots that fit", f"{planned.slots:,}"
     if not planned.slots:
