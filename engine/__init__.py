@@ -1,10 +1,10 @@
 """Token ids in, token ids out: the door of the engine. Nothing here knows text or HTTP."""
 
 from .async_engine import AsyncEngine
-from .config import EngineConfig, EngineStats
+from .config import CacheStats, EngineConfig, EngineStats
 from .constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
 from .core import EngineCore
-from .device import DeviceFacts, device_facts
+from .device import DeviceFacts, device_facts, numerics
 from .errors import (
     CheckpointError,
     ConfigError,
@@ -18,6 +18,7 @@ from .errors import (
 )
 from .model.config import ModelConfig
 from .model.convert import convert
+from .model.identity import model_identity
 from .model.source import ModelSource, open_model
 from .plan import DEVICES, Plan, plan
 from .request import (
@@ -31,12 +32,15 @@ from .request import (
 )
 from .runner import ModelRunner, Progress
 from .scheduler import Scheduler
+from .state_cache import StateCache
+from .state_disk import StateDisk
 
 __all__ = [
     "DEVICES",
     "MAX_BIASES",
     "MAX_LOGPROBS",
     "AsyncEngine",
+    "CacheStats",
     "CheckpointError",
     "ConfigError",
     "Constraint",
@@ -79,5 +83,17 @@ def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | 
       ConfigError: the slots do not fit into memory.
     """
     runner = ModelRunner(source, config, progress)
-    scheduler = Scheduler(runner.slots, config.max_queue, runner.limits, config.max_queue_tokens, config.tenants)
+    cache = _state_cache(source, config, runner) if runner.state_cache_bytes else None
+    scheduler = Scheduler(
+        runner.slots, config.max_queue, runner.limits, config.max_queue_tokens, config.tenants, cache=cache
+    )
     return EngineCore(scheduler, runner)
+
+
+def _state_cache(source: ModelSource, config: EngineConfig, runner: ModelRunner) -> StateCache:
+    disk = None
+    if config.state_cache_dir is not None:
+        model = model_identity(source, runner.dtype.name, config.quantize, config.seed)
+        limit = int(config.state_cache_dir_gib * 2**30)
+        disk = StateDisk(config.state_cache_dir, f"{model}-{numerics()}", runner.window, limit)
+    return StateCache(runner.window, runner.state_cache_bytes, disk)

@@ -158,6 +158,7 @@ class AsyncEngine:
                 self._stats = core.stats
                 if outputs:
                     self._call(self._deliver, list[_Event](outputs))
+            core.close()
             self._call(self._on_death, EngineDeadError("the engine was stopped"))
         except BaseException as error:  # a donated step that failed has taken the state with it: nothing can go on
             self._call(self._on_death, error)

@@ -25,6 +25,10 @@ class EngineConfig:
       dtype: "float32", "bfloat16", or "auto" for the checkpoint's own.
       quantize: "int8" keeps the matrices so and computes their products so; all else stays in `dtype`.
       seed: makes random weights; requests bring their own seeds.
+      state_cache_gib: host memory for states of prompts that were read; None takes an eighth of what is available, 0
+        remembers nothing.
+      state_cache_dir: a folder in which they outlive the process; None keeps none.
+      state_cache_dir_gib: the most that may lie there of this model's.
       compile_cache: a folder in which compiled programs are kept from one start to the next; None keeps none.
     """
 
@@ -36,6 +40,9 @@ class EngineConfig:
     dtype: str = "auto"
     seed: int = 0
     quantize: str | None = None
+    state_cache_gib: float | None = None
+    state_cache_dir: Path | None = None
+    state_cache_dir_gib: float = 16.0
     compile_cache: Path | None = None
 
     def __post_init__(self) -> None:
@@ -49,6 +56,8 @@ class EngineConfig:
             raise ConfigError(f"prefill_chunk must be a multiple of {PREFILL_BLOCK}, not {self.prefill_chunk}")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"dtype must be auto, float32 or bfloat16, not {self.dtype!r}")
+        if self.state_cache_gib is not None and not 0 <= self.state_cache_gib < float("inf"):
+            raise ConfigError(f"state_cache_gib must be at least 0, not {self.state_cache_gib}")
         if self.quantize not in (None, "int8"):
             raise ConfigError(f"quantize must be int8 or None, not {self.quantize!r}")
 
@@ -74,6 +83,31 @@ class StepLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheStats:
+    """The state cache at one moment.
+
+    Attributes:
+      budget, num_bytes: in bytes of host memory: what it may take, and what it holds.
+      snapshots: states that can be resumed from.
+      queries, hits, hit_tokens: prompts that were looked up, those that found a state, and tokens that this spared.
+      evictions: states that made room for others.
+      disk_bytes, disk_hits, disk_errors: of the tier on disk: what it holds, prompts for which it knew more than
+        memory, and files that were broken or could not be written.
+    """
+
+    budget: int = 0
+    num_bytes: int = 0
+    snapshots: int = 0
+    queries: int = 0
+    hits: int = 0
+    hit_tokens: int = 0
+    evictions: int = 0
+    disk_bytes: int = 0
+    disk_hits: int = 0
+    disk_errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """One moment of the engine, taken between two steps.
 
@@ -83,6 +117,8 @@ class EngineStats:
       slots: how many there are; `num_running` of them are used.
       prompt_tokens, generated_tokens, steps: totals since the start.
       compiles_since_ready: XLA compilations after warm-up; anything but 0 is a bug.
+      restore_seconds: spent on putting remembered states into slots.
+      cache: of remembered states.
     """
 
     num_waiting: int = 0
@@ -93,3 +129,5 @@ class EngineStats:
     generated_tokens: int = 0
     steps: int = 0
     compiles_since_ready: int = 0
+    restore_seconds: float = 0.0
+    cache: CacheStats = CacheStats()

@@ -4,11 +4,11 @@ import time
 from collections.abc import Sequence as Rows
 from typing import Final, Protocol, runtime_checkable
 
-from .config import EngineStats
+from .config import CacheStats, EngineStats
 from .errors import EngineDeadError, NumericError
 from .request import Request, TokenOutput
 from .scheduler import Scheduler
-from .sequence import Batch, PrefillBatch, RowResult
+from .sequence import Batch, DecodeBatch, RowResult
 
 _MOST_BROKEN: Final = 8
 """Requests in a row whose activations are not numbers. Rows don't touch each other, so what breaks one is its own text
@@ -30,6 +30,10 @@ class Runner(Protocol):
     @property
     def compiles_since_ready(self) -> int:
         """XLA compilations since every shape was compiled."""
+
+    @property
+    def restore_seconds(self) -> float:
+        """Spent on putting remembered states into slots."""
 
     def run(self, batch: Batch) -> Pending:
         """Hands a batch to the device and returns at once; batches run in the order of these calls."""
@@ -64,6 +68,8 @@ class EngineCore:
             generated_tokens=self._generated_tokens,
             steps=self._steps,
             compiles_since_ready=self._runner.compiles_since_ready,
+            restore_seconds=self._runner.restore_seconds,
+            cache=CacheStats() if self._scheduler.cache is None else self._scheduler.cache.stats,
         )
 
     def add(self, request: Request) -> None:
@@ -77,6 +83,11 @@ class EngineCore:
     def tick(self, now: float) -> list[tuple[str, TokenOutput]]:
         """Says what time it is, in seconds of `time.monotonic`; gives the ends of requests that have none left."""
         return self._scheduler.tick(now)
+
+    def close(self) -> None:
+        """Returns once what is to be kept has been written."""
+        if self._scheduler.cache is not None:
+            self._scheduler.cache.close()
 
     def step(self) -> list[tuple[str, TokenOutput]]:
         """Dispatches the next batch, then commits the last one; gives each request's new tokens."""
@@ -93,7 +104,7 @@ class EngineCore:
 
     def _book(self, batch: Batch) -> None:
         self._steps += 1
-        if not isinstance(batch, PrefillBatch):
+        if isinstance(batch, DecodeBatch):
             return
         self._prompt_tokens += sum(chunk.length for chunk in batch.chunks)
         now = time.monotonic()

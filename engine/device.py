@@ -2,7 +2,10 @@
 
 import contextlib
 import ctypes
+import hashlib
+import importlib.metadata
 import os
+import platform
 import re
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -37,6 +40,13 @@ def device_facts() -> DeviceFacts:
     devices = jax.local_devices()
     stats = devices[0].memory_stats() or {}
     return DeviceFacts(devices[0].device_kind, len(devices), stats.get("bytes_in_use"))
+
+
+def numerics() -> str:
+    """What else than the model decides the last bits of a state: 8 hexadecimal digits for versions and device."""
+    versions = [importlib.metadata.version(package) for package in ("roost", "jaxlib")]
+    facts = repr((versions, jax.local_devices()[0].device_kind, platform.machine(), platform.processor()))
+    return hashlib.sha256(facts.encode()).hexdigest()[:8]
 
 
 def affordable_slots(slot_bytes: int, weight_bytes: int, backend: str) -> int:

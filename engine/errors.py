@@ -13,6 +13,11 @@ class CheckpointError(ConfigError):
     """A checkpoint cannot be loaded; the text names the file or the tensor and what was expected."""
 
 
+class StateFileError(RoostError):
+    """A saved state cannot be used: it is broken, unsigned, of another version or another model. Its text goes on a
+    sentence that begins with the file."""
+
+
 class QueueFullError(RoostError):
     """The waiting queue is full: try again later.
 

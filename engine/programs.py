@@ -21,7 +21,7 @@ from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from .errors import ConfigError
 from .model.config import ModelConfig
 from .model.griffin import Params
-from .model.state import num_rows, zero_state
+from .model.state import RecurrentState, num_rows, zero_state
 from .sampling_state import SamplingState, zero_sampling_state, zero_token_memory
 from .step_inputs import first_token_columns, prefill_columns
 from .steps import (
@@ -35,6 +35,7 @@ from .steps import (
     first_token_step,
     mask_step,
     prefill_step,
+    restore_step,
     score_step,
 )
 
@@ -131,6 +132,22 @@ def _each_program(model: ModelShapes, chunk: int, most_steps: int) -> Iterator[t
     masks = jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, words), jnp.uint32)
     yield "mask", _later(mask_step, pool, _int32(MAX_PREFILL_ROWS), masks, donated=0)
     yield "copy", _later(copy_step, pool, _int32(1), _int32(1), donated=0)
+    yield "restore", _later(restore_step, pool, _int32(1), *snapshot_shapes(pool), donated=0)
+
+
+def snapshot_shapes(pool: StatePool) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Of h, the convolutions' inputs and the ring of one slot, as `restore_step` takes them."""
+    layers = pool.groups[0]
+    recurrent = [layer for layer in layers if isinstance(layer, RecurrentState)]
+    rings = [layer.rings[0] for layer in layers if not isinstance(layer, RecurrentState)]
+    h, conv = (recurrent[0].h, recurrent[0].conv) if recurrent else (jnp.zeros((1, 0)), jnp.zeros((0, 1, 0)))
+    window = sum(keys.shape[1] for keys, _ in rings[0]) if rings else 1
+    size, dtype = (rings[0][0][0].shape[-1], rings[0][0][0].dtype) if rings else (0, conv.dtype)
+    return (
+        jax.ShapeDtypeStruct((len(recurrent), h.shape[-1]), h.dtype),
+        jax.ShapeDtypeStruct((len(recurrent), conv.shape[0], conv.shape[-1]), conv.dtype),
+        jax.ShapeDtypeStruct((window, len(rings), 2, size), dtype),
+    )
 
 
 def as_first_token_input(columns: Mapping[str, Any]) -> FirstTokenInput:

@@ -144,6 +144,7 @@ class Request:
       tenant: who shares slots and queue fairly with the others; "" where there is one for all.
       priority: lower ones get a slot first, among the tenant's own.
       start_by, deadline: until when it has to have a slot, and to be done; in seconds of `time.monotonic`.
+      cache_salt: it shares remembered states only with requests of the same salt.
     """
 
     id: str
@@ -156,6 +157,7 @@ class Request:
     priority: int = 0
     start_by: float = math.inf
     deadline: float = math.inf
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
@@ -182,6 +184,7 @@ class TokenOutput:
       prompt_logprobs: on the first output only, if asked for: one entry per prompt token; the first is None.
       finish_reason: set on the last output of a stream.
       stop_reason: the id from `stop_token_ids` that ended it, if one did.
+      num_cached: on the first output only: prompt tokens whose state was remembered, so that they were not read.
       error: what went wrong, with `FinishReason.ERROR`.
       started_at: on the first output only: when the prompt's first chunk was handed to the device, in seconds of
         `time.monotonic`.
@@ -194,3 +197,4 @@ class TokenOutput:
     stop_reason: int | None = None
     started_at: float | None = field(default=None, compare=False)
     error: RoostError | None = None
+    num_cached: int = 0

@@ -17,11 +17,12 @@ from jaxtyping import Array, Float
 
 from ..kernels import Backend, native
 from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK, EngineConfig, StepLimits
-from .device import affordable_slots, give_back_memory
+from .device import affordable_slots, available_memory, give_back_memory
 from .model.checkpoint import open_tensors
 from .model.config import ModelConfig
 from .model.griffin import Params, abstract_model
 from .model.source import ModelSource
+from .model.state import Trail
 from .model.weights import Checkpoint, load_params, random_params
 from .programs import (
     CPU_OPTIONS,
@@ -35,10 +36,13 @@ from .programs import (
     lower_all,
     new_pool,
     prefill_shapes,
+    snapshot_shapes,
 )
 from .request import TokenLogprobs
 from .sampler import Logprobs, Sampled
-from .sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult, Sequence
+from .sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ResumeBatch, RowResult, Sequence
+from .snapshot import Snapshot
+from .state_cache_transfer import known_ends, read_marks, restore_inputs
 from .step_inputs import first_token_columns, mask_columns, prefill_columns, score_targets
 from .steps import Graph, PrefillInput
 
@@ -50,6 +54,9 @@ _MAX_STEPS: Final = 8
 
 _DISPATCH_SECONDS: Final = 0.02
 """How long a dispatch of several tokens may take."""
+
+_CACHE_SHARE: Final = 1 / 8
+"""Of the host's memory that is available, for remembered states, unless the config says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +85,24 @@ class PendingPrefill:
       hidden: what the step ends with; there is always something to wait for, so that the host stays in step.
       sampled: the first tokens of the prompts that end in this batch and of their forks, `MAX_PREFILL_ROWS` at a time.
       scores: of the token after each of the chunks' tokens, if anybody asked.
+      trail: what the chunks add to the state, if states are remembered.
     """
 
     batch: PrefillBatch
     hidden: Float[Array, "R D"]
     sampled: tuple[Sampled, ...]
-    scores: Logprobs | None
+    scores: Logprobs | None = None
+    trail: Trail | None = None
 
     def wait(self) -> tuple[RowResult, ...]:
         """Reads one result per chunk and per fork."""
         self.hidden.block_until_ready()
         firsts = ((sampled, place) for sampled in self.sampled for place in range(len(sampled.tokens)))
-        return tuple(self._row(row, chunk, firsts) for row, chunk in enumerate(self.batch.rows))
+        results = [self._row(row, chunk, firsts) for row, chunk in enumerate(self.batch.rows)]
+        if self.trail is not None:
+            for row, marks in enumerate(read_marks(self.trail, self.hidden, self.batch.chunks)):
+                results[row] = replace(results[row], marks=marks)
+        return tuple(results)
 
     def _row(self, row: int, chunk: PrefillChunk, firsts: Iterator[tuple[Sampled, int]]) -> RowResult:
         result = RowResult()
@@ -136,6 +149,9 @@ class ModelRunner:
             programs = lower_all(shapes, config.prefill_chunk, self._most_steps)
             self._params, self._programs = _load_and_compile(weights, programs, backend, report)
         self._decode_rows = decode_rows(self._pool)
+        self.window = snapshot_shapes(self._pool)[-1].shape[0]
+        self.state_cache_bytes = _state_cache_bytes(config.state_cache_gib)
+        self.restore_seconds = 0.0
         self._mask_words = self._pool.slots.memory.allowed.shape[1]
         self._active: tuple[tuple[int, ...], Array] = ((), jnp.zeros(self._rows, jnp.bool))
         self.limits = StepLimits(
@@ -161,6 +177,12 @@ class ModelRunner:
         """Hands a batch to the device and returns at once."""
         if isinstance(batch, DecodeBatch):
             return self._run_decode(batch)
+        for chunk in batch.chunks:
+            if chunk.resume is not None:
+                self._restore(chunk.slot, chunk.resume)
+        if isinstance(batch, ResumeBatch):
+            ends = known_ends(batch.chunks, MAX_PREFILL_ROWS)
+            return PendingPrefill(batch, ends, self._sample_first(batch, ends))
         return self._run_prefill(batch)
 
     def _run_decode(self, batch: DecodeBatch) -> PendingDecode:
@@ -185,13 +207,13 @@ class ModelRunner:
         chunks, rows = batch.chunks, len(batch.chunks)
         length = min(n for r, n in self._shapes if r == rows and n >= max(chunk.length for chunk in chunks))
         inputs = PrefillInput(**jax.device_put(prefill_columns(chunks, rows, length, self._rows)))
-        self._pool, hidden, last = self._programs[f"prefill {rows}x{length}"](self._params, self._pool, inputs)
+        self._pool, hidden, last, trail = self._programs[f"prefill {rows}x{length}"](self._params, self._pool, inputs)
         scores = None
         sampled = self._sample_first(batch, last)
         if any(chunk.sequence.request.params.prompt_logprobs is not None for chunk in chunks):
             targets = jax.device_put(score_targets(chunks, rows, length))
             scores = self._programs[f"score {length}"](self._params, hidden, targets)
-        return PendingPrefill(batch, last, sampled, scores)
+        return PendingPrefill(batch, last, sampled, scores, trail if self.state_cache_bytes else None)
 
     def _sample_first(self, batch: PrefillBatch, last: Array) -> tuple[Sampled, ...]:
         """Samples the first tokens of prompts that end in this batch, and of their forks, so many at a time."""
@@ -213,6 +235,11 @@ class ModelRunner:
         slots = jax.device_put((np.array([source], np.int32), np.array([target], np.int32)))
         self._pool = self._programs["copy"](self._pool, *slots)
 
+    def _restore(self, slot: int, snapshot: Snapshot) -> None:
+        start = time.perf_counter()
+        self._pool = self._programs["restore"](self._pool, *restore_inputs(snapshot, slot, self.window))
+        self.restore_seconds += time.perf_counter() - start
+
     def _affordable_steps(self) -> int:
         """Tokens per dispatch that keep a request from waiting for long; measured on the largest step."""
         rows, times = self._rows, []
@@ -226,6 +253,10 @@ class ModelRunner:
     def _count_compile(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             self._compiles += 1
+
+
+def _state_cache_bytes(gib: float | None) -> int:
+    return int(_CACHE_SHARE * available_memory()) if gib is None else int(gib * 2**30)
 
 
 class _Weights(NamedTuple):

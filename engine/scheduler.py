@@ -10,8 +10,9 @@ from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
 from .errors import ConstraintError, NumericError, QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
 from .pace import Pace
 from .request import NO_TOKEN, FinishReason, Request, TokenOutput
-from .sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult, Sequence
+from .sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ResumeBatch, RowResult, Sequence
 from .slots import SlotPool
+from .state_cache import PromptKey, StateCache
 from .waiting_queue import WaitingQueue, expected_tokens
 
 _NOT_NUMBERS: Final = "the model's activations are not numbers any more; the request was ended"
@@ -28,12 +29,21 @@ class Scheduler:
       max_queue: how many may wait for a slot.
       limits: how large a batch may be.
       max_queue_tokens, tenants: see `WaitingQueue`.
+      cache: remembers states of prompts that were read; None remembers nothing.
     """
 
     def __init__(
-        self, slots: int, max_queue: int, limits: StepLimits, max_queue_tokens: int | None = None, tenants: int = 1
+        self,
+        slots: int,
+        max_queue: int,
+        limits: StepLimits,
+        max_queue_tokens: int | None = None,
+        tenants: int = 1,
+        *,
+        cache: StateCache | None = None,
     ) -> None:
         self.slots = SlotPool(slots)
+        self.cache = cache
         self._limits = limits
         self._waiting = WaitingQueue(max_queue, max_queue_tokens, tenants)
         self._pace = Pace(slots)
@@ -106,10 +116,12 @@ class Scheduler:
     def schedule(self) -> Batch | None:
         """Plans the next batch and books it as dispatched; None where there is nothing to do."""
         self._fill_slots()
-        reading = [s for s in self._running.values() if s.num_prompt_left and s.parent is None]
+        reading = [s for s in self._running.values() if s.is_reading]
         decoding = [s for s in self._running.values() if s.can_decode]
         if reading and not (self._decode_is_due and decoding):
             self._decode_is_due = True
+            if known := [s for s in reading if not s.num_prompt_left]:
+                return ResumeBatch(tuple(self._plan_chunk(s, 0) for s in known[:MAX_PREFILL_ROWS]))
             is_busy = len(decoding) >= len(reading)
             limits = self._limits
             return self._plan_prefill(reading, limits.prefill_beside_decode if is_busy else limits.prefill_chunk)
@@ -126,6 +138,8 @@ class Scheduler:
         outputs = []
         for row, result in zip(_rows(batch), results, strict=True):
             sequence = row.sequence if isinstance(row, PrefillChunk) else row
+            if result.marks:  # also of a request that has ended: they were computed, and another try may use them
+                self._remember(sequence, result)
             if self._running.get(sequence.request.id) is not sequence:
                 continue
             if isinstance(row, PrefillChunk):
@@ -154,11 +168,25 @@ class Scheduler:
         """Gives a request a slot, and its constraint the first word."""
         sequence = Sequence(request, self.slots.claim(), parent=self._parent_of(request), started=self._now)
         self._running[request.id] = sequence
+        self._look_up(sequence)
         try:
             sequence.refresh_mask(self._limits.mask_words)
         except Exception as error:  # of somebody else's code; only this request depends on it
             self._release(sequence)
             self._failed.append((request.id, _failed(ConstraintError(str(error)))))
+
+    def _look_up(self, sequence: Sequence) -> None:
+        """Resumes a sequence that reads its own prompt from what is remembered of it, if all it wants is its end."""
+        if self.cache is None or sequence.parent is not None:
+            return
+        request = sequence.request
+        sequence.key = PromptKey.of(request.prompt_token_ids, request.cache_salt)
+        if request.params.prompt_logprobs is None and (found := self.cache.look_up(sequence.key)) is not None:
+            sequence.resume_from(found)
+
+    def _remember(self, sequence: Sequence, result: RowResult) -> None:
+        if self.cache is not None and sequence.key is not None:
+            sequence.read = self.cache.extend(sequence.key, sequence.read, result.marks)
 
     def _parent_of(self, request: Request) -> Sequence | None:
         """Who reads this request's prompt anyway, and may be forked when that is done."""
@@ -173,6 +201,8 @@ class Scheduler:
         length = PREFILL_BLOCK
         while length < min(reading[0].num_prompt_left, budget):
             length *= 2
+        if length >= 4 * PREFILL_BLOCK and 8 * reading[0].num_prompt_left <= 5 * length:
+            length //= 2  # two steps of which the second is short, rather than one that is padding for a large part
         scored = [s for s in reading[:1] if s.request.params.prompt_logprobs is not None]  # scored one by one
         plain = [s for s in reading if s.request.params.prompt_logprobs is None]
         rows = scored or plain[: _floor_power_of_two(min(budget // length, len(plain), MAX_PREFILL_ROWS))]
@@ -186,8 +216,8 @@ class Scheduler:
         return replace(planned[0], forks=tuple(planned[1:]))
 
     def _plan_row(self, sequence: Sequence, start: int, length: int) -> PrefillChunk:
-        chunk = PrefillChunk(sequence, sequence.slot, start, length, sequence.mask)
-        sequence.parent = None
+        chunk = PrefillChunk(sequence, sequence.slot, start, length, sequence.mask, sequence.resume)
+        sequence.parent = sequence.resume = None
         sequence.num_prompt_dispatched = start + length
         if chunk.is_last:
             sequence.num_tokens_dispatched = 1
@@ -227,11 +257,15 @@ class Scheduler:
         prompt_logprobs = None
         if params.prompt_logprobs is not None and not sequence.num_tokens:
             prompt_logprobs = tuple(sequence.prompt_logprobs[: len(sequence.request.prompt_token_ids)])
+        num_cached = 0 if sequence.num_tokens else sequence.num_cached
         if result.token_ids[0] == NO_TOKEN:
             return _failed(NumericError(_NOT_NUMBERS))
         if params.max_tokens == 0:
             return TokenOutput(
-                prompt_logprobs=prompt_logprobs, finish_reason=FinishReason.LENGTH, started_at=started_at
+                prompt_logprobs=prompt_logprobs,
+                finish_reason=FinishReason.LENGTH,
+                started_at=started_at,
+                num_cached=num_cached,
             )
         count, reason = 0, None
         while reason is None and count < len(result.token_ids):
@@ -252,6 +286,7 @@ class Scheduler:
             finish_reason=reason,
             stop_reason=last if stopped_by else None,
             started_at=started_at,
+            num_cached=num_cached,
         )
 
     def _constrain(self, sequence: Sequence, output: TokenOutput) -> TokenOutput:
@@ -276,6 +311,7 @@ class Scheduler:
         orphans = [s for s in self._running.values() if s.parent is sequence]
         for orphan in orphans:  # the first reads the prompt in its stead
             orphan.parent = None if orphan is orphans[0] else orphans[0]
+            self._look_up(orphan)
 
 
 def _rows(batch: Batch) -> Iterator[PrefillChunk | Sequence]:

@@ -8,6 +8,8 @@ from .constraint import Constraint, TokenMask
 from .errors import ConstraintError
 from .masks import constraint_of, static_mask
 from .request import Request, TokenLogprobs
+from .snapshot import Mark, Snapshot
+from .state_cache import PromptKey
 
 
 @dataclass(eq=False, slots=True)
@@ -23,6 +25,10 @@ class Sequence:
       started: when it got its slot, in seconds.
       prompt_logprobs: collected chunk by chunk where the request asks for them.
       parent: whose state it will go on from, while that one reads the prompt that they share.
+      key: its prompt, for the state cache; None where there is none.
+      resume: a remembered state that its slot gets with its first chunk.
+      num_cached: prompt tokens that need not be read thanks to that.
+      read: the state after the last chunk that came back, or that it was resumed from.
       constraint: the request's, with what its parameters add; None if nothing changes from token to token.
       mask: what may come next, where the constraint decides that.
     """
@@ -36,6 +42,10 @@ class Sequence:
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
     parent: "Sequence | None" = None
     started: float = 0.0
+    key: PromptKey | None = None
+    resume: Snapshot | None = None
+    num_cached: int = 0
+    read: Snapshot | None = None
     constraint: Constraint | None = field(init=False)
     mask: TokenMask | None = None
 
@@ -48,17 +58,27 @@ class Sequence:
         return len(self.request.prompt_token_ids) - self.num_prompt_dispatched
 
     @property
+    def is_reading(self) -> bool:
+        """Whether it waits for its own prompt to be read, or resumed from, and its first token to be sampled."""
+        return self.parent is None and not self.num_tokens_dispatched
+
+    @property
     def can_decode(self) -> bool:
         """Whether one more token may be asked for, judged by what has been dispatched, not by what came back; but a
         constraint must have seen the last one."""
         limit = self.request.params.max_tokens
         waits = self.constraint is not None and self.num_tokens < self.num_tokens_dispatched
-        return not (self.num_prompt_left or waits) and (limit is None or self.num_tokens_dispatched < limit)
+        return self.num_tokens_dispatched > 0 and not waits and (limit is None or self.num_tokens_dispatched < limit)
 
     @property
     def can_fork(self) -> bool:
         """Whether others may still take its state over when its prompt has been read."""
-        return bool(self.num_prompt_left) and self.request.params.prompt_logprobs is None
+        return not self.num_tokens_dispatched and self.request.params.prompt_logprobs is None
+
+    def resume_from(self, snapshot: Snapshot) -> None:
+        """Spares it the prompt up to there."""
+        self.resume = self.read = snapshot
+        self.num_cached = self.num_prompt_dispatched = snapshot.length
 
     def refresh_mask(self, words: int) -> None:
         """Asks the constraint what may come next.
@@ -87,6 +107,7 @@ class PrefillChunk:
 
     Attributes:
       mask: what may come behind the prompt, where a constraint decides that.
+      resume: a remembered state of the tokens before, which the slot gets first.
       forks: of a prompt's last chunk: the same of sequences that take its state over; they read nothing themselves.
     """
 
@@ -95,6 +116,7 @@ class PrefillChunk:
     start: int
     length: int
     mask: TokenMask | None = None
+    resume: Snapshot | None = None
     forks: "tuple[PrefillChunk, ...]" = ()
 
     @property
@@ -116,6 +138,11 @@ class PrefillBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class ResumeBatch(PrefillBatch):
+    """Chunks of length 0, whose whole prompts are remembered: only their first tokens are sampled."""
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeBatch:
     """Sequences that get more tokens in one dispatch.
 
@@ -133,7 +160,7 @@ class DecodeBatch:
     masks: tuple[tuple[int, TokenMask], ...] = ()
 
 
-type Batch = PrefillBatch | DecodeBatch
+type Batch = PrefillBatch | ResumeBatch | DecodeBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +172,10 @@ class RowResult:
         sequence they mean nothing.
       logprobs: of those tokens, if the request asks for them.
       prompt_logprobs: of the prompt tokens after this chunk's tokens (the next one each), if asked for.
+      marks: what may be resumed from, in order, if states are remembered.
     """
 
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    marks: tuple[Mark, ...] = ()

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int32, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 
 from ..kernels import PORTABLE
 from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from .model.griffin import Griffin, Params
-from .model.state import ModelState, copy_rows, join, num_rows, put_rows, split, take_rows
+from .model.state import ModelState, Trail, as_state, copy_rows, join, num_rows, put_rows, split, take_rows
 from .request import MAX_LOGPROBS, NO_TOKEN
 from .sampler import Logprobs, Sampled, needs_logits, no_logprobs, sample, score
 from .sampling_state import SamplingState, TokenMemory, no_tokens, remember
@@ -209,11 +209,12 @@ def _is_last(tokens: Int32[Array, " R"], positions: Int32[Array, " R"], sampling
 
 def prefill_step(
     graph: Graph, params: Params, pool: StatePool, inputs: PrefillInput
-) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"]]:
+) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"], Trail]:
     """Reads a chunk of prompt per row into its slot.
 
     Returns:
-      The pool, the activations of all tokens, and those of each row's last one, for `MAX_PREFILL_ROWS` rows.
+      The pool, the activations of all tokens, those of each row's last one, for `MAX_PREFILL_ROWS` rows, and what
+      the chunks add to the state.
     """
     model = nnx.merge(graph, params)
     steps = jnp.arange(inputs.tokens.shape[1])
@@ -221,10 +222,10 @@ def prefill_step(
     state = take_rows(pool.groups, inputs.slots, fresh=inputs.starts == 0)
     if model.backend in PORTABLE:  # whose compiler lets reads stray behind the writes below, and then copies the pool
         state = jax.lax.optimization_barrier(state)
-    hidden, state = model(inputs.tokens, positions, state, PREFILL_BLOCK)
+    hidden, state, trail = model.read(inputs.tokens, positions, state, PREFILL_BLOCK)
     last = jnp.take_along_axis(hidden, jnp.maximum(inputs.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     last = jnp.pad(last, ((0, MAX_PREFILL_ROWS - last.shape[0]), (0, 0)))
-    return pool._replace(groups=put_rows(pool.groups, inputs.slots, state)), hidden, last
+    return pool._replace(groups=put_rows(pool.groups, inputs.slots, state)), hidden, last, trail
 
 
 def first_token_step(
@@ -255,6 +256,17 @@ def copy_step(pool: StatePool, sources: Int32[Array, " R"], targets: Int32[Array
     """Copies slots with all that belongs to them onto others; a target past the pool is left out."""
     taken = jax.tree.map(lambda x: x[sources], pool.slots)
     return StatePool(copy_rows(pool.groups, sources, targets), _put(pool.slots, targets, taken))
+
+
+def restore_step(
+    pool: StatePool,
+    slots: Int32[Array, " 1"],
+    h: Float32[Array, "L E"],
+    conv: Float[Array, "L K1 E"],
+    ring: Float[Array, "W A 2 d"],
+) -> StatePool:
+    """Puts a remembered state into a slot; see `as_state`."""
+    return pool._replace(groups=put_rows(pool.groups, slots, as_state(pool.groups[0], h, conv, ring)))
 
 
 def mask_step(pool: StatePool, slots: Int32[Array, " R"], allowed: UInt32[Array, "R W"]) -> StatePool:

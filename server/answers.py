@@ -97,20 +97,20 @@ class Envelope:
         }
 
 
-def usage(prompts: Sequence[Prompt], completion_tokens: int) -> Usage:
+def usage(prompts: Sequence[Prompt], completion_tokens: int, cached_tokens: int) -> Usage:
     """Each prompt counts once, however many choices go on from it."""
     prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
     return Usage(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=0),
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens),
         completion_tokens_details=CompletionTokensDetails(reasoning_tokens=0),
     )
 
 
 def total_usage(prompts: Sequence[Prompt], choices: Sequence[Delta]) -> Usage:
-    return usage(prompts, sum(len(choice.token_ids) for choice in choices))
+    return usage(prompts, sum(len(c.token_ids) for c in choices), sum(c.num_cached for c in choices))
 
 
 def choice_end(body: GenerationBody, delta: Delta) -> ChoiceEnd:
@@ -128,9 +128,11 @@ class UsageReport:
         self._options = body.stream_options or StreamOptions()
         self._prompts = prompts
         self._completion_tokens = 0
+        self._cached_tokens = 0
 
     def count(self, delta: Delta) -> None:
         self._completion_tokens += len(delta.token_ids)
+        self._cached_tokens += delta.num_cached
 
     def fields(self) -> dict[str, Usage | None]:
         """What a chunk with choices says of usage."""
@@ -143,4 +145,4 @@ class UsageReport:
         return {"usage": self._now()} if self._options.include_usage else None
 
     def _now(self) -> Usage:
-        return usage(self._prompts, self._completion_tokens)
+        return usage(self._prompts, self._completion_tokens, self._cached_tokens)

@@ -119,6 +119,28 @@ def serve(
         int | None,
         typer.Option(help="Prompt tokens read in one step.", show_default=shown_default("prefill_chunk")),
     ] = None,
+    state_cache_gib: Annotated[
+        str | None,
+        typer.Option(
+            help="Host memory for states of prompts that were read, in GiB; 0 remembers none.",
+            show_default="an eighth of what is available",
+            metavar="auto|GIB",
+        ),
+    ] = None,
+    state_cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="A folder in which they outlive the process.", show_default="none", metavar="DIR"),
+    ] = None,
+    state_cache_dir_gib: Annotated[
+        float | None,
+        typer.Option(help="The most that may lie there.", show_default=shown_default("state_cache_dir_gib")),
+    ] = None,
+    cache_salt_by_key: Annotated[
+        bool | None,
+        typer.Option(
+            "--cache-salt-by-key", help="Requests with different keys share no remembered states.", show_default="off"
+        ),
+    ] = None,
     compile_cache: Annotated[
         str | None,
         typer.Option(

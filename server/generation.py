@@ -49,6 +49,7 @@ class Choice:
       grammar: what the answer has to keep to, if anything.
       may_call: whether the answer may consist of calls of tools, which are then told from text.
       terms: the HTTP request's.
+      cache_salt: see `Request`.
     """
 
     index: int
@@ -60,6 +61,7 @@ class Choice:
     grammar: Grammar | None = None
     may_call: bool = False
     terms: Terms = Terms()
+    cache_salt: str = ""
 
     def request(self, request_id: str) -> Request:
         """What the engine is asked for.
@@ -78,6 +80,7 @@ class Choice:
             priority=self.terms.priority,
             start_by=self.terms.start_by,
             deadline=self.terms.deadline,
+            cache_salt=self.cache_salt,
         )
 
 
@@ -95,6 +98,8 @@ class Delta:
       prompt_logprobs: on the first delta, if asked for.
       finish_reason: set on the last delta.
       stop_reason: the stop string or stop token that ended it, if one did.
+      num_cached: on the first delta: tokens of the prompt that had not to be read. 0 for a choice that forks from
+        another, which tells it for both.
       times: of the choice, up to now.
     """
 
@@ -107,6 +112,7 @@ class Delta:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    num_cached: int = 0
     times: Times = NEVER
 
 
@@ -164,6 +170,7 @@ def _advance(choice: Choice, detokenizer: Detokenizer, output: TokenOutput) -> D
         prompt_logprobs=output.prompt_logprobs,
         finish_reason=finish_reason,
         stop_reason=stop_reason,
+        num_cached=output.num_cached if choice.fork_of is None else 0,
     )
 
 
@@ -251,5 +258,6 @@ def join(deltas: Sequence[Delta]) -> Delta:
         prompt_logprobs=first.prompt_logprobs,
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
+        num_cached=sum(delta.num_cached for delta in deltas),
         times=last.times,
     )

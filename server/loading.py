@@ -72,6 +72,9 @@ def engine_config(settings: Settings) -> EngineConfig:
         dtype=settings.dtype,
         seed=settings.seed,
         quantize=settings.quantize,
+        state_cache_gib=settings.state_cache_gib,
+        state_cache_dir=settings.state_cache_dir,
+        state_cache_dir_gib=settings.state_cache_dir_gib,
         compile_cache=_compile_cache(settings.compile_cache),
     )
 

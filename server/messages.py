@@ -50,6 +50,7 @@ def chat_of(body: MessagesBody) -> ChatBody:
         priority=body.priority,
         queue_timeout=body.queue_timeout,
         timeout=body.timeout,
+        cache_salt=body.cache_salt,
     )
 
 
@@ -66,11 +67,13 @@ class MessageWriter(AnswerWriter):
         self._model = model
         self._prompt = prompt
         self._num_tokens = 0
+        self._num_cached = 0
         self._num_blocks = 0
         self._end = Delta(0)
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         (choice,) = choices
+        self._num_cached = choice.num_cached
         calls = [_tool_use(call, _parsed(call.arguments)) for call in choice.calls]
         content = calls or [{"type": "text", "text": choice.text}]
         return {**self._message(content, len(choice.token_ids)), **_stop(choice)}
@@ -82,6 +85,7 @@ class MessageWriter(AnswerWriter):
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         """A block begins when it is known what it is."""
         self._num_tokens += len(delta.token_ids)
+        self._num_cached += delta.num_cached
         self._end = delta
         if delta.text:
             if not self._num_blocks:
@@ -129,10 +133,12 @@ class MessageWriter(AnswerWriter):
         }
 
     def _usage(self, output_tokens: int) -> dict[str, int]:
+        """`input_tokens` are those that were read, in this API; before the first token nobody knows that they are
+        fewer."""
         return {
-            "input_tokens": len(self._prompt.token_ids),
+            "input_tokens": len(self._prompt.token_ids) - self._num_cached,
             "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 0,
+            "cache_read_input_tokens": self._num_cached,
             "output_tokens": output_tokens,
         }
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from .schema import MAX_STOP_STRINGS, ChatMessage, ContentPart, StopString, TextPart
-from .schema_base import TEXT_OR_LIST, Body, Count, Fields, Several, TermsFields, Text
+from .schema_base import TEXT_OR_LIST, Body, CacheSalt, Count, Fields, Several, TermsFields, Text
 from .tools_schema import (
     MAX_TOOLS,
     CalledFunction,
@@ -147,6 +147,7 @@ class MessagesBody(CountTokensBody, TermsFields):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     ignore_eos: bool = False
     min_tokens: Count = 0
+    cache_salt: CacheSalt = ""
 
 
 def _chat_content(content: str | list[TextBlock]) -> str | list[ContentPart]:

@@ -151,17 +151,29 @@ class _EngineCollector(Collector):
             ("waiting_prompt_tokens", "Of the prompts of those that wait.", stats.waiting_tokens),
             ("slots", "Requests that can run at the same time.", stats.slots),
             ("slots_used", "Slots that a request has.", stats.num_running),
+            ("state_cache_snapshots", "Remembered states.", stats.cache.snapshots),
         )
         counters = (
             ("prompt_tokens", "Prompt tokens read.", stats.prompt_tokens),
             ("generation_tokens", "Tokens generated.", stats.generated_tokens),
             ("engine_steps", "Batches run on the device.", stats.steps),
             ("compiles_since_ready", "Compilations after warm-up; must stay 0.", stats.compiles_since_ready),
+            ("state_cache_queries", "Prompts looked up among remembered states.", stats.cache.queries),
+            ("state_cache_hits", "Prompts of which a state was remembered.", stats.cache.hits),
+            ("state_cache_hit_tokens", "Prompt tokens that had not to be read thanks to that.", stats.cache.hit_tokens),
+            ("state_cache_disk_hits", "Prompts of which the disk knew more than memory.", stats.cache.disk_hits),
+            ("state_cache_disk_errors", "Files of states that were broken, or not written.", stats.cache.disk_errors),
+            ("state_cache_evictions", "Remembered states that made room for others.", stats.cache.evictions),
+            ("state_cache_restore_seconds", "Spent on putting states back into slots.", stats.restore_seconds),
         )
         for name, text, value in gauges:
             yield GaugeMetricFamily(f"roost_{name}", text, value)
-        for name, text, value in counters:
-            yield CounterMetricFamily(f"roost_{name}", text, value)
+        bytes_used = GaugeMetricFamily("roost_state_cache_bytes", "Of remembered states.", labels=["tier"])
+        bytes_used.add_metric(["host"], stats.cache.num_bytes)
+        bytes_used.add_metric(["disk"], stats.cache.disk_bytes)
+        yield bytes_used
+        for name, text, total in counters:
+            yield CounterMetricFamily(f"roost_{name}", text, total)
 
 
 def _reason(error: BaseException | None) -> str:

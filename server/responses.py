@@ -51,6 +51,7 @@ def chat_of(body: ResponseBody, conversation: Sequence[ChatMessage]) -> ChatBody
         priority=body.priority,
         queue_timeout=body.queue_timeout,
         timeout=body.timeout,
+        cache_salt=body.cache_salt,
         logprobs=body.wants_logprobs,
         top_logprobs=body.top_logprobs,
         response_format=body.text.format.as_chat(),
@@ -146,7 +147,7 @@ class ResponseWriter(AnswerWriter):
             incomplete_details={"reason": "max_output_tokens"} if cut else None,
             completed_at=None if cut else time.time(),
             output=_call_items(choice.calls, status) or [self._item(status, [self._part(choice)])],
-            usage=self._usage(len(choice.token_ids)),
+            usage=self._usage(choice),
         )
 
     def _text_chunks(self) -> Iterator[dict[str, Any]]:
@@ -234,11 +235,11 @@ class ResponseWriter(AnswerWriter):
             return []
         return list(response_delta_logprobs(self._model.tokenizer, delta.token_ids, delta.logprobs))
 
-    def _usage(self, output_tokens: int) -> dict[str, Any]:
-        input_tokens = len(self._prompt.token_ids)
+    def _usage(self, choice: Delta) -> dict[str, Any]:
+        input_tokens, output_tokens = len(self._prompt.token_ids), len(choice.token_ids)
         return {
             "input_tokens": input_tokens,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": choice.num_cached, "cache_write_tokens": 0},
             "output_tokens": output_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": input_tokens + output_tokens,

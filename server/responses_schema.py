@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from .schema import ChatMessage, ContentPart, TextPart
-from .schema_base import TEXT_OR_LIST, TEXT_OR_OBJECT, Count, Fields, Several, TermsFields, Text, TopLogprobs
+from .schema_base import TEXT_OR_LIST, TEXT_OR_OBJECT, CacheSalt, Count, Fields, Several, TermsFields, Text, TopLogprobs
 from .structured_schema import JsonSchema, ResponseFormat
 from .tools_schema import (
     MAX_TOOLS,
@@ -174,6 +174,7 @@ class ResponseBody(TermsFields):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     ignore_eos: bool = False
     min_tokens: Count = 0
+    cache_salt: CacheSalt = ""
 
     @property
     def messages(self) -> Sequence[ChatMessage]:

@@ -10,6 +10,7 @@ from .chat import Ending
 from .schema_base import (
     MAX_STOP_CHARACTERS,
     Body,
+    CacheSalt,
     Count,
     Fields,
     Several,
@@ -108,6 +109,7 @@ class GenerationBody(StructuredFields, TermsFields):
     truncation_side: Literal["left", "right"] = "left"
     return_token_ids: bool = False
     return_timings: bool = False
+    cache_salt: CacheSalt = ""
 
     @property
     def may_call(self) -> bool:

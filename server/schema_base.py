@@ -55,6 +55,10 @@ class Fields(BaseModel):
         return {name: value for name, value in data.items() if value is not None}
 
 
+CacheSalt = Annotated[str, Field(max_length=256)]
+"""Requests share remembered states only with those of the same salt."""
+
+
 class Body(Fields):
     """What all requests have in common."""
 

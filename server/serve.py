@@ -64,6 +64,7 @@ def serve(settings: Settings) -> int:
         request_timeout_s=math.inf if settings.request_timeout is None else settings.request_timeout,
         max_prompt_tokens=settings.max_prompt_tokens,
         check_fields=FieldCheck(strict=settings.strict),
+        salt_by_key=settings.cache_salt_by_key,
     )
 
     def announce() -> None:

@@ -49,6 +49,7 @@ class Service:
       keep_alive_s: silence after which a stream gives a sign of life.
       proof_s: how long the engine may take to prove that it generates.
       request_timeout_s: how long any request may take.
+      salt_by_key: whether requests of different tenants share no remembered states.
     """
 
     engine: AsyncEngine
@@ -61,6 +62,7 @@ class Service:
     keep_alive_s: float = 15.0
     proof_s: float = 10.0
     request_timeout_s: float = math.inf
+    salt_by_key: bool = False
     check_fields: FieldCheck = field(default_factory=FieldCheck)
     running: RunningGenerations = field(default_factory=RunningGenerations)
     responses: ResponseStore = field(default_factory=ResponseStore)
@@ -138,6 +140,7 @@ class Service:
                 grammar=grammar,
                 may_call=body.may_call,
                 terms=terms,
+                cache_salt=f"{tenant.get()}\n{body.cache_salt}" if self.salt_by_key else body.cache_salt,
             )
             for index, (prompt, each) in enumerate(pairs)
         ]

@@ -61,6 +61,7 @@ class Settings(BaseSettings):
       otlp_traces_endpoint: where spans are sent, over HTTP; None makes none.
       slots: None, written "auto", takes what memory allows.
       max_queue_tokens: None is no limit.
+      state_cache_gib: None, written "auto", takes an eighth of what is available.
       compile_cache: a folder for compiled programs; "auto" is one of the user's own, "off" keeps none.
       request_timeout: of any request, in seconds; None, written "off", is no limit.
       drain_timeout, drain_lag: seconds after SIGTERM until the last requests are ended, and until new ones are refused.
@@ -94,6 +95,12 @@ class Settings(BaseSettings):
     max_queue: Annotated[int, Field(ge=1)] = 256
     max_queue_tokens: Annotated[int, Field(ge=1)] | None = None
     prefill_chunk: Annotated[int, Field(ge=1)] = 512
+    state_cache_gib: Annotated[
+        Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, BeforeValidator(_none_if_auto)
+    ] = None
+    state_cache_dir: Path | None = None
+    state_cache_dir_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16.0
+    cache_salt_by_key: bool = False
     compile_cache: Literal["auto", "off"] | Path = "auto"
     max_tokens_limit: Annotated[int, Field(ge=1)] | None = None
     strict: bool = False

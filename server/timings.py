@@ -10,11 +10,13 @@ from .schema import GenerationBody
 
 
 class Timings(TypedDict):
-    """`prompt_ms` runs from the request's arrival to its first token. Waiting for a slot, and for a turn, is part of
-    it, and `queue_ms` tells how much: it ends when the prompt's first chunk is handed to the device.
+    """`prompt_n` tokens were read and `cache_n` had not to be. `prompt_ms` runs from the request's arrival to its first
+    token. Waiting for a slot, and for a turn, is part of it, and `queue_ms` tells how much: it ends when the prompt's
+    first chunk is handed to the device.
     """
 
     queue_ms: float
+    cache_n: int
     prompt_n: int
     prompt_ms: float
     prompt_per_second: float
@@ -30,11 +32,13 @@ class TimingReport:
         self._wanted = body.return_timings
         self._prompt_n = sum(len(prompt.token_ids) for prompt in prompts)
         self._predicted_n = 0
+        self._cache_n = 0
         self._num_open = num_choices
         self._times: list[Times] = []
 
     def count(self, delta: Delta) -> None:
         self._predicted_n += len(delta.token_ids)
+        self._cache_n += delta.num_cached
         if delta.finish_reason is not None:
             self._num_open -= 1
             self._times.append(delta.times)
@@ -54,11 +58,13 @@ class TimingReport:
         started = min(times.started for times in self._times)
         first = min(times.first for times in self._times)
         last = max(times.last for times in self._times)
+        prompt_n = self._prompt_n - self._cache_n
         return Timings(
             queue_ms=(started - arrived) * 1000,
-            prompt_n=self._prompt_n,
+            cache_n=self._cache_n,
+            prompt_n=prompt_n,
             prompt_ms=(first - arrived) * 1000,
-            prompt_per_second=_rate(self._prompt_n, first - arrived),
+            prompt_per_second=_rate(prompt_n, first - arrived),
             predicted_n=self._predicted_n,
             predicted_ms=(last - first) * 1000,
             predicted_per_second=_rate(self._predicted_n, last - first),

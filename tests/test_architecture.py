@@ -33,7 +33,14 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "threads, locks and queues": ({"threading", "_thread", "queue"}, ("engine/async_engine.py",)),
     "thread pools": (
         {"concurrent.futures", "multiprocessing.pool"},
-        ("server/*", "engine/async_engine.py", "engine/programs.py", "engine/runner.py", "engine/model/weights.py"),
+        (
+            "server/*",
+            "engine/async_engine.py",
+            "engine/programs.py",
+            "engine/runner.py",
+            "engine/model/weights.py",
+            "engine/state_disk.py",
+        ),
     ),
     "JAX": (
         {"jax", "jaxlib", "flax", "optax"},

@@ -12,7 +12,7 @@ from ...kernels import PORTABLE, Backend
 from .config import ModelConfig
 from .layers import ResidualBlock, RMSNorm, dot, matrix
 from .quantize import take_rows
-from .state import LayerState, ModelState
+from .state import LayerState, LayerTrail, ModelState, Trail, join_trails
 
 type Params = Any
 """What `split` gives: the parameters as a pytree of arrays."""
@@ -62,19 +62,34 @@ class Griffin(nnx.Module):
         Returns:
           The activations after the final norm, for `logits`, and the state after the chunk.
         """
+        x, new_state, _ = self._read(tokens, positions, state, block)
+        return x, new_state
+
+    def read(
+        self, tokens: Int32[Array, "B T"], positions: Int32[Array, "B T"], state: ModelState, block: int
+    ) -> tuple[Float[Array, "B T D"], ModelState, Trail]:
+        """Reads a chunk of several tokens, and tells what it adds to the state; see `__call__`."""
+        x, new_state, trails = self._read(tokens, positions, state, block)
+        return x, new_state, join_trails(trails, block)
+
+    def _read(
+        self, tokens: Int32[Array, "B T"], positions: Int32[Array, "B T"], state: ModelState, block: int
+    ) -> tuple[Float[Array, "B T D"], ModelState, list[LayerTrail | None]]:
         x = take_rows(self.embedding.get_value(), tokens, self.dtype)
         if self.config.scale_embeddings:
             x *= jnp.asarray(self.config.width**0.5, jnp.bfloat16).astype(x.dtype)
         new_state: list[LayerState] = []
+        trails: list[LayerTrail | None] = []
         for layer, layer_state in zip(self.blocks, state, strict=True):
             if self.backend in PORTABLE:
-                x, layer_state = _call_layer(*nnx.split(layer), x, layer_state, positions, block)
+                x, layer_state, trail = _call_layer(*nnx.split(layer), x, layer_state, positions, block)
             else:  # a TPU's compiler fuses less over the border of a function: 60 MB more a step for 512 rows of 2B
-                x, layer_state = layer(x, layer_state, positions, block)
+                x, layer_state, trail = layer(x, layer_state, positions, block)
             if self.backend == "tpu" and tokens.shape[1] > 1:
                 x = jax.lax.optimization_barrier(x)  # else every layer's output is kept, to be summed up at the end
             new_state.append(layer_state)
-        return self.final_norm(x), tuple(new_state)
+            trails.append(trail)
+        return self.final_norm(x), tuple(new_state), trails
 
     def logits(self, x: Float[Array, "*rows D"]) -> Float32[Array, "*rows V"]:
         """Next-token logits after the soft cap."""
@@ -91,7 +106,7 @@ def _call_layer(
     state: LayerState,
     positions: Int32[Array, "B T"],
     block: int,
-) -> tuple[Float[Array, "B T D"], LayerState]:
+) -> tuple[Float[Array, "B T D"], LayerState, LayerTrail | None]:
     """A layer as a function of its own, so that those that are alike are traced once."""
     layer: ResidualBlock = nnx.merge(graph, params)
     return layer(x, state, positions, block)

@@ -16,13 +16,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
 from ...kernels import Backend, gated_mlp, native, recurrent_block
-from ...kernels.causal_conv1d import causal_conv1d, next_state
+from ...kernels.causal_conv1d import causal_conv1d, next_state, states_between
 from ...kernels.precision import product_precision
 from ...kernels.rg_lru import rg_lru
 from ...kernels.window_attention import decode_attention, prefill_attention
 from .config import BlockType, ModelConfig
 from .quantize import Matrix, QuantizedMatrix, quantized_dot, zero_matrix
-from .state import AttentionState, RecurrentState
+from .state import AttentionState, AttentionTrail, LayerTrail, RecurrentState, RecurrentTrail
 
 _FLOAT32: Final = jnp.dtype("float32")
 
@@ -178,27 +178,32 @@ class RecurrentBlock(nnx.Module):
         self.out = Dense(config.lru_width, config.width, dtype, backend)
 
     def __call__(
-        self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"]
-    ) -> tuple[Float[Array, "B T D"], RecurrentState]:
+        self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"], block: int
+    ) -> tuple[Float[Array, "B T D"], RecurrentState, RecurrentTrail | None]:
         if recurrent_block.has_kernel(self.rg_lru.backend, self.rg_lru.gate_weight.shape[1]):
-            return self._fused(u, state, positions)
+            return self._fused(u, state, positions, block)
         x, y = jnp.split(self.xy(u), 2, axis=-1)
         c, conv = causal_conv1d(x, self.conv_weight[...], self.conv_bias[...], state.conv, positions)
         h, last = self.rg_lru(c, state.h, positions)
-        return self.out((h * _gelu(y)).astype(u.dtype)), RecurrentState(last, conv)
+        trail = None
+        if u.shape[1] > 1:
+            trail = RecurrentTrail(h[:, block - 1 :: block], states_between(x, state.conv, positions, block))
+        return self.out((h * _gelu(y)).astype(u.dtype)), RecurrentState(last, conv), trail
 
     def _fused(
-        self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"]
-    ) -> tuple[Float[Array, "B T D"], RecurrentState]:
+        self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"], block: int
+    ) -> tuple[Float[Array, "B T D"], RecurrentState, RecurrentTrail | None]:
         """The same with everything between the projections in one kernel."""
         rg_lru, xy = self.rg_lru, self.xy(u)
         weights = (self.conv_weight[...], self.conv_bias[...], rg_lru.gate_weight[...], rg_lru.gate_bias[...])
         inputs = (*weights, rg_lru.log_decay, state.conv, state.h)
         if u.shape[1] == 1:
             mixed, conv, h = recurrent_block.recurrent_step_tpu(xy[:, 0], *inputs, positions[:, 0])
-            return self.out(mixed)[:, None], RecurrentState(h, conv)
-        mixed, h = recurrent_block.recurrent_chunk_tpu(xy, *inputs, positions)
-        return self.out(mixed), RecurrentState(h, next_state(xy[..., : h.shape[1]], state.conv, positions))
+            return self.out(mixed)[:, None], RecurrentState(h, conv), None
+        mixed, h, between = recurrent_block.recurrent_chunk_tpu(xy, *inputs, positions, every=block)
+        x = xy[..., : h.shape[1]]
+        trail = RecurrentTrail(between, states_between(x, state.conv, positions, block))
+        return self.out(mixed), RecurrentState(h, next_state(x, state.conv, positions)), trail
 
 
 class AttentionBlock(nnx.Module):
@@ -212,7 +217,8 @@ class AttentionBlock(nnx.Module):
 
     def __call__(
         self, u: Float[Array, "B T D"], state: AttentionState, positions: Int32[Array, "B T"], block: int
-    ) -> tuple[Float[Array, "B T D"], AttentionState]:
+    ) -> tuple[Float[Array, "B T D"], AttentionState, AttentionTrail | None]:
+        trail = None
         if u.shape[1] == 1:  # without the axis of time, for which a TPU would lay everything out anew
             q, k, v = self._project(u[:, 0], positions[:, 0])
             mixed, rings = decode_attention(q, k, v, state.rings, positions[:, 0], self.backend)
@@ -220,9 +226,9 @@ class AttentionBlock(nnx.Module):
             ((whole,),) = state.rings
             q, k, v = self._project(u, positions)
             mixed, whole = prefill_attention(q, k, v, whole, positions, block, self.backend)
-            rings = ((whole,),)
+            rings, trail = ((whole,),), AttentionTrail(k, v)
         rows = self.out(mixed.reshape(*k.shape[:-1], u.shape[-1]).astype(u.dtype))
-        return rows.reshape(u.shape), AttentionState(rings)
+        return rows.reshape(u.shape), AttentionState(rings), trail
 
     def _project(
         self, u: Float[Array, "*rows D"], positions: Int32[Array, "*rows"]
@@ -257,17 +263,18 @@ class ResidualBlock(nnx.Module):
         state: RecurrentState | AttentionState,
         positions: Int32[Array, "B T"],
         block: int,
-    ) -> tuple[Float[Array, "B T D"], RecurrentState | AttentionState]:
+    ) -> tuple[Float[Array, "B T D"], RecurrentState | AttentionState, LayerTrail | None]:
         u = self.temporal_norm(x)
         new_state: RecurrentState | AttentionState
+        trail: LayerTrail | None
         if isinstance(self.temporal, AttentionBlock):
             assert isinstance(state, AttentionState)
-            mixed, new_state = self.temporal(u, state, positions, block)
+            mixed, new_state, trail = self.temporal(u, state, positions, block)
         else:
             assert isinstance(state, RecurrentState)
-            mixed, new_state = self.temporal(u, state, positions)
+            mixed, new_state, trail = self.temporal(u, state, positions, block)
         x += mixed
-        return x + self.mlp(self.mlp_norm(x)), new_state
+        return x + self.mlp(self.mlp_norm(x)), new_state, trail
 
 
 def _gelu(x: Float[Array, "*shape"]) -> Float32[Array, "*shape"]:

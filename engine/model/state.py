@@ -33,7 +33,37 @@ class AttentionState(NamedTuple):
     rings: tuple[Blocks, ...]
 
 
+class RecurrentTrail(NamedTuple):
+    """What a chunk left in a recurrent block after every block of the grid; padding changes nothing."""
+
+    h: Float32[Array, "B M E"]
+    conv: Float[Array, "B M K1 E"]
+
+
+class AttentionTrail(NamedTuple):
+    """Keys (after RoPE) and values of a chunk's tokens."""
+
+    k: Float[Array, "B T d"]
+    v: Float[Array, "B T d"]
+
+
+class Trail(NamedTuple):
+    """All that a chunk adds to the state, so that it can be resumed at each point of the grid, and at its end.
+
+    Letters: M blocks of the grid in a chunk, L recurrent layers, A attention layers.
+
+    Attributes:
+      h, conv: after each block.
+      window: keys and values of each token.
+    """
+
+    h: Float32[Array, "B M L E"]
+    conv: Float[Array, "B M L K1 E"]
+    window: Float[Array, "B T A 2 d"]
+
+
 type LayerState = RecurrentState | AttentionState
+type LayerTrail = RecurrentTrail | AttentionTrail
 type ModelState = tuple[LayerState, ...]
 
 
@@ -93,6 +123,43 @@ def split(state: ModelState, sizes: Sequence[int]) -> tuple[ModelState, ...]:
     if len(sizes) == 1:
         return (state,)
     return tuple(group(i, start, size) for i, (start, size) in enumerate(zip(starts, sizes, strict=True)))
+
+
+def join_trails(trails: Sequence[LayerTrail | None], block: int) -> Trail:
+    """All layers' trails, by kind. A kind of which there is no layer is an axis of length 0."""
+    recurrent = [trail for trail in trails if isinstance(trail, RecurrentTrail)]
+    attention = [trail for trail in trails if isinstance(trail, AttentionTrail)]
+    windows = [jnp.stack([trail.k, trail.v], axis=2) for trail in attention]
+    if not recurrent:
+        rows, steps = windows[0].shape[:2]
+        empty = jnp.zeros((rows, steps // block, 0, 0))
+        return Trail(empty, empty[..., None], jnp.stack(windows, axis=2))
+    h, conv = (jnp.stack(parts, axis=2) for parts in zip(*recurrent, strict=True))
+    if not attention:
+        return Trail(h, conv, jnp.zeros((h.shape[0], h.shape[1] * block, 0, 2, 0), conv.dtype))
+    return Trail(h, conv, jnp.stack(windows, axis=2))
+
+
+def as_state(
+    like: ModelState, h: Float32[Array, "L E"], conv: Float[Array, "L K1 E"], ring: Float[Array, "W A 2 d"]
+) -> ModelState:
+    """One row of state, with a whole ring, from what trails are made of.
+
+    Args:
+      like: a state of the same layers.
+      h, conv: see `Trail`.
+      ring: keys and values by row of the ring.
+    """
+    recurrent, attention = iter(range(h.shape[0])), iter(range(ring.shape[1]))
+
+    def layer(kind: LayerState) -> LayerState:
+        if isinstance(kind, AttentionState):
+            at = next(attention)
+            return AttentionState((((ring[None, :, at, 0], ring[None, :, at, 1]),),))
+        at = next(recurrent)
+        return RecurrentState(h[at, None], conv[at, :, None])
+
+    return tuple(map(layer, like))
 
 
 def take_rows(groups: Sequence[ModelState], rows: Int32[Array, " R"], fresh: Bool[Array, " R"]) -> ModelState:

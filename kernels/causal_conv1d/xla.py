@@ -41,6 +41,20 @@ def next_state(
     return _last_inputs(history, positions, state.shape[0]).astype(state.dtype)
 
 
+def states_between(
+    x: Float[Array, "B T E"], state: Float[Array, "K1 B E"], positions: Int32[Array, "B T"], every: int
+) -> Float[Array, "B M K1 E"]:
+    """What `next_state` would give after every so many steps; padding changes nothing."""
+    history = jnp.concatenate([jnp.moveaxis(state, 0, 1).astype(x.dtype), x], axis=1)
+    steps, lengths = jnp.arange(every, x.shape[1] + 1, every), jnp.sum(positions >= 0, axis=1)
+
+    def take(row: Float[Array, "H E"], length: Int32[Array, ""]) -> Float[Array, "M K1 E"]:
+        ends = jnp.minimum(steps, length)
+        return row[ends[:, None] + jnp.arange(state.shape[0])]
+
+    return jax.vmap(take)(history, lengths).astype(state.dtype)
+
+
 def _last_inputs(history: Float[Array, "B H E"], positions: Int32[Array, "B T"], count: int) -> Float[Array, "K1 B E"]:
     """The `count` inputs that stand before each row's padding."""
     if positions.shape[1] == 1:

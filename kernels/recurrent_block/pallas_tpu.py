@@ -1,5 +1,6 @@
 """The recurrent block for TPUs: a decode step and a chunk of a prompt, each in one pass over memory."""
 
+from functools import partial
 from typing import Any, Final
 
 import jax
@@ -123,8 +124,9 @@ def recurrent_chunk_tpu(
     h: Float32[Array, "B E"],
     positions: Int32[Array, "B T"],
     *,
+    every: int = _TILE,
     interpret: Any = False,
-) -> tuple[Float[Array, "B T E"], Float32[Array, "B E"]]:
+) -> tuple[Float[Array, "B T E"], Float32[Array, "B E"], Float32[Array, "B M E"]]:
     """gelu(y) * RG-LRU(conv(x)) for a chunk per row.
 
     The grid walks over rows, gate blocks and, in order, blocks of time; h and the last inputs stay on the chip. Within
@@ -133,15 +135,17 @@ def recurrent_chunk_tpu(
     Args:
       xy, conv_weight, conv_bias, gate_weight, gate_bias, log_decay, conv, h: see `recurrent_step_tpu`.
       positions: see `roost.kernels`; no document begins inside a row.
+      every: steps after which h is told; a multiple of 8 that divides 256.
       interpret: as `pallas_call` has it.
 
     Returns:
-      What the output projection reads, in the type of xy; then h.
+      What the output projection reads, in the type of xy; then h, and h after every so many steps, of which there are
+      as many as T begins.
     """
     rows, steps, width = xy.shape[0], xy.shape[1], h.shape[1]
     blocks, size = gate_weight.shape[:2]
     taps = conv_weight.shape[0]
-    block = min(256, steps + -steps % _TILE)
+    block = min(256, steps + -steps % every)
     padded = jnp.pad(xy, ((0, 0), (0, -steps % block), (0, 0)))
     lengths = jnp.sum(positions >= 0, axis=1, dtype=jnp.int32)
     per_channel = pl.BlockSpec((1, size), lambda b, n, t, *_: (0, n))
@@ -149,11 +153,12 @@ def recurrent_chunk_tpu(
     sequence = pl.BlockSpec((1, block, size), lambda b, n, t, *_: (b, t, n))
     scratch = pltpu.VMEM((block, size), jnp.float32)
     elements = rows * padded.shape[1] * width
-    out, last = pl.pallas_call(
-        _chunk_kernel,
+    out, last, between = pl.pallas_call(
+        partial(_chunk_kernel, every),
         out_shape=(
             jax.ShapeDtypeStruct((rows, padded.shape[1], width), xy.dtype),
             jax.ShapeDtypeStruct((rows, 1, width), jnp.float32),
+            jax.ShapeDtypeStruct((rows, padded.shape[1] // every, 1, width), jnp.float32),
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
@@ -169,7 +174,11 @@ def recurrent_chunk_tpu(
                 pl.BlockSpec((1, taps - 1, size), lambda b, n, t, *_: (b, 0, n)),
                 state,
             ],
-            out_specs=(sequence, state),
+            out_specs=(
+                sequence,
+                state,
+                pl.BlockSpec((1, block // every, 1, size), lambda b, n, t, *_: (b, t, 0, n)),
+            ),
             scratch_shapes=[pltpu.VMEM((_TILE + block, size), jnp.float32), scratch, scratch],
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
@@ -186,12 +195,13 @@ def recurrent_chunk_tpu(
         jnp.maximum(positions[:, 0], 0), lengths, padded, padded, conv_weight, conv_bias[None], gate_weight,
         gate_bias[:, None], log_decay[None], jnp.moveaxis(conv, 0, 1), h[:, None],
     )  # fmt: skip
-    return out[:, :steps], last[:, 0]
+    return out[:, :steps], last[:, 0], between[:, : -(-steps // every), 0]
 
 
 def _chunk_kernel(
-    starts: Any, lengths: Any, x: Any, y: Any, conv_weight: Any, conv_bias: Any, gate_weight: Any, gate_bias: Any,
-    log_decay: Any, conv: Any, h0: Any, out: Any, last: Any, history: Any, decay: Any, state: Any,
+    every: int, starts: Any, lengths: Any, x: Any, y: Any, conv_weight: Any, conv_bias: Any, gate_weight: Any,
+    gate_bias: Any, log_decay: Any, conv: Any, h0: Any, out: Any, last: Any, between: Any, history: Any, decay: Any,
+    state: Any,
 ) -> None:  # fmt: skip
     """`history` holds the block's inputs behind those before it; `last` carries h between blocks."""
     row, block_index = pl.program_id(0), pl.program_id(2)
@@ -228,6 +238,8 @@ def _chunk_kernel(
         return ending
 
     last[0] = jax.lax.fori_loop(0, block // _TILE, tile, last[0])
+    for i in range(block // every):
+        between[0, i] = state[pl.ds((i + 1) * every - 1, 1)]
     out[0] = (jax.nn.gelu(y[0].astype(jnp.float32), approximate=True) * state[...]).astype(out.dtype)
 
 

@@ -50,6 +50,8 @@ async def load(service: AnyService) -> dict[str, int]:
         "slots": stats.slots,
         "prompt_tokens": stats.prompt_tokens,
         "generated_tokens": stats.generated_tokens,
+        "cached_tokens": stats.cache.hit_tokens,
+        "state_cache_bytes": stats.cache.num_bytes,
     }
 
 
@@ -72,6 +74,7 @@ async def server_info(service: AnyService) -> dict[str, Any]:
         "slots": service.engine.stats.slots,
         "max_choices": service.max_choices,
         "max_model_len": None,
+        "state_cache_bytes": service.engine.stats.cache.budget,
     }
 
 

@@ -26,6 +26,7 @@ class FakeRunner:
     def __init__(self) -> None:
         self.batches: list[Batch] = []
         self.compiles_since_ready = 0
+        self.restore_seconds = 0.0
         self._last: dict[int, int] = {}
         self._read: dict[int, int] = {}
 

@@ -1,6 +1,5 @@
 """The engine on a real device: what a request gets does not depend on who runs beside it or ran before it."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from roost.engine import EngineConfig, EngineCore, ModelRunner, Request, SamplingParams, open_model
+from roost.engine import EngineCore, ModelRunner, Request, SamplingParams
 from roost.engine.constraint import TokenMask, mask_of_ids
 from roost.engine.errors import NumericError
 from roost.engine.model.state import _row_axes
@@ -20,15 +19,6 @@ from roost.engine.scheduler import Scheduler
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny-a"
 SLOTS = 4
-
-
-@pytest.fixture(scope="module")
-def runner() -> Iterator[ModelRunner]:
-    """The golden model in float32, with chunks of 64 and 128."""
-    runner = ModelRunner(open_model(str(TINY / "hf")), EngineConfig(SLOTS, prefill_chunk=128, dtype="float32"))
-    yield runner
-    assert runner.compiles_since_ready == 0
-    runner.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """What has a Pallas kernel for TPUs only, interpreted on a CPU, against the oracles."""
 
+from functools import partial
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -13,7 +15,11 @@ from roost.kernels.recurrent_block.reference import recurrent_block_reference
 
 ROWS = 3
 
-step, chunk, mlp = (interpreted(kernel) for kernel in (recurrent_step_tpu, recurrent_chunk_tpu, gated_mlp_tpu))
+EVERY = 64
+
+step, chunk, mlp = (
+    interpreted(kernel) for kernel in (recurrent_step_tpu, partial(recurrent_chunk_tpu, every=EVERY), gated_mlp_tpu)
+)
 
 
 @pytest.mark.parametrize(("rows", "blocks", "size", "taps"), [(ROWS, 2, 12, 4), (256, 1, 128, 2)])
@@ -49,8 +55,13 @@ def test_recurrent_chunk(steps: int, blocks: int, size: int, taps: int, data: st
     xy, conv, h = draw(ROWS, steps, 2 * width), draw(taps - 1, ROWS, width), draw(ROWS, width)
     weights = (draw(taps, width), draw(width), draw(blocks, size, 2 * size), draw(blocks, 2 * size))
     log_decay = -np.exp(2 * draw(width))
-    out, new_h = chunk(xy, *weights, log_decay, conv, h, where)
+    out, new_h, between = chunk(xy, *weights, log_decay, conv, h, where)
     expected, _, expected_h = recurrent_block_reference(xy, *weights, log_decay, conv, h, where)
+    assert between.shape == (ROWS, -(-steps // EVERY), width)
+    for place in sorted({0, between.shape[1] // 2, between.shape[1] - 1}):
+        earlier = np.where(np.arange(steps) < (place + 1) * EVERY, where, -1)
+        *_, expected_then = recurrent_block_reference(xy, *weights, log_decay, conv, h, earlier)
+        np.testing.assert_allclose(between[:, place], expected_then, rtol=2e-4, atol=2e-4)
     np.testing.assert_allclose(np.asarray(out)[where >= 0], expected[where >= 0], rtol=2e-4, atol=2e-4)
     np.testing.assert_allclose(new_h, expected_h, rtol=2e-4, atol=2e-4)
     idle = np.all(where < 0, axis=1)

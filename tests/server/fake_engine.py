@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 from roost.engine import (
     AsyncEngine,
+    CacheStats,
     ConstraintError,
     EngineDeadError,
     EngineStats,
@@ -46,6 +47,7 @@ class FakeEngine(AsyncEngine):
       capacity: requests from this number on find a full queue.
       dies_after, breaks_after: so many tokens of a request are given before the engine dies, or a bug shows.
       fails_after, fails_with: the same, but only the request fails, with this.
+      num_cached: what it says of every prompt.
       constraint_error: what ends every request that has a constraint, after its first token.
       ready, failure, step: what the engine says of itself.
     """
@@ -63,6 +65,7 @@ class FakeEngine(AsyncEngine):
         self.fails_with: RoostError | None = None
         self.breaks_after: int | None = None
         self.constraint_error: str | None = None
+        self.num_cached = 0
         self.ready = asyncio.Event()
         self.ready.set()
         self.failure: BaseException | None = None
@@ -71,7 +74,10 @@ class FakeEngine(AsyncEngine):
 
     @property
     def stats(self) -> EngineStats:
-        return EngineStats(num_running=len(self.running), slots=4, prompt_tokens=30, generated_tokens=20, steps=10)
+        cache = CacheStats(budget=4000, num_bytes=1000, hit_tokens=7)
+        return EngineStats(
+            num_running=len(self.running), slots=4, prompt_tokens=30, generated_tokens=20, steps=10, cache=cache
+        )
 
     @property
     def error(self) -> BaseException | None:
@@ -118,7 +124,7 @@ class FakeEngine(AsyncEngine):
 
     async def _count(self, request: Request) -> AsyncGenerator[TokenOutput]:
         params = request.params
-        first = TokenOutput(started_at=time.monotonic())
+        first = TokenOutput(started_at=time.monotonic(), num_cached=self.num_cached)
         if params.prompt_logprobs is not None:
             scored = [entry(token_id, params.prompt_logprobs) for token_id in request.prompt_token_ids[1:]]
             first = replace(first, prompt_logprobs=(None, *scored))

@@ -54,7 +54,10 @@ async def test_load_and_facts(client: httpx.AsyncClient) -> None:
         "slots": 4,
         "prompt_tokens": 30,
         "generated_tokens": 20,
+        "cached_tokens": 7,
+        "state_cache_bytes": 1000,
     }
     facts = (await client.get("/server_info")).json()
     assert (facts["model"], facts["fingerprint"], facts["slots"]) == ("counter", "fp_test", 4)
+    assert facts["state_cache_bytes"] == 4000
     assert facts["version"] == (await client.get("/version")).json()["version"]

@@ -2,7 +2,7 @@
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from roost.engine import EngineDeadError, EngineStats, QueueFullError
+from roost.engine import CacheStats, EngineDeadError, EngineStats, QueueFullError
 from roost.server.metrics import Metrics
 
 STATS = EngineStats(
@@ -13,6 +13,8 @@ STATS = EngineStats(
     generated_tokens=50,
     steps=40,
     compiles_since_ready=1,
+    restore_seconds=0.5,
+    cache=CacheStats(budget=9000, num_bytes=5000, snapshots=6, queries=7, hits=4, hit_tokens=300, evictions=2),
 )
 
 
@@ -55,6 +57,13 @@ def test_the_engines_own_numbers(metrics: Metrics, clock: Clock) -> None:
         "roost_prompt_tokens_total": 100,
         "roost_generation_tokens_total": 50,
         "roost_compiles_since_ready_total": 1,
+        "roost_state_cache_bytes host": 5000,
+        "roost_state_cache_snapshots": 6,
+        "roost_state_cache_queries_total": 7,
+        "roost_state_cache_hits_total": 4,
+        "roost_state_cache_hit_tokens_total": 300,
+        "roost_state_cache_evictions_total": 2,
+        "roost_state_cache_restore_seconds_total": 0.5,
     }
     assert expected.items() <= samples.items()
     assert not any(name.endswith("_created") for name in samples)

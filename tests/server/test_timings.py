@@ -26,6 +26,7 @@ def test_several_choices_are_one_answer() -> None:
     assert timings == {
         "timings": {
             "queue_ms": 62.5,
+            "cache_n": 0,
             "prompt_n": 4,
             "prompt_ms": 250.0,
             "prompt_per_second": 16.0,
@@ -34,6 +35,12 @@ def test_several_choices_are_one_answer() -> None:
             "predicted_per_second": 4.0,
         }
     }
+
+
+def test_what_was_remembered_was_not_read() -> None:
+    end = Delta(0, token_ids=(9,), finish_reason=FinishReason.STOP, num_cached=3, times=Times(1.0, 1.25, 1.5, 2.0))
+    timings = report().whole([end])["timings"]
+    assert (timings["cache_n"], timings["prompt_n"], timings["prompt_per_second"]) == (3, 1, 2.0)
 
 
 def test_a_stream_tells_it_with_the_last_choice() -> None:

@@ -147,7 +147,7 @@ def layer_outputs(
     x = model.embedding[...][tokens] * 8.0  # the square root of its width
     outputs = {}
     for index, (layer, layer_state) in enumerate(zip(model.blocks, state, strict=True)):
-        x, _ = layer(x, layer_state, positions, tokens.shape[1])
+        x, *_ = layer(x, layer_state, positions, tokens.shape[1])
         outputs[f"blocks.{index}"] = x
     return outputs | {"final_norm": model.final_norm(x)}
 

@@ -1,0 +1,338 @@
+"""What remembered states are worth, and what they cost. Writes benchmarks/state_cache.md unless told otherwise.
+
+    python benchmarks/state_cache.py [--models demo small] [--longest 50000] [--repeats 5] [--page FILE]
+
+- Time to first token, from outside a server, of prompts of token ids: with a system prompt that is new and with one
+  that others have sent before; the next turn of conversations of 512 tokens to 50,000; and the same prompt twice.
+- What the tokenizer takes for texts as long, which is not part of those times.
+- Memory of 1,000 states of the 2B model's shape, beside what arithmetic says.
+- The engine's throughput when no prompt resembles another, with and without: rounds alternate, in one process.
+
+`small` has 768 channels, 12 layers and a window of 2048, and random weights.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import ml_dtypes
+import numpy as np
+from roost.engine import EngineConfig, EngineCore, ModelRunner, Request, SamplingParams, StateCache, open_model
+from roost.engine.config import PREFILL_BLOCK
+from roost.engine.model.config import PRESETS
+from roost.engine.scheduler import Scheduler
+from roost.engine.snapshot import Mark
+from roost.engine.state_cache import PromptKey
+from roost.server.bench.facts import machine, now, resident_bytes, versions
+from roost.server.served_model import open_tokenizer
+
+SYSTEM_TOKENS, QUESTION_TOKENS = 4000, 32
+REPLY_TOKENS, NEW_TOKENS = 32, 32
+HISTORIES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 50048)
+"""Points of the grid, so that each turn reads as many tokens as the others."""
+
+STATES = 1000
+MISS_PROMPT, MISS_TOKENS, MISS_REQUESTS, MISS_ROUNDS = 448, 64, 16, 6
+
+SMALL: dict[str, Any] = {
+    "model_type": "recurrent_gemma",
+    "vocab_size": 32_000,
+    "hidden_size": 768,
+    "intermediate_size": 4608,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "lru_width": 768,
+    "attention_window_size": 2048,
+    "dtype": "float32",
+}
+
+
+class Turns(NamedTuple):
+    """Milliseconds to the first token, medians."""
+
+    history: int
+    cold_ms: float
+    next_turn_ms: float
+    same_again_ms: float
+
+
+class SystemPrompt(NamedTuple):
+    """The same of a system prompt of `SYSTEM_TOKENS`."""
+
+    cold_ms: float
+    hit_ms: float
+
+    @property
+    def share(self) -> float:
+        return self.hit_ms / self.cold_ms
+
+
+class Memory(NamedTuple):
+    """Bytes of so many states: what the process took, what the cache counts, and what arithmetic says."""
+
+    states: int
+    taken: int
+    counted: int
+    arithmetic: int
+
+
+class Misses(NamedTuple):
+    """Tokens per second, read and generated; and how much less it is with the cache, in per cent of each round."""
+
+    off: float
+    on: float
+    cost_percent: float
+
+
+# --- time to first token
+
+
+class Asker:
+    """Sends prompts of token ids to a server; no two are alike unless they are meant to be."""
+
+    def __init__(self, url: str, vocab_size: int) -> None:
+        self._client = httpx.Client(base_url=url, timeout=3600)
+        self._rng = np.random.default_rng(os.getpid())
+        self._vocab_size = vocab_size
+
+    def tokens(self, count: int) -> list[int]:
+        ids: list[int] = self._rng.integers(10, self._vocab_size, count).tolist()
+        return ids
+
+    def first_token_ms(self, prompt: list[int], *, cached: range) -> float:
+        """Checks that as many tokens were remembered as should be."""
+        body = {"token_ids": prompt, "max_tokens": 1, "temperature": 0}
+        content = json.dumps(body).encode()
+        start = time.perf_counter()
+        response = self._client.post("/generate", content=content, headers={"content-type": "application/json"})
+        elapsed = 1e3 * (time.perf_counter() - start)
+        answer = response.raise_for_status().json()
+        found = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        if found not in cached:
+            raise RuntimeError(f"{found} of {len(prompt)} tokens were remembered, expected {cached}")
+        return elapsed
+
+
+def measure_system_prompt(asker: Asker, repeats: int) -> SystemPrompt:
+    cold, hits = [], []
+    for _ in range(repeats):
+        system = asker.tokens(SYSTEM_TOKENS)
+        cold.append(asker.first_token_ms(system + asker.tokens(QUESTION_TOKENS), cached=range(1)))
+        at = SYSTEM_TOKENS // PREFILL_BLOCK * PREFILL_BLOCK
+        questions = [asker.tokens(QUESTION_TOKENS) for _ in range(repeats)]
+        hits += [asker.first_token_ms(system + question, cached=range(at, at + 1)) for question in questions]
+    return SystemPrompt(statistics.median(cold), statistics.median(hits))
+
+
+def measure_turns(asker: Asker, histories: Sequence[int], repeats: int) -> Iterator[Turns]:
+    for length in histories:
+        history = asker.tokens(length)
+        cold = asker.first_token_ms(history, cached=range(1))
+        turns, again = [], []
+        for _ in range(3 * repeats):
+            new = asker.tokens(REPLY_TOKENS + NEW_TOKENS)
+            turns.append(asker.first_token_ms(history + new, cached=range(length, length + 1)))
+            again.append(asker.first_token_ms(history, cached=range(length, length + 1)))
+        yield Turns(length, cold, statistics.median(turns), statistics.median(again))
+
+
+@contextmanager
+def serving(model: str, folder: Path) -> Iterator[str]:
+    """A server's address."""
+    log = folder / "stderr"
+    command = [sys.executable, "-m", "roost.server", "serve", model, "--port", "0", "--slots", "8"]
+    with log.open("w") as stderr:
+        process = subprocess.Popen([*command, "--state-cache-gib", "4"], stderr=stderr)
+    try:
+        while (found := re.search(r"^address +(http://\S+)/v1$", log.read_text(), re.MULTILINE)) is None:
+            if process.poll() is not None:
+                raise RuntimeError(f"the server did not start:\n{log.read_text()}")
+            time.sleep(0.2)
+        yield found[1]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def measure_tokenizing() -> Iterator[tuple[int, float]]:
+    """Tokens of a text, and the milliseconds to make them, with the demo model's tokenizer."""
+    tokenizer = open_tokenizer(open_model("demo"))
+    for sentences in (32, 512, 4096):
+        text = "The boat went out to sea, and nobody knew when it would come home. " * sentences
+        start = time.perf_counter()
+        count = len(tokenizer.encode(text))
+        yield count, 1e3 * (time.perf_counter() - start)
+
+
+# --- memory and throughput
+
+
+def measure_memory() -> Memory:
+    """One text, so that neighbours share their windows; every 50th state has the end of a prompt."""
+    shape = PRESETS["2b"]
+    layers, rings = shape.block_types.count("recurrent"), shape.block_types.count("attention")
+    kind = np.dtype(ml_dtypes.bfloat16)
+
+    def mark(number: int) -> Mark:
+        h = np.full((layers, shape.lru_width), number, np.float32)
+        conv = np.full((layers, shape.conv_width - 1, shape.lru_width), number, kind)
+        window = np.full((PREFILL_BLOCK, rings, 2, shape.head_dim), number, kind)
+        return Mark((h, conv), window, None if number % 50 else np.full(shape.width, number, kind))
+
+    cache, last = StateCache(shape.window, 100 * 2**30), None
+    key = PromptKey.of(range(STATES * PREFILL_BLOCK), "")
+    before = resident_bytes()
+    for number in range(STATES):
+        last = cache.extend(key, last, [mark(number)])
+    taken = resident_bytes() - before
+    state = layers * shape.lru_width * (4 + 2 * (shape.conv_width - 1))
+    token = 2 * 2 * rings * shape.head_dim
+    arithmetic = STATES * (state + PREFILL_BLOCK * token) + STATES // 50 * 2 * shape.width
+    return Memory(STATES, taken, cache.stats.num_bytes, arithmetic)
+
+
+def measure_misses(model: str) -> Misses:
+    """The cache is full from the first round on, so that each state has another to make room."""
+    source = open_model(model)
+    runner = ModelRunner(source, EngineConfig(slots=8))
+    cache, budget = StateCache(runner.window, 32 * 2**20), runner.state_cache_bytes
+    rng = np.random.default_rng(0)
+    speeds: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(2 * MISS_ROUNDS + 2):
+        is_on = number % 2 == 1
+        runner.state_cache_bytes = budget if is_on else 0
+        core = EngineCore(Scheduler(runner.slots, 100, runner.limits, cache=cache if is_on else None), runner)
+        for index in range(MISS_REQUESTS):
+            prompt = tuple(rng.integers(10, source.config.vocab_size, MISS_PROMPT).tolist())
+            core.add(Request(f"{number}-{index}", prompt, SamplingParams(max_tokens=MISS_TOKENS)))
+        start = time.perf_counter()
+        while not core.is_idle:
+            core.step()
+        speeds[is_on].append(MISS_REQUESTS * (MISS_PROMPT + MISS_TOKENS) / (time.perf_counter() - start))
+    runner.close()
+    off, on = speeds[False][1:], speeds[True][1:]
+    costs = [100 * (1 - b / a) for a, b in zip(off, on, strict=True)]
+    return Misses(statistics.median(off), statistics.median(on), statistics.median(costs))
+
+
+# --- the page
+
+
+class Result(NamedTuple):
+    """Everything about one model."""
+
+    model: str
+    system_prompt: SystemPrompt
+    turns: Sequence[Turns]
+    misses: Misses
+
+
+def measure_model(name: str, options: argparse.Namespace, folder: Path) -> Result:
+    model = name
+    if name == "small":
+        config = folder / "small.json"
+        config.write_text(json.dumps(SMALL))
+        model = f"random:{config}"
+    misses = measure_misses(model)
+    with serving(model, folder) as url:
+        asker = Asker(url, open_model(model).config.vocab_size)
+        asker.first_token_ms(asker.tokens(1000), cached=range(1))
+        system_prompt = measure_system_prompt(asker, options.repeats)
+        histories = [length for length in HISTORIES if length <= options.longest]
+        turns = list(measure_turns(asker, histories, options.repeats))
+    return Result(name, system_prompt, turns, misses)
+
+
+def page(results: Sequence[Result], memory: Memory, tokenizing: Sequence[tuple[int, float]], busy: float) -> str:
+    facts, packages = machine(), versions()
+    mib = 2**20
+    return "\n".join(
+        [
+            "# Remembered states: what they are worth, what they cost",
+            "",
+            f"Made by `python benchmarks/state_cache.py` on {now()[:10]}: {facts['cpu']}, {facts['cpus']} CPUs, "
+            f"jax {packages['jax']}, load average before: {busy:.1f}. Times are milliseconds from a request's first "
+            "byte to its answer of one token, over HTTP, prompts being token ids; medians.",
+            "",
+            f"## A system prompt of {SYSTEM_TOKENS} tokens, then a question of {QUESTION_TOKENS}",
+            "",
+            "| model | new | known | share |",
+            "| --- | ---: | ---: | ---: |",
+            *(
+                f"| {r.model} | {r.system_prompt.cold_ms:.1f} | {r.system_prompt.hit_ms:.1f} "
+                f"| {100 * r.system_prompt.share:.1f} % |"
+                for r in results
+            ),
+            "",
+            f"## The next turn of a conversation: a reply of {REPLY_TOKENS} tokens and {NEW_TOKENS} new ones",
+            "",
+            "`cold` is the history alone, read for the first time; `again` the same prompt once more.",
+            "",
+            *(line for r in results for line in _turns_table(r)),
+            f"The tokenizer takes {', '.join(f'{ms:.1f} ms for {count}' for count, ms in tokenizing)} tokens of text, "
+            "which comes on top where prompts are texts.",
+            "",
+            f"## Memory of {memory.states} states of the 2B model's shape",
+            "",
+            f"The process took {memory.taken / mib:.0f} MiB, the cache counts {memory.counted / mib:.0f} MiB, and "
+            f"arithmetic says {memory.arithmetic / mib:.0f} MiB (states, each block of keys and values once, ends of "
+            f"prompts): {100 * (memory.taken / memory.arithmetic - 1):+.1f} %.",
+            "",
+            f"## Throughput when every prompt is new: {MISS_PROMPT} tokens read and {MISS_TOKENS} generated",
+            "",
+            "| model | off, tokens/s | on, tokens/s | cost |",
+            "| --- | ---: | ---: | ---: |",
+            *(
+                f"| {r.model} | {r.misses.off:.0f} | {r.misses.on:.0f} | {r.misses.cost_percent:+.1f} % |"
+                for r in results
+            ),
+            "",
+            f"Of {MISS_ROUNDS} rounds in turn, each of {MISS_REQUESTS} requests on 8 slots; the cache is full, so "
+            "every state that comes makes others go.",
+            "",
+        ]
+    )
+
+
+def _turns_table(result: Result) -> Iterator[str]:
+    shortest = result.turns[0].next_turn_ms
+    yield f"| {result.model}: history | cold | next turn | to the shortest's | again |"
+    yield "| ---: | ---: | ---: | ---: | ---: |"
+    for turn in result.turns:
+        yield (
+            f"| {turn.history} | {turn.cold_ms:.1f} | {turn.next_turn_ms:.1f} | {turn.next_turn_ms / shortest:.2f} "
+            f"| {turn.same_again_ms:.1f} |"
+        )
+    yield ""
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--models", nargs="+", choices=["demo", "small"], default=["demo", "small"])
+    arguments.add_argument("--longest", type=int, default=HISTORIES[-1], help="of the histories, in tokens")
+    arguments.add_argument("--repeats", type=int, default=5)
+    arguments.add_argument("--page", type=Path, default=Path(__file__).with_suffix(".md"))
+    options = arguments.parse_args()
+    busy = machine()["load_average"]
+    memory, tokenizing = measure_memory(), list(measure_tokenizing())
+    with tempfile.TemporaryDirectory() as folder:
+        results = [measure_model(name, options, Path(folder)) for name in options.models]
+    text = page(results, memory, tokenizing, busy)
+    options.page.write_text(text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

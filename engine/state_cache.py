@@ -1,0 +1,347 @@
+"""States of prompts that were read before, found by their tokens: what is kept, and what makes room. Pure host Python.
+
+A radix tree whose edges are blocks of 64 tokens, one tree per salt. A node is a point of the grid; snapshots hang on
+it, one for the point itself and others for prompts that end less than a block behind it. A block's keys and values lie
+in the node at its end, once, and are shared by all snapshots whose window holds them.
+"""
+
+import heapq
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol, runtime_checkable
+
+from .config import PREFILL_BLOCK, CacheStats
+from .snapshot import HostArray, Mark, Snapshot, first_block, follow
+
+_ID_BYTES: Final = array("i").itemsize
+_EDGE_BYTES: Final = _ID_BYTES * PREFILL_BLOCK
+
+_UNPROVEN: Final = 1 / 8
+"""What a snapshot counts for that nobody has gone on from, where no texts part and no prompt ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptKey:
+    """A prompt as the tree takes it.
+
+    Attributes:
+      salt: prompts of another one are as if they did not exist.
+      tokens: ids, 4 bytes each.
+    """
+
+    salt: str
+    tokens: bytes
+
+    @classmethod
+    def of(cls, token_ids: Sequence[int], salt: str) -> "PromptKey":
+        return cls(salt, array("i", token_ids).tobytes())
+
+    def __len__(self) -> int:
+        return len(self.tokens) // _ID_BYTES
+
+    def block(self, index: int) -> bytes:
+        """The tokens of a whole block of the grid."""
+        return self.tokens[index * _EDGE_BYTES : (index + 1) * _EDGE_BYTES]
+
+    def rest(self, length: int) -> bytes:
+        """The tokens between the last point of the grid and `length`."""
+        return self.tokens[length // PREFILL_BLOCK * _EDGE_BYTES : length * _ID_BYTES]
+
+
+@dataclass(eq=False, slots=True)
+class _Node:
+    """A point of the grid.
+
+    Attributes:
+      length: tokens up to here.
+      edge: the last `PREFILL_BLOCK` of them.
+      entries: snapshots, by their tokens behind this point.
+      window, num_users: the last block's keys and values, and how many snapshots need them.
+    """
+
+    parent: "_Node | None"
+    edge: bytes
+    length: int
+    children: "dict[bytes, _Node]" = field(default_factory=dict)
+    entries: "dict[bytes, _Entry]" = field(default_factory=dict)
+    window: HostArray | None = None
+    num_users: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    """A snapshot in the tree.
+
+    Attributes:
+      rest: its tokens behind its node.
+      snapshot: with arrays that are the tree's own.
+      is_proven: whether somebody has gone on from here, or is likely to.
+      age: the cache's when it was last used.
+      stamp: that of its one valid place in the queue.
+    """
+
+    node: _Node
+    rest: bytes
+    snapshot: Snapshot
+    is_proven: bool
+    age: float
+    stamp: int = 0
+
+
+@runtime_checkable
+class LowerTier(Protocol):
+    """Remembers states for longer than the process lives."""
+
+    num_bytes: int
+    num_errors: int
+
+    def find(self, prompt: PromptKey, above: int) -> Snapshot | None:
+        """The longest state of a prompt that is longer than `above`; see `StateCache.look_up`."""
+
+    def store(self, prompt: PromptKey, snapshots: Sequence[Snapshot]) -> None:
+        """Takes in states of a prompt; returns at once."""
+
+    def close(self) -> None:
+        """Returns once it has all that it was told."""
+
+
+class StateCache:
+    """Snapshots within a budget of bytes.
+
+    The one to go first is that which saves the least work for its bytes and was not used for the longest time
+    (Greedy-Dual: what is used is worth its gain more than what went last). Its gain is the tokens that would have to be
+    read again, per byte that its end sets free; an eighth of that where nobody branches. So a long text is thinned
+    out before it is forgotten: with each point that goes, its neighbours become worth more.
+
+    Args:
+      window: tokens that attention looks back on.
+      budget: in bytes.
+      disk: a tier below, which is told of all states and asked where it may know more.
+    """
+
+    def __init__(self, window: int, budget: int, disk: LowerTier | None = None) -> None:
+        self._window = window
+        self._budget = budget
+        self._disk = disk
+        self._roots: dict[str, _Node] = {}
+        self._queue: list[tuple[float, int, _Entry]] = []
+        self._stamps = 0
+        self._age = 0.0
+        self._bytes = 0
+        self._snapshots = 0
+        self._queries = 0
+        self._hits = 0
+        self._hit_tokens = 0
+        self._evictions = 0
+        self._disk_hits = 0
+
+    def __repr__(self) -> str:
+        return f"StateCache({self._snapshots} snapshots, {self._bytes} of {self._budget} bytes)"
+
+    @property
+    def stats(self) -> CacheStats:
+        return CacheStats(
+            budget=self._budget,
+            num_bytes=self._bytes,
+            snapshots=self._snapshots,
+            queries=self._queries,
+            hits=self._hits,
+            hit_tokens=self._hit_tokens,
+            evictions=self._evictions,
+            disk_bytes=0 if self._disk is None else self._disk.num_bytes,
+            disk_hits=self._disk_hits,
+            disk_errors=0 if self._disk is None else self._disk.num_errors,
+        )
+
+    def look_up(self, prompt: PromptKey) -> Snapshot | None:
+        """The snapshot that spares the most: the prompt's own end, with `hidden`, or the last one on the grid that
+        leaves something to read."""
+        self._queries += 1
+        entry = self._find(prompt)
+        found = None if entry is None else entry.snapshot
+        below = self._look_below(prompt, 0 if found is None else found.length)
+        if below is not None:
+            found, entry = below, self._find(prompt)
+        if entry is not None:
+            entry.is_proven = True
+            self._use(entry)
+        if found is not None:
+            self._hits += 1
+            self._hit_tokens += found.length
+        return found
+
+    def close(self) -> None:
+        """Returns once the tier below has all that it was told."""
+        if self._disk is not None:
+            self._disk.close()
+
+    def extend(self, prompt: PromptKey, last: Snapshot | None, marks: Sequence[Mark]) -> Snapshot:
+        """Takes in what reading a chunk has left; gives the state at its end.
+
+        Args:
+          prompt: whose chunk it is.
+          last: where the chunk began; None for a prompt's beginning.
+          marks: at least one.
+        """
+        snapshots = follow(last, marks, self._window)
+        self.publish(prompt, snapshots)
+        return snapshots[-1]
+
+    def publish(self, prompt: PromptKey, snapshots: Sequence[Snapshot]) -> None:
+        """Takes in snapshots of a prompt, in order; what is known already is used once more. Then makes room."""
+        if self._disk is not None:
+            self._disk.store(prompt, snapshots)
+        self._admit(prompt, snapshots)
+
+    def _admit(self, prompt: PromptKey, snapshots: Sequence[Snapshot]) -> None:
+        path = [self._roots.setdefault(prompt.salt, _Node(None, b"", 0))]
+        for snapshot in snapshots:
+            for index in range(len(path) - 1, snapshot.length // PREFILL_BLOCK):
+                path.append(_child(path[-1], prompt.block(index)))
+            self._take_in(path[: snapshot.length // PREFILL_BLOCK + 1], prompt, snapshot)
+        while self._bytes > self._budget:
+            self._evict_one()
+
+    def _look_below(self, prompt: PromptKey, above: int) -> Snapshot | None:
+        """What only the tier below knows; it is taken in."""
+        if self._disk is None or above == len(prompt):
+            return None
+        found = self._disk.find(prompt, above)
+        if found is not None:
+            self._disk_hits += 1
+            self._admit(prompt, [found])
+        return found
+
+    def _find(self, prompt: PromptKey) -> _Entry | None:
+        node, index, found = self._roots.get(prompt.salt), 0, None
+        while node is not None:
+            ends = node.length // PREFILL_BLOCK == len(prompt) // PREFILL_BLOCK
+            whole = node.entries.get(prompt.rest(len(prompt))) if ends else None
+            if whole is not None and whole.snapshot.hidden is not None:
+                return whole
+            if node.length < len(prompt):
+                found = node.entries.get(b"", found)
+            node, index = node.children.get(prompt.block(index)), index + 1
+        return found
+
+    def _take_in(self, path: list[_Node], prompt: PromptKey, snapshot: Snapshot) -> None:
+        node, rest = path[-1], prompt.rest(snapshot.length)
+        entry = node.entries.get(rest)
+        if entry is not None and (snapshot.hidden is None or entry.snapshot.hidden is not None):
+            self._use(entry)
+            return
+        if entry is not None:
+            self._remove(entry)
+        shared = self._share(path, snapshot)
+        is_last = not rest and snapshot.length // PREFILL_BLOCK == len(prompt) // PREFILL_BLOCK
+        is_proven = is_last or (entry is not None and entry.is_proven)
+        node.entries[rest] = entry = _Entry(node, rest, shared, is_proven, self._age)
+        self._bytes += _own_bytes(entry)
+        self._snapshots += 1
+        self._use(entry)
+
+    def _share(self, path: list[_Node], snapshot: Snapshot) -> Snapshot:
+        """The snapshot with those blocks of its window that the tree has already, or has from now on."""
+        window = list(snapshot.window)
+        for place, node in enumerate(_window_nodes(path, snapshot.length, self._window)):
+            if node.window is None:
+                node.window = window[place]
+                self._bytes += window[place].nbytes
+            window[place] = node.window
+            node.num_users += 1
+        return Snapshot(snapshot.length, snapshot.recurrent, tuple(window), snapshot.hidden)
+
+    def _use(self, entry: _Entry) -> None:
+        """Books that an entry was of use, and queues it anew."""
+        entry.age = self._age
+        self._enqueue(entry)
+        if len(self._queue) > 2 * self._snapshots + 64:
+            self._queue = [item for item in self._queue if item[2].stamp == item[1]]
+            heapq.heapify(self._queue)
+
+    def _enqueue(self, entry: _Entry) -> None:
+        self._stamps += 1
+        entry.stamp = self._stamps
+        heapq.heappush(self._queue, (self._worth(entry), entry.stamp, entry))
+
+    def _worth(self, entry: _Entry) -> float:
+        freed = _own_bytes(entry)
+        for node in self._nodes_of(entry):
+            if node.num_users == 1 and node.window is not None:
+                freed += node.window.nbytes
+        is_junction = not entry.rest and len(entry.node.children) + len(entry.node.entries) > 2
+        chance = 1.0 if entry.is_proven or is_junction else _UNPROVEN
+        return entry.age + chance * _gap(entry) / freed
+
+    def _evict_one(self) -> None:
+        """What was queued may be worth more by now, since its neighbours went; then others come first."""
+        while True:
+            worth, stamp, entry = self._queue[0]
+            if entry.stamp != stamp:
+                heapq.heappop(self._queue)
+            elif self._worth(entry) > worth:
+                heapq.heappop(self._queue)
+                self._enqueue(entry)
+            else:
+                heapq.heappop(self._queue)
+                self._age = max(self._age, worth)
+                self._evictions += 1
+                self._remove(entry)
+                self._prune(entry.node)
+                return
+
+    def _remove(self, entry: _Entry) -> None:
+        entry.stamp = 0
+        del entry.node.entries[entry.rest]
+        self._bytes -= _own_bytes(entry)
+        self._snapshots -= 1
+        for node in self._nodes_of(entry):
+            node.num_users -= 1
+            if not node.num_users and node.window is not None:
+                self._bytes -= node.window.nbytes
+                node.window = None
+
+    def _prune(self, node: _Node) -> None:
+        """Forgets nodes from which nothing hangs any more."""
+        while not (node.children or node.entries) and node.parent is not None:
+            del node.parent.children[node.edge]
+            node = node.parent
+        if node.parent is None and not (node.children or node.entries):
+            self._roots = {salt: root for salt, root in self._roots.items() if root is not node}
+
+    def _nodes_of(self, entry: _Entry) -> list[_Node]:
+        """Where the whole blocks of an entry's window lie, latest first."""
+        count = entry.node.length // PREFILL_BLOCK - first_block(entry.snapshot.length, self._window)
+        nodes, node = [], entry.node
+        for _ in range(count):
+            nodes.append(node)
+            assert node.parent is not None
+            node = node.parent
+        return nodes
+
+
+def _child(node: _Node, edge: bytes) -> _Node:
+    child = node.children.get(edge)
+    if child is None:
+        child = node.children[edge] = _Node(node, edge, node.length + PREFILL_BLOCK)
+    return child
+
+
+def _window_nodes(path: list[_Node], length: int, window: int) -> list[_Node]:
+    """Where the whole blocks of a window lie, oldest first."""
+    return path[first_block(length, window) + 1 :]
+
+
+def _own_bytes(entry: _Entry) -> int:
+    """What nobody shares: also the keys and values behind the last point of the grid."""
+    tail = entry.snapshot.window[-1].nbytes if entry.rest else 0
+    return entry.snapshot.own_bytes + tail
+
+
+def _gap(entry: _Entry) -> int:
+    """Tokens since the snapshot before, which would have to be read again."""
+    node = entry.node if entry.rest else entry.node.parent
+    while node is not None and b"" not in node.entries:
+        node = node.parent
+    return entry.snapshot.length - (0 if node is None else node.length)

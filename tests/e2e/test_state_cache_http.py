@@ -1,0 +1,117 @@
+"""Remembered states, seen from outside a real server process."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from server_process import API_KEY, ServerProcess, serving
+
+_fresh = itertools.count(1)
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[httpx.Client]:
+    headers = {"authorization": f"Bearer {API_KEY}"}
+    with httpx.Client(base_url=server.url, headers=headers, timeout=60) as client:
+        yield client
+
+
+def prompt(length: int) -> list[int]:
+    """Tokens that no other test has sent."""
+    kind = next(_fresh)
+    return [10 + (kind * 31 + i * i * kind) % 400 for i in range(length)]
+
+
+def ask(client: httpx.Client, token_ids: list[int], **fields: Any) -> tuple[list[int], int]:
+    """The answer's tokens and how many of the prompt's were not read."""
+    body = {"token_ids": token_ids, "max_tokens": 5, "temperature": 0, "ignore_eos": True, **fields}
+    response = client.post("/generate", json=body)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    return answer["choices"][0]["token_ids"], answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def test_the_same_prompt_twice(client: httpx.Client) -> None:
+    tokens = prompt(300)
+    (first, none), (second, all_of_it) = ask(client, tokens), ask(client, tokens)
+    assert (none, all_of_it) == (0, 300)
+    assert first == second
+
+
+def test_a_shared_prefix(client: httpx.Client) -> None:
+    system, questions = prompt(100), (prompt(20), prompt(20))
+    assert [ask(client, system + question)[1] for question in questions] == [0, 64]
+
+
+def test_tenants(client: httpx.Client) -> None:
+    tokens = prompt(300)
+    assert [ask(client, tokens, cache_salt=salt)[1] for salt in ("a", "b", "a")] == [0, 0, 300]
+
+
+async def test_a_client_that_leaves_and_comes_back(server: ServerProcess, client: httpx.Client) -> None:
+    tokens = prompt(100_000)
+    async with httpx.AsyncClient(base_url=server.url, headers=client.headers) as leaving:
+        before = (await leaving.get("/load")).json()["prompt_tokens"]
+        asking = asyncio.create_task(leaving.post("/generate", json={"token_ids": tokens, "max_tokens": 1}))
+        while (await leaving.get("/load")).json()["prompt_tokens"] < before + 2048:
+            assert not asking.done()
+        asking.cancel()
+    _, num_cached = await asyncio.to_thread(ask, client, tokens)
+    assert 0 < num_cached < 100_000
+    assert num_cached % 64 == 0
+
+
+def test_a_conversation_goes_on_where_it_was(client: httpx.Client) -> None:
+    previous, told = None, []
+    for turn in range(3):
+        text = "Tell me of the sea. " * 10 if turn == 0 else "And then?"
+        body = {"input": text, "previous_response_id": previous, "max_output_tokens": 8}
+        response = client.post("/v1/responses", json=body).json()
+        previous = response["id"]
+        details = response["usage"]
+        told.append((details["input_tokens"], details["input_tokens_details"]["cached_tokens"]))
+    (first, none), *later = told
+    assert none == 0
+    for (before, _), (_, num_cached) in itertools.pairwise(told):
+        assert num_cached == before // 64 * 64, "all but the last reply and what is new"
+    assert first >= 64
+    assert later
+
+
+def test_metrics(client: httpx.Client) -> None:
+    ask(client, prompt(100))
+    time.sleep(0.25)
+    page = client.get("/metrics").text
+    samples = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    assert float(samples['roost_state_cache_bytes{tier="host"}']) > 0
+    assert float(samples["roost_state_cache_queries_total"]) >= float(samples["roost_state_cache_hits_total"])
+    assert float(samples["roost_compiles_since_ready_total"]) == 0
+    assert client.get("/load").json()["state_cache_bytes"] > 0
+    assert client.get("/server_info").json()["state_cache_bytes"] > 2**20
+
+
+def test_a_conversation_survives_a_restart(tiny_config: Path, tmp_path: Path) -> None:
+    """Its next turn costs its new tokens and the last reply, before and after; a broken file costs only itself."""
+    arguments = [f"random:{tiny_config}", "--slots", "2", "--prefill-chunk", "64", "--state-cache-dir", str(tmp_path)]
+    history, told = prompt(300), []
+    first = history
+    for _ in range(2):
+        with serving(*arguments) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+            for _ in range(2):
+                reply, num_cached = ask(client, history)
+                told.append((len(history), num_cached))
+                history = [*history, *reply, *prompt(10)]
+            if len(told) == 4:
+                assert ask(client, first)[1] == 256
+                time.sleep(0.25)
+                assert "roost_state_cache_disk_errors_total 1.0" in client.get("/metrics").text
+        for path in tmp_path.rglob("*.end"):
+            path.write_bytes(path.read_bytes()[:-1])
+    assert told[0][1] == 0
+    for (before, _), (_, num_cached) in itertools.pairwise(told):
+        assert num_cached == before // 64 * 64

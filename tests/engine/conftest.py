@@ -1,0 +1,26 @@
+"""One runner for all tests of the engine that need a device: it takes long to compile."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from roost.engine import EngineConfig, ModelRunner, open_model
+
+TINY = Path(__file__).parents[1] / "golden" / "tiny-a"
+SLOTS = 4
+
+
+@pytest.fixture(scope="session")
+def golden_runner() -> Iterator[ModelRunner]:
+    """The golden model in float32, with chunks of 64 and 128."""
+    runner = ModelRunner(open_model(str(TINY / "hf")), EngineConfig(SLOTS, prefill_chunk=128, dtype="float32"))
+    yield runner
+    runner.close()
+
+
+@pytest.fixture(scope="module")
+def runner(golden_runner: ModelRunner) -> Iterator[ModelRunner]:
+    """It compiles nothing while a module's tests run."""
+    before = golden_runner.compiles_since_ready
+    yield golden_runner
+    assert golden_runner.compiles_since_ready == before

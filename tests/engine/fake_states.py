@@ -1,0 +1,56 @@
+"""States whose arrays say which tokens they stand for, and a reader that uses a cache as the engine does."""
+
+import numpy as np
+from roost.engine.config import PREFILL_BLOCK
+from roost.engine.snapshot import Mark, Snapshot, follow, ring_rows
+from roost.engine.state_cache import PromptKey, StateCache
+
+STATE_BYTES, TOKEN_BYTES, HIDDEN_BYTES = 400, 4, 40
+
+
+def text(*parts: tuple[int, int]) -> tuple[int, ...]:
+    """Tokens: so many of each kind, numbered so that no two blocks are alike by accident."""
+    return tuple(1000 * kind + i for kind, count in parts for i in range(count))
+
+
+def number(tokens: tuple[int, ...]) -> int:
+    """Stands for them."""
+    return hash(tokens) & 0x7FFFFFFF
+
+
+def mark(tokens: tuple[int, ...], start: int, end: int, *, is_end: bool) -> Mark:
+    """Arrays that say which tokens they stand for."""
+    h, conv = (np.full(STATE_BYTES // 8, number(tokens[:end]), np.int32) for _ in range(2))
+    window = np.array([number(tokens[: i + 1]) for i in range(start, end)], np.int32)
+    return Mark((h, conv), window, np.full(HIDDEN_BYTES // 4, number(tokens[:end]), np.int32) if is_end else None)
+
+
+def marks(tokens: tuple[int, ...], start: int = 0, end: int | None = None) -> list[Mark]:
+    """Of every point of the grid and of the end."""
+    end = len(tokens) if end is None else end
+    starts = range(start, end, PREFILL_BLOCK)
+    stops = [min(at + PREFILL_BLOCK, end) for at in starts]
+    return [mark(tokens, a, b, is_end=b == len(tokens)) for a, b in zip(starts, stops, strict=True)]
+
+
+def read(cache: StateCache, tokens: tuple[int, ...], salt: str = "", window: int = 128, cut: int | None = None) -> int:
+    """Does what the engine does with a prompt, up to a token where it is cut off; gives how many tokens were spared."""
+    key = PromptKey.of(tokens, salt)
+    found = cache.look_up(key)
+    if found is not None:
+        check(found, tokens, window)
+    length = 0 if found is None else found.length
+    if length < len(tokens):
+        cache.publish(key, follow(found, marks(tokens, length, cut), window))
+    return length
+
+
+def check(found: Snapshot, tokens: tuple[int, ...], window: int) -> None:
+    """A snapshot is of these tokens and of no others, and so is every row of its ring."""
+    length = found.length
+    assert all((array == number(tokens[:length])).all() for array in found.recurrent)
+    assert length < len(tokens) or found.hidden is not None
+    ring = ring_rows(found, window)
+    for position in range(max(0, length - window), length):
+        assert ring[position % window] == number(tokens[: position + 1])
+    assert not ring[length:].any()

@@ -1,0 +1,213 @@
+"""The state cache on a real device: what a request gets does not depend on what is remembered, bit for bit."""
+
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from roost.engine import EngineCore, ModelRunner, Request, SamplingParams, StateCache
+from roost.engine.request import TokenOutput
+from roost.engine.scheduler import Scheduler
+
+SLOTS = 4
+PLENTY = 10**9
+
+
+def make_core(runner: ModelRunner, budget: int = PLENTY) -> EngineCore:
+    cache = StateCache(runner.window, budget) if budget else None
+    return EngineCore(Scheduler(SLOTS, 100, runner.limits, cache=cache), runner)
+
+
+class Told:
+    """What a request got: tokens, their log-probabilities, and how many of its prompt's tokens were not read."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.logprobs: list[Any] = []
+        self.num_cached = 0
+
+    def add(self, output: TokenOutput) -> None:
+        self.tokens += output.token_ids
+        self.logprobs += output.logprobs or ()
+        self.logprobs += output.prompt_logprobs or ()
+        self.num_cached += output.num_cached
+
+    @property
+    def text(self) -> tuple[Any, ...]:
+        return self.tokens, self.logprobs
+
+
+def run(core: EngineCore, *requests: Request, stagger: int = 0) -> dict[str, Told]:
+    """Runs requests to their ends, a new one every `stagger` steps."""
+    told = {request.id: Told() for request in requests}
+    waiting, step = list(requests), 0
+    while waiting or not core.is_idle:
+        while waiting and step >= stagger * (len(requests) - len(waiting)):
+            core.add(waiting.pop(0))
+        for name, output in core.step():
+            told[name].add(output)
+        step += 1
+    return told
+
+
+def prompt(*parts: tuple[int, int]) -> tuple[int, ...]:
+    """So many tokens of each kind."""
+    return tuple(i for kind, n in parts for i in np.random.default_rng(kind).integers(3, 320, 400).tolist()[:n])
+
+
+def ask(name: str, *parts: tuple[int, int], **fields: Any) -> Request:
+    fork_of, salt = fields.pop("fork_of", None), fields.pop("cache_salt", "")
+    params = SamplingParams(**{"max_tokens": 4, "seed": 5, "logprobs": 2, **fields})
+    return Request(name, prompt(*parts), params, fork_of=fork_of, cache_salt=salt)
+
+
+PARTS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 17, 64, 100, 192, 300])), min_size=1, max_size=3)
+CROWD = st.lists(
+    st.fixed_dictionaries(
+        {
+            "parts": PARTS,
+            "max_tokens": st.integers(0, 9),
+            "temperature": st.sampled_from([0.0, 1.3]),
+            "repetition_penalty": st.sampled_from([1.0, 1.2]),
+            "prompt_logprobs": st.sampled_from([None, None, None, 1]),
+            "salt": st.sampled_from(["", "other"]),
+            "is_fork": st.booleans(),
+        }
+    ),
+    min_size=2,
+    max_size=9,
+)
+
+
+@settings(max_examples=20)
+@given(
+    crowd=CROWD,
+    stagger=st.integers(0, 6),
+    budget=st.sampled_from([PLENTY, 400_000]),
+    aborts=st.sets(st.integers(0, 8)),
+)
+def test_cache_on_is_cache_off(
+    runner: ModelRunner, crowd: list[dict[str, Any]], stagger: int, budget: int, aborts: set[int]
+) -> None:
+    """In random traffic, with room for all states and for few, beside requests that are aborted midway."""
+    requests: list[Request] = []
+    for index, fields in enumerate(crowd):
+        fields = dict(fields)
+        parts, salt = fields.pop("parts"), fields.pop("salt")
+        if fields.pop("is_fork") and requests:
+            parts = crowd[index - 1]["parts"]
+        crowd[index]["parts"] = parts
+        requests.append(ask(str(index), *parts, cache_salt=salt, seed=index, fork_of=str(index - 1), **fields))
+    core = make_core(runner, budget)
+    for index in aborts:
+        if index < len(requests):
+            core.add(
+                Request(f"aborted {index}", requests[index].prompt_token_ids, cache_salt=requests[index].cache_salt)
+            )
+            for _ in range(index % 4):
+                core.step()
+            core.abort(f"aborted {index}")
+    told = run(core, *requests, stagger=stagger)
+    off = make_core(runner, 0)
+    for request in requests:
+        assert told[request.id].text == run(off, request)[request.id].text
+
+
+def test_the_same_prompt_twice_reads_nothing(runner: ModelRunner) -> None:
+    for length in (1, 30, 64, 300):
+        core = make_core(runner)
+        first, second = (run(core, ask(name, (1, length)))[name] for name in "ab")
+        assert (first.num_cached, second.num_cached) == (0, length)
+        assert first.text == second.text
+        assert core.stats.prompt_tokens == length
+
+
+def test_a_shared_prefix_of_a_hundred_tokens_hits(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    assert run(core, ask("a", (1, 100), (2, 50)))["a"].num_cached == 0
+    assert run(core, ask("b", (1, 100), (3, 50)))["b"].num_cached == 64
+
+
+def test_diverging_suffixes_hit_where_they_part_on_the_second_request(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    run(core, ask("a", (1, 300), (2, 100)))
+    told = run(core, ask("b", (1, 300), (3, 100)))["b"]
+    assert told.num_cached == 256
+    assert told.text == run(make_core(runner, 0), ask("b", (1, 300), (3, 100)))["b"].text
+
+
+def test_a_conversation_reads_its_last_reply_and_what_is_new(runner: ModelRunner) -> None:
+    core, history, last = make_core(runner), prompt((1, 200)), 0
+    for turn in range(4):
+        request = Request("a", history, SamplingParams(max_tokens=20, temperature=0.0))
+        before = core.stats.prompt_tokens
+        told = run(core, request)["a"]
+        if turn:
+            assert told.num_cached == last // 64 * 64
+            assert core.stats.prompt_tokens - before == len(history) - last // 64 * 64
+        last, history = len(history), (*history, *told.tokens, *prompt((turn, 30)))
+
+
+def test_an_aborted_prefill_goes_on_where_it_was(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    core.add(ask("a", (1, 400), (2, 400)))
+    for _ in range(3):
+        core.step()
+    core.abort("a")
+    retry = run(core, ask("b", (1, 400), (2, 400)))["b"]
+    assert retry.num_cached == 256, "two chunks have come back"
+    assert retry.text == run(make_core(runner, 0), ask("b", (1, 400), (2, 400)))["b"].text
+    assert run(core, ask("c", (1, 400), (2, 400)))["c"].num_cached == 800
+
+
+def test_a_slot_that_is_taken_while_its_last_chunk_is_read_publishes_the_right_state(runner: ModelRunner) -> None:
+    """The chunk of the aborted request is still on the device when the next request gets its slot."""
+    core = EngineCore(Scheduler(1, 100, runner.limits, cache=StateCache(runner.window, PLENTY)), runner)
+    core.add(ask("a", (1, 300)))
+    core.step()
+    core.abort("a")
+    run(core, ask("b", (2, 300)))
+    retry = run(core, ask("c", (1, 300)))["c"]
+    assert retry.num_cached == 128
+    assert retry.text == run(make_core(runner, 0), ask("c", (1, 300)))["c"].text
+
+
+def test_salts_keep_tenants_apart(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    told = [run(core, ask("a", (1, 200), cache_salt=salt))["a"].num_cached for salt in ("x", "y", "", "x")]
+    assert told == [0, 0, 0, 200]
+
+
+def test_forks_of_a_known_prompt_read_nothing_either(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    run(core, ask("first", (1, 200)))
+    family = [ask(str(i), (1, 200), seed=i, temperature=1.5, fork_of="0" if i else None) for i in range(4)]
+    together = run(core, *family)
+    assert core.stats.prompt_tokens == 200
+    assert [together[str(i)].num_cached for i in range(4)] == [200, 0, 0, 0], "forks copy a slot"
+    off = make_core(runner, 0)
+    for request in family:
+        assert together[request.id].text == run(off, request)[request.id].text
+
+
+def test_scoring_a_prompt_reads_all_of_it(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    first, second = (run(core, ask(name, (1, 200), prompt_logprobs=1))[name] for name in "ab")
+    assert (second.num_cached, first.text) == (0, second.text)
+    assert run(core, ask("c", (1, 200)))["c"].num_cached == 200, "but others gain from it"
+
+
+def test_states_take_no_slots(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    run(core, *(ask(str(i), (i, 100)) for i in range(6)))
+    stats = core.stats
+    assert (stats.num_running, stats.cache.snapshots) == (0, 12)
+    assert stats.cache.num_bytes > 0
+
+
+def test_off_means_that_nothing_leaves_the_device(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "state_cache_bytes", 0)
+    core = make_core(runner)
+    run(core, ask("a", (1, 100)))
+    assert core.stats.cache.snapshots == 0
