@@ -1,6 +1,6 @@
 """Load held, faults survived, inputs tried: the table in robustness.md, by one command.
 
-    python benchmarks/robustness.py [--minutes 20] [--sections soak faults]
+    python benchmarks/robustness.py [--minutes 20] [--sections soak faults fuzz]
 
 Each section does its work and gives rows of what was counted. Rows are kept in robustness.json, from which the page is
 written: sections that are not run keep what they found last, with its date. Exits with 1 if anything failed; what fails
@@ -87,9 +87,36 @@ def faults(_: argparse.Namespace) -> Findings:
     return Findings(rows, problems)
 
 
+SENT = {
+    "values": "good bodies with values, fields or structure changed",
+    "text": "JSON with bytes cut, put in, swapped or doubled",
+    "requests": "strange methods, paths, headers and types",
+    "bytes": "bytes that are hardly HTTP",
+}
+
+
+def fuzz(_: argparse.Namespace) -> Findings:
+    """Bad requests; see fuzz.py."""
+    command = [sys.executable, str(HERE / "fuzz.py"), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if not done.stdout:
+        return Findings([], [f"fuzz.py failed with status {done.returncode}"])
+    result = json.loads(done.stdout)
+    statuses = ", ".join(f"{count:,} {status}" for status, count in result["by_status"].items())
+    rows = [
+        ("bad requests to a server process", f"{result['requests']:,}"),
+        *((text, f"{result['by_kind'].get(kind, 0):,}") for kind, text in SENT.items()),
+        ("what came of them (504: as asked for)", statuses),
+        ("wrong statuses or shapes, hangs, crashes, traces, requests left inside", f"{result['num_problems']}"),
+        ("seconds", f"{result['seconds']:.0f}"),
+    ]
+    return Findings(rows, result["problems"])
+
+
 SECTIONS: Mapping[str, Section] = {
     "soak": Section("Load held", soak),
     "faults": Section("Faults survived", faults),
+    "fuzz": Section("Inputs tried", fuzz),
 }
 
 
@@ -98,8 +125,9 @@ def page(kept: Mapping[str, Any]) -> str:
     lines = [
         "# Robustness",
         "",
-        "Made by `python benchmarks/robustness.py`; [soak.py](soak.py) and",
-        "[tests/e2e/test_faults.py](../tests/e2e/test_faults.py) say what is done, and what is demanded.",
+        "Made by `python benchmarks/robustness.py`; [soak.py](soak.py),",
+        "[tests/e2e/test_faults.py](../tests/e2e/test_faults.py) and [fuzz.py](fuzz.py) say what is done, and what is",
+        "demanded.",
     ]
     for name, section in SECTIONS.items():
         if name not in kept:

@@ -1,7 +1,7 @@
 """Token ids in, token ids out: the door of the engine. Nothing here knows text or HTTP."""
 
 from .async_engine import AsyncEngine
-from .config import CacheStats, EngineConfig, EngineStats
+from .config import PREFILL_BLOCK, CacheStats, EngineConfig, EngineStats
 from .constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
 from .core import EngineCore
 from .device import DeviceFacts, device_facts, numerics
@@ -39,6 +39,7 @@ __all__ = [
     "DEVICES",
     "MAX_BIASES",
     "MAX_LOGPROBS",
+    "PREFILL_BLOCK",
     "AsyncEngine",
     "CacheStats",
     "CheckpointError",

@@ -1,5 +1,6 @@
 """How the events of each API look on the wire: server-sent events, with or without names."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,7 +23,15 @@ class Framing:
 
     def encode(self, event: Mapping[str, Any]) -> bytes:
         name = b"event: " + event["type"].encode() + b"\n" if self.named else b""
-        return name + b"data: " + orjson.dumps(event) + b"\n\n"
+        return name + b"data: " + to_json(event) + b"\n\n"
+
+
+def to_json(value: Any) -> bytes:
+    """As it goes over the wire."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # a number of more than 64 bits, which a client sent and gets back
+        return json.dumps(value).encode()
 
 
 KEEP_ALIVE: Final = b": keep-alive\n\n"

@@ -18,8 +18,9 @@ from ..engine import (
 from .detokenizer import Detokenizer
 from .errors import client_too_slow, request_aborted
 from .grammar import Grammar
-from .metrics import NEVER, Metrics, Times
+from .metrics import Metrics
 from .prompts import Prompt
+from .request_record import NEVER, Times
 from .tokenizer import Tokenizer
 from .tools import CallPiece, CallReader, join_calls
 
@@ -129,15 +130,15 @@ async def generate_choice(
     request = choice.request(request_id)
     detokenizer = Detokenizer(tokenizer, choice.stop, include_stop=choice.include_stop)
     calls = CallReader() if choice.may_call else None
-    with metrics.track_request() as record:
+    with metrics.track_request(request) as record:
         async with aclosing(engine.generate(request)) as outputs:
             async for output in outputs:
                 if output.finish_reason is FinishReason.ABORT:
                     raise request_aborted()
                 if output.error is not None:
                     raise output.error
+                record.output(output)
                 delta = _advance(choice, detokenizer, output)
-                record.started(output.started_at)
                 record.tokens(len(delta.token_ids))
                 delta = replace(delta if calls is None else _tell_calls(calls, delta), times=record.times)
                 if delta.finish_reason is not None:

@@ -1,9 +1,7 @@
-"""What Prometheus scrapes. The only room of prometheus-client."""
+"""What Prometheus scrapes, by our own names; those of vLLM are in `metrics_vllm.py`."""
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from types import TracebackType
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import prometheus_client
@@ -11,7 +9,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..engine import EngineStats, QueueFullError, QueueTimeoutError, RequestTimeoutError
+from ..engine import EngineStats, Request
+from .metrics_vllm import VllmMetrics
+from .request_record import REASONS, Observer, RequestRecord
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -27,114 +27,124 @@ prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """The metrics of one server; histograms are filled by `track_request`, all else is read from the engine.
+    """The metrics of one server; what is told of requests is filled by `track_request`, all else is read from the
+    engine.
 
     Args:
       stats: gives the engine's last snapshot.
       clock: seconds that only go forward.
+      tenants: whose requests are counted by name; as many series as there are, and no more.
+      vllm_model: the model's name, if vLLM's names are wanted too.
+      observers: who else wants to know of requests.
     """
 
-    def __init__(self, stats: Callable[[], EngineStats], clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
+    def __init__(
+        self,
+        stats: Callable[[], EngineStats],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        tenants: Sequence[str] = (),
+        vllm_model: str | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self._clock = clock
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(stats))
-        self.first_token = Histogram(
-            "roost_time_to_first_token_seconds",
-            "From a request's arrival to its first token.",
-            buckets=_FIRST_TOKEN_S,
-            registry=self._registry,
-        )
-        self.next_token = Histogram(
-            "roost_inter_token_latency_seconds",
-            "From a token to the next of the same request.",
-            buckets=_NEXT_TOKEN_S,
-            registry=self._registry,
-        )
-        self.whole_request = Histogram(
-            "roost_e2e_request_latency_seconds",
-            "From a request's arrival to its last token.",
-            buckets=_REQUEST_S,
-            registry=self._registry,
-        )
-        self.requests = Counter(
-            "roost_requests", "Requests that have ended, by how.", ["reason"], registry=self._registry
-        )
-        for reason in ("stop", "length", "abort", "rejected", "timeout", "error"):
-            self.requests.labels(reason)
+        self._observers: list[Observer] = [_Requests(self._registry), *observers]
+        if tenants:
+            self._observers.append(_Tenants(self._registry, tenants))
+        self._vllm = None if vllm_model is None else VllmMetrics(self._registry, stats, vllm_model)
+        if self._vllm is not None:
+            self._observers.append(self._vllm)
         self._page: tuple[float, bytes] | None = None
 
-    def track_request(self) -> "RequestRecord":
-        """Times one request of the engine, from here to the end of the `with` block."""
-        return RequestRecord(self)
+    def asked(self, num_choices: int) -> None:
+        """A prompt has come, and so many answers to it are wanted."""
+        if self._vllm is not None:
+            self._vllm.asked(num_choices)
+
+    def track_request(self, request: Request) -> RequestRecord:
+        """Notes what becomes of one request of the engine, from here to the end of the `with` block."""
+        return RequestRecord(request, self._observers, self._clock)
 
     def page(self) -> bytes:
         """All metrics as text, at most `_CACHE_S` old."""
-        now = self.clock()
+        now = self._clock()
         if self._page is None or now - self._page[0] >= _CACHE_S:
             self._page = (now, prometheus_client.generate_latest(self._registry))
         return self._page[1]
 
 
-@dataclass(frozen=True, slots=True)
-class Times:
-    """When a request came, when its prompt began to be read, when its first output came, and when the last one so far;
-    seconds of one clock."""
+class _Requests:
+    """How requests fared."""
 
-    arrived: float
-    started: float
-    first: float
-    last: float
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def histogram(name: str, text: str, buckets: Sequence[float | int]) -> Histogram:
+            return Histogram(f"roost_{name}_seconds", text, buckets=buckets, registry=registry)
 
+        self._first_token = histogram(
+            "time_to_first_token", "From a request's arrival to its first token.", _FIRST_TOKEN_S
+        )
+        self._next_token = histogram(
+            "inter_token_latency", "From a token to the next of the same request.", _NEXT_TOKEN_S
+        )
+        self._whole = histogram("e2e_request_latency", "From a request's arrival to its last token.", _REQUEST_S)
+        self._queue = histogram(
+            "request_queue_time", "From a request's arrival until its prompt began to be read.", _FIRST_TOKEN_S
+        )
+        self._prefill = histogram("request_prefill_time", "From there to its first token.", _FIRST_TOKEN_S)
+        self._decode = histogram("request_decode_time", "From a request's first token to its last.", _REQUEST_S)
+        self._ended = Counter("roost_requests", "Requests that have ended, by how.", ["reason"], registry=registry)
+        for reason in REASONS:
+            self._ended.labels(reason)
 
-NEVER: Final = Times(0.0, 0.0, 0.0, 0.0)
-
-
-class RequestRecord:
-    """One request's times. It is left with the reason told to `finished`, else with what the exception says."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._arrived = metrics.clock()
-        self._started: float | None = None
-        self._first_output: float | None = None
-        self._last_token: float | None = None
-        self._reason: str | None = None
-
-    def started(self, at: float | None) -> None:
-        """Books when the engine began with it, as the first output tells; later ones say None."""
-        self._started = at if self._started is None else self._started
-
-    def tokens(self, count: int) -> None:
-        """Books tokens that came together, as if they had come one after the other at equal distances."""
-        if not count:
+    def tokens(self, record: RequestRecord, count: int, gap_s: float) -> None:
+        """As if they had come one after the other at equal distances; only the first wait is something else."""
+        if record.last_token is None:
+            self._first_token.observe(gap_s)
             return
-        now = self._metrics.clock()
-        if self._last_token is None:
-            self._metrics.first_token.observe(now - self._arrived)
-        else:
-            for _ in range(count):
-                self._metrics.next_token.observe((now - self._last_token) / count)
-        self._last_token = now
+        for _ in range(count):
+            self._next_token.observe(gap_s / count)
 
-    @property
-    def times(self) -> Times:
-        """Up to now; to be asked for with the first output, and later ones."""
-        now = self._metrics.clock()
-        self._first_output = now if self._first_output is None else self._first_output
-        started = self._first_output if self._started is None else self._started
-        return Times(self._arrived, started, self._first_output, now)
+    def ended(self, record: RequestRecord) -> None:
+        self._ended.labels(record.reason).inc()
+        if not record.has_finished:
+            return
+        self._whole.observe(record.ended - record.arrived)
+        if record.started is not None:
+            self._queue.observe(max(record.started - record.arrived, 0.0))
+        if record.started is not None and record.first_token is not None:
+            self._prefill.observe(max(record.first_token - record.started, 0.0))
+            self._decode.observe(record.ended - record.first_token)
 
-    def finished(self, reason: str) -> None:
-        self._reason = reason
-        self._metrics.whole_request.observe(self._metrics.clock() - self._arrived)
 
-    def __enter__(self) -> "RequestRecord":
-        return self
+class _Tenants:
+    """What each tenant has asked for and got. Requests of the server's own, as of `/health_generate`, are nobody's."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._metrics.requests.labels(self._reason or _reason(error)).inc()
+    def __init__(self, registry: CollectorRegistry, tenants: Sequence[str]) -> None:
+        self._ended = Counter(
+            "roost_tenant_requests", "A tenant's requests that have ended.", ["tenant", "reason"], registry=registry
+        )
+        self._prompt_tokens = Counter(
+            "roost_tenant_prompt_tokens", "Of a tenant's requests that got a slot.", ["tenant"], registry=registry
+        )
+        self._generated_tokens = Counter(
+            "roost_tenant_generation_tokens", "Generated for a tenant.", ["tenant"], registry=registry
+        )
+        for tenant in tenants:
+            self._prompt_tokens.labels(tenant)
+            self._generated_tokens.labels(tenant)
+
+    def tokens(self, record: RequestRecord, count: int, gap_s: float) -> None:
+        if record.request.tenant:
+            self._generated_tokens.labels(record.request.tenant).inc(count)
+
+    def ended(self, record: RequestRecord) -> None:
+        tenant = record.request.tenant
+        if tenant:
+            self._ended.labels(tenant, record.reason).inc()
+        if tenant and record.started is not None:
+            self._prompt_tokens.labels(tenant).inc(len(record.request.prompt_token_ids))
 
 
 class _EngineCollector(Collector):
@@ -172,18 +182,5 @@ class _EngineCollector(Collector):
         bytes_used.add_metric(["host"], stats.cache.num_bytes)
         bytes_used.add_metric(["disk"], stats.cache.disk_bytes)
         yield bytes_used
-        for name, text, total in counters:
-            yield CounterMetricFamily(f"roost_{name}", text, total)
-
-
-def _reason(error: BaseException | None) -> str:
-    """Why a request ended that did not finish: closing its stream is what a client that goes away does."""
-    match error:
-        case QueueFullError():
-            return "rejected"
-        case QueueTimeoutError() | RequestTimeoutError():
-            return "timeout"
-        case Exception():
-            return "error"
-        case _:
-            return "abort"
+        for name, text, value in counters:
+            yield CounterMetricFamily(f"roost_{name}", text, value)

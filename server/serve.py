@@ -54,10 +54,15 @@ def serve(settings: Settings) -> int:
     access = open_access(settings, None if admin_listener is None else admin_listener.getsockname()[1])
     progress = LoadProgress()
     engine = make_engine(source, config, progress)
+    metrics = Metrics(
+        lambda: engine.stats,
+        tenants=access.keys.owners,
+        vllm_model=model.id if settings.metrics_compat == "vllm" else None,
+    )
     service = Service(
         engine=engine,
         model=model,
-        metrics=Metrics(lambda: engine.stats),
+        metrics=metrics,
         prompts=PromptEncoder(model),
         grammars=GrammarCompiler(model.tokenizer, model.end_token_ids),
         max_choices=config.max_queue,

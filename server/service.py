@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 from uuid import uuid4
 
-import orjson
 from fastapi import Depends, Request, Response
 
 from ..engine import AsyncEngine, EngineDeadError, QueueFullError, RequestTimeoutError, SamplingParams
@@ -19,6 +18,7 @@ from .disconnect import until_disconnect
 from .door import Door
 from .errors import bad_value, model_loading, not_generating, prompt_too_long, unknown_model
 from .fields import FieldCheck
+from .framing import to_json
 from .generation import Choice, Generation, Terms, collect, generate_choice
 from .grammar import Grammar, GrammarCompiler, GrammarError
 from .logging import request_id
@@ -189,6 +189,9 @@ class Service:
     async def generation(self, answer_id: str, choices: Sequence[Choice]) -> AsyncGenerator[Generation]:
         """The choices under way, until the end of the `with` block; meanwhile they can be aborted by id."""
         tokenizer = self.model.tokenizer
+        num_prompts = sum(choice.fork_of is None for choice in choices)
+        for _ in range(num_prompts):
+            self.metrics.asked(len(choices) // num_prompts)
         deltas = [generate_choice(self.engine, tokenizer, self.metrics, answer_id, choice) for choice in choices]
         async with aclosing(Generation(deltas)) as generation:
             with self.running.track(generation, answer_id, request_id.get()):
@@ -196,7 +199,7 @@ class Service:
 
 
 def json_response(content: Any) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")
+    return Response(to_json(content), media_type="application/json")
 
 
 async def _service(request: Request) -> Service:

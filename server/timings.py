@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from .generation import Delta
-from .metrics import Times
 from .prompts import Prompt
+from .request_record import Times
 from .schema import GenerationBody
 
 

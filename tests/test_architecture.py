@@ -29,7 +29,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "HTTP and its schemas": ({"fastapi", "starlette", "uvicorn", "pydantic"}, ("server/*",)),
     "text": ({"sentencepiece", "tokenizers", "jinja2"}, ("server/*",)),
     "grammars": ({"llguidance"}, ("server/grammar/*",)),
-    "metrics": ({"prometheus_client"}, ("server/metrics.py",)),
+    "metrics": ({"prometheus_client"}, ("server/metrics.py", "server/metrics_vllm.py")),
     "threads, locks and queues": ({"threading", "_thread", "queue"}, ("engine/async_engine.py",)),
     "thread pools": (
         {"concurrent.futures", "multiprocessing.pool"},

@@ -12,13 +12,13 @@ import uvicorn
 from fake_engine import FakeEngine
 from roost.server.app import create_app
 from roost.server.chat import load_chat_format
-from roost.server.connection import Connection
 from roost.server.defaults import GenerationDefaults
 from roost.server.grammar import GrammarCompiler
 from roost.server.metrics import Metrics
 from roost.server.prompts import PromptEncoder
 from roost.server.served_model import ServedModel
 from roost.server.service import Service
+from roost.server.strict_connection import StrictConnection
 from roost.server.tokenizer import Tokenizer
 
 VOCAB_SIZE = 512
@@ -59,7 +59,7 @@ async def live(service: Service, stall_s: float | None = None) -> AsyncIterator[
     Args:
       stall_s: after which clients that read nothing are dropped; the system's buffers are small then.
     """
-    http = partial(Connection, stall_s=60.0 if stall_s is None else stall_s)
+    http = partial(StrictConnection, stall_s=60.0 if stall_s is None else stall_s)
     listener = socket.create_server(("127.0.0.1", 0))
     if stall_s is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

@@ -2,7 +2,7 @@
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from roost.engine import CacheStats, EngineDeadError, EngineStats, QueueFullError
+from roost.engine import CacheStats, EngineDeadError, EngineStats, QueueFullError, Request, TokenOutput
 from roost.server.metrics import Metrics
 
 STATS = EngineStats(
@@ -16,6 +16,9 @@ STATS = EngineStats(
     restore_seconds=0.5,
     cache=CacheStats(budget=9000, num_bytes=5000, snapshots=6, queries=7, hits=4, hit_tokens=300, evictions=2),
 )
+
+
+REQUEST = Request("r", (1, 2, 3), tenant="alice")
 
 
 class Clock:
@@ -70,7 +73,8 @@ def test_the_engines_own_numbers(metrics: Metrics, clock: Clock) -> None:
 
 
 def test_the_times_of_a_request(metrics: Metrics, clock: Clock) -> None:
-    with metrics.track_request() as record:
+    with metrics.track_request(REQUEST) as record:
+        record.output(TokenOutput(started_at=1000.5))
         for wait, count in ((2.0, 1), (0.5, 1), (1.0, 2), (9.0, 0)):
             clock.now += wait
             record.tokens(count)
@@ -81,6 +85,9 @@ def test_the_times_of_a_request(metrics: Metrics, clock: Clock) -> None:
     assert samples["roost_inter_token_latency_seconds_count"] == 3
     assert samples["roost_e2e_request_latency_seconds_sum"] == 12.5
     assert samples["roost_requests_total stop"] == 1
+    assert samples["roost_request_queue_time_seconds_sum"] == 0.5
+    assert samples["roost_request_prefill_time_seconds_sum"] == 1.5
+    assert samples["roost_request_decode_time_seconds_sum"] == 10.5
 
 
 @pytest.mark.parametrize(
@@ -93,7 +100,7 @@ def test_the_times_of_a_request(metrics: Metrics, clock: Clock) -> None:
     ],
 )
 def test_requests_that_do_not_finish(metrics: Metrics, clock: Clock, error: BaseException, reason: str) -> None:
-    with pytest.raises(type(error)), metrics.track_request():
+    with pytest.raises(type(error)), metrics.track_request(REQUEST):
         raise error
     samples = read(metrics, clock)
     assert samples[f"roost_requests_total {reason}"] == 1
@@ -111,3 +118,91 @@ def test_the_page_is_made_at_most_every_fifth_of_a_second(metrics: Metrics, cloc
     assert metrics.page() is first
     clock.now += 0.02
     assert metrics.page() is not first
+
+
+def run_one(metrics: Metrics, clock: Clock, request: Request) -> None:
+    """It waits 0.5 s for its slot and 1.5 s more for its first token; three others take 3 s."""
+    metrics.asked(1)
+    with metrics.track_request(request) as record:
+        for wait, count in ((2.0, 1), (1.0, 1), (2.0, 2)):
+            clock.now += wait
+            record.output(TokenOutput(started_at=clock.now - 1.5))
+            record.tokens(count)
+        record.finished("length")
+
+
+def test_tenants_are_counted_by_name(clock: Clock) -> None:
+    metrics = Metrics(lambda: STATS, clock, tenants=("alice", "bob"))
+    run_one(metrics, clock, REQUEST)
+    run_one(metrics, clock, Request("health", (1,)))
+    samples = read(metrics, clock)
+    tenants = {name: value for name, value in samples.items() if name.startswith("roost_tenant")}
+    assert tenants == {
+        "roost_tenant_requests_total length alice": 1,
+        "roost_tenant_prompt_tokens_total alice": 3,
+        "roost_tenant_prompt_tokens_total bob": 0,
+        "roost_tenant_generation_tokens_total alice": 4,
+        "roost_tenant_generation_tokens_total bob": 0,
+    }
+
+
+def test_without_keys_there_are_no_tenants(metrics: Metrics, clock: Clock) -> None:
+    run_one(metrics, clock, Request("r", (1,)))
+    assert not any("tenant" in name for name in read(metrics, clock))
+
+
+VLLM = (
+    "num_requests_running",
+    "num_requests_waiting",
+    "num_requests_waiting_by_reason",
+    "kv_cache_usage_perc",
+    "cache_config_info",
+    "num_preemptions_total",
+    "prompt_tokens_total",
+    "generation_tokens_total",
+    "request_success_total",
+    "request_prompt_tokens",
+    "request_generation_tokens",
+    "request_params_n",
+    "request_params_max_tokens",
+    "time_to_first_token_seconds",
+    "inter_token_latency_seconds",
+    "e2e_request_latency_seconds",
+    "request_queue_time_seconds",
+    "request_inference_time_seconds",
+    "request_prefill_time_seconds",
+    "request_decode_time_seconds",
+    "request_time_per_output_token_seconds",
+)
+
+
+def test_vllms_names(clock: Clock) -> None:
+    metrics = Metrics(lambda: STATS, clock, vllm_model="m")
+    run_one(metrics, clock, REQUEST)
+    samples = read(metrics, clock)
+    for name in VLLM:
+        assert any(each.split()[0] in (f"vllm:{name}", f"vllm:{name}_count") for each in samples), name
+    expected = {
+        "vllm:num_requests_running 0 m": 2,
+        "vllm:num_requests_waiting 0 m": 3,
+        "vllm:num_requests_waiting_by_reason 0 m capacity": 3,
+        "vllm:kv_cache_usage_perc 0 m": 0.25,
+        "vllm:cache_config_info 64 0 8 0 m 0": 1,
+        "vllm:request_success_total 0 length m": 1,
+        "vllm:time_to_first_token_seconds_sum 0 m": 2.0,
+        "vllm:inter_token_latency_seconds_count 0 m": 3,
+        "vllm:request_queue_time_seconds_sum 0 m": 0.5,
+        "vllm:request_prefill_time_seconds_sum 0 m": 1.5,
+        "vllm:request_decode_time_seconds_sum 0 m": 3.0,
+        "vllm:request_inference_time_seconds_sum 0 m": 4.5,
+        "vllm:request_time_per_output_token_seconds_sum 0 m": 1.0,
+        "vllm:request_prompt_tokens_sum 0 m": 3,
+        "vllm:request_generation_tokens_sum 0 m": 4,
+        "vllm:request_params_max_tokens_sum 0 m": 16,
+        "vllm:request_params_n_sum 0 m": 1,
+    }
+    assert {name: samples[name] for name in expected} == expected
+
+
+def test_vllms_names_are_there_on_demand_only(metrics: Metrics, clock: Clock) -> None:
+    assert not any(name.startswith("vllm:") for name in read(metrics, clock))

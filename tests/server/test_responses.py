@@ -32,6 +32,14 @@ async def error_of(response: httpx.Response, status: int = 400) -> dict[str, Any
     return error
 
 
+async def test_a_large_number_comes_back_as_it_was(client: httpx.AsyncClient) -> None:
+    text = {"format": {"type": "text", "extra": 10**40}}
+    for stream in (False, True):
+        response = await client.post("/v1/responses", json={"input": "a", "text": text, "stream": stream})
+        assert response.status_code == 200
+        assert str(10**40) in response.text
+
+
 async def test_a_whole_response(client: httpx.AsyncClient) -> None:
     response = await created(client, metadata={"a": "b"}, temperature=0.5, truncation="auto", user="me")
     assert response.id.startswith("resp_")

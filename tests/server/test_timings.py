@@ -2,8 +2,8 @@
 
 from roost.engine import FinishReason
 from roost.server.generation import Delta
-from roost.server.metrics import Times
 from roost.server.prompts import Prompt
+from roost.server.request_record import Times
 from roost.server.schema import CompletionBody
 from roost.server.timings import TimingReport
 

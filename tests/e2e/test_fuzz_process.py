@@ -1,0 +1,21 @@
+"""Twenty thousand of what `benchmarks/fuzz.py` sends by the hundred thousand: bad requests to a server process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FUZZ = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
+
+
+@pytest.mark.robust
+@pytest.mark.timeout(900)
+def test_twenty_thousand_bad_requests() -> None:
+    command = [sys.executable, str(FUZZ), "--requests", "20000", "--seed", "2", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout, done.stderr
+    result = json.loads(done.stdout)
+    assert not result["problems"], "\n".join(result["problems"])
+    assert result["requests"] == 20000
