@@ -163,7 +163,7 @@ class _EngineCollector(Collector):
             ("slots_used", "Slots that a request has.", stats.num_running),
             ("state_cache_snapshots", "Remembered states.", stats.cache.snapshots),
         )
-        counters = (
+        counters: tuple[tuple[str, str, float], ...] = (
             ("prompt_tokens", "Prompt tokens read.", stats.prompt_tokens),
             ("generation_tokens", "Tokens generated.", stats.generated_tokens),
             ("engine_steps", "Batches run on the device.", stats.steps),
