@@ -182,5 +182,5 @@ class _EngineCollector(Collector):
         bytes_used.add_metric(["host"], stats.cache.num_bytes)
         bytes_used.add_metric(["disk"], stats.cache.disk_bytes)
         yield bytes_used
-        for name, text, value in counters:
-            yield CounterMetricFamily(f"roost_{name}", text, value)
+        for name, text, total in counters:
+            yield CounterMetricFamily(f"roost_{name}", text, total)
