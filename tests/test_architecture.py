@@ -59,11 +59,17 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     ),
     "the time of day, which may jump": (  # for people to read; whatever is measured or waited for is time.monotonic's
         {"time.time", "time.time_ns", "datetime"},
-        ("server/answers.py", "server/responses.py", "server/served_model.py", "server/bench/facts.py"),
+        (
+            "server/answers.py",
+            "server/responses.py",
+            "server/routes/models.py",
+            "server/served_model.py",
+            "server/bench/facts.py",
+        ),
     ),
     "checkpoint formats": (
         {"safetensors", "tensorstore", "orbax"},
-        ("engine/model/checkpoint/safetensors_files.py", "engine/model/checkpoint/orbax.py"),
+        ("engine/model/checkpoint/safetensors_files.py", "engine/model/checkpoint/orbax.py", "engine/state_file.py"),
     ),
     "downloads": ({"huggingface_hub", "kagglehub", "google", "google_crc32c", "requests"}, ("server/fetching/*",)),
     "plots": ({"matplotlib"}, ("server/bench/plot.py",)),

@@ -103,7 +103,8 @@ def entrants(work: str, threads: int) -> dict[str, Entrant]:
     def roost(stage: str, title: str, model: str, *options: str, slots: int, dtype: str, seconds: float) -> Entrant:
         shape = GRIFFINS.get(model)
         reference = model if shape is None or model == "2b" else f"{work}/{model}/config.json"
-        arguments = [reference if shape is None else f"random:{reference}", "--slots", str(slots), *options]
+        model_argument = reference if shape is None else f"random:{reference}"
+        arguments = [model_argument, "--slots", str(slots), "--state-cache-gib", "0", *options]
         wanted = {
             "arguments": arguments,
             "vocab_size": json.loads(DEMO.read_text())["vocab_size"] if shape is None else shape.vocab_size,

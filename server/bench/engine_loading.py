@@ -15,7 +15,7 @@ INTERRUPTED: Final = 130
 
 
 def load(settings: Settings, source: ModelSource, max_queue: int, slots: int | None = None) -> EngineCore:
-    """An engine that is ready.
+    """An engine that is ready. It remembers no states: every prompt is read.
 
     Args:
       max_queue: requests that may wait.
@@ -24,7 +24,7 @@ def load(settings: Settings, source: ModelSource, max_queue: int, slots: int | N
     Raises:
       RoostError: a setting is wrong, or the model cannot be loaded.
     """
-    config = replace(engine_config(settings), slots=settings.slots or slots, max_queue=max_queue)
+    config = replace(engine_config(settings), slots=settings.slots or slots, max_queue=max_queue, state_cache_gib=0)
     progress = LoadProgress()
     try:
         with _leave_on_interrupt(progress):

@@ -50,7 +50,7 @@ def test_models_are_listed(client: anthropic.Anthropic) -> None:
 def test_tokens_are_counted(client: anthropic.Anthropic) -> None:
     count = client.messages.count_tokens(model=MODEL, messages=HI, system="be short")
     used = client.messages.create(model=MODEL, messages=HI, system="be short", max_tokens=1).usage
-    assert count.input_tokens == used.input_tokens
+    assert count.input_tokens == used.input_tokens + (used.cache_read_input_tokens or 0)
 
 
 def test_errors_are_the_clients_own(client: anthropic.Anthropic) -> None:

@@ -68,8 +68,11 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "--metrics-compat": "vllm",
         "--otlp-traces-endpoint": "http://localhost:4318/v1/traces",
         "--log-format": "json",
+        "--state-cache-gib": "1.5",
+        "--state-cache-dir": "states",
+        "--state-cache-dir-gib": "2",
     }
-    arguments = [*(word for pair in flags.items() for word in pair), "--strict"]
+    arguments = [*(word for pair in flags.items() for word in pair), "--strict", "--cache-salt-by-key"]
     assert runner.invoke(app, ["serve", "random:2b", *arguments]).exit_code == 0
     settings = served[0].model_dump()
     assert [key.get_secret_value() for key in settings.pop("api_key")] == ["k"]
@@ -105,6 +108,10 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "drain_lag": 0.0,
         "step_timeout": 9.0,
         "stall_timeout": 10.0,
+        "state_cache_gib": 1.5,
+        "state_cache_dir": Path("states"),
+        "state_cache_dir_gib": 2.0,
+        "cache_salt_by_key": True,
     }
 
 
