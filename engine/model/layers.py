@@ -45,7 +45,7 @@ def dot(
 ) -> Float[Array, "*rows O"]:
     """x · weightᵀ + bias in `dtype`, summed in float32, or exactly where the weight is quantised."""
     rows = x.reshape(-1, x.shape[-1])
-    if backend == "cpu" and _is_step(x.shape) and weight.dtype != jnp.float32:
+    if backend == "cpu" and _has_native_kernel(x.shape, weight):
         y = _native_dot(rows, weight, bias, dtype)
     else:
         y = _portable_dot(_fill_up(rows, weight.dtype), weight)[: rows.shape[0]]
@@ -53,12 +53,11 @@ def dot(
     return y.reshape(*x.shape[:-1], y.shape[1])
 
 
-def _is_step(shape: tuple[int, ...]) -> bool:
-    """Whether it is one token of each row, `[B, …]` or `[B, 1, …]`: for chunks of prompts XLA's products are as fast.
-
-    What kind of step it is decides, not how many rows there are, on which no result may depend.
-    """
-    return len(shape) == 2 or shape[1] == 1
+def _has_native_kernel(shape: tuple[int, ...], weight: Matrix) -> bool:
+    """In int8 always, as sums are exact. In bfloat16 for one token of each row, `[B, …]` or `[B, 1, …]`; for chunks of
+    prompts XLA is faster. The kind of step decides, and not how many rows there are, on which no result may depend."""
+    is_step = len(shape) == 2 or shape[1] == 1
+    return isinstance(weight, QuantizedMatrix) or (is_step and weight.dtype == jnp.bfloat16)
 
 
 def _native_dot(

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int8, Int32
 
+from ...kernels.halving import max_last
+
 _LARGEST: Final = 127.0
 """Of the values; -128 is not used, so that a number and its negative round alike."""
 
@@ -75,18 +77,9 @@ def quantized_dot(x: Float[Array, "R I"], weight: QuantizedMatrix) -> Float32[Ar
 def quantize_rows(x: Float[Array, "R I"]) -> QuantizedMatrix:
     """Scales each row so that its largest value becomes 127 or -127, and rounds, halves to even."""
     wide = x.astype(jnp.float32)
-    largest = jnp.maximum(_largest(wide), _FLOOR)
+    largest = jnp.maximum(max_last(jnp.abs(wide))[:, 0], _FLOOR)
     values = jnp.round(wide * (_LARGEST / largest)[:, None]).astype(jnp.int8)
     return QuantizedMatrix(values, largest * _STEP)
-
-
-def _largest(x: Float32[Array, "R I"]) -> Float32[Array, " R"]:
-    """The largest absolute value of each row, by halves: XLA's own reduction takes one number at a time on a CPU."""
-    sizes = jnp.abs(x)
-    while sizes.shape[1] > 32 and sizes.shape[1] % 2 == 0:
-        half = sizes.shape[1] // 2
-        sizes = jnp.maximum(sizes[:, :half], sizes[:, half:])
-    return jnp.max(sizes, axis=1)
 
 
 def quantize_on_host(matrix: np.ndarray[Any, np.dtype[Any]]) -> QuantizedMatrix:

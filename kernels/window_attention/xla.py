@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from ..halving import max_last, sum_last
 from ..precision import product_precision
 from .ring import Blocks, Rings, write_ring
 from .softmax import MASKED
@@ -112,9 +113,9 @@ def _attend_block(
     scores = _product("bcnd,bwd->bcnw", q, keys) * q.shape[-1] ** -0.5
     visible = _visible(positions, start, rings[0].shape[1])
     scores = jnp.where(visible[:, :, None], scores, MASKED)
-    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - max_last(scores))
     out = _product("bcnw,bwd->bcnd", weights.astype(values.dtype), values)
-    return out / jnp.sum(weights, axis=-1, keepdims=True)
+    return out / sum_last(weights)
 
 
 def _visible(positions: Int32[Array, "B C"], start: Int32[Array, " B"], window: int) -> Bool[Array, "B C W_plus_C"]:
