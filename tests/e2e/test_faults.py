@@ -316,7 +316,7 @@ def test_no_room_for_compiled_programs(options: str, reason: str, tmp_path: Path
         assert ask(server).status_code == 200
         log = server.log.read_text()
         assert f"WARNING - compile_cache {folder}: no program will be kept there ({reason})" in log
-        assert log.count("compil") - log.count("compiling:") == 1, log
+        assert "UserWarning" not in log, "one line is enough"
 
 
 def test_a_disk_that_fills_up_while_programs_are_kept(tmp_path: Path, model: str) -> None:
