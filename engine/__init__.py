@@ -15,10 +15,11 @@ from .errors import (
     QueueTimeoutError,
     RequestTimeoutError,
     RoostError,
+    StateFileError,
+    UnknownRequestError,
 )
 from .model.config import ModelConfig
 from .model.convert import convert
-from .model.identity import model_identity
 from .model.source import ModelSource, open_model
 from .plan import DEVICES, Plan, plan
 from .request import (
@@ -31,7 +32,9 @@ from .request import (
     TokenOutput,
 )
 from .runner import ModelRunner, Progress
+from .saved_state import SavedState, StateFormat
 from .scheduler import Scheduler
+from .snapshot import Snapshot
 from .state_cache import StateCache
 from .state_disk import StateDisk
 
@@ -63,9 +66,14 @@ __all__ = [
     "RequestTimeoutError",
     "RoostError",
     "SamplingParams",
+    "SavedState",
+    "Snapshot",
+    "StateFileError",
+    "StateFormat",
     "TokenLogprobs",
     "TokenMask",
     "TokenOutput",
+    "UnknownRequestError",
     "convert",
     "device_facts",
     "load_engine",
@@ -84,17 +92,16 @@ def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | 
       ConfigError: the slots do not fit into memory.
     """
     runner = ModelRunner(source, config, progress)
-    cache = _state_cache(source, config, runner) if runner.state_cache_bytes else None
+    cache = _state_cache(config, runner) if runner.state_cache_bytes else None
     scheduler = Scheduler(
         runner.slots, config.max_queue, runner.limits, config.max_queue_tokens, config.tenants, cache=cache
     )
-    return EngineCore(scheduler, runner)
+    return EngineCore(scheduler, runner, runner.state_format)
 
 
-def _state_cache(source: ModelSource, config: EngineConfig, runner: ModelRunner) -> StateCache:
+def _state_cache(config: EngineConfig, runner: ModelRunner) -> StateCache:
     disk = None
     if config.state_cache_dir is not None:
-        model = model_identity(source, runner.dtype.name, config.quantize, config.seed)
-        limit = int(config.state_cache_dir_gib * 2**30)
-        disk = StateDisk(config.state_cache_dir, f"{model}-{numerics()}", runner.window, limit)
+        model, limit = f"{runner.state_format.model}-{numerics()}", int(config.state_cache_dir_gib * 2**30)
+        disk = StateDisk(config.state_cache_dir, model, runner.window, limit, config.state_key)
     return StateCache(runner.window, runner.state_cache_bytes, disk)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from .config import EngineStats
 from .core import EngineCore
-from .errors import EngineDeadError, QueueFullError
+from .errors import EngineDeadError, QueueFullError, UnknownRequestError
 from .request import FinishReason, Request, TokenOutput
+from .saved_state import SavedState, StateFormat
 
 type _Event = tuple[str, TokenOutput | Exception]
 
@@ -23,6 +24,12 @@ class _Add:
 @dataclass(frozen=True, slots=True)
 class _Abort:
     request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Save:
+    request_id: str
+    future: "asyncio.Future[SavedState]"
 
 
 class _Stop:
@@ -41,8 +48,10 @@ class AsyncEngine:
 
     def __init__(self, build: Callable[[], EngineCore]) -> None:
         self._build = build
-        self._inbox: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Add | _Abort | _Save | _Stop] = queue.SimpleQueue()
         self._streams: dict[str, asyncio.Queue[TokenOutput | Exception]] = {}
+        self._saves: set[asyncio.Future[SavedState]] = set()
+        self._state_format: StateFormat | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready: asyncio.Future[None] | None = None
@@ -75,6 +84,12 @@ class AsyncEngine:
     def is_stuck(self) -> bool:
         """Whether the thread goes on though the engine is dead; then only the end of the process ends it."""
         return self._error is not None and self._thread is not None and self._thread.is_alive()
+
+    @property
+    def state_format(self) -> StateFormat:
+        """Of the states that `save` gives; known once the engine is ready."""
+        assert self._state_format is not None
+        return self._state_format
 
     def start(self) -> None:
         """Starts the thread; call it once, on the event loop that will use the streams."""
@@ -137,6 +152,23 @@ class AsyncEngine:
             del self._streams[request.id]
             self._inbox.put(_Abort(request.id))
 
+    async def save(self, request_id: str) -> SavedState:
+        """A request's text so far, and the state that spares reading it again; see `EngineCore.save`.
+
+        Raises:
+          UnknownRequestError: no request of that id runs, or has ended lately.
+          EngineDeadError: the engine died or was stopped.
+        """
+        if not self.is_ready:
+            raise EngineDeadError("the engine is not running")
+        future: asyncio.Future[SavedState] = asyncio.get_running_loop().create_future()
+        self._saves.add(future)
+        self._inbox.put(_Save(request_id, future))
+        try:
+            return await future
+        finally:
+            self._saves.discard(future)
+
     def abort(self, request_id: str) -> None:
         """Ends a request from outside its stream, which then ends with `FinishReason.ABORT`."""
         stream = self._streams.get(request_id)
@@ -147,6 +179,7 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             core = self._build()
+            self._state_format = core.state_format
             self._stats = core.stats
             self._call(self._on_ready)
             while self._take_commands(core):
@@ -182,6 +215,11 @@ class AsyncEngine:
                 case _Abort(request_id):
                     core.abort(request_id)
                     self._stats = core.stats
+                case _Save(request_id, future):
+                    try:
+                        self._call(self._settle, future, core.save(request_id))
+                    except UnknownRequestError as error:
+                        self._call(self._settle, future, error)
                 case _Stop():
                     return False
 
@@ -201,6 +239,14 @@ class AsyncEngine:
             if stream is not None:
                 stream.put_nowait(item)
 
+    def _settle(self, future: "asyncio.Future[SavedState]", result: SavedState | Exception) -> None:
+        if future.done():  # whoever waited has left
+            return
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
     def _on_death(self, error: BaseException) -> None:
         assert self._ready is not None
         if self._error is not None:
@@ -209,5 +255,8 @@ class AsyncEngine:
         if not self._ready.done():
             self._ready.set_exception(error)
             self._ready.exception()  # whoever waits gets it; nobody need wait
+        told = error if isinstance(error, EngineDeadError) else EngineDeadError("the engine died")
         for stream in self._streams.values():
-            stream.put_nowait(error if isinstance(error, EngineDeadError) else EngineDeadError("the engine died"))
+            stream.put_nowait(told)
+        for future in self._saves:
+            self._settle(future, told)

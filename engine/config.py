@@ -1,6 +1,6 @@
 """The engine's settings and what it reports about itself."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +29,7 @@ class EngineConfig:
         remembers nothing.
       state_cache_dir: a folder in which they outlive the process; None keeps none.
       state_cache_dir_gib: the most that may lie there of this model's.
+      state_key: signs states that are saved as files; then no others are taken. None signs nothing.
       compile_cache: a folder in which compiled programs are kept from one start to the next; None keeps none.
     """
 
@@ -43,6 +44,7 @@ class EngineConfig:
     state_cache_gib: float | None = None
     state_cache_dir: Path | None = None
     state_cache_dir_gib: float = 16.0
+    state_key: bytes | None = field(default=None, repr=False)
     compile_cache: Path | None = None
 
     def __post_init__(self) -> None:

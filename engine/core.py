@@ -5,10 +5,12 @@ from collections.abc import Sequence as Rows
 from typing import Final, Protocol, runtime_checkable
 
 from .config import CacheStats, EngineStats
-from .errors import EngineDeadError, NumericError
-from .request import Request, TokenOutput
+from .errors import EngineDeadError, NumericError, UnknownRequestError
+from .request import NO_TOKEN, Request, TokenOutput
+from .saved_state import SavedState, StateFormat
 from .scheduler import Scheduler
 from .sequence import Batch, DecodeBatch, RowResult
+from .state_cache import PromptKey
 
 _MOST_BROKEN: Final = 8
 """Requests in a row whose activations are not numbers. Rows don't touch each other, so what breaks one is its own text
@@ -40,9 +42,14 @@ class Runner(Protocol):
 
 
 class EngineCore:
-    """Runs batches one after the other, with one in flight: the host reads a step while the device runs the next."""
+    """Runs batches one after the other, with one in flight: the host reads a step while the device runs the next.
 
-    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+    Attributes:
+      state_format: of states that are saved.
+    """
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, state_format: StateFormat | None = None) -> None:
+        self.state_format = state_format
         self._scheduler = scheduler
         self._runner = runner
         self._in_flight: tuple[Batch, Pending] | None = None
@@ -83,6 +90,18 @@ class EngineCore:
     def tick(self, now: float) -> list[tuple[str, TokenOutput]]:
         """Says what time it is, in seconds of `time.monotonic`; gives the ends of requests that have none left."""
         return self._scheduler.tick(now)
+
+    def save(self, request_id: str) -> SavedState:
+        """A request's text so far, of one that runs or has ended lately, and what spares reading it again.
+
+        Raises:
+          UnknownRequestError: there is none of that id, or nothing is remembered here.
+        """
+        text, cache = self._scheduler.text_of(request_id), self._scheduler.cache
+        if text is None or cache is None:
+            raise UnknownRequestError(f"no request with the id {request_id!r} runs, or has ended lately")
+        known = cache.look_up(PromptKey.of((*text.token_ids, NO_TOKEN), text.salt))
+        return SavedState(text.token_ids, known, text.salt, text.tenant)
 
     def close(self) -> None:
         """Returns once what is to be kept has been written."""

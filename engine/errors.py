@@ -18,6 +18,10 @@ class StateFileError(RoostError):
     sentence that begins with the file."""
 
 
+class UnknownRequestError(RoostError):
+    """No request of that id runs, or has ended lately."""
+
+
 class QueueFullError(RoostError):
     """The waiting queue is full: try again later.
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from .constraint import Constraint
 from .errors import RoostError
+from .snapshot import Snapshot
 
 MAX_LOGPROBS: Final = 20
 """The largest number of alternatives per token; the device always returns this many when anybody asks."""
@@ -145,6 +146,7 @@ class Request:
       priority: lower ones get a slot first, among the tenant's own.
       start_by, deadline: until when it has to have a slot, and to be done; in seconds of `time.monotonic`.
       cache_salt: it shares remembered states only with requests of the same salt.
+      state: of the prompt's beginning, on the grid and shorter than the prompt, if the caller has one.
     """
 
     id: str
@@ -158,6 +160,7 @@ class Request:
     start_by: float = math.inf
     deadline: float = math.inf
     cache_salt: str = ""
+    state: Snapshot | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:

@@ -21,6 +21,7 @@ from .device import affordable_slots, available_memory, give_back_memory
 from .model.checkpoint import open_tensors
 from .model.config import ModelConfig
 from .model.griffin import Params, abstract_model
+from .model.identity import model_identity
 from .model.source import ModelSource
 from .model.state import Trail
 from .model.weights import Checkpoint, load_params, random_params
@@ -40,6 +41,7 @@ from .programs import (
 )
 from .request import TokenLogprobs
 from .sampler import Logprobs, Sampled
+from .saved_state import StateFormat
 from .sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ResumeBatch, RowResult, Sequence
 from .snapshot import Snapshot
 from .state_cache_transfer import known_ends, read_marks, restore_inputs
@@ -149,7 +151,11 @@ class ModelRunner:
             programs = lower_all(shapes, config.prefill_chunk, self._most_steps)
             self._params, self._programs = _load_and_compile(weights, programs, backend, report)
         self._decode_rows = decode_rows(self._pool)
-        self.window = snapshot_shapes(self._pool)[-1].shape[0]
+        h, conv, ring = ((x.shape, x.dtype.name) for x in snapshot_shapes(self._pool))
+        self.window = ring[0][0]
+        model = model_identity(source, self.dtype.name, config.quantize, config.seed)
+        token = (ring[0][1:], ring[1])
+        self.state_format = StateFormat(model, source.config.vocab_size, self.window, h, conv, token)
         self.state_cache_bytes = _state_cache_bytes(config.state_cache_gib)
         self.restore_seconds = 0.0
         self._mask_words = self._pool.slots.memory.allowed.shape[1]

@@ -9,6 +9,7 @@ from typing import Final
 from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
 from .errors import ConstraintError, NumericError, QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
 from .pace import Pace
+from .recent import RecentTexts, Text
 from .request import NO_TOKEN, FinishReason, Request, TokenOutput
 from .sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ResumeBatch, RowResult, Sequence
 from .slots import SlotPool
@@ -52,6 +53,7 @@ class Scheduler:
         self._running: dict[str, Sequence] = {}
         self._failed: list[tuple[str, TokenOutput]] = []
         self._decode_is_due = False
+        self._ended = RecentTexts()
 
     def __repr__(self) -> str:
         return f"Scheduler(waiting={self.num_waiting}, running={self.num_running}, slots={self.slots!r})"
@@ -128,6 +130,11 @@ class Scheduler:
         self._decode_is_due = False
         return self._plan_decode(decoding, is_alone=not reading) if decoding else None
 
+    def text_of(self, request_id: str) -> Text | None:
+        """Of a request that runs, so far, or has ended lately; None of any other, and where nothing is remembered."""
+        sequence = self._running.get(request_id)
+        return self._ended.get(request_id) if sequence is None else _text_of(sequence)
+
     def take_failed(self) -> list[tuple[str, TokenOutput]]:
         """The ends of requests that could not be planned since this was asked last."""
         failed, self._failed = self._failed, []
@@ -177,11 +184,15 @@ class Scheduler:
 
     def _look_up(self, sequence: Sequence) -> None:
         """Resumes a sequence that reads its own prompt from what is remembered of it, if all it wants is its end."""
-        if self.cache is None or sequence.parent is not None:
+        if sequence.parent is not None:
             return
-        request = sequence.request
-        sequence.key = PromptKey.of(request.prompt_token_ids, request.cache_salt)
-        if request.params.prompt_logprobs is None and (found := self.cache.look_up(sequence.key)) is not None:
+        request, found = sequence.request, sequence.request.state
+        scores = request.params.prompt_logprobs is not None
+        if self.cache is not None:
+            sequence.key = PromptKey.of(request.prompt_token_ids, request.cache_salt)
+            known = None if scores else self.cache.look_up(sequence.key)
+            found = max(filter(None, (known, found)), key=lambda state: state.length, default=None)
+        if found is not None and not scores:
             sequence.resume_from(found)
 
     def _remember(self, sequence: Sequence, result: RowResult) -> None:
@@ -277,6 +288,8 @@ class Scheduler:
             elif sequence.num_tokens + count == params.max_tokens:
                 reason = FinishReason.LENGTH
         sequence.num_tokens += count
+        if self.cache is not None:
+            sequence.token_ids += result.token_ids[:count]
         last = result.token_ids[count - 1]
         stopped_by = last in params.stop_token_ids and last not in params.end_token_ids
         return TokenOutput(
@@ -304,6 +317,8 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         request = sequence.request
         del self._running[request.id]
+        if self.cache is not None:
+            self._ended.keep(request.id, _text_of(sequence))
         self.slots.release(sequence.slot)
         self._pace.released(self._now - sequence.started)
         num_tokens = sequence.num_prompt_dispatched + sequence.num_tokens
@@ -329,6 +344,11 @@ def _lateness(request: Request, now: float, *, is_waiting: bool) -> RoostError |
     if is_waiting and now >= request.start_by:
         return QueueTimeoutError("no slot came free in the time that the request would wait for one")
     return None
+
+
+def _text_of(sequence: Sequence) -> Text:
+    request = sequence.request
+    return Text((*request.prompt_token_ids, *sequence.token_ids), request.cache_salt, request.tenant)
 
 
 def _floor_power_of_two(n: int) -> int:

@@ -23,6 +23,7 @@ class Sequence:
       num_tokens: tokens read back.
       started_at: when the first batch that has it was handed to the device.
       started: when it got its slot, in seconds.
+      token_ids: these, where states are remembered.
       prompt_logprobs: collected chunk by chunk where the request asks for them.
       parent: whose state it will go on from, while that one reads the prompt that they share.
       key: its prompt, for the state cache; None where there is none.
@@ -39,6 +40,7 @@ class Sequence:
     num_tokens_dispatched: int = 0
     num_tokens: int = 0
     started_at: float | None = None
+    token_ids: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
     parent: "Sequence | None" = None
     started: float = 0.0

@@ -12,7 +12,20 @@ from .door import Doorkeeper
 from .error_answers import install_error_handlers
 from .middleware import RequestScope
 from .openapi import ERRORS
-from .routes import abort, chat, completions, generate, health, messages, models, page, render, responses, tokenize
+from .routes import (
+    abort,
+    chat,
+    completions,
+    generate,
+    health,
+    messages,
+    models,
+    page,
+    render,
+    responses,
+    states,
+    tokenize,
+)
 from .service import Service
 
 _OPEN_TO_ALL = Access()
@@ -34,7 +47,8 @@ def create_app(service: Service, access: Access = _OPEN_TO_ALL, *, max_body_byte
         responses=ERRORS,
     )
     app.state.service = service
-    for room in (chat, completions, responses, messages, generate, models, tokenize, render, abort, health, page):
+    rooms = (chat, completions, responses, messages, generate, models, tokenize, render, states, abort, health, page)
+    for room in rooms:
         app.include_router(room.router)
     install_error_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)

@@ -135,6 +135,12 @@ def serve(
         float | None,
         typer.Option(help="The most that may lie there.", show_default=shown_default("state_cache_dir_gib")),
     ] = None,
+    state_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Sign states that are saved as files, and take no others; better in ROOST_STATE_KEY.", metavar="KEY"
+        ),
+    ] = None,
     cache_salt_by_key: Annotated[
         bool | None,
         typer.Option(

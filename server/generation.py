@@ -12,6 +12,7 @@ from ..engine import (
     FinishReason,
     Request,
     SamplingParams,
+    Snapshot,
     TokenLogprobs,
     TokenOutput,
 )
@@ -50,7 +51,7 @@ class Choice:
       grammar: what the answer has to keep to, if anything.
       may_call: whether the answer may consist of calls of tools, which are then told from text.
       terms: the HTTP request's.
-      cache_salt: see `Request`.
+      cache_salt, state: see `Request`.
     """
 
     index: int
@@ -63,6 +64,7 @@ class Choice:
     may_call: bool = False
     terms: Terms = Terms()
     cache_salt: str = ""
+    state: Snapshot | None = None
 
     def request(self, request_id: str) -> Request:
         """What the engine is asked for.
@@ -82,6 +84,7 @@ class Choice:
             start_by=self.terms.start_by,
             deadline=self.terms.deadline,
             cache_salt=self.cache_salt,
+            state=self.state,
         )
 
 

@@ -75,8 +75,14 @@ def engine_config(settings: Settings) -> EngineConfig:
         state_cache_gib=settings.state_cache_gib,
         state_cache_dir=settings.state_cache_dir,
         state_cache_dir_gib=settings.state_cache_dir_gib,
+        state_key=state_key(settings),
         compile_cache=_compile_cache(settings.compile_cache),
     )
+
+
+def state_key(settings: Settings) -> bytes | None:
+    """What signs states."""
+    return None if settings.state_key is None else settings.state_key.get_secret_value().encode()
 
 
 def _compile_cache(setting: Literal["auto", "off"] | Path) -> Path | None:

@@ -33,6 +33,10 @@ class Prompt:
     from_text: bool = False
     adds_bos: bool = False
 
+    def after(self, token_ids: tuple[int, ...]) -> "Prompt":
+        """The same behind a text that was read before."""
+        return replace(self, token_ids=token_ids + self.token_ids)
+
     def pieces(self, tokenizer: Tokenizer) -> list[bytes]:
         """What each token is in the text of the prompt; joined, they are the text that was sent."""
         pieces = [

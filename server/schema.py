@@ -134,6 +134,7 @@ class CompletionBody(GenerationBody):
     logprobs: TopLogprobs | None = None
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     add_special_tokens: bool = True
+    from_state: str | None = None
 
     @property
     def num_candidates(self) -> int:
@@ -155,6 +156,7 @@ class GenerateBody(GenerationBody):
 
     token_ids: Annotated[TokenIds, Field(min_length=1)]
     logprobs: TopLogprobs | None = None
+    from_state: str | None = None
 
 
 class TextPart(BaseModel):
@@ -251,6 +253,13 @@ class TokenizeBody(TemplateFields):
     prompt: str | None = None
     messages: Messages | None = None
     add_special_tokens: bool = True
+
+
+class StateBody(Body):
+    """`POST /v1/states`; `index` is the choice's."""
+
+    request_id: Annotated[str, Field(min_length=1)]
+    index: Count = 0
 
 
 class AbortBody(Fields):

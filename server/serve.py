@@ -70,6 +70,7 @@ def serve(settings: Settings) -> int:
         max_prompt_tokens=settings.max_prompt_tokens,
         check_fields=FieldCheck(strict=settings.strict),
         salt_by_key=settings.cache_salt_by_key,
+        state_key=config.state_key,
     )
 
     def announce() -> None:

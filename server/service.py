@@ -29,6 +29,7 @@ from .running import RunningGenerations
 from .schema import GenerationBody
 from .schema_base import Body, TermsFields
 from .served_model import ServedModel
+from .state_store import StateStore, StoredState
 from .stream import EventStream, first_delta, stream_events
 from .structured import Wish
 from .tenant import tenant
@@ -50,6 +51,7 @@ class Service:
       proof_s: how long the engine may take to prove that it generates.
       request_timeout_s: how long any request may take.
       salt_by_key: whether requests of different tenants share no remembered states.
+      state_key: signs states that are exported, and is demanded of those that are imported.
     """
 
     engine: AsyncEngine
@@ -67,6 +69,8 @@ class Service:
     running: RunningGenerations = field(default_factory=RunningGenerations)
     responses: ResponseStore = field(default_factory=ResponseStore)
     background: Background = field(default_factory=Background)
+    state_key: bytes | None = field(default=None, repr=False)
+    states: StateStore = field(default_factory=StateStore)
     door: Door = field(default_factory=Door)
 
     @property
@@ -109,12 +113,18 @@ class Service:
             raise not_generating(str(error)) from None
 
     async def choices(
-        self, body: GenerationBody, prompts: Sequence[Prompt], params: Sequence[SamplingParams], wish: Wish | None
+        self,
+        body: GenerationBody,
+        prompts: Sequence[Prompt],
+        params: Sequence[SamplingParams],
+        wish: Wish | None,
+        begun: StoredState | None = None,
     ) -> list[Choice]:
         """Every prompt with every one of the params, prompt by prompt.
 
         Args:
           wish: what all of them have to keep to.
+          begun: with what all of the prompts begin.
 
         Raises:
           ApiError: these are too many or too long, or the wish cannot be fulfilled.
@@ -140,10 +150,22 @@ class Service:
                 grammar=grammar,
                 may_call=body.may_call,
                 terms=terms,
-                cache_salt=f"{tenant.get()}\n{body.cache_salt}" if self.salt_by_key else body.cache_salt,
+                cache_salt=self._salt(body) if begun is None else begun.salt,
+                state=None if begun is None else begun.state.snapshot,
             )
             for index, (prompt, each) in enumerate(pairs)
         ]
+
+    def begun(self, from_state: str | None) -> StoredState | None:
+        """The state that a request goes on from.
+
+        Raises:
+          ApiError: there is none of that id.
+        """
+        return None if from_state is None else self.states.get(from_state, tenant.get())
+
+    def _salt(self, body: GenerationBody) -> str:
+        return f"{tenant.get()}\n{body.cache_salt}" if self.salt_by_key else body.cache_salt
 
     def _terms(self, body: TermsFields) -> Terms:
         """From now on; the operator's limit holds whatever the client wishes."""

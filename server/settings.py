@@ -44,7 +44,7 @@ def _not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
 
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_not_empty)]
-_SECRET_NAMES: Final = ("api_key", "admin_key")
+_SECRET_NAMES: Final = ("api_key", "admin_key", "state_key")
 
 
 class Settings(BaseSettings):
@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     ] = None
     state_cache_dir: Path | None = None
     state_cache_dir_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16.0
+    state_key: Annotated[SecretStr, Field(min_length=16)] | None = None
     cache_salt_by_key: bool = False
     compile_cache: Literal["auto", "off"] | Path = "auto"
     max_tokens_limit: Annotated[int, Field(ge=1)] | None = None

@@ -24,7 +24,8 @@ def model_identity(source: ModelSource, dtype: str, quantize: str | None, seed: 
     drawn = seed if source.is_random else None
     digest = hashlib.sha256(repr((source.config, dtype, quantize, drawn)).encode())
     for path in source.weights:
-        for piece in _pieces(path):
+        files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+        for piece in (piece for file in files for piece in _pieces(file)):
             digest.update(piece)
     return digest.hexdigest()[:32]
 

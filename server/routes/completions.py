@@ -28,10 +28,13 @@ async def create_completion(body: CompletionBody, request: Request, service: Rea
     """What may come after each prompt."""
     service.check(body)
     params = completion_params(body, service.model)
-    encoded = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens)
+    begun = service.begun(body.from_state)
+    encoded = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens and begun is None)
     prompts = [service.prompts.truncated(prompt, body) for prompt in encoded]
+    if begun is not None:
+        prompts = [prompt.after(begun.state.token_ids) for prompt in prompts]
     envelope = Envelope.new("cmpl", body, service.model)
-    choices = await service.choices(body, prompts, params, wish_of(body))
+    choices = await service.choices(body, prompts, params, wish_of(body), begun)
     writer = CompletionWriter(envelope, body, prompts)
     return await service.respond(request, envelope.id, choices, writer, stream=body.stream)
 

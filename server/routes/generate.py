@@ -26,8 +26,11 @@ async def generate(body: GenerateBody, request: Request, service: ReadyService) 
     service.check(body)
     params = generate_params(body, service.model)
     prompt = service.prompts.truncated(service.prompts.token_ids(body.token_ids, param="token_ids"), body)
+    begun = service.begun(body.from_state)
+    if begun is not None:
+        prompt = prompt.after(begun.state.token_ids)
     envelope = Envelope.new("gen", body, service.model)
-    choices = await service.choices(body, [prompt], params, wish_of(body))
+    choices = await service.choices(body, [prompt], params, wish_of(body), begun)
     return await service.respond(
         request, envelope.id, choices, TokensWriter(envelope, body, prompt), stream=body.stream
     )

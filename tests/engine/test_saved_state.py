@@ -1,0 +1,125 @@
+"""States that are saved, moved as files and gone on from."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from roost.engine import (
+    EngineCore,
+    ModelRunner,
+    Request,
+    SamplingParams,
+    SavedState,
+    StateCache,
+    StateFileError,
+    UnknownRequestError,
+)
+from roost.engine.scheduler import Scheduler
+from roost.engine.state_file import pack
+
+SLOTS, PLENTY = 4, 10**9
+PROMPT = tuple(np.random.default_rng(3).integers(3, 320, 300).tolist())
+MORE = (7, 8, 9)
+
+
+def make_core(runner: ModelRunner) -> EngineCore:
+    scheduler = Scheduler(SLOTS, 100, runner.limits, StateCache(runner.window, PLENTY))
+    return EngineCore(scheduler, runner, runner.state_format)
+
+
+def ask(core: EngineCore, name: str, prompt: tuple[int, ...], **fields: Any) -> tuple[tuple[int, ...], int]:
+    """The answer, and how many tokens were not read."""
+    params = SamplingParams(max_tokens=9, temperature=1.0, seed=4)
+    core.add(Request(name, prompt, params, **fields))
+    tokens, num_cached = (), 0
+    while not core.is_idle:
+        for _, output in core.step():
+            tokens, num_cached = tokens + output.token_ids, num_cached + output.num_cached
+    return tokens, num_cached
+
+
+def go_on(runner: ModelRunner, state: SavedState) -> tuple[tuple[int, ...], int]:
+    """In an engine that remembers nothing."""
+    return ask(make_core(runner), "b", state.token_ids + MORE, state=state.snapshot)
+
+
+def test_a_finished_request_is_gone_on_from_as_if_all_had_been_read(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    answer, _ = ask(core, "a", PROMPT)
+    state = core.save("a")
+    assert state.token_ids == PROMPT + answer
+    assert state.snapshot is not None
+    assert state.snapshot.length == 256
+    tokens, num_cached = go_on(runner, state)
+    assert num_cached == 256
+    assert tokens == ask(make_core(runner), "b", state.token_ids + MORE)[0]
+    assert state.num_bytes > 1000
+
+
+def test_a_running_request_is_saved_as_far_as_it_is(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    core.add(Request("a", PROMPT, SamplingParams(max_tokens=100, temperature=0.0), stepwise=True))
+    told: tuple[int, ...] = ()
+    while len(told) < 5:
+        told += tuple(token for _, output in core.step() for token in output.token_ids)
+    state = core.save("a")
+    assert state.token_ids == PROMPT + told
+    core.abort("a")
+    assert core.save("a").token_ids[: len(state.token_ids)] == state.token_ids, "also when it has been aborted"
+
+
+def test_a_short_text_has_nothing_to_spare(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    ask(core, "a", PROMPT[:10])
+    state = core.save("a")
+    assert state.snapshot is None
+    assert go_on(runner, state)[1] == 0
+    assert runner.state_format.load(runner.state_format.export(state)).token_ids == state.token_ids
+
+
+def test_requests_that_nobody_knows(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    with pytest.raises(UnknownRequestError, match="'x'"):
+        core.save("x")
+    without = EngineCore(Scheduler(SLOTS, 100, runner.limits), runner)
+    ask(without, "a", PROMPT)
+    with pytest.raises(UnknownRequestError):
+        without.save("a")
+
+
+@pytest.mark.parametrize("key", [None, b"sesame"])
+def test_a_file_is_gone_on_from_like_the_state(runner: ModelRunner, key: bytes | None) -> None:
+    core = make_core(runner)
+    ask(core, "a", PROMPT)
+    state = core.save("a")
+    loaded = runner.state_format.load(runner.state_format.export(state, key), key)
+    assert go_on(runner, loaded) == go_on(runner, state)
+
+
+def test_files_that_are_refused(runner: ModelRunner) -> None:
+    core, kind = make_core(runner), runner.state_format
+    ask(core, "a", PROMPT)
+    data = kind.export(core.save("a"))
+    tokens = {"tokens": np.array(PROMPT, np.int32)}
+    facts = {"model": kind.model, "length": "256"}
+    h = np.zeros((1, 1), np.float32)
+    refused = {
+        "of another model": replace(kind, model="other").export(core.save("a")),
+        "was changed": data[:-1] + bytes([data[-1] ^ 1]),
+        "no whole state file": data[:-20],
+        "outside the vocabulary": pack({"tokens": np.array([320], np.int32)}, {"model": kind.model}),
+        "holds no tokens": pack({}, {"model": kind.model}),
+        "after 100 tokens of 300": pack(tokens, {**facts, "length": "100"}),
+        "after 640 tokens of 300": pack(tokens, {**facts, "length": "640"}),
+        "has the length 'x'": pack(tokens, {**facts, "length": "x"}),
+        "has h as None": pack(tokens, facts),
+        r"has h as \(\(1, 1\)": pack({**tokens, "h": h}, facts),
+    }
+    for message, file in refused.items():
+        with pytest.raises(StateFileError, match=message):
+            kind.load(file)
+    with pytest.raises(StateFileError, match="is not signed"):
+        kind.load(data, b"sesame")
+    with pytest.raises(StateFileError, match="another key"):
+        kind.load(kind.export(core.save("a"), b"other"), b"sesame")
