@@ -234,6 +234,10 @@ def recurrent_step(xy: Any, *arguments: Any) -> Any:
     return [out[:, None], h]
 
 
+def recurrent_chunk(*arguments: Any) -> Any:
+    return recurrent_block.recurrent_chunk_tpu(*arguments, every=QUERY_BLOCK)[:2]
+
+
 def draw_mlp(rng: np.random.Generator, shape: Shape, dtype: Any) -> Arrays:
     width, hidden = shape.width, 3 * shape.width
     x = rng.standard_normal((shape.rows, 1, width), np.float32).astype(dtype)
@@ -268,7 +272,7 @@ KERNELS = {
         draw_conv, lambda *a: list(causal_conv1d_reference(*a)), lambda backend: {"xla": causal_conv1d}
     ),
     "recurrent step": Kernel(draw_block, block_reference, on_tpus(recurrent_step), one_step=True),
-    "recurrent chunk": Kernel(draw_block, block_reference, on_tpus(recurrent_block.recurrent_chunk_tpu)),
+    "recurrent chunk": Kernel(draw_block, block_reference, on_tpus(recurrent_chunk)),
     "gated_mlp": Kernel(draw_mlp, mlp_reference, on_tpus(mlp), one_step=True),
 }
 

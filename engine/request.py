@@ -146,7 +146,7 @@ class Request:
       priority: lower ones get a slot first, among the tenant's own.
       start_by, deadline: until when it has to have a slot, and to be done; in seconds of `time.monotonic`.
       cache_salt: it shares remembered states only with requests of the same salt.
-      state: of the prompt's beginning, on the grid and shorter than the prompt, if the caller has one.
+      state: of the prompt's beginning, on the grid, if the caller has one.
     """
 
     id: str

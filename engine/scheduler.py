@@ -187,6 +187,8 @@ class Scheduler:
         if sequence.parent is not None:
             return
         request, found = sequence.request, sequence.request.state
+        if found is not None and found.length >= len(request.prompt_token_ids):
+            found = None  # nothing would be left to read
         scores = request.params.prompt_logprobs is not None
         if self.cache is not None:
             sequence.key = PromptKey.of(request.prompt_token_ids, request.cache_salt)

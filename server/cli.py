@@ -237,6 +237,12 @@ def generate(
         str | None, typer.Option(help="auto, float32 or bfloat16.", show_default=shown_default("dtype"))
     ] = None,
     quantize: Annotated[str | None, typer.Option(help=QUANTIZE_HELP, metavar="int8", show_default="none")] = None,
+    load_state: Annotated[
+        Path | None, typer.Option(help="Go on from a state that was saved.", metavar="FILE", show_default="none")
+    ] = None,
+    save_state: Annotated[
+        Path | None, typer.Option(help="Save the state at the end.", metavar="FILE", show_default="none")
+    ] = None,
 ) -> None:
     """Answer PROMPT here on the terminal, without a server."""
     if len(words) > 2:
@@ -248,7 +254,8 @@ def generate(
         *model, prompt = words
         flags = {"model": model[0] if model else "demo", "dtype": dtype, "quantize": quantize}
         settings = load_settings({name: value for name, value in flags.items() if value is not None})
-        status = run(Options(settings, prompt, raw, max_tokens, temperature, top_p, top_k, seed))
+        sampling = (max_tokens, temperature, top_p, top_k, seed)
+        status = run(Options(settings, prompt, raw, *sampling, load_state, save_state))
     raise typer.Exit(status)
 
 

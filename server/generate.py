@@ -6,13 +6,14 @@ import sys
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
-from ..engine import AsyncEngine, ConfigError, SamplingParams
+from ..engine import AsyncEngine, ConfigError, SamplingParams, SavedState, StateFileError
 from .chat import ChatFormatError, Message
 from .fetching import find_model
 from .generation import Choice, generate_choice
-from .loading import LoadProgress, engine_config, is_loading, leave_while_loading, make_engine
+from .loading import LoadProgress, engine_config, is_loading, leave_while_loading, make_engine, state_key
 from .metrics import Metrics
 from .prompts import Prompt
 from .served_model import ServedModel, open_served_model
@@ -31,6 +32,8 @@ class Options:
       raw: continue the prompt as it stands, instead of answering it.
       temperature, top_p, top_k: None takes the checkpoint's default.
       seed: None takes another one each time.
+      load_state: a state to go on from: a chat's next turn, or the raw text behind it.
+      save_state: where the state is put at the end.
     """
 
     settings: Settings
@@ -41,6 +44,8 @@ class Options:
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
+    load_state: Path | None = None
+    save_state: Path | None = None
 
 
 def generate(options: Options) -> int:
@@ -52,13 +57,15 @@ def generate(options: Options) -> int:
     config = replace(engine_config(options.settings), slots=1)
     source = find_model(options.settings.model)
     model = open_served_model(source, config)
+    if options.load_state is not None and not options.load_state.is_file():
+        raise ConfigError(f"{options.load_state}: no such file")
     choice = Choice(0, _prompt(model, options), _params(model, options))
     if source.is_random:
         _say(f"{model.id} has random weights: its answer is noise")
     progress = LoadProgress()
     engine = make_engine(source, config, progress)
     try:
-        asyncio.run(_run(engine, model, choice))
+        asyncio.run(_run(engine, model, choice, options))
     except KeyboardInterrupt:
         if is_loading(engine):
             leave_while_loading(progress, _INTERRUPTED)
@@ -66,9 +73,12 @@ def generate(options: Options) -> int:
     return 0
 
 
-async def _run(engine: AsyncEngine, model: ServedModel, choice: Choice) -> None:
+async def _run(engine: AsyncEngine, model: ServedModel, choice: Choice, options: Options) -> None:
     engine.start()
     await engine.wait_ready()
+    key = state_key(options.settings)
+    if options.load_state is not None:
+        choice = _after(choice, _load(engine, options.load_state, key), model, raw=options.raw)
     began, num_tokens = time.perf_counter(), 0
     metrics = Metrics(lambda: engine.stats)
     try:
@@ -77,10 +87,40 @@ async def _run(engine: AsyncEngine, model: ServedModel, choice: Choice) -> None:
                 num_tokens += len(delta.token_ids)
                 print(delta.text, end="", flush=True)
         seconds = time.perf_counter() - began
+        if options.save_state is not None:
+            state = await engine.save("cli-0")
+            _write(options.save_state, engine.state_format.export(state, key))
     finally:
         print(flush=True)
         await engine.stop()
     _say(f"{num_tokens} tokens, {num_tokens / seconds:.1f} per second")
+
+
+def _load(engine: AsyncEngine, path: Path, key: bytes | None) -> SavedState:
+    try:
+        return engine.state_format.load(path.read_bytes(), key)
+    except StateFileError as error:
+        raise ConfigError(f"{path} {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _after(choice: Choice, state: SavedState, model: ServedModel, *, raw: bool) -> Choice:
+    """The choice behind a text that was read before. There is one BOS; and a turn that has ended ends its line."""
+    new = choice.prompt.token_ids
+    if new[0] == model.tokenizer.bos_id:
+        new = new[1:]
+    if not raw and state.token_ids[-1] in model.end_token_ids:
+        new = (*model.tokenizer.encode("\n"), *new)
+    return replace(choice, prompt=Prompt(state.token_ids + new), state=state.snapshot)
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
+    _say(f"the state is in {path}, {len(data) / 2**20:.1f} MiB")
 
 
 def _prompt(model: ServedModel, options: Options) -> Prompt:

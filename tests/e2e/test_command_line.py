@@ -6,13 +6,27 @@ from pathlib import Path
 from server_process import ServerProcess, start
 
 
-def test_generate_answers_on_stdout(tiny_config: Path) -> None:
-    process = start("generate", f"random:{tiny_config}", "hello", "--max-tokens", "5", "--seed", "1")
+def test_generate_answers_on_stdout_and_goes_on(tiny_config: Path, tmp_path: Path) -> None:
+    """From a state that another process has saved."""
+    model, options, state = f"random:{tiny_config}", ["--max-tokens", "5", "--seed", "1"], str(tmp_path / "state")
+    process = start("generate", model, "hello " * 40, *options, "--save-state", state)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert out.endswith("\n")
     assert "noise" in err
     assert "5 tokens" in err
+    assert f"the state is in {state}, " in err
+    process = start("generate", model, "and then?", *options, "--load-state", state)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "5 tokens" in err
+
+
+def test_a_state_that_is_missing_is_named(tiny_config: Path) -> None:
+    process = start("generate", f"random:{tiny_config}", "hello", "--load-state", "nowhere")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert err == "roost: nowhere: no such file\n"
 
 
 def test_a_port_that_is_taken(server: ServerProcess) -> None:

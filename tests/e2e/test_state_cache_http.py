@@ -115,3 +115,18 @@ def test_a_conversation_survives_a_restart(tiny_config: Path, tmp_path: Path) ->
     assert told[0][1] == 0
     for (before, _), (_, num_cached) in itertools.pairwise(told):
         assert num_cached == before // 64 * 64
+
+
+def test_a_state_is_saved_gone_on_from_and_moved(client: httpx.Client) -> None:
+    """The answer is the one that the whole text would get, whoever reads it."""
+    tokens = prompt(300)
+    body = {"token_ids": tokens, "max_tokens": 5, "temperature": 0, "ignore_eos": True}
+    answer = client.post("/generate", json=body).json()
+    state = client.post("/v1/states", json={"request_id": answer["id"]}).json()
+    assert (state["tokens"], state["read_tokens"]) == (305, 256)
+    file = client.get(f"/v1/states/{state['id']}/export").content
+    moved = client.post("/v1/states/import", content=file).json()
+    whole = ask(client, [*tokens, *answer["choices"][0]["token_ids"], 20, 21], cache_salt="nobody's")
+    for state_id in (state["id"], moved["id"]):
+        assert ask(client, [20, 21], from_state=state_id) == (whole[0], 256)
+    assert ask(client, [20, 21], from_state=moved["id"])[1] == 307, "what it led to is remembered for it alone"

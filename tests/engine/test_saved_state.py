@@ -88,6 +88,14 @@ def test_requests_that_nobody_knows(runner: ModelRunner) -> None:
         without.save("a")
 
 
+def test_a_state_of_the_whole_prompt_is_of_no_use(runner: ModelRunner) -> None:
+    """It does not tell what comes next; nor is one read that is to be scored."""
+    core = make_core(runner)
+    ask(core, "a", PROMPT)
+    snapshot = core.save("a").snapshot
+    assert ask(make_core(runner), "b", PROMPT[:256], state=snapshot)[1] == 0
+
+
 @pytest.mark.parametrize("key", [None, b"sesame"])
 def test_a_file_is_gone_on_from_like_the_state(runner: ModelRunner, key: bytes | None) -> None:
     core = make_core(runner)

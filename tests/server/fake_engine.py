@@ -19,10 +19,23 @@ from roost.engine import (
     QueueFullError,
     Request,
     RoostError,
+    SavedState,
+    Snapshot,
+    StateFormat,
     TokenLogprobs,
     TokenOutput,
+    UnknownRequestError,
 )
 from roost.engine.constraint import words_of_mask
+
+STATE_FORMAT = StateFormat("counter", 512, 64, ((1, 2), "float32"), ((1, 3, 2), "float32"), ((1, 2, 2), "float32"))
+
+
+def snapshot_of(token_ids: tuple[int, ...]) -> Snapshot | None:
+    """As nothing is thought here, there is nothing to know."""
+    length = len(token_ids) // 64 * 64
+    arrays = np.zeros((1, 2), np.float32), np.zeros((1, 3, 2), np.float32)
+    return Snapshot(length, arrays, (np.zeros((64, 1, 2, 2), np.float32),)) if length else None
 
 
 def logprob(token_id: int) -> float:
@@ -121,6 +134,19 @@ class FakeEngine(AsyncEngine):
                 yield output
         finally:
             self.running.remove(request.id)
+
+    @property
+    def state_format(self) -> StateFormat:
+        return STATE_FORMAT
+
+    async def save(self, request_id: str) -> SavedState:
+        """The prompt alone, with a state if it is long enough."""
+        request = next((r for r in self.requests if r.id == request_id), None)
+        if request is None:
+            raise UnknownRequestError(f"no request {request_id!r}")
+        return SavedState(
+            request.prompt_token_ids, snapshot_of(request.prompt_token_ids), request.cache_salt, request.tenant
+        )
 
     async def _count(self, request: Request) -> AsyncGenerator[TokenOutput]:
         params = request.params

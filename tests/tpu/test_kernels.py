@@ -1,6 +1,7 @@
 """Every Pallas kernel compiles for real TPUs, at the shapes of real models and at awkward ones; its cost is counted."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -100,7 +101,7 @@ def test_recurrent_chunk(chip: SingleDeviceSharding, dtype: Any, rows: int, step
     width = blocks * size
     counted = compile_kernel(
         chip,
-        recurrent_chunk_tpu,
+        partial(recurrent_chunk_tpu, every=64),
         (dtype, rows, steps, 2 * width),
         (F32, 4, width),
         (F32, width),
