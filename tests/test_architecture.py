@@ -64,6 +64,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "server/responses.py",
             "server/routes/models.py",
             "server/served_model.py",
+            "server/state_store.py",
             "server/bench/facts.py",
         ),
     ),

@@ -24,7 +24,7 @@ MORE = (7, 8, 9)
 
 
 def make_core(runner: ModelRunner) -> EngineCore:
-    scheduler = Scheduler(SLOTS, 100, runner.limits, StateCache(runner.window, PLENTY))
+    scheduler = Scheduler(SLOTS, 100, runner.limits, cache=StateCache(runner.window, PLENTY))
     return EngineCore(scheduler, runner, runner.state_format)
 
 

@@ -8,7 +8,9 @@ import httpx
 import pytest
 from fake_engine import STATE_FORMAT, FakeEngine
 from roost.engine import CacheStats, EngineStats, SavedState
+from roost.server.access import Access
 from roost.server.app import create_app
+from roost.server.keys import ApiKeys
 from roost.server.service import Service
 
 LONG = [5 + i % 20 for i in range(150)]
@@ -118,15 +120,15 @@ async def test_there_is_an_end_to_room(
 
 @pytest.fixture
 async def by_key(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(service, salt_by_key=True))
-    async with httpx.AsyncClient(transport=transport, base_url="http://roost", headers={"x-api-key": "one"}) as client:
+    transport = httpx.ASGITransport(create_app(service, Access(ApiKeys(["one:11", "two:22"]))))
+    async with httpx.AsyncClient(transport=transport, base_url="http://roost", headers={"x-api-key": "11"}) as client:
         yield client
 
 
 async def test_keys_do_not_see_each_others_states(by_key: httpx.AsyncClient) -> None:
     answer = await say(by_key, LONG)
     state = (await by_key.post("/v1/states", json={"request_id": answer["id"]})).json()
-    by_key.headers["x-api-key"] = "two"
+    by_key.headers["x-api-key"] = "22"
     assert (await by_key.get("/v1/states")).json()["data"] == []
     assert (await by_key.get(f"/v1/states/{state['id']}")).status_code == 404
     assert (await by_key.post("/v1/states", json={"request_id": answer["id"]})).status_code == 404
