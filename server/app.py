@@ -1,10 +1,11 @@
 """The web application, put together."""
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from .access import Access, KeyRequired, PortSplit, is_debug, is_private
 from .body import MAX_BODY_BYTES, BodyLimit
@@ -31,12 +32,19 @@ from .service import Service
 _OPEN_TO_ALL = Access()
 
 
-def create_app(service: Service, access: Access = _OPEN_TO_ALL, *, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
+def create_app(
+    service: Service,
+    access: Access = _OPEN_TO_ALL,
+    *,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    trace: Callable[[ASGIApp], ASGIApp] | None = None,
+) -> FastAPI:
     """
     Args:
       service: what the routes work with; its engine need not be ready.
       access: who may come in.
       max_body_bytes: of a request.
+      trace: what is put around it all to see requests come and go.
     """
     app = FastAPI(
         title="Roost",
@@ -61,6 +69,8 @@ def create_app(service: Service, access: Access = _OPEN_TO_ALL, *, max_body_byte
         app.add_middleware(PortSplit, admin_port=access.admin_port)
     if access.allowed_origins:
         _allow_origins(app, access.allowed_origins)
+    if trace is not None:
+        app.add_middleware(trace)
     app.add_middleware(RequestScope)  # the last one added is the outermost
     return app
 

@@ -1,9 +1,13 @@
-"""Log lines for people, each with the request it belongs to. uvicorn's lines go the same way."""
+"""Log lines for people or for programs, each with the request it belongs to. uvicorn's lines go the same way."""
 
+import json
 import logging
 import sys
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import Final
+
+from .tenant import tenant
 
 request_id: Final[ContextVar[str]] = ContextVar("request_id", default="-")
 """The id of the HTTP request on whose behalf this code runs."""
@@ -11,15 +15,37 @@ request_id: Final[ContextVar[str]] = ContextVar("request_id", default="-")
 _FORMAT: Final = "%(asctime)s %(levelname)-7s %(request_id)s %(message)s"
 
 
-def set_up_logging(level: int = logging.INFO) -> None:
-    """Logs to stderr: everything of ours from `level` on, warnings of others."""
+def set_up_logging(level: int = logging.INFO, *, as_json: bool = False) -> None:
+    """Logs to stderr: everything of ours from `level` on, warnings of others.
+
+    Args:
+      as_json: an object in each line, for programs that collect them.
+    """
     handler = _StderrHandler()
-    handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(_JsonFormatter() if as_json else logging.Formatter(_FORMAT, datefmt="%Y-%m-%d %H:%M:%S"))
     handler.addFilter(_add_request_id)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("roost").setLevel(level)
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class _JsonFormatter(logging.Formatter):
+    """Besides what every line has, the `fields` that whoever logs gives as `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        content = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "request_id": request_id.get(),
+            "tenant": tenant.get(),
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            content["exception"] = self.formatException(record.exc_info)
+        return json.dumps(content)
 
 
 class _StderrHandler(logging.Handler):

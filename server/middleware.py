@@ -83,9 +83,12 @@ class _Exchange:
         level = logging.DEBUG if self._scope["path"] in _QUIET else logging.INFO
         status = CLIENT_CLOSED_REQUEST if self._client_left else self.status
         client_id = Headers(scope=self._scope).get("x-client-request-id", "")
-        note = f" client-id={client_id}" if _SANE_ID.fullmatch(client_id) else ""
-        path = urllib.parse.quote(self._scope["path"])  # which may hold line breaks
-        _logger.log(level, "%s %.200s %s %.3f s%s", self._scope["method"], path, status, self._elapsed(), note)
+        client_id = client_id if _SANE_ID.fullmatch(client_id) else ""
+        note = f" client-id={client_id}" if client_id else ""
+        path = urllib.parse.quote(self._scope["path"])[:200]  # which may hold line breaks
+        method, seconds = self._scope["method"], round(self._elapsed(), 3)
+        fields = {"method": method, "path": path, "status": status, "seconds": seconds, "client_id": client_id}
+        _logger.log(level, "%s %s %s %.3f s%s", method, path, status, seconds, note, extra={"fields": fields})
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._began

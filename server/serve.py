@@ -11,9 +11,10 @@ from types import FrameType
 from typing import Final, cast
 
 import uvicorn
+from fastapi import FastAPI
 
 from ..engine import AsyncEngine, ConfigError, EngineDeadError, RoostError
-from .access import Access, open_access
+from .access import open_access
 from .app import create_app
 from .fetching import find_model
 from .fields import FieldCheck
@@ -23,6 +24,7 @@ from .life import LAST_STEP_S, Life, Patience
 from .loading import LoadProgress, engine_config, is_loading, leave_while_loading, make_engine, summary
 from .logging import set_up_logging
 from .metrics import Metrics
+from .observing import open_observation
 from .prompts import PromptEncoder
 from .served_model import open_served_model
 from .service import Service
@@ -44,7 +46,7 @@ def serve(settings: Settings) -> int:
     signals = Signals()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signals)
-    set_up_logging()
+    set_up_logging(as_json=settings.log_format == "json")
     config = engine_config(settings)
     source = find_model(settings.model)
     model = open_served_model(source, config, settings.served_model_name, settings.max_tokens_limit)
@@ -52,12 +54,14 @@ def serve(settings: Settings) -> int:
     admin_listener = None if settings.admin_port is None else _listen(settings.host, settings.admin_port)
     listeners = [each for each in (listener, admin_listener) if each is not None]
     access = open_access(settings, None if admin_listener is None else admin_listener.getsockname()[1])
+    observation = open_observation(settings, model.id)
     progress = LoadProgress()
     engine = make_engine(source, config, progress)
     metrics = Metrics(
         lambda: engine.stats,
         tenants=access.keys.owners,
         vllm_model=model.id if settings.metrics_compat == "vllm" else None,
+        observers=observation.observers,
     )
     service = Service(
         engine=engine,
@@ -77,12 +81,14 @@ def serve(settings: Settings) -> int:
         for line in summary(source, config, engine.stats.slots, model.id, _url(settings, listener)):
             print(line, file=sys.stderr, flush=True)
 
-    server = _Server(_uvicorn_config(service, settings, access), signals)
+    app = create_app(service, access, max_body_bytes=settings.max_body_bytes, trace=observation.trace)
+    server = _Server(_uvicorn_config(app, settings), signals)
     life = Life(service, signals, Patience(settings.drain_lag, settings.drain_timeout, settings.step_timeout), announce)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         failure = runner.run(run_beside(life, server, listeners))
         if is_loading(engine):
             leave_while_loading(progress, 0)
+    observation.close()
     return _status(failure, engine)
 
 
@@ -113,13 +119,13 @@ class _Server(uvicorn.Server):
         self._signals(sig, frame)
 
 
-def _uvicorn_config(service: Service, settings: Settings, access: Access) -> uvicorn.Config:
+def _uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """
     Raises:
       ConfigError: the certificate or its key cannot be used.
     """
     config = uvicorn.Config(
-        create_app(service, access, max_body_bytes=settings.max_body_bytes),
+        app,
         http=cast(type[asyncio.Protocol], partial(StrictConnection, stall_s=settings.stall_timeout)),
         ws="none",
         lifespan="off",

@@ -30,6 +30,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "text": ({"sentencepiece", "tokenizers", "jinja2"}, ("server/*",)),
     "grammars": ({"llguidance"}, ("server/grammar/*",)),
     "metrics": ({"prometheus_client"}, ("server/metrics.py", "server/metrics_vllm.py")),
+    "traces": ({"opentelemetry"}, ("server/tracing.py",)),
     "threads, locks and queues": ({"threading", "_thread", "queue"}, ("engine/async_engine.py",)),
     "thread pools": (
         {"concurrent.futures", "multiprocessing.pool"},
@@ -66,6 +67,8 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "server/served_model.py",
             "server/state_store.py",
             "server/bench/facts.py",
+            "server/logging.py",
+            "server/tracing.py",
         ),
     ),
     "checkpoint formats": (
