@@ -1,6 +1,6 @@
 """Load held, faults survived, inputs tried: the table in robustness.md, by one command.
 
-    python benchmarks/robustness.py [--minutes 20] [--sections soak faults fuzz]
+    python benchmarks/robustness.py [--minutes 20] [--sections soak faults fuzz parsers]
 
 Each section does its work and gives rows of what was counted. Rows are kept in robustness.json, from which the page is
 written: sections that are not run keep what they found last, with its date. Exits with 1 if anything failed; what fails
@@ -113,10 +113,27 @@ def fuzz(_: argparse.Namespace) -> Findings:
     return Findings(rows, result["problems"])
 
 
+def parsers(_: argparse.Namespace) -> Findings:
+    """Broken files; see fuzz_parsers.py."""
+    command = [sys.executable, str(HERE / "fuzz_parsers.py"), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if not done.stdout:
+        return Findings([], [f"fuzz_parsers.py failed with status {done.returncode}"])
+    result = json.loads(done.stdout)
+    rows = [
+        ("broken files", f"{result['files']:,}"),
+        ("for the parsers of", ", ".join(result["targets"])),
+        ("errors that are none of ours, crashes", f"{len(result['problems'])}"),
+        ("seconds", f"{result['seconds']:.0f}"),
+    ]
+    return Findings(rows, result["problems"])
+
+
 SECTIONS: Mapping[str, Section] = {
     "soak": Section("Load held", soak),
     "faults": Section("Faults survived", faults),
     "fuzz": Section("Inputs tried", fuzz),
+    "parsers": Section("Files tried", parsers),
 }
 
 
@@ -126,8 +143,8 @@ def page(kept: Mapping[str, Any]) -> str:
         "# Robustness",
         "",
         "Made by `python benchmarks/robustness.py`; [soak.py](soak.py),",
-        "[tests/e2e/test_faults.py](../tests/e2e/test_faults.py) and [fuzz.py](fuzz.py) say what is done, and what is",
-        "demanded.",
+        "[tests/e2e/test_faults.py](../tests/e2e/test_faults.py), [fuzz.py](fuzz.py) and",
+        "[fuzz_parsers.py](fuzz_parsers.py) say what is done, and what is demanded.",
     ]
     for name, section in SECTIONS.items():
         if name not in kept:

@@ -22,6 +22,7 @@ from .model.config import ModelConfig
 from .model.convert import convert
 from .model.source import ModelSource, open_model
 from .plan import DEVICES, Plan, plan
+from .profiling import record_profile
 from .request import (
     MAX_BIASES,
     MAX_LOGPROBS,
@@ -80,6 +81,7 @@ __all__ = [
     "mask_of_ids",
     "open_model",
     "plan",
+    "record_profile",
     "words_of_mask",
 ]
 

@@ -44,14 +44,14 @@ def unpack(data: bytes, key: bytes | None = None) -> tuple[dict[str, HostArray],
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         facts: dict[str, str] = dict(header["__metadata__"])
         found = {name: _array(tensor) for name, tensor in safetensors.deserialize(data)}  # type: ignore[no-untyped-call]
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         raise StateFileError(f"is no whole state file ({type(error).__name__})") from None
     if facts.get("format") != FORMAT:
         raise StateFileError(f"has the format {facts.get('format')!r}, expected {FORMAT!r}")
     digest = facts.pop("digest", "")
-    if key is not None and facts["signed"] == "no":
+    if key is not None and facts.get("signed") != "hmac-sha256":
         raise StateFileError("is not signed, and this server takes only what its key has signed")
-    if not hmac.compare_digest(digest, _digest(found, facts, key)):
+    if not hmac.compare_digest(digest.encode(), _digest(found, facts, key).encode()):
         raise StateFileError("was changed" if key is None else "was changed, or signed with another key")
     return found, facts
 

@@ -17,6 +17,7 @@ from .routes import (
     abort,
     chat,
     completions,
+    debug,
     generate,
     health,
     messages,
@@ -58,6 +59,8 @@ def create_app(
     rooms = (chat, completions, responses, messages, generate, models, tokenize, render, states, abort, health, page)
     for room in rooms:
         app.include_router(room.router)
+    if access.admin_keys:
+        app.include_router(debug.router)
     install_error_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     if access.keys:

@@ -262,6 +262,8 @@ def _load_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None
         return ChatTemplate(source, _template_variables(tokenizer))
     except jinja2.TemplateSyntaxError as error:
         raise CheckpointError(f"{path}: the chat template is broken at line {error.lineno}: {error.message}") from error
+    except RecursionError:
+        raise CheckpointError(f"{path}: the chat template is nested too deeply") from None
 
 
 def _read_text(path: Path) -> str:

@@ -93,7 +93,7 @@ def _parse(path: Path, content: Mapping[str, Any], vocab_size: int) -> Generatio
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: must hold a JSON object")

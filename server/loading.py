@@ -136,7 +136,8 @@ def summary(source: ModelSource, config: EngineConfig, slots: int, model_id: str
     return (
         f"model       {model_id}{noise}",
         f"parameters  {_millions(source.config.num_parameters)}, {dtype}{quantized}",
-        f"slots       {slots}, {_mebibytes(state_bytes)} of state each",
+        f"slots       {slots}, {_mebibytes(state_bytes)} of state each, {_mebibytes(slots * state_bytes)} together",
+        f"capacity    {slots} requests at a time, {config.max_queue} more may wait",
         f"address     {address}/v1",
     )
 

@@ -133,6 +133,8 @@ class _EngineCollector(Collector):
         counters = (
             ("prompt_tokens", "Prompt tokens read.", stats.prompt_tokens),
             ("generation_tokens", "Tokens generated.", stats.generated_tokens),
+            ("prefix_cache_queries", "Prompt tokens looked up.", stats.prompt_tokens + stats.cache.hit_tokens),
+            ("prefix_cache_hits", "Of those, tokens of remembered states.", stats.cache.hit_tokens),
             ("num_preemptions", "Always 0: a running request keeps its slot.", 0),
         )
         for name, text, value in gauges:

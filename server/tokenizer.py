@@ -294,7 +294,7 @@ def read_tokenizer_config(directory: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error}); download it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a JSON object; download it again")

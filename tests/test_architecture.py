@@ -55,6 +55,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "engine/programs.py",
             "engine/runner.py",
             "engine/device.py",
+            "engine/profiling.py",
             "engine/state_cache*.py",
         ),
     ),

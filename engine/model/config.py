@@ -113,7 +113,7 @@ def read_config(path: Path) -> ModelConfig:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not valid JSON ({error})") from None
     if not isinstance(fields, dict):
         raise CheckpointError(f"{path}: must hold a JSON object")

@@ -19,6 +19,6 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(tiny_config: Path) -> Iterator[ServerProcess]:
     """Its only model is `MODEL`."""
-    arguments = ["--slots", str(SLOTS), "--max-queue", str(MAX_QUEUE)]
+    arguments = ["--slots", str(SLOTS), "--max-queue", str(MAX_QUEUE), "--metrics-compat", "vllm"]
     with serving(f"random:{tiny_config}", *arguments, ROOST_API_KEY=API_KEY) as process:
         yield process

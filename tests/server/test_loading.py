@@ -45,12 +45,14 @@ def test_the_summary_says_that_random_weights_are_noise() -> None:
     assert "noise" in drawn
 
 
-def test_the_summary_tells_what_is_served_in_four_lines() -> None:
+def test_the_summary_tells_what_is_served_in_five_lines() -> None:
     lines = summary(open_model("demo"), EngineConfig(), 8, "demo", "http://127.0.0.1:8000")
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert "bfloat16" in lines[1]
     assert "8, " in lines[2]
-    assert lines[3].endswith("http://127.0.0.1:8000/v1")
+    assert lines[2].endswith(" together")
+    assert lines[3].endswith("8 requests at a time, 256 more may wait")
+    assert lines[4].endswith("http://127.0.0.1:8000/v1")
 
 
 def test_the_state_is_as_large_as_its_dtype_makes_it() -> None:

@@ -118,7 +118,7 @@ def _unsaid(file: Path, sizes: Mapping[str, Any]) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read as JSON ({error})") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: must hold a JSON object")

@@ -91,7 +91,7 @@ def _may_leave_out_zeros(directory: Path) -> bool:
     try:
         metadata = json.loads((directory / "_METADATA").read_bytes())
         return not metadata["store_array_data_equal_to_fill_value"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return True
 
 

@@ -92,7 +92,7 @@ def _weight_map(index: Path) -> Mapping[str, str]:
         weight_map = content["weight_map"]
         if all(isinstance(file, str) and Path(file).name == file for file in weight_map.values()):
             return dict(weight_map)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         pass  # told below
     raise CheckpointError(
         f"{index}: must be JSON with a weight_map from tensors to files of this folder; download it again"

@@ -1,0 +1,123 @@
+"""Real Prometheus, and the checker that comes with it (Debian: `apt-get install prometheus`), on a running server.
+
+They are skipped where it is not installed, unless ROOST_NEEDS_PROMETHEUS says that it has to be.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from server_process import API_KEY, SLOTS, ServerProcess
+
+NAMES = ("prometheus", "promtool")
+MISSING = [name for name in NAMES if shutil.which(name) is None]
+
+pytestmark = pytest.mark.skipif(
+    bool(MISSING) and not os.environ.get("ROOST_NEEDS_PROMETHEUS"),
+    reason=f"{' and '.join(MISSING)} not installed (Debian: apt-get install prometheus)",
+)
+
+
+@pytest.fixture(scope="module")
+def page(server: ServerProcess) -> str:
+    """The metrics after some requests."""
+    headers = {"authorization": f"Bearer {API_KEY}"}
+    for body in ({"prompt": "a", "max_tokens": 3, "n": 2}, {"prompt": [4, 5], "max_tokens": 1}, {"prompt": 1}):
+        httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=60)
+    time.sleep(0.3)  # the page is cached for a fifth of a second
+    return httpx.get(f"{server.url}/metrics").text
+
+
+def check(page: str) -> str:
+    """What promtool says of it."""
+    done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def test_promtool_has_nothing_to_say(page: str) -> None:
+    ours = "".join(f"{line}\n" for line in page.splitlines() if "vllm:" not in line)
+    assert check(ours) == ""
+
+
+def test_of_vllms_names_it_dislikes_the_names_only(page: str) -> None:
+    theirs = "".join(f"{line}\n" for line in page.splitlines() if "vllm:" in line)
+    complaints = check(theirs).splitlines()
+    assert complaints
+    assert all("should not contain ':'" in line or "no help text" in line for line in complaints), complaints
+
+
+@pytest.fixture(scope="module")
+def prometheus(server: ServerProcess, page: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A Prometheus that scrapes the server every second."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    target = server.url.removeprefix("http://")
+    (folder / "prometheus.yml").write_text(
+        "global: {scrape_interval: 1s, scrape_timeout: 1s}\n"
+        f"scrape_configs: [{{job_name: roost, static_configs: [{{targets: ['{target}']}}]}}]\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    options = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+    log = (folder / "log").open("w")
+    process = subprocess.Popen(["prometheus", *options, f"--web.listen-address={address}"], stderr=log, stdout=log)
+    try:
+        with httpx.Client(base_url=f"http://{address}") as client:
+            _wait_until_up(client, folder / "log")
+            yield client
+    finally:
+        process.terminate()
+        process.wait(20)
+        log.close()
+
+
+def ask(client: httpx.Client, query: str) -> list[dict[str, Any]]:
+    answer = client.get("/api/v1/query", params={"query": query}).json()
+    result: list[dict[str, Any]] = answer["data"]["result"]
+    return result
+
+
+def _wait_until_up(client: httpx.Client, log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            if any(each["value"][1] == "1" for each in ask(client, "up")):
+                return
+        except (httpx.HTTPError, KeyError, ValueError):
+            pass  # it has not begun to listen
+        time.sleep(0.2)
+    pytest.fail(f"prometheus did not scrape the server:\n{log.read_text()}")
+
+
+def test_prometheus_scrapes_the_server(prometheus: httpx.Client) -> None:
+    (target,) = prometheus.get("/api/v1/targets").json()["data"]["activeTargets"]
+    assert (target["health"], target["lastError"]) == ("up", "")
+
+
+@pytest.mark.parametrize(
+    ("query", "least"),
+    [
+        ("roost_slots", SLOTS),
+        ("roost_compiles_since_ready_total + 1", 1),
+        ("roost_requests_total{reason='length'}", 3),
+        ("sum(roost_requests_total)", 3),
+        ("roost_tenant_generation_tokens_total{tenant='default'}", 7),
+        ("histogram_quantile(0.5, roost_time_to_first_token_seconds_bucket)", 0),
+        ("roost_request_queue_time_seconds_count", 3),
+        ("vllm:num_requests_waiting + 1", 1),
+        ("vllm:kv_cache_usage_perc + 1", 1),
+        ("vllm:cache_config_info{block_size='64'}", 1),
+        ("vllm:request_success_total{finished_reason='length'}", 3),
+        ("vllm:e2e_request_latency_seconds_count", 3),
+        ("vllm:request_params_n_sum", 3),
+    ],
+)
+def test_what_was_scraped_can_be_asked_for(prometheus: httpx.Client, query: str, least: float) -> None:
+    (sample,) = ask(prometheus, query)
+    assert float(sample["value"][1]) >= least
