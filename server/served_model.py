@@ -79,7 +79,6 @@ def open_tokenizer(source: ModelSource) -> Tokenizer:
 
 def _fingerprint(source: ModelSource, config: EngineConfig) -> str:
     versions = [f"{package} {importlib.metadata.version(package)}" for package in ("roost", "jaxlib")]
-    paths = (path for weights in source.weights for path in [weights, *sorted(weights.rglob("*"))])
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
     facts = repr((versions, source.config, files, config.dtype, config.seed, config.quantize))
     return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:12]

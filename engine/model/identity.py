@@ -23,9 +23,8 @@ def model_identity(source: ModelSource, dtype: str, quantize: str | None, seed: 
     """
     drawn = seed if source.is_random else None
     digest = hashlib.sha256(repr((source.config, dtype, quantize, drawn)).encode())
-    for path in source.weights:
-        files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-        for piece in (piece for file in files for piece in _pieces(file)):
+    for path in source.files:
+        for piece in _pieces(path):
             digest.update(piece)
     return digest.hexdigest()[:32]
 

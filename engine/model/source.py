@@ -1,5 +1,6 @@
 """Where a model comes from: a name on the command line becomes a config and, perhaps, a directory. No JAX here."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,6 +34,12 @@ class ModelSource:
     def is_random(self) -> bool:
         """Whether the weights are drawn, not read: such a model says nothing that means anything."""
         return not self.weights
+
+    @property
+    def files(self) -> Iterator[Path]:
+        """Every file that the weights lie in, in the order of their names."""
+        for path in self.weights:
+            yield from sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
 def open_model(reference: str, name: str | None = None) -> ModelSource:

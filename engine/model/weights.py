@@ -44,7 +44,7 @@ class Checkpoint:
         """The type to run in: that of the stored embedding, float32 for float16; the config's if it is int8."""
         stored = self._tensors["model.embed_tokens.weight"].dtype
         if stored == _INT8:
-            return self._config.dtype
+            return "bfloat16" if self._config.dtype == "bfloat16" else "float32"
         return "float32" if stored == np.float16 else stored.name
 
     def read(self, path: ParamPath, like: AbstractParam) -> HostParam:

@@ -1,12 +1,15 @@
 """The engine with `quantize="int8"`: a request gets the same alone and in a crowd, and most of what floats give."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from roost.engine import EngineConfig, ModelRunner, Request, SamplingParams, open_model
+from roost.engine import EngineConfig, ModelRunner, Request, SamplingParams, convert, open_model
 from roost.engine.errors import ConfigError
+from roost.engine.model.quantize import QuantizedMatrix
+from roost.engine.runner import _open_weights
 from test_runner import SLOTS, TINY, ids, serve
 
 CROWD: list[tuple[int, dict[str, Any]]] = [
@@ -51,6 +54,14 @@ def test_most_greedy_tokens_are_the_official_ones(runner: ModelRunner) -> None:
             tokens = ids(serve(runner, [Request("a", tuple(prompt.tolist()), params)])["a"])
             same.append(int(np.cumprod(np.array(tokens) == expected).sum()))
     assert np.mean(same) >= 5, same
+
+
+def test_a_checkpoint_in_int8_is_run_so(tmp_path: Path) -> None:
+    """Without being told to; its parameters are those that quantising at load gives (tests/engine/model)."""
+    convert(open_model(str(TINY / "orbax")), tmp_path / "int8", quantize="int8")
+    with _open_weights(open_model(str(tmp_path / "int8")), EngineConfig(), "cpu") as weights:
+        assert isinstance(weights.abstract["embedding"], QuantizedMatrix)
+        assert weights.dtype == "bfloat16"
 
 
 def test_another_quantisation_is_refused_in_one_line() -> None:

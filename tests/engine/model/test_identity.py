@@ -1,5 +1,6 @@
 """Which model it is, told by content."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 from roost.engine import ModelSource
 from roost.engine.model.config import PRESETS
 from roost.engine.model.identity import model_identity
+from small_models import TINY_A
 
 SHAPE = PRESETS["2b"]
 
@@ -29,6 +31,14 @@ def test_content_counts_and_nothing_else(tmp_path: Path) -> None:
     names = {identity(model) for model in [source(one), *different]}
     names |= {identity(source(one), "float32"), identity(source(one), quantize="int8")}
     assert len(names) == 6
+
+
+def test_official_checkpoints_are_known_by_their_files(tmp_path: Path) -> None:
+    one, other = (Path(shutil.copytree(TINY_A / "orbax", tmp_path / name / "2b-it")) for name in ("one", "other"))
+    assert identity(source(one)) == identity(source(other))
+    largest = max(other.rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1] + b"?")
+    assert identity(source(one)) != identity(source(other))
 
 
 def test_random_weights_are_known_by_their_seed() -> None:
