@@ -2,9 +2,9 @@
 
     python benchmarks/quality.py CORPUS [--texts 200] [--json]
 
-CORPUS is the folder of the demo corpus (`chat-val.jsonl.xz`, `tinystories-val.jsonl.xz`, `demo-eval-public.jsonl`). KL is
-the mean over all tokens of the divergence of a precision's distribution from that in float32, in nats; `same` the share
-of tokens after which the likeliest is the same. Scores are those of tools/eval_demo.py, asked through a server.
+CORPUS is the folder of the demo corpus (`chat-val.jsonl.xz`, `tinystories-val.jsonl.xz`, `demo-eval-public.jsonl`). KL
+is the mean over all tokens of the divergence of a precision's distribution from that in float32, in nats; `same` the
+share of tokens after which the likeliest is the same. Scores are those of tools/eval_demo.py, asked through a server.
 """
 
 import argparse
