@@ -33,6 +33,8 @@ usage: python3 dev.py <job> [arguments]
   test-compat  ask the server through other people's clients and validators; arguments go to pytest
   test-robust  load and faults, done to real servers for some minutes; arguments go to pytest
   test-tpu     compile for a real TPU, without one (Linux x86-64); arguments go to pytest
+  test-deploy  check the Helm chart, manifests, alerts and Dockerfile (Linux x86-64); arguments go to pytest
+  manifests    render deploy/manifests anew from the Helm chart (Linux x86-64)
   lint         ruff and mypy
   lock         resolve requirements/*.txt anew; arguments go to `uv pip compile`, such as --upgrade
 """
@@ -191,7 +193,7 @@ def install(venv: Path, locks: tuple[str, ...], uv: str | None) -> None:
     installer = installer_of(venv, uv)
     wanted = [word for file in files for word in ("--requirement", file)]
     failed = f"could not install {' and '.join(files)}; the lines above say why. The same command tries again"
-    call([*installer, "--require-hashes", *wanted], failed)
+    call([*installer, "--no-deps", "--require-hashes", *wanted], failed)  # a lock names all that is needed
     call([*installer, "--no-deps", "--no-build-isolation", "--editable", "."], failed)
 
 
@@ -262,6 +264,16 @@ def test_robust(python: Path, arguments: Sequence[str]) -> int:
     return test(python, ["-m", "robust", *arguments])
 
 
+def test_deploy(python: Path, arguments: Sequence[str]) -> int:
+    """Runs the tests that need helm, validators of Kubernetes' objects, and Prometheus."""
+    return test(python, ["-m", "deploy", *arguments])
+
+
+def manifests(python: Path, _: Sequence[str]) -> int:
+    """Renders the plain manifests."""
+    return subprocess.run([str(python), "deploy/render.py"], cwd=ROOT).returncode
+
+
 def lint(python: Path, _: Sequence[str]) -> int:
     """Checks style, format and types; runs all three even if the first complains."""
     show_mypy_the_namespace()
@@ -285,7 +297,7 @@ def lock(_: Path, arguments: Sequence[str]) -> int:
     uv = shutil.which("uv")
     if uv is None:
         raise Problem("lock needs uv: pip install uv")
-    for name in ("dev", "cpu", "tpu", "cuda13", "compat"):
+    for name in ("dev", "cpu", "tpu", "cuda13", "gcs", "compat", "deploy"):
         say(f"locking requirements/{name}.txt")
         call([uv, *lock_arguments(name), *arguments], f"could not lock {name}; the lines above say why")
     return 0
@@ -298,6 +310,8 @@ def lock_arguments(name: str) -> list[str]:
     how = ["--universal", "--generate-hashes", "--python-version", ".".join(map(str, FLOOR))]
     header = ["--custom-compile-command", "python3 dev.py lock"]
     inputs = ["pyproject.toml", "requirements/build.in", *extra, *constraint]
+    if name == "deploy":  # tools alone: what they need of other packages is in `dev`, the rest they carry for nothing
+        inputs = ["requirements/deploy.in", "--no-deps", *constraint]
     return ["pip", "compile", "--quiet", *inputs, *how, *header, "--output-file", f"requirements/{name}.txt"]
 
 
@@ -307,6 +321,8 @@ JOBS = {
     "test-tpu": Job(("dev", "tpu"), test_tpu, venv=".venv-tpu"),
     "test-compat": Job(("dev", "compat"), test_compat, venv=".venv-compat"),
     "test-robust": Job(("dev",), test_robust),
+    "test-deploy": Job(("dev", "deploy"), test_deploy, venv=".venv-deploy"),
+    "manifests": Job(("dev", "deploy"), manifests, venv=".venv-deploy"),
     "lint": Job(("dev",), lint),
     "lock": Job((), lock),
 }
