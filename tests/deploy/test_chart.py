@@ -1,0 +1,186 @@
+"""The chart through helm, and what comes out of it through validators of Kubernetes' objects."""
+
+import itertools
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from crd_schemas import SPECS, schema
+from kubernetes_objects import CHART, DEPLOY, PRESETS, container, objects, one, pod
+from tools import load, missing, program, run, templated
+
+pytestmark = pytest.mark.deploy
+
+VERSIONS = ("1.33", "1.34", "1.35", "1.36", "1.37")
+HELM = "python3 dev.py test-deploy brings it"
+
+# Values that switch much on, each with kinds of volumes of its own.
+EVERYTHING: dict[str, dict[str, Any]] = {
+    "google": {
+        "spot": True,
+        "image": {"digest": f"sha256:{'0' * 64}", "pullSecrets": ["pull"]},
+        "model": {"name": "/models/2b-it", "volume": {"bucket": "weights"}, "servedName": "gemma"},
+        "cache": {"programs": {"bucket": "programs"}, "states": {"size": "20Gi"}},
+        "apiKeys": {"secret": "keys"},
+        "settings": {"max_queue": 64, "strict": True, "request_timeout": "off"},
+        "autoscaling": {"kind": "hpa", "hpaMetric": "prometheus.googleapis.com|roost_num_requests_waiting|gauge"},
+        "monitoring": {"kind": "podMonitoring", "alerts": True, "dashboard": True},
+        "inferencePool": {"enabled": True},
+    },
+    "operator": {
+        "model": {"name": "/models", "volume": {"claim": "weights"}},
+        "cache": {"programs": {"claim": "shared"}, "states": {"claim": "states"}, "downloads": {"claim": "hub"}},
+        "serviceAccount": {"annotations": {"iam.gke.io/gcp-service-account": "roost@example.iam"}},
+        "autoscaling": {"kind": "keda"},
+        "monitoring": {"kind": "serviceMonitor", "alerts": True, "labels": {"release": "prometheus"}},
+        "nodeSelector": {"pool": "inference"},
+        "tolerations": [{"key": "inference", "operator": "Exists"}],
+        "podAnnotations": {"example.org/owner": "us"},
+        "networkPolicy": {"clients": [{"namespaceSelector": {}}], "egressHttps": False},
+    },
+}
+COMBINATIONS = [*itertools.product(PRESETS, (None, *EVERYTHING))]
+
+
+def values_file(folder: Path, values: dict[str, Any]) -> list[str]:
+    path = folder / "values.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return ["--values", str(path)]
+
+
+@pytest.fixture(params=COMBINATIONS, ids=lambda pair: f"{pair[0]}, {pair[1] or 'plain'}")
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> list[dict[str, Any]]:
+    """What the chart becomes with a preset, and perhaps much switched on."""
+    preset, more = request.param
+    extra = values_file(tmp_path, EVERYTHING[more]) if more else []
+    return objects(templated(["--values", str(DEPLOY / "presets" / f"{preset}.yaml"), *extra]))
+
+
+def made_with(folder: Path, values: dict[str, Any], preset: str = "cpu") -> list[dict[str, Any]]:
+    return objects(templated(["--values", str(DEPLOY / "presets" / f"{preset}.yaml"), *values_file(folder, values)]))
+
+
+@cache
+def validate() -> Any:
+    try:
+        import kubernetes_validate
+    except ImportError:
+        missing("kubernetes-validate", HELM)
+    return kubernetes_validate.validate
+
+
+# --- lint, drift, schemas
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_helm_finds_no_fault(preset: str) -> None:
+    run(program("helm", HELM), "lint", "--strict", str(CHART), "--values", str(DEPLOY / "presets" / f"{preset}.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_manifests_are_what_the_chart_makes(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "binaries", load("binaries"))
+    program("helm", HELM)
+    for name, text in load("render").render(preset).items():
+        committed = (DEPLOY / "manifests" / preset / name).read_text()
+        assert committed == text, f"{preset}/{name} is stale: run python3 dev.py manifests"
+
+
+def test_kubernetes_takes_each_object(made: list[dict[str, Any]]) -> None:
+    own = [each for each in made if (each["apiVersion"], each["kind"]) not in SPECS]
+    assert len(own) >= 6
+    for each, version in itertools.product(own, VERSIONS):
+        validate()(each, version, strict=True)
+
+
+def test_controllers_take_each_object(made: list[dict[str, Any]]) -> None:
+    for each in made:
+        if (each["apiVersion"], each["kind"]) in SPECS:
+            jsonschema.validate(each, schema(each["apiVersion"], each["kind"]))
+
+
+def test_each_kind_of_object_is_made(tmp_path: Path) -> None:
+    made = [each for values in EVERYTHING.values() for each in made_with(tmp_path, values)]
+    assert SPECS.keys() <= {(each["apiVersion"], each["kind"]) for each in made}
+
+
+def test_the_validator_refuses_fields_that_nobody_knows() -> None:
+    wrong = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"prots": []}}
+    with pytest.raises(Exception, match="prots"):
+        validate()(wrong, VERSIONS[-1], strict=True)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_kustomize_builds_the_manifests(preset: str) -> None:
+    built = run(program("kubectl", HELM), "kustomize", str(DEPLOY / "manifests" / preset))
+    assert one("Deployment", objects(built))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"replica": 1}, "replica"),
+        ({"accelerator": {"kind": "gpu"}}, "kind"),
+        ({"accelerator": {"kind": "tpu", "tpuType": "tpu-v5-lite-podslice", "tpuTopology": "2x2"}}, "tpuTopology"),
+        ({"accelerator": {"kind": "cpu", "chips": 4}}, "chips"),
+        ({"model": {"name": "/weights/2b"}}, "name"),
+        ({"model": {"name": "/models/2b"}}, "volume"),
+        ({"settings": {"port": 80}}, "settings"),
+        ({"resources": {"limits": {"google.com/tpu": "1"}}}, "limits"),
+        ({"monitoring": {"alerts": True}}, "alerts"),
+        ({"rollout": {"maxSurge": 0, "maxUnavailable": 0}}, "rollout"),
+        ({"spot": True, "drain": {"timeoutSeconds": 30}}, "spot nodes give a Pod 15 s"),
+        ({"drain": {"lagSeconds": 90}}, "drain.lagSeconds"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(values: dict[str, Any], said: str, tmp_path: Path) -> None:
+    answer = run(program("helm", HELM), "template", str(CHART), *values_file(tmp_path, values), fails=True)
+    assert said in answer
+
+
+# --- what some values do
+
+
+def test_spot_pods_are_gone_within_15_seconds(tmp_path: Path) -> None:
+    made = made_with(tmp_path, {"spot": True})
+    assert pod(made)["terminationGracePeriodSeconds"] <= 15
+    assert pod(made)["nodeSelector"] == {"cloud.google.com/gke-spot": "true"}
+    assert "lifecycle" not in container(made)
+    assert "--drain-timeout=9" in container(made)["args"]
+
+
+def test_privileges_for_tpus_are_a_switch(tmp_path: Path) -> None:
+    made = made_with(tmp_path, {"accelerator": {"privileged": True}}, "tpu-v6e-1x1")
+    assert container(made)["securityContext"] == {"readOnlyRootFilesystem": True, "privileged": True}
+    assert pod(made)["securityContext"]["runAsUser"] == 0
+
+
+def test_keys_come_from_a_secret(tmp_path: Path) -> None:
+    made = made_with(tmp_path, {"apiKeys": {"secret": "mine", "key": "list"}})
+    (volume,) = (each for each in pod(made)["volumes"] if each["name"] == "keys")
+    assert volume["secret"] == {"secretName": "mine", "items": [{"key": "list", "path": "keys"}]}
+    assert "--api-key-file=/etc/roost/keys" in container(made)["args"]
+
+
+def test_a_pool_reads_metrics_where_it_sends_requests(tmp_path: Path) -> None:
+    made = made_with(tmp_path, {"inferencePool": {"enabled": True}})
+    assert "--metrics-compat=vllm" in container(made)["args"]
+    assert not any(each.startswith("--admin-port") for each in container(made)["args"])
+    assert one("InferencePool", made)["spec"]["targetPorts"] == [{"number": 8000}]
+    (picker,) = (each for each in made if each["metadata"]["name"] == "roost-picker")
+    config = yaml.safe_load(picker["data"]["roost.yaml"])
+    plugins = {plugin["type"] for plugin in config["plugins"]}
+    assert {each["pluginRef"] for each in config["schedulingProfiles"][0]["plugins"]} <= plugins
+
+
+def test_an_autoscaler_decides_on_replicas(tmp_path: Path) -> None:
+    made = made_with(tmp_path, {"autoscaling": {"kind": "keda"}})
+    assert "replicas" not in one("Deployment", made)["spec"]
+    query = one("ScaledObject", made)["spec"]["triggers"][0]["metadata"]["query"]
+    assert query == (
+        'sum(roost_num_requests_waiting{namespace="default",pod=~"roost-[a-z0-9]+-[a-z0-9]{5}"})'
+    )

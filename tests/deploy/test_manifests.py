@@ -1,0 +1,166 @@
+"""The manifests as they are committed, against the server that they start; nothing but files is needed."""
+
+from typing import Any
+
+import pytest
+import typer
+from kubernetes_objects import (
+    DEPLOY,
+    PRESETS,
+    committed,
+    container,
+    dashboard,
+    expressions,
+    metric_names,
+    one,
+    pod,
+)
+from prometheus_client.parser import text_string_to_metric_families
+from roost.engine import CacheStats, EngineStats
+from roost.server.cli import app
+from roost.server.life import LAST_STEP_S
+from roost.server.metrics import Metrics
+from roost.server.routes.health import router
+from roost.server.settings import Settings, load_settings
+
+STATS = EngineStats(
+    num_waiting=0,
+    num_running=0,
+    slots=1,
+    prompt_tokens=0,
+    generated_tokens=0,
+    steps=0,
+    compiles_since_ready=0,
+    restore_seconds=0.0,
+    cache=CacheStats(budget=0, num_bytes=0, snapshots=0, queries=0, hits=0, hit_tokens=0, evictions=0),
+)
+
+
+@pytest.fixture(params=PRESETS)
+def manifest(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return committed(request.param)
+
+
+def parsed(arguments: list[str]) -> Settings:
+    """What `roost serve` would make of a command line."""
+    command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    given = command.make_context("serve", list(arguments)).params
+    return load_settings({name: value for name, value in given.items() if value not in (None, [], ())})
+
+
+@pytest.fixture
+def settings(manifest: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Those of the container, from its arguments and its environment."""
+    here = container(manifest)
+    for variable in here["env"]:
+        if variable["name"].startswith("ROOST_"):
+            monkeypatch.setenv(variable["name"], variable["value"])
+    assert here["args"][0] == "serve"
+    return parsed(here["args"][1:])
+
+
+def test_every_preset_is_there() -> None:
+    assert sorted(path.stem for path in (DEPLOY / "presets").iterdir()) == sorted(PRESETS)
+    assert sorted(path.name for path in (DEPLOY / "manifests").iterdir()) == sorted(PRESETS)
+
+
+def test_the_server_understands_its_arguments(manifest: list[dict[str, Any]], settings: Settings) -> None:
+    ports = {port["name"]: port["containerPort"] for port in container(manifest)["ports"]}
+    assert ports == {"http": settings.port, "metrics": settings.admin_port}
+    assert settings.host == "0.0.0.0"
+    assert settings.state_cache_gib is not None  # `auto` looks at the node, and not at the container's limit
+    assert settings.slots is not None or container(manifest)["resources"]["limits"].keys() != {"memory"}
+
+
+def test_probes_ask_for_what_is_served_on_their_port(manifest: list[dict[str, Any]]) -> None:
+    probes = {name: container(manifest)[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}
+    assert {name: get["path"] for name, get in probes.items()} == {
+        "startup": "/health/ready",
+        "readiness": "/health/ready",
+        "liveness": "/health",
+    }
+    assert {get["path"] for get in probes.values()} <= {getattr(route, "path", "") for route in router.routes}
+    assert {get["port"] for get in probes.values()} == {"http"}
+
+
+def test_a_start_may_take_long(manifest: list[dict[str, Any]]) -> None:
+    probe = container(manifest)["startupProbe"]
+    assert probe["failureThreshold"] * probe["periodSeconds"] >= 600
+
+
+def test_the_drain_is_over_before_the_kill(manifest: list[dict[str, Any]], settings: Settings) -> None:
+    before = container(manifest)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert settings.drain_lag < settings.drain_timeout
+    assert before + settings.drain_timeout + 2 * LAST_STEP_S < pod(manifest)["terminationGracePeriodSeconds"]
+
+
+def test_what_is_written_to_is_a_volume(manifest: list[dict[str, Any]], settings: Settings) -> None:
+    here, spec = container(manifest), pod(manifest)
+    mounts = {mount["mountPath"]: mount["name"] for mount in here["volumeMounts"]}
+    variables = {each["name"]: each.get("value") for each in here["env"]}
+    assert here["securityContext"]["readOnlyRootFilesystem"]
+    assert set(mounts.values()) == {volume["name"] for volume in spec["volumes"]}
+    assert {"/tmp", str(settings.compile_cache), variables["XDG_CACHE_HOME"]} <= set(mounts)
+
+
+def test_containers_are_nobody_special(manifest: list[dict[str, Any]]) -> None:
+    security = container(manifest)["securityContext"]
+    assert pod(manifest)["securityContext"]["runAsNonRoot"]
+    assert not security["allowPrivilegeEscalation"]
+    assert security["capabilities"] == {"drop": ["ALL"]}
+    assert not pod(manifest)["automountServiceAccountToken"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "accelerator"), [("tpu-v5e-1x1", "tpu-v5-lite-podslice"), ("tpu-v6e-1x1", "tpu-v6e-slice")]
+)
+def test_tpus_are_asked_for_as_gke_wants_it(preset: str, accelerator: str) -> None:
+    resources = container(committed(preset))["resources"]
+    assert resources["requests"]["google.com/tpu"] == resources["limits"]["google.com/tpu"] == "1"
+    assert pod(committed(preset))["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": accelerator,
+        "cloud.google.com/gke-tpu-topology": "1x1",
+    }
+
+
+def test_selectors_find_the_pods(manifest: list[dict[str, Any]]) -> None:
+    labels = one("Deployment", manifest)["spec"]["template"]["metadata"]["labels"].items()
+    selectors = [
+        *(each["spec"]["selector"] for each in manifest if each["kind"] == "Service"),
+        one("PodDisruptionBudget", manifest)["spec"]["selector"]["matchLabels"],
+        one("NetworkPolicy", manifest)["spec"]["podSelector"]["matchLabels"],
+    ]
+    assert all(selector and selector.items() <= labels for selector in selectors)
+
+
+# --- dashboard and alerts
+
+
+def told_by_the_server() -> set[str]:
+    families = text_string_to_metric_families(Metrics(lambda: STATS).page().decode())
+    return {sample.name for family in families for sample in family.samples}
+
+
+def test_alerts_and_the_dashboard_ask_for_metrics_that_there_are() -> None:
+    asked = set().union(*map(metric_names, expressions()))
+    assert len(asked) > 15
+    assert asked <= told_by_the_server()
+
+
+@pytest.mark.parametrize(
+    ("expression", "names"),
+    [
+        ('sum(rate(roost_x_total{reason="error"}[5m])) > 0.01 * sum by (le) (roost_y)', {"roost_x_total", "roost_y"}),
+        ("histogram_quantile(0.95, sum by (le) (rate(roost_z_bucket[1m])))", {"roost_z_bucket"}),
+        ("absent(other_metric)", {"other_metric"}),
+    ],
+)
+def test_metrics_of_an_expression(expression: str, names: set[str]) -> None:
+    assert metric_names(expression) == names
+
+
+def test_the_dashboards_panels_do_not_overlap() -> None:
+    panels = dashboard()["panels"]
+    places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
+    assert len({panel["id"] for panel in panels}) == len(places) == len(panels)
+    assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in panels)
