@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from roost.engine.model.config import PRESETS
-from roost.engine.plan import DEVICES
+from roost.engine.plan import DEVICES, plan
 
 pytestmark = pytest.mark.tpu_compile
 
@@ -52,3 +52,14 @@ def test_whole_models_fit_a_chip(model: str, chip: str, slots: int, layers: int)
     assert full["bytes_accessed"] < 1.15 * full["floor_bytes"]
     assert prefill["floor_bytes"] < prefill["bytes_accessed"]
     assert all(program["optimal_seconds"] > 0 for program in (full, quarter, prefill))
+
+
+def test_9b_in_int8_fits_one_small_chip() -> None:
+    """With 200 requests and more, which `roost plan` promises."""
+    slots = 224
+    assert slots <= plan(PRESETS["9b"], DEVICES["v5e"], 2, is_quantized=True).slots
+    options = ("--model", "9b", "--chip", "v5e", "--quantize", "int8", "--rows", str(slots))
+    full, _, prefill = measured(*options)
+    assert full["rows"] == slots
+    assert max(full["hbm_bytes"], prefill["hbm_bytes"]) < DEVICES["v5e"].memory_bytes
+    assert full["hbm_bytes"] < full["floor_bytes"] + 0.2e9, "the pool is there once"
