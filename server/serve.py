@@ -6,6 +6,7 @@ import math
 import signal
 import socket
 import sys
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 from typing import Final, cast
@@ -54,6 +55,7 @@ def serve(settings: Settings) -> int:
     admin_listener = None if settings.admin_port is None else _listen(settings.host, settings.admin_port)
     listeners = [each for each in (listener, admin_listener) if each is not None]
     access = open_access(settings, None if admin_listener is None else admin_listener.getsockname()[1])
+    config = replace(config, tenants=max(len(access.keys.owners), 1))
     observation = open_observation(settings, model.id)
     progress = LoadProgress()
     engine = make_engine(source, config, progress)
