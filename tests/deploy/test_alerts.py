@@ -21,7 +21,7 @@ pytestmark = pytest.mark.deploy
 
 HOW = "on Debian, apt-get install prometheus"
 ALERTS = CHART / "files/alerts.yaml"
-ALERTS_TEST = Path(__file__).parent / "alerts_test.yaml"
+ALERTS_TEST = Path(__file__).parent / "alerts_cases.yaml"
 
 
 def test_promtool_finds_no_fault_in_the_alerts() -> None:
