@@ -1,6 +1,6 @@
 """Renders the chart into plain manifests: for each file of presets/, a folder of manifests/ that Kustomize can take.
 
-    python3 dev.py manifests
+python3 dev.py manifests
 """
 
 import shutil

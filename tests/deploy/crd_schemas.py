@@ -77,7 +77,11 @@ SPECS: dict[tuple[str, str], dict[str, Any]] = {
             "maxReplicaCount": COUNT,
             "fallback": thing(
                 {"failureThreshold": COUNT, "replicas": COUNT},
-                {"behavior": {"enum": ["static", "currentReplicas", "currentReplicasIfHigher", "currentReplicasIfLower"]}},
+                {
+                    "behavior": {
+                        "enum": ["static", "currentReplicas", "currentReplicasIfHigher", "currentReplicasIfLower"]
+                    }
+                },
             ),
             "advanced": thing(
                 {},
@@ -107,7 +111,12 @@ SPECS: dict[tuple[str, str], dict[str, Any]] = {
             "endpoints": things(
                 thing(
                     {"port": TEXT},
-                    {"path": TEXT, "interval": DURATION, "scrapeTimeout": DURATION, "scheme": {"enum": ["http", "https"]}},
+                    {
+                        "path": TEXT,
+                        "interval": DURATION,
+                        "scrapeTimeout": DURATION,
+                        "scheme": {"enum": ["http", "https"]},
+                    },
                 )
             ),
         },

@@ -40,7 +40,9 @@ def container(among: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def alert_rules() -> list[dict[str, Any]]:
-    return [rule for group in yaml.safe_load((CHART / "files/alerts.yaml").read_text())["groups"] for rule in group["rules"]]
+    return [
+        rule for group in yaml.safe_load((CHART / "files/alerts.yaml").read_text())["groups"] for rule in group["rules"]
+    ]
 
 
 def dashboard() -> dict[str, Any]:

@@ -115,5 +115,9 @@ def test_prometheus_understands_every_expression(scraped: str) -> None:
 def test_nothing_is_wrong_with_a_server_that_has_just_started(scraped: str) -> None:
     rules = [rule for group in get(f"{scraped}/api/v1/rules")["groups"] for rule in group["rules"]]
     assert len(rules) == len(alert_rules())
-    wait_until(lambda: all(rule["health"] == "ok" for group in get(f"{scraped}/api/v1/rules")["groups"] for rule in group["rules"]))
+    wait_until(
+        lambda: all(
+            rule["health"] == "ok" for group in get(f"{scraped}/api/v1/rules")["groups"] for rule in group["rules"]
+        )
+    )
     assert get(f"{scraped}/api/v1/alerts")["alerts"] == []

@@ -181,6 +181,4 @@ def test_an_autoscaler_decides_on_replicas(tmp_path: Path) -> None:
     made = made_with(tmp_path, {"autoscaling": {"kind": "keda"}})
     assert "replicas" not in one("Deployment", made)["spec"]
     query = one("ScaledObject", made)["spec"]["triggers"][0]["metadata"]["query"]
-    assert query == (
-        'sum(roost_num_requests_waiting{namespace="default",pod=~"roost-[a-z0-9]+-[a-z0-9]{5}"})'
-    )
+    assert query == ('sum(roost_num_requests_waiting{namespace="default",pod=~"roost-[a-z0-9]+-[a-z0-9]{5}"})')

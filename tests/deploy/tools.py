@@ -45,4 +45,6 @@ def run(*command: str, fails: bool = False) -> str:
 
 def templated(arguments: Sequence[str]) -> str:
     """What the chart becomes."""
-    return run(program("helm", "python3 dev.py test-deploy brings it"), "template", "roost", str(DEPLOY / "chart"), *arguments)
+    return run(
+        program("helm", "python3 dev.py test-deploy brings it"), "template", "roost", str(DEPLOY / "chart"), *arguments
+    )
