@@ -297,7 +297,7 @@ def lock(_: Path, arguments: Sequence[str]) -> int:
     uv = shutil.which("uv")
     if uv is None:
         raise Problem("lock needs uv: pip install uv")
-    for name in ("dev", "cpu", "tpu", "cuda13", "gcs", "compat", "deploy"):
+    for name in ("dev", "cpu", "tpu", "cuda13", "gcs", "otel", "compat", "deploy"):
         say(f"locking requirements/{name}.txt")
         call([uv, *lock_arguments(name), *arguments], f"could not lock {name}; the lines above say why")
     return 0

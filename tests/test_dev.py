@@ -267,7 +267,7 @@ def pins(lock: str) -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)(?:\[[\w,-]+\])?==([^\s;]+)", text, re.MULTILINE))
 
 
-@pytest.mark.parametrize("lock", ["cpu", "tpu", "cuda13", "gcs", "compat", "deploy"])
+@pytest.mark.parametrize("lock", ["cpu", "tpu", "cuda13", "gcs", "otel", "compat", "deploy"])
 def test_locks_agree_with_the_one_that_is_tested(lock: str) -> None:
     tested, locked = pins("dev"), pins(lock)
     assert {name: version for name, version in locked.items() if tested.get(name, version) != version} == {}
@@ -286,6 +286,7 @@ def test_every_direct_dependency_is_locked() -> None:
         "tpu": extras["tpu"],
         "cuda13": extras["cuda13"],
         "gcs": extras["gcs"],
+        "otel": extras["otel"],
         "compat": extras["compat"],
     }.items():
         names = {re.split(r"[\[<>=;~! ]", each)[0].lower() for each in [*project["dependencies"], *wanted]}

@@ -10,8 +10,9 @@ import jsonschema
 import pytest
 import yaml
 from crd_schemas import SPECS, schema
+from deploy_tools import load, missing, program, run, templated
 from kubernetes_objects import CHART, DEPLOY, PRESETS, container, objects, one, pod
-from tools import load, missing, program, run, templated
+from serve_settings import settings_of
 
 pytestmark = pytest.mark.deploy
 
@@ -26,7 +27,12 @@ EVERYTHING: dict[str, dict[str, Any]] = {
         "model": {"name": "/models/2b-it", "volume": {"bucket": "weights"}, "servedName": "gemma"},
         "cache": {"programs": {"bucket": "programs"}, "states": {"size": "20Gi"}},
         "apiKeys": {"secret": "keys"},
-        "settings": {"max_queue": 64, "strict": True, "request_timeout": "off"},
+        "settings": {
+            "otlp_traces_endpoint": "http://otel:4318/v1/traces",
+            "max_queue": 64,
+            "strict": True,
+            "request_timeout": "off",
+        },
         "autoscaling": {"kind": "hpa", "hpaMetric": "prometheus.googleapis.com|roost_num_requests_waiting|gauge"},
         "monitoring": {"kind": "podMonitoring", "alerts": True, "dashboard": True},
         "inferencePool": {"enabled": True},
@@ -40,7 +46,11 @@ EVERYTHING: dict[str, dict[str, Any]] = {
         "nodeSelector": {"pool": "inference"},
         "tolerations": [{"key": "inference", "operator": "Exists"}],
         "podAnnotations": {"example.org/owner": "us"},
-        "networkPolicy": {"clients": [{"namespaceSelector": {}}], "egressHttps": False},
+        "networkPolicy": {
+            "clients": [{"namespaceSelector": {}}],
+            "egressHttps": False,
+            "egress": [{"ports": [{"port": 4318}]}],
+        },
     },
 }
 COMBINATIONS = [*itertools.product(PRESETS, (None, *EVERYTHING))]
@@ -101,6 +111,11 @@ def test_controllers_take_each_object(made: list[dict[str, Any]]) -> None:
     for each in made:
         if (each["apiVersion"], each["kind"]) in SPECS:
             jsonschema.validate(each, schema(each["apiVersion"], each["kind"]))
+
+
+def test_the_server_takes_each_argument(made: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(container(made), monkeypatch)
+    assert (settings.admin_port is None) == any(each["kind"] == "InferencePool" for each in made)
 
 
 def test_each_kind_of_object_is_made(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import typer
 from kubernetes_objects import (
     DEPLOY,
     PRESETS,
@@ -17,11 +16,11 @@ from kubernetes_objects import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 from roost.engine import CacheStats, EngineStats
-from roost.server.cli import app
 from roost.server.life import LAST_STEP_S
 from roost.server.metrics import Metrics
 from roost.server.routes.health import router
-from roost.server.settings import Settings, load_settings
+from roost.server.settings import Settings
+from serve_settings import settings_of
 
 STATS = EngineStats(
     num_waiting=0,
@@ -41,22 +40,9 @@ def manifest(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return committed(request.param)
 
 
-def parsed(arguments: list[str]) -> Settings:
-    """What `roost serve` would make of a command line."""
-    command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
-    given = command.make_context("serve", list(arguments)).params
-    return load_settings({name: value for name, value in given.items() if value not in (None, [], ())})
-
-
 @pytest.fixture
 def settings(manifest: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Those of the container, from its arguments and its environment."""
-    here = container(manifest)
-    for variable in here["env"]:
-        if variable["name"].startswith("ROOST_"):
-            monkeypatch.setenv(variable["name"], variable["value"])
-    assert here["args"][0] == "serve"
-    return parsed(here["args"][1:])
+    return settings_of(container(manifest), monkeypatch)
 
 
 def test_every_preset_is_there() -> None:
