@@ -71,14 +71,14 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "--state-cache-gib": "1.5",
         "--state-cache-dir": "states",
         "--state-cache-dir-gib": "2",
-        "--state-key": "signs",
+        "--state-key": "sixteen characters and more",
     }
     arguments = [*(word for pair in flags.items() for word in pair), "--strict", "--cache-salt-by-key"]
     assert runner.invoke(app, ["serve", "random:2b", *arguments]).exit_code == 0
     settings = served[0].model_dump()
     assert [key.get_secret_value() for key in settings.pop("api_key")] == ["k"]
     assert [key.get_secret_value() for key in settings.pop("admin_key")] == ["root"]
-    assert settings.pop("state_key").get_secret_value() == "signs"
+    assert settings.pop("state_key").get_secret_value() == "sixteen characters and more"
     assert settings == {
         "config": None,
         "model": "random:2b",
