@@ -17,6 +17,12 @@ from .errors import ConfigError
 CPU_MAX_SLOTS: Final = 32
 """What `slots=None` takes at most on a CPU: more rows gain nothing there and make a lone request slower."""
 
+_CGROUPS: Final = (
+    ("sys/fs/cgroup", ("memory.max", "memory.current")),
+    ("sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+)
+"""Where a container finds its limit of memory and what it uses of it, in bytes."""
+
 _FEWEST: Final = 8
 """Slots that `slots=None` takes at least."""
 
@@ -65,12 +71,34 @@ def affordable_slots(slot_bytes: int, weight_bytes: int, backend: str) -> int:
     return min(slots, CPU_MAX_SLOTS) if backend == "cpu" else slots
 
 
-def available_memory() -> int:
-    """Bytes that a process may still take; where the system tells, with the file cache, which it would give up."""
-    meminfo = Path("/proc/meminfo")
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes that a process may still take, of the machine and of its container; with the file cache, which the system
+    would give up.
+
+    Args:
+      root: of the file system that tells.
+    """
+    left = _left_in_container(root)
+    return _left_on_machine(root) if left is None else min(_left_on_machine(root), left)
+
+
+def _left_on_machine(root: Path) -> int:
+    meminfo = root / "proc/meminfo"
     if meminfo.is_file() and (found := re.search(r"^MemAvailable: +(\d+) kB$", meminfo.read_text(), re.MULTILINE)):
         return 1024 * int(found[1])
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _left_in_container(root: Path) -> int | None:
+    """By control groups of version 2 or 1, as a container sees its own; None where there is no limit."""
+    for folder, names in _CGROUPS:
+        limit, used = (root / folder / name for name in names)
+        try:
+            cached = re.search(r"^(?:total_)?inactive_file (\d+)$", (root / folder / "memory.stat").read_text(), re.M)
+            return int(limit.read_text()) - int(used.read_text()) + (int(cached[1]) if cached else 0)
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return None
 
 
 def _available_on_device() -> int:
