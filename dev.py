@@ -32,6 +32,7 @@ usage: python3 dev.py <job> [arguments]
   test         run the tests; arguments go to pytest
   test-compat  ask the server through other people's clients and validators; arguments go to pytest
   test-robust  load and faults, done to real servers for some minutes; arguments go to pytest
+  test-mesh    serve from several devices, and from several processes as hosts; arguments go to pytest
   test-tpu     compile for a real TPU, without one (Linux x86-64); arguments go to pytest
   test-deploy  check the Helm chart, manifests, alerts and Dockerfile (Linux x86-64); arguments go to pytest
   manifests    render deploy/manifests anew from the Helm chart (Linux x86-64)
@@ -264,6 +265,11 @@ def test_robust(python: Path, arguments: Sequence[str]) -> int:
     return test(python, ["-m", "robust", *arguments])
 
 
+def test_mesh(python: Path, arguments: Sequence[str]) -> int:
+    """Runs the tests of models that are cut over devices and hosts; the devices are made of the CPU."""
+    return test(python, ["-m", "mesh", *arguments])
+
+
 def test_deploy(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests that need helm, validators of Kubernetes' objects, and Prometheus."""
     return test(python, ["-m", "deploy", *arguments])
@@ -321,6 +327,7 @@ JOBS = {
     "test-tpu": Job(("dev", "tpu"), test_tpu, venv=".venv-tpu"),
     "test-compat": Job(("dev", "compat"), test_compat, venv=".venv-compat"),
     "test-robust": Job(("dev",), test_robust),
+    "test-mesh": Job(("dev",), test_mesh),
     "test-deploy": Job(("dev", "deploy"), test_deploy, venv=".venv-deploy"),
     "manifests": Job(("dev", "deploy"), manifests, venv=".venv-deploy"),
     "lint": Job(("dev",), lint),

@@ -132,7 +132,7 @@ def measure_decode(
 def measure_prefill(config: ModelConfig, matrices: jnp.dtype, chip: SingleDeviceSharding, length: int) -> Measure:
     """One chunk of a prompt, into one of 8 slots; what its tokens are scored by is another program."""
     pool = jax.eval_shape(lambda: new_pool(config, 8, BF16, "tpu"))
-    inputs = steps.PrefillInput(**prefill_columns((), 1, length, 8))
+    inputs = steps.PrefillInput(**prefill_columns((), (), 1, length, 8))
     compiled, params = compile_step(config, matrices, chip, steps.prefill_step, pool, inputs)
     table = config.vocab_size * config.width * matrices.itemsize
     floor = size(params) - table + length * config.width * matrices.itemsize + config.state_bytes(BF16.itemsize)

@@ -1,5 +1,7 @@
 """Token ids in, token ids out: the door of the engine. Nothing here knows text or HTTP."""
 
+from collections.abc import Callable
+
 from .async_engine import AsyncEngine
 from .config import PREFILL_BLOCK, CacheStats, EngineConfig, EngineStats
 from .constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
@@ -18,8 +20,11 @@ from .errors import (
     StateFileError,
     UnknownRequestError,
 )
+from .executor import Executor, Progress
+from .hosts import HostGroup
 from .model.config import ModelConfig
 from .model.convert import convert
+from .model.shards import Shards
 from .model.source import ModelSource, open_model
 from .plan import DEVICES, Plan, plan
 from .profiling import record_profile
@@ -32,7 +37,7 @@ from .request import (
     TokenLogprobs,
     TokenOutput,
 )
-from .runner import ModelRunner, Progress
+from .runner import ModelRunner
 from .saved_state import SavedState, StateFormat
 from .scheduler import Scheduler
 from .snapshot import Snapshot
@@ -56,6 +61,7 @@ __all__ = [
     "EngineDeadError",
     "EngineStats",
     "FinishReason",
+    "HostGroup",
     "ModelConfig",
     "ModelSource",
     "NumericError",
@@ -68,6 +74,7 @@ __all__ = [
     "RoostError",
     "SamplingParams",
     "SavedState",
+    "Shards",
     "Snapshot",
     "StateFileError",
     "StateFormat",
@@ -77,6 +84,7 @@ __all__ = [
     "UnknownRequestError",
     "convert",
     "device_facts",
+    "follow",
     "load_engine",
     "mask_of_ids",
     "open_model",
@@ -84,6 +92,23 @@ __all__ = [
     "record_profile",
     "words_of_mask",
 ]
+
+
+def follow(
+    source: ModelSource, config: EngineConfig, on_loss: Callable[[], None], progress: Progress | None = None
+) -> None:
+    """Serves as one of several hosts that do what the leader does, until that ends.
+
+    Args:
+      source, config, progress: as the leader has them.
+      on_loss: called, by another thread, where the leader is gone.
+
+    Raises:
+      CheckpointError: the weights do not fit the model.
+      ConfigError: the slots do not fit into memory, or the hosts do not find each other.
+      EngineDeadError: the leader is gone.
+    """
+    Executor(source, config, progress).follow(on_loss)
 
 
 def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | None = None) -> EngineCore:

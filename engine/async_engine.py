@@ -57,6 +57,7 @@ class AsyncEngine:
         self._ready: asyncio.Future[None] | None = None
         self._stats = EngineStats()
         self._error: BaseException | None = None
+        self._core: EngineCore | None = None
         self._num_steps = 0
         self._is_in_step = False
 
@@ -69,6 +70,11 @@ class AsyncEngine:
     def error(self) -> BaseException | None:
         """Why the engine died; None while it has not."""
         return self._error
+
+    @property
+    def failure(self) -> EngineDeadError | None:
+        """Why the engine should be given up, while its thread may not have noticed."""
+        return None if self._core is None else self._core.failure
 
     @property
     def is_ready(self) -> bool:
@@ -178,7 +184,7 @@ class AsyncEngine:
 
     def _run(self) -> None:
         try:
-            core = self._build()
+            self._core = core = self._build()
             self._state_format = core.state_format
             self._stats = core.stats
             self._call(self._on_ready)

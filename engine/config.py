@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Final
 
 from .errors import ConfigError
+from .hosts import HostGroup
+from .model.shards import ALONE, Shards
 
 PREFILL_BLOCK: Final = 64
 """The absolute grid, in tokens, on which prompts are cut; states at its points don't depend on the cut."""
@@ -31,6 +33,8 @@ class EngineConfig:
       state_cache_dir_gib: the most that may lie there of this model's.
       state_key: signs states that are saved as files; then no others are taken. None signs nothing.
       compile_cache: a folder in which compiled programs are kept from one start to the next; None keeps none.
+      shards: what the model and its slots are cut into, one for each device; None takes all devices there are.
+      hosts: the machines that the devices belong to, where they are several.
     """
 
     slots: int | None = None
@@ -46,6 +50,8 @@ class EngineConfig:
     state_cache_dir_gib: float = 16.0
     state_key: bytes | None = field(default=None, repr=False)
     compile_cache: Path | None = None
+    shards: Shards | None = ALONE
+    hosts: HostGroup | None = None
 
     def __post_init__(self) -> None:
         if self.slots is not None and self.slots < 1:
@@ -75,6 +81,9 @@ class StepLimits:
       decode_steps: the most tokens per request in one dispatch.
       decode_rows: the compiled numbers of slots, in rising order; a step reads the first so many slots.
       mask_words: of a token mask.
+      slot_order: the slots, those to be taken first in front; empty is from 0 up.
+      shard_rows: slots that follow one another and whose prompts are read by the same devices; the limits of prefill
+        are for each such group. 0 is all of them.
     """
 
     prefill_chunk: int
@@ -82,6 +91,8 @@ class StepLimits:
     decode_steps: int = 1
     decode_rows: tuple[int, ...] = ()
     mask_words: int = 0
+    slot_order: tuple[int, ...] = ()
+    shard_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,10 @@ class Runner(Protocol):
     """Turns batches into tokens; `ModelRunner` on a device, a fake in tests."""
 
     @property
+    def failure(self) -> EngineDeadError | None:
+        """Why nothing can go on, if that shows beside the steps."""
+
+    @property
     def compiles_since_ready(self) -> int:
         """XLA compilations since every shape was compiled."""
 
@@ -39,6 +43,9 @@ class Runner(Protocol):
 
     def run(self, batch: Batch) -> Pending:
         """Hands a batch to the device and returns at once; batches run in the order of these calls."""
+
+    def close(self) -> None:
+        """Lets go of what others wait for."""
 
 
 class EngineCore:
@@ -62,6 +69,11 @@ class EngineCore:
     def is_idle(self) -> bool:
         """Whether a step would do nothing."""
         return self._in_flight is None and self._scheduler.is_idle
+
+    @property
+    def failure(self) -> EngineDeadError | None:
+        """Why nothing can go on, though no step has said so; for any thread."""
+        return self._runner.failure
 
     @property
     def stats(self) -> EngineStats:
@@ -104,7 +116,8 @@ class EngineCore:
         return SavedState(text.token_ids, known, text.salt, text.tenant)
 
     def close(self) -> None:
-        """Returns once what is to be kept has been written."""
+        """Returns once what is to be kept has been written, and nobody waits for more."""
+        self._runner.close()
         if self._scheduler.cache is not None:
             self._scheduler.cache.close()
 

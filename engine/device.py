@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
 from .errors import ConfigError
+from .model.shards import DATA, MODEL, Shards
 
 CPU_MAX_SLOTS: Final = 32
 """What `slots=None` takes at most on a CPU: more rows gain nothing there and make a lone request slower."""
@@ -53,6 +56,31 @@ def numerics() -> str:
     versions = [importlib.metadata.version(package) for package in ("roost", "jaxlib")]
     facts = repr((versions, jax.local_devices()[0].device_kind, platform.machine(), platform.processor()))
     return hashlib.sha256(facts.encode()).hexdigest()[:8]
+
+
+def open_mesh(shards: Shards) -> Mesh | None:
+    """The first devices as a mesh; None where there is one shard, which any device will do for.
+
+    Raises:
+      ConfigError: there are too few.
+    """
+    if shards.count == 1:
+        return None
+    devices = jax.devices()
+    if len(devices) < shards.count:
+        raise ConfigError(
+            f"mesh data={shards.data},model={shards.model} takes {shards.count} devices, but there are {len(devices)}"
+        )
+    return Mesh(np.array(devices[: shards.count]).reshape(shards.data, shards.model), (DATA, MODEL))
+
+
+def chosen_shards(weight_bytes: int) -> Shards:
+    """All devices; the model is cut no further than until its weights take half of a device's memory."""
+    devices, model = jax.devices(), 1
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit", 0) if devices[0].platform != "cpu" else 0
+    while memory and weight_bytes / model > memory / 2 and len(devices) % (2 * model) == 0:
+        model *= 2
+    return Shards(len(devices) // model, model)
 
 
 def affordable_slots(slot_bytes: int, weight_bytes: int, backend: str) -> int:

@@ -15,13 +15,17 @@ from typing import Any, Final, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from ..kernels.window_attention import block_sizes
 from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from .errors import ConfigError
 from .model.config import ModelConfig
+from .model.cutting import channels, state_specs
 from .model.griffin import Params
-from .model.state import RecurrentState, num_rows, zero_state
+from .model.shards import EVERYWHERE, SLOTS, Shards
+from .model.state import num_rows, zero_state
 from .sampling_state import SamplingState, zero_sampling_state, zero_token_memory
 from .step_inputs import first_token_columns, prefill_columns
 from .steps import (
@@ -58,20 +62,33 @@ _PASSING: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.E
 _logger = logging.getLogger(__name__)
 
 type Lower = Callable[[], Any]
-"""Traces a program for its shapes, ready to be compiled."""
+"""Traces a program for its shapes, ready to be compiled; see `lower`."""
 
-type Programs = Mapping[str, Any]
+type Compiled = Mapping[str, Any]
 """Compiled programs by name: "decode 8" is for the first 8 slots, "prefill 2x64" for two chunks of 64 tokens."""
 
 
-def new_pool(model: ModelConfig, rows: int, dtype: np.dtype[Any], backend: str) -> StatePool:
-    """All slots, empty. On a CPU in groups, so that a step may read the first few alone, with rings in blocks."""
-    groups = group_sizes(rows) if backend == "cpu" else (rows,)
-    blocks = block_sizes(model.window, _RING_BLOCK if backend == "cpu" else model.window)
+def new_pool(
+    model: ModelConfig, rows: int, dtype: np.dtype[Any], backend: str, shards: Shards | None = None
+) -> StatePool:
+    """All slots, empty. On a CPU in groups, so that a step may read the first few alone, with rings in blocks.
+
+    Args:
+      model: its shape.
+      rows: slots of all shards; there are as many in each.
+      dtype: of the activations.
+      backend: where they are.
+      shards: what they are cut into; then there is one group, with whole rings, everywhere.
+    """
+    shards = shards or Shards()
+    in_parts = backend == "cpu" and shards.count == 1
+    groups = group_sizes(rows) if in_parts else (rows,)
+    blocks = block_sizes(model.window, _RING_BLOCK if in_parts else model.window)
+    width = channels(model, shards)
     tokens, positions = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.int32)
     memory = zero_token_memory(rows, model.vocab_size)
     state = SlotState(tokens, positions, jnp.ones(rows, jnp.bool), zero_sampling_state(rows), memory)
-    return StatePool(tuple(zero_state(model, size, dtype, blocks) for size in groups), state)
+    return StatePool(tuple(zero_state(model, size, dtype, blocks, width) for size in groups), state)
 
 
 def group_sizes(rows: int) -> tuple[int, ...]:
@@ -94,59 +111,176 @@ def prefill_shapes(chunk: int) -> tuple[tuple[int, int], ...]:
 
 
 class ModelShapes(NamedTuple):
-    """A model and its slots, in shapes and types; `hidden` is of one token's activations."""
+    """A model and its slots, in shapes and types, on its devices.
 
+    Attributes:
+      config: the model's shape.
+      graph, params: the model, and the parameters of all shards side by side.
+      pool: the slots of all shards.
+      dtype: of the activations.
+      shards: what the model and its slots are cut into.
+      specs: how the parameters lie on the mesh.
+      mesh: the devices; None for the one that is there anyway.
+    """
+
+    config: ModelConfig
     graph: Graph
     params: Params
     pool: StatePool
-    hidden: jax.ShapeDtypeStruct
+    dtype: np.dtype[Any]
+    shards: Shards = Shards()
+    specs: Params = None
+    mesh: Mesh | None = None
 
 
-def lower_all(model: ModelShapes, chunk: int, most_steps: int) -> dict[str, Lower]:
-    """Every program by name, not traced yet; those that change the pool take it over.
+class Program(NamedTuple):
+    """What the devices run under one name.
+
+    Attributes:
+      step: one shard's function.
+      held: the arguments that stay on the devices from call to call, by name; the pool is donated.
+      inputs: the arguments behind them, which come from the host; arrays or their shapes.
+      results: the names of what it gives; what has a name of those that are held takes its place.
+    """
+
+    step: Callable[..., Any]
+    held: tuple[str, ...]
+    inputs: tuple[Any, ...]
+    results: tuple[str, ...]
+
+
+HELD: Final = ("params", "pool", "hidden", "last")
+"""What stays on the devices: parameters, slots, and activations of the last prefill batch: of all its tokens, and of
+each row's last one."""
+
+
+def all_programs(model: ModelShapes, chunk: int, most_steps: int) -> dict[str, Program]:
+    """Every program by name.
 
     Args:
       model: what they are traced with.
-      chunk: the most tokens of a prefill step.
+      chunk: the most tokens of a prefill step, for each data shard.
       most_steps: the most tokens per row of a decode dispatch.
     """
     return dict(_each_program(model, chunk, most_steps))
 
 
-def _each_program(model: ModelShapes, chunk: int, most_steps: int) -> Iterator[tuple[str, Lower]]:
-    graph, params, pool, hidden = model
-    slots, width, dtype = pool.slots.tokens.shape[0], hidden.shape[0], hidden.dtype
-    for rows in decode_rows(pool):
-        inputs = (jax.ShapeDtypeStruct((rows,), jnp.bool), _int32())
-        yield f"decode {rows}", _later(partial(decode_step, graph, most_steps), params, pool, *inputs, donated=1)
-    last = jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, width), dtype)
-    words = pool.slots.memory.allowed.shape[1]
-    first = as_first_token_input(first_token_columns((), MAX_PREFILL_ROWS, slots, words))
-    yield "first token", _later(partial(first_token_step, graph), params, pool, last, first, donated=1)
+def _each_program(model: ModelShapes, chunk: int, most_steps: int) -> Iterator[tuple[str, Program]]:
+    graph, shards, slots = model.graph, model.shards, model.pool.slots.tokens.shape[0]
+    words = model.pool.slots.memory.allowed.shape[1]
+    for rows in decode_rows(model.pool):
+        inputs: tuple[Any, ...] = (jax.ShapeDtypeStruct((rows,), jnp.bool), _int32())
+        step: Callable[..., Any] = partial(decode_step, graph, most_steps)
+        yield f"decode {rows}", Program(step, ("params", "pool"), inputs, ("pool", "sampled"))
+    first = as_first_token_input(first_token_columns((), first_token_rows(shards), slots, words))
+    step = partial(first_token_step, graph)
+    yield "first token", Program(step, ("params", "pool", "last"), (first,), ("pool", "sampled"))
     for rows, length in prefill_shapes(chunk):
-        batch = PrefillInput(**prefill_columns((), rows, length, slots))
-        yield f"prefill {rows}x{length}", _later(partial(prefill_step, graph), params, pool, batch, donated=1)
+        inputs = (PrefillInput(**prefill_columns((), (), rows * shards.data, length, slots)),)
+        step, results = partial(prefill_step, graph), ("pool", "hidden", "last", "trail")
+        yield f"prefill {rows}x{length}", Program(step, ("params", "pool"), inputs, results)
         if rows == 1:
-            tokens = jax.ShapeDtypeStruct((1, length, width), dtype)
-            yield f"score {length}", _later(partial(score_step, graph), params, tokens, _int32(1, length))
+            inputs = (_int32(shards.data, length),)
+            yield f"score {length}", Program(partial(score_step, graph), ("params", "hidden"), inputs, ("scores",))
     masks = jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, words), jnp.uint32)
-    yield "mask", _later(mask_step, pool, _int32(MAX_PREFILL_ROWS), masks, donated=0)
-    yield "copy", _later(copy_step, pool, _int32(1), _int32(1), donated=0)
-    yield "restore", _later(restore_step, pool, _int32(1), *snapshot_shapes(pool), donated=0)
+    for name, change, inputs in (
+        ("mask", mask_step, (_int32(MAX_PREFILL_ROWS), masks)),
+        ("copy", copy_step, (_int32(1), _int32(1))),
+        ("restore", restore_step, (_int32(1), *snapshot_shapes(model.config, model.dtype))),
+    ):
+        yield name, Program(partial(change, shards), ("pool",), inputs, ("pool",))
+    ends = jax.ShapeDtypeStruct((shards.data * MAX_PREFILL_ROWS, model.config.width), model.dtype)
+    yield "ends", Program(_take_over, (), (ends,), ("last",))
 
 
-def snapshot_shapes(pool: StatePool) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Of h, the convolutions' inputs and the ring of one slot, as `restore_step` takes them."""
-    layers = pool.groups[0]
-    recurrent = [layer for layer in layers if isinstance(layer, RecurrentState)]
-    rings = [layer.rings[0] for layer in layers if not isinstance(layer, RecurrentState)]
-    h, conv = (recurrent[0].h, recurrent[0].conv) if recurrent else (jnp.zeros((1, 0)), jnp.zeros((0, 1, 0)))
-    window = sum(keys.shape[1] for keys, _ in rings[0]) if rings else 1
-    size, dtype = (rings[0][0][0].shape[-1], rings[0][0][0].dtype) if rings else (0, conv.dtype)
+def _take_over(x: Array) -> tuple[Array]:
+    return (x,)
+
+
+def first_token_rows(shards: Shards) -> int:
+    """How many first tokens are sampled at a time: as many for each of the model's shards."""
+    return -(-MAX_PREFILL_ROWS // shards.model) * shards.model
+
+
+def lower(program: Program, model: ModelShapes) -> Any:
+    """Traces a program, ready to be compiled.
+
+    Args:
+      program: of `all_programs`.
+      model: as there.
+    """
+    donated = tuple(place for place, name in enumerate(program.held) if name == "pool")
+    shapes = (*(_held_shape(name, program, model) for name in program.held), *program.inputs)
+    if model.mesh is None:
+        return jax.jit(_one_result(program), donate_argnums=donated).lower(*shapes)
+    takes = (*(_spec(name, model) for name in program.held), *(EVERYWHERE for _ in program.inputs))
+    gives = tuple(_spec(name, model) for name in program.results)
+    step = jax.shard_map(_one_result(program), mesh=model.mesh, in_specs=takes, out_specs=gives, check_vma=False)
+    placed = tuple(as_placed(model.mesh, spec, tree) for spec, tree in zip(takes, shapes, strict=True))
+    return jax.jit(step, donate_argnums=donated).lower(*placed)
+
+
+def _one_result(program: Program) -> Callable[..., tuple[Any, ...]]:
+    """The step, with its results as a tuple, also if it gives one."""
+    if len(program.results) > 1:
+        return program.step
+
+    def step(*arguments: Any) -> tuple[Any, ...]:
+        result = program.step(*arguments)
+        return result if program.step is _take_over else (result,)
+
+    return step
+
+
+def as_placed(mesh: Mesh, spec: Any, tree: Any) -> Any:
+    """Shapes of arrays that lie on a mesh.
+
+    Args:
+      mesh: the devices.
+      spec: for all arrays below it, as `jax.shard_map` takes it.
+      tree: shapes, or arrays that have some.
+    """
+    return jax.tree.map(
+        lambda spec, part: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)), part
+        ),
+        spec,
+        tree,
+        is_leaf=lambda node: isinstance(node, PartitionSpec),
+    )
+
+
+def pool_spec(pool: StatePool) -> StatePool:
+    """How the slots lie on a mesh."""
+    return StatePool(tuple(map(state_specs, pool.groups)), SLOTS)  # type: ignore[arg-type]
+
+
+def _spec(name: str, model: ModelShapes) -> Any:
+    if name == "params":
+        return model.specs
+    return {"pool": pool_spec(model.pool), "hidden": SLOTS}.get(name, EVERYWHERE)
+
+
+def _held_shape(name: str, program: Program, model: ModelShapes) -> Any:
+    shapes = {"params": model.params, "pool": model.pool}
+    if name in shapes:
+        return shapes[name]
+    width, data = model.config.width, model.shards.data
+    shape = (data * MAX_PREFILL_ROWS, width) if name == "last" else (*program.inputs[0].shape, width)
+    return jax.ShapeDtypeStruct(shape, model.dtype)
+
+
+def snapshot_shapes(
+    model: ModelConfig, dtype: np.dtype[Any]
+) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Of h, the convolutions' inputs and the ring of one slot, as `restore_step` takes them; the same on all meshes."""
+    recurrent, attention = (model.block_types.count(kind) for kind in ("recurrent", "attention"))
+    width, taps = (model.lru_width, model.conv_width - 1) if recurrent else (0, 0)
+    window, size = (model.window, model.head_dim) if attention else (1, 0)
     return (
-        jax.ShapeDtypeStruct((len(recurrent), h.shape[-1]), h.dtype),
-        jax.ShapeDtypeStruct((len(recurrent), conv.shape[0], conv.shape[-1]), conv.dtype),
-        jax.ShapeDtypeStruct((window, len(rings), 2, size), dtype),
+        jax.ShapeDtypeStruct((recurrent, width), jnp.float32),
+        jax.ShapeDtypeStruct((recurrent, taps, width), dtype),
+        jax.ShapeDtypeStruct((window, attention, 2, size), dtype),
     )
 
 
@@ -159,18 +293,13 @@ def _int32(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
-def _later(step: Callable[..., Any], *inputs: Any, donated: int | None = None) -> Lower:
-    """Traces a step when it is called."""
-    return partial(jax.jit(step, donate_argnums=() if donated is None else donated).lower, *inputs)
-
-
 def compile_all(
-    programs: Mapping[str, Lower], options: Mapping[str, Any], executor: Executor, report: Callable[[int, int], None]
+    lowerings: Mapping[str, Lower], options: Mapping[str, Any], executor: Executor, report: Callable[[int, int], None]
 ) -> dict[str, Future[Any]]:
     """Traces one program after the other, while those before are compiled.
 
     Args:
-      programs: see `lower_all`.
+      lowerings: of each program, by name.
       options: the compiler's.
       executor: compiles; what is left is cancelled by whoever shuts it down.
       report: is told how many are done, and how many there are.
@@ -179,10 +308,10 @@ def compile_all(
 
     def compile_program(lowered: Any) -> Any:
         compiled = lowered.compile(compiler_options=dict(options))
-        report(next(num_done), len(programs))
+        report(next(num_done), len(lowerings))
         return compiled
 
-    return {name: executor.submit(compile_program, lower()) for name, lower in programs.items()}
+    return {name: executor.submit(compile_program, lower()) for name, lower in lowerings.items()}
 
 
 def keep_programs(folder: Path) -> None:

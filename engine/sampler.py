@@ -107,22 +107,21 @@ def needs_logits(state: SamplingState, positions: Int32[Array, " R"]) -> Bool[Ar
 
 
 def score(
-    project: Callable[[Array], Array],
+    judge: Callable[[Array, Array], Logprobs],
     hidden: Float[Array, "T D"],
     targets: Int32[Array, " T"],
     block: int,
 ) -> Logprobs:
-    """Log-probabilities of a chunk's next tokens, a block of logits at a time.
+    """Log-probabilities of a chunk's next tokens, a block at a time, as logits of a whole chunk would be large.
 
     Args:
-      project: from `[block, D]` activations to `[block, V]` logits.
+      judge: from `[block, D]` activations and `[block]` targets to their log-probabilities.
       hidden: activations after the final norm.
       targets: the token after each place.
       block: places per block; T is a multiple of it.
     """
     blocks = (hidden.reshape(-1, block, hidden.shape[-1]), targets.reshape(-1, block))
-    no_names = jnp.zeros((block, 0), jnp.int32)
-    scored: Logprobs = jax.lax.map(lambda item: logprobs(project(item[0]), item[1], no_names), blocks)
+    scored: Logprobs = jax.lax.map(lambda item: judge(*item), blocks)
     flat: Logprobs = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), scored)
     return flat
 

@@ -43,7 +43,7 @@ class Scheduler:
         *,
         cache: StateCache | None = None,
     ) -> None:
-        self.slots = SlotPool(slots)
+        self.slots = SlotPool(slots, limits.slot_order or None)
         self.cache = cache
         self._limits = limits
         self._waiting = WaitingQueue(max_queue, max_queue_tokens, tenants)
@@ -218,8 +218,16 @@ class Scheduler:
             length //= 2  # two steps of which the second is short, rather than one that is padding for a large part
         scored = [s for s in reading[:1] if s.request.params.prompt_logprobs is not None]  # scored one by one
         plain = [s for s in reading if s.request.params.prompt_logprobs is None]
-        rows = scored or plain[: _floor_power_of_two(min(budget // length, len(plain), MAX_PREFILL_ROWS))]
+        rows = scored or self._first_of_each_shard(plain, min(budget // length, MAX_PREFILL_ROWS))
         return PrefillBatch(tuple(self._plan_chunk(s, min(length, budget)) for s in rows))
+
+    def _first_of_each_shard(self, reading: Rows[Sequence], most: int) -> list[Sequence]:
+        """The oldest of each shard, as many as make a compiled shape."""
+        shards: dict[int, list[Sequence]] = {}
+        for sequence in reading:
+            shards.setdefault(sequence.slot // (self._limits.shard_rows or self.slots.size), []).append(sequence)
+        count = _floor_power_of_two(min(most, max(map(len, shards.values()))))
+        return [sequence for shard in shards.values() for sequence in shard[:count]]
 
     def _plan_chunk(self, sequence: Sequence, most: int) -> PrefillChunk:
         length = min(sequence.num_prompt_left, most)

@@ -1,16 +1,23 @@
 """Which slots are free. A slot is an int, a row of the state pool; it means nothing without an owner."""
 
 import heapq
+from collections.abc import Sequence
 
 
 class SlotPool:
-    """Hands out the lowest free slot, so that the slots in use stay close together.
+    """Hands out the first free slot in an order, so that the slots in use stay close together there.
 
     Free and used slots are disjoint and together are all slots, always.
+
+    Args:
+      size: how many slots there are.
+      order: all of them, that to be taken first in front; None is from 0 up.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, order: Sequence[int] | None = None) -> None:
         self.size = size
+        self._order = range(size) if order is None else order
+        self._rank = {slot: rank for rank, slot in enumerate(self._order)}
         self._free = list(range(size))
         self._used: set[int] = set()
 
@@ -33,7 +40,7 @@ class SlotPool:
         Raises:
           IndexError: none is free.
         """
-        slot = heapq.heappop(self._free)
+        slot = self._order[heapq.heappop(self._free)]
         self._used.add(slot)
         return slot
 
@@ -46,4 +53,18 @@ class SlotPool:
         if slot not in self._used:
             raise ValueError(f"slot {slot} is not in use")
         self._used.remove(slot)
-        heapq.heappush(self._free, slot)
+        heapq.heappush(self._free, self._rank[slot])
+
+
+def slot_order(slots: int, rows: int, data: int, model: int) -> tuple[int, ...]:
+    """Rows of a pool that is cut into `data` times `model` equal parts, one behind the other, in such an order that
+    slots in use are spread over the parts: first over `data`, then over `model`.
+
+    Args:
+      slots: how many rows are slots; the others are never used.
+      rows: of the pool.
+      data, model: the sizes of the mesh's axes.
+    """
+    parts = data * model
+    part = rows // parts
+    return tuple((i % data * model + i % parts // data) * part + i // parts for i in range(slots))

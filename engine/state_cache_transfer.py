@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
-from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -14,32 +12,40 @@ from .sequence import PrefillChunk
 from .snapshot import HostArray, Mark, Snapshot, ring_rows
 
 
-def read_marks(trail: Trail, hidden: Float[Array, "Rmax D"], chunks: Rows[PrefillChunk]) -> Iterator[tuple[Mark, ...]]:
-    """What each of a batch's chunks has left, once the device is done; copies, since a trail is mostly padding."""
-    h, conv, window, last = (np.asarray(x) for x in (*trail, hidden))
+def read_marks(
+    trail: Trail, last: Float[Array, "Rmax D"], chunks: Rows[PrefillChunk], places: Rows[int], ends: Rows[int]
+) -> Iterator[tuple[Mark, ...]]:
+    """What each of a batch's chunks has left, once the device is done; copies, since a trail is mostly padding.
 
-    def mark(row: int, block: int, chunk: PrefillChunk) -> Mark:
+    Args:
+      trail: of all rows.
+      last: activations of rows' last tokens.
+      chunks: what was read.
+      places, ends: where each chunk stands in `trail` and in `last`.
+    """
+    h, conv, window, hidden = (np.asarray(x) for x in (*trail, last))
+
+    def mark(row: int, end_row: int, block: int, chunk: PrefillChunk) -> Mark:
         start = block * PREFILL_BLOCK
         end = min(start + PREFILL_BLOCK, chunk.length)
         is_end = chunk.is_last and end == chunk.length
         recurrent = (h[row, block].copy(), conv[row, block].copy())
-        return Mark(recurrent, window[row, start:end].copy(), last[row].copy() if is_end else None)
+        return Mark(recurrent, window[row, start:end].copy(), hidden[end_row].copy() if is_end else None)
 
-    for row, chunk in enumerate(chunks):
-        yield tuple(mark(row, block, chunk) for block in range(-(-chunk.length // PREFILL_BLOCK)))
+    for row, end_row, chunk in zip(places, ends, chunks, strict=True):
+        yield tuple(mark(row, end_row, block, chunk) for block in range(-(-chunk.length // PREFILL_BLOCK)))
 
 
-def restore_inputs(snapshot: Snapshot, slot: int, window: int) -> Any:
+def restore_inputs(snapshot: Snapshot, slot: int, window: int) -> tuple[HostArray, ...]:
     """What `restore_step` takes beside the pool."""
-    return jax.device_put((np.array([slot], np.int32), *snapshot.recurrent, ring_rows(snapshot, window)))
+    return (np.array([slot], np.int32), *snapshot.recurrent, ring_rows(snapshot, window))
 
 
-def known_ends(chunks: Rows[PrefillChunk], rows: int) -> Float[Array, "Rmax D"]:
+def known_ends(chunks: Rows[PrefillChunk], rows: int) -> Float[np.ndarray, "Rmax D"]:
     """The remembered activations that the first tokens of prompts are sampled from, filled up to so many rows."""
     ends: list[HostArray] = []
     for chunk in chunks:
         assert chunk.resume is not None
         assert chunk.resume.hidden is not None
         ends.append(chunk.resume.hidden)
-    stacked: Float[Array, "Rmax D"] = jax.device_put(np.stack(ends + ends[:1] * (rows - len(ends))))
-    return stacked
+    return np.stack(ends + ends[:1] * (rows - len(ends)))

@@ -13,15 +13,24 @@ from .request import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, NO_LIMIT, NO_TOKEN,
 from .sequence import PrefillChunk
 
 
-def prefill_columns(chunks: Rows[PrefillChunk], rows: int, length: int, pool_rows: int) -> dict[str, Any]:
-    """The fields of `PrefillInput` of a compiled shape."""
+def prefill_columns(
+    chunks: Rows[PrefillChunk], places: Rows[int], rows: int, length: int, pool_rows: int
+) -> dict[str, Any]:
+    """The fields of `PrefillInput` of a compiled shape.
+
+    Args:
+      chunks: of prompts.
+      places: the row of each.
+      rows, length: of the shape.
+      pool_rows: the number of slots.
+    """
     columns = {
         "tokens": np.zeros((rows, length), np.int32),
         "starts": np.zeros(rows, np.int32),
         "lengths": np.zeros(rows, np.int32),
         "slots": np.full(rows, pool_rows, np.int32),
     }
-    for row, chunk in enumerate(chunks):
+    for row, chunk in zip(places, chunks, strict=True):
         request, end = chunk.sequence.request, chunk.start + chunk.length
         columns["tokens"][row, : chunk.length] = request.prompt_token_ids[chunk.start : end]
         columns["starts"][row], columns["lengths"][row] = chunk.start, chunk.length
@@ -29,10 +38,10 @@ def prefill_columns(chunks: Rows[PrefillChunk], rows: int, length: int, pool_row
     return columns
 
 
-def score_targets(chunks: Rows[PrefillChunk], rows: int, length: int) -> Int[np.ndarray, "R T"]:
-    """`[rows, length]`: the token that follows each of the chunks' tokens in its prompt."""
+def score_targets(chunks: Rows[PrefillChunk], places: Rows[int], rows: int, length: int) -> Int[np.ndarray, "R T"]:
+    """`[rows, length]`: the token that follows each of the chunks' tokens in its prompt; see `prefill_columns`."""
     targets = np.zeros((rows, length), np.int32)
-    for row, chunk in enumerate(chunks):
+    for row, chunk in zip(places, chunks, strict=True):
         following = chunk.sequence.request.prompt_token_ids[chunk.start + 1 : chunk.start + chunk.length + 1]
         targets[row, : len(following)] = following
     return targets

@@ -1,10 +1,12 @@
 """The device's programs, as functions of arrays: what a decode, a prefill and the moves between slots compute.
 
+Where the model and its slots are cut into shards, these are one shard's functions, to be run under `jax.shard_map`:
+what comes from the host is there whole for each of them, and so is what goes back to it.
+
 Letters in shapes: R rows of a pool or a batch, T tokens of a chunk, D width, K tokens per row of one dispatch, W words
 of a token mask.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -16,9 +18,10 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 from ..kernels import PORTABLE
 from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from .model.griffin import Griffin, Params
+from .model.shards import Shards
 from .model.state import ModelState, Trail, as_state, copy_rows, join, num_rows, put_rows, split, take_rows
 from .request import MAX_LOGPROBS, NO_TOKEN
-from .sampler import Logprobs, Sampled, needs_logits, no_logprobs, sample, score
+from .sampler import Logprobs, Sampled, logprobs, needs_logits, no_logprobs, sample, score
 from .sampling_state import SamplingState, TokenMemory, no_tokens, remember
 
 type Graph = nnx.GraphDef[Griffin]
@@ -55,7 +58,8 @@ class StatePool(NamedTuple):
 
 
 class PrefillInput(NamedTuple):
-    """A prefill batch as arrays. Rows of padding have length 0 and a slot past the pool.
+    """A prefill batch as arrays, with as many rows for each data shard, one shard's behind the other's. Rows of padding
+    have length 0 and a slot past the pool.
 
     Attributes:
       tokens: of the chunk.
@@ -109,6 +113,7 @@ def decode_step(
       The pool, and `[K, R]` tokens, of which those past a row's last one mean nothing.
     """
     model = nnx.merge(graph, params)
+    active = model.shards.own_slots(active)
     sizes = _sizes_of_first(pool, active.shape[0])
     layers = join(pool.groups[: len(sizes)])
     slots = jax.tree.map(lambda x: x[: active.shape[0]], pool.slots)
@@ -126,7 +131,7 @@ def decode_step(
     carry = _Carry(jnp.zeros((), jnp.int32), layers, slots, results)
     carry = step(carry) if most == 1 else jax.lax.while_loop(is_wanted, step, carry)
     groups = (*split(carry.layers, sizes), *pool.groups[len(sizes) :])
-    return StatePool(groups, _with_progress(pool.slots, carry.slots)), carry.results
+    return StatePool(groups, _with_progress(pool.slots, carry.slots)), model.shards.all_slots(carry.results, axis=1)
 
 
 def _with_progress(slots: SlotState, first: SlotState) -> SlotState:
@@ -154,6 +159,8 @@ class _Carry(NamedTuple):
 
 def _sizes_of_first(pool: StatePool, rows: int) -> list[int]:
     """How many rows each of the groups has that together have so many."""
+    if len(pool.groups) == 1:
+        return [rows]
     sizes: list[int] = []
     while sum(sizes) < rows:
         sizes.append(num_rows(pool.groups[len(sizes)]))
@@ -179,19 +186,34 @@ def sample_or_greedy(model: Griffin, hidden: Float[Array, "R D"], slots: SlotSta
     positions = slots.positions + 1
 
     def sampled() -> Sampled:
-        return sample(model.logits(hidden), slots.sampling, slots.memory, positions, live)
+        return _sample(model, hidden, slots.sampling, slots.memory, positions, live)
 
     if model.backend in PORTABLE:
         return sampled()
     # Accelerators' compilers find the best logit without writing them, a megabyte for each row.
     greedy = partial(greedy_sample, model, hidden)
-    result: Sampled = jax.lax.cond(jnp.any(live & needs_logits(slots.sampling, positions)), sampled, greedy)
+    is_asked_for_more = model.shards.any(live & needs_logits(slots.sampling, positions))
+    result: Sampled = jax.lax.cond(is_asked_for_more, sampled, greedy)
     return result
+
+
+def _sample(
+    model: Griffin,
+    hidden: Float[Array, "R D"],
+    sampling: SamplingState,
+    memory: TokenMemory,
+    positions: Int32[Array, " R"],
+    active: Bool[Array, " R"],
+) -> Sampled:
+    """Each of the model's shards samples some of the rows."""
+    own = model.shards.own_rows((sampling, memory, positions, active))
+    sampled: Sampled = model.shards.all_rows(sample(model.logits(hidden), *own))
+    return sampled
 
 
 def greedy_sample(model: Griffin, hidden: Float[Array, "R D"]) -> Sampled:
     """The likeliest tokens, and nothing else."""
-    tokens = jnp.argmax(model.logits(hidden), axis=-1).astype(jnp.int32)
+    tokens = model.likeliest(hidden)
     return Sampled(tokens, no_logprobs(tokens.shape, model.config.vocab_size, MAX_LOGPROBS))
 
 
@@ -213,19 +235,24 @@ def prefill_step(
     """Reads a chunk of prompt per row into its slot.
 
     Returns:
-      The pool, the activations of all tokens, those of each row's last one, for `MAX_PREFILL_ROWS` rows, and what
-      the chunks add to the state.
+      The pool, the activations of all tokens of this data shard's rows, those of each row's last one, for
+      `MAX_PREFILL_ROWS` rows of each data shard, and what the chunks add to the state.
     """
     model = nnx.merge(graph, params)
+    shards = model.shards
+    inputs = shards.own_slots(inputs)
     steps = jnp.arange(inputs.tokens.shape[1])
     positions = jnp.where(steps < inputs.lengths[:, None], inputs.starts[:, None] + steps, -1)
-    state = take_rows(pool.groups, inputs.slots, fresh=inputs.starts == 0)
+    state = take_rows(pool.groups, inputs.slots, inputs.starts == 0, shards)
     if model.backend in PORTABLE:  # whose compiler lets reads stray behind the writes below, and then copies the pool
         state = jax.lax.optimization_barrier(state)
     hidden, state, trail = model.read(inputs.tokens, positions, state, PREFILL_BLOCK)
     last = jnp.take_along_axis(hidden, jnp.maximum(inputs.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     last = jnp.pad(last, ((0, MAX_PREFILL_ROWS - last.shape[0]), (0, 0)))
-    return pool._replace(groups=put_rows(pool.groups, inputs.slots, state)), hidden, last, trail
+    h, conv = (shards.all_channels(x, model.config.lru_width) for x in (trail.h, trail.conv))
+    trail = Trail(h, conv, trail.window)
+    pool = pool._replace(groups=put_rows(pool.groups, inputs.slots, state, shards))
+    return pool, hidden, *shards.all_slots((last, trail))
 
 
 def first_token_step(
@@ -234,31 +261,43 @@ def first_token_step(
     """Samples the token after each prompt and makes its slot ready to decode."""
     model = nnx.merge(graph, params)
     slots, sampling = inputs.slots, inputs.sampling
-    active = slots < pool.slots.tokens.shape[0]
+    active = slots < pool.slots.tokens.shape[0] * model.shards.data
     memory = TokenMemory(inputs.in_prompt, inputs.allowed, no_tokens(slots.shape[0]))
     hidden = hidden[inputs.rows]
-    sampled = mark_broken(sample(model.logits(hidden), sampling, memory, inputs.lengths, active), hidden)
+    sampled = mark_broken(_sample(model, hidden, sampling, memory, inputs.lengths, active), hidden)
     goes_on = ~_is_last(sampled.tokens, inputs.lengths, sampling)
     recent = remember(memory.recent, sampled.tokens, inputs.lengths, sampling.is_penalized)
     new = SlotState(sampled.tokens, inputs.lengths, goes_on, sampling, memory._replace(recent=recent))
-    return pool._replace(slots=_put(pool.slots, slots, new)), sampled
+    return pool._replace(slots=_put(pool.slots, slots, new, model.shards)), sampled
 
 
 def score_step(graph: Graph, params: Params, hidden: Float[Array, "R T D"], targets: Int32[Array, "R T"]) -> Logprobs:
-    """Log-probabilities of the tokens that follow each token of a prefill batch."""
-    logits: Callable[[Array], Array] = nnx.merge(graph, params).logits
-    flat = score(logits, hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), PREFILL_BLOCK)
-    shaped: Logprobs = jax.tree.map(lambda x: x.reshape(*targets.shape, *x.shape[1:]), flat)
-    return shaped
+    """Log-probabilities of the tokens that follow each token of a prefill batch, `[R, T]` as `targets`; `hidden` has a
+    data shard's own rows of these."""
+    model: Griffin = nnx.merge(graph, params)
+    shards, targets = model.shards, model.shards.own_slots(targets)
+
+    def judge(hidden: Float[Array, "T D"], targets: Int32[Array, " T"]) -> Logprobs:
+        lacking = -PREFILL_BLOCK % shards.model  # so that each of the model's shards judges as many
+        hidden, own = jnp.pad(hidden, ((0, lacking), (0, 0))), shards.own_rows(jnp.pad(targets, (0, lacking)))
+        judged = shards.all_rows(logprobs(model.logits(hidden), own, jnp.zeros((own.shape[0], 0), jnp.int32)))
+        first: Logprobs = jax.tree.map(lambda x: x[:PREFILL_BLOCK], judged)
+        return first
+
+    flat = score(judge, hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), PREFILL_BLOCK)
+    shaped = jax.tree.map(lambda x: x.reshape(*targets.shape, *x.shape[1:]), flat)
+    everywhere: Logprobs = shards.all_slots(shaped)
+    return everywhere
 
 
-def copy_step(pool: StatePool, sources: Int32[Array, " R"], targets: Int32[Array, " R"]) -> StatePool:
+def copy_step(shards: Shards, pool: StatePool, sources: Int32[Array, " R"], targets: Int32[Array, " R"]) -> StatePool:
     """Copies slots with all that belongs to them onto others; a target past the pool is left out."""
-    taken = jax.tree.map(lambda x: x[sources], pool.slots)
-    return StatePool(copy_rows(pool.groups, sources, targets), _put(pool.slots, targets, taken))
+    groups = copy_rows(pool.groups, sources, targets, shards)
+    return StatePool(groups, _put(pool.slots, targets, _take(pool.slots, sources, shards), shards))
 
 
 def restore_step(
+    shards: Shards,
     pool: StatePool,
     slots: Int32[Array, " 1"],
     h: Float32[Array, "L E"],
@@ -266,16 +305,38 @@ def restore_step(
     ring: Float[Array, "W A 2 d"],
 ) -> StatePool:
     """Puts a remembered state into a slot; see `as_state`."""
-    return pool._replace(groups=put_rows(pool.groups, slots, as_state(pool.groups[0], h, conv, ring)))
+    state = as_state(pool.groups[0], h, conv, ring, shards)
+    return pool._replace(groups=put_rows(pool.groups, slots, state, shards))
 
 
-def mask_step(pool: StatePool, slots: Int32[Array, " R"], allowed: UInt32[Array, "R W"]) -> StatePool:
+def mask_step(shards: Shards, pool: StatePool, slots: Int32[Array, " R"], allowed: UInt32[Array, "R W"]) -> StatePool:
     """Says which tokens may come next in some slots; a slot past the pool is left out."""
     memory = pool.slots.memory
-    memory = memory._replace(allowed=memory.allowed.at[slots].set(allowed, mode="drop"))
+    memory = memory._replace(allowed=_put(memory.allowed, slots, allowed, shards))
     return pool._replace(slots=pool.slots._replace(memory=memory))
 
 
-def _put(old: SlotState, slots: Int32[Array, " R"], new: SlotState) -> SlotState:
-    placed: SlotState = jax.tree.map(lambda x, y: x.at[slots].set(y, mode="drop"), old, new)
+def _put[Tree](old: Tree, slots: Int32[Array, " R"], new: Tree, shards: Shards) -> Tree:
+    """Rows of slots replaced, as far as they are this data shard's."""
+
+    def put(old: Array, new: Array) -> Array:
+        local = slots - shards.first_slot(old.shape[0])
+        return old.at[jnp.where(local < 0, old.shape[0], local)].set(new, mode="drop")
+
+    placed: Tree = jax.tree.map(put, old, new)
     return placed
+
+
+def _take[Tree](tree: Tree, slots: Int32[Array, " R"], shards: Shards) -> Tree:
+    """Rows of slots, of whichever data shard they are."""
+    if shards.data == 1:
+        taken: Tree = jax.tree.map(lambda x: x[slots], tree)
+        return taken
+
+    def take(x: Array) -> Array:
+        local = slots - shards.first_slot(x.shape[0])
+        is_here = ((local >= 0) & (local < x.shape[0])).reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.where(is_here, x[jnp.clip(local, 0, x.shape[0] - 1)], jnp.zeros((), x.dtype))
+
+    shared: Tree = shards.share_slots(jax.tree.map(take, tree))
+    return shared

@@ -109,6 +109,24 @@ def serve(
             metavar="auto|N",
         ),
     ] = None,
+    mesh: Annotated[
+        str | None,
+        typer.Option(
+            help="Devices that share slots (data) and the model's weights (model).",
+            show_default=shown_default("mesh"),
+            metavar="auto|data=N,model=M",
+        ),
+    ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(help="The first of several hosts, and a port.", show_default="none", metavar="HOST:PORT"),
+    ] = None,
+    num_hosts: Annotated[
+        int | None, typer.Option(help="Hosts that serve together.", show_default=shown_default("num_hosts"))
+    ] = None,
+    host_index: Annotated[
+        int | None, typer.Option(help="Which of them this is.", show_default=shown_default("host_index"))
+    ] = None,
     max_queue: Annotated[
         int | None, typer.Option(help="Requests that may wait.", show_default=shown_default("max_queue"))
     ] = None,

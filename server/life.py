@@ -81,6 +81,8 @@ class Life:
         return None
 
     def _watch(self) -> None:
-        """Gives the engine up where its thread is stuck."""
+        """Gives the engine up where its thread is stuck, or will be."""
+        if self._engine.failure is not None and self._engine.error is None:
+            self._engine.fail(self._engine.failure)
         if self._watchdog.is_stuck(self._engine.current_step, time.monotonic()):
             self._engine.fail(EngineDeadError(f"a step has taken more than {self._patience.step_s:g} s"))

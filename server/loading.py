@@ -11,9 +11,9 @@ import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ..engine import AsyncEngine, EngineConfig, EngineCore, ModelSource, load_engine
+from ..engine import AsyncEngine, EngineConfig, EngineCore, HostGroup, ModelSource, Shards, load_engine
 from .leaving import leave_now
-from .settings import Settings
+from .settings import Settings, mesh_sizes
 
 _LINE_EVERY_S: Final = 10.0
 """Where there is no terminal, a log gets a line for each stage and as often as this within one."""
@@ -64,6 +64,7 @@ def engine_config(settings: Settings) -> EngineConfig:
     Raises:
       ConfigError: a setting is wrong.
     """
+    sizes = mesh_sizes(settings.mesh)
     return EngineConfig(
         slots=settings.slots,
         max_queue=settings.max_queue,
@@ -77,7 +78,16 @@ def engine_config(settings: Settings) -> EngineConfig:
         state_cache_dir_gib=settings.state_cache_dir_gib,
         state_key=state_key(settings),
         compile_cache=_compile_cache(settings.compile_cache),
+        shards=None if sizes is None else Shards(*sizes),
+        hosts=_hosts(settings),
     )
+
+
+def _hosts(settings: Settings) -> HostGroup | None:
+    if settings.coordinator is None:
+        return None
+    leader, port = settings.coordinator.rsplit(":", 1)
+    return HostGroup(leader, int(port), settings.num_hosts, settings.host_index)
 
 
 def state_key(settings: Settings) -> bytes | None:

@@ -14,7 +14,7 @@ from typing import Final, cast
 import uvicorn
 from fastapi import FastAPI
 
-from ..engine import AsyncEngine, ConfigError, EngineDeadError, RoostError
+from ..engine import AsyncEngine, ConfigError, EngineConfig, EngineDeadError, ModelSource, RoostError, follow
 from .access import open_access
 from .app import create_app
 from .fetching import find_model
@@ -50,6 +50,8 @@ def serve(settings: Settings) -> int:
     set_up_logging(as_json=settings.log_format == "json")
     config = engine_config(settings)
     source = find_model(settings.model)
+    if config.hosts is not None and not config.hosts.is_leader:
+        return _follow(source, config)
     model = open_served_model(source, config, settings.served_model_name, settings.max_tokens_limit)
     listener = _listen(settings.host, settings.port)
     admin_listener = None if settings.admin_port is None else _listen(settings.host, settings.admin_port)
@@ -92,6 +94,16 @@ def serve(settings: Settings) -> int:
             leave_while_loading(progress, 0)
     observation.close()
     return _status(failure, engine)
+
+
+def _follow(source: ModelSource, config: EngineConfig) -> int:
+    """Serves as one of the leader's hosts; it is the leader who ends this, also after a signal."""
+    try:
+        follow(source, config, partial(leave_now, 1), LoadProgress())
+    except EngineDeadError as error:
+        _logger.critical("%s", error)
+        leave_now(1)  # devices may wait for those of the leader
+    return 0
 
 
 def _status(failure: BaseException | None, engine: AsyncEngine) -> int:

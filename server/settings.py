@@ -42,6 +42,31 @@ def _not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
     return value
 
 
+def mesh_sizes(value: str) -> tuple[int, int] | None:
+    """How many devices share the slots, and how many the model; None for "auto".
+
+    Raises:
+      ValueError: it is written in another way.
+    """
+    if value == "auto":
+        return None
+    sizes = {"data": 1, "model": 1}
+    for part in value.split(","):
+        name, _, size = part.partition("=")
+        if name.strip() not in sizes or not size.strip().isdecimal() or not 1 <= int(size) <= _MOST_DEVICES:
+            raise ValueError('must be auto, or like "data=2,model=4"')
+        sizes[name.strip()] = int(size)
+    return sizes["data"], sizes["model"]
+
+
+def _checked_mesh(value: str) -> str:
+    mesh_sizes(value)
+    return value
+
+
+_MOST_DEVICES: Final = 64
+"""Along one axis."""
+
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_not_empty)]
 _SECRET_NAMES: Final = ("api_key", "admin_key", "state_key")
@@ -60,6 +85,9 @@ class Settings(BaseSettings):
       metrics_compat: tell metrics by vLLM's names too.
       otlp_traces_endpoint: where spans are sent, over HTTP; None makes none.
       slots: None, written "auto", takes what memory allows.
+      mesh: devices that share the model and its slots, such as "data=2,model=4"; "auto" takes all.
+      coordinator: "HOST:PORT" of the first of several hosts; the same for all of them.
+      num_hosts, host_index: how many they are, and which one this is.
       max_queue_tokens: None is no limit.
       state_cache_gib: None, written "auto", takes an eighth of what is available.
       compile_cache: a folder for compiled programs; "auto" is one of the user's own, "off" keeps none.
@@ -92,6 +120,10 @@ class Settings(BaseSettings):
     quantize: Literal["int8"] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     slots: Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_if_auto)] = None
+    mesh: Annotated[str, AfterValidator(_checked_mesh)] = "data=1,model=1"
+    coordinator: Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$")] | None = None
+    num_hosts: Annotated[int, Field(ge=1)] = 1
+    host_index: Annotated[int, Field(ge=0)] = 0
     max_queue: Annotated[int, Field(ge=1)] = 256
     max_queue_tokens: Annotated[int, Field(ge=1)] | None = None
     prefill_chunk: Annotated[int, Field(ge=1)] = 512
@@ -115,6 +147,10 @@ class Settings(BaseSettings):
     def _has_whole_pairs(self) -> "Settings":
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ValueError("ssl_keyfile needs ssl_certfile")
+        if (self.coordinator is not None) != (self.num_hosts > 1):
+            raise ValueError("several hosts need both coordinator and num_hosts")
+        if self.host_index >= self.num_hosts:
+            raise ValueError(f"host_index must be less than num_hosts ({self.num_hosts}), not {self.host_index}")
         return self
 
     @classmethod

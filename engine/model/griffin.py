@@ -12,6 +12,7 @@ from ...kernels import PORTABLE, Backend
 from .config import ModelConfig
 from .layers import ResidualBlock, RMSNorm, dot, matrix
 from .quantize import take_rows
+from .shards import Shards
 from .state import LayerState, LayerTrail, ModelState, Trail, join_trails
 
 type Params = Any
@@ -27,6 +28,7 @@ class Griffin(nnx.Module):
       gate_dtype: of the RG-LRU's gate matrices; CPUs have no fast path for them in bfloat16.
       backend: of the kernels.
       matrix_dtype: of the matrices, where it is another one: int8 quantises them.
+      shards: what it is cut into; its code then runs under `jax.shard_map`, on one shard's parameters and state.
     """
 
     def __init__(
@@ -36,14 +38,17 @@ class Griffin(nnx.Module):
         gate_dtype: jnp.dtype | None = None,
         backend: Backend = "xla",
         matrix_dtype: jnp.dtype | None = None,
+        shards: Shards | None = None,
     ) -> None:
         self.config = config
+        self.shards = shards or Shards()
         self.dtype = dtype
         self.backend: Backend = backend
         matrices = matrix_dtype or dtype
         self.embedding = matrix(config.vocab_size, config.width, matrices)
         self.blocks = nnx.List(
-            ResidualBlock(config, kind, matrices, gate_dtype or dtype, backend) for kind in config.block_types
+            ResidualBlock(config, kind, matrices, gate_dtype or dtype, backend, self.shards)
+            for kind in config.block_types
         )
         self.final_norm = RMSNorm(config.width, config.rms_norm_eps)
 
@@ -75,7 +80,7 @@ class Griffin(nnx.Module):
     def _read(
         self, tokens: Int32[Array, "B T"], positions: Int32[Array, "B T"], state: ModelState, block: int
     ) -> tuple[Float[Array, "B T D"], ModelState, list[LayerTrail | None]]:
-        x = take_rows(self.embedding.get_value(), tokens, self.dtype)
+        x = self._embed(tokens)
         if self.config.scale_embeddings:
             x *= jnp.asarray(self.config.width**0.5, jnp.bfloat16).astype(x.dtype)
         new_state: list[LayerState] = []
@@ -91,11 +96,34 @@ class Griffin(nnx.Module):
             trails.append(trail)
         return self.final_norm(x), tuple(new_state), trails
 
-    def logits(self, x: Float[Array, "*rows D"]) -> Float32[Array, "*rows V"]:
-        """Next-token logits after the soft cap."""
-        logits = dot(x, self.embedding.get_value(), self.backend)
+    def _embed(self, tokens: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
+        table = self.embedding.get_value()
+        if self.shards.model == 1:
+            return take_rows(table, tokens, self.dtype)
+        count = table.shape[0]
+        local = tokens - self.shards.first_token(count)
+        is_here = (local >= 0) & (local < count)
+        x = take_rows(table, jnp.clip(local, 0, count - 1), self.dtype)
+        return self.shards.sum(jnp.where(is_here[..., None], x, jnp.zeros_like(x)))
+
+    def logits(self, x: Float[Array, "*rows D"]) -> Float32[Array, "*own V"]:
+        """Next-token logits after the soft cap, of all rows, or of those that this shard has to look at."""
+        logits = self.shards.to_rows(dot(x, self.embedding.get_value(), self.backend))
+        logits = logits[..., : self.config.vocab_size]
         cap = self.config.logits_soft_cap
         return cap * jnp.tanh(logits / cap) if cap else logits
+
+    def likeliest(self, x: Float[Array, "B D"]) -> Int32[Array, " B"]:
+        """The token with the largest logit, of all rows; the first one if there are several."""
+        if self.shards.model == 1:
+            return jnp.argmax(self.logits(x), axis=-1).astype(jnp.int32)
+        logits = dot(x, self.embedding.get_value(), self.backend)  # the soft cap changes no order
+        first = self.shards.first_token(logits.shape[-1])
+        is_token = first + jnp.arange(logits.shape[-1]) < self.config.vocab_size
+        logits = jnp.where(is_token, logits, -jnp.inf)
+        best, token = jnp.max(logits, axis=-1), first + jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        each, tokens = self.shards.all_rows((best[None], token[None]))  # [M, B]
+        return jnp.take_along_axis(tokens, jnp.argmax(each, axis=0)[None], axis=0)[0]
 
 
 @partial(jax.jit, static_argnames=("graph", "block"))
@@ -118,7 +146,8 @@ def abstract_model(
     gate_dtype: jnp.dtype | None = None,
     backend: Backend = "xla",
     matrix_dtype: jnp.dtype | None = None,
+    shards: Shards | None = None,
 ) -> tuple[nnx.GraphDef[Griffin], Params]:
-    """The model (see `Griffin`) split into its code and its parameters' shapes; nothing is allocated."""
-    graph, params = nnx.split(nnx.eval_shape(lambda: Griffin(config, dtype, gate_dtype, backend, matrix_dtype)))
+    """The model (see `Griffin`) split into its code and its parameters' whole shapes; nothing is allocated."""
+    graph, params = nnx.split(nnx.eval_shape(lambda: Griffin(config, dtype, gate_dtype, backend, matrix_dtype, shards)))
     return graph, nnx.to_pure_dict(params)

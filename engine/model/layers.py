@@ -3,6 +3,7 @@
 Letters in shapes: B rows, T time steps, D width, E RG-LRU width, F MLP width, N heads (and gate blocks), d head size,
 V vocabulary. Weights lie as [out, in], which CPUs read fastest, and projections that share an input are one array.
 Vectors (biases, norm scales, the convolution, Lambda) and all of the RG-LRU's arithmetic are float32 in any precision.
+Where a model is cut into shards (`Shards`), E, F, N and V in arrays are those of one shard.
 `dtype` is that of the matrices, where int8 quantises them; activations keep the type in which they come.
 """
 
@@ -22,6 +23,7 @@ from ...kernels.rg_lru import rg_lru
 from ...kernels.window_attention import decode_attention, prefill_attention
 from .config import BlockType, ModelConfig
 from .quantize import Matrix, QuantizedMatrix, quantized_dot, zero_matrix
+from .shards import Shards
 from .state import AttentionState, AttentionTrail, LayerTrail, RecurrentState, RecurrentTrail
 
 _FLOAT32: Final = jnp.dtype("float32")
@@ -87,15 +89,32 @@ def _fill_up(rows: Float[Array, "R *rest"], dtype: jnp.dtype) -> Float[Array, "R
 
 
 class Dense(nnx.Module):
-    """y = x · Kᵀ + b, summed in float32 and rounded to the type of x."""
+    """y = x · Kᵀ + b, summed in float32 and rounded to the type of x.
 
-    def __init__(self, inputs: int, outputs: int, dtype: jnp.dtype, backend: Backend) -> None:
+    Args:
+      inputs, outputs: of the whole matrix.
+      dtype: of the matrix.
+      backend: of the kernels.
+      split: the shards that have a part of the inputs each, and add their products up.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, dtype: jnp.dtype, backend: Backend, split: Shards | None = None
+    ) -> None:
         self.backend: Backend = backend
+        self.split = split or Shards()
         self.weight = matrix(outputs, inputs, dtype)
         self.bias = _vector(outputs)
 
     def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
-        return dot(x, self.weight.get_value(), self.backend, self.bias[...], x.dtype)
+        weight = self.weight.get_value()
+        if self.split.model == 1:
+            return dot(x, weight, self.backend, self.bias[...], x.dtype)
+        return self.add_up(dot(x, weight, self.backend, dtype=x.dtype))
+
+    def add_up(self, parts: Float[Array, "*rows O"]) -> Float[Array, "*rows O"]:
+        """The shards' products, and the bias."""
+        return (self.split.sum(parts) + self.bias[...]).astype(parts.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -114,15 +133,18 @@ class RMSNorm(nnx.Module):
 class MLP(nnx.Module):
     """The gated MLP: down(gelu(gate(x)) * up(x))."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend) -> None:
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend, shards: Shards) -> None:
         self.backend: Backend = backend
         self.gate_up = Dense(config.width, 2 * config.mlp_width, dtype, backend)
-        self.down = Dense(config.mlp_width, config.width, dtype, backend)
+        self.down = Dense(config.mlp_width, config.width, dtype, backend, shards)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         if gated_mlp.has_kernel(self.backend, math.prod(x.shape[:-1]), self.down.weight.get_value().dtype):
-            weights = (self.gate_up.weight[...], self.gate_up.bias[...], self.down.weight[...], self.down.bias[...])
-            return gated_mlp.gated_mlp_tpu(x.reshape(-1, x.shape[-1]), *weights).reshape(x.shape)
+            rows, is_whole = x.reshape(-1, x.shape[-1]), self.down.split.model == 1
+            bias = self.down.bias[...] if is_whole else jnp.zeros_like(self.down.bias[...])
+            weights = (self.gate_up.weight[...], self.gate_up.bias[...], self.down.weight[...], bias)
+            y = gated_mlp.gated_mlp_tpu(rows, *weights).reshape(x.shape)
+            return y if is_whole else self.down.add_up(y)
         gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
         return self.down((_gelu(gate) * up).astype(x.dtype))
 
@@ -169,12 +191,14 @@ class RGLRU(nnx.Module):
 class RecurrentBlock(nnx.Module):
     """out(gelu(y(u)) * RG-LRU(conv(x(u)))); x and y are one projection, x first."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype, backend: Backend) -> None:
+    def __init__(
+        self, config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype, backend: Backend, shards: Shards
+    ) -> None:
         self.xy = Dense(config.width, 2 * config.lru_width, dtype, backend)
         self.conv_weight = _vector(config.conv_width, config.lru_width)
         self.conv_bias = _vector(config.lru_width)
         self.rg_lru = RGLRU(config, gate_dtype, backend)
-        self.out = Dense(config.lru_width, config.width, dtype, backend)
+        self.out = Dense(config.lru_width, config.width, dtype, backend, shards)
 
     def __call__(
         self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"], block: int
@@ -208,11 +232,12 @@ class RecurrentBlock(nnx.Module):
 class AttentionBlock(nnx.Module):
     """Local multi-query attention: N query heads share one key and one value head."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend) -> None:
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend, shards: Shards) -> None:
         self.config = config
         self.backend: Backend = backend
+        self.shards = shards
         self.qkv = matrix(config.width + 2 * config.head_dim, config.width, dtype)
-        self.out = Dense(config.width, config.width, dtype, backend)
+        self.out = Dense(config.width, config.width, dtype, backend, shards)
 
     def __call__(
         self, u: Float[Array, "B T D"], state: AttentionState, positions: Int32[Array, "B T"], block: int
@@ -220,22 +245,28 @@ class AttentionBlock(nnx.Module):
         trail = None
         if u.shape[1] == 1:  # without the axis of time, for which a TPU would lay everything out anew
             q, k, v = self._project(u[:, 0], positions[:, 0])
-            mixed, rings = decode_attention(q, k, v, state.rings, positions[:, 0], self.backend)
+            own_k, own_v, own_positions = self.shards.own_rows((k, v, positions[:, 0]))
+            mixed, rings = decode_attention(
+                self.shards.to_rows(q), own_k, own_v, state.rings, own_positions, self.backend
+            )
+            mixed = self.shards.to_parts(mixed)
         else:
             ((whole,),) = state.rings
             q, k, v = self._project(u, positions)
             mixed, whole = prefill_attention(q, k, v, whole, positions, block, self.backend)
             rings, trail = ((whole,),), AttentionTrail(k, v)
-        rows = self.out(mixed.reshape(*k.shape[:-1], u.shape[-1]).astype(u.dtype))
+        rows = self.out(mixed.reshape(*k.shape[:-1], -1).astype(u.dtype))
         return rows.reshape(u.shape), AttentionState(rings), trail
 
     def _project(
         self, u: Float[Array, "*rows D"], positions: Int32[Array, "*rows"]
     ) -> tuple[Float[Array, "*rows N d"], Float[Array, "*rows d"], Float[Array, "*rows d"]]:
-        """Queries, key and value of every token, rotated to its position."""
-        width, size = self.config.width, self.config.head_dim
-        q, k, v = jnp.split(dot(u, self.qkv.get_value(), self.backend, dtype=u.dtype), [width, width + size], axis=-1)
-        q = q.reshape(*u.shape[:-1], self.config.num_heads, size)
+        """Queries of this shard's heads, and key and value, of every token, rotated to its position."""
+        size = self.config.head_dim
+        qkv = dot(u, self.qkv.get_value(), self.backend, dtype=u.dtype)
+        width = qkv.shape[-1] - 2 * size
+        q, k, v = jnp.split(qkv, [width, width + size], axis=-1)
+        q = q.reshape(*u.shape[:-1], width // size, size)
         angles = rope_angles(positions, size // 4, self.config.rope_theta)
         q, k = _rotate(q, angles[..., None, :]), _rotate(k, angles)
         return q.astype(u.dtype), k.astype(u.dtype), v
@@ -245,16 +276,22 @@ class ResidualBlock(nnx.Module):
     """Pre-norm temporal block, then pre-norm MLP, each added to the residual stream."""
 
     def __init__(
-        self, config: ModelConfig, kind: BlockType, dtype: jnp.dtype, gate_dtype: jnp.dtype, backend: Backend
+        self,
+        config: ModelConfig,
+        kind: BlockType,
+        dtype: jnp.dtype,
+        gate_dtype: jnp.dtype,
+        backend: Backend,
+        shards: Shards,
     ) -> None:
         self.temporal_norm = RMSNorm(config.width, config.rms_norm_eps)
         self.temporal: RecurrentBlock | AttentionBlock = (
-            AttentionBlock(config, dtype, backend)
+            AttentionBlock(config, dtype, backend, shards)
             if kind == "attention"
-            else RecurrentBlock(config, dtype, gate_dtype, backend)
+            else RecurrentBlock(config, dtype, gate_dtype, backend, shards)
         )
         self.mlp_norm = RMSNorm(config.width, config.rms_norm_eps)
-        self.mlp = MLP(config, dtype, backend)
+        self.mlp = MLP(config, dtype, backend, shards)
 
     def __call__(
         self,

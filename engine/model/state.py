@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from ...kernels.window_attention import Blocks, cut_ring, whole_ring
 from .config import ModelConfig
+from .shards import Shards
 
 
 class RecurrentState(NamedTuple):
@@ -67,7 +68,9 @@ type LayerTrail = RecurrentTrail | AttentionTrail
 type ModelState = tuple[LayerState, ...]
 
 
-def zero_state(config: ModelConfig, rows: int, dtype: jnp.dtype, blocks: Sequence[int] = ()) -> ModelState:
+def zero_state(
+    config: ModelConfig, rows: int, dtype: jnp.dtype, blocks: Sequence[int] = (), channels: int | None = None
+) -> ModelState:
     """The state before the first token.
 
     Args:
@@ -75,14 +78,16 @@ def zero_state(config: ModelConfig, rows: int, dtype: jnp.dtype, blocks: Sequenc
       rows: of one group.
       dtype: the activations' type.
       blocks: rows of each block that the rings are cut into; none for whole rings.
+      channels: of a recurrent layer, where they are more than the model's.
     """
+    width = config.lru_width if channels is None else channels
 
     def layer(block: str) -> LayerState:
         if block == "attention":
             shapes = [(rows, size, config.head_dim) for size in blocks or [config.window]]
             return AttentionState((tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes),))
-        h = jnp.zeros((rows, config.lru_width), jnp.float32)
-        return RecurrentState(h, jnp.zeros((config.conv_width - 1, rows, config.lru_width), dtype))
+        h = jnp.zeros((rows, width), jnp.float32)
+        return RecurrentState(h, jnp.zeros((config.conv_width - 1, rows, width), dtype))
 
     return tuple(layer(block) for block in config.block_types)
 
@@ -141,7 +146,11 @@ def join_trails(trails: Sequence[LayerTrail | None], block: int) -> Trail:
 
 
 def as_state(
-    like: ModelState, h: Float32[Array, "L E"], conv: Float[Array, "L K1 E"], ring: Float[Array, "W A 2 d"]
+    like: ModelState,
+    h: Float32[Array, "L E"],
+    conv: Float[Array, "L K1 E"],
+    ring: Float[Array, "W A 2 d"],
+    shards: Shards,
 ) -> ModelState:
     """One row of state, with a whole ring, from what trails are made of.
 
@@ -149,8 +158,11 @@ def as_state(
       like: a state of the same layers.
       h, conv: see `Trail`.
       ring: keys and values by row of the ring.
+      shards: of which each gets its own channels.
     """
     recurrent, attention = iter(range(h.shape[0])), iter(range(ring.shape[1]))
+    local = next((layer.h.shape[1] for layer in like if isinstance(layer, RecurrentState)), 0)
+    h, conv = (shards.own_channels(x, local) for x in (h, conv))
 
     def layer(kind: LayerState) -> LayerState:
         if isinstance(kind, AttentionState):
@@ -162,38 +174,70 @@ def as_state(
     return tuple(map(layer, like))
 
 
-def take_rows(groups: Sequence[ModelState], rows: Int32[Array, " R"], fresh: Bool[Array, " R"]) -> ModelState:
-    """Copies the rows named, as one group with whole rings; a fresh one, or one past the end, is all zeros."""
-    axes = _row_axes(groups[0])
+def take_rows(
+    groups: Sequence[ModelState],
+    rows: Int32[Array, " R"],
+    fresh: Bool[Array, " R"],
+    shards: Shards | None = None,
+    *,
+    from_all: bool = False,
+) -> ModelState:
+    """Copies the rows named, as one group with whole rings; a fresh one, or one past the end, is all zeros.
+
+    Args:
+      groups: the pool.
+      rows: of the pool.
+      fresh: those that are not copied.
+      shards: the pool's; each gets its own channels, and the rings of all.
+      from_all: rows of any data shard, not only of this one.
+    """
+    axes, shards = _row_axes(groups[0]), shards or Shards()
 
     def take(row: Array, fresh: Array) -> ModelState:
-        state: ModelState = jax.tree.map(lambda axis, *parts: _take_row(axis, parts, row, fresh), axes, *groups)
+        local = _local_rows(groups, row, shards)
+        state: ModelState = jax.tree.map(lambda axis, row, *x: _take_row(axis, x, row, fresh), axes, local, *groups)
         return _map_rings(lambda blocks: (whole_ring(blocks),), state)
 
     if rows.shape[0] == 1:
-        return take(rows[0], fresh[0])
-    stacked = jax.lax.map(lambda item: take(*item), (rows, fresh))
-    taken: ModelState = jax.tree.map(
-        lambda axis, x: jnp.moveaxis(jnp.squeeze(x, 1 + axis), 0, axis), _row_axes(stacked), stacked
-    )
-    return taken
+        taken = take(rows[0], fresh[0])
+    else:
+        stacked = jax.lax.map(lambda item: take(*item), (rows, fresh))
+        taken = jax.tree.map(
+            lambda axis, x: jnp.moveaxis(jnp.squeeze(x, 1 + axis), 0, axis), _row_axes(stacked), stacked
+        )
+    return tuple(_shared(layer, shards, from_all=from_all) for layer in taken)
 
 
-def put_rows(groups: Sequence[ModelState], rows: Int32[Array, " R"], new: ModelState) -> tuple[ModelState, ...]:
-    """Writes the rows named, one slice each, so that donated groups are updated in place; rows past the end are not.
+def _shared(layer: LayerState, shards: Shards, *, from_all: bool) -> LayerState:
+    """Rows that one device has and the others have zeros for."""
+    shared: LayerState
+    if isinstance(layer, AttentionState):
+        shared = shards.share_rings(layer, over_data=from_all)
+    else:
+        shared = shards.share_slots(layer) if from_all else layer
+    return shared
+
+
+def put_rows(
+    groups: Sequence[ModelState], rows: Int32[Array, " R"], new: ModelState, shards: Shards | None = None
+) -> tuple[ModelState, ...]:
+    """Writes the rows named, one slice each, so that donated groups are updated in place; rows past the end are not,
+    nor those of another shard.
 
     Args:
       groups: the pool.
       rows: of the pool.
       new: as `take_rows` gives it.
+      shards: the pool's.
     """
     axes, pieces = _row_axes(groups[0]), _map_rings(lambda b: cut_ring(b[0], _block_sizes(groups[0])), new)
+    local = _local_rows(groups, rows, shards or Shards())
     starts = [0, *accumulate(num_rows(group) for group in groups)]
 
     def put(i: Any, groups: tuple[ModelState, ...]) -> tuple[ModelState, ...]:
         def put_group(group: ModelState, start: int) -> ModelState:
             written: ModelState = jax.tree.map(
-                lambda axis, old, new: _put_row(axis, start, old, new, rows[i], i), axes, group, pieces
+                lambda axis, rows, old, new: _put_row(axis, start, old, new, rows[i], i), axes, local, group, pieces
             )
             return written
 
@@ -206,14 +250,17 @@ def put_rows(groups: Sequence[ModelState], rows: Int32[Array, " R"], new: ModelS
 
 
 def copy_rows(
-    groups: Sequence[ModelState], sources: Int32[Array, " R"], targets: Int32[Array, " R"]
+    groups: Sequence[ModelState],
+    sources: Int32[Array, " R"],
+    targets: Int32[Array, " R"],
+    shards: Shards | None = None,
 ) -> tuple[ModelState, ...]:
     """Copies rows onto others, in place if donated; all are read before any is written.
 
     A copy is a fork: both rows go on from the same text, each on its own.
     """
-    taken = take_rows(groups, sources, jnp.zeros(sources.shape, jnp.bool))
-    return put_rows(groups, targets, taken)
+    taken = take_rows(groups, sources, jnp.zeros(sources.shape, jnp.bool), shards, from_all=True)
+    return put_rows(groups, targets, taken, shards)
 
 
 @partial(jax.jit, static_argnames="axis")  # so that arrays that are alike are traced once
@@ -245,6 +292,20 @@ _AXES = RecurrentState(h=0, conv=1)  # type: ignore[arg-type]
 def _row_axes(state: ModelState) -> Any:
     """Where the rows of each array stand."""
     return tuple(_AXES if isinstance(s, RecurrentState) else jax.tree.map(lambda _: 0, s) for s in state)
+
+
+def _local_rows(groups: Sequence[ModelState], rows: Int32[Array, "*R"], shards: Shards) -> Any:
+    """For each array, where the rows of the pool stand in what this device has of it; others stand outside."""
+    if shards.count == 1:
+        return jax.tree.map(lambda _: rows, groups[0])
+    (state,) = groups
+
+    def layer(part: LayerState) -> Any:
+        is_ring = isinstance(part, AttentionState)
+        first = (shards.first_ring if is_ring else shards.first_slot)(num_rows((part,)))
+        return jax.tree.map(lambda _: rows - first, part)
+
+    return tuple(map(layer, state))
 
 
 def _block_sizes(state: ModelState) -> tuple[int, ...]:

@@ -6,17 +6,21 @@ import operator
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Final
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from ..errors import CheckpointError
 from .checkpoint.layout import ParamPath, TensorSpec, checkpoint_layout
 from .checkpoint.tensors import HostArray, StoredTensor, Tensors
 from .config import ModelConfig
+from .cutting import Cut, leaf_cut
 from .griffin import Params
 from .quantize import QuantizedMatrix, quantize_on_host
+from .shards import Shards
 
 type HostParam = HostArray | QuantizedMatrix
 type AbstractParam = jax.ShapeDtypeStruct | QuantizedMatrix
@@ -114,15 +118,44 @@ class Checkpoint:
         return found
 
 
-def load_params(checkpoint: Checkpoint, abstract: Params, progress: Progress | None = None) -> Params:
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Puts each shard's part of a model's parameters on its devices; a process holds those of its own devices only."""
+
+    mesh: Mesh
+    config: ModelConfig
+    shards: Shards
+
+    def put(self, path: tuple[Any, ...], param: HostParam) -> Any:
+        """A parameter, by its path in JAX's keys, on all devices."""
+        return jax.tree.map(self._put, leaf_cut(path, param, self.config), param)
+
+    def _put(self, cut: Cut, whole: HostArray) -> jax.Array:
+        shape = cut.shape(whole.shape, self.shards.model)
+
+        def part(index: tuple[slice, ...] | None) -> HostArray:
+            assert index is not None
+            start = (index[cut.axis].start or 0) if cut.sections else 0
+            return cut.part(whole, start * self.shards.model // shape[cut.axis], self.shards.model)
+
+        return jax.make_array_from_callback(shape, NamedSharding(self.mesh, cut.spec), part)
+
+
+def load_params(
+    checkpoint: Checkpoint,
+    abstract: Params,
+    progress: Progress | None = None,
+    placement: Placement | None = None,
+) -> Params:
     """Places a checkpoint's parameters on the default device, one at a time.
 
     Args:
       checkpoint: where they are read; its layout is that of `abstract`'s model.
       abstract: shapes and dtypes, from `abstract_model`.
       progress: see `Progress`.
+      placement: on more devices than that.
     """
-    return _place(abstract, checkpoint.read, progress)
+    return _place(abstract, checkpoint.read, progress, placement)
 
 
 def checkpoint_tensors(params: Params, config: ModelConfig) -> dict[str, HostArray]:
@@ -147,7 +180,9 @@ def _at(params: Params, path: ParamPath) -> jax.Array:
     return leaf
 
 
-def random_params(abstract: Params, seed: int, progress: Progress | None = None) -> Params:
+def random_params(
+    abstract: Params, seed: int, progress: Progress | None = None, placement: Placement | None = None
+) -> Params:
     """Draws parameters: projections with variance 1 / fan-in, and a of the RG-LRU so that a^8 lies in [0.9, 0.999]."""
 
     def draw(path: ParamPath, leaf: AbstractParam) -> HostParam:
@@ -163,7 +198,7 @@ def random_params(abstract: Params, seed: int, progress: Progress | None = None)
             drawn[rows] = piece
         return drawn
 
-    return _place(abstract, draw, progress)
+    return _place(abstract, draw, progress, placement)
 
 
 _PIECE: Final = 2**22
@@ -192,6 +227,7 @@ def _place(
     abstract: Params,
     make: Callable[[ParamPath, AbstractParam], HostParam],
     progress: Progress | None,
+    placement: Placement | None,
 ) -> Params:
     """Makes every parameter on two threads and puts it on the device; at most a few wait on the host at a time.
 
@@ -202,7 +238,8 @@ def _place(
 
     def place(index: int) -> tuple[int, Any]:
         path, leaf = leaves[index]
-        return index, jax.device_put(make(tuple(_key(k) for k in path), leaf))
+        param = make(tuple(_key(k) for k in path), leaf)
+        return index, jax.device_put(param) if placement is None else placement.put(path, param)
 
     placed: dict[int, Any] = {}
     with ThreadPoolExecutor(2, "weights") as pool:

@@ -39,8 +39,9 @@ def later(works: Callable[..., Any], then: Callable[..., Any]) -> Callable[..., 
 
 def spoil(runner: ModelRunner) -> None:
     """No parameter is a number any more."""
-    runner._params = jax.tree.map(
-        lambda leaf: jax.device_put(np.full_like(leaf, np.nan)) if leaf.dtype.kind == "f" else leaf, runner._params
+    held = runner._executor._held
+    held["params"] = jax.tree.map(
+        lambda leaf: jax.device_put(np.full_like(leaf, np.nan)) if leaf.dtype.kind == "f" else leaf, held["params"]
     )
 
 
@@ -57,9 +58,10 @@ def after_loading(change: Callable[[ModelRunner], None]) -> None:
 
 def break_program(kind: str, then: Callable[..., Any]) -> Callable[[ModelRunner], None]:
     def change(runner: ModelRunner) -> None:
-        runner._programs = {
+        executor = runner._executor
+        executor._compiled = {
             name: later(program, then) if name.startswith(kind) else program
-            for name, program in runner._programs.items()
+            for name, program in executor._compiled.items()
         }
 
     return change

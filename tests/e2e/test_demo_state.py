@@ -39,9 +39,10 @@ def runner(source: ModelSource) -> Iterator[ModelRunner]:
 
 def forget(runner: ModelRunner) -> None:
     """Zeroes h and the convolutions' inputs of every slot; the windows keep what they hold."""
+    held = runner._executor._held
     groups = [[jax.tree.map(jnp.zeros_like, s) if isinstance(s, RecurrentState) else s for s in group]
-              for group in runner._pool.groups]  # fmt: skip
-    runner._pool = runner._pool._replace(groups=tuple(map(tuple, groups)))
+              for group in held["pool"].groups]  # fmt: skip
+    held["pool"] = held["pool"]._replace(groups=tuple(map(tuple, groups)))
 
 
 def answer(runner: ModelRunner, tokenizer: Tokenizer, prompt: list[int], forget_after: int | None) -> str:

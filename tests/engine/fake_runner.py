@@ -3,6 +3,7 @@
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
+from roost.engine import EngineDeadError
 from roost.engine.sequence import Batch, DecodeBatch, PrefillChunk, RowResult
 
 
@@ -27,6 +28,7 @@ class FakeRunner:
         self.batches: list[Batch] = []
         self.compiles_since_ready = 0
         self.restore_seconds = 0.0
+        self.failure: EngineDeadError | None = None
         self._last: dict[int, int] = {}
         self._read: dict[int, int] = {}
 
@@ -38,6 +40,9 @@ class FakeRunner:
                 self._last[target] = self._last.pop(source)
             return FakePending([self._decode(slot, batch.steps) for slot in batch.slots])
         return FakePending([self._prefill(c) for c in batch.chunks])
+
+    def close(self) -> None:
+        pass
 
     def _decode(self, slot: int, steps: int = 1) -> RowResult:
         first = self._last[slot] + 1

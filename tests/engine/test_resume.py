@@ -1,5 +1,6 @@
 """The state cache on a real device: what a request gets does not depend on what is remembered, bit for bit."""
 
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -11,6 +12,7 @@ from roost.engine.request import TokenOutput
 from roost.engine.scheduler import Scheduler
 
 SLOTS = 4
+TINY_MODEL = Path(__file__).parents[1] / "golden" / "tiny-a" / "hf"
 PLENTY = 10**9
 
 

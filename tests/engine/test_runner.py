@@ -41,6 +41,16 @@ def serve(runner: ModelRunner, requests: list[Request], *, stagger: int = 0) -> 
     return outputs
 
 
+def groups_of(runner: ModelRunner) -> Any:
+    """The model's state in all slots."""
+    return runner._executor._held["pool"].groups
+
+
+def put_groups(runner: ModelRunner, groups: Any) -> None:
+    held = runner._executor._held
+    held["pool"] = held["pool"]._replace(groups=groups)
+
+
 def one_by_one(output: TokenOutput) -> list[TokenOutput]:
     """An output of several tokens as one for each; how many come at a time is no matter of the request's."""
     count = len(output.token_ids)
@@ -183,26 +193,26 @@ def test_a_poisoned_slot_does_not_leak(runner: ModelRunner) -> None:
     request = Request("a", (2, 5, 9), SamplingParams(max_tokens=8, temperature=0.0, logprobs=2))
     clean = serve(runner, [request])["a"]
     compiles = runner.compiles_since_ready
-    poison = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), runner._pool.groups)
-    runner._pool = runner._pool._replace(groups=poison)
-    runner._compiles = compiles  # the poison's own programs are the test's
+    poison = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), groups_of(runner))
+    put_groups(runner, poison)
+    runner._executor._compiles = compiles  # the poison's own programs are the test's
     assert serve(runner, [request])["a"] == clean
 
 
 def test_idle_slots_are_left_alone(runner: ModelRunner) -> None:
     """A step of others leaves a row that is not theirs as it was, bit for bit."""
     serve(runner, [Request(str(i), (2, 5 + i), SamplingParams(max_tokens=3)) for i in range(SLOTS)])
-    before = jax.tree.map(np.array, runner._pool.groups)
+    before = jax.tree.map(np.array, groups_of(runner))
     serve(runner, [Request("a", (2, 7, 8), SamplingParams(max_tokens=5))])  # takes slot 0
-    for was, now in zip(jax.tree.leaves(before), jax.tree.leaves(runner._pool.groups), strict=True):
+    for was, now in zip(jax.tree.leaves(before), jax.tree.leaves(groups_of(runner)), strict=True):
         axis = 1 if was.shape[0] == 3 else 0  # the convolutions' inputs
         np.testing.assert_array_equal(np.delete(was, 0, axis), np.delete(now, 0, axis))
 
 
 def test_the_pool_is_updated_in_place(runner: ModelRunner) -> None:
-    before = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(runner._pool.groups)]
+    before = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(groups_of(runner))]
     serve(runner, [Request("a", (2, 7, 8), SamplingParams(max_tokens=5))])
-    assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(runner._pool.groups)] == before
+    assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(groups_of(runner))] == before
 
 
 def test_forks_get_what_they_would_get_alone(runner: ModelRunner) -> None:
@@ -285,8 +295,8 @@ def poison(runner: ModelRunner, slot: int) -> None:
             np.moveaxis(host, axis, 0)[slot] = np.nan
         return jax.device_put(host)
 
-    (group,) = runner._pool.groups
-    runner._pool = runner._pool._replace(groups=(jax.tree.map(spoil, _row_axes(group), group),))
+    (group,) = groups_of(runner)
+    put_groups(runner, (jax.tree.map(spoil, _row_axes(group), group),))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

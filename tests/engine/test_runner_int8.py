@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from roost.engine import EngineConfig, ModelRunner, Request, SamplingParams, convert, open_model
+from roost.engine import EngineConfig, ModelRunner, Request, SamplingParams, Shards, convert, open_model
 from roost.engine.errors import ConfigError
+from roost.engine.executor import _open_weights
 from roost.engine.model.quantize import QuantizedMatrix
-from roost.engine.runner import _open_weights
 from test_runner import SLOTS, TINY, ids, serve
 
 CROWD: list[tuple[int, dict[str, Any]]] = [
@@ -59,7 +59,7 @@ def test_most_greedy_tokens_are_the_official_ones(runner: ModelRunner) -> None:
 def test_a_checkpoint_in_int8_is_run_so(tmp_path: Path) -> None:
     """Without being told to; its parameters are those that quantising at load gives (tests/engine/model)."""
     convert(open_model(str(TINY / "orbax")), tmp_path / "int8", quantize="int8")
-    with _open_weights(open_model(str(tmp_path / "int8")), EngineConfig(), "cpu") as weights:
+    with _open_weights(open_model(str(tmp_path / "int8")), EngineConfig(), Shards(), "cpu", None) as weights:
         assert isinstance(weights.abstract["embedding"], QuantizedMatrix)
         assert weights.dtype == "bfloat16"
 

@@ -15,6 +15,7 @@ from roost.engine.constraint import mask_of_ids, words_of_mask
 from roost.engine.programs import CPU_OPTIONS
 from roost.engine.request import MAX_LOGPROBS, PENALTY_WINDOW, Request, SamplingParams
 from roost.engine.sampler import (
+    Logprobs,
     Sampled,
     _draw_from_best,
     _invert,
@@ -423,11 +424,11 @@ def test_scores_of_a_chunk_are_the_logprobs_of_its_targets() -> None:
     targets = rng.integers(0, VOCAB, 12, np.int32)
     blocks: list[tuple[int, ...]] = []
 
-    def project(x: jax.Array) -> jax.Array:
+    def judge(x: jax.Array, targets: jax.Array) -> Logprobs:
         blocks.append(x.shape)
-        return x @ table
+        return logprobs(x @ table, targets, jnp.zeros((4, 0), jnp.int32))
 
-    scored = score(project, jnp.asarray(hidden), jnp.asarray(targets), 4)
+    scored = score(judge, jnp.asarray(hidden), jnp.asarray(targets), 4)
     assert set(blocks) == {(4, 8)}
     expected = logprobs(jnp.asarray(hidden @ table), jnp.asarray(targets), jnp.zeros((12, 0), jnp.int32))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), scored, expected)

@@ -219,6 +219,17 @@ def test_chunks_are_small_while_more_generate_than_wait() -> None:
     assert shape(scheduler.schedule()) == [("c", 64)], "two generate and two wait"
 
 
+def test_each_shard_reads_its_own_oldest_prompts() -> None:
+    """Two shards of three slots: limits are for each of them, and the longer line decides how many rows there are."""
+    limits = StepLimits(256, 256, decode_rows=(6,), slot_order=(0, 1, 2, 3, 5), shard_rows=3)
+    scheduler = Scheduler(5, 9, limits)
+    for name in "abcde":
+        scheduler.add(request(name, prompt=64))
+    assert shape(scheduler.schedule()) == [("a", 64), ("b", 64), ("d", 64), ("e", 64)]
+    assert names(scheduler.schedule()) == ("decode", ["a", "b", "d", "e"])
+    assert shape(scheduler.schedule()) == [("c", 64)]
+
+
 def test_a_prompt_whose_tokens_are_scored_is_read_alone() -> None:
     scheduler = Scheduler(4, 9, StepLimits(256, 256))
     for name, scored in zip("abcd", (None, 0, None, None), strict=True):

@@ -18,6 +18,7 @@ from roost.engine.config import MAX_PREFILL_ROWS
 from roost.engine.constraint import words_of_mask
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
+from roost.engine.model.shards import Shards
 from roost.engine.plan import DEVICES, plan
 from roost.engine.programs import as_first_token_input, new_pool
 from roost.engine.step_inputs import first_token_columns, prefill_columns
@@ -76,7 +77,7 @@ def test_decode(chip: SingleDeviceSharding, pool: Any) -> None:
 
 @pytest.mark.parametrize("length", [64, 512])
 def test_prefill(chip: SingleDeviceSharding, pool: Any, length: int) -> None:
-    inputs = steps.PrefillInput(**prefill_columns((), 1, length, ROWS))
+    inputs = steps.PrefillInput(**prefill_columns((), (), 1, length, ROWS))
     kernels = ["recurrent_chunk", "window_attention_prefill", "gated_mlp", "gated_mlp"]
     check(compile_step(chip, steps.prefill_step, pool, inputs), pool, *kernels)
 
@@ -91,7 +92,11 @@ def test_slots_are_copied_in_place(chip: SingleDeviceSharding, pool: Any) -> Non
     """A fork costs its slot's bytes, whatever the size of the pool."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), pool)
     slots = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=chip)
-    lowered = jax.jit(steps.copy_step, donate_argnums=0).trace(shapes, slots, slots).lower(lowering_platforms=("tpu",))
+    lowered = (
+        jax.jit(partial(steps.copy_step, Shards()), donate_argnums=0)
+        .trace(shapes, slots, slots)
+        .lower(lowering_platforms=("tpu",))
+    )
     memory = lowered.compile().memory_analysis()
     assert memory.alias_size_in_bytes >= sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.groups))
     assert memory.temp_size_in_bytes < 4 * LAYERS.state_bytes(2)

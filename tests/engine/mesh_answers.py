@@ -1,0 +1,72 @@
+"""What a model answers on a mesh, as JSON; a process of its own, since the number of CPU devices is a process's.
+
+JAX_NUM_CPU_DEVICES=8 python mesh_answers.py DATA MODEL CHUNK [QUANTIZE]
+"""
+
+import json
+import sys
+from typing import Any
+
+from roost.engine import EngineConfig, EngineCore, ModelRunner, Request, SamplingParams, Shards, StateCache, open_model
+from roost.engine.constraint import TokenMask, mask_of_ids
+from roost.engine.scheduler import Scheduler
+from test_resume import TINY_MODEL, Told, prompt, run
+
+SLOTS = 5
+"""No multiple of the devices."""
+
+
+class Dictation:
+    """Allows one token after the other."""
+
+    def __init__(self, *tokens: int) -> None:
+        self._left = list(tokens)
+
+    def fill_mask(self, mask: TokenMask) -> None:
+        mask[:] = mask_of_ids(self._left[:1], len(mask))
+
+    def advance(self, token_id: int) -> None:
+        self._left.remove(token_id)
+
+
+def requests() -> list[Request]:
+    """More than there are slots, with everything that a step can be asked for."""
+
+    def ask(name: str, *parts: tuple[int, int], fork_of: str | None = None, **fields: Any) -> Request:
+        params = SamplingParams(**{"max_tokens": 6, "temperature": 0.0, "logprobs": 3, **fields})
+        constraint = Dictation(7, 300, 8) if name == "dictated" else None
+        return Request(name, prompt(*parts), params, fork_of=fork_of, constraint=constraint)
+
+    return [
+        ask("greedy", (1, 300)),
+        ask("short", (2, 1), max_tokens=20),
+        ask("scored", (3, 150), prompt_logprobs=2, max_tokens=1),
+        ask("drawn", (4, 70), temperature=1.2, seed=3, max_tokens=12),
+        ask("fork", (4, 70), temperature=1.2, seed=4, max_tokens=12, fork_of="drawn"),
+        ask("penalized", (5, 64), repetition_penalty=1.3, frequency_penalty=0.5, max_tokens=12),
+        ask("cut", (6, 40), temperature=0.9, top_k=5, top_p=0.8, seed=9),
+        ask("dictated", (7, 20), max_tokens=3),
+        *(ask(f"crowd {i}", (8 + i, 65 + i)) for i in range(6)),
+    ]
+
+
+def as_lists(told: Told) -> list[Any]:
+    return [told.tokens, [entry and [entry.logprob, [list(pair) for pair in entry.top]] for entry in told.logprobs]]
+
+
+def answers(shards: Shards, chunk: int, quantize: str | None = None) -> dict[str, Any]:
+    """All requests' tokens and log-probabilities, in a crowd; then some of them again, from what is remembered."""
+    config = EngineConfig(SLOTS, prefill_chunk=chunk, dtype="float32", shards=shards, quantize=quantize)
+    runner = ModelRunner(open_model(str(TINY_MODEL)), config)
+    cache = StateCache(runner.window, 10**9)
+    core = EngineCore(Scheduler(runner.slots, 100, runner.limits, cache=cache), runner)
+    told = run(core, *requests(), stagger=1)
+    again = run(core, *[r for r in requests() if r.id in ("greedy", "short", "crowd 3")])
+    found = {name: as_lists(one) for name, one in told.items()} | {f"{n}, again": as_lists(x) for n, x in again.items()}
+    cached = {name: one.num_cached for name, one in again.items()}
+    return {"answers": found, "cached": cached, "compiles": runner.compiles_since_ready}
+
+
+if __name__ == "__main__":
+    data, model, chunk = map(int, sys.argv[1:4])
+    print(json.dumps(answers(Shards(data, model), chunk, *sys.argv[4:])))

@@ -1,0 +1,64 @@
+"""A model on several devices answers as it does on one."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mesh_answers import answers
+from roost.engine import ConfigError, EngineConfig, ModelRunner, Shards, open_model
+from test_resume import TINY_MODEL
+
+pytestmark = pytest.mark.mesh
+
+SCRIPT = Path(__file__).with_name("mesh_answers.py")
+
+
+def on_mesh(data: int, model: int, chunk: int, *more: str) -> dict[str, Any]:
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(SCRIPT.parent)}
+    command = [sys.executable, str(SCRIPT), *map(str, (data, model, chunk)), *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(answers(Shards(), 128)))
+    return found
+
+
+def difference(one: Any, other: Any) -> float:
+    """The largest of numbers at the same place in lists of lists; infinite where the rest is not the same."""
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return max(map(difference, one, other), default=0.0)
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other)
+    return 0.0 if one == other else math.inf
+
+
+@pytest.mark.parametrize(("data", "model", "chunk"), [(2, 4, 128), (1, 3, 64), (3, 1, 128), (1, 8, 64)])
+def test_answers_are_those_of_one_device(alone: dict[str, Any], data: int, model: int, chunk: int) -> None:
+    """With heads that do not divide by the shards, and with fewer heads than shards: there are four."""
+    found = on_mesh(data, model, chunk)
+    assert found["cached"] == alone["cached"]
+    assert found["compiles"] == 0
+    for name, told in alone["answers"].items():
+        assert difference(found["answers"][name], told) < 1e-4, name
+
+
+def test_in_int8_they_are_as_near_as_rounding_allows() -> None:
+    """Each shard rounds its part of a row by itself, so the products of a pair are not the same."""
+    alone, found = (run["answers"]["scored"][1] for run in (answers(Shards(), 64, "int8"), on_mesh(2, 2, 64, "int8")))
+    assert 0 < difference([s[0] for s in alone if s], [s[0] for s in found if s]) < 0.05
+
+
+def test_too_few_devices() -> None:
+    config = EngineConfig(2, prefill_chunk=64, shards=Shards(4, 2))
+    with pytest.raises(ConfigError, match=r"mesh data=4,model=2 takes 8 devices, but there are 1"):
+        ModelRunner(open_model(str(TINY_MODEL)), config)
