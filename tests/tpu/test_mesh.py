@@ -1,0 +1,116 @@
+"""Programs for several chips: which collectives are in them, and what of their memory each chip needs.
+
+A layer pays one sum for its temporal block and one for its MLP. Attention to one token hands queries to the chips that
+have their rings, and what comes of them back. Nothing else of any size crosses a link.
+"""
+
+import math
+import re
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from roost.engine.model.config import PRESETS, ModelConfig, cycle
+from roost.engine.model.cutting import cut_params
+from roost.engine.model.griffin import abstract_model
+from roost.engine.model.shards import DATA, MODEL, Shards
+from roost.engine.plan import DEVICES
+from roost.engine.programs import ModelShapes, all_programs, lower, new_pool
+from roost.engine.request import MAX_LOGPROBS
+
+pytestmark = pytest.mark.tpu_compile
+
+BF16 = jnp.dtype("bfloat16")
+COUNT_HBM_ONLY = {"xla_vf_vmem_memory_space_assignment": "false"}
+
+LARGE = PRESETS["2b"]
+LAYERS = ModelConfig(
+    4096, LARGE.width, LARGE.mlp_width, LARGE.num_heads, LARGE.lru_width, cycle(("recurrent", "attention"), 2)
+)
+"""One of each."""
+
+KINDS = "all-reduce|all-to-all|all-gather|reduce-scatter|collective-permute"
+HOSTS = {"v5e:2x2": (2, 2, 1), "v5e:2x4": (2, 4, 1), "v6e:2x2": (2, 2, 1), "v6e:2x4": (2, 4, 1)}
+
+
+def shapes(config: ModelConfig, topology: str, shards: Shards, slots: int) -> ModelShapes:
+    """A model on the chips of one host."""
+    chips = topologies.get_topology_desc(
+        platform="tpu", topology_name=topology, chips_per_host_bounds=HOSTS[topology]
+    ).devices
+    mesh = Mesh(np.array(chips[: shards.count]).reshape(shards.data, shards.model), (DATA, MODEL))
+    graph, whole = abstract_model(config, BF16, backend="tpu", shards=shards)
+    params, specs = cut_params(whole, config, shards)
+    pool = jax.eval_shape(lambda: new_pool(config, slots, BF16, "tpu", shards))
+    return ModelShapes(config, graph, params, pool, BF16, shards, specs, mesh)
+
+
+def compiled(model: ModelShapes, name: str) -> Any:
+    program = all_programs(model, 512, 1)[name]
+    return lower(program, model).compile(compiler_options=COUNT_HBM_ONLY)
+
+
+def collectives(program: Any) -> Counter[tuple[str, str, int]]:
+    """The arrays that cross links: how, of which type, and how many numbers. The compiler may send several as one."""
+    found: Counter[tuple[str, str, int]] = Counter()
+    for shapes, kind in re.findall(rf"= (\S.*?) ({KINDS})(?:-start)?\(", program.as_text()):
+        for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
+            found[kind, dtype, math.prod(map(int, filter(None, sizes.split(","))))] += 1
+    return found
+
+
+def hbm(program: Any) -> int:
+    memory = program.memory_analysis()
+    taken: int = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return taken + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+
+
+@pytest.mark.parametrize(
+    ("topology", "shards"), [("v5e:2x2", Shards(1, 4)), ("v5e:2x4", Shards(1, 8)), ("v6e:2x4", Shards(2, 4))]
+)
+def test_what_crosses_links(topology: str, shards: Shards) -> None:
+    """One sum of activations for the embedding and two for each layer; what else is large is named here, too."""
+    slots = 64
+    rows, width, sums = slots // shards.data, LAYERS.width, 1 + 2 * LAYERS.depth
+    model = shapes(LAYERS, topology, shards, slots)
+    heads = -(-LAYERS.num_heads // shards.model) * shards.model
+
+    decode = collectives(compiled(model, f"decode {slots}"))
+    assert decode.pop(("all-reduce", "bf16", rows * width)) == sums
+    queries = rows * heads * LAYERS.head_dim // shards.model
+    assert decode.pop(("all-to-all", "bf16", queries)) == 2, "queries to their rings, and back"
+    assert decode.pop(("all-to-all", "f32", rows * LAYERS.vocab_size // shards.model)) == 1, "logits, to be sampled"
+    assert max(size for _, _, size in decode) <= slots * MAX_LOGPROBS, "the rest is small"
+
+    prefill = collectives(compiled(model, "prefill 1x512"))
+    assert prefill.pop(("all-reduce", "bf16", 512 * width)) == sums
+    assert prefill.pop(("all-reduce", "bf16", LAYERS.window * LAYERS.head_dim)) == 2, "a row's keys and values"
+    assert all(kind == "all-gather" for kind, _, _ in prefill), "the rest is what is remembered of the chunk"
+
+
+def test_rings_are_not_copied() -> None:
+    """Neither gathered whole from all shards nor written anew: a step's temporaries are smaller than one of them."""
+    model = shapes(LAYERS, "v5e:2x2", Shards(2, 2), 256)
+    memory = compiled(model, "decode 256").memory_analysis()
+    ring = 256 // 4 * LAYERS.window * LAYERS.head_dim * BF16.itemsize
+    assert memory.temp_size_in_bytes < ring
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model.pool.groups))
+    assert memory.alias_size_in_bytes >= state // 4, "the pool is updated in place"
+
+
+def test_9b_in_bfloat16_fits_four_small_chips() -> None:
+    """With more than a thousand requests, on chips of 16 GB: the weights alone are 17.6 GB."""
+    slots, layers = 1152, PRESETS["9b"].depth
+    model = shapes(PRESETS["9b"], "v5e:2x2", Shards(1, 4), slots)
+    for name in (f"decode {slots}", "prefill 1x512"):
+        program = compiled(model, name)
+        assert hbm(program) < DEVICES["v5e"].memory_bytes, name
+        found = collectives(program)
+        rows = slots if name.startswith("decode") else 512
+        assert found["all-reduce", "bf16", rows * PRESETS["9b"].width] == 1 + 2 * layers
+        print(name, f"{hbm(program) / 1e9:.2f} GB on each chip")
