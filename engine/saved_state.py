@@ -1,13 +1,19 @@
 """A text and the state that spares reading it again: what callers save, hand on, and resume from."""
 
+import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from .config import PREFILL_BLOCK
 from .errors import StateFileError
+from .recent import MAX_TOKENS
 from .snapshot import HostArray, Snapshot, first_block
 from .state_file import pack, unpack
+
+_HEADER_BYTES: Final = 16 * 2**10
+"""A file's names, shapes and facts take some 600 bytes."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -49,6 +55,14 @@ class StateFormat:
     h: tuple[tuple[int, ...], str]
     conv: tuple[tuple[int, ...], str]
     token: tuple[tuple[int, ...], str]
+
+    @property
+    def max_file_bytes(self) -> int:
+        """The size of the largest file there is: recurrent state, a full window, `MAX_TOKENS` ids and a header."""
+        blocks = -(-self.window // PREFILL_BLOCK)
+        shape, kind = self.token
+        arrays = (self.h, self.conv, ((blocks * PREFILL_BLOCK, *shape), kind), ((MAX_TOKENS,), "int32"))
+        return sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in arrays) + _HEADER_BYTES
 
     def export(self, state: SavedState, key: bytes | None = None) -> bytes:
         """A state as a file, signed if there is a key."""

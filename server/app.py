@@ -44,7 +44,7 @@ def create_app(
     Args:
       service: what the routes work with; its engine need not be ready.
       access: who may come in.
-      max_body_bytes: of a request.
+      max_body_bytes: of a request; a state that is imported has a bound of its own.
       trace: what is put around it all to see requests come and go.
     """
     app = FastAPI(
@@ -62,7 +62,7 @@ def create_app(
     if access.admin_keys:
         app.include_router(debug.router)
     install_error_handlers(app)
-    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=max_body_bytes, files=(states.IMPORT_PATH,))
     if access.keys:
         app.add_middleware(KeyRequired, keys=access.keys, concerns=is_private)
     if access.admin_keys:

@@ -1,7 +1,7 @@
 """Bodies on their way in: how large they may be, and how they are parsed."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -29,19 +29,25 @@ _parser: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="json")
 
 class BodyLimit:
     """Stops reading bodies that are too large, whether they say so in advance or not, and more of them than there is
-    room for."""
+    room for.
 
-    def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:
+    Args:
+      app: what is behind it.
+      max_bytes: of one body.
+      files: paths whose routes read their bodies by `read_file`, which has a bound of its own.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES, files: Collection[str] = ()) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._room = _BODIES_AT_A_TIME * max_bytes
+        self._files = files
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in self._files:
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "0")
-        if announced.isdecimal() and int(announced) > self._max_bytes:
+        if _announced(scope) > self._max_bytes:
             await send_error(body_too_large(self._max_bytes), scope, receive, send)
             return
         num_bytes = 0
@@ -62,6 +68,31 @@ class BodyLimit:
             await self._app(scope, limited, send)
         finally:
             self._room += num_bytes
+
+
+async def read_file(request: Request, max_bytes: int) -> bytes:
+    """A body that is a file.
+
+    Raises:
+      ApiError: it is larger than that, or says that it will be.
+    """
+    num_bytes, chunks = _announced(request.scope), list[bytes]()
+    if num_bytes <= max_bytes:
+        num_bytes = 0
+        async for chunk in request.stream():
+            num_bytes += len(chunk)
+            if num_bytes > max_bytes:
+                break
+            chunks.append(chunk)
+    if num_bytes > max_bytes:
+        raise body_too_large(max_bytes)
+    return b"".join(chunks)
+
+
+def _announced(scope: Scope) -> int:
+    """The body's size according to its header, where it has one."""
+    length = Headers(scope=scope).get("content-length", "0")
+    return int(length) if length.isdecimal() else 0
 
 
 class JsonRoute(APIRoute):

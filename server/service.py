@@ -34,6 +34,9 @@ from .stream import EventStream, first_delta, stream_events
 from .structured import Wish
 from .tenant import tenant
 
+IMPORTS_AT_A_TIME: Final = 4
+"""States that are being sent to us: each is tens of megabytes, and some clients are slow."""
+
 _LONGEST_WAIT_S: Final = 3600.0
 """Of an event loop's timer, which cannot be endless; no grammar takes so long."""
 
@@ -52,6 +55,7 @@ class Service:
       request_timeout_s: how long any request may take.
       salt_by_key: whether requests of different tenants share no remembered states.
       state_key: signs states that are exported, and is demanded of those that are imported.
+      imports: is held by each of those that are on their way in.
     """
 
     engine: AsyncEngine
@@ -71,6 +75,7 @@ class Service:
     background: Background = field(default_factory=Background)
     state_key: bytes | None = field(default=None, repr=False)
     states: StateStore = field(default_factory=StateStore)
+    imports: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(IMPORTS_AT_A_TIME))
     door: Door = field(default_factory=Door)
 
     @property

@@ -1,14 +1,17 @@
 """`/v1/states`: the state of a request is kept under an id, gone on from as often as wanted, and moved as a file."""
 
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
 from ...engine import StateFileError, UnknownRequestError
-from ..errors import ApiError, bad_value
+from ..body import read_file
+from ..errors import ApiError, bad_value, too_many_bytes
 from ..schema import StateBody
 from ..service import AnyService, ReadyService, Service
 from ..tenant import tenant
+
+IMPORT_PATH: Final = "/v1/states/import"
 
 router = APIRouter()
 
@@ -56,13 +59,17 @@ async def export_state(state_id: str, service: ReadyService) -> Response:
     return Response(data, media_type="application/octet-stream", headers=headers)
 
 
-@router.post("/v1/states/import")
+@router.post(IMPORT_PATH)
 async def import_state(request: Request, service: ReadyService) -> dict[str, Any]:
     """What an export gave, as the body."""
-    try:
-        state = service.engine.state_format.load(await request.body(), service.state_key)
-    except StateFileError as error:
-        raise bad_value(None, f"the file {error}") from None
+    kind = service.engine.state_format
+    if service.imports.locked():
+        raise too_many_bytes()
+    async with service.imports:
+        try:
+            state = kind.load(await read_file(request, kind.max_file_bytes), service.state_key)
+        except StateFileError as error:
+            raise bad_value(None, f"the file {error}") from None
     return service.states.keep(state, tenant.get(), _limit(service), is_imported=True).described()
 
 

@@ -13,8 +13,11 @@ from roost.engine import (
     SavedState,
     StateCache,
     StateFileError,
+    StateFormat,
     UnknownRequestError,
 )
+from roost.engine.model.config import PRESETS
+from roost.engine.recent import MAX_TOKENS
 from roost.engine.scheduler import Scheduler
 from roost.engine.state_file import pack
 
@@ -103,6 +106,34 @@ def test_a_file_is_gone_on_from_like_the_state(runner: ModelRunner, key: bytes |
     state = core.save("a")
     loaded = runner.state_format.load(runner.state_format.export(state, key), key)
     assert go_on(runner, loaded) == go_on(runner, state)
+
+
+def test_the_largest_file_has_the_size_that_is_told(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    prompt = PROMPT * (2 + runner.window // len(PROMPT))
+    ask(core, "a", prompt)
+    snapshot = core.save("a").snapshot
+    assert snapshot is not None
+    assert snapshot.length >= runner.window
+    file = runner.state_format.export(SavedState((5,) * MAX_TOKENS, snapshot), b"sesame")
+    assert 0 <= runner.state_format.max_file_bytes - len(file) < 20_000
+    assert runner.state_format.load(file, b"sesame").snapshot is not None
+
+
+@pytest.mark.parametrize(("config", "mib"), [("2b", 17), ("9b", 26)])
+def test_what_a_large_model_takes(config: str, mib: int) -> None:
+    """Beside the tokens."""
+    shape = PRESETS[config]
+    recurrent, attention = shape.block_types.count("recurrent"), shape.block_types.count("attention")
+    kind = StateFormat(
+        model=config,
+        vocab_size=shape.vocab_size,
+        window=shape.window,
+        h=((recurrent, shape.lru_width), "float32"),
+        conv=((recurrent, shape.conv_width - 1, shape.lru_width), "bfloat16"),
+        token=((attention, 2, shape.head_dim), "bfloat16"),
+    )
+    assert mib - 1 < (kind.max_file_bytes - 4 * MAX_TOKENS) / 2**20 < mib
 
 
 def test_files_that_are_refused(runner: ModelRunner) -> None:

@@ -1,5 +1,6 @@
 """`/v1/states`: who may see what, what is said of it, and how requests go on from it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -79,6 +80,55 @@ async def test_a_file_goes_from_server_to_server(client: httpx.AsyncClient, engi
     await say(client, [7], from_state=imported["id"])
     assert engine.requests[-1].prompt_token_ids == (*LONG, 7)
     assert engine.requests[-1].cache_salt != engine.requests[0].cache_salt, "what it leads to is shared with nobody"
+
+
+@pytest.fixture
+async def small(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    """Takes bodies of 1,000 bytes."""
+    transport = httpx.ASGITransport(create_app(service, max_body_bytes=1000))
+    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+        yield client
+
+
+async def test_a_file_may_be_larger_than_a_request(small: httpx.AsyncClient) -> None:
+    state = await save(small)
+    file = (await small.get(f"/v1/states/{state['id']}/export")).content
+    assert len(file) > 2000
+    assert (await small.post("/v1/states/import", content=file)).json()["tokens"] == 150
+    assert (await small.post("/v1/completions", content=file)).status_code == 413
+
+
+async def test_a_file_is_not_read_beyond_what_a_state_can_have(small: httpx.AsyncClient) -> None:
+    limit, piece, sent = STATE_FORMAT.max_file_bytes, 2**20, 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += piece
+            yield bytes(piece)
+
+    for content in (endless(), bytes(limit + 1)):
+        response = await small.post("/v1/states/import", content=content)
+        assert response.status_code == 413
+        assert response.json()["error"]["message"] == f"the body is larger than {limit} bytes"
+    assert limit < sent <= limit + piece
+    assert (await small.post("/v1/states/import", content=bytes(limit))).status_code == 400, "read, and no state"
+
+
+async def test_few_files_are_under_way_at_a_time(service: Service) -> None:
+    service = replace(service, imports=asyncio.Semaphore(1))
+    refused: list[httpx.Response] = []
+    file = STATE_FORMAT.export(SavedState((5, 6)))
+
+    async def slow(other: httpx.AsyncClient) -> AsyncIterator[bytes]:
+        yield file[:100]
+        refused.append(await other.post("/v1/states/import", content=file))
+        yield file[100:]
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service)), base_url="http://roost") as client:
+        assert (await client.post("/v1/states/import", content=slow(client))).status_code == 200
+        assert (refused[0].status_code, refused[0].json()["error"]["code"]) == (503, "overloaded")
+        assert (await client.post("/v1/states/import", content=file)).status_code == 200, "there is room again"
 
 
 @pytest.mark.parametrize(
