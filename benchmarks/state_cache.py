@@ -5,6 +5,7 @@
 - Time to first token, from outside a server, of prompts of token ids: with a system prompt that is new and with one
   that others have sent before; the next turn of conversations of 512 tokens to 50,000; and the same prompt twice.
 - What the tokenizer takes for texts as long, which is not part of those times.
+- What `--state-cache-inexact` changes in what the demo model says, and what it spares after a long reply.
 - Memory of 1,000 states of the 2B model's shape, beside what arithmetic says.
 - The engine's throughput when no prompt resembles another, with and without: rounds alternate, in one process.
 
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,16 @@ from typing import Any, NamedTuple
 import httpx
 import ml_dtypes
 import numpy as np
-from roost.engine import EngineConfig, EngineCore, ModelRunner, Request, SamplingParams, StateCache, open_model
+from roost.engine import (
+    EngineConfig,
+    EngineCore,
+    ModelRunner,
+    Request,
+    SamplingParams,
+    StateCache,
+    TokenLogprobs,
+    open_model,
+)
 from roost.engine.config import PREFILL_BLOCK
 from roost.engine.model.config import PRESETS
 from roost.engine.scheduler import Scheduler
@@ -41,6 +51,15 @@ SYSTEM_TOKENS, QUESTION_TOKENS = 4000, 32
 REPLY_TOKENS, NEW_TOKENS = 32, 32
 HISTORIES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 50048)
 """Points of the grid, so that each turn reads as many tokens as the others."""
+
+CONVERSATIONS, TURNS, INEXACT_REPLY, LONG_REPLY = 6, 4, 60, 1000
+QUESTIONS = (
+    "Tell me a story about a boat that went out to sea.",
+    "And then? What did the old man say to the children?",
+    "Why was the little dog sad, and who helped it?",
+    "Tell it once more, but let it rain the whole day.",
+    "What is the name of the girl in the story?",
+)
 
 STATES = 1000
 MISS_PROMPT, MISS_TOKENS, MISS_REQUESTS, MISS_ROUNDS = 448, 64, 16, 6
@@ -85,6 +104,25 @@ class Memory(NamedTuple):
     taken: int
     counted: int
     arithmetic: int
+
+
+class Inexact(NamedTuple):
+    """The turns of conversations in both caches, beside each other.
+
+    Attributes:
+      turns, same: how many there were, and how many got the same tokens to the last.
+      first, further: the largest difference of log-probabilities, of the first token's 20 likeliest, and of the tokens
+        that follow while they are the same.
+      exact_ms, inexact_ms: to the first token after a reply of `LONG_REPLY`, medians.
+    """
+
+    dtype: str
+    turns: int
+    same: int
+    first: float
+    further: float
+    exact_ms: float
+    inexact_ms: float
 
 
 class Misses(NamedTuple):
@@ -202,6 +240,63 @@ def measure_memory() -> Memory:
     return Memory(STATES, taken, cache.stats.num_bytes, arithmetic)
 
 
+def measure_inexact(dtype: str, repeats: int) -> Inexact:
+    """The inexact core leads each conversation; the exact one is asked the same."""
+    source = open_model("demo")
+    runner = ModelRunner(source, EngineConfig(slots=2, dtype=dtype, state_cache_inexact=True))
+    tokenizer, same, first, further = open_tokenizer(source), 0, 0.0, 0.0
+
+    def make_core(*, is_inexact: bool) -> EngineCore:
+        cache = StateCache(runner.window, 2**30, is_inexact=is_inexact)
+        return EngineCore(Scheduler(2, 10, runner.limits, cache=cache), runner)
+
+    exact, inexact = make_core(is_inexact=False), make_core(is_inexact=True)
+    for number in range(CONVERSATIONS):
+        history: list[int] = [tokenizer.bos_id or 0]
+        for turn in range(TURNS):
+            history += tokenizer.encode(f" {QUESTIONS[(number + turn) % len(QUESTIONS)]} " * (1 + number % 3))
+            (left, left_scores), (read, read_scores) = (
+                _answer(core, history, INEXACT_REPLY, 20) for core in (inexact, exact)
+            )
+            agreed = next((i for i, (a, b) in enumerate(zip(left, read, strict=True)) if a != b), len(left))
+            if turn:
+                same += agreed == len(left)
+                tops = (dict(scores[0].top) for scores in (left_scores, read_scores))
+                first = max(first, *_differences(*tops))
+                pairs = zip(left_scores[:agreed], read_scores[:agreed], strict=True)
+                further = max([further, *(abs(a.logprob - b.logprob) for a, b in pairs)])
+            history += left
+    times: dict[EngineCore, list[float]] = {exact: [], inexact: []}
+    for number in range(repeats):
+        for core, seconds in times.items():
+            prompt = np.random.default_rng(number).integers(10, source.config.vocab_size, 500).tolist()
+            history = prompt + _answer(core, prompt, LONG_REPLY)[0] + prompt[:NEW_TOKENS]
+            start = time.perf_counter()
+            _answer(core, history, 1)
+            seconds.append(time.perf_counter() - start)
+    runner.close()
+    medians = (1e3 * statistics.median(times[core]) for core in (exact, inexact))
+    return Inexact(dtype, CONVERSATIONS * (TURNS - 1), same, first, further, *medians)
+
+
+def _answer(
+    core: EngineCore, prompt: Sequence[int], count: int, num_top: int | None = None
+) -> tuple[list[int], list[TokenLogprobs]]:
+    """The likeliest tokens, and if wanted their log-probabilities."""
+    core.add(Request("a", tuple(prompt), SamplingParams(max_tokens=count, temperature=0, logprobs=num_top)))
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] = []
+    while not core.is_idle:
+        for _, output in core.step():
+            token_ids += output.token_ids
+            logprobs += output.logprobs or ()
+    return token_ids, logprobs
+
+
+def _differences(one: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
+    return [abs(one[token_id] - other[token_id]) for token_id in one.keys() & other.keys()]
+
+
 def measure_misses(model: str) -> Misses:
     """The cache is full from the first round on, so that each state has another to make room."""
     source = open_model(model)
@@ -254,7 +349,13 @@ def measure_model(name: str, options: argparse.Namespace, folder: Path) -> Resul
     return Result(name, system_prompt, turns, misses)
 
 
-def page(results: Sequence[Result], memory: Memory, tokenizing: Sequence[tuple[int, float]], busy: float) -> str:
+def page(
+    results: Sequence[Result],
+    inexact: Sequence[Inexact],
+    memory: Memory,
+    tokenizing: Sequence[tuple[int, float]],
+    busy: float,
+) -> str:
     facts, packages = machine(), versions()
     mib = 2**20
     return "\n".join(
@@ -283,6 +384,7 @@ def page(results: Sequence[Result], memory: Memory, tokenizing: Sequence[tuple[i
             f"The tokenizer takes {', '.join(f'{ms:.1f} ms for {count}' for count, ms in tokenizing)} tokens of text, "
             "which comes on top where prompts are texts.",
             "",
+            *_inexact_table(inexact),
             f"## Memory of {memory.states} states of the 2B model's shape",
             "",
             f"The process took {memory.taken / mib:.0f} MiB, the cache counts {memory.counted / mib:.0f} MiB, and "
@@ -317,6 +419,27 @@ def _turns_table(result: Result) -> Iterator[str]:
     yield ""
 
 
+def _inexact_table(measured: Sequence[Inexact]) -> Iterator[str]:
+    yield "## `--state-cache-inexact`: the demo model goes on from what generating has left"
+    yield ""
+    yield (
+        f"{CONVERSATIONS} conversations of {TURNS} turns, greedy, each of {INEXACT_REPLY} tokens: the turns behind the "
+        "first beside those of an exact cache, which reads the last reply. `first` and `further` are the largest "
+        "differences of log-probabilities: of the first token's 20 likeliest, and of the tokens that follow while they "
+        f"are the same. Times are of a turn of {NEW_TOKENS} tokens after a reply of {LONG_REPLY}, to its first token, "
+        "in the engine alone."
+    )
+    yield ""
+    yield "| demo in | turns | the same to the last token | first | further | exact, ms | inexact, ms |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for m in measured:
+        yield (
+            f"| {m.dtype} | {m.turns} | {m.same} | {m.first:.1e} | {m.further:.1e} | {m.exact_ms:.1f} "
+            f"| {m.inexact_ms:.1f} |"
+        )
+    yield ""
+
+
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--models", nargs="+", choices=["demo", "small"], default=["demo", "small"])
@@ -328,7 +451,8 @@ def main() -> int:
     memory, tokenizing = measure_memory(), list(measure_tokenizing())
     with tempfile.TemporaryDirectory() as folder:
         results = [measure_model(name, options, Path(folder)) for name in options.models]
-    text = page(results, memory, tokenizing, busy)
+    inexact = [measure_inexact(dtype, options.repeats) for dtype in ("float32", "bfloat16")]
+    text = page(results, inexact, memory, tokenizing, busy)
     options.page.write_text(text)
     print(text)
     return 0

@@ -129,6 +129,7 @@ def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | 
 def _state_cache(config: EngineConfig, runner: ModelRunner) -> StateCache:
     disk = None
     if config.state_cache_dir is not None:
-        model, limit = f"{runner.state_format.model}-{numerics()}", int(config.state_cache_dir_gib * 2**30)
+        kind = f"{numerics()}-inexact" if config.state_cache_inexact else numerics()
+        model, limit = f"{runner.state_format.model}-{kind}", int(config.state_cache_dir_gib * 2**30)
         disk = StateDisk(config.state_cache_dir, model, runner.window, limit, config.state_key)
-    return StateCache(runner.window, runner.state_cache_bytes, disk)
+    return StateCache(runner.window, runner.state_cache_bytes, disk, is_inexact=config.state_cache_inexact)

@@ -29,6 +29,8 @@ class EngineConfig:
       seed: makes random weights; requests bring their own seeds.
       state_cache_gib: host memory for states of prompts that were read; None takes an eighth of what is available, 0
         remembers nothing.
+      state_cache_inexact: also what generating has left is gone on from, though reading the same tokens gives others in
+        the last bits.
       state_cache_dir: a folder in which they outlive the process; None keeps none.
       state_cache_dir_gib: the most that may lie there of this model's.
       state_key: signs states that are saved as files; then no others are taken. None signs nothing.
@@ -46,6 +48,7 @@ class EngineConfig:
     seed: int = 0
     quantize: str | None = None
     state_cache_gib: float | None = None
+    state_cache_inexact: bool = False
     state_cache_dir: Path | None = None
     state_cache_dir_gib: float = 16.0
     state_key: bytes | None = field(default=None, repr=False)

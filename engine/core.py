@@ -10,6 +10,7 @@ from .request import NO_TOKEN, Request, TokenOutput
 from .saved_state import SavedState, StateFormat
 from .scheduler import Scheduler
 from .sequence import Batch, DecodeBatch, RowResult
+from .snapshot import Snapshot
 from .state_cache import PromptKey
 
 _MOST_BROKEN: Final = 8
@@ -46,6 +47,9 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Lets go of what others wait for."""
+
+    def read(self, slot: int, length: int) -> Snapshot:
+        """The state of a slot that has read so many tokens, behind all batches so far; waits for them."""
 
 
 class EngineCore:
@@ -112,7 +116,7 @@ class EngineCore:
         text, cache = self._scheduler.text_of(request_id), self._scheduler.cache
         if text is None or cache is None:
             raise UnknownRequestError(f"no request with the id {request_id!r} runs, or has ended lately")
-        known = cache.look_up(PromptKey.of((*text.token_ids, NO_TOKEN), text.salt))
+        known = cache.look_up(PromptKey.of((*text.token_ids, NO_TOKEN), text.salt), on_grid=True)
         return SavedState(text.token_ids, known, text.salt, text.tenant)
 
     def close(self) -> None:
@@ -130,9 +134,16 @@ class EngineCore:
         outputs = self._scheduler.take_failed()
         if last is not None:
             outputs += self._scheduler.commit(last[0], last[1].wait())
+            self._keep_ends()
         self._generated_tokens += sum(len(output.token_ids) for _, output in outputs)
         self._count_broken(outputs)
         return outputs
+
+    def _keep_ends(self) -> None:
+        """While nobody has got the slots yet of those that have ended."""
+        for text, slot in self._scheduler.take_ends():
+            assert self._scheduler.cache is not None
+            self._scheduler.cache.keep_end(text, self._runner.read(slot, len(text)))
 
     def _book(self, batch: Batch) -> None:
         self._steps += 1

@@ -102,7 +102,8 @@ class Executor:
             shapes = ModelShapes(
                 source.config, weights.graph, abstract, pool, self.dtype, self.shards, specs, self._mesh
             )
-            programs = all_programs(shapes, config.prefill_chunk, self.most_steps)
+            reads_slots = config.state_cache_inexact
+            programs = all_programs(shapes, config.prefill_chunk, self.most_steps, reads_slots=reads_slots)
             params, self._compiled = _load_and_compile(weights, programs, shapes, backend, report)
         self._programs: Mapping[str, Program] = programs
         self.is_cpu = backend == "cpu"

@@ -39,6 +39,7 @@ from .steps import (
     first_token_step,
     mask_step,
     prefill_step,
+    read_step,
     restore_step,
     score_step,
 )
@@ -138,7 +139,7 @@ class Program(NamedTuple):
 
     Attributes:
       step: one shard's function.
-      held: the arguments that stay on the devices from call to call, by name; the pool is donated.
+      held: the arguments that stay on the devices from call to call, by name; a pool that is a result, too, is donated.
       inputs: the arguments behind them, which come from the host; arrays or their shapes.
       results: the names of what it gives; what has a name of those that are held takes its place.
     """
@@ -154,15 +155,18 @@ HELD: Final = ("params", "pool", "hidden", "last")
 each row's last one."""
 
 
-def all_programs(model: ModelShapes, chunk: int, most_steps: int) -> dict[str, Program]:
+def all_programs(model: ModelShapes, chunk: int, most_steps: int, *, reads_slots: bool = False) -> dict[str, Program]:
     """Every program by name.
 
     Args:
       model: what they are traced with.
       chunk: the most tokens of a prefill step, for each data shard.
       most_steps: the most tokens per row of a decode dispatch.
+      reads_slots: whether there is one that reads what decoding has left in a slot.
     """
-    return dict(_each_program(model, chunk, most_steps))
+    programs = dict(_each_program(model, chunk, most_steps))
+    read = Program(partial(read_step, model.shards, model.config.lru_width), ("pool",), (_int32(1),), ("state",))
+    return programs | {"read": read} if reads_slots else programs
 
 
 def _each_program(model: ModelShapes, chunk: int, most_steps: int) -> Iterator[tuple[str, Program]]:
@@ -209,7 +213,7 @@ def lower(program: Program, model: ModelShapes) -> Any:
       program: of `all_programs`.
       model: as there.
     """
-    donated = tuple(place for place, name in enumerate(program.held) if name == "pool")
+    donated = tuple(place for place, name in enumerate(program.held) if name == "pool" and name in program.results)
     shapes = (*(_held_shape(name, program, model) for name in program.held), *program.inputs)
     if model.mesh is None:
         return jax.jit(_one_result(program), donate_argnums=donated).lower(*shapes)

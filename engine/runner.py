@@ -24,7 +24,7 @@ from .saved_state import StateFormat
 from .sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ResumeBatch, RowResult, Sequence
 from .slots import slot_order
 from .snapshot import HostArray, Snapshot
-from .state_cache_transfer import known_ends, read_marks, restore_inputs
+from .state_cache_transfer import known_ends, read_marks, read_slot, restore_inputs
 from .step_inputs import first_token_columns, mask_columns, prefill_columns, score_targets
 from .steps import PrefillInput
 
@@ -163,6 +163,10 @@ class ModelRunner:
             ends = self._executor.run("ends", known_ends(batch.chunks, count))["last"]
             return PendingPrefill(batch, (), (), ends, self._sample_first(batch, places))
         return self._run_prefill(batch)
+
+    def read(self, slot: int, length: int) -> Snapshot:
+        """The state of a slot that has read so many tokens, behind all batches so far; waits for them."""
+        return read_slot(self._executor.run("read", np.array([slot], np.int32))["state"], length)
 
     def _run_decode(self, batch: DecodeBatch) -> PendingDecode:
         for source, target in batch.moves:

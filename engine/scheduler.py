@@ -52,6 +52,7 @@ class Scheduler:
         self._next_deadline = math.inf
         self._running: dict[str, Sequence] = {}
         self._failed: list[tuple[str, TokenOutput]] = []
+        self._ends: list[tuple[PromptKey, int]] = []
         self._decode_is_due = False
         self._ended = RecentTexts()
 
@@ -140,6 +141,12 @@ class Scheduler:
         failed, self._failed = self._failed, []
         return failed
 
+    def take_ends(self) -> list[tuple[PromptKey, int]]:
+        """The texts that slots have read whose requests have ended since this was asked last, if they are to be gone on
+        from. What lies in the slots is theirs until the next batch is planned."""
+        ends, self._ends = self._ends, []
+        return ends
+
     def commit(self, batch: Batch, results: Rows[RowResult]) -> list[tuple[str, TokenOutput]]:
         """Books what a batch gave. Rows whose request has ended since are dropped."""
         outputs = []
@@ -155,6 +162,7 @@ class Scheduler:
                 continue
             output = self._constrain(sequence, self._commit_tokens(sequence, result))
             if output.finish_reason is not None:
+                self._note_end(sequence, output)
                 self._release(sequence)
             outputs.append((sequence.request.id, output))
         return outputs
@@ -230,8 +238,10 @@ class Scheduler:
         return [sequence for shard in shards.values() for sequence in shard[:count]]
 
     def _plan_chunk(self, sequence: Sequence, most: int) -> PrefillChunk:
-        length = min(sequence.num_prompt_left, most)
-        start, ends = sequence.num_prompt_dispatched, length == sequence.num_prompt_left
+        start = sequence.num_prompt_dispatched
+        to_grid = -start % PREFILL_BLOCK or most  # it may have been resumed between two points
+        length = min(sequence.num_prompt_left, most, to_grid)
+        ends = length == sequence.num_prompt_left
         forks = [s for s in self._running.values() if ends and s.parent is sequence]
         planned = [self._plan_row(s, start, length) for s in (sequence, *forks)]
         return replace(planned[0], forks=tuple(planned[1:]))
@@ -323,6 +333,14 @@ class Scheduler:
         except Exception as error:  # of somebody else's code; only this request depends on it
             return _failed(ConstraintError(str(error)))
         return output
+
+    def _note_end(self, sequence: Sequence, output: TokenOutput) -> None:
+        """The last token was sampled, but not read any more; with the first, the state is the prompt's."""
+        is_whole = output.finish_reason is not FinishReason.ERROR and len(sequence.token_ids) > 1
+        if is_whole and self.cache is not None and self.cache.is_inexact:
+            request = sequence.request
+            text = (*request.prompt_token_ids, *sequence.token_ids[:-1])
+            self._ends.append((PromptKey.of(text, request.cache_salt), sequence.slot))
 
     def _release(self, sequence: Sequence) -> None:
         request = sequence.request

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class Snapshot:
       length: tokens that were read.
       recurrent, hidden: see `Mark`.
       window: keys and values of the tokens from `first_block` on, one array for each block of the grid; the last is
-        shorter where `length` is no point of the grid.
+        shorter where `length` is no point of the grid, and the first where a ring had no more of it.
     """
 
     length: int
@@ -59,7 +59,8 @@ def follow(last: Snapshot | None, marks: Sequence[Mark], window: int) -> list[Sn
     """The snapshots that a chunk adds to the one before it.
 
     Args:
-      last: where the chunk began, on the grid; None for a prompt's beginning.
+      last: where the chunk began; None for a prompt's beginning. Where that is no point of the grid, the first mark
+        goes no further than to the next one.
       marks: of the chunk, in order.
       window: tokens that attention looks back on.
     """
@@ -67,12 +68,21 @@ def follow(last: Snapshot | None, marks: Sequence[Mark], window: int) -> list[Sn
     blocks = [] if last is None else list(last.window)
     snapshots = []
     for mark in marks:
+        begun = [blocks.pop()] if length % PREFILL_BLOCK else []
         length += len(mark.window)
-        blocks.append(mark.window)
+        blocks.append(np.concatenate([*begun, mark.window]) if begun else mark.window)
         count = -(-length // PREFILL_BLOCK) - first_block(length, window)
         kept = tuple(islice(blocks, len(blocks) - count, None))
         snapshots.append(Snapshot(length, mark.recurrent, kept, mark.hidden))
     return snapshots
+
+
+def from_ring(length: int, recurrent: tuple[HostArray, ...], ring: HostArray) -> Snapshot:
+    """The snapshot of a slot that has read so many tokens; undoes `ring_rows`."""
+    oldest = max(0, length - len(ring))
+    edges = [oldest, *range(oldest // PREFILL_BLOCK * PREFILL_BLOCK + PREFILL_BLOCK, length, PREFILL_BLOCK), length]
+    blocks = (ring[np.arange(start, end) % len(ring)] for start, end in pairwise(edges))
+    return Snapshot(length, recurrent, tuple(blocks))
 
 
 def ring_rows(snapshot: Snapshot, window: int) -> HostArray:
@@ -80,7 +90,7 @@ def ring_rows(snapshot: Snapshot, window: int) -> HostArray:
     are not filled yet are zeros."""
     first = snapshot.window[0]
     ring = np.zeros((window, *first.shape[1:]), first.dtype)
-    position = first_block(snapshot.length, window) * PREFILL_BLOCK
+    position = snapshot.length - sum(map(len, snapshot.window))
     oldest = max(0, snapshot.length - window)
     for block in snapshot.window:
         rows = block[max(0, oldest - position) :]

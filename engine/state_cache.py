@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, runtime_checkable
 
 from .config import PREFILL_BLOCK, CacheStats
-from .snapshot import HostArray, Mark, Snapshot, first_block, follow
+from .snapshot import HostArray, Mark, Snapshot, follow
 
 _ID_BYTES: Final = array("i").itemsize
 _EDGE_BYTES: Final = _ID_BYTES * PREFILL_BLOCK
@@ -114,13 +114,18 @@ class StateCache:
     read again, per byte that its end sets free; an eighth of that where nobody branches. So a long text is thinned
     out before it is forgotten: with each point that goes, its neighbours become worth more.
 
+    Attributes:
+      is_inexact: whether prompts are also read on from between two points of the grid, and from what `keep_end` has
+        taken in. Both give other bits than to read all of them.
+
     Args:
       window: tokens that attention looks back on.
       budget: in bytes.
-      disk: a tier below, which is told of all states and asked where it may know more.
+      disk: a tier below, which is told of all states that were read, and asked where it may know more.
     """
 
-    def __init__(self, window: int, budget: int, disk: LowerTier | None = None) -> None:
+    def __init__(self, window: int, budget: int, disk: LowerTier | None = None, *, is_inexact: bool = False) -> None:
+        self.is_inexact = is_inexact
         self._window = window
         self._budget = budget
         self._disk = disk
@@ -154,15 +159,20 @@ class StateCache:
             disk_errors=0 if self._disk is None else self._disk.num_errors,
         )
 
-    def look_up(self, prompt: PromptKey) -> Snapshot | None:
-        """The snapshot that spares the most: the prompt's own end, with `hidden`, or the last one on the grid that
-        leaves something to read."""
+    def look_up(self, prompt: PromptKey, *, on_grid: bool = False) -> Snapshot | None:
+        """The snapshot that spares the most: the prompt's own end, with `hidden`, or the last one that leaves something
+        to read; that lies on the grid, unless the cache is inexact.
+
+        Args:
+          on_grid: in an inexact one too.
+        """
         self._queries += 1
-        entry = self._find(prompt)
+        on_grid = on_grid or not self.is_inexact
+        entry = self._find(prompt, on_grid)
         found = None if entry is None else entry.snapshot
         below = self._look_below(prompt, 0 if found is None else found.length)
         if below is not None:
-            found, entry = below, self._find(prompt)
+            found, entry = below, self._find(prompt, on_grid)
         if entry is not None:
             entry.is_proven = True
             self._use(entry)
@@ -194,6 +204,10 @@ class StateCache:
             self._disk.store(prompt, snapshots)
         self._admit(prompt, snapshots)
 
+    def keep_end(self, text: PromptKey, snapshot: Snapshot) -> None:
+        """Takes in the state that generating has left behind a text. It is told to nobody else."""
+        self._admit(text, [snapshot])
+
     def _admit(self, prompt: PromptKey, snapshots: Sequence[Snapshot]) -> None:
         path = [self._roots.setdefault(prompt.salt, _Node(None, b"", 0))]
         for snapshot in snapshots:
@@ -213,7 +227,7 @@ class StateCache:
             self._admit(prompt, [found])
         return found
 
-    def _find(self, prompt: PromptKey) -> _Entry | None:
+    def _find(self, prompt: PromptKey, on_grid: bool) -> _Entry | None:
         node, index, found = self._roots.get(prompt.salt), 0, None
         while node is not None:
             ends = node.length // PREFILL_BLOCK == len(prompt) // PREFILL_BLOCK
@@ -222,6 +236,7 @@ class StateCache:
                 return whole
             if node.length < len(prompt):
                 found = node.entries.get(b"", found)
+                found = found if on_grid else _behind(node, prompt) or found
             node, index = node.children.get(prompt.block(index)), index + 1
         return found
 
@@ -235,6 +250,7 @@ class StateCache:
             self._remove(entry)
         shared = self._share(path, snapshot)
         is_last = not rest and snapshot.length // PREFILL_BLOCK == len(prompt) // PREFILL_BLOCK
+        is_last |= snapshot.hidden is None and snapshot.length == len(prompt)
         is_proven = is_last or (entry is not None and entry.is_proven)
         node.entries[rest] = entry = _Entry(node, rest, shared, is_proven, self._age)
         self._bytes += _own_bytes(entry)
@@ -244,7 +260,8 @@ class StateCache:
     def _share(self, path: list[_Node], snapshot: Snapshot) -> Snapshot:
         """The snapshot with those blocks of its window that the tree has already, or has from now on."""
         window = list(snapshot.window)
-        for place, node in enumerate(_window_nodes(path, snapshot.length, self._window)):
+        whole = [place for place, block in enumerate(window) if len(block) == PREFILL_BLOCK]
+        for place, node in zip(whole, path[len(path) - len(whole) :], strict=True):
             if node.window is None:
                 node.window = window[place]
                 self._bytes += window[place].nbytes
@@ -312,9 +329,8 @@ class StateCache:
 
     def _nodes_of(self, entry: _Entry) -> list[_Node]:
         """Where the whole blocks of an entry's window lie, latest first."""
-        count = entry.node.length // PREFILL_BLOCK - first_block(entry.snapshot.length, self._window)
         nodes, node = [], entry.node
-        for _ in range(count):
+        for _ in range(sum(len(block) == PREFILL_BLOCK for block in entry.snapshot.window)):
             nodes.append(node)
             assert node.parent is not None
             node = node.parent
@@ -328,15 +344,18 @@ def _child(node: _Node, edge: bytes) -> _Node:
     return child
 
 
-def _window_nodes(path: list[_Node], length: int, window: int) -> list[_Node]:
-    """Where the whole blocks of a window lie, oldest first."""
-    return path[first_block(length, window) + 1 :]
+def _behind(node: _Node, prompt: PromptKey) -> _Entry | None:
+    """The longest state behind a point of the grid, and before the next one, with which a prompt goes on."""
+    start = node.length * _ID_BYTES
+    tokens = prompt.tokens[start : min(start + _EDGE_BYTES, len(prompt.tokens) - _ID_BYTES)]
+    begun = (entry for rest, entry in node.entries.items() if rest and tokens.startswith(rest))
+    return max(begun, key=lambda entry: len(entry.rest), default=None)
 
 
 def _own_bytes(entry: _Entry) -> int:
-    """What nobody shares: also the keys and values behind the last point of the grid."""
-    tail = entry.snapshot.window[-1].nbytes if entry.rest else 0
-    return entry.snapshot.own_bytes + tail
+    """What nobody shares: also the keys and values of blocks that are not whole, at the window's ends."""
+    parts = sum(block.nbytes for block in entry.snapshot.window if len(block) < PREFILL_BLOCK)
+    return entry.snapshot.own_bytes + parts
 
 
 def _gap(entry: _Entry) -> int:

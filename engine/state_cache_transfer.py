@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from .config import PREFILL_BLOCK
 from .model.state import Trail
 from .sequence import PrefillChunk
-from .snapshot import HostArray, Mark, Snapshot, ring_rows
+from .snapshot import HostArray, Mark, Snapshot, from_ring, ring_rows
 
 
 def read_marks(
@@ -34,6 +34,12 @@ def read_marks(
 
     for row, end_row, chunk in zip(places, ends, chunks, strict=True):
         yield tuple(mark(row, end_row, block, chunk) for block in range(-(-chunk.length // PREFILL_BLOCK)))
+
+
+def read_slot(arrays: tuple[Array, Array, Array], length: int) -> Snapshot:
+    """What `read_step` gave, of a slot that has read so many tokens; waits for the device."""
+    h, conv, ring = map(np.asarray, arrays)
+    return from_ring(length, (h, conv), ring)
 
 
 def restore_inputs(snapshot: Snapshot, slot: int, window: int) -> tuple[HostArray, ...]:

@@ -19,7 +19,18 @@ from ..kernels import PORTABLE
 from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from .model.griffin import Griffin, Params
 from .model.shards import Shards
-from .model.state import ModelState, Trail, as_state, copy_rows, join, num_rows, put_rows, split, take_rows
+from .model.state import (
+    ModelState,
+    Trail,
+    as_arrays,
+    as_state,
+    copy_rows,
+    join,
+    num_rows,
+    put_rows,
+    split,
+    take_rows,
+)
 from .request import MAX_LOGPROBS, NO_TOKEN
 from .sampler import Logprobs, Sampled, logprobs, needs_logits, no_logprobs, sample, score
 from .sampling_state import SamplingState, TokenMemory, no_tokens, remember
@@ -307,6 +318,14 @@ def restore_step(
     """Puts a remembered state into a slot; see `as_state`."""
     state = as_state(pool.groups[0], h, conv, ring, shards)
     return pool._replace(groups=put_rows(pool.groups, slots, state, shards))
+
+
+def read_step(
+    shards: Shards, channels: int, pool: StatePool, slots: Int32[Array, " 1"]
+) -> tuple[Float32[Array, "L E"], Float[Array, "L K1 E"], Float[Array, "W A 2 d"]]:
+    """A slot's state, as `restore_step` takes it."""
+    state = take_rows(pool.groups, slots, jnp.zeros(1, jnp.bool), shards, from_all=True)
+    return as_arrays(state, shards, channels)
 
 
 def mask_step(shards: Shards, pool: StatePool, slots: Int32[Array, " R"], allowed: UInt32[Array, "R W"]) -> StatePool:

@@ -145,6 +145,14 @@ def serve(
             metavar="auto|GIB",
         ),
     ] = None,
+    state_cache_inexact: Annotated[
+        bool | None,
+        typer.Option(
+            "--state-cache-inexact",
+            help="Go on from what generating has left too, though not bit for bit.",
+            show_default="off",
+        ),
+    ] = None,
     state_cache_dir: Annotated[
         Path | None,
         typer.Option(help="A folder in which they outlive the process.", show_default="none", metavar="DIR"),

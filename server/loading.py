@@ -74,6 +74,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         seed=settings.seed,
         quantize=settings.quantize,
         state_cache_gib=settings.state_cache_gib,
+        state_cache_inexact=settings.state_cache_inexact,
         state_cache_dir=settings.state_cache_dir,
         state_cache_dir_gib=settings.state_cache_dir_gib,
         state_key=state_key(settings),

@@ -130,6 +130,7 @@ class Settings(BaseSettings):
     state_cache_gib: Annotated[
         Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, BeforeValidator(_none_if_auto)
     ] = None
+    state_cache_inexact: bool = False
     state_cache_dir: Path | None = None
     state_cache_dir_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16.0
     state_key: Annotated[SecretStr, Field(min_length=16)] | None = None

@@ -174,6 +174,25 @@ def as_state(
     return tuple(map(layer, like))
 
 
+def as_arrays(
+    state: ModelState, shards: Shards, channels: int
+) -> tuple[Float32[Array, "L E"], Float[Array, "L K1 E"], Float[Array, "W A 2 d"]]:
+    """Undoes `as_state`; a kind of which there is no layer is an axis of length 0.
+
+    Args:
+      state: one row.
+      shards: each of which has its own channels.
+      channels: of all of them.
+    """
+    recurrent = [layer for layer in state if isinstance(layer, RecurrentState)]
+    rings = [layer.rings[0][0] for layer in state if isinstance(layer, AttentionState)]
+    h = jnp.stack([layer.h[0] for layer in recurrent]) if recurrent else jnp.zeros((0, 0))
+    conv = jnp.stack([layer.conv[:, 0] for layer in recurrent]) if recurrent else jnp.zeros((0, 1, 0))
+    h, conv = (shards.all_channels(x, channels) for x in (h, conv))
+    pairs = [jnp.stack([keys[0], values[0]], axis=1) for keys, values in rings]
+    return h, conv, jnp.stack(pairs, axis=1) if pairs else jnp.zeros((1, 0, 2, 0), conv.dtype)
+
+
 def take_rows(
     groups: Sequence[ModelState],
     rows: Int32[Array, " R"],

@@ -83,6 +83,21 @@ def test_a_conversation_goes_on_where_it_was(client: httpx.Client) -> None:
     assert later
 
 
+def test_an_inexact_cache_spares_the_reply_too(tiny_config: Path) -> None:
+    """But for its last token, which was sampled and not read."""
+    with (
+        serving(f"random:{tiny_config}", "--slots", "2", "--prefill-chunk", "64", "--state-cache-inexact") as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        history, told = prompt(100), []
+        for _ in range(3):
+            reply, num_cached = ask(client, history, max_tokens=90)
+            told.append((len(history), num_cached))
+            history = [*history, *reply, *prompt(10)]
+        assert told == [(100, 0), (200, 189), (300, 289)]
+        assert client.get("/load").json()["running"] == 0
+
+
 def test_metrics(client: httpx.Client) -> None:
     ask(client, prompt(100))
     time.sleep(0.25)

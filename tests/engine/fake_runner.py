@@ -3,8 +3,10 @@
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
+import numpy as np
 from roost.engine import EngineDeadError
 from roost.engine.sequence import Batch, DecodeBatch, PrefillChunk, RowResult
+from roost.engine.snapshot import Snapshot, from_ring
 
 
 @dataclass
@@ -43,6 +45,10 @@ class FakeRunner:
 
     def close(self) -> None:
         pass
+
+    def read(self, slot: int, length: int) -> Snapshot:
+        """The slot's last token, which it has not read yet, as its state."""
+        return from_ring(length, (np.array([self._last[slot]]),), np.zeros((1, 1), np.int32))
 
     def _decode(self, slot: int, steps: int = 1) -> RowResult:
         first = self._last[slot] + 1

@@ -1,8 +1,10 @@
 """States whose arrays say which tokens they stand for, and a reader that uses a cache as the engine does."""
 
+from itertools import pairwise
+
 import numpy as np
 from roost.engine.config import PREFILL_BLOCK
-from roost.engine.snapshot import Mark, Snapshot, follow, ring_rows
+from roost.engine.snapshot import Mark, Snapshot, follow, from_ring, ring_rows
 from roost.engine.state_cache import PromptKey, StateCache
 
 STATE_BYTES, TOKEN_BYTES, HIDDEN_BYTES = 400, 4, 40
@@ -28,9 +30,9 @@ def mark(tokens: tuple[int, ...], start: int, end: int, *, is_end: bool) -> Mark
 def marks(tokens: tuple[int, ...], start: int = 0, end: int | None = None) -> list[Mark]:
     """Of every point of the grid and of the end."""
     end = len(tokens) if end is None else end
-    starts = range(start, end, PREFILL_BLOCK)
-    stops = [min(at + PREFILL_BLOCK, end) for at in starts]
-    return [mark(tokens, a, b, is_end=b == len(tokens)) for a, b in zip(starts, stops, strict=True)]
+    next_point = start // PREFILL_BLOCK * PREFILL_BLOCK + PREFILL_BLOCK
+    edges = [start, *range(next_point, end, PREFILL_BLOCK), end]
+    return [mark(tokens, a, b, is_end=b == len(tokens)) for a, b in pairwise(edges) if a < b]
 
 
 def read(cache: StateCache, tokens: tuple[int, ...], salt: str = "", window: int = 128, cut: int | None = None) -> int:
@@ -43,6 +45,12 @@ def read(cache: StateCache, tokens: tuple[int, ...], salt: str = "", window: int
     if length < len(tokens):
         cache.publish(key, follow(found, marks(tokens, length, cut), window))
     return length
+
+
+def left_behind(tokens: tuple[int, ...], window: int) -> Snapshot:
+    """What a slot holds that has read these tokens, the last of them one by one."""
+    last = follow(None, marks(tokens), window)[-1]
+    return from_ring(len(tokens), last.recurrent, ring_rows(last, window))
 
 
 def check(found: Snapshot, tokens: tuple[int, ...], window: int) -> None:

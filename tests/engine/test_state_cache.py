@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from fake_states import HIDDEN_BYTES, STATE_BYTES, TOKEN_BYTES, check, marks, read, text
+from fake_states import HIDDEN_BYTES, STATE_BYTES, TOKEN_BYTES, check, left_behind, marks, read, text
 from hypothesis import given
 from roost.engine.config import PREFILL_BLOCK
 from roost.engine.snapshot import first_block, follow
@@ -73,6 +73,41 @@ def test_within_a_budget_nothing_wrong_is_found(
         read(cache, text(*parts), salt, window)
         assert cache.stats.num_bytes <= budget
         check_books(cache)
+
+
+@given(traffic=TRAFFIC, window=st.sampled_from([16, 64, 100, 128, 500]), budget=st.sampled_from([PLENTY, 12_000]))
+def test_an_inexact_one_goes_on_from_anywhere(
+    traffic: list[tuple[list[tuple[int, int]], str, bool]], window: int, budget: int
+) -> None:
+    """From what was read or generated, and what others share of it is whole."""
+    cache, seen = StateCache(window, budget, is_inexact=True), set[tuple[str, tuple[int, ...]]]()
+    for parts, salt, is_answered in traffic:
+        tokens = text(*parts)
+        spared = read(cache, tokens, salt, window)
+        known = [n for n in range(1, len(tokens)) if (salt, tokens[:n]) in seen]
+        longest = len(tokens) if (salt, (*tokens, -1)) in seen else max(known, default=0)
+        assert spared == longest or (budget < PLENTY and spared < longest)
+        points = range(PREFILL_BLOCK, len(tokens), PREFILL_BLOCK)
+        seen |= {(salt, tokens[:n]) for n in (*points, len(tokens))} | {(salt, (*tokens, -1))}
+        if is_answered:
+            answered = text(*parts, (9, 40 * len(parts)))
+            cache.keep_end(PromptKey.of(answered, salt), left_behind(answered, window))
+            seen.add((salt, answered))
+        check_books(cache)
+        assert cache.stats.num_bytes <= budget
+
+
+def test_an_exact_one_does_not_know_what_was_generated() -> None:
+    for is_inexact, spared in ((False, 64), (True, 100)):
+        cache, tokens = StateCache(128, PLENTY, is_inexact=is_inexact), text((1, 70), (2, 30), (3, 10))
+        read(cache, tokens[:70])
+        cache.keep_end(PromptKey.of(tokens[:100], ""), left_behind(tokens[:100], 128))
+        found = cache.look_up(PromptKey.of(tokens, ""))
+        assert found is not None
+        assert found.length == spared
+        on_grid = cache.look_up(PromptKey.of(tokens, ""), on_grid=True)
+        assert on_grid is not None
+        assert on_grid.length == 64
 
 
 def test_the_same_prompt_again_is_spared_wholly() -> None:
@@ -153,6 +188,17 @@ def test_a_window_holds_the_blocks_of_the_last_tokens(length: int, window: int) 
     assert last.length == length
     assert len(last.window) == -(-length // PREFILL_BLOCK) - first_block(length, window)
     check(last, tokens, window)
+
+
+@pytest.mark.parametrize("length", [1, 64, 65, 127, 128, 1000, 2049])
+@pytest.mark.parametrize("window", [16, 64, 100, 128, 2048])
+def test_a_ring_is_a_snapshot(length: int, window: int) -> None:
+    """Of the tokens that it still has, cut at the points of the grid."""
+    tokens = (*text((1, length)), 9)
+    found = left_behind(tokens[:-1], window)
+    check(found, tokens, window)
+    assert sum(map(len, found.window)) == min(length, window)
+    assert all(len(block) == PREFILL_BLOCK for block in found.window[1:-1])
 
 
 def test_books_are_told() -> None:

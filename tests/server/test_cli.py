@@ -73,7 +73,8 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "--state-cache-dir-gib": "2",
         "--state-key": "sixteen characters and more",
     }
-    arguments = [*(word for pair in flags.items() for word in pair), "--strict", "--cache-salt-by-key"]
+    switches = ["--strict", "--cache-salt-by-key", "--state-cache-inexact"]
+    arguments = [*(word for pair in flags.items() for word in pair), *switches]
     assert runner.invoke(app, ["serve", "random:2b", *arguments]).exit_code == 0
     settings = served[0].model_dump()
     assert [key.get_secret_value() for key in settings.pop("api_key")] == ["k"]
@@ -111,6 +112,7 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "step_timeout": 9.0,
         "stall_timeout": 10.0,
         "state_cache_gib": 1.5,
+        "state_cache_inexact": True,
         "state_cache_dir": Path("states"),
         "state_cache_dir_gib": 2.0,
         "cache_salt_by_key": True,

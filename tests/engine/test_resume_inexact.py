@@ -1,0 +1,124 @@
+"""What generating has left is gone on from, where that is wished for: nearly what reading gives, not bit for bit."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from roost.engine import EngineCore, ModelRunner, Request, SamplingParams, StateCache
+from roost.engine.scheduler import Scheduler
+from roost.engine.snapshot import ring_rows
+from roost.engine.state_cache import PromptKey
+
+SLOTS, PLENTY = 4, 10**9
+NEAR = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def make_core(runner: ModelRunner, *, is_inexact: bool = True) -> EngineCore:
+    cache = StateCache(runner.window, PLENTY, is_inexact=is_inexact)
+    return EngineCore(Scheduler(SLOTS, 100, runner.limits, cache=cache), runner)
+
+
+def text(kind: int, count: int) -> tuple[int, ...]:
+    return tuple(np.random.default_rng(kind).integers(3, 320, count).tolist())
+
+
+def run(core: EngineCore, *requests: Request) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Of each, its answer and how many tokens were not read."""
+    told = {request.id: ((), 0) for request in requests}
+    for request in requests:
+        core.add(request)
+    while not core.is_idle:
+        for name, output in core.step():
+            tokens, num_cached = told[name]
+            told[name] = (*tokens, *output.token_ids), num_cached + output.num_cached
+    return told
+
+
+def ask(name: str, prompt: tuple[int, ...], max_tokens: int = 20, **fields: Any) -> Request:
+    return Request(name, prompt, SamplingParams(max_tokens=max_tokens, **{"temperature": 0.0, **fields}))
+
+
+def check_end(core: EngineCore, tokens: tuple[int, ...], runner: ModelRunner) -> None:
+    """What was left behind these tokens is what reading them would have left, but for the last bits."""
+    assert core._scheduler.cache is not None
+    found = core._scheduler.cache.look_up(PromptKey.of((*tokens, 5), ""))
+    assert found is not None
+    assert found.length == len(tokens)
+    reader = make_core(runner)
+    run(reader, ask("a", tokens, 1))
+    assert reader._scheduler.cache is not None
+    read = reader._scheduler.cache.look_up(PromptKey.of(tokens, ""))
+    assert read is not None
+    assert read.length == len(tokens)
+    for left, wanted in zip(found.recurrent, read.recurrent, strict=True):
+        np.testing.assert_allclose(left, wanted, **NEAR)
+    np.testing.assert_allclose(ring_rows(found, runner.window), ring_rows(read, runner.window), **NEAR)
+
+
+@pytest.mark.parametrize(("length", "count"), [(1, 2), (1, 200), (40, 26), (64, 3), (300, 2), (300, 200)])
+def test_a_turn_leaves_the_state_of_all_but_its_last_token(runner: ModelRunner, length: int, count: int) -> None:
+    core, prompt = make_core(runner), text(1, length)
+    reply, _ = run(core, ask("a", prompt, count))["a"]
+    assert len(reply) == count
+    check_end(core, (*prompt, *reply[:-1]), runner)
+
+
+def test_so_does_one_that_stops_by_itself_in_a_crowd(runner: ModelRunner) -> None:
+    """Each in its slot, though slots are moved, and taken again by those that waited."""
+    prompts = [text(kind, 30 * kind) for kind in range(1, 10)]
+    free = run(make_core(runner), *(ask(str(i), prompt, 40) for i, prompt in enumerate(prompts)))
+    stops = [free[str(i)][0][3 + 4 * i] for i in range(9)]
+    core = make_core(runner)
+    told = run(core, *(ask(str(i), p, 40, end_token_ids=(stops[i],)) for i, p in enumerate(prompts)))
+    for i, prompt in enumerate(prompts):
+        reply, _ = told[str(i)]
+        assert reply[-1] == stops[i]
+        if len(reply) > 1:
+            check_end(core, (*prompt, *reply[:-1]), runner)
+
+
+def test_a_conversation_reads_what_is_new(runner: ModelRunner) -> None:
+    core, history, last = make_core(runner), text(1, 200), 0
+    for turn in range(5):
+        reply, num_cached = run(core, ask("a", history, 70))["a"]
+        assert num_cached == last
+        last, history = len(history) + 69, (*history, *reply, *text(turn, 30))
+    assert core.stats.prompt_tokens == 200 + 4 * 31
+
+
+def test_it_says_nearly_what_it_would_have_said(runner: ModelRunner) -> None:
+    answers = []
+    for is_inexact in (True, False):
+        core, history = make_core(runner, is_inexact=is_inexact), text(1, 100)
+        reply, _ = run(core, ask("a", history, 50))["a"]
+        answers.append(run(core, ask("b", (*history, *reply, *text(2, 10)), 10))["b"])
+    (inexactly, more), (exactly, less) = answers
+    assert (more, less) == (149, 64)
+    assert inexactly == exactly
+
+
+def test_aborted_and_failed_requests_leave_no_end(runner: ModelRunner) -> None:
+    core, prompt = make_core(runner), text(1, 100)
+    core.add(ask("a", prompt, 100))
+    while not any(output.token_ids for _, output in core.step()):
+        pass
+    core.step()
+    core.abort("a")
+    while not core.is_idle:
+        core.step()
+    assert core.stats.cache.snapshots == 2, "of the prompt"
+
+
+def test_what_is_saved_lies_on_the_grid(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    run(core, ask("a", text(1, 100), 20))
+    state = core.save("a")
+    assert state.snapshot is not None
+    assert (len(state.token_ids), state.snapshot.length) == (120, 64)
+    assert runner.state_format.load(runner.state_format.export(state)).token_ids == state.token_ids
+
+
+def test_an_exact_cache_reads_no_slots(runner: ModelRunner) -> None:
+    core = make_core(runner, is_inexact=False)
+    run(core, ask("a", text(1, 100), 20))
+    assert core.stats.cache.snapshots == 2
