@@ -144,4 +144,14 @@ def test_a_state_is_saved_gone_on_from_and_moved(client: httpx.Client) -> None:
     whole = ask(client, [*tokens, *answer["choices"][0]["token_ids"], 20, 21], cache_salt="nobody's")
     for state_id in (state["id"], moved["id"]):
         assert ask(client, [20, 21], from_state=state_id) == (whole[0], 256)
+    fork = {
+        "token_ids": [20, 21],
+        "from_state": state["id"],
+        "n": 3,
+        "max_tokens": 5,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
+    forked = client.post("/generate", json=fork).json()["choices"]
+    assert [choice["token_ids"] for choice in forked] == [whole[0]] * 3
     assert ask(client, [20, 21], from_state=moved["id"])[1] == 307, "what it led to is remembered for it alone"
