@@ -339,7 +339,7 @@ class Scheduler:
         is_whole = output.finish_reason is not FinishReason.ERROR and len(sequence.token_ids) > 1
         if is_whole and self.cache is not None and self.cache.is_inexact:
             request = sequence.request
-            text = (*request.prompt_token_ids, *sequence.token_ids[:-1])
+            text = request.prompt_token_ids + tuple(sequence.token_ids[:-1])
             self._ends.append((PromptKey.of(text, request.cache_salt), sequence.slot))
 
     def _release(self, sequence: Sequence) -> None:
@@ -376,7 +376,7 @@ def _lateness(request: Request, now: float, *, is_waiting: bool) -> RoostError |
 
 def _text_of(sequence: Sequence) -> Text:
     request = sequence.request
-    return Text((*request.prompt_token_ids, *sequence.token_ids), request.cache_salt, request.tenant)
+    return Text(request.prompt_token_ids + tuple(sequence.token_ids), request.cache_salt, request.tenant)
 
 
 def _floor_power_of_two(n: int) -> int:

@@ -209,7 +209,7 @@ class StateCache:
         self._admit(text, [snapshot])
 
     def _admit(self, prompt: PromptKey, snapshots: Sequence[Snapshot]) -> None:
-        path = [self._roots.setdefault(prompt.salt, _Node(None, b"", 0))]
+        path = self._path(prompt) or [self._roots.setdefault(prompt.salt, _Node(None, b"", 0))]
         for snapshot in snapshots:
             for index in range(len(path) - 1, snapshot.length // PREFILL_BLOCK):
                 path.append(_child(path[-1], prompt.block(index)))
@@ -228,17 +228,27 @@ class StateCache:
         return found
 
     def _find(self, prompt: PromptKey, on_grid: bool) -> _Entry | None:
-        node, index, found = self._roots.get(prompt.salt), 0, None
-        while node is not None:
-            ends = node.length // PREFILL_BLOCK == len(prompt) // PREFILL_BLOCK
-            whole = node.entries.get(prompt.rest(len(prompt))) if ends else None
-            if whole is not None and whole.snapshot.hidden is not None:
-                return whole
-            if node.length < len(prompt):
+        found, length = None, len(prompt)
+        for node in self._path(prompt):  # of a long conversation some thousand, so little is done for each
+            if node.length < length:
                 found = node.entries.get(b"", found)
                 found = found if on_grid else _behind(node, prompt) or found
-            node, index = node.children.get(prompt.block(index)), index + 1
+            if length - node.length < PREFILL_BLOCK:
+                whole = node.entries.get(prompt.rest(length))
+                if whole is not None and whole.snapshot.hidden is not None:
+                    return whole
         return found
+
+    def _path(self, prompt: PromptKey) -> list[_Node]:
+        """The nodes that a prompt goes along, as far as there are any; none where not even its salt is known."""
+        node, tokens = self._roots.get(prompt.salt), prompt.tokens
+        path = [] if node is None else [node]
+        for end in range(_EDGE_BYTES, len(tokens) + 1 if path else 0, _EDGE_BYTES):
+            node = path[-1].children.get(tokens[end - _EDGE_BYTES : end])
+            if node is None:
+                break
+            path.append(node)
+        return path
 
     def _take_in(self, path: list[_Node], prompt: PromptKey, snapshot: Snapshot) -> None:
         node, rest = path[-1], prompt.rest(snapshot.length)
