@@ -1,10 +1,10 @@
 """Load held, faults survived, inputs tried: the table in robustness.md, by one command.
 
-    python benchmarks/robustness.py [--minutes 20] [--sections soak faults fuzz parsers]
+    python benchmarks/robustness.py [--minutes 20] [--sections soak faults fuzz parsers] [--seconds 60]
 
 Each section does its work and gives rows of what was counted. Rows are kept in robustness.json, from which the page is
 written: sections that are not run keep what they found last, with its date. Exits with 1 if anything failed; what fails
-is in the table too.
+is in the table too. The section `led` is run where it is named only: it wants `pip install atheris`.
 """
 
 import argparse
@@ -115,7 +115,16 @@ def fuzz(_: argparse.Namespace) -> Findings:
 
 def parsers(_: argparse.Namespace) -> Findings:
     """Broken files; see fuzz_parsers.py."""
-    command = [sys.executable, str(HERE / "fuzz_parsers.py"), "--json"]
+    return _broken_files()
+
+
+def led(options: argparse.Namespace) -> Findings:
+    """The same, made by atheris from what code they reach."""
+    return _broken_files("--atheris", str(options.seconds))
+
+
+def _broken_files(*arguments: str) -> Findings:
+    command = [sys.executable, str(HERE / "fuzz_parsers.py"), "--json", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if not done.stdout:
         return Findings([], [f"fuzz_parsers.py failed with status {done.returncode}"])
@@ -134,6 +143,7 @@ SECTIONS: Mapping[str, Section] = {
     "faults": Section("Faults survived", faults),
     "fuzz": Section("Inputs tried", fuzz),
     "parsers": Section("Files tried", parsers),
+    "led": Section("Files tried, led by the code that they reach", led),
 }
 
 
@@ -171,7 +181,8 @@ def describe(findings: Findings) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20, help="of the soak")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--seconds", type=int, default=60, help="of each parser's files that are led")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=[name for name in SECTIONS if name != "led"])
     options = parser.parse_args()
     kept = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
     for name in options.sections:
