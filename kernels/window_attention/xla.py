@@ -1,6 +1,8 @@
 """Window attention as plain matrix products, for every backend."""
 
 from functools import partial
+from itertools import accumulate
+from typing import Final
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,11 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from ..halving import max_last, sum_last
 from ..precision import product_precision
-from .ring import Blocks, Rings, write_ring
+from .ring import Blocks, Rings, block_sizes, write_ring
 from .softmax import MASKED
+
+_FIRST_ROWS: Final = 256
+"""Of a ring, that a block of a prompt attends to at least; twice as many, and so on, as more are filled."""
 
 
 def decode_attention_xla(
@@ -67,8 +72,9 @@ def prefill_attention_xla(
 ) -> tuple[Float32[Array, "B T N d"], Rings]:
     """See `prefill_attention`. Each block attends to its ring and to itself, and is then written into the ring.
 
-    The result of a block does not depend on where in the chunk it stands, so every cut of a sequence at multiples
-    of `block` gives the same bits. Documents may begin inside a row if its rings are not carried on.
+    The result of a block depends on its place in the text, but not on where in the chunk it stands, so every cut of a
+    sequence at multiples of `block` gives the same bits. Documents may begin inside a row if its rings are not carried
+    on.
     """
     one_by_one = (q, k, v, *rings, positions)  # a row's scores fill a cache as it is
     out, ring_k, ring_v = jax.lax.map(lambda row: _prefill_row(*(x[None] for x in row), block=block), one_by_one)
@@ -93,11 +99,27 @@ def _prefill_row(
 
     def step(rings: Rings, inputs: tuple[Array, ...]) -> tuple[Rings, Array]:
         q, k, v, positions, start = inputs
-        out = _attend_block(q, k, v, rings, positions, start)
+        out = _attend_filled(q, k, v, rings, positions, start)
+        out, k, v = jax.lax.optimization_barrier((out, k, v))  # rings are read before they are written: without copies
         return write_ring(rings, k, v, positions, start), out
 
     (ring_k, ring_v), out = jax.lax.scan(step, (ring_k, ring_v), (*map(split, (q, k, v, positions)), starts))
     return out.reshape(q.shape[1:]), ring_k[0], ring_v[0]
+
+
+def _attend_filled(
+    q: Float[Array, "1 C N d"],
+    k: Float[Array, "1 C d"],
+    v: Float[Array, "1 C d"],
+    rings: Rings,
+    positions: Int32[Array, "1 C"],
+    start: Int32[Array, " 1"],
+) -> Float32[Array, "1 C N d"]:
+    """Of the ring, no more is read than the rows up to the first bound that `start` is not past."""
+    window = rings[0].shape[1]
+    ends = list(accumulate(block_sizes(window, _FIRST_ROWS)))
+    branches = [partial(_attend_block, q, k, v, rings, positions, start, end) for end in ends]
+    return jax.lax.switch(jnp.sum(start[0] > jnp.array(ends[:-1], jnp.int32)), branches)  # type: ignore[no-any-return]
 
 
 def _attend_block(
@@ -107,21 +129,26 @@ def _attend_block(
     rings: Rings,
     positions: Int32[Array, "B C"],
     start: Int32[Array, " B"],
+    end: int,
 ) -> Float32[Array, "B C N d"]:
-    keys = jnp.concatenate([rings[0], k.astype(rings[0].dtype)], axis=1)
-    values = jnp.concatenate([rings[1], v.astype(rings[1].dtype)], axis=1)
+    """See `_attend_filled`; `end` rows of the rings are read."""
+    keys = jnp.concatenate([rings[0][:, :end], k.astype(rings[0].dtype)], axis=1)
+    values = jnp.concatenate([rings[1][:, :end], v.astype(rings[1].dtype)], axis=1)
     scores = _product("bcnd,bwd->bcnw", q, keys) * q.shape[-1] ** -0.5
-    visible = _visible(positions, start, rings[0].shape[1])
+    visible = _visible(positions, start, rings[0].shape[1], end)
     scores = jnp.where(visible[:, :, None], scores, MASKED)
     weights = jnp.exp(scores - max_last(scores))
     out = _product("bcnw,bwd->bcnd", weights.astype(values.dtype), values)
     return out / sum_last(weights)
 
 
-def _visible(positions: Int32[Array, "B C"], start: Int32[Array, " B"], window: int) -> Bool[Array, "B C W_plus_C"]:
-    """Which keys (ring, then block) each query sees: those at most W back, and not before its document's start."""
+def _visible(
+    positions: Int32[Array, "B C"], start: Int32[Array, " B"], window: int, end: int
+) -> Bool[Array, "B C end_plus_C"]:
+    """Which keys (ring up to a row, then block) each query sees: those at most W back, and not before its document's
+    start."""
     steps = positions.shape[1]
-    ring_age = 1 + (start[:, None] - 1 - jnp.arange(window)) % window  # steps from a ring row to the block's start
+    ring_age = 1 + (start[:, None] - 1 - jnp.arange(end)) % window  # steps from a ring row to the block's start
     offsets = jnp.concatenate([-ring_age, jnp.broadcast_to(jnp.arange(steps), (start.shape[0], steps))], axis=1)
     distance = jnp.arange(steps)[None, :, None] - offsets[:, None, :]
     return (distance >= 0) & (distance <= jnp.minimum(window, positions)[..., None])

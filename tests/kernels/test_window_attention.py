@@ -224,6 +224,28 @@ def test_blocks_that_only_others_fill_change_nothing(shape: tuple[int, int, int]
     equal_rings((rings[0][:1], rings[1][:1]), (other_rings[0][:1], other_rings[1][:1]))
 
 
+@pytest.mark.parametrize("start", [0, 192, 256, 320, 512, 576, 1000])
+def test_a_long_ring_is_read_as_far_as_it_is_filled(start: int) -> None:
+    """By rows at different places in one batch: what each gives does not depend on the others, nor on the cut."""
+    window, block, steps = 600, 64, 128
+    rng = np.random.default_rng(start)
+    qkv = (2 * rng.normal(size=(2, steps, 4, SIZE))).astype(np.float32)
+    ring_k, ring_v = (rng.normal(size=(2, 2, window, SIZE))).astype(np.float32)
+    case = Case(qkv, (ring_k, ring_v), block)
+    positions = np.stack([start + np.arange(steps), 700 + np.arange(steps)]).astype(np.int32)
+    out, rings = case.prefill(positions)
+    expected, *expected_rings = case.reference(positions)
+    close(out, expected)
+    equal_rings(rings, (expected_rings[0], expected_rings[1]))
+    alone = Case(qkv[:1], (ring_k[:1], ring_v[:1]), block)
+    carried = alone.rings
+    for at in range(0, steps, block):
+        part = slice(at, at + block)
+        piece, carried = Case(qkv[:1, part], carried, block).prefill(positions[:1, part])
+        np.testing.assert_array_equal(piece[0], out[0, part])
+    equal_rings(carried, (rings[0][:1], rings[1][:1]))
+
+
 def test_rows_do_not_depend_on_their_number() -> None:
     """A row's bits are the same in a batch of two as in one of three."""
     case = Case.of(2, SHAPES[1])
