@@ -210,12 +210,27 @@ def take_rows(
       shards: the pool's; each gets its own channels, and the rings of all.
       from_all: rows of any data shard, not only of this one.
     """
-    axes, shards = _row_axes(groups[0]), shards or Shards()
+    axes, starts, shards = _row_axes(groups[0]), _starts(groups), shards or Shards()
+
+    def read(group: ModelState, row: Array) -> ModelState:
+        state: ModelState = jax.tree.map(lambda axis, x: _row(x, row, axis), axes, group)
+        return _map_rings(lambda blocks: (whole_ring(blocks),), state)
+
+    def read_if_here(axis: int, row: Array, x: Array, fresh: Array) -> Array:
+        taken = _row(x, row, axis)
+        return jnp.where((row >= 0) & (row < x.shape[axis]) & ~fresh, taken, jnp.zeros_like(taken))
 
     def take(row: Array, fresh: Array) -> ModelState:
-        local = _local_rows(groups, row, shards)
-        state: ModelState = jax.tree.map(lambda axis, row, *x: _take_row(axis, x, row, fresh), axes, local, *groups)
-        return _map_rings(lambda blocks: (whole_ring(blocks),), state)
+        """Of several groups, only the one that has the row is read."""
+        if len(groups) == 1:
+            local = _local_rows(groups, row, shards)
+            state = jax.tree.map(lambda *one: read_if_here(*one, fresh), axes, local, groups[0])
+            return _map_rings(lambda blocks: (whole_ring(blocks),), state)
+        place = jnp.where(fresh, len(groups), jnp.sum(row >= jnp.array(starts[1:])))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(read, groups[0], row))
+        branches = [partial(read, group, row - start) for group, start in zip(groups, starts, strict=False)]
+        taken: ModelState = jax.lax.switch(place, [*branches, lambda: zeros])
+        return taken
 
     if rows.shape[0] == 1:
         taken = take(rows[0], fresh[0])
@@ -250,8 +265,7 @@ def put_rows(
       shards: the pool's.
     """
     axes, pieces = _row_axes(groups[0]), _map_rings(lambda b: cut_ring(b[0], _block_sizes(groups[0])), new)
-    local = _local_rows(groups, rows, shards or Shards())
-    starts = [0, *accumulate(num_rows(group) for group in groups)]
+    local, starts = _local_rows(groups, rows, shards or Shards()), _starts(groups)
 
     def put(i: Any, groups: tuple[ModelState, ...]) -> tuple[ModelState, ...]:
         def put_group(group: ModelState, start: int) -> ModelState:
@@ -282,18 +296,7 @@ def copy_rows(
     return put_rows(groups, targets, taken, shards)
 
 
-@partial(jax.jit, static_argnames="axis")  # so that arrays that are alike are traced once
-def _take_row(axis: int, parts: tuple[Array, ...], row: Int32[Array, ""], fresh: Bool[Array, ""]) -> Array:
-    """A row of the parts, which follow one another; zeros if it is fresh or past their end."""
-    start, taken = 0, jnp.zeros_like(_row(parts[0], 0, axis))
-    for part in parts:
-        local, size = row - start, part.shape[axis]
-        taken = jnp.where((local >= 0) & (local < size) & ~fresh, _row(part, local, axis), taken)
-        start += size
-    return taken
-
-
-@partial(jax.jit, static_argnames=("axis", "start"))
+@partial(jax.jit, static_argnames=("axis", "start"))  # so that arrays that are alike are traced once
 def _put_row(
     axis: int, start: int, old: Array, new: Array, row: Int32[Array, ""], source: Int32[Array, ""] | int
 ) -> Array:
@@ -302,6 +305,11 @@ def _put_row(
     inside = (local >= 0) & (local < old.shape[axis])
     value = jnp.where(inside, _row(new, source, axis), _row(old, local, axis))
     return jax.lax.dynamic_update_slice_in_dim(old, value, local, axis)
+
+
+def _starts(groups: Sequence[ModelState]) -> list[int]:
+    """Which row of the pool each group begins with, and where the last one ends."""
+    return [0, *accumulate(num_rows(group) for group in groups)]
 
 
 _AXES = RecurrentState(h=0, conv=1)  # type: ignore[arg-type]

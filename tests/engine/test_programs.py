@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from roost.engine.errors import ConfigError
-from roost.engine.programs import compile_all, group_sizes, keep_programs, prefill_shapes
+from roost.engine.model.config import ModelConfig
+from roost.engine.programs import CPU_OPTIONS, compile_all, group_sizes, keep_programs, new_pool, prefill_shapes
+from roost.engine.steps import copy_step
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,15 @@ def test_prefill_shapes(chunk: int, shapes: set[tuple[int, int]]) -> None:
 )
 def test_group_sizes(rows: int, groups: tuple[int, ...]) -> None:
     assert group_sizes(rows) == groups
+
+
+def test_a_slot_is_copied_in_place_in_a_pool_of_groups() -> None:
+    """It takes memory for one slot or two, and not for the pool."""
+    config = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention"))
+    pool = jax.eval_shape(lambda: new_pool(config, 32, jnp.dtype("bfloat16"), "cpu"))
+    slot = jax.ShapeDtypeStruct((1,), jnp.int32)
+    compiled = jax.jit(copy_step, donate_argnums=0).lower(pool, slot, slot).compile(dict(CPU_OPTIONS))
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * config.state_bytes(2)
 
 
 @pytest.fixture
