@@ -22,6 +22,7 @@ from .errors import (
 )
 from .executor import Executor, Progress
 from .hosts import HostGroup
+from .mailbox import Mailbox
 from .model.config import ModelConfig
 from .model.convert import convert
 from .model.shards import Shards
@@ -62,6 +63,7 @@ __all__ = [
     "EngineStats",
     "FinishReason",
     "HostGroup",
+    "Mailbox",
     "ModelConfig",
     "ModelSource",
     "NumericError",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from .config import EngineStats
 from .core import EngineCore
 from .errors import EngineDeadError, QueueFullError, UnknownRequestError
+from .mailbox import Mailbox
 from .request import FinishReason, Request, TokenOutput
 from .saved_state import SavedState, StateFormat
 
@@ -49,7 +50,7 @@ class AsyncEngine:
     def __init__(self, build: Callable[[], EngineCore]) -> None:
         self._build = build
         self._inbox: queue.SimpleQueue[_Add | _Abort | _Save | _Stop] = queue.SimpleQueue()
-        self._streams: dict[str, asyncio.Queue[TokenOutput | Exception]] = {}
+        self._streams: dict[str, Mailbox[TokenOutput | Exception]] = {}
         self._saves: set[asyncio.Future[SavedState]] = set()
         self._state_format: StateFormat | None = None
         self._thread: threading.Thread | None = None
@@ -143,7 +144,7 @@ class AsyncEngine:
             raise EngineDeadError("the engine is not running")
         if request.id in self._streams:
             raise ValueError(f"request id {request.id!r} is in use")
-        stream: asyncio.Queue[TokenOutput | Exception] = asyncio.Queue()
+        stream: Mailbox[TokenOutput | Exception] = Mailbox()
         self._streams[request.id] = stream
         self._inbox.put(_Add(request))
         try:
@@ -180,7 +181,7 @@ class AsyncEngine:
         stream = self._streams.get(request_id)
         if stream is not None:
             self._inbox.put(_Abort(request_id))
-            stream.put_nowait(TokenOutput(finish_reason=FinishReason.ABORT))
+            stream.put(TokenOutput(finish_reason=FinishReason.ABORT))
 
     def _run(self) -> None:
         try:
@@ -243,7 +244,7 @@ class AsyncEngine:
         for request_id, item in events:
             stream = self._streams.get(request_id)
             if stream is not None:
-                stream.put_nowait(item)
+                stream.put(item)
 
     def _settle(self, future: "asyncio.Future[SavedState]", result: SavedState | Exception) -> None:
         if future.done():  # whoever waited has left
@@ -263,6 +264,6 @@ class AsyncEngine:
             self._ready.exception()  # whoever waits gets it; nobody need wait
         told = error if isinstance(error, EngineDeadError) else EngineDeadError("the engine died")
         for stream in self._streams.values():
-            stream.put_nowait(told)
+            stream.put(told)
         for future in self._saves:
             self._settle(future, told)

@@ -1,6 +1,7 @@
 """From the engine's tokens to text: one choice at a time, and several side by side."""
 
 import asyncio
+import enum
 import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -10,6 +11,7 @@ from typing import Final
 from ..engine import (
     AsyncEngine,
     FinishReason,
+    Mailbox,
     Request,
     SamplingParams,
     Snapshot,
@@ -88,9 +90,9 @@ class Choice:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # as frozen it would take three times as long to make, and there is one per event
 class Delta:
-    """What a choice gains; also a whole choice, which is what it gained since there was nothing.
+    """What a choice gains; also a whole choice, which is what it gained since there was nothing. Nobody changes one.
 
     Attributes:
       index: the choice's.
@@ -104,7 +106,7 @@ class Delta:
       stop_reason: the stop string or stop token that ended it, if one did.
       num_cached: on the first delta: tokens of the prompt that had not to be read. 0 for a choice that forks from
         another, which tells it for both.
-      times: of the choice, up to now.
+      times: on the last delta: of the choice.
     """
 
     index: int
@@ -143,25 +145,28 @@ async def generate_choice(
                 record.output(output)
                 delta = _advance(choice, detokenizer, output)
                 record.tokens(len(delta.token_ids))
-                delta = replace(delta if calls is None else _tell_calls(calls, delta), times=record.times)
+                if calls is not None:
+                    delta = _tell_calls(calls, delta)
                 if delta.finish_reason is not None:
                     record.finished(delta.finish_reason)
-                yield delta
-                if delta.finish_reason is not None:
+                    yield replace(delta, times=record.times)
                     return
+                yield delta
 
 
 def _advance(choice: Choice, detokenizer: Detokenizer, output: TokenOutput) -> Delta:
-    """Tokens are taken one by one, so that none behind a stop string counts."""
+    """Where there are stop strings, tokens are taken one by one, so that none behind such a string counts."""
     finish_reason: FinishReason | None = output.finish_reason
     stop_reason: int | str | None = output.stop_reason
     hides_last = finish_reason is FinishReason.STOP and not choice.include_stop
-    num_visible = len(output.token_ids) - hides_last
-    text, num_taken = "", 0
-    while num_taken < len(output.token_ids) and detokenizer.stop_string is None:
-        if num_taken < num_visible:
-            text += detokenizer.push(output.token_ids[num_taken : num_taken + 1])
-        num_taken += 1
+    visible = output.token_ids[:-1] if hides_last else output.token_ids
+    if choice.stop:
+        text, num_taken = "", 0
+        while num_taken < len(output.token_ids) and detokenizer.stop_string is None:
+            text += detokenizer.push(visible[num_taken : num_taken + 1])
+            num_taken += 1
+    else:
+        text, num_taken = detokenizer.push(visible), len(output.token_ids)
     if finish_reason is not None:
         text += detokenizer.finish()
     if detokenizer.stop_string is not None:
@@ -184,6 +189,12 @@ def _tell_calls(reader: CallReader, delta: Delta) -> Delta:
     return replace(delta, text=text, calls=calls, called=called)
 
 
+class _End(enum.Enum):
+    """Of one choice."""
+
+    END = enum.auto()
+
+
 class Generation:
     """Choices that run side by side, each in a task; an iterator over their deltas in the order in which they come.
 
@@ -192,7 +203,7 @@ class Generation:
     """
 
     def __init__(self, choices: Sequence[AsyncGenerator[Delta]]) -> None:
-        self._inbox: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
+        self._inbox: Mailbox[Delta | Exception | _End] = Mailbox()
         self._num_open = len(choices)
         self._max_backlog = MAX_BACKLOG * len(choices)
         self._tasks = [asyncio.create_task(self._pump(choice)) for choice in choices]
@@ -205,14 +216,33 @@ class Generation:
         Raises:
           Exception: whatever a choice raised.
         """
+        delta = await self.next_within(None)
+        assert delta is not None
+        return delta
+
+    async def next_within(self, patience_s: float | None) -> Delta | None:
+        """The next delta, or None if it takes longer than this, which is the same in all calls; None waits for ever.
+
+        Raises:
+          StopAsyncIteration: there is no other.
+          Exception: whatever a choice raised.
+        """
         while self._num_open:
-            item = await self._inbox.get()
-            if isinstance(item, Delta):
-                return item
-            if item is not None:
-                raise item
-            self._num_open -= 1
+            item = await self._inbox.get_within(patience_s)
+            if item is None:
+                return None
+            delta = self._take(item)
+            if delta is not None:
+                return delta
         raise StopAsyncIteration
+
+    def _take(self, item: Delta | Exception | _End) -> Delta | None:
+        if isinstance(item, Delta):
+            return item
+        if isinstance(item, Exception):
+            raise item
+        self._num_open -= 1
+        return None
 
     def abort(self) -> int:
         """Ends the choices that still run; says how many. Whoever waits for the next delta gets an `ApiError`."""
@@ -220,10 +250,11 @@ class Generation:
         for task in alive:
             task.cancel()
         if alive:
-            self._inbox.put_nowait(request_aborted())
+            self._inbox.put(request_aborted())
         return len(alive)
 
     async def aclose(self) -> None:
+        self._inbox.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -232,13 +263,13 @@ class Generation:
         try:
             async with aclosing(choice):
                 async for delta in choice:
-                    if self._inbox.qsize() >= self._max_backlog:
+                    if len(self._inbox) >= self._max_backlog:
                         raise client_too_slow()
-                    self._inbox.put_nowait(delta)
+                    self._inbox.put(delta)
         except Exception as error:  # it belongs to whoever waits for the next delta
-            self._inbox.put_nowait(error)
+            self._inbox.put(error)
         else:
-            self._inbox.put_nowait(None)
+            self._inbox.put(_End.END)
 
 
 async def collect(generation: Generation) -> list[Delta]:

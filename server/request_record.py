@@ -75,6 +75,8 @@ class RequestRecord:
         now = self._clock()
         self.detokenize_s += now - self._now
         self._now = now
+        if self._first_output is None:
+            self._first_output = now
         if not count:
             return
         last = self.arrived if self.last_token is None else self.last_token
@@ -86,11 +88,10 @@ class RequestRecord:
 
     @property
     def times(self) -> Times:
-        """Up to now; to be asked for with the first output, and later ones."""
-        now = self._clock()
-        self._first_output = now if self._first_output is None else self._first_output
+        """Up to the last output; there must have been one."""
+        assert self._first_output is not None
         started = self._first_output if self.started is None else self.started
-        return Times(self.arrived, started, self._first_output, now)
+        return Times(self.arrived, started, self._first_output, self._now)
 
     @property
     def ended(self) -> float:

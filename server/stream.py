@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
-from typing import Any, Final
+from typing import Final
 
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
@@ -64,44 +64,29 @@ async def stream_events(
       first: the delta that has been taken from the generation already, if one has.
       keep_alive_s: how long the stream may be silent; None where nobody would hear a sign of life.
     """
-    encode = writer.framing.encode
+    framing, encode = writer.framing, writer.framing.encode
     try:
-        async for chunks in _chunks(generation, first, writer, keep_alive_s):
-            if chunks is None:
-                yield writer.framing.pause
-                continue
-            for chunk in chunks:
+        for chunk in writer.opening():
+            yield encode(chunk)
+        if first is not None:
+            for chunk in writer.chunks(first):
                 yield encode(chunk)
-        yield writer.framing.end
+        while True:
+            try:
+                delta = await generation.next_within(keep_alive_s)
+            except StopAsyncIteration:
+                break
+            if delta is None:
+                yield framing.pause
+                continue
+            for chunk in writer.chunks(delta):
+                yield encode(chunk)
+        for chunk in writer.closing():
+            yield encode(chunk)
+        yield framing.end
     except Exception as error:
         answer = from_exception(error)
         if answer.status_code == 500:
             _logger.exception("a stream failed")
         for chunk in writer.failing(answer):
             yield encode(chunk)
-
-
-async def _chunks(
-    generation: Generation, first: Delta | None, writer: AnswerWriter, pause_s: float | None
-) -> AsyncGenerator[Iterable[Mapping[str, Any]] | None]:
-    """What the writer says, from the opening to the closing; None for a pause."""
-    yield writer.opening()
-    if first is not None:
-        yield writer.chunks(first)
-    async for delta in _with_pauses(generation, pause_s):
-        yield None if delta is None else writer.chunks(delta)
-    yield writer.closing()
-
-
-async def _with_pauses(generation: Generation, pause_s: float | None) -> AsyncGenerator[Delta | None]:
-    """The deltas, and None whenever the next one takes longer than `pause_s`."""
-    while True:
-        try:
-            async with asyncio.timeout(pause_s):
-                delta = await anext(generation)
-        except TimeoutError:
-            yield None
-        except StopAsyncIteration:
-            return
-        else:
-            yield delta
