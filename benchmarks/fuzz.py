@@ -599,8 +599,9 @@ def own_server(found: list[str]) -> Iterator[str]:
         config, log = Path(folder) / "tiny" / "config.json", Path(folder) / "log"
         config.parent.mkdir()
         config.write_text(json.dumps(TINY))
-        limits = ["--slots", "8", "--max-queue", "4096", "--max-tokens-limit", "8", "--drain-lag", "0"]
-        command = [sys.executable, "-m", "roost.server", "serve", f"random:{config}", "--port", "0", *limits]
+        shapes = ["--slots", "8", "--prefill-chunk", "128"]
+        limits = ["--max-queue", "4096", "--max-tokens-limit", "8", "--drain-lag", "0"]
+        command = [sys.executable, "-m", "roost.server", "serve", f"random:{config}", "--port", "0", *shapes, *limits]
         with log.open("w") as stderr:
             process = subprocess.Popen(command, stderr=stderr, env={**os.environ, "JAX_PLATFORMS": "cpu"})
         try:

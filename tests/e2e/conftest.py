@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server_process import API_KEY, MAX_QUEUE, SLOTS, TINY, ServerProcess, serving
+from server_process import API_KEY, MAX_QUEUE, SHAPES, TINY, ServerProcess, serving
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +19,6 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(tiny_config: Path) -> Iterator[ServerProcess]:
     """Its only model is `MODEL`."""
-    arguments = ["--slots", str(SLOTS), "--max-queue", str(MAX_QUEUE), "--metrics-compat", "vllm"]
+    arguments = [*SHAPES, "--max-queue", str(MAX_QUEUE), "--metrics-compat", "vllm"]
     with serving(f"random:{tiny_config}", *arguments, ROOST_API_KEY=API_KEY) as process:
         yield process

@@ -19,6 +19,10 @@ API_KEY = "sesame"
 MODEL = "tiny-random"
 SLOTS, MAX_QUEUE = 4, 8
 
+SHAPES = ("--slots", str(SLOTS), "--prefill-chunk", "128")
+"""Few programs, of one row and of several: those of all shapes take a minute to compile. Servers of one model that
+take these compile once for all, see `tests/conftest.py`."""
+
 TINY: dict[str, Any] = {
     "model_type": "recurrent_gemma",
     "vocab_size": 512,
@@ -98,7 +102,7 @@ def serving(*arguments: str, wrapper: Sequence[str] = (), **environment: str) ->
 def _wait_for_address(process: subprocess.Popen[str], log: Path, seconds: float = 240) -> str:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
-        if found := re.search(r"^address +(http://\S+)/v1$", log.read_text(), re.MULTILINE):
+        if found := re.search(r"^address +(https?://\S+)/v1$", log.read_text(), re.MULTILINE):
             return found[1]
         time.sleep(0.1)
     pytest.fail(f"the server did not start:\n{log.read_text()}")

@@ -9,14 +9,15 @@ from server_process import ServerProcess, start
 def test_generate_answers_on_stdout_and_goes_on(tiny_config: Path, tmp_path: Path) -> None:
     """From a state that another process has saved."""
     model, options, state = f"random:{tiny_config}", ["--max-tokens", "5", "--seed", "1"], str(tmp_path / "state")
-    process = start("generate", model, "hello " * 40, *options, "--save-state", state)
+    few = {"ROOST_PREFILL_CHUNK": "64"}  # programs to be compiled
+    process = start("generate", model, "hello " * 40, *options, "--save-state", state, **few)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert out.endswith("\n")
     assert "noise" in err
     assert "5 tokens" in err
     assert f"the state is in {state}, " in err
-    process = start("generate", model, "and then?", *options, "--load-state", state)
+    process = start("generate", model, "and then?", *options, "--load-state", state, **few)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "5 tokens" in err

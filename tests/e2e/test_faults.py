@@ -15,10 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
-from server_process import ServerProcess, launched, serving, start
+from server_process import SHAPES, ServerProcess, launched, serving, start
 
 pytestmark = pytest.mark.robust
 
+ONE_SLOT = ("--slots", "1", "--prefill-chunk", "64")
 FAULTY = str(Path(__file__).parent / "faulty_server.py")
 LONG: dict[str, Any] = {"prompt": [5, 6, 7], "max_tokens": 10**7, "ignore_eos": True, "stream": True}
 SHORT: dict[str, Any] = {"prompt": [5, 6, 7], "max_tokens": 20, "temperature": 0}
@@ -31,7 +32,7 @@ def model(tiny_config: Path) -> str:
 
 @contextmanager
 def faulty(fault: str, model: str, *arguments: str) -> Iterator[ServerProcess]:
-    with launched(model, "--slots", "4", *arguments, program=(FAULTY, fault)) as server:
+    with launched(model, *SHAPES, *arguments, program=(FAULTY, fault)) as server:
         yield server
 
 
@@ -145,7 +146,7 @@ def test_the_time_of_day_does_not_matter(model: str) -> None:
 
 def test_killed_in_the_middle_of_a_stream(model: str) -> None:
     """Clients see that the answer is not whole; a new process serves the same."""
-    with launched(model) as server:
+    with launched(model, *SHAPES) as server:
         whole = ask(server).json()["choices"][0]["text"]
         stream = events(server, LONG)
         next(stream)
@@ -153,7 +154,7 @@ def test_killed_in_the_middle_of_a_stream(model: str) -> None:
         with pytest.raises(httpx.RemoteProtocolError):
             list(stream)
         assert server.ends() == -signal.SIGKILL
-    with serving(model) as server:
+    with serving(model, *SHAPES) as server:
         assert ask(server).json()["choices"][0]["text"] == whole
 
 
@@ -166,7 +167,7 @@ def free_port() -> int:
 def test_it_answers_while_it_compiles(model: str) -> None:
     """Alive once the model's files have been looked at; ready when all is compiled, and not before."""
     port = free_port()
-    process = start("serve", model, "--port", str(port), "--compile-cache", "off")
+    process = start("serve", model, "--port", str(port), *SHAPES, "--compile-cache", "off")
     states: list[tuple[int, ...]] = []
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
@@ -190,7 +191,7 @@ def test_it_answers_while_it_compiles(model: str) -> None:
 
 def test_asked_to_end_it_drains(model: str) -> None:
     """Who is served stays served, for a while; who comes late hears so; status 0."""
-    with launched(model, "--drain-timeout", "3", "--drain-lag", "0.5") as server:
+    with launched(model, *SHAPES, "--drain-timeout", "3", "--drain-lag", "0.5") as server:
         stream = events(server, LONG)
         next(stream)
         server.process.send_signal(signal.SIGTERM)
@@ -209,7 +210,7 @@ def test_asked_to_end_it_drains(model: str) -> None:
 
 
 def test_a_second_signal_ends_it_at_once(model: str) -> None:
-    with launched(model, "--drain-timeout", "60") as server:
+    with launched(model, *SHAPES, "--drain-timeout", "60") as server:
         stream = events(server, LONG)
         next(stream)
         server.process.send_signal(signal.SIGTERM)
@@ -223,7 +224,7 @@ def test_a_second_signal_ends_it_at_once(model: str) -> None:
 
 def test_a_frozen_process_goes_on(model: str) -> None:
     """Stopped for longer than a step may take, as when a machine sleeps."""
-    with serving(model, "--step-timeout", "2") as server:
+    with serving(model, *SHAPES, "--step-timeout", "2") as server:
         stream = events(server, {**LONG, "max_tokens": 3000})
         next(stream)
         server.process.send_signal(signal.SIGSTOP)
@@ -237,7 +238,7 @@ def test_a_frozen_process_goes_on(model: str) -> None:
 
 def test_a_client_that_stops_reading(model: str) -> None:
     """The batch goes on, the client is dropped, and its slot is free."""
-    with serving(model, "--stall-timeout", "2") as server:
+    with serving(model, *SHAPES, "--stall-timeout", "2") as server:
         port = int(server.url.rpartition(":")[2])
         with socket.socket() as sleeper:
             sleeper.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -258,7 +259,7 @@ def test_a_client_that_stops_reading(model: str) -> None:
 
 def test_deadlines(model: str) -> None:
     """In the queue, and in all; streamed, and not."""
-    with serving(model, "--slots", "1", "--request-timeout", "4") as server:
+    with serving(model, *ONE_SLOT, "--request-timeout", "4") as server:
         stream = events(server, LONG)
         next(stream)
         waiting = ask(server, {**SHORT, "queue_timeout": 0.5})
@@ -273,7 +274,7 @@ def test_deadlines(model: str) -> None:
 
 def test_refused_clients_hear_when_to_come_back(model: str) -> None:
     """And when they do as they are told, they get in."""
-    with serving(model, "--slots", "1", "--max-queue", "1") as server:
+    with serving(model, *ONE_SLOT, "--max-queue", "1") as server:
         body = {**SHORT, "max_tokens": 400, "ignore_eos": True}
         ask(server, body)
         outcomes: list[int] = []
@@ -314,7 +315,7 @@ def unshared(tmp_path: Path, options: str) -> tuple[list[str], Path]:
 )
 def test_no_room_for_compiled_programs(options: str, reason: str, tmp_path: Path, model: str) -> None:
     wrapper, folder = unshared(tmp_path, options)
-    with serving(model, "--compile-cache", str(folder), wrapper=wrapper) as server:
+    with serving(model, *SHAPES, "--compile-cache", str(folder), wrapper=wrapper) as server:
         assert ask(server).status_code == 200
         log = server.log.read_text()
         assert f"WARNING - compile_cache {folder}: no program will be kept there ({reason})" in log
@@ -322,19 +323,19 @@ def test_no_room_for_compiled_programs(options: str, reason: str, tmp_path: Path
 
 
 def test_a_disk_that_fills_up_while_programs_are_kept(tmp_path: Path, model: str) -> None:
-    wrapper, folder = unshared(tmp_path, "size=1100k")
-    with serving(model, "--compile-cache", str(folder), wrapper=wrapper) as server:
+    wrapper, folder = unshared(tmp_path, "size=1100k")  # programs of all the usual shapes take more
+    with serving(model, "--slots", "4", "--compile-cache", str(folder), wrapper=wrapper) as server:
         assert ask(server).status_code == 200
 
 
 def test_programs_that_were_cut_short(tmp_path: Path, model: str) -> None:
     """As by a process that was killed while it wrote them."""
     folder = tmp_path / "programs"
-    with serving(model, "--compile-cache", str(folder)) as server:
+    with serving(model, *SHAPES, "--compile-cache", str(folder)) as server:
         whole = ask(server).json()["choices"][0]["text"]
     files = [path for path in folder.iterdir() if path.stat().st_size > 1000]
     assert files
     for path in files:
         os.truncate(path, path.stat().st_size // 2)
-    with serving(model, "--compile-cache", str(folder)) as server:
+    with serving(model, *SHAPES, "--compile-cache", str(folder)) as server:
         assert ask(server).json()["choices"][0]["text"] == whole

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from server_process import serving
+from server_process import SHAPES, serving
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny-a"
 TOLERANCE = 5e-4
@@ -23,7 +23,7 @@ def golden() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
     with (
-        serving(str(GOLDEN / "hf"), "--dtype", "float32", "--slots", "4") as server,
+        serving(str(GOLDEN / "hf"), "--dtype", "float32", *SHAPES) as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         yield client

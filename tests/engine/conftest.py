@@ -1,9 +1,11 @@
 """One runner for all tests of the engine that need a device: it takes long to compile."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cache_settings import restored
 from roost.engine import EngineConfig, ModelRunner, open_model
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny-a"
@@ -12,9 +14,12 @@ SLOTS = 4
 
 @pytest.fixture(scope="session")
 def golden_runner() -> Iterator[ModelRunner]:
-    """The golden model in float32, with chunks of 64 and 128, and the program that reads slots."""
-    config = EngineConfig(SLOTS, prefill_chunk=128, dtype="float32", state_cache_inexact=True)
-    runner = ModelRunner(open_model(str(TINY / "hf")), config)
+    """The golden model in float32, with chunks of 64 and 128, and the program that reads slots; of the same shapes as `e2e/test_golden_http.py`'s, whose
+    programs it finds if that ran before."""
+    programs = Path(os.environ["ROOST_COMPILE_CACHE"])  # of this run's own
+    config = EngineConfig(SLOTS, prefill_chunk=128, dtype="float32", state_cache_inexact=True, compile_cache=programs)
+    with restored():
+        runner = ModelRunner(open_model(str(TINY / "hf")), config)
     yield runner
     runner.close()
 

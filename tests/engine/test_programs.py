@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from cache_settings import restored
 from roost.engine.errors import ConfigError
 from roost.engine.model.config import ModelConfig
 from roost.engine.programs import CPU_OPTIONS, compile_all, group_sizes, keep_programs, new_pool, prefill_shapes
@@ -48,17 +49,12 @@ def test_a_slot_is_copied_in_place_in_a_pool_of_groups() -> None:
 
 
 @pytest.fixture
-def cache_settings() -> Iterator[None]:
-    """JAX's, as they were before."""
-    names = [name for name in jax.config.values if "cache" in name]
-    before = {name: jax.config.values[name] for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+def cache_settings_restored() -> Iterator[None]:
+    with restored():
+        yield
 
 
-@pytest.mark.usefixtures("cache_settings")
+@pytest.mark.usefixtures("cache_settings_restored")
 def test_programs_are_kept(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "when needed"
     keep_programs(folder)
@@ -72,7 +68,7 @@ def test_programs_are_kept(tmp_path: Path) -> None:
     assert any(folder.iterdir())
 
 
-@pytest.mark.usefixtures("cache_settings")
+@pytest.mark.usefixtures("cache_settings_restored")
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_without_room_nothing_is_kept_and_all_goes_on(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
