@@ -14,8 +14,8 @@ SLOTS = 4
 
 @pytest.fixture(scope="session")
 def golden_runner() -> Iterator[ModelRunner]:
-    """The golden model in float32, with chunks of 64 and 128, and the program that reads slots; of the same shapes as `e2e/test_golden_http.py`'s, whose
-    programs it finds if that ran before."""
+    """The golden model in float32, with chunks of 64 and 128, and the program that reads slots. The others are those of
+    `e2e/test_golden_http.py`, found if that ran before."""
     programs = Path(os.environ["ROOST_COMPILE_CACHE"])  # of this run's own
     config = EngineConfig(SLOTS, prefill_chunk=128, dtype="float32", state_cache_inexact=True, compile_cache=programs)
     with restored():
