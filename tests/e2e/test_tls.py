@@ -1,0 +1,89 @@
+"""HTTPS: a real server with a certificate that is made here, and clients that check it."""
+
+import datetime
+import ipaddress
+import json
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from server_process import SHAPES, ServerProcess, serving
+
+BODY = {"prompt": [5, 6, 7], "max_tokens": 5, "temperature": 0, "ignore_eos": True}
+
+
+def make_certificate() -> tuple[bytes, bytes]:
+    """A certificate for 127.0.0.1, which its own key has signed, and that key; both PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
+    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - day, now + day)
+    builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    certificate = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    return certificate, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its key lies beside it."""
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    certificate, key = make_certificate()
+    path.write_bytes(certificate)
+    path.with_name("key.pem").write_bytes(key)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trust(certificate: Path) -> ssl.SSLContext:
+    """Of a client that trusts this certificate and no other."""
+    return ssl.create_default_context(cafile=certificate)
+
+
+@pytest.fixture(scope="module")
+def secured(tiny_config: Path, certificate: Path) -> Iterator[ServerProcess]:
+    files = "--ssl-certfile", str(certificate), "--ssl-keyfile", str(certificate.with_name("key.pem"))
+    with serving(f"random:{tiny_config}", *SHAPES, *files) as server:
+        yield server
+
+
+@pytest.fixture
+def client(secured: ServerProcess, trust: ssl.SSLContext) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=secured.url, verify=trust, timeout=60) as client:
+        yield client
+
+
+def test_an_answer_whole_and_streamed(client: httpx.Client) -> None:
+    assert client.base_url.scheme == "https"
+    whole = client.post("/v1/completions", json=BODY)
+    assert whole.status_code == 200, whole.text
+    streamed = client.post("/v1/completions", json={**BODY, "stream": True})
+    *events, done = [line.removeprefix("data: ") for line in streamed.iter_lines() if line]
+    assert done == "[DONE]"
+    texts = [json.loads(event)["choices"][0]["text"] for event in events]
+    assert "".join(texts) == whole.json()["choices"][0]["text"]
+
+
+def test_whoever_does_not_trust_the_certificate_gets_no_connection(secured: ServerProcess) -> None:
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        httpx.get(f"{secured.url}/health", timeout=60)
+
+
+def test_another_name_of_the_host_is_not_certified(secured: ServerProcess, trust: ssl.SSLContext) -> None:
+    with pytest.raises(httpx.ConnectError, match="Hostname mismatch"):
+        httpx.get(f"{secured.url.replace('127.0.0.1', 'localhost')}/health", verify=trust, timeout=60)
+
+
+def test_plain_http_is_refused_and_harms_nobody(secured: ServerProcess, client: httpx.Client) -> None:
+    """The connection is closed without an answer, before the client gives up."""
+    with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+        httpx.get(f"{secured.url.replace('https:', 'http:')}/health", timeout=60)
+    assert client.get("/health").status_code == 200
