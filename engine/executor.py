@@ -24,7 +24,7 @@ from .errors import EngineDeadError
 from .hosts import Follow, Lead, agree
 from .model.checkpoint import open_tensors
 from .model.config import ModelConfig
-from .model.cutting import channels, cut_params
+from .model.cutting import bytes_per_device, cut_params, slot_bytes
 from .model.griffin import Params, abstract_model
 from .model.shards import EVERYWHERE, Shards
 from .model.source import ModelSource
@@ -184,9 +184,9 @@ class Executor:
         return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, placed))()
 
     def _affordable_slots(self, model: ModelConfig, weights: "_Weights", backend: str) -> int:
-        """As many on each device; what a slot has there is its share, rings whole, but only of so many slots."""
-        wide = replace(model, lru_width=channels(model, self.shards), num_heads=1, width=model.head_dim)
-        slots = affordable_slots(wide.state_bytes(self.dtype.itemsize), weights.num_bytes, backend)
+        """As many for each device."""
+        num_bytes = slot_bytes(model, self.shards, self.dtype.itemsize)
+        slots = affordable_slots(num_bytes, weights.num_bytes, backend)
         return slots if backend == "cpu" else slots * self.shards.count
 
     def _count_compile(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
@@ -247,10 +247,8 @@ def _weights(
     read: Callable[..., Params],
 ) -> _Weights:
     abstract, specs = cut_params(whole, model, shards)
-    sizes = jax.tree.map(
-        lambda x, spec: x.size * x.dtype.itemsize // (1 if spec == EVERYWHERE else shards.model), abstract, specs
-    )
-    return _Weights(dtype, graph, abstract, specs, lambda report: read(progress=report), sum(jax.tree.leaves(sizes)))
+    num_bytes = bytes_per_device(abstract, specs, shards)
+    return _Weights(dtype, graph, abstract, specs, lambda report: read(progress=report), num_bytes)
 
 
 def _abstract(

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from .model.config import ModelConfig
+from .model.cutting import slot_bytes, weight_bytes
+from .model.shards import ALONE, Shards
 
 FREE_SHARE: Final = 0.08
 """Of the device's memory, left to programs and their temporaries."""
 
 
 _LOADING_MARGIN: Final = 1.15
+_DTYPES: Final = {2: "bfloat16", 4: "float32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +46,18 @@ DEVICES: Final[Mapping[str, Device]] = {
 class Plan:
     """
     Attributes:
-      weight_bytes: of all parameters.
-      slot_bytes: of one request's state, whatever its length.
+      shards: what the model and its slots are cut into, one for each device.
+      weight_bytes: of the parameters on each device, with what they are filled up with.
+      slot_bytes: of one request's state, whatever its length, likewise; a device has so many for each of its share of
+        the slots.
       written_bytes: of it, what every step writes anew: all but the windows' keys and values.
-      slots: requests that fit beside the weights; 0 where not even those fit.
+      slots: requests that fit beside the weights, of all devices together; 0 where not even those fit.
       is_quantized: the matrices are int8.
     """
 
     config: ModelConfig
     device: Device
+    shards: Shards
     weight_bytes: int
     slot_bytes: int
     written_bytes: int
@@ -59,25 +65,29 @@ class Plan:
     is_quantized: bool
 
     def memory_bytes(self, slots: int) -> int:
-        """Weights and so many slots."""
-        return self.weight_bytes + slots * self.slot_bytes
+        """On each device: weights, and its share of so many slots."""
+        return self.weight_bytes + self._share(slots) * self.slot_bytes
 
     @property
     def loading_bytes(self) -> int:
-        """Of the host's memory that loading takes at most, mapped files apart: the weights, or the largest tensor in
-        float32 if that is more, and what is on its way (benchmarks/loading.md)."""
+        """Of the host's memory that loading for one device takes at most, mapped files apart: the weights, or the
+        largest tensor in float32 if that is more, and what is on its way (benchmarks/loading.md)."""
         largest = 4 * self.config.vocab_size * self.config.width
         return int(_LOADING_MARGIN * max(self.weight_bytes, largest))
 
     def decode_tokens_per_second(self, slots: int) -> float:
-        """The limit: each step reads weights and full states, writes what changes, and computes every product."""
-        moved = self.memory_bytes(slots) + slots * self.written_bytes
+        """The limit: each step reads weights and full states, writes what changes, and computes every product. What
+        devices tell each other is left out."""
+        moved = self.memory_bytes(slots) + self._share(slots) * self.written_bytes
         memory = moved / self.device.bytes_per_second
-        return slots / max(memory, slots * self._seconds_per_token(logits=True))
+        return slots / max(memory, slots / self.shards.count * self._seconds_per_token(logits=True))
 
     def prefill_tokens_per_second(self) -> float:
         """The limit by computation alone; logits are computed for a prompt's last token only."""
-        return 1 / self._seconds_per_token(logits=False)
+        return self.shards.count / self._seconds_per_token(logits=False)
+
+    def _share(self, slots: int) -> int:
+        return -(-slots // self.shards.count)
 
     def _seconds_per_token(self, *, logits: bool) -> float:
         """Two operations per parameter, the embedding as the logits' matrix, and attention over a full window."""
@@ -90,24 +100,17 @@ class Plan:
         return products / speed + others / device.flops_per_second
 
 
-def plan(config: ModelConfig, device: Device, dtype_bytes: int, *, is_quantized: bool = False) -> Plan:
-    """How a model fits on a device, its activations and, if they are not int8, its matrices in `dtype_bytes`."""
-    weight_bytes = _weight_bytes(config, dtype_bytes, is_quantized)
-    slot_bytes = config.state_bytes(dtype_bytes)
+def plan(
+    config: ModelConfig, device: Device, dtype_bytes: int, *, is_quantized: bool = False, shards: Shards = ALONE
+) -> Plan:
+    """How a model fits on a device, or on several of its kind, its activations and, if they are not int8, its matrices
+    in `dtype_bytes`."""
+    weights = weight_bytes(config, shards, _DTYPES[dtype_bytes], "int8" if is_quantized else None)
+    whole = slot_bytes(config, shards, dtype_bytes)
     rings = config.block_types.count("attention") * 2 * config.window * config.head_dim * dtype_bytes
-    left = (1 - FREE_SHARE) * device.memory_bytes - weight_bytes
-    slots = max(0, int(left // slot_bytes))
-    return Plan(config, device, weight_bytes, slot_bytes, slot_bytes - rings, slots, is_quantized)
-
-
-def _weight_bytes(config: ModelConfig, dtype_bytes: int, is_quantized: bool) -> int:
-    """Matrices in `dtype_bytes`, or int8 with a float32 for each row; gates in `dtype_bytes`, vectors in float32."""
-    recurrent = config.block_types.count("recurrent")
-    gates = recurrent * 2 * config.lru_width**2 // config.num_heads
-    matrices = sum(outputs * inputs for outputs, inputs in _matrices(config))
-    vectors = config.num_parameters - gates - matrices
-    scales = sum(outputs for outputs, _ in _matrices(config)) if is_quantized else 0
-    return matrices * (1 if is_quantized else dtype_bytes) + gates * dtype_bytes + 4 * (vectors + scales)
+    left = (1 - FREE_SHARE) * device.memory_bytes - weights
+    slots = max(0, int(left // whole)) * shards.count
+    return Plan(config, device, shards, weights, whole, whole - rings, slots, is_quantized)
 
 
 def _matrices(config: ModelConfig) -> list[tuple[int, int]]:

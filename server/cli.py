@@ -291,12 +291,15 @@ def plan(
     device: Annotated[str, typer.Option(help="v4, v5e, v5p, v6e or h100.")] = "v5e",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
     quantize: Annotated[str | None, typer.Option(help=QUANTIZE_HELP, metavar="int8", show_default="none")] = None,
+    mesh: Annotated[
+        str, typer.Option(help="Chips that share slots (data) and the weights (model).", metavar="data=N,model=M")
+    ] = "data=1,model=1",
 ) -> None:
-    """Say what MODEL needs on a device, how many requests fit, and the limits of its speed; nothing is loaded."""
+    """Say what MODEL needs on one device or several, how many requests fit, and how fast it could be; loads nothing."""
     with errors_in_one_line():
         from .plan import print_plan
 
-        print_plan(model, device, dtype, quantize)
+        print_plan(model, device, dtype, quantize, mesh)
 
 
 @app.command()

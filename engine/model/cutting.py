@@ -1,17 +1,18 @@
 """Which part of every parameter, and of the state, each shard of a model has. No arithmetic on either, only shapes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
 from .checkpoint.layout import ParamPath
 from .checkpoint.tensors import HostArray
 from .config import ModelConfig
-from .griffin import Params
+from .griffin import Params, abstract_model
 from .quantize import QuantizedMatrix
 from .shards import EVERYWHERE, MODEL, RINGS, SLOTS, Shards
 from .state import AttentionState, ModelState, RecurrentState
@@ -119,6 +120,28 @@ def leaf_cut(path: tuple[Any, ...], leaf: Any, config: ModelConfig) -> Any:
 def channels(config: ModelConfig, shards: Shards) -> int:
     """Of a recurrent layer's state, those of all shards."""
     return shards.model * _sections(config)["channels"].local(shards.model)
+
+
+def bytes_per_device(shapes: Params, specs: Params, shards: Shards) -> int:
+    """Of parameters, as `cut_params` gives them."""
+    sizes = jax.tree.map(
+        lambda x, spec: x.size * x.dtype.itemsize // (1 if spec == EVERYWHERE else shards.model), shapes, specs
+    )
+    return sum(jax.tree.leaves(sizes))
+
+
+def weight_bytes(config: ModelConfig, shards: Shards, dtype: str, matrix_dtype: str | None = None) -> int:
+    """Of all parameters on each device, where gates are in `dtype`, too, and matrices unless they have their own."""
+    matrices = None if matrix_dtype is None else jnp.dtype(matrix_dtype)
+    _, whole = abstract_model(config, jnp.dtype(dtype), matrix_dtype=matrices)
+    return bytes_per_device(*cut_params(whole, config, shards), shards)
+
+
+def slot_bytes(config: ModelConfig, shards: Shards, dtype_bytes: int) -> int:
+    """Of the state of a slot with all that it is filled up with: of so many slots as there are shards, each device has
+    as much as one takes, a part of every recurrent state and one whole set of rings."""
+    filled = replace(config, lru_width=channels(config, shards), num_heads=1, width=config.head_dim)
+    return filled.state_bytes(dtype_bytes)
 
 
 def state_specs(state: ModelState) -> ModelState:

@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 
+import pytest
 from server_process import ServerProcess, start
 
 
@@ -66,6 +67,23 @@ def test_plan_prints_what_fits_without_loading_anything() -> None:
     assert process.returncode == 0, err
     assert "467" in out
     assert "26.23 MB" in out
+
+
+def test_a_plan_for_a_mesh() -> None:
+    process = start("plan", "random:9b", "--device", "v5e", "--mesh", "data=2,model=4")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "on 2 x 4 v5e, bfloat16" in out
+    assert "weights on each chip" in out
+    assert "3,168" in out
+
+
+@pytest.mark.parametrize("mesh", ["auto", "data=2,rows=4"])
+def test_a_plan_wants_a_mesh_in_numbers(mesh: str) -> None:
+    process = start("plan", "random:9b", "--mesh", mesh)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err == f"roost: mesh must be like \"data=2,model=4\", not '{mesh}'\n"
 
 
 def test_a_plan_for_an_unknown_device_names_those_that_are_known() -> None:

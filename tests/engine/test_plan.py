@@ -4,11 +4,16 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
+from roost.engine.model.cutting import leaf_cut
 from roost.engine.model.griffin import abstract_model
+from roost.engine.model.quantize import QuantizedMatrix
+from roost.engine.model.shards import Shards
 from roost.engine.model.weights import random_params
 from roost.engine.plan import DEVICES, plan
+from roost.engine.programs import new_pool
 
 SMALL = ModelConfig(96, 32, 48, 2, 64, cycle(("recurrent", "recurrent", "attention"), 5), window=7)
 
@@ -67,3 +72,69 @@ def test_int8_makes_room(model: str, device: str, slots: int, limit: int) -> Non
 def test_int8_products_are_quicker_where_the_chip_says_so() -> None:
     plain, quantised = (plan(PRESETS["2b"], DEVICES["v5e"], 2, is_quantized=q) for q in (False, True))
     assert 1.8 < quantised.prefill_tokens_per_second() / plain.prefill_tokens_per_second() < 2.0
+
+
+# --- over a mesh
+
+HEADS = ModelConfig(97, 48, 60, 6, 66, cycle(("recurrent", "recurrent", "attention"), 5), window=7)
+"""Six heads and blocks, which four shards fill up to eight; and a vocabulary that divides by nothing."""
+
+
+@pytest.mark.parametrize("matrices", [None, "int8"])
+@pytest.mark.parametrize("shards", [Shards(1, 4), Shards(2, 3), Shards(3, 1)], ids=str)
+def test_each_device_has_the_bytes_that_are_planned(shards: Shards, matrices: str | None) -> None:
+    """To the byte: those of the parts that loading cuts off for a shard."""
+    kind = jnp.dtype("bfloat16")
+    matrix_dtype = None if matrices is None else jnp.dtype(matrices)
+    params = random_params(abstract_model(HEADS, kind, matrix_dtype=matrix_dtype)[1], 0)
+    cuts = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf_cut(path, leaf, HEADS), params, is_leaf=lambda node: isinstance(node, QuantizedMatrix)
+    )
+    last = jax.tree.map(lambda cut, x: cut.part(np.asarray(x), shards.model - 1, shards.model).nbytes, cuts, params)
+    planned = plan(HEADS, DEVICES["v5e"], 2, is_quantized=matrices is not None, shards=shards)
+    assert planned.weight_bytes == sum(jax.tree.leaves(last))
+
+
+@pytest.mark.parametrize("shards", [Shards(1, 4), Shards(2, 3), Shards(3, 1)], ids=str)
+def test_a_slot_has_the_bytes_of_the_pool(shards: Shards) -> None:
+    """Of all devices together; they have equal parts."""
+    pool = jax.eval_shape(lambda: new_pool(HEADS, 2 * shards.count, jnp.dtype("bfloat16"), "tpu", shards))
+    num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.groups))
+    assert num_bytes == 2 * shards.count * plan(HEADS, DEVICES["v5e"], 2, shards=shards).slot_bytes
+
+
+@pytest.mark.parametrize(
+    ("device", "shards", "weights", "slots"),
+    [("v5e", Shards(1, 4), 4.33, 1584), ("v5e", Shards(2, 4), 4.33, 3168), ("v6e", Shards(2, 2), 8.61, 3176)],
+    ids=str,
+)
+def test_9b_over_a_mesh(device: str, shards: Shards, weights: float, slots: int) -> None:
+    """By hand: 16 heads divide by all of these, so a device has its part of 17.17 GB, and all of the norms and biases;
+    then 0.92 of its memory but for that, divided by 26.23 MB, times the devices."""
+    planned = plan(PRESETS["9b"], DEVICES[device], 2, shards=shards)
+    assert planned.weight_bytes / 1e9 == pytest.approx(weights, abs=0.005)
+    assert planned.slot_bytes == 26_230_784
+    assert planned.slots == slots
+    assert planned.memory_bytes(slots) <= 0.92 * DEVICES[device].memory_bytes
+
+
+def test_heads_that_do_not_divide_cost_memory() -> None:
+    """2B has ten heads: four shards have three each, so h and three rows before it have 3072 channels, not 2560."""
+    alone, cut = (
+        plan(PRESETS["2b"], DEVICES["v5e"], 2, shards=shards).slot_bytes for shards in (Shards(), Shards(1, 4))
+    )
+    recurrent = PRESETS["2b"].block_types.count("recurrent")
+    assert cut - alone == recurrent * 512 * (4 + 3 * 2)
+
+
+def test_limits_grow_with_the_devices() -> None:
+    """Four copies do four times the work of one; four parts of one do more of it, as the weights are read once."""
+    alone, copies, parts = (
+        plan(PRESETS["2b"], DEVICES["v5e"], 2, shards=shards) for shards in (Shards(), Shards(4, 1), Shards(1, 4))
+    )
+    assert copies.slots == 4 * alone.slots
+    assert copies.decode_tokens_per_second(copies.slots) == pytest.approx(
+        4 * alone.decode_tokens_per_second(alone.slots)
+    )
+    assert copies.prefill_tokens_per_second() == pytest.approx(4 * alone.prefill_tokens_per_second())
+    assert parts.decode_tokens_per_second(128) > copies.decode_tokens_per_second(128)
