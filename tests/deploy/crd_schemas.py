@@ -27,6 +27,10 @@ DURATION = {"type": "string", "pattern": "^[0-9]+(s|m|h)$"}
 WORDS = {"type": "object", "additionalProperties": {"type": "string"}}
 LABELS = {"type": "object", "minProperties": 1, "additionalProperties": {"type": "string", "maxLength": 63}}
 SELECTOR = thing({"matchLabels": LABELS})
+POD_TEMPLATE = thing({"metadata": thing({"labels": LABELS}, {"annotations": WORDS}), "spec": {"type": "object"}})
+"""What is in the spec, is for the validator of Kubernetes' own objects."""
+
+COUNT_OR_SHARE = {"anyOf": [COUNT, {"type": "string", "pattern": "^(100|[0-9]{1,2})%$"}]}
 RULES = thing(
     {
         "groups": things(
@@ -88,6 +92,33 @@ SPECS: dict[tuple[str, str], dict[str, Any]] = {
                 {
                     "restoreToOriginalReplicaCount": {"type": "boolean"},
                     "horizontalPodAutoscalerConfig": thing({}, {"name": TEXT, "behavior": {"type": "object"}}),
+                },
+            ),
+        },
+    ),
+    ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"): thing(
+        {
+            "leaderWorkerTemplate": thing(
+                {"workerTemplate": POD_TEMPLATE},
+                {
+                    "leaderTemplate": POD_TEMPLATE,
+                    "size": {"type": "integer", "minimum": 1},
+                    "restartPolicy": {
+                        "enum": ["Default", "RecreateGroupOnPodRestart", "RecreateGroupAfterStart", "None"]
+                    },
+                },
+            )
+        },
+        {
+            "replicas": {"type": "integer", "minimum": 0, "maximum": 1_000_000},
+            "startupPolicy": {"enum": ["LeaderCreated", "LeaderReady"]},
+            "networkConfig": thing({"subdomainPolicy": {"enum": ["Shared", "UniquePerReplica"]}}),
+            "rolloutStrategy": thing(
+                {"type": {"const": "RollingUpdate"}},
+                {
+                    "rollingUpdateConfiguration": thing(
+                        {}, {"partition": COUNT, "maxUnavailable": COUNT_OR_SHARE, "maxSurge": COUNT_OR_SHARE}
+                    )
                 },
             ),
         },

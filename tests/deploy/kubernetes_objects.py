@@ -10,7 +10,10 @@ import yaml
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 CHART = DEPLOY / "chart"
-PRESETS = ("cpu", "nvidia", "tpu-v5e-1x1", "tpu-v6e-1x1")
+GROUPS = ("tpu-v5e-2x4-multi-host",)
+"""Presets of several hosts."""
+
+PRESETS = ("cpu", "nvidia", "tpu-v5e-1x1", "tpu-v5e-2x2", "tpu-v6e-1x1", "tpu-v6e-2x2", *GROUPS)
 
 
 def objects(text: str) -> list[dict[str, Any]]:
@@ -28,9 +31,18 @@ def one(kind: str, among: list[dict[str, Any]]) -> dict[str, Any]:
     return found[0]
 
 
+def pod_templates(among: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """That of the Pods that serve; behind it that of their followers, where there are several hosts."""
+    (found,) = (each for each in among if each["kind"] in ("Deployment", "LeaderWorkerSet"))
+    if found["kind"] == "Deployment":
+        return [found["spec"]["template"]]
+    group = found["spec"]["leaderWorkerTemplate"]
+    return [group["leaderTemplate"], group["workerTemplate"]]
+
+
 def pod(among: list[dict[str, Any]]) -> dict[str, Any]:
-    """The spec of the Deployment's Pods."""
-    spec: dict[str, Any] = one("Deployment", among)["spec"]["template"]["spec"]
+    """The spec of the Pods that serve."""
+    spec: dict[str, Any] = pod_templates(among)[0]["spec"]
     return spec
 
 

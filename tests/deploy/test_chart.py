@@ -11,7 +11,7 @@ import pytest
 import yaml
 from crd_schemas import SPECS, schema
 from deploy_tools import load, missing, program, run, templated
-from kubernetes_objects import CHART, DEPLOY, PRESETS, container, objects, one, pod
+from kubernetes_objects import CHART, DEPLOY, GROUPS, PRESETS, container, objects, one, pod, pod_templates
 from serve_settings import settings_of
 
 pytestmark = pytest.mark.deploy
@@ -74,6 +74,12 @@ def made_with(folder: Path, values: dict[str, Any], preset: str = "cpu") -> list
     return objects(templated(["--values", str(DEPLOY / "presets" / f"{preset}.yaml"), *values_file(folder, values)]))
 
 
+def tpus(hosts: int = 1, **accelerator: Any) -> dict[str, Any]:
+    """Values for eight chips of one host; or other ones."""
+    chips = {"kind": "tpu", "tpuType": "tpu-v5-lite-podslice", "tpuTopology": "2x4", "chips": 8, **accelerator}
+    return {"accelerator": chips, "hosts": {"count": hosts}}
+
+
 @cache
 def validate() -> Any:
     try:
@@ -102,7 +108,11 @@ def test_the_manifests_are_what_the_chart_makes(preset: str, monkeypatch: pytest
 
 def test_kubernetes_takes_each_object(made: list[dict[str, Any]]) -> None:
     own = [each for each in made if (each["apiVersion"], each["kind"]) not in SPECS]
-    assert len(own) >= 6
+    own += (  # which other projects' objects have in them, too
+        {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "of-a-set"}, "template": template}
+        for template in pod_templates(made)
+    )
+    assert len(own) >= 7
     for each, version in itertools.product(own, VERSIONS):
         validate()(each, version, strict=True)
 
@@ -116,10 +126,17 @@ def test_controllers_take_each_object(made: list[dict[str, Any]]) -> None:
 def test_the_server_takes_each_argument(made: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_of(container(made), monkeypatch)
     assert (settings.admin_port is None) == any(each["kind"] == "InferencePool" for each in made)
+    for follower in pod_templates(made)[1:]:
+        assert settings_of(follower["spec"]["containers"][0], monkeypatch, index=1).host_index == 1
 
 
 def test_each_kind_of_object_is_made(tmp_path: Path) -> None:
-    made = [each for values in EVERYTHING.values() for each in made_with(tmp_path, values)]
+    made = [
+        each
+        for preset in ("cpu", *GROUPS)
+        for values in EVERYTHING.values()
+        for each in made_with(tmp_path, values, preset)
+    ]
     assert SPECS.keys() <= {(each["apiVersion"], each["kind"]) for each in made}
 
 
@@ -132,7 +149,7 @@ def test_the_validator_refuses_fields_that_nobody_knows() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_kustomize_builds_the_manifests(preset: str) -> None:
     built = run(program("kubectl", HELM), "kustomize", str(DEPLOY / "manifests" / preset))
-    assert one("Deployment", objects(built))
+    assert pod_templates(objects(built))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +157,15 @@ def test_kustomize_builds_the_manifests(preset: str) -> None:
     [
         ({"replica": 1}, "replica"),
         ({"accelerator": {"kind": "gpu"}}, "kind"),
-        ({"accelerator": {"kind": "tpu", "tpuType": "tpu-v5-lite-podslice", "tpuTopology": "2x2"}}, "tpuTopology"),
+        ({"accelerator": {"kind": "tpu", "tpuType": "tpu-v5-lite-podslice", "tpuTopology": "3x3"}}, "tpuTopology"),
+        (tpus(chips=1), "accelerator.tpuTopology 2x4 has 8 chips, but accelerator.chips (1) times hosts.count (1)"),
+        (tpus(chips=2), "chips"),
+        (tpus(hosts=8, chips=1), "accelerator.chips must be 4 where hosts.count is 8"),
+        (tpus(mesh="data=2,model=2"), "accelerator.mesh data=2,model=2 takes 4 devices, but accelerator.chips (8)"),
+        (tpus(mesh="data=2,rows=2"), "mesh"),
+        (tpus(hosts=2, chips=4, mesh=""), "accelerator.mesh must not be empty"),
+        ({"hosts": {"count": 0}}, "count"),
+        ({"settings": {"num_hosts": 2}}, "settings"),
         ({"accelerator": {"kind": "cpu", "chips": 4}}, "chips"),
         ({"model": {"name": "/weights/2b"}}, "name"),
         ({"model": {"name": "/models/2b"}}, "volume"),
@@ -197,3 +222,46 @@ def test_an_autoscaler_decides_on_replicas(tmp_path: Path) -> None:
     assert "replicas" not in one("Deployment", made)["spec"]
     query = one("ScaledObject", made)["spec"]["triggers"][0]["metadata"]["query"]
     assert query == ('sum(roost_num_requests_waiting{namespace="default",pod=~"roost-[a-z0-9]+-[a-z0-9]{5}"})')
+
+
+@pytest.mark.parametrize(
+    ("values", "mesh"),
+    [
+        (tpus(), ["--mesh=auto"]),
+        (tpus(mesh="data=2,model=4"), ["--mesh=data=2,model=4"]),
+        (tpus(mesh=""), []),
+        (tpus(chips=1, tpuTopology="1x1"), []),
+        (tpus(hosts=4, chips=4, tpuTopology="4x4"), ["--mesh=auto"]),
+        ({"accelerator": {"kind": "nvidia", "chips": 2}}, ["--mesh=auto"]),
+    ],
+)
+def test_chips_are_a_mesh(values: dict[str, Any], mesh: list[str], tmp_path: Path) -> None:
+    for template in pod_templates(made_with(tmp_path, values)):
+        (only,) = template["spec"]["containers"]
+        assert [each for each in only["args"] if each.startswith("--mesh")] == mesh
+
+
+@pytest.mark.parametrize("kind", ["hpa", "keda"])
+def test_groups_are_scaled_as_a_whole(kind: str, tmp_path: Path) -> None:
+    """By the scale of their set, and by what leaders tell."""
+    made = made_with(tmp_path, {"autoscaling": {"kind": kind}}, GROUPS[0])
+    scaler = one({"hpa": "HorizontalPodAutoscaler", "keda": "ScaledObject"}[kind], made)
+    assert scaler["spec"]["scaleTargetRef"] == {
+        "apiVersion": "leaderworkerset.x-k8s.io/v1",
+        "kind": "LeaderWorkerSet",
+        "name": "roost",
+    }
+    assert "replicas" not in one("LeaderWorkerSet", made)["spec"]
+    if kind == "keda":
+        query = scaler["spec"]["triggers"][0]["metadata"]["query"]
+        assert query == 'sum(roost_num_requests_waiting{namespace="default",pod=~"roost-[0-9]+"})'
+
+
+def test_followers_get_no_secrets_of_the_api(tmp_path: Path) -> None:
+    values = {"apiKeys": {"secret": "mine"}, "cache": {"states": {"claim": "states"}}}
+    leader, follower = pod_templates(made_with(tmp_path, values, GROUPS[0]))
+    names = [{volume["name"] for volume in each["spec"]["volumes"]} for each in (leader, follower)]
+    assert names[0] - names[1] == {"keys", "states"}
+    for template, volumes in zip((leader, follower), names, strict=True):
+        (only,) = template["spec"]["containers"]
+        assert {mount["name"] for mount in only["volumeMounts"]} == volumes

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from kubernetes_objects import (
     DEPLOY,
+    GROUPS,
     PRESETS,
     committed,
     container,
@@ -13,10 +14,12 @@ from kubernetes_objects import (
     metric_names,
     one,
     pod,
+    pod_templates,
 )
 from prometheus_client.parser import text_string_to_metric_families
 from roost.engine import CacheStats, EngineStats
 from roost.server.life import LAST_STEP_S
+from roost.server.loading import engine_config
 from roost.server.metrics import Metrics
 from roost.server.routes.health import router
 from roost.server.settings import Settings
@@ -98,25 +101,98 @@ def test_containers_are_nobody_special(manifest: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "accelerator"), [("tpu-v5e-1x1", "tpu-v5-lite-podslice"), ("tpu-v6e-1x1", "tpu-v6e-slice")]
+    ("preset", "accelerator", "topology", "chips"),
+    [
+        ("tpu-v5e-1x1", "tpu-v5-lite-podslice", "1x1", "1"),
+        ("tpu-v5e-2x2", "tpu-v5-lite-podslice", "2x2", "4"),
+        ("tpu-v5e-2x4-multi-host", "tpu-v5-lite-podslice", "2x4", "4"),
+        ("tpu-v6e-1x1", "tpu-v6e-slice", "1x1", "1"),
+        ("tpu-v6e-2x2", "tpu-v6e-slice", "2x2", "4"),
+    ],
 )
-def test_tpus_are_asked_for_as_gke_wants_it(preset: str, accelerator: str) -> None:
-    resources = container(committed(preset))["resources"]
-    assert resources["requests"]["google.com/tpu"] == resources["limits"]["google.com/tpu"] == "1"
-    assert pod(committed(preset))["nodeSelector"] == {
-        "cloud.google.com/gke-tpu-accelerator": accelerator,
-        "cloud.google.com/gke-tpu-topology": "1x1",
-    }
+def test_tpus_are_asked_for_as_gke_wants_it(preset: str, accelerator: str, topology: str, chips: str) -> None:
+    for template in pod_templates(committed(preset)):
+        (only,) = template["spec"]["containers"]
+        assert only["resources"]["requests"]["google.com/tpu"] == only["resources"]["limits"]["google.com/tpu"] == chips
+        assert template["spec"]["nodeSelector"] == {
+            "cloud.google.com/gke-tpu-accelerator": accelerator,
+            "cloud.google.com/gke-tpu-topology": topology,
+        }
+
+
+def test_all_chips_are_used(manifest: list[dict[str, Any]], settings: Settings) -> None:
+    chips = int(container(manifest)["resources"]["limits"].get("google.com/tpu", 1))
+    assert (engine_config(settings).shards is None) == (chips * settings.num_hosts > 1)
 
 
 def test_selectors_find_the_pods(manifest: list[dict[str, Any]]) -> None:
-    labels = one("Deployment", manifest)["spec"]["template"]["metadata"]["labels"].items()
-    selectors = [
-        *(each["spec"]["selector"] for each in manifest if each["kind"] == "Service"),
+    """Requests and scrapes go to those that serve; what keeps Pods safe is for all of them."""
+    serving, *following = (template["metadata"]["labels"].items() for template in pod_templates(manifest))
+    selectors = [each["spec"]["selector"] for each in manifest if each["kind"] in ("Service", "PodMonitoring")]
+    for selector in (each.get("matchLabels", each) for each in selectors):
+        assert selector.items() <= serving
+        assert not any(selector.items() <= labels for labels in following)
+    for selector in (
         one("PodDisruptionBudget", manifest)["spec"]["selector"]["matchLabels"],
         one("NetworkPolicy", manifest)["spec"]["podSelector"]["matchLabels"],
+    ):
+        assert selector
+        assert all(selector.items() <= labels for labels in (serving, *following))
+
+
+# --- several hosts
+
+
+@pytest.fixture(params=GROUPS)
+def group(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return committed(request.param)
+
+
+def test_hosts_find_each_other_and_run_the_same(group: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What decides on programs is the same for all; only the leader has what is for clients."""
+    leader, follower = (template["spec"]["containers"][0] for template in pod_templates(group))
+    configs = [engine_config(settings_of(each, monkeypatch, index)) for index, each in enumerate((leader, follower))]
+    hosts = [config.hosts for config in configs]
+    assert [(each.leader, each.count, each.index) for each in hosts if each] == [
+        ("roost-0.roost-0.default", 2, 0),
+        ("roost-0.roost-0.default", 2, 1),
     ]
-    assert all(selector and selector.items() <= labels for selector in selectors)
+    assert {each.port for each in hosts if each} == {8482}
+    assert len({(c.slots, c.prefill_chunk, c.dtype, c.quantize, c.shards, c.compile_cache) for c in configs}) == 1
+    assert leader["args"][1] == follower["args"][1]
+    assert leader["env"] == follower["env"]
+    assert not follower.keys() & {"ports", "startupProbe", "readinessProbe", "livenessProbe", "lifecycle"}
+
+
+def test_a_group_is_one_slice_and_starts_again_as_one(group: list[dict[str, Any]]) -> None:
+    made = one("LeaderWorkerSet", group)
+    assert made["metadata"]["annotations"] == {
+        "leaderworkerset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+    }
+    template = made["spec"]["leaderWorkerTemplate"]
+    assert template["restartPolicy"] == "RecreateGroupOnPodRestart"
+    rows, columns = pod(group)["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+    assert int(rows) * int(columns) == 4 * template["size"]
+    assert made["spec"]["networkConfig"] == {"subdomainPolicy": "UniquePerReplica"}
+    services = {each["metadata"]["name"] for each in group if each["kind"] == "Service"}
+    assert made["metadata"]["name"] in services  # so the set must not want a Service of this name
+
+
+def test_a_follower_goes_on_for_as_long_as_its_leader(group: list[dict[str, Any]]) -> None:
+    assert len({template["spec"]["terminationGracePeriodSeconds"] for template in pod_templates(group)}) == 1
+
+
+def test_hosts_are_reached_by_their_own_kind_only(group: list[dict[str, Any]]) -> None:
+    """A rule either names a port, which only those that serve have, or is for Pods of this release."""
+    spec = one("NetworkPolicy", group)["spec"]
+    own = [{"podSelector": spec["podSelector"]}]
+    free = [rule for rule in spec["ingress"] if "ports" not in rule]
+    assert free == [{"from": own}]
+    assert {port["port"] for rule in spec["ingress"] if "ports" in rule for port in rule["ports"]} == {
+        "http",
+        "metrics",
+    }
+    assert {"to": own} in spec["egress"]
 
 
 # --- dashboard and alerts

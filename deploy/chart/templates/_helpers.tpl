@@ -3,6 +3,14 @@ app.kubernetes.io/name: roost
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* The Pods that requests and scrapes go to. */}}
+{{- define "roost.servingSelector" -}}
+{{ include "roost.selector" . }}
+{{- if gt (int .Values.hosts.count) 1 }}
+app.kubernetes.io/component: leader
+{{- end }}
+{{- end }}
+
 {{- define "roost.labels" -}}
 {{ include "roost.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -83,6 +91,56 @@ true
 {{- $name := get (dict "nvidia" "nvidia.com/gpu" "tpu" "google.com/tpu") .Values.accelerator.kind -}}
 {{- if $name -}}
 {{ $name }}: {{ .Values.accelerator.chips | quote }}
+{{- end -}}
+{{- end }}
+
+{{- define "roost.mesh" -}}
+{{- if kindIs "invalid" .Values.accelerator.mesh -}}
+{{- if gt (mul .Values.accelerator.chips .Values.hosts.count) 1 -}}auto{{- end -}}
+{{- else -}}
+{{ .Values.accelerator.mesh }}
+{{- end -}}
+{{- end }}
+
+{{- define "roost.scaleTarget" -}}
+{{- if gt (int .Values.hosts.count) 1 -}}
+apiVersion: leaderworkerset.x-k8s.io/v1
+kind: LeaderWorkerSet
+{{- else -}}
+apiVersion: apps/v1
+kind: Deployment
+{{- end }}
+name: {{ .Release.Name }}
+{{- end }}
+
+{{/* What the schema cannot say of chips, hosts and the mesh; makes nothing. */}}
+{{- define "roost.check" -}}
+{{- $chips := int .Values.accelerator.chips -}}
+{{- $hosts := int .Values.hosts.count -}}
+{{- $devices := int (mul $chips $hosts) -}}
+{{- $mesh := .Values.accelerator.mesh | default "" -}}
+{{- if eq .Values.accelerator.kind "tpu" -}}
+{{- $inTopology := 1 -}}
+{{- range splitList "x" .Values.accelerator.tpuTopology -}}
+{{- $inTopology = int (mul $inTopology (atoi .)) -}}
+{{- end -}}
+{{- if ne $inTopology $devices -}}
+{{- fail (printf "accelerator.tpuTopology %s has %d chips, but accelerator.chips (%d) times hosts.count (%d) is %d" .Values.accelerator.tpuTopology $inTopology $chips $hosts $devices) -}}
+{{- end -}}
+{{- if and (gt $hosts 1) (ne $chips 4) -}}
+{{- fail (printf "accelerator.chips must be 4 where hosts.count is %d, as in GKE's slices of several hosts, not %d" $hosts $chips) -}}
+{{- end -}}
+{{- end -}}
+{{- if regexMatch "[0-9]" $mesh -}}
+{{- $inMesh := 1 -}}
+{{- range regexFindAll "[0-9]+" $mesh -1 -}}
+{{- $inMesh = int (mul $inMesh (atoi .)) -}}
+{{- end -}}
+{{- if ne $inMesh $devices -}}
+{{- fail (printf "accelerator.mesh %s takes %d devices, but accelerator.chips (%d) times hosts.count (%d) is %d" $mesh $inMesh $chips $hosts $devices) -}}
+{{- end -}}
+{{- else if and (gt $hosts 1) (eq $mesh "") (not (kindIs "invalid" .Values.accelerator.mesh)) -}}
+{{- fail "accelerator.mesh must not be empty where hosts.count is more than 1: without a mesh only one device is used" -}}
 {{- end -}}
 {{- end }}
 
