@@ -1,5 +1,6 @@
 """Settings of `roost serve`: a flag beats an environment variable, that beats the file, that beats a default."""
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,13 @@ def _none_if_auto(value: Any) -> Any:
 
 def _none_if_off(value: Any) -> Any:
     return None if value == "off" else value
+
+
+def _on_this_machine(value: Any) -> Any:
+    """A bucket's address would else become a folder by that name, `gs:`, wherever the server was started."""
+    if re.match(r"[a-z][a-z0-9]+:/", str(value)):
+        raise ValueError("must be a folder; mount the bucket, as by GCS FUSE, and name the folder it is mounted on")
+    return value
 
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -131,11 +139,11 @@ class Settings(BaseSettings):
         Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, BeforeValidator(_none_if_auto)
     ] = None
     state_cache_inexact: bool = False
-    state_cache_dir: Path | None = None
+    state_cache_dir: Annotated[Path | None, BeforeValidator(_on_this_machine)] = None
     state_cache_dir_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16.0
     state_key: Annotated[SecretStr, Field(min_length=16)] | None = None
     cache_salt_by_key: bool = False
-    compile_cache: Literal["auto", "off"] | Path = "auto"
+    compile_cache: Annotated[Literal["auto", "off"] | Path, BeforeValidator(_on_this_machine)] = "auto"
     max_tokens_limit: Annotated[int, Field(ge=1)] | None = None
     strict: bool = False
     request_timeout: Annotated[Seconds | None, BeforeValidator(_none_if_off)] = 3600.0

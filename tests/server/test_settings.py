@@ -54,6 +54,15 @@ def test_compiled_programs_are_kept_in_a_folder(given: str, taken: Any) -> None:
     assert load_settings({"compile_cache": given}).compile_cache == taken
 
 
+@pytest.mark.parametrize("name", ["compile_cache", "state_cache_dir"])
+@pytest.mark.parametrize("value", ["gs://bucket/folder", Path("gs://bucket/folder"), "s3://bucket"])
+def test_a_bucket_is_no_folder(name: str, value: str | Path) -> None:
+    """But what is mounted is one, whatever it is called."""
+    with pytest.raises(SettingsError, match=rf"\A{name}: must be a folder; mount the bucket, as by GCS FUSE, .*bucket"):
+        load_settings({name: value})
+    assert getattr(load_settings({name: "/mnt/gs:/bucket"}), name) == Path("/mnt/gs:/bucket")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
