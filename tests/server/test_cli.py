@@ -72,6 +72,10 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "--state-cache-dir": "states",
         "--state-cache-dir-gib": "2",
         "--state-key": "sixteen characters and more",
+        "--mesh": "data=2,model=4",
+        "--coordinator": "first:8482",
+        "--num-hosts": "2",
+        "--host-index": "1",
     }
     switches = ["--strict", "--cache-salt-by-key", "--state-cache-inexact"]
     arguments = [*(word for pair in flags.items() for word in pair), *switches]
@@ -116,6 +120,10 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "state_cache_dir": Path("states"),
         "state_cache_dir_gib": 2.0,
         "cache_salt_by_key": True,
+        "mesh": "data=2,model=4",
+        "coordinator": "first:8482",
+        "num_hosts": 2,
+        "host_index": 1,
     }
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from roost.server.settings import Settings, SettingsError, load_settings
+from roost.server.settings import Settings, SettingsError, load_settings, mesh_sizes
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +54,14 @@ def test_compiled_programs_are_kept_in_a_folder(given: str, taken: Any) -> None:
     assert load_settings({"compile_cache": given}).compile_cache == taken
 
 
+@pytest.mark.parametrize(
+    ("given", "sizes"),
+    [("auto", None), ("data=2,model=4", (2, 4)), ("model=4, data=2", (2, 4)), ("model=3", (1, 3)), ("data=2", (2, 1))],
+)
+def test_a_mesh_has_two_sizes(given: str, sizes: tuple[int, int] | None) -> None:
+    assert mesh_sizes(load_settings({"mesh": given}).mesh) == sizes
+
+
 @pytest.mark.parametrize("name", ["compile_cache", "state_cache_dir"])
 @pytest.mark.parametrize("value", ["gs://bucket/folder", Path("gs://bucket/folder"), "s3://bucket"])
 def test_a_bucket_is_no_folder(name: str, value: str | Path) -> None:
@@ -82,6 +90,13 @@ def test_a_bucket_is_no_folder(name: str, value: str | Path) -> None:
         ("step_timeout", 0),
         ("api_key", ""),
         ("served_model_name", ""),
+        ("mesh", "rows=2"),
+        ("mesh", "data=0"),
+        ("mesh", "model=2,model"),
+        ("mesh", "4"),
+        ("coordinator", "first"),
+        ("coordinator", ":8482"),
+        ("num_hosts", 0),
     ],
 )
 def test_a_bad_value_is_named_in_one_line(name: str, value: Any) -> None:
