@@ -216,15 +216,11 @@ def take_rows(
         state: ModelState = jax.tree.map(lambda axis, x: _row(x, row, axis), axes, group)
         return _map_rings(lambda blocks: (whole_ring(blocks),), state)
 
-    def read_if_here(axis: int, row: Array, x: Array, fresh: Array) -> Array:
-        taken = _row(x, row, axis)
-        return jnp.where((row >= 0) & (row < x.shape[axis]) & ~fresh, taken, jnp.zeros_like(taken))
-
     def take(row: Array, fresh: Array) -> ModelState:
         """Of several groups, only the one that has the row is read."""
         if len(groups) == 1:
             local = _local_rows(groups, row, shards)
-            state = jax.tree.map(lambda *one: read_if_here(*one, fresh), axes, local, groups[0])
+            state: ModelState = jax.tree.map(partial(_row_if_here, fresh), axes, local, groups[0])
             return _map_rings(lambda blocks: (whole_ring(blocks),), state)
         place = jnp.where(fresh, len(groups), jnp.sum(row >= jnp.array(starts[1:])))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(read, groups[0], row))
@@ -346,6 +342,12 @@ def _map_rings(change: Callable[[Blocks], Blocks], state: ModelState) -> ModelSt
         return AttentionState(tuple(map(change, s.rings))) if isinstance(s, AttentionState) else s
 
     return tuple(layer(s) for s in state)
+
+
+def _row_if_here(fresh: Bool[Array, ""], axis: int, row: Int32[Array, ""], x: Array) -> Array:
+    """One row; zeros where it is fresh or stands outside."""
+    taken = _row(x, row, axis)
+    return jnp.where((row >= 0) & (row < x.shape[axis]) & ~fresh, taken, jnp.zeros_like(taken))
 
 
 def _row(x: Array, row: Int32[Array, ""] | int, axis: int) -> Array:
