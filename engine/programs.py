@@ -197,8 +197,8 @@ def _each_program(model: ModelShapes, chunk: int, most_steps: int) -> Iterator[t
     yield "ends", Program(_take_over, (), (ends,), ("last",))
 
 
-def _take_over(x: Array) -> tuple[Array]:
-    return (x,)
+def _take_over(x: Array) -> Array:
+    return x
 
 
 def first_token_rows(shards: Shards) -> int:
@@ -216,22 +216,21 @@ def lower(program: Program, model: ModelShapes) -> Any:
     donated = tuple(place for place, name in enumerate(program.held) if name == "pool" and name in program.results)
     shapes = (*(_held_shape(name, program, model) for name in program.held), *program.inputs)
     if model.mesh is None:
-        return jax.jit(_one_result(program), donate_argnums=donated).lower(*shapes)
+        return jax.jit(_with_tuple(program), donate_argnums=donated).lower(*shapes)
     takes = (*(_spec(name, model) for name in program.held), *(EVERYWHERE for _ in program.inputs))
     gives = tuple(_spec(name, model) for name in program.results)
-    step = jax.shard_map(_one_result(program), mesh=model.mesh, in_specs=takes, out_specs=gives, check_vma=False)
+    step = jax.shard_map(_with_tuple(program), mesh=model.mesh, in_specs=takes, out_specs=gives, check_vma=False)
     placed = tuple(as_placed(model.mesh, spec, tree) for spec, tree in zip(takes, shapes, strict=True))
     return jax.jit(step, donate_argnums=donated).lower(*placed)
 
 
-def _one_result(program: Program) -> Callable[..., tuple[Any, ...]]:
-    """The step, with its results as a tuple, also if it gives one."""
+def _with_tuple(program: Program) -> Callable[..., tuple[Any, ...]]:
+    """The step, with its results as a tuple, also if there is one."""
     if len(program.results) > 1:
         return program.step
 
     def step(*arguments: Any) -> tuple[Any, ...]:
-        result = program.step(*arguments)
-        return result if program.step is _take_over else (result,)
+        return (program.step(*arguments),)
 
     return step
 
