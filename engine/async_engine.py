@@ -73,7 +73,7 @@ class AsyncEngine:
         return self._error
 
     @property
-    def failure(self) -> EngineDeadError | None:
+    def unseen_error(self) -> EngineDeadError | None:
         """Why the engine should be given up, while its thread may not have noticed."""
         return None if self._core is None else self._core.failure
 

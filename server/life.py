@@ -82,7 +82,7 @@ class Life:
 
     def _watch(self) -> None:
         """Gives the engine up where its thread is stuck, or will be."""
-        if self._engine.failure is not None and self._engine.error is None:
-            self._engine.fail(self._engine.failure)
+        if self._engine.unseen_error is not None and self._engine.error is None:
+            self._engine.fail(self._engine.unseen_error)
         if self._watchdog.is_stuck(self._engine.current_step, time.monotonic()):
             self._engine.fail(EngineDeadError(f"a step has taken more than {self._patience.step_s:g} s"))

@@ -63,6 +63,7 @@ class FakeEngine(AsyncEngine):
       num_cached: what it says of every prompt.
       constraint_error: what ends every request that has a constraint, after its first token.
       ready, failure, step: what the engine says of itself.
+      lost: what is wrong though the engine has not noticed.
     """
 
     def __init__(self, vocab_size: int = 512) -> None:
@@ -82,6 +83,7 @@ class FakeEngine(AsyncEngine):
         self.ready = asyncio.Event()
         self.ready.set()
         self.failure: BaseException | None = None
+        self.lost: EngineDeadError | None = None
         self.stopped = False
         self.step: int | None = None
 
@@ -95,6 +97,10 @@ class FakeEngine(AsyncEngine):
     @property
     def error(self) -> BaseException | None:
         return self.failure
+
+    @property
+    def unseen_error(self) -> EngineDeadError | None:
+        return self.lost
 
     @property
     def is_ready(self) -> bool:

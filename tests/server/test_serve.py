@@ -162,6 +162,18 @@ async def test_a_step_that_is_stuck_ends_it(engine: FakeEngine, service: Service
     assert str(failure) == "a step has taken more than 0.3 s"
 
 
+async def test_a_host_that_is_lost_ends_it_though_no_step_says_so(engine: FakeEngine, service: Service) -> None:
+    process = Process(service)
+    async with httpx.AsyncClient(base_url=process.url) as client:
+        async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            engine.lost = EngineDeadError("a host of the group has been lost")
+            rest = [line async for line in lines]
+        assert '"code":"engine_unavailable"' in rest[-2]
+    assert await process.end() is engine.lost
+
+
 async def test_asked_to_end_while_loading(engine: FakeEngine, service: Service) -> None:
     engine.ready.clear()
     process = Process(service)
