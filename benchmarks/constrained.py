@@ -33,7 +33,7 @@ from roost.server.settings import Settings
 from roost.server.tokenizer import Tokenizer, synthetic_tokenizer
 
 VOCABULARIES = (32_000, 256_000)
-ROUNDS, REPEATS = 5, 20
+ROUNDS, REPEATS = 11, 20
 
 PERSON: dict[str, Any] = {
     "type": "object",
