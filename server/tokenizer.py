@@ -349,6 +349,7 @@ def _sentencepiece_processor(model: bytes) -> sentencepiece.SentencePieceProcess
 def _hf_tokenizer(data: bytes) -> tokenizers.Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(data)
+        tokenizer.encode("a\U0010fffd")  # an unknown token that is none shows only where something is unknown
     except Exception as error:  # the library raises nothing more special
         message = "is no tokenizer of the tokenizers library: download it again, or remove it to serve token ids"
         raise ValueError(message) from error

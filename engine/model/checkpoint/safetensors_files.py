@@ -2,6 +2,7 @@
 they are written a piece at a time, as the format's own library would want all tensors in memory."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ def find_files(directory: Path) -> tuple[Path, ...]:
         return tuple(sorted(directory.glob("*.safetensors")))
     files = tuple(directory / name for name in sorted(set(_weight_map(directory / INDEX).values())))
     for file in files:
-        if not file.is_file():
+        if not os.path.isfile(file):  # which also says so of a name that no file can have
             raise CheckpointError(f"{file}: is not there, but {INDEX} names it; download it as well")
     return files
 

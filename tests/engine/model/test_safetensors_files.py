@@ -81,6 +81,12 @@ def test_what_is_no_index_is_named(folder: Path, text: str) -> None:
     assert refusal(folder).startswith(f"{folder / INDEX}: must be JSON with a weight_map from tensors to files")
 
 
+@pytest.mark.parametrize("name", [300 * "a" + ".safetensors", "a\0.safetensors", "missing.safetensors"])
+def test_a_file_that_cannot_be_there_is_named(folder: Path, name: str) -> None:
+    change_index(folder, lambda content: content["weight_map"].update({NORM: name}))
+    assert refusal(folder) == f"{folder / name}: is not there, but {INDEX} names it; download it as well"
+
+
 def test_two_files_with_the_same_tensor_are_refused(folder: Path) -> None:
     (folder / INDEX).unlink()
     shutil.copy(folder / FIRST, folder / "model-00003.safetensors")
