@@ -31,8 +31,7 @@ import orjson
 from jax.experimental import multihost_utils
 
 from .errors import ConfigError, EngineDeadError
-
-type HostArray = np.ndarray[Any, np.dtype[Any]]
+from .model.checkpoint.tensors import HostArray
 
 _BEAT_S: Final = 1.0
 """How often a follower says that it lives."""

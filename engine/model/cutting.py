@@ -13,7 +13,7 @@ from .checkpoint.layout import ParamPath
 from .checkpoint.tensors import HostArray
 from .config import ModelConfig
 from .griffin import Params, abstract_model
-from .quantize import QuantizedMatrix
+from .quantize import QuantizedMatrix, is_quantized
 from .shards import EVERYWHERE, MODEL, RINGS, SLOTS, Shards
 from .state import AttentionState, ModelState, RecurrentState
 
@@ -97,7 +97,7 @@ def cut_params(abstract: Params, config: ModelConfig, shards: Shards) -> tuple[P
       shards: the mesh.
     """
     cuts = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf_cut(path, leaf, config), abstract, is_leaf=_is_matrix
+        lambda path, leaf: leaf_cut(path, leaf, config), abstract, is_leaf=is_quantized
     )
     shapes = jax.tree.map(
         lambda cut, x: jax.ShapeDtypeStruct(cut.shape(x.shape, shards.model), x.dtype), cuts, abstract
@@ -153,10 +153,6 @@ def state_specs(state: ModelState) -> ModelState:
         return RecurrentState(PartitionSpec(*SLOTS, MODEL), PartitionSpec(None, *SLOTS, MODEL))  # type: ignore[arg-type]
 
     return tuple(map(layer, state))
-
-
-def _is_matrix(node: Any) -> bool:
-    return isinstance(node, QuantizedMatrix)
 
 
 def _sections(config: ModelConfig) -> Mapping[str, Section]:

@@ -48,6 +48,11 @@ class QuantizedMatrix(NamedTuple):
         return kind
 
 
+def is_quantized(node: Any) -> bool:
+    """Whether a node of a tree of parameters is a quantised matrix, one leaf rather than two."""
+    return isinstance(node, QuantizedMatrix)
+
+
 type Matrix = Float[Array, "O I"] | QuantizedMatrix
 
 

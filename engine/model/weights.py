@@ -19,7 +19,7 @@ from .checkpoint.tensors import HostArray, StoredTensor, Tensors
 from .config import ModelConfig
 from .cutting import Cut, leaf_cut
 from .griffin import Params
-from .quantize import QuantizedMatrix, quantize_on_host
+from .quantize import QuantizedMatrix, is_quantized, quantize_on_host
 from .shards import Shards
 
 type HostParam = HostArray | QuantizedMatrix
@@ -164,7 +164,7 @@ def checkpoint_tensors(params: Params, config: ModelConfig) -> dict[str, HostArr
     Raises:
       CheckpointError: the parameters are quantised.
     """
-    if any(isinstance(leaf, QuantizedMatrix) for leaf in jax.tree.leaves(params, is_leaf=_is_quantized)):
+    if any(map(is_quantized, jax.tree.leaves(params, is_leaf=is_quantized))):
         raise CheckpointError("a quantised model cannot be written as a checkpoint; load it without quantisation")
     return {
         tensor.name: part
@@ -233,7 +233,7 @@ def _place(
 
     The largest go first, so that they are not on the host twice when the others are all there.
     """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract, is_leaf=_is_quantized)
+    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract, is_leaf=is_quantized)
     order = sorted(range(len(leaves)), key=lambda index: -_num_bytes(leaves[index][1]))
 
     def place(index: int) -> tuple[int, Any]:
@@ -269,10 +269,6 @@ _ALIGNMENT: Final = 64
 
 def _num_bytes(param: AbstractParam) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(param))
-
-
-def _is_quantized(node: Any) -> bool:
-    return isinstance(node, QuantizedMatrix)
 
 
 def _key(key: Any) -> str | int:
