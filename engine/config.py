@@ -12,7 +12,7 @@ PREFILL_BLOCK: Final = 64
 """The absolute grid, in tokens, on which prompts are cut; states at its points don't depend on the cut."""
 
 MAX_PREFILL_ROWS: Final = 8
-"""Prompts that are read in one step, at most."""
+"""Prompts that are read in one step, and first tokens that are sampled in one, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,9 @@ class StepLimits:
       prefill_chunk: the most prompt tokens in one step.
       prefill_beside_decode: the same while more requests generate than wait for their prompts to be read; what a
         running request waits for is then at most this many. Both are `PREFILL_BLOCK` times a power of two.
+      prefill_rows: the most prompts in one step.
+      prefill_parts: steps in which one prompt's chunk of at most `PREFILL_BLOCK` tokens is read, each by some of the
+        layers, so that those who generate wait for a part of it only. Other chunks are read in one step.
       decode_steps: the most tokens per request in one dispatch.
       decode_rows: the compiled numbers of slots, in rising order; a step reads the first so many slots.
       mask_words: of a token mask.
@@ -91,6 +94,8 @@ class StepLimits:
 
     prefill_chunk: int
     prefill_beside_decode: int
+    prefill_rows: int = MAX_PREFILL_ROWS
+    prefill_parts: int = 1
     decode_steps: int = 1
     decode_rows: tuple[int, ...] = ()
     mask_words: int = 0

@@ -147,7 +147,7 @@ class EngineCore:
 
     def _book(self, batch: Batch) -> None:
         self._steps += 1
-        if isinstance(batch, DecodeBatch):
+        if isinstance(batch, DecodeBatch) or batch.part:
             return
         self._prompt_tokens += sum(chunk.length for chunk in batch.chunks)
         now = time.monotonic()

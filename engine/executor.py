@@ -43,6 +43,7 @@ from .programs import (
     lower,
     new_pool,
     pool_spec,
+    step_shapes,
 )
 from .steps import Graph
 
@@ -51,9 +52,6 @@ type Progress = Callable[[str, int, int], None]
 
 _BYTES: Final = {None: 2, "int8": 1}
 """Of a weight, about."""
-
-_MAX_STEPS: Final = 8
-"""Tokens per request and dispatch, at most."""
 
 
 class Executor:
@@ -70,7 +68,7 @@ class Executor:
       slots: requests that run at a time.
       rows: of the pool; a few more than slots, where every shard has as many.
       decode_rows: the numbers of slots for which there is a decode program, in rising order.
-      most_steps: tokens per row of one decode dispatch, at most.
+      step_shapes: for which steps there are programs.
       is_cpu: whether the devices are CPUs.
 
     Raises:
@@ -89,7 +87,7 @@ class Executor:
         self.shards = config.shards or chosen_shards(source.config.num_parameters * _BYTES[config.quantize])
         config = replace(config, shards=self.shards)
         self._mesh = open_mesh(self.shards)
-        self.most_steps = _MAX_STEPS if backend == "cpu" and self._mesh is None else 1
+        self.step_shapes = step_shapes(source.config, config.prefill_chunk, backend, self.shards)
         with _open_weights(source, config, self.shards, backend, self._mesh) as weights:
             self.dtype = weights.dtype
             self.slots = config.slots or self._affordable_slots(source.config, weights, backend)
@@ -103,7 +101,7 @@ class Executor:
                 source.config, weights.graph, abstract, pool, self.dtype, self.shards, specs, self._mesh
             )
             reads_slots = config.state_cache_inexact
-            programs = all_programs(shapes, config.prefill_chunk, self.most_steps, reads_slots=reads_slots)
+            programs = all_programs(shapes, self.step_shapes, reads_slots=reads_slots)
             params, self._compiled = _load_and_compile(weights, programs, shapes, backend, report)
         self._programs: Mapping[str, Program] = programs
         self.is_cpu = backend == "cpu"

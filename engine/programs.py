@@ -5,10 +5,10 @@ import itertools
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -37,6 +37,7 @@ from .steps import (
     copy_step,
     decode_step,
     first_token_step,
+    later_prefill_step,
     mask_step,
     prefill_step,
     read_step,
@@ -50,6 +51,9 @@ different numbers of rows, and a request's tokens must not depend on its neighbo
 
 _FIRST_GROUP: Final = 4
 """Slots of a CPU's smallest decode step."""
+
+_MOST_STEPS: Final = 8
+"""Tokens per request and dispatch of a CPU, at most."""
 
 _RING_BLOCK: Final = 512
 """Ring rows that a CPU reads at least."""
@@ -66,7 +70,8 @@ type Lower = Callable[[], Any]
 """Traces a program for its shapes, ready to be compiled; see `lower`."""
 
 type Compiled = Mapping[str, Any]
-"""Compiled programs by name: "decode 8" is for the first 8 slots, "prefill 2x64" for two chunks of 64 tokens."""
+"""Compiled programs by name: "decode 8" is for the first 8 slots, "prefill 2x64" for two chunks of 64 tokens, "prefill
+1x64 part 2" for the second of the parts in which one chunk is read."""
 
 
 def new_pool(
@@ -102,13 +107,62 @@ def decode_rows(pool: StatePool) -> tuple[int, ...]:
     return tuple(accumulate(num_rows(group) for group in pool.groups))
 
 
-def prefill_shapes(chunk: int) -> tuple[tuple[int, int], ...]:
-    """The compiled (rows, tokens per row) of prefill: the block, doubled up to the chunk, and rows that fit with it."""
+class StepShapes(NamedTuple):
+    """For which steps there are programs.
+
+    Attributes:
+      decode_steps: the most tokens per row of a decode dispatch.
+      prefill: the (rows, tokens per row) of prefill.
+      parts: the layers of each part in which one row of `PREFILL_BLOCK` tokens is read.
+    """
+
+    decode_steps: int
+    prefill: tuple[tuple[int, int], ...]
+    parts: tuple[range, ...]
+
+    @property
+    def prefill_rows(self) -> int:
+        """The most rows of prefill."""
+        return max(rows for rows, _ in self.prefill)
+
+
+def step_shapes(model: ModelConfig, chunk: int, backend: str, shards: Shards) -> StepShapes:
+    """What is worth a program there. A CPU reads a prompt of 64 tokens as fast, per token, as several side by side; and
+    it takes so long that those who generate should not wait for all of it.
+
+    Args:
+      chunk: the most tokens of a prefill step, for each data shard.
+    """
+    if backend == "cpu" and shards.count == 1:
+        return StepShapes(_MOST_STEPS, prefill_shapes(chunk, 1), layer_parts(model))
+    return StepShapes(1, prefill_shapes(chunk, MAX_PREFILL_ROWS), (range(model.depth),))
+
+
+def prefill_shapes(chunk: int, most_rows: int) -> tuple[tuple[int, int], ...]:
+    """The (rows, tokens per row): the block, doubled up to the chunk, and rows that fit with it, a power of two."""
     lengths = [PREFILL_BLOCK]
     while lengths[-1] < chunk:
         lengths.append(min(2 * lengths[-1], chunk))
-    rows = [2**i for i in range(MAX_PREFILL_ROWS.bit_length())]
+    rows = [2**i for i in range(most_rows.bit_length())]
     return tuple((n, length) for length in lengths for n in rows if n * length <= chunk)
+
+
+def layer_parts(model: ModelConfig) -> tuple[range, ...]:
+    """The layers up to the first attention, those up to the next one, and so on: one period of the pattern each."""
+    ends = [place + 1 for place, kind in enumerate(model.block_types) if kind == "attention"]
+    ends += [] if ends[-1:] == [model.depth] else [model.depth]
+    return tuple(range(start, stop) for start, stop in pairwise([0, *ends]))
+
+
+def prefill_names(rows: int, length: int, parts: int) -> list[str]:
+    """Of the programs that read a batch of this shape, one after the other.
+
+    Args:
+      parts: of one row of `PREFILL_BLOCK` tokens.
+    """
+    name = f"prefill {rows}x{length}"
+    is_cut = (rows, length) == (1, PREFILL_BLOCK) and parts > 1
+    return [f"{name} part {part + 1}" for part in range(parts)] if is_cut else [name]
 
 
 class ModelShapes(NamedTuple):
@@ -155,34 +209,34 @@ HELD: Final = ("params", "pool", "hidden", "last")
 each row's last one."""
 
 
-def all_programs(model: ModelShapes, chunk: int, most_steps: int, *, reads_slots: bool = False) -> dict[str, Program]:
+def all_programs(model: ModelShapes, shapes: StepShapes, *, reads_slots: bool = False) -> dict[str, Program]:
     """Every program by name.
 
     Args:
       model: what they are traced with.
-      chunk: the most tokens of a prefill step, for each data shard.
-      most_steps: the most tokens per row of a decode dispatch.
+      shapes: of the steps.
       reads_slots: whether there is one that reads what decoding has left in a slot.
     """
-    programs = dict(_each_program(model, chunk, most_steps))
+    programs = dict(_each_program(model, shapes))
     read = Program(partial(read_step, model.shards, model.config.lru_width), ("pool",), (_int32(1),), ("state",))
     return programs | {"read": read} if reads_slots else programs
 
 
-def _each_program(model: ModelShapes, chunk: int, most_steps: int) -> Iterator[tuple[str, Program]]:
+def _each_program(model: ModelShapes, shapes: StepShapes) -> Iterator[tuple[str, Program]]:
     graph, shards, slots = model.graph, model.shards, model.pool.slots.tokens.shape[0]
     words = model.pool.slots.memory.allowed.shape[1]
     for rows in decode_rows(model.pool):
         inputs: tuple[Any, ...] = (jax.ShapeDtypeStruct((rows,), jnp.bool), _int32())
-        step: Callable[..., Any] = partial(decode_step, graph, most_steps)
+        step: Callable[..., Any] = partial(decode_step, graph, shapes.decode_steps)
         yield f"decode {rows}", Program(step, ("params", "pool"), inputs, ("pool", "sampled"))
     first = as_first_token_input(first_token_columns((), first_token_rows(shards), slots, words))
     step = partial(first_token_step, graph)
     yield "first token", Program(step, ("params", "pool", "last"), (first,), ("pool", "sampled"))
-    for rows, length in prefill_shapes(chunk):
+    for rows, length in shapes.prefill:
         inputs = (PrefillInput(**prefill_columns((), (), rows * shards.data, length, slots)),)
-        step, results = partial(prefill_step, graph), ("pool", "hidden", "last", "trail")
-        yield f"prefill {rows}x{length}", Program(step, ("params", "pool"), inputs, results)
+        names = prefill_names(rows, length, len(shapes.parts))
+        parts = shapes.parts if len(names) > 1 else [range(model.config.depth)]
+        yield from zip(names, _prefill_parts(graph, inputs, parts), strict=True)
         if rows == 1:
             inputs = (_int32(shards.data, length),)
             yield f"score {length}", Program(partial(score_step, graph), ("params", "hidden"), inputs, ("scores",))
@@ -195,6 +249,13 @@ def _each_program(model: ModelShapes, chunk: int, most_steps: int) -> Iterator[t
         yield name, Program(partial(change, shards), ("pool",), inputs, ("pool",))
     ends = jax.ShapeDtypeStruct((shards.data * MAX_PREFILL_ROWS, model.config.width), model.dtype)
     yield "ends", Program(_take_over, (), (ends,), ("last",))
+
+
+def _prefill_parts(graph: Graph, inputs: tuple[PrefillInput], parts: Sequence[range]) -> Iterator[Program]:
+    results = ("pool", "hidden", "last", "trail")
+    yield Program(partial(prefill_step, graph, layers=parts[0]), ("params", "pool"), inputs, results)
+    for layers in parts[1:]:
+        yield Program(partial(later_prefill_step, graph, layers), ("params", "pool", "hidden"), inputs, results)
 
 
 def _take_over(x: Array) -> Array:
@@ -269,7 +330,7 @@ def _held_shape(name: str, program: Program, model: ModelShapes) -> Any:
     if name in shapes:
         return shapes[name]
     width, data = model.config.width, model.shards.data
-    shape = (data * MAX_PREFILL_ROWS, width) if name == "last" else (*program.inputs[0].shape, width)
+    shape = (data * MAX_PREFILL_ROWS, width) if name == "last" else (*jax.tree.leaves(program.inputs)[0].shape, width)
     return jax.ShapeDtypeStruct(shape, model.dtype)
 
 

@@ -17,7 +17,7 @@ from .executor import Executor, Progress
 from .model.identity import model_identity
 from .model.source import ModelSource
 from .model.state import Trail
-from .programs import as_first_token_input, first_token_rows, prefill_shapes, snapshot_shapes
+from .programs import as_first_token_input, first_token_rows, prefill_names, snapshot_shapes
 from .request import TokenLogprobs
 from .sampler import Logprobs, Sampled
 from .saved_state import StateFormat
@@ -63,7 +63,7 @@ class PendingPrefill:
       last: what the step ends with; there is always something to wait for, so that the host stays in step.
       sampled: the first tokens of the prompts that end in this batch and of their forks, `MAX_PREFILL_ROWS` at a time.
       scores: of the token after each of the chunks' tokens, if anybody asked.
-      trail: what the chunks add to the state, if states are remembered.
+      trails: what the chunks add to the state, part by part, if states are remembered.
     """
 
     batch: PrefillBatch
@@ -72,15 +72,15 @@ class PendingPrefill:
     last: Float[Array, "R D"]
     sampled: tuple[Sampled, ...]
     scores: Logprobs | None = None
-    trail: Trail | None = None
+    trails: tuple[Trail, ...] = ()
 
     def wait(self) -> tuple[RowResult, ...]:
         """Reads one result per chunk and per fork."""
         self.last.block_until_ready()
         firsts = ((sampled, place) for sampled in self.sampled for place in range(len(sampled.tokens)))
         results = [self._row(row, chunk, firsts) for row, chunk in enumerate(self.batch.rows)]
-        if self.trail is not None:
-            for row, marks in enumerate(read_marks(self.trail, self.last, self.batch.chunks, self.places, self.ends)):
+        if self.trails:
+            for row, marks in enumerate(read_marks(self.trails, self.last, self.batch.chunks, self.places, self.ends)):
                 results[row] = replace(results[row], marks=marks)
         return tuple(results)
 
@@ -99,6 +99,23 @@ class PendingPrefill:
         return replace(result, prompt_logprobs=tuple(_read(self.scores, (place, t), wanted) for t in range(count)))
 
 
+@dataclass(frozen=True, slots=True)
+class PendingPart:
+    """Some of a prefill step's layers, but for the last ones, that the device may still be working on.
+
+    Attributes:
+      last: what the part ends with.
+    """
+
+    batch: PrefillBatch
+    last: Float[Array, "R D"]
+
+    def wait(self) -> tuple[RowResult, ...]:
+        """Gives nothing to any row."""
+        self.last.block_until_ready()
+        return (RowResult(),) * len(self.batch.rows)
+
+
 class ModelRunner:
     """A model on its devices. All shapes are compiled when this returns.
 
@@ -114,7 +131,8 @@ class ModelRunner:
 
     def __init__(self, source: ModelSource, config: EngineConfig, progress: Progress | None = None) -> None:
         self._executor = executor = Executor(source, config, progress)
-        self._shapes = prefill_shapes(config.prefill_chunk)
+        self._shapes = executor.step_shapes
+        self._trails: tuple[Trail, ...] = ()
         self.slots = executor.slots
         self._shard_rows = executor.rows // executor.shards.data
         self._first_rows = first_token_rows(executor.shards)
@@ -129,7 +147,9 @@ class ModelRunner:
         self.limits = StepLimits(
             prefill_chunk=config.prefill_chunk,
             prefill_beside_decode=PREFILL_BLOCK if executor.is_cpu else config.prefill_chunk,
-            decode_steps=self._affordable_steps() if executor.most_steps > 1 else 1,
+            prefill_rows=self._shapes.prefill_rows,
+            prefill_parts=len(self._shapes.parts),
+            decode_steps=self._affordable_steps() if self._shapes.decode_steps > 1 else 1,
             decode_rows=executor.decode_rows,
             mask_words=self._mask_words,
             slot_order=slot_order(self.slots, executor.rows, executor.shards.data, executor.shards.model),
@@ -150,12 +170,12 @@ class ModelRunner:
         """XLA compilations since every shape was compiled."""
         return self._executor.compiles_since_ready
 
-    def run(self, batch: Batch) -> PendingDecode | PendingPrefill:
+    def run(self, batch: Batch) -> "PendingDecode | PendingPrefill | PendingPart":
         """Hands a batch to the device and returns at once."""
         if isinstance(batch, DecodeBatch):
             return self._run_decode(batch)
         for chunk in batch.chunks:
-            if chunk.resume is not None:
+            if chunk.resume is not None and not batch.part:
                 self._restore(chunk.slot, chunk.resume)
         if isinstance(batch, ResumeBatch):
             places = range(len(batch.chunks))
@@ -182,24 +202,28 @@ class ModelRunner:
         sampled: Sampled = self._executor.run(f"decode {rows}", active, np.int32(steps))["sampled"]
         return sampled
 
-    def _run_prefill(self, batch: PrefillBatch) -> PendingPrefill:
+    def _run_prefill(self, batch: PrefillBatch) -> "PendingPrefill | PendingPart":
         chunks, shards = batch.chunks, self._executor.shards.data
         homes = [chunk.slot // self._shard_rows for chunk in chunks]
         ranks = [homes[:place].count(home) for place, home in enumerate(homes)]
         most, longest = max(ranks) + 1, max(chunk.length for chunk in chunks)
-        rows = next(n for n in sorted({n for n, _ in self._shapes}) if n >= most)
-        length = min(n for r, n in self._shapes if r == rows and n >= longest)
+        rows = min(n for n, _ in self._shapes.prefill if n >= most)
+        length = min(n for r, n in self._shapes.prefill if r == rows and n >= longest)
         places = [home * rows + rank for home, rank in zip(homes, ranks, strict=True)]
         ends = [home * MAX_PREFILL_ROWS + rank for home, rank in zip(homes, ranks, strict=True)]
         inputs = PrefillInput(**prefill_columns(chunks, places, rows * shards, length, self._executor.rows))
-        result = self._executor.run(f"prefill {rows}x{length}", inputs)
+        name = prefill_names(rows, length, batch.parts)[batch.part]
+        result = self._executor.run(name, inputs)
+        trails = self._trails = (*(self._trails if batch.part else ()), result["trail"])
+        if not batch.is_last_part:
+            return PendingPart(batch, result["last"])
         scores = None
         sampled = self._sample_first(batch, ends)
         if any(chunk.sequence.request.params.prompt_logprobs is not None for chunk in chunks):
             targets = score_targets(chunks, places, rows * shards, length)
             scores = self._executor.run(f"score {length}", targets)["scores"]
-        trail = result["trail"] if self.state_cache_bytes else None
-        return PendingPrefill(batch, tuple(places), tuple(ends), result["last"], sampled, scores, trail)
+        remembered = trails if self.state_cache_bytes else ()
+        return PendingPrefill(batch, tuple(places), tuple(ends), result["last"], sampled, scores, remembered)
 
     def _sample_first(self, batch: PrefillBatch, ends: Rows[int]) -> tuple[Sampled, ...]:
         """Samples the first tokens of prompts that end in this batch, and of their forks, so many at a time.
@@ -238,7 +262,7 @@ class ModelRunner:
             start = time.perf_counter()
             self._decode(rows, active, 1).tokens.block_until_ready()
             times.append(time.perf_counter() - start)
-        return max(1, min(int(_DISPATCH_SECONDS / min(times)), self._executor.most_steps))
+        return max(1, min(int(_DISPATCH_SECONDS / min(times)), self._shapes.decode_steps))
 
 
 def _state_cache_bytes(gib: float | None) -> int:

@@ -22,8 +22,8 @@ _NOT_NUMBERS: Final = "the model's activations are not numbers any more; the req
 class Scheduler:
     """Lets requests into slots in the queue's order; a request that has a slot keeps it until it ends.
 
-    Prefill and decode take turns while both have work: a decode waits for at most one prefill batch, and in each of
-    those the oldest prompt gets on.
+    Prefill and decode take turns while both have work: a decode waits for at most one prefill step, and in each of
+    those the oldest prompt gets on. A batch whose layers are read in several steps is done before the next one begins.
 
     Args:
       slots: how many requests run at a time.
@@ -54,6 +54,8 @@ class Scheduler:
         self._failed: list[tuple[str, TokenOutput]] = []
         self._ends: list[tuple[PromptKey, int]] = []
         self._decode_is_due = False
+        self._begun: PrefillBatch | None = None
+        self._slots_to_free: list[int] = []
         self._ended = RecentTexts()
 
     def __repr__(self) -> str:
@@ -120,16 +122,20 @@ class Scheduler:
         """Plans the next batch and books it as dispatched; None where there is nothing to do."""
         self._fill_slots()
         reading = [s for s in self._running.values() if s.is_reading]
-        decoding = [s for s in self._running.values() if s.can_decode]
-        if reading and not (self._decode_is_due and decoding):
+        begun = self._being_read()
+        decoding = [s for s in self._running.values() if s.can_decode and s not in begun]
+        if (reading or begun) and not (self._decode_is_due and decoding):
             self._decode_is_due = True
+            if self._begun is not None:
+                return self._dispatch(replace(self._begun, part=self._begun.part + 1))
             if known := [s for s in reading if not s.num_prompt_left]:
-                return ResumeBatch(tuple(self._plan_chunk(s, 0) for s in known[:MAX_PREFILL_ROWS]))
+                return self._dispatch(ResumeBatch(tuple(self._plan_chunk(s, 0) for s in known[:MAX_PREFILL_ROWS])))
             is_busy = len(decoding) >= len(reading)
             limits = self._limits
-            return self._plan_prefill(reading, limits.prefill_beside_decode if is_busy else limits.prefill_chunk)
+            budget = limits.prefill_beside_decode if is_busy else limits.prefill_chunk
+            return self._dispatch(self._plan_prefill(reading, budget))
         self._decode_is_due = False
-        return self._plan_decode(decoding, is_alone=not reading) if decoding else None
+        return self._plan_decode(decoding, is_alone=not (reading or begun)) if decoding else None
 
     def text_of(self, request_id: str) -> Text | None:
         """Of a request that runs, so far, or has ended lately; None of any other, and where nothing is remembered."""
@@ -226,8 +232,36 @@ class Scheduler:
             length //= 2  # two steps of which the second is short, rather than one that is padding for a large part
         scored = [s for s in reading[:1] if s.request.params.prompt_logprobs is not None]  # scored one by one
         plain = [s for s in reading if s.request.params.prompt_logprobs is None]
-        rows = scored or self._first_of_each_shard(plain, min(budget // length, MAX_PREFILL_ROWS))
-        return PrefillBatch(tuple(self._plan_chunk(s, min(length, budget)) for s in rows))
+        rows = scored or self._first_of_each_shard(plain, min(budget // length, self._limits.prefill_rows))
+        parts = self._limits.prefill_parts if length == PREFILL_BLOCK and len(rows) == 1 else 1
+        return PrefillBatch(tuple(self._plan_chunk(s, min(length, budget)) for s in rows), parts=parts)
+
+    def _dispatch[Chunks: PrefillBatch](self, batch: Chunks) -> Chunks:
+        """Notes whether there are parts to come."""
+        self._begun = None if batch.is_last_part else batch
+        if self._begun is None:
+            self._free_slots()
+        return batch
+
+    def _free(self, sequence: Sequence) -> None:
+        """Gives a slot back; one that a begun batch works on, with its last part, or when nobody wants that now."""
+        begun = self._being_read()
+        if sequence not in begun:
+            self.slots.release(sequence.slot)
+            return
+        self._slots_to_free.append(sequence.slot)
+        if all(self._running.get(s.request.id) is not s for s in begun):
+            self._begun = None
+            self._free_slots()
+
+    def _free_slots(self) -> None:
+        for slot in self._slots_to_free:
+            self.slots.release(slot)
+        self._slots_to_free.clear()
+
+    def _being_read(self) -> set[Sequence]:
+        """By some of the layers so far."""
+        return set() if self._begun is None else {row.sequence for row in self._begun.rows}
 
     def _first_of_each_shard(self, reading: Rows[Sequence], most: int) -> list[Sequence]:
         """The oldest of each shard, as many as make a compiled shape."""
@@ -270,7 +304,7 @@ class Scheduler:
     def _plan_moves(self, decoding: Rows[Sequence]) -> tuple[tuple[int, int], ...]:
         """Moves into lower slots that let this step, and those to come, make do with fewer rows."""
         enough = next((rows for rows in self._limits.decode_rows if rows >= self.num_running), self.slots.size)
-        if max(s.slot for s in decoding) < enough:
+        if self._begun is not None or max(s.slot for s in decoding) < enough:
             return ()
         moves = []
         for sequence in self._running.values():
@@ -347,7 +381,7 @@ class Scheduler:
         del self._running[request.id]
         if self.cache is not None:
             self._ended.keep(request.id, _text_of(sequence))
-        self.slots.release(sequence.slot)
+        self._free(sequence)
         self._pace.released(self._now - sequence.started)
         num_tokens = sequence.num_prompt_dispatched + sequence.num_tokens
         self._waiting.shares.charge(request.tenant, num_tokens - expected_tokens(request))

@@ -129,9 +129,20 @@ class PrefillChunk:
 
 @dataclass(frozen=True, slots=True)
 class PrefillBatch:
-    """Chunks of prompts that are read in one device step."""
+    """Chunks of prompts that are read together.
+
+    Attributes:
+      part, parts: which of the steps this is, in each of which some of the layers read them; the last one has results.
+    """
 
     chunks: tuple[PrefillChunk, ...]
+    part: int = 0
+    parts: int = 1
+
+    @property
+    def is_last_part(self) -> bool:
+        """Whether all layers have read the chunks behind it."""
+        return self.part == self.parts - 1
 
     @property
     def rows(self) -> "tuple[PrefillChunk, ...]":

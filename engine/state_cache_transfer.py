@@ -13,17 +13,18 @@ from .snapshot import HostArray, Mark, Snapshot, from_ring, ring_rows
 
 
 def read_marks(
-    trail: Trail, last: Float[Array, "Rmax D"], chunks: Rows[PrefillChunk], places: Rows[int], ends: Rows[int]
+    trails: Rows[Trail], last: Float[Array, "Rmax D"], chunks: Rows[PrefillChunk], places: Rows[int], ends: Rows[int]
 ) -> Iterator[tuple[Mark, ...]]:
     """What each of a batch's chunks has left, once the device is done; copies, since a trail is mostly padding.
 
     Args:
-      trail: of all rows.
+      trails: of all rows, one for each part of the layers.
       last: activations of rows' last tokens.
       chunks: what was read.
-      places, ends: where each chunk stands in `trail` and in `last`.
+      places, ends: where each chunk stands in `trails` and in `last`.
     """
-    h, conv, window, hidden = (np.asarray(x) for x in (*trail, last))
+    h, conv, window = map(_all_layers, zip(*trails, strict=True))
+    hidden = np.asarray(last)
 
     def mark(row: int, end_row: int, block: int, chunk: PrefillChunk) -> Mark:
         start = block * PREFILL_BLOCK
@@ -34,6 +35,12 @@ def read_marks(
 
     for row, end_row, chunk in zip(places, ends, chunks, strict=True):
         yield tuple(mark(row, end_row, block, chunk) for block in range(-(-chunk.length // PREFILL_BLOCK)))
+
+
+def _all_layers(parts: Rows[Array]) -> HostArray:
+    """One kind's arrays, whose third axis is that of layers; a part may have no layer of this kind."""
+    arrays = [np.asarray(part) for part in parts]
+    return np.concatenate([array for array in arrays if array.shape[2]] or arrays[:1], axis=2)
 
 
 def read_slot(arrays: tuple[Array, Array, Array], length: int) -> Snapshot:

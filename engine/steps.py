@@ -241,28 +241,56 @@ def _is_last(tokens: Int32[Array, " R"], positions: Int32[Array, " R"], sampling
 
 
 def prefill_step(
-    graph: Graph, params: Params, pool: StatePool, inputs: PrefillInput
+    graph: Graph, params: Params, pool: StatePool, inputs: PrefillInput, layers: range | None = None
 ) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"], Trail]:
     """Reads a chunk of prompt per row into its slot.
 
+    Args:
+      graph, params: the model.
+      pool: all slots.
+      inputs: the chunks.
+      layers: the first ones, where those behind them have steps of their own; None is all.
+
     Returns:
       The pool, the activations of all tokens of this data shard's rows, those of each row's last one, for
-      `MAX_PREFILL_ROWS` rows of each data shard, and what the chunks add to the state.
+      `MAX_PREFILL_ROWS` rows of each data shard, and what the chunks add to the state of these layers. Before the
+      model's last layer, activations are what the next one takes.
     """
     model = nnx.merge(graph, params)
+    inputs = model.shards.own_slots(inputs)
+    return _read(model, layers or range(model.config.depth), pool, model.embed(inputs.tokens), inputs)
+
+
+def later_prefill_step(
+    graph: Graph, layers: range, params: Params, pool: StatePool, hidden: Float[Array, "R T D"], inputs: PrefillInput
+) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"], Trail]:
+    """Goes on with the layers behind those of a `prefill_step`, as if they were one step.
+
+    Args:
+      hidden: what the layers before have made of the chunks.
+    """
+    model = nnx.merge(graph, params)
+    return _read(model, layers, pool, hidden, model.shards.own_slots(inputs))
+
+
+def _read(
+    model: Griffin, layers: range, pool: StatePool, x: Float[Array, "R T D"], inputs: PrefillInput
+) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"], Trail]:
     shards = model.shards
-    inputs = shards.own_slots(inputs)
     steps = jnp.arange(inputs.tokens.shape[1])
     positions = jnp.where(steps < inputs.lengths[:, None], inputs.starts[:, None] + steps, -1)
-    state = take_rows(pool.groups, inputs.slots, inputs.starts == 0, shards)
+    groups = tuple(group[layers.start : layers.stop] for group in pool.groups)
+    state = take_rows(groups, inputs.slots, inputs.starts == 0, shards)
     if model.backend in PORTABLE:  # whose compiler lets reads stray behind the writes below, and then copies the pool
         state = jax.lax.optimization_barrier(state)
-    hidden, state, trail = model.read(inputs.tokens, positions, state, PREFILL_BLOCK)
+    hidden, state, trail = model.read(x, positions, state, PREFILL_BLOCK, layers)
     last = jnp.take_along_axis(hidden, jnp.maximum(inputs.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     last = jnp.pad(last, ((0, MAX_PREFILL_ROWS - last.shape[0]), (0, 0)))
     h, conv = (shards.all_channels(x, model.config.lru_width) for x in (trail.h, trail.conv))
     trail = Trail(h, conv, trail.window)
-    pool = pool._replace(groups=put_rows(pool.groups, inputs.slots, state, shards))
+    groups = put_rows(groups, inputs.slots, state, shards)
+    whole = zip(pool.groups, groups, strict=True)
+    pool = pool._replace(groups=tuple((*old[: layers.start], *new, *old[layers.stop :]) for old, new in whole))
     return pool, hidden, *shards.all_slots((last, trail))
 
 

@@ -67,36 +67,51 @@ class Griffin(nnx.Module):
         Returns:
           The activations after the final norm, for `logits`, and the state after the chunk.
         """
-        x, new_state, _ = self._read(tokens, positions, state, block)
+        x, new_state, _ = self._read(self.embed(tokens), positions, state, block, range(len(self.blocks)))
         return x, new_state
 
     def read(
-        self, tokens: Int32[Array, "B T"], positions: Int32[Array, "B T"], state: ModelState, block: int
+        self, x: Float[Array, "B T D"], positions: Int32[Array, "B T"], state: ModelState, block: int, layers: range
     ) -> tuple[Float[Array, "B T D"], ModelState, Trail]:
-        """Reads a chunk of several tokens, and tells what it adds to the state; see `__call__`."""
-        x, new_state, trails = self._read(tokens, positions, state, block)
+        """Reads a chunk of several tokens with some of the layers, and tells what it adds to their state.
+
+        Args:
+          x: what `embed` or the layers before give.
+          positions, block: see `__call__`.
+          state: of these layers.
+          layers: which.
+
+        Returns:
+          What the next layer takes or, after the last one, the activations after the final norm.
+        """
+        x, new_state, trails = self._read(x, positions, state, block, layers)
         return x, new_state, join_trails(trails, block)
 
     def _read(
-        self, tokens: Int32[Array, "B T"], positions: Int32[Array, "B T"], state: ModelState, block: int
+        self, x: Float[Array, "B T D"], positions: Int32[Array, "B T"], state: ModelState, block: int, layers: range
     ) -> tuple[Float[Array, "B T D"], ModelState, list[LayerTrail | None]]:
-        x = self._embed(tokens)
-        if self.config.scale_embeddings:
-            x *= jnp.asarray(self.config.width**0.5, jnp.bfloat16).astype(x.dtype)
         new_state: list[LayerState] = []
         trails: list[LayerTrail | None] = []
-        for layer, layer_state in zip(self.blocks, state, strict=True):
+        for layer, layer_state in zip(self.blocks[layers.start : layers.stop], state, strict=True):
             if self.backend in PORTABLE:
                 x, layer_state, trail = _call_layer(*nnx.split(layer), x, layer_state, positions, block)
             else:  # a TPU's compiler fuses less over the border of a function: 60 MB more a step for 512 rows of 2B
                 x, layer_state, trail = layer(x, layer_state, positions, block)
-            if self.backend == "tpu" and tokens.shape[1] > 1:
+            if self.backend == "tpu" and x.shape[1] > 1:
                 x = jax.lax.optimization_barrier(x)  # else every layer's output is kept, to be summed up at the end
             new_state.append(layer_state)
             trails.append(trail)
-        return self.final_norm(x), tuple(new_state), trails
+        x = self.final_norm(x) if layers.stop == len(self.blocks) else x
+        return x, tuple(new_state), trails
 
-    def _embed(self, tokens: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
+    def embed(self, tokens: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
+        """What the first layer takes."""
+        x = self._look_up(tokens)
+        return (
+            x * jnp.asarray(self.config.width**0.5, jnp.bfloat16).astype(x.dtype) if self.config.scale_embeddings else x
+        )
+
+    def _look_up(self, tokens: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
         table = self.embedding.get_value()
         if self.shards.model == 1:
             return take_rows(table, tokens, self.dtype)

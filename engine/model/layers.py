@@ -173,7 +173,7 @@ class RGLRU(nnx.Module):
     def _gates(self, x: Float32[Array, "B T E"]) -> tuple[Float32[Array, "B T E"], Float32[Array, "B T E"]]:
         weight = self.gate_weight[...]
         blocks, size = weight.shape[:2]
-        if self.backend == "cpu" and x.shape[1] == 1 and weight.dtype == jnp.float32:
+        if self.backend == "cpu" and weight.dtype == jnp.float32:
             gates = native.block_product(x.reshape(-1, blocks, size), weight, self.gate_bias[...])
             return gates[..., :size].reshape(x.shape), gates[..., size:].reshape(x.shape)
         rows = _fill_up(x.reshape(-1, blocks, size).astype(weight.dtype), weight.dtype)

@@ -1,11 +1,11 @@
 """A runner without a device, whose arithmetic a reader can follow."""
 
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from roost.engine import EngineDeadError
-from roost.engine.sequence import Batch, DecodeBatch, PrefillChunk, RowResult
+from roost.engine.sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult
 from roost.engine.snapshot import Snapshot, from_ring
 
 
@@ -23,7 +23,8 @@ class FakeRunner:
     """Counts on: the first token is the prompt's last id + 1, each further one the one before it + 1.
 
     It keeps, per slot, what a device would keep (the last token and how many it has read), and fails on a batch that a
-    device would serve wrongly: a slot named twice, a chunk that does not start where the last one ended.
+    device would serve wrongly: a slot named twice, a chunk that does not start where the last one ended, parts of a
+    batch in another order or with something else in their slots.
     """
 
     def __init__(self) -> None:
@@ -33,15 +34,23 @@ class FakeRunner:
         self.failure: EngineDeadError | None = None
         self._last: dict[int, int] = {}
         self._read: dict[int, int] = {}
+        self._begun: PrefillBatch | None = None
 
     def run(self, batch: Batch) -> FakePending:
         self.batches.append(batch)
         if isinstance(batch, DecodeBatch):
             assert len(set(batch.slots)) == len(batch.slots)
+            begun = set() if self._begun is None else {row.slot for row in self._begun.rows}
+            assert begun.isdisjoint([*batch.slots, *(slot for move in batch.moves for slot in move)])
             for source, target in batch.moves:
-                self._last[target] = self._last.pop(source)
+                for kept in (self._last, self._read):  # there is nothing yet in a slot whose prompt waits
+                    if source in kept:
+                        kept[target] = kept.pop(source)
             return FakePending([self._decode(slot, batch.steps) for slot in batch.slots])
-        return FakePending([self._prefill(c) for c in batch.chunks])
+        if batch.part:
+            assert self._begun == replace(batch, part=batch.part - 1)
+        self._begun = None if batch.is_last_part else batch
+        return FakePending([self._prefill(c) if batch.is_last_part else RowResult() for c in batch.chunks])
 
     def close(self) -> None:
         pass

@@ -32,9 +32,14 @@ class Client:
         return list(range(self.first, self.first + min(self.max_tokens, self.stop_after)))
 
 
-def make_core(slots: int, decode_steps: int = 1) -> tuple[EngineCore, Scheduler, FakeRunner]:
+def make_core(slots: int, decode_steps: int = 1, prefill_parts: int = 1) -> tuple[EngineCore, Scheduler, FakeRunner]:
     limits = StepLimits(
-        prefill_chunk=128, prefill_beside_decode=64, decode_steps=decode_steps, decode_rows=(1, 2, slots)
+        prefill_chunk=128,
+        prefill_beside_decode=64,
+        prefill_rows=2 if prefill_parts == 1 else 1,
+        prefill_parts=prefill_parts,
+        decode_steps=decode_steps,
+        decode_rows=(1, 2, slots),
     )
     scheduler, runner = Scheduler(slots, 1000, limits), FakeRunner()
     return EngineCore(scheduler, runner), scheduler, runner
@@ -43,15 +48,21 @@ def make_core(slots: int, decode_steps: int = 1) -> tuple[EngineCore, Scheduler,
 @given(
     slots=st.integers(1, 5),
     decode_steps=st.integers(1, 4),
+    prefill_parts=st.integers(1, 3),
     arrivals=st.lists(st.tuples(PROMPT_LENGTHS, st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12),
     aborts=st.sets(st.integers(0, 11)),
     gaps=st.lists(st.integers(0, 3), min_size=12, max_size=12),
 )
 def test_every_request_gets_its_own_tokens(
-    slots: int, decode_steps: int, arrivals: list[tuple[int, int, int]], aborts: set[int], gaps: list[int]
+    slots: int,
+    decode_steps: int,
+    prefill_parts: int,
+    arrivals: list[tuple[int, int, int]],
+    aborts: set[int],
+    gaps: list[int],
 ) -> None:
     """Arrivals, ends and aborts in any order: tokens go where they belong, and slots stay disjoint and complete."""
-    core, scheduler, _ = make_core(slots, decode_steps)
+    core, scheduler, _ = make_core(slots, decode_steps, prefill_parts)
     clients: dict[str, Client] = {}
 
     def step() -> None:
@@ -61,6 +72,7 @@ def test_every_request_gets_its_own_tokens(
             client.tokens += output.token_ids
             client.reason = output.finish_reason
         owned = [s.slot for s in scheduler._running.values()]
+        owned += scheduler._slots_to_free
         assert len(set(owned)) == len(owned) == scheduler.slots.num_used
         assert scheduler.slots.num_free + scheduler.slots.num_used == slots
 

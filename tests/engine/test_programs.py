@@ -14,10 +14,21 @@ import jax
 import jax.numpy as jnp
 import pytest
 from cache_settings import restored
+from roost.engine.config import MAX_PREFILL_ROWS
 from roost.engine.errors import ConfigError
 from roost.engine.model.config import ModelConfig
-from roost.engine.model.shards import ALONE
-from roost.engine.programs import CPU_OPTIONS, compile_all, group_sizes, keep_programs, new_pool, prefill_shapes
+from roost.engine.model.shards import ALONE, Shards
+from roost.engine.programs import (
+    CPU_OPTIONS,
+    compile_all,
+    group_sizes,
+    keep_programs,
+    layer_parts,
+    new_pool,
+    prefill_names,
+    prefill_shapes,
+    step_shapes,
+)
 from roost.engine.steps import copy_step
 
 
@@ -31,7 +42,33 @@ from roost.engine.steps import copy_step
     ],
 )
 def test_prefill_shapes(chunk: int, shapes: set[tuple[int, int]]) -> None:
-    assert set(prefill_shapes(chunk)) == shapes
+    assert set(prefill_shapes(chunk, MAX_PREFILL_ROWS)) == shapes
+
+
+@pytest.mark.parametrize(
+    ("kinds", "parts"),
+    [
+        ("rrarra", [(0, 3), (3, 6)]),
+        ("rrarr", [(0, 3), (3, 5)]),
+        ("rr", [(0, 2)]),
+        ("ara", [(0, 1), (1, 3)]),
+    ],
+)
+def test_layer_parts(kinds: str, parts: list[tuple[int, int]]) -> None:
+    blocks = tuple("attention" if kind == "a" else "recurrent" for kind in kinds)
+    model = ModelConfig(64, 64, 64, 1, 64, blocks)
+    assert [(part.start, part.stop) for part in layer_parts(model)] == parts
+
+
+def test_a_cpu_reads_prompts_one_by_one_and_the_shortest_chunk_in_parts() -> None:
+    model = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention") * 2)
+    alone = step_shapes(model, 256, "cpu", ALONE)
+    assert (alone.prefill, alone.prefill_rows, len(alone.parts)) == (((1, 64), (1, 128), (1, 256)), 1, 2)
+    for backend, shards in (("tpu", ALONE), ("cpu", Shards(data=2))):
+        others = step_shapes(model, 256, backend, shards)
+        assert (others.prefill_rows, others.parts, others.decode_steps) == (4, (range(4),), 1)
+    assert prefill_names(1, 64, 2) == ["prefill 1x64 part 1", "prefill 1x64 part 2"]
+    assert prefill_names(1, 128, 2) == ["prefill 1x128"]
 
 
 @pytest.mark.parametrize(

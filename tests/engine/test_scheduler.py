@@ -241,6 +241,65 @@ def test_a_prompt_whose_tokens_are_scored_is_read_alone() -> None:
     assert shape(scheduler.schedule()) == [("d", 3)]
 
 
+PARTS = StepLimits(128, 64, prefill_rows=1, prefill_parts=3)
+
+
+def part(batch: Batch | None) -> tuple[list[str], int, int]:
+    """A prefill batch as its requests' names and which part of how many it is."""
+    assert isinstance(batch, PrefillBatch)
+    return [row.sequence.request.id for row in batch.rows], batch.part, batch.parts
+
+
+def test_those_who_generate_wait_for_a_part_of_a_chunk() -> None:
+    scheduler = Scheduler(2, 4, PARTS)
+    scheduler.add(request("a"))
+    assert [part(scheduler.schedule()) for _ in range(3)] == [(["a"], n, 3) for n in range(3)]
+    scheduler.add(request("b", prompt=70))
+    for _ in range(2):  # chunks
+        for n in range(3):
+            assert names(scheduler.schedule()) == ("decode", ["a"])
+            assert part(scheduler.schedule()) == (["b"], n, 3)
+    assert names(scheduler.schedule()) == ("decode", ["a", "b"])
+
+
+def test_longer_chunks_are_read_at_once() -> None:
+    scheduler = Scheduler(1, 4, PARTS)
+    scheduler.add(request("a", prompt=140))
+    assert part(scheduler.schedule()) == (["a"], 0, 1)
+    assert part(scheduler.schedule()) == (["a"], 0, 3)
+
+
+def test_only_the_last_part_gives_a_token() -> None:
+    scheduler = Scheduler(1, 4, PARTS)
+    scheduler.add(request("a", max_tokens=1))
+    batches = [scheduler.schedule() for _ in range(3)]
+    assert scheduler.schedule() is None
+    outputs = [scheduler.commit(b, results(b) if b.is_last_part else [RowResult()]) for b in batches]  # type: ignore
+    assert [len(each) for each in outputs] == [0, 0, 1]
+
+
+def test_what_nobody_wants_is_not_read_to_its_end() -> None:
+    scheduler = Scheduler(1, 4, PARTS)
+    scheduler.add(request("a"))
+    scheduler.add(request("b"))
+    scheduler.schedule()
+    scheduler.abort("a")
+    assert part(scheduler.schedule()) == (["b"], 0, 3)
+
+
+def test_a_slot_that_parts_work_on_is_taken_until_the_last_one() -> None:
+    """The fork still wants what is being read, though the one who began it has left."""
+    scheduler = Scheduler(3, 4, PARTS)
+    scheduler.add(request("a"))
+    scheduler.add(replace(request("fork"), fork_of="a"))
+    assert part(scheduler.schedule()) == (["a", "fork"], 0, 3)
+    scheduler.abort("a")
+    assert (scheduler.num_running, scheduler.slots.num_used) == (1, 2)
+    assert [part(scheduler.schedule()) for _ in range(2)] == [(["a", "fork"], n, 3) for n in (1, 2)]
+    assert (scheduler.num_running, scheduler.slots.num_used) == (1, 1)
+    assert names(scheduler.schedule()) == ("decode", ["fork"])
+
+
 AHEAD = StepLimits(64, 64, decode_steps=4)
 
 

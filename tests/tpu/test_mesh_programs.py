@@ -20,7 +20,7 @@ from roost.engine.model.cutting import cut_params
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.shards import DATA, MODEL, Shards
 from roost.engine.plan import DEVICES
-from roost.engine.programs import ModelShapes, all_programs, lower, new_pool
+from roost.engine.programs import ModelShapes, all_programs, lower, new_pool, step_shapes
 from roost.engine.request import MAX_LOGPROBS
 
 pytestmark = pytest.mark.tpu_compile
@@ -51,7 +51,7 @@ def shapes(config: ModelConfig, topology: str, shards: Shards, slots: int) -> Mo
 
 
 def compiled(model: ModelShapes, name: str) -> Any:
-    program = all_programs(model, 512, 1)[name]
+    program = all_programs(model, step_shapes(model.config, 512, "tpu", model.shards))[name]
     return lower(program, model).compile(compiler_options=COUNT_HBM_ONLY)
 
 
