@@ -147,9 +147,10 @@ class EngineCore:
 
     def _book(self, batch: Batch) -> None:
         self._steps += 1
-        if isinstance(batch, DecodeBatch) or batch.part:
+        if isinstance(batch, DecodeBatch):
             return
-        self._prompt_tokens += sum(chunk.length for chunk in batch.chunks)
+        if batch.is_last_part:
+            self._prompt_tokens += sum(chunk.length for chunk in batch.chunks)
         now = time.monotonic()
         for sequence in (row.sequence for row in batch.rows):
             sequence.started_at = now if sequence.started_at is None else sequence.started_at
