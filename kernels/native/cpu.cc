@@ -1,6 +1,7 @@
 // Products of a few rows with large matrices, and attention of one query per row, for x86 CPUs with AVX-512 VNNI and
-// BF16. Decoding reads every weight once per step: these read them as fast as memory gives them. XLA calls them as
-// custom calls. A row's result does not depend on the rows beside it, nor on the number of threads.
+// BF16. Decoding reads every weight once per step: these read them as fast as memory gives them. Chunks of prompts
+// have their products in int8 here too. XLA calls them as custom calls. A row's result does not depend on the rows beside
+// it, nor on the number of threads.
 
 #include <algorithm>
 #include <atomic>
@@ -59,6 +60,12 @@ void ForEach(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   for (int spins = 0; shared->done.load(std::memory_order_acquire) < count; ++spins) {
     spins < 4096 ? _mm_pause() : std::this_thread::yield();
   }
+}
+
+// Scratch that is kept between calls, of at least so many.
+template <typename T>
+void Grow(std::vector<T>& scratch, int64_t count) {
+  if (static_cast<int64_t>(scratch.size()) < count) scratch.resize(count);
 }
 
 // ---- sums of the lanes of sixteen registers, in an order that is the same for each of them
@@ -273,6 +280,115 @@ ROOST_INLINE __m512i OfRows(const void* p) {
   return _mm512_permutexvar_epi32(order, _mm512_castsi128_si512(_mm_loadu_si128(static_cast<const __m128i*>(p))));
 }
 
+// ---- the product in int8 for many rows, as a chunk of a prompt has
+
+// Tiles add up the lanes of their sums at their end, and make the weights ready again for every four rows. Where rows
+// enough share the cost, a strip of the matrix is turned first, so that a lane is an output. The sums are the same.
+
+constexpr int64_t kPanelLeastRows = 40;  // measured; it is a step of decoding, bound by memory, that has fewer
+constexpr int kPanelParts = 3;           // registers of sixteen outputs
+constexpr int kPanelRows = 8;            // their sums leave registers for three of weights and one of x
+constexpr int64_t kPanelOutputs = 16 * kPanelParts;
+constexpr int64_t kPanelStep = 4 * kPanelOutputs;  // bytes: four inputs of each output
+
+struct alignas(64) Line {
+  int8_t bytes[64];
+};
+
+// 64 inputs of sixteen outputs, which are `stride` apart, with 128 added: four inputs of each output at a time.
+ROOST_INLINE void Turn(const int8_t* w, int64_t stride, int8_t* panel) {
+  const __m512i flip = _mm512_set1_epi8(-128);
+  const int8_t* const fours[4] = {w, w + 4 * stride, w + 8 * stride, w + 12 * stride};
+  ROOST_UNROLL
+  for (int chunk = 0; chunk < 4; ++chunk) {
+    __m512i a[4];  // lanes 4 n to 4 n + 3 of a[k] are sixteen inputs of output 4 n + k
+    ROOST_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      const auto piece = [&](int n) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(fours[n] + k * stride + 16 * chunk));
+      };
+      a[k] = _mm512_castsi128_si512(piece(0));
+      a[k] = _mm512_mask_broadcast_i32x4(a[k], 0x00f0, piece(1));
+      a[k] = _mm512_mask_broadcast_i32x4(a[k], 0x0f00, piece(2));
+      a[k] = _mm512_mask_broadcast_i32x4(a[k], 0xf000, piece(3));
+      a[k] = _mm512_xor_si512(a[k], flip);
+    }
+    const __m512i b[4] = {_mm512_unpacklo_epi32(a[0], a[1]), _mm512_unpacklo_epi32(a[2], a[3]),
+                          _mm512_unpackhi_epi32(a[0], a[1]), _mm512_unpackhi_epi32(a[2], a[3])};
+    int8_t* const to = panel + 4 * chunk * kPanelStep;
+    _mm512_store_si512(to, _mm512_unpacklo_epi64(b[0], b[1]));
+    _mm512_store_si512(to + kPanelStep, _mm512_unpackhi_epi64(b[0], b[1]));
+    _mm512_store_si512(to + 2 * kPanelStep, _mm512_unpacklo_epi64(b[2], b[3]));
+    _mm512_store_si512(to + 3 * kPanelStep, _mm512_unpackhi_epi64(b[2], b[3]));
+  }
+}
+
+// A strip of the matrix, with zeros for outputs and inputs that it has not.
+void TurnStrip(const int8_t* w, int64_t outputs, int64_t inputs, int8_t* panel) {
+  for (int64_t o = 0; o < kPanelOutputs; o += 16, panel += 64) {
+    const int64_t count = std::clamp<int64_t>(outputs - o, 0, 16), whole = count == 16 ? inputs / 64 * 64 : 0;
+    for (int64_t i = 0; i < whole; i += 64) Turn(w + o * inputs + i, inputs, panel + i / 4 * kPanelStep);
+    for (int64_t i = whole; i < inputs; i += 64) {
+      int8_t some[16 * 64];
+      std::memset(some, -128, sizeof some);  // zeros once 128 is added
+      for (int64_t k = 0; k < count; ++k) {
+        std::memcpy(some + 64 * k, w + (o + k) * inputs + i, std::min<int64_t>(64, inputs - i));
+      }
+      Turn(some, 64, panel + i / 4 * kPanelStep);
+    }
+  }
+}
+
+// Sums of a strip with some rows of x, of which up to three bytes after the last input are read, and have no weight.
+ROOST_INLINE void PanelTile(const int8_t* panel, const int8_t* const (&x)[kPanelRows], int64_t inputs,
+                            __m512i (&acc)[kPanelRows][kPanelParts]) {
+  ROOST_UNROLL
+  for (auto& row : acc) {
+    ROOST_UNROLL
+    for (auto& sum : row) sum = _mm512_setzero_si512();
+  }
+  for (int64_t i = 0; i < inputs; i += 4, panel += kPanelStep) {
+    __m512i w[kPanelParts];
+    ROOST_UNROLL
+    for (int part = 0; part < kPanelParts; ++part) w[part] = _mm512_load_si512(panel + 64 * part);
+    ROOST_UNROLL
+    for (int r = 0; r < kPanelRows; ++r) {
+      int32_t four;
+      std::memcpy(&four, x[r] + i, sizeof four);
+      const __m512i row = _mm512_set1_epi32(four);
+      ROOST_UNROLL
+      for (int part = 0; part < kPanelParts; ++part) acc[r][part] = Int8::MultiplyAdd(acc[r][part], w[part], row);
+    }
+  }
+}
+
+// y of outputs [o, o + kPanelOutputs) or fewer at the end.
+template <typename Y, typename Finish>
+void PanelStrip(const int8_t* w, int64_t o, int64_t end, const int8_t* x, int64_t rows, int64_t inputs, Y* y,
+                int64_t stride, const Finish& finish) {
+  thread_local std::vector<Line> lines;
+  Grow(lines, (inputs + 63) / 64 * kPanelOutputs);
+  int8_t* const panel = lines[0].bytes;
+  TurnStrip(w + o * inputs, end - o, inputs, panel);
+  for (int64_t r = 0; r < rows; r += kPanelRows) {
+    const int8_t* taken[kPanelRows];
+    for (int i = 0; i < kPanelRows; ++i) taken[i] = x + std::min(r + i, rows - 1) * inputs;
+    __m512i acc[kPanelRows][kPanelParts];
+    PanelTile(panel, taken, inputs, acc);
+    ROOST_UNROLL
+    for (int part = 0; part < kPanelParts; ++part) {
+      const int64_t from = o + 16 * part, count = std::min<int64_t>(16, end - from);
+      if (count <= 0) break;
+      ROOST_UNROLL
+      for (int i = 0; i < kPanelRows; ++i) {
+        if (r + i >= rows) break;
+        StoreMasked(y + (r + i) * stride + from, (1u << count) - 1,
+                    finish.template Numbers<16>(acc[i][part], from, count, r + i));
+      }
+    }
+  }
+}
+
 // ---- rounding to int8
 
 ROOST_INLINE __m512 Widen(const uint16_t* p) {
@@ -367,9 +483,9 @@ void Int8Rows(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, c
   thread_local std::vector<int8_t> quantized;
   thread_local std::vector<float> row_scales;
   thread_local std::vector<int32_t> offsets;
-  quantized.resize(rows * inputs);
-  row_scales.resize(rows + 4);  // as many as four at a time are read
-  offsets.resize(rows + 4);
+  Grow(quantized, rows * inputs + 3);  // what a panel's last four inputs may read
+  Grow(row_scales, rows + 4);          // as many as four at a time are read
+  Grow(offsets, rows + 4);
   int8_t* const q = quantized.data();
   float* const s = row_scales.data();
   int32_t* const f = offsets.data();
@@ -379,8 +495,14 @@ void Int8Rows(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, c
       QuantizeRow(x + r * inputs, inputs, q + r * inputs, s + r, f + r);
     }
   });
-  InPieces(pool, outputs, inputs, [=, finish = FinishInt8{s, f, scale, bias}](int64_t begin, int64_t end) {
-    Product<Int8>(w, begin, end, q, rows, inputs, y, outputs, finish);
+  const FinishInt8 finish{s, f, scale, bias};
+  if (rows < kPanelLeastRows) {
+    return InPieces(pool, outputs, inputs, [=](int64_t begin, int64_t end) {
+      Product<Int8>(w, begin, end, q, rows, inputs, y, outputs, finish);
+    });
+  }
+  ForEach(pool, (outputs + kPanelOutputs - 1) / kPanelOutputs, [=](int64_t i) {
+    PanelStrip(w, i * kPanelOutputs, outputs, q, rows, inputs, y, outputs, finish);
   });
 }
 

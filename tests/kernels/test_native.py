@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from chunk_cases import CPU_OPTIONS, SEEDS
 from hypothesis import example, given, settings
-from roost.engine.model.quantize import quantize_on_host, quantized_dot
+from roost.engine.model.quantize import QuantizedMatrix, quantize_on_host, quantized_dot
 from roost.kernels import native
 from roost.kernels.window_attention import cut_ring, decode_attention
 from roost.kernels.window_attention.reference import window_attention_reference
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
     reason="the native kernels are not compiled, or this processor lacks AVX-512 VNNI or BF16",
 )
 
-ROWS = st.sampled_from([1, 2, 3, 4, 5, 8, 13, 32, 40])
+ROWS = st.sampled_from([1, 2, 3, 4, 5, 8, 13, 32, 40, 70])
 OUTPUTS = st.sampled_from([1, 5, 16, 17, 63, 64, 200])
 INPUTS = st.sampled_from([1, 4, 31, 32, 33, 64, 100, 128, 260])
 TYPES = st.sampled_from(["float32", "bfloat16"])
@@ -51,6 +51,23 @@ def test_products_in_int8_are_xlas(
     expected = (expected if bias is None else expected + bias).astype(result)
     actual = int8(x, weight.values, weight.scale, bias, jnp.dtype(result))
     np.testing.assert_array_equal(np.asarray(actual), np.asarray(expected))
+
+
+@pytest.mark.parametrize("rows", [39, 40, 41, 130])
+@pytest.mark.parametrize(("outputs", "inputs"), [(96, 64), (47, 63), (49, 65), (1, 1), (17, 3), (200, 766)])
+def test_products_of_many_rows_in_int8_are_those_of_each_row(rows: int, outputs: int, inputs: int) -> None:
+    """On both sides of where strips of the matrix are turned, with ends of strips, of registers and of four inputs."""
+    x = draw(rows, rows, inputs).astype(np.float32)
+    x[0], x[-1] = 1.0, -1.0  # rounded to 127 and -127 everywhere
+    weight = np.random.default_rng(inputs).integers(-128, 128, (outputs, inputs)).astype(np.int8)
+    weight[0], weight[-1] = 127, -128
+    scale, bias = (jnp.asarray(np.random.default_rng(seed).random(outputs), jnp.float32) for seed in (1, 2))
+    f32 = jnp.dtype("float32")
+    product = np.asarray(int8(x, weight, scale, bias, f32))
+    alone = [int8(row[None], weight, scale, bias, f32) for row in x]
+    np.testing.assert_array_equal(product, np.concatenate(alone))
+    expected = compiled(quantized_dot, jnp.asarray(x), QuantizedMatrix(jnp.asarray(weight), scale)) + bias
+    np.testing.assert_array_equal(product, np.asarray(expected))
 
 
 @given(seed=SEEDS, rows=ROWS, outputs=OUTPUTS, inputs=INPUTS, has_bias=st.booleans())
