@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -148,10 +148,8 @@ def prefill_shapes(chunk: int, most_rows: int) -> tuple[tuple[int, int], ...]:
 
 
 def layer_parts(model: ModelConfig) -> tuple[range, ...]:
-    """The layers up to the first attention, those up to the next one, and so on: one period of the pattern each."""
-    ends = [place + 1 for place, kind in enumerate(model.block_types) if kind == "attention"]
-    ends += [] if ends[-1:] == [model.depth] else [model.depth]
-    return tuple(range(start, stop) for start, stop in pairwise([0, *ends]))
+    """Two layers each, which take a CPU about as long for 64 tokens as all of them for one token of eight slots."""
+    return tuple(range(start, min(start + 2, model.depth)) for start in range(0, model.depth, 2))
 
 
 def prefill_names(rows: int, length: int, parts: int) -> list[str]:

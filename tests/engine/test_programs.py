@@ -45,18 +45,9 @@ def test_prefill_shapes(chunk: int, shapes: set[tuple[int, int]]) -> None:
     assert set(prefill_shapes(chunk, MAX_PREFILL_ROWS)) == shapes
 
 
-@pytest.mark.parametrize(
-    ("kinds", "parts"),
-    [
-        ("rrarra", [(0, 3), (3, 6)]),
-        ("rrarr", [(0, 3), (3, 5)]),
-        ("rr", [(0, 2)]),
-        ("ara", [(0, 1), (1, 3)]),
-    ],
-)
-def test_layer_parts(kinds: str, parts: list[tuple[int, int]]) -> None:
-    blocks = tuple("attention" if kind == "a" else "recurrent" for kind in kinds)
-    model = ModelConfig(64, 64, 64, 1, 64, blocks)
+@pytest.mark.parametrize(("depth", "parts"), [(1, [(0, 1)]), (4, [(0, 2), (2, 4)]), (5, [(0, 2), (2, 4), (4, 5)])])
+def test_layer_parts(depth: int, parts: list[tuple[int, int]]) -> None:
+    model = ModelConfig(64, 64, 64, 1, 64, ("recurrent",) * depth)
     assert [(part.start, part.stop) for part in layer_parts(model)] == parts
 
 
