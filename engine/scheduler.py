@@ -233,8 +233,9 @@ class Scheduler:
         scored = [s for s in reading[:1] if s.request.params.prompt_logprobs is not None]  # scored one by one
         plain = [s for s in reading if s.request.params.prompt_logprobs is None]
         rows = scored or self._first_of_each_shard(plain, min(budget // length, self._limits.prefill_rows))
-        parts = self._limits.prefill_parts if length == PREFILL_BLOCK and len(rows) == 1 else 1
-        return PrefillBatch(tuple(self._plan_chunk(s, min(length, budget)) for s in rows), parts=parts)
+        chunks = tuple(self._plan_chunk(s, min(length, budget)) for s in rows)
+        is_cut = len(chunks) == 1 and chunks[0].length <= PREFILL_BLOCK
+        return PrefillBatch(chunks, parts=self._limits.prefill_parts if is_cut else 1)
 
     def _dispatch[Chunks: PrefillBatch](self, batch: Chunks) -> Chunks:
         """Notes whether there are parts to come."""

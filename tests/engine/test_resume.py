@@ -1,5 +1,6 @@
 """The state cache on a real device: what a request gets does not depend on what is remembered, bit for bit."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,19 @@ def test_a_slot_that_is_taken_while_its_last_chunk_is_read_publishes_the_right_s
     retry = run(core, ask("c", (1, 300)))["c"]
     assert retry.num_cached == 128
     assert retry.text == run(make_core(runner, 0), ask("c", (1, 300)))["c"].text
+
+
+def test_a_state_between_two_points_of_the_grid_is_gone_on_from(runner: ModelRunner) -> None:
+    """The chunk up to the next point is short, though much is left to read."""
+    core = make_core(runner, budget=0)
+    run(core, ask("begun", (1, 100), max_tokens=1))
+    state = runner.read(0, 100)
+    whole = ask("whole", (1, 100), (2, 150))
+    expected, told = run(core, whole)["whole"], run(core, replace(whole, id="resumed", state=state))["resumed"]
+    assert told.num_cached == 100
+    assert told.tokens == expected.tokens
+    for one, other in zip(told.logprobs, expected.logprobs, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 
 def test_salts_keep_tenants_apart(runner: ModelRunner) -> None:

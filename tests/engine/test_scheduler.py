@@ -10,6 +10,7 @@ from roost.engine.errors import QueueFullError
 from roost.engine.request import FinishReason, Request, SamplingParams, TokenLogprobs, TokenOutput
 from roost.engine.scheduler import Scheduler
 from roost.engine.sequence import Batch, DecodeBatch, PrefillBatch, RowResult
+from roost.engine.snapshot import Snapshot
 
 LIMITS = StepLimits(64, 64)
 
@@ -267,6 +268,15 @@ def test_longer_chunks_are_read_at_once() -> None:
     scheduler.add(request("a", prompt=140))
     assert part(scheduler.schedule()) == (["a"], 0, 1)
     assert part(scheduler.schedule()) == (["a"], 0, 3)
+
+
+def test_a_short_chunk_of_a_long_prompt_is_read_in_parts() -> None:
+    """It goes up to the grid, from where a state was resumed."""
+    scheduler = Scheduler(1, 4, PARTS)
+    scheduler.add(replace(request("a", prompt=300), state=Snapshot(100, (), ())))
+    batches = [scheduler.schedule() for _ in range(4)]
+    assert [shape(batch) for batch in batches] == [[("a", 28)]] * 3 + [[("a", 128)]]
+    assert [part(batch)[1:] for batch in batches] == [(0, 3), (1, 3), (2, 3), (0, 1)]
 
 
 def test_only_the_last_part_gives_a_token() -> None:
