@@ -40,7 +40,8 @@ def read_marks(
 def _all_layers(parts: Rows[Array]) -> HostArray:
     """One kind's arrays, whose third axis is that of layers; a part may have no layer of this kind."""
     arrays = [np.asarray(part) for part in parts]
-    return np.concatenate([array for array in arrays if array.shape[2]] or arrays[:1], axis=2)
+    some = [array for array in arrays if array.shape[2]] or arrays[:1]
+    return some[0] if len(some) == 1 else np.concatenate(some, axis=2)  # which would copy
 
 
 def read_slot(arrays: tuple[Array, Array, Array], length: int) -> Snapshot:

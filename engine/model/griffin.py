@@ -107,9 +107,9 @@ class Griffin(nnx.Module):
     def embed(self, tokens: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
         """What the first layer takes."""
         x = self._look_up(tokens)
-        return (
-            x * jnp.asarray(self.config.width**0.5, jnp.bfloat16).astype(x.dtype) if self.config.scale_embeddings else x
-        )
+        if self.config.scale_embeddings:
+            x *= jnp.asarray(self.config.width**0.5, jnp.bfloat16).astype(x.dtype)
+        return x
 
     def _look_up(self, tokens: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
         table = self.embedding.get_value()
