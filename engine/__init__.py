@@ -123,9 +123,21 @@ def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | 
     runner = ModelRunner(source, config, progress)
     cache = _state_cache(config, runner) if runner.state_cache_bytes else None
     scheduler = Scheduler(
-        runner.slots, config.max_queue, runner.limits, config.max_queue_tokens, config.tenants, cache=cache
+        runner.slots,
+        config.max_queue,
+        runner.limits,
+        config.max_queue_tokens,
+        config.tenants,
+        reserved_slots=_reserved_slots(config, runner.slots),
+        cache=cache,
     )
     return EngineCore(scheduler, runner, runner.state_format)
+
+
+def _reserved_slots(config: EngineConfig, slots: int) -> int:
+    if config.reserved_slots is not None:
+        return config.reserved_slots
+    return 1 if config.tenants > 1 and slots > 1 else 0
 
 
 def _state_cache(config: EngineConfig, runner: ModelRunner) -> StateCache:

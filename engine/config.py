@@ -23,6 +23,7 @@ class EngineConfig:
       max_queue: requests that may wait for a slot.
       max_queue_tokens: that their prompts may have together; None is no limit.
       tenants: how many share slots and queue; where there are several, none may fill the queue.
+      reserved_slots: slots kept free for tenants with nothing running; None keeps one where there are several tenants.
       prefill_chunk: the most prompt tokens read in one step, a multiple of `PREFILL_BLOCK`.
       dtype: "float32", "bfloat16", or "auto" for the checkpoint's own.
       quantize: "int8" keeps the matrices so and computes their products so; all else stays in `dtype`.
@@ -43,6 +44,7 @@ class EngineConfig:
     max_queue: int = 256
     max_queue_tokens: int | None = None
     tenants: int = 1
+    reserved_slots: int | None = None
     prefill_chunk: int = 512
     dtype: str = "auto"
     seed: int = 0
@@ -63,6 +65,10 @@ class EngineConfig:
             raise ConfigError(f"max_queue must be at least 1, not {self.max_queue}")
         if self.max_queue_tokens is not None and self.max_queue_tokens < 1:
             raise ConfigError(f"max_queue_tokens must be at least 1, not {self.max_queue_tokens}")
+        if self.reserved_slots is not None and self.reserved_slots < 0:
+            raise ConfigError(f"reserved_slots must be at least 0, got {self.reserved_slots}")
+        if self.slots is not None and (self.reserved_slots or 0) >= self.slots:
+            raise ConfigError(f"reserved_slots must be less than slots ({self.slots}), got {self.reserved_slots}")
         if self.prefill_chunk < PREFILL_BLOCK or self.prefill_chunk % PREFILL_BLOCK:
             raise ConfigError(f"prefill_chunk must be a multiple of {PREFILL_BLOCK}, not {self.prefill_chunk}")
         if self.dtype not in ("auto", "float32", "bfloat16"):

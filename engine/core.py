@@ -6,16 +6,19 @@ from typing import Final, Protocol, runtime_checkable
 
 from .config import CacheStats, EngineStats
 from .errors import EngineDeadError, NumericError, UnknownRequestError
-from .request import NO_TOKEN, Request, TokenOutput
+from .request import NO_TOKEN, Request, SamplingParams, TokenOutput
 from .saved_state import SavedState, StateFormat
 from .scheduler import Scheduler
 from .sequence import Batch, DecodeBatch, RowResult
 from .snapshot import Snapshot
 from .state_cache import PromptKey
 
-_MOST_BROKEN: Final = 8
-"""Requests in a row whose activations are not numbers. Rows don't touch each other, so what breaks one is its own text
-or its own slot, and it alone ends; so many without a good token in between mean that the parameters are broken."""
+_SUSPICIOUS_FAILURES: Final = 8
+"""Number of requests in a row with non-finite activations after which the engine checks itself. Rows don't touch each
+other, so what breaks one is its own text, state or slot."""
+
+_CANARY: Final = Request("roost-canary", (1, 2, 3), SamplingParams(max_tokens=2, temperature=0.0))
+"""A request that only broken parameters can break: prefill and a decode step, with nothing restored."""
 
 
 @runtime_checkable
@@ -64,7 +67,8 @@ class EngineCore:
         self._scheduler = scheduler
         self._runner = runner
         self._in_flight: tuple[Batch, Pending] | None = None
-        self._num_broken = 0
+        self._num_failures = 0
+        self._is_checking = False
         self._steps = 0
         self._prompt_tokens = 0
         self._generated_tokens = 0
@@ -136,8 +140,8 @@ class EngineCore:
             outputs += self._scheduler.commit(last[0], last[1].wait())
             self._keep_ends()
         self._generated_tokens += sum(len(output.token_ids) for _, output in outputs)
-        self._count_broken(outputs)
-        return outputs
+        self._check_numbers(outputs)
+        return [event for event in outputs if event[0] != _CANARY.id]
 
     def _keep_ends(self) -> None:
         """While nobody has got the slots yet of those that have ended."""
@@ -155,15 +159,23 @@ class EngineCore:
         for sequence in (row.sequence for row in batch.rows):
             sequence.started_at = now if sequence.started_at is None else sequence.started_at
 
-    def _count_broken(self, outputs: Rows[tuple[str, TokenOutput]]) -> None:
-        """
+    def _check_numbers(self, outputs: Rows[tuple[str, TokenOutput]]) -> None:
+        """Runs the canary where one request after the other fails with non-finite activations.
+
         Raises:
-          EngineDeadError: one request after the other breaks, so it is not they who are broken.
+          EngineDeadError: the canary failed as well, so it is not the requests that are broken.
         """
-        for _, output in outputs:
-            if isinstance(output.error, NumericError):
-                self._num_broken += 1
+        for request_id, output in outputs:
+            error = output.error if isinstance(output.error, NumericError) else None
+            if request_id == _CANARY.id:
+                self._is_checking = output.finish_reason is None
+                if error is not None:
+                    failures = f"the activations of {_SUSPICIOUS_FAILURES} requests in a row were not numbers"
+                    raise EngineDeadError(f"{failures}, nor were those of the engine's own test prompt")
+            elif error is not None:
+                self._num_failures += not error.is_of_import
             elif output.token_ids:
-                self._num_broken = 0
-        if self._num_broken >= _MOST_BROKEN:
-            raise EngineDeadError(f"the activations of {self._num_broken} requests in a row were not numbers")
+                self._num_failures = 0
+        if self._num_failures >= _SUSPICIOUS_FAILURES and not self._is_checking:
+            self._num_failures, self._is_checking = 0, True
+            self._scheduler.probe(_CANARY)

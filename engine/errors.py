@@ -42,8 +42,20 @@ class RequestTimeoutError(RoostError):
     """A request was not done in the time that it had."""
 
 
+class RequestFailedError(RoostError):
+    """The engine failed on one request alone; only that request ends."""
+
+
 class NumericError(RoostError):
-    """The model's activations are not numbers any more; only that request ends."""
+    """The activations of a request are not finite any more; only that request ends.
+
+    Args:
+      is_of_import: whether the request went on from an imported state, which may be the cause.
+    """
+
+    def __init__(self, message: str, *, is_of_import: bool = False) -> None:
+        super().__init__(message)
+        self.is_of_import = is_of_import
 
 
 class ConstraintError(RoostError):

@@ -147,6 +147,7 @@ class Request:
       start_by, deadline: until when it has to have a slot, and to be done; in seconds of `time.monotonic`.
       cache_salt: it shares remembered states only with requests of the same salt.
       state: of the prompt's beginning, on the grid, if the caller has one.
+      state_is_imported: whether it came from a file, so that it may be anything.
     """
 
     id: str
@@ -161,6 +162,7 @@ class Request:
     deadline: float = math.inf
     cache_salt: str = ""
     state: Snapshot | None = None
+    state_is_imported: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:

@@ -1,35 +1,51 @@
 """Decides the next batch and books results. Pure host Python: no clock, no thread, no JAX, no randomness."""
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
-from .errors import ConstraintError, NumericError, QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
+from .errors import (
+    ConstraintError,
+    NumericError,
+    QueueFullError,
+    QueueTimeoutError,
+    RequestFailedError,
+    RequestTimeoutError,
+    RoostError,
+)
 from .pace import Pace
+from .prefill_order import PrefillOrder
 from .recent import RecentTexts, Text
 from .request import NO_TOKEN, FinishReason, Request, TokenOutput
 from .sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ResumeBatch, RowResult, Sequence
-from .slots import SlotPool
+from .slots import SlotPool, SlotReserve
 from .state_cache import PromptKey, StateCache
 from .waiting_queue import WaitingQueue, expected_tokens
 
 _NOT_NUMBERS: Final = "the model's activations are not numbers any more; the request was ended"
 
+_NOT_STARTED: Final = "the engine could not start the request; others are not affected"
+
 
 class Scheduler:
     """Lets requests into slots in the queue's order; a request that has a slot keeps it until it ends.
 
-    Prefill and decode take turns while both have work: a decode waits for at most one prefill step, and in each of
-    those the oldest prompt gets on. A batch whose layers are read in several steps is done before the next one begins.
+    Prefill and decode take turns while both have work: a decode waits for at most one prefill step. Whose prompt goes
+    into a prefill step is up to `PrefillOrder`. A batch whose layers are read in several steps is done before the next
+    one begins.
 
     Args:
       slots: how many requests run at a time.
       max_queue: how many may wait for a slot.
       limits: how large a batch may be.
       max_queue_tokens, tenants: see `WaitingQueue`.
+      reserved_slots: slots kept free for tenants with nothing running; see `SlotReserve`.
       cache: remembers states of prompts that were read; None remembers nothing.
     """
 
@@ -41,12 +57,16 @@ class Scheduler:
         max_queue_tokens: int | None = None,
         tenants: int = 1,
         *,
+        reserved_slots: int = 0,
         cache: StateCache | None = None,
     ) -> None:
         self.slots = SlotPool(slots, limits.slot_order or None)
+        self._reserve = SlotReserve(slots, reserved_slots)
         self.cache = cache
         self._limits = limits
         self._waiting = WaitingQueue(max_queue, max_queue_tokens, tenants)
+        self._prefill_order = PrefillOrder()
+        self._probes: deque[Request] = deque()
         self._pace = Pace(slots)
         self._now = 0.0
         self._next_deadline = math.inf
@@ -74,7 +94,7 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to plan and nothing to tell."""
-        return not (self._waiting or self._running or self._failed)
+        return not (self._waiting or self._running or self._failed or self._probes)
 
     @property
     def num_waiting_tokens(self) -> int:
@@ -90,11 +110,15 @@ class Scheduler:
         """
         if request.id in self._running or request.id in self._waiting:
             raise ValueError(f"request id {request.id!r} is in use")
-        if self.num_waiting >= self.slots.num_free:
+        if self.num_waiting >= self._reserve.num_open(self.slots.num_used):
             self._fill_slots()
             self._check_room(request)
         self._waiting.add(request)
         self._next_deadline = min(self._next_deadline, request.deadline, request.start_by)
+
+    def probe(self, request: Request) -> None:
+        """Gives a request of the engine's own the next free slot, ahead of the queue. Nothing of it is cached."""
+        self._probes.append(request)
 
     def abort(self, request_id: str) -> bool:
         """Ends a request at once; its slot is free for the next batch. Says whether it was alive."""
@@ -128,12 +152,9 @@ class Scheduler:
             self._decode_is_due = True
             if self._begun is not None:
                 return self._dispatch(replace(self._begun, part=self._begun.part + 1))
-            if known := [s for s in reading if not s.num_prompt_left]:
-                return self._dispatch(ResumeBatch(tuple(self._plan_chunk(s, 0) for s in known[:MAX_PREFILL_ROWS])))
-            is_busy = len(decoding) >= len(reading)
-            limits = self._limits
-            budget = limits.prefill_beside_decode if is_busy else limits.prefill_chunk
-            return self._dispatch(self._plan_prefill(reading, budget))
+            batch = self._plan_prefill(self._prefill_order.next(reading), is_busy=len(decoding) >= len(reading))
+            self._prefill_order.charge(batch)
+            return self._dispatch(batch)
         self._decode_is_due = False
         return self._plan_decode(decoding, is_alone=not (reading or begun)) if decoding else None
 
@@ -155,7 +176,7 @@ class Scheduler:
 
     def commit(self, batch: Batch, results: Rows[RowResult]) -> list[tuple[str, TokenOutput]]:
         """Books what a batch gave. Rows whose request has ended since are dropped."""
-        outputs = []
+        outputs: list[tuple[str, TokenOutput]] = []
         for row, result in zip(_rows(batch), results, strict=True):
             sequence = row.sequence if isinstance(row, PrefillChunk) else row
             if result.marks:  # also of a request that has ended: they were computed, and another try may use them
@@ -166,15 +187,16 @@ class Scheduler:
                 sequence.prompt_logprobs.extend(result.prompt_logprobs)
             if not result.token_ids:
                 continue
-            output = self._constrain(sequence, self._commit_tokens(sequence, result))
-            if output.finish_reason is not None:
-                self._note_end(sequence, output)
-                self._release(sequence)
-            outputs.append((sequence.request.id, output))
+            for output in map(partial(self._constrain, sequence), self._commit_tokens(sequence, result)):
+                outputs.append((sequence.request.id, output))
+                if output.finish_reason is not None:
+                    self._note_end(sequence, output)
+                    self._release(sequence)
+                    break
         return outputs
 
     def _check_room(self, request: Request) -> None:
-        if self.slots.num_free:
+        if self._may_start(request.tenant):
             return
         try:
             self._waiting.check_room(request)
@@ -182,19 +204,32 @@ class Scheduler:
             raise QueueFullError(str(error), self._pace.refused()) from None
 
     def _fill_slots(self) -> None:
-        while self._waiting and self.slots.num_free:
-            self._start(self._waiting.pop())
+        while self._probes and self.slots.num_free:
+            probe = self._probes.popleft()
+            self._running[probe.id] = Sequence(probe, self.slots.claim(), started=self._now)
+        while self.slots.num_free and (request := self._waiting.pop(self._may_start)) is not None:
+            self._start(request)
+
+    def _may_start(self, tenant: str) -> bool:
+        """Whether a request of this tenant may take a slot now."""
+        if self._reserve.num_open(self.slots.num_used):
+            return True
+        return bool(self.slots.num_free) and all(s.request.tenant != tenant for s in self._running.values())
 
     def _start(self, request: Request) -> None:
-        """Gives a request a slot, and its constraint the first word."""
-        sequence = Sequence(request, self.slots.claim(), parent=self._parent_of(request), started=self._now)
-        self._running[request.id] = sequence
-        self._look_up(sequence)
+        """Gives a request a slot. What goes wrong here, whatever it is, ends this request and no other."""
+        slot = self.slots.claim()
         try:
-            sequence.refresh_mask(self._limits.mask_words)
-        except Exception as error:  # of somebody else's code; only this request depends on it
-            self._release(sequence)
-            self._failed.append((request.id, _failed(ConstraintError(str(error)))))
+            sequence = Sequence(request, slot, parent=self._parent_of(request), started=self._now)
+            self._look_up(sequence)
+            _refresh_mask(sequence, self._limits.mask_words)
+        except Exception as error:
+            self.slots.release(slot)
+            self._waiting.shares.charge(request.tenant, -expected_tokens(request))
+            own = error if isinstance(error, RoostError) else RequestFailedError(_NOT_STARTED)
+            self._failed.append((request.id, _failed(own)))
+        else:
+            self._running[request.id] = sequence
 
     def _look_up(self, sequence: Sequence) -> None:
         """Resumes a sequence that reads its own prompt from what is remembered of it, if all it wants is its end."""
@@ -212,7 +247,9 @@ class Scheduler:
             sequence.resume_from(found)
 
     def _remember(self, sequence: Sequence, result: RowResult) -> None:
-        if self.cache is not None and sequence.key is not None:
+        """Publishes what a chunk left, while all of the sequence's state is finite."""
+        sequence.is_finite = sequence.is_finite and all(mark.is_finite for mark in result.marks)
+        if self.cache is not None and sequence.key is not None and sequence.is_finite:
             sequence.read = self.cache.extend(sequence.key, sequence.read, result.marks)
 
     def _parent_of(self, request: Request) -> Sequence | None:
@@ -223,8 +260,19 @@ class Scheduler:
         is_same = parent.request.prompt_token_ids == request.prompt_token_ids
         return (parent.parent or parent) if is_same else None
 
-    def _plan_prefill(self, reading: Rows[Sequence], budget: int) -> PrefillBatch:
-        """A chunk of the oldest prompt, and of as many others as make a batch of a compiled shape without padding."""
+    def _plan_prefill(self, reading: Rows[Sequence], *, is_busy: bool) -> PrefillBatch:
+        """Plans a chunk of the first prompt, and of as many others as make a compiled shape without padding.
+
+        Args:
+          reading: in the order in which they are to be prefilled.
+          is_busy: whether most requests decode, so that they should not wait for a large chunk.
+        """
+        if not reading[0].num_prompt_left:
+            known = [s for s in reading if not s.num_prompt_left][:MAX_PREFILL_ROWS]
+            return ResumeBatch(tuple(self._plan_chunk(s, 0) for s in known))
+        reading = [s for s in reading if s.num_prompt_left]
+        is_busy |= any(s.num_prompt_left < reading[0].num_prompt_left for s in reading)
+        budget = self._limits.prefill_beside_decode if is_busy else self._limits.prefill_chunk
         length = PREFILL_BLOCK
         while length < min(reading[0].num_prompt_left, budget):
             length *= 2
@@ -316,16 +364,26 @@ class Scheduler:
                 sequence.slot = target
         return tuple(moves)
 
-    def _commit_tokens(self, sequence: Sequence, result: RowResult) -> TokenOutput:
-        """Books a row's tokens up to the one that ends it; the device stopped there too."""
+    def _commit_tokens(self, sequence: Sequence, result: RowResult) -> list[TokenOutput]:
+        """Books a row's tokens up to the one that ends it; the device stopped there too. Tokens that came before the
+        activations broke are good, and are reported before the error is."""
+        good = result.token_ids
+        if NO_TOKEN in good:
+            good = good[: good.index(NO_TOKEN)]
+        error = NumericError(_NOT_NUMBERS, is_of_import=sequence.request.state_is_imported)
+        failed = [_failed(error)] if len(good) < len(result.token_ids) else []
+        if not good:
+            return failed
+        output = self._commit_good_tokens(sequence, replace(result, token_ids=good))
+        return [output] if output.finish_reason is not None else [output, *failed]
+
+    def _commit_good_tokens(self, sequence: Sequence, result: RowResult) -> TokenOutput:
         params = sequence.request.params
         started_at = None if sequence.num_tokens else sequence.started_at
         prompt_logprobs = None
         if params.prompt_logprobs is not None and not sequence.num_tokens:
             prompt_logprobs = tuple(sequence.prompt_logprobs[: len(sequence.request.prompt_token_ids)])
         num_cached = 0 if sequence.num_tokens else sequence.num_cached
-        if result.token_ids[0] == NO_TOKEN:
-            return _failed(NumericError(_NOT_NUMBERS))
         if params.max_tokens == 0:
             return TokenOutput(
                 prompt_logprobs=prompt_logprobs,
@@ -336,8 +394,6 @@ class Scheduler:
         count, reason = 0, None
         while reason is None and count < len(result.token_ids):
             count += 1
-            if result.token_ids[count - 1] == NO_TOKEN:
-                return _failed(NumericError(_NOT_NUMBERS))
             if result.token_ids[count - 1] in params.stop_ids:
                 reason = FinishReason.STOP
             elif sequence.num_tokens + count == params.max_tokens:
@@ -389,7 +445,8 @@ class Scheduler:
         orphans = [s for s in self._running.values() if s.parent is sequence]
         for orphan in orphans:  # the first reads the prompt in its stead
             orphan.parent = None if orphan is orphans[0] else orphans[0]
-            self._look_up(orphan)
+            with suppress(Exception):  # a restored snapshot only saves work
+                self._look_up(orphan)
 
 
 def _rows(batch: Batch) -> Iterator[PrefillChunk | Sequence]:
@@ -398,6 +455,17 @@ def _rows(batch: Batch) -> Iterator[PrefillChunk | Sequence]:
 
 def _failed(error: RoostError) -> TokenOutput:
     return TokenOutput(finish_reason=FinishReason.ERROR, error=error)
+
+
+def _refresh_mask(sequence: Sequence, words: int) -> None:
+    """
+    Raises:
+      ConstraintError: the constraint failed, in whatever way.
+    """
+    try:
+        sequence.refresh_mask(words)
+    except Exception as error:
+        raise ConstraintError(str(error)) from error
 
 
 def _lateness(request: Request, now: float, *, is_waiting: bool) -> RoostError | None:

@@ -30,6 +30,7 @@ class Sequence:
       resume: a remembered state that its slot gets with its first chunk.
       num_cached: prompt tokens that need not be read thanks to that.
       read: the state after the last chunk that came back, or that it was resumed from.
+      is_finite: whether all chunks that came back left finite numbers; if not, nothing of it is published any more.
       constraint: the request's, with what its parameters add; None if nothing changes from token to token.
       mask: what may come next, where the constraint decides that.
     """
@@ -48,6 +49,7 @@ class Sequence:
     resume: Snapshot | None = None
     num_cached: int = 0
     read: Snapshot | None = None
+    is_finite: bool = True
     constraint: Constraint | None = field(init=False)
     mask: TokenMask | None = None
 

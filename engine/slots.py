@@ -3,6 +3,8 @@
 import heapq
 from collections.abc import Sequence
 
+from .errors import ConfigError
+
 
 class SlotPool:
     """Hands out the first free slot in an order, so that the slots in use stay close together there.
@@ -54,6 +56,28 @@ class SlotPool:
             raise ValueError(f"slot {slot} is not in use")
         self._used.remove(slot)
         heapq.heappush(self._free, self._rank[slot])
+
+
+class SlotReserve:
+    """Keeps the last free slots for tenants with nothing running.
+
+    A tenant that has something running takes a slot only while more than the reserve is free; one that has nothing
+    running takes any. So a tenant finds a slot at once, however long others' requests run, as long as fewer than
+    `size` others came in by the reserve. Nobody is preempted for it.
+
+    Args:
+      slots: number of slots.
+      size: number of slots in reserve, less than `slots`.
+    """
+
+    def __init__(self, slots: int, size: int) -> None:
+        if not 0 <= size < slots:
+            raise ConfigError(f"reserved_slots must be less than slots ({slots}), got {size}")
+        self._num_shared = slots - size
+
+    def num_open(self, num_used: int) -> int:
+        """Number of free slots that any tenant may take while so many are used."""
+        return max(0, self._num_shared - num_used)
 
 
 def slot_order(slots: int, rows: int, data: int, model: int) -> tuple[int, ...]:

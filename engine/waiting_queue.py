@@ -1,7 +1,7 @@
 """Requests that wait for a slot, and who of them is next: bounded, fair between tenants, by priority within one."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final
@@ -159,13 +159,19 @@ class WaitingQueue:
         self._num_added += 1
         self._num_tokens += len(request.prompt_token_ids)
 
-    def pop(self) -> Request:
+    def pop(self, may_start: Callable[[str], bool] = lambda _: True) -> Request | None:
         """Takes out who is next, and books what it will probably cost its tenant.
 
-        Raises:
-          ValueError: nobody waits.
+        Args:
+          may_start: whether a tenant's requests come into question now.
+
+        Returns:
+          The request, or None if nobody waits who may start.
         """
-        tenant = self.shares.first(self._lines)
+        tenants = [tenant for tenant in self._lines if may_start(tenant)]
+        if not tenants:
+            return None
+        tenant = self.shares.first(tenants)
         request = self._lines[tenant].pop()
         self.shares.charge(tenant, expected_tokens(request))
         self._forget(request)

@@ -133,6 +133,14 @@ def serve(
     max_queue_tokens: Annotated[
         int | None, typer.Option(help="Tokens of prompts that may wait.", show_default="no limit")
     ] = None,
+    reserved_slots: Annotated[
+        str | None,
+        typer.Option(
+            help="Slots kept free for API keys with nothing running.",
+            show_default="1 with several keys, else 0",
+            metavar="auto|N",
+        ),
+    ] = None,
     prefill_chunk: Annotated[
         int | None,
         typer.Option(help="Prompt tokens read in one step.", show_default=shown_default("prefill_chunk")),

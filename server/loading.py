@@ -69,6 +69,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         slots=settings.slots,
         max_queue=settings.max_queue,
         max_queue_tokens=settings.max_queue_tokens,
+        reserved_slots=settings.reserved_slots,
         prefill_chunk=settings.prefill_chunk,
         dtype=settings.dtype,
         seed=settings.seed,

@@ -97,6 +97,7 @@ class Settings(BaseSettings):
       coordinator: "HOST:PORT" of the first of several hosts; the same for all of them.
       num_hosts, host_index: how many they are, and which one this is.
       max_queue_tokens: None is no limit.
+      reserved_slots: None, written "auto", is 1 with several API keys, else 0.
       state_cache_gib: None, written "auto", takes an eighth of what is available.
       compile_cache: a folder for compiled programs; "auto" is one of the user's own, "off" keeps none.
       request_timeout: of any request, in seconds; None, written "off", is no limit.
@@ -134,6 +135,7 @@ class Settings(BaseSettings):
     host_index: Annotated[int, Field(ge=0)] = 0
     max_queue: Annotated[int, Field(ge=1)] = 256
     max_queue_tokens: Annotated[int, Field(ge=1)] | None = None
+    reserved_slots: Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_none_if_auto)] = None
     prefill_chunk: Annotated[int, Field(ge=1)] = 512
     state_cache_gib: Annotated[
         Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, BeforeValidator(_none_if_auto)

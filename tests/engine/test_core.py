@@ -147,11 +147,13 @@ def test_the_first_output_says_when_a_request_was_begun_with() -> None:
 
 
 class BrokenRunner(FakeRunner):
-    """What it computes for a prompt that ends with 666 is no number."""
+    """What it computes for a prompt that ends with `broken` is no number; None is all."""
+
+    broken: int | None = 666
 
     def _prefill(self, chunk: PrefillChunk) -> RowResult:
-        result = super()._prefill(chunk)
-        return RowResult((NO_TOKEN,)) if chunk.sequence.request.prompt_token_ids[-1] == 666 else result
+        result, last = super()._prefill(chunk), chunk.sequence.request.prompt_token_ids[-1]
+        return RowResult((NO_TOKEN,)) if self.broken in (None, last) else result
 
 
 def ask(core: EngineCore, name: str, last: int) -> TokenOutput:
@@ -161,12 +163,46 @@ def ask(core: EngineCore, name: str, last: int) -> TokenOutput:
 
 
 def test_one_broken_request_after_the_other_ends_the_engine() -> None:
-    """As long as others get tokens, it is the request that is broken."""
-    core = EngineCore(Scheduler(1, 9, StepLimits(64, 64)), BrokenRunner())
+    """If the engine's own prompt breaks too; as long as others get tokens, nothing is suspected."""
+    runner = BrokenRunner()
+    core = EngineCore(Scheduler(1, 9, StepLimits(64, 64)), runner)
     for number in range(20):
         assert isinstance(ask(core, f"a{number}", 666).error, NumericError)
         assert ask(core, f"b{number}", 5).token_ids == (6,)
+    runner.broken = None
     for number in range(7):
         assert isinstance(ask(core, f"c{number}", 666).error, NumericError)
-    with pytest.raises(EngineDeadError, match="the activations of 8 requests in a row were not numbers"):
-        ask(core, "d", 666)
+    assert core.is_idle
+    ask(core, "d", 666)
+    with pytest.raises(EngineDeadError, match="the activations of 8 requests in a row were not numbers, nor"):
+        run_out(core)
+
+
+def test_requests_that_break_by_themselves_do_not_end_the_engine() -> None:
+    """Not even all choices of one, in one step; others are served on."""
+    core = EngineCore(Scheduler(8, 99, StepLimits(64, 64)), BrokenRunner())
+    for number in range(30):
+        core.add(Request(f"bad{number}", (666,), SamplingParams(max_tokens=2)))
+    failed = run_out(core)
+    assert sum(isinstance(output.error, NumericError) for _, output in failed) == 30
+    assert {name for name, _ in failed} == {f"bad{number}" for number in range(30)}, "and nobody hears of the check"
+    assert ask(core, "good", 5).token_ids == (6,)
+
+
+def test_requests_that_go_on_from_an_import_are_not_suspicious() -> None:
+    runner = BrokenRunner()
+    core = EngineCore(Scheduler(1, 9, StepLimits(64, 64)), runner)
+    for number in range(20):
+        core.add(Request(f"a{number}", (666,), SamplingParams(max_tokens=1), state_is_imported=True))
+        run_out(core)
+    assert all(batch.chunks[0].sequence.request.id[0] == "a" for batch in runner.batches), "nothing was checked"
+
+
+def run_out(core: EngineCore) -> list[tuple[str, TokenOutput]]:
+    """Steps until nothing is left."""
+    outputs = []
+    for _ in range(1000):
+        if core.is_idle:
+            return outputs
+        outputs += core.step()
+    raise AssertionError("the engine never comes to rest")

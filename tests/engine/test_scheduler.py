@@ -3,14 +3,18 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from fake_states import marks
+from fake_states import read as read_states
 from roost.engine.config import StepLimits
 from roost.engine.constraint import TokenMask, mask_of_ids
-from roost.engine.errors import QueueFullError
-from roost.engine.request import FinishReason, Request, SamplingParams, TokenLogprobs, TokenOutput
+from roost.engine.errors import ConfigError, NumericError, QueueFullError, RequestFailedError
+from roost.engine.request import NO_TOKEN, FinishReason, Request, SamplingParams, TokenLogprobs, TokenOutput
 from roost.engine.scheduler import Scheduler
 from roost.engine.sequence import Batch, DecodeBatch, PrefillBatch, RowResult
-from roost.engine.snapshot import Snapshot
+from roost.engine.snapshot import Mark, Snapshot
+from roost.engine.state_cache import StateCache
 
 LIMITS = StepLimits(64, 64)
 
@@ -190,20 +194,88 @@ def test_short_prompts_are_read_together() -> None:
     scheduler = Scheduler(8, 9, StepLimits(256, 256))
     for name, length in zip("abcdefg", (10, 64, 3, 100, 5, 6, 7), strict=True):
         scheduler.add(request(name, prompt=length))
-    assert shape(scheduler.schedule()) == [("a", 10), ("b", 64), ("c", 3), ("d", 64)]
-    assert names(scheduler.schedule()) == ("decode", ["a", "b", "c"])
-    assert shape(scheduler.schedule()) == [("d", 36), ("e", 5), ("f", 6), ("g", 7)]
+    assert shape(scheduler.schedule()) == [("a", 10), ("b", 64), ("c", 3), ("e", 5)]
+    assert names(scheduler.schedule()) == ("decode", ["a", "b", "c", "e"])
+    assert shape(scheduler.schedule()) == [("f", 6), ("g", 7)]
 
 
-def test_the_oldest_prompt_decides_how_long_the_chunks_are() -> None:
+def test_the_prompt_that_goes_first_decides_how_long_the_chunks_are() -> None:
     scheduler = Scheduler(4, 9, StepLimits(256, 256))
     for name, length in zip("abcd", (200, 70, 300, 65), strict=True):
         scheduler.add(request(name, prompt=length))
+    assert shape(scheduler.schedule()) == [("b", 70), ("d", 65)]
+    scheduler.schedule()
     assert shape(scheduler.schedule()) == [("a", 200)]
     scheduler.schedule()
-    assert shape(scheduler.schedule()) == [("b", 70), ("c", 128)]
-    scheduler.schedule()
-    assert shape(scheduler.schedule()) == [("c", 172)]
+    assert shape(scheduler.schedule()) == [("c", 256)]
+
+
+def prefill_until_first_token(scheduler: Scheduler, name: str, most: int = 10_000) -> list[list[tuple[str, int]]]:
+    """Commits every batch at once; returns the shapes of the prefill batches up to the one that ends a prompt."""
+    shapes = []
+    for _ in range(most):
+        batch = scheduler.schedule()
+        assert batch is not None
+        outputs = scheduler.commit(batch, results(batch))
+        if isinstance(batch, PrefillBatch):
+            shapes.append(shape(batch))
+        if any(output_name == name for output_name, _ in outputs):
+            return shapes
+    raise AssertionError(f"{name} got no token in {most} steps")
+
+
+@pytest.mark.parametrize("tenant", ["", "other"])
+def test_a_short_prompt_waits_for_one_chunk_of_a_long_one(tenant: str) -> None:
+    """And that is a short one as soon as it is known that somebody waits; with and without tenants."""
+    scheduler = Scheduler(4, 9, StepLimits(512, 64, prefill_rows=1))
+    scheduler.add(replace(request("long", prompt=200_000), tenant="long"))
+    first = scheduler.schedule()
+    assert shape(first) == [("long", 512)]
+    scheduler.add(replace(request("short", prompt=7), tenant=tenant or "long"))
+    assert prefill_until_first_token(scheduler, "short") == [[("short", 7)]]
+
+
+def test_a_long_prompt_gets_on_while_short_ones_keep_coming() -> None:
+    """Every fourth turn of its tenant is its own."""
+    scheduler = Scheduler(64, 1000, StepLimits(512, 64, prefill_rows=1))
+    scheduler.add(request("long", prompt=640))
+    for number in range(48):
+        scheduler.add(request(f"short{number}", prompt=9, max_tokens=1))
+    read = prefill_until_first_token(scheduler, "long")
+    assert [("long", 64)] in read[:4], "chunks shrink while shorter prompts wait"
+    assert sum(name == "long" for batch in read for name, _ in batch) == 10
+    assert len(read) == 37, "its last block is as short as theirs, and older"
+
+
+def test_tenants_prefill_the_same_number_of_tokens() -> None:
+    """However many prompts one of them has."""
+    scheduler = Scheduler(9, 9, StepLimits(64, 64, prefill_rows=1))
+    for number in range(6):
+        scheduler.add(replace(request(f"a{number}", prompt=3000), tenant="a"))
+    scheduler.add(replace(request("b", prompt=1280), tenant="b"))
+    read = prefill_until_first_token(scheduler, "b")
+    assert sum(name == "b" for batch in read for name, _ in batch) == 20
+    assert len(read) <= 42
+
+
+def test_prompts_that_are_only_restored_do_not_keep_another_from_prefill() -> None:
+    """A restored prompt needs no prefill; endless ones of them would else always go first."""
+    cache = StateCache(64, 10**9)
+    known = tuple(range(1, 65))
+    read_states(cache, known)
+    scheduler = Scheduler(4, 99, StepLimits(64, 64, prefill_rows=1), cache=cache)
+    scheduler.add(replace(request("victim", prompt=128), tenant="victim"))
+    scheduler.add(Request("again0", known, SamplingParams(max_tokens=1), tenant="again"))
+    steps = 0
+    while steps < 20:
+        batch = scheduler.schedule()
+        assert batch is not None
+        steps += 1
+        ended = [name for name, _ in scheduler.commit(batch, results(batch))]
+        if "victim" in ended:
+            break
+        scheduler.add(Request(f"again{steps}", known, SamplingParams(max_tokens=1), tenant="again"))
+    assert steps <= 8
 
 
 def test_chunks_are_small_while_more_generate_than_wait() -> None:
@@ -580,3 +652,104 @@ def test_a_greedy_tenant_does_not_keep_another_waiting() -> None:
         started += names(batch)[1]
         scheduler.commit(batch, results(batch))
     assert "b0" in started[:3]
+
+
+class BrokenCache(StateCache):
+    """Its look-ups fail."""
+
+    def look_up(self, *_: object, **__: object) -> Snapshot | None:
+        raise AssertionError("of the cache")
+
+
+def test_a_request_that_cannot_be_started_ends_alone() -> None:
+    scheduler = Scheduler(1, 9, LIMITS, cache=BrokenCache(64, 0))
+    scheduler.add(request("a"))
+    assert scheduler.schedule() is None
+    ((name, output),) = scheduler.take_failed()
+    assert (name, type(output.error)) == ("a", RequestFailedError)
+    assert (scheduler.num_running, scheduler.slots.num_used) == (0, 0)
+    scheduler.cache = None
+    scheduler.add(request("b"))
+    assert names(scheduler.schedule()) == ("prefill", ["b"])
+
+
+def test_tokens_before_the_numbers_broke_are_delivered() -> None:
+    scheduler = Scheduler(1, 9, StepLimits(64, 64, decode_steps=4))
+    scheduler.add(request("a", max_tokens=9))
+    first, decode = scheduler.schedule(), scheduler.schedule()
+    assert first is not None
+    assert isinstance(decode, DecodeBatch)
+    scheduler.commit(first, results(first))
+    good, bad = scheduler.commit(decode, [RowResult((7, 8, NO_TOKEN, NO_TOKEN))])
+    assert good[1].token_ids == (7, 8)
+    assert good[1].finish_reason is None
+    assert isinstance(bad[1].error, NumericError)
+    assert scheduler.is_idle
+
+
+def test_a_state_that_is_not_finite_is_never_published() -> None:
+    """Nor is what follows it, though a later block looks finite."""
+    scheduler = Scheduler(1, 9, StepLimits(128, 128, prefill_rows=1), cache=StateCache(64, 10**9))
+    tokens = tuple(range(1, 257))
+    scheduler.add(Request("a", tokens, SamplingParams(max_tokens=1)))
+    good = [Mark(tuple(x.astype(np.float32) for x in m.recurrent), m.window, m.hidden) for m in marks(tokens)]
+    nan = Mark((np.full(50, np.nan, np.float32), good[1].recurrent[1]), good[1].window)
+    for some in ((good[0], nan), (good[2], good[3])):
+        batch = scheduler.schedule()
+        assert batch is not None
+        scheduler.commit(batch, [replace(result, marks=some) for result in results(batch)])
+    assert scheduler.cache is not None
+    assert scheduler.cache.stats.snapshots == 0
+
+
+def tenants_request(name: str, tenant: str) -> Request:
+    return replace(request(name, max_tokens=None), tenant=tenant)
+
+
+def start(scheduler: Scheduler, *requests: Request) -> list[str]:
+    """Names of all that have a slot then."""
+    for each in requests:
+        scheduler.add(each)
+    scheduler.schedule()
+    return sorted(scheduler._running)
+
+
+def test_a_tenant_with_nothing_running_finds_a_slot_however_long_others_run() -> None:
+    scheduler = Scheduler(4, 99, LIMITS, reserved_slots=1)
+    greedy = [tenants_request(f"a{n}", "a") for n in range(9)]
+    assert start(scheduler, *greedy) == ["a0", "a1", "a2"]
+    assert start(scheduler, tenants_request("b0", "b"), tenants_request("b1", "b")) == ["a0", "a1", "a2", "b0"]
+    scheduler.abort("a0")
+    assert start(scheduler) == ["a1", "a2", "b0"], "the reserve is there again for a third tenant"
+    assert start(scheduler, tenants_request("c0", "c")) == ["a1", "a2", "b0", "c0"]
+    scheduler.abort("a1")
+    scheduler.abort("a2")
+    assert start(scheduler) == ["a3", "b0", "c0"], "one slot is open to all"
+
+
+def test_a_tenant_alone_leaves_the_reserve_free() -> None:
+    """And then waits in the queue, with the queue's limit."""
+    scheduler = Scheduler(3, 1, LIMITS, reserved_slots=2)
+    assert start(scheduler, tenants_request("a0", "a"), tenants_request("a1", "a")) == ["a0"]
+    with pytest.raises(QueueFullError):
+        scheduler.add(tenants_request("a2", "a"))
+    assert start(scheduler, tenants_request("b0", "b"), tenants_request("c0", "c")) == ["a0", "b0", "c0"]
+
+
+@pytest.mark.parametrize("reserved", [-1, 2, 3])
+def test_a_reserve_leaves_a_slot_for_all(reserved: int) -> None:
+    with pytest.raises(ConfigError, match=r"reserved_slots must be less than slots \(2\)"):
+        Scheduler(2, 9, LIMITS, reserved_slots=reserved)
+
+
+def test_a_probe_takes_the_next_slot_and_leaves_nothing_behind() -> None:
+    cache = StateCache(64, 10**9)
+    scheduler = Scheduler(1, 9, LIMITS, cache=cache)
+    scheduler.add(request("a"))
+    scheduler.probe(request("probe", max_tokens=1))
+    batch = scheduler.schedule()
+    assert names(batch) == ("prefill", ["probe"])
+    assert batch is not None
+    scheduler.commit(batch, [replace(result, marks=tuple(marks((1, 2, 3)))) for result in results(batch)])
+    assert cache.stats.snapshots == 0
+    assert names(scheduler.schedule()) == ("prefill", ["a"])
