@@ -13,6 +13,7 @@ from .door import Doorkeeper
 from .error_answers import install_error_handlers
 from .middleware import RequestScope
 from .openapi import ERRORS
+from .request_warnings import HEADER as WARNINGS_HEADER
 from .routes import (
     abort,
     chat,
@@ -85,5 +86,5 @@ def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
         allow_origins=origins,
         allow_methods=("GET", "POST", "DELETE"),
         allow_headers=("*",),
-        expose_headers=("x-request-id", "retry-after", "retry-after-ms"),
+        expose_headers=("x-request-id", "retry-after", "retry-after-ms", WARNINGS_HEADER),
     )

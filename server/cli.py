@@ -193,7 +193,7 @@ def serve(
         int | None, typer.Option(help="The most tokens that a request may generate.", show_default="none")
     ] = None,
     strict: Annotated[
-        bool | None, typer.Option("--strict", help="Refuse requests with fields that nobody knows.", show_default="off")
+        bool | None, typer.Option("--strict", help="Refuse requests with unknown fields.", show_default="off")
     ] = None,
     request_timeout: Annotated[
         str | None,

@@ -85,11 +85,6 @@ def bad_value(param: str | None, message: str) -> ApiError:
     return ApiError(400, message, param=param)
 
 
-def not_supported(param: str, what: str | None = None) -> ApiError:
-    """400, for a known field whose effect does not exist here yet: never left out silently."""
-    return bad_value(param, f"{what or param} is not supported yet")
-
-
 def unknown_model(name: str) -> ApiError:
     return ApiError(404, f"the model {name!r} does not exist", param="model", code="model_not_found")
 

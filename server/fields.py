@@ -1,114 +1,32 @@
-"""Fields of a request that its schema does not name: some change the answer and are refused, others are let pass."""
+"""Checks the fields of a request that its schema does not name, by the tables in `field_rules.py`."""
 
+import difflib
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Final
 
-from .errors import bad_value, not_supported
-from .messages_schema import CountTokensBody
-from .responses_schema import ResponseBody
-from .schema import GenerationBody
+import orjson
+
+from . import request_warnings
+from .errors import ApiError, bad_value
+from .field_rules import Refusal, rules_for
 from .schema_base import Fields
+
+_MAX_NAMES: Final = 100
+"""Number of unknown names that are logged; a client that makes up names fills neither the log nor the memory."""
+
+_MAX_GUESSES: Final = 4
+"""Number of unknown names of a request that are compared with the known ones; each takes about a millisecond."""
 
 _logger = logging.getLogger(__name__)
 
-_NOT_YET: Final[Mapping[str, tuple[Any, ...]]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "modalities": (["text"],),
-    "suffix": ("",),
-    # vLLM's
-    "chat_template": (),
-    "documents": ([],),
-    "best_of": (1,),
-    "length_penalty": (1,),
-    "skip_special_tokens": (True,),
-    "use_beam_search": (False,),
-}
-"""Fields that would change the answer, and the values with which they would not."""
-
-_TOLERATED: Final = frozenset(
-    {
-        "audio",
-        "metadata",
-        "moderation",
-        "parallel_tool_calls",
-        "prediction",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "reasoning_effort",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-        "verbosity",
-        "web_search_options",
-    }
-)
-
-_RESPONSES_NOT_YET: Final[Mapping[str, tuple[Any, ...]]] = {
-    "context_management": ([],),
-    "conversation": (),
-    "prompt": (),
-}
-
-_RESPONSES_TOLERATED: Final = frozenset(
-    {
-        "max_tool_calls",
-        "moderation",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "reasoning",
-        "service_tier",
-    }
-)
-
-
-_MESSAGES_NOT_YET: Final[Mapping[str, tuple[Any, ...]]] = {
-    "container": (),
-    "context_management": ({},),
-    "mcp_servers": ([],),
-    "output_config": ({},),
-    "output_format": (),
-    "thinking": ({"type": "disabled"},),
-}
-
-_MESSAGES_TOLERATED: Final = frozenset({"cache_control", "inference_geo", "metadata", "service_tier", "speed"})
-
-
-@dataclass(frozen=True, slots=True)
-class _Rules:
-    """
-    Attributes:
-      not_yet: fields that would change the answer, and the values with which they would not.
-      tolerated: fields that are known to change nothing.
-    """
-
-    not_yet: Mapping[str, tuple[Any, ...]]
-    tolerated: frozenset[str]
-
-
-_NO_RULES: Final = _Rules({}, frozenset())
-_RULES: Final[Mapping[type[Fields], _Rules]] = {
-    GenerationBody: _Rules(_NOT_YET, _TOLERATED),
-    ResponseBody: _Rules(_RESPONSES_NOT_YET, _RESPONSES_TOLERATED),
-    CountTokensBody: _Rules(_MESSAGES_NOT_YET, _MESSAGES_TOLERATED),
-}
-"""By the kind of body, which stands for its subclasses too."""
-
-_MAX_NAMES: Final = 100
-"""A client that makes up names fills neither the log nor the memory."""
-
 
 class FieldCheck:
-    """Refuses what cannot be done, and logs each name that nobody knows once.
+    """Refuses what cannot be done, and reports unknown names: in a header, and each once in the log.
 
     Args:
-      strict: refuse those too.
+      strict: whether unknown names are refused as well.
     """
 
     def __init__(self, *, strict: bool = False) -> None:
@@ -118,19 +36,38 @@ class FieldCheck:
     def __call__(self, body: Fields) -> None:
         """
         Raises:
-          ApiError: a field asks for something that would change the answer and is not there yet, or is unknown.
+          ApiError: a field asks for something that would change the answer and does not exist here, or is unknown and
+            the check is strict.
         """
-        rules = next((rules for kind, rules in _RULES.items() if isinstance(body, kind)), _NO_RULES)
+        rules, unknown = rules_for(type(body)), []
         for name, value in (body.model_extra or {}).items():
-            if name in rules.not_yet:
-                if value not in rules.not_yet[name]:
-                    raise not_supported(name)
-            elif name not in rules.tolerated:
-                self._refuse_or_log(name)
+            refusal = rules.refused.get(name)
+            if refusal is None and name not in rules.ignored:
+                unknown.append(name)
+            elif refusal is not None and value not in refusal.neutral:
+                raise _refused(name, refusal)
+        for index, name in enumerate(unknown[:_MAX_NAMES]):
+            self._report(name, meant(type(body), name) if index < _MAX_GUESSES else None)
 
-    def _refuse_or_log(self, name: str) -> None:
+    def _report(self, name: str, guess: str | None) -> None:
+        hint = "" if guess is None else f"; did you mean {guess}?"
         if self._strict:
-            raise bad_value(name, f"the field {name!r} is unknown")
+            raise bad_value(name, f"the field {name[:60]!r} is unknown{hint}")
+        request_warnings.warn(name if guess is None else f"{name} ({guess}?)")
         if name not in self._logged and len(self._logged) < _MAX_NAMES:
             self._logged.add(name)
-            _logger.warning("the unknown field %.60r was ignored; this is logged once", name)
+            _logger.warning("the unknown field %.60r was ignored%s; this is logged once", name, hint)
+
+
+@lru_cache(maxsize=1024)
+def meant(kind: type[Fields], name: str) -> str | None:
+    """Returns the known field that a misspelt name is closest to, if any is close."""
+    rules = rules_for(kind)
+    known: Iterable[str] = {*kind.model_fields, *rules.refused, *rules.ignored}
+    return next(iter(difflib.get_close_matches(name[:60], sorted(known), n=1, cutoff=0.8)), None)
+
+
+def _refused(name: str, refusal: Refusal) -> ApiError:
+    values = " or ".join(orjson.dumps(value).decode() for value in refusal.neutral)
+    leave_out = f"leave it out, or send {values}" if values else "leave it out"
+    return bad_value(name, f"{name} is not supported: {refusal.instead or leave_out}")

@@ -10,6 +10,7 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from . import request_warnings
 from .error_answers import send_error
 from .errors import CLIENT_CLOSED_REQUEST, internal_error
 from .logging import request_id
@@ -33,6 +34,7 @@ class RequestScope:
             await self._app(scope, receive, send)
             return
         request_id.set(_request_id(scope))
+        request_warnings.begin()
         tenant.set("")  # until a key says whose it is: a pipelined request begins in the context of the one before
         exchange = _Exchange(scope, receive, send)
         try:
@@ -75,6 +77,8 @@ class _Exchange:
             headers["x-request-id"] = headers["request-id"] = request_id.get()  # OpenAI's and Anthropic's name for it
             headers["openai-version"] = "2020-10-01"
             headers["openai-processing-ms"] = f"{self._elapsed() * 1000:.0f}"
+            if warnings := request_warnings.current():
+                headers[request_warnings.HEADER] = request_warnings.header_value(warnings)
         else:
             self._complete = not message.get("more_body", False)
         await self._send(message)

@@ -69,8 +69,13 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class TermsFields(Body):
-    """On what terms a request is served. A lower priority goes first, as in vLLM; times are of waiting, and of all."""
+    """Scheduling parameters of a request, and what is reported of it. A lower priority goes first, as in vLLM.
+
+    `queue_timeout` limits the time without a slot, `timeout` the whole time. `return_warnings` puts what was dropped
+    or ignored of the request into the body too.
+    """
 
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     queue_timeout: Seconds | None = None
     timeout: Seconds | None = None
+    return_warnings: bool = False

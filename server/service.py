@@ -12,6 +12,7 @@ from uuid import uuid4
 from fastapi import Depends, Request, Response
 
 from ..engine import AsyncEngine, EngineDeadError, QueueFullError, RequestTimeoutError, SamplingParams
+from . import request_warnings
 from .answers import AnswerWriter
 from .background import Background
 from .disconnect import until_disconnect
@@ -193,12 +194,20 @@ class Service:
             raise RequestTimeoutError(f"{wish.param} took longer to compile than the request had time") from None
 
     async def respond(
-        self, request: Request, answer_id: str, choices: Sequence[Choice], writer: AnswerWriter, *, stream: bool
+        self,
+        request: Request,
+        answer_id: str,
+        choices: Sequence[Choice],
+        writer: AnswerWriter,
+        *,
+        stream: bool,
+        report_warnings: bool = False,
     ) -> Response:
         """Runs the choices for as long as the client is there.
 
         Args:
           answer_id: under which clients, and the engine, know this.
+          report_warnings: whether the body says what was dropped or ignored of the request.
 
         Raises:
           Exception: the engine refused a choice or failed, and no part of an answer has been sent.
@@ -207,7 +216,8 @@ class Service:
             generation = await resources.enter_async_context(self.generation(answer_id, choices))
             if not stream:
                 whole = await until_disconnect(request.receive, collect(generation))
-                return json_response(writer.whole(whole))
+                report = {"warnings": request_warnings.current()} if report_warnings else {}
+                return json_response({**writer.whole(whole), **report})
             first = await until_disconnect(request.receive, first_delta(generation, PATIENCE_S))
             events = stream_events(generation, first, writer, self.keep_alive_s)
             return EventStream(events, resources.pop_all())  # from here on it is the response that closes them

@@ -35,7 +35,9 @@ async def create_chat_completion(body: ChatBody, request: Request, service: Read
     envelope = Envelope.new("chatcmpl", body, service.model)
     choices = await service.choices(body, [prompt], params, chat_wish(body))
     writer = ChatWriter(envelope, body, prompt)
-    return await service.respond(request, envelope.id, choices, writer, stream=body.stream)
+    return await service.respond(
+        request, envelope.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings
+    )
 
 
 class ChatWriter(AnswerWriter):

@@ -36,7 +36,9 @@ async def create_completion(body: CompletionBody, request: Request, service: Rea
     envelope = Envelope.new("cmpl", body, service.model)
     choices = await service.choices(body, prompts, params, wish_of(body), begun)
     writer = CompletionWriter(envelope, body, prompts)
-    return await service.respond(request, envelope.id, choices, writer, stream=body.stream)
+    return await service.respond(
+        request, envelope.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings
+    )
 
 
 class CompletionWriter(AnswerWriter):

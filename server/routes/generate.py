@@ -31,8 +31,9 @@ async def generate(body: GenerateBody, request: Request, service: ReadyService) 
         prompt = prompt.after(begun.state.token_ids)
     envelope = Envelope.new("gen", body, service.model)
     choices = await service.choices(body, [prompt], params, wish_of(body), begun)
+    writer = TokensWriter(envelope, body, prompt)
     return await service.respond(
-        request, envelope.id, choices, TokensWriter(envelope, body, prompt), stream=body.stream
+        request, envelope.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings
     )
 
 

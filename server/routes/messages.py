@@ -22,7 +22,9 @@ async def create_message(body: MessagesBody, request: Request, service: ReadySer
     prompt = await service.prompts.chat(chat.messages, chat.ending, tools=chat.usable_tools)
     writer = MessageWriter(service.model, prompt)
     choices = await service.choices(chat, [prompt], params, chat_wish(chat))
-    return await service.respond(request, writer.id, choices, writer, stream=body.stream)
+    return await service.respond(
+        request, writer.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings
+    )
 
 
 @router.post("/v1/messages/count_tokens", responses=ANTHROPIC_ERRORS)

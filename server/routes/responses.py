@@ -39,7 +39,9 @@ async def create_response(body: ResponseBody, request: Request, service: ReadySe
     writer = ResponseWriter(body, service.model, prompt, params[0], keep)
     choices = await service.choices(chat, [prompt], params, chat_wish(chat, format_param="text.format"))
     if not body.background:
-        return await service.respond(request, writer.id, choices, writer, stream=body.stream)
+        return await service.respond(
+            request, writer.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings
+        )
     begun = writer.begun()
     service.responses.keep(begun, conversation, log)
     service.background.start(writer.id, _run(service, choices, writer, log))

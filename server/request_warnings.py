@@ -1,0 +1,35 @@
+"""What the server dropped or ignored of a request: reported in a response header, and in the body on request."""
+
+import urllib.parse
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Final
+
+HEADER: Final = "x-roost-warnings"
+MAX_WARNINGS: Final = 16
+MAX_LENGTH: Final = 60
+"""Characters of one warning."""
+
+_warnings: Final[ContextVar[list[str]]] = ContextVar("warnings")
+
+
+def begin() -> None:
+    """Starts an empty list for the request of the current context."""
+    _warnings.set([])
+
+
+def warn(text: str) -> None:
+    """Adds a warning, unless it is there already or there are `MAX_WARNINGS`; longer ones are cut."""
+    warnings, text = _warnings.get([]), text[:MAX_LENGTH]
+    if text not in warnings and len(warnings) < MAX_WARNINGS:
+        warnings.append(text)
+
+
+def current() -> Sequence[str]:
+    """Returns the warnings of the current request, in the order in which they came up."""
+    return tuple(_warnings.get([]))
+
+
+def header_value(warnings: Sequence[str]) -> str:
+    """Returns the header's value: percent-encoded, separated by commas."""
+    return ", ".join(urllib.parse.quote(text, safe=" ()=?") for text in warnings)
