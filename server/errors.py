@@ -18,6 +18,7 @@ from ..engine import (
     RequestTimeoutError,
     RoostError,
 )
+from .validation_errors import describe, path_of
 
 
 def retry_after(seconds: float) -> Mapping[str, str]:
@@ -207,8 +208,8 @@ def _from_validation(error: RequestValidationError) -> ApiError:
         return bad_value(None, f"the body is not valid JSON: {first['ctx']['error']} at {location[-1]}")
     if len(location) < 2:
         return bad_value(None, _about_body(error.body))
-    path = _path(location[1:])
-    return bad_value(path.partition(".")[0].partition("[")[0], f"{path}: {_text(first)}")
+    param = path_of(location[1:]).partition(".")[0].partition("[")[0]
+    return bad_value(param, describe(first, location[1:]))
 
 
 def _about_body(body: Any) -> str:
@@ -217,19 +218,3 @@ def _about_body(body: Any) -> str:
     if isinstance(body, bytes):
         return "send the body as JSON, with Content-Type: application/json"
     return "the body must be a JSON object"
-
-
-def _path(location: Sequence[str | int]) -> str:
-    """`messages[0].content`. Names in angle brackets are the schema's own, of a union's members."""
-    path = ""
-    for step in location:
-        if isinstance(step, int):
-            path += f"[{step}]"
-        elif not step.startswith("<"):
-            path += f".{step}" if path else step
-    return path
-
-
-def _text(detail: Mapping[str, Any]) -> str:
-    text: str = detail["msg"]
-    return text.removeprefix("Value error, ")

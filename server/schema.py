@@ -66,7 +66,7 @@ Prompt = Annotated[
     | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], FailFast(), Tag("<id lists>")],
     union(
         _kind_of_prompt,
-        "must be a string, an array of token ids, or an array of either; and no array may be empty",
+        "must be a string, a non-empty array of token ids, or a non-empty array of either",
     ),
 ]
 

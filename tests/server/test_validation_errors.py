@@ -1,0 +1,73 @@
+"""What is wrong with a value is said in words that name the field, the value and what is accepted."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+HI = [{"role": "user", "content": "hi"}]
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+PYDANTIC = ("Input should", "valid ", "after validation", "Field required", "not permitted", "instance of")
+"""Words of the library's own messages."""
+
+
+async def message(client: httpx.AsyncClient, path: str, **fields: Any) -> str:
+    base = {CHAT: {"messages": HI}, "/v1/responses": {"input": "hi"}}.get(path, {})
+    response = await client.post(path, json=base | fields)
+    assert response.status_code == 400
+    text = response.json()["error"]["message"]
+    assert isinstance(text, str)
+    assert "\n" not in text
+    assert not any(word in text for word in PYDANTIC), text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"messages": []}, "messages must have at least 1 entry, got 0"),
+        ({"messages": "x"}, 'messages must be an array, got "x"'),
+        ({"messages": [1]}, "messages[0] must be an object, got 1"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role is required"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            'messages[0].content[0].type must be "text", got "image_url"',
+        ),
+        ({"temperature": 3}, "temperature must be at most 2, got 3"),
+        ({"temperature": "hot"}, 'temperature must be a number, got "hot"'),
+        ({"n": 0}, "n must be at least 1, got 0"),
+        ({"n": 1.5}, "n must be a whole number, got 1.5"),
+        ({"n": 10**30}, "n must be at most 128, got a number"),
+        ({"stream": "yes"}, 'stream must be true or false, got "yes"'),
+        ({"stop": [""]}, "stop[0] must have at least 1 character, got 0"),
+        ({"stop": ["a"] * 65}, "stop must have at most 64 entries, got 65"),
+        ({"logit_bias": {"5": 200}}, "logit_bias.5 must be at most 100, got 200"),
+        ({"logit_bias": {"a\nb": 200}}, "logit_bias.'a\\nb' must be at most 100, got 200"),
+        ({"tool_choice": "must"}, 'tool_choice must be "none", "auto" or "required", got "must"'),
+        ({"response_format": {"type": "xml" * 100}}, '"json_object" or "json_schema", got "xmlxml'),
+        ({"structured_outputs": {"x": 1}}, "structured_outputs.x is unknown"),
+        ({"timeout": 0}, "timeout must be above 0, got 0"),
+        ({"chat_template_kwargs": [1]}, "chat_template_kwargs must be an object, got an array"),
+    ],
+)
+async def test_chat(client: httpx.AsyncClient, fields: dict[str, Any], expected: str) -> None:
+    assert expected in await message(client, CHAT, **fields)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ({}, "prompt must be a string, a non-empty array of token ids, or a non-empty array of either, got {}"),
+        ([-1], "prompt[0] must be at least 0, got -1"),
+        ([[4], []], "prompt[1] must have at least 1 entry, got 0"),
+        ([4, "a"], 'prompt[1] must be a whole number, got "a"'),
+        (None, "prompt is required"),
+    ],
+)
+async def test_completions(client: httpx.AsyncClient, prompt: Any, expected: str) -> None:
+    assert await message(client, COMPLETIONS, prompt=prompt) == expected
+
+
+async def test_what_a_union_of_objects_takes(client: httpx.AsyncClient) -> None:
+    text = await message(client, "/v1/responses", metadata={"a": 5})
+    assert text == "metadata.a must be a string, got 5"
