@@ -11,6 +11,7 @@ from .access import Access, KeyRequired, PortSplit, is_debug, is_private
 from .body import MAX_BODY_BYTES, BodyLimit
 from .door import Doorkeeper
 from .error_answers import install_error_handlers
+from .http_methods import HeadAndOptions
 from .middleware import RequestScope
 from .openapi import ERRORS
 from .request_warnings import HEADER as WARNINGS_HEADER
@@ -63,6 +64,7 @@ def create_app(
     if access.admin_keys:
         app.include_router(debug.router)
     install_error_handlers(app)
+    app.add_middleware(HeadAndOptions, routes=app.routes)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes, files=(states.IMPORT_PATH,))
     if access.keys:
         app.add_middleware(KeyRequired, keys=access.keys, concerns=is_private)

@@ -1,6 +1,7 @@
 """Bodies on their way in: how large they may be, and how they are parsed."""
 
 import asyncio
+import codecs
 from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -12,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .error_answers import send_error
-from .errors import ApiError, bad_value, body_too_large, too_many_bytes
+from .errors import ApiError, bad_value, body_too_large, encoded_body, too_many_bytes
 
 MAX_BODY_BYTES: Final = 4 * 2**20
 """Room for a prompt of a million tokens of text, or of half a million ids."""
@@ -74,8 +75,9 @@ async def read_file(request: Request, max_bytes: int) -> bytes:
     """A body that is a file.
 
     Raises:
-      ApiError: it is larger than that, or says that it will be.
+      ApiError: it is larger than that, or says that it will be; or it is compressed.
     """
+    refuse_encoding(request.headers)
     num_bytes, chunks = _announced(request.scope), list[bytes]()
     if num_bytes <= max_bytes:
         num_bytes = 0
@@ -102,6 +104,7 @@ class JsonRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
+            refuse_encoding(request.headers)
             return await handle(_JsonRequest(request.scope, request.receive))
 
         return handle_json
@@ -115,13 +118,24 @@ class _JsonRequest(Request):
         return await asyncio.get_running_loop().run_in_executor(_parser, parse_json, body)
 
 
-def parse_json(body: bytes) -> Any:
+def refuse_encoding(headers: Headers) -> None:
     """
+    Raises:
+      ApiError: the body is compressed.
+    """
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise encoded_body(encoding)
+
+
+def parse_json(body: bytes) -> Any:
+    """Parses JSON in UTF-8, with or without a byte order mark.
+
     Raises:
       ApiError: this is no JSON, or too deeply nested.
     """
     try:
-        return from_json(body, allow_inf_nan=False, cache_strings="keys")
+        return from_json(body.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
         raise _not_json(str(error)) from None
 

@@ -4,14 +4,32 @@ import asyncio
 import logging
 import socket
 import struct
+from functools import partial
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 _NOT_AT_ALL: Final = struct.pack("ii", 1, 0)
 """How long the system lingers over what it has not sent; it would else keep that, and the other side would not know."""
 
 _logger = logging.getLogger(__name__)
+
+
+async def _until_close(app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serves HTTP/1.0, which has no chunks: a body of unknown length ends with the connection."""
+    is_open_ended = False
+
+    async def send_plain(message: Message) -> None:
+        nonlocal is_open_ended
+        if message["type"] == "http.response.start":
+            is_open_ended = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+            cycle.chunked_encoding = False if is_open_ended else None
+        elif is_open_ended:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    await app(scope, receive, send_plain)
 
 
 class Connection(HttpToolsProtocol):
@@ -40,6 +58,10 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        is_old = cycle.scope["http_version"] == "1.0"
+        super()._start_asgi_task(cycle, partial(_until_close, app, cycle) if is_old else app)
 
     def _stop_waiting(self) -> None:
         if self._patience is not None:

@@ -108,6 +108,14 @@ def body_too_large(limit: int) -> ApiError:
     return ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
 
 
+def encoded_body(encoding: str) -> ApiError:
+    return ApiError(415, f"content-encoding {encoding[:60]!r} is not supported: send the body uncompressed")
+
+
+def host_missing() -> ApiError:
+    return ApiError(400, "an HTTP/1.1 request needs exactly one Host header")
+
+
 def too_many_bytes() -> ApiError:
     """503, for a body that came while others took all the room."""
     return ApiError(503, "too many large requests at a time", type=_SERVER_ERROR, code="overloaded", headers=RETRY)

@@ -182,7 +182,8 @@ def _listen(host: str, port: int) -> socket.socket:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address, family=family, backlog=2048)
+        takes_both = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=takes_both)
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0]  # which repeats the address
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}") from None

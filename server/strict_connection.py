@@ -9,7 +9,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from .connection import Connection
 from .error_answers import error_response
-from .errors import ApiError, head_too_large, not_http, too_many_connections, too_slow
+from .errors import ApiError, head_too_large, host_missing, not_http, too_many_connections, too_slow
 
 MAX_HEAD_BYTES: Final = 64 * 2**10
 """Of the URL and all headers together."""
@@ -82,6 +82,9 @@ class StrictConnection(Connection):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
+            self._refusal = host_missing()
+            raise httptools.HttpParserError("no host, or several")
         self._reads_head, self._unparsed_bytes = False, 0
         self._wait_at_most(self.body_s, "the body")
         super().on_headers_complete()

@@ -1,5 +1,7 @@
 """What bodies may be: their size, and how JSON is read."""
 
+import codecs
+import gzip
 import json
 import time
 from collections.abc import AsyncIterator
@@ -152,3 +154,20 @@ async def test_a_prompt_may_be_too_long(service: Service) -> None:
         assert error["code"] == "context_length_exceeded"
         cut = await client.post("/v1/completions", json={"prompt": [5] * 9, "truncate_prompt_tokens": 4})
         assert cut.status_code == 200
+
+
+async def test_a_compressed_body_is_refused_by_name(small: httpx.AsyncClient) -> None:
+    for path in ("/v1/completions", "/v1/chat/completions", "/v1/states/import"):
+        response = await small.post(path, content=gzip.compress(b"{}"), headers={**JSON, "content-encoding": "gzip"})
+        assert response.status_code == 415
+        assert "content-encoding 'gzip' is not supported" in response.json()["error"]["message"]
+    response = await small.post(
+        "/v1/completions", content=b'{"prompt": "a"}', headers=JSON | {"content-encoding": "identity"}
+    )
+    assert response.status_code == 200
+
+
+async def test_a_byte_order_mark_is_skipped(small: httpx.AsyncClient) -> None:
+    response = await small.post("/v1/completions", content=codecs.BOM_UTF8 + b'{"prompt": "a"}', headers=JSON)
+    assert response.status_code == 200
+    assert (await small.post("/v1/completions", content=codecs.BOM_UTF8 * 2 + b"{}", headers=JSON)).status_code == 400

@@ -193,3 +193,9 @@ def test_a_port_that_is_taken() -> None:
 def test_an_address_of_another_machine() -> None:
     with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1:8000"):
         _listen("192.0.2.1", 8000)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="the system has no socket for both")
+def test_all_addresses_are_those_of_ipv4_too() -> None:
+    with _listen("::", 0) as listener:
+        socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=5).close()

@@ -177,3 +177,37 @@ async def test_connections_beyond_the_limit_are_told(port: int) -> None:
             writer.close()
         await asyncio.gather(*(reader.read() for reader, _ in waiting))
     await assert_serves(port)
+
+
+STREAM = b'{"prompt": "a", "max_tokens": 3, "stream": true}'
+OLD_STREAM = b"POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(
+    STREAM
+)
+
+
+async def test_a_stream_for_http_1_0_has_no_chunks(port: int) -> None:
+    """Its end is that of the connection; a whole answer says its length."""
+    head, _, body = (await talk(port, OLD_STREAM + STREAM)).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    assert b"connection: close" in head
+    assert body.startswith(b"data: {")
+    assert body.endswith(b"data: [DONE]\n\n")
+    assert all(line.startswith(b"data: ") for line in body.split(b"\n\n")[:-1])
+    whole = await talk(port, OLD_STREAM.replace(b"%d" % len(STREAM), b"%d" % len(BODY)) + BODY)
+    assert b"content-length: " in whole.partition(b"\r\n\r\n")[0]
+    json.loads(whole.partition(b"\r\n\r\n")[2])
+
+
+async def test_a_request_needs_a_host_since_http_1_1(port: int) -> None:
+    for head in (b"GET /health HTTP/1.1\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"):
+        assert error(await talk(port, head)) == (400, None)
+    assert (await talk(port, b"GET /health HTTP/1.0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    await assert_serves(port)
+
+
+async def test_probes_of_load_balancers(port: int) -> None:
+    """HAProxy's default check is OPTIONS, others ask with HEAD; neither has a body."""
+    for head in (b"HEAD /health HTTP/1.0\r\n\r\n", b"OPTIONS / HTTP/1.0\r\n\r\n", b"OPTIONS * HTTP/1.0\r\n\r\n"):
+        answer = await talk(port, head)
+        assert answer.split()[1] in (b"200", b"204")
+        assert answer.partition(b"\r\n\r\n")[2] == b""
