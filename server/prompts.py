@@ -164,20 +164,22 @@ def _check_results(messages: Sequence[ChatMessage], param: str) -> None:
     call_ids: set[str | None] = set()
     for message in messages:
         if message.role == "tool" and message.tool_call_id not in call_ids:
-            raise bad_value(param, f"{param}: no call before it has the id of the result, {message.tool_call_id!r}")
+            raise bad_value(
+                param, f"{param}: no call before it has the id of the result, {message.tool_call_id!r:.100}"
+            )
         call_ids.update(call.id for call in message.tool_calls or ())
 
 
 def _plain(message: ChatMessage, param: str) -> Message:
     """Calls and their results become text: no format has a place of its own for them."""
     if message.content is None and message.role != "assistant":
-        raise bad_value(param, f"a message of the role {message.role!r} needs content")
+        raise bad_value(param, f"a message of the role {message.role!r:.100} needs content")
     if message.role == "tool":
         return Message("user", result_text(message.text))
     if not message.tool_calls:
         return Message(message.role, message.text)
     if message.role != "assistant":
-        raise bad_value(param, f"a message of the role {message.role!r} cannot have tool_calls")
+        raise bad_value(param, f"a message of the role {message.role!r:.100} cannot have tool_calls")
     calls = (call_text(call.function.name, call.function.arguments) for call in message.tool_calls)
     return Message("assistant", "\n".join((*filter(None, [message.text]), *calls)))
 

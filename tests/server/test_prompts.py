@@ -55,10 +55,27 @@ async def test_control_tokens_in_a_message_are_plain_text(encoder: PromptEncoder
     assert prompt.token_ids.count(107) == 1  # the turn's own
 
 
-async def test_messages_that_make_no_conversation(encoder: PromptEncoder) -> None:
+@pytest.mark.parametrize(
+    "message", [{"role": "narrator", "content": "hi"}, {"role": "tool", "content": "hi", "tool_call_id": "c1"}]
+)
+async def test_messages_that_make_no_conversation(encoder: PromptEncoder, message: dict[str, str]) -> None:
     with pytest.raises(ApiError) as caught:
-        await encoder.chat([ChatMessage(role="assistant", content="hi")])
+        await encoder.chat([ChatMessage.model_validate(message)])
     assert (caught.value.status_code, caught.value.body["error"]["param"]) == (400, "messages")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "n" * 10_000, "content": "hi"},
+        {"role": "n" * 10_000},
+        {"role": "tool", "content": "hi", "tool_call_id": "c" * 10_000},
+    ],
+)
+async def test_an_error_does_not_repeat_a_long_name(encoder: PromptEncoder, message: dict[str, str]) -> None:
+    with pytest.raises(ApiError) as caught:
+        await encoder.chat([ChatMessage.model_validate(message)])
+    assert len(caught.value.body["error"]["message"]) < 250
 
 
 async def test_an_assistants_message_may_have_no_content(encoder: PromptEncoder) -> None:

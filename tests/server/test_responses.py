@@ -190,7 +190,7 @@ async def test_what_is_not_to_be_stored_is_not(client: httpx.AsyncClient) -> Non
         ({"input": None}, "input"),
         ({"input": []}, "input"),
         ({"input": 5}, "input"),
-        ({"input": [{"role": "assistant", "content": "x"}]}, "input"),
+        ({"input": [{"role": "narrator", "content": "x"}]}, "input"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input"),
         ({"model": "gpt-5"}, "model"),
