@@ -1,6 +1,7 @@
 """The format of a chat: renders messages, and encodes them."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from ..tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
@@ -32,10 +33,12 @@ class ChatFormat:
           ChatFormatError: the messages cannot become a prompt.
         """
         bos_id = self._tokenizer.bos_id
+        encode_markup = cache(self._tokenizer.encode)  # the same few marks come with each message
         ids = [
             token_id
             for text, markup in self._parts(messages, ending)
-            for token_id in self._tokenizer.encode(text, control_tokens=markup)
+            if text
+            for token_id in (encode_markup(text) if markup else self._tokenizer.encode(text, control_tokens=False))
             if token_id != bos_id
         ]
         return ids if bos_id is None else [bos_id, *ids]

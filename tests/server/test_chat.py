@@ -6,21 +6,13 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from chat_templates import GEMMA_TEMPLATE
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.engine.errors import CheckpointError
 from roost.server.chat import ChatFormat, ChatFormatError, Ending, Message, load_chat_format
 from roost.server.tokenizer import SentencePieceTokenizer, TokenIdsOnly, Tokenizer, synthetic_tokenizer
 
-# As in Gemma's tokenizer_config.json.
-GEMMA_TEMPLATE = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
-    "{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}"
-    "{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
-)
 # A format that has a system role.
 NATIVE_SYSTEM_TEMPLATE = (
     "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
@@ -140,6 +132,24 @@ class TestGemmaTurns:
         ids = load_chat_format(None, tokenizer).encode([user("user")])
         header = [*tokenizer.encode("user"), *tokenizer.encode("\n")]
         assert ids[2 : 2 + len(header)] == header
+
+
+def test_markup_is_encoded_once(gemma: ChatFormat, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many messages without a text cost next to nothing to send."""
+    encoded: list[str] = []
+    encode = tokenizer.encode
+
+    def spy(text: str, *, control_tokens: bool = True) -> list[int]:
+        encoded.append(text)
+        return encode(text, control_tokens=control_tokens)
+
+    expected = gemma.encode([user("U"), assistant("A")] * 2)
+    monkeypatch.setattr(tokenizer, "encode", spy)
+    assert gemma.encode([user("U"), assistant("A")] * 2) == expected
+    assert sorted(encoded) == ["\n", "<end_of_turn>", "<start_of_turn>", "A", "A", "U", "U", "model", "user"]
+    encoded.clear()
+    gemma.encode([user(""), assistant("")] * 1000)
+    assert len(encoded) == 5
 
 
 class TestRoles:

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from chat_templates import GEMMA_TEMPLATE
 from fake_engine import FakeEngine
 from fake_server import make_service, served_model
 from roost.server.app import create_app
@@ -186,16 +187,6 @@ def client_of(tokenizer: Tokenizer, tmp_path: Path) -> Callable[[str], AbstractA
             yield client
 
     return client_of
-
-
-# As in Gemma's tokenizer_config.json.
-GEMMA_TEMPLATE = """\
-{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}\
-{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
-{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}\
-{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}\
-{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}\
-{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"""
 
 
 @pytest.mark.parametrize(("messages", "prompt"), ORDERS)
