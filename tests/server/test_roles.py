@@ -99,8 +99,8 @@ async def test_only_on_demand_is_it_continued_in_openais(client: httpx.AsyncClie
     assert rendered.json()["prompt"] == prompt_of("") + "A"
 
 
-async def test_a_response_that_ended_in_nothing_is_gone_on_from(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    """Two responses in a row: the second one begins with the assistant's own items."""
+async def test_a_response_may_go_on_with_the_assistants_words(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """The stored answer and the new message are one turn."""
     first = (await client.post("/v1/responses", json={"input": [S], "max_output_tokens": 1})).json()
     body = {"input": [A], "previous_response_id": first["id"], "max_output_tokens": 1}
     assert (await client.post("/v1/responses", json=body)).status_code == 200
