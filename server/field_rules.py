@@ -200,14 +200,12 @@ _RESPONSES_IGNORED: Final = frozenset(
 
 _MESSAGES_REFUSED: Final[Mapping[str, Refusal]] = {
     "container": Refusal(),
-    "context_management": Refusal(({},)),
     "mcp_servers": Refusal(([],), "the server calls nobody"),
-    "output_config": Refusal(({},)),
-    "output_format": Refusal(),
-    "thinking": Refusal(({"type": "disabled"},)),
 }
 
-_MESSAGES_IGNORED: Final = frozenset({"cache_control", "inference_geo", "metadata", "service_tier", "speed"})
+_MESSAGES_IGNORED: Final = frozenset(
+    {"context_management", "inference_geo", "metadata", "service_tier", "speed", "thinking"}
+)
 
 _NO_RULES: Final = FieldRules({}, frozenset())
 _RULES: Final[Mapping[type[Fields], FieldRules]] = {

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from .errors import bad_value
-from .response_store import StoredResponse
+from .errors import ApiError, bad_value
+from .response_store import ResponseStore, StoredResponse
 from .schema import ChatMessage
 
 
@@ -13,6 +13,24 @@ def input_items(stored: StoredResponse) -> list[dict[str, Any]]:
     suffix = stored.response["id"].removeprefix("resp_")
     items = [item for message in stored.asked for item in _items(message)]
     return [{**item, "id": f"{item['id']}_{suffix}_{place}"} for place, item in enumerate(items)]
+
+
+def find_item(store: ResponseStore, item_id: str) -> ChatMessage:
+    """Returns the message that an item of a stored response's output stands for.
+
+    Raises:
+      ApiError: none of the tenant's stored responses has such an item.
+    """
+    for stored in store.newest_first():
+        for item in stored.response["output"]:
+            if item["id"] == item_id and stored.answer is not None:
+                return stored.answer if item["type"] == "message" else _call_message(stored.answer, item["call_id"])
+    raise ApiError(404, f"there is no stored item with the id {item_id[:100]!r}", param="input")
+
+
+def _call_message(answer: ChatMessage, call_id: str) -> ChatMessage:
+    calls = [call for call in answer.tool_calls or () if call.id == call_id]
+    return ChatMessage(role="assistant", tool_calls=calls)
 
 
 def page(

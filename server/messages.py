@@ -5,17 +5,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 from uuid import uuid4
 
-from ..engine import FinishReason
+from ..engine import PREFILL_BLOCK, FinishReason
 from .answers import AnswerWriter
 from .error_answers import anthropic_body
-from .errors import ApiError
+from .errors import ApiError, bad_value
 from .framing import PINGED_EVENTS
 from .generation import Delta
-from .messages_schema import CountTokensBody, MessagesBody
+from .messages_schema import AnthropicOtherTool, CountTokensBody, MessagesBody
 from .prompts import Prompt
 from .schema import ChatBody, TemplateFields
 from .served_model import ServedModel
+from .structured_schema import JsonSchema, ResponseFormat
 from .tools import CallPiece
+from .tools_schema import ToolChoice
 
 _EMPTY_TEXT: Final = {"type": "text", "text": ""}
 
@@ -24,20 +26,26 @@ def prompt_of(body: CountTokensBody) -> TemplateFields:
     """What becomes the prompt. Where the last message is the assistant's, the answer goes on with it."""
     return TemplateFields(
         continue_final_message=body.is_begun,
-        tools=[tool.as_chat() for tool in body.tools],
-        tool_choice=body.tool_choice.as_chat(),
+        tools=[tool.as_chat() for tool in body.functions],
+        tool_choice=_tool_choice(body),
     )
 
 
 def chat_of(body: MessagesBody) -> ChatBody:
-    """The same request to chat."""
-    prompt = prompt_of(body)
+    """The same request to chat.
+
+    Raises:
+      ApiError: it asks for a tool that the server cannot run.
+    """
+    prompt, asked = prompt_of(body), body.output_config.format or body.output_format
+    schema = None if asked is None else JsonSchema(schema=asked.schema_)
     return ChatBody(
         messages=body.chat_messages,
         continue_final_message=prompt.continue_final_message,
         tools=prompt.tools,
         tool_choice=prompt.tool_choice,
         parallel_tool_calls=not body.tool_choice.disable_parallel_tool_use,
+        response_format=None if schema is None else ResponseFormat(type="json_schema", json_schema=schema),
         max_completion_tokens=body.max_tokens,
         stop=body.stop_sequences or None,
         temperature=body.temperature,
@@ -54,15 +62,26 @@ def chat_of(body: MessagesBody) -> ChatBody:
     )
 
 
+def _tool_choice(body: CountTokensBody) -> ToolChoice:
+    for tool in body.tools:
+        if isinstance(tool, AnthropicOtherTool) and body.tool_choice.name == tool.name:
+            raise bad_value("tool_choice", f"tool_choice: this server runs no tools of the type {tool.type[:60]!r}")
+    return body.tool_choice.as_chat()
+
+
 class MessageWriter(AnswerWriter):
     """
     Attributes:
       id: the message's.
+
+    Args:
+      counts_cache: whether the whole blocks of the prompt that were not cached count as added to the prefix cache.
     """
 
     framing = PINGED_EVENTS
 
-    def __init__(self, model: ServedModel, prompt: Prompt) -> None:
+    def __init__(self, model: ServedModel, prompt: Prompt, *, counts_cache: bool = False) -> None:
+        self._counts_cache = counts_cache
         self.id = f"msg_{uuid4().hex}"
         self._model = model
         self._prompt = prompt
@@ -133,11 +152,13 @@ class MessageWriter(AnswerWriter):
         }
 
     def _usage(self, output_tokens: int) -> dict[str, int]:
-        """`input_tokens` are those that were read, in this API; before the first token nobody knows that they are
-        fewer."""
+        """In this API `input_tokens` are those that were neither served from the prefix cache nor added to it. Before
+        the first token nobody knows how many were."""
+        num_read = len(self._prompt.token_ids) - self._num_cached
+        num_added = num_read // PREFILL_BLOCK * PREFILL_BLOCK if self._counts_cache else 0
         return {
-            "input_tokens": len(self._prompt.token_ids) - self._num_cached,
-            "cache_creation_input_tokens": 0,
+            "input_tokens": num_read - num_added,
+            "cache_creation_input_tokens": num_added,
             "cache_read_input_tokens": self._num_cached,
             "output_tokens": output_tokens,
         }

@@ -1,7 +1,7 @@
 """What the server dropped or ignored of a request: reported in a response header, and in the body on request."""
 
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from typing import Final
 
@@ -23,6 +23,12 @@ def warn(text: str) -> None:
     warnings, text = _warnings.get([]), text[:MAX_LENGTH]
     if text not in warnings and len(warnings) < MAX_WARNINGS:
         warnings.append(text)
+
+
+def warn_all(texts: Iterable[str]) -> None:
+    """Adds several warnings."""
+    for text in texts:
+        warn(text)
 
 
 def current() -> Sequence[str]:

@@ -3,7 +3,7 @@
 Each tenant knows of its own only, by `tenant`."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -78,6 +78,11 @@ class ResponseStore:
         if stored is None:
             raise ApiError(404, f"there is no stored response with the id {response_id!r}")
         return stored
+
+    def newest_first(self) -> Iterator[StoredResponse]:
+        """Gives the tenant's own responses."""
+        own = tenant.get()
+        return (stored for (owner, _), stored in reversed(self._stored.items()) if owner == own)
 
     def conversation(self, previous_response_id: str | None) -> Sequence[ChatMessage]:
         """What a response goes on from.

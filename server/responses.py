@@ -14,11 +14,11 @@ from .framing import TYPED_EVENTS
 from .generation import Delta, join
 from .logprobs import response_delta_logprobs, response_logprobs
 from .prompts import Prompt
-from .responses_schema import LOGPROBS, ResponseBody, ResponseTool
+from .responses_schema import LOGPROBS, ItemReference, ResponseBody, ResponseTool
 from .schema import ChatBody, ChatMessage
 from .served_model import ServedModel
 from .tools import CallPiece
-from .tools_schema import CalledFunction, ToolCall
+from .tools_schema import CalledFunction, OtherTool, ToolCall
 
 _TEXT_PLACE: Final = {"output_index": 0, "content_index": 0}
 """There is one message, with one text, or none but calls."""
@@ -37,6 +37,9 @@ def chat_of(body: ResponseBody, conversation: Sequence[ChatMessage]) -> ChatBody
     """
     if body.top_logprobs is not None and not body.wants_logprobs:
         raise bad_value("top_logprobs", f'top_logprobs needs include: ["{LOGPROBS}"]')
+    choice = body.tool_choice
+    if isinstance(choice, OtherTool):
+        raise bad_value("tool_choice", f"tool_choice: this server runs no tools of the type {choice.type[:60]!r}")
     instructions = [ChatMessage(role="system", content=body.instructions)] if body.instructions else []
     return ChatBody(
         messages=[*instructions, *conversation],
@@ -55,10 +58,28 @@ def chat_of(body: ResponseBody, conversation: Sequence[ChatMessage]) -> ChatBody
         logprobs=body.wants_logprobs,
         top_logprobs=body.top_logprobs,
         response_format=body.text.format.as_chat(),
-        tools=[tool.as_chat() for tool in body.tools],
-        tool_choice=body.chat_tool_choice,
+        tools=[tool.as_chat() for tool in body.functions],
+        tool_choice=choice if isinstance(choice, str) else choice.as_chat(),
         parallel_tool_calls=body.parallel_tool_calls,
     )
+
+
+def messages_of(body: ResponseBody, find_item: Callable[[str], ChatMessage]) -> list[ChatMessage]:
+    """Returns the input as chat knows it.
+
+    Args:
+      find_item: gives the message that an item of a stored response stands for, by the item's id.
+
+    Raises:
+      ApiError: see `find_item`.
+    """
+    if isinstance(body.input, str):
+        return [ChatMessage(role="user", content=body.input)]
+    return [
+        message
+        for item in body.input
+        for message in ([find_item(item.id)] if isinstance(item, ItemReference) else item.as_chat())
+    ]
 
 
 class ResponseWriter(AnswerWriter):
@@ -210,7 +231,7 @@ class ResponseWriter(AnswerWriter):
             "temperature": self._params.temperature,
             "text": {"format": body.text.format.model_dump(by_alias=True, exclude_unset=True)},
             "tool_choice": body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.model_dump(),
-            "tools": [_described(tool) for tool in body.tools],
+            "tools": [_described(tool) for tool in body.functions],
             "top_logprobs": body.top_logprobs or 0,
             "top_p": self._params.top_p,
             "truncation": body.truncation,

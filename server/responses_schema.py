@@ -1,23 +1,26 @@
 """What clients may send to `/v1/responses`. Its other fields are for `fields.py`."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from .schema import ChatMessage, ContentPart, TextPart
-from .schema_base import TEXT_OR_LIST, TEXT_OR_OBJECT, CacheSalt, Count, Fields, Several, TermsFields, Text, TopLogprobs
+from .schema import ChatMessage, ContentPart, RefusalPart, TextPart, kind_of_part
+from .schema_base import TEXT_OR_LIST, CacheSalt, Count, Fields, Several, TermsFields, Text, TopLogprobs, union
 from .structured_schema import JsonSchema, ResponseFormat
 from .tools_schema import (
     MAX_TOOLS,
+    AllowedFunctions,
+    AllowedTools,
     CalledFunction,
     Function,
     FunctionName,
     NamedFunction,
     NamedTool,
+    OtherTool,
     Tool,
     ToolCall,
-    ToolChoice,
 )
 
 LOGPROBS = "message.output_text.logprobs"
@@ -35,7 +38,7 @@ Includable = Literal[
 """All but the first are of things that no answer here has."""
 
 
-class ResponsePart(BaseModel):
+class ResponseTextPart(BaseModel):
     """A text, of either side."""
 
     model_config = ConfigDict(strict=True)
@@ -43,6 +46,11 @@ class ResponsePart(BaseModel):
     type: Literal["input_text", "output_text"]
     text: str
 
+
+ResponsePart = Annotated[
+    Annotated[ResponseTextPart, Tag("<text>")] | Annotated[RefusalPart, Tag("<refusal>")],
+    Discriminator(kind_of_part),
+]
 
 PartedText = Annotated[Text | Annotated[Several[ResponsePart], Tag("<list>")], TEXT_OR_LIST]
 
@@ -54,8 +62,8 @@ class MessageItem(Fields):
     role: str
     content: PartedText
 
-    def as_chat(self) -> ChatMessage:
-        return ChatMessage(role=self.role, content=_chat_content(self.content))
+    def as_chat(self) -> list[ChatMessage]:
+        return [ChatMessage(role=self.role, content=_chat_content(self.content))]
 
 
 class CallItem(Fields):
@@ -64,29 +72,93 @@ class CallItem(Fields):
     name: FunctionName
     arguments: str
 
-    def as_chat(self) -> ChatMessage:
+    def as_chat(self) -> list[ChatMessage]:
         function = CalledFunction(name=self.name, arguments=self.arguments)
-        return ChatMessage(role="assistant", tool_calls=[ToolCall(id=self.call_id, function=function)])
+        return [ChatMessage(role="assistant", tool_calls=[ToolCall(id=self.call_id, function=function)])]
 
 
 class CallOutputItem(Fields):
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
     output: PartedText
 
-    def as_chat(self) -> ChatMessage:
-        return ChatMessage(role="tool", content=_chat_content(self.output), tool_call_id=self.call_id)
+    def as_chat(self) -> list[ChatMessage]:
+        return [ChatMessage(role="tool", content=_chat_content(self.output), tool_call_id=self.call_id)]
+
+
+class CustomCallItem(Fields):
+    """A call of a tool that takes any text, made by another server."""
+
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: FunctionName
+    input: str
+
+    def as_chat(self) -> list[ChatMessage]:
+        arguments = json.dumps({"input": self.input}, ensure_ascii=False)
+        return CallItem(type="function_call", call_id=self.call_id, name=self.name, arguments=arguments).as_chat()
+
+
+class ItemReference(Fields):
+    """An item of a stored response, by its id."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
+class OtherItem(Fields):
+    """An item that says nothing to this model: what another server's tools did, or how a model reasoned."""
+
+    type: Literal[
+        "apply_patch_call",
+        "apply_patch_call_output",
+        "code_interpreter_call",
+        "compaction",
+        "computer_call",
+        "computer_call_output",
+        "file_search_call",
+        "image_generation_call",
+        "local_shell_call",
+        "local_shell_call_output",
+        "mcp_approval_request",
+        "mcp_approval_response",
+        "mcp_call",
+        "mcp_list_tools",
+        "reasoning",
+        "shell_call",
+        "shell_call_output",
+        "tool_search_call",
+        "tool_search_output",
+        "web_search_call",
+    ]
+
+    def as_chat(self) -> list[ChatMessage]:
+        return []
+
+
+_OTHER_ITEMS: Final = frozenset(get_args(OtherItem.model_fields["type"].annotation))
+_ITEM_TAGS: Final = {
+    "function_call": "<function_call>",
+    "function_call_output": "<function_call_output>",
+    "custom_tool_call": "<custom_tool_call>",
+    "custom_tool_call_output": "<function_call_output>",
+    "item_reference": "<item_reference>",
+    **dict.fromkeys(_OTHER_ITEMS, "<other>"),
+}
 
 
 def _kind_of_item(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else None
-    return f"<{kind}>" if kind in ("function_call", "function_call_output") else "<message>"
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return _ITEM_TAGS.get(kind, "<message>") if isinstance(kind, str) else "<message>"
 
 
 ResponseItem = Annotated[
     Annotated[MessageItem, Tag("<message>")]
     | Annotated[CallItem, Tag("<function_call>")]
-    | Annotated[CallOutputItem, Tag("<function_call_output>")],
+    | Annotated[CallOutputItem, Tag("<function_call_output>")]
+    | Annotated[CustomCallItem, Tag("<custom_tool_call>")]
+    | Annotated[ItemReference, Tag("<item_reference>")]
+    | Annotated[OtherItem, Tag("<other>")],
     Discriminator(_kind_of_item),
 ]
 
@@ -97,17 +169,59 @@ class ResponseTool(Function):
     type: Literal["function"]
 
     def as_chat(self) -> Tool:
-        function = Function(name=self.name, description=self.description, parameters=self.parameters)
+        function = Function(
+            name=self.name, description=self.description, parameters=self.parameters, strict=self.strict
+        )
         return Tool(type="function", function=function)
+
+
+def _kind_of_tool(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "<other>" if isinstance(kind, str) and kind != "function" else "<function>"
+
+
+AnyResponseTool = Annotated[
+    Annotated[ResponseTool, Tag("<function>")] | Annotated[OtherTool, Tag("<other>")], Discriminator(_kind_of_tool)
+]
 
 
 class ResponseNamedTool(NamedFunction):
     type: Literal["function"]
 
+    def as_chat(self) -> NamedTool:
+        return NamedTool(type="function", function=NamedFunction(name=self.name))
+
+
+class ResponseAllowedTools(Fields):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"] = "auto"
+    tools: list[
+        Annotated[
+            Annotated[ResponseNamedTool, Tag("<function>")] | Annotated[OtherTool, Tag("<other>")],
+            Discriminator(_kind_of_tool),
+        ]
+    ] = Field(max_length=MAX_TOOLS)
+
+    def as_chat(self) -> AllowedTools:
+        tools = [tool.as_chat() for tool in self.tools if isinstance(tool, ResponseNamedTool)]
+        return AllowedTools(type="allowed_tools", allowed_tools=AllowedFunctions(mode=self.mode, tools=list(tools)))
+
+
+def _kind_of_choice(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    if isinstance(value, str):
+        return "<text>"
+    if kind == "allowed_tools":
+        return "<allowed>"
+    return _kind_of_tool(value) if isinstance(value, dict | Fields) else None
+
 
 ResponseToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("<text>")] | Annotated[ResponseNamedTool, Tag("<object>")],
-    TEXT_OR_OBJECT,
+    Annotated[Literal["none", "auto", "required"], Tag("<text>")]
+    | Annotated[ResponseNamedTool, Tag("<function>")]
+    | Annotated[ResponseAllowedTools, Tag("<allowed>")]
+    | Annotated[OtherTool, Tag("<other>")],
+    union(_kind_of_choice, "must be a string or an object"),
 ]
 
 
@@ -122,14 +236,14 @@ class TextFormat(Fields):
 
     @model_validator(mode="after")
     def _is_whole(self) -> "TextFormat":
-        if self.type == "json_schema" and (self.name is None or self.schema_ is None):
-            raise ValueError("the type json_schema needs name and schema")
+        if self.type == "json_schema" and self.schema_ is None:
+            raise ValueError("the type json_schema needs schema")
         return self
 
     def as_chat(self) -> ResponseFormat:
         if self.type != "json_schema":
             return ResponseFormat(type=self.type)
-        return ResponseFormat(type=self.type, json_schema=JsonSchema(name=self.name or "", schema=self.schema_))
+        return ResponseFormat(type=self.type, json_schema=JsonSchema(schema=self.schema_, strict=self.strict))
 
 
 class ResponseText(Fields):
@@ -166,7 +280,7 @@ class ResponseBody(TermsFields):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    tools: list[ResponseTool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tools: list[AnyResponseTool] = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_choice: ResponseToolChoice = "auto"
     parallel_tool_calls: bool = True
     seed: int | None = None
@@ -177,24 +291,26 @@ class ResponseBody(TermsFields):
     cache_salt: CacheSalt = ""
 
     @property
-    def messages(self) -> Sequence[ChatMessage]:
-        """The input, as chat knows it."""
-        if isinstance(self.input, str):
-            return [ChatMessage(role="user", content=self.input)]
-        return [item.as_chat() for item in self.input]
+    def functions(self) -> list[ResponseTool]:
+        """The tools that can be called; the server runs none itself."""
+        return [tool for tool in self.tools if isinstance(tool, ResponseTool)]
 
     @property
-    def chat_tool_choice(self) -> ToolChoice:
-        if isinstance(self.tool_choice, str):
-            return self.tool_choice
-        return NamedTool(type="function", function=NamedFunction(name=self.tool_choice.name))
+    def dropped(self) -> Iterator[str]:
+        """What is left out, as warnings name it."""
+        for index, tool in enumerate(self.tools):
+            if isinstance(tool, OtherTool):
+                yield f"tools[{index}]: {tool.type}"
+        for index, item in enumerate(self.input if isinstance(self.input, list) else ()):
+            if isinstance(item, OtherItem) and item.type != "reasoning":
+                yield f"input[{index}]: {item.type}"
 
     @property
     def wants_logprobs(self) -> bool:
         return LOGPROBS in self.include
 
 
-def _chat_content(content: str | list[ResponsePart]) -> str | list[ContentPart]:
+def _chat_content(content: str | list[ResponseTextPart | RefusalPart]) -> str | list[ContentPart]:
     if isinstance(content, str):
         return content
     return [TextPart(type="text", text=part.text) for part in content]

@@ -48,7 +48,7 @@ def _kind_of_prompt(value: Any) -> str | None:
             return None
 
 
-def _kind_of_part(value: Any) -> str:
+def kind_of_part(value: Any) -> str:
     return "<refusal>" if isinstance(value, dict) and value.get("type") == "refusal" else "<text>"
 
 
@@ -175,7 +175,7 @@ class RefusalPart(BaseModel):
 
 ContentPart = Annotated[
     Annotated[TextPart, Tag("<text>")] | Annotated[RefusalPart, Tag("<refusal>")],
-    Discriminator(_kind_of_part),
+    Discriminator(kind_of_part),
 ]
 
 

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 from uuid import uuid4
@@ -187,11 +187,27 @@ class Service:
                 raise bad_value(name, f"{name} cannot be combined with {wish.param}, whose grammar ends the answer")
         try:
             async with asyncio.timeout(min(deadline - time.monotonic(), _LONGEST_WAIT_S)):
-                return await self.grammars.compile(wish.spec)
+                return await self._compiled(wish)
         except GrammarError as error:
             raise wish.refused(error) from None
         except TimeoutError:
             raise RequestTimeoutError(f"{wish.param} took longer to compile than the request had time") from None
+
+    async def _compiled(self, wish: Wish) -> Grammar:
+        """What was asked for, or else the first fallback that can be compiled, which is reported.
+
+        Raises:
+          GrammarError: see `GrammarCompiler.compile`; of what was asked for.
+        """
+        try:
+            return await self.grammars.compile(wish.spec)
+        except GrammarError:
+            for fallback in wish.fallbacks:
+                with suppress(GrammarError):
+                    grammar = await self.grammars.compile(fallback.spec)
+                    request_warnings.warn(fallback.warning)
+                    return grammar
+            raise
 
     async def respond(
         self,

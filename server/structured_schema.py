@@ -7,28 +7,29 @@ from pydantic import ConfigDict, FailFast, Field, Tag
 from .grammar import MAX_CHOICES
 from .schema_base import TEXT_OR_OBJECT, Body, Fields, Text
 
+Choices = Annotated[list[str], FailFast(), Field(min_length=1, max_length=MAX_CHOICES)]
+Schema = Annotated[
+    Text | Annotated[dict[str, Any], Tag("<object>")],
+    TEXT_OR_OBJECT,
+]
+
 
 class JsonSchema(Fields):
-    """`strict` changes nothing: an answer always keeps to its schema."""
+    """With `strict`, a keyword that cannot be enforced is an error; without, it is dropped and reported."""
 
-    name: str
+    name: str | None = None
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     description: str | None = None
     strict: bool = False
 
 
 class ResponseFormat(Fields):
-    """OpenAI's way to ask for JSON."""
+    """OpenAI's way to ask for JSON. `schema` beside the type is llama.cpp's way, `value` TGI's."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: Literal["text", "json_object", "json_schema", "json", "regex"]
     json_schema: JsonSchema | None = None
-
-
-Choices = Annotated[list[str], FailFast(), Field(min_length=1, max_length=MAX_CHOICES)]
-Schema = Annotated[
-    Text | Annotated[dict[str, Any], Tag("<object>")],
-    TEXT_OR_OBJECT,
-]
+    schema_: Schema | None = Field(default=None, alias="schema")
+    value: Schema | None = None
 
 
 class StructuredOutputs(Fields):
@@ -45,7 +46,8 @@ class StructuredOutputs(Fields):
 
 
 class StructuredFields(Body):
-    """What an answer has to keep to; one of them. The last four are vLLM's older names."""
+    """What an answer has to keep to; one of them. `guided_*` are vLLM's older names, `json_schema` and `grammar` are
+    llama.cpp's, `regex` and `ebnf` SGLang's; empty texts of these ask for nothing."""
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -53,3 +55,7 @@ class StructuredFields(Body):
     guided_regex: str | None = None
     guided_choice: Choices | None = None
     guided_grammar: str | None = None
+    json_schema: Schema | None = None
+    grammar: str | None = None
+    regex: str | None = None
+    ebnf: str | None = None

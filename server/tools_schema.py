@@ -4,12 +4,24 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, Tag
 
-from .schema_base import TEXT_OR_OBJECT, Fields
+from .schema_base import Fields, union
 
 MAX_TOOLS: Final = 128
 """OpenAI's."""
 
 FunctionName = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+
+
+def _kind_of_choice(value: Any) -> str | None:
+    match value:
+        case str():
+            return "<text>"
+        case {"type": "allowed_tools"} | AllowedTools():
+            return "<allowed>"
+        case dict() | NamedTool():
+            return "<object>"
+        case _:
+            return None
 
 
 class Function(Fields):
@@ -39,6 +51,12 @@ class ToolCall(Fields):
     function: CalledFunction
 
 
+class OtherTool(Fields):
+    """A tool of a type that the server cannot run, such as a web search."""
+
+    type: str
+
+
 class NamedFunction(Fields):
     name: FunctionName
 
@@ -48,7 +66,27 @@ class NamedTool(Fields):
     function: NamedFunction
 
 
+class AllowedFunctions(Fields):
+    """Some of the tools; those of types that the server cannot run don't matter, as they are none of `tools` either."""
+
+    mode: Literal["auto", "required"] = "auto"
+    tools: list[NamedTool | OtherTool] = Field(max_length=MAX_TOOLS)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(tool.function.name for tool in self.tools if isinstance(tool, NamedTool))
+
+
+class AllowedTools(Fields):
+    """Lets only some of the tools be called, while the prompt, and so its cached prefix, has all of them."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedFunctions
+
+
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("<text>")] | Annotated[NamedTool, Tag("<object>")],
-    TEXT_OR_OBJECT,
+    Annotated[Literal["none", "auto", "required"], Tag("<text>")]
+    | Annotated[NamedTool, Tag("<object>")]
+    | Annotated[AllowedTools, Tag("<allowed>")],
+    union(_kind_of_choice, "must be a string or an object"),
 ]

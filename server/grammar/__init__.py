@@ -2,6 +2,7 @@
 
 from .compiler import GrammarCompiler
 from .constraint import Grammar, GrammarConstraint, GrammarFailedError
+from .json_schema import PreparedSchema, prepare
 from .spec import (
     MAX_CHOICES,
     OBJECT_SCHEMA,
@@ -25,11 +26,13 @@ __all__ = [
     "GrammarError",
     "GrammarFailedError",
     "GrammarSpec",
+    "PreparedSchema",
     "choice_spec",
     "grammar_spec",
     "json_spec",
     "lark_spec",
     "lark_text",
+    "prepare",
     "regex_spec",
     "schema_text",
 ]

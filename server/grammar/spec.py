@@ -64,24 +64,31 @@ class GrammarSpec:
             raise GrammarError(f"invalid GBNF: {one_line(str(error))}") from None
 
 
-def json_spec(schema: Mapping[str, Any]) -> GrammarSpec:
+def json_spec(schema: Mapping[str, Any], *, coerce_one_of: bool = False) -> GrammarSpec:
     """JSON that a schema describes, its properties in the schema's order.
+
+    Args:
+      coerce_one_of: see `schema_text`.
 
     Raises:
       GrammarError: the schema is too large. Whether it can be compiled shows when it is.
     """
-    text = schema_text(schema)
+    text = schema_text(schema, coerce_one_of=coerce_one_of)
     return grammar_spec(f"start: %json {text}\n", text)
 
 
-def schema_text(schema: Mapping[str, Any]) -> str:
+def schema_text(schema: Mapping[str, Any], *, coerce_one_of: bool = False) -> str:
     """A schema as it stands behind `%json` in Lark's notation, with our style of JSON.
+
+    Args:
+      coerce_one_of: whether `oneOf` whose branches overlap is taken as `anyOf`, instead of being an error.
 
     Raises:
       GrammarError: the schema is too large.
     """
+    guidance = {**JSON_STYLE, "coerce_one_of": True} if coerce_one_of else JSON_STYLE
     try:
-        text = json.dumps({**schema, "x-guidance": JSON_STYLE}, ensure_ascii=False)
+        text = json.dumps({**schema, "x-guidance": guidance}, ensure_ascii=False)
         references = {value for value in _references(schema) if isinstance(value, str)}
         depth = _depth(schema)
     except RecursionError:

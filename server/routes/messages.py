@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
+from .. import request_warnings
 from ..body import JsonRoute
 from ..messages import MessageWriter, chat_of, prompt_of
 from ..messages_schema import CountTokensBody, MessagesBody
@@ -17,11 +18,13 @@ router = APIRouter(route_class=JsonRoute)
 async def create_message(body: MessagesBody, request: Request, service: ReadyService) -> Response:
     """The assistant's next message."""
     service.check(body)
+    request_warnings.warn_all(body.dropped)
     chat = chat_of(body)
     params = chat_params(chat, service.model)
     prompt = await service.prompts.chat(chat.messages, chat.ending, tools=chat.usable_tools)
-    writer = MessageWriter(service.model, prompt)
-    choices = await service.choices(chat, [prompt], params, chat_wish(chat))
+    counts_cache = body.wants_cache and service.engine.stats.cache.budget > 0
+    writer = MessageWriter(service.model, prompt, counts_cache=counts_cache)
+    choices = await service.choices(chat, [prompt], params, chat_wish(chat, format_param="output_config.format"))
     return await service.respond(
         request, writer.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings
     )

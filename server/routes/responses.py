@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
+from .. import request_warnings
 from ..body import JsonRoute
 from ..errors import bad_value
 from ..event_log import EventLog, replay
 from ..generation import Choice
-from ..input_items import input_items, page
+from ..input_items import find_item, input_items, page
 from ..openapi import STREAMABLE
-from ..responses import ResponseWriter, chat_of
+from ..responses import ResponseWriter, chat_of, messages_of
 from ..responses_schema import ResponseBody
 from ..sampling import chat_params
 from ..schema import ChatMessage
@@ -30,7 +31,9 @@ async def create_response(body: ResponseBody, request: Request, service: ReadySe
     service.check(body)
     if body.background and not body.store:
         raise bad_value("background", "background needs store: true, as the answer is fetched later")
-    conversation = [*service.responses.conversation(body.previous_response_id), *body.messages]
+    request_warnings.warn_all(body.dropped)
+    asked = messages_of(body, partial(find_item, service.responses))
+    conversation = [*service.responses.conversation(body.previous_response_id), *asked]
     chat = chat_of(body, conversation)
     params = chat_params(chat, service.model)
     prompt = await service.prompts.chat(chat.messages, chat.ending, tools=chat.usable_tools, param="input")

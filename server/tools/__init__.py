@@ -1,6 +1,6 @@
 """Tools: how they are written in prompts, what holds a model to calling them, and how its calls are read."""
 
-from .form import call_text, described, result_text, tools_text
+from .form import call_text, described, parameters, result_text, tools_text
 from .grammar import calls_spec, text_or_calls_spec
 from .reader import CallPiece, CallReader, join_calls
 
@@ -11,6 +11,7 @@ __all__ = [
     "calls_spec",
     "described",
     "join_calls",
+    "parameters",
     "result_text",
     "text_or_calls_spec",
     "tools_text",

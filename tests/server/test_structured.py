@@ -36,7 +36,26 @@ WISHES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"structured_outputs": {"choice": ["yes", "no"]}}, ("yes", "no")),
     ({"guided_grammar": 'start: "a" "b"'}, ("ab",)),
     ({"structured_outputs": {"grammar": 'start: "a" "b"'}}, ("ab",)),
+    ({"response_format": {"type": "json_object", "schema": SCHEMA}}, ANSWERS),
+    ({"response_format": {"type": "json_schema", "schema": SCHEMA}}, ANSWERS),
+    ({"response_format": {"type": "json", "value": SCHEMA}}, ANSWERS),
+    ({"response_format": {"type": "json_object", "value": json.dumps(SCHEMA)}}, ANSWERS),
+    ({"response_format": {"type": "regex", "value": "[x]{3}"}}, ("xxx",)),
+    ({"json_schema": SCHEMA}, ANSWERS),
+    ({"json_schema": json.dumps(SCHEMA)}, ANSWERS),
+    ({"grammar": 'root ::= "a" "b"'}, ("ab",)),
+    ({"regex": "[x]{3}"}, ("xxx",)),
+    ({"ebnf": 'root ::= "a" "b"'}, ("ab",)),
 ]
+OVERLAPPING = {"oneOf": [{"type": "integer"}, {"type": "number"}]}
+
+
+def strictly(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+
+
+def loosely(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
 
 
 async def text_of(client: httpx.AsyncClient, path: str, **fields: Any) -> str:
@@ -58,6 +77,49 @@ async def test_any_object(client: httpx.AsyncClient, engine: FakeEngine, tokeniz
     for wish in ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"json_object": True}}):
         engine.says = tokenizer.encode('{"a": [1, "b"]}')
         assert await text_of(client, "/v1/chat/completions", **wish) == '{"a": [1, "b"]}'
+
+
+OPEN = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+ENDLESS = '{"a": 1, "b": 2}'
+
+
+@pytest.mark.parametrize("how", [strictly, loosely])
+async def test_an_objects_other_keys_are_not_allowed(
+    client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Any, how: Any
+) -> None:
+    """Models would add keys, and the program that calls f(**arguments) would fail."""
+    engine.says = tokenizer.encode(ENDLESS)
+    answer = await text_of(client, "/v1/completions", response_format=how(OPEN))
+    assert json.loads(answer).keys() == {"a"}
+
+
+async def test_raw_schemas_keep_their_own_meaning(
+    client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Any
+) -> None:
+    engine.says = tokenizer.encode(ENDLESS)
+    for wish in ({"guided_json": OPEN}, {"structured_outputs": {"json": OPEN}}, {"json_schema": OPEN}):
+        assert await text_of(client, "/v1/completions", **wish) == ENDLESS
+
+
+@pytest.mark.parametrize(
+    ("wish", "warnings"),
+    [
+        ({"response_format": loosely({"type": "integer", "not": {"const": 5}})}, "response_format%3A not"),
+        ({"guided_json": {"type": "array", "maxItems": 0, "uniqueItems": True}}, "guided_json%3A uniqueItems"),
+        ({"guided_json": {**OVERLAPPING, "maximum": 9, "minimum": 0}}, "guided_json%3A oneOf"),
+    ],
+)
+async def test_what_is_not_enforced_is_reported(client: httpx.AsyncClient, wish: dict[str, Any], warnings: str) -> None:
+    response = await client.post("/v1/completions", json={**PATHS["/v1/completions"], **wish})
+    assert response.status_code == 200, response.text
+    assert response.headers["x-roost-warnings"] == warnings
+
+
+async def test_empty_grammars_ask_for_nothing(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """llama.cpp's page sends them with every request."""
+    body = {**PATHS["/v1/chat/completions"], "max_tokens": 2, "grammar": "", "json_schema": {}, "regex": ""}
+    assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+    assert engine.requests[0].constraint is None
 
 
 async def test_plain_text_is_not_constrained(client: httpx.AsyncClient, engine: FakeEngine) -> None:
@@ -108,8 +170,14 @@ async def test_responses_have_a_format_of_their_own(client: httpx.AsyncClient, s
     [
         ({"response_format": {"type": "xml"}}, "response_format", "type"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format", "name"),
-        ({"guided_json": {"not": {}}}, "guided_json", "keyword: not"),
+        ({"guided_json": {"not": {}}}, "guided_json", "no text can satisfy it"),
+        ({"response_format": strictly({"not": {"type": "null"}})}, "response_format", "keyword: not"),
+        ({"response_format": strictly({"uniqueItems": True})}, "response_format", "keyword: uniqueItems"),
+        ({"response_format": strictly(OVERLAPPING)}, "response_format", "oneOf"),
+        ({"response_format": {"type": "regex", "value": {}}}, "response_format", "value"),
+        ({"guided_json": {"$ref": "#/$defs/none"}}, "guided_json", "leads nowhere"),
+        ({"grammar": 'root ::= "a"', "regex": "a"}, "grammar", "exclude each other"),
+        ({"json_schema": SCHEMA, "response_format": FORMAT}, "json_schema", "exclude each other"),
         ({"guided_json": "{"}, "guided_json", "JSON"),
         ({"guided_json": "[]"}, "guided_json", "object"),
         ({"guided_json": 5}, "guided_json", "object"),
@@ -120,7 +188,7 @@ async def test_responses_have_a_format_of_their_own(client: httpx.AsyncClient, s
         ({"structured_outputs": {}}, "structured_outputs", "one of"),
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "only one of"),
         ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs", "structural_tag"),
-        ({"structured_outputs": {"json": {"not": {}}}}, "structured_outputs", "keyword: not"),
+        ({"structured_outputs": {"json": {"not": {}}}}, "structured_outputs", "no text can satisfy it"),
         ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "guided_regex"),
         ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex", "response_format"),
         ({"guided_regex": "a", "ignore_eos": True, "max_tokens": 5}, "ignore_eos", "guided_regex"),

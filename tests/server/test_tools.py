@@ -31,6 +31,16 @@ OSLO = call_text("get_weather", ARGUMENTS)
 BOTH = OSLO + "\n" + call_text("now", "{}")
 
 
+def function(name: str, parameters: dict[str, Any], *, strict: bool = False) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, "strict": strict}}
+
+
+def allowed_tools(mode: str, *names: str) -> dict[str, Any]:
+    """OpenAI's way to let only some of the tools be called."""
+    named = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": named}}
+
+
 @pytest.fixture
 def say(engine: FakeEngine, tokenizer: Tokenizer) -> Any:
     """Has the engine say a text."""
@@ -213,19 +223,21 @@ async def test_a_format_is_for_the_text(client: httpx.AsyncClient, say: Any) -> 
         ({"tools": [TOOLS[1]] * 2}, "tools", "same name"),
         ({"tools": [TOOLS[1]] * 129}, "tools", "128"),
         (
-            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}]},
+            {"tools": [function("f", {"uniqueItems": True, "not": {"required": ["a"]}}, strict=True)]},
             "tools",
-            "keyword: not",
+            "keyword: uniqueItems, not",
         ),
         (
-            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]},
+            {"tools": [function("f", {"type": "string"})], "tool_choice": "required"},
             "tools",
             "parameters of f",
         ),
         ({"tool_choice": "always"}, "tool_choice", "auto"),
         ({"tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice", "'g'"),
-        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice", "type"),
-        ({"tools": [], "tool_choice": "required"}, "tool_choice", "tools"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice", "allowed_tools is required"),
+        ({"tool_choice": allowed_tools("auto", "g")}, "tool_choice", "'g'"),
+        ({"tool_choice": allowed_tools("required")}, "tool_choice", "required needs a tool"),
+        ({"tools": [], "tool_choice": "required"}, "tool_choice", "required needs a tool"),
         ({"guided_regex": "a"}, "guided_regex", "JSON"),
         ({"min_tokens": 2}, "min_tokens", "tools"),
         ({"messages": [*HI, {"role": "tool", "content": "x", "tool_call_id": "c9"}]}, "messages", "c9"),
@@ -245,6 +257,49 @@ async def test_what_cannot_be_done_is_named(
     assert error["param"] == param
     assert named in error["message"]
     assert not engine.requests
+
+
+async def test_only_allowed_tools_can_be_called(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """The prompt has all of them, so that its cached prefix stays the same."""
+    body = {"messages": HI, "tools": TOOLS, "max_tokens": 500}
+    for choice in (allowed_tools("required", "now"), allowed_tools("auto", "now"), "auto"):
+        response = await client.post("/v1/chat/completions", json={**body, "tool_choice": choice})
+        assert response.status_code == 200, response.text
+    called = (
+        await client.post("/v1/chat/completions", json={**body, "tool_choice": allowed_tools("required", "now")})
+    ).json()
+    (call,) = called["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "now"
+    assert len({request.prompt_token_ids for request in engine.requests}) == 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "warnings"),
+    [
+        ({"type": "string"}, "tools.f%3A parameters"),
+        ({"$ref": "http://elsewhere/schema"}, "tools%3A parameters"),
+        ({"type": "any"}, "tools.f%3A parameters"),
+        ({"properties": {"a": {"type": "array", "uniqueItems": True}}}, "tools.f%3A uniqueItems"),
+        ({"properties": {"a": {"pattern": "["}}}, "tools%3A parameters"),
+    ],
+)
+async def test_a_tool_that_is_never_forced_may_have_any_schema(
+    client: httpx.AsyncClient, say: Any, parameters: dict[str, Any], warnings: str
+) -> None:
+    say(call_text("f", "{}"))
+    tools = [function("f", parameters), TOOLS[0]]
+    response = await client.post("/v1/chat/completions", json={"messages": HI, "tools": tools})
+    assert response.status_code == 200, response.text
+    assert response.headers["x-roost-warnings"] == warnings
+    (call,) = response.json()["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "f"
+
+
+async def test_arguments_have_no_keys_but_the_schemas(client: httpx.AsyncClient, say: Any) -> None:
+    say(call_text("get_weather", '{"city": "Oslo", "unit": "C"}'))
+    response = await client.post("/v1/chat/completions", json={"messages": HI, "tools": TOOLS, "max_tokens": 500})
+    (call,) = response.json()["choices"][0]["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]).keys() == {"city"}
 
 
 # --- responses
