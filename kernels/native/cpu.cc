@@ -403,18 +403,48 @@ ROOST_INLINE float WidenOne(uint16_t x) {
 }
 ROOST_INLINE float WidenOne(float x) { return x; }
 
-// As quantize_rows of the model does it, bit for bit.
+// The bits of infinity. Without their sign, bits of floats are ordered as the floats are, and those of NaNs come last.
+constexpr int32_t kInfinityBits = 0x7f800000;
+constexpr int32_t kSizeBits = 0x7fffffff;
+
+// Returns the bits of the largest absolute value of a row, a NaN if there is one: maxima of floats would lose it.
+template <typename X>
+ROOST_INLINE int32_t LargestBits(const X* x, int64_t inputs) {
+  const __m512i size = _mm512_set1_epi32(kSizeBits);
+  __m512i lanes = _mm512_setzero_si512();
+  int64_t i = 0;
+  for (; i + 16 <= inputs; i += 16) {
+    lanes = _mm512_max_epi32(lanes, _mm512_and_si512(_mm512_castps_si512(Widen(x + i)), size));
+  }
+  int32_t largest = _mm512_reduce_max_epi32(lanes);
+  for (; i < inputs; ++i) {
+    const float value = WidenOne(x[i]);
+    int32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    largest = std::max(largest, bits & kSizeBits);
+  }
+  return largest;
+}
+
+// Quantizes a row as quantize_rows of the model does, bit for bit.
 // `offset` is 128 times the sum of the row: what `Int8::Weights` adds too much.
+// A row with a NaN or an infinity gets the scale NaN, so that all its products are NaN.
 template <typename X>
 void QuantizeRow(const X* x, int64_t inputs, int8_t* out, float* scale, int32_t* offset) {
-  __m512 lanes = _mm512_setzero_ps();
-  int64_t i = 0;
-  for (; i + 16 <= inputs; i += 16) lanes = _mm512_max_ps(lanes, _mm512_abs_ps(Widen(x + i)));
-  float largest = std::max(_mm512_reduce_max_ps(lanes), 1e-30f);
-  for (int64_t j = i; j < inputs; ++j) largest = std::max(largest, std::fabs(WidenOne(x[j])));
+  const int32_t bits = LargestBits(x, inputs);
+  if (bits >= kInfinityBits) {
+    std::memset(out, 0, inputs);
+    *scale = std::numeric_limits<float>::quiet_NaN();
+    *offset = 0;
+    return;
+  }
+  float largest;
+  std::memcpy(&largest, &bits, sizeof largest);
+  largest = std::max(largest, 1e-30f);
   const float factor = 127.0f / largest;
   __m512i sums = _mm512_setzero_si512();
-  for (i = 0; i + 16 <= inputs; i += 16) {
+  int64_t i = 0;
+  for (; i + 16 <= inputs; i += 16) {
     const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(Widen(x + i), _mm512_set1_ps(factor)));
     sums = _mm512_add_epi32(sums, rounded);
     _mm_storeu_si128((__m128i*)(out + i), _mm512_cvtepi32_epi8(rounded));
@@ -461,9 +491,10 @@ struct FinishInt8 {
     const __m512 scale = _mm512_mul_ps(_mm512_castsi512_ps(OfRows<Outputs>(row_scales + r)),
                                        OfOutputs<Outputs>(scales + o, outputs));
     const __m512i exact = _mm512_sub_epi32(sums, OfRows<Outputs>(offsets + r));
-    // Not one instruction, which would round once where XLA rounds twice.
-    __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale);
-    asm("" : "+v"(product));
+    // Bounded as in quantized_dot of the model. The maximum keeps a NaN that is its second operand, and keeps the
+    // product and the sum apart, which as one instruction would round once where XLA rounds twice.
+    const __m512 lowest = _mm512_set1_ps(std::numeric_limits<float>::lowest());
+    const __m512 product = _mm512_max_ps(lowest, _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale));
     return AddBias<Outputs>(product, bias, o, outputs);
   }
 };
@@ -597,8 +628,10 @@ ffi::Error BlockProductImpl(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::
 
 // ---- attention of one query per row
 
-// e^x for x <= 0, to two units in the last place.
+// e^x for x <= 0, to two units in the last place; NaN for a NaN.
+// Below the bound, which rounds to 0 as well, the polynomial might overflow. The maximum keeps a NaN.
 ROOST_INLINE __m512 Exp(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-1024.0f), x);
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
   r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);

@@ -137,6 +137,93 @@ def test_attention_equals_the_reference_however_the_ring_is_cut(
         np.testing.assert_array_equal(whole, other)
 
 
+BROKEN = [np.nan, -np.nan, np.inf, -np.inf]
+
+
+def places(inputs: int) -> list[int]:
+    """The first number of a row, ones in the middle and at the ends of registers, and the last one."""
+    return sorted({0, inputs // 2, min(15, inputs - 1), max(inputs // 16 * 16 - 1, 0), inputs - 1})
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 2, 5, 40])
+@pytest.mark.parametrize("inputs", [7, 64, 100])
+def test_a_row_that_is_not_of_numbers_has_no_products_in_int8(rows: int, inputs: int, kind: str) -> None:
+    """As XLA's has none; rounded to zeros, it would end in tokens that mean nothing. The other rows keep their bits."""
+    weight = QuantizedMatrix(*map(jnp.asarray, quantize_on_host(draw(inputs, 49, inputs).astype(np.float32))))
+    bias, f32 = jnp.ones(49, jnp.float32), jnp.dtype("float32")
+    good = draw(rows, rows, inputs).astype(np.float32)
+    clean = np.asarray(int8(jnp.asarray(good, kind), weight.values, weight.scale, bias, f32))
+    for row, place, value in ((row, place, v) for row in {0, rows - 1} for place in places(inputs) for v in BROKEN):
+        x = good.copy()
+        x[row, place] = value
+        actual = np.asarray(int8(jnp.asarray(x, kind), weight.values, weight.scale, bias, f32))
+        assert np.isnan(actual[row]).all(), (row, place, value)
+        np.testing.assert_array_equal(np.delete(actual, row, 0), np.delete(clean, row, 0))
+        np.testing.assert_array_equal(actual, np.asarray(compiled(quantized_dot, jnp.asarray(x, kind), weight) + bias))
+
+
+@pytest.mark.parametrize("inputs", [5, 64, 100])
+def test_a_product_in_int8_beyond_float32_is_xlas(inputs: int) -> None:
+    """Rows of the largest numbers there are, and of the smallest, whose sums leave the range on both sides."""
+    largest = np.float32(np.finfo(np.float32).max)
+    x = np.stack([np.full(inputs, v, np.float32) for v in (largest, -largest, 1e38, 1e-30, 1e-38, 1e-45, 0.0)])
+    weight = QuantizedMatrix(jnp.asarray([[127] * inputs, [-127] * inputs, [0] * inputs], jnp.int8), jnp.ones(3) * 9)
+    actual = int8(jnp.asarray(x), weight.values, weight.scale, None, jnp.dtype("float32"))
+    np.testing.assert_array_equal(np.asarray(actual), np.asarray(compiled(quantized_dot, jnp.asarray(x), weight)))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 9])
+def test_a_row_that_is_not_of_numbers_ends_in_none_in_the_other_products(rows: int) -> None:
+    """A NaN makes all of a row's outputs NaN, an infinity all infinite or NaN; other rows keep their bits."""
+    rng, f32 = np.random.default_rng(rows), jnp.dtype("float32")
+    weight = jnp.asarray(rng.normal(size=(49, 100)), "bfloat16")
+    gates, bias = jnp.asarray(rng.normal(size=(1, 100, 49)), f32), jnp.ones((1, 49), f32)
+
+    def products(x: np.ndarray) -> list[np.ndarray]:
+        in_blocks = blocks(jnp.asarray(x, f32)[:, None], gates, bias)[:, 0]
+        return [np.asarray(bf16(jnp.asarray(x, "bfloat16"), weight, None, f32)), np.asarray(in_blocks)]
+
+    good = rng.normal(size=(rows, 100)).astype(np.float32)
+    clean = products(good)
+    for row, place, value in ((row, place, v) for row in {0, rows - 1} for place in places(100) for v in BROKEN):
+        x = good.copy()
+        x[row, place] = value
+        for actual, before in zip(products(x), clean, strict=True):
+            assert (np.isnan(actual[row]) if np.isnan(value) else ~np.isfinite(actual[row])).all()
+            np.testing.assert_array_equal(np.delete(actual, row, 0), np.delete(before, row, 0))
+
+
+@pytest.mark.parametrize("value", [*BROKEN, 3e38, -3e38])
+@pytest.mark.parametrize("part", ["q", "k", "v", "ring k", "ring v"])
+@pytest.mark.parametrize("filled", [1, 17, 40])
+def test_attention_is_finite_where_xlas_is(part: str, value: float, filled: int) -> None:
+    """Also with scores so far apart that only one weight is left. Other rows keep their bits.
+
+    A row of scores that are all -inf is NaN here. The mask of the XLA softmax is finite, so it averages masked values.
+    """
+    rng = np.random.default_rng(filled)
+    arrays = {"q": (3, 2, 16), "k": (3, 16), "v": (3, 16), "ring k": (3, 40, 16), "ring v": (3, 40, 16)}
+    good = {name: rng.normal(size=shape) for name, shape in arrays.items()}
+    good["q"][1] = good["k"][1] = good["ring k"][1] = 1.0
+
+    def attended(inputs: dict[str, np.ndarray], backend: str) -> np.ndarray:
+        q, k, v, *rings = (jnp.asarray(x, "bfloat16") for x in inputs.values())
+        cut = cut_ring((rings[0], rings[1]), (16, 24))
+        return np.asarray(attend(q, k, v, (cut,), np.full(3, filled, np.int32), backend)[0])
+
+    clean = attended(good, "cpu")
+    for place in (0, filled // 2, filled - 1):
+        bad = {name: x.copy() for name, x in good.items()}
+        bad[part][(1, place, 3) if part.startswith("ring") else (1, ..., 3)] = value
+        actual, expected = attended(bad, "cpu"), attended(bad, "xla")
+        if part == "q" and value == -np.inf:
+            assert np.isnan(actual[1]).all()
+        else:
+            np.testing.assert_array_equal(np.isfinite(actual), np.isfinite(expected))
+        np.testing.assert_array_equal(np.delete(actual, 1, 0), np.delete(clean, 1, 0))
+
+
 def test_it_is_there_when_a_compiler_is() -> None:
     """What is skipped above is not skipped by mistake: an editable install has compiled next to the source."""
     folder = Path(native.__file__).parent
