@@ -1,4 +1,6 @@
-"""What requests do to the model's logits before a token is chosen: masks, biases, penalties, in this order.
+"""What requests do to the model's logits before a token is chosen: biases, penalties, masks, in this order.
+
+Masks come last: nothing is computed with the -inf of a masked token, so a masked token cannot become NaN or allowed.
 
 A row that asks for nothing keeps its logits bit for bit, whatever the rows beside it ask for; and where no row asks,
 nothing is computed. Letters in shapes: see `sampling_state`.
@@ -34,10 +36,10 @@ def adjust(
     penalized = active & state.is_penalized
 
     def adjusted() -> Float32[Array, "R V"]:
-        x = _where(masked, logits, lambda x: _keep_allowed(x, memory.allowed, masked))
-        x = _where(early, x, lambda x: _drop_ids(x, jnp.where(early[:, None], state.stop_ids, -1)))
-        x = _where(biased, x, lambda x: _add_biases(x, state, biased))
-        return _where(penalized, x, lambda x: _penalize(x, state, memory, penalized))
+        x = _where(biased, logits, lambda x: _add_biases(x, state, biased))
+        x = _where(penalized, x, lambda x: _penalize(x, state, memory, penalized))
+        x = _where(masked, x, lambda x: _keep_allowed(x, memory.allowed, masked))
+        return _where(early, x, lambda x: _drop_ids(x, jnp.where(early[:, None], state.stop_ids, -1)))
 
     result: Float32[Array, "R V"] = jax.lax.cond(jnp.any(early | masked | biased | penalized), adjusted, lambda: logits)
     return result

@@ -22,6 +22,19 @@ class UnknownRequestError(RoostError):
     """No request of that id runs, or has ended lately."""
 
 
+class ParameterError(RoostError, ValueError):
+    """A sampling parameter is out of range or contradicts another one.
+
+    Args:
+      field: the parameter's name.
+      rule: the rest of the sentence, which says what the parameter must be.
+    """
+
+    def __init__(self, field: str, rule: str) -> None:
+        super().__init__(f"{field} must {rule}")
+        self.field = field
+
+
 class QueueFullError(RoostError):
     """The waiting queue is full: try again later.
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
 
 from .adjust import adjust, is_adjusted
-from .request import MAX_LOGPROBS
+from .request import MAX_LOGPROBS, NO_CHOICE, NO_TOKEN
 from .sampling_state import SamplingState, TokenMemory
 
 _CANDIDATES: Final = 64
@@ -41,7 +41,7 @@ class Logprobs(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """The tokens of one step."""
+    """The tokens of one step; `NO_CHOICE` where a row's masks leave none, `NO_TOKEN` where its numbers are broken."""
 
     tokens: Int32[Array, " R"]
     logprobs: Logprobs
@@ -70,13 +70,19 @@ def sample(
     tokens = jnp.where(random, drawn, greedy)
     wanted = jnp.any(active & state.wants_logprobs)
     return Sampled(
-        tokens,
+        _mark_unusable(tokens, _at(allowed, greedy)),
         _if(
             wanted,
             lambda: logprobs(logits, tokens, state.named_ids),
             lambda: no_logprobs(logits.shape[:-1], logits.shape[-1], state.named_ids.shape[-1]),
         ),
     )
+
+
+def _mark_unusable(tokens: Int32[Array, " R"], best: Float32[Array, " R"]) -> Int32[Array, " R"]:
+    """Replaces tokens that no rule has chosen, given each row's highest logit, which is NaN if any of them is."""
+    tokens = jnp.where(jnp.isfinite(best), tokens, NO_TOKEN)
+    return jnp.where(best == -jnp.inf, NO_CHOICE, tokens)
 
 
 def logprobs(
@@ -227,7 +233,8 @@ def _keep_typical(weights: Float32[Array, "R V"], p: Float32[Array, " R"]) -> Fl
     entropy = jnp.sum(jnp.where(weights > 0, weights * surprise, 0.0), axis=-1, keepdims=True) / total
     distance = jnp.where(weights > 0, jnp.abs(surprise - entropy), jnp.inf)
     nearness = _INFINITY_BITS - jax.lax.bitcast_convert_type(distance, jnp.int32)
-    kept = nearness >= _threshold(nearness, _INFINITY_BITS, _reaches(weights, p))[:, None]
+    threshold = _threshold(nearness, _INFINITY_BITS, _reaches(weights, p))
+    kept = nearness >= jnp.minimum(threshold, jnp.max(nearness, axis=-1))[:, None]  # p may be rounded to 0
     return jnp.where((p[:, None] < 1) & ~kept, 0.0, weights)
 
 
@@ -271,7 +278,7 @@ def _invert(weights: Float32[Array, "R V"], uniform: Float32[Array, " R"]) -> In
     sums = jnp.sum(lanes, axis=-1)
     index, left = _pick(sums, uniform * jnp.sum(sums, axis=-1))
     within, _ = _pick(jnp.take_along_axis(lanes, index[:, None, None], axis=1)[:, 0], left)
-    return jnp.minimum(index * lane + within, vocab - 1)  # where no token is allowed, or logits are NaN
+    return jnp.minimum(index * lane + within, vocab - 1)  # of a row without weights, which is marked in `sample`
 
 
 def _pick(

@@ -16,7 +16,7 @@ def reference_distribution(
     generated: Sequence[int] = (),
     allowed: Iterable[int] | None = None,
 ) -> Float[np.ndarray, " V"]:
-    """Probabilities `[V]` of the next token.
+    """Returns the probabilities `[V]` of the next token: zeros where no token is allowed.
 
     Args:
       logits: `[V]`, the model's own.
@@ -26,14 +26,12 @@ def reference_distribution(
       allowed: by a constraint; None allows all.
     """
     logits = np.array(logits, np.float64)
-    for ids in (params.allowed_token_ids, allowed):
-        if ids is not None:
-            logits[[i for i in range(len(logits)) if i not in set(ids)]] = -np.inf
-    if num_tokens < params.min_tokens:
-        logits[list(params.stop_ids)] = -np.inf
     for token_id, bias in params.logit_bias:
         logits[token_id] += bias
     logits = _penalized(logits, params, prompt, list(generated[-PENALTY_WINDOW:]))
+    logits[[*_masked(params, len(logits), num_tokens, generated, allowed)]] = -np.inf
+    if logits.max() == -np.inf:
+        return np.zeros(len(logits))
     if params.temperature == 0:
         return np.where(np.arange(len(logits)) == np.argmax(logits), 1.0, 0.0)
     weights = np.exp((logits - logits.max()) / params.temperature)
@@ -47,6 +45,17 @@ def reference_distribution(
     weights[weights < params.min_p] = 0
     probabilities = np.asarray(weights / weights.sum())
     return probabilities if params.typical_p == 1 else _typical(probabilities, params.typical_p)
+
+
+def _masked(
+    params: SamplingParams, vocab_size: int, num_tokens: int, generated: Sequence[int], allowed: Iterable[int] | None
+) -> set[int]:
+    """Returns the ids that may not come, whatever their logits are."""
+    masked = {word[-1] for word in params.bad_words if [*generated][len(generated) - len(word) + 1 :] == [*word[:-1]]}
+    for ids in (params.allowed_token_ids, allowed):
+        if ids is not None:
+            masked |= set(range(vocab_size)) - set(ids)
+    return masked | set(params.stop_ids if num_tokens < params.min_tokens else ())
 
 
 def _typical(probabilities: Float[np.ndarray, " V"], mass: float) -> Float[np.ndarray, " V"]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence as Rows
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from typing import Final
 
 from .config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
@@ -22,8 +23,8 @@ from .errors import (
 from .pace import Pace
 from .prefill_order import PrefillOrder
 from .recent import RecentTexts, Text
-from .request import NO_TOKEN, FinishReason, Request, TokenOutput
-from .sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ResumeBatch, RowResult, Sequence
+from .request import NO_CHOICE, FinishReason, Request, TokenOutput
+from .sequence import NO_CHOICE_TEXT, Batch, DecodeBatch, PrefillBatch, PrefillChunk, ResumeBatch, RowResult, Sequence
 from .slots import SlotPool, SlotReserve
 from .state_cache import PromptKey, StateCache
 from .waiting_queue import WaitingQueue, expected_tokens
@@ -366,12 +367,9 @@ class Scheduler:
 
     def _commit_tokens(self, sequence: Sequence, result: RowResult) -> list[TokenOutput]:
         """Books a row's tokens up to the one that ends it; the device stopped there too. Tokens that came before the
-        activations broke are good, and are reported before the error is."""
-        good = result.token_ids
-        if NO_TOKEN in good:
-            good = good[: good.index(NO_TOKEN)]
-        error = NumericError(_NOT_NUMBERS, is_of_import=sequence.request.state_is_imported)
-        failed = [_failed(error)] if len(good) < len(result.token_ids) else []
+        activations broke, or nothing was allowed, are good, and are reported before the error is."""
+        good = tuple(takewhile(lambda token_id: token_id >= 0, result.token_ids))
+        failed = [_failed(_error_for(sequence, sentinel)) for sentinel in result.token_ids[len(good) :][:1]]
         if not good:
             return failed
         output = self._commit_good_tokens(sequence, replace(result, token_ids=good))
@@ -466,6 +464,13 @@ def _refresh_mask(sequence: Sequence, words: int) -> None:
         sequence.refresh_mask(words)
     except Exception as error:
         raise ConstraintError(str(error)) from error
+
+
+def _error_for(sequence: Sequence, sentinel: int) -> RoostError:
+    """Returns the error that a sampled `NO_CHOICE` or `NO_TOKEN` stands for."""
+    if sentinel == NO_CHOICE:
+        return ConstraintError(NO_CHOICE_TEXT)
+    return NumericError(_NOT_NUMBERS, is_of_import=sequence.request.state_is_imported)
 
 
 def _lateness(request: Request, now: float, *, is_waiting: bool) -> RoostError | None:

@@ -1,15 +1,19 @@
 """A request that owns a slot, and the units of device work that name such sequences."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
 from .constraint import Constraint, TokenMask
 from .errors import ConstraintError
-from .masks import constraint_of, static_mask
+from .masks import constraint_of
 from .request import Request, TokenLogprobs
 from .snapshot import Mark, Snapshot
 from .state_cache import PromptKey
+
+NO_CHOICE_TEXT: Final = "no token is allowed to come next"
+"""The error of a request whose constraint and masks leave no token."""
 
 
 @dataclass(eq=False, slots=True)
@@ -96,12 +100,12 @@ class Sequence:
         """
         if self.constraint is None:
             return
-        mask, static = np.zeros(words, np.uint32), static_mask(self.request.params, words)
+        mask, static = np.zeros(words, np.uint32), self.request.params.static_mask
         self.constraint.fill_mask(mask)
         if static is not None:
-            mask &= static
+            static.narrow(mask)
         if not mask.any():
-            raise ConstraintError("no token is allowed to come next")
+            raise ConstraintError(NO_CHOICE_TEXT)
         self.mask = mask
 
 

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Int
 
 from .constraint import TokenMask, mask_of_ids
-from .masks import static_mask
 from .request import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, NO_LIMIT, NO_TOKEN, Request
 from .sequence import PrefillChunk
+
+_SMALLEST_NORMAL: Final = float(np.finfo(np.float32).tiny)
+"""Processors may take smaller numbers for 0."""
 
 
 def prefill_columns(
@@ -63,13 +65,19 @@ def first_token_columns(
         "in_prompt": np.zeros((rows, mask_words), np.uint32),
         "allowed": np.zeros((rows, mask_words), np.uint32),
     }
+    prompt_masks: dict[int, TokenMask] = {}  # by identity, as forks share their prompt
     for row, (source, chunk) in enumerate(ends):
         request, params = chunk.sequence.request, chunk.sequence.request.params
         columns["rows"][row], columns["slots"][row] = source, chunk.slot
         columns["lengths"][row] = chunk.start + chunk.length
         if params.repetition_penalty != 1:
-            columns["in_prompt"][row] = mask_of_ids(set(request.prompt_token_ids), mask_words)
-        mask = static_mask(params, mask_words) if chunk.mask is None else chunk.mask
+            prompt = request.prompt_token_ids
+            if id(prompt) not in prompt_masks:
+                prompt_masks[id(prompt)] = mask_of_ids(prompt, mask_words)
+            columns["in_prompt"][row] = prompt_masks[id(prompt)]
+        mask = chunk.mask
+        if mask is None and params.static_mask is not None:
+            mask = params.static_mask.mask(mask_words)
         if mask is not None:
             columns["allowed"][row], columns["sampling"]["is_masked"][row] = mask, True
     return columns
@@ -109,7 +117,8 @@ def sampling_columns(requests: Rows[Request], rows: int) -> dict[str, Any]:
     }
     for row, request in enumerate(requests):
         params, stop_ids = request.params, sorted(request.params.stop_ids)
-        columns["temperature"][row], columns["top_p"][row] = params.temperature, params.top_p
+        is_greedy = params.temperature < _SMALLEST_NORMAL
+        columns["temperature"][row], columns["top_p"][row] = 0.0 if is_greedy else params.temperature, params.top_p
         columns["top_k"][row], columns["min_p"][row] = min(params.top_k, NO_LIMIT), params.min_p
         for name in ("typical_p", "frequency_penalty", "presence_penalty", "repetition_penalty"):
             columns[name][row] = getattr(params, name)

@@ -236,8 +236,9 @@ def mark_broken(sampled: Sampled, hidden: Float[Array, "R D"]) -> Sampled:
 
 
 def _is_last(tokens: Int32[Array, " R"], positions: Int32[Array, " R"], sampling: SamplingState) -> Bool[Array, " R"]:
-    """Whether a sequence ends with this token: by a stop id, or by its limit."""
-    return jnp.any(tokens[:, None] == sampling.stop_ids, axis=-1) | (positions >= sampling.last_position)
+    """Whether a sequence ends with this token: by a stop id, by its limit, or as there is none."""
+    is_stop = jnp.any(tokens[:, None] == sampling.stop_ids, axis=-1) | (tokens < 0)
+    return is_stop | (positions >= sampling.last_position)
 
 
 def prefill_step(

@@ -3,9 +3,9 @@
 import secrets
 from typing import Final
 
-from ..engine import SamplingParams
+from ..engine import ParameterError, SamplingParams
 from .errors import bad_value
-from .schema import ChatBody, CompletionBody, GenerateBody, GenerationBody
+from .schema import MAX_BAD_WORD_CHARACTERS, ChatBody, CompletionBody, GenerateBody, GenerationBody
 from .served_model import ServedModel
 from .tokenizer import TextUnavailableError
 
@@ -62,32 +62,33 @@ def _params(
     top_k = defaults.top_k if body.top_k is None else body.top_k
     logit_bias, bad_words = _logit_bias(body), _bad_words(body, model)
     try:
-        return [
-            SamplingParams(
-                max_tokens=max_tokens,
-                temperature=defaults.temperature if body.temperature is None else body.temperature,
-                top_k=max(top_k, 0),  # -1 is vLLM's way to say off
-                top_p=defaults.top_p if body.top_p is None else body.top_p,
-                min_p=defaults.min_p if body.min_p is None else body.min_p,
-                typical_p=defaults.typical_p if body.typical_p is None else body.typical_p,
-                frequency_penalty=body.frequency_penalty,
-                presence_penalty=body.presence_penalty,
-                repetition_penalty=body.repetition_penalty,
-                logit_bias=logit_bias,
-                allowed_token_ids=None if body.allowed_token_ids is None else tuple(body.allowed_token_ids),
-                bad_words=bad_words,
-                seed=secrets.randbits(64) if body.seed is None else (body.seed + choice) % 2**64,
-                min_tokens=body.min_tokens,
-                end_token_ids=() if body.ignore_eos else model.end_token_ids,
-                stop_token_ids=tuple(body.stop_token_ids),
-                logprobs=logprobs,
-                logprob_token_ids=tuple(body.logprob_token_ids),
-                prompt_logprobs=prompt_logprobs,
-            )
-            for choice in range(body.num_candidates)
-        ]
-    except ValueError as error:  # of all limits, the schema knows all but the number of stop ids
-        raise bad_value("stop_token_ids", str(error)) from None
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=defaults.temperature if body.temperature is None else body.temperature,
+            top_k=max(top_k, 0),  # -1 is vLLM's way to say off
+            top_p=defaults.top_p if body.top_p is None else body.top_p,
+            min_p=defaults.min_p if body.min_p is None else body.min_p,
+            typical_p=defaults.typical_p if body.typical_p is None else body.typical_p,
+            frequency_penalty=body.frequency_penalty,
+            presence_penalty=body.presence_penalty,
+            repetition_penalty=body.repetition_penalty,
+            logit_bias=logit_bias,
+            allowed_token_ids=None if body.allowed_token_ids is None else tuple(body.allowed_token_ids),
+            bad_words=bad_words,
+            min_tokens=body.min_tokens,
+            end_token_ids=() if body.ignore_eos else model.end_token_ids,
+            stop_token_ids=tuple(body.stop_token_ids),
+            logprobs=logprobs,
+            logprob_token_ids=tuple(body.logprob_token_ids),
+            prompt_logprobs=prompt_logprobs,
+        )
+    except ParameterError as error:  # of values that depend on each other, which the schema does not know
+        raise bad_value(error.field, str(error)) from None
+    return [params.with_seed(_seed(body, choice)) for choice in range(body.num_candidates)]
+
+
+def _seed(body: GenerationBody, choice: int) -> int:
+    return secrets.randbits(64) if body.seed is None else (body.seed + choice) % 2**64
 
 
 def _check_whole(body: ChatBody | CompletionBody) -> None:
@@ -104,14 +105,17 @@ def _check(body: GenerationBody, model: ServedModel, max_tokens: int | None) -> 
         raise bad_value("ignore_eos", "ignore_eos needs a limit: set max_tokens")
     if max_tokens is not None and body.min_tokens > max_tokens:
         raise bad_value("min_tokens", f"min_tokens must be at most max_tokens, which is {max_tokens}")
+    vocab_size = model.tokenizer.vocab_size
     for name, ids in (
         ("stop_token_ids", body.stop_token_ids),
         ("allowed_token_ids", body.allowed_token_ids or ()),
         ("logprob_token_ids", body.logprob_token_ids),
-        ("logit_bias", (token_id for token_id, _ in _logit_bias(body))),
+        ("logit_bias", [token_id for token_id, _ in _logit_bias(body)]),
     ):
-        if any(token_id >= model.tokenizer.vocab_size for token_id in ids):
-            raise bad_value(name, f"an id is outside the vocabulary of {model.tokenizer.vocab_size} tokens")
+        if len(ids) > vocab_size:
+            raise bad_value(name, f"{name} must hold at most {vocab_size} ids, as many as the vocabulary has")
+        if max(ids, default=0) >= vocab_size:
+            raise bad_value(name, f"an id is outside the vocabulary of {vocab_size} tokens")
 
 
 def _logit_bias(body: GenerationBody) -> tuple[tuple[int, float], ...]:
@@ -123,6 +127,8 @@ def _logit_bias(body: GenerationBody) -> tuple[tuple[int, float], ...]:
 
 def _bad_words(body: GenerationBody, model: ServedModel) -> tuple[tuple[int, ...], ...]:
     """A word may begin a text, or stand behind a space, which belongs to its first token then."""
+    if sum(map(len, body.bad_words)) > MAX_BAD_WORD_CHARACTERS:
+        raise bad_value("bad_words", f"bad_words must be at most {MAX_BAD_WORD_CHARACTERS} characters in total")
     try:
         spelled = [model.tokenizer.encode(start + word) for word in body.bad_words for start in ("", " ")]
     except TextUnavailableError as error:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
 
-from ..engine import MAX_BIASES, MAX_LOGPROBS
+from ..engine import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, MIN_REPETITION_PENALTY, MIN_TYPICAL_P
 from .chat import Ending
 from .schema_base import (
     MAX_STOP_CHARACTERS,
@@ -28,7 +28,10 @@ MAX_STOP_STRINGS: Final = 64
 """OpenAI allows 4; each costs a little for every character generated."""
 
 MAX_BAD_WORDS: Final = 128
-"""Phrases among them are looked for at every token."""
+"""Each is spelled in two ways, with and without a space before it."""
+
+MAX_BAD_WORD_CHARACTERS: Final = 8192
+"""Characters of all bad words together, which are tokenized on the event loop."""
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
@@ -90,18 +93,18 @@ class GenerationBody(StructuredFields, TermsFields):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    typical_p: Annotated[float, Field(ge=MIN_TYPICAL_P, le=1)] | None = None
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=10)] = 1.0
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=MAX_BIASES)
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
     prompt_logprobs: TopLogprobs | None = None
-    bad_words: list[StopString] = Field(default_factory=list, max_length=MAX_BAD_WORDS)
+    bad_words: Annotated[list[StopString], FailFast()] = Field(default_factory=list, max_length=MAX_BAD_WORDS)
     logprob_token_ids: TokenIds = Field(default_factory=list, max_length=MAX_LOGPROBS)
     seed: int | None = None
     stop: Stop | None = None
-    stop_token_ids: TokenIds = Field(default_factory=list)
+    stop_token_ids: TokenIds = Field(default_factory=list, max_length=MAX_STOP_IDS)
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: Count = 0

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given
-from roost.engine.constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
-from roost.engine.masks import BadPhrases, constraint_of, static_mask
+from roost.engine.bad_phrases import BadPhrases, PhraseIndex
+from roost.engine.constraint import Constraint, StaticMask, TokenMask, mask_of_ids, words_of_mask
+from roost.engine.masks import constraint_of
 from roost.engine.request import Request, SamplingParams
 
 VOCAB = 70
@@ -28,14 +29,29 @@ def test_a_mask_has_a_bit_for_each_token(ids: set[int]) -> None:
     assert ids_in(mask_of_ids(ids, WORDS)) == ids
 
 
+def static_mask(params: SamplingParams) -> set[int] | None:
+    return None if params.static_mask is None else ids_in(params.static_mask.mask(WORDS))
+
+
 def test_what_never_changes_is_one_mask() -> None:
-    assert static_mask(SamplingParams(bad_words=((1, 2),)), WORDS) is None
-    only = static_mask(SamplingParams(allowed_token_ids=(3, 40), bad_words=((40,), (1, 2))), WORDS)
-    assert only is not None
-    assert ids_in(only) == {3}
-    rest = static_mask(SamplingParams(bad_words=((40,), (69,))), WORDS)
-    assert rest is not None
-    assert ids_in(rest) == set(range(VOCAB)) - {40, 69}
+    assert static_mask(SamplingParams(bad_words=((1, 2),))) is None
+    assert static_mask(SamplingParams(allowed_token_ids=(3, 40, 3), bad_words=((40,), (1, 2)))) == {3}
+    assert static_mask(SamplingParams(bad_words=((40,), (69,)))) == set(range(VOCAB)) - {40, 69}
+
+
+@given(
+    allowed=st.none() | st.sets(st.integers(0, 2 * VOCAB), min_size=1, max_size=9),
+    banned=st.sets(st.integers(0, 2 * VOCAB), max_size=9),
+)
+def test_a_static_mask_fits_every_vocabulary(allowed: set[int] | None, banned: set[int]) -> None:
+    """Ids that a vocabulary does not have change nothing."""
+    everything = set(range(VOCAB))
+    expected = ((everything if allowed is None else allowed) - banned) & everything
+    mask = StaticMask.of(allowed, banned)
+    assert (everything if mask is None else ids_in(mask.mask(WORDS))) == expected
+    if mask is not None:
+        assert mask.is_empty() == (allowed is not None and not allowed - banned)
+        assert mask.is_empty({3, 69, 999}) == (allowed is not None and not allowed - banned - {3, 69})
 
 
 def walk(constraint: Constraint, tokens: Iterable[int]) -> None:
@@ -44,7 +60,7 @@ def walk(constraint: Constraint, tokens: Iterable[int]) -> None:
 
 
 def test_a_phrase_is_stopped_at_its_last_token() -> None:
-    phrases = BadPhrases([(1, 2), (5, 1, 3)])
+    phrases = BadPhrases(PhraseIndex([(1, 2), (5, 1, 3)]))
     everything = set(range(VOCAB))
     assert allowed_by(phrases) == everything
     walk(phrases, [1])
@@ -53,6 +69,45 @@ def test_a_phrase_is_stopped_at_its_last_token() -> None:
     assert allowed_by(phrases) == everything - {2, 3}
     walk(phrases, [9])
     assert allowed_by(phrases) == everything
+
+
+FEW = st.integers(0, 2)
+"""Few different tokens, so that phrases overlap."""
+
+
+@given(
+    phrases=st.lists(st.lists(FEW, min_size=2, max_size=6).map(tuple), min_size=1, max_size=9),
+    text=st.lists(FEW | st.just(VOCAB - 1), max_size=30),
+)
+def test_phrases_are_stopped_wherever_they_overlap(phrases: list[tuple[int, ...]], text: list[int]) -> None:
+    constraint = BadPhrases(PhraseIndex(phrases))
+    for count in range(len(text) + 1):
+        so_far = tuple(text[:count])
+        banned = {phrase[-1] for phrase in phrases if so_far[count - len(phrase) + 1 :] == phrase[:-1]}
+        assert allowed_by(constraint) == set(range(VOCAB)) - banned
+        walk(constraint, text[count : count + 1])
+
+
+class CountedId(int):
+    """A token id that counts how often it is compared."""
+
+    count = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedId.count += 1
+        return int(self) == other
+
+    __hash__ = int.__hash__
+
+
+def test_what_a_token_costs_does_not_grow_with_the_phrases() -> None:
+    """100 phrases, nearly all of whose beginnings are in the text again and again: none of them is read again."""
+    phrases = [tuple(map(CountedId, (*[1] * n, 2, 3))) for n in range(1, 38)] * 3
+    constraint = BadPhrases(PhraseIndex(phrases))
+    CountedId.count = 0
+    walk(constraint, ([1] * 37 + [2]) * 50)
+    assert allowed_by(constraint) == set(range(VOCAB)) - {3}
+    assert CountedId.count == 0
 
 
 class Evens:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from roost.engine import EngineCore, ModelRunner, Request, SamplingParams
 from roost.engine.constraint import TokenMask, mask_of_ids
-from roost.engine.errors import NumericError
+from roost.engine.errors import ConstraintError, NumericError
 from roost.engine.model.state import _row_axes
 from roost.engine.request import FinishReason, TokenOutput
 from roost.engine.scheduler import Scheduler
@@ -284,6 +284,21 @@ def test_a_constraint_that_runs_dry_is_an_error_of_its_request(runner: ModelRunn
         FinishReason.ERROR,
         "no token is allowed to come next",
     )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_without_a_choice_ends_its_request_alone(runner: ModelRunner, temperature: float) -> None:
+    """A stop id is all that is allowed, and it must not come yet: at the second token, or at the first."""
+    early = SamplingParams(max_tokens=9, min_tokens=5, stop_token_ids=(6,), temperature=temperature)
+    banned = tuple((token,) for token in range(1000) if token != 6)
+    dry = Request("dry", (2, 9), early, constraint=Script(5, 6))
+    none = Request("none", (2, 9), replace(early, bad_words=banned))
+    well = Request("well", (2, 9, 4), SamplingParams(max_tokens=9, temperature=temperature, seed=3))
+    outputs = serve(runner, [dry, none, well])
+    assert [ids(outputs[name]) for name in ("dry", "none")] == [[5], []]
+    for name in ("dry", "none"):
+        assert isinstance(outputs[name][-1].error, ConstraintError)
+    assert outputs["well"] == serve(runner, [well])["well"]
 
 
 def poison(runner: ModelRunner, slot: int) -> None:

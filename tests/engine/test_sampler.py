@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from roost.engine.constraint import mask_of_ids, words_of_mask
+from roost.engine.errors import ParameterError
 from roost.engine.programs import CPU_OPTIONS
-from roost.engine.request import MAX_LOGPROBS, PENALTY_WINDOW, Request, SamplingParams
+from roost.engine.request import MAX_LOGPROBS, NO_CHOICE, NO_TOKEN, PENALTY_WINDOW, Request, SamplingParams
 from roost.engine.sampler import (
     Logprobs,
     Sampled,
@@ -59,7 +60,7 @@ inverted = jax.jit(_invert, compiler_options=CPU_OPTIONS)
 def state_of(requests: Sequence[SamplingParams]) -> SamplingState:
     """The requests' parameters as the device holds them."""
     columns = sampling_columns([Request("", (0,) * PROMPT, params) for params in requests], len(requests))
-    columns["is_masked"] = np.array([params.allowed_token_ids is not None for params in requests])
+    columns["is_masked"] = np.array([params.static_mask is not None for params in requests])
     return SamplingState(**jax.tree.map(jnp.asarray, columns))
 
 
@@ -68,13 +69,13 @@ def memory_of(
 ) -> TokenMemory:
     """What the device remembers of requests that all have this prompt and these tokens."""
     words, rows = words_of_mask(vocab), len(requests)
-    allowed = [range(vocab) if p.allowed_token_ids is None else p.allowed_token_ids for p in requests]
+    everything = mask_of_ids(range(vocab), words)
     recent = np.array(no_tokens(rows))
     for place, token in enumerate(generated, PROMPT):
         recent[:, place % PENALTY_WINDOW] = token
     return TokenMemory(
         in_prompt=jnp.tile(mask_of_ids(prompt, words), (rows, 1)),
-        allowed=jnp.stack([mask_of_ids(ids, words) for ids in allowed]),
+        allowed=jnp.stack([everything if p.static_mask is None else p.static_mask.mask(words) for p in requests]),
         recent=jnp.asarray(recent),
     )
 
@@ -287,6 +288,7 @@ RULES = st.fixed_dictionaries(
             lambda pairs: tuple(dict(pairs).items())
         ),
         "allowed_token_ids": st.none() | st.sets(st.integers(0, VOCAB - 1), min_size=20, max_size=90).map(tuple),
+        "bad_words": st.lists(st.tuples(st.integers(0, VOCAB - 1)), max_size=9).map(tuple),
         "min_tokens": st.sampled_from([0, 4]),
     }
 )
@@ -435,8 +437,94 @@ def test_scores_of_a_chunk_are_the_logprobs_of_its_targets() -> None:
     np.testing.assert_allclose(scored.chosen, log_softmax(hidden @ table)[np.arange(12), targets], rtol=1e-5, atol=1e-5)
 
 
-def test_a_row_in_which_nothing_is_allowed_still_gives_a_token_of_the_vocabulary() -> None:
-    """Every id is a stop id, and none may come yet: there is no right answer, but there is a wrong one."""
-    params = SamplingParams(min_tokens=1, stop_token_ids=tuple(range(12)), temperature=1.0)
-    drawn = counts(np.zeros(12), params)
-    assert len(drawn) == 12
+@pytest.mark.parametrize(
+    "narrowing",
+    [{"temperature": 0.0}, {}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 1.0}, {"typical_p": 0.5}, {"logprobs": 3}],
+)
+@pytest.mark.parametrize("vocab", [12, VOCAB])
+def test_a_row_in_which_nothing_is_allowed_says_so(vocab: int, narrowing: dict[str, Any]) -> None:
+    """Every allowed id is a stop id, and none may come yet, with biases and penalties on them. The other rows go on."""
+    banned = tuple((i,) for i in range(12, vocab))
+    empty = SamplingParams(
+        min_tokens=1,
+        stop_token_ids=tuple(range(12)),
+        bad_words=banned,
+        logit_bias=((3, 1e30), (4, -1e30)),
+        repetition_penalty=1e-6,
+        **narrowing,
+    )
+    logits = quantised(9, 2 * vocab, 2.0).reshape(2, vocab)
+    other = SamplingParams(seed=5, **narrowing)
+    tokens = run(logits, [empty, other]).tokens
+    assert tokens[0] == NO_CHOICE
+    assert tokens[1] == run(logits, [other, other]).tokens[1]
+    assert not reference_distribution(logits[0], empty).any()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 127, VOCAB - 1])
+def test_logits_that_are_not_numbers_give_no_token(temperature: float, value: float, place: int) -> None:
+    logits = quantised(10, 2 * VOCAB, 2.0).reshape(2, VOCAB)
+    requests = [SamplingParams(temperature=temperature, top_k=k, seed=k) for k in (0, 5)]
+    clean = run(logits, requests).tokens
+    logits[0, place] = value
+    tokens = run(logits, requests).tokens
+    assert (tokens[0], tokens[1]) == (NO_TOKEN, clean[1])
+
+
+SIZES = st.sampled_from([0.0, 1e-45, -1e-45, 1e-38, 1.0, -1.0, 1e30, -1e30])
+EXTREMES = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([0.0, 1e-320, 1e-45, 1e-38, 1.2e-38, 1e-30, 1.0, 1e30]),
+        "top_k": st.sampled_from([0, 1, 64, 2**31 - 1]),
+        "top_p": st.sampled_from([1e-320, 1e-45, 1e-38, 0.5, 1 - 1e-9, 1.0]),
+        "min_p": st.sampled_from([0.0, 1e-45, 1e-38, 1 - 1e-9, 1.0]),
+        "typical_p": st.sampled_from([1e-30, 0.5, 1 - 1e-9, 1.0]),
+        "frequency_penalty": SIZES,
+        "presence_penalty": SIZES,
+        "repetition_penalty": st.sampled_from([1e-6, 1.0, 1e6]),
+        "logit_bias": st.dictionaries(st.integers(0, 40), SIZES, max_size=9).map(lambda pairs: tuple(pairs.items())),
+        "allowed_token_ids": st.none() | st.sets(st.integers(0, 40), min_size=1, max_size=6).map(tuple),
+        "stop_token_ids": st.sets(st.integers(0, 40), max_size=4).map(tuple),
+        "min_tokens": st.sampled_from([0, 99]),
+        "seed": st.integers(0, 2**64 - 1),
+    }
+)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    scale=st.sampled_from([0.0, 1e-38, 1.0, 30.0, 1e6]),
+    fields=EXTREMES,
+    generated=st.lists(st.integers(0, 40), max_size=30),
+)
+@settings(max_examples=150)
+def test_extreme_values_give_an_allowed_token(
+    seed: int, scale: float, fields: dict[str, Any], generated: list[int]
+) -> None:
+    """Of a request whose values are accepted; what it refuses is in `test_request`."""
+    try:
+        params = SamplingParams(**fields)
+    except ParameterError:
+        assume(False)
+    memory = memory_of([params] * ROWS, VOCAB, generated[:5], generated)
+    logits = np.random.default_rng(seed).normal(size=(ROWS, VOCAB)) * scale
+    requests = [params.with_seed((params.seed + row) % 2**64) for row in range(ROWS)]
+    for token in run(logits, requests, len(generated), memory=memory).tokens.tolist():
+        assert 0 <= token < VOCAB
+        assert params.allowed_token_ids is None or token in params.allowed_token_ids
+        assert not params.min_tokens or token not in params.stop_ids
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("field", ["repetition_penalty", "typical_p"])
+@pytest.mark.parametrize("value", [0.0, 1e-45, 1e-40])
+def test_values_that_no_request_may_have_still_keep_to_the_mask(field: str, value: float, temperature: float) -> None:
+    """Below the range of float32, where -inf * 0 is NaN."""
+    params = SamplingParams(temperature=temperature, allowed_token_ids=(5, 200), repetition_penalty=1.5)
+    state = state_of([params] * ROWS)._replace(**{field: np.full(ROWS, value, np.float32)})
+    logits = np.abs(quantised(11, ROWS * VOCAB, 2.0).reshape(ROWS, VOCAB)).astype(np.float32)
+    memory = memory_of([params] * ROWS, VOCAB, range(VOCAB))
+    tokens = jitted(logits, state, memory, np.full(ROWS, PROMPT, np.int32), np.ones(ROWS, np.bool)).tokens
+    assert set(tokens.tolist()) <= {5, 200, NO_TOKEN}

@@ -5,12 +5,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from counted_ids import CountedIds
 from fake_states import marks
 from fake_states import read as read_states
 from roost.engine.config import StepLimits
 from roost.engine.constraint import TokenMask, mask_of_ids
-from roost.engine.errors import ConfigError, NumericError, QueueFullError, RequestFailedError
-from roost.engine.request import NO_TOKEN, FinishReason, Request, SamplingParams, TokenLogprobs, TokenOutput
+from roost.engine.errors import ConfigError, ConstraintError, NumericError, QueueFullError, RequestFailedError
+from roost.engine.request import (
+    NO_CHOICE,
+    NO_TOKEN,
+    FinishReason,
+    Request,
+    SamplingParams,
+    TokenLogprobs,
+    TokenOutput,
+)
 from roost.engine.scheduler import Scheduler
 from roost.engine.sequence import Batch, DecodeBatch, PrefillBatch, RowResult
 from roost.engine.snapshot import Mark, Snapshot
@@ -513,6 +522,39 @@ def test_a_constraint_that_fails_ends_its_request_alone() -> None:
         ("b", FinishReason.ERROR)
     ]
     assert (scheduler.num_running, scheduler.slots.num_used) == (1, 1)
+
+
+def test_allowed_ids_are_not_read_again_for_each_token() -> None:
+    """The mask that they make is as old as the request; a constraint's changes from token to token."""
+    scheduler = Scheduler(1, 9, MASKS)
+    scheduler.add(
+        request("a", max_tokens=20, allowed_token_ids=CountedIds((3, 7, 9)), bad_words=((7,) * 3 + (9,), (7, 3)))
+    )
+    CountedIds.count = 0
+    masks = []
+    while (batch := scheduler.schedule()) is not None:
+        if isinstance(batch, DecodeBatch):
+            masks += [int(mask[0]) for _, mask in batch.masks]
+        scheduler.commit(batch, results(batch, 7))
+    assert masks == [1 << 7 | 1 << 9] * 2 + [1 << 7] * 17
+    assert CountedIds.count == 0
+
+
+def test_a_row_without_a_choice_ends_its_request_alone() -> None:
+    """What came before it is delivered. It is no fault of the engine's numbers."""
+    scheduler = Scheduler(2, 9, StepLimits(64, 64, decode_steps=4))
+    scheduler.add(request("a", max_tokens=9))
+    scheduler.add(request("b", max_tokens=9))
+    while names(decode := scheduler.schedule()) != ("decode", ["a", "b"]):
+        assert decode is not None
+        scheduler.commit(decode, results(decode))
+    assert isinstance(decode, DecodeBatch)
+    rows = [RowResult((7, 8, NO_CHOICE, NO_TOKEN)), RowResult((7, 8, 9, 9))]
+    outputs = scheduler.commit(decode, rows)
+    assert [(name, output.token_ids) for name, output in outputs] == [("a", (7, 8)), ("a", ()), ("b", (7, 8, 9, 9))]
+    error = outputs[1][1].error
+    assert (type(error), str(error)) == (ConstraintError, "no token is allowed to come next")
+    assert scheduler.num_running == 1
 
 
 def test_a_mask_is_what_the_constraint_and_the_request_both_allow() -> None:

@@ -91,9 +91,30 @@ async def test_best_of_makes_more_than_it_tells(client: httpx.AsyncClient, engin
         ({"best_of": 2, "stream": True}, "best_of larger than n cannot be streamed"),
         ({"logprob_token_ids": [5]}, "logprob_token_ids needs logprobs"),
         ({"logit_bias": {"x": 1}}, 'logit_bias must map token ids, such as "42", to numbers'),
+        ({"allowed_token_ids": [1], "min_tokens": 1}, "min_tokens must be 0 where all of allowed_token_ids end"),
+        (
+            {"allowed_token_ids": [5, 5], "stop_token_ids": [5], "min_tokens": 2},
+            "min_tokens must be 0 where all of allowed_token_ids end",
+        ),
+        ({"allowed_token_ids": [A], "bad_words": ["a"]}, "bad_words must leave at least one of allowed_token_ids"),
+        ({"allowed_token_ids": [5] * 513}, "allowed_token_ids must hold at most 512 ids"),
+        ({"bad_words": ["a" * 4096] * 3}, "bad_words must be at most 8192 characters in total"),
     ],
 )
 async def test_contradictions_are_told(client: httpx.AsyncClient, fields: dict[str, Any], message: str) -> None:
     answer = await complete(client, **fields)
     assert answer.status_code == 400
-    assert answer.json()["error"]["message"].startswith(message)
+    error = answer.json()["error"]
+    assert error["message"].startswith(message)
+    assert error["param"] in message
+
+
+async def test_choices_share_one_mask_and_one_index_of_phrases(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """Both are made before the engine gets the request, once for all choices."""
+    fields = {"n": 5, "allowed_token_ids": [*range(3, 500)], "bad_words": ["ab"]}
+    assert (await complete(client, **fields)).status_code == 200
+    params = [request.params for request in engine.requests]
+    assert len({each.seed for each in params}) == 5
+    assert len({id(each.static_mask) for each in params}) == 1
+    assert len({id(each.bad_phrases) for each in params}) == 1
+    assert len({id(each.allowed_token_ids) for each in params}) == 1
