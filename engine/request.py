@@ -32,7 +32,7 @@ MIN_REPETITION_PENALTY: Final = 1e-6
 MAX_REPETITION_PENALTY: Final = 1e6
 """Logits are multiplied and divided by it, so both bounds keep them in the range of float32."""
 
-MIN_TYPICAL_P: Final = 1e-30
+MIN_TYPICAL_P: Final = 1e-6
 """Far above the smallest float32, to which a smaller one might be rounded, or to 0."""
 
 _ID_LIMIT: Final = 2**24

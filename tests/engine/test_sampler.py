@@ -480,7 +480,7 @@ EXTREMES = st.fixed_dictionaries(
         "top_k": st.sampled_from([0, 1, 64, 2**31 - 1]),
         "top_p": st.sampled_from([1e-320, 1e-45, 1e-38, 0.5, 1 - 1e-9, 1.0]),
         "min_p": st.sampled_from([0.0, 1e-45, 1e-38, 1 - 1e-9, 1.0]),
-        "typical_p": st.sampled_from([1e-30, 0.5, 1 - 1e-9, 1.0]),
+        "typical_p": st.sampled_from([1e-6, 0.5, 1 - 1e-9, 1.0]),
         "frequency_penalty": SIZES,
         "presence_penalty": SIZES,
         "repetition_penalty": st.sampled_from([1e-6, 1.0, 1e6]),
