@@ -4,13 +4,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
-from roost.engine import EngineConfig, ModelRunner, Request, SamplingParams, Shards, convert, open_model
-from roost.engine.errors import ConfigError
+from roost.engine import (
+    EngineConfig,
+    EngineCore,
+    ModelRunner,
+    Request,
+    SamplingParams,
+    Scheduler,
+    Shards,
+    TokenOutput,
+    convert,
+    open_model,
+)
+from roost.engine.errors import ConfigError, NumericError
 from roost.engine.executor import _open_weights
 from roost.engine.model.quantize import QuantizedMatrix
-from test_runner import SLOTS, TINY, ids, serve
+from roost.engine.model.state import _row_axes
+from test_runner import SLOTS, TINY, groups_of, ids, put_groups, serve
 
 CROWD: list[tuple[int, dict[str, Any]]] = [
     (1, {"temperature": 0.0, "max_tokens": 12}),
@@ -54,6 +67,42 @@ def test_most_greedy_tokens_are_the_official_ones(runner: ModelRunner) -> None:
             tokens = ids(serve(runner, [Request("a", tuple(prompt.tolist()), params)])["a"])
             same.append(int(np.cumprod(np.array(tokens) == expected).sum()))
     assert np.mean(same) >= 5, same
+
+
+def spoil(runner: ModelRunner, leaf: int, value: float) -> bool:
+    """Puts a value into the first number of slot 0 in a part of the state; says whether there is such a part."""
+    (group,) = groups_of(runner)
+    parts, tree = jax.tree.flatten(group)
+    if leaf >= len(parts):
+        return False
+    host = np.array(parts[leaf])
+    np.moveaxis(host, jax.tree.leaves(_row_axes(group))[leaf], 0)[0].flat[0] = value
+    parts[leaf] = jax.device_put(host)
+    put_groups(runner, (jax.tree.unflatten(tree, parts),))
+    return True
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan])
+def test_one_broken_number_ends_its_request(runner: ModelRunner, value: float) -> None:
+    """Wherever it stands in the state: rounding activations to int8 must not lose it."""
+    params = SamplingParams(max_tokens=30, temperature=0.0)
+    well = Request("well", (7, 8, 9, 5), params)
+    alone, leaf, is_there = ids(serve(runner, [well])["well"]), 0, True
+    while is_there:
+        core = EngineCore(Scheduler(SLOTS, 100, runner.limits), runner)
+        outputs: dict[str, list[TokenOutput]] = {"ill": [], "well": []}
+        core.add(Request("ill", (7, 8, 9, 4), params))
+        core.add(well)
+        for _ in range(4):
+            core.step()
+        is_there = spoil(runner, leaf, value)
+        while not core.is_idle:
+            for name, output in core.step():
+                outputs[name].append(output)
+        assert isinstance(outputs["ill"][-1].error, NumericError) == is_there, leaf
+        assert alone[-len(ids(outputs["well"])) :] == ids(outputs["well"])
+        leaf += 1
+    assert leaf > 6
 
 
 def test_a_checkpoint_in_int8_is_run_so(tmp_path: Path) -> None:
