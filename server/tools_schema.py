@@ -25,7 +25,7 @@ def _kind_of_choice(value: Any) -> str | None:
 
 
 class Function(Fields):
-    """`strict` changes nothing: arguments always keep to `parameters`, a JSON schema."""
+    """With `strict`, a keyword of `parameters` that cannot be enforced is an error, else it is dropped and reported."""
 
     name: FunctionName
     description: str | None = None
