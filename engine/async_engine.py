@@ -4,14 +4,14 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .config import EngineStats
 from .core import EngineCore
 from .errors import EngineDeadError, QueueFullError, UnknownRequestError
 from .mailbox import Mailbox
-from .request import FinishReason, Request, TokenOutput
+from .request import FinishReason, Request, TokenOutput, join_outputs
 from .saved_state import SavedState, StateFormat
 
 type _Event = tuple[str, TokenOutput | Exception]
@@ -133,7 +133,8 @@ class AsyncEngine:
         self._on_death(error)
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenOutput]:
-        """The tokens of a request as they come. Closing the stream early aborts it and frees its slot.
+        """The tokens of a request as they come; a reader that falls behind gets those of several steps as one output.
+        Closing the stream early aborts it and frees its slot.
 
         Raises:
           QueueFullError: too many requests wait; before the first output.
@@ -149,12 +150,12 @@ class AsyncEngine:
         self._inbox.put(_Add(request))
         try:
             while True:
-                item = await stream.get()
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-                if item.finish_reason is not None:
-                    return
+                for item in _joined(await stream.get_all()):
+                    if isinstance(item, Exception):
+                        raise item
+                    yield item
+                    if item.finish_reason is not None:
+                        return
         finally:
             del self._streams[request.id]
             self._inbox.put(_Abort(request.id))
@@ -267,3 +268,19 @@ class AsyncEngine:
             stream.put(told)
         for future in self._saves:
             self._settle(future, told)
+
+
+def _joined(items: Sequence[TokenOutput | Exception]) -> Iterator[TokenOutput | Exception]:
+    """The same with fewer outputs: one costs its reader as much as many. What ended a request early stands alone, so
+    that the tokens before it are not taken for part of it."""
+    outputs: list[TokenOutput] = []
+    for item in items:
+        if isinstance(item, TokenOutput) and item.finish_reason not in (FinishReason.ABORT, FinishReason.ERROR):
+            outputs.append(item)
+            continue
+        if outputs:
+            yield join_outputs(outputs)
+            outputs = []
+        yield item
+    if outputs:
+        yield join_outputs(outputs)

@@ -25,11 +25,13 @@ class Mailbox[Item]:
         self._items.append(item)
         self._wake()
 
-    async def get(self) -> Item:
-        """Takes the next item, as soon as there is one."""
+    async def get_all(self) -> list[Item]:
+        """Takes all items that have come, as soon as there is one."""
         while not self._items:
             await self._wait()
-        return self._items.popleft()
+        items = list(self._items)
+        self._items.clear()
+        return items
 
     async def get_within(self, patience_s: float | None) -> Item | None:
         """The same, but None if there is none in this time, which is the same in all calls; None waits for ever."""

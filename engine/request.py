@@ -2,8 +2,8 @@
 
 import copy
 import math
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import chain
 from typing import Final
@@ -289,3 +289,19 @@ class TokenOutput:
     started_at: float | None = field(default=None, compare=False)
     error: RoostError | None = None
     num_cached: int = 0
+
+
+def join_outputs(outputs: Sequence[TokenOutput]) -> TokenOutput:
+    """Returns consecutive outputs of one request as one."""
+    if len(outputs) == 1:
+        return outputs[0]
+    first, last = outputs[0], outputs[-1]
+    wants_logprobs = any(output.logprobs is not None for output in outputs)
+    return replace(
+        first,
+        token_ids=tuple(token_id for output in outputs for token_id in output.token_ids),
+        logprobs=tuple(entry for output in outputs for entry in output.logprobs or ()) if wants_logprobs else None,
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        error=last.error,
+    )

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 from uuid import uuid4
 
+from .delta import Delta
 from .errors import ApiError
 from .framing import CHUNKS, Framing
-from .generation import Delta
 from .prompts import Prompt
 from .schema import ChatBody, GenerationBody, StreamOptions
 from .served_model import ServedModel

@@ -3,6 +3,7 @@
 import asyncio
 import enum
 import math
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -15,20 +16,20 @@ from ..engine import (
     Request,
     SamplingParams,
     Snapshot,
-    TokenLogprobs,
     TokenOutput,
 )
+from .delta import Delta, DeltaJoiner
 from .detokenizer import Detokenizer
 from .errors import client_too_slow, request_aborted
 from .grammar import Grammar
 from .metrics import Metrics
 from .prompts import Prompt
-from .request_record import NEVER, Times
 from .tokenizer import Tokenizer
-from .tools import CallPiece, CallReader, join_calls
+from .tools import CallReader
 
-MAX_BACKLOG: Final = 2048
-"""Deltas of each choice that wait for a client that reads slowly; a slot works for nobody then, and is freed."""
+MAX_UNREAD_BYTES: Final = 256 * 2**10
+"""Estimated memory of each choice's deltas that a client does not take: some 10,000 tokens, or 100 with 20 logprobs
+each. The slot of a choice that exceeds it works for nobody and is freed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Choice:
 
     Attributes:
       index: its place among the answers of the HTTP request.
-      stop: strings that end it.
+      stop: Strings that end it; the choices of a request share one `StopStrings`.
       fork_of: the choice whose prompt is this one's too, and is read before.
       include_stop: whether the stop string, or the text of a stop token, is part of the answer.
       grammar: what the answer has to keep to, if anything.
@@ -59,7 +60,7 @@ class Choice:
     index: int
     prompt: Prompt
     params: SamplingParams
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     include_stop: bool = False
     fork_of: int | None = None
     grammar: Grammar | None = None
@@ -88,38 +89,6 @@ class Choice:
             cache_salt=self.cache_salt,
             state=self.state,
         )
-
-
-@dataclass(slots=True)  # as frozen it would take three times as long to make, and there is one per event
-class Delta:
-    """What a choice gains; also a whole choice, which is what it gained since there was nothing. Nobody changes one.
-
-    Attributes:
-      index: the choice's.
-      text: may be empty, as half a character and what may become a stop string or a call are held back.
-      calls: of tools; there is no text then.
-      called: on the last delta: whether the answer consists of calls, and none of them was cut short.
-      token_ids: the new tokens, the one that ended it included.
-      logprobs: one entry per new token, if asked for.
-      prompt_logprobs: on the first delta, if asked for.
-      finish_reason: set on the last delta.
-      stop_reason: the stop string or stop token that ended it, if one did.
-      num_cached: on the first delta: tokens of the prompt that had not to be read. 0 for a choice that forks from
-        another, which tells it for both.
-      times: on the last delta: of the choice.
-    """
-
-    index: int
-    text: str = ""
-    calls: tuple[CallPiece, ...] = ()
-    called: bool = False
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
-    finish_reason: FinishReason | None = None
-    stop_reason: int | str | None = None
-    num_cached: int = 0
-    times: Times = NEVER
 
 
 async def generate_choice(
@@ -198,14 +167,15 @@ class _End(enum.Enum):
 class Generation:
     """Choices that run side by side, each in a task; an iterator over their deltas in the order in which they come.
 
-    Waiting for the next delta may be cancelled and begun again, nothing is lost. Close it in any case: that frees
-    the slots of all choices that still run.
+    Deltas of a choice that come while an earlier one waits for the reader are joined with it: a reader that falls
+    behind gets fewer, larger ones. Waiting for the next delta may be cancelled and begun again, nothing is lost. Close
+    it in any case: that frees the slots of all choices that still run.
     """
 
     def __init__(self, choices: Sequence[AsyncGenerator[Delta]]) -> None:
-        self._inbox: Mailbox[Delta | Exception | _End] = Mailbox()
+        self._inbox: Mailbox[DeltaJoiner | Exception | _End] = Mailbox()
         self._num_open = len(choices)
-        self._max_backlog = MAX_BACKLOG * len(choices)
+        self._has_reader = False
         self._tasks = [asyncio.create_task(self._pump(choice)) for choice in choices]
 
     def __aiter__(self) -> "Generation":
@@ -227,22 +197,19 @@ class Generation:
           StopAsyncIteration: there is no other.
           Exception: whatever a choice raised.
         """
+        self._has_reader = True
+        if len(self._inbox):
+            await asyncio.sleep(0)  # a reader of many choices that has fallen behind must not keep others waiting
         while self._num_open:
             item = await self._inbox.get_within(patience_s)
-            if item is None:
-                return None
-            delta = self._take(item)
-            if delta is not None:
-                return delta
+            if isinstance(item, _End):
+                self._num_open -= 1
+                continue
+            self._has_reader = False
+            if isinstance(item, Exception):
+                raise item
+            return None if item is None else item.take()
         raise StopAsyncIteration
-
-    def _take(self, item: Delta | Exception | _End) -> Delta | None:
-        if isinstance(item, Delta):
-            return item
-        if isinstance(item, Exception):
-            raise item
-        self._num_open -= 1
-        return None
 
     def abort(self) -> int:
         """Ends the choices that still run; says how many. Whoever waits for the next delta gets an `ApiError`."""
@@ -260,39 +227,33 @@ class Generation:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _pump(self, choice: AsyncGenerator[Delta]) -> None:
+        unread = DeltaJoiner()
         try:
             async with aclosing(choice):
                 async for delta in choice:
-                    if len(self._inbox) >= self._max_backlog:
-                        raise client_too_slow()
-                    self._inbox.put(delta)
+                    self._check_client(unread)
+                    if not unread:
+                        self._inbox.put(unread)
+                    unread.add(delta)
         except Exception as error:  # it belongs to whoever waits for the next delta
             self._inbox.put(error)
         else:
             self._inbox.put(_End.END)
 
+    def _check_client(self, unread: DeltaJoiner) -> None:
+        """A reader that has returned from here is sending: if it does not come back, its client does not read. A reader
+        that is here has only not had its turn on the event loop.
+
+        Raises:
+          ApiError: the client has left too much unread.
+        """
+        if not self._has_reader and unread.num_bytes >= MAX_UNREAD_BYTES:
+            raise client_too_slow()
+
 
 async def collect(generation: Generation) -> list[Delta]:
     """Waits for all choices; gives them whole, by index."""
-    parts: dict[int, list[Delta]] = {}
+    choices: defaultdict[int, DeltaJoiner] = defaultdict(DeltaJoiner)
     async for delta in generation:
-        parts.setdefault(delta.index, []).append(delta)
-    return [join(parts[index]) for index in sorted(parts)]
-
-
-def join(deltas: Sequence[Delta]) -> Delta:
-    """All deltas of a choice as one."""
-    first, last = deltas[0], deltas[-1]
-    return Delta(
-        index=first.index,
-        text="".join(delta.text for delta in deltas),
-        calls=join_calls([piece for delta in deltas for piece in delta.calls]),
-        called=last.called,
-        token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
-        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
-        prompt_logprobs=first.prompt_logprobs,
-        finish_reason=last.finish_reason,
-        stop_reason=last.stop_reason,
-        num_cached=sum(delta.num_cached for delta in deltas),
-        times=last.times,
-    )
+        choices[delta.index].add(delta)
+    return [choices[index].take() for index in sorted(choices)]

@@ -7,10 +7,10 @@ from uuid import uuid4
 
 from ..engine import PREFILL_BLOCK, FinishReason
 from .answers import AnswerWriter
+from .delta import Delta
 from .error_answers import anthropic_body
 from .errors import ApiError, bad_value
 from .framing import PINGED_EVENTS
-from .generation import Delta
 from .messages_schema import AnthropicOtherTool, CountTokensBody, MessagesBody
 from .prompts import Prompt
 from .schema import ChatBody, TemplateFields

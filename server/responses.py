@@ -9,15 +9,15 @@ from uuid import uuid4
 
 from ..engine import FinishReason, SamplingParams
 from .answers import AnswerWriter
+from .delta import Delta, DeltaJoiner
 from .errors import ApiError, bad_value
 from .framing import TYPED_EVENTS
-from .generation import Delta, join
 from .logprobs import response_delta_logprobs, response_logprobs
 from .prompts import Prompt
 from .responses_schema import LOGPROBS, ItemReference, ResponseBody, ResponseTool
 from .schema import ChatBody, ChatMessage
 from .served_model import ServedModel
-from .tools import CallPiece
+from .tools import CallJoiner, CallPiece
 from .tools_schema import CalledFunction, OtherTool, ToolCall
 
 _TEXT_PLACE: Final = {"output_index": 0, "content_index": 0}
@@ -111,8 +111,9 @@ class ResponseWriter(AnswerWriter):
         self._params = params
         self._keep = keep
         self._numbers = itertools.count()
-        self._deltas: list[Delta] = []
-        self._untold: list[Delta] = []
+        self._answer = DeltaJoiner()
+        self._unsent = DeltaJoiner()
+        self._call = CallJoiner()
         self._has_message = False
         self._call_item_id = ""
 
@@ -128,15 +129,16 @@ class ResponseWriter(AnswerWriter):
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         """An item begins when it is known whether it is a message or a call."""
-        self._deltas.append(delta)
+        self._answer.add(delta)
         for piece in delta.calls:
             yield from self._call_chunks(piece)
-        self._untold.append(delta)
+        if delta.text or (self._body.wants_logprobs and not delta.calls):
+            self._unsent.add(delta)
         if delta.text or (self._has_message and delta.token_ids and self._body.wants_logprobs):
             yield from self._text_chunks()
 
     def closing(self) -> Iterator[dict[str, Any]]:
-        choice = join(self._deltas)
+        choice = self._answer.take()
         response = self._finished(choice)
         if choice.calls:
             yield from self._ended_call(choice.calls[-1], response["output"][-1])
@@ -172,19 +174,17 @@ class ResponseWriter(AnswerWriter):
         )
 
     def _text_chunks(self) -> Iterator[dict[str, Any]]:
-        """All that is untold of a text, at least that there is one."""
-        news = join(self._untold)
-        self._untold.clear()
+        """The unsent part of the text; first of all, that there is a text."""
         if not self._has_message:
             self._has_message = True
             yield self._event("response.output_item.added", output_index=0, item=self._item("in_progress", []))
             yield self._text_event("response.content_part.added", part=self._part(Delta(0)))
+        news = self._unsent.take() if self._unsent else Delta(0)
         if news.text or (news.token_ids and self._body.wants_logprobs):
             yield self._text_event("response.output_text.delta", delta=news.text, logprobs=self._delta_logprobs(news))
 
     def _ended_message(self, choice: Delta, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        if self._untold:
-            yield from self._text_chunks()
+        yield from self._text_chunks()
         logprobs = self._delta_logprobs(choice)
         yield self._text_event("response.output_text.done", text=choice.text, logprobs=logprobs)
         yield self._text_event("response.content_part.done", part=item["content"][0])
@@ -193,11 +193,13 @@ class ResponseWriter(AnswerWriter):
     def _call_chunks(self, piece: CallPiece) -> Iterator[dict[str, Any]]:
         if piece.id is not None:
             if piece.index:
-                before = join(self._deltas).calls[piece.index - 1]
+                (before,) = self._call.joined()
                 yield from self._ended_call(before, _call_item(before, "completed"))
+            self._call = CallJoiner()
             item = _call_item(replace(piece, arguments=""), "in_progress")
             self._call_item_id = item["id"]
             yield self._event("response.output_item.added", output_index=piece.index, item=item)
+        self._call.add(piece)
         if piece.arguments:
             place = {"item_id": self._call_item_id, "output_index": piece.index}
             yield self._event("response.function_call_arguments.delta", **place, delta=piece.arguments)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TypedDict
 
-from .generation import Delta
+from .delta import Delta
 from .prompts import Prompt
 from .request_record import Times
 from .schema import GenerationBody

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from ..answers import AnswerWriter, Envelope, UsageReport, choice_end, total_usage
 from ..body import JsonRoute
-from ..generation import Delta
+from ..delta import Delta
 from ..logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from ..openapi import STREAMABLE
 from ..prompts import Prompt

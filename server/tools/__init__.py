@@ -2,9 +2,10 @@
 
 from .form import call_text, described, parameters, result_text, tools_text
 from .grammar import calls_spec, text_or_calls_spec
-from .reader import CallPiece, CallReader, join_calls
+from .reader import CallJoiner, CallPiece, CallReader, join_calls
 
 __all__ = [
+    "CallJoiner",
     "CallPiece",
     "CallReader",
     "call_text",

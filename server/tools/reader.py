@@ -1,10 +1,10 @@
 """Finds the calls in an answer while it is written."""
 
-import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from io import StringIO
 from typing import Final
 from uuid import uuid4
 
@@ -29,10 +29,29 @@ class CallPiece:
     arguments: str = ""
 
 
+class CallJoiner:
+    """Joins the pieces of an answer's calls as they come, without keeping each of them."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[CallPiece, StringIO]] = []
+
+    def add(self, piece: CallPiece) -> None:
+        """Adds the next piece."""
+        if not self._calls or self._calls[-1][0].index != piece.index:
+            self._calls.append((piece, StringIO()))
+        self._calls[-1][1].write(piece.arguments)
+
+    def joined(self) -> tuple[CallPiece, ...]:
+        """One piece for each call so far."""
+        return tuple(replace(first, arguments=arguments.getvalue()) for first, arguments in self._calls)
+
+
 def join_calls(pieces: Sequence[CallPiece]) -> tuple[CallPiece, ...]:
     """Whole calls, of all their pieces in order."""
-    groups = (list(group) for _, group in itertools.groupby(pieces, key=lambda piece: piece.index))
-    return tuple(replace(group[0], arguments="".join(piece.arguments for piece in group)) for group in groups)
+    joiner = CallJoiner()
+    for piece in pieces:
+        joiner.add(piece)
+    return joiner.joined()
 
 
 class _Place(Enum):

@@ -11,24 +11,36 @@ async def test_items_come_in_order_whether_somebody_waits_or_not() -> None:
     mailbox.put(1)
     mailbox.put(2)
     assert len(mailbox) == 2
-    assert [await mailbox.get(), await mailbox.get()] == [1, 2]
-    waiting = asyncio.create_task(mailbox.get())
+    assert [await mailbox.get_within(None), await mailbox.get_within(None)] == [1, 2]
+    waiting = asyncio.create_task(mailbox.get_within(None))
     await asyncio.sleep(0)
     mailbox.put(3)
     mailbox.put(4)
-    assert [await waiting, await mailbox.get()] == [3, 4]
+    assert [await waiting, await mailbox.get_within(None)] == [3, 4]
     assert len(mailbox) == 0
+
+
+async def test_all_items_can_be_taken_at_once() -> None:
+    mailbox: Mailbox[int] = Mailbox()
+    waiting = asyncio.create_task(mailbox.get_all())
+    await asyncio.sleep(0)
+    for item in (1, 2, 3):
+        mailbox.put(item)
+    assert await waiting == [1, 2, 3]
+    assert len(mailbox) == 0
+    mailbox.put(4)
+    assert await mailbox.get_all() == [4]
 
 
 async def test_a_reader_who_gives_up_loses_nothing() -> None:
     mailbox: Mailbox[int] = Mailbox()
-    waiting = asyncio.create_task(mailbox.get())
+    waiting = asyncio.create_task(mailbox.get_all())
     await asyncio.sleep(0)
     mailbox.put(1)
     waiting.cancel()  # when it has been woken, and before it takes anything
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert await mailbox.get() == 1
+    assert await mailbox.get_all() == [1]
 
 
 async def test_patience_begins_anew_with_each_item() -> None:

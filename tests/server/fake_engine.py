@@ -28,6 +28,9 @@ from roost.engine import (
 )
 from roost.engine.constraint import words_of_mask
 
+TURNS_PER_TOKEN = 16
+"""Turns of the event loop before each token, so that a stream keeps up and sends one event per token."""
+
 STATE_FORMAT = StateFormat("counter", 512, 64, ((1, 2), "float32"), ((1, 3, 2), "float32"), ((1, 2, 2), "float32"))
 
 
@@ -165,7 +168,8 @@ class FakeEngine(AsyncEngine):
             return
         token_id, num_tokens = request.prompt_token_ids[-1], 0
         while True:
-            await asyncio.sleep(0)
+            for _ in range(TURNS_PER_TOKEN):
+                await asyncio.sleep(0)
             if num_tokens == self.dies_after:
                 raise EngineDeadError("the engine died")
             if num_tokens == 1 and request.constraint is not None and self.constraint_error is not None:

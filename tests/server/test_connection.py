@@ -7,8 +7,10 @@ import socket
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 from fake_engine import FakeEngine
 from fake_server import live, until
+from roost.server import generation
 from roost.server.service import Service
 
 
@@ -53,3 +55,25 @@ async def test_a_client_that_reads_slowly_is_not_dropped(engine: FakeEngine, ser
                 await asyncio.sleep(0.02)
                 received += await loop.sock_recv(reader, 2**16)
     assert b"data: [DONE]" in received
+
+
+async def test_what_waits_for_a_client_that_stops_reading_is_bounded_by_bytes(
+    engine: FakeEngine, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its slot is free before it is dropped; one that comes back reads on without a gap, and then why it ends."""
+    monkeypatch.setattr(generation, "MAX_UNREAD_BYTES", 1000)
+    async with live(service, stall_s=60.0) as client:
+        endless = {"prompt": "a", "stream": True, "max_tokens": 10**9, "return_token_ids": True, "ignore_eos": True}
+        with ask_and_read_nothing(client.base_url, endless) as reader:
+            await until(lambda: engine.running)
+            await until(lambda: not engine.running)
+            reader.setblocking(False)
+            received, loop = b"", asyncio.get_running_loop()
+            while not received.endswith(b"0\r\n\r\n"):
+                received += await loop.sock_recv(reader, 2**16)
+    *chunks, last = [json.loads(line[6:]) for line in received.splitlines() if line.startswith(b"data: ")]
+    assert last["error"]["code"] == "client_too_slow"
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    token_ids = [token_id for choice in choices for token_id in choice["token_ids"]]
+    assert token_ids == [(token_ids[0] + step) % engine.vocab_size for step in range(len(token_ids))]
+    assert max(len(choice["token_ids"]) for choice in choices) > 50  # joined while the client slept

@@ -1,15 +1,16 @@
 """From tokens to deltas: every way to end, and what is held back."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 from fake_engine import FakeEngine
 from fake_server import until
 from roost.engine import FinishReason, SamplingParams
 from roost.server import generation as generation_module
+from roost.server.delta import Delta
 from roost.server.errors import ApiError
-from roost.server.generation import Choice, Delta, Generation, collect, generate_choice
+from roost.server.generation import Choice, Generation, collect, generate_choice
 from roost.server.metrics import Metrics
 from roost.server.prompts import Prompt
 from roost.server.tokenizer import Tokenizer
@@ -102,17 +103,83 @@ async def test_the_failure_of_one_choice_is_raised(engine: FakeEngine, tokenizer
     assert not engine.running
 
 
-async def test_what_nobody_reads_is_bounded(
+async def test_what_a_client_does_not_read_is_bounded(
     engine: FakeEngine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The slots are free then, and a reader who comes back gets what there was, and why there is no more."""
-    monkeypatch.setattr(generation_module, "MAX_BACKLOG", 5)
+    """The slots are free then, and a client that comes back gets what there was, and why there is no more."""
+    monkeypatch.setattr(generation_module, "MAX_UNREAD_BYTES", 100)
     metrics = Metrics(lambda: engine.stats)
     choices = [Choice(i, Prompt((4,)), SamplingParams(max_tokens=None)) for i in range(2)]
     generation = Generation([generate_choice(engine, tokenizer, metrics, "id", choice) for choice in choices])
+    first = await anext(generation)
     await until(lambda: len(engine.requests) == 2 and not engine.running)
-    assert [(await anext(generation)).index for _ in range(10)] == [0, 1] * 5
+    left = [await anext(generation), await anext(generation)]
+    assert {delta.index for delta in left} == {0, 1}
+    own = "".join(delta.text for delta in [first, *left] if delta.index == first.index)
+    assert own == "bcdefghijklmnopqrstuvwxyz"[: len(own)]
+    assert all(len(delta.text) <= 100 // 9 + 1 for delta in left)
     with pytest.raises(ApiError) as refused:
         await anext(generation)
     assert (refused.value.status_code, refused.value.body["error"]["code"]) == (408, "client_too_slow")
+    await generation.aclose()
+
+
+NUM_TOKENS = 5_000
+
+
+async def ahead(index: int = 0, text: str = "x" * 100, num_tokens: int = NUM_TOKENS) -> AsyncGenerator[Delta]:
+    """A choice whose tokens come faster than anybody gets a turn to send them."""
+    for _ in range(num_tokens):
+        yield Delta(index, text, token_ids=(7,))
+    yield Delta(index, finish_reason=FinishReason.LENGTH)
+
+
+async def read_all(generation: Generation) -> list[Delta]:
+    try:
+        return [delta async for delta in generation]
+    finally:
+        await generation.aclose()
+
+
+async def test_a_reader_that_waits_is_never_too_slow_however_much_comes_at_once() -> None:
+    """It is the server that falls behind then. What has come is sent in few, large events."""
+    (delta,) = await read_all(Generation([ahead()]))
+    assert delta.text == "x" * (100 * NUM_TOKENS)
+    assert (len(delta.token_ids), delta.finish_reason) == (NUM_TOKENS, FinishReason.LENGTH)
+
+
+async def test_deltas_of_several_choices_are_joined_apart() -> None:
+    deltas = await read_all(Generation([ahead(index, "abc"[index], 1000) for index in range(3)]))
+    assert [(delta.index, delta.text) for delta in deltas] == [(i, "abc"[i] * 1000) for i in range(3)]
+
+
+async def test_a_reader_that_keeps_up_gets_every_delta(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+    metrics = Metrics(lambda: engine.stats)
+    choice = Choice(0, Prompt((4,)), SamplingParams(max_tokens=5))
+    deltas = await read_all(Generation([generate_choice(engine, tokenizer, metrics, "id", choice)]))
+    assert [delta.text for delta in deltas] == ["b", "c", "d", "e", "f"]
+
+
+async def test_a_reader_with_much_to_catch_up_lets_others_have_their_turns() -> None:
+    generation = Generation([ahead(index, "x", 100) for index in range(100)])
+    await asyncio.sleep(0)
+    reading = asyncio.create_task(read_all(generation))
+    num_turns = 0
+    while not reading.done():
+        await asyncio.sleep(0)
+        num_turns += 1
+    assert len(await reading) == 100
+    assert num_turns >= 100
+
+
+async def test_an_error_comes_after_what_was_made_before_it() -> None:
+    async def breaks() -> AsyncGenerator[Delta]:
+        for _ in range(10):
+            yield Delta(0, "x", token_ids=(7,))
+        raise RuntimeError("it broke")
+
+    generation = Generation([breaks()])
+    assert (await anext(generation)).text == "x" * 10
+    with pytest.raises(RuntimeError, match="it broke"):
+        await anext(generation)
     await generation.aclose()

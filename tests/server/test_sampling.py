@@ -6,7 +6,7 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from roost.engine import SamplingParams, TokenLogprobs
-from roost.server.generation import Delta
+from roost.server.delta import Delta
 from roost.server.routes.completions import likeliest
 from roost.server.tokenizer import Tokenizer
 

@@ -1,7 +1,7 @@
 """What is said of time, and when."""
 
 from roost.engine import FinishReason
-from roost.server.generation import Delta
+from roost.server.delta import Delta
 from roost.server.prompts import Prompt
 from roost.server.request_record import Times
 from roost.server.schema import CompletionBody
