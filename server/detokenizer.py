@@ -3,6 +3,7 @@
 import codecs
 from collections.abc import Sequence
 
+from .stop_strings import ROOT, StopStrings
 from .tokenizer import Tokenizer
 
 
@@ -19,6 +20,7 @@ class Detokenizer:
       stop_string: the one that was found; from then on all deltas are empty.
 
     Args:
+      stop: stop strings; `StopStrings` that several choices share are built once.
       include_stop: whether the stop string is part of the text.
 
     Raises:
@@ -32,8 +34,8 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._include_stop = include_stop
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._matchers = [_Matcher(string) for string in stop]
-        self._held = ""
+        self._stop = stop if isinstance(stop, StopStrings) else StopStrings(stop)
+        self._node = ROOT
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Takes the next ids and gives the text that is safe to send now, often ''."""
@@ -47,51 +49,25 @@ class Detokenizer:
         if self.stop_string is not None:
             return ""
         text = self._advance(self._decoder.decode(b"", final=True))
-        rest, self._held = self._held, ""
+        rest = self._stop.beginning(self._node, self._stop.depth(self._node))
+        self._node = ROOT
         return text + rest
 
     def _advance(self, new: str) -> str:
-        if not self._matchers:
+        """The held text is the beginning that the node stands for, so it is never copied before it is sent."""
+        if not self._stop:
             return new
-        text = self._held + new
-        for end, char in enumerate(new, start=len(self._held) + 1):
-            if complete := [matcher.string for matcher in self._matchers if matcher.feed(char)]:
-                self.stop_string = max(complete, key=len)
-                self._held = ""
-                return text[: end if self._include_stop else end - len(self.stop_string)]
-        num_safe = len(text) - max(matcher.matched for matcher in self._matchers)
-        self._held = text[num_safe:]
-        return text[:num_safe]
+        before, node = self._node, self._node
+        for end, code in enumerate(map(ord, new), start=1):
+            node = self._stop.next_node(node, code)
+            if (found := self._stop.found_at(node)) is not None:
+                self.stop_string = found
+                self._node = ROOT
+                return self._first(before, new, end if self._include_stop else end - len(found))
+        self._node = node
+        return self._first(before, new, len(new) - self._stop.depth(node))
 
-
-class _Matcher:
-    """Finds a string in a text that comes one character at a time (Knuth, Morris, Pratt).
-
-    Attributes:
-      matched: length of the longest beginning of `string` with which the text so far ends.
-    """
-
-    def __init__(self, string: str) -> None:
-        if not string:
-            raise ValueError("a stop string must not be empty")
-        self.string = string
-        self.matched = 0
-        self._borders = _borders(string)
-
-    def feed(self, char: str) -> bool:
-        """Takes the next character; True if it completes the string, after which nothing may be fed."""
-        while self.matched and self.string[self.matched] != char:
-            self.matched = self._borders[self.matched - 1]
-        self.matched += self.string[self.matched] == char
-        return self.matched == len(self.string)
-
-
-def _borders(string: str) -> list[int]:
-    """For each beginning of `string`: the length of the longest shorter beginning with which it ends."""
-    borders = [0]
-    for char in string[1:]:
-        length = borders[-1]
-        while length and string[length] != char:
-            length = borders[length - 1]
-        borders.append(length + (string[length] == char))
-    return borders
+    def _first(self, node: int, new: str, end: int) -> str:
+        """What was held at the node and the new text, up to `end`; negative values count back into the held text."""
+        num_held = self._stop.depth(node)
+        return self._stop.beginning(node, min(num_held, num_held + end)) + new[: max(end, 0)]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from .schema import MAX_STOP_STRINGS, ChatMessage, ContentPart, StopString, TextPart
+from .schema import ChatMessage, ContentPart, StopStringList, TextPart
 from .schema_base import TEXT_OR_LIST, Body, CacheSalt, Count, Fields, Several, TermsFields, Text
 from .tools_schema import (
     MAX_TOOLS,
@@ -227,7 +227,7 @@ class MessagesBody(CountTokensBody, TermsFields):
     stream: bool = False
     output_config: OutputConfig = OutputConfig()
     output_format: OutputFormat | None = None
-    stop_sequences: list[StopString] = Field(default_factory=list, max_length=MAX_STOP_STRINGS)
+    stop_sequences: StopStringList = Field(default_factory=list)
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None

@@ -10,7 +10,7 @@ MAX_MESSAGES: Final = 16_384
 """In a conversation, and parts in a message. Each takes microseconds of the event loop's time."""
 
 MAX_STOP_CHARACTERS: Final = 4096
-"""Of a stop string, or of a phrase that must not be said: each character may be compared for each one generated."""
+"""Characters of a stop string, or of a phrase that must not be said."""
 
 type Several[T] = Annotated[list[T], FailFast(), Field(max_length=MAX_MESSAGES)]
 """Its first mistake ends the search for others, or millions of them would be written down."""

@@ -31,6 +31,7 @@ from .schema import GenerationBody
 from .schema_base import Body, TermsFields
 from .served_model import ServedModel
 from .state_store import StateStore, StoredState
+from .stop_strings import StopStringsBuilder
 from .stream import EventStream, first_delta, stream_events
 from .structured import Wish
 from .tenant import tenant
@@ -77,6 +78,7 @@ class Service:
     state_key: bytes | None = field(default=None, repr=False)
     states: StateStore = field(default_factory=StateStore)
     imports: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(IMPORTS_AT_A_TIME))
+    stop_strings: StopStringsBuilder = field(default_factory=StopStringsBuilder)
     door: Door = field(default_factory=Door)
 
     @property
@@ -143,6 +145,7 @@ class Service:
         longest = max(len(prompt.token_ids) for prompt in prompts)
         if self.max_prompt_tokens is not None and longest > self.max_prompt_tokens:
             raise prompt_too_long(longest, self.max_prompt_tokens)
+        stop = await self.stop_strings.build(body.stop_strings)
         grammar = None if wish is None else await self._grammar(body, wish, terms.deadline)
         pairs = [(prompt, each) for prompt in prompts for each in params]
         return [
@@ -150,7 +153,7 @@ class Service:
                 index,
                 prompt,
                 each,
-                body.stop_strings,
+                stop,
                 body.include_stop_str_in_output,
                 fork_of=index - index % len(params) if index % len(params) else None,
                 grammar=grammar,
