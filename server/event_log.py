@@ -11,6 +11,9 @@ from .framing import TYPED_EVENTS
 MAX_BYTES: Final = 4 * 2**20
 """Some twenty thousand tokens, one by one."""
 
+_EVENTS_PER_TURN: Final = 32
+"""Events that a follower may take before others get their turn on the event loop: it may have thousands to catch up."""
+
 
 class EventLog:
     """Encoded events by number, from 0. One task appends, any number follow, each at its own pace.
@@ -61,6 +64,8 @@ class EventLog:
                 self.check(number)
                 yield self._events[number - self._first]
                 number += 1
+                if number % _EVENTS_PER_TURN == 0:
+                    await asyncio.sleep(0)
             if self._is_closed:
                 return
             try:

@@ -79,3 +79,17 @@ async def test_a_client_that_is_too_slow_is_told_so() -> None:
     assert last.startswith(b"event: error\n")
     assert b'"sequence_number":1' in last
     assert [event async for event in stream] == []
+
+
+async def test_a_follower_with_much_to_catch_up_lets_others_have_their_turns() -> None:
+    log = EventLog()
+    for _ in range(3200):
+        log.append(b"x")
+    log.close()
+    following = asyncio.create_task(followed(log))
+    num_turns = 0
+    while not following.done():
+        await asyncio.sleep(0)
+        num_turns += 1
+    assert len(await following) == 3200
+    assert num_turns >= 100
