@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from typing import Final
@@ -11,9 +12,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from .answers import AnswerWriter
+from .delta import Delta
 from .disconnect import until_disconnect
 from .errors import from_exception
-from .generation import Delta, Generation
+from .generation import Generation
 
 _HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -62,25 +64,30 @@ async def stream_events(
 
     Args:
       first: the delta that has been taken from the generation already, if one has.
-      keep_alive_s: how long the stream may be silent; None where nobody would hear a sign of life.
+      keep_alive_s: how long the stream may be silent, though tokens without text may come; None where nobody would hear
+        a sign of life.
     """
-    framing, encode = writer.framing, writer.framing.encode
+    patience_s = math.inf if keep_alive_s is None else keep_alive_s
+    framing, encode, now = writer.framing, writer.framing.encode, asyncio.get_running_loop().time
     try:
         for chunk in writer.opening():
             yield encode(chunk)
         if first is not None:
             for chunk in writer.chunks(first):
                 yield encode(chunk)
+        silent_since = now()
         while True:
             try:
                 delta = await generation.next_within(keep_alive_s)
             except StopAsyncIteration:
                 break
-            if delta is None:
-                yield framing.pause
-                continue
-            for chunk in writer.chunks(delta):
-                yield encode(chunk)
+            events = [] if delta is None else [encode(chunk) for chunk in writer.chunks(delta)]
+            if not events and (delta is None or now() - silent_since >= patience_s):
+                events = [framing.pause]
+            for event in events:
+                yield event
+            if events:
+                silent_since = now()
         for chunk in writer.closing():
             yield encode(chunk)
         yield framing.end

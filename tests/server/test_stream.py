@@ -2,15 +2,23 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 import pytest
 from fake_engine import FakeEngine
 from fake_server import live, make_service, until
+from roost.server.answers import Envelope
+from roost.server.delta import Delta
 from roost.server.framing import KEEP_ALIVE
+from roost.server.generation import Generation
+from roost.server.prompts import Prompt
+from roost.server.routes.chat import ChatWriter
+from roost.server.schema import ChatBody
 from roost.server.served_model import ServedModel
 from roost.server.service import PATIENCE_S, Service
+from roost.server.stream import stream_events
 
 LONG: dict[str, Any] = {"prompt": "a", "max_tokens": 1_000_000, "ignore_eos": True}
 
@@ -68,6 +76,28 @@ async def test_a_silent_stream_is_kept_alive_by_comments(engine: FakeEngine, mod
     assert 3 <= rest.count(": keep-alive") <= 8
     assert rest[-2] == "data: [DONE]"
     assert [event for event in rest if not event.startswith(":")] == rest[rest.count(": keep-alive") :]
+
+
+class Scripted(Generation):
+    """Gives these deltas, one after the other, without ever waiting."""
+
+    def __init__(self, deltas: Sequence[Delta]) -> None:
+        self._deltas = iter(deltas)
+
+    async def next_within(self, patience_s: float | None) -> Delta | None:
+        for delta in self._deltas:
+            return delta
+        raise StopAsyncIteration
+
+
+async def test_a_stream_of_tokens_without_text_is_kept_alive_too(model: ServedModel) -> None:
+    """Tokens keep coming, but all of them are held back, as for a stop string, or have no text."""
+    body = ChatBody.model_validate({"messages": [{"role": "user", "content": "hi"}]})
+    writer = ChatWriter(Envelope.new("chatcmpl", body, model), body, Prompt((4,)))
+    silent = Delta(0, token_ids=(7,))
+    generation = Scripted([silent, Delta(0, "b", token_ids=(7,)), silent, silent])
+    events = [event async for event in stream_events(generation, None, writer, keep_alive_s=0.0)]
+    assert [event == KEEP_ALIVE for event in events] == [False, True, False, True, True, False]
 
 
 async def test_a_failure_in_the_middle_is_an_event_and_the_end(client: httpx.AsyncClient, engine: FakeEngine) -> None:
