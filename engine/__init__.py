@@ -30,6 +30,7 @@ from .model.shards import Shards
 from .model.source import ModelSource, open_model
 from .plan import DEVICES, Plan, plan
 from .profiling import record_profile
+from .recent import MAX_TOKENS
 from .request import (
     MAX_BIASES,
     MAX_LOGPROBS,
@@ -49,6 +50,7 @@ from .scheduler import Scheduler
 from .snapshot import Snapshot
 from .state_cache import StateCache
 from .state_disk import StateDisk
+from .tenant_store import TenantStore
 
 __all__ = [
     "DEVICES",
@@ -56,6 +58,7 @@ __all__ = [
     "MAX_LOGPROBS",
     "MAX_REPETITION_PENALTY",
     "MAX_STOP_IDS",
+    "MAX_TOKENS",
     "MIN_REPETITION_PENALTY",
     "MIN_TYPICAL_P",
     "PREFILL_BLOCK",
@@ -90,6 +93,7 @@ __all__ = [
     "Snapshot",
     "StateFileError",
     "StateFormat",
+    "TenantStore",
     "TokenLogprobs",
     "TokenMask",
     "TokenOutput",

@@ -1,0 +1,122 @@
+"""Values of several tenants, counted in bytes; where there is too little room, the tenant that holds most gives way."""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry[Value]:
+    value: Value
+    num_bytes: int
+
+
+@dataclass(slots=True)
+class _Shelf[Key: Hashable, Value]:
+    """One tenant's entries, oldest first.
+
+    Attributes:
+      num_bytes: Total size of the entries.
+    """
+
+    entries: OrderedDict[Key, _Entry[Value]] = field(default_factory=OrderedDict)
+    num_bytes: int = 0
+
+
+class TenantStore[Key: Hashable, Value]:
+    """Maps keys to values and counts their bytes per tenant. Every operation takes constant time per entry it touches.
+
+    Attributes:
+      num_bytes: Total size of all entries, as their owners stated it.
+    """
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self._shelves: dict[str, _Shelf[Key, Value]] = {}
+        self._tenants: dict[Key, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._tenants)
+
+    def get(self, key: Key) -> Value | None:
+        tenant = self._tenants.get(key)
+        return None if tenant is None else self._shelves[tenant].entries[key].value
+
+    def of(self, tenant: str) -> Sequence[Value]:
+        """A tenant's values, oldest first."""
+        shelf = self._shelves.get(tenant)
+        return () if shelf is None else [entry.value for entry in shelf.entries.values()]
+
+    def bytes_of(self, tenant: str) -> int:
+        """Total size of a tenant's entries."""
+        shelf = self._shelves.get(tenant)
+        return 0 if shelf is None else shelf.num_bytes
+
+    def count_of(self, tenant: str) -> int:
+        """Number of a tenant's entries."""
+        shelf = self._shelves.get(tenant)
+        return 0 if shelf is None else len(shelf.entries)
+
+    def has_room(self, tenant: str, num_bytes: int, limit: int, *, is_shared: bool) -> bool:
+        """Whether a tenant may add so many bytes.
+
+        Args:
+          limit: Maximum total size.
+          is_shared: Whether there are several tenants. Then none may hold more than it leaves free.
+        """
+        free = limit - self.num_bytes
+        return num_bytes <= free and not (is_shared and self.bytes_of(tenant) + num_bytes > free)
+
+    def largest(self) -> str:
+        """The tenant that holds most bytes.
+
+        Raises:
+          ValueError: The store is empty.
+        """
+        return max(self._shelves, key=self.bytes_of)
+
+    def put(self, key: Key, tenant: str, value: Value, num_bytes: int) -> None:
+        """Stores a value as the tenant's newest, in place of an earlier one under the same key."""
+        self.pop(key)
+        shelf = self._shelves.setdefault(tenant, _Shelf())
+        shelf.entries[key] = _Entry(value, num_bytes)
+        self._tenants[key] = tenant
+        self._count(shelf, num_bytes)
+
+    def resize(self, key: Key, num_bytes: int) -> None:
+        """States a new size of a stored value, which keeps its place."""
+        shelf = self._shelves[self._tenants[key]]
+        entry = shelf.entries[key]
+        shelf.entries[key] = _Entry(entry.value, num_bytes)
+        self._count(shelf, num_bytes - entry.num_bytes)
+
+    def pop(self, key: Key) -> Value | None:
+        """Removes a value and returns it; None if there is none."""
+        tenant = self._tenants.pop(key, None)
+        if tenant is None:
+            return None
+        shelf = self._shelves[tenant]
+        entry = shelf.entries.pop(key)
+        self._count(shelf, -entry.num_bytes)
+        if not shelf.entries:
+            del self._shelves[tenant]
+        return entry.value
+
+    def make_room(self, max_entries: int, max_bytes: int) -> list[Value]:
+        """Evicts the oldest entries of the tenant that holds most, until both bounds hold; returns their values."""
+        evicted = []
+        while len(self._tenants) > max_entries:
+            evicted.append(self._pop_oldest(max(self._shelves.values(), key=lambda shelf: len(shelf.entries))))
+        while self.num_bytes > max_bytes:
+            evicted.append(self._pop_oldest(max(self._shelves.values(), key=lambda shelf: shelf.num_bytes)))
+        return evicted
+
+    def _pop_oldest(self, shelf: _Shelf[Key, Value]) -> Value:
+        key = next(iter(shelf.entries))
+        value = shelf.entries[key].value
+        self.pop(key)
+        return value
+
+    def _count(self, shelf: _Shelf[Key, Value], num_bytes: int) -> None:
+        shelf.num_bytes += num_bytes
+        self.num_bytes += num_bytes
