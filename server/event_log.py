@@ -1,6 +1,7 @@
 """The events of a stream, kept so that clients can follow it from any of them, and again."""
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Final
@@ -13,13 +14,18 @@ MAX_BYTES: Final = 4 * 2**20
 
 _EVENTS_PER_TURN: Final = 32
 """Events that a follower may take before others get their turn on the event loop: it may have thousands to catch up."""
+_TAIL_BYTES: Final = 64 * 2**10
+"""Maximum size of a log that only its present followers still read."""
+
+_PLACE_BYTES: Final = 8
+"""Size of an event's place in the log."""
 
 
 class EventLog:
     """Encoded events by number, from 0. One task appends, any number follow, each at its own pace.
 
     Attributes:
-      num_bytes: what is kept; the oldest events make room for the newest, of which there is always one.
+      num_bytes: Memory that the events take. The oldest make room for the newest, of which there is always one.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
@@ -32,11 +38,14 @@ class EventLog:
 
     def append(self, event: bytes) -> None:
         self._events.append(event)
-        self.num_bytes += len(event)
-        while self.num_bytes > self._max_bytes and len(self._events) > 1:
-            self.num_bytes -= len(self._events.popleft())
-            self._first += 1
+        self.num_bytes += _size(event)
+        self._make_room()
         self._tell()
+
+    def shrink(self) -> None:
+        """Keeps no more than a tail from now on: nobody can follow the log who does not do so already."""
+        self._max_bytes = min(self._max_bytes, _TAIL_BYTES)
+        self._make_room()
 
     def close(self) -> None:
         """There will be no more events."""
@@ -74,9 +83,18 @@ class EventLog:
             except TimeoutError:
                 yield None
 
+    def _make_room(self) -> None:
+        while self.num_bytes > self._max_bytes and len(self._events) > 1:
+            self.num_bytes -= _size(self._events.popleft())
+            self._first += 1
+
     def _tell(self) -> None:
         news, self._news = self._news, asyncio.Event()
         news.set()
+
+
+def _size(event: bytes) -> int:
+    return sys.getsizeof(event) + _PLACE_BYTES
 
 
 async def replay(log: EventLog, number: int, pause_s: float) -> AsyncGenerator[bytes]:

@@ -1,59 +1,25 @@
 """What a response was made of, as the items that OpenAI's list has."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
-from .errors import ApiError, bad_value
-from .response_store import ResponseStore, StoredResponse
+from .paging import Order
+from .paging import page as page_of
+from .response_store import StoredResponse
 from .schema import ChatMessage
 
 
-def input_items(stored: StoredResponse) -> list[dict[str, Any]]:
-    """All items, oldest first, those of the responses before it included; the ids are always the same."""
-    suffix = stored.response["id"].removeprefix("resp_")
-    items = [item for message in stored.asked for item in _items(message)]
-    return [{**item, "id": f"{item['id']}_{suffix}_{place}"} for place, item in enumerate(items)]
+def page(stored: StoredResponse, limit: int, order: Order, after: str | None) -> dict[str, Any]:
+    """One page of all items, those of the responses before it included; the ids are always the same.
 
-
-def find_item(store: ResponseStore, item_id: str) -> ChatMessage:
-    """Returns the message that an item of a stored response's output stands for.
 
     Raises:
-      ApiError: none of the tenant's stored responses has such an item.
+      ApiError: there is no item with the id `after`.
     """
-    for stored in store.newest_first():
-        for item in stored.response["output"]:
-            if item["id"] == item_id and stored.answer is not None:
-                return stored.answer if item["type"] == "message" else _call_message(stored.answer, item["call_id"])
-    raise ApiError(404, f"there is no stored item with the id {item_id[:100]!r}", param="input")
-
-
-def _call_message(answer: ChatMessage, call_id: str) -> ChatMessage:
-    calls = [call for call in answer.tool_calls or () if call.id == call_id]
-    return ChatMessage(role="assistant", tool_calls=calls)
-
-
-def page(
-    items: Sequence[dict[str, Any]], limit: int, order: Literal["asc", "desc"], after: str | None
-) -> dict[str, Any]:
-    """So many of the items in this order, behind the one with the id `after`.
-
-    Raises:
-      ApiError: there is no such item.
-    """
-    ordered = list(items) if order == "asc" else list(reversed(items))
-    ids = [item["id"] for item in ordered]
-    if after is not None and after not in ids:
-        raise bad_value("after", f"the response has no input item with the id {after!r}")
-    start = 0 if after is None else ids.index(after) + 1
-    chosen = ordered[start : start + limit]
-    return {
-        "object": "list",
-        "data": chosen,
-        "first_id": chosen[0]["id"] if chosen else "",
-        "last_id": chosen[-1]["id"] if chosen else "",
-        "has_more": start + limit < len(ordered),
-    }
+    suffix = stored.id.removeprefix("resp_")
+    items = [item for message in stored.asked_messages() for item in _items(message)]
+    named = [{**item, "id": f"{item['id']}_{suffix}_{place}"} for place, item in enumerate(items)]
+    return page_of(named, limit, order, after, id_of=lambda item: str(item["id"]), describe=lambda item: item)
 
 
 def _items(message: ChatMessage) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 from uuid import uuid4
@@ -64,21 +64,18 @@ def chat_of(body: ResponseBody, conversation: Sequence[ChatMessage]) -> ChatBody
     )
 
 
-def messages_of(body: ResponseBody, find_item: Callable[[str], ChatMessage]) -> list[ChatMessage]:
+def messages_of(body: ResponseBody, referred: Mapping[str, ChatMessage]) -> list[ChatMessage]:
     """Returns the input as chat knows it.
 
     Args:
-      find_item: gives the message that an item of a stored response stands for, by the item's id.
-
-    Raises:
-      ApiError: see `find_item`.
+      referred: the messages that items of stored responses stand for, by the items' ids.
     """
     if isinstance(body.input, str):
         return [ChatMessage(role="user", content=body.input)]
     return [
         message
         for item in body.input
-        for message in ([find_item(item.id)] if isinstance(item, ItemReference) else item.as_chat())
+        for message in ([referred[item.id]] if isinstance(item, ItemReference) else item.as_chat())
     ]
 
 
@@ -103,7 +100,7 @@ class ResponseWriter(AnswerWriter):
         keep: Callable[[dict[str, Any], ChatMessage], None],
     ) -> None:
         self.id = f"resp_{uuid4().hex}"
-        self._item_id = f"msg_{uuid4().hex}"
+        self._item_id = self.id.replace("resp_", "msg_")  # items are found again by their response's id
         self._created = time.time()
         self._body = body
         self._model = model
@@ -169,7 +166,7 @@ class ResponseWriter(AnswerWriter):
             status,
             incomplete_details={"reason": "max_output_tokens"} if cut else None,
             completed_at=None if cut else time.time(),
-            output=_call_items(choice.calls, status) or [self._item(status, [self._part(choice)])],
+            output=self._call_items(choice.calls, status) or [self._item(status, [self._part(choice)])],
             usage=self._usage(choice),
         )
 
@@ -194,9 +191,9 @@ class ResponseWriter(AnswerWriter):
         if piece.id is not None:
             if piece.index:
                 (before,) = self._call.joined()
-                yield from self._ended_call(before, _call_item(before, "completed"))
+                yield from self._ended_call(before, self._call_item(before, "completed"))
             self._call = CallJoiner()
-            item = _call_item(replace(piece, arguments=""), "in_progress")
+            item = self._call_item(replace(piece, arguments=""), "in_progress")
             self._call_item_id = item["id"]
             yield self._event("response.output_item.added", output_index=piece.index, item=item)
         self._call.add(piece)
@@ -242,6 +239,21 @@ class ResponseWriter(AnswerWriter):
             **news,
         }
 
+    def _call_items(self, calls: Sequence[CallPiece], status: str) -> list[dict[str, Any]]:
+        """If the answer was cut short, it was within the last call."""
+        last = len(calls) - 1
+        return [self._call_item(call, status if call.index == last else "completed") for call in calls]
+
+    def _call_item(self, call: CallPiece, status: str) -> dict[str, Any]:
+        return {
+            "type": "function_call",
+            "id": f"{self.id.replace('resp_', 'fc_')}_c{call.index}",
+            "call_id": call.id,
+            "name": call.name,
+            "arguments": call.arguments,
+            "status": status,
+        }
+
     def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
         return {"type": "message", "id": self._item_id, "status": status, "role": "assistant", "content": content}
 
@@ -282,24 +294,6 @@ def _answer(choice: Delta) -> ChatMessage:
         for call in choice.calls
     ]
     return ChatMessage(role="assistant", content=choice.text, tool_calls=calls or None)
-
-
-def _call_items(calls: Sequence[CallPiece], status: str) -> list[dict[str, Any]]:
-    """If the answer was cut short, it was within the last call."""
-    last = len(calls) - 1
-    return [_call_item(call, status if call.index == last else "completed") for call in calls]
-
-
-def _call_item(call: CallPiece, status: str) -> dict[str, Any]:
-    assert call.id is not None
-    return {
-        "type": "function_call",
-        "id": call.id.replace("call_", "fc_"),
-        "call_id": call.id,
-        "name": call.name,
-        "arguments": call.arguments,
-        "status": status,
-    }
 
 
 def _described(tool: ResponseTool) -> dict[str, Any]:

@@ -296,6 +296,11 @@ class ResponseBody(TermsFields):
         return [tool for tool in self.tools if isinstance(tool, ResponseTool)]
 
     @property
+    def references(self) -> list[str]:
+        """Ids of items of stored responses that are part of the input."""
+        return [item.id for item in self.input if isinstance(item, ItemReference)]
+
+    @property
     def dropped(self) -> Iterator[str]:
         """What is left out, as warnings name it."""
         for index, tool in enumerate(self.tools):

@@ -1,9 +1,10 @@
 """`/v1/responses`: OpenAI's newer way to chat, in which the server remembers."""
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -12,8 +13,10 @@ from ..body import JsonRoute
 from ..errors import bad_value
 from ..event_log import EventLog, replay
 from ..generation import Choice
-from ..input_items import find_item, input_items, page
+from ..input_items import page
 from ..openapi import STREAMABLE
+from ..paging import Order
+from ..response_store import pack
 from ..responses import ResponseWriter, chat_of, messages_of
 from ..responses_schema import ResponseBody
 from ..sampling import chat_params
@@ -31,22 +34,14 @@ async def create_response(body: ResponseBody, request: Request, service: ReadySe
     service.check(body)
     if body.background and not body.store:
         raise bad_value("background", "background needs store: true, as the answer is fetched later")
-    request_warnings.warn_all(body.dropped)
-    asked = messages_of(body, partial(find_item, service.responses))
-    conversation = [*service.responses.conversation(body.previous_response_id), *asked]
-    chat = chat_of(body, conversation)
-    params = chat_params(chat, service.model)
-    prompt = await service.prompts.chat(chat.messages, chat.ending, tools=chat.usable_tools, param="input")
     log = EventLog() if body.background and body.stream else None
-    keep = partial(_keep, service, conversation, log) if body.store else _forget
-    writer = ResponseWriter(body, service.model, prompt, params[0], keep)
-    choices = await service.choices(chat, [prompt], params, chat_wish(chat, format_param="text.format"))
+    writer, choices, asked = await _prepare(body, service, log)
     if not body.background:
         return await service.respond(
             request, writer.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings
         )
     begun = writer.begun()
-    service.responses.keep(begun, conversation, log)
+    service.responses.keep(begun, asked, log)
     service.background.start(writer.id, _run(service, choices, writer, log))
     return json_response(begun) if log is None else _follow(service, log, 0)
 
@@ -63,7 +58,7 @@ async def get_response(
     if not stream:
         if starting_after is not None:
             raise bad_value("starting_after", "starting_after needs stream=true")
-        return json_response(stored.response)
+        return Response(stored.response, media_type="application/json")
     if stored.events is None:
         raise bad_value("stream", "only responses made with background: true and stream: true can be streamed again")
     return _follow(service, stored.events, 0 if starting_after is None else starting_after + 1)
@@ -74,21 +69,22 @@ async def list_input_items(
     response_id: str,
     service: AnyService,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
+    order: Order = "desc",
     after: str | None = None,
 ) -> Response:
     """What the response was made of: its input, and the conversation that it goes on from."""
-    return json_response(page(input_items(service.responses.get(response_id)), limit, order, after))
+    stored = service.responses.get(response_id)
+    return json_response(await asyncio.to_thread(page, stored, limit, order, after))
 
 
 @router.post("/v1/responses/{response_id}/cancel")
 async def cancel_response(response_id: str, service: AnyService) -> Response:
     """Ends a background response; one that has ended already stays as it is."""
-    if not service.responses.get(response_id).response["background"]:
+    if not service.responses.get(response_id).is_background:
         message = "only background responses can be cancelled: close the connection of others, or POST /abort_request"
         raise bad_value(None, message)
     await _end(service, response_id)
-    return json_response(service.responses.get(response_id).response)
+    return Response(service.responses.get(response_id).response, media_type="application/json")
 
 
 @router.delete("/v1/responses/{response_id}")
@@ -111,9 +107,33 @@ def _follow(service: Service, log: EventLog, number: int) -> Response:
     return EventStream(replay(log, number, service.keep_alive_s), AsyncExitStack())
 
 
+async def _prepare(
+    body: ResponseBody, service: Service, log: EventLog | None
+) -> tuple[ResponseWriter, Sequence[Choice], bytes]:
+    """What it takes to answer, and all messages up to the answer, packed.
+
+    Unpacked messages, of which a small body may name many, are gone when this returns.
+    """
+    request_warnings.warn_all(body.dropped)
+    previous = service.responses.previous(body.previous_response_id)
+    referred = await service.responses.items(body.references)
+    async with service.responses.unpacked(previous) as earlier:
+        messages = [*earlier, *messages_of(body, referred)]
+        chat = chat_of(body, messages)
+        params = chat_params(chat, service.model)
+        wish = chat_wish(chat, format_param="text.format")
+        prompt = await service.prompts.chat(chat.messages, chat.ending, tools=chat.usable_tools, param="input")
+        asked = await asyncio.to_thread(pack, messages) if body.store else b""
+        chat = chat.model_copy(update={"messages": []})
+        del messages, earlier
+    keep = partial(_keep, service, asked, log) if body.store else _forget
+    writer = ResponseWriter(body, service.model, prompt, params[0], keep)
+    return writer, await service.choices(chat, [prompt], params, wish), asked
+
+
 def _keep(
     service: Service,
-    asked: Sequence[ChatMessage],
+    asked: bytes,
     log: EventLog | None,
     response: dict[str, Any],
     answer: ChatMessage,
@@ -131,7 +151,7 @@ async def _run(service: Service, choices: Sequence[Choice], writer: ResponseWrit
         async with service.generation(writer.id, choices) as generation:
             async for event in stream_events(generation, None, writer, keep_alive_s=None):
                 if log is not None and event:
-                    log.append(event)
+                    service.responses.log(writer.id, log, event)
     finally:
         if log is not None:
             log.close()

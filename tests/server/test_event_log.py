@@ -11,6 +11,10 @@ from roost.server.event_log import EventLog, replay
 EVENTS = [b"event: x\ndata: {}\n\n", b"yy", b"z"]
 
 
+EVENT_BYTES = 41
+"""What an event takes beside its own bytes."""
+
+
 def filled(max_bytes: int = 1000) -> EventLog:
     log = EventLog(max_bytes)
     for event in EVENTS:
@@ -38,14 +42,14 @@ def test_followers_get_all_from_their_number_on(sizes: list[int], early: int, nu
         log.close()
         for got in (await followers[0], await followers[1], await followed(log, number)):
             assert got == events[number:]
-        assert log.num_bytes == sum(sizes)
+        assert log.num_bytes == sum(EVENT_BYTES + size for size in sizes)
 
     asyncio.run(run())
 
 
 async def test_the_oldest_events_make_room() -> None:
-    log = filled(max_bytes=3)
-    assert log.num_bytes == 3
+    log = filled(max_bytes=2 * EVENT_BYTES + 3)
+    assert log.num_bytes == 2 * EVENT_BYTES + 3
     assert await followed(log, 1) == EVENTS[1:]
     log.check(1)
     with pytest.raises(ApiError, match="starting_after=1"):
@@ -60,6 +64,16 @@ async def test_the_newest_event_stays_however_long_it_is() -> None:
     assert await followed(log, 2) == EVENTS[:1]
 
 
+async def test_small_events_count_with_what_they_take_beside_their_bytes() -> None:
+    log = EventLog(max_bytes=41_000)
+    for _ in range(10_000):
+        log.append(b"x")
+    log.close()
+    assert len(await followed(log, 10_000 - 41_000 // 42)) == 41_000 // 42
+    with pytest.raises(ApiError):
+        log.check(10_000 - 41_000 // 42 - 1)
+
+
 async def test_silence_is_told_of() -> None:
     log = EventLog()
     followers = [log.follow(0, 0.01) for _ in range(2)]
@@ -69,7 +83,7 @@ async def test_silence_is_told_of() -> None:
 
 
 async def test_a_client_that_is_too_slow_is_told_so() -> None:
-    log = EventLog(max_bytes=3)
+    log = EventLog(max_bytes=60)
     stream = replay(log, 0, 1.0)
     log.append(b"one")
     assert await anext(stream) == b"one"

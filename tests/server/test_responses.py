@@ -1,6 +1,7 @@
 """`/v1/responses`: its objects and events, and what the server remembers."""
 
 import asyncio
+import json
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ from fake_engine import FakeEngine
 from fake_server import live, make_service, until
 from openai.types.responses import Response, ResponseStreamEvent
 from openai.types.responses.response_item_list import ResponseItemList
+from roost.server.prompts import Prompt
 from roost.server.served_model import ServedModel
 from roost.server.service import Service
 
@@ -152,6 +154,41 @@ async def test_a_response_goes_on_from_another(client: httpx.AsyncClient, engine
     ]
     await client.post("/v1/chat/completions", json={"messages": chat, "max_tokens": 1})
     assert engine.requests[-1].prompt_token_ids == engine.requests[-2].prompt_token_ids
+
+
+async def test_a_tenant_unpacks_one_long_conversation_at_a_time(
+    client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small requests may name long conversations, which take much more than they do while prompts are made of them."""
+    first = await created(client, "x" * 100_000)
+    running, most = 0, 0
+    make = service.prompts.chat
+
+    async def chat(*args: Any, **options: Any) -> Prompt:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        prompt = await make(*args, **options)
+        await asyncio.sleep(0)
+        running -= 1
+        return prompt
+
+    monkeypatch.setattr(service.prompts, "chat", chat)
+    await asyncio.gather(*(created(client, "hi", previous_response_id=first.id) for _ in range(5)))
+    assert most == 1
+    short = await created(client, "y")
+    await asyncio.gather(*(created(client, "hi", previous_response_id=short.id) for _ in range(5)))
+    assert most > 1, "short ones wait for nobody"
+
+
+async def test_what_a_response_shows_of_its_request_counts(client: httpx.AsyncClient, service: Service) -> None:
+    """Ten with tools of 300 kB each, which are no message."""
+    parameters = {"type": "object", "properties": {f"a{i}": {"type": "string"} for i in range(10_000)}}
+    tools = [{"type": "function", "name": "f", "parameters": parameters}]
+    for _ in range(10):
+        await create(client, tools=tools, tool_choice="none")
+    size = len(json.dumps(tools, separators=(",", ":")))
+    assert 10 * size < service.responses.num_bytes < 11 * size
 
 
 async def test_a_stored_response_can_be_had_again_and_deleted(client: httpx.AsyncClient) -> None:

@@ -1,6 +1,7 @@
 """The life of the process around the engine: ready, asked to end, dead."""
 
 import asyncio
+import json
 import signal
 import socket
 import time
@@ -132,7 +133,7 @@ async def test_a_background_response_is_waited_for(engine: FakeEngine, service: 
         assert not engine.stopped
         engine.gate.set()
         assert await process.end() is None
-    assert service.responses.get(begun["id"]).response["status"] == "completed"
+    assert json.loads(service.responses.get(begun["id"]).response)["status"] == "completed"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
