@@ -4,6 +4,7 @@ import asyncio
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ class _Abort:
 @dataclass(frozen=True, slots=True)
 class _Save:
     request_id: str
+    num_generated: int | None
     future: "asyncio.Future[SavedState]"
 
 
@@ -52,6 +54,7 @@ class AsyncEngine:
         self._inbox: queue.SimpleQueue[_Add | _Abort | _Save | _Stop] = queue.SimpleQueue()
         self._streams: dict[str, Mailbox[TokenOutput | Exception]] = {}
         self._saves: set[asyncio.Future[SavedState]] = set()
+        self._pending_saves: deque[_Save] = deque()
         self._state_format: StateFormat | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -160,8 +163,10 @@ class AsyncEngine:
             del self._streams[request.id]
             self._inbox.put(_Abort(request.id))
 
-    async def save(self, request_id: str) -> SavedState:
-        """A request's text so far, and the state that spares reading it again; see `EngineCore.save`.
+    async def save(self, request_id: str, num_generated: int | None = None) -> SavedState:
+        """A request's token history, and the snapshot that spares prefilling it again; see `EngineCore.save`.
+
+        At most one save is served per engine step, as each takes time in proportion to the history.
 
         Raises:
           UnknownRequestError: no request of that id runs, or has ended lately.
@@ -171,7 +176,7 @@ class AsyncEngine:
             raise EngineDeadError("the engine is not running")
         future: asyncio.Future[SavedState] = asyncio.get_running_loop().create_future()
         self._saves.add(future)
-        self._inbox.put(_Save(request_id, future))
+        self._inbox.put(_Save(request_id, num_generated, future))
         try:
             return await future
         finally:
@@ -205,12 +210,16 @@ class AsyncEngine:
             self._call(self._on_death, error)
 
     def _take_commands(self, core: EngineCore) -> bool:
-        """Applies what the inbox holds, waiting only while there is nothing else to do; False when it says stop."""
+        """Applies what the inbox holds, waiting only while there is nothing else to do; False when it says stop.
+
+        Saves wait for their turn: one of them is served before each step.
+        """
         while True:
-            is_idle = core.is_idle
+            is_idle = core.is_idle and not self._pending_saves
             try:
                 command = self._inbox.get(block=is_idle)
             except queue.Empty:
+                self._serve_save(core)
                 return True
             if is_idle:
                 core.tick(time.monotonic())  # nobody was alive meanwhile, so nobody's time has run out
@@ -223,13 +232,22 @@ class AsyncEngine:
                 case _Abort(request_id):
                     core.abort(request_id)
                     self._stats = core.stats
-                case _Save(request_id, future):
-                    try:
-                        self._call(self._settle, future, core.save(request_id))
-                    except UnknownRequestError as error:
-                        self._call(self._settle, future, error)
+                case _Save():
+                    self._pending_saves.append(command)
                 case _Stop():
                     return False
+
+    def _serve_save(self, core: EngineCore) -> None:
+        """Serves the oldest pending save, if there is one."""
+        while self._pending_saves:
+            save = self._pending_saves.popleft()
+            if save.future.cancelled():
+                continue
+            try:
+                self._call(self._settle, save.future, core.save(save.request_id, save.num_generated))
+            except UnknownRequestError as error:
+                self._call(self._settle, save.future, error)
+            return
 
     def _call[*Args](self, function: Callable[[*Args], None], *args: *Args) -> None:
         """Runs a function on the event loop, if it is still there."""

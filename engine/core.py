@@ -20,6 +20,9 @@ other, so what breaks one is its own text, state or slot."""
 _CANARY: Final = Request("roost-canary", (1, 2, 3), SamplingParams(max_tokens=2, temperature=0.0))
 """A request that only broken parameters can break: prefill and a decode step, with nothing restored."""
 
+_ONE_MORE: Final = PromptKey.of([NO_TOKEN], "").tokens
+"""A token behind a history: a look-up leaves at least one to prefill, and a saved history may be covered whole."""
+
 
 @runtime_checkable
 class Pending(Protocol):
@@ -111,17 +114,21 @@ class EngineCore:
         """Says what time it is, in seconds of `time.monotonic`; gives the ends of requests that have none left."""
         return self._scheduler.tick(now)
 
-    def save(self, request_id: str) -> SavedState:
-        """A request's text so far, of one that runs or has ended lately, and what spares reading it again.
+    def save(self, request_id: str, num_generated: int | None = None) -> SavedState:
+        """The token history of a request that runs or ended lately, and the snapshot that spares prefilling it again.
+
+        Args:
+          num_generated: Generated tokens that belong to it, from the first one on; None takes all.
 
         Raises:
-          UnknownRequestError: there is none of that id, or nothing is remembered here.
+          UnknownRequestError: No such request runs or ended lately, or there is no prefix cache.
         """
         text, cache = self._scheduler.text_of(request_id), self._scheduler.cache
         if text is None or cache is None:
             raise UnknownRequestError(f"no request with the id {request_id!r} runs, or has ended lately")
-        known = cache.look_up(PromptKey.of((*text.token_ids, NO_TOKEN), text.salt), on_grid=True)
-        return SavedState(text.token_ids, known, text.salt, text.tenant)
+        tokens, salt = text.tokens(num_generated), text.salt
+        known = cache.look_up(PromptKey(salt, tokens + _ONE_MORE), on_grid=True)
+        return SavedState(tokens, known, salt, text.tenant, text.is_imported)
 
     def close(self) -> None:
         """Returns once what is to be kept has been written, and nobody waits for more."""

@@ -233,7 +233,8 @@ class Request:
       start_by, deadline: until when it has to have a slot, and to be done; in seconds of `time.monotonic`.
       cache_salt: it shares remembered states only with requests of the same salt.
       state: of the prompt's beginning, on the grid, if the caller has one.
-      state_is_imported: whether it came from a file, so that it may be anything.
+      state_is_imported: Whether `state` came from a file, or from a request that went on from one. Activations that
+        are not numbers say nothing about the parameters then.
     """
 
     id: str

@@ -1,6 +1,7 @@
 """Decides the next batch and books results. Pure host Python: no clock, no thread, no JAX, no randomness."""
 
 import math
+from array import array
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
@@ -235,13 +236,15 @@ class Scheduler:
     def _look_up(self, sequence: Sequence) -> None:
         """Resumes a sequence that reads its own prompt from what is remembered of it, if all it wants is its end."""
         if sequence.parent is not None:
+            if sequence.parent.key is not None:  # the prompts are the same
+                sequence.key = PromptKey(sequence.request.cache_salt, sequence.parent.key.tokens)
             return
         request, found = sequence.request, sequence.request.state
         if found is not None and found.length >= len(request.prompt_token_ids):
             found = None  # nothing would be left to read
         scores = request.params.prompt_logprobs is not None
         if self.cache is not None:
-            sequence.key = PromptKey.of(request.prompt_token_ids, request.cache_salt)
+            sequence.key = sequence.key or PromptKey.of(request.prompt_token_ids, request.cache_salt)
             known = None if scores else self.cache.look_up(sequence.key)
             found = max(filter(None, (known, found)), key=lambda state: state.length, default=None)
         if found is not None and not scores:
@@ -484,7 +487,9 @@ def _lateness(request: Request, now: float, *, is_waiting: bool) -> RoostError |
 
 def _text_of(sequence: Sequence) -> Text:
     request = sequence.request
-    return Text(request.prompt_token_ids + tuple(sequence.token_ids), request.cache_salt, request.tenant)
+    prompt = sequence.key or PromptKey.of(request.prompt_token_ids, request.cache_salt)
+    answer = array("i", sequence.token_ids).tobytes()
+    return Text(prompt.tokens, answer, request.cache_salt, request.tenant, request.state_is_imported)
 
 
 def _floor_power_of_two(n: int) -> int:

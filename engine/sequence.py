@@ -30,7 +30,7 @@ class Sequence:
       token_ids: these, where states are remembered.
       prompt_logprobs: collected chunk by chunk where the request asks for them.
       parent: whose state it will go on from, while that one reads the prompt that they share.
-      key: its prompt, for the state cache; None where there is none.
+      key: its prompt, for the state cache and for saved states; None where there is no cache.
       resume: a remembered state that its slot gets with its first chunk.
       num_cached: prompt tokens that need not be read thanks to that.
       read: the state after the last chunk that came back, or that it was resumed from.

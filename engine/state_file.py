@@ -16,6 +16,10 @@ from .snapshot import HostArray
 
 FORMAT: Final = "roost-state-1"
 
+MAX_HEADER_BYTES: Final = 16 * 2**10
+"""Maximum size of a file's header. Names, shapes and facts take some 600 bytes; JSON that is parsed takes up to thirty
+times its size."""
+
 _CHECKSUM_KEY: Final = b"roost"
 """Of files that are only checked, not signed."""
 
@@ -40,8 +44,11 @@ def unpack(data: bytes, key: bytes | None = None) -> tuple[dict[str, HostArray],
     Raises:
       StateFileError: it is no such file, of another version, was changed, or is not signed by the key.
     """
+    header_bytes = int.from_bytes(data[:8], "little")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise StateFileError(f"is no whole state file (its header would have {header_bytes} bytes)")
     try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = json.loads(data[8 : 8 + header_bytes])
         facts: dict[str, str] = dict(header["__metadata__"])
         found = {name: _array(tensor) for name, tensor in safetensors.deserialize(data)}  # type: ignore[no-untyped-call]
     except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:

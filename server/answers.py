@@ -28,6 +28,10 @@ class AnswerWriter(ABC):
     def whole(self, choices: Sequence[Delta]) -> Mapping[str, Any]:
         """The answer to a request that does not stream."""
 
+    def order(self, choices: Sequence[Delta]) -> Sequence[int]:
+        """Indices of those choices that `whole` answers with, in the order of the answer."""
+        return range(len(choices))
+
     def opening(self) -> Iterator[Mapping[str, Any]]:
         """The chunks that come before any token."""
         yield from ()

@@ -35,7 +35,7 @@ class BodyLimit:
     Args:
       app: what is behind it.
       max_bytes: of one body.
-      files: paths whose routes read their bodies by `read_file`, which has a bound of its own.
+      files: paths whose routes have a bound of their own for bodies; see `StateFiles.receive`.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES, files: Collection[str] = ()) -> None:
@@ -69,26 +69,6 @@ class BodyLimit:
             await self._app(scope, limited, send)
         finally:
             self._room += num_bytes
-
-
-async def read_file(request: Request, max_bytes: int) -> bytes:
-    """A body that is a file.
-
-    Raises:
-      ApiError: it is larger than that, or says that it will be; or it is compressed.
-    """
-    refuse_encoding(request.headers)
-    num_bytes, chunks = _announced(request.scope), list[bytes]()
-    if num_bytes <= max_bytes:
-        num_bytes = 0
-        async for chunk in request.stream():
-            num_bytes += len(chunk)
-            if num_bytes > max_bytes:
-                break
-            chunks.append(chunk)
-    if num_bytes > max_bytes:
-        raise body_too_large(max_bytes)
-    return b"".join(chunks)
 
 
 def _announced(scope: Scope) -> int:

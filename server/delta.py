@@ -28,6 +28,7 @@ class Delta:
       num_cached: on the first delta: tokens of the prompt that had not to be read. 0 for a choice that forks from
         another, which tells it for both.
       times: on the last delta: of the choice.
+      num_sent: Number of the choice's tokens, so far, whose text was sent whole; see `Detokenizer.num_sent`.
     """
 
     index: int
@@ -41,6 +42,7 @@ class Delta:
     stop_reason: int | str | None = None
     num_cached: int = 0
     times: Times = NEVER
+    num_sent: int = 0
 
 
 _TOKEN_BYTES: Final = 8
@@ -123,6 +125,7 @@ class _JoinedDeltas:
             stop_reason=last.stop_reason,
             num_cached=self._num_cached,
             times=last.times,
+            num_sent=last.num_sent,
         )
 
 

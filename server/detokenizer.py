@@ -1,6 +1,7 @@
 """Token ids to text deltas, as they are generated."""
 
 import codecs
+from collections import deque
 from collections.abc import Sequence
 
 from .stop_strings import ROOT, StopStrings
@@ -18,6 +19,8 @@ class Detokenizer:
 
     Attributes:
       stop_string: the one that was found; from then on all deltas are empty.
+      num_sent: Number of tokens, from the first one on, whose text the deltas hold whole. A token that reaches into a
+        stop string, or whose last character is not complete yet, is none of them, nor is any after it.
 
     Args:
       stop: stop strings; `StopStrings` that several choices share are built once.
@@ -36,13 +39,16 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = stop if isinstance(stop, StopStrings) else StopStrings(stop)
         self._node = ROOT
+        self.num_sent = 0
+        self._num_decoded = 0
+        self._num_given = 0
+        self._ends: deque[int] = deque()
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Takes the next ids and gives the text that is safe to send now, often ''."""
         if self.stop_string is not None:
             return ""
-        data = b"".join(map(self._tokenizer.token_bytes, token_ids))
-        return self._advance(self._decoder.decode(data))
+        return self._give(self._advance("".join(map(self._decode, token_ids))))
 
     def finish(self) -> str:
         """Gives what was held back, when no more ids will come; an incomplete character becomes U+FFFD."""
@@ -51,7 +57,22 @@ class Detokenizer:
         text = self._advance(self._decoder.decode(b"", final=True))
         rest = self._stop.beginning(self._node, self._stop.depth(self._node))
         self._node = ROOT
-        return text + rest
+        return self._give(text + rest)
+
+    def _decode(self, token_id: int) -> str:
+        """The characters that a token completes. Notes where its own last character ends, which may be yet to come."""
+        text = self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        self._num_decoded += len(text)
+        self._ends.append(self._num_decoded + bool(self._decoder.getstate()[0]))
+        return text
+
+    def _give(self, text: str) -> str:
+        self._num_given += len(text)
+        ends = self._ends
+        while ends and ends[0] <= self._num_given:
+            ends.popleft()
+            self.num_sent += 1
+        return text
 
     def _advance(self, new: str) -> str:
         """The held text is the beginning that the node stands for, so it is never copied before it is sent."""

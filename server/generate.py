@@ -79,16 +79,17 @@ async def _run(engine: AsyncEngine, model: ServedModel, choice: Choice, options:
     key = state_key(options.settings)
     if options.load_state is not None:
         choice = _after(choice, _load(engine, options.load_state, key), model, raw=options.raw)
-    began, num_tokens = time.perf_counter(), 0
+    began, num_tokens, num_sent = time.perf_counter(), 0, 0
     metrics = Metrics(lambda: engine.stats)
     try:
         async with aclosing(generate_choice(engine, model.tokenizer, metrics, "cli", choice)) as deltas:
             async for delta in deltas:
                 num_tokens += len(delta.token_ids)
+                num_sent = delta.num_sent
                 print(delta.text, end="", flush=True)
         seconds = time.perf_counter() - began
         if options.save_state is not None:
-            state = await engine.save("cli-0")
+            state = await engine.save("cli-0", num_sent)
             _write(options.save_state, engine.state_format.export(state, key))
     finally:
         print(flush=True)
@@ -107,12 +108,12 @@ def _load(engine: AsyncEngine, path: Path, key: bytes | None) -> SavedState:
 
 def _after(choice: Choice, state: SavedState, model: ServedModel, *, raw: bool) -> Choice:
     """The choice behind a text that was read before. There is one BOS; and a turn that has ended ends its line."""
-    new = choice.prompt.token_ids
+    new, token_ids = choice.prompt.token_ids, state.token_ids
     if new[0] == model.tokenizer.bos_id:
         new = new[1:]
-    if not raw and state.token_ids[-1] in model.end_token_ids:
+    if not raw and token_ids[-1] in model.end_token_ids:
         new = (*model.tokenizer.encode("\n"), *new)
-    return replace(choice, prompt=Prompt(state.token_ids + new), state=state.snapshot)
+    return replace(choice, prompt=Prompt(token_ids + new), state=state.snapshot, state_is_imported=state.is_imported)
 
 
 def _write(path: Path, data: bytes) -> None:

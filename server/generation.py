@@ -24,6 +24,7 @@ from .errors import client_too_slow, request_aborted
 from .grammar import Grammar
 from .metrics import Metrics
 from .prompts import Prompt
+from .sent_answers import SentAnswer
 from .tokenizer import Tokenizer
 from .tools import CallReader
 
@@ -54,7 +55,8 @@ class Choice:
       grammar: what the answer has to keep to, if anything.
       may_call: whether the answer may consist of calls of tools, which are then told from text.
       terms: the HTTP request's.
-      cache_salt, state: see `Request`.
+      cache_salt, state, state_is_imported: see `Request`.
+      sends_ids: Whether token ids are the answer; then each counts as sent whatever its text is.
     """
 
     index: int
@@ -68,6 +70,8 @@ class Choice:
     terms: Terms = Terms()
     cache_salt: str = ""
     state: Snapshot | None = None
+    state_is_imported: bool = False
+    sends_ids: bool = False
 
     def request(self, request_id: str) -> Request:
         """What the engine is asked for.
@@ -88,6 +92,7 @@ class Choice:
             deadline=self.terms.deadline,
             cache_salt=self.cache_salt,
             state=self.state,
+            state_is_imported=self.state_is_imported,
         )
 
 
@@ -104,6 +109,7 @@ async def generate_choice(
     request = choice.request(request_id)
     detokenizer = Detokenizer(tokenizer, choice.stop, include_stop=choice.include_stop)
     calls = CallReader() if choice.may_call else None
+    num_tokens = num_sent = 0
     with metrics.track_request(request) as record:
         async with aclosing(engine.generate(request)) as outputs:
             async for output in outputs:
@@ -114,8 +120,12 @@ async def generate_choice(
                 record.output(output)
                 delta = _advance(choice, detokenizer, output)
                 record.tokens(len(delta.token_ids))
+                num_tokens += len(delta.token_ids)
+                if choice.sends_ids:
+                    delta.num_sent = num_tokens
                 if calls is not None:
-                    delta = _tell_calls(calls, delta)
+                    delta = _tell_calls(calls, delta, num_sent)
+                num_sent = delta.num_sent
                 if delta.finish_reason is not None:
                     record.finished(delta.finish_reason)
                     yield replace(delta, times=record.times)
@@ -149,13 +159,20 @@ def _advance(choice: Choice, detokenizer: Detokenizer, output: TokenOutput) -> D
         finish_reason=finish_reason,
         stop_reason=stop_reason,
         num_cached=output.num_cached if choice.fork_of is None else 0,
+        num_sent=detokenizer.num_sent + (hides_last and detokenizer.stop_string is None),
     )
 
 
-def _tell_calls(reader: CallReader, delta: Delta) -> Delta:
-    text, calls = reader.read(delta.text, is_last=delta.finish_reason is not None)
+def _tell_calls(reader: CallReader, delta: Delta, num_sent: int) -> Delta:
+    """
+    Args:
+      num_sent: That of the delta before. While the reader holds text back, nothing more is sent.
+    """
+    is_last = delta.finish_reason is not None
+    text, calls = reader.read(delta.text, is_last=is_last)
     called = delta.finish_reason is FinishReason.STOP and reader.is_complete
-    return replace(delta, text=text, calls=calls, called=called)
+    num_sent = delta.num_sent if is_last or not reader.is_holding else num_sent
+    return replace(delta, text=text, calls=calls, called=called, num_sent=num_sent)
 
 
 class _End(enum.Enum):
@@ -170,9 +187,13 @@ class Generation:
     Deltas of a choice that come while an earlier one waits for the reader are joined with it: a reader that falls
     behind gets fewer, larger ones. Waiting for the next delta may be cancelled and begun again, nothing is lost. Close
     it in any case: that frees the slots of all choices that still run.
+
+    Attributes:
+      sent: What has been taken out.
     """
 
-    def __init__(self, choices: Sequence[AsyncGenerator[Delta]]) -> None:
+    def __init__(self, choices: Sequence[AsyncGenerator[Delta]], sent: SentAnswer | None = None) -> None:
+        self.sent = SentAnswer.of(len(choices)) if sent is None else sent
         self._inbox: Mailbox[DeltaJoiner | Exception | _End] = Mailbox()
         self._num_open = len(choices)
         self._has_reader = False
@@ -208,8 +229,12 @@ class Generation:
             self._has_reader = False
             if isinstance(item, Exception):
                 raise item
-            return None if item is None else item.take()
+            return None if item is None else self._taken(item.take())
         raise StopAsyncIteration
+
+    def _taken(self, delta: Delta) -> Delta:
+        self.sent.num_tokens[delta.index] = delta.num_sent
+        return delta
 
     def abort(self) -> int:
         """Ends the choices that still run; says how many. Whoever waits for the next delta gets an `ApiError`."""

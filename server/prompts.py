@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from ..engine import MAX_TOKENS, SavedState
 from .chat import ANSWER, ChatFormatError, Ending, Message
 from .errors import bad_value
 from .schema import ChatMessage, GenerationBody
@@ -85,6 +86,26 @@ class PromptEncoder:
                 f"token id {max(token_ids)} is outside the vocabulary of {self._tokenizer.vocab_size} tokens",
             )
         return Prompt(tuple(token_ids))
+
+    async def after(self, state: SavedState, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts, each behind the token history of a state.
+
+        Raises:
+          ApiError: Together they would have too many tokens for so small a request.
+        """
+        num_tokens = state.num_tokens * len(prompts)
+        if num_tokens > MAX_TOKENS:
+            message = (
+                f"prompt: {len(prompts)} prompts behind a state of {state.num_tokens} tokens are more than"
+                f" {MAX_TOKENS} tokens: send fewer in one request"
+            )
+            raise bad_value("prompt", message)
+
+        def put_behind() -> list[Prompt]:
+            token_ids = state.token_ids
+            return [prompt.after(token_ids) for prompt in prompts]
+
+        return await self._off_loop(num_tokens, put_behind)
 
     async def chat(
         self,

@@ -134,6 +134,11 @@ class GenerationBody(StructuredFields, TermsFields):
         return False
 
     @property
+    def sends_ids(self) -> bool:
+        """Whether the answer is token ids, and no text."""
+        return False
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
@@ -174,6 +179,10 @@ class GenerateBody(GenerationBody):
     token_ids: Annotated[TokenIds, Field(min_length=1)]
     logprobs: TopLogprobs | None = None
     from_state: str | None = None
+
+    @property
+    def sends_ids(self) -> bool:
+        return True
 
 
 class TextPart(BaseModel):

@@ -30,6 +30,8 @@ from .prompts import PromptEncoder
 from .served_model import open_served_model
 from .service import Service
 from .settings import Settings
+from .state_files import StateFiles
+from .state_store import StateStore
 from .strict_connection import StrictConnection
 
 _KEEP_ALIVE_S: Final = 75
@@ -79,6 +81,8 @@ def serve(settings: Settings) -> int:
         check_fields=FieldCheck(strict=settings.strict),
         salt_by_key=settings.cache_salt_by_key,
         state_key=config.state_key,
+        states=StateStore(config.tenants),
+        files=StateFiles(config.tenants),
     )
 
     def announce() -> None:

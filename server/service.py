@@ -29,15 +29,15 @@ from .response_store import ResponseStore
 from .running import RunningGenerations
 from .schema import GenerationBody
 from .schema_base import Body, TermsFields
+from .sent_answers import SentAnswers
 from .served_model import ServedModel
+from .state_files import StateFiles
 from .state_store import StateStore, StoredState
 from .stop_strings import StopStringsBuilder
 from .stream import EventStream, first_delta, stream_events
 from .structured import Wish
 from .tenant import tenant
-
-IMPORTS_AT_A_TIME: Final = 4
-"""States that are being sent to us: each is tens of megabytes, and some clients are slow."""
+from .turns import TenantTurns
 
 _LONGEST_WAIT_S: Final = 3600.0
 """Of an event loop's timer, which cannot be endless; no grammar takes so long."""
@@ -57,7 +57,9 @@ class Service:
       request_timeout_s: how long any request may take.
       salt_by_key: whether requests of different tenants share no remembered states.
       state_key: signs states that are exported, and is demanded of those that are imported.
-      imports: is held by each of those that are on their way in.
+      saves: lets each tenant save one state at a time, as each takes a part of an engine step.
+      files: memory for state files that are being sent or received.
+      sent: what clients have received of answers.
     """
 
     engine: AsyncEngine
@@ -77,7 +79,9 @@ class Service:
     background: Background = field(default_factory=Background)
     state_key: bytes | None = field(default=None, repr=False)
     states: StateStore = field(default_factory=StateStore)
-    imports: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(IMPORTS_AT_A_TIME))
+    saves: TenantTurns = field(default_factory=TenantTurns)
+    files: StateFiles = field(default_factory=StateFiles)
+    sent: SentAnswers = field(default_factory=SentAnswers)
     stop_strings: StopStringsBuilder = field(default_factory=StopStringsBuilder)
     door: Door = field(default_factory=Door)
 
@@ -159,8 +163,10 @@ class Service:
                 grammar=grammar,
                 may_call=body.may_call,
                 terms=terms,
-                cache_salt=self._salt(body) if begun is None else begun.salt,
+                cache_salt=self._salt(body) if begun is None else begun.state.salt,
                 state=None if begun is None else begun.state.snapshot,
+                state_is_imported=begun is not None and begun.state.is_imported,
+                sends_ids=body.sends_ids,
             )
             for index, (prompt, each) in enumerate(pairs)
         ]
@@ -235,6 +241,7 @@ class Service:
             generation = await resources.enter_async_context(self.generation(answer_id, choices))
             if not stream:
                 whole = await until_disconnect(request.receive, collect(generation))
+                generation.sent.reorder(writer.order(whole))
                 report = {"warnings": request_warnings.current()} if report_warnings else {}
                 return json_response({**writer.whole(whole), **report})
             first = await until_disconnect(request.receive, first_delta(generation, PATIENCE_S))
@@ -249,9 +256,10 @@ class Service:
         for _ in range(num_prompts):
             self.metrics.asked(len(choices) // num_prompts)
         deltas = [generate_choice(self.engine, tokenizer, self.metrics, answer_id, choice) for choice in choices]
-        async with aclosing(Generation(deltas)) as generation:
-            with self.running.track(generation, answer_id, request_id.get()):
-                yield generation
+        with self.sent.track(answer_id, len(choices)) as sent:
+            async with aclosing(Generation(deltas, sent)) as generation:
+                with self.running.track(generation, answer_id, request_id.get()):
+                    yield generation
 
 
 def json_response(content: Any) -> Response:

@@ -32,7 +32,7 @@ async def create_completion(body: CompletionBody, request: Request, service: Rea
     encoded = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens and begun is None)
     prompts = [service.prompts.truncated(prompt, body) for prompt in encoded]
     if begun is not None:
-        prompts = [prompt.after(begun.state.token_ids) for prompt in prompts]
+        prompts = await service.prompts.after(begun.state, prompts)
     envelope = Envelope.new("cmpl", body, service.model)
     choices = await service.choices(body, prompts, params, wish_of(body), begun)
     writer = CompletionWriter(envelope, body, prompts)
@@ -56,6 +56,9 @@ class CompletionWriter(AnswerWriter):
             _OBJECT, [self._choices[each.index].write(replace(each, index=index)) for index, each in kept]
         )
         return {**answer, "usage": total_usage(self._prompts, choices), **self._timings.whole(choices)}
+
+    def order(self, choices: Sequence[Delta]) -> Sequence[int]:
+        return [each.index for each in likeliest(choices, self._body.n, self._body.num_candidates)]
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         self._usage.count(delta)

@@ -28,7 +28,7 @@ async def generate(body: GenerateBody, request: Request, service: ReadyService) 
     prompt = service.prompts.truncated(service.prompts.token_ids(body.token_ids, param="token_ids"), body)
     begun = service.begun(body.from_state)
     if begun is not None:
-        prompt = prompt.after(begun.state.token_ids)
+        (prompt,) = await service.prompts.after(begun.state, [prompt])
     envelope = Envelope.new("gen", body, service.model)
     choices = await service.choices(body, [prompt], params, wish_of(body), begun)
     writer = TokensWriter(envelope, body, prompt)

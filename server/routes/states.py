@@ -1,14 +1,18 @@
 """`/v1/states`: the state of a request is kept under an id, gone on from as often as wanted, and moved as a file."""
 
-from typing import Any, Final
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Annotated, Any, Final
+from uuid import uuid4
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from ...engine import StateFileError, UnknownRequestError
-from ..body import read_file
-from ..errors import ApiError, bad_value, too_many_bytes
+from ...engine import MAX_TOKENS, SavedState, StateFileError, UnknownRequestError
+from ..errors import ApiError, bad_value
+from ..paging import Order, page
 from ..schema import StateBody
 from ..service import AnyService, ReadyService, Service
+from ..state_files import StateFileResponse
 from ..tenant import tenant
 
 IMPORT_PATH: Final = "/v1/states/import"
@@ -18,23 +22,38 @@ router = APIRouter()
 
 @router.post("/v1/states")
 async def save_state(body: StateBody, service: ReadyService) -> dict[str, Any]:
-    """Of a request that runs, as far as it is, or has ended lately; it is known by its answer's id."""
+    """Saves what the client has received of a choice that runs or ended lately.
+
+    That is its prompt, and the tokens whose text was sent whole.
+    """
     service.check(body)
     message = f"no request with the id {body.request_id!r} and a choice {body.index} runs, or has ended lately"
     unknown = ApiError(404, message, param="request_id")
-    try:
-        state = await service.engine.save(f"{body.request_id}-{body.index}")
-    except UnknownRequestError:
-        raise unknown from None
+    async with service.saves.mine():
+        sent = service.sent.find(body.request_id, body.index)
+        if sent is None:
+            raise unknown
+        try:
+            state = await service.engine.save(sent.request_id, sent.num_tokens)
+        except UnknownRequestError:
+            raise unknown from None
     if state.tenant != tenant.get():
         raise unknown
+    if state.num_tokens > MAX_TOKENS:
+        raise bad_value("request_id", f"request_id: a state may have {MAX_TOKENS} tokens, not {state.num_tokens}")
     return service.states.keep(state, tenant.get(), _limit(service)).described()
 
 
 @router.get("/v1/states")
-async def list_states(service: AnyService) -> dict[str, Any]:
-    """One's own."""
-    return {"object": "list", "data": [stored.described() for stored in service.states.of(tenant.get())]}
+async def list_states(
+    service: AnyService,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Order = "desc",
+    after: str | None = None,
+) -> dict[str, Any]:
+    """One page of one's own."""
+    states = service.states.of(tenant.get())
+    return page(states, limit, order, after, id_of=lambda stored: stored.id, describe=lambda stored: stored.described())
 
 
 @router.get("/v1/states/{state_id}")
@@ -53,24 +72,31 @@ async def delete_state(state_id: str, service: AnyService) -> dict[str, Any]:
 @router.get("/v1/states/{state_id}/export")
 async def export_state(state_id: str, service: ReadyService) -> Response:
     """A file in the safetensors format, which any server with this model imports."""
-    state = service.states.get(state_id, tenant.get()).state
-    data = service.engine.state_format.export(state, service.state_key)
-    headers = {"content-disposition": f'attachment; filename="{state_id}.safetensors"'}
-    return Response(data, media_type="application/octet-stream", headers=headers)
+    stored, kind = service.states.get(state_id, tenant.get()), service.engine.state_format
+    async with AsyncExitStack() as resources:
+        transfer = await resources.enter_async_context(service.files.transfer())
+        transfer.may_give_way = False
+        service.files.grow(transfer, stored.num_bytes, kind.max_file_bytes)
+        data = await service.files.run(lambda: kind.export(stored.state, service.state_key))
+        return StateFileResponse(data, f"{state_id}.safetensors", transfer, resources.pop_all())
 
 
 @router.post(IMPORT_PATH)
 async def import_state(request: Request, service: ReadyService) -> dict[str, Any]:
     """What an export gave, as the body."""
     kind = service.engine.state_format
-    if service.imports.locked():
-        raise too_many_bytes()
-    async with service.imports:
+    async with service.files.transfer() as transfer:
+        data = await service.files.receive(request, transfer, kind.max_file_bytes)
+
+        def load() -> SavedState:
+            return kind.load(bytes(data), service.state_key)
+
         try:
-            state = kind.load(await read_file(request, kind.max_file_bytes), service.state_key)
+            state = await service.files.run(load)
         except StateFileError as error:
             raise bad_value(None, f"the file {error}") from None
-    return service.states.keep(state, tenant.get(), _limit(service), is_imported=True).described()
+    state = replace(state, salt=f"import-{uuid4().hex}")  # which nobody is told, so no request can share it
+    return service.states.keep(state, tenant.get(), _limit(service)).described()
 
 
 def _limit(service: Service) -> int:

@@ -81,6 +81,11 @@ class CallReader:
         self._num_calls = 0
         self._end = _ObjectEnd()
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether there is text of which it is not known yet what it belongs to."""
+        return bool(self._held)
+
     def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[CallPiece, ...]]:
         """The text, and the pieces of calls, that have become known.
 

@@ -11,10 +11,18 @@ from fake_runner import FakePending, FakeRunner
 from roost.engine.async_engine import AsyncEngine
 from roost.engine.config import StepLimits
 from roost.engine.core import EngineCore
-from roost.engine.errors import EngineDeadError, QueueFullError, QueueTimeoutError, RequestTimeoutError
+from roost.engine.errors import (
+    EngineDeadError,
+    QueueFullError,
+    QueueTimeoutError,
+    RequestTimeoutError,
+    UnknownRequestError,
+)
 from roost.engine.request import FinishReason, Request, SamplingParams
+from roost.engine.saved_state import SavedState
 from roost.engine.scheduler import Scheduler
 from roost.engine.sequence import Batch
+from roost.engine.state_cache import StateCache
 
 
 class SlowRunner(FakeRunner):
@@ -255,3 +263,100 @@ async def collect_or_raise(engine: AsyncEngine, request: Request) -> None:
     async for output in engine.generate(request):
         if output.error is not None:
             raise output.error
+
+
+class GatedRunner(FakeRunner):
+    """Notes each batch, and runs none while its gate is closed."""
+
+    def __init__(self, log: list[str]) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+        self._log = log
+
+    def run(self, batch: Batch) -> FakePending:
+        self._log.append("step")
+        assert self.gate.wait(10)
+        return super().run(batch)
+
+
+class LoggingCore(EngineCore):
+    """Notes each save among the batches."""
+
+    def __init__(self, log: list[str], runner: GatedRunner) -> None:
+        super().__init__(Scheduler(2, 100, StepLimits(64, 64), cache=StateCache(64, 10**6)), runner)
+        self._log = log
+
+    def save(self, request_id: str, num_generated: int | None = None) -> SavedState:
+        self._log.append("save")
+        return super().save(request_id, num_generated)
+
+
+async def test_streams_wait_for_one_save_per_step() -> None:
+    """However many there are at a time; and without streams they wait for nothing."""
+    log: list[str] = []
+    runner = GatedRunner(log)
+    engine = AsyncEngine(lambda: LoggingCore(log, runner))
+    engine.start()
+    await engine.wait_ready()
+    stream = engine.generate(Request("endless", (1,), SamplingParams(max_tokens=None)))
+    await anext(stream)
+    runner.gate.clear()
+    saves = [asyncio.create_task(engine.save("endless", 1)) for _ in range(20)]
+    unknown = asyncio.create_task(engine.save("unknown"))
+    await asyncio.sleep(0)  # all are in the inbox now
+    del log[:]
+    runner.gate.set()
+    states = await asyncio.gather(*saves)
+    assert [state.token_ids for state in states] == [(1, 2)] * 20
+    with pytest.raises(UnknownRequestError):
+        await unknown
+    await stream.aclose()
+    assert log.count("save") == 21
+    assert "save save" not in " ".join(log)
+    await until(lambda: engine.stats.num_running == 0)
+    ended = await asyncio.gather(*(engine.save("endless") for _ in range(20)))
+    assert {state.token_ids[:2] for state in ended} == {(1, 2)}
+    await engine.stop()
+
+
+async def test_a_save_that_nobody_waits_for_takes_no_turn() -> None:
+    log: list[str] = []
+    runner = GatedRunner(log)
+    engine = AsyncEngine(lambda: LoggingCore(log, runner))
+    engine.start()
+    await engine.wait_ready()
+    stream = engine.generate(Request("endless", (1,), SamplingParams(max_tokens=None)))
+    await anext(stream)
+    runner.gate.clear()
+    saves = [asyncio.create_task(engine.save("endless")) for _ in range(20)]
+    await asyncio.sleep(0)
+    for save in saves[:19]:
+        save.cancel()
+    await asyncio.gather(*saves[:19], return_exceptions=True)
+    del log[:]
+    runner.gate.set()
+    await saves[19]
+    assert log.count("save") == 1
+    await stream.aclose()
+    await engine.stop()
+
+
+async def test_stop_ends_saves_that_wait() -> None:
+    log: list[str] = []
+    runner = GatedRunner(log)
+    engine = AsyncEngine(lambda: LoggingCore(log, runner))
+    engine.start()
+    await engine.wait_ready()
+    stream = engine.generate(Request("endless", (1,), SamplingParams(max_tokens=None)))
+    await anext(stream)
+    runner.gate.clear()
+    saves = [asyncio.create_task(engine.save("endless")) for _ in range(20)]
+    await asyncio.sleep(0)
+    stopping = asyncio.create_task(engine.stop())
+    await asyncio.sleep(0)
+    runner.gate.set()
+    results = await asyncio.gather(*saves, return_exceptions=True)
+    await stopping
+    assert {type(result) for result in results} <= {EngineDeadError, SavedState}
+    assert any(isinstance(result, EngineDeadError) for result in results)

@@ -57,9 +57,12 @@ class FakeEngine(AsyncEngine):
 
     Attributes:
       says: the tokens of every answer, if not counted; then an end token follows, as far as there is one.
+      says_by_index: the same, of the answer with this number among those of an HTTP request.
       requests: every one that was taken, in order.
+      given: all tokens of each, by its id.
       running: ids of those that have not ended.
-      gate: nobody gets a token while it is closed.
+      gate: nobody gets a token, or a state, while it is closed.
+      num_saving: states that are being saved.
       capacity: requests from this number on find a full queue.
       dies_after, breaks_after: so many tokens of a request are given before the engine dies, or a bug shows.
       fails_after, fails_with: the same, but only the request fails, with this.
@@ -72,10 +75,13 @@ class FakeEngine(AsyncEngine):
     def __init__(self, vocab_size: int = 512) -> None:
         self.vocab_size = vocab_size
         self.says: Sequence[int] = ()
+        self.says_by_index: dict[int, Sequence[int]] = {}
         self.requests: list[Request] = []
+        self.given: dict[str, list[int]] = {}
         self.running: set[str] = set()
         self.gate = asyncio.Event()
         self.gate.set()
+        self.num_saving = 0
         self.capacity = 1000
         self.dies_after: int | None = None
         self.fails_after: int | None = None
@@ -148,13 +154,20 @@ class FakeEngine(AsyncEngine):
     def state_format(self) -> StateFormat:
         return STATE_FORMAT
 
-    async def save(self, request_id: str) -> SavedState:
-        """The prompt alone, with a state if it is long enough."""
+    async def save(self, request_id: str, num_generated: int | None = None) -> SavedState:
+        """With a state if the prompt is long enough."""
         request = next((r for r in self.requests if r.id == request_id), None)
         if request is None:
             raise UnknownRequestError(f"no request {request_id!r}")
-        return SavedState(
-            request.prompt_token_ids, snapshot_of(request.prompt_token_ids), request.cache_salt, request.tenant
+        self.num_saving += 1
+        await self.gate.wait()
+        self.num_saving -= 1
+        return SavedState.of(
+            (*request.prompt_token_ids, *self.given.get(request_id, [])[:num_generated]),
+            snapshot_of(request.prompt_token_ids),
+            request.cache_salt,
+            request.tenant,
+            request.state_is_imported,
         )
 
     async def _count(self, request: Request) -> AsyncGenerator[TokenOutput]:
@@ -183,6 +196,7 @@ class FakeEngine(AsyncEngine):
                 raise RuntimeError("secret detail")
             token_id = self._next(request, token_id, num_tokens)
             num_tokens += 1
+            self.given.setdefault(request.id, []).append(token_id)
             finish_reason = None
             if token_id in params.stop_ids:
                 finish_reason = FinishReason.STOP
@@ -205,8 +219,9 @@ class FakeEngine(AsyncEngine):
         """What is wanted, or else the first token that is allowed."""
         params = request.params
         wanted = (last + 1) % self.vocab_size
-        if self.says:
-            wanted = [*self.says, *params.end_token_ids[:1]][num_tokens]
+        says = self.says_by_index.get(int(request.id.rpartition("-")[2])) if self.says_by_index else self.says
+        if says:
+            wanted = [*says, *params.end_token_ids[:1]][num_tokens]
         elif num_tokens < params.min_tokens and wanted in params.stop_ids:
             wanted = (last + 2) % self.vocab_size
         if request.constraint is None:

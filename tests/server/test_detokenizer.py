@@ -1,3 +1,4 @@
+import codecs
 import functools
 import itertools
 import time
@@ -89,6 +90,42 @@ class TestAnySplit:
         deltas = stream(Detokenizer(TOKENIZER), [[token_id] for token_id in TOKENIZER.encode(text)])
         assert not any("�" in delta for delta in deltas)
         assert "".join(deltas) == text
+
+    @settings(max_examples=500)
+    @given(segments=SEGMENTS, stop=STOPS, cuts=CUTS, include_stop=st.booleans())
+    @example(segments=["aab"], stop=["b"], cuts=[], include_stop=False)
+    def test_the_tokens_that_count_are_those_whose_text_was_given(
+        self, segments: list[str | int], stop: list[str], cuts: list[int], include_stop: bool
+    ) -> None:
+        """All of them, and no other: at any time, and however the ids were cut."""
+        ids = encode(segments)
+        detokenizer = Detokenizer(TOKENIZER, stop, include_stop=include_stop)
+        given_text, num_pushed = "", 0
+        for push in pushes(ids, cuts):
+            given_text += detokenizer.push(push)
+            num_pushed += len(push)
+            self.check_count(detokenizer, ids[:num_pushed], given_text, is_over=detokenizer.stop_string is not None)
+        given_text += detokenizer.finish()
+        self.check_count(detokenizer, ids, given_text, is_over=True)
+        if detokenizer.stop_string is None:
+            assert detokenizer.num_sent == len(ids)
+
+    @staticmethod
+    def check_count(detokenizer: Detokenizer, ids: list[int], given_text: str, *, is_over: bool) -> None:
+        text = TOKENIZER.decode(ids)
+        ends = [0]
+        for end in range(1, len(ids) + 1):
+            data = b"".join(map(TOKENIZER.token_bytes, ids[:end]))
+            whole = codecs.getincrementaldecoder("utf-8")("replace").decode(data)
+            ends.append(len(whole) + (len(data.decode("utf-8", "replace")) > len(whole)))
+        assert text.startswith(given_text)
+        whole_tokens = [count for count, end in enumerate(ends) if end <= len(given_text)]
+        assert detokenizer.num_sent <= whole_tokens[-1]
+        assert ends[detokenizer.num_sent] <= len(given_text)
+        if not (is_over and detokenizer.stop_string is not None):
+            assert detokenizer.num_sent == whole_tokens[-1]
+        else:  # tokens that came together with the stop string, or after it, may have no text
+            assert ends[detokenizer.num_sent] == ends[whole_tokens[-1]]
 
 
 class Prefixing(NamedTuple):

@@ -14,6 +14,7 @@ from roost.server.generation import Choice, Generation, collect, generate_choice
 from roost.server.metrics import Metrics
 from roost.server.prompts import Prompt
 from roost.server.tokenizer import Tokenizer
+from roost.server.tools import call_text
 
 EURO = (270, 174, 216)  # the bytes e2 82 ac
 
@@ -182,4 +183,39 @@ async def test_an_error_comes_after_what_was_made_before_it() -> None:
     assert (await anext(generation)).text == "x" * 10
     with pytest.raises(RuntimeError, match="it broke"):
         await anext(generation)
+
+
+@pytest.mark.parametrize("sends_ids", [False, True])
+async def test_what_counts_as_sent_is_what_was_taken_out(
+    engine: FakeEngine, tokenizer: Tokenizer, sends_ids: bool
+) -> None:
+    """Not what waits for a slow client; and of half a character only its ids, where ids are the answer."""
+    engine.says = [5, *EURO, 6, 7]
+    metrics = Metrics(lambda: engine.stats)
+    choice = Choice(0, Prompt((4,)), SamplingParams(max_tokens=6), sends_ids=sends_ids)
+    counts = [delta.num_sent async for delta in generate_choice(engine, tokenizer, metrics, "alone", choice)]
+    assert counts == ([1, 2, 3, 4, 5, 6] if sends_ids else [1, 1, 1, 4, 5, 6])
+    generation = Generation([generate_choice(engine, tokenizer, metrics, "id", choice)])
+    await until(lambda: len(engine.given.get("id-0", ())) == 6)
+    assert generation.sent.num_tokens[0] == 0, "nobody has taken anything out"
+    await anext(generation)
+    assert generation.sent.num_tokens[0] == 6
+    await generation.aclose()
+
+
+async def test_a_call_counts_as_sent_when_it_is_told(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+    text = call_text("f", '{"a": 1}')
+    engine.says = tokenizer.encode(text, control_tokens=False)
+    params = SamplingParams(max_tokens=500, end_token_ids=tokenizer.end_token_ids)
+    choice = Choice(0, Prompt((4,)), params, may_call=True)
+    metrics = Metrics(lambda: engine.stats)
+    generation = Generation([generate_choice(engine, tokenizer, metrics, "id", choice)])
+    told, num_tokens = "", 0
+    async for delta in generation:
+        num_tokens += len(delta.token_ids)
+        told += "".join(piece.arguments for piece in delta.calls)
+        if not delta.calls and not told:
+            assert generation.sent.num_tokens[0] == 0, "nothing is known of it yet"
+    assert told == '{"a": 1}'
+    assert generation.sent.num_tokens[0] == num_tokens == len(engine.says) + 1
     await generation.aclose()
