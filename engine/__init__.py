@@ -159,5 +159,5 @@ def _state_cache(config: EngineConfig, runner: ModelRunner) -> StateCache:
     if config.state_cache_dir is not None:
         kind = f"{numerics()}-inexact" if config.state_cache_inexact else numerics()
         model, limit = f"{runner.state_format.model}-{kind}", int(config.state_cache_dir_gib * 2**30)
-        disk = StateDisk(config.state_cache_dir, model, runner.window, limit, config.state_key)
+        disk = StateDisk(config.state_cache_dir, model, runner.snapshot_format, limit, config.state_key)
     return StateCache(runner.window, runner.state_cache_bytes, disk, is_inexact=config.state_cache_inexact)

@@ -1,6 +1,7 @@
 """The engine's one thread, and a stream of tokens per request for the event loop. The only file with threads."""
 
 import asyncio
+import math
 import queue
 import threading
 import time
@@ -35,8 +36,15 @@ class _Save:
     future: "asyncio.Future[SavedState]"
 
 
+class _Wake:
+    """Ends the wait for a command: a step has something to do."""
+
+
 class _Stop:
     """Ends the thread."""
+
+
+type _Command = _Add | _Abort | _Save | _Wake | _Stop
 
 
 class AsyncEngine:
@@ -51,7 +59,7 @@ class AsyncEngine:
 
     def __init__(self, build: Callable[[], EngineCore]) -> None:
         self._build = build
-        self._inbox: queue.SimpleQueue[_Add | _Abort | _Save | _Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._streams: dict[str, Mailbox[TokenOutput | Exception]] = {}
         self._saves: set[asyncio.Future[SavedState]] = set()
         self._pending_saves: deque[_Save] = deque()
@@ -193,6 +201,7 @@ class AsyncEngine:
         try:
             self._core = core = self._build()
             self._state_format = core.state_format
+            core.wake = lambda: self._inbox.put(_Wake())
             self._stats = core.stats
             self._call(self._on_ready)
             while self._take_commands(core):
@@ -217,7 +226,7 @@ class AsyncEngine:
         while True:
             is_idle = core.is_idle and not self._pending_saves
             try:
-                command = self._inbox.get(block=is_idle)
+                command = self._next_command(core)
             except queue.Empty:
                 self._serve_save(core)
                 return True
@@ -236,6 +245,18 @@ class AsyncEngine:
                     self._pending_saves.append(command)
                 case _Stop():
                     return False
+
+    def _next_command(self, core: EngineCore) -> _Command:
+        """Waits for a command for as long as neither a step nor a save has something to do.
+
+        Raises:
+          queue.Empty: there is none, and there is something to do.
+        """
+        timeout = None if self._pending_saves else core.next_timeout
+        if timeout is None:
+            return self._inbox.get(block=False)
+        self._stats = core.stats
+        return self._inbox.get(timeout=None if timeout == math.inf else max(0.0, timeout - time.monotonic()))
 
     def _serve_save(self, core: EngineCore) -> None:
         """Serves the oldest pending save, if there is one."""

@@ -1,11 +1,16 @@
 """The engine without its thread: a scheduler and a runner, one step at a time."""
 
+import math
 import time
+from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
+from functools import partial
 from typing import Final, Protocol, runtime_checkable
 
 from .config import CacheStats, EngineStats
 from .errors import EngineDeadError, NumericError, UnknownRequestError
+from .prefetch import Fetch
 from .request import NO_TOKEN, Request, SamplingParams, TokenOutput
 from .saved_state import SavedState, StateFormat
 from .scheduler import Scheduler
@@ -63,10 +68,13 @@ class EngineCore:
 
     Attributes:
       state_format: of states that are saved.
+      wake: called by another thread when a search on disk has ended, so that the next step has something to do.
     """
 
     def __init__(self, scheduler: Scheduler, runner: Runner, state_format: StateFormat | None = None) -> None:
         self.state_format = state_format
+        self.wake: Callable[[], None] = lambda: None
+        self._arrived: deque[tuple[Fetch, Snapshot | None]] = deque()
         self._scheduler = scheduler
         self._runner = runner
         self._in_flight: tuple[Batch, Pending] | None = None
@@ -79,7 +87,15 @@ class EngineCore:
     @property
     def is_idle(self) -> bool:
         """Whether a step would do nothing."""
-        return self._in_flight is None and self._scheduler.is_idle
+        return self._in_flight is None and not self._arrived and self._scheduler.is_idle
+
+    @property
+    def next_timeout(self) -> float | None:
+        """When a step will have something to do though nothing arrives, in seconds of `time.monotonic`; None if it has
+        already. All requests may be waiting for the disk."""
+        if self.is_idle:
+            return math.inf
+        return None if self._in_flight is not None or self._arrived else self._scheduler.next_timeout
 
     @property
     def failure(self) -> EngineDeadError | None:
@@ -138,6 +154,7 @@ class EngineCore:
 
     def step(self) -> list[tuple[str, TokenOutput]]:
         """Dispatches the next batch, then commits the last one; gives each request's new tokens."""
+        self._fetch_prefixes()
         batch, last = self._scheduler.schedule(), self._in_flight
         if batch is not None:
             self._book(batch)
@@ -149,6 +166,19 @@ class EngineCore:
         self._generated_tokens += sum(len(output.token_ids) for _, output in outputs)
         self._check_numbers(outputs)
         return [event for event in outputs if event[0] != _CANARY.id]
+
+    def _fetch_prefixes(self) -> None:
+        """Books searches on disk that have ended, and begins others."""
+        while self._arrived:
+            self._scheduler.commit_fetch(*self._arrived.popleft())
+        for fetch in self._scheduler.plan_fetches():
+            assert self._scheduler.cache is not None
+            self._scheduler.cache.fetch(fetch.key, fetch.above, partial(self._on_arrival, fetch))
+
+    def _on_arrival(self, fetch: Fetch, found: Snapshot | None) -> None:
+        """Called by another thread."""
+        self._arrived.append((fetch, found))
+        self.wake()
 
     def _keep_ends(self) -> None:
         """While nobody has got the slots yet of those that have ended."""

@@ -23,7 +23,7 @@ from .sampler import Logprobs, Sampled
 from .saved_state import StateFormat
 from .sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ResumeBatch, RowResult, Sequence
 from .slots import slot_order
-from .snapshot import HostArray, Snapshot
+from .snapshot import HostArray, Snapshot, SnapshotFormat
 from .state_cache_transfer import known_ends, read_marks, read_slot, restore_inputs
 from .step_inputs import first_token_columns, mask_columns, prefill_columns, score_targets
 from .steps import PrefillInput
@@ -141,6 +141,8 @@ class ModelRunner:
         model = model_identity(source, executor.dtype.name, config.quantize, config.seed)
         token = (ring[0][1:], ring[1])
         self.state_format = StateFormat(model, source.config.vocab_size, self.window, h, conv, token)
+        activations = ((source.config.width,), executor.dtype.name)
+        self.snapshot_format = SnapshotFormat(self.window, h, conv, token, activations)
         self.state_cache_bytes = _state_cache_bytes(config.state_cache_gib)
         self.restore_seconds = 0.0
         self._mask_words = words_of_mask(source.config.vocab_size)

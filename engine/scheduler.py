@@ -22,11 +22,13 @@ from .errors import (
     RoostError,
 )
 from .pace import Pace
+from .prefetch import Fetch, Prefetcher
 from .prefill_order import PrefillOrder
 from .recent import RecentTexts, Text
 from .request import NO_CHOICE, FinishReason, Request, TokenOutput
 from .sequence import NO_CHOICE_TEXT, Batch, DecodeBatch, PrefillBatch, PrefillChunk, ResumeBatch, RowResult, Sequence
 from .slots import SlotPool, SlotReserve
+from .snapshot import Snapshot
 from .state_cache import PromptKey, StateCache
 from .waiting_queue import WaitingQueue, expected_tokens
 
@@ -67,6 +69,7 @@ class Scheduler:
         self.cache = cache
         self._limits = limits
         self._waiting = WaitingQueue(max_queue, max_queue_tokens, tenants)
+        self._prefetcher = Prefetcher(self._waiting, cache)
         self._prefill_order = PrefillOrder()
         self._probes: deque[Request] = deque()
         self._pace = Pace(slots)
@@ -99,6 +102,13 @@ class Scheduler:
         return not (self._waiting or self._running or self._failed or self._probes)
 
     @property
+    def next_timeout(self) -> float | None:
+        """When there will be something to plan though nothing happens, in seconds; None if there is already."""
+        if not self._prefetcher.is_planned or self._waiting.num_ready or self._running or self._failed or self._probes:
+            return None
+        return min(self._next_deadline, self._prefetcher.timeout)
+
+    @property
     def num_waiting_tokens(self) -> int:
         """Of the prompts of those without a slot."""
         return self._waiting.num_tokens
@@ -116,6 +126,8 @@ class Scheduler:
             self._fill_slots()
             self._check_room(request)
         self._waiting.add(request)
+        if self._parent_of(request) is None:
+            self._prefetcher.offer(request)
         self._next_deadline = min(self._next_deadline, request.deadline, request.start_by)
 
     def probe(self, request: Request) -> None:
@@ -127,6 +139,7 @@ class Scheduler:
         if request_id in self._running:
             self._release(self._running[request_id])
             return True
+        self._prefetcher.take(request_id)
         return self._waiting.remove(request_id)
 
     def tick(self, now: float) -> list[tuple[str, TokenOutput]]:
@@ -159,6 +172,14 @@ class Scheduler:
             return self._dispatch(batch)
         self._decode_is_due = False
         return self._plan_decode(decoding, is_alone=not (reading or begun)) if decoding else None
+
+    def plan_fetches(self) -> list[Fetch]:
+        """Returns the prompts that are to be searched for below the cache's memory, and books that this has begun."""
+        return self._prefetcher.plan(self._now)
+
+    def commit_fetch(self, fetch: Fetch, found: Snapshot | None) -> None:
+        """Books what a search has found; its request may get a slot from now on."""
+        self._prefetcher.commit(fetch, found)
 
     def text_of(self, request_id: str) -> Text | None:
         """Of a request that runs, so far, or has ended lately; None of any other, and where nothing is remembered."""
@@ -198,7 +219,7 @@ class Scheduler:
         return outputs
 
     def _check_room(self, request: Request) -> None:
-        if self._may_start(request.tenant):
+        if self._may_start(request.tenant) and self._waiting.num_held < self.slots.num_free:
             return
         try:
             self._waiting.check_room(request)
@@ -227,6 +248,7 @@ class Scheduler:
             _refresh_mask(sequence, self._limits.mask_words)
         except Exception as error:
             self.slots.release(slot)
+            self._prefetcher.take(request.id)
             self._waiting.shares.charge(request.tenant, -expected_tokens(request))
             own = error if isinstance(error, RoostError) else RequestFailedError(_NOT_STARTED)
             self._failed.append((request.id, _failed(own)))
@@ -235,6 +257,7 @@ class Scheduler:
 
     def _look_up(self, sequence: Sequence) -> None:
         """Resumes a sequence that reads its own prompt from what is remembered of it, if all it wants is its end."""
+        fetch = self._prefetcher.take(sequence.request.id)
         if sequence.parent is not None:
             if sequence.parent.key is not None:  # the prompts are the same
                 sequence.key = PromptKey(sequence.request.cache_salt, sequence.parent.key.tokens)
@@ -244,8 +267,9 @@ class Scheduler:
             found = None  # nothing would be left to read
         scores = request.params.prompt_logprobs is not None
         if self.cache is not None:
-            sequence.key = sequence.key or PromptKey.of(request.prompt_token_ids, request.cache_salt)
-            known = None if scores else self.cache.look_up(sequence.key)
+            fetched = None if fetch is None else fetch.key
+            sequence.key = sequence.key or fetched or PromptKey.of(request.prompt_token_ids, request.cache_salt)
+            known = None if scores else self.cache.look_up(sequence.key, None if fetch is None else fetch.found)
             found = max(filter(None, (known, found)), key=lambda state: state.length, default=None)
         if found is not None and not scores:
             sequence.resume_from(found)

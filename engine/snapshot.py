@@ -1,5 +1,6 @@
 """What the model knows after some tokens, as arrays on the host: enough to go on from there."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -11,6 +12,9 @@ import numpy as np
 from .config import PREFILL_BLOCK
 
 type HostArray = np.ndarray[Any, np.dtype[Any]]
+
+type ArrayFormat = tuple[tuple[int, ...], str]
+"""Shape and dtype name of an array."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -59,6 +63,33 @@ class Snapshot:
         """Without the window, most of which neighbours share."""
         hidden = 0 if self.hidden is None else self.hidden.nbytes
         return sum(array.nbytes for array in self.recurrent) + hidden
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFormat:
+    """Shapes and types of a model's snapshots.
+
+    Attributes:
+      window: number of tokens that attention looks back on.
+      h, conv: the recurrent layers' arrays.
+      token: one token's keys and values.
+      hidden: the last token's activations.
+    """
+
+    window: int
+    h: ArrayFormat
+    conv: ArrayFormat
+    token: ArrayFormat
+    hidden: ArrayFormat
+
+    @property
+    def max_bytes(self) -> int:
+        """Size of the largest snapshot."""
+        blocks = -(-self.window // PREFILL_BLOCK) + 1
+        shape, dtype = self.token
+        window = ((blocks * PREFILL_BLOCK, *shape), dtype)
+        arrays = (self.h, self.conv, self.hidden, window)
+        return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays)
 
 
 def is_finite(array: HostArray) -> bool:

@@ -5,9 +5,11 @@ it, one for the point itself and others for prompts that end less than a block b
 in the node at its end, once, and are shared by all snapshots whose window holds them.
 """
 
+import hashlib
 import heapq
+import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, runtime_checkable
 
@@ -32,6 +34,7 @@ class PromptKey:
 
     salt: str
     tokens: bytes
+    _links: list[tuple[bytes, ...]] = field(default_factory=lambda: [()], init=False, compare=False, repr=False)
 
     @classmethod
     def of(cls, token_ids: Sequence[int], salt: str) -> "PromptKey":
@@ -48,6 +51,19 @@ class PromptKey:
         """The tokens between the last point of the grid and `length`."""
         return self.tokens[length // PREFILL_BLOCK * _EDGE_BYTES : length * _ID_BYTES]
 
+    def link(self, block: int) -> bytes:
+        """Returns a hash of the salt and the first so many blocks, chained block by block; each is computed once.
+
+        Any thread may call it: two at the same time compute the same.
+        """
+        links = self._links[0]
+        if block >= len(links):
+            more = list(links) or [hashlib.sha256(json.dumps(["roost-prefix-2", self.salt]).encode()).digest()]
+            for index in range(len(more) - 1, block):
+                more.append(hashlib.sha256(more[-1] + self.block(index)).digest())
+            self._links[0] = links = tuple(more)
+        return links[block]
+
 
 @dataclass(eq=False, slots=True)
 class _Node:
@@ -56,6 +72,7 @@ class _Node:
     Attributes:
       length: tokens up to here.
       edge: the last `PREFILL_BLOCK` of them.
+      salt: of the prompts, at the root of a tree only.
       entries: snapshots, by their tokens behind this point.
       window, num_users: the last block's keys and values, and how many snapshots need them.
     """
@@ -67,6 +84,7 @@ class _Node:
     entries: "dict[bytes, _Entry]" = field(default_factory=dict)
     window: HostArray | None = None
     num_users: int = 0
+    salt: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -91,13 +109,22 @@ class _Entry:
 
 @runtime_checkable
 class LowerTier(Protocol):
-    """Remembers states for longer than the process lives."""
+    """Keeps states for longer than the process lives.
 
-    num_bytes: int
+    Attributes:
+      max_fetches: number of prompts that may be searched for, or held after they were found, at a time.
+    """
+
+    max_fetches: int
     num_errors: int
 
-    def find(self, prompt: PromptKey, above: int) -> Snapshot | None:
-        """The longest state of a prompt that is longer than `above`; see `StateCache.look_up`."""
+    @property
+    def num_bytes(self) -> int:
+        """Size of what it holds."""
+
+    def fetch(self, prompt: PromptKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
+        """Returns at once. Another thread finds the longest state of a prompt with more than `above` tokens, and calls
+        `done` with it, or with None."""
 
     def store(self, prompt: PromptKey, snapshots: Sequence[Snapshot]) -> None:
         """Takes in states of a prompt; returns at once."""
@@ -121,7 +148,7 @@ class StateCache:
     Args:
       window: tokens that attention looks back on.
       budget: in bytes.
-      disk: a tier below, which is told of all states that were read, and asked where it may know more.
+      disk: a tier below, which stores all states that were read. What it finds is handed to `look_up`.
     """
 
     def __init__(self, window: int, budget: int, disk: LowerTier | None = None, *, is_inexact: bool = False) -> None:
@@ -159,20 +186,37 @@ class StateCache:
             disk_errors=0 if self._disk is None else self._disk.num_errors,
         )
 
-    def look_up(self, prompt: PromptKey, *, on_grid: bool = False) -> Snapshot | None:
+    @property
+    def max_fetches(self) -> int:
+        """Number of prompts that may be searched for below at a time; 0 if there is no tier below."""
+        return 0 if self._disk is None else self._disk.max_fetches
+
+    def known_length(self, prompt: PromptKey) -> int:
+        """Number of a prompt's tokens that `look_up` would restore from memory."""
+        entry = self._find(prompt, not self.is_inexact)
+        return 0 if entry is None else entry.snapshot.length
+
+    def fetch(self, prompt: PromptKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
+        """Searches the tier below; see `LowerTier.fetch`."""
+        assert self._disk is not None
+        self._disk.fetch(prompt, above, done)
+
+    def look_up(self, prompt: PromptKey, fetched: Snapshot | None = None, *, on_grid: bool = False) -> Snapshot | None:
         """The snapshot that spares the most: the prompt's own end, with `hidden`, or the last one that leaves something
         to read; that lies on the grid, unless the cache is inexact.
 
         Args:
+          fetched: what the tier below has found; it is taken in if it spares more.
           on_grid: in an inexact one too.
         """
         self._queries += 1
         on_grid = on_grid or not self.is_inexact
         entry = self._find(prompt, on_grid)
         found = None if entry is None else entry.snapshot
-        below = self._look_below(prompt, 0 if found is None else found.length)
-        if below is not None:
-            found, entry = below, self._find(prompt, on_grid)
+        if fetched is not None and fetched.length > (0 if found is None else found.length):
+            self._disk_hits += 1
+            self._admit(prompt, [fetched])
+            found, entry = fetched, self._find(prompt, on_grid)
         if entry is not None:
             entry.is_proven = True
             self._use(entry)
@@ -209,23 +253,13 @@ class StateCache:
         self._admit(text, [snapshot])
 
     def _admit(self, prompt: PromptKey, snapshots: Sequence[Snapshot]) -> None:
-        path = self._path(prompt) or [self._roots.setdefault(prompt.salt, _Node(None, b"", 0))]
+        path = self._path(prompt) or [self._roots.setdefault(prompt.salt, _Node(None, b"", 0, salt=prompt.salt))]
         for snapshot in snapshots:
             for index in range(len(path) - 1, snapshot.length // PREFILL_BLOCK):
                 path.append(_child(path[-1], prompt.block(index)))
             self._take_in(path[: snapshot.length // PREFILL_BLOCK + 1], prompt, snapshot)
         while self._bytes > self._budget:
             self._evict_one()
-
-    def _look_below(self, prompt: PromptKey, above: int) -> Snapshot | None:
-        """What only the tier below knows; it is taken in."""
-        if self._disk is None or above == len(prompt):
-            return None
-        found = self._disk.find(prompt, above)
-        if found is not None:
-            self._disk_hits += 1
-            self._admit(prompt, [found])
-        return found
 
     def _find(self, prompt: PromptKey, on_grid: bool) -> _Entry | None:
         found, length = None, len(prompt)
@@ -335,7 +369,7 @@ class StateCache:
             del node.parent.children[node.edge]
             node = node.parent
         if node.parent is None and not (node.children or node.entries):
-            self._roots = {salt: root for salt, root in self._roots.items() if root is not node}
+            del self._roots[node.salt]
 
     def _nodes_of(self, entry: _Entry) -> list[_Node]:
         """Where the whole blocks of an entry's window lie, latest first."""

@@ -1,212 +1,303 @@
-"""Remembered states on disk: they outlive the process, and other processes may read them.
+"""The prefix cache's tier on disk: states outlive the process, and other processes may read them.
 
-A file is named by a hash of the model, the salt and all tokens up to its point, so that it holds no text, and is found
-without a list. What a point of the grid needs lies in two: the recurrent state, and the keys and values of the last
-block, which its successors share. Files appear whole, by renaming; one that is not what its digest says is as good as
-missing. The folder is held below a limit by removing what was not used for the longest time.
+A file is named by a hash of the salt and all tokens up to its point, so that it holds no text, and is found without a
+list. A block boundary needs two kinds of files: the recurrent state, and the keys and values of the last blocks, which
+neighbours share. Each file says under its digest which model, kind and name it is of. A file that is not what it should
+be counts as an error and as missing. All files are read and written by threads of this tier, never by its caller's.
 """
 
 import hashlib
 import logging
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from .config import PREFILL_BLOCK
 from .errors import ConfigError, StateFileError
-from .snapshot import HostArray, Snapshot, first_block
+from .snapshot import ArrayFormat, HostArray, Snapshot, SnapshotFormat, first_block, is_finite
 from .state_cache import PromptKey
 from .state_file import pack, unpack
+from .state_folder import StateFolder
 
-_MAX_PENDING: Final = 64
-"""Writes that may wait; states beyond are not written, as the disk is too slow for them."""
+_MAX_WRITE_BYTES: Final = 256 * 2**20
+"""Maximum size of states that wait to be written. States beyond it are dropped, as the disk is too slow for them."""
 
-_KEPT_SHARE: Final = 0.9
-"""Of the limit, once it was reached and files were removed."""
+_MAX_READ_BYTES: Final = 512 * 2**20
+"""Maximum size of states that are being read, or were read for requests that wait for a slot."""
+
+_READERS: Final = 2
+"""Threads that read. Verifying takes longer than reading, and the machine has other work."""
+
+_SPAN: Final = 64
+"""Blocks that one marker file stands for: spans without a marker hold no states, so that only a few names of a long
+prompt have to be tried."""
+
+_HEADER_BYTES: Final = 16 * 2**10
+"""Maximum size of a file's names, shapes and facts."""
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _StateFile:
+    """A file to be written.
+
+    Attributes:
+      kind: "state", "window" or "end".
+      length: number of tokens up to its point.
+    """
+
+    kind: str
+    length: int
+    arrays: Mapping[str, HostArray]
 
 
 class StateDisk:
     """
     Attributes:
-      num_bytes: of this model's files, as far as this process knows.
-      num_errors: files that were broken, and writes that failed.
+      max_fetches: number of prompts that may be searched for, or held after they were found, at a time.
+      num_errors: number of files that were broken and of operations that failed.
 
     Args:
-      folder: made if it is missing; read only where it cannot be written to.
-      model: which model's states these are; others lie beside them and are never looked at.
-      window: tokens that attention looks back on.
-      limit: of bytes; what is older goes first.
+      folder: created if it is missing; read only if it cannot be written to.
+      model: identity of the model, and of how it computes. Files of other models lie beside and are never looked at.
+      formats: shapes and types of the model's snapshots.
+      limit: maximum number of bytes of this model's files; the least recently used ones are evicted.
       key: signs the files.
 
     Raises:
-      ConfigError: there is no such folder, and it cannot be made.
+      ConfigError: the folder is missing and cannot be created.
     """
 
-    def __init__(self, folder: Path, model: str, window: int, limit: int, key: bytes | None = None) -> None:
-        self._folder = folder / model
+    def __init__(self, folder: Path, model: str, formats: SnapshotFormat, limit: int, key: bytes | None = None) -> None:
         self._model = model
-        self._window = window
-        self._limit = limit
+        self._formats = formats
         self._key = key
-        self._writer = ThreadPoolExecutor(1, "states")
-        self._pending: list[Future[None]] = []
+        self._lock = threading.Lock()
+        self._pending_bytes = 0
         self._has_complained = False
         self.num_errors = 0
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder = StateFolder(folder / model, limit, self._complain)
         except OSError as error:
-            if not folder.is_dir():
-                raise ConfigError(f"state_cache_dir {folder}: cannot be made ({error.strerror})") from None
-        self._is_writable = self._folder.is_dir() and os.access(self._folder, os.W_OK)
-        self.num_bytes = sum(path.stat().st_size for path in self._files())
+            raise ConfigError(f"state_cache_dir {folder}: cannot be made ({error.strerror})") from None
+        self._writer = ThreadPoolExecutor(1, "state writer")
+        self._readers = ThreadPoolExecutor(_READERS, "state reader")
+        self.max_fetches = min(16, max(2, _MAX_READ_BYTES // formats.max_bytes))
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of this model's files, as far as this process knows."""
+        return self._folder.num_bytes
 
     def close(self) -> None:
-        """Returns once all that was stored is on disk."""
+        """Returns once all that was stored is on disk. Nobody waits for searches any more."""
+        self._readers.shutdown(wait=False, cancel_futures=True)
         self._writer.shutdown()
 
+    def fetch(self, prompt: PromptKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
+        """Finds a state on another thread, which then calls `done`; see `find`."""
+        self._readers.submit(self._fetch, prompt, above, done)
+
     def find(self, prompt: PromptKey, above: int) -> Snapshot | None:
-        """The longest state of a prompt that is longer than `above`: its end, or a point of the grid before it."""
-        chain = self._chain(prompt)
-        if len(prompt) > above and (whole := self._read_end(prompt, chain)) is not None:
+        """Returns the longest state of a prompt with more than `above` tokens: its end, or a block boundary before."""
+        if len(prompt) > above and (whole := self._read_end(prompt)) is not None:
             return whole
-        for block in range((len(prompt) - 1) // PREFILL_BLOCK, above // PREFILL_BLOCK, -1):
-            state = self._read(chain[block], "state")
-            if state is not None and (window := self._read_window(chain, block * PREFILL_BLOCK)) is not None:
-                return Snapshot(block * PREFILL_BLOCK, (state["h"], state["conv"]), tuple(window))
+        missing: set[int] = set()
+        for block in self._blocks(prompt, above):
+            if (found := self._read_boundary(prompt, block, missing)) is not None:
+                return found
         return None
 
     def store(self, prompt: PromptKey, snapshots: Sequence[Snapshot]) -> None:
-        """Writes states of a prompt, soon."""
-        self._pending = [write for write in self._pending if not write.done()]
-        if self._is_writable and len(self._pending) < _MAX_PENDING:
-            self._pending.append(self._writer.submit(self._write_all, prompt, snapshots))
+        """Writes states of a prompt on another thread, unless too many wait already."""
+        if not self._folder.is_writable:
+            return
+        files = [file for snapshot in snapshots for file in _files_of(snapshot)]
+        size = len(prompt.tokens) + sum(array.nbytes for file in files for array in file.arrays.values())
+        with self._lock:
+            is_full = self._pending_bytes > 0 and self._pending_bytes + size > _MAX_WRITE_BYTES
+            self._pending_bytes += 0 if is_full else size
+        if is_full:
+            self._complain(self._folder.root, StateFileError("is too slow; some states are not written"))
+        else:
+            self._writer.submit(self._write_all, prompt, files, size)
 
-    def _chain(self, prompt: PromptKey) -> list[str]:
-        """Of every whole block, the hash of all tokens up to its end; first that of none."""
-        link = hashlib.sha256(f"{self._model}/{prompt.salt}".encode()).digest()
-        chain = [link.hex()]
-        for block in range(len(prompt) // PREFILL_BLOCK):
-            link = hashlib.sha256(link + prompt.block(block)).digest()
-            chain.append(link.hex())
-        return chain
+    def _fetch(self, prompt: PromptKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
+        found = None
+        try:
+            found = self.find(prompt, above)
+        except Exception as error:  # whatever a file makes a library raise; its request can do without
+            self._complain(self._folder.root, error)
+        done(found)
 
-    def _read_end(self, prompt: PromptKey, chain: Sequence[str]) -> Snapshot | None:
-        end = self._read(_end_name(prompt, chain[-1], len(prompt)), "end")
-        if end is None:
+    def _blocks(self, prompt: PromptKey, above: int) -> Iterator[int]:
+        """Yields block boundaries whose files exist, the last one first."""
+        first, last = above // PREFILL_BLOCK + 1, (len(prompt) - 1) // PREFILL_BLOCK
+        for span in range((last - 1) // _SPAN, (first - 1) // _SPAN - 1, -1) if first <= last else ():
+            start = span * _SPAN
+            if start and not self._folder.exists(prompt.link(start).hex(), "span"):
+                continue
+            for block in range(min(last, start + _SPAN), max(first, start + 1) - 1, -1):
+                if self._folder.exists(prompt.link(block).hex(), "state"):
+                    yield block
+
+    def _read_end(self, prompt: PromptKey) -> Snapshot | None:
+        length = len(prompt)
+        if (end := self._read(prompt, "end", length)) is None or (window := self._read_window(prompt, length)) is None:
             return None
-        window = self._read_window(chain, len(prompt))
-        if window is None:
-            return None
-        if len(prompt) % PREFILL_BLOCK:
-            window.append(end["window"])
-        return Snapshot(len(prompt), (end["h"], end["conv"]), tuple(window), end["hidden"])
+        self._mark(prompt, length)
+        blocks = (*window, end["window"]) if length % PREFILL_BLOCK else tuple(window)
+        return Snapshot(length, (end["h"], end["conv"]), blocks, end["hidden"])
 
-    def _read_window(self, chain: Sequence[str], length: int) -> list[HostArray] | None:
-        """The whole blocks of a window."""
+    def _read_boundary(self, prompt: PromptKey, block: int, missing: set[int]) -> Snapshot | None:
+        """
+        Args:
+          missing: blocks whose window is missing, as far as that is known; more are added.
+        """
+        length = block * PREFILL_BLOCK
+        needed = range(first_block(length, self._formats.window) + 1, block + 1)
+        for other in needed:
+            if other not in missing and not self._folder.exists(prompt.link(other).hex(), "window"):
+                missing.add(other)
+        if not missing.isdisjoint(needed) or (state := self._read(prompt, "state", length)) is None:
+            return None
+        if (window := self._read_window(prompt, length, missing)) is None:
+            return None
+        self._mark(prompt, length)
+        return Snapshot(length, (state["h"], state["conv"]), tuple(window))
+
+    def _read_window(self, prompt: PromptKey, length: int, missing: set[int] | None = None) -> list[HostArray] | None:
+        """Returns the whole blocks of a window, or None if one is missing."""
         blocks = []
-        for block in range(first_block(length, self._window) + 1, length // PREFILL_BLOCK + 1):
-            found = self._read(chain[block], "window")
-            if found is None:
+        for block in range(first_block(length, self._formats.window) + 1, length // PREFILL_BLOCK + 1):
+            if (found := self._read(prompt, "window", block * PREFILL_BLOCK)) is None:
+                if missing is not None:
+                    missing.add(block)
                 return None
             blocks.append(found["window"])
         return blocks
 
-    def _read(self, name: str, kind: str) -> dict[str, HostArray] | None:
-        path = self._path(name, kind)
+    def _read(self, prompt: PromptKey, kind: str, length: int) -> dict[str, HostArray] | None:
+        """Returns a file's arrays; None if it is missing or broken."""
+        name = _name(prompt, kind, length)
         try:
-            arrays, _ = unpack(path.read_bytes(), self._key)
-        except FileNotFoundError:
-            return None
+            arrays = self._load(name, kind, length)
         except (OSError, StateFileError) as error:
-            self._complain(path, error)
+            self._complain(self._folder.path(name, kind), error)
+            if isinstance(error, StateFileError):  # it would be met again and again
+                self._folder.remove(name, kind)
             return None
-        if self._is_writable:
-            self._touch(path)
+        if arrays is not None:
+            self._folder.touch(name, kind)
         return arrays
 
-    def _write_all(self, prompt: PromptKey, snapshots: Sequence[Snapshot]) -> None:
-        chain = self._chain(prompt)
+    def _load(self, name: str, kind: str, length: int) -> dict[str, HostArray] | None:
+        """Returns a file's arrays if they are what they should be; None if there is no such file.
+
+        Raises:
+          OSError, StateFileError: it cannot be read, or is no such file.
+        """
+        formats = self._formats_of(kind, length)
+        size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in formats.values())
+        data = self._folder.read(name, kind, size + _HEADER_BYTES)
+        if data is None:
+            return None
+        arrays, facts = unpack(data, self._key)
+        for fact, expected in self._facts(name, kind).items():
+            if facts.get(fact) != expected:
+                raise StateFileError(f"has the {fact} {facts.get(fact)!r}, expected {expected!r}")
+        found = {name: (array.shape, array.dtype.name) for name, array in arrays.items()}
+        if found != formats:
+            raise StateFileError(f"holds {found}, expected {formats}")
+        if not all(map(is_finite, arrays.values())):
+            raise StateFileError("holds values that are not finite")
+        return arrays
+
+    def _formats_of(self, kind: str, length: int) -> dict[str, ArrayFormat]:
+        """Returns shapes and types of what a file holds."""
+        formats, rest = self._formats, length % PREFILL_BLOCK
+        shape, dtype = formats.token
+        window: dict[str, ArrayFormat] = {"window": ((rest or PREFILL_BLOCK, *shape), dtype)}
+        recurrent = {"h": formats.h, "conv": formats.conv}
+        if kind == "window":
+            return window
+        if kind == "state":
+            return recurrent
+        return recurrent | {"hidden": formats.hidden} | (window if rest else {})
+
+    def _facts(self, name: str, kind: str) -> dict[str, str]:
+        """Returns what a file says it is of; the name stands for the salt and all tokens."""
+        return {"model": self._model, "kind": kind, "name": name}
+
+    def _write_all(self, prompt: PromptKey, files: Sequence[_StateFile], size: int) -> None:
         try:
-            for snapshot in snapshots:
-                for name, kind, arrays in _files_of(prompt, chain, snapshot):
-                    self._write(self._path(name, kind), arrays)
-            if self.num_bytes > self._limit:
-                self._make_room()
-        except OSError as error:
-            self._complain(self._folder, error)
+            for file in files:
+                self._write(prompt, file)
+            for length in sorted({file.length for file in files}):
+                self._mark(prompt, length)
+        finally:
+            with self._lock:
+                self._pending_bytes -= size
 
-    def _write(self, path: Path, arrays: dict[str, HostArray]) -> None:
-        if path.exists() and self._is_whole(path):
+    def _write(self, prompt: PromptKey, file: _StateFile) -> None:
+        name = _name(prompt, file.kind, file.length)
+        try:
+            if not all(map(is_finite, file.arrays.values())):
+                raise StateFileError("would hold values that are not finite; it is not written")
+            if not self._is_whole(name, file):
+                self._folder.write(name, file.kind, pack(file.arrays, self._facts(name, file.kind), self._key))
+        except Exception as error:  # the states that follow may still be written
+            self._complain(self._folder.path(name, file.kind), error)
+
+    def _mark(self, prompt: PromptKey, length: int) -> None:
+        """Notes that a state was written or used, for all who search the span of blocks that it lies in."""
+        start = (length // PREFILL_BLOCK - 1) // _SPAN * _SPAN
+        if length % PREFILL_BLOCK or start <= 0 or not self._folder.is_writable:
             return
-        data = pack(arrays, {}, self._key)
-        path.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            file.write(data)
-        Path(file.name).replace(path)
-        self.num_bytes += len(data)
+        name = prompt.link(start).hex()
+        try:
+            self._folder.mark(name, "span")
+        except OSError as error:
+            self._complain(self._folder.path(name, "span"), error)
 
-    def _is_whole(self, path: Path) -> bool:
+    def _is_whole(self, name: str, file: _StateFile) -> bool:
         """Whoever computed a state anew did not find it, perhaps because its file is broken."""
         try:
-            unpack(path.read_bytes(), self._key)
+            return self._load(name, file.kind, file.length) is not None
         except (OSError, StateFileError):
             return False
-        return True
-
-    def _make_room(self) -> None:
-        """Oldest first; what others have removed meanwhile is gone as well."""
-        found = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in self._files())
-        self.num_bytes = sum(size for _, size, _ in found)
-        for _, size, path in found:
-            if self.num_bytes <= _KEPT_SHARE * self._limit:
-                return
-            path.unlink(missing_ok=True)
-            self.num_bytes -= size
 
     def _complain(self, path: Path, error: Exception) -> None:
-        """Every error counts, but only the first is told. A broken file would be met again and again."""
-        self.num_errors += 1
-        if not self._has_complained:
-            self._has_complained = True
+        """Counts an error; only the first one is logged."""
+        with self._lock:
+            self.num_errors += 1
+            is_first, self._has_complained = not self._has_complained, True
+        if is_first:
             _logger.warning("state cache: %s %s; further errors are only counted", path, error)
-        if isinstance(error, StateFileError) and self._is_writable:
-            path.unlink(missing_ok=True)
-
-    def _touch(self, path: Path) -> None:
-        try:
-            os.utime(path)
-        except OSError as error:
-            self._complain(path, error)
-
-    def _files(self) -> Iterator[Path]:
-        return (path for path in self._folder.glob("*/*.*") if not path.name.startswith("."))
-
-    def _path(self, name: str, kind: str) -> Path:
-        return self._folder / name[:2] / f"{name[2:]}.{kind}"
 
 
-def _end_name(prompt: PromptKey, link: str, length: int) -> str:
-    return hashlib.sha256(f"{link} ends ".encode() + prompt.rest(length)).hexdigest()
+def _name(prompt: PromptKey, kind: str, length: int) -> str:
+    """Returns the name of a prompt's file, without its kind."""
+    link = prompt.link(length // PREFILL_BLOCK)
+    return link.hex() if kind != "end" else hashlib.sha256(link + b" ends " + prompt.rest(length)).hexdigest()
 
 
-def _files_of(
-    prompt: PromptKey, chain: Sequence[str], snapshot: Snapshot
-) -> Iterator[tuple[str, str, dict[str, HostArray]]]:
-    """Name, kind and content of the files that a state becomes; the blocks before it were written with theirs."""
-    h, conv = snapshot.recurrent
-    block, rest = divmod(snapshot.length, PREFILL_BLOCK)
+def _files_of(snapshot: Snapshot) -> Iterator[_StateFile]:
+    """Yields the files that a state becomes; the blocks before it were written with theirs."""
+    length, (h, conv), last = snapshot.length, snapshot.recurrent, snapshot.window[-1]
+    rest = length % PREFILL_BLOCK
+    if len(last) != (rest or PREFILL_BLOCK):  # restored from a window that began in the middle of this block
+        return
     if not rest:
-        yield chain[block], "window", {"window": snapshot.window[-1]}
-        yield chain[block], "state", {"h": h, "conv": conv}
+        yield _StateFile("window", length, {"window": last})
+        yield _StateFile("state", length, {"h": h, "conv": conv})
     if snapshot.hidden is not None:
         end = {"h": h, "conv": conv, "hidden": snapshot.hidden}
-        yield (
-            _end_name(prompt, chain[block], snapshot.length),
-            "end",
-            end | ({"window": snapshot.window[-1]} if rest else {}),
-        )
+        yield _StateFile("end", length, end | ({"window": last} if rest else {}))

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Final
 
 from .errors import QueueFullError
@@ -39,9 +39,13 @@ class FairShares:
 
     def first(self, tenants: Iterable[str]) -> str:
         """Who has had least; of equals, the first."""
-        tenant = min(tenants, key=lambda each: self._used[each])
+        tenant = min(tenants, key=self.used)
         self._zero = max(self._zero, self._used[tenant])
         return tenant
+
+    def used(self, tenant: str) -> int:
+        """What a tenant has had, on the common scale."""
+        return self._used[tenant]
 
     def charge(self, tenant: str, tokens: int) -> None:
         """Books tokens; fewer than none where too many were booked before."""
@@ -55,6 +59,10 @@ class _Entry:
     request: Request
     number: int
 
+    @property
+    def id(self) -> str:
+        return self.request.id
+
 
 class _Line:
     """One tenant's requests: the most urgent first, of those the oldest."""
@@ -62,6 +70,7 @@ class _Line:
     def __init__(self) -> None:
         self._classes: dict[int, OrderedDict[str, _Entry]] = {}
         self._num_popped = 0
+        self._held: set[str] = set()
         self.num_requests = 0
         self.num_tokens = 0
 
@@ -72,11 +81,30 @@ class _Line:
         self._classes.setdefault(entry.request.priority, OrderedDict())[entry.request.id] = entry
         self._count(entry.request, 1)
 
+    @property
+    def num_held(self) -> int:
+        return len(self._held)
+
+    def hold(self, request: Request) -> None:
+        self._held.add(request.id)
+
+    def release(self, request: Request) -> None:
+        self._held.discard(request.id)
+
+    def is_held(self, request: Request) -> bool:
+        return request.id in self._held
+
+    def held(self) -> Iterator[Request]:
+        """Those that are held, the most urgent first, of those the oldest."""
+        for urgency in sorted(self._classes) if self._held else ():
+            yield from (entry.request for entry in self._classes[urgency].values() if entry.id in self._held)
+
     def pop(self) -> Request:
         self._num_popped += 1
         by_age = self._num_popped % OLDEST_EVERY == 0
-        urgency = min(self._classes, key=self._age_of_first) if by_age else min(self._classes)
-        request = next(iter(self._classes[urgency].values())).request
+        firsts = {urgency: first for urgency in self._classes if (first := self._first_ready(urgency)) is not None}
+        urgency = min(firsts, key=lambda each: firsts[each].number) if by_age else min(firsts)
+        request = firsts[urgency].request
         self.remove(request)
         return request
 
@@ -87,8 +115,8 @@ class _Line:
             del self._classes[request.priority]
         self._count(request, -1)
 
-    def _age_of_first(self, priority: int) -> int:
-        return next(iter(self._classes[priority].values())).number
+    def _first_ready(self, urgency: int) -> _Entry | None:
+        return next((entry for entry in self._classes[urgency].values() if entry.id not in self._held), None)
 
     def _count(self, request: Request, sign: int) -> None:
         self.num_requests += sign
@@ -100,7 +128,7 @@ class WaitingQueue:
 
     Next is a request of the tenant that has had the fewest tokens; of its requests the one with the lowest `priority`,
     of those the oldest. Where there are several tenants, none may take more of the queue than it leaves free, so that
-    there is a place for another.
+    there is a place for another. A request that is held keeps its place, but is passed over until it is released.
 
     Args:
       max_requests: how many may wait.
@@ -117,6 +145,7 @@ class WaitingQueue:
         self._requests: dict[str, Request] = {}
         self._num_added = 0
         self._num_tokens = 0
+        self._num_held = 0
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -131,6 +160,46 @@ class WaitingQueue:
     def num_tokens(self) -> int:
         """Of all prompts together."""
         return self._num_tokens
+
+    @property
+    def num_ready(self) -> int:
+        """Number of requests that are not held."""
+        return len(self) - self._num_held
+
+    @property
+    def num_held(self) -> int:
+        """Number of requests that are held."""
+        return self._num_held
+
+    def get(self, request_id: str) -> Request | None:
+        """Returns a request that waits."""
+        return self._requests.get(request_id)
+
+    def hold(self, request_id: str) -> None:
+        """Keeps a request from being popped."""
+        request = self._requests[request_id]
+        self._num_held += not self.is_held(request_id)
+        self._lines[request.tenant].hold(request)
+
+    def release(self, request_id: str) -> None:
+        """Ends `hold`; does nothing if the request is not held, or does not wait any more."""
+        if self.is_held(request_id):
+            request = self._requests[request_id]
+            self._num_held -= 1
+            self._lines[request.tenant].release(request)
+
+    def is_held(self, request_id: str) -> bool:
+        """Whether a request waits, and is held."""
+        request = self._requests.get(request_id)
+        return request is not None and self._lines[request.tenant].is_held(request)
+
+    def held_in_rounds(self) -> Iterator[list[Request]]:
+        """Yields each tenant's first held request, then each one's second, and so on, which is about the order in which
+        they would be popped. The tenant that has had the fewest tokens is in front."""
+        lines = [line for line in self._lines.items() if line[1].num_held]
+        lines.sort(key=lambda line: self.shares.used(line[0]))
+        for requests in zip_longest(*(line.held() for _, line in lines)):
+            yield [request for request in requests if request is not None]
 
     def check_room(self, request: Request) -> None:
         """
@@ -166,9 +235,10 @@ class WaitingQueue:
           may_start: whether a tenant's requests come into question now.
 
         Returns:
-          The request, or None if nobody waits who may start.
+          The request, or None if nobody waits who may start and is not held.
         """
-        tenants = [tenant for tenant in self._lines if may_start(tenant)]
+        ready = (tenant for tenant, line in self._lines.items() if line.num_requests > line.num_held)
+        tenants = [tenant for tenant in ready if may_start(tenant)]
         if not tenants:
             return None
         tenant = self.shares.first(tenants)
@@ -182,6 +252,7 @@ class WaitingQueue:
         request = self._requests.get(request_id)
         if request is None:
             return False
+        self.release(request_id)
         self._lines[request.tenant].remove(request)
         self._forget(request)
         return True

@@ -31,7 +31,10 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "grammars": ({"llguidance"}, ("server/grammar/*",)),
     "metrics": ({"prometheus_client"}, ("server/metrics.py", "server/metrics_vllm.py")),
     "traces": ({"opentelemetry"}, ("server/tracing.py",)),
-    "threads, locks and queues": ({"threading", "_thread", "queue"}, ("engine/async_engine.py", "engine/hosts.py")),
+    "threads, locks and queues": (
+        {"threading", "_thread", "queue"},
+        ("engine/async_engine.py", "engine/hosts.py", "engine/state_disk.py"),
+    ),
     "thread pools": (
         {"concurrent.futures", "multiprocessing.pool"},
         (

@@ -1,10 +1,11 @@
 """States whose arrays say which tokens they stand for, and a reader that uses a cache as the engine does."""
 
+import queue
 from itertools import pairwise
 
 import numpy as np
 from roost.engine.config import PREFILL_BLOCK
-from roost.engine.snapshot import Mark, Snapshot, follow, from_ring, ring_rows
+from roost.engine.snapshot import Mark, Snapshot, SnapshotFormat, follow, from_ring, ring_rows
 from roost.engine.state_cache import PromptKey, StateCache
 
 STATE_BYTES, TOKEN_BYTES, HIDDEN_BYTES = 400, 4, 40
@@ -35,10 +36,30 @@ def marks(tokens: tuple[int, ...], start: int = 0, end: int | None = None) -> li
     return [mark(tokens, a, b, is_end=b == len(tokens)) for a, b in pairwise(edges) if a < b]
 
 
+def format_of(window: int) -> SnapshotFormat:
+    return SnapshotFormat(
+        window,
+        ((STATE_BYTES // 8,), "int32"),
+        ((STATE_BYTES // 8,), "int32"),
+        ((), "int32"),
+        ((HIDDEN_BYTES // 4,), "int32"),
+    )
+
+
+def fetch(cache: StateCache, key: PromptKey) -> Snapshot | None:
+    """Waits for what the tier below finds, if it is to be asked."""
+    known = cache.known_length(key)
+    if not cache.max_fetches or known == len(key):
+        return None
+    found: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
+    cache.fetch(key, known, found.put)
+    return found.get(timeout=60)
+
+
 def read(cache: StateCache, tokens: tuple[int, ...], salt: str = "", window: int = 128, cut: int | None = None) -> int:
     """Does what the engine does with a prompt, up to a token where it is cut off; gives how many tokens were spared."""
     key = PromptKey.of(tokens, salt)
-    found = cache.look_up(key)
+    found = cache.look_up(key, fetch(cache, key))
     if found is not None:
         check(found, tokens, window)
     length = 0 if found is None else found.length

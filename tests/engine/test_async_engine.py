@@ -22,7 +22,8 @@ from roost.engine.request import FinishReason, Request, SamplingParams
 from roost.engine.saved_state import SavedState
 from roost.engine.scheduler import Scheduler
 from roost.engine.sequence import Batch
-from roost.engine.state_cache import StateCache
+from roost.engine.snapshot import Snapshot
+from roost.engine.state_cache import PromptKey, StateCache
 
 
 class SlowRunner(FakeRunner):
@@ -263,6 +264,66 @@ async def collect_or_raise(engine: AsyncEngine, request: Request) -> None:
     async for output in engine.generate(request):
         if output.error is not None:
             raise output.error
+
+
+class SlowTier:
+    """A disk that answers when the test says so."""
+
+    num_bytes = num_errors = 0
+    max_fetches = 8
+
+    def __init__(self) -> None:
+        self.searches: list[Callable[[Snapshot | None], None]] = []
+
+    def fetch(self, prompt: PromptKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
+        self.searches.append(done)
+
+    def store(self, prompt: PromptKey, snapshots: object) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class CountingScheduler(Scheduler):
+    num_planned = 0
+
+    def schedule(self) -> Batch | None:
+        self.num_planned += 1
+        return super().schedule()
+
+
+@asynccontextmanager
+async def running_on(tier: SlowTier) -> AsyncIterator[tuple[AsyncEngine, CountingScheduler]]:
+    scheduler = CountingScheduler(2, 100, StepLimits(64, 64), cache=StateCache(64, 10**6, tier))
+    engine = AsyncEngine(lambda: EngineCore(scheduler, FakeRunner()))
+    engine.start()
+    await engine.wait_ready()
+    yield engine, scheduler
+    await engine.stop()
+
+
+async def test_nothing_is_planned_while_all_wait_for_the_disk() -> None:
+    """What it answers wakes the engine; until then the request waits, and others are served."""
+    async with running_on(tier := SlowTier()) as (engine, scheduler):
+        reader = asyncio.create_task(collect(engine, Request("a", (1, 2), SamplingParams(max_tokens=2))))
+        await until(lambda: engine.stats.num_waiting == 1 and len(tier.searches) == 1)
+        await asyncio.sleep(0.05)
+        assert scheduler.num_planned <= 2
+        scored = SamplingParams(max_tokens=2, prompt_logprobs=0)
+        stream = engine.generate(Request("b", (5,), scored))
+        assert [output.token_ids async for output in stream] == [(6,), (7,)]
+        assert engine.stats.num_waiting == 1
+        threading.Thread(target=tier.searches[0], args=(None,)).start()
+        assert await reader == [3, 4]
+
+
+async def test_time_runs_out_while_all_wait_for_the_disk() -> None:
+    async with running_on(tier := SlowTier()) as (engine, _):
+        with pytest.raises(RequestTimeoutError):
+            await collect_or_raise(engine, Request("a", (1,), deadline=time.monotonic() + 0.2))
+        reader = asyncio.create_task(collect(engine, Request("b", (1,))))
+        await until(lambda: len(tier.searches) == 2)
+        reader.cancel()
+        await until(lambda: engine.stats.num_waiting == 0)
 
 
 class GatedRunner(FakeRunner):

@@ -201,6 +201,32 @@ def test_a_ring_is_a_snapshot(length: int, window: int) -> None:
     assert all(len(block) == PREFILL_BLOCK for block in found.window[1:-1])
 
 
+class CountedSalt(str):
+    """Counts how often it is hashed, by any dictionary."""
+
+    __slots__ = ()
+    num_hashed = 0
+
+    def __hash__(self) -> int:
+        CountedSalt.num_hashed += 1
+        return super().__hash__()
+
+    __eq__ = str.__eq__
+
+
+def test_what_goes_costs_no_more_where_there_are_many_salts() -> None:
+    cache, tokens = StateCache(64, budget_of(500, 0)), text((1, 64))
+    snapshots = follow(None, marks((*tokens, 1))[:1], 64)
+    for number in range(500):
+        cache.publish(PromptKey.of((*tokens, 1), CountedSalt(number)), snapshots)
+    before = CountedSalt.num_hashed
+    for number in range(500, 600):
+        cache.publish(PromptKey.of((*tokens, 1), CountedSalt(number)), snapshots)
+    assert cache.stats.snapshots <= 500
+    assert cache.stats.evictions >= 100
+    assert CountedSalt.num_hashed - before <= 100 * 10
+
+
 def test_books_are_told() -> None:
     cache, tokens = StateCache(64, PLENTY), text((1, 100))
     read(cache, tokens)

@@ -1,17 +1,21 @@
 """States on disk: what is found is what was stored, whatever has happened to the files."""
 
+import hashlib
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from fake_states import check, marks, read, text
+from fake_states import check, fetch, format_of, marks, read, text
 from hypothesis import given, settings
 from roost.engine.errors import ConfigError, StateFileError
-from roost.engine.snapshot import follow
+from roost.engine.snapshot import Mark, Snapshot, SnapshotFormat, follow
 from roost.engine.state_cache import PromptKey, StateCache
 from roost.engine.state_disk import StateDisk
 from roost.engine.state_file import pack, unpack
@@ -23,7 +27,7 @@ PLENTY, WINDOW = 10**9, 128
 def process(folder: Path, budget: int = PLENTY, *, model: str = "m", limit: int = PLENTY, key: bytes | None = None,
             window: int = WINDOW) -> Iterator[tuple[StateCache, StateDisk]]:  # fmt: skip
     """A cache from its start to its end; at the end all is on disk."""
-    disk = StateDisk(folder, model, window, limit, key)
+    disk = StateDisk(folder, model, format_of(window), limit, key)
     cache = StateCache(window, budget, disk)
     yield cache, disk
     cache.close()
@@ -157,7 +161,7 @@ def test_a_folder_that_cannot_be_written_to_is_read(tmp_path: Path, monkeypatch:
 def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"state_cache_dir .*/file"):
-        StateDisk(tmp_path / "file", "m", WINDOW, PLENTY)
+        StateDisk(tmp_path / "file", "m", format_of(WINDOW), PLENTY)
 
 
 def test_no_half_file_is_left_behind(tmp_path: Path) -> None:
@@ -189,3 +193,382 @@ def test_a_file_is_what_was_packed() -> None:
 def test_what_is_wrong_is_said(data: bytes, key: bytes | None, message: str) -> None:
     with pytest.raises(StateFileError, match=message):
         unpack(data, key)
+
+
+# --- other processes, and a file system that fails
+
+
+def test_a_write_that_fails_leaves_nothing_and_is_counted(tmp_path: Path) -> None:
+    """Where a file should be there is a folder, so it cannot be put in place."""
+    tokens = text((1, 300))
+    with process(tmp_path) as (cache, _):
+        read(cache, tokens)
+    wanted = files(tmp_path)
+    for path in wanted:
+        path.unlink()
+        path.mkdir()
+    with process(tmp_path) as (cache, disk):
+        assert read(cache, tokens) == 0
+        cache.close()
+        assert disk.num_errors >= len(wanted)
+        assert disk.num_bytes == 0
+    assert files(tmp_path) == wanted
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_what_crashed_writers_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    with process(tmp_path) as (cache, _):
+        read(cache, text((1, 300)))
+    size = sum(path.stat().st_size for path in files(tmp_path))
+    folder = files(tmp_path)[0].parent
+    old, young = folder / ".new-old", folder / ".new-young"
+    for path in (old, young):
+        path.write_bytes(b"x" * 1000)
+    os.utime(old, (1e9, 1e9))
+    with process(tmp_path) as (cache, disk):
+        assert not old.exists()
+        assert young.exists(), "its process may still write it"
+        assert disk.num_bytes == size + 1000
+        assert read(cache, text((1, 300))) == 300
+
+
+def test_leftovers_are_removed_by_a_process_that_runs_for_long(tmp_path: Path) -> None:
+    with process(tmp_path, limit=100_000) as (cache, _):
+        old = tmp_path / "m" / "ab" / ".new-old"
+        old.parent.mkdir(exist_ok=True)
+        old.write_bytes(b"x" * 1000)
+        os.utime(old, (1e9, 1e9))
+        for kind in range(1, 40):
+            read(cache, text((kind, 300)))
+    assert not old.exists()
+
+
+class Vanishing:
+    """Lists a folder as `os.scandir` does, but every other file is gone by the time that it is looked at."""
+
+    real = staticmethod(os.scandir)
+    num_gone = 0
+
+    def __init__(self, path: str | Path = ".") -> None:
+        with Vanishing.real(path) as entries:
+            self._entries = list(entries)
+
+    def __enter__(self) -> "Vanishing":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def __iter__(self) -> Iterator["os.DirEntry[str]"]:
+        for entry in self._entries:
+            if "." in entry.name and int(hashlib.sha256(entry.name.encode()).hexdigest(), 16) % 2:
+                Path(entry.path).unlink(missing_ok=True)
+                Vanishing.num_gone += 1
+            yield entry
+
+
+def test_files_that_others_remove_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, and while room is made, each file may be gone after it was listed."""
+    for kind in range(1, 8):
+        with process(tmp_path) as (cache, _):
+            read(cache, text((kind, 300)))
+    monkeypatch.setattr(Vanishing, "num_gone", 0)
+    monkeypatch.setattr(os, "scandir", Vanishing)
+    with process(tmp_path, limit=40_000) as (cache, disk):
+        assert Vanishing.num_gone
+        assert disk.num_bytes == sum(path.stat().st_size for path in files_left(tmp_path))
+        at_start = Vanishing.num_gone
+        for kind in range(1, 60):
+            read(cache, text((kind, 300)))
+        cache.close()
+        assert Vanishing.num_gone > at_start
+        assert disk.num_errors == 0
+
+
+def files_left(folder: Path) -> list[Path]:
+    groups = Vanishing.real(folder / "m")
+    return [Path(entry.path) for group in groups for entry in Vanishing.real(group.path)]
+
+
+def test_a_link_to_nowhere_is_no_file(tmp_path: Path) -> None:
+    with process(tmp_path) as (cache, _):
+        read(cache, text((1, 300)))
+    for path in files(tmp_path):
+        path.unlink()
+        path.symlink_to(tmp_path / "nowhere")
+    with process(tmp_path, limit=3000) as (cache, disk):
+        assert disk.num_bytes == 0
+        for kind in range(1, 10):
+            read(cache, text((kind, 300)))
+
+
+def test_a_folder_that_vanishes_comes_back(tmp_path: Path) -> None:
+    """Somebody empties the disk while the server runs."""
+    with process(tmp_path) as (cache, disk):
+        read(cache, text((1, 300)))
+        (tmp_path / "m").rename(tmp_path / "moved")
+        read(cache, text((2, 300)))
+        assert disk.num_errors == 0
+    with process(tmp_path) as (cache, _):
+        assert read(cache, text((2, 300))) == 300
+
+
+def test_files_that_cannot_be_removed_do_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with process(tmp_path) as (cache, _):
+        read(cache, text((1, 300)))
+    kept, real = set(map(str, files(tmp_path))), os.unlink
+
+    def unlink(path: Any, *args: Any, **named: Any) -> None:
+        if str(path) in kept:
+            raise PermissionError(1, "Operation not permitted")
+        real(path, *args, **named)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    with process(tmp_path, limit=100_000) as (cache, disk):
+        for kind in range(2, 60):
+            read(cache, text((kind, 300)))
+        cache.close()
+        assert disk.num_errors
+        assert disk.num_bytes <= 100_000
+    assert kept <= set(map(str, files(tmp_path)))
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= 100_000
+
+
+def test_processes_that_share_a_folder_hold_its_limit_together(tmp_path: Path) -> None:
+    limit = 200_000
+    with process(tmp_path, limit=limit) as (one, _), process(tmp_path, limit=limit) as (other, _):
+        for kind in range(1, 120):
+            read(one if kind % 2 else other, text((kind, 300)))
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= 1.2 * limit
+
+
+# --- whose a file is, and what it may hold
+
+FLOATS = SnapshotFormat(WINDOW, ((5,), "float32"), ((2, 5), "float32"), ((3,), "float32"), ((4,), "float32"))
+
+
+def float_states(tokens: tuple[int, ...], value: float = 1.0) -> list[Snapshot]:
+    """Of every block boundary and of the end."""
+    full = [np.full(shape, value, np.float32) for shape, _ in (FLOATS.h, FLOATS.conv, FLOATS.hidden)]
+    lengths = [min(64, len(tokens) - start) for start in range(0, len(tokens), 64)]
+    found = [Mark((full[0], full[1]), np.full((n, 3), value, np.float32), None) for n in lengths]
+    return follow(None, [*found[:-1], Mark(found[-1].recurrent, found[-1].window, full[2])], WINDOW)
+
+
+@contextmanager
+def float_disk(folder: Path, key: bytes | None = b"sesame") -> Iterator[StateDisk]:
+    disk = StateDisk(folder, "m", FLOATS, PLENTY, key)
+    yield disk
+    disk.close()
+
+
+@pytest.mark.parametrize("kind", ["state", "window", "end"])
+def test_a_signed_file_under_anothers_name_is_not_taken(tmp_path: Path, kind: str) -> None:
+    """All were written by a server with the key, so only what they say of themselves tells them apart."""
+    a, b = text((1, 300)), text((2, 300))
+    with process(tmp_path, key=b"sesame") as (cache, _):
+        read(cache, a)
+    of_a = {path: path.read_bytes() for path in files(tmp_path)}
+    with process(tmp_path, key=b"sesame") as (cache, _):
+        read(cache, b)
+    of_b = [path for path in files(tmp_path) if path not in of_a]
+    for target in of_b:
+        if target.suffix == f".{kind}":
+            target.write_bytes(next(data for path, data in of_a.items() if path.suffix == target.suffix))
+    with process(tmp_path, key=b"sesame") as (cache, disk):
+        assert read(cache, b) == {"end": 256, "window": 0, "state": 300}[kind], "and what is found is b's"
+        if kind == "state":
+            assert read(cache, (*b[:280], 1, 2)) == 0
+        assert disk.num_errors
+
+
+def test_a_signed_file_of_another_kind_or_model_is_not_taken(tmp_path: Path) -> None:
+    tokens = text((1, 320))
+    with process(tmp_path, key=b"sesame", model="one") as (cache, _):
+        read(cache, tokens)
+    (tmp_path / "one").rename(tmp_path / "other")
+    with process(tmp_path, key=b"sesame", model="other") as (cache, disk):
+        assert read(cache, tokens) == 0
+        assert disk.num_errors
+    for path in files(tmp_path, "state"):
+        path.write_bytes(path.with_suffix(".window").read_bytes())
+    for path in files(tmp_path, "end"):
+        path.unlink()
+    with process(tmp_path, key=b"sesame", model="other") as (cache, disk):
+        assert read(cache, tokens) == 0
+        assert disk.num_errors
+
+
+WRONG = {
+    "without h": lambda arrays: {name: array for name, array in arrays.items() if name != "h"},
+    "another shape": lambda arrays: arrays | {"h": arrays["h"][:-1]},
+    "another type": lambda arrays: arrays | {"h": arrays["h"].astype(np.float16)},
+    "not finite": lambda arrays: arrays | {"h": arrays["h"] * np.float32("nan")},
+    "infinite": lambda arrays: arrays | {"conv": arrays["conv"] * np.float32("inf")},
+    "more than that": lambda arrays: arrays | {"more": arrays["h"]},
+    "no array": lambda arrays: {},
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_a_signed_file_that_holds_something_else_is_as_good_as_missing(tmp_path: Path, how: str) -> None:
+    tokens = text((1, 300))
+    with float_disk(tmp_path) as disk:
+        disk.store(PromptKey.of(tokens, ""), float_states(tokens))
+    for path in [*files(tmp_path, "state"), *files(tmp_path, "end")]:
+        arrays, facts = unpack(path.read_bytes(), b"sesame")
+        path.write_bytes(pack(WRONG[how](arrays), facts, b"sesame"))
+    with float_disk(tmp_path) as disk:
+        assert disk.find(PromptKey.of(tokens, ""), 0) is None
+        assert disk.num_errors == 5
+        assert not files(tmp_path, "state"), "and removed"
+
+
+def test_what_is_not_finite_is_never_written(tmp_path: Path) -> None:
+    tokens = text((1, 300))
+    with float_disk(tmp_path) as disk:
+        disk.store(PromptKey.of(tokens, ""), float_states(tokens, float("nan")))
+        disk.store(PromptKey.of(tokens, "s"), float_states(tokens, float("-inf")))
+    assert files(tmp_path) == []
+    assert disk.num_errors
+
+
+def test_a_name_that_is_no_file_does_not_hold_a_reader_up(tmp_path: Path) -> None:
+    """A pipe would wait for a writer for ever; a huge file would take all memory."""
+    tokens = text((1, 300))
+    with process(tmp_path) as (cache, _):
+        read(cache, tokens)
+    wanted = files(tmp_path)
+    for index, path in enumerate(wanted):
+        path.unlink()
+        match index % 3:
+            case 0:
+                os.mkfifo(path)
+            case 1:
+                path.mkdir()
+            case 2:
+                with path.open("wb") as file:
+                    file.truncate(2**40)
+    with process(tmp_path) as (cache, disk):
+        assert read(cache, tokens) == 0
+        assert disk.num_errors
+
+
+def test_a_salt_may_be_any_string(tmp_path: Path) -> None:
+    """JSON has some that are no UTF-8."""
+    for salt in ("\ud800", "\0", "/", "../..", "m/"):
+        with process(tmp_path) as (cache, _):
+            assert read(cache, text((1, 100)), salt) == 0
+        with process(tmp_path) as (cache, disk):
+            assert read(cache, text((1, 100)), salt) == 100
+            assert disk.num_errors == 0
+
+
+# --- how much is done
+
+LONG = text((1, 200_000))
+
+_opened: list[str] = []
+_is_counting = threading.Event()
+
+
+def _count_open(event: str, args: tuple[Any, ...]) -> None:
+    if event == "open" and _is_counting.is_set():
+        _opened.append(str(args[0]))
+
+
+sys.addaudithook(_count_open)
+
+
+@contextmanager
+def counting_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Every file that is opened or asked for."""
+    real = os.stat
+
+    def counted(path: Any, *args: Any, **named: Any) -> os.stat_result:
+        if _is_counting.is_set():
+            _opened.append(str(path))
+        return real(path, *args, **named)
+
+    monkeypatch.setattr(os, "stat", counted)
+    _opened.clear()
+    _is_counting.set()
+    yield _opened
+    _is_counting.clear()
+
+
+def test_few_files_are_looked_for_to_find_nothing_of_a_long_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with float_disk(tmp_path) as disk, counting_files(monkeypatch) as seen:
+        assert disk.find(PromptKey.of(LONG, ""), 0) is None
+        assert 0 < len([path for path in seen if str(tmp_path) in path]) <= 200
+
+
+@pytest.mark.parametrize("known", [64, 64 * 64, 64 * 65, 64 * 128, 100_000 // 64 * 64, 199_936])
+def test_few_files_are_looked_for_to_find_the_last_state(
+    tmp_path: Path, known: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the ones before it were evicted, but for the blocks of its window."""
+    key, block = PromptKey.of(LONG, ""), known // 64
+    with float_disk(tmp_path) as disk:
+        disk.store(key, float_states(LONG)[max(0, block - 4) : block])
+    with float_disk(tmp_path) as disk, counting_files(monkeypatch) as seen:
+        found = disk.find(key, 0)
+        assert found is not None
+        assert (found.length, sum(map(len, found.window))) == (known, min(known, WINDOW))
+        assert len([path for path in seen if str(tmp_path) in path]) <= 250
+
+
+def test_states_far_behind_the_beginning_are_found_for_as_long_as_they_are_there(tmp_path: Path) -> None:
+    """Whatever was evicted before them."""
+    tokens, limit = text((1, 64 * 200 + 1)), 120_000
+    states = float_states(tokens)
+    disk = StateDisk(tmp_path, "m", FLOATS, limit)
+    for start in range(0, 200, 8):
+        disk.store(PromptKey.of(tokens, ""), states[start : start + 8])
+    disk.close()
+    assert len(files(tmp_path, "state")) < 100
+    disk = StateDisk(tmp_path, "m", FLOATS, limit)
+    found = disk.find(PromptKey.of((*tokens[:-1], 8), ""), 0)
+    assert found is not None
+    assert found.length == 64 * 200
+    disk.close()
+
+
+def test_a_prompt_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many chunks it is read in, and by whomever it is looked for."""
+    blocks, num_hashed, real = 256, [0], hashlib.sha256
+
+    def counted(data: bytes = b"") -> Any:
+        num_hashed[0] += len(data) == 32 + 256
+        return real(data)
+
+    monkeypatch.setattr(hashlib, "sha256", counted)
+    tokens = text((1, 64 * blocks + 10))
+    key, last = PromptKey.of(tokens, ""), None
+    with process(tmp_path) as (cache, _):
+        assert fetch(cache, key) is None
+        for start in range(0, 64 * blocks, 256):
+            last = cache.extend(key, last, marks(tokens, start, start + 256))
+    assert num_hashed[0] <= blocks + 1
+
+
+def test_writes_that_wait_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is too slow loses states, and says so; it does not fill memory."""
+    gate, num_written = threading.Event(), [0]
+
+    def slow(*args: Any) -> bytes:
+        assert gate.wait(60)
+        num_written[0] += 1
+        return pack(*args)
+
+    monkeypatch.setattr("roost.engine.state_disk.pack", slow)
+    monkeypatch.setattr("roost.engine.state_disk._MAX_WRITE_BYTES", 50_000)
+    with process(tmp_path) as (cache, disk):
+        for kind in range(1, 101):
+            read(cache, text((kind, 64)))
+        assert disk.num_errors > 50
+        gate.set()
+    assert num_written[0] * 400 < 50_000
