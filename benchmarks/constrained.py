@@ -81,6 +81,9 @@ class Neighbours(NamedTuple):
 class Anything:
     """A constraint that allows all tokens."""
 
+    def is_ready(self, wait_s: float) -> bool:
+        return True
+
     def fill_mask(self, mask: TokenMask) -> None:
         mask.fill(2**32 - 1)
 

@@ -71,5 +71,8 @@ class BadPhrases:
             if token_id < 32 * len(mask):
                 mask[token_id >> 5] &= ~(1 << (token_id & 31)) & ALL_ALLOWED
 
+    def is_ready(self, wait_s: float) -> bool:
+        return True
+
     def advance(self, token_id: int) -> None:
         self._state = self._index.step(self._state, token_id)

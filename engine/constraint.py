@@ -25,6 +25,10 @@ class Constraint(Protocol):
     def fill_mask(self, mask: TokenMask) -> None:
         """Sets all words of the mask to what may come next. At least one token must be allowed."""
 
+    def is_ready(self, wait_s: float) -> bool:
+        """Whether `fill_mask` would return at once; waits up to so many seconds for that. Until then only its own
+        request waits."""
+
     def advance(self, token_id: int) -> None:
         """Takes note of the token that came."""
 

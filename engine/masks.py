@@ -30,6 +30,9 @@ class AllOf:
             part.fill_mask(other)
             mask &= other
 
+    def is_ready(self, wait_s: float) -> bool:
+        return all(part.is_ready(wait_s) for part in self._parts)
+
     def advance(self, token_id: int) -> None:
         for part in self._parts:
             part.advance(token_id)

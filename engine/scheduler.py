@@ -32,6 +32,9 @@ from .snapshot import Snapshot
 from .state_cache import PromptKey, StateCache
 from .waiting_queue import WaitingQueue, expected_tokens
 
+MASK_WAIT_S: Final = 0.002
+"""Seconds that a step may wait for a constraint: most masks take a tenth of a millisecond, hostile ones minutes."""
+
 _NOT_NUMBERS: Final = "the model's activations are not numbers any more; the request was ended"
 
 _NOT_STARTED: Final = "the engine could not start the request; others are not affected"
@@ -160,7 +163,9 @@ class Scheduler:
     def schedule(self) -> Batch | None:
         """Plans the next batch and books it as dispatched; None where there is nothing to do."""
         self._fill_slots()
-        reading = [s for s in self._running.values() if s.is_reading]
+        self._take_masks()
+        unready = {s.parent for s in self._running.values() if s.awaits_mask}  # a fork needs its mask with the prompt
+        reading = [s for s in self._running.values() if s.is_reading and s not in unready]
         begun = self._being_read()
         decoding = [s for s in self._running.values() if s.can_decode and s not in begun]
         if (reading or begun) and not (self._decode_is_due and decoding):
@@ -254,6 +259,19 @@ class Scheduler:
             self._failed.append((request.id, _failed(own)))
         else:
             self._running[request.id] = sequence
+
+    def _take_masks(self) -> None:
+        """Lets those go on whose constraints know by now what may come next. The step waits a moment for one that does
+        not, and no more for any other."""
+        wait_s = MASK_WAIT_S
+        for sequence in [s for s in self._running.values() if s.awaits_mask]:
+            try:
+                sequence.refresh_mask(self._limits.mask_words, wait_s)
+            except Exception as error:  # of somebody else's code; only this request depends on it
+                self._release(sequence)
+                self._failed.append((sequence.request.id, _failed(ConstraintError(str(error)))))
+            if sequence.awaits_mask:
+                wait_s = 0.0
 
     def _look_up(self, sequence: Sequence) -> None:
         """Resumes a sequence that reads its own prompt from what is remembered of it, if all it wants is its end."""

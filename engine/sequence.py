@@ -37,6 +37,7 @@ class Sequence:
       is_finite: whether all chunks that came back left finite numbers; if not, nothing of it is published any more.
       constraint: the request's, with what its parameters add; None if nothing changes from token to token.
       mask: what may come next, where the constraint decides that.
+      awaits_mask: the constraint has not yet worked out what may come next; until then the sequence sits out.
     """
 
     request: Request
@@ -56,6 +57,7 @@ class Sequence:
     is_finite: bool = True
     constraint: Constraint | None = field(init=False)
     mask: TokenMask | None = None
+    awaits_mask: bool = False
 
     def __post_init__(self) -> None:
         self.constraint = constraint_of(self.request)
@@ -68,14 +70,14 @@ class Sequence:
     @property
     def is_reading(self) -> bool:
         """Whether it waits for its own prompt to be read, or resumed from, and its first token to be sampled."""
-        return self.parent is None and not self.num_tokens_dispatched
+        return self.parent is None and not self.num_tokens_dispatched and not self.awaits_mask
 
     @property
     def can_decode(self) -> bool:
         """Whether one more token may be asked for, judged by what has been dispatched, not by what came back; but a
         constraint must have seen the last one."""
         limit = self.request.params.max_tokens
-        waits = self.constraint is not None and self.num_tokens < self.num_tokens_dispatched
+        waits = self.awaits_mask or (self.constraint is not None and self.num_tokens < self.num_tokens_dispatched)
         return self.num_tokens_dispatched > 0 and not waits and (limit is None or self.num_tokens_dispatched < limit)
 
     @property
@@ -88,17 +90,21 @@ class Sequence:
         self.resume = self.read = snapshot
         self.num_cached = self.num_prompt_dispatched = snapshot.length
 
-    def refresh_mask(self, words: int) -> None:
-        """Asks the constraint what may come next.
+    def refresh_mask(self, words: int, wait_s: float = 0.0) -> None:
+        """Asks the constraint what may come next; if it does not know yet, `awaits_mask` says so.
 
         Args:
           words: of the mask.
+          wait_s: how long to wait for it.
 
         Raises:
           ConstraintError: nothing may.
           Exception: whatever the constraint raises.
         """
         if self.constraint is None:
+            return
+        self.awaits_mask = not self.constraint.is_ready(wait_s)
+        if self.awaits_mask:
             return
         mask, static = np.zeros(words, np.uint32), self.request.params.static_mask
         self.constraint.fill_mask(mask)

@@ -18,6 +18,9 @@ class GrammarConstraint:
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
 
+    def is_ready(self, wait_s: float) -> bool:
+        return True
+
     def fill_mask(self, mask: TokenMask) -> None:
         """
         Raises:

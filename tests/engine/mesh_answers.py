@@ -22,6 +22,9 @@ class Dictation:
     def __init__(self, *tokens: int) -> None:
         self._left = list(tokens)
 
+    def is_ready(self, wait_s: float) -> bool:
+        return True
+
     def fill_mask(self, mask: TokenMask) -> None:
         mask[:] = mask_of_ids(self._left[:1], len(mask))
 

@@ -116,6 +116,9 @@ class Evens:
     def __init__(self) -> None:
         self.count = 0
 
+    def is_ready(self, wait_s: float) -> bool:
+        return True
+
     def fill_mask(self, mask: TokenMask) -> None:
         mask[:] = mask_of_ids(range(0, VOCAB, 2), len(mask))
 

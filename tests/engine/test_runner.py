@@ -255,6 +255,9 @@ class Script:
     def __init__(self, *tokens: int) -> None:
         self.left = list(tokens)
 
+    def is_ready(self, wait_s: float) -> bool:
+        return True
+
     def fill_mask(self, mask: TokenMask) -> None:
         mask[:] = mask_of_ids(self.left[:1], len(mask))
 

@@ -473,6 +473,9 @@ class Only:
         self.allowed = allowed
         self.came: list[int] = []
 
+    def is_ready(self, wait_s: float) -> bool:
+        return True
+
     def fill_mask(self, mask: TokenMask) -> None:
         token = self.allowed[len(self.came)]
         mask[:] = 0 if token is None else mask_of_ids([token], len(mask))
@@ -564,6 +567,72 @@ def test_a_mask_is_what_the_constraint_and_the_request_both_allow() -> None:
     scheduler.add(Request("b", (1,), params, constraint=Only(5)))
     scheduler.schedule()
     assert [name for name, _ in scheduler.take_failed()] == ["b"]
+
+
+class Late(Only):
+    """Does not know what may come next until it is told to. It counts how often somebody waited for it."""
+
+    def __init__(self, *allowed: int | None) -> None:
+        super().__init__(*allowed)
+        self.knows = False
+        self.num_waits = 0
+
+    def is_ready(self, wait_s: float) -> bool:
+        self.num_waits += wait_s > 0
+        return self.knows
+
+    def fill_mask(self, mask: TokenMask) -> None:
+        assert self.knows
+        super().fill_mask(mask)
+
+    def advance(self, token_id: int) -> None:
+        super().advance(token_id)
+        self.knows = False
+
+
+def test_nobody_else_waits_for_a_constraint_that_does_not_know_yet() -> None:
+    """Neither with its prompt nor between two tokens; a step waits for one of them at most."""
+    scheduler, late, later = Scheduler(3, 4, MASKS), Late(3, 4), Late(3, 4)
+    scheduler.add(Request("late", (1,), SamplingParams(max_tokens=2), constraint=late))
+    scheduler.add(Request("later", (1,), SamplingParams(max_tokens=2), constraint=later))
+    scheduler.add(request("b", max_tokens=20))
+    batch = scheduler.schedule()
+    assert names(batch) == ("prefill", ["b"])
+    for _ in range(3):
+        assert names(scheduler.schedule()) == ("decode", ["b"])
+    assert (late.num_waits, later.num_waits) == (4, 0)
+    late.knows = True
+    first = scheduler.schedule()
+    assert names(first) == ("prefill", ["late"])
+    assert first is not None
+    scheduler.commit(first, results(first, 3))
+    assert [names(scheduler.schedule()) for _ in range(2)] == [("decode", ["b"])] * 2
+    late.knows = True
+    assert names(scheduler.schedule()) == ("decode", ["late", "b"])
+    assert later.num_waits == 2
+
+
+def test_a_prompt_waits_for_the_constraints_of_its_forks() -> None:
+    scheduler, late = Scheduler(2, 4, MASKS), Late(3)
+    scheduler.add(Request("a", (1,), constraint=Only(3)))
+    scheduler.add(Request("fork", (1,), constraint=late, fork_of="a"))
+    assert scheduler.schedule() is None
+    late.knows = True
+    batch = scheduler.schedule()
+    assert isinstance(batch, PrefillBatch)
+    assert [chunk.mask is not None and int(chunk.mask[0]) for chunk in batch.rows] == [1 << 3, 1 << 3]
+
+
+def test_a_constraint_that_fails_late_ends_its_request_alone() -> None:
+    scheduler, late = Scheduler(2, 4, MASKS), Late(None)
+    scheduler.add(Request("a", (1,), constraint=late))
+    scheduler.add(request("b"))
+    scheduler.schedule()
+    assert scheduler.take_failed() == []
+    late.knows = True
+    scheduler.schedule()
+    assert [name for name, _ in scheduler.take_failed()] == ["a"]
+    assert (scheduler.num_running, scheduler.slots.num_used) == (1, 1)
 
 
 def family(scheduler: Scheduler, *names: str, prompt: int = 100) -> None:
