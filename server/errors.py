@@ -121,6 +121,11 @@ def too_many_bytes() -> ApiError:
     return ApiError(503, "too many large requests at a time", type=_SERVER_ERROR, code="overloaded", headers=RETRY)
 
 
+def grammars_busy(reason: str) -> ApiError:
+    """503, for a grammar that other grammars leave no room for."""
+    return ApiError(503, reason, type=_SERVER_ERROR, code="overloaded", headers=RETRY)
+
+
 def too_many_connections() -> ApiError:
     return ApiError(503, "too many connections", type=_SERVER_ERROR, code="overloaded", headers=RETRY)
 

@@ -74,7 +74,7 @@ def serve(settings: Settings) -> int:
         model=model,
         metrics=metrics,
         prompts=PromptEncoder(model),
-        grammars=GrammarCompiler(model.tokenizer, model.end_token_ids),
+        grammars=GrammarCompiler(model.tokenizer, model.end_token_ids, tenants=config.tenants),
         max_choices=config.max_queue,
         request_timeout_s=math.inf if settings.request_timeout is None else settings.request_timeout,
         max_prompt_tokens=settings.max_prompt_tokens,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 from uuid import uuid4
 
 from fastapi import Depends, Request, Response
+from starlette.types import Receive
 
 from ..engine import AsyncEngine, EngineDeadError, QueueFullError, RequestTimeoutError, SamplingParams
 from . import request_warnings
@@ -17,11 +18,11 @@ from .answers import AnswerWriter
 from .background import Background
 from .disconnect import until_disconnect
 from .door import Door
-from .errors import bad_value, model_loading, not_generating, prompt_too_long, unknown_model
+from .errors import bad_value, grammars_busy, model_loading, not_generating, prompt_too_long, unknown_model
 from .fields import FieldCheck
 from .framing import to_json
 from .generation import Choice, Generation, Terms, collect, generate_choice
-from .grammar import Grammar, GrammarCompiler, GrammarError
+from .grammar import Grammar, GrammarBusyError, GrammarCompiler, GrammarError
 from .logging import request_id
 from .metrics import Metrics
 from .prompts import Prompt, PromptEncoder
@@ -131,15 +132,19 @@ class Service:
         params: Sequence[SamplingParams],
         wish: Wish | None,
         begun: StoredState | None = None,
+        *,
+        receive: Receive,
     ) -> list[Choice]:
         """Every prompt with every one of the params, prompt by prompt.
 
         Args:
           wish: what all of them have to keep to.
           begun: with what all of the prompts begin.
+          receive: tells when the client hangs up; nothing is compiled for one that has.
 
         Raises:
           ApiError: these are too many or too long, or the wish cannot be fulfilled.
+          ClientDisconnect: the client has hung up.
           RequestTimeoutError: to find that out took too long.
         """
         terms = self._terms(body)
@@ -150,7 +155,7 @@ class Service:
         if self.max_prompt_tokens is not None and longest > self.max_prompt_tokens:
             raise prompt_too_long(longest, self.max_prompt_tokens)
         stop = await self.stop_strings.build(body.stop_strings)
-        grammar = None if wish is None else await self._grammar(body, wish, terms.deadline)
+        grammar = None if wish is None else await until_disconnect(receive, self._grammar(body, wish, terms.deadline))
         pairs = [(prompt, each) for prompt in prompts for each in params]
         return [
             Choice(
@@ -199,6 +204,8 @@ class Service:
                 return await self._compiled(wish)
         except GrammarError as error:
             raise wish.refused(error) from None
+        except GrammarBusyError as error:
+            raise grammars_busy(f"{wish.param}: {error}") from None
         except TimeoutError:
             raise RequestTimeoutError(f"{wish.param} took longer to compile than the request had time") from None
 

@@ -28,12 +28,12 @@ ERRORS = "engine/errors.py"
 CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "HTTP and its schemas": ({"fastapi", "starlette", "uvicorn", "pydantic"}, ("server/*",)),
     "text": ({"sentencepiece", "tokenizers", "jinja2"}, ("server/*",)),
-    "grammars": ({"llguidance"}, ("server/grammar/*",)),
+    "grammars": ({"llguidance"}, ("server/grammar/*", "server/grammar_worker/*")),
     "metrics": ({"prometheus_client"}, ("server/metrics.py", "server/metrics_vllm.py")),
     "traces": ({"opentelemetry"}, ("server/tracing.py",)),
     "threads, locks and queues": (
         {"threading", "_thread", "queue"},
-        ("engine/async_engine.py", "engine/hosts.py", "engine/state_disk.py"),
+        ("engine/async_engine.py", "engine/hosts.py", "engine/state_disk.py", "server/grammar/process.py"),
     ),
     "thread pools": (
         {"concurrent.futures", "multiprocessing.pool"},

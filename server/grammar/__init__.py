@@ -1,11 +1,13 @@
 """Structured output: from a schema, a regular expression, choices or a grammar to the tokens that may come next."""
 
-from .compiler import GrammarCompiler
+from ..grammar_worker.limits import Limits
+from .compiler import Compilation, GrammarCompiler
 from .constraint import Grammar, GrammarConstraint, GrammarFailedError
 from .json_schema import PreparedSchema, prepare
 from .spec import (
     MAX_CHOICES,
     OBJECT_SCHEMA,
+    GrammarBusyError,
     GrammarError,
     GrammarSpec,
     choice_spec,
@@ -20,12 +22,15 @@ from .spec import (
 __all__ = [
     "MAX_CHOICES",
     "OBJECT_SCHEMA",
+    "Compilation",
     "Grammar",
+    "GrammarBusyError",
     "GrammarCompiler",
     "GrammarConstraint",
     "GrammarError",
     "GrammarFailedError",
     "GrammarSpec",
+    "Limits",
     "PreparedSchema",
     "choice_spec",
     "grammar_spec",

@@ -2,12 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from llguidance import LLMatcher
-from llguidance.gbnf_to_lark import gbnf_to_lark
+
+from ...engine import RoostError
 
 MAX_SOURCE: Final = 256 * 1024
 """Characters of a schema, of a grammar, or of all choices together."""
@@ -15,14 +17,8 @@ MAX_SOURCE: Final = 256 * 1024
 MAX_REGEX: Final = 16 * 1024
 MAX_CHOICES: Final = 4096
 
-MAX_NESTING: Final = 1500
-"""The library follows definitions that lead to definitions by recursion, and at some 4000 levels the process would be
-out of stack. So definitions times the nesting within them has a limit far below."""
-
-MAX_GBNF_RULES: Final = 500
-"""Translating them takes time that grows with the square of their number: a tenth of a second for so many."""
-
-_GBNF_RULE: Final = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
+_GBNF_RULE: Final = re.compile(r"^[ \t\r]*+[\w-]++[ \t]*+::=", re.MULTILINE)
+"""Possessive, and within a line: a grammar of blank lines must not take minutes."""
 
 JSON_STYLE: Final = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 """As most JSON that models have read. White space that is free is a trap: models stay in it."""
@@ -34,6 +30,10 @@ class GrammarError(ValueError):
     """This cannot become a grammar; the text is one line, fit to show to the caller."""
 
 
+class GrammarBusyError(RoostError):
+    """There is no room for another grammar now; later there may be."""
+
+
 @dataclass(frozen=True, slots=True)
 class GrammarSpec:
     """A language. Equal ones are compiled once.
@@ -41,27 +41,17 @@ class GrammarSpec:
     Attributes:
       source: in one of llguidance's notations, mostly Lark's, or in GBNF.
       schema: where the language is the JSON of one schema, that one.
-      is_gbnf: whether it is yet to be translated for llguidance.
+      is_gbnf: whether it is yet to be translated for llguidance; whoever compiles it does.
     """
 
     source: str
     schema: str | None = None
     is_gbnf: bool = False
 
-    def for_library(self) -> str:
-        """The source as llguidance takes it.
-
-        Raises:
-          GrammarError: it is no GBNF, although it looks like it.
-        """
-        if not self.is_gbnf:
-            return self.source
-        try:
-            return gbnf_to_lark(self.source)
-        except RecursionError:
-            raise GrammarError("the grammar is nested too deeply") from None
-        except Exception as error:  # the library has no class for all of its own
-            raise GrammarError(f"invalid GBNF: {one_line(str(error))}") from None
+    @property
+    def num_bytes(self) -> int:
+        """Memory that its texts take."""
+        return sys.getsizeof(self.source) + sys.getsizeof(self.schema)
 
 
 def json_spec(schema: Mapping[str, Any], *, coerce_one_of: bool = False) -> GrammarSpec:
@@ -88,13 +78,9 @@ def schema_text(schema: Mapping[str, Any], *, coerce_one_of: bool = False) -> st
     """
     guidance = {**JSON_STYLE, "coerce_one_of": True} if coerce_one_of else JSON_STYLE
     try:
-        text = json.dumps({**schema, "x-guidance": guidance}, ensure_ascii=False)
-        references = {value for value in _references(schema) if isinstance(value, str)}
-        depth = _depth(schema)
+        return json.dumps({**schema, "x-guidance": guidance}, ensure_ascii=False)
     except RecursionError:
         raise GrammarError("the schema is nested too deeply") from None
-    _check_nesting("the schema", len(references) + 1, depth)
-    return text
 
 
 def regex_spec(pattern: str) -> GrammarSpec:
@@ -136,13 +122,7 @@ def lark_spec(grammar: str) -> GrammarSpec:
       GrammarError: it is too large.
     """
     _check_length("the grammar", grammar, MAX_SOURCE)
-    num_gbnf_rules = len(_GBNF_RULE.findall(grammar))
-    if num_gbnf_rules > MAX_GBNF_RULES:
-        raise GrammarError(f"the grammar has more than {MAX_GBNF_RULES} rules in GBNF; write it in Lark's notation")
-    if "%json" in grammar and "$ref" in grammar:
-        raise GrammarError("$ref inside %json is not supported")
-    _check_nesting("the grammar", sum(":" in line for line in grammar.splitlines()), _bracket_depth(grammar))
-    return GrammarSpec(grammar, is_gbnf=num_gbnf_rules > 0)
+    return GrammarSpec(grammar, is_gbnf=_GBNF_RULE.search(grammar) is not None)
 
 
 def lark_text(text: str) -> str:
@@ -162,37 +142,10 @@ def one_line(message: str) -> str:
     return first if len(first) <= 300 else first[:300] + "…"
 
 
-def _references(schema: Any) -> Iterator[Any]:
-    if isinstance(schema, dict):
-        yield from (value for key, value in schema.items() if key == "$ref")
-    for child in _children(schema):
-        yield from _references(child)
-
-
-def _depth(schema: Any) -> int:
-    return 1 + max(map(_depth, _children(schema)), default=0)
-
-
-def _children(schema: Any) -> Iterator[Any]:
-    if isinstance(schema, dict):
-        yield from schema.values()
-    elif isinstance(schema, list):
-        yield from schema
-
-
-def _bracket_depth(grammar: str) -> int:
-    depth = deepest = 1
-    for char in grammar:
-        depth += (char in "([{") - (char in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
-
-
 def _check_length(what: str, text: str, limit: int) -> None:
     if len(text) > limit:
         raise GrammarError(f"{what} is longer than {limit} characters")
-
-
-def _check_nesting(what: str, definitions: int, depth: int) -> None:
-    if definitions * depth > MAX_NESTING:
-        raise GrammarError(f"{what} has too many definitions: at most {MAX_NESTING // depth} at this depth of nesting")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise GrammarError(f"{what} has half of a surrogate pair, which is no text") from None

@@ -33,7 +33,7 @@ async def create_chat_completion(body: ChatBody, request: Request, service: Read
     prompt = await service.prompts.chat(body.messages, body.ending, tools=body.usable_tools)
     prompt = service.prompts.truncated(prompt, body)
     envelope = Envelope.new("chatcmpl", body, service.model)
-    choices = await service.choices(body, [prompt], params, chat_wish(body))
+    choices = await service.choices(body, [prompt], params, chat_wish(body), receive=request.receive)
     writer = ChatWriter(envelope, body, prompt)
     return await service.respond(
         request, envelope.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings

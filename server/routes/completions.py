@@ -34,7 +34,7 @@ async def create_completion(body: CompletionBody, request: Request, service: Rea
     if begun is not None:
         prompts = await service.prompts.after(begun.state, prompts)
     envelope = Envelope.new("cmpl", body, service.model)
-    choices = await service.choices(body, prompts, params, wish_of(body), begun)
+    choices = await service.choices(body, prompts, params, wish_of(body), begun, receive=request.receive)
     writer = CompletionWriter(envelope, body, prompts)
     return await service.respond(
         request, envelope.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings

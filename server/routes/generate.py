@@ -30,7 +30,7 @@ async def generate(body: GenerateBody, request: Request, service: ReadyService) 
     if begun is not None:
         (prompt,) = await service.prompts.after(begun.state, [prompt])
     envelope = Envelope.new("gen", body, service.model)
-    choices = await service.choices(body, [prompt], params, wish_of(body), begun)
+    choices = await service.choices(body, [prompt], params, wish_of(body), begun, receive=request.receive)
     writer = TokensWriter(envelope, body, prompt)
     return await service.respond(
         request, envelope.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings

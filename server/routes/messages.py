@@ -24,7 +24,8 @@ async def create_message(body: MessagesBody, request: Request, service: ReadySer
     prompt = await service.prompts.chat(chat.messages, chat.ending, tools=chat.usable_tools)
     counts_cache = body.wants_cache and service.engine.stats.cache.budget > 0
     writer = MessageWriter(service.model, prompt, counts_cache=counts_cache)
-    choices = await service.choices(chat, [prompt], params, chat_wish(chat, format_param="output_config.format"))
+    wish = chat_wish(chat, format_param="output_config.format")
+    choices = await service.choices(chat, [prompt], params, wish, receive=request.receive)
     return await service.respond(
         request, writer.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings
     )

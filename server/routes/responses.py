@@ -35,7 +35,7 @@ async def create_response(body: ResponseBody, request: Request, service: ReadySe
     if body.background and not body.store:
         raise bad_value("background", "background needs store: true, as the answer is fetched later")
     log = EventLog() if body.background and body.stream else None
-    writer, choices, asked = await _prepare(body, service, log)
+    writer, choices, asked = await _prepare(body, request, service, log)
     if not body.background:
         return await service.respond(
             request, writer.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings
@@ -108,7 +108,7 @@ def _follow(service: Service, log: EventLog, number: int) -> Response:
 
 
 async def _prepare(
-    body: ResponseBody, service: Service, log: EventLog | None
+    body: ResponseBody, request: Request, service: Service, log: EventLog | None
 ) -> tuple[ResponseWriter, Sequence[Choice], bytes]:
     """What it takes to answer, and all messages up to the answer, packed.
 
@@ -128,7 +128,7 @@ async def _prepare(
         del messages, earlier
     keep = partial(_keep, service, asked, log) if body.store else _forget
     writer = ResponseWriter(body, service.model, prompt, params[0], keep)
-    return writer, await service.choices(chat, [prompt], params, wish), asked
+    return writer, await service.choices(chat, [prompt], params, wish, receive=request.receive), asked
 
 
 def _keep(

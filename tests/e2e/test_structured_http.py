@@ -114,6 +114,26 @@ def test_a_message_that_must_use_a_tool(server: ServerProcess) -> None:
     jsonschema.validate(block.input, PERSON)
 
 
+def hostile_grammars() -> Iterator[tuple[str, str]]:
+    """Grammars that would end the process that compiles or follows them, and a word of what is said of each."""
+    definitions = ",".join(f'"{i}":{{"items":{{"\\u0024ref":"#/$defs/{i + 1}"}}}}' for i in range(5000))
+    yield f'start: %json {{"\\u0024ref":"#/$defs/0","$defs":{{{definitions},"5000":{{}}}}}}', "too complex"
+    permutations = "\n | ".join(f"A r::set_bit({i}) %if bit_clear({i})" for i in range(16))
+    yield f'start: /[a-z]{{30}}/ r::0\nr::_: {permutations}\n | "" %if is_ones([0:16])\nA: "a"\n', "too much work"
+
+
+def test_a_hostile_grammar_ends_its_own_request(client: openai.OpenAI) -> None:
+    """Others are answered meanwhile, and afterwards. What a crash writes does not get into the log."""
+    free = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 200}
+    with client.completions.create(**free, stream=True, extra_body={"ignore_eos": True}) as stream:
+        for grammar, said in hostile_grammars():
+            with pytest.raises(openai.BadRequestError, match=said):
+                client.chat.completions.create(**CHAT, extra_body={"guided_grammar": grammar})
+        assert sum(len(chunk.choices) for chunk in stream) > 0
+    answer = client.chat.completions.create(**CHAT, response_format=FORMAT)
+    jsonschema.validate(json.loads(answer.choices[0].message.content or ""), PERSON)
+
+
 async def test_constrained_among_others(async_client: openai.AsyncOpenAI) -> None:
     """Those that are free say the same as without neighbours that are not."""
     free = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 60, "seed": 3, "temperature": 1.0}

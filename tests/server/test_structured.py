@@ -1,15 +1,23 @@
 """Structured output in all its spellings, through HTTP. The engine counts, or takes the first token that is allowed."""
 
+import asyncio
 import json
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 from client_types import checked, events
 from fake_engine import FakeEngine
-from fake_server import VOCAB_SIZE, make_service, served_model
+from fake_server import VOCAB_SIZE, live, make_service, served_model, until
 from openai.types.responses import Response, ResponseStreamEvent
 from roost.server.app import create_app
+from roost.server.grammar import Compilation, GrammarCompiler, GrammarError, GrammarSpec
+from roost.server.served_model import ServedModel
+from roost.server.service import Service
 from roost.server.tokenizer import TokenIdsOnly
 
 SCHEMA = {
@@ -223,3 +231,64 @@ async def test_a_model_without_a_tokenizer_cannot_do_it(engine: FakeEngine) -> N
         response = await client.post("/v1/completions", json={"prompt": [4], "guided_regex": "a"})
     assert response.status_code == 400
     assert "no tokenizer" in response.json()["error"]["message"]
+
+
+class Bench:
+    """Where grammars are compiled, each until it is let go; none compiles."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.may_end = threading.Event()
+
+    def __call__(self, spec: GrammarSpec) -> Compilation:
+        self.begun.append(spec.source)
+        assert self.may_end.wait(30)
+        return Compilation(GrammarError("no"), 1.0)
+
+
+@asynccontextmanager
+async def with_grammars(
+    engine: FakeEngine, model: ServedModel, bench: Bench, **options: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
+    """A client of a server whose grammars are compiled elsewhere, and the server."""
+    grammars = GrammarCompiler(model.tokenizer, model.end_token_ids, compile_=bench, **options)
+    service = replace(make_service(engine, model), grammars=grammars)
+    async with live(service) as client:
+        try:
+            yield client, service
+        finally:
+            bench.may_end.set()
+
+
+def posts(client: httpx.AsyncClient, count: int) -> list["asyncio.Task[httpx.Response]"]:
+    bodies = [{"prompt": "a", "guided_regex": f"a{index}"} for index in range(count)]
+    return [asyncio.create_task(client.post("/v1/completions", json=body)) for body in bodies]
+
+
+async def test_waiting_for_other_grammars_is_a_503(engine: FakeEngine, model: ServedModel) -> None:
+    bench = Bench()
+    async with with_grammars(engine, model, bench, wait_s=0.0) as (client, _):
+        slow = posts(client, 2)
+        await until(lambda: len(bench.begun) == 2)
+        response = await client.post("/v1/completions", json={"prompt": "a", "guided_regex": "x"})
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "overloaded"
+        assert response.json()["error"]["message"].startswith("guided_regex: ")
+        assert int(response.headers["retry-after"]) >= 1
+        bench.may_end.set()
+        assert [(await each).status_code for each in slow] == [400, 400]
+
+
+async def test_nothing_is_compiled_for_clients_that_hang_up(engine: FakeEngine, model: ServedModel) -> None:
+    bench = Bench()
+    async with with_grammars(engine, model, bench) as (client, service):
+        requests = posts(client, 16)
+        await until(lambda: len(bench.begun) == 2)
+        for each in requests:
+            each.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)
+        await until(lambda: service.door.is_empty)
+        bench.may_end.set()
+        response = await client.post("/v1/completions", json={"prompt": "a", "guided_regex": "x"})
+        assert response.status_code == 400
+        assert len(bench.begun) == 3

@@ -15,6 +15,6 @@ def demo_tokenizer() -> Tokenizer:
     return load_tokenizer(directory, json.loads((directory / "config.json").read_text())["vocab_size"])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def compiler(demo_tokenizer: Tokenizer) -> GrammarCompiler:
     return GrammarCompiler(demo_tokenizer, demo_tokenizer.end_token_ids)

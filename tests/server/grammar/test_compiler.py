@@ -75,8 +75,9 @@ async def test_all_end_tokens_are_allowed_at_an_end_and_only_there(demo_tokenize
 async def test_a_token_that_is_not_allowed_is_refused(compiler: GrammarCompiler, demo_tokenizer: Tokenizer) -> None:
     grammar = await compiler.compile(json_spec(POINT))
     constraint = grammar.constraint()
+    constraint.advance(demo_tokenizer.encode("x")[0])
     with pytest.raises(GrammarFailedError, match="cannot be followed"):
-        constraint.advance(demo_tokenizer.encode("x")[0])
+        allowed_ids(constraint, demo_tokenizer.vocab_size)
     assert spell(grammar.constraint(), demo_tokenizer, '{"x": 1, "y": 2}')  # others are not affected
 
 
@@ -142,16 +143,16 @@ def nested(depth: int) -> dict[str, Any]:
     ("make", "named"),
     [
         (lambda: json_spec({"enum": ["x" * 300_000]}), "longer than"),
-        (lambda: json_spec(chain(3000)), "too many definitions"),  # it would end the process
         (lambda: json_spec(nested(100_000)), "too deeply"),
         (lambda: regex_spec("a" * 20_000), "longer than"),
         (lambda: choice_spec([]), "1 to"),
         (lambda: choice_spec(["a"] * 5000), "1 to"),
         (lambda: choice_spec(["a" * 1000] * 1000), "longer than"),
         (lambda: lark_spec("x" * 300_000), "longer than"),
-        (lambda: lark_spec("\n".join(f"r{i}: r{i + 1}" for i in range(4000))), "too many definitions"),
-        (lambda: lark_spec("\n".join(f"r{i} ::= r{i + 1}" for i in range(501))), "more than 500 rules"),
-        (lambda: lark_spec('start: %json {"$ref": "#/$defs/x"}'), "\\$ref"),
+        (lambda: regex_spec("\ud800"), "surrogate"),
+        (lambda: choice_spec(["a", "\udc00"]), "surrogate"),
+        (lambda: json_spec({"const": "\ud800"}), "surrogate"),
+        (lambda: lark_spec('start: "\ud800"'), "surrogate"),
     ],
 )
 def test_limits(make: Any, named: str) -> None:
@@ -160,7 +161,14 @@ def test_limits(make: Any, named: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [json_spec(chain(200)), lark_spec("start: a{1,9}\n" + "a: " + "(" * 20 + '"a"' + ")" * 20)]
+    "spec",
+    [
+        json_spec(chain(1000)),
+        lark_spec("start: a{1,9}\n" + "a: " + "(" * 20 + '"a"' + ")" * 20),
+        lark_spec('start: %json {"$ref": "#/$defs/x", "$defs": {"x": {"type": "null"}}}'),
+        lark_spec("root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(600)) + 'r600 ::= "a"\n'),
+        lark_spec("\n" * 260_000 + 'start: "a"'),
+    ],
 )
 async def test_what_is_within_the_limits_compiles(compiler: GrammarCompiler, spec: GrammarSpec) -> None:
     await compiler.compile(spec)
@@ -182,12 +190,6 @@ async def test_the_oldest_makes_room(demo_tokenizer: Tokenizer) -> None:
     await compiled("c")
     assert await compiled("a") is a
     assert await compiled("b") is not b
-
-
-async def test_patience_has_an_end(demo_tokenizer: Tokenizer) -> None:
-    compiler = GrammarCompiler(demo_tokenizer, demo_tokenizer.end_token_ids, timeout_s=0.0)
-    with pytest.raises(GrammarError, match="longer than 0 s"):
-        await compiler.compile(json_spec({"enum": [f"label {number}" for number in range(10_000)]}))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Whatever a model says under a grammar, it is what was asked for: random schemas, and random walks through them."""
 
 import asyncio
+import functools
 import json
 import random
 from typing import Any
@@ -60,9 +61,14 @@ def record(properties: dict[str, Any], choose: random.Random) -> dict[str, Any]:
 SCHEMAS = st.recursive(LEAVES, containers, max_leaves=6)
 
 
+@functools.cache
+def compiler_for(tokenizer: Tokenizer) -> GrammarCompiler:
+    return GrammarCompiler(tokenizer, tokenizer.end_token_ids)
+
+
 def walked(schema: dict[str, Any], tokenizer: Tokenizer, choose: random.Random) -> str:
     async def compile_and_walk() -> str:
-        grammar = await GrammarCompiler(tokenizer, tokenizer.end_token_ids).compile(json_spec(schema))
+        grammar = await compiler_for(tokenizer).compile(json_spec(schema))
         return walk(grammar.constraint(), tokenizer, tokenizer.end_token_ids, choose)
 
     return asyncio.run(compile_and_walk())

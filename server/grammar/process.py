@@ -1,0 +1,229 @@
+"""Processes that compile and follow grammars, seen from the server.
+
+llguidance is native code: its parsers recurse, and one mask of a hostile grammar takes minutes. None of its limits
+holds for both, so each grammar lives in a process of its own, which the system ends when it overflows its stack, or
+takes more CPU time or memory than `grammar_worker.limits` allows. A process that dies ends the answers that keep to its
+grammar, and nothing else.
+"""
+
+import fcntl
+import itertools
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from io import FileIO
+from typing import Final
+
+from .. import grammar_worker
+from ..grammar_worker.frames import COST, TOKEN, Frame, FrameReader, Kind
+from ..grammar_worker.limits import Limits
+from ..grammar_worker.vocabulary import SIZE_BYTES
+from ..tokenizer import Tokenizer
+from .spec import GrammarError, GrammarSpec, one_line
+from .vocabulary import TokenBytes
+
+_READ_BYTES: Final = 64 * 1024
+_PIPE_BYTES: Final = 2**20
+"""Bytes of masks that a process may be ahead of the engine."""
+
+_DIED: Final = "it takes too much work to tell what may come next"
+
+type Tokenize = Callable[[bytes], Sequence[int]]
+
+
+class GrammarProcess:
+    """One grammar's process. One thread at a time may talk to it, but any may drop followers.
+
+    Attributes:
+      cpu_s: CPU seconds of the compilation; all that there are for a grammar that was never compiled.
+      num_bytes: memory that the grammar holds.
+    """
+
+    def __init__(self, commands: FileIO, replies: FileIO, tokenize: Tokenize, limits: Limits) -> None:
+        self.cpu_s = limits.compile_cpu_s
+        self._limits = limits
+        self.num_bytes = 0
+        self._commands, self._replies = commands, replies
+        self._tokenize = tokenize
+        self._reader = FrameReader()
+        self._poll = select.poll()
+        self._poll.register(replies, select.POLLIN)
+        self._numbers = itertools.count(1)
+        self._results: dict[int, Frame | None] = {}
+        self._dropped: deque[int] = deque()
+        self._is_dead = False
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether answers can still be followed. For any thread."""
+        poll = select.poll()  # its own: two threads cannot use one
+        poll.register(self._replies, 0)
+        hung_up = bool(poll.poll(0))
+        return not self._is_dead and not hung_up
+
+    def compile(self, spec: GrammarSpec) -> None:
+        """Compiles the grammar; the first message of all.
+
+        Raises:
+          GrammarError: the grammar is wrong, has a feature that is not supported, or is too complex.
+        """
+        kind = Kind.COMPILE_GBNF if spec.is_gbnf else Kind.COMPILE
+        self._results[0] = None
+        self._send(Frame(kind, payload=spec.source.encode()))
+        os.set_blocking(self._commands.fileno(), False)  # what follows is short, and no process may hold the engine up
+        self.wait(0, None)
+        result = self._results.pop(0)
+        if result is None:
+            raise GrammarError(_too_complex(self._limits))
+        self.cpu_s, self.num_bytes = COST.unpack_from(result.payload)
+        if result.kind is Kind.REFUSED:
+            raise GrammarError(one_line(result.payload[COST.size :].decode()))
+
+    def new_follower(self) -> int:
+        """Returns a number for one more answer; drop it when it has ended."""
+        return next(self._numbers)
+
+    def ask(self, follower: int, token_id: int | None = None) -> None:
+        """Asks for an answer's next mask, and returns at once.
+
+        Args:
+          token_id: the token that came; None before the first.
+        """
+        self._results[follower] = None
+        self._send(Frame(Kind.NEXT, follower, b"" if token_id is None else TOKEN.pack(token_id)))
+
+    def wait(self, follower: int, seconds: float | None) -> bool:
+        """Waits for what was asked for; says whether it is there, or will never be."""
+        while self._results[follower] is None and not self._is_dead:
+            if not self._poll.poll(None if seconds is None else 1e3 * seconds):
+                return False
+            self._receive()
+        return True
+
+    def result(self, follower: int) -> Frame:
+        """What was asked for: a mask, or a failure."""
+        self.wait(follower, None)
+        return self._results[follower] or Frame(Kind.FAILED, follower, _DIED.encode())
+
+    def drop(self, follower: int) -> None:
+        """Forgets an answer. For any thread."""
+        self._dropped.append(follower)
+        self._send(Frame(Kind.DROP, follower))
+
+    def _send(self, frame: Frame) -> None:
+        data = memoryview(frame.to_bytes())
+        try:
+            while data and not self._commands.closed:
+                sent = self._commands.write(data)
+                if sent is None:  # it has not read for thousands of messages
+                    self._is_dead = True
+                    return
+                data = data[sent:]
+        except BrokenPipeError:
+            self._is_dead = True
+
+    def _receive(self) -> None:
+        data = self._replies.read(_READ_BYTES)
+        if not data:
+            self._is_dead = True
+            return
+        while self._dropped:
+            self._results.pop(self._dropped.popleft(), None)
+        for frame in self._reader.feed(data):
+            if frame.kind is Kind.TOKENIZE:
+                token_ids = self._tokenize(frame.payload)
+                self._send(Frame(Kind.TOKENS, payload=b"".join(map(TOKEN.pack, token_ids))))
+            elif frame.follower in self._results:
+                self._results[frame.follower] = frame
+
+
+class Nursery:
+    """Starts grammar processes. Its own process has the vocabulary already, and is started with the first grammar.
+
+    Args:
+      end_token_ids: all that end an answer.
+      limits: of each grammar.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, end_token_ids: Sequence[int], limits: Limits) -> None:
+        self._limits = limits
+        self._tokenizer = tokenizer
+        self._end_token_ids = end_token_ids
+        self._lock = threading.Lock()
+        self._tokens: TokenBytes | None = None
+        self._control: socket.socket | None = None
+
+    def new_process(self) -> GrammarProcess:
+        """Returns a process without a grammar. For any thread.
+
+        Raises:
+          GrammarError: there is no vocabulary that grammars could speak of.
+        """
+        with self._lock:
+            if self._tokens is None:  # takes half a second with a large one, and many servers never need it
+                self._tokens = TokenBytes(self._tokenizer, self._end_token_ids)
+            try:
+                return self._fork(self._tokens, self._control or self._start(self._tokens))
+            except BrokenPipeError:  # somebody has ended it
+                return self._fork(self._tokens, self._start(self._tokens))
+
+    def _start(self, tokens: TokenBytes) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            number = theirs.fileno()
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", grammar_worker.__name__, str(number), json.dumps(asdict(self._limits))],
+                pass_fds=(number,),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        weakref.finalize(self, _end, ours, process)
+        data = tokens.vocabulary.to_bytes()
+        ours.sendall(len(data).to_bytes(SIZE_BYTES) + data)
+        self._control = ours
+        return ours
+
+    def _fork(self, tokens: TokenBytes, control: socket.socket) -> GrammarProcess:
+        commands, our_commands = os.pipe()
+        our_replies, replies = os.pipe()
+        with suppress(AttributeError, OSError):  # only Linux has it, and only so many for each user
+            fcntl.fcntl(replies, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        ours = FileIO(our_commands, "w"), FileIO(our_replies)
+        try:
+            socket.send_fds(control, [b"g"], [commands, replies])
+        except BaseException:
+            _close(*ours)
+            raise
+        finally:
+            os.close(commands)
+            os.close(replies)
+        process = GrammarProcess(*ours, tokens.token_ids, self._limits)
+        weakref.finalize(process, _close, *ours)
+        return process
+
+
+def _too_complex(limits: Limits) -> str:
+    return (
+        f"it is too complex: compiling it takes more than {limits.compile_cpu_s:g} s of CPU time, "
+        f"{limits.memory >> 20} MiB of memory, or a deeper stack than there is; make it smaller or less nested"
+    )
+
+
+def _close(*files: FileIO) -> None:
+    for file in files:
+        file.close()
+
+
+def _end(control: socket.socket, process: "subprocess.Popen[bytes]") -> None:
+    control.close()
+    process.wait()

@@ -1,0 +1,167 @@
+"""Compiles one grammar, then computes masks for its answers until the server closes the pipe."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.gbnf_to_lark import gbnf_to_lark
+
+from .frames import COST, TOKEN, Frame, FrameReader, Kind
+from .limits import Allowance, Limits, TooMuchWorkError, cpu_limit, limit_memory, resident
+from .vocabulary import WorkerTokenizer
+
+_MAX_MESSAGE: Final = 16 * 1024
+"""Characters of an error: the library quotes the grammar in it."""
+
+_LIMITS: Final = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+"""The library's own, but for memory: a state takes up to 2 kB, and every follower has its own."""
+
+
+class GrammarFailure(Exception):
+    """The grammar cannot be compiled or followed; the text is the library's."""
+
+
+class ServerClosedError(Exception):
+    """The server has let go of this grammar."""
+
+
+class Server:
+    """Connection to the server: two pipes."""
+
+    def __init__(self, commands: int, replies: int) -> None:
+        self._commands, self._replies = commands, replies
+        self._reader = FrameReader()
+        self._frames: deque[Frame] = deque()
+
+    def read(self) -> Frame:
+        """
+        Raises:
+          ServerClosedError: there will be no more.
+        """
+        if self._frames:
+            return self._frames.popleft()
+        return self._receive()
+
+    def write(self, frame: Frame) -> None:
+        data = memoryview(frame.to_bytes())
+        while data:
+            data = data[os.write(self._replies, data) :]
+
+    def tokenize(self, text: bytes) -> list[int]:
+        """Asks the server for token ids; keeps commands that arrive meanwhile for `read`."""
+        self.write(Frame(Kind.TOKENIZE, payload=text))
+        waiting: deque[Frame] = deque(self._frames)
+        self._frames.clear()
+        while (frame := self.read()).kind is not Kind.TOKENS:
+            waiting.append(frame)
+        self._frames.extendleft(reversed(waiting))
+        return [token_id for (token_id,) in TOKEN.iter_unpack(frame.payload)]
+
+    def _receive(self) -> Frame:
+        while not self._frames:
+            data = os.read(self._commands, 65536)
+            if not data:
+                raise ServerClosedError
+            self._frames.extend(self._reader.feed(data))
+        return self._frames.popleft()
+
+
+def run(tokenizer: WorkerTokenizer, server: Server, limits: Limits) -> None:
+    """Serves one grammar; returns when the server lets go of it."""
+    before = resident()
+    limit_memory(limits)
+    tokenizer.tokenize = server.tokenize
+    asked = server.read()
+    try:
+        with cpu_limit(limits.compile_cpu_s):
+            matcher = compile_grammar(tokenizer.library, asked.payload.decode(), asked.kind is Kind.COMPILE_GBNF)
+    except GrammarFailure as error:
+        cost = COST.pack(time.process_time(), 0)
+        server.write(Frame(Kind.REFUSED, payload=cost + str(error)[:_MAX_MESSAGE].encode()))
+        return
+    size = max(resident() - before, 0)
+    server.write(Frame(Kind.COMPILED, payload=COST.pack(time.process_time(), size)))
+    follow(matcher, server, limits)
+
+
+def compile_grammar(tokenizer: LLTokenizer, source: str, is_gbnf: bool) -> LLMatcher:
+    """
+    Raises:
+      GrammarFailure: the grammar is wrong, or has a feature that is not supported.
+    """
+    matcher = LLMatcher(tokenizer, _translated(source) if is_gbnf else source, log_level=0, limits=_LIMITS)
+    _check(matcher)
+    _try_first_steps(matcher, tokenizer)
+    return matcher
+
+
+def follow(matcher: LLMatcher, server: Server, limits: Limits) -> None:
+    """Follows answers until the server closes its side.
+
+    Args:
+      matcher: at the beginning of the grammar; it stays there.
+    """
+    followers: dict[int, tuple[LLMatcher, Allowance]] = {}
+    while True:
+        frame = server.read()
+        if frame.kind is Kind.DROP:
+            followers.pop(frame.follower, None)
+            continue
+        try:
+            if frame.follower not in followers:
+                followers[frame.follower] = (matcher.deep_copy(), Allowance(limits))  # the copy costs next to nothing
+            follower, allowance = followers[frame.follower]
+            with allowance.spend():
+                mask = _next_mask(follower, frame.payload)
+            server.write(Frame(Kind.MASK, frame.follower, mask))
+        except GrammarFailure as error:
+            server.write(Frame(Kind.FAILED, frame.follower, str(error)[:_MAX_MESSAGE].encode()))
+        except TooMuchWorkError:
+            server.write(Frame(Kind.FAILED, frame.follower, b"it takes too much work to tell what may come next"))
+
+
+def _next_mask(matcher: LLMatcher, token: bytes) -> bytes:
+    """
+    Args:
+      token: the one that came, as sent; empty where none has come yet.
+    """
+    if token:
+        matcher.consume_token(TOKEN.unpack(token)[0])
+        _check(matcher)
+    mask = matcher.compute_bitmask()
+    _check(matcher)
+    return mask
+
+
+def _try_first_steps(matcher: LLMatcher, tokenizer: LLTokenizer) -> None:
+    """Some grammars show only in use that they are too complex; and the work of the first mask is done for all."""
+    mask = matcher.compute_bitmask()
+    _check(matcher)
+    ends = frozenset(tokenizer.eos_tokens)
+    first = next((token_id for token_id in _allowed(mask) if token_id not in ends), None)
+    if first is not None:
+        trial = matcher.deep_copy()
+        trial.consume_token(first)
+        trial.compute_bitmask()
+        _check(trial)
+
+
+def _allowed(mask: bytes) -> Iterator[int]:
+    return (8 * index + bit for index, byte in enumerate(mask) if byte for bit in range(8) if byte >> bit & 1)
+
+
+def _check(matcher: LLMatcher) -> None:
+    if matcher.is_error():
+        raise GrammarFailure(matcher.get_error())
+
+
+def _translated(source: str) -> str:
+    try:
+        return gbnf_to_lark(source)
+    except RecursionError:
+        raise GrammarFailure("the grammar is nested too deeply") from None
+    except Exception as error:  # the library has no class for all of its own
+        raise GrammarFailure(f"invalid GBNF: {error}") from None
