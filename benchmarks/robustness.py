@@ -1,6 +1,6 @@
 """Load held, faults survived, inputs tried: the table in robustness.md, by one command.
 
-    python benchmarks/robustness.py [--minutes 20] [--sections soak faults fuzz parsers] [--seconds 60]
+    python benchmarks/robustness.py [--minutes 20] [--sections soak faults fuzz parsers neighbours] [--seconds 60]
 
 Each section does its work and gives rows of what was counted. Rows are kept in robustness.json, from which the page is
 written: sections that are not run keep what they found last, with its date. Exits with 1 if anything failed; what fails
@@ -24,10 +24,15 @@ KEPT, PAGE = HERE / "robustness.json", HERE / "robustness.md"
 
 
 class Findings(NamedTuple):
-    """What a section found: rows of what was counted and the count, and what was wrong."""
+    """What a section found: rows of what was counted and the count, and what was wrong.
 
-    rows: Sequence[tuple[str, str]]
+    Attributes:
+      header: names of the columns, where there are more than these two.
+    """
+
+    rows: Sequence[Sequence[str]]
     problems: Sequence[str]
+    header: Sequence[str] = ("", "")
 
 
 class Section(NamedTuple):
@@ -138,11 +143,22 @@ def _broken_files(*arguments: str) -> Findings:
     return Findings(rows, result["problems"])
 
 
+def neighbours(_: argparse.Namespace) -> Findings:
+    """One tenant attacks, another one chats; see neighbours.py."""
+    command = [sys.executable, str(HERE / "neighbours.py"), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if not done.stdout:
+        return Findings([], [f"neighbours.py failed with status {done.returncode}"])
+    result = json.loads(done.stdout)
+    return Findings(result["rows"], result["problems"], result["header"])
+
+
 SECTIONS: Mapping[str, Section] = {
     "soak": Section("Load held", soak),
     "faults": Section("Faults survived", faults),
     "fuzz": Section("Inputs tried", fuzz),
     "parsers": Section("Files tried", parsers),
+    "neighbours": Section("Neighbours", neighbours),
     "led": Section("Files tried, led by the code that they reach", led),
 }
 
@@ -153,17 +169,22 @@ def page(kept: Mapping[str, Any]) -> str:
         "# Robustness",
         "",
         "Made by `python benchmarks/robustness.py`; [soak.py](soak.py),",
-        "[tests/e2e/test_faults.py](../tests/e2e/test_faults.py), [fuzz.py](fuzz.py) and",
-        "[fuzz_parsers.py](fuzz_parsers.py) say what is done, and what is demanded.",
+        "[tests/e2e/test_faults.py](../tests/e2e/test_faults.py), [fuzz.py](fuzz.py), [fuzz_parsers.py](fuzz_parsers.py)",
+        "and [neighbours.py](neighbours.py) with [attacks.py](attacks.py) say what is done, and what is demanded.",
     ]
     for name, section in SECTIONS.items():
         if name not in kept:
             continue
         found = kept[name]
         lines += ["", f"## {section.title}", "", f"{found['date']}, {found['machine']}, {found['versions']}.", ""]
-        lines += ["| | |", "| --- | ---: |", *(f"| {what} | {figure} |" for what, figure in found["rows"])]
+        header = found.get("header", ["", ""])
+        lines += [_line(header), f"| --- |{' ---: |' * (len(header) - 1)}", *map(_line, found["rows"])]
         lines += [f"\n**Wrong**: {problem}" for problem in found["problems"]]
     return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
 
 
 def describe(findings: Findings) -> dict[str, Any]:
@@ -173,6 +194,7 @@ def describe(findings: Findings) -> dict[str, Any]:
         "date": now()[:10],
         "machine": f"{here['cpus']} cores of {here['cpu']}",
         "versions": ", ".join(f"{name} {installed[name]}" for name in ("python", "jax") if name in installed),
+        "header": findings.header,
         "rows": findings.rows,
         "problems": findings.problems,
     }

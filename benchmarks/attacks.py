@@ -1,0 +1,848 @@
+"""Valid requests that try to hurt other tenants: one table, shared by neighbours.py and tests/e2e/test_neighbours.py.
+
+    python benchmarks/attacks.py
+
+As a program this is the attacker. It reads one JSON line per attack, `{"name", "host", "port", "key", "max_seconds"}`,
+prepares the attack and prints `ready`. The next line begins the attack, the one after it ends it. Then the program
+prints what became of its requests as one JSON line. It runs in a process of its own, with low priority, so that its
+work does not look like the server's. Every attack is bounded: after `max_seconds` at the latest the attacker closes all
+of its connections.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import random
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+PAUSE_S: Final = 0.05
+"""Seconds between two requests of one connection, so that a refused attacker does not spin."""
+
+HOLD_S: Final = 15.0
+"""Seconds after which an attack begins although not all of its connections have sent a request."""
+
+VOCAB_SIZE: Final = 3072
+"""Vocabulary size of the demo model."""
+
+MAX_BODY: Final = 4 * 2**20
+"""Default of `--max-body-bytes`."""
+
+COMPLETIONS, CHAT, RESPONSES, GENERATE = "/v1/completions", "/v1/chat/completions", "/v1/responses", "/generate"
+STATES, IMPORT = "/v1/states", "/v1/states/import"
+
+type Body = Mapping[str, Any] | bytes
+
+type Change = Callable[[dict[str, Any], dict[str, str]], None]
+"""Changes the arrays and the facts of a state file in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Status and body of one response; status 0 means that the server closed the connection without a response."""
+
+    status: int
+    body: bytes = b""
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Attacker:
+    """One tenant's HTTP client, with one connection per request.
+
+    Attributes:
+      go: returns when the attack may begin; what comes before it is preparation.
+      statuses: number of responses by status, since the attack began.
+      sent: has an entry for each request that was sent as far as it ever is before its response.
+    """
+
+    host: str
+    port: int
+    key: str
+    go: Callable[[], Awaitable[None]]
+    statuses: Counter[int] = field(default_factory=Counter)
+    sent: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
+    _number: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    async def begin(self) -> None:
+        """Ends the preparation."""
+        await self.go()
+        self.statuses.clear()
+
+    @property
+    def salt(self) -> str:
+        """A cache salt that was never used before, so that no prompt is found in the prefix cache."""
+        return f"{os.getpid()}-{next(self._number)}"
+
+    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(self.host, self.port, limit=2**20)
+
+    def head(self, method: str, path: str, length: int, **headers: str) -> bytes:
+        fields = {
+            "host": self.host,
+            "authorization": f"Bearer {self.key}",
+            "content-type": "application/json",
+            "content-length": str(length),
+            "connection": "close",
+            **{name.replace("_", "-"): value for name, value in headers.items()},
+        }
+        lines = (f"{name}: {value}\r\n" for name, value in fields.items())
+        return f"{method} {path} HTTP/1.1\r\n{''.join(lines)}\r\n".encode()
+
+    async def send(self, method: str, path: str, body: Body = b"", **headers: str) -> Reply:
+        """Sends a request and reads its response to the end."""
+        content = encoded(body)
+        reply = Reply(0)
+        with contextlib.suppress(OSError):
+            reader, writer = await self.open()
+            try:
+                reply = await self._exchange(reader, writer, self.head(method, path, len(content), **headers), content)
+            finally:
+                writer.transport.abort()
+        self.statuses[reply.status] += 1
+        return reply
+
+    async def post(self, path: str, body: Body, **headers: str) -> Reply:
+        return await self.send("POST", path, body, **headers)
+
+    async def hang_up(self, path: str, body: Body, seconds: float) -> None:
+        """Sends a request and closes the connection after some seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.post(path, body)
+
+    async def read_nothing(self, path: str, body: bytes) -> None:
+        """Sends a request and keeps the connection open without reading its response."""
+        reader, writer = await self.open()
+        try:
+            writer.write(self.head("POST", path, len(body)) + body)
+            await writer.drain()
+            self.sent.put_nowait(None)
+            status = await reader.readline()
+            self.statuses[_status(status)] += 1
+            reader._transport.pause_reading()  # type: ignore[attr-defined]
+            await asyncio.Event().wait()
+        finally:
+            writer.transport.abort()
+
+    async def trickle(self, path: str, content: bytes, length: int) -> None:
+        """Announces a body of some length, sends its beginning, and then a byte every other second."""
+        reader, writer = await self.open()
+        try:
+            writer.write(self.head("POST", path, length) + content)
+            await writer.drain()
+            self.sent.put_nowait(None)
+            ended = asyncio.create_task(reader.readline())
+            while not ended.done():
+                await asyncio.wait([ended], timeout=2)
+                writer.write(b" ")
+            self.statuses[_status(ended.result())] += 1
+        except OSError:
+            self.statuses[0] += 1
+        finally:
+            writer.transport.abort()
+
+    async def _exchange(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes, content: bytes
+    ) -> Reply:
+        writer.write(head + content)
+        with contextlib.suppress(OSError):  # an early response, such as a 413, may close the connection
+            await writer.drain()
+        self.sent.put_nowait(None)
+        status = _status(await reader.readline())
+        while await reader.readline() not in (b"\r\n", b""):
+            pass
+        kept, num_bytes = list[bytes](), 0
+        while data := await reader.read(2**20):
+            num_bytes += len(data)
+            if num_bytes <= MAX_BODY:
+                kept.append(data)
+        return Reply(status, b"".join(kept))
+
+
+def encoded(body: Body) -> bytes:
+    """A body as compact JSON; bytes as they are."""
+    return body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _status(line: bytes) -> int:
+    words = line.split()
+    return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+
+
+@dataclass(frozen=True)
+class Attack:
+    """
+    Attributes:
+      name: a few words, unique.
+      finding: number in the issue, or the class that it belongs to for those that are not listed there.
+      run: prepares the attack, awaits `Attacker.begin`, and attacks until it is cancelled or done.
+      statuses: all that the attacker may get; another one is a failure.
+    """
+
+    name: str
+    finding: str
+    run: Callable[[Attacker], Awaitable[None]]
+    statuses: frozenset[int]
+
+
+# --- how attacks are made
+
+
+async def at_once(count: int, work: Callable[[], Awaitable[Any]]) -> None:
+    """Does the same over many connections for ever, with a pause in between."""
+
+    async def repeat() -> None:
+        while True:
+            await work()
+            await asyncio.sleep(PAUSE_S)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(count):
+            group.create_task(repeat())
+
+
+async def hold(attacker: Attacker, count: int, work: Callable[[], Awaitable[Any]]) -> None:
+    """Does the same over many connections, and begins the attack when all of them have sent their first request."""
+    attacker.sent = asyncio.Queue()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(at_once(count, work))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HOLD_S):
+                for _ in range(count):
+                    await attacker.sent.get()
+        await attacker.go()
+
+
+def posting(
+    path: str, *bodies: Callable[[], Body], count: int = 1, salted: bool = True, holds: bool = False
+) -> Callable[[Attacker], Any]:
+    """Returns an attack that posts these bodies in turn over several connections.
+
+    Args:
+      bodies: make a body each; called once, before the attack begins.
+      salted: gives each request a cache salt of its own.
+      holds: begins the attack when a request is under way on each connection.
+    """
+
+    async def run(attacker: Attacker) -> None:
+        turns = itertools.cycle([encoded(make()) for make in bodies])
+
+        async def work() -> None:
+            body = next(turns)
+            if salted and body.startswith(b"{"):
+                body = b'{"cache_salt": "%b", ' % attacker.salt.encode() + body[1:]
+            await attacker.post(path, body)
+
+        if holds:
+            await hold(attacker, count, work)
+        await attacker.begin()
+        await at_once(count, work)
+
+    return run
+
+
+def token_ids(count: int, seed: int = 0) -> list[int]:
+    return random.Random(seed).choices(range(8, VOCAB_SIZE), k=count)
+
+
+ENDLESS: Final = {"max_tokens": 10**6, "ignore_eos": True, "stream": True, "temperature": 1}
+
+
+# --- states
+
+
+async def saved_file(attacker: Attacker, num_tokens: int = 130) -> bytes:
+    """A state of one's own as a file."""
+    body = {"prompt": token_ids(num_tokens), "max_tokens": 4, "ignore_eos": True}
+    answer = (await attacker.post(COMPLETIONS, body)).json
+    state = (await attacker.post(STATES, {"request_id": answer["id"]})).json["id"]
+    file = (await attacker.send("GET", f"{STATES}/{state}/export")).body
+    await attacker.send("DELETE", f"{STATES}/{state}")
+    return file
+
+
+def altered(file: bytes, change: Change) -> bytes:
+    """A state file with something else in it, and the right digest."""
+    from roost.engine.state_file import pack, unpack
+
+    arrays, facts = unpack(file)
+    held = {name: np.array(array) for name, array in arrays.items()}
+    change(held, facts)
+    facts.pop("format", None)
+    facts.pop("signed", None)
+    return pack(held, facts)
+
+
+def importing(*changes: Change) -> Callable[[Attacker], Awaitable[None]]:
+    """Returns an attack that imports altered states, and goes on from those that are taken."""
+
+    async def run(attacker: Attacker) -> None:
+        file = await saved_file(attacker)
+        files = [altered(file, change) for change in changes]
+        await attacker.begin()
+        for _ in range(2):
+            for each in files:
+                await go_on(attacker, each)
+
+    return run
+
+
+async def go_on(attacker: Attacker, file: bytes) -> None:
+    reply = await attacker.post(IMPORT, file)
+    if reply.status != 200:
+        return
+    for num_choices in (1, 8):
+        body = {"prompt": [20, 21], "from_state": reply.json["id"], "n": num_choices, "max_tokens": 4}
+        await attacker.post(COMPLETIONS, body)
+    await attacker.send("DELETE", f"{STATES}/{reply.json['id']}")
+
+
+def as_floats(arrays: dict[str, Any], _: dict[str, str]) -> None:
+    arrays["tokens"] = arrays["tokens"].astype(np.float32)
+
+
+def filled(name: str, value: float) -> Change:
+    def fill(arrays: dict[str, Any], _: dict[str, str]) -> None:
+        arrays[name] = np.full_like(arrays[name], value)
+
+    return fill
+
+
+def fact(name: str, value: str) -> Change:
+    def put(_: dict[str, Any], facts: dict[str, str]) -> None:
+        facts[name] = value
+
+    return put
+
+
+def only_tokens(count: int) -> Change:
+    def replace(arrays: dict[str, Any], facts: dict[str, str]) -> None:
+        arrays.clear()
+        arrays["tokens"] = np.array(token_ids(count), np.int32)
+        facts["length"] = "0"
+
+    return replace
+
+
+async def import_many(attacker: Attacker) -> None:
+    """States of a million tokens each, which are kept."""
+    file = altered(await saved_file(attacker), only_tokens(2**20 - 1000))
+    await attacker.begin()
+    for _ in range(40):
+        await attacker.post(IMPORT, file)
+        await attacker.send("GET", STATES)
+    for _ in range(20):
+        await attacker.send("GET", STATES)
+        await asyncio.sleep(PAUSE_S)
+    for state in (await attacker.send("GET", STATES)).json["data"]:
+        await attacker.send("DELETE", f"{STATES}/{state['id']}")
+
+
+async def go_on_from_much(attacker: Attacker) -> None:
+    """A state without a snapshot costs as much as its whole text."""
+    file = altered(await saved_file(attacker), only_tokens(300_000))
+    await attacker.begin()
+    reply = await attacker.post(IMPORT, file)
+    if reply.status != 200:
+        return
+    body = {"prompt": [20, 21], "from_state": reply.json["id"], "max_tokens": 1}
+
+    async def work() -> None:
+        await attacker.hang_up(COMPLETIONS, body, 2)
+
+    try:
+        await at_once(4, work)
+    finally:
+        await asyncio.shield(attacker.send("DELETE", f"{STATES}/{reply.json['id']}"))
+
+
+async def import_slowly(attacker: Attacker) -> None:
+    file = await saved_file(attacker)
+    attacker.statuses.clear()
+    await hold(attacker, 8, lambda: attacker.trickle(IMPORT, file[:100], len(file)))
+
+
+async def save_again_and_again(attacker: Attacker) -> None:
+    """16 savers of a long text that is still being generated."""
+    body = {"prompt": token_ids(100_000), "max_tokens": 1, "ignore_eos": True}
+    answer = (await attacker.post(COMPLETIONS, body)).json
+    await attacker.begin()
+
+    async def save() -> None:
+        reply = await attacker.post(STATES, {"request_id": answer["id"]})
+        if reply.status == 200:
+            await attacker.send("DELETE", f"{STATES}/{reply.json['id']}")
+
+    await at_once(16, save)
+
+
+# --- grammars
+
+
+def escaped_references() -> Body:
+    """A chain of 6,000 definitions, whose references no search for `$ref` finds."""
+    chain = ", ".join(f'"d{i}": {{"\\u0024ref": "#/$defs/d{i + 1}"}}' for i in range(6000))
+    schema = f'{{"$defs": {{{chain}, "d6000": {{"type": "integer"}}}}, "\\u0024ref": "#/$defs/d0"}}'
+    return {"prompt": "a", "max_tokens": 4, "guided_grammar": f"start: %json {schema}\n"}
+
+
+def chained_rules(separator: str) -> Callable[[], Body]:
+    """A chain of 6,000 rules of a grammar in Lark's notation."""
+
+    def body() -> Body:
+        rules = [f"a{i}: a{i + 1}" for i in range(6000)]
+        grammar = separator.join(["start: a0", *rules, 'a6000: "a"', ""])
+        return {"prompt": "a", "max_tokens": 4, "guided_grammar": grammar}
+
+    return body
+
+
+def nested_grammars() -> Body:
+    """Grammars in grammars, 400 deep."""
+    grammar = 'start: "a"'
+    for _ in range(400):
+        grammar = f"start: %lark {{\n{grammar}\n}}"
+    return {"prompt": "a", "max_tokens": 4, "guided_grammar": grammar}
+
+
+def nested_json_text() -> Body:
+    """A schema 5,000 levels deep inside a grammar's text, where the body's own bound does not reach."""
+    schema = '{"type":"array","items":' * 5_000 + "{}" + "}" * 5_000
+    return {"prompt": "a", "max_tokens": 4, "guided_grammar": f"start: %json {schema}\n"}
+
+
+def nested_regex() -> Body:
+    return {"prompt": "a", "max_tokens": 4, "guided_regex": "(" * 8000 + "a" + ")" * 8000}
+
+
+def nested_quantifiers() -> Body:
+    pattern = "a"
+    for _ in range(4000):
+        pattern = f"({pattern})?"
+    return {"prompt": "a", "max_tokens": 4, "guided_regex": pattern}
+
+
+def large_schema(seed: int) -> Body:
+    """Takes seconds to compile: many strings with patterns that overlap."""
+    patterns = {f"p{seed}_{i}": {"type": "string", "pattern": f"^(a|b|{i}){{1,60}}[a-z]{{0,40}}$"} for i in range(700)}
+    schema = {"type": "object", "properties": patterns, "required": list(patterns), "additionalProperties": False}
+    return {"messages": [{"role": "user", "content": "a"}], "max_tokens": 64, "guided_json": schema}
+
+
+async def leave_grammars(attacker: Attacker) -> None:
+    """24 large schemas, whose clients hang up while they are compiled or wait for it."""
+    bodies = [encoded(large_schema(seed)) for seed in range(24)]
+    await attacker.begin()
+    async with asyncio.TaskGroup() as group:
+        for body in bodies:
+            group.create_task(attacker.hang_up(CHAT, body, 0.5))
+    number = itertools.count(len(bodies))
+    await at_once(4, lambda: attacker.hang_up(CHAT, large_schema(next(number)), 0.5))
+
+
+def ambiguous_grammar() -> Body:
+    """Its parser has more to do for each token than for the one before."""
+    grammar = 'start: s{100}\ns: "a" | "b" | s s | s s s\n'
+    return {"prompt": "a", "max_tokens": 2000, "n": 8, "guided_grammar": grammar}
+
+
+def counted_regex() -> Body:
+    """Two tokens lead to a state of its automaton that no other two lead to."""
+    return {"prompt": "a", "max_tokens": 2000, "n": 8, "guided_regex": "(.{0,300}a.{0,300}b){100}"}
+
+
+def states_explosion() -> Body:
+    """Its automaton has 2^24 states, if they are all made."""
+    return {"prompt": "a", "max_tokens": 2000, "n": 8, "guided_regex": "([a-z ]*a[a-z ]{24}){50}"}
+
+
+# --- what is asked of the event loop
+
+
+def many_stop_strings() -> Body:
+    stop = [f"{i:02}" + "ab" * 2040 for i in range(64)]
+    return {"prompt": "a", "n": 128, "max_tokens": 1, "stop": stop}
+
+
+def many_bad_words() -> Body:
+    words = [f"{i:03} " + "ab " * 1364 for i in range(128)]
+    return {"prompt": "a", "n": 128, "max_tokens": 16, "bad_words": words}
+
+
+def repeated_ids() -> Body:
+    ids = [8 + i % 2000 for i in range(700_000)]
+    return {"prompt": "a", "n": 8, "max_tokens": 500, "ignore_eos": True, "allowed_token_ids": ids}
+
+
+def many_biases() -> Body:
+    body = {"prompt": "a", "n": 32, "max_tokens": 500, "ignore_eos": True, "repetition_penalty": 1.5}
+    return {**body, "logit_bias": {str(8 + i): 1.5 for i in range(300)}, "logprobs": 20, "stream": True}
+
+
+def echoes() -> Body:
+    return {"prompt": "the boat " * 100_000, "echo": True, "n": 128, "max_tokens": 1, "temperature": 1}
+
+
+def echoed_ids() -> Body:
+    return {"prompt": token_ids(60_000), "echo": True, "logprobs": 20, "max_tokens": 1, "return_token_ids": True}
+
+
+def prompt_logprobs() -> Body:
+    return {"token_ids": token_ids(60_000), "prompt_logprobs": 20, "max_tokens": 1}
+
+
+def million_prompts() -> Body:
+    return {"prompt": ["a"] * 1_000_000}
+
+
+def million_prompts_to_run() -> Body:
+    return {"prompt": ["a"] * 1_000_000, "max_tokens": 1}
+
+
+def truncated_text() -> Body:
+    """Text of 4 MB is tokenized, and eight of its tokens are used."""
+    return {"prompt": "the boat " * 440_000, "truncate_prompt_tokens": 8, "max_tokens": 1}
+
+
+def many_spaces() -> Body:
+    return {"prompt": "▁" * 1_300_000}
+
+
+def many_ids() -> Body:
+    return {"tokens": token_ids(800_000)}
+
+
+def many_messages() -> Body:
+    return {"messages": [{"role": ("user", "assistant")[i % 2], "content": "a"} for i in range(16_383)]}
+
+
+def unknown_fields() -> Body:
+    return {"prompt": "a", "max_tokens": 1, **{f"unknown field {i}": i for i in range(140_000)}}
+
+
+def long_mistake() -> Body:
+    """An error message that repeated its value would be as large."""
+    return {"prompt": "a", "response_format": {"type": "x" * 3_900_000}}
+
+
+def nested_tools() -> Body:
+    parameters = {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(700)}}
+    tools = [{"type": "function", "function": {"name": f"f{i}", "parameters": parameters}} for i in range(120)]
+    return {"messages": [{"role": "user", "content": "a"}], "max_tokens": 4, "tools": tools}
+
+
+# --- the engine's time, and its slots
+
+
+def long_prompt() -> Body:
+    return {"token_ids": token_ids(200_000), "max_tokens": 1}
+
+
+def unknown_prompt() -> Body:
+    return {"token_ids": token_ids(600_000), "max_tokens": 1}
+
+
+def forked_prompt() -> Body:
+    return {"token_ids": token_ids(50_000), "n": 128, "max_tokens": 2}
+
+
+def endless() -> Body:
+    return {"prompt": "The boat", **ENDLESS}
+
+
+def endless_choices() -> Body:
+    return {"prompt": "The boat", "n": 128, **ENDLESS}
+
+
+async def ask_and_leave(attacker: Attacker) -> None:
+    """Requests whose clients hang up at once: each takes a slot for a moment."""
+    body = encoded({"prompt": token_ids(5000), "n": 4, **ENDLESS})
+    await attacker.begin()
+    await at_once(24, lambda: attacker.hang_up(COMPLETIONS, body, 0.05))
+
+
+async def read_no_streams(attacker: Attacker) -> None:
+    """Streams with much to send, to clients that read nothing."""
+    body = encoded({"prompt": "The boat", "n": 8, "logprobs": 20, "return_token_ids": True, **ENDLESS})
+    await hold(attacker, 8, lambda: attacker.read_nothing(COMPLETIONS, body))
+
+
+async def salts(attacker: Attacker) -> None:
+    """Short prompts under salts of their own: each is a root of the prefix cache."""
+    await attacker.begin()
+    turns = itertools.count()
+
+    async def work() -> None:
+        ids = token_ids(70, seed=next(turns))
+        await attacker.post(GENERATE, {"token_ids": ids, "max_tokens": 1, "cache_salt": attacker.salt})
+
+    await at_once(16, work)
+
+
+async def one_id(attacker: Attacker) -> None:
+    """Requests that share one request id, while it is aborted."""
+    body = {"prompt": "The boat", "n": 2, **ENDLESS}
+    await attacker.begin()
+    request_id = f"same-{attacker.salt}"
+
+    async def work() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(attacker.hang_up(COMPLETIONS, body, 0.3))
+            group.create_task(attacker.send("POST", COMPLETIONS, {"prompt": "a"}, x_request_id=request_id))
+            group.create_task(attacker.post("/abort_request", {"request_id": request_id}))
+
+    await at_once(8, work)
+
+
+# --- memory
+
+
+def tool_schemas() -> Body:
+    """Parsed, each property is several Python objects."""
+    properties = {f"p{i}": {"type": "integer"} for i in range(90_000)}
+    tool = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": properties}}
+    return {"input": "a", "max_output_tokens": 1, "tool_choice": "none", "tools": [tool]}
+
+
+def large_metadata() -> Body:
+    return {"input": "a", "max_output_tokens": 1, "metadata": {f"k{i}": "x" * 200_000 for i in range(16)}}
+
+
+def empty_arrays() -> Body:
+    """Parsed, each of these takes thirty times its three bytes."""
+    return b'{"prompt": "a", "max_tokens": 1, "chat_template_kwargs": [' + b"[]," * 1_390_000 + b"[]]}"
+
+
+async def empty_arrays_in_streams(attacker: Attacker) -> None:
+    """What was parsed stays for as long as the stream does."""
+    arrays = b"[]," * 1_390_000
+    body = b'{"prompt": "a", "max_tokens": 1000000, "ignore_eos": true, "stream": true, "user": ['
+    body += arrays + b"[]]}"
+    await hold(attacker, 33, lambda: attacker.post(COMPLETIONS, body))
+
+
+async def large_slow_streams(attacker: Attacker) -> None:
+    """Streams that do not end, each of a body of 4 MiB: one more than there is room for."""
+    body = encoded({"prompt": "The boat", "user": "x" * (MAX_BODY - 200), **ENDLESS}).ljust(MAX_BODY)
+    await hold(attacker, 33, lambda: attacker.post(COMPLETIONS, body))
+
+
+async def slow_bodies(attacker: Attacker) -> None:
+    """40 bodies of 4 MiB, whose last 3 bytes come slowly."""
+    content = b'{"prompt": "'.ljust(MAX_BODY - 3, b"a")
+    await hold(attacker, 40, lambda: attacker.trickle(COMPLETIONS, content, MAX_BODY))
+
+
+async def slow_heads(attacker: Attacker) -> None:
+    """300 connections that never end their headers."""
+
+    async def half_a_head() -> None:
+        _, writer = await attacker.open()
+        try:
+            writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\nx-long: ")
+            attacker.sent.put_nowait(None)
+            while True:
+                writer.write(b"a" * 100)
+                await asyncio.sleep(1)
+        except OSError:
+            attacker.statuses[0] += 1
+        finally:
+            writer.transport.abort()
+
+    await hold(attacker, 300, half_a_head)
+
+
+async def pipeline(attacker: Attacker) -> None:
+    """Thousands of requests on one connection, none of whose responses is read."""
+    one = f"GET /v1/models HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {attacker.key}\r\n\r\n".encode()
+
+    async def flood() -> None:
+        _, writer = await attacker.open()
+        try:
+            writer.write(one * 5000)
+            await asyncio.wait_for(writer.drain(), 5)
+            await asyncio.sleep(3600)
+        except (OSError, TimeoutError):
+            attacker.statuses[0] += 1
+        finally:
+            writer.transport.abort()
+
+    await attacker.begin()
+    await at_once(4, flood)
+
+
+async def conversation(attacker: Attacker) -> None:
+    """A conversation that grows by a megabyte with each stored response."""
+    await attacker.begin()
+    previous = None
+    for number in range(40):
+        items = [{"role": "user", "content": f"{number} " + "a" * 60_000} for _ in range(16)]
+        body = {"input": items, "max_output_tokens": 1, "truncation": "auto", "previous_response_id": previous}
+        reply = await attacker.post(RESPONSES, body)
+        previous = reply.json["id"] if reply.status == 200 else None
+        await asyncio.sleep(PAUSE_S)
+
+
+async def background_work(attacker: Attacker) -> None:
+    """Stored streams that nobody reads, and whose events are kept."""
+    body = {"input": "Tell me a story.", "background": True, "stream": True, "ignore_eos": True}
+    logprobs = {"include": ["message.output_text.logprobs"], "top_logprobs": 20, "max_output_tokens": 100_000}
+    await attacker.begin()
+    ids = list[str]()
+
+    async def begin() -> None:
+        reply = await attacker.post(RESPONSES, {**body, **logprobs, "stream": False})
+        if reply.status == 200:
+            ids.append(reply.json["id"])
+
+    try:
+        for _ in range(60):
+            await begin()
+            await asyncio.sleep(PAUSE_S)
+        await asyncio.Event().wait()
+    finally:
+        await asyncio.shield(_cancel_all(attacker, ids))
+
+
+async def _cancel_all(attacker: Attacker, ids: Sequence[str]) -> None:
+    for response_id in ids:
+        await attacker.send("POST", f"{RESPONSES}/{response_id}/cancel")
+        await attacker.send("DELETE", f"{RESPONSES}/{response_id}")
+
+
+# --- the table
+
+OK: Final = frozenset({200})
+REFUSED: Final = frozenset({400, 413})
+BUSY: Final = frozenset({429, 503})
+ANY: Final = OK | REFUSED | BUSY
+LARGE: Final = ANY | {0}
+"""Of large bodies: a response that comes before the body was sent may be lost when the connection is closed."""
+
+ENDS, STOPS, TAKES = "ends the process", "stops the others", "takes memory"
+
+ATTACKS: Final[Sequence[Attack]] = (
+    Attack("state with float tokens", "1", importing(as_floats), REFUSED | BUSY),
+    Attack(
+        "state of NaN or Inf",
+        "2",
+        importing(*(filled(name, value) for name in ("h", "conv", "window") for value in (np.nan, np.inf))),
+        REFUSED | BUSY,
+    ),
+    Attack(
+        "state with a strange length",
+        ENDS,
+        importing(*(fact("length", text) for text in ("9" * 5000, "²", "٦٤", "-64", "128.0", "0064"))),
+        ANY,
+    ),
+    Attack("schema with escaped references", "3", posting(COMPLETIONS, escaped_references), ANY),
+    Attack("chain of rules", ENDS, posting(COMPLETIONS, chained_rules("\n"), chained_rules("\r")), ANY),
+    Attack("grammars in grammars", ENDS, posting(COMPLETIONS, nested_grammars), ANY),
+    Attack("deep schema in a grammar", ENDS, posting(COMPLETIONS, nested_json_text), ANY),
+    Attack("deep regex", ENDS, posting(COMPLETIONS, nested_regex, nested_quantifiers), ANY),
+    Attack("one request id for many", ENDS, one_id, ANY | {404, 409}),
+    Attack("prompt of 200,000 tokens", "9", posting(GENERATE, long_prompt, holds=True), ANY),
+    Attack("8 prompts of 200,000 tokens", "9", posting(GENERATE, long_prompt, count=8, holds=True), ANY),
+    Attack("128 choices of a long prompt", STOPS, posting(GENERATE, forked_prompt, count=2), ANY),
+    Attack("going on from 300,000 tokens", STOPS, go_on_from_much, ANY | {507}),
+    Attack("tool schemas in stored responses", "10", posting(RESPONSES, tool_schemas, count=2), LARGE),
+    Attack("metadata in stored responses", TAKES, posting(RESPONSES, large_metadata, count=2), LARGE),
+    Attack("conversation of megabytes", TAKES, conversation, ANY),
+    Attack("background responses", TAKES, background_work, ANY | {404, 409}),
+    Attack("40 imports of a million tokens", "11", import_many, ANY | {507}),
+    Attack("33 endless streams of large bodies", "12", large_slow_streams, LARGE),
+    Attack("bodies that never end", "12", slow_bodies, LARGE | {408}),
+    Attack("bodies of empty arrays", "12", posting(COMPLETIONS, empty_arrays, count=16, salted=False), LARGE),
+    Attack("endless streams of empty arrays", "12", empty_arrays_in_streams, LARGE),
+    Attack("stop strings for 128 choices", "13", posting(COMPLETIONS, many_stop_strings), ANY),
+    Attack("bad words for 128 choices", STOPS, posting(COMPLETIONS, many_bad_words), ANY),
+    Attack("allowed ids, 700,000", "14", posting(COMPLETIONS, repeated_ids), LARGE),
+    Attack("biases and logprobs, 32 choices", STOPS, posting(COMPLETIONS, many_biases), ANY),
+    Attack("abandoned grammars", "15", leave_grammars, ANY),
+    Attack("ambiguous grammar", STOPS, posting(COMPLETIONS, ambiguous_grammar, count=2), ANY),
+    Attack("counted regex", STOPS, posting(COMPLETIONS, counted_regex, count=2), ANY),
+    Attack("regex of 2^24 states", STOPS, posting(COMPLETIONS, states_explosion, count=2), ANY),
+    Attack("echo for 128 choices", "16", posting(COMPLETIONS, echoes), LARGE),
+    Attack("echo with logprobs", "16", posting(COMPLETIONS, echoed_ids), ANY),
+    Attack("logprobs of a long prompt", "16", posting(GENERATE, prompt_logprobs), ANY),
+    Attack("a million prompts, rendered", "16", posting("/v1/completions/render", million_prompts), LARGE),
+    Attack("a million prompts", "16", posting(COMPLETIONS, million_prompts_to_run), REFUSED | BUSY | {0}),
+    Attack("texts of spaces", "16", posting("/tokenize", many_spaces, count=2), LARGE),
+    Attack("text of 4 MB, truncated", STOPS, posting(COMPLETIONS, truncated_text, count=4), LARGE),
+    Attack("800,000 ids to text", STOPS, posting("/detokenize", many_ids), LARGE),
+    Attack("16,383 messages", STOPS, posting("/v1/chat/completions/render", many_messages, count=2), ANY),
+    Attack("140,000 unknown fields", STOPS, posting(COMPLETIONS, unknown_fields), LARGE),
+    Attack("a mistake of 4 MB", STOPS, posting(COMPLETIONS, long_mistake, count=2), REFUSED | BUSY | {0}),
+    Attack("120 large tools", STOPS, posting(CHAT, nested_tools), LARGE),
+    Attack("16 savers of a long text", "17", save_again_and_again, ANY | {404, 507}),
+    Attack("slow imports", "18", import_slowly, ANY | {0, 408}),
+    Attack("endless requests in every slot", "19", posting(COMPLETIONS, endless, count=64, holds=True), ANY),
+    Attack("endless choices in every slot", "19", posting(COMPLETIONS, endless_choices, count=3, holds=True), ANY),
+    Attack("requests that are left at once", STOPS, ask_and_leave, ANY),
+    Attack("streams that nobody reads", TAKES, read_no_streams, ANY | {0}),
+    Attack("unknown prompts of 600,000 tokens", "23", posting(GENERATE, unknown_prompt, count=2), LARGE),
+    Attack("a salt for each prompt", "23", salts, ANY),
+    Attack("headers that never end", STOPS, slow_heads, ANY | {0, 408}),
+    Attack("pipelined requests", TAKES, pipeline, ANY | {0}),
+)
+
+
+# --- the attacker's process
+
+
+async def read_line() -> bytes:
+    """A line of stdin; nothing at its end."""
+    return await asyncio.to_thread(sys.stdin.buffer.readline)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+async def attack(order: Mapping[str, Any]) -> None:
+    """Does what one line asks for."""
+    began = asyncio.Event()
+
+    async def go() -> None:
+        say("ready")
+        await read_line()
+        began.set()
+
+    chosen = next(each for each in ATTACKS if each.name == order["name"])
+    attacker = Attacker(order["host"], order["port"], order["key"], go)
+    running = asyncio.ensure_future(chosen.run(attacker))
+    waiting = asyncio.ensure_future(began.wait())
+    await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
+    stop = asyncio.ensure_future(read_line()) if waiting.done() else None
+    if stop is not None:
+        await asyncio.wait([stop], timeout=order["max_seconds"])
+    statuses = {str(status): count for status, count in sorted(attacker.statuses.items())}
+    for task in (running, waiting):
+        task.cancel()
+    done, _ = await asyncio.wait([running], timeout=5)
+    if stop is not None:
+        await stop
+    problem = next((repr(task.exception()) for task in done if not task.cancelled() and task.exception()), None)
+    say(json.dumps({"statuses": statuses, "problem": problem}))
+
+
+async def main() -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(10)
+    while line := await read_line():
+        await attack(json.loads(line))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

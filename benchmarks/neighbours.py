@@ -1,0 +1,613 @@
+"""One tenant attacks, another one chats: what the second feels of it, attack by attack.
+
+    python benchmarks/neighbours.py [--only "NAME" ...] [--seconds 8] [--json]
+
+It starts the server with the demo model and two tenants' keys. The victim asks one short thing at a time: a chat, a
+stream, now and then a constrained answer; beside these it asks `/health` and imports a state. It does so while nothing
+else runs, then while the attacker runs one of attacks.py, and so on in turn. Goals, for every attack:
+
+- the victim's p99 of the time to the first token, of the gap between events and of a whole chat is at most 3 times that
+  of the quiet windows before and after, or at most 250 ms;
+- `/health` answers within 100 ms;
+- the server's memory stays within the budgets that `BUDGETS` lists;
+- nothing ends but the attacker's requests: the process lives, each of the victim's requests succeeds with the text that
+  it had when all was quiet, and the attacker gets no other status than the attack's row allows.
+
+Progress goes to stderr, a table in Markdown to stdout. Exits with 1 if a goal was missed, and says which. Those who
+mend one finding give `--only`; `--seconds` trades time for samples.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+from attacks import ATTACKS, Attack
+from roost.server.bench.percentiles import percentile
+
+MIB: Final = 2**20
+CACHE_GIB: Final = 0.125
+SERVER: Final = ("-m", "roost.server")
+OPTIONS: Final = ("--port", "0", "--drain-lag", "0", "--state-cache-gib", str(CACHE_GIB))
+
+BUDGETS: Final[Mapping[str, int]] = {
+    "prefix cache (--state-cache-gib)": int(CACHE_GIB * 1024) * MIB,
+    "saved states (as much as the prefix cache)": int(CACHE_GIB * 1024) * MIB,
+    "bodies on their way in (32 times --max-body-bytes)": 32 * 4 * MIB,
+    "parsed bodies": 512 * MIB,
+    "stored responses": 64 * MIB,
+    "all else": 256 * MIB,
+}
+"""Bytes by which the server may grow, from when it was ready and had answered the victim."""
+
+MAX_RATIO: Final = 3.0
+MAX_LATENCY_S: Final = 0.25
+MAX_HEALTH_S: Final = 0.1
+MIN_ROUNDS: Final = 2
+"""Rounds of the victim's requests in each window, however long they take: an attack that makes the victim wait goes on
+for as long as it does."""
+
+MAX_ATTACK_S: Final = 45.0
+CLIENT_TIMEOUT_S: Final = 60.0
+SETTLE_S: Final = 30.0
+"""Seconds that the server may take to end what an attacker has left behind."""
+
+STILL_RUNNING: Final = "requests still run"
+
+QUESTIONS: Final = ("Hi", "What is 3 plus 4?", "Tell me a story.", "Spell the word boat.")
+SHORT: Final[Mapping[str, Any]] = {"temperature": 0, "ignore_eos": True}
+STREAM_TOKENS: Final = 24
+CHAT_TOKENS: Final = 8
+
+
+# --- processes
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server process with the keys of two tenants."""
+
+    process: subprocess.Popen[str]
+    url: str
+    log: Path
+    victim_key: str
+    attacker_key: str
+
+    @property
+    def status(self) -> int | None:
+        """Exit status; None while the process lives."""
+        return self.process.poll()
+
+    def resident_bytes(self) -> int:
+        """Memory in RAM; 0 where the process has ended."""
+        with contextlib.suppress(OSError, IndexError):
+            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+            return pages * os.sysconf("SC_PAGE_SIZE")
+        return 0
+
+    def stop(self) -> int:
+        """Asks the server to end; returns its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            return -signal.SIGKILL
+
+
+@contextmanager
+def serving(program: Sequence[str] = SERVER, model: str = "demo", *arguments: str) -> Iterator[Server]:
+    """Starts a server and yields it when it is ready.
+
+    Args:
+      program: arguments of Python that stand for `roost`.
+    """
+    keys = secrets.token_hex(16), secrets.token_hex(16)
+    tenants = [
+        word for name, key in zip(("victim", "attacker"), keys, strict=True) for word in ("--api-key", f"{name}:{key}")
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        log, states = Path(folder) / "stderr", Path(folder) / "states"
+        disk = ("--state-cache-dir", str(states), "--state-cache-dir-gib", "0.25")
+        command = [sys.executable, "-P", *program, "serve", model, *OPTIONS, *disk, *tenants, *arguments]
+        with log.open("w") as stderr:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, text=True)
+        try:
+            yield Server(process, _address(process, log), log, *keys)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _address(process: subprocess.Popen[str], log: Path, seconds: float = 240) -> str:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := re.search(r"^address +(https?://\S+)/v1$", log.read_text(), re.MULTILINE):
+            return found[1]
+        time.sleep(0.1)
+    raise RuntimeError(f"the server did not start:\n{log.read_text()}")
+
+
+class AttackerProcess:
+    """attacks.py as a process; see there for what is said on its pipes."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def prepare(self, attack: Attack, server: Server) -> str | None:
+        """Brings the attack to where it may begin; returns the reason where it cannot."""
+        address = urlsplit(server.url)
+        order = {"name": attack.name, "host": address.hostname, "port": address.port, "key": server.attacker_key}
+        await self._say(json.dumps({**order, "max_seconds": MAX_ATTACK_S}))
+        line = await self._hear(CLIENT_TIMEOUT_S)
+        return None if line == "ready" else f"the attack could not be prepared: {line}"
+
+    async def begin(self) -> None:
+        """Begins the attack that was prepared."""
+        await self._say("go")
+
+    async def end(self) -> dict[str, Any]:
+        """Ends the attack; returns the number of the attacker's responses by status, and what failed on its side."""
+        await self._say("stop")
+        found: dict[str, Any] = json.loads(await self._hear(CLIENT_TIMEOUT_S))
+        return found
+
+    async def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
+        await self._process.stdin.drain()
+
+    async def _hear(self, seconds: float) -> str:
+        assert self._process.stdout is not None
+        return (await asyncio.wait_for(self._process.stdout.readline(), seconds)).decode().strip()
+
+
+@asynccontextmanager
+async def attacking() -> AsyncIterator[AttackerProcess]:
+    program, pipe = Path(__file__).with_name("attacks.py"), asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(sys.executable, str(program), stdin=pipe, stdout=pipe)
+    try:
+        yield AttackerProcess(process)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+# --- the victim
+
+
+@dataclass
+class Window:
+    """What the victim saw in some seconds.
+
+    Attributes:
+      first, gap, chat, health: seconds to a stream's first event, from one event to the next, of a whole chat, and of
+        `/health`.
+      waits: tokens that the engine read or generated, for anybody, while the victim waited for a first token.
+      problems: the victim's requests that failed or had another text.
+      peak_bytes: most memory of the server.
+    """
+
+    first: list[float] = field(default_factory=list)
+    gap: list[float] = field(default_factory=list)
+    chat: list[float] = field(default_factory=list)
+    health: list[float] = field(default_factory=list)
+    waits: list[int] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    def fail(self, problem: str) -> None:
+        """Notes a problem once."""
+        if problem not in self.problems and len(self.problems) < 5:
+            self.problems.append(problem)
+
+    def joined(self, other: "Window") -> "Window":
+        return Window(
+            self.first + other.first,
+            self.gap + other.gap,
+            self.chat + other.chat,
+            self.health + other.health,
+            self.waits + other.waits,
+            self.problems + other.problems,
+            max(self.peak_bytes, other.peak_bytes),
+        )
+
+
+class Victim:
+    """A tenant that asks one short thing at a time, and knows what the answers were when all was quiet."""
+
+    def __init__(self, server: Server) -> None:
+        headers = {"authorization": f"Bearer {server.victim_key}"}
+        self._server = server
+        self._client = httpx.AsyncClient(base_url=server.url, headers=headers, timeout=CLIENT_TIMEOUT_S)
+        self._health = httpx.AsyncClient(base_url=server.url, timeout=CLIENT_TIMEOUT_S)
+        self._answers: dict[tuple[str, int], str] = {}
+        self._file = b""
+        self._number = itertools.count()
+
+    async def close(self) -> None:
+        await self._client.aclose()
+        await self._health.aclose()
+
+    async def learn(self) -> None:
+        """Asks everything once, and keeps the texts and a state."""
+        for question in QUESTIONS:
+            for num_tokens in (CHAT_TOKENS, STREAM_TOKENS):
+                response = await self._client.post("/v1/chat/completions", json=_body(question, num_tokens))
+                response.raise_for_status()
+                self._answers[question, num_tokens] = response.json()["choices"][0]["message"]["content"]
+        state = await self._client.post("/v1/states", json={"request_id": response.json()["id"]})
+        state_id = state.json()["id"]
+        self._file = (await self._client.get(f"/v1/states/{state_id}/export")).content
+        await self._client.delete(f"/v1/states/{state_id}")
+
+    async def watch(self, seconds: float) -> Window:
+        """Asks for some seconds, and at least `MIN_ROUNDS` times; what was asked by then is waited for."""
+        window = Window()
+        talking = asyncio.create_task(self._talk(window, time.monotonic() + seconds))
+        works = (self._ask_health, self._import, self._weigh)
+        await asyncio.gather(talking, *(self._repeat(work, window, talking) for work in works))
+        return window
+
+    async def settle(self) -> str | None:
+        """Waits until nothing runs or waits any more; returns the problem if that takes too long."""
+        deadline = time.monotonic() + SETTLE_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.HTTPError):
+                load = await self._load()
+                if not load["running"] and not load["waiting"]:
+                    return None
+            if self._server.status is not None:
+                return None
+            await asyncio.sleep(0.05)
+        return f"{STILL_RUNNING} {SETTLE_S:.0f} s after the attacker has left"
+
+    async def _talk(self, window: Window, until: float) -> None:
+        turns = itertools.count()
+        while self._server.status is None:
+            turn = next(turns)
+            if turn >= MIN_ROUNDS and time.monotonic() >= until:
+                return
+            question = QUESTIONS[turn % len(QUESTIONS)]
+            try:
+                await self._chat(window, question)
+                await self._stream(window, question)
+                if turn % 8 == 1:
+                    await self._constrained(window)
+            except (httpx.HTTPError, ValueError, KeyError) as error:
+                window.fail(f"a request of the victim failed: {type(error).__name__} {error}"[:200])
+                await asyncio.sleep(0.1)
+
+    async def _chat(self, window: Window, question: str) -> None:
+        began = time.perf_counter()
+        response = await self._client.post("/v1/chat/completions", json=_body(question, CHAT_TOKENS))
+        window.chat.append(time.perf_counter() - began)
+        if response.status_code != 200:
+            window.fail(f"a chat of the victim got {response.status_code}: {response.text[:150]}")
+            return
+        text = response.json()["choices"][0]["message"]["content"]
+        if text != self._answers[question, CHAT_TOKENS]:
+            window.fail(f"the victim's chat {question!r} had another answer")
+
+    async def _stream(self, window: Window, question: str) -> None:
+        salt = f"victim-{next(self._number)}"  # so that the prefix cache does not spare the prefill
+        body = {**_body(question, STREAM_TOKENS), "stream": True, "cache_salt": salt}
+        done, text, last = await self._work_done(), "", time.perf_counter()
+        is_first = True
+        async with self._client.stream("POST", "/v1/chat/completions", json=body) as response:
+            if response.status_code != 200:
+                window.fail(f"a stream of the victim got {response.status_code}: {(await response.aread())[:150]!r}")
+                return
+            async for line in response.aiter_lines():
+                if not (content := _content(line)):
+                    continue
+                now = time.perf_counter()
+                (window.first if is_first else window.gap).append(now - last)
+                if is_first:
+                    window.waits.append(await self._work_done() - done)
+                is_first, text, last = False, text + content, time.perf_counter()
+        if text != self._answers[question, STREAM_TOKENS]:
+            window.fail(f"the victim's stream {question!r} had another text")
+
+    async def _constrained(self, window: Window) -> None:
+        """A regex that was never compiled before."""
+        regex = f"(a|b|{next(self._number)}x){{1,4}}"
+        body = {**_body("Hi", 4), "ignore_eos": False, "structured_outputs": {"regex": regex}}
+        response = await self._client.post("/v1/chat/completions", json=body)
+        if response.status_code != 200:
+            window.fail(f"a regex of the victim got {response.status_code}: {response.text[:150]}")
+
+    async def _repeat(
+        self, work: Callable[[Window], Awaitable[None]], window: Window, talking: "asyncio.Task[None]"
+    ) -> None:
+        """Does something again and again for as long as the victim talks."""
+        while not talking.done() and self._server.status is None:
+            await work(window)
+
+    async def _import(self, window: Window) -> None:
+        try:
+            response = await self._client.post("/v1/states/import", content=self._file)
+            if response.status_code == 200:
+                await self._client.delete(f"/v1/states/{response.json()['id']}")
+            else:
+                window.fail(f"an import of the victim got {response.status_code}: {response.text[:150]}")
+        except httpx.HTTPError as error:
+            window.fail(f"an import of the victim failed: {type(error).__name__} {error}"[:200])
+        await asyncio.sleep(0.5)
+
+    async def _ask_health(self, window: Window) -> None:
+        began = time.perf_counter()
+        try:
+            response = await self._health.get("/health")
+            if response.status_code != 200:
+                window.fail(f"/health got {response.status_code}")
+        except httpx.HTTPError as error:
+            window.fail(f"/health failed: {type(error).__name__}")
+        window.health.append(time.perf_counter() - began)
+        await asyncio.sleep(0.02)
+
+    async def _weigh(self, window: Window) -> None:
+        window.peak_bytes = max(window.peak_bytes, self._server.resident_bytes())
+        await asyncio.sleep(0.02)
+
+    async def _work_done(self) -> int:
+        """Tokens that the engine has read or generated so far."""
+        load = await self._load()
+        return int(load["prompt_tokens"] + load["generated_tokens"])
+
+    async def _load(self) -> dict[str, int]:
+        response = await self._client.get("/load")
+        response.raise_for_status()
+        load: dict[str, int] = response.json()
+        return load
+
+
+def _body(question: str, num_tokens: int) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}], "max_tokens": num_tokens, **SHORT}
+
+
+def _content(line: str) -> str:
+    """The text of a stream's line; empty where it has none.
+
+    Raises:
+      ValueError: it is an error event.
+    """
+    if not line.startswith("data: {"):
+        return ""
+    event = json.loads(line.removeprefix("data: "))
+    if "error" in event:
+        raise ValueError(f"a stream ended with {event['error']}")
+    return "".join(choice["delta"].get("content") or "" for choice in event["choices"])
+
+
+# --- one attack after the other
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """
+    Attributes:
+      window: what the victim saw during the attack.
+      quiet: what it saw before and after.
+      start_bytes: memory of the server when it was ready.
+      before_bytes: memory before the attack.
+      statuses: number of the attacker's responses, by status.
+      problems: what ended that should not, and what went wrong besides.
+    """
+
+    attack: Attack
+    window: Window
+    quiet: Window
+    start_bytes: int
+    before_bytes: int
+    statuses: Mapping[str, int]
+    problems: Sequence[str]
+
+
+def p99(values: Sequence[float]) -> float:
+    return percentile(sorted(values), 99) if values else 0.0
+
+
+def missed(outcome: Outcome) -> list[str]:
+    """Goals that were missed, one a line: the attack, the goal, and the value measured."""
+    window, quiet = outcome.window, outcome.quiet
+    found = list(outcome.problems)
+    if not (window.first and window.gap and window.chat):
+        found.append("none of the victim's requests succeeded")
+    for what, values, calm in (
+        ("time to first token", window.first, quiet.first),
+        ("gap between events", window.gap, quiet.gap),
+        ("time of a chat", window.chat, quiet.chat),
+    ):
+        goal = max(MAX_RATIO * p99(calm), MAX_LATENCY_S)
+        if p99(values) > goal:
+            found.append(f"p99 of the victim's {what} is {1000 * p99(values):.0f} ms, goal {1000 * goal:.0f} ms")
+    if (worst := max(window.health, default=0)) > MAX_HEALTH_S:
+        found.append(f"/health took {1000 * worst:.0f} ms, goal {1000 * MAX_HEALTH_S:.0f} ms")
+    growth, budget = window.peak_bytes - outcome.start_bytes, sum(BUDGETS.values())
+    if growth > budget:
+        found.append(f"memory grew by {growth / MIB:.0f} MiB since the start, goal {budget / MIB:.0f} MiB")
+    return [f"{outcome.attack.name} ({outcome.attack.finding}): {problem}" for problem in found]
+
+
+def is_spent(outcome: Outcome) -> bool:
+    """Whether the server is no fair start for the next attack."""
+    too_large = outcome.window.peak_bytes - outcome.start_bytes > sum(BUDGETS.values())
+    return too_large or any(problem.startswith(STILL_RUNNING) for problem in outcome.problems)
+
+
+def unexpected(attack: Attack, statuses: Mapping[str, int]) -> list[str]:
+    """The attacker's responses that the attack's row does not allow."""
+    return [
+        f"the attacker got {count} times {status if status != '0' else 'no response'}"
+        for status, count in statuses.items()
+        if int(status) not in attack.statuses
+    ]
+
+
+HEADER: Final = (
+    "attack (finding)",
+    "first token p50 / p99, quiet",
+    "during the attack",
+    "gap p50 / p99, quiet",
+    "during the attack",
+    "`/health`, worst",
+    "memory",
+    "ended but should not",
+)
+
+
+def row(outcome: Outcome) -> list[str]:
+    """One line of the table: milliseconds, and MiB that the attack added at most."""
+    window, quiet = outcome.window, outcome.quiet
+    growth = max(0, window.peak_bytes - outcome.before_bytes)
+    return [
+        f"{outcome.attack.name} ({outcome.attack.finding})",
+        _pair(quiet.first),
+        _pair(window.first),
+        _pair(quiet.gap),
+        _pair(window.gap),
+        f"{1000 * max(window.health, default=0):.0f} ms",
+        f"+{growth / MIB:.0f} MiB",
+        "; ".join(_cell(problem) for problem in outcome.problems) or "nothing",
+    ]
+
+
+def _cell(problem: str) -> str:
+    """A problem as it stands in the table: its beginning, without what would end the cell."""
+    return problem.replace("|", "/").replace("\n", " ")[:100]
+
+
+def _pair(values: Sequence[float]) -> str:
+    if not values:
+        return "none"
+    ordered = sorted(values)
+    return f"{1000 * percentile(ordered, 50):.1f} / {1000 * percentile(ordered, 99):.1f} ms"
+
+
+async def attack_once(
+    attack: Attack, server: Server, victim: Victim, attacker: AttackerProcess, seconds: float
+) -> tuple[Window, Mapping[str, int], list[str]]:
+    """Runs a prepared attack; returns what the victim saw, the attacker's statuses, and what went wrong."""
+    await attacker.begin()
+    window = await victim.watch(seconds)
+    found = await attacker.end()
+    left = await victim.settle()
+    if server.status is not None:  # all else follows from it
+        return window, found["statuses"], [f"the process ended with status {server.status}"]
+    problems = [*window.problems, *unexpected(attack, found["statuses"])]
+    if found["problem"] is not None:
+        problems.append(f"the attack failed by itself: {found['problem']}")
+    if left is not None:
+        problems.append(left)
+    return window, found["statuses"], problems
+
+
+class Suite:
+    """One attack after the other on one server; a new one is started after an attack that has ended the last, or that
+    has left it with too much memory or work, so that no attack is blamed for another."""
+
+    def __init__(self, attacks: Sequence[Attack], seconds: float) -> None:
+        self._attacks = list(attacks)
+        self._seconds = seconds
+        self._total = len(attacks)
+        self.outcomes: list[Outcome] = []
+
+    async def run(self) -> None:
+        """Runs all attacks."""
+        while self._attacks:
+            with serving() as server:
+                victim = Victim(server)
+                async with attacking() as attacker:
+                    await victim.learn()
+                    await self._run_on(server, victim, attacker)
+                await victim.close()
+                if server.status is None and (status := server.stop()) != 0:
+                    say(f"the server left with status {status}")
+
+    async def _run_on(self, server: Server, victim: Victim, attacker: AttackerProcess) -> None:
+        """Runs attacks until none is left or the server has to be replaced."""
+        await victim.watch(1)  # the first answers also load what later ones find loaded
+        start_bytes = server.resident_bytes()
+        calm = await victim.watch(self._quiet_s)
+        while self._attacks and server.status is None:
+            attack = self._attacks.pop(0)
+            say(f"{self._total - len(self._attacks)} of {self._total}: {attack.name} ({attack.finding})")
+            before_bytes = server.resident_bytes()
+            reason = await attacker.prepare(attack, server)
+            if reason is not None:
+                self._note(Outcome(attack, Window(), calm, start_bytes, start_bytes, {}, [reason]))
+                return
+            window, statuses, problems = await attack_once(attack, server, victim, attacker, self._seconds)
+            after = await victim.watch(self._quiet_s) if server.status is None else Window()
+            quiet = calm.joined(after)
+            if after.problems:
+                problems.append(f"afterwards: {after.problems[0]}")
+            self._note(Outcome(attack, window, quiet, start_bytes, before_bytes, statuses, problems))
+            if is_spent(self.outcomes[-1]):
+                return
+            calm = after
+
+    @property
+    def _quiet_s(self) -> float:
+        return max(1.0, self._seconds / 3)
+
+    def _note(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        got = ", ".join(f"{count} {status}" for status, count in outcome.statuses.items()) or "nothing"
+        say(f"    {' | '.join(row(outcome)[1:-1])}; the attacker got {got}")
+        for problem in missed(outcome):
+            say(f"    MISSED {problem}")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    lines = [HEADER, ["---", *["---:"] * (len(HEADER) - 2), "---"], *map(row, outcomes)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [attack.name for attack in ATTACKS]
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, default=names, help="; ".join(names))
+    parser.add_argument("--seconds", type=float, default=8, help="of each attack; a third of that is quiet in between")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    options = parse()
+    began = time.monotonic()
+    suite = Suite([attack for attack in ATTACKS if attack.name in options.only], options.seconds)
+    asyncio.run(suite.run())
+    problems = [problem for outcome in suite.outcomes for problem in missed(outcome)]
+    if options.json:
+        rows = [row(outcome) for outcome in suite.outcomes]
+        print(json.dumps({"header": HEADER, "rows": rows, "problems": problems, "seconds": time.monotonic() - began}))
+    else:
+        print(table(suite.outcomes))
+    say(f"{len(suite.outcomes)} attacks, {len(problems)} goals missed")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
