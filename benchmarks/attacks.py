@@ -26,6 +26,8 @@ import numpy as np
 PAUSE_S: Final = 0.05
 """Seconds between two requests of one connection, so that a refused attacker does not spin."""
 
+TRICKLE_S: Final = 10.0
+
 HOLD_S: Final = 15.0
 """Seconds after which an attack begins although not all of its connections have sent a request."""
 
@@ -136,7 +138,7 @@ class Attacker:
             writer.transport.abort()
 
     async def trickle(self, path: str, content: bytes, length: int) -> None:
-        """Announces a body of some length, sends its beginning, and then a byte every other second."""
+        """Announces a body of some length, sends its beginning, and then a byte every `TRICKLE_S`."""
         reader, writer = await self.open()
         try:
             writer.write(self.head("POST", path, length) + content)
@@ -144,7 +146,7 @@ class Attacker:
             self.sent.put_nowait(None)
             ended = asyncio.create_task(reader.readline())
             while not ended.done():
-                await asyncio.wait([ended], timeout=2)
+                await asyncio.wait([ended], timeout=TRICKLE_S)
                 writer.write(b" ")
             self.statuses[_status(ended.result())] += 1
         except OSError:
@@ -639,9 +641,9 @@ async def large_slow_streams(attacker: Attacker) -> None:
 
 
 async def slow_bodies(attacker: Attacker) -> None:
-    """40 bodies of 4 MiB, whose last 3 bytes come slowly."""
+    """33 bodies of 4 MiB, one more than there is room for, whose last 3 bytes come slowly."""
     content = b'{"prompt": "'.ljust(MAX_BODY - 3, b"a")
-    await hold(attacker, 40, lambda: attacker.trickle(COMPLETIONS, content, MAX_BODY))
+    await hold(attacker, 33, lambda: attacker.trickle(COMPLETIONS, content, MAX_BODY))
 
 
 async def slow_heads(attacker: Attacker) -> None:

@@ -292,7 +292,7 @@ class Victim:
                     await self._constrained(window)
             except (httpx.HTTPError, ValueError, KeyError) as error:
                 window.fail(f"a request of the victim failed: {type(error).__name__} {error}"[:200])
-                await asyncio.sleep(0.1)
+            await asyncio.sleep(0.02)
 
     async def _chat(self, window: Window, question: str) -> None:
         began = time.perf_counter()

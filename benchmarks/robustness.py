@@ -169,8 +169,9 @@ def page(kept: Mapping[str, Any]) -> str:
         "# Robustness",
         "",
         "Made by `python benchmarks/robustness.py`; [soak.py](soak.py),",
-        "[tests/e2e/test_faults.py](../tests/e2e/test_faults.py), [fuzz.py](fuzz.py), [fuzz_parsers.py](fuzz_parsers.py)",
-        "and [neighbours.py](neighbours.py) with [attacks.py](attacks.py) say what is done, and what is demanded.",
+        "[tests/e2e/test_faults.py](../tests/e2e/test_faults.py), [fuzz.py](fuzz.py),",
+        "[fuzz_parsers.py](fuzz_parsers.py), [neighbours.py](neighbours.py) and [attacks.py](attacks.py) say what is",
+        "done, and what is demanded.",
     ]
     for name, section in SECTIONS.items():
         if name not in kept:
