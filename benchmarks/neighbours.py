@@ -101,6 +101,10 @@ class Server:
             return pages * os.sysconf("SC_PAGE_SIZE")
         return 0
 
+    def num_traces(self) -> int:
+        """Number of stack traces in the log."""
+        return self.log.read_text(errors="replace").count("Traceback (most recent call last)")
+
     def stop(self) -> int:
         """Asks the server to end; returns its exit status."""
         self.process.send_signal(signal.SIGTERM)
@@ -505,6 +509,7 @@ async def attack_once(
     attack: Attack, server: Server, victim: Victim, attacker: AttackerProcess, seconds: float
 ) -> tuple[Window, Mapping[str, int], list[str]]:
     """Runs a prepared attack; returns what the victim saw, the attacker's statuses, and what went wrong."""
+    num_traces = server.num_traces()
     await attacker.begin()
     window = await victim.watch(seconds)
     found = await attacker.end()
@@ -516,6 +521,8 @@ async def attack_once(
         problems.append(f"the attack failed by itself: {found['problem']}")
     if left is not None:
         problems.append(left)
+    if (added := server.num_traces() - num_traces) > 0:
+        problems.append(f"the log has {added} stack traces more")
     return window, found["statuses"], problems
 
 
@@ -528,6 +535,7 @@ class Suite:
         self._seconds = seconds
         self._total = len(attacks)
         self.outcomes: list[Outcome] = []
+        self.problems: list[str] = []
 
     async def run(self) -> None:
         """Runs all attacks."""
@@ -539,7 +547,7 @@ class Suite:
                     await self._run_on(server, victim, attacker)
                 await victim.close()
                 if server.status is None and (status := server.stop()) != 0:
-                    say(f"the server left with status {status}")
+                    self._miss(f"asked to end, the server left with status {status}")
 
     async def _run_on(self, server: Server, victim: Victim, attacker: AttackerProcess) -> None:
         """Runs attacks until none is left or the server has to be replaced."""
@@ -573,7 +581,11 @@ class Suite:
         got = ", ".join(f"{count} {status}" for status, count in outcome.statuses.items()) or "nothing"
         say(f"    {' | '.join(row(outcome)[1:-1])}; the attacker got {got}")
         for problem in missed(outcome):
-            say(f"    MISSED {problem}")
+            self._miss(problem)
+
+    def _miss(self, problem: str) -> None:
+        say(f"    MISSED {problem}")
+        self.problems.append(problem)
 
 
 def say(text: str) -> None:
@@ -599,7 +611,7 @@ def main() -> int:
     began = time.monotonic()
     suite = Suite([attack for attack in ATTACKS if attack.name in options.only], options.seconds)
     asyncio.run(suite.run())
-    problems = [problem for outcome in suite.outcomes for problem in missed(outcome)]
+    problems = suite.problems
     if options.json:
         rows = [row(outcome) for outcome in suite.outcomes]
         print(json.dumps({"header": HEADER, "rows": rows, "problems": problems, "seconds": time.monotonic() - began}))
