@@ -102,17 +102,18 @@ class Attacker:
         return f"{method} {path} HTTP/1.1\r\n{''.join(lines)}\r\n".encode()
 
     async def send(self, method: str, path: str, body: Body = b"", **headers: str) -> Reply:
-        """Sends a request and reads its response to the end."""
-        content = encoded(body)
-        reply = Reply(0)
-        with contextlib.suppress(OSError):
-            reader, writer = await self.open()
-            try:
-                reply = await self._exchange(reader, writer, self.head(method, path, len(content), **headers), content)
-            finally:
-                writer.transport.abort()
+        """Sends a request, reads its response to the end, and counts it."""
+        reply = await self._ask(method, path, body, **headers)
         self.statuses[reply.status] += 1
         return reply
+
+    async def until_served(self) -> None:
+        """Returns when the engine runs a request, or there was a response."""
+        while True:
+            load = await self._ask("GET", "/load")
+            if self.statuses or load.status != 200 or load.json["running"]:
+                return
+            await asyncio.sleep(PAUSE_S)
 
     async def post(self, path: str, body: Body, **headers: str) -> Reply:
         return await self.send("POST", path, body, **headers)
@@ -153,6 +154,16 @@ class Attacker:
             self.statuses[0] += 1
         finally:
             writer.transport.abort()
+
+    async def _ask(self, method: str, path: str, body: Body = b"", **headers: str) -> Reply:
+        content, reply = encoded(body), Reply(0)
+        with contextlib.suppress(OSError):
+            reader, writer = await self.open()
+            try:
+                reply = await self._exchange(reader, writer, self.head(method, path, len(content), **headers), content)
+            finally:
+                writer.transport.abort()
+        return reply
 
     async def _exchange(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes, content: bytes
@@ -214,8 +225,12 @@ async def at_once(count: int, work: Callable[[], Awaitable[Any]]) -> None:
             group.create_task(repeat())
 
 
-async def hold(attacker: Attacker, count: int, work: Callable[[], Awaitable[Any]]) -> None:
-    """Does the same over many connections, and begins the attack when all of them have sent their first request."""
+async def hold(attacker: Attacker, count: int, work: Callable[[], Awaitable[Any]], *, runs: bool = False) -> None:
+    """Does the same over many connections, and begins the attack when all of them have sent their first request.
+
+    Args:
+      runs: begins it only when the engine runs one of them, or one was refused.
+    """
     attacker.sent = asyncio.Queue()
     async with asyncio.TaskGroup() as group:
         group.create_task(at_once(count, work))
@@ -223,6 +238,8 @@ async def hold(attacker: Attacker, count: int, work: Callable[[], Awaitable[Any]
             async with asyncio.timeout(HOLD_S):
                 for _ in range(count):
                     await attacker.sent.get()
+                if runs:
+                    await attacker.until_served()
         await attacker.go()
 
 
@@ -234,7 +251,7 @@ def posting(
     Args:
       bodies: make a body each; called once, before the attack begins.
       salted: gives each request a cache salt of its own.
-      holds: begins the attack when a request is under way on each connection.
+      holds: begins the attack when all connections have sent a request and one of them runs.
     """
 
     async def run(attacker: Attacker) -> None:
@@ -247,7 +264,7 @@ def posting(
             await attacker.post(path, body)
 
         if holds:
-            await hold(attacker, count, work)
+            await hold(attacker, count, work, runs=True)
         await attacker.begin()
         await at_once(count, work)
 
@@ -756,7 +773,7 @@ ATTACKS: Final[Sequence[Attack]] = (
     Attack("one request id for many", ENDS, one_id, ANY | {404, 409}),
     Attack("prompt of 200,000 tokens", "9", posting(GENERATE, long_prompt, holds=True), ANY),
     Attack("8 prompts of 200,000 tokens", "9", posting(GENERATE, long_prompt, count=8, holds=True), ANY),
-    Attack("128 choices of a long prompt", STOPS, posting(GENERATE, forked_prompt, count=2), ANY),
+    Attack("128 choices of a long prompt", STOPS, posting(GENERATE, forked_prompt, count=2, holds=True), ANY),
     Attack("going on from 300,000 tokens", STOPS, go_on_from_much, ANY | {507}),
     Attack("tool schemas in stored responses", "10", posting(RESPONSES, tool_schemas, count=2), LARGE),
     Attack("metadata in stored responses", TAKES, posting(RESPONSES, large_metadata, count=2), LARGE),
@@ -768,16 +785,16 @@ ATTACKS: Final[Sequence[Attack]] = (
     Attack("bodies of empty arrays", "12", posting(COMPLETIONS, empty_arrays, count=16, salted=False), LARGE),
     Attack("endless streams of empty arrays", "12", empty_arrays_in_streams, LARGE),
     Attack("stop strings for 128 choices", "13", posting(COMPLETIONS, many_stop_strings), ANY),
-    Attack("bad words for 128 choices", STOPS, posting(COMPLETIONS, many_bad_words), ANY),
-    Attack("allowed ids, 700,000", "14", posting(COMPLETIONS, repeated_ids), LARGE),
-    Attack("biases and logprobs, 32 choices", STOPS, posting(COMPLETIONS, many_biases), ANY),
+    Attack("bad words for 128 choices", STOPS, posting(COMPLETIONS, many_bad_words, holds=True), ANY),
+    Attack("allowed ids, 700,000", "14", posting(COMPLETIONS, repeated_ids, holds=True), LARGE),
+    Attack("biases and logprobs, 32 choices", STOPS, posting(COMPLETIONS, many_biases, holds=True), ANY),
     Attack("abandoned grammars", "15", leave_grammars, ANY),
-    Attack("ambiguous grammar", STOPS, posting(COMPLETIONS, ambiguous_grammar, count=2), ANY),
-    Attack("counted regex", STOPS, posting(COMPLETIONS, counted_regex, count=2), ANY),
-    Attack("regex of 2^24 states", STOPS, posting(COMPLETIONS, states_explosion, count=2), ANY),
+    Attack("ambiguous grammar", STOPS, posting(COMPLETIONS, ambiguous_grammar, count=2, holds=True), ANY),
+    Attack("counted regex", STOPS, posting(COMPLETIONS, counted_regex, count=2, holds=True), ANY),
+    Attack("regex of 2^24 states", STOPS, posting(COMPLETIONS, states_explosion, count=2, holds=True), ANY),
     Attack("echo for 128 choices", "16", posting(COMPLETIONS, echoes), LARGE),
-    Attack("echo with logprobs", "16", posting(COMPLETIONS, echoed_ids), ANY),
-    Attack("logprobs of a long prompt", "16", posting(GENERATE, prompt_logprobs), ANY),
+    Attack("echo with logprobs", "16", posting(COMPLETIONS, echoed_ids, holds=True), ANY),
+    Attack("logprobs of a long prompt", "16", posting(GENERATE, prompt_logprobs, holds=True), ANY),
     Attack("a million prompts, rendered", "16", posting("/v1/completions/render", million_prompts), LARGE),
     Attack("a million prompts", "16", posting(COMPLETIONS, million_prompts_to_run), REFUSED | BUSY | {0}),
     Attack("texts of spaces", "16", posting("/tokenize", many_spaces, count=2), LARGE),
@@ -793,7 +810,7 @@ ATTACKS: Final[Sequence[Attack]] = (
     Attack("endless choices in every slot", "19", posting(COMPLETIONS, endless_choices, count=3, holds=True), ANY),
     Attack("requests that are left at once", STOPS, ask_and_leave, ANY),
     Attack("streams that nobody reads", TAKES, read_no_streams, ANY | {0}),
-    Attack("unknown prompts of 600,000 tokens", "23", posting(GENERATE, unknown_prompt, count=2), LARGE),
+    Attack("unknown prompts of 600,000 tokens", "23", posting(GENERATE, unknown_prompt, count=2, holds=True), LARGE),
     Attack("a salt for each prompt", "23", salts, ANY),
     Attack("headers that never end", STOPS, slow_heads, ANY | {0, 408}),
     Attack("pipelined requests", TAKES, pipeline, ANY | {0}),

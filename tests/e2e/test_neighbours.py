@@ -26,7 +26,8 @@ MAX_WORK: Final = 8 * 512
 default size. Some of them pass while the victim's own HTTP requests are under way."""
 
 MAX_OCCUPANCY: Final = 40
-"""Units of `watched_server.py` that the event loop may work at a stretch: four million additions."""
+"""Units of `watched_server.py` that the event loop may work at a stretch, or the engine from the end of one step to the
+end of the next: four million additions."""
 
 
 def load(name: str) -> Any:
@@ -82,25 +83,30 @@ class House:
         self._runner.run(manager.__aexit__(None, None, None))
 
     async def _attack(self, attack: Any) -> list[str]:
-        self._occupancies()
+        self._occupied()
         reason = await self._attacker.prepare(attack, self._server)
         if reason is not None:
             return [reason]
         window, _, problems = await neighbours.attack_once(attack, self._server, self._victim, self._attacker, SECONDS)
         if self._server.status is not None:
             return list(problems)
+        occupied = self._occupied()
         counts = (
             ("tokens before a first token of the victim", max(window.waits, default=0), MAX_WORK),
-            ("units of work of the event loop at a stretch", max(self._occupancies(), default=0), MAX_OCCUPANCY),
+            ("units of work of the event loop at a stretch", occupied["loop"], MAX_OCCUPANCY),
+            ("units of work of the engine in one step", occupied["engine"], MAX_OCCUPANCY),
             ("bytes more than at the start", window.peak_bytes - self._start_bytes, sum(neighbours.BUDGETS.values())),
         )
         return [*problems, *(f"{count:,} {what}, at most {most:,}" for what, count, most in counts if count > most)]
 
-    def _occupancies(self) -> list[int]:
-        """What was reported since this was last asked."""
-        text = self._occupancy.read_text()
+    def _occupied(self) -> dict[str, int]:
+        """The most units that the loop and the engine were occupied for since this was last asked."""
+        most = {"loop": 0, "engine": 0}
+        for line in self._occupancy.read_text().splitlines():
+            who, units = line.split()
+            most[who] = max(most[who], int(units))
         self._occupancy.write_text("")
-        return [int(line) for line in text.split()]
+        return most
 
 
 @pytest.fixture(scope="module")

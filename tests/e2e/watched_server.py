@@ -1,9 +1,11 @@
-"""`roost` with a look at its event loop: run as a program, with a file's name in front of the usual arguments.
+"""`roost` with a look at its event loop and its engine: run as a program, with a file's name in front of the usual
+arguments.
 
 Every few milliseconds a timer on the loop asks how much CPU time the loop's thread has used since the timer last ran:
-that is what the callbacks in between have cost, and what `/health` had to wait for. CPU time is counted in units of a
-fixed piece of work, measured in the same process, so the counts depend neither on the machine's speed nor on what else
-it does. Each occupancy above `REPORTED_UNITS` becomes a line of the file, as a whole number of units.
+that is what the callbacks in between have cost, and what `/health` had to wait for. The same is asked of the engine's
+thread at the end of each step: that is what the other requests had to wait for. CPU time is counted in units of a fixed
+piece of work, measured in the same process, so the counts depend neither on the machine's speed nor on what else it
+does. Each occupancy above `REPORTED_UNITS` becomes a line of the file: `loop` or `engine`, and a number of units.
 """
 
 import asyncio
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
+from roost.engine.core import EngineCore
 from roost.server.__main__ import main
 
 TICK_S: Final = 0.002
@@ -33,38 +36,64 @@ def unit_s() -> float:
     return min(trial() for _ in range(20))
 
 
-def watch(loop: asyncio.AbstractEventLoop, report: Callable[[int], None], unit: float) -> None:
-    """Reports each occupancy of the loop."""
+def watch_loop(loop: asyncio.AbstractEventLoop, report: Callable[[float], None]) -> None:
+    """Reports the CPU seconds between two runs of a timer."""
     last = 0.0
 
     def tick() -> None:
         nonlocal last
-        used = (time.thread_time() - last) / unit
-        if last and used > REPORTED_UNITS:
-            report(round(used))
+        if last:
+            report(time.thread_time() - last)
         last = time.thread_time()
         loop.call_later(TICK_S, tick)
 
     loop.call_soon(tick)
 
 
-def install(path: Path) -> None:
-    file, unit, factory_of = path.open("a"), unit_s(), uvicorn.Config.get_loop_factory
-
-    def report(units: int) -> None:
-        print(units, file=file, flush=True)
+def watch_loops(report: Callable[[float], None]) -> None:
+    """Watches each event loop that the server makes."""
+    factory_of = uvicorn.Config.get_loop_factory
 
     def watched(self: uvicorn.Config) -> Callable[[], asyncio.AbstractEventLoop]:
         make: Any = factory_of(self) or asyncio.new_event_loop
 
         def factory() -> asyncio.AbstractEventLoop:
             loop: asyncio.AbstractEventLoop = make()
-            watch(loop, report, unit)
+            watch_loop(loop, report)
             return loop
 
         return factory
 
     uvicorn.Config.get_loop_factory = watched  # type: ignore[method-assign]
+
+
+def watch_engine(report: Callable[[float], None]) -> None:
+    """Reports the CPU seconds from the end of a step to the end of the next one."""
+    step, last = EngineCore.step, 0.0
+
+    def watched(self: EngineCore) -> Any:
+        nonlocal last
+        outputs = step(self)
+        if last:
+            report(time.thread_time() - last)
+        last = time.thread_time()
+        return outputs
+
+    EngineCore.step = watched  # type: ignore[method-assign]
+
+
+def install(path: Path) -> None:
+    file, unit = path.open("a"), unit_s()
+
+    def reporter(who: str) -> Callable[[float], None]:
+        def report(seconds: float) -> None:
+            if (units := seconds / unit) > REPORTED_UNITS:
+                print(who, round(units), file=file, flush=True)
+
+        return report
+
+    watch_loops(reporter("loop"))
+    watch_engine(reporter("engine"))
 
 
 if __name__ == "__main__":
