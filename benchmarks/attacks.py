@@ -453,9 +453,8 @@ def nested_quantifiers() -> Body:
 
 
 def large_schema(seed: int) -> Body:
-    """Takes seconds to compile: many strings with patterns that overlap."""
-    patterns = {f"p{seed}_{i}": {"type": "string", "pattern": f"^(a|b|{i}){{1,60}}[a-z]{{0,40}}$"} for i in range(700)}
-    schema = {"type": "object", "properties": patterns, "required": list(patterns), "additionalProperties": False}
+    """Takes seconds to compile: each of its properties may be left out, so each may follow each."""
+    schema = {"type": "object", "properties": {f"p{seed}_{i}": {"type": "integer"} for i in range(6000)}}
     return {"messages": [{"role": "user", "content": "a"}], "max_tokens": 64, "guided_json": schema}
 
 
