@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from .async_engine import AsyncEngine
-from .config import PREFILL_BLOCK, CacheStats, EngineConfig, EngineStats
+from .config import PREFILL_BLOCK, STEP_TOKEN_BOUNDS, CacheStats, EngineConfig, EngineStats
 from .constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
 from .core import EngineCore
 from .device import DeviceFacts, device_facts, numerics
@@ -62,6 +62,7 @@ __all__ = [
     "MIN_REPETITION_PENALTY",
     "MIN_TYPICAL_P",
     "PREFILL_BLOCK",
+    "STEP_TOKEN_BOUNDS",
     "AsyncEngine",
     "CacheStats",
     "CheckpointError",

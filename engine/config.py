@@ -134,6 +134,10 @@ class CacheStats:
     disk_errors: int = 0
 
 
+STEP_TOKEN_BOUNDS: Final = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Upper bounds of the histogram of tokens per step; vLLM's."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """One moment of the engine, taken between two steps.
@@ -143,6 +147,7 @@ class EngineStats:
       waiting_tokens: of the prompts of those that wait.
       slots: how many there are; `num_running` of them are used.
       prompt_tokens, generated_tokens, steps: totals since the start.
+      step_tokens: how many steps worked on at most so many tokens, by `STEP_TOKEN_BOUNDS`; the last entry is of more.
       compiles_since_ready: XLA compilations after warm-up; anything but 0 is a bug.
       restore_seconds: spent on putting remembered states into slots.
       cache: of remembered states.
@@ -155,6 +160,7 @@ class EngineStats:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     steps: int = 0
+    step_tokens: tuple[int, ...] = (0,) * (len(STEP_TOKEN_BOUNDS) + 1)
     compiles_since_ready: int = 0
     restore_seconds: float = 0.0
     cache: CacheStats = CacheStats()

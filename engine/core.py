@@ -2,13 +2,14 @@
 
 import math
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from functools import partial
 from typing import Final, Protocol, runtime_checkable
 
-from .config import CacheStats, EngineStats
+from .config import STEP_TOKEN_BOUNDS, CacheStats, EngineStats
 from .errors import EngineDeadError, NumericError, UnknownRequestError
 from .prefetch import Fetch
 from .request import NO_TOKEN, Request, SamplingParams, TokenOutput
@@ -81,6 +82,7 @@ class EngineCore:
         self._num_failures = 0
         self._is_checking = False
         self._steps = 0
+        self._step_tokens = [0] * (len(STEP_TOKEN_BOUNDS) + 1)
         self._prompt_tokens = 0
         self._generated_tokens = 0
 
@@ -113,6 +115,7 @@ class EngineCore:
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,
             steps=self._steps,
+            step_tokens=tuple(self._step_tokens),
             compiles_since_ready=self._runner.compiles_since_ready,
             restore_seconds=self._runner.restore_seconds,
             cache=CacheStats() if self._scheduler.cache is None else self._scheduler.cache.stats,
@@ -155,7 +158,7 @@ class EngineCore:
     def step(self) -> list[tuple[str, TokenOutput]]:
         """Dispatches the next batch, then commits the last one; gives each request's new tokens."""
         self._fetch_prefixes()
-        batch, last = self._scheduler.schedule(), self._in_flight
+        batch, last, num_read = self._scheduler.schedule(), self._in_flight, self._prompt_tokens
         if batch is not None:
             self._book(batch)
         self._in_flight = None if batch is None else (batch, self._runner.run(batch))
@@ -163,7 +166,9 @@ class EngineCore:
         if last is not None:
             outputs += self._scheduler.commit(last[0], last[1].wait())
             self._keep_ends()
-        self._generated_tokens += sum(len(output.token_ids) for _, output in outputs)
+        num_generated = sum(len(output.token_ids) for _, output in outputs)
+        self._generated_tokens += num_generated
+        self._count_step(self._prompt_tokens - num_read + num_generated)
         self._check_numbers(outputs)
         return [event for event in outputs if event[0] != _CANARY.id]
 
@@ -195,6 +200,10 @@ class EngineCore:
         now = time.monotonic()
         for sequence in (row.sequence for row in batch.rows):
             sequence.started_at = now if sequence.started_at is None else sequence.started_at
+
+    def _count_step(self, num_tokens: int) -> None:
+        if num_tokens:
+            self._step_tokens[bisect_left(STEP_TOKEN_BOUNDS, num_tokens)] += 1
 
     def _check_numbers(self, outputs: Rows[tuple[str, TokenOutput]]) -> None:
         """Runs the canary where one request after the other fails with non-finite activations.

@@ -36,7 +36,7 @@ class PrefillOrder:
                 self._shares.enter(tenant)
         self._tenants = frozenset(tenants)
         first = self._first_of(self._shares.first(tenants), reading)
-        return [first, *sorted((each for each in reading if each is not first), key=_blocks_left)]
+        return [first, *sorted((each for each in reading if each is not first), key=blocks_left)]
 
     def charge(self, batch: PrefillBatch) -> None:
         """Books a batch; a chunk that only restores a snapshot costs a block."""
@@ -46,8 +46,9 @@ class PrefillOrder:
     def _first_of(self, tenant: str, reading: Rows[Sequence]) -> Sequence:
         own = [sequence for sequence in reading if sequence.request.tenant == tenant]
         turn = self._num_turns[tenant] = self._num_turns.get(tenant, 0) + 1
-        return own[0] if turn % OLDEST_EVERY == 0 else min(own, key=_blocks_left)
+        return own[0] if turn % OLDEST_EVERY == 0 else min(own, key=blocks_left)
 
 
-def _blocks_left(sequence: Sequence) -> int:
+def blocks_left(sequence: Sequence) -> int:
+    """Number of blocks that are left of a prompt; the cost of prefilling it."""
     return -(-sequence.num_prompt_left // PREFILL_BLOCK)

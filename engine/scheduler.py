@@ -23,7 +23,7 @@ from .errors import (
 )
 from .pace import Pace
 from .prefetch import Fetch, Prefetcher
-from .prefill_order import PrefillOrder
+from .prefill_order import PrefillOrder, blocks_left
 from .recent import RecentTexts, Text
 from .request import NO_CHOICE, FinishReason, Request, TokenOutput
 from .sequence import NO_CHOICE_TEXT, Batch, DecodeBatch, PrefillBatch, PrefillChunk, ResumeBatch, RowResult, Sequence
@@ -317,7 +317,7 @@ class Scheduler:
             known = [s for s in reading if not s.num_prompt_left][:MAX_PREFILL_ROWS]
             return ResumeBatch(tuple(self._plan_chunk(s, 0) for s in known))
         reading = [s for s in reading if s.num_prompt_left]
-        is_busy |= any(s.num_prompt_left < reading[0].num_prompt_left for s in reading)
+        is_busy |= any(blocks_left(s) < blocks_left(reading[0]) for s in reading)
         budget = self._limits.prefill_beside_decode if is_busy else self._limits.prefill_chunk
         length = PREFILL_BLOCK
         while length < min(reading[0].num_prompt_left, budget):

@@ -58,10 +58,14 @@ class Metrics:
             self._observers.append(self._vllm)
         self._page: tuple[float, bytes] | None = None
 
-    def asked(self, num_choices: int) -> None:
-        """A prompt has come, and so many answers to it are wanted."""
+    def asked(self, request_id: str, num_choices: int) -> None:
+        """Books a prompt for which several choices are wanted.
+
+        Args:
+          request_id: the engine's, of the first choice; the others are its forks.
+        """
         if self._vllm is not None:
-            self._vllm.asked(num_choices)
+            self._vllm.asked(request_id, num_choices)
 
     def track_request(self, request: Request) -> RequestRecord:
         """Notes what becomes of one request of the engine, from here to the end of the `with` block."""

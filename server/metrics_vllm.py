@@ -4,14 +4,17 @@ A slot takes the place of the KV cache: it is all that a request needs, so the s
 request is ever preempted.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..engine import PREFILL_BLOCK, EngineStats
+from ..engine import PREFILL_BLOCK, STEP_TOKEN_BOUNDS, EngineStats
 from .request_record import RequestRecord
 
 _LABELS: Final = ("model_name", "engine")
@@ -43,6 +46,23 @@ _FINISHED: Final = ("stop", "length", "abort", "error")
 """What vLLM counts as success; the last two are its words too."""
 
 
+_MAX_OPEN: Final = 4096
+"""Number of prompts whose choices are awaited."""
+
+
+@dataclass(slots=True)
+class _OpenPrompt:
+    """A prompt whose choices have not all ended.
+
+    Attributes:
+      num_left: number of those choices.
+      longest: tokens of the longest one that has ended.
+    """
+
+    num_left: int
+    longest: int = 0
+
+
 class VllmMetrics:
     """
     Args:
@@ -70,6 +90,10 @@ class VllmMetrics:
         self._decode = histogram("request_decode_time_seconds", "From the first token to the last.", _SECONDS)
         self._prompt_tokens = histogram("request_prompt_tokens", "Tokens of a request's prompt.", _TOKENS)
         self._generated_tokens = histogram("request_generation_tokens", "Tokens generated for a request.", _TOKENS)
+        self._longest = histogram(
+            "request_max_num_generation_tokens", "Tokens of the longest choice of a request.", _TOKENS
+        )
+        self._open: OrderedDict[str, _OpenPrompt] = OrderedDict()
         self._max_tokens = histogram("request_params_max_tokens", "The most tokens that a request wants.", _TOKENS)
         self._n = histogram("request_params_n", "Choices that a request is one of.", (1, 2, 5, 10, 20))
         self._ended = Counter(
@@ -79,9 +103,12 @@ class VllmMetrics:
             self._ended.labels(**labels, finished_reason=reason)
         registry.register(_EngineCollector(stats, model))
 
-    def asked(self, num_choices: int) -> None:
-        """A prompt has come, and so many answers to it are wanted."""
+    def asked(self, request_id: str, num_choices: int) -> None:
+        """Books a prompt for which several choices are wanted; see `Metrics.asked`."""
         self._n.observe(num_choices)
+        self._open[request_id] = _OpenPrompt(num_choices)
+        while len(self._open) > _MAX_OPEN:  # choices that were never begun do not end
+            self._open.popitem(last=False)
 
     def tokens(self, record: RequestRecord, count: int, gap_s: float) -> None:
         if record.last_token is None:
@@ -91,6 +118,7 @@ class VllmMetrics:
             self._next_token.observe(gap_s / count)
 
     def ended(self, record: RequestRecord) -> None:
+        self._count_longest(record)
         if record.reason in _FINISHED:
             self._ended.labels(**self._labels, finished_reason=record.reason).inc()
         if not record.has_finished:
@@ -101,6 +129,18 @@ class VllmMetrics:
         if request.params.max_tokens is not None:
             self._max_tokens.observe(request.params.max_tokens)
         self._times(record)
+
+    def _count_longest(self, record: RequestRecord) -> None:
+        """Observes a prompt's longest choice when the last of them has ended."""
+        prompt_id = record.request.fork_of or record.request.id
+        prompt = self._open.get(prompt_id)
+        if prompt is None:
+            return
+        prompt.num_left -= 1
+        prompt.longest = max(prompt.longest, record.num_tokens)
+        if not prompt.num_left:
+            del self._open[prompt_id]
+            self._longest.observe(prompt.longest)
 
     def _times(self, record: RequestRecord) -> None:
         self._whole.observe(record.ended - record.arrived)
@@ -131,7 +171,7 @@ class _EngineCollector(Collector):
             ("kv_cache_usage_perc", "Slots that are in use, of 1.", used),
         )
         counters = (
-            ("prompt_tokens", "Prompt tokens read.", stats.prompt_tokens),
+            ("prompt_tokens", "Prompt tokens, cached ones included.", stats.prompt_tokens + stats.cache.hit_tokens),
             ("generation_tokens", "Tokens generated.", stats.generated_tokens),
             ("prefix_cache_queries", "Prompt tokens looked up.", stats.prompt_tokens + stats.cache.hit_tokens),
             ("prefix_cache_hits", "Of those, tokens of remembered states.", stats.cache.hit_tokens),
@@ -145,8 +185,16 @@ class _EngineCollector(Collector):
             counter = CounterMetricFamily(f"vllm:{name}", text, labels=_LABELS)
             counter.add_metric(self._values, value)
             yield counter
+        yield self._step_tokens(stats)
         yield self._waiting_by_reason(stats)
         yield self._config(stats)
+
+    def _step_tokens(self, stats: EngineStats) -> Metric:
+        family = HistogramMetricFamily("vllm:iteration_tokens_total", "Tokens that a step worked on.", labels=_LABELS)
+        names = [*(f"{float(bound)}" for bound in STEP_TOKEN_BOUNDS), "+Inf"]
+        counts = zip(names, accumulate(stats.step_tokens), strict=True)
+        family.add_metric(self._values, list(counts), stats.prompt_tokens + stats.generated_tokens)
+        return family
 
     def _waiting_by_reason(self, stats: EngineStats) -> Metric:
         """Requests wait for a slot, and for nothing else."""

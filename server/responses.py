@@ -101,7 +101,7 @@ class ResponseWriter(AnswerWriter):
     ) -> None:
         self.id = f"resp_{uuid4().hex}"
         self._item_id = self.id.replace("resp_", "msg_")  # items are found again by their response's id
-        self._created = time.time()
+        self._created = int(time.time())
         self._body = body
         self._model = model
         self._prompt = prompt
@@ -165,7 +165,7 @@ class ResponseWriter(AnswerWriter):
         return self._response(
             status,
             incomplete_details={"reason": "max_output_tokens"} if cut else None,
-            completed_at=None if cut else time.time(),
+            completed_at=None if cut else int(time.time()),
             output=self._call_items(choice.calls, status) or [self._item(status, [self._part(choice)])],
             usage=self._usage(choice),
         )

@@ -4,12 +4,13 @@ import hashlib
 import importlib.metadata
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..engine import EngineConfig, ModelSource
 from .chat import ChatFormat, load_chat_format
 from .defaults import GenerationDefaults, read_defaults
 from .special_tokens import check_special_tokens
-from .tokenizer import TokenIdsOnly, Tokenizer, load_tokenizer, synthetic_tokenizer
+from .tokenizer import TokenIdsOnly, Tokenizer, load_tokenizer, read_tokenizer_config, synthetic_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class ServedModel:
       created: when it was opened, in seconds since 1970.
       fingerprint: changes with whatever may change the answers: weights, dtype, quantisation, seed, versions.
       max_tokens_limit: the most that any request may generate; None leaves it to the request.
+      tokenizer_class: Hugging Face's name for the tokenizer; None where there is none.
       end_token_ids: every token that ends an answer by default.
     """
 
@@ -30,6 +32,7 @@ class ServedModel:
     chat_format: ChatFormat
     defaults: GenerationDefaults
     max_tokens_limit: int | None = None
+    tokenizer_class: str | None = None
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
@@ -58,7 +61,14 @@ def open_served_model(
         chat_format=load_chat_format(source.directory, tokenizer),
         defaults=read_defaults(source.directory, source.config.vocab_size),
         max_tokens_limit=max_tokens_limit,
+        tokenizer_class=_tokenizer_class(source.directory, tokenizer),
     )
+
+
+def _tokenizer_class(directory: Path | None, tokenizer: Tokenizer) -> str | None:
+    """The checkpoint's own word, else that of RecurrentGemma's checkpoints."""
+    named = None if directory is None else read_tokenizer_config(directory).get("tokenizer_class")
+    return named if isinstance(named, str) else "GemmaTokenizer" if tokenizer.has_text else None
 
 
 def open_tokenizer(source: ModelSource) -> Tokenizer:

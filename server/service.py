@@ -259,9 +259,9 @@ class Service:
     async def generation(self, answer_id: str, choices: Sequence[Choice]) -> AsyncGenerator[Generation]:
         """The choices under way, until the end of the `with` block; meanwhile they can be aborted by id."""
         tokenizer = self.model.tokenizer
-        num_prompts = sum(choice.fork_of is None for choice in choices)
-        for _ in range(num_prompts):
-            self.metrics.asked(len(choices) // num_prompts)
+        firsts = [choice for choice in choices if choice.fork_of is None]
+        for first in firsts:
+            self.metrics.asked(f"{answer_id}-{first.index}", len(choices) // len(firsts))
         deltas = [generate_choice(self.engine, tokenizer, self.metrics, answer_id, choice) for choice in choices]
         with self.sent.track(answer_id, len(choices)) as sent:
             async with aclosing(Generation(deltas, sent)) as generation:

@@ -42,9 +42,10 @@ async def metrics(service: AnyService) -> Response:
 
 @router.get("/load")
 async def load(service: AnyService) -> dict[str, int]:
-    """How busy it is at this moment."""
+    """How busy it is at this moment; `server_load` is vLLM's, the number of requests that are not done."""
     stats = service.engine.stats
     return {
+        "server_load": stats.num_running + stats.num_waiting,
         "running": stats.num_running,
         "waiting": stats.num_waiting,
         "slots": stats.slots,

@@ -40,6 +40,7 @@ async def tokenizer_info(service: AnyService) -> dict[str, Any]:
     tokenizer = service.model.tokenizer
     ends = tokenizer.end_token_ids
     return {
+        "tokenizer_class": service.model.tokenizer_class,
         "vocab_size": tokenizer.vocab_size,
         "bos_token": None if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id),
         "eos_token": tokenizer.token_text(ends[0]) if ends else None,

@@ -125,6 +125,8 @@ def test_stats_count_what_happened() -> None:
     stats = core.stats
     assert (stats.prompt_tokens, stats.generated_tokens) == (4, 5)
     assert (stats.num_waiting, stats.num_running, stats.compiles_since_ready) == (0, 0, 0)
+    assert sum(stats.step_tokens) == 4, "one prefill of 4 tokens, and three steps with 2, 2 and 1"
+    assert stats.step_tokens[:2] == (1, 3)
 
 
 def test_the_first_output_says_when_a_request_was_begun_with() -> None:

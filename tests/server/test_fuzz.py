@@ -9,7 +9,7 @@ from fake_server import VOCAB_SIZE, make_service, served_model
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.server.app import create_app
-from roost.server.fields import _MESSAGES_NOT_YET, _NOT_YET, _RESPONSES_NOT_YET
+from roost.server.field_rules import rules_for
 from roost.server.messages_schema import MessagesBody
 from roost.server.responses_schema import ResponseBody
 from roost.server.schema import ChatBody, CompletionBody, DetokenizeBody, GenerateBody, TokenizeBody
@@ -51,7 +51,7 @@ def requests(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     """A good request, of which up to three fields have been replaced."""
     path = draw(st.sampled_from(sorted(GOOD)))
     schema, good = GOOD[path]
-    names = st.sampled_from([*schema.model_fields, *_NOT_YET, *_RESPONSES_NOT_YET, *_MESSAGES_NOT_YET])
+    names = st.sampled_from([*schema.model_fields, *sorted(rules_for(schema).refused)])
     return path, {**good, **draw(st.dictionaries(names, values, max_size=3))}
 
 

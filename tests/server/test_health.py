@@ -49,6 +49,7 @@ async def test_without_an_engine_there_is_no_health(service: Service, engine: Fa
 
 async def test_load_and_facts(client: httpx.AsyncClient) -> None:
     assert (await client.get("/load")).json() == {
+        "server_load": 0,
         "running": 0,
         "waiting": 0,
         "slots": 4,

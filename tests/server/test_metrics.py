@@ -122,7 +122,7 @@ def test_the_page_is_made_at_most_every_fifth_of_a_second(metrics: Metrics, cloc
 
 def run_one(metrics: Metrics, clock: Clock, request: Request) -> None:
     """It waits 0.5 s for its slot and 1.5 s more for its first token; three others take 3 s."""
-    metrics.asked(1)
+    metrics.asked(request.id, 1)
     with metrics.track_request(request) as record:
         for wait, count in ((2.0, 1), (1.0, 1), (2.0, 2)):
             clock.now += wait
@@ -175,6 +175,8 @@ VLLM = (
     "request_prefill_time_seconds",
     "request_decode_time_seconds",
     "request_time_per_output_token_seconds",
+    "request_max_num_generation_tokens",
+    "iteration_tokens_total",
 )
 
 
@@ -190,6 +192,8 @@ def test_vllms_names(clock: Clock) -> None:
         "vllm:num_requests_waiting_by_reason 0 m capacity": 3,
         "vllm:kv_cache_usage_perc 0 m": 0.25,
         "vllm:cache_config_info 64 0 8 0 m 0": 1,
+        "vllm:prompt_tokens_total 0 m": 400,
+        "vllm:request_max_num_generation_tokens_sum 0 m": 4,
         "vllm:prefix_cache_queries_total 0 m": 400,
         "vllm:prefix_cache_hits_total 0 m": 300,
         "vllm:request_success_total 0 length m": 1,
@@ -206,6 +210,36 @@ def test_vllms_names(clock: Clock) -> None:
         "vllm:request_params_n_sum 0 m": 1,
     }
     assert {name: samples[name] for name in expected} == expected
+
+
+def test_the_longest_choice_of_a_prompt_counts_once(clock: Clock) -> None:
+    """When the last of its choices has ended; those of another prompt don't matter."""
+    metrics = Metrics(lambda: STATS, clock, vllm_model="m")
+    name = "vllm:request_max_num_generation_tokens"
+    metrics.asked("x-0", 2)
+    metrics.asked("x-2", 1)
+    for request_id, fork_of, num_tokens in (("x-0", None, 3), ("x-2", None, 9), ("x-1", "x-0", 5)):
+        samples = read(metrics, clock)
+        assert samples.get(f"{name}_count 0 m", 0) == {"x-0": 0, "x-2": 0, "x-1": 1}[request_id]
+        with metrics.track_request(Request(request_id, (1,), fork_of=fork_of)) as record:
+            record.output(TokenOutput())
+            record.tokens(num_tokens)
+            record.finished("stop")
+    samples = read(metrics, clock)
+    assert (samples[f"{name}_count 0 m"], samples[f"{name}_sum 0 m"]) == (2, 14)
+
+
+def test_tokens_per_step_are_a_histogram(clock: Clock) -> None:
+    stats = EngineStats(prompt_tokens=70, generated_tokens=3, step_tokens=(2, 1, *[0] * 3, 1, *[0] * 8))
+    samples = read(Metrics(lambda: stats, clock, vllm_model="m"), clock)
+    name = "vllm:iteration_tokens_total"
+    assert [samples[f"{name}_bucket {bound}"] for bound in ("0 1.0 m", "0 8.0 m", "0 64.0 m", "0 128.0 m")] == [
+        2,
+        3,
+        3,
+        4,
+    ]
+    assert (samples[f"{name}_count 0 m"], samples[f"{name}_sum 0 m"]) == (4, 73)
 
 
 def test_vllms_names_are_there_on_demand_only(metrics: Metrics, clock: Clock) -> None:
