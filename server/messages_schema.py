@@ -229,7 +229,7 @@ class MessagesBody(CountTokensBody, TermsFields):
     output_format: OutputFormat | None = None
     stop_sequences: StopStringList = Field(default_factory=list)
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     seed: int | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None

@@ -60,13 +60,15 @@ def _params(
         raise bad_value("logprob_token_ids", "logprob_token_ids needs logprobs")
     defaults = model.defaults
     top_k = defaults.top_k if body.top_k is None else body.top_k
+    top_p = defaults.top_p if body.top_p is None else body.top_p
+    temperature = defaults.temperature if body.temperature is None else body.temperature
     logit_bias, bad_words = _logit_bias(body), _bad_words(body, model)
     try:
         params = SamplingParams(
             max_tokens=max_tokens,
-            temperature=defaults.temperature if body.temperature is None else body.temperature,
+            temperature=0.0 if top_p == 0 else temperature,  # the likeliest token alone
             top_k=max(top_k, 0),  # -1 is vLLM's way to say off
-            top_p=defaults.top_p if body.top_p is None else body.top_p,
+            top_p=top_p or 1.0,
             min_p=defaults.min_p if body.min_p is None else body.min_p,
             typical_p=defaults.typical_p if body.typical_p is None else body.typical_p,
             frequency_penalty=body.frequency_penalty,
@@ -97,8 +99,6 @@ def _check_whole(body: ChatBody | CompletionBody) -> None:
 
 
 def _check(body: GenerationBody, model: ServedModel, max_tokens: int | None) -> None:
-    if body.stream_options is not None and not body.stream:
-        raise bad_value("stream_options", "stream_options needs stream: true")
     if body.truncate_prompt_tokens == 0:
         raise bad_value("truncate_prompt_tokens", "truncate_prompt_tokens must be at least 1, or -1 for no limit")
     if body.ignore_eos and max_tokens is None:
@@ -114,14 +114,15 @@ def _check(body: GenerationBody, model: ServedModel, max_tokens: int | None) -> 
     ):
         if len(ids) > vocab_size:
             raise bad_value(name, f"{name} must hold at most {vocab_size} ids, as many as the vocabulary has")
-        if max(ids, default=0) >= vocab_size:
-            raise bad_value(name, f"an id is outside the vocabulary of {vocab_size} tokens")
+        if (highest := max(ids, default=0)) >= vocab_size:
+            raise bad_value(name, f"{name}: the id {highest} is outside the vocabulary of {vocab_size} tokens")
 
 
 def _logit_bias(body: GenerationBody) -> tuple[tuple[int, float], ...]:
     """JSON has only strings for keys."""
-    if not all(key.isascii() and key.isdecimal() and len(key) < 10 for key in body.logit_bias):
-        raise bad_value("logit_bias", 'logit_bias must map token ids, such as "42", to numbers')
+    for key in body.logit_bias:
+        if not (key.isascii() and key.isdecimal() and len(key) < 10):
+            raise bad_value("logit_bias", f'logit_bias: the key {key[:60]!r} must be a token id, such as "42"')
     return tuple({int(key): bias for key, bias in body.logit_bias.items()}.items())
 
 

@@ -38,6 +38,27 @@ async def test_penalties_and_biases(client: httpx.AsyncClient, engine: FakeEngin
     assert params.allowed_token_ids == (7, 9)
 
 
+async def test_no_mass_is_the_likeliest_token(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """As clients send it, where vLLM has an error."""
+    params = await asked(client, engine, top_p=0, temperature=1.5)
+    assert (params.temperature, params.top_p) == (0.0, 1.0)
+    answer = (await client.post("/v1/responses", json={"input": "a", "top_p": 0, "temperature": 1.5})).json()
+    assert (answer["top_p"], answer["temperature"]) == (0, 1.5)
+
+
+async def test_stream_options_without_a_stream_change_nothing(client: httpx.AsyncClient) -> None:
+    assert (await complete(client, stream_options={"include_usage": True})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("bias", "named"), [({"five": 1}, "'five'"), ({"7": 1, "-5": 1}, "'-5'"), ({"7": 1, "600": 2}, "600")]
+)
+async def test_an_error_of_a_bias_names_its_key(client: httpx.AsyncClient, bias: dict[str, float], named: str) -> None:
+    error = (await complete(client, logit_bias=bias)).json()["error"]
+    assert error["param"] == "logit_bias"
+    assert named in error["message"]
+
+
 async def test_bad_words_are_bad_at_the_start_and_behind_a_space(
     client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
 ) -> None:
@@ -90,7 +111,7 @@ async def test_best_of_makes_more_than_it_tells(client: httpx.AsyncClient, engin
         ({"n": 3, "best_of": 2}, "best_of must be at least n, which is 3"),
         ({"best_of": 2, "stream": True}, "best_of larger than n cannot be streamed"),
         ({"logprob_token_ids": [5]}, "logprob_token_ids needs logprobs"),
-        ({"logit_bias": {"x": 1}}, 'logit_bias must map token ids, such as "42", to numbers'),
+        ({"logit_bias": {"x": 1}}, 'logit_bias: the key'),
         ({"allowed_token_ids": [1], "min_tokens": 1}, "min_tokens must be 0 where all of allowed_token_ids end"),
         (
             {"allowed_token_ids": [5, 5], "stop_token_ids": [5], "min_tokens": 2},
