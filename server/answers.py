@@ -28,6 +28,13 @@ class AnswerWriter(ABC):
     def whole(self, choices: Sequence[Delta]) -> Mapping[str, Any]:
         """The answer to a request that does not stream."""
 
+    def finish(self) -> None:  # noqa: B027 - most writers have nothing to do
+        """Called on the event loop after `whole`, which may run on a worker thread."""
+
+    def repeats_much(self, delta: Delta) -> bool:
+        """Whether the chunks of a delta repeat so much of a prompt that a worker thread writes them."""
+        return False
+
     def order(self, choices: Sequence[Delta]) -> Sequence[int]:
         """Indices of those choices that `whole` answers with, in the order of the answer."""
         return range(len(choices))

@@ -8,7 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from .access import Access, KeyRequired, PortSplit, is_debug, is_private
-from .body import MAX_BODY_BYTES, BodyLimit
+from .body import MAX_BODY_BYTES, MAX_KEPT_BYTES, BodyLimit
 from .door import Doorkeeper
 from .error_answers import install_error_handlers
 from .http_methods import HeadAndOptions
@@ -40,6 +40,7 @@ def create_app(
     access: Access = _OPEN_TO_ALL,
     *,
     max_body_bytes: int = MAX_BODY_BYTES,
+    max_kept_bytes: int = MAX_KEPT_BYTES,
     trace: Callable[[ASGIApp], ASGIApp] | None = None,
 ) -> FastAPI:
     """
@@ -47,6 +48,7 @@ def create_app(
       service: what the routes work with; its engine need not be ready.
       access: who may come in.
       max_body_bytes: of a request; a state that is imported has a bound of its own.
+      max_kept_bytes: that all requests may hold together until their answers end.
       trace: what is put around it all to see requests come and go.
     """
     app = FastAPI(
@@ -65,7 +67,14 @@ def create_app(
         app.include_router(debug.router)
     install_error_handlers(app)
     app.add_middleware(HeadAndOptions, routes=app.routes)
-    app.add_middleware(BodyLimit, max_bytes=max_body_bytes, files=(states.IMPORT_PATH,))
+    tenants = len(access.keys.owners)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=max_body_bytes,
+        files=(states.IMPORT_PATH,),
+        tenants=tenants,
+        max_kept_bytes=max_kept_bytes,
+    )
     if access.keys:
         app.add_middleware(KeyRequired, keys=access.keys, concerns=is_private)
     if access.admin_keys:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+from .memory import hold
 from .tenant import tenant
 
 
@@ -21,6 +22,8 @@ class Background:
         task, key = asyncio.create_task(work), (tenant.get(), name)
         self._tasks[key] = task
         task.add_done_callback(lambda _: self._tasks.pop(key))
+        release = hold()
+        task.add_done_callback(lambda _: release())
 
     @property
     def is_busy(self) -> bool:

@@ -38,6 +38,9 @@ NO_RETRY: Final = {"x-should-retry": "false"}
 CLIENT_CLOSED_REQUEST: Final = 499
 """For the log only (nginx's number): nobody is there to read the answer."""
 
+_MAX_MESSAGE: Final = 1000
+"""Characters of a message to a client; it may quote what the client sent."""
+
 _INVALID_REQUEST: Final = "invalid_request_error"
 _SERVER_ERROR: Final = "server_error"
 
@@ -77,8 +80,16 @@ class ApiError(HTTPException):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        message = _one_line(message)
         super().__init__(status, message, headers)
+        param = None if param is None else _one_line(param)
         self.body = ErrorBody(error=ErrorDetail(message=message, type=type, param=param, code=code))
+
+
+def _one_line(text: str) -> str:
+    """Names that a client sent may be as long as a body, and may hold line breaks."""
+    short = text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
+    return "".join(char if char.isprintable() else " " for char in short)
 
 
 def bad_value(param: str | None, message: str) -> ApiError:
@@ -108,6 +119,12 @@ def body_too_large(limit: int) -> ApiError:
     return ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
 
 
+def request_too_large(limit: int) -> ApiError:
+    """413, for a request that would take more memory than all requests may hold together."""
+    message = f"the request would hold more than {limit / 2**20:.0f} MiB of memory: send fewer or shorter prompts"
+    return ApiError(413, message, code="request_too_large")
+
+
 def encoded_body(encoding: str) -> ApiError:
     return ApiError(415, f"content-encoding {encoding[:60]!r} is not supported: send the body uncompressed")
 
@@ -117,8 +134,21 @@ def host_missing() -> ApiError:
 
 
 def too_many_bytes() -> ApiError:
-    """503, for a body that came while others took all the room."""
-    return ApiError(503, "too many large requests at a time", type=_SERVER_ERROR, code="overloaded", headers=RETRY)
+    """503, for a request that came while others took all the room."""
+    message = "too many large requests at a time: try again later"
+    return ApiError(503, message, type=_SERVER_ERROR, code="overloaded", headers=RETRY)
+
+
+def tenant_holds_too_much() -> ApiError:
+    """429, for a request of a tenant that has its share of the room already."""
+    message = "this API key's requests hold too much memory at a time: wait for some of them, or send smaller ones"
+    return ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=RETRY)
+
+
+def answer_too_large(param: str, num_bytes: int, limit: int, fix: str) -> ApiError:
+    """400, for a request whose answer could never be held."""
+    size = f"{num_bytes / 2**20:.0f} MiB, and at most {limit / 2**20:.0f} MiB are allowed"
+    return bad_value(param, f"{param}: the answer could take {size}: {fix}")
 
 
 def grammars_busy(reason: str) -> ApiError:

@@ -51,6 +51,7 @@ class Life:
         while not loading.done():
             if self._signals.first is not None:
                 loading.cancel()
+                self._service.door.is_leaving, self._service.door.is_open = True, False
                 return None
             await asyncio.sleep(_WATCH_S)
         if loading.exception() is not None:  # the load may raise anything; it becomes the reason why the process ends

@@ -22,12 +22,31 @@ def set_up_logging(level: int = logging.INFO, *, as_json: bool = False) -> None:
       as_json: an object in each line, for programs that collect them.
     """
     handler = _StderrHandler()
-    handler.setFormatter(_JsonFormatter() if as_json else logging.Formatter(_FORMAT, datefmt="%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter(_FORMAT, datefmt="%Y-%m-%d %H:%M:%S"))
     handler.addFilter(_add_request_id)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("roost").setLevel(level)
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class _TextFormatter(logging.Formatter):
+    """One line for each record. Lines of a traceback begin with a bar, so that no text within an exception looks like a
+    record; control characters are written as escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.message = record.getMessage()
+        record.asctime = self.formatTime(record, self.datefmt)
+        lines = [_printable(self.formatMessage(record))]
+        if record.exc_info:
+            lines += (f"| {_printable(line)}" for line in self.formatException(record.exc_info).splitlines())
+        return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 class _JsonFormatter(logging.Formatter):

@@ -47,6 +47,7 @@ def chat_of(body: MessagesBody) -> ChatBody:
         parallel_tool_calls=not body.tool_choice.disable_parallel_tool_use,
         response_format=None if schema is None else ResponseFormat(type="json_schema", json_schema=schema),
         max_completion_tokens=body.max_tokens,
+        stream=body.stream,
         stop=body.stop_sequences or None,
         temperature=body.temperature,
         top_p=body.top_p,

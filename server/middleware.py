@@ -17,6 +17,9 @@ from .logging import request_id
 from .tenant import tenant
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_MAX_PATH: Final = 200
+"""Characters of a path in a log line."""
+
 _QUIET: Final = ("/health", "/health/ready", "/health_generate", "/load", "/metrics")
 """Asked every few seconds, and in the log only at debug level."""
 
@@ -40,7 +43,7 @@ class RequestScope:
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception:
-            _logger.exception("%s %s failed", scope["method"], scope["path"])
+            _logger.exception("%s %s failed", scope["method"], _path(scope))
             if exchange.status is not None:
                 raise  # half an answer is out: only breaking the connection tells the client
             await send_error(internal_error(), scope, receive, exchange.send)
@@ -89,13 +92,18 @@ class _Exchange:
         client_id = Headers(scope=self._scope).get("x-client-request-id", "")
         client_id = client_id if _SANE_ID.fullmatch(client_id) else ""
         note = f" client-id={client_id}" if client_id else ""
-        path = urllib.parse.quote(self._scope["path"])[:200]  # which may hold line breaks
+        path = _path(self._scope)
         method, seconds = self._scope["method"], round(self._elapsed(), 3)
         fields = {"method": method, "path": path, "status": status, "seconds": seconds, "client_id": client_id}
         _logger.log(level, "%s %s %s %.3f s%s", method, path, status, seconds, note, extra={"fields": fields})
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._began
+
+
+def _path(scope: Scope) -> str:
+    """As it is logged: a path may hold line breaks, and be as long as a head."""
+    return urllib.parse.quote(scope["path"][:_MAX_PATH])[:_MAX_PATH]
 
 
 def _request_id(scope: Scope) -> str:

@@ -1,24 +1,33 @@
 """From what a client sends to prompt ids, and back for `echo`."""
 
-import asyncio
 import itertools
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ..engine import MAX_TOKENS, SavedState
 from .chat import ANSWER, ChatFormatError, Ending, Message
 from .errors import bad_value
+from .memory import is_large, keep
 from .schema import ChatMessage, GenerationBody
 from .served_model import ServedModel
 from .tokenizer import TextUnavailableError, Tokenizer
 from .tools import call_text, described, result_text, tools_text
 from .tools_schema import Tool
+from .workers import Workers
 
 _LONG: Final = 8192
 """Characters, or ids, that take a millisecond or two: from here on the event loop is spared."""
+
+_MANY: Final = 64
+"""Messages of a conversation, or prompts, that take as long."""
+
+_TEXT_ID_BYTES: Final = 40
+"""A token id that was made of text, and its place in the prompt."""
+
+ID_BYTES: Final = 8
+"""The place in a prompt of a token id that somebody else holds already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,25 +49,32 @@ class Prompt:
 
     def pieces(self, tokenizer: Tokenizer) -> list[bytes]:
         """What each token is in the text of the prompt; joined, they are the text that was sent."""
-        pieces = [
-            tokenizer.token_text(token_id).encode()
-            if self.from_text and tokenizer.is_control(token_id)
-            else tokenizer.token_bytes(token_id)
-            for token_id in self.token_ids
-        ]
-        return [b"", *pieces[1:]] if self.adds_bos else pieces
+        return list(self._pieces(tokenizer))
+
+    def num_text_bytes(self, tokenizer: Tokenizer) -> int:
+        """Number of bytes of the text in UTF-8."""
+        return sum(map(len, self._pieces(tokenizer)))
 
     def text(self, tokenizer: Tokenizer) -> str:
-        return b"".join(self.pieces(tokenizer)).decode("utf-8", "replace")
+        return b"".join(self._pieces(tokenizer)).decode("utf-8", "replace")
+
+    def _pieces(self, tokenizer: Tokenizer) -> Iterator[bytes]:
+        for position, token_id in enumerate(self.token_ids):
+            if self.adds_bos and position == 0:
+                yield b""
+            elif self.from_text and tokenizer.is_control(token_id):
+                yield tokenizer.token_text(token_id).encode()
+            else:
+                yield tokenizer.token_bytes(token_id)
 
 
 class PromptEncoder:
-    """Makes prompts; what takes long is done on threads of its own."""
+    """Makes prompts. Long ones are made on worker threads; all are booked as memory of the current request."""
 
-    def __init__(self, model: ServedModel) -> None:
+    def __init__(self, model: ServedModel, workers: Workers | None = None) -> None:
         self._tokenizer = model.tokenizer
         self._chat_format = model.chat_format
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
+        self._workers = workers or Workers()
 
     async def completions(self, prompts: Sequence[str | list[int]], *, add_bos: bool) -> list[Prompt]:
         """Prompts in which control tokens may be spelled out, or that are ids already.
@@ -72,7 +88,10 @@ class PromptEncoder:
                 self._text(prompt, add_bos) if isinstance(prompt, str) else self.token_ids(prompt) for prompt in prompts
             ]
 
-        return await self._off_loop(sum(map(len, prompts)), encode)
+        encoded = await self._off_loop(sum(map(len, prompts)), encode)
+        for prompt in encoded:
+            keep(len(prompt.token_ids) * (_TEXT_ID_BYTES if prompt.from_text else ID_BYTES))
+        return encoded
 
     def token_ids(self, token_ids: Sequence[int], param: str = "prompt") -> Prompt:
         """A prompt as it was sent.
@@ -101,6 +120,8 @@ class PromptEncoder:
             )
             raise bad_value("prompt", message)
 
+        keep(ID_BYTES * num_tokens)
+
         def put_behind() -> list[Prompt]:
             token_ids = state.token_ids
             return [prompt.after(token_ids) for prompt in prompts]
@@ -124,21 +145,17 @@ class PromptEncoder:
         Raises:
           ApiError: the messages cannot become a prompt.
         """
-        _check_results(messages, param)
-        plain = [_plain(message, param) for message in messages]
-        if tools and self._chat_format.takes_tools:
-            ending = ending.with_variable("tools", self._described(tools))
-        elif tools:
-            plain = _introduced(tools, plain)
-        length = sum(len(message.content) for message in plain)
 
-        def encode() -> list[int]:
-            return self._chat_format.encode(plain, ending)
+        def encode() -> tuple[int, ...]:
+            return self._chat(messages, ending, tools, param)
 
+        length = _LONG if len(messages) >= _MANY else sum(message.num_characters for message in messages)
         try:
-            return Prompt(tuple(await self._off_loop(length, encode)), from_text=True)
+            token_ids = await self._off_loop(length, encode)
         except ChatFormatError as error:
             raise bad_value(param, str(error)) from None
+        keep(len(token_ids) * _TEXT_ID_BYTES)
+        return Prompt(token_ids, from_text=True)
 
     def truncated(self, prompt: Prompt, body: GenerationBody) -> Prompt:
         """The prompt without the tokens that are too many, if the body says how many that are.
@@ -153,6 +170,17 @@ class PromptEncoder:
         room = limit - num_in_front
         kept = rest[:room] if body.truncation_side == "right" else rest[len(rest) - room :]
         return replace(prompt, token_ids=front + kept)
+
+    def _chat(
+        self, messages: Sequence[ChatMessage], ending: Ending, tools: Sequence[Tool], param: str
+    ) -> tuple[int, ...]:
+        _check_results(messages, param)
+        plain = [_plain(message, param) for message in messages]
+        if tools and self._chat_format.takes_tools:
+            ending = ending.with_variable("tools", self._described(tools))
+        elif tools:
+            plain = _introduced(tools, plain)
+        return tuple(self._chat_format.encode(plain, ending))
 
     def _described(self, tools: Sequence[Tool]) -> list[dict[str, Any]]:
         """What a template writes itself is markup: control tokens that tools spell out would be real there."""
@@ -175,9 +203,9 @@ class PromptEncoder:
         return Prompt(tuple(token_ids), from_text=True, adds_bos=bos_id is not None)
 
     async def _off_loop[T](self, length: int, encode: Callable[[], T]) -> T:
-        if length < _LONG:
+        if length < _LONG and not is_large():
             return encode()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
+        return await self._workers.run(encode)
 
 
 def _check_results(messages: Sequence[ChatMessage], param: str) -> None:

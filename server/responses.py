@@ -113,12 +113,17 @@ class ResponseWriter(AnswerWriter):
         self._call = CallJoiner()
         self._has_message = False
         self._call_item_id = ""
+        self._ended: tuple[dict[str, Any], ChatMessage] | None = None
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         (choice,) = choices
         response = self._finished(choice)
-        self._keep(response, _answer(choice))
+        self._ended = response, _answer(choice)
         return response
+
+    def finish(self) -> None:
+        if self._ended is not None:
+            self._keep(*self._ended)
 
     def opening(self) -> Iterator[dict[str, Any]]:
         yield self._event("response.created", response=self.begun())

@@ -227,6 +227,11 @@ class ChatMessage(BaseModel):
             return self.content or ""
         return "\n".join(part.text for part in self.content)
 
+    @property
+    def num_characters(self) -> int:
+        """Characters of the text, and of the arguments of calls."""
+        return len(self.text) + sum(len(call.function.arguments) for call in self.tool_calls or ())
+
 
 Messages = Annotated[Several[ChatMessage], Field(min_length=1)]
 

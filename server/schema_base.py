@@ -12,6 +12,9 @@ MAX_MESSAGES: Final = 16_384
 MAX_STOP_CHARACTERS: Final = 4096
 """Characters of a stop string, or of a phrase that must not be said."""
 
+MAX_FIELDS: Final = 256
+"""In an object of a request, unknown ones included: each is looked at."""
+
 type Several[T] = Annotated[list[T], FailFast(), Field(max_length=MAX_MESSAGES)]
 """Its first mistake ends the search for others, or millions of them would be written down."""
 
@@ -52,6 +55,8 @@ class Fields(BaseModel):
     def _null_is_absent(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        if len(data) > MAX_FIELDS:
+            raise ValueError(f"an object has {len(data)} fields, and at most {MAX_FIELDS} are allowed")
         return {name: value for name, value in data.items() if value is not None}
 
 

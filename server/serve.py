@@ -1,11 +1,16 @@
 """`roost serve`: one process, from its settings to its exit status."""
 
 import asyncio
+import contextlib
+import gc
 import logging
 import math
+import select
 import signal
 import socket
 import sys
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from functools import partial
 from types import FrameType
@@ -13,6 +18,7 @@ from typing import Final, cast
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..engine import AsyncEngine, ConfigError, EngineConfig, EngineDeadError, ModelSource, RoostError, follow
 from .access import open_access
@@ -33,9 +39,15 @@ from .settings import Settings
 from .state_files import StateFiles
 from .state_store import StateStore
 from .strict_connection import StrictConnection
+from .workers import Workers
 
 _KEEP_ALIVE_S: Final = 75
 """For connections without a request: longer than proxies keep theirs, so that it is they who close."""
+
+_LAST_CONNECTIONS_S: Final = 0.5
+"""How long clients that connect at the very end have to send a request."""
+
+_WATCH_S: Final = 0.01
 
 _logger = logging.getLogger(__name__)
 
@@ -69,11 +81,13 @@ def serve(settings: Settings) -> int:
         vllm_model=model.id if settings.metrics_compat == "vllm" else None,
         observers=observation.observers,
     )
+    workers = Workers(tenants=config.tenants)
     service = Service(
         engine=engine,
         model=model,
         metrics=metrics,
-        prompts=PromptEncoder(model),
+        prompts=PromptEncoder(model, workers),
+        workers=workers,
         grammars=GrammarCompiler(model.tokenizer, model.end_token_ids, tenants=config.tenants),
         max_choices=config.max_queue,
         request_timeout_s=math.inf if settings.request_timeout is None else settings.request_timeout,
@@ -86,6 +100,7 @@ def serve(settings: Settings) -> int:
     )
 
     def announce() -> None:
+        gc.freeze()  # a full collection would go through all that libraries and the model have made: 100 ms and more
         for line in summary(source, config, engine.stats.slots, model.id, _url(settings, listener)):
             print(line, file=sys.stderr, flush=True)
 
@@ -127,7 +142,7 @@ def _status(failure: BaseException | None, engine: AsyncEngine) -> int:
 
 
 class _Server(uvicorn.Server):
-    """Leaves to us what happens after a signal."""
+    """Leaves to us what happens after a signal, and answers whoever has connected before the end."""
 
     def __init__(self, config: uvicorn.Config, signals: Signals) -> None:
         super().__init__(config)
@@ -135,6 +150,23 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._signals(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Connections that the system has taken but nobody has accepted yet would be reset without an answer."""
+        before = set(self.server_state.connections)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_CONNECTIONS_S):
+                await accept_rest(sockets or [])
+                for listener in self.servers:
+                    listener.close()
+                while self._have_not_asked(before):  # noqa: ASYNC110 - connections tell nobody
+                    await asyncio.sleep(_WATCH_S)
+        await super().shutdown(sockets)
+
+    def _have_not_asked(self, before: AbstractSet[object]) -> bool:
+        """Whether there is a connection that is not one of these, and on which no request has come yet."""
+        new = self.server_state.connections - before
+        return any(isinstance(each, HttpToolsProtocol) and each.cycle is None for each in new)
 
 
 def _uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -176,6 +208,17 @@ async def run_beside(life: Life, server: uvicorn.Server, listeners: list[socket.
     living = asyncio.create_task(live())
     await server.serve(sockets=listeners)
     return await living
+
+
+async def accept_rest(listeners: Sequence[socket.socket]) -> None:
+    """Returns when the event loop has accepted all connections that the system has taken. It takes next to no new ones
+    meanwhile."""
+    poll = select.poll()
+    for listener in listeners:
+        listener.listen(0)
+        poll.register(listener, select.POLLIN)
+    while poll.poll(0):  # noqa: ASYNC110 - the event loop accepts, and tells nobody
+        await asyncio.sleep(_WATCH_S)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
@@ -14,16 +14,19 @@ from starlette.types import Receive
 
 from ..engine import AsyncEngine, EngineDeadError, QueueFullError, RequestTimeoutError, SamplingParams
 from . import request_warnings
+from .answer_size import answer_size
 from .answers import AnswerWriter
 from .background import Background
+from .delta import Delta
 from .disconnect import until_disconnect
 from .door import Door
 from .errors import bad_value, grammars_busy, model_loading, not_generating, prompt_too_long, unknown_model
 from .fields import FieldCheck
-from .framing import to_json
+from .framing import large_to_json, to_json
 from .generation import Choice, Generation, Terms, collect, generate_choice
 from .grammar import Grammar, GrammarBusyError, GrammarCompiler, GrammarError
 from .logging import request_id
+from .memory import is_large, keep
 from .metrics import Metrics
 from .prompts import Prompt, PromptEncoder
 from .response_store import ResponseStore
@@ -32,6 +35,7 @@ from .schema import GenerationBody
 from .schema_base import Body, TermsFields
 from .sent_answers import SentAnswers
 from .served_model import ServedModel
+from .sliced_response import SlicedResponse
 from .state_files import StateFiles
 from .state_store import StateStore, StoredState
 from .stop_strings import StopStringsBuilder
@@ -39,9 +43,13 @@ from .stream import EventStream, first_delta, stream_events
 from .structured import Wish
 from .tenant import tenant
 from .turns import TenantTurns
+from .workers import Workers
 
 _LONGEST_WAIT_S: Final = 3600.0
 """Of an event loop's timer, which cannot be endless; no grammar takes so long."""
+
+_MANY_VALUES: Final = 1024
+"""Tokens and alternatives of an answer that take some milliseconds to write."""
 
 PATIENCE_S: Final = 1.0
 """How long a stream waits for its first token before it says 200: a full queue is known by then."""
@@ -61,6 +69,7 @@ class Service:
       saves: lets each tenant save one state at a time, as each takes a part of an engine step.
       files: memory for state files that are being sent or received.
       sent: what clients have received of answers.
+      workers: threads for what takes long.
     """
 
     engine: AsyncEngine
@@ -85,6 +94,7 @@ class Service:
     sent: SentAnswers = field(default_factory=SentAnswers)
     stop_strings: StopStringsBuilder = field(default_factory=StopStringsBuilder)
     door: Door = field(default_factory=Door)
+    workers: Workers = field(default_factory=Workers)
 
     @property
     def is_busy(self) -> bool:
@@ -125,6 +135,29 @@ class Service:
         except QueueFullError as error:
             raise not_generating(str(error)) from None
 
+    def check_count(self, num_prompts: int, num_candidates: int = 1) -> None:
+        """
+        Raises:
+          ApiError: these are too many choices for one request.
+        """
+        if num_prompts * num_candidates > self.max_choices:
+            param = "prompt" if num_prompts > 1 else "n"
+            raise bad_value(param, f"one request may ask for {self.max_choices} choices (prompts times n)")
+
+    async def prepare[T](self, work: Callable[[], T]) -> T:
+        """Returns what `work` makes of the current request; a large one is for a worker thread."""
+        return await self.workers.run(work) if is_large() else work()
+
+    async def json_answer(self, make: Callable[[], Any], *, num_values: int = 0) -> Response:
+        """A response whose content `make` returns; a large one is made on a worker thread.
+
+        Args:
+          num_values: number of tokens and alternatives that were generated for it.
+        """
+        if is_large() or num_values >= _MANY_VALUES:
+            return SlicedResponse(await self.workers.run(lambda: large_to_json(make())))
+        return json_response(make())
+
     async def choices(
         self,
         body: GenerationBody,
@@ -148,15 +181,15 @@ class Service:
           RequestTimeoutError: to find that out took too long.
         """
         terms = self._terms(body)
-        if len(prompts) * len(params) > self.max_choices:
-            param = "prompt" if len(prompts) > 1 else "n"
-            raise bad_value(param, f"one request may ask for {self.max_choices} choices (prompts times n)")
+        self.check_count(len(prompts), len(params))
         longest = max(len(prompt.token_ids) for prompt in prompts)
         if self.max_prompt_tokens is not None and longest > self.max_prompt_tokens:
             raise prompt_too_long(longest, self.max_prompt_tokens)
+        size = await self.prepare(lambda: answer_size(body, prompts, params, self.model.tokenizer))
+        keep(size.prompt_bytes)
         stop = await self.stop_strings.build(body.stop_strings)
         grammar = None if wish is None else await until_disconnect(receive, self._grammar(body, wish, terms.deadline))
-        pairs = [(prompt, each) for prompt in prompts for each in params]
+        pairs = [(prompt, each) for prompt in prompts for each in size.params]
         return [
             Choice(
                 index,
@@ -246,13 +279,17 @@ class Service:
         """
         async with AsyncExitStack() as resources:
             generation = await resources.enter_async_context(self.generation(answer_id, choices))
+            report = {"warnings": request_warnings.current()} if report_warnings else {}
             if not stream:
                 whole = await until_disconnect(request.receive, collect(generation))
                 generation.sent.reorder(writer.order(whole))
-                report = {"warnings": request_warnings.current()} if report_warnings else {}
-                return json_response({**writer.whole(whole), **report})
+                num_values = sum(_num_values(choice) for choice in whole)
+                answer = self.json_answer(lambda: {**writer.whole(whole), **report}, num_values=num_values)
+                response = await until_disconnect(request.receive, answer)
+                writer.finish()
+                return response
             first = await until_disconnect(request.receive, first_delta(generation, PATIENCE_S))
-            events = stream_events(generation, first, writer, self.keep_alive_s)
+            events = stream_events(generation, first, writer, self.keep_alive_s, self.workers, report)
             return EventStream(events, resources.pop_all())  # from here on it is the response that closes them
 
     @asynccontextmanager
@@ -267,6 +304,11 @@ class Service:
             async with aclosing(Generation(deltas, sent)) as generation:
                 with self.running.track(generation, answer_id, request_id.get()):
                     yield generation
+
+
+def _num_values(choice: Delta) -> int:
+    """Number of tokens of a choice, and of their alternatives."""
+    return len(choice.token_ids) + sum(len(entry.top) + len(entry.named) for entry in choice.logprobs)
 
 
 def json_response(content: Any) -> Response:

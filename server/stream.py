@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
@@ -16,6 +17,7 @@ from .delta import Delta
 from .disconnect import until_disconnect
 from .errors import from_exception
 from .generation import Generation
+from .workers import Workers
 
 _HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -58,7 +60,12 @@ async def first_delta(generation: Generation, patience_s: float) -> Delta | None
 
 
 async def stream_events(
-    generation: Generation, first: Delta | None, writer: AnswerWriter, keep_alive_s: float | None
+    generation: Generation,
+    first: Delta | None,
+    writer: AnswerWriter,
+    keep_alive_s: float | None,
+    workers: Workers | None = None,
+    report: Mapping[str, Any] = MappingProxyType({}),
 ) -> AsyncGenerator[bytes]:
     """All bytes of a stream. If the generation fails in between, it ends with what the writer says of that.
 
@@ -66,22 +73,23 @@ async def stream_events(
       first: the delta that has been taken from the generation already, if one has.
       keep_alive_s: how long the stream may be silent, though tokens without text may come; None where nobody would hear
         a sign of life.
+      workers, report: see `_Encoder`.
     """
     patience_s = math.inf if keep_alive_s is None else keep_alive_s
-    framing, encode, now = writer.framing, writer.framing.encode, asyncio.get_running_loop().time
+    encoder, framing, now = _Encoder(writer, workers, report), writer.framing, asyncio.get_running_loop().time
     try:
         for chunk in writer.opening():
-            yield encode(chunk)
+            yield encoder.encode(chunk)
         if first is not None:
-            for chunk in writer.chunks(first):
-                yield encode(chunk)
+            for event in await encoder.encode_delta(first):
+                yield event
         silent_since = now()
         while True:
             try:
                 delta = await generation.next_within(keep_alive_s)
             except StopAsyncIteration:
                 break
-            events = [] if delta is None else [encode(chunk) for chunk in writer.chunks(delta)]
+            events = [] if delta is None else await encoder.encode_delta(delta)
             if not events and (delta is None or now() - silent_since >= patience_s):
                 events = [framing.pause]
             for event in events:
@@ -89,11 +97,41 @@ async def stream_events(
             if events:
                 silent_since = now()
         for chunk in writer.closing():
-            yield encode(chunk)
+            yield encoder.encode(chunk)
         yield framing.end
     except Exception as error:
         answer = from_exception(error)
         if answer.status_code == 500:
             _logger.exception("a stream failed")
         for chunk in writer.failing(answer):
-            yield encode(chunk)
+            yield encoder.encode(chunk)
+
+
+class _Encoder:
+    """Encodes a stream's chunks.
+
+    Args:
+      workers: write chunks that repeat much of a prompt.
+      report: further fields of the first chunk.
+    """
+
+    def __init__(self, writer: AnswerWriter, workers: Workers | None, report: Mapping[str, Any]) -> None:
+        self._writer = writer
+        self._workers = workers
+        self._report = report
+
+    def encode(self, chunk: Mapping[str, Any]) -> bytes:
+        return self._writer.framing.encode(self._reported(chunk))
+
+    async def encode_delta(self, delta: Delta) -> list[bytes]:
+        """The events that tell of a delta."""
+        if self._workers is None or not self._writer.repeats_much(delta):
+            return [self.encode(chunk) for chunk in self._writer.chunks(delta)]
+        encode = self._writer.framing.encode_large
+        return await self._workers.run(lambda: [encode(self._reported(chunk)) for chunk in self._writer.chunks(delta)])
+
+    def _reported(self, chunk: Mapping[str, Any]) -> Mapping[str, Any]:
+        if not self._report:
+            return chunk
+        report, self._report = self._report, {}
+        return {**chunk, **report}

@@ -36,12 +36,14 @@ class Tokenizer(ABC):
       bos_id: the token that begins every prompt; `encode` does not add it.
       end_token_ids: every default end token: `<eos>` first, and `<end_of_turn>` where it exists.
       has_text: whether there is any text at all; False only for `TokenIdsOnly`.
+      max_token_bytes: length of the longest name that `token_text` gives, in UTF-8.
     """
 
     vocab_size: int
     bos_id: int | None
     end_token_ids: tuple[int, ...]
     has_text: bool
+    max_token_bytes: int
 
     @abstractmethod
     def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
@@ -83,6 +85,7 @@ class TokenIdsOnly(Tokenizer):
         self.vocab_size = vocab_size
         self.bos_id = None
         self.end_token_ids = ()
+        self.max_token_bytes = len(self.token_text(vocab_size))
 
     def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
         raise TextUnavailableError("this checkpoint has no tokenizer: send the prompt as token ids")
@@ -137,6 +140,8 @@ class _PieceTokenizer(Tokenizer):
         for token_id, piece in pieces.items():
             if token_id not in self._control_names:
                 self._bytes[token_id] = _piece_bytes(piece)
+        names = (name.encode() for name in self._control_names.values())
+        self.max_token_bytes = max(map(len, itertools.chain(self._bytes, names, [b"token_id:000000"])))
         self._space_mark_ids = _byte_piece_ids(pieces, _SPACE_MARK.encode())
 
         any_name = "|".join(map(re.escape, sorted(self._control_ids, key=len, reverse=True))) or "(?!)"
@@ -184,20 +189,20 @@ class _PieceTokenizer(Tokenizer):
     def _encode_plain(self, text: str) -> list[int]:
         ids: list[int] = []
         for part in self._fragments(text):
-            if part == _SPACE_MARK and self._space_mark_ids:
-                ids += self._space_mark_ids
+            if part.startswith(_SPACE_MARK):
+                ids += (self._space_mark_ids or self._library_encode(_SPACE_MARK)) * len(part)
             else:
                 ids += self._library_encode(part)
         # A normalizer may have made a control token's name of other characters: `＜eos＞`.
         return [token_id for token_id in ids if token_id not in self._barred_from_text]
 
     def _fragments(self, text: str) -> Iterator[str]:
-        """Cuts a text such that no fragment holds a control token's name, and each `▁` is one of its own.
+        """Cuts a text such that no fragment holds a control token's name, and each run of `▁` is one of its own.
 
         The libraries find the names in any text. One cut behind the first character of every occurrence,
         overlapping ones too, leaves none whole.
         """
-        for part in re.split(f"({_SPACE_MARK})", text):
+        for part in re.split(f"({_SPACE_MARK}+)", text):
             cuts = [match.start() + 1 for match in self._name_starts.finditer(part)]
             yield from (part[start:end] for start, end in itertools.pairwise([0, *cuts, len(part)]))
 

@@ -29,11 +29,11 @@ _CHUNK: Final = "chat.completion.chunk"
 async def create_chat_completion(body: ChatBody, request: Request, service: ReadyService) -> Response:
     """The assistant's next message."""
     service.check(body)
-    params = chat_params(body, service.model)
+    params, wish = await service.prepare(lambda: (chat_params(body, service.model), chat_wish(body)))
     prompt = await service.prompts.chat(body.messages, body.ending, tools=body.usable_tools)
     prompt = service.prompts.truncated(prompt, body)
     envelope = Envelope.new("chatcmpl", body, service.model)
-    choices = await service.choices(body, [prompt], params, chat_wish(body), receive=request.receive)
+    choices = await service.choices(body, [prompt], params, wish, receive=request.receive)
     writer = ChatWriter(envelope, body, prompt)
     return await service.respond(
         request, envelope.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings

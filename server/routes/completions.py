@@ -10,6 +10,7 @@ from ..answers import AnswerWriter, Envelope, UsageReport, choice_end, total_usa
 from ..body import JsonRoute
 from ..delta import Delta
 from ..logprobs import CompletionLogprobs, CompletionLogprobsWriter, cut, join_logprobs, prompt_logprobs
+from ..memory import is_large
 from ..openapi import STREAMABLE
 from ..prompts import Prompt
 from ..sampling import completion_params
@@ -27,14 +28,15 @@ _OBJECT: Final = "text_completion"
 async def create_completion(body: CompletionBody, request: Request, service: ReadyService) -> Response:
     """What may come after each prompt."""
     service.check(body)
-    params = completion_params(body, service.model)
+    service.check_count(len(body.prompts), body.num_candidates)
+    params, wish = await service.prepare(lambda: (completion_params(body, service.model), wish_of(body)))
     begun = service.begun(body.from_state)
     encoded = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens and begun is None)
     prompts = [service.prompts.truncated(prompt, body) for prompt in encoded]
     if begun is not None:
         prompts = await service.prompts.after(begun.state, prompts)
     envelope = Envelope.new("cmpl", body, service.model)
-    choices = await service.choices(body, prompts, params, wish_of(body), begun, receive=request.receive)
+    choices = await service.choices(body, prompts, params, wish, begun, receive=request.receive)
     writer = CompletionWriter(envelope, body, prompts)
     return await service.respond(
         request, envelope.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings
@@ -49,6 +51,9 @@ class CompletionWriter(AnswerWriter):
         self._usage = UsageReport(body, prompts)
         self._timings = TimingReport(body, prompts, len(prompts) * body.num_candidates)
         self._choices = [ChoiceWriter(envelope, body, prompt) for prompt in prompts for _ in range(body.num_candidates)]
+
+    def repeats_much(self, delta: Delta) -> bool:
+        return is_large() and self._choices[delta.index].is_new
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         kept = enumerate(likeliest(choices, self._body.n, self._body.num_candidates))
@@ -100,6 +105,11 @@ class ChoiceWriter:
         self._prompt: Prompt | None = prompt
         self._logprobs = CompletionLogprobsWriter(self._tokenizer)
         self._tells_tokens = body.logprobs is not None or body.return_token_ids
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has been written."""
+        return self._prompt is not None
 
     def has_news(self, delta: Delta) -> bool:
         tells_prompt = self._prompt is not None and self._body.echo

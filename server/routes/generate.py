@@ -9,8 +9,9 @@ from ..answers import AnswerWriter, Envelope, UsageReport, choice_end, total_usa
 from ..body import JsonRoute
 from ..delta import Delta
 from ..logprobs import token_logprobs
+from ..memory import is_large, keep
 from ..openapi import STREAMABLE
-from ..prompts import Prompt
+from ..prompts import ID_BYTES, Prompt
 from ..sampling import generate_params
 from ..schema import GenerateBody
 from ..service import ReadyService
@@ -24,13 +25,15 @@ router = APIRouter(route_class=JsonRoute)
 async def generate(body: GenerateBody, request: Request, service: ReadyService) -> Response:
     """What may come after these tokens."""
     service.check(body)
-    params = generate_params(body, service.model)
-    prompt = service.prompts.truncated(service.prompts.token_ids(body.token_ids, param="token_ids"), body)
+    params, wish = await service.prepare(lambda: (generate_params(body, service.model), wish_of(body)))
+    encoded = await service.prepare(lambda: service.prompts.token_ids(body.token_ids, param="token_ids"))
+    prompt = service.prompts.truncated(encoded, body)
     begun = service.begun(body.from_state)
+    keep(ID_BYTES * len(prompt.token_ids))
     if begun is not None:
         (prompt,) = await service.prompts.after(begun.state, [prompt])
     envelope = Envelope.new("gen", body, service.model)
-    choices = await service.choices(body, [prompt], params, wish_of(body), begun, receive=request.receive)
+    choices = await service.choices(body, [prompt], params, wish, begun, receive=request.receive)
     writer = TokensWriter(envelope, body, prompt)
     return await service.respond(
         request, envelope.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings
@@ -50,6 +53,9 @@ class TokensWriter(AnswerWriter):
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         answer = self._envelope.wrap("tokens", [self._choice(choice) for choice in choices])
         return {**answer, "usage": total_usage([self._prompt], choices), **self._timings.whole(choices)}
+
+    def repeats_much(self, delta: Delta) -> bool:
+        return delta.prompt_logprobs is not None and is_large()
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         self._usage.count(delta)

@@ -19,12 +19,13 @@ async def create_message(body: MessagesBody, request: Request, service: ReadySer
     """The assistant's next message."""
     service.check(body)
     request_warnings.warn_all(body.dropped)
-    chat = chat_of(body)
-    params = chat_params(chat, service.model)
+    chat = await service.prepare(lambda: chat_of(body))
+    params, wish = await service.prepare(
+        lambda: (chat_params(chat, service.model), chat_wish(chat, format_param="output_config.format"))
+    )
     prompt = await service.prompts.chat(chat.messages, chat.ending, tools=chat.usable_tools)
     counts_cache = body.wants_cache and service.engine.stats.cache.budget > 0
     writer = MessageWriter(service.model, prompt, counts_cache=counts_cache)
-    wish = chat_wish(chat, format_param="output_config.format")
     choices = await service.choices(chat, [prompt], params, wish, receive=request.receive)
     return await service.respond(
         request, writer.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings
@@ -35,6 +36,6 @@ async def create_message(body: MessagesBody, request: Request, service: ReadySer
 async def count_tokens(body: CountTokensBody, service: AnyService) -> dict[str, int]:
     """How long the prompt would be."""
     service.check(body)
-    asked = prompt_of(body)
-    prompt = await service.prompts.chat(body.chat_messages, asked.ending, tools=asked.usable_tools)
+    asked, messages = await service.prepare(lambda: (prompt_of(body), body.chat_messages))
+    prompt = await service.prompts.chat(messages, asked.ending, tools=asked.usable_tools)
     return {"input_tokens": len(prompt.token_ids)}

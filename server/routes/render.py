@@ -1,13 +1,16 @@
 """Prompts as the model reads them, without running it: for debugging, and for `/generate`."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Response
 
+from ..answer_size import text_answer_bytes
 from ..body import JsonRoute
+from ..memory import keep
 from ..prompts import Prompt
 from ..schema import ChatBody, CompletionBody
-from ..service import AnyService, Service, json_response
+from ..service import AnyService, Service
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -19,15 +22,22 @@ async def render_chat(body: ChatBody, service: AnyService) -> Response:
     service.check(body)
     prompt = await service.prompts.chat(body.messages, body.ending, tools=body.usable_tools)
     prompt = service.prompts.truncated(prompt, body)
-    return json_response(_rendered(service, prompt))
+    return await _answer(service, lambda: _rendered(service, prompt), [prompt])
 
 
 @router.post("/v1/completions/render")
 async def render_completions(body: CompletionBody, service: AnyService) -> Response:
     """The prompts of a completion, in their order."""
     service.check(body)
+    service.check_count(len(body.prompts))
     prompts = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens)
-    return json_response([_rendered(service, service.prompts.truncated(prompt, body)) for prompt in prompts])
+    prompts = [service.prompts.truncated(prompt, body) for prompt in prompts]
+    return await _answer(service, lambda: [_rendered(service, prompt) for prompt in prompts], prompts)
+
+
+async def _answer(service: Service, make: Callable[[], Any], prompts: Sequence[Prompt]) -> Response:
+    keep(sum(text_answer_bytes(prompt.token_ids, service.model.tokenizer) for prompt in prompts))
+    return await service.json_answer(make)
 
 
 def _rendered(service: Service, prompt: Prompt) -> dict[str, Any]:

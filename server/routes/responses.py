@@ -118,10 +118,11 @@ async def _prepare(
     previous = service.responses.previous(body.previous_response_id)
     referred = await service.responses.items(body.references)
     async with service.responses.unpacked(previous) as earlier:
-        messages = [*earlier, *messages_of(body, referred)]
-        chat = chat_of(body, messages)
-        params = chat_params(chat, service.model)
-        wish = chat_wish(chat, format_param="text.format")
+        messages = [*earlier, *await service.prepare(lambda: messages_of(body, referred))]
+        chat = await service.prepare(lambda: chat_of(body, messages))
+        params, wish = await service.prepare(
+            lambda: (chat_params(chat, service.model), chat_wish(chat, format_param="text.format"))
+        )
         prompt = await service.prompts.chat(chat.messages, chat.ending, tools=chat.usable_tools, param="input")
         asked = await asyncio.to_thread(pack, messages) if body.store else b""
         chat = chat.model_copy(update={"messages": []})

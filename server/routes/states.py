@@ -8,6 +8,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Query, Request, Response
 
 from ...engine import MAX_TOKENS, SavedState, StateFileError, UnknownRequestError
+from ..body import JsonRoute
 from ..errors import ApiError, bad_value
 from ..paging import Order, page
 from ..schema import StateBody
@@ -17,7 +18,7 @@ from ..tenant import tenant
 
 IMPORT_PATH: Final = "/v1/states/import"
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/states")

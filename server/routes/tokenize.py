@@ -4,8 +4,10 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from ..answer_size import text_answer_bytes
 from ..body import JsonRoute
 from ..errors import bad_value
+from ..memory import keep
 from ..prompts import Prompt
 from ..schema import DetokenizeBody, TokenizeBody
 from ..service import AnyService, Service, json_response
@@ -17,7 +19,7 @@ router = APIRouter(route_class=JsonRoute)
 async def tokenize(body: TokenizeBody, service: AnyService) -> Response:
     service.check(body)
     token_ids = (await _encode(body, service)).token_ids
-    return json_response({"tokens": token_ids, "count": len(token_ids), "max_model_len": None})
+    return await service.json_answer(lambda: {"tokens": token_ids, "count": len(token_ids), "max_model_len": None})
 
 
 @router.post("/detokenize")
@@ -29,9 +31,14 @@ async def detokenize(body: DetokenizeBody, service: AnyService) -> Response:
         raise bad_value("tokens", "this checkpoint has no tokenizer, so its tokens have no text")
     if not body.tokens:
         return json_response({"prompt": ""})
-    token_ids = service.prompts.token_ids(body.tokens, param="tokens").token_ids
-    prompt = Prompt(token_ids, from_text=True, adds_bos=token_ids[0] == tokenizer.bos_id)
-    return json_response({"prompt": prompt.text(tokenizer)})
+    keep(text_answer_bytes(body.tokens, tokenizer))
+
+    def detokenized() -> dict[str, str]:
+        token_ids = service.prompts.token_ids(body.tokens, param="tokens").token_ids
+        prompt = Prompt(token_ids, from_text=True, adds_bos=token_ids[0] == tokenizer.bos_id)
+        return {"prompt": prompt.text(tokenizer)}
+
+    return await service.json_answer(detokenized)
 
 
 @router.get("/tokenizer_info")

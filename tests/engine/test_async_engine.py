@@ -310,7 +310,7 @@ async def test_nothing_is_planned_while_all_wait_for_the_disk() -> None:
         assert scheduler.num_planned <= 2
         scored = SamplingParams(max_tokens=2, prompt_logprobs=0)
         stream = engine.generate(Request("b", (5,), scored))
-        assert [output.token_ids async for output in stream] == [(6,), (7,)]
+        assert [token_id async for output in stream for token_id in output.token_ids] == [6, 7]
         assert engine.stats.num_waiting == 1
         threading.Thread(target=tier.searches[0], args=(None,)).start()
         assert await reader == [3, 4]

@@ -88,7 +88,7 @@ async def test_the_operators_port_has_the_metrics(service: Service) -> None:
 async def test_other_peoples_pages_are_kept_out(client: httpx.AsyncClient) -> None:
     headers = {"origin": "https://evil.example", "access-control-request-method": "POST"}
     asked = await client.options("/v1/chat/completions", headers=headers)
-    assert asked.status_code == 405
+    assert not any(name.startswith("access-control-") for name in asked.headers)
     answer = await client.get("/v1/models", headers=headers)
     assert not any(name.startswith("access-control") for name in [*asked.headers, *answer.headers])
 

@@ -276,6 +276,7 @@ async def test_tokenize_and_back(client: httpx.AsyncClient) -> None:
 
 async def test_tokenizer_info(client: httpx.AsyncClient) -> None:
     assert (await client.get("/tokenizer_info")).json() == {
+        "tokenizer_class": None,
         "vocab_size": 512,
         "bos_token": "<bos>",
         "eos_token": "<eos>",

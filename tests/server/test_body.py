@@ -1,5 +1,6 @@
 """What bodies may be: their size, and how JSON is read."""
 
+import asyncio
 import codecs
 import gzip
 import json
@@ -9,7 +10,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from roost.server import body as body_module
+from fake_server import until
 from roost.server.app import create_app
 from roost.server.body import parse_json
 from roost.server.errors import ApiError
@@ -41,24 +42,28 @@ async def test_a_body_has_a_largest_size(small: httpx.AsyncClient) -> None:
             assert status == 200 or response.json()["error"]["code"] == "request_too_large"
 
 
-async def test_all_bodies_together_have_one_too(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_module, "_BODIES_AT_A_TIME", 1)
-    app = create_app(service, max_body_bytes=1000)
-    transport = httpx.ASGITransport(app)
+async def test_all_bodies_together_have_one_too(small: httpx.AsyncClient) -> None:
+    """32 of the largest size may be on their way in."""
+    arrive = asyncio.Event()
+    num_begun = 0
 
-    async def slow(other: httpx.AsyncClient) -> AsyncIterator[bytes]:
-        yield b'{"prompt": "'.ljust(600)
-        refused.append(await other.post("/v1/completions", content=b'{"prompt": ""}'.ljust(600), headers=JSON))
-        yield b'"}'
+    async def slow() -> AsyncIterator[bytes]:
+        nonlocal num_begun
+        yield b'{"prompt": ""'.ljust(998)
+        num_begun += 1
+        await arrive.wait()
+        yield b" }"
 
-    refused: list[httpx.Response] = []
-    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
-        assert (await client.post("/v1/completions", content=slow(client), headers=JSON)).status_code == 200
-        assert refused[0].status_code == 503
-        assert refused[0].json()["error"]["code"] == "overloaded"
-        assert refused[0].headers["retry-after"] == "1"
-        again = await client.post("/v1/completions", content=b'{"prompt": ""}'.ljust(600), headers=JSON)
-        assert again.status_code == 200
+    bodies = [asyncio.create_task(small.post("/v1/completions", content=slow(), headers=JSON)) for _ in range(32)]
+    await until(lambda: num_begun == 32)
+    refused = await small.post("/v1/completions", content=b'{"prompt": ""}'.ljust(600), headers=JSON)
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "overloaded"
+    assert refused.headers["retry-after"] == "1"
+    arrive.set()
+    assert {response.status_code for response in await asyncio.gather(*bodies)} == {200}
+    again = await small.post("/v1/completions", content=b'{"prompt": ""}'.ljust(600), headers=JSON)
+    assert again.status_code == 200
 
 
 @pytest.mark.parametrize(

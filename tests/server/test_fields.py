@@ -87,6 +87,17 @@ async def test_reports_stand_in_the_body_on_request(client: httpx.AsyncClient, k
     assert (await post(client, kind, return_warnings=True)).json()["warnings"] == []
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_reports_stand_in_a_streams_first_chunk_on_request(client: httpx.AsyncClient, kind: type[Fields]) -> None:
+    for asks in (True, False):
+        response = await post(client, kind, brand_new=1, return_warnings=asks, stream=True)
+        assert warnings_of(response) == ["brand_new"]
+        lines = [line for line in response.text.split("\n") if line.startswith("data: {")]
+        first, *others = [json.loads(line.removeprefix("data: ")) for line in lines]
+        assert first.get("warnings") == (["brand_new"] if asks else None)
+        assert not any("warnings" in each for each in others)
+
+
 async def test_one_request_does_not_see_the_reports_of_another(client: httpx.AsyncClient) -> None:
     await post(client, ChatBody, brand_new=1)
     assert warnings_of(await post(client, ChatBody)) == []

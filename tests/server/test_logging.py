@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+import urllib.parse
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
@@ -9,18 +11,31 @@ import pytest
 from fake_engine import FakeEngine
 from roost.server.access import Access
 from roost.server.app import create_app
+from roost.server.fields import FieldCheck
 from roost.server.keys import ApiKeys
 from roost.server.logging import set_up_logging
+from roost.server.middleware import RequestScope
+from roost.server.schema import CompletionBody
 from roost.server.service import Service
+from starlette.types import Receive, Scope, Send
 
 KEY = {"authorization": "Bearer topsecretkey"}
 
 
 @pytest.fixture
 def as_json() -> Iterator[None]:
+    yield from logs(as_json=True)
+
+
+@pytest.fixture
+def as_text() -> Iterator[None]:
+    yield from logs(as_json=False)
+
+
+def logs(*, as_json: bool) -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("roost")
     kept = (root.handlers[:], root.level, ours.level)
-    set_up_logging(logging.DEBUG, as_json=True)
+    set_up_logging(logging.DEBUG, as_json=as_json)
     yield
     root.handlers[:] = kept[0]
     root.setLevel(kept[1])
@@ -83,3 +98,55 @@ async def test_prompts_answers_and_keys_are_never_logged(
     written = capsys.readouterr().err
     assert written.count("\n") > 10
     assert "topsecret" not in written
+
+
+FORGED = "a\n2026-01-01 00:00:00 INFO    - POST /admin 200\r\x85\u2028\x1b[2K\u202e\ud800"
+"""Line breaks of all kinds, and what terminals act on."""
+
+
+async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+    raise RuntimeError(FORGED)
+
+
+def broken() -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(RequestScope(failing)), base_url="http://roost")
+
+
+@pytest.mark.usefixtures("as_text")
+async def test_no_client_can_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither by a path nor by what an exception says, nor by names of fields or what other libraries log."""
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(RequestScope(failing)), base_url="http://roost"
+    ) as client:
+        path = "/" + urllib.parse.quote(FORGED.encode("utf-8", "replace"))
+        assert (
+            await client.get(path, headers={"x-client-request-id": "a b", "x-request-id": "c d"})
+        ).status_code == 500
+    FieldCheck()(CompletionBody.model_validate({"prompt": "", FORGED[:-1]: 1}))
+    logging.getLogger("asyncio").error("connection lost: %s", FORGED)
+    written = capsys.readouterr().err
+    assert all(line.isprintable() for line in written.split("\n"))
+    records = [line for line in written.split("\n") if line and not line.startswith("| ")]
+    assert len(records) == 4
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (ERROR|WARNING|INFO) ", line) for line in records)
+    assert not any(line.startswith("2026-01-01") for line in records)
+
+
+@pytest.mark.usefixtures("as_json")
+async def test_no_client_can_forge_an_object(capsys: pytest.CaptureFixture[str]) -> None:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(RequestScope(failing)), base_url="http://roost"
+    ) as client:
+        await client.get("/" + urllib.parse.quote(FORGED.encode("utf-8", "replace")))
+    logging.getLogger("asyncio").error("connection lost: %s", FORGED)
+    assert [line["level"] for line in lines(capsys)] == ["error", "info", "error"]
+
+
+async def test_what_clients_sent_is_shortened_in_errors(client: httpx.AsyncClient) -> None:
+    """A name as long as a body came back whole, and a line break stayed one."""
+    name = "\n" + "x" * 100_000
+    for body in ({"prompt": "a", "model": name}, {"prompt": "a", "logit_bias": {name: "b"}}):
+        response = await client.post("/v1/completions", json=body)
+        assert response.status_code in (400, 404)
+        assert len(response.content) < 3000
+        assert response.json()["error"]["message"].isprintable()

@@ -1,5 +1,6 @@
 """Stop strings: their cost for a request and for a token, however many and however long they are."""
 
+import asyncio
 import sys
 import threading
 import tracemalloc
@@ -53,10 +54,15 @@ def test_a_token_costs_the_same_for_many_strings_as_for_one(
     assert cost(strings) < 3 * cost(["b" * 16])
 
 
+async def never() -> Any:
+    """What a client says that stays."""
+    await asyncio.get_running_loop().create_future()
+
+
 async def test_the_choices_of_a_request_share_one_copy_of_the_tables(service: Service) -> None:
     body = CompletionBody(prompt="a", n=128, stop=[*SHARED_PREFIX[1:], "x" * 256])
     params = [SamplingParams(seed=seed) for seed in range(128)]
-    choices = await service.choices(body, [Prompt((4,))], params, None)
+    choices = await service.choices(body, [Prompt((4,))], params, None, receive=never)
     tracemalloc.start()
     try:
         detokenizers = [Detokenizer(service.model.tokenizer, choice.stop) for choice in choices]
