@@ -94,7 +94,6 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"properties
         ("/v1/completions", {"prompt": IDS, "echo": True, "logprobs": 2, "max_tokens": 1, "stream": True}),
         ("/v1/completions", {"prompt": IDS, "prompt_logprobs": 2, "max_tokens": 1}),
         ("/v1/completions", {"prompt": [IDS[:500]] * 40, "echo": True, "max_tokens": 0}),
-        ("/v1/completions", {"prompt": "a", "bad_words": [TEXT[:4000]] * 2, "max_tokens": 1}),
         ("/v1/completions/render", {"prompt": IDS}),
         ("/v1/completions/render", {"prompt": [TEXT[:1000]] * 100}),
         ("/v1/chat/completions/render", {"messages": [{"role": "user", "content": TEXT}]}),
