@@ -50,8 +50,10 @@ BUDGETS: Final[Mapping[str, int]] = {
     "prefix cache (--state-cache-gib)": int(CACHE_GIB * 1024) * MIB,
     "saved states (as much as the prefix cache)": int(CACHE_GIB * 1024) * MIB,
     "bodies on their way in (32 times --max-body-bytes)": 32 * 4 * MIB,
-    "parsed bodies": 512 * MIB,
+    "what requests hold until their answers end": 1024 * MIB,
+    "bodies that three worker threads parse (30 times --max-body-bytes)": 3 * 30 * 4 * MIB,
     "stored responses": 64 * MIB,
+    "histories of ended requests": 16 * MIB,
     "all else": 256 * MIB,
 }
 """Bytes by which the server may grow, from when it was ready and had answered the victim."""

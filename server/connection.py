@@ -44,6 +44,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._stall_s = stall_s
         self._patience: asyncio.TimerHandle | None = None
+        self._running: RequestResponseCycle | None = None
 
     def pause_writing(self) -> None:
         """Called by the transport when its buffer is full."""
@@ -56,12 +57,25 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Tells the running request, where uvicorn tells only the one that came last."""
         self._stop_waiting()
+        self.pipeline.clear()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
         is_old = cycle.scope["http_version"] == "1.0"
         super()._start_asgi_task(cycle, partial(_until_close, app, cycle) if is_old else app)
+
+    def close_after_response(self) -> None:
+        """Ends the connection once the running request has its response."""
+        if self._running is None or self._running.response_complete:
+            self.transport.close()
+        else:
+            self._running.keep_alive = False
 
     def _stop_waiting(self) -> None:
         if self._patience is not None:

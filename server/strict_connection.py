@@ -9,7 +9,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from .connection import Connection
 from .error_answers import error_response
-from .errors import ApiError, head_too_large, host_missing, not_http, too_many_connections, too_slow
+from .errors import (
+    ApiError,
+    head_too_large,
+    host_missing,
+    not_http,
+    too_many_connections,
+    too_slow,
+)
 
 MAX_HEAD_BYTES: Final = 64 * 2**10
 """Of the URL and all headers together."""
@@ -20,6 +27,10 @@ HEAD_S: Final = 20.0
 
 BODY_S: Final = 60.0
 """From there to the end of its body."""
+
+MAX_PIPELINED: Final = 64
+"""Requests of a connection that may wait behind the one that is being answered. Thousands of them, which come in one
+packet, would keep the event loop from others."""
 
 _LINGER_S: Final = 1.0
 """To read on after a refusal, as a client that is still sending would else lose it."""
@@ -70,6 +81,8 @@ class StrictConnection(Connection):
             self._refuse(head_too_large(self.max_head_bytes))  # one header without an end, which the parser keeps
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise httptools.HttpParserError("too many requests at once")
         self._head_bytes = 0
         super().on_message_begin()
 
@@ -132,8 +145,12 @@ class StrictConnection(Connection):
         """Answers, unless it would be in the middle of another answer, and closes the connection."""
         self._stop_timer()
         self._is_over = True
+        if self.pipeline:  # an earlier request is being answered: there is no place for another answer
+            self.pipeline.clear()
+            self.close_after_response()
+            return
         waits_for_body = self._is_answering and self.cycle.more_body and not self.cycle.response_started
-        if not self.pipeline and (waits_for_body or not self._is_answering):
+        if waits_for_body or not self._is_answering:
             self.transport.write(_raw(error))
         if self._is_answering:
             self.cycle.disconnected = True

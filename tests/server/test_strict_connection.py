@@ -4,16 +4,17 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import cast
 
 import pytest
 import uvicorn
 from fake_engine import FakeEngine
+from fake_server import until
 from roost.server.app import create_app
 from roost.server.service import Service
-from roost.server.strict_connection import StrictConnection
+from roost.server.strict_connection import MAX_PIPELINED, StrictConnection
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: r\r\nContent-Type: application/json\r\n"
 BODY = b'{"prompt": "a", "max_tokens": 2}'
@@ -211,3 +212,28 @@ async def test_probes_of_load_balancers(port: int) -> None:
         answer = await talk(port, head)
         assert answer.split()[1] in (b"200", b"204")
         assert answer.partition(b"\r\n\r\n")[2] == b""
+
+
+async def test_a_connection_may_have_so_many_requests_waiting(port: int) -> None:
+    """More end it, after what was answered before them; a few are answered one by one."""
+    one = b"GET /health HTTP/1.1\r\nHost: r\r\n\r\n"
+    last = b"GET /health HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\r\n"
+    assert (await talk(port, one * 60 + last)).count(b"HTTP/1.1 200 ") == 61
+    with suppress(ConnectionResetError):  # by the system, which has requests that nobody reads
+        answers = await talk(port, one * 5000)
+        assert answers.count(b"HTTP/1.1 200 ") <= MAX_PIPELINED + 1
+    await assert_serves(port)
+
+
+ENDLESS = b'{"prompt": "a", "max_tokens": 1000000, "ignore_eos": true, "stream": true}'
+
+
+async def test_a_client_that_leaves_with_a_request_waiting_frees_its_slot(port: int, engine: FakeEngine) -> None:
+    """uvicorn tells only the last request of a connection that its client is gone."""
+    head = HEAD + b"Content-Length: %d\r\n\r\n" % len(ENDLESS)
+    async with connected(port) as (reader, writer):
+        writer.write(head + ENDLESS + b"GET /health HTTP/1.1\r\nHost: r\r\n\r\n")
+        await reader.readuntil(b"data: ")
+        assert len(engine.running) == 1
+        writer.transport.abort()
+    await until(lambda: not engine.running)
