@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from ..engine import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, MIN_REPETITION_PENALTY, MIN_TYPICAL_P
 from .chat import Ending
@@ -69,7 +69,7 @@ def _within_total(strings: list[str]) -> list[str]:
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 StopStringList = Annotated[
-    list[StopString], FailFast(), Field(max_length=MAX_STOP_STRINGS), AfterValidator(_within_total)
+    list[StopString], Field(fail_fast=True, max_length=MAX_STOP_STRINGS), AfterValidator(_within_total)
 ]
 Stop = Annotated[
     Annotated[StopString, Tag("<text>")] | Annotated[StopStringList, Tag("<list>")],
@@ -78,9 +78,9 @@ Stop = Annotated[
 
 Prompt = Annotated[
     Text
-    | Annotated[list[str], FailFast(), Tag("<texts>")]
+    | Annotated[list[str], Field(fail_fast=True), Tag("<texts>")]
     | Annotated[TokenIds, Tag("<ids>")]
-    | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], FailFast(), Tag("<id lists>")],
+    | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], Field(fail_fast=True), Tag("<id lists>")],
     union(
         _kind_of_prompt,
         "must be a string, a non-empty array of token ids, or a non-empty array of either",
@@ -114,7 +114,7 @@ class GenerationBody(StructuredFields, TermsFields):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=MAX_BIASES)
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
     prompt_logprobs: TopLogprobs | None = None
-    bad_words: Annotated[list[StopString], FailFast()] = Field(default_factory=list, max_length=MAX_BAD_WORDS)
+    bad_words: Annotated[list[StopString], Field(fail_fast=True)] = Field(default_factory=list, max_length=MAX_BAD_WORDS)
     logprob_token_ids: TokenIds = Field(default_factory=list, max_length=MAX_LOGPROBS)
     seed: int | None = None
     stop: Stop | None = None

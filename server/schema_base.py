@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from ..engine import MAX_LOGPROBS
 
@@ -15,12 +15,12 @@ MAX_STOP_CHARACTERS: Final = 4096
 MAX_FIELDS: Final = 256
 """In an object of a request, unknown ones included: each is looked at."""
 
-type Several[T] = Annotated[list[T], FailFast(), Field(max_length=MAX_MESSAGES)]
+type Several[T] = Annotated[list[T], Field(fail_fast=True, max_length=MAX_MESSAGES)]
 """Its first mistake ends the search for others, or millions of them would be written down."""
 
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 TokenId = Annotated[int, Field(ge=0)]
-TokenIds = Annotated[list[TokenId], FailFast()]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 
 

@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, FailFast, Field, Tag
+from pydantic import ConfigDict, Field, Tag
 
 from .grammar import MAX_CHOICES
 from .schema_base import TEXT_OR_OBJECT, Body, Fields, Text
 
-Choices = Annotated[list[str], FailFast(), Field(min_length=1, max_length=MAX_CHOICES)]
+Choices = Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_CHOICES)]
 Schema = Annotated[
     Text | Annotated[dict[str, Any], Tag("<object>")],
     TEXT_OR_OBJECT,
