@@ -40,6 +40,6 @@ def open_observation(settings: Settings, model_id: str) -> Observation:
     try:
         from .tracing import open_tracing
     except ImportError:
-        raise ConfigError("otlp_traces_endpoint needs the extra otel: pip install 'roost[otel]'") from None
+        raise ConfigError("otlp_traces_endpoint needs an extra; in a clone of Roost, pip install '.[otel]'") from None
     tracing = open_tracing(endpoint, model_id, importlib.metadata.version("roost"))
     return Observation((tracing,), tracing.around, tracing.shut_down)

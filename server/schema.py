@@ -114,7 +114,7 @@ class GenerationBody(StructuredFields, TermsFields):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=MAX_BIASES)
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
     prompt_logprobs: TopLogprobs | None = None
-    bad_words: Annotated[list[StopString], Field(fail_fast=True)] = Field(default_factory=list, max_length=MAX_BAD_WORDS)
+    bad_words: list[StopString] = Field(default_factory=list, fail_fast=True, max_length=MAX_BAD_WORDS)
     logprob_token_ids: TokenIds = Field(default_factory=list, max_length=MAX_LOGPROBS)
     seed: int | None = None
     stop: Stop | None = None

@@ -11,18 +11,15 @@ from typing import Annotated, Any
 
 import pydantic
 import pytest
-
 import roost.server
 
 
 def parts_of(annotation: object) -> Iterator[object]:
     """Yields an annotation, and every annotation inside it; aliases made by `type` are opened."""
     yield annotation
-    inner = [*typing.get_args(annotation)]
-    for alias in (annotation, typing.get_origin(annotation)):
-        if isinstance(alias, typing.TypeAliasType):
-            inner.append(alias.__value__)
-    for part in inner:
+    generic = (annotation, typing.get_origin(annotation))
+    aliased = [alias.__value__ for alias in generic if isinstance(alias, typing.TypeAliasType)]
+    for part in (*typing.get_args(annotation), *aliased):
         yield from parts_of(part)
 
 

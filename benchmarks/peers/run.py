@@ -71,7 +71,7 @@ def check(arguments: argparse.ArgumentParser, options: argparse.Namespace) -> No
         if file is not None and not file.resolve().parent.is_dir():
             arguments.error(f"{file}: give a file in a folder that exists")
     if options.results and importlib.util.find_spec("matplotlib") is None:
-        arguments.error("--results draws bars, which needs matplotlib: pip install 'roost[bench]'")
+        arguments.error("--results draws bars, which needs matplotlib: pip install '.[bench]'")
 
 
 def run(options: argparse.Namespace) -> Mapping[str, Any]:

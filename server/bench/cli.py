@@ -54,7 +54,8 @@ JsonFile = Annotated[
     typer.Option("--json", help="Write everything as JSON; - is stdout.", metavar="FILE", show_default=False),
 ]
 SvgFile = Annotated[
-    Path | None, typer.Option("--svg", help="Draw it; needs roost\\[bench].", metavar="FILE", show_default=False)
+    Path | None,
+    typer.Option("--svg", help="Draw it; needs pip install '.\\[bench]'.", metavar="FILE", show_default=False),
 ]
 
 

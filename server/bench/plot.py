@@ -43,7 +43,7 @@ def require_matplotlib() -> None:
       CommandError: it is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise CommandError("--svg needs matplotlib, which the extra `bench` brings: pip install 'roost[bench]'")
+        raise CommandError("--svg needs matplotlib; in a clone of Roost, pip install '.[bench]'")
 
 
 def draw_lengths(

@@ -42,4 +42,4 @@ def find_model(reference: str) -> ModelSource:
 
 def missing_extra(reference: str, extra: str) -> CheckpointError:
     """A library that not everybody needs is not installed."""
-    return CheckpointError(f"{reference}: needs one more library; pip install 'roost[{extra}]'")
+    return CheckpointError(f"{reference}: needs one more library; in a clone of Roost, pip install '.[{extra}]'")

@@ -85,6 +85,4 @@ def test_a_missing_extra_is_named_before_anything_runs(monkeypatch: pytest.Monke
     monkeypatch.setattr(plot.importlib.util, "find_spec", lambda name: None)
     result = runner.invoke(app, ["bench", "length", "--svg", str(tmp_path / "x.svg")])
     assert result.exit_code == 1
-    assert (
-        result.stderr == "roost: --svg needs matplotlib, which the extra `bench` brings: pip install 'roost[bench]'\n"
-    )
+    assert result.stderr == "roost: --svg needs matplotlib; in a clone of Roost, pip install '.[bench]'\n"

@@ -144,4 +144,4 @@ def test_a_kaggle_that_is_not_there(fake: FakeKaggle, monkeypatch: pytest.Monkey
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "kagglehub", None)
-    assert "pip install 'roost[kaggle]'" in refusal()
+    assert "in a clone of Roost, pip install '.[kaggle]'" in refusal()
