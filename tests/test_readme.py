@@ -1,0 +1,305 @@
+"""README's commands, run as a newcomer would type them: in a clone, with the environment that `dev.py` makes there.
+
+Every command in a fenced `sh` block is run, unless `NOT_RUN` says why it is not. Nothing is downloaded: the packages
+are those of the environment in which the tests run. Servers listen on ports that are free.
+"""
+
+import functools
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
+import time
+import urllib.request
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+NOT_RUN = {
+    "python3 dev.py test": "it is the tests themselves, or another group of them",
+    "python3 dev.py lint": "a step of .ci/run",
+    "python3 dev.py manifests": "downloads helm; tests/deploy renders the same",
+    "pip install '.[tpu]'": "downloads libtpu",
+    "pip install '.[cuda13]'": "downloads CUDA's libraries",
+    "uv run": "downloads what it installs",
+    "roost serve google/": "downloads weights, with an account",
+    "roost serve kaggle:": "downloads weights, with an account",
+    "roost serve gs://": "downloads weights, with an account",
+    "roost serve random:2b": "takes 5 GiB and minutes",
+    "roost bench engine": "takes minutes; tests/server/test_bench_engine.py runs a small one",
+    "roost bench length": "takes minutes; tests/server/test_bench_engine.py runs a small one",
+    "OPENAI_API_KEY=none lm_eval": "wants lm-eval and a task; tests/e2e/test_compat_lm_eval.py runs one",
+    "docker ": "needs a container engine",
+    "helm ": "needs a cluster",
+    "kubectl ": "needs a cluster",
+}
+"""Beginnings of commands, and why they are not run here."""
+
+CLONE = "git clone REPOSITORY roost && cd roost"
+SERVE = "python3 dev.py serve"
+SERVES = (SERVE, "roost serve")
+FOR_THE_REST = "source "
+"""Beginning of commands that change the shell for all that is typed after them."""
+
+READY_WITHIN = 240.0
+
+
+class Block(NamedTuple):
+    """A fenced block, without its fences."""
+
+    section: str
+    language: str
+    text: str
+
+
+def blocks(text: str) -> list[Block]:
+    """Returns the fenced blocks of a Markdown file that name a language, under the headings that they follow."""
+    found, section = [], ""
+    for match in re.finditer(r"^#+ (?P<heading>[^\n]*)$|^```(?P<language>\w+)\n(?P<text>.*?)^```$", text, re.M | re.S):
+        if match["heading"]:
+            section = match["heading"]
+        else:
+            found.append(Block(section, match["language"], match["text"]))
+    return found
+
+
+def commands(block: str) -> list[str]:
+    """Splits a block into commands: of several lines where a quote or a backslash goes on, or where a variable is set
+    for the next command."""
+    found, started = [], ""
+    for line in block.splitlines():
+        started += line
+        if is_whole(started):
+            found.append(started.strip())
+            started = ""
+        else:
+            started += "\n"
+    assert not started.strip(), f"unfinished: {started}"
+    return [command for command in found if words(command)]
+
+
+def is_whole(text: str) -> bool:
+    """Tells whether a shell would run a text, and whether that would come to anything."""
+    if text.endswith("\\") or (text.endswith(")") and re.match(r"\w+=\$\(", text)):
+        return False
+    return subprocess.run(["bash", "-n", "-c", text], capture_output=True).returncode == 0
+
+
+def words(command: str) -> list[str]:
+    return shlex.split(command, comments=True)
+
+
+def reason_not_to_run(command: str) -> str | None:
+    return next((reason for start, reason in NOT_RUN.items() if command.startswith(start)), None)
+
+
+README = blocks((ROOT / "README.md").read_text())
+SHELL = [block for block in README if block.language == "sh"]
+
+
+# --- a newcomer's machine
+
+
+@dataclass
+class Newcomer:
+    """A person with a clone, and a terminal in which environments stay active."""
+
+    home: Path
+    port: int
+    typed: list[str] = field(default_factory=list)
+
+    @property
+    def clone(self) -> Path:
+        return self.home / "roost"
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Returns variables without our own environment, and those that keep the network out."""
+        folders = os.environ["PATH"].split(os.pathsep)
+        path = os.pathsep.join(folder for folder in folders if not (Path(folder) / "roost").exists())
+        kept = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+        offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        small = {"ROOST_SLOTS": "4", "ROOST_PREFILL_CHUNK": "128", "ROOST_DRAIN_LAG": "0"}  # few programs to compile
+        return {**kept, **offline, **small, "PATH": path, "CURL_HOME": str(self.home), **more}
+
+    def script(self, command: str) -> str:
+        return "\n".join(["set -eo pipefail", *self.typed, self.concrete(command)])
+
+    def concrete(self, command: str) -> str:
+        """Returns a command with README's placeholders filled in, and its port replaced."""
+        command = command.replace("REPOSITORY", shlex.quote(str(ROOT))).replace(":8000", f":{self.port}")
+        if "cmpl-…" in command:
+            command = command.replace("cmpl-…", self.finished_completion())
+        if command.startswith("roost bench serve"):  # its default is README's port
+            command = command.replace("bench serve", f"bench serve --url http://127.0.0.1:{self.port}")
+        return command
+
+    def finished_completion(self) -> str:
+        """Returns the id of an answer that the server has given."""
+        body = json.dumps({"prompt": "Once", "max_tokens": 4}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/v1/completions", body, headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return str(json.load(answer)["id"])
+
+    def type(self, command: str, folder: Path | None = None) -> str:
+        """Runs a command to its end, which has to be good, and returns what it printed."""
+        shell = ["bash", "-c", self.script(command)]
+        done = subprocess.run(
+            shell, cwd=folder or self.clone, env=self.environment(), capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        if command.startswith(FOR_THE_REST):
+            self.typed.append(command)
+        return done.stdout
+
+    @contextmanager
+    def serving(self, command: str, port: int) -> Iterator[None]:
+        """Starts a server, waits until it is ready, and ends it as Ctrl-C does."""
+        log = self.home / f"server-{port}.log"
+        lines = self.script(command).splitlines()
+        shell = ["bash", "-c", "\n".join([*lines[:-1], f"exec {lines[-1]}"])]
+        environment = self.environment(ROOST_PORT=str(port))
+        with log.open("w") as output:
+            process = subprocess.Popen(shell, cwd=self.clone, env=environment, stdout=output, stderr=output)
+        try:
+            wait_until_ready(process, port, log)
+            yield
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 0, log.read_text()
+            assert "Traceback" not in log.read_text(), log.read_text()
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + READY_WITHIN
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=10):
+                return
+        except OSError:
+            time.sleep(0.1)
+    pytest.fail(f"the server did not start:\n{log.read_text()}")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
+    """Has cloned this repository, with what is not committed yet, and has two models where README's examples look."""
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        pytest.skip("this is no git checkout, which could be cloned")
+    person = Newcomer(tmp_path_factory.mktemp("home"), free_port())
+    (person.home / ".curlrc").write_text("fail-with-body\n")
+    person.type(only(CLONE), person.home)
+    bring_uncommitted(person.clone)
+    lend_packages(person.clone / ".venv")
+    examples = person.clone / "path" / "to"
+    examples.mkdir(parents=True)
+    (examples / "recurrentgemma-2b-it").symlink_to(person.clone / "configs" / "demo")
+    (person.clone / "SRC").symlink_to(person.clone / "configs" / "demo")
+    shutil.copy(person.clone / "configs" / "demo" / "config.json", examples)
+    return person
+
+
+def only(start: str) -> str:
+    """Returns the one command of README's that begins so."""
+    (command,) = [one for block in SHELL for one in commands(block.text) if one.startswith(start)]
+    return command
+
+
+def bring_uncommitted(clone: Path) -> None:
+    """Makes a clone what the checkout is: files may have been changed, added or deleted since the last commit."""
+    listed = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = listed(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]).stdout.split("\0")
+    for name in filter(None, tracked):
+        target = clone / name
+        if (ROOT / name).is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target)
+        else:
+            target.unlink(missing_ok=True)
+
+
+def lend_packages(environment: Path) -> None:
+    """Makes an environment that sees the packages of ours, but not our Roost, so that pip need not download them."""
+    venv.create(environment, with_pip=True)
+    packages = sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)})
+    (Path(packages) / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+
+@pytest.fixture(scope="module")
+def server(newcomer: Newcomer) -> Iterator[None]:
+    """The demo model's, as README starts it first; it installs Roost, too."""
+    with newcomer.serving(only(SERVE), newcomer.port):
+        yield
+
+
+# --- the commands
+
+
+@pytest.mark.readme
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("block", SHELL, ids=[f"{number} {block.section}" for number, block in enumerate(SHELL)])
+def test_every_command_runs_or_has_a_reason_not_to(newcomer: Newcomer, block: Block) -> None:
+    """Blocks follow on each other, as README's reader does: the second activates what the first installed."""
+    for command in commands(block.text):
+        if reason_not_to_run(command) or command.startswith((CLONE, SERVE)):  # which the fixtures have run
+            continue
+        missing = [tool for tool in ("curl", "jq") if tool in words(command) and not shutil.which(tool)]
+        if missing:
+            pytest.skip(f"{missing[0]} is not installed")
+        if command.startswith(SERVES):
+            with newcomer.serving(command, free_port()):
+                pass
+        else:
+            assert newcomer.type(command).strip() or words(command)[0] != "curl", command
+
+
+@pytest.mark.readme
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("block", [block for block in README if block.language == "python"], ids=lambda b: b.section)
+def test_every_python_example_runs(newcomer: Newcomer, block: Block) -> None:
+    (newcomer.home / "example.py").write_text(newcomer.concrete(block.text))
+    assert newcomer.type(f".venv/bin/python {newcomer.home}/example.py").strip()
+
+
+def test_every_reason_is_about_a_command() -> None:
+    every = [command for block in SHELL for command in commands(block.text)]
+    assert [start for start in NOT_RUN if not any(command.startswith(start) for command in every)] == []
+
+
+def test_what_a_block_is_split_into() -> None:
+    block = "one a   # it's a comment\n\n# no command\ntwo -d '{\n  1\n}'\nthree \\\n  b\nx=$(four |\n  five)\nsix $x\n"
+    assert commands(block) == [
+        "one a   # it's a comment",
+        "two -d '{\n  1\n}'",
+        "three \\\n  b",
+        "x=$(four |\n  five)\nsix $x",
+    ]
+
+
+def test_extras_are_named_as_a_clone_installs_them() -> None:
+    """Roost is on no package index, so that `pip install 'roost[bench]'` finds nothing, or somebody else's package."""
+    folders = [ROOT / name for name in ("server", "engine", "kernels", "docs", "deploy", "benchmarks")]
+    files = [ROOT / "README.md", *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
+    texts = {path: path.read_text() for path in files if path.suffix in (".py", ".md", ".yaml", ".json", ".html")}
+    wrong = re.compile(r"\broost\\*\[[a-z{]|pip install '?roost\b")
+    assert [str(path) for path, text in texts.items() if wrong.search(text)] == []
