@@ -43,15 +43,18 @@ def unhashable_metadata(annotations: dict[str, object]) -> list[str]:
 
 
 def annotations_of(module: types.ModuleType) -> dict[str, object]:
-    """Returns the aliases of a module, and the annotations of its classes and functions."""
+    """Returns the aliases of a module, and the annotations of its classes, methods and functions."""
     found: dict[str, object] = {}
     for name, value in vars(module).items():
         where = f"{module.__name__}.{name}"
         if typing.get_origin(value) or isinstance(value, typing.TypeAliasType):
             found[where] = value
         elif getattr(value, "__module__", "") == module.__name__ and (inspect.isclass(value) or callable(value)):
-            hints = inspect.get_annotations(value)
-            found.update({f"{where}.{field}": hint for field, hint in hints.items()})
+            methods = vars(value).items() if inspect.isclass(value) else ()
+            parts = {where: value, **{f"{where}.{name}": part for name, part in methods if inspect.isfunction(part)}}
+            for owner, part in parts.items():
+                hints = inspect.get_annotations(part)
+                found.update({f"{owner}.{field}": hint for field, hint in hints.items()})
     return found
 
 

@@ -5,6 +5,7 @@ are those of the environment in which the tests run. Servers listen on ports tha
 """
 
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -125,9 +126,13 @@ class Newcomer:
         return self.home / "roost"
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Returns variables without our own environment, and those that keep the network out."""
+        """Returns variables without our own environment, and those that keep the network out.
+
+        Folders with uv are left out of PATH as well: it would not see the packages that are lent.
+        """
         folders = os.environ["PATH"].split(os.pathsep)
-        path = os.pathsep.join(folder for folder in folders if not (Path(folder) / "roost").exists())
+        hidden = [folder for folder in folders if shutil.which("roost", path=folder) or shutil.which("uv", path=folder)]
+        path = os.pathsep.join(folder for folder in folders if folder not in hidden)
         kept = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
         offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         small = {"ROOST_SLOTS": "4", "ROOST_PREFILL_CHUNK": "128", "ROOST_DRAIN_LAG": "0"}  # few programs to compile
@@ -206,6 +211,8 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
     """Has cloned this repository, with what is not committed yet, and has two models where README's examples look."""
     if not (ROOT / ".git").exists() or not shutil.which("git"):
         pytest.skip("this is no git checkout, which could be cloned")
+    if importlib.util.find_spec("ensurepip") is None:
+        pytest.skip("this Python makes no environments with pip")
     person = Newcomer(tmp_path_factory.mktemp("home"), free_port())
     (person.home / ".curlrc").write_text("fail-with-body\n")
     person.type(only(CLONE), person.home)
