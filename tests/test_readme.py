@@ -263,6 +263,7 @@ def server(newcomer: Newcomer) -> Iterator[None]:
 
 
 @pytest.mark.readme
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("block", SHELL, ids=[f"{number} {block.section}" for number, block in enumerate(SHELL)])
 def test_every_command_runs_or_has_a_reason_not_to(newcomer: Newcomer, block: Block) -> None:
@@ -281,6 +282,7 @@ def test_every_command_runs_or_has_a_reason_not_to(newcomer: Newcomer, block: Bl
 
 
 @pytest.mark.readme
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("block", [block for block in README if block.language == "python"], ids=lambda b: b.section)
 def test_every_python_example_runs(newcomer: Newcomer, block: Block) -> None:
