@@ -8,14 +8,15 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .chat_page import FILES
 from .error_answers import send_error
 from .errors import ApiError, invalid_api_key
 from .keys import ApiKeys, KeyFormatError, read_key_file
 from .settings import Settings, SettingsError
 from .tenant import tenant
 
-_OPEN: Final = ("/", "/health", "/health/ready", "/metrics")
-"""Nobody needs a key for these; the page at the root asks people for it."""
+_OPEN: Final = frozenset({"/", *FILES, "/health", "/health/ready", "/metrics"})
+"""Paths that need no key: the chat page, which asks people for the key, its files, probes and metrics."""
 
 _DEBUG: Final = "/debug/"
 """Paths that begin with it want the operator's key."""
@@ -29,7 +30,7 @@ _ON_ADMIN_PORT: Final = ("/health", *_ADMIN_ONLY)
 class Access:
     """
     Attributes:
-      keys: demanded for all but the page, probes and metrics, if there are any.
+      keys: demanded for all but the page and its files, probes and metrics, if there are any.
       admin_keys: demanded for `/debug/`, which does not exist without.
       admin_port: where metrics and `/debug/` are told instead of on the main port; None tells all on the one.
       allowed_origins: of web pages that may use the API from a browser; "*" stands for all.

@@ -38,6 +38,11 @@ class Browser:
     def type(self, selector: str, text: str) -> None:
         self._post(f"element/{self._find(selector)}/value", text=text)
 
+    def press(self, keys: str) -> None:
+        """Types into whatever has the focus."""
+        focused = self._session.get("element/active").json()["value"][_ELEMENT]
+        self._post(f"element/{focused}/value", text=keys)
+
     def text(self, selector: str) -> str:
         """What a reader sees of it."""
         text: str = self._session.get(f"element/{self._find(selector)}/text").json()["value"]
@@ -51,13 +56,28 @@ class Browser:
             time.sleep(0.02)
         return value
 
+    def screen(self, width: int, height: int) -> None:
+        """Emulates a screen of this size; windows cannot be as narrow as a phone."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._devtools("Emulation.setDeviceMetricsOverride", **size)
+
+    def offline(self, is_offline: bool) -> None:
+        """Takes the network away, or gives it back."""
+        conditions = {"offline": is_offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        self._devtools("Network.enable")
+        self._devtools("Network.emulateNetworkConditions", **conditions)
+
+    def allow(self, *permissions: str) -> None:
+        """Grants what a user would be asked for."""
+        self._devtools("Browser.grantPermissions", permissions=permissions)
+
     def resize(self, width: int, height: int) -> None:
         self._post("window/rect", width=width, height=height)
 
     def emulate(self, **features: str) -> None:
         """Media features, such as prefers_color_scheme="dark"."""
         wanted = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
-        self._post("goog/cdp/execute", cmd="Emulation.setEmulatedMedia", params={"features": wanted})
+        self._devtools("Emulation.setEmulatedMedia", features=wanted)
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(b64decode(self._session.get("screenshot").json()["value"]))
@@ -66,6 +86,9 @@ class Browser:
         """What the page's console has said of errors and broken policies since it was last asked."""
         entries = self._post("se/log", type="browser")
         return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
+
+    def _devtools(self, command: str, **params: Any) -> None:
+        self._post("goog/cdp/execute", cmd=command, params=params)
 
     def _find(self, selector: str) -> str:
         found: str = self._post("element", using="css selector", value=selector)[_ELEMENT]
