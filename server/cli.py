@@ -8,15 +8,30 @@ import typer
 
 from .bench.cli import app as bench
 from .failing import errors_in_one_line
-from .help import MODEL_HELP, QUANTIZE_HELP, shown_default
+from .help import (
+    CACHE,
+    CAPACITY,
+    DEVICES,
+    HTTP,
+    LOGS,
+    MODEL,
+    MODEL_HELP,
+    QUANTIZE_HELP,
+    SECURITY,
+    SHUTDOWN,
+    Group,
+    flag,
+    shown_default,
+)
 from .settings import load_settings
 
 app = typer.Typer(
     name="roost",
+    cls=Group,
     help="An inference server for RecurrentGemma and other Griffin models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 app.add_typer(bench, name="bench")
@@ -41,205 +56,201 @@ def roost(
 @app.command()
 def serve(
     model: Annotated[
-        str | None, typer.Argument(help=MODEL_HELP, show_default=shown_default("model"), metavar="[MODEL]")
+        str | None,
+        typer.Argument(help=MODEL_HELP, show_default=shown_default("model"), metavar="MODEL"),
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=shown_default("host"))] = None,
-    port: Annotated[
-        int | None, typer.Option(help="Port; 0 takes a free one.", show_default=shown_default("port"))
+    config: Annotated[
+        Path | None,
+        flag("config", "TOML file with any of these settings, such as max_queue = 64.", MODEL, "FILE"),
     ] = None,
     served_model_name: Annotated[
         str | None,
-        typer.Option(help="The model's id for clients.", show_default="the directory's name", metavar="ID"),
-    ] = None,
-    admin_port: Annotated[
-        int | None, typer.Option(help="Tell metrics on this port instead of the other.", show_default="none")
-    ] = None,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Demand this key, or one of several; others can read it here, but not in ROOST_API_KEY.",
-            metavar="[NAME:]KEY",
-        ),
-    ] = None,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="A file with keys like these, one a line.", metavar="FILE")
-    ] = None,
-    admin_key: Annotated[
-        list[str] | None,
-        typer.Option(help="Offer /debug to who has this key; better in ROOST_ADMIN_KEY.", metavar="KEY"),
-    ] = None,
-    ssl_certfile: Annotated[
-        Path | None, typer.Option(help="A certificate chain in PEM, to serve HTTPS.", metavar="FILE")
-    ] = None,
-    ssl_keyfile: Annotated[
-        Path | None, typer.Option(help="Its private key, where the certificate's file has none.", metavar="FILE")
-    ] = None,
-    allow_origin: Annotated[
-        list[str] | None,
-        typer.Option(help="Web pages that may use this server, such as https://example.org, or *.", metavar="ORIGIN"),
-    ] = None,
-    max_body_bytes: Annotated[
-        int | None, typer.Option(help="Of a request.", show_default=shown_default("max_body_bytes"))
-    ] = None,
-    max_prompt_tokens: Annotated[int | None, typer.Option(help="The longest prompt.", show_default="none")] = None,
-    metrics_compat: Annotated[
-        str | None, typer.Option(help="Tell metrics by vLLM's names too.", metavar="vllm", show_default="none")
-    ] = None,
-    otlp_traces_endpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="Send OpenTelemetry spans there, such as http://localhost:4318/v1/traces.",
-            metavar="URL",
-            show_default="none",
-        ),
-    ] = None,
-    log_format: Annotated[
-        str | None, typer.Option(help="text or json.", show_default=shown_default("log_format"))
+        flag("served_model_name", "The model's id for clients.", MODEL, "ID", default="the directory's name"),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="auto, float32 or bfloat16.", show_default=shown_default("dtype"))
+        str | None, flag("dtype", "auto (the checkpoint's own), float32 or bfloat16.", MODEL, "DTYPE")
     ] = None,
-    quantize: Annotated[str | None, typer.Option(help=QUANTIZE_HELP, show_default="none", metavar="int8")] = None,
-    seed: Annotated[int | None, typer.Option(help="For random weights.", show_default=shown_default("seed"))] = None,
+    quantize: Annotated[str | None, flag("quantize", QUANTIZE_HELP, MODEL, "int8")] = None,
+    seed: Annotated[int | None, flag("seed", "Seed of random weights.", MODEL)] = None,
+    max_tokens_limit: Annotated[
+        int | None, flag("max_tokens_limit", "Maximum number of tokens that a request may generate.", MODEL)
+    ] = None,
+    max_prompt_tokens: Annotated[
+        int | None, flag("max_prompt_tokens", "Maximum number of tokens of a prompt.", MODEL)
+    ] = None,
+    strict: Annotated[bool | None, flag("strict", "Refuse requests with unknown fields.", MODEL)] = None,
     slots: Annotated[
         str | None,
-        typer.Option(
-            help="Requests that run at the same time: a number, or auto for what memory allows.",
-            show_default=shown_default("slots"),
-            metavar="auto|N",
+        flag(
+            "slots",
+            "Requests that run at the same time: a number, or auto for what memory allows.",
+            CAPACITY,
+            "auto|N",
+            default="auto",
         ),
-    ] = None,
-    mesh: Annotated[
-        str | None,
-        typer.Option(
-            help="Devices that share slots (data) and the model's weights (model).",
-            show_default=shown_default("mesh"),
-            metavar="auto|data=N,model=M",
-        ),
-    ] = None,
-    coordinator: Annotated[
-        str | None,
-        typer.Option(help="The first of several hosts, and a port.", show_default="none", metavar="HOST:PORT"),
-    ] = None,
-    num_hosts: Annotated[
-        int | None, typer.Option(help="Hosts that serve together.", show_default=shown_default("num_hosts"))
-    ] = None,
-    host_index: Annotated[
-        int | None, typer.Option(help="Which of them this is.", show_default=shown_default("host_index"))
-    ] = None,
-    max_queue: Annotated[
-        int | None, typer.Option(help="Requests that may wait.", show_default=shown_default("max_queue"))
-    ] = None,
-    max_queue_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of prompts that may wait.", show_default="no limit")
     ] = None,
     reserved_slots: Annotated[
         str | None,
-        typer.Option(
-            help="Slots kept free for API keys with nothing running.",
-            show_default="1 with several keys, else 0",
-            metavar="auto|N",
+        flag(
+            "reserved_slots",
+            "Slots kept free for API keys with nothing running.",
+            CAPACITY,
+            "auto|N",
+            default="1 with several keys, else 0",
         ),
+    ] = None,
+    max_queue: Annotated[int | None, flag("max_queue", "Requests that may wait for a slot.", CAPACITY)] = None,
+    max_queue_tokens: Annotated[
+        int | None,
+        flag("max_queue_tokens", "Prompt tokens of waiting requests together.", CAPACITY, default="no limit"),
     ] = None,
     prefill_chunk: Annotated[
-        int | None,
-        typer.Option(help="Prompt tokens read in one step.", show_default=shown_default("prefill_chunk")),
+        int | None, flag("prefill_chunk", "Maximum number of prompt tokens in one step.", CAPACITY)
     ] = None,
-    state_cache_gib: Annotated[
+    mesh: Annotated[
         str | None,
-        typer.Option(
-            help="Host memory for states of prompts that were read, in GiB; 0 remembers none.",
-            show_default="an eighth of what is available",
-            metavar="auto|GIB",
+        flag(
+            "mesh",
+            "Devices that share the slots (data) and the model's weights (model).",
+            DEVICES,
+            "auto|data=N,model=M",
         ),
     ] = None,
-    state_cache_inexact: Annotated[
-        bool | None,
-        typer.Option(
-            "--state-cache-inexact",
-            help="Go on from what generating has left too, though not bit for bit.",
-            show_default="off",
+    coordinator: Annotated[
+        str | None, flag("coordinator", "Address of the first of several hosts.", DEVICES, "HOST:PORT")
+    ] = None,
+    num_hosts: Annotated[int | None, flag("num_hosts", "Number of hosts that serve together.", DEVICES)] = None,
+    host_index: Annotated[int | None, flag("host_index", "Index of this host, from 0.", DEVICES)] = None,
+    host: Annotated[str | None, flag("host", "Address to listen on; 0.0.0.0 is all.", HTTP, "ADDRESS")] = None,
+    port: Annotated[int | None, flag("port", "Port to listen on; 0 takes a free one.", HTTP)] = None,
+    admin_port: Annotated[
+        int | None, flag("admin_port", "Serve metrics and /debug on this port instead.", HTTP)
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        flag(
+            "allow_origin",
+            "Web pages that may use this server, such as https://example.org, or *.",
+            HTTP,
+            "ORIGIN",
+            default="",
         ),
     ] = None,
-    state_cache_dir: Annotated[
-        Path | None,
-        typer.Option(help="A folder in which they outlive the process.", show_default="none", metavar="DIR"),
+    max_body_bytes: Annotated[int | None, flag("max_body_bytes", "Maximum size of a request's body.", HTTP)] = None,
+    ssl_certfile: Annotated[
+        Path | None, flag("ssl_certfile", "Certificate chain in PEM, to serve HTTPS.", SECURITY, "FILE")
     ] = None,
-    state_cache_dir_gib: Annotated[
-        float | None,
-        typer.Option(help="The most that may lie there.", show_default=shown_default("state_cache_dir_gib")),
+    ssl_keyfile: Annotated[
+        Path | None, flag("ssl_keyfile", "Private key, unless the certificate's file has it.", SECURITY, "FILE")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        flag(
+            "api_key",
+            "Require this key, or one of several. Other users of this machine can read it here, but not in "
+            "ROOST_API_KEY.",
+            SECURITY,
+            "[NAME:]KEY",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, flag("api_key_file", "File with such keys, one a line.", SECURITY, "FILE")
+    ] = None,
+    admin_key: Annotated[
+        list[str] | None,
+        flag("admin_key", "Offer /debug to clients with this key; better in ROOST_ADMIN_KEY.", SECURITY, "KEY"),
     ] = None,
     state_key: Annotated[
         str | None,
-        typer.Option(
-            help="Sign states that are saved as files, and take no others; better in ROOST_STATE_KEY.", metavar="KEY"
+        flag(
+            "state_key",
+            "Sign states that are saved as files, and accept no others; better in ROOST_STATE_KEY.",
+            SECURITY,
+            "KEY",
         ),
     ] = None,
     cache_salt_by_key: Annotated[
         bool | None,
-        typer.Option(
-            "--cache-salt-by-key", help="Requests with different keys share no remembered states.", show_default="off"
+        flag("cache_salt_by_key", "Never share the prefix cache between different API keys.", SECURITY),
+    ] = None,
+    state_cache_gib: Annotated[
+        str | None,
+        flag(
+            "state_cache_gib",
+            "Host memory for the prefix cache, in GiB; 0 turns it off.",
+            CACHE,
+            "auto|GIB",
+            default="an eighth of free memory",
         ),
+    ] = None,
+    state_cache_inexact: Annotated[
+        bool | None,
+        flag("state_cache_inexact", "Also cache the states of generated text, which are not exact bit for bit.", CACHE),
+    ] = None,
+    state_cache_dir: Annotated[
+        Path | None, flag("state_cache_dir", "Folder in which the prefix cache survives a restart.", CACHE, "DIR")
+    ] = None,
+    state_cache_dir_gib: Annotated[
+        float | None, flag("state_cache_dir_gib", "Maximum size of that folder, in GiB.", CACHE)
     ] = None,
     compile_cache: Annotated[
         str | None,
-        typer.Option(
-            help="Where compiled programs are kept, for a quick start: a folder, or off.",
-            show_default="the user's cache folder",
-            metavar="DIR|off",
+        flag(
+            "compile_cache",
+            "Folder for compiled programs, which make later starts quicker; off keeps none.",
+            CACHE,
+            "DIR|off",
+            default="the user's cache folder",
         ),
-    ] = None,
-    max_tokens_limit: Annotated[
-        int | None, typer.Option(help="The most tokens that a request may generate.", show_default="none")
-    ] = None,
-    strict: Annotated[
-        bool | None, typer.Option("--strict", help="Refuse requests with unknown fields.", show_default="off")
     ] = None,
     request_timeout: Annotated[
-        str | None,
-        typer.Option(
-            help="Seconds that a request may take.",
-            show_default=shown_default("request_timeout"),
-            metavar="SECONDS|off",
-        ),
+        str | None, flag("request_timeout", "Seconds that a request may take.", SHUTDOWN, "SECONDS|off")
     ] = None,
-    drain_timeout: Annotated[
+    stall_timeout: Annotated[
         float | None,
-        typer.Option(
-            help="Seconds that requests may go on after SIGTERM.",
-            show_default=shown_default("drain_timeout"),
-            metavar="SECONDS",
-        ),
-    ] = None,
-    drain_lag: Annotated[
-        float | None,
-        typer.Option(
-            help="Seconds after SIGTERM in which new requests are still taken.",
-            show_default=shown_default("drain_lag"),
-            metavar="SECONDS",
+        flag(
+            "stall_timeout",
+            "Seconds until a client that reads nothing of its response is dropped.",
+            SHUTDOWN,
+            "SECONDS",
         ),
     ] = None,
     step_timeout: Annotated[
         float | None,
-        typer.Option(
-            help="Seconds after which a device step is taken for stuck, and the process ends.",
-            show_default=shown_default("step_timeout"),
-            metavar="SECONDS",
+        flag(
+            "step_timeout",
+            "Seconds after which a device step is considered stuck, and the process ends.",
+            SHUTDOWN,
+            "SECONDS",
         ),
     ] = None,
-    stall_timeout: Annotated[
+    drain_timeout: Annotated[
         float | None,
-        typer.Option(
-            help="Seconds after which a client that reads nothing of its answer is dropped.",
-            show_default=shown_default("stall_timeout"),
-            metavar="SECONDS",
-        ),
+        flag("drain_timeout", "Seconds that open requests may take after SIGTERM or Ctrl-C.", SHUTDOWN, "SECONDS"),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="A TOML file with any of these: max_queue = 64.", metavar="FILE")
+    drain_lag: Annotated[
+        float | None,
+        flag("drain_lag", "Seconds after SIGTERM in which new requests are still accepted.", SHUTDOWN, "SECONDS"),
+    ] = None,
+    log_level: Annotated[
+        str | None, flag("log_level", "Least level of log lines: debug, info, warning or error.", LOGS, "LEVEL")
+    ] = None,
+    log_format: Annotated[
+        str | None, flag("log_format", "Format of log lines; json writes an object per line.", LOGS, "text|json")
+    ] = None,
+    access_log: Annotated[str | None, flag("access_log", "Log a line for each request.", LOGS, "on|off", "on")] = None,
+    metrics_compat: Annotated[
+        str | None, flag("metrics_compat", "Report metrics under vLLM's names too.", LOGS, "vllm")
+    ] = None,
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        flag("otlp_traces_endpoint", "Send OpenTelemetry spans there; the path is /v1/traces.", LOGS, "URL"),
     ] = None,
 ) -> None:
-    """Serve MODEL over HTTP, as OpenAI's API. Each flag is also a variable: ROOST_MAX_QUEUE."""
+    """Serve MODEL over HTTP, with OpenAI's API and a chat page.
+
+    Each flag is also an environment variable (ROOST_MAX_QUEUE) and a key of the config file (max_queue).
+    """
     flags = {name: value for name, value in locals().items() if value not in (None, [])}
     with errors_in_one_line():
         settings = load_settings(flags)

@@ -11,7 +11,7 @@ import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ..engine import AsyncEngine, EngineConfig, EngineCore, HostGroup, ModelSource, Shards, load_engine
+from ..engine import AsyncEngine, ConfigError, EngineConfig, EngineCore, HostGroup, ModelSource, Shards, load_engine
 from .leaving import leave_now
 from .settings import Settings, mesh_sizes
 
@@ -62,8 +62,15 @@ class LoadProgress:
 def engine_config(settings: Settings) -> EngineConfig:
     """
     Raises:
-      ConfigError: a setting is wrong.
+      ConfigError: a setting is wrong; the text names the flag, the variable or the file that it came from.
     """
+    try:
+        return _engine_config(settings)
+    except ConfigError as error:
+        raise ConfigError(settings.rename(str(error))) from None
+
+
+def _engine_config(settings: Settings) -> EngineConfig:
     sizes = mesh_sizes(settings.mesh)
     return EngineConfig(
         slots=settings.slots,

@@ -1,12 +1,13 @@
 """Settings of `roost serve`: a flag beats an environment variable, that beats the file, that beats a default."""
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -14,6 +15,9 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+
+from .setting_names import PREFIX, Labels, read_environment, unknown_keys
+from .validation_errors import describe
 
 
 class SettingsError(Exception):
@@ -62,7 +66,7 @@ def mesh_sizes(value: str) -> tuple[int, int] | None:
     for part in value.split(","):
         name, _, size = part.partition("=")
         if name.strip() not in sizes or not size.strip().isdecimal() or not 1 <= int(size) <= _MOST_DEVICES:
-            raise ValueError('must be auto, or like "data=2,model=4"')
+            raise ValueError("must be auto, or like data=2,model=4")
         sizes[name.strip()] = int(size)
     return sizes["data"], sizes["model"]
 
@@ -92,6 +96,8 @@ class Settings(BaseSettings):
       allow_origin: of web pages that may use the API; "*" stands for all.
       metrics_compat: tell metrics by vLLM's names too.
       otlp_traces_endpoint: where spans are sent, over HTTP; None makes none.
+      log_level: the least level of log lines.
+      access_log: log a line for each request.
       slots: None, written "auto", takes what memory allows.
       mesh: devices that share the model and its slots, such as "data=2,model=4"; "auto" takes all.
       coordinator: "HOST:PORT" of the first of several hosts; the same for all of them.
@@ -106,7 +112,7 @@ class Settings(BaseSettings):
       stall_timeout: seconds after which a client that reads nothing is dropped.
     """
 
-    model_config = SettingsConfigDict(env_prefix="ROOST_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     config: Path | None = None
     model: str = "demo"
@@ -125,6 +131,8 @@ class Settings(BaseSettings):
     metrics_compat: Literal["vllm"] | None = None
     otlp_traces_endpoint: Annotated[str, Field(pattern="^https?://")] | None = None
     log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    access_log: bool = True
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantize: Literal["int8"] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -154,6 +162,22 @@ class Settings(BaseSettings):
     step_timeout: Seconds = 300.0
     stall_timeout: Seconds = 60.0
 
+    _labels: Labels = PrivateAttr(default_factory=Labels)
+    _warnings: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Environment variables that were ignored: one line each."""
+        return self._warnings
+
+    def label(self, name: str) -> str:
+        """Returns a setting's name as it was written where its value comes from, such as `--slots`."""
+        return self._labels.label(name)
+
+    def rename(self, text: str) -> str:
+        """Returns an error about settings with their names as they were written where their values come from."""
+        return self._labels.rename(text, type(self).model_fields)
+
     @model_validator(mode="after")
     def _has_whole_pairs(self) -> "Settings":
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
@@ -174,9 +198,10 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Puts the file, whose name only a flag or a variable tells, behind these two."""
-        path = init_settings().get("config") or env_settings().get("config")
+        flags, variables = init_settings(), _from_environment(env_settings())
+        path = flags.get("config") or variables.get("config")
         file = _read_file(Path(path)) if path else {}
-        return init_settings, env_settings, InitSettingsSource(settings_cls, file)
+        return init_settings, InitSettingsSource(settings_cls, variables), InitSettingsSource(settings_cls, file)
 
 
 def load_settings(flags: Mapping[str, Any]) -> Settings:
@@ -186,12 +211,33 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
       flags: those that were given.
 
     Raises:
-      SettingsError: a value cannot be used, or the file is missing, broken or has a key that is no setting.
+      SettingsError: a value cannot be used, the file is missing, broken or has a key that is no setting, or an
+        environment variable's name is almost a setting's.
     """
+    environment = read_environment(os.environ, Settings.model_fields)
+    if environment.mistakes:
+        raise SettingsError("; ".join(environment.mistakes))
     try:
-        return Settings(**flags)
+        settings = Settings(**flags)
     except ValidationError as error:
-        raise SettingsError("; ".join(_line(detail) for detail in error.errors())) from None
+        labels = _labels(flags, environment.given)
+        lines = {str(detail["loc"][:1]): _line(detail, labels) for detail in reversed(error.errors())}
+        raise SettingsError("; ".join(reversed(lines.values()))) from None
+    settings._labels = _labels(flags, environment.given)
+    settings._warnings = environment.warnings
+    return settings
+
+
+def _labels(flags: Mapping[str, Any], variables: frozenset[str]) -> Labels:
+    path = flags.get("config") or os.environ.get(f"{PREFIX}CONFIG")
+    in_file = _read_file(Path(path)).keys() if path else ()
+    return Labels(frozenset(flags), variables, None if path is None else str(path), frozenset(in_file))
+
+
+def _from_environment(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Drops addresses that Kubernetes sets for a Service named roost."""
+    ignored = read_environment(os.environ, Settings.model_fields).ignored
+    return {name: value for name, value in values.items() if name not in ignored}
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -201,17 +247,26 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise SettingsError(f"config {path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise SettingsError(f"config {path}: is not valid TOML ({error})") from None
-    unknown = sorted(content.keys() - (Settings.model_fields.keys() - {"config"}))
-    if unknown:
-        raise SettingsError(f"config {path}: unknown setting {', '.join(unknown)}")
+    if unknown := unknown_keys(content, Settings.model_fields.keys() - {"config"}):
+        raise SettingsError(f"config {path}: unknown setting {unknown}")
     return content
 
 
-def _line(detail: Mapping[str, Any]) -> str:
-    rule = str(detail["msg"]).replace("Input should", "must").removeprefix("Value error, ")
+def _line(detail: Mapping[str, Any], labels: Labels) -> str:
+    """One sentence about a value, which begins with the name that it was given by."""
+    rule = str(detail["msg"]).removeprefix("Value error, ")
     if not detail["loc"]:
-        return rule
-    name, value = detail["loc"][0], detail["input"]
-    if detail["type"] == "int_parsing":
-        rule = "must be a whole number"
-    return f"{name}: {rule}" if name in _SECRET_NAMES else f"{name}: {rule}, not {value!r}"
+        return labels.rename(rule, Settings.model_fields)
+    name = str(detail["loc"][0])
+    if detail["type"] == "value_error":
+        detail = {**detail, "type": "wrong_kind", "msg": rule}
+    text = describe({**detail, "input": _plain(detail["input"])}, ())
+    return labels.label(name) + (text.partition(", got ")[0] if name in _SECRET_NAMES else text)
+
+
+def _plain(value: Any) -> Any:
+    """The value of a flag or a variable as it was written: numbers without quotes."""
+    if isinstance(value, Path):
+        return str(value)
+    is_number = isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value)
+    return int(value) if is_number else value

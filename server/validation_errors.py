@@ -21,6 +21,7 @@ type _Detail = Mapping[str, Any]
 """One entry of pydantic's `errors()`."""
 
 _RULES: Final[Mapping[str, Callable[[_Detail], str]]] = {
+    "bool_parsing": lambda _: "must be true or false",
     "bool_type": lambda _: "must be true or false",
     "dict_type": lambda _: "must be an object",
     "float_parsing": lambda _: "must be a number",

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..failing import errors_in_one_line
-from ..help import MODEL_HELP, QUANTIZE_HELP, shown_default
+from ..help import MODEL_HELP, QUANTIZE_HELP, Group, shown_default
 from ..settings import Settings, SettingsError, load_settings
 
 app = typer.Typer(
+    cls=Group,
     help="Measure an engine, a server, or how speed depends on length.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -1,6 +1,7 @@
 """The command line: what it passes on, and one line for what a user can put right."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ from roost.engine import CheckpointError
 from roost.server import generate as generate_module
 from roost.server import serve as serve_module
 from roost.server.cli import app
+from roost.server.fetching import huggingface
 from roost.server.generate import Options
+from roost.server.help import CACHE, CAPACITY, DEVICES, HTTP, LOGS, MODEL, SECURITY, SHUTDOWN
 from roost.server.settings import Settings
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner
 
 runner = CliRunner()
@@ -69,6 +74,8 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "--metrics-compat": "vllm",
         "--otlp-traces-endpoint": "http://localhost:4318/v1/traces",
         "--log-format": "json",
+        "--log-level": "warning",
+        "--access-log": "off",
         "--state-cache-gib": "1.5",
         "--state-cache-dir": "states",
         "--state-cache-dir-gib": "2",
@@ -109,6 +116,8 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "metrics_compat": "vllm",
         "otlp_traces_endpoint": "http://localhost:4318/v1/traces",
         "log_format": "json",
+        "log_level": "warning",
+        "access_log": False,
         "strict": True,
         "max_queue_tokens": 6,
         "reserved_slots": 2,
@@ -174,6 +183,72 @@ def test_convert_refuses_in_one_line(tmp_path: Path, options: list[str]) -> None
     result = runner.invoke(app, ["convert", "demo", str(destination), *options])
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert result.stderr.startswith("roost: ")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "./nonexistent",
+        "../models/it",
+        "~/models/it",
+        "/models/it",
+        ".cache/it",
+        "models/it/",
+        "models/a/b",
+        "it",
+        "models/it.safetensors",
+        "models/It.GGUF",
+        "models/config.json",
+        ".",
+        "models/.it",
+        "it.bin",
+        "./owner/it@main",
+    ],
+)
+def test_a_path_that_is_not_there_is_no_repository(monkeypatch: pytest.MonkeyPatch, model: str, tmp_path: Path) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr(huggingface, "fetch", lambda repo, revision: fetched.append(repo))
+    monkeypatch.chdir(tmp_path)
+    result = runner.invoke(app, ["serve", model, "--port", "0"])
+    assert result.exit_code == 1
+    assert not fetched
+    if model == ".":
+        assert "is empty" in result.stderr
+    else:
+        assert re.match(rf"roost: {re.escape(model)}: no such (file|directory); ", result.stderr), result.stderr
+
+
+def commands(group: TyperGroup, *path: str) -> Iterator[tuple[str, ...]]:
+    """The words of every command."""
+    for name, command in group.commands.items():
+        yield (*path, name)
+        if isinstance(command, TyperGroup):
+            yield from commands(command, *path, name)
+
+
+@pytest.mark.parametrize("words", [(), *commands(get_command(app))], ids=" ".join)
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_is_readable(words: tuple[str, ...], columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    result = runner.invoke(app, [*words, "-h"])
+    assert result.exit_code == 0
+    assert result.output == runner.invoke(app, [*words, "--help"]).output
+    assert not re.search(r"\[\[|<bool>|\(none\)|default: \(", result.output)
+    assert "owner/name on" not in " ".join(result.output.replace("│", "").split())
+
+
+def test_serve_groups_its_flags() -> None:
+    output = runner.invoke(app, ["serve", "-h"], env={"COLUMNS": "120"}).output
+    titles = re.findall(r"^╭─ (.+?) ─", output, re.MULTILINE)
+    assert titles == ["Arguments", "Options", MODEL, CAPACITY, DEVICES, HTTP, SECURITY, CACHE, SHUTDOWN, LOGS]
+    assert "owner/name[@revision]" in output
+    assert "[default: 8000]" in output
+    options = output[output.index("╭─ Options") : output.index(f"╭─ {MODEL}")]
+    assert re.findall(r"--[\w-]+", options) == ["--help"]
+
+
+def test_the_shell_can_complete_commands() -> None:
+    assert "--install-completion" in runner.invoke(app, ["-h"]).output
 
 
 def test_a_bug_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,5 +68,5 @@ def test_variables_hold_several(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_secret_that_got_lost_does_not_open_the_doors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOST_API_KEY", " ")
-    with pytest.raises(SettingsError, match=r"^api_key: must not be empty$"):
+    with pytest.raises(SettingsError, match=r"^ROOST_API_KEY must not be empty$"):
         load_settings({})

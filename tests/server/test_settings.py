@@ -4,6 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from roost.engine import ConfigError
+from roost.server.loading import engine_config
+from roost.server.setting_names import flag_name
 from roost.server.settings import Settings, SettingsError, load_settings, mesh_sizes
 
 
@@ -66,7 +69,8 @@ def test_a_mesh_has_two_sizes(given: str, sizes: tuple[int, int] | None) -> None
 @pytest.mark.parametrize("value", ["gs://bucket/folder", Path("gs://bucket/folder"), "s3://bucket"])
 def test_a_bucket_is_no_folder(name: str, value: str | Path) -> None:
     """But what is mounted is one, whatever it is called."""
-    with pytest.raises(SettingsError, match=rf"\A{name}: must be a folder; mount the bucket, as by GCS FUSE, .*bucket"):
+    flag = flag_name(name)
+    with pytest.raises(SettingsError, match=rf"\A{flag} must be a folder; mount the bucket, as by GCS FUSE, .*bucket"):
         load_settings({name: value})
     assert getattr(load_settings({name: "/mnt/gs:/bucket"}), name) == Path("/mnt/gs:/bucket")
 
@@ -100,17 +104,24 @@ def test_a_bucket_is_no_folder(name: str, value: str | Path) -> None:
     ],
 )
 def test_a_bad_value_is_named_in_one_line(name: str, value: Any) -> None:
-    with pytest.raises(SettingsError, match=rf"\A{name}: .*\Z"):
+    with pytest.raises(SettingsError, match=rf"\A{flag_name(name)} must .*\Z"):
         load_settings({name: value})
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("slotz = 4\nport = 1\nhots = 'x'", "unknown setting hots, slotz"),
+        ("slotz = 4\nport = 1\nhots = 'x'", r"hots \(did you mean host\?\), slotz \(did you mean slots\?\)"),
+        ("max-queue = 4", r"unknown setting max-queue \(did you mean max_queue\?\)"),
+        ("Slots = 4", r"unknown setting Slots \(did you mean slots\?\)"),
+        ("[server]\nport = 1", r"unknown setting \[server\] \(write settings without a table\)"),
+        ("weather = 'fine'", r"unknown setting weather\Z"),
         ("port = ", "not valid TOML"),
         ("config = 'other.toml'", "unknown setting config"),
-        ("port = 'x'", "port: must be a whole number, not 'x'"),
+        ("port = 'x'", r'\Aconfig .*roost\.toml: port must be a whole number, got "x"\Z'),
+        ("slots = 0", r"\Aconfig .*roost\.toml: slots must be at least 1, got 0\Z"),
+        ("strict = 'perhaps'", r'roost\.toml: strict must be true or false, got "perhaps"\Z'),
+        ("mesh = {data = 2}", r"roost\.toml: mesh must be a string"),
     ],
 )
 def test_a_bad_file(tmp_path: Path, text: str, message: str) -> None:
@@ -118,6 +129,84 @@ def test_a_bad_file(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(SettingsError, match=message):
         load_settings({"config": path})
+
+
+def test_an_error_names_the_place_that_the_value_comes_from(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text("slots = 0\nmax_queue = 0")
+    monkeypatch.setenv("ROOST_MAX_QUEUE", "-1")
+    with pytest.raises(SettingsError) as raised:
+        load_settings({"config": file, "port": "70000"})
+    assert str(raised.value) == (
+        "--port must be at most 65535, got 70000; "
+        f"config {file}: slots must be at least 1, got 0; "
+        "ROOST_MAX_QUEUE must be at least 1, got -1"
+    )
+
+
+def test_an_error_about_two_settings_names_both_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOST_SSL_KEYFILE", "key")
+    with pytest.raises(SettingsError, match=r"\AROOST_SSL_KEYFILE needs --ssl-certfile\Z"):
+        load_settings({})
+
+
+def test_the_engines_errors_name_the_place_too(file: Path) -> None:
+    file.write_text("prefill_chunk = 65")
+    with pytest.raises(ConfigError, match=rf"\Aconfig {file}: prefill_chunk must be a multiple of 64"):
+        engine_config(load_settings({"config": file}))
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [("SLOTZ", "SLOTS"), ("MAXQUEUE", "MAX_QUEUE"), ("APIKEY", "API_KEY"), ("LOG_FORMATS", "LOG_FORMAT")],
+)
+def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, meant: str) -> None:
+    """A key that got lost would leave the server open to all."""
+    monkeypatch.setenv(f"ROOST_{variable}", "x")
+    with pytest.raises(SettingsError, match=rf"\AROOST_{variable} is unknown; did you mean ROOST_{meant}\?\Z"):
+        load_settings({})
+
+
+def test_other_variables_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOST_WEATHER", "fine")
+    monkeypatch.setenv("ROOSTER_SLOTZ", "1")
+    (warning,) = load_settings({}).warnings
+    assert warning.startswith("ROOST_WEATHER is ignored: there is no such setting")
+
+
+def test_the_variables_of_a_kubernetes_service_called_roost_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of one called roost-admin, whose port has a setting's name."""
+    for name in ("ROOST", "ROOST_ADMIN"):
+        monkeypatch.setenv(f"{name}_SERVICE_HOST", "10.0.0.1")
+        monkeypatch.setenv(f"{name}_SERVICE_PORT", "8000")
+        monkeypatch.setenv(f"{name}_SERVICE_PORT_HTTP", "8000")
+        monkeypatch.setenv(f"{name}_PORT", "tcp://10.0.0.1:8000")
+        monkeypatch.setenv(f"{name}_PORT_8000_TCP", "tcp://10.0.0.1:8000")
+        monkeypatch.setenv(f"{name}_PORT_8000_TCP_PROTO", "tcp")
+        monkeypatch.setenv(f"{name}_PORT_8000_TCP_PORT", "8000")
+        monkeypatch.setenv(f"{name}_PORT_8000_TCP_ADDR", "10.0.0.1")
+    settings = load_settings({})
+    assert (settings.port, settings.admin_port) == (8000, None)
+    assert [line.partition(" is ignored: ")[0] for line in settings.warnings] == ["ROOST_ADMIN_PORT", "ROOST_PORT"]
+    assert "Kubernetes" in settings.warnings[1]
+    assert load_settings({"port": 9000}).port == 9000
+
+
+def test_an_address_is_ignored_as_a_port_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOST_COORDINATOR", "tcp://first:8482")
+    with pytest.raises(SettingsError, match=r"\AROOST_COORDINATOR must match"):
+        load_settings({})
+
+
+@pytest.mark.parametrize("name", ["api_key", "admin_key", "state_key"])
+def test_errors_never_show_a_secret(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"ROOST_{name.upper()}", "")
+    with pytest.raises(SettingsError, match=rf"\AROOST_{name.upper()} must"):
+        load_settings({})
+    monkeypatch.setenv(f"ROOST_{name.upper()}", "topsecret")
+    monkeypatch.setenv("ROOST_SLOTS", "0")
+    with pytest.raises(SettingsError) as raised:
+        load_settings({})
+    assert "topsecret" not in str(raised.value)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
