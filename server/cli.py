@@ -1,6 +1,7 @@
 """The `roost` command. JAX takes seconds to import, so each command imports what it needs when it runs."""
 
 import importlib.metadata
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -252,7 +253,8 @@ def serve(
     Each flag is also an environment variable (ROOST_MAX_QUEUE) and a key of the config file (max_queue).
     """
     flags = {name: value for name, value in locals().items() if value not in (None, [])}
-    with errors_in_one_line():
+    is_json = "json" in (log_format, os.environ.get("ROOST_LOG_FORMAT"))  # also of errors before logging is set up
+    with errors_in_one_line(as_json=is_json or None):
         settings = load_settings(flags)
         from .serve import serve as run
 

@@ -31,6 +31,11 @@ class Door:
         """Whether no request is being answered."""
         return self._num_inside == 0
 
+    @property
+    def num_inside(self) -> int:
+        """Number of requests that are being answered."""
+        return self._num_inside
+
     @contextmanager
     def pass_through(self) -> Iterator[None]:
         """Somebody is inside until the end of the `with` block."""

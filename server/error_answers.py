@@ -11,8 +11,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ..engine import RoostError
-from .errors import CLIENT_CLOSED_REQUEST, ApiError, from_exception, from_http
-from .logging import request_id
+from .errors import CLIENT_CLOSED_REQUEST, ApiError, from_exception, from_http, log_reason
+from .logging import error_reason, request_id
 
 ANTHROPIC_PATH: Final = "/v1/messages"
 """All paths that begin with it speak Anthropic's API."""
@@ -59,6 +59,7 @@ def error_response(error: ApiError, path: str) -> Response:
     Args:
       path: of the request; it tells which API the client speaks.
     """
+    error_reason.get([]).append(log_reason(error))
     body = anthropic_body(error) if path.startswith(ANTHROPIC_PATH) else error.body
     return JSONResponse(body, error.status_code, error.headers)
 

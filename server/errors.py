@@ -2,6 +2,7 @@
 
 import http
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypedDict
 
@@ -40,6 +41,8 @@ CLIENT_CLOSED_REQUEST: Final = 499
 
 _MAX_MESSAGE: Final = 1000
 """Characters of a message to a client; it may quote what the client sent."""
+_MAX_REASON: Final = 160
+"""Characters of an error's message in the log."""
 
 _INVALID_REQUEST: Final = "invalid_request_error"
 _SERVER_ERROR: Final = "server_error"
@@ -68,6 +71,8 @@ class ApiError(HTTPException):
       param: the field of the request that is to blame.
       code: what programs look at.
       headers: to send with it.
+      is_private: whether the message repeats what the client sent in a form that no rule can find, as a compiler's
+        complaint about a grammar does; then it is not logged.
     """
 
     def __init__(
@@ -79,9 +84,11 @@ class ApiError(HTTPException):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
+        is_private: bool = False,
     ) -> None:
         message = _one_line(message)
         super().__init__(status, message, headers)
+        self.is_private = is_private
         param = None if param is None else _one_line(param)
         self.body = ErrorBody(error=ErrorDetail(message=message, type=type, param=param, code=code))
 
@@ -92,9 +99,9 @@ def _one_line(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in short)
 
 
-def bad_value(param: str | None, message: str) -> ApiError:
+def bad_value(param: str | None, message: str, *, is_private: bool = False) -> ApiError:
     """400, for a value of the request that cannot be used."""
-    return ApiError(400, message, param=param)
+    return ApiError(400, message, param=param, is_private=is_private)
 
 
 def unknown_model(name: str) -> ApiError:
@@ -200,6 +207,27 @@ def internal_error() -> ApiError:
     return ApiError(500, "internal server error", type=_SERVER_ERROR)
 
 
+def log_reason(error: ApiError) -> str:
+    """Returns why a request was refused: one short line for the log, without values that the client sent."""
+    detail = error.body["error"]
+    if error.is_private:
+        return f"{_one_line(detail['param'] or 'the request')} was refused ({detail['code'] or detail['type']})"
+    return _one_line(_without_quotes(detail["message"].partition(", got ")[0]))
+
+
+def _without_quotes(text: str) -> str:
+    """Drops all between the first quotation mark and the last. A mark within a word is an apostrophe."""
+    first = re.search(r"(?<!\w)['\"]", text)
+    if first is None:
+        return text
+    last = max(text.rfind("'"), text.rfind('"'))
+    return f"{text[: first.start()]}…{text[last + 1 :] if last > first.start() else ''}"
+
+
+def _one_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text[:_MAX_REASON])
+
+
 def from_exception(error: Exception) -> ApiError:
     """The answer to an exception that no code has turned into one; what is unexpected becomes a bare 500."""
     match error:
@@ -217,7 +245,7 @@ def from_exception(error: Exception) -> ApiError:
         case RequestTimeoutError():
             return ApiError(504, str(error), type=_SERVER_ERROR, code="request_timeout", headers=NO_RETRY)
         case ConstraintError():  # what the request asks for has turned out to be impossible
-            return ApiError(400, str(error), code="constraint_failed")
+            return ApiError(400, str(error), code="constraint_failed", is_private=True)
         case EngineDeadError():
             return ApiError(503, str(error), type=_SERVER_ERROR, code="engine_unavailable", headers=RETRY)
         case NumericError():

@@ -9,6 +9,7 @@ from typing import Final
 
 from ..engine import EngineDeadError
 from .leaving import Signals
+from .logging import say
 from .service import Service
 from .watchdog import Watchdog
 
@@ -50,6 +51,7 @@ class Life:
         loading = asyncio.ensure_future(self._engine.wait_ready())
         while not loading.done():
             if self._signals.first is not None:
+                say("shutting down: the model was still loading")
                 loading.cancel()
                 self._service.door.is_leaving, self._service.door.is_open = True, False
                 return None
@@ -68,6 +70,7 @@ class Life:
         """Unready at once, closed after a while, over when the last answer is; what takes longer is cut short."""
         door, began = self._service.door, time.monotonic()
         door.is_leaving = True
+        say(_about_drain(door.num_inside, self._service.is_busy, self._patience.drain_s))
         lag_s = self._patience.lag_s if self._signals.first == signal.SIGTERM else 0.0  # nobody balances load by Ctrl-C
         while (passed := time.monotonic() - began) < self._patience.drain_s:
             door.is_open = passed < lag_s
@@ -87,3 +90,11 @@ class Life:
             self._engine.fail(self._engine.unseen_error)
         if self._watchdog.is_stuck(self._engine.current_step, time.monotonic()):
             self._engine.fail(EngineDeadError(f"a step has taken more than {self._patience.step_s:g} s"))
+
+
+def _about_drain(num_requests: int, is_busy: bool, seconds: float) -> str:
+    work = "1 open request" if num_requests == 1 else f"{num_requests} open requests"
+    if not is_busy:
+        return "shutting down: no request is open"
+    work = work if num_requests else "responses in the background"
+    return f"shutting down: draining {work} for at most {seconds:g} s; a second Ctrl-C or SIGTERM ends them at once"

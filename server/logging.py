@@ -3,31 +3,81 @@
 import json
 import logging
 import sys
+import threading
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Final
+from types import TracebackType
+from typing import Any, Final
 
 from .tenant import tenant
 
 request_id: Final[ContextVar[str]] = ContextVar("request_id", default="-")
 """The id of the HTTP request on whose behalf this code runs."""
 
+error_reason: Final[ContextVar[list[str]]] = ContextVar("error_reason")
+"""Why the HTTP request on whose behalf this code runs is refused, for its line in the log; the last entry counts."""
+
 _FORMAT: Final = "%(asctime)s %(levelname)-7s %(request_id)s %(message)s"
 
 
-def set_up_logging(level: int = logging.INFO, *, as_json: bool = False) -> None:
+ACCESS_LOGGER: Final = "roost.server.middleware"
+"""Name of the logger that has a line for each HTTP request."""
+
+
+def set_up_logging(level: int = logging.INFO, *, as_json: bool = False, access_log: bool = True) -> None:
     """Logs to stderr: everything of ours from `level` on, warnings of others.
 
     Args:
       as_json: an object in each line, for programs that collect them.
+      access_log: whether each HTTP request has a line.
     """
     handler = _StderrHandler()
     handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter(_FORMAT, datefmt="%Y-%m-%d %H:%M:%S"))
     handler.addFilter(_add_request_id)
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
     logging.getLogger("roost").setLevel(level)
+    logging.getLogger(ACCESS_LOGGER).setLevel(logging.NOTSET if access_log else logging.WARNING)
     for name in ("uvicorn", "uvicorn.error"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+
+
+def log_what_python_prints() -> None:
+    """Turns Python's warnings and the traces of uncaught exceptions into log lines."""
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda uncaught: _log_uncaught(
+        uncaught.exc_type, uncaught.exc_value or uncaught.exc_type(), uncaught.exc_traceback
+    )
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    logging.getLogger("roost").critical("uncaught %s", kind.__name__, exc_info=(kind, error, trace))
+
+
+def is_json() -> bool:
+    """Whether log lines are objects."""
+    return any(isinstance(handler.formatter, _JsonFormatter) for handler in logging.getLogger().handlers)
+
+
+def say(
+    text: str,
+    level: int = logging.INFO,
+    fields: Mapping[str, Any] | None = None,
+    *,
+    as_json: bool | None = None,
+) -> None:
+    """Writes a line for the person who runs a command to stderr, whatever the log level is.
+
+    Args:
+      fields: what the line says in a form for programs; only an object has them.
+      as_json: an object, as log lines are; None writes one where log lines are objects.
+    """
+    if is_json() if as_json is None else as_json:
+        record = logging.LogRecord("roost", level, "", 0, "%s", (text,), None)
+        record.fields = fields or {}
+        text = _JsonFormatter().format(record)
+    print(text, file=sys.stderr, flush=True)
 
 
 class _TextFormatter(logging.Formatter):
@@ -64,7 +114,9 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             content["exception"] = self.formatException(record.exc_info)
-        return json.dumps(content)
+        if record.stack_info:
+            content["stack"] = record.stack_info
+        return json.dumps(content, default=str)
 
 
 class _StderrHandler(logging.Handler):

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import request_warnings
 from .error_answers import send_error
 from .errors import CLIENT_CLOSED_REQUEST, internal_error
-from .logging import request_id
+from .logging import ACCESS_LOGGER, error_reason, request_id
 from .tenant import tenant
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -23,7 +23,7 @@ _MAX_PATH: Final = 200
 _QUIET: Final = ("/health", "/health/ready", "/health_generate", "/load", "/metrics")
 """Asked every few seconds, and in the log only at debug level."""
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(ACCESS_LOGGER)
 
 
 class RequestScope:
@@ -38,6 +38,7 @@ class RequestScope:
             return
         request_id.set(_request_id(scope))
         request_warnings.begin()
+        error_reason.set([])
         tenant.set("")  # until a key says whose it is: a pipelined request begins in the context of the one before
         exchange = _Exchange(scope, receive, send)
         try:
@@ -91,10 +92,12 @@ class _Exchange:
         status = CLIENT_CLOSED_REQUEST if self._client_left else self.status
         client_id = Headers(scope=self._scope).get("x-client-request-id", "")
         client_id = client_id if _SANE_ID.fullmatch(client_id) else ""
-        note = f" client-id={client_id}" if client_id else ""
+        reason = (error_reason.get([]) or [""])[-1] if status is not None and status >= 400 else ""
+        note = (f" client-id={client_id}" if client_id else "") + (f": {reason}" if reason else "")
         path = _path(self._scope)
         method, seconds = self._scope["method"], round(self._elapsed(), 3)
         fields = {"method": method, "path": path, "status": status, "seconds": seconds, "client_id": client_id}
+        fields |= {"error": reason} if reason else {}
         _logger.log(level, "%s %s %s %.3f s%s", method, path, status, seconds, note, extra={"fields": fields})
 
     def _elapsed(self) -> float:

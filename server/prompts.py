@@ -153,7 +153,7 @@ class PromptEncoder:
         try:
             token_ids = await self._off_loop(length, encode)
         except ChatFormatError as error:
-            raise bad_value(param, str(error)) from None
+            raise bad_value(param, str(error), is_private=True) from None
         keep(len(token_ids) * _TEXT_ID_BYTES)
         return Prompt(token_ids, from_text=True)
 

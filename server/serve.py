@@ -29,7 +29,7 @@ from .grammar import GrammarCompiler
 from .leaving import Signals, leave_now
 from .life import LAST_STEP_S, Life, Patience
 from .loading import LoadProgress, engine_config, is_loading, leave_while_loading, make_engine, summary
-from .logging import set_up_logging
+from .logging import log_what_python_prints, set_up_logging
 from .metrics import Metrics
 from .observing import open_observation
 from .prompts import PromptEncoder
@@ -61,7 +61,7 @@ def serve(settings: Settings) -> int:
     signals = Signals()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signals)
-    set_up_logging(as_json=settings.log_format == "json")
+    _set_up_logging(settings)
     config = engine_config(settings)
     source = find_model(settings.model)
     if config.hosts is not None and not config.hosts.is_leader:
@@ -113,6 +113,15 @@ def serve(settings: Settings) -> int:
             leave_while_loading(progress, 0)
     observation.close()
     return _status(failure, engine)
+
+
+def _set_up_logging(settings: Settings) -> None:
+    level, as_json = logging.getLevelNamesMapping()[settings.log_level.upper()], settings.log_format == "json"
+    set_up_logging(level, as_json=as_json, access_log=settings.access_log)
+    if as_json:
+        log_what_python_prints()
+    for warning in settings.warnings:
+        _logger.warning("%s", warning)
 
 
 def _follow(source: ModelSource, config: EngineConfig) -> int:

@@ -39,7 +39,7 @@ class Wish:
     fallbacks: tuple[Fallback, ...] = ()
 
     def refused(self, error: GrammarError) -> ApiError:
-        return bad_value(self.param, f"{self.param}: {error}")
+        return bad_value(self.param, f"{self.param}: {error}", is_private=True)
 
 
 type _Draft = tuple[str, Callable[[], Wish]]
@@ -65,7 +65,7 @@ def wish_of(body: StructuredFields, format_param: str = "response_format") -> Wi
     try:
         return make()
     except GrammarError as error:
-        raise bad_value(param, f"{param}: {error}") from None
+        raise bad_value(param, f"{param}: {error}", is_private=True) from None
 
 
 def chat_wish(body: ChatBody, format_param: str = "response_format") -> Wish | None:
@@ -88,7 +88,7 @@ def chat_wish(body: ChatBody, format_param: str = "response_format") -> Wish | N
         schema = None if wish is None else wish.spec.schema
         return _possible_calls(tools, schema, parallel=body.parallel_tool_calls)
     except GrammarError as error:
-        raise bad_value("tools", f"tools: {error}") from None
+        raise bad_value("tools", f"tools: {error}", is_private=True) from None
 
 
 def _forced_calls(tools: Sequence[Tool], *, parallel: bool) -> Wish:

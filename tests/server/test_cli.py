@@ -1,5 +1,6 @@
 """The command line: what it passes on, and one line for what a user can put right."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -216,6 +217,19 @@ def test_a_path_that_is_not_there_is_no_repository(monkeypatch: pytest.MonkeyPat
         assert "is empty" in result.stderr
     else:
         assert re.match(rf"roost: {re.escape(model)}: no such (file|directory); ", result.stderr), result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--slots", "0"], ["/nowhere"]])
+def test_an_error_is_an_object_where_log_lines_are(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Kubernetes the format is a variable."""
+    given = runner.invoke(app, ["serve", "--log-format", "json", "--slots", "0"])
+    monkeypatch.setenv("ROOST_LOG_FORMAT", "json")
+    monkeypatch.setattr(serve_module, "set_up_logging", lambda *_, **__: None)
+    monkeypatch.setattr(serve_module, "log_what_python_prints", lambda: None)
+    for result in (given, runner.invoke(app, ["serve", *arguments])):
+        line = json.loads(result.stderr)
+        assert (result.exit_code, line["level"]) == (1, "error")
+        assert line["message"].startswith("roost: ")
 
 
 def commands(group: TyperGroup, *path: str) -> Iterator[tuple[str, ...]]:

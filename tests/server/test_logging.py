@@ -3,7 +3,10 @@
 import json
 import logging
 import re
+import sys
+import threading
 import urllib.parse
+import warnings
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
@@ -13,7 +16,7 @@ from roost.server.access import Access
 from roost.server.app import create_app
 from roost.server.fields import FieldCheck
 from roost.server.keys import ApiKeys
-from roost.server.logging import set_up_logging
+from roost.server.logging import ACCESS_LOGGER, log_what_python_prints, say, set_up_logging
 from roost.server.middleware import RequestScope
 from roost.server.schema import CompletionBody
 from roost.server.service import Service
@@ -40,6 +43,8 @@ def logs(*, as_json: bool) -> Iterator[None]:
     root.handlers[:] = kept[0]
     root.setLevel(kept[1])
     ours.setLevel(kept[2])
+    logging.getLogger(ACCESS_LOGGER).setLevel(logging.NOTSET)
+    logging.captureWarnings(False)
 
 
 @pytest.fixture
@@ -150,3 +155,100 @@ async def test_what_clients_sent_is_shortened_in_errors(client: httpx.AsyncClien
         assert response.status_code in (400, 404)
         assert len(response.content) < 3000
         assert response.json()["error"]["message"].isprintable()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        ("/v1/completions", {"prompt": "a", "temperature": 3}, "temperature must be at most 2"),
+        ("/v1/completions", {"prompt": "a", "n": "topsecret"}, "n must be a whole number"),
+        ("/v1/completions", {"prompt": "a", "model": "topsecret"}, "the model … does not exist"),
+        ("/v1/completions", {"prompt": "a", "model": 'it\'s "topsecret"'}, "the model … does not exist"),
+        ("/v1/completions", {"prompt": "a", "guided_regex": "topsecret("}, "guided_regex was refused (invalid_requ"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "topsecret" * 50, "content": None}]},
+            "a message of the role …",
+        ),
+        ("/v1/completions", {"prompt": "a", "stop": ["topsecret\n", 1]}, "stop[1] must be a string"),
+        ("/nowhere%1Blevel", {}, "no such URL (POST /nowhere level)"),
+    ],
+)
+async def test_the_line_of_a_refusal_says_why(
+    locked: httpx.AsyncClient, capsys: pytest.CaptureFixture[str], path: str, body: dict[str, object], reason: str
+) -> None:
+    answer = await locked.post(path, json=body, headers=KEY)
+    (line,) = lines(capsys)
+    assert line["status"] == answer.status_code >= 400
+    assert str(line["error"]).startswith(reason)
+    assert str(line["message"]).endswith(f": {line['error']}")
+    assert "topsecret" not in str(line)
+    await locked.get("/v1/models", headers=KEY)
+    (line,) = lines(capsys)
+    assert "error" not in line
+
+
+async def test_a_refusal_by_a_middleware_says_why(
+    locked: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await locked.get("/v1/models", headers={"authorization": "Bearer wrong"})
+    (line,) = lines(capsys)
+    assert str(line["error"]).startswith("missing or wrong API key")
+
+
+async def test_a_long_reason_is_cut(locked: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]) -> None:
+    await locked.get(f"/{'x' * 4000}", headers=KEY)
+    (line,) = lines(capsys)
+    assert len(str(line["error"])) <= 160
+
+
+async def test_the_access_log_can_be_off(
+    locked: httpx.AsyncClient, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Failures are still logged."""
+    set_up_logging(as_json=True, access_log=False)
+    await locked.get("/v1/models", headers=KEY)
+    assert lines(capsys) == []
+    engine.breaks_after = 0
+    await locked.post("/v1/completions", json={"prompt": "a"}, headers=KEY)
+    assert {line["level"] for line in lines(capsys)} == {"error"}
+
+
+@pytest.mark.parametrize(("level", "logged"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
+def test_lines_below_the_level_are_dropped(
+    as_json: None, capsys: pytest.CaptureFixture[str], level: str, logged: int
+) -> None:
+    set_up_logging(logging.getLevelNamesMapping()[level.upper()], as_json=True)
+    for each in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+        logging.getLogger("roost.test").log(each, "x")
+    assert len(lines(capsys)) == logged
+    for name in ("uvicorn.error", "asyncio", "jax"):
+        logging.getLogger(name).info("chatter")
+        logging.getLogger(name).error("trouble")
+    assert [line["message"] for line in lines(capsys)] == ["trouble"] * 3
+
+
+def test_what_python_prints_is_an_object_too(
+    as_json: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    log_what_python_prints()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(False)
+        log_what_python_prints()
+        warnings.warn("two\nlines", stacklevel=1)
+    thread = threading.Thread(target=lambda: 1 // 0)
+    thread.start()
+    thread.join()
+    try:
+        raise KeyError("bug")
+    except KeyError as error:
+        sys.excepthook(KeyError, error, error.__traceback__)
+    say("compiling: 1 of 2", fields={"done": 1})
+    warning, in_thread, bug, progress = lines(capsys)
+    assert "two\nlines" in str(warning["message"])
+    assert "ZeroDivisionError" in str(in_thread["exception"])
+    assert "Traceback" in str(bug["exception"])
+    assert (progress["message"], progress["done"], progress["level"]) == ("compiling: 1 of 2", 1, "info")

@@ -244,3 +244,31 @@ async def test_who_has_connected_before_the_end_gets_an_answer(
 def test_all_addresses_are_those_of_ipv4_too() -> None:
     with _listen("::", 0) as listener:
         socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=5).close()
+
+
+async def test_a_signal_says_what_is_waited_for(
+    engine: FakeEngine, service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = Process(service)
+    async with httpx.AsyncClient(base_url=process.url) as client:
+        engine.gate.clear()
+        going = asyncio.create_task(client.post("/v1/completions", json={"prompt": "a"}))
+        await until(lambda: engine.running)
+        process.signals.first = signal.SIGINT
+        await until(lambda: service.door.is_leaving)
+        engine.gate.set()
+        assert (await going).status_code == 200
+    assert await process.end() is None
+    assert (
+        "shutting down: draining 1 open request for at most 5 s; a second Ctrl-C or SIGTERM ends them at once\n"
+        in capsys.readouterr().err
+    )
+
+
+async def test_a_signal_when_idle_waits_for_nothing(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    process = Process(service)
+    async with httpx.AsyncClient(base_url=process.url) as client:
+        assert (await client.get("/health/ready")).status_code == 200
+    process.signals.first = signal.SIGINT
+    assert await process.end() is None
+    assert "shutting down: no request is open\n" in capsys.readouterr().err
