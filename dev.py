@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
@@ -24,6 +25,9 @@ VERSIONS = ("3.13", "3.14", "3.12")  # the one Roost is tested on comes first
 SYSTEM_FOLDERS = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin")
 NATIVE = (ROOT / "kernels/native/build.py", ROOT / "kernels/native/cpu.cc")  # compiled by the installation
 UNFINISHED = "unfinished"
+SPINNER = "|/-\\"
+TICK_S = 0.2  # between two looks of the spinner on a terminal
+LINE_EVERY_S = 10.0  # between two lines where there is no terminal
 
 USAGE = """\
 usage: python3 dev.py <job> [arguments]
@@ -220,9 +224,35 @@ def prepare(venv: Path, locks: tuple[str, ...]) -> Path:
 
 
 def call(command: Sequence[str], failed: str) -> None:
-    """Runs a command that has to succeed, from the root."""
-    if subprocess.run(command, cwd=ROOT, env=tool_environment()).returncode != 0:
+    """Runs a command that has to succeed, from the root, and shows that it goes on."""
+    process = subprocess.Popen(command, cwd=ROOT, env=tool_environment())
+    try:
+        wait(process)
+    except BaseException:  # Ctrl-C among others, which must not leave an installer behind
+        process.kill()
+        process.wait()
+        raise
+    if process.returncode != 0:
         raise Problem(failed)
+
+
+def wait(process: subprocess.Popen[bytes]) -> None:
+    """Waits for the end of a command: on a terminal with a clock that moves, else with a line now and then."""
+    is_terminal, began = sys.stderr.isatty(), time.monotonic()
+    interval = TICK_S if is_terminal else LINE_EVERY_S
+    while True:
+        try:
+            process.wait(interval)
+            break
+        except subprocess.TimeoutExpired:
+            seconds = time.monotonic() - began
+            if is_terminal:
+                turn = SPINNER[int(seconds / TICK_S) % len(SPINNER)]
+                print(f"\r{turn} {seconds:.0f} s ", end="", file=sys.stderr, flush=True)
+            else:
+                say(f"still at it after {seconds:.0f} s")
+    if is_terminal:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def tool_environment() -> dict[str, str]:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ..kernels import native
 from .errors import ConfigError
 from .model.shards import DATA, MODEL, Shards
 
@@ -37,18 +38,24 @@ class DeviceFacts(NamedTuple):
       kind: as JAX names it, such as "cpu" or "TPU v5 lite".
       num_devices: that this process sees.
       bytes_in_use: of the first device's own memory; None where it has none.
+      platform: as JAX names it: "cpu", "gpu" or "tpu".
+      why_no_native_kernels: why the kernels for CPUs cannot be used; None where they can, or on other devices.
     """
 
     kind: str
     num_devices: int
     bytes_in_use: int | None
+    platform: str = "cpu"
+    why_no_native_kernels: str | None = None
 
 
 def device_facts() -> DeviceFacts:
     """The devices as they are now."""
     devices = jax.local_devices()
     stats = devices[0].memory_stats() or {}
-    return DeviceFacts(devices[0].device_kind, len(devices), stats.get("bytes_in_use"))
+    on, in_use = devices[0].platform, stats.get("bytes_in_use")
+    why_not = native.why_unavailable() if on == "cpu" else None
+    return DeviceFacts(devices[0].device_kind, len(devices), in_use, on, why_not)
 
 
 def numerics() -> str:

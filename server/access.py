@@ -15,8 +15,9 @@ from .keys import ApiKeys, KeyFormatError, read_key_file
 from .settings import Settings, SettingsError
 from .tenant import tenant
 
-_OPEN: Final = frozenset({"/", *FILES, "/health", "/health/ready", "/metrics"})
-"""Paths that need no key: the chat page, which asks people for the key, its files, probes and metrics."""
+_OPEN: Final = frozenset({"/", "/v1", "/v1/", *FILES, "/health", "/health/ready", "/metrics"})
+"""Paths that need no key: the chat page, which asks people for the key, its files, the API's root, which says where to
+go, probes and metrics."""
 
 _DEBUG: Final = "/debug/"
 """Paths that begin with it want the operator's key."""

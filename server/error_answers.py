@@ -17,6 +17,8 @@ from .logging import error_reason, request_id
 ANTHROPIC_PATH: Final = "/v1/messages"
 """All paths that begin with it speak Anthropic's API."""
 
+_API_ROOT: Final = "/v1"
+
 _ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
     401: "authentication_error",
     403: "permission_error",
@@ -78,9 +80,25 @@ def install_error_handlers(app: FastAPI) -> None:
 
 async def _answer(request: Request, error: Exception) -> Response:
     path = request.url.path
+    if path.rstrip("/") == _API_ROOT:
+        return _directions(request)
     if isinstance(error, HTTPException) and error.status_code in (404, 405):
         return error_response(from_http(error, f" ({request.method} {path})"), path)
     return error_response(from_exception(error), path)
+
+
+def _directions(request: Request) -> Response:
+    """404 for the base URL of the API, which people open in a browser and take for an endpoint."""
+    page = str(request.base_url)
+    message = (
+        f"no such URL ({request.method} {request.url.path}): this is the base URL for API clients, such as "
+        f'OpenAI(base_url="{page}v1"); the page to chat on is {page}'
+    )
+    error = ApiError(404, message)
+    error_reason.get([]).append(log_reason(error))
+    paths = request.app.openapi()["paths"]
+    endpoints = [f"{method.upper()} {path}" for path in paths if path.startswith(_API_ROOT) for method in paths[path]]
+    return JSONResponse({**error.body, "chat_page": page, "endpoints": endpoints}, 404)
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:

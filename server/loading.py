@@ -1,7 +1,8 @@
 """Making an engine while somebody watches: progress, a summary, and how to leave before it is done."""
 
+import importlib.metadata
 import os
-import sys
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,19 @@ import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ..engine import AsyncEngine, ConfigError, EngineConfig, EngineCore, HostGroup, ModelSource, Shards, load_engine
+from ..engine import (
+    AsyncEngine,
+    ConfigError,
+    DeviceFacts,
+    EngineConfig,
+    EngineCore,
+    HostGroup,
+    ModelSource,
+    Shards,
+    load_engine,
+)
 from .leaving import leave_now
+from .logging import is_json, say
 from .settings import Settings, mesh_sizes
 
 _LINE_EVERY_S: Final = 10.0
@@ -25,9 +37,14 @@ class LoadProgress:
     """Shows how far loading is: a bar per stage on a terminal, else now and then a line. Goes to stderr.
 
     May be called by several threads; `close` also more than once.
+
+    Args:
+      programs: the folder that compiled programs are kept in; None where none are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, programs: Path | None = None) -> None:
+        self._programs = programs
+        self._known_programs = _num_programs(programs)
         self._console = Console(stderr=True)
         self._bars: dict[str, TaskID] = {}
         self._last_line = time.monotonic()
@@ -37,10 +54,12 @@ class LoadProgress:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._console.is_terminal or is_json(),
         )
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage == "compile":
+            self._explain()
         if self._progress.disable:
             self._line(stage, done, total)
             return
@@ -52,11 +71,29 @@ class LoadProgress:
     def close(self) -> None:
         self._progress.stop()
 
+    def _explain(self) -> None:
+        """Says once that compiling is for later starts too, if a program has been added to those that are kept."""
+        if self._programs is None or _num_programs(self._programs) == self._known_programs:
+            return
+        folder, self._programs = self._programs, None
+        text = f"compiling for the first time; the programs are kept in {folder}, so later starts are quicker"
+        if self._progress.disable:
+            say(text)
+        else:
+            self._progress.console.print(text, highlight=False, markup=False)
+
     def _line(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         if done == total or now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
-            print(f"{_VERBS.get(stage, stage)}: {done} of {total}", file=sys.stderr, flush=True)
+            say(f"{_VERBS.get(stage, stage)}: {done} of {total}", fields={"stage": stage, "done": done, "total": total})
+
+
+def _num_programs(folder: Path | None) -> int:
+    """Number of programs that JAX has put into its cache."""
+    if folder is None or not folder.is_dir():
+        return 0
+    return sum(1 for path in folder.iterdir() if path.name.endswith("-cache"))
 
 
 def engine_config(settings: Settings) -> EngineConfig:
@@ -145,20 +182,62 @@ def leave_while_loading(progress: LoadProgress, status: int) -> NoReturn:
     leave_now(status)
 
 
-def summary(source: ModelSource, config: EngineConfig, slots: int, model_id: str, address: str) -> Sequence[str]:
-    """What is served, in a few lines."""
+def greeting(address: str) -> str:
+    """The first line of a server that is ready."""
+    scheme, _, rest = address.partition("://")
+    here = re.sub(r"^(?:0\.0\.0\.0|\[::\])", "localhost", rest)  # addresses to listen on, which no browser can open
+    return f"Roost {importlib.metadata.version('roost')} is ready. Chat in a browser: {scheme}://{here}/"
+
+
+def summary(
+    source: ModelSource, config: EngineConfig, slots: int, model_id: str, address: str, device: DeviceFacts
+) -> Sequence[str]:
+    """What is served, in a few lines, each with a name in front."""
     dtype = source.config.dtype if config.dtype == "auto" else config.dtype
     state_bytes = source.config.state_bytes(4 if dtype == "float32" else 2)
     quantize = config.quantize or source.config.quantize
     quantized = f", quantised to {quantize}" if quantize else ""
-    noise = "  (random weights: its answers are noise)" if source.is_random else ""
+    noise = "  (random weights: its answers are noise)" if source.is_random else f", {_place(source)}"
     return (
+        f"address     {address}/v1",
         f"model       {model_id}{noise}",
         f"parameters  {_millions(source.config.num_parameters)}, {dtype}{quantized}",
         f"slots       {slots}, {_mebibytes(state_bytes)} of state each, {_mebibytes(slots * state_bytes)} together",
         f"capacity    {slots} requests at a time, {config.max_queue} more may wait",
-        f"address     {address}/v1",
+        f"device      {_device(device, config.shards)}",
+        f"programs    {config.compile_cache or 'not kept: every start compiles anew (--compile-cache)'}",
+        f"prefixes    {_prefix_cache(config)}",
+        "stop        Ctrl-C finishes open requests first; a second one stops at once",
     )
+
+
+def _place(source: ModelSource) -> Path:
+    first = source.weights[0]
+    return (first if first.is_dir() else first.parent).resolve()
+
+
+def _device(device: DeviceFacts, shards: Shards | None) -> str:
+    count = f"{device.num_devices} x " if device.num_devices > 1 else ""
+    if device.platform != "cpu":
+        return f"{count}{device.kind} ({device.platform})"
+    if device.why_no_native_kernels is not None:
+        return f"{count}CPU without native kernels: {device.why_no_native_kernels}"
+    if shards is None or shards.count > 1:
+        return f"{count}CPU without native kernels: several devices share the cores"
+    return f"{count}CPU with native kernels"
+
+
+def _prefix_cache(config: EngineConfig) -> str:
+    match config.state_cache_gib:
+        case 0:
+            memory = "not cached"
+        case None:
+            memory = "cached in an eighth of free memory"
+        case _:
+            memory = f"cached in {config.state_cache_gib:g} GiB of memory"
+    if config.state_cache_dir is None or config.state_cache_gib == 0:
+        return memory
+    return f"{memory} and {config.state_cache_dir_gib:g} GiB of {config.state_cache_dir}"
 
 
 def _millions(count: int) -> str:

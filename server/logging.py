@@ -77,7 +77,7 @@ def say(
         record = logging.LogRecord("roost", level, "", 0, "%s", (text,), None)
         record.fields = fields or {}
         text = _JsonFormatter().format(record)
-    print(text, file=sys.stderr, flush=True)
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)
 
 
 class _TextFormatter(logging.Formatter):
@@ -124,7 +124,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            print(self.format(record), file=sys.stderr, flush=True)
+            print(f"{self.format(record)}\n", end="", file=sys.stderr, flush=True)  # one write: threads don't mix lines
         except Exception:  # as in every handler: a line that is lost must not take a request with it
             self.handleError(record)
 

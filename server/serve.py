@@ -5,10 +5,10 @@ import contextlib
 import gc
 import logging
 import math
+import os
 import select
 import signal
 import socket
-import sys
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
@@ -20,7 +20,17 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ..engine import AsyncEngine, ConfigError, EngineConfig, EngineDeadError, ModelSource, RoostError, follow
+from ..engine import (
+    AsyncEngine,
+    ConfigError,
+    EngineConfig,
+    EngineDeadError,
+    ModelSource,
+    RoostError,
+    device_facts,
+    follow,
+)
+from .accelerators import unused_accelerator
 from .access import open_access
 from .app import create_app
 from .fetching import find_model
@@ -28,8 +38,8 @@ from .fields import FieldCheck
 from .grammar import GrammarCompiler
 from .leaving import Signals, leave_now
 from .life import LAST_STEP_S, Life, Patience
-from .loading import LoadProgress, engine_config, is_loading, leave_while_loading, make_engine, summary
-from .logging import log_what_python_prints, set_up_logging
+from .loading import LoadProgress, engine_config, greeting, is_loading, leave_while_loading, make_engine, summary
+from .logging import is_json, log_what_python_prints, say, set_up_logging
 from .metrics import Metrics
 from .observing import open_observation
 from .prompts import PromptEncoder
@@ -73,7 +83,7 @@ def serve(settings: Settings) -> int:
     access = open_access(settings, None if admin_listener is None else admin_listener.getsockname()[1])
     config = replace(config, tenants=max(len(access.keys.owners), 1))
     observation = open_observation(settings, model.id)
-    progress = LoadProgress()
+    progress = LoadProgress(config.compile_cache)
     engine = make_engine(source, config, progress)
     metrics = Metrics(
         lambda: engine.stats,
@@ -101,8 +111,7 @@ def serve(settings: Settings) -> int:
 
     def announce() -> None:
         gc.freeze()  # a full collection would go through all that libraries and the model have made: 100 ms and more
-        for line in summary(source, config, engine.stats.slots, model.id, _url(settings, listener)):
-            print(line, file=sys.stderr, flush=True)
+        _announce(source, config, engine.stats.slots, model.id, _url(settings, listener))
 
     app = create_app(service, access, max_body_bytes=settings.max_body_bytes, trace=observation.trace)
     server = _Server(_uvicorn_config(app, settings), signals)
@@ -124,10 +133,22 @@ def _set_up_logging(settings: Settings) -> None:
         _logger.warning("%s", warning)
 
 
+def _announce(source: ModelSource, config: EngineConfig, slots: int, model_id: str, url: str) -> None:
+    """Says where the server is and what it serves; loudly where it runs on the wrong device."""
+    device = device_facts()
+    lines = summary(source, config, slots, model_id, url, device)
+    if is_json():
+        say(greeting(url), fields=dict(line.split(maxsplit=1) for line in lines))
+    else:
+        say("\n".join(["", greeting(url), "", *lines, ""]))
+    if warning := unused_accelerator(device.platform, os.environ):
+        _logger.warning("%s", warning)
+
+
 def _follow(source: ModelSource, config: EngineConfig) -> int:
     """Serves as one of the leader's hosts; it is the leader who ends this, also after a signal."""
     try:
-        follow(source, config, partial(leave_now, 1), LoadProgress())
+        follow(source, config, partial(leave_now, 1), LoadProgress(config.compile_cache))
     except EngineDeadError as error:
         _logger.critical("%s", error)
         leave_now(1)  # devices may wait for those of the leader

@@ -1,7 +1,9 @@
 """dev.py: which Python it picks, when it installs, what it says when it cannot. Nothing is installed here."""
 
 import importlib.util
+import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -256,6 +258,49 @@ def test_a_problem_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
 def test_a_failing_tool_is_a_problem(venv: Path) -> None:
     with pytest.raises(dev.Problem, match="could not"):
         dev.call(["false"], "could not")
+
+
+def test_a_long_command_says_that_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The command goes on until a line was written."""
+    monkeypatch.setattr(dev, "LINE_EVERY_S", 0.01)
+    mark = tmp_path / "mark"
+    monkeypatch.setattr(dev, "say", lambda text: (mark.touch(), print(f"dev.py: {text}", file=sys.stderr)))
+    dev.call(["sh", "-c", f"until [ -e {mark} ]; do :; done"], "could not")
+    assert re.match(r"dev\.py: still at it after \d+ s\n", capfd.readouterr().err)
+
+
+def test_on_a_terminal_a_clock_moves(tmp_path: Path) -> None:
+    """And is wiped away at the end."""
+    leader, follower = os.openpty()
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import dev; dev.TICK_S = 0.01; dev.call(sys.argv[2:], '')"
+    mark = tmp_path / "mark"
+    command = [sys.executable, "-c", program, str(ROOT), "sh", "-c", f"until [ -e {mark} ]; do :; done"]
+    with subprocess.Popen(command, stderr=follower) as process:
+        os.close(follower)
+        shown = b""
+        while b"/" not in shown:
+            shown += os.read(leader, 1024)
+        mark.touch()
+        while b"\033[K" not in shown:
+            shown += os.read(leader, 1024)
+        assert process.wait(60) == 0
+    os.close(leader)
+    assert re.match(rb"\r[|/\\-] 0 s ", shown)
+
+
+def test_an_interrupted_command_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def interrupt(process: subprocess.Popen[bytes]) -> None:
+        processes.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dev, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        dev.call(["sleep", "600"], "could not")
+    assert processes[0].returncode == -signal.SIGKILL
 
 
 # --- the locks

@@ -18,18 +18,25 @@ from jaxtyping import Array, BFloat16, Float, Float32, Int8, Int32
 _CALLS: Final = ("roost_int8_product", "roost_bf16_product", "roost_block_product", "roost_decode_attention")
 
 
-@cache
 def is_available() -> bool:
     """Whether they have been compiled and this processor can run them; then XLA knows them from now on."""
+    return why_unavailable() is None
+
+
+@cache
+def why_unavailable() -> str | None:
+    """Why they cannot be used here, in a few words; None where they can, and XLA knows them from now on."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return f"they are for x86-64 processors, not {platform.machine()}"
     path = next(iter(sorted(Path(__file__).parent.glob("_cpu*.so"))), None)
-    if path is None or platform.machine() not in ("x86_64", "AMD64"):
-        return False
+    if path is None:
+        return "they were not compiled by the installation, which needs a C++ compiler"
     library = ctypes.CDLL(str(path))
     if not library.roost_supported():
-        return False
+        return "this processor lacks AVX-512 VNNI or BF16"
     for name in _CALLS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
-    return True
+    return None
 
 
 def int8_product(

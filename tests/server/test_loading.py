@@ -5,9 +5,10 @@ from pathlib import Path
 
 import platformdirs
 import pytest
-from roost.engine import EngineConfig, open_model
+from roost.engine import DeviceFacts, EngineConfig, Shards, open_model
+from roost.engine.model.shards import ALONE
 from roost.engine.model.source import DEMO_DIRECTORY
-from roost.server.loading import LoadProgress, engine_config, summary
+from roost.server.loading import LoadProgress, engine_config, greeting, summary
 from roost.server.logging import request_id, set_up_logging
 from roost.server.settings import load_settings
 
@@ -36,29 +37,82 @@ def test_where_nothing_can_be_written_programs_are_not_kept(tmp_path: Path, monk
     assert engine_config(load_settings({"compile_cache": "auto"})).compile_cache is None
 
 
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_compiling_anew_says_that_later_starts_are_quicker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], is_cached: bool
+) -> None:
+    """Programs that are found in the cache add no file to it."""
+    (tmp_path / "jit_step-1-cache").touch()
+    progress = LoadProgress(tmp_path)
+    for done in range(1, 4):
+        if not is_cached:
+            (tmp_path / f"jit_step-2{done}-cache").touch()
+        progress("compile", done, 3)
+    progress.close()
+    line = f"compiling for the first time; the programs are kept in {tmp_path}, so later starts are quicker\n"
+    assert capsys.readouterr().err == ("" if is_cached else line) + "compiling: 3 of 3\n"
+
+
+CONFIG = EngineConfig()
+CPU = DeviceFacts("cpu", 1, None, "cpu", None)
+
+
+def summary_of(source: str = "demo", config: EngineConfig = CONFIG, device: DeviceFacts = CPU) -> dict[str, str]:
+    """The values by their names."""
+    lines = summary(open_model(source), config, 8, "it", "http://127.0.0.1:8000", device)
+    return {name: value.strip() for name, value in (line.split(maxsplit=1) for line in lines)}
+
+
 def test_the_summary_says_that_random_weights_are_noise() -> None:
-    trained, drawn = (
-        summary(open_model(name), EngineConfig(), 8, "it", "")[0]
-        for name in ("demo", f"random:{DEMO_DIRECTORY}/config.json")
-    )
-    assert "noise" not in trained
-    assert "noise" in drawn
+    assert summary_of()["model"] == f"it, {DEMO_DIRECTORY}"
+    assert "noise" in summary_of(f"random:{DEMO_DIRECTORY}/config.json")["model"]
 
 
-def test_the_summary_tells_what_is_served_in_five_lines() -> None:
-    lines = summary(open_model("demo"), EngineConfig(), 8, "demo", "http://127.0.0.1:8000")
-    assert len(lines) == 5
-    assert "bfloat16" in lines[1]
-    assert "8, " in lines[2]
-    assert lines[2].endswith(" together")
-    assert lines[3].endswith("8 requests at a time, 256 more may wait")
-    assert lines[4].endswith("http://127.0.0.1:8000/v1")
+def test_the_summary_tells_what_is_served() -> None:
+    config = EngineConfig(compile_cache=Path("/programs"), state_cache_dir=Path("/states"))
+    values = summary_of(config=config)
+    assert values["address"] == "http://127.0.0.1:8000/v1"
+    assert "bfloat16" in values["parameters"]
+    assert values["slots"].startswith("8, ")
+    assert values["slots"].endswith(" together")
+    assert values["capacity"] == "8 requests at a time, 256 more may wait"
+    assert values["programs"] == "/programs"
+    assert values["prefixes"] == "cached in an eighth of free memory and 16 GiB of /states"
+    assert "Ctrl-C" in values["stop"]
+    assert summary_of(config=EngineConfig(state_cache_gib=0.0))["prefixes"] == "not cached"
+    assert "not kept" in summary_of()["programs"]
+
+
+@pytest.mark.parametrize(
+    ("device", "shards", "shown"),
+    [
+        (CPU, ALONE, "CPU with native kernels"),
+        (CPU._replace(num_devices=2), None, "2 x CPU without native kernels: several devices share the cores"),
+        (CPU._replace(why_no_native_kernels="too old"), ALONE, "CPU without native kernels: too old"),
+        (DeviceFacts("NVIDIA H100", 1, 0, "gpu"), ALONE, "NVIDIA H100 (gpu)"),
+        (DeviceFacts("TPU v5 lite", 4, 0, "tpu"), None, "4 x TPU v5 lite (tpu)"),
+    ],
+)
+def test_the_summary_names_the_device_and_its_kernels(device: DeviceFacts, shards: Shards | None, shown: str) -> None:
+    assert summary_of(config=EngineConfig(shards=shards), device=device)["device"] == shown
+
+
+@pytest.mark.parametrize(
+    ("address", "page"),
+    [
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000/"),
+        ("https://0.0.0.0:443", "https://localhost:443/"),
+        ("http://[::]:8000", "http://localhost:8000/"),
+        ("http://[::1]:8000", "http://[::1]:8000/"),
+    ],
+)
+def test_the_greeting_has_an_address_that_a_browser_can_open(address: str, page: str) -> None:
+    assert greeting(address).endswith(f" is ready. Chat in a browser: {page}")
 
 
 def test_the_state_is_as_large_as_its_dtype_makes_it() -> None:
-    source = open_model("random:2b")
-    assert "16.4 MiB" in summary(source, EngineConfig(), 8, "2b", "")[2]
-    assert "16.4 MiB" not in summary(source, EngineConfig(dtype="float32"), 8, "2b", "")[2]
+    assert "16.4 MiB" in summary_of("random:2b")["slots"]
+    assert "16.4 MiB" not in summary_of("random:2b", EngineConfig(dtype="float32"))["slots"]
 
 
 def test_log_lines_carry_the_request(capsys: pytest.CaptureFixture[str]) -> None:
