@@ -1,7 +1,6 @@
 """Finds accelerators that a machine has and JAX does not use, by the device files of their drivers. No JAX here."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -9,20 +8,22 @@ _GOOGLE: Final = "0x1ae0"
 """Vendor of TPUs on the PCI bus."""
 
 
-def unused_accelerator(platform: str, environment: Mapping[str, str], root: Path = Path("/")) -> str | None:
+def unused_accelerator(platform: str, chosen: str, root: Path = Path("/")) -> str | None:
     """Returns a warning where the model runs on the CPU of a machine with an accelerator, unless that was chosen.
 
     Args:
       platform: that the model runs on, as JAX names it.
-      environment: the environment variables; JAX_PLATFORMS=cpu chooses the CPU.
+      chosen: the platforms that JAX_PLATFORMS chooses, separated by commas; empty leaves the choice to JAX.
       root: of the file system.
     """
-    if platform != "cpu" or "cpu" in environment.get("JAX_PLATFORMS", "").split(","):
+    if platform != "cpu" or "cpu" in chosen.split(","):
         return None
     if found := _first(root / "dev", r"nvidia\d+"):
         return _warning(f"an NVIDIA GPU (/dev/{found})", "cuda13")
-    if found := _first(root / "dev", r"accel\d+") or (_has_google_device(root) and _first(root / "dev/vfio", r"\d+")):
-        return _warning(f"a TPU (device file {found})", "tpu")
+    if found := _first(root / "dev", r"accel\d+"):
+        return _warning(f"a TPU (/dev/{found})", "tpu")
+    if _has_google_device(root) and (found := _first(root / "dev/vfio", r"\d+")):
+        return _warning(f"a TPU (/dev/vfio/{found})", "tpu")
     return None
 
 

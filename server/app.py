@@ -1,9 +1,10 @@
 """The web application, put together."""
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
@@ -63,6 +64,7 @@ def create_app(
     rooms = (chat, completions, responses, messages, generate, models, tokenize, render, states, abort, health, page)
     for room in rooms:
         app.include_router(room.router)
+    app.state.endpoints = tuple(each for room in rooms for each in _endpoints(room.router))
     if access.admin_keys:
         app.include_router(debug.router)
     install_error_handlers(app)
@@ -88,6 +90,13 @@ def create_app(
         app.add_middleware(trace)
     app.add_middleware(RequestScope)  # the last one added is the outermost
     return app
+
+
+def _endpoints(router: APIRouter) -> Iterator[str]:
+    """Methods and paths of a router's part of the API."""
+    for route in router.routes:
+        if isinstance(route, APIRoute) and route.include_in_schema and route.path.startswith("/v1/"):
+            yield from (f"{method} {route.path}" for method in sorted(route.methods or ()))
 
 
 def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:

@@ -1,7 +1,6 @@
 """The `roost` command. JAX takes seconds to import, so each command imports what it needs when it runs."""
 
 import importlib.metadata
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +23,7 @@ from .help import (
     flag,
     shown_default,
 )
-from .settings import load_settings
+from .settings import is_json_wanted, load_settings
 
 app = typer.Typer(
     name="roost",
@@ -253,8 +252,7 @@ def serve(
     Each flag is also an environment variable (ROOST_MAX_QUEUE) and a key of the config file (max_queue).
     """
     flags = {name: value for name, value in locals().items() if value not in (None, [])}
-    is_json = "json" in (log_format, os.environ.get("ROOST_LOG_FORMAT"))  # also of errors before logging is set up
-    with errors_in_one_line(as_json=is_json or None):
+    with errors_in_one_line(as_json=is_json_wanted(log_format) or None):
         settings = load_settings(flags)
         from .serve import serve as run
 

@@ -96,9 +96,7 @@ def _directions(request: Request) -> Response:
     )
     error = ApiError(404, message)
     error_reason.get([]).append(log_reason(error))
-    paths = request.app.openapi()["paths"]
-    endpoints = [f"{method.upper()} {path}" for path in paths if path.startswith(_API_ROOT) for method in paths[path]]
-    return JSONResponse({**error.body, "chat_page": page, "endpoints": endpoints}, 404)
+    return JSONResponse({**error.body, "chat_page": page, "endpoints": request.app.state.endpoints}, 404)
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:

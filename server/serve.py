@@ -5,7 +5,6 @@ import contextlib
 import gc
 import logging
 import math
-import os
 import select
 import signal
 import socket
@@ -45,7 +44,7 @@ from .observing import open_observation
 from .prompts import PromptEncoder
 from .served_model import open_served_model
 from .service import Service
-from .settings import Settings
+from .settings import Settings, chosen_platforms
 from .state_files import StateFiles
 from .state_store import StateStore
 from .strict_connection import StrictConnection
@@ -141,7 +140,7 @@ def _announce(source: ModelSource, config: EngineConfig, slots: int, model_id: s
         say(greeting(url), fields=dict(line.split(maxsplit=1) for line in lines))
     else:
         say("\n".join(["", greeting(url), "", *lines, ""]))
-    if warning := unused_accelerator(device.platform, os.environ):
+    if warning := unused_accelerator(device.platform, chosen_platforms()):
         _logger.warning("%s", warning)
 
 

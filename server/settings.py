@@ -228,6 +228,16 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     return settings
 
 
+def is_json_wanted(log_format: str | None) -> bool:
+    """Whether a flag or a variable asks for lines of JSON; of errors that come before all settings are known."""
+    return "json" in (log_format, os.environ.get(f"{PREFIX}LOG_FORMAT"))
+
+
+def chosen_platforms() -> str:
+    """Returns the value of JAX's own variable for the devices to use; empty leaves the choice to JAX."""
+    return os.environ.get("JAX_PLATFORMS", "")
+
+
 def _labels(flags: Mapping[str, Any], variables: frozenset[str]) -> Labels:
     path = flags.get("config") or os.environ.get(f"{PREFIX}CONFIG")
     in_file = _read_file(Path(path)).keys() if path else ()

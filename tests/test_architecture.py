@@ -33,7 +33,13 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "traces": ({"opentelemetry"}, ("server/tracing.py",)),
     "threads, locks and queues": (
         {"threading", "_thread", "queue"},
-        ("engine/async_engine.py", "engine/hosts.py", "engine/state_disk.py", "server/grammar/process.py"),
+        (
+            "engine/async_engine.py",
+            "engine/hosts.py",
+            "engine/state_disk.py",
+            "server/grammar/process.py",
+            "server/logging.py",  # the hook for what threads raise
+        ),
     ),
     "thread pools": (
         {"concurrent.futures", "multiprocessing.pool"},

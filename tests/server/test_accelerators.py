@@ -24,12 +24,12 @@ def machine(root: Path, *files: str, vendor: str = "0x8086") -> Path:
     [
         (["nvidia0", "nvidiactl"], "0x10de", r"NVIDIA GPU \(/dev/nvidia0\).*cuda13"),
         (["nvidia3"], "0x10de", "NVIDIA GPU"),  # a container that was given one GPU of several
-        (["accel0", "accel1"], "0x1ae0", r"TPU.*accel0.*\[tpu\]"),
-        (["vfio/0", "vfio/vfio"], "0x1ae0", "TPU"),
+        (["accel0", "accel1"], "0x1ae0", r"TPU \(/dev/accel0\).*\[tpu\]"),
+        (["vfio/0", "vfio/vfio"], "0x1ae0", r"TPU \(/dev/vfio/0\)"),
     ],
 )
 def test_it_is_named_with_what_to_do(tmp_path: Path, files: list[str], vendor: str, names: str) -> None:
-    warning = unused_accelerator("cpu", {}, machine(tmp_path, *files, vendor=vendor))
+    warning = unused_accelerator("cpu", "", machine(tmp_path, *files, vendor=vendor))
     assert warning is not None
     assert re.search(names, warning)
 
@@ -45,15 +45,15 @@ def test_it_is_named_with_what_to_do(tmp_path: Path, files: list[str], vendor: s
     ],
 )
 def test_other_files_are_none(tmp_path: Path, files: list[str], vendor: str) -> None:
-    assert unused_accelerator("cpu", {}, machine(tmp_path, *files, vendor=vendor)) is None
+    assert unused_accelerator("cpu", "", machine(tmp_path, *files, vendor=vendor)) is None
 
 
 def test_a_choice_is_no_fallback(tmp_path: Path) -> None:
     root = machine(tmp_path, "nvidia0")
-    assert unused_accelerator("cpu", {"JAX_PLATFORMS": "cpu"}, root) is None
-    assert unused_accelerator("gpu", {}, root) is None
-    assert unused_accelerator("cpu", {"JAX_PLATFORMS": "cuda"}, root) is not None
+    assert unused_accelerator("cpu", "cpu", root) is None
+    assert unused_accelerator("gpu", "", root) is None
+    assert unused_accelerator("cpu", "cuda", root) is not None
 
 
 def test_a_system_without_these_folders_has_none(tmp_path: Path) -> None:
-    assert unused_accelerator("cpu", {}, tmp_path) is None
+    assert unused_accelerator("cpu", "", tmp_path) is None
