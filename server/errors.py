@@ -216,7 +216,13 @@ def log_reason(error: ApiError) -> str:
 
 
 def _without_quotes(text: str) -> str:
-    """Drops all between the first quotation mark and the last. A mark within a word is an apostrophe."""
+    """Drops all between the first quotation mark and the last, if a client's text may be there.
+
+    Such a text is there as Python's `repr`, which has a single quotation mark somewhere unless it was cut. A mark
+    within a word is an apostrophe. Double ones in pairs are a field's own choices.
+    """
+    if "'" not in text and text.count('"') % 2 == 0:
+        return text
     first = re.search(r"(?<!\w)['\"]", text)
     if first is None:
         return text

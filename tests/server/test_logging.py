@@ -164,6 +164,12 @@ async def test_what_clients_sent_is_shortened_in_errors(client: httpx.AsyncClien
         ("/v1/completions", {"prompt": "a", "n": "topsecret"}, "n must be a whole number"),
         ("/v1/completions", {"prompt": "a", "model": "topsecret"}, "the model … does not exist"),
         ("/v1/completions", {"prompt": "a", "model": 'it\'s "topsecret"'}, "the model … does not exist"),
+        ("/v1/completions", {"prompt": "a", "model": "topsecret, got it"}, "the model …"),
+        (
+            "/v1/completions",
+            {"prompt": "a", "truncation_side": "topsecret"},
+            'truncation_side must be "left" or "right"',
+        ),
         ("/v1/completions", {"prompt": "a", "guided_regex": "topsecret("}, "guided_regex was refused (invalid_requ"),
         (
             "/v1/chat/completions",
