@@ -93,9 +93,9 @@ class ApiError(HTTPException):
         self.body = ErrorBody(error=ErrorDetail(message=message, type=type, param=param, code=code))
 
 
-def _one_line(text: str) -> str:
+def _one_line(text: str, most: int = _MAX_MESSAGE) -> str:
     """Names that a client sent may be as long as a body, and may hold line breaks."""
-    short = text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
+    short = text if len(text) <= most else text[: most - 1] + "…"
     return "".join(char if char.isprintable() else " " for char in short)
 
 
@@ -211,8 +211,8 @@ def log_reason(error: ApiError) -> str:
     """Returns why a request was refused: one short line for the log, without values that the client sent."""
     detail = error.body["error"]
     if error.is_private:
-        return f"{_one_line(detail['param'] or 'the request')} was refused ({detail['code'] or detail['type']})"
-    return _one_line(_without_quotes(detail["message"].partition(", got ")[0]))
+        return f"{_one_line(detail['param'] or 'the request', _MAX_REASON)} was refused ({detail['code'] or detail['type']})"
+    return _one_line(_without_quotes(detail["message"].partition(", got ")[0]), _MAX_REASON)
 
 
 def _without_quotes(text: str) -> str:
@@ -228,10 +228,6 @@ def _without_quotes(text: str) -> str:
         return text
     last = max(text.rfind("'"), text.rfind('"'))
     return f"{text[: first.start()]}…{text[last + 1 :] if last > first.start() else ''}"
-
-
-def _one_line(text: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in text[:_MAX_REASON])
 
 
 def from_exception(error: Exception) -> ApiError:
