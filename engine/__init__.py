@@ -28,7 +28,8 @@ from .model.config import ModelConfig
 from .model.convert import convert
 from .model.shards import Shards
 from .model.source import ModelSource, open_model
-from .plan import DEVICES, Plan, plan
+from .model.units import shown_bytes
+from .plan import CPU, DEVICES, Plan, Setup, find_device, plan, setups_that_fit
 from .profiling import record_profile
 from .recent import MAX_TOKENS
 from .request import (
@@ -53,6 +54,7 @@ from .state_disk import StateDisk
 from .tenant_store import TenantStore
 
 __all__ = [
+    "CPU",
     "DEVICES",
     "MAX_BIASES",
     "MAX_LOGPROBS",
@@ -90,6 +92,7 @@ __all__ = [
     "RoostError",
     "SamplingParams",
     "SavedState",
+    "Setup",
     "Shards",
     "Snapshot",
     "StateFileError",
@@ -101,12 +104,15 @@ __all__ = [
     "UnknownRequestError",
     "convert",
     "device_facts",
+    "find_device",
     "follow",
     "load_engine",
     "mask_of_ids",
     "open_model",
     "plan",
     "record_profile",
+    "setups_that_fit",
+    "shown_bytes",
     "words_of_mask",
 ]
 

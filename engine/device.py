@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from ..kernels import native
 from .errors import ConfigError
 from .model.shards import DATA, MODEL, Shards
+from .model.units import shown_bytes
 
 CPU_MAX_SLOTS: Final = 32
 """What `slots=None` takes at most on a CPU: more rows gain nothing there and make a lone request slower."""
@@ -100,7 +101,7 @@ def affordable_slots(slot_bytes: int, weight_bytes: int, backend: str) -> int:
     slots = int(0.9 * free) // slot_bytes
     if slots < _FEWEST:
         raise ConfigError(
-            f"memory left for slots is {max(free, 0) / 2**20:.0f} MiB and a slot takes {slot_bytes / 2**20:.1f} MiB, "
+            f"memory left for slots is {shown_bytes(max(free, 0))} and a slot takes {shown_bytes(slot_bytes)}, "
             f"so not even {_FEWEST} fit; set slots to the number you want to try"
         )
     return min(slots, CPU_MAX_SLOTS) if backend == "cpu" else slots

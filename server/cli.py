@@ -307,14 +307,20 @@ def generate(
 @app.command()
 def plan(
     model: Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)],
-    device: Annotated[str, typer.Option(help="v4, v5e, v5p, v6e or h100.")] = "v5e",
+    device: Annotated[
+        str,
+        typer.Option(help="TPU v4, v5e, v5p, v6e; GPU a100, a100-40gb, h100, h200, l4, l40s, a6000, rtx4090; or cpu."),
+    ] = "v5e",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
     quantize: Annotated[str | None, typer.Option(help=QUANTIZE_HELP, metavar="int8", show_default="none")] = None,
     mesh: Annotated[
         str, typer.Option(help="Chips that share slots (data) and the weights (model).", metavar="data=N,model=M")
     ] = "data=1,model=1",
 ) -> None:
-    """Say what MODEL needs on one device or several, how many requests fit, and how fast it could be; loads nothing."""
+    """Say what MODEL needs on one device or several, how many requests fit, and what the roofline allows.
+
+    Everything is computed; nothing is loaded or measured.
+    """
     with errors_in_one_line():
         from .plan import print_plan
 

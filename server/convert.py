@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from ..engine import ConfigError, convert
+from ..engine import ConfigError, convert, shown_bytes
 from .fetching import find_model
 from .loading import LoadProgress
 
@@ -26,7 +26,7 @@ def run(model: str, destination: Path, dtype: str | None, quantize: str | None, 
         )
     finally:
         progress.close()
-    print(f"{destination}: {done.num_bytes / 1e9:.2f} GB, fingerprint {done.fingerprint}", file=sys.stderr)
+    print(f"{destination}: {shown_bytes(done.num_bytes)}, fingerprint {done.fingerprint}", file=sys.stderr)
 
 
 def _quantize(name: str | None) -> Literal["int8"] | None:

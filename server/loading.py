@@ -22,6 +22,7 @@ from ..engine import (
     ModelSource,
     Shards,
     load_engine,
+    shown_bytes,
 )
 from .leaving import leave_now
 from .logging import is_json, say
@@ -202,7 +203,7 @@ def summary(
         f"address     {address}/v1",
         f"model       {model_id}{noise}",
         f"parameters  {_millions(source.config.num_parameters)}, {dtype}{quantized}",
-        f"slots       {slots}, {_mebibytes(state_bytes)} of state each, {_mebibytes(slots * state_bytes)} together",
+        f"slots       {slots}, {shown_bytes(state_bytes)} of state each, {shown_bytes(slots * state_bytes)} together",
         f"capacity    {slots} requests at a time, {config.max_queue} more may wait",
         f"device      {_device(device, config.shards)}",
         f"programs    {config.compile_cache or 'not kept: every start compiles anew (--compile-cache)'}",
@@ -242,7 +243,3 @@ def _prefix_cache(config: EngineConfig) -> str:
 
 def _millions(count: int) -> str:
     return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"

@@ -24,6 +24,7 @@ from .checkpoint.safetensors_files import write_files
 from .checkpoint.tensors import StoredTensor, Tensors, bytes_of
 from .config import ModelConfig, config_to_hf
 from .source import ModelSource
+from .units import shown_bytes
 from .weights import Checkpoint
 
 type Format = Literal["hf", "orbax"]
@@ -121,7 +122,7 @@ def _new_folder(destination: Path, num_bytes: int) -> Iterator[Path]:
         folder.mkdir(parents=True)
         if (free := shutil.disk_usage(folder).free) < num_bytes:
             raise CheckpointError(
-                f"{destination}: takes {num_bytes / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there"
+                f"{destination}: takes {shown_bytes(num_bytes)}, but only {shown_bytes(free)} are free there"
             )
         yield folder
         folder.rename(destination)

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from roost.engine.device import available_memory
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.cutting import leaf_cut
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.quantize import QuantizedMatrix
 from roost.engine.model.shards import Shards
 from roost.engine.model.weights import random_params
-from roost.engine.plan import DEVICES, plan
+from roost.engine.plan import DEVICES, Device, Setup, find_device, plan, setups_that_fit
 from roost.engine.programs import new_pool
 
 SMALL = ModelConfig(96, 32, 48, 2, 64, cycle(("recurrent", "recurrent", "attention"), 5), window=7)
@@ -138,3 +139,67 @@ def test_limits_grow_with_the_devices() -> None:
     )
     assert copies.prefill_tokens_per_second() == pytest.approx(4 * alone.prefill_tokens_per_second())
     assert parts.decode_tokens_per_second(128) > copies.decode_tokens_per_second(128)
+
+
+# --- what would fit
+
+
+def fitting(model: str, setup: Setup) -> list[tuple[Setup, int]]:
+    return [(other, planned.slots) for other, planned in setups_that_fit(PRESETS[model], setup)]
+
+
+def test_a_model_that_does_not_fit_would_with_one_change() -> None:
+    """By hand: of 9B's 17.17 GB a v5e has 14.72 for weights and slots, so there is room for (14.72 - 8.61) / 0.02623 on
+    each of two chips; 22.08 GB of an L4 or an RTX 4090, and 29.44 of a v4, leave 187 and 467 slots. The int8 figure
+    is that of `test_int8_makes_room`."""
+    setup = Setup("v5e", 2, is_quantized=False, shards=Shards())
+    found = fitting("9b", setup)
+    assert found[0][0] == replace(setup, is_quantized=True)
+    assert found[0][1] == pytest.approx(234, rel=0.015)
+    assert found[1:] == [
+        (replace(setup, shards=Shards(1, 2)), 464),
+        (replace(setup, device="l4"), 187),
+        (replace(setup, device="rtx4090"), 187),
+        (replace(setup, device="v4"), 467),
+    ]
+
+
+def test_float32_has_one_way_more() -> None:
+    setup = Setup("l4", 4, is_quantized=False, shards=Shards())
+    assert fitting("9b", setup)[0] == (replace(setup, dtype_bytes=2), 187)
+
+
+def test_what_is_proposed_differs_in_one_thing_and_fits() -> None:
+    """Also where the options of a user are unusual."""
+    setup = Setup("v5e", 4, is_quantized=False, shards=Shards(2, 1))
+    for other, slots in fitting("9b", setup):
+        names = ("device", "dtype_bytes", "is_quantized", "shards")
+        assert sum(getattr(other, name) != getattr(setup, name) for name in names) == 1
+        assert other.shards.data == 2
+        assert slots > 0
+
+
+def test_nothing_is_proposed_for_a_model_that_is_too_large_for_everything() -> None:
+    huge = replace(PRESETS["9b"], width=2**16, lru_width=2**16, mlp_width=2**20)
+    assert setups_that_fit(huge, Setup("v5e", 2, is_quantized=True, shards=Shards())) == []
+
+
+def test_a_cpu_has_the_memory_of_this_machine_and_no_limits() -> None:
+    cpu = find_device("cpu")
+    assert cpu.memory_bytes == pytest.approx(available_memory(), rel=0.2)
+    planned = plan(SMALL, Device(10**9), 2)
+    assert planned.slots == int((0.92 * 10**9 - planned.weight_bytes) // planned.slot_bytes)
+    with pytest.raises(ValueError, match="unknown"):
+        planned.decode_tokens_per_second(1)
+
+
+@pytest.mark.parametrize(
+    ("device", "model", "slots", "limit"),
+    [("a100", "2b", 3958, 379), ("h200", "9b", 4291, 280), ("l4", "2b", 970, 55.8), ("rtx4090", "9b", 187, 58.6)],
+)
+def test_gpus(device: str, model: str, slots: int, limit: int) -> None:
+    """By hand: (0.92 x memory - weights) / state, and bandwidth / (weights + state) for a single slot, where weights
+    are 5.366 GB and 17.17 GB, and states 17.24 MB and 26.23 MB."""
+    planned = plan(PRESETS[model], DEVICES[device], 2)
+    assert planned.slots == pytest.approx(slots, rel=0.005)
+    assert planned.decode_tokens_per_second(1) == pytest.approx(limit, rel=0.01)

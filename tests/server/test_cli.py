@@ -172,7 +172,7 @@ def test_what_a_user_can_put_right_is_one_line(arguments: list[str]) -> None:
 def test_convert_says_what_came_of_it(tmp_path: Path) -> None:
     result = runner.invoke(app, ["convert", "demo", str(tmp_path / "it"), "--quantize", "int8"])
     assert result.exit_code == 0
-    assert re.search(r"it: 0\.00 GB, fingerprint [0-9a-f]{32}\n$", result.stderr)
+    assert re.search(r"it: 3\.\d MiB, fingerprint [0-9a-f]{32}\n$", result.stderr)
     assert "writing: " in result.stderr
     assert "quantised to int8" in runner.invoke(app, ["plan", str(tmp_path / "it")]).output
 

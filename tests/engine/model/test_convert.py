@@ -168,7 +168,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_is_told_before(tmp_path: Path) -> None:
-    assert "takes 0.0 GB, but only 0.0 GB are free there" in refusal(open_model(HF), tmp_path / "it")
+    assert "takes 636.6 KiB, but only 1,000 B are free there" in refusal(open_model(HF), tmp_path / "it")
 
 
 def test_a_disk_that_lies_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
