@@ -23,6 +23,7 @@ from .help import (
     flag,
     shown_default,
 )
+from .sampling_options import SamplingOptions
 from .settings import is_json_wanted, load_settings
 
 app = typer.Typer(
@@ -260,6 +261,17 @@ def serve(
     raise typer.Exit(status)
 
 
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Maximum number of tokens to generate.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="0 always takes the likeliest token; the default is the model's.")
+]
+TopP = Annotated[float | None, typer.Option(help="Probability mass to sample from; the default is the model's.")]
+TopK = Annotated[int | None, typer.Option(help="Number of tokens to sample from; the default is the model's.")]
+SamplingSeed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", show_default=shown_default("dtype"))]
+Quantize = Annotated[str | None, typer.Option(help=QUANTIZE_HELP, metavar="int8", show_default=False)]
+
+
 @app.command(options_metavar="[OPTIONS] [MODEL]")
 def generate(
     words: Annotated[
@@ -271,25 +283,21 @@ def generate(
         ),
     ],
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt instead of answering it.")] = False,
-    max_tokens: Annotated[int, typer.Option(help="The most tokens to generate.")] = 256,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 always takes the likeliest token.", show_default="the model's")
-    ] = None,
-    top_p: Annotated[float | None, typer.Option(show_default="the model's")] = None,
-    top_k: Annotated[int | None, typer.Option(show_default="the model's")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="auto, float32 or bfloat16.", show_default=shown_default("dtype"))
-    ] = None,
-    quantize: Annotated[str | None, typer.Option(help=QUANTIZE_HELP, metavar="int8", show_default="none")] = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: SamplingSeed = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
     load_state: Annotated[
-        Path | None, typer.Option(help="Go on from a state that was saved.", metavar="FILE", show_default="none")
+        Path | None, typer.Option(help="Go on from a state that was saved.", metavar="FILE", show_default=False)
     ] = None,
     save_state: Annotated[
-        Path | None, typer.Option(help="Save the state at the end.", metavar="FILE", show_default="none")
+        Path | None, typer.Option(help="Save the state at the end.", metavar="FILE", show_default=False)
     ] = None,
 ) -> None:
-    """Answer PROMPT here on the terminal, without a server."""
+    """Answer PROMPT here on the terminal, without a server. Only the answer goes to stdout."""
     if len(words) > 2:
         raise typer.BadParameter("put the prompt in quotes", param_hint="PROMPT")
     with errors_in_one_line():
@@ -299,20 +307,69 @@ def generate(
         *model, prompt = words
         flags = {"model": model[0] if model else "demo", "dtype": dtype, "quantize": quantize}
         settings = load_settings({name: value for name, value in flags.items() if value is not None})
-        sampling = (max_tokens, temperature, top_p, top_k, seed)
-        status = run(Options(settings, prompt, raw, *sampling, load_state, save_state))
+        sampling = SamplingOptions(max_tokens, temperature, top_p, top_k, seed)
+        status = run(Options(settings, prompt, raw, sampling, load_state, save_state))
+    raise typer.Exit(status)
+
+
+@app.command()
+def chat(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"With --url, the id of one of the server's models. Without: {MODEL_HELP}",
+            metavar="[MODEL]",
+            show_default="demo, or the server's first",
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="Talk to this server, such as http://127.0.0.1:8000, instead of loading a model here.",
+            metavar="URL",
+            show_default=False,
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="The server's; others can read it here, but not in ROOST_API_KEY.",
+            envvar="ROOST_API_KEY",
+            metavar="KEY",
+            show_default=False,
+        ),
+    ] = None,
+    system: Annotated[str, typer.Option(help="System prompt.", metavar="TEXT", show_default=False)] = "",
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: SamplingSeed = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+) -> None:
+    """Talk to a model: one that is loaded here, or a running server's. /help lists what can be typed.
+
+    Lines of a pipe are questions, too; only answers go to stdout.
+    """
+    with errors_in_one_line():
+        from .repl.command import Options
+        from .repl.command import chat as run
+
+        sampling = SamplingOptions(max_tokens, temperature, top_p, top_k, seed)
+        status = run(Options(model, url, api_key, system, sampling, dtype, quantize))
     raise typer.Exit(status)
 
 
 @app.command()
 def plan(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)],
     device: Annotated[
         str,
         typer.Option(help="TPU v4, v5e, v5p, v6e; GPU a100, a100-40gb, h100, h200, l4, l40s, a6000, rtx4090; or cpu."),
     ] = "v5e",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
-    quantize: Annotated[str | None, typer.Option(help=QUANTIZE_HELP, metavar="int8", show_default="none")] = None,
+    quantize: Quantize = None,
     mesh: Annotated[
         str, typer.Option(help="Chips that share slots (data) and the weights (model).", metavar="data=N,model=M")
     ] = "data=1,model=1",

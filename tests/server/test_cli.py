@@ -149,7 +149,7 @@ def test_one_word_is_the_prompt_and_two_name_a_model(
     generated: list[Options], words: list[str], model: str, prompt: str
 ) -> None:
     assert runner.invoke(app, ["generate", *words, "--temperature", "0"]).exit_code == 0
-    assert (generated[0].settings.model, generated[0].prompt, generated[0].temperature) == (model, prompt, 0)
+    assert (generated[0].settings.model, generated[0].prompt, generated[0].sampling.temperature) == (model, prompt, 0)
 
 
 def test_three_words_lack_quotes(generated: list[Options]) -> None:
