@@ -3,7 +3,7 @@
 import sys
 import unicodedata
 from types import TracebackType
-from typing import Final, Self, TextIO
+from typing import Final, TextIO
 
 _SHOWN_CONTROLS: Final = "\n\t"
 
@@ -38,7 +38,7 @@ class AnswerWriter:
             self._out.flush()
             self._ends_line = shown.endswith("\n")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "AnswerWriter":
         return self
 
     def __exit__(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +13,7 @@ class Message:
     content: str
 
 
+@runtime_checkable
 class Backend(Protocol):
     """Answers a conversation. Its methods are coroutines of one event loop."""
 

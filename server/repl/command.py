@@ -81,5 +81,7 @@ def _backend(options: Options) -> Backend:
         address = Address.parse(options.url)
     except UrlError as error:
         raise SettingsError(f"--url {error}") from None
+    if options.api_key is not None and not (options.api_key.isascii() and options.api_key.isprintable()):
+        raise SettingsError("--api-key must be printable ASCII in one line")
     fields = {name: value for name, value in asdict(options.sampling).items() if value is not None}
     return ServerBackend(address, options.api_key, options.model, fields)
