@@ -55,6 +55,7 @@ class ServerProcess:
 def start(
     *arguments: str,
     stderr: IO[str] | int = subprocess.PIPE,
+    stdin: int | None = None,
     program: Sequence[str] = PROGRAM,
     wrapper: Sequence[str] = (),
     **environment: str,
@@ -67,7 +68,7 @@ def start(
     """
     command = [*wrapper, sys.executable, *program, *arguments]
     environment = {"ROOST_DRAIN_LAG": "0", **os.environ, **environment}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
+    return subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
 
 
 @contextmanager

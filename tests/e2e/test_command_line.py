@@ -1,10 +1,11 @@
 """The `roost` command as a process: how it starts, and how it ends."""
 
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
-from server_process import ServerProcess, start
+from server_process import API_KEY, ServerProcess, start
 
 
 def test_generate_answers_on_stdout_and_goes_on(tiny_config: Path, tmp_path: Path) -> None:
@@ -22,6 +23,64 @@ def test_generate_answers_on_stdout_and_goes_on(tiny_config: Path, tmp_path: Pat
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "5 tokens" in err
+
+
+def test_what_generate_says_has_lines_of_its_own(tiny_config: Path, tmp_path: Path) -> None:
+    """On a terminal both streams are one."""
+    state = tmp_path / "state"
+    process = start(
+        "generate",
+        f"random:{tiny_config}",
+        "hello",
+        *("--max-tokens", "5", "--seed", "1", "--save-state", str(state)),
+        stderr=subprocess.STDOUT,
+        ROOST_PREFILL_CHUNK="64",
+    )
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    *_, answer, saved, status, end = out.split("\n")
+    assert answer
+    assert saved == f"the state is in {state}, {state.stat().st_size} B"
+    assert status.startswith("5 tokens, ")
+    assert end == ""
+
+
+def test_a_chat_here_goes_on_from_what_was_read(tiny_config: Path) -> None:
+    """Each line of a pipe is a question."""
+    few = {"ROOST_PREFILL_CHUNK": "64"}
+    process = start("chat", f"random:{tiny_config}", "--max-tokens", "5", stdin=subprocess.PIPE, **few)
+    out, err = process.communicate("hello\nand then?\n/retry\n", timeout=120)
+    assert process.returncode == 0, err
+    assert out.count("\n") >= 3
+    assert "Traceback" not in err
+
+
+def test_a_chat_with_a_server(server: ServerProcess) -> None:
+    """The first line has a key; without one, the server's own words are the error."""
+    for key, status in ((API_KEY, 0), ("wrong", 1)):
+        process = start(
+            *("chat", "--url", server.url, "--max-tokens", "5", "--seed", "1", "--top-k", "10"),
+            stdin=subprocess.PIPE,
+            ROOST_API_KEY=key,
+        )
+        out, err = process.communicate("hello\nand then?\n", timeout=120)
+        assert process.returncode == status, err
+        if status:
+            assert out == ""
+            assert err.startswith("roost: the server does not tell its models (HTTP 401")
+            assert err.count("\n") == 1
+        else:
+            assert out.count("\n") >= 2
+
+
+def test_ctrl_c_while_a_chat_loads_ends_it(tiny_config: Path) -> None:
+    process = start("chat", f"random:{tiny_config}", stdin=subprocess.PIPE)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("loading weights")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in err
 
 
 def test_a_state_that_is_missing_is_named(tiny_config: Path) -> None:
