@@ -3,7 +3,7 @@
 import sys
 import unicodedata
 from types import TracebackType
-from typing import Final, TextIO
+from typing import Final
 
 _SHOWN_CONTROLS: Final = "\n\t"
 
@@ -23,8 +23,8 @@ class AnswerWriter:
       text: the answer so far, as it is.
     """
 
-    def __init__(self, out: TextIO | None = None) -> None:
-        self._out = sys.stdout if out is None else out
+    def __init__(self) -> None:
+        self._out = sys.stdout
         self._is_terminal = self._out.isatty()
         self._ends_line = False
         self.text = ""
