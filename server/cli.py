@@ -317,9 +317,9 @@ def chat(
     model: Annotated[
         str | None,
         typer.Argument(
-            help=f"With --url, the id of one of the server's models. Without: {MODEL_HELP}",
-            metavar="[MODEL]",
-            show_default="demo, or the server's first",
+            help=f"With --url, an id of the server's models, by default the first. Without, demo or: {MODEL_HELP}",
+            metavar="MODEL",
+            show_default=False,
         ),
     ] = None,
     url: Annotated[

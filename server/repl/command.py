@@ -66,11 +66,12 @@ def _talk(runner: asyncio.Runner, backend: Backend, options: Options) -> int:
 def _backend(options: Options) -> Backend:
     """Imports what this backend needs: a server's client does without JAX, which takes seconds."""
     if options.url is None:
+        from ..local_model import LocalModel
         from .local_backend import LocalBackend
 
         flags = {"model": options.model or "demo", "dtype": options.dtype, "quantize": options.quantize}
         settings = load_settings({name: value for name, value in flags.items() if value is not None})
-        return LocalBackend(settings, options.sampling)
+        return LocalBackend(LocalModel(settings), options.sampling)
     from ..bench.client import Address, UrlError
     from .server_backend import ServerBackend
 

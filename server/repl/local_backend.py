@@ -11,7 +11,6 @@ from ..generation import Choice
 from ..local_model import LocalModel, sampling_params
 from ..prompts import Prompt
 from ..sampling_options import SamplingOptions
-from ..settings import Settings
 from .backend import Message
 
 
@@ -19,12 +18,12 @@ class LocalBackend:
     """A conversation costs what is new in it: the engine's prefix cache restores the rest.
 
     Raises:
-      RoostError: a setting is wrong, or the model cannot be opened.
+      ConfigError: a sampling option is out of range.
       CommandError: the model has no chat format.
     """
 
-    def __init__(self, settings: Settings, sampling: SamplingOptions) -> None:
-        self._local = LocalModel(settings)
+    def __init__(self, local: LocalModel, sampling: SamplingOptions) -> None:
+        self._local = local
         self._sampling = sampling
         self._num_answers = 0
         self._prompt([Message("user", "")])

@@ -96,6 +96,14 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 COMMAND = (sys.executable, "-P", "-m", "roost.server", "chat")
 
 
+_ON_TERMINAL = (
+    sys.executable,
+    "-c",
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])",
+)
+"""Takes stdin for the controlling terminal, so that Ctrl-C becomes a signal, and becomes another program."""
+
+
 async def piped(
     folder: Path, url: str, text: bytes, *arguments: str, stderr: int = asyncio.subprocess.PIPE, **more: str
 ) -> tuple[int, bytes, bytes]:
@@ -157,6 +165,7 @@ class Terminal:
 async def terminal(folder: Path, url: str, *arguments: str) -> AsyncIterator[Terminal]:
     master, slave = pty.openpty()
     process = await asyncio.create_subprocess_exec(
+        *_ON_TERMINAL,
         *COMMAND,
         "--url",
         url,
@@ -166,7 +175,6 @@ async def terminal(folder: Path, url: str, *arguments: str) -> AsyncIterator[Ter
         stderr=slave,
         env=environment(folder, COLUMNS="80"),
         start_new_session=True,
-        preexec_fn=_take_terminal,
     )
     os.close(slave)
     try:
@@ -177,14 +185,6 @@ async def terminal(folder: Path, url: str, *arguments: str) -> AsyncIterator[Ter
         await process.wait()
         asyncio.get_running_loop().remove_reader(master)
         os.close(master)
-
-
-def _take_terminal() -> None:
-    """So that Ctrl-C becomes a signal."""
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 PROMPT = ">>> "
