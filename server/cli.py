@@ -261,7 +261,7 @@ def serve(
     raise typer.Exit(status)
 
 
-MaxTokens = Annotated[int | None, typer.Option(min=1, help="Maximum number of tokens to generate.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Maximum number of tokens to generate.")]
 Temperature = Annotated[
     float | None, typer.Option(help="0 always takes the likeliest token; the default is the model's.")
 ]

@@ -381,6 +381,7 @@ async def test_nobody_there_is_one_line(tmp_path: Path) -> None:
         (["--url", "http://127.0.0.1:1", "--api-key", "a\r\nb"], "--api-key "),
         (["--dtype", "half"], "dtype: "),
         (["demo", "--temperature", "-1"], "temperature must be"),
+        (["demo", "--max-tokens", "-1"], "max_tokens must be"),
     ],
 )
 def test_what_a_user_can_put_right_is_one_line(arguments: list[str], message: str) -> None:
