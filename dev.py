@@ -28,6 +28,8 @@ UNFINISHED = "unfinished"
 SPINNER = "|/-\\"
 TICK_S = 0.2  # between two looks of the spinner on a terminal
 LINE_EVERY_S = 10.0  # between two lines where there is no terminal
+CLIENTS = ("clients", "clients-openai2")  # locks that are installed without Roost, each for some of tests/clients
+NODE_CLIENTS = ROOT / "tests" / "clients" / "node"
 
 USAGE = """\
 usage: python3 dev.py <job> [arguments]
@@ -333,7 +335,7 @@ def lock(_: Path, arguments: Sequence[str]) -> int:
     uv = shutil.which("uv")
     if uv is None:
         raise Problem("lock needs uv: pip install uv")
-    for name in ("dev", "cpu", "tpu", "cuda13", "gcs", "otel", "compat", "deploy"):
+    for name in ("dev", "cpu", "tpu", "cuda13", "gcs", "otel", "compat", "deploy", *CLIENTS):
         say(f"locking requirements/{name}.txt")
         call([uv, *lock_arguments(name), *arguments], f"could not lock {name}; the lines above say why")
     return 0
@@ -348,6 +350,8 @@ def lock_arguments(name: str) -> list[str]:
     inputs = ["pyproject.toml", "requirements/build.in", *extra, *constraint]
     if name == "deploy":  # tools alone: what they need of other packages is in `dev`, the rest they carry for nothing
         inputs = ["requirements/deploy.in", "--no-deps", *constraint]
+    if name in CLIENTS:
+        inputs = [f"requirements/{name}.in"]  # they share no environment with Roost, whose versions some cannot take
     return ["pip", "compile", "--quiet", *inputs, *how, *header, "--output-file", f"requirements/{name}.txt"]
 
 

@@ -13,6 +13,7 @@ _PROGRAMS = tempfile.TemporaryDirectory(prefix="roost-programs-")
 os.environ["ROOST_COMPILE_CACHE"] = _PROGRAMS.name  # for the servers that tests start: later ones start sooner
 
 # They import other people's clients, which `python3 dev.py test-compat` brings.
+collect_ignore = ["clients"]  # whose clients live in environments without Roost: `python3 dev.py test-clients`
 collect_ignore_glob = [] if importlib.util.find_spec("schemathesis") else ["*/test_compat_*.py"]
 
 hypothesis.settings.register_profile("roost", deadline=None, derandomize=True, max_examples=50)

@@ -66,7 +66,8 @@ def start(
       program: another one in its place.
       wrapper: a command that runs it.
     """
-    command = [*wrapper, sys.executable, *program, *arguments]
+    python = os.environ.get("ROOST_PYTHON", sys.executable)  # the clients' environments have no Roost
+    command = [*wrapper, python, *program, *arguments]
     environment = {"ROOST_DRAIN_LAG": "0", **os.environ, **environment}
     return subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
 

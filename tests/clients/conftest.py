@@ -1,0 +1,41 @@
+"""A real server with the demo model, shared by all clients. Nothing here leaves this machine."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+OFFLINE = {
+    "AIPERF_SERVICE_REGISTRATION_TIMEOUT": "120",
+    "ANONYMIZED_TELEMETRY": "False",
+    "DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "HAYSTACK_TELEMETRY_ENABLED": "False",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "LANGCHAIN_TRACING_V2": "false",
+    "LANGSMITH_TRACING": "false",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "OPENAI_AGENTS_DISABLE_TRACING": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+}
+os.environ.update(OFFLINE)  # before any client is imported
+
+from server_process import API_KEY, SHAPES, ServerProcess, serving  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ServerProcess]:
+    """A server with the bundled demo model, which it calls `demo`."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {"ROOST_COMPILE_CACHE": folder, **os.environ, "ROOST_API_KEY": API_KEY, "JAX_PLATFORMS": "cpu"}
+        with serving(*SHAPES, **environment) as process:
+            yield process
+
+
+@pytest.fixture(scope="session")
+def base_url(server: ServerProcess) -> str:
+    """The address that OpenAI's clients are given."""
+    return f"{server.url}/v1"
