@@ -1,9 +1,18 @@
-"""DSPy, whose adapters ask in text, in JSON mode and by schema."""
+"""DSPy, whose adapters ask in text and by schema."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import dspy
 import pytest
+from dspy.lm15 import (
+    AccessPolicy,
+    ModelSupport,
+    OpenAIChatCompat,
+    ProviderDefinition,
+    register_provider,
+    unregister_provider,
+)
 from questions import ANSWER, QUESTION, weather
 from server_process import API_KEY
 
@@ -23,6 +32,16 @@ class Country(dspy.Signature):
     is_capital: bool = dspy.OutputField()
 
 
+@pytest.fixture
+def registered(base_url: str) -> Iterator[dspy.LM]:
+    """A model that DSPy is told can take a schema; of models that it does not know, it believes that they cannot."""
+    access = AccessPolicy(provider="roost", env_keys=("ROOST_API_KEY",), base_url=base_url)
+    supports = ModelSupport(response_schema=True, function_calling=True)
+    register_provider(ProviderDefinition.chat(access, compat=OpenAIChatCompat()), supports=supports)
+    yield dspy.LM("roost/demo", api_key=API_KEY, temperature=0, max_tokens=200, cache=False)
+    unregister_provider("roost")
+
+
 @pytest.mark.parametrize("kind", ["chat", "responses"])
 def test_chat(base_url: str, kind: Any) -> None:
     (text,) = build(base_url, model_type=kind)(messages=[{"role": "user", "content": QUESTION}])
@@ -33,23 +52,17 @@ def test_completion(base_url: str) -> None:
     assert build(base_url, model_type="text")(prompt=QUESTION)
 
 
-def test_signature(base_url: str) -> None:
-    """DSPy's JSON adapter makes a schema of the signature."""
-    with dspy.context(lm=build(base_url), adapter=dspy.JSONAdapter()):
+@pytest.mark.parametrize("adapter", [dspy.JSONAdapter, dspy.ChatAdapter])
+def test_signature(registered: dspy.LM, adapter: Any) -> None:
+    """The JSON adapter sends a schema; the chat adapter falls back to it, as a small model does not keep to its marks."""
+    with dspy.context(lm=registered, adapter=adapter()):
         found = dspy.Predict(Country)(city="Rome")
     assert found.country in ("Spain", "France", "Italy")
     assert isinstance(found.is_capital, bool)
 
 
-def test_chat_adapter_falls_back_to_the_schema(base_url: str) -> None:
-    """A small model does not keep to the marks that the default adapter asks for; DSPy then asks by schema."""
-    with dspy.context(lm=build(base_url), adapter=dspy.ChatAdapter()):
-        found = dspy.Predict(Country)(city="Rome")
-    assert found.country in ("Spain", "France", "Italy")
-
-
-def test_chain_of_thought(base_url: str) -> None:
-    with dspy.context(lm=build(base_url), adapter=dspy.JSONAdapter()):
+def test_chain_of_thought(registered: dspy.LM) -> None:
+    with dspy.context(lm=registered, adapter=dspy.JSONAdapter()):
         found = dspy.ChainOfThought("question -> answer: bool")(question="Is Rome a city?")
     assert isinstance(found.answer, bool)
 

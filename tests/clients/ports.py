@@ -1,0 +1,11 @@
+"""Ports for programs that cannot choose one themselves."""
+
+import socket
+
+
+def free_port() -> int:
+    """Returns a port of the loopback address that nothing listened to a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,221 @@
+"""nginx, HAProxy and Caddy in front of the server, set up as docs/clients.md says."""
+
+import json
+import re
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from ports import free_port
+from programs import program
+from questions import ANSWER, QUESTION
+from server_process import API_KEY, ServerProcess
+
+HEADERS = {"authorization": f"Bearer {API_KEY}"}
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "clients.md"
+ENDLESS = {"max_tokens": 2_000_000, "min_tokens": 2_000_000}
+"""Of an answer that no test waits for; `ignore_eos` would let it end in tokens without text, which are not streamed."""
+
+
+def documented(name: str, server: ServerProcess, port: int) -> str:
+    """Returns the configuration that docs/clients.md shows, for another server and port."""
+    text = DOCUMENTATION.read_text()
+    found = re.search(rf"<!-- {name} -->\n```\w*\n(.*?)```", text, re.DOTALL)
+    assert found, f"docs/clients.md has no configuration for {name}"
+    return found[1].replace("127.0.0.1:8000", server.url.removeprefix("http://")).replace("8080", str(port))
+
+
+@contextmanager
+def nginx(server: ServerProcess, folder: Path, port: int) -> Iterator[None]:
+    config = folder / "nginx.conf"
+    paths = "".join(
+        f"{name}_temp_path {folder}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    http = f"access_log off;\n{paths}{documented('nginx', server, port)}"
+    config.write_text(f"daemon off;\nmaster_process off;\npid {folder}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{\n{http}}}\n")
+    with running([program("nginx", "nginx-light"), "-p", str(folder), "-e", "stderr", "-c", str(config)], port):
+        yield
+
+
+@contextmanager
+def haproxy(server: ServerProcess, folder: Path, port: int) -> Iterator[None]:
+    config = folder / "haproxy.cfg"
+    config.write_text(documented("haproxy", server, port))
+    with running([program("haproxy", "haproxy"), "-db", "-f", str(config)], port):
+        yield
+
+
+@contextmanager
+def caddy(server: ServerProcess, folder: Path, port: int) -> Iterator[None]:
+    config = folder / "Caddyfile"
+    config.write_text(f"{{\n\tadmin off\n\tauto_https off\n}}\n{documented('caddy', server, port)}")
+    command = [program("caddy", "caddy"), "run", "--adapter", "caddyfile", "--config", str(config)]
+    with running(command, port):
+        yield
+
+
+@contextmanager
+def running(command: list[str], port: int) -> Iterator[None]:
+    """Runs a proxy, which has to take connections soon."""
+    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            deadline = time.monotonic() + 30
+            while not accepts(port):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    pytest.fail(f"{command[0]} did not start:\n{log.read()}")
+                time.sleep(0.05)
+            yield
+        finally:
+            process.kill()
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(params=[nginx, haproxy, caddy], ids=lambda proxy: proxy.__name__, scope="module")
+def proxy(request: pytest.FixtureRequest, server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a proxy."""
+    port = free_port()
+    with request.param(server, tmp_path_factory.mktemp("proxy"), port):
+        yield f"http://127.0.0.1:{port}"
+
+
+def ask(**fields: object) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 50, **fields}
+
+
+def slots_used(server: ServerProcess) -> float:
+    text = httpx.get(f"{server.url}/metrics", headers=HEADERS, timeout=30).text
+    found = re.search(r"^roost_slots_used (\S+)$", text, re.MULTILINE)
+    assert found
+    return float(found[1])
+
+
+def wait_for_slots(server: ServerProcess, number: int) -> None:
+    deadline = time.monotonic() + 60
+    while slots_used(server) != number:
+        assert time.monotonic() < deadline, f"{slots_used(server):g} slots are used, and not {number}"
+        time.sleep(0.05)
+
+
+def connect(proxy: str, body: dict[str, object]) -> socket.socket:
+    """Sends a request and returns its connection, from which nothing has been read."""
+    content = json.dumps(body).encode()
+    head = [
+        "POST /v1/chat/completions HTTP/1.1",
+        "host: roost",
+        f"authorization: Bearer {API_KEY}",
+        "content-type: application/json",
+        f"content-length: {len(content)}",
+    ]
+    connection = socket.create_connection(("127.0.0.1", int(proxy.rsplit(":", 1)[1])))
+    connection.sendall("\r\n".join([*head, "", ""]).encode() + content)
+    return connection
+
+
+def test_chat(proxy: str) -> None:
+    reply = httpx.post(f"{proxy}/v1/chat/completions", json=ask(), headers=HEADERS, timeout=60).raise_for_status().json()
+    assert ANSWER in reply["choices"][0]["message"]["content"]
+
+
+def test_stream_is_not_held_back(proxy: str, server: ServerProcess) -> None:
+    """The first tokens come while the answer is still being generated, which it is as its slot is used."""
+    with httpx.stream(
+        "POST", f"{proxy}/v1/chat/completions", json=ask(stream=True, **ENDLESS), headers=HEADERS
+    ) as reply:
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        lines = (line for line in reply.iter_lines() if line.startswith("data: "))
+        for _ in range(5):
+            assert json.loads(next(lines).removeprefix("data: "))["object"] == "chat.completion.chunk"
+        assert slots_used(server) == 1
+    wait_for_slots(server, 0)
+
+
+def test_client_that_leaves_a_stream_frees_its_slot(proxy: str, server: ServerProcess) -> None:
+    with connect(proxy, ask(stream=True, **ENDLESS)) as connection:
+        assert connection.recv(1)
+        wait_for_slots(server, 1)
+    wait_for_slots(server, 0)
+
+
+def test_client_that_leaves_before_its_answer_frees_its_slot(proxy: str, server: ServerProcess) -> None:
+    with connect(proxy, ask(**ENDLESS)):
+        wait_for_slots(server, 1)
+    wait_for_slots(server, 0)
+
+
+def test_others_keep_their_slots(proxy: str, server: ServerProcess) -> None:
+    """A proxy reuses connections; that one client leaves ends no other's request."""
+    replies: list[httpx.Response] = []
+
+    def stay() -> None:
+        body = ask(max_tokens=300, ignore_eos=True)
+        replies.append(httpx.post(f"{proxy}/v1/chat/completions", json=body, headers=HEADERS, timeout=120))
+
+    stays = [threading.Thread(target=stay) for _ in range(2)]
+    with connect(proxy, ask(**ENDLESS)):
+        wait_for_slots(server, 1)
+        for thread in stays:
+            thread.start()
+    for thread in stays:
+        thread.join(timeout=120)
+    assert [reply.json()["usage"]["completion_tokens"] for reply in replies] == [300, 300]
+    wait_for_slots(server, 0)
+
+
+def test_errors_pass(proxy: str) -> None:
+    reply = httpx.post(f"{proxy}/v1/chat/completions", json=ask(temperature=9), headers=HEADERS, timeout=60)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == "temperature"
+    assert httpx.get(f"{proxy}/v1/models", timeout=60).status_code == 401
+
+
+@pytest.mark.parametrize("check", ["option httpchk", "option httpchk\n    http-check send meth GET uri /health/ready", ""])
+def test_health_checks_of_haproxy(server: ServerProcess, tmp_path: Path, check: str) -> None:
+    """HAProxy's own check, the documented one, and none but a connection keep the server up."""
+    port, stats = free_port(), tmp_path / "stats"
+    config = f"""\
+global
+    stats socket {stats}
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 5s
+    timeout server 5s
+    timeout check 5s
+frontend front
+    bind 127.0.0.1:{port}
+    default_backend back
+backend back
+    {check}
+    server roost {server.url.removeprefix("http://")} check inter 50ms rise 1 fall 1
+"""
+    (tmp_path / "haproxy.cfg").write_text(config)
+    with running([program("haproxy", "haproxy"), "-db", "-f", str(tmp_path / "haproxy.cfg")], port):
+        deadline = time.monotonic() + 30
+        while (status := check_status(stats)) not in ("L7OK", "L4OK"):
+            assert time.monotonic() < deadline, status
+            time.sleep(0.05)
+        assert httpx.get(f"http://127.0.0.1:{port}/v1/models", headers=HEADERS, timeout=30).is_success
+
+
+def check_status(stats: Path) -> str:
+    """Returns what HAProxy's last check of the server found; the mark of one in progress is left out."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(stats))
+        connection.sendall(b"show stat\n")
+        text = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    names = text.splitlines()[0].removeprefix("# ").split(",")
+    rows = [dict(zip(names, line.split(","), strict=False)) for line in text.splitlines()[1:]]
+    (row,) = [row for row in rows if row.get("svname") == "roost"]
+    return row["check_status"].removeprefix("* ")
