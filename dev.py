@@ -29,6 +29,7 @@ SPINNER = "|/-\\"
 TICK_S = 0.2  # between two looks of the spinner on a terminal
 LINE_EVERY_S = 10.0  # between two lines where there is no terminal
 CLIENTS = ("clients", "clients-openai2")  # locks that are installed without Roost, each for some of tests/clients
+NO_TESTS = 5  # how pytest ends that was left without a test
 NODE_CLIENTS = ROOT / "tests" / "clients" / "node"
 
 USAGE = """\
@@ -37,6 +38,7 @@ usage: python3 dev.py <job> [arguments]
   serve        start the server; arguments go to `roost serve`
   test         run the tests; arguments go to pytest
   test-compat  ask the server through other people's clients and validators; arguments go to pytest
+  test-clients  the same for agents' frameworks, clients for Node, and proxies; arguments go to pytest
   test-robust  load and faults, done to real servers for some minutes; arguments go to pytest
   test-mesh    serve from several devices, and from several processes as hosts; arguments go to pytest
   test-tpu     compile for a real TPU, without one (Linux x86-64); arguments go to pytest
@@ -193,15 +195,16 @@ def able(found: Interpreter | None) -> Interpreter:
     return found
 
 
-def install(venv: Path, locks: tuple[str, ...], uv: str | None) -> None:
-    """Installs the locked packages, each checked against its hash, then the checkout itself."""
+def install(venv: Path, locks: tuple[str, ...], uv: str | None, checkout: bool = True) -> None:
+    """Installs the locked packages, each checked against its hash, then the checkout itself if it is wanted."""
     files = [str(lock_file(lock).relative_to(ROOT)) for lock in locks]
     say(f"installing {' and '.join(files)} with {'uv' if uv else 'pip, which takes a minute or two'}")
     installer = installer_of(venv, uv)
     wanted = [word for file in files for word in ("--requirement", file)]
     failed = f"could not install {' and '.join(files)}; the lines above say why. The same command tries again"
     call([*installer, "--no-deps", "--require-hashes", *wanted], failed)  # a lock names all that is needed
-    call([*installer, "--no-deps", "--no-build-isolation", "--editable", "."], failed)
+    if checkout:
+        call([*installer, "--no-deps", "--no-build-isolation", "--editable", "."], failed)
 
 
 def installer_of(venv: Path, uv: str | None) -> list[str]:
@@ -211,7 +214,7 @@ def installer_of(venv: Path, uv: str | None) -> list[str]:
     return [str(python_of(venv)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
 
 
-def prepare(venv: Path, locks: tuple[str, ...]) -> Path:
+def prepare(venv: Path, locks: tuple[str, ...], checkout: bool = True) -> Path:
     """Brings the environment up to date if it is not, and returns its interpreter."""
     if is_current(venv, locks):
         return python_of(venv)
@@ -220,7 +223,7 @@ def prepare(venv: Path, locks: tuple[str, ...]) -> Path:
         make_venv(venv, uv)
     stamp = stamp_of(venv)
     stamp.write_text(UNFINISHED)
-    install(venv, locks, uv)
+    install(venv, locks, uv, checkout)
     stamp.write_text(fingerprint(locks))
     return python_of(venv)
 
@@ -292,6 +295,42 @@ def test_compat(python: Path, arguments: Sequence[str]) -> int:
     return test(python, ["-m", "compat", "-W", "default", *arguments])
 
 
+def test_clients(python: Path, arguments: Sequence[str]) -> int:
+    """Runs the tests of clients that cannot be installed beside the server, which runs in an environment of its own."""
+    tests = Path("tests", "clients")
+    newest, older = (prepare(ROOT / f".venv-{lock}", (lock,), checkout=False) for lock in CLIENTS)
+    install_node_clients(newest.parents[1] / "node")
+    options = ["-c", str(tests / "pytest.ini"), "--confcutdir", str(tests), *arguments]
+    apart = str(tests / CLIENTS[1].removeprefix("clients-"))
+    environment = {**os.environ, "ROOST_PYTHON": str(python)}
+    statuses = []
+    for interpreter, folders in ((newest, [str(tests), "--ignore", apart]), (older, [apart])):
+        command = [str(interpreter), "-P", "-m", "pytest", *folders, *options]
+        statuses.append(subprocess.run(command, cwd=ROOT, env=environment).returncode)
+    ran = [status for status in statuses if status != NO_TESTS]  # as with -k and a name of the other environment
+    return max(ran, default=NO_TESTS)
+
+
+def install_node_clients(folder: Path) -> None:
+    """Installs the locked packages for Node into a folder, if there is npm."""
+    wanted = [NODE_CLIENTS / name for name in ("package.json", "package-lock.json", ".npmrc")]
+    npm = shutil.which("npm")
+    if npm is None:
+        say("there is no npm, so the clients for Node are left out")
+        return
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in wanted)).hexdigest()
+    stamp = folder / "roost-stamp"
+    if stamp.exists() and stamp.read_text() == digest:
+        return
+    folder.mkdir(exist_ok=True)
+    for path in wanted:
+        shutil.copy(path, folder)
+    say("installing tests/clients/node/package-lock.json with npm")
+    failed = "could not install the clients for Node; the lines above say why. The same command tries again"
+    call([npm, "ci", "--prefix", str(folder), "--no-audit", "--no-fund", "--loglevel", "error"], failed)
+    stamp.write_text(digest)
+
+
 def test_robust(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests that put load on servers and do them harm."""
     return test(python, ["-m", "robust", *arguments])
@@ -360,6 +399,7 @@ JOBS = {
     "test": Job(("dev",), test),
     "test-tpu": Job(("dev", "tpu"), test_tpu, venv=".venv-tpu"),
     "test-compat": Job(("dev", "compat"), test_compat, venv=".venv-compat"),
+    "test-clients": Job(("dev",), test_clients),
     "test-robust": Job(("dev",), test_robust),
     "test-mesh": Job(("dev",), test_mesh),
     "test-deploy": Job(("dev", "deploy"), test_deploy, venv=".venv-deploy"),

@@ -1,6 +1,7 @@
 """dev.py: which Python it picks, when it installs, what it says when it cannot. Nothing is installed here."""
 
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -177,6 +178,73 @@ def test_a_moved_checkout_installs_again(venv: Path, monkeypatch: pytest.MonkeyP
     assert dev.fingerprint(("cpu",)) != before
 
 
+def test_an_environment_without_the_checkout_gets_packages_alone(venv: Path, commands: Commands) -> None:
+    dev.prepare(venv, ("cpu",), checkout=False)
+    assert commands.locks() == ["cpu"]
+    assert not any("--editable" in command for command in commands)
+
+
+@pytest.fixture
+def node_clients(venv: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with a lock for Node and an npm; returns where the packages go."""
+    folder = venv.parent / "node_lock"
+    folder.mkdir()
+    for name in ("package.json", "package-lock.json", ".npmrc"):
+        (folder / name).write_text("{}")
+    monkeypatch.setattr(dev, "NODE_CLIENTS", folder)
+    monkeypatch.setattr(dev.shutil, "which", lambda _: "npm")
+    return venv.parent / "node"
+
+
+def test_clients_for_node_are_installed_once_for_each_lock(node_clients: Path, commands: Commands) -> None:
+    for _ in range(2):
+        dev.install_node_clients(node_clients)
+    assert [command[:2] for command in commands] == [["npm", "ci"]]
+    (dev.NODE_CLIENTS / "package-lock.json").write_text("{ }")
+    dev.install_node_clients(node_clients)
+    assert len(commands) == 2
+    assert (node_clients / "package-lock.json").read_text() == "{ }"
+
+
+def test_clients_for_node_that_were_not_installed_are_tried_again(node_clients: Path, commands: Commands) -> None:
+    commands.fail_at = "ci"
+    with pytest.raises(dev.Problem, match="could not install the clients for Node"):
+        dev.install_node_clients(node_clients)
+    commands.fail_at = ""
+    dev.install_node_clients(node_clients)
+    assert len(commands) == 2
+
+
+def test_without_npm_the_clients_for_node_are_left_out(
+    node_clients: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dev.shutil, "which", lambda _: None)
+    dev.install_node_clients(node_clients)
+    assert commands == []
+    assert "no npm" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status"),
+    [([0, 0], 0), ([0, 5], 0), ([5, 0], 0), ([5, 5], 5), ([1, 0], 1), ([0, 1], 1), ([5, 2], 2)],
+)
+def test_clients_fail_where_either_environment_does(
+    monkeypatch: pytest.MonkeyPatch, statuses: list[int], status: int
+) -> None:
+    runs: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        runs.append(command)
+        return subprocess.CompletedProcess(command, statuses[len(runs) - 1])
+
+    monkeypatch.setattr(dev, "prepare", lambda venv, locks, checkout: venv / "bin" / "python")
+    monkeypatch.setattr(dev, "install_node_clients", lambda folder: None)
+    monkeypatch.setattr(dev.subprocess, "run", run)
+    assert dev.test_clients(Path("python"), ["-k", "chat"]) == status
+    assert [Path(command[0]).parents[1].name for command in runs] == [".venv-clients", ".venv-clients-openai2"]
+    assert all(command[-2:] == ["-k", "chat"] for command in runs)
+
+
 def test_the_test_environment_serves_too_but_not_the_other_way(venv: Path, commands: Commands) -> None:
     dev.prepare(venv, ("cpu",))
     dev.prepare(venv, ("dev",))
@@ -336,6 +404,24 @@ def test_every_direct_dependency_is_locked() -> None:
     }.items():
         names = {re.split(r"[\[<>=;~! ]", each)[0].lower() for each in [*project["dependencies"], *wanted]}
         assert names <= pins(lock).keys(), f"requirements/{lock}.txt is stale: python3 dev.py lock"
+
+
+@pytest.mark.parametrize("lock", dev.CLIENTS)
+def test_every_client_is_locked(lock: str) -> None:
+    lines = (ROOT / "requirements" / f"{lock}.in").read_text().splitlines()
+    names = {re.split(r"[\[<>=]", line)[0] for line in lines if not line.startswith("#")}
+    assert names <= pins(lock).keys(), f"requirements/{lock}.txt is stale: python3 dev.py lock"
+    assert not {"torch", "jax"} & pins(lock).keys()
+
+
+def test_clients_for_node_are_locked_by_hash_and_without_an_address() -> None:
+    folder = ROOT / "tests" / "clients" / "node"
+    wanted = json.loads((folder / "package.json").read_text())
+    packages = json.loads((folder / "package-lock.json").read_text())["packages"]
+    root = packages.pop("")
+    assert root["dependencies"] == wanted["dependencies"]
+    assert all(re.fullmatch(r"[\d.]+", version) for version in wanted["dependencies"].values())
+    assert all("integrity" in package and "resolved" not in package for package in packages.values())
 
 
 def test_what_builds_the_checkout_is_locked() -> None:

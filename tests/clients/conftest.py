@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 OFFLINE = {
-    "AIPERF_SERVICE_REGISTRATION_TIMEOUT": "120",
     "ANONYMIZED_TELEMETRY": "False",
     "DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",

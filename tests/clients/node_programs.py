@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from server_process import API_KEY, ServerProcess
 from programs import missing
+from server_process import API_KEY, ServerProcess
 
 PROGRAMS = Path(__file__).parent / "node"
 HOME = Path(sys.prefix) / "node"

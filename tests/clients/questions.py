@@ -1,4 +1,4 @@
-"""What every client asks, in the shapes that its users write; the demo model is held to them by schema and forced calls."""
+"""What the clients ask: a question that the demo model knows, a schema, and a tool."""
 
 from typing import Literal
 

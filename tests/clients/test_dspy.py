@@ -54,7 +54,7 @@ def test_completion(base_url: str) -> None:
 
 @pytest.mark.parametrize("adapter", [dspy.JSONAdapter, dspy.ChatAdapter])
 def test_signature(registered: dspy.LM, adapter: Any) -> None:
-    """The JSON adapter sends a schema; the chat adapter falls back to it, as a small model does not keep to its marks."""
+    """The JSON adapter sends a schema. The chat adapter falls back to it, since a small model forgets its marks."""
     with dspy.context(lm=registered, adapter=adapter()):
         found = dspy.Predict(Country)(city="Rome")
     assert found.country in ("Spain", "France", "Italy")

@@ -40,7 +40,9 @@ def test_stream(kind: type, base_url: str) -> None:
     assert ANSWER in reply.text
 
 
-@pytest.mark.parametrize(("kind", "field"), [(OpenAIChatGenerator, "response_format"), (OpenAIResponsesChatGenerator, "text_format")])
+@pytest.mark.parametrize(
+    ("kind", "field"), [(OpenAIChatGenerator, "response_format"), (OpenAIResponsesChatGenerator, "text_format")]
+)
 def test_structured_output(kind: type, field: str, base_url: str) -> None:
     generator = build(kind, base_url, generation_kwargs={field: City})
     (reply,) = generator.run([ChatMessage.from_user("Tell me of Madrid.")])["replies"]

@@ -52,7 +52,17 @@ def proxy(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> It
     config.write_text(CONFIG.format(url=server.url, key=API_KEY, master=MASTER_KEY))
     port = free_port()
     program = Path(sys.executable).parent / "litellm"
-    command = [str(program), "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--telemetry", "False"]
+    command = [
+        str(program),
+        "--config",
+        str(config),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--telemetry",
+        "False",
+    ]
     log = folder / "log"
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=folder, env={**os.environ}, stdout=out, stderr=out)

@@ -8,7 +8,6 @@ from openai import OpenAI
 from questions import City
 from server_process import API_KEY
 
-
 ASK: dict[str, Any] = {
     "model": "demo",
     "messages": [{"role": "user", "content": "Tell me of Madrid."}],

@@ -5,7 +5,6 @@ import asyncio
 import pytest
 from llama_index.core.agent.workflow import FunctionAgent, ToolCallResult
 from llama_index.core.llms import ChatMessage
-from llama_index.core.program import LLMTextCompletionProgram
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
 from questions import ANSWER, QUESTION, City, weather
@@ -44,7 +43,9 @@ def test_complete(llm: OpenAILike) -> None:
 
 def test_completions_api(base_url: str) -> None:
     llm = OpenAILike(model="demo", api_base=base_url, api_key=API_KEY, max_tokens=8, temperature=0)
-    assert llm.complete("Once upon a time").text == "".join(chunk.delta or "" for chunk in llm.stream_complete("Once upon a time"))
+    assert llm.complete("Once upon a time").text == "".join(
+        chunk.delta or "" for chunk in llm.stream_complete("Once upon a time")
+    )
 
 
 @pytest.mark.parametrize("by_schema", [True, False])
