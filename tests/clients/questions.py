@@ -17,6 +17,14 @@ class City(BaseModel):
     nicknames: list[Literal["big", "old", "sunny"]] = Field(default_factory=list, max_length=2)
 
 
+class Place(BaseModel):
+    """A schema without bounds of length, which Anthropic's clients take out of schemas and check on their own."""
+
+    name: Literal["Madrid", "Paris", "Rome"]
+    country: Literal["Spain", "France", "Italy"]
+    is_capital: bool
+
+
 def weather(city: Literal["Madrid", "Paris", "Rome"]) -> str:
     """Returns the weather in a city.
 

@@ -4,7 +4,7 @@ import { zodOutputFormat } from "@anthropic-ai/sdk/helpers/zod";
 import { z } from "zod";
 
 const client = new Anthropic({ baseURL: process.env.SERVER_URL, apiKey: process.env.API_KEY, maxRetries: 0 });
-const City = z.object({ name: z.string().max(20), country: z.enum(["Spain", "France"]), isCapital: z.boolean() });
+const City = z.object({ name: z.enum(["Madrid", "Paris"]), country: z.enum(["Spain", "France"]), isCapital: z.boolean() });
 const messages = [{ role: "user", content: "What is the capital of Spain?" }];
 const ask = { model: "demo", messages, max_tokens: 200 };
 const text = (message) => message.content.map((block) => block.text ?? "").join("");
