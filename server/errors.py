@@ -211,7 +211,8 @@ def log_reason(error: ApiError) -> str:
     """Returns why a request was refused: one short line for the log, without values that the client sent."""
     detail = error.body["error"]
     if error.is_private:
-        return f"{_one_line(detail['param'] or 'the request', _MAX_REASON)} was refused ({detail['code'] or detail['type']})"
+        param = _one_line(detail["param"] or "the request", _MAX_REASON)
+        return f"{param} was refused ({detail['code'] or detail['type']})"
     return _one_line(_without_quotes(detail["message"].partition(", got ")[0]), _MAX_REASON)
 
 
