@@ -100,14 +100,14 @@ def test_followers_end_when_the_leader_is_lost() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--num-hosts", "2"), "several hosts need both coordinator and num_hosts"),
-        (("--coordinator", "a:1"), "several hosts need both coordinator and num_hosts"),
+        (("--num-hosts", "2"), "several hosts need both --coordinator and --num-hosts"),
+        (("--coordinator", "a:1"), "several hosts need both --coordinator and --num-hosts"),
         (
             ("--coordinator", "a:1", "--num-hosts", "2", "--host-index", "2"),
-            "host_index must be less than num_hosts (2)",
+            "--host-index must be less than --num-hosts (2)",
         ),
-        (("--coordinator", "nowhere", "--num-hosts", "2"), "coordinator: "),
-        (("--mesh", "model=two"), 'mesh: must be auto, or like "data=2,model=4"'),
+        (("--coordinator", "nowhere", "--num-hosts", "2"), "--coordinator must match"),
+        (("--mesh", "model=two"), "--mesh must be auto, or like data=2,model=4"),
         (("--mesh", "data=2,model=2"), "mesh data=2,model=2 takes 4 devices, but there are 1"),
     ],
 )
