@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from roost.engine import open_model
+from roost.engine import DeviceFacts, open_model
 from roost.engine.model.config import PRESETS, ModelConfig
 from roost.engine.saved_state import SavedState, StateFormat
 from roost.engine.snapshot import Snapshot
@@ -82,7 +82,8 @@ def test_no_page_names_another_size_or_unit() -> None:
 @pytest.mark.parametrize("model", ["2b", "9b"])
 def test_the_banner_and_the_plan_say_the_same(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     whole = f"{sizes(PRESETS[model], 2)[2]} MiB"
-    assert any(whole in line for line in summary(open_model(f"random:{model}"), EngineConfig(), 8, model, ""))
+    lines = summary(open_model(f"random:{model}"), EngineConfig(), 8, model, "", DeviceFacts("cpu", 1, None))
+    assert any(whole in line for line in lines)
     print_plan(f"random:{model}", "v5p", "bfloat16")
     assert whole in capsys.readouterr().out
 

@@ -379,7 +379,7 @@ async def test_nobody_there_is_one_line(tmp_path: Path) -> None:
         (["--url", "http://127.0.0.1:1", "--dtype", "float32"], "--dtype is for a model that is loaded here"),
         (["--url", "http://127.0.0.1:1", "--quantize", "int8"], "--quantize is for a model"),
         (["--url", "http://127.0.0.1:1", "--api-key", "a\r\nb"], "--api-key "),
-        (["--dtype", "half"], "dtype: "),
+        (["--dtype", "half"], "--dtype must be "),
         (["demo", "--temperature", "-1"], "temperature must be"),
         (["demo", "--max-tokens", "-1"], "max_tokens must be"),
     ],
