@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from .config import EngineStats
 from .core import EngineCore
@@ -38,6 +39,10 @@ class _Save:
 
 class _Wake:
     """Ends the wait for a command: a step has something to do."""
+
+
+_MAX_COMMANDS: Final = 64
+"""Number of commands that are applied before a step; each takes a tenth of a millisecond or so."""
 
 
 class _Stop:
@@ -221,9 +226,10 @@ class AsyncEngine:
     def _take_commands(self, core: EngineCore) -> bool:
         """Applies what the inbox holds, waiting only while there is nothing else to do; False when it says stop.
 
-        Saves wait for their turn: one of them is served before each step.
+        A step waits for `_MAX_COMMANDS` at most: clients that come and go faster than commands are applied would else
+        hold up all others. Saves wait for their turn: one of them is served before each step.
         """
-        while True:
+        for _ in range(_MAX_COMMANDS):
             is_idle = core.is_idle and not self._pending_saves
             try:
                 command = self._next_command(core)
@@ -245,6 +251,8 @@ class AsyncEngine:
                     self._pending_saves.append(command)
                 case _Stop():
                     return False
+        self._serve_save(core)
+        return True
 
     def _next_command(self, core: EngineCore) -> _Command:
         """Waits for a command for as long as neither a step nor a save has something to do.

@@ -25,7 +25,7 @@ MAX_WORK: Final = 8 * 512
 """Tokens that the engine may read and generate between a victim's request and its first token: 8 prefill steps of the
 default size. Some of them pass while the victim's own HTTP requests are under way."""
 
-MAX_OCCUPANCY: Final = 40
+MAX_OCCUPANCY: Final = 60
 """Units of `watched_server.py` that the event loop may work at a stretch, or the engine from the end of one step to the
 end of the next: four million additions."""
 

@@ -381,6 +381,41 @@ async def test_streams_wait_for_one_save_per_step() -> None:
     await engine.stop()
 
 
+class AddingCore(LoggingCore):
+    """Notes each request that is added, too."""
+
+    def add(self, request: Request) -> None:
+        self._log.append("add")
+        super().add(request)
+
+
+async def test_a_step_waits_for_some_commands_only() -> None:
+    """However fast clients come and go."""
+    log: list[str] = []
+    runner = GatedRunner(log)
+    engine = AsyncEngine(lambda: AddingCore(log, runner))
+    engine.start()
+    await engine.wait_ready()
+    stream = engine.generate(Request("endless", (1,), SamplingParams(max_tokens=None)))
+    await anext(stream)
+    runner.gate.clear()
+    others = [
+        asyncio.create_task(collect(engine, Request(f"r{n}", (1,), SamplingParams(max_tokens=1)))) for n in range(500)
+    ]
+    await asyncio.sleep(0)
+    for other in others[1:]:
+        other.cancel()
+    await asyncio.gather(*others[1:], return_exceptions=True)
+    del log[:]
+    runner.gate.set()
+    assert await others[0] == [2]
+    await until(lambda: log.count("add") == 500)
+    runs = " ".join(log).split("step")
+    assert max(run.count("add") for run in runs) <= 64
+    await stream.aclose()
+    await engine.stop()
+
+
 async def test_a_save_that_nobody_waits_for_takes_no_turn() -> None:
     log: list[str] = []
     runner = GatedRunner(log)
