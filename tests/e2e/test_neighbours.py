@@ -27,7 +27,7 @@ default size. Some of them pass while the victim's own HTTP requests are under w
 
 MAX_OCCUPANCY: Final = 60
 """Units of `watched_server.py` that the event loop may work at a stretch, or the engine from the end of one step to the
-end of the next: four million additions."""
+end of the next: six million additions."""
 
 
 def load(name: str) -> Any:
