@@ -2,6 +2,7 @@
 
 import codecs
 import gc
+import re
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Final
 
@@ -33,6 +34,11 @@ _LARGEST_REQUESTS: Final = 4
 
 _GROWTH: Final = 64
 """The most that a body can become, times its size: its values and its prompt's token ids."""
+
+MAX_CONTAINERS: Final = 2**17
+"""Arrays and objects of a body. As many messages as there may be, each with parts, have fewer."""
+
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
 _LONG: Final = 16 * 2**10
 """Bytes that take a millisecond or so to parse: from here on a worker thread does it."""
@@ -148,6 +154,7 @@ def _parse(raw: bytearray, model: type[BaseModel] | None) -> tuple[Any, int]:
     Raises:
       ApiError: this is no JSON, is too deeply nested, or does not fit the model.
     """
+    _check_containers(raw)
     was_enabled = gc.isenabled()
     gc.disable()  # a million new objects would set it off again and again, and everybody waits while it runs
     try:
@@ -157,6 +164,20 @@ def _parse(raw: bytearray, model: type[BaseModel] | None) -> tuple[Any, int]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def _check_containers(raw: bytes | bytearray) -> None:
+    """Millions of empty arrays are small as text, and keep the interpreter from others for seconds.
+
+    Raises:
+      ApiError: there are too many arrays and objects.
+    """
+    if _num_containers(raw) > MAX_CONTAINERS and _num_containers(_STRING.sub(b"", raw)) > MAX_CONTAINERS:
+        raise bad_value(None, f"the body must have at most {MAX_CONTAINERS} arrays and objects")
+
+
+def _num_containers(raw: bytes | bytearray) -> int:
+    return raw.count(b"[") + raw.count(b"{")
 
 
 def _checked(parsed: Any, model: type[BaseModel]) -> BaseModel:

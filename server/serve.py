@@ -8,6 +8,7 @@ import math
 import select
 import signal
 import socket
+import sys
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
@@ -58,6 +59,10 @@ _LAST_CONNECTIONS_S: Final = 0.5
 
 _WATCH_S: Final = 0.01
 
+_SWITCH_S: Final = 0.0005
+"""Seconds that a thread keeps the interpreter while others want it: a tenth of Python's own, as the event loop and the
+engine wait so long for each of the worker threads."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -67,6 +72,7 @@ def serve(settings: Settings) -> int:
     Raises:
       RoostError: a setting is wrong, the model cannot be loaded, or the port is taken.
     """
+    sys.setswitchinterval(_SWITCH_S)
     signals = Signals()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signals)

@@ -1,10 +1,12 @@
 """The official client of Anthropic against a real server process."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import anthropic
 import pytest
 from anthropic.types import MessageParam
+from pydantic import BaseModel
 from server_process import API_KEY, MODEL, ServerProcess
 
 GREEDY = {"temperature": 0}
@@ -61,3 +63,24 @@ def test_errors_are_the_clients_own(client: anthropic.Anthropic) -> None:
     assert bad.value.request_id is not None
     with pytest.raises(anthropic.AuthenticationError):
         client.with_options(api_key="wrong").messages.create(model=MODEL, messages=HI, max_tokens=1)
+
+
+class Verdict(BaseModel):
+    """What an answer is parsed into."""
+
+    ok: bool
+    score: Literal[1, 2, 3]
+
+
+def test_a_parsed_message_keeps_to_its_model(client: anthropic.Anthropic) -> None:
+    """As agents ask for output: with thinking, a cached prompt and tools that only Anthropic runs."""
+    message = client.messages.parse(
+        model=MODEL,
+        messages=HI,
+        max_tokens=100,
+        output_format=Verdict,
+        system=[{"type": "text", "text": "be short", "cache_control": {"type": "ephemeral"}}],
+        thinking={"type": "enabled", "budget_tokens": 1024},
+    )
+    assert isinstance(message.parsed_output, Verdict)
+    assert message.usage.cache_creation_input_tokens is not None

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from fake_server import until
 from roost.server.app import create_app
-from roost.server.body import parse_json
+from roost.server.body import MAX_CONTAINERS, parse_json
 from roost.server.errors import ApiError
 from roost.server.schema_base import MAX_MESSAGES
 from roost.server.service import Service
@@ -176,3 +176,14 @@ async def test_a_byte_order_mark_is_skipped(small: httpx.AsyncClient) -> None:
     response = await small.post("/v1/completions", content=codecs.BOM_UTF8 + b'{"prompt": "a"}', headers=JSON)
     assert response.status_code == 200
     assert (await small.post("/v1/completions", content=codecs.BOM_UTF8 * 2 + b"{}", headers=JSON)).status_code == 400
+
+
+async def test_a_body_has_so_many_arrays_and_objects(client: httpx.AsyncClient) -> None:
+    """Those in texts are none."""
+    text = "[{" * MAX_CONTAINERS
+    assert (await client.post("/v1/completions", json={"prompt": "a", "user": text + '"\\'})).status_code == 200
+    for empty in ("[]", "{}"):
+        content = '{"prompt": "a", "user": [' + ",".join([empty] * MAX_CONTAINERS) + "]}"
+        response = await client.post("/v1/completions", content=content.encode(), headers=JSON)
+        assert response.status_code == 400
+        assert "at most 131072 arrays and objects" in response.json()["error"]["message"]
