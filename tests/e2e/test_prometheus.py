@@ -1,6 +1,6 @@
 """Real Prometheus, and the checker that comes with it (Debian: `apt-get install prometheus`), on a running server.
 
-They are skipped where it is not installed, unless ROOST_NEEDS_PROMETHEUS says that it has to be.
+They are skipped where it is not installed, unless DEMAND_PROMETHEUS says that it has to be.
 """
 
 import os
@@ -20,7 +20,7 @@ NAMES = ("prometheus", "promtool")
 MISSING = [name for name in NAMES if shutil.which(name) is None]
 
 pytestmark = pytest.mark.skipif(
-    bool(MISSING) and not os.environ.get("ROOST_NEEDS_PROMETHEUS"),
+    bool(MISSING) and not os.environ.get("DEMAND_PROMETHEUS"),
     reason=f"{' and '.join(MISSING)} not installed (Debian: apt-get install prometheus)",
 )
 
