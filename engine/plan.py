@@ -168,7 +168,7 @@ def plan(
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a model runs on.
+    """A device, and the precision and mesh that a model has on it.
 
     Attributes:
       device: its name.

@@ -1,6 +1,5 @@
 """`/v1/responses`: OpenAI's newer way to chat, in which the server remembers."""
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -74,7 +73,7 @@ async def list_input_items(
 ) -> Response:
     """What the response was made of: its input, and the conversation that it goes on from."""
     stored = service.responses.get(response_id)
-    return json_response(await asyncio.to_thread(page, stored, limit, order, after))
+    return json_response(await service.workers.run(lambda: page(stored, limit, order, after)))
 
 
 @router.post("/v1/responses/{response_id}/cancel")
@@ -124,7 +123,7 @@ async def _prepare(
             lambda: (chat_params(chat, service.model), chat_wish(chat, format_param="text.format"))
         )
         prompt = await service.prompts.chat(chat.messages, chat.ending, tools=chat.usable_tools, param="input")
-        asked = await asyncio.to_thread(pack, messages) if body.store else b""
+        asked = await service.workers.run(lambda: pack(messages)) if body.store else b""
         chat = chat.model_copy(update={"messages": []})
         del messages, earlier
     keep = partial(_keep, service, asked, log) if body.store else _forget
