@@ -293,7 +293,7 @@ async def saved_file(attacker: Attacker, num_tokens: int = 130) -> bytes:
 
 def altered(file: bytes, change: Change) -> bytes:
     """A state file with something else in it, and the right digest."""
-    from roost.engine.state_file import pack, unpack
+    from roost.engine.prefix_cache.state_file import pack, unpack
 
     arrays, facts = unpack(file)
     held = {name: np.array(array) for name, array in arrays.items()}

@@ -24,13 +24,13 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 from roost.engine import EngineCore, Request, SamplingParams, open_model
-from roost.engine.constraint import Constraint, TokenMask, words_of_mask
+from roost.engine.core.output_constraint import Constraint, TokenMask, words_of_mask
 from roost.server.bench.engine_driver import Driver, run_together
 from roost.server.bench.engine_loading import load
-from roost.server.grammar import Grammar, GrammarCompiler, json_spec
-from roost.server.served_model import open_tokenizer
 from roost.server.settings import Settings
-from roost.server.tokenizer import Tokenizer, synthetic_tokenizer
+from roost.server.text.grammar import Grammar, GrammarCompiler, json_spec
+from roost.server.text.served_model import open_tokenizer
+from roost.server.text.tokenizer import Tokenizer, synthetic_tokenizer
 
 VOCABULARIES = (32_000, 256_000)
 ROUNDS, REPEATS = 11, 20

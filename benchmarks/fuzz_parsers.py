@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import tokenizers
 from roost.engine import RoostError
-from roost.engine.model.checkpoint.safetensors_files import INDEX, find_files, open_files
+from roost.engine.checkpoint.safetensors_files import INDEX, find_files, open_files
 from roost.engine.model.config import read_config
-from roost.engine.state_file import pack, unpack
-from roost.server.chat import ChatFormatError, Message, load_chat_format
-from roost.server.defaults import read_defaults
-from roost.server.tokenizer import load_tokenizer, synthetic_tokenizer
+from roost.engine.prefix_cache.state_file import pack, unpack
+from roost.server.text.chat_template import ChatFormatError, Message, load_chat_format
+from roost.server.text.generation_defaults import read_defaults
+from roost.server.text.tokenizer import load_tokenizer, synthetic_tokenizer
 from safetensors.numpy import save
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo"

@@ -27,14 +27,14 @@ import numpy as np
 import orjson
 from rich.console import Console
 from rich.table import Table
-from roost.engine.model.checkpoint import open_tensors, orbax, tensors
-from roost.engine.model.checkpoint.griffin_config import NAME, griffin_fields
-from roost.engine.model.checkpoint.layout import tensor_specs
-from roost.engine.model.checkpoint.tensors import BFLOAT16, HostArray, ReadRows, StoredTensor
+from roost.engine.checkpoint import open_tensors, orbax, tensors
+from roost.engine.checkpoint.conversion import convert
+from roost.engine.checkpoint.griffin_config import NAME, griffin_fields
+from roost.engine.checkpoint.layout import tensor_specs
+from roost.engine.checkpoint.source import open_model
+from roost.engine.checkpoint.tensors import BFLOAT16, HostArray, ReadRows, StoredTensor
 from roost.engine.model.config import PRESETS, ModelConfig
-from roost.engine.model.convert import convert
-from roost.engine.model.source import open_model
-from roost.engine.plan import DEVICES, plan
+from roost.engine.roofline import DEVICES, plan
 
 SAMPLE_S: Final = 0.002
 
@@ -91,8 +91,8 @@ def load(folder: Path, dtype: str, quantize: str | None) -> None:
     """As the runner does on a CPU."""
     import jax
     import jax.numpy as jnp
+    from roost.engine.checkpoint.weights import Checkpoint, load_params
     from roost.engine.model.griffin import abstract_model
-    from roost.engine.model.weights import Checkpoint, load_params
 
     source = open_model(str(folder))
     matrices = None if quantize is None else jnp.dtype(quantize)

@@ -26,14 +26,14 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 from rich.table import Table
-from roost.engine.model.checkpoint import open_tensors
+from roost.engine.checkpoint import open_tensors
+from roost.engine.checkpoint.source import ModelSource, open_model
+from roost.engine.checkpoint.weights import Checkpoint, load_params
 from roost.engine.model.griffin import abstract_model
-from roost.engine.model.source import ModelSource, open_model
 from roost.engine.model.state import zero_state
-from roost.engine.model.weights import Checkpoint, load_params
-from roost.engine.programs import CPU_OPTIONS
-from roost.server.chat import Ending, Message, load_chat_format
-from roost.server.tokenizer import Tokenizer, load_tokenizer
+from roost.engine.worker.programs import CPU_OPTIONS
+from roost.server.text.chat_template import Ending, Message, load_chat_format
+from roost.server.text.tokenizer import Tokenizer, load_tokenizer
 
 EVALUATION: Final = Path(__file__).parents[1] / "tools" / "eval_demo.py"
 ROWS, STEPS, BLOCK = 8, 512, 64

@@ -39,13 +39,13 @@ from roost.engine import (
     TokenLogprobs,
     open_model,
 )
-from roost.engine.config import PREFILL_BLOCK
+from roost.engine.core.config import PREFILL_BLOCK
+from roost.engine.core.snapshot import Mark
 from roost.engine.model.config import PRESETS
-from roost.engine.scheduler import Scheduler
-from roost.engine.snapshot import Mark
-from roost.engine.state_cache import PromptKey
+from roost.engine.prefix_cache.tree import PromptKey
+from roost.engine.scheduling.scheduler import Scheduler
 from roost.server.bench.facts import machine, now, resident_bytes, versions
-from roost.server.served_model import open_tokenizer
+from roost.server.text.served_model import open_tokenizer
 
 SYSTEM_TOKENS, QUESTION_TOKENS = 4000, 32
 REPLY_TOKENS, NEW_TOKENS = 32, 32

@@ -33,13 +33,13 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from rich.console import Console
 from rich.table import Table
-from roost.engine import steps
+from roost.engine.checkpoint.source import open_model
 from roost.engine.model.config import PRESETS, ModelConfig
 from roost.engine.model.griffin import abstract_model
-from roost.engine.model.source import open_model
-from roost.engine.plan import DEVICES
-from roost.engine.programs import new_pool
-from roost.engine.step_inputs import prefill_columns
+from roost.engine.roofline import DEVICES
+from roost.engine.worker import steps
+from roost.engine.worker.programs import new_pool
+from roost.engine.worker.step_inputs import prefill_columns
 from roost.kernels import window_attention
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}

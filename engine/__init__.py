@@ -3,11 +3,10 @@
 from collections.abc import Callable
 
 from .async_engine import AsyncEngine
-from .config import PREFILL_BLOCK, STEP_TOKEN_BOUNDS, CacheStats, EngineConfig, EngineStats
-from .constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
-from .core import EngineCore
-from .device import DeviceFacts, device_facts, numerics
-from .errors import (
+from .checkpoint.conversion import convert
+from .checkpoint.source import ModelSource, open_model
+from .core.config import PREFILL_BLOCK, STEP_TOKEN_BOUNDS, CacheStats, EngineConfig, EngineStats
+from .core.errors import (
     CheckpointError,
     ConfigError,
     ConstraintError,
@@ -21,18 +20,9 @@ from .errors import (
     StateFileError,
     UnknownRequestError,
 )
-from .executor import Executor, Progress
-from .hosts import HostGroup
-from .mailbox import Mailbox
-from .model.config import ModelConfig
-from .model.convert import convert
-from .model.shards import Shards
-from .model.source import ModelSource, open_model
-from .model.units import shown_bytes
-from .plan import CPU, DEVICES, Plan, Setup, find_device, plan, setups_that_fit
-from .profiling import record_profile
-from .recent import MAX_TOKENS
-from .request import (
+from .core.mailbox import Mailbox
+from .core.output_constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
+from .core.request import (
     MAX_BIASES,
     MAX_LOGPROBS,
     MAX_REPETITION_PENALTY,
@@ -45,13 +35,23 @@ from .request import (
     TokenLogprobs,
     TokenOutput,
 )
-from .runner import ModelRunner
-from .saved_state import SavedState, StateFormat
-from .scheduler import Scheduler
-from .snapshot import Snapshot
-from .state_cache import StateCache
-from .state_disk import StateDisk
-from .tenant_store import TenantStore
+from .core.snapshot import Snapshot
+from .core.tenant_store import TenantStore
+from .core.units import shown_bytes
+from .distributed.hosts import HostGroup
+from .engine_core import EngineCore
+from .model.collectives import Shards
+from .model.config import ModelConfig
+from .platform import DeviceFacts, device_facts, numerics
+from .prefix_cache.disk import StateDisk
+from .prefix_cache.saved_state import SavedState, StateFormat
+from .prefix_cache.tree import StateCache
+from .roofline import CPU, DEVICES, Plan, Setup, find_device, plan, setups_that_fit
+from .scheduling.scheduler import Scheduler
+from .scheduling.token_history import MAX_TOKENS
+from .worker.executor import Executor, Progress
+from .worker.profiling import record_profile
+from .worker.runner import ModelRunner
 
 __all__ = [
     "CPU",

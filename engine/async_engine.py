@@ -10,12 +10,12 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from .config import EngineStats
-from .core import EngineCore
-from .errors import EngineDeadError, QueueFullError, UnknownRequestError
-from .mailbox import Mailbox
-from .request import FinishReason, Request, TokenOutput, join_outputs
-from .saved_state import SavedState, StateFormat
+from .core.config import EngineStats
+from .core.errors import EngineDeadError, QueueFullError, UnknownRequestError
+from .core.mailbox import Mailbox
+from .core.request import FinishReason, Request, TokenOutput, join_outputs
+from .engine_core import EngineCore
+from .prefix_cache.saved_state import SavedState, StateFormat
 
 type _Event = tuple[str, TokenOutput | Exception]
 

@@ -1,6 +1,6 @@
 """`python -m roost.server` is the same as `roost`."""
 
-from .cli import app
+from .cli.main import app
 
 
 def main() -> None:

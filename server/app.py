@@ -8,30 +8,19 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from .access import Access, KeyRequired, PortSplit, is_debug, is_private
-from .body import MAX_BODY_BYTES, MAX_KEPT_BYTES, BodyLimit
-from .door import Doorkeeper
-from .error_answers import install_error_handlers
-from .http_methods import HeadAndOptions
-from .middleware import RequestScope
-from .openapi import ERRORS
+from .api.anthropic import messages
+from .api.native import abort, debug, generate, health, page, render, states, tokenize
+from .api.openai import chat_completions as chat
+from .api.openai import completions, models, responses
+from .api.openapi import ERRORS
+from .error_responses import install_error_handlers
+from .generation.service import Service
+from .middleware.auth import Access, KeyRequired, PortSplit, is_debug, is_private
+from .middleware.body import MAX_BODY_BYTES, MAX_KEPT_BYTES, BodyLimit
+from .middleware.drain import Doorkeeper
+from .middleware.http_methods import HeadAndOptions
+from .middleware.request_id import RequestScope
 from .request_warnings import HEADER as WARNINGS_HEADER
-from .routes import (
-    abort,
-    chat,
-    completions,
-    debug,
-    generate,
-    health,
-    messages,
-    models,
-    page,
-    render,
-    responses,
-    states,
-    tokenize,
-)
-from .service import Service
 
 _OPEN_TO_ALL = Access()
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from roost.engine import DeviceFacts, open_model
+from roost.engine.core.snapshot import Snapshot
 from roost.engine.model.config import PRESETS, ModelConfig
-from roost.engine.saved_state import SavedState, StateFormat
-from roost.engine.snapshot import Snapshot
-from roost.server.loading import EngineConfig, summary
-from roost.server.plan import print_plan
+from roost.engine.prefix_cache.saved_state import SavedState, StateFormat
+from roost.server.cli.plan import print_plan
+from roost.server.lifecycle.engine_loading import EngineConfig, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [

@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 from jaxtyping import Array, Float, TypeCheckError, jaxtyped
-from roost.engine.sampler import logprobs
-from roost.kernels.halving import max_last
+from roost.engine.sampling.sampler import logprobs
+from roost.kernels.tree_reduce import max_last
 from type_checks import check
 
 

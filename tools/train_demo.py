@@ -34,10 +34,10 @@ import sentencepiece
 from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from roost.engine.checkpoint.weights import checkpoint_tensors, random_params
 from roost.engine.model.config import ModelConfig, cycle
 from roost.engine.model.griffin import Griffin, Params, abstract_model
 from roost.engine.model.state import zero_state
-from roost.engine.model.weights import checkpoint_tensors, random_params
 from safetensors import safe_open
 from safetensors.numpy import save, save_file
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from ..errors import CheckpointError
+from ..core.errors import CheckpointError
 
 BlockType = Literal["recurrent", "attention"]
 _CYCLE: Final[tuple[BlockType, ...]] = ("recurrent", "recurrent", "attention")

@@ -9,10 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
 from ...kernels import PORTABLE, Backend
+from .collectives import Shards
 from .config import ModelConfig
 from .layers import ResidualBlock, RMSNorm, dot, matrix
-from .quantize import take_rows
-from .shards import Shards
+from .quantization import take_rows
 from .state import LayerState, LayerTrail, ModelState, Trail, join_trails
 
 type Params = Any

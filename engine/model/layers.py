@@ -21,9 +21,9 @@ from ...kernels.causal_conv1d import causal_conv1d, next_state, states_between
 from ...kernels.precision import product_precision
 from ...kernels.rg_lru import rg_lru
 from ...kernels.window_attention import decode_attention, prefill_attention
+from .collectives import Shards
 from .config import BlockType, ModelConfig
-from .quantize import Matrix, QuantizedMatrix, quantized_dot, zero_matrix
-from .shards import Shards
+from .quantization import Matrix, QuantizedMatrix, quantized_dot, zero_matrix
 from .state import AttentionState, AttentionTrail, LayerTrail, RecurrentState, RecurrentTrail
 
 _FLOAT32: Final = jnp.dtype("float32")

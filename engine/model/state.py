@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from ...kernels.window_attention import Blocks, cut_ring, whole_ring
+from .collectives import Shards
 from .config import ModelConfig
-from .shards import Shards
 
 
 class RecurrentState(NamedTuple):

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from ..halving import max_last, sum_last
 from ..precision import product_precision
+from ..tree_reduce import max_last, sum_last
 from .ring import Blocks, Rings, block_sizes, write_ring
 from .softmax import MASKED
 

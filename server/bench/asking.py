@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from ..failing import CommandError
+from ..terminal.failure import CommandError
 from .client import Answer, ClientError, HttpClient
 from .prompts import draw_text, draw_token_ids
 from .recorder import http_failure

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..failing import errors_in_one_line
-from ..help import MODEL_HELP, QUANTIZE_HELP, Group, shown_default
 from ..settings import Settings, SettingsError, load_settings
+from ..terminal.failure import errors_in_one_line
+from ..terminal.help import MODEL_HELP, QUANTIZE_HELP, Group, shown_default
 
 app = typer.Typer(
     cls=Group,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ...engine import EngineCore, Request, device_facts
-from ..fetching import find_model
+from ..model_hub import find_model
 from ..settings import Settings, SettingsError
 from .arrivals import balanced_interval, poisson_times
 from .engine_driver import Driver, run_at, run_by_rounds, run_in_turn, run_together

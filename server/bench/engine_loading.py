@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from ...engine import EngineCore, ModelSource, Request, SamplingParams, load_engine
-from ..loading import LoadProgress, engine_config, leave_while_loading
+from ..lifecycle.engine_loading import LoadProgress, engine_config, leave_while_loading
 from ..settings import Settings
 
 INTERRUPTED: Final = 130

@@ -9,7 +9,7 @@ from typing import Any, Final
 from rich.console import Group
 
 from ...engine import EngineCore, Request, device_facts
-from ..fetching import find_model
+from ..model_hub import find_model
 from ..settings import Settings, SettingsError
 from .engine_driver import Clock
 from .engine_loading import INTERRUPTED, load, make_request, model_facts, settings_as_json

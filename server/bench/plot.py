@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from ..failing import CommandError
+from ..terminal.failure import CommandError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

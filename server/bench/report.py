@@ -11,8 +11,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from ..failing import CommandError
 from ..settings import SettingsError
+from ..terminal.failure import CommandError
 from .facts import machine, now, versions
 from .plot import require_matplotlib
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from ..failing import CommandError
+from ..terminal.failure import CommandError
 from .arrivals import poisson_times
 from .asking import first_model, request_body, server_version
 from .client import ClientError, HttpClient

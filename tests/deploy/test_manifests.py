@@ -18,10 +18,10 @@ from kubernetes_objects import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 from roost.engine import CacheStats, EngineStats
-from roost.server.life import LAST_STEP_S
-from roost.server.loading import engine_config
-from roost.server.metrics import Metrics
-from roost.server.routes.health import router
+from roost.server.api.native.health import router
+from roost.server.lifecycle.engine_loading import engine_config
+from roost.server.lifecycle.lifecycle import LAST_STEP_S
+from roost.server.observability.metrics import Metrics
 from roost.server.settings import Settings
 from serve_settings import settings_of
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from roost.engine.runner import ModelRunner, PendingDecode
+from roost.engine.worker.runner import ModelRunner, PendingDecode
 from roost.server.__main__ import main
 
 CALLS_BEFORE = 3

@@ -8,9 +8,9 @@ import pytest
 from demo_talk import far
 from roost.engine import EngineConfig, EngineCore, ModelRunner, ModelSource, Request, SamplingParams, open_model
 from roost.engine.model.state import RecurrentState
-from roost.engine.scheduler import Scheduler
-from roost.server.chat import Message, load_chat_format
-from roost.server.tokenizer import Tokenizer, load_tokenizer
+from roost.engine.scheduling.scheduler import Scheduler
+from roost.server.text.chat_template import Message, load_chat_format
+from roost.server.text.tokenizer import Tokenizer, load_tokenizer
 
 CHUNK = 64
 """The name has been read by then."""

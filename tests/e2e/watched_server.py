@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
-from roost.engine.core import EngineCore
+from roost.engine.engine_core import EngineCore
 from roost.server.__main__ import main
 
 TICK_S: Final = 0.002

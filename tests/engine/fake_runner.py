@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from roost.engine import EngineDeadError
-from roost.engine.sequence import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult
-from roost.engine.snapshot import Snapshot, from_ring
+from roost.engine.core.snapshot import Snapshot, from_ring
+from roost.engine.scheduling.sequences import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult
 
 
 @dataclass

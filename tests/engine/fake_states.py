@@ -4,9 +4,9 @@ import queue
 from itertools import pairwise
 
 import numpy as np
-from roost.engine.config import PREFILL_BLOCK
-from roost.engine.snapshot import Mark, Snapshot, SnapshotFormat, follow, from_ring, ring_rows
-from roost.engine.state_cache import PromptKey, StateCache
+from roost.engine.core.config import PREFILL_BLOCK
+from roost.engine.core.snapshot import Mark, Snapshot, SnapshotFormat, follow, from_ring, ring_rows
+from roost.engine.prefix_cache.tree import PromptKey, StateCache
 
 STATE_BYTES, TOKEN_BYTES, HIDDEN_BYTES = 400, 4, 40
 

@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 from roost.engine import EngineConfig, EngineCore, ModelRunner, Request, SamplingParams, Shards, StateCache, open_model
-from roost.engine.constraint import TokenMask, mask_of_ids
-from roost.engine.scheduler import Scheduler
+from roost.engine.core.output_constraint import TokenMask, mask_of_ids
+from roost.engine.scheduling.scheduler import Scheduler
 from test_resume import TINY_MODEL, Told, prompt, run
 
 SLOTS = 5

@@ -9,21 +9,21 @@ from contextlib import asynccontextmanager
 import pytest
 from fake_runner import FakePending, FakeRunner
 from roost.engine.async_engine import AsyncEngine
-from roost.engine.config import StepLimits
-from roost.engine.core import EngineCore
-from roost.engine.errors import (
+from roost.engine.core.config import StepLimits
+from roost.engine.core.errors import (
     EngineDeadError,
     QueueFullError,
     QueueTimeoutError,
     RequestTimeoutError,
     UnknownRequestError,
 )
-from roost.engine.request import FinishReason, Request, SamplingParams
-from roost.engine.saved_state import SavedState
-from roost.engine.scheduler import Scheduler
-from roost.engine.sequence import Batch
-from roost.engine.snapshot import Snapshot
-from roost.engine.state_cache import PromptKey, StateCache
+from roost.engine.core.request import FinishReason, Request, SamplingParams
+from roost.engine.core.snapshot import Snapshot
+from roost.engine.engine_core import EngineCore
+from roost.engine.prefix_cache.saved_state import SavedState
+from roost.engine.prefix_cache.tree import PromptKey, StateCache
+from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.scheduling.sequences import Batch
 
 
 class SlowRunner(FakeRunner):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from roost.engine import EngineCore, ModelRunner, Request, SamplingParams, StateCache
-from roost.engine.request import TokenOutput
-from roost.engine.scheduler import Scheduler
+from roost.engine.core.request import TokenOutput
+from roost.engine.scheduling.scheduler import Scheduler
 
 SLOTS = 4
 TINY_MODEL = Path(__file__).parents[1] / "golden" / "tiny-a" / "hf"

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 from roost.engine import EngineCore, ModelRunner, Request, SamplingParams, StateCache
-from roost.engine.scheduler import Scheduler
-from roost.engine.snapshot import ring_rows
-from roost.engine.state_cache import PromptKey
+from roost.engine.core.snapshot import ring_rows
+from roost.engine.prefix_cache.tree import PromptKey
+from roost.engine.scheduling.scheduler import Scheduler
 
 SLOTS, PLENTY = 4, 10**9
 NEAR = {"rtol": 1e-4, "atol": 1e-4}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from chunk_cases import CPU_OPTIONS, SEEDS
 from hypothesis import example, given, settings
-from roost.engine.model.quantize import QuantizedMatrix, quantize_on_host, quantized_dot
+from roost.engine.model.quantization import QuantizedMatrix, quantize_on_host, quantized_dot
 from roost.kernels import native
 from roost.kernels.window_attention import cut_ring, decode_attention
 from roost.kernels.window_attention.reference import window_attention_reference

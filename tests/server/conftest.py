@@ -7,9 +7,9 @@ import pytest
 from fake_engine import FakeEngine
 from fake_server import VOCAB_SIZE, make_service, served_model
 from roost.server.app import create_app
-from roost.server.served_model import ServedModel
-from roost.server.service import Service
-from roost.server.tokenizer import Tokenizer, synthetic_tokenizer
+from roost.server.generation.service import Service
+from roost.server.text.served_model import ServedModel
+from roost.server.text.tokenizer import Tokenizer, synthetic_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from roost.engine import (
     TokenOutput,
     UnknownRequestError,
 )
-from roost.engine.constraint import words_of_mask
+from roost.engine.core.output_constraint import words_of_mask
 
 TURNS_PER_TOKEN = 16
 """Turns of the event loop before each token, so that a stream keeps up and sends one event per token."""

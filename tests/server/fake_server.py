@@ -11,15 +11,15 @@ import httpx
 import uvicorn
 from fake_engine import FakeEngine
 from roost.server.app import create_app
-from roost.server.chat import load_chat_format
-from roost.server.defaults import GenerationDefaults
-from roost.server.grammar import GrammarCompiler
-from roost.server.metrics import Metrics
-from roost.server.prompts import PromptEncoder
-from roost.server.served_model import ServedModel
-from roost.server.service import Service
-from roost.server.strict_connection import StrictConnection
-from roost.server.tokenizer import Tokenizer
+from roost.server.generation.prompts import PromptEncoder
+from roost.server.generation.service import Service
+from roost.server.observability.metrics import Metrics
+from roost.server.text.chat_template import load_chat_format
+from roost.server.text.generation_defaults import GenerationDefaults
+from roost.server.text.grammar import GrammarCompiler
+from roost.server.text.served_model import ServedModel
+from roost.server.text.tokenizer import Tokenizer
+from roost.server.transport.strict_connection import StrictConnection
 
 VOCAB_SIZE = 512
 

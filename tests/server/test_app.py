@@ -8,8 +8,8 @@ import pytest
 from fake_engine import FakeEngine
 from fake_server import VOCAB_SIZE, make_service, served_model
 from roost.server.app import create_app
-from roost.server.service import Service
-from roost.server.tokenizer import TokenIdsOnly, Tokenizer
+from roost.server.generation.service import Service
+from roost.server.text.tokenizer import TokenIdsOnly, Tokenizer
 
 HI = [{"role": "user", "content": "hi"}]
 

@@ -9,8 +9,8 @@ from fake_server import make_service, served_model
 from roost.engine import EngineDeadError, QueueFullError
 from roost.server.app import create_app
 from roost.server.errors import bad_value, from_exception
-from roost.server.service import Service
-from roost.server.tokenizer import Tokenizer
+from roost.server.generation.service import Service
+from roost.server.text.tokenizer import Tokenizer
 
 CHAT = "/v1/chat/completions"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from roost.engine import ConfigError
-from roost.server.loading import engine_config
+from roost.server.lifecycle.engine_loading import engine_config
 from roost.server.setting_names import flag_name
 from roost.server.settings import Settings, SettingsError, load_settings, mesh_sizes
 

@@ -4,8 +4,8 @@ import functools
 import random
 
 import numpy as np
-from roost.engine.constraint import Constraint, words_of_mask
-from roost.server.tokenizer import Tokenizer
+from roost.engine.core.output_constraint import Constraint, words_of_mask
+from roost.server.text.tokenizer import Tokenizer
 
 _CLOSERS = frozenset(b'"}],: 0123456789')
 

@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from roost.engine.model.checkpoint import open_tensors
+from roost.engine.checkpoint import open_tensors
+from roost.engine.checkpoint.weights import Checkpoint
 from roost.engine.model.config import read_config
-from roost.engine.model.weights import Checkpoint
-from roost.server.chat import Message, load_chat_format
-from roost.server.tokenizer import load_tokenizer
+from roost.server.text.chat_template import Message, load_chat_format
+from roost.server.text.tokenizer import load_tokenizer
 
 
 def load_tool(name: str) -> ModuleType:

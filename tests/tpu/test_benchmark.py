@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from roost.engine.model.config import PRESETS
-from roost.engine.plan import DEVICES, plan
+from roost.engine.roofline import DEVICES, plan
 
 pytestmark = pytest.mark.tpu_compile
 

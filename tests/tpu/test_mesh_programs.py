@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh
+from roost.engine.checkpoint.sharded_placement import cut_params
+from roost.engine.core.request import MAX_LOGPROBS
+from roost.engine.model.collectives import DATA, MODEL, Shards
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
-from roost.engine.model.cutting import cut_params
 from roost.engine.model.griffin import abstract_model
-from roost.engine.model.shards import DATA, MODEL, Shards
-from roost.engine.plan import DEVICES
-from roost.engine.programs import ModelShapes, all_programs, lower, new_pool, step_shapes
-from roost.engine.request import MAX_LOGPROBS
+from roost.engine.roofline import DEVICES
+from roost.engine.worker.programs import ModelShapes, all_programs, lower, new_pool, step_shapes
 
 pytestmark = pytest.mark.tpu_compile
 

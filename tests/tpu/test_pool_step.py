@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
-from roost.engine import steps
-from roost.engine.config import MAX_PREFILL_ROWS
-from roost.engine.constraint import words_of_mask
+from roost.engine.core.config import MAX_PREFILL_ROWS
+from roost.engine.core.output_constraint import words_of_mask
+from roost.engine.model.collectives import Shards
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
-from roost.engine.model.shards import Shards
-from roost.engine.plan import DEVICES, plan
-from roost.engine.programs import as_first_token_input, new_pool
-from roost.engine.step_inputs import first_token_columns, prefill_columns
+from roost.engine.roofline import DEVICES, plan
+from roost.engine.worker import steps
+from roost.engine.worker.programs import as_first_token_input, new_pool
+from roost.engine.worker.step_inputs import first_token_columns, prefill_columns
 
 pytestmark = pytest.mark.tpu_compile
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from roost.engine.errors import CheckpointError
+from roost.engine.core.errors import CheckpointError
 from roost.engine.model.config import PRESETS, ModelConfig, config_from_hf, cycle, read_config
 
 TINY_A = Path(__file__).parents[2] / "golden" / "tiny-a" / "hf"

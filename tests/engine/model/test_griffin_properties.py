@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 from reference_griffin import reference_logits
-from roost.engine.config import PREFILL_BLOCK
+from roost.engine.core.config import PREFILL_BLOCK
 from roost.engine.model.config import ModelConfig, cycle
 from roost.engine.model.layers import rope_angles
 from roost.engine.model.state import ModelState, RecurrentState, copy_rows, join, put_rows, split, take_rows, zero_state

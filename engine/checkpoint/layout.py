@@ -1,0 +1,110 @@
+"""Which tensors of a checkpoint, in Hugging Face's layout, each parameter of the model is made of."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..model.config import ModelConfig
+from .tensors import HostArray
+
+type ParamPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor of the checkpoint: its name and shape there."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether int8 quantises it: matrices of plain products, and the embedding."""
+        return len(self.shape) == 2 and self.name.endswith(".weight")
+
+    @property
+    def scale(self) -> "TensorSpec":
+        """What each of its rows is multiplied by where it is stored in int8; named as compressed-tensors does."""
+        return TensorSpec(f"{self.name}_scale", (self.shape[0], 1))
+
+
+@dataclass(frozen=True, slots=True)
+class ParamSpec:
+    """How a parameter is put together: tensors joined along `axis`, or a convolution's weight, [E, 1, K], turned."""
+
+    tensors: tuple[TensorSpec, ...]
+    axis: int = 0
+    is_conv: bool = False
+
+    def views(self, parameter: HostArray) -> list[HostArray]:
+        """The parameter's memory as its tensors, in their shapes: to fill it, or to read them from it."""
+        if self.is_conv:
+            return [parameter.T[:, None]]
+        sizes = [t.shape[self.axis] for t in self.tensors]
+        return np.split(parameter, list(itertools.accumulate(sizes))[:-1], self.axis)
+
+
+def checkpoint_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
+    """Every parameter of the model and the checkpoint's tensors that it is made of."""
+    layout: dict[ParamPath, ParamSpec] = {
+        ("embedding",): _spec("model.embed_tokens.weight", (config.vocab_size, config.width)),
+        ("final_norm", "scale"): _spec("model.final_norm.weight", (config.width,)),
+    }
+    for index, kind in enumerate(config.block_types):
+        block = _attention_layout(config) if kind == "attention" else _recurrent_layout(config)
+        for path, spec in (_shared_layout(config) | block).items():
+            named = tuple(TensorSpec(f"model.layers.{index}.{t.name}", t.shape) for t in spec.tensors)
+            layout["blocks", index, *path] = replace(spec, tensors=named)
+    return layout
+
+
+def tensor_specs(config: ModelConfig) -> Iterator[TensorSpec]:
+    """Every tensor of a checkpoint, those of one layer together."""
+    return itertools.chain.from_iterable(spec.tensors for spec in checkpoint_layout(config).values())
+
+
+def _spec(*tensors: str | tuple[int, ...], axis: int = 0) -> ParamSpec:
+    names, shapes = tensors[:-1], tensors[-1]
+    assert isinstance(shapes, tuple)
+    return ParamSpec(tuple(TensorSpec(str(name), shapes) for name in names), axis)
+
+
+def _shared_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
+    d, f = config.width, config.mlp_width
+    return {
+        ("temporal_norm", "scale"): _spec("temporal_pre_norm.weight", (d,)),
+        ("mlp_norm", "scale"): _spec("channel_pre_norm.weight", (d,)),
+        ("mlp", "gate_up", "weight"): _spec("mlp_block.gate_proj.weight", "mlp_block.up_proj.weight", (f, d)),
+        ("mlp", "gate_up", "bias"): _spec("mlp_block.gate_proj.bias", "mlp_block.up_proj.bias", (f,)),
+        ("mlp", "down", "weight"): _spec("mlp_block.down_proj.weight", (d, f)),
+        ("mlp", "down", "bias"): _spec("mlp_block.down_proj.bias", (d,)),
+    }
+
+
+def _recurrent_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
+    d, e, n, t = config.width, config.lru_width, config.num_heads, "temporal_block."
+    gates = (f"{t}rg_lru.input_gate", f"{t}rg_lru.recurrent_gate")
+    size = e // n
+    return {
+        ("temporal", "xy", "weight"): _spec(f"{t}linear_x.weight", f"{t}linear_y.weight", (e, d)),
+        ("temporal", "xy", "bias"): _spec(f"{t}linear_x.bias", f"{t}linear_y.bias", (e,)),
+        ("temporal", "conv_weight"): replace(_spec(f"{t}conv_1d.weight", (e, 1, config.conv_width)), is_conv=True),
+        ("temporal", "conv_bias"): _spec(f"{t}conv_1d.bias", (e,)),
+        ("temporal", "rg_lru", "gate_weight"): _spec(*(f"{g}_weight" for g in gates), (n, size, size), axis=2),
+        ("temporal", "rg_lru", "gate_bias"): _spec(*(f"{g}_bias" for g in gates), (n, size), axis=1),
+        ("temporal", "rg_lru", "a_param"): _spec(f"{t}rg_lru.recurrent_param", (e,)),
+        ("temporal", "out", "weight"): _spec(f"{t}linear_out.weight", (d, e)),
+        ("temporal", "out", "bias"): _spec(f"{t}linear_out.bias", (d,)),
+    }
+
+
+def _attention_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
+    d, size, t = config.width, config.head_dim, "temporal_block."
+    qkv = tuple(TensorSpec(f"{t}{name}_proj.weight", (rows, d)) for name, rows in (("q", d), ("k", size), ("v", size)))
+    return {
+        ("temporal", "qkv"): ParamSpec(qkv),
+        ("temporal", "out", "weight"): _spec(f"{t}o_proj.weight", (d, d)),
+        ("temporal", "out", "bias"): _spec(f"{t}o_proj.bias", (d,)),
+    }

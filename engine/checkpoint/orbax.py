@@ -1,0 +1,213 @@
+"""Official checkpoints, as Orbax writes them: Zarr arrays, each in a folder of its own or all in one OCDBT store.
+
+TensorStore reads them slice by slice. Orbax itself would restore whole arrays, and its versions differ in how they
+name what is inside; the stored form is the same in all of them.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import tensorstore
+
+from ..core.errors import CheckpointError
+from ..model.config import ModelConfig
+from .flax_names import FlaxView, flax_views
+from .tensors import BFLOAT16, HostArray, ReadRows, StoredTensor, Tensors
+
+_DTYPES: Final = (np.dtype("float32"), BFLOAT16, np.dtype("float16"))
+
+_ZARR: Final[Mapping[str, str]] = {".zarray": "zarr", "zarr.json": "zarr3"}
+"""A file that every array has, and TensorStore's name for the format."""
+
+_ROOT: Final = "params."
+"""The package's own saving function puts the tree under this key; published checkpoints have it at the root."""
+
+
+def is_orbax(directory: Path) -> bool:
+    """Whether a folder is a checkpoint of Orbax's."""
+    marks = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
+    return any((directory / name).is_file() for name in marks) or any(directory.glob("*/.zarray"))
+
+
+def open_arrays(directory: Path) -> dict[str, tensorstore.TensorStore]:
+    """The arrays by their official names, not read yet.
+
+    Raises:
+      CheckpointError: there are none, or one cannot be opened.
+    """
+    try:
+        specs = _specs(directory.resolve())
+        stores = {name: tensorstore.open(spec, open=True, read=True) for name, spec in specs.items()}
+        opened = {name: store.result() for name, store in stores.items()}
+    except (ValueError, OSError) as error:
+        raise _damaged(directory, error) from None
+    if not opened:
+        raise CheckpointError(
+            f"{directory}: looks like an Orbax checkpoint, but holds no arrays; download all of it again"
+        )
+    rooted = all(name.startswith(_ROOT) for name in opened)
+    return {name.removeprefix(_ROOT) if rooted else name: array for name, array in opened.items()}
+
+
+@contextmanager
+def open_orbax(directory: Path, config: ModelConfig) -> Iterator[Tensors]:
+    """The tensors of a checkpoint in Hugging Face's names and shapes; those that it has beyond them in its own.
+
+    Raises:
+      CheckpointError: an array cannot be opened, or is stored in a type that is not supported.
+    """
+    arrays = open_arrays(directory)
+    views = {spec.name: view for spec, view in flax_views(config) if view.key in arrays}
+    known = {view.key for view in views.values()}
+    views |= {key: FlaxView(key) for key in arrays.keys() - known}
+    yield {name: _stored(directory, name, view, arrays[view.key]) for name, view in views.items()}
+
+
+def _specs(directory: Path) -> dict[str, dict[str, Any]]:
+    """How TensorStore opens each array."""
+    base = {"driver": "file", "path": f"{directory}/"}
+    if (directory / "manifest.ocdbt").is_file():
+        store: dict[str, Any] = {"driver": "ocdbt", "base": base}
+        keys = [key.decode() for key in tensorstore.KvStore.open(store).result().list().result()]
+    else:
+        store = base
+        keys = [f"{file.parent.name}/{file.name}" for name in _ZARR for file in directory.glob(f"*/{name}")]
+    strict = {} if _may_leave_out_zeros(directory) else {"fill_missing_data_reads": False}
+    found = (key.rpartition("/") for key in keys)
+    return {
+        name: {"driver": _ZARR[file], "kvstore": {**store, "path": f"{store.get('path', '')}{name}/"}, **strict}
+        for name, _, file in found
+        if file in _ZARR
+    }
+
+
+def _may_leave_out_zeros(directory: Path) -> bool:
+    """Older versions of Orbax don't write what is zero everywhere; from newer ones, what is missing is lost."""
+    try:
+        metadata = json.loads((directory / "_METADATA").read_bytes())
+        return not metadata["store_array_data_equal_to_fill_value"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return True
+
+
+def _stored(directory: Path, name: str, view: FlaxView, array: tensorstore.TensorStore) -> StoredTensor:
+    dtype = array.dtype.numpy_dtype
+    if dtype not in _DTYPES:
+        raise CheckpointError(
+            f"{directory}: array {view.key} is of type {dtype}, which is not supported, only "
+            f"{', '.join(d.name for d in _DTYPES)}"
+        )
+    try:
+        shape = tuple(view.of(array).shape)
+    except (IndexError, ValueError):
+        shape = tuple(array.shape)
+    return StoredTensor(name, directory, shape, dtype, lambda: _reader(directory, view, array))
+
+
+def _reader(directory: Path, view: FlaxView, array: tensorstore.TensorStore) -> ReadRows:
+    """Reads rows of one tensor; what it decodes of a chunk it keeps for the next rows, for as long as it lives."""
+    chunk = math.prod(size or 1 for size in array.chunk_layout.read_chunk.shape or array.shape)
+    limit = 2 * chunk * array.dtype.numpy_dtype.itemsize
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": limit}})
+    tensor = view.of(_opened(directory, lambda: tensorstore.open(array.spec(), context=context, open=True, read=True)))
+
+    def read(rows: slice) -> HostArray:
+        result: HostArray = _opened(directory, lambda: tensor[rows].read(order="C"))
+        return result
+
+    return read
+
+
+def _opened(directory: Path, start: Callable[[], Any]) -> Any:
+    try:
+        return start().result()
+    except (ValueError, OSError) as error:
+        raise _damaged(directory, error) from None
+
+
+def _damaged(directory: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split(" [source locations")[0].split())[:300]
+    return CheckpointError(f"{directory}: is no whole Orbax checkpoint ({reason}); download it again")
+
+
+def write_orbax(folder: Path, tensors: Tensors, config: ModelConfig, report: Callable[[], object]) -> None:
+    """Writes tensors in Hugging Face's layout as an official checkpoint: one OCDBT store, with the tree at its root.
+
+    Args:
+      report: called after each tensor.
+    """
+    views = flax_views(config)
+    arrays = _new_arrays(folder, {view.key: (view, tensors[spec.name]) for spec, view in views})
+    transaction, num_bytes = tensorstore.Transaction(atomic=True), 0
+    for spec, view in views:
+        tensor = tensors[spec.name]
+        for rows, piece in tensor.pieces() if _is_row_by_row(view) else [(slice(None), tensor.whole())]:
+            view.of(arrays[view.key].with_transaction(transaction))[rows].write(piece).result()
+            num_bytes += piece.nbytes
+            if num_bytes > _COMMIT_BYTES:
+                transaction.commit_sync()
+                transaction, num_bytes = tensorstore.Transaction(atomic=True), 0
+        report()
+    transaction.commit_sync()
+    (folder / "_METADATA").write_text(json.dumps(_metadata(arrays)), encoding="utf-8")
+    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps({"item_handlers": _HANDLER}), encoding="utf-8")
+
+
+_COMMIT_BYTES: Final = 2**26
+"""What is written at a time: each commit makes several files, however little it holds."""
+
+_HANDLER: Final = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+
+
+def _is_row_by_row(view: FlaxView) -> bool:
+    """Whether a tensor's rows lie in the array as they are: so it is with all that are large."""
+    return not view.index and view.turn == "none"
+
+
+def _new_arrays(folder: Path, views: Mapping[str, tuple[FlaxView, StoredTensor]]) -> dict[str, tensorstore.TensorStore]:
+    """An empty array for each name, and what a tensor is there; a chunk is what is written at a time."""
+    base = {"driver": "file", "path": f"{folder.resolve()}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    arrays = {}
+    transaction = tensorstore.Transaction(atomic=True)
+    for key, (view, tensor) in views.items():
+        shape = view.array_shape(tensor.shape)
+        chunks = [1] * len(view.index) + list(shape[len(view.index) :])
+        if _is_row_by_row(view):
+            chunks[0] = min(tensor.rows_per_piece, shape[0])
+        spec = {
+            "driver": "zarr",
+            "metadata": {"shape": shape, "chunks": chunks, "compressor": {"id": "zstd", "level": 1}},
+            "store_data_equal_to_fill_value": True,
+        }
+        array = tensorstore.open(
+            spec, create=True, dtype=tensor.dtype, kvstore=store / f"{key}/", transaction=transaction
+        )
+        arrays[key] = array.result()
+    transaction.commit_sync()
+    return {key: array.with_transaction(None) for key, array in arrays.items()}
+
+
+def _metadata(arrays: Mapping[str, tensorstore.TensorStore]) -> dict[str, Any]:
+    """What Orbax reads the tree from: the path of each array."""
+    tree = {}
+    for key, array in arrays.items():
+        path = key.split(".")
+        if path[0] == "blocks":
+            path[:2] = [f"blocks.{path[1]}"]  # which is one key
+        tree[str(tuple(path))] = {
+            "key_metadata": [{"key": part, "key_type": 2} for part in path],
+            "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False, "write_shape": array.shape},
+        }
+    return {
+        "tree_metadata": tree,
+        "use_ocdbt": True,
+        "use_zarr3": False,
+        "store_array_data_equal_to_fill_value": True,
+        "custom_metadata": None,
+    }

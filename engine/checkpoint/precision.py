@@ -1,0 +1,66 @@
+"""A checkpoint as it would be in another precision: the same tensors, converted as they are read."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..model.quantization import quantize_on_host
+from .layout import TensorSpec
+from .tensors import HostArray, ReadRows, StoredTensor, Tensors
+
+
+def in_precision(tensors: Tensors, specs: Iterable[TensorSpec], dtype: np.dtype[Any] | None, *, int8: bool) -> Tensors:
+    """The tensors named, in that order.
+
+    Args:
+      dtype: of all that are floating-point numbers; None leaves them as they are.
+      int8: with matrices in int8, and a scale for each of their rows.
+    """
+    converted: dict[str, StoredTensor] = {}
+    for spec in specs:
+        tensor = tensors[spec.name]
+        if int8 and spec.is_matrix:
+            converted |= {t.name: t for t in (_values(tensor), _scale(tensor, spec))}
+        elif tensor.dtype == np.int8:
+            converted |= {name: tensors[name] for name in (spec.name, spec.scale.name)}
+        else:
+            converted[spec.name] = tensor if dtype is None or dtype == tensor.dtype else _cast(tensor, dtype)
+    return converted
+
+
+def _cast(tensor: StoredTensor, dtype: np.dtype[Any]) -> StoredTensor:
+    def open_tensor() -> ReadRows:
+        read = tensor.reader()
+        return lambda rows: read(rows).astype(dtype)
+
+    return replace(tensor, dtype=dtype, open=open_tensor)
+
+
+def _values(tensor: StoredTensor) -> StoredTensor:
+    def open_tensor() -> ReadRows:
+        read = tensor.reader()
+        return lambda rows: quantize_on_host(read(rows)).values
+
+    return replace(tensor, dtype=np.dtype("int8"), open=open_tensor)
+
+
+def _scale(tensor: StoredTensor, spec: TensorSpec) -> StoredTensor:
+    """Of a matrix that is read once more for it."""
+
+    def open_tensor() -> ReadRows:
+        read = tensor.reader()
+
+        def scale(rows: slice) -> HostArray:
+            # A tensor's pieces are as large as its own rows let them be, which are short here.
+            parts = [
+                quantize_on_host(read(slice(start, min(start + tensor.rows_per_piece, rows.stop)))).scale
+                for start in range(rows.start, rows.stop, tensor.rows_per_piece)
+            ]
+            return np.concatenate(parts)[:, None]
+
+        return scale
+
+    name, shape = spec.scale.name, spec.scale.shape
+    return replace(tensor, name=name, shape=shape, dtype=np.dtype("float32"), open=open_tensor)

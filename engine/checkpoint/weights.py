@@ -1,0 +1,276 @@
+"""The model's parameters: read from a checkpoint, or drawn at random, and placed on the device."""
+
+import functools
+import math
+import operator
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from ..core.errors import CheckpointError
+from ..model.collectives import Shards
+from ..model.config import ModelConfig
+from ..model.griffin import Params
+from ..model.quantization import QuantizedMatrix, is_quantized, quantize_on_host
+from .layout import ParamPath, TensorSpec, checkpoint_layout
+from .sharded_placement import Cut, leaf_cut
+from .tensors import HostArray, StoredTensor, Tensors
+
+type HostParam = HostArray | QuantizedMatrix
+type AbstractParam = jax.ShapeDtypeStruct | QuantizedMatrix
+type Progress = Callable[[int, int], None]
+"""Called with the number of parameters placed so far, and of all."""
+
+_INT8: Final = np.dtype("int8")
+
+
+class Checkpoint:
+    """The tensors of a model's checkpoint, read parameter by parameter.
+
+    Raises:
+      CheckpointError: a tensor is missing, surplus, misshapen or of the wrong type; the text names it.
+    """
+
+    def __init__(self, config: ModelConfig, tensors: Tensors) -> None:
+        self._config = config
+        self._layout = checkpoint_layout(config)
+        self._tensors = tensors
+        self._check()
+
+    @property
+    def dtype(self) -> str:
+        """The type to run in: that of the stored embedding, float32 for float16; the config's if it is int8."""
+        stored = self._tensors["model.embed_tokens.weight"].dtype
+        if stored == _INT8:
+            return "bfloat16" if self._config.dtype == "bfloat16" else "float32"
+        return "float32" if stored == np.float16 else stored.name
+
+    def read(self, path: ParamPath, like: AbstractParam) -> HostParam:
+        """One parameter, put together from its tensors a piece at a time, and quantised on the way if that is wanted.
+
+        Raises:
+          CheckpointError: a tensor cannot be read, or holds NaN or an infinite number.
+        """
+        spec = self._layout[path]
+        if isinstance(like, QuantizedMatrix):
+            matrix = QuantizedMatrix(_empty(like.values), _empty(like.scale))
+            stops = np.cumsum([t.shape[0] for t in spec.tensors])[:-1]
+            for tensor, *views in zip(spec.tensors, *(np.split(part, stops) for part in matrix), strict=True):
+                self._read_quantized(tensor, QuantizedMatrix(*views))
+            return matrix
+        if any(self._tensors[t.name].dtype == _INT8 for t in spec.tensors):
+            raise CheckpointError("this checkpoint is stored in int8 and can be loaded with quantize int8 only")
+        parameter = _empty(like)
+        for tensor, view in zip(spec.tensors, spec.views(parameter), strict=True):
+            for rows, piece in self._tensors[tensor.name].pieces():
+                view[rows] = piece
+        return parameter
+
+    def _read_quantized(self, spec: TensorSpec, into: QuantizedMatrix) -> None:
+        tensor = self._tensors[spec.name]
+        for rows, piece in tensor.pieces():
+            if tensor.dtype == _INT8:
+                into.values[rows] = piece
+            else:
+                into.values[rows], into.scale[rows] = quantize_on_host(piece)
+        if tensor.dtype == _INT8:
+            into.scale[:] = self._tensors[spec.scale.name].whole()[:, 0]
+
+    def _check(self) -> None:
+        wanted = [t for spec in self._layout.values() for t in spec.tensors]
+        is_int8 = self._config.quantize == "int8"
+        scales = [t.scale for t in wanted if is_int8 and t.is_matrix]
+        for tensor in [*wanted, *scales]:
+            stored = self._stored(tensor)
+            if stored.shape != tensor.shape:
+                raise CheckpointError(
+                    f"{stored.file}: tensor {tensor.name} has shape {list(stored.shape)}, but the config asks for "
+                    f"{list(tensor.shape)}; take the config that belongs to these weights"
+                )
+            if (stored.dtype == _INT8) != (is_int8 and tensor.is_matrix):
+                expected = "a floating-point type" if stored.dtype == _INT8 else "int8"
+                raise CheckpointError(
+                    f"{stored.file}: tensor {tensor.name} is stored as {stored.dtype}, but the config asks for "
+                    f"{expected}; take the config that belongs to these weights"
+                )
+        names = {t.name for t in [*wanted, *scales]} | {"lm_head.weight"}  # tied: a copy of the embedding
+        if surplus := sorted(self._tensors.keys() - names):
+            raise CheckpointError(
+                f"{self._tensors[surplus[0]].file}: tensor {surplus[0]} does not belong to this model "
+                f"({len(surplus)} surplus); take the config that belongs to these weights"
+            )
+
+    def _stored(self, spec: TensorSpec) -> StoredTensor:
+        found = self._tensors.get(spec.name)
+        if found is None:
+            files = sorted({t.file for t in self._tensors.values()})
+            place = files[0].parent if len(files) > 1 else files[0] if files else "the checkpoint"
+            raise CheckpointError(
+                f"{place}: tensor {spec.name} {list(spec.shape)} is missing; download every file of the checkpoint, "
+                "and the config that belongs to it"
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Puts each shard's part of a model's parameters on its devices; a process holds those of its own devices only."""
+
+    mesh: Mesh
+    config: ModelConfig
+    shards: Shards
+
+    def put(self, path: tuple[Any, ...], param: HostParam) -> Any:
+        """A parameter, by its path in JAX's keys, on all devices."""
+        return jax.tree.map(self._put, leaf_cut(path, param, self.config), param)
+
+    def _put(self, cut: Cut, whole: HostArray) -> jax.Array:
+        shape = cut.shape(whole.shape, self.shards.model)
+
+        def part(index: tuple[slice, ...] | None) -> HostArray:
+            assert index is not None
+            start = (index[cut.axis].start or 0) if cut.sections else 0
+            return cut.part(whole, start * self.shards.model // shape[cut.axis], self.shards.model)
+
+        return jax.make_array_from_callback(shape, NamedSharding(self.mesh, cut.spec), part)
+
+
+def load_params(
+    checkpoint: Checkpoint,
+    abstract: Params,
+    progress: Progress | None = None,
+    placement: Placement | None = None,
+) -> Params:
+    """Places a checkpoint's parameters on the default device, one at a time.
+
+    Args:
+      checkpoint: where they are read; its layout is that of `abstract`'s model.
+      abstract: shapes and dtypes, from `abstract_model`.
+      progress: see `Progress`.
+      placement: on more devices than that.
+    """
+    return _place(abstract, checkpoint.read, progress, placement)
+
+
+def checkpoint_tensors(params: Params, config: ModelConfig) -> dict[str, HostArray]:
+    """The tensors of a checkpoint, by their names there: the inverse of `load_params`, in the parameters' types.
+
+    Raises:
+      CheckpointError: the parameters are quantised.
+    """
+    if any(map(is_quantized, jax.tree.leaves(params, is_leaf=is_quantized))):
+        raise CheckpointError("a quantised model cannot be written as a checkpoint; load it without quantisation")
+    return {
+        tensor.name: part
+        for path, spec in checkpoint_layout(config).items()
+        for tensor, part in zip(
+            spec.tensors, map(np.ascontiguousarray, spec.views(np.asarray(_at(params, path)))), strict=True
+        )
+    }
+
+
+def _at(params: Params, path: ParamPath) -> jax.Array:
+    leaf: jax.Array = functools.reduce(operator.getitem, path, params)
+    return leaf
+
+
+def random_params(
+    abstract: Params, seed: int, progress: Progress | None = None, placement: Placement | None = None
+) -> Params:
+    """Draws parameters: projections with variance 1 / fan-in, and a of the RG-LRU so that a^8 lies in [0.9, 0.999]."""
+
+    def draw(path: ParamPath, leaf: AbstractParam) -> HostParam:
+        rng = np.random.default_rng([seed, zlib.crc32("/".join(map(str, path)).encode())])
+        name = str(path[-1])
+        if isinstance(leaf, QuantizedMatrix):
+            values, scale = _empty(leaf.values), _empty(leaf.scale)
+            for rows, piece in _draw(name, values.shape, rng):
+                values[rows], scale[rows] = quantize_on_host(piece)
+            return QuantizedMatrix(values, scale)
+        drawn = _empty(leaf)
+        for rows, piece in _draw(name, leaf.shape, rng):
+            drawn[rows] = piece
+        return drawn
+
+    return _place(abstract, draw, progress, placement)
+
+
+_PIECE: Final = 2**22
+"""Numbers that are drawn at a time: in float32 a whole embedding would be larger than the rest of the model in int8."""
+
+
+def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[tuple[slice, HostArray]]:
+    """A parameter in float32, some rows at a time; how many makes no difference to the numbers."""
+    if name == "a_param":
+        a = np.sqrt(rng.uniform(0.9**2, 0.999**2, shape))
+        yield slice(None), np.asarray(np.log(np.expm1(-np.log(a) / 8.0)), np.float32)
+        return
+    if name in ("bias", "gate_bias", "conv_bias", "scale"):
+        yield slice(None), np.zeros(shape, np.float32)
+        return
+    fan_in = {"gate_weight": shape[-2], "conv_weight": shape[0]}.get(name, shape[-1])
+    step = max(_PIECE // math.prod(shape[1:]), 1)
+    for start in range(0, shape[0], step):
+        uniform = rng.random((min(step, shape[0] - start), *shape[1:]), np.float32)
+        uniform -= 0.5
+        uniform *= np.float32((12.0 / fan_in) ** 0.5)
+        yield slice(start, start + step), uniform
+
+
+def _place(
+    abstract: Params,
+    make: Callable[[ParamPath, AbstractParam], HostParam],
+    progress: Progress | None,
+    placement: Placement | None,
+) -> Params:
+    """Makes every parameter on two threads and puts it on the device; at most a few wait on the host at a time.
+
+    The largest go first, so that they are not on the host twice when the others are all there.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract, is_leaf=is_quantized)
+    order = sorted(range(len(leaves)), key=lambda index: -_num_bytes(leaves[index][1]))
+
+    def place(index: int) -> tuple[int, Any]:
+        path, leaf = leaves[index]
+        param = make(tuple(_key(k) for k in path), leaf)
+        return index, jax.device_put(param) if placement is None else placement.put(path, param)
+
+    placed: dict[int, Any] = {}
+    with ThreadPoolExecutor(2, "weights") as pool:
+        try:
+            for index, param in pool.map(place, order):
+                placed[index] = param
+                if progress is not None:
+                    progress(len(placed), len(leaves))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return jax.tree.unflatten(tree, [placed[index] for index in range(len(leaves))])
+
+
+def _empty(like: Any) -> HostArray:
+    """Memory for an array of this shape and type, laid out such that a CPU's device takes it over without a copy."""
+    num_bytes = math.prod(like.shape) * like.dtype.itemsize
+    memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    array: HostArray = memory[start : start + num_bytes].view(like.dtype).reshape(like.shape)
+    return array
+
+
+_ALIGNMENT: Final = 64
+"""Bytes: what XLA asks of memory that it is to use as it is."""
+
+
+def _num_bytes(param: AbstractParam) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(param))
+
+
+def _key(key: Any) -> str | int:
+    name: str | int = key.key
+    return name

@@ -1,0 +1,227 @@
+"""The engine without its thread: a scheduler and a runner, one step at a time."""
+
+import math
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
+from functools import partial
+from typing import Final, Protocol, runtime_checkable
+
+from .core.config import STEP_TOKEN_BOUNDS, CacheStats, EngineStats
+from .core.errors import EngineDeadError, NumericError, UnknownRequestError
+from .core.request import NO_TOKEN, Request, SamplingParams, TokenOutput
+from .core.snapshot import Snapshot
+from .prefix_cache.saved_state import SavedState, StateFormat
+from .prefix_cache.tree import PromptKey
+from .scheduling.prefetch import Fetch
+from .scheduling.scheduler import Scheduler
+from .scheduling.sequences import Batch, DecodeBatch, RowResult
+
+_SUSPICIOUS_FAILURES: Final = 8
+"""Number of requests in a row with non-finite activations after which the engine checks itself. Rows don't touch each
+other, so what breaks one is its own text, state or slot."""
+
+_CANARY: Final = Request("roost-canary", (1, 2, 3), SamplingParams(max_tokens=2, temperature=0.0))
+"""A request that only broken parameters can break: prefill and a decode step, with nothing restored."""
+
+_ONE_MORE: Final = PromptKey.of([NO_TOKEN], "").tokens
+"""A token behind a history: a look-up leaves at least one to prefill, and a saved history may be covered whole."""
+
+
+@runtime_checkable
+class Pending(Protocol):
+    """A batch on its way through the device."""
+
+    def wait(self) -> Rows[RowResult]:
+        """Blocks until the batch is done; one result per row of the batch, in its order."""
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """Turns batches into tokens; `ModelRunner` on a device, a fake in tests."""
+
+    @property
+    def failure(self) -> EngineDeadError | None:
+        """Why nothing can go on, if that shows beside the steps."""
+
+    @property
+    def compiles_since_ready(self) -> int:
+        """XLA compilations since every shape was compiled."""
+
+    @property
+    def restore_seconds(self) -> float:
+        """Spent on putting remembered states into slots."""
+
+    def run(self, batch: Batch) -> Pending:
+        """Hands a batch to the device and returns at once; batches run in the order of these calls."""
+
+    def close(self) -> None:
+        """Lets go of what others wait for."""
+
+    def read(self, slot: int, length: int) -> Snapshot:
+        """The state of a slot that has read so many tokens, behind all batches so far; waits for them."""
+
+
+class EngineCore:
+    """Runs batches one after the other, with one in flight: the host reads a step while the device runs the next.
+
+    Attributes:
+      state_format: of states that are saved.
+      wake: called by another thread when a search on disk has ended, so that the next step has something to do.
+    """
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, state_format: StateFormat | None = None) -> None:
+        self.state_format = state_format
+        self.wake: Callable[[], None] = lambda: None
+        self._arrived: deque[tuple[Fetch, Snapshot | None]] = deque()
+        self._scheduler = scheduler
+        self._runner = runner
+        self._in_flight: tuple[Batch, Pending] | None = None
+        self._num_failures = 0
+        self._is_checking = False
+        self._steps = 0
+        self._step_tokens = [0] * (len(STEP_TOKEN_BOUNDS) + 1)
+        self._prompt_tokens = 0
+        self._generated_tokens = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a step would do nothing."""
+        return self._in_flight is None and not self._arrived and self._scheduler.is_idle
+
+    @property
+    def next_timeout(self) -> float | None:
+        """When a step will have something to do though nothing arrives, in seconds of `time.monotonic`; None if it has
+        already. All requests may be waiting for the disk."""
+        if self.is_idle:
+            return math.inf
+        return None if self._in_flight is not None or self._arrived else self._scheduler.next_timeout
+
+    @property
+    def failure(self) -> EngineDeadError | None:
+        """Why nothing can go on, though no step has said so; for any thread."""
+        return self._runner.failure
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine as it is between two steps."""
+        return EngineStats(
+            num_waiting=self._scheduler.num_waiting,
+            num_running=self._scheduler.num_running,
+            waiting_tokens=self._scheduler.num_waiting_tokens,
+            slots=self._scheduler.slots.size,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            steps=self._steps,
+            step_tokens=tuple(self._step_tokens),
+            compiles_since_ready=self._runner.compiles_since_ready,
+            restore_seconds=self._runner.restore_seconds,
+            cache=CacheStats() if self._scheduler.cache is None else self._scheduler.cache.stats,
+        )
+
+    def add(self, request: Request) -> None:
+        """Queues a request; see `Scheduler.add` for what it raises."""
+        self._scheduler.add(request)
+
+    def abort(self, request_id: str) -> bool:
+        """Ends a request and frees its slot, whatever it was doing; says whether it was alive."""
+        return self._scheduler.abort(request_id)
+
+    def tick(self, now: float) -> list[tuple[str, TokenOutput]]:
+        """Says what time it is, in seconds of `time.monotonic`; gives the ends of requests that have none left."""
+        return self._scheduler.tick(now)
+
+    def save(self, request_id: str, num_generated: int | None = None) -> SavedState:
+        """The token history of a request that runs or ended lately, and the snapshot that spares prefilling it again.
+
+        Args:
+          num_generated: Generated tokens that belong to it, from the first one on; None takes all.
+
+        Raises:
+          UnknownRequestError: No such request runs or ended lately, or there is no prefix cache.
+        """
+        text, cache = self._scheduler.text_of(request_id), self._scheduler.cache
+        if text is None or cache is None:
+            raise UnknownRequestError(f"no request with the id {request_id!r} runs, or has ended lately")
+        tokens, salt = text.tokens(num_generated), text.salt
+        known = cache.look_up(PromptKey(salt, tokens + _ONE_MORE), on_grid=True)
+        return SavedState(tokens, known, salt, text.tenant, text.is_imported)
+
+    def close(self) -> None:
+        """Returns once what is to be kept has been written, and nobody waits for more."""
+        self._runner.close()
+        if self._scheduler.cache is not None:
+            self._scheduler.cache.close()
+
+    def step(self) -> list[tuple[str, TokenOutput]]:
+        """Dispatches the next batch, then commits the last one; gives each request's new tokens."""
+        self._fetch_prefixes()
+        batch, last, num_read = self._scheduler.schedule(), self._in_flight, self._prompt_tokens
+        if batch is not None:
+            self._book(batch)
+        self._in_flight = None if batch is None else (batch, self._runner.run(batch))
+        outputs = self._scheduler.take_failed()
+        if last is not None:
+            outputs += self._scheduler.commit(last[0], last[1].wait())
+            self._keep_ends()
+        num_generated = sum(len(output.token_ids) for _, output in outputs)
+        self._generated_tokens += num_generated
+        self._count_step(self._prompt_tokens - num_read + num_generated)
+        self._check_numbers(outputs)
+        return [event for event in outputs if event[0] != _CANARY.id]
+
+    def _fetch_prefixes(self) -> None:
+        """Books searches on disk that have ended, and begins others."""
+        while self._arrived:
+            self._scheduler.commit_fetch(*self._arrived.popleft())
+        for fetch in self._scheduler.plan_fetches():
+            assert self._scheduler.cache is not None
+            self._scheduler.cache.fetch(fetch.key, fetch.above, partial(self._on_arrival, fetch))
+
+    def _on_arrival(self, fetch: Fetch, found: Snapshot | None) -> None:
+        """Called by another thread."""
+        self._arrived.append((fetch, found))
+        self.wake()
+
+    def _keep_ends(self) -> None:
+        """While nobody has got the slots yet of those that have ended."""
+        for text, slot in self._scheduler.take_ends():
+            assert self._scheduler.cache is not None
+            self._scheduler.cache.keep_end(text, self._runner.read(slot, len(text)))
+
+    def _book(self, batch: Batch) -> None:
+        self._steps += 1
+        if isinstance(batch, DecodeBatch):
+            return
+        if batch.is_last_part:
+            self._prompt_tokens += sum(chunk.length for chunk in batch.chunks)
+        now = time.monotonic()
+        for sequence in (row.sequence for row in batch.rows):
+            sequence.started_at = now if sequence.started_at is None else sequence.started_at
+
+    def _count_step(self, num_tokens: int) -> None:
+        if num_tokens:
+            self._step_tokens[bisect_left(STEP_TOKEN_BOUNDS, num_tokens)] += 1
+
+    def _check_numbers(self, outputs: Rows[tuple[str, TokenOutput]]) -> None:
+        """Runs the canary where one request after the other fails with non-finite activations.
+
+        Raises:
+          EngineDeadError: the canary failed as well, so it is not the requests that are broken.
+        """
+        for request_id, output in outputs:
+            error = output.error if isinstance(output.error, NumericError) else None
+            if request_id == _CANARY.id:
+                self._is_checking = output.finish_reason is None
+                if error is not None:
+                    failures = f"the activations of {_SUSPICIOUS_FAILURES} requests in a row were not numbers"
+                    raise EngineDeadError(f"{failures}, nor were those of the engine's own test prompt")
+            elif error is not None:
+                self._num_failures += not error.is_of_import
+            elif output.token_ids:
+                self._num_failures = 0
+        if self._num_failures >= _SUSPICIOUS_FAILURES and not self._is_checking:
+            self._num_failures, self._is_checking = 0, True
+            self._scheduler.probe(_CANARY)

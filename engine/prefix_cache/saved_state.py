@@ -1,0 +1,165 @@
+"""A text and the state that spares reading it again: what callers save, hand on, and resume from."""
+
+import math
+import sys
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from ..core.config import PREFILL_BLOCK
+from ..core.errors import StateFileError
+from ..core.snapshot import HostArray, Snapshot, first_block
+from ..scheduling.token_history import MAX_TOKENS
+from .state_file import MAX_HEADER_BYTES, pack, unpack
+
+_ID_BYTES: Final = 4
+
+_ARRAY_BYTES: Final = 160
+"""What an array on the host takes beside its data."""
+
+_OBJECT_BYTES: Final = 512
+"""What a state takes beside its arrays, token ids and strings."""
+
+_LONGEST_FACT: Final = 100
+"""Characters of a file's own text that an error message repeats."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SavedState:
+    """A token history, and what spares prefilling it again.
+
+    Attributes:
+      tokens: Token ids of the whole history, at least one, 4 bytes each.
+      snapshot: State at the last block boundary up to which the history was prefilled as a prompt; None where that is
+        its start. What follows, such as the last answer, is prefilled again.
+      salt, tenant: Those of the request; see `Request`. A file has none.
+      is_imported: Whether it comes from a file, or from a request that went on from one.
+    """
+
+    tokens: bytes
+    snapshot: Snapshot | None = None
+    salt: str = ""
+    tenant: str = ""
+    is_imported: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        token_ids: Sequence[int],
+        snapshot: Snapshot | None = None,
+        salt: str = "",
+        tenant: str = "",
+        is_imported: bool = False,
+    ) -> "SavedState":
+        return cls(array("i", token_ids).tobytes(), snapshot, salt, tenant, is_imported)
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the history."""
+        return len(self.tokens) // _ID_BYTES
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The history, unpacked; ten times as large as `tokens`, so it should not be kept."""
+        return tuple(memoryview(self.tokens).cast("i"))
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that keeping it takes. Arrays that the prefix cache still shares are counted in full."""
+        arrays = () if self.snapshot is None else (*self.snapshot.recurrent, *self.snapshot.window)
+        hidden = None if self.snapshot is None else self.snapshot.hidden
+        arrays = arrays if hidden is None else (*arrays, hidden)
+        held = sum(array.nbytes + _ARRAY_BYTES for array in arrays)
+        return held + sum(map(sys.getsizeof, (self.tokens, self.salt, self.tenant))) + _OBJECT_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class StateFormat:
+    """What states of a model look like.
+
+    Attributes:
+      model: which one; see `model_identity`.
+      vocab_size, window: the model's.
+      h, conv, token: shape and type of the recurrent layers' arrays, and of one token's keys and values.
+    """
+
+    model: str
+    vocab_size: int
+    window: int
+    h: tuple[tuple[int, ...], str]
+    conv: tuple[tuple[int, ...], str]
+    token: tuple[tuple[int, ...], str]
+
+    @property
+    def max_file_bytes(self) -> int:
+        """The size of the largest file there is: recurrent state, a full window, `MAX_TOKENS` ids and a header."""
+        blocks = -(-self.window // PREFILL_BLOCK)
+        shape, kind = self.token
+        arrays = (self.h, self.conv, ((blocks * PREFILL_BLOCK, *shape), kind), ((MAX_TOKENS,), "int32"))
+        return sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in arrays) + MAX_HEADER_BYTES
+
+    def export(self, state: SavedState, key: bytes | None = None) -> bytes:
+        """A state as a file, signed if there is a key."""
+        arrays: dict[str, HostArray] = {"tokens": np.frombuffer(state.tokens, np.int32)}
+        length = 0
+        if state.snapshot is not None:
+            length, (h, conv) = state.snapshot.length, state.snapshot.recurrent
+            arrays |= {"h": h, "conv": conv, "window": np.concatenate(state.snapshot.window)}
+        return pack(arrays, {"model": self.model, "length": str(length)}, key)
+
+    def load(self, data: bytes, key: bytes | None = None) -> SavedState:
+        """The state in a file.
+
+        Raises:
+          StateFileError: it is broken, of another model, or not signed by the key.
+        """
+        arrays, facts = unpack(data, key)
+        if facts.get("model") != self.model:
+            raise StateFileError(f"is of another model ({_shown(facts.get('model'))}; this one is {self.model})")
+        tokens, length = self._tokens(arrays), _length(facts.get("length", "0"))
+        if not length:
+            return SavedState(tokens.tobytes(), is_imported=True)
+        if length % PREFILL_BLOCK or not 0 < length <= len(tokens):
+            raise StateFileError(f"has a state after {length} tokens of {len(tokens)}")
+        return SavedState(tokens.tobytes(), self._snapshot(arrays, length), is_imported=True)
+
+    def _tokens(self, arrays: Mapping[str, HostArray]) -> HostArray:
+        tokens = arrays.get("tokens", np.zeros(0, np.int32))
+        if tokens.dtype != np.int32:
+            raise StateFileError(f"has tokens as {tokens.dtype.name}, expected int32")
+        if tokens.ndim != 1 or not len(tokens) or tokens.min() < 0 or tokens.max() >= self.vocab_size:
+            raise StateFileError("holds no tokens, or some outside the vocabulary")
+        if len(tokens) > MAX_TOKENS:
+            raise StateFileError(f"holds {len(tokens)} tokens, more than {MAX_TOKENS}")
+        return tokens
+
+    def _snapshot(self, arrays: Mapping[str, HostArray], length: int) -> Snapshot:
+        blocks = length // PREFILL_BLOCK - first_block(length, self.window)
+        shape, kind = self.token
+        expected = {"h": self.h, "conv": self.conv, "window": ((blocks * PREFILL_BLOCK, *shape), kind)}
+        for name, wanted in expected.items():
+            array = arrays.get(name)
+            found = None if array is None else (array.shape, array.dtype.name)
+            if found != wanted:
+                raise StateFileError(f"has {name} as {found}, expected {wanted}")
+            if not np.isfinite(arrays[name]).all():
+                raise StateFileError(f"has values in {name} that are not finite numbers")
+        return Snapshot(length, (arrays["h"], arrays["conv"]), tuple(np.split(arrays["window"], blocks)))
+
+
+def _length(fact: str) -> int:
+    """
+    Raises:
+      StateFileError: It is no whole number, or larger than any length.
+    """
+    if not (fact.isascii() and fact.isdecimal() and len(fact) <= len(str(MAX_TOKENS))):
+        raise StateFileError(f"has the length {_shown(fact)!r}")
+    return int(fact)
+
+
+def _shown(fact: str | None) -> str | None:
+    """A file's own text, short enough for an error message."""
+    return fact if fact is None or len(fact) <= _LONGEST_FACT else f"{fact[:_LONGEST_FACT]}…"

@@ -1,0 +1,76 @@
+"""A state as a file: arrays and facts in the safetensors format, with a digest of both; a key makes it a signature."""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ..core.errors import StateFileError
+from ..core.snapshot import HostArray
+
+FORMAT: Final = "roost-state-1"
+
+MAX_HEADER_BYTES: Final = 16 * 2**10
+"""Maximum size of a file's header. Names, shapes and facts take some 600 bytes; JSON that is parsed takes up to thirty
+times its size."""
+
+_CHECKSUM_KEY: Final = b"roost"
+"""Of files that are only checked, not signed."""
+
+_DTYPES: Final[Mapping[str, Any]] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I32": np.int32}
+
+
+def pack(arrays: Mapping[str, HostArray], facts: Mapping[str, str], key: bytes | None = None) -> bytes:
+    """
+    Args:
+      arrays: by name.
+      facts: what else there is to say.
+      key: signs it; None only guards against accidents.
+    """
+    facts = {**facts, "format": FORMAT, "signed": "no" if key is None else "hmac-sha256"}
+    data: bytes = safetensors.numpy.save(dict(arrays), metadata={**facts, "digest": _digest(arrays, facts, key)})
+    return data
+
+
+def unpack(data: bytes, key: bytes | None = None) -> tuple[dict[str, HostArray], dict[str, str]]:
+    """The arrays and the facts.
+
+    Raises:
+      StateFileError: it is no such file, of another version, was changed, or is not signed by the key.
+    """
+    header_bytes = int.from_bytes(data[:8], "little")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise StateFileError(f"is no whole state file (its header would have {header_bytes} bytes)")
+    try:
+        header = json.loads(data[8 : 8 + header_bytes])
+        facts: dict[str, str] = dict(header["__metadata__"])
+        found = {name: _array(tensor) for name, tensor in safetensors.deserialize(data)}  # type: ignore[no-untyped-call]
+    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+        raise StateFileError(f"is no whole state file ({type(error).__name__})") from None
+    if facts.get("format") != FORMAT:
+        raise StateFileError(f"has the format {facts.get('format')!r}, expected {FORMAT!r}")
+    digest = facts.pop("digest", "")
+    if key is not None and facts.get("signed") != "hmac-sha256":
+        raise StateFileError("is not signed, and this server takes only what its key has signed")
+    if not hmac.compare_digest(digest.encode(), _digest(found, facts, key).encode()):
+        raise StateFileError("was changed" if key is None else "was changed, or signed with another key")
+    return found, facts
+
+
+def _array(tensor: Mapping[str, Any]) -> HostArray:
+    return np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+
+
+def _digest(arrays: Mapping[str, HostArray], facts: Mapping[str, str], key: bytes | None) -> str:
+    mac = hmac.new(_CHECKSUM_KEY if key is None else key, digestmod=hashlib.sha256)
+    shapes = {name: [str(arrays[name].dtype), list(arrays[name].shape)] for name in sorted(arrays)}
+    mac.update(json.dumps([dict(sorted(facts.items())), shapes]).encode())
+    for name in sorted(arrays):
+        mac.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
+    return mac.hexdigest()

@@ -1,0 +1,215 @@
+"""What a model needs and could do on a device, by arithmetic alone: a slot has a fixed size, so all of it is known."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Final
+
+from .checkpoint.sharded_placement import slot_bytes, weight_bytes
+from .core.errors import ConfigError
+from .model.collectives import ALONE, Shards
+from .model.config import ModelConfig
+from .platform import available_memory
+
+FREE_SHARE: Final = 0.08
+"""Of the device's memory, left to programs and their temporaries."""
+
+_MAX_MESH: Final = 64
+"""Shards of a model in the largest mesh that is proposed."""
+
+_MAX_DEVICES: Final = 3
+"""Other devices that are proposed."""
+
+_LOADING_MARGIN: Final = 1.15
+_DTYPES: Final = {2: "bfloat16", 4: "float32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """Peak rates of one chip, from the vendor's datasheet, dense (without structured sparsity).
+
+    Attributes:
+      bytes_per_second: between the chip and its main memory.
+      flops_per_second: of bfloat16 matrix products.
+      int8_per_second: operations of int8 matrix products.
+    """
+
+    bytes_per_second: float
+    flops_per_second: float
+    int8_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One chip, or this machine's CPU.
+
+    Attributes:
+      memory_bytes: of its main memory.
+      peak: None where no datasheet says it.
+    """
+
+    memory_bytes: int
+    peak: Peak | None = None
+
+
+DEVICES: Final[Mapping[str, Device]] = {
+    "v4": Device(32 * 10**9, Peak(1228e9, 275e12, 275e12)),
+    "v5e": Device(16 * 10**9, Peak(819e9, 197e12, 394e12)),
+    "v5p": Device(95 * 10**9, Peak(2765e9, 459e12, 918e12)),
+    "v6e": Device(32 * 10**9, Peak(1640e9, 918e12, 1836e12)),
+    "a100": Device(80 * 10**9, Peak(2039e9, 312e12, 624e12)),
+    "a100-40gb": Device(40 * 10**9, Peak(1555e9, 312e12, 624e12)),
+    "h100": Device(80 * 10**9, Peak(3350e9, 989e12, 1979e12)),
+    "h200": Device(141 * 10**9, Peak(4800e9, 989e12, 1979e12)),
+    "l4": Device(24 * 10**9, Peak(300e9, 121e12, 242e12)),
+    "l40s": Device(48 * 10**9, Peak(864e9, 362e12, 733e12)),
+    "a6000": Device(48 * 10**9, Peak(768e9, 154.8e12, 309.7e12)),
+    "rtx4090": Device(24 * 10**9, Peak(1008e9, 165.2e12, 660.6e12)),
+}
+"""TPUs by Google Cloud's documentation; GPUs by NVIDIA's datasheets: the SXM modules of A100, H100 and H200, the RTX
+A6000 and the GeForce RTX 4090."""
+
+CPU: Final = "cpu"
+
+
+def find_device(name: str) -> Device:
+    """Returns the device of that name; "cpu" has the memory that this machine has available now.
+
+    Raises:
+      ConfigError: the device is unknown.
+    """
+    if name == CPU:
+        return Device(available_memory())
+    if name not in DEVICES:
+        raise ConfigError(f"device {name!r} is not known; give one of {', '.join(DEVICES)} or {CPU}")
+    return DEVICES[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """
+    Attributes:
+      shards: what the model and its slots are cut into, one for each device.
+      weight_bytes: of the parameters on each device, with what they are filled up with.
+      slot_bytes: of one request's state, whatever its length, likewise; a device has so many for each of its share of
+        the slots.
+      written_bytes: of it, what every step writes anew: all but the windows' keys and values.
+      slots: requests that fit beside the weights, of all devices together; 0 where not even those fit.
+      is_quantized: the matrices are int8.
+    """
+
+    config: ModelConfig
+    device: Device
+    shards: Shards
+    weight_bytes: int
+    slot_bytes: int
+    written_bytes: int
+    slots: int
+    is_quantized: bool
+
+    def memory_bytes(self, slots: int) -> int:
+        """On each device: weights, and its share of so many slots."""
+        return self.weight_bytes + self._share(slots) * self.slot_bytes
+
+    @property
+    def loading_bytes(self) -> int:
+        """Of the host's memory that loading for one device takes at most, mapped files apart: the weights, or the
+        largest tensor in float32 if that is more, and what is on its way (benchmarks/loading.md)."""
+        largest = 4 * self.config.vocab_size * self.config.width
+        return int(_LOADING_MARGIN * max(self.weight_bytes, largest))
+
+    def decode_tokens_per_second(self, slots: int) -> float:
+        """The limit: each step reads weights and full states, writes what changes, and computes every product. What
+        devices tell each other is left out.
+
+        Raises:
+          ValueError: the device's peak rates are unknown.
+        """
+        moved = self.memory_bytes(slots) + self._share(slots) * self.written_bytes
+        memory = moved / self._peak.bytes_per_second
+        return slots / max(memory, slots / self.shards.count * self._seconds_per_token(logits=True))
+
+    def prefill_tokens_per_second(self) -> float:
+        """The limit by computation alone; logits are computed for a prompt's last token only."""
+        return self.shards.count / self._seconds_per_token(logits=False)
+
+    @property
+    def _peak(self) -> Peak:
+        if self.device.peak is None:
+            raise ValueError("the device's peak rates are unknown")
+        return self.device.peak
+
+    def _share(self, slots: int) -> int:
+        return -(-slots // self.shards.count)
+
+    def _seconds_per_token(self, *, logits: bool) -> float:
+        """Two operations per parameter, the embedding as the logits' matrix, and attention over a full window."""
+        config, peak = self.config, self._peak
+        matrices = sum(outputs * inputs for outputs, inputs in _matrices(config))
+        products = 2 * (matrices if logits else matrices - config.vocab_size * config.width)
+        others = 2 * (config.num_parameters - matrices)
+        others += 4 * config.block_types.count("attention") * config.width * (config.window + 1)
+        speed = peak.int8_per_second if self.is_quantized else peak.flops_per_second
+        return products / speed + others / peak.flops_per_second
+
+
+def plan(
+    config: ModelConfig, device: Device, dtype_bytes: int, *, is_quantized: bool = False, shards: Shards = ALONE
+) -> Plan:
+    """How a model fits on a device, or on several of its kind, its activations and, if they are not int8, its matrices
+    in `dtype_bytes`."""
+    weights = weight_bytes(config, shards, _DTYPES[dtype_bytes], "int8" if is_quantized else None)
+    whole = slot_bytes(config, shards, dtype_bytes)
+    rings = config.block_types.count("attention") * 2 * config.window * config.head_dim * dtype_bytes
+    left = (1 - FREE_SHARE) * device.memory_bytes - weights
+    slots = max(0, int(left // whole)) * shards.count
+    return Plan(config, device, shards, weights, whole, whole - rings, slots, is_quantized)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A device, and the precision and mesh that a model has on it.
+
+    Attributes:
+      device: its name.
+      dtype_bytes: of an activation, and of a weight that is not int8: 2 or 4.
+    """
+
+    device: str
+    dtype_bytes: int
+    is_quantized: bool
+    shards: Shards
+
+
+def setups_that_fit(config: ModelConfig, setup: Setup) -> list[tuple[Setup, Plan]]:
+    """Returns setups that differ from `setup` in one thing and have room for the model and a slot, with their plans.
+
+    They are, as far as each exists: bfloat16 for float32, int8 weights, the smallest mesh with more shards of the
+    model, and the known devices with the least memory.
+    """
+    is_cpu = setup.device == CPU
+    meshes = (2**power for power in range(1, _MAX_MESH.bit_length()) if 2**power > setup.shards.model)
+    by_memory = sorted((name for name in DEVICES if name != setup.device), key=lambda name: DEVICES[name].memory_bytes)
+    ways = (
+        (1, [] if setup.dtype_bytes == 2 else [replace(setup, dtype_bytes=2)]),
+        (1, [] if setup.is_quantized else [replace(setup, is_quantized=True)]),
+        (1, [] if is_cpu else [replace(setup, shards=Shards(setup.shards.data, model)) for model in meshes]),
+        (_MAX_DEVICES, [replace(setup, device=name) for name in by_memory]),
+    )
+    return [found for count, way in ways for found in islice(_fitting(config, way), count)]
+
+
+def _fitting(config: ModelConfig, setups: Iterable[Setup]) -> Iterator[tuple[Setup, Plan]]:
+    for setup in setups:
+        device = find_device(setup.device)
+        planned = plan(config, device, setup.dtype_bytes, is_quantized=setup.is_quantized, shards=setup.shards)
+        if planned.slots:
+            yield setup, planned
+
+
+def _matrices(config: ModelConfig) -> list[tuple[int, int]]:
+    """Rows and columns of everything that is quantised."""
+    d, e, f = config.width, config.lru_width, config.mlp_width
+    mlp = [(2 * f, d), (d, f)]
+    blocks = {"recurrent": [(2 * e, d), (d, e)], "attention": [(d + 2 * config.head_dim, d), (d, d)]}
+    return [(config.vocab_size, d), *(m for block in config.block_types for m in blocks[block] + mlp)]

@@ -1,0 +1,1 @@
+"""Logits to tokens: processors, penalties and the sampler, with a float64 reference."""

@@ -1,0 +1,1 @@
+"""Runs the model on its devices: state pool, compiled programs, steps."""

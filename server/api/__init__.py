@@ -1,0 +1,1 @@
+"""HTTP APIs: OpenAI's, Anthropic's and Roost's own."""

@@ -1,0 +1,1 @@
+"""Roost's own endpoints, and those of llama.cpp and vLLM."""

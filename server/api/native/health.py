@@ -1,0 +1,83 @@
+"""For whoever runs the server: is it alive, is it ready, how is it, what is it."""
+
+import importlib.metadata
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from ...errors import shutting_down
+from ...generation.service import AnyService, ReadyService
+from ...observability.metrics import CONTENT_TYPE
+from ..openapi import PLAIN_TEXT
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health(service: AnyService) -> dict[str, str]:
+    """200 from the first second on; 503 only when the engine is dead, which no waiting will heal."""
+    service.check_alive()
+    return {"status": "ok"}
+
+
+@router.get("/health/ready")
+async def ready(service: ReadyService) -> dict[str, str]:
+    """200 while requests are served, and more may come."""
+    if service.door.is_leaving:
+        raise shutting_down()
+    return {"status": "ready"}
+
+
+@router.get("/health_generate")
+async def health_generate(service: ReadyService) -> dict[str, str]:
+    """200 once a token has gone all the way through the engine; 503 with the reason if it does not come in time."""
+    await service.check_generates()
+    return {"status": "ok"}
+
+
+@router.get("/metrics", responses=PLAIN_TEXT)
+async def metrics(service: AnyService) -> Response:
+    return Response(service.metrics.page(), headers={"content-type": CONTENT_TYPE})
+
+
+@router.get("/load")
+async def load(service: AnyService) -> dict[str, int]:
+    """How busy it is at this moment; `server_load` is vLLM's, the number of requests that are not done."""
+    stats = service.engine.stats
+    return {
+        "server_load": stats.num_running + stats.num_waiting,
+        "running": stats.num_running,
+        "waiting": stats.num_waiting,
+        "slots": stats.slots,
+        "prompt_tokens": stats.prompt_tokens,
+        "generated_tokens": stats.generated_tokens,
+        "cached_tokens": stats.cache.hit_tokens,
+        "state_cache_bytes": stats.cache.num_bytes,
+    }
+
+
+@router.get("/version")
+async def version() -> dict[str, str]:
+    return {"version": _version()}
+
+
+@router.get("/server_info")
+async def server_info(service: AnyService) -> dict[str, Any]:
+    """What is served, and within which limits. `slots` is 0 before the model is loaded."""
+    model = service.model
+    return {
+        "version": _version(),
+        "model": model.id,
+        "fingerprint": model.fingerprint,
+        "vocab_size": model.tokenizer.vocab_size,
+        "has_text": model.tokenizer.has_text,
+        "ready": service.engine.is_ready,
+        "slots": service.engine.stats.slots,
+        "max_choices": service.max_choices,
+        "max_model_len": None,
+        "state_cache_bytes": service.engine.stats.cache.budget,
+    }
+
+
+def _version() -> str:
+    return importlib.metadata.version("roost")

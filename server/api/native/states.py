@@ -1,0 +1,105 @@
+"""`/v1/states`: the state of a request is kept under an id, gone on from as often as wanted, and moved as a file."""
+
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Annotated, Any, Final
+from uuid import uuid4
+
+from fastapi import APIRouter, Query, Request, Response
+
+from ....engine import MAX_TOKENS, SavedState, StateFileError, UnknownRequestError
+from ...errors import ApiError, bad_value
+from ...generation.service import AnyService, ReadyService, Service
+from ...generation.state_files import StateFileResponse
+from ...middleware.body import JsonRoute
+from ...tenancy.tenant import tenant
+from ..common.paging import Order, page
+from ..openai.schemas import StateBody
+
+IMPORT_PATH: Final = "/v1/states/import"
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post("/v1/states")
+async def save_state(body: StateBody, service: ReadyService) -> dict[str, Any]:
+    """Saves what the client has received of a choice that runs or ended lately.
+
+    That is its prompt, and the tokens whose text was sent whole.
+    """
+    service.check(body)
+    message = f"no request with the id {body.request_id!r} and a choice {body.index} runs, or has ended lately"
+    unknown = ApiError(404, message, param="request_id")
+    async with service.saves.mine():
+        sent = service.sent.find(body.request_id, body.index)
+        if sent is None:
+            raise unknown
+        try:
+            state = await service.engine.save(sent.request_id, sent.num_tokens)
+        except UnknownRequestError:
+            raise unknown from None
+    if state.tenant != tenant.get():
+        raise unknown
+    if state.num_tokens > MAX_TOKENS:
+        raise bad_value("request_id", f"request_id: a state may have {MAX_TOKENS} tokens, not {state.num_tokens}")
+    return service.states.keep(state, tenant.get(), _limit(service)).described()
+
+
+@router.get("/v1/states")
+async def list_states(
+    service: AnyService,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Order = "desc",
+    after: str | None = None,
+) -> dict[str, Any]:
+    """One page of one's own."""
+    states = service.states.of(tenant.get())
+    return page(states, limit, order, after, id_of=lambda stored: stored.id, describe=lambda stored: stored.described())
+
+
+@router.get("/v1/states/{state_id}")
+async def get_state(state_id: str, service: AnyService) -> dict[str, Any]:
+    """What it is of."""
+    return service.states.get(state_id, tenant.get()).described()
+
+
+@router.delete("/v1/states/{state_id}")
+async def delete_state(state_id: str, service: AnyService) -> dict[str, Any]:
+    """Forgets it."""
+    service.states.delete(state_id, tenant.get())
+    return {"id": state_id, "object": "state", "deleted": True}
+
+
+@router.get("/v1/states/{state_id}/export")
+async def export_state(state_id: str, service: ReadyService) -> Response:
+    """A file in the safetensors format, which any server with this model imports."""
+    stored, kind = service.states.get(state_id, tenant.get()), service.engine.state_format
+    async with AsyncExitStack() as resources:
+        transfer = await resources.enter_async_context(service.files.transfer())
+        transfer.may_give_way = False
+        service.files.grow(transfer, stored.num_bytes, kind.max_file_bytes)
+        data = await service.files.run(lambda: kind.export(stored.state, service.state_key))
+        return StateFileResponse(data, f"{state_id}.safetensors", transfer, resources.pop_all())
+
+
+@router.post(IMPORT_PATH)
+async def import_state(request: Request, service: ReadyService) -> dict[str, Any]:
+    """What an export gave, as the body."""
+    kind = service.engine.state_format
+    async with service.files.transfer() as transfer:
+        data = await service.files.receive(request, transfer, kind.max_file_bytes)
+
+        def load() -> SavedState:
+            return kind.load(bytes(data), service.state_key)
+
+        try:
+            state = await service.files.run(load)
+        except StateFileError as error:
+            raise bad_value(None, f"the file {error}") from None
+    state = replace(state, salt=f"import-{uuid4().hex}")  # which nobody is told, so no request can share it
+    return service.states.keep(state, tenant.get(), _limit(service)).described()
+
+
+def _limit(service: Service) -> int:
+    """They may take as much as the cache."""
+    return service.engine.stats.cache.budget

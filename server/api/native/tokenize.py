@@ -1,0 +1,64 @@
+"""`/tokenize`, `/detokenize` and `/tokenizer_info`, in vLLM's shapes."""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from ...errors import bad_value
+from ...generation.answer_size import text_answer_bytes
+from ...generation.prompts import Prompt
+from ...generation.service import AnyService, Service, json_response
+from ...middleware.body import JsonRoute
+from ...tenancy.memory import keep
+from ..openai.schemas import DetokenizeBody, TokenizeBody
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeBody, service: AnyService) -> Response:
+    service.check(body)
+    token_ids = (await _encode(body, service)).token_ids
+    return await service.json_answer(lambda: {"tokens": token_ids, "count": len(token_ids), "max_model_len": None})
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeBody, service: AnyService) -> Response:
+    """The inverse of `/tokenize`: control tokens are spelled out, apart from the BOS that it adds."""
+    service.check(body)
+    tokenizer = service.model.tokenizer
+    if not tokenizer.has_text:
+        raise bad_value("tokens", "this checkpoint has no tokenizer, so its tokens have no text")
+    if not body.tokens:
+        return json_response({"prompt": ""})
+    keep(text_answer_bytes(body.tokens, tokenizer))
+
+    def detokenized() -> dict[str, str]:
+        token_ids = service.prompts.token_ids(body.tokens, param="tokens").token_ids
+        prompt = Prompt(token_ids, from_text=True, adds_bos=token_ids[0] == tokenizer.bos_id)
+        return {"prompt": prompt.text(tokenizer)}
+
+    return await service.json_answer(detokenized)
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(service: AnyService) -> dict[str, Any]:
+    """What evaluation harnesses need to know to work without a tokenizer of their own."""
+    tokenizer = service.model.tokenizer
+    ends = tokenizer.end_token_ids
+    return {
+        "tokenizer_class": service.model.tokenizer_class,
+        "vocab_size": tokenizer.vocab_size,
+        "bos_token": None if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id),
+        "eos_token": tokenizer.token_text(ends[0]) if ends else None,
+        "chat_template": None,
+    }
+
+
+async def _encode(body: TokenizeBody, service: Service) -> Prompt:
+    if (body.prompt is None) == (body.messages is None):
+        raise bad_value("prompt", "send either prompt or messages")
+    if body.messages is not None:
+        return await service.prompts.chat(body.messages, body.ending, tools=body.usable_tools)
+    assert body.prompt is not None
+    return (await service.prompts.completions([body.prompt], add_bos=body.add_special_tokens))[0]

@@ -1,0 +1,56 @@
+"""`GET /v1/models`: the one model that is served, as OpenAI's clients know models, or Anthropic's."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Response
+
+from ...errors import unknown_model
+from ...generation.service import ReadyService, json_response
+from ...text.served_model import ServedModel
+
+router = APIRouter()
+
+AnthropicVersion = Annotated[str | None, Header()]
+"""The header `anthropic-version`, which all of Anthropic's clients send, and only they."""
+
+
+@router.get("/v1/models")
+async def list_models(service: ReadyService, anthropic_version: AnthropicVersion = None) -> Response:
+    model_id = service.model.id
+    if anthropic_version is None:
+        return json_response({"object": "list", "data": [_describe(service.model)]})
+    listed = {"data": [_describe_to_anthropic(service.model)], "has_more": False}
+    return json_response({**listed, "first_id": model_id, "last_id": model_id})
+
+
+@router.get("/v1/models/{model_id:path}")
+async def get_model(model_id: str, service: ReadyService, anthropic_version: AnthropicVersion = None) -> Response:
+    if model_id != service.model.id:
+        raise unknown_model(model_id)
+    describe = _describe if anthropic_version is None else _describe_to_anthropic
+    return json_response(describe(service.model))
+
+
+def _describe(model: ServedModel) -> dict[str, Any]:
+    """`max_model_len` is null as nothing limits the length: a request's state has a fixed size."""
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "roost",
+        "max_model_len": None,
+    }
+
+
+def _describe_to_anthropic(model: ServedModel) -> dict[str, Any]:
+    """Limits are null where there are none."""
+    return {
+        "type": "model",
+        "id": model.id,
+        "display_name": model.id,
+        "created_at": datetime.fromtimestamp(model.created, UTC).isoformat(),
+        "lifecycle": "active",
+        "max_input_tokens": None,
+        "max_tokens": model.max_tokens_limit,
+    }

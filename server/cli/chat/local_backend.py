@@ -1,0 +1,62 @@
+"""Answers of a model in this process."""
+
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+
+from ....engine import FinishReason, RoostError
+from ...generation.choices import Choice
+from ...generation.prompts import Prompt
+from ...terminal.failure import CommandError
+from ...text.chat_template import ChatFormatError
+from ...text.chat_template import Message as Turn
+from ..local_model import LocalModel, sampling_params
+from ..sampling_options import SamplingOptions
+from .backend import Message
+
+
+class LocalBackend:
+    """A conversation costs what is new in it: the engine's prefix cache restores the rest.
+
+    Raises:
+      ConfigError: a sampling option is out of range.
+      CommandError: the model has no chat format.
+    """
+
+    def __init__(self, local: LocalModel, sampling: SamplingOptions) -> None:
+        self._local = local
+        self._sampling = sampling
+        self._num_answers = 0
+        self._prompt([Message("user", "")])
+        sampling_params(sampling, self._local.model)
+
+    async def start(self) -> str:
+        try:
+            await self._local.start()
+        except RoostError as error:
+            raise CommandError(str(error)) from None
+        return self._local.model.id
+
+    async def answer(self, messages: Sequence[Message], show: Callable[[str], None]) -> bool:
+        choice = Choice(0, self._prompt(messages), sampling_params(self._sampling, self._local.model))
+        self._num_answers += 1
+        reason = None
+        try:
+            async with aclosing(self._local.generate(f"chat-{self._num_answers}", choice)) as deltas:
+                async for delta in deltas:
+                    show(delta.text)
+                    reason = delta.finish_reason
+        except RoostError as error:
+            raise CommandError(str(error)) from None
+        return reason is FinishReason.LENGTH
+
+    async def close(self) -> None:
+        await self._local.engine.stop()
+
+    def leave_if_loading(self, status: int) -> None:
+        self._local.leave_if_loading(status)
+
+    def _prompt(self, messages: Sequence[Message]) -> Prompt:
+        try:
+            return Prompt(tuple(self._local.model.chat_format.encode([Turn(m.role, m.content) for m in messages])))
+        except ChatFormatError as error:
+            raise CommandError(f"{self._local.model.id} cannot chat: {error}") from None

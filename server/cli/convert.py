@@ -1,0 +1,43 @@
+"""`roost convert`: a checkpoint in another format or precision."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from ...engine import ConfigError, convert, shown_bytes
+from ..lifecycle.engine_loading import LoadProgress
+from ..model_hub import find_model
+
+
+def run(model: str, destination: Path, dtype: str | None, quantize: str | None, to: str) -> None:
+    """Writes the checkpoint anew and says what came of it.
+
+    Raises:
+      ConfigError: an option is not known.
+      CheckpointError: the source cannot be read, or the destination cannot be written.
+    """
+    if dtype not in (None, "float32", "bfloat16"):
+        raise ConfigError(f"dtype must be float32 or bfloat16, not {dtype!r}")
+    source = find_model(model)
+    progress = LoadProgress()
+    try:
+        done = convert(
+            source, destination, dtype=dtype, quantize=_quantize(quantize), to=_format(to), progress=progress
+        )
+    finally:
+        progress.close()
+    print(f"{destination}: {shown_bytes(done.num_bytes)}, fingerprint {done.fingerprint}", file=sys.stderr)
+
+
+def _quantize(name: str | None) -> Literal["int8"] | None:
+    match name:
+        case None | "int8":
+            return name
+    raise ConfigError(f"quantize must be int8, not {name!r}")
+
+
+def _format(name: str) -> Literal["hf", "orbax"]:
+    match name:
+        case "hf" | "orbax":
+            return name
+    raise ConfigError(f"format must be hf or orbax, not {name!r}")

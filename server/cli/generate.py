@@ -1,0 +1,140 @@
+"""`roost generate`: one answer, streamed to the terminal, without a server."""
+
+import asyncio
+import sys
+import time
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from ...engine import AsyncEngine, ConfigError, SavedState, StateFileError, shown_bytes
+from ..generation.choices import Choice
+from ..generation.prompts import Prompt
+from ..lifecycle.engine_loading import state_key
+from ..settings import Settings
+from ..terminal.text import AnswerWriter
+from ..text.chat_template import ChatFormatError, Message
+from ..text.served_model import ServedModel
+from ..text.tokenizer import TextUnavailableError
+from .local_model import LocalModel, sampling_params
+from .sampling_options import SamplingOptions
+
+_INTERRUPTED: Final = 130
+"""The exit status of a program that Ctrl-C has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """
+    Attributes:
+      settings: of the engine, and the model.
+      raw: continue the prompt as it stands, instead of answering it.
+      load_state: a state to go on from: a chat's next turn, or the raw text behind it.
+      save_state: where the state is put at the end.
+    """
+
+    settings: Settings
+    prompt: str
+    raw: bool = False
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    load_state: Path | None = None
+    save_state: Path | None = None
+
+
+def generate(options: Options) -> int:
+    """Streams an answer to stdout, all else to stderr; gives the exit status.
+
+    Raises:
+      RoostError: an option is wrong, or the model cannot be loaded.
+    """
+    local = LocalModel(options.settings)
+    model = local.model
+    if options.load_state is not None and not options.load_state.is_file():
+        raise ConfigError(f"{options.load_state}: no such file")
+    choice = Choice(0, _prompt(model, options), sampling_params(options.sampling, model))
+    if local.source.is_random:
+        _say(f"{model.id} has random weights: its answer is noise")
+    try:
+        asyncio.run(_run(local, choice, options))
+    except KeyboardInterrupt:
+        local.leave_if_loading(_INTERRUPTED)
+        return _INTERRUPTED
+    return 0
+
+
+async def _run(local: LocalModel, choice: Choice, options: Options) -> None:
+    await local.start()
+    try:
+        await _answer(local, choice, options)
+    finally:
+        await local.engine.stop()
+
+
+async def _answer(local: LocalModel, choice: Choice, options: Options) -> None:
+    """Streams the answer; what there is to say about it comes after its last line."""
+    engine, key = local.engine, state_key(options.settings)
+    if options.load_state is not None:
+        choice = _after(choice, _load(engine, options.load_state, key), local.model, raw=options.raw)
+    began, num_tokens, num_sent = time.perf_counter(), 0, 0
+    with AnswerWriter() as writer:
+        async with aclosing(local.generate("cli", choice)) as deltas:
+            async for delta in deltas:
+                num_tokens += len(delta.token_ids)
+                num_sent = delta.num_sent
+                writer.write(delta.text)
+    seconds = time.perf_counter() - began
+    if options.save_state is not None:
+        state = await engine.save("cli-0", num_sent)
+        _write(options.save_state, engine.state_format.export(state, key))
+    _say(f"{num_tokens} {'token' if num_tokens == 1 else 'tokens'}, {num_tokens / seconds:.1f} per second")
+
+
+def _load(engine: AsyncEngine, path: Path, key: bytes | None) -> SavedState:
+    try:
+        return engine.state_format.load(path.read_bytes(), key)
+    except StateFileError as error:
+        raise ConfigError(f"{path} {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _after(choice: Choice, state: SavedState, model: ServedModel, *, raw: bool) -> Choice:
+    """The choice behind a text that was read before. There is one BOS; and a turn that has ended ends its line."""
+    new, token_ids = choice.prompt.token_ids, state.token_ids
+    if new[0] == model.tokenizer.bos_id:
+        new = new[1:]
+    if not raw and token_ids[-1] in model.end_token_ids:
+        new = (*model.tokenizer.encode("\n"), *new)
+    return replace(choice, prompt=Prompt(token_ids + new), state=state.snapshot, state_is_imported=state.is_imported)
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
+    _say(f"the state is in {path}, {shown_bytes(len(data))}")
+
+
+def _prompt(model: ServedModel, options: Options) -> Prompt:
+    """A chat of one message where the checkpoint knows chats, else the text with BOS in front."""
+    tokenizer = model.tokenizer
+    if not options.raw:
+        try:
+            return Prompt(tuple(model.chat_format.encode([Message("user", options.prompt)])))
+        except ChatFormatError as error:
+            _say(f"continuing the prompt as it stands: {error}")
+    try:
+        token_ids = tokenizer.encode(options.prompt)
+    except TextUnavailableError as error:
+        raise ConfigError(str(error)) from None
+    if tokenizer.bos_id is not None:
+        token_ids = [tokenizer.bos_id, *token_ids]
+    if not token_ids:
+        raise ConfigError("the prompt is empty")
+    return Prompt(tuple(token_ids))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,76 @@
+"""A model in this process, for commands that answer on the terminal without a server."""
+
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+from ...engine import AsyncEngine, ConfigError, ModelSource, SamplingParams
+from ..generation.choices import Choice, generate_choice
+from ..generation.delta import Delta
+from ..lifecycle.engine_loading import LoadProgress, engine_config, is_loading, leave_while_loading, make_engine
+from ..model_hub import find_model
+from ..observability.metrics import Metrics
+from ..settings import Settings
+from ..text.served_model import ServedModel, open_served_model
+from .sampling_options import SamplingOptions
+
+
+def sampling_params(sampling: SamplingOptions, model: ServedModel) -> SamplingParams:
+    """Returns the parameters of an answer, with the checkpoint's defaults for options that are None.
+
+    Raises:
+      ConfigError: a value is out of range.
+    """
+    defaults = model.defaults
+    try:
+        return SamplingParams(
+            max_tokens=defaults.max_tokens if sampling.max_tokens is None else sampling.max_tokens,
+            temperature=defaults.temperature if sampling.temperature is None else sampling.temperature,
+            top_p=defaults.top_p if sampling.top_p is None else sampling.top_p,
+            top_k=defaults.top_k if sampling.top_k is None else sampling.top_k,
+            min_p=defaults.min_p,
+            typical_p=defaults.typical_p,
+            seed=secrets.randbits(64) if sampling.seed is None else sampling.seed % 2**64,
+            end_token_ids=model.end_token_ids,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+class LocalModel:
+    """One slot of a model. Opening it reads everything but the weights; `start` loads those.
+
+    Raises:
+      RoostError: a setting is wrong, or the model cannot be opened.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        config = replace(engine_config(settings), slots=1)
+        self.source: ModelSource = find_model(settings.model)
+        self.model = open_served_model(self.source, config)
+        self._progress = LoadProgress()
+        self.engine: AsyncEngine = make_engine(self.source, config, self._progress)
+        self._metrics = Metrics(lambda: self.engine.stats)
+
+    async def start(self) -> None:
+        """Loads the weights and compiles.
+
+        Raises:
+          RoostError: the weights do not fit the model, or the model the memory.
+        """
+        self.engine.start()
+        await self.engine.wait_ready()
+
+    def leave_if_loading(self, status: int) -> None:
+        """Ends the process with `status` if it is still loading, which nothing else can interrupt."""
+        if is_loading(self.engine):
+            leave_while_loading(self._progress, status)
+
+    async def generate(self, request_id: str, choice: Choice) -> AsyncGenerator[Delta]:
+        """Runs a choice; see `generate_choice`."""
+        async with aclosing(
+            generate_choice(self.engine, self.model.tokenizer, self._metrics, request_id, choice)
+        ) as deltas:
+            async for delta in deltas:
+                yield delta

@@ -1,0 +1,118 @@
+"""`roost plan`: whether a model fits, and how fast it could be."""
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from ...engine import CPU, ConfigError, Plan, Setup, Shards, find_device, plan, setups_that_fit, shown_bytes
+from ..model_hub import find_model
+from ..settings import mesh_sizes
+
+_LIMITS_NOTE = (
+    "Limits are theoretical upper bounds (a roofline of the datasheet's bandwidth and FLOP/s), not measurements. "
+    "Measure with: roost bench engine"
+)
+_CPU_NOTE = (
+    "Memory is what this machine has available now. No limits: a CPU's rates are in no datasheet. "
+    "Measure with: roost bench engine"
+)
+
+
+def print_plan(model: str, device: str, dtype: str, quantize: str | None = None, mesh: str = "data=1,model=1") -> None:
+    """Prints what the model needs on the device, or on each of a mesh of them, and the limits of its speed.
+
+    Where not one slot fits, prints what would.
+
+    Raises:
+      ConfigError: the device, the dtype, the quantisation or the mesh is not known.
+      CheckpointError: there is no such model.
+    """
+    found = find_device(device)
+    sizes = {"float32": 4, "bfloat16": 2}
+    if dtype not in sizes:
+        raise ConfigError(f"dtype must be float32 or bfloat16, not {dtype!r}")
+    if quantize not in (None, "int8"):
+        raise ConfigError(f"quantize must be int8, not {quantize!r}")
+    shards = _shards(mesh)
+    if device == CPU and shards.count > 1:
+        raise ConfigError(f"mesh must be data=1,model=1 for device {CPU}, which is one device, not {mesh!r}")
+    source = find_model(model)
+    quantize = quantize or source.config.quantize
+    planned = plan(source.config, found, sizes[dtype], is_quantized=quantize is not None, shards=shards)
+    console = Console(highlight=False)
+    numbers = f"{dtype}, quantised to {quantize}" if quantize else dtype
+    console.print(_title(planned, source.name, device, numbers), style="italic", markup=False)
+    table = Table("", "", show_header=False)
+    table.columns[1].justify = "right"
+    for row in _rows(planned):
+        table.add_row(*row)
+    console.print(table)
+    if planned.slots:
+        console.print(_LIMITS_NOTE if planned.device.peak else _CPU_NOTE, style="dim", markup=False)
+        return
+    setup = Setup(device, sizes[dtype], quantize is not None, shards)
+    for line in _advice(setup, setups_that_fit(source.config, setup)):
+        console.print(line, markup=False)
+
+
+def _shards(mesh: str) -> Shards:
+    try:
+        sizes = mesh_sizes(mesh)
+    except ValueError:
+        sizes = None
+    if sizes is None:
+        raise ConfigError(f'mesh must be like "data=2,model=4", not {mesh!r}')
+    return Shards(*sizes)
+
+
+def _title(planned: Plan, name: str, device: str, numbers: str) -> str:
+    shards = planned.shards
+    one = "this machine's CPU" if device == CPU else f"one {device}"
+    return f"{name} on {one if shards.count == 1 else f'{shards.data} x {shards.model} {device}'}, {numbers}"
+
+
+def _rows(planned: Plan) -> Iterator[tuple[str, str]]:
+    count = planned.shards.count
+    each = " on each chip" if count > 1 else ""
+    yield f"memory{each}", shown_bytes(planned.device.memory_bytes)
+    yield f"weights{each}", shown_bytes(planned.weight_bytes)
+    if count == 1:
+        yield "host memory to load them, at most", shown_bytes(planned.loading_bytes)
+    yield "state of a slot", shown_bytes(planned.slot_bytes)
+    if count > 1:
+        yield "slots that fit, for each chip", f"{planned.slots // count:,}"
+    yield "slots that fit", f"{planned.slots:,}"
+    if not planned.slots:
+        return
+    yield f"memory used with all of them{each}", shown_bytes(planned.memory_bytes(planned.slots))
+    if planned.device.peak is None:
+        return
+    for slots in sorted({1, min(32, planned.slots), min(128, planned.slots), planned.slots}):
+        noun = "slot" if slots == 1 else "slots"
+        yield f"decode limit, {slots:,} {noun}", f"{planned.decode_tokens_per_second(slots):,.0f} tokens/s"
+    yield "prefill limit", f"{planned.prefill_tokens_per_second():,.0f} tokens/s"
+
+
+def _advice(setup: Setup, fitting: list[tuple[Setup, Plan]]) -> Iterator[str]:
+    """Yields what to do where no slot fits: each setup as the options that differ, and what it has room for."""
+    if not fitting:
+        yield "It does not fit, nor would it in bfloat16, in int8, on a larger mesh or on another known device."
+        return
+    yield "It does not fit. What would:"
+    options = [(_options(setup, other), planned.slots) for other, planned in fitting]
+    width = max(len(option) for option, _ in options)
+    for option, slots in options:
+        yield f"  {option:<{width}}  {slots:,} {'slot' if slots == 1 else 'slots'}"
+
+
+def _options(setup: Setup, other: Setup) -> str:
+    """Returns the options that lead from one setup to another."""
+    if other.device != setup.device:
+        return f"--device {other.device}"
+    if other.dtype_bytes != setup.dtype_bytes:
+        return "--dtype bfloat16"
+    if other.is_quantized != setup.is_quantized:
+        return "--quantize int8"
+    data = f"data={other.shards.data}," if other.shards.data > 1 else ""
+    return f"--mesh {data}model={other.shards.model}"

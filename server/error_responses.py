@@ -1,0 +1,103 @@
+"""Errors on their way out: each API has its own shape of them."""
+
+from collections.abc import Mapping
+from typing import Final, TypedDict
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from ..engine import RoostError
+from .errors import CLIENT_CLOSED_REQUEST, ApiError, from_exception, from_http, log_reason
+from .observability.logging import error_reason, request_id
+
+ANTHROPIC_PATH: Final = "/v1/messages"
+"""All paths that begin with it speak Anthropic's API."""
+
+_API_ROOT: Final = "/v1"
+
+_ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+class AnthropicErrorDetail(TypedDict):
+    type: str
+    message: str
+
+
+class AnthropicErrorBody(TypedDict):
+    type: str
+    error: AnthropicErrorDetail
+    request_id: str
+
+
+def anthropic_body(error: ApiError) -> AnthropicErrorBody:
+    """The shape has no place for the field that is to blame, so the message names it."""
+    detail = error.body["error"]
+    message, param = detail["message"], detail["param"]
+    kind = "invalid_request_error" if error.status_code < 500 else "api_error"
+    return AnthropicErrorBody(
+        type="error",
+        error=AnthropicErrorDetail(
+            type=_ANTHROPIC_TYPES.get(error.status_code, kind),
+            message=message if param is None or param in message else f"{param}: {message}",
+        ),
+        request_id=request_id.get(),
+    )
+
+
+def error_response(error: ApiError, path: str) -> Response:
+    """
+    Args:
+      path: of the request; it tells which API the client speaks.
+    """
+    error_reason.get([]).append(log_reason(error))
+    body = anthropic_body(error) if path.startswith(ANTHROPIC_PATH) else error.body
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+async def send_error(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers an HTTP request from a middleware."""
+    await error_response(error, scope["path"])(scope, receive, send)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answers every known exception; the middleware answers the unknown ones."""
+    for kind in (HTTPException, RequestValidationError, RoostError):
+        app.add_exception_handler(kind, _answer)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    path = request.url.path
+    if path.rstrip("/") == _API_ROOT:
+        return _directions(request)
+    if isinstance(error, HTTPException) and error.status_code in (404, 405):
+        return error_response(from_http(error, f" ({request.method} {path})"), path)
+    return error_response(from_exception(error), path)
+
+
+def _directions(request: Request) -> Response:
+    """404 for the base URL of the API, which people open in a browser and take for an endpoint."""
+    page = str(request.base_url)
+    message = (
+        f"no such URL ({request.method} {request.url.path}): this is the base URL for API clients, such as "
+        f'OpenAI(base_url="{page}v1"); the page to chat on is {page}'
+    )
+    error = ApiError(404, message)
+    error_reason.get([]).append(log_reason(error))
+    return JSONResponse({**error.body, "chat_page": page, "endpoints": request.app.state.endpoints}, 404)
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -1,0 +1,240 @@
+"""From what a client sends to prompt ids, and back for `echo`."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from ...engine import MAX_TOKENS, SavedState
+from ..api.openai.schemas import ChatMessage, GenerationBody
+from ..api.openai.tool_schemas import Tool
+from ..errors import bad_value
+from ..tenancy.memory import is_large, keep
+from ..tenancy.workers import Workers
+from ..text.chat_template import ANSWER, ChatFormatError, Ending, Message
+from ..text.served_model import ServedModel
+from ..text.tokenizer import TextUnavailableError, Tokenizer
+from .tools import call_text, described, result_text, tools_text
+
+_LONG: Final = 8192
+"""Characters, or ids, that take a millisecond or two: from here on the event loop is spared."""
+
+_MANY: Final = 64
+"""Messages of a conversation, or prompts, that take as long."""
+
+_TEXT_ID_BYTES: Final = 40
+"""A token id that was made of text, and its place in the prompt."""
+
+ID_BYTES: Final = 8
+"""The place in a prompt of a token id that somebody else holds already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """
+    Attributes:
+      token_ids: at least one, each within the vocabulary.
+      from_text: whether they were made from text; then control tokens among them were spelled out there.
+      adds_bos: whether the first of them is a BOS that the client did not send.
+    """
+
+    token_ids: tuple[int, ...]
+    from_text: bool = False
+    adds_bos: bool = False
+
+    def after(self, token_ids: tuple[int, ...]) -> "Prompt":
+        """The same behind a text that was read before."""
+        return replace(self, token_ids=token_ids + self.token_ids)
+
+    def pieces(self, tokenizer: Tokenizer) -> list[bytes]:
+        """What each token is in the text of the prompt; joined, they are the text that was sent."""
+        return list(self._pieces(tokenizer))
+
+    def num_text_bytes(self, tokenizer: Tokenizer) -> int:
+        """Number of bytes of the text in UTF-8."""
+        return sum(map(len, self._pieces(tokenizer)))
+
+    def text(self, tokenizer: Tokenizer) -> str:
+        return b"".join(self._pieces(tokenizer)).decode("utf-8", "replace")
+
+    def _pieces(self, tokenizer: Tokenizer) -> Iterator[bytes]:
+        for position, token_id in enumerate(self.token_ids):
+            if self.adds_bos and position == 0:
+                yield b""
+            elif self.from_text and tokenizer.is_control(token_id):
+                yield tokenizer.token_text(token_id).encode()
+            else:
+                yield tokenizer.token_bytes(token_id)
+
+
+class PromptEncoder:
+    """Makes prompts. Long ones are made on worker threads; all are booked as memory of the current request."""
+
+    def __init__(self, model: ServedModel, workers: Workers | None = None) -> None:
+        self._tokenizer = model.tokenizer
+        self._chat_format = model.chat_format
+        self._workers = workers or Workers()
+
+    async def completions(self, prompts: Sequence[str | list[int]], *, add_bos: bool) -> list[Prompt]:
+        """Prompts in which control tokens may be spelled out, or that are ids already.
+
+        Raises:
+          ApiError: there is no tokenizer for a text, or a prompt has no tokens or one outside the vocabulary.
+        """
+
+        def encode() -> list[Prompt]:
+            return [
+                self._text(prompt, add_bos) if isinstance(prompt, str) else self.token_ids(prompt) for prompt in prompts
+            ]
+
+        encoded = await self._off_loop(sum(map(len, prompts)), encode)
+        for prompt in encoded:
+            keep(len(prompt.token_ids) * (_TEXT_ID_BYTES if prompt.from_text else ID_BYTES))
+        return encoded
+
+    def token_ids(self, token_ids: Sequence[int], param: str = "prompt") -> Prompt:
+        """A prompt as it was sent.
+
+        Raises:
+          ApiError: an id is outside the vocabulary.
+        """
+        if max(token_ids) >= self._tokenizer.vocab_size:
+            raise bad_value(
+                param,
+                f"token id {max(token_ids)} is outside the vocabulary of {self._tokenizer.vocab_size} tokens",
+            )
+        return Prompt(tuple(token_ids))
+
+    async def after(self, state: SavedState, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts, each behind the token history of a state.
+
+        Raises:
+          ApiError: Together they would have too many tokens for so small a request.
+        """
+        num_tokens = state.num_tokens * len(prompts)
+        if num_tokens > MAX_TOKENS:
+            message = (
+                f"prompt: {len(prompts)} prompts behind a state of {state.num_tokens} tokens are more than"
+                f" {MAX_TOKENS} tokens: send fewer in one request"
+            )
+            raise bad_value("prompt", message)
+
+        keep(ID_BYTES * num_tokens)
+
+        def put_behind() -> list[Prompt]:
+            token_ids = state.token_ids
+            return [prompt.after(token_ids) for prompt in prompts]
+
+        return await self._off_loop(num_tokens, put_behind)
+
+    async def chat(
+        self,
+        messages: Sequence[ChatMessage],
+        ending: Ending = ANSWER,
+        *,
+        tools: Sequence[Tool] = (),
+        param: str = "messages",
+    ) -> Prompt:
+        """A conversation.
+
+        Args:
+          tools: that the answer may call.
+          param: the field it came in.
+
+        Raises:
+          ApiError: the messages cannot become a prompt.
+        """
+
+        def encode() -> tuple[int, ...]:
+            return self._chat(messages, ending, tools, param)
+
+        length = _LONG if len(messages) >= _MANY else sum(message.num_characters for message in messages)
+        try:
+            token_ids = await self._off_loop(length, encode)
+        except ChatFormatError as error:
+            raise bad_value(param, str(error), is_private=True) from None
+        keep(len(token_ids) * _TEXT_ID_BYTES)
+        return Prompt(token_ids, from_text=True)
+
+    def truncated(self, prompt: Prompt, body: GenerationBody) -> Prompt:
+        """The prompt without the tokens that are too many, if the body says how many that are.
+
+        A BOS in front stays in front, and counts.
+        """
+        limit = body.truncate_prompt_tokens
+        if limit is None or limit == -1 or len(prompt.token_ids) <= limit:
+            return prompt
+        num_in_front = int(prompt.token_ids[0] == self._tokenizer.bos_id)
+        front, rest = prompt.token_ids[:num_in_front], prompt.token_ids[num_in_front:]
+        room = limit - num_in_front
+        kept = rest[:room] if body.truncation_side == "right" else rest[len(rest) - room :]
+        return replace(prompt, token_ids=front + kept)
+
+    def _chat(
+        self, messages: Sequence[ChatMessage], ending: Ending, tools: Sequence[Tool], param: str
+    ) -> tuple[int, ...]:
+        _check_results(messages, param)
+        plain = [_plain(message, param) for message in messages]
+        if tools and self._chat_format.takes_tools:
+            ending = ending.with_variable("tools", self._described(tools))
+        elif tools:
+            plain = _introduced(tools, plain)
+        return tuple(self._chat_format.encode(plain, ending))
+
+    def _described(self, tools: Sequence[Tool]) -> list[dict[str, Any]]:
+        """What a template writes itself is markup: control tokens that tools spell out would be real there."""
+        described_tools = [described(tool) for tool in tools]
+        token_ids = self._tokenizer.encode(json.dumps(described_tools, ensure_ascii=False))
+        if names := [self._tokenizer.token_text(each) for each in token_ids if self._tokenizer.is_control(each)]:
+            raise bad_value("tools", f"tools: the name of a control token, {names[0]}, cannot be a part of them")
+        return described_tools
+
+    def _text(self, text: str, add_bos: bool) -> Prompt:
+        bos_id = self._tokenizer.bos_id if add_bos else None
+        try:
+            token_ids = self._tokenizer.encode(text)
+        except TextUnavailableError as error:
+            raise bad_value("prompt", str(error)) from None
+        if bos_id is not None:
+            token_ids = [bos_id, *token_ids]
+        if not token_ids:
+            raise bad_value("prompt", "the prompt is empty: it has no tokens")
+        return Prompt(tuple(token_ids), from_text=True, adds_bos=bos_id is not None)
+
+    async def _off_loop[T](self, length: int, encode: Callable[[], T]) -> T:
+        if length < _LONG and not is_large():
+            return encode()
+        return await self._workers.run(encode)
+
+
+def _check_results(messages: Sequence[ChatMessage], param: str) -> None:
+    """A result without its call would read as if the user had said it."""
+    call_ids: set[str | None] = set()
+    for message in messages:
+        if message.role == "tool" and message.tool_call_id not in call_ids:
+            raise bad_value(
+                param, f"{param}: no call before it has the id of the result, {message.tool_call_id!r:.100}"
+            )
+        call_ids.update(call.id for call in message.tool_calls or ())
+
+
+def _plain(message: ChatMessage, param: str) -> Message:
+    """Calls and their results become text: no format has a place of its own for them."""
+    if message.content is None and message.role != "assistant":
+        raise bad_value(param, f"a message of the role {message.role!r:.100} needs content")
+    if message.role == "tool":
+        return Message("user", result_text(message.text))
+    if not message.tool_calls:
+        return Message(message.role, message.text)
+    if message.role != "assistant":
+        raise bad_value(param, f"a message of the role {message.role!r:.100} cannot have tool_calls")
+    calls = (call_text(call.function.name, call.function.arguments) for call in message.tool_calls)
+    return Message("assistant", "\n".join((*filter(None, [message.text]), *calls)))
+
+
+def _introduced(tools: Sequence[Tool], messages: Sequence[Message]) -> list[Message]:
+    """The messages with the tools behind the system texts at the beginning."""
+    leading = itertools.takewhile(lambda message: message.role in ("system", "developer"), messages)
+    position = sum(1 for _ in leading)
+    return [*messages[:position], Message("system", tools_text(tools)), *messages[position:]]

@@ -1,0 +1,198 @@
+"""State files on their way in and out: each has tens of megabytes, and some clients are slow."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from ...engine import TenantStore
+from ..errors import ApiError, body_too_large, too_many_bytes
+from ..middleware.body import refuse_encoding
+from ..middleware.disconnect import until_disconnect
+from ..tenancy.tenant import tenant
+from ..tenancy.turns import TenantTurns
+
+FILES_AT_A_TIME: Final = 8
+"""The largest files that are held in memory together; there is room for more smaller ones."""
+
+GRACE_S: Final = 5.0
+"""Seconds after which a file gives way to others where memory is short."""
+
+_PIECE_BYTES: Final = 256 * 2**10
+"""Bytes that are handed to a connection at once."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Transfer:
+    """One file on its way.
+
+    Attributes:
+      owner: Tenant whose file it is.
+      started: When it began, in seconds of the clock.
+      num_bytes: Memory that it takes.
+      may_give_way: Whether it waits for its client, and may be ended for others.
+      gave_way: Whether it was.
+    """
+
+    owner: str
+    started: float
+    scope: asyncio.Timeout
+    num_bytes: int = 0
+    may_give_way: bool = True
+    gave_way: bool = False
+
+
+@dataclass(slots=True)
+class StateFiles:
+    """Memory for files that are being received, checked or sent.
+
+    A file takes what has arrived of it, so a slow client holds no more than it has sent. Where there is no room for a
+    further piece, the oldest transfer of the tenant that holds most gives way, if it had its time.
+
+    Attributes:
+      num_tenants: Where there are several, none may hold more than it leaves free.
+      clock: Tells seconds.
+    """
+
+    num_tenants: int = 1
+    clock: Callable[[], float] = time.monotonic
+    _transfers: TenantStore[Transfer, Transfer] = field(default_factory=TenantStore)
+    _turns: TenantTurns = field(default_factory=TenantTurns)
+    _threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(max_workers=2, thread_name_prefix="state-files")
+    )
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that all files take."""
+        return self._transfers.num_bytes
+
+    @asynccontextmanager
+    async def transfer(self) -> AsyncGenerator[Transfer]:
+        """Counts a file for as long as the `with` block runs.
+
+        Raises:
+          ApiError: It took long, and others needed its memory.
+        """
+        transfer = None
+        try:
+            async with asyncio.timeout(None) as scope:
+                transfer = Transfer(tenant.get(), self.clock(), scope)
+                self._transfers.put(transfer, transfer.owner, transfer, 0)
+                yield transfer
+        except TimeoutError:
+            if transfer is None or not transfer.gave_way:
+                raise
+            raise _gave_way() from None
+        finally:
+            if transfer is not None:
+                self._transfers.pop(transfer)
+
+    def grow(self, transfer: Transfer, num_bytes: int, limit: int) -> None:
+        """Takes memory for more of a file.
+
+        Args:
+          limit: Maximum bytes of one file.
+
+        Raises:
+          ApiError: There is no room.
+        """
+        while not self._has_room(transfer, num_bytes, FILES_AT_A_TIME * limit):
+            self._end(self._oldest_beside(transfer, num_bytes, FILES_AT_A_TIME * limit))
+        transfer.num_bytes += num_bytes
+        self._transfers.resize(transfer, transfer.num_bytes)
+
+    async def receive(self, request: Request, transfer: Transfer, limit: int) -> bytearray:
+        """A request's body.
+
+        Args:
+          limit: Maximum size.
+
+        Raises:
+          ApiError: It is larger, or says that it will be; or it is compressed, or there is no room.
+        """
+        refuse_encoding(request.headers)
+        announced = request.headers.get("content-length", "0")
+        if announced.isdecimal() and int(announced) > limit:
+            raise body_too_large(limit)
+        data = bytearray()
+        async for chunk in request.stream():
+            if len(data) + len(chunk) > limit:
+                raise body_too_large(limit)
+            self.grow(transfer, len(chunk), limit)
+            data += chunk
+        transfer.may_give_way = False
+        return data
+
+    async def run[Result](self, work: Callable[[], Result]) -> Result:
+        """Does work on a file beside the event loop, one of each tenant's at a time."""
+        async with self._turns.mine():
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _has_room(self, transfer: Transfer, num_bytes: int, limit: int) -> bool:
+        return self._transfers.has_room(transfer.owner, num_bytes, limit, is_shared=self.num_tenants > 1)
+
+    def _oldest_beside(self, transfer: Transfer, num_bytes: int, limit: int) -> Transfer:
+        """The transfer that gives way to another: of the same tenant, if it is its share that is used up.
+
+        Raises:
+          ApiError: None had its time yet.
+        """
+        is_full = not self._transfers.has_room(transfer.owner, num_bytes, limit, is_shared=False)
+        owner = self._transfers.largest() if is_full else transfer.owner
+        latest = self.clock() - GRACE_S
+        for other in self._transfers.of(owner):
+            if other is not transfer and other.may_give_way and other.num_bytes and other.started <= latest:
+                return other
+        raise too_many_bytes()
+
+    def _end(self, transfer: Transfer) -> None:
+        transfer.gave_way = True
+        transfer.scope.reschedule(0)  # at once
+        self._transfers.pop(transfer)
+
+
+class StateFileResponse(StreamingResponse):
+    """A file that counts until the client has received it.
+
+    Args:
+      resources: The transfer.
+    """
+
+    def __init__(self, data: bytes, name: str, transfer: Transfer, resources: AsyncExitStack) -> None:
+        headers = {"content-length": str(len(data)), "content-disposition": f'attachment; filename="{name}"'}
+        self._pieces = _pieces(data)
+        super().__init__(self._pieces, headers=headers, media_type="application/octet-stream")
+        self._transfer = transfer
+        self._resources = resources
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._transfer.may_give_way = True
+        try:
+            async with self._resources, aclosing(self._pieces):
+                await until_disconnect(receive, self.stream_response(send))
+        except ClientDisconnect:
+            _logger.debug("the client closed the connection before it had the file")
+        except ApiError:  # too late to say so
+            _logger.info("a client received a state file too slowly, and others needed its memory")
+
+
+async def _pieces(data: bytes) -> AsyncGenerator[bytes]:
+    """A file piece by piece, so that a connection buffers no more than one."""
+    for start in range(0, len(data), _PIECE_BYTES):
+        yield data[start : start + _PIECE_BYTES]
+
+
+def _gave_way() -> ApiError:
+    message = f"the file did not arrive within {GRACE_S:g} s, and others needed its memory: send it faster, or later"
+    return ApiError(408, message, code="request_too_slow")

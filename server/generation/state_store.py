@@ -1,0 +1,109 @@
+"""States that clients have saved, under ids. They are kept in memory; an export keeps them for longer."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import uuid4
+
+from ...engine import SavedState, TenantStore
+from ..errors import ApiError
+
+MAX_STATES: Final = 10_000
+"""Of all tenants together, so that a page of a list is found quickly."""
+
+_OBJECT_BYTES: Final = 1024
+"""What an entry takes beside its state: the object, its id, and its places in dictionaries."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredState:
+    """
+    Attributes:
+      owner: who may see it; the tenant that saved it.
+      state: what was saved.
+      num_bytes: Memory that keeping it takes.
+    """
+
+    id: str
+    owner: str
+    state: SavedState
+    num_bytes: int
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def described(self) -> dict[str, Any]:
+        snapshot = self.state.snapshot
+        return {
+            "id": self.id,
+            "object": "state",
+            "created": self.created,
+            "tokens": self.state.num_tokens,
+            "read_tokens": 0 if snapshot is None else snapshot.length,
+            "bytes": self.num_bytes,
+        }
+
+
+class StateStore:
+    """Keeps states until they are deleted: none is evicted for another.
+
+    Args:
+      num_tenants: Where there are several, none may hold more than it leaves free.
+    """
+
+    def __init__(self, num_tenants: int = 1) -> None:
+        self._is_shared = num_tenants > 1
+        self._stored: TenantStore[str, StoredState] = TenantStore()
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that all states take."""
+        return self._stored.num_bytes
+
+    def keep(self, state: SavedState, owner: str, limit: int) -> StoredState:
+        """Stores a state under a new id.
+
+        Args:
+          limit: Maximum bytes of all states together.
+
+        Raises:
+          ApiError: there is no room, or the owner holds as much as it leaves free for others.
+        """
+        stored = StoredState(f"state_{uuid4().hex}", owner, state, state.num_bytes + _OBJECT_BYTES)
+        self._check_room(stored, limit)
+        self._stored.put(stored.id, owner, stored, stored.num_bytes)
+        return stored
+
+    def _check_room(self, stored: StoredState, limit: int) -> None:
+        """
+        Raises:
+          ApiError: there is no room.
+        """
+        store, owner = self._stored, stored.owner
+        if len(store) >= MAX_STATES or not store.has_room(owner, stored.num_bytes, limit, is_shared=False):
+            raise ApiError(507, "there is no room for another state: delete one, or raise --state-cache-gib")
+        is_greedy = store.count_of(owner) >= MAX_STATES - len(store)
+        is_greedy |= not store.has_room(owner, stored.num_bytes, limit, is_shared=True)
+        if self._is_shared and is_greedy:
+            held = f"{store.count_of(owner)} states of {store.bytes_of(owner)} bytes"
+            raise ApiError(507, f"this API key has {held}, and would leave less for others: delete one")
+
+    def get(self, state_id: str, owner: str) -> StoredState:
+        """
+        Raises:
+          ApiError: there is none of that id, or it is somebody else's.
+        """
+        stored = self._stored.get(state_id)
+        if stored is None or stored.owner != owner:
+            raise ApiError(404, f"there is no state with the id {state_id!r}")
+        return stored
+
+    def of(self, owner: str) -> Sequence[StoredState]:
+        """An owner's states, oldest first."""
+        return self._stored.of(owner)
+
+    def delete(self, state_id: str, owner: str) -> None:
+        """
+        Raises:
+          ApiError: see `get`.
+        """
+        self._stored.pop(self.get(state_id, owner).id)

@@ -1,0 +1,1 @@
+"""Server lifecycle: loading, ready, draining, stopped."""

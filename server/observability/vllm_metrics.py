@@ -1,0 +1,218 @@
+"""The same under vLLM's names: what dashboards, autoscalers and the Gateway API Inference Extension look for.
+
+A slot takes the place of the KV cache: it is all that a request needs, so the share of slots in use is exact, and no
+request is ever preempted.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ...engine import PREFILL_BLOCK, STEP_TOKEN_BOUNDS, EngineStats
+from .request_record import RequestRecord
+
+_LABELS: Final = ("model_name", "engine")
+_SECONDS: Final = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+_FIRST_TOKEN_S: Final = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+)
+_NEXT_TOKEN_S: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
+_TOKENS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
+_FINISHED: Final = ("stop", "length", "abort", "error")
+"""What vLLM counts as success; the last two are its words too."""
+
+
+_MAX_OPEN: Final = 4096
+"""Number of prompts whose choices are awaited."""
+
+
+@dataclass(slots=True)
+class _OpenPrompt:
+    """A prompt whose choices have not all ended.
+
+    Attributes:
+      num_left: number of those choices.
+      longest: tokens of the longest one that has ended.
+    """
+
+    num_left: int
+    longest: int = 0
+
+
+class VllmMetrics:
+    """
+    Args:
+      model: the model's name, which every series has as a label.
+    """
+
+    def __init__(self, registry: CollectorRegistry, stats: Callable[[], EngineStats], model: str) -> None:
+        labels = {"model_name": model, "engine": "0"}
+
+        def histogram(name: str, text: str, buckets: Sequence[float | int]) -> Histogram:
+            family = Histogram(f"vllm:{name}", text, _LABELS, buckets=buckets, registry=registry)
+            child: Histogram = family.labels(**labels)
+            return child
+
+        self._labels = labels
+        self._first_token = histogram("time_to_first_token_seconds", "Time to the first token.", _FIRST_TOKEN_S)
+        self._next_token = histogram("inter_token_latency_seconds", "Time between tokens.", _NEXT_TOKEN_S)
+        self._per_token = histogram(
+            "request_time_per_output_token_seconds", "A request's mean time per token after the first.", _NEXT_TOKEN_S
+        )
+        self._whole = histogram("e2e_request_latency_seconds", "Time of the whole request.", _SECONDS)
+        self._queue = histogram("request_queue_time_seconds", "Time without a slot.", _SECONDS)
+        self._inference = histogram("request_inference_time_seconds", "Time with a slot.", _SECONDS)
+        self._prefill = histogram("request_prefill_time_seconds", "From the slot to the first token.", _SECONDS)
+        self._decode = histogram("request_decode_time_seconds", "From the first token to the last.", _SECONDS)
+        self._prompt_tokens = histogram("request_prompt_tokens", "Tokens of a request's prompt.", _TOKENS)
+        self._generated_tokens = histogram("request_generation_tokens", "Tokens generated for a request.", _TOKENS)
+        self._longest = histogram(
+            "request_max_num_generation_tokens", "Tokens of the longest choice of a request.", _TOKENS
+        )
+        self._open: OrderedDict[str, _OpenPrompt] = OrderedDict()
+        self._max_tokens = histogram("request_params_max_tokens", "The most tokens that a request wants.", _TOKENS)
+        self._n = histogram("request_params_n", "Choices that a request is one of.", (1, 2, 5, 10, 20))
+        self._ended = Counter(
+            "vllm:request_success", "Requests that have ended.", (*_LABELS, "finished_reason"), registry=registry
+        )
+        for reason in _FINISHED:
+            self._ended.labels(**labels, finished_reason=reason)
+        registry.register(_EngineCollector(stats, model))
+
+    def asked(self, request_id: str, num_choices: int) -> None:
+        """Books a prompt for which several choices are wanted; see `Metrics.asked`."""
+        self._n.observe(num_choices)
+        self._open[request_id] = _OpenPrompt(num_choices)
+        while len(self._open) > _MAX_OPEN:  # choices that were never begun do not end
+            self._open.popitem(last=False)
+
+    def tokens(self, record: RequestRecord, count: int, gap_s: float) -> None:
+        if record.last_token is None:
+            self._first_token.observe(gap_s)
+            return
+        for _ in range(count):
+            self._next_token.observe(gap_s / count)
+
+    def ended(self, record: RequestRecord) -> None:
+        self._count_longest(record)
+        if record.reason in _FINISHED:
+            self._ended.labels(**self._labels, finished_reason=record.reason).inc()
+        if not record.has_finished:
+            return
+        request = record.request
+        self._prompt_tokens.observe(len(request.prompt_token_ids))
+        self._generated_tokens.observe(record.num_tokens)
+        if request.params.max_tokens is not None:
+            self._max_tokens.observe(request.params.max_tokens)
+        self._times(record)
+
+    def _count_longest(self, record: RequestRecord) -> None:
+        """Observes a prompt's longest choice when the last of them has ended."""
+        prompt_id = record.request.fork_of or record.request.id
+        prompt = self._open.get(prompt_id)
+        if prompt is None:
+            return
+        prompt.num_left -= 1
+        prompt.longest = max(prompt.longest, record.num_tokens)
+        if not prompt.num_left:
+            del self._open[prompt_id]
+            self._longest.observe(prompt.longest)
+
+    def _times(self, record: RequestRecord) -> None:
+        self._whole.observe(record.ended - record.arrived)
+        if record.started is None or record.first_token is None:
+            return
+        decode_s = record.ended - record.first_token
+        self._queue.observe(max(record.started - record.arrived, 0.0))
+        self._inference.observe(record.ended - record.started)
+        self._prefill.observe(max(record.first_token - record.started, 0.0))
+        self._decode.observe(decode_s)
+        if record.num_tokens > 1:
+            self._per_token.observe(decode_s / (record.num_tokens - 1))
+
+
+class _EngineCollector(Collector):
+    """What the engine counts, read when it is asked for."""
+
+    def __init__(self, stats: Callable[[], EngineStats], model: str) -> None:
+        self._stats = stats
+        self._values = (model, "0")
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats()
+        used = stats.num_running / max(stats.slots, 1)
+        gauges = (
+            ("num_requests_running", "Requests that have a slot.", stats.num_running),
+            ("num_requests_waiting", "Requests that wait for a slot.", stats.num_waiting),
+            ("kv_cache_usage_perc", "Slots that are in use, of 1.", used),
+        )
+        counters = (
+            ("prompt_tokens", "Prompt tokens, cached ones included.", stats.prompt_tokens + stats.cache.hit_tokens),
+            ("generation_tokens", "Tokens generated.", stats.generated_tokens),
+            ("prefix_cache_queries", "Prompt tokens looked up.", stats.prompt_tokens + stats.cache.hit_tokens),
+            ("prefix_cache_hits", "Of those, tokens of remembered states.", stats.cache.hit_tokens),
+            ("num_preemptions", "Always 0: a running request keeps its slot.", 0),
+        )
+        for name, text, value in gauges:
+            gauge = GaugeMetricFamily(f"vllm:{name}", text, labels=_LABELS)
+            gauge.add_metric(self._values, value)
+            yield gauge
+        for name, text, value in counters:
+            counter = CounterMetricFamily(f"vllm:{name}", text, labels=_LABELS)
+            counter.add_metric(self._values, value)
+            yield counter
+        yield self._step_tokens(stats)
+        yield self._waiting_by_reason(stats)
+        yield self._config(stats)
+
+    def _step_tokens(self, stats: EngineStats) -> Metric:
+        family = HistogramMetricFamily("vllm:iteration_tokens_total", "Tokens that a step worked on.", labels=_LABELS)
+        names = [*(f"{float(bound)}" for bound in STEP_TOKEN_BOUNDS), "+Inf"]
+        counts = zip(names, accumulate(stats.step_tokens), strict=True)
+        family.add_metric(self._values, list(counts), stats.prompt_tokens + stats.generated_tokens)
+        return family
+
+    def _waiting_by_reason(self, stats: EngineStats) -> Metric:
+        """Requests wait for a slot, and for nothing else."""
+        family = GaugeMetricFamily(
+            "vllm:num_requests_waiting_by_reason", "Requests that wait, by what for.", labels=(*_LABELS, "reason")
+        )
+        family.add_metric((*self._values, "capacity"), stats.num_waiting)
+        family.add_metric((*self._values, "deferred"), 0)
+        return family
+
+    def _config(self, stats: EngineStats) -> Metric:
+        """States stand on a grid of tokens; a request's state has no blocks of its own."""
+        facts = {
+            "block_size": str(PREFILL_BLOCK),
+            "num_gpu_blocks": "0",
+            "kv_cache_size_tokens": "0",
+            "kv_cache_max_concurrency": str(stats.slots),
+        }
+        family = GaugeMetricFamily("vllm:cache_config_info", "How the cache is cut; 1.", labels=(*_LABELS, *facts))
+        family.add_metric((*self._values, *facts.values()), 1)
+        return family

@@ -1,0 +1,1 @@
+"""Tenants and what they share fairly: memory budgets, worker threads, turns."""

@@ -1,0 +1,94 @@
+"""A model as the server sees it: its name, its text side and its defaults. Weights are the engine's."""
+
+import hashlib
+import importlib.metadata
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...engine import EngineConfig, ModelSource
+from .chat_template import ChatFormat, load_chat_format
+from .generation_defaults import GenerationDefaults, read_defaults
+from .special_tokens import check_special_tokens
+from .tokenizer import TokenIdsOnly, Tokenizer, load_tokenizer, read_tokenizer_config, synthetic_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """
+    Attributes:
+      id: the name under which clients ask for it.
+      created: when it was opened, in seconds since 1970.
+      fingerprint: changes with whatever may change the answers: weights, dtype, quantisation, seed, versions.
+      max_tokens_limit: the most that any request may generate; None leaves it to the request.
+      tokenizer_class: Hugging Face's name for the tokenizer; None where there is none.
+      end_token_ids: every token that ends an answer by default.
+    """
+
+    id: str
+    created: int
+    fingerprint: str
+    tokenizer: Tokenizer
+    chat_format: ChatFormat
+    defaults: GenerationDefaults
+    max_tokens_limit: int | None = None
+    tokenizer_class: str | None = None
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(self.tokenizer.end_token_ids + self.defaults.end_token_ids))
+
+    def capped(self, max_tokens: int | None) -> int | None:
+        """As many tokens as are asked for, None being no limit, or as the operator grants if that is less."""
+        limits = [limit for limit in (max_tokens, self.max_tokens_limit) if limit is not None]
+        return min(limits, default=None)
+
+
+def open_served_model(
+    source: ModelSource, config: EngineConfig, name: str | None = None, max_tokens_limit: int | None = None
+) -> ServedModel:
+    """Loads everything about a model but its weights.
+
+    Raises:
+      CheckpointError: a tokenizer, template or generation_config.json is broken.
+    """
+    tokenizer = open_tokenizer(source)
+    return ServedModel(
+        id=name or source.name,
+        created=int(time.time()),
+        fingerprint=_fingerprint(source, config),
+        tokenizer=tokenizer,
+        chat_format=load_chat_format(source.directory, tokenizer),
+        defaults=read_defaults(source.directory, source.config.vocab_size),
+        max_tokens_limit=max_tokens_limit,
+        tokenizer_class=_tokenizer_class(source.directory, tokenizer),
+    )
+
+
+def _tokenizer_class(directory: Path | None, tokenizer: Tokenizer) -> str | None:
+    """The checkpoint's own word, else that of RecurrentGemma's checkpoints."""
+    named = None if directory is None else read_tokenizer_config(directory).get("tokenizer_class")
+    return named if isinstance(named, str) else "GemmaTokenizer" if tokenizer.has_text else None
+
+
+def open_tokenizer(source: ModelSource) -> Tokenizer:
+    """The checkpoint's; random weights without one get a synthetic one, so that they can be talked to.
+
+    Raises:
+      CheckpointError: it is broken, or of another vocabulary, or its special tokens are not the model's.
+    """
+    vocab_size = source.config.vocab_size
+    tokenizer: Tokenizer = TokenIdsOnly(vocab_size)
+    if source.directory is not None:
+        tokenizer = load_tokenizer(source.directory, vocab_size)
+        check_special_tokens(source.directory, tokenizer)
+    if source.is_random and not tokenizer.has_text:
+        return synthetic_tokenizer(vocab_size)
+    return tokenizer
+
+
+def _fingerprint(source: ModelSource, config: EngineConfig) -> str:
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in ("roost", "jaxlib")]
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
+    facts = repr((versions, source.config, files, config.dtype, config.seed, config.quantize))
+    return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""Connection limits on top of uvicorn's protocols."""

@@ -1,0 +1,101 @@
+"""Names on the command line: directories, random models, the bundled demo."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+from roost.engine.checkpoint.source import DEMO_DIRECTORY, open_model
+from roost.engine.core.errors import CheckpointError
+from roost.engine.model.config import PRESETS
+
+TINY_A = Path(__file__).parents[2] / "golden" / "tiny-a" / "hf"
+
+
+def test_a_directory_is_named_after_itself_and_gives_its_files_in_order() -> None:
+    source = open_model(str(TINY_A))
+    assert (source.name, source.directory, source.is_random) == ("hf", TINY_A, False)
+    assert [p.name for p in source.weights] == [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    assert source.config.width == 64
+
+
+def test_the_name_is_never_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(TINY_A)
+    assert open_model(".").name == "hf"
+    assert open_model("../hf/").name == "hf"
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_random_presets_need_no_file(preset: str) -> None:
+    source = open_model(f"random:{preset}")
+    assert (source.config, source.directory, source.is_random) == (PRESETS[preset], None, True)
+    assert source.name == f"recurrentgemma-{preset}-random"
+
+
+def test_random_takes_any_json_file_of_that_format(tmp_path: Path) -> None:
+    """Beside it may lie a tokenizer; weights that lie there are not read."""
+    folder = tmp_path / "my-model"
+    shutil.copytree(TINY_A, folder)
+    shutil.copy(folder / "config.json", folder / "small.json")
+    for name, expected in (("config.json", "my-model-random"), ("small.json", "small-random")):
+        source = open_model(f"random:{folder / name}")
+        assert (source.name, source.directory, source.weights) == (expected, folder, ())
+        assert source.config == open_model(str(folder)).config
+
+
+def test_demo_is_the_bundled_directory() -> None:
+    source = open_model("demo")
+    assert (source.name, source.directory) == ("demo", DEMO_DIRECTORY)
+    assert source.is_random == (not list(DEMO_DIRECTORY.glob("*.safetensors")))
+
+
+@pytest.mark.parametrize("reference", ["no-such-model", "google/recurrentgemma-2b"])
+def test_what_is_no_directory_is_refused_with_all_that_would_do(reference: str) -> None:
+    with pytest.raises(CheckpointError) as error:
+        open_model(reference)
+    text = str(error.value)
+    assert text.startswith(f"{reference}: ")
+    for choice in ("config.json", "random:2b", "random:9b", "demo"):
+        assert choice in text
+    assert "\n" not in text
+
+
+def test_a_directory_without_weights_is_refused_with_the_way_to_draw_some(tmp_path: Path) -> None:
+    shutil.copy(TINY_A / "config.json", tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds no \.safetensors file \(random:.*/config\.json draws weights\)"):
+        open_model(str(tmp_path))
+
+
+def test_an_empty_directory_is_refused_with_what_belongs_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r": is empty; put config\.json and the \.safetensors files there"):
+        open_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["2b-it.pt", "model.ckpt", "pytorch_model.bin"])
+def test_pickles_are_not_opened(tmp_path: Path, name: str) -> None:
+    """Neither in a folder nor by themselves."""
+    (tmp_path / name).write_bytes(pickle.dumps({"a": 1}))
+    (tmp_path / "tokenizer.model").touch()
+    for reference in (tmp_path, tmp_path / name):
+        with pytest.raises(CheckpointError) as error:
+            open_model(str(reference))
+        assert str(error.value).startswith(f"{tmp_path / name}: is a pickle, which may run any program")
+        assert "safetensors" in str(error.value)
+
+
+def test_a_file_is_no_directory() -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json: is a file; give the folder that it lies in, or random:"):
+        open_model(str(TINY_A / "config.json"))
+
+
+def test_a_directory_without_a_config_is_refused_with_the_file_missed(tmp_path: Path) -> None:
+    shutil.copy(TINY_A / "model-00001-of-00002.safetensors", tmp_path)
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
+        open_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("reference", ["random:", "random:7b", "random:no/such/config.json"])
+def test_an_unknown_random_model_is_refused_with_the_known_ones(reference: str) -> None:
+    with pytest.raises(CheckpointError) as error:
+        open_model(reference)
+    assert str(error.value) == f"{reference}: give 2b or 9b, or the path of a config.json"

@@ -1,0 +1,197 @@
+"""int8: how far it is off, that its sums are exact, and that a row's bits depend on nothing but the row."""
+
+import tracemalloc
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis.extra import numpy as hnp
+from roost.engine.checkpoint.weights import checkpoint_tensors, random_params
+from roost.engine.core.errors import CheckpointError
+from roost.engine.model.config import ModelConfig, cycle
+from roost.engine.model.griffin import abstract_model
+from roost.engine.model.layers import dot
+from roost.engine.model.quantization import QuantizedMatrix, quantize_on_host, quantize_rows, take_rows
+from small_models import CPU_OPTIONS, SmallModel, counting, ragged, tiny_a
+
+INT8 = jnp.dtype("int8")
+CONFIG = ModelConfig(
+    vocab_size=96,
+    width=32,
+    mlp_width=48,
+    num_heads=2,
+    lru_width=48,
+    block_types=cycle(("recurrent", "attention"), 3),
+    window=7,
+)
+
+jit = partial(jax.jit, compiler_options=CPU_OPTIONS)
+jit_dot, jit_rows = jit(dot), jit(quantize_rows)
+
+MATRICES = hnp.arrays(np.float32, (3, 40), elements=st.floats(-(2.0**20), 2.0**20, width=32))
+
+
+def on_device(matrix: QuantizedMatrix) -> QuantizedMatrix:
+    return QuantizedMatrix(*map(jnp.asarray, matrix))
+
+
+def product(rows: int, inputs: int, outputs: int, dtype: str = "float32") -> tuple[jax.Array, QuantizedMatrix]:
+    """Activations with a few large channels, as models have them, and a weight."""
+    rng = np.random.default_rng([rows, inputs])
+    x = rng.normal(size=(rows, inputs)) * np.exp(rng.normal(size=inputs))
+    weight = quantize_on_host(rng.normal(size=(outputs, inputs)).astype(np.float32))
+    return jnp.asarray(x, jnp.dtype(dtype)), on_device(weight)
+
+
+@given(MATRICES)
+def test_a_number_is_off_by_half_a_step_at_most(matrix: np.ndarray) -> None:
+    values, scale = quantize_on_host(matrix)
+    step = scale.astype(np.float64)[:, None]
+    assert (np.abs(values * step - matrix) <= 0.5001 * step).all()
+    assert (np.abs(values.astype(int)).max(axis=1) == np.where((np.abs(matrix) > 1e-30).any(axis=1), 127, 0)).all()
+
+
+@given(MATRICES)
+def test_the_device_rounds_as_the_host_does(matrix: np.ndarray) -> None:
+    for one, other in zip(jit_rows(jnp.asarray(matrix)), quantize_on_host(matrix), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_halves_go_to_the_even_number() -> None:
+    row = np.array([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, -127.0]], np.float32)
+    for values, scale in (quantize_on_host(row), jit_rows(jnp.asarray(row))):
+        np.testing.assert_array_equal(values, [[127, 0, 2, 2, 0, -2, -2, -127]])
+        np.testing.assert_array_equal(scale, [np.float32(127) * np.float32(1 / 127)])
+
+
+def test_rows_of_zeros_stay_zeros() -> None:
+    x, weight = jnp.zeros((2, 16)), on_device(quantize_on_host(np.zeros((3, 16), np.float32)))
+    np.testing.assert_array_equal(jit_dot(x, weight), np.zeros((2, 3)))
+    np.testing.assert_array_equal(
+        take_rows(weight, jnp.array([1], jnp.int32), jnp.dtype("bfloat16")), np.zeros((1, 16))
+    )
+
+
+def test_a_matrix_is_quantised_in_pieces_of_any_size() -> None:
+    """One that is larger than a piece, whose last piece is smaller than the others."""
+    matrix = np.random.default_rng(0).normal(size=(1500, 1000)).astype(jnp.bfloat16)
+    whole = matrix.astype(np.float32)
+    largest = np.abs(whole).max(axis=1)
+    values, scale = quantize_on_host(matrix)
+    np.testing.assert_array_equal(scale, largest * np.float32(1 / 127))
+    np.testing.assert_array_equal(values, np.rint(whole * (np.float32(127) / largest)[:, None]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(8, 768, 96), (3, 80, 7), (64, 2304, 64), (2, 33, 16)])
+def test_dot_equals_exact_integer_arithmetic(shape: tuple[int, int, int], dtype: str) -> None:
+    x, weight = product(*shape, dtype)
+    wide = np.asarray(x, np.float32)
+    largest = np.abs(wide).max(axis=1)
+    rows = np.rint(wide * (np.float32(127) / largest)[:, None]).astype(np.int64)
+    sums = rows @ np.asarray(weight.values, np.int64).T
+    np.testing.assert_array_equal(jit_rows(x).values, rows)
+    scales = (largest * np.float32(1 / 127))[:, None] * np.asarray(weight.scale)
+    np.testing.assert_array_equal(jit_dot(x, weight), sums.astype(np.float32) * scales)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("inputs", [768, 80])
+def test_a_row_of_dot_has_the_same_bits_in_any_batch(inputs: int, dtype: str) -> None:
+    """In batches of all sizes, alone, and as a token of a prompt's chunk."""
+    x, weight = product(64, inputs, 96, dtype)
+    expected = np.asarray(jit_dot(x, weight))
+    for size in (1, 2, 3, 8, 32):
+        np.testing.assert_array_equal(jit_dot(x[-size:], weight), expected[-size:])
+    for chunks in (x.reshape(1, 64, inputs), x.reshape(4, 16, inputs), x[:, None]):
+        np.testing.assert_array_equal(np.asarray(jit_dot(chunks, weight)).reshape(expected.shape), expected)
+
+
+def test_dot_is_close_to_that_of_floats() -> None:
+    x, weight = product(32, 768, 256)
+    exact = np.asarray(x, np.float64) @ (np.asarray(weight.values) * np.asarray(weight.scale)[:, None]).T
+    assert np.abs(np.asarray(jit_dot(x, weight)) - exact).mean() < 0.05 * np.abs(exact).mean()
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def quantized(request: pytest.FixtureRequest) -> SmallModel:
+    return tiny_a(request.param, matrices="int8")
+
+
+def test_the_golden_model_stays_close_to_float32(quantized: SmallModel) -> None:
+    exact = tiny_a()
+    with np.load(Path(__file__).parents[2] / "golden" / "tiny-a" / "golden.npz") as golden:
+        tokens = golden["full_tokens"][0]
+    tokens, positions = ragged([tokens], 112), counting([len(tokens)], 112)
+    logits, expected = (model.run(tokens, positions, model.zero(1))[0][0, :100] for model in (quantized, exact))
+    assert np.abs(logits - expected).mean() <= 0.5
+    assert (logits.argmax(axis=-1) == expected.argmax(axis=-1)).mean() >= 0.85
+
+
+def test_decode_steps_and_chunks_of_any_batch_give_a_row_the_same_bits() -> None:
+    quantized, rng, rows, steps = tiny_a(matrices="int8"), np.random.default_rng(0), 5, 16
+    tokens = rng.integers(0, quantized.config.vocab_size, (rows, steps), np.int32)
+    positions = counting([steps] * rows, steps)
+    logits, state = quantized.run(tokens, positions, quantized.zero(rows))
+    alone, state_alone = quantized.run(tokens[3:4], positions[3:4], quantized.zero(1))
+    np.testing.assert_array_equal(alone[0], logits[3])
+    pair = jax.tree.map(lambda x: jnp.concatenate([x, x], axis=_row_axis(x, 1)), state_alone)
+    step, at = np.full((rows, 1), 7, np.int32), np.full((rows, 1), steps, np.int32)
+    logits, _ = quantized.run(step, at, state)
+    few, _ = quantized.run(step[:2], at[:2], pair)
+    np.testing.assert_array_equal(few[0], logits[3])
+
+
+def _row_axis(x: jax.Array, rows: int) -> int:
+    """Where the rows of an array of the state stand: first, but for the inputs of a convolution."""
+    return x.shape.index(rows)
+
+
+def test_matrices_are_int8_and_nothing_else_is(quantized: SmallModel) -> None:
+    kinds = {
+        str(jax.tree_util.keystr(path[-1:])): leaf.dtype.name
+        for path, leaf in jax.tree_util.tree_flatten_with_path(quantized.params)[0]
+    }
+    assert kinds.pop(".values") == "int8"
+    assert set(kinds.values()) == {"float32"}
+
+
+def quantized_abstract(config: ModelConfig) -> Any:
+    return abstract_model(config, jnp.dtype("bfloat16"), matrix_dtype=INT8)[1]
+
+
+def test_random_parameters_are_those_of_float32_quantised() -> None:
+    plain = random_params(abstract_model(CONFIG, jnp.dtype("float32"))[1], 3)
+    quantised = random_params(quantized_abstract(CONFIG), 3)
+    for matrix, weight in (
+        (quantised["embedding"], plain["embedding"]),
+        (quantised["blocks"][0]["temporal"]["xy"]["weight"], plain["blocks"][0]["temporal"]["xy"]["weight"]),
+        (quantised["blocks"][1]["temporal"]["qkv"], plain["blocks"][1]["temporal"]["qkv"]),
+    ):
+        for one, other in zip(matrix, quantize_on_host(np.asarray(weight)), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_no_copy_in_full_precision_is_made() -> None:
+    """Sixteen layers; what the host holds at a time stays far below one quarter of their size in float32."""
+    config = ModelConfig(1024, 256, 512, 4, 256, ("recurrent",) * 16)
+    abstract = quantized_abstract(config)
+    tracemalloc.start()
+    params = random_params(abstract, 0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    size = sum(x.nbytes for x in jax.tree.leaves(params))
+    largest = 4 * 2 * config.mlp_width * config.width
+    assert 4 * config.num_parameters > 3 * size
+    assert peak < size + 6 * largest  # two threads, each with a tensor, a piece of it and its result
+
+
+def test_a_quantised_model_is_not_exported() -> None:
+    with pytest.raises(CheckpointError, match="quantised model cannot be written"):
+        checkpoint_tensors(random_params(quantized_abstract(CONFIG), 0), CONFIG)

@@ -1,0 +1,574 @@
+"""States on disk: what is found is what was stored, whatever has happened to the files."""
+
+import hashlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from fake_states import check, fetch, format_of, marks, read, text
+from hypothesis import given, settings
+from roost.engine.core.errors import ConfigError, StateFileError
+from roost.engine.core.snapshot import Mark, Snapshot, SnapshotFormat, follow
+from roost.engine.prefix_cache.disk import StateDisk
+from roost.engine.prefix_cache.state_file import pack, unpack
+from roost.engine.prefix_cache.tree import PromptKey, StateCache
+
+PLENTY, WINDOW = 10**9, 128
+
+
+@contextmanager
+def process(folder: Path, budget: int = PLENTY, *, model: str = "m", limit: int = PLENTY, key: bytes | None = None,
+            window: int = WINDOW) -> Iterator[tuple[StateCache, StateDisk]]:  # fmt: skip
+    """A cache from its start to its end; at the end all is on disk."""
+    disk = StateDisk(folder, model, format_of(window), limit, key)
+    cache = StateCache(window, budget, disk)
+    yield cache, disk
+    cache.close()
+
+
+def files(folder: Path, kind: str = "*") -> list[Path]:
+    return sorted(folder.glob(f"*/*/*.{kind}"))
+
+
+@pytest.mark.parametrize("length", [1, 64, 100, 300, 1000])
+@pytest.mark.parametrize("window", [16, 100, 128, 500])
+def test_a_restart_keeps_what_was_read(tmp_path: Path, length: int, window: int) -> None:
+    tokens = text((1, length))
+    with process(tmp_path, window=window) as (cache, _):
+        assert read(cache, tokens, window=window) == 0
+    with process(tmp_path, window=window) as (cache, disk):
+        assert read(cache, tokens, window=window) == length
+        assert read(cache, tokens, window=window) == length
+        assert (cache.stats.disk_hits, disk.num_errors) == (1, 0), "the second time it is in memory"
+        if length > 64:
+            assert read(cache, (*tokens, 5, 6), window=window) == length // 64 * 64
+
+
+PARTS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 64, 200])), min_size=1, max_size=4)
+
+
+@settings(max_examples=20)
+@given(traffic=st.lists(st.tuples(PARTS, st.sampled_from(["", "s"]), st.booleans()), min_size=1, max_size=10))
+def test_two_processes_that_share_a_folder(
+    tmp_path_factory: pytest.TempPathFactory, traffic: list[tuple[list[tuple[int, int]], str, bool]]
+) -> None:
+    """With little memory; nothing wrong is ever found, and in the end everything is on disk."""
+    folder = tmp_path_factory.mktemp("states")
+    with process(folder, 4000) as (one, _), process(folder, 4000) as (other, _):
+        for parts, salt, is_one in traffic:
+            read(one if is_one else other, text(*parts), salt)
+    with process(folder) as (cache, disk):
+        for parts, salt, _ in traffic:
+            assert read(cache, text(*parts), salt) == len(text(*parts))
+        assert disk.num_errors == 0
+
+
+def test_names_and_files_hold_no_tokens_and_no_salt(tmp_path: Path) -> None:
+    with process(tmp_path) as (cache, _):
+        read(cache, text((1, 100)), "secret salt")
+    key = PromptKey.of(text((1, 100)), "")
+    for path in files(tmp_path):
+        assert "secret" not in str(path)
+        assert key.block(0)[:16] not in path.read_bytes()
+
+
+def damage(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    match how:
+        case "truncated":
+            path.write_bytes(data[: len(data) // 2])
+        case "empty":
+            path.write_bytes(b"")
+        case "tampered":
+            path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        case "garbage":
+            path.write_bytes(os.urandom(len(data)))
+        case "another's":
+            path.write_bytes(pack({"h": np.zeros(3, np.float32)}, {}))
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "tampered", "garbage"])
+@pytest.mark.parametrize("kind", ["state", "window", "end"])
+def test_damage_is_seen_ignored_and_told(tmp_path: Path, how: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = text((1, 300))
+    with process(tmp_path) as (cache, _):
+        read(cache, tokens)
+    for path in files(tmp_path, kind):
+        damage(path, how)
+    with process(tmp_path) as (cache, disk):
+        found = read(cache, tokens)
+        assert found == {"end": 256, "window": 0, "state": 300}[kind]
+        if kind == "state":
+            assert read(cache, (*tokens[:280], 1, 2)) == 0
+        assert disk.num_errors >= 1
+        assert cache.stats.disk_errors == disk.num_errors
+    assert len(caplog.records) == 1, "told once"
+    assert "state cache" in caplog.text
+    with process(tmp_path) as (cache, disk):
+        assert read(cache, tokens) == 300, "what was broken has been written anew"
+        assert disk.num_errors == 0
+
+
+def test_models_do_not_see_each_other(tmp_path: Path) -> None:
+    tokens = text((1, 300))
+    with process(tmp_path, model="one") as (cache, _):
+        read(cache, tokens)
+    with process(tmp_path, model="other") as (cache, disk):
+        assert (read(cache, tokens), disk.num_errors) == (0, 0)
+
+
+def test_a_key_takes_only_what_it_has_signed(tmp_path: Path) -> None:
+    tokens = text((1, 300))
+    with process(tmp_path) as (cache, _):
+        read(cache, tokens)
+    with process(tmp_path, key=b"sesame") as (cache, disk):
+        assert read(cache, tokens) == 0
+        assert disk.num_errors
+    with process(tmp_path, key=b"sesame") as (cache, disk):
+        assert (read(cache, tokens), disk.num_errors) == (300, 0)
+
+
+def test_the_folder_stays_below_its_limit(tmp_path: Path) -> None:
+    limit = 200_000
+    with process(tmp_path, limit=limit) as (cache, _):
+        for kind in range(1, 60):
+            read(cache, text((kind, 300)))
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= limit
+    with process(tmp_path, limit=limit) as (cache, _):
+        assert read(cache, text((59, 300))) == 300, "the newest are there"
+        assert read(cache, text((1, 300))) == 0
+
+
+def test_a_folder_that_cannot_be_written_to_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = text((1, 300))
+    with process(tmp_path) as (cache, _):
+        read(cache, tokens)
+    before = files(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with process(tmp_path) as (cache, _):
+        assert read(cache, tokens) == 300
+        read(cache, text((2, 300)))
+    assert files(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"state_cache_dir .*/file"):
+        StateDisk(tmp_path / "file", "m", format_of(WINDOW), PLENTY)
+
+
+def test_no_half_file_is_left_behind(tmp_path: Path) -> None:
+    with process(tmp_path) as (cache, _):
+        read(cache, text((1, 300)))
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+
+def test_a_file_is_what_was_packed() -> None:
+    (snapshot,) = follow(None, marks(text((1, 64))), WINDOW)
+    arrays = {"h": snapshot.recurrent[0], "window": snapshot.window[0]}
+    found, facts = unpack(pack(arrays, {"model": "m"}, b"key"), b"key")
+    assert facts["model"] == "m"
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+    check(snapshot, text((1, 64)), WINDOW)
+
+
+@pytest.mark.parametrize(
+    ("data", "key", "message"),
+    [
+        (b"", None, "no whole state file"),
+        (b"\x08\0\0\0\0\0\0\0{}      ", None, "no whole state file"),
+        (pack({}, {}), b"key", "is not signed"),
+        (pack({}, {}, b"other"), b"key", "another key"),
+        (pack({}, {}).replace(b"roost-state-1", b"roost-state-9"), None, "has the format 'roost-state-9'"),
+    ],
+)
+def test_what_is_wrong_is_said(data: bytes, key: bytes | None, message: str) -> None:
+    with pytest.raises(StateFileError, match=message):
+        unpack(data, key)
+
+
+# --- other processes, and a file system that fails
+
+
+def test_a_write_that_fails_leaves_nothing_and_is_counted(tmp_path: Path) -> None:
+    """Where a file should be there is a folder, so it cannot be put in place."""
+    tokens = text((1, 300))
+    with process(tmp_path) as (cache, _):
+        read(cache, tokens)
+    wanted = files(tmp_path)
+    for path in wanted:
+        path.unlink()
+        path.mkdir()
+    with process(tmp_path) as (cache, disk):
+        assert read(cache, tokens) == 0
+        cache.close()
+        assert disk.num_errors >= len(wanted)
+        assert disk.num_bytes == 0
+    assert files(tmp_path) == wanted
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_what_crashed_writers_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    with process(tmp_path) as (cache, _):
+        read(cache, text((1, 300)))
+    size = sum(path.stat().st_size for path in files(tmp_path))
+    folder = files(tmp_path)[0].parent
+    old, young = folder / ".new-old", folder / ".new-young"
+    for path in (old, young):
+        path.write_bytes(b"x" * 1000)
+    os.utime(old, (1e9, 1e9))
+    with process(tmp_path) as (cache, disk):
+        assert not old.exists()
+        assert young.exists(), "its process may still write it"
+        assert disk.num_bytes == size + 1000
+        assert read(cache, text((1, 300))) == 300
+
+
+def test_leftovers_are_removed_by_a_process_that_runs_for_long(tmp_path: Path) -> None:
+    with process(tmp_path, limit=100_000) as (cache, _):
+        old = tmp_path / "m" / "ab" / ".new-old"
+        old.parent.mkdir(exist_ok=True)
+        old.write_bytes(b"x" * 1000)
+        os.utime(old, (1e9, 1e9))
+        for kind in range(1, 40):
+            read(cache, text((kind, 300)))
+    assert not old.exists()
+
+
+class Vanishing:
+    """Lists a folder as `os.scandir` does, but every other file is gone by the time that it is looked at."""
+
+    real = staticmethod(os.scandir)
+    num_gone = 0
+
+    def __init__(self, path: str | Path = ".") -> None:
+        with Vanishing.real(path) as entries:
+            self._entries = list(entries)
+
+    def __enter__(self) -> "Vanishing":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def __iter__(self) -> Iterator["os.DirEntry[str]"]:
+        for entry in self._entries:
+            if "." in entry.name and int(hashlib.sha256(entry.name.encode()).hexdigest(), 16) % 2:
+                Path(entry.path).unlink(missing_ok=True)
+                Vanishing.num_gone += 1
+            yield entry
+
+
+def test_files_that_others_remove_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, and while room is made, each file may be gone after it was listed."""
+    for kind in range(1, 8):
+        with process(tmp_path) as (cache, _):
+            read(cache, text((kind, 300)))
+    monkeypatch.setattr(Vanishing, "num_gone", 0)
+    monkeypatch.setattr(os, "scandir", Vanishing)
+    with process(tmp_path, limit=40_000) as (cache, disk):
+        assert Vanishing.num_gone
+        assert disk.num_bytes == sum(path.stat().st_size for path in files_left(tmp_path))
+        at_start = Vanishing.num_gone
+        for kind in range(1, 60):
+            read(cache, text((kind, 300)))
+        cache.close()
+        assert Vanishing.num_gone > at_start
+        assert disk.num_errors == 0
+
+
+def files_left(folder: Path) -> list[Path]:
+    groups = Vanishing.real(folder / "m")
+    return [Path(entry.path) for group in groups for entry in Vanishing.real(group.path)]
+
+
+def test_a_link_to_nowhere_is_no_file(tmp_path: Path) -> None:
+    with process(tmp_path) as (cache, _):
+        read(cache, text((1, 300)))
+    for path in files(tmp_path):
+        path.unlink()
+        path.symlink_to(tmp_path / "nowhere")
+    with process(tmp_path, limit=3000) as (cache, disk):
+        assert disk.num_bytes == 0
+        for kind in range(1, 10):
+            read(cache, text((kind, 300)))
+
+
+def test_a_folder_that_vanishes_comes_back(tmp_path: Path) -> None:
+    """Somebody empties the disk while the server runs."""
+    with process(tmp_path) as (cache, disk):
+        read(cache, text((1, 300)))
+        (tmp_path / "m").rename(tmp_path / "moved")
+        read(cache, text((2, 300)))
+        assert disk.num_errors == 0
+    with process(tmp_path) as (cache, _):
+        assert read(cache, text((2, 300))) == 300
+
+
+def test_files_that_cannot_be_removed_do_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with process(tmp_path) as (cache, _):
+        read(cache, text((1, 300)))
+    kept, real = set(map(str, files(tmp_path))), os.unlink
+
+    def unlink(path: Any, *args: Any, **named: Any) -> None:
+        if str(path) in kept:
+            raise PermissionError(1, "Operation not permitted")
+        real(path, *args, **named)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    with process(tmp_path, limit=100_000) as (cache, disk):
+        for kind in range(2, 60):
+            read(cache, text((kind, 300)))
+        cache.close()
+        assert disk.num_errors
+        assert disk.num_bytes <= 100_000
+    assert kept <= set(map(str, files(tmp_path)))
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= 100_000
+
+
+def test_processes_that_share_a_folder_hold_its_limit_together(tmp_path: Path) -> None:
+    limit = 200_000
+    with process(tmp_path, limit=limit) as (one, _), process(tmp_path, limit=limit) as (other, _):
+        for kind in range(1, 120):
+            read(one if kind % 2 else other, text((kind, 300)))
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= 1.2 * limit
+
+
+# --- whose a file is, and what it may hold
+
+FLOATS = SnapshotFormat(WINDOW, ((5,), "float32"), ((2, 5), "float32"), ((3,), "float32"), ((4,), "float32"))
+
+
+def float_states(tokens: tuple[int, ...], value: float = 1.0) -> list[Snapshot]:
+    """Of every block boundary and of the end."""
+    full = [np.full(shape, value, np.float32) for shape, _ in (FLOATS.h, FLOATS.conv, FLOATS.hidden)]
+    lengths = [min(64, len(tokens) - start) for start in range(0, len(tokens), 64)]
+    found = [Mark((full[0], full[1]), np.full((n, 3), value, np.float32), None) for n in lengths]
+    return follow(None, [*found[:-1], Mark(found[-1].recurrent, found[-1].window, full[2])], WINDOW)
+
+
+@contextmanager
+def float_disk(folder: Path, key: bytes | None = b"sesame") -> Iterator[StateDisk]:
+    disk = StateDisk(folder, "m", FLOATS, PLENTY, key)
+    yield disk
+    disk.close()
+
+
+@pytest.mark.parametrize("kind", ["state", "window", "end"])
+def test_a_signed_file_under_anothers_name_is_not_taken(tmp_path: Path, kind: str) -> None:
+    """All were written by a server with the key, so only what they say of themselves tells them apart."""
+    a, b = text((1, 300)), text((2, 300))
+    with process(tmp_path, key=b"sesame") as (cache, _):
+        read(cache, a)
+    of_a = {path: path.read_bytes() for path in files(tmp_path)}
+    with process(tmp_path, key=b"sesame") as (cache, _):
+        read(cache, b)
+    of_b = [path for path in files(tmp_path) if path not in of_a]
+    for target in of_b:
+        if target.suffix == f".{kind}":
+            target.write_bytes(next(data for path, data in of_a.items() if path.suffix == target.suffix))
+    with process(tmp_path, key=b"sesame") as (cache, disk):
+        assert read(cache, b) == {"end": 256, "window": 0, "state": 300}[kind], "and what is found is b's"
+        if kind == "state":
+            assert read(cache, (*b[:280], 1, 2)) == 0
+        assert disk.num_errors
+
+
+def test_a_signed_file_of_another_kind_or_model_is_not_taken(tmp_path: Path) -> None:
+    tokens = text((1, 320))
+    with process(tmp_path, key=b"sesame", model="one") as (cache, _):
+        read(cache, tokens)
+    (tmp_path / "one").rename(tmp_path / "other")
+    with process(tmp_path, key=b"sesame", model="other") as (cache, disk):
+        assert read(cache, tokens) == 0
+        assert disk.num_errors
+    for path in files(tmp_path, "state"):
+        path.write_bytes(path.with_suffix(".window").read_bytes())
+    for path in files(tmp_path, "end"):
+        path.unlink()
+    with process(tmp_path, key=b"sesame", model="other") as (cache, disk):
+        assert read(cache, tokens) == 0
+        assert disk.num_errors
+
+
+WRONG = {
+    "without h": lambda arrays: {name: array for name, array in arrays.items() if name != "h"},
+    "another shape": lambda arrays: arrays | {"h": arrays["h"][:-1]},
+    "another type": lambda arrays: arrays | {"h": arrays["h"].astype(np.float16)},
+    "not finite": lambda arrays: arrays | {"h": arrays["h"] * np.float32("nan")},
+    "infinite": lambda arrays: arrays | {"conv": arrays["conv"] * np.float32("inf")},
+    "more than that": lambda arrays: arrays | {"more": arrays["h"]},
+    "no array": lambda arrays: {},
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_a_signed_file_that_holds_something_else_is_as_good_as_missing(tmp_path: Path, how: str) -> None:
+    tokens = text((1, 300))
+    with float_disk(tmp_path) as disk:
+        disk.store(PromptKey.of(tokens, ""), float_states(tokens))
+    for path in [*files(tmp_path, "state"), *files(tmp_path, "end")]:
+        arrays, facts = unpack(path.read_bytes(), b"sesame")
+        path.write_bytes(pack(WRONG[how](arrays), facts, b"sesame"))
+    with float_disk(tmp_path) as disk:
+        assert disk.find(PromptKey.of(tokens, ""), 0) is None
+        assert disk.num_errors == 5
+        assert not files(tmp_path, "state"), "and removed"
+
+
+def test_what_is_not_finite_is_never_written(tmp_path: Path) -> None:
+    tokens = text((1, 300))
+    with float_disk(tmp_path) as disk:
+        disk.store(PromptKey.of(tokens, ""), float_states(tokens, float("nan")))
+        disk.store(PromptKey.of(tokens, "s"), float_states(tokens, float("-inf")))
+    assert files(tmp_path) == []
+    assert disk.num_errors
+
+
+def test_a_name_that_is_no_file_does_not_hold_a_reader_up(tmp_path: Path) -> None:
+    """A pipe would wait for a writer for ever; a huge file would take all memory."""
+    tokens = text((1, 300))
+    with process(tmp_path) as (cache, _):
+        read(cache, tokens)
+    wanted = files(tmp_path)
+    for index, path in enumerate(wanted):
+        path.unlink()
+        match index % 3:
+            case 0:
+                os.mkfifo(path)
+            case 1:
+                path.mkdir()
+            case 2:
+                with path.open("wb") as file:
+                    file.truncate(2**40)
+    with process(tmp_path) as (cache, disk):
+        assert read(cache, tokens) == 0
+        assert disk.num_errors
+
+
+def test_a_salt_may_be_any_string(tmp_path: Path) -> None:
+    """JSON has some that are no UTF-8."""
+    for salt in ("\ud800", "\0", "/", "../..", "m/"):
+        with process(tmp_path) as (cache, _):
+            assert read(cache, text((1, 100)), salt) == 0
+        with process(tmp_path) as (cache, disk):
+            assert read(cache, text((1, 100)), salt) == 100
+            assert disk.num_errors == 0
+
+
+# --- how much is done
+
+LONG = text((1, 200_000))
+
+_opened: list[str] = []
+_is_counting = threading.Event()
+
+
+def _count_open(event: str, args: tuple[Any, ...]) -> None:
+    if event == "open" and _is_counting.is_set():
+        _opened.append(str(args[0]))
+
+
+sys.addaudithook(_count_open)
+
+
+@contextmanager
+def counting_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Every file that is opened or asked for."""
+    real = os.stat
+
+    def counted(path: Any, *args: Any, **named: Any) -> os.stat_result:
+        if _is_counting.is_set():
+            _opened.append(str(path))
+        return real(path, *args, **named)
+
+    monkeypatch.setattr(os, "stat", counted)
+    _opened.clear()
+    _is_counting.set()
+    yield _opened
+    _is_counting.clear()
+
+
+def test_few_files_are_looked_for_to_find_nothing_of_a_long_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with float_disk(tmp_path) as disk, counting_files(monkeypatch) as seen:
+        assert disk.find(PromptKey.of(LONG, ""), 0) is None
+        assert 0 < len([path for path in seen if str(tmp_path) in path]) <= 200
+
+
+@pytest.mark.parametrize("known", [64, 64 * 64, 64 * 65, 64 * 128, 100_000 // 64 * 64, 199_936])
+def test_few_files_are_looked_for_to_find_the_last_state(
+    tmp_path: Path, known: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the ones before it were evicted, but for the blocks of its window."""
+    key, block = PromptKey.of(LONG, ""), known // 64
+    with float_disk(tmp_path) as disk:
+        disk.store(key, float_states(LONG)[max(0, block - 4) : block])
+    with float_disk(tmp_path) as disk, counting_files(monkeypatch) as seen:
+        found = disk.find(key, 0)
+        assert found is not None
+        assert (found.length, sum(map(len, found.window))) == (known, min(known, WINDOW))
+        assert len([path for path in seen if str(tmp_path) in path]) <= 250
+
+
+def test_states_far_behind_the_beginning_are_found_for_as_long_as_they_are_there(tmp_path: Path) -> None:
+    """Whatever was evicted before them."""
+    tokens, limit = text((1, 64 * 200 + 1)), 120_000
+    states = float_states(tokens)
+    disk = StateDisk(tmp_path, "m", FLOATS, limit)
+    for start in range(0, 200, 8):
+        disk.store(PromptKey.of(tokens, ""), states[start : start + 8])
+    disk.close()
+    assert len(files(tmp_path, "state")) < 100
+    disk = StateDisk(tmp_path, "m", FLOATS, limit)
+    found = disk.find(PromptKey.of((*tokens[:-1], 8), ""), 0)
+    assert found is not None
+    assert found.length == 64 * 200
+    disk.close()
+
+
+def test_a_prompt_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many chunks it is read in, and by whomever it is looked for."""
+    blocks, num_hashed, real = 256, [0], hashlib.sha256
+
+    def counted(data: bytes = b"") -> Any:
+        num_hashed[0] += len(data) == 32 + 256
+        return real(data)
+
+    monkeypatch.setattr(hashlib, "sha256", counted)
+    tokens = text((1, 64 * blocks + 10))
+    key, last = PromptKey.of(tokens, ""), None
+    with process(tmp_path) as (cache, _):
+        assert fetch(cache, key) is None
+        for start in range(0, 64 * blocks, 256):
+            last = cache.extend(key, last, marks(tokens, start, start + 256))
+    assert num_hashed[0] <= blocks + 1
+
+
+def test_writes_that_wait_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is too slow loses states, and says so; it does not fill memory."""
+    gate, num_written = threading.Event(), [0]
+
+    def slow(*args: Any) -> bytes:
+        assert gate.wait(60)
+        num_written[0] += 1
+        return pack(*args)
+
+    monkeypatch.setattr("roost.engine.prefix_cache.disk.pack", slow)
+    monkeypatch.setattr("roost.engine.prefix_cache.disk._MAX_WRITE_BYTES", 50_000)
+    with process(tmp_path) as (cache, disk):
+        for kind in range(1, 101):
+            read(cache, text((kind, 64)))
+        assert disk.num_errors > 50
+        gate.set()
+    assert num_written[0] * 400 < 50_000

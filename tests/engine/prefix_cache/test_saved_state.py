@@ -1,0 +1,270 @@
+"""States that are saved, moved as files and gone on from."""
+
+import gc
+import tracemalloc
+from dataclasses import replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from roost.engine import (
+    EngineCore,
+    ModelRunner,
+    Request,
+    SamplingParams,
+    SavedState,
+    Snapshot,
+    StateCache,
+    StateFileError,
+    StateFormat,
+    UnknownRequestError,
+)
+from roost.engine.model.config import PRESETS
+from roost.engine.prefix_cache.state_file import pack, unpack
+from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.scheduling.token_history import MAX_TOKENS
+
+SLOTS, PLENTY = 4, 10**9
+PROMPT = tuple(np.random.default_rng(3).integers(3, 320, 300).tolist())
+MORE = (7, 8, 9)
+
+
+def make_core(runner: ModelRunner) -> EngineCore:
+    scheduler = Scheduler(SLOTS, 100, runner.limits, cache=StateCache(runner.window, PLENTY))
+    return EngineCore(scheduler, runner, runner.state_format)
+
+
+def ask(core: EngineCore, name: str, prompt: tuple[int, ...], **fields: Any) -> tuple[tuple[int, ...], int]:
+    """The answer, and how many tokens were not read."""
+    params = SamplingParams(max_tokens=9, temperature=1.0, seed=4)
+    core.add(Request(name, prompt, params, **fields))
+    tokens, num_cached = (), 0
+    while not core.is_idle:
+        for _, output in core.step():
+            tokens, num_cached = tokens + output.token_ids, num_cached + output.num_cached
+    return tokens, num_cached
+
+
+def go_on(runner: ModelRunner, state: SavedState) -> tuple[tuple[int, ...], int]:
+    """In an engine that remembers nothing."""
+    return ask(make_core(runner), "b", state.token_ids + MORE, state=state.snapshot)
+
+
+def test_a_finished_request_is_gone_on_from_as_if_all_had_been_read(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    answer, _ = ask(core, "a", PROMPT)
+    state = core.save("a")
+    assert state.token_ids == PROMPT + answer
+    assert state.snapshot is not None
+    assert state.snapshot.length == 256
+    tokens, num_cached = go_on(runner, state)
+    assert num_cached == 256
+    assert tokens == ask(make_core(runner), "b", state.token_ids + MORE)[0]
+    assert state.num_bytes > 1000
+
+
+def test_a_running_request_is_saved_as_far_as_it_is(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    core.add(Request("a", PROMPT, SamplingParams(max_tokens=100, temperature=0.0), stepwise=True))
+    told: tuple[int, ...] = ()
+    while len(told) < 5:
+        told += tuple(token for _, output in core.step() for token in output.token_ids)
+    state = core.save("a")
+    assert state.token_ids == PROMPT + told
+    core.abort("a")
+    assert core.save("a").token_ids[: len(state.token_ids)] == state.token_ids, "also when it has been aborted"
+
+
+@pytest.mark.parametrize("num_generated", [0, 3, 9])
+def test_a_history_ends_where_the_caller_says(runner: ModelRunner, num_generated: int) -> None:
+    """The rest was made, but is no part of it; also of a request that forked from another."""
+    core, params = make_core(runner), SamplingParams(max_tokens=9, temperature=1.0, seed=4)
+    core.add(Request("a", PROMPT, params))
+    core.add(Request("b", PROMPT, params, fork_of="a"))
+    answer: tuple[int, ...] = ()
+    while not core.is_idle:
+        answer += tuple(token for name, output in core.step() for token in output.token_ids if name == "b")
+    for name in "ab":
+        state = core.save(name, num_generated)
+        assert state.token_ids == PROMPT + answer[:num_generated]
+        assert state.snapshot is not None
+        assert state.snapshot.length == 256
+    assert go_on(runner, state)[0] == ask(make_core(runner), "b", state.token_ids + MORE)[0]
+
+
+def test_what_goes_on_from_a_file_is_known_as_imported(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    ask(core, "a", PROMPT)
+    assert not core.save("a").is_imported
+    loaded = runner.state_format.load(runner.state_format.export(core.save("a")))
+    assert loaded.is_imported
+    ask(core, "b", loaded.token_ids + MORE, state=loaded.snapshot, state_is_imported=loaded.is_imported)
+    assert core.save("b").is_imported
+
+
+def test_a_short_text_has_nothing_to_spare(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    ask(core, "a", PROMPT[:10])
+    state = core.save("a")
+    assert state.snapshot is None
+    assert go_on(runner, state)[1] == 0
+    assert runner.state_format.load(runner.state_format.export(state)).token_ids == state.token_ids
+
+
+def test_requests_that_nobody_knows(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    with pytest.raises(UnknownRequestError, match="'x'"):
+        core.save("x")
+    without = EngineCore(Scheduler(SLOTS, 100, runner.limits), runner)
+    ask(without, "a", PROMPT)
+    with pytest.raises(UnknownRequestError):
+        without.save("a")
+
+
+def test_a_state_of_the_whole_prompt_is_of_no_use(runner: ModelRunner) -> None:
+    """It does not tell what comes next; nor is one read that is to be scored."""
+    core = make_core(runner)
+    ask(core, "a", PROMPT)
+    snapshot = core.save("a").snapshot
+    assert ask(make_core(runner), "b", PROMPT[:256], state=snapshot)[1] == 0
+
+
+@pytest.mark.parametrize("key", [None, b"sesame"])
+def test_a_file_is_gone_on_from_like_the_state(runner: ModelRunner, key: bytes | None) -> None:
+    core = make_core(runner)
+    ask(core, "a", PROMPT)
+    state = core.save("a")
+    loaded = runner.state_format.load(runner.state_format.export(state, key), key)
+    assert go_on(runner, loaded) == go_on(runner, state)
+
+
+def test_the_largest_file_has_the_size_that_is_told(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    prompt = PROMPT * (2 + runner.window // len(PROMPT))
+    ask(core, "a", prompt)
+    snapshot = core.save("a").snapshot
+    assert snapshot is not None
+    assert snapshot.length >= runner.window
+    file = runner.state_format.export(SavedState.of((5,) * MAX_TOKENS, snapshot), b"sesame")
+    assert 0 <= runner.state_format.max_file_bytes - len(file) < 20_000
+    assert runner.state_format.load(file, b"sesame").snapshot is not None
+
+
+@pytest.mark.parametrize(("config", "mib"), [("2b", 17), ("9b", 26)])
+def test_what_a_large_model_takes(config: str, mib: int) -> None:
+    """Beside the tokens."""
+    shape = PRESETS[config]
+    recurrent, attention = shape.block_types.count("recurrent"), shape.block_types.count("attention")
+    kind = StateFormat(
+        model=config,
+        vocab_size=shape.vocab_size,
+        window=shape.window,
+        h=((recurrent, shape.lru_width), "float32"),
+        conv=((recurrent, shape.conv_width - 1, shape.lru_width), "bfloat16"),
+        token=((attention, 2, shape.head_dim), "bfloat16"),
+    )
+    assert mib - 1 < (kind.max_file_bytes - 4 * MAX_TOKENS) / 2**20 < mib
+
+
+def test_files_that_are_refused(runner: ModelRunner) -> None:
+    core, kind = make_core(runner), runner.state_format
+    ask(core, "a", PROMPT)
+    data = kind.export(core.save("a"))
+    tokens = {"tokens": np.array(PROMPT, np.int32)}
+    facts = {"model": kind.model, "length": "256"}
+    h = np.zeros((1, 1), np.float32)
+    refused = {
+        "of another model": replace(kind, model="other").export(core.save("a")),
+        "was changed": data[:-1] + bytes([data[-1] ^ 1]),
+        "no whole state file": data[:-20],
+        "outside the vocabulary": pack({"tokens": np.array([320], np.int32)}, {"model": kind.model}),
+        "holds no tokens": pack({}, {"model": kind.model}),
+        "after 100 tokens of 300": pack(tokens, {**facts, "length": "100"}),
+        "after 640 tokens of 300": pack(tokens, {**facts, "length": "640"}),
+        "has the length 'x'": pack(tokens, {**facts, "length": "x"}),
+        "has the length '9999": pack(tokens, {**facts, "length": "9" * 5000}),
+        "has the length '²'": pack(tokens, {**facts, "length": "²"}),
+        "has tokens as float32, expected int32": pack({"tokens": np.array([5, 6], np.float32)}, facts),
+        "has tokens as bfloat16": pack({"tokens": np.array([5, 6], ml_dtypes.bfloat16)}, {"model": kind.model}),
+        "holds 1048577 tokens": pack({"tokens": np.full(MAX_TOKENS + 1, 5, np.int32)}, facts),
+        "has h as None": pack(tokens, facts),
+        r"has h as \(\(1, 1\)": pack({**tokens, "h": h}, facts),
+    }
+    for message, file in refused.items():
+        with pytest.raises(StateFileError, match=message):
+            kind.load(file)
+    for message in ("the model " + "x" * 9000, "9" * 5000):
+        with pytest.raises(StateFileError) as refusal:
+            kind.load(pack(tokens, {**facts, "model": message} if "x" in message else {**facts, "length": message}))
+        assert len(str(refusal.value)) < 300, "a message repeats little of what a file says"
+    with pytest.raises(StateFileError, match="is not signed"):
+        kind.load(data, b"sesame")
+    with pytest.raises(StateFileError, match="another key"):
+        kind.load(kind.export(core.save("a"), b"other"), b"sesame")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["h", "conv", "window"])
+def test_values_that_are_no_numbers_are_refused(runner: ModelRunner, name: str, value: float) -> None:
+    """Wherever they are; a request that went on from there would break."""
+    core, kind = make_core(runner), runner.state_format
+    ask(core, "a", PROMPT)
+    data = kind.export(core.save("a"), b"sesame")
+    arrays, facts = unpack(data, b"sesame")
+    for place in (0, -1):
+        broken = arrays[name].copy()
+        broken.reshape(-1)[place] = value
+        with pytest.raises(StateFileError, match=f"has values in {name} that are not finite numbers"):
+            kind.load(pack({**arrays, name: broken}, facts, b"sesame"), b"sesame")
+    assert kind.load(data, b"sesame").num_tokens == len(PROMPT) + 9
+
+
+def test_a_header_is_not_parsed_however_large_it_is() -> None:
+    """Parsed, twenty megabytes of brackets would be half a gigabyte of lists."""
+    header = b"[" * 2**20 + b"]" * 2**20
+    with pytest.raises(StateFileError, match="its header would have 2097152 bytes"):
+        unpack(len(header).to_bytes(8, "little") + header)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5000])
+@pytest.mark.parametrize("num_blocks", [0, 1, 32])
+def test_what_a_state_counts_is_what_it_takes(num_tokens: int, num_blocks: int) -> None:
+    def make() -> SavedState:
+        h, conv = np.zeros((4, 64), np.float32), np.zeros((4, 3, 64), np.float32)
+        window = tuple(np.zeros((64, 1, 2, 8), np.float32) for _ in range(num_blocks))
+        snapshot = Snapshot(64 * num_blocks, (h, conv), window) if num_blocks else None
+        return SavedState.of([5] * num_tokens, snapshot, "salt", "tenant")
+
+    make()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        states = [make() for _ in range(50)]
+        gc.collect()
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    counted = sum(state.num_bytes for state in states)
+    assert taken <= 1.25 * counted
+    if num_tokens > 1 or num_blocks > 1:
+        assert counted <= 1.25 * taken
+
+
+def test_what_was_loaded_counts_what_it_takes(runner: ModelRunner) -> None:
+    """Also none of the file stays behind."""
+    core, kind = make_core(runner), runner.state_format
+    ask(core, "a", PROMPT)
+    data = kind.export(core.save("a"))
+    kind.load(data)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        states = [kind.load(data) for _ in range(20)]
+        gc.collect()
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    counted = sum(state.num_bytes for state in states)
+    assert taken <= 1.25 * counted
+    assert counted <= 1.25 * taken

@@ -1,0 +1,263 @@
+"""Requests that wait until it is known what the disk has of their prompts."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from fake_states import marks, text
+from roost.engine.core.config import StepLimits
+from roost.engine.core.errors import QueueFullError
+from roost.engine.core.request import Request, SamplingParams
+from roost.engine.core.snapshot import Snapshot, follow
+from roost.engine.prefix_cache.tree import PromptKey, StateCache
+from roost.engine.scheduling.prefetch import Fetch
+from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.scheduling.sequences import DecodeBatch, RowResult
+
+LIMITS = StepLimits(512, 512)
+WINDOW = 128
+
+
+class Tier:
+    """A tier below that holds nothing; the scheduler only asks how many searches it allows."""
+
+    num_bytes = num_errors = 0
+
+    def __init__(self, max_fetches: int = 8) -> None:
+        self.max_fetches = max_fetches
+
+    def fetch(self, prompt: PromptKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
+        raise AssertionError("a scheduler touches no disk")
+
+    def store(self, prompt: PromptKey, snapshots: object) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def make(slots: int = 1, max_queue: int = 100, max_fetches: int = 8, tenants: int = 1) -> tuple[Scheduler, StateCache]:
+    cache = StateCache(WINDOW, 10**9, Tier(max_fetches))
+    return Scheduler(slots, max_queue, LIMITS, tenants=tenants, cache=cache), cache
+
+
+def request(name: str, length: int = 300, kind: int = 1, **fields: object) -> Request:
+    return Request(name, text((kind, length)), SamplingParams(max_tokens=1), **fields)  # type: ignore[arg-type]
+
+
+def state(each: Request, length: int = 256) -> Snapshot:
+    """Of a request's first so many tokens."""
+    return follow(None, marks(each.prompt_token_ids, end=length), WINDOW)[-1]
+
+
+def ids(fetches: list[Fetch]) -> list[str]:
+    return [fetch.request.id for fetch in fetches]
+
+
+def run(scheduler: Scheduler) -> list[tuple[str, int]]:
+    """Runs all that wait for no search; gives who began in which order, and how many tokens were spared."""
+    begun = []
+    while (batch := scheduler.schedule()) is not None:
+        assert not isinstance(batch, DecodeBatch)
+        done = []
+        for chunk in batch.rows:
+            length = chunk.start + chunk.length
+            left = marks(chunk.sequence.request.prompt_token_ids, chunk.start, length) if chunk.length else []
+            done.append(RowResult((7,) if chunk.is_last else (), marks=tuple(left)))
+        begun += [(c.sequence.request.id, c.sequence.num_cached) for c in batch.rows if c.is_last]
+        scheduler.commit(batch, done)
+    return begun
+
+
+def test_a_request_waits_for_its_search_and_resumes_from_what_it_found() -> None:
+    scheduler, cache = make()
+    scheduler.add(one := request("a"))
+    assert scheduler.schedule() is None
+    (fetch,) = scheduler.plan_fetches()
+    assert (fetch.request, fetch.above) == (one, 0)
+    assert scheduler.plan_fetches() == []
+    assert (scheduler.schedule(), scheduler.num_waiting, scheduler.num_running) == (None, 1, 0)
+    scheduler.commit_fetch(fetch, state(one))
+    assert run(scheduler) == [("a", 256)]
+    assert cache.stats.disk_hits == 1
+    assert scheduler.is_idle
+
+
+def test_who_needs_no_search_is_not_held_up() -> None:
+    """Its prompt is in memory, or has to be read in any case."""
+    scheduler, cache = make(slots=2)
+    known = request("known", kind=2)
+    cache.publish(PromptKey.of(known.prompt_token_ids, ""), follow(None, marks(known.prompt_token_ids), WINDOW))
+    scored = request("scored", kind=3)
+    scheduler.add(request("a"))
+    scheduler.add(known)
+    scheduler.add(replace(scored, params=SamplingParams(max_tokens=1, prompt_logprobs=0)))
+    assert ids(scheduler.plan_fetches()) == ["a"]
+    assert run(scheduler) == [("known", 300), ("scored", 0)]
+    assert scheduler.num_waiting == 1
+
+
+def test_a_request_keeps_its_place_while_it_is_searched_for() -> None:
+    scheduler, _ = make()
+    for index, name in enumerate("abc"):
+        scheduler.add(request(name, kind=index + 1))
+    fetches = scheduler.plan_fetches()
+    assert ids(fetches) == ["a", "b", "c"]
+    for fetch in (fetches[1], fetches[2], fetches[0]):
+        scheduler.commit_fetch(fetch, None)
+    assert [name for name, _ in run(scheduler)] == ["a", "b", "c"]
+
+
+def test_what_others_have_read_meanwhile_is_found() -> None:
+    """Queued requests with one prefix: the first one reads it, though the disk had nothing of it for anybody."""
+    scheduler, _ = make(max_fetches=64)
+    for index in range(32):
+        scheduler.add(Request(str(index), text((1, 256), (index + 2, 20)), SamplingParams(max_tokens=1)))
+    for fetch in scheduler.plan_fetches():
+        scheduler.commit_fetch(fetch, None)
+    for fetch in scheduler.plan_fetches():
+        scheduler.commit_fetch(fetch, None)
+    assert run(scheduler) == [("0", 0), *((str(index), 256) for index in range(1, 32))]
+
+
+def test_what_is_in_memory_by_now_is_searched_for_no_more() -> None:
+    scheduler, _ = make(max_fetches=2)
+    for index in range(3):
+        scheduler.add(request(str(index)))
+    (first,) = scheduler.plan_fetches()
+    scheduler.commit_fetch(first, None)
+    assert run(scheduler) == [("0", 0)]
+    assert scheduler.plan_fetches() == []
+    assert run(scheduler) == [("1", 300), ("2", 300)]
+
+
+def test_the_queue_is_full_while_all_are_searched_for() -> None:
+    """Though slots are free: a slow disk lets no more in than the queue takes."""
+    scheduler, _ = make(slots=2, max_queue=4)
+    for index in range(4):
+        scheduler.add(request(str(index), kind=index + 1))
+    with pytest.raises(QueueFullError, match="the queue is full"):
+        scheduler.add(request("4", kind=5))
+    assert scheduler.num_waiting == 4
+
+
+def test_time_runs_out_and_clients_leave_during_a_search() -> None:
+    scheduler, _ = make()
+    scheduler.add(request("late", start_by=5.0))
+    scheduler.add(request("left", kind=2))
+    fetches = scheduler.plan_fetches()
+    assert [name for name, _ in scheduler.tick(6.0)] == ["late"]
+    assert scheduler.abort("left")
+    assert scheduler.is_idle
+    scheduler.add(again := request("left", kind=3))
+    for fetch in fetches:
+        scheduler.commit_fetch(fetch, state(fetch.request))
+    assert scheduler.schedule() is None, "what was found is another request's, of the same id"
+    (fetch,) = scheduler.plan_fetches()
+    assert fetch.request is again
+    scheduler.commit_fetch(fetch, None)
+    assert run(scheduler) == [("left", 0)]
+
+
+def test_forks_wait_for_one_search_and_are_read_once() -> None:
+    scheduler, _ = make(slots=8)
+    for index in range(8):
+        scheduler.add(request(str(index), fork_of=None if index == 0 else "0"))
+    (fetch,) = scheduler.plan_fetches()
+    scheduler.commit_fetch(fetch, state(fetch.request))
+    batch = scheduler.schedule()
+    assert batch is not None
+    assert not isinstance(batch, DecodeBatch)
+    assert [len(chunk.forks) for chunk in batch.chunks] == [7]
+    assert batch.chunks[0].start == 256
+
+
+def test_forks_of_one_that_left_do_not_wait_for_ever() -> None:
+    scheduler, _ = make(slots=8)
+    for index in range(3):
+        scheduler.add(request(str(index), fork_of=None if index == 0 else "0"))
+    scheduler.plan_fetches()
+    scheduler.abort("0")
+    assert sorted(name for name, _ in run(scheduler)) == ["1", "2"]
+
+
+def test_one_tenant_takes_half_of_the_room() -> None:
+    scheduler, _ = make(max_fetches=8, tenants=3)
+    for index in range(20):
+        scheduler.add(request(f"a{index}", kind=index + 1, tenant="a"))
+    assert len(scheduler.plan_fetches()) == 4
+    for index in range(3):
+        scheduler.add(request(f"b{index}", kind=index + 30, tenant="b"))
+    scheduler.add(request("c", kind=40, tenant="c"))
+    assert sorted(ids(scheduler.plan_fetches())) == ["b0", "c"]
+
+
+def test_what_was_found_takes_room_until_it_is_used() -> None:
+    """States are large, and a queue is long."""
+    scheduler, _ = make(max_fetches=4)
+    for index in range(20):
+        scheduler.add(request(str(index), kind=index + 1))
+    found, order = 0, []
+    for _ in range(20):
+        for fetch in scheduler.plan_fetches():
+            scheduler.commit_fetch(fetch, state(fetch.request))
+            found += 1
+        assert found - len(order) <= 2
+        batch = scheduler.schedule()
+        assert batch is not None
+        order += [row.sequence.request.id for row in batch.rows]  # type: ignore[union-attr]
+        scheduler.commit(batch, [RowResult((7,))])
+    assert order == [str(index) for index in range(20)]
+
+
+def test_searches_that_nobody_waits_for_take_room_too() -> None:
+    """Until they end: who asks and leaves does not pile them up."""
+    scheduler, _ = make(max_fetches=4)
+    begun = []
+    for index in range(100):
+        scheduler.add(request(str(index), kind=index + 1))
+        begun += scheduler.plan_fetches()
+        scheduler.abort(str(index))
+    assert len(begun) == 2
+    scheduler.add(request("next"))
+    assert scheduler.plan_fetches() == []
+    for fetch in begun:
+        scheduler.commit_fetch(fetch, None)
+    assert ids(scheduler.plan_fetches()) == ["next"]
+
+
+def test_a_disk_that_hangs_holds_nobody_for_long() -> None:
+    scheduler, _ = make(max_fetches=4)
+    scheduler.tick(100.0)
+    for index in range(6):
+        scheduler.add(request(str(index), kind=index + 1))
+    begun = scheduler.plan_fetches()
+    until = scheduler.next_timeout
+    assert until is not None
+    assert 101 < until < 120
+    scheduler.tick(until)
+    assert scheduler.plan_fetches() == []
+    assert [name for name, _ in run(scheduler)] == [str(index) for index in range(6)]
+    scheduler.add(request("new", kind=20))
+    assert run(scheduler) == [("new", 0)], "nobody else waits for it, until it comes back"
+    for fetch in begun:
+        scheduler.commit_fetch(fetch, state(fetch.request))
+    assert scheduler.plan_fetches() == []
+    scheduler.add(request("later", kind=21))
+    assert ids(scheduler.plan_fetches()) == ["later"]
+
+
+def test_an_urgent_request_is_searched_for_first() -> None:
+    scheduler, _ = make(max_fetches=4)
+    for index in range(5):
+        scheduler.add(request(str(index), kind=index + 1))
+    scheduler.add(request("urgent", kind=20, priority=-1))
+    assert ids(scheduler.plan_fetches()) == ["urgent", "0"]
+
+
+def test_a_state_that_came_with_the_request_is_not_searched_for() -> None:
+    scheduler, _ = make()
+    one = request("a")
+    scheduler.add(replace(one, state=state(one)))
+    (fetch,) = scheduler.plan_fetches()
+    assert fetch.above == 256
+    scheduler.commit_fetch(fetch, None)
+    assert run(scheduler) == [("a", 256)]

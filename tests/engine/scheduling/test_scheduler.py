@@ -1,0 +1,866 @@
+"""The scheduler's decisions, without a device."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from counted_ids import CountedIds
+from fake_states import marks
+from fake_states import read as read_states
+from roost.engine.core.config import StepLimits
+from roost.engine.core.errors import ConfigError, ConstraintError, NumericError, QueueFullError, RequestFailedError
+from roost.engine.core.output_constraint import TokenMask, mask_of_ids
+from roost.engine.core.request import (
+    NO_CHOICE,
+    NO_TOKEN,
+    FinishReason,
+    Request,
+    SamplingParams,
+    TokenLogprobs,
+    TokenOutput,
+)
+from roost.engine.core.snapshot import Mark, Snapshot
+from roost.engine.prefix_cache.tree import StateCache
+from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.scheduling.sequences import Batch, DecodeBatch, PrefillBatch, RowResult
+
+LIMITS = StepLimits(64, 64)
+
+
+def request(name: str, prompt: int = 3, **params: object) -> Request:
+    return Request(name, tuple(range(1, prompt + 1)), SamplingParams(**params))  # type: ignore[arg-type]
+
+
+def results(batch: Batch, token: int = 7) -> list[RowResult]:
+    """The same token for every row that gets one."""
+    if isinstance(batch, DecodeBatch):
+        return [RowResult((token,) * batch.steps) for _ in batch.slots]
+    return [RowResult((token,) if chunk.is_last else ()) for chunk in batch.rows]
+
+
+def names(batch: Batch | None) -> tuple[str, list[str]]:
+    """A batch as its kind and its requests' names."""
+    if isinstance(batch, PrefillBatch):
+        return "prefill", [chunk.sequence.request.id for chunk in batch.chunks]
+    assert batch is not None
+    return "decode", [sequence.request.id for sequence in batch.sequences]
+
+
+def test_nothing_to_do() -> None:
+    assert Scheduler(2, 4, LIMITS).schedule() is None
+
+
+def test_a_prompt_is_read_in_chunks_and_only_the_last_gives_a_token() -> None:
+    scheduler = Scheduler(1, 4, LIMITS)
+    scheduler.add(request("a", prompt=150))
+    spans = []
+    while isinstance(batch := scheduler.schedule(), PrefillBatch):
+        (chunk,) = batch.chunks
+        spans.append((chunk.start, chunk.length, chunk.is_last))
+        outputs = scheduler.commit(batch, results(batch))
+        assert bool(outputs) == chunk.is_last
+    assert spans == [(0, 64, False), (64, 64, False), (128, 22, True)]
+
+
+def test_a_decode_waits_for_at_most_one_prefill_chunk() -> None:
+    scheduler = Scheduler(2, 4, LIMITS)
+    scheduler.add(request("short"))
+    assert names(scheduler.schedule()) == ("prefill", ["short"])
+    scheduler.add(request("long", prompt=200))
+    kinds = [names(scheduler.schedule()) for _ in range(7)]
+    assert kinds == [("decode", ["short"]), ("prefill", ["long"])] * 3 + [("decode", ["short"])]
+    assert names(scheduler.schedule()) == ("prefill", ["long"])
+    assert names(scheduler.schedule()) == ("decode", ["short", "long"])
+
+
+def test_waiting_requests_get_slots_in_the_order_they_came() -> None:
+    scheduler = Scheduler(1, 4, LIMITS)
+    for name in "abc":
+        scheduler.add(request(name, max_tokens=1))
+    order = []
+    while (batch := scheduler.schedule()) is not None:
+        order += names(batch)[1]
+        scheduler.commit(batch, results(batch))
+    assert order == ["a", "b", "c"]
+
+
+def test_no_token_is_asked_for_beyond_the_limit_even_before_results_are_read() -> None:
+    scheduler = Scheduler(1, 4, LIMITS)
+    scheduler.add(request("a", max_tokens=3))
+    batches = [scheduler.schedule() for _ in range(4)]
+    assert [b is not None for b in batches] == [True, True, True, False]
+    outputs = [output for b in batches if b is not None for _, output in scheduler.commit(b, results(b))]
+    assert [o.finish_reason for o in outputs] == [None, None, FinishReason.LENGTH]
+    assert scheduler.slots.num_used == 0
+
+
+def test_results_of_a_request_that_ended_are_dropped() -> None:
+    scheduler = Scheduler(1, 4, LIMITS)
+    scheduler.add(request("a", end_token_ids=(7,)))
+    first, second = scheduler.schedule(), scheduler.schedule()
+    assert first is not None
+    assert second is not None
+    ((_, output),) = scheduler.commit(first, results(first))
+    assert (output.token_ids, output.finish_reason, output.stop_reason) == ((7,), FinishReason.STOP, None)
+    scheduler.add(request("b"))  # takes the same slot while the second batch is still on its way
+    assert names(scheduler.schedule()) == ("prefill", ["b"])
+    assert scheduler.commit(second, results(second)) == []
+    assert scheduler.num_running == 1
+
+
+def test_a_stop_id_is_reported_and_an_end_id_is_not() -> None:
+    for end_ids, reason in ((), 7), ((7,), None):
+        scheduler = Scheduler(1, 4, LIMITS)
+        scheduler.add(request("a", stop_token_ids=(7,), end_token_ids=end_ids))
+        batch = scheduler.schedule()
+        assert batch is not None
+        ((_, output),) = scheduler.commit(batch, results(batch))
+        assert output.stop_reason == reason
+
+
+def test_max_tokens_zero_only_reads_the_prompt() -> None:
+    scheduler = Scheduler(1, 4, LIMITS)
+    scheduler.add(request("a", max_tokens=0, prompt_logprobs=0))
+    batch = scheduler.schedule()
+    assert isinstance(batch, PrefillBatch)
+    scores = (TokenLogprobs(-1.0), TokenLogprobs(-2.0))
+    ((_, output),) = scheduler.commit(batch, [RowResult((7,), None, scores)])
+    assert output.token_ids == ()
+    assert output.finish_reason is FinishReason.LENGTH
+    assert output.prompt_logprobs == (None, *scores)
+    assert scheduler.schedule() is None
+
+
+def test_prompt_logprobs_come_once_and_whole() -> None:
+    scheduler = Scheduler(1, 4, LIMITS)
+    scheduler.add(request("a", prompt=66, prompt_logprobs=0))
+    scores = [TokenLogprobs(-float(i)) for i in range(65)]
+    outputs = []
+    for part in (scores[:64], scores[64:]):
+        batch = scheduler.schedule()
+        assert isinstance(batch, PrefillBatch)
+        tokens = (7,) if batch.chunks[0].is_last else ()
+        outputs += scheduler.commit(batch, [RowResult(tokens, None, tuple(part))])
+    decode = scheduler.schedule()
+    assert decode is not None
+    outputs += scheduler.commit(decode, results(decode))
+    assert [output.prompt_logprobs for _, output in outputs] == [(None, *scores), None]
+
+
+def test_the_queue_is_bounded_and_counts_only_those_who_wait() -> None:
+    scheduler = Scheduler(2, 1, LIMITS)
+    for name in "abc":  # two will get slots, one waits
+        scheduler.add(request(name))
+    with pytest.raises(QueueFullError, match="1 requests wait"):
+        scheduler.add(request("d"))
+    scheduler.schedule()
+    with pytest.raises(QueueFullError):
+        scheduler.add(request("d"))
+    scheduler.abort("a")
+    scheduler.add(request("d"))
+
+
+def test_abort_frees_the_slot_at_once_and_is_idempotent() -> None:
+    scheduler = Scheduler(1, 4, LIMITS)
+    scheduler.add(request("a"))
+    scheduler.add(request("b"))
+    batch = scheduler.schedule()
+    assert batch is not None
+    assert scheduler.abort("a")
+    assert not scheduler.abort("a")
+    assert names(scheduler.schedule()) == ("prefill", ["b"])
+    assert scheduler.commit(batch, results(batch)) == []
+
+
+def test_abort_of_a_waiting_request() -> None:
+    scheduler = Scheduler(1, 4, LIMITS)
+    scheduler.add(request("a"))
+    scheduler.schedule()
+    scheduler.add(request("b"))
+    assert scheduler.abort("b")
+    assert scheduler.num_waiting == 0
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_an_id_in_use_is_refused(running: bool) -> None:
+    scheduler = Scheduler(1, 4, LIMITS)
+    scheduler.add(request("a"))
+    if running:
+        scheduler.schedule()
+    with pytest.raises(ValueError, match="'a' is in use"):
+        scheduler.add(request("a"))
+
+
+def shape(batch: Batch | None) -> list[tuple[str, int]]:
+    """A prefill batch as its requests' names and how many tokens of each it reads."""
+    assert isinstance(batch, PrefillBatch)
+    return [(chunk.sequence.request.id, chunk.length) for chunk in batch.chunks]
+
+
+def test_short_prompts_are_read_together() -> None:
+    """As many as make a whole batch of a compiled shape, a power of two; each gets its token."""
+    scheduler = Scheduler(8, 9, StepLimits(256, 256))
+    for name, length in zip("abcdefg", (10, 64, 3, 100, 5, 6, 7), strict=True):
+        scheduler.add(request(name, prompt=length))
+    assert shape(scheduler.schedule()) == [("a", 10), ("b", 64), ("c", 3), ("e", 5)]
+    assert names(scheduler.schedule()) == ("decode", ["a", "b", "c", "e"])
+    assert shape(scheduler.schedule()) == [("f", 6), ("g", 7)]
+
+
+def test_the_prompt_that_goes_first_decides_how_long_the_chunks_are() -> None:
+    scheduler = Scheduler(4, 9, StepLimits(256, 256))
+    for name, length in zip("abcd", (200, 70, 300, 65), strict=True):
+        scheduler.add(request(name, prompt=length))
+    assert shape(scheduler.schedule()) == [("b", 70), ("d", 65)]
+    scheduler.schedule()
+    assert shape(scheduler.schedule()) == [("a", 200)]
+    scheduler.schedule()
+    assert shape(scheduler.schedule()) == [("c", 256)]
+
+
+def prefill_until_first_token(scheduler: Scheduler, name: str, most: int = 10_000) -> list[list[tuple[str, int]]]:
+    """Commits every batch at once; returns the shapes of the prefill batches up to the one that ends a prompt."""
+    shapes = []
+    for _ in range(most):
+        batch = scheduler.schedule()
+        assert batch is not None
+        outputs = scheduler.commit(batch, results(batch))
+        if isinstance(batch, PrefillBatch):
+            shapes.append(shape(batch))
+        if any(output_name == name for output_name, _ in outputs):
+            return shapes
+    raise AssertionError(f"{name} got no token in {most} steps")
+
+
+@pytest.mark.parametrize("tenant", ["", "other"])
+def test_a_short_prompt_waits_for_one_chunk_of_a_long_one(tenant: str) -> None:
+    """And that is a short one as soon as it is known that somebody waits; with and without tenants."""
+    scheduler = Scheduler(4, 9, StepLimits(512, 64, prefill_rows=1))
+    scheduler.add(replace(request("long", prompt=200_000), tenant="long"))
+    first = scheduler.schedule()
+    assert shape(first) == [("long", 512)]
+    scheduler.add(replace(request("short", prompt=7), tenant=tenant or "long"))
+    assert prefill_until_first_token(scheduler, "short") == [[("short", 7)]]
+
+
+def test_a_long_prompt_gets_on_while_short_ones_keep_coming() -> None:
+    """Every fourth turn of its tenant is its own."""
+    scheduler = Scheduler(64, 1000, StepLimits(512, 64, prefill_rows=1))
+    scheduler.add(request("long", prompt=640))
+    for number in range(48):
+        scheduler.add(request(f"short{number}", prompt=9, max_tokens=1))
+    read = prefill_until_first_token(scheduler, "long")
+    assert [("long", 64)] in read[:4], "chunks shrink while shorter prompts wait"
+    assert sum(name == "long" for batch in read for name, _ in batch) == 10
+    assert len(read) == 37, "its last block is as short as theirs, and older"
+
+
+def test_tenants_prefill_the_same_number_of_tokens() -> None:
+    """However many prompts one of them has."""
+    scheduler = Scheduler(9, 9, StepLimits(64, 64, prefill_rows=1))
+    for number in range(6):
+        scheduler.add(replace(request(f"a{number}", prompt=3000), tenant="a"))
+    scheduler.add(replace(request("b", prompt=1280), tenant="b"))
+    read = prefill_until_first_token(scheduler, "b")
+    assert sum(name == "b" for batch in read for name, _ in batch) == 20
+    assert len(read) <= 42
+
+
+def test_prompts_that_are_only_restored_do_not_keep_another_from_prefill() -> None:
+    """A restored prompt needs no prefill; endless ones of them would else always go first."""
+    cache = StateCache(64, 10**9)
+    known = tuple(range(1, 65))
+    read_states(cache, known)
+    scheduler = Scheduler(4, 99, StepLimits(64, 64, prefill_rows=1), cache=cache)
+    scheduler.add(replace(request("victim", prompt=128), tenant="victim"))
+    scheduler.add(Request("again0", known, SamplingParams(max_tokens=1), tenant="again"))
+    steps = 0
+    while steps < 20:
+        batch = scheduler.schedule()
+        assert batch is not None
+        steps += 1
+        ended = [name for name, _ in scheduler.commit(batch, results(batch))]
+        if "victim" in ended:
+            break
+        scheduler.add(Request(f"again{steps}", known, SamplingParams(max_tokens=1), tenant="again"))
+    assert steps <= 8
+
+
+def test_chunks_are_small_while_more_generate_than_wait() -> None:
+    scheduler = Scheduler(4, 9, StepLimits(256, 64))
+    scheduler.add(request("a"))
+    scheduler.add(request("b", prompt=300))
+    assert shape(scheduler.schedule()) == [("a", 3), ("b", 64)]
+    spans = []
+    while isinstance(scheduler.schedule(), DecodeBatch) and isinstance(batch := scheduler.schedule(), PrefillBatch):
+        spans += shape(batch)
+    assert spans == [("b", 64), ("b", 64), ("b", 64), ("b", 44)]
+    for name in "cd":
+        scheduler.add(request(name, prompt=300))
+    assert shape(scheduler.schedule()) == [("c", 64)], "two generate and two wait"
+
+
+def test_each_shard_reads_its_own_oldest_prompts() -> None:
+    """Two shards of three slots: limits are for each of them, and the longer line decides how many rows there are."""
+    limits = StepLimits(256, 256, decode_rows=(6,), slot_order=(0, 1, 2, 3, 5), shard_rows=3)
+    scheduler = Scheduler(5, 9, limits)
+    for name in "abcde":
+        scheduler.add(request(name, prompt=64))
+    assert shape(scheduler.schedule()) == [("a", 64), ("b", 64), ("d", 64), ("e", 64)]
+    assert names(scheduler.schedule()) == ("decode", ["a", "b", "d", "e"])
+    assert shape(scheduler.schedule()) == [("c", 64)]
+
+
+def test_a_prompt_whose_tokens_are_scored_is_read_alone() -> None:
+    scheduler = Scheduler(4, 9, StepLimits(256, 256))
+    for name, scored in zip("abcd", (None, 0, None, None), strict=True):
+        scheduler.add(request(name, prompt_logprobs=scored))
+    assert shape(scheduler.schedule()) == [("a", 3), ("c", 3)]
+    scheduler.schedule()
+    assert shape(scheduler.schedule()) == [("b", 3)]
+    scheduler.schedule()
+    assert shape(scheduler.schedule()) == [("d", 3)]
+
+
+PARTS = StepLimits(128, 64, prefill_rows=1, prefill_parts=3)
+
+
+def part(batch: Batch | None) -> tuple[list[str], int, int]:
+    """A prefill batch as its requests' names and which part of how many it is."""
+    assert isinstance(batch, PrefillBatch)
+    return [row.sequence.request.id for row in batch.rows], batch.part, batch.parts
+
+
+def test_those_who_generate_wait_for_a_part_of_a_chunk() -> None:
+    scheduler = Scheduler(2, 4, PARTS)
+    scheduler.add(request("a"))
+    assert [part(scheduler.schedule()) for _ in range(3)] == [(["a"], n, 3) for n in range(3)]
+    scheduler.add(request("b", prompt=70))
+    for _ in range(2):  # chunks
+        for n in range(3):
+            assert names(scheduler.schedule()) == ("decode", ["a"])
+            assert part(scheduler.schedule()) == (["b"], n, 3)
+    assert names(scheduler.schedule()) == ("decode", ["a", "b"])
+
+
+def test_longer_chunks_are_read_at_once() -> None:
+    scheduler = Scheduler(1, 4, PARTS)
+    scheduler.add(request("a", prompt=140))
+    assert part(scheduler.schedule()) == (["a"], 0, 1)
+    assert part(scheduler.schedule()) == (["a"], 0, 3)
+
+
+def test_a_short_chunk_of_a_long_prompt_is_read_in_parts() -> None:
+    """It goes up to the grid, from where a state was resumed."""
+    scheduler = Scheduler(1, 4, PARTS)
+    scheduler.add(replace(request("a", prompt=300), state=Snapshot(100, (), ())))
+    batches = [scheduler.schedule() for _ in range(4)]
+    assert [shape(batch) for batch in batches] == [[("a", 28)]] * 3 + [[("a", 128)]]
+    assert [part(batch)[1:] for batch in batches] == [(0, 3), (1, 3), (2, 3), (0, 1)]
+
+
+def test_only_the_last_part_gives_a_token() -> None:
+    scheduler = Scheduler(1, 4, PARTS)
+    scheduler.add(request("a", max_tokens=1))
+    batches = [scheduler.schedule() for _ in range(3)]
+    assert scheduler.schedule() is None
+    outputs = [scheduler.commit(b, results(b) if b.is_last_part else [RowResult()]) for b in batches]  # type: ignore
+    assert [len(each) for each in outputs] == [0, 0, 1]
+
+
+def test_what_nobody_wants_is_not_read_to_its_end() -> None:
+    scheduler = Scheduler(1, 4, PARTS)
+    scheduler.add(request("a"))
+    scheduler.add(request("b"))
+    scheduler.schedule()
+    scheduler.abort("a")
+    assert part(scheduler.schedule()) == (["b"], 0, 3)
+
+
+def test_a_slot_that_parts_work_on_is_taken_until_the_last_one() -> None:
+    """The fork still wants what is being read, though the one who began it has left."""
+    scheduler = Scheduler(3, 4, PARTS)
+    scheduler.add(request("a"))
+    scheduler.add(replace(request("fork"), fork_of="a"))
+    assert part(scheduler.schedule()) == (["a", "fork"], 0, 3)
+    scheduler.abort("a")
+    assert (scheduler.num_running, scheduler.slots.num_used) == (1, 2)
+    assert [part(scheduler.schedule()) for _ in range(2)] == [(["a", "fork"], n, 3) for n in (1, 2)]
+    assert (scheduler.num_running, scheduler.slots.num_used) == (1, 1)
+    assert names(scheduler.schedule()) == ("decode", ["fork"])
+
+
+AHEAD = StepLimits(64, 64, decode_steps=4)
+
+
+def steps(batch: Batch | None) -> int:
+    assert isinstance(batch, DecodeBatch)
+    return batch.steps
+
+
+def test_several_tokens_are_asked_for_while_nobody_waits() -> None:
+    scheduler = Scheduler(2, 4, AHEAD)
+    scheduler.add(request("a", max_tokens=100))
+    scheduler.schedule()
+    assert steps(scheduler.schedule()) == 4
+    scheduler.add(request("b", prompt=100, max_tokens=100))
+    scheduler.schedule()
+    assert steps(scheduler.schedule()) == 1, "b's prompt is being read"
+    scheduler.schedule()
+    assert [steps(scheduler.schedule()) for _ in range(2)] == [4, 4]
+
+
+def test_a_stepwise_request_keeps_everybody_at_one() -> None:
+    scheduler = Scheduler(2, 4, AHEAD)
+    scheduler.add(request("a", max_tokens=100))
+    scheduler.add(Request("b", (1,), stepwise=True))
+    scheduler.schedule()
+    assert steps(scheduler.schedule()) == 1
+    scheduler.abort("b")
+    assert steps(scheduler.schedule()) == 4
+
+
+def test_tokens_behind_the_end_are_dropped() -> None:
+    scheduler = Scheduler(1, 4, AHEAD)
+    scheduler.add(request("a", max_tokens=100, stop_token_ids=(9,), logprobs=0))
+    first, batch = scheduler.schedule(), scheduler.schedule()
+    assert first is not None
+    assert batch is not None
+    scheduler.commit(first, results(first))
+    scores = tuple(TokenLogprobs(-float(i)) for i in range(4))
+    ((_, output),) = scheduler.commit(batch, [RowResult((7, 8, 9, 7), scores)])
+    assert (output.token_ids, output.logprobs) == ((7, 8, 9), scores[:3])
+    assert (output.finish_reason, output.stop_reason) == (FinishReason.STOP, 9)
+
+
+def test_the_limit_holds_within_a_batch_and_no_batch_is_asked_for_behind_it() -> None:
+    scheduler = Scheduler(1, 4, AHEAD)
+    scheduler.add(request("a", max_tokens=7))
+    batches = [scheduler.schedule() for _ in range(4)]
+    assert [b is not None for b in batches] == [True, True, True, False]
+    outputs = [output for b in batches if b is not None for _, output in scheduler.commit(b, results(b))]
+    assert [len(o.token_ids) for o in outputs] == [1, 4, 2]
+    assert outputs[-1].finish_reason is FinishReason.LENGTH
+
+
+def test_sequences_move_down_when_a_smaller_step_is_enough() -> None:
+    scheduler = Scheduler(8, 9, StepLimits(512, 512, decode_rows=(2, 4, 8)))
+    for name in "abcdef":
+        scheduler.add(request(name))
+    while shape(scheduler.schedule()) != [("e", 3), ("f", 3)]:
+        assert isinstance(scheduler.schedule(), DecodeBatch)
+    batch = scheduler.schedule()
+    assert isinstance(batch, DecodeBatch)
+    assert (batch.slots, batch.moves) == ((0, 1, 2, 3, 4, 5), ())
+    scheduler.abort("a")
+    batch = scheduler.schedule()
+    assert isinstance(batch, DecodeBatch)
+    assert batch.moves == (), "five need eight rows as well"
+    scheduler.abort("c")
+    batch = scheduler.schedule()
+    assert isinstance(batch, DecodeBatch)
+    assert batch.moves == ((4, 0), (5, 2))
+    assert names(batch)[1] == ["b", "d", "e", "f"]
+    assert batch.slots == (1, 3, 0, 2)
+    assert scheduler.slots.num_used == 4
+
+
+class Only:
+    """A constraint by a list: after so many tokens, only these may come. It writes down what came."""
+
+    def __init__(self, *allowed: int | None) -> None:
+        self.allowed = allowed
+        self.came: list[int] = []
+
+    def is_ready(self, wait_s: float) -> bool:
+        return True
+
+    def fill_mask(self, mask: TokenMask) -> None:
+        token = self.allowed[len(self.came)]
+        mask[:] = 0 if token is None else mask_of_ids([token], len(mask))
+
+    def advance(self, token_id: int) -> None:
+        self.came.append(token_id)
+
+
+MASKS = StepLimits(64, 64, decode_steps=4, mask_words=1)
+
+
+def test_a_constraint_sees_each_token_before_the_next_is_asked_for() -> None:
+    """Others go on meanwhile, a token at a time."""
+    scheduler, only = Scheduler(2, 4, MASKS), Only(3, 4, 5, 6)
+    scheduler.add(Request("a", (1,), SamplingParams(max_tokens=3), constraint=only))
+    scheduler.add(request("b", max_tokens=9))
+    first, second = scheduler.schedule(), scheduler.schedule()
+    assert isinstance(first, PrefillBatch)
+    assert [chunk.mask is not None and int(chunk.mask[0]) for chunk in first.rows] == [1 << 3]
+    assert shape(second) == [("b", 3)]
+    scheduler.commit(first, results(first, 3))
+    third = scheduler.schedule()
+    assert isinstance(third, DecodeBatch)
+    assert (names(third)[1], third.masks[0][0], int(third.masks[0][1][0]), third.steps) == (["a", "b"], 0, 1 << 4, 1)
+    assert names(scheduler.schedule())[1] == ["b"], "what came of a is not known yet"
+    scheduler.commit(third, results(third, 4))
+    assert only.came == [3, 4]
+    assert names(scheduler.schedule())[1] == ["a", "b"]
+
+
+def test_a_constraint_that_fails_ends_its_request_alone() -> None:
+    """At its beginning, or between two tokens."""
+    scheduler = Scheduler(3, 4, MASKS)
+    scheduler.add(Request("a", (1,), constraint=Only(None)))
+    scheduler.add(Request("b", (1,), constraint=Only(3, None)))
+    scheduler.add(request("c"))
+    batch = scheduler.schedule()
+    ((name, output),) = scheduler.take_failed()
+    assert (name, output.finish_reason, str(output.error)) == (
+        "a",
+        FinishReason.ERROR,
+        "no token is allowed to come next",
+    )
+    assert scheduler.take_failed() == []
+    assert batch is not None
+    assert [(name, o.finish_reason) for name, o in scheduler.commit(batch, results(batch))] == [
+        ("b", FinishReason.ERROR)
+    ]
+    assert (scheduler.num_running, scheduler.slots.num_used) == (1, 1)
+
+
+def test_allowed_ids_are_not_read_again_for_each_token() -> None:
+    """The mask that they make is as old as the request; a constraint's changes from token to token."""
+    scheduler = Scheduler(1, 9, MASKS)
+    scheduler.add(
+        request("a", max_tokens=20, allowed_token_ids=CountedIds((3, 7, 9)), bad_words=((7,) * 3 + (9,), (7, 3)))
+    )
+    CountedIds.count = 0
+    masks = []
+    while (batch := scheduler.schedule()) is not None:
+        if isinstance(batch, DecodeBatch):
+            masks += [int(mask[0]) for _, mask in batch.masks]
+        scheduler.commit(batch, results(batch, 7))
+    assert masks == [1 << 7 | 1 << 9] * 2 + [1 << 7] * 17
+    assert CountedIds.count == 0
+
+
+def test_a_row_without_a_choice_ends_its_request_alone() -> None:
+    """What came before it is delivered. It is no fault of the engine's numbers."""
+    scheduler = Scheduler(2, 9, StepLimits(64, 64, decode_steps=4))
+    scheduler.add(request("a", max_tokens=9))
+    scheduler.add(request("b", max_tokens=9))
+    while names(decode := scheduler.schedule()) != ("decode", ["a", "b"]):
+        assert decode is not None
+        scheduler.commit(decode, results(decode))
+    assert isinstance(decode, DecodeBatch)
+    rows = [RowResult((7, 8, NO_CHOICE, NO_TOKEN)), RowResult((7, 8, 9, 9))]
+    outputs = scheduler.commit(decode, rows)
+    assert [(name, output.token_ids) for name, output in outputs] == [("a", (7, 8)), ("a", ()), ("b", (7, 8, 9, 9))]
+    error = outputs[1][1].error
+    assert (type(error), str(error)) == (ConstraintError, "no token is allowed to come next")
+    assert scheduler.num_running == 1
+
+
+def test_a_mask_is_what_the_constraint_and_the_request_both_allow() -> None:
+    scheduler = Scheduler(2, 4, MASKS)
+    params = SamplingParams(allowed_token_ids=(4,))
+    scheduler.add(Request("a", (1,), params, constraint=Only(4)))
+    scheduler.add(Request("b", (1,), params, constraint=Only(5)))
+    scheduler.schedule()
+    assert [name for name, _ in scheduler.take_failed()] == ["b"]
+
+
+class Late(Only):
+    """Does not know what may come next until it is told to. It counts how often somebody waited for it."""
+
+    def __init__(self, *allowed: int | None) -> None:
+        super().__init__(*allowed)
+        self.knows = False
+        self.num_waits = 0
+
+    def is_ready(self, wait_s: float) -> bool:
+        self.num_waits += wait_s > 0
+        return self.knows
+
+    def fill_mask(self, mask: TokenMask) -> None:
+        assert self.knows
+        super().fill_mask(mask)
+
+    def advance(self, token_id: int) -> None:
+        super().advance(token_id)
+        self.knows = False
+
+
+def test_nobody_else_waits_for_a_constraint_that_does_not_know_yet() -> None:
+    """Neither with its prompt nor between two tokens; a step waits for one of them at most."""
+    scheduler, late, later = Scheduler(3, 4, MASKS), Late(3, 4), Late(3, 4)
+    scheduler.add(Request("late", (1,), SamplingParams(max_tokens=2), constraint=late))
+    scheduler.add(Request("later", (1,), SamplingParams(max_tokens=2), constraint=later))
+    scheduler.add(request("b", max_tokens=20))
+    batch = scheduler.schedule()
+    assert names(batch) == ("prefill", ["b"])
+    for _ in range(3):
+        assert names(scheduler.schedule()) == ("decode", ["b"])
+    assert (late.num_waits, later.num_waits) == (4, 0)
+    late.knows = True
+    first = scheduler.schedule()
+    assert names(first) == ("prefill", ["late"])
+    assert first is not None
+    scheduler.commit(first, results(first, 3))
+    assert [names(scheduler.schedule()) for _ in range(2)] == [("decode", ["b"])] * 2
+    late.knows = True
+    assert names(scheduler.schedule()) == ("decode", ["late", "b"])
+    assert later.num_waits == 2
+
+
+def test_a_prompt_waits_for_the_constraints_of_its_forks() -> None:
+    scheduler, late = Scheduler(2, 4, MASKS), Late(3)
+    scheduler.add(Request("a", (1,), constraint=Only(3)))
+    scheduler.add(Request("fork", (1,), constraint=late, fork_of="a"))
+    assert scheduler.schedule() is None
+    late.knows = True
+    batch = scheduler.schedule()
+    assert isinstance(batch, PrefillBatch)
+    assert [chunk.mask is not None and int(chunk.mask[0]) for chunk in batch.rows] == [1 << 3, 1 << 3]
+
+
+def test_a_constraint_that_fails_late_ends_its_request_alone() -> None:
+    scheduler, late = Scheduler(2, 4, MASKS), Late(None)
+    scheduler.add(Request("a", (1,), constraint=late))
+    scheduler.add(request("b"))
+    scheduler.schedule()
+    assert scheduler.take_failed() == []
+    late.knows = True
+    scheduler.schedule()
+    assert [name for name, _ in scheduler.take_failed()] == ["a"]
+    assert (scheduler.num_running, scheduler.slots.num_used) == (1, 1)
+
+
+def family(scheduler: Scheduler, *names: str, prompt: int = 100) -> None:
+    """Requests with one prompt, the others forks of the first."""
+    for name in names:
+        fork_of = None if name == names[0] else names[0]
+        scheduler.add(Request(name, tuple(range(prompt)), SamplingParams(max_tokens=5), fork_of=fork_of))
+
+
+def forks_of(batch: Batch | None) -> list[str]:
+    assert isinstance(batch, PrefillBatch)
+    return [fork.sequence.request.id for chunk in batch.chunks for fork in chunk.forks]
+
+
+def test_forks_wait_for_the_prompt_and_read_nothing() -> None:
+    scheduler = Scheduler(3, 9, LIMITS)
+    family(scheduler, "a", "b", "c", "d")
+    first, last = scheduler.schedule(), scheduler.schedule()
+    assert (shape(first), forks_of(first)) == ([("a", 64)], [])
+    assert (shape(last), forks_of(last)) == ([("a", 36)], ["b", "c"])
+    assert isinstance(last, PrefillBatch)
+    assert [chunk.slot for chunk in last.rows] == [0, 1, 2]
+    outputs = scheduler.commit(last, [RowResult((token,)) for token in (7, 8, 9)])
+    assert [(name, output.token_ids) for name, output in outputs] == [("a", (7,)), ("b", (8,)), ("c", (9,))]
+    assert names(scheduler.schedule()) == ("decode", ["a", "b", "c"])
+    scheduler.abort("a")
+    assert shape(scheduler.schedule()) == [("d", 64)], "it came too late for a copy"
+
+
+def test_a_fork_reads_for_itself_and_the_others_when_its_parent_is_gone() -> None:
+    scheduler = Scheduler(4, 9, LIMITS)
+    family(scheduler, "a", "b", "c")
+    scheduler.schedule()
+    scheduler.abort("a")
+    assert shape(scheduler.schedule()) == [("b", 64)]
+    last = scheduler.schedule()
+    assert (shape(last), forks_of(last)) == ([("b", 36)], ["c"])
+
+
+def test_a_fork_that_is_gone_is_not_made() -> None:
+    scheduler = Scheduler(4, 9, LIMITS)
+    family(scheduler, "a", prompt=3)
+    scheduler.add(Request("b", (9,), fork_of="a"))
+    scheduler.add(Request("c", (0, 1, 2), fork_of="a"))
+    assert shape(batch := scheduler.schedule()) == [("a", 3)]
+    assert forks_of(batch) == ["c"], "b has another prompt"
+    scheduler = Scheduler(4, 9, LIMITS)
+    family(scheduler, "a", "b", "c")
+    scheduler.schedule()
+    scheduler.abort("b")
+    assert forks_of(scheduler.schedule()) == ["c"]
+
+
+def dated(name: str, start_by: float = math.inf, deadline: float = math.inf) -> Request:
+    return Request(name, (1,), SamplingParams(max_tokens=None), start_by=start_by, deadline=deadline)
+
+
+def ends(outputs: list[tuple[str, TokenOutput]]) -> list[tuple[str, str]]:
+    assert all(output.finish_reason is FinishReason.ERROR for _, output in outputs)
+    return [(name, type(output.error).__name__) for name, output in outputs]
+
+
+def test_requests_end_when_their_time_is_over() -> None:
+    scheduler = Scheduler(1, 9, LIMITS)
+    assert scheduler.tick(100.0) == []
+    scheduler.add(dated("runs", start_by=101.0, deadline=110.0))
+    scheduler.schedule()
+    scheduler.add(dated("impatient", start_by=105.0, deadline=120.0))
+    scheduler.add(dated("patient"))
+    assert scheduler.tick(104.9) == []
+    assert ends(scheduler.tick(105.0)) == [("impatient", "QueueTimeoutError")]
+    assert ends(scheduler.tick(112.0)) == [("runs", "RequestTimeoutError")]
+    assert names(scheduler.schedule()) == ("prefill", ["patient"])
+    assert scheduler.tick(1e9) == []
+    assert (scheduler.num_waiting, scheduler.num_running) == (0, 1)
+
+
+def test_a_request_may_be_over_before_it_began() -> None:
+    scheduler = Scheduler(1, 9, LIMITS)
+    scheduler.add(dated("a", deadline=5.0))
+    assert ends(scheduler.tick(6.0)) == [("a", "RequestTimeoutError")]
+    assert scheduler.is_idle
+
+
+def test_who_is_turned_away_hears_when_to_come_back() -> None:
+    """A request had its slot for 3 s; the two slots then come free every 1.5 s."""
+    scheduler = Scheduler(2, 1, LIMITS)
+    scheduler.tick(10.0)
+    for name in "ab":
+        scheduler.add(request(name))
+    scheduler.schedule()
+    scheduler.tick(13.0)
+    scheduler.abort("a")
+    for name in "cd":
+        scheduler.add(request(name))
+    waits = []
+    for _ in range(2):
+        with pytest.raises(QueueFullError) as refused:
+            scheduler.add(request("e"))
+        waits.append(refused.value.retry_after_s)
+    assert waits == [1.5, 3.0]
+
+
+def test_a_long_prompt_is_refused_only_where_it_would_have_to_wait() -> None:
+    scheduler = Scheduler(2, 9, LIMITS, max_queue_tokens=50)
+    scheduler.add(request("a", prompt=100))
+    scheduler.add(request("b", prompt=100))
+    with pytest.raises(QueueFullError, match="0 tokens of prompts wait"):
+        scheduler.add(request("c", prompt=100))
+    scheduler.add(request("d", prompt=50))
+    assert scheduler.num_waiting_tokens == 50
+
+
+def test_a_greedy_tenant_does_not_keep_another_waiting() -> None:
+    """The next slot that comes free is the newcomer's, though hundreds wait."""
+    scheduler = Scheduler(2, 1000, LIMITS)
+    for number in range(400):
+        scheduler.add(replace(request(f"a{number}", max_tokens=1), tenant="a"))
+    for _ in range(10):
+        batch = scheduler.schedule()
+        assert batch is not None
+        scheduler.commit(batch, results(batch))
+    scheduler.add(replace(request("b0", max_tokens=1), tenant="b"))
+    started = []
+    for _ in range(3):
+        batch = scheduler.schedule()
+        assert batch is not None
+        started += names(batch)[1]
+        scheduler.commit(batch, results(batch))
+    assert "b0" in started[:3]
+
+
+class BrokenCache(StateCache):
+    """Its look-ups fail."""
+
+    def look_up(self, *_: object, **__: object) -> Snapshot | None:
+        raise AssertionError("of the cache")
+
+
+def test_a_request_that_cannot_be_started_ends_alone() -> None:
+    scheduler = Scheduler(1, 9, LIMITS, cache=BrokenCache(64, 0))
+    scheduler.add(request("a"))
+    assert scheduler.schedule() is None
+    ((name, output),) = scheduler.take_failed()
+    assert (name, type(output.error)) == ("a", RequestFailedError)
+    assert (scheduler.num_running, scheduler.slots.num_used) == (0, 0)
+    scheduler.cache = None
+    scheduler.add(request("b"))
+    assert names(scheduler.schedule()) == ("prefill", ["b"])
+
+
+def test_tokens_before_the_numbers_broke_are_delivered() -> None:
+    scheduler = Scheduler(1, 9, StepLimits(64, 64, decode_steps=4))
+    scheduler.add(request("a", max_tokens=9))
+    first, decode = scheduler.schedule(), scheduler.schedule()
+    assert first is not None
+    assert isinstance(decode, DecodeBatch)
+    scheduler.commit(first, results(first))
+    good, bad = scheduler.commit(decode, [RowResult((7, 8, NO_TOKEN, NO_TOKEN))])
+    assert good[1].token_ids == (7, 8)
+    assert good[1].finish_reason is None
+    assert isinstance(bad[1].error, NumericError)
+    assert scheduler.is_idle
+
+
+def test_a_state_that_is_not_finite_is_never_published() -> None:
+    """Nor is what follows it, though a later block looks finite."""
+    scheduler = Scheduler(1, 9, StepLimits(128, 128, prefill_rows=1), cache=StateCache(64, 10**9))
+    tokens = tuple(range(1, 257))
+    scheduler.add(Request("a", tokens, SamplingParams(max_tokens=1)))
+    good = [Mark(tuple(x.astype(np.float32) for x in m.recurrent), m.window, m.hidden) for m in marks(tokens)]
+    nan = Mark((np.full(50, np.nan, np.float32), good[1].recurrent[1]), good[1].window)
+    for some in ((good[0], nan), (good[2], good[3])):
+        batch = scheduler.schedule()
+        assert batch is not None
+        scheduler.commit(batch, [replace(result, marks=some) for result in results(batch)])
+    assert scheduler.cache is not None
+    assert scheduler.cache.stats.snapshots == 0
+
+
+def tenants_request(name: str, tenant: str) -> Request:
+    return replace(request(name, max_tokens=None), tenant=tenant)
+
+
+def start(scheduler: Scheduler, *requests: Request) -> list[str]:
+    """Names of all that have a slot then."""
+    for each in requests:
+        scheduler.add(each)
+    scheduler.schedule()
+    return sorted(scheduler._running)
+
+
+def test_a_tenant_with_nothing_running_finds_a_slot_however_long_others_run() -> None:
+    scheduler = Scheduler(4, 99, LIMITS, reserved_slots=1)
+    greedy = [tenants_request(f"a{n}", "a") for n in range(9)]
+    assert start(scheduler, *greedy) == ["a0", "a1", "a2"]
+    assert start(scheduler, tenants_request("b0", "b"), tenants_request("b1", "b")) == ["a0", "a1", "a2", "b0"]
+    scheduler.abort("a0")
+    assert start(scheduler) == ["a1", "a2", "b0"], "the reserve is there again for a third tenant"
+    assert start(scheduler, tenants_request("c0", "c")) == ["a1", "a2", "b0", "c0"]
+    scheduler.abort("a1")
+    scheduler.abort("a2")
+    assert start(scheduler) == ["a3", "b0", "c0"], "one slot is open to all"
+
+
+def test_a_tenant_alone_leaves_the_reserve_free() -> None:
+    """And then waits in the queue, with the queue's limit."""
+    scheduler = Scheduler(3, 1, LIMITS, reserved_slots=2)
+    assert start(scheduler, tenants_request("a0", "a"), tenants_request("a1", "a")) == ["a0"]
+    with pytest.raises(QueueFullError):
+        scheduler.add(tenants_request("a2", "a"))
+    assert start(scheduler, tenants_request("b0", "b"), tenants_request("c0", "c")) == ["a0", "b0", "c0"]
+
+
+@pytest.mark.parametrize("reserved", [-1, 2, 3])
+def test_a_reserve_leaves_a_slot_for_all(reserved: int) -> None:
+    with pytest.raises(ConfigError, match=r"reserved_slots must be less than slots \(2\)"):
+        Scheduler(2, 9, LIMITS, reserved_slots=reserved)
+
+
+def test_a_probe_takes_the_next_slot_and_leaves_nothing_behind() -> None:
+    cache = StateCache(64, 10**9)
+    scheduler = Scheduler(1, 9, LIMITS, cache=cache)
+    scheduler.add(request("a"))
+    scheduler.probe(request("probe", max_tokens=1))
+    batch = scheduler.schedule()
+    assert names(batch) == ("prefill", ["probe"])
+    assert batch is not None
+    scheduler.commit(batch, [replace(result, marks=tuple(marks((1, 2, 3)))) for result in results(batch)])
+    assert cache.stats.snapshots == 0
+    assert names(scheduler.schedule()) == ("prefill", ["a"])

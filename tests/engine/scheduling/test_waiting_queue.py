@@ -1,0 +1,192 @@
+"""Who is next, and who is turned away."""
+
+from collections import Counter
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+from roost.engine.core.errors import QueueFullError
+from roost.engine.core.request import Request, SamplingParams
+from roost.engine.scheduling.waiting_queue import OLDEST_EVERY, FairShares, WaitingQueue, expected_tokens
+
+TENANTS = st.sampled_from("abc")
+
+
+def request(name: str, tenant: str = "", priority: int = 0, prompt: int = 1, max_tokens: int | None = 9) -> Request:
+    return Request(name, (1,) * prompt, SamplingParams(max_tokens=max_tokens), tenant=tenant, priority=priority)
+
+
+def queue_of(*requests: Request, max_requests: int = 10_000) -> WaitingQueue:
+    queue = WaitingQueue(max_requests)
+    for each in requests:
+        queue.add(each)
+    return queue
+
+
+def drain(queue: WaitingQueue) -> list[Request]:
+    return [queue.pop() for _ in range(len(queue))]
+
+
+def test_first_come_first_served() -> None:
+    assert [r.id for r in drain(queue_of(*(request(name) for name in "abc")))] == ["a", "b", "c"]
+
+
+def test_the_more_urgent_go_first() -> None:
+    queue = queue_of(request("a"), request("b", priority=1), request("c", priority=-1), request("d"))
+    assert [r.id for r in drain(queue)] == ["c", "a", "d", "b"]
+
+
+def test_an_urgent_crowd_does_not_keep_the_oldest_out() -> None:
+    queue = queue_of(request("old", priority=5), *(request(f"new {i}") for i in range(100)))
+    assert [queue.pop().id for _ in range(OLDEST_EVERY)][-1] == "old"
+
+
+def test_tenants_take_turns_by_tokens() -> None:
+    """b's requests cost twice as much, so a gets two for each of them."""
+    mine = [request(f"a{i}", "a", prompt=10, max_tokens=10) for i in range(40)]
+    yours = [request(f"b{i}", "b", prompt=30, max_tokens=10) for i in range(40)]
+    served = Counter(r.tenant for r in drain(queue_of(*mine, *yours))[:30])
+    assert served == {"a": 20, "b": 10}
+
+
+def test_who_comes_late_is_next_however_many_wait() -> None:
+    queue = queue_of(*(request(f"a{i}", "a") for i in range(1000)))
+    for _ in range(300):
+        queue.pop()
+    queue.add(request("b0", "b"))
+    queue.add(request("b1", "b"))
+    assert [queue.pop().tenant for _ in range(4)] in (list("baba"), list("abab"))
+
+
+def test_who_was_away_has_no_claim_on_the_past() -> None:
+    queue = queue_of(*(request(f"a{i}", "a") for i in range(100)), request("b", "b"))
+    for _ in range(50):
+        queue.pop()
+    for i in range(50):
+        queue.add(request(f"b{i}", "b"))
+    served = Counter(queue.pop().tenant for _ in range(20))
+    assert served == {"a": 10, "b": 10}
+
+
+def test_what_was_expected_is_put_right_afterwards() -> None:
+    """a's requests turn out to cost a tenth, so it gets more of them."""
+    queue = queue_of(*(request(f"{t}{i}", t, max_tokens=99) for i in range(60) for t in "ab"))
+    served: Counter[str] = Counter()
+    for _ in range(44):
+        popped = queue.pop()
+        served[popped.tenant] += 1
+        queue.shares.charge(popped.tenant, (10 if popped.tenant == "a" else 100) - expected_tokens(popped))
+    assert served == {"a": 40, "b": 4}
+
+
+def test_a_request_is_not_expected_to_use_all_it_may() -> None:
+    assert expected_tokens(request("a", prompt=5, max_tokens=7)) == 12
+    assert expected_tokens(request("a", prompt=5, max_tokens=None)) == expected_tokens(
+        request("a", prompt=5, max_tokens=10**6)
+    )
+
+
+def test_it_is_bounded() -> None:
+    queue = queue_of(request("a"), request("b"), max_requests=2)
+    with pytest.raises(QueueFullError, match=r"^the queue is full \(2 requests wait\)"):
+        queue.check_room(request("c"))
+    queue.remove("a")
+    queue.check_room(request("c"))
+
+
+def test_it_is_bounded_in_tokens_too() -> None:
+    queue = WaitingQueue(100, max_tokens=10)
+    queue.add(request("a", prompt=6))
+    with pytest.raises(QueueFullError, match=r"\(6 tokens of prompts wait\)"):
+        queue.check_room(request("b", prompt=5))
+    queue.check_room(request("b", prompt=4))
+
+
+def test_a_tenant_that_is_alone_may_fill_the_queue() -> None:
+    queue = queue_of(*(request(str(i), "a") for i in range(9)), max_requests=10)
+    queue.check_room(request("9", "a"))
+
+
+@given(asked=st.lists(TENANTS, max_size=60), max_requests=st.integers(3, 30))
+def test_there_is_a_place_for_another_tenant(asked: list[str], max_requests: int) -> None:
+    """However much those who came first ask for, one who has nothing waiting gets in."""
+    queue = WaitingQueue(max_requests, tenants=3)
+    for number, tenant in enumerate(asked):
+        each = request(str(number), tenant)
+        try:
+            queue.check_room(each)
+        except QueueFullError:
+            assert any(r.tenant == tenant for r in queue) or len({r.tenant for r in queue}) + 1 >= max_requests
+        else:
+            queue.add(each)
+        waiting = Counter(r.tenant for r in queue)
+        assert sum(waiting.values()) <= max_requests
+        assert len(waiting) < 2 or max(waiting.values()) <= max_requests - min(waiting.values())
+
+
+ARRIVALS = st.lists(
+    st.tuples(st.sampled_from(["add", "add", "pop", "remove"]), TENANTS, st.integers(-2, 2), st.integers(1, 50)),
+    max_size=80,
+)
+
+
+@given(ARRIVALS)
+def test_nothing_is_lost_and_order_holds(events: list[tuple[str, str, int, int]]) -> None:
+    """In whatever order things come and go, sizes are right; of one tenant and one priority the older goes first."""
+    queue, alive, number = WaitingQueue(1000), dict[str, Request](), 0
+    for kind, tenant, priority, prompt in events:
+        if kind == "add":
+            each = request(f"{number:03}", tenant, priority, prompt)
+            queue.add(each)
+            alive[each.id], number = each, number + 1
+        elif kind == "remove" and alive:
+            victim = sorted(alive)[prompt % len(alive)]
+            assert queue.remove(victim)
+            assert not queue.remove(victim)
+            del alive[victim]
+        elif kind == "pop" and alive:
+            popped = alive.pop(queue.pop().id)
+            peers = [r for r in alive.values() if (r.tenant, r.priority) == (popped.tenant, popped.priority)]
+            assert all(popped.id < peer.id for peer in peers)
+        assert len(queue) == len(alive)
+        assert sorted(r.id for r in queue) == sorted(alive)
+        assert queue.num_tokens == sum(len(r.prompt_token_ids) for r in alive.values())
+    assert {r.id for r in drain(queue)} == set(alive)
+
+
+@given(st.lists(st.tuples(TENANTS, st.integers(1, 40)), min_size=1, max_size=100), st.integers(0, 60))
+def test_those_who_wait_all_the_time_get_the_same(work: list[tuple[str, int]], num_before: int) -> None:
+    """While two tenants both have something waiting, what they are given differs by no more than two requests."""
+    queue = queue_of(*(request(str(i), tenant, prompt=prompt) for i, (tenant, prompt) in enumerate(work)))
+    most = 2 * max(prompt + 9 for _, prompt in work)
+    for _ in range(min(num_before, len(queue))):
+        queue.pop()
+    waiting = Counter(r.tenant for r in queue)
+    had: Counter[str] = Counter()
+    while len(queue):
+        popped = queue.pop()
+        had[popped.tenant] += expected_tokens(popped)
+        waiting[popped.tenant] -= 1
+        still = [tenant for tenant in "abc" if waiting[tenant]]
+        assert max((had[t] for t in still), default=0) - min((had[t] for t in still), default=0) <= most
+
+
+@given(st.lists(st.integers(-2, 2), min_size=1, max_size=50), st.integers(0, 49))
+def test_none_starves(priorities: list[int], place: int) -> None:
+    """While ever more urgent ones come, each request still gets its turn: one pop in so many is the oldest's."""
+    queue = queue_of(*(request(str(i), priority=p) for i, p in enumerate(priorities)))
+    wanted, pops = str(place % len(priorities)), 0
+    while wanted in queue:
+        queue.add(request(f"urgent {pops}", priority=-3))
+        queue.pop()
+        pops += 1
+    assert pops <= OLDEST_EVERY * len(priorities)
+
+
+def test_shares_of_one_who_never_waited() -> None:
+    """Charges may come when nobody of that tenant waits any more."""
+    shares = FairShares()
+    shares.charge("a", 5)
+    shares.enter("b")
+    shares.enter("a")
+    assert shares.first(["a", "b"]) == "b"

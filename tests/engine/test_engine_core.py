@@ -1,0 +1,210 @@
+"""The engine's steps under random traffic, against arithmetic that is known in advance."""
+
+import time
+from dataclasses import dataclass, field
+
+import hypothesis.strategies as st
+import pytest
+from fake_runner import FakeRunner
+from hypothesis import given
+from roost.engine.core.config import StepLimits
+from roost.engine.core.errors import EngineDeadError, NumericError
+from roost.engine.core.request import NO_TOKEN, FinishReason, Request, SamplingParams, TokenOutput
+from roost.engine.engine_core import EngineCore
+from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.scheduling.sequences import DecodeBatch, PrefillBatch, PrefillChunk, RowResult
+
+PROMPT_LENGTHS = st.integers(1, 200)
+
+
+@dataclass
+class Client:
+    """What one request was promised and what it got."""
+
+    first: int
+    max_tokens: int
+    stop_after: int
+    tokens: list[int] = field(default_factory=list)
+    reason: FinishReason | None = None
+
+    @property
+    def expected(self) -> list[int]:
+        return list(range(self.first, self.first + min(self.max_tokens, self.stop_after)))
+
+
+def make_core(slots: int, decode_steps: int = 1, prefill_parts: int = 1) -> tuple[EngineCore, Scheduler, FakeRunner]:
+    limits = StepLimits(
+        prefill_chunk=128,
+        prefill_beside_decode=64,
+        prefill_rows=2 if prefill_parts == 1 else 1,
+        prefill_parts=prefill_parts,
+        decode_steps=decode_steps,
+        decode_rows=(1, 2, slots),
+    )
+    scheduler, runner = Scheduler(slots, 1000, limits), FakeRunner()
+    return EngineCore(scheduler, runner), scheduler, runner
+
+
+@given(
+    slots=st.integers(1, 5),
+    decode_steps=st.integers(1, 4),
+    prefill_parts=st.integers(1, 3),
+    arrivals=st.lists(st.tuples(PROMPT_LENGTHS, st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12),
+    aborts=st.sets(st.integers(0, 11)),
+    gaps=st.lists(st.integers(0, 3), min_size=12, max_size=12),
+)
+def test_every_request_gets_its_own_tokens(
+    slots: int,
+    decode_steps: int,
+    prefill_parts: int,
+    arrivals: list[tuple[int, int, int]],
+    aborts: set[int],
+    gaps: list[int],
+) -> None:
+    """Arrivals, ends and aborts in any order: tokens go where they belong, and slots stay disjoint and complete."""
+    core, scheduler, _ = make_core(slots, decode_steps, prefill_parts)
+    clients: dict[str, Client] = {}
+
+    def step() -> None:
+        for name, output in core.step():
+            client = clients[name]
+            assert client.reason is None, "an output after the end"
+            client.tokens += output.token_ids
+            client.reason = output.finish_reason
+        owned = [s.slot for s in scheduler._running.values()]
+        owned += scheduler._slots_to_free
+        assert len(set(owned)) == len(owned) == scheduler.slots.num_used
+        assert scheduler.slots.num_free + scheduler.slots.num_used == slots
+
+    for index, ((length, max_tokens, stop_after), gap) in enumerate(zip(arrivals, gaps, strict=False)):
+        last = 1000 * (index + 1)
+        clients[str(index)] = Client(last + 1, max_tokens, stop_after)
+        params = SamplingParams(max_tokens=max_tokens, stop_token_ids=(last + stop_after,))
+        core.add(Request(str(index), (0,) * (length - 1) + (last,), params, stepwise=length % 5 == 0))
+        for _ in range(gap):
+            step()
+        if index in aborts:
+            core.abort(str(index))
+    for _ in range(10_000):
+        if core.is_idle:
+            break
+        step()
+    assert core.is_idle
+    assert scheduler.slots.num_free == slots
+    for index, client in enumerate(clients.values()):
+        if index in aborts and client.reason is None:
+            assert client.tokens == client.expected[: len(client.tokens)]
+        else:
+            assert client.tokens == client.expected
+            stopped = client.stop_after <= client.max_tokens
+            assert client.reason is (FinishReason.STOP if stopped else FinishReason.LENGTH)
+
+
+def test_one_batch_is_in_flight_and_its_tokens_come_a_step_later() -> None:
+    core, _, runner = make_core(1)
+    core.add(Request("a", (5,), SamplingParams(max_tokens=2)))
+    assert core.step() == []
+    assert [type(b) for b in runner.batches] == [PrefillBatch]
+    ((_, first),) = core.step()
+    assert [type(b) for b in runner.batches] == [PrefillBatch, DecodeBatch]
+    ((_, second),) = core.step()
+    assert (first.token_ids, second.token_ids) == ((6,), (7,))
+    assert len(runner.batches) == 2
+    assert core.is_idle
+
+
+def test_stats_count_what_happened() -> None:
+    core, _, _ = make_core(2)
+    core.add(Request("a", (5, 6, 7), SamplingParams(max_tokens=2)))
+    core.add(Request("b", (9,), SamplingParams(max_tokens=3)))
+    assert (core.stats.num_waiting, core.stats.num_running, core.stats.slots) == (2, 0, 2)
+    core.step()
+    assert (core.stats.num_waiting, core.stats.num_running) == (0, 2)
+    while not core.is_idle:
+        core.step()
+    stats = core.stats
+    assert (stats.prompt_tokens, stats.generated_tokens) == (4, 5)
+    assert (stats.num_waiting, stats.num_running, stats.compiles_since_ready) == (0, 0, 0)
+    assert sum(stats.step_tokens) == 4, "one prefill of 4 tokens, and three steps with 2, 2 and 1"
+    assert stats.step_tokens[:2] == (1, 3)
+
+
+def test_the_first_output_says_when_a_request_was_begun_with() -> None:
+    """Not when it was queued: one waits for the slot of the other, whose prompt takes two steps."""
+    core, _, _ = make_core(1)
+    core.add(Request("a", (5,) * 150, SamplingParams(max_tokens=2)))
+    core.add(Request("b", (5,), SamplingParams(max_tokens=2)))
+    before, started, ended = time.monotonic(), dict[str, list[float | None]](a=[], b=[]), dict[str, float]()
+    core.step()
+    dispatched = time.monotonic()
+    while not core.is_idle:
+        for name, output in core.step():
+            started[name].append(output.started_at)
+            ended[name] = time.monotonic()
+    (first, none), (second, also_none) = started["a"], started["b"]
+    assert none is also_none is None
+    assert first is not None
+    assert second is not None
+    assert before <= first <= dispatched <= second <= ended["b"]
+
+
+class BrokenRunner(FakeRunner):
+    """What it computes for a prompt that ends with `broken` is no number; None is all."""
+
+    broken: int | None = 666
+
+    def _prefill(self, chunk: PrefillChunk) -> RowResult:
+        result, last = super()._prefill(chunk), chunk.sequence.request.prompt_token_ids[-1]
+        return RowResult((NO_TOKEN,)) if self.broken in (None, last) else result
+
+
+def ask(core: EngineCore, name: str, last: int) -> TokenOutput:
+    core.add(Request(name, (last,), SamplingParams(max_tokens=1)))
+    ((_, output),) = [each for _ in range(2) for each in core.step()]
+    return output
+
+
+def test_one_broken_request_after_the_other_ends_the_engine() -> None:
+    """If the engine's own prompt breaks too; as long as others get tokens, nothing is suspected."""
+    runner = BrokenRunner()
+    core = EngineCore(Scheduler(1, 9, StepLimits(64, 64)), runner)
+    for number in range(20):
+        assert isinstance(ask(core, f"a{number}", 666).error, NumericError)
+        assert ask(core, f"b{number}", 5).token_ids == (6,)
+    runner.broken = None
+    for number in range(7):
+        assert isinstance(ask(core, f"c{number}", 666).error, NumericError)
+    assert core.is_idle
+    ask(core, "d", 666)
+    with pytest.raises(EngineDeadError, match="the activations of 8 requests in a row were not numbers, nor"):
+        run_out(core)
+
+
+def test_requests_that_break_by_themselves_do_not_end_the_engine() -> None:
+    """Not even all choices of one, in one step; others are served on."""
+    core = EngineCore(Scheduler(8, 99, StepLimits(64, 64)), BrokenRunner())
+    for number in range(30):
+        core.add(Request(f"bad{number}", (666,), SamplingParams(max_tokens=2)))
+    failed = run_out(core)
+    assert sum(isinstance(output.error, NumericError) for _, output in failed) == 30
+    assert {name for name, _ in failed} == {f"bad{number}" for number in range(30)}, "and nobody hears of the check"
+    assert ask(core, "good", 5).token_ids == (6,)
+
+
+def test_requests_that_go_on_from_an_import_are_not_suspicious() -> None:
+    runner = BrokenRunner()
+    core = EngineCore(Scheduler(1, 9, StepLimits(64, 64)), runner)
+    for number in range(20):
+        core.add(Request(f"a{number}", (666,), SamplingParams(max_tokens=1), state_is_imported=True))
+        run_out(core)
+    assert all(batch.chunks[0].sequence.request.id[0] == "a" for batch in runner.batches), "nothing was checked"
+
+
+def run_out(core: EngineCore) -> list[tuple[str, TokenOutput]]:
+    """Steps until nothing is left."""
+    outputs = []
+    for _ in range(1000):
+        if core.is_idle:
+            return outputs
+        outputs += core.step()
+    raise AssertionError("the engine never comes to rest")

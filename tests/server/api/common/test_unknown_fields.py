@@ -1,0 +1,117 @@
+"""Fields that no schema names: honoured, refused, ignored or reported, the same for every endpoint."""
+
+import json
+import urllib.parse
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from roost.server.api.anthropic.schemas import MessagesBody
+from roost.server.api.common.schema_base import Fields
+from roost.server.api.common.unknown_fields import FieldCheck
+from roost.server.api.field_rules import rules_for
+from roost.server.api.openai.responses_schemas import ResponseBody
+from roost.server.api.openai.schemas import ChatBody, CompletionBody, GenerateBody
+from roost.server.app import create_app
+from roost.server.generation.service import Service
+
+HI = [{"role": "user", "content": "hi"}]
+ROUTES: dict[type[Fields], tuple[str, dict[str, Any]]] = {
+    ChatBody: ("/v1/chat/completions", {"messages": HI, "max_tokens": 1}),
+    CompletionBody: ("/v1/completions", {"prompt": "a", "max_tokens": 1}),
+    GenerateBody: ("/generate", {"token_ids": [5], "max_tokens": 1}),
+    ResponseBody: ("/v1/responses", {"input": "hi", "max_output_tokens": 1}),
+    MessagesBody: ("/v1/messages", {"messages": HI, "max_tokens": 1}),
+}
+KINDS = list(ROUTES)
+
+
+async def post(client: httpx.AsyncClient, kind: type[Fields], **fields: Any) -> httpx.Response:
+    path, body = ROUTES[kind]
+    return await client.post(path, json=body | fields)
+
+
+def warnings_of(response: httpx.Response) -> list[str]:
+    header = response.headers.get("x-roost-warnings", "")
+    return [urllib.parse.unquote(each) for each in header.split(", ")] if header else []
+
+
+def refused_by(kind: type[Fields]) -> list[str]:
+    return sorted(rules_for(kind).refused.keys() - kind.model_fields.keys())
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in refused_by(kind)])
+async def test_what_would_change_the_answer_is_refused_unless_neutral(
+    client: httpx.AsyncClient, kind: type[Fields], name: str
+) -> None:
+    response = await post(client, kind, **{name: {"something": "else"}})
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert f"{name} is not supported: " in message
+    assert "yet" not in message
+    for value in rules_for(kind).refused[name].neutral:
+        response = await post(client, kind, **{name: value})
+        assert response.status_code == 200, (name, value, response.text)
+        assert warnings_of(response) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_changes_nothing_passes_whatever_it_holds(client: httpx.AsyncClient, kind: type[Fields]) -> None:
+    names = rules_for(kind).ignored - kind.model_fields.keys()
+    response = await post(client, kind, **{name: {"any": ["thing"]} for name in names})
+    assert response.status_code == 200
+    assert warnings_of(response) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_unknown_names_pass_and_are_reported(client: httpx.AsyncClient, kind: type[Fields]) -> None:
+    response = await post(client, kind, brand_new=1, temprature=0.5, **{"späße, \r\nx-evil": 2})
+    assert response.status_code == 200
+    assert warnings_of(response) == ["brand_new", "temprature (temperature?)", "späße, \r\nx-evil"]
+    assert "x-evil" not in response.headers
+    assert "warnings" not in response.json()
+
+
+async def test_reports_are_bounded(client: httpx.AsyncClient) -> None:
+    response = await post(client, ChatBody, **{f"{index:03}{'x' * 100}": 1 for index in range(200)})
+    reported = warnings_of(response)
+    assert len(reported) == 16
+    assert all(len(each) == 60 for each in reported)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_reports_stand_in_the_body_on_request(client: httpx.AsyncClient, kind: type[Fields]) -> None:
+    body = (await post(client, kind, brand_new=1, return_warnings=True)).json()
+    assert body["warnings"] == ["brand_new"]
+    assert (await post(client, kind, return_warnings=True)).json()["warnings"] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_reports_stand_in_a_streams_first_chunk_on_request(client: httpx.AsyncClient, kind: type[Fields]) -> None:
+    for asks in (True, False):
+        response = await post(client, kind, brand_new=1, return_warnings=asks, stream=True)
+        assert warnings_of(response) == ["brand_new"]
+        lines = [line for line in response.text.split("\n") if line.startswith("data: {")]
+        first, *others = [json.loads(line.removeprefix("data: ")) for line in lines]
+        assert first.get("warnings") == (["brand_new"] if asks else None)
+        assert not any("warnings" in each for each in others)
+
+
+async def test_one_request_does_not_see_the_reports_of_another(client: httpx.AsyncClient) -> None:
+    await post(client, ChatBody, brand_new=1)
+    assert warnings_of(await post(client, ChatBody)) == []
+
+
+async def test_a_strict_server_says_which_field_was_meant(service: Service) -> None:
+    app = create_app(replace(service, check_fields=FieldCheck(strict=True)))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+        error = (await post(client, ChatBody, frequncy_penalty=1)).json()["error"]
+        assert error["message"] == "the field 'frequncy_penalty' is unknown; did you mean frequency_penalty?"
+        assert error["param"] == "frequncy_penalty"
+        assert (await post(client, ChatBody, mirostat=0, user="u")).status_code == 200
+
+
+async def test_names_are_no_words_of_the_log(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    await post(client, ChatBody, **{"a\nINFO forged": json.loads("1")})
+    assert not any("\n" in record.getMessage() for record in caplog.records)

@@ -1,0 +1,64 @@
+"""What the server says of itself."""
+
+from dataclasses import replace
+
+import httpx
+import pytest
+from fake_engine import FakeEngine
+from roost.server.app import create_app
+from roost.server.generation.service import Service
+
+
+async def prove(service: Service) -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service)), base_url="http://roost") as client:
+        return await client.get("/health_generate")
+
+
+async def test_a_token_proves_health(service: Service, engine: FakeEngine) -> None:
+    assert (await prove(service)).json() == {"status": "ok"}
+    (request,) = engine.requests
+    assert (request.prompt_token_ids, request.params.max_tokens) == ((2,), 1)
+    assert not engine.running
+
+
+async def test_a_token_that_does_not_come_is_a_reason(service: Service, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    response = await prove(replace(service, proof_s=0.02))
+    assert (response.status_code, response.json()["error"]["message"]) == (503, "no token came within 0.02 s")
+    assert not engine.running
+
+
+async def test_a_full_queue_is_a_reason(service: Service, engine: FakeEngine) -> None:
+    engine.capacity = 0
+    response = await prove(service)
+    assert (response.status_code, response.json()["error"]["message"]) == (503, "the queue is full")
+
+
+@pytest.mark.parametrize("when", ["loading", "before", "meanwhile"])
+async def test_without_an_engine_there_is_no_health(service: Service, engine: FakeEngine, when: str) -> None:
+    if when == "loading":
+        engine.ready.clear()
+    elif when == "before":
+        engine.failure = RuntimeError("secret")
+    else:
+        engine.dies_after = 0
+    response = await prove(service)
+    assert response.status_code == 503
+    assert "secret" not in response.text
+
+
+async def test_load_and_facts(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/load")).json() == {
+        "server_load": 0,
+        "running": 0,
+        "waiting": 0,
+        "slots": 4,
+        "prompt_tokens": 30,
+        "generated_tokens": 20,
+        "cached_tokens": 7,
+        "state_cache_bytes": 1000,
+    }
+    facts = (await client.get("/server_info")).json()
+    assert (facts["model"], facts["fingerprint"], facts["slots"]) == ("counter", "fp_test", 4)
+    assert facts["state_cache_bytes"] == 4000
+    assert facts["version"] == (await client.get("/version")).json()["version"]

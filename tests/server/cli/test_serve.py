@@ -1,0 +1,274 @@
+"""The life of the process around the engine: ready, asked to end, dead."""
+
+import asyncio
+import json
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+import httpx
+import pytest
+import uvicorn
+from fake_engine import FakeEngine
+from fake_server import until
+from roost.engine import CheckpointError, ConfigError, EngineDeadError
+from roost.server.app import create_app
+from roost.server.cli.serve import _listen, _Server, run_beside
+from roost.server.generation.service import Service
+from roost.server.lifecycle.lifecycle import Life, Patience
+from roost.server.lifecycle.signals import Signals
+
+LONG = {"prompt": "a", "max_tokens": 1_000_000, "ignore_eos": True}
+
+
+class Process:
+    """What `roost serve` runs after it has read its settings."""
+
+    def __init__(
+        self,
+        service: Service,
+        announce: Callable[[], None] = lambda: None,
+        lag_s: float = 0.0,
+        drain_s: float = 5.0,
+        step_s: float = 60.0,
+    ) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.signals = Signals()
+        server = uvicorn.Server(uvicorn.Config(create_app(service), lifespan="off", log_config=None))
+        life = Life(service, self.signals, Patience(lag_s, drain_s, step_s), announce)
+        self.task = asyncio.create_task(run_beside(life, server, [listener]))
+
+    async def end(self) -> BaseException | None:
+        async with asyncio.timeout(5):
+            return await self.task
+
+
+async def test_it_answers_before_the_engine_is_ready(engine: FakeEngine, service: Service) -> None:
+    engine.ready.clear()
+    announced = asyncio.Event()
+    process = Process(service, announced.set)
+    async with httpx.AsyncClient(base_url=process.url) as client:
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/health/ready")).status_code == 503
+        assert not announced.is_set()
+        engine.ready.set()
+        await asyncio.wait_for(announced.wait(), 5)
+        assert (await client.get("/health/ready")).status_code == 200
+    process.signals.first = signal.SIGTERM
+    assert await process.end() is None
+    assert engine.stopped
+
+
+async def test_a_load_that_fails_ends_it(engine: FakeEngine, service: Service) -> None:
+    engine.ready.clear()
+    process = Process(service)
+    await asyncio.sleep(0.05)
+    engine.failure = CheckpointError("model.safetensors: no tensor lm_head")
+    engine.ready.set()
+    assert await process.end() is engine.failure
+
+
+async def test_an_engine_that_dies_ends_it(engine: FakeEngine, service: Service) -> None:
+    process = Process(service)
+    async with httpx.AsyncClient(base_url=process.url) as client:
+        async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            engine.failure = RuntimeError("out of memory")
+            rest = [line async for line in lines]
+        assert '"error"' in rest[-2]
+    assert await process.end() is engine.failure
+
+
+async def test_asked_to_end_it_lets_requests_end(engine: FakeEngine, service: Service) -> None:
+    """Unready at once, open for a while, then closed for new requests, over when the last one is."""
+    process = Process(service, lag_s=0.3)
+    async with httpx.AsyncClient(base_url=process.url) as client:
+        assert (await client.get("/health/ready")).status_code == 200
+        engine.gate.clear()
+        going = asyncio.create_task(client.post("/v1/completions", json={"prompt": "a"}))
+        await until(lambda: engine.running)
+        process.signals.first = signal.SIGTERM
+        await until(lambda: service.door.is_leaving)
+        answer = await client.get("/health/ready")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+        late = asyncio.create_task(client.post("/v1/completions", json={"prompt": "b"}))
+        await until(lambda: len(engine.running) == 2)
+        await until(lambda: not service.door.is_open)
+        refused = await client.post("/v1/completions", json={"prompt": "c"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        assert refused.headers["retry-after"] == "1"
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/metrics")).status_code == 200
+        assert not engine.stopped
+        engine.gate.set()
+        assert [(await task).status_code for task in (going, late)] == [200, 200]
+    assert await process.end() is None
+    assert engine.stopped
+
+
+async def test_what_takes_too_long_is_cut_short(engine: FakeEngine, service: Service) -> None:
+    process = Process(service, drain_s=0.3)
+    async with httpx.AsyncClient(base_url=process.url) as client:
+        async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            process.signals.first = signal.SIGTERM
+            rest = [line async for line in lines]
+        assert '"code":"engine_unavailable"' in rest[-2]
+    assert len(rest) > 10
+    assert await process.end() is None
+
+
+async def test_a_background_response_is_waited_for(engine: FakeEngine, service: Service) -> None:
+    process = Process(service)
+    async with httpx.AsyncClient(base_url=process.url) as client:
+        engine.gate.clear()
+        begun = (await client.post("/v1/responses", json={"input": "a", "background": True})).json()
+        process.signals.first = signal.SIGTERM
+        await until(lambda: not service.door.is_open)
+        await asyncio.sleep(0.1)
+        assert not engine.stopped
+        engine.gate.set()
+        assert await process.end() is None
+    assert json.loads(service.responses.get(begun["id"]).response)["status"] == "completed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_idle_server_ends_at_once_by_ctrl_c(engine: FakeEngine, service: Service, number: int) -> None:
+    """After SIGTERM it is open a little longer, for those who have not heard of it."""
+    process = Process(service, lag_s=0.5)
+    await until(lambda: engine.is_ready)
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    process.signals.first = number
+    await until(lambda: engine.stopped)
+    assert (time.monotonic() - began > 0.45) == (number == signal.SIGTERM)
+    assert await process.end() is None
+
+
+async def test_a_step_that_is_stuck_ends_it(engine: FakeEngine, service: Service) -> None:
+    process = Process(service, step_s=0.3)
+    async with httpx.AsyncClient(base_url=process.url) as client:
+        async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            engine.step = 7
+            rest = [line async for line in lines]
+        assert '"code":"engine_unavailable"' in rest[-2]
+    failure = await process.end()
+    assert isinstance(failure, EngineDeadError)
+    assert str(failure) == "a step has taken more than 0.3 s"
+
+
+async def test_a_host_that_is_lost_ends_it_though_no_step_says_so(engine: FakeEngine, service: Service) -> None:
+    process = Process(service)
+    async with httpx.AsyncClient(base_url=process.url) as client:
+        async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            engine.lost = EngineDeadError("a host of the group has been lost")
+            rest = [line async for line in lines]
+        assert '"code":"engine_unavailable"' in rest[-2]
+    assert await process.end() is engine.lost
+
+
+async def test_asked_to_end_while_loading(engine: FakeEngine, service: Service) -> None:
+    engine.ready.clear()
+    process = Process(service)
+    await asyncio.sleep(0.05)
+    process.signals.first = signal.SIGTERM
+    assert await process.end() is None
+    assert not engine.stopped
+
+
+def test_a_port_that_is_taken() -> None:
+    with _listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"^cannot listen on 127\.0\.0\.1:{port}: Address already in use$"):
+            _listen("127.0.0.1", port)
+
+
+def test_an_address_of_another_machine() -> None:
+    with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1:8000"):
+        _listen("192.0.2.1", 8000)
+
+
+class LateClients(_Server):
+    """Clients connect when the process is about to close its port: the system has their connections and requests, but
+    nobody has accepted them."""
+
+    def __init__(self, service: Service, url: Callable[[], tuple[str, int]]) -> None:
+        config = uvicorn.Config(create_app(service), lifespan="off", log_config=None)
+        super().__init__(config, Signals())
+        self.clients: list[socket.socket] = []
+        self._url = url
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for _ in range(20):
+            client = socket.create_connection(self._url(), timeout=10)
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: roost\r\ncontent-length: 0\r\n\r\n")
+            self.clients.append(client)
+        await super().shutdown(sockets)
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+async def test_who_has_connected_before_the_end_gets_an_answer(
+    engine: FakeEngine, service: Service, is_ready: bool
+) -> None:
+    """Also where the model is still loading."""
+    if not is_ready:
+        engine.ready.clear()
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    server, signals = LateClients(service, lambda: address), Signals()
+    announced = asyncio.Event()
+    life = Life(service, signals, Patience(0.0, 5.0, 60.0), announced.set)
+    running = asyncio.create_task(run_beside(life, server, [listener]))
+    await (announced.wait() if is_ready else until(lambda: server.started))
+    signals.first = signal.SIGINT
+    async with asyncio.timeout(10):
+        assert await running is None
+    for client in server.clients:
+        with client:
+            answer = await asyncio.to_thread(client.recv, 65536)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b"shutting_down" in answer
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, timeout=10)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="the system has no socket for both")
+def test_all_addresses_are_those_of_ipv4_too() -> None:
+    with _listen("::", 0) as listener:
+        socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=5).close()
+
+
+async def test_a_signal_says_what_is_waited_for(
+    engine: FakeEngine, service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = Process(service)
+    async with httpx.AsyncClient(base_url=process.url) as client:
+        engine.gate.clear()
+        going = asyncio.create_task(client.post("/v1/completions", json={"prompt": "a"}))
+        await until(lambda: engine.running)
+        process.signals.first = signal.SIGINT
+        await until(lambda: service.door.is_leaving)
+        engine.gate.set()
+        assert (await going).status_code == 200
+    assert await process.end() is None
+    assert (
+        "shutting down: draining 1 open request for at most 5 s; a second Ctrl-C or SIGTERM ends them at once\n"
+        in capsys.readouterr().err
+    )
+
+
+async def test_a_signal_when_idle_waits_for_nothing(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    process = Process(service)
+    async with httpx.AsyncClient(base_url=process.url) as client:
+        assert (await client.get("/health/ready")).status_code == 200
+    process.signals.first = signal.SIGINT
+    assert await process.end() is None
+    assert "shutting down: no request is open\n" in capsys.readouterr().err

@@ -1,0 +1,214 @@
+"""How long responses are remembered, and what that takes."""
+
+import gc
+import json
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from roost.server.api.openai.input_items import page
+from roost.server.api.openai.schemas import ChatMessage
+from roost.server.errors import ApiError
+from roost.server.generation.event_log import EventLog
+from roost.server.generation.response_store import ResponseStore, pack
+from roost.server.tenancy.tenant import tenant
+
+HELLO = ChatMessage(role="user", content="hello")
+
+
+def keep(store: ResponseStore, name: str, text: str = "", *, events: EventLog | None = None, **fields: Any) -> None:
+    response = {"id": name, "instructions": None, "background": False, "text": text, **fields}
+    store.keep(response, pack([HELLO]), events)
+
+
+def knows(store: ResponseStore, name: str) -> bool:
+    try:
+        store.get(name)
+    except ApiError as error:
+        return error.status_code != 404
+    else:
+        return True
+
+
+def known(store: ResponseStore, names: str) -> str:
+    return "".join(name for name in names if knows(store, name))
+
+
+def texts(store: ResponseStore, name: str) -> list[str]:
+    return [message.text for message in store.get(name).conversation()]
+
+
+def test_the_oldest_make_room() -> None:
+    store = ResponseStore(max_responses=2)
+    for name in "abc":
+        keep(store, name)
+    assert known(store, "abc") == "bc"
+
+
+def test_a_new_state_replaces_the_old_one() -> None:
+    store = ResponseStore(max_responses=2)
+    for name in ("a", "b", "a", "a"):
+        keep(store, name, "x")
+    assert known(store, "ab") == "ab"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"text": "x" * 10_000},
+        {"instructions": "x" * 10_000},
+        {"tools": [{"name": "f", "parameters": {"properties": {str(i): {"type": "string"} for i in range(400)}}}]},
+        {"metadata": {f"k{i}": "x" * 500 for i in range(20)}},
+        {"output": [{"content": [{"text": "x" * 10_000}]}]},
+    ],
+)
+def test_whatever_a_response_holds_makes_room(fields: dict[str, Any]) -> None:
+    store = ResponseStore(max_bytes=40_000)
+    for name in "abcdefgh":
+        keep(store, name, **fields)
+    assert store.num_bytes <= 40_000
+    assert len(known(store, "abcdefgh")) < 4
+    assert knows(store, "h")
+    keep(store, "i", "x" * 50_000)
+    assert not knows(store, "i"), "too long by itself"
+
+
+def test_messages_make_room() -> None:
+    store = ResponseStore(max_bytes=40_000)
+    for name in "abcdefgh":
+        messages = [ChatMessage(role="user", content="x" * 10_000)]
+        store.keep({"id": name, "background": False}, pack(messages))
+    assert len(known(store, "abcdefgh")) == 3
+    answer = ChatMessage(role="assistant", content="x" * 10_000)
+    store.keep({"id": "h", "background": False}, pack(messages), None, answer)
+    assert len(known(store, "abcdefgh")) == 2
+
+
+def test_events_count_while_they_come() -> None:
+    store, log = ResponseStore(max_bytes=40_000), EventLog()
+    keep(store, "a")
+    keep(store, "b", events=log)
+    before = store.num_bytes
+    for _ in range(20):
+        store.log("b", log, bytes(1000))
+    assert store.num_bytes - before == log.num_bytes > 20_000
+    assert known(store, "ab") == "ab"
+    for _ in range(20):
+        store.log("b", log, bytes(1000))
+    assert store.num_bytes <= 40_000
+    assert not knows(store, "b"), "the newest of all, but too long by itself"
+
+
+def test_a_log_that_nobody_can_ask_for_is_only_a_tail() -> None:
+    """Its response is gone, but still being made."""
+    store, log = ResponseStore(), EventLog()
+    keep(store, "a", events=log)
+    for _ in range(1000):
+        store.log("a", log, bytes(1000))
+    store.delete("a")
+    for _ in range(1000):
+        store.log("a", log, bytes(1000))
+    assert log.num_bytes <= 64 * 2**10
+    assert store.num_bytes == 0
+
+
+def test_a_tenant_takes_nothing_from_one_that_holds_less() -> None:
+    store = ResponseStore(max_responses=6, max_bytes=60_000)
+    keep(store, "a", "x" * 10_000)
+    token = tenant.set("greedy")
+    for name in "bcdefgh":
+        keep(store, name, "x" * 10_000)
+    for number in range(20):
+        keep(store, f"small {number}")
+    assert knows(store, "small 19")
+    tenant.reset(token)
+    assert knows(store, "a")
+
+
+def test_an_answer_is_part_of_the_conversation() -> None:
+    store = ResponseStore()
+    keep(store, "a")
+    assert texts(store, "a") == ["hello"]
+    store.keep({"id": "a", "background": True}, pack([HELLO]), None, ChatMessage(role="assistant", content="you"))
+    assert texts(store, "a") == ["hello", "you"]
+    assert store.get("a").is_background
+
+
+def test_what_is_gone_cannot_be_gone_on_from() -> None:
+    store = ResponseStore()
+    keep(store, "a")
+    assert store.previous("a") is store.get("a")
+    assert store.previous(None) is None
+    store.delete("a")
+    with pytest.raises(ApiError):
+        store.delete("a")
+    with pytest.raises(ApiError) as missing:
+        store.previous("a")
+    assert missing.value.status_code == 400
+
+
+async def test_messages_are_kept_as_they_were() -> None:
+    """Also calls, results, parts, and fields that are nobody's."""
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}, "more": [1]}
+    sent = [
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "é\u2028"}]},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": ""},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+    ]
+    messages = [ChatMessage.model_validate_json(json.dumps(message)) for message in sent]
+    store = ResponseStore()
+    store.keep({"id": "a", "background": False}, pack(messages))
+    async with store.unpacked(store.get("a")) as unpacked:
+        assert unpacked == messages
+    async with store.unpacked(None) as unpacked:
+        assert unpacked == []
+    listed = page(store.get("a"), 20, "asc", None)["data"]
+    assert [item["type"] for item in listed] == ["message", "function_call", "function_call_output", "message"]
+
+
+def text(size: int) -> str:
+    return "x" * size
+
+
+KEEPERS: dict[str, Callable[[ResponseStore, int], None]] = {
+    "instructions": lambda store, i: keep(store, f"{i}", instructions=text(20_000)),
+    "tools": lambda store, i: keep(store, f"{i}", tools=[{"parameters": {f"{k}": {"t": [k]} for k in range(1000)}}]),
+    "metadata": lambda store, i: keep(store, f"{i}", metadata={f"{k}": text(500) for k in range(16)}),
+    "nothing": lambda store, i: keep(store, f"{i}"),
+    "messages": lambda store, i: store.keep(
+        {"id": f"{i}", "background": False}, pack([ChatMessage(role="user", content="hi") for _ in range(300)])
+    ),
+    "answer": lambda store, i: store.keep(
+        {"id": f"{i}", "background": False}, b"[]", None, ChatMessage(role="assistant", content=text(20_000))
+    ),
+    "events": lambda store, i: keep_events(store, f"{i}"),
+}
+
+
+def keep_events(store: ResponseStore, name: str) -> None:
+    log = EventLog()
+    keep(store, name, events=log)
+    for number in range(100):
+        store.log(name, log, b"data: %d" % number)
+
+
+@pytest.mark.parametrize("field", KEEPERS)
+def test_what_is_counted_is_what_is_taken(field: str) -> None:
+    store, keep_one, count = ResponseStore(), KEEPERS[field], 40
+    keep_one(store, -1)
+    counted = store.num_bytes
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(count):
+            keep_one(store, number)
+        gc.collect()
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    counted = store.num_bytes - counted
+    assert len([n for n in range(count) if knows(store, f"{n}")]) == count
+    assert taken <= 1.25 * counted
+    assert counted <= 1.25 * taken or field == "nothing", "an allowance for objects outweighs what is nearly empty"

@@ -1,0 +1,40 @@
+"""HEAD and OPTIONS work where GET does."""
+
+import httpx
+import pytest
+from roost.server.generation.service import Service
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/health/ready", "/metrics", "/version", "/v1/models", "/load"])
+async def test_head_is_get_without_its_body(client: httpx.AsyncClient, path: str) -> None:
+    got, head = await client.get(path), await client.head(path)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert head.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("path", "allow"),
+    [
+        ("/health", "GET, HEAD, OPTIONS"),
+        ("/v1/chat/completions", "OPTIONS, POST"),
+        ("/v1/states/some", "DELETE, GET, HEAD, OPTIONS"),
+    ],
+)
+async def test_options_names_the_methods(client: httpx.AsyncClient, path: str, allow: str) -> None:
+    response = await client.options(path)
+    assert (response.status_code, response.headers["allow"], response.content) == (204, allow, b"")
+
+
+async def test_neither_makes_up_a_route(client: httpx.AsyncClient) -> None:
+    assert (await client.head("/nothing")).status_code == 404
+    assert (await client.options("/nothing")).status_code == 404
+    assert (await client.head("/v1/chat/completions")).status_code == 405
+
+
+async def test_a_head_does_not_follow_a_stream(client: httpx.AsyncClient, service: Service) -> None:
+    body = {"input": "hi", "background": True, "stream": True, "max_output_tokens": 3}
+    begun = await client.post("/v1/responses", json=body)
+    response_id = begun.text.partition('"id":"')[2].partition('"')[0]
+    head = await client.head(f"/v1/responses/{response_id}?stream=true")
+    assert (head.status_code, head.content) == (200, b"")

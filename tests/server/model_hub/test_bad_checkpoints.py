@@ -1,0 +1,147 @@
+"""Whatever is wrong with a checkpoint ends `roost serve` with a status and one line that names the file and the fix."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from roost.engine import CheckpointError
+from roost.engine.checkpoint.source import DEMO_DIRECTORY
+from roost.server.cli.main import app
+from roost.server.text import special_tokens
+from roost.server.text.special_tokens import check_special_tokens
+from roost.server.text.tokenizer import load_tokenizer
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
+
+TINY_A = Path(__file__).parents[2] / "golden" / "tiny-a"
+FIRST, INDEX = "model-00001-of-00002.safetensors", "model.safetensors.index.json"
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def put_in_nan(folder: Path) -> None:
+    """The only fault that is found while programs are compiled, so all layers but one are left out."""
+    files = sorted(folder.glob("*.safetensors"))
+    tensors = {
+        name: t for file in files for name, t in load_file(file).items() if ".layers." not in name or ".0." in name
+    }
+    tensors["model.embed_tokens.weight"][3, 5] = np.nan
+    for file in (*files, folder / INDEX):
+        file.unlink()
+    save_file(tensors, folder / "model.safetensors")
+    change_json(folder / "config.json", num_hidden_layers=1)
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def only_a_pickle(folder: Path) -> None:
+    empty(folder)
+    (folder / "2b-it.pt").write_bytes(pickle.dumps({"w": 1}))
+
+
+def move_a_tensor(folder: Path) -> None:
+    content = json.loads((folder / INDEX).read_text())
+    content["weight_map"] = dict.fromkeys(content["weight_map"], FIRST)
+    (folder / INDEX).write_text(json.dumps(content))
+
+
+CASES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a truncated shard": (
+        lambda f: (f / FIRST).write_bytes((f / FIRST).read_bytes()[:-9]),
+        f"{FIRST}: is not a whole safetensors file (",
+    ),
+    "a shard that is missing": (
+        lambda f: (f / FIRST).unlink(),
+        f"{FIRST}: is not there, but {INDEX} names it; download",
+    ),
+    "a wrong index": (move_a_tensor, f"{INDEX}: says that tensor "),
+    "a broken index": (lambda f: (f / INDEX).write_text("{"), f"{INDEX}: must be JSON with a weight_map"),
+    "NaN": (put_in_nan, "tensor model.embed_tokens.weight holds NaN or an infinite number, so every answer would be"),
+    "another vocabulary": (
+        lambda f: change_json(f / "config.json", vocab_size=300),
+        "but the config asks for [300, 64]",
+    ),
+    "another depth": (lambda f: change_json(f / "config.json", num_hidden_layers=5), "does not belong to this model ("),
+    "another architecture": (
+        lambda f: change_json(f / "config.json", model_type="gemma2"),
+        "config.json: model_type must be 'recurrent_gemma', not 'gemma2'",
+    ),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json: cannot be read (No such file or directory)"),
+    "an empty directory": (empty, ": is empty; put config.json and the .safetensors files there"),
+    "a pickle": (only_a_pickle, "2b-it.pt: is a pickle, which may run any program when it is opened"),
+    "a tokenizer that is none": (
+        lambda f: (f / "tokenizer.model").write_bytes(b"no"),
+        "tokenizer.model is no SentencePiece model: download it again",
+    ),
+    "a tokenizer that is too large": (
+        lambda f: shutil.copy(DEMO_DIRECTORY / "tokenizer.model", f),
+        "has 3072 pieces, but the model's vocabulary only 320: put the tokenizer here that the model was trained with",
+    ),
+}
+
+
+def refusal(folder: Path) -> str:
+    """What `roost serve` says before it ends."""
+    few = ["--compile-cache", "off", "--slots", "2", "--prefill-chunk", "64"]  # programs to be compiled meanwhile
+    result = CliRunner().invoke(app, ["serve", str(folder), "--port", "0", *few])
+    assert result.exit_code == 1
+    lines = [line for line in result.stderr.splitlines() if not line.startswith(("loading weights", "compiling"))]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"roost: {folder}")
+    return lines[0]
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] if c == "NaN" else []) for c in CASES])
+def test_bad_input(tmp_path: Path, case: str) -> None:
+    folder = Path(shutil.copytree(TINY_A / "hf", tmp_path / "it"))
+    spoil, expected = CASES[case]
+    spoil(folder)
+    assert expected in refusal(folder)
+
+
+def test_an_official_checkpoint_whose_config_disagrees(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(TINY_A / "orbax", tmp_path / "it"))
+    shutil.copy(TINY_A / "griffin_config.json", folder)
+    change_json(folder / "griffin_config.json", width=128)
+    assert "griffin_config.json: width is 128, but the parameters have 64; take the config" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"bos_token_id": 1},
+            "the tokenizer's token for the beginning is 2, but the model's is 1 (config.json); put the",
+        ),
+        ({"eos_token_id": [1, 300]}, "the model ends with token 300 (config.json), but in the tokenizer that is plain"),
+    ],
+)
+def test_a_tokenizer_of_another_model(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    """It is small enough, but its special tokens are others."""
+    folder = Path(shutil.copytree(DEMO_DIRECTORY, tmp_path / "it"))
+    change_json(folder / "config.json", **changes)
+    assert expected in refusal(folder)
+
+
+def test_a_tokenizer_of_another_model_beside_an_official_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which has no file that names its special tokens; those of RecurrentGemma's vocabulary are known."""
+    shutil.copy(DEMO_DIRECTORY / "tokenizer.model", tmp_path)
+    tokenizer = load_tokenizer(tmp_path, 3072)
+    check_special_tokens(tmp_path, tokenizer)
+    monkeypatch.setattr(special_tokens, "_RECURRENTGEMMA_VOCABULARY", 3072)
+    check_special_tokens(tmp_path, tokenizer)
+    monkeypatch.setattr(special_tokens, "_RECURRENTGEMMA", {"bos_token_id": 7})
+    with pytest.raises(CheckpointError, match=r"beginning is 2, but the model's is 7 \(as in every RecurrentGemma\)"):
+        check_special_tokens(tmp_path, tokenizer)

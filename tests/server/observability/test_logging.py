@@ -1,0 +1,260 @@
+"""Log lines: what stands in them, and what never does."""
+
+import json
+import logging
+import re
+import sys
+import threading
+import urllib.parse
+import warnings
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import pytest
+from fake_engine import FakeEngine
+from roost.server.api.common.unknown_fields import FieldCheck
+from roost.server.api.openai.schemas import CompletionBody
+from roost.server.app import create_app
+from roost.server.generation.service import Service
+from roost.server.middleware.api_keys import ApiKeys
+from roost.server.middleware.auth import Access
+from roost.server.middleware.request_id import RequestScope
+from roost.server.observability.logging import ACCESS_LOGGER, log_what_python_prints, say, set_up_logging
+from starlette.types import Receive, Scope, Send
+
+KEY = {"authorization": "Bearer topsecretkey"}
+
+
+@pytest.fixture
+def as_json() -> Iterator[None]:
+    yield from logs(as_json=True)
+
+
+@pytest.fixture
+def as_text() -> Iterator[None]:
+    yield from logs(as_json=False)
+
+
+def logs(*, as_json: bool) -> Iterator[None]:
+    root, ours = logging.getLogger(), logging.getLogger("roost")
+    kept = (root.handlers[:], root.level, ours.level)
+    set_up_logging(logging.DEBUG, as_json=as_json)
+    yield
+    root.handlers[:] = kept[0]
+    root.setLevel(kept[1])
+    ours.setLevel(kept[2])
+    logging.getLogger(ACCESS_LOGGER).setLevel(logging.NOTSET)
+    logging.captureWarnings(False)
+
+
+@pytest.fixture
+async def locked(service: Service, as_json: None) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(service, Access(ApiKeys(["alice:topsecretkey"])))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+        yield client
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+async def test_a_line_is_an_object(locked: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]) -> None:
+    headers = {**KEY, "x-request-id": "r-1", "x-client-request-id": "mine"}
+    await locked.get("/v1/models", headers=headers)
+    (line,) = lines(capsys)
+    assert isinstance(line.pop("seconds"), float)
+    assert str(line.pop("time")).endswith("+00:00")
+    assert str(line.pop("message")).startswith("GET /v1/models 200 ")
+    assert line == {
+        "level": "info",
+        "logger": "roost.server.middleware.request_id",
+        "request_id": "r-1",
+        "tenant": "alice",
+        "method": "GET",
+        "path": "/v1/models",
+        "status": 200,
+        "client_id": "mine",
+    }
+
+
+async def test_a_failure_has_its_trace(
+    locked: httpx.AsyncClient, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.breaks_after = 0
+    await locked.post("/v1/completions", json={"prompt": "a"}, headers=KEY)
+    assert any("RuntimeError: secret detail" in str(line.get("exception")) for line in lines(capsys))
+
+
+async def test_prompts_answers_and_keys_are_never_logged(
+    locked: httpx.AsyncClient, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even where something fails, or is refused."""
+    for path, body in (
+        ("/v1/completions", {"prompt": "topsecret", "echo": True}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "topsecret"}], "unknown": "topsecret"}),
+        ("/v1/completions", {"prompt": "a", "stop": ["topsecret", 1]}),
+        ("/v1/completions", {"prompt": "a", "guided_regex": "topsecret("}),
+        ("/v1/completions?q=topsecret", {"prompt": "topsecret", "stream": True}),
+    ):
+        for breaks_after in (None, 1):
+            engine.breaks_after = breaks_after
+            await locked.post(path, json=body, headers=KEY)
+    await locked.get("/v1/models", headers={"authorization": "Bearer topsecretkez"})
+    written = capsys.readouterr().err
+    assert written.count("\n") > 10
+    assert "topsecret" not in written
+
+
+FORGED = "a\n2026-01-01 00:00:00 INFO    - POST /admin 200\r\x85\u2028\x1b[2K\u202e\ud800"
+"""Line breaks of all kinds, and what terminals act on."""
+
+
+async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+    raise RuntimeError(FORGED)
+
+
+def broken() -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(RequestScope(failing)), base_url="http://roost")
+
+
+@pytest.mark.usefixtures("as_text")
+async def test_no_client_can_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither by a path nor by what an exception says, nor by names of fields or what other libraries log."""
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(RequestScope(failing)), base_url="http://roost"
+    ) as client:
+        path = "/" + urllib.parse.quote(FORGED.encode("utf-8", "replace"))
+        assert (
+            await client.get(path, headers={"x-client-request-id": "a b", "x-request-id": "c d"})
+        ).status_code == 500
+    FieldCheck()(CompletionBody.model_validate({"prompt": "", FORGED[:-1]: 1}))
+    logging.getLogger("asyncio").error("connection lost: %s", FORGED)
+    written = capsys.readouterr().err
+    assert all(line.isprintable() for line in written.split("\n"))
+    records = [line for line in written.split("\n") if line and not line.startswith("| ")]
+    assert len(records) == 4
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (ERROR|WARNING|INFO) ", line) for line in records)
+    assert not any(line.startswith("2026-01-01") for line in records)
+
+
+@pytest.mark.usefixtures("as_json")
+async def test_no_client_can_forge_an_object(capsys: pytest.CaptureFixture[str]) -> None:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(RequestScope(failing)), base_url="http://roost"
+    ) as client:
+        await client.get("/" + urllib.parse.quote(FORGED.encode("utf-8", "replace")))
+    logging.getLogger("asyncio").error("connection lost: %s", FORGED)
+    assert [line["level"] for line in lines(capsys)] == ["error", "info", "error"]
+
+
+async def test_what_clients_sent_is_shortened_in_errors(client: httpx.AsyncClient) -> None:
+    """A name as long as a body came back whole, and a line break stayed one."""
+    name = "\n" + "x" * 100_000
+    for body in ({"prompt": "a", "model": name}, {"prompt": "a", "logit_bias": {name: "b"}}):
+        response = await client.post("/v1/completions", json=body)
+        assert response.status_code in (400, 404)
+        assert len(response.content) < 3000
+        assert response.json()["error"]["message"].isprintable()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        ("/v1/completions", {"prompt": "a", "temperature": 3}, "temperature must be at most 2"),
+        ("/v1/completions", {"prompt": "a", "n": "topsecret"}, "n must be a whole number"),
+        ("/v1/completions", {"prompt": "a", "model": "topsecret"}, "the model … does not exist"),
+        ("/v1/completions", {"prompt": "a", "model": 'it\'s "topsecret"'}, "the model … does not exist"),
+        ("/v1/completions", {"prompt": "a", "model": "topsecret, got it"}, "the model …"),
+        (
+            "/v1/completions",
+            {"prompt": "a", "truncation_side": "topsecret"},
+            'truncation_side must be "left" or "right"',
+        ),
+        ("/v1/completions", {"prompt": "a", "guided_regex": "topsecret("}, "guided_regex was refused (invalid_requ"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "topsecret" * 50, "content": None}]},
+            "a message of the role …",
+        ),
+        ("/v1/completions", {"prompt": "a", "stop": ["topsecret\n", 1]}, "stop[1] must be a string"),
+        ("/nowhere%1Blevel", {}, "no such URL (POST /nowhere level)"),
+    ],
+)
+async def test_the_line_of_a_refusal_says_why(
+    locked: httpx.AsyncClient, capsys: pytest.CaptureFixture[str], path: str, body: dict[str, object], reason: str
+) -> None:
+    answer = await locked.post(path, json=body, headers=KEY)
+    (line,) = lines(capsys)
+    assert line["status"] == answer.status_code >= 400
+    assert str(line["error"]).startswith(reason)
+    assert str(line["message"]).endswith(f": {line['error']}")
+    assert "topsecret" not in str(line)
+    await locked.get("/v1/models", headers=KEY)
+    (line,) = lines(capsys)
+    assert "error" not in line
+
+
+async def test_a_refusal_by_a_middleware_says_why(
+    locked: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await locked.get("/v1/models", headers={"authorization": "Bearer wrong"})
+    (line,) = lines(capsys)
+    assert str(line["error"]).startswith("missing or wrong API key")
+
+
+async def test_a_long_reason_is_cut(locked: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]) -> None:
+    await locked.get(f"/{'x' * 4000}", headers=KEY)
+    (line,) = lines(capsys)
+    assert len(str(line["error"])) <= 160
+
+
+async def test_the_access_log_can_be_off(
+    locked: httpx.AsyncClient, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Failures are still logged."""
+    set_up_logging(as_json=True, access_log=False)
+    await locked.get("/v1/models", headers=KEY)
+    assert lines(capsys) == []
+    engine.breaks_after = 0
+    await locked.post("/v1/completions", json={"prompt": "a"}, headers=KEY)
+    assert {line["level"] for line in lines(capsys)} == {"error"}
+
+
+@pytest.mark.parametrize(("level", "logged"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
+def test_lines_below_the_level_are_dropped(
+    as_json: None, capsys: pytest.CaptureFixture[str], level: str, logged: int
+) -> None:
+    set_up_logging(logging.getLevelNamesMapping()[level.upper()], as_json=True)
+    for each in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+        logging.getLogger("roost.test").log(each, "x")
+    assert len(lines(capsys)) == logged
+    for name in ("uvicorn.error", "asyncio", "jax"):
+        logging.getLogger(name).info("chatter")
+        logging.getLogger(name).error("trouble")
+    assert [line["message"] for line in lines(capsys)] == ["trouble"] * 3
+
+
+def test_what_python_prints_is_an_object_too(
+    as_json: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    log_what_python_prints()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(False)
+        log_what_python_prints()
+        warnings.warn("two\nlines", stacklevel=1)
+    thread = threading.Thread(target=lambda: 1 // 0)
+    thread.start()
+    thread.join()
+    try:
+        raise KeyError("bug")
+    except KeyError as error:
+        sys.excepthook(KeyError, error, error.__traceback__)
+    say("compiling: 1 of 2", fields={"done": 1})
+    warning, in_thread, bug, progress = lines(capsys)
+    assert "two\nlines" in str(warning["message"])
+    assert "ZeroDivisionError" in str(in_thread["exception"])
+    assert "Traceback" in str(bug["exception"])
+    assert (progress["message"], progress["done"], progress["level"]) == ("compiling: 1 of 2", 1, "info")

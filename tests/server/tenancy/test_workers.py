@@ -1,0 +1,103 @@
+"""Threads that tenants share."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+
+import pytest
+from fake_server import until
+from roost.server.tenancy.tenant import tenant
+from roost.server.tenancy.workers import Workers
+
+
+class Job:
+    """Work that ends when it is told to."""
+
+    def __init__(self, name: str, begun: list[str]) -> None:
+        self.end = threading.Event()
+        self._name = name
+        self._begun = begun
+
+    def __call__(self) -> str:
+        self._begun.append(self._name)
+        assert self.end.wait(10)
+        return self._name
+
+
+def run(workers: Workers, owner: str, work: Callable[[], str]) -> "asyncio.Task[str]":
+    async def as_owner() -> str:
+        tenant.set(owner)
+        return await workers.run(work)
+
+    return asyncio.create_task(as_owner())
+
+
+async def done(*tasks: Awaitable[str]) -> list[str]:
+    async with asyncio.timeout(10):
+        return list(await asyncio.gather(*tasks))
+
+
+async def test_work_runs_elsewhere_on_behalf_of_its_tenant() -> None:
+    tenant.set("alice")
+    thread, owner = await Workers().run(lambda: (threading.current_thread(), tenant.get()))
+    assert thread is not threading.main_thread()
+    assert owner == "alice"
+
+
+async def test_what_work_raises_is_raised() -> None:
+    def fail() -> None:
+        raise LookupError("lost")
+
+    with pytest.raises(LookupError, match="lost"):
+        await Workers().run(fail)
+
+
+async def test_no_tenant_occupies_all_threads() -> None:
+    begun: list[str] = []
+    workers = Workers(tenants=2, num_threads=2)
+    greedy = [Job(f"g{number}", begun) for number in range(3)]
+    tasks = [run(workers, "greedy", job) for job in greedy]
+    await until(lambda: begun == ["g0"])
+    modest = Job("m", begun)
+    tasks.append(run(workers, "modest", modest))
+    await until(lambda: begun == ["g0", "m"])
+    for job in (*greedy, modest):
+        job.end.set()
+    assert await done(*tasks) == ["g0", "g1", "g2", "m"]
+
+
+async def test_tenants_take_turns() -> None:
+    """One thread would serve a tenant's whole queue before the next tenant's, were it first come, first served."""
+    begun: list[str] = []
+    workers = Workers(num_threads=1)
+    jobs = [Job(name, begun) for name in ("a0", "a1", "a2", "b0", "c0")]
+    tasks = [run(workers, name[0], job) for name, job in zip(("a0", "a1", "a2", "b0", "c0"), jobs, strict=True)]
+    for job in jobs:
+        job.end.set()
+    await done(*tasks)
+    assert begun == ["a0", "b0", "c0", "a1", "a2"] or begun == ["a0", "a1", "b0", "c0", "a2"]
+
+
+async def test_work_that_nobody_waits_for_never_begins() -> None:
+    begun: list[str] = []
+    workers = Workers(num_threads=1)
+    first, second, third = (Job(name, begun) for name in ("first", "second", "third"))
+    tasks = [run(workers, "", job) for job in (first, second, third)]
+    await until(lambda: begun == ["first"])
+    tasks[1].cancel()
+    first.end.set()
+    third.end.set()
+    assert await done(tasks[0], tasks[2]) == ["first", "third"]
+    assert begun == ["first", "third"]
+
+
+async def test_a_thread_is_free_again_after_work_that_nobody_waits_for() -> None:
+    begun: list[str] = []
+    workers = Workers(num_threads=1)
+    first, second = Job("first", begun), Job("second", begun)
+    task = run(workers, "", first)
+    await until(lambda: begun == ["first"])
+    task.cancel()
+    first.end.set()
+    second.end.set()
+    assert await done(run(workers, "", second)) == ["second"]

@@ -1,0 +1,79 @@
+"""Clients that don't read what they asked for, on a real socket."""
+
+import asyncio
+import errno
+import json
+import socket
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from fake_engine import FakeEngine
+from fake_server import live, until
+from roost.server.generation import choices as generation
+from roost.server.generation.service import Service
+
+
+def ask_and_read_nothing(url: httpx.URL, body: dict[str, object]) -> socket.socket:
+    """A client with small buffers that has sent a request and sleeps."""
+    parts, data = urlsplit(str(url)), json.dumps(body).encode()
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect((parts.hostname, parts.port))
+    head = "POST /v1/completions HTTP/1.1\r\nhost: roost\r\ncontent-type: application/json\r\n"
+    client.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+    return client
+
+
+async def test_a_client_that_stops_reading_is_dropped_and_its_slot_is_free(
+    engine: FakeEngine, service: Service
+) -> None:
+    """Others are answered meanwhile."""
+    async with live(service, stall_s=0.5) as client:
+        endless = {"prompt": "a", "stream": True, "max_tokens": 10**9, "return_token_ids": True, "ignore_eos": True}
+        with ask_and_read_nothing(client.base_url, endless) as sleeper:
+            await until(lambda: engine.running)
+            assert (await client.post("/v1/completions", json={"prompt": "b"})).status_code == 200
+            await until(lambda: not engine.running)
+            await until(lambda: has_failed(sleeper))
+
+
+def has_failed(client: socket.socket) -> bool:
+    """Whether the connection was cut off, without reading anything."""
+    return client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+
+
+async def test_a_client_that_reads_slowly_is_not_dropped(engine: FakeEngine, service: Service) -> None:
+    """It pauses for less than it may, again and again, and gets all."""
+    async with live(service, stall_s=2.0) as client:
+        body = {"prompt": "a", "stream": True, "max_tokens": 1500, "return_token_ids": True, "ignore_eos": True}
+        with ask_and_read_nothing(client.base_url, body) as reader:
+            reader.setblocking(False)
+            received = b""
+            loop = asyncio.get_running_loop()
+            while not received.endswith(b"0\r\n\r\n"):
+                await asyncio.sleep(0.02)
+                received += await loop.sock_recv(reader, 2**16)
+    assert b"data: [DONE]" in received
+
+
+async def test_what_waits_for_a_client_that_stops_reading_is_bounded_by_bytes(
+    engine: FakeEngine, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its slot is free before it is dropped; one that comes back reads on without a gap, and then why it ends."""
+    monkeypatch.setattr(generation, "MAX_UNREAD_BYTES", 1000)
+    async with live(service, stall_s=60.0) as client:
+        endless = {"prompt": "a", "stream": True, "max_tokens": 10**9, "return_token_ids": True, "ignore_eos": True}
+        with ask_and_read_nothing(client.base_url, endless) as reader:
+            await until(lambda: engine.running)
+            await until(lambda: not engine.running)
+            reader.setblocking(False)
+            received, loop = b"", asyncio.get_running_loop()
+            while not received.endswith(b"0\r\n\r\n"):
+                received += await loop.sock_recv(reader, 2**16)
+    *chunks, last = [json.loads(line[6:]) for line in received.splitlines() if line.startswith(b"data: ")]
+    assert last["error"]["code"] == "client_too_slow"
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    token_ids = [token_id for choice in choices for token_id in choice["token_ids"]]
+    assert token_ids == [(token_ids[0] + step) % engine.vocab_size for step in range(len(token_ids))]
+    assert max(len(choice["token_ids"]) for choice in choices) > 50  # joined while the client slept
