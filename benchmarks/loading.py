@@ -32,7 +32,8 @@ from roost.engine.checkpoint.conversion import convert
 from roost.engine.checkpoint.griffin_config import NAME, griffin_fields
 from roost.engine.checkpoint.layout import tensor_specs
 from roost.engine.checkpoint.source import open_model
-from roost.engine.checkpoint.tensors import BFLOAT16, HostArray, ReadRows, StoredTensor
+from roost.engine.checkpoint.tensors import BFLOAT16, ReadRows, StoredTensor
+from roost.engine.core.arrays import HostArray
 from roost.engine.model.config import PRESETS, ModelConfig
 from roost.engine.roofline import DEVICES, plan
 

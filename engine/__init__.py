@@ -5,7 +5,7 @@ from collections.abc import Callable
 from .async_engine import AsyncEngine
 from .checkpoint.conversion import convert
 from .checkpoint.source import ModelSource, open_model
-from .core.config import PREFILL_BLOCK, STEP_TOKEN_BOUNDS, CacheStats, EngineConfig, EngineStats
+from .core.config import MAX_TOKENS, PREFILL_BLOCK, STEP_TOKEN_BOUNDS, CacheStats, EngineConfig, EngineStats
 from .core.errors import (
     CheckpointError,
     ConfigError,
@@ -21,6 +21,7 @@ from .core.errors import (
     UnknownRequestError,
 )
 from .core.mailbox import Mailbox
+from .core.mesh import HostGroup, MeshShape
 from .core.output_constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
 from .core.request import (
     MAX_BIASES,
@@ -38,9 +39,7 @@ from .core.request import (
 from .core.snapshot import Snapshot
 from .core.tenant_store import TenantStore
 from .core.units import shown_bytes
-from .distributed.hosts import HostGroup
 from .engine_core import EngineCore
-from .model.collectives import Shards
 from .model.config import ModelConfig
 from .platform import DeviceFacts, device_facts, numerics
 from .prefix_cache.disk import StateDisk
@@ -48,7 +47,6 @@ from .prefix_cache.saved_state import SavedState, StateFormat
 from .prefix_cache.tree import StateCache
 from .roofline import CPU, DEVICES, Plan, Setup, find_device, plan, setups_that_fit
 from .scheduling.scheduler import Scheduler
-from .scheduling.token_history import MAX_TOKENS
 from .worker.executor import Executor, Progress
 from .worker.profiling import record_profile
 from .worker.runner import ModelRunner
@@ -79,6 +77,7 @@ __all__ = [
     "FinishReason",
     "HostGroup",
     "Mailbox",
+    "MeshShape",
     "ModelConfig",
     "ModelSource",
     "NumericError",
@@ -93,7 +92,6 @@ __all__ = [
     "SamplingParams",
     "SavedState",
     "Setup",
-    "Shards",
     "Snapshot",
     "StateFileError",
     "StateFormat",

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 
 from ..kernels import native
 from .core.errors import ConfigError
+from .core.mesh import DATA, MODEL, MeshShape
 from .core.units import shown_bytes
-from .model.collectives import DATA, MODEL, Shards
 
 CPU_MAX_SLOTS: Final = 32
 """What `slots=None` takes at most on a CPU: more rows gain nothing there and make a lone request slower."""
@@ -66,7 +66,7 @@ def numerics() -> str:
     return hashlib.sha256(facts.encode()).hexdigest()[:8]
 
 
-def open_mesh(shards: Shards) -> Mesh | None:
+def open_mesh(shards: MeshShape) -> Mesh | None:
     """The first devices as a mesh; None where there is one shard, which any device will do for.
 
     Raises:
@@ -82,13 +82,13 @@ def open_mesh(shards: Shards) -> Mesh | None:
     return Mesh(np.array(devices[: shards.count]).reshape(shards.data, shards.model), (DATA, MODEL))
 
 
-def chosen_shards(weight_bytes: int) -> Shards:
+def chosen_shards(weight_bytes: int) -> MeshShape:
     """All devices; the model is cut no further than until its weights take half of a device's memory."""
     devices, model = jax.devices(), 1
     memory = (devices[0].memory_stats() or {}).get("bytes_limit", 0) if devices[0].platform != "cpu" else 0
     while memory and weight_bytes / model > memory / 2 and len(devices) % (2 * model) == 0:
         model *= 2
-    return Shards(len(devices) // model, model)
+    return MeshShape(len(devices) // model, model)
 
 
 def affordable_slots(slot_bytes: int, weight_bytes: int, backend: str) -> int:

@@ -7,7 +7,7 @@ from typing import Final
 
 from .checkpoint.sharded_placement import slot_bytes, weight_bytes
 from .core.errors import ConfigError
-from .model.collectives import ALONE, Shards
+from .core.mesh import ONE_DEVICE, MeshShape
 from .model.config import ModelConfig
 from .platform import available_memory
 
@@ -15,7 +15,7 @@ FREE_SHARE: Final = 0.08
 """Of the device's memory, left to programs and their temporaries."""
 
 _MAX_MESH: Final = 64
-"""Shards of a model in the largest mesh that is proposed."""
+"""MeshShape of a model in the largest mesh that is proposed."""
 
 _MAX_DEVICES: Final = 3
 """Other devices that are proposed."""
@@ -100,7 +100,7 @@ class Plan:
 
     config: ModelConfig
     device: Device
-    shards: Shards
+    shards: MeshShape
     weight_bytes: int
     slot_bytes: int
     written_bytes: int
@@ -154,7 +154,12 @@ class Plan:
 
 
 def plan(
-    config: ModelConfig, device: Device, dtype_bytes: int, *, is_quantized: bool = False, shards: Shards = ALONE
+    config: ModelConfig,
+    device: Device,
+    dtype_bytes: int,
+    *,
+    is_quantized: bool = False,
+    shards: MeshShape = ONE_DEVICE,
 ) -> Plan:
     """How a model fits on a device, or on several of its kind, its activations and, if they are not int8, its matrices
     in `dtype_bytes`."""
@@ -178,7 +183,7 @@ class Setup:
     device: str
     dtype_bytes: int
     is_quantized: bool
-    shards: Shards
+    shards: MeshShape
 
 
 def setups_that_fit(config: ModelConfig, setup: Setup) -> list[tuple[Setup, Plan]]:
@@ -193,7 +198,7 @@ def setups_that_fit(config: ModelConfig, setup: Setup) -> list[tuple[Setup, Plan
     ways = (
         (1, [] if setup.dtype_bytes == 2 else [replace(setup, dtype_bytes=2)]),
         (1, [] if setup.is_quantized else [replace(setup, is_quantized=True)]),
-        (1, [] if is_cpu else [replace(setup, shards=Shards(setup.shards.data, model)) for model in meshes]),
+        (1, [] if is_cpu else [replace(setup, shards=MeshShape(setup.shards.data, model)) for model in meshes]),
         (_MAX_DEVICES, [replace(setup, device=name) for name in by_memory]),
     )
     return [found for count, way in ways for found in islice(_fitting(config, way), count)]

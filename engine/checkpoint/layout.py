@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..core.arrays import HostArray
 from ..model.config import ModelConfig
-from .tensors import HostArray
 
 type ParamPath = tuple[str | int, ...]
 

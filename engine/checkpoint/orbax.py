@@ -14,10 +14,11 @@ from typing import Any, Final
 import numpy as np
 import tensorstore
 
+from ..core.arrays import HostArray
 from ..core.errors import CheckpointError
 from ..model.config import ModelConfig
 from .flax_names import FlaxView, flax_views
-from .tensors import BFLOAT16, HostArray, ReadRows, StoredTensor, Tensors
+from .tensors import BFLOAT16, ReadRows, StoredTensor, Tensors
 
 _DTYPES: Final = (np.dtype("float32"), BFLOAT16, np.dtype("float16"))
 

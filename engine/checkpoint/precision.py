@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arrays import HostArray
 from ..model.quantization import quantize_on_host
 from .layout import TensorSpec
-from .tensors import HostArray, ReadRows, StoredTensor, Tensors
+from .tensors import ReadRows, StoredTensor, Tensors
 
 
 def in_precision(tensors: Tensors, specs: Iterable[TensorSpec], dtype: np.dtype[Any] | None, *, int8: bool) -> Tensors:

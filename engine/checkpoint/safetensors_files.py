@@ -11,8 +11,9 @@ from typing import Any, Final
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ..core.arrays import HostArray
 from ..core.errors import CheckpointError
-from .tensors import BFLOAT16, HostArray, ReadRows, StoredTensor, Tensors, bytes_of
+from .tensors import BFLOAT16, ReadRows, StoredTensor, Tensors, bytes_of
 
 INDEX: Final = "model.safetensors.index.json"
 

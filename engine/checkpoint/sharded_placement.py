@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from ..model.collectives import EVERYWHERE, MODEL, RINGS, SLOTS, Shards
+from ..core.arrays import HostArray
+from ..core.mesh import MODEL, MeshShape
+from ..model.collectives import EVERYWHERE, RINGS, SLOTS
 from ..model.config import ModelConfig
 from ..model.griffin import Params, abstract_model
 from ..model.quantization import QuantizedMatrix, is_quantized
 from ..model.state import AttentionState, ModelState, RecurrentState
 from .layout import ParamPath
-from .tensors import HostArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def quantized_cut(values: Cut) -> QuantizedMatrix:
     return QuantizedMatrix(values, values if values.axis == 0 else Cut())
 
 
-def cut_params(abstract: Params, config: ModelConfig, shards: Shards) -> tuple[Params, Params]:
+def cut_params(abstract: Params, config: ModelConfig, shards: MeshShape) -> tuple[Params, Params]:
     """Shapes of the parameters of all shards side by side, and how those lie on the mesh.
 
     Args:
@@ -117,12 +118,12 @@ def leaf_cut(path: tuple[Any, ...], leaf: Any, config: ModelConfig) -> Any:
     return quantized_cut(cut) if isinstance(leaf, QuantizedMatrix) else cut
 
 
-def channels(config: ModelConfig, shards: Shards) -> int:
+def channels(config: ModelConfig, shards: MeshShape) -> int:
     """Of a recurrent layer's state, those of all shards."""
     return shards.model * _sections(config)["channels"].local(shards.model)
 
 
-def bytes_per_device(shapes: Params, specs: Params, shards: Shards) -> int:
+def bytes_per_device(shapes: Params, specs: Params, shards: MeshShape) -> int:
     """Of parameters, as `cut_params` gives them."""
     sizes = jax.tree.map(
         lambda x, spec: x.size * x.dtype.itemsize // (1 if spec == EVERYWHERE else shards.model), shapes, specs
@@ -130,14 +131,14 @@ def bytes_per_device(shapes: Params, specs: Params, shards: Shards) -> int:
     return sum(jax.tree.leaves(sizes))
 
 
-def weight_bytes(config: ModelConfig, shards: Shards, dtype: str, matrix_dtype: str | None = None) -> int:
+def weight_bytes(config: ModelConfig, shards: MeshShape, dtype: str, matrix_dtype: str | None = None) -> int:
     """Of all parameters on each device, where gates are in `dtype`, too, and matrices unless they have their own."""
     matrices = None if matrix_dtype is None else jnp.dtype(matrix_dtype)
     _, whole = abstract_model(config, jnp.dtype(dtype), matrix_dtype=matrices)
     return bytes_per_device(*cut_params(whole, config, shards), shards)
 
 
-def slot_bytes(config: ModelConfig, shards: Shards, dtype_bytes: int) -> int:
+def slot_bytes(config: ModelConfig, shards: MeshShape, dtype_bytes: int) -> int:
     """Of the state of a slot with all that it is filled up with: of so many slots as there are shards, each device has
     as much as one takes, a part of every recurrent state and one whole set of rings."""
     filled = replace(config, lru_width=channels(config, shards), num_heads=1, width=config.head_dim)

@@ -9,9 +9,8 @@ from typing import Any, Final
 import ml_dtypes
 import numpy as np
 
+from ..core.arrays import HostArray
 from ..core.errors import CheckpointError
-
-type HostArray = np.ndarray[Any, np.dtype[Any]]
 
 type ReadRows = Callable[[slice], HostArray]
 """Reads some of a tensor's rows, counted along its first axis. Whatever it caches goes with it."""

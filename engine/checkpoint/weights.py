@@ -13,14 +13,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from ..core.arrays import HostArray
 from ..core.errors import CheckpointError
-from ..model.collectives import Shards
+from ..core.mesh import MeshShape
 from ..model.config import ModelConfig
 from ..model.griffin import Params
 from ..model.quantization import QuantizedMatrix, is_quantized, quantize_on_host
 from .layout import ParamPath, TensorSpec, checkpoint_layout
 from .sharded_placement import Cut, leaf_cut
-from .tensors import HostArray, StoredTensor, Tensors
+from .tensors import StoredTensor, Tensors
 
 type HostParam = HostArray | QuantizedMatrix
 type AbstractParam = jax.ShapeDtypeStruct | QuantizedMatrix
@@ -124,7 +125,7 @@ class Placement:
 
     mesh: Mesh
     config: ModelConfig
-    shards: Shards
+    shards: MeshShape
 
     def put(self, path: tuple[Any, ...], param: HostParam) -> Any:
         """A parameter, by its path in JAX's keys, on all devices."""

@@ -4,12 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ..distributed.hosts import HostGroup
-from ..model.collectives import ALONE, Shards
 from .errors import ConfigError
+from .mesh import ONE_DEVICE, HostGroup, MeshShape
 
 PREFILL_BLOCK: Final = 64
 """The absolute grid, in tokens, on which prompts are cut; states at its points don't depend on the cut."""
+
+MAX_TOKENS: Final = 2**20
+"""Maximum length of one token history. Longer ones are neither kept nor imported."""
 
 MAX_PREFILL_ROWS: Final = 8
 """Prompts that are read in one step, and first tokens that are sampled in one, at most."""
@@ -55,7 +57,7 @@ class EngineConfig:
     state_cache_dir_gib: float = 16.0
     state_key: bytes | None = field(default=None, repr=False)
     compile_cache: Path | None = None
-    shards: Shards | None = ALONE
+    shards: MeshShape | None = ONE_DEVICE
     hosts: HostGroup | None = None
 
     def __post_init__(self) -> None:

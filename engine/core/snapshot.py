@@ -4,17 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from .arrays import ArrayFormat, HostArray
 from .config import PREFILL_BLOCK
-
-type HostArray = np.ndarray[Any, np.dtype[Any]]
-
-type ArrayFormat = tuple[tuple[int, ...], str]
-"""Shape and dtype name of an array."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -21,7 +21,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import jax
@@ -30,8 +29,9 @@ import numpy as np
 import orjson
 from jax.experimental import multihost_utils
 
-from ..checkpoint.tensors import HostArray
+from ..core.arrays import HostArray
 from ..core.errors import ConfigError, EngineDeadError
+from ..core.mesh import HostGroup
 
 _BEAT_S: Final = 1.0
 """How often a follower says that it lives."""
@@ -52,50 +52,24 @@ _END: Final = ""
 _LENGTH: Final = struct.Struct("!I")
 
 
-@dataclass(frozen=True, slots=True)
-class HostGroup:
+def join(group: HostGroup) -> None:
+    """Waits for the others; before anything asks JAX for devices.
+
+    Raises:
+      ConfigError: they don't come.
     """
-    Attributes:
-      leader: name or address of the first host.
-      port: on which hosts find each other; the leader takes the next one, too.
-      count: hosts.
-      index: of this one; 0 leads.
-    """
-
-    leader: str
-    port: int
-    count: int
-    index: int
-
-    def __post_init__(self) -> None:
-        if self.count < 2:
-            raise ConfigError(f"num_hosts must be at least 2 where there is a coordinator, not {self.count}")
-        if not 0 <= self.index < self.count:
-            raise ConfigError(f"host_index must be from 0 to {self.count - 1}, not {self.index}")
-
-    @property
-    def is_leader(self) -> bool:
-        """Whether this host serves and decides."""
-        return self.index == 0
-
-    def join(self) -> None:
-        """Waits for the others; before anything asks JAX for devices.
-
-        Raises:
-          ConfigError: they don't come.
-        """
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from us
-        try:
-            jax.distributed.initialize(
-                f"{self.leader}:{self.port}",
-                self.count,
-                self.index,
-                initialization_timeout=_JOIN_S,
-                shutdown_timeout_seconds=_PART_S,
-            )
-        except RuntimeError as error:
-            raise ConfigError(f"coordinator {self.leader}:{self.port}: {str(error).splitlines()[0]}") from None
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from us
+    try:
+        jax.distributed.initialize(
+            f"{group.leader}:{group.port}",
+            group.count,
+            group.index,
+            initialization_timeout=_JOIN_S,
+            shutdown_timeout_seconds=_PART_S,
+        )
+    except RuntimeError as error:
+        raise ConfigError(f"coordinator {group.leader}:{group.port}: {str(error).splitlines()[0]}") from None
 
 
 class Lead:

@@ -26,24 +26,15 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Int32, Shaped
 
-DATA: Final = "data"
-MODEL: Final = "model"
+from ..core.mesh import DATA, MODEL, MeshShape
 
 
 @dataclass(frozen=True, slots=True)
-class Shards:
+class Shards(MeshShape):
     """The sizes of the mesh's axes. Where both are 1 nothing is cut, and everything below does nothing.
 
     The methods are for the code of steps, under `jax.shard_map`.
     """
-
-    data: int = 1
-    model: int = 1
-
-    @property
-    def count(self) -> int:
-        """Devices."""
-        return self.data * self.model
 
     def sum(self, parts: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
         """Over the model's shards."""

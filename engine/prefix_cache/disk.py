@@ -18,9 +18,10 @@ from typing import Final
 
 import numpy as np
 
+from ..core.arrays import ArrayFormat, HostArray
 from ..core.config import PREFILL_BLOCK
 from ..core.errors import ConfigError, StateFileError
-from ..core.snapshot import ArrayFormat, HostArray, Snapshot, SnapshotFormat, first_block, is_finite
+from ..core.snapshot import Snapshot, SnapshotFormat, first_block, is_finite
 from .state_file import pack, unpack
 from .state_folder import StateFolder
 from .tree import PromptKey

@@ -9,10 +9,10 @@ from typing import Final
 
 import numpy as np
 
-from ..core.config import PREFILL_BLOCK
+from ..core.arrays import HostArray
+from ..core.config import MAX_TOKENS, PREFILL_BLOCK
 from ..core.errors import StateFileError
-from ..core.snapshot import HostArray, Snapshot, first_block
-from ..scheduling.token_history import MAX_TOKENS
+from ..core.snapshot import Snapshot, first_block
 from .state_file import MAX_HEADER_BYTES, pack, unpack
 
 _ID_BYTES: Final = 4

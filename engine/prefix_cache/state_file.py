@@ -11,8 +11,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ..core.arrays import HostArray
 from ..core.errors import StateFileError
-from ..core.snapshot import HostArray
 
 FORMAT: Final = "roost-state-1"
 

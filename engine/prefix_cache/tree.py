@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, runtime_checkable
 
+from ..core.arrays import HostArray
 from ..core.config import PREFILL_BLOCK, CacheStats
-from ..core.snapshot import HostArray, Mark, Snapshot, follow
+from ..core.snapshot import Mark, Snapshot, follow
 
 _ID_BYTES: Final = array("i").itemsize
 _EDGE_BYTES: Final = _ID_BYTES * PREFILL_BLOCK

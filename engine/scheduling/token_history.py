@@ -4,10 +4,8 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
+from ..core.config import MAX_TOKENS
 from ..core.tenant_store import TenantStore
-
-MAX_TOKENS: Final = 2**20
-"""Maximum length of one history. Longer ones are not kept, as no server would import a state with that many tokens."""
 
 MAX_BYTES: Final = 16 * 2**20
 MAX_TEXTS: Final = 1000

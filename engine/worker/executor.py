@@ -24,7 +24,7 @@ from ..checkpoint.source import ModelSource
 from ..checkpoint.weights import Checkpoint, Placement, load_params, random_params
 from ..core.config import EngineConfig
 from ..core.errors import EngineDeadError
-from ..distributed.hosts import Follow, Lead, agree
+from ..distributed.hosts import Follow, Lead, agree, join
 from ..model.collectives import EVERYWHERE, Shards
 from ..model.config import ModelConfig
 from ..model.griffin import Params, abstract_model
@@ -80,11 +80,12 @@ class Executor:
         report = progress or (lambda stage, done, total: None)
         self._hosts = config.hosts
         if config.hosts is not None:
-            config.hosts.join()
+            join(config.hosts)
         backend = jax.default_backend()
         if config.compile_cache is not None:
             keep_programs(config.compile_cache)
-        self.shards = config.shards or chosen_shards(source.config.num_parameters * _BYTES[config.quantize])
+        shape = config.shards or chosen_shards(source.config.num_parameters * _BYTES[config.quantize])
+        self.shards = Shards(shape.data, shape.model)
         config = replace(config, shards=self.shards)
         self._mesh = open_mesh(self.shards)
         self.step_shapes = step_shapes(source.config, config.prefill_chunk, backend, self.shards)

@@ -11,11 +11,12 @@ from jaxtyping import Array, Float
 
 from ..checkpoint.identity import model_identity
 from ..checkpoint.source import ModelSource
+from ..core.arrays import HostArray
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, EngineConfig, StepLimits
 from ..core.errors import EngineDeadError
 from ..core.output_constraint import words_of_mask
 from ..core.request import TokenLogprobs
-from ..core.snapshot import HostArray, Snapshot, SnapshotFormat
+from ..core.snapshot import Snapshot, SnapshotFormat
 from ..model.state import Trail
 from ..platform import available_memory
 from ..prefix_cache.saved_state import StateFormat

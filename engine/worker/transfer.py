@@ -6,8 +6,9 @@ from collections.abc import Sequence as Rows
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..core.arrays import HostArray
 from ..core.config import PREFILL_BLOCK
-from ..core.snapshot import HostArray, Mark, Snapshot, from_ring, ring_rows
+from ..core.snapshot import Mark, Snapshot, from_ring, ring_rows
 from ..model.state import Trail
 from ..scheduling.sequences import PrefillChunk
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from ...engine import CPU, ConfigError, Plan, Setup, Shards, find_device, plan, setups_that_fit, shown_bytes
+from ...engine import CPU, ConfigError, MeshShape, Plan, Setup, find_device, plan, setups_that_fit, shown_bytes
 from ..model_hub import find_model
 from ..settings import mesh_sizes
 
@@ -56,14 +56,14 @@ def print_plan(model: str, device: str, dtype: str, quantize: str | None = None,
         console.print(line, markup=False)
 
 
-def _shards(mesh: str) -> Shards:
+def _shards(mesh: str) -> MeshShape:
     try:
         sizes = mesh_sizes(mesh)
     except ValueError:
         sizes = None
     if sizes is None:
         raise ConfigError(f'mesh must be like "data=2,model=4", not {mesh!r}')
-    return Shards(*sizes)
+    return MeshShape(*sizes)
 
 
 def _title(planned: Plan, name: str, device: str, numbers: str) -> str:

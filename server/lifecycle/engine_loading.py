@@ -19,8 +19,8 @@ from ...engine import (
     EngineConfig,
     EngineCore,
     HostGroup,
+    MeshShape,
     ModelSource,
-    Shards,
     load_engine,
     shown_bytes,
 )
@@ -125,7 +125,7 @@ def _engine_config(settings: Settings) -> EngineConfig:
         state_cache_dir_gib=settings.state_cache_dir_gib,
         state_key=state_key(settings),
         compile_cache=_compile_cache(settings.compile_cache),
-        shards=None if sizes is None else Shards(*sizes),
+        shards=None if sizes is None else MeshShape(*sizes),
         hosts=_hosts(settings),
     )
 
@@ -217,7 +217,7 @@ def _place(source: ModelSource) -> Path:
     return (first if first.is_dir() else first.parent).resolve()
 
 
-def _device(device: DeviceFacts, shards: Shards | None) -> str:
+def _device(device: DeviceFacts, shards: MeshShape | None) -> str:
     count = f"{device.num_devices} x " if device.num_devices > 1 else ""
     if device.platform != "cpu":
         return f"{count}{device.kind} ({device.platform})"

@@ -7,7 +7,16 @@ import json
 import sys
 from typing import Any
 
-from roost.engine import EngineConfig, EngineCore, ModelRunner, Request, SamplingParams, Shards, StateCache, open_model
+from roost.engine import (
+    EngineConfig,
+    EngineCore,
+    MeshShape,
+    ModelRunner,
+    Request,
+    SamplingParams,
+    StateCache,
+    open_model,
+)
 from roost.engine.core.output_constraint import TokenMask, mask_of_ids
 from roost.engine.scheduling.scheduler import Scheduler
 from test_resume import TINY_MODEL, Told, prompt, run
@@ -57,7 +66,7 @@ def as_lists(told: Told) -> list[Any]:
     return [told.tokens, [entry and [entry.logprob, [list(pair) for pair in entry.top]] for entry in told.logprobs]]
 
 
-def answers(shards: Shards, chunk: int, quantize: str | None = None) -> dict[str, Any]:
+def answers(shards: MeshShape, chunk: int, quantize: str | None = None) -> dict[str, Any]:
     """All requests' tokens and log-probabilities, in a crowd; then some of them again, from what is remembered."""
     config = EngineConfig(SLOTS, prefill_chunk=chunk, dtype="float32", shards=shards, quantize=quantize)
     runner = ModelRunner(open_model(str(TINY_MODEL)), config)
@@ -72,4 +81,4 @@ def answers(shards: Shards, chunk: int, quantize: str | None = None) -> dict[str
 
 if __name__ == "__main__":
     data, model, chunk = map(int, sys.argv[1:4])
-    print(json.dumps(answers(Shards(data, model), chunk, *sys.argv[4:])))
+    print(json.dumps(answers(MeshShape(data, model), chunk, *sys.argv[4:])))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mesh_answers import answers
-from roost.engine import ConfigError, EngineConfig, ModelRunner, Shards, open_model
+from roost.engine import ConfigError, EngineConfig, MeshShape, ModelRunner, open_model
 from test_resume import TINY_MODEL
 
 pytestmark = pytest.mark.mesh
@@ -30,7 +30,7 @@ def on_mesh(data: int, model: int, chunk: int, *more: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(answers(Shards(), 128)))
+    found: dict[str, Any] = json.loads(json.dumps(answers(MeshShape(), 128)))
     return found
 
 
@@ -60,12 +60,12 @@ def test_in_int8_they_are_as_near_as_rounding_allows(alone: dict[str, Any]) -> N
         pairs = zip(quantized["answers"]["scored"][1], alone["answers"]["scored"][1], strict=True)
         return [abs(found[0] - exact[0]) for found, exact in pairs if exact]
 
-    on_one, on_four = (np.array(errors(run)) for run in (answers(Shards(), 64, "int8"), on_mesh(2, 2, 64, "int8")))
+    on_one, on_four = (np.array(errors(run)) for run in (answers(MeshShape(), 64, "int8"), on_mesh(2, 2, 64, "int8")))
     assert 0 < on_four.mean() < 1.25 * on_one.mean()
     assert (on_one != on_four).any()
 
 
 def test_too_few_devices() -> None:
-    config = EngineConfig(2, prefill_chunk=64, shards=Shards(4, 2))
+    config = EngineConfig(2, prefill_chunk=64, shards=MeshShape(4, 2))
     with pytest.raises(ConfigError, match=r"mesh data=4,model=2 takes 8 devices, but there are 1"):
         ModelRunner(open_model(str(TINY_MODEL)), config)

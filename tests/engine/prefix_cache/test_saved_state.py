@@ -20,10 +20,10 @@ from roost.engine import (
     StateFormat,
     UnknownRequestError,
 )
+from roost.engine.core.config import MAX_TOKENS
 from roost.engine.model.config import PRESETS
 from roost.engine.prefix_cache.state_file import pack, unpack
 from roost.engine.scheduling.scheduler import Scheduler
-from roost.engine.scheduling.token_history import MAX_TOKENS
 
 SLOTS, PLENTY = 4, 10**9
 PROMPT = tuple(np.random.default_rng(3).integers(3, 320, 300).tolist())

@@ -14,12 +14,12 @@ from roost.engine import (
     Request,
     SamplingParams,
     Scheduler,
-    Shards,
     TokenOutput,
     convert,
     open_model,
 )
 from roost.engine.core.errors import ConfigError, NumericError
+from roost.engine.model.collectives import Shards
 from roost.engine.model.quantization import QuantizedMatrix
 from roost.engine.model.state import _row_axes
 from roost.engine.worker.executor import _open_weights

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import platformdirs
 import pytest
-from roost.engine import DeviceFacts, EngineConfig, Shards, open_model
+from roost.engine import DeviceFacts, EngineConfig, MeshShape, open_model
 from roost.engine.checkpoint.source import DEMO_DIRECTORY
-from roost.engine.model.collectives import ALONE
 from roost.server.lifecycle.engine_loading import LoadProgress, engine_config, greeting, summary
 from roost.server.observability.logging import request_id, set_up_logging
 from roost.server.settings import load_settings
@@ -86,14 +85,16 @@ def test_the_summary_tells_what_is_served() -> None:
 @pytest.mark.parametrize(
     ("device", "shards", "shown"),
     [
-        (CPU, ALONE, "CPU with native kernels"),
+        (CPU, MeshShape(), "CPU with native kernels"),
         (CPU._replace(num_devices=2), None, "2 x CPU without native kernels: several devices share the cores"),
-        (CPU._replace(why_no_native_kernels="too old"), ALONE, "CPU without native kernels: too old"),
-        (DeviceFacts("NVIDIA H100", 1, 0, "gpu"), ALONE, "NVIDIA H100 (gpu)"),
+        (CPU._replace(why_no_native_kernels="too old"), MeshShape(), "CPU without native kernels: too old"),
+        (DeviceFacts("NVIDIA H100", 1, 0, "gpu"), MeshShape(), "NVIDIA H100 (gpu)"),
         (DeviceFacts("TPU v5 lite", 4, 0, "tpu"), None, "4 x TPU v5 lite (tpu)"),
     ],
 )
-def test_the_summary_names_the_device_and_its_kernels(device: DeviceFacts, shards: Shards | None, shown: str) -> None:
+def test_the_summary_names_the_device_and_its_kernels(
+    device: DeviceFacts, shards: MeshShape | None, shown: str
+) -> None:
     assert summary_of(config=EngineConfig(shards=shards), device=device)["device"] == shown
 
 

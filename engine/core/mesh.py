@@ -1,0 +1,61 @@
+"""Sizes of the device mesh, and the hosts that its devices belong to."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from .errors import ConfigError
+
+DATA: Final = "data"
+"""Mesh axis along which slots are sharded."""
+
+MODEL: Final = "model"
+"""Mesh axis along which matrices are sharded."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeshShape:
+    """Sizes of the mesh's axes.
+
+    Attributes:
+      data: Number of groups of devices, each with its own slots.
+      model: Number of devices in a group, over which every matrix is sharded.
+    """
+
+    data: int = 1
+    model: int = 1
+
+    @property
+    def count(self) -> int:
+        """Number of devices."""
+        return self.data * self.model
+
+
+ONE_DEVICE: Final = MeshShape()
+
+
+@dataclass(frozen=True, slots=True)
+class HostGroup:
+    """Processes that serve one model together.
+
+    Attributes:
+      leader: Name or address of the first host.
+      port: Port on which hosts find each other; the leader also takes the next one.
+      count: Number of hosts.
+      index: Index of this host; 0 leads.
+    """
+
+    leader: str
+    port: int
+    count: int
+    index: int
+
+    def __post_init__(self) -> None:
+        if self.count < 2:
+            raise ConfigError(f"num_hosts must be at least 2 where there is a coordinator, not {self.count}")
+        if not 0 <= self.index < self.count:
+            raise ConfigError(f"host_index must be from 0 to {self.count - 1}, not {self.index}")
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this host serves and decides."""
+        return self.index == 0
