@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from roost.engine.checkpoint.sharded_placement import leaf_cut
 from roost.engine.checkpoint.weights import random_params
+from roost.engine.core.mesh import MeshShape
 from roost.engine.model.collectives import Shards
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
@@ -82,8 +83,8 @@ HEADS = ModelConfig(97, 48, 60, 6, 66, cycle(("recurrent", "recurrent", "attenti
 
 
 @pytest.mark.parametrize("matrices", [None, "int8"])
-@pytest.mark.parametrize("shards", [Shards(1, 4), Shards(2, 3), Shards(3, 1)], ids=str)
-def test_each_device_has_the_bytes_that_are_planned(shards: Shards, matrices: str | None) -> None:
+@pytest.mark.parametrize("shards", [MeshShape(1, 4), MeshShape(2, 3), MeshShape(3, 1)], ids=str)
+def test_each_device_has_the_bytes_that_are_planned(shards: MeshShape, matrices: str | None) -> None:
     """To the byte: those of the parts that loading cuts off for a shard."""
     kind = jnp.dtype("bfloat16")
     matrix_dtype = None if matrices is None else jnp.dtype(matrices)
@@ -96,20 +97,22 @@ def test_each_device_has_the_bytes_that_are_planned(shards: Shards, matrices: st
     assert planned.weight_bytes == sum(jax.tree.leaves(last))
 
 
-@pytest.mark.parametrize("shards", [Shards(1, 4), Shards(2, 3), Shards(3, 1)], ids=str)
-def test_a_slot_has_the_bytes_of_the_pool(shards: Shards) -> None:
+@pytest.mark.parametrize("shards", [MeshShape(1, 4), MeshShape(2, 3), MeshShape(3, 1)], ids=str)
+def test_a_slot_has_the_bytes_of_the_pool(shards: MeshShape) -> None:
     """Of all devices together; they have equal parts."""
-    pool = jax.eval_shape(lambda: new_pool(HEADS, 2 * shards.count, jnp.dtype("bfloat16"), "tpu", shards))
+    pool = jax.eval_shape(
+        lambda: new_pool(HEADS, 2 * shards.count, jnp.dtype("bfloat16"), "tpu", Shards(shards.data, shards.model))
+    )
     num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.groups))
     assert num_bytes == 2 * shards.count * plan(HEADS, DEVICES["v5e"], 2, shards=shards).slot_bytes
 
 
 @pytest.mark.parametrize(
     ("device", "shards", "weights", "slots"),
-    [("v5e", Shards(1, 4), 4.33, 1584), ("v5e", Shards(2, 4), 4.33, 3168), ("v6e", Shards(2, 2), 8.61, 3176)],
+    [("v5e", MeshShape(1, 4), 4.33, 1584), ("v5e", MeshShape(2, 4), 4.33, 3168), ("v6e", MeshShape(2, 2), 8.61, 3176)],
     ids=str,
 )
-def test_9b_over_a_mesh(device: str, shards: Shards, weights: float, slots: int) -> None:
+def test_9b_over_a_mesh(device: str, shards: MeshShape, weights: float, slots: int) -> None:
     """By hand: 16 heads divide by all of these, so a device has its part of 17.17 GB, and all of the norms and biases;
     then 0.92 of its memory but for that, divided by 26.23 MB, times the devices."""
     planned = plan(PRESETS["9b"], DEVICES[device], 2, shards=shards)
@@ -122,7 +125,7 @@ def test_9b_over_a_mesh(device: str, shards: Shards, weights: float, slots: int)
 def test_heads_that_do_not_divide_cost_memory() -> None:
     """2B has ten heads: four shards have three each, so h and three rows before it have 3072 channels, not 2560."""
     alone, cut = (
-        plan(PRESETS["2b"], DEVICES["v5e"], 2, shards=shards).slot_bytes for shards in (Shards(), Shards(1, 4))
+        plan(PRESETS["2b"], DEVICES["v5e"], 2, shards=shards).slot_bytes for shards in (MeshShape(), MeshShape(1, 4))
     )
     recurrent = PRESETS["2b"].block_types.count("recurrent")
     assert cut - alone == recurrent * 512 * (4 + 3 * 2)
@@ -131,7 +134,8 @@ def test_heads_that_do_not_divide_cost_memory() -> None:
 def test_limits_grow_with_the_devices() -> None:
     """Four copies do four times the work of one; four parts of one do more of it, as the weights are read once."""
     alone, copies, parts = (
-        plan(PRESETS["2b"], DEVICES["v5e"], 2, shards=shards) for shards in (Shards(), Shards(4, 1), Shards(1, 4))
+        plan(PRESETS["2b"], DEVICES["v5e"], 2, shards=shards)
+        for shards in (MeshShape(), MeshShape(4, 1), MeshShape(1, 4))
     )
     assert copies.slots == 4 * alone.slots
     assert copies.decode_tokens_per_second(copies.slots) == pytest.approx(
@@ -152,12 +156,12 @@ def test_a_model_that_does_not_fit_would_with_one_change() -> None:
     """By hand: of 9B's 17.17 GB a v5e has 14.72 for weights and slots, so there is room for (14.72 - 8.61) / 0.02623 on
     each of two chips; 22.08 GB of an L4 or an RTX 4090, and 29.44 of a v4, leave 187 and 467 slots. The int8 figure
     is that of `test_int8_makes_room`."""
-    setup = Setup("v5e", 2, is_quantized=False, shards=Shards())
+    setup = Setup("v5e", 2, is_quantized=False, shards=MeshShape())
     found = fitting("9b", setup)
     assert found[0][0] == replace(setup, is_quantized=True)
     assert found[0][1] == pytest.approx(234, rel=0.015)
     assert found[1:] == [
-        (replace(setup, shards=Shards(1, 2)), 464),
+        (replace(setup, shards=MeshShape(1, 2)), 464),
         (replace(setup, device="l4"), 187),
         (replace(setup, device="rtx4090"), 187),
         (replace(setup, device="v4"), 467),
@@ -165,13 +169,13 @@ def test_a_model_that_does_not_fit_would_with_one_change() -> None:
 
 
 def test_float32_has_one_way_more() -> None:
-    setup = Setup("l4", 4, is_quantized=False, shards=Shards())
+    setup = Setup("l4", 4, is_quantized=False, shards=MeshShape())
     assert fitting("9b", setup)[0] == (replace(setup, dtype_bytes=2), 187)
 
 
 def test_what_is_proposed_differs_in_one_thing_and_fits() -> None:
     """Also where the options of a user are unusual."""
-    setup = Setup("v5e", 4, is_quantized=False, shards=Shards(2, 1))
+    setup = Setup("v5e", 4, is_quantized=False, shards=MeshShape(2, 1))
     for other, slots in fitting("9b", setup):
         names = ("device", "dtype_bytes", "is_quantized", "shards")
         assert sum(getattr(other, name) != getattr(setup, name) for name in names) == 1
@@ -181,7 +185,7 @@ def test_what_is_proposed_differs_in_one_thing_and_fits() -> None:
 
 def test_nothing_is_proposed_for_a_model_that_is_too_large_for_everything() -> None:
     huge = replace(PRESETS["9b"], width=2**16, lru_width=2**16, mlp_width=2**20)
-    assert setups_that_fit(huge, Setup("v5e", 2, is_quantized=True, shards=Shards())) == []
+    assert setups_that_fit(huge, Setup("v5e", 2, is_quantized=True, shards=MeshShape())) == []
 
 
 def test_a_cpu_has_the_memory_of_this_machine_and_no_limits() -> None:
