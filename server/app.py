@@ -9,10 +9,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from .api.anthropic import messages
+from .api.common.openapi import ERRORS
 from .api.native import abort, debug, generate, health, page, render, states, tokenize
 from .api.openai import chat_completions as chat
 from .api.openai import completions, models, responses
-from .api.openapi import ERRORS
 from .error_responses import install_error_handlers
 from .generation.service import Service
 from .middleware.auth import Access, KeyRequired, PortSplit, is_debug, is_private

@@ -6,8 +6,8 @@ from ... import request_warnings
 from ...generation.output_constraint import chat_wish
 from ...generation.service import AnyService, ReadyService
 from ...middleware.body import JsonRoute
+from ..common.openapi import ANTHROPIC_ERRORS, STREAMABLE
 from ..common.sampling import chat_params
-from ..openapi import ANTHROPIC_ERRORS, STREAMABLE
 from .message_builder import MessageWriter, chat_of, prompt_of
 from .schemas import CountTokensBody, MessagesBody
 

@@ -12,11 +12,11 @@ from ...generation.service import ReadyService
 from ...middleware.body import JsonRoute
 from ...tenancy.memory import is_large, keep
 from ..common.logprobs import token_logprobs
+from ..common.openapi import STREAMABLE
 from ..common.responding import AnswerWriter, Envelope, UsageReport, choice_end, total_usage
 from ..common.sampling import generate_params
 from ..common.timings import TimingReport
 from ..openai.schemas import GenerateBody
-from ..openapi import STREAMABLE
 
 router = APIRouter(route_class=JsonRoute)
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from ...errors import shutting_down
 from ...generation.service import AnyService, ReadyService
 from ...observability.metrics import CONTENT_TYPE
-from ..openapi import PLAIN_TEXT
+from ..common.openapi import PLAIN_TEXT
 
 router = APIRouter()
 

@@ -13,10 +13,10 @@ from ...generation.service import ReadyService
 from ...generation.tools import CallPiece
 from ...middleware.body import JsonRoute
 from ..common.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
+from ..common.openapi import STREAMABLE
 from ..common.responding import AnswerWriter, Envelope, UsageReport, choice_end, total_usage
 from ..common.sampling import chat_params
 from ..common.timings import TimingReport
-from ..openapi import STREAMABLE
 from .schemas import ChatBody
 
 router = APIRouter(route_class=JsonRoute)

@@ -13,10 +13,10 @@ from ...generation.service import ReadyService
 from ...middleware.body import JsonRoute
 from ...tenancy.memory import is_large
 from ..common.logprobs import CompletionLogprobs, CompletionLogprobsWriter, cut, join_logprobs, prompt_logprobs
+from ..common.openapi import STREAMABLE
 from ..common.responding import AnswerWriter, Envelope, UsageReport, choice_end, total_usage
 from ..common.sampling import completion_params
 from ..common.timings import TimingReport
-from ..openapi import STREAMABLE
 from .schemas import CompletionBody
 
 router = APIRouter(route_class=JsonRoute)

@@ -15,10 +15,10 @@ from ...generation.output_constraint import chat_wish
 from ...generation.response_store import pack
 from ...generation.service import AnyService, ReadyService, Service, json_response
 from ...middleware.body import JsonRoute
+from ..common.openapi import STREAMABLE
 from ..common.paging import Order
 from ..common.sampling import chat_params
 from ..common.streaming import EventStream, stream_events
-from ..openapi import STREAMABLE
 from .input_items import page
 from .response_builder import ResponseWriter, chat_of, messages_of
 from .responses_schemas import ResponseBody

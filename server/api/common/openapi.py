@@ -2,8 +2,8 @@
 
 from typing import Any, Final
 
-from ..error_responses import AnthropicErrorBody
-from ..errors import ErrorBody
+from ...error_responses import AnthropicErrorBody
+from ...errors import ErrorBody
 
 type Responses = dict[int | str, dict[str, Any]]
 
