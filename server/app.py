@@ -2,6 +2,8 @@
 
 import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Final
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
@@ -11,18 +13,22 @@ from starlette.types import ASGIApp
 from .api.anthropic import messages
 from .api.common.openapi import ERRORS
 from .api.native import abort, debug, generate, health, page, render, states, tokenize
+from .api.native.chat_page import FILES
 from .api.openai import chat_completions as chat
 from .api.openai import completions, models, responses
 from .error_responses import install_error_handlers
 from .generation.service import Service
-from .middleware.auth import Access, KeyRequired, PortSplit, is_debug, is_private
+from .middleware.auth import Access, KeyAuthentication, PortSplit, needs_admin_key, needs_key
 from .middleware.body import MAX_BODY_BYTES, MAX_KEPT_BYTES, BodyLimit
-from .middleware.drain import Doorkeeper
+from .middleware.drain import Drain
 from .middleware.http_methods import HeadAndOptions
 from .middleware.request_id import RequestScope
 from .request_warnings import HEADER as WARNINGS_HEADER
 
 _OPEN_TO_ALL = Access()
+
+_PUBLIC_PATHS: Final = frozenset({"/", "/v1", "/v1/", *FILES, "/health", "/health/ready", "/metrics"})
+"""Paths that need no API key: the chat page, which asks for the key, and its files, the API's root, probes, metrics."""
 
 
 def create_app(
@@ -67,10 +73,11 @@ def create_app(
         max_kept_bytes=max_kept_bytes,
     )
     if access.keys:
-        app.add_middleware(KeyRequired, keys=access.keys, concerns=is_private)
+        is_protected = partial(needs_key, public_paths=_PUBLIC_PATHS)
+        app.add_middleware(KeyAuthentication, keys=access.keys, is_protected=is_protected)
     if access.admin_keys:
-        app.add_middleware(KeyRequired, keys=access.admin_keys, concerns=is_debug)
-    app.add_middleware(Doorkeeper, door=service.door)
+        app.add_middleware(KeyAuthentication, keys=access.admin_keys, is_protected=needs_admin_key)
+    app.add_middleware(Drain, open_requests=service.open_requests)
     if access.admin_port is not None:
         app.add_middleware(PortSplit, admin_port=access.admin_port)
     if access.allowed_origins:

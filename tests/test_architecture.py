@@ -31,10 +31,11 @@ LEVELS = (
     "server/api/anthropic",
     "server/api/openai",
     "server/api/common",
-    "server/generation",
     "server/middleware",
+    "server/generation",
     "server/text",
     "server/model_hub",
+    "server/http_requests.py",
     "server/request_warnings.py",
     "server/terminal",
     "server/error_responses.py",
@@ -68,7 +69,6 @@ UPWARD = {
     ("server/generation", "server/api/openai"),
     ("server/api/common", "server/api/openai"),
     ("server/api/common", "server/api"),
-    ("server/middleware", "server/api/native"),
 }
 
 # Each outside concern, the modules that stand for it, and its only rooms.

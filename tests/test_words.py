@@ -183,9 +183,6 @@ PENDING: frozenset[str] = frozenset(
         "server/lifecycle/lifecycle.py",
         "server/lifecycle/signals.py",
         # server/middleware/
-        "server/middleware/api_keys.py",
-        "server/middleware/auth.py",
-        "server/middleware/drain.py",
         "server/middleware/request_id.py",
         # server/model_hub/
         "server/model_hub/__init__.py",

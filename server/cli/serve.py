@@ -47,7 +47,7 @@ from ..lifecycle.engine_loading import (
 )
 from ..lifecycle.lifecycle import LAST_STEP_S, Life, Patience
 from ..lifecycle.signals import Signals, leave_now
-from ..middleware.auth import open_access
+from ..middleware.auth import load_access
 from ..model_hub import find_model
 from ..observability.logging import is_json, log_what_python_prints, say, set_up_logging
 from ..observability.metrics import Metrics
@@ -93,7 +93,7 @@ def serve(settings: Settings) -> int:
     listener = _listen(settings.host, settings.port)
     admin_listener = None if settings.admin_port is None else _listen(settings.host, settings.admin_port)
     listeners = [each for each in (listener, admin_listener) if each is not None]
-    access = open_access(settings, None if admin_listener is None else admin_listener.getsockname()[1])
+    access = load_access(settings, None if admin_listener is None else admin_listener.getsockname()[1])
     config = replace(config, tenants=max(len(access.keys.owners), 1))
     observation = open_observation(settings, model.id)
     progress = LoadProgress(config.compile_cache)

@@ -22,11 +22,11 @@ from ..api.common.streaming import EventStream, first_delta, stream_events
 from ..api.common.unknown_fields import FieldCheck
 from ..api.openai.schemas import GenerationBody
 from ..errors import bad_value, grammars_busy, model_loading, not_generating, prompt_too_long, unknown_model
-from ..middleware.disconnect import until_disconnect
-from ..middleware.drain import Door
+from ..http_requests import until_disconnect
 from ..observability.logging import request_id
 from ..observability.metrics import Metrics
 from ..tenancy.memory import is_large, keep
+from ..tenancy.open_requests import OpenRequests
 from ..tenancy.tenant import tenant
 from ..tenancy.turns import TenantTurns
 from ..tenancy.workers import Workers
@@ -93,13 +93,13 @@ class Service:
     files: StateFiles = field(default_factory=StateFiles)
     sent: SentAnswers = field(default_factory=SentAnswers)
     stop_strings: StopStringsBuilder = field(default_factory=StopStringsBuilder)
-    door: Door = field(default_factory=Door)
+    open_requests: OpenRequests = field(default_factory=OpenRequests)
     workers: Workers = field(default_factory=Workers)
 
     @property
     def is_busy(self) -> bool:
         """Whether anybody still gets an answer, or one is made that is fetched later."""
-        return not self.door.is_empty or self.background.is_busy
+        return self.open_requests.count > 0 or self.background.is_busy
 
     def check(self, body: Body) -> None:
         """

@@ -15,8 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from ...engine import TenantStore
 from ..errors import ApiError, body_too_large, too_many_bytes
-from ..middleware.body import refuse_encoding
-from ..middleware.disconnect import until_disconnect
+from ..http_requests import refuse_encoding, until_disconnect
 from ..tenancy.tenant import tenant
 from ..tenancy.turns import TenantTurns
 

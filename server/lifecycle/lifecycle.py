@@ -53,7 +53,8 @@ class Life:
             if self._signals.first is not None:
                 say("shutting down: the model was still loading")
                 loading.cancel()
-                self._service.door.is_leaving, self._service.door.is_open = True, False
+                requests = self._service.open_requests
+                requests.is_draining, requests.is_accepting = True, False
                 return None
             await asyncio.sleep(_WATCH_S)
         if loading.exception() is not None:  # the load may raise anything; it becomes the reason why the process ends
@@ -68,19 +69,19 @@ class Life:
 
     async def _drain(self) -> BaseException | None:
         """Unready at once, closed after a while, over when the last answer is; what takes longer is cut short."""
-        door, began = self._service.door, time.monotonic()
-        door.is_leaving = True
-        say(_about_drain(door.num_inside, self._service.is_busy, self._patience.drain_s))
+        requests, began = self._service.open_requests, time.monotonic()
+        requests.is_draining = True
+        say(_about_drain(requests.count, self._service.is_busy, self._patience.drain_s))
         lag_s = self._patience.lag_s if self._signals.first == signal.SIGTERM else 0.0  # nobody balances load by Ctrl-C
         while (passed := time.monotonic() - began) < self._patience.drain_s:
-            door.is_open = passed < lag_s
-            if not door.is_open and not self._service.is_busy:
+            requests.is_accepting = passed < lag_s
+            if not requests.is_accepting and not self._service.is_busy:
                 break
             await asyncio.sleep(_WATCH_S)
             self._watch()
             if self._engine.error is not None:
                 return self._engine.error
-        door.is_open = False
+        requests.is_accepting = False
         await self._engine.stop(LAST_STEP_S)
         return None
 

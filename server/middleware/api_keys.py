@@ -1,4 +1,4 @@
-"""API keys and whose they are."""
+"""API keys and their owners."""
 
 import hashlib
 import hmac
@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import Final
 
 UNNAMED: Final = "default"
-"""The owner of keys that have no name."""
+"""Owner of keys without a name."""
 
 _ENTRY: Final = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]{1,64}):)?(?P<key>[A-Za-z0-9._~+/=-]+)")
-"""Keys are what a bearer token may be made of (RFC 6750), so the colon is none of a key's."""
+"""`NAME:KEY` or `KEY`. Keys have the characters of a bearer token (RFC 6750), which don't include the colon."""
 
 
 class KeyFormatError(ValueError):
-    """What is given as an API key is none; the text is one line, and does not repeat it."""
+    """An API key is malformed. The message is one line and does not repeat the key."""
 
 
 class ApiKeys:
-    """Keys and whose they are. Of a key nothing but its hash is kept.
+    """Maps API keys to their owners. Only hashes of the keys are kept.
 
     Args:
-      entries: `NAME:KEY`, or `KEY` alone, whose owner is "default". Several keys may have the same owner.
+      entries: `NAME:KEY`, or `KEY` alone, whose owner is "default". An owner may have several keys.
 
     Raises:
-      KeyFormatError: an entry is neither, or two owners have the same key.
+      KeyFormatError: An entry is malformed, or two owners have the same key.
     """
 
     def __init__(self, entries: Iterable[str] = ()) -> None:
@@ -46,10 +46,11 @@ class ApiKeys:
 
     @property
     def owners(self) -> tuple[str, ...]:
+        """Owners in the order of their first keys."""
         return tuple(dict.fromkeys(self._owners.values()))
 
     def owner(self, given: Iterable[bytes]) -> str | None:
-        """Whose key is among those given; None where none is. Takes as long for a wrong key as for a right one."""
+        """Returns the owner of the first known key, or None; takes as long for a wrong key as for a right one."""
         digests = [_digest(key) for key in given]
         found = [
             owner for known, owner in self._owners.items() for digest in digests if hmac.compare_digest(known, digest)
@@ -58,10 +59,10 @@ class ApiKeys:
 
 
 def read_key_file(path: Path) -> list[str]:
-    """One entry a line; empty lines and those that begin with # are left out.
+    """Returns the entries of a key file, one per line, without empty lines and comments (#).
 
     Raises:
-      OSError, UnicodeDecodeError: the file cannot be read.
+      OSError, UnicodeDecodeError: The file cannot be read.
     """
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line and not line.startswith("#")]

@@ -1,6 +1,6 @@
-"""Who may come in, and what is told on which port. Plain ASGI, put together in `app.py`."""
+"""Access control: API keys, the admin port, and origins of web pages."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -8,33 +8,31 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..api.native.chat_page import FILES
 from ..error_responses import send_error
 from ..errors import ApiError, invalid_api_key
 from ..settings import Settings, SettingsError
 from ..tenancy.tenant import tenant
 from .api_keys import ApiKeys, KeyFormatError, read_key_file
 
-_OPEN: Final = frozenset({"/", "/v1", "/v1/", *FILES, "/health", "/health/ready", "/metrics"})
-"""Paths that need no key: the chat page, which asks people for the key, its files, the API's root, which says where to
-go, probes and metrics."""
-
 _DEBUG: Final = "/debug/"
-"""Paths that begin with it want the operator's key."""
+"""Prefix of paths that require an admin key."""
 
 _ADMIN_ONLY: Final = ("/metrics", _DEBUG)
+"""Prefixes of paths that an admin port takes off the main port."""
+
 _ON_ADMIN_PORT: Final = ("/health", *_ADMIN_ONLY)
-"""Where there is a port for the operator: beginnings of paths that are served there only, and there at all."""
+"""Prefixes of paths that the admin port serves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """
+    """Access control of one server.
+
     Attributes:
-      keys: demanded for all but the page and its files, probes and metrics, if there are any.
-      admin_keys: demanded for `/debug/`, which does not exist without.
-      admin_port: where metrics and `/debug/` are told instead of on the main port; None tells all on the one.
-      allowed_origins: of web pages that may use the API from a browser; "*" stands for all.
+      keys: API keys; if there are none, every path is public.
+      admin_keys: Keys for `/debug/`, which does not exist without them.
+      admin_port: Port that serves metrics and `/debug/` instead of the main port; None serves all on the main port.
+      allowed_origins: Origins of web pages that may use the API from a browser; "*" allows all.
     """
 
     keys: ApiKeys = field(default_factory=ApiKeys)
@@ -43,13 +41,15 @@ class Access:
     allowed_origins: tuple[str, ...] = ()
 
 
-def open_access(settings: Settings, admin_port: int | None) -> Access:
-    """
+def load_access(settings: Settings, admin_port: int | None) -> Access:
+    """Returns the access control that the settings ask for.
+
     Args:
-      admin_port: the one that was taken, if any was asked for.
+      settings: Settings of the server.
+      admin_port: Port that the admin listener is bound to, if there is one.
 
     Raises:
-      SettingsError: a key is none, or the file of keys cannot be read.
+      SettingsError: A key is malformed, or the key file cannot be read.
     """
     in_file = [] if settings.api_key_file is None else _read_keys(settings.api_key_file)
     given = [key.get_secret_value() for key in settings.api_key or ()]
@@ -67,7 +67,7 @@ def _read_keys(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"api_key_file {path}: cannot be read ({error})") from None
     if not entries:
-        raise SettingsError(f"api_key_file {path}: has no key, which would let everybody in")
+        raise SettingsError(f"api_key_file {path}: has no key; add a line KEY or NAME:KEY")
     return entries
 
 
@@ -78,30 +78,33 @@ def _keys(name: str, entries: Sequence[str]) -> ApiKeys:
         raise SettingsError(f"{name}: {error}") from None
 
 
-def is_debug(path: str) -> bool:
+def needs_admin_key(path: str) -> bool:
+    """Returns whether a path requires an admin key."""
     return path.startswith(_DEBUG)
 
 
-def is_private(path: str) -> bool:
-    """Whether clients need a key."""
-    return path not in _OPEN and not is_debug(path)
+def needs_key(path: str, public_paths: Collection[str]) -> bool:
+    """Returns whether a path requires an API key."""
+    return path not in public_paths and not needs_admin_key(path)
 
 
-class KeyRequired:
-    """Lets requests pass that carry a key, and those that need none; notes whose the key is.
+class KeyAuthentication:
+    """Responds 401 where a path requires a key and the request has none; sets the tenant to the key's owner.
 
     Args:
-      concerns: which paths need one.
+      app: Wrapped application.
+      keys: Accepted keys.
+      is_protected: Returns whether a path requires a key.
     """
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, concerns: Callable[[str], bool]) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys, is_protected: Callable[[str], bool]) -> None:
         self._app = app
         self._keys = keys
-        self._concerns = concerns
+        self._is_protected = is_protected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._concerns(scope["path"]):
-            owner = self._keys.owner(_keys_given(Headers(scope=scope)))
+        if scope["type"] == "http" and self._is_protected(scope["path"]):
+            owner = self._keys.owner(_presented_keys(Headers(scope=scope)))
             if owner is None:
                 await send_error(invalid_api_key(), scope, receive, send)
                 return
@@ -110,27 +113,32 @@ class KeyRequired:
 
 
 class PortSplit:
-    """Tells clients and the operator apart by the port that they came to."""
+    """Responds 404 to paths that the request's port does not serve.
+
+    Args:
+      app: Wrapped application.
+      admin_port: Port that serves the admin paths.
+    """
 
     def __init__(self, app: ASGIApp, admin_port: int) -> None:
         self._app = app
         self._admin_port = admin_port
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._belongs(scope):
+        if scope["type"] == "http" and not self._is_served(scope):
             error = ApiError(404, "no such URL on this port")
             await send_error(error, scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    def _belongs(self, scope: Mapping[str, object]) -> bool:
+    def _is_served(self, scope: Mapping[str, object]) -> bool:
         server, path = scope["server"], str(scope["path"])
         on_admin_port = isinstance(server, tuple) and server[1] == self._admin_port
         return path.startswith(_ON_ADMIN_PORT) if on_admin_port else not path.startswith(_ADMIN_ONLY)
 
 
-def _keys_given(headers: Headers) -> list[bytes]:
-    """As OpenAI's clients send it, and as Anthropic's do."""
+def _presented_keys(headers: Headers) -> list[bytes]:
+    """Returns the keys of `authorization` (OpenAI's clients) and `x-api-key` (Anthropic's)."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     given = [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "").strip()]
     return [key.encode("latin-1") for key in given]

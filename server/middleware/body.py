@@ -15,7 +15,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..error_responses import send_error
-from ..errors import ApiError, bad_value, body_too_large, encoded_body, from_exception
+from ..errors import ApiError, bad_value, body_too_large, from_exception
+from ..http_requests import refuse_encoding
 from ..tenancy.memory import ByteBudget, RequestMemory, request_memory, size_of
 from ..tenancy.workers import Workers
 
@@ -186,16 +187,6 @@ def _checked(parsed: Any, model: type[BaseModel]) -> BaseModel:
     except ValidationError as error:
         details = [{**detail, "loc": ("body", *detail["loc"])} for detail in error.errors(include_url=False)]
         raise from_exception(RequestValidationError(details, body=parsed)) from None
-
-
-def refuse_encoding(headers: Headers) -> None:
-    """
-    Raises:
-      ApiError: the body is compressed.
-    """
-    encoding = headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise encoded_body(encoding)
 
 
 def parse_json(body: bytes | bytearray) -> Any:

@@ -1,63 +1,34 @@
-"""Who comes in and who is inside: what has to end before the process may."""
+"""Refuses requests while the server shuts down."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..error_responses import send_error
 from ..errors import shutting_down
+from ..tenancy.open_requests import OpenRequests
 
-_ALWAYS: Final = ("/health", "/health/ready", "/load", "/metrics", "/version")
-"""Answered until the end, and nothing to wait for."""
+_UNCOUNTED: Final = ("/health", "/health/ready", "/load", "/metrics", "/version")
+"""Paths that are served until the end, and that shutdown does not wait for."""
 
 
-class Door:
-    """Closed in two steps: first it is said that it will be, so that nobody is sent here any more; then it is.
+class Drain:
+    """Counts open requests, and refuses new ones once shutdown has closed the server.
 
-    Attributes:
-      is_leaving: the process is about to end.
-      is_open: new requests are taken.
+    Args:
+      app: Wrapped application.
+      open_requests: Counter that lifecycle and middleware share.
     """
 
-    def __init__(self) -> None:
-        self.is_leaving = False
-        self.is_open = True
-        self._num_inside = 0
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no request is being answered."""
-        return self._num_inside == 0
-
-    @property
-    def num_inside(self) -> int:
-        """Number of requests that are being answered."""
-        return self._num_inside
-
-    @contextmanager
-    def pass_through(self) -> Iterator[None]:
-        """Somebody is inside until the end of the `with` block."""
-        self._num_inside += 1
-        try:
-            yield
-        finally:
-            self._num_inside -= 1
-
-
-class Doorkeeper:
-    """Refuses requests when the door is closed, and counts those inside. Plain ASGI."""
-
-    def __init__(self, app: ASGIApp, door: Door) -> None:
+    def __init__(self, app: ASGIApp, open_requests: OpenRequests) -> None:
         self._app = app
-        self._door = door
+        self._open_requests = open_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _ALWAYS:
+        if scope["type"] != "http" or scope["path"] in _UNCOUNTED:
             await self._app(scope, receive, send)
-        elif self._door.is_open:
-            with self._door.pass_through():
+        elif self._open_requests.is_accepting:
+            with self._open_requests.track():
                 await self._app(scope, receive, send)
         else:
             await send_error(shutting_down(), scope, receive, send)

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from ...errors import from_exception
 from ...generation.choices import Generation
 from ...generation.delta import Delta
-from ...middleware.disconnect import until_disconnect
+from ...http_requests import until_disconnect
 from ...tenancy.workers import Workers
 from .responding import AnswerWriter
 

@@ -23,7 +23,7 @@ async def health(service: AnyService) -> dict[str, str]:
 @router.get("/health/ready")
 async def ready(service: ReadyService) -> dict[str, str]:
     """200 while requests are served, and more may come."""
-    if service.door.is_leaving:
+    if service.open_requests.is_draining:
         raise shutting_down()
     return {"status": "ready"}
 

@@ -91,12 +91,12 @@ async def test_asked_to_end_it_lets_requests_end(engine: FakeEngine, service: Se
         going = asyncio.create_task(client.post("/v1/completions", json={"prompt": "a"}))
         await until(lambda: engine.running)
         process.signals.first = signal.SIGTERM
-        await until(lambda: service.door.is_leaving)
+        await until(lambda: service.open_requests.is_draining)
         answer = await client.get("/health/ready")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
         late = asyncio.create_task(client.post("/v1/completions", json={"prompt": "b"}))
         await until(lambda: len(engine.running) == 2)
-        await until(lambda: not service.door.is_open)
+        await until(lambda: not service.open_requests.is_accepting)
         refused = await client.post("/v1/completions", json={"prompt": "c"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
         assert refused.headers["retry-after"] == "1"
@@ -128,7 +128,7 @@ async def test_a_background_response_is_waited_for(engine: FakeEngine, service: 
         engine.gate.clear()
         begun = (await client.post("/v1/responses", json={"input": "a", "background": True})).json()
         process.signals.first = signal.SIGTERM
-        await until(lambda: not service.door.is_open)
+        await until(lambda: not service.open_requests.is_accepting)
         await asyncio.sleep(0.1)
         assert not engine.stopped
         engine.gate.set()
@@ -255,7 +255,7 @@ async def test_a_signal_says_what_is_waited_for(
         going = asyncio.create_task(client.post("/v1/completions", json={"prompt": "a"}))
         await until(lambda: engine.running)
         process.signals.first = signal.SIGINT
-        await until(lambda: service.door.is_leaving)
+        await until(lambda: service.open_requests.is_draining)
         engine.gate.set()
         assert (await going).status_code == 200
     assert await process.end() is None

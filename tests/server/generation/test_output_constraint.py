@@ -287,7 +287,7 @@ async def test_nothing_is_compiled_for_clients_that_hang_up(engine: FakeEngine, 
         for each in requests:
             each.cancel()
         await asyncio.gather(*requests, return_exceptions=True)
-        await until(lambda: service.door.is_empty)
+        await until(lambda: service.open_requests.count == 0)
         bench.may_end.set()
         response = await client.post("/v1/completions", json={"prompt": "a", "guided_regex": "x"})
         assert response.status_code == 400

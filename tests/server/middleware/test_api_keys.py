@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from roost.server.middleware.api_keys import ApiKeys, KeyFormatError
-from roost.server.middleware.auth import open_access
+from roost.server.middleware.auth import load_access
 from roost.server.settings import SettingsError, load_settings
 
 
@@ -40,7 +40,7 @@ def test_nobody_shares_a_key() -> None:
 def test_keys_come_from_flags_and_a_file(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# ours\n\n  bob:b \n")
-    access = open_access(load_settings({"api_key": ["alice:a"], "api_key_file": str(path)}), None)
+    access = load_access(load_settings({"api_key": ["alice:a"], "api_key_file": str(path)}), None)
     assert access.keys.owners == ("alice", "bob")
     assert not access.admin_keys
 
@@ -50,18 +50,18 @@ def test_a_file_without_a_key_does_not_open_the_doors(tmp_path: Path, content: s
     path = tmp_path / "keys"
     path.write_text(content)
     with pytest.raises(SettingsError, match=rf"^api_key_file .*{reason}"):
-        open_access(load_settings({"api_key_file": str(path)}), None)
+        load_access(load_settings({"api_key_file": str(path)}), None)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"api_key_file .*: cannot be read"):
-        open_access(load_settings({"api_key_file": str(tmp_path / "no")}), None)
+        load_access(load_settings({"api_key_file": str(tmp_path / "no")}), None)
 
 
 def test_variables_hold_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOST_API_KEY", "alice:a, bob:b")
     monkeypatch.setenv("ROOST_ALLOW_ORIGIN", "https://a.example https://b.example")
-    access = open_access(load_settings({}), None)
+    access = load_access(load_settings({}), None)
     assert access.keys.owners == ("alice", "bob")
     assert access.allowed_origins == ("https://a.example", "https://b.example")
 
