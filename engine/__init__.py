@@ -23,18 +23,15 @@ from .core.errors import (
 from .core.mailbox import Mailbox
 from .core.mesh import HostGroup, MeshShape
 from .core.output_constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
-from .core.request import (
+from .core.request import FinishReason, Request, TokenLogprobs, TokenOutput
+from .core.sampling_params import (
     MAX_BIASES,
     MAX_LOGPROBS,
     MAX_REPETITION_PENALTY,
     MAX_STOP_IDS,
     MIN_REPETITION_PENALTY,
     MIN_TYPICAL_P,
-    FinishReason,
-    Request,
     SamplingParams,
-    TokenLogprobs,
-    TokenOutput,
 )
 from .core.snapshot import Snapshot
 from .core.tenant_store import TenantStore

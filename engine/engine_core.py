@@ -11,7 +11,8 @@ from typing import Final, Protocol, runtime_checkable
 
 from .core.config import STEP_TOKEN_BOUNDS, CacheStats, EngineStats
 from .core.errors import EngineDeadError, NumericError, UnknownRequestError
-from .core.request import NO_TOKEN, Request, SamplingParams, TokenOutput
+from .core.request import Request, TokenOutput
+from .core.sampling_params import NO_TOKEN, SamplingParams
 from .core.snapshot import Snapshot
 from .prefix_cache.saved_state import SavedState, StateFormat
 from .prefix_cache.tree import PromptKey

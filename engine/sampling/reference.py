@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from ..core.request import PENALTY_WINDOW, SamplingParams
+from ..core.sampling_params import PENALTY_WINDOW, SamplingParams
 
 
 def reference_distribution(

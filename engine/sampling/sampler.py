@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
 
-from ..core.request import MAX_LOGPROBS, NO_CHOICE, NO_TOKEN
+from ..core.sampling_params import MAX_LOGPROBS, NO_CHOICE, NO_TOKEN
 from .logits_processors import adjust, is_adjusted
 from .state import SamplingState, TokenMemory
 

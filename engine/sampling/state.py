@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
 from ..core.output_constraint import words_of_mask
-from ..core.request import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, NO_LIMIT, NO_TOKEN, PENALTY_WINDOW
+from ..core.sampling_params import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, NO_LIMIT, NO_TOKEN, PENALTY_WINDOW
 
 
 class SamplingState(NamedTuple):

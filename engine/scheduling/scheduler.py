@@ -21,7 +21,8 @@ from ..core.errors import (
     RequestTimeoutError,
     RoostError,
 )
-from ..core.request import NO_CHOICE, FinishReason, Request, TokenOutput
+from ..core.request import FinishReason, Request, TokenOutput
+from ..core.sampling_params import NO_CHOICE
 from ..core.snapshot import Snapshot
 from ..prefix_cache.tree import PromptKey, StateCache
 from .prefetch import Fetch, Prefetcher

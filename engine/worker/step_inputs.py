@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Int
 
 from ..core.output_constraint import TokenMask, mask_of_ids
-from ..core.request import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, NO_LIMIT, NO_TOKEN, Request
+from ..core.request import Request
+from ..core.sampling_params import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, NO_LIMIT, NO_TOKEN
 from ..scheduling.sequences import PrefillChunk
 
 _SMALLEST_NORMAL: Final = float(np.finfo(np.float32).tiny)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 
 from ...kernels import PORTABLE
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
-from ..core.request import MAX_LOGPROBS, NO_TOKEN
+from ..core.sampling_params import MAX_LOGPROBS, NO_TOKEN
 from ..model.collectives import Shards
 from ..model.griffin import Griffin, Params
 from ..model.state import ModelState, Trail, as_arrays, as_state, copy_rows, join, num_rows, put_rows, split, take_rows

@@ -17,7 +17,8 @@ from roost.engine.core.errors import (
     RequestTimeoutError,
     UnknownRequestError,
 )
-from roost.engine.core.request import FinishReason, Request, SamplingParams
+from roost.engine.core.request import FinishReason, Request
+from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.core.snapshot import Snapshot
 from roost.engine.engine_core import EngineCore
 from roost.engine.prefix_cache.saved_state import SavedState

@@ -9,7 +9,8 @@ from fake_runner import FakeRunner
 from hypothesis import given
 from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import EngineDeadError, NumericError
-from roost.engine.core.request import NO_TOKEN, FinishReason, Request, SamplingParams, TokenOutput
+from roost.engine.core.request import FinishReason, Request, TokenOutput
+from roost.engine.core.sampling_params import NO_TOKEN, SamplingParams
 from roost.engine.engine_core import EngineCore
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.scheduling.sequences import DecodeBatch, PrefillBatch, PrefillChunk, RowResult

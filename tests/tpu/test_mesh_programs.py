@@ -16,7 +16,7 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from roost.engine.checkpoint.sharded_placement import cut_params
-from roost.engine.core.request import MAX_LOGPROBS
+from roost.engine.core.sampling_params import MAX_LOGPROBS
 from roost.engine.model.collectives import DATA, MODEL, Shards
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model

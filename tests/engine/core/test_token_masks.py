@@ -7,7 +7,8 @@ import numpy as np
 from hypothesis import given
 from roost.engine.core.bad_phrases import BadPhrases, PhraseIndex
 from roost.engine.core.output_constraint import Constraint, StaticMask, TokenMask, mask_of_ids, words_of_mask
-from roost.engine.core.request import Request, SamplingParams
+from roost.engine.core.request import Request
+from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.core.token_masks import constraint_of
 
 VOCAB = 70

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import assume, given, settings
 from roost.engine.core.errors import ParameterError
 from roost.engine.core.output_constraint import mask_of_ids, words_of_mask
-from roost.engine.core.request import MAX_LOGPROBS, NO_CHOICE, NO_TOKEN, PENALTY_WINDOW, Request, SamplingParams
+from roost.engine.core.request import Request
+from roost.engine.core.sampling_params import MAX_LOGPROBS, NO_CHOICE, NO_TOKEN, PENALTY_WINDOW, SamplingParams
 from roost.engine.sampling.reference import reference_distribution
 from roost.engine.sampling.sampler import Logprobs, Sampled, _draw_from_best, _invert, logprobs, sample, score
 from roost.engine.sampling.state import (

@@ -7,7 +7,8 @@ import pytest
 from fake_states import marks, text
 from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import QueueFullError
-from roost.engine.core.request import Request, SamplingParams
+from roost.engine.core.request import Request
+from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.core.snapshot import Snapshot, follow
 from roost.engine.prefix_cache.tree import PromptKey, StateCache
 from roost.engine.scheduling.prefetch import Fetch

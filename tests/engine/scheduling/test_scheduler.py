@@ -11,15 +11,8 @@ from fake_states import read as read_states
 from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import ConfigError, ConstraintError, NumericError, QueueFullError, RequestFailedError
 from roost.engine.core.output_constraint import TokenMask, mask_of_ids
-from roost.engine.core.request import (
-    NO_CHOICE,
-    NO_TOKEN,
-    FinishReason,
-    Request,
-    SamplingParams,
-    TokenLogprobs,
-    TokenOutput,
-)
+from roost.engine.core.request import FinishReason, Request, TokenLogprobs, TokenOutput
+from roost.engine.core.sampling_params import NO_CHOICE, NO_TOKEN, SamplingParams
 from roost.engine.core.snapshot import Mark, Snapshot
 from roost.engine.prefix_cache.tree import StateCache
 from roost.engine.scheduling.scheduler import Scheduler

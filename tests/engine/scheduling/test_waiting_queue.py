@@ -6,7 +6,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 from roost.engine.core.errors import QueueFullError
-from roost.engine.core.request import Request, SamplingParams
+from roost.engine.core.request import Request
+from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.scheduling.waiting_queue import OLDEST_EVERY, FairShares, WaitingQueue, expected_tokens
 
 TENANTS = st.sampled_from("abc")
