@@ -41,8 +41,7 @@ LEVELS = (
     "server/error_responses.py",
     "server/observability",
     "server/tenancy",
-    "server/settings.py",
-    "server/setting_names.py",
+    "server/settings",
     "server/errors.py",
     "server/validation_errors.py",
     "server/__init__.py",
@@ -137,10 +136,10 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     ),
     "downloads": ({"huggingface_hub", "kagglehub", "google", "google_crc32c", "requests"}, ("server/model_hub/*",)),
     "plots": ({"matplotlib"}, ("server/bench/plot.py",)),
-    "settings": ({"pydantic_settings"}, ("server/settings.py",)),
+    "settings": ({"pydantic_settings"}, ("server/settings/*",)),
     "environment variables": (
         {"os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv"},
-        ("server/settings.py",),
+        ("server/settings/sources.py",),
     ),
 }
 
@@ -314,7 +313,7 @@ def test_rule_reports_a_violation(rule: Rule, path: str, text: str) -> None:
     [
         ("server/api/x.py", "from ...engine import AsyncEngine\nfrom .. import errors\nimport fastapi"),
         ("server/text/x.py", "from ... import configs\nfrom ...configs import presets"),
-        ("server/settings.py", "import os, pydantic_settings\nos.environ.get('KEY')"),
+        ("server/settings/sources.py", "import os, pydantic_settings\nos.environ.get('KEY')"),
         (
             "engine/worker/x.py",
             "import os.path\nfrom ..model.config import ModelConfig\nfrom ...kernels import rg_lru",

@@ -2,16 +2,16 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from ..settings import Settings, SettingsError, load_settings
+from ..settings import SettingsError, load_settings
 from ..terminal.failure import errors_in_one_line
-from ..terminal.help import MODEL_HELP, QUANTIZE_HELP, Group, shown_default
+from ..terminal.help import CommandGroup, model_argument, setting_option
 
 app = typer.Typer(
-    cls=Group,
+    cls=CommandGroup,
     help="Measure an engine, a server, or how speed depends on length.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -29,27 +29,13 @@ class Workload(StrEnum):
     mixed = "mixed"
 
 
-Model = Annotated[str | None, typer.Argument(help=MODEL_HELP, show_default=shown_default("model"), metavar="MODEL")]
-Slots = Annotated[
-    str | None,
-    typer.Option(
-        help="Requests that run at the same time: a number, or auto for what memory allows.",
-        show_default=shown_default("slots"),
-        metavar="auto|N",
-    ),
-]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", show_default=shown_default("dtype"))]
-Quantize = Annotated[str | None, typer.Option(help=QUANTIZE_HELP, metavar="int8", show_default="none")]
-PrefillChunk = Annotated[
-    int | None,
-    typer.Option(help="Prompt tokens read in one step.", show_default=shown_default("prefill_chunk")),
-]
-Seed = Annotated[
-    int | None, typer.Option(help="For random weights and for prompts.", show_default=shown_default("seed"))
-]
-Config = Annotated[
-    Path | None, typer.Option(help="A TOML file of settings, as `roost serve` reads it.", metavar="FILE")
-]
+Model = Annotated[str | None, model_argument()]
+Slots = Annotated[str | None, setting_option("slots")]
+Dtype = Annotated[str | None, setting_option("dtype")]
+Quantize = Annotated[str | None, setting_option("quantize")]
+PrefillChunk = Annotated[int | None, setting_option("prefill_chunk")]
+Seed = Annotated[int | None, setting_option("seed", "Seed of random weights and of prompts.")]
+Config = Annotated[Path | None, setting_option("config", "TOML file of settings, as `roost serve` reads it.")]
 JsonFile = Annotated[
     str | None,
     typer.Option("--json", help="Write everything as JSON; - is stdout.", metavar="FILE", show_default=False),
@@ -104,7 +90,7 @@ def engine(
     """
     with errors_in_one_line(_USAGE):
         flags = {"slots": slots, "dtype": dtype, "quantize": quantize, "prefill_chunk": prefill_chunk, "seed": seed}
-        settings = _settings(model=model, config=config, **flags)
+        settings = load_settings({"model": model, "config": config, **flags})
         from .arrivals import parse_rate
         from .engine import Options, bench_engine
         from .report import Outputs
@@ -150,7 +136,7 @@ def serve(
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Ask for full length; Roost, vLLM and SGLang know it.")
     ] = False,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the most likely token.")] = 0.0,
     api_key: Annotated[
         str | None, typer.Option(help="Sent as a bearer token.", metavar="KEY", show_default=False)
     ] = None,
@@ -233,13 +219,9 @@ def length(
     """Let texts grow, and tell speed and memory at every doubling of their length."""
     with errors_in_one_line(_USAGE):
         flags = {"slots": slots, "dtype": dtype, "quantize": quantize, "prefill_chunk": prefill_chunk, "seed": seed}
-        settings = _settings(model=model, config=config, **flags)
+        settings = load_settings({"model": model, "config": config, **flags})
         from .length import Options, bench_length
         from .report import Outputs
 
         status = bench_length(Options(settings, concurrency, input_len, max_length), Outputs(json, svg))
     raise typer.Exit(status)
-
-
-def _settings(**flags: Any) -> Settings:
-    return load_settings({name: value for name, value in flags.items() if value is not None})

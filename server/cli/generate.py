@@ -11,7 +11,6 @@ from typing import Final
 from ...engine import AsyncEngine, ConfigError, SavedState, StateFileError, shown_bytes
 from ..generation.choices import Choice
 from ..generation.prompts import Prompt
-from ..lifecycle.engine_loading import state_key
 from ..settings import Settings
 from ..terminal.text import AnswerWriter
 from ..text.chat_template import ChatFormatError, Message
@@ -73,7 +72,7 @@ async def _run(local: LocalModel, choice: Choice, options: Options) -> None:
 
 async def _answer(local: LocalModel, choice: Choice, options: Options) -> None:
     """Streams the answer; what there is to say about it comes after its last line."""
-    engine, key = local.engine, state_key(options.settings)
+    engine, key = local.engine, local.state_key
     if options.load_state is not None:
         choice = _after(choice, _load(engine, options.load_state, key), local.model, raw=options.raw)
     began, num_tokens, num_sent = time.perf_counter(), 0, 0

@@ -47,6 +47,7 @@ class LocalModel:
 
     def __init__(self, settings: Settings) -> None:
         config = replace(engine_config(settings), slots=1)
+        self.state_key = config.state_key
         self.source: ModelSource = find_model(settings.model)
         self.model = open_served_model(self.source, config)
         self._progress = LoadProgress()

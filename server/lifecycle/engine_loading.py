@@ -5,8 +5,9 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Final, Literal, NoReturn
+from typing import Any, Final, Literal, NoReturn
 
 import platformdirs
 from rich.console import Console
@@ -98,36 +99,32 @@ def _num_programs(folder: Path | None) -> int:
 
 
 def engine_config(settings: Settings) -> EngineConfig:
-    """
+    """Returns the engine's part of the settings.
+
     Raises:
-      ConfigError: a setting is wrong; the text names the flag, the variable or the file that it came from.
+      ConfigError: A setting is wrong; the text names the flag, the variable or the file that it came from.
     """
     try:
-        return _engine_config(settings)
+        return EngineConfig(**_shared_settings(settings), **_converted_settings(settings))
     except ConfigError as error:
         raise ConfigError(settings.rename(str(error))) from None
 
 
-def _engine_config(settings: Settings) -> EngineConfig:
+def _shared_settings(settings: Settings) -> dict[str, Any]:
+    """Returns the settings that `EngineConfig` has under the same name, unless they need conversion."""
+    names = {field.name for field in fields(EngineConfig)} - {"state_key", "compile_cache"}
+    return settings.model_dump(include=names)
+
+
+def _converted_settings(settings: Settings) -> dict[str, Any]:
     sizes = mesh_sizes(settings.mesh)
-    return EngineConfig(
-        slots=settings.slots,
-        max_queue=settings.max_queue,
-        max_queue_tokens=settings.max_queue_tokens,
-        reserved_slots=settings.reserved_slots,
-        prefill_chunk=settings.prefill_chunk,
-        dtype=settings.dtype,
-        seed=settings.seed,
-        quantize=settings.quantize,
-        state_cache_gib=settings.state_cache_gib,
-        state_cache_inexact=settings.state_cache_inexact,
-        state_cache_dir=settings.state_cache_dir,
-        state_cache_dir_gib=settings.state_cache_dir_gib,
-        state_key=state_key(settings),
-        compile_cache=_compile_cache(settings.compile_cache),
-        shards=None if sizes is None else MeshShape(*sizes),
-        hosts=_hosts(settings),
-    )
+    key = settings.state_key
+    return {
+        "state_key": None if key is None else key.get_secret_value().encode(),
+        "compile_cache": _compile_cache(settings.compile_cache),
+        "shards": None if sizes is None else MeshShape(*sizes),
+        "hosts": _hosts(settings),
+    }
 
 
 def _hosts(settings: Settings) -> HostGroup | None:
@@ -135,11 +132,6 @@ def _hosts(settings: Settings) -> HostGroup | None:
         return None
     leader, port = settings.coordinator.rsplit(":", 1)
     return HostGroup(leader, int(port), settings.num_hosts, settings.host_index)
-
-
-def state_key(settings: Settings) -> bytes | None:
-    """What signs states."""
-    return None if settings.state_key is None else settings.state_key.get_secret_value().encode()
 
 
 def _compile_cache(setting: Literal["auto", "off"] | Path) -> Path | None:

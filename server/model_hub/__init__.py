@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from ...engine import CheckpointError, ModelSource, open_model
-from ..terminal.help import MODEL_CHOICES
+from ..settings import MODEL_CHOICES
 
 _REPOSITORY: Final = re.compile(
     r"(?P<repo>[a-z0-9_][\w.-]*/[a-z0-9_][\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII | re.IGNORECASE

@@ -1,54 +1,57 @@
-"""What --help says in more than one place."""
+"""Command-line options of settings, and how `--help` shows them."""
 
-from typing import Any, Final
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Final, cast
 
 import typer
 from rich.markup import escape
 from typer.core import TyperGroup, TyperOption
 
-from ..setting_names import flag_name
-from ..settings import Settings
-
-MODEL_CHOICES: Final = (
-    "a directory (safetensors with config.json, or an official Flax checkpoint), owner/name[@revision] on Hugging "
-    "Face, kaggle:google/recurrentgemma/flax/2b-it, gs://bucket/path, random:2b, random:9b, random:CONFIG.json, or "
-    "demo"
-)
-"""What MODEL may be, as errors say it."""
+from ..settings import MODEL_CHOICES, SettingReference, setting_reference, settings_reference
 
 MODEL_HELP: Final = escape(f"A{MODEL_CHOICES[1:]}.")
-"""The same for rich, which would take `[@revision]` for a style."""
-
-MODEL: Final = "Model"
-CAPACITY: Final = "Capacity"
-DEVICES: Final = "Devices and hosts"
-HTTP: Final = "HTTP"
-SECURITY: Final = "Security"
-CACHE: Final = "Cache"
-SHUTDOWN: Final = "Timeouts and shutdown"
-LOGS: Final = "Logs and metrics"
-"""Titles of the groups that flags are shown in."""
-
-QUANTIZE_HELP: Final = "int8: weights take half the memory, and steps less time; answers are almost the same."
+"""Values of MODEL, escaped for rich, which would take `[@revision]` for a style."""
 
 
-def flag(name: str, text: str, group: str, metavar: str | None = None, default: str | None = None) -> Any:
-    """Returns the flag of a setting.
+def setting_option(name: str, help: str | None = None, *, is_grouped: bool = False) -> Any:
+    """Returns the option of a setting.
 
     Args:
-      name: of the setting.
-      text: what `--help` says about it.
-      group: the title that it is shown under.
-      metavar: name of its value; None takes one of the type.
-      default: in words, for one that no value says; an empty text shows none.
+      name: Name of the setting.
+      help: Description, where the setting's own does not fit the command.
+      is_grouped: Whether `--help` lists the option under the title of its group.
     """
-    value = Settings.model_fields[name].default
-    shown = default if default is not None else "" if value is None or value is False else shown_default(name)
-    return typer.Option(flag_name(name), help=escape(text), show_default=shown, metavar=metavar, rich_help_panel=group)
+    setting = setting_reference(name)
+    return typer.Option(
+        setting.flag,
+        help=escape(help or setting.help),
+        show_default=setting.default,
+        metavar=setting.metavar,
+        rich_help_panel=setting.group if is_grouped else None,
+    )
 
 
-class Group(TyperGroup):
-    """Commands whose `--help` shows no `<bool>` beside switches, and defaults in words without parentheses."""
+def model_argument() -> Any:
+    """Returns the argument MODEL, which may be left out."""
+    return typer.Argument(help=MODEL_HELP, show_default=setting_reference("model").default, metavar="MODEL")
+
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command, which takes any keyword arguments, MODEL and the option of every setting."""
+    cast(Any, command).__signature__ = inspect.Signature([_parameter(each) for each in settings_reference()])
+    return command
+
+
+def _parameter(setting: SettingReference) -> inspect.Parameter:
+    """Returns a parameter that defaults to None, so that the environment and the config file come next."""
+    option = model_argument() if setting.name == "model" else setting_option(setting.name, is_grouped=True)
+    annotation = cast(Any, Annotated)[setting.kind | None, option]
+    return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+class CommandGroup(TyperGroup):
+    """Commands whose `--help` shows no `<bool>` beside switches, and described defaults without parentheses."""
 
     def get_params(self, ctx: Any) -> Any:
         return _tidied(super().get_params(ctx))
@@ -72,11 +75,3 @@ def _tidied(params: Any) -> Any:
 
 def _default_text(default: str) -> str:
     return "" if default in ("none", "") else f"[dim]{escape(f'[default: {default}]')}[/dim]"
-
-
-def shown_default(name: str) -> str:
-    """A setting's default. Flags themselves default to None, so that the environment and the file have their say."""
-    value = Settings.model_fields[name].default
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "auto" if value is None else str(value)

@@ -6,8 +6,16 @@ from typing import Any
 import pytest
 from roost.engine import ConfigError
 from roost.server.lifecycle.engine_loading import engine_config
-from roost.server.setting_names import flag_name
-from roost.server.settings import Settings, SettingsError, load_settings, mesh_sizes
+from roost.server.settings import (
+    Group,
+    Settings,
+    SettingsError,
+    flag_name,
+    load_settings,
+    mesh_sizes,
+    setting_reference,
+    settings_reference,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -216,3 +224,55 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_the_key_is_not_shown() -> None:
     assert "sesame" not in repr(load_settings({"api_key": ["sesame"]}))
+
+
+ENGINE_SETTINGS: dict[str, Any] = {
+    "slots": 3,
+    "max_queue": 4,
+    "max_queue_tokens": 5,
+    "reserved_slots": 2,
+    "prefill_chunk": 64,
+    "dtype": "float32",
+    "seed": 7,
+    "quantize": "int8",
+    "state_cache_gib": 1.5,
+    "state_cache_inexact": True,
+    "state_cache_dir": Path("states"),
+    "state_cache_dir_gib": 2.5,
+}
+
+
+def test_the_engine_gets_the_settings_that_it_shares_a_name_with() -> None:
+    config = engine_config(load_settings({**ENGINE_SETTINGS, "state_key": "sixteen characters and more"}))
+    assert {name: getattr(config, name) for name in ENGINE_SETTINGS} == ENGINE_SETTINGS
+    assert config.state_key == b"sixteen characters and more"
+
+
+def test_the_reference_describes_every_setting() -> None:
+    reference = settings_reference()
+    assert {each.name for each in reference} == set(Settings.model_fields)
+    assert all(each.help.endswith(".") for each in reference)
+    groups = [each.group for each in reference]
+    assert groups == sorted(groups, key=list(Group).index)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "metavar", "default"),
+    [
+        ("model", str, "MODEL", "demo"),
+        ("port", int, None, "8000"),
+        ("admin_port", int, None, ""),
+        ("slots", str, "auto|N", "auto"),
+        ("strict", bool, None, ""),
+        ("access_log", str, "on|off", "on"),
+        ("api_key", list[str], "[NAME:]KEY", ""),
+        ("state_key", str, "KEY", ""),
+        ("state_cache_dir", Path, "DIR", ""),
+        ("compile_cache", str, "DIR|off", "the user's cache folder"),
+        ("drain_timeout", float, "SECONDS", "10"),
+    ],
+)
+def test_a_setting_has_one_description(name: str, kind: Any, metavar: str | None, default: str) -> None:
+    setting = setting_reference(name)
+    assert (setting.flag, setting.variable) == (flag_name(name), f"ROOST_{name.upper()}")
+    assert (setting.kind, setting.metavar, setting.default) == (kind, metavar, default)

@@ -70,7 +70,7 @@ def _backend(options: Options) -> Backend:
         from .local_backend import LocalBackend
 
         flags = {"model": options.model or "demo", "dtype": options.dtype, "quantize": options.quantize}
-        settings = load_settings({name: value for name, value in flags.items() if value is not None})
+        settings = load_settings(flags)
         return LocalBackend(LocalModel(settings), options.sampling)
     from ...bench.client import Address, UrlError
     from .server_backend import ServerBackend

@@ -13,8 +13,7 @@ from roost.server.cli import serve as serve_module
 from roost.server.cli.generate import Options
 from roost.server.cli.main import app
 from roost.server.model_hub import huggingface
-from roost.server.settings import Settings
-from roost.server.terminal.help import CACHE, CAPACITY, DEVICES, HTTP, LOGS, MODEL, SECURITY, SHUTDOWN
+from roost.server.settings import Group, Settings
 from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -254,10 +253,10 @@ def test_help_is_readable(words: tuple[str, ...], columns: int, monkeypatch: pyt
 def test_serve_groups_its_flags() -> None:
     output = runner.invoke(app, ["serve", "-h"], env={"COLUMNS": "120"}).output
     titles = re.findall(r"^╭─ (.+?) ─", output, re.MULTILINE)
-    assert titles == ["Arguments", "Options", MODEL, CAPACITY, DEVICES, HTTP, SECURITY, CACHE, SHUTDOWN, LOGS]
+    assert titles == ["Arguments", "Options", *Group]
     assert "owner/name[@revision]" in output
     assert "[default: 8000]" in output
-    options = output[output.index("╭─ Options") : output.index(f"╭─ {MODEL}")]
+    options = output[output.index("╭─ Options") : output.index(f"╭─ {Group.MODEL}")]
     assert re.findall(r"--[\w-]+", options) == ["--help"]
 
 

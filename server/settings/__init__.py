@@ -1,0 +1,27 @@
+"""Settings of `roost serve`: their declarations, where their values come from, and how errors name them.
+
+`settings.py` declares each setting once. Flags, environment variables, keys of the config file, `--help` and the
+settings reference follow from that declaration.
+"""
+
+from .fields import Group, mesh_sizes
+from .loading import is_json_wanted, load_settings
+from .names import flag_name
+from .reference import SettingReference, setting_reference, settings_reference
+from .settings import MODEL_CHOICES, Settings
+from .sources import SettingsError, chosen_platforms
+
+__all__ = [
+    "MODEL_CHOICES",
+    "Group",
+    "SettingReference",
+    "Settings",
+    "SettingsError",
+    "chosen_platforms",
+    "flag_name",
+    "is_json_wanted",
+    "load_settings",
+    "mesh_sizes",
+    "setting_reference",
+    "settings_reference",
+]

@@ -1,0 +1,129 @@
+"""Types of setting values, and the command-line option that each setting carries."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from types import NoneType
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode
+
+_MAX_DEVICES_PER_AXIS: Final = 64
+
+
+class Group(StrEnum):
+    """Titles under which `roost serve --help` lists its options, in this order."""
+
+    MODEL = "Model"
+    CAPACITY = "Capacity"
+    DEVICES = "Devices and hosts"
+    HTTP = "HTTP"
+    SECURITY = "Security"
+    CACHE = "Cache"
+    SHUTDOWN = "Timeouts and shutdown"
+    LOGS = "Logs and metrics"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """Describes a setting in `--help` and in the settings reference. Annotates a field of `Settings`.
+
+    Attributes:
+      group: Title under which the option is listed.
+      help: Description in plain text.
+      metavar: Placeholder of the value; None shows its type. A placeholder with alternatives, such as "auto|N", makes
+        the command line take any text.
+      default: Description of the default, for a value that does not speak for itself.
+    """
+
+    group: Group
+    help: str
+    metavar: str | None = None
+    default: str | None = None
+
+
+def _none_if(word: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: None if value == word else value)
+
+
+AUTO: Final = _none_if("auto")
+"""Reads the word "auto" as None."""
+
+OFF: Final = _none_if("off")
+"""Reads the word "off" as None."""
+
+
+def _check_local_folder(value: Any) -> Any:
+    """Refuses a bucket's address, which `Path` would take for a relative folder called `gs:`."""
+    if re.match(r"[a-z][a-z0-9]+:/", str(value)):
+        raise ValueError("must be a folder; mount the bucket, as by GCS FUSE, and name the folder it is mounted on")
+    return value
+
+
+LOCAL_FOLDER: Final = BeforeValidator(_check_local_folder)
+
+
+def _split(value: Any) -> Any:
+    """Splits the text of an environment variable at commas and spaces. No list setting has either within an item."""
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+def _check_not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuses an empty variable: a secret that got lost must not leave the server open."""
+    if not value:
+        raise ValueError("must not be empty")
+    return value
+
+
+def mesh_sizes(value: str) -> tuple[int, int] | None:
+    """Parses a mesh such as "data=2,model=4".
+
+    Returns:
+      Number of devices along the data axis and along the model axis, or None for "auto".
+
+    Raises:
+      ValueError: The text is not a mesh.
+    """
+    if value == "auto":
+        return None
+    sizes = {"data": 1, "model": 1}
+    for part in value.split(","):
+        name, _, size = part.partition("=")
+        if name.strip() not in sizes or not size.strip().isdecimal() or not 1 <= int(size) <= _MAX_DEVICES_PER_AXIS:
+            raise ValueError("must be auto, or like data=2,model=4")
+        sizes[name.strip()] = int(size)
+    return sizes["data"], sizes["model"]
+
+
+def _check_mesh(value: str) -> str:
+    mesh_sizes(value)
+    return value
+
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Mesh = Annotated[str, AfterValidator(_check_mesh)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_not_empty)]
+
+
+def plain_type(annotation: Any) -> Any:
+    """Returns an annotation without None and `Annotated`; a union gives its first member, a literal `str`."""
+    origin, members = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return str
+    if origin is Annotated:
+        return plain_type(members[0])
+    if NoneType in members:
+        return plain_type(next(each for each in members if each is not NoneType))
+    return plain_type(members[0]) if members and origin is not tuple else annotation
+
+
+def is_secret(annotation: Any) -> bool:
+    """Tells whether a field's values must never be shown."""
+    kind = plain_type(annotation)
+    return kind is SecretStr or SecretStr in get_args(kind)

@@ -1,0 +1,79 @@
+"""Loads the settings from all sources and turns what is wrong with them into one line."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..validation_errors import describe
+from .fields import is_secret
+from .names import Labels
+from .settings import Settings
+from .sources import SettingsError, config_path, read_environment, read_file, variable_value
+
+
+def load_settings(flags: Mapping[str, Any]) -> Settings:
+    """Gathers the settings from flags, the environment and the config file.
+
+    Args:
+      flags: Values from the command line, by the setting's name. None and empty lists are flags that were not given.
+
+    Raises:
+      SettingsError: A value cannot be used; the file is missing, broken or has an unknown key; or an environment
+        variable's name is almost a setting's.
+    """
+    given = {name: value for name, value in flags.items() if value not in (None, [], ())}
+    environment = read_environment(Settings.model_fields)
+    if environment.mistakes:
+        raise SettingsError("; ".join(environment.mistakes))
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        raise SettingsError(_error_line(error, _labels(given, environment.given))) from None
+    settings.remember_sources(_labels(given, environment.given), environment.warnings)
+    return settings
+
+
+def is_json_wanted(log_format: str | None) -> bool:
+    """Tells whether the flag or its variable asks for JSON, for errors that occur before the settings are loaded."""
+    return "json" in (log_format, variable_value("log_format"))
+
+
+def _labels(flags: Mapping[str, Any], variables: frozenset[str]) -> Labels:
+    path = config_path(flags)
+    in_file = read_file(path, Settings.model_fields)
+    return Labels(frozenset(flags), variables, None if path is None else str(path), frozenset(in_file))
+
+
+def _error_line(error: ValidationError, labels: Labels) -> str:
+    """Joins one sentence for each setting that is wrong; a union's several errors count once."""
+    first: dict[str, str] = {}
+    for detail in error.errors():
+        first.setdefault(str(detail["loc"][:1]), _sentence(detail, labels))
+    return "; ".join(first.values())
+
+
+def _sentence(detail: Mapping[str, Any], labels: Labels) -> str:
+    """Returns a sentence that begins with the label of the setting that is wrong."""
+    rule = str(detail["msg"]).removeprefix("Value error, ")
+    if not detail["loc"]:
+        return labels.rename(rule, Settings.model_fields)
+    name = str(detail["loc"][0])
+    if detail["type"] == "value_error":
+        detail = {**detail, "type": "wrong_kind", "msg": rule}
+    text = describe({**detail, "input": _as_written(detail["input"])}, ())
+    return labels.label(name) + (text.partition(", got ")[0] if _must_hide(name) else text)
+
+
+def _must_hide(name: str) -> bool:
+    return name in Settings.model_fields and is_secret(Settings.model_fields[name].annotation)
+
+
+def _as_written(value: Any) -> Any:
+    """Returns the value of a flag or a variable as it was written: a path as text, a number without quotes."""
+    if isinstance(value, Path):
+        return str(value)
+    is_number = isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value)
+    return int(value) if is_number else value

@@ -1,0 +1,73 @@
+"""Lists every setting with its names, type, default and description, for `--help` and for documentation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_origin
+
+from pydantic.fields import FieldInfo
+
+from .fields import Group, Option, plain_type
+from .names import flag_name, variable_name
+from .settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class SettingReference:
+    """Describes a setting.
+
+    Attributes:
+      name: Name in the config file.
+      flag: Name on the command line.
+      variable: Environment variable.
+      kind: Type that the command line parses a value into, before it is checked; `bool` makes the flag a switch.
+      metavar: Placeholder of the value; None shows the type.
+      default: Description of the default; empty if there is none.
+      help: Description in plain text.
+      group: Title under which `--help` lists the setting.
+    """
+
+    name: str
+    flag: str
+    variable: str
+    kind: Any
+    metavar: str | None
+    default: str
+    help: str
+    group: Group
+
+
+def settings_reference() -> tuple[SettingReference, ...]:
+    """Returns every setting, in the order of `--help`."""
+    groups = list(Group)
+    return tuple(sorted(map(setting_reference, Settings.model_fields), key=lambda each: groups.index(each.group)))
+
+
+def setting_reference(name: str) -> SettingReference:
+    """Returns the description of one setting."""
+    field = Settings.model_fields[name]
+    option = next(each for each in field.metadata if isinstance(each, Option))
+    return SettingReference(
+        name=name,
+        flag=flag_name(name),
+        variable=variable_name(name),
+        kind=_kind(field, option),
+        metavar=option.metavar,
+        default=_shown_default(field.default) if option.default is None else option.default,
+        help=option.help,
+        group=option.group,
+    )
+
+
+def _kind(field: FieldInfo, option: Option) -> Any:
+    if "|" in (option.metavar or ""):
+        return str
+    kind = plain_type(field.annotation)
+    if get_origin(kind) is tuple:
+        return list[str]
+    return kind if kind in (bool, int, float, Path) else str
+
+
+def _shown_default(value: Any) -> str:
+    if value is None or value is False or value == ():
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)

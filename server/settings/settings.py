@@ -1,0 +1,267 @@
+"""The declaration of every setting."""
+
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, PrivateAttr, SecretStr, model_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from .fields import (
+    AUTO,
+    LOCAL_FOLDER,
+    OFF,
+    Group,
+    Mesh,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Option,
+    Port,
+    PositiveFloat,
+    PositiveInt,
+    Secrets,
+    Words,
+)
+from .names import PREFIX, Labels
+from .sources import config_path, environment_values, read_file
+
+MODEL_CHOICES: Final = (
+    "a directory (safetensors with config.json, or an official Flax checkpoint), owner/name[@revision] on Hugging "
+    "Face, kaggle:google/recurrentgemma/flax/2b-it, gs://bucket/path, random:2b, random:9b, random:CONFIG.json, or "
+    "demo"
+)
+"""Values that MODEL may have, for help texts and errors."""
+
+
+class Settings(BaseSettings):
+    """Settings of `roost serve`.
+
+    Each field is a flag (`--max-queue`), an environment variable (`ROOST_MAX_QUEUE`) and a key of the config file
+    (`max_queue`). A flag overrides a variable, which overrides the file, which overrides the default. A field that
+    `EngineConfig` has too sets that one.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    model: Annotated[str, Option(Group.MODEL, f"A{MODEL_CHOICES[1:]}.", "MODEL")] = "demo"
+    config: Annotated[
+        Path | None, Option(Group.MODEL, "TOML file with any of these settings, such as max_queue = 64.", "FILE")
+    ] = None
+    served_model_name: Annotated[
+        Annotated[str, Field(min_length=1)] | None,
+        Option(Group.MODEL, "The model's id for clients.", "ID", default="the directory's name"),
+    ] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Option(Group.MODEL, "auto (the checkpoint's own), float32 or bfloat16.", "DTYPE"),
+    ] = "auto"
+    quantize: Annotated[
+        Literal["int8"] | None,
+        Option(
+            Group.MODEL,
+            "int8: weights take half the memory, and steps less time; answers are almost the same.",
+            "int8",
+        ),
+    ] = None
+    seed: Annotated[int, Field(ge=0, lt=2**32), Option(Group.MODEL, "Seed of random weights.")] = 0
+    max_tokens_limit: Annotated[
+        PositiveInt | None, Option(Group.MODEL, "Maximum number of tokens that a request may generate.")
+    ] = None
+    max_prompt_tokens: Annotated[PositiveInt | None, Option(Group.MODEL, "Maximum number of tokens of a prompt.")] = (
+        None
+    )
+    strict: Annotated[bool, Option(Group.MODEL, "Refuse requests with unknown fields.")] = False
+
+    host: Annotated[str, Option(Group.HTTP, "Address to listen on; 0.0.0.0 is all.", "ADDRESS")] = "127.0.0.1"
+    port: Annotated[Port, Option(Group.HTTP, "Port to listen on; 0 takes a free one.")] = 8000
+    admin_port: Annotated[Port | None, Option(Group.HTTP, "Serve metrics and /debug on this port instead.")] = None
+    allow_origin: Annotated[
+        Words,
+        Option(Group.HTTP, "Web pages that may use this server, such as https://example.org, or *.", "ORIGIN"),
+    ] = ()
+    max_body_bytes: Annotated[int, Field(ge=1024), Option(Group.HTTP, "Maximum size of a request's body.")] = 4 * 2**20
+
+    ssl_certfile: Annotated[
+        Path | None, Option(Group.SECURITY, "Certificate chain in PEM, to serve HTTPS.", "FILE")
+    ] = None
+    ssl_keyfile: Annotated[
+        Path | None, Option(Group.SECURITY, "Private key, unless the certificate's file has it.", "FILE")
+    ] = None
+    api_key: Annotated[
+        Secrets | None,
+        Option(
+            Group.SECURITY,
+            "Require this key, or one of several. Other users of this machine can read it here, but not in "
+            "ROOST_API_KEY.",
+            "[NAME:]KEY",
+        ),
+    ] = None
+    api_key_file: Annotated[Path | None, Option(Group.SECURITY, "File with such keys, one a line.", "FILE")] = None
+    admin_key: Annotated[
+        Secrets | None,
+        Option(Group.SECURITY, "Offer /debug to clients with this key; better in ROOST_ADMIN_KEY.", "KEY"),
+    ] = None
+    state_key: Annotated[
+        Annotated[SecretStr, Field(min_length=16)] | None,
+        Option(
+            Group.SECURITY,
+            "Sign states that are saved as files, and accept no others; better in ROOST_STATE_KEY.",
+            "KEY",
+        ),
+    ] = None
+    cache_salt_by_key: Annotated[
+        bool, Option(Group.SECURITY, "Never share the prefix cache between different API keys.")
+    ] = False
+
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Option(Group.LOGS, "Least level of log lines: debug, info, warning or error.", "LEVEL"),
+    ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"],
+        Option(Group.LOGS, "Format of log lines; json writes an object per line.", "text|json"),
+    ] = "text"
+    access_log: Annotated[bool, Option(Group.LOGS, "Log a line for each request.", "on|off", default="on")] = True
+    metrics_compat: Annotated[
+        Literal["vllm"] | None, Option(Group.LOGS, "Report metrics under vLLM's names too.", "vllm")
+    ] = None
+    otlp_traces_endpoint: Annotated[
+        Annotated[str, Field(pattern="^https?://")] | None,
+        Option(Group.LOGS, "Send OpenTelemetry spans there; the path is /v1/traces.", "URL"),
+    ] = None
+
+    slots: Annotated[
+        PositiveInt | None,
+        AUTO,
+        Option(
+            Group.CAPACITY,
+            "Requests that run at the same time: a number, or auto for what memory allows.",
+            "auto|N",
+            default="auto",
+        ),
+    ] = None
+    reserved_slots: Annotated[
+        NonNegativeInt | None,
+        AUTO,
+        Option(
+            Group.CAPACITY,
+            "Slots kept free for API keys with nothing running.",
+            "auto|N",
+            default="1 with several keys, else 0",
+        ),
+    ] = None
+    max_queue: Annotated[PositiveInt, Option(Group.CAPACITY, "Requests that may wait for a slot.")] = 256
+    max_queue_tokens: Annotated[
+        PositiveInt | None,
+        Option(Group.CAPACITY, "Prompt tokens of waiting requests together.", default="no limit"),
+    ] = None
+    prefill_chunk: Annotated[PositiveInt, Option(Group.CAPACITY, "Maximum number of prompt tokens in one step.")] = 512
+
+    mesh: Annotated[
+        Mesh,
+        Option(
+            Group.DEVICES,
+            "Devices that share the slots (data) and the model's weights (model).",
+            "auto|data=N,model=M",
+        ),
+    ] = "data=1,model=1"
+    coordinator: Annotated[
+        Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$")] | None,
+        Option(Group.DEVICES, "Address of the first of several hosts.", "HOST:PORT"),
+    ] = None
+    num_hosts: Annotated[PositiveInt, Option(Group.DEVICES, "Number of hosts that serve together.")] = 1
+    host_index: Annotated[NonNegativeInt, Option(Group.DEVICES, "Index of this host, from 0.")] = 0
+
+    state_cache_gib: Annotated[
+        NonNegativeFloat | None,
+        AUTO,
+        Option(
+            Group.CACHE,
+            "Host memory for the prefix cache, in GiB; 0 turns it off.",
+            "auto|GIB",
+            default="an eighth of free memory",
+        ),
+    ] = None
+    state_cache_inexact: Annotated[
+        bool,
+        Option(Group.CACHE, "Also cache the states of generated text, which are not exact bit for bit."),
+    ] = False
+    state_cache_dir: Annotated[
+        Path | None,
+        LOCAL_FOLDER,
+        Option(Group.CACHE, "Folder in which the prefix cache survives a restart.", "DIR"),
+    ] = None
+    state_cache_dir_gib: Annotated[PositiveFloat, Option(Group.CACHE, "Maximum size of that folder, in GiB.")] = 16.0
+    compile_cache: Annotated[
+        Literal["auto", "off"] | Path,
+        LOCAL_FOLDER,
+        Option(
+            Group.CACHE,
+            "Folder for compiled programs, which make later starts quicker; off keeps none.",
+            "DIR|off",
+            default="the user's cache folder",
+        ),
+    ] = "auto"
+
+    request_timeout: Annotated[
+        PositiveFloat | None, OFF, Option(Group.SHUTDOWN, "Seconds that a request may take.", "SECONDS|off")
+    ] = 3600.0
+    stall_timeout: Annotated[
+        PositiveFloat,
+        Option(Group.SHUTDOWN, "Seconds until a client that reads nothing of its response is dropped.", "SECONDS"),
+    ] = 60.0
+    step_timeout: Annotated[
+        PositiveFloat,
+        Option(
+            Group.SHUTDOWN,
+            "Seconds after which a device step is considered stuck, and the process ends.",
+            "SECONDS",
+        ),
+    ] = 300.0
+    drain_timeout: Annotated[
+        NonNegativeFloat,
+        Option(Group.SHUTDOWN, "Seconds that open requests may take after SIGTERM or Ctrl-C.", "SECONDS"),
+    ] = 10.0
+    drain_lag: Annotated[
+        NonNegativeFloat,
+        Option(Group.SHUTDOWN, "Seconds after SIGTERM in which new requests are still accepted.", "SECONDS"),
+    ] = 2.0
+
+    _labels: Labels = PrivateAttr(default_factory=Labels)
+    _warnings: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One line for each environment variable that was ignored."""
+        return self._warnings
+
+    def remember_sources(self, labels: Labels, warnings: tuple[str, ...]) -> None:
+        """Keeps where the values come from, and what was ignored."""
+        self._labels, self._warnings = labels, warnings
+
+    def rename(self, text: str) -> str:
+        """Returns an error about settings with their names as they were written where their values come from."""
+        return self._labels.rename(text, type(self).model_fields)
+
+    @model_validator(mode="after")
+    def _check_related_settings(self) -> "Settings":
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_keyfile needs ssl_certfile")
+        if (self.coordinator is not None) != (self.num_hosts > 1):
+            raise ValueError("several hosts need both coordinator and num_hosts")
+        if self.host_index >= self.num_hosts:
+            raise ValueError(f"host_index must be less than num_hosts ({self.num_hosts}), not {self.host_index}")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Adds the config file, which a flag or a variable names, as the source of lowest precedence."""
+        variables = environment_values(env_settings(), cls.model_fields)
+        file = read_file(config_path(init_settings()), cls.model_fields)
+        return init_settings, InitSettingsSource(settings_cls, variables), InitSettingsSource(settings_cls, file)

@@ -1,0 +1,122 @@
+"""Reads settings from the environment and from the config file."""
+
+import os
+import re
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from .names import PREFIX, closest, flag_name, variable_name
+
+_ADDRESS: Final = re.compile(r"(?:tcp|udp|sctp)://")
+"""Start of the value that Kubernetes gives ROOST_PORT if a Service is called roost."""
+
+_SERVICE_VARIABLE: Final = re.compile(
+    r"ROOST_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+)
+"""Other variables that Kubernetes sets for a Service whose name begins with roost."""
+
+
+class SettingsError(Exception):
+    """A setting cannot be used; the text is one line that names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Environment variables that begin with `ROOST_`, sorted.
+
+    Attributes:
+      given: Names of the settings that a variable gives a value to.
+      ignored: Names of the settings whose variable holds a Service's address.
+      warnings: One line for each variable that has no effect but looks as if it should.
+      mistakes: One line for each variable whose name is almost a setting's.
+    """
+
+    given: frozenset[str] = frozenset()
+    ignored: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
+    mistakes: tuple[str, ...] = ()
+
+
+def read_environment(names: Collection[str]) -> Environment:
+    """Sorts the variables that begin with `ROOST_`, in upper or lower case.
+
+    Args:
+      names: Names of all settings.
+    """
+    given, ignored, warnings, mistakes = set(), set(), [], []
+    for variable, value in sorted(os.environ.items()):
+        name = variable.upper().removeprefix(PREFIX).lower()
+        if not variable.upper().startswith(PREFIX) or _SERVICE_VARIABLE.fullmatch(variable):
+            continue
+        if _ADDRESS.match(value) and name.endswith("port"):
+            warnings.append(_address_warning(variable, name, name in names))
+            ignored.add(name)
+        elif name in names:
+            given.add(name)
+        elif meant := closest(name, names):
+            mistakes.append(f"{variable} is unknown; did you mean {variable_name(meant)}?")
+        else:
+            warnings.append(f"{variable} is ignored: there is no such setting; roost serve --help lists them all")
+    return Environment(frozenset(given), frozenset(ignored), tuple(warnings), tuple(mistakes))
+
+
+def _address_warning(variable: str, name: str, is_setting: bool) -> str:
+    fix = f"; use {flag_name(name)} or the config file for the setting" if is_setting else ""
+    return f"{variable} is ignored: its value is the address that Kubernetes sets for a Service of that name{fix}"
+
+
+def environment_values(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Returns the values of variables without the addresses that Kubernetes sets for a Service called roost."""
+    ignored = read_environment(names).ignored
+    return {name: value for name, value in values.items() if name not in ignored}
+
+
+def variable_value(name: str) -> str | None:
+    """Returns the environment variable of one setting, for what is needed before all settings are loaded."""
+    return next((value for key, value in os.environ.items() if key.upper() == variable_name(name)), None)
+
+
+def config_path(flags: Mapping[str, Any]) -> Path | None:
+    """Returns the config file that a flag or an environment variable names."""
+    path = flags.get("config") or variable_value("config")
+    return Path(path) if path else None
+
+
+def read_file(path: Path | None, names: Collection[str]) -> dict[str, Any]:
+    """Reads the config file, if there is one.
+
+    Args:
+      path: Path of the file; None gives no values.
+      names: Names of all settings.
+
+    Raises:
+      SettingsError: The file cannot be read, is not valid TOML, or has a key that is not a setting.
+    """
+    if path is None:
+        return {}
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"config {path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise SettingsError(f"config {path}: is not valid TOML ({error})") from None
+    known = set(names) - {"config"}
+    if unknown := sorted(content.keys() - known):
+        hints = ", ".join(_with_hint(key, content[key], known) for key in unknown)
+        raise SettingsError(f"config {path}: unknown setting {hints}")
+    return content
+
+
+def _with_hint(key: str, value: Any, names: Collection[str]) -> str:
+    if isinstance(value, dict):
+        return f"[{key}] (write settings without a table)"
+    meant = closest(key, names)
+    return key if meant is None else f"{key} (did you mean {meant}?)"
+
+
+def chosen_platforms() -> str:
+    """Returns JAX's own variable for the devices to use; an empty text leaves the choice to JAX."""
+    return os.environ.get("JAX_PLATFORMS", "")
