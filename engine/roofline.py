@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
-from .checkpoint.sharded_placement import slot_bytes, weight_bytes
 from .core.errors import ConfigError
 from .core.mesh import ONE_DEVICE, MeshShape
 from .model.config import ModelConfig
+from .model.sharding_rules import slot_bytes, weight_bytes
 from .platform import available_memory
 
 FREE_SHARE: Final = 0.08

@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..core.arrays import HostArray
-from ..model.config import ModelConfig
-
-type ParamPath = tuple[str | int, ...]
+from ..model.config import ModelConfig, ParamPath
 
 
 @dataclass(frozen=True, slots=True)

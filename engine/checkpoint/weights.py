@@ -16,11 +16,11 @@ from jax.sharding import Mesh, NamedSharding
 from ..core.arrays import HostArray
 from ..core.errors import CheckpointError
 from ..core.mesh import MeshShape
-from ..model.config import ModelConfig
+from ..model.config import ModelConfig, ParamPath
 from ..model.griffin import Params
 from ..model.quantization import QuantizedMatrix, is_quantized, quantize_on_host
-from .layout import ParamPath, TensorSpec, checkpoint_layout
-from .sharded_placement import Cut, leaf_cut
+from ..model.sharding_rules import Cut, leaf_cut
+from .layout import TensorSpec, checkpoint_layout
 from .tensors import StoredTensor, Tensors
 
 type HostParam = HostArray | QuantizedMatrix

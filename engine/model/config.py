@@ -9,6 +9,9 @@ from typing import Any, Final, Literal
 from ..core.errors import CheckpointError
 
 BlockType = Literal["recurrent", "attention"]
+type ParamPath = tuple[str | int, ...]
+"""Path of a parameter in the model's tree of parameters, such as `("blocks", 0, "mlp", "down", "weight")`."""
+
 _CYCLE: Final[tuple[BlockType, ...]] = ("recurrent", "recurrent", "attention")
 
 

@@ -19,7 +19,6 @@ from jax.sharding import Mesh, NamedSharding
 
 from ...kernels import Backend, native
 from ..checkpoint import open_tensors
-from ..checkpoint.sharded_placement import bytes_per_device, cut_params, slot_bytes
 from ..checkpoint.source import ModelSource
 from ..checkpoint.weights import Checkpoint, Placement, load_params, random_params
 from ..core.config import EngineConfig
@@ -28,6 +27,7 @@ from ..distributed.hosts import Follow, Lead, agree, join
 from ..model.collectives import EVERYWHERE, Shards
 from ..model.config import ModelConfig
 from ..model.griffin import Params, abstract_model
+from ..model.sharding_rules import bytes_per_device, cut_params, slot_bytes
 from ..platform import affordable_slots, chosen_shards, give_back_memory, open_mesh
 from .programs import (
     CPU_OPTIONS,

@@ -19,12 +19,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from ...kernels.window_attention import block_sizes
-from ..checkpoint.sharded_placement import channels, state_specs
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from ..core.errors import ConfigError
 from ..model.collectives import EVERYWHERE, SLOTS, Shards
 from ..model.config import ModelConfig
 from ..model.griffin import Params
+from ..model.sharding_rules import channels, state_specs
 from ..model.state import num_rows, zero_state
 from ..sampling.state import SamplingState, zero_sampling_state, zero_token_memory
 from .step_inputs import first_token_columns, prefill_columns

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from roost.engine.checkpoint.sharded_placement import leaf_cut
 from roost.engine.checkpoint.weights import random_params
 from roost.engine.core.mesh import MeshShape
 from roost.engine.model.collectives import Shards
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.quantization import QuantizedMatrix
+from roost.engine.model.sharding_rules import leaf_cut
 from roost.engine.platform import available_memory
 from roost.engine.roofline import DEVICES, Device, Setup, find_device, plan, setups_that_fit
 from roost.engine.worker.programs import new_pool

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh
-from roost.engine.checkpoint.sharded_placement import cut_params
 from roost.engine.core.sampling_params import MAX_LOGPROBS
 from roost.engine.model.collectives import DATA, MODEL, Shards
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
+from roost.engine.model.sharding_rules import cut_params
 from roost.engine.roofline import DEVICES
 from roost.engine.worker.programs import ModelShapes, all_programs, lower, new_pool, step_shapes
 

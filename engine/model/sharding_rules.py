@@ -11,12 +11,11 @@ from jax.sharding import PartitionSpec
 
 from ..core.arrays import HostArray
 from ..core.mesh import MODEL, MeshShape
-from ..model.collectives import EVERYWHERE, RINGS, SLOTS
-from ..model.config import ModelConfig
-from ..model.griffin import Params, abstract_model
-from ..model.quantization import QuantizedMatrix, is_quantized
-from ..model.state import AttentionState, ModelState, RecurrentState
-from .layout import ParamPath
+from .collectives import EVERYWHERE, RINGS, SLOTS
+from .config import ModelConfig, ParamPath
+from .griffin import Params, abstract_model
+from .quantization import QuantizedMatrix, is_quantized
+from .state import AttentionState, ModelState, RecurrentState
 
 
 @dataclass(frozen=True, slots=True)

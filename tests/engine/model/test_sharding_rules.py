@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from jax.sharding import PartitionSpec
-from roost.engine.checkpoint.sharded_placement import Cut, Section, channels, cut_of, cut_params, quantized_cut
 from roost.engine.model.collectives import Shards
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
+from roost.engine.model.sharding_rules import Cut, Section, channels, cut_of, cut_params, quantized_cut
 
 SMALL = ModelConfig(50, 24, 36, 6, 30, cycle(("recurrent", "attention"), 2))
 
