@@ -6,24 +6,20 @@ import operator
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 
 from ..core.arrays import HostArray
 from ..core.errors import CheckpointError
-from ..core.mesh import MeshShape
 from ..model.config import ModelConfig, ParamPath
 from ..model.griffin import Params
 from ..model.quantization import QuantizedMatrix, is_quantized, quantize_on_host
-from ..model.sharding_rules import Cut, leaf_cut
 from .layout import TensorSpec, checkpoint_layout
+from .sharded_placement import HostParam, Placement
 from .tensors import StoredTensor, Tensors
 
-type HostParam = HostArray | QuantizedMatrix
 type AbstractParam = jax.ShapeDtypeStruct | QuantizedMatrix
 type Progress = Callable[[int, int], None]
 """Called with the number of parameters placed so far, and of all."""
@@ -117,29 +113,6 @@ class Checkpoint:
                 "and the config that belongs to it"
             )
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Puts each shard's part of a model's parameters on its devices; a process holds those of its own devices only."""
-
-    mesh: Mesh
-    config: ModelConfig
-    shards: MeshShape
-
-    def put(self, path: tuple[Any, ...], param: HostParam) -> Any:
-        """A parameter, by its path in JAX's keys, on all devices."""
-        return jax.tree.map(self._put, leaf_cut(path, param, self.config), param)
-
-    def _put(self, cut: Cut, whole: HostArray) -> jax.Array:
-        shape = cut.shape(whole.shape, self.shards.model)
-
-        def part(index: tuple[slice, ...] | None) -> HostArray:
-            assert index is not None
-            start = (index[cut.axis].start or 0) if cut.sections else 0
-            return cut.part(whole, start * self.shards.model // shape[cut.axis], self.shards.model)
-
-        return jax.make_array_from_callback(shape, NamedSharding(self.mesh, cut.spec), part)
 
 
 def load_params(

@@ -1,21 +1,23 @@
-"""How a model and its slots are cut over a mesh of devices, and what the shards say to each other.
+"""Collectives between the devices of a mesh, and the partition specs of what the devices hold.
 
-A mesh has two axes. Along `model` every matrix is cut: the first product of a pair by its outputs (heads, channels of
-the RG-LRU, of the MLP), the second by its inputs, so that a pair costs one sum over the shards; the embedding is cut by
-tokens. Along `data` slots are cut. Steps run under `jax.shard_map`: each shard sees its own part of everything, runs
-the kernels that one device runs, and says itself what it needs of others:
+A mesh has two axes. Along `model` every matrix is sharded: the first of a pair of products by its outputs (heads,
+RG-LRU channels, MLP channels), the second by its inputs, so that a pair costs one psum. The embedding is sharded by
+tokens. Along `data` slots are sharded. Steps run under `jax.shard_map`: each device sees its own shard of everything,
+runs the kernels that a single device would run, and calls collectives where it needs what others hold:
 
-- a recurrent block and an MLP: one sum each. An embedding: one sum.
-- attention over one token: heads are computed apart, but rings are cut by slots, over both axes, because the one head
-  of keys and values that all queries share cannot be cut. So queries change hands twice, from "my heads of all rows" to
-  "all heads of my rows" and back, and a ring is read by the one shard that has it; then the sum of the output product.
-- attention over a chunk: the shard that has a row's ring gives it to all; each then computes its own heads.
-- logits: as queries, from "my tokens of all rows" to "all tokens of my rows"; rows are sampled apart.
+- A recurrent block, an MLP and an embedding lookup take one psum each.
+- Attention of one token per row computes heads apart, but rings are sharded by slots over both axes, because the one
+  key and value head that all queries share cannot be sharded. An all-to-all turns "this shard's heads of all rows"
+  into "all heads of this shard's rows", so that each ring is read by the one device that holds it; a second one turns
+  the outputs back. The output projection adds a psum.
+- Attention over a chunk: a psum hands a row's ring to all devices, and each computes its own heads.
+- Logits take an all-to-all, from "this shard's tokens of all rows" to "all tokens of this shard's rows". Each shard
+  then samples its rows.
 
-Heads, gate blocks, channels and tokens that don't divide are filled up with zeros, which stay zeros: 10 heads over 4
-shards become 12. No other whole number of heads per shard is faster, since the shard with the most decides.
+Heads, gate blocks, channels and tokens that do not divide evenly are padded with zeros, which stay zeros: 10 heads over
+4 shards become 12. No other whole number of heads per shard is faster, because a step waits for the largest shard.
 
-Letters in shapes: B rows of a data shard, M shards of the model.
+Letters in shapes: B rows of a data shard, M devices along `model`, P this shard's part of an axis.
 """
 
 from dataclasses import dataclass
@@ -30,117 +32,119 @@ from ..core.mesh import DATA, MODEL, MeshShape
 
 
 @dataclass(frozen=True, slots=True)
-class Shards(MeshShape):
-    """The sizes of the mesh's axes. Where both are 1 nothing is cut, and everything below does nothing.
+class Collectives(MeshShape):
+    """Collectives of a mesh of this shape, called under `jax.shard_map`.
 
-    The methods are for the code of steps, under `jax.shard_map`.
+    Along an axis of size 1 every method returns its argument, so that a single device needs no mesh.
     """
 
-    def sum(self, parts: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
-        """Over the model's shards."""
-        return parts if self.model == 1 else jax.lax.psum(parts, MODEL)
+    def psum(self, x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
+        """Returns the sum over `model`."""
+        return x if self.model == 1 else jax.lax.psum(x, MODEL)
 
-    def to_rows(self, x: Any) -> Any:
-        """From this shard's part of all rows, `[B, P, …]`, to all parts of this shard's rows, `[B/M, P*M, …]`."""
-        return x if self.model == 1 else jax.lax.all_to_all(x, MODEL, 0, 1, tiled=True)
-
-    def to_parts(self, x: Any) -> Any:
-        """Undoes `to_rows`."""
-        return x if self.model == 1 else jax.lax.all_to_all(x, MODEL, 1, 0, tiled=True)
-
-    def own_rows(self, tree: Any) -> Any:
-        """Of arrays `[B, …]` that all of the model's shards have, the rows of this one."""
-        return tree if self.model == 1 else jax.tree.map(lambda x: _part(x, MODEL, self.model), tree)
-
-    def all_rows(self, tree: Any) -> Any:
-        """Undoes `own_rows`."""
-        return _gather(tree, MODEL, self.model)
-
-    def own_slots(self, tree: Any) -> Any:
-        """Of arrays that every device has whole, the part of this data shard."""
-        return tree if self.data == 1 else jax.tree.map(lambda x: _part(x, DATA, self.data), tree)
-
-    def all_slots(self, tree: Any, axis: int = 0) -> Any:
-        """Undoes `own_slots`."""
-        return _gather(tree, DATA, self.data, axis)
-
-    def all_channels(self, x: Array, count: int) -> Array:
-        """From this shard's channels, which stand last, to all of them.
+    def all_to_all(self, x: Any, split_axis: int, concat_axis: int) -> Any:
+        """Splits an array along one axis over `model` and concatenates the received parts along another.
 
         Args:
-          x: of this shard.
-          count: of all, without those that they were filled up with.
+          x: Array whose size along `split_axis` is a multiple of M.
+          split_axis: Axis that is sharded afterwards.
+          concat_axis: Axis that is sharded before, and whole afterwards.
+        """
+        return x if self.model == 1 else jax.lax.all_to_all(x, MODEL, split_axis, concat_axis, tiled=True)
+
+    def local_rows(self, tree: Any) -> Any:
+        """Returns this device's part, `[B / M, …]`, of arrays `[B, …]` that are replicated over `model`."""
+        return tree if self.model == 1 else jax.tree.map(lambda x: _local_part(x, MODEL, self.model), tree)
+
+    def all_gather_rows(self, tree: Any) -> Any:
+        """Gathers the parts that `local_rows` returns, over `model`."""
+        return _all_gather(tree, MODEL, self.model)
+
+    def local_slots(self, tree: Any) -> Any:
+        """Returns this data shard's part of replicated arrays that have a row per slot."""
+        return tree if self.data == 1 else jax.tree.map(lambda x: _local_part(x, DATA, self.data), tree)
+
+    def all_gather_slots(self, tree: Any, axis: int = 0) -> Any:
+        """Gathers the rows of all data shards along `axis`."""
+        return _all_gather(tree, DATA, self.data, axis)
+
+    def all_gather_channels(self, x: Array, count: int) -> Array:
+        """Gathers channels, the last axis, over `model`.
+
+        Args:
+          x: This shard's channels.
+          count: Number of channels of the model; the padding behind them is dropped.
         """
         if self.model == 1:
             return x
-        whole: Array = _gather(x, MODEL, self.model, x.ndim - 1)
-        return whole[..., :count]
+        gathered: Array = _all_gather(x, MODEL, self.model, x.ndim - 1)
+        return gathered[..., :count]
 
-    def own_channels(self, x: Array, count: int) -> Array:
-        """Undoes `all_channels`.
+    def local_channels(self, x: Array, count: int) -> Array:
+        """Returns this shard's channels, the last axis, of a replicated array.
 
         Args:
-          x: all channels.
-          count: of one shard; what `x` lacks is filled up with zeros.
+          x: All channels of the model.
+          count: Number of channels of a shard; missing ones are zeros.
         """
         if self.model == 1:
             return x
-        filled = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, self.model * count - x.shape[-1])])
-        return _part(filled, MODEL, self.model, x.ndim - 1)
+        padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, self.model * count - x.shape[-1])])
+        return _local_part(padded, MODEL, self.model, x.ndim - 1)
 
-    def first_slot(self, count: int) -> Int32[Array, ""] | int:
-        """The first slot of this data shard, where each has `count`."""
+    def slot_offset(self, count: int) -> Int32[Array, ""] | int:
+        """Returns the first slot of this data shard, where each holds `count`."""
         return 0 if self.data == 1 else jax.lax.axis_index(DATA) * count
 
-    def first_ring(self, count: int) -> Int32[Array, ""] | int:
-        """The slot of this device's first ring, where each device has `count`."""
+    def ring_offset(self, count: int) -> Int32[Array, ""] | int:
+        """Returns the slot of this device's first ring, where each device holds `count` rings."""
         if self.count == 1:
             return 0
         return (jax.lax.axis_index(DATA) * self.model + jax.lax.axis_index(MODEL)) * count
 
-    def first_token(self, count: int) -> Int32[Array, ""] | int:
-        """The first token of this shard's part of the vocabulary, where each has `count`."""
+    def token_offset(self, count: int) -> Int32[Array, ""] | int:
+        """Returns the first token id of this shard's part of the vocabulary, where each holds `count`."""
         return 0 if self.model == 1 else jax.lax.axis_index(MODEL) * count
 
-    def share_slots(self, tree: Any) -> Any:
-        """What one data shard has and the others have zeros for, for all of them."""
-        return tree if self.data == 1 else jax.tree.map(lambda x: _sum(x, (DATA,)), tree)
+    def psum_slots(self, tree: Any) -> Any:
+        """Hands arrays that are zeros on all data shards but one to all of them."""
+        return tree if self.data == 1 else jax.tree.map(lambda x: _psum(x, (DATA,)), tree)
 
-    def share_rings(self, tree: Any, *, over_data: bool) -> Any:
-        """What one device has and the others have zeros for, for the model's shards or for all devices."""
+    def psum_rings(self, tree: Any, *, over_data: bool) -> Any:
+        """Hands arrays that are zeros on all devices but one to all devices along `model`, or of the whole mesh."""
         axes = (DATA, MODEL) if over_data else (MODEL,)
-        return tree if self.count == 1 else jax.tree.map(lambda x: _sum(x, axes), tree)
+        return tree if self.count == 1 else jax.tree.map(lambda x: _psum(x, axes), tree)
 
-    def any(self, flags: Bool[Array, "*shape"]) -> Bool[Array, ""]:
-        """Whether one is set on any device: a branch in which shards talk must be taken by all of them."""
+    def any_device(self, flags: Bool[Array, "*shape"]) -> Bool[Array, ""]:
+        """Returns whether a flag is set on any device: all devices must take a branch that calls collectives."""
         here = jnp.any(flags)
         return here if self.count == 1 else jax.lax.pmax(here.astype(jnp.int32), (DATA, MODEL)) > 0
 
 
-ALONE: Final = Shards()
-"""One device."""
-
 SLOTS: Final = PartitionSpec(DATA)
-"""Of arrays with a row for each slot."""
+"""Partition spec of arrays with a row for each slot."""
 
 RINGS: Final = PartitionSpec((DATA, MODEL))
-EVERYWHERE: Final = PartitionSpec()
+"""Partition spec of rings: slots over the whole mesh."""
+
+REPLICATED: Final = PartitionSpec()
+"""Partition spec of what every device holds whole."""
 
 
-def _part(x: Array, name: str, count: int, axis: int = 0) -> Array:
+def _local_part(x: Array, name: str, count: int, axis: int = 0) -> Array:
     size = x.shape[axis] // count
     part: Array = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(name) * size, size, axis)
     return part
 
 
-def _gather(tree: Any, name: str, count: int, axis: int = 0) -> Any:
+def _all_gather(tree: Any, name: str, count: int, axis: int = 0) -> Any:
     if count == 1:
         return tree
     return jax.tree.map(lambda x: jax.lax.all_gather(x, name, axis=axis, tiled=True), tree)
 
 
-def _sum(x: Array, axes: tuple[str, ...]) -> Array:
-    """Of any type: flags too."""
+def _psum(x: Array, axes: tuple[str, ...]) -> Array:
+    """Returns the sum of an array of any dtype, bool included."""
     wide = x.astype(jnp.int32) if x.dtype == jnp.bool else x
     total: Array = jax.lax.psum(wide, axes)
     return total.astype(x.dtype)

@@ -9,10 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
 from ...kernels import PORTABLE, Backend
-from .collectives import Shards
+from .collectives import Collectives
 from .config import ModelConfig
 from .layers import ResidualBlock, RMSNorm, dot, matrix
-from .quantization import take_rows
+from .quantization import gather_rows
 from .state import LayerState, LayerTrail, ModelState, Trail, join_trails
 
 type Params = Any
@@ -38,16 +38,16 @@ class Griffin(nnx.Module):
         gate_dtype: jnp.dtype | None = None,
         backend: Backend = "xla",
         matrix_dtype: jnp.dtype | None = None,
-        shards: Shards | None = None,
+        collectives: Collectives | None = None,
     ) -> None:
         self.config = config
-        self.shards = shards or Shards()
+        self.collectives = collectives or Collectives()
         self.dtype = dtype
         self.backend: Backend = backend
         matrices = matrix_dtype or dtype
         self.embedding = matrix(config.vocab_size, config.width, matrices)
         self.blocks = nnx.List(
-            ResidualBlock(config, kind, matrices, gate_dtype or dtype, backend, self.shards)
+            ResidualBlock(config, kind, matrices, gate_dtype or dtype, backend, self.collectives)
             for kind in config.block_types
         )
         self.final_norm = RMSNorm(config.width, config.rms_norm_eps)
@@ -113,31 +113,33 @@ class Griffin(nnx.Module):
 
     def _look_up(self, tokens: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
         table = self.embedding.get_value()
-        if self.shards.model == 1:
-            return take_rows(table, tokens, self.dtype)
+        if self.collectives.model == 1:
+            return gather_rows(table, tokens, self.dtype)
         count = table.shape[0]
-        local = tokens - self.shards.first_token(count)
+        local = tokens - self.collectives.token_offset(count)
         is_here = (local >= 0) & (local < count)
-        x = take_rows(table, jnp.clip(local, 0, count - 1), self.dtype)
-        return self.shards.sum(jnp.where(is_here[..., None], x, jnp.zeros_like(x)))
+        x = gather_rows(table, jnp.clip(local, 0, count - 1), self.dtype)
+        return self.collectives.psum(jnp.where(is_here[..., None], x, jnp.zeros_like(x)))
 
     def logits(self, x: Float[Array, "*rows D"]) -> Float32[Array, "*own V"]:
         """Next-token logits after the soft cap, of all rows, or of those that this shard has to look at."""
-        logits = self.shards.to_rows(dot(x, self.embedding.get_value(), self.backend))
+        logits = self.collectives.all_to_all(
+            dot(x, self.embedding.get_value(), self.backend), split_axis=0, concat_axis=1
+        )
         logits = logits[..., : self.config.vocab_size]
         cap = self.config.logits_soft_cap
         return cap * jnp.tanh(logits / cap) if cap else logits
 
-    def likeliest(self, x: Float[Array, "B D"]) -> Int32[Array, " B"]:
+    def argmax(self, x: Float[Array, "B D"]) -> Int32[Array, " B"]:
         """The token with the largest logit, of all rows; the first one if there are several."""
-        if self.shards.model == 1:
+        if self.collectives.model == 1:
             return jnp.argmax(self.logits(x), axis=-1).astype(jnp.int32)
         logits = dot(x, self.embedding.get_value(), self.backend)  # the soft cap changes no order
-        first = self.shards.first_token(logits.shape[-1])
+        first = self.collectives.token_offset(logits.shape[-1])
         is_token = first + jnp.arange(logits.shape[-1]) < self.config.vocab_size
         logits = jnp.where(is_token, logits, -jnp.inf)
         best, token = jnp.max(logits, axis=-1), first + jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        each, tokens = self.shards.all_rows((best[None], token[None]))  # [M, B]
+        each, tokens = self.collectives.all_gather_rows((best[None], token[None]))  # [M, B]
         return jnp.take_along_axis(tokens, jnp.argmax(each, axis=0)[None], axis=0)[0]
 
 
@@ -161,8 +163,10 @@ def abstract_model(
     gate_dtype: jnp.dtype | None = None,
     backend: Backend = "xla",
     matrix_dtype: jnp.dtype | None = None,
-    shards: Shards | None = None,
+    collectives: Collectives | None = None,
 ) -> tuple[nnx.GraphDef[Griffin], Params]:
     """The model (see `Griffin`) split into its code and its parameters' whole shapes; nothing is allocated."""
-    graph, params = nnx.split(nnx.eval_shape(lambda: Griffin(config, dtype, gate_dtype, backend, matrix_dtype, shards)))
+    graph, params = nnx.split(
+        nnx.eval_shape(lambda: Griffin(config, dtype, gate_dtype, backend, matrix_dtype, collectives))
+    )
     return graph, nnx.to_pure_dict(params)

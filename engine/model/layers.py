@@ -3,7 +3,7 @@
 Letters in shapes: B rows, T time steps, D width, E RG-LRU width, F MLP width, N heads (and gate blocks), d head size,
 V vocabulary. Weights lie as [out, in], which CPUs read fastest, and projections that share an input are one array.
 Vectors (biases, norm scales, the convolution, Lambda) and all of the RG-LRU's arithmetic are float32 in any precision.
-Where a model is cut into shards (`Shards`), E, F, N and V in arrays are those of one shard.
+Where a model is cut into shards (`Collectives`), E, F, N and V in arrays are those of one shard.
 `dtype` is that of the matrices, where int8 quantises them; activations keep the type in which they come.
 """
 
@@ -21,7 +21,7 @@ from ...kernels.causal_conv1d import causal_conv1d, next_state, states_between
 from ...kernels.precision import product_precision
 from ...kernels.rg_lru import rg_lru
 from ...kernels.window_attention import decode_attention, prefill_attention
-from .collectives import Shards
+from .collectives import Collectives
 from .config import BlockType, ModelConfig
 from .quantization import Matrix, QuantizedMatrix, quantized_dot, zero_matrix
 from .state import AttentionState, AttentionTrail, LayerTrail, RecurrentState, RecurrentTrail
@@ -95,26 +95,26 @@ class Dense(nnx.Module):
       inputs, outputs: of the whole matrix.
       dtype: of the matrix.
       backend: of the kernels.
-      split: the shards that have a part of the inputs each, and add their products up.
+      psum_over: Mesh over which inputs are sharded and partial products are summed; None for whole inputs.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, dtype: jnp.dtype, backend: Backend, split: Shards | None = None
+        self, inputs: int, outputs: int, dtype: jnp.dtype, backend: Backend, psum_over: Collectives | None = None
     ) -> None:
         self.backend: Backend = backend
-        self.split = split or Shards()
+        self.psum_over = psum_over or Collectives()
         self.weight = matrix(outputs, inputs, dtype)
         self.bias = _vector(outputs)
 
     def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
         weight = self.weight.get_value()
-        if self.split.model == 1:
+        if self.psum_over.model == 1:
             return dot(x, weight, self.backend, self.bias[...], x.dtype)
         return self.add_up(dot(x, weight, self.backend, dtype=x.dtype))
 
     def add_up(self, parts: Float[Array, "*rows O"]) -> Float[Array, "*rows O"]:
         """The shards' products, and the bias."""
-        return (self.split.sum(parts) + self.bias[...]).astype(parts.dtype)
+        return (self.psum_over.psum(parts) + self.bias[...]).astype(parts.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -133,14 +133,14 @@ class RMSNorm(nnx.Module):
 class MLP(nnx.Module):
     """The gated MLP: down(gelu(gate(x)) * up(x))."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend, shards: Shards) -> None:
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend, collectives: Collectives) -> None:
         self.backend: Backend = backend
         self.gate_up = Dense(config.width, 2 * config.mlp_width, dtype, backend)
-        self.down = Dense(config.mlp_width, config.width, dtype, backend, shards)
+        self.down = Dense(config.mlp_width, config.width, dtype, backend, collectives)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         if gated_mlp.has_kernel(self.backend, math.prod(x.shape[:-1]), self.down.weight.get_value().dtype):
-            rows, is_whole = x.reshape(-1, x.shape[-1]), self.down.split.model == 1
+            rows, is_whole = x.reshape(-1, x.shape[-1]), self.down.psum_over.model == 1
             bias = self.down.bias[...] if is_whole else jnp.zeros_like(self.down.bias[...])
             weights = (self.gate_up.weight[...], self.gate_up.bias[...], self.down.weight[...], bias)
             y = gated_mlp.gated_mlp_tpu(rows, *weights).reshape(x.shape)
@@ -192,13 +192,13 @@ class RecurrentBlock(nnx.Module):
     """out(gelu(y(u)) * RG-LRU(conv(x(u)))); x and y are one projection, x first."""
 
     def __init__(
-        self, config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype, backend: Backend, shards: Shards
+        self, config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype, backend: Backend, collectives: Collectives
     ) -> None:
         self.xy = Dense(config.width, 2 * config.lru_width, dtype, backend)
         self.conv_weight = _vector(config.conv_width, config.lru_width)
         self.conv_bias = _vector(config.lru_width)
         self.rg_lru = RGLRU(config, gate_dtype, backend)
-        self.out = Dense(config.lru_width, config.width, dtype, backend, shards)
+        self.out = Dense(config.lru_width, config.width, dtype, backend, collectives)
 
     def __call__(
         self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"], block: int
@@ -232,12 +232,12 @@ class RecurrentBlock(nnx.Module):
 class AttentionBlock(nnx.Module):
     """Local multi-query attention: N query heads share one key and one value head."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend, shards: Shards) -> None:
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend, collectives: Collectives) -> None:
         self.config = config
         self.backend: Backend = backend
-        self.shards = shards
+        self.collectives = collectives
         self.qkv = matrix(config.width + 2 * config.head_dim, config.width, dtype)
-        self.out = Dense(config.width, config.width, dtype, backend, shards)
+        self.out = Dense(config.width, config.width, dtype, backend, collectives)
 
     def __call__(
         self, u: Float[Array, "B T D"], state: AttentionState, positions: Int32[Array, "B T"], block: int
@@ -245,11 +245,10 @@ class AttentionBlock(nnx.Module):
         trail = None
         if u.shape[1] == 1:  # without the axis of time, for which a TPU would lay everything out anew
             q, k, v = self._project(u[:, 0], positions[:, 0])
-            own_k, own_v, own_positions = self.shards.own_rows((k, v, positions[:, 0]))
-            mixed, rings = decode_attention(
-                self.shards.to_rows(q), own_k, own_v, state.rings, own_positions, self.backend
-            )
-            mixed = self.shards.to_parts(mixed)
+            own_k, own_v, own_positions = self.collectives.local_rows((k, v, positions[:, 0]))
+            own_q = self.collectives.all_to_all(q, split_axis=0, concat_axis=1)
+            mixed, rings = decode_attention(own_q, own_k, own_v, state.rings, own_positions, self.backend)
+            mixed = self.collectives.all_to_all(mixed, split_axis=1, concat_axis=0)
         else:
             ((whole,),) = state.rings
             q, k, v = self._project(u, positions)
@@ -282,16 +281,16 @@ class ResidualBlock(nnx.Module):
         dtype: jnp.dtype,
         gate_dtype: jnp.dtype,
         backend: Backend,
-        shards: Shards,
+        collectives: Collectives,
     ) -> None:
         self.temporal_norm = RMSNorm(config.width, config.rms_norm_eps)
         self.temporal: RecurrentBlock | AttentionBlock = (
-            AttentionBlock(config, dtype, backend, shards)
+            AttentionBlock(config, dtype, backend, collectives)
             if kind == "attention"
-            else RecurrentBlock(config, dtype, gate_dtype, backend, shards)
+            else RecurrentBlock(config, dtype, gate_dtype, backend, collectives)
         )
         self.mlp_norm = RMSNorm(config.width, config.rms_norm_eps)
-        self.mlp = MLP(config, dtype, backend, shards)
+        self.mlp = MLP(config, dtype, backend, collectives)
 
     def __call__(
         self,

@@ -62,7 +62,7 @@ def zero_matrix(outputs: int, inputs: int, dtype: jnp.dtype) -> Matrix:
     return QuantizedMatrix(zeros, jnp.zeros(outputs, jnp.float32)) if dtype == jnp.int8 else zeros
 
 
-def take_rows(matrix: Matrix, rows: Int32[Array, "*shape"], dtype: jnp.dtype) -> Float[Array, "*shape I"]:
+def gather_rows(matrix: Matrix, rows: Int32[Array, "*shape"], dtype: jnp.dtype) -> Float[Array, "*shape I"]:
     """The rows named, in `dtype`."""
     if not isinstance(matrix, QuantizedMatrix):
         return matrix[rows].astype(dtype)

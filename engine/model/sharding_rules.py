@@ -1,4 +1,8 @@
-"""Which part of every parameter, and of the state, each shard of a model has. No arithmetic on either, only shapes."""
+"""Sharding rules: the part of every parameter, and of the state, that each device of a mesh holds.
+
+Only shapes and copies on the host are computed here. `roost.engine.model.collectives` says why each parameter is
+sharded along the axis named in `_RULES`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from ..core.arrays import HostArray
 from ..core.mesh import MODEL, MeshShape
-from .collectives import EVERYWHERE, RINGS, SLOTS
+from .collectives import REPLICATED, RINGS, SLOTS
 from .config import ModelConfig, ParamPath
 from .griffin import Params, abstract_model
 from .quantization import QuantizedMatrix, is_quantized
@@ -19,150 +23,174 @@ from .state import AttentionState, ModelState, RecurrentState
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
-    """Rows or columns of a parameter that belong together.
+class Segment:
+    """Adjacent rows or columns of a parameter that are sharded together.
 
     Attributes:
-      size: how many.
-      unit: what is never cut: a head, a gate block.
-      is_cut: False for what every shard has whole.
+      size: Number of rows or columns.
+      unit: Size of what is never split, such as a head or a gate block.
+      is_sharded: False where every shard holds the whole segment.
     """
 
     size: int
     unit: int = 1
-    is_cut: bool = True
+    is_sharded: bool = True
 
-    def local(self, shards: int) -> int:
-        """How many a shard has, with those that it is filled up with."""
-        return -(-self.size // self.unit // shards) * self.unit if self.is_cut else self.size
+    def shard_size(self, num_shards: int) -> int:
+        """Returns the rows or columns of a shard, padding included."""
+        return -(-self.size // self.unit // num_shards) * self.unit if self.is_sharded else self.size
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """How an array is cut: along one axis, each of the sections that follow one another there by itself. Without
-    sections it is not cut at all: every shard has all of it."""
+class ShardingRule:
+    """How an array is sharded over `model`.
+
+    Attributes:
+      axis: The axis that is sharded.
+      segments: Consecutive parts of that axis, each of which is sharded by itself. Without segments the array is
+        replicated.
+    """
 
     axis: int = 0
-    sections: tuple[Section, ...] = ()
+    segments: tuple[Segment, ...] = ()
 
     @property
-    def spec(self) -> PartitionSpec:
-        """Of all shards' parts side by side."""
-        return PartitionSpec(*[None] * self.axis, MODEL) if self.sections else EVERYWHERE
+    def partition_spec(self) -> PartitionSpec:
+        """Partition spec of the global array."""
+        return PartitionSpec(*[None] * self.axis, MODEL) if self.segments else REPLICATED
 
-    def shape(self, whole: tuple[int, ...], shards: int) -> tuple[int, ...]:
-        """Of all shards' parts side by side."""
-        count = shards * sum(section.local(shards) for section in self.sections)
-        return tuple(count if self.sections and axis == self.axis else n for axis, n in enumerate(whole))
+    def global_shape(self, shape: tuple[int, ...], num_shards: int) -> tuple[int, ...]:
+        """Returns the shape of the global array, padding included, of a parameter of this shape."""
+        count = num_shards * sum(segment.shard_size(num_shards) for segment in self.segments)
+        return tuple(count if self.segments and axis == self.axis else n for axis, n in enumerate(shape))
 
-    def part(self, whole: HostArray, index: int, shards: int) -> HostArray:
-        """What shard `index` has."""
-        if not self.sections:
+    def shard(self, whole: HostArray, index: int, num_shards: int) -> HostArray:
+        """Returns the part of a parameter that shard `index` holds."""
+        if not self.segments:
             return whole
         parts, start = [], 0
-        for section in self.sections:
-            size = section.local(shards)
-            first = min(index * size, section.size) if section.is_cut else 0
-            parts.append(self._filled(whole, start + first, start + min(first + size, section.size), size))
-            start += section.size
+        for segment in self.segments:
+            size = segment.shard_size(num_shards)
+            first = min(index * size, segment.size) if segment.is_sharded else 0
+            parts.append(self._padded_slice(whole, start + first, start + min(first + size, segment.size), size))
+            start += segment.size
         return parts[0] if len(parts) == 1 else np.concatenate(parts, self.axis)
 
-    def _filled(self, whole: HostArray, start: int, stop: int, size: int) -> HostArray:
-        """From `start` to `stop` along the axis, and zeros up to `size`."""
-        taken = whole[(slice(None),) * self.axis + (slice(start, stop),)]
-        lacking = size - (stop - start)
-        widths = [(0, lacking if axis == self.axis else 0) for axis in range(whole.ndim)]
-        return np.pad(taken, widths) if lacking else taken
+    def _padded_slice(self, whole: HostArray, start: int, stop: int, size: int) -> HostArray:
+        """Returns `start` to `stop` along the axis, padded with zeros to `size`."""
+        part = whole[(slice(None),) * self.axis + (slice(start, stop),)]
+        missing = size - (stop - start)
+        widths = [(0, missing if axis == self.axis else 0) for axis in range(whole.ndim)]
+        return np.pad(part, widths) if missing else part
 
 
-def cut_of(path: ParamPath, config: ModelConfig) -> Cut:
-    """How a parameter is cut; its values, if it is quantised."""
+def sharding_rule(path: ParamPath, config: ModelConfig) -> ShardingRule:
+    """Returns the rule of a parameter, or of its int8 values if it is quantised."""
     kind = (config.block_types[int(path[1])],) if path[0] == "blocks" else ()
-    axis, names = _CUTS.get((*kind, *path[2:]) if kind else path, (0, ()))
-    sections = _sections(config)
-    return Cut(axis, tuple(sections[name] for name in names))
+    axis, names = _RULES.get((*kind, *path[2:]) if kind else path, (0, ()))
+    segments = _segments(config)
+    return ShardingRule(axis, tuple(segments[name] for name in names))
 
 
-def quantized_cut(values: Cut) -> QuantizedMatrix:
-    """How a quantised matrix is cut; its outputs' scales are there for each shard that has the outputs."""
-    return QuantizedMatrix(values, values if values.axis == 0 else Cut())
+def quantized_rule(values: ShardingRule) -> QuantizedMatrix:
+    """Returns the rules of a quantised matrix's values and scales; the scales of its outputs go with the outputs."""
+    return QuantizedMatrix(values, values if values.axis == 0 else ShardingRule())
 
 
-def cut_params(abstract: Params, config: ModelConfig, shards: MeshShape) -> tuple[Params, Params]:
-    """Shapes of the parameters of all shards side by side, and how those lie on the mesh.
+def leaf_rules(path: tuple[Any, ...], leaf: Any, config: ModelConfig) -> Any:
+    """Returns a `ShardingRule` for each array of a parameter.
 
     Args:
-      abstract: whole ones, from `abstract_model`.
-      config: of the model.
-      shards: the mesh.
+      path: Path of the parameter, as JAX's tree keys.
+      leaf: Array or quantised matrix, or its shapes.
+      config: The model's config.
     """
-    cuts = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf_cut(path, leaf, config), abstract, is_leaf=is_quantized
+    rule = sharding_rule(tuple(key.key for key in path), config)
+    return quantized_rule(rule) if isinstance(leaf, QuantizedMatrix) else rule
+
+
+def shard_params(abstract: Params, config: ModelConfig, mesh: MeshShape) -> tuple[Params, Params]:
+    """Returns the shapes of the global parameters, padding included, and their partition specs.
+
+    Args:
+      abstract: Shapes of the unsharded parameters, from `abstract_model`.
+      config: The model's config.
+      mesh: Sizes of the mesh's axes.
+    """
+    rules = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf_rules(path, leaf, config), abstract, is_leaf=is_quantized
     )
     shapes = jax.tree.map(
-        lambda cut, x: jax.ShapeDtypeStruct(cut.shape(x.shape, shards.model), x.dtype), cuts, abstract
+        lambda rule, x: jax.ShapeDtypeStruct(rule.global_shape(x.shape, mesh.model), x.dtype), rules, abstract
     )
-    return shapes, jax.tree.map(lambda cut: cut.spec, cuts)
+    return shapes, jax.tree.map(lambda rule: rule.partition_spec, rules)
 
 
-def leaf_cut(path: tuple[Any, ...], leaf: Any, config: ModelConfig) -> Any:
-    """A `Cut` for each array of a parameter.
+def padded_lru_width(config: ModelConfig, mesh: MeshShape) -> int:
+    """Returns the RG-LRU channels of all shards together, padding included."""
+    return mesh.model * _segments(config)["channels"].shard_size(mesh.model)
+
+
+def bytes_per_device(shapes: Params, specs: Params, mesh: MeshShape) -> int:
+    """Returns the bytes of parameters that each device holds.
 
     Args:
-      path: by JAX's keys.
-      leaf: an array or a quantised matrix, or its shapes.
-      config: of the model.
+      shapes: Global shapes, from `shard_params`.
+      specs: Their partition specs.
+      mesh: Sizes of the mesh's axes.
     """
-    cut = cut_of(tuple(key.key for key in path), config)
-    return quantized_cut(cut) if isinstance(leaf, QuantizedMatrix) else cut
-
-
-def channels(config: ModelConfig, shards: MeshShape) -> int:
-    """Of a recurrent layer's state, those of all shards."""
-    return shards.model * _sections(config)["channels"].local(shards.model)
-
-
-def bytes_per_device(shapes: Params, specs: Params, shards: MeshShape) -> int:
-    """Of parameters, as `cut_params` gives them."""
     sizes = jax.tree.map(
-        lambda x, spec: x.size * x.dtype.itemsize // (1 if spec == EVERYWHERE else shards.model), shapes, specs
+        lambda x, spec: x.size * x.dtype.itemsize // (1 if spec == REPLICATED else mesh.model), shapes, specs
     )
     return sum(jax.tree.leaves(sizes))
 
 
-def weight_bytes(config: ModelConfig, shards: MeshShape, dtype: str, matrix_dtype: str | None = None) -> int:
-    """Of all parameters on each device, where gates are in `dtype`, too, and matrices unless they have their own."""
+def weight_bytes(config: ModelConfig, mesh: MeshShape, dtype: str, matrix_dtype: str | None = None) -> int:
+    """Returns the bytes of all parameters on each device.
+
+    Args:
+      config: The model's config.
+      mesh: Sizes of the mesh's axes.
+      dtype: Dtype of the activations, and of gate matrices.
+      matrix_dtype: Dtype of the other matrices; None means `dtype`.
+    """
     matrices = None if matrix_dtype is None else jnp.dtype(matrix_dtype)
-    _, whole = abstract_model(config, jnp.dtype(dtype), matrix_dtype=matrices)
-    return bytes_per_device(*cut_params(whole, config, shards), shards)
+    _, abstract = abstract_model(config, jnp.dtype(dtype), matrix_dtype=matrices)
+    return bytes_per_device(*shard_params(abstract, config, mesh), mesh)
 
 
-def slot_bytes(config: ModelConfig, shards: MeshShape, dtype_bytes: int) -> int:
-    """Of the state of a slot with all that it is filled up with: of so many slots as there are shards, each device has
-    as much as one takes, a part of every recurrent state and one whole set of rings."""
-    filled = replace(config, lru_width=channels(config, shards), num_heads=1, width=config.head_dim)
-    return filled.state_bytes(dtype_bytes)
+def slot_bytes(config: ModelConfig, mesh: MeshShape, dtype_bytes: int) -> int:
+    """Returns the bytes of one slot's state, padding included.
+
+    With as many slots as the mesh has devices, this is what each device holds: a part of every recurrent state, and one
+    whole set of rings.
+    """
+    padded = replace(config, lru_width=padded_lru_width(config, mesh), num_heads=1, width=config.head_dim)
+    return padded.state_bytes(dtype_bytes)
 
 
-def state_specs(state: ModelState) -> ModelState:
-    """How a pool's state lies on the mesh: slots along `data`, channels along `model`, rings along both."""
+def state_partition_specs(state: ModelState) -> ModelState:
+    """Returns the partition specs of a pool's state.
 
-    def layer(kind: Any) -> Any:
-        if isinstance(kind, AttentionState):
-            return jax.tree.map(lambda _: RINGS, kind)
+    Slots are sharded along `data`, RG-LRU channels along `model`, and rings by slots along both.
+    """
+
+    def layer(state: Any) -> Any:
+        if isinstance(state, AttentionState):
+            return jax.tree.map(lambda _: RINGS, state)
         return RecurrentState(PartitionSpec(*SLOTS, MODEL), PartitionSpec(None, *SLOTS, MODEL))  # type: ignore[arg-type]
 
     return tuple(map(layer, state))
 
 
-def _sections(config: ModelConfig) -> Mapping[str, Section]:
+def _segments(config: ModelConfig) -> Mapping[str, Segment]:
     return {
-        "tokens": Section(config.vocab_size),
-        "channels": Section(config.lru_width, config.lru_width // config.num_heads),
-        "blocks": Section(config.num_heads),
-        "hidden": Section(config.mlp_width),
-        "heads": Section(config.width, config.head_dim),
-        "key, value": Section(2 * config.head_dim, is_cut=False),
+        "tokens": Segment(config.vocab_size),
+        "channels": Segment(config.lru_width, config.lru_width // config.num_heads),
+        "gate blocks": Segment(config.num_heads),
+        "hidden": Segment(config.mlp_width),
+        "heads": Segment(config.width, config.head_dim),
+        "key, value": Segment(2 * config.head_dim, is_sharded=False),
     }
 
 
@@ -172,18 +200,19 @@ _MLP: Final[Mapping[tuple[str, ...], tuple[int, tuple[str, ...]]]] = {
     ("mlp", "down", "weight"): (1, ("hidden",)),
 }
 
-_CUTS: Final[Mapping[tuple[str | int, ...], tuple[int, tuple[str, ...]]]] = {
+_RULES: Final[Mapping[tuple[str | int, ...], tuple[int, tuple[str, ...]]]] = {
     ("embedding",): (0, ("tokens",)),
-    **{(kind, *path): cut for kind in ("recurrent", "attention") for path, cut in _MLP.items()},
+    **{(kind, *path): rule for kind in ("recurrent", "attention") for path, rule in _MLP.items()},
     ("recurrent", "temporal", "xy", "weight"): (0, ("channels", "channels")),
     ("recurrent", "temporal", "xy", "bias"): (0, ("channels", "channels")),
     ("recurrent", "temporal", "conv_weight"): (1, ("channels",)),
     ("recurrent", "temporal", "conv_bias"): (0, ("channels",)),
     ("recurrent", "temporal", "rg_lru", "a_param"): (0, ("channels",)),
-    ("recurrent", "temporal", "rg_lru", "gate_weight"): (0, ("blocks",)),
-    ("recurrent", "temporal", "rg_lru", "gate_bias"): (0, ("blocks",)),
+    ("recurrent", "temporal", "rg_lru", "gate_weight"): (0, ("gate blocks",)),
+    ("recurrent", "temporal", "rg_lru", "gate_bias"): (0, ("gate blocks",)),
     ("recurrent", "temporal", "out", "weight"): (1, ("channels",)),
     ("attention", "temporal", "qkv"): (0, ("heads", "key, value")),
     ("attention", "temporal", "out", "weight"): (1, ("heads",)),
 }
-"""The axis and its sections, by kind of layer and path in it. All shards have the rest: norms, and biases of sums."""
+"""Sharded axis and its segments, by kind of layer and path in it. All other parameters (norms, biases of sums over
+shards) are replicated."""

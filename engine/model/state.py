@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from ...kernels.window_attention import Blocks, cut_ring, whole_ring
-from .collectives import Shards
+from .collectives import Collectives
 from .config import ModelConfig
 
 
@@ -150,7 +150,7 @@ def as_state(
     h: Float32[Array, "L E"],
     conv: Float[Array, "L K1 E"],
     ring: Float[Array, "W A 2 d"],
-    shards: Shards,
+    shards: Collectives,
 ) -> ModelState:
     """One row of state, with a whole ring, from what trails are made of.
 
@@ -162,7 +162,7 @@ def as_state(
     """
     recurrent, attention = iter(range(h.shape[0])), iter(range(ring.shape[1]))
     local = next((layer.h.shape[1] for layer in like if isinstance(layer, RecurrentState)), 0)
-    h, conv = (shards.own_channels(x, local) for x in (h, conv))
+    h, conv = (shards.local_channels(x, local) for x in (h, conv))
 
     def layer(kind: LayerState) -> LayerState:
         if isinstance(kind, AttentionState):
@@ -175,7 +175,7 @@ def as_state(
 
 
 def as_arrays(
-    state: ModelState, shards: Shards, channels: int
+    state: ModelState, shards: Collectives, channels: int
 ) -> tuple[Float32[Array, "L E"], Float[Array, "L K1 E"], Float[Array, "W A 2 d"]]:
     """Undoes `as_state`; a kind of which there is no layer is an axis of length 0.
 
@@ -188,16 +188,16 @@ def as_arrays(
     rings = [layer.rings[0][0] for layer in state if isinstance(layer, AttentionState)]
     h = jnp.stack([layer.h[0] for layer in recurrent]) if recurrent else jnp.zeros((0, 0))
     conv = jnp.stack([layer.conv[:, 0] for layer in recurrent]) if recurrent else jnp.zeros((0, 1, 0))
-    h, conv = (shards.all_channels(x, channels) for x in (h, conv))
+    h, conv = (shards.all_gather_channels(x, channels) for x in (h, conv))
     pairs = [jnp.stack([keys[0], values[0]], axis=1) for keys, values in rings]
     return h, conv, jnp.stack(pairs, axis=1) if pairs else jnp.zeros((1, 0, 2, 0), conv.dtype)
 
 
-def take_rows(
+def gather_rows(
     groups: Sequence[ModelState],
     rows: Int32[Array, " R"],
     fresh: Bool[Array, " R"],
-    shards: Shards | None = None,
+    shards: Collectives | None = None,
     *,
     from_all: bool = False,
 ) -> ModelState:
@@ -210,7 +210,7 @@ def take_rows(
       shards: the pool's; each gets its own channels, and the rings of all.
       from_all: rows of any data shard, not only of this one.
     """
-    axes, starts, shards = _row_axes(groups[0]), _starts(groups), shards or Shards()
+    axes, starts, shards = _row_axes(groups[0]), _starts(groups), shards or Collectives()
 
     def read(group: ModelState, row: Array) -> ModelState:
         state: ModelState = jax.tree.map(lambda axis, x: _row(x, row, axis), axes, group)
@@ -238,18 +238,18 @@ def take_rows(
     return tuple(_shared(layer, shards, from_all=from_all) for layer in taken)
 
 
-def _shared(layer: LayerState, shards: Shards, *, from_all: bool) -> LayerState:
+def _shared(layer: LayerState, shards: Collectives, *, from_all: bool) -> LayerState:
     """Rows that one device has and the others have zeros for."""
     shared: LayerState
     if isinstance(layer, AttentionState):
-        shared = shards.share_rings(layer, over_data=from_all)
+        shared = shards.psum_rings(layer, over_data=from_all)
     else:
-        shared = shards.share_slots(layer) if from_all else layer
+        shared = shards.psum_slots(layer) if from_all else layer
     return shared
 
 
-def put_rows(
-    groups: Sequence[ModelState], rows: Int32[Array, " R"], new: ModelState, shards: Shards | None = None
+def scatter_rows(
+    groups: Sequence[ModelState], rows: Int32[Array, " R"], new: ModelState, shards: Collectives | None = None
 ) -> tuple[ModelState, ...]:
     """Writes the rows named, one slice each, so that donated groups are updated in place; rows past the end are not,
     nor those of another shard.
@@ -257,11 +257,11 @@ def put_rows(
     Args:
       groups: the pool.
       rows: of the pool.
-      new: as `take_rows` gives it.
+      new: as `gather_rows` gives it.
       shards: the pool's.
     """
     axes, pieces = _row_axes(groups[0]), _map_rings(lambda b: cut_ring(b[0], _block_sizes(groups[0])), new)
-    local, starts = _local_rows(groups, rows, shards or Shards()), _starts(groups)
+    local, starts = _local_rows(groups, rows, shards or Collectives()), _starts(groups)
 
     def put(i: Any, groups: tuple[ModelState, ...]) -> tuple[ModelState, ...]:
         def put_group(group: ModelState, start: int) -> ModelState:
@@ -282,14 +282,14 @@ def copy_rows(
     groups: Sequence[ModelState],
     sources: Int32[Array, " R"],
     targets: Int32[Array, " R"],
-    shards: Shards | None = None,
+    shards: Collectives | None = None,
 ) -> tuple[ModelState, ...]:
     """Copies rows onto others, in place if donated; all are read before any is written.
 
     A copy is a fork: both rows go on from the same text, each on its own.
     """
-    taken = take_rows(groups, sources, jnp.zeros(sources.shape, jnp.bool), shards, from_all=True)
-    return put_rows(groups, targets, taken, shards)
+    taken = gather_rows(groups, sources, jnp.zeros(sources.shape, jnp.bool), shards, from_all=True)
+    return scatter_rows(groups, targets, taken, shards)
 
 
 @partial(jax.jit, static_argnames=("axis", "start"))  # so that arrays that are alike are traced once
@@ -317,7 +317,7 @@ def _row_axes(state: ModelState) -> Any:
     return tuple(_AXES if isinstance(s, RecurrentState) else jax.tree.map(lambda _: 0, s) for s in state)
 
 
-def _local_rows(groups: Sequence[ModelState], rows: Int32[Array, "*R"], shards: Shards) -> Any:
+def _local_rows(groups: Sequence[ModelState], rows: Int32[Array, "*R"], shards: Collectives) -> Any:
     """For each array, where the rows of the pool stand in what this device has of it; others stand outside."""
     if shards.count == 1:
         return jax.tree.map(lambda _: rows, groups[0])
@@ -325,7 +325,7 @@ def _local_rows(groups: Sequence[ModelState], rows: Int32[Array, "*R"], shards: 
 
     def layer(part: LayerState) -> Any:
         is_ring = isinstance(part, AttentionState)
-        first = (shards.first_ring if is_ring else shards.first_slot)(num_rows((part,)))
+        first = (shards.ring_offset if is_ring else shards.slot_offset)(num_rows((part,)))
         return jax.tree.map(lambda _: rows - first, part)
 
     return tuple(map(layer, state))

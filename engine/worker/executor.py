@@ -19,15 +19,16 @@ from jax.sharding import Mesh, NamedSharding
 
 from ...kernels import Backend, native
 from ..checkpoint import open_tensors
+from ..checkpoint.sharded_placement import Placement
 from ..checkpoint.source import ModelSource
-from ..checkpoint.weights import Checkpoint, Placement, load_params, random_params
+from ..checkpoint.weights import Checkpoint, load_params, random_params
 from ..core.config import EngineConfig
 from ..core.errors import EngineDeadError
 from ..distributed.hosts import Follow, Lead, agree, join
-from ..model.collectives import EVERYWHERE, Shards
+from ..model.collectives import REPLICATED, Collectives
 from ..model.config import ModelConfig
 from ..model.griffin import Params, abstract_model
-from ..model.sharding_rules import bytes_per_device, cut_params, slot_bytes
+from ..model.sharding_rules import bytes_per_device, shard_params, slot_bytes
 from ..platform import affordable_slots, chosen_shards, give_back_memory, open_mesh
 from .programs import (
     CPU_OPTIONS,
@@ -85,7 +86,7 @@ class Executor:
         if config.compile_cache is not None:
             keep_programs(config.compile_cache)
         shape = config.shards or chosen_shards(source.config.num_parameters * _BYTES[config.quantize])
-        self.shards = Shards(shape.data, shape.model)
+        self.shards = Collectives(shape.data, shape.model)
         config = replace(config, shards=self.shards)
         self._mesh = open_mesh(self.shards)
         self.step_shapes = step_shapes(source.config, config.prefill_chunk, backend, self.shards)
@@ -170,7 +171,7 @@ class Executor:
         if self._mesh is None:
             placed: tuple[Any, ...] = jax.device_put(inputs)
             return placed
-        everywhere = NamedSharding(self._mesh, EVERYWHERE)
+        everywhere = NamedSharding(self._mesh, REPLICATED)
         on_all: tuple[Any, ...] = jax.tree.map(partial(_on_all, everywhere), inputs)
         return on_all
 
@@ -220,7 +221,7 @@ class _Weights(NamedTuple):
 
 @contextmanager
 def _open_weights(
-    source: ModelSource, config: EngineConfig, shards: Shards, backend: str, mesh: Mesh | None
+    source: ModelSource, config: EngineConfig, shards: Collectives, backend: str, mesh: Mesh | None
 ) -> Iterator[_Weights]:
     """Checks what can be checked without reading them."""
     placement = None if mesh is None else Placement(mesh, source.config, shards)
@@ -239,19 +240,19 @@ def _open_weights(
 
 def _weights(
     model: ModelConfig,
-    shards: Shards,
+    shards: Collectives,
     dtype: np.dtype[Any],
     graph: Graph,
     whole: Params,
     read: Callable[..., Params],
 ) -> _Weights:
-    abstract, specs = cut_params(whole, model, shards)
+    abstract, specs = shard_params(whole, model, shards)
     num_bytes = bytes_per_device(abstract, specs, shards)
     return _Weights(dtype, graph, abstract, specs, lambda report: read(progress=report), num_bytes)
 
 
 def _abstract(
-    model: ModelConfig, config: EngineConfig, shards: Shards, stored: str, backend: str
+    model: ModelConfig, config: EngineConfig, shards: Collectives, stored: str, backend: str
 ) -> tuple[np.dtype[Any], Graph, Params]:
     dtype = jnp.dtype(stored if config.dtype == "auto" else config.dtype)
     matrix_dtype = None if config.quantize is None else jnp.dtype(config.quantize)
@@ -260,7 +261,7 @@ def _abstract(
     return dtype, *abstract_model(model, dtype, gate_dtype, kernels, matrix_dtype, shards)
 
 
-def _kernels(backend: str, shards: Shards) -> Backend:
+def _kernels(backend: str, shards: Collectives) -> Backend:
     """Which kernels run best there. Several CPU devices share the cores, which native kernels would each take whole."""
     if backend == "cpu" and shards.count == 1 and native.is_available():
         return "cpu"

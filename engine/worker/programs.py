@@ -21,10 +21,10 @@ from jaxtyping import Array
 from ...kernels.window_attention import block_sizes
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from ..core.errors import ConfigError
-from ..model.collectives import EVERYWHERE, SLOTS, Shards
+from ..model.collectives import REPLICATED, SLOTS, Collectives
 from ..model.config import ModelConfig
 from ..model.griffin import Params
-from ..model.sharding_rules import channels, state_specs
+from ..model.sharding_rules import padded_lru_width, state_partition_specs
 from ..model.state import num_rows, zero_state
 from ..sampling.state import SamplingState, zero_sampling_state, zero_token_memory
 from .step_inputs import first_token_columns, prefill_columns
@@ -75,7 +75,7 @@ type Compiled = Mapping[str, Any]
 
 
 def new_pool(
-    model: ModelConfig, rows: int, dtype: np.dtype[Any], backend: str, shards: Shards | None = None
+    model: ModelConfig, rows: int, dtype: np.dtype[Any], backend: str, shards: Collectives | None = None
 ) -> StatePool:
     """All slots, empty. On a CPU in groups, so that a step may read the first few alone, with rings in blocks.
 
@@ -86,11 +86,11 @@ def new_pool(
       backend: where they are.
       shards: what they are cut into; then there is one group, with whole rings, everywhere.
     """
-    shards = shards or Shards()
+    shards = shards or Collectives()
     in_parts = backend == "cpu" and shards.count == 1
     groups = group_sizes(rows) if in_parts else (rows,)
     blocks = block_sizes(model.window, _RING_BLOCK if in_parts else model.window)
-    width = channels(model, shards)
+    width = padded_lru_width(model, shards)
     tokens, positions = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.int32)
     memory = zero_token_memory(rows, model.vocab_size)
     state = SlotState(tokens, positions, jnp.ones(rows, jnp.bool), zero_sampling_state(rows), memory)
@@ -126,7 +126,7 @@ class StepShapes(NamedTuple):
         return max(rows for rows, _ in self.prefill)
 
 
-def step_shapes(model: ModelConfig, chunk: int, backend: str, shards: Shards) -> StepShapes:
+def step_shapes(model: ModelConfig, chunk: int, backend: str, shards: Collectives) -> StepShapes:
     """What is worth a program there. A CPU reads a prompt of 64 tokens as fast, per token, as several side by side; and
     it takes so long that those who generate should not wait for all of it.
 
@@ -181,7 +181,7 @@ class ModelShapes(NamedTuple):
     params: Params
     pool: StatePool
     dtype: np.dtype[Any]
-    shards: Shards = Shards()
+    shards: Collectives = Collectives()
     specs: Params = None
     mesh: Mesh | None = None
 
@@ -260,7 +260,7 @@ def _take_over(x: Array) -> Array:
     return x
 
 
-def first_token_rows(shards: Shards) -> int:
+def first_token_rows(shards: Collectives) -> int:
     """How many first tokens are sampled at a time: as many for each of the model's shards."""
     return -(-MAX_PREFILL_ROWS // shards.model) * shards.model
 
@@ -276,7 +276,7 @@ def lower(program: Program, model: ModelShapes) -> Any:
     shapes = (*(_held_shape(name, program, model) for name in program.held), *program.inputs)
     if model.mesh is None:
         return jax.jit(_with_tuple(program), donate_argnums=donated).lower(*shapes)
-    takes = (*(_spec(name, model) for name in program.held), *(EVERYWHERE for _ in program.inputs))
+    takes = (*(_spec(name, model) for name in program.held), *(REPLICATED for _ in program.inputs))
     gives = tuple(_spec(name, model) for name in program.results)
     step = jax.shard_map(_with_tuple(program), mesh=model.mesh, in_specs=takes, out_specs=gives, check_vma=False)
     placed = tuple(as_placed(model.mesh, spec, tree) for spec, tree in zip(takes, shapes, strict=True))
@@ -314,13 +314,13 @@ def as_placed(mesh: Mesh, spec: Any, tree: Any) -> Any:
 
 def pool_spec(pool: StatePool) -> StatePool:
     """How the slots lie on a mesh."""
-    return StatePool(tuple(map(state_specs, pool.groups)), SLOTS)  # type: ignore[arg-type]
+    return StatePool(tuple(map(state_partition_specs, pool.groups)), SLOTS)  # type: ignore[arg-type]
 
 
 def _spec(name: str, model: ModelShapes) -> Any:
     if name == "params":
         return model.specs
-    return {"pool": pool_spec(model.pool), "hidden": SLOTS}.get(name, EVERYWHERE)
+    return {"pool": pool_spec(model.pool), "hidden": SLOTS}.get(name, REPLICATED)
 
 
 def _held_shape(name: str, program: Program, model: ModelShapes) -> Any:

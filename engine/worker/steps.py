@@ -18,9 +18,20 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 from ...kernels import PORTABLE
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from ..core.sampling_params import MAX_LOGPROBS, NO_TOKEN
-from ..model.collectives import Shards
+from ..model.collectives import Collectives
 from ..model.griffin import Griffin, Params
-from ..model.state import ModelState, Trail, as_arrays, as_state, copy_rows, join, num_rows, put_rows, split, take_rows
+from ..model.state import (
+    ModelState,
+    Trail,
+    as_arrays,
+    as_state,
+    copy_rows,
+    gather_rows,
+    join,
+    num_rows,
+    scatter_rows,
+    split,
+)
 from ..sampling.sampler import Logprobs, Sampled, logprobs, needs_logits, no_logprobs, sample, score
 from ..sampling.state import SamplingState, TokenMemory, no_tokens, remember
 
@@ -113,7 +124,7 @@ def decode_step(
       The pool, and `[K, R]` tokens, of which those past a row's last one mean nothing.
     """
     model = nnx.merge(graph, params)
-    active = model.shards.own_slots(active)
+    active = model.collectives.local_slots(active)
     sizes = _sizes_of_first(pool, active.shape[0])
     layers = join(pool.groups[: len(sizes)])
     slots = jax.tree.map(lambda x: x[: active.shape[0]], pool.slots)
@@ -131,7 +142,9 @@ def decode_step(
     carry = _Carry(jnp.zeros((), jnp.int32), layers, slots, results)
     carry = step(carry) if most == 1 else jax.lax.while_loop(is_wanted, step, carry)
     groups = (*split(carry.layers, sizes), *pool.groups[len(sizes) :])
-    return StatePool(groups, _with_progress(pool.slots, carry.slots)), model.shards.all_slots(carry.results, axis=1)
+    return StatePool(groups, _with_progress(pool.slots, carry.slots)), model.collectives.all_gather_slots(
+        carry.results, axis=1
+    )
 
 
 def _with_progress(slots: SlotState, first: SlotState) -> SlotState:
@@ -182,7 +195,7 @@ def _decode_once(
 
 
 def sample_or_greedy(model: Griffin, hidden: Float[Array, "R D"], slots: SlotState, live: Bool[Array, " R"]) -> Sampled:
-    """`sample`, spared the logits on accelerators where every row wants the likeliest token and nothing else."""
+    """`sample`, spared the logits on accelerators where every row wants the argmax and nothing else."""
     positions = slots.positions + 1
 
     def sampled() -> Sampled:
@@ -192,7 +205,7 @@ def sample_or_greedy(model: Griffin, hidden: Float[Array, "R D"], slots: SlotSta
         return sampled()
     # Accelerators' compilers find the best logit without writing them, a megabyte for each row.
     greedy = partial(greedy_sample, model, hidden)
-    is_asked_for_more = model.shards.any(live & needs_logits(slots.sampling, positions))
+    is_asked_for_more = model.collectives.any_device(live & needs_logits(slots.sampling, positions))
     result: Sampled = jax.lax.cond(is_asked_for_more, sampled, greedy)
     return result
 
@@ -206,14 +219,14 @@ def _sample(
     active: Bool[Array, " R"],
 ) -> Sampled:
     """Each of the model's shards samples some of the rows."""
-    own = model.shards.own_rows((sampling, memory, positions, active))
-    sampled: Sampled = model.shards.all_rows(sample(model.logits(hidden), *own))
+    own = model.collectives.local_rows((sampling, memory, positions, active))
+    sampled: Sampled = model.collectives.all_gather_rows(sample(model.logits(hidden), *own))
     return sampled
 
 
 def greedy_sample(model: Griffin, hidden: Float[Array, "R D"]) -> Sampled:
-    """The likeliest tokens, and nothing else."""
-    tokens = model.likeliest(hidden)
+    """Returns the argmax of each row, without log-probabilities."""
+    tokens = model.argmax(hidden)
     return Sampled(tokens, no_logprobs(tokens.shape, model.config.vocab_size, MAX_LOGPROBS))
 
 
@@ -247,7 +260,7 @@ def prefill_step(
       model's last layer, activations are what the next one takes.
     """
     model = nnx.merge(graph, params)
-    inputs = model.shards.own_slots(inputs)
+    inputs = model.collectives.local_slots(inputs)
     return _read(model, layers or range(model.config.depth), pool, model.embed(inputs.tokens), inputs)
 
 
@@ -260,28 +273,28 @@ def later_prefill_step(
       hidden: what the layers before have made of the chunks.
     """
     model = nnx.merge(graph, params)
-    return _read(model, layers, pool, hidden, model.shards.own_slots(inputs))
+    return _read(model, layers, pool, hidden, model.collectives.local_slots(inputs))
 
 
 def _read(
     model: Griffin, layers: range, pool: StatePool, x: Float[Array, "R T D"], inputs: PrefillInput
 ) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"], Trail]:
-    shards = model.shards
+    shards = model.collectives
     steps = jnp.arange(inputs.tokens.shape[1])
     positions = jnp.where(steps < inputs.lengths[:, None], inputs.starts[:, None] + steps, -1)
     groups = tuple(group[layers.start : layers.stop] for group in pool.groups)
-    state = take_rows(groups, inputs.slots, inputs.starts == 0, shards)
+    state = gather_rows(groups, inputs.slots, inputs.starts == 0, shards)
     if model.backend in PORTABLE:  # whose compiler lets reads stray behind the writes below, and then copies the pool
         state = jax.lax.optimization_barrier(state)
     hidden, state, trail = model.read(x, positions, state, PREFILL_BLOCK, layers)
     last = jnp.take_along_axis(hidden, jnp.maximum(inputs.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     last = jnp.pad(last, ((0, MAX_PREFILL_ROWS - last.shape[0]), (0, 0)))
-    h, conv = (shards.all_channels(x, model.config.lru_width) for x in (trail.h, trail.conv))
+    h, conv = (shards.all_gather_channels(x, model.config.lru_width) for x in (trail.h, trail.conv))
     trail = Trail(h, conv, trail.window)
-    groups = put_rows(groups, inputs.slots, state, shards)
+    groups = scatter_rows(groups, inputs.slots, state, shards)
     whole = zip(pool.groups, groups, strict=True)
     pool = pool._replace(groups=tuple((*old[: layers.start], *new, *old[layers.stop :]) for old, new in whole))
-    return pool, hidden, *shards.all_slots((last, trail))
+    return pool, hidden, *shards.all_gather_slots((last, trail))
 
 
 def first_token_step(
@@ -290,43 +303,45 @@ def first_token_step(
     """Samples the token after each prompt and makes its slot ready to decode."""
     model = nnx.merge(graph, params)
     slots, sampling = inputs.slots, inputs.sampling
-    active = slots < pool.slots.tokens.shape[0] * model.shards.data
+    active = slots < pool.slots.tokens.shape[0] * model.collectives.data
     memory = TokenMemory(inputs.in_prompt, inputs.allowed, no_tokens(slots.shape[0]))
     hidden = hidden[inputs.rows]
     sampled = mark_broken(_sample(model, hidden, sampling, memory, inputs.lengths, active), hidden)
     goes_on = ~_is_last(sampled.tokens, inputs.lengths, sampling)
     recent = remember(memory.recent, sampled.tokens, inputs.lengths, sampling.is_penalized)
     new = SlotState(sampled.tokens, inputs.lengths, goes_on, sampling, memory._replace(recent=recent))
-    return pool._replace(slots=_put(pool.slots, slots, new, model.shards)), sampled
+    return pool._replace(slots=_put(pool.slots, slots, new, model.collectives)), sampled
 
 
 def score_step(graph: Graph, params: Params, hidden: Float[Array, "R T D"], targets: Int32[Array, "R T"]) -> Logprobs:
     """Log-probabilities of the tokens that follow each token of a prefill batch, `[R, T]` as `targets`; `hidden` has a
     data shard's own rows of these."""
     model: Griffin = nnx.merge(graph, params)
-    shards, targets = model.shards, model.shards.own_slots(targets)
+    shards, targets = model.collectives, model.collectives.local_slots(targets)
 
     def judge(hidden: Float[Array, "T D"], targets: Int32[Array, " T"]) -> Logprobs:
         lacking = -PREFILL_BLOCK % shards.model  # so that each of the model's shards judges as many
-        hidden, own = jnp.pad(hidden, ((0, lacking), (0, 0))), shards.own_rows(jnp.pad(targets, (0, lacking)))
-        judged = shards.all_rows(logprobs(model.logits(hidden), own, jnp.zeros((own.shape[0], 0), jnp.int32)))
+        hidden, own = jnp.pad(hidden, ((0, lacking), (0, 0))), shards.local_rows(jnp.pad(targets, (0, lacking)))
+        judged = shards.all_gather_rows(logprobs(model.logits(hidden), own, jnp.zeros((own.shape[0], 0), jnp.int32)))
         first: Logprobs = jax.tree.map(lambda x: x[:PREFILL_BLOCK], judged)
         return first
 
     flat = score(judge, hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), PREFILL_BLOCK)
     shaped = jax.tree.map(lambda x: x.reshape(*targets.shape, *x.shape[1:]), flat)
-    everywhere: Logprobs = shards.all_slots(shaped)
+    everywhere: Logprobs = shards.all_gather_slots(shaped)
     return everywhere
 
 
-def copy_step(shards: Shards, pool: StatePool, sources: Int32[Array, " R"], targets: Int32[Array, " R"]) -> StatePool:
+def copy_step(
+    shards: Collectives, pool: StatePool, sources: Int32[Array, " R"], targets: Int32[Array, " R"]
+) -> StatePool:
     """Copies slots with all that belongs to them onto others; a target past the pool is left out."""
     groups = copy_rows(pool.groups, sources, targets, shards)
     return StatePool(groups, _put(pool.slots, targets, _take(pool.slots, sources, shards), shards))
 
 
 def restore_step(
-    shards: Shards,
+    shards: Collectives,
     pool: StatePool,
     slots: Int32[Array, " 1"],
     h: Float32[Array, "L E"],
@@ -335,45 +350,47 @@ def restore_step(
 ) -> StatePool:
     """Puts a remembered state into a slot; see `as_state`."""
     state = as_state(pool.groups[0], h, conv, ring, shards)
-    return pool._replace(groups=put_rows(pool.groups, slots, state, shards))
+    return pool._replace(groups=scatter_rows(pool.groups, slots, state, shards))
 
 
 def read_step(
-    shards: Shards, channels: int, pool: StatePool, slots: Int32[Array, " 1"]
+    shards: Collectives, channels: int, pool: StatePool, slots: Int32[Array, " 1"]
 ) -> tuple[Float32[Array, "L E"], Float[Array, "L K1 E"], Float[Array, "W A 2 d"]]:
     """A slot's state, as `restore_step` takes it."""
-    state = take_rows(pool.groups, slots, jnp.zeros(1, jnp.bool), shards, from_all=True)
+    state = gather_rows(pool.groups, slots, jnp.zeros(1, jnp.bool), shards, from_all=True)
     return as_arrays(state, shards, channels)
 
 
-def mask_step(shards: Shards, pool: StatePool, slots: Int32[Array, " R"], allowed: UInt32[Array, "R W"]) -> StatePool:
+def mask_step(
+    shards: Collectives, pool: StatePool, slots: Int32[Array, " R"], allowed: UInt32[Array, "R W"]
+) -> StatePool:
     """Says which tokens may come next in some slots; a slot past the pool is left out."""
     memory = pool.slots.memory
     memory = memory._replace(allowed=_put(memory.allowed, slots, allowed, shards))
     return pool._replace(slots=pool.slots._replace(memory=memory))
 
 
-def _put[Tree](old: Tree, slots: Int32[Array, " R"], new: Tree, shards: Shards) -> Tree:
+def _put[Tree](old: Tree, slots: Int32[Array, " R"], new: Tree, shards: Collectives) -> Tree:
     """Rows of slots replaced, as far as they are this data shard's."""
 
     def put(old: Array, new: Array) -> Array:
-        local = slots - shards.first_slot(old.shape[0])
+        local = slots - shards.slot_offset(old.shape[0])
         return old.at[jnp.where(local < 0, old.shape[0], local)].set(new, mode="drop")
 
     placed: Tree = jax.tree.map(put, old, new)
     return placed
 
 
-def _take[Tree](tree: Tree, slots: Int32[Array, " R"], shards: Shards) -> Tree:
+def _take[Tree](tree: Tree, slots: Int32[Array, " R"], shards: Collectives) -> Tree:
     """Rows of slots, of whichever data shard they are."""
     if shards.data == 1:
         taken: Tree = jax.tree.map(lambda x: x[slots], tree)
         return taken
 
     def take(x: Array) -> Array:
-        local = slots - shards.first_slot(x.shape[0])
+        local = slots - shards.slot_offset(x.shape[0])
         is_here = ((local >= 0) & (local < x.shape[0])).reshape(-1, *[1] * (x.ndim - 1))
         return jnp.where(is_here, x[jnp.clip(local, 0, x.shape[0] - 1)], jnp.zeros((), x.dtype))
 
-    shared: Tree = shards.share_slots(jax.tree.map(take, tree))
+    shared: Tree = shards.psum_slots(jax.tree.map(take, tree))
     return shared

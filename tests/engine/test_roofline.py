@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from roost.engine.checkpoint.weights import random_params
 from roost.engine.core.mesh import MeshShape
-from roost.engine.model.collectives import Shards
+from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.quantization import QuantizedMatrix
-from roost.engine.model.sharding_rules import leaf_cut
+from roost.engine.model.sharding_rules import leaf_rules
 from roost.engine.platform import available_memory
 from roost.engine.roofline import DEVICES, Device, Setup, find_device, plan, setups_that_fit
 from roost.engine.worker.programs import new_pool
@@ -85,14 +85,14 @@ HEADS = ModelConfig(97, 48, 60, 6, 66, cycle(("recurrent", "recurrent", "attenti
 @pytest.mark.parametrize("matrices", [None, "int8"])
 @pytest.mark.parametrize("shards", [MeshShape(1, 4), MeshShape(2, 3), MeshShape(3, 1)], ids=str)
 def test_each_device_has_the_bytes_that_are_planned(shards: MeshShape, matrices: str | None) -> None:
-    """To the byte: those of the parts that loading cuts off for a shard."""
+    """Planned bytes equal the bytes of the shards that loading places."""
     kind = jnp.dtype("bfloat16")
     matrix_dtype = None if matrices is None else jnp.dtype(matrices)
     params = random_params(abstract_model(HEADS, kind, matrix_dtype=matrix_dtype)[1], 0)
-    cuts = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf_cut(path, leaf, HEADS), params, is_leaf=lambda node: isinstance(node, QuantizedMatrix)
+    rules = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf_rules(path, leaf, HEADS), params, is_leaf=lambda node: isinstance(node, QuantizedMatrix)
     )
-    last = jax.tree.map(lambda cut, x: cut.part(np.asarray(x), shards.model - 1, shards.model).nbytes, cuts, params)
+    last = jax.tree.map(lambda rule, x: rule.shard(np.asarray(x), shards.model - 1, shards.model).nbytes, rules, params)
     planned = plan(HEADS, DEVICES["v5e"], 2, is_quantized=matrices is not None, shards=shards)
     assert planned.weight_bytes == sum(jax.tree.leaves(last))
 
@@ -101,7 +101,7 @@ def test_each_device_has_the_bytes_that_are_planned(shards: MeshShape, matrices:
 def test_a_slot_has_the_bytes_of_the_pool(shards: MeshShape) -> None:
     """Of all devices together; they have equal parts."""
     pool = jax.eval_shape(
-        lambda: new_pool(HEADS, 2 * shards.count, jnp.dtype("bfloat16"), "tpu", Shards(shards.data, shards.model))
+        lambda: new_pool(HEADS, 2 * shards.count, jnp.dtype("bfloat16"), "tpu", Collectives(shards.data, shards.model))
     )
     num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.groups))
     assert num_bytes == 2 * shards.count * plan(HEADS, DEVICES["v5e"], 2, shards=shards).slot_bytes

@@ -16,10 +16,10 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from roost.engine.core.sampling_params import MAX_LOGPROBS
-from roost.engine.model.collectives import DATA, MODEL, Shards
+from roost.engine.model.collectives import DATA, MODEL, Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
-from roost.engine.model.sharding_rules import cut_params
+from roost.engine.model.sharding_rules import shard_params
 from roost.engine.roofline import DEVICES
 from roost.engine.worker.programs import ModelShapes, all_programs, lower, new_pool, step_shapes
 
@@ -38,14 +38,14 @@ KINDS = "all-reduce|all-to-all|all-gather|reduce-scatter|collective-permute"
 HOSTS = {"v5e:2x2": (2, 2, 1), "v5e:2x4": (2, 4, 1), "v6e:2x2": (2, 2, 1), "v6e:2x4": (2, 4, 1)}
 
 
-def shapes(config: ModelConfig, topology: str, shards: Shards, slots: int) -> ModelShapes:
+def shapes(config: ModelConfig, topology: str, shards: Collectives, slots: int) -> ModelShapes:
     """A model on the chips of one host."""
     chips = topologies.get_topology_desc(
         platform="tpu", topology_name=topology, chips_per_host_bounds=HOSTS[topology]
     ).devices
     mesh = Mesh(np.array(chips[: shards.count]).reshape(shards.data, shards.model), (DATA, MODEL))
-    graph, whole = abstract_model(config, BF16, backend="tpu", shards=shards)
-    params, specs = cut_params(whole, config, shards)
+    graph, whole = abstract_model(config, BF16, backend="tpu", collectives=shards)
+    params, specs = shard_params(whole, config, shards)
     pool = jax.eval_shape(lambda: new_pool(config, slots, BF16, "tpu", shards))
     return ModelShapes(config, graph, params, pool, BF16, shards, specs, mesh)
 
@@ -71,9 +71,10 @@ def hbm(program: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    ("topology", "shards"), [("v5e:2x2", Shards(1, 4)), ("v5e:2x4", Shards(1, 8)), ("v6e:2x4", Shards(2, 4))]
+    ("topology", "shards"),
+    [("v5e:2x2", Collectives(1, 4)), ("v5e:2x4", Collectives(1, 8)), ("v6e:2x4", Collectives(2, 4))],
 )
-def test_what_crosses_links(topology: str, shards: Shards) -> None:
+def test_what_crosses_links(topology: str, shards: Collectives) -> None:
     """One sum of activations for the embedding and two for each layer; what else is large is named here, too."""
     slots = 64
     rows, width, sums = slots // shards.data, LAYERS.width, 1 + 2 * LAYERS.depth
@@ -95,7 +96,7 @@ def test_what_crosses_links(topology: str, shards: Shards) -> None:
 
 def test_rings_are_not_copied() -> None:
     """Neither gathered whole from all shards nor written anew: a step's temporaries are smaller than one of them."""
-    model = shapes(LAYERS, "v5e:2x2", Shards(2, 2), 256)
+    model = shapes(LAYERS, "v5e:2x2", Collectives(2, 2), 256)
     memory = compiled(model, "decode 256").memory_analysis()
     ring = 256 // 4 * LAYERS.window * LAYERS.head_dim * BF16.itemsize
     assert memory.temp_size_in_bytes < ring
@@ -106,7 +107,7 @@ def test_rings_are_not_copied() -> None:
 def test_9b_in_bfloat16_fits_four_small_chips() -> None:
     """With more than a thousand requests, on chips of 16 GB: the weights alone are 17.6 GB."""
     slots, layers = 1152, PRESETS["9b"].depth
-    model = shapes(PRESETS["9b"], "v5e:2x2", Shards(1, 4), slots)
+    model = shapes(PRESETS["9b"], "v5e:2x2", Collectives(1, 4), slots)
     for name in (f"decode {slots}", "prefill 1x512"):
         program = compiled(model, name)
         assert hbm(program) < DEVICES["v5e"].memory_bytes, name

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from roost.engine.core.config import MAX_PREFILL_ROWS
 from roost.engine.core.output_constraint import words_of_mask
-from roost.engine.model.collectives import Shards
+from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.roofline import DEVICES, plan
@@ -93,7 +93,7 @@ def test_slots_are_copied_in_place(chip: SingleDeviceSharding, pool: Any) -> Non
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), pool)
     slots = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=chip)
     lowered = (
-        jax.jit(partial(steps.copy_step, Shards()), donate_argnums=0)
+        jax.jit(partial(steps.copy_step, Collectives()), donate_argnums=0)
         .trace(shapes, slots, slots)
         .lower(lowering_platforms=("tpu",))
     )

@@ -16,7 +16,16 @@ from reference_griffin import reference_logits
 from roost.engine.core.config import PREFILL_BLOCK
 from roost.engine.model.config import ModelConfig, cycle
 from roost.engine.model.layers import rope_angles
-from roost.engine.model.state import ModelState, RecurrentState, copy_rows, join, put_rows, split, take_rows, zero_state
+from roost.engine.model.state import (
+    ModelState,
+    RecurrentState,
+    copy_rows,
+    gather_rows,
+    join,
+    scatter_rows,
+    split,
+    zero_state,
+)
 from small_models import CPU_OPTIONS, SmallModel, counting, noisy_model, ragged, row_of
 
 ROWS, STEPS, BLOCK = 2, 24, 4
@@ -140,7 +149,7 @@ def test_a_row_gives_the_same_bits_in_a_batch_of_any_size(any_model: SmallModel,
     _, pool = model.run(past, counting(lengths, PREFILL_BLOCK), model.zero(rows))
     tokens, positions = tokens[:, :steps], counting([steps] * rows, steps, lengths)
     expected, expected_state = model.run(tokens, positions, pool)
-    part = jax.jit(take_rows)((pool,), jnp.array(fewer, jnp.int32), jnp.zeros(len(fewer), jnp.bool))
+    part = jax.jit(gather_rows)((pool,), jnp.array(fewer, jnp.int32), jnp.zeros(len(fewer), jnp.bool))
     logits, state = model.run(tokens[fewer], positions[fewer], part)
     np.testing.assert_array_equal(logits, expected[fewer])
     for index, row in enumerate(fewer):
@@ -176,7 +185,7 @@ def test_a_fresh_row_reads_nothing_of_the_last_tenant(model: SmallModel) -> None
     tokens = np.arange(ROWS * STEPS, dtype=np.int32).reshape(ROWS, STEPS)
     positions = counting([STEPS, 2], STEPS)
     dirty = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), model.zero(3))
-    fresh = take_rows((dirty,), jnp.array([2, 0], jnp.int32), jnp.ones(2, jnp.bool))
+    fresh = gather_rows((dirty,), jnp.array([2, 0], jnp.int32), jnp.ones(2, jnp.bool))
     logits, state = model.run(tokens, positions, fresh)
     expected, expected_state = model.run(tokens, positions, model.zero(ROWS))
     for row, length in enumerate((STEPS, 2)):
@@ -197,7 +206,7 @@ def random_pool(model: SmallModel, seed: int) -> tuple[ModelState, ...]:
 def rows_of(pool: tuple[ModelState, ...]) -> ModelState:
     """All rows of a pool, as one group with whole rings."""
     rows = jnp.arange(sum(GROUPS), dtype=jnp.int32)
-    return jax.jit(take_rows)(pool, rows, jnp.zeros(len(rows), jnp.bool))
+    return jax.jit(gather_rows)(pool, rows, jnp.zeros(len(rows), jnp.bool))
 
 
 @given(rows=st.lists(st.sampled_from([0, 1, 2, 3, 4, 9]), min_size=1, max_size=3), fresh=st.booleans())
@@ -205,7 +214,7 @@ def rows_of(pool: tuple[ModelState, ...]) -> ModelState:
 def test_take_rows_copies_or_clears(model: SmallModel, rows: list[int], fresh: bool) -> None:
     """Rows 4 and 9 are past the end, and so all zeros; the first row may be fresh."""
     pool = random_pool(model, seed=5)
-    taken = jax.jit(take_rows)(pool, jnp.array(rows, jnp.int32), jnp.array([fresh] + [False] * (len(rows) - 1)))
+    taken = jax.jit(gather_rows)(pool, jnp.array(rows, jnp.int32), jnp.array([fresh] + [False] * (len(rows) - 1)))
     for index, row in enumerate(rows):
         if row > 3 or (fresh and index == 0):
             equal_row(taken, index, model.zero(1), 0)
@@ -227,8 +236,8 @@ def test_take_rows_copies_or_clears(model: SmallModel, rows: list[int], fresh: b
 def test_put_rows_writes_the_rows_named_and_no_others(model: SmallModel, rows: list[int], count: int) -> None:
     """Rows 4 and 9 are past the end: they are dropped."""
     pool, rows = random_pool(model, seed=6), rows[:count]
-    new = jax.tree.map(lambda x: x + 1, jax.jit(take_rows)(pool, jnp.arange(count), jnp.zeros(count, jnp.bool)))
-    before, after = rows_of(pool), rows_of(jax.jit(put_rows)(pool, jnp.array(rows, jnp.int32), new))
+    new = jax.tree.map(lambda x: x + 1, jax.jit(gather_rows)(pool, jnp.arange(count), jnp.zeros(count, jnp.bool)))
+    before, after = rows_of(pool), rows_of(jax.jit(scatter_rows)(pool, jnp.array(rows, jnp.int32), new))
     for row in range(4):
         equal_row(after, row, new if row in rows else before, rows.index(row) if row in rows else row)
 

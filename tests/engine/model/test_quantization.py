@@ -17,7 +17,7 @@ from roost.engine.core.errors import CheckpointError
 from roost.engine.model.config import ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.layers import dot
-from roost.engine.model.quantization import QuantizedMatrix, quantize_on_host, quantize_rows, take_rows
+from roost.engine.model.quantization import QuantizedMatrix, gather_rows, quantize_on_host, quantize_rows
 from small_models import CPU_OPTIONS, SmallModel, counting, ragged, tiny_a
 
 INT8 = jnp.dtype("int8")
@@ -74,7 +74,7 @@ def test_rows_of_zeros_stay_zeros() -> None:
     x, weight = jnp.zeros((2, 16)), on_device(quantize_on_host(np.zeros((3, 16), np.float32)))
     np.testing.assert_array_equal(jit_dot(x, weight), np.zeros((2, 3)))
     np.testing.assert_array_equal(
-        take_rows(weight, jnp.array([1], jnp.int32), jnp.dtype("bfloat16")), np.zeros((1, 16))
+        gather_rows(weight, jnp.array([1], jnp.int32), jnp.dtype("bfloat16")), np.zeros((1, 16))
     )
 
 

@@ -16,7 +16,7 @@ import pytest
 from cache_settings import restored
 from roost.engine.core.config import MAX_PREFILL_ROWS
 from roost.engine.core.errors import ConfigError
-from roost.engine.model.collectives import ALONE, Shards
+from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import ModelConfig
 from roost.engine.worker.programs import (
     CPU_OPTIONS,
@@ -53,9 +53,9 @@ def test_layer_parts(depth: int, parts: list[tuple[int, int]]) -> None:
 
 def test_a_cpu_reads_prompts_one_by_one_and_the_shortest_chunk_in_parts() -> None:
     model = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention") * 2)
-    alone = step_shapes(model, 256, "cpu", ALONE)
+    alone = step_shapes(model, 256, "cpu", Collectives())
     assert (alone.prefill, alone.prefill_rows, len(alone.parts)) == (((1, 64), (1, 128), (1, 256)), 1, 2)
-    for backend, shards in (("tpu", ALONE), ("cpu", Shards(data=2))):
+    for backend, shards in (("tpu", Collectives()), ("cpu", Collectives(data=2))):
         others = step_shapes(model, 256, backend, shards)
         assert (others.prefill_rows, others.parts, others.decode_steps) == (4, (range(4),), 1)
     assert prefill_names(1, 64, 2) == ["prefill 1x64 part 1", "prefill 1x64 part 2"]
@@ -74,7 +74,9 @@ def test_a_slot_is_copied_in_place_in_a_pool_of_groups() -> None:
     config = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention"))
     pool = jax.eval_shape(lambda: new_pool(config, 32, jnp.dtype("bfloat16"), "cpu"))
     slot = jax.ShapeDtypeStruct((1,), jnp.int32)
-    compiled = jax.jit(partial(copy_step, ALONE), donate_argnums=0).lower(pool, slot, slot).compile(dict(CPU_OPTIONS))
+    compiled = (
+        jax.jit(partial(copy_step, Collectives()), donate_argnums=0).lower(pool, slot, slot).compile(dict(CPU_OPTIONS))
+    )
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * config.state_bytes(2)
 
 
