@@ -35,6 +35,7 @@ from roost.engine.checkpoint.source import open_model
 from roost.engine.checkpoint.tensors import BFLOAT16, ReadRows, StoredTensor
 from roost.engine.core.arrays import HostArray
 from roost.engine.model.config import PRESETS, ModelConfig
+from roost.engine.platform import CPU
 from roost.engine.roofline import DEVICES, plan
 
 SAMPLE_S: Final = 0.002
@@ -97,7 +98,7 @@ def load(folder: Path, dtype: str, quantize: str | None) -> None:
 
     source = open_model(str(folder))
     matrices = None if quantize is None else jnp.dtype(quantize)
-    _, abstract = abstract_model(source.config, jnp.dtype(dtype), jnp.dtype("float32"), matrix_dtype=matrices)
+    _, abstract = abstract_model(source.config, jnp.dtype(dtype), CPU, matrix_dtype=matrices)
     with open_tensors(source.weights, source.config) as stored:
         jax.block_until_ready(load_params(Checkpoint(source.config, stored), abstract))
 

@@ -31,7 +31,7 @@ from roost.engine.checkpoint.source import ModelSource, open_model
 from roost.engine.checkpoint.weights import Checkpoint, load_params
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.state import zero_state
-from roost.engine.worker.programs import CPU_OPTIONS
+from roost.engine.platform import CPU, CPU_OPTIONS
 from roost.server.text.chat_template import Ending, Message, load_chat_format
 from roost.server.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -87,7 +87,7 @@ class Model:
     def __init__(self, source: ModelSource, precision: Precision) -> None:
         self._dtype = jnp.dtype(precision.dtype)
         matrices = None if precision.quantize is None else jnp.dtype(precision.quantize)
-        graph, abstract = abstract_model(source.config, self._dtype, jnp.dtype("float32"), matrix_dtype=matrices)
+        graph, abstract = abstract_model(source.config, self._dtype, CPU, matrix_dtype=matrices)
         with open_tensors(source.weights, source.config) as tensors:
             self._params = load_params(Checkpoint(source.config, tensors), abstract)
         self._state = zero_state(source.config, ROWS, self._dtype)

@@ -36,6 +36,7 @@ from rich.table import Table
 from roost.engine.checkpoint.source import open_model
 from roost.engine.model.config import PRESETS, ModelConfig
 from roost.engine.model.griffin import abstract_model
+from roost.engine.platform import TPU
 from roost.engine.roofline import DEVICES
 from roost.engine.worker import steps
 from roost.engine.worker.programs import new_pool
@@ -121,7 +122,7 @@ def measure_decode(
     fill = QUARTER if window == "quarter" else 1.0
     attend = partial(window_attention.decode_attention_tpu, assumed_fill=fill)
     with patch.dict(window_attention._DECODE, tpu=attend):
-        pool = jax.eval_shape(lambda: new_pool(config, rows, BF16, "tpu"))
+        pool = jax.eval_shape(lambda: new_pool(config, rows, BF16, TPU))
         active = jax.ShapeDtypeStruct((rows,), jnp.bool)
         compiled, params = compile_step(config, matrices, chip, greedy_step, pool, active)
     rings = rows * config.block_types.count("attention") * 2 * config.window * config.head_dim * BF16.itemsize
@@ -131,7 +132,7 @@ def measure_decode(
 
 def measure_prefill(config: ModelConfig, matrices: jnp.dtype, chip: SingleDeviceSharding, length: int) -> Measure:
     """One chunk of a prompt, into one of 8 slots; what its tokens are scored by is another program."""
-    pool = jax.eval_shape(lambda: new_pool(config, 8, BF16, "tpu"))
+    pool = jax.eval_shape(lambda: new_pool(config, 8, BF16, TPU))
     inputs = steps.PrefillInput(**prefill_columns((), (), 1, length, 8))
     compiled, params = compile_step(config, matrices, chip, steps.prefill_step, pool, inputs)
     table = config.vocab_size * config.width * matrices.itemsize
@@ -154,7 +155,7 @@ def compile_step(
     *inputs: Any,
 ) -> tuple[Any, Any]:
     """The compiled program and the parameters' shapes."""
-    graph, params = abstract_model(config, BF16, backend="tpu", matrix_dtype=matrices)
+    graph, params = abstract_model(config, BF16, TPU, matrix_dtype=matrices)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), (params, pool, *inputs))
     lowered = jax.jit(partial(step, graph), donate_argnums=1).trace(*shapes).lower(lowering_platforms=("tpu",))
     return lowered.compile(compiler_options=COUNT_HBM_ONLY), params

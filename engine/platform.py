@@ -1,46 +1,138 @@
-"""The devices of this process: what they are, and how many slots their memory holds."""
+"""The platforms that Roost runs on: one record of every decision that depends on the hardware, and the devices.
 
-import contextlib
-import ctypes
+`choose_platform` picks a record once, when an engine is built; the model, the device programs and the runner read its
+fields, and kernels get them as plain arguments. Nothing else in `engine/` asks which hardware there is. Programs are
+compiled ahead of time for a TPU, on a machine without one, by passing `TPU`.
+"""
+
 import hashlib
 import importlib.metadata
-import os
 import platform
-import re
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ..kernels import native
+from ..kernels import Backend, native
+from .core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from .core.errors import ConfigError
+from .core.host_memory import available_memory
 from .core.mesh import DATA, MODEL, MeshShape
 from .core.units import shown_bytes
 
-CPU_MAX_SLOTS: Final = 32
-"""What `slots=None` takes at most on a CPU: more rows gain nothing there and make a lone request slower."""
+CPU_OPTIONS: Final = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+"""XLA options for CPUs: only single dots go to the fast library. Fused with a reduction or an exponential, they would
+round differently at different numbers of rows, and a request's tokens must not depend on its neighbours."""
 
-_CGROUPS: Final = (
-    ("sys/fs/cgroup", ("memory.max", "memory.current")),
-    ("sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+_MIN_SLOTS: Final = 8
+"""Minimum number of slots that memory has to allow if the config leaves the number open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """Decisions that depend on the hardware.
+
+    Attributes:
+      name: Name of the platform.
+      kernels: Backend of `roost.kernels`.
+      gate_dtype: Dtype of the RG-LRU's gate matrices; None for the dtype of the activations.
+      uses_host_memory: Whether weights and slots lie in the host's memory, which all devices share.
+      max_slots: Maximum number of slots if the config leaves it open; None for as many as memory allows.
+      decode_bucket: Number of slots of the smallest decode step; the following ones have twice as many each. None for
+        one step of all slots.
+      decode_steps: Maximum number of tokens per row of one decode dispatch.
+      ring_block: Number of rows of the first block of an attention ring, after which a step need not read the
+        unfilled ones; None for rings in one block.
+      prefill_rows: Maximum number of prompts in one prefill step.
+      prefill_beside_decode: Maximum number of prompt tokens in one step while more requests decode than wait for
+        prefill; None for a whole chunk.
+      layers_per_slice: Number of layers in one step of a prefill chunk of `PREFILL_BLOCK` tokens; None for all layers.
+      jits_layers: Whether a layer is a jitted function of its own, so that layers of one kind are traced once.
+      has_layer_barrier: Whether an optimization barrier follows every layer of a prefill.
+      has_state_barrier: Whether an optimization barrier separates reads of the state pool from its writes.
+      skips_logits: Whether a step of greedy rows takes the argmax without materializing the logits.
+      compile_options: Options of XLA's compiler, each with its value.
+    """
+
+    name: str
+    kernels: Backend = "xla"
+    gate_dtype: str | None = None
+    uses_host_memory: bool = False
+    max_slots: int | None = None
+    decode_bucket: int | None = None
+    decode_steps: int = 1
+    ring_block: int | None = None
+    prefill_rows: int = MAX_PREFILL_ROWS
+    prefill_beside_decode: int | None = None
+    layers_per_slice: int | None = None
+    jits_layers: bool = True
+    has_layer_barrier: bool = False
+    has_state_barrier: bool = True
+    skips_logits: bool = False
+    compile_options: tuple[tuple[str, str], ...] = ()
+
+
+PORTABLE: Final = Platform("portable")
+"""XLA's own kernels, with nothing tuned: the base of the platforms below. Training and shape arithmetic use it."""
+
+GPU: Final = replace(PORTABLE, name="gpu")
+
+TPU: Final = Platform(
+    "tpu",
+    kernels="tpu",
+    jits_layers=False,  # the compiler fuses less across functions: 60 MB more per step of 512 rows of 2B
+    has_layer_barrier=True,  # else every layer's output is kept, to be summed at the end
+    has_state_barrier=False,
+    skips_logits=True,  # the compiler finds the argmax without writing the logits, a megabyte per row
 )
-"""Where a container finds its limit of memory and what it uses of it, in bytes."""
 
-_FEWEST: Final = 8
-"""Slots that `slots=None` takes at least."""
+CPU_MESH: Final = Platform(
+    "cpu-mesh",  # devices share the cores, which native kernels would each take whole
+    gate_dtype="float32",  # no fast path for bfloat16
+    uses_host_memory=True,
+    max_slots=32,  # more rows gain nothing and slow down a lone request
+    prefill_beside_decode=PREFILL_BLOCK,
+    has_state_barrier=True,  # else reads stray behind the writes, and the pool is copied
+    compile_options=tuple(CPU_OPTIONS.items()),
+)
+
+CPU: Final = replace(
+    CPU_MESH,
+    name="cpu",
+    decode_bucket=4,
+    decode_steps=8,
+    ring_block=512,
+    prefill_rows=1,  # a prompt's tokens fill the cores as well as several prompts'
+    layers_per_slice=2,  # takes as long as one decode step of eight slots
+)
+
+CPU_NATIVE: Final = replace(CPU, name="cpu-native", kernels="cpu")
+
+
+def choose_platform(shards: MeshShape) -> Platform:
+    """Returns the platform of this process's devices for a model on a mesh of this shape."""
+    match jax.default_backend():
+        case "tpu":
+            return TPU
+        case "cpu" if shards.count > 1:
+            return CPU_MESH
+        case "cpu":
+            return CPU_NATIVE if native.is_available() else CPU
+        case _:
+            return GPU
 
 
 class DeviceFacts(NamedTuple):
-    """Where models run, for reports.
+    """The devices that models run on, for reports.
 
     Attributes:
-      kind: as JAX names it, such as "cpu" or "TPU v5 lite".
-      num_devices: that this process sees.
-      bytes_in_use: of the first device's own memory; None where it has none.
-      platform: as JAX names it: "cpu", "gpu" or "tpu".
-      why_no_native_kernels: why the kernels for CPUs cannot be used; None where they can, or on other devices.
+      kind: JAX's name of the device, such as "cpu" or "TPU v5 lite".
+      num_devices: Number of devices of this process.
+      bytes_in_use: Bytes in use of the first device's own memory; None if it has none.
+      platform: JAX's name of the platform: "cpu", "gpu" or "tpu".
+      why_no_native_kernels: Why the native kernels for CPUs cannot be used; None if they can, or on other devices.
     """
 
     kind: str
@@ -51,7 +143,7 @@ class DeviceFacts(NamedTuple):
 
 
 def device_facts() -> DeviceFacts:
-    """The devices as they are now."""
+    """Returns facts about this process's devices as they are now."""
     devices = jax.local_devices()
     stats = devices[0].memory_stats() or {}
     on, in_use = devices[0].platform, stats.get("bytes_in_use")
@@ -60,17 +152,17 @@ def device_facts() -> DeviceFacts:
 
 
 def numerics() -> str:
-    """What else than the model decides the last bits of a state: 8 hexadecimal digits for versions and device."""
+    """Returns 8 hexadecimal digits for the versions and the device that decide the last bits of a state."""
     versions = [importlib.metadata.version(package) for package in ("roost", "jaxlib")]
     facts = repr((versions, jax.local_devices()[0].device_kind, platform.machine(), platform.processor()))
     return hashlib.sha256(facts.encode()).hexdigest()[:8]
 
 
 def open_mesh(shards: MeshShape) -> Mesh | None:
-    """The first devices as a mesh; None where there is one shard, which any device will do for.
+    """Returns a mesh of the first devices; None for one device, which needs no mesh.
 
     Raises:
-      ConfigError: there are too few.
+      ConfigError: There are too few devices.
     """
     if shards.count == 1:
         return None
@@ -82,67 +174,38 @@ def open_mesh(shards: MeshShape) -> Mesh | None:
     return Mesh(np.array(devices[: shards.count]).reshape(shards.data, shards.model), (DATA, MODEL))
 
 
-def chosen_shards(weight_bytes: int) -> MeshShape:
-    """All devices; the model is cut no further than until its weights take half of a device's memory."""
+def choose_mesh_shape(weight_bytes: int) -> MeshShape:
+    """Returns a mesh of all devices, with the fewest model shards whose weights take at most half of a device."""
     devices, model = jax.devices(), 1
-    memory = (devices[0].memory_stats() or {}).get("bytes_limit", 0) if devices[0].platform != "cpu" else 0
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit", 0)  # a CPU has none of its own
     while memory and weight_bytes / model > memory / 2 and len(devices) % (2 * model) == 0:
         model *= 2
     return MeshShape(len(devices) // model, model)
 
 
-def affordable_slots(slot_bytes: int, weight_bytes: int, backend: str) -> int:
-    """As many slots as fit into nine tenths of the memory that the weights will leave.
-
-    Raises:
-      ConfigError: not even 8 do.
-    """
-    free = (available_memory() if backend == "cpu" else _available_on_device()) - weight_bytes
-    slots = int(0.9 * free) // slot_bytes
-    if slots < _FEWEST:
-        raise ConfigError(
-            f"memory left for slots is {shown_bytes(max(free, 0))} and a slot takes {shown_bytes(slot_bytes)}, "
-            f"so not even {_FEWEST} fit; set slots to the number you want to try"
-        )
-    return min(slots, CPU_MAX_SLOTS) if backend == "cpu" else slots
-
-
-def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that a process may still take, of the machine and of its container; with the file cache, which the system
-    would give up.
+def affordable_slots(slot_bytes: int, weight_bytes: int, on: Platform, shards: MeshShape) -> int:
+    """Returns the number of slots that fit into nine tenths of the memory left by the weights.
 
     Args:
-      root: of the file system that tells.
+      slot_bytes: Bytes of a slot's state.
+      weight_bytes: Bytes that the weights will take on each device.
+      on: Platform of the devices.
+      shards: Shape of the mesh; every device holds its share of the slots.
+
+    Raises:
+      ConfigError: Fewer than 8 slots fit.
     """
-    left = _left_in_container(root)
-    return _left_on_machine(root) if left is None else min(_left_on_machine(root), left)
-
-
-def _left_on_machine(root: Path) -> int:
-    meminfo = root / "proc/meminfo"
-    if meminfo.is_file() and (found := re.search(r"^MemAvailable: +(\d+) kB$", meminfo.read_text(), re.MULTILINE)):
-        return 1024 * int(found[1])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def _left_in_container(root: Path) -> int | None:
-    """By control groups of version 2 or 1, as a container sees its own; None where there is no limit."""
-    for folder, names in _CGROUPS:
-        limit, used = (root / folder / name for name in names)
-        try:
-            cached = re.search(r"^(?:total_)?inactive_file (\d+)$", (root / folder / "memory.stat").read_text(), re.M)
-            return int(limit.read_text()) - int(used.read_text()) + (int(cached[1]) if cached else 0)
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-    return None
+    free = (available_memory() if on.uses_host_memory else _available_on_device()) - weight_bytes
+    slots = int(0.9 * free) // slot_bytes
+    if slots < _MIN_SLOTS:
+        raise ConfigError(
+            f"memory left for slots is {shown_bytes(max(free, 0))} and a slot takes {shown_bytes(slot_bytes)}, "
+            f"so not even {_MIN_SLOTS} fit; set slots to the number you want to try"
+        )
+    slots = slots if on.uses_host_memory else slots * shards.count
+    return slots if on.max_slots is None else min(slots, on.max_slots)
 
 
 def _available_on_device() -> int:
     stats = jax.local_devices()[0].memory_stats() or {}
     return int(stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0))
-
-
-def give_back_memory() -> None:
-    """Lets the system have what the compiler has freed; where the C library cannot do that, nothing happens."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

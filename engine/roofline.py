@@ -6,10 +6,10 @@ from itertools import islice
 from typing import Final
 
 from .core.errors import ConfigError
+from .core.host_memory import available_memory
 from .core.mesh import ONE_DEVICE, MeshShape
 from .model.config import ModelConfig
 from .model.sharding_rules import slot_bytes, weight_bytes
-from .platform import available_memory
 
 FREE_SHARE: Final = 0.08
 """Of the device's memory, left to programs and their temporaries."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
-from ...kernels import PORTABLE, Backend
+from ..platform import PORTABLE, Platform
 from .collectives import Collectives
 from .config import ModelConfig
 from .layers import ResidualBlock, RMSNorm, dot, matrix
@@ -25,8 +25,7 @@ class Griffin(nnx.Module):
     Args:
       config: its shape.
       dtype: of the activations and the matrices.
-      gate_dtype: of the RG-LRU's gate matrices; CPUs have no fast path for them in bfloat16.
-      backend: of the kernels.
+      platform: Platform that the model is compiled for.
       matrix_dtype: of the matrices, where it is another one: int8 quantises them.
       shards: what it is cut into; its code then runs under `jax.shard_map`, on one shard's parameters and state.
     """
@@ -35,19 +34,18 @@ class Griffin(nnx.Module):
         self,
         config: ModelConfig,
         dtype: jnp.dtype,
-        gate_dtype: jnp.dtype | None = None,
-        backend: Backend = "xla",
+        platform: Platform = PORTABLE,
         matrix_dtype: jnp.dtype | None = None,
         collectives: Collectives | None = None,
     ) -> None:
         self.config = config
         self.collectives = collectives or Collectives()
         self.dtype = dtype
-        self.backend: Backend = backend
-        matrices = matrix_dtype or dtype
+        self.platform = platform
+        matrices, gates = matrix_dtype or dtype, jnp.dtype(platform.gate_dtype or dtype)
         self.embedding = matrix(config.vocab_size, config.width, matrices)
         self.blocks = nnx.List(
-            ResidualBlock(config, kind, matrices, gate_dtype or dtype, backend, self.collectives)
+            ResidualBlock(config, kind, matrices, gates, platform.kernels, self.collectives)
             for kind in config.block_types
         )
         self.final_norm = RMSNorm(config.width, config.rms_norm_eps)
@@ -93,12 +91,12 @@ class Griffin(nnx.Module):
         new_state: list[LayerState] = []
         trails: list[LayerTrail | None] = []
         for layer, layer_state in zip(self.blocks[layers.start : layers.stop], state, strict=True):
-            if self.backend in PORTABLE:
+            if self.platform.jits_layers:
                 x, layer_state, trail = _call_layer(*nnx.split(layer), x, layer_state, positions, block)
-            else:  # a TPU's compiler fuses less over the border of a function: 60 MB more a step for 512 rows of 2B
+            else:
                 x, layer_state, trail = layer(x, layer_state, positions, block)
-            if self.backend == "tpu" and x.shape[1] > 1:
-                x = jax.lax.optimization_barrier(x)  # else every layer's output is kept, to be summed up at the end
+            if self.platform.has_layer_barrier and x.shape[1] > 1:
+                x = jax.lax.optimization_barrier(x)
             new_state.append(layer_state)
             trails.append(trail)
         x = self.final_norm(x) if layers.stop == len(self.blocks) else x
@@ -124,7 +122,7 @@ class Griffin(nnx.Module):
     def logits(self, x: Float[Array, "*rows D"]) -> Float32[Array, "*own V"]:
         """Next-token logits after the soft cap, of all rows, or of those that this shard has to look at."""
         logits = self.collectives.all_to_all(
-            dot(x, self.embedding.get_value(), self.backend), split_axis=0, concat_axis=1
+            dot(x, self.embedding.get_value(), self.platform.kernels), split_axis=0, concat_axis=1
         )
         logits = logits[..., : self.config.vocab_size]
         cap = self.config.logits_soft_cap
@@ -134,7 +132,7 @@ class Griffin(nnx.Module):
         """The token with the largest logit, of all rows; the first one if there are several."""
         if self.collectives.model == 1:
             return jnp.argmax(self.logits(x), axis=-1).astype(jnp.int32)
-        logits = dot(x, self.embedding.get_value(), self.backend)  # the soft cap changes no order
+        logits = dot(x, self.embedding.get_value(), self.platform.kernels)  # the soft cap changes no order
         first = self.collectives.token_offset(logits.shape[-1])
         is_token = first + jnp.arange(logits.shape[-1]) < self.config.vocab_size
         logits = jnp.where(is_token, logits, -jnp.inf)
@@ -160,13 +158,10 @@ def _call_layer(
 def abstract_model(
     config: ModelConfig,
     dtype: jnp.dtype,
-    gate_dtype: jnp.dtype | None = None,
-    backend: Backend = "xla",
+    platform: Platform = PORTABLE,
     matrix_dtype: jnp.dtype | None = None,
     collectives: Collectives | None = None,
 ) -> tuple[nnx.GraphDef[Griffin], Params]:
     """The model (see `Griffin`) split into its code and its parameters' whole shapes; nothing is allocated."""
-    graph, params = nnx.split(
-        nnx.eval_shape(lambda: Griffin(config, dtype, gate_dtype, backend, matrix_dtype, collectives))
-    )
+    graph, params = nnx.split(nnx.eval_shape(lambda: Griffin(config, dtype, platform, matrix_dtype, collectives)))
     return graph, nnx.to_pure_dict(params)

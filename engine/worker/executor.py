@@ -17,21 +17,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from ...kernels import Backend, native
 from ..checkpoint import open_tensors
 from ..checkpoint.sharded_placement import Placement
 from ..checkpoint.source import ModelSource
 from ..checkpoint.weights import Checkpoint, load_params, random_params
 from ..core.config import EngineConfig
 from ..core.errors import EngineDeadError
+from ..core.host_memory import release_freed_memory
 from ..distributed.hosts import Follow, Lead, agree, join
 from ..model.collectives import REPLICATED, Collectives
 from ..model.config import ModelConfig
 from ..model.griffin import Params, abstract_model
 from ..model.sharding_rules import bytes_per_device, shard_params, slot_bytes
-from ..platform import affordable_slots, chosen_shards, give_back_memory, open_mesh
+from ..platform import Platform, affordable_slots, choose_mesh_shape, choose_platform, open_mesh
 from .programs import (
-    CPU_OPTIONS,
     HELD,
     Compiled,
     ModelShapes,
@@ -70,7 +69,7 @@ class Executor:
       rows: of the pool; a few more than slots, where every shard has as many.
       decode_rows: the numbers of slots for which there is a decode program, in rising order.
       step_shapes: for which steps there are programs.
-      is_cpu: whether the devices are CPUs.
+      platform: Platform of the devices.
 
     Raises:
       CheckpointError: the weights do not fit the model.
@@ -82,31 +81,30 @@ class Executor:
         self._hosts = config.hosts
         if config.hosts is not None:
             join(config.hosts)
-        backend = jax.default_backend()
         if config.compile_cache is not None:
             keep_programs(config.compile_cache)
-        shape = config.shards or chosen_shards(source.config.num_parameters * _BYTES[config.quantize])
+        shape = config.shards or choose_mesh_shape(source.config.num_parameters * _BYTES[config.quantize])
         self.shards = Collectives(shape.data, shape.model)
         config = replace(config, shards=self.shards)
+        self.platform = platform = choose_platform(self.shards)
         self._mesh = open_mesh(self.shards)
-        self.step_shapes = step_shapes(source.config, config.prefill_chunk, backend, self.shards)
-        with _open_weights(source, config, self.shards, backend, self._mesh) as weights:
+        self.step_shapes = step_shapes(source.config, config.prefill_chunk, platform)
+        with _open_weights(source, config, self.shards, platform, self._mesh) as weights:
             self.dtype = weights.dtype
-            self.slots = config.slots or self._affordable_slots(source.config, weights, backend)
+            self.slots = config.slots or self._affordable_slots(source.config, weights)
             if config.hosts is not None:
                 self.slots = agree(self.slots)
             # A step of one row takes another path, slow and with other bits.
             self.rows = -(-max(self.slots, 2) // self.shards.count) * self.shards.count
-            pool = self._new_pool(source.config, backend)
+            pool = self._new_pool(source.config)
             abstract, specs = weights.abstract, weights.specs
             shapes = ModelShapes(
                 source.config, weights.graph, abstract, pool, self.dtype, self.shards, specs, self._mesh
             )
             reads_slots = config.state_cache_inexact
             programs = all_programs(shapes, self.step_shapes, reads_slots=reads_slots)
-            params, self._compiled = _load_and_compile(weights, programs, shapes, backend, report)
+            params, self._compiled = _load_and_compile(weights, programs, shapes, platform, report)
         self._programs: Mapping[str, Program] = programs
-        self.is_cpu = backend == "cpu"
         self._held: dict[str, Any] = {"params": params, "pool": pool}
         self.decode_rows = decode_rows(pool)
         self._lead = Lead(config.hosts) if config.hosts is not None and config.hosts.is_leader else None
@@ -175,19 +173,17 @@ class Executor:
         on_all: tuple[Any, ...] = jax.tree.map(partial(_on_all, everywhere), inputs)
         return on_all
 
-    def _new_pool(self, model: ModelConfig, backend: str) -> Any:
-        make = partial(new_pool, model, self.rows, self.dtype, backend, self.shards)
+    def _new_pool(self, model: ModelConfig) -> Any:
+        make = partial(new_pool, model, self.rows, self.dtype, self.platform, self.shards)
         if self._mesh is None:
             return make()
         shapes = jax.eval_shape(make)
         placed = as_placed(self._mesh, pool_spec(shapes), shapes)
         return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, placed))()
 
-    def _affordable_slots(self, model: ModelConfig, weights: "_Weights", backend: str) -> int:
-        """As many for each device."""
+    def _affordable_slots(self, model: ModelConfig, weights: "_Weights") -> int:
         num_bytes = slot_bytes(model, self.shards, self.dtype.itemsize)
-        slots = affordable_slots(num_bytes, weights.num_bytes, backend)
-        return slots if backend == "cpu" else slots * self.shards.count
+        return affordable_slots(num_bytes, weights.num_bytes, self.platform, self.shards)
 
     def _count_compile(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
@@ -221,19 +217,19 @@ class _Weights(NamedTuple):
 
 @contextmanager
 def _open_weights(
-    source: ModelSource, config: EngineConfig, shards: Collectives, backend: str, mesh: Mesh | None
+    source: ModelSource, config: EngineConfig, shards: Collectives, platform: Platform, mesh: Mesh | None
 ) -> Iterator[_Weights]:
     """Checks what can be checked without reading them."""
     placement = None if mesh is None else Placement(mesh, source.config, shards)
     if source.is_random:
-        dtype, graph, whole = _abstract(source.config, config, shards, source.config.dtype, backend)
+        dtype, graph, whole = _abstract(source.config, config, shards, source.config.dtype, platform)
         read: Callable[..., Params] = partial(random_params, whole, config.seed, placement=placement)
         yield _weights(source.config, shards, dtype, graph, whole, read)
         return
     with open_tensors(source.weights, source.config) as tensors:
         checkpoint = Checkpoint(source.config, tensors)
         config = replace(config, quantize=source.config.quantize or config.quantize)
-        dtype, graph, whole = _abstract(source.config, config, shards, checkpoint.dtype, backend)
+        dtype, graph, whole = _abstract(source.config, config, shards, checkpoint.dtype, platform)
         read = partial(load_params, checkpoint, whole, placement=placement)
         yield _weights(source.config, shards, dtype, graph, whole, read)
 
@@ -252,30 +248,21 @@ def _weights(
 
 
 def _abstract(
-    model: ModelConfig, config: EngineConfig, shards: Collectives, stored: str, backend: str
+    model: ModelConfig, config: EngineConfig, shards: Collectives, stored: str, platform: Platform
 ) -> tuple[np.dtype[Any], Graph, Params]:
     dtype = jnp.dtype(stored if config.dtype == "auto" else config.dtype)
     matrix_dtype = None if config.quantize is None else jnp.dtype(config.quantize)
-    gate_dtype = jnp.dtype("float32") if backend == "cpu" else dtype  # CPUs have no fast bfloat16 path for them
-    kernels = _kernels(backend, shards)
-    return dtype, *abstract_model(model, dtype, gate_dtype, kernels, matrix_dtype, shards)
-
-
-def _kernels(backend: str, shards: Collectives) -> Backend:
-    """Which kernels run best there. Several CPU devices share the cores, which native kernels would each take whole."""
-    if backend == "cpu" and shards.count == 1 and native.is_available():
-        return "cpu"
-    return "tpu" if backend == "tpu" else "xla"
+    return dtype, *abstract_model(model, dtype, platform, matrix_dtype, shards)
 
 
 def _load_and_compile(
-    weights: _Weights, programs: Mapping[str, Program], shapes: ModelShapes, backend: str, report: Progress
+    weights: _Weights, programs: Mapping[str, Program], shapes: ModelShapes, platform: Platform, report: Progress
 ) -> tuple[Params, Compiled]:
     """Side by side; the first that fails ends both."""
     executor = ThreadPoolExecutor(3, "load")
     try:
         params = executor.submit(weights.read, partial(report, "weights"))
-        options = CPU_OPTIONS if backend == "cpu" else {}
+        options = dict(platform.compile_options)
         lowerings = {name: partial(lower, program, shapes) for name, program in programs.items()}
         compiled = compile_all(lowerings, options, executor, partial(report, "compile"))
         for done in as_completed([params, *compiled.values()]):
@@ -283,4 +270,4 @@ def _load_and_compile(
         return params.result(), {name: program.result() for name, program in compiled.items()}
     finally:
         executor.shutdown(cancel_futures=True)
-        give_back_memory()
+        release_freed_memory()

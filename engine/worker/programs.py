@@ -26,6 +26,7 @@ from ..model.config import ModelConfig
 from ..model.griffin import Params
 from ..model.sharding_rules import padded_lru_width, state_partition_specs
 from ..model.state import num_rows, zero_state
+from ..platform import Platform
 from ..sampling.state import SamplingState, zero_sampling_state, zero_token_memory
 from .step_inputs import first_token_columns, prefill_columns
 from .steps import (
@@ -45,19 +46,6 @@ from .steps import (
     score_step,
 )
 
-CPU_OPTIONS: Final = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-"""Dots alone go to the fast library. Fused with a reduction or an exponential they would round differently at
-different numbers of rows, and a request's tokens must not depend on its neighbours."""
-
-_FIRST_GROUP: Final = 4
-"""Slots of a CPU's smallest decode step."""
-
-_MOST_STEPS: Final = 8
-"""Tokens per request and dispatch of a CPU, at most."""
-
-_RING_BLOCK: Final = 512
-"""Ring rows that a CPU reads at least."""
-
 _PROGRAM_BYTES: Final = 2**20
 """Where there is no room for so many, there is none for a program."""
 
@@ -75,31 +63,25 @@ type Compiled = Mapping[str, Any]
 
 
 def new_pool(
-    model: ModelConfig, rows: int, dtype: np.dtype[Any], backend: str, shards: Collectives | None = None
+    model: ModelConfig, rows: int, dtype: np.dtype[Any], platform: Platform, shards: Collectives | None = None
 ) -> StatePool:
-    """All slots, empty. On a CPU in groups, so that a step may read the first few alone, with rings in blocks.
+    """Returns an empty state pool, in the platform's groups of slots and blocks of rings.
 
     Args:
-      model: its shape.
-      rows: slots of all shards; there are as many in each.
-      dtype: of the activations.
-      backend: where they are.
-      shards: what they are cut into; then there is one group, with whole rings, everywhere.
+      model: Shape of the model.
+      rows: Number of slots of all shards, a multiple of the number of shards.
+      dtype: Dtype of the activations.
+      platform: Platform of the devices; several shards take one group with rings in one block.
+      shards: Mesh over which the slots are sharded.
     """
     shards = shards or Collectives()
-    in_parts = backend == "cpu" and shards.count == 1
-    groups = group_sizes(rows) if in_parts else (rows,)
-    blocks = block_sizes(model.window, _RING_BLOCK if in_parts else model.window)
+    groups = block_sizes(rows, platform.decode_bucket or rows)
+    blocks = block_sizes(model.window, platform.ring_block or model.window)
     width = padded_lru_width(model, shards)
     tokens, positions = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.int32)
     memory = zero_token_memory(rows, model.vocab_size)
     state = SlotState(tokens, positions, jnp.ones(rows, jnp.bool), zero_sampling_state(rows), memory)
     return StatePool(tuple(zero_state(model, size, dtype, blocks, width) for size in groups), state)
-
-
-def group_sizes(rows: int) -> tuple[int, ...]:
-    """Groups such that the first so many together have `_FIRST_GROUP` rows, twice as many, and so on."""
-    return block_sizes(rows, _FIRST_GROUP)
 
 
 def decode_rows(pool: StatePool) -> tuple[int, ...]:
@@ -126,16 +108,16 @@ class StepShapes(NamedTuple):
         return max(rows for rows, _ in self.prefill)
 
 
-def step_shapes(model: ModelConfig, chunk: int, backend: str, shards: Collectives) -> StepShapes:
-    """What is worth a program there. A CPU reads a prompt of 64 tokens as fast, per token, as several side by side; and
-    it takes so long that those who generate should not wait for all of it.
+def step_shapes(model: ModelConfig, chunk: int, platform: Platform) -> StepShapes:
+    """Returns the shapes that are worth a program on the platform.
 
     Args:
-      chunk: the most tokens of a prefill step, for each data shard.
+      model: Shape of the model.
+      chunk: Maximum number of tokens of a prefill step, per data shard.
+      platform: Platform of the devices.
     """
-    if backend == "cpu" and shards.count == 1:
-        return StepShapes(_MOST_STEPS, prefill_shapes(chunk, 1), layer_parts(model))
-    return StepShapes(1, prefill_shapes(chunk, MAX_PREFILL_ROWS), (range(model.depth),))
+    shapes = prefill_shapes(chunk, platform.prefill_rows)
+    return StepShapes(platform.decode_steps, shapes, layer_slices(model.depth, platform.layers_per_slice))
 
 
 def prefill_shapes(chunk: int, most_rows: int) -> tuple[tuple[int, int], ...]:
@@ -147,9 +129,10 @@ def prefill_shapes(chunk: int, most_rows: int) -> tuple[tuple[int, int], ...]:
     return tuple((n, length) for length in lengths for n in rows if n * length <= chunk)
 
 
-def layer_parts(model: ModelConfig) -> tuple[range, ...]:
-    """Two layers each, which take a CPU about as long for 64 tokens as all of them for one token of eight slots."""
-    return tuple(range(start, min(start + 2, model.depth)) for start in range(0, model.depth, 2))
+def layer_slices(depth: int, size: int | None) -> tuple[range, ...]:
+    """Returns ranges of `size` layers that cover all of them; one range for None."""
+    size = size or depth
+    return tuple(range(start, min(start + size, depth)) for start in range(0, depth, size))
 
 
 def prefill_names(rows: int, length: int, parts: int) -> list[str]:

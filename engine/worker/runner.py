@@ -12,13 +12,13 @@ from jaxtyping import Array, Float
 from ..checkpoint.identity import model_identity
 from ..checkpoint.source import ModelSource
 from ..core.arrays import HostArray
-from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, EngineConfig, StepLimits
+from ..core.config import MAX_PREFILL_ROWS, EngineConfig, StepLimits
 from ..core.errors import EngineDeadError
+from ..core.host_memory import available_memory
 from ..core.output_constraint import words_of_mask
 from ..core.request import TokenLogprobs
 from ..core.snapshot import Snapshot, SnapshotFormat
 from ..model.state import Trail
-from ..platform import available_memory
 from ..prefix_cache.saved_state import StateFormat
 from ..sampling.sampler import Logprobs, Sampled
 from ..scheduling.sequences import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ResumeBatch, RowResult, Sequence
@@ -149,7 +149,7 @@ class ModelRunner:
         self._mask_words = words_of_mask(source.config.vocab_size)
         self.limits = StepLimits(
             prefill_chunk=config.prefill_chunk,
-            prefill_beside_decode=PREFILL_BLOCK if executor.is_cpu else config.prefill_chunk,
+            prefill_beside_decode=executor.platform.prefill_beside_decode or config.prefill_chunk,
             prefill_rows=self._shapes.prefill_rows,
             prefill_parts=len(self._shapes.parts),
             decode_steps=self._affordable_steps() if self._shapes.decode_steps > 1 else 1,

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 
-from ...kernels import PORTABLE
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from ..core.sampling_params import MAX_LOGPROBS, NO_TOKEN
 from ..model.collectives import Collectives
@@ -201,9 +200,8 @@ def sample_or_greedy(model: Griffin, hidden: Float[Array, "R D"], slots: SlotSta
     def sampled() -> Sampled:
         return _sample(model, hidden, slots.sampling, slots.memory, positions, live)
 
-    if model.backend in PORTABLE:
+    if not model.platform.skips_logits:
         return sampled()
-    # Accelerators' compilers find the best logit without writing them, a megabyte for each row.
     greedy = partial(greedy_sample, model, hidden)
     is_asked_for_more = model.collectives.any_device(live & needs_logits(slots.sampling, positions))
     result: Sampled = jax.lax.cond(is_asked_for_more, sampled, greedy)
@@ -284,7 +282,7 @@ def _read(
     positions = jnp.where(steps < inputs.lengths[:, None], inputs.starts[:, None] + steps, -1)
     groups = tuple(group[layers.start : layers.stop] for group in pool.groups)
     state = gather_rows(groups, inputs.slots, inputs.starts == 0, shards)
-    if model.backend in PORTABLE:  # whose compiler lets reads stray behind the writes below, and then copies the pool
+    if model.platform.has_state_barrier:
         state = jax.lax.optimization_barrier(state)
     hidden, state, trail = model.read(x, positions, state, PREFILL_BLOCK, layers)
     last = jnp.take_along_axis(hidden, jnp.maximum(inputs.lengths - 1, 0)[:, None, None], axis=1)[:, 0]

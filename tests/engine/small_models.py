@@ -16,7 +16,7 @@ from roost.engine.checkpoint.weights import Checkpoint, load_params, random_para
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import Griffin, Params, abstract_model
 from roost.engine.model.state import ModelState, RecurrentState, zero_state
-from roost.engine.worker.programs import CPU_OPTIONS
+from roost.engine.platform import CPU, CPU_OPTIONS
 
 TINY_A = Path(__file__).parents[1] / "golden" / "tiny-a"
 
@@ -65,9 +65,7 @@ def tiny_a(dtype: str = "float32", block: int = 16, *, matrices: str | None = No
 def read_model(source: ModelSource, dtype: str, block: int, *, matrices: str | None = None) -> SmallModel:
     """A checkpoint, its matrices in a type of their own if one is given."""
     config, kind = source.config, jnp.dtype(dtype)
-    graph, abstract = abstract_model(
-        config, kind, jnp.dtype("float32"), matrix_dtype=None if matrices is None else jnp.dtype(matrices)
-    )
+    graph, abstract = abstract_model(config, kind, CPU, matrix_dtype=None if matrices is None else jnp.dtype(matrices))
     with open_tensors(source.weights, config) as tensors:
         return SmallModel(config, graph, load_params(Checkpoint(config, tensors), abstract), kind, block)
 
@@ -75,7 +73,7 @@ def read_model(source: ModelSource, dtype: str, block: int, *, matrices: str | N
 def noisy_model(config: ModelConfig, dtype: str = "float32", block: int = 4, seed: int = 0) -> SmallModel:
     """Random parameters; those that start out as zeros (biases, norms' scales) are drawn as well."""
     kind = jnp.dtype(dtype)
-    graph, abstract = abstract_model(config, kind, jnp.dtype("float32"))
+    graph, abstract = abstract_model(config, kind, CPU)
     rng = np.random.default_rng(seed)
 
     def add_noise(x: jax.Array) -> jax.Array:

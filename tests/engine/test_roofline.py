@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from roost.engine.checkpoint.weights import random_params
+from roost.engine.core.host_memory import available_memory
 from roost.engine.core.mesh import MeshShape
 from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.quantization import QuantizedMatrix
 from roost.engine.model.sharding_rules import leaf_rules
-from roost.engine.platform import available_memory
+from roost.engine.platform import TPU
 from roost.engine.roofline import DEVICES, Device, Setup, find_device, plan, setups_that_fit
 from roost.engine.worker.programs import new_pool
 
@@ -101,7 +102,7 @@ def test_each_device_has_the_bytes_that_are_planned(shards: MeshShape, matrices:
 def test_a_slot_has_the_bytes_of_the_pool(shards: MeshShape) -> None:
     """Of all devices together; they have equal parts."""
     pool = jax.eval_shape(
-        lambda: new_pool(HEADS, 2 * shards.count, jnp.dtype("bfloat16"), "tpu", Collectives(shards.data, shards.model))
+        lambda: new_pool(HEADS, 2 * shards.count, jnp.dtype("bfloat16"), TPU, Collectives(shards.data, shards.model))
     )
     num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.groups))
     assert num_bytes == 2 * shards.count * plan(HEADS, DEVICES["v5e"], 2, shards=shards).slot_bytes

@@ -20,6 +20,7 @@ from roost.engine.model.collectives import DATA, MODEL, Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.sharding_rules import shard_params
+from roost.engine.platform import TPU
 from roost.engine.roofline import DEVICES
 from roost.engine.worker.programs import ModelShapes, all_programs, lower, new_pool, step_shapes
 
@@ -44,14 +45,14 @@ def shapes(config: ModelConfig, topology: str, shards: Collectives, slots: int) 
         platform="tpu", topology_name=topology, chips_per_host_bounds=HOSTS[topology]
     ).devices
     mesh = Mesh(np.array(chips[: shards.count]).reshape(shards.data, shards.model), (DATA, MODEL))
-    graph, whole = abstract_model(config, BF16, backend="tpu", collectives=shards)
+    graph, whole = abstract_model(config, BF16, TPU, collectives=shards)
     params, specs = shard_params(whole, config, shards)
-    pool = jax.eval_shape(lambda: new_pool(config, slots, BF16, "tpu", shards))
+    pool = jax.eval_shape(lambda: new_pool(config, slots, BF16, TPU, shards))
     return ModelShapes(config, graph, params, pool, BF16, shards, specs, mesh)
 
 
 def compiled(model: ModelShapes, name: str) -> Any:
-    program = all_programs(model, step_shapes(model.config, 512, "tpu", model.shards))[name]
+    program = all_programs(model, step_shapes(model.config, 512, TPU))[name]
     return lower(program, model).compile(compiler_options=COUNT_HBM_ONLY)
 
 

@@ -18,6 +18,7 @@ from roost.engine.core.output_constraint import words_of_mask
 from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
+from roost.engine.platform import TPU
 from roost.engine.roofline import DEVICES, plan
 from roost.engine.worker import steps
 from roost.engine.worker.programs import as_first_token_input, new_pool
@@ -35,12 +36,12 @@ LAYERS = ModelConfig(
 
 @pytest.fixture(scope="module")
 def pool() -> Any:
-    return jax.eval_shape(lambda: new_pool(LAYERS, ROWS, BF16, "tpu"))
+    return jax.eval_shape(lambda: new_pool(LAYERS, ROWS, BF16, TPU))
 
 
 def compile_step(chip: SingleDeviceSharding, step: Callable[..., Any], pool: Any, *inputs: Any) -> Any:
     """Compiles a step with the pool donated; arguments are shapes only."""
-    graph, params = abstract_model(LAYERS, BF16, backend="tpu")
+    graph, params = abstract_model(LAYERS, BF16, TPU)
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), (params, pool, *inputs))
     lowered = jax.jit(partial(step, graph), donate_argnums=1).trace(*arguments).lower(lowering_platforms=("tpu",))
     return lowered.compile(compiler_options={"xla_vf_vmem_memory_space_assignment": "false"})

@@ -20,6 +20,7 @@ from roost.engine.checkpoint.weights import Checkpoint, load_params
 from roost.engine.core.errors import CheckpointError
 from roost.engine.model.config import config_from_hf
 from roost.engine.model.griffin import Params, abstract_model
+from roost.engine.platform import CPU
 from safetensors.numpy import load_file, save_file
 from small_models import TINY_A
 
@@ -33,7 +34,7 @@ def tensors_of(source: ModelSource) -> dict[str, np.ndarray]:
 
 def params_of(source: ModelSource, dtype: str, matrices: str | None = None) -> Params:
     kind = None if matrices is None else jnp.dtype(matrices)
-    _, abstract = abstract_model(source.config, jnp.dtype(dtype), jnp.dtype("float32"), matrix_dtype=kind)
+    _, abstract = abstract_model(source.config, jnp.dtype(dtype), CPU, matrix_dtype=kind)
     with open_tensors(source.weights, source.config) as tensors:
         return load_params(Checkpoint(source.config, tensors), abstract)
 

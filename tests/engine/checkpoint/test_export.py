@@ -11,6 +11,7 @@ from roost.engine.checkpoint.layout import tensor_specs
 from roost.engine.checkpoint.weights import Checkpoint, checkpoint_tensors, load_params, random_params
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import abstract_model
+from roost.engine.platform import CPU
 from safetensors.numpy import save_file
 
 CONFIG = ModelConfig(
@@ -26,7 +27,7 @@ CONFIG = ModelConfig(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_written_is_read_again(tmp_path: Path, dtype: str) -> None:
-    _, abstract = abstract_model(CONFIG, jnp.dtype(dtype), jnp.dtype("float32"))
+    _, abstract = abstract_model(CONFIG, jnp.dtype(dtype), CPU)
     # Biases and scales too: zeros would hide a mix-up.
     params = jax.tree.map(lambda p: p + jnp.arange(p.size, dtype=p.dtype).reshape(p.shape), random_params(abstract, 1))
     save_file(checkpoint_tensors(params, CONFIG), tmp_path / "model.safetensors")

@@ -15,6 +15,7 @@ from roost.engine.core.errors import ParameterError
 from roost.engine.core.output_constraint import mask_of_ids, words_of_mask
 from roost.engine.core.request import Request
 from roost.engine.core.sampling_params import MAX_LOGPROBS, NO_CHOICE, NO_TOKEN, PENALTY_WINDOW, SamplingParams
+from roost.engine.platform import CPU_OPTIONS
 from roost.engine.sampling.reference import reference_distribution
 from roost.engine.sampling.sampler import Logprobs, Sampled, _draw_from_best, _invert, logprobs, sample, score
 from roost.engine.sampling.state import (
@@ -25,7 +26,6 @@ from roost.engine.sampling.state import (
     zero_sampling_state,
     zero_token_memory,
 )
-from roost.engine.worker.programs import CPU_OPTIONS
 from roost.engine.worker.step_inputs import sampling_columns
 
 DRAWS = 2048

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from roost.engine.core.config import MAX_PREFILL_ROWS
 from roost.engine.core.errors import ConfigError
 from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import ModelConfig
+from roost.engine.platform import CPU, CPU_MESH, CPU_OPTIONS, TPU
 from roost.engine.worker.programs import (
-    CPU_OPTIONS,
     compile_all,
-    group_sizes,
+    decode_rows,
     keep_programs,
-    layer_parts,
+    layer_slices,
     new_pool,
     prefill_names,
     prefill_shapes,
@@ -45,18 +46,20 @@ def test_prefill_shapes(chunk: int, shapes: set[tuple[int, int]]) -> None:
     assert set(prefill_shapes(chunk, MAX_PREFILL_ROWS)) == shapes
 
 
-@pytest.mark.parametrize(("depth", "parts"), [(1, [(0, 1)]), (4, [(0, 2), (2, 4)]), (5, [(0, 2), (2, 4), (4, 5)])])
-def test_layer_parts(depth: int, parts: list[tuple[int, int]]) -> None:
-    model = ModelConfig(64, 64, 64, 1, 64, ("recurrent",) * depth)
-    assert [(part.start, part.stop) for part in layer_parts(model)] == parts
+@pytest.mark.parametrize(
+    ("depth", "size", "slices"),
+    [(1, 2, [(0, 1)]), (4, 2, [(0, 2), (2, 4)]), (5, 2, [(0, 2), (2, 4), (4, 5)]), (5, None, [(0, 5)])],
+)
+def test_layer_slices(depth: int, size: int | None, slices: list[tuple[int, int]]) -> None:
+    assert [(part.start, part.stop) for part in layer_slices(depth, size)] == slices
 
 
 def test_a_cpu_reads_prompts_one_by_one_and_the_shortest_chunk_in_parts() -> None:
     model = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention") * 2)
-    alone = step_shapes(model, 256, "cpu", Collectives())
+    alone = step_shapes(model, 256, CPU)
     assert (alone.prefill, alone.prefill_rows, len(alone.parts)) == (((1, 64), (1, 128), (1, 256)), 1, 2)
-    for backend, shards in (("tpu", Collectives()), ("cpu", Collectives(data=2))):
-        others = step_shapes(model, 256, backend, shards)
+    for platform in (TPU, CPU_MESH):
+        others = step_shapes(model, 256, platform)
         assert (others.prefill_rows, others.parts, others.decode_steps) == (4, (range(4),), 1)
     assert prefill_names(1, 64, 2) == ["prefill 1x64 part 1", "prefill 1x64 part 2"]
     assert prefill_names(1, 128, 2) == ["prefill 1x128"]
@@ -65,14 +68,16 @@ def test_a_cpu_reads_prompts_one_by_one_and_the_shortest_chunk_in_parts() -> Non
 @pytest.mark.parametrize(
     ("rows", "groups"), [(2, (2,)), (4, (4,)), (6, (4, 2)), (32, (4, 4, 8, 16)), (33, (4, 4, 8, 16, 1))]
 )
-def test_group_sizes(rows: int, groups: tuple[int, ...]) -> None:
-    assert group_sizes(rows) == groups
+def test_groups_of_slots(rows: int, groups: tuple[int, ...]) -> None:
+    config = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention"))
+    pool = jax.eval_shape(lambda: new_pool(config, rows, jnp.dtype("bfloat16"), CPU))
+    assert decode_rows(pool) == tuple(accumulate(groups))
 
 
 def test_a_slot_is_copied_in_place_in_a_pool_of_groups() -> None:
     """It takes memory for one slot or two, and not for the pool."""
     config = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention"))
-    pool = jax.eval_shape(lambda: new_pool(config, 32, jnp.dtype("bfloat16"), "cpu"))
+    pool = jax.eval_shape(lambda: new_pool(config, 32, jnp.dtype("bfloat16"), CPU))
     slot = jax.ShapeDtypeStruct((1,), jnp.int32)
     compiled = (
         jax.jit(partial(copy_step, Collectives()), donate_argnums=0).lower(pool, slot, slot).compile(dict(CPU_OPTIONS))

@@ -22,6 +22,7 @@ from roost.engine.core.errors import ConfigError, NumericError
 from roost.engine.model.collectives import Collectives
 from roost.engine.model.quantization import QuantizedMatrix
 from roost.engine.model.state import _row_axes
+from roost.engine.platform import CPU
 from roost.engine.worker.executor import _open_weights
 from test_runner import SLOTS, TINY, groups_of, ids, put_groups, serve
 
@@ -108,7 +109,7 @@ def test_one_broken_number_ends_its_request(runner: ModelRunner, value: float) -
 def test_a_checkpoint_in_int8_is_run_so(tmp_path: Path) -> None:
     """Without being told to; its parameters are those that quantising at load gives (tests/engine/model)."""
     convert(open_model(str(TINY / "orbax")), tmp_path / "int8", quantize="int8")
-    with _open_weights(open_model(str(tmp_path / "int8")), EngineConfig(), Collectives(), "cpu", None) as weights:
+    with _open_weights(open_model(str(tmp_path / "int8")), EngineConfig(), Collectives(), CPU, None) as weights:
         assert isinstance(weights.abstract["embedding"], QuantizedMatrix)
         assert weights.dtype == "bfloat16"
 
