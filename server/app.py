@@ -19,7 +19,7 @@ from .api.openai import completions, models, responses
 from .error_responses import install_error_handlers
 from .generation.service import Service
 from .middleware.auth import Access, KeyAuthentication, PortSplit, needs_admin_key, needs_key
-from .middleware.body import MAX_BODY_BYTES, MAX_KEPT_BYTES, BodyLimit
+from .middleware.body_limit import MAX_BODY_BYTES, MAX_KEPT_BYTES, BodyLimit
 from .middleware.drain import Drain
 from .middleware.http_methods import HeadAndOptions
 from .middleware.request_id import RequestScope
@@ -68,7 +68,7 @@ def create_app(
     app.add_middleware(
         BodyLimit,
         max_bytes=max_body_bytes,
-        files=(states.IMPORT_PATH,),
+        exempt_paths=(states.IMPORT_PATH,),
         tenants=tenants,
         max_kept_bytes=max_kept_bytes,
     )

@@ -182,8 +182,6 @@ PENDING: frozenset[str] = frozenset(
         "server/lifecycle/engine_loading.py",
         "server/lifecycle/lifecycle.py",
         "server/lifecycle/signals.py",
-        # server/middleware/
-        "server/middleware/request_id.py",
         # server/model_hub/
         "server/model_hub/__init__.py",
         "server/model_hub/gcs.py",

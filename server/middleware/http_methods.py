@@ -1,4 +1,4 @@
-"""HEAD and OPTIONS for every path that has a route: load balancers probe with them. Plain ASGI."""
+"""HEAD and OPTIONS for every path that has a route, since load balancers probe with them."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -10,11 +10,11 @@ _METHODS: Final = ("DELETE", "GET", "POST")
 
 
 class HeadAndOptions:
-    """Answers HEAD as GET without its body, and OPTIONS with the methods that a path has.
+    """Responds to HEAD like GET without the body, and to OPTIONS with the methods of a path.
 
     Args:
-      app: what is behind it.
-      routes: of the application, as they are when a request comes.
+      app: Wrapped application.
+      routes: Routes of the application; later additions count.
     """
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
@@ -44,19 +44,19 @@ class HeadAndOptions:
 
 
 class _HeadOnly:
-    """Sends a response's head and no body; the application then sees a client that has gone away."""
+    """Sends a response's head without the body; the application then sees a client that disconnected."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
-        self._is_over = False
+        self._is_sent = False
 
     async def receive(self) -> Message:
-        return {"type": "http.disconnect"} if self._is_over else await self._receive()
+        return {"type": "http.disconnect"} if self._is_sent else await self._receive()
 
     async def send(self, message: Message) -> None:
         if message["type"] != "http.response.start":
             return
         await self._send(message)
         await self._send({"type": "http.response.body", "body": b""})
-        self._is_over = True
+        self._is_sent = True

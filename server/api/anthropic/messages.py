@@ -5,7 +5,7 @@ from fastapi import APIRouter, Request, Response
 from ... import request_warnings
 from ...generation.output_constraint import chat_wish
 from ...generation.service import AnyService, ReadyService
-from ...middleware.body import JsonRoute
+from ..common.json_route import JsonRoute
 from ..common.openapi import ANTHROPIC_ERRORS, STREAMABLE
 from ..common.sampling import chat_params
 from .message_builder import MessageWriter, chat_of, prompt_of

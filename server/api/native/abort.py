@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from ...generation.service import AnyService
-from ...middleware.body import JsonRoute
+from ..common.json_route import JsonRoute
 from ..openai.schemas import AbortBody
 
 router = APIRouter(route_class=JsonRoute)

@@ -9,8 +9,8 @@ from ...generation.delta import Delta
 from ...generation.output_constraint import wish_of
 from ...generation.prompts import ID_BYTES, Prompt
 from ...generation.service import ReadyService
-from ...middleware.body import JsonRoute
 from ...tenancy.memory import is_large, keep
+from ..common.json_route import JsonRoute
 from ..common.logprobs import token_logprobs
 from ..common.openapi import STREAMABLE
 from ..common.responding import AnswerWriter, Envelope, UsageReport, choice_end, total_usage

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Response
 from ...generation.answer_size import text_answer_bytes
 from ...generation.prompts import Prompt
 from ...generation.service import AnyService, Service
-from ...middleware.body import JsonRoute
 from ...tenancy.memory import keep
+from ..common.json_route import JsonRoute
 from ..openai.schemas import ChatBody, CompletionBody
 
 router = APIRouter(route_class=JsonRoute)

@@ -11,8 +11,8 @@ from ....engine import MAX_TOKENS, SavedState, StateFileError, UnknownRequestErr
 from ...errors import ApiError, bad_value
 from ...generation.service import AnyService, ReadyService, Service
 from ...generation.state_files import StateFileResponse
-from ...middleware.body import JsonRoute
 from ...tenancy.tenant import tenant
+from ..common.json_route import JsonRoute
 from ..common.paging import Order, page
 from ..openai.schemas import StateBody
 

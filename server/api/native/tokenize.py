@@ -8,8 +8,8 @@ from ...errors import bad_value
 from ...generation.answer_size import text_answer_bytes
 from ...generation.prompts import Prompt
 from ...generation.service import AnyService, Service, json_response
-from ...middleware.body import JsonRoute
 from ...tenancy.memory import keep
+from ..common.json_route import JsonRoute
 from ..openai.schemas import DetokenizeBody, TokenizeBody
 
 router = APIRouter(route_class=JsonRoute)

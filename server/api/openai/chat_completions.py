@@ -11,7 +11,7 @@ from ...generation.output_constraint import chat_wish
 from ...generation.prompts import Prompt
 from ...generation.service import ReadyService
 from ...generation.tools import CallPiece
-from ...middleware.body import JsonRoute
+from ..common.json_route import JsonRoute
 from ..common.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from ..common.openapi import STREAMABLE
 from ..common.responding import AnswerWriter, Envelope, UsageReport, choice_end, total_usage

@@ -10,8 +10,8 @@ from ...generation.delta import Delta
 from ...generation.output_constraint import wish_of
 from ...generation.prompts import Prompt
 from ...generation.service import ReadyService
-from ...middleware.body import JsonRoute
 from ...tenancy.memory import is_large
+from ..common.json_route import JsonRoute
 from ..common.logprobs import CompletionLogprobs, CompletionLogprobsWriter, cut, join_logprobs, prompt_logprobs
 from ..common.openapi import STREAMABLE
 from ..common.responding import AnswerWriter, Envelope, UsageReport, choice_end, total_usage

@@ -14,7 +14,7 @@ from ...generation.event_log import EventLog, replay
 from ...generation.output_constraint import chat_wish
 from ...generation.response_store import pack
 from ...generation.service import AnyService, ReadyService, Service, json_response
-from ...middleware.body import JsonRoute
+from ..common.json_route import JsonRoute
 from ..common.openapi import STREAMABLE
 from ..common.paging import Order
 from ..common.sampling import chat_params

@@ -14,6 +14,7 @@ from fake_engine import FakeEngine
 from fake_server import make_service, served_model
 from fastapi import FastAPI
 from pydantic import BaseModel, field_validator
+from roost.server.api.common.json_route import JsonRoute
 from roost.server.api.common.sampling import chat_params, completion_params, generate_params
 from roost.server.api.common.sse import large_to_json, to_json
 from roost.server.api.openai.schemas import ChatBody, CompletionBody, GenerateBody
@@ -21,7 +22,7 @@ from roost.server.app import create_app
 from roost.server.generation.answer_size import MAX_ANSWER_BYTES, answer_size
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.service import Service
-from roost.server.middleware.body import BodyLimit, JsonRoute
+from roost.server.middleware.body_limit import BodyLimit
 from roost.server.text.tokenizer import SentencePieceTokenizer, Tokenizer
 from starlette.types import Message, Scope
 from tokenizer_files import train_sentencepiece

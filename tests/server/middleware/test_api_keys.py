@@ -1,4 +1,4 @@
-"""API keys: how they are written, and whose they are."""
+"""API keys: their format, their owners, and where they are loaded from."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from roost.server.middleware.auth import load_access
 from roost.server.settings import SettingsError, load_settings
 
 
-def test_a_key_has_an_owner() -> None:
+def test_key_has_an_owner() -> None:
     keys = ApiKeys(["alice:a-1", "bob:b.2==", "bob:b3", "plain"])
     assert keys.owners == ("alice", "bob", "default")
     assert [keys.owner([key]) for key in (b"a-1", b"b.2==", b"b3", b"plain")] == ["alice", "bob", "bob", "default"]
@@ -16,28 +16,28 @@ def test_a_key_has_an_owner() -> None:
     assert [keys.owner([key]) for key in (b"", b"a-2", b"alice:a-1", b"alice", b"\xff")] == [None] * 5
 
 
-def test_without_keys_there_is_nothing_to_match() -> None:
+def test_no_keys_match_nothing() -> None:
     assert not ApiKeys()
     assert ApiKeys().owner([b""]) is None
 
 
-def test_keys_themselves_are_not_kept() -> None:
+def test_only_hashes_of_keys_are_kept() -> None:
     assert "sesame" not in repr(vars(ApiKeys(["sesame"])))
 
 
 @pytest.mark.parametrize("entry", ["", ":k", "a:", "a:b:c", "a b", "é", "a b:c", "x" * 65 + ":k", "k\n"])
-def test_what_is_no_key_is_not_repeated(entry: str) -> None:
+def test_error_does_not_repeat_a_malformed_key(entry: str) -> None:
     with pytest.raises(KeyFormatError, match=r"^entry 2 must be KEY or NAME:KEY") as caught:
         ApiKeys(["good", entry])
     assert not entry.strip() or entry not in str(caught.value).replace("letters", "")
 
 
-def test_nobody_shares_a_key() -> None:
+def test_two_owners_cannot_have_the_same_key() -> None:
     with pytest.raises(KeyFormatError, match="entry 2 repeats the key of alice"):
         ApiKeys(["alice:k", "bob:k"])
 
 
-def test_keys_come_from_flags_and_a_file(tmp_path: Path) -> None:
+def test_keys_are_loaded_from_flags_and_a_file(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# ours\n\n  bob:b \n")
     access = load_access(load_settings({"api_key": ["alice:a"], "api_key_file": str(path)}), None)
@@ -46,19 +46,19 @@ def test_keys_come_from_flags_and_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "reason"), [("# none\n", "has no key"), ("a b\n", "entry 1 must be")])
-def test_a_file_without_a_key_does_not_open_the_doors(tmp_path: Path, content: str, reason: str) -> None:
+def test_key_file_without_a_key_is_an_error(tmp_path: Path, content: str, reason: str) -> None:
     path = tmp_path / "keys"
     path.write_text(content)
     with pytest.raises(SettingsError, match=rf"^api_key_file .*{reason}"):
         load_access(load_settings({"api_key_file": str(path)}), None)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_key_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"api_key_file .*: cannot be read"):
         load_access(load_settings({"api_key_file": str(tmp_path / "no")}), None)
 
 
-def test_variables_hold_several(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_hold_several_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOST_API_KEY", "alice:a, bob:b")
     monkeypatch.setenv("ROOST_ALLOW_ORIGIN", "https://a.example https://b.example")
     access = load_access(load_settings({}), None)
@@ -66,7 +66,7 @@ def test_variables_hold_several(monkeypatch: pytest.MonkeyPatch) -> None:
     assert access.allowed_origins == ("https://a.example", "https://b.example")
 
 
-def test_a_secret_that_got_lost_does_not_open_the_doors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_key_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOST_API_KEY", " ")
     with pytest.raises(SettingsError, match=r"^ROOST_API_KEY must not be empty$"):
         load_settings({})

@@ -1,4 +1,4 @@
-"""HEAD and OPTIONS work where GET does."""
+"""HEAD and OPTIONS for existing routes."""
 
 import httpx
 import pytest
@@ -6,7 +6,7 @@ from roost.server.generation.service import Service
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/health/ready", "/metrics", "/version", "/v1/models", "/load"])
-async def test_head_is_get_without_its_body(client: httpx.AsyncClient, path: str) -> None:
+async def test_head_is_get_without_the_body(client: httpx.AsyncClient, path: str) -> None:
     got, head = await client.get(path), await client.head(path)
     assert (head.status_code, head.content) == (got.status_code, b"")
     assert head.headers["content-type"] == got.headers["content-type"]
@@ -21,20 +21,20 @@ async def test_head_is_get_without_its_body(client: httpx.AsyncClient, path: str
         ("/v1/states/some", "DELETE, GET, HEAD, OPTIONS"),
     ],
 )
-async def test_options_names_the_methods(client: httpx.AsyncClient, path: str, allow: str) -> None:
+async def test_options_lists_the_methods(client: httpx.AsyncClient, path: str, allow: str) -> None:
     response = await client.options(path)
     assert (response.status_code, response.headers["allow"], response.content) == (204, allow, b"")
 
 
-async def test_neither_makes_up_a_route(client: httpx.AsyncClient) -> None:
+async def test_unknown_paths_stay_unknown(client: httpx.AsyncClient) -> None:
     assert (await client.head("/nothing")).status_code == 404
     assert (await client.options("/nothing")).status_code == 404
     assert (await client.head("/v1/chat/completions")).status_code == 405
 
 
-async def test_a_head_does_not_follow_a_stream(client: httpx.AsyncClient, service: Service) -> None:
+async def test_head_does_not_wait_for_a_stream(client: httpx.AsyncClient, service: Service) -> None:
     body = {"input": "hi", "background": True, "stream": True, "max_output_tokens": 3}
-    begun = await client.post("/v1/responses", json=body)
-    response_id = begun.text.partition('"id":"')[2].partition('"')[0]
+    created = await client.post("/v1/responses", json=body)
+    response_id = created.text.partition('"id":"')[2].partition('"')[0]
     head = await client.head(f"/v1/responses/{response_id}?stream=true")
     assert (head.status_code, head.content) == (200, b"")

@@ -1,69 +1,20 @@
-"""What bodies may be: their size, and how JSON is read."""
+"""Strict parsing of JSON bodies, and limits on what they contain."""
 
-import asyncio
 import codecs
 import gzip
 import json
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import httpx
 import pytest
-from fake_server import until
+from roost.server.api.common.json_route import MAX_CONTAINERS, parse_json
 from roost.server.api.common.schema_base import MAX_MESSAGES
 from roost.server.app import create_app
 from roost.server.errors import ApiError
 from roost.server.generation.service import Service
-from roost.server.middleware.body import MAX_CONTAINERS, parse_json
 
 JSON = {"content-type": "application/json"}
-
-
-@pytest.fixture
-async def small(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    """Takes bodies of 1,000 bytes."""
-    transport = httpx.ASGITransport(create_app(service, max_body_bytes=1000))
-    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
-        yield client
-
-
-async def chunked(data: bytes) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), 100):
-        yield data[start : start + 100]
-
-
-async def test_a_body_has_a_largest_size(small: httpx.AsyncClient) -> None:
-    for num_bytes, status in ((1000, 200), (1001, 413)):
-        content = b'{"prompt": ""}'.ljust(num_bytes)
-        for body in (content, chunked(content)):
-            response = await small.post("/v1/completions", content=body, headers=JSON)
-            assert response.status_code == status
-            assert status == 200 or response.json()["error"]["code"] == "request_too_large"
-
-
-async def test_all_bodies_together_have_one_too(small: httpx.AsyncClient) -> None:
-    """32 of the largest size may be on their way in."""
-    arrive = asyncio.Event()
-    num_begun = 0
-
-    async def slow() -> AsyncIterator[bytes]:
-        nonlocal num_begun
-        yield b'{"prompt": ""'.ljust(998)
-        num_begun += 1
-        await arrive.wait()
-        yield b" }"
-
-    bodies = [asyncio.create_task(small.post("/v1/completions", content=slow(), headers=JSON)) for _ in range(32)]
-    await until(lambda: num_begun == 32)
-    refused = await small.post("/v1/completions", content=b'{"prompt": ""}'.ljust(600), headers=JSON)
-    assert refused.status_code == 503
-    assert refused.json()["error"]["code"] == "overloaded"
-    assert refused.headers["retry-after"] == "1"
-    arrive.set()
-    assert {response.status_code for response in await asyncio.gather(*bodies)} == {200}
-    again = await small.post("/v1/completions", content=b'{"prompt": ""}'.ljust(600), headers=JSON)
-    assert again.status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -84,21 +35,21 @@ async def test_all_bodies_together_have_one_too(small: httpx.AsyncClient) -> Non
         b"\xff\xfe{\x00}\x00",
     ],
 )
-def test_what_is_no_json(body: bytes) -> None:
+def test_malformed_json_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError, match="the body is not valid JSON: ") as caught:
         parse_json(body)
     assert caught.value.status_code == 400
     assert len(str(caught.value)) < 200
 
 
-def test_json_is_read_as_python_reads_it() -> None:
+def test_json_parses_to_the_same_values_as_pythons_parser() -> None:
     text = (
         '{"a": [1, -2.5, 1e3, true, null, "\\u00e9\\ud83d\\ude00", 123456789012345678901234567890], "a": {}, "b": []}'
     )
     assert parse_json(text.encode()) == json.loads(text)
 
 
-async def test_a_long_body_says_what_is_wrong_too(client: httpx.AsyncClient) -> None:
+async def test_error_of_a_body_parsed_on_a_worker_thread(client: httpx.AsyncClient) -> None:
     response = await client.post("/v1/completions", content=b'{"prompt": "'.ljust(100_000, b"x"), headers=JSON)
     assert response.status_code == 400
     assert "not valid JSON" in response.json()["error"]["message"]
@@ -124,8 +75,8 @@ async def test_a_long_body_says_what_is_wrong_too(client: httpx.AsyncClient) -> 
         ("/detokenize", b'{"tokens":['),
     ],
 )
-async def test_many_mistakes_cost_no_more_than_one(client: httpx.AsyncClient, path: str, head: bytes) -> None:
-    """Each takes some 100 microseconds and 1 kB to write down."""
+async def test_many_invalid_values_are_refused_quickly(client: httpx.AsyncClient, path: str, head: bytes) -> None:
+    """Describing one invalid value takes about 100 µs and 1 kB."""
     content = head + b",".join([b"1.5"] * 100_000) + _close(head)
     began = time.perf_counter()
     response = await client.post(path, content=content, headers=JSON)
@@ -134,7 +85,7 @@ async def test_many_mistakes_cost_no_more_than_one(client: httpx.AsyncClient, pa
 
 
 def _close(head: bytes) -> bytes:
-    """What ends the arrays and objects that are open."""
+    """Returns the brackets that close the open arrays and objects."""
     stack = []
     for char in head.decode():
         if char in "[{":
@@ -144,14 +95,14 @@ def _close(head: bytes) -> bytes:
     return "".join(reversed(stack)).encode()
 
 
-async def test_a_conversation_has_an_end(client: httpx.AsyncClient) -> None:
+async def test_too_many_messages_are_refused(client: httpx.AsyncClient) -> None:
     messages = [{"role": "user", "content": "a"}] * (MAX_MESSAGES + 1)
     response = await client.post("/v1/chat/completions", json={"messages": messages})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "messages"
 
 
-async def test_a_prompt_may_be_too_long(service: Service) -> None:
+async def test_prompt_over_the_maximum_length_is_refused(service: Service) -> None:
     app = create_app(replace(service, max_prompt_tokens=4))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
         assert (await client.post("/v1/completions", json={"prompt": [[4], [5] * 4]})).status_code == 200
@@ -161,25 +112,25 @@ async def test_a_prompt_may_be_too_long(service: Service) -> None:
         assert cut.status_code == 200
 
 
-async def test_a_compressed_body_is_refused_by_name(small: httpx.AsyncClient) -> None:
+async def test_compressed_body_is_refused(client: httpx.AsyncClient) -> None:
     for path in ("/v1/completions", "/v1/chat/completions", "/v1/states/import"):
-        response = await small.post(path, content=gzip.compress(b"{}"), headers={**JSON, "content-encoding": "gzip"})
+        response = await client.post(path, content=gzip.compress(b"{}"), headers={**JSON, "content-encoding": "gzip"})
         assert response.status_code == 415
         assert "content-encoding 'gzip' is not supported" in response.json()["error"]["message"]
-    response = await small.post(
+    response = await client.post(
         "/v1/completions", content=b'{"prompt": "a"}', headers=JSON | {"content-encoding": "identity"}
     )
     assert response.status_code == 200
 
 
-async def test_a_byte_order_mark_is_skipped(small: httpx.AsyncClient) -> None:
-    response = await small.post("/v1/completions", content=codecs.BOM_UTF8 + b'{"prompt": "a"}', headers=JSON)
+async def test_byte_order_mark_is_skipped(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/completions", content=codecs.BOM_UTF8 + b'{"prompt": "a"}', headers=JSON)
     assert response.status_code == 200
-    assert (await small.post("/v1/completions", content=codecs.BOM_UTF8 * 2 + b"{}", headers=JSON)).status_code == 400
+    assert (await client.post("/v1/completions", content=codecs.BOM_UTF8 * 2 + b"{}", headers=JSON)).status_code == 400
 
 
-async def test_a_body_has_so_many_arrays_and_objects(client: httpx.AsyncClient) -> None:
-    """Those in texts are none."""
+async def test_too_many_arrays_and_objects_are_refused(client: httpx.AsyncClient) -> None:
+    """Brackets inside strings don't count."""
     text = "[{" * MAX_CONTAINERS
     assert (await client.post("/v1/completions", json={"prompt": "a", "user": text + '"\\'})).status_code == 200
     for empty in ("[]", "{}"):

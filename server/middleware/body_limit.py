@@ -1,0 +1,89 @@
+"""Limits on request bodies: bytes of one body, and of all bodies and requests together."""
+
+from collections.abc import Collection
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..error_responses import send_error
+from ..errors import body_too_large
+from ..tenancy.memory import ByteBudget, RequestMemory, request_memory
+
+MAX_BODY_BYTES: Final = 4 * 2**20
+"""Default maximum size of a body: a prompt of about a million tokens as text, or half a million token ids."""
+
+_MAX_RAW_BODIES: Final = 32
+"""Number of bodies of the maximum size that may be received at the same time."""
+
+MAX_KEPT_BYTES: Final = 2**30
+"""Default bytes that all open requests may hold: parsed bodies, prompts, and what responses repeat of them.
+
+A parsed body may take thirty times its size; most take about their own size.
+"""
+
+_LARGEST_REQUESTS: Final = 4
+"""Number of requests that may hold as much as the largest body can grow to."""
+
+_GROWTH: Final = 64
+"""Maximum ratio of a request's memory (parsed values and prompt token ids) to the size of its body."""
+
+
+class BodyLimit:
+    """Refuses bodies that exceed the maximum size, or that the shared memory budgets have no room for.
+
+    Bytes of a body are returned to their budget once it has been parsed; bytes of the parsed request once the response
+    has ended.
+
+    Args:
+      app: Wrapped application.
+      max_bytes: Maximum bytes of one body.
+      exempt_paths: Paths whose routes limit bodies themselves; see `StateFiles.receive`.
+      tenants: Number of tenants that share the budgets.
+      max_kept_bytes: Maximum bytes that all requests hold together; raised if one body could grow to more.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int = MAX_BODY_BYTES,
+        exempt_paths: Collection[str] = (),
+        tenants: int = 1,
+        max_kept_bytes: int = MAX_KEPT_BYTES,
+    ) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._raw = ByteBudget(_MAX_RAW_BODIES * max_bytes, tenants)
+        self._kept = ByteBudget(max(max_kept_bytes, _LARGEST_REQUESTS * _GROWTH * max_bytes), tenants)
+        self._exempt_paths = exempt_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in self._exempt_paths:
+            request_memory.set(None)  # a pipelined request starts in the context of the previous one
+            await self._app(scope, receive, send)
+            return
+        if _content_length(scope) > self._max_bytes:
+            await send_error(body_too_large(self._max_bytes), scope, receive, send)
+            return
+        memory, num_bytes = RequestMemory(self._raw, self._kept), 0
+
+        async def limited() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_bytes:
+                raise body_too_large(self._max_bytes)
+            memory.receive(len(message.get("body", b"")))
+            return message
+
+        request_memory.set(memory)
+        try:
+            await self._app(scope, limited, send)
+        finally:
+            memory.release()
+
+
+def _content_length(scope: Scope) -> int:
+    """Returns the body's size according to its header, or 0 without one."""
+    length = Headers(scope=scope).get("content-length", "0")
+    return int(length) if length.isdecimal() else 0
