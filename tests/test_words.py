@@ -193,12 +193,10 @@ PENDING: frozenset[str] = frozenset(
         "server/observability/vllm_metrics.py",
         # server/
         "server/request_warnings.py",
-        "server/setting_names.py",
         # server/tenancy/
         "server/tenancy/memory.py",
         # server/terminal/
         "server/terminal/failure.py",
-        "server/terminal/help.py",
         "server/terminal/text.py",
         # server/text/
         "server/text/detokenizer.py",
