@@ -64,7 +64,6 @@ PENDING: frozenset[str] = frozenset(
         "engine/checkpoint/layout.py",
         "engine/checkpoint/orbax.py",
         "engine/checkpoint/precision.py",
-        "engine/checkpoint/sharded_placement.py",
         "engine/checkpoint/source.py",
         # engine/core/
         "engine/core/errors.py",
@@ -73,7 +72,6 @@ PENDING: frozenset[str] = frozenset(
         # engine/distributed/
         "engine/distributed/hosts.py",
         # engine/model/
-        "engine/model/collectives.py",
         "engine/model/config.py",
         "engine/model/griffin.py",
         "engine/model/layers.py",
@@ -193,8 +191,6 @@ PENDING: frozenset[str] = frozenset(
         "server/observability/vllm_metrics.py",
         # server/
         "server/request_warnings.py",
-        # server/tenancy/
-        "server/tenancy/memory.py",
         # server/terminal/
         "server/terminal/failure.py",
         "server/terminal/text.py",

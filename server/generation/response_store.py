@@ -18,7 +18,7 @@ from ..api.common.sse import to_json
 from ..api.openai.schemas import ChatMessage
 from ..errors import ApiError
 from ..tenancy.tenant import tenant
-from ..tenancy.turns import TenantTurns
+from ..tenancy.tenant_locks import TenantLocks
 from .event_log import EventLog
 
 type _Key = tuple[str, str]
@@ -82,7 +82,7 @@ class ResponseStore:
         self._max_responses = max_responses
         self._max_bytes = max_bytes
         self._stored: TenantStore[_Key, StoredResponse] = TenantStore()
-        self._turns = TenantTurns()
+        self._locks = TenantLocks()
 
     @property
     def num_bytes(self) -> int:
@@ -160,7 +160,7 @@ class ResponseStore:
         elif len(previous.asked) < _LONG:
             yield previous.conversation()
         else:
-            async with self._turns.mine():
+            async with self._locks.hold():
                 yield await asyncio.to_thread(previous.conversation)
 
     async def items(self, item_ids: Sequence[str]) -> dict[str, ChatMessage]:
@@ -172,7 +172,7 @@ class ResponseStore:
         if not item_ids:
             return {}
         holders = {item_id: self._holder(item_id) for item_id in item_ids}
-        async with self._turns.mine():
+        async with self._locks.hold():
             return await asyncio.to_thread(_messages_of, holders)
 
     def _holder(self, item_id: str) -> StoredResponse:

@@ -28,7 +28,7 @@ from ..observability.metrics import Metrics
 from ..tenancy.memory import is_large, keep
 from ..tenancy.open_requests import OpenRequests
 from ..tenancy.tenant import tenant
-from ..tenancy.turns import TenantTurns
+from ..tenancy.tenant_locks import TenantLocks
 from ..tenancy.workers import Workers
 from ..text.grammar import Grammar, GrammarBusyError, GrammarCompiler, GrammarError
 from ..text.served_model import ServedModel
@@ -89,7 +89,7 @@ class Service:
     background: Background = field(default_factory=Background)
     state_key: bytes | None = field(default=None, repr=False)
     states: StateStore = field(default_factory=StateStore)
-    saves: TenantTurns = field(default_factory=TenantTurns)
+    saves: TenantLocks = field(default_factory=TenantLocks)
     files: StateFiles = field(default_factory=StateFiles)
     sent: SentAnswers = field(default_factory=SentAnswers)
     stop_strings: StopStringsBuilder = field(default_factory=StopStringsBuilder)

@@ -17,7 +17,7 @@ from ...engine import TenantStore
 from ..errors import ApiError, body_too_large, too_many_bytes
 from ..http_requests import refuse_encoding, until_disconnect
 from ..tenancy.tenant import tenant
-from ..tenancy.turns import TenantTurns
+from ..tenancy.tenant_locks import TenantLocks
 
 FILES_AT_A_TIME: Final = 8
 """The largest files that are held in memory together; there is room for more smaller ones."""
@@ -66,7 +66,7 @@ class StateFiles:
     num_tenants: int = 1
     clock: Callable[[], float] = time.monotonic
     _transfers: TenantStore[Transfer, Transfer] = field(default_factory=TenantStore)
-    _turns: TenantTurns = field(default_factory=TenantTurns)
+    _locks: TenantLocks = field(default_factory=TenantLocks)
     _threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(max_workers=2, thread_name_prefix="state-files")
     )
@@ -135,7 +135,7 @@ class StateFiles:
 
     async def run[Result](self, work: Callable[[], Result]) -> Result:
         """Does work on a file beside the event loop, one of each tenant's at a time."""
-        async with self._turns.mine():
+        async with self._locks.hold():
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _has_room(self, transfer: Transfer, num_bytes: int, limit: int) -> bool:

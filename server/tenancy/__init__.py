@@ -1,1 +1,1 @@
-"""Tenants and what they share fairly: memory budgets, worker threads, turns."""
+"""Tenants and the resources they share fairly: memory budgets, worker threads, locks, open requests."""

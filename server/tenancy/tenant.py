@@ -1,7 +1,7 @@
-"""On whose behalf code runs: the name of the API key that a request came with."""
+"""The tenant on whose behalf code runs: the owner of the request's API key."""
 
 from contextvars import ContextVar
 from typing import Final
 
 tenant: Final[ContextVar[str]] = ContextVar("tenant", default="")
-"""Everybody is "" where there are no keys."""
+"""Name of the current request's tenant; "" for all requests if the server has no keys."""

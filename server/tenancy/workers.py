@@ -1,4 +1,7 @@
-"""Threads for work that would keep the event loop from others, shared fairly between tenants."""
+"""Worker threads for work that would block the event loop, shared fairly by tenants.
+
+`ThreadPoolExecutor` alone runs functions in order of submission, whoever submits them.
+"""
 
 import asyncio
 from collections import Counter, OrderedDict, deque
@@ -10,16 +13,17 @@ from typing import Any, Final
 from .tenant import tenant
 
 _NUM_THREADS: Final = 3
-"""They share one interpreter: more of them would not be faster, only more memory at a time."""
+"""Number of threads. They share one interpreter, so more threads would only take more memory."""
 
 
 class Workers:
-    """Runs functions on threads: tenants take turns, and one tenant's functions run in order of arrival. Where there
-    are several tenants, none occupies all threads. It belongs to one event loop.
+    """Runs functions on threads. Tenants take turns; functions of one tenant start in order of arrival.
+
+    If there are several tenants, none occupies all threads. An instance belongs to one event loop.
 
     Args:
-      tenants: number of tenants.
-      num_threads: number of functions that run at a time.
+      tenants: Number of tenants.
+      num_threads: Number of functions that run at the same time.
     """
 
     def __init__(self, tenants: int = 1, num_threads: int = _NUM_THREADS) -> None:
@@ -30,10 +34,10 @@ class Workers:
         self._waiting: OrderedDict[str, deque[tuple[asyncio.Future[Any], Callable[[], Any]]]] = OrderedDict()
 
     async def run[T](self, work: Callable[[], T]) -> T:
-        """Returns what `work` returns. Cancelled before it has begun, it never begins.
+        """Runs a function on a thread and returns its result. A call cancelled before it starts never runs.
 
         Raises:
-          Exception: whatever `work` raised.
+          Exception: The exception that `work` raised.
         """
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         context = copy_context()
@@ -57,18 +61,18 @@ class Workers:
         self._num_free -= 1
         self._running[owner] += 1
 
-        def finish(ended: asyncio.Future[Any]) -> None:
+        def finish(result: asyncio.Future[Any]) -> None:
             self._num_free += 1
             self._running[owner] -= 1
             if not self._running[owner]:
                 del self._running[owner]
-            error = ended.exception()
+            error = result.exception()
             if done.done():
-                pass  # nobody waits any more
+                pass  # the caller was cancelled
             elif error is not None:
                 done.set_exception(error)
             else:
-                done.set_result(ended.result())
+                done.set_result(result.result())
             self._start()
 
         asyncio.get_running_loop().run_in_executor(self._threads, work).add_done_callback(finish)

@@ -30,7 +30,7 @@ async def save_state(body: StateBody, service: ReadyService) -> dict[str, Any]:
     service.check(body)
     message = f"no request with the id {body.request_id!r} and a choice {body.index} runs, or has ended lately"
     unknown = ApiError(404, message, param="request_id")
-    async with service.saves.mine():
+    async with service.saves.hold():
         sent = service.sent.find(body.request_id, body.index)
         if sent is None:
             raise unknown

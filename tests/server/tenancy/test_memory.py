@@ -1,4 +1,4 @@
-"""Budgets of memory, and how much of them a request takes and for how long."""
+"""Memory budgets, and the bytes that requests hold of them."""
 
 import asyncio
 import gc
@@ -27,16 +27,15 @@ from roost.server.tenancy.memory import ByteBudget, size_of
 
 JSON = {"content-type": "application/json"}
 ROOM = 1000
-"""Bytes of the largest body here: 32 of them may be on their way in, and 256 times as much be held."""
-
+"""Maximum bytes of a body here. The budgets are 32 times that for bodies and 256 times that for requests."""
 
 NOISE = 8192
-"""Bytes that a measurement is off by, whatever the size of the body: caches of libraries."""
+"""Bytes of libraries' caches that a measurement includes, whatever the size of the body."""
 
 
 @asynccontextmanager
 async def shared(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    """A server with little room and two tenants."""
+    """Yields a client of a server with small budgets and two tenants."""
     app = create_app(service, Access(keys=ApiKeys(["greedy:g", "modest:m"])), max_body_bytes=ROOM, max_kept_bytes=0)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
         yield client
@@ -46,44 +45,44 @@ def key(name: str) -> dict[str, str]:
     return {**JSON, "x-api-key": name}
 
 
-def test_one_tenant_may_fill_a_budget_alone() -> None:
+def test_single_tenant_may_fill_a_budget() -> None:
     budget = ByteBudget(100)
-    budget.take("", 60)
-    budget.take("", 40)
+    budget.reserve("", 60)
+    budget.reserve("", 40)
     with pytest.raises(ApiError) as caught:
-        budget.take("", 1)
+        budget.reserve("", 1)
     assert caught.value.status_code == 503
-    budget.give_back("", 60)
+    budget.release("", 60)
     assert budget.num_bytes == 40
 
 
-def test_no_tenant_takes_more_than_it_leaves_free() -> None:
+def test_tenant_holds_at_most_as_much_as_it_leaves_free() -> None:
     budget = ByteBudget(100, tenants=2)
-    budget.take("greedy", 30)
-    budget.take("greedy", 20)
+    budget.reserve("greedy", 30)
+    budget.reserve("greedy", 20)
     with pytest.raises(ApiError) as caught:
-        budget.take("greedy", 1)
+        budget.reserve("greedy", 1)
     assert caught.value.status_code == 429
     assert caught.value.headers is not None
     assert caught.value.headers["retry-after"] == "1"
-    budget.take("modest", 25)
+    budget.reserve("modest", 25)
     with pytest.raises(ApiError):
-        budget.take("modest", 1)
+        budget.reserve("modest", 1)
     assert budget.num_bytes == 75
 
 
-def test_a_tenant_that_holds_nothing_may_take_what_fits() -> None:
+def test_tenant_that_holds_nothing_may_exceed_its_share() -> None:
     budget = ByteBudget(100, tenants=2)
-    budget.take("greedy", 100)
-    budget.give_back("greedy", 100)
-    budget.take("modest", 100)
+    budget.reserve("greedy", 100)
+    budget.release("greedy", 100)
+    budget.reserve("modest", 100)
     with pytest.raises(ApiError) as caught:
-        budget.take("greedy", 1)
+        budget.reserve("greedy", 1)
     assert caught.value.status_code == 503
 
 
-async def test_bodies_of_slow_answers_take_no_room_from_others(service: Service, engine: FakeEngine) -> None:
-    """All room for bodies on their way in was held until the answers ended."""
+async def test_parsed_bodies_leave_the_budget_of_bodies(service: Service, engine: FakeEngine) -> None:
+    """Requests that run don't hold the budget of unparsed bodies."""
     engine.gate.clear()
     body = b'{"prompt": "a", "stream": true, "max_tokens": 1}'.ljust(ROOM)
     async with shared(service) as client:
@@ -95,8 +94,8 @@ async def test_bodies_of_slow_answers_take_no_room_from_others(service: Service,
         assert {response.status_code for response in await asyncio.gather(*slow, other)} == {200}
 
 
-async def test_one_tenants_trickling_bodies_leave_room_for_another(service: Service) -> None:
-    """A tenant's bodies on their way in hold at most as much as they leave free."""
+async def test_slow_bodies_of_a_tenant_leave_room_for_another(service: Service) -> None:
+    """Unparsed bodies of a tenant hold at most as many bytes as they leave free."""
     arrive = asyncio.Event()
 
     async def trickle() -> AsyncIterator[bytes]:
@@ -117,11 +116,11 @@ async def test_one_tenants_trickling_bodies_leave_room_for_another(service: Serv
         assert response.status_code == 200
         arrive.set()
         statuses = [response.status_code for response in await asyncio.gather(*greedy)]
-        assert statuses.count(200) == 17  # the last one that fits leaves less free than it holds
+        assert statuses.count(200) == 17  # the last body that fits leaves less free than it holds
         assert statuses.count(429) == 13
 
 
-async def test_what_is_made_of_bodies_is_bounded_until_answers_end(service: Service, engine: FakeEngine) -> None:
+async def test_parsed_requests_are_bounded_until_responses_end(service: Service, engine: FakeEngine) -> None:
     engine.gate.clear()
     body = json.dumps({"prompt": [300] * 200, "max_tokens": 1}, separators=(",", ":")).encode()
     async with shared(service) as client:
@@ -130,7 +129,7 @@ async def test_what_is_made_of_bodies_is_bounded_until_answers_end(service: Serv
             tasks.append(asyncio.create_task(client.post("/v1/completions", content=body, headers=key("g"))))
             await until(lambda: len(engine.running) == len(tasks) or tasks[-1].done())
         assert tasks[-1].result().status_code == 429
-        assert 5 < len(tasks) < 20  # a half of 256,000 bytes, and some 12,000 bytes each
+        assert 5 < len(tasks) < 20  # half of 256,000 bytes, at about 12,000 bytes each
         other = asyncio.create_task(client.post("/v1/completions", content=body, headers=key("m")))
         await until(lambda: len(engine.running) == len(tasks))
         engine.gate.set()
@@ -184,7 +183,7 @@ BODIES: dict[str, tuple[type, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_the_size_of_a_body_is_what_it_takes(name: str) -> None:
+def test_size_of_a_body_is_its_memory(name: str) -> None:
     kind, content = BODIES[name]
     raw = json.dumps(content).encode()
     kind.model_validate(parse_json(raw))  # type: ignore[attr-defined]  # fills caches
@@ -201,8 +200,8 @@ json_values = st.recursive(
 
 @settings(max_examples=10, deadline=None)
 @given(json_values)
-def test_the_size_of_any_json_is_what_it_takes(value: Any) -> None:
-    """Repeated until the objects that a program shares by chance do not count."""
+def test_size_of_any_json_is_its_memory(value: Any) -> None:
+    """Values are repeated, so that objects which happen to be shared don't matter."""
     content = {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"a": [value] * 50}}
     raw = json.dumps(content).encode()
     size, num_bytes = _measured(ChatBody, raw)
@@ -210,8 +209,8 @@ def test_the_size_of_any_json_is_what_it_takes(value: Any) -> None:
 
 
 def _measured(kind: Any, raw: bytes) -> tuple[int, int]:
-    """Returns what is booked, and what it is by tracemalloc."""
-    gc.disable()  # garbage of others that goes meanwhile would be taken off
+    """Returns the estimated size of a body, and its size according to tracemalloc."""
+    gc.disable()  # freed garbage would be subtracted
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -227,19 +226,19 @@ async def test_background_work_holds_its_memory_until_it_ends(service: Service, 
     engine.gate.clear()
     body = json.dumps({"input": "a" * 900, "background": True}, separators=(",", ":")).encode()
     async with shared(service) as client:
-        begun = []
+        created = []
         while (response := await client.post("/v1/responses", content=body, headers=key("g"))).status_code == 200:
-            begun.append(response.json()["id"])
+            created.append(response.json()["id"])
         assert response.status_code == 429
-        assert len(begun) < 10
+        assert len(created) < 10
         engine.gate.set()
         await until(lambda: not service.background.is_busy)
         assert (await client.post("/v1/responses", content=body, headers=key("g"))).status_code == 200
         await until(lambda: not service.background.is_busy)
 
 
-async def test_one_request_cannot_hold_more_than_there_is(service: Service) -> None:
-    """It is told so, and not to try again."""
+async def test_request_larger_than_the_budget_is_refused(service: Service) -> None:
+    """The response tells clients not to retry."""
     app = create_app(service, max_body_bytes=20_000, max_kept_bytes=0)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
         body = {"prompt": [5] * 4000, "echo": True, "logprobs": 20, "max_tokens": 1}
@@ -249,12 +248,12 @@ async def test_one_request_cannot_hold_more_than_there_is(service: Service) -> N
     assert "retry-after" not in response.headers
 
 
-async def test_a_saved_state_in_front_of_many_prompts_is_counted(service: Service, engine: FakeEngine) -> None:
+async def test_saved_state_counts_for_each_prompt(service: Service, engine: FakeEngine) -> None:
     """Each prompt has its own copy of the state's token ids."""
     app = create_app(service, max_body_bytes=1000, max_kept_bytes=0)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
-        answer = await client.post("/generate", json={"token_ids": [5] * 150, "max_tokens": 1})
-        saved = (await client.post("/v1/states", json={"request_id": answer.json()["id"]})).json()
+        response = await client.post("/generate", json={"token_ids": [5] * 150, "max_tokens": 1})
+        saved = (await client.post("/v1/states", json={"request_id": response.json()["id"]})).json()
         num_requests = len(engine.requests)
         body = {"prompt": [[5]] * 225, "from_state": saved["id"], "max_tokens": 1}
         content = json.dumps(body, separators=(",", ":")).encode()

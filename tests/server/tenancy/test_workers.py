@@ -1,4 +1,4 @@
-"""Threads that tenants share."""
+"""Worker threads that tenants share."""
 
 import asyncio
 import threading
@@ -11,15 +11,15 @@ from roost.server.tenancy.workers import Workers
 
 
 class Job:
-    """Work that ends when it is told to."""
+    """Work that ends when `end` is set."""
 
-    def __init__(self, name: str, begun: list[str]) -> None:
+    def __init__(self, name: str, started: list[str]) -> None:
         self.end = threading.Event()
         self._name = name
-        self._begun = begun
+        self._started = started
 
     def __call__(self) -> str:
-        self._begun.append(self._name)
+        self._started.append(self._name)
         assert self.end.wait(10)
         return self._name
 
@@ -37,14 +37,14 @@ async def done(*tasks: Awaitable[str]) -> list[str]:
         return list(await asyncio.gather(*tasks))
 
 
-async def test_work_runs_elsewhere_on_behalf_of_its_tenant() -> None:
+async def test_work_runs_on_a_thread_as_its_tenant() -> None:
     tenant.set("alice")
     thread, owner = await Workers().run(lambda: (threading.current_thread(), tenant.get()))
     assert thread is not threading.main_thread()
     assert owner == "alice"
 
 
-async def test_what_work_raises_is_raised() -> None:
+async def test_exception_of_work_is_raised() -> None:
     def fail() -> None:
         raise LookupError("lost")
 
@@ -52,51 +52,51 @@ async def test_what_work_raises_is_raised() -> None:
         await Workers().run(fail)
 
 
-async def test_no_tenant_occupies_all_threads() -> None:
-    begun: list[str] = []
+async def test_tenant_does_not_occupy_all_threads() -> None:
+    started: list[str] = []
     workers = Workers(tenants=2, num_threads=2)
-    greedy = [Job(f"g{number}", begun) for number in range(3)]
+    greedy = [Job(f"g{number}", started) for number in range(3)]
     tasks = [run(workers, "greedy", job) for job in greedy]
-    await until(lambda: begun == ["g0"])
-    modest = Job("m", begun)
+    await until(lambda: started == ["g0"])
+    modest = Job("m", started)
     tasks.append(run(workers, "modest", modest))
-    await until(lambda: begun == ["g0", "m"])
+    await until(lambda: started == ["g0", "m"])
     for job in (*greedy, modest):
         job.end.set()
     assert await done(*tasks) == ["g0", "g1", "g2", "m"]
 
 
 async def test_tenants_take_turns() -> None:
-    """One thread would serve a tenant's whole queue before the next tenant's, were it first come, first served."""
-    begun: list[str] = []
+    """One tenant's queue does not delay the work of others."""
+    started: list[str] = []
     workers = Workers(num_threads=1)
-    jobs = [Job(name, begun) for name in ("a0", "a1", "a2", "b0", "c0")]
+    jobs = [Job(name, started) for name in ("a0", "a1", "a2", "b0", "c0")]
     tasks = [run(workers, name[0], job) for name, job in zip(("a0", "a1", "a2", "b0", "c0"), jobs, strict=True)]
     for job in jobs:
         job.end.set()
     await done(*tasks)
-    assert begun == ["a0", "b0", "c0", "a1", "a2"] or begun == ["a0", "a1", "b0", "c0", "a2"]
+    assert started == ["a0", "b0", "c0", "a1", "a2"] or started == ["a0", "a1", "b0", "c0", "a2"]
 
 
-async def test_work_that_nobody_waits_for_never_begins() -> None:
-    begun: list[str] = []
+async def test_cancelled_work_never_starts() -> None:
+    started: list[str] = []
     workers = Workers(num_threads=1)
-    first, second, third = (Job(name, begun) for name in ("first", "second", "third"))
+    first, second, third = (Job(name, started) for name in ("first", "second", "third"))
     tasks = [run(workers, "", job) for job in (first, second, third)]
-    await until(lambda: begun == ["first"])
+    await until(lambda: started == ["first"])
     tasks[1].cancel()
     first.end.set()
     third.end.set()
     assert await done(tasks[0], tasks[2]) == ["first", "third"]
-    assert begun == ["first", "third"]
+    assert started == ["first", "third"]
 
 
-async def test_a_thread_is_free_again_after_work_that_nobody_waits_for() -> None:
-    begun: list[str] = []
+async def test_thread_is_free_after_cancelled_work_ends() -> None:
+    started: list[str] = []
     workers = Workers(num_threads=1)
-    first, second = Job("first", begun), Job("second", begun)
+    first, second = Job("first", started), Job("second", started)
     task = run(workers, "", first)
-    await until(lambda: begun == ["first"])
+    await until(lambda: started == ["first"])
     task.cancel()
     first.end.set()
     second.end.set()
