@@ -36,7 +36,7 @@ from roost.engine.checkpoint.tensors import BFLOAT16, ReadRows, StoredTensor
 from roost.engine.core.arrays import HostArray
 from roost.engine.model.config import PRESETS, ModelConfig
 from roost.engine.platform import CPU
-from roost.engine.roofline import DEVICES, plan
+from roost.engine.roofline import DEVICES, compute_roofline
 
 SAMPLE_S: Final = 0.002
 
@@ -124,9 +124,9 @@ def convert_to(source: Path, destination: Path, **options: Any) -> None:
 def limit(config: ModelConfig, dtype: str, quantize: str | None) -> int:
     """As `roost plan` tells it, but for gates, which on a CPU are in float32 whatever the rest is."""
     sizes = {"float32": 4, "bfloat16": 2}
-    planned = plan(config, DEVICES["v5e"], sizes[dtype], is_quantized=quantize is not None)
+    roofline = compute_roofline(config, DEVICES["v5e"], sizes[dtype], is_quantized=quantize is not None)
     gates = 2 * config.block_types.count("recurrent") * config.lru_width**2 // config.num_heads
-    return replace(planned, weight_bytes=planned.weight_bytes + gates * (4 - sizes[dtype])).loading_bytes
+    return replace(roofline, weight_bytes=roofline.weight_bytes + gates * (4 - sizes[dtype])).loading_bytes
 
 
 def measure(step: Step, config: ModelConfig) -> Measure:

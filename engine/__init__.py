@@ -42,7 +42,7 @@ from .platform import DeviceFacts, device_facts, numerics
 from .prefix_cache.disk import StateDisk
 from .prefix_cache.saved_state import SavedState, StateFormat
 from .prefix_cache.tree import StateCache
-from .roofline import CPU, DEVICES, Plan, Setup, find_device, plan, setups_that_fit
+from .roofline import CPU, DEVICES, Roofline, Setup, compute_roofline, find_device, setups_that_fit
 from .scheduling.scheduler import Scheduler
 from .worker.executor import Executor, Progress
 from .worker.profiling import record_profile
@@ -79,12 +79,12 @@ __all__ = [
     "ModelSource",
     "NumericError",
     "ParameterError",
-    "Plan",
     "Progress",
     "QueueFullError",
     "QueueTimeoutError",
     "Request",
     "RequestTimeoutError",
+    "Roofline",
     "RoostError",
     "SamplingParams",
     "SavedState",
@@ -97,6 +97,7 @@ __all__ = [
     "TokenMask",
     "TokenOutput",
     "UnknownRequestError",
+    "compute_roofline",
     "convert",
     "device_facts",
     "find_device",
@@ -104,7 +105,6 @@ __all__ = [
     "load_engine",
     "mask_of_ids",
     "open_model",
-    "plan",
     "record_profile",
     "setups_that_fit",
     "shown_bytes",

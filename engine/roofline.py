@@ -1,4 +1,4 @@
-"""What a model needs and could do on a device, by arithmetic alone: a slot has a fixed size, so all of it is known."""
+"""Roofline of a model on a device: memory, slots and upper bounds of speed, from datasheets and shapes alone."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -12,13 +12,13 @@ from .model.config import ModelConfig
 from .model.sharding_rules import slot_bytes, weight_bytes
 
 FREE_SHARE: Final = 0.08
-"""Of the device's memory, left to programs and their temporaries."""
+"""Share of a device's memory left to programs and their temporaries."""
 
 _MAX_MESH: Final = 64
-"""MeshShape of a model in the largest mesh that is proposed."""
+"""Maximum number of model shards of a proposed mesh."""
 
 _MAX_DEVICES: Final = 3
-"""Other devices that are proposed."""
+"""Maximum number of other devices that are proposed."""
 
 _LOADING_MARGIN: Final = 1.15
 _DTYPES: Final = {2: "bfloat16", 4: "float32"}
@@ -26,12 +26,12 @@ _DTYPES: Final = {2: "bfloat16", 4: "float32"}
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """Peak rates of one chip, from the vendor's datasheet, dense (without structured sparsity).
+    """Peak rates of one chip, from the vendor's datasheet, without structured sparsity.
 
     Attributes:
-      bytes_per_second: between the chip and its main memory.
-      flops_per_second: of bfloat16 matrix products.
-      int8_per_second: operations of int8 matrix products.
+      bytes_per_second: Bandwidth of the main memory.
+      flops_per_second: Floating-point operations per second of bfloat16 matrix products.
+      int8_per_second: Operations per second of int8 matrix products.
     """
 
     bytes_per_second: float
@@ -44,8 +44,8 @@ class Device:
     """One chip, or this machine's CPU.
 
     Attributes:
-      memory_bytes: of its main memory.
-      peak: None where no datasheet says it.
+      memory_bytes: Size of the main memory.
+      peak: Peak rates; None if no datasheet has them.
     """
 
     memory_bytes: int
@@ -66,17 +66,17 @@ DEVICES: Final[Mapping[str, Device]] = {
     "a6000": Device(48 * 10**9, Peak(768e9, 154.8e12, 309.7e12)),
     "rtx4090": Device(24 * 10**9, Peak(1008e9, 165.2e12, 660.6e12)),
 }
-"""TPUs by Google Cloud's documentation; GPUs by NVIDIA's datasheets: the SXM modules of A100, H100 and H200, the RTX
-A6000 and the GeForce RTX 4090."""
+"""Known devices: TPUs from Google Cloud's documentation; GPUs from NVIDIA's datasheets (the SXM modules of A100, H100
+and H200, the RTX A6000 and the GeForce RTX 4090)."""
 
 CPU: Final = "cpu"
 
 
 def find_device(name: str) -> Device:
-    """Returns the device of that name; "cpu" has the memory that this machine has available now.
+    """Returns the device of this name; "cpu" has the memory that is available on this machine now.
 
     Raises:
-      ConfigError: the device is unknown.
+      ConfigError: The device is unknown.
     """
     if name == CPU:
         return Device(available_memory())
@@ -86,16 +86,18 @@ def find_device(name: str) -> Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """
+class Roofline:
+    """Memory and upper bounds of speed of a model on one device, or on a mesh of devices of one kind.
+
     Attributes:
-      shards: what the model and its slots are cut into, one for each device.
-      weight_bytes: of the parameters on each device, with what they are filled up with.
-      slot_bytes: of one request's state, whatever its length, likewise; a device has so many for each of its share of
-        the slots.
-      written_bytes: of it, what every step writes anew: all but the windows' keys and values.
-      slots: requests that fit beside the weights, of all devices together; 0 where not even those fit.
-      is_quantized: the matrices are int8.
+      config: Shape of the model.
+      device: The device.
+      shards: Mesh over which the model and its slots are sharded.
+      weight_bytes: Bytes of the parameters on each device, with their padding.
+      slot_bytes: Bytes of one request's state, with its padding. Each device holds its share of the slots.
+      written_bytes: Bytes of a slot's state that every step writes: all but the attention windows.
+      slots: Number of requests that fit beside the weights, on all devices together; 0 if the weights do not fit.
+      is_quantized: Whether the matrices are int8.
     """
 
     config: ModelConfig
@@ -108,29 +110,34 @@ class Plan:
     is_quantized: bool
 
     def memory_bytes(self, slots: int) -> int:
-        """On each device: weights, and its share of so many slots."""
+        """Returns the bytes of the weights and of the share of `slots` slots on each device."""
         return self.weight_bytes + self._share(slots) * self.slot_bytes
 
     @property
     def loading_bytes(self) -> int:
-        """Of the host's memory that loading for one device takes at most, mapped files apart: the weights, or the
-        largest tensor in float32 if that is more, and what is on its way (benchmarks/loading.md)."""
+        """Maximum bytes of host memory to load one device's weights, without mapped files (benchmarks/loading.md).
+
+        It is the size of the weights, or of the largest tensor in float32 if that is more, with a margin for pieces in
+        flight.
+        """
         largest = 4 * self.config.vocab_size * self.config.width
         return int(_LOADING_MARGIN * max(self.weight_bytes, largest))
 
     def decode_tokens_per_second(self, slots: int) -> float:
-        """The limit: each step reads weights and full states, writes what changes, and computes every product. What
-        devices tell each other is left out.
+        """Returns the upper bound of decode throughput with `slots` running requests.
+
+        Each step reads the weights and full states, writes what changes, and computes every product. Collectives are
+        left out.
 
         Raises:
-          ValueError: the device's peak rates are unknown.
+          ValueError: The device's peak rates are unknown.
         """
         moved = self.memory_bytes(slots) + self._share(slots) * self.written_bytes
         memory = moved / self._peak.bytes_per_second
         return slots / max(memory, slots / self.shards.count * self._seconds_per_token(logits=True))
 
     def prefill_tokens_per_second(self) -> float:
-        """The limit by computation alone; logits are computed for a prompt's last token only."""
+        """Returns the upper bound of prefill throughput by computation; only a prompt's last token has logits."""
         return self.shards.count / self._seconds_per_token(logits=False)
 
     @property
@@ -143,7 +150,7 @@ class Plan:
         return -(-slots // self.shards.count)
 
     def _seconds_per_token(self, *, logits: bool) -> float:
-        """Two operations per parameter, the embedding as the logits' matrix, and attention over a full window."""
+        """Returns the time of two operations per parameter (the embedding as the logits' matrix) and a full window."""
         config, peak = self.config, self._peak
         matrices = sum(outputs * inputs for outputs, inputs in _matrices(config))
         products = 2 * (matrices if logits else matrices - config.vocab_size * config.width)
@@ -153,31 +160,40 @@ class Plan:
         return products / speed + others / peak.flops_per_second
 
 
-def plan(
+def compute_roofline(
     config: ModelConfig,
     device: Device,
     dtype_bytes: int,
     *,
     is_quantized: bool = False,
     shards: MeshShape = ONE_DEVICE,
-) -> Plan:
-    """How a model fits on a device, or on several of its kind, its activations and, if they are not int8, its matrices
-    in `dtype_bytes`."""
+) -> Roofline:
+    """Returns the roofline of a model on a device, or on a mesh of devices of its kind.
+
+    Args:
+      config: Shape of the model.
+      device: The device.
+      dtype_bytes: Bytes of an activation, and of a weight that is not int8: 2 or 4.
+      is_quantized: Whether the matrices are int8.
+      shards: Mesh over which the model and its slots are sharded.
+    """
     weights = weight_bytes(config, shards, _DTYPES[dtype_bytes], "int8" if is_quantized else None)
     whole = slot_bytes(config, shards, dtype_bytes)
     rings = config.block_types.count("attention") * 2 * config.window * config.head_dim * dtype_bytes
     left = (1 - FREE_SHARE) * device.memory_bytes - weights
     slots = max(0, int(left // whole)) * shards.count
-    return Plan(config, device, shards, weights, whole, whole - rings, slots, is_quantized)
+    return Roofline(config, device, shards, weights, whole, whole - rings, slots, is_quantized)
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A device, and the precision and mesh that a model has on it.
+    """A device, and a model's precision and mesh on it.
 
     Attributes:
-      device: its name.
-      dtype_bytes: of an activation, and of a weight that is not int8: 2 or 4.
+      device: Name of the device.
+      dtype_bytes: Bytes of an activation, and of a weight that is not int8: 2 or 4.
+      is_quantized: Whether the matrices are int8.
+      shards: Mesh over which the model and its slots are sharded.
     """
 
     device: str
@@ -186,11 +202,11 @@ class Setup:
     shards: MeshShape
 
 
-def setups_that_fit(config: ModelConfig, setup: Setup) -> list[tuple[Setup, Plan]]:
-    """Returns setups that differ from `setup` in one thing and have room for the model and a slot, with their plans.
+def setups_that_fit(config: ModelConfig, setup: Setup) -> list[tuple[Setup, Roofline]]:
+    """Returns setups that differ from `setup` in one thing and fit the model and a slot, with their rooflines.
 
-    They are, as far as each exists: bfloat16 for float32, int8 weights, the smallest mesh with more shards of the
-    model, and the known devices with the least memory.
+    They are, as far as each exists: bfloat16 instead of float32, int8 weights, the smallest mesh with more model
+    shards, and the known devices with the least memory.
     """
     is_cpu = setup.device == CPU
     meshes = (2**power for power in range(1, _MAX_MESH.bit_length()) if 2**power > setup.shards.model)
@@ -204,16 +220,18 @@ def setups_that_fit(config: ModelConfig, setup: Setup) -> list[tuple[Setup, Plan
     return [found for count, way in ways for found in islice(_fitting(config, way), count)]
 
 
-def _fitting(config: ModelConfig, setups: Iterable[Setup]) -> Iterator[tuple[Setup, Plan]]:
+def _fitting(config: ModelConfig, setups: Iterable[Setup]) -> Iterator[tuple[Setup, Roofline]]:
     for setup in setups:
         device = find_device(setup.device)
-        planned = plan(config, device, setup.dtype_bytes, is_quantized=setup.is_quantized, shards=setup.shards)
-        if planned.slots:
-            yield setup, planned
+        roofline = compute_roofline(
+            config, device, setup.dtype_bytes, is_quantized=setup.is_quantized, shards=setup.shards
+        )
+        if roofline.slots:
+            yield setup, roofline
 
 
 def _matrices(config: ModelConfig) -> list[tuple[int, int]]:
-    """Rows and columns of everything that is quantised."""
+    """Returns the outputs and inputs of every matrix that int8 quantises."""
     d, e, f = config.width, config.lru_width, config.mlp_width
     mlp = [(2 * f, d), (d, f)]
     blocks = {"recurrent": [(2 * e, d), (d, e)], "attention": [(d + 2 * config.head_dim, d), (d, d)]}

@@ -5,7 +5,17 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from ...engine import CPU, ConfigError, MeshShape, Plan, Setup, find_device, plan, setups_that_fit, shown_bytes
+from ...engine import (
+    CPU,
+    ConfigError,
+    MeshShape,
+    Roofline,
+    Setup,
+    compute_roofline,
+    find_device,
+    setups_that_fit,
+    shown_bytes,
+)
 from ..model_hub import find_model
 from ..settings import mesh_sizes
 
@@ -39,17 +49,17 @@ def print_plan(model: str, device: str, dtype: str, quantize: str | None = None,
         raise ConfigError(f"mesh must be data=1,model=1 for device {CPU}, which is one device, not {mesh!r}")
     source = find_model(model)
     quantize = quantize or source.config.quantize
-    planned = plan(source.config, found, sizes[dtype], is_quantized=quantize is not None, shards=shards)
+    roofline = compute_roofline(source.config, found, sizes[dtype], is_quantized=quantize is not None, shards=shards)
     console = Console(highlight=False)
     numbers = f"{dtype}, quantised to {quantize}" if quantize else dtype
-    console.print(_title(planned, source.name, device, numbers), style="italic", markup=False)
+    console.print(_title(roofline, source.name, device, numbers), style="italic", markup=False)
     table = Table("", "", show_header=False)
     table.columns[1].justify = "right"
-    for row in _rows(planned):
+    for row in _rows(roofline):
         table.add_row(*row)
     console.print(table)
-    if planned.slots:
-        console.print(_LIMITS_NOTE if planned.device.peak else _CPU_NOTE, style="dim", markup=False)
+    if roofline.slots:
+        console.print(_LIMITS_NOTE if roofline.device.peak else _CPU_NOTE, style="dim", markup=False)
         return
     setup = Setup(device, sizes[dtype], quantize is not None, shards)
     for line in _advice(setup, setups_that_fit(source.config, setup)):
@@ -66,41 +76,41 @@ def _shards(mesh: str) -> MeshShape:
     return MeshShape(*sizes)
 
 
-def _title(planned: Plan, name: str, device: str, numbers: str) -> str:
-    shards = planned.shards
+def _title(roofline: Roofline, name: str, device: str, numbers: str) -> str:
+    shards = roofline.shards
     one = "this machine's CPU" if device == CPU else f"one {device}"
     return f"{name} on {one if shards.count == 1 else f'{shards.data} x {shards.model} {device}'}, {numbers}"
 
 
-def _rows(planned: Plan) -> Iterator[tuple[str, str]]:
-    count = planned.shards.count
+def _rows(roofline: Roofline) -> Iterator[tuple[str, str]]:
+    count = roofline.shards.count
     each = " on each chip" if count > 1 else ""
-    yield f"memory{each}", shown_bytes(planned.device.memory_bytes)
-    yield f"weights{each}", shown_bytes(planned.weight_bytes)
+    yield f"memory{each}", shown_bytes(roofline.device.memory_bytes)
+    yield f"weights{each}", shown_bytes(roofline.weight_bytes)
     if count == 1:
-        yield "host memory to load them, at most", shown_bytes(planned.loading_bytes)
-    yield "state of a slot", shown_bytes(planned.slot_bytes)
+        yield "host memory to load them, at most", shown_bytes(roofline.loading_bytes)
+    yield "state of a slot", shown_bytes(roofline.slot_bytes)
     if count > 1:
-        yield "slots that fit, for each chip", f"{planned.slots // count:,}"
-    yield "slots that fit", f"{planned.slots:,}"
-    if not planned.slots:
+        yield "slots that fit, for each chip", f"{roofline.slots // count:,}"
+    yield "slots that fit", f"{roofline.slots:,}"
+    if not roofline.slots:
         return
-    yield f"memory used with all of them{each}", shown_bytes(planned.memory_bytes(planned.slots))
-    if planned.device.peak is None:
+    yield f"memory used with all of them{each}", shown_bytes(roofline.memory_bytes(roofline.slots))
+    if roofline.device.peak is None:
         return
-    for slots in sorted({1, min(32, planned.slots), min(128, planned.slots), planned.slots}):
+    for slots in sorted({1, min(32, roofline.slots), min(128, roofline.slots), roofline.slots}):
         noun = "slot" if slots == 1 else "slots"
-        yield f"decode limit, {slots:,} {noun}", f"{planned.decode_tokens_per_second(slots):,.0f} tokens/s"
-    yield "prefill limit", f"{planned.prefill_tokens_per_second():,.0f} tokens/s"
+        yield f"decode limit, {slots:,} {noun}", f"{roofline.decode_tokens_per_second(slots):,.0f} tokens/s"
+    yield "prefill limit", f"{roofline.prefill_tokens_per_second():,.0f} tokens/s"
 
 
-def _advice(setup: Setup, fitting: list[tuple[Setup, Plan]]) -> Iterator[str]:
+def _advice(setup: Setup, fitting: list[tuple[Setup, Roofline]]) -> Iterator[str]:
     """Yields what to do where no slot fits: each setup as the options that differ, and what it has room for."""
     if not fitting:
         yield "It does not fit, nor would it in bfloat16, in int8, on a larger mesh or on another known device."
         return
     yield "It does not fit. What would:"
-    options = [(_options(setup, other), planned.slots) for other, planned in fitting]
+    options = [(_options(setup, other), roofline.slots) for other, roofline in fitting]
     width = max(len(option) for option, _ in options)
     for option, slots in options:
         yield f"  {option:<{width}}  {slots:,} {'slot' if slots == 1 else 'slots'}"

@@ -1,4 +1,4 @@
-"""The plan's arithmetic, against figures worked out elsewhere."""
+"""Rooflines, against figures worked out elsewhere."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from roost.engine.model.griffin import abstract_model
 from roost.engine.model.quantization import QuantizedMatrix
 from roost.engine.model.sharding_rules import leaf_rules
 from roost.engine.platform import TPU
-from roost.engine.roofline import DEVICES, Device, Setup, find_device, plan, setups_that_fit
+from roost.engine.roofline import DEVICES, Device, Setup, compute_roofline, find_device, setups_that_fit
 from roost.engine.worker.programs import new_pool
 
 SMALL = ModelConfig(96, 32, 48, 2, 64, cycle(("recurrent", "recurrent", "attention"), 5), window=7)
@@ -27,26 +27,28 @@ SMALL = ModelConfig(96, 32, 48, 2, 64, cycle(("recurrent", "recurrent", "attenti
 )
 def test_slots_and_decode_limit(model: str, device: str, slots: int, limit: int) -> None:
     """As a roofline on paper has them, within a hundredth."""
-    planned = plan(PRESETS[model], DEVICES[device], 2)
-    assert planned.slots == pytest.approx(slots, rel=0.01)
+    roofline = compute_roofline(PRESETS[model], DEVICES[device], 2)
+    assert roofline.slots == pytest.approx(slots, rel=0.01)
     if slots:
-        assert planned.decode_tokens_per_second(planned.slots) == pytest.approx(limit, rel=0.01)
+        assert roofline.decode_tokens_per_second(roofline.slots) == pytest.approx(limit, rel=0.01)
 
 
 def test_one_slot_is_bound_by_the_weights() -> None:
-    planned = plan(PRESETS["2b"], DEVICES["v5e"], 2)
-    assert planned.decode_tokens_per_second(1) == pytest.approx(152, rel=0.01)
+    roofline = compute_roofline(PRESETS["2b"], DEVICES["v5e"], 2)
+    assert roofline.decode_tokens_per_second(1) == pytest.approx(152, rel=0.01)
 
 
 @pytest.mark.parametrize(("model", "limit"), [("2b", 47_597), ("9b", 12_906)])
 def test_prefill_limit(model: str, limit: int) -> None:
-    assert plan(PRESETS[model], DEVICES["v5e"], 2).prefill_tokens_per_second() == pytest.approx(limit, rel=0.02)
+    assert compute_roofline(PRESETS[model], DEVICES["v5e"], 2).prefill_tokens_per_second() == pytest.approx(
+        limit, rel=0.02
+    )
 
 
 def test_memory_grows_by_a_slot_at_a_time() -> None:
-    planned = plan(PRESETS["9b"], DEVICES["v6e"], 2)
-    assert planned.memory_bytes(3) - planned.memory_bytes(2) == planned.slot_bytes == 26_230_784
-    assert planned.memory_bytes(planned.slots) <= 0.92 * DEVICES["v6e"].memory_bytes
+    roofline = compute_roofline(PRESETS["9b"], DEVICES["v6e"], 2)
+    assert roofline.memory_bytes(3) - roofline.memory_bytes(2) == roofline.slot_bytes == 26_230_784
+    assert roofline.memory_bytes(roofline.slots) <= 0.92 * DEVICES["v6e"].memory_bytes
 
 
 @pytest.mark.parametrize("matrices", [None, "int8"])
@@ -57,8 +59,8 @@ def test_weights_have_the_bytes_that_are_planned(dtype: str, matrices: str | Non
     matrix_dtype = None if matrices is None else jnp.dtype(matrices)
     for config in (SMALL, replace(SMALL, lru_width=16), replace(SMALL, num_heads=1)):
         params = random_params(abstract_model(config, kind, matrix_dtype=matrix_dtype)[1], 0)
-        planned = plan(config, DEVICES["v5e"], kind.itemsize, is_quantized=matrices is not None)
-        assert planned.weight_bytes == sum(x.nbytes for x in jax.tree.leaves(params))
+        roofline = compute_roofline(config, DEVICES["v5e"], kind.itemsize, is_quantized=matrices is not None)
+        assert roofline.weight_bytes == sum(x.nbytes for x in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize(
@@ -67,13 +69,13 @@ def test_weights_have_the_bytes_that_are_planned(dtype: str, matrices: str | Non
 )
 def test_int8_makes_room(model: str, device: str, slots: int, limit: int) -> None:
     """As a roofline on paper has it, which takes every parameter for one byte; the limit is that of 128 slots."""
-    planned = plan(PRESETS[model], DEVICES[device], 2, is_quantized=True)
-    assert planned.slots == pytest.approx(slots, rel=0.015)
-    assert planned.decode_tokens_per_second(128) == pytest.approx(limit, rel=0.01)
+    roofline = compute_roofline(PRESETS[model], DEVICES[device], 2, is_quantized=True)
+    assert roofline.slots == pytest.approx(slots, rel=0.015)
+    assert roofline.decode_tokens_per_second(128) == pytest.approx(limit, rel=0.01)
 
 
 def test_int8_products_are_quicker_where_the_chip_says_so() -> None:
-    plain, quantised = (plan(PRESETS["2b"], DEVICES["v5e"], 2, is_quantized=q) for q in (False, True))
+    plain, quantised = (compute_roofline(PRESETS["2b"], DEVICES["v5e"], 2, is_quantized=q) for q in (False, True))
     assert 1.8 < quantised.prefill_tokens_per_second() / plain.prefill_tokens_per_second() < 2.0
 
 
@@ -94,8 +96,8 @@ def test_each_device_has_the_bytes_that_are_planned(shards: MeshShape, matrices:
         lambda path, leaf: leaf_rules(path, leaf, HEADS), params, is_leaf=lambda node: isinstance(node, QuantizedMatrix)
     )
     last = jax.tree.map(lambda rule, x: rule.shard(np.asarray(x), shards.model - 1, shards.model).nbytes, rules, params)
-    planned = plan(HEADS, DEVICES["v5e"], 2, is_quantized=matrices is not None, shards=shards)
-    assert planned.weight_bytes == sum(jax.tree.leaves(last))
+    roofline = compute_roofline(HEADS, DEVICES["v5e"], 2, is_quantized=matrices is not None, shards=shards)
+    assert roofline.weight_bytes == sum(jax.tree.leaves(last))
 
 
 @pytest.mark.parametrize("shards", [MeshShape(1, 4), MeshShape(2, 3), MeshShape(3, 1)], ids=str)
@@ -105,7 +107,7 @@ def test_a_slot_has_the_bytes_of_the_pool(shards: MeshShape) -> None:
         lambda: new_pool(HEADS, 2 * shards.count, jnp.dtype("bfloat16"), TPU, Collectives(shards.data, shards.model))
     )
     num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.groups))
-    assert num_bytes == 2 * shards.count * plan(HEADS, DEVICES["v5e"], 2, shards=shards).slot_bytes
+    assert num_bytes == 2 * shards.count * compute_roofline(HEADS, DEVICES["v5e"], 2, shards=shards).slot_bytes
 
 
 @pytest.mark.parametrize(
@@ -116,17 +118,18 @@ def test_a_slot_has_the_bytes_of_the_pool(shards: MeshShape) -> None:
 def test_9b_over_a_mesh(device: str, shards: MeshShape, weights: float, slots: int) -> None:
     """By hand: 16 heads divide by all of these, so a device has its part of 17.17 GB, and all of the norms and biases;
     then 0.92 of its memory but for that, divided by 26.23 MB, times the devices."""
-    planned = plan(PRESETS["9b"], DEVICES[device], 2, shards=shards)
-    assert planned.weight_bytes / 1e9 == pytest.approx(weights, abs=0.005)
-    assert planned.slot_bytes == 26_230_784
-    assert planned.slots == slots
-    assert planned.memory_bytes(slots) <= 0.92 * DEVICES[device].memory_bytes
+    roofline = compute_roofline(PRESETS["9b"], DEVICES[device], 2, shards=shards)
+    assert roofline.weight_bytes / 1e9 == pytest.approx(weights, abs=0.005)
+    assert roofline.slot_bytes == 26_230_784
+    assert roofline.slots == slots
+    assert roofline.memory_bytes(slots) <= 0.92 * DEVICES[device].memory_bytes
 
 
 def test_heads_that_do_not_divide_cost_memory() -> None:
     """2B has ten heads: four shards have three each, so h and three rows before it have 3072 channels, not 2560."""
     alone, cut = (
-        plan(PRESETS["2b"], DEVICES["v5e"], 2, shards=shards).slot_bytes for shards in (MeshShape(), MeshShape(1, 4))
+        compute_roofline(PRESETS["2b"], DEVICES["v5e"], 2, shards=shards).slot_bytes
+        for shards in (MeshShape(), MeshShape(1, 4))
     )
     recurrent = PRESETS["2b"].block_types.count("recurrent")
     assert cut - alone == recurrent * 512 * (4 + 3 * 2)
@@ -135,7 +138,7 @@ def test_heads_that_do_not_divide_cost_memory() -> None:
 def test_limits_grow_with_the_devices() -> None:
     """Four copies do four times the work of one; four parts of one do more of it, as the weights are read once."""
     alone, copies, parts = (
-        plan(PRESETS["2b"], DEVICES["v5e"], 2, shards=shards)
+        compute_roofline(PRESETS["2b"], DEVICES["v5e"], 2, shards=shards)
         for shards in (MeshShape(), MeshShape(4, 1), MeshShape(1, 4))
     )
     assert copies.slots == 4 * alone.slots
@@ -150,7 +153,7 @@ def test_limits_grow_with_the_devices() -> None:
 
 
 def fitting(model: str, setup: Setup) -> list[tuple[Setup, int]]:
-    return [(other, planned.slots) for other, planned in setups_that_fit(PRESETS[model], setup)]
+    return [(other, roofline.slots) for other, roofline in setups_that_fit(PRESETS[model], setup)]
 
 
 def test_a_model_that_does_not_fit_would_with_one_change() -> None:
@@ -192,10 +195,10 @@ def test_nothing_is_proposed_for_a_model_that_is_too_large_for_everything() -> N
 def test_a_cpu_has_the_memory_of_this_machine_and_no_limits() -> None:
     cpu = find_device("cpu")
     assert cpu.memory_bytes == pytest.approx(available_memory(), rel=0.2)
-    planned = plan(SMALL, Device(10**9), 2)
-    assert planned.slots == int((0.92 * 10**9 - planned.weight_bytes) // planned.slot_bytes)
+    roofline = compute_roofline(SMALL, Device(10**9), 2)
+    assert roofline.slots == int((0.92 * 10**9 - roofline.weight_bytes) // roofline.slot_bytes)
     with pytest.raises(ValueError, match="unknown"):
-        planned.decode_tokens_per_second(1)
+        roofline.decode_tokens_per_second(1)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +208,6 @@ def test_a_cpu_has_the_memory_of_this_machine_and_no_limits() -> None:
 def test_gpus(device: str, model: str, slots: int, limit: int) -> None:
     """By hand: (0.92 x memory - weights) / state, and bandwidth / (weights + state) for a single slot, where weights
     are 5.366 GB and 17.17 GB, and states 17.24 MB and 26.23 MB."""
-    planned = plan(PRESETS[model], DEVICES[device], 2)
-    assert planned.slots == pytest.approx(slots, rel=0.005)
-    assert planned.decode_tokens_per_second(1) == pytest.approx(limit, rel=0.01)
+    roofline = compute_roofline(PRESETS[model], DEVICES[device], 2)
+    assert roofline.slots == pytest.approx(slots, rel=0.005)
+    assert roofline.decode_tokens_per_second(1) == pytest.approx(limit, rel=0.01)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from roost.engine.model.config import PRESETS
-from roost.engine.roofline import DEVICES, plan
+from roost.engine.roofline import DEVICES, compute_roofline
 
 pytestmark = pytest.mark.tpu_compile
 
@@ -57,7 +57,7 @@ def test_whole_models_fit_a_chip(model: str, chip: str, slots: int, layers: int)
 def test_9b_in_int8_fits_one_small_chip() -> None:
     """With 200 requests and more, which `roost plan` promises."""
     slots = 224
-    assert slots <= plan(PRESETS["9b"], DEVICES["v5e"], 2, is_quantized=True).slots
+    assert slots <= compute_roofline(PRESETS["9b"], DEVICES["v5e"], 2, is_quantized=True).slots
     options = ("--model", "9b", "--chip", "v5e", "--quantize", "int8", "--rows", str(slots))
     full, _, prefill = measured(*options)
     assert full["rows"] == slots

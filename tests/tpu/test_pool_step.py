@@ -19,7 +19,7 @@ from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.platform import TPU
-from roost.engine.roofline import DEVICES, plan
+from roost.engine.roofline import DEVICES, compute_roofline
 from roost.engine.worker import steps
 from roost.engine.worker.programs import as_first_token_input, new_pool
 from roost.engine.worker.step_inputs import first_token_columns, prefill_columns
@@ -109,4 +109,4 @@ def test_the_plan_knows_how_much_memory_it_takes(chip: SingleDeviceSharding, poo
     memory = compile_step(chip, decode_one, pool, active, jax.ShapeDtypeStruct((), jnp.int32)).memory_analysis()
     taken = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     taken += memory.temp_size_in_bytes
-    assert plan(LAYERS, DEVICES["v5e"], 2).memory_bytes(ROWS) == pytest.approx(taken, rel=0.05)
+    assert compute_roofline(LAYERS, DEVICES["v5e"], 2).memory_bytes(ROWS) == pytest.approx(taken, rel=0.05)

@@ -14,7 +14,7 @@ from roost.engine.checkpoint.weights import Checkpoint, checkpoint_tensors, load
 from roost.engine.model import quantization as quantize
 from roost.engine.model.config import ModelConfig, config_to_hf, cycle
 from roost.engine.model.griffin import abstract_model
-from roost.engine.roofline import DEVICES, plan
+from roost.engine.roofline import DEVICES, compute_roofline
 from safetensors.numpy import save_file
 
 CONFIG = ModelConfig(4096, 128, 384, 2, 128, cycle(("recurrent", "recurrent", "attention"), 6), dtype="bfloat16")
@@ -62,7 +62,9 @@ PRECISIONS = [("float32", None), ("bfloat16", None), ("bfloat16", "int8")]
     [*((name, *precision) for name in ("hf", "orbax") for precision in PRECISIONS), ("int8", "bfloat16", "int8")],
 )
 def test_loading_keeps_to_the_plan(folder: Path, name: str, dtype: str, matrices: str | None) -> None:
-    planned = plan(CONFIG, DEVICES["v5e"], np.dtype(jnp.dtype(dtype)).itemsize, is_quantized=matrices is not None)
+    roofline = compute_roofline(
+        CONFIG, DEVICES["v5e"], np.dtype(jnp.dtype(dtype)).itemsize, is_quantized=matrices is not None
+    )
     # Other threads of this process and caches that are filled once only add to it.
     peak = min(peak_of_loading(open_model(str(folder / name)), dtype, matrices) for _ in range(3))
-    assert planned.weight_bytes < peak < planned.loading_bytes
+    assert roofline.weight_bytes < peak < roofline.loading_bytes
