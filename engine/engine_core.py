@@ -4,11 +4,11 @@ import math
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
-from collections.abc import Sequence as Rows
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Protocol, runtime_checkable
 
+from .core.batch import Batch, DecodeBatch, RowResult
 from .core.config import STEP_TOKEN_BOUNDS, CacheStats, EngineStats
 from .core.errors import EngineDeadError, NumericError, UnknownRequestError
 from .core.request import Request, TokenOutput
@@ -18,7 +18,6 @@ from .prefix_cache.saved_state import SavedState, StateFormat
 from .prefix_cache.tree import PromptKey
 from .scheduling.prefetch import Fetch
 from .scheduling.scheduler import Scheduler
-from .scheduling.sequences import Batch, DecodeBatch, RowResult
 
 _SUSPICIOUS_FAILURES: Final = 8
 """Number of requests in a row with non-finite activations after which the engine checks itself. Rows don't touch each
@@ -35,7 +34,7 @@ _ONE_MORE: Final = PromptKey.of([NO_TOKEN], "").tokens
 class Pending(Protocol):
     """A batch on its way through the device."""
 
-    def wait(self) -> Rows[RowResult]:
+    def wait(self) -> Sequence[RowResult]:
         """Blocks until the batch is done; one result per row of the batch, in its order."""
 
 
@@ -196,17 +195,16 @@ class EngineCore:
         self._steps += 1
         if isinstance(batch, DecodeBatch):
             return
-        if batch.is_last_part:
+        if batch.is_last_slice:
             self._prompt_tokens += sum(chunk.length for chunk in batch.chunks)
         now = time.monotonic()
-        for sequence in (row.sequence for row in batch.rows):
-            sequence.started_at = now if sequence.started_at is None else sequence.started_at
+        self._scheduler.note_start(batch, now)
 
     def _count_step(self, num_tokens: int) -> None:
         if num_tokens:
             self._step_tokens[bisect_left(STEP_TOKEN_BOUNDS, num_tokens)] += 1
 
-    def _check_numbers(self, outputs: Rows[tuple[str, TokenOutput]]) -> None:
+    def _check_numbers(self, outputs: Sequence[tuple[str, TokenOutput]]) -> None:
         """Runs the canary where one request after the other fails with non-finite activations.
 
         Raises:

@@ -93,7 +93,6 @@ PENDING: frozenset[str] = frozenset(
         # engine/scheduling/
         "engine/scheduling/retry_after.py",
         "engine/scheduling/scheduler.py",
-        "engine/scheduling/sequences.py",
         "engine/scheduling/token_history.py",
         "engine/scheduling/waiting_queue.py",
         # engine/worker/

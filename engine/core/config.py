@@ -90,8 +90,8 @@ class StepLimits:
       prefill_beside_decode: the same while more requests generate than wait for their prompts to be read; what a
         running request waits for is then at most this many. Both are `PREFILL_BLOCK` times a power of two.
       prefill_rows: the most prompts in one step.
-      prefill_parts: steps in which one prompt's chunk of at most `PREFILL_BLOCK` tokens is read, each by some of the
-        layers, so that those who generate wait for a part of it only. Other chunks are read in one step.
+      prefill_layer_slices: Number of steps for a chunk of one prompt with at most `PREFILL_BLOCK` tokens, each of which
+        runs a slice of the layers, so that a decode step waits for one slice only. Other chunks take one step.
       decode_steps: the most tokens per request in one dispatch.
       decode_rows: the compiled numbers of slots, in rising order; a step reads the first so many slots.
       mask_words: of a token mask.
@@ -103,7 +103,7 @@ class StepLimits:
     prefill_chunk: int
     prefill_beside_decode: int
     prefill_rows: int = MAX_PREFILL_ROWS
-    prefill_parts: int = 1
+    prefill_layer_slices: int = 1
     decode_steps: int = 1
     decode_rows: tuple[int, ...] = ()
     mask_words: int = 0

@@ -59,3 +59,20 @@ class HostGroup:
     def is_leader(self) -> bool:
         """Whether this host serves and decides."""
         return self.index == 0
+
+
+def slot_order(slots: int, rows: int, data: int, model: int) -> tuple[int, ...]:
+    """Returns the order in which slots are taken, so that those in use are spread evenly over the devices.
+
+    Rows lie in `data` times `model` blocks of equal size, one after the other. Slots are spread over `data` first, then
+    over `model`.
+
+    Args:
+      slots: Number of rows that are slots; the other rows are padding.
+      rows: Number of rows of the state pool.
+      data: Size of the mesh's data axis.
+      model: Size of the mesh's model axis.
+    """
+    shards = data * model
+    block = rows // shards
+    return tuple((i % data * model + i % shards // data) * block + i // shards for i in range(slots))

@@ -1,10 +1,11 @@
 """Decides whose prompt is prefilled next. Pure host Python."""
 
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from typing import Final
 
+from ..core.batch import PrefillBatch
 from ..core.config import PREFILL_BLOCK
-from .sequences import PrefillBatch, Sequence
+from .running_request import RunningRequest
 from .waiting_queue import FairShares
 
 OLDEST_EVERY: Final = 4
@@ -24,7 +25,7 @@ class PrefillOrder:
         self._tenants: frozenset[str] = frozenset()
         self._num_turns: dict[str, int] = {}
 
-    def next(self, reading: Rows[Sequence]) -> list[Sequence]:
+    def next(self, reading: Sequence[RunningRequest]) -> list[RunningRequest]:
         """Returns the sequences in the order in which they go into the next batch.
 
         Args:
@@ -41,14 +42,14 @@ class PrefillOrder:
     def charge(self, batch: PrefillBatch) -> None:
         """Books a batch; a chunk that only restores a snapshot costs a block."""
         for chunk in batch.chunks:
-            self._shares.charge(chunk.sequence.request.tenant, max(chunk.length, PREFILL_BLOCK))
+            self._shares.charge(chunk.request.tenant, max(chunk.length, PREFILL_BLOCK))
 
-    def _first_of(self, tenant: str, reading: Rows[Sequence]) -> Sequence:
+    def _first_of(self, tenant: str, reading: Sequence[RunningRequest]) -> RunningRequest:
         own = [sequence for sequence in reading if sequence.request.tenant == tenant]
         turn = self._num_turns[tenant] = self._num_turns.get(tenant, 0) + 1
         return own[0] if turn % OLDEST_EVERY == 0 else min(own, key=blocks_left)
 
 
-def blocks_left(sequence: Sequence) -> int:
+def blocks_left(running: RunningRequest) -> int:
     """Number of blocks that are left of a prompt; the cost of prefilling it."""
-    return -(-sequence.num_prompt_left // PREFILL_BLOCK)
+    return -(-running.num_prompt_left // PREFILL_BLOCK)

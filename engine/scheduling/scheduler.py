@@ -3,14 +3,14 @@
 import math
 from array import array
 from collections import deque
-from collections.abc import Iterator
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from typing import Final
 
+from ..core.batch import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RestoreBatch, RowResult
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
 from ..core.errors import (
     ConstraintError,
@@ -28,7 +28,7 @@ from ..prefix_cache.tree import PromptKey, StateCache
 from .prefetch import Fetch, Prefetcher
 from .prefill_order import PrefillOrder, blocks_left
 from .retry_after import Pace
-from .sequences import NO_CHOICE_TEXT, Batch, DecodeBatch, PrefillBatch, PrefillChunk, ResumeBatch, RowResult, Sequence
+from .running_request import NO_CHOICE_TEXT, RunningRequest
 from .slots import SlotPool, SlotReserve
 from .token_history import RecentTexts, Text
 from .waiting_queue import WaitingQueue, expected_tokens
@@ -79,11 +79,13 @@ class Scheduler:
         self._pace = Pace(slots)
         self._now = 0.0
         self._next_deadline = math.inf
-        self._running: dict[str, Sequence] = {}
+        self._running: dict[str, RunningRequest] = {}
         self._failed: list[tuple[str, TokenOutput]] = []
         self._ends: list[tuple[PromptKey, int]] = []
         self._decode_is_due = False
         self._begun: PrefillBatch | None = None
+        self._begun_rows: tuple[RunningRequest, ...] = ()
+        self._in_flight: dict[Batch, tuple[RunningRequest, ...]] = {}
         self._slots_to_free: list[int] = []
         self._ended = RecentTexts()
 
@@ -172,12 +174,16 @@ class Scheduler:
         if (reading or begun) and not (self._decode_is_due and decoding):
             self._decode_is_due = True
             if self._begun is not None:
-                return self._dispatch(replace(self._begun, part=self._begun.part + 1))
+                return self._dispatch(replace(self._begun, layer_slice=self._begun.layer_slice + 1))
             batch = self._plan_prefill(self._prefill_order.next(reading), is_busy=len(decoding) >= len(reading))
             self._prefill_order.charge(batch)
             return self._dispatch(batch)
         self._decode_is_due = False
         return self._plan_decode(decoding, is_alone=not (reading or begun)) if decoding else None
+
+    def note_start(self, batch: Batch, now: float) -> None:
+        for sequence in self._in_flight[batch]:
+            sequence.started_at = now if sequence.started_at is None else sequence.started_at
 
     def plan_fetches(self) -> list[Fetch]:
         """Returns the prompts that are to be searched for below the cache's memory, and books that this has begun."""
@@ -203,17 +209,15 @@ class Scheduler:
         ends, self._ends = self._ends, []
         return ends
 
-    def commit(self, batch: Batch, results: Rows[RowResult]) -> list[tuple[str, TokenOutput]]:
+    def commit(self, batch: Batch, results: Sequence[RowResult]) -> list[tuple[str, TokenOutput]]:
         """Books what a batch gave. Rows whose request has ended since are dropped."""
         outputs: list[tuple[str, TokenOutput]] = []
-        for row, result in zip(_rows(batch), results, strict=True):
-            sequence = row.sequence if isinstance(row, PrefillChunk) else row
+        for sequence, result in zip(self._in_flight.pop(batch), results, strict=True):
             if result.marks:  # also of a request that has ended: they were computed, and another try may use them
                 self._remember(sequence, result)
             if self._running.get(sequence.request.id) is not sequence:
                 continue
-            if isinstance(row, PrefillChunk):
-                sequence.prompt_logprobs.extend(result.prompt_logprobs)
+            sequence.prompt_logprobs.extend(result.prompt_logprobs)
             if not result.token_ids:
                 continue
             for output in map(partial(self._constrain, sequence), self._commit_tokens(sequence, result)):
@@ -235,7 +239,7 @@ class Scheduler:
     def _fill_slots(self) -> None:
         while self._probes and self.slots.num_free:
             probe = self._probes.popleft()
-            self._running[probe.id] = Sequence(probe, self.slots.claim(), started=self._now)
+            self._running[probe.id] = RunningRequest(probe, self.slots.claim(), started=self._now)
         while self.slots.num_free and (request := self._waiting.pop(self._may_start)) is not None:
             self._start(request)
 
@@ -249,7 +253,7 @@ class Scheduler:
         """Gives a request a slot. What goes wrong here, whatever it is, ends this request and no other."""
         slot = self.slots.claim()
         try:
-            sequence = Sequence(request, slot, parent=self._parent_of(request), started=self._now)
+            sequence = RunningRequest(request, slot, parent=self._parent_of(request), started=self._now)
             self._look_up(sequence)
             _refresh_mask(sequence, self._limits.mask_words)
         except Exception as error:
@@ -274,7 +278,7 @@ class Scheduler:
             if sequence.awaits_mask:
                 wait_s = 0.0
 
-    def _look_up(self, sequence: Sequence) -> None:
+    def _look_up(self, sequence: RunningRequest) -> None:
         """Resumes a sequence that reads its own prompt from what is remembered of it, if all it wants is its end."""
         fetch = self._prefetcher.take(sequence.request.id)
         if sequence.parent is not None:
@@ -293,13 +297,13 @@ class Scheduler:
         if found is not None and not scores:
             sequence.resume_from(found)
 
-    def _remember(self, sequence: Sequence, result: RowResult) -> None:
+    def _remember(self, sequence: RunningRequest, result: RowResult) -> None:
         """Publishes what a chunk left, while all of the sequence's state is finite."""
         sequence.is_finite = sequence.is_finite and all(mark.is_finite for mark in result.marks)
         if self.cache is not None and sequence.key is not None and sequence.is_finite:
             sequence.read = self.cache.extend(sequence.key, sequence.read, result.marks)
 
-    def _parent_of(self, request: Request) -> Sequence | None:
+    def _parent_of(self, request: Request) -> RunningRequest | None:
         """Who reads this request's prompt anyway, and may be forked when that is done."""
         parent = None if request.fork_of is None else self._running.get(request.fork_of)
         if parent is None or not parent.can_fork or request.params.prompt_logprobs is not None:
@@ -307,7 +311,7 @@ class Scheduler:
         is_same = parent.request.prompt_token_ids == request.prompt_token_ids
         return (parent.parent or parent) if is_same else None
 
-    def _plan_prefill(self, reading: Rows[Sequence], *, is_busy: bool) -> PrefillBatch:
+    def _plan_prefill(self, reading: Sequence[RunningRequest], *, is_busy: bool) -> PrefillBatch:
         """Plans a chunk of the first prompt, and of as many others as make a compiled shape without padding.
 
         Args:
@@ -316,7 +320,7 @@ class Scheduler:
         """
         if not reading[0].num_prompt_left:
             known = [s for s in reading if not s.num_prompt_left][:MAX_PREFILL_ROWS]
-            return ResumeBatch(tuple(self._plan_chunk(s, 0) for s in known))
+            return RestoreBatch(tuple(self._plan_chunk(s, 0) for s in known))
         reading = [s for s in reading if s.num_prompt_left]
         is_busy |= any(blocks_left(s) < blocks_left(reading[0]) for s in reading)
         budget = self._limits.prefill_beside_decode if is_busy else self._limits.prefill_chunk
@@ -330,16 +334,21 @@ class Scheduler:
         rows = scored or self._first_of_each_shard(plain, min(budget // length, self._limits.prefill_rows))
         chunks = tuple(self._plan_chunk(s, min(length, budget)) for s in rows)
         is_cut = len(chunks) == 1 and chunks[0].length <= PREFILL_BLOCK
-        return PrefillBatch(chunks, parts=self._limits.prefill_parts if is_cut else 1)
+        return PrefillBatch(chunks, layer_slices=self._limits.prefill_layer_slices if is_cut else 1)
 
     def _dispatch[Chunks: PrefillBatch](self, batch: Chunks) -> Chunks:
         """Notes whether there are parts to come."""
-        self._begun = None if batch.is_last_part else batch
+        if self._begun is None:
+            self._in_flight[batch] = tuple(self._running[row.request.id] for row in batch.rows)
+        else:
+            self._in_flight[batch] = self._begun_rows
+        self._begun_rows = self._in_flight[batch]
+        self._begun = None if batch.is_last_slice else batch
         if self._begun is None:
             self._free_slots()
         return batch
 
-    def _free(self, sequence: Sequence) -> None:
+    def _free(self, sequence: RunningRequest) -> None:
         """Gives a slot back; one that a begun batch works on, with its last part, or when nobody wants that now."""
         begun = self._being_read()
         if sequence not in begun:
@@ -355,19 +364,19 @@ class Scheduler:
             self.slots.release(slot)
         self._slots_to_free.clear()
 
-    def _being_read(self) -> set[Sequence]:
+    def _being_read(self) -> set[RunningRequest]:
         """By some of the layers so far."""
-        return set() if self._begun is None else {row.sequence for row in self._begun.rows}
+        return set() if self._begun is None else set(self._begun_rows)
 
-    def _first_of_each_shard(self, reading: Rows[Sequence], most: int) -> list[Sequence]:
+    def _first_of_each_shard(self, reading: Sequence[RunningRequest], most: int) -> list[RunningRequest]:
         """The oldest of each shard, as many as make a compiled shape."""
-        shards: dict[int, list[Sequence]] = {}
+        shards: dict[int, list[RunningRequest]] = {}
         for sequence in reading:
             shards.setdefault(sequence.slot // (self._limits.shard_rows or self.slots.size), []).append(sequence)
         count = _floor_power_of_two(min(most, max(map(len, shards.values()))))
         return [sequence for shard in shards.values() for sequence in shard[:count]]
 
-    def _plan_chunk(self, sequence: Sequence, most: int) -> PrefillChunk:
+    def _plan_chunk(self, sequence: RunningRequest, most: int) -> PrefillChunk:
         start = sequence.num_prompt_dispatched
         to_grid = -start % PREFILL_BLOCK or most  # it may have been resumed between two points
         length = min(sequence.num_prompt_left, most, to_grid)
@@ -376,15 +385,15 @@ class Scheduler:
         planned = [self._plan_row(s, start, length) for s in (sequence, *forks)]
         return replace(planned[0], forks=tuple(planned[1:]))
 
-    def _plan_row(self, sequence: Sequence, start: int, length: int) -> PrefillChunk:
-        chunk = PrefillChunk(sequence, sequence.slot, start, length, sequence.mask, sequence.resume)
+    def _plan_row(self, sequence: RunningRequest, start: int, length: int) -> PrefillChunk:
+        chunk = PrefillChunk(sequence.request, sequence.slot, start, length, sequence.mask, sequence.resume)
         sequence.parent = sequence.resume = None
         sequence.num_prompt_dispatched = start + length
         if chunk.is_last:
             sequence.num_tokens_dispatched = 1
         return chunk
 
-    def _plan_decode(self, sequences: Rows[Sequence], is_alone: bool) -> DecodeBatch:
+    def _plan_decode(self, sequences: Sequence[RunningRequest], is_alone: bool) -> DecodeBatch:
         """
         Args:
           is_alone: nobody waits for a prompt to be read; then several tokens may be asked for at once.
@@ -395,9 +404,12 @@ class Scheduler:
         for sequence in sequences:
             sequence.num_tokens_dispatched += steps
         masks = tuple((s.slot, s.mask) for s in sequences if s.mask is not None)
-        return DecodeBatch(tuple(sequences), tuple(s.slot for s in sequences), steps, moves, masks)
+        slots = tuple(s.slot for s in sequences)
+        batch = DecodeBatch(tuple(s.request for s in sequences), slots, steps, moves, masks)
+        self._in_flight[batch] = tuple(sequences)
+        return batch
 
-    def _plan_moves(self, decoding: Rows[Sequence]) -> tuple[tuple[int, int], ...]:
+    def _plan_moves(self, decoding: Sequence[RunningRequest]) -> tuple[tuple[int, int], ...]:
         """Moves into lower slots that let this step, and those to come, make do with fewer rows."""
         enough = next((rows for rows in self._limits.decode_rows if rows >= self.num_running), self.slots.size)
         if self._begun is not None or max(s.slot for s in decoding) < enough:
@@ -411,7 +423,7 @@ class Scheduler:
                 sequence.slot = target
         return tuple(moves)
 
-    def _commit_tokens(self, sequence: Sequence, result: RowResult) -> list[TokenOutput]:
+    def _commit_tokens(self, sequence: RunningRequest, result: RowResult) -> list[TokenOutput]:
         """Books a row's tokens up to the one that ends it; the device stopped there too. Tokens that came before the
         activations broke, or nothing was allowed, are good, and are reported before the error is."""
         good = tuple(takewhile(lambda token_id: token_id >= 0, result.token_ids))
@@ -421,7 +433,7 @@ class Scheduler:
         output = self._commit_good_tokens(sequence, replace(result, token_ids=good))
         return [output] if output.finish_reason is not None else [output, *failed]
 
-    def _commit_good_tokens(self, sequence: Sequence, result: RowResult) -> TokenOutput:
+    def _commit_good_tokens(self, sequence: RunningRequest, result: RowResult) -> TokenOutput:
         params = sequence.request.params
         started_at = None if sequence.num_tokens else sequence.started_at
         prompt_logprobs = None
@@ -457,7 +469,7 @@ class Scheduler:
             num_cached=num_cached,
         )
 
-    def _constrain(self, sequence: Sequence, output: TokenOutput) -> TokenOutput:
+    def _constrain(self, sequence: RunningRequest, output: TokenOutput) -> TokenOutput:
         """Lets the constraint see the token and say what may come next; what goes wrong there ends the request."""
         constraint = sequence.constraint
         if constraint is None or output.finish_reason is not None:
@@ -469,7 +481,7 @@ class Scheduler:
             return _failed(ConstraintError(str(error)))
         return output
 
-    def _note_end(self, sequence: Sequence, output: TokenOutput) -> None:
+    def _note_end(self, sequence: RunningRequest, output: TokenOutput) -> None:
         """The last token was sampled, but not read any more; with the first, the state is the prompt's."""
         is_whole = output.finish_reason is not FinishReason.ERROR and len(sequence.token_ids) > 1
         if is_whole and self.cache is not None and self.cache.is_inexact:
@@ -477,7 +489,7 @@ class Scheduler:
             text = request.prompt_token_ids + tuple(sequence.token_ids[:-1])
             self._ends.append((PromptKey.of(text, request.cache_salt), sequence.slot))
 
-    def _release(self, sequence: Sequence) -> None:
+    def _release(self, sequence: RunningRequest) -> None:
         request = sequence.request
         del self._running[request.id]
         if self.cache is not None:
@@ -493,15 +505,11 @@ class Scheduler:
                 self._look_up(orphan)
 
 
-def _rows(batch: Batch) -> Iterator[PrefillChunk | Sequence]:
-    return iter(batch.rows if isinstance(batch, PrefillBatch) else batch.sequences)
-
-
 def _failed(error: RoostError) -> TokenOutput:
     return TokenOutput(finish_reason=FinishReason.ERROR, error=error)
 
 
-def _refresh_mask(sequence: Sequence, words: int) -> None:
+def _refresh_mask(sequence: RunningRequest, words: int) -> None:
     """
     Raises:
       ConstraintError: the constraint failed, in whatever way.
@@ -512,7 +520,7 @@ def _refresh_mask(sequence: Sequence, words: int) -> None:
         raise ConstraintError(str(error)) from error
 
 
-def _error_for(sequence: Sequence, sentinel: int) -> RoostError:
+def _error_for(sequence: RunningRequest, sentinel: int) -> RoostError:
     """Returns the error that a sampled `NO_CHOICE` or `NO_TOKEN` stands for."""
     if sentinel == NO_CHOICE:
         return ConstraintError(NO_CHOICE_TEXT)
@@ -528,7 +536,7 @@ def _lateness(request: Request, now: float, *, is_waiting: bool) -> RoostError |
     return None
 
 
-def _text_of(sequence: Sequence) -> Text:
+def _text_of(sequence: RunningRequest) -> Text:
     request = sequence.request
     prompt = sequence.key or PromptKey.of(request.prompt_token_ids, request.cache_salt)
     answer = array("i", sequence.token_ids).tobytes()

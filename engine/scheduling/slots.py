@@ -78,17 +78,3 @@ class SlotReserve:
     def num_open(self, num_used: int) -> int:
         """Number of free slots that any tenant may take while so many are used."""
         return max(0, self._num_shared - num_used)
-
-
-def slot_order(slots: int, rows: int, data: int, model: int) -> tuple[int, ...]:
-    """Rows of a pool that is cut into `data` times `model` equal parts, one behind the other, in such an order that
-    slots in use are spread over the parts: first over `data`, then over `model`.
-
-    Args:
-      slots: how many rows are slots; the others are never used.
-      rows: of the pool.
-      data, model: the sizes of the mesh's axes.
-    """
-    parts = data * model
-    part = rows // parts
-    return tuple((i % data * model + i % parts // data) * part + i // parts for i in range(slots))

@@ -1,8 +1,7 @@
 """Turns batches into programs' arrays, and what the device gives into results."""
 
 import time
-from collections.abc import Iterator
-from collections.abc import Sequence as Rows
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -12,17 +11,17 @@ from jaxtyping import Array, Float
 from ..checkpoint.identity import model_identity
 from ..checkpoint.source import ModelSource
 from ..core.arrays import HostArray
+from ..core.batch import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RestoreBatch, RowResult
 from ..core.config import MAX_PREFILL_ROWS, EngineConfig, StepLimits
 from ..core.errors import EngineDeadError
 from ..core.host_memory import available_memory
+from ..core.mesh import slot_order
 from ..core.output_constraint import words_of_mask
-from ..core.request import TokenLogprobs
+from ..core.request import Request, TokenLogprobs
 from ..core.snapshot import Snapshot, SnapshotFormat
 from ..model.state import Trail
 from ..prefix_cache.saved_state import StateFormat
 from ..sampling.sampler import Logprobs, Sampled
-from ..scheduling.sequences import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ResumeBatch, RowResult, Sequence
-from ..scheduling.slots import slot_order
 from .executor import Executor, Progress
 from .programs import as_first_token_input, first_token_rows, prefill_names, snapshot_shapes
 from .step_inputs import first_token_columns, mask_columns, prefill_columns, score_targets
@@ -44,13 +43,13 @@ class PendingDecode:
     sampled: Sampled
 
     def wait(self) -> tuple[RowResult, ...]:
-        """Reads one result per sequence."""
+        """Reads one result per request."""
         tokens = np.asarray(self.sampled.tokens)[: self.batch.steps].T.tolist()
         return tuple(
             _row_result(
-                sequence, tuple(tokens[slot]), self.sampled.logprobs, [(t, slot) for t in range(self.batch.steps)]
+                request, tuple(tokens[slot]), self.sampled.logprobs, [(t, slot) for t in range(self.batch.steps)]
             )
-            for sequence, slot in zip(self.batch.sequences, self.batch.slots, strict=True)
+            for request, slot in zip(self.batch.requests, self.batch.slots, strict=True)
         )
 
 
@@ -90,8 +89,8 @@ class PendingPrefill:
         if chunk.is_last:
             sampled, place = next(firsts)
             token = int(np.asarray(sampled.tokens)[place])
-            result = _row_result(chunk.sequence, (token,), sampled.logprobs, [(place,)])
-        wanted = chunk.sequence.request.params.prompt_logprobs
+            result = _row_result(chunk.request, (token,), sampled.logprobs, [(place,)])
+        wanted = chunk.request.params.prompt_logprobs
         if wanted is None:
             return result
         assert self.scores is not None
@@ -151,7 +150,7 @@ class ModelRunner:
             prefill_chunk=config.prefill_chunk,
             prefill_beside_decode=executor.platform.prefill_beside_decode or config.prefill_chunk,
             prefill_rows=self._shapes.prefill_rows,
-            prefill_parts=len(self._shapes.parts),
+            prefill_layer_slices=len(self._shapes.parts),
             decode_steps=self._affordable_steps() if self._shapes.decode_steps > 1 else 1,
             decode_rows=executor.decode_rows,
             mask_words=self._mask_words,
@@ -178,9 +177,9 @@ class ModelRunner:
         if isinstance(batch, DecodeBatch):
             return self._run_decode(batch)
         for chunk in batch.chunks:
-            if chunk.resume is not None and not batch.part:
-                self._restore(chunk.slot, chunk.resume)
-        if isinstance(batch, ResumeBatch):
+            if chunk.snapshot is not None and not batch.layer_slice:
+                self._restore(chunk.slot, chunk.snapshot)
+        if isinstance(batch, RestoreBatch):
             places = range(len(batch.chunks))
             count = MAX_PREFILL_ROWS * self._executor.shards.data
             ends = self._executor.run("ends", known_ends(batch.chunks, count))["last"]
@@ -215,30 +214,28 @@ class ModelRunner:
         places = [home * rows + rank for home, rank in zip(homes, ranks, strict=True)]
         ends = [home * MAX_PREFILL_ROWS + rank for home, rank in zip(homes, ranks, strict=True)]
         inputs = PrefillInput(**prefill_columns(chunks, places, rows * shards, length, self._executor.rows))
-        name = prefill_names(rows, length, batch.parts)[batch.part]
+        name = prefill_names(rows, length, batch.layer_slices)[batch.layer_slice]
         result = self._executor.run(name, inputs)
-        trails = self._trails = (*(self._trails if batch.part else ()), result["trail"])
-        if not batch.is_last_part:
+        trails = self._trails = (*(self._trails if batch.layer_slice else ()), result["trail"])
+        if not batch.is_last_slice:
             return PendingPart(batch, result["last"])
         scores = None
         sampled = self._sample_first(batch, ends)
-        if any(chunk.sequence.request.params.prompt_logprobs is not None for chunk in chunks):
+        if any(chunk.request.params.prompt_logprobs is not None for chunk in chunks):
             targets = score_targets(chunks, places, rows * shards, length)
             scores = self._executor.run(f"score {length}", targets)["scores"]
         remembered = trails if self.state_cache_bytes else ()
         return PendingPrefill(batch, tuple(places), tuple(ends), result["last"], sampled, scores, remembered)
 
-    def _sample_first(self, batch: PrefillBatch, ends: Rows[int]) -> tuple[Sampled, ...]:
+    def _sample_first(self, batch: PrefillBatch, ends: Sequence[int]) -> tuple[Sampled, ...]:
         """Samples the first tokens of prompts that end in this batch, and of their forks, so many at a time.
 
         Args:
           batch: what was read.
           ends: where the activations of each chunk's last token stand.
         """
-        source = {
-            end.sequence: row for row, chunk in zip(ends, batch.chunks, strict=True) for end in (chunk, *chunk.forks)
-        }
-        firsts = [(source[row.sequence], row) for row in batch.rows if row.is_last]
+        source = {end.slot: row for row, chunk in zip(ends, batch.chunks, strict=True) for end in (chunk, *chunk.forks)}
+        firsts = [(source[row.slot], row) for row in batch.rows if row.is_last]
         sampled = []
         for chunk in batch.chunks:
             for fork in chunk.forks:
@@ -273,16 +270,16 @@ def _state_cache_bytes(gib: float | None) -> int:
 
 
 def _row_result(
-    sequence: Sequence, tokens: tuple[int, ...], logprobs: Logprobs, places: Rows[tuple[int, ...]]
+    request: Request, tokens: tuple[int, ...], logprobs: Logprobs, places: Sequence[tuple[int, ...]]
 ) -> RowResult:
     """One row's tokens, and the log-probabilities at their places."""
-    wanted, names = sequence.request.params.logprobs, sequence.request.params.logprob_token_ids
+    wanted, names = request.params.logprobs, request.params.logprob_token_ids
     if wanted is None:
         return RowResult(tokens)
     return RowResult(tokens, tuple(_read(logprobs, place, wanted, names) for place in places))
 
 
-def _read(logprobs: Logprobs, index: tuple[int, ...], count: int, names: Rows[int] = ()) -> TokenLogprobs:
+def _read(logprobs: Logprobs, index: tuple[int, ...], count: int, names: Sequence[int] = ()) -> TokenLogprobs:
     """One place's log-probabilities, cut to as many alternatives and named tokens as were asked for."""
     ids, values = np.asarray(logprobs.top_ids)[index], np.asarray(logprobs.top)[index]
     top = tuple((int(i), float(v)) for i, v in zip(ids[:count], values[:count], strict=True))

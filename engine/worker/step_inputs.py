@@ -1,23 +1,22 @@
 """Batches as arrays of a compiled shape, made on the host."""
 
-from collections.abc import Iterator
-from collections.abc import Sequence as Rows
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Int
 
+from ..core.batch import PrefillChunk
 from ..core.output_constraint import TokenMask, mask_of_ids
 from ..core.request import Request
 from ..core.sampling_params import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, NO_LIMIT, NO_TOKEN
-from ..scheduling.sequences import PrefillChunk
 
 _SMALLEST_NORMAL: Final = float(np.finfo(np.float32).tiny)
 """Processors may take smaller numbers for 0."""
 
 
 def prefill_columns(
-    chunks: Rows[PrefillChunk], places: Rows[int], rows: int, length: int, pool_rows: int
+    chunks: Sequence[PrefillChunk], places: Sequence[int], rows: int, length: int, pool_rows: int
 ) -> dict[str, Any]:
     """The fields of `PrefillInput` of a compiled shape.
 
@@ -34,24 +33,26 @@ def prefill_columns(
         "slots": np.full(rows, pool_rows, np.int32),
     }
     for row, chunk in zip(places, chunks, strict=True):
-        request, end = chunk.sequence.request, chunk.start + chunk.length
+        request, end = chunk.request, chunk.start + chunk.length
         columns["tokens"][row, : chunk.length] = request.prompt_token_ids[chunk.start : end]
         columns["starts"][row], columns["lengths"][row] = chunk.start, chunk.length
         columns["slots"][row] = chunk.slot
     return columns
 
 
-def score_targets(chunks: Rows[PrefillChunk], places: Rows[int], rows: int, length: int) -> Int[np.ndarray, "R T"]:
+def score_targets(
+    chunks: Sequence[PrefillChunk], places: Sequence[int], rows: int, length: int
+) -> Int[np.ndarray, "R T"]:
     """`[rows, length]`: the token that follows each of the chunks' tokens in its prompt; see `prefill_columns`."""
     targets = np.zeros((rows, length), np.int32)
     for row, chunk in zip(places, chunks, strict=True):
-        following = chunk.sequence.request.prompt_token_ids[chunk.start + 1 : chunk.start + chunk.length + 1]
+        following = chunk.request.prompt_token_ids[chunk.start + 1 : chunk.start + chunk.length + 1]
         targets[row, : len(following)] = following
     return targets
 
 
 def first_token_columns(
-    ends: Rows[tuple[int, PrefillChunk]], rows: int, pool_rows: int, mask_words: int
+    ends: Sequence[tuple[int, PrefillChunk]], rows: int, pool_rows: int, mask_words: int
 ) -> dict[str, Any]:
     """The fields of `FirstTokenInput`.
 
@@ -62,13 +63,13 @@ def first_token_columns(
         "rows": np.zeros(rows, np.int32),
         "slots": np.full(rows, pool_rows, np.int32),
         "lengths": np.zeros(rows, np.int32),
-        "sampling": sampling_columns([chunk.sequence.request for _, chunk in ends], rows),
+        "sampling": sampling_columns([chunk.request for _, chunk in ends], rows),
         "in_prompt": np.zeros((rows, mask_words), np.uint32),
         "allowed": np.zeros((rows, mask_words), np.uint32),
     }
     prompt_masks: dict[int, TokenMask] = {}  # by identity, as forks share their prompt
     for row, (source, chunk) in enumerate(ends):
-        request, params = chunk.sequence.request, chunk.sequence.request.params
+        request, params = chunk.request, chunk.request.params
         columns["rows"][row], columns["slots"][row] = source, chunk.slot
         columns["lengths"][row] = chunk.start + chunk.length
         if params.repetition_penalty != 1:
@@ -85,7 +86,7 @@ def first_token_columns(
 
 
 def mask_columns(
-    masks: Rows[tuple[int, TokenMask]], rows: int, pool_rows: int, mask_words: int
+    masks: Sequence[tuple[int, TokenMask]], rows: int, pool_rows: int, mask_words: int
 ) -> Iterator[tuple[Int[np.ndarray, " R"], TokenMask]]:
     """Slots and masks in batches of so many rows."""
     for start in range(0, len(masks), rows):
@@ -95,7 +96,7 @@ def mask_columns(
         yield slots, words
 
 
-def sampling_columns(requests: Rows[Request], rows: int) -> dict[str, Any]:
+def sampling_columns(requests: Sequence[Request], rows: int) -> dict[str, Any]:
     """The fields of `SamplingState`; rows past the requests ask for nothing."""
     columns = {
         "temperature": np.zeros(rows, np.float32),

@@ -1,20 +1,23 @@
 """Remembered states on their way between the device and the host."""
 
-from collections.abc import Iterator
-from collections.abc import Sequence as Rows
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Array, Float
 
 from ..core.arrays import HostArray
+from ..core.batch import PrefillChunk
 from ..core.config import PREFILL_BLOCK
 from ..core.snapshot import Mark, Snapshot, from_ring, ring_rows
 from ..model.state import Trail
-from ..scheduling.sequences import PrefillChunk
 
 
 def read_marks(
-    trails: Rows[Trail], last: Float[Array, "Rmax D"], chunks: Rows[PrefillChunk], places: Rows[int], ends: Rows[int]
+    trails: Sequence[Trail],
+    last: Float[Array, "Rmax D"],
+    chunks: Sequence[PrefillChunk],
+    places: Sequence[int],
+    ends: Sequence[int],
 ) -> Iterator[tuple[Mark, ...]]:
     """What each of a batch's chunks has left, once the device is done; copies, since a trail is mostly padding.
 
@@ -38,7 +41,7 @@ def read_marks(
         yield tuple(mark(row, end_row, block, chunk) for block in range(-(-chunk.length // PREFILL_BLOCK)))
 
 
-def _all_layers(parts: Rows[Array]) -> HostArray:
+def _all_layers(parts: Sequence[Array]) -> HostArray:
     """One kind's arrays, whose third axis is that of layers; a part may have no layer of this kind."""
     arrays = [np.asarray(part) for part in parts]
     some = [array for array in arrays if array.shape[2]] or arrays[:1]
@@ -56,11 +59,11 @@ def restore_inputs(snapshot: Snapshot, slot: int, window: int) -> tuple[HostArra
     return (np.array([slot], np.int32), *snapshot.recurrent, ring_rows(snapshot, window))
 
 
-def known_ends(chunks: Rows[PrefillChunk], rows: int) -> Float[np.ndarray, "Rmax D"]:
+def known_ends(chunks: Sequence[PrefillChunk], rows: int) -> Float[np.ndarray, "Rmax D"]:
     """The remembered activations that the first tokens of prompts are sampled from, filled up to so many rows."""
     ends: list[HostArray] = []
     for chunk in chunks:
-        assert chunk.resume is not None
-        assert chunk.resume.hidden is not None
-        ends.append(chunk.resume.hidden)
+        assert chunk.snapshot is not None
+        assert chunk.snapshot.hidden is not None
+        ends.append(chunk.snapshot.hidden)
     return np.stack(ends + ends[:1] * (rows - len(ends)))

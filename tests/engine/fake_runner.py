@@ -1,21 +1,21 @@
 """A runner without a device, whose arithmetic a reader can follow."""
 
-from collections.abc import Sequence as Rows
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from roost.engine import EngineDeadError
+from roost.engine.core.batch import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult
 from roost.engine.core.snapshot import Snapshot, from_ring
-from roost.engine.scheduling.sequences import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult
 
 
 @dataclass
 class FakePending:
     """Results that were known all along."""
 
-    results: Rows[RowResult]
+    results: Sequence[RowResult]
 
-    def wait(self) -> Rows[RowResult]:
+    def wait(self) -> Sequence[RowResult]:
         return self.results
 
 
@@ -47,10 +47,12 @@ class FakeRunner:
                     if source in kept:
                         kept[target] = kept.pop(source)
             return FakePending([self._decode(slot, batch.steps) for slot in batch.slots])
-        if batch.part:
-            assert self._begun == replace(batch, part=batch.part - 1)
-        self._begun = None if batch.is_last_part else batch
-        return FakePending([self._prefill(c) if batch.is_last_part else RowResult() for c in batch.chunks])
+        if batch.layer_slice:
+            assert self._begun is not None
+            assert (self._begun.layer_slice, self._begun.layer_slices) == (batch.layer_slice - 1, batch.layer_slices)
+            assert self._begun.chunks == batch.chunks
+        self._begun = None if batch.is_last_slice else batch
+        return FakePending([self._prefill(c) if batch.is_last_slice else RowResult() for c in batch.chunks])
 
     def close(self) -> None:
         pass
@@ -70,5 +72,5 @@ class FakeRunner:
         self._read[slot] = chunk.start + chunk.length
         if not chunk.is_last:
             return RowResult()
-        self._last[slot] = chunk.sequence.request.prompt_token_ids[-1]
+        self._last[slot] = chunk.request.prompt_token_ids[-1]
         return self._decode(slot)

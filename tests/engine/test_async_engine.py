@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from fake_runner import FakePending, FakeRunner
 from roost.engine.async_engine import AsyncEngine
+from roost.engine.core.batch import Batch
 from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import (
     EngineDeadError,
@@ -24,7 +25,6 @@ from roost.engine.engine_core import EngineCore
 from roost.engine.prefix_cache.saved_state import SavedState
 from roost.engine.prefix_cache.tree import PromptKey, StateCache
 from roost.engine.scheduling.scheduler import Scheduler
-from roost.engine.scheduling.sequences import Batch
 
 
 class SlowRunner(FakeRunner):

@@ -7,13 +7,13 @@ import hypothesis.strategies as st
 import pytest
 from fake_runner import FakeRunner
 from hypothesis import given
+from roost.engine.core.batch import DecodeBatch, PrefillBatch, PrefillChunk, RowResult
 from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import EngineDeadError, NumericError
 from roost.engine.core.request import FinishReason, Request, TokenOutput
 from roost.engine.core.sampling_params import NO_TOKEN, SamplingParams
 from roost.engine.engine_core import EngineCore
 from roost.engine.scheduling.scheduler import Scheduler
-from roost.engine.scheduling.sequences import DecodeBatch, PrefillBatch, PrefillChunk, RowResult
 
 PROMPT_LENGTHS = st.integers(1, 200)
 
@@ -33,12 +33,14 @@ class Client:
         return list(range(self.first, self.first + min(self.max_tokens, self.stop_after)))
 
 
-def make_core(slots: int, decode_steps: int = 1, prefill_parts: int = 1) -> tuple[EngineCore, Scheduler, FakeRunner]:
+def make_core(
+    slots: int, decode_steps: int = 1, prefill_layer_slices: int = 1
+) -> tuple[EngineCore, Scheduler, FakeRunner]:
     limits = StepLimits(
         prefill_chunk=128,
         prefill_beside_decode=64,
-        prefill_rows=2 if prefill_parts == 1 else 1,
-        prefill_parts=prefill_parts,
+        prefill_rows=2 if prefill_layer_slices == 1 else 1,
+        prefill_layer_slices=prefill_layer_slices,
         decode_steps=decode_steps,
         decode_rows=(1, 2, slots),
     )
@@ -49,7 +51,7 @@ def make_core(slots: int, decode_steps: int = 1, prefill_parts: int = 1) -> tupl
 @given(
     slots=st.integers(1, 5),
     decode_steps=st.integers(1, 4),
-    prefill_parts=st.integers(1, 3),
+    prefill_layer_slices=st.integers(1, 3),
     arrivals=st.lists(st.tuples(PROMPT_LENGTHS, st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12),
     aborts=st.sets(st.integers(0, 11)),
     gaps=st.lists(st.integers(0, 3), min_size=12, max_size=12),
@@ -57,13 +59,13 @@ def make_core(slots: int, decode_steps: int = 1, prefill_parts: int = 1) -> tupl
 def test_every_request_gets_its_own_tokens(
     slots: int,
     decode_steps: int,
-    prefill_parts: int,
+    prefill_layer_slices: int,
     arrivals: list[tuple[int, int, int]],
     aborts: set[int],
     gaps: list[int],
 ) -> None:
     """Arrivals, ends and aborts in any order: tokens go where they belong, and slots stay disjoint and complete."""
-    core, scheduler, _ = make_core(slots, decode_steps, prefill_parts)
+    core, scheduler, _ = make_core(slots, decode_steps, prefill_layer_slices)
     clients: dict[str, Client] = {}
 
     def step() -> None:
@@ -155,7 +157,7 @@ class BrokenRunner(FakeRunner):
     broken: int | None = 666
 
     def _prefill(self, chunk: PrefillChunk) -> RowResult:
-        result, last = super()._prefill(chunk), chunk.sequence.request.prompt_token_ids[-1]
+        result, last = super()._prefill(chunk), chunk.request.prompt_token_ids[-1]
         return RowResult((NO_TOKEN,)) if self.broken in (None, last) else result
 
 
@@ -198,7 +200,7 @@ def test_requests_that_go_on_from_an_import_are_not_suspicious() -> None:
     for number in range(20):
         core.add(Request(f"a{number}", (666,), SamplingParams(max_tokens=1), state_is_imported=True))
         run_out(core)
-    assert all(batch.chunks[0].sequence.request.id[0] == "a" for batch in runner.batches), "nothing was checked"
+    assert all(batch.chunks[0].request.id[0] == "a" for batch in runner.batches), "nothing was checked"
 
 
 def run_out(core: EngineCore) -> list[tuple[str, TokenOutput]]:

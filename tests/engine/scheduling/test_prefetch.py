@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from fake_states import marks, text
+from roost.engine.core.batch import DecodeBatch, RowResult
 from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import QueueFullError
 from roost.engine.core.request import Request
@@ -13,7 +14,6 @@ from roost.engine.core.snapshot import Snapshot, follow
 from roost.engine.prefix_cache.tree import PromptKey, StateCache
 from roost.engine.scheduling.prefetch import Fetch
 from roost.engine.scheduling.scheduler import Scheduler
-from roost.engine.scheduling.sequences import DecodeBatch, RowResult
 
 LIMITS = StepLimits(512, 512)
 WINDOW = 128
@@ -61,10 +61,9 @@ def run(scheduler: Scheduler) -> list[tuple[str, int]]:
         done = []
         for chunk in batch.rows:
             length = chunk.start + chunk.length
-            left = marks(chunk.sequence.request.prompt_token_ids, chunk.start, length) if chunk.length else []
+            left = marks(chunk.request.prompt_token_ids, chunk.start, length) if chunk.length else []
             done.append(RowResult((7,) if chunk.is_last else (), marks=tuple(left)))
-        begun += [(c.sequence.request.id, c.sequence.num_cached) for c in batch.rows if c.is_last]
-        scheduler.commit(batch, done)
+        begun += [(name, output.num_cached) for name, output in scheduler.commit(batch, done)]
     return begun
 
 
@@ -204,7 +203,7 @@ def test_what_was_found_takes_room_until_it_is_used() -> None:
         assert found - len(order) <= 2
         batch = scheduler.schedule()
         assert batch is not None
-        order += [row.sequence.request.id for row in batch.rows]  # type: ignore[union-attr]
+        order += [row.request.id for row in batch.rows]  # type: ignore[union-attr]
         scheduler.commit(batch, [RowResult((7,))])
     assert order == [str(index) for index in range(20)]
 

@@ -8,6 +8,7 @@ import pytest
 from counted_ids import CountedIds
 from fake_states import marks
 from fake_states import read as read_states
+from roost.engine.core.batch import Batch, DecodeBatch, PrefillBatch, RowResult
 from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import ConfigError, ConstraintError, NumericError, QueueFullError, RequestFailedError
 from roost.engine.core.output_constraint import TokenMask, mask_of_ids
@@ -16,7 +17,6 @@ from roost.engine.core.sampling_params import NO_CHOICE, NO_TOKEN, SamplingParam
 from roost.engine.core.snapshot import Mark, Snapshot
 from roost.engine.prefix_cache.tree import StateCache
 from roost.engine.scheduling.scheduler import Scheduler
-from roost.engine.scheduling.sequences import Batch, DecodeBatch, PrefillBatch, RowResult
 
 LIMITS = StepLimits(64, 64)
 
@@ -35,9 +35,9 @@ def results(batch: Batch, token: int = 7) -> list[RowResult]:
 def names(batch: Batch | None) -> tuple[str, list[str]]:
     """A batch as its kind and its requests' names."""
     if isinstance(batch, PrefillBatch):
-        return "prefill", [chunk.sequence.request.id for chunk in batch.chunks]
+        return "prefill", [chunk.request.id for chunk in batch.chunks]
     assert batch is not None
-    return "decode", [sequence.request.id for sequence in batch.sequences]
+    return "decode", [request.id for request in batch.requests]
 
 
 def test_nothing_to_do() -> None:
@@ -188,7 +188,7 @@ def test_an_id_in_use_is_refused(running: bool) -> None:
 def shape(batch: Batch | None) -> list[tuple[str, int]]:
     """A prefill batch as its requests' names and how many tokens of each it reads."""
     assert isinstance(batch, PrefillBatch)
-    return [(chunk.sequence.request.id, chunk.length) for chunk in batch.chunks]
+    return [(chunk.request.id, chunk.length) for chunk in batch.chunks]
 
 
 def test_short_prompts_are_read_together() -> None:
@@ -316,13 +316,13 @@ def test_a_prompt_whose_tokens_are_scored_is_read_alone() -> None:
     assert shape(scheduler.schedule()) == [("d", 3)]
 
 
-PARTS = StepLimits(128, 64, prefill_rows=1, prefill_parts=3)
+PARTS = StepLimits(128, 64, prefill_rows=1, prefill_layer_slices=3)
 
 
 def part(batch: Batch | None) -> tuple[list[str], int, int]:
     """A prefill batch as its requests' names and which part of how many it is."""
     assert isinstance(batch, PrefillBatch)
-    return [row.sequence.request.id for row in batch.rows], batch.part, batch.parts
+    return [row.request.id for row in batch.rows], batch.layer_slice, batch.layer_slices
 
 
 def test_those_who_generate_wait_for_a_part_of_a_chunk() -> None:
@@ -358,7 +358,7 @@ def test_only_the_last_part_gives_a_token() -> None:
     scheduler.add(request("a", max_tokens=1))
     batches = [scheduler.schedule() for _ in range(3)]
     assert scheduler.schedule() is None
-    outputs = [scheduler.commit(b, results(b) if b.is_last_part else [RowResult()]) for b in batches]  # type: ignore
+    outputs = [scheduler.commit(b, results(b) if b.is_last_slice else [RowResult()]) for b in batches]  # type: ignore
     assert [len(each) for each in outputs] == [0, 0, 1]
 
 
@@ -637,7 +637,7 @@ def family(scheduler: Scheduler, *names: str, prompt: int = 100) -> None:
 
 def forks_of(batch: Batch | None) -> list[str]:
     assert isinstance(batch, PrefillBatch)
-    return [fork.sequence.request.id for chunk in batch.chunks for fork in chunk.forks]
+    return [fork.request.id for chunk in batch.chunks for fork in chunk.forks]
 
 
 def test_forks_wait_for_the_prompt_and_read_nothing() -> None:

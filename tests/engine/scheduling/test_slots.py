@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from roost.engine.scheduling.slots import SlotPool, slot_order
+from roost.engine.scheduling.slots import SlotPool
 
 
 def test_claims_the_lowest_free_slot() -> None:
@@ -58,25 +58,3 @@ def test_an_order_is_kept() -> None:
     pool.release(4)
     pool.release(0)
     assert [pool.claim() for _ in range(3)] == [4, 0, 2]
-
-
-@pytest.mark.parametrize(
-    ("sizes", "order"),
-    [
-        ((4, 4, 1, 1), (0, 1, 2, 3)),
-        ((8, 8, 2, 2), (0, 4, 2, 6, 1, 5, 3, 7)),  # data, then model, then the next row of each
-        ((5, 8, 2, 2), (0, 4, 2, 6, 1)),
-    ],
-)
-def test_slots_are_spread_over_shards(sizes: tuple[int, int, int, int], order: tuple[int, ...]) -> None:
-    assert slot_order(*sizes) == order
-
-
-@given(data=st.integers(1, 5), model=st.integers(1, 5), per_part=st.integers(1, 4))
-def test_every_row_is_a_slot_once_and_parts_fill_evenly(data: int, model: int, per_part: int) -> None:
-    rows = data * model * per_part
-    order = slot_order(rows, rows, data, model)
-    assert sorted(order) == list(range(rows))
-    for count in range(rows + 1):
-        used = [sum(slot // per_part == part for slot in order[:count]) for part in range(data * model)]
-        assert max(used) - min(used) <= 1

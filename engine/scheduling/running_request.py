@@ -1,4 +1,4 @@
-"""A request that owns a slot, and the units of device work that name such sequences."""
+"""A request that owns a slot."""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -8,7 +8,7 @@ import numpy as np
 from ..core.errors import ConstraintError
 from ..core.output_constraint import Constraint, TokenMask
 from ..core.request import Request, TokenLogprobs
-from ..core.snapshot import Mark, Snapshot
+from ..core.snapshot import Snapshot
 from ..core.token_masks import constraint_of
 from ..prefix_cache.tree import PromptKey
 
@@ -17,7 +17,7 @@ NO_CHOICE_TEXT: Final = "no token is allowed to come next"
 
 
 @dataclass(eq=False, slots=True)
-class Sequence:
+class RunningRequest:
     """A request from the moment it has a slot until it ends. Only the engine's thread touches it.
 
     Attributes:
@@ -48,7 +48,7 @@ class Sequence:
     started_at: float | None = None
     token_ids: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
-    parent: "Sequence | None" = None
+    parent: "RunningRequest | None" = None
     started: float = 0.0
     key: PromptKey | None = None
     resume: Snapshot | None = None
@@ -113,94 +113,3 @@ class Sequence:
         if not mask.any():
             raise ConstraintError(NO_CHOICE_TEXT)
         self.mask = mask
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillChunk:
-    """Prompt tokens [start, start + length) of a sequence, which owned `slot` when the chunk was planned.
-
-    Attributes:
-      mask: what may come behind the prompt, where a constraint decides that.
-      resume: a remembered state of the tokens before, which the slot gets first.
-      forks: of a prompt's last chunk: the same of sequences that take its state over; they read nothing themselves.
-    """
-
-    sequence: Sequence
-    slot: int
-    start: int
-    length: int
-    mask: TokenMask | None = None
-    resume: Snapshot | None = None
-    forks: "tuple[PrefillChunk, ...]" = ()
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the prompt ends here, so that the first token is sampled."""
-        return self.start + self.length == len(self.sequence.request.prompt_token_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillBatch:
-    """Chunks of prompts that are read together.
-
-    Attributes:
-      part, parts: which of the steps this is, in each of which some of the layers read them; the last one has results.
-    """
-
-    chunks: tuple[PrefillChunk, ...]
-    part: int = 0
-    parts: int = 1
-
-    @property
-    def is_last_part(self) -> bool:
-        """Whether all layers have read the chunks behind it."""
-        return self.part == self.parts - 1
-
-    @property
-    def rows(self) -> "tuple[PrefillChunk, ...]":
-        """All that get a result: the chunks and, each behind the last of them, their forks."""
-        return (*self.chunks, *(fork for chunk in self.chunks for fork in chunk.forks))
-
-
-@dataclass(frozen=True, slots=True)
-class ResumeBatch(PrefillBatch):
-    """Chunks of length 0, whose whole prompts are remembered: only their first tokens are sampled."""
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeBatch:
-    """Sequences that get more tokens in one dispatch.
-
-    Attributes:
-      slots: those they owned when it was planned.
-      steps: tokens for each of them, at most; the device stops a sequence where it ends.
-      moves: (from, to) of slots whose state is moved before that.
-      masks: (slot, mask) of those sequences for which a constraint decides what may come; then `steps` is 1.
-    """
-
-    sequences: tuple[Sequence, ...]
-    slots: tuple[int, ...]
-    steps: int = 1
-    moves: tuple[tuple[int, int], ...] = ()
-    masks: tuple[tuple[int, TokenMask], ...] = ()
-
-
-type Batch = PrefillBatch | ResumeBatch | DecodeBatch
-
-
-@dataclass(frozen=True, slots=True)
-class RowResult:
-    """What a batch gave to one of its rows.
-
-    Attributes:
-      token_ids: the tokens sampled; none for a chunk that is not its prompt's last. Behind the one that ends its
-        sequence they mean nothing.
-      logprobs: of those tokens, if the request asks for them.
-      prompt_logprobs: of the prompt tokens after this chunk's tokens (the next one each), if asked for.
-      marks: what may be resumed from, in order, if states are remembered.
-    """
-
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs, ...] | None = None
-    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-    marks: tuple[Mark, ...] = ()
