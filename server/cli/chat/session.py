@@ -1,9 +1,10 @@
 """The conversation: questions, answers and commands."""
 
 import asyncio
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
 
 from ...terminal.failure import CommandError
 from ...terminal.text import AnswerWriter, printable
@@ -93,10 +94,10 @@ class Session:
         writer = AnswerWriter()
         try:
             with writer:
-                is_cut_off = self._runner.run(self._backend.answer([*system, *asked], writer.write))
-        except KeyboardInterrupt:
+                is_cut_off = self._runner.run(_interruptible(self._backend.answer([*system, *asked], writer.write)))
+        except asyncio.CancelledError:
             if not self._is_interactive:
-                raise
+                raise KeyboardInterrupt from None
             say("(stopped)" if writer.text else "\n(stopped)")
             is_cut_off = False
         if writer.text:
@@ -120,6 +121,24 @@ class Session:
     def _note(self, text: str) -> None:
         if self._is_interactive:
             say(f"({text})")
+
+
+async def _interruptible[T](work: Coroutine[Any, Any, T]) -> T:
+    """Awaits `work`; Ctrl-C cancels it.
+
+    `asyncio.Runner` handles SIGINT in a plain signal handler, which does not wake a loop that is about to wait for
+    events: the answer would go on until its next token. A handler of the loop's own wakes it.
+
+    Raises:
+      CancelledError: The user pressed Ctrl-C.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    try:
+        return await work
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
 
 
 def say(text: str) -> None:
