@@ -28,6 +28,7 @@ UNFINISHED = "unfinished"
 SPINNER = "|/-\\"
 TICK_S = 0.2  # between two looks of the spinner on a terminal
 LINE_EVERY_S = 10.0  # between two lines where there is no terminal
+DOCS = "docs"
 CLIENTS = ("clients", "clients-openai2")  # locks that are installed without Roost, each for some of tests/clients
 NO_TESTS = 5  # how pytest ends that was left without a test
 NODE_CLIENTS = ROOT / "tests" / "clients" / "node"
@@ -44,6 +45,7 @@ usage: python3 dev.py <job> [arguments]
   test-tpu     compile for a real TPU, without one (Linux x86-64); arguments go to pytest
   test-deploy  check the Helm chart, manifests, alerts and Dockerfile (Linux x86-64); arguments go to pytest
   manifests    render deploy/manifests anew from the Helm chart (Linux x86-64)
+  docs         build the documentation into site/; --serve shows it and follows changes
   lint         ruff and mypy
   lock         resolve requirements/*.txt anew; arguments go to `uv pip compile`, such as --upgrade
 """
@@ -59,6 +61,7 @@ class Job(NamedTuple):
     locks: tuple[str, ...]
     run: Callable[[Path, Sequence[str]], int]
     venv: str = ".venv"
+    checkout: bool = True  # whether Roost itself is installed
 
 
 class Interpreter(NamedTuple):
@@ -279,10 +282,14 @@ def serve(python: Path, arguments: Sequence[str]) -> int:
     become(python, "roost.server", "serve", *arguments)
 
 
+IN_PARALLEL = ("--numprocesses", "2", "--dist", "loadfile")
+"""How pytest runs the whole suite; a file's tests share what they start, so they stay in one process."""
+
+
 def test(python: Path, arguments: Sequence[str]) -> int:
-    """Runs the tests that need no accelerator."""
+    """Runs the tests that need no accelerator: all of them on two cores, or on one those that the arguments name."""
     os.chdir(ROOT)
-    become(python, "pytest", *arguments)
+    become(python, "pytest", *(arguments or IN_PARALLEL))
 
 
 def test_tpu(python: Path, arguments: Sequence[str]) -> int:
@@ -351,6 +358,16 @@ def manifests(python: Path, _: Sequence[str]) -> int:
     return subprocess.run([str(python), "deploy/render.py"], cwd=ROOT).returncode
 
 
+def docs(python: Path, arguments: Sequence[str]) -> int:
+    """Builds the site, and fails on a warning such as a link that leads nowhere; or shows it."""
+    program = [str(python.with_name("zensical"))]
+    if "--serve" in arguments:
+        command = [*program, "serve", *(word for word in arguments if word != "--serve")]
+    else:
+        command = [*program, "build", "--clean", "--strict", *arguments]
+    return subprocess.run(command, cwd=ROOT).returncode
+
+
 def lint(python: Path, _: Sequence[str]) -> int:
     """Checks style, format and types; runs all three even if the first complains."""
     show_mypy_the_namespace()
@@ -374,7 +391,7 @@ def lock(_: Path, arguments: Sequence[str]) -> int:
     uv = shutil.which("uv")
     if uv is None:
         raise Problem("lock needs uv: pip install uv")
-    for name in ("dev", "cpu", "tpu", "cuda13", "gcs", "otel", "compat", "deploy", *CLIENTS):
+    for name in ("dev", "cpu", "tpu", "cuda13", "gcs", "otel", "compat", "deploy", DOCS, *CLIENTS):
         say(f"locking requirements/{name}.txt")
         call([uv, *lock_arguments(name), *arguments], f"could not lock {name}; the lines above say why")
     return 0
@@ -389,7 +406,7 @@ def lock_arguments(name: str) -> list[str]:
     inputs = ["pyproject.toml", "requirements/build.in", *extra, *constraint]
     if name == "deploy":  # tools alone: what they need of other packages is in `dev`, the rest they carry for nothing
         inputs = ["requirements/deploy.in", "--no-deps", *constraint]
-    if name in CLIENTS:
+    if name in (DOCS, *CLIENTS):
         inputs = [f"requirements/{name}.in"]  # they share no environment with Roost, whose versions some cannot take
     return ["pip", "compile", "--quiet", *inputs, *how, *header, "--output-file", f"requirements/{name}.txt"]
 
@@ -404,6 +421,7 @@ JOBS = {
     "test-mesh": Job(("dev",), test_mesh),
     "test-deploy": Job(("dev", "deploy"), test_deploy, venv=".venv-deploy"),
     "manifests": Job(("dev", "deploy"), manifests, venv=".venv-deploy"),
+    "docs": Job((DOCS,), docs, venv=".venv-docs", checkout=False),
     "lint": Job(("dev",), lint),
     "lock": Job((), lock),
 }
@@ -416,7 +434,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments and arguments[0] in ("-h", "--help") else 2
     job = JOBS[arguments[0]]
     try:
-        python = prepare(ROOT / job.venv, job.locks) if job.locks else Path(sys.executable)
+        python = prepare(ROOT / job.venv, job.locks, job.checkout) if job.locks else Path(sys.executable)
         return job.run(python, arguments[1:])
     except (Problem, OSError) as problem:
         say(str(problem))

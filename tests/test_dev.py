@@ -406,7 +406,7 @@ def test_every_direct_dependency_is_locked() -> None:
         assert names <= pins(lock).keys(), f"requirements/{lock}.txt is stale: python3 dev.py lock"
 
 
-@pytest.mark.parametrize("lock", dev.CLIENTS)
+@pytest.mark.parametrize("lock", [dev.DOCS, *dev.CLIENTS])
 def test_every_client_is_locked(lock: str) -> None:
     lines = (ROOT / "requirements" / f"{lock}.in").read_text().splitlines()
     names = {re.split(r"[\[<>=]", line)[0] for line in lines if not line.startswith("#")}

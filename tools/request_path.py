@@ -1,0 +1,130 @@
+"""Counts the files that a streamed chat request passes, and how often it changes from one file to another.
+
+    python tools/request_path.py [--model demo] [--max-tokens 1] [--files]
+
+Starts `roost serve` in this process and sends it one streamed chat completion, after a first one that fills its caches.
+Between the request and the end of its stream, `sys.monitoring` reports each function of Roost that is entered on any
+thread but the client's. Two numbers follow:
+
+- files: files with a function that was entered;
+- changes of file: pairs of functions, caller and callee, in different files. A pair counts once however often it
+  is called, so that the number does not depend on how many tokens are generated.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from types import CodeType
+from typing import Any, Final
+
+import httpx
+import roost.server
+from roost.server.__main__ import main as run_roost
+
+ROOT: Final = os.path.dirname(os.path.dirname(os.path.realpath(roost.server.__file__)))
+ROOMS: Final = tuple(os.path.join(ROOT, room, "") for room in ("server", "engine", "kernels"))
+
+_TOOL: Final = sys.monitoring.PROFILER_ID
+_EVENTS: Final = sys.monitoring.events
+_START_S: Final = 120.0
+_REST_S: Final = 0.3
+"""Seconds in which the server finishes what it does after the end of a stream."""
+
+type Function = tuple[str, str]
+"""File, from the root of the checkout, and qualified name."""
+
+
+class Recorder:
+    """Records calls between functions of Roost.
+
+    Attributes:
+      files: Files with a function that was entered.
+      calls: Pairs of caller and callee in different files.
+    """
+
+    def __init__(self) -> None:
+        self.files: set[str] = set()
+        self.calls: set[tuple[Function, Function]] = set()
+        self._client = 0
+
+    def start(self) -> None:
+        """Starts recording on every thread but the current one."""
+        self._client = threading.get_ident()
+        sys.monitoring.use_tool_id(_TOOL, "request_path")
+        for event in (_EVENTS.PY_START, _EVENTS.PY_RESUME):
+            sys.monitoring.register_callback(_TOOL, event, self._enter)
+        sys.monitoring.set_events(_TOOL, _EVENTS.PY_START | _EVENTS.PY_RESUME)
+
+    def stop(self) -> None:
+        sys.monitoring.set_events(_TOOL, 0)
+        sys.monitoring.free_tool_id(_TOOL)
+
+    def _enter(self, code: CodeType, offset: int) -> Any:
+        if not code.co_filename.startswith(ROOMS):
+            return sys.monitoring.DISABLE
+        if threading.get_ident() == self._client:
+            return None
+        callee = _function(code)
+        self.files.add(callee[0])
+        frame = sys._getframe(1).f_back
+        while frame is not None and not frame.f_code.co_filename.startswith(ROOMS):
+            frame = frame.f_back
+        if frame is not None and (caller := _function(frame.f_code))[0] != callee[0]:
+            self.calls.add((caller, callee))
+        return None
+
+
+def _function(code: CodeType) -> Function:
+    return os.path.relpath(code.co_filename, ROOT), code.co_qualname
+
+
+def _ask(url: str, max_tokens: int, recorder: Recorder) -> None:
+    """Sends one request to warm up and one that is recorded, then ends the server."""
+    body = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": max_tokens}
+    end = time.monotonic() + _START_S
+    with httpx.Client(base_url=url, timeout=_START_S) as client, contextlib.suppress(httpx.HTTPError):
+        status = 0
+        while status != httpx.codes.OK and time.monotonic() < end:
+            with contextlib.suppress(httpx.ConnectError):
+                status = client.post("/v1/chat/completions", json={**body, "stream": True}).status_code
+            time.sleep(0.1)
+        recorder.start()
+        client.post("/v1/chat/completions", json={**body, "stream": True}).raise_for_status()
+        time.sleep(_REST_S)
+        recorder.stop()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def main() -> None:
+    """Prints the two numbers and, on request, the files and the calls."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default="demo", help="model to serve")
+    parser.add_argument("--max-tokens", type=int, default=1, help="tokens to generate")
+    parser.add_argument("--files", action="store_true", help="also list the files and the calls between them")
+    options = parser.parse_args()
+    recorder, port = Recorder(), _free_port()
+    arguments = (f"http://127.0.0.1:{port}", options.max_tokens, recorder)
+    threading.Thread(target=_ask, args=arguments, daemon=True).start()
+    sys.argv = ["roost", "serve", options.model, "--port", str(port), "--slots", "4", "--prefill-chunk", "64"]
+    with contextlib.suppress(SystemExit):
+        run_roost()
+    if options.files:
+        for file in sorted(recorder.files):
+            print(file)
+        for caller, callee in sorted(recorder.calls):
+            print(f"{' '.join(caller)} -> {' '.join(callee)}")
+    print(f"{len(recorder.files)} files, {len(recorder.calls)} changes of file")
+
+
+if __name__ == "__main__":
+    main()
