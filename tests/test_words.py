@@ -77,8 +77,6 @@ PENDING: frozenset[str] = frozenset(
         "engine/model/layers.py",
         "engine/model/quantization.py",
         "engine/model/state.py",
-        # engine/
-        "engine/platform.py",
         # engine/prefix_cache/
         "engine/prefix_cache/disk.py",
         "engine/prefix_cache/saved_state.py",
@@ -203,8 +201,6 @@ PENDING: frozenset[str] = frozenset(
         "server/text/served_model.py",
         "server/text/special_tokens.py",
         "server/text/tokenizer.py",
-        # server/transport/
-        "server/transport/strict_connection.py",
         # server/
         "server/validation_errors.py",
     }

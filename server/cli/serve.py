@@ -56,7 +56,7 @@ from ..settings import Settings, chosen_platforms
 from ..tenancy.workers import Workers
 from ..text.grammar import GrammarCompiler
 from ..text.served_model import open_served_model
-from ..transport.strict_connection import StrictConnection
+from ..transport.limited_connection import LimitedConnection
 from .accelerators import unused_accelerator
 
 _KEEP_ALIVE_S: Final = 75
@@ -219,7 +219,7 @@ def _uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """
     config = uvicorn.Config(
         app,
-        http=cast(type[asyncio.Protocol], partial(StrictConnection, stall_s=settings.stall_timeout)),
+        http=cast(type[asyncio.Protocol], partial(LimitedConnection, stall_s=settings.stall_timeout)),
         ws="none",
         lifespan="off",
         log_config=None,

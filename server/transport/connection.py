@@ -1,4 +1,7 @@
-"""A connection as uvicorn has it, but not for ever: whoever stops reading is dropped."""
+"""uvicorn's HTTP connection with a write timeout, and with streams for HTTP/1.0.
+
+uvicorn has no timeout for clients that stop reading, and signals a disconnect only to the last pipelined request.
+"""
 
 import asyncio
 import logging
@@ -10,14 +13,14 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-_NOT_AT_ALL: Final = struct.pack("ii", 1, 0)
-"""How long the system lingers over what it has not sent; it would else keep that, and the other side would not know."""
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER of 0 s: the system resets the connection instead of keeping unsent bytes."""
 
 _logger = logging.getLogger(__name__)
 
 
 async def _until_close(app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, receive: Receive, send: Send) -> None:
-    """Serves HTTP/1.0, which has no chunks: a body of unknown length ends with the connection."""
+    """Serves HTTP/1.0, which has no chunked encoding: a body of unknown length ends with the connection."""
     is_open_ended = False
 
     async def send_plain(message: Message) -> None:
@@ -33,32 +36,33 @@ async def _until_close(app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, 
 
 
 class Connection(HttpToolsProtocol):
-    """Cut off when nothing of a full buffer has been taken for a while; what is in it would else be kept for as long as
-    the other side likes. The request's task then sees a client that has gone away.
+    """A connection that is reset when its client reads nothing of a full write buffer for `stall_s`.
+
+    The request's task then sees a client disconnect.
 
     Args:
-      stall_s: how long.
+      stall_s: Write timeout in seconds.
     """
 
     def __init__(self, *args: Any, stall_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._stall_s = stall_s
-        self._patience: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
 
     def pause_writing(self) -> None:
         """Called by the transport when its buffer is full."""
         super().pause_writing()
-        self._patience = self.loop.call_later(self._stall_s, self._drop)
+        self._write_timer = self.loop.call_later(self._stall_s, self._reset)
 
     def resume_writing(self) -> None:
         """Called by the transport when most of its buffer has been taken."""
-        self._stop_waiting()
+        self._stop_write_timer()
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tells the running request, where uvicorn tells only the one that came last."""
-        self._stop_waiting()
+        """Signals the disconnect to the running request; uvicorn signals it to the last one only."""
+        self._stop_write_timer()
         self.pipeline.clear()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
@@ -71,18 +75,18 @@ class Connection(HttpToolsProtocol):
         super()._start_asgi_task(cycle, partial(_until_close, app, cycle) if is_old else app)
 
     def close_after_response(self) -> None:
-        """Ends the connection once the running request has its response."""
+        """Closes the connection once the running request has its response."""
         if self._running is None or self._running.response_complete:
             self.transport.close()
         else:
             self._running.keep_alive = False
 
-    def _stop_waiting(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
-    def _drop(self) -> None:
-        _logger.info("a client was dropped: it has read nothing for %g s", self._stall_s)
-        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NOT_AT_ALL)
+    def _reset(self) -> None:
+        _logger.info("connection reset: the client has read nothing for %g s", self._stall_s)
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self.transport.abort()

@@ -19,7 +19,7 @@ from roost.server.text.generation_defaults import GenerationDefaults
 from roost.server.text.grammar import GrammarCompiler
 from roost.server.text.served_model import ServedModel
 from roost.server.text.tokenizer import Tokenizer
-from roost.server.transport.strict_connection import StrictConnection
+from roost.server.transport.limited_connection import LimitedConnection
 
 VOCAB_SIZE = 512
 
@@ -59,7 +59,7 @@ async def live(service: Service, stall_s: float | None = None) -> AsyncIterator[
     Args:
       stall_s: after which clients that read nothing are dropped; the system's buffers are small then.
     """
-    http = partial(StrictConnection, stall_s=60.0 if stall_s is None else stall_s)
+    http = partial(LimitedConnection, stall_s=60.0 if stall_s is None else stall_s)
     listener = socket.create_server(("127.0.0.1", 0))
     if stall_s is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

@@ -1,4 +1,4 @@
-"""Clients that don't read what they asked for, on a real socket."""
+"""Clients that read slowly or not at all, on a real socket."""
 
 import asyncio
 import errno
@@ -14,8 +14,8 @@ from roost.server.generation import choices as generation
 from roost.server.generation.service import Service
 
 
-def ask_and_read_nothing(url: httpx.URL, body: dict[str, object]) -> socket.socket:
-    """A client with small buffers that has sent a request and sleeps."""
+def send_without_reading(url: httpx.URL, body: dict[str, object]) -> socket.socket:
+    """Returns a client with small buffers that has sent a request and does not read."""
     parts, data = urlsplit(str(url)), json.dumps(body).encode()
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -25,29 +25,27 @@ def ask_and_read_nothing(url: httpx.URL, body: dict[str, object]) -> socket.sock
     return client
 
 
-async def test_a_client_that_stops_reading_is_dropped_and_its_slot_is_free(
-    engine: FakeEngine, service: Service
-) -> None:
-    """Others are answered meanwhile."""
+async def test_client_that_stops_reading_is_reset_and_its_slot_is_freed(engine: FakeEngine, service: Service) -> None:
+    """Other requests are served meanwhile."""
     async with live(service, stall_s=0.5) as client:
         endless = {"prompt": "a", "stream": True, "max_tokens": 10**9, "return_token_ids": True, "ignore_eos": True}
-        with ask_and_read_nothing(client.base_url, endless) as sleeper:
+        with send_without_reading(client.base_url, endless) as client_socket:
             await until(lambda: engine.running)
             assert (await client.post("/v1/completions", json={"prompt": "b"})).status_code == 200
             await until(lambda: not engine.running)
-            await until(lambda: has_failed(sleeper))
+            await until(lambda: has_failed(client_socket))
 
 
 def has_failed(client: socket.socket) -> bool:
-    """Whether the connection was cut off, without reading anything."""
+    """Returns whether the connection was reset, without reading from it."""
     return client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
 
 
-async def test_a_client_that_reads_slowly_is_not_dropped(engine: FakeEngine, service: Service) -> None:
-    """It pauses for less than it may, again and again, and gets all."""
+async def test_client_that_reads_slowly_is_served(engine: FakeEngine, service: Service) -> None:
+    """The client pauses often, each time for less than the timeout, and receives everything."""
     async with live(service, stall_s=2.0) as client:
         body = {"prompt": "a", "stream": True, "max_tokens": 1500, "return_token_ids": True, "ignore_eos": True}
-        with ask_and_read_nothing(client.base_url, body) as reader:
+        with send_without_reading(client.base_url, body) as reader:
             reader.setblocking(False)
             received = b""
             loop = asyncio.get_running_loop()
@@ -57,14 +55,14 @@ async def test_a_client_that_reads_slowly_is_not_dropped(engine: FakeEngine, ser
     assert b"data: [DONE]" in received
 
 
-async def test_what_waits_for_a_client_that_stops_reading_is_bounded_by_bytes(
+async def test_unread_output_is_bounded_in_bytes(
     engine: FakeEngine, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its slot is free before it is dropped; one that comes back reads on without a gap, and then why it ends."""
+    """The slot is freed before the timeout; a client that resumes reads without a gap, and then the error."""
     monkeypatch.setattr(generation, "MAX_UNREAD_BYTES", 1000)
     async with live(service, stall_s=60.0) as client:
         endless = {"prompt": "a", "stream": True, "max_tokens": 10**9, "return_token_ids": True, "ignore_eos": True}
-        with ask_and_read_nothing(client.base_url, endless) as reader:
+        with send_without_reading(client.base_url, endless) as reader:
             await until(lambda: engine.running)
             await until(lambda: not engine.running)
             reader.setblocking(False)
@@ -76,4 +74,4 @@ async def test_what_waits_for_a_client_that_stops_reading_is_bounded_by_bytes(
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     token_ids = [token_id for choice in choices for token_id in choice["token_ids"]]
     assert token_ids == [(token_ids[0] + step) % engine.vocab_size for step in range(len(token_ids))]
-    assert max(len(choice["token_ids"]) for choice in choices) > 50  # joined while the client slept
+    assert max(len(choice["token_ids"]) for choice in choices) > 50  # joined while the client did not read

@@ -1,4 +1,7 @@
-"""Connections whose clients send slowly, greedily, or no HTTP at all; who does not read is for `connection.py`."""
+"""Limits on what a client sends: size and duration of heads and bodies, pipelined requests, connections.
+
+uvicorn limits only the size of a head and the number of connections, and drops offenders without a JSON error.
+"""
 
 import asyncio
 import secrets
@@ -12,29 +15,33 @@ from ..errors import ApiError, head_too_large, host_missing, not_http, too_many_
 from .connection import Connection
 
 MAX_HEAD_BYTES: Final = 64 * 2**10
-"""Of the URL and all headers together."""
+"""Maximum bytes of the URL and all headers together."""
 
 MAX_CONNECTIONS: Final = 4096
+"""Maximum number of open connections."""
+
 HEAD_S: Final = 20.0
-"""From a request's first byte, or the connection's, to the end of its headers."""
+"""Seconds from the start of a request or connection to the end of the headers."""
 
 BODY_S: Final = 60.0
-"""From there to the end of its body."""
+"""Seconds from the end of the headers to the end of the body."""
 
 MAX_PIPELINED: Final = 64
-"""Requests of a connection that may wait behind the one that is being answered. Thousands of them, which come in one
-packet, would keep the event loop from others."""
+"""Maximum number of requests that wait behind the running one. Thousands of them fit in one packet, and parsing those
+would block the event loop."""
 
 _LINGER_S: Final = 1.0
-"""To read on after a refusal, as a client that is still sending would else lose it."""
+"""Seconds to read on after an error response; a client that is still sending would otherwise lose the response."""
 
 
-class StrictConnection(Connection):
-    """Requests of one client, one after the other. Who exceeds a limit gets an answer if one can still be given, and
-    is cut off.
+class LimitedConnection(Connection):
+    """A connection that responds with an error, if it still can, and closes when its client exceeds a limit.
 
     Attributes:
-      max_head_bytes, max_connections, head_s, body_s: see the constants.
+      max_head_bytes: See `MAX_HEAD_BYTES`.
+      max_connections: See `MAX_CONNECTIONS`.
+      head_s: See `HEAD_S`.
+      body_s: See `BODY_S`.
     """
 
     max_head_bytes = MAX_HEAD_BYTES
@@ -49,33 +56,33 @@ class StrictConnection(Connection):
         self._head_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._refusal: ApiError | None = None
-        self._is_over = False
+        self._is_closing = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
             self._refuse(too_many_connections())
         else:
-            self._wait_at_most(self.head_s, "a request")
+            self._start_timer(self.head_s, "a request")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_over or self.transport.is_closing():
+        if self._is_closing or self.transport.is_closing():
             return
         if self._reads_head:
             self._unparsed_bytes += len(data)
             if self._timer is None:
-                self._wait_at_most(self.head_s, "the headers")
+                self._start_timer(self.head_s, "the headers")
         super().data_received(data)
-        if self._reads_head and self._unparsed_bytes > self.max_head_bytes and not self._is_over:
-            self._refuse(head_too_large(self.max_head_bytes))  # one header without an end, which the parser keeps
+        if self._reads_head and self._unparsed_bytes > self.max_head_bytes and not self._is_closing:
+            self._refuse(head_too_large(self.max_head_bytes))  # one endless header, which the parser buffers
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
-            raise httptools.HttpParserError("too many requests at once")
+            raise httptools.HttpParserError("too many pipelined requests")
         self._head_bytes = 0
         super().on_message_begin()
 
@@ -90,9 +97,9 @@ class StrictConnection(Connection):
     def on_headers_complete(self) -> None:
         if self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
             self._refusal = host_missing()
-            raise httptools.HttpParserError("no host, or several")
+            raise httptools.HttpParserError("no Host header, or several")
         self._reads_head, self._unparsed_bytes = False, 0
-        self._wait_at_most(self.body_s, "the body")
+        self._start_timer(self.body_s, "the body")
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -101,7 +108,7 @@ class StrictConnection(Connection):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn says to what it cannot read."""
+        """Responds to a request that the parser rejects."""
         self._refuse(self._refusal or not_http())
 
     def _count(self, num_bytes: int) -> None:
@@ -110,42 +117,42 @@ class StrictConnection(Connection):
             self._refusal = head_too_large(self.max_head_bytes)
             raise httptools.HttpParserError("the head is too large")
 
-    def _wait_at_most(self, seconds: float, what: str) -> None:
+    def _start_timer(self, seconds: float, what: str) -> None:
         self._stop_timer()
-        self._timer = self.loop.call_later(seconds, self._lose_patience, seconds, what)
+        self._timer = self.loop.call_later(seconds, self._time_out, seconds, what)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _lose_patience(self, seconds: float, what: str) -> None:
+    def _time_out(self, seconds: float, what: str) -> None:
         self._timer = None
-        if self._is_over or self.transport.is_closing():
+        if self._is_closing or self.transport.is_closing():
             return
-        if self.pipeline or (self._reads_head and self._is_answering):
-            self._wait_at_most(seconds, what)  # it is we who are slow: an earlier request is not answered yet
+        if self.pipeline or (self._reads_head and self._is_responding):
+            self._start_timer(seconds, what)  # the server is slow: an earlier request is still running
         elif self._reads_head and not self._unparsed_bytes:
-            self.transport.close()  # who has said nothing expects no answer
+            self.transport.close()  # an idle client expects no response
         else:
             self._refuse(too_slow(what, seconds))
 
     @property
-    def _is_answering(self) -> bool:
+    def _is_responding(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def _refuse(self, error: ApiError) -> None:
-        """Answers, unless it would be in the middle of another answer, and closes the connection."""
+        """Responds with an error, unless another response has started, and closes the connection."""
         self._stop_timer()
-        self._is_over = True
-        if self.pipeline:  # an earlier request is being answered: there is no place for another answer
+        self._is_closing = True
+        if self.pipeline:  # an earlier response is being sent
             self.pipeline.clear()
             self.close_after_response()
             return
-        waits_for_body = self._is_answering and self.cycle.more_body and not self.cycle.response_started
-        if waits_for_body or not self._is_answering:
+        waits_for_body = self._is_responding and self.cycle.more_body and not self.cycle.response_started
+        if waits_for_body or not self._is_responding:
             self.transport.write(_raw(error))
-        if self._is_answering:
+        if self._is_responding:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.transport.can_write_eof():
@@ -157,7 +164,7 @@ class StrictConnection(Connection):
 
 
 def _raw(error: ApiError) -> bytes:
-    """A whole answer, with an id as every answer has."""
+    """Returns the bytes of a complete response, with a request id like every response."""
     response = error_response(error, "")
     own_id = f"req_{secrets.token_hex(16)}".encode()
     headers = [*response.raw_headers, (b"x-request-id", own_id), (b"request-id", own_id), (b"connection", b"close")]
