@@ -263,7 +263,7 @@ KERNELS = {
     "rg_lru gradient": Kernel(
         draw_scan,
         gradient_reference,
-        lambda backend: {name: partial(gradient, function) for name, function in ways(backend, rg_lru).items()},
+        lambda backend: {"xla": partial(gradient, rg_lru)},
         more_bytes=lambda shape: 2 * 4 * shape.rows * shape.steps * shape.width,  # dy, and h of every step
     ),
     "decode attention": Kernel(draw_attention, attend_reference, lambda backend: ways(backend, decode), one_step=True),

@@ -1,21 +1,21 @@
-"""The real-gated linear recurrent unit, from its gates' pre-activations on (Griffin, arXiv 2402.19427, section 2.4)."""
+"""Real-gated linear recurrent unit (arXiv 2402.19427, section 2.4), from its gates' pre-activations on.
 
+Only the backends "xla" and "cpu" have gradients; tools/train_demo.py trains with "xla".
+"""
+
+from collections.abc import Callable
 from typing import Final
 
 from jaxtyping import Array, Float32, Int32
 
 from .. import Backend
-from .gradient import Scan, with_gradient
-from .pallas_gpu import reverse_scan_gpu, rg_lru_gpu
-from .pallas_tpu import reverse_scan_tpu, rg_lru_tpu
+from .pallas_gpu import rg_lru_gpu
+from .pallas_tpu import rg_lru_tpu
 from .sequential import rg_lru_sequential
 
 __all__ = ["rg_lru"]
 
-_KERNELS: Final[dict[Backend, Scan]] = {
-    "tpu": with_gradient(rg_lru_tpu, reverse_scan_tpu),
-    "gpu": with_gradient(rg_lru_gpu, reverse_scan_gpu),
-}
+_KERNELS: Final[dict[Backend, Callable[..., tuple[Array, Array]]]] = {"tpu": rg_lru_tpu, "gpu": rg_lru_gpu}
 
 
 def rg_lru(
@@ -27,17 +27,18 @@ def rg_lru(
     positions: Int32[Array, "B T"],
     backend: Backend = "xla",
 ) -> tuple[Float32[Array, "B T E"], Float32[Array, "B E"]]:
-    """h[t] = a[t] * h[t-1] + sqrt(1 - a[t]^2) * i[t] * x[t]; at position 0, h[t] = i[t] * x[t].
+    """Computes h[t] = a[t] * h[t-1] + sqrt(1 - a[t]²) * i[t] * x[t]; at position 0, h[t] = i[t] * x[t].
 
-    i = sigmoid(input_gate), r = sigmoid(recurrence_gate), a = exp(log_decay * r). It has gradients on every backend.
+    Here i = sigmoid(input_gate), r = sigmoid(recurrence_gate) and a = exp(log_decay * r).
 
     Args:
-      x: inputs.
-      input_gate, recurrence_gate: the gates before their sigmoid.
-      log_decay: -8 * softplus(Lambda), at most 0.
-      h0: the state before this chunk.
-      positions: see `roost.kernels`.
-      backend: see `roost.kernels`; a single step is elementwise, and left to XLA on every backend.
+      x: Inputs.
+      input_gate: Pre-activations of the input gate.
+      recurrence_gate: Pre-activations of the recurrence gate.
+      log_decay: -8 * softplus(Λ), at most 0.
+      h0: State before this chunk.
+      positions: Position of each token in its document; see `roost.kernels`.
+      backend: See `roost.kernels`. A single step is elementwise and left to XLA on every backend.
 
     Returns:
       h of every step, and the last h of each row.

@@ -1,13 +1,13 @@
-"""The RG-LRU for NVIDIA GPUs: gates, scaling and recurrence in one pass over memory.
+"""RG-LRU for NVIDIA GPUs: gates, scaling and recurrence in one pass over memory.
 
-A program walks along one row with 32 channels, a block of time after the other. In a block, each warp has a segment of
-`STEPS` steps and each of its threads a channel: it loads all of them, composes their maps h -> a * h + b, and learns
-from the segments before it with which h its own begins. So the gates' exponentials, and the loads that wait for
-memory, are spread over several warps even where a single row is all there is. Nothing is written but the result.
+A program walks along 32 channels of one row, one block of time after the other. Within a block, each warp has a segment
+of `STEPS` steps and each of its threads a channel: the thread loads all steps, composes their maps h -> a * h + b, and
+then applies them to the h that the preceding segments lead to. This spreads the gates' exponentials and the loads over
+several warps even for a single row. Only the result is written to memory.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 import jax
@@ -19,16 +19,16 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 from .sequential import decay_and_input
 
 CHANNELS: Final = 32
-"""Of a program: one for each thread of a warp."""
+"""Channels of a program, one for each thread of a warp."""
 
 STEPS: Final = 16
-"""In a segment. What is loaded for them and their composed maps stay in registers, 113 of a thread's 255."""
+"""Steps of a segment. Their inputs and composed maps take 113 of a thread's 255 registers."""
 
 MAX_SEGMENTS: Final = 8
-"""In a block of time, a warp each: two for each of a multiprocessor's four schedulers."""
+"""Maximum number of segments in a block of time, one per warp: two for each of a multiprocessor's four schedulers."""
 
 type _Map = tuple[Array, Array]
-"""h -> a * h + b, for every segment and channel: two of `[S, C]`."""
+"""The maps h -> a * h + b of all segments and channels, as a and b of shape `[S, C]`."""
 
 
 def rg_lru_gpu(
@@ -41,7 +41,7 @@ def rg_lru_gpu(
     *,
     interpret: Any = False,
 ) -> tuple[Float32[Array, "B T E"], Float32[Array, "B E"]]:
-    """See `rg_lru`."""
+    """Returns h of every step and the last h; see `rg_lru`."""
     segments, whole, sequence, state = _blocks(x.shape[1])
     y, last = pl.pallas_call(
         functools.partial(_rg_lru_kernel, steps=x.shape[1], segments=segments),
@@ -69,9 +69,10 @@ def rg_lru_gpu(
 
 
 def _blocks(steps: int) -> tuple[int, int, pl.BlockSpec, pl.BlockSpec]:
-    """How many segments a block of time has, the steps of all blocks, and a program's part of `[B, T, E]` and `[B, E]`.
+    """Returns the segments of a block of time, the padded number of steps, and a program's blocks of inputs and state.
 
-    What is beyond an array may be anything when it is loaded, and is not stored.
+    The inputs are `[B, T, E]` and the state `[B, E]`. Loads beyond an array return undefined numbers; stores there are
+    dropped.
     """
     segments = min(MAX_SEGMENTS, pl.next_power_of_2(pl.cdiv(steps, STEPS)))
     whole = pl.cdiv(steps, segments * STEPS) * segments * STEPS
@@ -92,8 +93,8 @@ def _rg_lru_kernel(
     def block(i: Array, h: Array) -> Array:
         times = _times(i, segments)
         loaded = [(at, positions[at], x[at, :], input_gate[at, :], recurrence_gate[at, :]) for at in times]
-        maps = [map_of(*values) for values in loaded]  # all are on their way before the first is needed
-        states, h = _walk(maps, h, range(segments))
+        maps = [map_of(*values) for values in loaded]  # all loads are issued before the first result is used
+        states, h = _walk(maps, h)
         for at, state in zip(times, states[1:], strict=True):
             y[at, :] = state
         return h
@@ -102,88 +103,40 @@ def _rg_lru_kernel(
 
 
 def _times(block: Array, segments: int) -> list[pl.Slice]:
-    """The first step of every segment of a block, then the second of every one, and so on."""
+    """Returns a block's slices of time: the first step of every segment, then the second of every one, and so on."""
     return [pl.ds(block * segments * STEPS + j, segments, stride=STEPS) for j in range(STEPS)]
 
 
 def _inside(at: pl.Slice, steps: int) -> Bool[Array, " S"]:
-    """Which of these times a row has."""
+    """Returns which of these times are before the end of a row."""
     return at.start + jnp.arange(at.size) * at.stride < steps
 
 
-def _walk(
-    maps: Iterable[_Map], h: Float32[Array, " C"], order: Sequence[int]
-) -> tuple[list[Float32[Array, "S C"]], Float32[Array, " C"]]:
-    """Every h that the maps lead through, the first before any of them, from one segment on to the next.
+def _walk(maps: Iterable[_Map], h: Float32[Array, " C"]) -> tuple[list[Float32[Array, "S C"]], Float32[Array, " C"]]:
+    """Applies the maps of all steps, one segment after the other.
 
     Args:
-      maps: of the segments' steps, in the order in which they are walked.
-      h: before the first segment.
-      order: of the segments.
+      maps: Maps of the segments' first steps, then of their second steps, and so on.
+      h: State before the first segment.
 
     Returns:
-      h of all segments before the first step and after every step, and h after the last segment.
+      States of all segments before the first step and after every step, and the state after the last segment.
     """
     composed: list[_Map] = []
     for a, b in maps:
         composed.append((a * composed[-1][0], a * composed[-1][1] + b) if composed else (a, b))
-    starts, h = _starts(*composed[-1], h, order)
+    starts, h = _starts(*composed[-1], h)
     return [starts, *(a * starts + b for a, b in composed)], h
 
 
 def _starts(
-    a: Float32[Array, "S C"], b: Float32[Array, "S C"], h: Float32[Array, " C"], order: Sequence[int]
+    a: Float32[Array, "S C"], b: Float32[Array, "S C"], h: Float32[Array, " C"]
 ) -> tuple[Float32[Array, "S C"], Float32[Array, " C"]]:
-    """h before each segment, and after the last, given the segments' maps."""
+    """Returns h before each segment and after the last one, given the segments' composed maps."""
     segment = jnp.arange(a.shape[0])[:, None]
     starts = jnp.broadcast_to(h[None], a.shape)
-    for s in order:
+    for s in range(a.shape[0]):
         starts = jnp.where(segment == s, h[None], starts)
         decay, own = (jnp.sum(jnp.where(segment == s, values, 0.0), axis=0) for values in (a, b))
         h = decay * h + own
     return starts, h
-
-
-def reverse_scan_gpu(
-    a: Float32[Array, "B T E"],
-    dy: Float32[Array, "B T E"],
-    dlast: Float32[Array, "B E"],
-    *,
-    interpret: Any = False,
-) -> tuple[Float32[Array, "B T E"], Float32[Array, "B E"]]:
-    """See `ReverseScan`."""
-    segments, _, sequence, state = _blocks(a.shape[1])
-    dh, dh0 = pl.pallas_call(
-        functools.partial(_reverse_kernel, steps=a.shape[1], segments=segments),
-        out_shape=(jax.ShapeDtypeStruct(a.shape, jnp.float32), jax.ShapeDtypeStruct(dlast.shape, jnp.float32)),
-        grid=(pl.cdiv(a.shape[2], CHANNELS), a.shape[0]),
-        in_specs=[sequence, sequence, state],
-        out_specs=(sequence, state),
-        compiler_params=plgpu.CompilerParams(num_warps=segments, num_stages=1),
-        cost_estimate=pl.CostEstimate(
-            flops=6 * a.size, bytes_accessed=4 * (3 * a.size + 2 * dlast.size), transcendentals=0
-        ),
-        interpret=interpret,
-        name="rg_lru_reverse",
-    )(a, dy, dlast)
-    return dh, dh0
-
-
-def _reverse_kernel(a: Any, dy: Any, dlast: Any, dh: Any, dh0: Any, *, steps: int, segments: int) -> None:
-    """What is carried is a[t] * dh[t]: each step's map is carry -> a * (carry + dy)."""
-    blocks = pl.cdiv(steps, segments * STEPS)
-
-    def load(at: pl.Slice) -> tuple[Array, Array]:
-        inside = _inside(at, steps)[:, None]
-        return jnp.where(inside, a[at, :], 1.0), jnp.where(inside, dy[at, :], 0.0)
-
-    def block(i: Array, carry: Array) -> Array:
-        times = _times(blocks - 1 - i, segments)[::-1]
-        loaded = [load(at) for at in times]
-        maps = [(decay, decay * own) for decay, own in loaded]
-        states, carry = _walk(maps, carry, range(segments)[::-1])
-        for at, (_, own), state in zip(times, loaded, states[:-1], strict=True):
-            dh[at, :] = own + state
-        return carry
-
-    dh0[...] = jax.lax.fori_loop(0, blocks, block, dlast[...])

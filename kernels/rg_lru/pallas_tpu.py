@@ -1,4 +1,4 @@
-"""The RG-LRU for TPUs: gates, scaling and recurrence in one pass over memory."""
+"""RG-LRU for TPUs: gates, scaling and recurrence in one pass over memory."""
 
 import functools
 from typing import Any
@@ -20,7 +20,10 @@ def rg_lru_tpu(
     *,
     interpret: Any = False,
 ) -> tuple[Float32[Array, "B T E"], Float32[Array, "B E"]]:
-    """See `rg_lru`. The grid walks over rows, lanes of channels and, in order, blocks of time; h stays on the chip."""
+    """Returns h of every step and the last h; see `rg_lru`.
+
+    The grid walks over rows, blocks of channels and, in order, blocks of time; h stays in on-chip memory.
+    """
     rows, steps, width = x.shape
     block, lanes = _time_block(steps), _lanes(width)
     padded = -steps % block
@@ -57,12 +60,12 @@ def rg_lru_tpu(
 
 
 def _time_block(steps: int) -> int:
-    """Steps per block: whole tiles of 8, at most 256."""
+    """Returns the steps per block: whole tiles of 8, at most 256."""
     return min(256, steps + -steps % 8)
 
 
 def _lanes(width: int) -> int:
-    """Channels per block: whole vector registers where the width has them."""
+    """Returns the channels per block: whole vector registers if the width is a multiple of them."""
     return next((n for n in (512, 256, 128) if width % n == 0), width)
 
 
@@ -70,7 +73,7 @@ def _kernel(
     positions: Any, x: Any, input_gate: Any, recurrence_gate: Any, log_decay: Any, h0: Any, y: Any, last: Any,
     decay: Any, gated: Any, *, block: int,
 ) -> None:  # fmt: skip
-    """Coefficients of the whole block at once, then one multiply-add per step; `last` carries h between blocks."""
+    """Computes a block's coefficients at once, then one multiply-add per step; `last` carries h between blocks."""
     row, block_index = pl.program_id(0), pl.program_id(2)
     first = (row * pl.num_programs(2) + block_index) * block
 
@@ -94,58 +97,7 @@ def _kernel(
     last[0] = jax.lax.fori_loop(0, block, step, last[0], unroll=8)
 
 
-def reverse_scan_tpu(
-    a: Float32[Array, "B T E"],
-    dy: Float32[Array, "B T E"],
-    dlast: Float32[Array, "B E"],
-    *,
-    interpret: Any = False,
-) -> tuple[Float32[Array, "B T E"], Float32[Array, "B E"]]:
-    """See `ReverseScan`. The grid is that of `rg_lru_tpu`, with the blocks of time from the last to the first."""
-    rows, steps, width = a.shape
-    block, lanes = _time_block(steps), _lanes(width)
-    behind = ((0, 0), (0, -steps % block), (0, 0))
-    a, dy = jnp.pad(a, behind, constant_values=1.0), jnp.pad(dy, behind)
-    blocks = a.shape[1] // block
-    sequence = pl.BlockSpec((1, block, lanes), lambda b, e, t: (b, blocks - 1 - t, e))
-    state = pl.BlockSpec((1, 1, lanes), lambda b, e, t: (b, 0, e))
-    dh, dh0 = pl.pallas_call(
-        functools.partial(_reverse_kernel, block=block),
-        out_shape=(
-            jax.ShapeDtypeStruct(a.shape, jnp.float32),
-            jax.ShapeDtypeStruct((rows, 1, width), jnp.float32),
-        ),
-        grid=(rows, width // lanes, blocks),
-        in_specs=[sequence, sequence, state],
-        out_specs=(sequence, state),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
-        cost_estimate=pl.CostEstimate(
-            flops=2 * a.size, bytes_accessed=4 * (3 * a.size + 2 * dlast.size), transcendentals=0
-        ),
-        interpret=interpret,
-        name="rg_lru_reverse",
-    )(a, dy, dlast[:, None])
-    return dh[:, :steps], dh0[:, 0]
-
-
-def _reverse_kernel(a: Any, dy: Any, dlast: Any, dh: Any, dh0: Any, *, block: int) -> None:
-    """One multiply-add per step; `dh0` carries a[t] * dh[t] between blocks."""
-
-    @pl.when(pl.program_id(2) == 0)
-    def start() -> None:
-        dh0[...] = dlast[...]
-
-    def step(i: Array, carry: Array) -> Array:
-        at = pl.ds(block - 1 - i, 1)
-        decay: Array = a[0, at]
-        gradient: Array = dy[0, at] + carry
-        dh[0, at] = gradient
-        return decay * gradient
-
-    dh0[0] = jax.lax.fori_loop(0, block, step, dh0[0], unroll=8)
-
-
 def one_minus_exp(x: Array) -> Array:
-    """1 - exp(x) for x at most 0, without the cancellation near 0 (Mosaic has no expm1)."""
+    """Returns 1 - exp(x) for x ≤ 0 without cancellation near 0, because Mosaic has no expm1."""
     series = -x * (1.0 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x / 720)))))
     return jnp.where(x > -0.5, series, 1.0 - jnp.exp(x))

@@ -1,4 +1,4 @@
-"""The oracle: the paper's equations, one step at a time, in float64."""
+"""Float64 reference of the RG-LRU: the recurrence one step at a time."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ def rg_lru_reference(
     h0: Float[np.ndarray, "B E"],
     positions: Int[np.ndarray, "B T"],
 ) -> tuple[Float[np.ndarray, "B T E"], Float[np.ndarray, "B E"]]:
-    """See `rg_lru`."""
+    """Returns h of every step and the last h; see `rg_lru`."""
     x, input_gate, recurrence_gate, log_decay, h0 = (
         np.asarray(v, np.float64) for v in (x, input_gate, recurrence_gate, log_decay, h0)
     )

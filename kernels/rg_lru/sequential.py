@@ -1,4 +1,4 @@
-"""The recurrence as a loop over time: exact under any cut of a sequence, and the fastest way measured on CPU."""
+"""RG-LRU as a loop over time: the same bits however a sequence is split, and the fastest form measured on CPUs."""
 
 from typing import Final
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
 
 MAX_SQRT_GRADIENT: Final = 1000.0
-"""Bound of the square root's derivative in training; it grows without limit as a approaches 1."""
+"""Maximum derivative of the square root in training; the exact one diverges as a approaches 1."""
 
 
 def rg_lru_sequential(
@@ -18,7 +18,7 @@ def rg_lru_sequential(
     h0: Float32[Array, "B E"],
     positions: Int32[Array, "B T"],
 ) -> tuple[Float32[Array, "B T E"], Float32[Array, "B E"]]:
-    """See `rg_lru`."""
+    """Returns h of every step and the last h; see `rg_lru`."""
     a, gated = decay_and_input(x, input_gate, recurrence_gate, log_decay, positions)
     if x.shape[1] == 1:
         h = a[:, 0] * h0 + gated[:, 0]
@@ -41,7 +41,7 @@ def decay_and_input(
     log_decay: Float32[Array, " E"],
     positions: Int32[Array, "*rows"],
 ) -> tuple[Float32[Array, "*rows E"], Float32[Array, "*rows E"]]:
-    """The coefficients of the linear recurrence h[t] = a[t] * h[t-1] + b[t]: (0, i*x) at resets, (1, 0) in padding."""
+    """Returns a and b of the linear recurrence h[t] = a[t] * h[t-1] + b[t]: (0, i * x) at resets, (1, 0) in padding."""
     reset, padding = (positions == 0)[..., None], (positions < 0)[..., None]
     log_a = log_decay * jax.nn.sigmoid(recurrence_gate)
     a = jnp.where(reset, 0.0, jnp.where(padding, 1.0, jnp.exp(log_a)))
@@ -52,7 +52,7 @@ def decay_and_input(
 
 @jax.custom_jvp
 def bounded_sqrt(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
-    """sqrt(x) whose derivative is at most `MAX_SQRT_GRADIENT`."""
+    """Returns sqrt(x), with a derivative of at most `MAX_SQRT_GRADIENT`."""
     return jnp.sqrt(x)
 
 

@@ -43,22 +43,6 @@ def test_rg_lru(kernels: Kernels, steps: int, width: int, data: st.DataObject, s
     np.testing.assert_array_equal(np.asarray(last)[idle], h0[idle])
 
 
-@pytest.mark.parametrize(("steps", "width"), [(1, 24), (20, 24), (300, 128)])
-@given(seed=SEEDS)
-@settings(max_examples=10)
-def test_reverse_scan(kernels: Kernels, steps: int, width: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    a, dy = rng.uniform(size=(2, ROWS, steps, width)).astype(np.float32)
-    dlast = rng.normal(size=(ROWS, width)).astype(np.float32)
-    expected, carry = np.zeros(a.shape), dlast.astype(np.float64)
-    for t in reversed(range(steps)):
-        expected[:, t] = dy[:, t] + carry
-        carry = a[:, t] * expected[:, t]
-    dh, dh0 = kernels.reverse_scan(a, dy, dlast)
-    close(dh, expected)
-    close(dh0, carry)
-
-
 @pytest.mark.parametrize(("window", "heads", "size"), [(16, 1, 8), (50, 3, 8), (1024, 2, 8), (300, 10, 48)])
 @given(seed=SEEDS, data=st.data())
 @settings(max_examples=10)

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
 from roost.kernels.recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
-from roost.kernels.rg_lru.pallas_tpu import reverse_scan_tpu, rg_lru_tpu
+from roost.kernels.rg_lru.pallas_tpu import rg_lru_tpu
 from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu, prefill_attention_tpu
 
 pytestmark = pytest.mark.tpu_compile
@@ -35,13 +35,6 @@ def test_rg_lru(chip: SingleDeviceSharding, rows: int, steps: int, width: int) -
         chip, rg_lru_tpu, sequence, sequence, sequence, (F32, width), (F32, rows, width), positions
     )
     assert counted >= 4 * 4 * rows * steps * width, "three inputs and one output"
-
-
-@pytest.mark.parametrize(("rows", "steps", "width"), [(1, 2048, 2560), (1, 512, 4096), (8, 64, 192), (2, 70, 100)])
-def test_reverse_scan(chip: SingleDeviceSharding, rows: int, steps: int, width: int) -> None:
-    sequence = (F32, rows, steps, width)
-    counted = compile_kernel(chip, reverse_scan_tpu, sequence, sequence, (F32, rows, width))
-    assert counted >= 3 * 4 * rows * steps * width, "two inputs and one output"
 
 
 @pytest.mark.parametrize(
