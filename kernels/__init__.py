@@ -1,19 +1,22 @@
-"""Arrays in, arrays out: nothing here knows a model or a request.
+"""Kernels on arrays, without knowledge of a model or a request.
 
 Letters in shapes: B rows, T time steps of a chunk, E RG-LRU width, N heads, d head size, W window, K conv taps.
 
-Every kernel that walks along a chunk takes `positions: int32[B, T]`, which says all there is to say about a row:
-a token's place in its own document, where 0 begins a document (nothing before it counts) and a negative number
-is padding (it changes no state, and its output means nothing). The tokens of a row stand left of its padding.
+Every kernel that walks along a chunk takes `positions: int32[B, T]`, each token's position in its own document.
+Position 0 begins a document: nothing before it has an effect. A negative position is padding: it changes no state, and
+its output is undefined. The tokens of a row come before its padding.
 
-The backend is the caller's choice, because JAX names the machine that compiles, not the one compiled for: "xla" runs
-everywhere and gives the same bits however a batch or a prompt is cut (on CPU); "cpu" takes native kernels for CPUs
-(`roost.kernels.native`), and gives the same bits however a batch is cut too; "tpu" takes Pallas kernels for TPUs, and
-"gpu" those for NVIDIA GPUs. A backend without a kernel of its own for something takes XLA's.
+The caller chooses the backend, because JAX reports the machine that compiles, not the one that programs are compiled
+for:
 
-Kernels for GPUs go through Pallas' Triton backend, which JAX 0.11 deprecated without a date. It is what `pallas_call`
-knows of GPUs; Mosaic GPU, its successor, has no exact float32 product and calls its own interface unstable. Where
-Triton is missing, "xla" does the same on a GPU.
+- "xla" runs everywhere. On CPUs its results have the same bits however a batch or a prompt is split.
+- "cpu" uses the native kernels for CPUs (`roost.kernels.native`), with the same guarantee for batches.
+- "tpu" uses Pallas kernels for TPUs, and "gpu" Pallas kernels for NVIDIA GPUs.
+
+A backend without a kernel for an operation uses XLA's.
+
+Kernels for GPUs use Pallas' Triton backend, which JAX 0.11 deprecated without a date. Its successor, Mosaic GPU, has no
+exact float32 product and an interface declared unstable. On a GPU without Triton, use "xla".
 """
 
 from typing import Final, Literal
@@ -21,4 +24,4 @@ from typing import Final, Literal
 type Backend = Literal["xla", "cpu", "tpu", "gpu"]
 
 PORTABLE: Final[frozenset[Backend]] = frozenset(("xla", "cpu"))
-"""Backends for which programs are written so that XLA's compiler for CPUs makes no copies."""
+"""Backends whose programs are written so that XLA's CPU compiler makes no copies of the state."""

@@ -1,9 +1,9 @@
-"""How exactly products are computed."""
+"""Precision of matrix products."""
 
 import jax
 import jax.numpy as jnp
 
 
 def product_precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    """Of products with weights or keys of this type: float32 factors stay so, where a TPU or GPU would round them."""
+    """Returns the precision of products with weights or keys of this dtype: no rounding of float32 on TPUs and GPUs."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None

@@ -1,30 +1,31 @@
-"""Reductions along the last axis by halves, for XLA's CPU compiler, whose own take one number at a time.
+"""Tree reductions along the last axis, for XLA's CPU compiler, which otherwise reduces one number at a time.
 
-Not for sums of products, which it may contract with these additions in some shapes and not in others: their results
-would then depend on the number of rows.
+They are not for sums of products: the compiler fuses those multiplications with the additions in some shapes only, so
+results would depend on the number of rows.
 """
 
 from collections.abc import Callable
+from typing import Final
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-_FEW = 32
-"""So many numbers that there is nothing left to gain."""
+_LEAF_SIZE: Final = 32
+"""Size below which XLA's own reduction is as fast."""
 
 
 def sum_last(x: Float[Array, "*rows n"]) -> Float[Array, "*rows 1"]:
-    """The sum over the last axis, always in the same order."""
-    return jnp.sum(_halve(x, jnp.add), axis=-1, keepdims=True)
+    """Returns the sum over the last axis, added in an order that depends on its length only."""
+    return jnp.sum(_reduce_tree(x, jnp.add), axis=-1, keepdims=True)
 
 
 def max_last(x: Float[Array, "*rows n"]) -> Float[Array, "*rows 1"]:
-    """The largest along the last axis."""
-    return jnp.max(_halve(x, jnp.maximum), axis=-1, keepdims=True)
+    """Returns the maximum over the last axis."""
+    return jnp.max(_reduce_tree(x, jnp.maximum), axis=-1, keepdims=True)
 
 
-def _halve(x: Array, join: Callable[[Array, Array], Array]) -> Array:
-    while x.shape[-1] > _FEW and x.shape[-1] % 2 == 0:
+def _reduce_tree(x: Array, join: Callable[[Array, Array], Array]) -> Array:
+    while x.shape[-1] > _LEAF_SIZE and x.shape[-1] % 2 == 0:
         half = x.shape[-1] // 2
         x = join(x[..., :half], x[..., half:])
     return x

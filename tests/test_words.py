@@ -100,22 +100,6 @@ PENDING: frozenset[str] = frozenset(
         "engine/worker/runner.py",
         "engine/worker/steps.py",
         "engine/worker/transfer.py",
-        # kernels/causal_conv1d/
-        "kernels/causal_conv1d/xla.py",
-        # kernels/
-        "kernels/precision.py",
-        # kernels/recurrent_block/
-        "kernels/recurrent_block/pallas_tpu.py",
-        # kernels/rg_lru/
-        "kernels/rg_lru/gradient.py",
-        "kernels/rg_lru/pallas_gpu.py",
-        # kernels/
-        "kernels/tree_reduce.py",
-        # kernels/window_attention/
-        "kernels/window_attention/pallas_gpu.py",
-        "kernels/window_attention/ring.py",
-        "kernels/window_attention/softmax.py",
-        "kernels/window_attention/xla.py",
         # server/api/
         "server/api/anthropic/message_builder.py",
         "server/api/anthropic/schemas.py",

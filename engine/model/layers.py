@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
 from ...kernels import Backend, gated_mlp, native, recurrent_block
-from ...kernels.causal_conv1d import causal_conv1d, next_state, states_between
+from ...kernels.causal_conv1d import causal_conv1d, next_state, states_at_boundaries
 from ...kernels.precision import product_precision
 from ...kernels.rg_lru import rg_lru
 from ...kernels.window_attention import decode_attention, prefill_attention
@@ -210,7 +210,7 @@ class RecurrentBlock(nnx.Module):
         h, last = self.rg_lru(c, state.h, positions)
         trail = None
         if u.shape[1] > 1:
-            trail = RecurrentTrail(h[:, block - 1 :: block], states_between(x, state.conv, positions, block))
+            trail = RecurrentTrail(h[:, block - 1 :: block], states_at_boundaries(x, state.conv, positions, block))
         return self.out((h * _gelu(y)).astype(u.dtype)), RecurrentState(last, conv), trail
 
     def _fused(
@@ -225,7 +225,7 @@ class RecurrentBlock(nnx.Module):
             return self.out(mixed)[:, None], RecurrentState(h, conv), None
         mixed, h, between = recurrent_block.recurrent_chunk_tpu(xy, *inputs, positions, every=block)
         x = xy[..., : h.shape[1]]
-        trail = RecurrentTrail(between, states_between(x, state.conv, positions, block))
+        trail = RecurrentTrail(between, states_at_boundaries(x, state.conv, positions, block))
         return self.out(mixed), RecurrentState(h, next_state(x, state.conv, positions)), trail
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from ...kernels.window_attention import Blocks, cut_ring, whole_ring
+from ...kernels.window_attention import Blocks, join_ring, split_ring
 from .collectives import Collectives
 from .config import ModelConfig
 
@@ -214,14 +214,14 @@ def gather_rows(
 
     def read(group: ModelState, row: Array) -> ModelState:
         state: ModelState = jax.tree.map(lambda axis, x: _row(x, row, axis), axes, group)
-        return _map_rings(lambda blocks: (whole_ring(blocks),), state)
+        return _map_rings(lambda blocks: (join_ring(blocks),), state)
 
     def take(row: Array, fresh: Array) -> ModelState:
         """Of several groups, only the one that has the row is read."""
         if len(groups) == 1:
             local = _local_rows(groups, row, shards)
             state: ModelState = jax.tree.map(partial(_row_if_here, fresh), axes, local, groups[0])
-            return _map_rings(lambda blocks: (whole_ring(blocks),), state)
+            return _map_rings(lambda blocks: (join_ring(blocks),), state)
         place = jnp.where(fresh, len(groups), jnp.sum(row >= jnp.array(starts[1:])))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(read, groups[0], row))
         branches = [partial(read, group, row - start) for group, start in zip(groups, starts, strict=False)]
@@ -260,7 +260,7 @@ def scatter_rows(
       new: as `gather_rows` gives it.
       shards: the pool's.
     """
-    axes, pieces = _row_axes(groups[0]), _map_rings(lambda b: cut_ring(b[0], _block_sizes(groups[0])), new)
+    axes, pieces = _row_axes(groups[0]), _map_rings(lambda b: split_ring(b[0], _block_sizes(groups[0])), new)
     local, starts = _local_rows(groups, rows, shards or Collectives()), _starts(groups)
 
     def put(i: Any, groups: tuple[ModelState, ...]) -> tuple[ModelState, ...]:

@@ -1,4 +1,4 @@
-"""The oracle: one loop over rows, time and taps, in float64."""
+"""Float64 reference of the causal convolution: one loop over rows, time and taps."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,7 +11,7 @@ def causal_conv1d_reference(
     state: Float[np.ndarray, "K1 B E"],
     positions: Int[np.ndarray, "B T"],
 ) -> tuple[Float[np.ndarray, "B T E"], Float[np.ndarray, "K1 B E"]]:
-    """See `causal_conv1d`."""
+    """Returns the outputs and the new state; see `causal_conv1d`."""
     taps = weight.shape[0]
     y, new_state = np.zeros(x.shape, np.float64), np.array(state, np.float64)
     for row in range(x.shape[0]):

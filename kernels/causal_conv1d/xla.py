@@ -1,4 +1,4 @@
-"""The convolution as a sum of shifted inputs, for every backend."""
+"""Causal convolution as a sum of shifted inputs, for every backend."""
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,14 @@ def causal_conv1d(
     state: Float[Array, "K1 B E"],
     positions: Int32[Array, "B T"],
 ) -> tuple[Float32[Array, "B T E"], Float[Array, "K1 B E"]]:
-    """c[t] = b + sum over s of w[K-1-s] * x[t-s], summed in float32.
+    """Computes y[t] = bias + Σₛ weight[K-1-s] * x[t-s] for s in 0 … K-1, summed in float32.
 
     Args:
-      x: inputs.
-      weight: taps; the last one meets the current token.
-      bias: per channel.
-      state: the K - 1 inputs before this chunk, oldest first.
-      positions: see `roost.kernels`; taps never reach over a document's start.
+      x: Inputs.
+      weight: Taps; the last one multiplies the current token.
+      bias: Bias of each channel.
+      state: The K - 1 inputs before this chunk, oldest first.
+      positions: Position of each token in its document; see `roost.kernels`. Inputs of an earlier document count as 0.
 
     Returns:
       The outputs, and the K - 1 inputs before the next chunk.
@@ -36,15 +36,15 @@ def causal_conv1d(
 def next_state(
     x: Float[Array, "B T E"], state: Float[Array, "K1 B E"], positions: Int32[Array, "B T"]
 ) -> Float[Array, "K1 B E"]:
-    """The K - 1 inputs that stand before each row's padding; see `causal_conv1d`."""
+    """Returns the last K - 1 inputs of each row before its padding; see `causal_conv1d`."""
     history = jnp.concatenate([jnp.moveaxis(state, 0, 1).astype(x.dtype), x], axis=1)
     return _last_inputs(history, positions, state.shape[0]).astype(state.dtype)
 
 
-def states_between(
+def states_at_boundaries(
     x: Float[Array, "B T E"], state: Float[Array, "K1 B E"], positions: Int32[Array, "B T"], every: int
 ) -> Float[Array, "B M K1 E"]:
-    """What `next_state` would give after every so many steps; padding changes nothing."""
+    """Returns the state after every `every` steps, as `next_state` would for a chunk that ends there."""
     history = jnp.concatenate([jnp.moveaxis(state, 0, 1).astype(x.dtype), x], axis=1)
     steps, lengths = jnp.arange(every, x.shape[1] + 1, every), jnp.sum(positions >= 0, axis=1)
 
@@ -56,7 +56,7 @@ def states_between(
 
 
 def _last_inputs(history: Float[Array, "B H E"], positions: Int32[Array, "B T"], count: int) -> Float[Array, "K1 B E"]:
-    """The `count` inputs that stand before each row's padding."""
+    """Returns the last `count` inputs of each row before its padding."""
     if positions.shape[1] == 1:
         return jnp.moveaxis(jnp.where(positions[..., None] >= 0, history[:, 1:], history[:, :-1]), 1, 0)
     lengths = jnp.sum(positions >= 0, axis=1)

@@ -1,7 +1,7 @@
-"""The gated MLP for the few rows of a decode step: down(gelu(gate(x)) * up(x)) without writing what is in between.
+"""Gated MLP (arXiv 2402.19427, section 2.2) of a decode step's rows: down(gelu(gate(x)) * up(x)).
 
-On a TPU one kernel reads the weights once and keeps everything else on the chip. Elsewhere, and for the many rows of
-a prefill, plain products are as good.
+On a TPU one kernel reads the weights once and keeps intermediate results in on-chip memory. On other devices, and for
+the many rows of a prefill, separate matrix products are as fast.
 """
 
 import jax.numpy as jnp
@@ -13,5 +13,5 @@ __all__ = ["gated_mlp_tpu", "has_kernel"]
 
 
 def has_kernel(backend: Backend, rows: int, dtype: jnp.dtype) -> bool:
-    """Whether there is a kernel for this many rows and weights of this type."""
+    """Returns whether the backend has a kernel for this number of rows and dtype of the weights."""
     return backend == "tpu" and rows <= MAX_ROWS and jnp.issubdtype(dtype, jnp.floating)

@@ -1,4 +1,4 @@
-"""The gated MLP for TPUs: weights stream through the chip, activations stay on it."""
+"""Gated MLP for TPUs: weights stream through on-chip memory, activations stay there."""
 
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Float32
 from ..precision import product_precision
 
 MAX_ROWS: Final = 512
-"""More do not fit on the chip beside the weights."""
+"""Maximum number of rows that fit in on-chip memory beside the weights."""
 
 
 def gated_mlp_tpu(
@@ -23,13 +23,15 @@ def gated_mlp_tpu(
     *,
     interpret: Any = False,
 ) -> Float[Array, "B D"]:
-    """down(gelu(gate(x)) * up(x)), in the type of x.
+    """Computes down(gelu(gate(x)) * up(x)), in the dtype of x.
 
     Args:
-      x: at most `MAX_ROWS` rows.
-      gate_up, gate_up_bias: the gate's rows, then as many of the value.
-      down, down_bias: back to the width.
-      interpret: as `pallas_call` has it.
+      x: Inputs, at most `MAX_ROWS` rows.
+      gate_up: Weights of the gate, then of the value.
+      gate_up_bias: Biases of both.
+      down: Weights of the output projection.
+      down_bias: Bias of the output projection.
+      interpret: See `pallas_call`.
     """
     rows, width = x.shape
     hidden = down.shape[1]
@@ -82,7 +84,7 @@ def _kernel(
 
 
 def _dot(x: Array, weight: Array) -> Array:
-    """x · weightᵀ."""
+    """Returns x · weightᵀ, summed in float32."""
     return jax.lax.dot_general(
         x,
         weight,

@@ -1,8 +1,8 @@
-"""Kernels for x86 CPUs with AVX-512 VNNI and BF16, which XLA calls as custom calls; compiled ahead, or absent.
+"""Kernels for x86 CPUs with AVX-512 VNNI and BF16, run by XLA as custom calls if the installation compiled them.
 
-Decoding is bound by how fast weights are read. XLA's products of a few rows reach a third to a half of what memory
-gives on a CPU, these most of it. A row's result does not depend on the rows beside it nor on the number of threads:
-products in int8 give the bits that XLA's give, those in bfloat16 their own.
+Decoding is bound by memory bandwidth. XLA's products of a few rows reach a third to a half of a CPU's bandwidth, these
+kernels most of it. A row's result depends neither on the other rows nor on the number of threads. Products in int8 have
+the same bits as XLA's; products in bfloat16 differ from XLA's in rounding.
 """
 
 import ctypes
@@ -19,13 +19,13 @@ _CALLS: Final = ("roost_int8_product", "roost_bf16_product", "roost_block_produc
 
 
 def is_available() -> bool:
-    """Whether they have been compiled and this processor can run them; then XLA knows them from now on."""
+    """Returns whether the kernels can be used, and registers them with XLA if so."""
     return why_unavailable() is None
 
 
 @cache
 def why_unavailable() -> str | None:
-    """Why they cannot be used here, in a few words; None where they can, and XLA knows them from now on."""
+    """Returns why the kernels cannot be used; None if they can, after registering them with XLA."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return f"they are for x86-64 processors, not {platform.machine()}"
     path = next(iter(sorted(Path(__file__).parent.glob("_cpu*.so"))), None)
@@ -46,13 +46,14 @@ def int8_product(
     bias: Float32[Array, " O"] | None,
     dtype: jnp.dtype,
 ) -> Float[Array, "R O"]:
-    """x · (values * scale)ᵀ + bias, with each row of x rounded to int8 on the way.
+    """Computes x · (values * scale)ᵀ + bias, with each row of x quantised to int8.
 
     Args:
-      x: in float32 or bfloat16.
-      values, scale: the matrix.
-      bias: if there is one.
-      dtype: of the result, float32 or bfloat16.
+      x: Activations in float32 or bfloat16.
+      values: Int8 values of the matrix.
+      scale: Scale of each of the matrix's rows.
+      bias: Bias of each output, or None.
+      dtype: Dtype of the result, float32 or bfloat16.
     """
     return _call("roost_int8_product", (x.shape[0], values.shape[0]), dtype, x, values, scale, _or_empty(bias))
 
@@ -60,14 +61,14 @@ def int8_product(
 def bf16_product(
     x: BFloat16[Array, "R I"], weight: BFloat16[Array, "O I"], bias: Float32[Array, " O"] | None, dtype: jnp.dtype
 ) -> Float[Array, "R O"]:
-    """x · weightᵀ + bias, summed in float32; `dtype` is of the result."""
+    """Computes x · weightᵀ + bias, summed in float32 and rounded to `dtype`."""
     return _call("roost_bf16_product", (x.shape[0], weight.shape[0]), dtype, x, weight, _or_empty(bias))
 
 
 def block_product(
     x: Float32[Array, "R N I"], weight: Float32[Array, "N I O"], bias: Float32[Array, "N O"]
 ) -> Float32[Array, "R N O"]:
-    """Each row's N parts with a matrix of its own, plus bias."""
+    """Computes y[r, n] = x[r, n] · weight[n] + bias[n], a block-diagonal product."""
     return _call("roost_block_product", (*x.shape[:2], weight.shape[2]), jnp.dtype("float32"), x, weight, bias)
 
 
@@ -78,12 +79,14 @@ def decode_attention(
     blocks: tuple[tuple[BFloat16[Array, "B _ d"], BFloat16[Array, "B _ d"]], ...],
     positions: Int32[Array, " B"],
 ) -> Float32[Array, "B N d"]:
-    """One query per head and row against the filled part of a ring and its own key; d is a multiple of 16.
+    """Attends with one query per row and head to the filled part of a ring and to the token's own key.
 
     Args:
-      q, k, v: of the new token.
-      blocks: keys and values of the tokens before it, as a ring that is cut along its rows.
-      positions: of the new token; the output of negative rows is zero.
+      q: Queries of the new tokens; d is a multiple of 16.
+      k: Keys of the new tokens.
+      v: Values of the new tokens.
+      blocks: Keys and values of the tokens before them, as a ring split along its rows.
+      positions: Positions of the new tokens; rows with a negative position give zeros.
     """
     rings = (ring for block in blocks for ring in block)
     return _call("roost_decode_attention", q.shape, jnp.dtype("float32"), q, k, v, positions, *rings)

@@ -1,4 +1,4 @@
-"""Compiles `cpu.cc` where a package of Roost is built, if there is a C++ compiler; without one, XLA does its work."""
+"""Build step that compiles `cpu.cc` if there is a C++ compiler; without one, XLA computes the same operations."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,16 +12,17 @@ _OPTIONS: Final = ("-O3", "-std=c++20", "-Wall")
 
 
 class BuildNative(build_ext):
-    """Adds what only the machine that builds knows: where jaxlib keeps its headers."""
+    """Setuptools command that adds the folder of jaxlib's headers, known only on the machine that builds."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Compiles it.
+        """Compiles the extension.
 
         Raises:
-          CompileError: it cannot be compiled here, which setuptools tells and goes on, as the extension is optional.
+          CompileError: The extension cannot be compiled here. Setuptools reports this and continues, because the
+            extension is optional.
         """
         jaxlib = find_spec("jaxlib")
         if jaxlib is None or jaxlib.origin is None:
-            raise CompileError("jaxlib and its headers are not installed where this is built")
+            raise CompileError("jaxlib, whose headers are needed, is not installed in the build environment")
         ext.extra_compile_args = [*_OPTIONS, "-isystem", str(Path(jaxlib.origin).parent / "include")]
         super().build_extension(ext)

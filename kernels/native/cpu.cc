@@ -1,7 +1,7 @@
 // Products of a few rows with large matrices, and attention of one query per row, for x86 CPUs with AVX-512 VNNI and
-// BF16. Decoding reads every weight once per step: these read them as fast as memory gives them. Chunks of prompts
-// have their products in int8 here too. XLA calls them as custom calls. A row's result does not depend on the rows beside
-// it, nor on the number of threads.
+// BF16. Decoding reads every weight once per step; these kernels read them at memory bandwidth. They also compute the
+// int8 products of prefill chunks. XLA runs them as custom calls. A row's result depends neither on the other rows nor
+// on the number of threads.
 
 #include <algorithm>
 #include <atomic>
@@ -36,8 +36,8 @@ namespace {
 
 // ---- threads
 
-// Calls work(i) for i in [0, count), on the pool's threads and on this one. The caller waits only for pieces that a
-// thread has begun, so a pool whose threads are all busy costs speed and nothing else.
+// Calls work(i) for i in [0, count), on the pool's threads and on this one. The caller waits only for items that a
+// thread has started, so busy pool threads cost speed but cannot block it.
 struct Shared {
   std::atomic<int64_t> next{0};
   std::atomic<int64_t> done{0};
@@ -54,7 +54,7 @@ void ForEach(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   };
   const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
   for (int64_t i = 0; i < helpers; ++i) {
-    pool.Schedule(decltype(take)(take));  // one that comes late finds nothing to do, and leaves `work` alone
+    pool.Schedule(decltype(take)(take));  // a late thread finds no item and never touches `work`
   }
   take();
   for (int spins = 0; shared->done.load(std::memory_order_acquire) < count; ++spins) {
@@ -62,13 +62,13 @@ void ForEach(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   }
 }
 
-// Scratch that is kept between calls, of at least so many.
+// Grows a scratch buffer that is reused between calls to at least `count` elements.
 template <typename T>
 void Grow(std::vector<T>& scratch, int64_t count) {
   if (static_cast<int64_t>(scratch.size()) < count) scratch.resize(count);
 }
 
-// ---- sums of the lanes of sixteen registers, in an order that is the same for each of them
+// ---- horizontal sums of sixteen registers, all added in the same order
 
 ROOST_INLINE __m512 Sum(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
 ROOST_INLINE __m512i Sum(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
@@ -109,9 +109,9 @@ ROOST_INLINE Lanes SumLanes(const Lanes (&acc)[16]) {
   return Add2<Lanes>(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
 }
 
-// ---- the inner loops: sixteen sums at a time, of `Outputs` rows of the matrix with `Rows` rows of x
+// ---- inner loops: sixteen dot products at a time, of `Outputs` rows of the matrix with `Rows` rows of x
 
-// The instructions are written out, as GCC's intrinsics move every sum to another register and back.
+// Inline assembly, because GCC's intrinsics move every sum to another register and back.
 
 struct Int8 {
   using Element = int8_t;
@@ -119,7 +119,7 @@ struct Int8 {
   using Sum = int32_t;
   static constexpr int64_t kStep = 64;
 
-  // With 128 added to each number, as the instruction wants one factor without a sign; undone by the caller.
+  // Adds 128 to each number, because the instruction takes one unsigned operand; the caller subtracts it again.
   ROOST_INLINE static __m512i Weights(const int8_t* p) {
     return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-128));
   }
@@ -156,7 +156,7 @@ struct Bf16 {
   }
 };
 
-// Lane r * Outputs + o is row r of x with row o of the matrix. `Fetch`: the rows that follow these are fetched meanwhile.
+// Lane r * Outputs + o of the result is row r of x times row o of the matrix. `Fetch` prefetches the following rows.
 template <typename K, int Outputs, int Rows, bool Fetch>
 ROOST_INLINE typename K::Lanes Tile(const typename K::Element* const (&w)[Outputs],
                                     const typename K::Element* const (&x)[Rows], int64_t inputs) {
@@ -190,7 +190,7 @@ ROOST_INLINE typename K::Lanes Tile(const typename K::Element* const (&w)[Output
   return SumLanes(acc);
 }
 
-// Four tiles beside each other, of four outputs and four rows each, as four rows of sixteen outputs.
+// Joins four adjacent tiles, of four outputs and four rows each, into four rows of sixteen outputs.
 ROOST_INLINE void JoinRows(const __m512 (&tiles)[4], __m512 (&rows)[4]) {
   const __m512 a = _mm512_shuffle_f32x4(tiles[0], tiles[1], 0x88), b = _mm512_shuffle_f32x4(tiles[2], tiles[3], 0x88);
   const __m512 c = _mm512_shuffle_f32x4(tiles[0], tiles[1], 0xdd), d = _mm512_shuffle_f32x4(tiles[2], tiles[3], 0xdd);
@@ -200,7 +200,7 @@ ROOST_INLINE void JoinRows(const __m512 (&tiles)[4], __m512 (&rows)[4]) {
   rows[3] = _mm512_shuffle_f32x4(c, d, 0xdd);
 }
 
-// Sixteen outputs, or fewer at the end, of up to `Rows` rows as `Rows` registers.
+// Computes sixteen outputs, or fewer at the end, of up to `Rows` rows into `Rows` registers.
 template <typename K, int Rows, bool Fetch, typename Finish>
 ROOST_INLINE void Strip(const typename K::Element* w, int64_t o, int64_t end, const typename K::Element* x, int64_t r,
                         int64_t last, int64_t inputs, const Finish& finish, __m512 (&out)[Rows]) {
@@ -229,7 +229,7 @@ ROOST_INLINE void StoreMasked(uint16_t* p, __mmask16 mask, __m512 x) {
   _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
-// y of rows [begin, end) of a matrix with rows [first, rows) of x, a cache line of a row of y at a time.
+// Computes y for rows [begin, end) of the matrix and rows [first, rows) of x, one cache line of a row of y at a time.
 template <typename K, int Rows, typename Y, typename Finish>
 ROOST_INLINE void Strips(const typename K::Element* w, int64_t begin, int64_t end, const typename K::Element* x,
                          int64_t first, int64_t rows, int64_t inputs, Y* y, int64_t stride, const Finish& finish) {
@@ -249,7 +249,7 @@ ROOST_INLINE void Strips(const typename K::Element* w, int64_t begin, int64_t en
 
 constexpr int64_t kRowBytes = 24 << 10;
 
-// The same for any number of rows, of which so many at a time that they stay in the nearest cache.
+// Computes y for any number of rows, in batches that stay in the L1 cache.
 template <typename K, typename Y, typename Finish>
 void Product(const typename K::Element* w, int64_t begin, int64_t end, const typename K::Element* x, int64_t rows,
              int64_t inputs, Y* y, int64_t stride, const Finish& finish) {
@@ -262,7 +262,7 @@ void Product(const typename K::Element* w, int64_t begin, int64_t end, const typ
   }
 }
 
-// Lane r * Outputs + o is number o.
+// Lane r * Outputs + o of the result is p[o].
 template <int Outputs>
 ROOST_INLINE __m512 OfOutputs(const float* p, int64_t outputs) {
   const __mmask16 mask = (1u << outputs) - 1;
@@ -271,7 +271,7 @@ ROOST_INLINE __m512 OfOutputs(const float* p, int64_t outputs) {
   return _mm512_broadcast_f32x4(_mm_maskz_loadu_ps(mask, p));
 }
 
-// Lane r * Outputs + o is number r; there are as many as a tile has rows, or more.
+// Lane r * Outputs + o of the result is p[r]; p has at least as many elements as a tile has rows.
 template <int Outputs>
 ROOST_INLINE __m512i OfRows(const void* p) {
   if constexpr (Outputs == 16) return _mm512_set1_epi32(*static_cast<const int32_t*>(p));
@@ -280,22 +280,22 @@ ROOST_INLINE __m512i OfRows(const void* p) {
   return _mm512_permutexvar_epi32(order, _mm512_castsi128_si512(_mm_loadu_si128(static_cast<const __m128i*>(p))));
 }
 
-// ---- the product in int8 for many rows, as a chunk of a prompt has
+// ---- int8 product for many rows, such as a prefill chunk
 
-// Tiles add up the lanes of their sums at their end, and make the weights ready again for every four rows. Where rows
-// enough share the cost, a strip of the matrix is turned first, so that a lane is an output. The sums are the same.
+// Tiles need horizontal sums at their end and prepare the weights again for every four rows. With enough rows to share
+// the cost, a strip of the matrix is transposed first, so that a lane is an output. The sums are the same.
 
-constexpr int64_t kPanelLeastRows = 40;  // measured; it is a step of decoding, bound by memory, that has fewer
-constexpr int kPanelParts = 3;           // registers of sixteen outputs
-constexpr int kPanelRows = 8;            // their sums leave registers for three of weights and one of x
+constexpr int64_t kPanelLeastRows = 40;  // measured; decode steps, bound by memory, have fewer
+constexpr int kPanelParts = 3;           // registers of sixteen outputs each
+constexpr int kPanelRows = 8;            // leaves registers for three vectors of weights and one of x
 constexpr int64_t kPanelOutputs = 16 * kPanelParts;
-constexpr int64_t kPanelStep = 4 * kPanelOutputs;  // bytes: four inputs of each output
+constexpr int64_t kPanelStep = 4 * kPanelOutputs;  // bytes of four inputs of each output
 
 struct alignas(64) Line {
   int8_t bytes[64];
 };
 
-// 64 inputs of sixteen outputs, which are `stride` apart, with 128 added: four inputs of each output at a time.
+// Transposes 64 inputs of sixteen outputs, `stride` apart, with 128 added: four inputs of each output at a time.
 ROOST_INLINE void Turn(const int8_t* w, int64_t stride, int8_t* panel) {
   const __m512i flip = _mm512_set1_epi8(-128);
   const int8_t* const fours[4] = {w, w + 4 * stride, w + 8 * stride, w + 12 * stride};
@@ -323,14 +323,14 @@ ROOST_INLINE void Turn(const int8_t* w, int64_t stride, int8_t* panel) {
   }
 }
 
-// A strip of the matrix, with zeros for outputs and inputs that it has not.
+// Transposes a strip of the matrix, with zeros for missing outputs and inputs.
 void TurnStrip(const int8_t* w, int64_t outputs, int64_t inputs, int8_t* panel) {
   for (int64_t o = 0; o < kPanelOutputs; o += 16, panel += 64) {
     const int64_t count = std::clamp<int64_t>(outputs - o, 0, 16), whole = count == 16 ? inputs / 64 * 64 : 0;
     for (int64_t i = 0; i < whole; i += 64) Turn(w + o * inputs + i, inputs, panel + i / 4 * kPanelStep);
     for (int64_t i = whole; i < inputs; i += 64) {
       int8_t some[16 * 64];
-      std::memset(some, -128, sizeof some);  // zeros once 128 is added
+      std::memset(some, -128, sizeof some);  // becomes 0 when 128 is added
       for (int64_t k = 0; k < count; ++k) {
         std::memcpy(some + 64 * k, w + (o + k) * inputs + i, std::min<int64_t>(64, inputs - i));
       }
@@ -339,7 +339,7 @@ void TurnStrip(const int8_t* w, int64_t outputs, int64_t inputs, int8_t* panel) 
   }
 }
 
-// Sums of a strip with some rows of x, of which up to three bytes after the last input are read, and have no weight.
+// Sums products of a strip with some rows of x. Up to three bytes after the last input are read, with weight 0.
 ROOST_INLINE void PanelTile(const int8_t* panel, const int8_t* const (&x)[kPanelRows], int64_t inputs,
                             __m512i (&acc)[kPanelRows][kPanelParts]) {
   ROOST_UNROLL
@@ -362,7 +362,7 @@ ROOST_INLINE void PanelTile(const int8_t* panel, const int8_t* const (&x)[kPanel
   }
 }
 
-// y of outputs [o, o + kPanelOutputs) or fewer at the end.
+// Computes y for outputs [o, o + kPanelOutputs), or fewer at the end.
 template <typename Y, typename Finish>
 void PanelStrip(const int8_t* w, int64_t o, int64_t end, const int8_t* x, int64_t rows, int64_t inputs, Y* y,
                 int64_t stride, const Finish& finish) {
@@ -389,7 +389,7 @@ void PanelStrip(const int8_t* w, int64_t o, int64_t end, const int8_t* x, int64_
   }
 }
 
-// ---- rounding to int8
+// ---- quantisation to int8
 
 ROOST_INLINE __m512 Widen(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
@@ -403,11 +403,11 @@ ROOST_INLINE float WidenOne(uint16_t x) {
 }
 ROOST_INLINE float WidenOne(float x) { return x; }
 
-// The bits of infinity. Without their sign, bits of floats are ordered as the floats are, and those of NaNs come last.
+// Bits of infinity. Without the sign, bits of floats are ordered as the floats are, with NaNs last.
 constexpr int32_t kInfinityBits = 0x7f800000;
 constexpr int32_t kSizeBits = 0x7fffffff;
 
-// Returns the bits of the largest absolute value of a row, a NaN if there is one: maxima of floats would lose it.
+// Returns the bits of a row's largest absolute value, a NaN if there is one: maxima of floats would lose it.
 template <typename X>
 ROOST_INLINE int32_t LargestBits(const X* x, int64_t inputs) {
   const __m512i size = _mm512_set1_epi32(kSizeBits);
@@ -426,8 +426,8 @@ ROOST_INLINE int32_t LargestBits(const X* x, int64_t inputs) {
   return largest;
 }
 
-// Quantizes a row as quantize_rows of the model does, bit for bit.
-// `offset` is 128 times the sum of the row: what `Int8::Weights` adds too much.
+// Quantises a row as `quantize_rows` in engine/model/quantization.py does, bit for bit.
+// `offset` is 128 times the sum of the row: the excess that `Int8::Weights` adds.
 // A row with a NaN or an infinity gets the scale NaN, so that all its products are NaN.
 template <typename X>
 void QuantizeRow(const X* x, int64_t inputs, int8_t* out, float* scale, int32_t* offset) {
@@ -464,7 +464,7 @@ constexpr int64_t kOutputsPerPiece = 64;
 
 template <typename Piece>
 void InPieces(ffi::ThreadPool& pool, int64_t outputs, int64_t bytes_per_output, const Piece& piece) {
-  // Pieces of 64 KiB or more, so that what is shared between threads is asked for seldom.
+  // Pieces of at least 64 KiB, so that threads rarely contend for the shared counter.
   const int64_t size = std::max<int64_t>(kOutputsPerPiece, (65536 / bytes_per_output + 15) / 16 * 16);
   ForEach(pool, (outputs + size - 1) / size,
           [&](int64_t i) { piece(i * size, std::min(outputs, (i + 1) * size)); });
@@ -475,7 +475,7 @@ ROOST_INLINE __m512 AddBias(__m512 sums, const float* bias, int64_t o, int64_t o
   return bias == nullptr ? sums : _mm512_add_ps(sums, OfOutputs<Outputs>(bias + o, outputs));
 }
 
-// None is an empty one.
+// Returns null for an empty array, which means no bias.
 const float* BiasOf(const ffi::Buffer<ffi::F32>& bias) {
   return bias.element_count() == 0 ? nullptr : bias.typed_data();
 }
@@ -491,8 +491,8 @@ struct FinishInt8 {
     const __m512 scale = _mm512_mul_ps(_mm512_castsi512_ps(OfRows<Outputs>(row_scales + r)),
                                        OfOutputs<Outputs>(scales + o, outputs));
     const __m512i exact = _mm512_sub_epi32(sums, OfRows<Outputs>(offsets + r));
-    // Bounded as in quantized_dot of the model. The maximum keeps a NaN that is its second operand, and keeps the
-    // product and the sum apart, which as one instruction would round once where XLA rounds twice.
+    // Bounded as in `quantized_dot` in engine/model/quantization.py. The maximum returns its second operand if that is
+    // NaN, and keeps product and sum apart, which as one instruction would round once where XLA rounds twice.
     const __m512 lowest = _mm512_set1_ps(std::numeric_limits<float>::lowest());
     const __m512 product = _mm512_max_ps(lowest, _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale));
     return AddBias<Outputs>(product, bias, o, outputs);
@@ -514,8 +514,8 @@ void Int8Rows(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, c
   thread_local std::vector<int8_t> quantized;
   thread_local std::vector<float> row_scales;
   thread_local std::vector<int32_t> offsets;
-  Grow(quantized, rows * inputs + 3);  // what a panel's last four inputs may read
-  Grow(row_scales, rows + 4);          // as many as four at a time are read
+  Grow(quantized, rows * inputs + 3);  // a panel's last read may pass the end by three bytes
+  Grow(row_scales, rows + 4);          // up to four are read at a time
   Grow(offsets, rows + 4);
   int8_t* const q = quantized.data();
   float* const s = row_scales.data();
@@ -537,7 +537,7 @@ void Int8Rows(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, c
   });
 }
 
-// Calls with x in float32 or bfloat16, and with y in the other or the same.
+// Calls with pointers to x and y, each in float32 or bfloat16.
 template <typename Call>
 void WithTypes(const ffi::AnyBuffer& x, ffi::AnyBuffer& y, const Call& call) {
   const auto with_y = [&](const auto* data) {
@@ -571,9 +571,9 @@ ffi::Error Bf16ProductImpl(ffi::ThreadPool pool, ffi::Buffer<ffi::BF16> x, ffi::
   return ffi::Error::Success();
 }
 
-// ---- products of a few rows with blocks on a diagonal, in float32
+// ---- block-diagonal products of a few rows, in float32
 
-// 32 outputs of a block for `Rows` rows of x, which are `x_stride` apart, as those of y are `y_stride`.
+// Computes 32 outputs of a block for `Rows` rows; rows of x are `x_stride` apart, rows of y `y_stride`.
 template <int Rows>
 ROOST_INLINE void BlockStrip(const float* w, int64_t w_stride, const float* bias, const float* x, int64_t x_stride,
                              int64_t last, int64_t inputs, int64_t outputs, float* y, int64_t y_stride) {
@@ -628,8 +628,8 @@ ffi::Error BlockProductImpl(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::
 
 // ---- attention of one query per row
 
-// e^x for x <= 0, to two units in the last place; NaN for a NaN.
-// Below the bound, which rounds to 0 as well, the polynomial might overflow. The maximum keeps a NaN.
+// Returns e^x for x <= 0, to two units in the last place, and NaN for NaN.
+// Below the bound, where the result rounds to 0, the polynomial could overflow. The maximum returns NaN for NaN.
 ROOST_INLINE __m512 Exp(__m512 x) {
   x = _mm512_max_ps(_mm512_set1_ps(-1024.0f), x);
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
@@ -658,7 +658,7 @@ struct RingBlock {
   int64_t length;
 };
 
-// The weighted sum of values for `Heads` heads and 16 * `Parts` numbers of each; weights are `stride` apart.
+// Computes the weighted sum of values for `Heads` heads and 16 * `Parts` elements of each; weights are `stride` apart.
 template <int Heads, int Parts>
 ROOST_INLINE void Mix(const float* weights, int64_t stride, const std::vector<RingBlock>& blocks, int64_t filled,
                       const float* own, const uint16_t* value, int64_t offset, int64_t size, const float* totals, float* out) {
@@ -704,7 +704,7 @@ ROOST_INLINE void MixHeads(const float* weights, int64_t stride, const std::vect
   for (; at < size; at += 16) Mix<Heads, 1>(weights, stride, blocks, filled, own, value, at, size, totals, out);
 }
 
-// One row: N query heads against one head of keys and values, `filled` of which stand in the ring's blocks.
+// Attends in one row with N query heads to one head of keys and values, `filled` of which are in the ring's blocks.
 void AttendRow(const uint16_t* q, const uint16_t* key, const uint16_t* value, const std::vector<RingBlock>& blocks,
                int64_t filled, int64_t heads, int64_t size, float* out) {
   const int64_t stride = (filled + 15) / 16 * 16;
@@ -827,7 +827,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_decode_attention, DecodeAttentionImpl,
                                   .RemainingArgs()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
-// Whether this processor has the instructions.
+// Returns whether this processor has the instructions.
 extern "C" int roost_supported() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&

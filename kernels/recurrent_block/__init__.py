@@ -1,8 +1,8 @@
-"""A whole recurrent block between its projections: convolution, gates, RG-LRU and gating product.
+"""Recurrent block (arXiv 2402.19427, section 2.3) between its projections: convolution, gates, RG-LRU, gelu product.
 
-On a TPU all of that is one kernel, for a decode step and for a chunk of a prompt, because between its projections the
-block only moves bytes: each of its parts alone would write its result to memory for the next to read. Elsewhere the
-parts are called one by one, and so they are where a gate block does not fill whole vector registers.
+On a TPU this is one kernel, for a decode step and for a chunk of a prompt, because the block is bound by memory between
+its projections: separate operations would write each result to memory for the next one to read. Other backends, and
+gate blocks that do not fill whole vector registers, use separate operations.
 """
 
 from .. import Backend
@@ -12,5 +12,5 @@ __all__ = ["has_kernel", "recurrent_chunk_tpu", "recurrent_step_tpu"]
 
 
 def has_kernel(backend: Backend, gate_block: int) -> bool:
-    """Whether there are kernels for gate blocks of this many channels."""
+    """Returns whether the backend has kernels for gate blocks of this many channels."""
     return backend == "tpu" and gate_block % 128 == 0

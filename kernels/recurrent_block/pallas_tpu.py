@@ -1,4 +1,4 @@
-"""The recurrent block for TPUs: a decode step and a chunk of a prompt, each in one pass over memory."""
+"""Recurrent block for TPUs: a decode step and a chunk of a prompt, each in one pass over memory."""
 
 from functools import partial
 from typing import Any, Final
@@ -13,10 +13,10 @@ from ..precision import product_precision
 from ..rg_lru.pallas_tpu import one_minus_exp
 
 _ROWS: Final = 128
-"""Rows per block, where there are as many."""
+"""Rows per block, if the batch has a multiple of them."""
 
 _TILE: Final = 8
-"""Steps of time in a vector register."""
+"""Time steps in a vector register."""
 
 
 def recurrent_step_tpu(
@@ -32,18 +32,22 @@ def recurrent_step_tpu(
     *,
     interpret: Any = False,
 ) -> tuple[Float[Array, "B E"], Float[Array, "K1 B E"], Float32[Array, "B E"]]:
-    """gelu(y) * RG-LRU(conv(x)) for one token per row; the state is updated in place.
+    """Computes gelu(y) * RG-LRU(conv(x)) for one token per row; the state is updated in place.
 
     Args:
-      xy: the block's input projections, x first.
-      conv_weight, conv_bias, conv: see `causal_conv1d`.
-      gate_weight, gate_bias: of N diagonal blocks; the input gate's columns first.
-      log_decay, h: see `rg_lru`.
-      positions: of the token; negative rows keep their state, and their output means nothing.
-      interpret: as `pallas_call` has it.
+      xy: Input projections of the block, x first.
+      conv_weight: Taps; see `causal_conv1d`.
+      conv_bias: Bias of the convolution.
+      gate_weight: Weights of the N diagonal gate blocks, the input gate's columns first.
+      gate_bias: Biases of the gates.
+      log_decay: See `rg_lru`.
+      conv: State of the convolution.
+      h: State of the RG-LRU.
+      positions: Positions of the tokens; rows with a negative position keep their state, and their output is undefined.
+      interpret: See `pallas_call`.
 
     Returns:
-      What the output projection reads, in the type of xy; then conv and h.
+      Inputs of the output projection, in the dtype of xy; the new conv; the new h.
     """
     rows, width = h.shape
     blocks, size = gate_weight.shape[:2]
@@ -127,20 +131,28 @@ def recurrent_chunk_tpu(
     every: int = _TILE,
     interpret: Any = False,
 ) -> tuple[Float[Array, "B T E"], Float32[Array, "B E"], Float32[Array, "B M E"]]:
-    """gelu(y) * RG-LRU(conv(x)) for a chunk per row.
+    """Computes gelu(y) * RG-LRU(conv(x)) for a chunk per row.
 
-    The grid walks over rows, gate blocks and, in order, blocks of time; h and the last inputs stay on the chip. Within
-    a tile of 8 steps the recurrence is solved by doubling, so that only one step in 8 waits for the one before.
+    The grid walks over rows, gate blocks and, in order, blocks of time; h and the last inputs stay in on-chip memory.
+    Within a tile of 8 steps the recurrence is solved by recursive doubling, so that only one step in 8 waits for the
+    one before.
 
     Args:
-      xy, conv_weight, conv_bias, gate_weight, gate_bias, log_decay, conv, h: see `recurrent_step_tpu`.
-      positions: see `roost.kernels`; no document begins inside a row.
-      every: steps after which h is told; a multiple of 8 that divides 256.
-      interpret: as `pallas_call` has it.
+      xy: Input projections of the block, x first.
+      conv_weight: Taps; see `causal_conv1d`.
+      conv_bias: Bias of the convolution.
+      gate_weight: Weights of the N diagonal gate blocks, the input gate's columns first.
+      gate_bias: Biases of the gates.
+      log_decay: See `rg_lru`.
+      conv: State of the convolution.
+      h: State of the RG-LRU.
+      positions: Positions of the tokens; see `roost.kernels`. No document begins inside a row.
+      every: Interval in steps at which h is returned; a multiple of 8 that divides 256.
+      interpret: See `pallas_call`.
 
     Returns:
-      What the output projection reads, in the type of xy; then h, and h after every so many steps, of which there are
-      as many as T begins.
+      Inputs of the output projection, in the dtype of xy; the new h; and h after every `every` steps, with
+      M = ceil(T / every).
     """
     rows, steps, width = xy.shape[0], xy.shape[1], h.shape[1]
     blocks, size = gate_weight.shape[:2]
@@ -203,7 +215,7 @@ def _chunk_kernel(
     gate_bias: Any, log_decay: Any, conv: Any, h0: Any, out: Any, last: Any, between: Any, history: Any, decay: Any,
     state: Any,
 ) -> None:  # fmt: skip
-    """`history` holds the block's inputs behind those before it; `last` carries h between blocks."""
+    """Kernel of `recurrent_chunk_tpu`: `history` holds the previous inputs and the block's, `last` carries h."""
     row, block_index = pl.program_id(0), pl.program_id(2)
     taps, block = conv_weight.shape[0], x.shape[1]
 
@@ -244,7 +256,7 @@ def _chunk_kernel(
 
 
 def _solve_tiles(a: Array, b: Array, step: Array) -> tuple[Array, Array]:
-    """Of every step, the product of a and the state from 0, since the beginning of its tile of 8."""
+    """Returns, for every step, the product of a and the state from 0 since the start of its tile of 8 steps."""
     for distance in (1, 2, 4):
         earlier_a, earlier_b = (pltpu.roll(v, distance, axis=0) for v in (a, b))
         inside = jnp.bitwise_and(step, _TILE - 1) >= distance
@@ -254,7 +266,7 @@ def _solve_tiles(a: Array, b: Array, step: Array) -> tuple[Array, Array]:
 
 
 def _coefficients(c: Array, gate_weight: Array, gate_bias: Array, log_decay: Array) -> tuple[Array, Array, Array]:
-    """a, sqrt(1 - a²) and i * c of the recurrence."""
+    """Returns a, sqrt(1 - a²) and i * c of the recurrence."""
     gates = jnp.dot(
         c.astype(gate_weight.dtype),
         gate_weight,

@@ -1,4 +1,4 @@
-"""The oracle: the references of the block's parts, one after the other, in float64."""
+"""Float64 reference of the recurrent block, composed of the references of its parts."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ def recurrent_block_reference(
     h: Float[np.ndarray, "B E"],
     positions: Int[np.ndarray, "B T"],
 ) -> tuple[Float[np.ndarray, "B T E"], Float[np.ndarray, "K1 B E"], Float[np.ndarray, "B E"]]:
-    """See `recurrent_chunk_tpu`; also gives the convolution's last inputs. A step is a chunk of one."""
+    """Returns outputs, the new conv and the new h; see `recurrent_chunk_tpu`. A step is a chunk of length 1."""
     x, y = np.split(np.asarray(xy, np.float64), 2, axis=2)
     c, conv = causal_conv1d_reference(x, conv_weight, conv_bias, conv, positions)
     blocks, size = gate_weight.shape[:2]

@@ -1,7 +1,7 @@
-"""Multi-query attention over the last W tokens, whose keys and values stand in a ring (spec section 2.6).
+"""Local multi-query attention (arXiv 2402.19427, section 2.3) over a ring of keys and values.
 
-A ring is `[B, W, d]`: the key of position p lies in row p mod W. A query at p sees the keys of p - W ... p, both
-included: W + 1 of them. So a step attends before it writes its own key over that of p - W.
+A ring is `[B, W, d]`: the key of position p is in row p mod W. A query at position p sees the W + 1 keys of positions
+p - W … p, both included. A decode step therefore attends first, and then writes its own key over that of p - W.
 """
 
 from typing import Final
@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int32
 from .. import PORTABLE, Backend, native
 from .pallas_gpu import decode_attention_gpu, prefill_attention_gpu
 from .pallas_tpu import decode_attention_tpu, prefill_attention_tpu
-from .ring import Blocks, Rings, block_sizes, cut_ring, whole_ring, write_blocks, write_ring
+from .ring import Blocks, Rings, block_sizes, join_ring, split_ring, write_blocks, write_ring
 from .xla import decode_attention_xla, prefill_attention_xla
 
-__all__ = ["Blocks", "Rings", "block_sizes", "cut_ring", "decode_attention", "prefill_attention", "whole_ring"]
+__all__ = ["Blocks", "Rings", "block_sizes", "decode_attention", "join_ring", "prefill_attention", "split_ring"]
 
 _DECODE: Final = {"tpu": decode_attention_tpu, "gpu": decode_attention_gpu}
 _PREFILL: Final = {"tpu": prefill_attention_tpu, "gpu": prefill_attention_gpu}
@@ -30,17 +30,20 @@ def decode_attention(
     positions: Int32[Array, " B"],
     backend: Backend = "xla",
 ) -> tuple[Float[Array, "B N d"], tuple[Blocks, ...]]:
-    """One query per row against its ring and its own key, then the key is written into the ring.
+    """Attends with one query per row to its ring and its own key, then writes the key into the ring.
 
     Args:
-      q, k, v: of the new token, after RoPE.
-      rings: keys and values of the W tokens before it, of groups of rows that follow one another. "xla" and
-        "cpu" take any groups, each ring cut into any blocks; the others take one group of whole rings.
-      positions: of the new token; negative rows are idle: nothing is written there, and their output means nothing.
-      backend: see `roost.kernels`.
+      q: Queries of the new tokens, after RoPE.
+      k: Keys of the new tokens, after RoPE.
+      v: Values of the new tokens.
+      rings: Keys and values of the W tokens before them, for consecutive groups of rows. "xla" and "cpu" take any
+        groups, with rings split into any blocks; "tpu" and "gpu" take one group of unsplit rings.
+      positions: Positions of the new tokens. Rows with a negative position are idle: nothing is written there, and
+        their output is undefined.
+      backend: See `roost.kernels`.
 
     Returns:
-      The heads' outputs, in float32 or the type of q, and the rings.
+      Outputs of the heads, in float32 or the dtype of q, and the rings.
     """
     sizes = [blocks[0][0].shape[0] for blocks in rings]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -52,7 +55,7 @@ def decode_attention(
     else:
         (((ring_k, ring_v),),) = rings
         out = _DECODE[backend](q, k, v, ring_k, ring_v, positions)
-    out, k, v = jax.lax.optimization_barrier((out, k, v))  # rings are read before they are written: no copy is needed
+    out, k, v = jax.lax.optimization_barrier((out, k, v))  # reads before writes: no copy of the rings
     written = [
         write_blocks(blocks, k[r, None], v[r, None], positions[r, None], positions[r])
         for r, blocks in zip(rows, rings, strict=True)
@@ -74,15 +77,20 @@ def prefill_attention(
     block: int,
     backend: Backend = "xla",
 ) -> tuple[Float[Array, "B T N d"], Rings]:
-    """A chunk of queries per row against the ring and the chunk; then the chunk is written into the ring.
+    """Attends with a chunk of queries per row to the ring and the chunk, then writes the chunk into the ring.
 
     Args:
-      q, k, v: of the chunk, after RoPE.
-      rings: keys and values of the W tokens before it.
-      positions: see `roost.kernels`; those of a row's tokens follow one another (documents that begin inside a row
-        are understood by "xla" and "cpu" only, for training).
-      block: queries per block of "xla" and "cpu"; T is a multiple of it.
-      backend: see `roost.kernels`.
+      q: Queries of the chunk, after RoPE.
+      k: Keys of the chunk, after RoPE.
+      v: Values of the chunk.
+      rings: Keys and values of the W tokens before the chunk.
+      positions: Positions of the tokens; see `roost.kernels`. They are consecutive within a row, except that "xla" and
+        "cpu" support documents that begin inside a row, for training.
+      block: Queries per block of "xla" and "cpu"; T is a multiple of it.
+      backend: See `roost.kernels`.
+
+    Returns:
+      Outputs of the heads, in float32 or the dtype of q, and the rings.
     """
     if backend in PORTABLE:
         return prefill_attention_xla(q, k, v, rings, positions, block)

@@ -1,8 +1,7 @@
-"""Window attention for NVIDIA GPUs: each key and value that a program needs is loaded once, and no others.
+"""Window attention for NVIDIA GPUs: a program loads each key and value that it needs once, and no others.
 
-A program carries its softmax in registers while it walks along blocks of keys. Head sizes are filled up to a power of
-two with zeros as they are loaded, which changes no product; so are the queries up to a whole tile. Lanes that are
-masked load nothing.
+A program keeps its online softmax in registers while it walks along blocks of keys. Loads pad head sizes with zeros to
+a power of two, which changes no product, and queries to a whole tile. Masked lanes load nothing.
 """
 
 import functools
@@ -18,21 +17,21 @@ from .ring import in_order, round_up
 from .softmax import Softmax, add_keys, no_keys, scores_of
 
 MIN_TILE: Final = 16
-"""The shortest side of a product's factor."""
+"""Minimum size of each axis of a product's operands."""
 
 DECODE_BYTES: Final = 16 * 1024
-"""Of a block of keys in decode: so few, with their values and the next ones on their way, that several programs share
-a multiprocessor, and one reckons while another waits for memory."""
+"""Bytes of a block of keys in decode: few enough for several programs per multiprocessor, with the values and the next
+block in flight, so that one program computes while another waits for memory."""
 
 PREFILL_BLOCKS: Final = {2: (64, 32 * 1024), 4: (32, 16 * 1024)}
-"""Queries of a program, and bytes of a block of keys, by the bytes of a number: about as much as the registers of eight
-warps hold at a head size of 256."""
+"""Queries of a program and bytes of a block of keys, by itemsize. They about fill the registers of eight warps at a
+head size of 256."""
 
 MIN_PROGRAMS: Final = 2 * 132
-"""Two for each multiprocessor of an H100: fewer rows than that share their rings out among several programs."""
+"""Minimum number of programs, two per multiprocessor of an H100; with fewer rows, several programs share a ring."""
 
 MIN_SPAN: Final = 128
-"""Keys in a program's share of a ring; what it writes is an eighth of what it reads then, or less (heads up to 16)."""
+"""Minimum keys of a program's span of a ring, so that it writes at most an eighth of what it reads (up to 16 heads)."""
 
 
 def decode_attention_gpu(
@@ -46,15 +45,20 @@ def decode_attention_gpu(
     assumed_fill: float = 1.0,
     interpret: Any = False,
 ) -> Float[Array, "B N d"]:
-    """One query per row against the filled part of its ring and its own key; rings are only read.
+    """Attends with one query per row to the filled part of its ring and to its own key; rings are only read.
 
-    The grid walks over rows and spans of their rings. Each program leaves a softmax over what is filled of its span,
-    and XLA joins them with the row's own key. Idle rows read nothing and give zeros. The output has the type of q.
+    The grid walks over rows and spans of their rings. Each program returns a softmax over the filled part of its span,
+    and XLA merges these with the row's own key. Idle rows read nothing and give zeros. The output has the dtype of q.
 
     Args:
-      q, k, v, ring_k, ring_v, positions: see `decode_attention`.
-      assumed_fill: how much of the rings the cost estimate takes to be filled.
-      interpret: as `pallas_call` has it.
+      q: Queries of the new tokens, after RoPE.
+      k: Keys of the new tokens, after RoPE.
+      v: Values of the new tokens.
+      ring_k: Keys of the W tokens before them.
+      ring_v: Values of the W tokens before them.
+      positions: Positions of the new tokens; negative for idle rows.
+      assumed_fill: Filled share of the rings in the cost estimate.
+      interpret: See `pallas_call`.
     """
     rows, heads, size = q.shape
     window = ring_k.shape[1]
@@ -82,16 +86,16 @@ def decode_attention_gpu(
         interpret=interpret,
         name="window_attention_decode",
     )(positions, q, ring_k, ring_v)
-    return _join(q, k, v, Softmax(*parts), positions)
+    return _merge(q, k, v, Softmax(*parts), positions)
 
 
 def _keys_per_block(keys: Float[Array, "B K d"], num_bytes: int) -> int:
-    """As many as these bytes hold, within reason; more than 128 would only lengthen the last block."""
+    """Returns the keys that fit in these bytes, from `MIN_TILE` to 128; more would only lengthen the last block."""
     return max(MIN_TILE, min(128, num_bytes // (_power_of_two(keys.shape[2]) * keys.dtype.itemsize)))
 
 
 def _power_of_two(n: int) -> int:
-    """The least one that is neither below n nor too small for a product."""
+    """Returns the least power of two that is at least n and `MIN_TILE`."""
     return max(MIN_TILE, 1 << (n - 1).bit_length())
 
 
@@ -118,26 +122,26 @@ def _decode_kernel(
 
 
 def _load_rows(ref: Any, start: Array, wanted: Bool[Array, " K"], size: int) -> Float[Array, "K D"]:
-    """Rows of `[*, D]` from `start` on, zeros where they are not wanted and behind the first `size` columns."""
+    """Loads rows of `[*, D]` from `start` on, with zeros for unwanted rows and behind the first `size` columns."""
     inside = wanted[:, None] & (jnp.arange(ref.shape[1]) < size)[None]
     loaded: Array = plgpu.load(ref.at[pl.ds(start, wanted.shape[0]), :], mask=inside, other=0.0)
     return loaded
 
 
 def _store_rows(ref: Any, value: Float[Array, "K D"], rows: Any, size: int) -> None:
-    """The first `rows` and `size` columns of a tile."""
+    """Stores the first `rows` rows and `size` columns of a tile."""
     inside = (jnp.arange(value.shape[0]) < rows)[:, None] & (jnp.arange(value.shape[1]) < size)[None]
     plgpu.store(ref, value.astype(ref.dtype), mask=inside)
 
 
-def _join(
+def _merge(
     q: Float[Array, "B N d"],
     k: Float[Array, "B d"],
     v: Float[Array, "B d"],
     parts: Softmax,
     positions: Int32[Array, " B"],
 ) -> Float[Array, "B N d"]:
-    """The spans' softmaxes, `[B, S, N, ...]`, and the own key as one."""
+    """Merges the spans' softmaxes, `[B, S, N, …]`, with each row's own key."""
     own = jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32)[:, None], axis=-1, keepdims=True) * q.shape[-1] ** -0.5
     top = jnp.maximum(own, jnp.max(parts.top, axis=1))
     shrink, weight = jnp.exp(parts.top - top[:, None]), jnp.exp(own - top)
@@ -156,22 +160,27 @@ def prefill_attention_gpu(
     *,
     interpret: Any = False,
 ) -> Float[Array, "B T N d"]:
-    """A chunk of queries against the ring and the chunk; rings are only read.
+    """Attends with a chunk of queries per row to the ring and the chunk; rings are only read.
 
-    Ring and chunk are laid out in the order of their positions, so that what a token sees is a band of W + 1 keys. A
-    tile of queries is some tokens with all their heads, as they lie in memory. Keys from before the document began and
-    those of padding are neither read nor reckoned; a tile of padding reads nothing and gives zeros.
+    Ring and chunk are laid out in order of position, so that a token sees a band of W + 1 keys. A tile of queries is
+    some tokens with all their heads, as they lie in memory. Blocks of keys from before the document's start or of
+    padding are skipped; a tile of padding reads nothing and gives zeros. The output has the dtype of q.
 
     Args:
-      q, k, v, ring_k, ring_v, positions: see `prefill_attention`; no document begins inside a row.
-      interpret: as `pallas_call` has it.
+      q: Queries of the chunk, after RoPE.
+      k: Keys of the chunk, after RoPE.
+      v: Values of the chunk.
+      ring_k: Keys of the W tokens before the chunk.
+      ring_v: Values of the W tokens before the chunk.
+      positions: Positions of the tokens; see `prefill_attention`. No document begins inside a row.
+      interpret: See `pallas_call`.
     """
     rows, steps, heads, size = q.shape
     window = ring_k.shape[1]
     tile, num_bytes = PREFILL_BLOCKS[q.dtype.itemsize]
     block, width = _keys_per_block(ring_k, num_bytes), _power_of_two(size)
     start = jnp.maximum(positions[:, 0], 0)
-    begin = window - jnp.minimum(start, window)  # where the first key that exists stands in the band
+    begin = window - jnp.minimum(start, window)  # index in the band of the first existing key
     end = window + jnp.sum(positions >= 0, axis=1, dtype=jnp.int32)
     all_k, all_v = (in_order(ring, new, start, block) for ring, new in ((ring_k, k), (ring_v, v)))
     tiles = pl.cdiv(steps * heads, tile)

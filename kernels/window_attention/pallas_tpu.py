@@ -1,4 +1,4 @@
-"""Window attention for TPUs: keys and values pass through on-chip memory once, and only as far as rings are filled."""
+"""Window attention for TPUs: filled keys and values pass through on-chip memory once."""
 
 import functools
 from typing import Any
@@ -24,15 +24,20 @@ def decode_attention_tpu(
     assumed_fill: float = 1.0,
     interpret: Any = False,
 ) -> Float[Array, "B N d"]:
-    """One query per row against the filled part of its ring and its own key; rings are only read.
+    """Attends with one query per row to the filled part of its ring and to its own key; rings are only read.
 
-    The grid walks over the busy rows and, within a row, over blocks of its ring. A step that has nothing to do names
-    the block that is there already, so it moves no bytes. Idle rows give zeros. The output has the type of q.
+    The grid walks over the busy rows and, within a row, over blocks of its ring. A grid step without work maps to the
+    block that is loaded already, so it moves no bytes. Idle rows give zeros. The output has the dtype of q.
 
     Args:
-      q, k, v, ring_k, ring_v, positions: see `decode_attention`.
-      assumed_fill: how much of the rings the cost estimate takes to be filled.
-      interpret: as `pallas_call` has it.
+      q: Queries of the new tokens, after RoPE.
+      k: Keys of the new tokens, after RoPE.
+      v: Values of the new tokens.
+      ring_k: Keys of the W tokens before them.
+      ring_v: Values of the W tokens before them.
+      positions: Positions of the new tokens; negative for idle rows.
+      assumed_fill: Filled share of the rings in the cost estimate.
+      interpret: See `pallas_call`.
     """
     rows, heads, size = q.shape
     window = ring_k.shape[1]
@@ -77,7 +82,7 @@ def decode_attention_tpu(
 
 
 def _ring_block(window: int) -> int:
-    """Ring rows per step: few enough to skip what is not filled, many enough to keep the memory busy."""
+    """Returns the ring rows per grid step: few enough to skip unfilled rows, many enough to saturate memory."""
     return next((n for n in (512, 256, 128) if window % n == 0), window)
 
 
@@ -85,7 +90,7 @@ def _decode_kernel(
     order: Any, filled: Any, count: Any, q: Any, k: Any, v: Any, keys: Any, values: Any, out: Any,
     top: Any, total: Any, mixed: Any, *, block: int,
 ) -> None:  # fmt: skip
-    """A softmax that runs along the blocks: its maximum, its sum and the mixed values are carried in scratch."""
+    """Kernel of `decode_attention_tpu`: an online softmax whose state is carried in scratch memory."""
     i, j = pl.program_id(0), pl.program_id(1)
     scale = q.shape[-1] ** -0.5
     works = i < count[0]
@@ -128,21 +133,27 @@ def prefill_attention_tpu(
     *,
     interpret: Any = False,
 ) -> Float[Array, "B T N d"]:
-    """A chunk of queries against the ring and the chunk; rings are only read.
+    """Attends with a chunk of queries per row to the ring and the chunk; rings are only read.
 
-    Ring and chunk are laid out in the order of their positions, so that what a block of queries sees is a band of
-    W + 1 keys. The grid walks over that band; keys from before the document began are neither read nor reckoned.
+    Ring and chunk are laid out in order of position, so that a token sees a band of W + 1 keys. The grid walks over the
+    band of a block of queries; blocks of keys from before the document's start are skipped. The output has the dtype of
+    q.
 
     Args:
-      q, k, v, ring_k, ring_v, positions: see `prefill_attention`; no document begins inside a row.
-      interpret: as `pallas_call` has it.
+      q: Queries of the chunk, after RoPE.
+      k: Keys of the chunk, after RoPE.
+      v: Values of the chunk.
+      ring_k: Keys of the W tokens before the chunk.
+      ring_v: Values of the W tokens before the chunk.
+      positions: Positions of the tokens; see `prefill_attention`. No document begins inside a row.
+      interpret: See `pallas_call`.
     """
     rows, steps, heads, size = q.shape
     window = ring_k.shape[1]
     queries = min(128, round_up(steps, 16))
     keys = min(256, round_up(window + steps, 16))
     start = jnp.maximum(positions[:, 0], 0)
-    begin = window - jnp.minimum(start, window)  # where the first key that exists stands in the band
+    begin = window - jnp.minimum(start, window)  # index in the band of the first existing key
     all_k, all_v = (in_order(ring, new, start, keys) for ring, new in ((ring_k, k), (ring_v, v)))
     by_head = jnp.moveaxis(pad_rows(q, queries), 1, 2)
     num_queries, last = by_head.shape[2] // queries, all_k.shape[1] // keys - 1
@@ -179,14 +190,14 @@ def prefill_attention_tpu(
 
 
 def _block_of(place: Any, size: int) -> Any:
-    """place // size of a number that is not negative; Mosaic need not think of signs."""
+    """Returns place // size for place ≥ 0, without the handling of signs that `//` adds."""
     return jax.lax.div(place, jnp.int32(size))
 
 
 def _prefill_kernel(
     begin: Any, q: Any, keys: Any, values: Any, out: Any, top: Any, total: Any, mixed: Any, *, window: int
 ) -> None:
-    """The same running softmax as in decode, for `queries` tokens with all their heads at a time."""
+    """Kernel of `prefill_attention_tpu`: an online softmax over `queries` tokens with all their heads."""
     b, i, j = (pl.program_id(axis) for axis in range(3))
     heads, queries, size = q.shape[1:]
     first = (_block_of(i * queries, keys.shape[1]) + j) * keys.shape[1]

@@ -1,4 +1,4 @@
-"""The oracle: every query against the list of keys that it sees, in float64."""
+"""Float64 reference of window attention: each query against the list of keys that it sees."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,7 +12,10 @@ def window_attention_reference(
     ring_v: Float[np.ndarray, "B W d"],
     positions: Int[np.ndarray, "B T"],
 ) -> tuple[Float[np.ndarray, "B T N d"], Float[np.ndarray, "B W d"], Float[np.ndarray, "B W d"]]:
-    """Attends and writes one token at a time; a row's first token may have any position, later ones follow it."""
+    """Returns outputs and rings of attending and writing one token at a time.
+
+    Positions are consecutive within a row, and padding comes last.
+    """
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     ring_k, ring_v = np.array(ring_k, np.float64), np.array(ring_v, np.float64)
     window, out = ring_k.shape[1], np.zeros(q.shape)

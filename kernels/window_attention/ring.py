@@ -1,4 +1,4 @@
-"""Keys and values of the last W tokens: position p lies in row p mod W."""
+"""Rings of keys and values of the last W tokens: position p is in row p mod W."""
 
 from collections.abc import Sequence
 
@@ -7,29 +7,29 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 Rings = tuple[Float[Array, "B W d"], Float[Array, "B W d"]]
-"""Keys and values of ring rows that follow one another."""
+"""Keys and values of whole rings."""
 
 Blocks = tuple[tuple[Float[Array, "_ _ d"], Float[Array, "_ _ d"]], ...]
-"""A ring cut along W, so that those of its rows that are not filled yet need not be read."""
+"""Keys and values of rings split along W, so that blocks not filled yet need not be read."""
 
 
 def block_sizes(length: int, first: int) -> tuple[int, ...]:
-    """Cuts rows, of a ring or a pool, after the first so many, and then wherever their number doubles."""
+    """Returns block sizes for `length` rows of a ring or a pool: the first block, then blocks that double the total."""
     ends = [min(first, length)]
     while ends[-1] < length:
         ends.append(min(2 * ends[-1], length))
     return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
 
 
-def cut_ring(rings: Rings, sizes: Sequence[int]) -> Blocks:
-    """A whole ring as blocks of these numbers of rows."""
+def split_ring(rings: Rings, sizes: Sequence[int]) -> Blocks:
+    """Splits rings into blocks of these numbers of rows."""
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     keys, values = ([x[:, at : at + size] for at, size in zip(starts, sizes, strict=True)] for x in rings)
     return tuple(zip(keys, values, strict=True))
 
 
-def whole_ring(blocks: Blocks) -> Rings:
-    """Undoes `cut_ring`."""
+def join_ring(blocks: Blocks) -> Rings:
+    """Joins the blocks of rings split by `split_ring`."""
     if len(blocks) == 1:
         return blocks[0]
     return jnp.concatenate([k for k, _ in blocks], axis=1), jnp.concatenate([v for _, v in blocks], axis=1)
@@ -42,11 +42,14 @@ def write_ring(
     positions: Int32[Array, "B T"],
     start: Int32[Array, " B"],
 ) -> Rings:
-    """Writes a chunk's keys and values; padding is dropped, and of two tokens for one row the later one stays.
+    """Writes a chunk's keys and values into whole rings, without padding and without what later tokens overwrite.
 
     Args:
-      rings, k, v, positions: see `prefill_attention`.
-      start: the position of the chunk's first token.
+      rings: Rings before the chunk.
+      k: Keys of the chunk, after RoPE.
+      v: Values of the chunk.
+      positions: Positions of the tokens; see `prefill_attention`.
+      start: Position of the chunk's first token.
     """
     (written,) = write_blocks((rings,), k, v, positions, start)
     return written
@@ -59,7 +62,7 @@ def write_blocks(
     positions: Int32[Array, "B T"],
     start: Int32[Array, " B"],
 ) -> Blocks:
-    """See `write_ring`."""
+    """Writes a chunk's keys and values into rings split into blocks; see `write_ring`."""
     window, step = sum(keys.shape[1] for keys, _ in blocks), jnp.arange(k.shape[1])
     valid = positions >= 0
     kept = valid & (step >= jnp.sum(valid, axis=1, keepdims=True) - window)
@@ -67,7 +70,7 @@ def write_blocks(
     row = jnp.arange(k.shape[0])[:, None]
 
     def write(ring: Float[Array, "B W d"], new: Float[Array, "B T d"], at: int) -> Float[Array, "B W d"]:
-        local = jnp.where(slot >= at, slot - at, window)  # a negative index would count from the end
+        local = jnp.where(slot >= at, slot - at, window)  # a negative index would count from the end of the array
         return ring.at[row, local].set(new.astype(ring.dtype), mode="drop")
 
     starts = [sum(keys.shape[1] for keys, _ in blocks[:i]) for i in range(len(blocks))]
@@ -77,15 +80,16 @@ def write_blocks(
 def in_order(
     ring: Float[Array, "B W d"], new: Float[Array, "B T d"], start: Int32[Array, " B"], multiple: int
 ) -> Float[Array, "B W_plus_T d"]:
-    """The last W tokens by position, then the new ones, then zeros up to a multiple."""
+    """Returns the ring's W rows in order of position, then the new ones, then zeros up to a multiple of `multiple`."""
     oldest_first = jax.vmap(lambda rows, s: jnp.roll(rows, -s, axis=0))(ring, start % ring.shape[1])
     return pad_rows(jnp.concatenate([oldest_first, new.astype(ring.dtype)], axis=1), multiple)
 
 
 def round_up(n: int, multiple: int) -> int:
+    """Returns the least multiple of `multiple` that is at least n."""
     return n + -n % multiple
 
 
 def pad_rows(x: Array, multiple: int) -> Array:
-    """Zeros behind the second axis, up to a multiple."""
+    """Pads the second axis with zeros up to a multiple of `multiple`."""
     return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple), *[(0, 0)] * (x.ndim - 2)])

@@ -1,4 +1,4 @@
-"""A softmax that runs along blocks of keys, for the Pallas kernels."""
+"""Online softmax over blocks of keys, for the Pallas kernels."""
 
 from typing import Final, NamedTuple
 
@@ -9,11 +9,17 @@ from jaxtyping import Array, Bool, Float, Float32
 from ..precision import product_precision
 
 MASKED: Final = -2.3819763e38
-"""Finite, so that a query that sees nothing gives numbers and not NaN."""
+"""Score of masked keys: finite, so that a query that sees no key gives numbers instead of NaN."""
 
 
 class Softmax(NamedTuple):
-    """Over the keys so far: each query's highest score, its weights' sum and the values they mix, both not normed."""
+    """State of the softmax over the keys so far.
+
+    Attributes:
+      top: Maximum score of each query.
+      total: Sum of exp(score - top).
+      mixed: Sum of the values weighted with exp(score - top).
+    """
 
     top: Float32[Array, "M 1"]
     total: Float32[Array, "M 1"]
@@ -21,13 +27,13 @@ class Softmax(NamedTuple):
 
 
 def no_keys(queries: int, size: int) -> Softmax:
-    """Where a softmax begins."""
+    """Returns the state before the first key."""
     column = (queries, 1)
     return Softmax(jnp.full(column, MASKED), jnp.zeros(column, jnp.float32), jnp.zeros((queries, size), jnp.float32))
 
 
 def scores_of(q: Float[Array, "M d"], keys: Float[Array, "K d"]) -> Float32[Array, "M K"]:
-    """Products of queries and keys, not scaled."""
+    """Returns the unscaled products of queries and keys, summed in float32."""
     return jax.lax.dot_general(
         q, keys, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32, precision=product_precision(keys.dtype)
     )
@@ -36,7 +42,7 @@ def scores_of(q: Float[Array, "M d"], keys: Float[Array, "K d"]) -> Float32[Arra
 def add_keys(
     softmax: Softmax, scores: Float32[Array, "M K"], visible: Bool[Array, "M K"], values: Float[Array, "K d"]
 ) -> Softmax:
-    """With one more block of keys; values that are not visible count as 0 * value, so they must be finite."""
+    """Returns the state after one more block of keys. Values of masked keys are multiplied by 0, so must be finite."""
     scores = jnp.where(visible, scores, MASKED)
     top = jnp.maximum(softmax.top, jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.where(visible, jnp.exp(scores - top), 0.0)

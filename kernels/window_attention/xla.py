@@ -1,4 +1,4 @@
-"""Window attention as plain matrix products, for every backend."""
+"""Window attention as matrix products, for every backend."""
 
 from functools import partial
 from itertools import accumulate
@@ -14,7 +14,7 @@ from .ring import Blocks, Rings, block_sizes, write_ring
 from .softmax import MASKED
 
 _FIRST_ROWS: Final = 256
-"""Of a ring, that a block of a prompt attends to at least; twice as many, and so on, as more are filled."""
+"""Ring rows that a block of a prompt attends to at first; doubled as more of the ring is filled."""
 
 
 def decode_attention_xla(
@@ -24,9 +24,9 @@ def decode_attention_xla(
     blocks: Blocks,
     positions: Int32[Array, " B"],
 ) -> Float32[Array, "B N d"]:
-    """See `decode_attention`; blocks that no row has filled a part of are not read.
+    """Returns outputs of one query per row; see `decode_attention`. Blocks that no row has begun to fill are not read.
 
-    What is not filled is masked, and adds nothing, bit for bit: so it doesn't matter who else is in the batch.
+    Rows that are not filled are masked and add exactly 0, so a result does not depend on the rest of the batch.
     """
     ends = [sum(keys.shape[1] for keys, _ in blocks[: i + 1]) for i in range(len(blocks))]
     branches = [partial(_attend_blocks, q, k, v, blocks[: i + 1], positions) for i in range(len(blocks))]
@@ -58,7 +58,7 @@ def _attend_blocks(
 
 
 def _product(subscripts: str, x: Array, y: Array) -> Array:
-    """Summed in float32; y, keys or values, says how exactly it is computed."""
+    """Returns the einsum in float32; the dtype of y, keys or values, selects the precision."""
     return jnp.einsum(subscripts, x, y, precision=product_precision(y.dtype), preferred_element_type=jnp.float32)
 
 
@@ -70,13 +70,13 @@ def prefill_attention_xla(
     positions: Int32[Array, "B T"],
     block: int,
 ) -> tuple[Float32[Array, "B T N d"], Rings]:
-    """See `prefill_attention`. Each block attends to its ring and to itself, and is then written into the ring.
+    """Returns outputs and rings of a chunk; see `prefill_attention`.
 
-    The result of a block depends on its place in the text, but not on where in the chunk it stands, so every cut of a
-    sequence at multiples of `block` gives the same bits. Documents may begin inside a row if its rings are not carried
-    on.
+    Each block of the chunk attends to its ring and to itself, and is then written into the ring. Its result depends on
+    its position in the document but not in the chunk, so a sequence split at any multiples of `block` gives the same
+    bits. Documents may begin inside a row if its rings are not used afterwards.
     """
-    one_by_one = (q, k, v, *rings, positions)  # a row's scores fill a cache as it is
+    one_by_one = (q, k, v, *rings, positions)  # the scores of a single row already fill a cache
     out, ring_k, ring_v = jax.lax.map(lambda row: _prefill_row(*(x[None] for x in row), block=block), one_by_one)
     return out, (ring_k, ring_v)
 
@@ -100,7 +100,7 @@ def _prefill_row(
     def step(rings: Rings, inputs: tuple[Array, ...]) -> tuple[Rings, Array]:
         q, k, v, positions, start = inputs
         out = _attend_filled(q, k, v, rings, positions, start)
-        out, k, v = jax.lax.optimization_barrier((out, k, v))  # rings are read before they are written: without copies
+        out, k, v = jax.lax.optimization_barrier((out, k, v))  # reads before writes: no copy of the rings
         return write_ring(rings, k, v, positions, start), out
 
     (ring_k, ring_v), out = jax.lax.scan(step, (ring_k, ring_v), (*map(split, (q, k, v, positions)), starts))
@@ -115,7 +115,7 @@ def _attend_filled(
     positions: Int32[Array, "1 C"],
     start: Int32[Array, " 1"],
 ) -> Float32[Array, "1 C N d"]:
-    """Of the ring, no more is read than the rows up to the first bound that `start` is not past."""
+    """Attends to the ring's rows up to the first block boundary at or after `start`, and to the block itself."""
     window = rings[0].shape[1]
     ends = list(accumulate(block_sizes(window, _FIRST_ROWS)))
     branches = [partial(_attend_block, q, k, v, rings, positions, start, end) for end in ends]
@@ -131,7 +131,7 @@ def _attend_block(
     start: Int32[Array, " B"],
     end: int,
 ) -> Float32[Array, "B C N d"]:
-    """See `_attend_filled`; `end` rows of the rings are read."""
+    """Attends to the first `end` rows of the rings and to the block itself."""
     keys = jnp.concatenate([rings[0][:, :end], k.astype(rings[0].dtype)], axis=1)
     values = jnp.concatenate([rings[1][:, :end], v.astype(rings[1].dtype)], axis=1)
     scores = _product("bcnd,bwd->bcnw", q, keys) * q.shape[-1] ** -0.5
@@ -145,10 +145,12 @@ def _attend_block(
 def _visible(
     positions: Int32[Array, "B C"], start: Int32[Array, " B"], window: int, end: int
 ) -> Bool[Array, "B C end_plus_C"]:
-    """Which keys (ring up to a row, then block) each query sees: those at most W back, and not before its document's
-    start."""
+    """Returns which keys each query sees: those at most W positions back and in its document.
+
+    The keys are the first `end` rows of the ring, then the block itself.
+    """
     steps = positions.shape[1]
-    ring_age = 1 + (start[:, None] - 1 - jnp.arange(end)) % window  # steps from a ring row to the block's start
+    ring_age = 1 + (start[:, None] - 1 - jnp.arange(end)) % window  # distance of a ring row from the block's start
     offsets = jnp.concatenate([-ring_age, jnp.broadcast_to(jnp.arange(steps), (start.shape[0], steps))], axis=1)
     distance = jnp.arange(steps)[None, :, None] - offsets[:, None, :]
     return (distance >= 0) & (distance <= jnp.minimum(window, positions)[..., None])

@@ -12,7 +12,7 @@ from chunk_cases import CPU_OPTIONS, SEEDS
 from hypothesis import example, given, settings
 from roost.engine.model.quantization import QuantizedMatrix, quantize_on_host, quantized_dot
 from roost.kernels import native
-from roost.kernels.window_attention import cut_ring, decode_attention
+from roost.kernels.window_attention import decode_attention, split_ring
 from roost.kernels.window_attention.reference import window_attention_reference
 
 pytestmark = pytest.mark.skipif(
@@ -128,7 +128,7 @@ def test_attention_equals_the_reference_however_the_ring_is_cut(
     )
     cuts = [(window,), (16, 16, 8), (7, 33)]
     whole, *others = (
-        np.asarray(attend(q, k, v, (cut_ring(tuple(map(jnp.asarray, rings)), sizes),), positions, "cpu")[0])
+        np.asarray(attend(q, k, v, (split_ring(tuple(map(jnp.asarray, rings)), sizes),), positions, "cpu")[0])
         for sizes in cuts
     )
     live = positions >= 0
@@ -209,8 +209,8 @@ def test_attention_is_finite_where_xlas_is(part: str, value: float, filled: int)
 
     def attended(inputs: dict[str, np.ndarray], backend: str) -> np.ndarray:
         q, k, v, *rings = (jnp.asarray(x, "bfloat16") for x in inputs.values())
-        cut = cut_ring((rings[0], rings[1]), (16, 24))
-        return np.asarray(attend(q, k, v, (cut,), np.full(3, filled, np.int32), backend)[0])
+        blocks = split_ring((rings[0], rings[1]), (16, 24))
+        return np.asarray(attend(q, k, v, (blocks,), np.full(3, filled, np.int32), backend)[0])
 
     clean = attended(good, "cpu")
     for place in (0, filled // 2, filled - 1):

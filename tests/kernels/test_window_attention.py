@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from roost.kernels.window_attention import (
     Blocks,
     block_sizes,
-    cut_ring,
     decode_attention,
+    join_ring,
     prefill_attention,
-    whole_ring,
+    split_ring,
 )
 from roost.kernels.window_attention.reference import window_attention_reference
 
@@ -60,13 +60,13 @@ class Case:
         """Step t alone."""
         q, k, v = self.qkv[:, t, :-2], self.qkv[:, t, -2], self.qkv[:, t, -1]
         out, groups = decode(q, k, v, self.in_groups(), positions[:, t])
-        whole = [whole_ring(blocks) for blocks in groups]
+        whole = [join_ring(blocks) for blocks in groups]
         return np.asarray(out), (np.concatenate([k for k, _ in whole]), np.concatenate([v for _, v in whole]))
 
     def in_groups(self) -> tuple[Blocks, ...]:
         sizes, ends = block_sizes(self.rings[0].shape[1], self.first), np.cumsum(self.groups)
         parts = zip(*(np.split(ring, ends[:-1]) for ring in self.rings), strict=True)
-        return tuple(cut_ring((jnp.asarray(k), jnp.asarray(v)), sizes) for k, v in parts)
+        return tuple(split_ring((jnp.asarray(k), jnp.asarray(v)), sizes) for k, v in parts)
 
     def reference(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         qkv, ring_k, ring_v = (x.astype(np.float32) for x in (self.qkv, *self.rings))
