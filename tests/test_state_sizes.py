@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from roost.engine import DeviceFacts, open_model
+from roost.engine import DeviceFacts, EngineConfig, open_model
 from roost.engine.core.snapshot import Snapshot
 from roost.engine.model.config import PRESETS, ModelConfig
 from roost.engine.prefix_cache.saved_state import SavedState, StateFormat
 from roost.server.cli.plan import print_plan
-from roost.server.lifecycle.engine_loading import EngineConfig, summary
+from roost.server.lifecycle.startup_message import summary
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [

@@ -82,8 +82,6 @@ PENDING: frozenset[str] = frozenset(
         "engine/prefix_cache/saved_state.py",
         "engine/prefix_cache/state_file.py",
         "engine/prefix_cache/tree.py",
-        # engine/
-        "engine/roofline.py",
         # engine/sampling/
         "engine/sampling/logits_processors.py",
         "engine/sampling/sampler.py",
@@ -157,10 +155,6 @@ PENDING: frozenset[str] = frozenset(
         "server/generation/tools/form.py",
         "server/generation/tools/grammar.py",
         "server/generation/tools/reader.py",
-        # server/lifecycle/
-        "server/lifecycle/engine_loading.py",
-        "server/lifecycle/lifecycle.py",
-        "server/lifecycle/signals.py",
         # server/model_hub/
         "server/model_hub/__init__.py",
         "server/model_hub/gcs.py",

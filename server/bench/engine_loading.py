@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from ...engine import EngineCore, ModelSource, Request, SamplingParams, load_engine
-from ..lifecycle.engine_loading import LoadProgress, engine_config, leave_while_loading
+from ..lifecycle.engine_config import engine_config
+from ..lifecycle.engine_loading import LoadProgress, exit_while_loading
 from ..settings import Settings
 
 INTERRUPTED: Final = 130
@@ -59,7 +60,7 @@ def settings_as_json(settings: Settings) -> Mapping[str, Any]:
 @contextlib.contextmanager
 def _leave_on_interrupt(progress: LoadProgress) -> Iterator[None]:
     """A compilation cannot be interrupted, so Ctrl-C ends the process at once."""
-    before = signal.signal(signal.SIGINT, lambda number, frame: leave_while_loading(progress, INTERRUPTED))
+    before = signal.signal(signal.SIGINT, lambda number, frame: exit_while_loading(progress, INTERRUPTED))
     try:
         yield
     finally:

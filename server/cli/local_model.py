@@ -8,7 +8,8 @@ from dataclasses import replace
 from ...engine import AsyncEngine, ConfigError, ModelSource, SamplingParams
 from ..generation.choices import Choice, generate_choice
 from ..generation.delta import Delta
-from ..lifecycle.engine_loading import LoadProgress, engine_config, is_loading, leave_while_loading, make_engine
+from ..lifecycle.engine_config import engine_config
+from ..lifecycle.engine_loading import LoadProgress, exit_while_loading, is_loading, make_engine
 from ..model_hub import find_model
 from ..observability.metrics import Metrics
 from ..settings import Settings
@@ -66,7 +67,7 @@ class LocalModel:
     def leave_if_loading(self, status: int) -> None:
         """Ends the process with `status` if it is still loading, which nothing else can interrupt."""
         if is_loading(self.engine):
-            leave_while_loading(self._progress, status)
+            exit_while_loading(self._progress, status)
 
     async def generate(self, request_id: str, choice: Choice) -> AsyncGenerator[Delta]:
         """Runs a choice; see `generate_choice`."""

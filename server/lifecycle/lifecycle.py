@@ -1,4 +1,4 @@
-"""The life of a served engine, as decisions over time: loading, ready, leaving, over."""
+"""Server lifecycle: loading, ready, draining, stopped."""
 
 import asyncio
 import signal
@@ -13,89 +13,115 @@ from ..observability.logging import say
 from .signals import Signals
 from .watchdog import Watchdog
 
-LAST_STEP_S: Final = 2.0
-"""How long the engine may take to stop, and then the connections to close; what is still there is cut off."""
+STOP_TIMEOUT_S: Final = 2.0
+"""Seconds that the engine may take to stop, and then the connections to close, before they are cut off."""
 
-_WATCH_S: Final = 0.05
+_POLL_INTERVAL_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """Seconds: in which new requests are still taken after SIGTERM, until the last ones are ended, and of one step."""
+class Timeouts:
+    """Limits in seconds.
 
-    lag_s: float
+    Attributes:
+      drain_lag_s: Time after SIGTERM in which new requests are still accepted.
+      drain_s: Time after the first signal until open requests are cut off.
+      step_s: Time after which a device step is considered stuck.
+    """
+
+    drain_lag_s: float
     drain_s: float
     step_s: float
 
 
-class Life:
-    """From the first second of loading to the last answer.
+class Lifecycle:
+    """Takes a service from loading to the end of its last request.
 
     Args:
-      announce: called once, when requests are served.
+      service: Service whose engine is not started yet.
+      signals: Signals that the process has received.
+      timeouts: Limits of shutdown and of a step.
+      on_ready: Called once, when the engine is ready.
     """
 
     def __init__(
-        self, service: Service, signals: Signals, patience: Patience, announce: Callable[[], None] = lambda: None
+        self, service: Service, signals: Signals, timeouts: Timeouts, on_ready: Callable[[], None] = lambda: None
     ) -> None:
-        self._service = service
         self._engine = service.engine
+        self._requests = service.open_requests
+        self._service = service
         self._signals = signals
-        self._patience = patience
-        self._announce = announce
-        self._watchdog = Watchdog(patience.step_s)
+        self._timeouts = timeouts
+        self._on_ready = on_ready
+        self._watchdog = Watchdog(timeouts.step_s)
 
     async def run(self) -> BaseException | None:
-        """Returns when all is over: with the engine's failure, or None if a signal has ended it."""
+        """Loads, serves until a signal comes, and drains.
+
+        Returns:
+          The engine's failure, or None if a signal ended the process.
+        """
         self._engine.start()
         loading = asyncio.ensure_future(self._engine.wait_ready())
         while not loading.done():
             if self._signals.first is not None:
-                say("shutting down: the model was still loading")
-                loading.cancel()
-                requests = self._service.open_requests
-                requests.is_draining, requests.is_accepting = True, False
+                self._abandon(loading)
                 return None
-            await asyncio.sleep(_WATCH_S)
-        if loading.exception() is not None:  # the load may raise anything; it becomes the reason why the process ends
+            await asyncio.sleep(_POLL_INTERVAL_S)
+        if loading.exception() is not None:  # loading may raise anything
             return loading.exception()
-        self._announce()
-        while self._signals.first is None:
-            await asyncio.sleep(_WATCH_S)
-            self._watch()
-            if self._engine.error is not None:
-                return self._engine.error
-        return await self._drain()
+        self._on_ready()
+        return await self._serve() or await self._drain()
 
-    async def _drain(self) -> BaseException | None:
-        """Unready at once, closed after a while, over when the last answer is; what takes longer is cut short."""
-        requests, began = self._service.open_requests, time.monotonic()
-        requests.is_draining = True
-        say(_about_drain(requests.count, self._service.is_busy, self._patience.drain_s))
-        lag_s = self._patience.lag_s if self._signals.first == signal.SIGTERM else 0.0  # nobody balances load by Ctrl-C
-        while (passed := time.monotonic() - began) < self._patience.drain_s:
-            requests.is_accepting = passed < lag_s
-            if not requests.is_accepting and not self._service.is_busy:
-                break
-            await asyncio.sleep(_WATCH_S)
-            self._watch()
-            if self._engine.error is not None:
-                return self._engine.error
-        requests.is_accepting = False
-        await self._engine.stop(LAST_STEP_S)
+    def _abandon(self, loading: asyncio.Future[None]) -> None:
+        say("shutting down: the model was still loading")
+        loading.cancel()
+        self._requests.is_draining, self._requests.is_accepting = True, False
+
+    async def _serve(self) -> BaseException | None:
+        """Waits for a signal. Returns the engine's failure, if that comes first."""
+        while self._signals.first is None:
+            if failure := await self._watch():
+                return failure
         return None
 
-    def _watch(self) -> None:
-        """Gives the engine up where its thread is stuck, or will be."""
+    async def _drain(self) -> BaseException | None:
+        """Fails readiness, refuses new requests after the lag, and waits until open ones end.
+
+        Returns:
+          The engine's failure, if any.
+        """
+        began = time.monotonic()
+        self._requests.is_draining = True
+        say(_drain_message(self._requests.count, self._service.is_busy, self._timeouts.drain_s))
+        while (passed := time.monotonic() - began) < self._timeouts.drain_s:
+            self._requests.is_accepting = passed < self._lag_s
+            if not self._requests.is_accepting and not self._service.is_busy:
+                break
+            if failure := await self._watch():
+                return failure
+        self._requests.is_accepting = False
+        await self._engine.stop(STOP_TIMEOUT_S)
+        return None
+
+    @property
+    def _lag_s(self) -> float:
+        """Seconds in which new requests are still accepted; none after Ctrl-C, since no load balancer sends it."""
+        return self._timeouts.drain_lag_s if self._signals.first == signal.SIGTERM else 0.0
+
+    async def _watch(self) -> BaseException | None:
+        """Waits a moment, then checks the engine's thread. Returns the engine's failure, if any."""
+        await asyncio.sleep(_POLL_INTERVAL_S)
         if self._engine.unseen_error is not None and self._engine.error is None:
             self._engine.fail(self._engine.unseen_error)
         if self._watchdog.is_stuck(self._engine.current_step, time.monotonic()):
-            self._engine.fail(EngineDeadError(f"a step has taken more than {self._patience.step_s:g} s"))
+            self._engine.fail(EngineDeadError(f"a step has taken more than {self._timeouts.step_s:g} s"))
+        return self._engine.error
 
 
-def _about_drain(num_requests: int, is_busy: bool, seconds: float) -> str:
-    work = "1 open request" if num_requests == 1 else f"{num_requests} open requests"
+def _drain_message(num_requests: int, is_busy: bool, seconds: float) -> str:
     if not is_busy:
         return "shutting down: no request is open"
-    work = work if num_requests else "responses in the background"
+    requests = "1 open request" if num_requests == 1 else f"{num_requests} open requests"
+    work = requests if num_requests else "responses in the background"
     return f"shutting down: draining {work} for at most {seconds:g} s; a second Ctrl-C or SIGTERM ends them at once"

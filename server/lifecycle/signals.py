@@ -1,32 +1,41 @@
-"""How the process ends: by a signal, in good order; by a second one, or out of a step that is stuck, at once."""
+"""Handles SIGINT and SIGTERM: the first one begins a shutdown, the second one ends the process at once."""
 
 import contextlib
 import os
+import signal
 import sys
 from types import FrameType
 from typing import NoReturn
 
 
 class Signals:
-    """What was asked for from outside. A handler for signals, to be installed before anything slow is done.
+    """Records the first signal.
 
     Attributes:
-      first: the number of the signal that came first; the second one ends the process.
+      first: Number of the first signal; None before it. A second signal ends the process.
     """
 
     def __init__(self) -> None:
         self.first: int | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal."""
         if self.first is not None:
-            leave_now(128 + number)
+            exit_now(128 + number)
         self.first = number
 
+    def install(self) -> None:
+        """Handles SIGINT and SIGTERM from now on. Call it before anything slow."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self)
 
-def leave_now(status: int) -> NoReturn:
-    """Ends the process here and now. A compilation or a device step cannot be interrupted, and the interpreter's usual
-    end would wait for it, or pull the floor from under it."""
-    with contextlib.suppress(OSError, RuntimeError):  # nobody reads, or the signal came in the middle of a line
+
+def exit_now(status: int) -> NoReturn:
+    """Ends the process without the interpreter's shutdown.
+
+    A compilation or a device step cannot be interrupted. The interpreter's shutdown would wait for it, or crash it.
+    """
+    with contextlib.suppress(OSError, RuntimeError):  # a closed pipe, or a signal in the middle of a write
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)

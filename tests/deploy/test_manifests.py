@@ -19,8 +19,8 @@ from kubernetes_objects import (
 from prometheus_client.parser import text_string_to_metric_families
 from roost.engine import CacheStats, EngineStats
 from roost.server.api.native.health import router
-from roost.server.lifecycle.engine_loading import engine_config
-from roost.server.lifecycle.lifecycle import LAST_STEP_S
+from roost.server.lifecycle.engine_config import engine_config
+from roost.server.lifecycle.lifecycle import STOP_TIMEOUT_S
 from roost.server.observability.metrics import Metrics
 from roost.server.settings import Settings
 from serve_settings import settings_of
@@ -80,7 +80,7 @@ def test_a_start_may_take_long(manifest: list[dict[str, Any]]) -> None:
 def test_the_drain_is_over_before_the_kill(manifest: list[dict[str, Any]], settings: Settings) -> None:
     before = container(manifest)["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert settings.drain_lag < settings.drain_timeout
-    assert before + settings.drain_timeout + 2 * LAST_STEP_S < pod(manifest)["terminationGracePeriodSeconds"]
+    assert before + settings.drain_timeout + 2 * STOP_TIMEOUT_S < pod(manifest)["terminationGracePeriodSeconds"]
 
 
 def test_what_is_written_to_is_a_volume(manifest: list[dict[str, Any]], settings: Settings) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from roost.engine import ConfigError
-from roost.server.lifecycle.engine_loading import engine_config
+from roost.server.lifecycle.engine_config import engine_config
 from roost.server.settings import (
     Group,
     Settings,
@@ -224,28 +224,6 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_the_key_is_not_shown() -> None:
     assert "sesame" not in repr(load_settings({"api_key": ["sesame"]}))
-
-
-ENGINE_SETTINGS: dict[str, Any] = {
-    "slots": 3,
-    "max_queue": 4,
-    "max_queue_tokens": 5,
-    "reserved_slots": 2,
-    "prefill_chunk": 64,
-    "dtype": "float32",
-    "seed": 7,
-    "quantize": "int8",
-    "state_cache_gib": 1.5,
-    "state_cache_inexact": True,
-    "state_cache_dir": Path("states"),
-    "state_cache_dir_gib": 2.5,
-}
-
-
-def test_the_engine_gets_the_settings_that_it_shares_a_name_with() -> None:
-    config = engine_config(load_settings({**ENGINE_SETTINGS, "state_key": "sixteen characters and more"}))
-    assert {name: getattr(config, name) for name in ENGINE_SETTINGS} == ENGINE_SETTINGS
-    assert config.state_key == b"sixteen characters and more"
 
 
 def test_the_reference_describes_every_setting() -> None:

@@ -19,7 +19,7 @@ from roost.server.generation.service import Service
 from roost.server.middleware.api_keys import ApiKeys
 from roost.server.middleware.auth import Access
 from roost.server.middleware.request_id import RequestScope
-from roost.server.observability.logging import ACCESS_LOGGER, log_what_python_prints, say, set_up_logging
+from roost.server.observability.logging import ACCESS_LOGGER, log_what_python_prints, request_id, say, set_up_logging
 from starlette.types import Receive, Scope, Send
 
 KEY = {"authorization": "Bearer topsecretkey"}
@@ -258,3 +258,20 @@ def test_what_python_prints_is_an_object_too(
     assert "ZeroDivisionError" in str(in_thread["exception"])
     assert "Traceback" in str(bug["exception"])
     assert (progress["message"], progress["done"], progress["level"]) == ("compiling: 1 of 2", 1, "info")
+
+
+def test_log_lines_carry_the_request(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        set_up_logging()
+        logging.getLogger("roost.test").info("outside")
+        token = request_id.set("req_1")
+        logging.getLogger("uvicorn.error").warning("inside")
+        logging.getLogger("uvicorn.error").info("chatter")
+        request_id.reset(token)
+    finally:
+        root.handlers[:], root.level = handlers, level
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("INFO    - outside")
+    assert second.endswith("WARNING req_1 inside")

@@ -1,0 +1,45 @@
+"""The engine's part of the settings."""
+
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import pytest
+from roost.server.lifecycle.engine_config import engine_config
+from roost.server.settings import load_settings
+
+
+def test_compiled_programs_are_kept_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "roost")
+    monkeypatch.delenv("ROOST_COMPILE_CACHE")
+    assert engine_config(load_settings({})).compile_cache == tmp_path / "roost" / "programs"
+    assert engine_config(load_settings({"compile_cache": "off"})).compile_cache is None
+    assert engine_config(load_settings({"compile_cache": "/else"})).compile_cache == Path("/else")
+
+
+def test_where_nothing_can_be_written_programs_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "file")
+    assert engine_config(load_settings({"compile_cache": "auto"})).compile_cache is None
+
+
+ENGINE_SETTINGS: dict[str, Any] = {
+    "slots": 3,
+    "max_queue": 4,
+    "max_queue_tokens": 5,
+    "reserved_slots": 2,
+    "prefill_chunk": 64,
+    "dtype": "float32",
+    "seed": 7,
+    "quantize": "int8",
+    "state_cache_gib": 1.5,
+    "state_cache_inexact": True,
+    "state_cache_dir": Path("states"),
+    "state_cache_dir_gib": 2.5,
+}
+
+
+def test_the_engine_gets_the_settings_that_it_shares_a_name_with() -> None:
+    config = engine_config(load_settings({**ENGINE_SETTINGS, "state_key": "sixteen characters and more"}))
+    assert {name: getattr(config, name) for name in ENGINE_SETTINGS} == ENGINE_SETTINGS
+    assert config.state_key == b"sixteen characters and more"
