@@ -33,16 +33,16 @@ from roost.engine import (
     EngineConfig,
     EngineCore,
     ModelRunner,
+    PrefixCache,
     Request,
     SamplingParams,
-    StateCache,
     TokenLogprobs,
     open_model,
 )
 from roost.engine.core.config import PREFILL_BLOCK
-from roost.engine.core.snapshot import Mark
+from roost.engine.core.snapshot import BlockState
 from roost.engine.model.config import PRESETS
-from roost.engine.prefix_cache.tree import PromptKey
+from roost.engine.prefix_cache.prefix_key import PrefixKey
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.server.bench.facts import machine, now, resident_bytes, versions
 from roost.server.text.served_model import open_tokenizer
@@ -50,7 +50,7 @@ from roost.server.text.served_model import open_tokenizer
 SYSTEM_TOKENS, QUESTION_TOKENS = 4000, 32
 REPLY_TOKENS, NEW_TOKENS = 32, 32
 HISTORIES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 50048)
-"""Points of the grid, so that each turn reads as many tokens as the others."""
+"""Block boundaries, so that each turn reads as many tokens as the others."""
 
 CONVERSATIONS, TURNS, INEXACT_REPLY, LONG_REPLY = 6, 4, 60, 1000
 QUESTIONS = (
@@ -222,17 +222,17 @@ def measure_memory() -> Memory:
     layers, rings = shape.block_types.count("recurrent"), shape.block_types.count("attention")
     kind = np.dtype(ml_dtypes.bfloat16)
 
-    def mark(number: int) -> Mark:
+    def block_state(number: int) -> BlockState:
         h = np.full((layers, shape.lru_width), number, np.float32)
         conv = np.full((layers, shape.conv_width - 1, shape.lru_width), number, kind)
         window = np.full((PREFILL_BLOCK, rings, 2, shape.head_dim), number, kind)
-        return Mark((h, conv), window, None if number % 50 else np.full(shape.width, number, kind))
+        return BlockState((h, conv), window, None if number % 50 else np.full(shape.width, number, kind))
 
-    cache, last = StateCache(shape.window, 100 * 2**30), None
-    key = PromptKey.of(range(STATES * PREFILL_BLOCK), "")
+    cache, last = PrefixCache(shape.window, 100 * 2**30), None
+    key = PrefixKey.of(range(STATES * PREFILL_BLOCK), "")
     before = resident_bytes()
     for number in range(STATES):
-        last = cache.extend(key, last, [mark(number)])
+        last = cache.insert_chunk(key, last, [block_state(number)])
     taken = resident_bytes() - before
     state = layers * shape.lru_width * (4 + 2 * (shape.conv_width - 1))
     token = 2 * 2 * rings * shape.head_dim
@@ -247,7 +247,7 @@ def measure_inexact(dtype: str, repeats: int) -> Inexact:
     tokenizer, same, first, further = open_tokenizer(source), 0, 0.0, 0.0
 
     def make_core(*, is_inexact: bool) -> EngineCore:
-        cache = StateCache(runner.window, 2**30, is_inexact=is_inexact)
+        cache = PrefixCache(runner.window, 2**30, is_inexact=is_inexact)
         return EngineCore(Scheduler(2, 10, runner.limits, cache=cache), runner)
 
     exact, inexact = make_core(is_inexact=False), make_core(is_inexact=True)
@@ -301,7 +301,7 @@ def measure_misses(model: str) -> Misses:
     """The cache is full from the first round on, so that each state has another to make room."""
     source = open_model(model)
     runner = ModelRunner(source, EngineConfig(slots=8))
-    cache, budget = StateCache(runner.window, 32 * 2**20), runner.state_cache_bytes
+    cache, budget = PrefixCache(runner.window, 32 * 2**20), runner.state_cache_bytes
     rng = np.random.default_rng(0)
     speeds: dict[bool, list[float]] = {False: [], True: []}
     for number in range(2 * MISS_ROUNDS + 2):

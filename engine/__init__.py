@@ -39,9 +39,9 @@ from .core.units import shown_bytes
 from .engine_core import EngineCore
 from .model.config import ModelConfig
 from .platform import DeviceFacts, device_facts, numerics
-from .prefix_cache.disk import StateDisk
-from .prefix_cache.saved_state import SavedState, StateFormat
-from .prefix_cache.tree import StateCache
+from .prefix_cache.cache import PrefixCache
+from .prefix_cache.disk import DiskTier
+from .prefix_cache.saved_state import SavedState, SavedStateFormat
 from .roofline import CPU, DEVICES, Roofline, Setup, compute_roofline, find_device, setups_that_fit
 from .scheduling.scheduler import Scheduler
 from .worker.executor import Executor, Progress
@@ -88,10 +88,10 @@ __all__ = [
     "RoostError",
     "SamplingParams",
     "SavedState",
+    "SavedStateFormat",
     "Setup",
     "Snapshot",
     "StateFileError",
-    "StateFormat",
     "TenantStore",
     "TokenLogprobs",
     "TokenMask",
@@ -137,7 +137,7 @@ def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | 
       ConfigError: the slots do not fit into memory.
     """
     runner = ModelRunner(source, config, progress)
-    cache = _state_cache(config, runner) if runner.state_cache_bytes else None
+    cache = _prefix_cache(config, runner) if runner.state_cache_bytes else None
     scheduler = Scheduler(
         runner.slots,
         config.max_queue,
@@ -156,10 +156,10 @@ def _reserved_slots(config: EngineConfig, slots: int) -> int:
     return 1 if config.tenants > 1 and slots > 1 else 0
 
 
-def _state_cache(config: EngineConfig, runner: ModelRunner) -> StateCache:
+def _prefix_cache(config: EngineConfig, runner: ModelRunner) -> PrefixCache:
     disk = None
     if config.state_cache_dir is not None:
         kind = f"{numerics()}-inexact" if config.state_cache_inexact else numerics()
         model, limit = f"{runner.state_format.model}-{kind}", int(config.state_cache_dir_gib * 2**30)
-        disk = StateDisk(config.state_cache_dir, model, runner.snapshot_format, limit, config.state_key)
-    return StateCache(runner.window, runner.state_cache_bytes, disk, is_inexact=config.state_cache_inexact)
+        disk = DiskTier(config.state_cache_dir, model, runner.state_format.snapshot, limit, config.state_key)
+    return PrefixCache(runner.window, runner.state_cache_bytes, disk, is_inexact=config.state_cache_inexact)

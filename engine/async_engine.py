@@ -15,7 +15,7 @@ from .core.errors import EngineDeadError, QueueFullError, UnknownRequestError
 from .core.mailbox import Mailbox
 from .core.request import FinishReason, Request, TokenOutput, join_outputs
 from .engine_core import EngineCore
-from .prefix_cache.saved_state import SavedState, StateFormat
+from .prefix_cache.saved_state import SavedState, SavedStateFormat
 
 type _Event = tuple[str, TokenOutput | Exception]
 
@@ -68,7 +68,7 @@ class AsyncEngine:
         self._streams: dict[str, Mailbox[TokenOutput | Exception]] = {}
         self._saves: set[asyncio.Future[SavedState]] = set()
         self._pending_saves: deque[_Save] = deque()
-        self._state_format: StateFormat | None = None
+        self._state_format: SavedStateFormat | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready: asyncio.Future[None] | None = None
@@ -109,7 +109,7 @@ class AsyncEngine:
         return self._error is not None and self._thread is not None and self._thread.is_alive()
 
     @property
-    def state_format(self) -> StateFormat:
+    def state_format(self) -> SavedStateFormat:
         """Of the states that `save` gives; known once the engine is ready."""
         assert self._state_format is not None
         return self._state_format

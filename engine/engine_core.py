@@ -14,8 +14,8 @@ from .core.errors import EngineDeadError, NumericError, UnknownRequestError
 from .core.request import Request, TokenOutput
 from .core.sampling_params import NO_TOKEN, SamplingParams
 from .core.snapshot import Snapshot
-from .prefix_cache.saved_state import SavedState, StateFormat
-from .prefix_cache.tree import PromptKey
+from .prefix_cache.prefix_key import PrefixKey
+from .prefix_cache.saved_state import SavedState, SavedStateFormat
 from .scheduling.prefetch import Fetch
 from .scheduling.scheduler import Scheduler
 
@@ -26,7 +26,7 @@ other, so what breaks one is its own text, state or slot."""
 _CANARY: Final = Request("roost-canary", (1, 2, 3), SamplingParams(max_tokens=2, temperature=0.0))
 """A request that only broken parameters can break: prefill and a decode step, with nothing restored."""
 
-_ONE_MORE: Final = PromptKey.of([NO_TOKEN], "").tokens
+_ONE_MORE: Final = PrefixKey.of([NO_TOKEN], "").tokens
 """A token behind a history: a look-up leaves at least one to prefill, and a saved history may be covered whole."""
 
 
@@ -72,7 +72,7 @@ class EngineCore:
       wake: called by another thread when a search on disk has ended, so that the next step has something to do.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, state_format: StateFormat | None = None) -> None:
+    def __init__(self, scheduler: Scheduler, runner: Runner, state_format: SavedStateFormat | None = None) -> None:
         self.state_format = state_format
         self.wake: Callable[[], None] = lambda: None
         self._arrived: deque[tuple[Fetch, Snapshot | None]] = deque()
@@ -146,7 +146,7 @@ class EngineCore:
         if text is None or cache is None:
             raise UnknownRequestError(f"no request with the id {request_id!r} runs, or has ended lately")
         tokens, salt = text.tokens(num_generated), text.salt
-        known = cache.look_up(PromptKey(salt, tokens + _ONE_MORE), on_grid=True)
+        known = cache.match_prefix(PrefixKey(salt, tokens + _ONE_MORE), at_block_boundary=True)
         return SavedState(tokens, known, salt, text.tenant, text.is_imported)
 
     def close(self) -> None:
@@ -189,7 +189,7 @@ class EngineCore:
         """While nobody has got the slots yet of those that have ended."""
         for text, slot in self._scheduler.take_ends():
             assert self._scheduler.cache is not None
-            self._scheduler.cache.keep_end(text, self._runner.read(slot, len(text)))
+            self._scheduler.cache.insert_end(text, self._runner.read(slot, len(text)))
 
     def _book(self, batch: Batch) -> None:
         self._steps += 1

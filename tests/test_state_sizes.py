@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from roost.engine import DeviceFacts, EngineConfig, open_model
-from roost.engine.core.snapshot import Snapshot
+from roost.engine.core.snapshot import Snapshot, SnapshotFormat
 from roost.engine.model.config import PRESETS, ModelConfig
-from roost.engine.prefix_cache.saved_state import SavedState, StateFormat
+from roost.engine.prefix_cache.saved_state import SavedState, SavedStateFormat
 from roost.server.cli.plan import print_plan
 from roost.server.lifecycle.startup_message import summary
 
@@ -97,7 +97,9 @@ def test_an_exported_file_has_the_state_the_tokens_and_a_header(length: int, kep
     conv = np.zeros((layers, config.conv_width - 1, config.lru_width), np.float16)
     block = np.zeros((64, rings, 2, config.head_dim), np.float16)
     shapes = [(array.shape, array.dtype.name) for array in (h, conv)]
-    kind = StateFormat("demo", config.vocab_size, config.window, *shapes, (block.shape[1:], "float16"))
+    hidden = ((config.width,), "float16")
+    snapshot_format = SnapshotFormat(config.window, *shapes, (block.shape[1:], "float16"), hidden)
+    kind = SavedStateFormat("demo", config.vocab_size, snapshot_format)
     window = min(kept, config.window)
     state = SavedState.of([1] * length, Snapshot(length, (h, conv), (block,) * (window // 64)))
     expected = config.state_bytes(2) - window_bytes(config, 2) * (config.window - window) // config.window + 4 * length

@@ -68,7 +68,6 @@ PENDING: frozenset[str] = frozenset(
         # engine/core/
         "engine/core/errors.py",
         "engine/core/request.py",
-        "engine/core/snapshot.py",
         # engine/distributed/
         "engine/distributed/hosts.py",
         # engine/model/
@@ -78,10 +77,6 @@ PENDING: frozenset[str] = frozenset(
         "engine/model/quantization.py",
         "engine/model/state.py",
         # engine/prefix_cache/
-        "engine/prefix_cache/disk.py",
-        "engine/prefix_cache/saved_state.py",
-        "engine/prefix_cache/state_file.py",
-        "engine/prefix_cache/tree.py",
         # engine/sampling/
         "engine/sampling/logits_processors.py",
         "engine/sampling/sampler.py",
@@ -97,7 +92,6 @@ PENDING: frozenset[str] = frozenset(
         "engine/worker/programs.py",
         "engine/worker/runner.py",
         "engine/worker/steps.py",
-        "engine/worker/transfer.py",
         # server/api/
         "server/api/anthropic/message_builder.py",
         "server/api/anthropic/schemas.py",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .output_constraint import TokenMask
 from .request import Request, TokenLogprobs
-from .snapshot import Mark, Snapshot
+from .snapshot import BlockState, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +98,10 @@ class RowResult:
         request are meaningless.
       logprobs: Log-probabilities of those tokens, if the request asks for them.
       prompt_logprobs: Log-probabilities of the prompt tokens that follow each of the chunk's tokens, if requested.
-      marks: States at the block boundaries that the chunk has passed, in order, if there is a prefix cache.
+      block_states: States at the block boundaries that the chunk has passed, in order, if there is a prefix cache.
     """
 
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-    marks: tuple[Mark, ...] = ()
+    block_states: tuple[BlockState, ...] = ()

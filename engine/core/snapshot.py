@@ -1,4 +1,4 @@
-"""What the model knows after some tokens, as arrays on the host: enough to go on from there."""
+"""Snapshots: copies on the host of one slot's state, from which a request can be restored."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from .config import PREFILL_BLOCK
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Mark:
-    """What a prefill step leaves behind at a point of the grid, or at the end of its prompt.
+class BlockState:
+    """State at a block boundary or at the end of a prompt, as a prefill step returns it.
 
     Attributes:
-      recurrent: h and the convolutions' last inputs, of all recurrent layers; see `engine.trail`.
-      window: keys and values of the tokens since the grid point before, `[n, ...]` with 1 <= n <= `PREFILL_BLOCK`.
-      hidden: the last token's activations, from which logits are computed; only at the end of a prompt.
+      recurrent: h and the convolutions' last inputs, of all recurrent layers.
+      window: Keys and values of the tokens since the last block boundary, `[n, ...]` with 1 <= n <= `PREFILL_BLOCK`.
+      hidden: Activations of the last token, from which logits are computed; only at the end of a prompt.
     """
 
     recurrent: tuple[HostArray, ...]
@@ -34,13 +34,13 @@ class Mark:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Snapshot:
-    """A state to resume from. Arrays are shared between snapshots and never written to.
+    """One slot's state on the host. Arrays are shared between snapshots and never written to.
 
     Attributes:
-      length: tokens that were read.
-      recurrent, hidden: see `Mark`.
-      window: keys and values of the tokens from `first_block` on, one array for each block of the grid; the last is
-        shorter where `length` is no point of the grid, and the first where a ring had no more of it.
+      length: Number of tokens that led to the state.
+      recurrent, hidden: See `BlockState`.
+      window: Keys and values of the tokens from `first_block` on, one array for each block. The last array is shorter
+        if `length` is no block boundary, and the first is if the ring held only part of its block.
     """
 
     length: int
@@ -55,20 +55,20 @@ class Snapshot:
 
     @property
     def own_bytes(self) -> int:
-        """Without the window, most of which neighbours share."""
+        """Size without the window, most of which is shared with other snapshots."""
         hidden = 0 if self.hidden is None else self.hidden.nbytes
         return sum(array.nbytes for array in self.recurrent) + hidden
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotFormat:
-    """Shapes and types of a model's snapshots.
+    """Shapes and dtypes of a model's snapshots.
 
     Attributes:
-      window: number of tokens that attention looks back on.
-      h, conv: the recurrent layers' arrays.
-      token: one token's keys and values.
-      hidden: the last token's activations.
+      window: Number of tokens that attention looks back on.
+      h, conv: Arrays of the recurrent layers.
+      token: Keys and values of one token.
+      hidden: Activations of the last token.
     """
 
     window: int
@@ -80,49 +80,55 @@ class SnapshotFormat:
     @property
     def max_bytes(self) -> int:
         """Size of the largest snapshot."""
-        blocks = -(-self.window // PREFILL_BLOCK) + 1
+        return num_bytes(self.h, self.conv, self.hidden, self.blocks(-(-self.window // PREFILL_BLOCK) + 1))
+
+    def blocks(self, count: int) -> ArrayFormat:
+        """Returns the format of the keys and values of whole blocks."""
         shape, dtype = self.token
-        window = ((blocks * PREFILL_BLOCK, *shape), dtype)
-        arrays = (self.h, self.conv, self.hidden, window)
-        return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays)
+        return (count * PREFILL_BLOCK, *shape), dtype
+
+
+def num_bytes(*formats: ArrayFormat) -> int:
+    """Returns the size of arrays of these formats."""
+    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in formats)
 
 
 def is_finite(array: HostArray) -> bool:
-    """Whether an array holds neither NaN nor infinity."""
+    """Returns whether an array holds neither NaN nor infinity."""
     if array.dtype == ml_dtypes.bfloat16 and array.size:  # by its bits: `np.isfinite` takes ten times as long
         return bool((array.view(np.uint16) & 0x7FFF).max() < 0x7F80)
     return bool(np.isfinite(array).all())
 
 
 def first_block(length: int, window: int) -> int:
-    """The block of the grid in which the oldest of the last `window` tokens lies."""
+    """Returns the index of the block that holds the oldest of the last `window` tokens."""
     return max(0, length - window) // PREFILL_BLOCK
 
 
-def follow(last: Snapshot | None, marks: Sequence[Mark], window: int) -> list[Snapshot]:
-    """The snapshots that a chunk adds to the one before it.
+def chunk_snapshots(last: Snapshot | None, block_states: Sequence[BlockState], window: int) -> list[Snapshot]:
+    """Returns one snapshot for each state that prefilling a chunk has produced.
 
     Args:
-      last: where the chunk began; None for a prompt's beginning. Where that is no point of the grid, the first mark
-        goes no further than to the next one.
-      marks: of the chunk, in order.
-      window: tokens that attention looks back on.
+      last: Snapshot at the chunk's start; None at the prompt's start. If it is at no block boundary, the first block
+        state is at the next one, or before it.
+      block_states: States of the chunk, in order.
+      window: Number of tokens that attention looks back on.
     """
     length = 0 if last is None else last.length
     blocks = [] if last is None else list(last.window)
     snapshots = []
-    for mark in marks:
-        begun = [blocks.pop()] if length % PREFILL_BLOCK else []
-        length += len(mark.window)
-        blocks.append(np.concatenate([*begun, mark.window]) if begun else mark.window)
+    for state in block_states:
+        partial = [blocks.pop()] if length % PREFILL_BLOCK else []
+        length += len(state.window)
+        blocks.append(np.concatenate([*partial, state.window]) if partial else state.window)
         count = -(-length // PREFILL_BLOCK) - first_block(length, window)
         kept = tuple(islice(blocks, len(blocks) - count, None))
-        snapshots.append(Snapshot(length, mark.recurrent, kept, mark.hidden))
+        snapshots.append(Snapshot(length, state.recurrent, kept, state.hidden))
     return snapshots
 
 
 def from_ring(length: int, recurrent: tuple[HostArray, ...], ring: HostArray) -> Snapshot:
-    """The snapshot of a slot that has read so many tokens; undoes `ring_rows`."""
+    """Returns the snapshot of a slot after `length` tokens; the inverse of `ring_rows`."""
     oldest = max(0, length - len(ring))
     edges = [oldest, *range(oldest // PREFILL_BLOCK * PREFILL_BLOCK + PREFILL_BLOCK, length, PREFILL_BLOCK), length]
     blocks = (ring[np.arange(start, end) % len(ring)] for start, end in pairwise(edges))
@@ -130,8 +136,10 @@ def from_ring(length: int, recurrent: tuple[HostArray, ...], ring: HostArray) ->
 
 
 def ring_rows(snapshot: Snapshot, window: int) -> HostArray:
-    """A snapshot's keys and values as a ring `[window, ...]`: those of position p in row p mod `window`; rows that
-    are not filled yet are zeros."""
+    """Returns a snapshot's keys and values as a ring `[window, ...]`.
+
+    Position p is in row p mod `window`; rows without a position are zeros.
+    """
     first = snapshot.window[0]
     ring = np.zeros((window, *first.shape[1:]), first.dtype)
     position = snapshot.length - sum(map(len, snapshot.window))

@@ -1,1 +1,1 @@
-"""Prefix cache: token prefixes to state snapshots, in memory and on disk, and the files of saved states."""
+"""Prefix cache: maps token prefixes to state snapshots, in memory and on disk. Also the files of saved states."""

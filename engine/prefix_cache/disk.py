@@ -1,14 +1,13 @@
-"""The prefix cache's tier on disk: states outlive the process, and other processes may read them.
+"""Disk tier of the prefix cache: snapshots outlive the process, and other processes may read them.
 
-A file is named by a hash of the salt and all tokens up to its point, so that it holds no text, and is found without a
-list. A block boundary needs two kinds of files: the recurrent state, and the keys and values of the last blocks, which
-neighbours share. Each file says under its digest which model, kind and name it is of. A file that is not what it should
-be counts as an error and as missing. All files are read and written by threads of this tier, never by its caller's.
+A file is named by a hash of the salt and of all tokens of its prefix, so that it holds no text, and is found without an
+index. A snapshot at a block boundary needs two kinds of files: the recurrent state, and the keys and values of the last
+blocks, which neighbouring snapshots share. Each file states its model, kind and name under its digest. A file that is
+not valid counts as an error and as missing. Threads of this tier read and write all files, never its caller.
 """
 
 import hashlib
 import logging
-import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,31 +15,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from ..core.arrays import ArrayFormat, HostArray
 from ..core.config import PREFILL_BLOCK
 from ..core.errors import ConfigError, StateFileError
-from ..core.snapshot import Snapshot, SnapshotFormat, first_block, is_finite
+from ..core.snapshot import Snapshot, SnapshotFormat, first_block, is_finite, num_bytes
+from .cache_folder import CacheFolder
+from .prefix_key import PrefixKey
 from .state_file import pack, unpack
-from .state_folder import StateFolder
-from .tree import PromptKey
 
 _MAX_WRITE_BYTES: Final = 256 * 2**20
-"""Maximum size of states that wait to be written. States beyond it are dropped, as the disk is too slow for them."""
+"""Maximum size of snapshots that wait to be written. Further ones are dropped, as the disk is too slow for them."""
 
 _MAX_READ_BYTES: Final = 512 * 2**20
-"""Maximum size of states that are being read, or were read for requests that wait for a slot."""
+"""Maximum size of snapshots that are being read, or were read for requests that wait for a slot."""
 
 _READERS: Final = 2
-"""Threads that read. Verifying takes longer than reading, and the machine has other work."""
+"""Number of threads that read. Verifying takes longer than reading, and the machine has other work."""
 
 _SPAN: Final = 64
-"""Blocks that one marker file stands for: spans without a marker hold no states, so that only a few names of a long
-prompt have to be tried."""
+"""Number of blocks that one marker file stands for. Spans without a marker hold no snapshots, so that only a few names
+of a long prompt have to be tried."""
 
 _HEADER_BYTES: Final = 16 * 2**10
-"""Maximum size of a file's names, shapes and facts."""
+"""Maximum size of a file's header."""
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +48,7 @@ class _StateFile:
 
     Attributes:
       kind: "state", "window" or "end".
-      length: number of tokens up to its point.
+      length: Number of tokens of its prefix.
     """
 
     kind: str
@@ -59,33 +56,34 @@ class _StateFile:
     arrays: Mapping[str, HostArray]
 
 
-class StateDisk:
-    """
+class DiskTier:
+    """Snapshots in a folder of files; see `CacheTier`.
+
     Attributes:
-      max_fetches: number of prompts that may be searched for, or held after they were found, at a time.
-      num_errors: number of files that were broken and of operations that failed.
+      max_fetches: Maximum number of keys whose fetches run, or whose results are held, at a time.
+      num_errors: Number of files that were not valid and of operations that failed.
 
     Args:
-      folder: created if it is missing; read only if it cannot be written to.
-      model: identity of the model, and of how it computes. Files of other models lie beside and are never looked at.
-      formats: shapes and types of the model's snapshots.
-      limit: maximum number of bytes of this model's files; the least recently used ones are evicted.
-      key: signs the files.
+      folder: Created if it is missing; read only if it cannot be written to.
+      model: Identity of the model, and of how it computes. Files of other models are in folders of their own.
+      formats: Shapes and dtypes of the model's snapshots.
+      limit: Maximum number of bytes of this model's files; the least recently used ones are evicted.
+      key: Key that signs the files.
 
     Raises:
-      ConfigError: the folder is missing and cannot be created.
+      ConfigError: The folder is missing and cannot be created.
     """
 
     def __init__(self, folder: Path, model: str, formats: SnapshotFormat, limit: int, key: bytes | None = None) -> None:
         self._model = model
         self._formats = formats
-        self._key = key
+        self._sign_key = key
         self._lock = threading.Lock()
         self._pending_bytes = 0
-        self._has_complained = False
+        self._has_logged = False
         self.num_errors = 0
         try:
-            self._folder = StateFolder(folder / model, limit, self._complain)
+            self._folder = CacheFolder(folder / model, limit, self._report_error)
         except OSError as error:
             raise ConfigError(f"state_cache_dir {folder}: cannot be made ({error.strerror})") from None
         self._writer = ThreadPoolExecutor(1, "state writer")
@@ -98,101 +96,102 @@ class StateDisk:
         return self._folder.num_bytes
 
     def close(self) -> None:
-        """Returns once all that was stored is on disk. Nobody waits for searches any more."""
+        """Returns once every stored snapshot is on disk. Fetches that have not begun are cancelled."""
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._writer.shutdown()
 
-    def fetch(self, prompt: PromptKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
-        """Finds a state on another thread, which then calls `done`; see `find`."""
-        self._readers.submit(self._fetch, prompt, above, done)
+    def fetch(self, key: PrefixKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
+        """Runs `find` on another thread, which then calls `done` with the result."""
+        self._readers.submit(self._fetch, key, above, done)
 
-    def find(self, prompt: PromptKey, above: int) -> Snapshot | None:
-        """Returns the longest state of a prompt with more than `above` tokens: its end, or a block boundary before."""
-        if len(prompt) > above and (whole := self._read_end(prompt)) is not None:
+    def find(self, key: PrefixKey, above: int) -> Snapshot | None:
+        """Returns the longest snapshot with more than `above` tokens: at the key's end, or at a block boundary."""
+        if len(key) > above and (whole := self._read_end(key)) is not None:
             return whole
         missing: set[int] = set()
-        for block in self._blocks(prompt, above):
-            if (found := self._read_boundary(prompt, block, missing)) is not None:
+        for block in self._blocks(key, above):
+            if (found := self._read_boundary(key, block, missing)) is not None:
                 return found
         return None
 
-    def store(self, prompt: PromptKey, snapshots: Sequence[Snapshot]) -> None:
-        """Writes states of a prompt on another thread, unless too many wait already."""
+    def store(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> None:
+        """Writes snapshots on another thread, unless too many wait already."""
         if not self._folder.is_writable:
             return
         files = [file for snapshot in snapshots for file in _files_of(snapshot)]
-        size = len(prompt.tokens) + sum(array.nbytes for file in files for array in file.arrays.values())
+        size = len(key.tokens) + sum(array.nbytes for file in files for array in file.arrays.values())
         with self._lock:
             is_full = self._pending_bytes > 0 and self._pending_bytes + size > _MAX_WRITE_BYTES
             self._pending_bytes += 0 if is_full else size
         if is_full:
-            self._complain(self._folder.root, StateFileError("is too slow; some states are not written"))
+            self._report_error(self._folder.root, StateFileError("is too slow; some states are not written"))
         else:
-            self._writer.submit(self._write_all, prompt, files, size)
+            self._writer.submit(self._write_all, key, files, size)
 
-    def _fetch(self, prompt: PromptKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
+    def _fetch(self, key: PrefixKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
         found = None
         try:
-            found = self.find(prompt, above)
-        except Exception as error:  # whatever a file makes a library raise; its request can do without
-            self._complain(self._folder.root, error)
+            found = self.find(key, above)
+        except Exception as error:  # a file may make a library raise anything, and the request can do without it
+            self._report_error(self._folder.root, error)
         done(found)
 
-    def _blocks(self, prompt: PromptKey, above: int) -> Iterator[int]:
-        """Yields block boundaries whose files exist, the last one first."""
-        first, last = above // PREFILL_BLOCK + 1, (len(prompt) - 1) // PREFILL_BLOCK
+    def _blocks(self, key: PrefixKey, above: int) -> Iterator[int]:
+        """Yields the block boundaries whose files exist, the last one first."""
+        first, last = above // PREFILL_BLOCK + 1, (len(key) - 1) // PREFILL_BLOCK
         for span in range((last - 1) // _SPAN, (first - 1) // _SPAN - 1, -1) if first <= last else ():
             start = span * _SPAN
-            if start and not self._folder.exists(prompt.link(start).hex(), "span"):
+            if start and not self._folder.exists(key.block_hash(start).hex(), "span"):
                 continue
             for block in range(min(last, start + _SPAN), max(first, start + 1) - 1, -1):
-                if self._folder.exists(prompt.link(block).hex(), "state"):
+                if self._folder.exists(key.block_hash(block).hex(), "state"):
                     yield block
 
-    def _read_end(self, prompt: PromptKey) -> Snapshot | None:
-        length = len(prompt)
-        if (end := self._read(prompt, "end", length)) is None or (window := self._read_window(prompt, length)) is None:
+    def _read_end(self, key: PrefixKey) -> Snapshot | None:
+        length = len(key)
+        if (end := self._read(key, "end", length)) is None or (window := self._read_window(key, length)) is None:
             return None
-        self._mark(prompt, length)
+        self._touch_span(key, length)
         blocks = (*window, end["window"]) if length % PREFILL_BLOCK else tuple(window)
         return Snapshot(length, (end["h"], end["conv"]), blocks, end["hidden"])
 
-    def _read_boundary(self, prompt: PromptKey, block: int, missing: set[int]) -> Snapshot | None:
-        """
+    def _read_boundary(self, key: PrefixKey, block: int, missing: set[int]) -> Snapshot | None:
+        """Returns the snapshot at a block boundary, or None if a file is missing.
+
         Args:
-          missing: blocks whose window is missing, as far as that is known; more are added.
+          missing: Blocks whose window is known to be missing; more are added.
         """
         length = block * PREFILL_BLOCK
         needed = range(first_block(length, self._formats.window) + 1, block + 1)
         for other in needed:
-            if other not in missing and not self._folder.exists(prompt.link(other).hex(), "window"):
+            if other not in missing and not self._folder.exists(key.block_hash(other).hex(), "window"):
                 missing.add(other)
-        if not missing.isdisjoint(needed) or (state := self._read(prompt, "state", length)) is None:
+        if not missing.isdisjoint(needed) or (state := self._read(key, "state", length)) is None:
             return None
-        if (window := self._read_window(prompt, length, missing)) is None:
+        if (window := self._read_window(key, length, missing)) is None:
             return None
-        self._mark(prompt, length)
+        self._touch_span(key, length)
         return Snapshot(length, (state["h"], state["conv"]), tuple(window))
 
-    def _read_window(self, prompt: PromptKey, length: int, missing: set[int] | None = None) -> list[HostArray] | None:
-        """Returns the whole blocks of a window, or None if one is missing."""
+    def _read_window(self, key: PrefixKey, length: int, missing: set[int] | None = None) -> list[HostArray] | None:
+        """Returns the whole blocks of a window, or None if a block is missing."""
         blocks = []
         for block in range(first_block(length, self._formats.window) + 1, length // PREFILL_BLOCK + 1):
-            if (found := self._read(prompt, "window", block * PREFILL_BLOCK)) is None:
+            if (found := self._read(key, "window", block * PREFILL_BLOCK)) is None:
                 if missing is not None:
                     missing.add(block)
                 return None
             blocks.append(found["window"])
         return blocks
 
-    def _read(self, prompt: PromptKey, kind: str, length: int) -> dict[str, HostArray] | None:
-        """Returns a file's arrays; None if it is missing or broken."""
-        name = _name(prompt, kind, length)
+    def _read(self, key: PrefixKey, kind: str, length: int) -> dict[str, HostArray] | None:
+        """Returns a file's arrays; None if the file is missing or not valid."""
+        name = _name(key, kind, length)
         try:
             arrays = self._load(name, kind, length)
         except (OSError, StateFileError) as error:
-            self._complain(self._folder.path(name, kind), error)
-            if isinstance(error, StateFileError):  # it would be met again and again
+            self._report_error(self._folder.path(name, kind), error)
+            if isinstance(error, StateFileError):  # otherwise every search would meet it again
                 self._folder.remove(name, kind)
             return None
         if arrays is not None:
@@ -200,17 +199,17 @@ class StateDisk:
         return arrays
 
     def _load(self, name: str, kind: str, length: int) -> dict[str, HostArray] | None:
-        """Returns a file's arrays if they are what they should be; None if there is no such file.
+        """Returns a file's arrays; None if there is no such file.
 
         Raises:
-          OSError, StateFileError: it cannot be read, or is no such file.
+          OSError: The file cannot be read.
+          StateFileError: The file is not valid.
         """
         formats = self._formats_of(kind, length)
-        size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in formats.values())
-        data = self._folder.read(name, kind, size + _HEADER_BYTES)
+        data = self._folder.read(name, kind, num_bytes(*formats.values()) + _HEADER_BYTES)
         if data is None:
             return None
-        arrays, facts = unpack(data, self._key)
+        arrays, facts = unpack(data, self._sign_key)
         for fact, expected in self._facts(name, kind).items():
             if facts.get(fact) != expected:
                 raise StateFileError(f"has the {fact} {facts.get(fact)!r}, expected {expected!r}")
@@ -222,7 +221,7 @@ class StateDisk:
         return arrays
 
     def _formats_of(self, kind: str, length: int) -> dict[str, ArrayFormat]:
-        """Returns shapes and types of what a file holds."""
+        """Returns the formats of the arrays that a file has to hold."""
         formats, rest = self._formats, length % PREFILL_BLOCK
         shape, dtype = formats.token
         window: dict[str, ArrayFormat] = {"window": ((rest or PREFILL_BLOCK, *shape), dtype)}
@@ -234,67 +233,67 @@ class StateDisk:
         return recurrent | {"hidden": formats.hidden} | (window if rest else {})
 
     def _facts(self, name: str, kind: str) -> dict[str, str]:
-        """Returns what a file says it is of; the name stands for the salt and all tokens."""
+        """Returns the metadata that ties a file to its place; the name stands for the salt and all tokens."""
         return {"model": self._model, "kind": kind, "name": name}
 
-    def _write_all(self, prompt: PromptKey, files: Sequence[_StateFile], size: int) -> None:
+    def _write_all(self, key: PrefixKey, files: Sequence[_StateFile], size: int) -> None:
         try:
             for file in files:
-                self._write(prompt, file)
+                self._write(key, file)
             for length in sorted({file.length for file in files}):
-                self._mark(prompt, length)
+                self._touch_span(key, length)
         finally:
             with self._lock:
                 self._pending_bytes -= size
 
-    def _write(self, prompt: PromptKey, file: _StateFile) -> None:
-        name = _name(prompt, file.kind, file.length)
+    def _write(self, key: PrefixKey, file: _StateFile) -> None:
+        name = _name(key, file.kind, file.length)
         try:
             if not all(map(is_finite, file.arrays.values())):
                 raise StateFileError("would hold values that are not finite; it is not written")
             if not self._is_whole(name, file):
-                self._folder.write(name, file.kind, pack(file.arrays, self._facts(name, file.kind), self._key))
-        except Exception as error:  # the states that follow may still be written
-            self._complain(self._folder.path(name, file.kind), error)
+                self._folder.write(name, file.kind, pack(file.arrays, self._facts(name, file.kind), self._sign_key))
+        except Exception as error:  # later files may still be written
+            self._report_error(self._folder.path(name, file.kind), error)
 
-    def _mark(self, prompt: PromptKey, length: int) -> None:
-        """Notes that a state was written or used, for all who search the span of blocks that it lies in."""
+    def _touch_span(self, key: PrefixKey, length: int) -> None:
+        """Touches the marker file of a snapshot's span, when the snapshot was written or used."""
         start = (length // PREFILL_BLOCK - 1) // _SPAN * _SPAN
         if length % PREFILL_BLOCK or start <= 0 or not self._folder.is_writable:
             return
-        name = prompt.link(start).hex()
+        name = key.block_hash(start).hex()
         try:
-            self._folder.mark(name, "span")
+            self._folder.touch_or_create(name, "span")
         except OSError as error:
-            self._complain(self._folder.path(name, "span"), error)
+            self._report_error(self._folder.path(name, "span"), error)
 
     def _is_whole(self, name: str, file: _StateFile) -> bool:
-        """Whoever computed a state anew did not find it, perhaps because its file is broken."""
+        """Returns whether the file exists and is valid. A snapshot that was computed again may have a broken file."""
         try:
             return self._load(name, file.kind, file.length) is not None
         except (OSError, StateFileError):
             return False
 
-    def _complain(self, path: Path, error: Exception) -> None:
-        """Counts an error; only the first one is logged."""
+    def _report_error(self, path: Path, error: Exception) -> None:
+        """Counts an error, and logs the first one."""
         with self._lock:
             self.num_errors += 1
-            is_first, self._has_complained = not self._has_complained, True
+            is_first, self._has_logged = not self._has_logged, True
         if is_first:
             _logger.warning("state cache: %s %s; further errors are only counted", path, error)
 
 
-def _name(prompt: PromptKey, kind: str, length: int) -> str:
-    """Returns the name of a prompt's file, without its kind."""
-    link = prompt.link(length // PREFILL_BLOCK)
-    return link.hex() if kind != "end" else hashlib.sha256(link + b" ends " + prompt.rest(length)).hexdigest()
+def _name(key: PrefixKey, kind: str, length: int) -> str:
+    """Returns the name of a file without its kind."""
+    link = key.block_hash(length // PREFILL_BLOCK)
+    return link.hex() if kind != "end" else hashlib.sha256(link + b" ends " + key.partial_block(length)).hexdigest()
 
 
 def _files_of(snapshot: Snapshot) -> Iterator[_StateFile]:
-    """Yields the files that a state becomes; the blocks before it were written with theirs."""
+    """Yields the files of a snapshot; earlier blocks of its window belong to earlier snapshots."""
     length, (h, conv), last = snapshot.length, snapshot.recurrent, snapshot.window[-1]
     rest = length % PREFILL_BLOCK
-    if len(last) != (rest or PREFILL_BLOCK):  # restored from a window that began in the middle of this block
+    if len(last) != (rest or PREFILL_BLOCK):  # restored from a ring that held only part of this block
         return
     if not rest:
         yield _StateFile("window", length, {"window": last})

@@ -1,6 +1,5 @@
-"""A text and the state that spares reading it again: what callers save, hand on, and resume from."""
+"""Saved states: a token history with a snapshot, which clients save, export, import and resume."""
 
-import math
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
@@ -12,31 +11,30 @@ import numpy as np
 from ..core.arrays import HostArray
 from ..core.config import MAX_TOKENS, PREFILL_BLOCK
 from ..core.errors import StateFileError
-from ..core.snapshot import Snapshot, first_block
+from ..core.snapshot import Snapshot, SnapshotFormat, first_block, num_bytes
+from .prefix_key import ID_BYTES
 from .state_file import MAX_HEADER_BYTES, pack, unpack
 
-_ID_BYTES: Final = 4
-
 _ARRAY_BYTES: Final = 160
-"""What an array on the host takes beside its data."""
+"""Memory of an array on the host apart from its data."""
 
 _OBJECT_BYTES: Final = 512
-"""What a state takes beside its arrays, token ids and strings."""
+"""Memory of a state apart from its arrays, token ids and strings."""
 
 _LONGEST_FACT: Final = 100
-"""Characters of a file's own text that an error message repeats."""
+"""Maximum number of characters of a file's own text in an error message."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SavedState:
-    """A token history, and what spares prefilling it again.
+    """A token history and a snapshot of the state after its first tokens.
 
     Attributes:
-      tokens: Token ids of the whole history, at least one, 4 bytes each.
-      snapshot: State at the last block boundary up to which the history was prefilled as a prompt; None where that is
-        its start. What follows, such as the last answer, is prefilled again.
+      tokens: Token ids of the whole history, at least one, `ID_BYTES` each.
+      snapshot: Snapshot at the last block boundary up to which the history was prefilled as a prompt; None if that is
+        its start. The tokens after it, such as the last response, are prefilled again.
       salt, tenant: Those of the request; see `Request`. A file has none.
-      is_imported: Whether it comes from a file, or from a request that went on from one.
+      is_imported: Whether it comes from a file, or from a request that resumed an imported state.
     """
 
     tokens: bytes
@@ -54,21 +52,22 @@ class SavedState:
         tenant: str = "",
         is_imported: bool = False,
     ) -> "SavedState":
+        """Returns a saved state of unpacked token ids."""
         return cls(array("i", token_ids).tobytes(), snapshot, salt, tenant, is_imported)
 
     @property
     def num_tokens(self) -> int:
-        """Length of the history."""
-        return len(self.tokens) // _ID_BYTES
+        """Number of tokens of the history."""
+        return len(self.tokens) // ID_BYTES
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """The history, unpacked; ten times as large as `tokens`, so it should not be kept."""
+        """Token ids of the history; they take ten times the memory of `tokens`, so they should not be kept."""
         return tuple(memoryview(self.tokens).cast("i"))
 
     @property
     def num_bytes(self) -> int:
-        """Memory that keeping it takes. Arrays that the prefix cache still shares are counted in full."""
+        """Memory that the state takes. Arrays that the prefix cache shares are counted in full."""
         arrays = () if self.snapshot is None else (*self.snapshot.recurrent, *self.snapshot.window)
         hidden = None if self.snapshot is None else self.snapshot.hidden
         arrays = arrays if hidden is None else (*arrays, hidden)
@@ -77,32 +76,27 @@ class SavedState:
 
 
 @dataclass(frozen=True, slots=True)
-class StateFormat:
-    """What states of a model look like.
+class SavedStateFormat:
+    """Format of one model's saved states, and of their files.
 
     Attributes:
-      model: which one; see `model_identity`.
-      vocab_size, window: the model's.
-      h, conv, token: shape and type of the recurrent layers' arrays, and of one token's keys and values.
+      model: Identity of the model; see `model_identity`.
+      vocab_size: Number of token ids.
+      snapshot: Shapes and dtypes of snapshots; files hold no `hidden`.
     """
 
     model: str
     vocab_size: int
-    window: int
-    h: tuple[tuple[int, ...], str]
-    conv: tuple[tuple[int, ...], str]
-    token: tuple[tuple[int, ...], str]
+    snapshot: SnapshotFormat
 
     @property
     def max_file_bytes(self) -> int:
-        """The size of the largest file there is: recurrent state, a full window, `MAX_TOKENS` ids and a header."""
-        blocks = -(-self.window // PREFILL_BLOCK)
-        shape, kind = self.token
-        arrays = (self.h, self.conv, ((blocks * PREFILL_BLOCK, *shape), kind), ((MAX_TOKENS,), "int32"))
-        return sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in arrays) + MAX_HEADER_BYTES
+        """Size of the largest file: recurrent state, a full window, `MAX_TOKENS` ids and a header."""
+        window = self.snapshot.blocks(-(-self.snapshot.window // PREFILL_BLOCK))
+        return num_bytes(self.snapshot.h, self.snapshot.conv, window, ((MAX_TOKENS,), "int32")) + MAX_HEADER_BYTES
 
     def export(self, state: SavedState, key: bytes | None = None) -> bytes:
-        """A state as a file, signed if there is a key."""
+        """Returns a state as a file, signed if there is a key."""
         arrays: dict[str, HostArray] = {"tokens": np.frombuffer(state.tokens, np.int32)}
         length = 0
         if state.snapshot is not None:
@@ -111,10 +105,10 @@ class StateFormat:
         return pack(arrays, {"model": self.model, "length": str(length)}, key)
 
     def load(self, data: bytes, key: bytes | None = None) -> SavedState:
-        """The state in a file.
+        """Returns the state in a file.
 
         Raises:
-          StateFileError: it is broken, of another model, or not signed by the key.
+          StateFileError: The file is broken, of another model, or not signed with the key.
         """
         arrays, facts = unpack(data, key)
         if facts.get("model") != self.model:
@@ -137,9 +131,9 @@ class StateFormat:
         return tokens
 
     def _snapshot(self, arrays: Mapping[str, HostArray], length: int) -> Snapshot:
-        blocks = length // PREFILL_BLOCK - first_block(length, self.window)
-        shape, kind = self.token
-        expected = {"h": self.h, "conv": self.conv, "window": ((blocks * PREFILL_BLOCK, *shape), kind)}
+        formats = self.snapshot
+        blocks = length // PREFILL_BLOCK - first_block(length, formats.window)
+        expected = {"h": formats.h, "conv": formats.conv, "window": formats.blocks(blocks)}
         for name, wanted in expected.items():
             array = arrays.get(name)
             found = None if array is None else (array.shape, array.dtype.name)
@@ -151,9 +145,10 @@ class StateFormat:
 
 
 def _length(fact: str) -> int:
-    """
+    """Returns a history's length from a file's metadata.
+
     Raises:
-      StateFileError: It is no whole number, or larger than any length.
+      StateFileError: The text is no whole number, or larger than any length.
     """
     if not (fact.isascii() and fact.isdecimal() and len(fact) <= len(str(MAX_TOKENS))):
         raise StateFileError(f"has the length {_shown(fact)!r}")
@@ -161,5 +156,5 @@ def _length(fact: str) -> int:
 
 
 def _shown(fact: str | None) -> str | None:
-    """A file's own text, short enough for an error message."""
+    """Returns a file's own text, shortened for an error message."""
     return fact if fact is None or len(fact) <= _LONGEST_FACT else f"{fact[:_LONGEST_FACT]}…"

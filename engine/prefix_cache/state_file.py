@@ -1,4 +1,4 @@
-"""A state as a file: arrays and facts in the safetensors format, with a digest of both; a key makes it a signature."""
+"""File format of states: safetensors with metadata, and a digest of both that a key turns into a signature."""
 
 import hashlib
 import hmac
@@ -17,21 +17,22 @@ from ..core.errors import StateFileError
 FORMAT: Final = "roost-state-1"
 
 MAX_HEADER_BYTES: Final = 16 * 2**10
-"""Maximum size of a file's header. Names, shapes and facts take some 600 bytes; JSON that is parsed takes up to thirty
-times its size."""
+"""Maximum size of a file's header. Names, shapes and metadata take some 600 bytes; parsed JSON takes up to thirty times
+its size."""
 
 _CHECKSUM_KEY: Final = b"roost"
-"""Of files that are only checked, not signed."""
+"""Key of the digest in files that are not signed."""
 
 _DTYPES: Final[Mapping[str, Any]] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I32": np.int32}
 
 
 def pack(arrays: Mapping[str, HostArray], facts: Mapping[str, str], key: bytes | None = None) -> bytes:
-    """
+    """Returns the content of a file.
+
     Args:
-      arrays: by name.
-      facts: what else there is to say.
-      key: signs it; None only guards against accidents.
+      arrays: Arrays by name.
+      facts: Further metadata.
+      key: Key of the signature; None adds a digest that only detects accidents.
     """
     facts = {**facts, "format": FORMAT, "signed": "no" if key is None else "hmac-sha256"}
     data: bytes = safetensors.numpy.save(dict(arrays), metadata={**facts, "digest": _digest(arrays, facts, key)})
@@ -39,10 +40,10 @@ def pack(arrays: Mapping[str, HostArray], facts: Mapping[str, str], key: bytes |
 
 
 def unpack(data: bytes, key: bytes | None = None) -> tuple[dict[str, HostArray], dict[str, str]]:
-    """The arrays and the facts.
+    """Returns the arrays and the metadata of a file.
 
     Raises:
-      StateFileError: it is no such file, of another version, was changed, or is not signed by the key.
+      StateFileError: The data is no such file, has another version, was changed, or is not signed with the key.
     """
     header_bytes = int.from_bytes(data[:8], "little")
     if header_bytes > MAX_HEADER_BYTES:

@@ -7,7 +7,8 @@ from typing import Final
 
 from ..core.request import Request
 from ..core.snapshot import Snapshot
-from ..prefix_cache.tree import PromptKey, StateCache
+from ..prefix_cache.cache import PrefixCache
+from ..prefix_cache.prefix_key import PrefixKey
 from .waiting_queue import WaitingQueue
 
 _MAX_SECONDS: Final = 5.0
@@ -26,7 +27,7 @@ class Fetch:
     """
 
     request: Request
-    key: PromptKey
+    key: PrefixKey
     above: int = 0
     started: float = math.inf
     found: Snapshot | None = None
@@ -44,7 +45,7 @@ class Prefetcher:
       cache: what searches can be spared by, and how many there may be; None holds nobody.
     """
 
-    def __init__(self, waiting: WaitingQueue, cache: StateCache | None) -> None:
+    def __init__(self, waiting: WaitingQueue, cache: PrefixCache | None) -> None:
         self._waiting = waiting
         self._cache = cache
         self._max_fetches = 0 if cache is None else cache.max_fetches
@@ -76,7 +77,7 @@ class Prefetcher:
                 self._forks.setdefault(parent, []).append(request.id)
                 self._waiting.hold(request.id)
             return
-        fetch = Fetch(request, PromptKey.of(request.prompt_token_ids, request.cache_salt))
+        fetch = Fetch(request, PrefixKey.of(request.prompt_token_ids, request.cache_salt))
         if not self._needs_search(fetch):
             self._done[request.id] = fetch
             return
@@ -134,7 +135,7 @@ class Prefetcher:
         """Whether there may be more below; what was published since it was queued need not be searched for."""
         assert self._cache is not None
         state = fetch.request.state
-        fetch.above = max(self._cache.known_length(fetch.key), 0 if state is None else state.length)
+        fetch.above = max(self._cache.matched_length(fetch.key), 0 if state is None else state.length)
         return fetch.above < len(fetch.key)
 
     def _release(self, request_id: str) -> None:

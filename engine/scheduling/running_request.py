@@ -10,7 +10,7 @@ from ..core.output_constraint import Constraint, TokenMask
 from ..core.request import Request, TokenLogprobs
 from ..core.snapshot import Snapshot
 from ..core.token_masks import constraint_of
-from ..prefix_cache.tree import PromptKey
+from ..prefix_cache.prefix_key import PrefixKey
 
 NO_CHOICE_TEXT: Final = "no token is allowed to come next"
 """The error of a request whose constraint and masks leave no token."""
@@ -50,7 +50,7 @@ class RunningRequest:
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
     parent: "RunningRequest | None" = None
     started: float = 0.0
-    key: PromptKey | None = None
+    key: PrefixKey | None = None
     resume: Snapshot | None = None
     num_cached: int = 0
     read: Snapshot | None = None

@@ -24,7 +24,8 @@ from ..core.errors import (
 from ..core.request import FinishReason, Request, TokenOutput
 from ..core.sampling_params import NO_CHOICE
 from ..core.snapshot import Snapshot
-from ..prefix_cache.tree import PromptKey, StateCache
+from ..prefix_cache.cache import PrefixCache
+from ..prefix_cache.prefix_key import PrefixKey
 from .prefetch import Fetch, Prefetcher
 from .prefill_order import PrefillOrder, blocks_left
 from .retry_after import Pace
@@ -66,7 +67,7 @@ class Scheduler:
         tenants: int = 1,
         *,
         reserved_slots: int = 0,
-        cache: StateCache | None = None,
+        cache: PrefixCache | None = None,
     ) -> None:
         self.slots = SlotPool(slots, limits.slot_order or None)
         self._reserve = SlotReserve(slots, reserved_slots)
@@ -81,7 +82,7 @@ class Scheduler:
         self._next_deadline = math.inf
         self._running: dict[str, RunningRequest] = {}
         self._failed: list[tuple[str, TokenOutput]] = []
-        self._ends: list[tuple[PromptKey, int]] = []
+        self._ends: list[tuple[PrefixKey, int]] = []
         self._decode_is_due = False
         self._begun: PrefillBatch | None = None
         self._begun_rows: tuple[RunningRequest, ...] = ()
@@ -203,7 +204,7 @@ class Scheduler:
         failed, self._failed = self._failed, []
         return failed
 
-    def take_ends(self) -> list[tuple[PromptKey, int]]:
+    def take_ends(self) -> list[tuple[PrefixKey, int]]:
         """The texts that slots have read whose requests have ended since this was asked last, if they are to be gone on
         from. What lies in the slots is theirs until the next batch is planned."""
         ends, self._ends = self._ends, []
@@ -213,7 +214,7 @@ class Scheduler:
         """Books what a batch gave. Rows whose request has ended since are dropped."""
         outputs: list[tuple[str, TokenOutput]] = []
         for sequence, result in zip(self._in_flight.pop(batch), results, strict=True):
-            if result.marks:  # also of a request that has ended: they were computed, and another try may use them
+            if result.block_states:  # also of a request that has ended: another one may be restored from them
                 self._remember(sequence, result)
             if self._running.get(sequence.request.id) is not sequence:
                 continue
@@ -283,7 +284,7 @@ class Scheduler:
         fetch = self._prefetcher.take(sequence.request.id)
         if sequence.parent is not None:
             if sequence.parent.key is not None:  # the prompts are the same
-                sequence.key = PromptKey(sequence.request.cache_salt, sequence.parent.key.tokens)
+                sequence.key = PrefixKey(sequence.request.cache_salt, sequence.parent.key.tokens)
             return
         request, found = sequence.request, sequence.request.state
         if found is not None and found.length >= len(request.prompt_token_ids):
@@ -291,17 +292,17 @@ class Scheduler:
         scores = request.params.prompt_logprobs is not None
         if self.cache is not None:
             fetched = None if fetch is None else fetch.key
-            sequence.key = sequence.key or fetched or PromptKey.of(request.prompt_token_ids, request.cache_salt)
-            known = None if scores else self.cache.look_up(sequence.key, None if fetch is None else fetch.found)
+            sequence.key = sequence.key or fetched or PrefixKey.of(request.prompt_token_ids, request.cache_salt)
+            known = None if scores else self.cache.match_prefix(sequence.key, None if fetch is None else fetch.found)
             found = max(filter(None, (known, found)), key=lambda state: state.length, default=None)
         if found is not None and not scores:
             sequence.resume_from(found)
 
     def _remember(self, sequence: RunningRequest, result: RowResult) -> None:
         """Publishes what a chunk left, while all of the sequence's state is finite."""
-        sequence.is_finite = sequence.is_finite and all(mark.is_finite for mark in result.marks)
+        sequence.is_finite = sequence.is_finite and all(state.is_finite for state in result.block_states)
         if self.cache is not None and sequence.key is not None and sequence.is_finite:
-            sequence.read = self.cache.extend(sequence.key, sequence.read, result.marks)
+            sequence.read = self.cache.insert_chunk(sequence.key, sequence.read, result.block_states)
 
     def _parent_of(self, request: Request) -> RunningRequest | None:
         """Who reads this request's prompt anyway, and may be forked when that is done."""
@@ -487,7 +488,7 @@ class Scheduler:
         if is_whole and self.cache is not None and self.cache.is_inexact:
             request = sequence.request
             text = request.prompt_token_ids + tuple(sequence.token_ids[:-1])
-            self._ends.append((PromptKey.of(text, request.cache_salt), sequence.slot))
+            self._ends.append((PrefixKey.of(text, request.cache_salt), sequence.slot))
 
     def _release(self, sequence: RunningRequest) -> None:
         request = sequence.request
@@ -538,7 +539,7 @@ def _lateness(request: Request, now: float, *, is_waiting: bool) -> RoostError |
 
 def _text_of(sequence: RunningRequest) -> Text:
     request = sequence.request
-    prompt = sequence.key or PromptKey.of(request.prompt_token_ids, request.cache_salt)
+    prompt = sequence.key or PrefixKey.of(request.prompt_token_ids, request.cache_salt)
     answer = array("i", sequence.token_ids).tobytes()
     return Text(prompt.tokens, answer, request.cache_salt, request.tenant, request.state_is_imported)
 

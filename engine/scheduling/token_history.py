@@ -21,7 +21,7 @@ class Text:
     """Token history of a request.
 
     Attributes:
-      prompt: Token ids of the prompt, 4 bytes each; see `PromptKey.tokens`.
+      prompt: Token ids of the prompt, 4 bytes each; see `PrefixKey.tokens`.
       answer: Generated token ids, likewise.
       salt, tenant, is_imported: See `Request`.
     """

@@ -20,13 +20,13 @@ from ..core.output_constraint import words_of_mask
 from ..core.request import Request, TokenLogprobs
 from ..core.snapshot import Snapshot, SnapshotFormat
 from ..model.state import Trail
-from ..prefix_cache.saved_state import StateFormat
+from ..prefix_cache.saved_state import SavedStateFormat
 from ..sampling.sampler import Logprobs, Sampled
 from .executor import Executor, Progress
 from .programs import as_first_token_input, first_token_rows, prefill_names, snapshot_shapes
 from .step_inputs import first_token_columns, mask_columns, prefill_columns, score_targets
 from .steps import PrefillInput
-from .transfer import known_ends, read_marks, read_slot, restore_inputs
+from .transfer import cached_hidden, read_block_states, read_slot, restore_inputs
 
 _DISPATCH_SECONDS: Final = 0.02
 """How long a dispatch of several tokens may take."""
@@ -80,8 +80,9 @@ class PendingPrefill:
         firsts = ((sampled, place) for sampled in self.sampled for place in range(len(sampled.tokens)))
         results = [self._row(row, chunk, firsts) for row, chunk in enumerate(self.batch.rows)]
         if self.trails:
-            for row, marks in enumerate(read_marks(self.trails, self.last, self.batch.chunks, self.places, self.ends)):
-                results[row] = replace(results[row], marks=marks)
+            chunks = self.batch.chunks
+            for row, states in enumerate(read_block_states(self.trails, self.last, chunks, self.places, self.ends)):
+                results[row] = replace(results[row], block_states=states)
         return tuple(results)
 
     def _row(self, row: int, chunk: PrefillChunk, firsts: Iterator[tuple[Sampled, int]]) -> RowResult:
@@ -140,9 +141,9 @@ class ModelRunner:
         self.window = ring[0][0]
         model = model_identity(source, executor.dtype.name, config.quantize, config.seed)
         token = (ring[0][1:], ring[1])
-        self.state_format = StateFormat(model, source.config.vocab_size, self.window, h, conv, token)
-        activations = ((source.config.width,), executor.dtype.name)
-        self.snapshot_format = SnapshotFormat(self.window, h, conv, token, activations)
+        hidden = ((source.config.width,), executor.dtype.name)
+        snapshot_format = SnapshotFormat(self.window, h, conv, token, hidden)
+        self.state_format = SavedStateFormat(model, source.config.vocab_size, snapshot_format)
         self.state_cache_bytes = _state_cache_bytes(config.state_cache_gib)
         self.restore_seconds = 0.0
         self._mask_words = words_of_mask(source.config.vocab_size)
@@ -182,7 +183,7 @@ class ModelRunner:
         if isinstance(batch, RestoreBatch):
             places = range(len(batch.chunks))
             count = MAX_PREFILL_ROWS * self._executor.shards.data
-            ends = self._executor.run("ends", known_ends(batch.chunks, count))["last"]
+            ends = self._executor.run("ends", cached_hidden(batch.chunks, count))["last"]
             return PendingPrefill(batch, (), (), ends, self._sample_first(batch, places))
         return self._run_prefill(batch)
 

@@ -5,8 +5,9 @@ from itertools import pairwise
 
 import numpy as np
 from roost.engine.core.config import PREFILL_BLOCK
-from roost.engine.core.snapshot import Mark, Snapshot, SnapshotFormat, follow, from_ring, ring_rows
-from roost.engine.prefix_cache.tree import PromptKey, StateCache
+from roost.engine.core.snapshot import BlockState, Snapshot, SnapshotFormat, chunk_snapshots, from_ring, ring_rows
+from roost.engine.prefix_cache.cache import PrefixCache
+from roost.engine.prefix_cache.prefix_key import PrefixKey
 
 STATE_BYTES, TOKEN_BYTES, HIDDEN_BYTES = 400, 4, 40
 
@@ -21,19 +22,19 @@ def number(tokens: tuple[int, ...]) -> int:
     return hash(tokens) & 0x7FFFFFFF
 
 
-def mark(tokens: tuple[int, ...], start: int, end: int, *, is_end: bool) -> Mark:
+def block_state(tokens: tuple[int, ...], start: int, end: int, *, is_end: bool) -> BlockState:
     """Arrays that say which tokens they stand for."""
     h, conv = (np.full(STATE_BYTES // 8, number(tokens[:end]), np.int32) for _ in range(2))
     window = np.array([number(tokens[: i + 1]) for i in range(start, end)], np.int32)
-    return Mark((h, conv), window, np.full(HIDDEN_BYTES // 4, number(tokens[:end]), np.int32) if is_end else None)
+    return BlockState((h, conv), window, np.full(HIDDEN_BYTES // 4, number(tokens[:end]), np.int32) if is_end else None)
 
 
-def marks(tokens: tuple[int, ...], start: int = 0, end: int | None = None) -> list[Mark]:
-    """Of every point of the grid and of the end."""
+def block_states(tokens: tuple[int, ...], start: int = 0, end: int | None = None) -> list[BlockState]:
+    """At every block boundary and at the end."""
     end = len(tokens) if end is None else end
     next_point = start // PREFILL_BLOCK * PREFILL_BLOCK + PREFILL_BLOCK
     edges = [start, *range(next_point, end, PREFILL_BLOCK), end]
-    return [mark(tokens, a, b, is_end=b == len(tokens)) for a, b in pairwise(edges) if a < b]
+    return [block_state(tokens, a, b, is_end=b == len(tokens)) for a, b in pairwise(edges) if a < b]
 
 
 def format_of(window: int) -> SnapshotFormat:
@@ -46,9 +47,9 @@ def format_of(window: int) -> SnapshotFormat:
     )
 
 
-def fetch(cache: StateCache, key: PromptKey) -> Snapshot | None:
+def fetch(cache: PrefixCache, key: PrefixKey) -> Snapshot | None:
     """Waits for what the tier below finds, if it is to be asked."""
-    known = cache.known_length(key)
+    known = cache.matched_length(key)
     if not cache.max_fetches or known == len(key):
         return None
     found: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
@@ -56,21 +57,21 @@ def fetch(cache: StateCache, key: PromptKey) -> Snapshot | None:
     return found.get(timeout=60)
 
 
-def read(cache: StateCache, tokens: tuple[int, ...], salt: str = "", window: int = 128, cut: int | None = None) -> int:
+def read(cache: PrefixCache, tokens: tuple[int, ...], salt: str = "", window: int = 128, cut: int | None = None) -> int:
     """Does what the engine does with a prompt, up to a token where it is cut off; gives how many tokens were spared."""
-    key = PromptKey.of(tokens, salt)
-    found = cache.look_up(key, fetch(cache, key))
+    key = PrefixKey.of(tokens, salt)
+    found = cache.match_prefix(key, fetch(cache, key))
     if found is not None:
         check(found, tokens, window)
     length = 0 if found is None else found.length
     if length < len(tokens):
-        cache.publish(key, follow(found, marks(tokens, length, cut), window))
+        cache.insert(key, chunk_snapshots(found, block_states(tokens, length, cut), window))
     return length
 
 
 def left_behind(tokens: tuple[int, ...], window: int) -> Snapshot:
     """What a slot holds that has read these tokens, the last of them one by one."""
-    last = follow(None, marks(tokens), window)[-1]
+    last = chunk_snapshots(None, block_states(tokens), window)[-1]
     return from_ring(len(tokens), last.recurrent, ring_rows(last, window))
 
 

@@ -12,9 +12,9 @@ from roost.engine import (
     EngineCore,
     MeshShape,
     ModelRunner,
+    PrefixCache,
     Request,
     SamplingParams,
-    StateCache,
     open_model,
 )
 from roost.engine.core.output_constraint import TokenMask, mask_of_ids
@@ -70,7 +70,7 @@ def answers(shards: MeshShape, chunk: int, quantize: str | None = None) -> dict[
     """All requests' tokens and log-probabilities, in a crowd; then some of them again, from what is remembered."""
     config = EngineConfig(SLOTS, prefill_chunk=chunk, dtype="float32", shards=shards, quantize=quantize)
     runner = ModelRunner(open_model(str(TINY_MODEL)), config)
-    cache = StateCache(runner.window, 10**9)
+    cache = PrefixCache(runner.window, 10**9)
     core = EngineCore(Scheduler(runner.slots, 100, runner.limits, cache=cache), runner)
     told = run(core, *requests(), stagger=1)
     again = run(core, *[r for r in requests() if r.id in ("greedy", "short", "crowd 3")])

@@ -22,8 +22,9 @@ from roost.engine.core.request import FinishReason, Request
 from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.core.snapshot import Snapshot
 from roost.engine.engine_core import EngineCore
+from roost.engine.prefix_cache.cache import PrefixCache
+from roost.engine.prefix_cache.prefix_key import PrefixKey
 from roost.engine.prefix_cache.saved_state import SavedState
-from roost.engine.prefix_cache.tree import PromptKey, StateCache
 from roost.engine.scheduling.scheduler import Scheduler
 
 
@@ -276,10 +277,10 @@ class SlowTier:
     def __init__(self) -> None:
         self.searches: list[Callable[[Snapshot | None], None]] = []
 
-    def fetch(self, prompt: PromptKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
+    def fetch(self, prompt: PrefixKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
         self.searches.append(done)
 
-    def store(self, prompt: PromptKey, snapshots: object) -> None: ...
+    def store(self, prompt: PrefixKey, snapshots: object) -> None: ...
 
     def close(self) -> None: ...
 
@@ -294,7 +295,7 @@ class CountingScheduler(Scheduler):
 
 @asynccontextmanager
 async def running_on(tier: SlowTier) -> AsyncIterator[tuple[AsyncEngine, CountingScheduler]]:
-    scheduler = CountingScheduler(2, 100, StepLimits(64, 64), cache=StateCache(64, 10**6, tier))
+    scheduler = CountingScheduler(2, 100, StepLimits(64, 64), cache=PrefixCache(64, 10**6, tier))
     engine = AsyncEngine(lambda: EngineCore(scheduler, FakeRunner()))
     engine.start()
     await engine.wait_ready()
@@ -346,7 +347,7 @@ class LoggingCore(EngineCore):
     """Notes each save among the batches."""
 
     def __init__(self, log: list[str], runner: GatedRunner) -> None:
-        super().__init__(Scheduler(2, 100, StepLimits(64, 64), cache=StateCache(64, 10**6)), runner)
+        super().__init__(Scheduler(2, 100, StepLimits(64, 64), cache=PrefixCache(64, 10**6)), runner)
         self._log = log
 
     def save(self, request_id: str, num_generated: int | None = None) -> SavedState:

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from roost.engine import EngineCore, ModelRunner, Request, SamplingParams, StateCache
+from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
 from roost.engine.core.request import TokenOutput
 from roost.engine.scheduling.scheduler import Scheduler
 
@@ -18,7 +18,7 @@ PLENTY = 10**9
 
 
 def make_core(runner: ModelRunner, budget: int = PLENTY) -> EngineCore:
-    cache = StateCache(runner.window, budget) if budget else None
+    cache = PrefixCache(runner.window, budget) if budget else None
     return EngineCore(Scheduler(SLOTS, 100, runner.limits, cache=cache), runner)
 
 
@@ -166,7 +166,7 @@ def test_an_aborted_prefill_goes_on_where_it_was(runner: ModelRunner) -> None:
 
 def test_a_slot_that_is_taken_while_its_last_chunk_is_read_publishes_the_right_state(runner: ModelRunner) -> None:
     """The chunk of the aborted request is still on the device when the next request gets its slot."""
-    core = EngineCore(Scheduler(1, 100, runner.limits, cache=StateCache(runner.window, PLENTY)), runner)
+    core = EngineCore(Scheduler(1, 100, runner.limits, cache=PrefixCache(runner.window, PLENTY)), runner)
     core.add(ask("a", (1, 300)))
     core.step()
     core.abort("a")

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from roost.engine import EngineCore, ModelRunner, Request, SamplingParams, StateCache
+from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
 from roost.engine.core.snapshot import ring_rows
-from roost.engine.prefix_cache.tree import PromptKey
+from roost.engine.prefix_cache.prefix_key import PrefixKey
 from roost.engine.scheduling.scheduler import Scheduler
 
 SLOTS, PLENTY = 4, 10**9
@@ -14,7 +14,7 @@ NEAR = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def make_core(runner: ModelRunner, *, is_inexact: bool = True) -> EngineCore:
-    cache = StateCache(runner.window, PLENTY, is_inexact=is_inexact)
+    cache = PrefixCache(runner.window, PLENTY, is_inexact=is_inexact)
     return EngineCore(Scheduler(SLOTS, 100, runner.limits, cache=cache), runner)
 
 
@@ -41,13 +41,13 @@ def ask(name: str, prompt: tuple[int, ...], max_tokens: int = 20, **fields: Any)
 def check_end(core: EngineCore, tokens: tuple[int, ...], runner: ModelRunner) -> None:
     """What was left behind these tokens is what reading them would have left, but for the last bits."""
     assert core._scheduler.cache is not None
-    found = core._scheduler.cache.look_up(PromptKey.of((*tokens, 5), ""))
+    found = core._scheduler.cache.match_prefix(PrefixKey.of((*tokens, 5), ""))
     assert found is not None
     assert found.length == len(tokens)
     reader = make_core(runner)
     run(reader, ask("a", tokens, 1))
     assert reader._scheduler.cache is not None
-    read = reader._scheduler.cache.look_up(PromptKey.of(tokens, ""))
+    read = reader._scheduler.cache.match_prefix(PrefixKey.of(tokens, ""))
     assert read is not None
     assert read.length == len(tokens)
     for left, wanted in zip(found.recurrent, read.recurrent, strict=True):

@@ -20,18 +20,23 @@ from roost.engine import (
     Request,
     RoostError,
     SavedState,
+    SavedStateFormat,
     Snapshot,
-    StateFormat,
     TokenLogprobs,
     TokenOutput,
     UnknownRequestError,
 )
 from roost.engine.core.output_constraint import words_of_mask
+from roost.engine.core.snapshot import SnapshotFormat
 
 TURNS_PER_TOKEN = 16
 """Turns of the event loop before each token, so that a stream keeps up and sends one event per token."""
 
-STATE_FORMAT = StateFormat("counter", 512, 64, ((1, 2), "float32"), ((1, 3, 2), "float32"), ((1, 2, 2), "float32"))
+STATE_FORMAT = SavedStateFormat(
+    "counter",
+    512,
+    SnapshotFormat(64, ((1, 2), "float32"), ((1, 3, 2), "float32"), ((1, 2, 2), "float32"), ((2,), "float32")),
+)
 
 
 def snapshot_of(token_ids: tuple[int, ...]) -> Snapshot | None:
@@ -151,7 +156,7 @@ class FakeEngine(AsyncEngine):
             self.running.remove(request.id)
 
     @property
-    def state_format(self) -> StateFormat:
+    def state_format(self) -> SavedStateFormat:
         return STATE_FORMAT
 
     async def save(self, request_id: str, num_generated: int | None = None) -> SavedState:

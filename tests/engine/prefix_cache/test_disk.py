@@ -12,23 +12,24 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from fake_states import check, fetch, format_of, marks, read, text
+from fake_states import block_states, check, fetch, format_of, read, text
 from hypothesis import given, settings
 from roost.engine.core.errors import ConfigError, StateFileError
-from roost.engine.core.snapshot import Mark, Snapshot, SnapshotFormat, follow
-from roost.engine.prefix_cache.disk import StateDisk
+from roost.engine.core.snapshot import BlockState, Snapshot, SnapshotFormat, chunk_snapshots
+from roost.engine.prefix_cache.cache import PrefixCache
+from roost.engine.prefix_cache.disk import DiskTier
+from roost.engine.prefix_cache.prefix_key import PrefixKey
 from roost.engine.prefix_cache.state_file import pack, unpack
-from roost.engine.prefix_cache.tree import PromptKey, StateCache
 
 PLENTY, WINDOW = 10**9, 128
 
 
 @contextmanager
 def process(folder: Path, budget: int = PLENTY, *, model: str = "m", limit: int = PLENTY, key: bytes | None = None,
-            window: int = WINDOW) -> Iterator[tuple[StateCache, StateDisk]]:  # fmt: skip
+            window: int = WINDOW) -> Iterator[tuple[PrefixCache, DiskTier]]:  # fmt: skip
     """A cache from its start to its end; at the end all is on disk."""
-    disk = StateDisk(folder, model, format_of(window), limit, key)
-    cache = StateCache(window, budget, disk)
+    disk = DiskTier(folder, model, format_of(window), limit, key)
+    cache = PrefixCache(window, budget, disk)
     yield cache, disk
     cache.close()
 
@@ -73,7 +74,7 @@ def test_two_processes_that_share_a_folder(
 def test_names_and_files_hold_no_tokens_and_no_salt(tmp_path: Path) -> None:
     with process(tmp_path) as (cache, _):
         read(cache, text((1, 100)), "secret salt")
-    key = PromptKey.of(text((1, 100)), "")
+    key = PrefixKey.of(text((1, 100)), "")
     for path in files(tmp_path):
         assert "secret" not in str(path)
         assert key.block(0)[:16] not in path.read_bytes()
@@ -161,7 +162,7 @@ def test_a_folder_that_cannot_be_written_to_is_read(tmp_path: Path, monkeypatch:
 def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"state_cache_dir .*/file"):
-        StateDisk(tmp_path / "file", "m", format_of(WINDOW), PLENTY)
+        DiskTier(tmp_path / "file", "m", format_of(WINDOW), PLENTY)
 
 
 def test_no_half_file_is_left_behind(tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_no_half_file_is_left_behind(tmp_path: Path) -> None:
 
 
 def test_a_file_is_what_was_packed() -> None:
-    (snapshot,) = follow(None, marks(text((1, 64))), WINDOW)
+    (snapshot,) = chunk_snapshots(None, block_states(text((1, 64))), WINDOW)
     arrays = {"h": snapshot.recurrent[0], "window": snapshot.window[0]}
     found, facts = unpack(pack(arrays, {"model": "m"}, b"key"), b"key")
     assert facts["model"] == "m"
@@ -353,13 +354,13 @@ def float_states(tokens: tuple[int, ...], value: float = 1.0) -> list[Snapshot]:
     """Of every block boundary and of the end."""
     full = [np.full(shape, value, np.float32) for shape, _ in (FLOATS.h, FLOATS.conv, FLOATS.hidden)]
     lengths = [min(64, len(tokens) - start) for start in range(0, len(tokens), 64)]
-    found = [Mark((full[0], full[1]), np.full((n, 3), value, np.float32), None) for n in lengths]
-    return follow(None, [*found[:-1], Mark(found[-1].recurrent, found[-1].window, full[2])], WINDOW)
+    found = [BlockState((full[0], full[1]), np.full((n, 3), value, np.float32), None) for n in lengths]
+    return chunk_snapshots(None, [*found[:-1], BlockState(found[-1].recurrent, found[-1].window, full[2])], WINDOW)
 
 
 @contextmanager
-def float_disk(folder: Path, key: bytes | None = b"sesame") -> Iterator[StateDisk]:
-    disk = StateDisk(folder, "m", FLOATS, PLENTY, key)
+def float_disk(folder: Path, key: bytes | None = b"sesame") -> Iterator[DiskTier]:
+    disk = DiskTier(folder, "m", FLOATS, PLENTY, key)
     yield disk
     disk.close()
 
@@ -416,12 +417,12 @@ WRONG = {
 def test_a_signed_file_that_holds_something_else_is_as_good_as_missing(tmp_path: Path, how: str) -> None:
     tokens = text((1, 300))
     with float_disk(tmp_path) as disk:
-        disk.store(PromptKey.of(tokens, ""), float_states(tokens))
+        disk.store(PrefixKey.of(tokens, ""), float_states(tokens))
     for path in [*files(tmp_path, "state"), *files(tmp_path, "end")]:
         arrays, facts = unpack(path.read_bytes(), b"sesame")
         path.write_bytes(pack(WRONG[how](arrays), facts, b"sesame"))
     with float_disk(tmp_path) as disk:
-        assert disk.find(PromptKey.of(tokens, ""), 0) is None
+        assert disk.find(PrefixKey.of(tokens, ""), 0) is None
         assert disk.num_errors == 5
         assert not files(tmp_path, "state"), "and removed"
 
@@ -429,8 +430,8 @@ def test_a_signed_file_that_holds_something_else_is_as_good_as_missing(tmp_path:
 def test_what_is_not_finite_is_never_written(tmp_path: Path) -> None:
     tokens = text((1, 300))
     with float_disk(tmp_path) as disk:
-        disk.store(PromptKey.of(tokens, ""), float_states(tokens, float("nan")))
-        disk.store(PromptKey.of(tokens, "s"), float_states(tokens, float("-inf")))
+        disk.store(PrefixKey.of(tokens, ""), float_states(tokens, float("nan")))
+        disk.store(PrefixKey.of(tokens, "s"), float_states(tokens, float("-inf")))
     assert files(tmp_path) == []
     assert disk.num_errors
 
@@ -503,7 +504,7 @@ def test_few_files_are_looked_for_to_find_nothing_of_a_long_prompt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with float_disk(tmp_path) as disk, counting_files(monkeypatch) as seen:
-        assert disk.find(PromptKey.of(LONG, ""), 0) is None
+        assert disk.find(PrefixKey.of(LONG, ""), 0) is None
         assert 0 < len([path for path in seen if str(tmp_path) in path]) <= 200
 
 
@@ -512,7 +513,7 @@ def test_few_files_are_looked_for_to_find_the_last_state(
     tmp_path: Path, known: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the ones before it were evicted, but for the blocks of its window."""
-    key, block = PromptKey.of(LONG, ""), known // 64
+    key, block = PrefixKey.of(LONG, ""), known // 64
     with float_disk(tmp_path) as disk:
         disk.store(key, float_states(LONG)[max(0, block - 4) : block])
     with float_disk(tmp_path) as disk, counting_files(monkeypatch) as seen:
@@ -526,13 +527,13 @@ def test_states_far_behind_the_beginning_are_found_for_as_long_as_they_are_there
     """Whatever was evicted before them."""
     tokens, limit = text((1, 64 * 200 + 1)), 120_000
     states = float_states(tokens)
-    disk = StateDisk(tmp_path, "m", FLOATS, limit)
+    disk = DiskTier(tmp_path, "m", FLOATS, limit)
     for start in range(0, 200, 8):
-        disk.store(PromptKey.of(tokens, ""), states[start : start + 8])
+        disk.store(PrefixKey.of(tokens, ""), states[start : start + 8])
     disk.close()
     assert len(files(tmp_path, "state")) < 100
-    disk = StateDisk(tmp_path, "m", FLOATS, limit)
-    found = disk.find(PromptKey.of((*tokens[:-1], 8), ""), 0)
+    disk = DiskTier(tmp_path, "m", FLOATS, limit)
+    found = disk.find(PrefixKey.of((*tokens[:-1], 8), ""), 0)
     assert found is not None
     assert found.length == 64 * 200
     disk.close()
@@ -548,11 +549,11 @@ def test_a_prompt_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(hashlib, "sha256", counted)
     tokens = text((1, 64 * blocks + 10))
-    key, last = PromptKey.of(tokens, ""), None
+    key, last = PrefixKey.of(tokens, ""), None
     with process(tmp_path) as (cache, _):
         assert fetch(cache, key) is None
         for start in range(0, 64 * blocks, 256):
-            last = cache.extend(key, last, marks(tokens, start, start + 256))
+            last = cache.insert_chunk(key, last, block_states(tokens, start, start + 256))
     assert num_hashed[0] <= blocks + 1
 
 

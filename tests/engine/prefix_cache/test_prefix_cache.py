@@ -1,19 +1,21 @@
-"""The state cache against a dictionary of everything that was ever published."""
+"""The prefix cache against a dictionary of everything that was ever published."""
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from fake_states import HIDDEN_BYTES, STATE_BYTES, TOKEN_BYTES, check, left_behind, marks, read, text
+from fake_states import HIDDEN_BYTES, STATE_BYTES, TOKEN_BYTES, block_states, check, left_behind, read, text
 from hypothesis import given
 from roost.engine.core.config import PREFILL_BLOCK
-from roost.engine.core.snapshot import first_block, follow
-from roost.engine.prefix_cache.tree import PromptKey, StateCache, _Entry, _Node
+from roost.engine.core.snapshot import chunk_snapshots, first_block
+from roost.engine.prefix_cache.cache import PrefixCache
+from roost.engine.prefix_cache.prefix_key import PrefixKey
+from roost.engine.prefix_cache.tree import Entry, Node
 
 PLENTY = 10**9
 
 
-def entries(cache: StateCache) -> list[_Entry]:
-    found, nodes = [], list(cache._roots.values())
+def entries(cache: PrefixCache) -> list[Entry]:
+    found, nodes = [], list(cache.tree.roots.values())
     while nodes:
         node = nodes.pop()
         nodes += node.children.values()
@@ -22,19 +24,20 @@ def entries(cache: StateCache) -> list[_Entry]:
     return found
 
 
-def check_books(cache: StateCache) -> None:
+def check_books(cache: PrefixCache) -> None:
     """Bytes, users and the queue, counted anew."""
     kept = entries(cache)
-    users: dict[_Node, int] = {}
+    users: dict[Node, int] = {}
     for entry in kept:
-        for node in cache._nodes_of(entry):
+        for node in entry.window_nodes():
             users[node] = users.get(node, 0) + 1
     arrays = {id(a): a for e in kept for a in (*e.snapshot.recurrent, *e.snapshot.window)}
     hidden = sum(0 if e.snapshot.hidden is None else e.snapshot.hidden.nbytes for e in kept)
     assert cache.stats.num_bytes == sum(a.nbytes for a in arrays.values()) + hidden
     assert all(node.num_users == count and node.window is not None for node, count in users.items())
     assert cache.stats.snapshots == len(kept)
-    assert sorted(s for _, s, e in cache._queue if e.stamp == s) == sorted(e.stamp for e in kept)
+    assert len(cache.evictions) == len(kept)
+    assert all(entry.ticket for entry in kept)
 
 
 KINDS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 30, 64, 128, 200])), min_size=1, max_size=5)
@@ -52,7 +55,7 @@ def naive_hit(seen: set[tuple[str, tuple[int, ...]]], tokens: tuple[int, ...], s
 def test_with_plenty_of_room_the_longest_prefix_is_found(
     traffic: list[tuple[list[tuple[int, int]], str, bool]], window: int
 ) -> None:
-    cache, seen = StateCache(window, PLENTY), set[tuple[str, tuple[int, ...]]]()
+    cache, seen = PrefixCache(window, PLENTY), set[tuple[str, tuple[int, ...]]]()
     for parts, salt, is_cut in traffic:
         tokens = text(*parts)
         spared = read(cache, tokens, salt, window, cut=len(tokens) // 128 * 64 if is_cut else None)
@@ -68,7 +71,7 @@ def test_with_plenty_of_room_the_longest_prefix_is_found(
 def test_within_a_budget_nothing_wrong_is_found(
     traffic: list[tuple[list[tuple[int, int]], str, bool]], window: int, budget: int
 ) -> None:
-    cache = StateCache(window, budget)
+    cache = PrefixCache(window, budget)
     for parts, salt, _ in traffic:
         read(cache, text(*parts), salt, window)
         assert cache.stats.num_bytes <= budget
@@ -80,7 +83,7 @@ def test_an_inexact_one_goes_on_from_anywhere(
     traffic: list[tuple[list[tuple[int, int]], str, bool]], window: int, budget: int
 ) -> None:
     """From what was read or generated, and what others share of it is whole."""
-    cache, seen = StateCache(window, budget, is_inexact=True), set[tuple[str, tuple[int, ...]]]()
+    cache, seen = PrefixCache(window, budget, is_inexact=True), set[tuple[str, tuple[int, ...]]]()
     for parts, salt, is_answered in traffic:
         tokens = text(*parts)
         spared = read(cache, tokens, salt, window)
@@ -91,7 +94,7 @@ def test_an_inexact_one_goes_on_from_anywhere(
         seen |= {(salt, tokens[:n]) for n in (*points, len(tokens))} | {(salt, (*tokens, -1))}
         if is_answered:
             answered = text(*parts, (9, 40 * len(parts)))
-            cache.keep_end(PromptKey.of(answered, salt), left_behind(answered, window))
+            cache.insert_end(PrefixKey.of(answered, salt), left_behind(answered, window))
             seen.add((salt, answered))
         check_books(cache)
         assert cache.stats.num_bytes <= budget
@@ -99,32 +102,32 @@ def test_an_inexact_one_goes_on_from_anywhere(
 
 def test_an_exact_one_does_not_know_what_was_generated() -> None:
     for is_inexact, spared in ((False, 64), (True, 100)):
-        cache, tokens = StateCache(128, PLENTY, is_inexact=is_inexact), text((1, 70), (2, 30), (3, 10))
+        cache, tokens = PrefixCache(128, PLENTY, is_inexact=is_inexact), text((1, 70), (2, 30), (3, 10))
         read(cache, tokens[:70])
-        cache.keep_end(PromptKey.of(tokens[:100], ""), left_behind(tokens[:100], 128))
-        found = cache.look_up(PromptKey.of(tokens, ""))
+        cache.insert_end(PrefixKey.of(tokens[:100], ""), left_behind(tokens[:100], 128))
+        found = cache.match_prefix(PrefixKey.of(tokens, ""))
         assert found is not None
         assert found.length == spared
-        on_grid = cache.look_up(PromptKey.of(tokens, ""), on_grid=True)
-        assert on_grid is not None
-        assert on_grid.length == 64
+        at_boundary = cache.match_prefix(PrefixKey.of(tokens, ""), at_block_boundary=True)
+        assert at_boundary is not None
+        assert at_boundary.length == 64
 
 
 def test_the_same_prompt_again_is_spared_wholly() -> None:
     for length in (1, 63, 64, 65, 128, 4000):
-        cache, tokens = StateCache(128, PLENTY), text((1, length))
+        cache, tokens = PrefixCache(128, PLENTY), text((1, length))
         assert read(cache, tokens) == 0
         assert read(cache, tokens) == length
 
 
 def test_a_hundred_shared_tokens_are_worth_one_block() -> None:
-    cache = StateCache(128, PLENTY)
+    cache = PrefixCache(128, PLENTY)
     read(cache, text((1, 100), (2, 30)))
     assert read(cache, text((1, 100), (3, 30))) == 64
 
 
 def test_tenants_do_not_meet() -> None:
-    cache, tokens = StateCache(128, PLENTY), text((1, 300))
+    cache, tokens = PrefixCache(128, PLENTY), text((1, 300))
     read(cache, tokens, "a")
     assert read(cache, tokens, "b") == 0
     assert read(cache, tokens, "a") == 300
@@ -132,7 +135,7 @@ def test_tenants_do_not_meet() -> None:
 
 def test_a_prompt_that_ends_inside_a_known_one_reads_its_last_block() -> None:
     """There is no `hidden` at that point to sample from."""
-    cache = StateCache(128, PLENTY)
+    cache = PrefixCache(128, PLENTY)
     read(cache, text((1, 300)))
     assert read(cache, text((1, 256))) == 192
     assert read(cache, text((1, 256))) == 256
@@ -140,7 +143,7 @@ def test_a_prompt_that_ends_inside_a_known_one_reads_its_last_block() -> None:
 
 def test_windows_are_stored_once() -> None:
     window, length = 2048, 4096
-    cache = StateCache(window, PLENTY)
+    cache = PrefixCache(window, PLENTY)
     read(cache, text((1, length)), window=window)
     count = length // PREFILL_BLOCK
     assert cache.stats.num_bytes == count * STATE_BYTES + length * TOKEN_BYTES + HIDDEN_BYTES
@@ -152,11 +155,11 @@ def budget_of(blocks: int, hidden: int) -> int:
 
 def test_a_long_text_is_thinned_out_from_both_sides_of_what_counts() -> None:
     """Its end, where the next turn goes on, and the point where texts part stay; between them points go one by one."""
-    cache = StateCache(64, budget_of(70, 3))
+    cache = PrefixCache(64, budget_of(70, 3))
     read(cache, text((1, 1920), (2, 64)), window=64)
     read(cache, text((1, 1920), (3, 64)), window=64)
     read(cache, text((4, 2560)), window=64)
-    lengths = {e.snapshot.length for e in entries(cache) if e.node.edge[:4] == PromptKey.of((1856 + 1000,), "").tokens}
+    lengths = {e.snapshot.length for e in entries(cache) if e.node.edge[:4] == PrefixKey.of((1856 + 1000,), "").tokens}
     assert lengths == {1920}, "where texts part"
     assert read(cache, text((1, 1920), (2, 64), (5, 64)), window=64) == 1984
     assert read(cache, text((1, 1920), (3, 64), (5, 64)), window=64) == 1984
@@ -166,7 +169,7 @@ def test_a_long_text_is_thinned_out_from_both_sides_of_what_counts() -> None:
 
 
 def test_old_conversations_make_room_for_new_ones() -> None:
-    cache = StateCache(64, budget_of(20, 4))
+    cache = PrefixCache(64, budget_of(20, 4))
     for kind in range(1, 30):
         read(cache, text((kind, 320)), window=64)
         assert read(cache, text((kind, 320)), window=64) == 320
@@ -175,16 +178,16 @@ def test_old_conversations_make_room_for_new_ones() -> None:
 
 
 def test_what_is_larger_than_the_budget_is_not_kept() -> None:
-    cache = StateCache(64, 100)
+    cache = PrefixCache(64, 100)
     read(cache, text((1, 320)), window=64)
-    assert (cache.stats.num_bytes, cache.stats.snapshots, len(cache._roots)) == (0, 0, 0)
+    assert (cache.stats.num_bytes, cache.stats.snapshots, len(cache.tree.roots)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("length", [1, 64, 65, 128, 1000, 2048, 2049, 5000])
 @pytest.mark.parametrize("window", [16, 64, 100, 128, 2048])
 def test_a_window_holds_the_blocks_of_the_last_tokens(length: int, window: int) -> None:
     tokens = text((1, length))
-    last = follow(None, marks(tokens), window)[-1]
+    last = chunk_snapshots(None, block_states(tokens), window)[-1]
     assert last.length == length
     assert len(last.window) == -(-length // PREFILL_BLOCK) - first_block(length, window)
     check(last, tokens, window)
@@ -193,7 +196,7 @@ def test_a_window_holds_the_blocks_of_the_last_tokens(length: int, window: int) 
 @pytest.mark.parametrize("length", [1, 64, 65, 127, 128, 1000, 2049])
 @pytest.mark.parametrize("window", [16, 64, 100, 128, 2048])
 def test_a_ring_is_a_snapshot(length: int, window: int) -> None:
-    """Of the tokens that it still has, cut at the points of the grid."""
+    """It covers the tokens that the ring still holds, cut at block boundaries."""
     tokens = (*text((1, length)), 9)
     found = left_behind(tokens[:-1], window)
     check(found, tokens, window)
@@ -215,22 +218,22 @@ class CountedSalt(str):
 
 
 def test_what_goes_costs_no_more_where_there_are_many_salts() -> None:
-    cache, tokens = StateCache(64, budget_of(500, 0)), text((1, 64))
-    snapshots = follow(None, marks((*tokens, 1))[:1], 64)
+    cache, tokens = PrefixCache(64, budget_of(500, 0)), text((1, 64))
+    snapshots = chunk_snapshots(None, block_states((*tokens, 1))[:1], 64)
     for number in range(500):
-        cache.publish(PromptKey.of((*tokens, 1), CountedSalt(number)), snapshots)
+        cache.insert(PrefixKey.of((*tokens, 1), CountedSalt(number)), snapshots)
     before = CountedSalt.num_hashed
     for number in range(500, 600):
-        cache.publish(PromptKey.of((*tokens, 1), CountedSalt(number)), snapshots)
+        cache.insert(PrefixKey.of((*tokens, 1), CountedSalt(number)), snapshots)
     assert cache.stats.snapshots <= 500
     assert cache.stats.evictions >= 100
     assert CountedSalt.num_hashed - before <= 100 * 10
 
 
 def test_books_are_told() -> None:
-    cache, tokens = StateCache(64, PLENTY), text((1, 100))
+    cache, tokens = PrefixCache(64, PLENTY), text((1, 100))
     read(cache, tokens)
     read(cache, tokens)
     stats = cache.stats
     assert (stats.queries, stats.hits, stats.hit_tokens, stats.snapshots, stats.evictions) == (2, 1, 100, 2, 0)
-    assert repr(cache) == f"StateCache(2 snapshots, {stats.num_bytes} of {PLENTY} bytes)"
+    assert repr(cache) == f"PrefixCache(2 snapshots, {stats.num_bytes} of {PLENTY} bytes)"

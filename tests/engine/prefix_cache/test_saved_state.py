@@ -11,16 +11,17 @@ import pytest
 from roost.engine import (
     EngineCore,
     ModelRunner,
+    PrefixCache,
     Request,
     SamplingParams,
     SavedState,
+    SavedStateFormat,
     Snapshot,
-    StateCache,
     StateFileError,
-    StateFormat,
     UnknownRequestError,
 )
 from roost.engine.core.config import MAX_TOKENS
+from roost.engine.core.snapshot import SnapshotFormat
 from roost.engine.model.config import PRESETS
 from roost.engine.prefix_cache.state_file import pack, unpack
 from roost.engine.scheduling.scheduler import Scheduler
@@ -31,7 +32,7 @@ MORE = (7, 8, 9)
 
 
 def make_core(runner: ModelRunner) -> EngineCore:
-    scheduler = Scheduler(SLOTS, 100, runner.limits, cache=StateCache(runner.window, PLENTY))
+    scheduler = Scheduler(SLOTS, 100, runner.limits, cache=PrefixCache(runner.window, PLENTY))
     return EngineCore(scheduler, runner, runner.state_format)
 
 
@@ -156,13 +157,16 @@ def test_what_a_large_model_takes(config: str, mib: int) -> None:
     """Beside the tokens."""
     shape = PRESETS[config]
     recurrent, attention = shape.block_types.count("recurrent"), shape.block_types.count("attention")
-    kind = StateFormat(
+    kind = SavedStateFormat(
         model=config,
         vocab_size=shape.vocab_size,
-        window=shape.window,
-        h=((recurrent, shape.lru_width), "float32"),
-        conv=((recurrent, shape.conv_width - 1, shape.lru_width), "bfloat16"),
-        token=((attention, 2, shape.head_dim), "bfloat16"),
+        snapshot=SnapshotFormat(
+            window=shape.window,
+            h=((recurrent, shape.lru_width), "float32"),
+            conv=((recurrent, shape.conv_width - 1, shape.lru_width), "bfloat16"),
+            token=((attention, 2, shape.head_dim), "bfloat16"),
+            hidden=((shape.width,), "bfloat16"),
+        ),
     )
     assert mib - 1 < (kind.max_file_bytes - 4 * MAX_TOKENS) / 2**20 < mib
 

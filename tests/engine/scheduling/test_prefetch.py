@@ -4,14 +4,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from fake_states import marks, text
+from fake_states import block_states, text
 from roost.engine.core.batch import DecodeBatch, RowResult
 from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import QueueFullError
 from roost.engine.core.request import Request
 from roost.engine.core.sampling_params import SamplingParams
-from roost.engine.core.snapshot import Snapshot, follow
-from roost.engine.prefix_cache.tree import PromptKey, StateCache
+from roost.engine.core.snapshot import Snapshot, chunk_snapshots
+from roost.engine.prefix_cache.cache import PrefixCache
+from roost.engine.prefix_cache.prefix_key import PrefixKey
 from roost.engine.scheduling.prefetch import Fetch
 from roost.engine.scheduling.scheduler import Scheduler
 
@@ -27,16 +28,16 @@ class Tier:
     def __init__(self, max_fetches: int = 8) -> None:
         self.max_fetches = max_fetches
 
-    def fetch(self, prompt: PromptKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
+    def fetch(self, prompt: PrefixKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
         raise AssertionError("a scheduler touches no disk")
 
-    def store(self, prompt: PromptKey, snapshots: object) -> None: ...
+    def store(self, prompt: PrefixKey, snapshots: object) -> None: ...
 
     def close(self) -> None: ...
 
 
-def make(slots: int = 1, max_queue: int = 100, max_fetches: int = 8, tenants: int = 1) -> tuple[Scheduler, StateCache]:
-    cache = StateCache(WINDOW, 10**9, Tier(max_fetches))
+def make(slots: int = 1, max_queue: int = 100, max_fetches: int = 8, tenants: int = 1) -> tuple[Scheduler, PrefixCache]:
+    cache = PrefixCache(WINDOW, 10**9, Tier(max_fetches))
     return Scheduler(slots, max_queue, LIMITS, tenants=tenants, cache=cache), cache
 
 
@@ -46,7 +47,7 @@ def request(name: str, length: int = 300, kind: int = 1, **fields: object) -> Re
 
 def state(each: Request, length: int = 256) -> Snapshot:
     """Of a request's first so many tokens."""
-    return follow(None, marks(each.prompt_token_ids, end=length), WINDOW)[-1]
+    return chunk_snapshots(None, block_states(each.prompt_token_ids, end=length), WINDOW)[-1]
 
 
 def ids(fetches: list[Fetch]) -> list[str]:
@@ -61,8 +62,8 @@ def run(scheduler: Scheduler) -> list[tuple[str, int]]:
         done = []
         for chunk in batch.rows:
             length = chunk.start + chunk.length
-            left = marks(chunk.request.prompt_token_ids, chunk.start, length) if chunk.length else []
-            done.append(RowResult((7,) if chunk.is_last else (), marks=tuple(left)))
+            left = block_states(chunk.request.prompt_token_ids, chunk.start, length) if chunk.length else []
+            done.append(RowResult((7,) if chunk.is_last else (), block_states=tuple(left)))
         begun += [(name, output.num_cached) for name, output in scheduler.commit(batch, done)]
     return begun
 
@@ -85,7 +86,8 @@ def test_who_needs_no_search_is_not_held_up() -> None:
     """Its prompt is in memory, or has to be read in any case."""
     scheduler, cache = make(slots=2)
     known = request("known", kind=2)
-    cache.publish(PromptKey.of(known.prompt_token_ids, ""), follow(None, marks(known.prompt_token_ids), WINDOW))
+    tokens = known.prompt_token_ids
+    cache.insert(PrefixKey.of(tokens, ""), chunk_snapshots(None, block_states(tokens), WINDOW))
     scored = request("scored", kind=3)
     scheduler.add(request("a"))
     scheduler.add(known)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from counted_ids import CountedIds
-from fake_states import marks
+from fake_states import block_states
 from fake_states import read as read_states
 from roost.engine.core.batch import Batch, DecodeBatch, PrefillBatch, RowResult
 from roost.engine.core.config import StepLimits
@@ -14,8 +14,8 @@ from roost.engine.core.errors import ConfigError, ConstraintError, NumericError,
 from roost.engine.core.output_constraint import TokenMask, mask_of_ids
 from roost.engine.core.request import FinishReason, Request, TokenLogprobs, TokenOutput
 from roost.engine.core.sampling_params import NO_CHOICE, NO_TOKEN, SamplingParams
-from roost.engine.core.snapshot import Mark, Snapshot
-from roost.engine.prefix_cache.tree import StateCache
+from roost.engine.core.snapshot import BlockState, Snapshot
+from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.scheduling.scheduler import Scheduler
 
 LIMITS = StepLimits(64, 64)
@@ -262,7 +262,7 @@ def test_tenants_prefill_the_same_number_of_tokens() -> None:
 
 def test_prompts_that_are_only_restored_do_not_keep_another_from_prefill() -> None:
     """A restored prompt needs no prefill; endless ones of them would else always go first."""
-    cache = StateCache(64, 10**9)
+    cache = PrefixCache(64, 10**9)
     known = tuple(range(1, 65))
     read_states(cache, known)
     scheduler = Scheduler(4, 99, StepLimits(64, 64, prefill_rows=1), cache=cache)
@@ -758,10 +758,10 @@ def test_a_greedy_tenant_does_not_keep_another_waiting() -> None:
     assert "b0" in started[:3]
 
 
-class BrokenCache(StateCache):
+class BrokenCache(PrefixCache):
     """Its look-ups fail."""
 
-    def look_up(self, *_: object, **__: object) -> Snapshot | None:
+    def match_prefix(self, *_: object, **__: object) -> Snapshot | None:
         raise AssertionError("of the cache")
 
 
@@ -793,15 +793,16 @@ def test_tokens_before_the_numbers_broke_are_delivered() -> None:
 
 def test_a_state_that_is_not_finite_is_never_published() -> None:
     """Nor is what follows it, though a later block looks finite."""
-    scheduler = Scheduler(1, 9, StepLimits(128, 128, prefill_rows=1), cache=StateCache(64, 10**9))
+    scheduler = Scheduler(1, 9, StepLimits(128, 128, prefill_rows=1), cache=PrefixCache(64, 10**9))
     tokens = tuple(range(1, 257))
     scheduler.add(Request("a", tokens, SamplingParams(max_tokens=1)))
-    good = [Mark(tuple(x.astype(np.float32) for x in m.recurrent), m.window, m.hidden) for m in marks(tokens)]
-    nan = Mark((np.full(50, np.nan, np.float32), good[1].recurrent[1]), good[1].window)
+    states = block_states(tokens)
+    good = [BlockState(tuple(x.astype(np.float32) for x in s.recurrent), s.window, s.hidden) for s in states]
+    nan = BlockState((np.full(50, np.nan, np.float32), good[1].recurrent[1]), good[1].window)
     for some in ((good[0], nan), (good[2], good[3])):
         batch = scheduler.schedule()
         assert batch is not None
-        scheduler.commit(batch, [replace(result, marks=some) for result in results(batch)])
+        scheduler.commit(batch, [replace(result, block_states=some) for result in results(batch)])
     assert scheduler.cache is not None
     assert scheduler.cache.stats.snapshots == 0
 
@@ -847,13 +848,13 @@ def test_a_reserve_leaves_a_slot_for_all(reserved: int) -> None:
 
 
 def test_a_probe_takes_the_next_slot_and_leaves_nothing_behind() -> None:
-    cache = StateCache(64, 10**9)
+    cache = PrefixCache(64, 10**9)
     scheduler = Scheduler(1, 9, LIMITS, cache=cache)
     scheduler.add(request("a"))
     scheduler.probe(request("probe", max_tokens=1))
     batch = scheduler.schedule()
     assert names(batch) == ("prefill", ["probe"])
     assert batch is not None
-    scheduler.commit(batch, [replace(result, marks=tuple(marks((1, 2, 3)))) for result in results(batch)])
+    scheduler.commit(batch, [replace(result, block_states=tuple(block_states((1, 2, 3)))) for result in results(batch)])
     assert cache.stats.snapshots == 0
     assert names(scheduler.schedule()) == ("prefill", ["a"])

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from fake_engine import STATE_FORMAT, FakeEngine
 from fake_server import until
-from roost.engine import CacheStats, EngineStats, SavedState, StateFormat
+from roost.engine import CacheStats, EngineStats, SavedState, SavedStateFormat
 from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.generation.state_files import FILES_AT_A_TIME, StateFiles
@@ -280,7 +280,7 @@ async def test_files_that_are_refused(client: httpx.AsyncClient, file: bytes, me
     assert message in response.json()["error"]["message"]
 
 
-class NotingFormat(StateFormat):
+class NotingFormat(SavedStateFormat):
     """Notes on which threads files are made and checked."""
 
     threads: ClassVar[list[threading.Thread]] = []

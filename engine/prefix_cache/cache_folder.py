@@ -1,8 +1,8 @@
 """A folder of files that several processes write to, read from and remove from, each at any time.
 
-Files appear whole, by renaming, and the folder is held below a limit by removing those that were not used for the
-longest time. Whatever another process does to a file in between, such as removing it, looks as if it had happened
-before.
+Files appear whole, by renaming, and the folder is kept below a limit by evicting the least recently used files. If
+another process removes a file during an operation, the result is as if the file had been removed before. diskcache
+keeps its index in SQLite, which must not be shared over a network file system.
 """
 
 import os
@@ -19,17 +19,17 @@ _TEMPORARY: Final = ".new-"
 """Prefix of files that are being written."""
 
 _MAX_TEMPORARY_AGE_NS: Final = 3600 * 10**9
-"""Age after which a temporary file is considered left behind by a process that crashed."""
+"""Age after which a temporary file is considered a leftover of a process that crashed."""
 
 _KEPT_SHARE: Final = 0.9
 """Share of the limit that is kept when files are evicted."""
 
 _RECOUNT_SHARE: Final = 1 / 16
-"""Share of the limit that this process writes before it measures the folder again, as others write to it too."""
+"""Share of the limit that this process writes before it measures the folder again, since others write to it too."""
 
 
 class _File(NamedTuple):
-    """One file, ordered by when it is to be evicted: empty files follow those that were used at the same time."""
+    """One file. Files sort in order of eviction: empty ones follow those that were used at the same time."""
 
     used_ns: int
     is_empty: bool
@@ -41,20 +41,21 @@ class _File(NamedTuple):
         return os.path.basename(self.path).startswith(".")
 
 
-class StateFolder:
-    """
+class CacheFolder:
+    """Files by name and kind, within a limit of bytes.
+
     Attributes:
-      root: the folder.
-      is_writable: whether files can be added and removed.
-      num_bytes: size of all files together, as far as this process knows.
+      root: The folder.
+      is_writable: Whether files can be added and removed.
+      num_bytes: Size of all files, as far as this process knows.
 
     Args:
-      path: the folder; created if it is missing, and again if it vanishes.
-      limit: maximum number of bytes.
-      on_error: called with a path and an error that was survived, such as a file that cannot be removed.
+      path: The folder; created if it is missing, and again if it vanishes.
+      limit: Maximum number of bytes.
+      on_error: Called with a path and an error that was survived, such as a file that cannot be removed.
 
     Raises:
-      OSError: the folder is missing and cannot be created.
+      OSError: The folder is missing and cannot be created.
     """
 
     def __init__(self, path: Path, limit: int, on_error: Callable[[Path, Exception], None]) -> None:
@@ -77,8 +78,8 @@ class StateFolder:
         """Returns a file's content, or None if there is no such file.
 
         Raises:
-          OSError: it cannot be read.
-          StateFileError: it is larger than `max_bytes`, or no regular file.
+          OSError: The file cannot be read.
+          StateFileError: The file is larger than `max_bytes`, or no regular file.
         """
         try:  # a pipe of this name must not block the reader
             file = os.open(self.path(name, kind), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -99,7 +100,7 @@ class StateFolder:
         """Adds or replaces a file, then evicts others if the limit was reached.
 
         Raises:
-          OSError: it cannot be written; no part of it is left behind.
+          OSError: The file cannot be written; no part of it is left behind.
         """
         path = self.path(name, kind)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,17 +118,18 @@ class StateFolder:
         if self.num_bytes > self._limit or self._num_uncounted > _RECOUNT_SHARE * self._limit:
             self._make_room(path)
 
-    def mark(self, name: str, kind: str) -> None:
-        """Adds an empty file, or sets when it was last used.
+    def touch_or_create(self, name: str, kind: str) -> None:
+        """Adds an empty file, or notes that it was used.
 
         Raises:
-          OSError: it cannot be written.
+          OSError: The file cannot be written.
         """
         path = self.path(name, kind)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
     def exists(self, name: str, kind: str) -> bool:
+        """Returns whether there is such a file."""
         path = self.path(name, kind)
         try:
             os.stat(path)
@@ -151,18 +153,19 @@ class StateFolder:
             self._on_error(path, error)
 
     def remove(self, name: str, kind: str) -> None:
-        """Removes a file, if it is there and can be removed."""
+        """Removes a file, if it exists and can be removed."""
         if self.is_writable:
             self._unlink(self.path(name, kind))
 
     def path(self, name: str, kind: str) -> Path:
+        """Returns the path of a file."""
         return self.root / name[:2] / f"{name[2:]}.{kind}"
 
     def _make_room(self, newest: Path) -> None:
         """Measures the folder, and evicts the least recently used files if it is above its limit.
 
         Args:
-          newest: was just written, so that its time is the current one by the clock of the file system.
+          newest: A file that was just written; its time is the current one by the clock of the file system.
         """
         self._num_uncounted = 0
         files = sorted(self._files())
@@ -178,13 +181,13 @@ class StateFolder:
                 self.num_bytes -= file.num_bytes
 
     def _remove_leftovers(self, files: list[_File], now_ns: int) -> None:
-        """Removes what processes that crashed have left; younger files may be another process's that still writes."""
+        """Removes old temporary files; another process may still be writing to younger ones."""
         for file in files:
             if file.is_temporary and now_ns - file.used_ns > _MAX_TEMPORARY_AGE_NS and self._unlink(Path(file.path)):
                 self.num_bytes -= file.num_bytes
 
     def _now_ns(self) -> int:
-        """Returns the time by the clock of the file system, which may be another machine's; 0 if it is unknown."""
+        """Returns the time by the clock of the file system, which may be another machine's; 0 if that is unknown."""
         try:
             with tempfile.TemporaryFile(dir=self.root) as file:
                 return os.fstat(file.fileno()).st_mtime_ns
@@ -202,7 +205,7 @@ class StateFolder:
         return True
 
     def _files(self) -> Iterator[_File]:
-        """Yields all files, without those that vanish meanwhile."""
+        """Yields all files except those that vanish meanwhile."""
         for folder in self._entries(self.root):
             for entry in self._entries(Path(folder.path)):
                 try:

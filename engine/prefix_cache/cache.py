@@ -1,0 +1,166 @@
+"""The prefix cache: state snapshots within a budget of host memory, with an optional tier on disk below."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+from ..core.config import CacheStats
+from ..core.snapshot import BlockState, Snapshot, chunk_snapshots
+from .eviction import EvictionQueue
+from .prefix_key import PrefixKey
+from .tree import Entry, RadixTree
+
+
+@runtime_checkable
+class CacheTier(Protocol):
+    """A tier below memory, whose snapshots outlive the process.
+
+    Attributes:
+      max_fetches: Maximum number of keys whose fetches run, or whose results are held, at a time.
+      num_errors: Number of operations that failed.
+    """
+
+    max_fetches: int
+    num_errors: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of what the tier holds."""
+
+    def fetch(self, key: PrefixKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
+        """Starts a search for the longest cached prefix with more than `above` tokens, and returns at once.
+
+        Another thread calls `done` with the snapshot, or with None.
+        """
+
+    def store(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> None:
+        """Starts to store snapshots of prefixes of a key, and returns at once."""
+
+    def close(self) -> None:
+        """Returns once everything is stored."""
+
+
+class PrefixCache:
+    """Maps token prefixes to snapshots within a budget of bytes. Only the engine's thread uses it.
+
+    Attributes:
+      tree: The snapshots.
+      evictions: Order in which they are evicted.
+      is_inexact: Whether requests are also restored between two block boundaries, and from states that `insert_end`
+        has added. Both give other bits than prefilling the whole prompt.
+
+    Args:
+      window: Number of tokens that attention looks back on.
+      budget: Maximum size of the snapshots in bytes.
+      disk: The tier below, which stores every snapshot that is inserted.
+    """
+
+    def __init__(self, window: int, budget: int, disk: CacheTier | None = None, *, is_inexact: bool = False) -> None:
+        self.is_inexact = is_inexact
+        self.tree = RadixTree()
+        self.evictions = EvictionQueue()
+        self._window = window
+        self._budget = budget
+        self._disk = disk
+        self._queries = 0
+        self._hits = 0
+        self._hit_tokens = 0
+        self._num_evicted = 0
+        self._disk_hits = 0
+
+    def __repr__(self) -> str:
+        return f"PrefixCache({self.tree.num_entries} snapshots, {self.tree.num_bytes} of {self._budget} bytes)"
+
+    @property
+    def stats(self) -> CacheStats:
+        """Counters of the cache and of the tier below."""
+        return CacheStats(
+            budget=self._budget,
+            num_bytes=self.tree.num_bytes,
+            snapshots=self.tree.num_entries,
+            queries=self._queries,
+            hits=self._hits,
+            hit_tokens=self._hit_tokens,
+            evictions=self._num_evicted,
+            disk_bytes=0 if self._disk is None else self._disk.num_bytes,
+            disk_hits=self._disk_hits,
+            disk_errors=0 if self._disk is None else self._disk.num_errors,
+        )
+
+    @property
+    def max_fetches(self) -> int:
+        """Maximum number of keys to fetch from the tier below at a time; 0 if there is none."""
+        return 0 if self._disk is None else self._disk.max_fetches
+
+    def matched_length(self, key: PrefixKey) -> int:
+        """Returns the number of tokens that `match_prefix` would restore from memory. Nothing is counted as used."""
+        entry = self._find(key)
+        return 0 if entry is None else entry.snapshot.length
+
+    def fetch(self, key: PrefixKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
+        """Searches the tier below; see `CacheTier.fetch`."""
+        assert self._disk is not None
+        self._disk.fetch(key, above, done)
+
+    def match_prefix(
+        self, key: PrefixKey, fetched: Snapshot | None = None, *, at_block_boundary: bool = False
+    ) -> Snapshot | None:
+        """Returns the snapshot of the longest cached prefix.
+
+        It covers the whole key if it has `hidden`, and else leaves at least one token to prefill. Such a prefix ends at
+        a block boundary, unless the cache is inexact.
+
+        Args:
+          fetched: Snapshot that the tier below has found; it is inserted if it is longer.
+          at_block_boundary: Requires a block boundary even if the cache is inexact.
+        """
+        self._queries += 1
+        entry = self._find(key, at_block_boundary=at_block_boundary)
+        found = None if entry is None else entry.snapshot
+        if fetched is not None and fetched.length > (0 if found is None else found.length):
+            self._disk_hits += 1
+            self._insert(key, [fetched])
+            found, entry = fetched, self._find(key, at_block_boundary=at_block_boundary)
+        if entry is not None:
+            entry.is_reused = True
+            self.evictions.use(entry)
+        if found is not None:
+            self._hits += 1
+            self._hit_tokens += found.length
+        return found
+
+    def insert(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> None:
+        """Adds snapshots of prefixes of a key, shortest first, here and below; entries that exist count as used."""
+        if self._disk is not None:
+            self._disk.store(key, snapshots)
+        self._insert(key, snapshots)
+
+    def insert_chunk(self, key: PrefixKey, last: Snapshot | None, block_states: Sequence[BlockState]) -> Snapshot:
+        """Adds what prefilling a chunk has produced, and returns the snapshot at its end.
+
+        Args:
+          key: The prompt.
+          last: Snapshot at the chunk's start; None at the prompt's start.
+          block_states: At least one.
+        """
+        snapshots = chunk_snapshots(last, block_states, self._window)
+        self.insert(key, snapshots)
+        return snapshots[-1]
+
+    def insert_end(self, key: PrefixKey, snapshot: Snapshot) -> None:
+        """Adds the state at the end of a generated history. The tier below does not get it."""
+        self._insert(key, [snapshot])
+
+    def close(self) -> None:
+        """Returns once the tier below has stored everything."""
+        if self._disk is not None:
+            self._disk.close()
+
+    def _find(self, key: PrefixKey, *, at_block_boundary: bool = False) -> Entry | None:
+        return self.tree.find(key, at_block_boundary=at_block_boundary or not self.is_inexact)
+
+    def _insert(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> None:
+        for entry in self.tree.insert(key, snapshots):
+            self.evictions.use(entry)
+        while self.tree.num_bytes > self._budget:
+            self.tree.remove(self.evictions.pop())
+            self._num_evicted += 1
