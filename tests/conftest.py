@@ -1,5 +1,6 @@
 """What holds for every test: the CPU, no programs compiled by earlier runs, and the same examples each time."""
 
+import gc
 import importlib.util
 import os
 import tempfile
@@ -19,3 +20,9 @@ collect_ignore_glob = [] if importlib.util.find_spec("schemathesis") else ["*/te
 
 hypothesis.settings.register_profile("roost", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("roost")
+
+
+def pytest_collection_finish() -> None:
+    """Keeps the garbage collector from what is there before the first test: millions of objects that stay."""
+    gc.collect()
+    gc.freeze()
