@@ -6,6 +6,7 @@ sharded along the axis named in `_RULES`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final
 
 import jax
@@ -154,9 +155,14 @@ def weight_bytes(config: ModelConfig, mesh: MeshShape, dtype: str, matrix_dtype:
       dtype: Dtype of the activations, and of gate matrices.
       matrix_dtype: Dtype of the other matrices; None means `dtype`.
     """
+    return bytes_per_device(*shard_params(_unsharded_params(config, dtype, matrix_dtype), config, mesh), mesh)
+
+
+@lru_cache(maxsize=8)
+def _unsharded_params(config: ModelConfig, dtype: str, matrix_dtype: str | None) -> Params:
+    """Returns the shapes of all parameters, unsharded; tracing them takes a second, and a mesh changes none of them."""
     matrices = None if matrix_dtype is None else jnp.dtype(matrix_dtype)
-    _, abstract = abstract_model(config, jnp.dtype(dtype), matrix_dtype=matrices)
-    return bytes_per_device(*shard_params(abstract, config, mesh), mesh)
+    return abstract_model(config, jnp.dtype(dtype), matrix_dtype=matrices)[1]
 
 
 def slot_bytes(config: ModelConfig, mesh: MeshShape, dtype_bytes: int) -> int:
