@@ -24,15 +24,8 @@ from .core.mailbox import Mailbox
 from .core.mesh import HostGroup, MeshShape
 from .core.output_constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
 from .core.request import FinishReason, Request, TokenLogprobs, TokenOutput
-from .core.sampling_params import (
-    MAX_BIASES,
-    MAX_LOGPROBS,
-    MAX_REPETITION_PENALTY,
-    MAX_STOP_IDS,
-    MIN_REPETITION_PENALTY,
-    MIN_TYPICAL_P,
-    SamplingParams,
-)
+from .core.sampling_limits import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS
+from .core.sampling_params import SAMPLING_FIELDS, SamplingParams
 from .core.snapshot import Snapshot
 from .core.tenant_store import TenantStore
 from .core.units import shown_bytes
@@ -53,12 +46,10 @@ __all__ = [
     "DEVICES",
     "MAX_BIASES",
     "MAX_LOGPROBS",
-    "MAX_REPETITION_PENALTY",
     "MAX_STOP_IDS",
     "MAX_TOKENS",
-    "MIN_REPETITION_PENALTY",
-    "MIN_TYPICAL_P",
     "PREFILL_BLOCK",
+    "SAMPLING_FIELDS",
     "STEP_TOKEN_BOUNDS",
     "AsyncEngine",
     "CacheStats",

@@ -12,7 +12,8 @@ from .core.batch import Batch, DecodeBatch, RowResult
 from .core.config import STEP_TOKEN_BOUNDS, CacheStats, EngineStats
 from .core.errors import EngineDeadError, NumericError, UnknownRequestError
 from .core.request import Request, TokenOutput
-from .core.sampling_params import NO_TOKEN, SamplingParams
+from .core.sampling_limits import NO_TOKEN
+from .core.sampling_params import SamplingParams
 from .core.snapshot import Snapshot
 from .prefix_cache.prefix_key import PrefixKey
 from .prefix_cache.saved_state import SavedState, SavedStateFormat

@@ -78,9 +78,6 @@ PENDING: frozenset[str] = frozenset(
         "engine/model/state.py",
         # engine/prefix_cache/
         # engine/sampling/
-        "engine/sampling/logits_processors.py",
-        "engine/sampling/sampler.py",
-        "engine/sampling/state.py",
         # engine/scheduling/
         "engine/scheduling/retry_after.py",
         "engine/scheduling/scheduler.py",

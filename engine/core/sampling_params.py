@@ -1,119 +1,133 @@
-"""Sampling parameters of a request, and their bounds."""
+"""Sampling parameters of a request, which are the table of sampling fields, and the device arrays that hold them.
+
+To add a number: declare it in `SamplingParams` as a `sampling_field`, and its array in `SamplingState`.
+"""
 
 import copy
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from typing import Final
 
 from .bad_phrases import PhraseIndex
 from .errors import ParameterError
 from .output_constraint import StaticMask
-
-MAX_LOGPROBS: Final = 20
-"""The largest number of alternatives per token; the device always returns this many when anybody asks."""
-
-MAX_STOP_IDS: Final = 64
-"""End and stop ids of one request together; they have a row of this length on the device."""
-
-MAX_BIASES: Final = 300
-"""Tokens whose logits one request may move; OpenAI's bound."""
-
-MAX_BAD_TOKENS: Final = 4096
-"""Tokens of all bad words of one request together; each is a state of an automaton."""
-
-MAX_LOGIT_CHANGE: Final = 1e30
-"""Largest absolute bias or penalty, and the highest temperature: with these, no logit leaves the range of float32."""
-
-MIN_REPETITION_PENALTY: Final = 1e-6
-MAX_REPETITION_PENALTY: Final = 1e6
-"""Logits are multiplied and divided by it, so both bounds keep them in the range of float32."""
-
-MIN_TYPICAL_P: Final = 1e-6
-"""Far above the smallest float32, to which a smaller one might be rounded, or to 0."""
+from .sampling_fields import Column, Number, Range, SamplingField, sampling_field, sampling_fields
+from .sampling_limits import MAX_BAD_TOKENS, MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, NO_LIMIT, NO_TOKEN
 
 _ID_LIMIT: Final = 2**24
-"""Exclusive upper bound of the ids in a request's parameters, which are read before a vocabulary is known. A mask has a
-bit for each id up to the largest."""
+"""Exclusive upper bound of token ids in parameters, which are checked before a vocabulary is known. A mask has a bit
+for each id up to the largest."""
 
-PENALTY_WINDOW: Final = 4096
-"""Generated tokens that penalties look back on; an endless text would else be penalized for all its words."""
+_SHARE: Final = Range(ge=0, le=1)
 
-_CHANGE_RULE: Final = f"at least {-MAX_LOGIT_CHANGE:g} and at most {MAX_LOGIT_CHANGE:g}"
+_LOGIT_CHANGE: Final = Range(ge=-1e30, le=1e30)
+"""Biases and penalties with which no logit leaves the range of float32."""
 
-_SEED_RULE: Final = "an unsigned 64-bit number"
-
-NO_TOKEN: Final = -1
-"""Fills up lists of ids on the device."""
-
-NO_CHOICE: Final = -2
-"""Sampled where a request's masks leave no token."""
-
-NO_LIMIT: Final = 2**31 - 1
-"""The last position there is: generation without a limit."""
+_FLOAT: Final = "float32"
+_INT: Final = "int32"
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are chosen and when to stop. Valid once built.
+    """Rules by which tokens are chosen and generation stops. Instances are valid once built.
 
     Attributes:
-      max_tokens: the most tokens to generate; None means until the model stops, 0 only reads the prompt.
-      temperature: 0 is greedy, as is what float32 rounds to 0; otherwise logits are divided by it.
-      top_k: keep the k likeliest tokens (and ties of the last); 0 keeps all.
-      top_p: keep the smallest set of likeliest tokens whose mass, after top_k, reaches this.
-      min_p: keep tokens at least this times as likely as the likeliest.
-      typical_p: of what those leave, keep the tokens whose surprise is nearest to the expected one (the entropy), as
-        many as it takes for their mass to reach this, and those as near as the last.
-      frequency_penalty: is taken from a token's logit for every time it has been generated.
-      presence_penalty: is taken once from that of every token that has been generated.
-      repetition_penalty: logits of tokens in the prompt or the answer are divided by it, or multiplied if negative.
-        All three look back on `PENALTY_WINDOW` generated tokens.
-      logit_bias: what is added to the logits of these ids, before penalties.
-      allowed_token_ids: no other token is chosen; None allows all.
-      bad_words: sequences of ids that must not be generated.
-      seed: the whole randomness of the request; the same seed gives the same tokens. An unsigned 64-bit number.
-      min_tokens: no end or stop id is chosen before this many tokens have been generated.
-      end_token_ids: ids that end the answer (`<eos>`, `<end_of_turn>`); they may still be chosen.
-      stop_token_ids: further such ids, named by the caller; reported as `stop_reason`.
-      logprobs: number of alternatives to report for each generated token; 0 reports only the token's own
+      max_tokens: Maximum number of tokens to generate. None generates until the model stops; 0 only reads the prompt.
+      temperature: Divisor of logits. 0, and what float32 rounds to 0, is greedy decoding.
+      top_k: Number of most likely tokens to keep, with ties of the last; 0 keeps all.
+      top_p: Probability mass to keep: the smallest set of most likely tokens that reaches it, after `top_k`.
+      min_p: Probability, relative to that of the most likely token, below which tokens are dropped.
+      typical_p: Probability mass to keep of the remaining tokens, starting with those whose surprise is nearest to the
+        entropy; ties of the last are kept (locally typical sampling, arXiv 2202.00666).
+      frequency_penalty: Subtracted from a token's logit each time it has been generated.
+      presence_penalty: Subtracted once from the logit of each token that has been generated.
+      repetition_penalty: Divisor of positive and factor of negative logits of tokens in the prompt or the output.
+        All three penalties look back on `PENALTY_WINDOW` generated tokens.
+      logit_bias: Pairs of id and number that is added to the id's logit, before penalties.
+      allowed_token_ids: The only ids that may be chosen; None allows all.
+      bad_words: Sequences of ids that must not be generated.
+      seed: All randomness of the request: the same seed gives the same tokens. An unsigned 64-bit number.
+      min_tokens: Number of tokens before which no end or stop id is chosen.
+      end_token_ids: Ids that end the output (`<eos>`, `<end_of_turn>`). They may still be chosen.
+      stop_token_ids: Further such ids, named by the caller and reported as `stop_reason`.
+      logprobs: Number of alternatives to report for each generated token. 0 reports only the token's own
         log-probability, None nothing. They are the model's own, before temperature and masks.
-      logprob_token_ids: further tokens whose log-probabilities are reported with each generated token.
-      prompt_logprobs: the same for the prompt's tokens.
+      logprob_token_ids: Further tokens whose log-probabilities are reported with each generated token.
+      prompt_logprobs: Number of alternatives to report for each token of the prompt, as in `logprobs`.
 
-      stop_ids: every id that ends the answer.
-      static_mask: what `allowed_token_ids` and bad words of one token leave; None if they leave every token.
-      bad_phrases: the bad words of several tokens; None if there are none.
+      stop_ids: All ids that end the output.
+      static_mask: Tokens left by `allowed_token_ids` and by bad words of one token; None if all are left.
+      bad_phrases: Bad words of several tokens; None if there are none.
 
     Raises:
-      ParameterError: a value is out of range, or the values leave no token.
+      ParameterError: A value is out of range, or the values leave no token.
     """
 
-    max_tokens: int | None = 16
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
+    max_tokens: int | None = sampling_field(16, Range(ge=0))
+    temperature: float = sampling_field(
+        1.0,
+        Range(ge=0, le=1e30),
+        request=Range(ge=0, le=2),
+        checkpoint=Range(ge=0),
+        column=Column(_FLOAT, 0.0),
+    )
+    top_k: int = sampling_field(
+        0,
+        Range(ge=0),
+        request=Range(ge=-1, lt=2**31),
+        checkpoint=Range(ge=0),
+        column=Column(_INT, 0),
+    )
+    top_p: float = sampling_field(
+        1.0,
+        Range(gt=0, le=1),
+        request=_SHARE,
+        checkpoint=Range(gt=0, le=1),
+        column=Column(_FLOAT, 1.0),
+    )
+    min_p: float = sampling_field(
+        0.0,
+        _SHARE,
+        request=_SHARE,
+        checkpoint=_SHARE,
+        column=Column(_FLOAT, 0.0),
+    )
+    typical_p: float = sampling_field(
+        1.0,
+        Range(ge=1e-6, le=1),  # float32 may round much smaller numbers to 0
+        request=Range(ge=1e-6, le=1),
+        checkpoint=Range(gt=0, le=1),
+        column=Column(_FLOAT, 1.0),
+    )
+    frequency_penalty: float = sampling_field(
+        0.0, _LOGIT_CHANGE, request=Range(ge=-2, le=2), column=Column(_FLOAT, 0.0)
+    )
+    presence_penalty: float = sampling_field(0.0, _LOGIT_CHANGE, request=Range(ge=-2, le=2), column=Column(_FLOAT, 0.0))
+    repetition_penalty: float = sampling_field(
+        1.0,
+        Range(ge=1e-6, le=1e6),  # no logit leaves the range of float32
+        request=Range(ge=1e-6, le=10),
+        column=Column(_FLOAT, 1.0),
+    )
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_token_ids: tuple[int, ...] | None = None
     bad_words: tuple[tuple[int, ...], ...] = ()
-    seed: int = 0
-    min_tokens: int = 0
+    seed: int = sampling_field(0, Range(ge=0, lt=2**64))
+    min_tokens: int = sampling_field(0, Range(ge=0))
     end_token_ids: tuple[int, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
-    logprobs: int | None = None
+    logprobs: int | None = sampling_field(None, Range(ge=0, le=MAX_LOGPROBS))
     logprob_token_ids: tuple[int, ...] = ()
-    prompt_logprobs: int | None = None
+    prompt_logprobs: int | None = sampling_field(None, Range(ge=0, le=MAX_LOGPROBS))
     stop_ids: frozenset[int] = field(init=False, repr=False, compare=False)
     static_mask: StaticMask | None = field(init=False, repr=False, compare=False)
     bad_phrases: PhraseIndex | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, holds, rule in self._rules():
+        for name in SAMPLING_FIELDS:
+            _check_number(name, getattr(self, name))
+        for name, holds, rule in (*self._id_rules(), *self._list_rules()):
             if not holds:
                 raise ParameterError(name, f"be {rule}")
         self._set("stop_ids", frozenset((*self.end_token_ids, *self.stop_token_ids)))
@@ -126,13 +140,12 @@ class SamplingParams:
         self._set("bad_phrases", PhraseIndex(phrases) if phrases else None)
 
     def with_seed(self, seed: int) -> "SamplingParams":
-        """Returns the same parameters with another seed. What was derived from them is shared, not made again.
+        """Returns the same parameters with another seed. Masks and indexes are shared, not made again.
 
         Raises:
-          ParameterError: the seed is out of range.
+          ParameterError: The seed is out of range.
         """
-        if not 0 <= seed < 2**64:
-            raise ParameterError("seed", f"be {_SEED_RULE}")
+        _check_number("seed", seed)
         other = copy.copy(self)
         object.__setattr__(other, "seed", seed)
         return other
@@ -141,10 +154,7 @@ class SamplingParams:
         object.__setattr__(self, name, value)
 
     def _check_choice(self) -> None:
-        """
-        Raises:
-          ParameterError: no token may come, whatever the vocabulary is.
-        """
+        """Checks that a token may come, whatever the vocabulary is."""
         mask = self.static_mask
         if mask is None:
             return
@@ -153,8 +163,8 @@ class SamplingParams:
         if self.min_tokens and mask.is_empty(self.stop_ids):
             raise ParameterError("min_tokens", "be 0 where all of allowed_token_ids end the answer or are bad_words")
 
-    def _rules(self) -> Iterator[tuple[str, bool, str]]:
-        """Yields each field with whether its rule holds, and the rule in words."""
+    def _id_rules(self) -> Iterator[tuple[str, bool, str]]:
+        """Yields each field that holds token ids, with whether they are in range, and the rule in words."""
         ids: tuple[tuple[str, Collection[int]], ...] = (
             ("logit_bias", [token_id for token_id, _ in self.logit_bias]),
             ("allowed_token_ids", self.allowed_token_ids or ()),
@@ -166,39 +176,90 @@ class SamplingParams:
         for name, each in ids:
             is_inside = not each or (min(each) >= 0 and max(each) < _ID_LIMIT)
             yield name, is_inside, f"of token ids, from 0 to {_ID_LIMIT - 1}"
+
+    def _list_rules(self) -> Iterator[tuple[str, bool, str]]:
+        """Yields each field that holds a list, with whether a rule for it holds, and the rule in words."""
         yield from (
-            ("max_tokens", self.max_tokens is None or self.max_tokens >= 0, "at least 0"),
-            (
-                "temperature",
-                0.0 <= self.temperature <= MAX_LOGIT_CHANGE,
-                f"0 to {MAX_LOGIT_CHANGE:g}",
-            ),
-            ("top_k", self.top_k >= 0, "at least 0"),
-            ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
-            ("min_p", 0.0 <= self.min_p <= 1.0, "between 0 and 1"),
-            ("typical_p", MIN_TYPICAL_P <= self.typical_p <= 1.0, f"at least {MIN_TYPICAL_P:g} and at most 1"),
-            ("frequency_penalty", abs(self.frequency_penalty) <= MAX_LOGIT_CHANGE, _CHANGE_RULE),
-            ("presence_penalty", abs(self.presence_penalty) <= MAX_LOGIT_CHANGE, _CHANGE_RULE),
-            (
-                "repetition_penalty",
-                MIN_REPETITION_PENALTY <= self.repetition_penalty <= MAX_REPETITION_PENALTY,
-                f"at least {MIN_REPETITION_PENALTY:g} and at most {MAX_REPETITION_PENALTY:g}",
-            ),
             ("logit_bias", len(self.logit_bias) <= MAX_BIASES, f"for at most {MAX_BIASES} tokens"),
-            ("logit_bias", all(abs(bias) <= MAX_LOGIT_CHANGE for _, bias in self.logit_bias), _CHANGE_RULE),
+            ("logit_bias", all(bias in _LOGIT_CHANGE for _, bias in self.logit_bias), str(_LOGIT_CHANGE)),
             ("allowed_token_ids", self.allowed_token_ids != (), "at least one id"),
             ("bad_words", all(self.bad_words), "of at least one token each"),
             ("bad_words", sum(map(len, self.bad_words)) <= MAX_BAD_TOKENS, f"at most {MAX_BAD_TOKENS} tokens in total"),
-            ("seed", 0 <= self.seed < 2**64, _SEED_RULE),
-            ("min_tokens", self.min_tokens >= 0, "at least 0"),
             ("stop_token_ids", len(self.stop_token_ids) <= MAX_STOP_IDS, f"at most {MAX_STOP_IDS} ids"),
             ("end_token_ids", len(self.end_token_ids) <= MAX_STOP_IDS, f"at most {MAX_STOP_IDS} ids"),
-            ("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
             ("logprob_token_ids", len(self.logprob_token_ids) <= MAX_LOGPROBS, f"at most {MAX_LOGPROBS} ids"),
             ("logprob_token_ids", self.logprobs is not None or not self.logprob_token_ids, "used with logprobs"),
-            (
-                "prompt_logprobs",
-                self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= MAX_LOGPROBS,
-                f"0 to {MAX_LOGPROBS}",
-            ),
         )
+
+
+SAMPLING_FIELDS: Final[Mapping[str, SamplingField]] = sampling_fields(SamplingParams)
+"""Rows of the table by name."""
+
+
+def _check_number(name: str, value: Number | None) -> None:
+    """
+    Raises:
+      ParameterError: The value is not one that the engine takes.
+    """
+    valid = SAMPLING_FIELDS[name].valid
+    if value is not None and value not in valid:
+        raise ParameterError(name, f"be {valid}")
+
+
+@dataclass(frozen=True)
+class SamplingState[Array]:
+    """Sampling parameters of R rows, as one array per field. `sampling.state` makes it a pytree.
+
+    Arrays have the shapes and dtypes of `SAMPLING_COLUMNS`; those that `SamplingParams` has too hold that field.
+
+    Attributes:
+      bias_ids, biases: Ids and numbers of `logit_bias`.
+      is_masked: Whether the row's token mask applies.
+      seed: Low and high word.
+      min_position: Position before which stop ids are masked.
+      last_position: Position of the last token that may be sampled.
+      stop_ids: Ids that end the output.
+      named_ids: Ids of `logprob_token_ids`.
+      wants_logprobs: Whether the row's log-probabilities are read.
+    """
+
+    temperature: Array
+    top_k: Array
+    top_p: Array
+    min_p: Array
+    typical_p: Array
+    frequency_penalty: Array
+    presence_penalty: Array
+    repetition_penalty: Array
+    bias_ids: Array
+    biases: Array
+    is_masked: Array
+    seed: Array
+    min_position: Array
+    last_position: Array
+    stop_ids: Array
+    named_ids: Array
+    wants_logprobs: Array
+
+
+NUMBER_COLUMNS: Final[Mapping[str, Column]] = {
+    name: row.column for name, row in SAMPLING_FIELDS.items() if row.column is not None
+}
+"""Columns of `SamplingState` that hold a number of `SamplingParams` as it is."""
+
+_DERIVED_COLUMNS: Final[Mapping[str, Column]] = {
+    "bias_ids": Column(_INT, NO_TOKEN, MAX_BIASES),
+    "biases": Column(_FLOAT, 0.0, MAX_BIASES),
+    "is_masked": Column("bool", False),
+    "seed": Column("uint32", 0, 2),
+    "min_position": Column(_INT, 0),
+    "last_position": Column(_INT, NO_LIMIT),
+    "stop_ids": Column(_INT, NO_TOKEN, MAX_STOP_IDS),
+    "named_ids": Column(_INT, NO_TOKEN, MAX_LOGPROBS),
+    "wants_logprobs": Column("bool", False),
+}
+
+SAMPLING_COLUMNS: Final[Mapping[str, Column]] = {
+    each.name: NUMBER_COLUMNS.get(each.name) or _DERIVED_COLUMNS[each.name] for each in fields(SamplingState)
+}
+"""Shapes, dtypes and neutral values of the arrays of `SamplingState`."""

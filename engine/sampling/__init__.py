@@ -1,1 +1,1 @@
-"""Logits to tokens: processors, penalties and the sampler, with a float64 reference."""
+"""Logits to tokens: logits processors, temperature, truncation and the draw, with a float64 reference."""

@@ -22,7 +22,7 @@ from ..core.errors import (
     RoostError,
 )
 from ..core.request import FinishReason, Request, TokenOutput
-from ..core.sampling_params import NO_CHOICE
+from ..core.sampling_limits import NO_CHOICE
 from ..core.snapshot import Snapshot
 from ..prefix_cache.cache import PrefixCache
 from ..prefix_cache.prefix_key import PrefixKey

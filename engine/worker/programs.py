@@ -21,13 +21,14 @@ from jaxtyping import Array
 from ...kernels.window_attention import block_sizes
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from ..core.errors import ConfigError
+from ..core.sampling_params import SamplingState
 from ..model.collectives import REPLICATED, SLOTS, Collectives
 from ..model.config import ModelConfig
 from ..model.griffin import Params
 from ..model.sharding_rules import padded_lru_width, state_partition_specs
 from ..model.state import num_rows, zero_state
 from ..platform import Platform
-from ..sampling.state import SamplingState, zero_sampling_state, zero_token_memory
+from ..sampling.state import zero_sampling_state, zero_token_memory
 from .step_inputs import first_token_columns, prefill_columns
 from .steps import (
     FirstTokenInput,

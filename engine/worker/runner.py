@@ -21,7 +21,8 @@ from ..core.request import Request, TokenLogprobs
 from ..core.snapshot import Snapshot, SnapshotFormat
 from ..model.state import Trail
 from ..prefix_cache.saved_state import SavedStateFormat
-from ..sampling.sampler import Logprobs, Sampled
+from ..sampling.logprobs import Logprobs
+from ..sampling.sampler import Sampled
 from .executor import Executor, Progress
 from .programs import as_first_token_input, first_token_rows, prefill_names, snapshot_shapes
 from .step_inputs import first_token_columns, mask_columns, prefill_columns, score_targets

@@ -16,7 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
-from ..core.sampling_params import MAX_LOGPROBS, NO_TOKEN
+from ..core.sampling_limits import MAX_LOGPROBS, NO_TOKEN
+from ..core.sampling_params import SamplingState
 from ..model.collectives import Collectives
 from ..model.griffin import Griffin, Params
 from ..model.state import (
@@ -31,8 +32,9 @@ from ..model.state import (
     scatter_rows,
     split,
 )
-from ..sampling.sampler import Logprobs, Sampled, logprobs, needs_logits, no_logprobs, sample, score
-from ..sampling.state import SamplingState, TokenMemory, no_tokens, remember
+from ..sampling.logprobs import Logprobs, logprobs, no_logprobs, score
+from ..sampling.sampler import Sampled, needs_logits, sample
+from ..sampling.state import TokenMemory, is_penalized, no_tokens, record_tokens
 
 type Graph = nnx.GraphDef[Griffin]
 
@@ -51,7 +53,7 @@ class SlotState(NamedTuple):
     tokens: Int32[Array, " R"]
     positions: Int32[Array, " R"]
     goes_on: Bool[Array, " R"]
-    sampling: SamplingState
+    sampling: SamplingState[Array]
     memory: TokenMemory
 
 
@@ -97,7 +99,7 @@ class FirstTokenInput(NamedTuple):
     rows: Int32[Array, " R"]
     slots: Int32[Array, " R"]
     lengths: Int32[Array, " R"]
-    sampling: SamplingState
+    sampling: SamplingState[Array]
     in_prompt: UInt32[Array, "R W"]
     allowed: UInt32[Array, "R W"]
 
@@ -188,7 +190,7 @@ def _decode_once(
     result = mark_broken(sample_or_greedy(model, hidden[:, 0], slots, live), hidden[:, 0])
     tokens = jnp.where(live, result.tokens, slots.tokens)
     goes_on = slots.goes_on & ~(live & _is_last(tokens, positions, slots.sampling))
-    recent = remember(slots.memory.recent, tokens, positions, live & slots.sampling.is_penalized)
+    recent = record_tokens(slots.memory.recent, tokens, positions, live & is_penalized(slots.sampling))
     memory = slots.memory._replace(recent=recent)
     return layers, SlotState(tokens, positions, goes_on, slots.sampling, memory), result
 
@@ -211,7 +213,7 @@ def sample_or_greedy(model: Griffin, hidden: Float[Array, "R D"], slots: SlotSta
 def _sample(
     model: Griffin,
     hidden: Float[Array, "R D"],
-    sampling: SamplingState,
+    sampling: SamplingState[Array],
     memory: TokenMemory,
     positions: Int32[Array, " R"],
     active: Bool[Array, " R"],
@@ -235,7 +237,9 @@ def mark_broken(sampled: Sampled, hidden: Float[Array, "R D"]) -> Sampled:
     return sampled._replace(tokens=jnp.where(is_broken, NO_TOKEN, sampled.tokens))
 
 
-def _is_last(tokens: Int32[Array, " R"], positions: Int32[Array, " R"], sampling: SamplingState) -> Bool[Array, " R"]:
+def _is_last(
+    tokens: Int32[Array, " R"], positions: Int32[Array, " R"], sampling: SamplingState[Array]
+) -> Bool[Array, " R"]:
     """Whether a sequence ends with this token: by a stop id, by its limit, or as there is none."""
     is_stop = jnp.any(tokens[:, None] == sampling.stop_ids, axis=-1) | (tokens < 0)
     return is_stop | (positions >= sampling.last_position)
@@ -306,7 +310,7 @@ def first_token_step(
     hidden = hidden[inputs.rows]
     sampled = mark_broken(_sample(model, hidden, sampling, memory, inputs.lengths, active), hidden)
     goes_on = ~_is_last(sampled.tokens, inputs.lengths, sampling)
-    recent = remember(memory.recent, sampled.tokens, inputs.lengths, sampling.is_penalized)
+    recent = record_tokens(memory.recent, sampled.tokens, inputs.lengths, is_penalized(sampling))
     new = SlotState(sampled.tokens, inputs.lengths, goes_on, sampling, memory._replace(recent=recent))
     return pool._replace(slots=_put(pool.slots, slots, new, model.collectives)), sampled
 

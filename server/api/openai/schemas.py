@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from ....engine import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, MIN_REPETITION_PENALTY, MIN_TYPICAL_P
+from ....engine import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS
 from ...text.chat_template import Ending
 from ..common.schema_base import (
     MAX_STOP_CHARACTERS,
@@ -107,10 +107,10 @@ class GenerationBody(StructuredFields, TermsFields):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    typical_p: Annotated[float, Field(ge=MIN_TYPICAL_P, le=1)] | None = None
+    typical_p: Annotated[float, Field(ge=1e-6, le=1)] | None = None
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
-    repetition_penalty: Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=10)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=1e-6, le=10)] = 1.0
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=MAX_BIASES)
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
     prompt_logprobs: TopLogprobs | None = None

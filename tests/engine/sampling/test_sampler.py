@@ -11,22 +11,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
+from jaxtyping import Array
 from roost.engine.core.errors import ParameterError
 from roost.engine.core.output_constraint import mask_of_ids, words_of_mask
 from roost.engine.core.request import Request
-from roost.engine.core.sampling_params import MAX_LOGPROBS, NO_CHOICE, NO_TOKEN, PENALTY_WINDOW, SamplingParams
+from roost.engine.core.sampling_limits import MAX_LOGPROBS, NO_CHOICE, NO_TOKEN, PENALTY_WINDOW
+from roost.engine.core.sampling_params import SamplingParams, SamplingState
 from roost.engine.platform import CPU_OPTIONS
+from roost.engine.sampling.columns import sampling_columns
+from roost.engine.sampling.draw import draw_from_candidates, invert
+from roost.engine.sampling.logprobs import Logprobs, logprobs, score
 from roost.engine.sampling.reference import reference_distribution
-from roost.engine.sampling.sampler import Logprobs, Sampled, _draw_from_best, _invert, logprobs, sample, score
+from roost.engine.sampling.sampler import Sampled, sample
 from roost.engine.sampling.state import (
-    SamplingState,
     TokenMemory,
     no_tokens,
-    remember,
+    record_tokens,
     zero_sampling_state,
     zero_token_memory,
 )
-from roost.engine.worker.step_inputs import sampling_columns
 
 DRAWS = 2048
 """Rows of the tests that count: one distribution, as many seeds."""
@@ -47,10 +50,10 @@ FILTERS = {
 """What narrows a distribution; keyword arguments, as requests are built inside the tests."""
 
 jitted = jax.jit(sample, compiler_options=CPU_OPTIONS)
-inverted = jax.jit(_invert, compiler_options=CPU_OPTIONS)
+inverted = jax.jit(invert, compiler_options=CPU_OPTIONS)
 
 
-def state_of(requests: Sequence[SamplingParams]) -> SamplingState:
+def state_of(requests: Sequence[SamplingParams]) -> SamplingState[Array]:
     """The requests' parameters as the device holds them."""
     columns = sampling_columns([Request("", (0,) * PROMPT, params) for params in requests], len(requests))
     columns["is_masked"] = np.array([params.static_mask is not None for params in requests])
@@ -60,7 +63,7 @@ def state_of(requests: Sequence[SamplingParams]) -> SamplingState:
 def memory_of(
     requests: Sequence[SamplingParams], vocab: int, prompt: Sequence[int] = (0,), generated: Sequence[int] = ()
 ) -> TokenMemory:
-    """What the device remembers of requests that all have this prompt and these tokens."""
+    """What the device holds of requests that all have this prompt and these tokens."""
     words, rows = words_of_mask(vocab), len(requests)
     everything = mask_of_ids(range(vocab), words)
     recent = np.array(no_tokens(rows))
@@ -93,7 +96,7 @@ def counts(
     """How often each token comes in `DRAWS` draws, each with its own seed; `memory` is of one row."""
     seeds = np.random.default_rng(params.seed).integers(0, 2**64, DRAWS, np.uint64)
     one = jax.tree.map(lambda x: np.repeat(np.asarray(x), DRAWS, axis=0), state_of([params]))
-    state = one._replace(seed=np.stack([seeds & 0xFFFFFFFF, seeds >> 32], axis=1).astype(np.uint32))
+    state = replace(one, seed=np.stack([seeds & 0xFFFFFFFF, seeds >> 32], axis=1).astype(np.uint32))
     positions, active = np.full(DRAWS, PROMPT + num_tokens, np.int32), np.ones(DRAWS, np.bool)
     memory = memory_of([params], len(logits)) if memory is None else memory
     memories = jax.tree.map(lambda x: np.repeat(np.asarray(x), DRAWS, axis=0), memory)
@@ -238,7 +241,7 @@ def test_candidates_end_at_no_token_of_note(top_k: int) -> None:
     logits = np.random.default_rng(6).permutation(VOCAB) * 1e-3
     params = SamplingParams(top_k=top_k)
     check_frequencies(counts(logits, params), reference_distribution(logits, params))
-    _, found = jax.jit(_draw_from_best)(logits[None].astype(np.float32), state_of([params]), np.float32([0.5]))
+    _, found = jax.jit(draw_from_candidates)(logits[None].astype(np.float32), state_of([params]), np.float32([0.5]))
     assert bool(found[0]) == (top_k < 64)
 
 
@@ -307,7 +310,7 @@ def test_masks_biases_and_penalties_are_those_of_the_reference(
     check_frequencies(counts(logits, params, len(generated), memory), expected)
 
 
-noted = jax.jit(remember)
+noted = jax.jit(record_tokens)
 
 
 def test_penalties_look_back_so_far_and_no_farther() -> None:
@@ -516,7 +519,7 @@ def test_extreme_values_give_an_allowed_token(
 def test_values_that_no_request_may_have_still_keep_to_the_mask(field: str, value: float, temperature: float) -> None:
     """Below the range of float32, where -inf * 0 is NaN."""
     params = SamplingParams(temperature=temperature, allowed_token_ids=(5, 200), repetition_penalty=1.5)
-    state = state_of([params] * ROWS)._replace(**{field: np.full(ROWS, value, np.float32)})
+    state = replace(state_of([params] * ROWS), **{field: np.full(ROWS, value, np.float32)})
     logits = np.abs(quantised(11, ROWS * VOCAB, 2.0).reshape(ROWS, VOCAB)).astype(np.float32)
     memory = memory_of([params] * ROWS, VOCAB, range(VOCAB))
     tokens = jitted(logits, state, memory, np.full(ROWS, PROMPT, np.int32), np.ones(ROWS, np.bool)).tokens

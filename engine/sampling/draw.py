@@ -1,0 +1,105 @@
+"""Random draw of a token per row: inverse transform sampling from the truncated distribution.
+
+A row whose threshold lies among its candidates, its few most likely tokens, is drawn from those. Only other rows pay
+for the whole vocabulary. Which way a row takes depends on that row alone, and so its token does not depend on its
+neighbours. Letters in shapes: R rows, V vocabulary, K weights to pick from.
+"""
+
+from typing import Final
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int32
+
+from ..core.sampling_params import SamplingState
+from .array_ops import column_of, when
+from .truncation import candidate_threshold, may_fit_candidates, truncate, without_truncation
+
+_CANDIDATES: Final = 64
+"""Number of most likely tokens that are looked at first."""
+
+_LANE: Final = 128
+"""Weights that are summed together before one of them is picked."""
+
+
+def draw(
+    logits: Float32[Array, "R V"],
+    state: SamplingState[Array],
+    positions: Int32[Array, " R"],
+    random: Bool[Array, " R"],
+) -> Int32[Array, " R"]:
+    """Returns a token per row, drawn from the truncated softmax(logits / temperature).
+
+    Args:
+      logits: Processed logits.
+      state: Sampling state of the rows.
+      positions: Positions of the tokens, which with a row's seed are all its randomness.
+      random: Rows to draw for; the token of other rows is arbitrary.
+    """
+    keys = jax.vmap(lambda seed, p: jax.random.fold_in(jax.random.wrap_key_data(seed), p))(state.seed, positions)
+    uniform = jax.vmap(jax.random.uniform)(keys)
+    state = without_truncation(state, random, logits.shape[1])
+    is_cut = may_fit_candidates(state, random)
+    tokens, found = when(
+        jnp.any(is_cut),
+        lambda: draw_from_candidates(logits, state, uniform),
+        lambda: (jnp.zeros(logits.shape[0], jnp.int32), jnp.zeros(logits.shape[0], jnp.bool)),
+    )
+    rest = random & ~(found & is_cut)
+    return when(
+        jnp.any(rest),
+        lambda: jnp.where(rest, _draw_from_vocabulary(logits, state, uniform, rest), tokens),
+        lambda: tokens,
+    )
+
+
+def draw_from_candidates(
+    logits: Float32[Array, "R V"], state: SamplingState[Array], uniform: Float32[Array, " R"]
+) -> tuple[Int32[Array, " R"], Bool[Array, " R"]]:
+    """Returns a token of each row's candidates, and whether the candidates hold every token that the row keeps."""
+    count = min(_CANDIDATES, logits.shape[1])
+    best, ids = jax.lax.top_k(logits, count)
+    temperature = state.temperature[:, None]
+    weights = jnp.exp((best - best[:, :1]) / temperature)
+    cut = candidate_threshold(weights, state, lambda: jnp.sum(jnp.exp((logits - best[:, :1]) / temperature), axis=-1))
+    kept = jnp.where(weights >= cut[:, None], weights, 0.0)
+    place, _ = _pick(kept, uniform * jnp.sum(kept, axis=-1))
+    found = (state.top_k <= count) & ((cut > weights[:, -1]) | (count == logits.shape[1]))
+    return column_of(ids, place), found
+
+
+def _draw_from_vocabulary(
+    logits: Float32[Array, "R V"],
+    state: SamplingState[Array],
+    uniform: Float32[Array, " R"],
+    rows: Bool[Array, " R"],
+) -> Int32[Array, " R"]:
+    """Returns a token of the whole vocabulary; arbitrary outside `rows`."""
+    below_best = logits - jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.exp(below_best / state.temperature[:, None])
+    return invert(truncate(weights, state, rows), uniform)
+
+
+def invert(weights: Float32[Array, "R V"], uniform: Float32[Array, " R"]) -> Int32[Array, " R"]:
+    """Returns the token at which the running sum of weights passes `uniform` of the whole.
+
+    The lane is picked first and then the token in it. The token of a row without weights is arbitrary.
+    """
+    rows, vocab = weights.shape
+    lanes = jnp.pad(weights, ((0, 0), (0, -vocab % _LANE))).reshape(rows, -1, _LANE)
+    sums = jnp.sum(lanes, axis=-1)
+    index, left = _pick(sums, uniform * jnp.sum(sums, axis=-1))
+    within, _ = _pick(jnp.take_along_axis(lanes, index[:, None, None], axis=1)[:, 0], left)
+    return jnp.minimum(index * _LANE + within, vocab - 1)
+
+
+def _pick(
+    weights: Float32[Array, "R K"], target: Float32[Array, " R"]
+) -> tuple[Int32[Array, " R"], Float32[Array, " R"]]:
+    """Returns the first index whose running sum exceeds the target, never one of weight 0, and the target's rest."""
+    running = jnp.cumsum(weights, axis=-1)
+    hit = (running > target[:, None]) & (weights > 0)
+    last = weights.shape[1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)  # if rounding leaves the target over
+    index = jnp.where(jnp.any(hit, axis=-1), jnp.argmax(hit, axis=-1), last)
+    before = jnp.take_along_axis(running - weights, index[:, None], axis=-1)[:, 0]
+    return index.astype(jnp.int32), target - before

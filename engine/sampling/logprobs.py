@@ -1,0 +1,77 @@
+"""Log-probabilities of generated tokens and of a prompt's tokens.
+
+Letters in shapes: V vocabulary, A alternatives, B named tokens, T positions of a prompt chunk, D model width.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32
+
+from ..core.sampling_limits import MAX_LOGPROBS
+
+
+class Logprobs(NamedTuple):
+    """Natural log-probabilities under the model's own logits; zeros if no row wants them.
+
+    Attributes:
+      chosen: Those of the chosen tokens.
+      top_ids: The most likely tokens, best first.
+      top: Those of `top_ids`.
+      named: Those of the tokens that the row names.
+    """
+
+    chosen: Float32[Array, "*rows"]
+    top_ids: Int32[Array, "*rows A"]
+    top: Float32[Array, "*rows A"]
+    named: Float32[Array, "*rows B"]
+
+
+def logprobs(
+    logits: Float32[Array, "*rows V"], chosen: Int32[Array, "*rows"], named: Int32[Array, "*rows B"]
+) -> Logprobs:
+    """Returns log softmax at the chosen, the most likely and the named tokens.
+
+    Args:
+      logits: The model's own.
+      chosen: Chosen tokens.
+      named: Named tokens; the result is arbitrary at unused places of the list.
+    """
+    count = min(MAX_LOGPROBS, logits.shape[-1])
+    top, top_ids = jax.lax.top_k(logits, count)
+    norm = top[..., :1] + jnp.log(jnp.sum(jnp.exp(logits - top[..., :1]), axis=-1, keepdims=True))
+    own, others = (jnp.take_along_axis(logits, ids, axis=-1) - norm for ids in (chosen[..., None], named))
+    return Logprobs(own[..., 0], top_ids, top - norm, others)
+
+
+def no_logprobs(rows: tuple[int, ...], vocab_size: int, num_named: int) -> Logprobs:
+    """Returns zeros in the shapes of `logprobs`, for a step in which no row wants them."""
+    alternatives = (*rows, min(MAX_LOGPROBS, vocab_size))
+    return Logprobs(
+        jnp.zeros(rows, jnp.float32),
+        jnp.zeros(alternatives, jnp.int32),
+        jnp.zeros(alternatives, jnp.float32),
+        jnp.zeros((*rows, num_named), jnp.float32),
+    )
+
+
+def score(
+    logprobs_of: Callable[[Array, Array], Logprobs],
+    hidden: Float[Array, "T D"],
+    targets: Int32[Array, " T"],
+    block: int,
+) -> Logprobs:
+    """Returns log-probabilities of a chunk's next tokens, computed by block, since logits of a chunk would be large.
+
+    Args:
+      logprobs_of: Computes log-probabilities of `[block]` targets from `[block, D]` activations.
+      hidden: Activations after the final norm.
+      targets: Token after each position.
+      block: Positions per block; T is a multiple of it.
+    """
+    blocks = (hidden.reshape(-1, block, hidden.shape[-1]), targets.reshape(-1, block))
+    scored: Logprobs = jax.lax.map(lambda item: logprobs_of(*item), blocks)
+    flat: Logprobs = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), scored)
+    return flat
