@@ -149,12 +149,6 @@ PENDING: frozenset[str] = frozenset(
         # server/model_hub/
         "server/model_hub/__init__.py",
         "server/model_hub/gcs.py",
-        # server/observability/
-        "server/observability/metrics.py",
-        "server/observability/observers.py",
-        "server/observability/request_record.py",
-        "server/observability/tracing.py",
-        "server/observability/vllm_metrics.py",
         # server/
         "server/request_warnings.py",
         # server/terminal/

@@ -32,9 +32,9 @@ from ..lifecycle.signals import Signals, exit_now
 from ..lifecycle.startup_message import greeting, summary
 from ..middleware.auth import Access, load_access
 from ..model_hub import find_model
-from ..observability.logging import is_json, log_what_python_prints, say, set_up_logging
+from ..observability.logging import is_json, log_warnings_and_uncaught, say, set_up_logging
 from ..observability.metrics import Metrics
-from ..observability.observers import Observation, open_observation
+from ..observability.telemetry import Telemetry, open_telemetry
 from ..settings import Settings, chosen_platforms
 from ..tenancy.workers import Workers
 from ..text.grammar import GrammarCompiler
@@ -65,11 +65,11 @@ def serve(settings: Settings) -> int:
     listeners = Listeners.bind(settings)
     access = load_access(settings, listeners.admin_port)
     config = replace(config, tenants=max(len(access.keys.owners), 1))
-    observation = open_observation(settings, model.id)
+    telemetry = open_telemetry(settings, model.id)
     progress = LoadProgress(config.compile_cache)
     engine = make_engine(source, config, progress)
-    service = _service(settings, config, engine, model, _metrics(settings, engine, model, access, observation))
-    app = create_app(service, access, max_body_bytes=settings.max_body_bytes, trace=observation.trace)
+    service = _service(settings, config, engine, model, _metrics(settings, engine, model, access, telemetry))
+    app = create_app(service, access, max_body_bytes=settings.max_body_bytes, trace=telemetry.trace)
     server = HttpServer(uvicorn_config(app, settings), signals)
     lifecycle = Lifecycle(
         service,
@@ -81,7 +81,7 @@ def serve(settings: Settings) -> int:
         failure = runner.run(serve_until_stopped(lifecycle, server, listeners.sockets()))
         if is_loading(engine):
             exit_while_loading(progress, 0)
-    observation.close()
+    telemetry.close()
     return _exit_status(failure, engine)
 
 
@@ -94,20 +94,20 @@ def _prepare_process(settings: Settings) -> Signals:
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     set_up_logging(level, as_json=as_json, access_log=settings.access_log)
     if as_json:
-        log_what_python_prints()
+        log_warnings_and_uncaught()
     for warning in settings.warnings:
         _logger.warning("%s", warning)
     return signals
 
 
 def _metrics(
-    settings: Settings, engine: AsyncEngine, model: ServedModel, access: Access, observation: Observation
+    settings: Settings, engine: AsyncEngine, model: ServedModel, access: Access, telemetry: Telemetry
 ) -> Metrics:
     return Metrics(
         lambda: engine.stats,
         tenants=access.keys.owners,
         vllm_model=model.id if settings.metrics_compat == "vllm" else None,
-        observers=observation.observers,
+        observers=telemetry.observers,
     )
 
 

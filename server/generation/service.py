@@ -298,7 +298,7 @@ class Service:
         tokenizer = self.model.tokenizer
         firsts = [choice for choice in choices if choice.fork_of is None]
         for first in firsts:
-            self.metrics.asked(f"{answer_id}-{first.index}", len(choices) // len(firsts))
+            self.metrics.track_prompt(f"{answer_id}-{first.index}", len(choices) // len(firsts))
         deltas = [generate_choice(self.engine, tokenizer, self.metrics, answer_id, choice) for choice in choices]
         with self.sent.track(answer_id, len(choices)) as sent:
             async with aclosing(Generation(deltas, sent)) as generation:

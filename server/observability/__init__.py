@@ -1,1 +1,1 @@
-"""Metrics, traces and logs."""
+"""Observability: metrics, traces and logs."""

@@ -1,4 +1,7 @@
-"""Log lines for people or for programs, each with the request it belongs to. uvicorn's lines go the same way."""
+"""Log lines as text or JSON, each with the id of its request; uvicorn's lines included.
+
+python-json-logger would replace `_JsonFormatter` only; it has no text format whose lines clients cannot forge.
+"""
 
 import json
 import logging
@@ -13,24 +16,24 @@ from typing import Any, Final
 from ..tenancy.tenant import tenant
 
 request_id: Final[ContextVar[str]] = ContextVar("request_id", default="-")
-"""The id of the HTTP request on whose behalf this code runs."""
+"""Id of the current HTTP request."""
 
 error_reason: Final[ContextVar[list[str]]] = ContextVar("error_reason")
-"""Why the HTTP request on whose behalf this code runs is refused, for its line in the log; the last entry counts."""
+"""Reasons for which the current HTTP request is refused, for the access log; the last one counts."""
 
 _FORMAT: Final = "%(asctime)s %(levelname)-7s %(request_id)s %(message)s"
 
-
 ACCESS_LOGGER: Final = "roost.server.middleware.request_id"
-"""Name of the logger that has a line for each HTTP request."""
+"""Name of the access log, which has a line for each HTTP request."""
 
 
 def set_up_logging(level: int = logging.INFO, *, as_json: bool = False, access_log: bool = True) -> None:
-    """Logs to stderr: everything of ours from `level` on, warnings of others.
+    """Logs to stderr: Roost's records from `level` on, and warnings of other libraries.
 
     Args:
-      as_json: an object in each line, for programs that collect them.
-      access_log: whether each HTTP request has a line.
+      level: Lowest level of Roost's records.
+      as_json: Whether each line is a JSON object.
+      access_log: Whether each HTTP request has a line.
     """
     handler = _StderrHandler()
     handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter(_FORMAT, datefmt="%Y-%m-%d %H:%M:%S"))
@@ -42,8 +45,8 @@ def set_up_logging(level: int = logging.INFO, *, as_json: bool = False, access_l
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
 
-def log_what_python_prints() -> None:
-    """Turns Python's warnings and the traces of uncaught exceptions into log lines."""
+def log_warnings_and_uncaught() -> None:
+    """Logs Python's warnings and uncaught exceptions, which Python would print."""
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda uncaught: _log_uncaught(
@@ -56,7 +59,7 @@ def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Traceb
 
 
 def is_json() -> bool:
-    """Whether log lines are objects."""
+    """Returns whether log lines are JSON objects."""
     return any(isinstance(handler.formatter, _JsonFormatter) for handler in logging.getLogger().handlers)
 
 
@@ -67,11 +70,13 @@ def say(
     *,
     as_json: bool | None = None,
 ) -> None:
-    """Writes a line for the person who runs a command to stderr, whatever the log level is.
+    """Prints a line to stderr for the user of a command, whatever the log level is.
 
     Args:
-      fields: what the line says in a form for programs; only an object has them.
-      as_json: an object, as log lines are; None writes one where log lines are objects.
+      text: The line.
+      level: Level of the line as a JSON object.
+      fields: Further fields of the line as a JSON object.
+      as_json: Whether the line is a JSON object; None follows the log's format.
     """
     if is_json() if as_json is None else as_json:
         record = logging.LogRecord("roost", level, "", 0, "%s", (text,), None)
@@ -81,8 +86,10 @@ def say(
 
 
 class _TextFormatter(logging.Formatter):
-    """One line for each record. Lines of a traceback begin with a bar, so that no text within an exception looks like a
-    record; control characters are written as escapes."""
+    """Formats a record as one line, with control characters escaped.
+
+    Lines of a traceback start with a bar, so that no text in an exception looks like a record.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         record.message = record.getMessage()
@@ -100,7 +107,7 @@ def _printable(text: str) -> str:
 
 
 class _JsonFormatter(logging.Formatter):
-    """Besides what every line has, the `fields` that whoever logs gives as `extra`."""
+    """Formats a record as a JSON object, with the `fields` passed in `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         content = {
@@ -120,12 +127,12 @@ class _JsonFormatter(logging.Formatter):
 
 
 class _StderrHandler(logging.Handler):
-    """Looks `sys.stderr` up for every line, as a progress bar replaces it while it is on the screen."""
+    """Writes to the current `sys.stderr`, which a progress bar replaces while it is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            print(f"{self.format(record)}\n", end="", file=sys.stderr, flush=True)  # one write: threads don't mix lines
-        except Exception:  # as in every handler: a line that is lost must not take a request with it
+            print(f"{self.format(record)}\n", end="", file=sys.stderr, flush=True)  # one write per line
+        except Exception:  # as in every handler: a lost line must not fail a request
             self.handleError(record)
 
 

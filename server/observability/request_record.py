@@ -1,4 +1,4 @@
-"""One request of the engine, from its arrival to its end: when what happened, for metrics, spans and answers."""
+"""Timeline of an engine request, which metrics, traces and responses read."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,19 @@ from typing import Final, Protocol, runtime_checkable
 from ...engine import QueueFullError, QueueTimeoutError, Request, RequestTimeoutError, TokenOutput
 
 REASONS: Final = ("stop", "length", "abort", "rejected", "timeout", "error")
-"""How requests end."""
+"""Reasons for which requests end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """When a request came, when its prompt began to be read, when its first output came, and when the last one so far;
-    seconds of one clock."""
+    """Times of a request in seconds of one clock.
+
+    Attributes:
+      arrived: Arrival of the request.
+      started: Start of prefill.
+      first: First output.
+      last: Last output so far.
+    """
 
     arrived: float
     started: float
@@ -23,32 +29,41 @@ class Times:
 
 
 NEVER: Final = Times(0.0, 0.0, 0.0, 0.0)
+"""Times of a request that has not started."""
 
 
 @runtime_checkable
 class Observer(Protocol):
-    """Somebody who wants to know of requests as they go on."""
+    """Receives the progress of requests."""
 
-    def tokens(self, record: "RequestRecord", count: int, gap_s: float) -> None:
-        """So many tokens have come together, so long after the last ones or, if they are the first, the arrival."""
+    def on_tokens(self, record: "RequestRecord", count: int, gap_s: float) -> None:
+        """Called when tokens have been generated, before the record counts them.
 
-    def ended(self, record: "RequestRecord") -> None:
-        """`record.reason` says how."""
+        Args:
+          record: Record of the request.
+          count: Number of tokens that arrived together.
+          gap_s: Seconds since the previous tokens, or since the arrival.
+        """
+
+    def on_end(self, record: "RequestRecord") -> None:
+        """Called when a request has ended; `record.reason` is set."""
 
 
 class RequestRecord:
-    """Filled in by whoever runs the request. It is left with the reason told to `finished`, else with what the
-    exception says.
+    """Timeline of one engine request, as a context manager around its run.
+
+    The reason is the one passed to `finished`, or else follows from the exception that ends the `with` block.
 
     Attributes:
-      request: the engine's.
-      arrived: all times are seconds of one clock, which only goes forward; by default `time.monotonic`.
-      started: when its prompt began to be read; None before that.
-      first_token, last_token: None while there is none.
-      num_tokens: so far.
-      detokenize_s: spent on making text of them.
-      reason: one of `REASONS`, at the end.
-      has_finished: whether it ended by itself, with all that it wanted to say.
+      request: The engine request.
+      arrived: Time of arrival. All times are seconds of one monotonic clock.
+      started: Time at which prefill started; None before that.
+      first_token: Time of the first token; None before that.
+      last_token: Time of the last token so far; None before the first.
+      num_tokens: Number of tokens so far.
+      detokenize_s: Seconds spent on detokenization.
+      reason: One of `REASONS`, once the request has ended.
+      has_finished: Whether the request ended with all of its output.
     """
 
     def __init__(self, request: Request, observers: Sequence[Observer], clock: Callable[[], float]) -> None:
@@ -66,12 +81,12 @@ class RequestRecord:
         self._first_output: float | None = None
 
     def output(self, output: TokenOutput) -> None:
-        """The engine has given something; text is made of it from now on."""
+        """Records an output of the engine, whose detokenization starts now."""
         self._now = self._clock()
         self.started = output.started_at if self.started is None else self.started
 
     def tokens(self, count: int) -> None:
-        """Books tokens that came together, now that they are text."""
+        """Records tokens that arrived together, once they are detokenized."""
         now = self._clock()
         self.detokenize_s += now - self._now
         self._now = now
@@ -82,23 +97,24 @@ class RequestRecord:
         last = self.arrived if self.last_token is None else self.last_token
         self.first_token = now if self.first_token is None else self.first_token
         for observer in self._observers:
-            observer.tokens(self, count, now - last)
+            observer.on_tokens(self, count, now - last)
         self.last_token = now
         self.num_tokens += count
 
     @property
     def times(self) -> Times:
-        """Up to the last output; there must have been one."""
+        """Times up to the last output; requires an output."""
         assert self._first_output is not None
         started = self._first_output if self.started is None else self.started
         return Times(self.arrived, started, self._first_output, self._now)
 
     @property
     def ended(self) -> float:
-        """When, at the end."""
+        """Time of the end, once the request has ended."""
         return self._now
 
     def finished(self, reason: str) -> None:
+        """Records that the request ended with all of its output."""
         self.reason, self.has_finished = reason, True
 
     def __enter__(self) -> "RequestRecord":
@@ -110,11 +126,11 @@ class RequestRecord:
         self._now = self._clock()
         self.reason = self.reason or _reason(error)
         for observer in self._observers:
-            observer.ended(self)
+            observer.on_end(self)
 
 
 def _reason(error: BaseException | None) -> str:
-    """Why a request ended that did not finish: closing its stream is what a client that goes away does."""
+    """Returns why a request ended early; a client's disconnect closes its stream without an `Exception`."""
     match error:
         case QueueFullError():
             return "rejected"

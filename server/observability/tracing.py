@@ -1,6 +1,6 @@
-"""Spans for OpenTelemetry: of each HTTP request, of each answer that the engine makes for it, and of an answer's parts.
+"""OpenTelemetry spans of HTTP requests, of their engine requests, and of the phases of these.
 
-Nothing here knows what was said: spans have names, numbers and times.
+Spans have names, numbers and times, but no prompt or output text.
 """
 
 import time
@@ -21,15 +21,15 @@ from .logging import request_id
 from .request_record import RequestRecord
 
 _QUIET: Final = ("/", "/health", "/health/ready", "/health_generate", "/load", "/metrics")
-"""Asked every few seconds, and of no interest."""
+"""Paths that are polled every few seconds and not traced."""
 
 
 class Tracing:
-    """Makes spans of what it is told; a W3C `traceparent` that a client sends is where they belong.
+    """Creates spans below the W3C `traceparent` of a request, if it has one.
 
     Args:
-      provider: where they go.
-      model: the model's name.
+      provider: Provider that exports the spans.
+      model: Name of the model.
     """
 
     def __init__(self, provider: TracerProvider, model: str) -> None:
@@ -38,8 +38,8 @@ class Tracing:
         self._model = model
         self._propagator = TraceContextTextMapPropagator()
 
-    def around(self, app: ASGIApp) -> ASGIApp:
-        """The application with a span about each request."""
+    def middleware(self, app: ASGIApp) -> ASGIApp:
+        """Returns the application with a span around each request."""
 
         async def traced(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http" or scope["path"] in _QUIET:
@@ -48,52 +48,54 @@ class Tracing:
             parent = self._propagator.extract(dict(Headers(scope=scope)))
             with self._tracer.start_as_current_span(scope["method"], parent, SpanKind.SERVER) as span:
 
-                async def watched(message: Message) -> None:
+                async def send_traced(message: Message) -> None:
                     if message["type"] == "http.response.start":
-                        _tell_status(span, message["status"])
+                        _set_status(span, message["status"])
                     await send(message)
 
-                await app(scope, receive, watched)
-                _tell_route(span, scope)
+                await app(scope, receive, send_traced)
+                _set_route(span, scope)
 
         return traced
 
-    def tokens(self, record: RequestRecord, count: int, gap_s: float) -> None:
-        """Spans tell of them at the end."""
+    def on_tokens(self, record: RequestRecord, count: int, gap_s: float) -> None:
+        """Does nothing: spans are created when the request has ended."""
 
-    def ended(self, record: RequestRecord) -> None:
-        """Belongs to the span in whose context the request ran."""
+    def on_end(self, record: RequestRecord) -> None:
+        """Creates the spans of an engine request below the span of its HTTP request."""
         epoch_s = time.time() - time.monotonic()
 
-        def span(name: str, begin_s: float, end_s: float, facts: Mapping[str, Any], parent: Span | None = None) -> Span:
+        def span(
+            name: str, begin_s: float, end_s: float, attributes: Mapping[str, Any], parent: Span | None = None
+        ) -> Span:
             context = None if parent is None else trace.set_span_in_context(parent)
-            made = self._tracer.start_span(
-                name, context, attributes=dict(facts), start_time=int((begin_s + epoch_s) * 1e9)
+            created = self._tracer.start_span(
+                name, context, attributes=dict(attributes), start_time=int((begin_s + epoch_s) * 1e9)
             )
             if parent is None and record.reason == "error":
-                made.set_status(Status(StatusCode.ERROR))
-            made.end(int((max(begin_s, end_s) + epoch_s) * 1e9))
-            return made
+                created.set_status(Status(StatusCode.ERROR))
+            created.end(int((max(begin_s, end_s) + epoch_s) * 1e9))
+            return created
 
-        whole = span(f"text_completion {self._model}", record.arrived, record.ended, self._facts(record))
+        request = span(f"text_completion {self._model}", record.arrived, record.ended, self._attributes(record))
         started = record.ended if record.started is None else record.started
-        span("queue", record.arrived, started, {}, whole)
+        span("queue", record.arrived, started, {}, request)
         if record.started is None:
             return
         first_token = record.ended if record.first_token is None else record.first_token
-        span("prefill", started, first_token, {"roost.prompt_tokens": len(record.request.prompt_token_ids)}, whole)
+        span("prefill", started, first_token, {"roost.prompt_tokens": len(record.request.prompt_token_ids)}, request)
         if record.first_token is not None:
-            span("decode", first_token, record.ended, {"roost.generated_tokens": record.num_tokens}, whole)
-            together = {"roost.sum": True}  # of moments between the tokens, put one behind the other
-            span("detokenize", first_token, first_token + record.detokenize_s, together, whole)
+            span("decode", first_token, record.ended, {"roost.generated_tokens": record.num_tokens}, request)
+            together = {"roost.sum": True}  # the sum of many short intervals, as one
+            span("detokenize", first_token, first_token + record.detokenize_s, together, request)
 
     def shut_down(self) -> None:
-        """Sends what has not been sent."""
+        """Exports the spans that are still buffered."""
         self._provider.shutdown()
 
-    def _facts(self, record: RequestRecord) -> dict[str, Any]:
+    def _attributes(self, record: RequestRecord) -> dict[str, Any]:
         params, finish_reasons = record.request.params, [record.reason] if record.has_finished else []
-        facts = {
+        attributes = {
             "gen_ai.operation.name": "text_completion",
             "gen_ai.request.model": self._model,
             "gen_ai.response.model": self._model,
@@ -107,28 +109,30 @@ class Tracing:
             "roost.end": record.reason,
             "roost.tenant": record.request.tenant,
         }
-        return {name: value for name, value in facts.items() if value is not None}
+        return {name: value for name, value in attributes.items() if value is not None}
 
 
 def open_tracing(endpoint: str, model: str, version: str) -> Tracing:
-    """Spans go to a collector, over HTTP and in batches.
+    """Returns tracing that exports spans to a collector over HTTP, in batches.
 
     Args:
-      endpoint: such as `http://localhost:4318/v1/traces`.
+      endpoint: URL of the collector, such as `http://localhost:4318/v1/traces`.
+      model: Name of the model.
+      version: Version of Roost.
     """
     provider = TracerProvider(resource=Resource.create({"service.name": "roost", "service.version": version}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     return Tracing(provider, model)
 
 
-def _tell_status(span: Span, status: int) -> None:
+def _set_status(span: Span, status: int) -> None:
     span.set_attribute("http.response.status_code", status)
     if status >= 500:
         span.set_status(Status(StatusCode.ERROR))
 
 
-def _tell_route(span: Span, scope: Scope) -> None:
-    """A path as the client wrote it would make as many names as there are ids."""
+def _set_route(span: Span, scope: Scope) -> None:
+    """Names a span after its route; paths with ids would make too many names."""
     route = getattr(scope.get("route"), "path", None)
     span.set_attributes({"http.request.method": scope["method"], "roost.request_id": request_id.get()})
     if route is not None:

@@ -1,7 +1,7 @@
-"""The same under vLLM's names: what dashboards, autoscalers and the Gateway API Inference Extension look for.
+"""Prometheus metrics under vLLM's names, for dashboards, autoscalers and the Gateway API Inference Extension.
 
-A slot takes the place of the KV cache: it is all that a request needs, so the share of slots in use is exact, and no
-request is ever preempted.
+Slots stand for the KV cache: a slot is all that a request needs, so the share of slots in use is exact, and no request
+is ever preempted.
 """
 
 from collections import OrderedDict
@@ -43,20 +43,19 @@ _FIRST_TOKEN_S: Final = (
 _NEXT_TOKEN_S: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
 _TOKENS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
 _FINISHED: Final = ("stop", "length", "abort", "error")
-"""What vLLM counts as success; the last two are its words too."""
-
+"""Reasons that vLLM counts as success; it includes aborts and errors."""
 
 _MAX_OPEN: Final = 4096
-"""Number of prompts whose choices are awaited."""
+"""Maximum number of prompts with open choices that are tracked."""
 
 
 @dataclass(slots=True)
 class _OpenPrompt:
-    """A prompt whose choices have not all ended.
+    """A prompt with open choices.
 
     Attributes:
-      num_left: number of those choices.
-      longest: tokens of the longest one that has ended.
+      num_left: Number of open choices.
+      longest: Number of tokens of the longest choice that has ended.
     """
 
     num_left: int
@@ -64,9 +63,12 @@ class _OpenPrompt:
 
 
 class VllmMetrics:
-    """
+    """Metrics of requests, choices and the engine under vLLM's names.
+
     Args:
-      model: the model's name, which every series has as a label.
+      registry: Registry that the metrics are added to.
+      stats: Returns the engine's latest statistics.
+      model: Name of the model, a label of every series.
     """
 
     def __init__(self, registry: CollectorRegistry, stats: Callable[[], EngineStats], model: str) -> None:
@@ -78,46 +80,61 @@ class VllmMetrics:
             return child
 
         self._labels = labels
-        self._first_token = histogram("time_to_first_token_seconds", "Time to the first token.", _FIRST_TOKEN_S)
-        self._next_token = histogram("inter_token_latency_seconds", "Time between tokens.", _NEXT_TOKEN_S)
+        self._first_token = histogram(
+            "time_to_first_token_seconds", "Seconds from a request's arrival to its first token.", _FIRST_TOKEN_S
+        )
+        self._next_token = histogram(
+            "inter_token_latency_seconds", "Seconds between consecutive tokens of a request.", _NEXT_TOKEN_S
+        )
         self._per_token = histogram(
-            "request_time_per_output_token_seconds", "A request's mean time per token after the first.", _NEXT_TOKEN_S
+            "request_time_per_output_token_seconds",
+            "Mean seconds per token of a request after the first.",
+            _NEXT_TOKEN_S,
         )
-        self._whole = histogram("e2e_request_latency_seconds", "Time of the whole request.", _SECONDS)
-        self._queue = histogram("request_queue_time_seconds", "Time without a slot.", _SECONDS)
-        self._inference = histogram("request_inference_time_seconds", "Time with a slot.", _SECONDS)
-        self._prefill = histogram("request_prefill_time_seconds", "From the slot to the first token.", _SECONDS)
-        self._decode = histogram("request_decode_time_seconds", "From the first token to the last.", _SECONDS)
-        self._prompt_tokens = histogram("request_prompt_tokens", "Tokens of a request's prompt.", _TOKENS)
+        self._whole = histogram("e2e_request_latency_seconds", "Seconds from a request's arrival to its end.", _SECONDS)
+        self._queue = histogram(
+            "request_queue_time_seconds", "Seconds for which a request waited for a slot.", _SECONDS
+        )
+        self._inference = histogram(
+            "request_inference_time_seconds", "Seconds for which a request had a slot.", _SECONDS
+        )
+        self._prefill = histogram(
+            "request_prefill_time_seconds", "Seconds from a request's slot to its first token.", _SECONDS
+        )
+        self._decode = histogram(
+            "request_decode_time_seconds", "Seconds from a request's first token to its last.", _SECONDS
+        )
+        self._prompt_tokens = histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
         self._generated_tokens = histogram("request_generation_tokens", "Tokens generated for a request.", _TOKENS)
-        self._longest = histogram(
-            "request_max_num_generation_tokens", "Tokens of the longest choice of a request.", _TOKENS
-        )
+        self._longest = histogram("request_max_num_generation_tokens", "Tokens of a prompt's longest choice.", _TOKENS)
         self._open: OrderedDict[str, _OpenPrompt] = OrderedDict()
-        self._max_tokens = histogram("request_params_max_tokens", "The most tokens that a request wants.", _TOKENS)
-        self._n = histogram("request_params_n", "Choices that a request is one of.", (1, 2, 5, 10, 20))
+        self._max_tokens = histogram("request_params_max_tokens", "Requested maximum number of tokens.", _TOKENS)
+        self._n = histogram("request_params_n", "Requested number of choices of a prompt.", (1, 2, 5, 10, 20))
         self._ended = Counter(
-            "vllm:request_success", "Requests that have ended.", (*_LABELS, "finished_reason"), registry=registry
+            "vllm:request_success",
+            "Requests that have ended, by reason.",
+            (*_LABELS, "finished_reason"),
+            registry=registry,
         )
         for reason in _FINISHED:
             self._ended.labels(**labels, finished_reason=reason)
         registry.register(_EngineCollector(stats, model))
 
-    def asked(self, request_id: str, num_choices: int) -> None:
-        """Books a prompt for which several choices are wanted; see `Metrics.asked`."""
+    def track_prompt(self, request_id: str, num_choices: int) -> None:
+        """Records a prompt and its number of choices; see `Metrics.track_prompt`."""
         self._n.observe(num_choices)
         self._open[request_id] = _OpenPrompt(num_choices)
-        while len(self._open) > _MAX_OPEN:  # choices that were never begun do not end
+        while len(self._open) > _MAX_OPEN:  # choices that never started don't end
             self._open.popitem(last=False)
 
-    def tokens(self, record: RequestRecord, count: int, gap_s: float) -> None:
+    def on_tokens(self, record: RequestRecord, count: int, gap_s: float) -> None:
         if record.last_token is None:
             self._first_token.observe(gap_s)
             return
         for _ in range(count):
             self._next_token.observe(gap_s / count)
 
-    def ended(self, record: RequestRecord) -> None:
+    def on_end(self, record: RequestRecord) -> None:
         self._count_longest(record)
         if record.reason in _FINISHED:
             self._ended.labels(**self._labels, finished_reason=record.reason).inc()
@@ -131,7 +148,7 @@ class VllmMetrics:
         self._times(record)
 
     def _count_longest(self, record: RequestRecord) -> None:
-        """Observes a prompt's longest choice when the last of them has ended."""
+        """Observes a prompt's longest choice once all of its choices have ended."""
         prompt_id = record.request.fork_of or record.request.id
         prompt = self._open.get(prompt_id)
         if prompt is None:
@@ -156,7 +173,7 @@ class VllmMetrics:
 
 
 class _EngineCollector(Collector):
-    """What the engine counts, read when it is asked for."""
+    """Reads the engine's statistics whenever metrics are collected."""
 
     def __init__(self, stats: Callable[[], EngineStats], model: str) -> None:
         self._stats = stats
@@ -166,15 +183,23 @@ class _EngineCollector(Collector):
         stats = self._stats()
         used = stats.num_running / max(stats.slots, 1)
         gauges = (
-            ("num_requests_running", "Requests that have a slot.", stats.num_running),
+            ("num_requests_running", "Running requests, each of which has a slot.", stats.num_running),
             ("num_requests_waiting", "Requests that wait for a slot.", stats.num_waiting),
-            ("kv_cache_usage_perc", "Slots that are in use, of 1.", used),
+            ("kv_cache_usage_perc", "Share of slots in use, from 0 to 1.", used),
         )
         counters = (
-            ("prompt_tokens", "Prompt tokens, cached ones included.", stats.prompt_tokens + stats.cache.hit_tokens),
+            (
+                "prompt_tokens",
+                "Prompt tokens, including those served from the prefix cache.",
+                stats.prompt_tokens + stats.cache.hit_tokens,
+            ),
             ("generation_tokens", "Tokens generated.", stats.generated_tokens),
-            ("prefix_cache_queries", "Prompt tokens looked up.", stats.prompt_tokens + stats.cache.hit_tokens),
-            ("prefix_cache_hits", "Of those, tokens of remembered states.", stats.cache.hit_tokens),
+            (
+                "prefix_cache_queries",
+                "Prompt tokens looked up in the prefix cache.",
+                stats.prompt_tokens + stats.cache.hit_tokens,
+            ),
+            ("prefix_cache_hits", "Prompt tokens served from the prefix cache.", stats.cache.hit_tokens),
             ("num_preemptions", "Always 0: a running request keeps its slot.", 0),
         )
         for name, text, value in gauges:
@@ -190,29 +215,33 @@ class _EngineCollector(Collector):
         yield self._config(stats)
 
     def _step_tokens(self, stats: EngineStats) -> Metric:
-        family = HistogramMetricFamily("vllm:iteration_tokens_total", "Tokens that a step worked on.", labels=_LABELS)
+        family = HistogramMetricFamily(
+            "vllm:iteration_tokens_total", "Tokens processed by an engine step.", labels=_LABELS
+        )
         names = [*(f"{float(bound)}" for bound in STEP_TOKEN_BOUNDS), "+Inf"]
         counts = zip(names, accumulate(stats.step_tokens), strict=True)
         family.add_metric(self._values, list(counts), stats.prompt_tokens + stats.generated_tokens)
         return family
 
     def _waiting_by_reason(self, stats: EngineStats) -> Metric:
-        """Requests wait for a slot, and for nothing else."""
+        """Returns the waiting requests by reason; the only reason is the number of slots."""
         family = GaugeMetricFamily(
-            "vllm:num_requests_waiting_by_reason", "Requests that wait, by what for.", labels=(*_LABELS, "reason")
+            "vllm:num_requests_waiting_by_reason", "Waiting requests, by reason.", labels=(*_LABELS, "reason")
         )
         family.add_metric((*self._values, "capacity"), stats.num_waiting)
         family.add_metric((*self._values, "deferred"), 0)
         return family
 
     def _config(self, stats: EngineStats) -> Metric:
-        """States stand on a grid of tokens; a request's state has no blocks of its own."""
+        """Returns the cache's configuration; `block_size` is the distance of snapshots, as there are no KV blocks."""
         facts = {
             "block_size": str(PREFILL_BLOCK),
             "num_gpu_blocks": "0",
             "kv_cache_size_tokens": "0",
             "kv_cache_max_concurrency": str(stats.slots),
         }
-        family = GaugeMetricFamily("vllm:cache_config_info", "How the cache is cut; 1.", labels=(*_LABELS, *facts))
+        family = GaugeMetricFamily(
+            "vllm:cache_config_info", "Configuration of the cache as labels; the value is 1.", labels=(*_LABELS, *facts)
+        )
         family.add_metric((*self._values, *facts.values()), 1)
         return family

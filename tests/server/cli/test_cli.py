@@ -224,7 +224,7 @@ def test_an_error_is_an_object_where_log_lines_are(arguments: list[str], monkeyp
     given = runner.invoke(app, ["serve", "--log-format", "json", "--slots", "0"])
     monkeypatch.setenv("ROOST_LOG_FORMAT", "json")
     monkeypatch.setattr(serve_module, "set_up_logging", lambda *_, **__: None)
-    monkeypatch.setattr(serve_module, "log_what_python_prints", lambda: None)
+    monkeypatch.setattr(serve_module, "log_warnings_and_uncaught", lambda: None)
     for result in (given, runner.invoke(app, ["serve", *arguments])):
         line = json.loads(result.stderr)
         assert (result.exit_code, line["level"]) == (1, "error")

@@ -1,4 +1,4 @@
-"""Log lines: what stands in them, and what never does."""
+"""Log lines: their fields, and content that is never logged."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from roost.server.generation.service import Service
 from roost.server.middleware.api_keys import ApiKeys
 from roost.server.middleware.auth import Access
 from roost.server.middleware.request_id import RequestScope
-from roost.server.observability.logging import ACCESS_LOGGER, log_what_python_prints, request_id, say, set_up_logging
+from roost.server.observability.logging import ACCESS_LOGGER, log_warnings_and_uncaught, request_id, say, set_up_logging
 from starlette.types import Receive, Scope, Send
 
 KEY = {"authorization": "Bearer topsecretkey"}
@@ -58,7 +58,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-async def test_a_line_is_an_object(locked: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_line_is_a_json_object(locked: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]) -> None:
     headers = {**KEY, "x-request-id": "r-1", "x-client-request-id": "mine"}
     await locked.get("/v1/models", headers=headers)
     (line,) = lines(capsys)
@@ -77,7 +77,7 @@ async def test_a_line_is_an_object(locked: httpx.AsyncClient, capsys: pytest.Cap
     }
 
 
-async def test_a_failure_has_its_trace(
+async def test_failure_has_a_traceback(
     locked: httpx.AsyncClient, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.breaks_after = 0
@@ -85,10 +85,10 @@ async def test_a_failure_has_its_trace(
     assert any("RuntimeError: secret detail" in str(line.get("exception")) for line in lines(capsys))
 
 
-async def test_prompts_answers_and_keys_are_never_logged(
+async def test_prompts_outputs_and_keys_are_never_logged(
     locked: httpx.AsyncClient, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not even where something fails, or is refused."""
+    """Failures and refusals don't log them either."""
     for path, body in (
         ("/v1/completions", {"prompt": "topsecret", "echo": True}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "topsecret"}], "unknown": "topsecret"}),
@@ -106,22 +106,18 @@ async def test_prompts_answers_and_keys_are_never_logged(
 
 
 FORGED = "a\n2026-01-01 00:00:00 INFO    - POST /admin 200\r\x85\u2028\x1b[2K\u202e\ud800"
-"""Line breaks of all kinds, and what terminals act on."""
+"""Line breaks of all kinds, and control characters of terminals."""
 
 
-async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+async def raising(scope: Scope, receive: Receive, send: Send) -> None:
     raise RuntimeError(FORGED)
 
 
-def broken() -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(RequestScope(failing)), base_url="http://roost")
-
-
 @pytest.mark.usefixtures("as_text")
-async def test_no_client_can_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither by a path nor by what an exception says, nor by names of fields or what other libraries log."""
+async def test_client_cannot_forge_a_text_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Paths, exceptions, names of fields and messages of other libraries are escaped."""
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(RequestScope(failing)), base_url="http://roost"
+        transport=httpx.ASGITransport(RequestScope(raising)), base_url="http://roost"
     ) as client:
         path = "/" + urllib.parse.quote(FORGED.encode("utf-8", "replace"))
         assert (
@@ -138,17 +134,17 @@ async def test_no_client_can_forge_a_line(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.usefixtures("as_json")
-async def test_no_client_can_forge_an_object(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_client_cannot_forge_a_json_line(capsys: pytest.CaptureFixture[str]) -> None:
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(RequestScope(failing)), base_url="http://roost"
+        transport=httpx.ASGITransport(RequestScope(raising)), base_url="http://roost"
     ) as client:
         await client.get("/" + urllib.parse.quote(FORGED.encode("utf-8", "replace")))
     logging.getLogger("asyncio").error("connection lost: %s", FORGED)
     assert [line["level"] for line in lines(capsys)] == ["error", "info", "error"]
 
 
-async def test_what_clients_sent_is_shortened_in_errors(client: httpx.AsyncClient) -> None:
-    """A name as long as a body came back whole, and a line break stayed one."""
+async def test_errors_shorten_values_of_clients(client: httpx.AsyncClient) -> None:
+    """Errors are short and printable, whatever the client sent."""
     name = "\n" + "x" * 100_000
     for body in ({"prompt": "a", "model": name}, {"prompt": "a", "logit_bias": {name: "b"}}):
         response = await client.post("/v1/completions", json=body)
@@ -180,12 +176,12 @@ async def test_what_clients_sent_is_shortened_in_errors(client: httpx.AsyncClien
         ("/nowhere%1Blevel", {}, "no such URL (POST /nowhere level)"),
     ],
 )
-async def test_the_line_of_a_refusal_says_why(
+async def test_access_log_has_the_reason_of_a_refusal(
     locked: httpx.AsyncClient, capsys: pytest.CaptureFixture[str], path: str, body: dict[str, object], reason: str
 ) -> None:
-    answer = await locked.post(path, json=body, headers=KEY)
+    response = await locked.post(path, json=body, headers=KEY)
     (line,) = lines(capsys)
-    assert line["status"] == answer.status_code >= 400
+    assert line["status"] == response.status_code >= 400
     assert str(line["error"]).startswith(reason)
     assert str(line["message"]).endswith(f": {line['error']}")
     assert "topsecret" not in str(line)
@@ -194,7 +190,7 @@ async def test_the_line_of_a_refusal_says_why(
     assert "error" not in line
 
 
-async def test_a_refusal_by_a_middleware_says_why(
+async def test_access_log_has_the_reason_of_a_refusal_by_middleware(
     locked: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await locked.get("/v1/models", headers={"authorization": "Bearer wrong"})
@@ -202,13 +198,13 @@ async def test_a_refusal_by_a_middleware_says_why(
     assert str(line["error"]).startswith("missing or wrong API key")
 
 
-async def test_a_long_reason_is_cut(locked: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_long_reason_is_truncated(locked: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]) -> None:
     await locked.get(f"/{'x' * 4000}", headers=KEY)
     (line,) = lines(capsys)
     assert len(str(line["error"])) <= 160
 
 
-async def test_the_access_log_can_be_off(
+async def test_access_log_can_be_disabled(
     locked: httpx.AsyncClient, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Failures are still logged."""
@@ -234,16 +230,16 @@ def test_lines_below_the_level_are_dropped(
     assert [line["message"] for line in lines(capsys)] == ["trouble"] * 3
 
 
-def test_what_python_prints_is_an_object_too(
+def test_warnings_and_uncaught_exceptions_are_json_too(
     as_json: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    log_what_python_prints()
+    log_warnings_and_uncaught()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         logging.captureWarnings(False)
-        log_what_python_prints()
+        log_warnings_and_uncaught()
         warnings.warn("two\nlines", stacklevel=1)
     thread = threading.Thread(target=lambda: 1 // 0)
     thread.start()

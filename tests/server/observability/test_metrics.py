@@ -1,4 +1,4 @@
-"""What is counted, and how the page looks."""
+"""Prometheus metrics of requests, tenants and the engine."""
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -40,7 +40,7 @@ def metrics(clock: Clock) -> Metrics:
 
 
 def read(metrics: Metrics, clock: Clock) -> dict[str, float]:
-    """Every sample of a fresh page, by name and the value of its label."""
+    """Returns every sample of a fresh page by its name and label values."""
     clock.now += 1
     families = text_string_to_metric_families(metrics.page().decode())
     return {
@@ -50,7 +50,7 @@ def read(metrics: Metrics, clock: Clock) -> dict[str, float]:
     }
 
 
-def test_the_engines_own_numbers(metrics: Metrics, clock: Clock) -> None:
+def test_engine_statistics_are_exported(metrics: Metrics, clock: Clock) -> None:
     samples = read(metrics, clock)
     expected = {
         "roost_num_requests_running": 2,
@@ -72,7 +72,7 @@ def test_the_engines_own_numbers(metrics: Metrics, clock: Clock) -> None:
     assert not any(name.endswith("_created") for name in samples)
 
 
-def test_the_times_of_a_request(metrics: Metrics, clock: Clock) -> None:
+def test_latencies_of_a_request(metrics: Metrics, clock: Clock) -> None:
     with metrics.track_request(REQUEST) as record:
         record.output(TokenOutput(started_at=1000.5))
         for wait, count in ((2.0, 1), (0.5, 1), (1.0, 2), (9.0, 0)):
@@ -99,7 +99,9 @@ def test_the_times_of_a_request(metrics: Metrics, clock: Clock) -> None:
         (GeneratorExit(), "abort"),
     ],
 )
-def test_requests_that_do_not_finish(metrics: Metrics, clock: Clock, error: BaseException, reason: str) -> None:
+def test_reasons_of_requests_that_do_not_finish(
+    metrics: Metrics, clock: Clock, error: BaseException, reason: str
+) -> None:
     with pytest.raises(type(error)), metrics.track_request(REQUEST):
         raise error
     samples = read(metrics, clock)
@@ -107,12 +109,12 @@ def test_requests_that_do_not_finish(metrics: Metrics, clock: Clock, error: Base
     assert samples["roost_e2e_request_latency_seconds_count"] == 0
 
 
-def test_all_reasons_are_there_from_the_start(metrics: Metrics, clock: Clock) -> None:
+def test_all_reasons_are_exported_from_the_start(metrics: Metrics, clock: Clock) -> None:
     reasons = {name.split()[-1] for name in read(metrics, clock) if name.startswith("roost_requests_total")}
     assert reasons == {"stop", "length", "abort", "rejected", "timeout", "error"}
 
 
-def test_the_page_is_made_at_most_every_fifth_of_a_second(metrics: Metrics, clock: Clock) -> None:
+def test_page_is_rendered_at_most_every_200_ms(metrics: Metrics, clock: Clock) -> None:
     first = metrics.page()
     clock.now += 0.19
     assert metrics.page() is first
@@ -121,8 +123,8 @@ def test_the_page_is_made_at_most_every_fifth_of_a_second(metrics: Metrics, cloc
 
 
 def run_one(metrics: Metrics, clock: Clock, request: Request) -> None:
-    """It waits 0.5 s for its slot and 1.5 s more for its first token; three others take 3 s."""
-    metrics.asked(request.id, 1)
+    """Records a request: 0.5 s of queue, 1.5 s of prefill, and 3 s for three more tokens."""
+    metrics.track_prompt(request.id, 1)
     with metrics.track_request(request) as record:
         for wait, count in ((2.0, 1), (1.0, 1), (2.0, 2)):
             clock.now += wait
@@ -146,7 +148,7 @@ def test_tenants_are_counted_by_name(clock: Clock) -> None:
     }
 
 
-def test_without_keys_there_are_no_tenants(metrics: Metrics, clock: Clock) -> None:
+def test_server_without_keys_has_no_tenant_metrics(metrics: Metrics, clock: Clock) -> None:
     run_one(metrics, clock, Request("r", (1,)))
     assert not any("tenant" in name for name in read(metrics, clock))
 
@@ -180,7 +182,7 @@ VLLM = (
 )
 
 
-def test_vllms_names(clock: Clock) -> None:
+def test_metrics_under_vllms_names(clock: Clock) -> None:
     metrics = Metrics(lambda: STATS, clock, vllm_model="m")
     run_one(metrics, clock, REQUEST)
     samples = read(metrics, clock)
@@ -212,12 +214,12 @@ def test_vllms_names(clock: Clock) -> None:
     assert {name: samples[name] for name in expected} == expected
 
 
-def test_the_longest_choice_of_a_prompt_counts_once(clock: Clock) -> None:
-    """When the last of its choices has ended; those of another prompt don't matter."""
+def test_longest_choice_of_a_prompt_is_observed_once(clock: Clock) -> None:
+    """It is observed once all choices of the prompt have ended; other prompts don't matter."""
     metrics = Metrics(lambda: STATS, clock, vllm_model="m")
     name = "vllm:request_max_num_generation_tokens"
-    metrics.asked("x-0", 2)
-    metrics.asked("x-2", 1)
+    metrics.track_prompt("x-0", 2)
+    metrics.track_prompt("x-2", 1)
     for request_id, fork_of, num_tokens in (("x-0", None, 3), ("x-2", None, 9), ("x-1", "x-0", 5)):
         samples = read(metrics, clock)
         assert samples.get(f"{name}_count 0 m", 0) == {"x-0": 0, "x-2": 0, "x-1": 1}[request_id]
@@ -242,5 +244,5 @@ def test_tokens_per_step_are_a_histogram(clock: Clock) -> None:
     assert (samples[f"{name}_count 0 m"], samples[f"{name}_sum 0 m"]) == (4, 73)
 
 
-def test_vllms_names_are_there_on_demand_only(metrics: Metrics, clock: Clock) -> None:
+def test_vllms_names_are_exported_on_demand_only(metrics: Metrics, clock: Clock) -> None:
     assert not any(name.startswith("vllm:") for name in read(metrics, clock))

@@ -1,4 +1,4 @@
-"""Spans: what there is of each request, where they belong, and that they reach a collector."""
+"""Spans of requests: attributes, parents, and export to a collector."""
 
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +18,7 @@ from roost.server.generation.service import Service
 from roost.server.middleware.api_keys import ApiKeys
 from roost.server.middleware.auth import Access
 from roost.server.observability.metrics import Metrics
-from roost.server.observability.observers import open_observation
+from roost.server.observability.telemetry import open_telemetry
 from roost.server.observability.tracing import Tracing
 from roost.server.settings import load_settings
 
@@ -37,7 +37,7 @@ async def traced(service: Service, engine: FakeEngine, spans: InMemorySpanExport
     provider.add_span_processor(SimpleSpanProcessor(spans))
     tracing = Tracing(provider, "counter")
     service = replace(service, metrics=Metrics(lambda: engine.stats, observers=[tracing]))
-    app = create_app(service, Access(ApiKeys(["alice:a"])), trace=tracing.around)
+    app = create_app(service, Access(ApiKeys(["alice:a"])), trace=tracing.middleware)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
         yield client
 
@@ -46,7 +46,7 @@ def by_name(spans: InMemorySpanExporter) -> dict[str, ReadableSpan]:
     return {span.name: span for span in spans.get_finished_spans()}
 
 
-async def test_a_request_and_its_parts(traced: httpx.AsyncClient, spans: InMemorySpanExporter) -> None:
+async def test_request_has_spans_of_its_phases(traced: httpx.AsyncClient, spans: InMemorySpanExporter) -> None:
     body = {"prompt": "abc", "max_tokens": 3, "temperature": 0.5}
     response = await traced.post("/v1/completions", json=body, headers=HEADERS)
     found = by_name(spans)
@@ -78,14 +78,16 @@ async def test_a_request_and_its_parts(traced: httpx.AsyncClient, spans: InMemor
     assert edges[3] == edges[4]
 
 
-async def test_choices_are_side_by_side(traced: httpx.AsyncClient, spans: InMemorySpanExporter) -> None:
+async def test_choices_are_siblings(traced: httpx.AsyncClient, spans: InMemorySpanExporter) -> None:
     await traced.post("/v1/completions", json={"prompt": "abc", "n": 3, "stream": True}, headers=HEADERS)
     names = [span.name for span in spans.get_finished_spans()]
     assert names.count("text_completion counter") == names.count("decode") == 3
     assert {f"{span.context.trace_id:032x}" for span in spans.get_finished_spans() if span.context} == {TRACE}
 
 
-async def test_a_request_that_fails(traced: httpx.AsyncClient, engine: FakeEngine, spans: InMemorySpanExporter) -> None:
+async def test_failed_request_has_error_status(
+    traced: httpx.AsyncClient, engine: FakeEngine, spans: InMemorySpanExporter
+) -> None:
     engine.dies_after = 1
     assert (await traced.post("/v1/completions", json={"prompt": "abc"}, headers=HEADERS)).status_code == 503
     found = by_name(spans)
@@ -93,20 +95,22 @@ async def test_a_request_that_fails(traced: httpx.AsyncClient, engine: FakeEngin
     assert found["text_completion counter"].status.status_code is StatusCode.ERROR
 
 
-async def test_nothing_is_told_of_texts(traced: httpx.AsyncClient, spans: InMemorySpanExporter) -> None:
+async def test_spans_contain_no_text(traced: httpx.AsyncClient, spans: InMemorySpanExporter) -> None:
     await traced.post("/v1/completions?secret=1", json={"prompt": "secret", "stop": "secret"}, headers=HEADERS)
     await traced.get("/v1/responses/secret", headers=HEADERS)
     assert "secret" not in "".join(span.to_json() for span in spans.get_finished_spans())
 
 
 @pytest.mark.parametrize("given", ["", "zz", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "é"])
-async def test_a_bad_parent_is_none(traced: httpx.AsyncClient, spans: InMemorySpanExporter, given: str) -> None:
+async def test_malformed_traceparent_is_ignored(
+    traced: httpx.AsyncClient, spans: InMemorySpanExporter, given: str
+) -> None:
     headers = {"traceparent": given.encode(), "authorization": "Bearer a"}
     assert (await traced.get("/v1/models", headers=headers)).status_code == 200
     assert by_name(spans)["GET /v1/models"].parent is None
 
 
-async def test_probes_are_of_no_interest(traced: httpx.AsyncClient, spans: InMemorySpanExporter) -> None:
+async def test_probes_are_not_traced(traced: httpx.AsyncClient, spans: InMemorySpanExporter) -> None:
     for path in ("/health", "/metrics"):
         await traced.get(path)
     assert not spans.get_finished_spans()
@@ -114,7 +118,7 @@ async def test_probes_are_of_no_interest(traced: httpx.AsyncClient, spans: InMem
 
 @pytest.fixture
 def collector() -> Iterator[tuple[str, list[bytes]]]:
-    """A collector's address on loopback, and what it gets."""
+    """Yields the URL of a collector on loopback, and the bodies it receives."""
     got: list[bytes] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -138,12 +142,12 @@ async def test_spans_reach_a_collector(
     service: Service, engine: FakeEngine, collector: tuple[str, list[bytes]]
 ) -> None:
     endpoint, got = collector
-    observation = open_observation(load_settings({"otlp_traces_endpoint": endpoint}), "counter")
-    service = replace(service, metrics=Metrics(lambda: engine.stats, observers=observation.observers))
-    transport = httpx.ASGITransport(create_app(service, trace=observation.trace))
+    telemetry = open_telemetry(load_settings({"otlp_traces_endpoint": endpoint}), "counter")
+    service = replace(service, metrics=Metrics(lambda: engine.stats, observers=telemetry.observers))
+    transport = httpx.ASGITransport(create_app(service, trace=telemetry.trace))
     async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
         await client.post("/v1/completions", json={"prompt": "abc"})
-    observation.close()
+    telemetry.close()
     sent = [ExportTraceServiceRequest.FromString(body) for body in got]
     resource = sent[0].resource_spans[0].resource
     assert {each.key: each.value.string_value for each in resource.attributes}["service.name"] == "roost"
@@ -153,7 +157,7 @@ async def test_spans_reach_a_collector(
     assert {"POST /v1/completions", "text_completion counter", "queue", "prefill", "decode", "detokenize"} == names
 
 
-def test_without_an_endpoint_nobody_watches() -> None:
-    observation = open_observation(load_settings({}), "counter")
-    assert (observation.observers, observation.trace) == ((), None)
-    observation.close()
+def test_no_endpoint_means_no_observers() -> None:
+    telemetry = open_telemetry(load_settings({}), "counter")
+    assert (telemetry.observers, telemetry.trace) == ((), None)
+    telemetry.close()

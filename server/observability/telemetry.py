@@ -1,4 +1,4 @@
-"""Who watches requests beside the metrics: what the settings ask for, opened and closed together."""
+"""Opens and closes the telemetry that the settings ask for besides metrics: OpenTelemetry traces."""
 
 import importlib.metadata
 from collections.abc import Callable
@@ -16,12 +16,13 @@ def _nothing() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
-    """
+class Telemetry:
+    """Observers of one server's requests.
+
     Attributes:
-      observers: of what the engine does for a request.
-      trace: put around the application, to see requests come and go.
-      close: tells what has not been told; call it at the end.
+      observers: Observers of engine requests.
+      trace: ASGI middleware that traces HTTP requests; None without tracing.
+      close: Sends what is still buffered; called at shutdown.
     """
 
     observers: tuple[Observer, ...] = ()
@@ -29,17 +30,18 @@ class Observation:
     close: Callable[[], None] = _nothing
 
 
-def open_observation(settings: Settings, model_id: str) -> Observation:
-    """
+def open_telemetry(settings: Settings, model_id: str) -> Telemetry:
+    """Returns the telemetry that the settings ask for.
+
     Raises:
-      ConfigError: spans are asked for, and what makes them is not installed.
+      ConfigError: The settings ask for traces, but OpenTelemetry is not installed.
     """
     endpoint = settings.otlp_traces_endpoint
     if endpoint is None:
-        return Observation()
+        return Telemetry()
     try:
         from .tracing import open_tracing
     except ImportError:
         raise ConfigError("otlp_traces_endpoint needs an extra; in a clone of Roost, pip install '.[otel]'") from None
     tracing = open_tracing(endpoint, model_id, importlib.metadata.version("roost"))
-    return Observation((tracing,), tracing.around, tracing.shut_down)
+    return Telemetry((tracing,), tracing.middleware, tracing.shut_down)
