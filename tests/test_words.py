@@ -71,10 +71,6 @@ PENDING: frozenset[str] = frozenset(
         # engine/distributed/
         "engine/distributed/hosts.py",
         # engine/model/
-        "engine/model/config.py",
-        "engine/model/griffin.py",
-        "engine/model/layers.py",
-        "engine/model/quantization.py",
         "engine/model/state.py",
         # engine/prefix_cache/
         # engine/sampling/

@@ -110,7 +110,7 @@ def _unsaid(file: Path, sizes: Mapping[str, Any]) -> dict[str, Any]:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if type(value) is not kind:
-            raise CheckpointError(f"{file}: {name} must be {_KIND_NAMES[kind]}, not {value!r}")
+            raise CheckpointError(f"{file}: {name} must be {_KIND_NAMES[kind]}, got {value!r}")
         unsaid[FIELDS[name]] = value
     return unsaid
 

@@ -1,4 +1,4 @@
-"""What a Griffin model is made of, read from a Hugging Face `config.json` or a preset. No JAX here."""
+"""Config of a Griffin model, read from a Hugging Face `config.json` or a preset. This module does not import JAX."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,22 +17,23 @@ _CYCLE: Final[tuple[BlockType, ...]] = ("recurrent", "recurrent", "attention")
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The shape of a Griffin model.
+    """Sizes and constants of a Griffin model; `docs/model.md` has the equations.
 
     Attributes:
-      vocab_size: V, rows of the (tied) embedding.
-      width: D, of the residual stream.
-      mlp_width: F, of one of the MLP's two halves (half of Hugging Face's `intermediate_size`).
-      num_heads: N, attention heads, also the number of diagonal blocks of the RG-LRU's gates.
-      lru_width: E, of the RG-LRU; a multiple of N.
-      block_types: the temporal block of every layer, written out.
-      window: W, of the attention; a query sees W + 1 keys, its own included.
-      conv_width: taps of the causal convolution.
+      vocab_size: V, rows of the tied embedding.
+      width: D, width of the residual stream.
+      mlp_width: F, width of the MLP's gate and of its value, half of Hugging Face's `intermediate_size`.
+      num_heads: N, number of attention heads and of diagonal blocks of the RG-LRU's gates.
+      lru_width: E, width of the RG-LRU; a multiple of N.
+      block_types: Temporal block of every layer.
+      window: W, attention window; a query sees W + 1 keys, its own included.
+      conv_width: K, taps of the causal convolution.
       logits_soft_cap: c in c * tanh(logits / c); 0 means no cap.
-      scale_embeddings: multiply embeddings by sqrt(D), rounded to bfloat16.
-      rope_theta, rms_norm_eps: as in the paper.
-      dtype: the type in which the checkpoint says it is stored.
-      quantize: "int8" where it says that its matrices are stored so.
+      scale_embeddings: Whether embeddings are multiplied by sqrt(D), rounded to bfloat16.
+      rope_theta: Base of the RoPE frequencies.
+      rms_norm_eps: Constant added to the mean square in RMSNorm.
+      dtype: Dtype in which the config declares the checkpoint to be stored.
+      quantize: "int8" if the config declares the checkpoint's matrices to be stored in int8.
     """
 
     vocab_size: int
@@ -53,11 +54,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "mlp_width", "num_heads", "lru_width", "window"):
             if getattr(self, name) < 1:
-                raise CheckpointError(f"config: {name} must be at least 1, not {getattr(self, name)}")
+                raise CheckpointError(f"config: {name} must be at least 1, got {getattr(self, name)}")
         if self.conv_width < 2:
-            raise CheckpointError(f"config: conv1d_width must be at least 2, not {self.conv_width}")
+            raise CheckpointError(f"config: conv1d_width must be at least 2, got {self.conv_width}")
         if not self.block_types:
-            raise CheckpointError("config: a model needs at least one layer")
+            raise CheckpointError("config: num_hidden_layers must be at least 1")
         if self.width % self.num_heads or self.head_dim % 4:
             raise CheckpointError(
                 f"config: hidden_size {self.width} must be num_attention_heads ({self.num_heads}) times a "
@@ -75,12 +76,12 @@ class ModelConfig:
 
     @property
     def head_dim(self) -> int:
-        """d, of each attention head."""
+        """d, width of an attention head."""
         return self.width // self.num_heads
 
     @property
     def num_parameters(self) -> int:
-        """All parameters, the tied embedding once (spec section 1.2)."""
+        """Number of parameters, with the tied embedding counted once."""
         d, e, f, n = self.width, self.lru_width, self.mlp_width, self.num_heads
         mlp = 2 * (d * f + f) + f * d + d
         recurrent = 2 * (d * e + e) + e * d + d + (self.conv_width + 1) * e + 2 * (e * e // n + e) + e
@@ -89,14 +90,18 @@ class ModelConfig:
         return self.vocab_size * d + sum(2 * d + mlp + blocks[b] for b in self.block_types) + d
 
     def state_bytes(self, activation_bytes: int) -> int:
-        """Bytes of one slot: h in float32, conv inputs and the K and V rings in the activations' type."""
+        """Returns the bytes of one slot's state: h in float32, convolution inputs and rings in the activations' dtype.
+
+        Args:
+          activation_bytes: Itemsize of the activations' dtype.
+        """
         recurrent = self.lru_width * 4 + (self.conv_width - 1) * self.lru_width * activation_bytes
         attention = 2 * self.window * self.head_dim * activation_bytes
         return sum(recurrent if b == "recurrent" else attention for b in self.block_types)
 
 
 def cycle(pattern: Sequence[BlockType], depth: int) -> tuple[BlockType, ...]:
-    """Repeats `pattern` and cuts it at `depth` layers."""
+    """Returns the first `depth` layers of `pattern`, repeated."""
     return tuple(pattern[i % len(pattern)] for i in range(depth))
 
 
@@ -107,10 +112,10 @@ PRESETS: Final[Mapping[str, ModelConfig]] = {
 
 
 def read_config(path: Path) -> ModelConfig:
-    """Reads a Hugging Face `config.json` (any name).
+    """Reads a Hugging Face `config.json`, under any name.
 
     Raises:
-      CheckpointError: the file is missing, no JSON, of another architecture, or lacks a field.
+      CheckpointError: The file is missing, is not JSON, is of another architecture, or lacks a field.
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -127,19 +132,19 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
-    """Translates the fields of a Hugging Face config (spec section 4.3); all its known spellings are taken.
+    """Returns the config that the fields of a Hugging Face config describe, in any of their known spellings.
 
     Raises:
-      CheckpointError: another architecture, or a field that is missing or of the wrong kind.
+      CheckpointError: The architecture is another one, or a field is missing or of the wrong type.
     """
     if fields.get("model_type") != "recurrent_gemma":
-        raise CheckpointError(f"model_type must be 'recurrent_gemma', not {fields.get('model_type')!r}")
+        raise CheckpointError(f"model_type must be 'recurrent_gemma', got {fields.get('model_type')!r}")
     width, heads = _integer(fields, "hidden_size"), _integer(fields, "num_attention_heads")
     _check_supported(fields, width, heads)
     rope = fields.get("rope_parameters") or fields
     intermediate = _integer(fields, "intermediate_size")
     if intermediate % 2:
-        raise CheckpointError(f"intermediate_size must be even (twice the MLP's width), not {intermediate}")
+        raise CheckpointError(f"intermediate_size must be even (twice the MLP's width), got {intermediate}")
     return ModelConfig(
         vocab_size=_integer(fields, "vocab_size"),
         width=width,
@@ -159,7 +164,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The fields of a Hugging Face config, with the token ids of RecurrentGemma's own vocabulary."""
+    """Returns the fields of a Hugging Face config, with the token ids of RecurrentGemma's vocabulary."""
     fields = {
         "architectures": ["RecurrentGemmaForCausalLM"],
         "model_type": "recurrent_gemma",
@@ -207,7 +212,7 @@ INT8: Final[Mapping[str, Any]] = {
         }
     },
 }
-"""The `quantization_config` of a checkpoint in int8."""
+"""The `quantization_config` of a checkpoint in int8, as compressed-tensors writes it."""
 
 
 def _check_supported(fields: Mapping[str, Any], width: int, heads: int) -> None:
@@ -249,7 +254,7 @@ def _is_int8(quantization: Any) -> bool:
 def _block_types(fields: Mapping[str, Any]) -> tuple[BlockType, ...]:
     pattern = fields.get("block_types") or fields.get("_block_types") or _CYCLE
     if not isinstance(pattern, list | tuple) or any(b not in ("recurrent", "attention") for b in pattern):
-        raise CheckpointError(f"block_types must list 'recurrent' and 'attention', not {pattern!r}")
+        raise CheckpointError(f"block_types must list 'recurrent' and 'attention', got {pattern!r}")
     return cycle(pattern, _integer(fields, "num_hidden_layers"))
 
 
@@ -258,7 +263,7 @@ def _integer(fields: Mapping[str, Any], name: str, default: int | None = None) -
     if value is None and default is not None:
         return default
     if not isinstance(value, int) or isinstance(value, bool):
-        raise CheckpointError(f"{name} must be a whole number, not {value!r}")
+        raise CheckpointError(f"{name} must be a whole number, got {value!r}")
     return value
 
 
@@ -267,5 +272,5 @@ def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
     if value is None:
         return 0.0 if name == "logits_soft_cap" else default
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise CheckpointError(f"{name} must be a number, not {value!r}")
+        raise CheckpointError(f"{name} must be a number, got {value!r}")
     return float(value)

@@ -1,4 +1,4 @@
-"""Griffin: embedding, residual blocks, final norm, tied output. Parameters live here, recurrent state does not."""
+"""Griffin model (arXiv 2402.19427): embedding, residual blocks, final norm and tied output."""
 
 from functools import partial
 from typing import Any
@@ -16,18 +16,19 @@ from .quantization import gather_rows
 from .state import LayerState, LayerTrail, ModelState, Trail, join_trails
 
 type Params = Any
-"""What `split` gives: the parameters as a pytree of arrays."""
+"""Parameters of a model as a pytree of arrays."""
 
 
 class Griffin(nnx.Module):
-    """A Griffin model.
+    """Griffin model; recurrent state is passed to its methods and returned by them.
 
     Args:
-      config: its shape.
-      dtype: of the activations and the matrices.
+      config: The model's config.
+      dtype: Dtype of the activations and, by default, of the matrices.
       platform: Platform that the model is compiled for.
-      matrix_dtype: of the matrices, where it is another one: int8 quantises them.
-      shards: what it is cut into; its code then runs under `jax.shard_map`, on one shard's parameters and state.
+      matrix_dtype: Dtype of the matrices except gates; None means `dtype`, int8 quantises them.
+      collectives: Collectives of the mesh over which the model is sharded. Methods then run under `jax.shard_map`, on
+        one shard's parameters and state.
     """
 
     def __init__(
@@ -53,14 +54,14 @@ class Griffin(nnx.Module):
     def __call__(
         self, tokens: Int32[Array, "B T"], positions: Int32[Array, "B T"], state: ModelState, block: int
     ) -> tuple[Float[Array, "B T D"], ModelState]:
-        """Reads a chunk of tokens.
+        """Runs all layers on a chunk of tokens.
 
         Args:
-          tokens: ids; anything in padding.
-          positions: of each token in its document; 0 begins one, negative is padding (see `roost.kernels`).
-          state: after the tokens before this chunk.
-          block: attention reads a chunk in blocks of this many tokens; T is 1 or a multiple of it. Chunks cut on
-            this grid give the same bits however they are cut.
+          tokens: Token ids; anything in padding.
+          positions: Position of each token in its document; 0 begins one, negative is padding (see `roost.kernels`).
+          state: State after the tokens before this chunk.
+          block: Tokens per block of attention; T is 1 or a multiple of it. Splitting a prompt at any block boundaries
+            gives the same bits.
 
         Returns:
           The activations after the final norm, for `logits`, and the state after the chunk.
@@ -71,16 +72,18 @@ class Griffin(nnx.Module):
     def read(
         self, x: Float[Array, "B T D"], positions: Int32[Array, "B T"], state: ModelState, block: int, layers: range
     ) -> tuple[Float[Array, "B T D"], ModelState, Trail]:
-        """Reads a chunk of several tokens with some of the layers, and tells what it adds to their state.
+        """Runs some layers on a chunk of several tokens.
 
         Args:
-          x: what `embed` or the layers before give.
-          positions, block: see `__call__`.
-          state: of these layers.
-          layers: which.
+          x: Activations from `embed` or from the preceding layers.
+          positions: Position of each token; see `__call__`.
+          state: State of these layers after the tokens before this chunk.
+          block: Tokens per block of attention; see `__call__`.
+          layers: Indices of the layers.
 
         Returns:
-          What the next layer takes or, after the last one, the activations after the final norm.
+          The activations for the next layer or, after the last one, after the final norm; the state after the chunk;
+          and the states at its block boundaries.
         """
         x, new_state, trails = self._read(x, positions, state, block, layers)
         return x, new_state, join_trails(trails, block)
@@ -103,7 +106,7 @@ class Griffin(nnx.Module):
         return x, tuple(new_state), trails
 
     def embed(self, tokens: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
-        """What the first layer takes."""
+        """Returns the scaled embeddings, which are the first layer's input."""
         x = self._look_up(tokens)
         if self.config.scale_embeddings:
             x *= jnp.asarray(self.config.width**0.5, jnp.bfloat16).astype(x.dtype)
@@ -120,7 +123,7 @@ class Griffin(nnx.Module):
         return self.collectives.psum(jnp.where(is_here[..., None], x, jnp.zeros_like(x)))
 
     def logits(self, x: Float[Array, "*rows D"]) -> Float32[Array, "*own V"]:
-        """Next-token logits after the soft cap, of all rows, or of those that this shard has to look at."""
+        """Returns next-token logits after the soft cap, for all rows or, on a mesh, for this shard's rows."""
         logits = self.collectives.all_to_all(
             dot(x, self.embedding.get_value(), self.platform.kernels), split_axis=0, concat_axis=1
         )
@@ -129,10 +132,10 @@ class Griffin(nnx.Module):
         return cap * jnp.tanh(logits / cap) if cap else logits
 
     def argmax(self, x: Float[Array, "B D"]) -> Int32[Array, " B"]:
-        """The token with the largest logit, of all rows; the first one if there are several."""
+        """Returns the token with the largest logit for each of all rows; the lowest id among equals."""
         if self.collectives.model == 1:
             return jnp.argmax(self.logits(x), axis=-1).astype(jnp.int32)
-        logits = dot(x, self.embedding.get_value(), self.platform.kernels)  # the soft cap changes no order
+        logits = dot(x, self.embedding.get_value(), self.platform.kernels)  # the soft cap keeps the order
         first = self.collectives.token_offset(logits.shape[-1])
         is_token = first + jnp.arange(logits.shape[-1]) < self.config.vocab_size
         logits = jnp.where(is_token, logits, -jnp.inf)
@@ -150,7 +153,7 @@ def _call_layer(
     positions: Int32[Array, "B T"],
     block: int,
 ) -> tuple[Float[Array, "B T D"], LayerState, LayerTrail | None]:
-    """A layer as a function of its own, so that those that are alike are traced once."""
+    """Calls a layer as a jitted function, so that layers of the same kind are traced once."""
     layer: ResidualBlock = nnx.merge(graph, params)
     return layer(x, state, positions, block)
 
@@ -162,6 +165,6 @@ def abstract_model(
     matrix_dtype: jnp.dtype | None = None,
     collectives: Collectives | None = None,
 ) -> tuple[nnx.GraphDef[Griffin], Params]:
-    """The model (see `Griffin`) split into its code and its parameters' whole shapes; nothing is allocated."""
+    """Returns the graph of a model (see `Griffin`) and the shapes of its unsharded parameters; allocates nothing."""
     graph, params = nnx.split(nnx.eval_shape(lambda: Griffin(config, dtype, platform, matrix_dtype, collectives)))
     return graph, nnx.to_pure_dict(params)

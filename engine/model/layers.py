@@ -1,10 +1,11 @@
-"""The blocks of Griffin (arXiv 2402.19427, figure 2; RecurrentGemma, arXiv 2404.07839).
+"""Layers of Griffin (arXiv 2402.19427, section 2) as RecurrentGemma (arXiv 2404.07839) configures them.
 
 Letters in shapes: B rows, T time steps, D width, E RG-LRU width, F MLP width, N heads (and gate blocks), d head size,
-V vocabulary. Weights lie as [out, in], which CPUs read fastest, and projections that share an input are one array.
-Vectors (biases, norm scales, the convolution, Lambda) and all of the RG-LRU's arithmetic are float32 in any precision.
-Where a model is cut into shards (`Collectives`), E, F, N and V in arrays are those of one shard.
-`dtype` is that of the matrices, where int8 quantises them; activations keep the type in which they come.
+V vocabulary. On a mesh, E, F, N and V are the sizes of one shard. `docs/model.md` has the equations.
+
+Weights are stored as [out, in], which CPUs read fastest, and projections that share an input are one array. Vectors
+(biases, norm scales, convolution taps, Λ) and all arithmetic of the RG-LRU are float32 in any precision. `dtype` is the
+dtype of matrices, quantised if int8; activations keep the dtype of the input.
 """
 
 import math
@@ -30,7 +31,7 @@ _FLOAT32: Final = jnp.dtype("float32")
 
 
 def matrix(outputs: int, inputs: int, dtype: jnp.dtype) -> nnx.Param[Any]:
-    """A parameter for `dot`, whose `get_value` is a `Matrix`."""
+    """Returns a parameter for `dot`, whose `get_value` is a `Matrix`."""
     return nnx.Param(zero_matrix(outputs, inputs, dtype))
 
 
@@ -45,19 +46,23 @@ def dot(
     bias: Float32[Array, " O"] | None = None,
     dtype: jnp.dtype = _FLOAT32,
 ) -> Float[Array, "*rows O"]:
-    """x · weightᵀ + bias in `dtype`, summed in float32, or exactly where the weight is quantised."""
+    """Returns x · weightᵀ + bias in `dtype`, summed in float32, or in int32 if the weight is quantised."""
     rows = x.reshape(-1, x.shape[-1])
     if backend == "cpu" and _has_native_kernel(x.shape, weight):
         y = _native_dot(rows, weight, bias, dtype)
     else:
-        y = _portable_dot(_fill_up(rows, weight.dtype), weight)[: rows.shape[0]]
+        y = _portable_dot(_pad_rows(rows, weight.dtype), weight)[: rows.shape[0]]
         y = (y if bias is None else y + bias).astype(dtype)
     return y.reshape(*x.shape[:-1], y.shape[1])
 
 
 def _has_native_kernel(shape: tuple[int, ...], weight: Matrix) -> bool:
-    """In int8 always, as sums are exact. In bfloat16 for one token of each row, `[B, …]` or `[B, 1, …]`; for chunks of
-    prompts XLA is faster. The kind of step decides, and not how many rows there are, on which no result may depend."""
+    """Returns whether a native kernel computes this product on CPUs.
+
+    Int8 products always use it, because their sums are exact. Bfloat16 products use it for one token per row, `[B, …]`
+    or `[B, 1, …]`; for prefill chunks XLA is faster. The choice never depends on the number of rows, because a row's
+    bits must not.
+    """
     is_step = len(shape) == 2 or shape[1] == 1
     return isinstance(weight, QuantizedMatrix) or (is_step and weight.dtype == jnp.bfloat16)
 
@@ -82,19 +87,20 @@ def _portable_dot(x: Float[Array, "R I"], weight: Matrix) -> Float32[Array, "R O
     )
 
 
-def _fill_up(rows: Float[Array, "R *rest"], dtype: jnp.dtype) -> Float[Array, "R2 *rest"]:
-    """Repeats rows where so few would take another path on a CPU, slower and with other bits."""
+def _pad_rows(rows: Float[Array, "R *rest"], dtype: jnp.dtype) -> Float[Array, "R2 *rest"]:
+    """Repeats rows up to a minimum number: below it XLA for CPUs takes a slower path, with other bits."""
     least = 8 if dtype == jnp.float32 else 2
     return jnp.concatenate([rows] * -(-least // rows.shape[0]))
 
 
 class Dense(nnx.Module):
-    """y = x · Kᵀ + b, summed in float32 and rounded to the type of x.
+    """Linear layer y = x · Kᵀ + b, summed in float32 and rounded to the dtype of x.
 
     Args:
-      inputs, outputs: of the whole matrix.
-      dtype: of the matrix.
-      backend: of the kernels.
+      inputs: Input width of the unsharded matrix.
+      outputs: Output width of the unsharded matrix.
+      dtype: Dtype of the matrix.
+      backend: Backend of the kernels.
       psum_over: Mesh over which inputs are sharded and partial products are summed; None for whole inputs.
     """
 
@@ -110,15 +116,15 @@ class Dense(nnx.Module):
         weight = self.weight.get_value()
         if self.psum_over.model == 1:
             return dot(x, weight, self.backend, self.bias[...], x.dtype)
-        return self.add_up(dot(x, weight, self.backend, dtype=x.dtype))
+        return self.psum_parts(dot(x, weight, self.backend, dtype=x.dtype))
 
-    def add_up(self, parts: Float[Array, "*rows O"]) -> Float[Array, "*rows O"]:
-        """The shards' products, and the bias."""
+    def psum_parts(self, parts: Float[Array, "*rows O"]) -> Float[Array, "*rows O"]:
+        """Returns the sum of the shards' partial products, plus the bias."""
         return (self.psum_over.psum(parts) + self.bias[...]).astype(parts.dtype)
 
 
 class RMSNorm(nnx.Module):
-    """y = x * rsqrt(mean(x²) + eps) * (1 + scale), in float32 inside."""
+    """RMSNorm y = x * rsqrt(mean(x²) + eps) * (1 + scale), computed in float32."""
 
     def __init__(self, width: int, eps: float) -> None:
         self.scale = _vector(width)
@@ -131,7 +137,7 @@ class RMSNorm(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """The gated MLP: down(gelu(gate(x)) * up(x))."""
+    """Gated MLP down(gelu(gate(x)) * up(x)) (arXiv 2402.19427, section 2.2)."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend, collectives: Collectives) -> None:
         self.backend: Backend = backend
@@ -144,13 +150,13 @@ class MLP(nnx.Module):
             bias = self.down.bias[...] if is_whole else jnp.zeros_like(self.down.bias[...])
             weights = (self.gate_up.weight[...], self.gate_up.bias[...], self.down.weight[...], bias)
             y = gated_mlp.gated_mlp_tpu(rows, *weights).reshape(x.shape)
-            return y if is_whole else self.down.add_up(y)
+            return y if is_whole else self.down.psum_parts(y)
         gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
         return self.down((_gelu(gate) * up).astype(x.dtype))
 
 
 class RGLRU(nnx.Module):
-    """The block-diagonal gates and the recurrence (equations 1 to 4 of the Griffin paper)."""
+    """RG-LRU with block-diagonal gates (arXiv 2402.19427, section 2.4, equations 1 to 4)."""
 
     def __init__(self, config: ModelConfig, gate_dtype: jnp.dtype, backend: Backend) -> None:
         self.backend: Backend = backend
@@ -167,7 +173,7 @@ class RGLRU(nnx.Module):
 
     @property
     def log_decay(self) -> Float32[Array, " E"]:
-        """log a where the recurrence gate is fully open."""
+        """-8 * softplus(Λ): log a at a recurrence gate of 1."""
         return -8.0 * jax.nn.softplus(self.a_param[...])
 
     def _gates(self, x: Float32[Array, "B T E"]) -> tuple[Float32[Array, "B T E"], Float32[Array, "B T E"]]:
@@ -176,7 +182,7 @@ class RGLRU(nnx.Module):
         if self.backend == "cpu" and weight.dtype == jnp.float32:
             gates = native.block_product(x.reshape(-1, blocks, size), weight, self.gate_bias[...])
             return gates[..., :size].reshape(x.shape), gates[..., size:].reshape(x.shape)
-        rows = _fill_up(x.reshape(-1, blocks, size).astype(weight.dtype), weight.dtype)
+        rows = _pad_rows(x.reshape(-1, blocks, size).astype(weight.dtype), weight.dtype)
         gates = jnp.einsum(
             "rni,nio->rno",
             rows,
@@ -189,7 +195,7 @@ class RGLRU(nnx.Module):
 
 
 class RecurrentBlock(nnx.Module):
-    """out(gelu(y(u)) * RG-LRU(conv(x(u)))); x and y are one projection, x first."""
+    """Recurrent block out(gelu(y(u)) * RG-LRU(conv(x(u)))) (arXiv 2402.19427, section 2.3); x and y are one array."""
 
     def __init__(
         self, config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype, backend: Backend, collectives: Collectives
@@ -216,7 +222,7 @@ class RecurrentBlock(nnx.Module):
     def _fused(
         self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"], block: int
     ) -> tuple[Float[Array, "B T D"], RecurrentState, RecurrentTrail | None]:
-        """The same with everything between the projections in one kernel."""
+        """Computes the block with one kernel between its projections; see `__call__`."""
         rg_lru, xy = self.rg_lru, self.xy(u)
         weights = (self.conv_weight[...], self.conv_bias[...], rg_lru.gate_weight[...], rg_lru.gate_bias[...])
         inputs = (*weights, rg_lru.log_decay, state.conv, state.h)
@@ -230,7 +236,7 @@ class RecurrentBlock(nnx.Module):
 
 
 class AttentionBlock(nnx.Module):
-    """Local multi-query attention: N query heads share one key and one value head."""
+    """Local multi-query attention (arXiv 2402.19427, section 2.3): N query heads share one key and one value head."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend, collectives: Collectives) -> None:
         self.config = config
@@ -243,7 +249,7 @@ class AttentionBlock(nnx.Module):
         self, u: Float[Array, "B T D"], state: AttentionState, positions: Int32[Array, "B T"], block: int
     ) -> tuple[Float[Array, "B T D"], AttentionState, AttentionTrail | None]:
         trail = None
-        if u.shape[1] == 1:  # without the axis of time, for which a TPU would lay everything out anew
+        if u.shape[1] == 1:  # without a time axis, which would change every array's layout on a TPU
             q, k, v = self._project(u[:, 0], positions[:, 0])
             own_k, own_v, own_positions = self.collectives.local_rows((k, v, positions[:, 0]))
             own_q = self.collectives.all_to_all(q, split_axis=0, concat_axis=1)
@@ -260,7 +266,7 @@ class AttentionBlock(nnx.Module):
     def _project(
         self, u: Float[Array, "*rows D"], positions: Int32[Array, "*rows"]
     ) -> tuple[Float[Array, "*rows N d"], Float[Array, "*rows d"], Float[Array, "*rows d"]]:
-        """Queries of this shard's heads, and key and value, of every token, rotated to its position."""
+        """Returns queries of this shard's heads, keys and values of every token, after RoPE."""
         size = self.config.head_dim
         qkv = dot(u, self.qkv.get_value(), self.backend, dtype=u.dtype)
         width = qkv.shape[-1] - 2 * size
@@ -272,7 +278,7 @@ class AttentionBlock(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """Pre-norm temporal block, then pre-norm MLP, each added to the residual stream."""
+    """Residual block (arXiv 2402.19427, section 2.1): pre-norm temporal block, then pre-norm MLP."""
 
     def __init__(
         self,
@@ -317,7 +323,7 @@ def _gelu(x: Float[Array, "*shape"]) -> Float32[Array, "*shape"]:
 
 
 def _rotate(x: Float[Array, "*heads d"], angles: Float32[Array, "*angles P"]) -> Float32[Array, "*heads d"]:
-    """RoPE on the first half of each head, whose own halves are the pairs (spec section 2.6)."""
+    """Applies RoPE to the first half of each head: element j is paired with element j + d/4."""
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     quarter = x.shape[-1] // 4
     a, b, rest = jnp.split(x, [quarter, 2 * quarter], axis=-1)
@@ -325,10 +331,10 @@ def _rotate(x: Float[Array, "*heads d"], angles: Float32[Array, "*angles P"]) ->
 
 
 def rope_angles(positions: Int32[Array, "*rows"], pairs: int, theta: float) -> Float32[Array, "*rows P"]:
-    """position * theta^(-j / pairs) modulo 2π, within [-π, π), exact to float32 at every int32 position.
+    """Returns position * theta^(-j / pairs) modulo 2π for each pair j, in [-π, π), exact to float32 at any position.
 
-    A float32 product is off by 0.02 rad at position 2^20 and by 1 rad past 2^24. So frequencies are 64-bit fractions
-    of a turn, multiplied as integers: wrapping round is then what it should be, modulo one turn.
+    A float32 product is off by 0.02 rad at position 2^20 and by 1 rad past 2^24. Frequencies are therefore 64-bit
+    fractions of a turn that are multiplied as integers, whose overflow is the wanted modulo.
     """
     turns = theta ** (-np.arange(pairs) / pairs) / (2 * np.pi)
     fraction = [int(t * 2**64) for t in turns]
@@ -340,7 +346,7 @@ def rope_angles(positions: Int32[Array, "*rows"], pairs: int, theta: float) -> F
 
 
 def _multiply_high(a: Array, b: Array) -> Array:
-    """The upper 32 bits of the 64-bit product of two uint32 arrays."""
+    """Returns the upper 32 bits of the 64-bit product of two uint32 arrays."""
     a1, a0, b1, b0 = a >> 16, a & 0xFFFF, b >> 16, b & 0xFFFF
     middle = a1 * b0 + (a0 * b0 >> 16)
     return a1 * b1 + (middle >> 16) + ((middle & 0xFFFF) + a0 * b1 >> 16)

@@ -176,8 +176,8 @@ def test_a_folder_with_metadata_alone_is_refused(tmp_path: Path) -> None:
     [
         ({"width": 128}, "width is 128, but the parameters have 64"),
         ({"block_types": ["recurrent"] * 6}, "block_types is ['recurrent',"),
-        ({"attention_window_size": None}, "attention_window_size must be a whole number, not None"),
-        ({"logits_soft_cap": "30"}, "logits_soft_cap must be a number, not '30'"),
+        ({"attention_window_size": None}, "attention_window_size must be a whole number, got None"),
+        ({"logits_soft_cap": "30"}, "logits_soft_cap must be a number, got '30'"),
         ({"embeddings_scale_by_sqrt_dim": 1}, "embeddings_scale_by_sqrt_dim must be true or false, not 1"),
     ],
 )

@@ -74,7 +74,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another depth": (lambda f: change_json(f / "config.json", num_hidden_layers=5), "does not belong to this model ("),
     "another architecture": (
         lambda f: change_json(f / "config.json", model_type="gemma2"),
-        "config.json: model_type must be 'recurrent_gemma', not 'gemma2'",
+        "config.json: model_type must be 'recurrent_gemma', got 'gemma2'",
     ),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: cannot be read (No such file or directory)"),
     "an empty directory": (empty, ": is empty; put config.json and the .safetensors files there"),
