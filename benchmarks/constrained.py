@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from roost.engine import EngineCore, Request, SamplingParams, open_model
 from roost.engine.core.output_constraint import Constraint, TokenMask, words_of_mask
-from roost.server.bench.engine_driver import Driver, run_together
-from roost.server.bench.engine_loading import load
+from roost.server.bench.engine.driver import Driver, run_together
+from roost.server.bench.engine.loading import load
 from roost.server.settings import Settings
 from roost.server.text.grammar import Grammar, GrammarCompiler, json_spec
 from roost.server.text.served_model import open_tokenizer

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from roost.server.bench.facts import machine, now, versions
+from roost.server.bench.environment import machine, now, versions
 
 HERE = Path(__file__).resolve().parent
 KEPT, PAGE = HERE / "robustness.json", HERE / "robustness.md"

@@ -15,10 +15,10 @@ from typing import Any
 import orjson
 import uvloop
 from protocol import Command, answer_all, draw_prompts, versions
-from roost.server.bench.client import Address, Answer, ClientError, HttpClient
 from roost.server.bench.percentiles import percentile
-from roost.server.bench.recorder import http_failure
-from roost.server.bench.sse import EventParser
+from roost.server.bench.serve.stream_recorder import http_failure
+from roost.server.client.http_client import Address, Answer, ClientError, HttpClient
+from roost.server.client.sse import EventParser
 
 LONG = 100_000
 """Tokens asked for where the client is to hang up before they come."""

@@ -91,9 +91,9 @@ def engine(
     with errors_in_one_line(_USAGE):
         flags = {"slots": slots, "dtype": dtype, "quantize": quantize, "prefill_chunk": prefill_chunk, "seed": seed}
         settings = load_settings({"model": model, "config": config, **flags})
-        from .arrivals import parse_rate
-        from .engine import Options, bench_engine
+        from .engine.benchmark import Options, bench_engine
         from .report import Outputs
+        from .workload import parse_rate
 
         rate = None if request_rate is None else parse_rate("--request-rate", request_rate)
         workloads = [name.value for name in Workload if name in (workload or Workload)]
@@ -163,13 +163,13 @@ def serve(
             raise SettingsError(f"{limits[0]!r}: no argument is expected; a server is given by --url")
         if concurrency is not None and request_rate is not None:
             raise SettingsError("--concurrency and --request-rate: give one of them")
-        from .arrivals import parse_rate
-        from .client import Address, UrlError
-        from .goodput import Objective
+        from ..client.http_client import Address, UrlError
         from .lengths import LengthRange
         from .report import Outputs
-        from .serve import bench_serve
-        from .serve_options import Options
+        from .serve.benchmark import bench_serve
+        from .serve.goodput import Objective
+        from .serve.options import Options
+        from .workload import parse_rate
 
         try:
             address = Address.parse(url)
@@ -220,7 +220,7 @@ def length(
     with errors_in_one_line(_USAGE):
         flags = {"slots": slots, "dtype": dtype, "quantize": quantize, "prefill_chunk": prefill_chunk, "seed": seed}
         settings = load_settings({"model": model, "config": config, **flags})
-        from .length import Options, bench_length
+        from .engine.length import Options, bench_length
         from .report import Outputs
 
         status = bench_length(Options(settings, concurrency, input_len, max_length), Outputs(json, svg))

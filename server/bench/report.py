@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..settings import SettingsError
 from ..terminal.failure import CommandError
-from .facts import machine, now, versions
+from .environment import machine, now, versions
 from .plot import require_matplotlib
 
 

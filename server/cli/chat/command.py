@@ -9,7 +9,7 @@ from ...settings import SettingsError, load_settings
 from ...terminal.text import printable, replace_what_cannot_be_encoded
 from ..sampling_options import SamplingOptions
 from .backend import Backend
-from .lines import line_reader
+from .line_input import line_reader
 from .session import Session, say
 
 _INTERRUPTED: Final = 130
@@ -72,7 +72,7 @@ def _backend(options: Options) -> Backend:
         flags = {"model": options.model or "demo", "dtype": options.dtype, "quantize": options.quantize}
         settings = load_settings(flags)
         return LocalBackend(LocalModel(settings), options.sampling)
-    from ...bench.client import Address, UrlError
+    from ...client.http_client import Address, UrlError
     from .server_backend import ServerBackend
 
     for name in ("dtype", "quantize"):

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import orjson
 
-from ...bench.asking import first_model
-from ...bench.client import Address, ClientError, HttpClient
-from ...bench.recorder import http_failure
-from ...bench.sse import EventParser
+from ...bench.serve.requests import first_model
+from ...bench.serve.stream_recorder import http_failure
+from ...client.http_client import Address, ClientError, HttpClient
+from ...client.sse import EventParser
 from ...terminal.failure import CommandError
 from .backend import Message
 

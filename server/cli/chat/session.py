@@ -9,7 +9,7 @@ from typing import Any, Final
 from ...terminal.failure import CommandError
 from ...terminal.text import AnswerWriter, printable
 from .backend import Backend, Message
-from .lines import ReadLine, read_text
+from .line_input import ReadLine, read_text
 
 _INTERRUPTED: Final = 130
 """The exit status of a program that Ctrl-C has ended."""

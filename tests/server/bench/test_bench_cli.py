@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from roost.server.bench import engine as engine_module
-from roost.server.bench import length as length_module
 from roost.server.bench import plot
-from roost.server.bench import serve as serve_module
+from roost.server.bench.engine import benchmark as engine_module
+from roost.server.bench.engine import length as length_module
+from roost.server.bench.serve import benchmark as serve_module
 from roost.server.cli.main import app
 from typer.testing import CliRunner
 

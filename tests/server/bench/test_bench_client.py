@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from roost.server.bench.client import Address, Answer, ClientError, HttpClient, UrlError
-from roost.server.bench.recorder import StreamRecorder
-from roost.server.bench.sse import EventParser
-from roost.server.bench.traces import RequestTrace
+from roost.server.bench.latency import RequestTrace
+from roost.server.bench.serve.stream_recorder import StreamRecorder
+from roost.server.client.http_client import Address, Answer, ClientError, HttpClient, UrlError
+from roost.server.client.sse import EventParser
 from scripted_server import HEAD, USAGE, Script, chunk, error, event, scripted, streamed, text
 
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 from roost.engine import EngineCore, EngineStats, FinishReason, Request, TokenOutput
-from roost.server.bench import engine as engine_module
-from roost.server.bench.engine import Bench, Options, Plan
-from roost.server.bench.engine_driver import Driver, Step, run_at, run_by_rounds, run_in_turn
-from roost.server.bench.engine_loading import make_request
-from roost.server.bench.engine_result import full_batch_rate, summarize
-from roost.server.bench.length import measure
+from roost.server.bench.engine import benchmark as engine_module
+from roost.server.bench.engine.benchmark import Bench, Options, Plan
+from roost.server.bench.engine.driver import Driver, Step, run_at, run_by_rounds, run_in_turn
+from roost.server.bench.engine.length import measure
+from roost.server.bench.engine.loading import make_request
+from roost.server.bench.engine.result import full_batch_rate, summarize
 from roost.server.settings import Settings, SettingsError
 
 SLOTS, CHUNK = 4, 64

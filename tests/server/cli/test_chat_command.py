@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import pytest
 from roost.server.cli.chat.backend import Message
-from roost.server.cli.chat.lines import read_text
+from roost.server.cli.chat.line_input import read_text
 from roost.server.cli.chat.session import Session
 from roost.server.cli.main import app
 from roost.server.terminal.failure import CommandError

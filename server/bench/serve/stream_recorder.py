@@ -5,9 +5,9 @@ from typing import Any, Final
 
 import orjson
 
-from .client import Answer
-from .sse import EventParser
-from .traces import RequestTrace
+from ...client.http_client import Answer
+from ...client.sse import EventParser
+from ..latency import RequestTrace
 
 _TEXTS: Final = ("text", "content", "reasoning_content", "reasoning")
 _MAX_REASON: Final = 160

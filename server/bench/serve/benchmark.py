@@ -6,17 +6,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from ..terminal.failure import CommandError
-from .arrivals import poisson_times
-from .asking import first_model, request_body, server_version
-from .client import ClientError, HttpClient
-from .load import send_at, send_in_turn
-from .progress import Advance, progress_bar
-from .recorder import StreamRecorder
-from .report import Outputs, opening, write_file
-from .serve_options import Options
-from .serve_result import draw, summarize, tables
-from .traces import RequestTrace
+from ...client.http_client import ClientError, HttpClient
+from ...terminal.failure import CommandError
+from ..latency import RequestTrace
+from ..progress import Advance, progress_bar
+from ..report import Outputs, opening, write_file
+from ..workload import poisson_times
+from .load_generator import send_at, send_in_turn
+from .options import Options
+from .requests import first_model, request_body, server_version
+from .result import draw, summarize, tables
+from .stream_recorder import StreamRecorder
 
 _PATHS: Final = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 _INTERRUPTED: Final = 130

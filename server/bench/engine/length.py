@@ -8,16 +8,16 @@ from typing import Any, Final
 
 from rich.console import Group
 
-from ...engine import EngineCore, Request, device_facts
-from ..model_hub import find_model
-from ..settings import Settings, SettingsError
-from .engine_driver import Clock
-from .engine_loading import INTERRUPTED, load, make_request, model_facts, settings_as_json
-from .facts import resident_bytes
-from .plot import draw_lengths
-from .progress import Advance, progress_bar
-from .prompts import draw_token_ids
-from .report import Outputs, interruption, make_table, number, opening, rate, report, write_file
+from ....engine import EngineCore, Request, device_facts
+from ...model_hub import find_model
+from ...settings import Settings, SettingsError
+from ..environment import resident_bytes
+from ..plot import draw_lengths
+from ..progress import Advance, progress_bar
+from ..prompts import draw_token_ids
+from ..report import Outputs, interruption, make_table, number, opening, rate, report, write_file
+from .driver import Clock
+from .loading import INTERRUPTED, load, make_request, model_facts, settings_as_json
 
 _FIRST: Final = 128
 """Generated tokens at the end of the first stretch; each of the others ends at twice as many as the one before."""

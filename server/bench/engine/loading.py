@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from ...engine import EngineCore, ModelSource, Request, SamplingParams, load_engine
-from ..lifecycle.engine_config import engine_config
-from ..lifecycle.engine_loading import LoadProgress, exit_while_loading
-from ..settings import Settings
+from ....engine import EngineCore, ModelSource, Request, SamplingParams, load_engine
+from ...lifecycle.engine_config import engine_config
+from ...lifecycle.engine_loading import LoadProgress, exit_while_loading
+from ...settings import Settings
 
 INTERRUPTED: Final = 130
 """The exit status of a program that Ctrl-C has ended."""

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ..settings import SettingsError
-from .percentiles import percentile
-from .traces import RequestTrace
+from ...settings import SettingsError
+from ..latency import RequestTrace
+from ..percentiles import percentile
 
 _TIMES: Final = ("ttft", "tpot", "itl", "e2e")
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import orjson
 
-from ..terminal.failure import CommandError
-from .client import Answer, ClientError, HttpClient
-from .prompts import draw_text, draw_token_ids
-from .recorder import http_failure
-from .serve_options import Options
+from ...client.http_client import Answer, ClientError, HttpClient
+from ...terminal.failure import CommandError
+from ..prompts import draw_text, draw_token_ids
+from .options import Options
+from .stream_recorder import http_failure
 
 
 def request_body(options: Options, model: str, chance: random.Random) -> Mapping[str, Any]:

@@ -6,11 +6,11 @@ from typing import Any, Final
 
 from rich.console import Group
 
+from ..latency import RequestTrace, latencies_ms
+from ..plot import draw_latencies
+from ..report import interruption, make_table, milliseconds, number, pick, rate, report
 from .goodput import Objective
-from .plot import draw_latencies
-from .report import interruption, make_table, milliseconds, number, pick, rate, report
-from .serve_options import Options
-from .traces import RequestTrace, latencies_ms
+from .options import Options
 
 _MAX_LAG_MS: Final = 20.0
 """From here on it is told that the client itself was late."""

@@ -6,10 +6,10 @@ from typing import Any
 
 from rich.console import Group
 
-from .engine_driver import Driver, Step
-from .percentiles import in_ms
-from .report import interruption, make_table, milliseconds, pick, rate, report
-from .traces import RequestTrace, latencies_ms
+from ..latency import RequestTrace, latencies_ms
+from ..percentiles import in_ms
+from ..report import interruption, make_table, milliseconds, pick, rate, report
+from .driver import Driver, Step
 
 
 def summarize(workload: str, driver: Driver) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .client import Address
+from ...client.http_client import Address
+from ..lengths import LengthRange
 from .goodput import Objective
-from .lengths import LengthRange
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ...engine import EngineCore, Request
-from .progress import Advance
-from .traces import RequestTrace
+from ....engine import EngineCore, Request
+from ..latency import RequestTrace
+from ..progress import Advance
 
 type Clock = Callable[[], float]
 """Seconds that only go forward."""

@@ -5,17 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ...engine import EngineCore, Request, device_facts
-from ..model_hub import find_model
-from ..settings import Settings, SettingsError
-from .arrivals import balanced_interval, poisson_times
-from .engine_driver import Driver, run_at, run_by_rounds, run_in_turn, run_together
-from .engine_loading import INTERRUPTED, load, make_request, model_facts, settings_as_json
-from .engine_result import summarize, table
-from .percentiles import median_of
-from .progress import Advance, progress_bar
-from .prompts import draw_token_ids
-from .report import Outputs, opening
+from ....engine import EngineCore, Request, device_facts
+from ...model_hub import find_model
+from ...settings import Settings, SettingsError
+from ..percentiles import median_of
+from ..progress import Advance, progress_bar
+from ..prompts import draw_token_ids
+from ..report import Outputs, opening
+from ..workload import balanced_interval, poisson_times
+from .driver import Driver, run_at, run_by_rounds, run_in_turn, run_together
+from .loading import INTERRUPTED, load, make_request, model_facts, settings_as_json
+from .result import summarize, table
 
 _MAX_QUEUE: Final = 10**6
 

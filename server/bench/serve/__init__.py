@@ -1,0 +1,1 @@
+"""`roost bench serve`: measures a server from outside."""

@@ -1,0 +1,1 @@
+"""Client for servers that speak OpenAI's API."""
