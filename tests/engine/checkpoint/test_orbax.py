@@ -178,7 +178,7 @@ def test_a_folder_with_metadata_alone_is_refused(tmp_path: Path) -> None:
         ({"block_types": ["recurrent"] * 6}, "block_types is ['recurrent',"),
         ({"attention_window_size": None}, "attention_window_size must be a whole number, got None"),
         ({"logits_soft_cap": "30"}, "logits_soft_cap must be a number, got '30'"),
-        ({"embeddings_scale_by_sqrt_dim": 1}, "embeddings_scale_by_sqrt_dim must be true or false, not 1"),
+        ({"embeddings_scale_by_sqrt_dim": 1}, "embeddings_scale_by_sqrt_dim must be true or false, got 1"),
     ],
 )
 def test_a_config_that_disagrees_is_named(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
