@@ -32,11 +32,10 @@ import numpy as np
 from roost.engine import (
     EngineConfig,
     EngineCore,
-    ModelRunner,
-    PrefixCache,
     Request,
     SamplingParams,
     TokenLogprobs,
+    load_runner,
     open_model,
 )
 from roost.engine.core.config import PREFILL_BLOCK
@@ -243,7 +242,7 @@ def measure_memory() -> Memory:
 def measure_inexact(dtype: str, repeats: int) -> Inexact:
     """The inexact core leads each conversation; the exact one is asked the same."""
     source = open_model("demo")
-    runner = ModelRunner(source, EngineConfig(slots=2, dtype=dtype, state_cache_inexact=True))
+    runner = load_runner(source, EngineConfig(slots=2, dtype=dtype, state_cache_inexact=True))
     tokenizer, same, first, further = open_tokenizer(source), 0, 0.0, 0.0
 
     def make_core(*, is_inexact: bool) -> EngineCore:
@@ -300,13 +299,13 @@ def _differences(one: Mapping[int, float], other: Mapping[int, float]) -> list[f
 def measure_misses(model: str) -> Misses:
     """The cache is full from the first round on, so that each state has another to make room."""
     source = open_model(model)
-    runner = ModelRunner(source, EngineConfig(slots=8))
-    cache, budget = PrefixCache(runner.window, 32 * 2**20), runner.state_cache_bytes
+    runner = load_runner(source, EngineConfig(slots=8))
+    cache = PrefixCache(runner.window, 32 * 2**20)
     rng = np.random.default_rng(0)
     speeds: dict[bool, list[float]] = {False: [], True: []}
     for number in range(2 * MISS_ROUNDS + 2):
         is_on = number % 2 == 1
-        runner.state_cache_bytes = budget if is_on else 0
+        runner.keeps_snapshots = is_on
         core = EngineCore(Scheduler(runner.slots, 100, runner.limits, cache=cache if is_on else None), runner)
         for index in range(MISS_REQUESTS):
             prompt = tuple(rng.integers(10, source.config.vocab_size, MISS_PROMPT).tolist())

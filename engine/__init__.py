@@ -1,8 +1,7 @@
-"""Token ids in, token ids out: the door of the engine. Nothing here knows text or HTTP."""
-
-from collections.abc import Callable
+"""Public interface of the engine: token ids in, token ids out. Nothing here knows text or HTTP."""
 
 from .async_engine import AsyncEngine
+from .builder import Progress, follow, load_engine, load_runner
 from .checkpoint.conversion import convert
 from .checkpoint.source import ModelSource, open_model
 from .core.config import MAX_TOKENS, PREFILL_BLOCK, STEP_TOKEN_BOUNDS, CacheStats, EngineConfig, EngineStats
@@ -31,13 +30,11 @@ from .core.tenant_store import TenantStore
 from .core.units import shown_bytes
 from .engine_core import EngineCore
 from .model.config import ModelConfig
-from .platform import DeviceFacts, device_facts, numerics
+from .platform import DeviceFacts, device_facts
 from .prefix_cache.cache import PrefixCache
-from .prefix_cache.disk import DiskTier
 from .prefix_cache.saved_state import SavedState, SavedStateFormat
 from .roofline import CPU, DEVICES, Roofline, Setup, compute_roofline, find_device, setups_that_fit
 from .scheduling.scheduler import Scheduler
-from .worker.executor import Executor, Progress
 from .worker.profiling import record_profile
 from .worker.runner import ModelRunner
 
@@ -67,9 +64,11 @@ __all__ = [
     "Mailbox",
     "MeshShape",
     "ModelConfig",
+    "ModelRunner",
     "ModelSource",
     "NumericError",
     "ParameterError",
+    "PrefixCache",
     "Progress",
     "QueueFullError",
     "QueueTimeoutError",
@@ -80,6 +79,7 @@ __all__ = [
     "SamplingParams",
     "SavedState",
     "SavedStateFormat",
+    "Scheduler",
     "Setup",
     "Snapshot",
     "StateFileError",
@@ -94,6 +94,7 @@ __all__ = [
     "find_device",
     "follow",
     "load_engine",
+    "load_runner",
     "mask_of_ids",
     "open_model",
     "record_profile",
@@ -101,56 +102,3 @@ __all__ = [
     "shown_bytes",
     "words_of_mask",
 ]
-
-
-def follow(
-    source: ModelSource, config: EngineConfig, on_loss: Callable[[], None], progress: Progress | None = None
-) -> None:
-    """Serves as one of several hosts that do what the leader does, until that ends.
-
-    Args:
-      source, config, progress: as the leader has them.
-      on_loss: called, by another thread, where the leader is gone.
-
-    Raises:
-      CheckpointError: the weights do not fit the model.
-      ConfigError: the slots do not fit into memory, or the hosts do not find each other.
-      EngineDeadError: the leader is gone.
-    """
-    Executor(source, config, progress).follow(on_loss)
-
-
-def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | None = None) -> EngineCore:
-    """Loads the weights, compiles every shape and allocates every slot; slow.
-
-    Raises:
-      CheckpointError: the weights do not fit the model.
-      ConfigError: the slots do not fit into memory.
-    """
-    runner = ModelRunner(source, config, progress)
-    cache = _prefix_cache(config, runner) if runner.state_cache_bytes else None
-    scheduler = Scheduler(
-        runner.slots,
-        config.max_queue,
-        runner.limits,
-        config.max_queue_tokens,
-        config.tenants,
-        reserved_slots=_reserved_slots(config, runner.slots),
-        cache=cache,
-    )
-    return EngineCore(scheduler, runner, runner.state_format)
-
-
-def _reserved_slots(config: EngineConfig, slots: int) -> int:
-    if config.reserved_slots is not None:
-        return config.reserved_slots
-    return 1 if config.tenants > 1 and slots > 1 else 0
-
-
-def _prefix_cache(config: EngineConfig, runner: ModelRunner) -> PrefixCache:
-    disk = None
-    if config.state_cache_dir is not None:
-        kind = f"{numerics()}-inexact" if config.state_cache_inexact else numerics()
-        model, limit = f"{runner.state_format.model}-{kind}", int(config.state_cache_dir_gib * 2**30)
-        disk = DiskTier(config.state_cache_dir, model, runner.state_format.snapshot, limit, config.state_key)
-    return PrefixCache(runner.window, runner.state_cache_bytes, disk, is_inexact=config.state_cache_inexact)

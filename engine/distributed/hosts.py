@@ -1,16 +1,18 @@
-"""Several machines as one: the first, the leader, decides and tells the others each program that it runs; they follow.
+"""Several hosts that run one model: the leader schedules and sends every program call to the others, which repeat it.
 
 JAX runs a program over the devices of several processes if each of them starts it. So every host loads its own shards
-and compiles the same programs; then the leader sends, for each call, the program's name and what comes from its host,
-some kilobytes, and the others make the same call. They read nothing back. What a program needs of other hosts' devices
-it gets by collectives.
+and compiles the same programs. For each call the leader then sends the program's label and its inputs from the host,
+some kilobytes; the followers make the same call and read nothing back. Collectives exchange what programs need of
+other hosts' devices.
 
-A host that is lost cannot be replaced, since its part of the state went with it: the leader says so at once, ends all
-streams with an error, and its process; the others end when they lose the leader. Whoever runs the group starts it
-again. Followers say each second that they live, so that one that hangs is found, too.
+A lost host takes its part of the state with it and cannot be replaced. The leader then ends all streams with an error,
+and its process; the followers end when they lose the leader. An orchestrator restarts the group. Followers send a
+heartbeat each second, so that one that hangs is found, too.
 
-Frames on the wire: the length of a header, the header in JSON, and the arrays' bytes behind it. Connections show a
-secret that the leader makes and hands out by a collective, so that nobody else can listen to prompts.
+A frame is the length of a header, the header in JSON, and the arrays' bytes. Connections present a secret that the
+leader draws and a collective hands out, so that nobody else can listen to prompts. JAX's distributed client offers a
+key-value store and barriers, but no ordered stream to its peers, and no public interface. ZeroMQ with msgpack lacks
+the secret and the detection of lost peers, which are most of this module.
 """
 
 import contextlib
@@ -34,68 +36,70 @@ from ..core.errors import ConfigError, EngineDeadError
 from ..core.mesh import HostGroup
 
 _BEAT_S: Final = 1.0
-"""How often a follower says that it lives."""
+"""Seconds between two heartbeats of a follower."""
 
 _SILENCE_S: Final = 10.0
-"""After so long without that, it is taken for dead."""
+"""Seconds without a heartbeat after which a follower is considered lost."""
 
 _JOIN_S: Final = 600
-"""How long hosts wait for each other: they may have weights to fetch first."""
+"""Seconds that hosts wait for each other at the start; some may have weights to download first."""
 
-_PART_S: Final = 5
-"""How long they wait for each other at the end."""
+_SHUTDOWN_S: Final = 5
+"""Seconds that hosts wait for each other at shutdown."""
 
 _SECRET_BYTES: Final = 32
 _END: Final = ""
-"""The name of no program: the leader ends."""
+"""Label in the last frame: the leader shuts down."""
 
 _LENGTH: Final = struct.Struct("!I")
 
 
 def join(group: HostGroup) -> None:
-    """Waits for the others; before anything asks JAX for devices.
+    """Waits for the other hosts. Call it before anything asks JAX for devices, and after `configure_jax`.
 
     Raises:
-      ConfigError: they don't come.
+      ConfigError: A host is missing.
     """
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from us
     try:
         jax.distributed.initialize(
             f"{group.leader}:{group.port}",
             group.count,
             group.index,
             initialization_timeout=_JOIN_S,
-            shutdown_timeout_seconds=_PART_S,
+            shutdown_timeout_seconds=_SHUTDOWN_S,
         )
     except RuntimeError as error:
         raise ConfigError(f"coordinator {group.leader}:{group.port}: {str(error).splitlines()[0]}") from None
 
 
-class Lead:
-    """The leader's side: tells the followers each call.
+class Leader:
+    """The leader's connections to its followers.
 
     Args:
-      group: who they are.
+      followers: Connections whose peers have presented the secret; see `connect_followers`.
+
+    Attributes:
+      failure: Error that ends the engine, once a follower has been lost.
     """
 
-    def __init__(self, group: HostGroup) -> None:
+    def __init__(self, followers: Sequence[socket.socket]) -> None:
         self.failure: EngineDeadError | None = None
-        with socket.create_server(("", group.port + 1)) as listener:
-            secret = _shared_secret()
-            listener.settimeout(_JOIN_S)
-            self._followers = [_welcome(listener, secret) for _ in range(group.count - 1)]
-        for follower in self._followers:
-            threading.Thread(target=self._listen, args=(follower,), name="host", daemon=True).start()
+        self._followers = followers
 
-    def send(self, name: str, arrays: Sequence[HostArray]) -> None:
-        """
+    def start(self) -> None:
+        """Starts watching the heartbeats, one thread per follower."""
+        for follower in self._followers:
+            threading.Thread(target=self._watch, args=(follower,), name="host", daemon=True).start()
+
+    def send(self, label: str, arrays: Sequence[HostArray]) -> None:
+        """Sends a program call to all followers.
+
         Raises:
-          EngineDeadError: a host has been lost.
+          EngineDeadError: A follower has been lost.
         """
         if self.failure is not None:
             raise self.failure
-        frame = _frame(name, arrays)
+        frame = _frame(label, arrays)
         for follower in self._followers:
             try:
                 follower.sendall(frame)
@@ -103,16 +107,16 @@ class Lead:
                 raise self._lost() from None
 
     def close(self) -> None:
-        """Lets the followers end as they should."""
+        """Lets the followers shut down."""
         for follower in self._followers:
             with contextlib.suppress(OSError):
                 follower.sendall(_frame(_END, ()))
 
-    def _listen(self, follower: socket.socket) -> None:
-        """Until one falls silent."""
+    def _watch(self, follower: socket.socket) -> None:
+        """Reads heartbeats until there are none."""
         follower.settimeout(None)
         timeout = struct.pack("ll", int(_SILENCE_S), 0)
-        follower.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)  # of reading only
+        follower.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)  # for reads only
         try:
             while follower.recv(64):
                 pass
@@ -125,34 +129,35 @@ class Lead:
         return self.failure
 
 
-class Follow:
-    """A follower's side.
+class Follower:
+    """A follower's connection to its leader.
 
     Args:
-      group: whom it belongs to.
-      on_loss: called by another thread where the leader is gone: this one may wait for it in the middle of a step.
+      leader: Connection on which the secret has been presented; see `connect_leader`.
+      on_loss: Called by another thread if the leader is lost; this thread may be waiting for it in a collective.
     """
 
-    def __init__(self, group: HostGroup, on_loss: Callable[[], None]) -> None:
+    def __init__(self, leader: socket.socket, on_loss: Callable[[], None]) -> None:
         self._on_loss = on_loss
         self._is_over = False
-        secret = _shared_secret()
-        self._leader = _reach(group.leader, group.port + 1)
-        self._leader.sendall(secret)
-        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        self._leader = leader
+
+    def start(self) -> None:
+        """Starts the thread that sends heartbeats."""
+        threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
 
     def calls(self) -> Iterator[tuple[str, list[HostArray]]]:
-        """What the leader runs, until it ends.
+        """Yields the leader's program calls as labels and inputs, until the leader shuts down.
 
         Raises:
-          EngineDeadError: the leader is gone.
+          EngineDeadError: The leader has been lost.
         """
         with self._leader, self._leader.makefile("rb") as stream:
             while (call := _read_frame(stream.read))[0] != _END:
                 yield call
             self._is_over = True
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         try:
             while True:
                 self._leader.sendall(b".")
@@ -162,50 +167,71 @@ class Follow:
                 self._on_loss()
 
 
-def agree(number: int) -> int:
-    """The least of what all hosts say."""
+def connect_followers(group: HostGroup) -> Leader:
+    """Waits on the leader for a connection from each follower. Every host of the group has to connect."""
+    with socket.create_server(("", group.port + 1)) as listener:
+        secret = _shared_secret()
+        listener.settimeout(_JOIN_S)
+        leader = Leader([_accept(listener, secret) for _ in range(group.count - 1)])
+    leader.start()
+    return leader
+
+
+def connect_leader(group: HostGroup, on_loss: Callable[[], None]) -> Follower:
+    """Connects a follower to its leader; see `connect_followers` and `Follower`."""
+    secret = _shared_secret()
+    connection = _connect(group.leader, group.port + 1)
+    connection.sendall(secret)
+    follower = Follower(connection, on_loss)
+    follower.start()
+    return follower
+
+
+def min_over_hosts(number: int) -> int:
+    """Returns the smallest of the hosts' numbers."""
     return int(np.min(multihost_utils.process_allgather(np.int32(number))))
 
 
 def _shared_secret() -> bytes:
-    made = np.frombuffer(secrets.token_bytes(_SECRET_BYTES), np.uint8)
-    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(made)).astype(np.uint8))
+    drawn = np.frombuffer(secrets.token_bytes(_SECRET_BYTES), np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(drawn)).astype(np.uint8))
 
 
-def _welcome(listener: socket.socket, secret: bytes) -> socket.socket:
-    """The next connection that knows the secret; others are closed."""
+def _accept(listener: socket.socket, secret: bytes) -> socket.socket:
+    """Returns the next connection that presents the secret; others are closed."""
     while True:
         connection, _ = listener.accept()
         connection.settimeout(_SILENCE_S)
         try:
-            shown = connection.makefile("rb", buffering=0)
-            said = b""
-            while len(said) < _SECRET_BYTES and (piece := shown.read(_SECRET_BYTES - len(said))):
-                said += piece
+            stream = connection.makefile("rb", buffering=0)
+            presented = b""
+            while len(presented) < _SECRET_BYTES and (piece := stream.read(_SECRET_BYTES - len(presented))):
+                presented += piece
         except OSError:
-            said = b""
-        if hmac.compare_digest(said, secret):
+            presented = b""
+        if hmac.compare_digest(presented, secret):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return connection
         connection.close()
 
 
-def _reach(host: str, port: int) -> socket.socket:
+def _connect(host: str, port: int) -> socket.socket:
     connection = socket.create_connection((host, port), timeout=_JOIN_S)
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 
 
-def _frame(name: str, arrays: Sequence[HostArray]) -> bytes:
-    header = orjson.dumps([name, [[x.dtype.name, x.shape] for x in arrays]])
+def _frame(label: str, arrays: Sequence[HostArray]) -> bytes:
+    header = orjson.dumps([label, [[x.dtype.name, x.shape] for x in arrays]])
     return b"".join([_LENGTH.pack(len(header)), header, *(np.ascontiguousarray(x).tobytes() for x in arrays)])
 
 
 def _read_frame(read: Callable[[int], bytes]) -> tuple[str, list[HostArray]]:
-    """
+    """Reads a label and arrays.
+
     Raises:
-      EngineDeadError: the leader is gone.
+      EngineDeadError: The leader has been lost.
     """
 
     def exactly(count: int) -> bytes:
@@ -217,10 +243,10 @@ def _read_frame(read: Callable[[int], bytes]) -> tuple[str, list[HostArray]]:
             raise EngineDeadError("the leader of the hosts is gone")
         return data
 
-    name, shapes = orjson.loads(exactly(_LENGTH.unpack(exactly(_LENGTH.size))[0]))
+    label, shapes = orjson.loads(exactly(_LENGTH.unpack(exactly(_LENGTH.size))[0]))
 
     def array(kind: str, shape: list[int]) -> HostArray:
         dtype: np.dtype[Any] = np.dtype(kind)
         return np.frombuffer(exactly(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize), dtype).reshape(shape)
 
-    return name, [array(*each) for each in shapes]
+    return label, [array(*each) for each in shapes]

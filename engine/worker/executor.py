@@ -1,273 +1,204 @@
-"""A model on its devices: the sole owner of the mesh, of parameters and of the state pool. Arrays in, arrays out.
+"""Runs compiled device programs: the sole owner of the parameters and of the state pool. Arrays in, arrays out.
 
-Where the devices belong to several hosts, each has an executor. That of the leader runs what it is told, and tells the
-others; theirs follow.
+If the devices belong to several hosts, each host has an executor. The leader's sends every call to the followers, whose
+executors repeat it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.monitoring
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool, Float, Int
 
-from ..checkpoint import open_tensors
-from ..checkpoint.sharded_placement import Placement
-from ..checkpoint.source import ModelSource
-from ..checkpoint.weights import Checkpoint, load_params, random_params
-from ..core.config import EngineConfig
+from ..core.arrays import HostArray
 from ..core.errors import EngineDeadError
-from ..core.host_memory import release_freed_memory
-from ..distributed.hosts import Follow, Lead, agree, join
+from ..core.output_constraint import TokenMask
+from ..distributed.hosts import Leader
 from ..model.collectives import REPLICATED, Collectives
 from ..model.config import ModelConfig
-from ..model.griffin import Params, abstract_model
-from ..model.sharding_rules import bytes_per_device, shard_params, slot_bytes
-from ..platform import Platform, affordable_slots, choose_mesh_shape, choose_platform, open_mesh
-from .programs import (
-    HELD,
-    Compiled,
-    ModelShapes,
-    Program,
-    all_programs,
-    as_placed,
-    compile_all,
-    decode_rows,
-    keep_programs,
-    lower,
-    new_pool,
-    pool_spec,
-    step_shapes,
-)
-from .steps import Graph
+from ..model.state import Trail
+from ..platform import Platform
+from ..sampling.logprobs import Logprobs
+from ..sampling.sampler import Sampled
+from .compilation import CompileCounter, CompiledProgram
+from .programs import DeviceArrays, DevicePrograms, PrefillShape, Program, SlotArrays, StepShapes
+from .steps import FirstTokenInput, PrefillInput
 
-type Progress = Callable[[str, int, int], None]
-"""Called with a stage ("weights", "compile"), how much of it is done, and how much there is; by several threads."""
 
-_BYTES: Final = {None: 2, "int8": 1}
-"""Of a weight, about."""
+@dataclass(frozen=True, slots=True)
+class DeviceLayout:
+    """A model's place on its devices.
+
+    Attributes:
+      model: Shape of the model.
+      dtype: Dtype of the activations.
+      platform: Platform of the devices.
+      shards: Mesh over which the model and its slots are sharded.
+      mesh: Devices; None for a single one.
+      slots: Number of requests that run at a time.
+      rows: Number of rows of the state pool: the slots, with padding so that every shard has as many.
+      step_shapes: Shapes for which programs are compiled.
+    """
+
+    model: ModelConfig
+    dtype: np.dtype[Any]
+    platform: Platform
+    shards: Collectives
+    mesh: Mesh | None
+    slots: int
+    rows: int
+    step_shapes: StepShapes
+
+
+class PrefillResult(NamedTuple):
+    """Result of a prefill step, or of one layer slice of it.
+
+    Attributes:
+      last: Activations of each row's last token, `MAX_PREFILL_ROWS` rows per data shard.
+      trail: What the chunks add to the state of the slice's layers.
+    """
+
+    last: Float[Array, "R D"]
+    trail: Trail
 
 
 class Executor:
-    """Runs the compiled programs one after the other. All of them are there when this returns.
+    """Runs the compiled programs one after the other. Calls return at once, with arrays that may not be ready yet.
 
     Args:
-      source: the model.
-      config: see `EngineConfig`.
-      progress: see `Progress`.
+      layout: The model's place on its devices.
+      programs: The model's programs.
+      compiled: The compiled programs, by label.
+      arrays: Parameters and state pool.
+      compiles: Counter of compilations since all programs were compiled.
+      leader: Connections to the followers, if this process leads several hosts.
 
-    Attributes:
-      dtype: of the activations.
-      shards: what the model and its slots are cut into.
-      slots: requests that run at a time.
-      rows: of the pool; a few more than slots, where every shard has as many.
-      decode_rows: the numbers of slots for which there is a decode program, in rising order.
-      step_shapes: for which steps there are programs.
-      platform: Platform of the devices.
-
-    Raises:
-      CheckpointError: the weights do not fit the model.
-      ConfigError: the state of the slots does not fit into memory, or there are too few devices.
+    Every method that runs a program raises `EngineDeadError` if a host has been lost.
     """
 
-    def __init__(self, source: ModelSource, config: EngineConfig, progress: Progress | None = None) -> None:
-        report = progress or (lambda stage, done, total: None)
-        self._hosts = config.hosts
-        if config.hosts is not None:
-            join(config.hosts)
-        if config.compile_cache is not None:
-            keep_programs(config.compile_cache)
-        shape = config.shards or choose_mesh_shape(source.config.num_parameters * _BYTES[config.quantize])
-        self.shards = Collectives(shape.data, shape.model)
-        config = replace(config, shards=self.shards)
-        self.platform = platform = choose_platform(self.shards)
-        self._mesh = open_mesh(self.shards)
-        self.step_shapes = step_shapes(source.config, config.prefill_chunk, platform)
-        with _open_weights(source, config, self.shards, platform, self._mesh) as weights:
-            self.dtype = weights.dtype
-            self.slots = config.slots or self._affordable_slots(source.config, weights)
-            if config.hosts is not None:
-                self.slots = agree(self.slots)
-            # A step of one row takes another path, slow and with other bits.
-            self.rows = -(-max(self.slots, 2) // self.shards.count) * self.shards.count
-            pool = self._new_pool(source.config)
-            abstract, specs = weights.abstract, weights.specs
-            shapes = ModelShapes(
-                source.config, weights.graph, abstract, pool, self.dtype, self.shards, specs, self._mesh
-            )
-            reads_slots = config.state_cache_inexact
-            programs = all_programs(shapes, self.step_shapes, reads_slots=reads_slots)
-            params, self._compiled = _load_and_compile(weights, programs, shapes, platform, report)
-        self._programs: Mapping[str, Program] = programs
-        self._held: dict[str, Any] = {"params": params, "pool": pool}
-        self.decode_rows = decode_rows(pool)
-        self._lead = Lead(config.hosts) if config.hosts is not None and config.hosts.is_leader else None
-        self._compiles = 0
-        jax.monitoring.register_event_duration_secs_listener(self._count_compile)
+    def __init__(
+        self,
+        layout: DeviceLayout,
+        programs: DevicePrograms,
+        compiled: Mapping[str, CompiledProgram],
+        arrays: DeviceArrays,
+        compiles: CompileCounter,
+        leader: Leader | None = None,
+    ) -> None:
+        self.layout = layout
+        self.programs = programs
+        self.compiled = dict(compiled)
+        self.arrays = arrays
+        self.compiles = compiles
+        self._leader = leader
 
     def close(self) -> None:
-        """Stops counting compilations, and lets followers end; the devices' memory goes with the last reference."""
-        jax.monitoring.unregister_event_duration_listener(self._count_compile)
-        if self._lead is not None:
-            self._lead.close()
-
-    @property
-    def compiles_since_ready(self) -> int:
-        """XLA compilations since every shape was compiled."""
-        return self._compiles
+        """Stops counting compilations and lets followers end. The devices' memory goes with the last reference."""
+        self.compiles.stop()
+        if self._leader is not None:
+            self._leader.close()
 
     @property
     def failure(self) -> EngineDeadError | None:
-        """Why nothing can go on, if that shows beside the steps: a host has been lost."""
-        return None if self._lead is None else self._lead.failure
+        """Error that ends the engine outside of a step: a host has been lost."""
+        return None if self._leader is None else self._leader.failure
 
-    def run(self, name: str, *inputs: Any) -> Mapping[str, Any]:
-        """Hands a program to the devices and returns at once.
+    def decode(self, active: Bool[np.ndarray, " R"], steps: int) -> Sampled:
+        """Generates tokens in the active slots.
 
         Args:
-          name: of the program.
-          inputs: from the host, as the program has them.
+          active: Whether each of the first R slots gets tokens; R is one of `programs.decode`.
+          steps: Maximum number of tokens per slot.
 
         Returns:
-          Its results by name, but for the parameters and the pool; arrays that are not ready yet.
-
-        Raises:
-          EngineDeadError: a host has been lost.
+          Tokens `[K, R]` for the K of the program, of which the first `steps` are meant.
         """
-        if self._lead is not None:
-            self._lead.send(name, [np.asarray(x) for x in jax.tree.leaves(inputs)])
-        return self._call(name, inputs)
+        return self._run(self.programs.decode[len(active)], active, np.int32(steps))
 
-    def follow(self, on_loss: Callable[[], None]) -> None:
-        """Runs what the leader runs, until that ends.
+    def prefill(self, shape: PrefillShape, inputs: PrefillInput, layer_slice: int = 0) -> PrefillResult:
+        """Prefills chunks with one slice of the layers.
 
         Args:
-          on_loss: see `Follow`.
-
-        Raises:
-          EngineDeadError: the leader is gone.
+          shape: Compiled shape of the chunks.
+          inputs: The chunks.
+          layer_slice: Index of the slice; slices run in order, with nothing between them that prefills.
         """
-        assert self._hosts is not None
-        for name, arrays in Follow(self._hosts, on_loss).calls():
-            self._call(name, jax.tree.unflatten(jax.tree.structure(self._programs[name].inputs), arrays))
+        trail = self._run(self.programs.prefill[shape][layer_slice], inputs)
+        return PrefillResult(self._last, trail)
 
-    def _call(self, name: str, inputs: tuple[Any, ...]) -> Mapping[str, Any]:
-        program = self._programs[name]
-        held = (self._held[each] for each in program.held)
-        results = dict(zip(program.results, self._compiled[name](*held, *self._place(inputs)), strict=True))
-        self._held |= {each: results[each] for each in HELD if each in results}
-        results.pop("pool", None)  # which the next step donates
-        return results
+    def set_last(self, hidden: Float[np.ndarray, "R D"]) -> Float[Array, "R D"]:
+        """Moves the activations of restored prompts' last tokens to the devices, for `first_token`."""
+        self._run(self.programs.set_last, hidden)
+        return self._last
+
+    def first_token(self, inputs: FirstTokenInput) -> Sampled:
+        """Samples the token after each prompt of the last prefill, and makes its slot ready to decode."""
+        return self._run(self.programs.first_token, inputs)
+
+    def score(self, targets: Int[np.ndarray, "R T"]) -> Logprobs:
+        """Returns log-probabilities `[R, T]` of the tokens that follow each token of the last prefill."""
+        return self._run(self.programs.score[targets.shape[1]], targets)
+
+    def set_masks(self, slots: Int[np.ndarray, " R"], masks: TokenMask) -> None:
+        """Sets the token masks `[R, W]` of some slots; slots past the pool are padding."""
+        self._run(self.programs.set_mask, slots, masks)
+
+    def copy_slot(self, source: int, target: int) -> None:
+        """Copies a slot onto another."""
+        self._run(self.programs.copy_slot, _slot(source), _slot(target))
+
+    def restore(self, slot: int, state: Iterable[HostArray]) -> None:
+        """Scatters a snapshot's arrays into a slot, in the order of `SlotArrays`."""
+        self._run(self.programs.restore, _slot(slot), *state)
+
+    def read_slot(self, slot: int) -> SlotArrays:
+        """Gathers a slot's state, after all programs so far."""
+        assert self.programs.read_slot is not None
+        return self._run(self.programs.read_slot, _slot(slot))
+
+    def follow(self, calls: Iterable[tuple[str, list[HostArray]]]) -> None:
+        """Repeats the leader's calls, each given as a program's label and the leaves of its inputs."""
+        by_label = {program.label: program for program in self.programs}
+        for label, leaves in calls:
+            program = by_label[label]
+            self._call(program, jax.tree.unflatten(jax.tree.structure(program.inputs), leaves))
+
+    @property
+    def _last(self) -> Float[Array, "R D"]:
+        assert self.arrays.last is not None
+        return self.arrays.last
+
+    def _run[Result](self, program: Program[Result], *inputs: Any) -> Result:
+        if self._leader is not None:
+            self._leader.send(program.label, [np.asarray(x) for x in jax.tree.leaves(inputs)])
+        return self._call(program, inputs)
+
+    def _call[Result](self, program: Program[Result], inputs: tuple[Any, ...]) -> Result:
+        arrays = (getattr(self.arrays, name) for name in program.reads)
+        outputs = (*self.compiled[program.label](*arrays, *self._place(inputs)), None)
+        for name, array in zip(program.replaces, outputs, strict=False):
+            setattr(self.arrays, name, array)
+        result: Result = outputs[len(program.replaces)]
+        return result
 
     def _place(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        if self._mesh is None:
+        if self.layout.mesh is None:
             placed: tuple[Any, ...] = jax.device_put(inputs)
             return placed
-        everywhere = NamedSharding(self._mesh, REPLICATED)
-        on_all: tuple[Any, ...] = jax.tree.map(partial(_on_all, everywhere), inputs)
+        replicated = NamedSharding(self.layout.mesh, REPLICATED)
+        on_all: tuple[Any, ...] = jax.tree.map(partial(_on_all, replicated), inputs)
         return on_all
 
-    def _new_pool(self, model: ModelConfig) -> Any:
-        make = partial(new_pool, model, self.rows, self.dtype, self.platform, self.shards)
-        if self._mesh is None:
-            return make()
-        shapes = jax.eval_shape(make)
-        placed = as_placed(self._mesh, pool_spec(shapes), shapes)
-        return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, placed))()
 
-    def _affordable_slots(self, model: ModelConfig, weights: "_Weights") -> int:
-        num_bytes = slot_bytes(model, self.shards, self.dtype.itemsize)
-        return affordable_slots(num_bytes, weights.num_bytes, self.platform, self.shards)
-
-    def _count_compile(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            self._compiles += 1
-
-
-def _on_all(everywhere: NamedSharding, x: Any) -> jax.Array:
-    """An array that every process has, on all devices; nothing is compared, as `device_put` would."""
+def _on_all(replicated: NamedSharding, x: Any) -> jax.Array:
+    """Returns an array that every process has, on all devices, without comparing processes as `device_put` would."""
     array = np.asarray(x)
-    return jax.make_array_from_callback(array.shape, everywhere, lambda index: array[index])
+    return jax.make_array_from_callback(array.shape, replicated, lambda index: array[index])
 
 
-class _Weights(NamedTuple):
-    """A model whose weights are still where they lie.
-
-    Attributes:
-      dtype: of the activations.
-      graph, abstract: the model, and its parameters' shapes, of all shards side by side.
-      specs: how they lie on the mesh.
-      read: reads or draws the parameters and places them on the devices.
-      num_bytes: that they will take on each device.
-    """
-
-    dtype: np.dtype[Any]
-    graph: Graph
-    abstract: Params
-    specs: Params
-    read: Callable[[Callable[[int, int], None]], Params]
-    num_bytes: int
-
-
-@contextmanager
-def _open_weights(
-    source: ModelSource, config: EngineConfig, shards: Collectives, platform: Platform, mesh: Mesh | None
-) -> Iterator[_Weights]:
-    """Checks what can be checked without reading them."""
-    placement = None if mesh is None else Placement(mesh, source.config, shards)
-    if source.is_random:
-        dtype, graph, whole = _abstract(source.config, config, shards, source.config.dtype, platform)
-        read: Callable[..., Params] = partial(random_params, whole, config.seed, placement=placement)
-        yield _weights(source.config, shards, dtype, graph, whole, read)
-        return
-    with open_tensors(source.weights, source.config) as tensors:
-        checkpoint = Checkpoint(source.config, tensors)
-        config = replace(config, quantize=source.config.quantize or config.quantize)
-        dtype, graph, whole = _abstract(source.config, config, shards, checkpoint.dtype, platform)
-        read = partial(load_params, checkpoint, whole, placement=placement)
-        yield _weights(source.config, shards, dtype, graph, whole, read)
-
-
-def _weights(
-    model: ModelConfig,
-    shards: Collectives,
-    dtype: np.dtype[Any],
-    graph: Graph,
-    whole: Params,
-    read: Callable[..., Params],
-) -> _Weights:
-    abstract, specs = shard_params(whole, model, shards)
-    num_bytes = bytes_per_device(abstract, specs, shards)
-    return _Weights(dtype, graph, abstract, specs, lambda report: read(progress=report), num_bytes)
-
-
-def _abstract(
-    model: ModelConfig, config: EngineConfig, shards: Collectives, stored: str, platform: Platform
-) -> tuple[np.dtype[Any], Graph, Params]:
-    dtype = jnp.dtype(stored if config.dtype == "auto" else config.dtype)
-    matrix_dtype = None if config.quantize is None else jnp.dtype(config.quantize)
-    return dtype, *abstract_model(model, dtype, platform, matrix_dtype, shards)
-
-
-def _load_and_compile(
-    weights: _Weights, programs: Mapping[str, Program], shapes: ModelShapes, platform: Platform, report: Progress
-) -> tuple[Params, Compiled]:
-    """Side by side; the first that fails ends both."""
-    executor = ThreadPoolExecutor(3, "load")
-    try:
-        params = executor.submit(weights.read, partial(report, "weights"))
-        options = dict(platform.compile_options)
-        lowerings = {name: partial(lower, program, shapes) for name, program in programs.items()}
-        compiled = compile_all(lowerings, options, executor, partial(report, "compile"))
-        for done in as_completed([params, *compiled.values()]):
-            done.result()
-        return params.result(), {name: program.result() for name, program in compiled.items()}
-    finally:
-        executor.shutdown(cancel_futures=True)
-        release_freed_memory()
+def _slot(slot: int) -> HostArray:
+    return np.array([slot], np.int32)

@@ -1,33 +1,28 @@
-"""The device's programs for every shape, compiled before the first request."""
+"""The device programs of a model: which there are for every shape, and what each takes and returns."""
 
-import errno
-import itertools
-import logging
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32
 
 from ...kernels.window_attention import block_sizes
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
-from ..core.errors import ConfigError
 from ..core.sampling_params import SamplingState
-from ..model.collectives import REPLICATED, SLOTS, Collectives
+from ..model.collectives import Collectives
 from ..model.config import ModelConfig
 from ..model.griffin import Params
-from ..model.sharding_rules import padded_lru_width, state_partition_specs
-from ..model.state import num_rows, zero_state
+from ..model.sharding_rules import padded_lru_width
+from ..model.state import Trail, num_rows, zero_state
 from ..platform import Platform
+from ..sampling.logprobs import Logprobs
+from ..sampling.sampler import Sampled
 from ..sampling.state import zero_sampling_state, zero_token_memory
 from .step_inputs import first_token_columns, prefill_columns
 from .steps import (
@@ -47,20 +42,8 @@ from .steps import (
     score_step,
 )
 
-_PROGRAM_BYTES: Final = 2**20
-"""Where there is no room for so many, there is none for a program."""
-
-_PASSING: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What may be wrong with a folder that was the right one to name."""
-
-_logger = logging.getLogger(__name__)
-
-type Lower = Callable[[], Any]
-"""Traces a program for its shapes, ready to be compiled; see `lower`."""
-
-type Compiled = Mapping[str, Any]
-"""Compiled programs by name: "decode 8" is for the first 8 slots, "prefill 2x64" for two chunks of 64 tokens, "prefill
-1x64 part 2" for the second of the parts in which one chunk is read."""
+type SlotArrays = tuple[Float32[Array, "L E"], Float[Array, "L K1 E"], Float[Array, "W A 2 d"]]
+"""One slot's state: h and convolution inputs of the recurrent layers, and the attention rings; see `as_arrays`."""
 
 
 def new_pool(
@@ -86,27 +69,44 @@ def new_pool(
 
 
 def decode_rows(pool: StatePool) -> tuple[int, ...]:
-    """The numbers of slots for which there is a decode program, in rising order."""
+    """Returns the numbers of slots for which there is a decode program, in rising order."""
     return tuple(accumulate(num_rows(group) for group in pool.groups))
 
 
-class StepShapes(NamedTuple):
-    """For which steps there are programs.
+class PrefillShape(NamedTuple):
+    """Shape of a prefill step on one data shard.
 
     Attributes:
-      decode_steps: the most tokens per row of a decode dispatch.
-      prefill: the (rows, tokens per row) of prefill.
-      parts: the layers of each part in which one row of `PREFILL_BLOCK` tokens is read.
+      rows: Number of chunks.
+      length: Number of tokens per chunk.
+    """
+
+    rows: int
+    length: int
+
+
+class StepShapes(NamedTuple):
+    """Shapes for which programs are compiled.
+
+    Attributes:
+      decode_steps: Maximum number of tokens per row of a decode dispatch.
+      prefill: Shapes of prefill steps.
+      layer_slices: Layers of each step of a chunk of `PREFILL_BLOCK` tokens; other shapes take all layers in one step.
     """
 
     decode_steps: int
-    prefill: tuple[tuple[int, int], ...]
-    parts: tuple[range, ...]
+    prefill: tuple[PrefillShape, ...]
+    layer_slices: tuple[range, ...]
 
     @property
     def prefill_rows(self) -> int:
-        """The most rows of prefill."""
-        return max(rows for rows, _ in self.prefill)
+        """Maximum number of rows of a prefill step."""
+        return max(shape.rows for shape in self.prefill)
+
+    def fit(self, rows: int, length: int) -> PrefillShape:
+        """Returns the smallest prefill shape with room for `rows` chunks of up to `length` tokens."""
+        fitting_rows = min(shape.rows for shape in self.prefill if shape.rows >= rows)
+        return min(shape for shape in self.prefill if shape.rows == fitting_rows and shape.length >= length)
 
 
 def step_shapes(model: ModelConfig, chunk: int, platform: Platform) -> StepShapes:
@@ -121,13 +121,13 @@ def step_shapes(model: ModelConfig, chunk: int, platform: Platform) -> StepShape
     return StepShapes(platform.decode_steps, shapes, layer_slices(model.depth, platform.layers_per_slice))
 
 
-def prefill_shapes(chunk: int, most_rows: int) -> tuple[tuple[int, int], ...]:
-    """The (rows, tokens per row): the block, doubled up to the chunk, and rows that fit with it, a power of two."""
+def prefill_shapes(chunk: int, max_rows: int) -> tuple[PrefillShape, ...]:
+    """Returns lengths from `PREFILL_BLOCK`, doubled up to the chunk, with powers of two as rows that fit the chunk."""
     lengths = [PREFILL_BLOCK]
     while lengths[-1] < chunk:
         lengths.append(min(2 * lengths[-1], chunk))
-    rows = [2**i for i in range(most_rows.bit_length())]
-    return tuple((n, length) for length in lengths for n in rows if n * length <= chunk)
+    rows = [2**i for i in range(max_rows.bit_length())]
+    return tuple(PrefillShape(n, length) for length in lengths for n in rows if n * length <= chunk)
 
 
 def layer_slices(depth: int, size: int | None) -> tuple[range, ...]:
@@ -136,28 +136,18 @@ def layer_slices(depth: int, size: int | None) -> tuple[range, ...]:
     return tuple(range(start, min(start + size, depth)) for start in range(0, depth, size))
 
 
-def prefill_names(rows: int, length: int, parts: int) -> list[str]:
-    """Of the programs that read a batch of this shape, one after the other.
-
-    Args:
-      parts: of one row of `PREFILL_BLOCK` tokens.
-    """
-    name = f"prefill {rows}x{length}"
-    is_cut = (rows, length) == (1, PREFILL_BLOCK) and parts > 1
-    return [f"{name} part {part + 1}" for part in range(parts)] if is_cut else [name]
-
-
 class ModelShapes(NamedTuple):
-    """A model and its slots, in shapes and types, on its devices.
+    """Shapes and dtypes of a model and its state pool, and their place on a mesh.
 
     Attributes:
-      config: the model's shape.
-      graph, params: the model, and the parameters of all shards side by side.
-      pool: the slots of all shards.
-      dtype: of the activations.
-      shards: what the model and its slots are cut into.
-      specs: how the parameters lie on the mesh.
-      mesh: the devices; None for the one that is there anyway.
+      config: Shape of the model.
+      graph: Code of the model.
+      params: Parameters of all shards side by side.
+      pool: Slots of all shards.
+      dtype: Dtype of the activations.
+      shards: Mesh over which the model and its slots are sharded.
+      specs: Partition specs of the parameters.
+      mesh: Devices; None for a single one.
     """
 
     config: ModelConfig
@@ -170,156 +160,160 @@ class ModelShapes(NamedTuple):
     mesh: Mesh | None = None
 
 
-class Program(NamedTuple):
-    """What the devices run under one name.
+type ArrayName = Literal["params", "pool", "hidden", "last"]
+
+
+@dataclass(slots=True)
+class DeviceArrays:
+    """Arrays that stay on the devices from one program to the next.
 
     Attributes:
-      step: one shard's function.
-      held: the arguments that stay on the devices from call to call, by name; a pool that is a result, too, is donated.
-      inputs: the arguments behind them, which come from the host; arrays or their shapes.
-      results: the names of what it gives; what has a name of those that are held takes its place.
+      params: Parameters of the model.
+      pool: State pool, donated to each program that replaces it.
+      hidden: Activations of all tokens of the last prefill step.
+      last: Activations of each row's last token of the last prefill step, or of restored prompts.
     """
 
+    params: Params
+    pool: StatePool
+    hidden: Array | None = None
+    last: Array | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program[Result]:
+    """A function that the devices run, compiled for one shape.
+
+    Attributes:
+      label: Unique name, used between hosts.
+      step: Function of one shard. It takes the arrays of `reads`, then the inputs, and returns the arrays of
+        `replaces`, then the result, if there is one.
+      inputs: Inputs from the host, as arrays or their shapes.
+      reads: Device arrays that the step takes.
+      replaces: Device arrays that the step returns anew.
+      has_result: Whether the step returns a `Result`.
+    """
+
+    label: str
     step: Callable[..., Any]
-    held: tuple[str, ...]
     inputs: tuple[Any, ...]
-    results: tuple[str, ...]
+    reads: tuple[ArrayName, ...]
+    replaces: tuple[ArrayName, ...] = ()
+    has_result: bool = True
 
 
-HELD: Final = ("params", "pool", "hidden", "last")
-"""What stays on the devices: parameters, slots, and activations of the last prefill batch: of all its tokens, and of
-each row's last one."""
+@dataclass(frozen=True, slots=True, eq=False)
+class DevicePrograms:
+    """All device programs of a model.
+
+    Attributes:
+      decode: Generates tokens in the first slots, by the number of slots.
+      first_token: Samples the token after each prompt, and makes its slot ready to decode.
+      prefill: Prefills chunks, by shape; one program per layer slice.
+      score: Log-probabilities of prompt tokens after a prefill step, by the length of its chunks.
+      set_mask: Sets token masks of some slots.
+      copy_slot: Copies a slot onto another.
+      restore: Scatters a snapshot's state into a slot.
+      set_last: Replaces `last` by the activations of restored prompts.
+      read_slot: Gathers a slot's state; None if the prefix cache takes no snapshots after decoding.
+    """
+
+    decode: Mapping[int, Program[Sampled]]
+    first_token: Program[Sampled]
+    prefill: Mapping[PrefillShape, tuple[Program[Trail], ...]]
+    score: Mapping[int, Program[Logprobs]]
+    set_mask: Program[None]
+    copy_slot: Program[None]
+    restore: Program[None]
+    set_last: Program[None]
+    read_slot: Program[SlotArrays] | None = None
+
+    def __iter__(self) -> Iterator[Program[Any]]:
+        """Yields every program."""
+        yield from self.decode.values()
+        yield self.first_token
+        for slices in self.prefill.values():
+            yield from slices
+        yield from self.score.values()
+        yield from (self.set_mask, self.copy_slot, self.restore, self.set_last)
+        if self.read_slot is not None:
+            yield self.read_slot
 
 
-def all_programs(model: ModelShapes, shapes: StepShapes, *, reads_slots: bool = False) -> dict[str, Program]:
-    """Every program by name.
+def device_programs(model: ModelShapes, shapes: StepShapes, *, reads_slots: bool = False) -> DevicePrograms:
+    """Returns all programs of a model.
 
     Args:
-      model: what they are traced with.
-      shapes: of the steps.
-      reads_slots: whether there is one that reads what decoding has left in a slot.
+      model: Shapes with which the programs are traced.
+      shapes: Shapes of the steps.
+      reads_slots: Whether there is a program that reads a slot's state.
     """
-    programs = dict(_each_program(model, shapes))
-    read = Program(partial(read_step, model.shards, model.config.lru_width), ("pool",), (_int32(1),), ("state",))
-    return programs | {"read": read} if reads_slots else programs
-
-
-def _each_program(model: ModelShapes, shapes: StepShapes) -> Iterator[tuple[str, Program]]:
-    graph, shards, slots = model.graph, model.shards, model.pool.slots.tokens.shape[0]
-    words = model.pool.slots.memory.allowed.shape[1]
-    for rows in decode_rows(model.pool):
-        inputs: tuple[Any, ...] = (jax.ShapeDtypeStruct((rows,), jnp.bool), _int32())
-        step: Callable[..., Any] = partial(decode_step, graph, shapes.decode_steps)
-        yield f"decode {rows}", Program(step, ("params", "pool"), inputs, ("pool", "sampled"))
-    first = as_first_token_input(first_token_columns((), first_token_rows(shards), slots, words))
-    step = partial(first_token_step, graph)
-    yield "first token", Program(step, ("params", "pool", "last"), (first,), ("pool", "sampled"))
-    for rows, length in shapes.prefill:
-        inputs = (PrefillInput(**prefill_columns((), (), rows * shards.data, length, slots)),)
-        names = prefill_names(rows, length, len(shapes.parts))
-        parts = shapes.parts if len(names) > 1 else [range(model.config.depth)]
-        yield from zip(names, _prefill_parts(graph, inputs, parts), strict=True)
-        if rows == 1:
-            inputs = (_int32(shards.data, length),)
-            yield f"score {length}", Program(partial(score_step, graph), ("params", "hidden"), inputs, ("scores",))
+    config, shards, words = model.config, model.shards, model.pool.slots.memory.allowed.shape[1]
     masks = jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, words), jnp.uint32)
-    for name, change, inputs in (
-        ("mask", mask_step, (_int32(MAX_PREFILL_ROWS), masks)),
-        ("copy", copy_step, (_int32(1), _int32(1))),
-        ("restore", restore_step, (_int32(1), *snapshot_shapes(model.config, model.dtype))),
-    ):
-        yield name, Program(partial(change, shards), ("pool",), inputs, ("pool",))
-    ends = jax.ShapeDtypeStruct((shards.data * MAX_PREFILL_ROWS, model.config.width), model.dtype)
-    yield "ends", Program(_take_over, (), (ends,), ("last",))
-
-
-def _prefill_parts(graph: Graph, inputs: tuple[PrefillInput], parts: Sequence[range]) -> Iterator[Program]:
-    results = ("pool", "hidden", "last", "trail")
-    yield Program(partial(prefill_step, graph, layers=parts[0]), ("params", "pool"), inputs, results)
-    for layers in parts[1:]:
-        yield Program(partial(later_prefill_step, graph, layers), ("params", "pool", "hidden"), inputs, results)
-
-
-def _take_over(x: Array) -> Array:
-    return x
-
-
-def first_token_rows(shards: Collectives) -> int:
-    """How many first tokens are sampled at a time: as many for each of the model's shards."""
-    return -(-MAX_PREFILL_ROWS // shards.model) * shards.model
-
-
-def lower(program: Program, model: ModelShapes) -> Any:
-    """Traces a program, ready to be compiled.
-
-    Args:
-      program: of `all_programs`.
-      model: as there.
-    """
-    donated = tuple(place for place, name in enumerate(program.held) if name == "pool" and name in program.results)
-    shapes = (*(_held_shape(name, program, model) for name in program.held), *program.inputs)
-    if model.mesh is None:
-        return jax.jit(_with_tuple(program), donate_argnums=donated).lower(*shapes)
-    takes = (*(_spec(name, model) for name in program.held), *(REPLICATED for _ in program.inputs))
-    gives = tuple(_spec(name, model) for name in program.results)
-    step = jax.shard_map(_with_tuple(program), mesh=model.mesh, in_specs=takes, out_specs=gives, check_vma=False)
-    placed = tuple(as_placed(model.mesh, spec, tree) for spec, tree in zip(takes, shapes, strict=True))
-    return jax.jit(step, donate_argnums=donated).lower(*placed)
-
-
-def _with_tuple(program: Program) -> Callable[..., tuple[Any, ...]]:
-    """The step, with its results as a tuple, also if there is one."""
-    if len(program.results) > 1:
-        return program.step
-
-    def step(*arguments: Any) -> tuple[Any, ...]:
-        return (program.step(*arguments),)
-
-    return step
-
-
-def as_placed(mesh: Mesh, spec: Any, tree: Any) -> Any:
-    """Shapes of arrays that lie on a mesh.
-
-    Args:
-      mesh: the devices.
-      spec: for all arrays below it, as `jax.shard_map` takes it.
-      tree: shapes, or arrays that have some.
-    """
-    return jax.tree.map(
-        lambda spec, part: jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)), part
-        ),
-        spec,
-        tree,
-        is_leaf=lambda node: isinstance(node, PartitionSpec),
+    last = jax.ShapeDtypeStruct((shards.data * MAX_PREFILL_ROWS, config.width), model.dtype)
+    slot, snapshot = _int32(1), snapshot_shapes(config, model.dtype)
+    return DevicePrograms(
+        decode={rows: _decode_program(model, shapes, rows) for rows in decode_rows(model.pool)},
+        first_token=_first_token_program(model),
+        prefill={shape: _prefill_programs(model, shapes, shape) for shape in shapes.prefill},
+        score={shape.length: _score_program(model, shape.length) for shape in shapes.prefill if shape.rows == 1},
+        set_mask=_pool_program("mask", partial(mask_step, shards), _int32(MAX_PREFILL_ROWS), masks),
+        copy_slot=_pool_program("copy", partial(copy_step, shards), slot, slot),
+        restore=_pool_program("restore", partial(restore_step, shards), slot, *snapshot),
+        set_last=Program("set last", lambda x: x, (last,), (), ("last",), has_result=False),
+        read_slot=Program("read", partial(read_step, shards, config.lru_width), (slot,), ("pool",))
+        if reads_slots
+        else None,
     )
 
 
-def pool_spec(pool: StatePool) -> StatePool:
-    """How the slots lie on a mesh."""
-    return StatePool(tuple(map(state_partition_specs, pool.groups)), SLOTS)  # type: ignore[arg-type]
+def _decode_program(model: ModelShapes, shapes: StepShapes, rows: int) -> Program[Sampled]:
+    step = partial(decode_step, model.graph, shapes.decode_steps)
+    inputs = (jax.ShapeDtypeStruct((rows,), jnp.bool), _int32())
+    return Program(f"decode {rows}", step, inputs, ("params", "pool"), ("pool",))
 
 
-def _spec(name: str, model: ModelShapes) -> Any:
-    if name == "params":
-        return model.specs
-    return {"pool": pool_spec(model.pool), "hidden": SLOTS}.get(name, REPLICATED)
+def _first_token_program(model: ModelShapes) -> Program[Sampled]:
+    slots, words = model.pool.slots.tokens.shape[0], model.pool.slots.memory.allowed.shape[1]
+    inputs = as_first_token_input(first_token_columns((), first_token_rows(model.shards), slots, words))
+    step = partial(first_token_step, model.graph)
+    return Program("first token", step, (inputs,), ("params", "pool", "last"), ("pool",))
 
 
-def _held_shape(name: str, program: Program, model: ModelShapes) -> Any:
-    shapes = {"params": model.params, "pool": model.pool}
-    if name in shapes:
-        return shapes[name]
-    width, data = model.config.width, model.shards.data
-    shape = (data * MAX_PREFILL_ROWS, width) if name == "last" else (*jax.tree.leaves(program.inputs)[0].shape, width)
-    return jax.ShapeDtypeStruct(shape, model.dtype)
+def _prefill_programs(model: ModelShapes, shapes: StepShapes, shape: PrefillShape) -> tuple[Program[Trail], ...]:
+    slots, label = model.pool.slots.tokens.shape[0], f"prefill {shape.rows}x{shape.length}"
+    inputs = (PrefillInput(**prefill_columns((), (), shape.rows * model.shards.data, shape.length, slots)),)
+    slices = shapes.layer_slices if shape == (1, PREFILL_BLOCK) else (range(model.config.depth),)
+    replaces: tuple[ArrayName, ...] = ("pool", "hidden", "last")
+
+    def program(index: int, layers: range) -> Program[Trail]:
+        name = label if len(slices) == 1 else f"{label} slice {index + 1}"
+        if index:
+            step = partial(later_prefill_step, model.graph, layers)
+            return Program(name, step, inputs, ("params", "pool", "hidden"), replaces)
+        return Program(name, partial(prefill_step, model.graph, layers=layers), inputs, ("params", "pool"), replaces)
+
+    return tuple(program(index, layers) for index, layers in enumerate(slices))
+
+
+def _score_program(model: ModelShapes, length: int) -> Program[Logprobs]:
+    inputs = (_int32(model.shards.data, length),)
+    return Program(f"score {length}", partial(score_step, model.graph), inputs, ("params", "hidden"))
+
+
+def _pool_program(label: str, step: Callable[..., StatePool], *inputs: jax.ShapeDtypeStruct) -> Program[None]:
+    return Program(label, step, inputs, ("pool",), ("pool",), has_result=False)
+
+
+def first_token_rows(shards: Collectives) -> int:
+    """Returns the number of first tokens that are sampled in one step, a multiple of the number of model shards."""
+    return -(-MAX_PREFILL_ROWS // shards.model) * shards.model
 
 
 def snapshot_shapes(
     model: ModelConfig, dtype: np.dtype[Any]
 ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Of h, the convolutions' inputs and the ring of one slot, as `restore_step` takes them; the same on all meshes."""
+    """Returns the shapes of `SlotArrays`, which are the same on all meshes."""
     recurrent, attention = (model.block_types.count(kind) for kind in ("recurrent", "attention"))
     width, taps = (model.lru_width, model.conv_width - 1) if recurrent else (0, 0)
     window, size = (model.window, model.head_dim) if attention else (1, 0)
@@ -331,54 +325,9 @@ def snapshot_shapes(
 
 
 def as_first_token_input(columns: Mapping[str, Any]) -> FirstTokenInput:
-    """From arrays on the host or on the device."""
+    """Returns a `FirstTokenInput` of columns, which are arrays on the host or on the device."""
     return FirstTokenInput(**{**columns, "sampling": SamplingState(**columns["sampling"])})
 
 
 def _int32(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-
-def compile_all(
-    lowerings: Mapping[str, Lower], options: Mapping[str, Any], executor: Executor, report: Callable[[int, int], None]
-) -> dict[str, Future[Any]]:
-    """Traces one program after the other, while those before are compiled.
-
-    Args:
-      lowerings: of each program, by name.
-      options: the compiler's.
-      executor: compiles; what is left is cancelled by whoever shuts it down.
-      report: is told how many are done, and how many there are.
-    """
-    num_done = itertools.count(1)
-
-    def compile_program(lowered: Any) -> Any:
-        compiled = lowered.compile(compiler_options=dict(options))
-        report(next(num_done), len(lowerings))
-        return compiled
-
-    return {name: executor.submit(compile_program, lower()) for name, lower in lowerings.items()}
-
-
-def keep_programs(folder: Path) -> None:
-    """From now on, programs that have been compiled are kept in a folder, and found there by later processes.
-
-    Their names tell apart programs, versions, compiler options and kinds of devices (of CPUs: their instructions).
-    Where the disk is full or may only be read, programs are found there and none is added; the log says so.
-
-    Raises:
-      ConfigError: it can be no folder.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(_PROGRAM_BYTES))
-    except OSError as error:
-        if error.errno not in _PASSING:
-            reason = f"cannot be written to ({error.strerror}); name another folder, or off"
-            raise ConfigError(f"compile_cache {folder}: {reason}") from None
-        _logger.warning("compile_cache %s: no program will be kept there (%s)", folder, error.strerror)
-        warnings.filterwarnings("ignore", "Error writing persistent compilation cache")  # for each of the programs
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

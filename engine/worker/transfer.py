@@ -61,9 +61,9 @@ def read_slot(arrays: tuple[Array, Array, Array], length: int) -> Snapshot:
     return from_ring(length, (h, conv), ring)
 
 
-def restore_inputs(snapshot: Snapshot, slot: int, window: int) -> tuple[HostArray, ...]:
-    """Returns the inputs of `restore_step`, apart from the pool."""
-    return (np.array([slot], np.int32), *snapshot.recurrent, ring_rows(snapshot, window))
+def restore_inputs(snapshot: Snapshot, window: int) -> tuple[HostArray, ...]:
+    """Returns a snapshot's arrays as `Executor.restore` takes them."""
+    return (*snapshot.recurrent, ring_rows(snapshot, window))
 
 
 def cached_hidden(chunks: Sequence[PrefillChunk], rows: int) -> Float[np.ndarray, "Rmax D"]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from roost.engine.worker.runner import ModelRunner, PendingDecode
+from roost.engine import ModelRunner, builder
+from roost.engine.worker.pending import PendingDecode
 from roost.server.__main__ import main
 
 CALLS_BEFORE = 3
@@ -39,30 +40,30 @@ def later(works: Callable[..., Any], then: Callable[..., Any]) -> Callable[..., 
 
 def spoil(runner: ModelRunner) -> None:
     """No parameter is a number any more."""
-    held = runner._executor._held
-    held["params"] = jax.tree.map(
-        lambda leaf: jax.device_put(np.full_like(leaf, np.nan)) if leaf.dtype.kind == "f" else leaf, held["params"]
+    arrays = runner.executor.arrays
+    arrays.params = jax.tree.map(
+        lambda leaf: jax.device_put(np.full_like(leaf, np.nan)) if leaf.dtype.kind == "f" else leaf, arrays.params
     )
 
 
 def after_loading(change: Callable[[ModelRunner], None]) -> None:
     """Changes a runner that is ready."""
-    load = ModelRunner.__init__
+    load = builder.load_runner
 
-    def load_and_change(self: ModelRunner, *arguments: Any) -> None:
-        load(self, *arguments)
-        change(self)
+    def load_and_change(*arguments: Any) -> ModelRunner:
+        runner = load(*arguments)
+        change(runner)
+        return runner
 
-    ModelRunner.__init__ = load_and_change  # type: ignore[method-assign]
+    builder.load_runner = load_and_change
 
 
 def break_program(kind: str, then: Callable[..., Any]) -> Callable[[ModelRunner], None]:
     def change(runner: ModelRunner) -> None:
-        executor = runner._executor
-        executor._compiled = {
-            name: later(program, then) if name.startswith(kind) else program
-            for name, program in executor._compiled.items()
-        }
+        compiled = runner.executor.compiled
+        for label, program in compiled.items():
+            if label.startswith(kind):
+                compiled[label] = later(program, then)
 
     return change
 

@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 from demo_talk import far
-from roost.engine import EngineConfig, EngineCore, ModelRunner, ModelSource, Request, SamplingParams, open_model
+from roost.engine import (
+    EngineConfig,
+    EngineCore,
+    ModelRunner,
+    ModelSource,
+    Request,
+    SamplingParams,
+    load_runner,
+    open_model,
+)
 from roost.engine.model.state import RecurrentState
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.server.text.chat_template import Message, load_chat_format
@@ -32,17 +41,17 @@ def tokenizer(source: ModelSource) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def runner(source: ModelSource) -> Iterator[ModelRunner]:
-    runner = ModelRunner(source, EngineConfig(slots=2, prefill_chunk=CHUNK))
+    runner = load_runner(source, EngineConfig(slots=2, prefill_chunk=CHUNK))
     yield runner
     runner.close()
 
 
 def forget(runner: ModelRunner) -> None:
     """Zeroes h and the convolutions' inputs of every slot; the windows keep what they hold."""
-    held = runner._executor._held
+    arrays = runner.executor.arrays
     groups = [[jax.tree.map(jnp.zeros_like, s) if isinstance(s, RecurrentState) else s for s in group]
-              for group in held["pool"].groups]  # fmt: skip
-    held["pool"] = held["pool"]._replace(groups=tuple(map(tuple, groups)))
+              for group in arrays.pool.groups]  # fmt: skip
+    arrays.pool = arrays.pool._replace(groups=tuple(map(tuple, groups)))
 
 
 def answer(runner: ModelRunner, tokenizer: Tokenizer, prompt: list[int], forget_after: int | None) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cache_settings import restored
-from roost.engine import EngineConfig, ModelRunner, open_model
+from roost.engine import EngineConfig, ModelRunner, load_runner, open_model
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny-a"
 SLOTS = 4
@@ -19,7 +19,7 @@ def golden_runner() -> Iterator[ModelRunner]:
     programs = Path(os.environ["ROOST_COMPILE_CACHE"])  # of this run's own
     config = EngineConfig(SLOTS, prefill_chunk=128, dtype="float32", state_cache_inexact=True, compile_cache=programs)
     with restored():
-        runner = ModelRunner(open_model(str(TINY / "hf")), config)
+        runner = load_runner(open_model(str(TINY / "hf")), config)
     yield runner
     runner.close()
 

@@ -11,10 +11,10 @@ from roost.engine import (
     EngineConfig,
     EngineCore,
     MeshShape,
-    ModelRunner,
     PrefixCache,
     Request,
     SamplingParams,
+    load_runner,
     open_model,
 )
 from roost.engine.core.output_constraint import TokenMask, mask_of_ids
@@ -69,7 +69,7 @@ def as_lists(told: Told) -> list[Any]:
 def answers(shards: MeshShape, chunk: int, quantize: str | None = None) -> dict[str, Any]:
     """All requests' tokens and log-probabilities, in a crowd; then some of them again, from what is remembered."""
     config = EngineConfig(SLOTS, prefill_chunk=chunk, dtype="float32", shards=shards, quantize=quantize)
-    runner = ModelRunner(open_model(str(TINY_MODEL)), config)
+    runner = load_runner(open_model(str(TINY_MODEL)), config)
     cache = PrefixCache(runner.window, 10**9)
     core = EngineCore(Scheduler(runner.slots, 100, runner.limits, cache=cache), runner)
     told = run(core, *requests(), stagger=1)

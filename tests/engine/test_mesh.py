@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mesh_answers import answers
-from roost.engine import ConfigError, EngineConfig, MeshShape, ModelRunner, open_model
+from roost.engine import ConfigError, EngineConfig, MeshShape, load_runner, open_model
 from test_resume import TINY_MODEL
 
 pytestmark = pytest.mark.mesh
@@ -68,4 +68,4 @@ def test_in_int8_they_are_as_near_as_rounding_allows(alone: dict[str, Any]) -> N
 def test_too_few_devices() -> None:
     config = EngineConfig(2, prefill_chunk=64, shards=MeshShape(4, 2))
     with pytest.raises(ConfigError, match=r"mesh data=4,model=2 takes 8 devices, but there are 1"):
-        ModelRunner(open_model(str(TINY_MODEL)), config)
+        load_runner(open_model(str(TINY_MODEL)), config)

@@ -223,7 +223,7 @@ def test_states_take_no_slots(runner: ModelRunner) -> None:
 
 
 def test_off_means_that_nothing_leaves_the_device(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "state_cache_bytes", 0)
+    monkeypatch.setattr(runner, "keeps_snapshots", False)
     core = make_core(runner)
     run(core, ask("a", (1, 100)))
     assert core.stats.cache.snapshots == 0

@@ -22,7 +22,16 @@ from roost.engine.model.griffin import abstract_model
 from roost.engine.model.sharding_rules import shard_params
 from roost.engine.platform import TPU
 from roost.engine.roofline import DEVICES
-from roost.engine.worker.programs import ModelShapes, all_programs, lower, new_pool, step_shapes
+from roost.engine.worker.compilation import lower
+from roost.engine.worker.programs import (
+    DevicePrograms,
+    ModelShapes,
+    PrefillShape,
+    Program,
+    device_programs,
+    new_pool,
+    step_shapes,
+)
 
 pytestmark = pytest.mark.tpu_compile
 
@@ -51,8 +60,11 @@ def shapes(config: ModelConfig, topology: str, shards: Collectives, slots: int) 
     return ModelShapes(config, graph, params, pool, BF16, shards, specs, mesh)
 
 
-def compiled(model: ModelShapes, name: str) -> Any:
-    program = all_programs(model, step_shapes(model.config, 512, TPU))[name]
+def programs(model: ModelShapes) -> DevicePrograms:
+    return device_programs(model, step_shapes(model.config, 512, TPU))
+
+
+def compiled(model: ModelShapes, program: Program[Any]) -> Any:
     return lower(program, model).compile(compiler_options=COUNT_HBM_ONLY)
 
 
@@ -82,14 +94,14 @@ def test_what_crosses_links(topology: str, shards: Collectives) -> None:
     model = shapes(LAYERS, topology, shards, slots)
     heads = -(-LAYERS.num_heads // shards.model) * shards.model
 
-    decode = collectives(compiled(model, f"decode {slots}"))
+    decode = collectives(compiled(model, programs(model).decode[slots]))
     assert decode.pop(("all-reduce", "bf16", rows * width)) == sums
     queries = rows * heads * LAYERS.head_dim // shards.model
     assert decode.pop(("all-to-all", "bf16", queries)) == 2, "queries to their rings, and back"
     assert decode.pop(("all-to-all", "f32", rows * LAYERS.vocab_size // shards.model)) == 1, "logits, to be sampled"
     assert max(size for _, _, size in decode) <= slots * MAX_LOGPROBS, "the rest is small"
 
-    prefill = collectives(compiled(model, "prefill 1x512"))
+    prefill = collectives(compiled(model, programs(model).prefill[PrefillShape(1, 512)][0]))
     assert prefill.pop(("all-reduce", "bf16", 512 * width)) == sums
     assert prefill.pop(("all-reduce", "bf16", LAYERS.window * LAYERS.head_dim)) == 2, "a row's keys and values"
     assert all(kind == "all-gather" for kind, _, _ in prefill), "the rest is what is remembered of the chunk"
@@ -98,7 +110,7 @@ def test_what_crosses_links(topology: str, shards: Collectives) -> None:
 def test_rings_are_not_copied() -> None:
     """Neither gathered whole from all shards nor written anew: a step's temporaries are smaller than one of them."""
     model = shapes(LAYERS, "v5e:2x2", Collectives(2, 2), 256)
-    memory = compiled(model, "decode 256").memory_analysis()
+    memory = compiled(model, programs(model).decode[256]).memory_analysis()
     ring = 256 // 4 * LAYERS.window * LAYERS.head_dim * BF16.itemsize
     assert memory.temp_size_in_bytes < ring
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model.pool.groups))
@@ -109,10 +121,9 @@ def test_9b_in_bfloat16_fits_four_small_chips() -> None:
     """With more than a thousand requests, on chips of 16 GB: the weights alone are 17.6 GB."""
     slots, layers = 1152, PRESETS["9b"].depth
     model = shapes(PRESETS["9b"], "v5e:2x2", Collectives(1, 4), slots)
-    for name in (f"decode {slots}", "prefill 1x512"):
-        program = compiled(model, name)
-        assert hbm(program) < DEVICES["v5e"].memory_bytes, name
-        found = collectives(program)
-        rows = slots if name.startswith("decode") else 512
-        assert found["all-reduce", "bf16", rows * PRESETS["9b"].width] == 1 + 2 * layers
-        print(name, f"{hbm(program) / 1e9:.2f} GB on each chip")
+    decode, prefill = programs(model).decode[slots], programs(model).prefill[PrefillShape(1, 512)][0]
+    for program, rows in ((decode, slots), (prefill, 512)):
+        executable = compiled(model, program)
+        assert hbm(executable) < DEVICES["v5e"].memory_bytes, program.label
+        assert collectives(executable)["all-reduce", "bf16", rows * PRESETS["9b"].width] == 1 + 2 * layers
+        print(program.label, f"{hbm(executable) / 1e9:.2f} GB on each chip")

@@ -43,12 +43,12 @@ def serve(runner: ModelRunner, requests: list[Request], *, stagger: int = 0) -> 
 
 def groups_of(runner: ModelRunner) -> Any:
     """The model's state in all slots."""
-    return runner._executor._held["pool"].groups
+    return runner.executor.arrays.pool.groups
 
 
 def put_groups(runner: ModelRunner, groups: Any) -> None:
-    held = runner._executor._held
-    held["pool"] = held["pool"]._replace(groups=groups)
+    arrays = runner.executor.arrays
+    arrays.pool = arrays.pool._replace(groups=groups)
 
 
 def one_by_one(output: TokenOutput) -> list[TokenOutput]:
@@ -195,7 +195,7 @@ def test_a_poisoned_slot_does_not_leak(runner: ModelRunner) -> None:
     compiles = runner.compiles_since_ready
     poison = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), groups_of(runner))
     put_groups(runner, poison)
-    runner._executor._compiles = compiles  # the poison's own programs are the test's
+    runner.executor.compiles.count = compiles  # the poison's own programs are the test's
     assert serve(runner, [request])["a"] == clean
 
 

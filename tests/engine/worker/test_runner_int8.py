@@ -16,6 +16,7 @@ from roost.engine import (
     Scheduler,
     TokenOutput,
     convert,
+    load_runner,
     open_model,
 )
 from roost.engine.core.errors import ConfigError, NumericError
@@ -23,7 +24,7 @@ from roost.engine.model.collectives import Collectives
 from roost.engine.model.quantization import QuantizedMatrix
 from roost.engine.model.state import _row_axes
 from roost.engine.platform import CPU
-from roost.engine.worker.executor import _open_weights
+from roost.engine.worker.loading import open_weights
 from test_runner import SLOTS, TINY, groups_of, ids, put_groups, serve
 
 CROWD: list[tuple[int, dict[str, Any]]] = [
@@ -41,7 +42,7 @@ CROWD: list[tuple[int, dict[str, Any]]] = [
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def runner(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
     config = EngineConfig(SLOTS, prefill_chunk=64, dtype=request.param, quantize="int8")
-    runner = ModelRunner(open_model(str(TINY / "hf")), config)
+    runner = load_runner(open_model(str(TINY / "hf")), config)
     yield runner
     assert runner.compiles_since_ready == 0
     runner.close()
@@ -109,7 +110,7 @@ def test_one_broken_number_ends_its_request(runner: ModelRunner, value: float) -
 def test_a_checkpoint_in_int8_is_run_so(tmp_path: Path) -> None:
     """Without being told to; its parameters are those that quantising at load gives (tests/engine/model)."""
     convert(open_model(str(TINY / "orbax")), tmp_path / "int8", quantize="int8")
-    with _open_weights(open_model(str(tmp_path / "int8")), EngineConfig(), Collectives(), CPU, None) as weights:
+    with open_weights(open_model(str(tmp_path / "int8")), EngineConfig(), Collectives(), CPU, None) as weights:
         assert isinstance(weights.abstract["embedding"], QuantizedMatrix)
         assert weights.dtype == "bfloat16"
 

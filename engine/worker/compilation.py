@@ -1,0 +1,141 @@
+"""Compilation of device programs ahead of the first request, and the count of compilations after that."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor, Future
+from functools import partial
+from typing import Any, Final
+
+import jax
+import jax.monitoring
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ..core.config import MAX_PREFILL_ROWS
+from ..model.collectives import REPLICATED, SLOTS
+from ..model.sharding_rules import state_partition_specs
+from .programs import ArrayName, ModelShapes, Program
+from .steps import StatePool
+
+type CompiledProgram = Callable[..., tuple[Any, ...]]
+"""A compiled program; takes and returns arrays as its `Program` says."""
+
+_COMPILE_EVENT: Final = "/jax/core/compile/backend_compile_duration"
+
+
+def lower(program: Program[Any], model: ModelShapes) -> Any:
+    """Traces a program, ready to be compiled.
+
+    Args:
+      program: Program to trace.
+      model: Model of the program.
+    """
+    donated = tuple(i for i, name in enumerate(program.reads) if name == "pool" and name in program.replaces)
+    shapes = (*(_shape(name, program, model) for name in program.reads), *program.inputs)
+    if model.mesh is None:
+        return jax.jit(_as_tuple(program), donate_argnums=donated).lower(*shapes)
+    takes = (*(_spec(name, model) for name in program.reads), *(REPLICATED for _ in program.inputs))
+    gives = (*(_spec(name, model) for name in program.replaces), *([REPLICATED] if program.has_result else []))
+    step = jax.shard_map(_as_tuple(program), mesh=model.mesh, in_specs=takes, out_specs=gives, check_vma=False)
+    placed = tuple(shard_shapes(model.mesh, spec, tree) for spec, tree in zip(takes, shapes, strict=True))
+    return jax.jit(step, donate_argnums=donated).lower(*placed)
+
+
+def _as_tuple(program: Program[Any]) -> Callable[..., tuple[Any, ...]]:
+    """Returns the step with a tuple of its outputs, even of a single one."""
+    if len(program.replaces) + program.has_result > 1:
+        return program.step
+
+    def step(*arguments: Any) -> tuple[Any, ...]:
+        return (program.step(*arguments),)
+
+    return step
+
+
+def shard_shapes(mesh: Mesh, spec: Any, tree: Any) -> Any:
+    """Returns shapes of arrays that are sharded over a mesh.
+
+    Args:
+      mesh: Devices.
+      spec: Partition specs, as a prefix of the tree.
+      tree: Arrays or their shapes.
+    """
+    return jax.tree.map(
+        lambda spec, part: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)), part
+        ),
+        spec,
+        tree,
+        is_leaf=lambda node: isinstance(node, PartitionSpec),
+    )
+
+
+def pool_partition_specs(pool: StatePool) -> StatePool:
+    """Returns the partition specs of the state pool."""
+    return StatePool(tuple(map(state_partition_specs, pool.groups)), SLOTS)  # type: ignore[arg-type]
+
+
+def _spec(name: ArrayName, model: ModelShapes) -> Any:
+    if name == "params":
+        return model.specs
+    return {"pool": pool_partition_specs(model.pool), "hidden": SLOTS}.get(name, REPLICATED)
+
+
+def _shape(name: ArrayName, program: Program[Any], model: ModelShapes) -> Any:
+    shapes = {"params": model.params, "pool": model.pool}
+    if name in shapes:
+        return shapes[name]
+    width, data = model.config.width, model.shards.data
+    shape = (data * MAX_PREFILL_ROWS, width) if name == "last" else (*jax.tree.leaves(program.inputs)[0].shape, width)
+    return jax.ShapeDtypeStruct(shape, model.dtype)
+
+
+def compile_all(
+    lowerings: Mapping[str, Callable[[], Any]],
+    options: Mapping[str, str],
+    executor: Executor,
+    report: Callable[[int, int], None],
+) -> dict[str, Future[CompiledProgram]]:
+    """Traces one program after the other, while those before it are compiled.
+
+    Args:
+      lowerings: Function that traces each program, by label; see `lower`.
+      options: Options of XLA's compiler.
+      executor: Threads that compile. Shutting it down cancels what is left.
+      report: Called with the number of compiled programs and of all.
+    """
+    num_done = itertools.count(1)
+
+    def compile_program(lowered: Any) -> CompiledProgram:
+        compiled: CompiledProgram = lowered.compile(compiler_options=dict(options))
+        report(next(num_done), len(lowerings))
+        return compiled
+
+    return {label: executor.submit(compile_program, trace()) for label, trace in lowerings.items()}
+
+
+def lowerings(programs: Iterable[Program[Any]], model: ModelShapes) -> dict[str, Callable[[], Any]]:
+    """Returns a function per label that traces the program."""
+    return {program.label: partial(lower, program, model) for program in programs}
+
+
+class CompileCounter:
+    """Counts XLA compilations of this process from `start` to `stop`.
+
+    Attributes:
+      count: Number of compilations so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def start(self) -> None:
+        """Starts counting."""
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    def stop(self) -> None:
+        """Stops counting."""
+        jax.monitoring.unregister_event_duration_listener(self._on_event)
+
+    def _on_event(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == _COMPILE_EVENT:
+            self.count += 1
