@@ -30,7 +30,8 @@ from roost.server.bench.engine.loading import load
 from roost.server.settings import Settings
 from roost.server.text.grammar import Grammar, GrammarCompiler, json_spec
 from roost.server.text.served_model import open_tokenizer
-from roost.server.text.tokenizer import Tokenizer, synthetic_tokenizer
+from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
+from roost.server.text.tokenizer import Tokenizer
 
 VOCABULARIES = (32_000, 256_000)
 ROUNDS, REPEATS = 11, 20

@@ -29,7 +29,8 @@ from roost.engine.model.config import read_config
 from roost.engine.prefix_cache.state_file import pack, unpack
 from roost.server.text.chat_template import ChatFormatError, Message, load_chat_format
 from roost.server.text.generation_defaults import read_defaults
-from roost.server.text.tokenizer import load_tokenizer, synthetic_tokenizer
+from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
+from roost.server.text.tokenizer_loading import load_tokenizer
 from safetensors.numpy import save
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo"

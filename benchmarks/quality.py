@@ -33,7 +33,8 @@ from roost.engine.model.griffin import abstract_model
 from roost.engine.model.state import zero_state
 from roost.engine.platform import CPU, CPU_OPTIONS
 from roost.server.text.chat_template import Ending, Message, load_chat_format
-from roost.server.text.tokenizer import Tokenizer, load_tokenizer
+from roost.server.text.tokenizer import Tokenizer
+from roost.server.text.tokenizer_loading import load_tokenizer
 
 EVALUATION: Final = Path(__file__).parents[1] / "tools" / "eval_demo.py"
 ROWS, STEPS, BLOCK = 8, 512, 64

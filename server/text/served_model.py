@@ -10,7 +10,9 @@ from ...engine import EngineConfig, ModelSource
 from .chat_template import ChatFormat, load_chat_format
 from .generation_defaults import GenerationDefaults, read_defaults
 from .special_tokens import check_special_tokens
-from .tokenizer import TokenIdsOnly, Tokenizer, load_tokenizer, read_tokenizer_config, synthetic_tokenizer
+from .synthetic_tokenizer import synthetic_tokenizer
+from .tokenizer import TokenIdsOnly, Tokenizer
+from .tokenizer_loading import load_tokenizer, read_tokenizer_config
 
 
 @dataclass(frozen=True, slots=True)

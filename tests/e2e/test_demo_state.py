@@ -19,7 +19,8 @@ from roost.engine import (
 from roost.engine.model.state import RecurrentState
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.server.text.chat_template import Message, load_chat_format
-from roost.server.text.tokenizer import Tokenizer, load_tokenizer
+from roost.server.text.tokenizer import Tokenizer
+from roost.server.text.tokenizer_loading import load_tokenizer
 
 CHUNK = 64
 """The name has been read by then."""

@@ -9,7 +9,8 @@ from fake_server import VOCAB_SIZE, make_service, served_model
 from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.text.served_model import ServedModel
-from roost.server.text.tokenizer import Tokenizer, synthetic_tokenizer
+from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
+from roost.server.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

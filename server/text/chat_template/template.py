@@ -11,7 +11,8 @@ import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ....engine.core.errors import CheckpointError
-from ..tokenizer import Tokenizer, read_tokenizer_config
+from ..tokenizer import Tokenizer
+from ..tokenizer_loading import read_tokenizer_config
 from .layout import Ending, Part, lay_out
 from .turns import ChatFormatError, Message, fold, fold_after_system, unfolded
 

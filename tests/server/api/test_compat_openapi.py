@@ -8,7 +8,7 @@ from fake_engine import FakeEngine
 from fake_server import VOCAB_SIZE, make_service, served_model
 from hypothesis import HealthCheck, settings
 from roost.server.app import create_app
-from roost.server.text.tokenizer import synthetic_tokenizer
+from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 
 pytestmark = pytest.mark.compat
 

@@ -23,7 +23,8 @@ from roost.server.generation.answer_size import MAX_ANSWER_BYTES, answer_size
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.service import Service
 from roost.server.middleware.body_limit import BodyLimit
-from roost.server.text.tokenizer import SentencePieceTokenizer, Tokenizer
+from roost.server.text.piece_tokenizer import SentencePieceTokenizer
+from roost.server.text.tokenizer import Tokenizer
 from starlette.types import Message, Scope
 from tokenizer_files import train_sentencepiece
 

@@ -28,7 +28,7 @@ from roost.server.generation.prompts import Prompt
 from roost.server.generation.tools import CallReader, call_text
 from roost.server.observability.request_record import Times
 from roost.server.text.detokenizer import Detokenizer
-from roost.server.text.tokenizer import synthetic_tokenizer
+from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 
 TOKENIZER = synthetic_tokenizer(512)
 MODEL = served_model(TOKENIZER)

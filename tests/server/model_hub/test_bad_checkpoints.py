@@ -14,7 +14,7 @@ from roost.engine.checkpoint.source import DEMO_DIRECTORY
 from roost.server.cli.main import app
 from roost.server.text import special_tokens
 from roost.server.text.special_tokens import check_special_tokens
-from roost.server.text.tokenizer import load_tokenizer
+from roost.server.text.tokenizer_loading import load_tokenizer
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 

@@ -11,13 +11,9 @@ import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from roost.server.text.detokenizer import Detokenizer
-from roost.server.text.tokenizer import (
-    HFTokenizer,
-    SentencePieceTokenizer,
-    TokenIdsOnly,
-    Tokenizer,
-    synthetic_tokenizer,
-)
+from roost.server.text.piece_tokenizer import HFTokenizer, SentencePieceTokenizer
+from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
+from roost.server.text.tokenizer import TokenIdsOnly, Tokenizer
 from tokenizer_files import hf_json, train_sentencepiece
 from tokenizers import decoders, normalizers, pre_tokenizers
 

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from roost.engine.core.errors import CheckpointError
 from roost.server.text.chat_template import ChatFormat, ChatFormatError, Ending, Message, load_chat_format
-from roost.server.text.tokenizer import SentencePieceTokenizer, TokenIdsOnly, Tokenizer, synthetic_tokenizer
+from roost.server.text.piece_tokenizer import SentencePieceTokenizer
+from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
+from roost.server.text.tokenizer import TokenIdsOnly, Tokenizer
 
 # A format that has a system role.
 NATIVE_SYSTEM_TEMPLATE = (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from roost.server.api.openai.tool_schemas import Function, Tool
 from roost.server.generation.tools import CallReader, call_text, calls_spec, join_calls, text_or_calls_spec
 from roost.server.text.grammar import GrammarCompiler, GrammarError, schema_text
-from roost.server.text.tokenizer import synthetic_tokenizer
+from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 from walk import spell, walk
 
 PLACE = {

@@ -15,7 +15,8 @@ from roost.server.text.grammar import (
     lark_spec,
     regex_spec,
 )
-from roost.server.text.tokenizer import TokenIdsOnly, Tokenizer, synthetic_tokenizer
+from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
+from roost.server.text.tokenizer import TokenIdsOnly, Tokenizer
 from walk import allowed_ids, spell
 
 SUM = 'start: NUMBER ("+" NUMBER)*\nNUMBER: /[0-9]+/\n'

@@ -10,7 +10,8 @@ import jsonschema
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from roost.server.text.grammar import GrammarCompiler, json_spec
-from roost.server.text.tokenizer import Tokenizer, synthetic_tokenizer
+from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
+from roost.server.text.tokenizer import Tokenizer
 from walk import OutOfPatienceError, walk
 
 NAMES = st.text('abcé"\\ {', min_size=1, max_size=4)

@@ -1,0 +1,227 @@
+"""Tokenizers of the SentencePiece family: `▁` for a space, byte pieces, control tokens."""
+
+import itertools
+import re
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import sentencepiece
+import tokenizers
+
+from .tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
+
+_CONTROL_PIECES: Final = frozenset({"<pad>", "<eos>", "<bos>", "<unk>", "<mask>", START_OF_TURN, END_OF_TURN})
+"""Pieces that are control tokens in every model that has them, whatever type its file gives them."""
+
+SPACE_MARK: Final = "▁"
+BYTE_PIECES: Final = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerConfig:
+    """What `tokenizer_config.json` adds to the tokenizer's file: control tokens by id, names of BOS and EOS."""
+
+    control: Mapping[int, str] = field(default_factory=dict)
+    bos: str = "<bos>"
+    eos: str = "<eos>"
+
+
+class PieceTokenizer(Tokenizer):
+    """What `tokenizer.model` and `tokenizer.json` have in common; a subclass turns plain text into ids.
+
+    Text survives a round trip where the tokenizer has byte pieces and does not normalize, as Gemma's. For
+    that, a literal `▁` is encoded by its bytes: the libraries would take it for a space. Lone surrogates
+    become `?`. A model that asks for a dummy prefix (a space in front of a text) gets it, once for each
+    fragment that its library encodes, and `decode` does not take it off: it cannot tell it from a space.
+
+    Args:
+      pieces: by id; ids may be missing.
+      control_ids: which of them are control tokens, further to `_CONTROL_PIECES`.
+
+    Raises:
+      ValueError: an id is outside the model's vocabulary.
+    """
+
+    has_text = True
+
+    def __init__(
+        self,
+        vocab_size: int,
+        pieces: Mapping[int, str],
+        control_ids: Iterable[int],
+        bos_id: int | None,
+        eos_id: int | None,
+    ) -> None:
+        if (num_pieces := max(pieces, default=-1) + 1) > vocab_size:
+            raise ValueError(
+                f"has {num_pieces} pieces, but the model's vocabulary only {vocab_size}: "
+                "put the tokenizer here that the model was trained with"
+            )
+        well_known = {token_id for token_id, piece in pieces.items() if piece in _CONTROL_PIECES}
+        self._control_names = {token_id: pieces[token_id] for token_id in {*well_known, *control_ids}}
+        self._control_ids = {name: token_id for token_id, name in self._control_names.items()}
+        # A tokenizer without byte pieces has nothing but <unk> for a character that it does not know.
+        self._barred_from_text = self._control_names.keys() - {self._control_ids.get("<unk>")}
+        self._bytes = [b""] * vocab_size
+        for token_id, piece in pieces.items():
+            if token_id not in self._control_names:
+                self._bytes[token_id] = _piece_bytes(piece)
+        names = (name.encode() for name in self._control_names.values())
+        self.max_token_bytes = max(map(len, itertools.chain(self._bytes, names, [b"token_id:000000"])))
+        self._space_mark_ids = _byte_piece_ids(pieces, SPACE_MARK.encode())
+
+        any_name = "|".join(map(re.escape, sorted(self._control_ids, key=len, reverse=True))) or "(?!)"
+        self._names = re.compile(f"({any_name})")
+        self._name_starts = re.compile(f"(?={any_name})")
+
+        self.vocab_size = vocab_size
+        self.bos_id = bos_id
+        end_ids = (eos_id, self._control_ids.get(END_OF_TURN))
+        self.end_token_ids = tuple(token_id for token_id in end_ids if token_id is not None)
+
+    @abstractmethod
+    def _library_encode(self, text: str) -> list[int]:
+        """Ids of a text as the tokenizer's own library gives them, without BOS or a template."""
+
+    def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        if not control_tokens:
+            return self._encode_plain(text)
+        ids: list[int] = []
+        for part in self._names.split(text):
+            if part in self._control_ids:
+                ids.append(self._control_ids[part])
+            else:
+                ids += self._encode_plain(part)
+        return ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._bytes[token_id]
+
+    def token_text(self, token_id: int) -> str:
+        if token_id in self._control_names:
+            return self._control_names[token_id]
+        data = self._bytes[token_id]
+        if not data:
+            return f"token_id:{token_id}"
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+    def is_control(self, token_id: int) -> bool:
+        return token_id in self._control_names
+
+    def _encode_plain(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in self._fragments(text):
+            if part.startswith(SPACE_MARK):
+                ids += (self._space_mark_ids or self._library_encode(SPACE_MARK)) * len(part)
+            else:
+                ids += self._library_encode(part)
+        # A normalizer may have made a control token's name of other characters: `＜eos＞`.
+        return [token_id for token_id in ids if token_id not in self._barred_from_text]
+
+    def _fragments(self, text: str) -> Iterator[str]:
+        """Cuts a text such that no fragment holds a control token's name, and each run of `▁` is one of its own.
+
+        The libraries find the names in any text. One cut behind the first character of every occurrence,
+        overlapping ones too, leaves none whole.
+        """
+        for part in re.split(f"({SPACE_MARK}+)", text):
+            cuts = [match.start() + 1 for match in self._name_starts.finditer(part)]
+            yield from (part[start:end] for start, end in itertools.pairwise([0, *cuts, len(part)]))
+
+
+class SentencePieceTokenizer(PieceTokenizer):
+    """A `tokenizer.model`.
+
+    Its user-defined pieces are text (runs of newlines, `<table>`), apart from the well-known control tokens
+    and those that `config` declares.
+
+    Raises:
+      ValueError: this is no SentencePiece model, or it does not fit the vocabulary.
+    """
+
+    def __init__(self, model: bytes, vocab_size: int, config: TokenizerConfig | None = None) -> None:
+        self._processor = _sentencepiece_processor(model)
+        ids = list(range(self._processor.get_piece_size()))
+        declared = dict(config.control) if config else {}
+        control = itertools.compress(ids, self._processor.is_control(ids))
+        super().__init__(
+            vocab_size,
+            pieces=dict(enumerate(self._processor.id_to_piece(ids))) | declared,
+            control_ids={self._processor.unk_id(), *control, *declared},
+            bos_id=_none_if_negative(self._processor.bos_id()),
+            eos_id=_none_if_negative(self._processor.eos_id()),
+        )
+
+    def _library_encode(self, text: str) -> list[int]:
+        ids: list[int] = self._processor.encode(text, return_type=int)
+        return ids
+
+
+class HFTokenizer(PieceTokenizer):
+    """A `tokenizer.json` that was made from a SentencePiece model.
+
+    Raises:
+      ValueError: this is no such file, or it does not fit the vocabulary.
+    """
+
+    def __init__(self, data: bytes, vocab_size: int, config: TokenizerConfig | None = None) -> None:
+        config = config or TokenizerConfig()
+        self._tokenizer = _hf_tokenizer(data)
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {token_id for token_id, token in added.items() if token.special}
+        super().__init__(
+            vocab_size,
+            pieces={token_id: piece for piece, token_id in vocabulary.items()} | dict(config.control),
+            control_ids={*special, *config.control},
+            bos_id=vocabulary.get(config.bos),
+            eos_id=vocabulary.get(config.eos),
+        )
+
+    def _library_encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _piece_bytes(piece: str) -> bytes:
+    return BYTE_PIECES.get(piece) or piece.replace(SPACE_MARK, " ").encode()
+
+
+def _byte_piece_ids(pieces: Mapping[int, str], data: bytes) -> list[int]:
+    """The ids of the byte pieces that spell `data`; empty if one of them is missing."""
+    ids = {piece: token_id for token_id, piece in pieces.items() if piece in BYTE_PIECES}
+    names = [f"<0x{byte:02X}>" for byte in data]
+    return [ids[name] for name in names] if ids.keys() >= set(names) else []
+
+
+def _none_if_negative(token_id: int) -> int | None:
+    return None if token_id < 0 else token_id
+
+
+def _sentencepiece_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    if not model:  # the library takes it
+        raise ValueError("is empty: download it again, or remove it to serve token ids")
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        message = "is no SentencePiece model: download it again, or remove it to serve token ids"
+        raise ValueError(message) from error
+
+
+def _hf_tokenizer(data: bytes) -> tokenizers.Tokenizer:
+    try:
+        tokenizer = tokenizers.Tokenizer.from_buffer(data)
+        tokenizer.encode("a\U0010fffd")  # an unknown token that is none shows only where something is unknown
+    except Exception as error:  # the library raises nothing more special
+        message = "is no tokenizer of the tokenizers library: download it again, or remove it to serve token ids"
+        raise ValueError(message) from error
+    if isinstance(tokenizer.decoder, tokenizers.decoders.ByteLevel):
+        raise ValueError("has byte-level pieces, as GPT-2; only SentencePiece's kind is supported")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
