@@ -72,8 +72,6 @@ PENDING: frozenset[str] = frozenset(
         "engine/distributed/hosts.py",
         # engine/model/
         "engine/model/state.py",
-        # engine/prefix_cache/
-        # engine/sampling/
         # engine/scheduling/
         "engine/scheduling/retry_after.py",
         "engine/scheduling/scheduler.py",
@@ -151,15 +149,11 @@ PENDING: frozenset[str] = frozenset(
         "server/terminal/failure.py",
         "server/terminal/text.py",
         # server/text/
-        "server/text/detokenizer.py",
         "server/text/generation_defaults.py",
         "server/text/grammar/json_schema.py",
         "server/text/grammar/process.py",
         "server/text/grammar/spec.py",
         "server/text/grammar_worker/vocabulary.py",
-        "server/text/served_model.py",
-        "server/text/special_tokens.py",
-        "server/text/tokenizer.py",
         # server/
         "server/validation_errors.py",
     }

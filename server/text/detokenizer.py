@@ -1,4 +1,4 @@
-"""Token ids to text deltas, as they are generated."""
+"""Incremental detokenization of generated tokens."""
 
 import codecs
 from collections import deque
@@ -9,25 +9,25 @@ from .tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """Ids to text deltas: joined deltas equal decoding all at once, cut at the first stop string.
+    """Turns token ids into text deltas, which joined equal the whole text up to the first stop string.
 
-    A delta never ends inside a character's bytes, nor in what may turn out to be a stop string: these are
-    held back until more is known. The first stop string is the one that is *complete* first, so that
-    generation can end there and then; of several that are complete together, the longest. So a stop string
-    that has a shorter one inside, before its end, is never found. Nothing depends on how the ids are cut into
-    pushes, and a token costs the same however long the text is.
-
-    Attributes:
-      stop_string: the one that was found; from then on all deltas are empty.
-      num_sent: Number of tokens, from the first one on, whose text the deltas hold whole. A token that reaches into a
-        stop string, or whose last character is not complete yet, is none of them, nor is any after it.
+    A delta never ends inside of a character's bytes or of a possible stop string: these are held back until more tokens
+    arrive. The first stop string is the one that is *complete* first, so that generation can end there; of several that
+    complete together, the longest. So a stop string that contains a shorter one before its end is never found. The
+    result does not depend on how ids are grouped into pushes, and the cost of a token not on the length of the text.
 
     Args:
-      stop: stop strings; `StopStrings` that several choices share are built once.
-      include_stop: whether the stop string is part of the text.
+      tokenizer: Tokenizer of the model.
+      stop: Stop strings; choices of a request can share one `StopStrings`.
+      include_stop: Whether the stop string is part of the text.
+
+    Attributes:
+      stop_string: Stop string that was found, after which all deltas are empty; None before that.
+      num_sent: Number of leading tokens whose whole text has been returned. A token that reaches into a stop string, or
+        whose last character is incomplete, doesn't count, and neither does any token after it.
 
     Raises:
-      ValueError: a stop string is empty.
+      ValueError: A stop string is empty.
     """
 
     stop_string: str | None
@@ -41,41 +41,41 @@ class Detokenizer:
         self._node = ROOT
         self.num_sent = 0
         self._num_decoded = 0
-        self._num_given = 0
+        self._num_returned = 0
         self._ends: deque[int] = deque()
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """Takes the next ids and gives the text that is safe to send now, often ''."""
+        """Adds token ids and returns the text that can be sent now, which is often empty."""
         if self.stop_string is not None:
             return ""
-        return self._give(self._advance("".join(map(self._decode, token_ids))))
+        return self._count_sent(self._advance("".join(map(self._decode, token_ids))))
 
     def finish(self) -> str:
-        """Gives what was held back, when no more ids will come; an incomplete character becomes U+FFFD."""
+        """Returns the text that was held back, after the last id; an incomplete character becomes U+FFFD."""
         if self.stop_string is not None:
             return ""
         text = self._advance(self._decoder.decode(b"", final=True))
-        rest = self._stop.beginning(self._node, self._stop.depth(self._node))
+        rest = self._stop.prefix(self._node, self._stop.depth(self._node))
         self._node = ROOT
-        return self._give(text + rest)
+        return self._count_sent(text + rest)
 
     def _decode(self, token_id: int) -> str:
-        """The characters that a token completes. Notes where its own last character ends, which may be yet to come."""
+        """Returns the characters that a token completes, and records where its own last character ends."""
         text = self._decoder.decode(self._tokenizer.token_bytes(token_id))
         self._num_decoded += len(text)
         self._ends.append(self._num_decoded + bool(self._decoder.getstate()[0]))
         return text
 
-    def _give(self, text: str) -> str:
-        self._num_given += len(text)
+    def _count_sent(self, text: str) -> str:
+        self._num_returned += len(text)
         ends = self._ends
-        while ends and ends[0] <= self._num_given:
+        while ends and ends[0] <= self._num_returned:
             ends.popleft()
             self.num_sent += 1
         return text
 
     def _advance(self, new: str) -> str:
-        """The held text is the beginning that the node stands for, so it is never copied before it is sent."""
+        """Matches new text and returns what can be sent; the node stands for the held text, so that is not copied."""
         if not self._stop:
             return new
         before, node = self._node, self._node
@@ -89,6 +89,6 @@ class Detokenizer:
         return self._first(before, new, len(new) - self._stop.depth(node))
 
     def _first(self, node: int, new: str, end: int) -> str:
-        """What was held at the node and the new text, up to `end`; negative values count back into the held text."""
+        """Returns held text and new text up to `end`, which counts from the new text's start and may be negative."""
         num_held = self._stop.depth(node)
-        return self._stop.beginning(node, min(num_held, num_held + end)) + new[: max(end, 0)]
+        return self._stop.prefix(node, min(num_held, num_held + end)) + new[: max(end, 0)]

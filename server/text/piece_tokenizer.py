@@ -13,7 +13,7 @@ import tokenizers
 from .tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 
 _CONTROL_PIECES: Final = frozenset({"<pad>", "<eos>", "<bos>", "<unk>", "<mask>", START_OF_TURN, END_OF_TURN})
-"""Pieces that are control tokens in every model that has them, whatever type its file gives them."""
+"""Pieces that are control tokens in every model that has them, whatever type its file declares."""
 
 SPACE_MARK: Final = "▁"
 BYTE_PIECES: Final = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
@@ -21,7 +21,13 @@ BYTE_PIECES: Final = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
 
 @dataclass(frozen=True, slots=True)
 class TokenizerConfig:
-    """What `tokenizer_config.json` adds to the tokenizer's file: control tokens by id, names of BOS and EOS."""
+    """Additions of `tokenizer_config.json` to the tokenizer's file.
+
+    Attributes:
+      control: Pieces of control tokens by id.
+      bos: Piece of the BOS token.
+      eos: Piece of the EOS token.
+    """
 
     control: Mapping[int, str] = field(default_factory=dict)
     bos: str = "<bos>"
@@ -29,19 +35,22 @@ class TokenizerConfig:
 
 
 class PieceTokenizer(Tokenizer):
-    """What `tokenizer.model` and `tokenizer.json` have in common; a subclass turns plain text into ids.
+    """Common part of tokenizers with pieces; a subclass encodes plain text with its library.
 
-    Text survives a round trip where the tokenizer has byte pieces and does not normalize, as Gemma's. For
-    that, a literal `▁` is encoded by its bytes: the libraries would take it for a space. Lone surrogates
-    become `?`. A model that asks for a dummy prefix (a space in front of a text) gets it, once for each
-    fragment that its library encodes, and `decode` does not take it off: it cannot tell it from a space.
+    Text survives a round trip if the tokenizer has byte pieces and does not normalize, like Gemma's. To that end a
+    literal `▁` is encoded as bytes, since the libraries would take it for a space. Lone surrogates become `?`. A model
+    with a dummy prefix (a space before a text) gets one for each fragment that its library encodes; `decode` does not
+    remove it, since it looks like any other space.
 
     Args:
-      pieces: by id; ids may be missing.
-      control_ids: which of them are control tokens, further to `_CONTROL_PIECES`.
+      vocab_size: Size of the model's vocabulary.
+      pieces: Pieces by id; ids may be missing.
+      control_ids: Control tokens besides `_CONTROL_PIECES`.
+      bos_id: BOS token, if there is one.
+      eos_id: EOS token, if there is one.
 
     Raises:
-      ValueError: an id is outside the model's vocabulary.
+      ValueError: An id is outside of the model's vocabulary.
     """
 
     has_text = True
@@ -57,12 +66,12 @@ class PieceTokenizer(Tokenizer):
         if (num_pieces := max(pieces, default=-1) + 1) > vocab_size:
             raise ValueError(
                 f"has {num_pieces} pieces, but the model's vocabulary only {vocab_size}: "
-                "put the tokenizer here that the model was trained with"
+                "replace it by the tokenizer that the model was trained with"
             )
         well_known = {token_id for token_id, piece in pieces.items() if piece in _CONTROL_PIECES}
         self._control_names = {token_id: pieces[token_id] for token_id in {*well_known, *control_ids}}
         self._control_ids = {name: token_id for token_id, name in self._control_names.items()}
-        # A tokenizer without byte pieces has nothing but <unk> for a character that it does not know.
+        # A tokenizer without byte pieces encodes unknown characters as <unk>.
         self._barred_from_text = self._control_names.keys() - {self._control_ids.get("<unk>")}
         self._bytes = [b""] * vocab_size
         for token_id, piece in pieces.items():
@@ -83,7 +92,7 @@ class PieceTokenizer(Tokenizer):
 
     @abstractmethod
     def _library_encode(self, text: str) -> list[int]:
-        """Ids of a text as the tokenizer's own library gives them, without BOS or a template."""
+        """Returns the token ids of a text according to the tokenizer's library, without BOS or a template."""
 
     def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
         text = text.encode("utf-8", "replace").decode("utf-8")
@@ -121,14 +130,14 @@ class PieceTokenizer(Tokenizer):
                 ids += (self._space_mark_ids or self._library_encode(SPACE_MARK)) * len(part)
             else:
                 ids += self._library_encode(part)
-        # A normalizer may have made a control token's name of other characters: `＜eos＞`.
+        # A normalizer may turn other characters into a control token's name: `＜eos＞`.
         return [token_id for token_id in ids if token_id not in self._barred_from_text]
 
     def _fragments(self, text: str) -> Iterator[str]:
-        """Cuts a text such that no fragment holds a control token's name, and each run of `▁` is one of its own.
+        """Splits a text into fragments without names of control tokens; each run of `▁` is a fragment.
 
-        The libraries find the names in any text. One cut behind the first character of every occurrence,
-        overlapping ones too, leaves none whole.
+        The libraries find those names in any text. A split after the first character of every occurrence, overlapping
+        ones included, leaves none of them whole.
         """
         for part in re.split(f"({SPACE_MARK}+)", text):
             cuts = [match.start() + 1 for match in self._name_starts.finditer(part)]
@@ -136,13 +145,18 @@ class PieceTokenizer(Tokenizer):
 
 
 class SentencePieceTokenizer(PieceTokenizer):
-    """A `tokenizer.model`.
+    """Tokenizer of a `tokenizer.model` file.
 
-    Its user-defined pieces are text (runs of newlines, `<table>`), apart from the well-known control tokens
-    and those that `config` declares.
+    User-defined pieces are text (runs of newlines, `<table>`), except the well-known control tokens and those that
+    `config` declares.
+
+    Args:
+      model: Content of the file.
+      vocab_size: Size of the model's vocabulary.
+      config: Additions of `tokenizer_config.json`.
 
     Raises:
-      ValueError: this is no SentencePiece model, or it does not fit the vocabulary.
+      ValueError: The content is not a SentencePiece model, or does not fit the vocabulary.
     """
 
     def __init__(self, model: bytes, vocab_size: int, config: TokenizerConfig | None = None) -> None:
@@ -164,10 +178,15 @@ class SentencePieceTokenizer(PieceTokenizer):
 
 
 class HFTokenizer(PieceTokenizer):
-    """A `tokenizer.json` that was made from a SentencePiece model.
+    """Tokenizer of a `tokenizer.json` file that was converted from a SentencePiece model.
+
+    Args:
+      data: Content of the file.
+      vocab_size: Size of the model's vocabulary.
+      config: Additions of `tokenizer_config.json`.
 
     Raises:
-      ValueError: this is no such file, or it does not fit the vocabulary.
+      ValueError: The content is not such a tokenizer, or does not fit the vocabulary.
     """
 
     def __init__(self, data: bytes, vocab_size: int, config: TokenizerConfig | None = None) -> None:
@@ -193,7 +212,7 @@ def _piece_bytes(piece: str) -> bytes:
 
 
 def _byte_piece_ids(pieces: Mapping[int, str], data: bytes) -> list[int]:
-    """The ids of the byte pieces that spell `data`; empty if one of them is missing."""
+    """Returns the ids of the byte pieces of `data`; empty if one of them is missing."""
     ids = {piece: token_id for token_id, piece in pieces.items() if piece in BYTE_PIECES}
     names = [f"<0x{byte:02X}>" for byte in data]
     return [ids[name] for name in names] if ids.keys() >= set(names) else []
@@ -204,21 +223,21 @@ def _none_if_negative(token_id: int) -> int | None:
 
 
 def _sentencepiece_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
-    if not model:  # the library takes it
+    if not model:  # the library accepts an empty model
         raise ValueError("is empty: download it again, or remove it to serve token ids")
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
-        message = "is no SentencePiece model: download it again, or remove it to serve token ids"
+        message = "is not a SentencePiece model: download it again, or remove it to serve token ids"
         raise ValueError(message) from error
 
 
 def _hf_tokenizer(data: bytes) -> tokenizers.Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(data)
-        tokenizer.encode("a\U0010fffd")  # an unknown token that is none shows only where something is unknown
-    except Exception as error:  # the library raises nothing more special
-        message = "is no tokenizer of the tokenizers library: download it again, or remove it to serve token ids"
+        tokenizer.encode("a\U0010fffd")  # a wrong unknown token raises only for unknown text
+    except Exception as error:  # the library raises no narrower class
+        message = "is not a tokenizer of the tokenizers library: download it again, or remove it to serve token ids"
         raise ValueError(message) from error
     if isinstance(tokenizer.decoder, tokenizers.decoders.ByteLevel):
         raise ValueError("has byte-level pieces, as GPT-2; only SentencePiece's kind is supported")

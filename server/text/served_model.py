@@ -1,4 +1,4 @@
-"""A model as the server sees it: its name, its text side and its defaults. Weights are the engine's."""
+"""A model as the server sees it: name, tokenizer, chat format and defaults, without weights."""
 
 import hashlib
 import importlib.metadata
@@ -17,14 +17,17 @@ from .tokenizer_loading import load_tokenizer, read_tokenizer_config
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """
+    """Everything about a served model but its weights.
+
     Attributes:
-      id: the name under which clients ask for it.
-      created: when it was opened, in seconds since 1970.
-      fingerprint: changes with whatever may change the answers: weights, dtype, quantisation, seed, versions.
-      max_tokens_limit: the most that any request may generate; None leaves it to the request.
-      tokenizer_class: Hugging Face's name for the tokenizer; None where there is none.
-      end_token_ids: every token that ends an answer by default.
+      id: Name of the model in the API.
+      created: Time at which it was opened, in seconds since 1970.
+      fingerprint: Changes with everything that may change outputs: weights, dtype, quantization, seed, versions.
+      tokenizer: Tokenizer of the model.
+      chat_format: Format of chat prompts.
+      defaults: Sampling defaults of the checkpoint.
+      max_tokens_limit: Maximum tokens that any request may generate; None sets no limit.
+      tokenizer_class: Hugging Face's name of the tokenizer; None if there is none.
     """
 
     id: str
@@ -38,10 +41,11 @@ class ServedModel:
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a generation by default."""
         return tuple(dict.fromkeys(self.tokenizer.end_token_ids + self.defaults.end_token_ids))
 
     def capped(self, max_tokens: int | None) -> int | None:
-        """As many tokens as are asked for, None being no limit, or as the operator grants if that is less."""
+        """Returns the smaller of the requested maximum of tokens and the server's limit; None is no limit."""
         limits = [limit for limit in (max_tokens, self.max_tokens_limit) if limit is not None]
         return min(limits, default=None)
 
@@ -51,8 +55,14 @@ def open_served_model(
 ) -> ServedModel:
     """Loads everything about a model but its weights.
 
+    Args:
+      source: Checkpoint, or a config with random weights.
+      config: Engine configuration, which the fingerprint depends on.
+      name: Name of the model in the API; None takes the source's.
+      max_tokens_limit: Maximum tokens that any request may generate.
+
     Raises:
-      CheckpointError: a tokenizer, template or generation_config.json is broken.
+      CheckpointError: A tokenizer, template or generation_config.json is broken.
     """
     tokenizer = open_tokenizer(source)
     return ServedModel(
@@ -68,16 +78,16 @@ def open_served_model(
 
 
 def _tokenizer_class(directory: Path | None, tokenizer: Tokenizer) -> str | None:
-    """The checkpoint's own word, else that of RecurrentGemma's checkpoints."""
+    """Returns the class that the checkpoint names, or else that of RecurrentGemma's checkpoints."""
     named = None if directory is None else read_tokenizer_config(directory).get("tokenizer_class")
     return named if isinstance(named, str) else "GemmaTokenizer" if tokenizer.has_text else None
 
 
 def open_tokenizer(source: ModelSource) -> Tokenizer:
-    """The checkpoint's; random weights without one get a synthetic one, so that they can be talked to.
+    """Returns the checkpoint's tokenizer, or a synthetic one for random weights without a tokenizer.
 
     Raises:
-      CheckpointError: it is broken, or of another vocabulary, or its special tokens are not the model's.
+      CheckpointError: The tokenizer is broken, has another vocabulary, or has other special tokens than the model.
     """
     vocab_size = source.config.vocab_size
     tokenizer: Tokenizer = TokenIdsOnly(vocab_size)

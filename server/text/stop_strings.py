@@ -1,4 +1,4 @@
-"""Finds the stop strings of a request in its answers, one character at a time (Aho and Corasick, 1975)."""
+"""Matches all stop strings of a request at once, character by character (Aho and Corasick, 1975)."""
 
 import asyncio
 from array import array
@@ -7,20 +7,23 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, overload
 
 ROOT: Final = 0
-"""The node of a text that ends with no beginning of a stop string."""
+"""Node of a text that ends with no prefix of a stop string."""
 
 _NONE: Final = -1
 
 _LONG: Final = 512
-"""Total characters from which on tables are built off the event loop: they take about half a millisecond."""
+"""Total characters from which on a thread builds the tables, since that takes about half a millisecond."""
 
 
 class StopStrings(Sequence[str]):
-    """Stop strings with the tables that find all of them at once. Immutable: all choices of a request share one.
+    """Stop strings with their Aho-Corasick automaton. Immutable, so that choices of a request can share one.
 
-    A node stands for a beginning of one or several stop strings. The current node of a text is the longest beginning
-    that the text ends with. A character takes constant time on average, however many stop strings there are and however
-    long they are. A node takes 24 bytes.
+    A node stands for a prefix of one or several stop strings. The current node of a text is the longest prefix that
+    the text ends with. A character takes constant time on average, whatever the number and length of stop strings. A
+    node takes 24 bytes.
+
+    Args:
+      strings: Stop strings.
 
     Raises:
       ValueError: A stop string is empty.
@@ -52,7 +55,7 @@ class StopStrings(Sequence[str]):
         return len(self._strings)
 
     def next_node(self, node: int, code: int) -> int:
-        """The node after one more character, given its code point."""
+        """Returns the node after one more character, given its code point."""
         while (child := self._child(node, code)) == _NONE:
             if node == ROOT:
                 return ROOT
@@ -60,20 +63,20 @@ class StopStrings(Sequence[str]):
         return child
 
     def found_at(self, node: int) -> str | None:
-        """The longest stop string with which the node's beginning ends."""
+        """Returns the longest stop string that the node's prefix ends with."""
         number = self._found[node]
         return None if number == _NONE else self._strings[number]
 
     def depth(self, node: int) -> int:
-        """Length of the node's beginning."""
+        """Returns the length of the node's prefix."""
         return self._depths[node]
 
-    def beginning(self, node: int, length: int) -> str:
-        """The first characters of the node's beginning, which has at least that many."""
+    def prefix(self, node: int, length: int) -> str:
+        """Returns the first `length` characters of the node's prefix, which has at least that many."""
         return self._strings[self._owners[node]][:length] if length else ""
 
     def _child(self, node: int, code: int) -> int:
-        """Nodes that a string adds follow each other, so only the first of them needs an entry in the dictionary."""
+        """Returns a child node or -1. Nodes of a string are consecutive, so only branches are in the dictionary."""
         following = node + 1
         if following < len(self._codes) and self._codes[following] == code and self._parents[following] == node:
             return following
@@ -96,7 +99,7 @@ class StopStrings(Sequence[str]):
         self._found[node] = number
 
     def _link(self) -> None:
-        """Sets each node's fallback: the node of the longest shorter beginning with which its own beginning ends."""
+        """Sets each node's fallback: the node of the longest proper suffix of its prefix that is a prefix too."""
         for node in sorted(range(1, len(self._codes)), key=self._depths.__getitem__):
             parent = self._parents[node]
             if parent != ROOT:
@@ -106,12 +109,13 @@ class StopStrings(Sequence[str]):
 
 
 class StopStringsBuilder:
-    """Builds the tables of long stop strings on a thread, one request after the other."""
+    """Builds the automata of long stop strings on a thread, one request at a time."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stop-strings")
 
     async def build(self, strings: Sequence[str]) -> StopStrings:
+        """Returns the automaton of stop strings."""
         if sum(map(len, strings)) < _LONG:
             return StopStrings(strings)
         return await asyncio.get_running_loop().run_in_executor(self._thread, StopStrings, strings)

@@ -19,11 +19,11 @@ _TURN_PIECES: Final = ((START_OF_TURN, _USER_DEFINED), (END_OF_TURN, _USER_DEFIN
 
 
 def synthetic_tokenizer(vocab_size: int) -> Tokenizer:
-    """A tokenizer for random weights, the same for the same size: bytes, letters and made-up words.
+    """Returns a tokenizer of bytes, letters and made-up words, which depends on the size only.
 
-    Every id has a piece, and any text survives a round trip. Control tokens have Gemma's ids, and the turn
-    marks and the newline have 106 to 108 too; 4 to 6 where there are fewer than 512 ids. Fewer than 300 are
-    too few for bytes and letters and give a `TokenIdsOnly`.
+    Every id has a piece, and any text survives a round trip. Control tokens have Gemma's ids; so do the turn marks and
+    the newline (106 to 108), or 4 to 6 if there are fewer than 512 ids. Fewer than 300 ids are too few for bytes and
+    letters and give a `TokenIdsOnly`.
     """
     if vocab_size < 300:
         return TokenIdsOnly(vocab_size)
@@ -39,7 +39,7 @@ def synthetic_tokenizer(vocab_size: int) -> Tokenizer:
 
 
 def _synthetic_pieces() -> Iterator[tuple[str, int]]:
-    """Letters and digits, all bytes, capitals and marks, then words of one syllable, of two, and so on."""
+    """Yields letters and digits, bytes, capitals and punctuation, then words of one syllable, of two, and so on."""
     letters, rest = "abcdefghijklmnopqrstuvwxyz0123456789▁", "ABCDEFGHIJKLMNOPQRSTUVWXYZ.,!?'\"-:;()"
     yield from ((char, _NORMAL) for char in letters)
     yield from ((piece, _BYTE) for piece in BYTE_PIECES)
@@ -52,7 +52,7 @@ def _synthetic_pieces() -> Iterator[tuple[str, int]]:
 
 
 def _sentencepiece_model(pieces: Sequence[tuple[str, int]]) -> bytes:
-    """A ModelProto: BPE with byte fallback, no normalization; the earlier piece is merged first."""
+    """Returns a ModelProto: BPE with byte fallback and no normalization; earlier pieces are merged first."""
     trainer = b"".join(
         (
             _number_field(3, 2),  # model_type: BPE

@@ -5,21 +5,25 @@ from collections.abc import Sequence
 from typing import Final
 
 END_OF_TURN: Final = "<end_of_turn>"
+"""Control token that ends a turn of a chat."""
+
 START_OF_TURN: Final = "<start_of_turn>"
+"""Control token that starts a turn of a chat."""
 
 
 class TextUnavailableError(ValueError):
-    """Text was given to a checkpoint without a tokenizer."""
+    """A request has text, but the checkpoint has no tokenizer."""
 
 
 class Tokenizer(ABC):
-    """
+    """Text to token ids and back.
+
     Attributes:
-      vocab_size: the model's; ids are below it. Where a tokenizer has fewer pieces, the rest has no text.
-      bos_id: the token that begins every prompt; `encode` does not add it.
-      end_token_ids: every default end token: `<eos>` first, and `<end_of_turn>` where it exists.
-      has_text: whether there is any text at all; False only for `TokenIdsOnly`.
-      max_token_bytes: length of the longest name that `token_text` gives, in UTF-8.
+      vocab_size: Size of the model's vocabulary. Ids beyond the tokenizer's pieces have no text.
+      bos_id: Token that starts every prompt; `encode` does not add it. None if there is none.
+      end_token_ids: Default end tokens: `<eos>`, then `<end_of_turn>` if it exists.
+      has_text: Whether tokens have text; False only for `TokenIdsOnly`.
+      max_token_bytes: Length of the longest `token_text` in UTF-8.
     """
 
     vocab_size: int
@@ -30,37 +34,39 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
-        """Turns text into ids, without BOS.
+        """Returns the token ids of a text, without BOS.
 
-        With `control_tokens`, the names of control tokens inside the text (`<end_of_turn>`) become those
-        tokens; without, they are plain text, and no control token comes out.
+        Args:
+          text: Text to encode.
+          control_tokens: Whether names of control tokens in the text (`<end_of_turn>`) become those tokens. Otherwise
+            they are plain text, and the result contains no control token.
 
         Raises:
-          TextUnavailableError: there is no tokenizer.
+          TextUnavailableError: The checkpoint has no tokenizer.
         """
 
     @abstractmethod
     def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 bytes that the token adds to a text, maybe half a character; none for control tokens."""
+        """Returns the UTF-8 bytes of a token, which may be a part of a character; empty for control tokens."""
 
     @abstractmethod
     def token_text(self, token_id: int) -> str:
-        """A printable name: the text, or a control token's piece.
+        """Returns a printable name: the token's text, or the piece of a control token.
 
-        Bytes that are no character by themselves are written `bytes:\\xe2`, ids without a piece `token_id:N`.
+        Bytes that are not a whole character become `bytes:\\xe2`, ids without a piece `token_id:N`.
         """
 
     @abstractmethod
     def is_control(self, token_id: int) -> bool:
-        """Whether the token steers the model and is no text: `<bos>`, `<end_of_turn>`."""
+        """Returns whether a token is a control token without text, such as `<bos>` or `<end_of_turn>`."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The tokens' bytes as text. Control tokens are left out; bytes that are no UTF-8 become U+FFFD."""
+        """Returns the text of tokens, without control tokens; invalid UTF-8 becomes U+FFFD."""
         return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", "replace")
 
 
 class TokenIdsOnly(Tokenizer):
-    """Stands in where a checkpoint brings no tokenizer: ids have names, but no text."""
+    """Tokenizer of a checkpoint without one: ids have names, but no text."""
 
     has_text = False
 

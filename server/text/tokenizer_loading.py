@@ -10,10 +10,14 @@ from .tokenizer import TokenIdsOnly, Tokenizer
 
 
 def load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
-    """Loads a checkpoint's `tokenizer.model`, else its `tokenizer.json`, else a `TokenIdsOnly`.
+    """Returns the tokenizer of `tokenizer.model` or else `tokenizer.json`, or a `TokenIdsOnly` without either.
+
+    Args:
+      directory: Folder of the checkpoint.
+      vocab_size: Size of the model's vocabulary.
 
     Raises:
-      CheckpointError: a file is broken or does not fit the model's vocabulary.
+      CheckpointError: A file is broken or does not fit the model's vocabulary.
     """
     config = _load_tokenizer_config(directory)
     kinds = (("tokenizer.model", SentencePieceTokenizer), ("tokenizer.json", HFTokenizer))
@@ -29,10 +33,10 @@ def load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
 
 
 def read_tokenizer_config(directory: Path) -> dict[str, Any]:
-    """The content of `tokenizer_config.json`; empty if there is no such file.
+    """Returns the content of `tokenizer_config.json`; empty if there is no such file.
 
     Raises:
-      CheckpointError: the file holds no JSON object.
+      CheckpointError: The file does not contain a JSON object.
     """
     path = directory / "tokenizer_config.json"
     if not path.is_file():
@@ -59,5 +63,5 @@ def _load_tokenizer_config(directory: Path) -> TokenizerConfig:
 
 
 def _token_name(value: Any) -> str | None:
-    """A token in tokenizer_config.json is its name, or an object that holds it."""
+    """Returns the name of a token in tokenizer_config.json, which is a string or an object with `content`."""
     return value.get("content") if isinstance(value, dict) else value

@@ -81,11 +81,11 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pickle": (only_a_pickle, "2b-it.pt: is a pickle, which may run any program when it is opened"),
     "a tokenizer that is none": (
         lambda f: (f / "tokenizer.model").write_bytes(b"no"),
-        "tokenizer.model is no SentencePiece model: download it again",
+        "tokenizer.model is not a SentencePiece model: download it again",
     ),
     "a tokenizer that is too large": (
         lambda f: shutil.copy(DEMO_DIRECTORY / "tokenizer.model", f),
-        "has 3072 pieces, but the model's vocabulary only 320: put the tokenizer here that the model was trained with",
+        "has 3072 pieces, but the model's vocabulary only 320: replace it by the tokenizer that the model",
     ),
 }
 
@@ -121,9 +121,9 @@ def test_an_official_checkpoint_whose_config_disagrees(tmp_path: Path) -> None:
     [
         (
             {"bos_token_id": 1},
-            "the tokenizer's token for the beginning is 2, but the model's is 1 (config.json); put the",
+            "the tokenizer's BOS token is 2, but the model's is 1 (config.json); replace it by",
         ),
-        ({"eos_token_id": [1, 300]}, "the model ends with token 300 (config.json), but in the tokenizer that is plain"),
+        ({"eos_token_id": [1, 300]}, "the model's end token is 300 (config.json), but in the tokenizer that is plain"),
     ],
 )
 def test_a_tokenizer_of_another_model(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
@@ -140,8 +140,8 @@ def test_a_tokenizer_of_another_model_beside_an_official_checkpoint(
     shutil.copy(DEMO_DIRECTORY / "tokenizer.model", tmp_path)
     tokenizer = load_tokenizer(tmp_path, 3072)
     check_special_tokens(tmp_path, tokenizer)
-    monkeypatch.setattr(special_tokens, "_RECURRENTGEMMA_VOCABULARY", 3072)
+    monkeypatch.setattr(special_tokens, "OFFICIAL_VOCAB_SIZE", 3072)
     check_special_tokens(tmp_path, tokenizer)
-    monkeypatch.setattr(special_tokens, "_RECURRENTGEMMA", {"bos_token_id": 7})
-    with pytest.raises(CheckpointError, match=r"beginning is 2, but the model's is 7 \(as in every RecurrentGemma\)"):
+    monkeypatch.setattr(special_tokens, "OFFICIAL_SPECIAL_TOKENS", {"bos_token_id": 7})
+    with pytest.raises(CheckpointError, match=r"BOS token is 2, but the model's is 7 \(as in every RecurrentGemma\)"):
         check_special_tokens(tmp_path, tokenizer)

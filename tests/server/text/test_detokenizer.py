@@ -22,7 +22,7 @@ BYTES = [TOKENIZER.token_bytes(token_id) for token_id in range(TOKENIZER.vocab_s
 
 
 def reference(text: str, stop: Sequence[str], include_stop: bool) -> tuple[str, str | None]:
-    """The whole text, cut at the stop string that ends first; of several ending there, at the longest."""
+    """Returns the whole text up to the stop string that ends first; of several ending there, the longest."""
     for end in range(len(text) + 1):
         found = [string for string in stop if text[:end].endswith(string)]
         if found:
@@ -45,7 +45,7 @@ def byte_id(byte: int) -> int:
 
 
 def encode(segments: Sequence[str | int]) -> list[int]:
-    """Texts and single token ids, one after the other, as ids."""
+    """Returns the token ids of texts and single ids, one after the other."""
     parts = (TOKENIZER.encode(part) if isinstance(part, str) else [part] for part in segments)
     return list(itertools.chain.from_iterable(parts))
 
@@ -75,7 +75,7 @@ class TestAnySplit:
 
     @settings(max_examples=200)
     @given(text=st.text("abc", max_size=30), stop=st.lists(st.text("abc", min_size=1, max_size=5), min_size=1))
-    def test_only_what_may_begin_a_stop_string_is_held_back(self, text: str, stop: list[str]) -> None:
+    def test_only_a_prefix_of_a_stop_string_is_held_back(self, text: str, stop: list[str]) -> None:
         detokenizer = Detokenizer(TOKENIZER, stop)
         sent = ""
         for end, token_id in enumerate(encode(list(text)), start=1):
@@ -96,10 +96,10 @@ class TestAnySplit:
     @settings(max_examples=500)
     @given(segments=SEGMENTS, stop=STOPS, cuts=CUTS, include_stop=st.booleans())
     @example(segments=["aab"], stop=["b"], cuts=[], include_stop=False)
-    def test_the_tokens_that_count_are_those_whose_text_was_given(
+    def test_num_sent_counts_tokens_whose_text_was_returned(
         self, segments: list[str | int], stop: list[str], cuts: list[int], include_stop: bool
     ) -> None:
-        """All of them, and no other: at any time, and however the ids were cut."""
+        """Holds at any time, however the ids are grouped into pushes."""
         ids = encode(segments)
         detokenizer = Detokenizer(TOKENIZER, stop, include_stop=include_stop)
         given_text, num_pushed = "", 0
@@ -131,8 +131,10 @@ class TestAnySplit:
 
 
 class Prefixing(NamedTuple):
-    """A tokenizer that puts a space in front of a text, and how its own library decodes, which takes one off. (A
-    newline gets none where it is a token that the library takes out of a text first.)"""
+    """Returns a tokenizer that adds a dummy prefix, and its library's decoder, which removes one.
+
+    A newline gets no prefix if it is a token that the library splits off first.
+    """
 
     ours: Tokenizer
     library_decode: Callable[[list[int]], str]
@@ -148,7 +150,7 @@ def from_json(data: bytes) -> Prefixing:
 
 
 def prepending_json() -> bytes:
-    """As Llama's: a normalizer that prepends, a decoder that strips."""
+    """Returns a tokenizer like Llama's: a normalizer that prepends, a decoder that strips."""
     decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
@@ -156,7 +158,7 @@ def prepending_json() -> bytes:
 
 
 def metaspace_json() -> bytes:
-    """As T5's: it is the pre-tokenizer that prepends."""
+    """Returns a tokenizer like T5's: the pre-tokenizer prepends."""
     decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace("▁", "always")])
     return hf_json(decoder, pre_tokenizer=pre_tokenizers.Metaspace("▁", "always"))
 
@@ -189,8 +191,8 @@ class TestTokenizersThatPrefix:
     @settings(max_examples=150)
     @given(text=st.lists(st.sampled_from([*SCRIPTS[:-1], "river", " river", "the"])).map("".join), cuts=CUTS)
     @example(text=" river", cuts=[])
-    def test_a_text_comes_back_as_the_library_decodes_it(self, kind: str, text: str, cuts: list[int]) -> None:
-        """But for a space in front, which stays: within a conversation it is a space like any other."""
+    def test_text_decodes_like_the_library(self, kind: str, text: str, cuts: list[int]) -> None:
+        """Only a leading space stays: within a conversation it is a space like any other."""
         tokenizer, library_decode = prefixing(kind)
         ids = tokenizer.encode(text, control_tokens=False)
         joined = "".join(stream(Detokenizer(tokenizer), pushes(ids, cuts)))
@@ -199,8 +201,8 @@ class TestTokenizersThatPrefix:
 
     @settings(max_examples=50)
     @given(text=st.lists(st.sampled_from(["river", " ", "the", "a", "\n"])).map("".join), cut=st.integers(0, 99))
-    def test_an_answer_loses_no_space_at_its_beginning(self, kind: str, text: str, cut: int) -> None:
-        """The prompt's text and the answer's, decoded apart, make the whole, wherever the answer begins."""
+    def test_output_keeps_its_leading_space(self, kind: str, text: str, cut: int) -> None:
+        """Prompt and output, decoded separately, join to the whole text, wherever the output starts."""
         tokenizer = prefixing(kind).ours
         ids = tokenizer.encode(text)
         start = cut % (len(ids) + 1)
@@ -265,7 +267,7 @@ class TestStopStrings:
             Detokenizer(TOKENIZER, ["a", ""])
 
 
-def test_tokens_without_text_give_none() -> None:
+def test_tokens_without_text_have_none() -> None:
     assert stream(Detokenizer(TokenIdsOnly(8), ["a"]), [[1, 2], [3]]) == ["", "", ""]
 
 

@@ -1,4 +1,4 @@
-"""Stop strings: their cost for a request and for a token, however many and however long they are."""
+"""Cost of stop strings per request and per token, whatever their number and length."""
 
 import asyncio
 import sys
@@ -25,7 +25,7 @@ SUFFIXES = ["a" * length + "b" for length in range(1, 65)]
 
 
 def num_calls(work: Callable[[], object]) -> int:
-    """Number of Python functions that the work calls: a cost that does not depend on the machine."""
+    """Returns the number of Python calls of the work: a cost that does not depend on the machine."""
     count = 0
 
     def profile(frame: FrameType, event: str, arg: Any) -> None:
@@ -42,7 +42,7 @@ def num_calls(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("strings", [SHARED_PREFIX, OWN_PREFIX, SUFFIXES], ids=["prefix", "own", "suffix"])
 @pytest.mark.parametrize("text", ["a" * 500, "xyz" * 150, ("a" * 240 + "0") * 2], ids=["held", "other", "nearly"])
-def test_a_token_costs_the_same_for_many_strings_as_for_one(
+def test_cost_of_a_token_does_not_depend_on_the_number_of_strings(
     tokenizer: Tokenizer, strings: Sequence[str], text: str
 ) -> None:
     ids = tokenizer.encode(text)
@@ -55,11 +55,11 @@ def test_a_token_costs_the_same_for_many_strings_as_for_one(
 
 
 async def never() -> Any:
-    """What a client says that stays."""
+    """Request of a client that holds its stop strings."""
     await asyncio.get_running_loop().create_future()
 
 
-async def test_the_choices_of_a_request_share_one_copy_of_the_tables(service: Service) -> None:
+async def test_choices_of_a_request_share_one_automaton(service: Service) -> None:
     body = CompletionBody(prompt="a", n=128, stop=[*SHARED_PREFIX[1:], "x" * 256])
     params = [SamplingParams(seed=seed) for seed in range(128)]
     choices = await service.choices(body, [Prompt((4,))], params, None, receive=never)
@@ -83,7 +83,7 @@ def test_tables_take_24_bytes_per_character() -> None:
 
 
 class Recorded(list[str]):
-    """Remembers on which threads it was read."""
+    """Records the threads that read it."""
 
     def __init__(self, strings: Sequence[str]) -> None:
         super().__init__(strings)
@@ -94,7 +94,7 @@ class Recorded(list[str]):
         return super().__iter__()
 
 
-async def test_only_tables_of_few_characters_are_built_on_the_event_loop() -> None:
+async def test_long_stop_strings_are_built_off_the_event_loop() -> None:
     builder, few, many = StopStringsBuilder(), Recorded(["END", "\n\n"]), Recorded(OWN_PREFIX)
     for strings in (few, many):
         assert list(await builder.build(strings)) == list(strings)
@@ -111,7 +111,7 @@ async def test_only_tables_of_few_characters_are_built_on_the_event_loop() -> No
         ("/v1/messages", "stop_sequences", {"messages": [{"role": "user", "content": "a"}]}),
     ],
 )
-async def test_all_characters_together_are_bounded(
+async def test_total_length_is_bounded(
     client: httpx.AsyncClient, engine: FakeEngine, path: str, param: str, body: dict[str, Any]
 ) -> None:
     strings = [f"{number:02d}" + "a" * 254 for number in range(64)]

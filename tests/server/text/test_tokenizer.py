@@ -208,11 +208,11 @@ class TestLoading:
         with pytest.raises(CheckpointError, match="byte-level"):
             load_tokenizer(tmp_path, 500)
 
-    def test_an_unknown_token_that_is_none_is_found_before_a_text_has_one(self, tmp_path: Path) -> None:
+    def test_missing_unknown_token_is_found_when_loading(self, tmp_path: Path) -> None:
         content = json.loads(hf_json())
         content["model"] |= {"unk_token": "<what>", "byte_fallback": False}
         (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-        with pytest.raises(CheckpointError, match=r"tokenizer\.json is no tokenizer of the .*: download it again"):
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a tokenizer of the .*: download it again"):
             load_tokenizer(tmp_path, 500)
 
     def test_config_declares_control_tokens_and_bos(self, tmp_path: Path) -> None:
