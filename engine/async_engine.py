@@ -212,8 +212,7 @@ class AsyncEngine:
             while self._take_commands(core):
                 self._num_steps += 1
                 self._is_in_step = True
-                outputs = core.tick(time.monotonic())
-                outputs += core.step()
+                outputs = core.step()
                 self._is_in_step = False
                 self._stats = core.stats
                 if outputs:
@@ -230,14 +229,11 @@ class AsyncEngine:
         hold up all others. Saves wait for their turn: one of them is served before each step.
         """
         for _ in range(_MAX_COMMANDS):
-            is_idle = core.is_idle and not self._pending_saves
             try:
                 command = self._next_command(core)
             except queue.Empty:
                 self._serve_save(core)
                 return True
-            if is_idle:
-                core.tick(time.monotonic())  # nobody was alive meanwhile, so nobody's time has run out
             match command:
                 case _Add(request):
                     try:

@@ -8,15 +8,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Protocol, runtime_checkable
 
-from .core.batch import Batch, DecodeBatch, RowResult
+from .core.batch import Batch, PrefillBatch, RowResult
 from .core.config import STEP_TOKEN_BOUNDS, CacheStats, EngineStats
 from .core.errors import EngineDeadError, NumericError, UnknownRequestError
-from .core.request import Request, TokenOutput
+from .core.request import Request
 from .core.sampling_limits import NO_TOKEN
 from .core.sampling_params import SamplingParams
 from .core.snapshot import Snapshot
 from .prefix_cache.prefix_key import PrefixKey
 from .prefix_cache.saved_state import SavedState, SavedStateFormat
+from .scheduling.plan import RequestOutput
 from .scheduling.prefetch import Fetch
 from .scheduling.scheduler import Scheduler
 
@@ -124,15 +125,11 @@ class EngineCore:
 
     def add(self, request: Request) -> None:
         """Queues a request; see `Scheduler.add` for what it raises."""
-        self._scheduler.add(request)
+        self._scheduler.add(request, time.monotonic())
 
     def abort(self, request_id: str) -> bool:
         """Ends a request and frees its slot, whatever it was doing; says whether it was alive."""
         return self._scheduler.abort(request_id)
-
-    def tick(self, now: float) -> list[tuple[str, TokenOutput]]:
-        """Says what time it is, in seconds of `time.monotonic`; gives the ends of requests that have none left."""
-        return self._scheduler.tick(now)
 
     def save(self, request_id: str, num_generated: int | None = None) -> SavedState:
         """The token history of a request that runs or ended lately, and the snapshot that spares prefilling it again.
@@ -143,12 +140,12 @@ class EngineCore:
         Raises:
           UnknownRequestError: No such request runs or ended lately, or there is no prefix cache.
         """
-        text, cache = self._scheduler.text_of(request_id), self._scheduler.cache
-        if text is None or cache is None:
+        history, cache = self._scheduler.history_of(request_id), self._scheduler.cache
+        if history is None or cache is None:
             raise UnknownRequestError(f"no request with the id {request_id!r} runs, or has ended lately")
-        tokens, salt = text.tokens(num_generated), text.salt
+        tokens, salt = history.tokens(num_generated), history.salt
         known = cache.match_prefix(PrefixKey(salt, tokens + _ONE_MORE), at_block_boundary=True)
-        return SavedState(tokens, known, salt, text.tenant, text.is_imported)
+        return SavedState(tokens, known, salt, history.tenant, history.is_imported)
 
     def close(self) -> None:
         """Returns once what is to be kept has been written, and nobody waits for more."""
@@ -156,56 +153,55 @@ class EngineCore:
         if self._scheduler.cache is not None:
             self._scheduler.cache.close()
 
-    def step(self) -> list[tuple[str, TokenOutput]]:
-        """Dispatches the next batch, then commits the last one; gives each request's new tokens."""
-        self._fetch_prefixes()
-        batch, last, num_read = self._scheduler.schedule(), self._in_flight, self._prompt_tokens
-        if batch is not None:
-            self._book(batch)
-        self._in_flight = None if batch is None else (batch, self._runner.run(batch))
-        outputs = self._scheduler.take_failed()
-        if last is not None:
-            outputs += self._scheduler.commit(last[0], last[1].wait())
-            self._keep_ends()
-        num_generated = sum(len(output.token_ids) for _, output in outputs)
-        self._generated_tokens += num_generated
-        self._count_step(self._prompt_tokens - num_read + num_generated)
-        self._check_numbers(outputs)
-        return [event for event in outputs if event[0] != _CANARY.id]
-
-    def _fetch_prefixes(self) -> None:
-        """Books searches on disk that have ended, and begins others."""
+    def step(self) -> list[RequestOutput]:
+        """Dispatches the next batch, then commits the one before it; returns the requests' new outputs."""
+        now = time.monotonic()
         while self._arrived:
             self._scheduler.commit_fetch(*self._arrived.popleft())
-        for fetch in self._scheduler.plan_fetches():
+        plan = self._scheduler.schedule(now)
+        in_flight, self._in_flight = self._in_flight, self._dispatch(plan.batch)
+        self._start_fetches(plan.fetches)
+        outputs = [*plan.failed, *self._commit(in_flight)]
+        num_prompt_tokens, num_generated = _num_prompt_tokens(plan.batch), _num_tokens(outputs)
+        self._prompt_tokens += num_prompt_tokens
+        self._generated_tokens += num_generated
+        self._count_step(num_prompt_tokens + num_generated)
+        self._check_numbers(outputs)
+        return [output for output in outputs if output[0] != _CANARY.id]
+
+    def _start_fetches(self, fetches: Sequence[Fetch]) -> None:
+        """Starts searches on disk; each calls back from another thread."""
+        for fetch in fetches:
             assert self._scheduler.cache is not None
             self._scheduler.cache.fetch(fetch.key, fetch.above, partial(self._on_arrival, fetch))
 
     def _on_arrival(self, fetch: Fetch, found: Snapshot | None) -> None:
-        """Called by another thread."""
+        """Takes the result of a search on disk, on another thread."""
         self._arrived.append((fetch, found))
         self.wake()
 
-    def _keep_ends(self) -> None:
-        """While nobody has got the slots yet of those that have ended."""
-        for text, slot in self._scheduler.take_ends():
-            assert self._scheduler.cache is not None
-            self._scheduler.cache.insert_end(text, self._runner.read(slot, len(text)))
-
-    def _book(self, batch: Batch) -> None:
+    def _dispatch(self, batch: Batch | None) -> tuple[Batch, Pending] | None:
+        if batch is None:
+            return None
         self._steps += 1
-        if isinstance(batch, DecodeBatch):
-            return
-        if batch.is_last_slice:
-            self._prompt_tokens += sum(chunk.length for chunk in batch.chunks)
-        now = time.monotonic()
-        self._scheduler.note_start(batch, now)
+        return batch, self._runner.run(batch)
+
+    def _commit(self, in_flight: tuple[Batch, Pending] | None) -> Sequence[RequestOutput]:
+        """Waits for a batch, and books its results. Snapshots finished requests before their slots are reused."""
+        if in_flight is None:
+            return ()
+        batch, pending = in_flight
+        commit = self._scheduler.commit(batch, pending.wait())
+        for state in commit.finished:
+            assert self._scheduler.cache is not None
+            self._scheduler.cache.insert_end(state.history, self._runner.read(state.slot, len(state.history)))
+        return commit.outputs
 
     def _count_step(self, num_tokens: int) -> None:
         if num_tokens:
             self._step_tokens[bisect_left(STEP_TOKEN_BOUNDS, num_tokens)] += 1
 
-    def _check_numbers(self, outputs: Sequence[tuple[str, TokenOutput]]) -> None:
+    def _check_numbers(self, outputs: Sequence[RequestOutput]) -> None:
         """Runs the canary where one request after the other fails with non-finite activations.
 
         Raises:
@@ -225,3 +221,14 @@ class EngineCore:
         if self._num_failures >= _SUSPICIOUS_FAILURES and not self._is_checking:
             self._num_failures, self._is_checking = 0, True
             self._scheduler.probe(_CANARY)
+
+
+def _num_prompt_tokens(batch: Batch | None) -> int:
+    """Returns the number of prompt tokens whose prefill a batch completes."""
+    if not isinstance(batch, PrefillBatch) or not batch.is_last_slice:
+        return 0
+    return sum(chunk.length for chunk in batch.chunks)
+
+
+def _num_tokens(outputs: Sequence[RequestOutput]) -> int:
+    return sum(len(output.token_ids) for _, output in outputs)

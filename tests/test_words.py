@@ -74,7 +74,6 @@ PENDING: frozenset[str] = frozenset(
         "engine/model/state.py",
         # engine/scheduling/
         "engine/scheduling/retry_after.py",
-        "engine/scheduling/scheduler.py",
         "engine/scheduling/token_history.py",
         "engine/scheduling/waiting_queue.py",
         # engine/worker/

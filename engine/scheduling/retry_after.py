@@ -13,7 +13,7 @@ _LONGEST_S: Final = 60.0
 """Clients believe no more than a minute or two, and load changes."""
 
 
-class Pace:
+class RetryAfterEstimator:
     """Slots come free one after the other, every (mean service time / slots) seconds.
 
     Those that were refused are told to come back one after the other, too: each when as many slots have come free as

@@ -1,19 +1,14 @@
 """A request that owns a slot."""
 
+from array import array
 from dataclasses import dataclass, field
-from typing import Final
 
-import numpy as np
-
-from ..core.errors import ConstraintError
 from ..core.output_constraint import Constraint, TokenMask
 from ..core.request import Request, TokenLogprobs
 from ..core.snapshot import Snapshot
 from ..core.token_masks import constraint_of
 from ..prefix_cache.prefix_key import PrefixKey
-
-NO_CHOICE_TEXT: Final = "no token is allowed to come next"
-"""The error of a request whose constraint and masks leave no token."""
+from .token_history import TokenHistory
 
 
 @dataclass(eq=False, slots=True)
@@ -21,39 +16,41 @@ class RunningRequest:
     """A request from the moment it has a slot until it ends. Only the engine's thread touches it.
 
     Attributes:
-      request, slot: who, and where its state lies.
-      num_prompt_dispatched: prompt tokens in batches handed to the device.
-      num_tokens_dispatched: tokens whose sampling has been handed to the device, were it to go on for so long.
-      num_tokens: tokens read back.
-      started_at: when the first batch that has it was handed to the device.
-      started: when it got its slot, in seconds.
-      token_ids: these, where states are remembered.
-      prompt_logprobs: collected chunk by chunk where the request asks for them.
-      parent: whose state it will go on from, while that one reads the prompt that they share.
-      key: its prompt, for the state cache and for saved states; None where there is no cache.
-      resume: a remembered state that its slot gets with its first chunk.
-      num_cached: prompt tokens that need not be read thanks to that.
-      read: the state after the last chunk that came back, or that it was resumed from.
-      is_finite: whether all chunks that came back left finite numbers; if not, nothing of it is published any more.
-      constraint: the request's, with what its parameters add; None if nothing changes from token to token.
-      mask: what may come next, where the constraint decides that.
-      awaits_mask: the constraint has not yet worked out what may come next; until then the sequence sits out.
+      request: The request itself.
+      slot: Slot in which its state lies; slot compaction changes it.
+      assigned_at: Time at which it got the slot, in seconds.
+      parent: Request with the same prompt whose state it copies when that prompt is prefilled; None if it prefills its
+        prompt itself.
+      num_prompt_dispatched: Number of prompt tokens that are restored, or in batches dispatched to the device.
+      num_tokens_dispatched: Maximum number of tokens that dispatched batches will have generated.
+      num_tokens: Number of generated tokens that were read back.
+      started_at: Time at which its first batch was dispatched, in seconds.
+      token_ids: Generated tokens, if there is a prefix cache.
+      prompt_logprobs: Log-probabilities of prompt tokens so far, if requested; the first token has none.
+      key: Prompt as a key of the prefix cache; None if there is none, and for the engine's own requests.
+      restore: Snapshot that is restored into the slot with the first chunk.
+      num_cached: Number of prompt tokens that the snapshot covers.
+      last_snapshot: Snapshot of the last committed chunk, or the restored one.
+      is_finite: Whether every committed chunk left finite values. If not, no more snapshots are taken.
+      constraint: Output constraint that follows the generated tokens, if there is one.
+      mask: Mask of the next token, if a constraint decides it.
+      awaits_mask: Whether the constraint has not computed the mask yet. The request sits out until then.
     """
 
     request: Request
     slot: int
+    assigned_at: float = 0.0
+    parent: "RunningRequest | None" = None
     num_prompt_dispatched: int = 0
     num_tokens_dispatched: int = 0
     num_tokens: int = 0
     started_at: float | None = None
     token_ids: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
-    parent: "RunningRequest | None" = None
-    started: float = 0.0
     key: PrefixKey | None = None
-    resume: Snapshot | None = None
+    restore: Snapshot | None = None
     num_cached: int = 0
-    read: Snapshot | None = None
+    last_snapshot: Snapshot | None = None
     is_finite: bool = True
     constraint: Constraint | None = field(init=False)
     mask: TokenMask | None = None
@@ -64,52 +61,38 @@ class RunningRequest:
 
     @property
     def num_prompt_left(self) -> int:
-        """Prompt tokens not yet handed to the device."""
+        """Number of prompt tokens that are not dispatched yet."""
         return len(self.request.prompt_token_ids) - self.num_prompt_dispatched
 
     @property
-    def is_reading(self) -> bool:
-        """Whether it waits for its own prompt to be read, or resumed from, and its first token to be sampled."""
+    def needs_prefill(self) -> bool:
+        """Whether its own prompt has to be prefilled or restored, and its first token sampled."""
         return self.parent is None and not self.num_tokens_dispatched and not self.awaits_mask
 
     @property
     def can_decode(self) -> bool:
-        """Whether one more token may be asked for, judged by what has been dispatched, not by what came back; but a
-        constraint must have seen the last one."""
+        """Whether one more token may be dispatched, though others may be in flight.
+
+        A constraint must have seen the last token before the next one is sampled.
+        """
         limit = self.request.params.max_tokens
         waits = self.awaits_mask or (self.constraint is not None and self.num_tokens < self.num_tokens_dispatched)
         return self.num_tokens_dispatched > 0 and not waits and (limit is None or self.num_tokens_dispatched < limit)
 
     @property
     def can_fork(self) -> bool:
-        """Whether others may still take its state over when its prompt has been read."""
+        """Whether other requests may still copy its state when its prompt is prefilled."""
         return not self.num_tokens_dispatched and self.request.params.prompt_logprobs is None
 
-    def resume_from(self, snapshot: Snapshot) -> None:
-        """Spares it the prompt up to there."""
-        self.resume = self.read = snapshot
+    @property
+    def history(self) -> TokenHistory | None:
+        """Token history so far; None if no key is known."""
+        if self.key is None:
+            return None
+        request, generated = self.request, array("i", self.token_ids).tobytes()
+        return TokenHistory(self.key.tokens, generated, self.key.salt, request.tenant, request.state_is_imported)
+
+    def restore_from(self, snapshot: Snapshot) -> None:
+        """Continues the prompt after a snapshot of its first tokens."""
+        self.restore = self.last_snapshot = snapshot
         self.num_cached = self.num_prompt_dispatched = snapshot.length
-
-    def refresh_mask(self, words: int, wait_s: float = 0.0) -> None:
-        """Asks the constraint what may come next; if it does not know yet, `awaits_mask` says so.
-
-        Args:
-          words: of the mask.
-          wait_s: how long to wait for it.
-
-        Raises:
-          ConstraintError: nothing may.
-          Exception: whatever the constraint raises.
-        """
-        if self.constraint is None:
-            return
-        self.awaits_mask = not self.constraint.is_ready(wait_s)
-        if self.awaits_mask:
-            return
-        mask, static = np.zeros(words, np.uint32), self.request.params.static_mask
-        self.constraint.fill_mask(mask)
-        if static is not None:
-            static.narrow(mask)
-        if not mask.any():
-            raise ConstraintError(NO_CHOICE_TEXT)
-        self.mask = mask

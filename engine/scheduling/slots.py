@@ -1,19 +1,22 @@
-"""Which slots are free. A slot is an int, a row of the state pool; it means nothing without an owner."""
+"""Slots: which are free, and which tenants may take the last ones.
+
+A slot is a row of the state pool, named by its index.
+"""
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ..core.errors import ConfigError
 
 
 class SlotPool:
-    """Hands out the first free slot in an order, so that the slots in use stay close together there.
+    """Hands out the first free slot in a fixed order, so that slots in use stay close together.
 
-    Free and used slots are disjoint and together are all slots, always.
+    Free and used slots are disjoint, and together they are all slots.
 
     Args:
-      size: how many slots there are.
-      order: all of them, that to be taken first in front; None is from 0 up.
+      size: Number of slots.
+      order: All slots, the first to be taken in front; None stands for ascending order.
     """
 
     def __init__(self, size: int, order: Sequence[int] | None = None) -> None:
@@ -22,40 +25,61 @@ class SlotPool:
         self._rank = {slot: rank for rank, slot in enumerate(self._order)}
         self._free = list(range(size))
         self._used: set[int] = set()
+        self._pinned: set[int] = set()
+        self._retained: set[int] = set()
 
     def __repr__(self) -> str:
         return f"SlotPool(size={self.size}, used={sorted(self._used)})"
 
     @property
     def num_free(self) -> int:
-        """Slots without an owner."""
+        """Number of slots without an owner."""
         return len(self._free)
 
     @property
     def num_used(self) -> int:
-        """Slots with an owner."""
+        """Number of slots with an owner, and of retained slots."""
         return len(self._used)
 
+    @property
+    def retained(self) -> frozenset[int]:
+        """Slots that were released while they were pinned."""
+        return frozenset(self._retained)
+
     def claim(self) -> int:
-        """Takes a slot.
+        """Takes the first free slot.
 
         Raises:
-          IndexError: none is free.
+          IndexError: No slot is free.
         """
         slot = self._order[heapq.heappop(self._free)]
         self._used.add(slot)
         return slot
 
     def release(self, slot: int) -> None:
-        """Gives a slot back.
+        """Gives a slot back; a pinned one is retained until `unpin`.
 
         Raises:
-          ValueError: it is not in use.
+          ValueError: The slot has no owner.
         """
-        if slot not in self._used:
+        if slot not in self._used or slot in self._retained:
             raise ValueError(f"slot {slot} is not in use")
-        self._used.remove(slot)
-        heapq.heappush(self._free, self._rank[slot])
+        if slot in self._pinned:
+            self._retained.add(slot)
+        else:
+            self._used.remove(slot)
+            heapq.heappush(self._free, self._rank[slot])
+
+    def pin(self, slots: Iterable[int]) -> None:
+        """Keeps used slots from being reused until `unpin`, even if they are released before."""
+        self._pinned.update(slots)
+
+    def unpin(self) -> None:
+        """Unpins all slots, and frees the retained ones."""
+        self._pinned.clear()
+        retained, self._retained = self._retained, set()
+        for slot in retained:
+            self.release(slot)
 
 
 class SlotReserve:

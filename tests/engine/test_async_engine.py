@@ -25,6 +25,7 @@ from roost.engine.engine_core import EngineCore
 from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.prefix_cache.prefix_key import PrefixKey
 from roost.engine.prefix_cache.saved_state import SavedState
+from roost.engine.scheduling.plan import Plan
 from roost.engine.scheduling.scheduler import Scheduler
 
 
@@ -288,9 +289,9 @@ class SlowTier:
 class CountingScheduler(Scheduler):
     num_planned = 0
 
-    def schedule(self) -> Batch | None:
+    def schedule(self, now: float) -> Plan:
         self.num_planned += 1
-        return super().schedule()
+        return super().schedule(now)
 
 
 @asynccontextmanager

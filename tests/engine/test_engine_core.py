@@ -75,8 +75,7 @@ def test_every_request_gets_its_own_tokens(
             assert client.reason is None, "an output after the end"
             client.tokens += output.token_ids
             client.reason = output.finish_reason
-        owned = [s.slot for s in scheduler._running.values()]
-        owned += scheduler._slots_to_free
+        owned = [*scheduler.running.values(), *scheduler.slots.retained]
         assert len(set(owned)) == len(owned) == scheduler.slots.num_used
         assert scheduler.slots.num_free + scheduler.slots.num_used == slots
 

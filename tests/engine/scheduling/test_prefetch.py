@@ -54,30 +54,43 @@ def ids(fetches: list[Fetch]) -> list[str]:
     return [fetch.request.id for fetch in fetches]
 
 
-def run(scheduler: Scheduler) -> list[tuple[str, int]]:
-    """Runs all that wait for no search; gives who began in which order, and how many tokens were spared."""
-    begun = []
-    while (batch := scheduler.schedule()) is not None:
-        assert not isinstance(batch, DecodeBatch)
+def fetches(scheduler: Scheduler, now: float = 0.0) -> list[Fetch]:
+    """Searches of a plan without a batch."""
+    plan = scheduler.schedule(now)
+    assert plan.batch is None
+    return list(plan.fetches)
+
+
+def run(scheduler: Scheduler, now: float = 0.0) -> tuple[list[tuple[str, int]], list[Fetch]]:
+    """Runs all that wait for no search.
+
+    Returns:
+      Who began in which order, with how many tokens that were spared; and the searches of all plans.
+    """
+    begun, planned = [], []
+    while True:
+        plan = scheduler.schedule(now)
+        planned += plan.fetches
+        if plan.batch is None:
+            return begun, planned
+        assert not isinstance(plan.batch, DecodeBatch)
         done = []
-        for chunk in batch.rows:
+        for chunk in plan.batch.rows:
             length = chunk.start + chunk.length
             left = block_states(chunk.request.prompt_token_ids, chunk.start, length) if chunk.length else []
             done.append(RowResult((7,) if chunk.is_last else (), block_states=tuple(left)))
-        begun += [(name, output.num_cached) for name, output in scheduler.commit(batch, done)]
-    return begun
+        begun += [(name, output.num_cached) for name, output in scheduler.commit(plan.batch, done).outputs]
 
 
 def test_a_request_waits_for_its_search_and_resumes_from_what_it_found() -> None:
     scheduler, cache = make()
-    scheduler.add(one := request("a"))
-    assert scheduler.schedule() is None
-    (fetch,) = scheduler.plan_fetches()
+    scheduler.add(one := request("a"), 0.0)
+    (fetch,) = fetches(scheduler)
     assert (fetch.request, fetch.above) == (one, 0)
-    assert scheduler.plan_fetches() == []
-    assert (scheduler.schedule(), scheduler.num_waiting, scheduler.num_running) == (None, 1, 0)
+    assert fetches(scheduler) == []
+    assert (scheduler.num_waiting, scheduler.num_running) == (1, 0)
     scheduler.commit_fetch(fetch, state(one))
-    assert run(scheduler) == [("a", 256)]
+    assert run(scheduler) == ([("a", 256)], [])
     assert cache.stats.disk_hits == 1
     assert scheduler.is_idle
 
@@ -86,86 +99,89 @@ def test_who_needs_no_search_is_not_held_up() -> None:
     """Its prompt is in memory, or has to be read in any case."""
     scheduler, cache = make(slots=2)
     known = request("known", kind=2)
-    tokens = known.prompt_token_ids
-    cache.insert(PrefixKey.of(tokens, ""), chunk_snapshots(None, block_states(tokens), WINDOW))
+    cache.insert(
+        PrefixKey.of(known.prompt_token_ids, ""), chunk_snapshots(None, block_states(known.prompt_token_ids), WINDOW)
+    )
     scored = request("scored", kind=3)
-    scheduler.add(request("a"))
-    scheduler.add(known)
-    scheduler.add(replace(scored, params=SamplingParams(max_tokens=1, prompt_logprobs=0)))
-    assert ids(scheduler.plan_fetches()) == ["a"]
-    assert run(scheduler) == [("known", 300), ("scored", 0)]
+    scheduler.add(request("a"), 0.0)
+    scheduler.add(known, 0.0)
+    scheduler.add(replace(scored, params=SamplingParams(max_tokens=1, prompt_logprobs=0)), 0.0)
+    begun, planned = run(scheduler)
+    assert ids(planned) == ["a"]
+    assert begun == [("known", 300), ("scored", 0)]
     assert scheduler.num_waiting == 1
 
 
 def test_a_request_keeps_its_place_while_it_is_searched_for() -> None:
     scheduler, _ = make()
     for index, name in enumerate("abc"):
-        scheduler.add(request(name, kind=index + 1))
-    fetches = scheduler.plan_fetches()
-    assert ids(fetches) == ["a", "b", "c"]
-    for fetch in (fetches[1], fetches[2], fetches[0]):
+        scheduler.add(request(name, kind=index + 1), 0.0)
+    planned = fetches(scheduler)
+    assert ids(planned) == ["a", "b", "c"]
+    for fetch in (planned[1], planned[2], planned[0]):
         scheduler.commit_fetch(fetch, None)
-    assert [name for name, _ in run(scheduler)] == ["a", "b", "c"]
+    assert [name for name, _ in run(scheduler)[0]] == ["a", "b", "c"]
 
 
 def test_what_others_have_read_meanwhile_is_found() -> None:
     """Queued requests with one prefix: the first one reads it, though the disk had nothing of it for anybody."""
     scheduler, _ = make(max_fetches=64)
     for index in range(32):
-        scheduler.add(Request(str(index), text((1, 256), (index + 2, 20)), SamplingParams(max_tokens=1)))
-    for fetch in scheduler.plan_fetches():
+        scheduler.add(Request(str(index), text((1, 256), (index + 2, 20)), SamplingParams(max_tokens=1)), 0.0)
+    planned = fetches(scheduler)
+    assert len(planned) == 32
+    for fetch in planned:
         scheduler.commit_fetch(fetch, None)
-    for fetch in scheduler.plan_fetches():
-        scheduler.commit_fetch(fetch, None)
-    assert run(scheduler) == [("0", 0), *((str(index), 256) for index in range(1, 32))]
+    assert run(scheduler) == ([("0", 0), *((str(index), 256) for index in range(1, 32))], [])
 
 
 def test_what_is_in_memory_by_now_is_searched_for_no_more() -> None:
+    """There is room for one search at a time: the second one begins before the first prompt is read."""
     scheduler, _ = make(max_fetches=2)
     for index in range(3):
-        scheduler.add(request(str(index)))
-    (first,) = scheduler.plan_fetches()
+        scheduler.add(request(str(index)), 0.0)
+    (first,) = fetches(scheduler)
     scheduler.commit_fetch(first, None)
-    assert run(scheduler) == [("0", 0)]
-    assert scheduler.plan_fetches() == []
-    assert run(scheduler) == [("1", 300), ("2", 300)]
+    begun, (second,) = run(scheduler)
+    assert begun == [("0", 0)]
+    scheduler.commit_fetch(second, None)
+    assert run(scheduler) == ([("1", 300), ("2", 300)], [])
 
 
 def test_the_queue_is_full_while_all_are_searched_for() -> None:
     """Though slots are free: a slow disk lets no more in than the queue takes."""
     scheduler, _ = make(slots=2, max_queue=4)
     for index in range(4):
-        scheduler.add(request(str(index), kind=index + 1))
+        scheduler.add(request(str(index), kind=index + 1), 0.0)
     with pytest.raises(QueueFullError, match="the queue is full"):
-        scheduler.add(request("4", kind=5))
+        scheduler.add(request("4", kind=5), 0.0)
     assert scheduler.num_waiting == 4
 
 
 def test_time_runs_out_and_clients_leave_during_a_search() -> None:
     scheduler, _ = make()
-    scheduler.add(request("late", start_by=5.0))
-    scheduler.add(request("left", kind=2))
-    fetches = scheduler.plan_fetches()
-    assert [name for name, _ in scheduler.tick(6.0)] == ["late"]
+    scheduler.add(request("late", start_by=3.0), 0.0)
+    scheduler.add(request("left", kind=2), 0.0)
+    planned = fetches(scheduler)
+    assert [name for name, _ in scheduler.schedule(4.0).failed] == ["late"]
     assert scheduler.abort("left")
     assert scheduler.is_idle
-    scheduler.add(again := request("left", kind=3))
-    for fetch in fetches:
+    scheduler.add(again := request("left", kind=3), 0.0)
+    for fetch in planned:
         scheduler.commit_fetch(fetch, state(fetch.request))
-    assert scheduler.schedule() is None, "what was found is another request's, of the same id"
-    (fetch,) = scheduler.plan_fetches()
+    (fetch,) = fetches(scheduler)  # what was found is another request's, of the same id
     assert fetch.request is again
     scheduler.commit_fetch(fetch, None)
-    assert run(scheduler) == [("left", 0)]
+    assert run(scheduler) == ([("left", 0)], [])
 
 
 def test_forks_wait_for_one_search_and_are_read_once() -> None:
     scheduler, _ = make(slots=8)
     for index in range(8):
-        scheduler.add(request(str(index), fork_of=None if index == 0 else "0"))
-    (fetch,) = scheduler.plan_fetches()
+        scheduler.add(request(str(index), fork_of=None if index == 0 else "0"), 0.0)
+    (fetch,) = fetches(scheduler)
     scheduler.commit_fetch(fetch, state(fetch.request))
-    batch = scheduler.schedule()
+    batch = scheduler.schedule(0.0).batch
     assert batch is not None
     assert not isinstance(batch, DecodeBatch)
     assert [len(chunk.forks) for chunk in batch.chunks] == [7]
@@ -175,38 +191,38 @@ def test_forks_wait_for_one_search_and_are_read_once() -> None:
 def test_forks_of_one_that_left_do_not_wait_for_ever() -> None:
     scheduler, _ = make(slots=8)
     for index in range(3):
-        scheduler.add(request(str(index), fork_of=None if index == 0 else "0"))
-    scheduler.plan_fetches()
+        scheduler.add(request(str(index), fork_of=None if index == 0 else "0"), 0.0)
+    fetches(scheduler)
     scheduler.abort("0")
-    assert sorted(name for name, _ in run(scheduler)) == ["1", "2"]
+    assert sorted(name for name, _ in run(scheduler)[0]) == ["1", "2"]
 
 
 def test_one_tenant_takes_half_of_the_room() -> None:
     scheduler, _ = make(max_fetches=8, tenants=3)
     for index in range(20):
-        scheduler.add(request(f"a{index}", kind=index + 1, tenant="a"))
-    assert len(scheduler.plan_fetches()) == 4
+        scheduler.add(request(f"a{index}", kind=index + 1, tenant="a"), 0.0)
+    assert len(fetches(scheduler)) == 4
     for index in range(3):
-        scheduler.add(request(f"b{index}", kind=index + 30, tenant="b"))
-    scheduler.add(request("c", kind=40, tenant="c"))
-    assert sorted(ids(scheduler.plan_fetches())) == ["b0", "c"]
+        scheduler.add(request(f"b{index}", kind=index + 30, tenant="b"), 0.0)
+    scheduler.add(request("c", kind=40, tenant="c"), 0.0)
+    assert sorted(ids(fetches(scheduler))) == ["b0", "c"]
 
 
 def test_what_was_found_takes_room_until_it_is_used() -> None:
     """States are large, and a queue is long."""
     scheduler, _ = make(max_fetches=4)
     for index in range(20):
-        scheduler.add(request(str(index), kind=index + 1))
+        scheduler.add(request(str(index), kind=index + 1), 0.0)
     found, order = 0, []
-    for _ in range(20):
-        for fetch in scheduler.plan_fetches():
+    for _ in range(21):
+        plan = scheduler.schedule(0.0)
+        for fetch in plan.fetches:
             scheduler.commit_fetch(fetch, state(fetch.request))
             found += 1
+        if plan.batch is not None:
+            order += [row.request.id for row in plan.batch.rows]  # type: ignore[union-attr]
+            scheduler.commit(plan.batch, [RowResult((7,))])
         assert found - len(order) <= 2
-        batch = scheduler.schedule()
-        assert batch is not None
-        order += [row.request.id for row in batch.rows]  # type: ignore[union-attr]
-        scheduler.commit(batch, [RowResult((7,))])
     assert order == [str(index) for index in range(20)]
 
 
@@ -215,51 +231,50 @@ def test_searches_that_nobody_waits_for_take_room_too() -> None:
     scheduler, _ = make(max_fetches=4)
     begun = []
     for index in range(100):
-        scheduler.add(request(str(index), kind=index + 1))
-        begun += scheduler.plan_fetches()
+        scheduler.add(request(str(index), kind=index + 1), 0.0)
+        begun += fetches(scheduler)
         scheduler.abort(str(index))
     assert len(begun) == 2
-    scheduler.add(request("next"))
-    assert scheduler.plan_fetches() == []
+    scheduler.add(request("next"), 0.0)
+    assert fetches(scheduler) == []
     for fetch in begun:
         scheduler.commit_fetch(fetch, None)
-    assert ids(scheduler.plan_fetches()) == ["next"]
+    assert ids(fetches(scheduler)) == ["next"]
 
 
 def test_a_disk_that_hangs_holds_nobody_for_long() -> None:
     scheduler, _ = make(max_fetches=4)
-    scheduler.tick(100.0)
     for index in range(6):
-        scheduler.add(request(str(index), kind=index + 1))
-    begun = scheduler.plan_fetches()
+        scheduler.add(request(str(index), kind=index + 1), 100.0)
+    hanging = fetches(scheduler, 100.0)
     until = scheduler.next_timeout
     assert until is not None
     assert 101 < until < 120
-    scheduler.tick(until)
-    assert scheduler.plan_fetches() == []
-    assert [name for name, _ in run(scheduler)] == [str(index) for index in range(6)]
-    scheduler.add(request("new", kind=20))
-    assert run(scheduler) == [("new", 0)], "nobody else waits for it, until it comes back"
-    for fetch in begun:
+    begun, planned = run(scheduler, until)
+    assert planned == []
+    assert [name for name, _ in begun] == [str(index) for index in range(6)]
+    scheduler.add(request("new", kind=20), until)
+    assert run(scheduler, until) == ([("new", 0)], []), "nobody else waits for it, until it comes back"
+    for fetch in hanging:
         scheduler.commit_fetch(fetch, state(fetch.request))
-    assert scheduler.plan_fetches() == []
-    scheduler.add(request("later", kind=21))
-    assert ids(scheduler.plan_fetches()) == ["later"]
+    assert fetches(scheduler, until) == []
+    scheduler.add(request("later", kind=21), until)
+    assert ids(fetches(scheduler, until)) == ["later"]
 
 
 def test_an_urgent_request_is_searched_for_first() -> None:
     scheduler, _ = make(max_fetches=4)
     for index in range(5):
-        scheduler.add(request(str(index), kind=index + 1))
-    scheduler.add(request("urgent", kind=20, priority=-1))
-    assert ids(scheduler.plan_fetches()) == ["urgent", "0"]
+        scheduler.add(request(str(index), kind=index + 1), 0.0)
+    scheduler.add(request("urgent", kind=20, priority=-1), 0.0)
+    assert ids(fetches(scheduler)) == ["urgent", "0"]
 
 
 def test_a_state_that_came_with_the_request_is_not_searched_for() -> None:
     scheduler, _ = make()
     one = request("a")
-    scheduler.add(replace(one, state=state(one)))
-    (fetch,) = scheduler.plan_fetches()
+    scheduler.add(replace(one, state=state(one)), 0.0)
+    (fetch,) = fetches(scheduler)
     assert fetch.above == 256
     scheduler.commit_fetch(fetch, None)
-    assert run(scheduler) == [("a", 256)]
+    assert run(scheduler) == ([("a", 256)], [])

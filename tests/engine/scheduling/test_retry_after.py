@@ -3,34 +3,34 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from roost.engine.scheduling.retry_after import Pace
+from roost.engine.scheduling.retry_after import RetryAfterEstimator
 
 
 def test_a_guess_while_nothing_is_known() -> None:
-    assert Pace(4).refused() == 1.0
+    assert RetryAfterEstimator(4).refused() == 1.0
 
 
 def test_those_refused_come_back_one_after_the_other() -> None:
-    pace = Pace(4)
+    estimator = RetryAfterEstimator(4)
     for _ in range(10):
-        pace.released(8.0)  # so a slot comes free every 2 s
-    assert [pace.refused() for _ in range(3)] == pytest.approx([2, 4, 6])
-    pace.released(8.0)
-    pace.released(8.0)
-    assert pace.refused() == pytest.approx(4)
+        estimator.released(8.0)  # so a slot comes free every 2 s
+    assert [estimator.refused() for _ in range(3)] == pytest.approx([2, 4, 6])
+    estimator.released(8.0)
+    estimator.released(8.0)
+    assert estimator.refused() == pytest.approx(4)
 
 
 def test_the_latest_times_decide() -> None:
-    pace = Pace(1)
-    pace.released(50.0)
+    estimator = RetryAfterEstimator(1)
+    estimator.released(50.0)
     for _ in range(60):
-        pace.released(2.0)
-    assert pace.refused() == pytest.approx(2, rel=0.1)
+        estimator.released(2.0)
+    assert estimator.refused() == pytest.approx(2, rel=0.1)
 
 
 @given(st.integers(1, 500), st.lists(st.floats(0, 1e5), max_size=30), st.integers(1, 300))
 def test_it_is_always_a_time_that_clients_believe(slots: int, times: list[float], refused: int) -> None:
-    pace = Pace(slots)
+    estimator = RetryAfterEstimator(slots)
     for each in times:
-        pace.released(each)
-    assert all(0.05 <= pace.refused() <= 60 for _ in range(refused))
+        estimator.released(each)
+    assert all(0.05 <= estimator.refused() <= 60 for _ in range(refused))

@@ -1,7 +1,9 @@
 """The scheduler's decisions, without a device."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +14,12 @@ from roost.engine.core.batch import Batch, DecodeBatch, PrefillBatch, RowResult
 from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import ConfigError, ConstraintError, NumericError, QueueFullError, RequestFailedError
 from roost.engine.core.output_constraint import TokenMask, mask_of_ids
-from roost.engine.core.request import FinishReason, Request, TokenLogprobs, TokenOutput
+from roost.engine.core.request import FinishReason, Request, TokenLogprobs
 from roost.engine.core.sampling_limits import NO_CHOICE, NO_TOKEN
 from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.core.snapshot import BlockState, Snapshot
 from roost.engine.prefix_cache.cache import PrefixCache
+from roost.engine.scheduling.plan import RequestOutput
 from roost.engine.scheduling.scheduler import Scheduler
 
 LIMITS = StepLimits(64, 64)
@@ -24,6 +27,22 @@ LIMITS = StepLimits(64, 64)
 
 def request(name: str, prompt: int = 3, **params: object) -> Request:
     return Request(name, tuple(range(1, prompt + 1)), SamplingParams(**params))  # type: ignore[arg-type]
+
+
+def add(scheduler: Scheduler, request: Request, now: float = 0.0) -> None:
+    scheduler.add(request, now)
+
+
+def plan(scheduler: Scheduler, now: float = 0.0) -> Batch | None:
+    """Returns the next batch; no request ends without one."""
+    plan = scheduler.schedule(now)
+    assert plan.failed == ()
+    return plan.batch
+
+
+def commit(scheduler: Scheduler, batch: Batch, results: Sequence[RowResult]) -> list[RequestOutput]:
+    """Returns the outputs of a batch."""
+    return list(scheduler.commit(batch, results).outputs)
 
 
 def results(batch: Batch, token: int = 7) -> list[RowResult]:
@@ -42,136 +61,136 @@ def names(batch: Batch | None) -> tuple[str, list[str]]:
 
 
 def test_nothing_to_do() -> None:
-    assert Scheduler(2, 4, LIMITS).schedule() is None
+    assert plan(Scheduler(2, 4, LIMITS)) is None
 
 
 def test_a_prompt_is_read_in_chunks_and_only_the_last_gives_a_token() -> None:
     scheduler = Scheduler(1, 4, LIMITS)
-    scheduler.add(request("a", prompt=150))
+    add(scheduler, request("a", prompt=150))
     spans = []
-    while isinstance(batch := scheduler.schedule(), PrefillBatch):
+    while isinstance(batch := plan(scheduler), PrefillBatch):
         (chunk,) = batch.chunks
         spans.append((chunk.start, chunk.length, chunk.is_last))
-        outputs = scheduler.commit(batch, results(batch))
+        outputs = commit(scheduler, batch, results(batch))
         assert bool(outputs) == chunk.is_last
     assert spans == [(0, 64, False), (64, 64, False), (128, 22, True)]
 
 
 def test_a_decode_waits_for_at_most_one_prefill_chunk() -> None:
     scheduler = Scheduler(2, 4, LIMITS)
-    scheduler.add(request("short"))
-    assert names(scheduler.schedule()) == ("prefill", ["short"])
-    scheduler.add(request("long", prompt=200))
-    kinds = [names(scheduler.schedule()) for _ in range(7)]
+    add(scheduler, request("short"))
+    assert names(plan(scheduler)) == ("prefill", ["short"])
+    add(scheduler, request("long", prompt=200))
+    kinds = [names(plan(scheduler)) for _ in range(7)]
     assert kinds == [("decode", ["short"]), ("prefill", ["long"])] * 3 + [("decode", ["short"])]
-    assert names(scheduler.schedule()) == ("prefill", ["long"])
-    assert names(scheduler.schedule()) == ("decode", ["short", "long"])
+    assert names(plan(scheduler)) == ("prefill", ["long"])
+    assert names(plan(scheduler)) == ("decode", ["short", "long"])
 
 
 def test_waiting_requests_get_slots_in_the_order_they_came() -> None:
     scheduler = Scheduler(1, 4, LIMITS)
     for name in "abc":
-        scheduler.add(request(name, max_tokens=1))
+        add(scheduler, request(name, max_tokens=1))
     order = []
-    while (batch := scheduler.schedule()) is not None:
+    while (batch := plan(scheduler)) is not None:
         order += names(batch)[1]
-        scheduler.commit(batch, results(batch))
+        commit(scheduler, batch, results(batch))
     assert order == ["a", "b", "c"]
 
 
 def test_no_token_is_asked_for_beyond_the_limit_even_before_results_are_read() -> None:
     scheduler = Scheduler(1, 4, LIMITS)
-    scheduler.add(request("a", max_tokens=3))
-    batches = [scheduler.schedule() for _ in range(4)]
+    add(scheduler, request("a", max_tokens=3))
+    batches = [plan(scheduler) for _ in range(4)]
     assert [b is not None for b in batches] == [True, True, True, False]
-    outputs = [output for b in batches if b is not None for _, output in scheduler.commit(b, results(b))]
+    outputs = [output for b in batches if b is not None for _, output in commit(scheduler, b, results(b))]
     assert [o.finish_reason for o in outputs] == [None, None, FinishReason.LENGTH]
     assert scheduler.slots.num_used == 0
 
 
 def test_results_of_a_request_that_ended_are_dropped() -> None:
     scheduler = Scheduler(1, 4, LIMITS)
-    scheduler.add(request("a", end_token_ids=(7,)))
-    first, second = scheduler.schedule(), scheduler.schedule()
+    add(scheduler, request("a", end_token_ids=(7,)))
+    first, second = plan(scheduler), plan(scheduler)
     assert first is not None
     assert second is not None
-    ((_, output),) = scheduler.commit(first, results(first))
+    ((_, output),) = commit(scheduler, first, results(first))
     assert (output.token_ids, output.finish_reason, output.stop_reason) == ((7,), FinishReason.STOP, None)
-    scheduler.add(request("b"))  # takes the same slot while the second batch is still on its way
-    assert names(scheduler.schedule()) == ("prefill", ["b"])
-    assert scheduler.commit(second, results(second)) == []
+    add(scheduler, request("b"))  # takes the same slot while the second batch is still on its way
+    assert names(plan(scheduler)) == ("prefill", ["b"])
+    assert commit(scheduler, second, results(second)) == []
     assert scheduler.num_running == 1
 
 
 def test_a_stop_id_is_reported_and_an_end_id_is_not() -> None:
     for end_ids, reason in ((), 7), ((7,), None):
         scheduler = Scheduler(1, 4, LIMITS)
-        scheduler.add(request("a", stop_token_ids=(7,), end_token_ids=end_ids))
-        batch = scheduler.schedule()
+        add(scheduler, request("a", stop_token_ids=(7,), end_token_ids=end_ids))
+        batch = plan(scheduler)
         assert batch is not None
-        ((_, output),) = scheduler.commit(batch, results(batch))
+        ((_, output),) = commit(scheduler, batch, results(batch))
         assert output.stop_reason == reason
 
 
 def test_max_tokens_zero_only_reads_the_prompt() -> None:
     scheduler = Scheduler(1, 4, LIMITS)
-    scheduler.add(request("a", max_tokens=0, prompt_logprobs=0))
-    batch = scheduler.schedule()
+    add(scheduler, request("a", max_tokens=0, prompt_logprobs=0))
+    batch = plan(scheduler)
     assert isinstance(batch, PrefillBatch)
     scores = (TokenLogprobs(-1.0), TokenLogprobs(-2.0))
-    ((_, output),) = scheduler.commit(batch, [RowResult((7,), None, scores)])
+    ((_, output),) = commit(scheduler, batch, [RowResult((7,), None, scores)])
     assert output.token_ids == ()
     assert output.finish_reason is FinishReason.LENGTH
     assert output.prompt_logprobs == (None, *scores)
-    assert scheduler.schedule() is None
+    assert plan(scheduler) is None
 
 
 def test_prompt_logprobs_come_once_and_whole() -> None:
     scheduler = Scheduler(1, 4, LIMITS)
-    scheduler.add(request("a", prompt=66, prompt_logprobs=0))
+    add(scheduler, request("a", prompt=66, prompt_logprobs=0))
     scores = [TokenLogprobs(-float(i)) for i in range(65)]
     outputs = []
     for part in (scores[:64], scores[64:]):
-        batch = scheduler.schedule()
+        batch = plan(scheduler)
         assert isinstance(batch, PrefillBatch)
         tokens = (7,) if batch.chunks[0].is_last else ()
-        outputs += scheduler.commit(batch, [RowResult(tokens, None, tuple(part))])
-    decode = scheduler.schedule()
+        outputs += commit(scheduler, batch, [RowResult(tokens, None, tuple(part))])
+    decode = plan(scheduler)
     assert decode is not None
-    outputs += scheduler.commit(decode, results(decode))
+    outputs += commit(scheduler, decode, results(decode))
     assert [output.prompt_logprobs for _, output in outputs] == [(None, *scores), None]
 
 
 def test_the_queue_is_bounded_and_counts_only_those_who_wait() -> None:
     scheduler = Scheduler(2, 1, LIMITS)
     for name in "abc":  # two will get slots, one waits
-        scheduler.add(request(name))
+        add(scheduler, request(name))
     with pytest.raises(QueueFullError, match="1 requests wait"):
-        scheduler.add(request("d"))
-    scheduler.schedule()
+        add(scheduler, request("d"))
+    plan(scheduler)
     with pytest.raises(QueueFullError):
-        scheduler.add(request("d"))
+        add(scheduler, request("d"))
     scheduler.abort("a")
-    scheduler.add(request("d"))
+    add(scheduler, request("d"))
 
 
 def test_abort_frees_the_slot_at_once_and_is_idempotent() -> None:
     scheduler = Scheduler(1, 4, LIMITS)
-    scheduler.add(request("a"))
-    scheduler.add(request("b"))
-    batch = scheduler.schedule()
+    add(scheduler, request("a"))
+    add(scheduler, request("b"))
+    batch = plan(scheduler)
     assert batch is not None
     assert scheduler.abort("a")
     assert not scheduler.abort("a")
-    assert names(scheduler.schedule()) == ("prefill", ["b"])
-    assert scheduler.commit(batch, results(batch)) == []
+    assert names(plan(scheduler)) == ("prefill", ["b"])
+    assert commit(scheduler, batch, results(batch)) == []
 
 
 def test_abort_of_a_waiting_request() -> None:
     scheduler = Scheduler(1, 4, LIMITS)
-    scheduler.add(request("a"))
-    scheduler.schedule()
-    scheduler.add(request("b"))
+    add(scheduler, request("a"))
+    plan(scheduler)
+    add(scheduler, request("b"))
     assert scheduler.abort("b")
     assert scheduler.num_waiting == 0
 
@@ -179,11 +198,11 @@ def test_abort_of_a_waiting_request() -> None:
 @pytest.mark.parametrize("running", [False, True])
 def test_an_id_in_use_is_refused(running: bool) -> None:
     scheduler = Scheduler(1, 4, LIMITS)
-    scheduler.add(request("a"))
+    add(scheduler, request("a"))
     if running:
-        scheduler.schedule()
+        plan(scheduler)
     with pytest.raises(ValueError, match="'a' is in use"):
-        scheduler.add(request("a"))
+        add(scheduler, request("a"))
 
 
 def shape(batch: Batch | None) -> list[tuple[str, int]]:
@@ -196,30 +215,30 @@ def test_short_prompts_are_read_together() -> None:
     """As many as make a whole batch of a compiled shape, a power of two; each gets its token."""
     scheduler = Scheduler(8, 9, StepLimits(256, 256))
     for name, length in zip("abcdefg", (10, 64, 3, 100, 5, 6, 7), strict=True):
-        scheduler.add(request(name, prompt=length))
-    assert shape(scheduler.schedule()) == [("a", 10), ("b", 64), ("c", 3), ("e", 5)]
-    assert names(scheduler.schedule()) == ("decode", ["a", "b", "c", "e"])
-    assert shape(scheduler.schedule()) == [("f", 6), ("g", 7)]
+        add(scheduler, request(name, prompt=length))
+    assert shape(plan(scheduler)) == [("a", 10), ("b", 64), ("c", 3), ("e", 5)]
+    assert names(plan(scheduler)) == ("decode", ["a", "b", "c", "e"])
+    assert shape(plan(scheduler)) == [("f", 6), ("g", 7)]
 
 
 def test_the_prompt_that_goes_first_decides_how_long_the_chunks_are() -> None:
     scheduler = Scheduler(4, 9, StepLimits(256, 256))
     for name, length in zip("abcd", (200, 70, 300, 65), strict=True):
-        scheduler.add(request(name, prompt=length))
-    assert shape(scheduler.schedule()) == [("b", 70), ("d", 65)]
-    scheduler.schedule()
-    assert shape(scheduler.schedule()) == [("a", 200)]
-    scheduler.schedule()
-    assert shape(scheduler.schedule()) == [("c", 256)]
+        add(scheduler, request(name, prompt=length))
+    assert shape(plan(scheduler)) == [("b", 70), ("d", 65)]
+    plan(scheduler)
+    assert shape(plan(scheduler)) == [("a", 200)]
+    plan(scheduler)
+    assert shape(plan(scheduler)) == [("c", 256)]
 
 
 def prefill_until_first_token(scheduler: Scheduler, name: str, most: int = 10_000) -> list[list[tuple[str, int]]]:
     """Commits every batch at once; returns the shapes of the prefill batches up to the one that ends a prompt."""
     shapes = []
     for _ in range(most):
-        batch = scheduler.schedule()
+        batch = plan(scheduler)
         assert batch is not None
-        outputs = scheduler.commit(batch, results(batch))
+        outputs = commit(scheduler, batch, results(batch))
         if isinstance(batch, PrefillBatch):
             shapes.append(shape(batch))
         if any(output_name == name for output_name, _ in outputs):
@@ -231,19 +250,19 @@ def prefill_until_first_token(scheduler: Scheduler, name: str, most: int = 10_00
 def test_a_short_prompt_waits_for_one_chunk_of_a_long_one(tenant: str) -> None:
     """And that is a short one as soon as it is known that somebody waits; with and without tenants."""
     scheduler = Scheduler(4, 9, StepLimits(512, 64, prefill_rows=1))
-    scheduler.add(replace(request("long", prompt=200_000), tenant="long"))
-    first = scheduler.schedule()
+    add(scheduler, replace(request("long", prompt=200_000), tenant="long"))
+    first = plan(scheduler)
     assert shape(first) == [("long", 512)]
-    scheduler.add(replace(request("short", prompt=7), tenant=tenant or "long"))
+    add(scheduler, replace(request("short", prompt=7), tenant=tenant or "long"))
     assert prefill_until_first_token(scheduler, "short") == [[("short", 7)]]
 
 
 def test_a_long_prompt_gets_on_while_short_ones_keep_coming() -> None:
     """Every fourth turn of its tenant is its own."""
     scheduler = Scheduler(64, 1000, StepLimits(512, 64, prefill_rows=1))
-    scheduler.add(request("long", prompt=640))
+    add(scheduler, request("long", prompt=640))
     for number in range(48):
-        scheduler.add(request(f"short{number}", prompt=9, max_tokens=1))
+        add(scheduler, request(f"short{number}", prompt=9, max_tokens=1))
     read = prefill_until_first_token(scheduler, "long")
     assert [("long", 64)] in read[:4], "chunks shrink while shorter prompts wait"
     assert sum(name == "long" for batch in read for name, _ in batch) == 10
@@ -254,8 +273,8 @@ def test_tenants_prefill_the_same_number_of_tokens() -> None:
     """However many prompts one of them has."""
     scheduler = Scheduler(9, 9, StepLimits(64, 64, prefill_rows=1))
     for number in range(6):
-        scheduler.add(replace(request(f"a{number}", prompt=3000), tenant="a"))
-    scheduler.add(replace(request("b", prompt=1280), tenant="b"))
+        add(scheduler, replace(request(f"a{number}", prompt=3000), tenant="a"))
+    add(scheduler, replace(request("b", prompt=1280), tenant="b"))
     read = prefill_until_first_token(scheduler, "b")
     assert sum(name == "b" for batch in read for name, _ in batch) == 20
     assert len(read) <= 42
@@ -267,32 +286,32 @@ def test_prompts_that_are_only_restored_do_not_keep_another_from_prefill() -> No
     known = tuple(range(1, 65))
     read_states(cache, known)
     scheduler = Scheduler(4, 99, StepLimits(64, 64, prefill_rows=1), cache=cache)
-    scheduler.add(replace(request("victim", prompt=128), tenant="victim"))
-    scheduler.add(Request("again0", known, SamplingParams(max_tokens=1), tenant="again"))
+    add(scheduler, replace(request("victim", prompt=128), tenant="victim"))
+    add(scheduler, Request("again0", known, SamplingParams(max_tokens=1), tenant="again"))
     steps = 0
     while steps < 20:
-        batch = scheduler.schedule()
+        batch = plan(scheduler)
         assert batch is not None
         steps += 1
-        ended = [name for name, _ in scheduler.commit(batch, results(batch))]
+        ended = [name for name, _ in commit(scheduler, batch, results(batch))]
         if "victim" in ended:
             break
-        scheduler.add(Request(f"again{steps}", known, SamplingParams(max_tokens=1), tenant="again"))
+        add(scheduler, Request(f"again{steps}", known, SamplingParams(max_tokens=1), tenant="again"))
     assert steps <= 8
 
 
 def test_chunks_are_small_while_more_generate_than_wait() -> None:
     scheduler = Scheduler(4, 9, StepLimits(256, 64))
-    scheduler.add(request("a"))
-    scheduler.add(request("b", prompt=300))
-    assert shape(scheduler.schedule()) == [("a", 3), ("b", 64)]
+    add(scheduler, request("a"))
+    add(scheduler, request("b", prompt=300))
+    assert shape(plan(scheduler)) == [("a", 3), ("b", 64)]
     spans = []
-    while isinstance(scheduler.schedule(), DecodeBatch) and isinstance(batch := scheduler.schedule(), PrefillBatch):
+    while isinstance(plan(scheduler), DecodeBatch) and isinstance(batch := plan(scheduler), PrefillBatch):
         spans += shape(batch)
     assert spans == [("b", 64), ("b", 64), ("b", 64), ("b", 44)]
     for name in "cd":
-        scheduler.add(request(name, prompt=300))
-    assert shape(scheduler.schedule()) == [("c", 64)], "two generate and two wait"
+        add(scheduler, request(name, prompt=300))
+    assert shape(plan(scheduler)) == [("c", 64)], "two generate and two wait"
 
 
 def test_each_shard_reads_its_own_oldest_prompts() -> None:
@@ -300,21 +319,21 @@ def test_each_shard_reads_its_own_oldest_prompts() -> None:
     limits = StepLimits(256, 256, decode_rows=(6,), slot_order=(0, 1, 2, 3, 5), shard_rows=3)
     scheduler = Scheduler(5, 9, limits)
     for name in "abcde":
-        scheduler.add(request(name, prompt=64))
-    assert shape(scheduler.schedule()) == [("a", 64), ("b", 64), ("d", 64), ("e", 64)]
-    assert names(scheduler.schedule()) == ("decode", ["a", "b", "d", "e"])
-    assert shape(scheduler.schedule()) == [("c", 64)]
+        add(scheduler, request(name, prompt=64))
+    assert shape(plan(scheduler)) == [("a", 64), ("b", 64), ("d", 64), ("e", 64)]
+    assert names(plan(scheduler)) == ("decode", ["a", "b", "d", "e"])
+    assert shape(plan(scheduler)) == [("c", 64)]
 
 
 def test_a_prompt_whose_tokens_are_scored_is_read_alone() -> None:
     scheduler = Scheduler(4, 9, StepLimits(256, 256))
     for name, scored in zip("abcd", (None, 0, None, None), strict=True):
-        scheduler.add(request(name, prompt_logprobs=scored))
-    assert shape(scheduler.schedule()) == [("a", 3), ("c", 3)]
-    scheduler.schedule()
-    assert shape(scheduler.schedule()) == [("b", 3)]
-    scheduler.schedule()
-    assert shape(scheduler.schedule()) == [("d", 3)]
+        add(scheduler, request(name, prompt_logprobs=scored))
+    assert shape(plan(scheduler)) == [("a", 3), ("c", 3)]
+    plan(scheduler)
+    assert shape(plan(scheduler)) == [("b", 3)]
+    plan(scheduler)
+    assert shape(plan(scheduler)) == [("d", 3)]
 
 
 PARTS = StepLimits(128, 64, prefill_rows=1, prefill_layer_slices=3)
@@ -328,61 +347,61 @@ def part(batch: Batch | None) -> tuple[list[str], int, int]:
 
 def test_those_who_generate_wait_for_a_part_of_a_chunk() -> None:
     scheduler = Scheduler(2, 4, PARTS)
-    scheduler.add(request("a"))
-    assert [part(scheduler.schedule()) for _ in range(3)] == [(["a"], n, 3) for n in range(3)]
-    scheduler.add(request("b", prompt=70))
+    add(scheduler, request("a"))
+    assert [part(plan(scheduler)) for _ in range(3)] == [(["a"], n, 3) for n in range(3)]
+    add(scheduler, request("b", prompt=70))
     for _ in range(2):  # chunks
         for n in range(3):
-            assert names(scheduler.schedule()) == ("decode", ["a"])
-            assert part(scheduler.schedule()) == (["b"], n, 3)
-    assert names(scheduler.schedule()) == ("decode", ["a", "b"])
+            assert names(plan(scheduler)) == ("decode", ["a"])
+            assert part(plan(scheduler)) == (["b"], n, 3)
+    assert names(plan(scheduler)) == ("decode", ["a", "b"])
 
 
 def test_longer_chunks_are_read_at_once() -> None:
     scheduler = Scheduler(1, 4, PARTS)
-    scheduler.add(request("a", prompt=140))
-    assert part(scheduler.schedule()) == (["a"], 0, 1)
-    assert part(scheduler.schedule()) == (["a"], 0, 3)
+    add(scheduler, request("a", prompt=140))
+    assert part(plan(scheduler)) == (["a"], 0, 1)
+    assert part(plan(scheduler)) == (["a"], 0, 3)
 
 
 def test_a_short_chunk_of_a_long_prompt_is_read_in_parts() -> None:
     """It goes up to the grid, from where a state was resumed."""
     scheduler = Scheduler(1, 4, PARTS)
-    scheduler.add(replace(request("a", prompt=300), state=Snapshot(100, (), ())))
-    batches = [scheduler.schedule() for _ in range(4)]
+    add(scheduler, replace(request("a", prompt=300), state=Snapshot(100, (), ())))
+    batches = [plan(scheduler) for _ in range(4)]
     assert [shape(batch) for batch in batches] == [[("a", 28)]] * 3 + [[("a", 128)]]
     assert [part(batch)[1:] for batch in batches] == [(0, 3), (1, 3), (2, 3), (0, 1)]
 
 
 def test_only_the_last_part_gives_a_token() -> None:
     scheduler = Scheduler(1, 4, PARTS)
-    scheduler.add(request("a", max_tokens=1))
-    batches = [scheduler.schedule() for _ in range(3)]
-    assert scheduler.schedule() is None
-    outputs = [scheduler.commit(b, results(b) if b.is_last_slice else [RowResult()]) for b in batches]  # type: ignore
+    add(scheduler, request("a", max_tokens=1))
+    batches = [plan(scheduler) for _ in range(3)]
+    assert plan(scheduler) is None
+    outputs = [commit(scheduler, b, results(b) if b.is_last_slice else [RowResult()]) for b in batches]  # type: ignore
     assert [len(each) for each in outputs] == [0, 0, 1]
 
 
 def test_what_nobody_wants_is_not_read_to_its_end() -> None:
     scheduler = Scheduler(1, 4, PARTS)
-    scheduler.add(request("a"))
-    scheduler.add(request("b"))
-    scheduler.schedule()
+    add(scheduler, request("a"))
+    add(scheduler, request("b"))
+    plan(scheduler)
     scheduler.abort("a")
-    assert part(scheduler.schedule()) == (["b"], 0, 3)
+    assert part(plan(scheduler)) == (["b"], 0, 3)
 
 
 def test_a_slot_that_parts_work_on_is_taken_until_the_last_one() -> None:
     """The fork still wants what is being read, though the one who began it has left."""
     scheduler = Scheduler(3, 4, PARTS)
-    scheduler.add(request("a"))
-    scheduler.add(replace(request("fork"), fork_of="a"))
-    assert part(scheduler.schedule()) == (["a", "fork"], 0, 3)
+    add(scheduler, request("a"))
+    add(scheduler, replace(request("fork"), fork_of="a"))
+    assert part(plan(scheduler)) == (["a", "fork"], 0, 3)
     scheduler.abort("a")
     assert (scheduler.num_running, scheduler.slots.num_used) == (1, 2)
-    assert [part(scheduler.schedule()) for _ in range(2)] == [(["a", "fork"], n, 3) for n in (1, 2)]
+    assert [part(plan(scheduler)) for _ in range(2)] == [(["a", "fork"], n, 3) for n in (1, 2)]
     assert (scheduler.num_running, scheduler.slots.num_used) == (1, 1)
-    assert names(scheduler.schedule()) == ("decode", ["fork"])
+    assert names(plan(scheduler)) == ("decode", ["fork"])
 
 
 AHEAD = StepLimits(64, 64, decode_steps=4)
@@ -395,45 +414,45 @@ def steps(batch: Batch | None) -> int:
 
 def test_several_tokens_are_asked_for_while_nobody_waits() -> None:
     scheduler = Scheduler(2, 4, AHEAD)
-    scheduler.add(request("a", max_tokens=100))
-    scheduler.schedule()
-    assert steps(scheduler.schedule()) == 4
-    scheduler.add(request("b", prompt=100, max_tokens=100))
-    scheduler.schedule()
-    assert steps(scheduler.schedule()) == 1, "b's prompt is being read"
-    scheduler.schedule()
-    assert [steps(scheduler.schedule()) for _ in range(2)] == [4, 4]
+    add(scheduler, request("a", max_tokens=100))
+    plan(scheduler)
+    assert steps(plan(scheduler)) == 4
+    add(scheduler, request("b", prompt=100, max_tokens=100))
+    plan(scheduler)
+    assert steps(plan(scheduler)) == 1, "b's prompt is being read"
+    plan(scheduler)
+    assert [steps(plan(scheduler)) for _ in range(2)] == [4, 4]
 
 
 def test_a_stepwise_request_keeps_everybody_at_one() -> None:
     scheduler = Scheduler(2, 4, AHEAD)
-    scheduler.add(request("a", max_tokens=100))
-    scheduler.add(Request("b", (1,), stepwise=True))
-    scheduler.schedule()
-    assert steps(scheduler.schedule()) == 1
+    add(scheduler, request("a", max_tokens=100))
+    add(scheduler, Request("b", (1,), stepwise=True))
+    plan(scheduler)
+    assert steps(plan(scheduler)) == 1
     scheduler.abort("b")
-    assert steps(scheduler.schedule()) == 4
+    assert steps(plan(scheduler)) == 4
 
 
 def test_tokens_behind_the_end_are_dropped() -> None:
     scheduler = Scheduler(1, 4, AHEAD)
-    scheduler.add(request("a", max_tokens=100, stop_token_ids=(9,), logprobs=0))
-    first, batch = scheduler.schedule(), scheduler.schedule()
+    add(scheduler, request("a", max_tokens=100, stop_token_ids=(9,), logprobs=0))
+    first, batch = plan(scheduler), plan(scheduler)
     assert first is not None
     assert batch is not None
-    scheduler.commit(first, results(first))
+    commit(scheduler, first, results(first))
     scores = tuple(TokenLogprobs(-float(i)) for i in range(4))
-    ((_, output),) = scheduler.commit(batch, [RowResult((7, 8, 9, 7), scores)])
+    ((_, output),) = commit(scheduler, batch, [RowResult((7, 8, 9, 7), scores)])
     assert (output.token_ids, output.logprobs) == ((7, 8, 9), scores[:3])
     assert (output.finish_reason, output.stop_reason) == (FinishReason.STOP, 9)
 
 
 def test_the_limit_holds_within_a_batch_and_no_batch_is_asked_for_behind_it() -> None:
     scheduler = Scheduler(1, 4, AHEAD)
-    scheduler.add(request("a", max_tokens=7))
-    batches = [scheduler.schedule() for _ in range(4)]
+    add(scheduler, request("a", max_tokens=7))
+    batches = [plan(scheduler) for _ in range(4)]
     assert [b is not None for b in batches] == [True, True, True, False]
-    outputs = [output for b in batches if b is not None for _, output in scheduler.commit(b, results(b))]
+    outputs = [output for b in batches if b is not None for _, output in commit(scheduler, b, results(b))]
     assert [len(o.token_ids) for o in outputs] == [1, 4, 2]
     assert outputs[-1].finish_reason is FinishReason.LENGTH
 
@@ -441,18 +460,18 @@ def test_the_limit_holds_within_a_batch_and_no_batch_is_asked_for_behind_it() ->
 def test_sequences_move_down_when_a_smaller_step_is_enough() -> None:
     scheduler = Scheduler(8, 9, StepLimits(512, 512, decode_rows=(2, 4, 8)))
     for name in "abcdef":
-        scheduler.add(request(name))
-    while shape(scheduler.schedule()) != [("e", 3), ("f", 3)]:
-        assert isinstance(scheduler.schedule(), DecodeBatch)
-    batch = scheduler.schedule()
+        add(scheduler, request(name))
+    while shape(plan(scheduler)) != [("e", 3), ("f", 3)]:
+        assert isinstance(plan(scheduler), DecodeBatch)
+    batch = plan(scheduler)
     assert isinstance(batch, DecodeBatch)
     assert (batch.slots, batch.moves) == ((0, 1, 2, 3, 4, 5), ())
     scheduler.abort("a")
-    batch = scheduler.schedule()
+    batch = plan(scheduler)
     assert isinstance(batch, DecodeBatch)
     assert batch.moves == (), "five need eight rows as well"
     scheduler.abort("c")
-    batch = scheduler.schedule()
+    batch = plan(scheduler)
     assert isinstance(batch, DecodeBatch)
     assert batch.moves == ((4, 0), (5, 2))
     assert names(batch)[1] == ["b", "d", "e", "f"]
@@ -484,55 +503,57 @@ MASKS = StepLimits(64, 64, decode_steps=4, mask_words=1)
 def test_a_constraint_sees_each_token_before_the_next_is_asked_for() -> None:
     """Others go on meanwhile, a token at a time."""
     scheduler, only = Scheduler(2, 4, MASKS), Only(3, 4, 5, 6)
-    scheduler.add(Request("a", (1,), SamplingParams(max_tokens=3), constraint=only))
-    scheduler.add(request("b", max_tokens=9))
-    first, second = scheduler.schedule(), scheduler.schedule()
+    add(scheduler, Request("a", (1,), SamplingParams(max_tokens=3), constraint=only))
+    add(scheduler, request("b", max_tokens=9))
+    first, second = plan(scheduler), plan(scheduler)
     assert isinstance(first, PrefillBatch)
     assert [chunk.mask is not None and int(chunk.mask[0]) for chunk in first.rows] == [1 << 3]
     assert shape(second) == [("b", 3)]
-    scheduler.commit(first, results(first, 3))
-    third = scheduler.schedule()
+    commit(scheduler, first, results(first, 3))
+    third = plan(scheduler)
     assert isinstance(third, DecodeBatch)
     assert (names(third)[1], third.masks[0][0], int(third.masks[0][1][0]), third.steps) == (["a", "b"], 0, 1 << 4, 1)
-    assert names(scheduler.schedule())[1] == ["b"], "what came of a is not known yet"
-    scheduler.commit(third, results(third, 4))
+    assert names(plan(scheduler))[1] == ["b"], "what came of a is not known yet"
+    commit(scheduler, third, results(third, 4))
     assert only.came == [3, 4]
-    assert names(scheduler.schedule())[1] == ["a", "b"]
+    assert names(plan(scheduler))[1] == ["a", "b"]
 
 
 def test_a_constraint_that_fails_ends_its_request_alone() -> None:
     """At its beginning, or between two tokens."""
     scheduler = Scheduler(3, 4, MASKS)
-    scheduler.add(Request("a", (1,), constraint=Only(None)))
-    scheduler.add(Request("b", (1,), constraint=Only(3, None)))
-    scheduler.add(request("c"))
-    batch = scheduler.schedule()
-    ((name, output),) = scheduler.take_failed()
+    add(scheduler, Request("a", (1,), constraint=Only(None)))
+    add(scheduler, Request("b", (1,), constraint=Only(3, None)))
+    add(scheduler, request("c"))
+    planned = scheduler.schedule(0.0)
+    ((name, output),) = planned.failed
     assert (name, output.finish_reason, str(output.error)) == (
         "a",
         FinishReason.ERROR,
         "no token is allowed to come next",
     )
-    assert scheduler.take_failed() == []
+    batch = planned.batch
     assert batch is not None
-    assert [(name, o.finish_reason) for name, o in scheduler.commit(batch, results(batch))] == [
+    assert [(name, o.finish_reason) for name, o in commit(scheduler, batch, results(batch))] == [
         ("b", FinishReason.ERROR)
     ]
     assert (scheduler.num_running, scheduler.slots.num_used) == (1, 1)
+    assert scheduler.schedule(0.0).failed == (), "each failure is reported once"
 
 
 def test_allowed_ids_are_not_read_again_for_each_token() -> None:
     """The mask that they make is as old as the request; a constraint's changes from token to token."""
     scheduler = Scheduler(1, 9, MASKS)
-    scheduler.add(
-        request("a", max_tokens=20, allowed_token_ids=CountedIds((3, 7, 9)), bad_words=((7,) * 3 + (9,), (7, 3)))
+    add(
+        scheduler,
+        request("a", max_tokens=20, allowed_token_ids=CountedIds((3, 7, 9)), bad_words=((7,) * 3 + (9,), (7, 3))),
     )
     CountedIds.count = 0
     masks = []
-    while (batch := scheduler.schedule()) is not None:
+    while (batch := plan(scheduler)) is not None:
         if isinstance(batch, DecodeBatch):
             masks += [int(mask[0]) for _, mask in batch.masks]
-        scheduler.commit(batch, results(batch, 7))
+        commit(scheduler, batch, results(batch, 7))
     assert masks == [1 << 7 | 1 << 9] * 2 + [1 << 7] * 17
     assert CountedIds.count == 0
 
@@ -540,14 +561,14 @@ def test_allowed_ids_are_not_read_again_for_each_token() -> None:
 def test_a_row_without_a_choice_ends_its_request_alone() -> None:
     """What came before it is delivered. It is no fault of the engine's numbers."""
     scheduler = Scheduler(2, 9, StepLimits(64, 64, decode_steps=4))
-    scheduler.add(request("a", max_tokens=9))
-    scheduler.add(request("b", max_tokens=9))
-    while names(decode := scheduler.schedule()) != ("decode", ["a", "b"]):
+    add(scheduler, request("a", max_tokens=9))
+    add(scheduler, request("b", max_tokens=9))
+    while names(decode := plan(scheduler)) != ("decode", ["a", "b"]):
         assert decode is not None
-        scheduler.commit(decode, results(decode))
+        commit(scheduler, decode, results(decode))
     assert isinstance(decode, DecodeBatch)
     rows = [RowResult((7, 8, NO_CHOICE, NO_TOKEN)), RowResult((7, 8, 9, 9))]
-    outputs = scheduler.commit(decode, rows)
+    outputs = commit(scheduler, decode, rows)
     assert [(name, output.token_ids) for name, output in outputs] == [("a", (7, 8)), ("a", ()), ("b", (7, 8, 9, 9))]
     error = outputs[1][1].error
     assert (type(error), str(error)) == (ConstraintError, "no token is allowed to come next")
@@ -557,10 +578,9 @@ def test_a_row_without_a_choice_ends_its_request_alone() -> None:
 def test_a_mask_is_what_the_constraint_and_the_request_both_allow() -> None:
     scheduler = Scheduler(2, 4, MASKS)
     params = SamplingParams(allowed_token_ids=(4,))
-    scheduler.add(Request("a", (1,), params, constraint=Only(4)))
-    scheduler.add(Request("b", (1,), params, constraint=Only(5)))
-    scheduler.schedule()
-    assert [name for name, _ in scheduler.take_failed()] == ["b"]
+    add(scheduler, Request("a", (1,), params, constraint=Only(4)))
+    add(scheduler, Request("b", (1,), params, constraint=Only(5)))
+    assert [name for name, _ in scheduler.schedule(0.0).failed] == ["b"]
 
 
 class Late(Only):
@@ -587,45 +607,43 @@ class Late(Only):
 def test_nobody_else_waits_for_a_constraint_that_does_not_know_yet() -> None:
     """Neither with its prompt nor between two tokens; a step waits for one of them at most."""
     scheduler, late, later = Scheduler(3, 4, MASKS), Late(3, 4), Late(3, 4)
-    scheduler.add(Request("late", (1,), SamplingParams(max_tokens=2), constraint=late))
-    scheduler.add(Request("later", (1,), SamplingParams(max_tokens=2), constraint=later))
-    scheduler.add(request("b", max_tokens=20))
-    batch = scheduler.schedule()
+    add(scheduler, Request("late", (1,), SamplingParams(max_tokens=2), constraint=late))
+    add(scheduler, Request("later", (1,), SamplingParams(max_tokens=2), constraint=later))
+    add(scheduler, request("b", max_tokens=20))
+    batch = plan(scheduler)
     assert names(batch) == ("prefill", ["b"])
     for _ in range(3):
-        assert names(scheduler.schedule()) == ("decode", ["b"])
+        assert names(plan(scheduler)) == ("decode", ["b"])
     assert (late.num_waits, later.num_waits) == (4, 0)
     late.knows = True
-    first = scheduler.schedule()
+    first = plan(scheduler)
     assert names(first) == ("prefill", ["late"])
     assert first is not None
-    scheduler.commit(first, results(first, 3))
-    assert [names(scheduler.schedule()) for _ in range(2)] == [("decode", ["b"])] * 2
+    commit(scheduler, first, results(first, 3))
+    assert [names(plan(scheduler)) for _ in range(2)] == [("decode", ["b"])] * 2
     late.knows = True
-    assert names(scheduler.schedule()) == ("decode", ["late", "b"])
+    assert names(plan(scheduler)) == ("decode", ["late", "b"])
     assert later.num_waits == 2
 
 
 def test_a_prompt_waits_for_the_constraints_of_its_forks() -> None:
     scheduler, late = Scheduler(2, 4, MASKS), Late(3)
-    scheduler.add(Request("a", (1,), constraint=Only(3)))
-    scheduler.add(Request("fork", (1,), constraint=late, fork_of="a"))
-    assert scheduler.schedule() is None
+    add(scheduler, Request("a", (1,), constraint=Only(3)))
+    add(scheduler, Request("fork", (1,), constraint=late, fork_of="a"))
+    assert plan(scheduler) is None
     late.knows = True
-    batch = scheduler.schedule()
+    batch = plan(scheduler)
     assert isinstance(batch, PrefillBatch)
     assert [chunk.mask is not None and int(chunk.mask[0]) for chunk in batch.rows] == [1 << 3, 1 << 3]
 
 
 def test_a_constraint_that_fails_late_ends_its_request_alone() -> None:
     scheduler, late = Scheduler(2, 4, MASKS), Late(None)
-    scheduler.add(Request("a", (1,), constraint=late))
-    scheduler.add(request("b"))
-    scheduler.schedule()
-    assert scheduler.take_failed() == []
+    add(scheduler, Request("a", (1,), constraint=late))
+    add(scheduler, request("b"))
+    plan(scheduler)
     late.knows = True
-    scheduler.schedule()
-    assert [name for name, _ in scheduler.take_failed()] == ["a"]
+    assert [name for name, _ in scheduler.schedule(0.0).failed] == ["a"]
     assert (scheduler.num_running, scheduler.slots.num_used) == (1, 1)
 
 
@@ -633,7 +651,7 @@ def family(scheduler: Scheduler, *names: str, prompt: int = 100) -> None:
     """Requests with one prompt, the others forks of the first."""
     for name in names:
         fork_of = None if name == names[0] else names[0]
-        scheduler.add(Request(name, tuple(range(prompt)), SamplingParams(max_tokens=5), fork_of=fork_of))
+        add(scheduler, Request(name, tuple(range(prompt)), SamplingParams(max_tokens=5), fork_of=fork_of))
 
 
 def forks_of(batch: Batch | None) -> list[str]:
@@ -644,99 +662,100 @@ def forks_of(batch: Batch | None) -> list[str]:
 def test_forks_wait_for_the_prompt_and_read_nothing() -> None:
     scheduler = Scheduler(3, 9, LIMITS)
     family(scheduler, "a", "b", "c", "d")
-    first, last = scheduler.schedule(), scheduler.schedule()
+    first, last = plan(scheduler), plan(scheduler)
     assert (shape(first), forks_of(first)) == ([("a", 64)], [])
     assert (shape(last), forks_of(last)) == ([("a", 36)], ["b", "c"])
     assert isinstance(last, PrefillBatch)
     assert [chunk.slot for chunk in last.rows] == [0, 1, 2]
-    outputs = scheduler.commit(last, [RowResult((token,)) for token in (7, 8, 9)])
+    outputs = commit(scheduler, last, [RowResult((token,)) for token in (7, 8, 9)])
     assert [(name, output.token_ids) for name, output in outputs] == [("a", (7,)), ("b", (8,)), ("c", (9,))]
-    assert names(scheduler.schedule()) == ("decode", ["a", "b", "c"])
+    assert names(plan(scheduler)) == ("decode", ["a", "b", "c"])
     scheduler.abort("a")
-    assert shape(scheduler.schedule()) == [("d", 64)], "it came too late for a copy"
+    assert shape(plan(scheduler)) == [("d", 64)], "it came too late for a copy"
 
 
 def test_a_fork_reads_for_itself_and_the_others_when_its_parent_is_gone() -> None:
     scheduler = Scheduler(4, 9, LIMITS)
     family(scheduler, "a", "b", "c")
-    scheduler.schedule()
+    plan(scheduler)
     scheduler.abort("a")
-    assert shape(scheduler.schedule()) == [("b", 64)]
-    last = scheduler.schedule()
+    assert shape(plan(scheduler)) == [("b", 64)]
+    last = plan(scheduler)
     assert (shape(last), forks_of(last)) == ([("b", 36)], ["c"])
 
 
 def test_a_fork_that_is_gone_is_not_made() -> None:
     scheduler = Scheduler(4, 9, LIMITS)
     family(scheduler, "a", prompt=3)
-    scheduler.add(Request("b", (9,), fork_of="a"))
-    scheduler.add(Request("c", (0, 1, 2), fork_of="a"))
-    assert shape(batch := scheduler.schedule()) == [("a", 3)]
+    add(scheduler, Request("b", (9,), fork_of="a"))
+    add(scheduler, Request("c", (0, 1, 2), fork_of="a"))
+    assert shape(batch := plan(scheduler)) == [("a", 3)]
     assert forks_of(batch) == ["c"], "b has another prompt"
     scheduler = Scheduler(4, 9, LIMITS)
     family(scheduler, "a", "b", "c")
-    scheduler.schedule()
+    plan(scheduler)
     scheduler.abort("b")
-    assert forks_of(scheduler.schedule()) == ["c"]
+    assert forks_of(plan(scheduler)) == ["c"]
 
 
 def dated(name: str, start_by: float = math.inf, deadline: float = math.inf) -> Request:
     return Request(name, (1,), SamplingParams(max_tokens=None), start_by=start_by, deadline=deadline)
 
 
-def ends(outputs: list[tuple[str, TokenOutput]]) -> list[tuple[str, str]]:
+def ends(outputs: Sequence[RequestOutput]) -> list[tuple[str, str]]:
     assert all(output.finish_reason is FinishReason.ERROR for _, output in outputs)
     return [(name, type(output.error).__name__) for name, output in outputs]
 
 
 def test_requests_end_when_their_time_is_over() -> None:
     scheduler = Scheduler(1, 9, LIMITS)
-    assert scheduler.tick(100.0) == []
-    scheduler.add(dated("runs", start_by=101.0, deadline=110.0))
-    scheduler.schedule()
-    scheduler.add(dated("impatient", start_by=105.0, deadline=120.0))
-    scheduler.add(dated("patient"))
-    assert scheduler.tick(104.9) == []
-    assert ends(scheduler.tick(105.0)) == [("impatient", "QueueTimeoutError")]
-    assert ends(scheduler.tick(112.0)) == [("runs", "RequestTimeoutError")]
-    assert names(scheduler.schedule()) == ("prefill", ["patient"])
-    assert scheduler.tick(1e9) == []
+    add(scheduler, dated("runs", start_by=101.0, deadline=110.0), 100.0)
+    plan(scheduler, 100.0)
+    add(scheduler, dated("impatient", start_by=105.0, deadline=120.0), 100.0)
+    add(scheduler, dated("patient"), 100.0)
+    plan(scheduler, 104.9)
+    assert ends(scheduler.schedule(105.0).failed) == [("impatient", "QueueTimeoutError")]
+    planned = scheduler.schedule(112.0)
+    assert ends(planned.failed) == [("runs", "RequestTimeoutError")]
+    assert names(planned.batch) == ("prefill", ["patient"])
+    plan(scheduler, 1e9)
     assert (scheduler.num_waiting, scheduler.num_running) == (0, 1)
 
 
 def test_a_request_may_be_over_before_it_began() -> None:
     scheduler = Scheduler(1, 9, LIMITS)
-    scheduler.add(dated("a", deadline=5.0))
-    assert ends(scheduler.tick(6.0)) == [("a", "RequestTimeoutError")]
+    add(scheduler, dated("a", deadline=5.0))
+    planned = scheduler.schedule(6.0)
+    assert planned.batch is None
+    assert ends(planned.failed) == [("a", "RequestTimeoutError")]
     assert scheduler.is_idle
 
 
 def test_who_is_turned_away_hears_when_to_come_back() -> None:
     """A request had its slot for 3 s; the two slots then come free every 1.5 s."""
     scheduler = Scheduler(2, 1, LIMITS)
-    scheduler.tick(10.0)
     for name in "ab":
-        scheduler.add(request(name))
-    scheduler.schedule()
-    scheduler.tick(13.0)
+        add(scheduler, request(name), 10.0)
+    plan(scheduler, 10.0)
+    plan(scheduler, 13.0)
     scheduler.abort("a")
     for name in "cd":
-        scheduler.add(request(name))
+        add(scheduler, request(name), 13.0)
     waits = []
     for _ in range(2):
         with pytest.raises(QueueFullError) as refused:
-            scheduler.add(request("e"))
+            add(scheduler, request("e"), 13.0)
         waits.append(refused.value.retry_after_s)
     assert waits == [1.5, 3.0]
 
 
 def test_a_long_prompt_is_refused_only_where_it_would_have_to_wait() -> None:
     scheduler = Scheduler(2, 9, LIMITS, max_queue_tokens=50)
-    scheduler.add(request("a", prompt=100))
-    scheduler.add(request("b", prompt=100))
+    add(scheduler, request("a", prompt=100))
+    add(scheduler, request("b", prompt=100))
     with pytest.raises(QueueFullError, match="0 tokens of prompts wait"):
-        scheduler.add(request("c", prompt=100))
-    scheduler.add(request("d", prompt=50))
+        add(scheduler, request("c", prompt=100))
+    add(scheduler, request("d", prompt=50))
     assert scheduler.num_waiting_tokens == 50
 
 
@@ -744,48 +763,63 @@ def test_a_greedy_tenant_does_not_keep_another_waiting() -> None:
     """The next slot that comes free is the newcomer's, though hundreds wait."""
     scheduler = Scheduler(2, 1000, LIMITS)
     for number in range(400):
-        scheduler.add(replace(request(f"a{number}", max_tokens=1), tenant="a"))
+        add(scheduler, replace(request(f"a{number}", max_tokens=1), tenant="a"))
     for _ in range(10):
-        batch = scheduler.schedule()
+        batch = plan(scheduler)
         assert batch is not None
-        scheduler.commit(batch, results(batch))
-    scheduler.add(replace(request("b0", max_tokens=1), tenant="b"))
+        commit(scheduler, batch, results(batch))
+    add(scheduler, replace(request("b0", max_tokens=1), tenant="b"))
     started = []
     for _ in range(3):
-        batch = scheduler.schedule()
+        batch = plan(scheduler)
         assert batch is not None
         started += names(batch)[1]
-        scheduler.commit(batch, results(batch))
+        commit(scheduler, batch, results(batch))
     assert "b0" in started[:3]
 
 
 class BrokenCache(PrefixCache):
     """Its look-ups fail."""
 
-    def match_prefix(self, *_: object, **__: object) -> Snapshot | None:
-        raise AssertionError("of the cache")
+    is_broken = True
+
+    def match_prefix(self, *args: Any, **options: Any) -> Snapshot | None:
+        if self.is_broken:
+            raise AssertionError("of the cache")
+        return super().match_prefix(*args, **options)
 
 
 def test_a_request_that_cannot_be_started_ends_alone() -> None:
-    scheduler = Scheduler(1, 9, LIMITS, cache=BrokenCache(64, 0))
-    scheduler.add(request("a"))
-    assert scheduler.schedule() is None
-    ((name, output),) = scheduler.take_failed()
+    cache = BrokenCache(64, 0)
+    scheduler = Scheduler(1, 9, LIMITS, cache=cache)
+    add(scheduler, request("a"))
+    planned = scheduler.schedule(0.0)
+    assert planned.batch is None
+    ((name, output),) = planned.failed
     assert (name, type(output.error)) == ("a", RequestFailedError)
     assert (scheduler.num_running, scheduler.slots.num_used) == (0, 0)
-    scheduler.cache = None
-    scheduler.add(request("b"))
-    assert names(scheduler.schedule()) == ("prefill", ["b"])
+    cache.is_broken = False
+    add(scheduler, request("b"))
+    assert names(plan(scheduler)) == ("prefill", ["b"])
+
+
+def test_a_request_that_fails_to_start_while_another_is_added_is_reported_with_the_next_plan() -> None:
+    scheduler = Scheduler(1, 9, LIMITS, cache=BrokenCache(64, 0))
+    add(scheduler, request("a"))
+    add(scheduler, request("b"))
+    assert not scheduler.is_idle
+    assert [name for name, _ in scheduler.schedule(0.0).failed] == ["a", "b"]
+    assert scheduler.is_idle
 
 
 def test_tokens_before_the_numbers_broke_are_delivered() -> None:
     scheduler = Scheduler(1, 9, StepLimits(64, 64, decode_steps=4))
-    scheduler.add(request("a", max_tokens=9))
-    first, decode = scheduler.schedule(), scheduler.schedule()
+    add(scheduler, request("a", max_tokens=9))
+    first, decode = plan(scheduler), plan(scheduler)
     assert first is not None
     assert isinstance(decode, DecodeBatch)
-    scheduler.commit(first, results(first))
-    good, bad = scheduler.commit(decode, [RowResult((7, 8, NO_TOKEN, NO_TOKEN))])
+    commit(scheduler, first, results(first))
+    good, bad = commit(scheduler, decode, [RowResult((7, 8, NO_TOKEN, NO_TOKEN))])
     assert good[1].token_ids == (7, 8)
     assert good[1].finish_reason is None
     assert isinstance(bad[1].error, NumericError)
@@ -796,14 +830,15 @@ def test_a_state_that_is_not_finite_is_never_published() -> None:
     """Nor is what follows it, though a later block looks finite."""
     scheduler = Scheduler(1, 9, StepLimits(128, 128, prefill_rows=1), cache=PrefixCache(64, 10**9))
     tokens = tuple(range(1, 257))
-    scheduler.add(Request("a", tokens, SamplingParams(max_tokens=1)))
-    states = block_states(tokens)
-    good = [BlockState(tuple(x.astype(np.float32) for x in s.recurrent), s.window, s.hidden) for s in states]
+    add(scheduler, Request("a", tokens, SamplingParams(max_tokens=1)))
+    good = [
+        BlockState(tuple(x.astype(np.float32) for x in m.recurrent), m.window, m.hidden) for m in block_states(tokens)
+    ]
     nan = BlockState((np.full(50, np.nan, np.float32), good[1].recurrent[1]), good[1].window)
     for some in ((good[0], nan), (good[2], good[3])):
-        batch = scheduler.schedule()
+        batch = plan(scheduler)
         assert batch is not None
-        scheduler.commit(batch, [replace(result, block_states=some) for result in results(batch)])
+        commit(scheduler, batch, [replace(result, block_states=some) for result in results(batch)])
     assert scheduler.cache is not None
     assert scheduler.cache.stats.snapshots == 0
 
@@ -815,9 +850,9 @@ def tenants_request(name: str, tenant: str) -> Request:
 def start(scheduler: Scheduler, *requests: Request) -> list[str]:
     """Names of all that have a slot then."""
     for each in requests:
-        scheduler.add(each)
-    scheduler.schedule()
-    return sorted(scheduler._running)
+        add(scheduler, each)
+    plan(scheduler)
+    return sorted(scheduler.running)
 
 
 def test_a_tenant_with_nothing_running_finds_a_slot_however_long_others_run() -> None:
@@ -838,7 +873,7 @@ def test_a_tenant_alone_leaves_the_reserve_free() -> None:
     scheduler = Scheduler(3, 1, LIMITS, reserved_slots=2)
     assert start(scheduler, tenants_request("a0", "a"), tenants_request("a1", "a")) == ["a0"]
     with pytest.raises(QueueFullError):
-        scheduler.add(tenants_request("a2", "a"))
+        add(scheduler, tenants_request("a2", "a"))
     assert start(scheduler, tenants_request("b0", "b"), tenants_request("c0", "c")) == ["a0", "b0", "c0"]
 
 
@@ -851,11 +886,13 @@ def test_a_reserve_leaves_a_slot_for_all(reserved: int) -> None:
 def test_a_probe_takes_the_next_slot_and_leaves_nothing_behind() -> None:
     cache = PrefixCache(64, 10**9)
     scheduler = Scheduler(1, 9, LIMITS, cache=cache)
-    scheduler.add(request("a"))
+    add(scheduler, request("a"))
     scheduler.probe(request("probe", max_tokens=1))
-    batch = scheduler.schedule()
+    batch = plan(scheduler)
     assert names(batch) == ("prefill", ["probe"])
     assert batch is not None
-    scheduler.commit(batch, [replace(result, block_states=tuple(block_states((1, 2, 3)))) for result in results(batch)])
+    commit(
+        scheduler, batch, [replace(result, block_states=tuple(block_states((1, 2, 3)))) for result in results(batch)]
+    )
     assert cache.stats.snapshots == 0
-    assert names(scheduler.schedule()) == ("prefill", ["a"])
+    assert names(plan(scheduler)) == ("prefill", ["a"])

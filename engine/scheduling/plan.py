@@ -1,0 +1,59 @@
+"""Values that the scheduler returns."""
+
+from dataclasses import dataclass
+
+from ..core.batch import Batch
+from ..core.errors import RoostError
+from ..core.request import FinishReason, TokenOutput
+from ..prefix_cache.prefix_key import PrefixKey
+from .prefetch import Fetch
+
+type RequestOutput = tuple[str, TokenOutput]
+"""A request's id and its output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Decisions for one step.
+
+    Attributes:
+      batch: Next batch for the device; None if there is nothing to run.
+      failed: Last outputs of requests that ended with an error before they could be part of the batch: requests that
+        timed out, could not be started, or whose output constraint failed.
+      fetches: Prompts of waiting requests that are to be searched for on disk.
+    """
+
+    batch: Batch | None
+    failed: tuple[RequestOutput, ...] = ()
+    fetches: tuple[Fetch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedState:
+    """State of a request that has just ended. It lies in the slot until the next batch is planned.
+
+    Attributes:
+      history: All tokens that the state covers.
+      slot: Slot that the request had.
+    """
+
+    history: PrefixKey
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Results of a batch.
+
+    Attributes:
+      outputs: Outputs of the batch's requests, in the order of its rows.
+      finished: States of requests that ended, as far as an inexact prefix cache takes them in.
+    """
+
+    outputs: tuple[RequestOutput, ...]
+    finished: tuple[FinishedState, ...] = ()
+
+
+def error_output(error: RoostError) -> TokenOutput:
+    """Returns the last output of a request that ends with an error."""
+    return TokenOutput(finish_reason=FinishReason.ERROR, error=error)

@@ -1,0 +1,147 @@
+"""Plans which chunks of which prompts are prefilled in a step."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..core.batch import PrefillBatch, PrefillChunk, RestoreBatch
+from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
+from .prefill_order import PrefillOrder, blocks_left
+from .running_request import RunningRequest
+from .slots import SlotPool
+
+
+@dataclass(frozen=True, slots=True)
+class SlicedPrefill:
+    """A prefill batch whose layer slices are dispatched one per step.
+
+    Attributes:
+      batch: Batch of the last slice that was dispatched.
+      rows: Requests of its rows.
+    """
+
+    batch: PrefillBatch
+    rows: tuple[RunningRequest, ...]
+
+
+class PrefillPlanner:
+    """Plans prefill batches. A batch in progress is completed before another one starts.
+
+    Slots of a batch in progress are pinned: if a request ends meanwhile, its slot is reused after the last slice only,
+    since the device still writes to it.
+
+    Args:
+      limits: Compiled sizes of a step.
+      pool: Pool of the slots.
+    """
+
+    def __init__(self, limits: StepLimits, pool: SlotPool) -> None:
+        self._limits = limits
+        self._pool = pool
+        self._order = PrefillOrder()
+        self._in_progress: SlicedPrefill | None = None
+
+    @property
+    def in_progress(self) -> tuple[RunningRequest, ...]:
+        """Requests whose chunks have passed some of the layers."""
+        return () if self._in_progress is None else self._in_progress.rows
+
+    def plan(
+        self, candidates: Sequence[RunningRequest], running: Mapping[str, RunningRequest], *, is_busy: bool
+    ) -> tuple[PrefillBatch, tuple[RunningRequest, ...]]:
+        """Plans the next slice of the batch in progress, or else a new batch.
+
+        Args:
+          candidates: Requests that need prefill, oldest first; at least one unless a batch is in progress.
+          running: All requests with a slot, by id.
+          is_busy: Whether at least as many requests decode as need prefill, so that they should not wait for long.
+
+        Returns:
+          The batch, and the requests of its rows.
+        """
+        if self._in_progress is not None:
+            rows, last = self._in_progress.rows, self._in_progress.batch
+            batch = replace(last, layer_slice=last.layer_slice + 1)
+        else:
+            batch = self._plan_batch(self._order.next(candidates), running, is_busy=is_busy)
+            rows = tuple(running[row.request.id] for row in batch.rows)
+            self._order.charge(batch)
+        if batch.is_last_slice:
+            self._in_progress = None
+            self._pool.unpin()
+        else:
+            self._in_progress = SlicedPrefill(batch, rows)
+            self._pool.pin(row.slot for row in batch.rows)
+        return batch, rows
+
+    def drop_unless_wanted(self, running: Iterable[RunningRequest]) -> None:
+        """Gives up the batch in progress if none of its requests is still running."""
+        if self._in_progress is not None and set(self._in_progress.rows).isdisjoint(running):
+            self._in_progress = None
+            self._pool.unpin()
+
+    def _plan_batch(
+        self, ordered: Sequence[RunningRequest], running: Mapping[str, RunningRequest], *, is_busy: bool
+    ) -> PrefillBatch:
+        """Plans a chunk of the first prompt, and of as many others as fit a compiled shape without padding rows."""
+        first = ordered[0]
+        if not first.num_prompt_left:
+            restored = [each for each in ordered if not each.num_prompt_left][:MAX_PREFILL_ROWS]
+            return RestoreBatch(tuple(_plan_chunk(each, 0, running) for each in restored))
+        ordered = [each for each in ordered if each.num_prompt_left]
+        is_busy |= any(blocks_left(each) < blocks_left(first) for each in ordered)
+        budget = self._limits.prefill_beside_decode if is_busy else self._limits.prefill_chunk
+        length = _chunk_length(first.num_prompt_left, budget)
+        rows = self._choose_rows(ordered, min(budget // length, self._limits.prefill_rows))
+        chunks = tuple(_plan_chunk(each, min(length, budget), running) for each in rows)
+        is_sliced = len(chunks) == 1 and chunks[0].length <= PREFILL_BLOCK
+        return PrefillBatch(chunks, layer_slices=self._limits.prefill_layer_slices if is_sliced else 1)
+
+    def _choose_rows(self, ordered: Sequence[RunningRequest], most: int) -> list[RunningRequest]:
+        """Returns the first requests of each shard, a power of two; one whose prompt tokens are scored goes alone."""
+        if ordered[0].request.params.prompt_logprobs is not None:
+            return [ordered[0]]
+        shards: dict[int, list[RunningRequest]] = {}
+        for each in ordered:
+            if each.request.params.prompt_logprobs is None:
+                shards.setdefault(each.slot // (self._limits.shard_rows or self._pool.size), []).append(each)
+        count = _floor_power_of_two(min(most, max(map(len, shards.values()))))
+        return [each for shard in shards.values() for each in shard[:count]]
+
+
+def _chunk_length(num_tokens: int, budget: int) -> int:
+    """Returns the length of a compiled shape for the next chunk of a prompt.
+
+    Args:
+      num_tokens: Number of tokens that are left of the prompt.
+      budget: Maximum number of tokens in a step.
+    """
+    length = PREFILL_BLOCK
+    while length < min(num_tokens, budget):
+        length *= 2
+    if length >= 4 * PREFILL_BLOCK and 8 * num_tokens <= 5 * length:
+        length //= 2  # two steps, the second of which is short, pad less than one
+    return length
+
+
+def _plan_chunk(request: RunningRequest, most: int, running: Mapping[str, RunningRequest]) -> PrefillChunk:
+    """Plans the next chunk of a prompt with at most so many tokens, and books it as dispatched."""
+    start = request.num_prompt_dispatched
+    to_boundary = -start % PREFILL_BLOCK or most  # a restored snapshot may lie between two block boundaries
+    length = min(request.num_prompt_left, most, to_boundary)
+    is_last = length == request.num_prompt_left
+    forks = [each for each in running.values() if is_last and each.parent is request]
+    chunk, *fork_chunks = (_plan_row(each, start, length) for each in (request, *forks))
+    return replace(chunk, forks=tuple(fork_chunks))
+
+
+def _plan_row(running: RunningRequest, start: int, length: int) -> PrefillChunk:
+    chunk = PrefillChunk(running.request, running.slot, start, length, running.mask, running.restore)
+    running.parent = running.restore = None
+    running.num_prompt_dispatched = start + length
+    if chunk.is_last:
+        running.num_tokens_dispatched = 1
+    return chunk
+
+
+def _floor_power_of_two(n: int) -> int:
+    return 1 << (n.bit_length() - 1)
