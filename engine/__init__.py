@@ -1,6 +1,6 @@
 """Public interface of the engine: token ids in, token ids out. Nothing here knows text or HTTP."""
 
-from .async_engine import AsyncEngine
+from .async_engine import AsyncEngine, OutputSink
 from .builder import Progress, follow, load_engine, load_runner
 from .checkpoint.conversion import convert
 from .checkpoint.source import ModelSource, open_model
@@ -19,7 +19,6 @@ from .core.errors import (
     StateFileError,
     UnknownRequestError,
 )
-from .core.mailbox import Mailbox
 from .core.mesh import HostGroup, MeshShape
 from .core.output_constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
 from .core.request import FinishReason, Request, TokenLogprobs, TokenOutput
@@ -61,12 +60,12 @@ __all__ = [
     "EngineStats",
     "FinishReason",
     "HostGroup",
-    "Mailbox",
     "MeshShape",
     "ModelConfig",
     "ModelRunner",
     "ModelSource",
     "NumericError",
+    "OutputSink",
     "ParameterError",
     "PrefixCache",
     "Progress",

@@ -1,48 +1,64 @@
-"""The engine's one thread, and a stream of tokens per request for the event loop. The only file with threads."""
+"""Runs the engine on a thread of its own, and delivers outputs on the event loop."""
 
 import asyncio
 import math
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from .core.config import EngineStats
 from .core.errors import EngineDeadError, QueueFullError, UnknownRequestError
-from .core.mailbox import Mailbox
 from .core.request import FinishReason, Request, TokenOutput, join_outputs
 from .engine_core import EngineCore
 from .prefix_cache.saved_state import SavedState, SavedStateFormat
 
-type _Event = tuple[str, TokenOutput | Exception]
+type Item = TokenOutput | Exception
+"""An output of a request, or the error that ended it."""
+
+_MAX_COMMANDS: Final = 64
+"""Maximum number of commands that are applied before a step; each takes about a tenth of a millisecond."""
+
+
+@runtime_checkable
+class OutputSink(Protocol):
+    """Receives the outputs of one request, on the event loop."""
+
+    def put(self, item: Item) -> None:
+        """Takes the next output. It returns soon and raises nothing.
+
+        An exception, and an output with a finish reason, is the last item.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class _Add:
+    """Adds a request."""
+
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class _Abort:
+    """Ends a request."""
+
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class _Save:
+    """Saves the state of a request."""
+
     request_id: str
     num_generated: int | None
     future: "asyncio.Future[SavedState]"
 
 
 class _Wake:
-    """Ends the wait for a command: a step has something to do."""
-
-
-_MAX_COMMANDS: Final = 64
-"""Number of commands that are applied before a step; each takes a tenth of a millisecond or so."""
+    """Wakes the thread: a step has something to do."""
 
 
 class _Stop:
@@ -55,17 +71,20 @@ type _Command = _Add | _Abort | _Save | _Wake | _Stop
 class AsyncEngine:
     """Runs an `EngineCore` on a thread of its own.
 
-    One queue leads in, on which the thread waits when it is idle and glances when it is busy; one hand-over per step
-    leads out, with all outputs. Streams are touched by the event loop only, the core by the thread only.
+    Commands reach the thread through one queue: an idle thread waits for it, a busy one polls it between steps. The
+    outputs of a step reach the event loop in one call, which puts them into the sinks of their requests. Only the event
+    loop uses the sinks, and only the thread uses the core.
 
     Args:
-      build: makes the core; slow (it loads and compiles) and called on the thread.
+      build: Builds the core. It is slow, as it loads and compiles, and is called on the thread.
     """
 
     def __init__(self, build: Callable[[], EngineCore]) -> None:
         self._build = build
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
-        self._streams: dict[str, Mailbox[TokenOutput | Exception]] = {}
+        self._outbox: deque[Sequence[tuple[str, Item]]] = deque()
+        self._is_delivery_due = False
+        self._sinks: dict[str, OutputSink] = {}
         self._saves: set[asyncio.Future[SavedState]] = set()
         self._pending_saves: deque[_Save] = deque()
         self._state_format: SavedStateFormat | None = None
@@ -80,42 +99,42 @@ class AsyncEngine:
 
     @property
     def stats(self) -> EngineStats:
-        """The last snapshot, taken after a step."""
+        """Statistics as of the last step."""
         return self._stats
 
     @property
     def error(self) -> BaseException | None:
-        """Why the engine died; None while it has not."""
+        """Error that the engine died of; None while it is alive."""
         return self._error
 
     @property
     def unseen_error(self) -> EngineDeadError | None:
-        """Why the engine should be given up, while its thread may not have noticed."""
+        """Error that ends the engine, though its thread may not have noticed."""
         return None if self._core is None else self._core.failure
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests are served: loaded, compiled and alive."""
+        """Whether the engine is loaded, compiled and alive."""
         return self._ready is not None and self._ready.done() and self._error is None
 
     @property
     def current_step(self) -> int | None:
-        """The number of the step that the thread is in; None between two, and while there is nothing to do."""
+        """Number of the step that the thread is in; None between steps."""
         return self._num_steps if self._is_in_step else None
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the thread goes on though the engine is dead; then only the end of the process ends it."""
+        """Whether the thread still runs though the engine is dead; then only the end of the process ends it."""
         return self._error is not None and self._thread is not None and self._thread.is_alive()
 
     @property
     def state_format(self) -> SavedStateFormat:
-        """Of the states that `save` gives; known once the engine is ready."""
+        """Format of the states that `save` returns; known once the engine is ready."""
         assert self._state_format is not None
         return self._state_format
 
     def start(self) -> None:
-        """Starts the thread; call it once, on the event loop that will use the streams."""
+        """Starts the thread; to be called once, on the event loop on which requests are submitted."""
         self._loop = asyncio.get_running_loop()
         self._ready = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -125,65 +144,57 @@ class AsyncEngine:
         """Returns once every shape is compiled.
 
         Raises:
-          Exception: whatever `build` raised.
+          Exception: Any error of `build`.
         """
         assert self._ready is not None
         await asyncio.shield(self._ready)
 
-    async def stop(self, patience_s: float | None = None) -> None:
-        """Ends the thread after the step it is in; streams that are still open end with `EngineDeadError`.
+    async def stop(self, timeout_s: float | None = None) -> None:
+        """Ends the thread after the step it is in; unfinished requests end with `EngineDeadError`.
 
         Args:
-          patience_s: how long that step may take before they are ended without it.
+          timeout_s: Seconds after which the requests are ended though the step has not; None waits for the step.
         """
         if self._thread is None:
             return
         self._inbox.put(_Stop())
-        await asyncio.to_thread(self._thread.join, patience_s)
+        await asyncio.to_thread(self._thread.join, timeout_s)
         if self._thread.is_alive():
             self.fail(EngineDeadError("the engine was stopped"))
 
     def fail(self, error: BaseException) -> None:
-        """Gives the engine up whatever its thread does: every stream ends. To be called on the event loop."""
+        """Ends every request, whatever the thread does. To be called on the event loop."""
         self._inbox.put(_Stop())
         self._on_death(error)
 
-    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput]:
-        """The tokens of a request as they come; a reader that falls behind gets those of several steps as one output.
-        Closing the stream early aborts it and frees its slot.
+    def submit(self, request: Request, sink: OutputSink) -> None:
+        """Starts a request, whose outputs go to `sink`. A full queue is reported there, as `QueueFullError`.
 
         Raises:
-          QueueFullError: too many requests wait; before the first output.
-          EngineDeadError: the engine died or was stopped.
-          ValueError: the id is in use.
+          EngineDeadError: The engine is not ready, died or was stopped.
+          ValueError: The id is in use.
         """
         if not self.is_ready:
             raise EngineDeadError("the engine is not running")
-        if request.id in self._streams:
+        if request.id in self._sinks:
             raise ValueError(f"request id {request.id!r} is in use")
-        stream: Mailbox[TokenOutput | Exception] = Mailbox()
-        self._streams[request.id] = stream
+        self._sinks[request.id] = sink
         self._inbox.put(_Add(request))
-        try:
-            while True:
-                for item in _joined(await stream.get_all()):
-                    if isinstance(item, Exception):
-                        raise item
-                    yield item
-                    if item.finish_reason is not None:
-                        return
-        finally:
-            del self._streams[request.id]
-            self._inbox.put(_Abort(request.id))
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request, if it has not ended, and frees its slot. Its sink gets `FinishReason.ABORT`."""
+        if request_id in self._sinks:
+            self._inbox.put(_Abort(request_id))
+            self._put(request_id, TokenOutput(finish_reason=FinishReason.ABORT))
 
     async def save(self, request_id: str, num_generated: int | None = None) -> SavedState:
-        """A request's token history, and the snapshot that spares prefilling it again; see `EngineCore.save`.
+        """Returns the token history of a request with its longest snapshot; see `EngineCore.save`.
 
         At most one save is served per engine step, as each takes time in proportion to the history.
 
         Raises:
-          UnknownRequestError: no request of that id runs, or has ended lately.
-          EngineDeadError: the engine died or was stopped.
+          UnknownRequestError: No request with this id runs or ended recently.
+          EngineDeadError: The engine died or was stopped.
         """
         if not self.is_ready:
             raise EngineDeadError("the engine is not running")
@@ -194,13 +205,6 @@ class AsyncEngine:
             return await future
         finally:
             self._saves.discard(future)
-
-    def abort(self, request_id: str) -> None:
-        """Ends a request from outside its stream, which then ends with `FinishReason.ABORT`."""
-        stream = self._streams.get(request_id)
-        if stream is not None:
-            self._inbox.put(_Abort(request_id))
-            stream.put(TokenOutput(finish_reason=FinishReason.ABORT))
 
     def _run(self) -> None:
         try:
@@ -216,17 +220,17 @@ class AsyncEngine:
                 self._is_in_step = False
                 self._stats = core.stats
                 if outputs:
-                    self._call(self._deliver, list[_Event](outputs))
+                    self._hand_over(outputs)
             core.close()
             self._call(self._on_death, EngineDeadError("the engine was stopped"))
-        except BaseException as error:  # a donated step that failed has taken the state with it: nothing can go on
+        except BaseException as error:  # the state was donated to the step that failed, so no other step can run
             self._call(self._on_death, error)
 
     def _take_commands(self, core: EngineCore) -> bool:
-        """Applies what the inbox holds, waiting only while there is nothing else to do; False when it says stop.
+        """Applies queued commands, and waits for one if there is nothing else to do. Returns False on `_Stop`.
 
-        A step waits for `_MAX_COMMANDS` at most: clients that come and go faster than commands are applied would else
-        hold up all others. Saves wait for their turn: one of them is served before each step.
+        A step waits for `_MAX_COMMANDS` at most, so that clients that connect and disconnect quickly don't delay all
+        others. Saves take turns: one of them is served before each step.
         """
         for _ in range(_MAX_COMMANDS):
             try:
@@ -239,7 +243,7 @@ class AsyncEngine:
                     try:
                         core.add(request)
                     except (QueueFullError, ValueError) as error:
-                        self._call(self._deliver, list[_Event]([(request.id, error)]))
+                        self._hand_over([(request.id, error)])
                 case _Abort(request_id):
                     core.abort(request_id)
                     self._stats = core.stats
@@ -251,10 +255,10 @@ class AsyncEngine:
         return True
 
     def _next_command(self, core: EngineCore) -> _Command:
-        """Waits for a command for as long as neither a step nor a save has something to do.
+        """Returns the next command; waits for it while neither a step nor a save has something to do.
 
         Raises:
-          queue.Empty: there is none, and there is something to do.
+          queue.Empty: There is no command, and a step or a save has something to do.
         """
         timeout = None if self._pending_saves else core.next_timeout
         if timeout is None:
@@ -263,7 +267,7 @@ class AsyncEngine:
         return self._inbox.get(timeout=None if timeout == math.inf else max(0.0, timeout - time.monotonic()))
 
     def _serve_save(self, core: EngineCore) -> None:
-        """Serves the oldest pending save, if there is one."""
+        """Serves the oldest pending save that is still waited for."""
         while self._pending_saves:
             save = self._pending_saves.popleft()
             if save.future.cancelled():
@@ -275,7 +279,7 @@ class AsyncEngine:
             return
 
     def _call[*Args](self, function: Callable[[*Args], None], *args: *Args) -> None:
-        """Runs a function on the event loop, if it is still there."""
+        """Runs a function on the event loop, unless the loop is closed."""
         assert self._loop is not None
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *args)
@@ -284,14 +288,32 @@ class AsyncEngine:
         assert self._ready is not None
         self._ready.set_result(None)
 
-    def _deliver(self, events: list[_Event]) -> None:
-        for request_id, item in events:
-            stream = self._streams.get(request_id)
-            if stream is not None:
-                stream.put(item)
+    def _hand_over(self, items: Sequence[tuple[str, Item]]) -> None:
+        """Schedules a delivery, unless one is due: a busy event loop gets the outputs of several steps at once."""
+        self._outbox.append(items)
+        if not self._is_delivery_due:
+            self._is_delivery_due = True
+            self._call(self._deliver)
+
+    def _deliver(self) -> None:
+        """Puts everything that was handed over into the sinks."""
+        self._is_delivery_due = False  # before the outbox is read, so that what comes later is delivered again
+        items: defaultdict[str, list[Item]] = defaultdict(list)
+        while self._outbox:
+            for request_id, item in self._outbox.popleft():
+                items[request_id].append(item)
+        for request_id, own in items.items():
+            for item in _joined(own):
+                self._put(request_id, item)
+
+    def _put(self, request_id: str, item: Item) -> None:
+        is_last = isinstance(item, Exception) or item.finish_reason is not None
+        sink = self._sinks.pop(request_id, None) if is_last else self._sinks.get(request_id)
+        if sink is not None:
+            sink.put(item)
 
     def _settle(self, future: "asyncio.Future[SavedState]", result: SavedState | Exception) -> None:
-        if future.done():  # whoever waited has left
+        if future.done():  # cancelled
             return
         if isinstance(result, Exception):
             future.set_exception(result)
@@ -305,25 +327,27 @@ class AsyncEngine:
         self._error = error
         if not self._ready.done():
             self._ready.set_exception(error)
-            self._ready.exception()  # whoever waits gets it; nobody need wait
-        told = error if isinstance(error, EngineDeadError) else EngineDeadError("the engine died")
-        for stream in self._streams.values():
-            stream.put(told)
+            self._ready.exception()  # marks it as retrieved, since `wait_ready` need not have been called
+        reported = error if isinstance(error, EngineDeadError) else EngineDeadError("the engine died")
+        for request_id in list(self._sinks):
+            self._put(request_id, reported)
         for future in self._saves:
-            self._settle(future, told)
+            self._settle(future, reported)
 
 
-def _joined(items: Sequence[TokenOutput | Exception]) -> Iterator[TokenOutput | Exception]:
-    """The same with fewer outputs: one costs its reader as much as many. What ended a request early stands alone, so
-    that the tokens before it are not taken for part of it."""
+def _joined(items: Sequence[Item]) -> Sequence[Item]:
+    """Returns the items of one request with consecutive outputs joined, since a reader pays for each output.
+
+    An abort or an error is not joined, so that earlier tokens don't become part of it.
+    """
+    if len(items) == 1:
+        return items
+    joined: list[Item] = []
     outputs: list[TokenOutput] = []
     for item in items:
         if isinstance(item, TokenOutput) and item.finish_reason not in (FinishReason.ABORT, FinishReason.ERROR):
             outputs.append(item)
             continue
-        if outputs:
-            yield join_outputs(outputs)
-            outputs = []
-        yield item
-    if outputs:
-        yield join_outputs(outputs)
+        joined += [join_outputs(outputs), item] if outputs else [item]
+        outputs = []
+    return [*joined, join_outputs(outputs)] if outputs else joined

@@ -56,7 +56,6 @@ WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 PENDING: frozenset[str] = frozenset(
     {
         # engine/
-        "engine/async_engine.py",
         # engine/checkpoint/
         "engine/checkpoint/conversion.py",
         "engine/checkpoint/flax_names.py",
@@ -69,7 +68,6 @@ PENDING: frozenset[str] = frozenset(
         "engine/core/errors.py",
         "engine/core/request.py",
         # engine/distributed/
-        "engine/distributed/hosts.py",
         # engine/model/
         "engine/model/state.py",
         # engine/scheduling/
@@ -77,10 +75,7 @@ PENDING: frozenset[str] = frozenset(
         "engine/scheduling/token_history.py",
         "engine/scheduling/waiting_queue.py",
         # engine/worker/
-        "engine/worker/executor.py",
         "engine/worker/profiling.py",
-        "engine/worker/programs.py",
-        "engine/worker/runner.py",
         "engine/worker/steps.py",
         # server/api/
         "server/api/anthropic/message_builder.py",

@@ -2,12 +2,13 @@
 
 import secrets
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import closing
 from dataclasses import replace
 
 from ...engine import AsyncEngine, ConfigError, ModelSource, SamplingParams
-from ..generation.choices import Choice, generate_choice
+from ..generation.choices import Choice
 from ..generation.delta import Delta
+from ..generation.generation import Generation
 from ..lifecycle.engine_config import engine_config
 from ..lifecycle.engine_loading import LoadProgress, exit_while_loading, is_loading, make_engine
 from ..model_hub import find_model
@@ -70,9 +71,8 @@ class LocalModel:
             exit_while_loading(self._progress, status)
 
     async def generate(self, request_id: str, choice: Choice) -> AsyncGenerator[Delta]:
-        """Runs a choice; see `generate_choice`."""
-        async with aclosing(
-            generate_choice(self.engine, self.model.tokenizer, self._metrics, request_id, choice)
-        ) as deltas:
-            async for delta in deltas:
+        """Yields the deltas of a choice."""
+        tokenizer = self.model.tokenizer
+        with closing(Generation.start(self.engine, tokenizer, self._metrics, request_id, [choice])) as generation:
+            async for delta in generation:
                 yield delta

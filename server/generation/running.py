@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..tenancy.tenant import tenant
-from .choices import Generation
+from .generation import Generation
 
 
 class RunningGenerations:

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 from uuid import uuid4
@@ -35,8 +35,9 @@ from ..text.served_model import ServedModel
 from ..text.stop_strings import StopStringsBuilder
 from .answer_size import answer_size
 from .background import Background
-from .choices import Choice, Generation, Terms, collect, generate_choice
+from .choices import Choice, Terms
 from .delta import Delta
+from .generation import Generation, collect
 from .output_constraint import Wish
 from .prompts import Prompt, PromptEncoder
 from .response_store import ResponseStore
@@ -295,15 +296,14 @@ class Service:
     @asynccontextmanager
     async def generation(self, answer_id: str, choices: Sequence[Choice]) -> AsyncGenerator[Generation]:
         """The choices under way, until the end of the `with` block; meanwhile they can be aborted by id."""
-        tokenizer = self.model.tokenizer
         firsts = [choice for choice in choices if choice.fork_of is None]
         for first in firsts:
             self.metrics.track_prompt(f"{answer_id}-{first.index}", len(choices) // len(firsts))
-        deltas = [generate_choice(self.engine, tokenizer, self.metrics, answer_id, choice) for choice in choices]
         with self.sent.track(answer_id, len(choices)) as sent:
-            async with aclosing(Generation(deltas, sent)) as generation:
-                with self.running.track(generation, answer_id, request_id.get()):
-                    yield generation
+            tokenizer = self.model.tokenizer
+            started = Generation.start(self.engine, tokenizer, self.metrics, answer_id, choices, sent)
+            with closing(started) as generation, self.running.track(generation, answer_id, request_id.get()):
+                yield generation
 
 
 def _num_values(choice: Delta) -> int:

@@ -71,7 +71,7 @@ class Metrics:
             self._vllm.track_prompt(request_id, num_choices)
 
     def track_request(self, request: Request) -> RequestRecord:
-        """Returns a context manager that records one engine request until the end of the `with` block."""
+        """Returns the record of an engine request, which has to be ended."""
         return RequestRecord(request, self._observers, self._clock)
 
     def page(self) -> bytes:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final, Protocol, runtime_checkable
 
 from ...engine import QueueFullError, QueueTimeoutError, Request, RequestTimeoutError, TokenOutput
@@ -52,7 +51,7 @@ class Observer(Protocol):
 class RequestRecord:
     """Timeline of one engine request, as a context manager around its run.
 
-    The reason is the one passed to `finished`, or else follows from the exception that ends the `with` block.
+    The reason is the one passed to `finished`, or else follows from the error passed to `end`.
 
     Attributes:
       request: The engine request.
@@ -117,12 +116,12 @@ class RequestRecord:
         """Records that the request ended with all of its output."""
         self.reason, self.has_finished = reason, True
 
-    def __enter__(self) -> "RequestRecord":
-        return self
+    def end(self, error: BaseException | None = None) -> None:
+        """Reports the end of the request to the observers.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+        Args:
+          error: Error that ended it; None if it finished or was aborted.
+        """
         self._now = self._clock()
         self.reason = self.reason or _reason(error)
         for observer in self._observers:
@@ -130,7 +129,7 @@ class RequestRecord:
 
 
 def _reason(error: BaseException | None) -> str:
-    """Returns why a request ended early; a client's disconnect closes its stream without an `Exception`."""
+    """Returns why a request ended early; a client's disconnect is no `Exception`."""
     match error:
         case QueueFullError():
             return "rejected"

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -18,7 +18,7 @@ from roost.engine.core.errors import (
     RequestTimeoutError,
     UnknownRequestError,
 )
-from roost.engine.core.request import FinishReason, Request
+from roost.engine.core.request import FinishReason, Request, TokenOutput
 from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.core.snapshot import Snapshot
 from roost.engine.engine_core import EngineCore
@@ -58,8 +58,34 @@ async def running(runner: FakeRunner | None = None, slots: int = 2, max_queue: i
         await engine.stop()
 
 
+class QueueSink:
+    """Queues the outputs of one request."""
+
+    def __init__(self) -> None:
+        self.items: asyncio.Queue[TokenOutput | Exception] = asyncio.Queue()
+
+    def put(self, item: TokenOutput | Exception) -> None:
+        self.items.put_nowait(item)
+
+
+async def generate(engine: AsyncEngine, request: Request) -> AsyncGenerator[TokenOutput]:
+    """Outputs of a request as they come; closing this aborts it."""
+    sink = QueueSink()
+    engine.submit(request, sink)
+    try:
+        while True:
+            item = await sink.items.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+            if item.finish_reason is not None:
+                return
+    finally:
+        engine.abort(request.id)
+
+
 async def collect(engine: AsyncEngine, request: Request) -> list[int]:
-    return [token async for output in engine.generate(request) for token in output.token_ids]
+    return [token async for output in generate(engine, request) for token in output.token_ids]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -79,7 +105,7 @@ async def test_many_streams_at_once() -> None:
 
 async def test_a_stream_closed_early_frees_its_slot() -> None:
     async with running(slots=1) as engine:
-        stream = engine.generate(Request("endless", (1,), SamplingParams(max_tokens=None)))
+        stream = generate(engine, Request("endless", (1,), SamplingParams(max_tokens=None)))
         assert (await anext(stream)).token_ids[0] == 2
         assert engine.stats.num_running == 1
         await stream.aclose()
@@ -98,7 +124,7 @@ async def test_a_cancelled_reader_frees_its_slot() -> None:
 async def test_abort_from_outside_ends_the_stream() -> None:
     async with running() as engine:
         outputs = []
-        async for output in engine.generate(Request("endless", (1,), SamplingParams(max_tokens=None))):
+        async for output in generate(engine, Request("endless", (1,), SamplingParams(max_tokens=None))):
             outputs.append(output)
             if len(outputs) == 3:
                 engine.abort("endless")
@@ -107,34 +133,57 @@ async def test_abort_from_outside_ends_the_stream() -> None:
         engine.abort("endless")  # nothing is left to abort
 
 
-async def test_a_reader_that_falls_behind_gets_several_steps_at_once() -> None:
+def block_until(condition: Callable[[], bool]) -> None:
+    """Keeps the event loop busy until the engine's thread gets there."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+async def test_an_event_loop_that_falls_behind_gets_several_steps_at_once() -> None:
     async with running(slots=1) as engine:
-        stream = engine.generate(Request("a", (1,), SamplingParams(max_tokens=50)))
+        stream = generate(engine, Request("a", (1,), SamplingParams(max_tokens=50)))
         first = await anext(stream)
-        await until(lambda: engine.stats.num_running == 0)
+        block_until(lambda: engine.stats.num_running == 0)
         rest = [output async for output in stream]
         assert len(rest) <= 2  # the last step may not have been handed over yet
         assert [token for output in (first, *rest) for token in output.token_ids] == list(range(2, 52))
         assert rest[-1].finish_reason is FinishReason.LENGTH
 
 
-async def test_an_abort_is_an_output_of_its_own_behind_the_tokens() -> None:
+async def test_an_error_is_an_output_of_its_own_behind_the_tokens() -> None:
+    async with running(slots=1) as engine:
+        request = Request("a", (1,), SamplingParams(max_tokens=None), deadline=time.monotonic() + 0.3)
+        stream = generate(engine, request)
+        await anext(stream)
+        block_until(lambda: engine.stats.num_running == 0)
+        *tokens, end = [output async for output in stream]
+        assert 1 <= len(tokens) <= 2
+        assert len(tokens[0].token_ids) > 1
+        assert [output.finish_reason for output in tokens] == [None] * len(tokens)
+        assert (end.token_ids, end.finish_reason) == ((), FinishReason.ERROR)
+
+
+async def test_an_abort_comes_behind_the_tokens_and_is_the_last() -> None:
     runner = SlowRunner()
     async with running(runner, slots=1) as engine:
-        stream = engine.generate(Request("a", (1,), SamplingParams(max_tokens=None)))
-        await anext(stream)
-        num_batches = len(runner.batches)
-        await until(lambda: len(runner.batches) > num_batches + 20)
+        sink = QueueSink()
+        engine.submit(Request("a", (1,), SamplingParams(max_tokens=None)), sink)
+        await until(lambda: sink.items.qsize() > 20)
         engine.abort("a")
-        tokens, end = [output async for output in stream]
-        assert len(tokens.token_ids) > 1
-        assert tokens.finish_reason is None
+        engine.abort("a")
+        await until(lambda: engine.stats.num_running == 0)
+        outputs = [sink.items.get_nowait() for _ in range(sink.items.qsize())]
+        *tokens, end = [output for output in outputs if isinstance(output, TokenOutput)]
+        assert len(tokens) == len(outputs) - 1
+        assert [output.finish_reason for output in tokens] == [None] * len(tokens)
         assert (end.token_ids, end.finish_reason) == ((), FinishReason.ABORT)
 
 
 async def test_a_full_queue_is_said_to_the_one_who_came_too_late() -> None:
     async with running(slots=1, max_queue=1) as engine:
-        streams = [engine.generate(Request(n, (1,), SamplingParams(max_tokens=None))) for n in "ab"]
+        streams = [generate(engine, Request(n, (1,), SamplingParams(max_tokens=None))) for n in "ab"]
         await anext(streams[0])
         waiting = asyncio.create_task(anext(streams[1]))
         await until(lambda: engine.stats.num_waiting == 1)
@@ -146,7 +195,7 @@ async def test_a_full_queue_is_said_to_the_one_who_came_too_late() -> None:
 
 async def test_an_id_in_use_is_refused() -> None:
     async with running() as engine:
-        stream = engine.generate(Request("a", (1,), SamplingParams(max_tokens=None)))
+        stream = generate(engine, Request("a", (1,), SamplingParams(max_tokens=None)))
         await anext(stream)
         with pytest.raises(ValueError, match="'a' is in use"):
             await collect(engine, Request("a", (1,)))
@@ -165,7 +214,7 @@ async def test_a_failed_step_ends_every_stream_and_the_engine() -> None:
 
 async def test_stop_ends_open_streams_and_the_thread() -> None:
     async with running() as engine:
-        stream = engine.generate(Request("endless", (1,), SamplingParams(max_tokens=None)))
+        stream = generate(engine, Request("endless", (1,), SamplingParams(max_tokens=None)))
         await anext(stream)
         await engine.stop()
         with pytest.raises(EngineDeadError, match="stopped"):
@@ -250,7 +299,7 @@ async def test_stopping_does_not_wait_for_a_step_that_is_stuck() -> None:
 async def test_time_runs_out_while_others_run() -> None:
     async with running(slots=1) as engine:
         now = time.monotonic()
-        long = engine.generate(Request("long", (1,), SamplingParams(max_tokens=None), deadline=now + 0.5))
+        long = generate(engine, Request("long", (1,), SamplingParams(max_tokens=None), deadline=now + 0.5))
         await anext(long)
         with pytest.raises(QueueTimeoutError):
             await collect_or_raise(engine, Request("impatient", (1,), start_by=now + 0.2))
@@ -264,7 +313,7 @@ async def test_time_runs_out_while_others_run() -> None:
 
 
 async def collect_or_raise(engine: AsyncEngine, request: Request) -> None:
-    async for output in engine.generate(request):
+    async for output in generate(engine, request):
         if output.error is not None:
             raise output.error
 
@@ -312,7 +361,7 @@ async def test_nothing_is_planned_while_all_wait_for_the_disk() -> None:
         await asyncio.sleep(0.05)
         assert scheduler.num_planned <= 2
         scored = SamplingParams(max_tokens=2, prompt_logprobs=0)
-        stream = engine.generate(Request("b", (5,), scored))
+        stream = generate(engine, Request("b", (5,), scored))
         assert [token_id async for output in stream for token_id in output.token_ids] == [6, 7]
         assert engine.stats.num_waiting == 1
         threading.Thread(target=tier.searches[0], args=(None,)).start()
@@ -363,7 +412,7 @@ async def test_streams_wait_for_one_save_per_step() -> None:
     engine = AsyncEngine(lambda: LoggingCore(log, runner))
     engine.start()
     await engine.wait_ready()
-    stream = engine.generate(Request("endless", (1,), SamplingParams(max_tokens=None)))
+    stream = generate(engine, Request("endless", (1,), SamplingParams(max_tokens=None)))
     await anext(stream)
     runner.gate.clear()
     saves = [asyncio.create_task(engine.save("endless", 1)) for _ in range(20)]
@@ -399,7 +448,7 @@ async def test_a_step_waits_for_some_commands_only() -> None:
     engine = AsyncEngine(lambda: AddingCore(log, runner))
     engine.start()
     await engine.wait_ready()
-    stream = engine.generate(Request("endless", (1,), SamplingParams(max_tokens=None)))
+    stream = generate(engine, Request("endless", (1,), SamplingParams(max_tokens=None)))
     await anext(stream)
     runner.gate.clear()
     others = [
@@ -425,7 +474,7 @@ async def test_a_save_that_nobody_waits_for_takes_no_turn() -> None:
     engine = AsyncEngine(lambda: LoggingCore(log, runner))
     engine.start()
     await engine.wait_ready()
-    stream = engine.generate(Request("endless", (1,), SamplingParams(max_tokens=None)))
+    stream = generate(engine, Request("endless", (1,), SamplingParams(max_tokens=None)))
     await anext(stream)
     runner.gate.clear()
     saves = [asyncio.create_task(engine.save("endless")) for _ in range(20)]
@@ -447,7 +496,7 @@ async def test_stop_ends_saves_that_wait() -> None:
     engine = AsyncEngine(lambda: LoggingCore(log, runner))
     engine.start()
     await engine.wait_ready()
-    stream = engine.generate(Request("endless", (1,), SamplingParams(max_tokens=None)))
+    stream = generate(engine, Request("endless", (1,), SamplingParams(max_tokens=None)))
     await anext(stream)
     runner.gate.clear()
     saves = [asyncio.create_task(engine.save("endless")) for _ in range(20)]

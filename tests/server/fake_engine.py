@@ -16,6 +16,7 @@ from roost.engine import (
     EngineDeadError,
     EngineStats,
     FinishReason,
+    OutputSink,
     QueueFullError,
     Request,
     RoostError,
@@ -84,6 +85,7 @@ class FakeEngine(AsyncEngine):
         self.requests: list[Request] = []
         self.given: dict[str, list[int]] = {}
         self.running: set[str] = set()
+        self._serving: dict[str, asyncio.Task[None]] = {}
         self.gate = asyncio.Event()
         self.gate.set()
         self.num_saving = 0
@@ -136,24 +138,41 @@ class FakeEngine(AsyncEngine):
         self.failure = error
         self.gate.set()
 
-    async def stop(self, patience_s: float | None = None) -> None:
+    async def stop(self, timeout_s: float | None = None) -> None:
         self.stopped = True
         self.failure = EngineDeadError("the engine was stopped")
         self.gate.set()
 
-    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput]:
+    def submit(self, request: Request, sink: OutputSink) -> None:
         if len(self.running) >= self.capacity:
-            raise QueueFullError("the queue is full")
+            sink.put(QueueFullError("the queue is full"))
+            return
         self.requests.append(request)
         self.running.add(request.id)
+        self._serving[request.id] = asyncio.create_task(self._serve(request, sink))
+
+    def abort(self, request_id: str) -> None:
+        self.running.discard(request_id)
+        task = self._serving.pop(request_id, None)
+        if task is not None:
+            task.cancel()
+
+    async def _serve(self, request: Request, sink: OutputSink) -> None:
         try:
             async for output in self._count(request):
                 await self.gate.wait()
                 if self.failure is not None:
                     raise EngineDeadError("the engine died")
-                yield output
-        finally:
-            self.running.remove(request.id)
+                if output.finish_reason is not None:
+                    self._forget(request)
+                sink.put(output)
+        except Exception as error:
+            self._forget(request)
+            sink.put(error)
+
+    def _forget(self, request: Request) -> None:
+        self.running.discard(request.id)
+        self._serving.pop(request.id, None)
 
     @property
     def state_format(self) -> SavedStateFormat:

@@ -13,8 +13,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ...errors import from_exception
-from ...generation.choices import Generation
 from ...generation.delta import Delta
+from ...generation.generation import Generation
 from ...http_requests import until_disconnect
 from ...tenancy.workers import Workers
 from .responding import AnswerWriter

@@ -22,7 +22,6 @@ from roost.server.api.openai.completions import CompletionWriter
 from roost.server.api.openai.response_builder import ResponseWriter
 from roost.server.api.openai.responses_schemas import ResponseBody
 from roost.server.api.openai.schemas import ChatBody, CompletionBody, GenerateBody
-from roost.server.generation.choices import Generation, collect
 from roost.server.generation.delta import Delta, DeltaJoiner
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.tools import CallReader, call_text
@@ -231,20 +230,3 @@ def test_the_writer_of_responses_keeps_the_text_and_not_the_deltas(text: str) ->
                 pass
 
     assert held_bytes(work) < 32 * NUM_TOKENS
-
-
-async def test_a_collected_answer_takes_the_room_of_its_tokens() -> None:
-    async def choice() -> Any:
-        for _ in range(NUM_TOKENS):
-            yield Delta(0, "abcd", token_ids=(7,))
-        yield Delta(0, finish_reason=FinishReason.LENGTH)
-
-    tracemalloc.start()
-    try:
-        (whole,) = await collect(Generation([choice()]))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert whole.text == "abcd" * NUM_TOKENS
-    assert whole.token_ids == (7,) * NUM_TOKENS
-    assert peak < 48 * NUM_TOKENS

@@ -73,12 +73,13 @@ def test_engine_statistics_are_exported(metrics: Metrics, clock: Clock) -> None:
 
 
 def test_latencies_of_a_request(metrics: Metrics, clock: Clock) -> None:
-    with metrics.track_request(REQUEST) as record:
-        record.output(TokenOutput(started_at=1000.5))
-        for wait, count in ((2.0, 1), (0.5, 1), (1.0, 2), (9.0, 0)):
-            clock.now += wait
-            record.tokens(count)
-        record.finished("stop")
+    record = metrics.track_request(REQUEST)
+    record.output(TokenOutput(started_at=1000.5))
+    for wait, count in ((2.0, 1), (0.5, 1), (1.0, 2), (9.0, 0)):
+        clock.now += wait
+        record.tokens(count)
+    record.finished("stop")
+    record.end()
     samples = read(metrics, clock)
     assert samples["roost_time_to_first_token_seconds_sum"] == 2.0
     assert samples["roost_inter_token_latency_seconds_sum"] == 1.5
@@ -102,8 +103,7 @@ def test_latencies_of_a_request(metrics: Metrics, clock: Clock) -> None:
 def test_reasons_of_requests_that_do_not_finish(
     metrics: Metrics, clock: Clock, error: BaseException, reason: str
 ) -> None:
-    with pytest.raises(type(error)), metrics.track_request(REQUEST):
-        raise error
+    metrics.track_request(REQUEST).end(error)
     samples = read(metrics, clock)
     assert samples[f"roost_requests_total {reason}"] == 1
     assert samples["roost_e2e_request_latency_seconds_count"] == 0
@@ -125,12 +125,13 @@ def test_page_is_rendered_at_most_every_200_ms(metrics: Metrics, clock: Clock) -
 def run_one(metrics: Metrics, clock: Clock, request: Request) -> None:
     """Records a request: 0.5 s of queue, 1.5 s of prefill, and 3 s for three more tokens."""
     metrics.track_prompt(request.id, 1)
-    with metrics.track_request(request) as record:
-        for wait, count in ((2.0, 1), (1.0, 1), (2.0, 2)):
-            clock.now += wait
-            record.output(TokenOutput(started_at=clock.now - 1.5))
-            record.tokens(count)
-        record.finished("length")
+    record = metrics.track_request(request)
+    for wait, count in ((2.0, 1), (1.0, 1), (2.0, 2)):
+        clock.now += wait
+        record.output(TokenOutput(started_at=clock.now - 1.5))
+        record.tokens(count)
+    record.finished("length")
+    record.end()
 
 
 def test_tenants_are_counted_by_name(clock: Clock) -> None:
@@ -223,10 +224,11 @@ def test_longest_choice_of_a_prompt_is_observed_once(clock: Clock) -> None:
     for request_id, fork_of, num_tokens in (("x-0", None, 3), ("x-2", None, 9), ("x-1", "x-0", 5)):
         samples = read(metrics, clock)
         assert samples.get(f"{name}_count 0 m", 0) == {"x-0": 0, "x-2": 0, "x-1": 1}[request_id]
-        with metrics.track_request(Request(request_id, (1,), fork_of=fork_of)) as record:
-            record.output(TokenOutput())
-            record.tokens(num_tokens)
-            record.finished("stop")
+        record = metrics.track_request(Request(request_id, (1,), fork_of=fork_of))
+        record.output(TokenOutput())
+        record.tokens(num_tokens)
+        record.finished("stop")
+        record.end()
     samples = read(metrics, clock)
     assert (samples[f"{name}_count 0 m"], samples[f"{name}_sum 0 m"]) == (2, 14)
 

@@ -1,22 +1,31 @@
-"""From tokens to deltas: every way to end, and what is held back."""
+"""Tests of generations: every way to end, held-back text, slow readers, and errors."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import tracemalloc
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import Context
 
 import pytest
 from fake_engine import FakeEngine
 from fake_server import until
-from roost.engine import FinishReason, SamplingParams
+from roost.engine import EngineDeadError, FinishReason, OutputSink, Request, SamplingParams, TokenOutput
 from roost.server.errors import ApiError
-from roost.server.generation import choices as generation_module
-from roost.server.generation.choices import Choice, Generation, collect, generate_choice
+from roost.server.generation import choice_stream
+from roost.server.generation.choices import Choice
 from roost.server.generation.delta import Delta
+from roost.server.generation.generation import Generation, collect
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.tools import call_text
+from roost.server.observability.logging import request_id
 from roost.server.observability.metrics import Metrics
+from roost.server.observability.request_record import RequestRecord
 from roost.server.text.tokenizer import Tokenizer
 
 EURO = (270, 174, 216)  # the bytes e2 82 ac
+
+
+def start(engine: FakeEngine, tokenizer: Tokenizer, *choices: Choice, request_id: str = "id") -> Generation:
+    return Generation.start(engine, tokenizer, Metrics(lambda: engine.stats), request_id, choices)
 
 
 async def run(
@@ -26,12 +35,11 @@ async def run(
     own = {name: fields.pop(name) for name in ("stop", "include_stop") if name in fields}
     params = SamplingParams(**fields)  # type: ignore[arg-type]
     choices = [Choice(i, Prompt((last,)), params, **own) for i, last in enumerate(last_prompt_ids)]  # type: ignore[arg-type]
-    metrics = Metrics(lambda: engine.stats)
-    generation = Generation([generate_choice(engine, tokenizer, metrics, "id", choice) for choice in choices])
+    generation = start(engine, tokenizer, *choices)
     try:
         return await collect(generation)
     finally:
-        await generation.aclose()
+        generation.close()
 
 
 async def test_choices_come_back_whole_and_in_order(engine: FakeEngine, tokenizer: Tokenizer) -> None:
@@ -72,21 +80,19 @@ async def test_half_a_character_at_the_end_is_replaced(engine: FakeEngine, token
 
 
 async def test_closing_frees_every_slot(engine: FakeEngine, tokenizer: Tokenizer) -> None:
-    metrics = Metrics(lambda: engine.stats)
     choices = [Choice(i, Prompt((4,)), SamplingParams(max_tokens=None)) for i in range(3)]
-    generation = Generation([generate_choice(engine, tokenizer, metrics, "id", choice) for choice in choices])
+    generation = start(engine, tokenizer, *choices)
     await anext(generation)
     assert len(engine.running) == 3
-    await generation.aclose()
-    await generation.aclose()
+    generation.close()
+    generation.close()
     assert not engine.running
 
 
 async def test_waiting_may_be_cancelled_and_begun_again(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     engine.gate.clear()
-    metrics = Metrics(lambda: engine.stats)
     choice = Choice(0, Prompt((4,)), SamplingParams(max_tokens=2))
-    generation = Generation([generate_choice(engine, tokenizer, metrics, "id", choice)])
+    generation = start(engine, tokenizer, choice)
     for _ in range(3):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
@@ -108,10 +114,9 @@ async def test_what_a_client_does_not_read_is_bounded(
     engine: FakeEngine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The slots are free then, and a client that comes back gets what there was, and why there is no more."""
-    monkeypatch.setattr(generation_module, "MAX_UNREAD_BYTES", 100)
-    metrics = Metrics(lambda: engine.stats)
+    monkeypatch.setattr(choice_stream, "MAX_UNREAD_BYTES", 100)
     choices = [Choice(i, Prompt((4,)), SamplingParams(max_tokens=None)) for i in range(2)]
-    generation = Generation([generate_choice(engine, tokenizer, metrics, "id", choice) for choice in choices])
+    generation = start(engine, tokenizer, *choices)
     first = await anext(generation)
     await until(lambda: len(engine.requests) == 2 and not engine.running)
     left = [await anext(generation), await anext(generation)]
@@ -122,47 +127,66 @@ async def test_what_a_client_does_not_read_is_bounded(
     with pytest.raises(ApiError) as refused:
         await anext(generation)
     assert (refused.value.status_code, refused.value.body["error"]["code"]) == (408, "client_too_slow")
-    await generation.aclose()
+    generation.close()
 
 
-NUM_TOKENS = 5_000
+class FloodEngine(FakeEngine):
+    """Gives all that it has to say to a request at once, faster than any reader gets a turn."""
+
+    def __init__(self, items: Iterable[TokenOutput | Exception]) -> None:
+        super().__init__()
+        self._items = items
+
+    def submit(self, request: Request, sink: OutputSink) -> None:
+        asyncio.get_running_loop().call_soon(self._flood, request, sink, context=Context())
+
+    def _flood(self, request: Request, sink: OutputSink) -> None:
+        for item in self._items:
+            sink.put(item)
 
 
-async def ahead(index: int = 0, text: str = "x" * 100, num_tokens: int = NUM_TOKENS) -> AsyncGenerator[Delta]:
-    """A choice whose tokens come faster than anybody gets a turn to send them."""
-    for _ in range(num_tokens):
-        yield Delta(index, text, token_ids=(7,))
-    yield Delta(index, finish_reason=FinishReason.LENGTH)
+def outputs(num_outputs: int, *token_ids: int) -> Iterator[TokenOutput]:
+    """Equal outputs, and the end."""
+    for _ in range(num_outputs):
+        yield TokenOutput(token_ids)
+    yield TokenOutput(finish_reason=FinishReason.LENGTH)
+
+
+def endless(index: int = 0) -> Choice:
+    return Choice(index, Prompt((4,)), SamplingParams(max_tokens=None))
 
 
 async def read_all(generation: Generation) -> list[Delta]:
     try:
         return [delta async for delta in generation]
     finally:
-        await generation.aclose()
+        generation.close()
 
 
-async def test_a_reader_that_waits_is_never_too_slow_however_much_comes_at_once() -> None:
+async def test_a_reader_that_waits_is_never_too_slow_however_much_comes_at_once(tokenizer: Tokenizer) -> None:
     """It is the server that falls behind then. What has come is sent in few, large events."""
-    (delta,) = await read_all(Generation([ahead()]))
-    assert delta.text == "x" * (100 * NUM_TOKENS)
-    assert (len(delta.token_ids), delta.finish_reason) == (NUM_TOKENS, FinishReason.LENGTH)
+    count = 100
+    engine = FloodEngine(outputs(count, *[5] * 1000))
+    (delta,) = await read_all(start(engine, tokenizer, endless()))
+    assert delta.text == "b" * (1000 * count)
+    assert 9 * len(delta.text) > 3 * choice_stream.MAX_UNREAD_BYTES
+    assert (len(delta.token_ids), delta.finish_reason) == (1000 * count, FinishReason.LENGTH)
 
 
-async def test_deltas_of_several_choices_are_joined_apart() -> None:
-    deltas = await read_all(Generation([ahead(index, "abc"[index], 1000) for index in range(3)]))
-    assert [(delta.index, delta.text) for delta in deltas] == [(i, "abc"[i] * 1000) for i in range(3)]
+async def test_deltas_of_several_choices_are_joined_apart(tokenizer: Tokenizer) -> None:
+    engine = FloodEngine(list(outputs(1000, 5)))
+    deltas = await read_all(start(engine, tokenizer, *map(endless, range(3))))
+    assert [(delta.index, delta.text) for delta in deltas] == [(i, "b" * 1000) for i in range(3)]
 
 
 async def test_a_reader_that_keeps_up_gets_every_delta(engine: FakeEngine, tokenizer: Tokenizer) -> None:
-    metrics = Metrics(lambda: engine.stats)
     choice = Choice(0, Prompt((4,)), SamplingParams(max_tokens=5))
-    deltas = await read_all(Generation([generate_choice(engine, tokenizer, metrics, "id", choice)]))
+    deltas = await read_all(start(engine, tokenizer, choice))
     assert [delta.text for delta in deltas] == ["b", "c", "d", "e", "f"]
 
 
-async def test_a_reader_with_much_to_catch_up_lets_others_have_their_turns() -> None:
-    generation = Generation([ahead(index, "x", 100) for index in range(100)])
+async def test_a_reader_with_much_to_catch_up_lets_others_have_their_turns(tokenizer: Tokenizer) -> None:
+    generation = start(FloodEngine(list(outputs(100, 5))), tokenizer, *map(endless, range(100)))
     await asyncio.sleep(0)
     reading = asyncio.create_task(read_all(generation))
     num_turns = 0
@@ -173,16 +197,86 @@ async def test_a_reader_with_much_to_catch_up_lets_others_have_their_turns() -> 
     assert num_turns >= 100
 
 
-async def test_an_error_comes_after_what_was_made_before_it() -> None:
-    async def breaks() -> AsyncGenerator[Delta]:
-        for _ in range(10):
-            yield Delta(0, "x", token_ids=(7,))
-        raise RuntimeError("it broke")
-
-    generation = Generation([breaks()])
-    assert (await anext(generation)).text == "x" * 10
+async def test_an_error_comes_after_what_was_made_before_it(tokenizer: Tokenizer) -> None:
+    items = [*[TokenOutput((5,))] * 10, RuntimeError("it broke")]
+    generation = start(FloodEngine(items), tokenizer, endless())
+    assert (await anext(generation)).text == "b" * 10
     with pytest.raises(RuntimeError, match="it broke"):
         await anext(generation)
+    with pytest.raises(StopAsyncIteration):
+        await anext(generation)
+
+
+async def test_a_bug_in_one_choice_ends_its_request_only(tokenizer: Tokenizer) -> None:
+    """The engine delivers to others in the same call."""
+    engine = FloodEngine([TokenOutput((5,)), TokenOutput((10**6,)), TokenOutput((5,))])
+    generation = start(engine, tokenizer, endless())
+    assert (await anext(generation)).text == "b"
+    with pytest.raises(IndexError):
+        await anext(generation)
+
+
+async def test_an_engine_that_refuses_a_choice_is_an_error_of_the_stream(
+    engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
+    class Refusing(FakeEngine):
+        def submit(self, request: Request, sink: OutputSink) -> None:
+            raise EngineDeadError("the engine is not running")
+
+    with pytest.raises(EngineDeadError):
+        await anext(start(Refusing(), tokenizer, endless()))
+
+
+async def test_an_id_in_use_leaves_the_other_request_alone(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+    class Refusing(FakeEngine):
+        aborted: Sequence[str] = ()
+
+        def submit(self, request: Request, sink: OutputSink) -> None:
+            raise ValueError("in use")
+
+        def abort(self, request_id: str) -> None:
+            self.aborted = (*self.aborted, request_id)
+
+    refusing = Refusing()
+    with pytest.raises(ValueError, match="in use"):
+        await anext(start(refusing, tokenizer, endless()))
+    assert not refusing.aborted
+
+
+class NotingObserver:
+    """Notes the id of the HTTP request in whose context the engine's requests end."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def on_tokens(self, record: RequestRecord, count: int, gap_s: float) -> None: ...
+
+    def on_end(self, record: RequestRecord) -> None:
+        self.ids.append(request_id.get())
+
+
+async def test_a_request_ends_in_the_context_of_its_http_request(tokenizer: Tokenizer) -> None:
+    """Spans of traces find their parent there, though the engine delivers in a context of its own."""
+    engine, observer = FloodEngine(list(outputs(3, 5))), NotingObserver()
+    metrics = Metrics(lambda: engine.stats, observers=[observer])
+    token = request_id.set("req-1")
+    generation = Generation.start(engine, tokenizer, metrics, "id", [endless(0), endless(1)])
+    request_id.reset(token)
+    await read_all(generation)
+    assert observer.ids == ["req-1", "req-1"]
+
+
+async def test_a_collected_response_takes_the_memory_of_its_tokens(tokenizer: Tokenizer) -> None:
+    num_tokens = 4_000
+    tracemalloc.start()
+    try:
+        (whole,) = await collect(start(FloodEngine(outputs(num_tokens, 5)), tokenizer, endless()))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert whole.text == "b" * num_tokens
+    assert whole.token_ids == (5,) * num_tokens
+    assert peak < 48 * num_tokens
 
 
 @pytest.mark.parametrize("sends_ids", [False, True])
@@ -191,16 +285,15 @@ async def test_what_counts_as_sent_is_what_was_taken_out(
 ) -> None:
     """Not what waits for a slow client; and of half a character only its ids, where ids are the answer."""
     engine.says = [5, *EURO, 6, 7]
-    metrics = Metrics(lambda: engine.stats)
     choice = Choice(0, Prompt((4,)), SamplingParams(max_tokens=6), sends_ids=sends_ids)
-    counts = [delta.num_sent async for delta in generate_choice(engine, tokenizer, metrics, "alone", choice)]
+    counts = [delta.num_sent async for delta in start(engine, tokenizer, choice, request_id="alone")]
     assert counts == ([1, 2, 3, 4, 5, 6] if sends_ids else [1, 1, 1, 4, 5, 6])
-    generation = Generation([generate_choice(engine, tokenizer, metrics, "id", choice)])
+    generation = start(engine, tokenizer, choice)
     await until(lambda: len(engine.given.get("id-0", ())) == 6)
     assert generation.sent.num_tokens[0] == 0, "nobody has taken anything out"
     await anext(generation)
     assert generation.sent.num_tokens[0] == 6
-    await generation.aclose()
+    generation.close()
 
 
 async def test_a_call_counts_as_sent_when_it_is_told(engine: FakeEngine, tokenizer: Tokenizer) -> None:
@@ -208,8 +301,7 @@ async def test_a_call_counts_as_sent_when_it_is_told(engine: FakeEngine, tokeniz
     engine.says = tokenizer.encode(text, control_tokens=False)
     params = SamplingParams(max_tokens=500, end_token_ids=tokenizer.end_token_ids)
     choice = Choice(0, Prompt((4,)), params, may_call=True)
-    metrics = Metrics(lambda: engine.stats)
-    generation = Generation([generate_choice(engine, tokenizer, metrics, "id", choice)])
+    generation = start(engine, tokenizer, choice)
     told, num_tokens = "", 0
     async for delta in generation:
         num_tokens += len(delta.token_ids)
@@ -218,4 +310,4 @@ async def test_a_call_counts_as_sent_when_it_is_told(engine: FakeEngine, tokeniz
             assert generation.sent.num_tokens[0] == 0, "nothing is known of it yet"
     assert told == '{"a": 1}'
     assert generation.sent.num_tokens[0] == num_tokens == len(engine.says) + 1
-    await generation.aclose()
+    generation.close()
