@@ -143,7 +143,6 @@ PENDING: frozenset[str] = frozenset(
         "server/terminal/failure.py",
         "server/terminal/text.py",
         # server/text/
-        "server/text/generation_defaults.py",
         "server/text/grammar/json_schema.py",
         "server/text/grammar/process.py",
         "server/text/grammar/spec.py",

@@ -32,7 +32,7 @@ class Range:
     lt: Number | None = None
 
     @property
-    def bounds(self) -> dict[str, Number]:
+    def bounds(self) -> dict[str, Any]:
         """Bounds by name: the keyword arguments of pydantic's `Field`."""
         named = {name: getattr(self, name) for name in _COMPARISONS}
         return {name: bound for name, bound in named.items() if bound is not None}

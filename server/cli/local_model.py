@@ -22,17 +22,13 @@ def sampling_params(sampling: SamplingOptions, model: ServedModel) -> SamplingPa
     """Returns the parameters of an answer, with the checkpoint's defaults for options that are None.
 
     Raises:
-      ConfigError: a value is out of range.
+      ConfigError: A value is out of range.
     """
     defaults = model.defaults
     try:
         return SamplingParams(
+            **{**defaults.sampling, **sampling.numbers()},
             max_tokens=defaults.max_tokens if sampling.max_tokens is None else sampling.max_tokens,
-            temperature=defaults.temperature if sampling.temperature is None else sampling.temperature,
-            top_p=defaults.top_p if sampling.top_p is None else sampling.top_p,
-            top_k=defaults.top_k if sampling.top_k is None else sampling.top_k,
-            min_p=defaults.min_p,
-            typical_p=defaults.typical_p,
             seed=secrets.randbits(64) if sampling.seed is None else sampling.seed % 2**64,
             end_token_ids=model.end_token_ids,
         )

@@ -1,54 +1,45 @@
-"""`generation_config.json`: how a checkpoint wants to be sampled where the request is silent."""
+"""Sampling defaults of a checkpoint: its `generation_config.json`."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from ...engine import CheckpointError
+from ...engine import SAMPLING_FIELDS, CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
-    """
+    """Values for fields that a request leaves out.
+
     Attributes:
-      temperature, top_p, top_k, min_p, typical_p: as in `SamplingParams`.
-      max_tokens: of a chat's answer; None means until the model stops.
-      end_token_ids: that the checkpoint names, further to the tokenizer's.
+      sampling: Fields of `SamplingParams` that the checkpoint sets, by name.
+      max_tokens: Maximum number of tokens of a chat's output; None generates until the model stops.
+      end_token_ids: End tokens that the checkpoint names beside the tokenizer's.
     """
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    typical_p: float = 1.0
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
     end_token_ids: tuple[int, ...] = ()
 
 
-class _File(BaseModel):
-    """The fields that mean something here; null leaves a default in place, as in Hugging Face's own reader."""
+class _KnownFields(BaseModel):
+    """Fields beside those of the sampling table. Null leaves a default in place, as in transformers."""
 
     model_config = ConfigDict(strict=True)
 
     do_sample: bool | None = None
-    temperature: float | None = Field(None, ge=0)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
-    min_p: float | None = Field(None, ge=0, le=1)
-    typical_p: float | None = Field(None, gt=0, le=1)
     max_new_tokens: int | None = Field(None, ge=1)
     eos_token_id: int | list[int] | None = None
 
     def sampling(self) -> dict[str, Any]:
-        """What the file says about sampling: nothing where it says not to sample, as clients count on OpenAI's then."""
+        """Returns the sampling fields that the file sets; none with `do_sample: false`, which keeps OpenAI's."""
         if self.do_sample is False:
             return {}
-        names = ("temperature", "top_p", "top_k", "min_p", "typical_p")
-        named = {name: getattr(self, name) for name in names}
+        named = {name: getattr(self, name) for name in _RANGES}
         return {name: value for name, value in named.items() if value is not None}
 
     def end_token_ids(self) -> tuple[int, ...]:
@@ -61,11 +52,25 @@ class _File(BaseModel):
                 return tuple(token_ids)
 
 
+_RANGES: Final = {name: row.checkpoint for name, row in SAMPLING_FIELDS.items() if row.checkpoint is not None}
+
+_NUMBERS: Final[dict[str, Any]] = {
+    name: (SAMPLING_FIELDS[name].kind | None, Field(None, **valid.bounds)) for name, valid in _RANGES.items()
+}
+"""Pydantic fields of the sampling table, such as `(float | None, Field(None, ge=0))`."""
+
+_File: Final = create_model("_File", __base__=_KnownFields, **_NUMBERS)
+
+
 def read_defaults(directory: Path | None, vocab_size: int) -> GenerationDefaults:
     """Reads a checkpoint's `generation_config.json`; without one, `config.json` may still name the end tokens.
 
+    Args:
+      directory: Folder of the checkpoint; None has no defaults.
+      vocab_size: Exclusive upper bound of the end tokens.
+
     Raises:
-      CheckpointError: a file is broken; the text names it and the field.
+      CheckpointError: A file is broken; the text names it and the field.
     """
     if directory is None:
         return GenerationDefaults()
@@ -87,7 +92,7 @@ def _parse(path: Path, content: Mapping[str, Any], vocab_size: int) -> Generatio
     end_token_ids = file.end_token_ids()
     if any(not 0 <= token_id < vocab_size for token_id in end_token_ids):
         raise CheckpointError(f"{path}: eos_token_id: outside the vocabulary of {vocab_size} tokens")
-    return GenerationDefaults(**file.sampling(), max_tokens=file.max_new_tokens, end_token_ids=end_token_ids)
+    return GenerationDefaults(file.sampling(), max_tokens=file.max_new_tokens, end_token_ids=end_token_ids)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """From a request's fields and the checkpoint's defaults to the engine's parameters."""
 
 import secrets
-from typing import Final
+from typing import Any, Final
 
 from ....engine import ParameterError, SamplingParams
 from ...errors import bad_value
 from ...text.served_model import ServedModel
 from ...text.tokenizer import TextUnavailableError
 from ..openai.schemas import MAX_BAD_WORD_CHARACTERS, ChatBody, CompletionBody, GenerateBody, GenerationBody
+from .sampling_fields import requested_numbers
 
 DEFAULT_COMPLETION_TOKENS: Final = 16
 """OpenAI's, for `/v1/completions` only."""
@@ -58,22 +59,11 @@ def _params(
     _check(body, model, max_tokens)
     if body.logprob_token_ids and logprobs is None:
         raise bad_value("logprob_token_ids", "logprob_token_ids needs logprobs")
-    defaults = model.defaults
-    top_k = defaults.top_k if body.top_k is None else body.top_k
-    top_p = defaults.top_p if body.top_p is None else body.top_p
-    temperature = defaults.temperature if body.temperature is None else body.temperature
     logit_bias, bad_words = _logit_bias(body), _bad_words(body, model)
     try:
         params = SamplingParams(
             max_tokens=max_tokens,
-            temperature=0.0 if top_p == 0 else temperature,  # the likeliest token alone
-            top_k=max(top_k, 0),  # -1 is vLLM's way to say off
-            top_p=top_p or 1.0,
-            min_p=defaults.min_p if body.min_p is None else body.min_p,
-            typical_p=defaults.typical_p if body.typical_p is None else body.typical_p,
-            frequency_penalty=body.frequency_penalty,
-            presence_penalty=body.presence_penalty,
-            repetition_penalty=body.repetition_penalty,
+            **_numbers(body, model),
             logit_bias=logit_bias,
             allowed_token_ids=None if body.allowed_token_ids is None else tuple(body.allowed_token_ids),
             bad_words=bad_words,
@@ -87,6 +77,16 @@ def _params(
     except ParameterError as error:  # of values that depend on each other, which the schema does not know
         raise bad_value(error.field, str(error)) from None
     return [params.with_seed(_seed(body, choice)) for choice in range(body.num_candidates)]
+
+
+def _numbers(body: GenerationBody, model: ServedModel) -> dict[str, Any]:
+    """Returns the request's numbers, with the checkpoint's for those that it leaves out."""
+    numbers = {**model.defaults.sampling, **requested_numbers(body)}
+    if numbers.get("top_p") == 0:  # clients mean the most likely token alone
+        numbers |= {"temperature": 0.0, "top_p": 1.0}
+    if numbers.get("top_k") == -1:  # vLLM's way to say off
+        numbers["top_k"] = 0
+    return numbers
 
 
 def _seed(body: GenerationBody, choice: int) -> int:

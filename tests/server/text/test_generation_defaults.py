@@ -16,6 +16,8 @@ from roost.server.text.tokenizer import Tokenizer
 
 HI = [{"role": "user", "content": "hi"}]
 
+SAMPLING = {"temperature": 0.6, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "typical_p": 0.7}
+
 
 def write(directory: Path, name: str, content: Any) -> None:
     (directory / name).write_text(content if isinstance(content, str) else json.dumps(content))
@@ -40,9 +42,7 @@ def test_all_that_is_understood(tmp_path: Path) -> None:
         "transformers_version": "4.41",
     }
     write(tmp_path, "generation_config.json", content)
-    expected = GenerationDefaults(
-        temperature=0.6, top_p=0.9, top_k=40, min_p=0.1, typical_p=0.7, max_tokens=99, end_token_ids=(1, 7)
-    )
+    expected = GenerationDefaults(SAMPLING, max_tokens=99, end_token_ids=(1, 7))
     assert read_defaults(tmp_path, 100) == expected
 
 
@@ -75,10 +75,7 @@ def test_a_broken_file_is_named(tmp_path: Path, content: Any, named: str) -> Non
 
 @pytest.fixture
 def opinionated(tokenizer: Tokenizer) -> ServedModel:
-    return served_model(
-        tokenizer,
-        GenerationDefaults(0.6, top_p=0.9, top_k=40, min_p=0.1, typical_p=0.7, max_tokens=99, end_token_ids=(7, 1)),
-    )
+    return served_model(tokenizer, GenerationDefaults(SAMPLING, max_tokens=99, end_token_ids=(7, 1)))
 
 
 def test_a_silent_request_takes_the_checkpoints_defaults(opinionated: ServedModel) -> None:
@@ -130,7 +127,7 @@ def test_the_demo_can_be_opened() -> None:
     model = open_served_model(open_model("demo"), EngineConfig())
     assert (model.id, model.tokenizer.vocab_size) == ("demo", 3072)
     assert model.end_token_ids == (1, *model.tokenizer.encode("<end_of_turn>"))
-    assert (model.defaults.temperature, model.defaults.top_p) == (0.7, 0.9)
+    assert model.defaults.sampling == {"temperature": 0.7, "top_p": 0.9}
 
 
 def test_the_fingerprint_follows_what_may_change_the_answers() -> None:
