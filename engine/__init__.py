@@ -1,7 +1,10 @@
 """Public interface of the engine: token ids in, token ids out. Nothing here knows text or HTTP."""
 
+from collections.abc import Callable
+
 from .async_engine import AsyncEngine, OutputSink
 from .builder import Progress, follow, load_engine, load_runner
+from .checkpoint import FORMATS as CHECKPOINT_FORMATS
 from .checkpoint.conversion import convert
 from .checkpoint.source import ModelSource, open_model
 from .core.config import MAX_TOKENS, PREFILL_BLOCK, STEP_TOKEN_BOUNDS, CacheStats, EngineConfig, EngineStats
@@ -38,6 +41,7 @@ from .worker.profiling import record_profile
 from .worker.runner import ModelRunner
 
 __all__ = [
+    "CHECKPOINT_FORMATS",
     "CPU",
     "DEVICES",
     "MAX_BIASES",

@@ -1,4 +1,4 @@
-"""From one checkpoint to another: format, precision, or both; a tensor at a time, and read again to be sure."""
+"""Conversion of checkpoints to another format or precision, one tensor at a time, with verification."""
 
 import hashlib
 import json
@@ -15,22 +15,17 @@ import numpy as np
 
 from ..core.errors import CheckpointError
 from ..core.units import shown_bytes
-from ..model.config import ModelConfig, config_to_hf
-from . import open_tensors
-from .griffin_config import NAME as GRIFFIN_CONFIG
-from .griffin_config import griffin_fields
+from ..model.config import ModelConfig
+from . import FORMATS, open_tensors
+from .format import CheckpointFormat
 from .layout import tensor_specs
-from .orbax import write_orbax
 from .precision import in_precision
-from .safetensors_files import write_files
 from .source import ModelSource
 from .tensors import StoredTensor, Tensors, bytes_of
 from .weights import Checkpoint
 
-type Format = Literal["hf", "orbax"]
-
 type Progress = Callable[[str, int, int], None]
-"""Called with a stage ("writing", "checking"), how many tensors are done, and how many there are."""
+"""Called with the stage ("writing" or "checking"), the number of finished tensors, and of all tensors."""
 
 _DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "float32": np.dtype("float32"),
@@ -46,15 +41,16 @@ _TEXT_FILES: Final = (
     "chat_template.jinja",
     "generation_config.json",
 )
-"""What goes along as it is."""
+"""Files that are copied unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """
+    """Result of a conversion.
+
     Attributes:
-      fingerprint: of names, shapes, types and numbers, whatever the format.
-      num_bytes: of all tensors.
+      fingerprint: Hash of the tensors' names, shapes, dtypes and values, the same in every format.
+      num_bytes: Bytes of all tensors.
     """
 
     fingerprint: str
@@ -67,21 +63,25 @@ def convert(
     *,
     dtype: str | None = None,
     quantize: Literal["int8"] | None = None,
-    to: Format = "hf",
+    to: str = "hf",
     progress: Progress | None = None,
 ) -> Converted:
-    """Writes a checkpoint anew. The destination comes into being whole, checked, or not at all.
+    """Writes a checkpoint in another format or precision; the destination appears only if it is whole and verified.
 
     Args:
-      destination: a folder that is not there yet.
-      dtype: "float32" or "bfloat16"; None keeps each tensor's own.
+      source: Model to convert.
+      destination: Folder that does not exist yet.
+      dtype: "float32" or "bfloat16"; None keeps each tensor's dtype.
       quantize: "int8" or None.
+      to: Name of the format, one of `FORMATS`.
+      progress: Callback for progress.
 
     Raises:
-      CheckpointError: the source cannot be read, the destination cannot be written, or what was written is not what is
+      CheckpointError: The source cannot be read, the destination cannot be written, or the written tensors differ when
         read again.
     """
-    _check_options(source, dtype, quantize, to)
+    kind = FORMATS[to]
+    _check_options(source, dtype, quantize, kind)
     report = progress or (lambda stage, done, total: None)
     with open_tensors(source.weights, source.config) as stored:
         checkpoint = Checkpoint(source.config, stored)
@@ -89,33 +89,33 @@ def convert(
         tensors = in_precision(stored, tensor_specs(source.config), target, int8=quantize is not None)
         config = replace(source.config, dtype=dtype or checkpoint.dtype, quantize=quantize or source.config.quantize)
         with _new_folder(destination, sum(t.num_bytes for t in tensors.values())) as folder:
-            written = _write(folder, tensors, config, to, report)
-            _write_others(folder, source, config, to)
-            if _read_again(folder, config, to, report) != written:
+            written = _write(folder, tensors, config, kind, report)
+            _write_other_files(folder, source, config, kind)
+            if _read_again(folder, kind, report) != written:
                 raise CheckpointError(f"{destination}: what was written is not what is read again; is the disk faulty?")
     return Converted(written, sum(t.num_bytes for t in tensors.values()))
 
 
 def fingerprint(digests: Mapping[str, str]) -> str:
-    """Of all tensors' digests."""
+    """Returns the hash of all tensors' digests, by name."""
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _check_options(source: ModelSource, dtype: str | None, quantize: str | None, to: Format) -> None:
+def _check_options(source: ModelSource, dtype: str | None, quantize: str | None, kind: CheckpointFormat) -> None:
     if source.is_random:
         raise CheckpointError(f"{source.name}: random weights are no checkpoint that could be converted")
     is_int8 = source.config.quantize is not None
     if is_int8 and (dtype is not None or quantize is not None):
         raise CheckpointError(f"{source.name}: is stored in int8 already; convert the original checkpoint instead")
-    if to == "orbax" and (is_int8 or quantize is not None):
-        raise CheckpointError("the official format has no int8; use --format hf")
+    if not kind.has_int8 and (is_int8 or quantize is not None):
+        raise CheckpointError(f"{kind.title} has no int8; use --format hf")
 
 
 @contextmanager
 def _new_folder(destination: Path, num_bytes: int) -> Iterator[Path]:
-    """A folder beside the destination, which takes its place in the end, and is gone if something fails."""
+    """Yields a folder beside the destination that is renamed to it on success and deleted on failure."""
     if destination.exists():
-        raise CheckpointError(f"{destination}: is there already; name a folder that is not")
+        raise CheckpointError(f"{destination}: is there already; name a folder that does not exist")
     parent = destination.resolve().parent
     folder = parent / f".{destination.name}.{os.getpid()}.partial"
     try:
@@ -132,26 +132,22 @@ def _new_folder(destination: Path, num_bytes: int) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(folder: Path, tensors: Tensors, config: ModelConfig, to: Format, report: Progress) -> str:
-    """Writes the tensors; gives the fingerprint of what was read for it."""
+def _write(folder: Path, tensors: Tensors, config: ModelConfig, kind: CheckpointFormat, report: Progress) -> str:
+    """Writes the tensors and returns their fingerprint."""
     digests: dict[str, str] = {}
     hashed = {name: _hashed(tensor, digests) for name, tensor in tensors.items()}
 
-    def tell() -> None:
-        report("writing", len(digests), len(tensors))
-
-    if to == "hf":
-        write_files(folder, hashed, tell)
-    else:
-        write_orbax(folder, hashed, config, tell)
+    kind.write(folder, hashed, config, lambda: report("writing", len(digests), len(tensors)))
     return fingerprint(digests)
 
 
-def _read_again(folder: Path, config: ModelConfig, to: Format, report: Progress) -> str:
-    weights = [folder] if to == "orbax" else sorted(folder.glob("*.safetensors"))
+def _read_again(folder: Path, kind: CheckpointFormat, report: Progress) -> str:
+    """Returns the fingerprint of the written checkpoint, found and opened as a server would."""
+    found = kind.find(folder)
+    assert found is not None
     digests: dict[str, str] = {}
-    with open_tensors(weights, config) as tensors:
-        Checkpoint(config, tensors)
+    with kind.open(found.weights, found.config) as tensors:
+        Checkpoint(found.config, tensors)
         for tensor in tensors.values():
             for _ in _hashed(tensor, digests).pieces():
                 pass
@@ -160,7 +156,7 @@ def _read_again(folder: Path, config: ModelConfig, to: Format, report: Progress)
 
 
 def _hashed(tensor: StoredTensor, digests: dict[str, str]) -> StoredTensor:
-    """The same tensor; once it has been read to its end, in order, its digest is among `digests`."""
+    """Returns the tensor with a reader that adds its digest to `digests` once all rows have been read in order."""
 
     def open_tensor() -> Callable[[slice], Any]:
         read = tensor.open()
@@ -178,19 +174,19 @@ def _hashed(tensor: StoredTensor, digests: dict[str, str]) -> StoredTensor:
     return replace(tensor, open=open_tensor)
 
 
-def _write_others(folder: Path, source: ModelSource, config: ModelConfig, to: Format) -> None:
-    """The config, the tokenizer, and how the model wants to be sampled."""
+def _write_other_files(folder: Path, source: ModelSource, config: ModelConfig, kind: CheckpointFormat) -> None:
+    """Writes the config, and copies the tokenizer and generation defaults."""
     for name in _TEXT_FILES:
         if source.directory is not None and (source.directory / name).is_file():
             shutil.copyfile(source.directory / name, folder / name)
-    name, fields = (GRIFFIN_CONFIG, griffin_fields(config)) if to == "orbax" else ("config.json", config_to_hf(config))
-    (folder / name).write_text(json.dumps(_with_token_ids(fields, source), indent=2) + "\n", encoding="utf-8")
+    fields = _with_token_ids(kind.config_fields(config), source)
+    (folder / kind.config_file).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
-def _with_token_ids(fields: dict[str, Any], source: ModelSource) -> dict[str, Any]:
-    """The special tokens of a checkpoint that names them in its own config."""
+def _with_token_ids(fields: Mapping[str, Any], source: ModelSource) -> dict[str, Any]:
+    """Returns config fields with the special tokens that the source's own config names."""
     path = None if source.directory is None else source.directory / "config.json"
     if path is None or not path.is_file():
-        return fields
+        return dict(fields)
     own = json.loads(path.read_bytes())
-    return fields | {name: own[name] for name in fields if name.endswith("_token_id") and name in own}
+    return dict(fields) | {name: own[name] for name in fields if name.endswith("_token_id") and name in own}

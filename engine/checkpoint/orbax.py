@@ -1,7 +1,7 @@
-"""Official checkpoints, as Orbax writes them: Zarr arrays, each in a folder of its own or all in one OCDBT store.
+"""Official checkpoints, as Orbax writes them: Zarr arrays, each in its own folder or all in one OCDBT store.
 
-TensorStore reads them slice by slice. Orbax itself would restore whole arrays, and its versions differ in how they
-name what is inside; the stored form is the same in all of them.
+TensorStore reads them slice by slice. Orbax itself restores whole arrays, and its versions name the tree differently;
+the stored form is the same in all of them.
 """
 
 import json
@@ -18,28 +18,31 @@ from ..core.arrays import HostArray
 from ..core.errors import CheckpointError
 from ..model.config import ModelConfig
 from .flax_names import FlaxView, flax_views
+from .format import TOKENIZER_FILES, CheckpointFormat, FoundCheckpoint
+from .griffin_config import NAME as GRIFFIN_CONFIG
+from .griffin_config import config_of_arrays, griffin_fields
 from .tensors import BFLOAT16, ReadRows, StoredTensor, Tensors
 
 _DTYPES: Final = (np.dtype("float32"), BFLOAT16, np.dtype("float16"))
 
 _ZARR: Final[Mapping[str, str]] = {".zarray": "zarr", "zarr.json": "zarr3"}
-"""A file that every array has, and TensorStore's name for the format."""
+"""TensorStore's driver by the name of a file that every array has."""
 
 _ROOT: Final = "params."
-"""The package's own saving function puts the tree under this key; published checkpoints have it at the root."""
+"""Key under which the official package saves the tree; published checkpoints have the tree at the root."""
 
 
 def is_orbax(directory: Path) -> bool:
-    """Whether a folder is a checkpoint of Orbax's."""
-    marks = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
-    return any((directory / name).is_file() for name in marks) or any(directory.glob("*/.zarray"))
+    """Returns whether a folder is an Orbax checkpoint."""
+    markers = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
+    return any((directory / name).is_file() for name in markers) or any(directory.glob("*/.zarray"))
 
 
 def open_arrays(directory: Path) -> dict[str, tensorstore.TensorStore]:
-    """The arrays by their official names, not read yet.
+    """Returns the arrays by their official names, without reading them.
 
     Raises:
-      CheckpointError: there are none, or one cannot be opened.
+      CheckpointError: There are none, or one cannot be opened.
     """
     try:
         specs = _specs(directory.resolve())
@@ -57,10 +60,10 @@ def open_arrays(directory: Path) -> dict[str, tensorstore.TensorStore]:
 
 @contextmanager
 def open_orbax(directory: Path, config: ModelConfig) -> Iterator[Tensors]:
-    """The tensors of a checkpoint in Hugging Face's names and shapes; those that it has beyond them in its own.
+    """Yields the tensors of a checkpoint with Hugging Face's names and shapes; unknown arrays keep their own.
 
     Raises:
-      CheckpointError: an array cannot be opened, or is stored in a type that is not supported.
+      CheckpointError: An array cannot be opened, or has an unsupported dtype.
     """
     arrays = open_arrays(directory)
     views = {spec.name: view for spec, view in flax_views(config) if view.key in arrays}
@@ -70,7 +73,7 @@ def open_orbax(directory: Path, config: ModelConfig) -> Iterator[Tensors]:
 
 
 def _specs(directory: Path) -> dict[str, dict[str, Any]]:
-    """How TensorStore opens each array."""
+    """Returns TensorStore's spec of each array, by name."""
     base = {"driver": "file", "path": f"{directory}/"}
     if (directory / "manifest.ocdbt").is_file():
         store: dict[str, Any] = {"driver": "ocdbt", "base": base}
@@ -78,7 +81,7 @@ def _specs(directory: Path) -> dict[str, dict[str, Any]]:
     else:
         store = base
         keys = [f"{file.parent.name}/{file.name}" for name in _ZARR for file in directory.glob(f"*/{name}")]
-    strict = {} if _may_leave_out_zeros(directory) else {"fill_missing_data_reads": False}
+    strict = {} if _may_omit_zeros(directory) else {"fill_missing_data_reads": False}
     found = (key.rpartition("/") for key in keys)
     return {
         name: {"driver": _ZARR[file], "kvstore": {**store, "path": f"{store.get('path', '')}{name}/"}, **strict}
@@ -87,8 +90,8 @@ def _specs(directory: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _may_leave_out_zeros(directory: Path) -> bool:
-    """Older versions of Orbax don't write what is zero everywhere; from newer ones, what is missing is lost."""
+def _may_omit_zeros(directory: Path) -> bool:
+    """Returns whether missing chunks are zeros, as older versions of Orbax write them, rather than lost."""
     try:
         metadata = json.loads((directory / "_METADATA").read_bytes())
         return not metadata["store_array_data_equal_to_fill_value"]
@@ -111,7 +114,7 @@ def _stored(directory: Path, name: str, view: FlaxView, array: tensorstore.Tenso
 
 
 def _reader(directory: Path, view: FlaxView, array: tensorstore.TensorStore) -> ReadRows:
-    """Reads rows of one tensor; what it decodes of a chunk it keeps for the next rows, for as long as it lives."""
+    """Returns a reader of one tensor's rows that caches decoded chunks for the following rows."""
     chunk = math.prod(size or 1 for size in array.chunk_layout.read_chunk.shape or array.shape)
     limit = 2 * chunk * array.dtype.numpy_dtype.itemsize
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": limit}})
@@ -137,10 +140,13 @@ def _damaged(directory: Path, error: Exception) -> CheckpointError:
 
 
 def write_orbax(folder: Path, tensors: Tensors, config: ModelConfig, report: Callable[[], object]) -> None:
-    """Writes tensors in Hugging Face's layout as an official checkpoint: one OCDBT store, with the tree at its root.
+    """Writes tensors in Hugging Face's layout as an official checkpoint: one OCDBT store with the tree at its root.
 
     Args:
-      report: called after each tensor.
+      folder: Empty folder for the checkpoint.
+      tensors: Tensors by their Hugging Face names.
+      config: The model's config.
+      report: Called after each tensor.
     """
     views = flax_views(config)
     arrays = _new_arrays(folder, {view.key: (view, tensors[spec.name]) for spec, view in views})
@@ -160,18 +166,18 @@ def write_orbax(folder: Path, tensors: Tensors, config: ModelConfig, report: Cal
 
 
 _COMMIT_BYTES: Final = 2**26
-"""What is written at a time: each commit makes several files, however little it holds."""
+"""Minimum bytes per commit, each of which makes several files."""
 
 _HANDLER: Final = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
 
 
 def _is_row_by_row(view: FlaxView) -> bool:
-    """Whether a tensor's rows lie in the array as they are: so it is with all that are large."""
+    """Returns whether the tensor's rows are the array's rows, which is so for all large tensors."""
     return not view.index and view.turn == "none"
 
 
 def _new_arrays(folder: Path, views: Mapping[str, tuple[FlaxView, StoredTensor]]) -> dict[str, tensorstore.TensorStore]:
-    """An empty array for each name, and what a tensor is there; a chunk is what is written at a time."""
+    """Creates an empty array for each view; its chunks are the pieces that are written at a time."""
     base = {"driver": "file", "path": f"{folder.resolve()}/"}
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
     arrays = {}
@@ -195,12 +201,12 @@ def _new_arrays(folder: Path, views: Mapping[str, tuple[FlaxView, StoredTensor]]
 
 
 def _metadata(arrays: Mapping[str, tensorstore.TensorStore]) -> dict[str, Any]:
-    """What Orbax reads the tree from: the path of each array."""
+    """Returns the metadata from which Orbax restores the tree: the path of each array."""
     tree = {}
     for key, array in arrays.items():
         path = key.split(".")
         if path[0] == "blocks":
-            path[:2] = [f"blocks.{path[1]}"]  # which is one key
+            path[:2] = [f"blocks.{path[1]}"]  # one key
         tree[str(tuple(path))] = {
             "key_metadata": [{"key": part, "key_type": 2} for part in path],
             "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False, "write_shape": array.shape},
@@ -212,3 +218,40 @@ def _metadata(arrays: Mapping[str, tensorstore.TensorStore]) -> dict[str, Any]:
         "store_array_data_equal_to_fill_value": True,
         "custom_metadata": None,
     }
+
+
+def _find(directory: Path) -> FoundCheckpoint | None:
+    """Returns the checkpoint in a folder, which is the folder itself or the only checkpoint inside it."""
+    if is_orbax(directory):
+        found = [directory]
+    else:
+        found = sorted(path for path in directory.iterdir() if path.is_dir() and is_orbax(path))
+    if len(found) > 1:
+        raise CheckpointError(f"{directory}: holds several checkpoints; choose one of {', '.join(map(str, found))}")
+    return _found(found[0]) if found else None
+
+
+def _found(directory: Path) -> FoundCheckpoint:
+    arrays = open_arrays(directory)
+    shapes = {key: tuple(array.shape) for key, array in arrays.items()}
+    embedding = arrays.get("embedder.input_embedding")
+    config = config_of_arrays(directory, shapes, "float32" if embedding is None else embedding.dtype.name)
+    return FoundCheckpoint(config, _tokenizer_directory(directory), (directory,))
+
+
+def _tokenizer_directory(directory: Path) -> Path:
+    """Returns the folder of the tokenizer: the checkpoint's, its parent if that has one, else the checkpoint's."""
+    places = (directory, directory.resolve().parent)
+    return next((place for place in places for file in TOKENIZER_FILES if (place / file).is_file()), directory)
+
+
+ORBAX: Final = CheckpointFormat(
+    name="orbax",
+    title="the official format",
+    find=_find,
+    owns=lambda weights: len(weights) == 1 and weights[0].is_dir(),
+    open=lambda weights, config: open_orbax(weights[0], config),
+    write=write_orbax,
+    config_file=GRIFFIN_CONFIG,
+    config_fields=griffin_fields,
+)

@@ -1,5 +1,7 @@
-"""Safetensors files in the Hugging Face layout: which of a folder's belong to the checkpoint, what is in them, and how
-they are written a piece at a time, as the format's own library would want all tensors in memory."""
+"""Hugging Face checkpoints: safetensors files, and an index if there are several.
+
+Files are written a piece at a time; the format's own library needs all tensors in memory.
+"""
 
 import json
 import os
@@ -13,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from ..core.arrays import HostArray
 from ..core.errors import CheckpointError
+from ..model.config import ModelConfig, config_to_hf, read_config
+from .format import CheckpointFormat, FoundCheckpoint
 from .tensors import BFLOAT16, ReadRows, StoredTensor, Tensors, bytes_of
 
 INDEX: Final = "model.safetensors.index.json"
@@ -23,31 +27,31 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "F16": np.dtype("float16"),
     "I8": np.dtype("int8"),
 }
-"""The stored types that can be read, by their names in the format."""
+"""Supported dtypes by their names in the format."""
 
 
 def find_files(directory: Path) -> tuple[Path, ...]:
-    """The checkpoint's files: those that the index names, else every one in the folder.
+    """Returns the checkpoint's files: those that the index names or, without an index, all in the folder.
 
     Raises:
-      CheckpointError: the index is no index, or a file that it names is not there.
+      CheckpointError: The index is invalid, or a file that it names is missing.
     """
     if not (directory / INDEX).is_file():
         return tuple(sorted(directory.glob("*.safetensors")))
     files = tuple(directory / name for name in sorted(set(_weight_map(directory / INDEX).values())))
     for file in files:
-        if not os.path.isfile(file):  # which also says so of a name that no file can have
-            raise CheckpointError(f"{file}: is not there, but {INDEX} names it; download it as well")
+        if not os.path.isfile(file):  # False also for a name that no file can have
+            raise CheckpointError(f"{file}: is missing, but {INDEX} names it; download it as well")
     return files
 
 
 @contextmanager
 def open_files(files: Sequence[Path]) -> Iterator[Tensors]:
-    """The files' tensors; the files are mapped to memory, and read on demand.
+    """Yields the tensors of files, which are memory-mapped and read on demand.
 
     Raises:
-      CheckpointError: a file is cut short, empty or no such file, two hold the same tensor, or an index beside them
-        tells of others.
+      CheckpointError: A file is missing, truncated or empty, two files hold the same tensor, or the index beside them
+        names other tensors.
     """
     tensors: dict[str, StoredTensor] = {}
     with ExitStack() as stack:
@@ -95,7 +99,7 @@ def _weight_map(index: Path) -> Mapping[str, str]:
         if all(isinstance(file, str) and Path(file).name == file for file in weight_map.values()):
             return dict(weight_map)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        pass  # told below
+        pass  # raised below
     raise CheckpointError(
         f"{index}: must be JSON with a weight_map from tensors to files of this folder; download it again"
     )
@@ -113,15 +117,18 @@ def _check_index(index: Path, tensors: Tensors) -> None:
 
 
 _SHARD_BYTES: Final = 4 * 10**9
+"""Maximum bytes of tensors in a file."""
 
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_files(folder: Path, tensors: Tensors, report: Callable[[], object]) -> None:
-    """Writes tensors, with an index where one file would be large.
+    """Writes tensors into files of up to `_SHARD_BYTES`, with an index if there are several.
 
     Args:
-      report: called after each tensor.
+      folder: Folder for the files.
+      tensors: Tensors by name.
+      report: Called after each tensor.
     """
     shards = _shards(list(tensors.values()))
     names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
@@ -137,7 +144,7 @@ def write_files(folder: Path, tensors: Tensors, report: Callable[[], object]) ->
 
 
 def _shards(tensors: Sequence[StoredTensor]) -> list[list[StoredTensor]]:
-    """Cuts the tensors into files of at most so many bytes, but for a tensor that is larger."""
+    """Groups the tensors into files of at most `_SHARD_BYTES`, except for a tensor that is larger."""
     shards: list[list[StoredTensor]] = [[]]
     filled = 0
     for tensor in tensors:
@@ -168,3 +175,27 @@ def _write_file(file: Path, tensors: Sequence[StoredTensor], report: Callable[[]
             for _, piece in tensor.pieces():
                 out.write(bytes_of(piece))
             report()
+
+
+def _find(directory: Path) -> FoundCheckpoint | None:
+    files = find_files(directory)
+    return FoundCheckpoint(read_config(directory / _CONFIG), directory, files) if files else None
+
+
+def _write(folder: Path, tensors: Tensors, config: ModelConfig, report: Callable[[], object]) -> None:
+    write_files(folder, tensors, report)
+
+
+_CONFIG: Final = "config.json"
+
+SAFETENSORS: Final = CheckpointFormat(
+    name="hf",
+    title="the Hugging Face format",
+    find=_find,
+    owns=lambda weights: all(path.suffix == ".safetensors" for path in weights),
+    open=lambda weights, config: open_files(weights),
+    write=_write,
+    config_file=_CONFIG,
+    config_fields=config_to_hf,
+    has_int8=True,
+)

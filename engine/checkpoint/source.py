@@ -1,4 +1,4 @@
-"""Where a model comes from: a name on the command line becomes a config and, perhaps, a directory. No JAX here."""
+"""Model references: `open_model` finds the config and files of the model that a command line names."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,22 +7,22 @@ from typing import Final
 
 from ..core.errors import CheckpointError
 from ..model.config import PRESETS, ModelConfig, read_config
-from .griffin_config import config_of_arrays
-from .orbax import is_orbax, open_arrays
-from .safetensors_files import find_files
+from . import FORMATS
 
 DEMO_DIRECTORY: Final = Path(__file__).parents[2] / "configs" / "demo"
-"""The bundled model."""
+"""Folder of the bundled model."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """
+    """Config and files of a model on this machine.
+
     Attributes:
-      name: the model's id where the operator gives none; never a path.
-      config: its shape.
-      directory: where its tokenizer, chat template and generation defaults may lie; None where there is none.
-      weights: the safetensors files, in the order of their names, or one folder of Orbax's; none means random weights.
+      name: Default id of the model in the API; never a path.
+      config: The model's config.
+      directory: Folder of the tokenizer, the chat template and the generation defaults, as far as there are any; None
+        without a folder.
+      weights: Files or folders with the weights, ordered by name; empty for random weights.
     """
 
     name: str
@@ -32,26 +32,26 @@ class ModelSource:
 
     @property
     def is_random(self) -> bool:
-        """Whether the weights are drawn, not read: such a model says nothing that means anything."""
+        """Whether the weights are drawn at random instead of read."""
         return not self.weights
 
     @property
     def files(self) -> Iterator[Path]:
-        """Every file that the weights lie in, in the order of their names."""
+        """Files of the weights, ordered by name."""
         for path in self.weights:
             yield from sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
 def open_model(reference: str, name: str | None = None) -> ModelSource:
-    """Finds a model on this machine: `demo`, a directory, `random:2b`, `random:9b` or `random:CONFIG.json`.
-
-    A directory is in the Hugging Face layout, or an official checkpoint as Orbax writes it, or holds one such.
+    """Finds a model on this machine.
 
     Args:
-      name: for a directory whose own name says nothing.
+      reference: `demo`, `random:2b`, `random:9b`, `random:CONFIG.json`, or a folder with a checkpoint in one of
+        `FORMATS`.
+      name: Name of the model if the folder's own name is not one.
 
     Raises:
-      CheckpointError: there is no such model, or its config is wrong; the text names the file and the fix.
+      CheckpointError: There is no such model, or its config is invalid; the message names the file and the fix.
     """
     if reference.startswith("random:"):
         return _open_random(reference.removeprefix("random:"))
@@ -61,11 +61,12 @@ def open_model(reference: str, name: str | None = None) -> ModelSource:
     if not directory.is_dir():
         raise CheckpointError(f"{reference}: no such directory; MODEL is {CHOICES}")
     name = name or directory.resolve().name
-    if weights := find_files(directory):
-        return ModelSource(name, read_config(directory / "config.json"), directory, weights)
+    for kind in FORMATS.values():
+        if (found := kind.find(directory)) is not None:
+            return ModelSource(name, *found)
     if reference == "demo":
         return ModelSource(name, read_config(directory / "config.json"), directory, ())
-    return _open_official(directory, name)
+    raise CheckpointError(_why_not(directory))
 
 
 CHOICES: Final = (
@@ -74,41 +75,21 @@ CHOICES: Final = (
 )
 
 
-def _open_official(directory: Path, name: str) -> ModelSource:
-    """A checkpoint of Orbax's: the folder itself, or the only such folder in it. A tokenizer may lie beside it."""
-    inside = (
-        [directory] if is_orbax(directory) else sorted(p for p in directory.iterdir() if p.is_dir() and is_orbax(p))
-    )
-    if len(inside) > 1:
-        raise CheckpointError(f"{directory}: holds several checkpoints; take one of {', '.join(map(str, inside))}")
-    if not inside:
-        raise CheckpointError(_why_not(directory))
-    arrays = open_arrays(inside[0])
-    shapes = {key: tuple(array.shape) for key, array in arrays.items()}
-    embedding = arrays.get("embedder.input_embedding")
-    config = config_of_arrays(inside[0], shapes, "float32" if embedding is None else embedding.dtype.name)
-    around = (inside[0], inside[0].resolve().parent)
-    texts = next((d for d in around for file in _TEXT_FILES if (d / file).is_file()), inside[0])
-    return ModelSource(name, config, texts, (inside[0],))
-
-
-_TEXT_FILES: Final = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
-
 _PICKLES: Final = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 
 def _why_no_file(file: Path) -> str:
-    """What is wrong with a file in the place of a folder."""
+    """Returns why a file cannot be opened as a model, for an error message."""
     if file.name.endswith(_PICKLES):
         return (
-            f"{file}: is a pickle, which may run any program when it is opened, so it is not; take the same model's "
-            "safetensors (Hugging Face) or Flax checkpoint (Kaggle)"
+            f"{file}: is a pickle, which could run any program when opened; use the same model's safetensors "
+            "(Hugging Face) or Flax checkpoint (Kaggle)"
         )
-    return f"{file}: is a file; give the folder that it lies in, or random:{file} if it is a config"
+    return f"{file}: is a file; give its folder, or random:{file} if it is a config"
 
 
 def _why_not(directory: Path) -> str:
-    """What is wrong with a folder without a checkpoint, and what would help."""
+    """Returns why a folder holds no checkpoint and what to do, for an error message."""
     files = sorted(p.name for p in directory.iterdir())
     if pickles := [name for name in files if name.endswith(_PICKLES)]:
         return _why_no_file(directory / pickles[0])

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from ...engine import ConfigError, convert, shown_bytes
+from ...engine import CHECKPOINT_FORMATS, ConfigError, convert, shown_bytes
 from ..lifecycle.engine_loading import LoadProgress
 from ..model_hub import find_model
 
@@ -36,8 +36,7 @@ def _quantize(name: str | None) -> Literal["int8"] | None:
     raise ConfigError(f"quantize must be int8, not {name!r}")
 
 
-def _format(name: str) -> Literal["hf", "orbax"]:
-    match name:
-        case "hf" | "orbax":
-            return name
-    raise ConfigError(f"format must be hf or orbax, not {name!r}")
+def _format(name: str) -> str:
+    if name not in CHECKPOINT_FORMATS:
+        raise ConfigError(f"format must be {' or '.join(CHECKPOINT_FORMATS)}, not {name!r}")
+    return name

@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint
 import pytest
-from roost.engine.checkpoint import open_tensors
+from roost.engine.checkpoint import FORMATS, open_tensors
 from roost.engine.checkpoint.conversion import Converted, convert
 from roost.engine.checkpoint.safetensors_files import INDEX
 from roost.engine.checkpoint.source import DEMO_DIRECTORY, ModelSource, open_model
@@ -173,7 +174,7 @@ def test_a_full_disk_is_told_before(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_lies_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(folder: Path, tensors: Any, report: Any) -> None:
+    def write(folder: Path, tensors: Any, config: Any, report: Any) -> None:
         wrong = {}
         for name, tensor in tensors.items():
             wrong[name] = tensor.whole()
@@ -181,7 +182,8 @@ def test_a_disk_that_lies_is_found_out(tmp_path: Path, monkeypatch: pytest.Monke
         wrong["model.final_norm.weight"][7] += 1
         save_file(wrong, folder / "model.safetensors")
 
-    monkeypatch.setattr("roost.engine.checkpoint.conversion.write_files", write)
+    faulty = {"hf": replace(FORMATS["hf"], write=write)}
+    monkeypatch.setattr("roost.engine.checkpoint.conversion.FORMATS", faulty)
     assert "what was written is not what is read again" in refusal(open_model(HF), tmp_path / "it")
 
 

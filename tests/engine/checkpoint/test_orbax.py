@@ -107,7 +107,7 @@ def test_a_folder_around_it_will_do_with_a_tokenizer_beside_it(tmp_path: Path) -
 def test_several_in_a_folder_are_a_choice(tmp_path: Path) -> None:
     for name in ("2b", "2b-it"):
         shutil.copytree(ORBAX, tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"holds several checkpoints; take one of .*2b, .*2b-it"):
+    with pytest.raises(CheckpointError, match=r"holds several checkpoints; choose one of .*2b, .*2b-it"):
         open_model(str(tmp_path))
 
 

@@ -55,7 +55,7 @@ def test_files_that_the_index_does_not_name_are_left_alone(folder: Path) -> None
 
 def test_a_shard_that_is_not_there_is_named(folder: Path) -> None:
     (folder / SECOND).unlink()
-    assert refusal(folder).startswith(f"{folder / SECOND}: is not there, but {INDEX} names it; download it")
+    assert refusal(folder).startswith(f"{folder / SECOND}: is missing, but {INDEX} names it; download it")
 
 
 def test_a_shard_that_is_cut_short_is_named(folder: Path) -> None:
@@ -84,7 +84,7 @@ def test_what_is_no_index_is_named(folder: Path, text: str) -> None:
 @pytest.mark.parametrize("name", [300 * "a" + ".safetensors", "a\0.safetensors", "missing.safetensors"])
 def test_a_file_that_cannot_be_there_is_named(folder: Path, name: str) -> None:
     change_index(folder, lambda content: content["weight_map"].update({NORM: name}))
-    assert refusal(folder) == f"{folder / name}: is not there, but {INDEX} names it; download it as well"
+    assert refusal(folder) == f"{folder / name}: is missing, but {INDEX} names it; download it as well"
 
 
 def test_two_files_with_the_same_tensor_are_refused(folder: Path) -> None:

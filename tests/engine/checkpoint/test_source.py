@@ -79,12 +79,12 @@ def test_pickles_are_not_opened(tmp_path: Path, name: str) -> None:
     for reference in (tmp_path, tmp_path / name):
         with pytest.raises(CheckpointError) as error:
             open_model(str(reference))
-        assert str(error.value).startswith(f"{tmp_path / name}: is a pickle, which may run any program")
+        assert str(error.value).startswith(f"{tmp_path / name}: is a pickle, which could run any program")
         assert "safetensors" in str(error.value)
 
 
 def test_a_file_is_no_directory() -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json: is a file; give the folder that it lies in, or random:"):
+    with pytest.raises(CheckpointError, match=r"config\.json: is a file; give its folder, or random:"):
         open_model(str(TINY_A / "config.json"))
 
 

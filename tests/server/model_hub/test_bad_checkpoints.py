@@ -62,7 +62,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a shard that is missing": (
         lambda f: (f / FIRST).unlink(),
-        f"{FIRST}: is not there, but {INDEX} names it; download",
+        f"{FIRST}: is missing, but {INDEX} names it; download",
     ),
     "a wrong index": (move_a_tensor, f"{INDEX}: says that tensor "),
     "a broken index": (lambda f: (f / INDEX).write_text("{"), f"{INDEX}: must be JSON with a weight_map"),
@@ -78,7 +78,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: cannot be read (No such file or directory)"),
     "an empty directory": (empty, ": is empty; put config.json and the .safetensors files there"),
-    "a pickle": (only_a_pickle, "2b-it.pt: is a pickle, which may run any program when it is opened"),
+    "a pickle": (only_a_pickle, "2b-it.pt: is a pickle, which could run any program when opened"),
     "a tokenizer that is none": (
         lambda f: (f / "tokenizer.model").write_bytes(b"no"),
         "tokenizer.model is not a SentencePiece model: download it again",
