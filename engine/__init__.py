@@ -1,7 +1,5 @@
 """Public interface of the engine: token ids in, token ids out. Nothing here knows text or HTTP."""
 
-from collections.abc import Callable
-
 from .async_engine import AsyncEngine, OutputSink
 from .builder import Progress, follow, load_engine, load_runner
 from .checkpoint import FORMATS as CHECKPOINT_FORMATS

@@ -1,4 +1,4 @@
-"""The official Flax names and layouts (spec 4.1), as views of arrays in which Hugging Face's tensors appear."""
+"""Names and layouts of official Flax checkpoints, as views of their arrays in Hugging Face's layout."""
 
 import re
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from .layout import TensorSpec, tensor_specs
 
 @dataclass(frozen=True, slots=True)
 class FlaxView:
-    """Where a tensor lies in an official array.
+    """Place of a Hugging Face tensor in an official array.
 
     Attributes:
-      key: the array's name, its path joined by dots.
-      index: the place in the leading axes, for an array that holds two tensors, as [2, D, F] and [2, 1, 1, F] do.
-      turn: how the layouts differ: not at all, transposed, or [K, E] for [E, 1, K] (a convolution's taps).
+      key: Name of the array: its path joined by dots.
+      index: Index into the leading axes of an array that holds two tensors, such as [2, D, F] or [2, 1, 1, F].
+      turn: Difference of the layouts: none, transposed, or taps, where [K, E] stands for [E, 1, K].
     """
 
     key: str
@@ -24,10 +24,10 @@ class FlaxView:
     turn: Literal["none", "transposed", "taps"] = "none"
 
     def of(self, array: Any) -> Any:
-        """The tensor as a view of the array, which may be NumPy's or TensorStore's.
+        """Returns the tensor as a view of the array, which may be NumPy's or TensorStore's.
 
         Raises:
-          IndexError: the array has too few axes.
+          IndexError: The array has too few axes.
         """
         part = array[self.index] if self.index else array
         if self.turn == "none":
@@ -35,7 +35,7 @@ class FlaxView:
         return part.T[:, None] if self.turn == "taps" else part.T
 
     def array_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of the whole array, where the tensor's is `shape`."""
+        """Returns the shape of the whole array for a tensor of this shape."""
         turned = shape if self.turn == "none" else (shape[-1], shape[0])
         leading = (2, 1, 1)[: len(self.index)]
         return (*leading, *turned)
@@ -79,7 +79,7 @@ _ENDS: Final[Mapping[str, FlaxView]] = {
 
 
 def flax_views(config: ModelConfig) -> list[tuple[TensorSpec, FlaxView]]:
-    """Every tensor of Hugging Face's layout, and where it lies in the official one."""
+    """Returns every tensor of Hugging Face's layout with its place in the official one."""
     return [(spec, _view(spec.name, config)) for spec in tensor_specs(config)]
 
 

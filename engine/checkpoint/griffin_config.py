@@ -1,4 +1,4 @@
-"""The config of an official checkpoint: its sizes are the parameters', the rest a file's or a preset's (spec 4.1)."""
+"""Config of an official checkpoint: sizes come from its arrays, the rest from `griffin_config.json` or a preset."""
 
 import json
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from ..core.errors import CheckpointError
 from ..model.config import PRESETS, BlockType, ModelConfig
 
 NAME: Final = "griffin_config.json"
+"""Name of the config file that Roost writes beside an official checkpoint."""
 
 FIELDS: Final[Mapping[str, str]] = {
     "vocab_size": "vocab_size",
@@ -21,29 +22,29 @@ FIELDS: Final[Mapping[str, str]] = {
     "logits_soft_cap": "logits_soft_cap",
     "embeddings_scale_by_sqrt_dim": "scale_embeddings",
 }
-"""The official names of the fields, and ours."""
+"""Names of `ModelConfig`'s fields by their official names."""
 
-_UNSAID: Final[Mapping[str, type]] = {
+_NOT_IN_SHAPES: Final[Mapping[str, type]] = {
     "attention_window_size": int,
     "logits_soft_cap": float,
     "embeddings_scale_by_sqrt_dim": bool,
 }
-"""What no parameter's shape tells, and its type."""
+"""Fields that no array's shape determines, and their types."""
 
 _KIND_NAMES: Final[Mapping[type, str]] = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def config_of_arrays(directory: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> ModelConfig:
-    """The config of the checkpoint in a folder.
+    """Returns the config of the checkpoint in a folder.
 
     Args:
-      directory: it may hold a `griffin_config.json`, or the folder around it.
-      shapes: of the arrays, by their official names.
-      dtype: in which they are stored.
+      directory: Folder of the checkpoint; it or its parent may hold a `griffin_config.json`.
+      shapes: Shapes of the arrays, by their official names.
+      dtype: Dtype of the arrays.
 
     Raises:
-      CheckpointError: an array that tells a size is missing, the file is broken or tells other sizes, or there is none
-        and no preset has these sizes.
+      CheckpointError: An array that determines a size is missing, the file is invalid or disagrees with the arrays, or
+        there is no file and no preset has these sizes.
     """
     try:
         sizes = _sizes(shapes)
@@ -54,27 +55,28 @@ def config_of_arrays(directory: Path, shapes: Mapping[str, tuple[int, ...]], dty
         ) from None
     for file in (directory / NAME, directory.resolve().parent / NAME):
         if file.is_file():
-            return ModelConfig(**sizes, **_unsaid(file, sizes), dtype=dtype)
+            return ModelConfig(**sizes, **_other_fields(file, sizes), dtype=dtype)
     for preset in PRESETS.values():
         if all(getattr(preset, name) == size for name, size in sizes.items()):
-            said = {ours: getattr(preset, ours) for name, ours in FIELDS.items() if name in _UNSAID}
-            return ModelConfig(**sizes, **said, dtype=dtype)
+            others = {ours: getattr(preset, ours) for name, ours in FIELDS.items() if name in _NOT_IN_SHAPES}
+            return ModelConfig(**sizes, **others, dtype=dtype)
     raise CheckpointError(
         f"{directory}: its sizes are those of no preset ({', '.join(PRESETS)}), so put a {NAME} there that has "
-        f"{', '.join(_UNSAID)}"
+        f"{', '.join(_NOT_IN_SHAPES)}"
     )
 
 
 def griffin_fields(config: ModelConfig) -> dict[str, Any]:
-    """The content of a `griffin_config.json`."""
+    """Returns the content of a `griffin_config.json`."""
     return {name: getattr(config, ours) for name, ours in FIELDS.items()}
 
 
 def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """What the parameters say of themselves.
+    """Returns the fields that the arrays' shapes determine.
 
     Raises:
-      KeyError, ValueError: an array is missing or has other axes.
+      KeyError: An array is missing.
+      ValueError: An array has an unexpected number of axes.
     """
     vocab_size, width = shapes["embedder.input_embedding"]
     _, _, mlp_width = shapes["blocks.0.mlp_block.ffw_up.w"]
@@ -92,27 +94,26 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     return sizes | {"num_heads": width // head_size, "lru_width": width}
 
 
-def _unsaid(file: Path, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file adds to the sizes, after a look at whether it means these parameters."""
+def _other_fields(file: Path, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields that only the file has, after checking that its other fields agree with the arrays."""
     content = _read(file)
     for name, ours in FIELDS.items():
-        told, found = content.get(name), sizes.get(ours)
-        told = tuple(told) if isinstance(told, list) else told
-        if told is not None and found is not None and told != found:
-            shown = [list(value) if isinstance(value, tuple) else value for value in (told, found)]
+        declared, found = content.get(name), sizes.get(ours)
+        declared = tuple(declared) if isinstance(declared, list) else declared
+        if declared is not None and found is not None and declared != found:
+            shown = [list(value) if isinstance(value, tuple) else value for value in (declared, found)]
             raise CheckpointError(
-                f"{file}: {name} is {shown[0]}, but the parameters have {shown[1]}; take the config that belongs to "
-                "them"
+                f"{file}: {name} is {shown[0]}, but the parameters have {shown[1]}; use the config that belongs to them"
             )
-    unsaid = {}
-    for name, kind in _UNSAID.items():
+    others = {}
+    for name, kind in _NOT_IN_SHAPES.items():
         value = content.get(name)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if type(value) is not kind:
             raise CheckpointError(f"{file}: {name} must be {_KIND_NAMES[kind]}, got {value!r}")
-        unsaid[FIELDS[name]] = value
-    return unsaid
+        others[FIELDS[name]] = value
+    return others
 
 
 def _read(file: Path) -> dict[str, Any]:

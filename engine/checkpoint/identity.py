@@ -1,4 +1,4 @@
-"""Which model it is, by content: what a state that was saved has to agree with. No JAX here."""
+"""Identity of a model by the content of its files; saved states are restored into the same model only."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,18 +8,21 @@ from typing import Final
 from .source import ModelSource
 
 _WHOLE: Final = 64 * 2**20
-"""Files up to this size are read whole; of larger ones `_SAMPLES` pieces of `_PIECE` bytes, evenly spread."""
+"""Maximum bytes of a file that is hashed whole; larger ones are sampled, `_SAMPLES` evenly spread pieces each."""
 
 _SAMPLES: Final = 256
 _PIECE: Final = 64 * 2**10
+"""Bytes of a sampled piece."""
 
 
 def model_identity(source: ModelSource, dtype: str, quantize: str | None, seed: int) -> str:
-    """The same for the same weights in the same types, wherever they lie; 32 hexadecimal digits.
+    """Returns 32 hexadecimal digits that identify the weights and dtypes, wherever the files are.
 
     Args:
-      dtype: of the activations.
-      seed: of random weights.
+      source: The model's config and files.
+      dtype: Dtype of the activations.
+      quantize: "int8" if matrices are quantised, or None.
+      seed: Seed of random weights.
     """
     drawn = seed if source.is_random else None
     digest = hashlib.sha256(repr((source.config, dtype, quantize, drawn)).encode())

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint, in Hugging Face's layout, each parameter of the model is made of."""
+"""Layout of the model's parameters: the tensors of a Hugging Face checkpoint that each parameter is joined from."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,32 +12,43 @@ from ..model.config import ModelConfig, ParamPath
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor of the checkpoint: its name and shape there."""
+    """Tensor of a checkpoint.
+
+    Attributes:
+      name: Name of the tensor in the checkpoint.
+      shape: Shape of the tensor in the checkpoint.
+    """
 
     name: str
     shape: tuple[int, ...]
 
     @property
     def is_matrix(self) -> bool:
-        """Whether int8 quantises it: matrices of plain products, and the embedding."""
+        """Whether int8 quantises the tensor: the embedding and all matrices except gates."""
         return len(self.shape) == 2 and self.name.endswith(".weight")
 
     @property
     def scale(self) -> "TensorSpec":
-        """What each of its rows is multiplied by where it is stored in int8; named as compressed-tensors does."""
+        """Tensor of the row scales of a matrix stored in int8, named as compressed-tensors does."""
         return TensorSpec(f"{self.name}_scale", (self.shape[0], 1))
 
 
 @dataclass(frozen=True, slots=True)
 class ParamSpec:
-    """How a parameter is put together: tensors joined along `axis`, or a convolution's weight, [E, 1, K], turned."""
+    """Composition of a parameter.
+
+    Attributes:
+      tensors: Tensors that are concatenated.
+      axis: Axis along which they are concatenated.
+      is_conv: Whether the parameter is [K, E], stored as a convolution's weight of shape [E, 1, K].
+    """
 
     tensors: tuple[TensorSpec, ...]
     axis: int = 0
     is_conv: bool = False
 
     def views(self, parameter: HostArray) -> list[HostArray]:
-        """The parameter's memory as its tensors, in their shapes: to fill it, or to read them from it."""
+        """Returns views of the parameter's memory as its tensors, for reading or writing."""
         if self.is_conv:
             return [parameter.T[:, None]]
         sizes = [t.shape[self.axis] for t in self.tensors]
@@ -45,7 +56,7 @@ class ParamSpec:
 
 
 def checkpoint_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
-    """Every parameter of the model and the checkpoint's tensors that it is made of."""
+    """Returns the composition of every parameter of the model, by its path."""
     layout: dict[ParamPath, ParamSpec] = {
         ("embedding",): _spec("model.embed_tokens.weight", (config.vocab_size, config.width)),
         ("final_norm", "scale"): _spec("model.final_norm.weight", (config.width,)),
@@ -59,7 +70,7 @@ def checkpoint_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
 
 
 def tensor_specs(config: ModelConfig) -> Iterator[TensorSpec]:
-    """Every tensor of a checkpoint, those of one layer together."""
+    """Returns every tensor of a checkpoint, layer by layer."""
     return itertools.chain.from_iterable(spec.tensors for spec in checkpoint_layout(config).values())
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint as it would be in another precision: the same tensors, converted as they are read."""
+"""Checkpoint tensors in another precision, converted while they are read."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,11 +13,13 @@ from .tensors import ReadRows, StoredTensor, Tensors
 
 
 def in_precision(tensors: Tensors, specs: Iterable[TensorSpec], dtype: np.dtype[Any] | None, *, int8: bool) -> Tensors:
-    """The tensors named, in that order.
+    """Returns tensors that convert to another precision when read.
 
     Args:
-      dtype: of all that are floating-point numbers; None leaves them as they are.
-      int8: with matrices in int8, and a scale for each of their rows.
+      tensors: Tensors of the checkpoint, by name.
+      specs: Tensors to return, in this order.
+      dtype: Dtype of floating-point tensors; None keeps each tensor's own.
+      int8: Whether matrices become int8, with an additional tensor of row scales for each.
     """
     converted: dict[str, StoredTensor] = {}
     for spec in specs:
@@ -48,13 +50,13 @@ def _values(tensor: StoredTensor) -> StoredTensor:
 
 
 def _scale(tensor: StoredTensor, spec: TensorSpec) -> StoredTensor:
-    """Of a matrix that is read once more for it."""
+    """Returns the row scales of a quantised matrix, which is read once more for them."""
 
     def open_tensor() -> ReadRows:
         read = tensor.reader()
 
         def scale(rows: slice) -> HostArray:
-            # A tensor's pieces are as large as its own rows let them be, which are short here.
+            # The scales' own pieces would span too many rows of the matrix, so it is read in its own pieces.
             parts = [
                 quantize_on_host(read(slice(start, min(start + tensor.rows_per_piece, rows.stop)))).scale
                 for start in range(rows.start, rows.stop, tensor.rows_per_piece)

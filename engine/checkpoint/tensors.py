@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint as they lie on disk. Whatever the format, names and shapes are Hugging Face's (spec 4.3)."""
+"""Tensors of a checkpoint on disk, with Hugging Face's names and shapes in any format."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -13,23 +13,24 @@ from ..core.arrays import HostArray
 from ..core.errors import CheckpointError
 
 type ReadRows = Callable[[slice], HostArray]
-"""Reads some of a tensor's rows, counted along its first axis. Whatever it caches goes with it."""
+"""Function that reads some of a tensor's rows, along its first axis; it owns any cache."""
 
 BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 
 _PIECE: Final = 2**22
-"""Numbers that are read at a time."""
+"""Elements that are read at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor that is read when it is asked for, and a piece at a time.
+    """Tensor on disk that is read on demand, some rows at a time.
 
     Attributes:
-      name: in Hugging Face's layout, for messages too.
-      file: where it lies, or what it lies in; for messages.
-      shape, dtype: as stored, seen in Hugging Face's layout.
-      open: makes a reader, which takes what it finds.
+      name: Hugging Face's name of the tensor.
+      file: File or folder of the tensor, for messages.
+      shape: Shape in Hugging Face's layout.
+      dtype: Stored dtype.
+      open: Returns a reader that does not check values.
     """
 
     name: str
@@ -40,17 +41,19 @@ class StoredTensor:
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of the whole tensor."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def rows_per_piece(self) -> int:
+        """Number of rows that are read at a time."""
         return max(_PIECE // math.prod(self.shape[1:]), 1)
 
     def reader(self) -> ReadRows:
-        """Makes a reader that looks at what it reads.
+        """Returns a reader that rejects non-finite values.
 
         Raises:
-          CheckpointError: now or when rows are read: they cannot be, or hold NaN or an infinite number.
+          CheckpointError: Now or when rows are read, if they cannot be read, or hold NaN or an infinite number.
         """
         read = self.open()
 
@@ -59,17 +62,17 @@ class StoredTensor:
             if _is_finite(piece):
                 return piece
             raise CheckpointError(
-                f"{self.file}: tensor {self.name} holds NaN or an infinite number, so every answer would be noise; "
-                "download the file again, or take another checkpoint"
+                f"{self.file}: tensor {self.name} holds NaN or an infinite number, so every output would be noise; "
+                "download the file again, or use another checkpoint"
             )
 
         return read_finite
 
     def pieces(self) -> Iterator[tuple[slice, HostArray]]:
-        """All of it, some rows at a time, in the stored type.
+        """Yields slices of rows and their values in the stored dtype, until the end of the tensor.
 
         Raises:
-          CheckpointError: as `reader`.
+          CheckpointError: See `reader`.
         """
         read = self.reader()
         for start in range(0, self.shape[0], self.rows_per_piece):
@@ -77,7 +80,7 @@ class StoredTensor:
             yield rows, read(rows)
 
     def whole(self) -> HostArray:
-        """All of it at once."""
+        """Returns the whole tensor."""
         out = np.empty(self.shape, self.dtype)
         for rows, piece in self.pieces():
             out[rows] = piece
@@ -85,15 +88,15 @@ class StoredTensor:
 
 
 type Tensors = Mapping[str, StoredTensor]
-"""A checkpoint's tensors by their names."""
+"""Tensors of a checkpoint by name."""
 
 
 def bytes_of(array: HostArray) -> memoryview:
-    """An array's numbers, row by row, as they lie in memory."""
+    """Returns the bytes of an array in row-major order."""
     return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def _is_finite(array: HostArray) -> bool:
-    if array.dtype == BFLOAT16:  # by the exponent's bits, as NumPy would widen one number at a time
+    if array.dtype == BFLOAT16:  # by the exponent's bits, because NumPy widens bfloat16 one element at a time
         return bool(((array.view(np.uint16) & 0x7F80) != 0x7F80).all())
     return array.dtype == np.int8 or bool(np.isfinite(array).all())

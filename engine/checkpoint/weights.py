@@ -1,4 +1,4 @@
-"""The model's parameters: read from a checkpoint, or drawn at random, and placed on the device."""
+"""Parameters of a model: read from a checkpoint or drawn at random, and placed on devices."""
 
 import functools
 import math
@@ -21,17 +21,23 @@ from .sharded_placement import HostParam, Placement
 from .tensors import StoredTensor, Tensors
 
 type AbstractParam = jax.ShapeDtypeStruct | QuantizedMatrix
+"""Shape and dtype of a parameter."""
+
 type Progress = Callable[[int, int], None]
-"""Called with the number of parameters placed so far, and of all."""
+"""Called with the number of placed parameters and of all parameters."""
 
 _INT8: Final = np.dtype("int8")
 
 
 class Checkpoint:
-    """The tensors of a model's checkpoint, read parameter by parameter.
+    """Checkpoint of a model, read parameter by parameter.
+
+    Args:
+      config: The model's config.
+      tensors: Tensors of the checkpoint, by name.
 
     Raises:
-      CheckpointError: a tensor is missing, surplus, misshapen or of the wrong type; the text names it.
+      CheckpointError: A tensor is missing, unexpected, or of the wrong shape or dtype; the message names it.
     """
 
     def __init__(self, config: ModelConfig, tensors: Tensors) -> None:
@@ -42,17 +48,21 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """The type to run in: that of the stored embedding, float32 for float16; the config's if it is int8."""
+        """Default dtype of activations: the stored embedding's, or the config's if that is int8; never float16."""
         stored = self._tensors["model.embed_tokens.weight"].dtype
         if stored == _INT8:
             return "bfloat16" if self._config.dtype == "bfloat16" else "float32"
         return "float32" if stored == np.float16 else stored.name
 
     def read(self, path: ParamPath, like: AbstractParam) -> HostParam:
-        """One parameter, put together from its tensors a piece at a time, and quantised on the way if that is wanted.
+        """Returns a parameter in host memory, joined from its tensors some rows at a time.
+
+        Args:
+          path: Path of the parameter.
+          like: Shape and dtype; a `QuantizedMatrix` quantises the parameter.
 
         Raises:
-          CheckpointError: a tensor cannot be read, or holds NaN or an infinite number.
+          CheckpointError: A tensor cannot be read, or holds NaN or an infinite number.
         """
         spec = self._layout[path]
         if isinstance(like, QuantizedMatrix):
@@ -88,19 +98,19 @@ class Checkpoint:
             if stored.shape != tensor.shape:
                 raise CheckpointError(
                     f"{stored.file}: tensor {tensor.name} has shape {list(stored.shape)}, but the config asks for "
-                    f"{list(tensor.shape)}; take the config that belongs to these weights"
+                    f"{list(tensor.shape)}; use the config that belongs to these weights"
                 )
             if (stored.dtype == _INT8) != (is_int8 and tensor.is_matrix):
                 expected = "a floating-point type" if stored.dtype == _INT8 else "int8"
                 raise CheckpointError(
                     f"{stored.file}: tensor {tensor.name} is stored as {stored.dtype}, but the config asks for "
-                    f"{expected}; take the config that belongs to these weights"
+                    f"{expected}; use the config that belongs to these weights"
                 )
         names = {t.name for t in [*wanted, *scales]} | {"lm_head.weight"}  # tied: a copy of the embedding
         if surplus := sorted(self._tensors.keys() - names):
             raise CheckpointError(
                 f"{self._tensors[surplus[0]].file}: tensor {surplus[0]} does not belong to this model "
-                f"({len(surplus)} surplus); take the config that belongs to these weights"
+                f"({len(surplus)} surplus); use the config that belongs to these weights"
             )
 
     def _stored(self, spec: TensorSpec) -> StoredTensor:
@@ -121,22 +131,26 @@ def load_params(
     progress: Progress | None = None,
     placement: Placement | None = None,
 ) -> Params:
-    """Places a checkpoint's parameters on the default device, one at a time.
+    """Reads a checkpoint's parameters and places them on devices, one at a time.
 
     Args:
-      checkpoint: where they are read; its layout is that of `abstract`'s model.
-      abstract: shapes and dtypes, from `abstract_model`.
-      progress: see `Progress`.
-      placement: on more devices than that.
+      checkpoint: Checkpoint of the model.
+      abstract: Shapes and dtypes of the parameters, from `abstract_model`.
+      progress: Callback for progress.
+      placement: Placement on a mesh; None places parameters on the default device.
     """
     return _place(abstract, checkpoint.read, progress, placement)
 
 
 def checkpoint_tensors(params: Params, config: ModelConfig) -> dict[str, HostArray]:
-    """The tensors of a checkpoint, by their names there: the inverse of `load_params`, in the parameters' types.
+    """Returns a checkpoint's tensors, by name, from parameters: the inverse of `load_params`.
+
+    Args:
+      params: Parameters of the model; tensors keep their dtypes.
+      config: The model's config.
 
     Raises:
-      CheckpointError: the parameters are quantised.
+      CheckpointError: The parameters are quantised.
     """
     if any(map(is_quantized, jax.tree.leaves(params, is_leaf=is_quantized))):
         raise CheckpointError("a quantised model cannot be written as a checkpoint; load it without quantisation")
@@ -157,7 +171,17 @@ def _at(params: Params, path: ParamPath) -> jax.Array:
 def random_params(
     abstract: Params, seed: int, progress: Progress | None = None, placement: Placement | None = None
 ) -> Params:
-    """Draws parameters: projections with variance 1 / fan-in, and a of the RG-LRU so that a^8 lies in [0.9, 0.999]."""
+    """Draws parameters and places them on devices.
+
+    Projections have variance 1 / fan-in, and Λ of the RG-LRU is drawn such that a at a recurrence gate of 1 is in
+    [0.9, 0.999].
+
+    Args:
+      abstract: Shapes and dtypes of the parameters, from `abstract_model`.
+      seed: Seed of the random numbers.
+      progress: Callback for progress.
+      placement: Placement on a mesh; None places parameters on the default device.
+    """
 
     def draw(path: ParamPath, leaf: AbstractParam) -> HostParam:
         rng = np.random.default_rng([seed, zlib.crc32("/".join(map(str, path)).encode())])
@@ -176,11 +200,11 @@ def random_params(
 
 
 _PIECE: Final = 2**22
-"""Numbers that are drawn at a time: in float32 a whole embedding would be larger than the rest of the model in int8."""
+"""Elements drawn at a time: a whole embedding in float32 would be larger than the rest of the model in int8."""
 
 
 def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[tuple[slice, HostArray]]:
-    """A parameter in float32, some rows at a time; how many makes no difference to the numbers."""
+    """Yields a parameter in float32, some rows at a time; the values do not depend on the number of rows at a time."""
     if name == "a_param":
         a = np.sqrt(rng.uniform(0.9**2, 0.999**2, shape))
         yield slice(None), np.asarray(np.log(np.expm1(-np.log(a) / 8.0)), np.float32)
@@ -203,9 +227,9 @@ def _place(
     progress: Progress | None,
     placement: Placement | None,
 ) -> Params:
-    """Makes every parameter on two threads and puts it on the device; at most a few wait on the host at a time.
+    """Makes parameters on two threads and places each on its devices; only a few are in host memory at a time.
 
-    The largest go first, so that they are not on the host twice when the others are all there.
+    The largest are made first, so that host memory peaks before the others are placed.
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract, is_leaf=is_quantized)
     order = sorted(range(len(leaves)), key=lambda index: -_num_bytes(leaves[index][1]))
@@ -229,7 +253,7 @@ def _place(
 
 
 def _empty(like: Any) -> HostArray:
-    """Memory for an array of this shape and type, laid out such that a CPU's device takes it over without a copy."""
+    """Returns an uninitialised array that JAX's CPU device can use without a copy."""
     num_bytes = math.prod(like.shape) * like.dtype.itemsize
     memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
@@ -238,7 +262,7 @@ def _empty(like: Any) -> HostArray:
 
 
 _ALIGNMENT: Final = 64
-"""Bytes: what XLA asks of memory that it is to use as it is."""
+"""Alignment in bytes that XLA requires of memory it uses without a copy."""
 
 
 def _num_bytes(param: AbstractParam) -> int:

@@ -236,4 +236,4 @@ def test_int8_without_a_config_that_says_so_is_named(tmp_path: Path) -> None:
     convert(open_model(HF), tmp_path / "int8", quantize="int8")
     shutil.copy(TINY_A / "hf" / "config.json", tmp_path / "int8")
     text = refusal(open_model(str(tmp_path / "int8")), tmp_path / "it")
-    assert "is stored as int8, but the config asks for a floating-point type; take the config that belongs" in text
+    assert "is stored as int8, but the config asks for a floating-point type; use the config that belongs" in text

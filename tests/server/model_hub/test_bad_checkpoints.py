@@ -113,7 +113,7 @@ def test_an_official_checkpoint_whose_config_disagrees(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(TINY_A / "orbax", tmp_path / "it"))
     shutil.copy(TINY_A / "griffin_config.json", folder)
     change_json(folder / "griffin_config.json", width=128)
-    assert "griffin_config.json: width is 128, but the parameters have 64; take the config" in refusal(folder)
+    assert "griffin_config.json: width is 128, but the parameters have 64; use the config" in refusal(folder)
 
 
 @pytest.mark.parametrize(
