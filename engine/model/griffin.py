@@ -13,7 +13,7 @@ from .collectives import Collectives
 from .config import ModelConfig
 from .layers import ResidualBlock, RMSNorm, dot, matrix
 from .quantization import gather_rows
-from .state import LayerState, LayerTrail, ModelState, Trail, join_trails
+from .state import BlockStates, LayerBlockStates, LayerState, ModelState, join_block_states
 
 type Params = Any
 """Parameters of a model as a pytree of arrays."""
@@ -71,7 +71,7 @@ class Griffin(nnx.Module):
 
     def read(
         self, x: Float[Array, "B T D"], positions: Int32[Array, "B T"], state: ModelState, block: int, layers: range
-    ) -> tuple[Float[Array, "B T D"], ModelState, Trail]:
+    ) -> tuple[Float[Array, "B T D"], ModelState, BlockStates]:
         """Runs some layers on a chunk of several tokens.
 
         Args:
@@ -85,25 +85,25 @@ class Griffin(nnx.Module):
           The activations for the next layer or, after the last one, after the final norm; the state after the chunk;
           and the states at its block boundaries.
         """
-        x, new_state, trails = self._read(x, positions, state, block, layers)
-        return x, new_state, join_trails(trails, block)
+        x, new_state, layer_block_states = self._read(x, positions, state, block, layers)
+        return x, new_state, join_block_states(layer_block_states, block)
 
     def _read(
         self, x: Float[Array, "B T D"], positions: Int32[Array, "B T"], state: ModelState, block: int, layers: range
-    ) -> tuple[Float[Array, "B T D"], ModelState, list[LayerTrail | None]]:
+    ) -> tuple[Float[Array, "B T D"], ModelState, list[LayerBlockStates | None]]:
         new_state: list[LayerState] = []
-        trails: list[LayerTrail | None] = []
+        layer_block_states: list[LayerBlockStates | None] = []
         for layer, layer_state in zip(self.blocks[layers.start : layers.stop], state, strict=True):
             if self.platform.jits_layers:
-                x, layer_state, trail = _call_layer(*nnx.split(layer), x, layer_state, positions, block)
+                x, layer_state, block_states = _call_layer(*nnx.split(layer), x, layer_state, positions, block)
             else:
-                x, layer_state, trail = layer(x, layer_state, positions, block)
+                x, layer_state, block_states = layer(x, layer_state, positions, block)
             if self.platform.has_layer_barrier and x.shape[1] > 1:
                 x = jax.lax.optimization_barrier(x)
             new_state.append(layer_state)
-            trails.append(trail)
+            layer_block_states.append(block_states)
         x = self.final_norm(x) if layers.stop == len(self.blocks) else x
-        return x, tuple(new_state), trails
+        return x, tuple(new_state), layer_block_states
 
     def embed(self, tokens: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
         """Returns the scaled embeddings, which are the first layer's input."""
@@ -152,7 +152,7 @@ def _call_layer(
     state: LayerState,
     positions: Int32[Array, "B T"],
     block: int,
-) -> tuple[Float[Array, "B T D"], LayerState, LayerTrail | None]:
+) -> tuple[Float[Array, "B T D"], LayerState, LayerBlockStates | None]:
     """Calls a layer as a jitted function, so that layers of the same kind are traced once."""
     layer: ResidualBlock = nnx.merge(graph, params)
     return layer(x, state, positions, block)

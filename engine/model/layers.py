@@ -25,7 +25,7 @@ from ...kernels.window_attention import decode_attention, prefill_attention
 from .collectives import Collectives
 from .config import BlockType, ModelConfig
 from .quantization import Matrix, QuantizedMatrix, quantized_dot, zero_matrix
-from .state import AttentionState, AttentionTrail, LayerTrail, RecurrentState, RecurrentTrail
+from .state import AttentionState, ChunkKeyValues, LayerBlockStates, RecurrentBlockStates, RecurrentState
 
 _FLOAT32: Final = jnp.dtype("float32")
 
@@ -208,20 +208,22 @@ class RecurrentBlock(nnx.Module):
 
     def __call__(
         self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"], block: int
-    ) -> tuple[Float[Array, "B T D"], RecurrentState, RecurrentTrail | None]:
+    ) -> tuple[Float[Array, "B T D"], RecurrentState, RecurrentBlockStates | None]:
         if recurrent_block.has_kernel(self.rg_lru.backend, self.rg_lru.gate_weight.shape[1]):
             return self._fused(u, state, positions, block)
         x, y = jnp.split(self.xy(u), 2, axis=-1)
         c, conv = causal_conv1d(x, self.conv_weight[...], self.conv_bias[...], state.conv, positions)
         h, last = self.rg_lru(c, state.h, positions)
-        trail = None
+        block_states = None
         if u.shape[1] > 1:
-            trail = RecurrentTrail(h[:, block - 1 :: block], states_at_boundaries(x, state.conv, positions, block))
-        return self.out((h * _gelu(y)).astype(u.dtype)), RecurrentState(last, conv), trail
+            block_states = RecurrentBlockStates(
+                h[:, block - 1 :: block], states_at_boundaries(x, state.conv, positions, block)
+            )
+        return self.out((h * _gelu(y)).astype(u.dtype)), RecurrentState(last, conv), block_states
 
     def _fused(
         self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"], block: int
-    ) -> tuple[Float[Array, "B T D"], RecurrentState, RecurrentTrail | None]:
+    ) -> tuple[Float[Array, "B T D"], RecurrentState, RecurrentBlockStates | None]:
         """Computes the block with one kernel between its projections; see `__call__`."""
         rg_lru, xy = self.rg_lru, self.xy(u)
         weights = (self.conv_weight[...], self.conv_bias[...], rg_lru.gate_weight[...], rg_lru.gate_bias[...])
@@ -231,8 +233,8 @@ class RecurrentBlock(nnx.Module):
             return self.out(mixed)[:, None], RecurrentState(h, conv), None
         mixed, h, between = recurrent_block.recurrent_chunk_tpu(xy, *inputs, positions, every=block)
         x = xy[..., : h.shape[1]]
-        trail = RecurrentTrail(between, states_at_boundaries(x, state.conv, positions, block))
-        return self.out(mixed), RecurrentState(h, next_state(x, state.conv, positions)), trail
+        block_states = RecurrentBlockStates(between, states_at_boundaries(x, state.conv, positions, block))
+        return self.out(mixed), RecurrentState(h, next_state(x, state.conv, positions)), block_states
 
 
 class AttentionBlock(nnx.Module):
@@ -247,8 +249,8 @@ class AttentionBlock(nnx.Module):
 
     def __call__(
         self, u: Float[Array, "B T D"], state: AttentionState, positions: Int32[Array, "B T"], block: int
-    ) -> tuple[Float[Array, "B T D"], AttentionState, AttentionTrail | None]:
-        trail = None
+    ) -> tuple[Float[Array, "B T D"], AttentionState, ChunkKeyValues | None]:
+        block_states = None
         if u.shape[1] == 1:  # without a time axis, which would change every array's layout on a TPU
             q, k, v = self._project(u[:, 0], positions[:, 0])
             own_k, own_v, own_positions = self.collectives.local_rows((k, v, positions[:, 0]))
@@ -259,9 +261,9 @@ class AttentionBlock(nnx.Module):
             ((whole,),) = state.rings
             q, k, v = self._project(u, positions)
             mixed, whole = prefill_attention(q, k, v, whole, positions, block, self.backend)
-            rings, trail = ((whole,),), AttentionTrail(k, v)
+            rings, block_states = ((whole,),), ChunkKeyValues(k, v)
         rows = self.out(mixed.reshape(*k.shape[:-1], -1).astype(u.dtype))
-        return rows.reshape(u.shape), AttentionState(rings), trail
+        return rows.reshape(u.shape), AttentionState(rings), block_states
 
     def _project(
         self, u: Float[Array, "*rows D"], positions: Int32[Array, "*rows"]
@@ -304,18 +306,18 @@ class ResidualBlock(nnx.Module):
         state: RecurrentState | AttentionState,
         positions: Int32[Array, "B T"],
         block: int,
-    ) -> tuple[Float[Array, "B T D"], RecurrentState | AttentionState, LayerTrail | None]:
+    ) -> tuple[Float[Array, "B T D"], RecurrentState | AttentionState, LayerBlockStates | None]:
         u = self.temporal_norm(x)
         new_state: RecurrentState | AttentionState
-        trail: LayerTrail | None
+        block_states: LayerBlockStates | None
         if isinstance(self.temporal, AttentionBlock):
             assert isinstance(state, AttentionState)
-            mixed, new_state, trail = self.temporal(u, state, positions, block)
+            mixed, new_state, block_states = self.temporal(u, state, positions, block)
         else:
             assert isinstance(state, RecurrentState)
-            mixed, new_state, trail = self.temporal(u, state, positions, block)
+            mixed, new_state, block_states = self.temporal(u, state, positions, block)
         x += mixed
-        return x + self.mlp(self.mlp_norm(x)), new_state, trail
+        return x + self.mlp(self.mlp_norm(x)), new_state, block_states
 
 
 def _gelu(x: Float[Array, "*shape"]) -> Float32[Array, "*shape"]:

@@ -34,28 +34,28 @@ class AttentionState(NamedTuple):
     rings: tuple[Blocks, ...]
 
 
-class RecurrentTrail(NamedTuple):
-    """What a chunk left in a recurrent block after every block of the grid; padding changes nothing."""
+class RecurrentBlockStates(NamedTuple):
+    """State of a recurrent layer at every block boundary of a chunk; padding changes nothing."""
 
     h: Float32[Array, "B M E"]
     conv: Float[Array, "B M K1 E"]
 
 
-class AttentionTrail(NamedTuple):
+class ChunkKeyValues(NamedTuple):
     """Keys (after RoPE) and values of a chunk's tokens."""
 
     k: Float[Array, "B T d"]
     v: Float[Array, "B T d"]
 
 
-class Trail(NamedTuple):
-    """All that a chunk adds to the state, so that it can be resumed at each point of the grid, and at its end.
+class BlockStates(NamedTuple):
+    """States of a chunk at every block boundary and at its end, so that they can be restored.
 
-    Letters: M blocks of the grid in a chunk, L recurrent layers, A attention layers.
+    Axes: M blocks of a chunk, L recurrent layers, A attention layers.
 
     Attributes:
-      h, conv: after each block.
-      window: keys and values of each token.
+      h, conv: Recurrent state after each block.
+      window: Keys and values of each token.
     """
 
     h: Float32[Array, "B M L E"]
@@ -64,7 +64,7 @@ class Trail(NamedTuple):
 
 
 type LayerState = RecurrentState | AttentionState
-type LayerTrail = RecurrentTrail | AttentionTrail
+type LayerBlockStates = RecurrentBlockStates | ChunkKeyValues
 type ModelState = tuple[LayerState, ...]
 
 
@@ -130,19 +130,19 @@ def split(state: ModelState, sizes: Sequence[int]) -> tuple[ModelState, ...]:
     return tuple(group(i, start, size) for i, (start, size) in enumerate(zip(starts, sizes, strict=True)))
 
 
-def join_trails(trails: Sequence[LayerTrail | None], block: int) -> Trail:
-    """All layers' trails, by kind. A kind of which there is no layer is an axis of length 0."""
-    recurrent = [trail for trail in trails if isinstance(trail, RecurrentTrail)]
-    attention = [trail for trail in trails if isinstance(trail, AttentionTrail)]
-    windows = [jnp.stack([trail.k, trail.v], axis=2) for trail in attention]
+def join_block_states(layers: Sequence[LayerBlockStates | None], block: int) -> BlockStates:
+    """Stacks the block states of all layers by kind; a kind without layers is an axis of length 0."""
+    recurrent = [layer for layer in layers if isinstance(layer, RecurrentBlockStates)]
+    attention = [layer for layer in layers if isinstance(layer, ChunkKeyValues)]
+    windows = [jnp.stack([layer.k, layer.v], axis=2) for layer in attention]
     if not recurrent:
         rows, steps = windows[0].shape[:2]
         empty = jnp.zeros((rows, steps // block, 0, 0))
-        return Trail(empty, empty[..., None], jnp.stack(windows, axis=2))
+        return BlockStates(empty, empty[..., None], jnp.stack(windows, axis=2))
     h, conv = (jnp.stack(parts, axis=2) for parts in zip(*recurrent, strict=True))
     if not attention:
-        return Trail(h, conv, jnp.zeros((h.shape[0], h.shape[1] * block, 0, 2, 0), conv.dtype))
-    return Trail(h, conv, jnp.stack(windows, axis=2))
+        return BlockStates(h, conv, jnp.zeros((h.shape[0], h.shape[1] * block, 0, 2, 0), conv.dtype))
+    return BlockStates(h, conv, jnp.stack(windows, axis=2))
 
 
 def as_state(
@@ -152,11 +152,11 @@ def as_state(
     ring: Float[Array, "W A 2 d"],
     shards: Collectives,
 ) -> ModelState:
-    """One row of state, with a whole ring, from what trails are made of.
+    """One row of state, with a whole ring, from the arrays of a snapshot.
 
     Args:
       like: a state of the same layers.
-      h, conv: see `Trail`.
+      h, conv: see `BlockStates`.
       ring: keys and values by row of the ring.
       shards: of which each gets its own channels.
     """

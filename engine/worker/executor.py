@@ -20,7 +20,7 @@ from ..core.output_constraint import TokenMask
 from ..distributed.hosts import Leader
 from ..model.collectives import REPLICATED, Collectives
 from ..model.config import ModelConfig
-from ..model.state import Trail
+from ..model.state import BlockStates
 from ..platform import Platform
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
@@ -59,11 +59,11 @@ class PrefillResult(NamedTuple):
 
     Attributes:
       last: Activations of each row's last token, `MAX_PREFILL_ROWS` rows per data shard.
-      trail: What the chunks add to the state of the slice's layers.
+      block_states: What the chunks add to the state of the slice's layers.
     """
 
     last: Float[Array, "R D"]
-    trail: Trail
+    block_states: BlockStates
 
 
 class Executor:
@@ -127,8 +127,8 @@ class Executor:
           inputs: The chunks.
           layer_slice: Index of the slice; slices run in order, with nothing between them that prefills.
         """
-        trail = self._run(self.programs.prefill[shape][layer_slice], inputs)
-        return PrefillResult(self._last, trail)
+        block_states = self._run(self.programs.prefill[shape][layer_slice], inputs)
+        return PrefillResult(self._last, block_states)
 
     def set_last(self, hidden: Float[np.ndarray, "R D"]) -> Float[Array, "R D"]:
         """Moves the activations of restored prompts' last tokens to the devices, for `first_token`."""

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from ..core.batch import DecodeBatch, PrefillBatch, PrefillChunk, RowResult
 from ..core.request import Request, TokenLogprobs
-from ..model.state import Trail
+from ..model.state import BlockStates
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
 from .transfer import read_block_states
@@ -48,7 +48,7 @@ class PendingPrefill:
       last: Activations of last tokens. Every prefill has them, so that the host never runs ahead of the device.
       sampled: First tokens of the prompts that end in this batch and of their forks, `MAX_PREFILL_ROWS` at a time.
       scores: Log-probabilities of the token after each of the chunks' tokens, if a request wants them.
-      trails: What the chunks add to the state, per layer slice, if there is a prefix cache.
+      block_states: What the chunks add to the state, per layer slice, if there is a prefix cache.
     """
 
     batch: PrefillBatch
@@ -57,16 +57,16 @@ class PendingPrefill:
     last: Float[Array, "R D"]
     sampled: tuple[Sampled, ...]
     scores: Logprobs | None = None
-    trails: tuple[Trail, ...] = ()
+    block_states: tuple[BlockStates, ...] = ()
 
     def wait(self) -> tuple[RowResult, ...]:
         """Waits for the device and returns one result per chunk and per fork."""
         self.last.block_until_ready()
         firsts = ((sampled, place) for sampled in self.sampled for place in range(len(sampled.tokens)))
         results = [self._row(row, chunk, firsts) for row, chunk in enumerate(self.batch.rows)]
-        if self.trails:
-            chunks = self.batch.chunks
-            for row, states in enumerate(read_block_states(self.trails, self.last, chunks, self.places, self.ends)):
+        if self.block_states:
+            read = read_block_states(self.block_states, self.last, self.batch.chunks, self.places, self.ends)
+            for row, states in enumerate(read):
                 results[row] = replace(results[row], block_states=states)
         return tuple(results)
 

@@ -19,7 +19,7 @@ from ..model.collectives import Collectives
 from ..model.config import ModelConfig
 from ..model.griffin import Params
 from ..model.sharding_rules import padded_lru_width
-from ..model.state import Trail, num_rows, zero_state
+from ..model.state import BlockStates, num_rows, zero_state
 from ..platform import Platform
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
@@ -220,7 +220,7 @@ class DevicePrograms:
 
     decode: Mapping[int, Program[Sampled]]
     first_token: Program[Sampled]
-    prefill: Mapping[PrefillShape, tuple[Program[Trail], ...]]
+    prefill: Mapping[PrefillShape, tuple[Program[BlockStates], ...]]
     score: Mapping[int, Program[Logprobs]]
     set_mask: Program[None]
     copy_slot: Program[None]
@@ -280,13 +280,13 @@ def _first_token_program(model: ModelShapes) -> Program[Sampled]:
     return Program("first token", step, (inputs,), ("params", "pool", "last"), ("pool",))
 
 
-def _prefill_programs(model: ModelShapes, shapes: StepShapes, shape: PrefillShape) -> tuple[Program[Trail], ...]:
+def _prefill_programs(model: ModelShapes, shapes: StepShapes, shape: PrefillShape) -> tuple[Program[BlockStates], ...]:
     slots, label = model.pool.slots.tokens.shape[0], f"prefill {shape.rows}x{shape.length}"
     inputs = (PrefillInput(**prefill_columns((), (), shape.rows * model.shards.data, shape.length, slots)),)
     slices = shapes.layer_slices if shape == (1, PREFILL_BLOCK) else (range(model.config.depth),)
     replaces: tuple[ArrayName, ...] = ("pool", "hidden", "last")
 
-    def program(index: int, layers: range) -> Program[Trail]:
+    def program(index: int, layers: range) -> Program[BlockStates]:
         name = label if len(slices) == 1 else f"{label} slice {index + 1}"
         if index:
             step = partial(later_prefill_step, model.graph, layers)

@@ -9,7 +9,7 @@ from ..core.batch import Batch, DecodeBatch, PrefillBatch, RestoreBatch
 from ..core.config import MAX_PREFILL_ROWS, StepLimits
 from ..core.errors import EngineDeadError
 from ..core.snapshot import Snapshot
-from ..model.state import Trail
+from ..model.state import BlockStates
 from ..prefix_cache.saved_state import SavedStateFormat
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
@@ -48,7 +48,7 @@ class ModelRunner:
         self.keeps_snapshots = keeps_snapshots
         self.restore_seconds = 0.0
         self._layout = executor.layout
-        self._trails: tuple[Trail, ...] = ()
+        self._block_states: tuple[BlockStates, ...] = ()
 
     @property
     def slots(self) -> int:
@@ -108,12 +108,12 @@ class ModelRunner:
         ends = [home * MAX_PREFILL_ROWS + rank for home, rank in zip(homes, ranks, strict=True)]
         columns = prefill_columns(chunks, places, shape.rows * shards, shape.length, self._layout.rows)
         result = self.executor.prefill(shape, PrefillInput(**columns), batch.layer_slice)
-        trails = self._trails = (*(self._trails if batch.layer_slice else ()), result.trail)
+        block_states = self._block_states = (*(self._block_states if batch.layer_slice else ()), result.block_states)
         if not batch.is_last_slice:
             return PendingSlice(batch, result.last)
         sampled = self._sample_first(batch, ends)
         scores = self._score(batch, places, shape.rows * shards, shape.length)
-        kept = trails if self.keeps_snapshots else ()
+        kept = block_states if self.keeps_snapshots else ()
         return PendingPrefill(batch, tuple(places), tuple(ends), result.last, sampled, scores, kept)
 
     def _score(self, batch: PrefillBatch, places: Sequence[int], rows: int, length: int) -> Logprobs | None:

@@ -21,8 +21,8 @@ from ..core.sampling_params import SamplingState
 from ..model.collectives import Collectives
 from ..model.griffin import Griffin, Params
 from ..model.state import (
+    BlockStates,
     ModelState,
-    Trail,
     as_arrays,
     as_state,
     copy_rows,
@@ -247,7 +247,7 @@ def _is_last(
 
 def prefill_step(
     graph: Graph, params: Params, pool: StatePool, inputs: PrefillInput, layers: range | None = None
-) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"], Trail]:
+) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"], BlockStates]:
     """Reads a chunk of prompt per row into its slot.
 
     Args:
@@ -268,7 +268,7 @@ def prefill_step(
 
 def later_prefill_step(
     graph: Graph, layers: range, params: Params, pool: StatePool, hidden: Float[Array, "R T D"], inputs: PrefillInput
-) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"], Trail]:
+) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"], BlockStates]:
     """Goes on with the layers behind those of a `prefill_step`, as if they were one step.
 
     Args:
@@ -280,7 +280,7 @@ def later_prefill_step(
 
 def _read(
     model: Griffin, layers: range, pool: StatePool, x: Float[Array, "R T D"], inputs: PrefillInput
-) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"], Trail]:
+) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"], BlockStates]:
     shards = model.collectives
     steps = jnp.arange(inputs.tokens.shape[1])
     positions = jnp.where(steps < inputs.lengths[:, None], inputs.starts[:, None] + steps, -1)
@@ -288,15 +288,15 @@ def _read(
     state = gather_rows(groups, inputs.slots, inputs.starts == 0, shards)
     if model.platform.has_state_barrier:
         state = jax.lax.optimization_barrier(state)
-    hidden, state, trail = model.read(x, positions, state, PREFILL_BLOCK, layers)
+    hidden, state, block_states = model.read(x, positions, state, PREFILL_BLOCK, layers)
     last = jnp.take_along_axis(hidden, jnp.maximum(inputs.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     last = jnp.pad(last, ((0, MAX_PREFILL_ROWS - last.shape[0]), (0, 0)))
-    h, conv = (shards.all_gather_channels(x, model.config.lru_width) for x in (trail.h, trail.conv))
-    trail = Trail(h, conv, trail.window)
+    h, conv = (shards.all_gather_channels(x, model.config.lru_width) for x in (block_states.h, block_states.conv))
+    block_states = BlockStates(h, conv, block_states.window)
     groups = scatter_rows(groups, inputs.slots, state, shards)
     whole = zip(pool.groups, groups, strict=True)
     pool = pool._replace(groups=tuple((*old[: layers.start], *new, *old[layers.stop :]) for old, new in whole))
-    return pool, hidden, *shards.all_gather_slots((last, trail))
+    return pool, hidden, *shards.all_gather_slots((last, block_states))
 
 
 def first_token_step(

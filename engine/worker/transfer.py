@@ -9,11 +9,11 @@ from ..core.arrays import HostArray
 from ..core.batch import PrefillChunk
 from ..core.config import PREFILL_BLOCK
 from ..core.snapshot import BlockState, Snapshot, from_ring, ring_rows
-from ..model.state import Trail
+from ..model.state import BlockStates
 
 
 def read_block_states(
-    trails: Sequence[Trail],
+    block_states: Sequence[BlockStates],
     last: Float[Array, "Rmax D"],
     chunks: Sequence[PrefillChunk],
     places: Sequence[int],
@@ -24,12 +24,12 @@ def read_block_states(
     They are copies without the device arrays' padding, which is most of those.
 
     Args:
-      trails: States of all rows, one for each layer slice.
+      block_states: States of all rows, one for each layer slice.
       last: Activations of the rows' last tokens.
       chunks: The chunks that were prefilled.
-      places, ends: Row of each chunk in `trails` and in `last`.
+      places, ends: Row of each chunk in `block_states` and in `last`.
     """
-    h, conv, window = map(_all_layers, zip(*trails, strict=True))
+    h, conv, window = map(_all_layers, zip(*block_states, strict=True))
     hidden = np.asarray(last)
 
     def block_state(row: int, end_row: int, block: int, chunk: PrefillChunk) -> BlockState:
