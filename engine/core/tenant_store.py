@@ -1,4 +1,4 @@
-"""Values of several tenants, counted in bytes; where there is too little room, the tenant that holds most gives way."""
+"""Values of several tenants, counted in bytes. cachetools evicts by age or use, but not fairly among tenants."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class _Entry[Value]:
+    """A value and its size."""
+
     value: Value
     num_bytes: int
 
@@ -24,10 +26,10 @@ class _Shelf[Key: Hashable, Value]:
 
 
 class TenantStore[Key: Hashable, Value]:
-    """Maps keys to values and counts their bytes per tenant. Every operation takes constant time per entry it touches.
+    """Maps keys to values and counts their bytes per tenant. Operations take constant time per entry.
 
     Attributes:
-      num_bytes: Total size of all entries, as their owners stated it.
+      num_bytes: Total size of all entries.
     """
 
     def __init__(self) -> None:
@@ -39,36 +41,38 @@ class TenantStore[Key: Hashable, Value]:
         return len(self._tenants)
 
     def get(self, key: Key) -> Value | None:
+        """Returns a value; None if there is none."""
         tenant = self._tenants.get(key)
         return None if tenant is None else self._shelves[tenant].entries[key].value
 
     def of(self, tenant: str) -> Sequence[Value]:
-        """A tenant's values, oldest first."""
+        """Returns a tenant's values, oldest first."""
         shelf = self._shelves.get(tenant)
         return () if shelf is None else [entry.value for entry in shelf.entries.values()]
 
     def bytes_of(self, tenant: str) -> int:
-        """Total size of a tenant's entries."""
+        """Returns the total size of a tenant's entries."""
         shelf = self._shelves.get(tenant)
         return 0 if shelf is None else shelf.num_bytes
 
     def count_of(self, tenant: str) -> int:
-        """Number of a tenant's entries."""
+        """Returns the number of a tenant's entries."""
         shelf = self._shelves.get(tenant)
         return 0 if shelf is None else len(shelf.entries)
 
     def has_room(self, tenant: str, num_bytes: int, limit: int, *, is_shared: bool) -> bool:
-        """Whether a tenant may add so many bytes.
+        """Returns whether a tenant may add an entry.
 
         Args:
+          num_bytes: Size of the entry.
           limit: Maximum total size.
-          is_shared: Whether there are several tenants. Then none may hold more than it leaves free.
+          is_shared: Whether there are several tenants, of which none may hold more than it leaves free.
         """
         free = limit - self.num_bytes
         return num_bytes <= free and not (is_shared and self.bytes_of(tenant) + num_bytes > free)
 
     def largest(self) -> str:
-        """The tenant that holds most bytes.
+        """Returns the tenant that holds most bytes.
 
         Raises:
           ValueError: The store is empty.
@@ -84,7 +88,7 @@ class TenantStore[Key: Hashable, Value]:
         self._count(shelf, num_bytes)
 
     def resize(self, key: Key, num_bytes: int) -> None:
-        """States a new size of a stored value, which keeps its place."""
+        """Sets a new size of a stored value, which keeps its place."""
         shelf = self._shelves[self._tenants[key]]
         entry = shelf.entries[key]
         shelf.entries[key] = _Entry(entry.value, num_bytes)

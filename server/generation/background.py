@@ -1,4 +1,4 @@
-"""Work that outlives the HTTP request which began it."""
+"""Tasks that outlive the HTTP request that started them."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -9,15 +9,16 @@ from ..tenancy.tenant import tenant
 
 
 class Background:
-    """Holds tasks until they end: the event loop by itself may forget those that nobody holds."""
+    """Keeps references to running tasks, since the event loop itself keeps weak ones only."""
 
     def __init__(self) -> None:
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """
+        """Runs a coroutine as a task.
+
         Args:
-          name: unique among the tenant's work that goes on.
+          name: Name of the task, unique among the tenant's running tasks.
         """
         task, key = asyncio.create_task(work), (tenant.get(), name)
         self._tasks[key] = task
@@ -27,12 +28,13 @@ class Background:
 
     @property
     def is_busy(self) -> bool:
-        """Whether any work goes on."""
+        """Whether any task runs."""
         return bool(self._tasks)
 
     def is_running(self, name: str) -> bool:
+        """Returns whether the tenant has a running task of this name."""
         return (tenant.get(), name) in self._tasks
 
     async def wait(self, name: str) -> None:
-        """Returns when the work of this name, which is running, has ended."""
+        """Returns when the tenant's running task of this name has ended."""
         await asyncio.wait([self._tasks[tenant.get(), name]])

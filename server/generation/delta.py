@@ -1,4 +1,4 @@
-"""What a choice gains, and how consecutive gains become one."""
+"""Deltas of choices, and how consecutive deltas are joined."""
 
 from array import array
 from collections.abc import Sequence
@@ -11,23 +11,23 @@ from ..observability.request_record import NEVER, Times
 from .tools import CallJoiner, CallPiece, join_calls
 
 
-@dataclass(slots=True)  # as frozen it would take three times as long to make, and there is one per event
+@dataclass(slots=True)  # a frozen one takes three times as long to construct, and there is one per event
 class Delta:
-    """What a choice gains; also a whole choice, which is what it gained since there was nothing. Nobody changes one.
+    """Part of a choice that was generated since the delta before; a whole choice is one delta, too.
 
     Attributes:
-      index: the choice's.
-      text: may be empty, as half a character and what may become a stop string or a call are held back.
-      calls: of tools; there is no text then.
-      called: on the last delta: whether the answer consists of calls, and none of them was cut short.
-      token_ids: the new tokens, the one that ended it included.
-      logprobs: one entry per new token, if asked for.
-      prompt_logprobs: on the first delta, if asked for.
-      finish_reason: set on the last delta.
-      stop_reason: the stop string or stop token that ended it, if one did.
-      num_cached: on the first delta: tokens of the prompt that had not to be read. 0 for a choice that forks from
-        another, which tells it for both.
-      times: on the last delta: of the choice.
+      index: Index of the choice.
+      text: New text; empty while half a character, or a possible stop string or tool call, is held back.
+      calls: New pieces of tool calls; there is no text then.
+      called: Whether the choice consists of complete tool calls; on the last delta only.
+      token_ids: New tokens, including the one that ended the choice.
+      logprobs: One entry per new token, if requested.
+      prompt_logprobs: Entries of the prompt's tokens, if requested; on the first delta only.
+      finish_reason: Why the choice ended; on the last delta only.
+      stop_reason: The stop string or stop token that ended the choice, if one did.
+      num_cached: Prompt tokens served from the prefix cache; on the first delta only. 0 for a fork of another choice,
+        which reports them for both.
+      times: Times of the request; on the last delta only.
       num_sent: Number of the choice's tokens, so far, whose text was sent whole; see `Detokenizer.num_sent`.
     """
 
@@ -48,11 +48,11 @@ class Delta:
 _TOKEN_BYTES: Final = 8
 _LOGPROBS_BYTES: Final = 128
 _LOGPROB_BYTES: Final = 128
-"""Estimated memory of a token id, of one entry of logprobs, and of each alternative in it."""
+"""Estimated memory of a token id, of an entry of logprobs, and of each alternative in an entry."""
 
 
 class DeltaJoiner:
-    """Joins consecutive deltas of one choice as they come, without keeping an object for each of them."""
+    """Joins consecutive deltas of one choice, without keeping each of them."""
 
     def __init__(self) -> None:
         self._first: Delta | None = None
@@ -70,7 +70,7 @@ class DeltaJoiner:
         return 0 if self._first is None else _num_bytes(self._first)
 
     def add(self, delta: Delta) -> None:
-        """Adds the next delta. Nothing is copied until there is a second one: most deltas are taken alone."""
+        """Adds the next delta. Nothing is copied before the second one, since most deltas are taken alone."""
         if self._first is None:
             self._first = delta
             return
@@ -79,7 +79,7 @@ class DeltaJoiner:
         self._joined.add(delta)
 
     def take(self) -> Delta:
-        """Returns all that was added as one delta, and starts anew. There must be something."""
+        """Returns what was added since the last `take` as one delta. At least one delta must have been added."""
         first, joined = self._first, self._joined
         assert first is not None
         self._first = self._joined = None
@@ -89,7 +89,7 @@ class DeltaJoiner:
 
 
 class _JoinedDeltas:
-    """Several deltas, at the size of what they hold."""
+    """Joined deltas, in no more memory than their content takes."""
 
     def __init__(self, first: Delta) -> None:
         self.num_bytes = 0
@@ -112,6 +112,7 @@ class _JoinedDeltas:
         self.num_bytes += _num_bytes(delta)
 
     def whole(self) -> Delta:
+        """Returns all deltas as one."""
         first, last = self._first, self._last
         return Delta(
             index=first.index,
@@ -140,6 +141,6 @@ def _num_bytes(delta: Delta) -> int:
 
 
 def _entry_bytes(entries: Sequence[TokenLogprobs | None]) -> int:
-    """Of each entry: all of a request's have equally many alternatives, but a prompt's first is None."""
+    """Returns the memory of each entry: all have equally many alternatives, but a prompt's first one is None."""
     entry = entries[-1]
     return 0 if entry is None else _LOGPROBS_BYTES + _LOGPROB_BYTES * (len(entry.top) + len(entry.named))

@@ -13,7 +13,7 @@ from .choice_stream import ChoiceStream
 from .choices import Choice
 from .delta import Delta, DeltaJoiner
 from .mailbox import Mailbox
-from .sent_answers import SentAnswer
+from .sent_responses import SentResponse
 
 
 class Generation:
@@ -27,7 +27,7 @@ class Generation:
       sent: What the reader has taken.
     """
 
-    def __init__(self, sent: SentAnswer) -> None:
+    def __init__(self, sent: SentResponse) -> None:
         self.sent = sent
         self._inbox: Mailbox[ChoiceStream | Exception] = Mailbox()
         self._choices: list[ChoiceStream] = []
@@ -40,7 +40,7 @@ class Generation:
         metrics: Metrics,
         request_id: str,
         choices: Sequence[Choice],
-        sent: SentAnswer | None = None,
+        sent: SentResponse | None = None,
     ) -> "Generation":
         """Submits choices to the engine.
 
@@ -48,7 +48,7 @@ class Generation:
           request_id: Id of all choices together.
           sent: Record of what the client receives; None makes one.
         """
-        generation = cls(SentAnswer.of(len(choices)) if sent is None else sent)
+        generation = cls(SentResponse.of(len(choices)) if sent is None else sent)
         for choice in choices:
             generation._start(engine, metrics, request_id, choice, ChoiceDecoder(choice, tokenizer))
         return generation

@@ -42,7 +42,7 @@ from .output_constraint import Wish
 from .prompts import Prompt, PromptEncoder
 from .response_store import ResponseStore
 from .running import RunningGenerations
-from .sent_answers import SentAnswers
+from .sent_responses import SentResponses
 from .state_files import StateFiles
 from .state_store import StateStore, StoredState
 
@@ -92,7 +92,7 @@ class Service:
     states: StateStore = field(default_factory=StateStore)
     saves: TenantLocks = field(default_factory=TenantLocks)
     files: StateFiles = field(default_factory=StateFiles)
-    sent: SentAnswers = field(default_factory=SentAnswers)
+    sent: SentResponses = field(default_factory=SentResponses)
     stop_strings: StopStringsBuilder = field(default_factory=StopStringsBuilder)
     open_requests: OpenRequests = field(default_factory=OpenRequests)
     workers: Workers = field(default_factory=Workers)

@@ -1,4 +1,4 @@
-"""State files on their way in and out: each has tens of megabytes, and some clients are slow."""
+"""Transfer of state files: each has tens of megabytes, and some clients are slow."""
 
 import asyncio
 import logging
@@ -20,27 +20,28 @@ from ..tenancy.tenant import tenant
 from ..tenancy.tenant_locks import TenantLocks
 
 FILES_AT_A_TIME: Final = 8
-"""The largest files that are held in memory together; there is room for more smaller ones."""
+"""Number of the largest files that fit into memory together; more of smaller ones do."""
 
 GRACE_S: Final = 5.0
-"""Seconds after which a file gives way to others where memory is short."""
+"""Seconds after which a transfer may be ended for another one when memory is short."""
 
 _PIECE_BYTES: Final = 256 * 2**10
-"""Bytes that are handed to a connection at once."""
+"""Size of the pieces that are handed to a connection."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
 class Transfer:
-    """One file on its way.
+    """Transfer of one file.
 
     Attributes:
-      owner: Tenant whose file it is.
-      started: When it began, in seconds of the clock.
-      num_bytes: Memory that it takes.
-      may_give_way: Whether it waits for its client, and may be ended for others.
-      gave_way: Whether it was.
+      owner: Tenant that the file belongs to.
+      started: Start of the transfer, in seconds of the clock.
+      scope: Timeout that ends the transfer.
+      num_bytes: Memory that the file takes.
+      may_give_way: Whether the transfer waits for its client, and may be ended for another one.
+      gave_way: Whether the transfer was ended for another one.
     """
 
     owner: str
@@ -55,12 +56,12 @@ class Transfer:
 class StateFiles:
     """Memory for files that are being received, checked or sent.
 
-    A file takes what has arrived of it, so a slow client holds no more than it has sent. Where there is no room for a
-    further piece, the oldest transfer of the tenant that holds most gives way, if it had its time.
+    Only the received part of a file takes memory, so a slow client holds no more than it has sent. If there is no room
+    for another piece, the oldest transfer of the tenant that holds most is ended, unless it began within `GRACE_S`.
 
     Attributes:
-      num_tenants: Where there are several, none may hold more than it leaves free.
-      clock: Tells seconds.
+      num_tenants: Number of tenants. Among several, none may hold more than it leaves free.
+      clock: Monotonic clock in seconds.
     """
 
     num_tenants: int = 1
@@ -78,10 +79,10 @@ class StateFiles:
 
     @asynccontextmanager
     async def transfer(self) -> AsyncGenerator[Transfer]:
-        """Counts a file for as long as the `with` block runs.
+        """Counts the memory of a file while the `with` block runs.
 
         Raises:
-          ApiError: It took long, and others needed its memory.
+          ApiError: The transfer was ended for another one.
         """
         transfer = None
         try:
@@ -98,10 +99,10 @@ class StateFiles:
                 self._transfers.pop(transfer)
 
     def grow(self, transfer: Transfer, num_bytes: int, limit: int) -> None:
-        """Takes memory for more of a file.
+        """Reserves memory for more of a file.
 
         Args:
-          limit: Maximum bytes of one file.
+          limit: Maximum size of one file.
 
         Raises:
           ApiError: There is no room.
@@ -112,13 +113,13 @@ class StateFiles:
         self._transfers.resize(transfer, transfer.num_bytes)
 
     async def receive(self, request: Request, transfer: Transfer, limit: int) -> bytearray:
-        """A request's body.
+        """Returns a request's body.
 
         Args:
           limit: Maximum size.
 
         Raises:
-          ApiError: It is larger, or says that it will be; or it is compressed, or there is no room.
+          ApiError: The body is, or is announced as, larger than the limit; or it is compressed; or there is no room.
         """
         refuse_encoding(request.headers)
         announced = request.headers.get("content-length", "0")
@@ -134,7 +135,7 @@ class StateFiles:
         return data
 
     async def run[Result](self, work: Callable[[], Result]) -> Result:
-        """Does work on a file beside the event loop, one of each tenant's at a time."""
+        """Runs work on a file on a thread, one piece of work per tenant at a time."""
         async with self._locks.hold():
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
@@ -142,10 +143,10 @@ class StateFiles:
         return self._transfers.has_room(transfer.owner, num_bytes, limit, is_shared=self.num_tenants > 1)
 
     def _oldest_beside(self, transfer: Transfer, num_bytes: int, limit: int) -> Transfer:
-        """The transfer that gives way to another: of the same tenant, if it is its share that is used up.
+        """Returns the transfer to end for another one: of the same tenant, if its share is used up.
 
         Raises:
-          ApiError: None had its time yet.
+          ApiError: All transfers began within `GRACE_S`.
         """
         is_full = not self._transfers.has_room(transfer.owner, num_bytes, limit, is_shared=False)
         owner = self._transfers.largest() if is_full else transfer.owner
@@ -157,15 +158,16 @@ class StateFiles:
 
     def _end(self, transfer: Transfer) -> None:
         transfer.gave_way = True
-        transfer.scope.reschedule(0)  # at once
+        transfer.scope.reschedule(0)
         self._transfers.pop(transfer)
 
 
 class StateFileResponse(StreamingResponse):
-    """A file that counts until the client has received it.
+    """Response with a file, whose memory counts until the client has received it.
 
     Args:
-      resources: The transfer.
+      transfer: Transfer of the file.
+      resources: Closes the transfer.
     """
 
     def __init__(self, data: bytes, name: str, transfer: Transfer, resources: AsyncExitStack) -> None:
@@ -182,12 +184,12 @@ class StateFileResponse(StreamingResponse):
                 await until_disconnect(receive, self.stream_response(send))
         except ClientDisconnect:
             _logger.debug("the client closed the connection before it had the file")
-        except ApiError:  # too late to say so
+        except ApiError:  # the response has begun, so the client cannot be told
             _logger.info("a client received a state file too slowly, and others needed its memory")
 
 
 async def _pieces(data: bytes) -> AsyncGenerator[bytes]:
-    """A file piece by piece, so that a connection buffers no more than one."""
+    """Yields a file in pieces, so that a connection buffers no more than one."""
     for start in range(0, len(data), _PIECE_BYTES):
         yield data[start : start + _PIECE_BYTES]
 

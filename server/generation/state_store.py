@@ -1,4 +1,4 @@
-"""States that clients have saved, under ids. They are kept in memory; an export keeps them for longer."""
+"""Saved states under ids. They are kept in memory; an export keeps them for longer."""
 
 import time
 from collections.abc import Sequence
@@ -10,19 +10,20 @@ from ...engine import SavedState, TenantStore
 from ..errors import ApiError
 
 MAX_STATES: Final = 10_000
-"""Of all tenants together, so that a page of a list is found quickly."""
+"""Maximum number of states of all tenants together, so that a page of a list is found quickly."""
 
 _OBJECT_BYTES: Final = 1024
-"""What an entry takes beside its state: the object, its id, and its places in dictionaries."""
+"""Memory of an entry apart from its state: the object, its id, and its places in dictionaries."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredState:
-    """
+    """A saved state under an id.
+
     Attributes:
-      owner: who may see it; the tenant that saved it.
-      state: what was saved.
-      num_bytes: Memory that keeping it takes.
+      owner: The tenant that saved it, and the only one that sees it.
+      state: The state.
+      num_bytes: Memory that the entry takes.
     """
 
     id: str
@@ -32,6 +33,7 @@ class StoredState:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def described(self) -> dict[str, Any]:
+        """Returns the object that the API shows."""
         snapshot = self.state.snapshot
         return {
             "id": self.id,
@@ -47,7 +49,7 @@ class StateStore:
     """Keeps states until they are deleted: none is evicted for another.
 
     Args:
-      num_tenants: Where there are several, none may hold more than it leaves free.
+      num_tenants: Number of tenants. Among several, none may hold more than it leaves free.
     """
 
     def __init__(self, num_tenants: int = 1) -> None:
@@ -66,7 +68,7 @@ class StateStore:
           limit: Maximum bytes of all states together.
 
         Raises:
-          ApiError: there is no room, or the owner holds as much as it leaves free for others.
+          ApiError: There is no room, or the owner would hold more than it leaves free for others.
         """
         stored = StoredState(f"state_{uuid4().hex}", owner, state, state.num_bytes + _OBJECT_BYTES)
         self._check_room(stored, limit)
@@ -74,9 +76,10 @@ class StateStore:
         return stored
 
     def _check_room(self, stored: StoredState, limit: int) -> None:
-        """
+        """Checks that a state fits.
+
         Raises:
-          ApiError: there is no room.
+          ApiError: There is no room.
         """
         store, owner = self._stored, stored.owner
         if len(store) >= MAX_STATES or not store.has_room(owner, stored.num_bytes, limit, is_shared=False):
@@ -88,9 +91,10 @@ class StateStore:
             raise ApiError(507, f"this API key has {held}, and would leave less for others: delete one")
 
     def get(self, state_id: str, owner: str) -> StoredState:
-        """
+        """Returns a state.
+
         Raises:
-          ApiError: there is none of that id, or it is somebody else's.
+          ApiError: There is none with this id, or it is another tenant's.
         """
         stored = self._stored.get(state_id)
         if stored is None or stored.owner != owner:
@@ -98,12 +102,13 @@ class StateStore:
         return stored
 
     def of(self, owner: str) -> Sequence[StoredState]:
-        """An owner's states, oldest first."""
+        """Returns an owner's states, oldest first."""
         return self._stored.of(owner)
 
     def delete(self, state_id: str, owner: str) -> None:
-        """
+        """Deletes a state.
+
         Raises:
-          ApiError: see `get`.
+          ApiError: See `get`.
         """
         self._stored.pop(self.get(state_id, owner).id)

@@ -4,13 +4,13 @@ import gc
 import tracemalloc
 
 import pytest
-from roost.server.generation import sent_answers
-from roost.server.generation.sent_answers import SentAnswers, SentChoice
+from roost.server.generation import sent_responses
+from roost.server.generation.sent_responses import SentChoice, SentResponses
 from roost.server.tenancy.tenant import tenant
 
 
 def test_an_answer_is_known_while_it_is_sent_and_afterwards() -> None:
-    answers = SentAnswers()
+    answers = SentResponses()
     with answers.track("a", 2) as sent:
         assert answers.find("a", 1) == SentChoice("a-1", 0)
         sent.num_tokens[1] = 5
@@ -23,7 +23,7 @@ def test_an_answer_is_known_while_it_is_sent_and_afterwards() -> None:
 
 
 def test_choices_may_come_in_another_order() -> None:
-    answers = SentAnswers()
+    answers = SentResponses()
     with answers.track("a", 4) as sent:
         sent.num_tokens[3] = 9
         sent.reorder([3, 1])
@@ -33,7 +33,7 @@ def test_choices_may_come_in_another_order() -> None:
 
 
 def test_others_answers_are_as_unknown_as_none() -> None:
-    answers = SentAnswers()
+    answers = SentResponses()
     token = tenant.set("one")
     with answers.track("a", 1):
         tenant.set("two")
@@ -46,8 +46,8 @@ def test_others_answers_are_as_unknown_as_none() -> None:
 
 def test_the_oldest_of_the_tenant_with_most_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that are still being sent stay."""
-    monkeypatch.setattr(sent_answers, "MAX_ANSWERS", 10)
-    answers = SentAnswers()
+    monkeypatch.setattr(sent_responses, "MAX_RESPONSES", 10)
+    answers = SentResponses()
     token = tenant.set("one")
     with answers.track("mine", 1):
         pass
@@ -66,7 +66,7 @@ def test_the_oldest_of_the_tenant_with_most_make_room(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("num_choices", [1, 2000])
 def test_what_is_counted_is_what_is_taken(num_choices: int) -> None:
-    answers = SentAnswers()
+    answers = SentResponses()
     gc.collect()
     tracemalloc.start()
     try:
