@@ -89,25 +89,7 @@ PENDING: frozenset[str] = frozenset(
         "server/api/openai/responses_schemas.py",
         "server/api/openai/schemas.py",
         "server/api/openai/tool_schemas.py",
-        # server/bench/
-        "server/bench/serve/requests.py",
-        "server/bench/cli.py",
-        "server/client/http_client.py",
-        "server/bench/engine/benchmark.py",
-        "server/bench/engine/driver.py",
-        "server/bench/engine/loading.py",
-        "server/bench/engine/result.py",
-        "server/bench/environment.py",
-        "server/bench/percentiles.py",
-        "server/bench/serve/stream_recorder.py",
-        "server/bench/report.py",
-        "server/bench/serve/benchmark.py",
-        "server/bench/serve/options.py",
-        "server/bench/serve/result.py",
-        "server/bench/latency.py",
         # server/cli/
-        "server/cli/chat/backend.py",
-        "server/cli/chat/line_input.py",
         "server/cli/chat/server_backend.py",
         # server/generation/
         "server/generation/answer_size.py",
@@ -126,9 +108,6 @@ PENDING: frozenset[str] = frozenset(
         "server/model_hub/gcs.py",
         # server/
         "server/request_warnings.py",
-        # server/terminal/
-        "server/terminal/failure.py",
-        "server/terminal/text.py",
         # server/text/
         "server/text/grammar/json_schema.py",
         "server/text/grammar/process.py",

@@ -15,9 +15,9 @@ from typing import Any
 import orjson
 import uvloop
 from protocol import Command, answer_all, draw_prompts, versions
-from roost.server.bench.percentiles import percentile
-from roost.server.bench.serve.stream_recorder import http_failure
-from roost.server.client.http_client import Address, Answer, ClientError, HttpClient
+from roost.server.bench.latency import percentile
+from roost.server.client.http_client import Address, ClientError, HttpClient, Response
+from roost.server.client.openai_server import http_failure
 from roost.server.client.sse import EventParser
 
 LONG = 100_000
@@ -284,7 +284,7 @@ def said(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
-def check(answer: Answer) -> None:
+def check(answer: Response) -> None:
     """
     Raises:
       RequestError: the server did not do what it was asked for.

@@ -1,4 +1,4 @@
-"""The commands of `roost bench`. What is slow to import is imported when it is needed."""
+"""Commands of `roost bench`. Slow imports happen when a command runs."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..settings import SettingsError, load_settings
-from ..terminal.failure import errors_in_one_line
+from ..terminal.failure import exit_on_error
 from ..terminal.help import CommandGroup, model_argument, setting_option
 
 app = typer.Typer(
@@ -17,12 +17,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_USAGE = 2
-"""The exit status for options that cannot be used."""
+_USAGE_STATUS = 2
+"""Exit status for options that cannot be used."""
 
 
 class Workload(StrEnum):
-    """What an engine may be given to do."""
+    """Workloads of the engine benchmark."""
 
     prefill = "prefill"
     decode = "decode"
@@ -69,8 +69,8 @@ def engine(
     request_rate: Annotated[
         str | None,
         typer.Option(
-            help="For mixed: arrivals per second, with Poisson's gaps.",
-            show_default="every so many steps that all slots in use are busy",
+            help="For mixed: arrivals per second, as a Poisson process.",
+            show_default="at the pace that keeps all slots in use busy",
             metavar="R",
         ),
     ] = None,
@@ -83,12 +83,12 @@ def engine(
     config: Config = None,
     json: JsonFile = None,
 ) -> None:
-    """Run MODEL without HTTP: read prompts, decode, and both at once.
+    """Run MODEL without HTTP: prefill, decode, and both at once.
 
-    prefill reads prompts and takes one token of each; decode lets all requests decode together; mixed lets
-    requests arrive while others decode.
+    prefill generates one token per prompt; decode lets all requests decode together; mixed lets requests arrive
+    while others decode.
     """
-    with errors_in_one_line(_USAGE):
+    with exit_on_error(_USAGE_STATUS):
         flags = {"slots": slots, "dtype": dtype, "quantize": quantize, "prefill_chunk": prefill_chunk, "seed": seed}
         settings = load_settings({"model": model, "config": config, **flags})
         from .engine.benchmark import Options, bench_engine
@@ -109,20 +109,21 @@ def serve(
     ] = None,
     url: Annotated[str, typer.Option(help="The server, with or without /v1.")] = "http://127.0.0.1:8000",
     model: Annotated[
-        str | None, typer.Option(help="Its id.", show_default="the first that the server lists", metavar="NAME")
+        str | None,
+        typer.Option(help="Id of the model.", show_default="the first that the server lists", metavar="NAME"),
     ] = None,
-    endpoint: Annotated[Literal["completions", "chat"], typer.Option(help="Which API.")] = "completions",
+    endpoint: Annotated[Literal["completions", "chat"], typer.Option(help="API to use.")] = "completions",
     request_rate: Annotated[
         str | None,
         typer.Option(
-            help="Requests per second, with Poisson's gaps, whether or not others have been answered.",
+            help="Requests per second, as a Poisson process, whether or not others have ended.",
             show_default="inf: all at once",
             metavar="R",
         ),
     ] = None,
     concurrency: Annotated[
         int | None,
-        typer.Option(min=1, help="Instead of a rate: requests under way at any time.", show_default=False),
+        typer.Option(min=1, help="Instead of a rate: number of open requests.", show_default=False),
     ] = None,
     num_prompts: Annotated[int, typer.Option(min=1, help="Requests to measure.")] = 100,
     input_len: Annotated[
@@ -130,17 +131,17 @@ def serve(
     ] = "512",
     output_len: Annotated[str, typer.Option(help="max_tokens, in the same way.", metavar="N|LOW:HIGH")] = "128",
     prompt_text: Annotated[
-        bool, typer.Option("--prompt-text", help="Send words, for servers that take no token ids.")
+        bool, typer.Option("--prompt-text", help="Send words, for servers that accept no token ids.")
     ] = False,
-    vocab_size: Annotated[int, typer.Option(min=2, help="Token ids are drawn below this.")] = 256,
+    vocab_size: Annotated[int, typer.Option(min=2, help="Bound above all token ids of prompts.")] = 256,
     ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Ask for full length; Roost, vLLM and SGLang know it.")
+        bool, typer.Option("--ignore-eos", help="Request the full length; Roost, vLLM and SGLang support it.")
     ] = False,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the most likely token.")] = 0.0,
     api_key: Annotated[
         str | None, typer.Option(help="Sent as a bearer token.", metavar="KEY", show_default=False)
     ] = None,
-    warmup: Annotated[int, typer.Option(min=0, help="Requests before, one after the other, that do not count.")] = 1,
+    warmup: Annotated[int, typer.Option(min=0, help="Requests before the measurement, one after the other.")] = 1,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 600.0,
     goodput: Annotated[
         list[str] | None,
@@ -150,26 +151,25 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Draws prompts, lengths and arrival times.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of prompts, lengths and arrival times.")] = 0,
     json: JsonFile = None,
     svg: SvgFile = None,
 ) -> None:
-    """Measure a server from outside: any that speaks OpenAI's API, by streams.
+    """Measure any server that speaks OpenAI's API, by streams.
 
-    Tokens are counted by the server; times are those of the chunks.
+    The server counts tokens; times are those of its chunks.
     """
-    with errors_in_one_line(_USAGE):
+    with exit_on_error(_USAGE_STATUS):
         if limits and not goodput:
             raise SettingsError(f"{limits[0]!r}: no argument is expected; a server is given by --url")
         if concurrency is not None and request_rate is not None:
             raise SettingsError("--concurrency and --request-rate: give one of them")
         from ..client.http_client import Address, UrlError
-        from .lengths import LengthRange
         from .report import Outputs
         from .serve.benchmark import bench_serve
         from .serve.goodput import Objective
         from .serve.options import Options
-        from .workload import parse_rate
+        from .workload import LengthRange, parse_rate
 
         try:
             address = Address.parse(url)
@@ -202,11 +202,11 @@ def serve(
 @app.command()
 def length(
     model: Model = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Texts that grow at the same time.")] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, help="Sequences that grow at the same time.")] = 8,
     input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 16,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens to generate for each.")] = 16384,
     slots: Annotated[
-        str | None, typer.Option(help="Rows of a step: a number.", show_default="the concurrency", metavar="N")
+        str | None, typer.Option(help="Number of slots.", show_default="the concurrency", metavar="N")
     ] = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
@@ -216,8 +216,8 @@ def length(
     json: JsonFile = None,
     svg: SvgFile = None,
 ) -> None:
-    """Let texts grow, and tell speed and memory at every doubling of their length."""
-    with errors_in_one_line(_USAGE):
+    """Let sequences grow, and report speed and memory at every doubling of their length."""
+    with exit_on_error(_USAGE_STATUS):
         flags = {"slots": slots, "dtype": dtype, "quantize": quantize, "prefill_chunk": prefill_chunk, "seed": seed}
         settings = load_settings({"model": model, "config": config, **flags})
         from .engine.length import Options, bench_length

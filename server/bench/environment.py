@@ -1,4 +1,4 @@
-"""What a result depends on besides the options: the machine and the versions. And what a process takes of it."""
+"""The machine, the versions and the memory that a result depends on."""
 
 import contextlib
 import datetime
@@ -16,7 +16,7 @@ _PACKAGES: Final = ("roost", "jax", "jaxlib", "numpy", "flax")
 
 
 def machine() -> Mapping[str, Any]:
-    """This machine, and how busy it was just before."""
+    """Returns facts about this machine, and its load average."""
     return {
         "system": platform.platform(),
         "cpu": _cpu_name(),
@@ -27,7 +27,7 @@ def machine() -> Mapping[str, Any]:
 
 
 def versions() -> Mapping[str, str]:
-    """Of Python and of the packages that are installed here."""
+    """Returns the versions of Python and of installed packages."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -36,12 +36,12 @@ def versions() -> Mapping[str, str]:
 
 
 def now() -> str:
-    """The time of day, in UTC."""
+    """Returns the time of day in UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def resident_bytes() -> int:
-    """Memory of this process that lies in RAM; where the system does not tell, the most that ever did."""
+    """Returns the bytes of this process in RAM, or their peak if the system does not report the current number."""
     statm = Path("/proc/self/statm")
     if statm.is_file():
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

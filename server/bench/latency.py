@@ -1,25 +1,25 @@
-"""What was seen of one request, by a client or beside an engine."""
+"""Latencies of single requests, and their distribution over many."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
-
-from .percentiles import in_ms
 
 
 @dataclass(frozen=True, slots=True)
 class RequestTrace:
-    """Times are seconds of one clock.
+    """Times of one request, in seconds of one clock, as a client or the driver of an engine sees them.
 
     Attributes:
-      sent_s: when the request set out; connecting comes after.
-      token_times_s: when a piece of the answer came, be it one token or several.
-      end_s: when the answer was complete, or had failed.
-      prompt_tokens, output_tokens: as the server counts them; None where it does not tell.
-      last_s: when the last token was told of, where that is after the last piece: it may have no text.
-      failure: why there is no whole answer, in words that fit others of its kind, too, so that these can be counted.
-      lag_s: how much later than planned it set out, for which only the client can be blamed.
+      sent_s: Time when the request was sent; connecting comes after.
+      token_times_s: Time of each piece of the response, which may hold one token or several.
+      end_s: Time when the response was complete, or had failed.
+      prompt_tokens, output_tokens: Numbers of tokens as the server counts them; None if it does not report them.
+      last_s: Time when the last token was reported, if that is after the last piece: the token may have no text.
+      failure: Reason why the response is not complete, worded so that equal failures can be counted; None if it is.
+      lag_s: Seconds by which the client sent the request later than planned.
     """
 
     sent_s: float
@@ -38,12 +38,12 @@ class RequestTrace:
 
     @property
     def gaps_s(self) -> Sequence[float]:
-        """Inter-token latencies: from one piece to the next."""
+        """Inter-token latencies: times from one piece to the next."""
         return [after - before for before, after in pairwise(self.token_times_s)]
 
     @property
     def tpot_s(self) -> float | None:
-        """Time per output token after the first; unlike the gaps it knows when a piece holds several tokens."""
+        """Time per output token after the first; unlike the gaps it counts every token of a piece."""
         if not self.token_times_s or self.output_tokens is None or self.output_tokens < 2:
             return None
         last_s = self.token_times_s[-1] if self.last_s is None else self.last_s
@@ -51,12 +51,12 @@ class RequestTrace:
 
     @property
     def e2e_s(self) -> float:
-        """From setting out to the end."""
+        """Time from sending to the end."""
         return self.end_s - self.sent_s
 
 
 def latencies_ms(traces: Iterable[RequestTrace]) -> dict[str, Any]:
-    """Distributions over requests (of `itl_ms`: over gaps), in milliseconds."""
+    """Returns distributions over requests, or over gaps for `itl_ms`, in milliseconds."""
     traces = list(traces)
     return {
         "ttft_ms": in_ms(_known(traces, lambda trace: trace.ttft_s)),
@@ -68,3 +68,56 @@ def latencies_ms(traces: Iterable[RequestTrace]) -> dict[str, Any]:
 
 def _known(traces: Iterable[RequestTrace], time: Callable[[RequestTrace], float | None]) -> list[float]:
     return [seconds for trace in traces if (seconds := time(trace)) is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Summary of many values, in their unit."""
+
+    count: int
+    mean: float
+    min: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Distribution | None":
+        """Returns the summary of values; None if there are none."""
+        ordered = sorted(values)
+        if not ordered:
+            return None
+        p50, p90, p95, p99 = (percentile(ordered, percent) for percent in (50, 90, 95, 99))
+        mean = math.fsum(ordered) / len(ordered)
+        return cls(len(ordered), mean, ordered[0], p50, p90, p95, p99, ordered[-1])
+
+
+def percentile(ordered: Sequence[float], percent: int) -> float:
+    """Returns a percentile, interpolated between two values as numpy does by default.
+
+    Args:
+      ordered: At least one value, in rising order.
+      percent: Percentile from 0 to 100.
+    """
+    place = (len(ordered) - 1) * percent / 100
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def in_ms(seconds: Iterable[float]) -> dict[str, Any] | None:
+    """Returns the distribution of times, given in seconds, in milliseconds; None if there are no times."""
+    found = Distribution.of(value * 1e3 for value in seconds)
+    return None if found is None else asdict(found)
+
+
+def median_of(results: Sequence[Any]) -> Any:
+    """Returns the median of each number over results of the same form; results that are None are left out."""
+    given = [result for result in results if result is not None]
+    if not given:
+        return None
+    if isinstance(given[0], Mapping):
+        return {name: median_of([result[name] for result in given]) for name in given[0]}
+    return statistics.median(given)

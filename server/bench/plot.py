@@ -1,4 +1,4 @@
-"""Curves as SVG. The only room of matplotlib, which is an extra."""
+"""Draws curves as SVG with matplotlib, which is an extra."""
 
 import importlib.util
 import io
@@ -38,9 +38,10 @@ _STYLE: Any = {
 
 
 def require_matplotlib() -> None:
-    """
+    """Checks that matplotlib is installed.
+
     Raises:
-      CommandError: it is not installed.
+      CommandError: matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise CommandError("--svg needs matplotlib; in a clone of Roost, pip install '.[bench]'")
@@ -49,12 +50,13 @@ def require_matplotlib() -> None:
 def draw_lengths(
     title: str, lengths: Sequence[int], rates: Sequence[float], memory: Mapping[str, Sequence[float]]
 ) -> bytes:
-    """Speed and memory over the length of the text.
+    """Draws speed and memory over the length of a sequence.
 
     Args:
-      lengths: where each stretch ends, in generated tokens.
-      rates: tokens per second over each stretch.
-      memory: MiB at the end of each stretch, by what takes them.
+      title: Title of the figure.
+      lengths: End of each stretch, in generated tokens.
+      rates: Tokens per second over each stretch.
+      memory: MiB at the end of each stretch, by the name of a curve.
     """
     import matplotlib
 
@@ -70,10 +72,11 @@ def draw_lengths(
 
 
 def draw_latencies(title: str, panels: Mapping[str, Sequence[float]]) -> bytes:
-    """How large a share of requests (or of gaps) took at most how long.
+    """Draws the cumulative distribution of latencies.
 
     Args:
-      panels: milliseconds, at least one each, by what they measure.
+      title: Title of the figure.
+      panels: Milliseconds by the title of a panel, at least one value each.
     """
     import matplotlib
 
@@ -117,7 +120,7 @@ def _draw_shares(axis: "Axes", ordered: Sequence[float]) -> None:
 
 
 def _short(length: int) -> str:
-    """Powers of two as people say them: 16384 is 16k."""
+    """Returns a length in units of 1024, if it is a multiple: 16384 is 16k."""
     return f"{length // 1024}k" if length >= 1024 and not length % 1024 else str(length)
 
 

@@ -1,4 +1,4 @@
-"""A benchmark's result as JSON for programs, and as a table for people."""
+"""Writes the result of a benchmark as JSON and as tables."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,22 +19,22 @@ from .plot import require_matplotlib
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Where results go besides the table.
+    """Outputs besides the tables.
 
     Attributes:
-      json: a file, "-" for stdout (the table then goes to stderr), or None.
-      svg: a file, or None.
+      json: File, or "-" for stdout, which moves the tables to stderr; None writes no JSON.
+      svg: File; None draws nothing.
     """
 
     json: str | None = None
     svg: Path | None = None
 
     def check(self) -> None:
-        """Finds out before anything slow is done what would fail after it.
+        """Checks the outputs before the benchmark runs.
 
         Raises:
-          SettingsError: a folder is not there.
-          CommandError: the plot cannot be drawn.
+          SettingsError: The folder of a file does not exist.
+          CommandError: matplotlib is not installed.
         """
         files = {"--json": None if self.json in (None, "-") else Path(self.json or ""), "--svg": self.svg}
         for option, file in files.items():
@@ -44,13 +44,14 @@ class Outputs:
             require_matplotlib()
 
     def console(self) -> Console:
-        """Where the table goes."""
+        """Returns the console for tables."""
         return Console(stderr=self.json == "-")
 
     def write_json(self, document: Mapping[str, Any]) -> None:
-        """
+        """Writes the document to the JSON output, if there is one.
+
         Raises:
-          CommandError: the file cannot be written.
+          CommandError: The file cannot be written.
         """
         text = orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         if self.json == "-":
@@ -61,9 +62,10 @@ class Outputs:
 
 
 def write_file(option: str, path: Path, content: bytes) -> None:
-    """
+    """Writes the file of an option.
+
     Raises:
-      CommandError: the file cannot be written.
+      CommandError: The file cannot be written.
     """
     try:
         path.write_bytes(content)
@@ -72,7 +74,7 @@ def write_file(option: str, path: Path, content: bytes) -> None:
 
 
 def opening(benchmark: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The start of a document: what is needed to run the benchmark again. Made before it runs."""
+    """Returns the facts that a document begins with. Call it before the benchmark runs."""
     return {
         "benchmark": benchmark,
         "started": now(),
@@ -83,7 +85,7 @@ def opening(benchmark: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]], corner: str = "") -> Table:
-    """A name at the left of each row, and numbers under the columns' names."""
+    """Returns a table whose rows have a name and numbers."""
     table = Table(show_header=any(columns))
     table.add_column(corner)
     for column in columns:
@@ -94,34 +96,34 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]], corner: st
 
 
 def report(title: str, tables: Sequence[Table], notes: Sequence[str]) -> Group:
-    """All that is printed. Titles and notes may hold anything, brackets too."""
+    """Returns tables with a title and notes, neither of which is parsed for markup."""
     return Group(Text(title), *tables, *(Text(note) for note in notes))
 
 
 def interruption(was_interrupted: bool) -> Sequence[str]:
-    """A line for below the tables, where one is needed."""
+    """Returns the note about an interruption, if there was one."""
     return ["interrupted: this is what was measured so far"] if was_interrupted else []
 
 
 def rate(value: float | None) -> str:
-    """Of something per second."""
+    """Formats a rate per second."""
     return number(value, 0 if value is not None and value >= 1000 else 1)
 
 
 def number(value: float | int | None, digits: int = 1) -> str:
-    """With separators; a dash where there is none."""
+    """Formats a number with separators; None is a dash."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def milliseconds(value: float | int | None) -> str:
-    """As many digits as mean something."""
+    """Formats milliseconds with the digits that are significant."""
     if value is None:
         return "–"
     return number(value, 0 if value >= 1000 else 1 if value >= 10 else 2)
 
 
 def pick(result: Mapping[str, Any], *path: str) -> Any:
-    """A value inside a result; None where some part of the way is None."""
+    """Returns the value at a path of names; None if a part of the path is None."""
     value: Any = result
     for name in path:
         value = None if value is None else value[name]

@@ -1,20 +1,20 @@
-"""Finds accelerators that a machine has and JAX does not use, by the device files of their drivers. No JAX here."""
+"""Finds accelerators that JAX does not use, by the device files of their drivers. Does not import JAX."""
 
 import re
 from pathlib import Path
 from typing import Final
 
 _GOOGLE: Final = "0x1ae0"
-"""Vendor of TPUs on the PCI bus."""
+"""PCI vendor id of TPUs."""
 
 
 def unused_accelerator(platform: str, chosen: str, root: Path = Path("/")) -> str | None:
-    """Returns a warning where the model runs on the CPU of a machine with an accelerator, unless that was chosen.
+    """Returns a warning if the model runs on the CPU of a machine with an accelerator, unless that was chosen.
 
     Args:
-      platform: that the model runs on, as JAX names it.
-      chosen: the platforms that JAX_PLATFORMS chooses, separated by commas; empty leaves the choice to JAX.
-      root: of the file system.
+      platform: JAX's name of the platform that the model runs on.
+      chosen: Value of JAX_PLATFORMS: platforms separated by commas; empty leaves the choice to JAX.
+      root: Root of the file system.
     """
     if platform != "cpu" or "cpu" in chosen.split(","):
         return None
@@ -35,13 +35,13 @@ def _warning(device: str, extra: str) -> str:
 
 
 def _first(folder: Path, pattern: str) -> str | None:
-    """The first file of that name, if any; a folder that is missing has none."""
+    """Returns the first file whose name matches, if any."""
     if not folder.is_dir():
         return None
     return next((name for name in sorted(path.name for path in folder.iterdir()) if re.fullmatch(pattern, name)), None)
 
 
 def _has_google_device(root: Path) -> bool:
-    """Files in /dev/vfio may be of any device that a virtual machine was given."""
+    """Tells whether the machine has a TPU: /dev/vfio also holds other devices that are passed to a virtual machine."""
     vendors = (root / "sys/bus/pci/devices").glob("*/vendor")
     return any(vendor.read_text().strip() == _GOOGLE for vendor in vendors)

@@ -1,4 +1,4 @@
-"""`roost convert`: a checkpoint in another format or precision."""
+"""`roost convert`: writes a checkpoint in another format or precision."""
 
 import sys
 from pathlib import Path
@@ -10,11 +10,11 @@ from ..model_hub import find_model
 
 
 def run(model: str, destination: Path, dtype: str | None, quantize: str | None, to: str) -> None:
-    """Writes the checkpoint anew and says what came of it.
+    """Converts a checkpoint and prints its size and fingerprint.
 
     Raises:
-      ConfigError: an option is not known.
-      CheckpointError: the source cannot be read, or the destination cannot be written.
+      ConfigError: An option is not known.
+      CheckpointError: The source cannot be read, or the destination cannot be written.
     """
     if dtype not in (None, "float32", "bfloat16"):
         raise ConfigError(f"dtype must be float32 or bfloat16, not {dtype!r}")

@@ -1,4 +1,4 @@
-"""`roost generate`: one answer, streamed to the terminal, without a server."""
+"""`roost generate`: streams one response to the terminal, without a server."""
 
 import asyncio
 import sys
@@ -12,7 +12,7 @@ from ...engine import AsyncEngine, ConfigError, SavedState, StateFileError, show
 from ..generation.choices import Choice
 from ..generation.prompts import Prompt
 from ..settings import Settings
-from ..terminal.text import AnswerWriter
+from ..terminal.text import StreamWriter
 from ..text.chat_template import ChatFormatError, Message
 from ..text.served_model import ServedModel
 from ..text.tokenizer import TextUnavailableError
@@ -20,17 +20,20 @@ from .local_model import LocalModel, sampling_params
 from .sampling_options import SamplingOptions
 
 _INTERRUPTED: Final = 130
-"""The exit status of a program that Ctrl-C has ended."""
+"""Exit status after Ctrl-C."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """
+    """Options of `roost generate`.
+
     Attributes:
-      settings: of the engine, and the model.
-      raw: continue the prompt as it stands, instead of answering it.
-      load_state: a state to go on from: a chat's next turn, or the raw text behind it.
-      save_state: where the state is put at the end.
+      settings: Settings of the engine and the model.
+      prompt: Prompt.
+      raw: Whether to continue the prompt instead of applying the chat template.
+      sampling: Sampling options.
+      load_state: File of a saved state to continue from; None starts anew.
+      save_state: File that the state is saved in at the end; None saves none.
     """
 
     settings: Settings
@@ -42,10 +45,13 @@ class Options:
 
 
 def generate(options: Options) -> int:
-    """Streams an answer to stdout, all else to stderr; gives the exit status.
+    """Streams generated text to stdout, and everything else to stderr.
+
+    Returns:
+      The exit status.
 
     Raises:
-      RoostError: an option is wrong, or the model cannot be loaded.
+      RoostError: An option is wrong, or the model cannot be loaded.
     """
     local = LocalModel(options.settings)
     model = local.model
@@ -57,7 +63,7 @@ def generate(options: Options) -> int:
     try:
         asyncio.run(_run(local, choice, options))
     except KeyboardInterrupt:
-        local.leave_if_loading(_INTERRUPTED)
+        local.exit_if_loading(_INTERRUPTED)
         return _INTERRUPTED
     return 0
 
@@ -65,18 +71,18 @@ def generate(options: Options) -> int:
 async def _run(local: LocalModel, choice: Choice, options: Options) -> None:
     await local.start()
     try:
-        await _answer(local, choice, options)
+        await _stream(local, choice, options)
     finally:
         await local.engine.stop()
 
 
-async def _answer(local: LocalModel, choice: Choice, options: Options) -> None:
-    """Streams the answer; what there is to say about it comes after its last line."""
+async def _stream(local: LocalModel, choice: Choice, options: Options) -> None:
+    """Streams the text, then saves the state and prints the speed."""
     engine, key = local.engine, local.state_key
     if options.load_state is not None:
         choice = _after(choice, _load(engine, options.load_state, key), local.model, raw=options.raw)
     began, num_tokens, num_sent = time.perf_counter(), 0, 0
-    with AnswerWriter() as writer:
+    with StreamWriter() as writer:
         async with aclosing(local.generate("cli", choice)) as deltas:
             async for delta in deltas:
                 num_tokens += len(delta.token_ids)
@@ -99,7 +105,7 @@ def _load(engine: AsyncEngine, path: Path, key: bytes | None) -> SavedState:
 
 
 def _after(choice: Choice, state: SavedState, model: ServedModel, *, raw: bool) -> Choice:
-    """The choice behind a text that was read before. There is one BOS; and a turn that has ended ends its line."""
+    """Continues a choice from a saved state: drops a second BOS, and ends the line of a chat turn that has ended."""
     new, token_ids = choice.prompt.token_ids, state.token_ids
     if new[0] == model.tokenizer.bos_id:
         new = new[1:]
@@ -117,7 +123,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _prompt(model: ServedModel, options: Options) -> Prompt:
-    """A chat of one message where the checkpoint knows chats, else the text with BOS in front."""
+    """Returns a chat of one message if the checkpoint has a chat template, else the text after BOS."""
     tokenizer = model.tokenizer
     if not options.raw:
         try:

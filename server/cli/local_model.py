@@ -1,4 +1,4 @@
-"""A model in this process, for commands that answer on the terminal without a server."""
+"""Model in this process, for commands that generate without a server."""
 
 import secrets
 from collections.abc import AsyncGenerator
@@ -19,7 +19,7 @@ from .sampling_options import SamplingOptions
 
 
 def sampling_params(sampling: SamplingOptions, model: ServedModel) -> SamplingParams:
-    """Returns the parameters of an answer, with the checkpoint's defaults for options that are None.
+    """Returns sampling parameters, with the checkpoint's defaults for options that are None.
 
     Raises:
       ConfigError: A value is out of range.
@@ -37,10 +37,16 @@ def sampling_params(sampling: SamplingOptions, model: ServedModel) -> SamplingPa
 
 
 class LocalModel:
-    """One slot of a model. Opening it reads everything but the weights; `start` loads those.
+    """Model with one slot. The constructor reads everything but the weights; `start` loads them.
+
+    Attributes:
+      state_key: Key that signs saved states; None signs nothing.
+      source: Checkpoint.
+      model: Tokenizer, chat template and defaults.
+      engine: Engine, which `start` starts.
 
     Raises:
-      RoostError: a setting is wrong, or the model cannot be opened.
+      RoostError: A setting is wrong, or the model cannot be opened.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -56,13 +62,13 @@ class LocalModel:
         """Loads the weights and compiles.
 
         Raises:
-          RoostError: the weights do not fit the model, or the model the memory.
+          RoostError: The weights do not match the model, or the model does not fit the memory.
         """
         self.engine.start()
         await self.engine.wait_ready()
 
-    def leave_if_loading(self, status: int) -> None:
-        """Ends the process with `status` if it is still loading, which nothing else can interrupt."""
+    def exit_if_loading(self, status: int) -> None:
+        """Ends the process with `status` if the engine is loading, which nothing else can interrupt."""
         if is_loading(self.engine):
             exit_while_loading(self._progress, status)
 

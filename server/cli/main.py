@@ -1,4 +1,4 @@
-"""The `roost` command. JAX takes seconds to import, so each command imports what it needs when it runs."""
+"""The `roost` command. JAX takes seconds to import, so each command imports its module when it runs."""
 
 import importlib.metadata
 from pathlib import Path
@@ -8,9 +8,9 @@ import typer
 
 from ..bench.cli import app as bench
 from ..settings import is_json_wanted, load_settings
-from ..terminal.failure import errors_in_one_line
+from ..terminal.failure import exit_on_error
 from ..terminal.help import MODEL_HELP, CommandGroup, setting_option, takes_settings
-from .sampling_options import SamplingOptions
+from .sampling_options import MaxTokens, SamplingOptions, SamplingSeed, Temperature, TopK, TopP
 
 app = typer.Typer(
     name="roost",
@@ -47,7 +47,7 @@ def serve(**flags: Any) -> None:
 
     Each flag is also an environment variable (ROOST_MAX_QUEUE) and a key of the config file (max_queue).
     """
-    with errors_in_one_line(as_json=is_json_wanted(flags["log_format"]) or None):
+    with exit_on_error(as_json=is_json_wanted(flags["log_format"]) or None):
         settings = load_settings(flags)
         from .serve import serve as run
 
@@ -55,13 +55,6 @@ def serve(**flags: Any) -> None:
     raise typer.Exit(status)
 
 
-MaxTokens = Annotated[int | None, typer.Option(help="Maximum number of tokens to generate.")]
-Temperature = Annotated[
-    float | None, typer.Option(help="0 always takes the most likely token; the default is the model's.")
-]
-TopP = Annotated[float | None, typer.Option(help="Probability mass to sample from; the default is the model's.")]
-TopK = Annotated[int | None, typer.Option(help="Number of tokens to sample from; the default is the model's.")]
-SamplingSeed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
 Dtype = Annotated[str | None, setting_option("dtype")]
 Quantize = Annotated[str | None, setting_option("quantize")]
 
@@ -71,12 +64,12 @@ def generate(
     words: Annotated[
         list[str],
         typer.Argument(
-            help=f"In quotes. Put MODEL in front of it for another than demo: {MODEL_HELP}",
+            help=f"Prompt in quotes. MODEL in front of it replaces demo: {MODEL_HELP}",
             metavar="PROMPT",
             show_default=False,
         ),
     ],
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt instead of answering it.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt, without the chat template.")] = False,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -85,16 +78,16 @@ def generate(
     dtype: Dtype = None,
     quantize: Quantize = None,
     load_state: Annotated[
-        Path | None, typer.Option(help="Go on from a state that was saved.", metavar="FILE", show_default=False)
+        Path | None, typer.Option(help="Continue from a saved state.", metavar="FILE", show_default=False)
     ] = None,
     save_state: Annotated[
         Path | None, typer.Option(help="Save the state at the end.", metavar="FILE", show_default=False)
     ] = None,
 ) -> None:
-    """Answer PROMPT here on the terminal, without a server. Only the answer goes to stdout."""
+    """Generate a response to PROMPT without a server. Only the response goes to stdout."""
     if len(words) > 2:
         raise typer.BadParameter("put the prompt in quotes", param_hint="PROMPT")
-    with errors_in_one_line():
+    with exit_on_error():
         from .generate import Options
         from .generate import generate as run
 
@@ -127,7 +120,7 @@ def chat(
     api_key: Annotated[
         str | None,
         typer.Option(
-            help="The server's; others can read it here, but not in ROOST_API_KEY.",
+            help="Key of the server; other users can read it here, but not in ROOST_API_KEY.",
             envvar="ROOST_API_KEY",
             metavar="KEY",
             show_default=False,
@@ -142,11 +135,11 @@ def chat(
     dtype: Dtype = None,
     quantize: Quantize = None,
 ) -> None:
-    """Talk to a model: one that is loaded here, or a running server's. /help lists what can be typed.
+    """Chat with a model that is loaded here, or with a running server. /help lists the commands.
 
-    Lines of a pipe are questions, too; only answers go to stdout.
+    Each line of a pipe is a message. Only responses go to stdout.
     """
-    with errors_in_one_line():
+    with exit_on_error():
         from .chat.command import Options
         from .chat.command import chat as run
 
@@ -168,11 +161,11 @@ def plan(
         str, typer.Option(help="Chips that share slots (data) and the weights (model).", metavar="data=N,model=M")
     ] = "data=1,model=1",
 ) -> None:
-    """Say what MODEL needs on one device or several, how many requests fit, and what the roofline allows.
+    """Show what MODEL needs on one device or several, how many requests fit, and what the roofline allows.
 
     Everything is computed; nothing is loaded or measured.
     """
-    with errors_in_one_line():
+    with exit_on_error():
         from .plan import print_plan
 
         print_plan(model, device, dtype, quantize, mesh)
@@ -181,13 +174,13 @@ def plan(
 @app.command()
 def convert(
     model: Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False, metavar="SRC")],
-    destination: Annotated[Path, typer.Argument(help="A folder that is not there yet.", metavar="DST")],
+    destination: Annotated[Path, typer.Argument(help="New folder.", metavar="DST")],
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.", show_default="each tensor's own")] = None,
     quantize: Quantize = None,
     to: Annotated[str, typer.Option("--format", help="hf (safetensors) or orbax (the official one).")] = "hf",
 ) -> None:
-    """Write the checkpoint SRC anew as DST, in another format or precision, and check what was written."""
-    with errors_in_one_line():
+    """Convert the checkpoint SRC to DST, in another format or precision, and verify it."""
+    with exit_on_error():
         from .convert import run
 
         run(model, destination, dtype, quantize, to)

@@ -1,4 +1,4 @@
-"""`roost plan`: whether a model fits, and how fast it could be."""
+"""`roost plan`: prints whether a model fits a device, and the roofline of its speed."""
 
 from collections.abc import Iterator
 
@@ -30,13 +30,13 @@ _CPU_NOTE = (
 
 
 def print_plan(model: str, device: str, dtype: str, quantize: str | None = None, mesh: str = "data=1,model=1") -> None:
-    """Prints what the model needs on the device, or on each of a mesh of them, and the limits of its speed.
+    """Prints the memory that a model needs on a device or a mesh of devices, and the limits of its speed.
 
-    Where not one slot fits, prints what would.
+    If not one slot fits, prints the options that make it fit.
 
     Raises:
-      ConfigError: the device, the dtype, the quantisation or the mesh is not known.
-      CheckpointError: there is no such model.
+      ConfigError: The device, the dtype, the quantisation or the mesh is not known.
+      CheckpointError: The model does not exist.
     """
     found = find_device(device)
     sizes = {"float32": 4, "bfloat16": 2}
@@ -105,7 +105,7 @@ def _rows(roofline: Roofline) -> Iterator[tuple[str, str]]:
 
 
 def _advice(setup: Setup, fitting: list[tuple[Setup, Roofline]]) -> Iterator[str]:
-    """Yields what to do where no slot fits: each setup as the options that differ, and what it has room for."""
+    """Yields lines of advice if no slot fits: the options of each fitting setup, and its number of slots."""
     if not fitting:
         yield "It does not fit, nor would it in bfloat16, in int8, on a larger mesh or on another known device."
         return
@@ -117,7 +117,7 @@ def _advice(setup: Setup, fitting: list[tuple[Setup, Roofline]]) -> Iterator[str
 
 
 def _options(setup: Setup, other: Setup) -> str:
-    """Returns the options that lead from one setup to another."""
+    """Returns the command-line options that lead from one setup to another."""
     if other.device != setup.device:
         return f"--device {other.device}"
     if other.dtype_bytes != setup.dtype_bytes:

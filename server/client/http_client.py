@@ -1,6 +1,6 @@
-"""An HTTP/1.1 client for streams: a parser in C and a plain call per piece, so that it is not what limits a benchmark.
+"""HTTP/1.1 client for streamed responses, fast enough not to limit a benchmark: httptools and one call per piece.
 
-It follows no redirects, unpacks nothing and goes through no proxy.
+httpx lacks a parser in C. This client follows no redirects, decompresses nothing and uses no proxy.
 """
 
 import asyncio
@@ -15,23 +15,23 @@ import httptools
 import orjson
 
 _MAX_ERROR_BYTES: Final = 64 * 1024
-"""As much of an answer that is no success is kept."""
+"""Bytes of an unsuccessful response that are kept."""
 
 type Sink = Callable[[bytes, float], None]
-"""Takes a piece of a body, and when it came, in seconds of `time.perf_counter`."""
+"""Receives a piece of a body, and its time in seconds of `time.perf_counter`."""
 
 
 class ClientError(Exception):
-    """An exchange failed; the text is one short line without anything that differs between two such failures."""
+    """An exchange failed; the text is one short line that is equal for equal failures."""
 
 
 class UrlError(ValueError):
-    """This is no address of a server."""
+    """The text is not the address of a server."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A status and the body, which is empty where a sink took it."""
+class Response:
+    """Status and body of a response; the body is empty if a sink received it."""
 
     status: int
     body: bytes
@@ -39,10 +39,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server is.
+    """Address of a server.
 
     Attributes:
-      prefix: what comes before `/v1` in every path.
+      host: Name or IP address.
+      port: TCP port.
+      is_tls: Whether the server speaks HTTPS.
+      prefix: Path in front of `/v1`.
     """
 
     host: str
@@ -52,10 +55,10 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> "Address":
-        """Reads `http://host:port`, with or without `/v1` at its end.
+        """Parses `http://host:port`, with or without `/v1` at its end.
 
         Raises:
-          UrlError: it is not such an address.
+          UrlError: The text is not such an address.
         """
         try:
             parts = urlsplit(url)
@@ -64,28 +67,28 @@ class Address:
             raise UrlError(f"{url!r}: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise UrlError(f"{url!r} is no URL of a server; write it as http://127.0.0.1:8000")
-        return cls._of(parts, port)
+        return cls._from_parts(parts, port)
 
     @classmethod
-    def _of(cls, parts: SplitResult, port: int | None) -> "Address":
+    def _from_parts(cls, parts: SplitResult, port: int | None) -> "Address":
         is_tls = parts.scheme == "https"
         prefix = parts.path.rstrip("/").removesuffix("/v1")
         return cls(parts.hostname or "", port or (443 if is_tls else 80), is_tls, prefix)
 
     @property
     def authority(self) -> str:
-        """For the Host header."""
+        """Value of the Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
 
 class HttpClient:
-    """Keeps connections open and uses them again; each carries one exchange at a time.
+    """Keeps connections open and reuses them; each carries one exchange at a time.
 
     Args:
-      address: the server.
-      api_key: sent as a bearer token.
-      timeout_s: how long an exchange may take in all.
+      address: Address of the server.
+      api_key: Key that is sent as a bearer token; None sends none.
+      timeout_s: Maximum time of a whole exchange, in seconds.
     """
 
     def __init__(self, address: Address, api_key: str | None = None, timeout_s: float = 600.0) -> None:
@@ -97,21 +100,21 @@ class HttpClient:
         key = "" if api_key is None else f"Authorization: Bearer {api_key}\r\n"
         self._headers = f"Host: {address.authority}\r\nUser-Agent: roost-bench\r\n{key}"
 
-    async def get(self, path: str) -> Answer:
-        """Fetches a small answer.
+    async def get(self, path: str) -> Response:
+        """Fetches a small response.
 
         Raises:
-          ClientError: there was none.
+          ClientError: The exchange failed.
         """
         pieces: list[bytes] = []
-        answer = await self._exchange(self._head("GET", path), lambda piece, now: pieces.append(piece))
-        return Answer(answer.status, answer.body or b"".join(pieces))
+        response = await self._exchange(self._head("GET", path), lambda piece, now: pieces.append(piece))
+        return Response(response.status, response.body or b"".join(pieces))
 
-    async def post(self, path: str, body: Mapping[str, Any], sink: Sink) -> Answer:
-        """Sends JSON; a successful answer's body goes to the sink, piece by piece as it comes.
+    async def post(self, path: str, body: Mapping[str, Any], sink: Sink) -> Response:
+        """Sends JSON, and passes the body of a successful response to the sink, piece by piece as it arrives.
 
         Raises:
-          ClientError: the exchange failed; what came before has gone to the sink.
+          ClientError: The exchange failed; the sink may have received pieces before.
         """
         data = orjson.dumps(body)
         head = f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
@@ -127,15 +130,15 @@ class HttpClient:
     def _head(self, method: str, path: str, headers: str = "") -> bytes:
         return f"{method} {self._address.prefix}{path} HTTP/1.1\r\n{self._headers}{headers}\r\n".encode()
 
-    async def _exchange(self, request: bytes, sink: Sink) -> Answer:
+    async def _exchange(self, request: bytes, sink: Sink) -> Response:
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._attempt(request, sink)
         except TimeoutError:
             raise ClientError(f"no end within the timeout of {self._timeout_s:g} s") from None
 
-    async def _attempt(self, request: bytes, sink: Sink) -> Answer:
-        """Tries once more where a kept connection turns out to have been closed by the server meanwhile."""
+    async def _attempt(self, request: bytes, sink: Sink) -> Response:
+        """Uses an idle connection; tries the next one if the server has closed it meanwhile."""
         while connection := self._take_idle():
             try:
                 return await self._carry(connection, request, sink)
@@ -146,9 +149,9 @@ class HttpClient:
         except _StaleConnection:
             raise ClientError("the server closed the connection without an answer") from None
 
-    async def _carry(self, connection: "_Connection", request: bytes, sink: Sink) -> Answer:
+    async def _carry(self, connection: "_Connection", request: bytes, sink: Sink) -> Response:
         try:
-            answer = await connection.exchange(request, sink)
+            response = await connection.exchange(request, sink)
         except BaseException:
             connection.close()
             raise
@@ -156,7 +159,7 @@ class HttpClient:
             self._idle.append(connection)
         else:
             connection.close()
-        return answer
+        return response
 
     def _take_idle(self) -> "_Connection | None":
         while self._idle:
@@ -179,66 +182,67 @@ class HttpClient:
 
 
 class _StaleConnection(Exception):
-    """The connection ended before the first byte of an answer."""
+    """The connection ended before the first byte of a response."""
 
 
 class _Connection(asyncio.Protocol):
-    """One connection. The methods from `on_header` on are what httptools calls.
+    """One connection. httptools calls the methods from `on_header` on.
 
     Attributes:
-      lost: done when there is no connection any more.
+      lost: Future that is done once the connection is closed.
     """
 
     def __init__(self) -> None:
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._transport: Any = None
-        self._answer: asyncio.Future[Answer] | None = None
+        self._response: asyncio.Future[Response] | None = None
         self._keeps_alive = True
 
     @property
     def is_reusable(self) -> bool:
-        """Whether another exchange may follow."""
+        """Tells whether another exchange may follow."""
         return self._keeps_alive and self._transport is not None and not self._transport.is_closing()
 
-    async def exchange(self, request: bytes, sink: Sink) -> Answer:
-        """Sends a whole request and waits for the whole answer."""
+    async def exchange(self, request: bytes, sink: Sink) -> Response:
+        """Sends a whole request and waits for the whole response."""
         assert self._transport is not None
-        self._sink, self._has_begun = sink, False
+        self._sink, self._has_started = sink, False
         self._status, self._has_length, self._error_body = 0, False, bytearray()
         self._parser = httptools.HttpResponseParser(self)
-        self._answer = asyncio.get_running_loop().create_future()
+        self._response = asyncio.get_running_loop().create_future()
         self._transport.write(request)
-        return await self._answer
+        return await self._response
 
     def close(self) -> None:
+        """Closes the connection at once."""
         if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: Any) -> None:
-        self._transport = transport  # uvloop's has another base than asyncio's
+        self._transport = transport  # uvloop's transport has another base class than asyncio's
 
     def data_received(self, data: bytes) -> None:
         self._now = time.perf_counter()
-        if self._answer is None or self._answer.done():
-            self._keeps_alive = False  # nobody asked: whatever it is, it would be taken for the next answer
+        if self._response is None or self._response.done():
+            self._keeps_alive = False  # unrequested data would be taken for the next response
             return
-        self._has_begun = True
+        self._has_started = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
-            self._fail(cast(Exception, error.__context__))  # of the sink, so a bug
+            self._fail(cast(Exception, error.__context__))  # raised by the sink, so a bug
         except httptools.HttpParserError:
             self._fail(ClientError("the answer is not HTTP/1.1"))
 
     def connection_lost(self, error: Exception | None) -> None:
         self._keeps_alive = False
         self.lost.set_result(None)
-        if self._answer is None or self._answer.done():
+        if self._response is None or self._response.done():
             return
-        if not self._has_begun:
+        if not self._has_started:
             self._fail(_StaleConnection())
         elif self._status and not self._has_length:
-            self.on_message_complete()  # an answer that tells no length ends with its connection
+            self.on_message_complete()  # a response without a length ends with its connection
         else:
             self._fail(ClientError("the server closed the connection in the middle of the answer"))
 
@@ -256,15 +260,15 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._status < 200:
-            return  # 100 Continue and the like: the answer is still to come
+            return  # an interim response, such as 100 Continue
         self._keeps_alive &= self._has_length and self._parser.should_keep_alive()
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(Answer(self._status, bytes(self._error_body)))
+        if self._response is not None and not self._response.done():
+            self._response.set_result(Response(self._status, bytes(self._error_body)))
 
     def _fail(self, error: Exception) -> None:
         self._keeps_alive = False
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(error)
+        if self._response is not None and not self._response.done():
+            self._response.set_exception(error)
 
 
 def _reason(error: OSError) -> str:

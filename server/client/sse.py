@@ -1,8 +1,11 @@
-"""Server-sent events out of bytes that come in pieces cut anywhere."""
+"""Parses server-sent events from pieces of bytes. httpx-sse needs httpx, whose HTTP parser is pure Python."""
 
 
 class EventParser:
-    """Gives the data of every event that is whole. Lines may end in LF, CR or CRLF; comments and names are dropped."""
+    """Returns the data of each complete event.
+
+    Lines may end in LF, CR or CRLF. Comments and the names and ids of events are dropped.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
@@ -10,7 +13,7 @@ class EventParser:
         self._data: list[bytes] = []
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """The events that this piece completes."""
+        """Returns the events that a piece completes; pieces may be cut anywhere."""
         if self._ended_in_cr and piece:
             piece = piece.removeprefix(b"\n")
             self._ended_in_cr = False
@@ -18,10 +21,10 @@ class EventParser:
             self._ended_in_cr = piece.endswith(b"\r")
             piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *lines, self._rest = (self._rest + piece).split(b"\n")
-        return [event for line in lines if (event := self._take(line)) is not None]
+        return [event for line in lines if (event := self._feed_line(line)) is not None]
 
-    def _take(self, line: bytes) -> bytes | None:
-        """Notes a line of an event; gives the event where the line, an empty one, ends it."""
+    def _feed_line(self, line: bytes) -> bytes | None:
+        """Returns the event that a line ends, if any: an empty line ends an event."""
         if line.startswith(b"data:"):
             self._data.append(line[6:] if line[5:6] == b" " else line[5:])
             return None

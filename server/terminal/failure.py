@@ -1,4 +1,4 @@
-"""How a command fails: one line on stderr, and an exit status."""
+"""Failure of a command: one line on stderr, and an exit status."""
 
 import contextlib
 import logging
@@ -11,16 +11,16 @@ from ..settings import SettingsError
 
 
 class CommandError(Exception):
-    """A command cannot go on; the text is one line that says what is wrong and what to do."""
+    """A command cannot continue; the text is one line that says what is wrong and what to do."""
 
 
 @contextlib.contextmanager
-def errors_in_one_line(usage_status: int = 1, *, as_json: bool | None = None) -> Iterator[None]:
-    """What a user can put right is told in a line; all else is a bug and keeps its trace.
+def exit_on_error(usage_status: int = 1, *, as_json: bool | None = None) -> Iterator[None]:
+    """Prints an error that a user can fix as one line, and exits. Other errors are bugs and keep their trace.
 
     Args:
-      usage_status: the exit status where an option or a setting cannot be used.
-      as_json: whether the line is an object; None makes it one where log lines are.
+      usage_status: Exit status if an option or a setting cannot be used.
+      as_json: Whether the line is a JSON object; None follows the format of log lines.
     """
     try:
         yield

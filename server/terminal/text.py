@@ -1,4 +1,4 @@
-"""Text on the terminal: streamed answers, and the lines that a user types."""
+"""Text on the terminal: streamed output, and characters that it cannot show."""
 
 import sys
 import unicodedata
@@ -9,18 +9,20 @@ _SHOWN_CONTROLS: Final = "\n\t"
 
 
 def printable(text: str) -> str:
-    """Returns the text without control characters but newline and tab: what a model or a server says must not move the
-    cursor, set the window's title or answer for the user."""
+    """Returns a text without control characters, except newline and tab.
+
+    Text of a model or a server must not move the cursor, set the window's title or type for the user.
+    """
     return "".join(char for char in text if char in _SHOWN_CONTROLS or unicodedata.category(char) != "Cc")
 
 
-class AnswerWriter:
-    """Writes an answer to stdout as it comes. At the end of the `with` block it has ended with a newline.
+class StreamWriter:
+    """Writes generated text to stdout as it arrives. The `with` block ends the last line.
 
-    A pipe gets the answer as it is, a terminal without control characters.
+    A terminal gets the text without control characters, a pipe the text itself.
 
     Attributes:
-      text: the answer so far, as it is.
+      text: Text so far, unchanged.
     """
 
     def __init__(self) -> None:
@@ -38,7 +40,7 @@ class AnswerWriter:
             self._out.flush()
             self._ends_line = shown.endswith("\n")
 
-    def __enter__(self) -> "AnswerWriter":
+    def __enter__(self) -> "StreamWriter":
         return self
 
     def __exit__(
@@ -50,8 +52,8 @@ class AnswerWriter:
             self._out.flush()
 
 
-def replace_what_cannot_be_encoded() -> None:
-    """Lets stdin, stdout and stderr replace characters that their encoding lacks, where they would raise."""
+def replace_unencodable_characters() -> None:
+    """Makes stdin, stdout and stderr replace characters that their encoding lacks, instead of raising."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="replace")

@@ -8,11 +8,10 @@ from typing import Any, Final
 from ....engine import EngineCore, Request, device_facts
 from ...model_hub import find_model
 from ...settings import Settings, SettingsError
-from ..percentiles import median_of
+from ..latency import median_of
 from ..progress import Advance, progress_bar
-from ..prompts import draw_token_ids
 from ..report import Outputs, opening
-from ..workload import balanced_interval, poisson_times
+from ..workload import balanced_interval, draw_token_ids, poisson_times
 from .driver import Driver, run_at, run_by_rounds, run_in_turn, run_together
 from .loading import INTERRUPTED, load, make_request, model_facts, settings_as_json
 from .result import summarize, table
@@ -22,15 +21,17 @@ _MAX_QUEUE: Final = 10**6
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """
+    """Options of `roost bench engine`.
+
     Attributes:
-      settings: the engine's; their seed draws the prompts, too.
-      workloads: of `prefill`, `decode` and `mixed`.
-      concurrency: requests that run at the same time; None takes as many as there are slots.
-      input_len, output_len: tokens of each prompt and of each answer.
-      num_prompts: of a run of `prefill` or `mixed`; None takes twice the concurrency. `decode` has `concurrency`.
-      request_rate: per second, for `mixed`; None lets requests come every so many rounds of the model.
-      repeat: runs of each workload.
+      settings: Settings of the engine; their seed also draws the prompts.
+      workloads: Names out of `prefill`, `decode` and `mixed`.
+      concurrency: Number of running requests; None takes as many as there are slots.
+      input_len, output_len: Tokens of each prompt and of each response.
+      num_prompts: Requests of a run of `prefill` or `mixed`; None takes twice the concurrency. `decode` has one request
+        per slot in use.
+      request_rate: Arrivals per second of `mixed`; None adds a request after a fixed number of model rounds.
+      repeat: Number of runs of each workload.
     """
 
     settings: Settings
@@ -45,10 +46,12 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is run, once it is known how many slots there are.
+    """Numbers that depend on how many slots there are.
 
     Attributes:
-      interval: rounds of the model between two arrivals of `mixed`.
+      concurrency: Number of running requests.
+      num_prompts: Requests of a run of `prefill` or `mixed`.
+      interval: Model rounds between two arrivals of `mixed`.
     """
 
     concurrency: int
@@ -57,9 +60,10 @@ class Plan:
 
     @classmethod
     def of(cls, options: Options, slots: int) -> "Plan":
-        """
+        """Returns the plan for a number of slots.
+
         Raises:
-          SettingsError: more requests are to run than there are slots.
+          SettingsError: The concurrency is larger than the number of slots.
         """
         concurrency = options.concurrency or slots
         if concurrency > slots:
@@ -70,11 +74,14 @@ class Plan:
 
 
 def bench_engine(options: Options, outputs: Outputs) -> int:
-    """Measures, reports, and gives the exit status.
+    """Measures and reports.
+
+    Returns:
+      The exit status.
 
     Raises:
-      SettingsError: an option cannot be used.
-      RoostError: the model cannot be loaded.
+      SettingsError: An option cannot be used.
+      RoostError: The model cannot be loaded.
     """
     outputs.check()
     source = find_model(options.settings.model)
@@ -82,7 +89,7 @@ def bench_engine(options: Options, outputs: Outputs) -> int:
     core = load(options.settings, source, _MAX_QUEUE)
     plan = Plan.of(options, core.stats.slots)
     bench = Bench(options, plan, source.config.vocab_size, core)
-    interrupted = not bench.finishes()
+    interrupted = not bench.run()
     model, device = model_facts(source, options.settings, core), device_facts()
     document |= {"model": model, "device": device._asdict(), "interrupted": interrupted, "result": bench.result()}
     outputs.console().print(table(document))
@@ -91,7 +98,7 @@ def bench_engine(options: Options, outputs: Outputs) -> int:
 
 
 class Bench:
-    """The runs of one benchmark; what they have found so far can be read at any time."""
+    """Runs the workloads. Results so far can be read at any time."""
 
     def __init__(self, options: Options, plan: Plan, vocab_size: int, core: EngineCore) -> None:
         self._options = options
@@ -101,8 +108,8 @@ class Bench:
         self._runs: dict[str, list[Mapping[str, Any]]] = {}
         self._unfinished: tuple[str, Driver] | None = None
 
-    def finishes(self) -> bool:
-        """Runs everything; says whether it came to its end, where Ctrl-C might have been before it."""
+    def run(self) -> bool:
+        """Runs everything. Returns False if Ctrl-C interrupted it."""
         try:
             run_in_turn(Driver(self._core), self._requests("warm-up", 0, 1, 2), 1)
             for workload in self._options.workloads:
@@ -112,7 +119,7 @@ class Bench:
         return True
 
     def result(self) -> Mapping[str, Any]:
-        """By workload: every run, and the medians over them. A run that was interrupted counts as one."""
+        """Returns every run of each workload and their medians. An interrupted run is included."""
         if self._unfinished is not None and self._unfinished[1].steps:
             workload, driver = self._unfinished
             self._runs.setdefault(workload, []).append(summarize(workload, driver))
@@ -139,20 +146,18 @@ class Bench:
         elif self._options.request_rate is None:
             run_by_rounds(driver, requests, self._plan.interval)
         else:
-            run_at(
-                driver, requests, poisson_times(self._options.request_rate, len(requests), self._chance("times", run))
-            )
+            run_at(driver, requests, poisson_times(self._options.request_rate, len(requests), self._rng("times", run)))
         self._unfinished = None
         self._runs.setdefault(workload, []).append(summarize(workload, driver))
         driver.end()
 
     def _requests(self, workload: str, run: int, count: int, max_tokens: int | None) -> Sequence[Request]:
-        chance = self._chance(workload, run)
-        prompts = (draw_token_ids(self._options.input_len, self._vocab_size, chance) for _ in range(count))
+        rng = self._rng(workload, run)
+        prompts = (draw_token_ids(self._options.input_len, self._vocab_size, rng) for _ in range(count))
         return [make_request(f"{workload}-{run}-{place}", prompt, max_tokens) for place, prompt in enumerate(prompts)]
 
-    def _chance(self, *what: object) -> random.Random:
-        return random.Random(f"{self._options.settings.seed} {what}")
+    def _rng(self, *names: object) -> random.Random:
+        return random.Random(f"{self._options.settings.seed} {names}")
 
 
 def _as_json(options: Options) -> Mapping[str, Any]:

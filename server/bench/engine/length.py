@@ -1,4 +1,4 @@
-"""`roost bench length`: does speed or memory depend on how long the text has become?"""
+"""`roost bench length`: measures speed and memory while sequences grow."""
 
 import random
 import time
@@ -14,23 +14,24 @@ from ...settings import Settings, SettingsError
 from ..environment import resident_bytes
 from ..plot import draw_lengths
 from ..progress import Advance, progress_bar
-from ..prompts import draw_token_ids
 from ..report import Outputs, interruption, make_table, number, opening, rate, report, write_file
+from ..workload import draw_token_ids
 from .driver import Clock
 from .loading import INTERRUPTED, load, make_request, model_facts, settings_as_json
 
 _FIRST: Final = 128
-"""Generated tokens at the end of the first stretch; each of the others ends at twice as many as the one before."""
+"""Generated tokens at the end of the first stretch. Each other stretch ends at twice as many as the one before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """
+    """Options of `roost bench length`.
+
     Attributes:
-      settings: the engine's; their seed draws the prompts, too.
-      concurrency: texts that grow at the same time.
-      input_len: tokens of each prompt.
-      max_length: tokens to generate for each.
+      settings: Settings of the engine; their seed also draws the prompts.
+      concurrency: Number of sequences that grow at the same time.
+      input_len: Tokens of each prompt.
+      max_length: Tokens to generate for each sequence.
     """
 
     settings: Settings
@@ -41,13 +42,14 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """From one length to the next.
+    """Growth of all sequences from one length to the next.
 
     Attributes:
-      length: tokens that each text has at its end; or a few more, as some prompts were read first.
-      tokens, seconds: generated in it by all texts, and how long that took.
-      resident_bytes: memory of the process at its end.
-      device_bytes: the device's own; None where it has none.
+      length: Minimum number of generated tokens of a sequence at the end; those prefilled first have a few more.
+      tokens: Number of tokens that all sequences generated.
+      seconds: Duration.
+      resident_bytes: Memory of the process at the end.
+      device_bytes: Memory of the device at the end; None if it has none of its own.
     """
 
     length: int
@@ -58,11 +60,12 @@ class Stretch:
 
     @property
     def tokens_per_s(self) -> float:
+        """Tokens per second of all sequences."""
         return self.tokens / self.seconds
 
 
 def ends_of_stretches(max_length: int) -> Sequence[int]:
-    """128, 256, 512 and so on, and the last length whatever it is."""
+    """Returns 128, 256, 512 and so on, and the last length."""
     ends = [_FIRST]
     while ends[-1] < max_length:
         ends.append(2 * ends[-1])
@@ -70,11 +73,14 @@ def ends_of_stretches(max_length: int) -> Sequence[int]:
 
 
 def bench_length(options: Options, outputs: Outputs) -> int:
-    """Measures, reports, and gives the exit status.
+    """Measures and reports.
+
+    Returns:
+      The exit status.
 
     Raises:
-      SettingsError: an option cannot be used.
-      RoostError: the model cannot be loaded.
+      SettingsError: An option cannot be used.
+      RoostError: The model cannot be loaded.
     """
     outputs.check()
     source = find_model(options.settings.model)
@@ -82,16 +88,15 @@ def bench_length(options: Options, outputs: Outputs) -> int:
     core = load(options.settings, source, options.concurrency, slots=options.concurrency)
     if options.concurrency > core.stats.slots:
         raise SettingsError(f"--concurrency {options.concurrency}: there are {core.stats.slots} slots; raise --slots")
-    chance = random.Random(options.settings.seed)
-    prompts = [draw_token_ids(options.input_len, source.config.vocab_size, chance) for _ in range(options.concurrency)]
+    rng = random.Random(options.settings.seed)
+    prompts = [draw_token_ids(options.input_len, source.config.vocab_size, rng) for _ in range(options.concurrency)]
     stretches: list[Stretch] = []
-    interrupted = not _grows(core, prompts, options.max_length, stretches)
+    interrupted = not _grow(core, prompts, options.max_length, stretches)
     model, device = model_facts(source, options.settings, core), device_facts()
     result = {"stretches": [{**asdict(stretch), "tokens_per_s": stretch.tokens_per_s} for stretch in stretches]}
     document |= {"model": model, "device": device._asdict(), "interrupted": interrupted, "result": result}
-    title = (
-        f"{source.name}, {model['quantize'] or model['dtype']}, on {device.kind}, {options.concurrency} texts at a time"
-    )
+    numbers, count = model["quantize"] or model["dtype"], options.concurrency
+    title = f"{source.name}, {numbers}, on {device.kind}, {count} sequences at a time"
     outputs.console().print(_table(title, stretches, interrupted))
     outputs.write_json(document)
     if outputs.svg is not None and stretches:
@@ -99,9 +104,9 @@ def bench_length(options: Options, outputs: Outputs) -> int:
     return INTERRUPTED if interrupted else 0
 
 
-def _grows(core: EngineCore, prompts: Sequence[Sequence[int]], max_length: int, stretches: list[Stretch]) -> bool:
-    """Gathers the stretches; says whether all came, where Ctrl-C might have been before."""
-    requests = [make_request(f"text-{place}", prompt, None) for place, prompt in enumerate(prompts)]
+def _grow(core: EngineCore, prompts: Sequence[Sequence[int]], max_length: int, stretches: list[Stretch]) -> bool:
+    """Appends every stretch. Returns False if Ctrl-C interrupted it."""
+    requests = [make_request(f"sequence-{place}", prompt, None) for place, prompt in enumerate(prompts)]
     try:
         with progress_bar("tokens", max_length * len(requests)) as advance:
             stretches.extend(measure(core, requests, ends_of_stretches(max_length), time.perf_counter, advance))
@@ -113,25 +118,25 @@ def _grows(core: EngineCore, prompts: Sequence[Sequence[int]], max_length: int, 
 def measure(
     core: EngineCore, requests: Sequence[Request], ends: Sequence[int], clock: Clock, advance: Advance
 ) -> Iterator[Stretch]:
-    """Lets texts without an end grow, and tells of each stretch as soon as it is over; then ends them.
+    """Lets sequences grow without an end, yields each stretch as soon as it is over, and then aborts them.
 
-    The first stretch begins when every text has a token, so that no prompt is read in it.
+    The first stretch begins when every sequence has a token, so that no prompt is prefilled in it.
     """
-    texts = _Texts(core, requests, advance)
-    texts.grow_to(1)
+    sequences = _Sequences(core, requests, advance)
+    sequences.grow_to(1)
     for end in ends:
-        began, before = clock(), texts.num_tokens
-        texts.grow_to(end)
+        began, before = clock(), sequences.num_tokens
+        sequences.grow_to(end)
         seconds = clock() - began
-        yield Stretch(end, texts.num_tokens - before, seconds, resident_bytes(), device_facts().bytes_in_use)
-    texts.end()
+        yield Stretch(end, sequences.num_tokens - before, seconds, resident_bytes(), device_facts().bytes_in_use)
+    sequences.end()
 
 
-class _Texts:
-    """Texts that grow together.
+class _Sequences:
+    """Sequences that grow together.
 
     Attributes:
-      num_tokens: generated so far, by all.
+      num_tokens: Number of tokens that all have generated.
     """
 
     def __init__(self, core: EngineCore, requests: Sequence[Request], advance: Advance) -> None:
@@ -143,7 +148,7 @@ class _Texts:
             core.add(request)
 
     def grow_to(self, length: int) -> None:
-        """Steps until the shortest text has this many tokens."""
+        """Steps until the shortest sequence has `length` tokens."""
         while min(self._lengths.values()) < length:
             outputs = self._core.step()
             for request_id, output in outputs:
@@ -153,7 +158,7 @@ class _Texts:
             self._advance(gained)
 
     def end(self) -> None:
-        """Frees the slots."""
+        """Aborts all sequences, which frees their slots."""
         for request_id in self._lengths:
             self._core.abort(request_id)
         while not self._core.is_idle:
@@ -176,9 +181,9 @@ def _row(stretch: Stretch) -> Sequence[str]:
 
 
 def _draw(title: str, stretches: Sequence[Stretch]) -> bytes:
-    memory = {"of the process": [stretch.resident_bytes / 2**20 for stretch in stretches]}
+    memory = {"process": [stretch.resident_bytes / 2**20 for stretch in stretches]}
     if all(stretch.device_bytes is not None for stretch in stretches):
-        memory["of the device"] = [(stretch.device_bytes or 0) / 2**20 for stretch in stretches]
+        memory["device"] = [(stretch.device_bytes or 0) / 2**20 for stretch in stretches]
     lengths = [stretch.length for stretch in stretches]
     return draw_lengths(title, lengths, [stretch.tokens_per_s for stretch in stretches], memory)
 

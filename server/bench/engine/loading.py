@@ -1,4 +1,4 @@
-"""A model and its engine, as `roost serve` makes them, for the benchmarks that need no server."""
+"""Loads an engine as `roost serve` does, and describes it."""
 
 import contextlib
 import signal
@@ -16,31 +16,33 @@ INTERRUPTED: Final = 130
 
 
 def load(settings: Settings, source: ModelSource, max_queue: int, slots: int | None = None) -> EngineCore:
-    """An engine that is ready. It remembers no states: every prompt is read.
+    """Returns an engine that is ready. It has no prefix cache, so that every prompt is prefilled.
 
     Args:
-      max_queue: requests that may wait.
-      slots: what to take where the settings leave it open.
+      settings: Settings of the engine.
+      source: Model to load.
+      max_queue: Number of requests that may wait.
+      slots: Number of slots, if the settings leave it open.
 
     Raises:
-      RoostError: a setting is wrong, or the model cannot be loaded.
+      RoostError: A setting is wrong, or the model cannot be loaded.
     """
     config = replace(engine_config(settings), slots=settings.slots or slots, max_queue=max_queue, state_cache_gib=0)
     progress = LoadProgress()
     try:
-        with _leave_on_interrupt(progress):
+        with _exit_on_interrupt(progress):
             return load_engine(source, config, progress)
     finally:
         progress.close()
 
 
 def make_request(name: str, prompt: Sequence[int], max_tokens: int | None) -> Request:
-    """Greedy, and nothing but the limit ends it."""
+    """Returns a greedy request that only its limit ends; None is no limit."""
     return Request(name, tuple(prompt), SamplingParams(max_tokens=max_tokens, temperature=0.0))
 
 
 def model_facts(source: ModelSource, settings: Settings, core: EngineCore) -> Mapping[str, Any]:
-    """What was measured."""
+    """Returns facts about the model and its slots."""
     dtype = source.config.dtype if settings.dtype == "auto" else settings.dtype
     return {
         "name": source.name,
@@ -53,13 +55,13 @@ def model_facts(source: ModelSource, settings: Settings, core: EngineCore) -> Ma
 
 
 def settings_as_json(settings: Settings) -> Mapping[str, Any]:
-    """Those that matter to an engine; None stands for what memory allows."""
+    """Returns the settings that matter to an engine; None slots stands for what memory allows."""
     return settings.model_dump(include={"model", "slots", "dtype", "quantize", "prefill_chunk", "seed"})
 
 
 @contextlib.contextmanager
-def _leave_on_interrupt(progress: LoadProgress) -> Iterator[None]:
-    """A compilation cannot be interrupted, so Ctrl-C ends the process at once."""
+def _exit_on_interrupt(progress: LoadProgress) -> Iterator[None]:
+    """Makes Ctrl-C end the process at once, since a compilation cannot be interrupted."""
     before = signal.signal(signal.SIGINT, lambda number, frame: exit_while_loading(progress, INTERRUPTED))
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a run of an engine says: as numbers and in a table."""
+"""Result of `roost bench engine` as numbers and a table."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -6,17 +6,16 @@ from typing import Any
 
 from rich.console import Group
 
-from ..latency import RequestTrace, latencies_ms
-from ..percentiles import in_ms
+from ..latency import RequestTrace, in_ms, latencies_ms
 from ..report import interruption, make_table, milliseconds, pick, rate, report
 from .driver import Driver, Step
 
 
 def summarize(workload: str, driver: Driver) -> dict[str, Any]:
-    """The numbers of one run.
+    """Returns the numbers of one run.
 
-    Tokens per second are those of the whole run; for `decode`, only of the steps in which all requests decode and no
-    prompt is read, as are the times between its tokens. Rates that a workload does not measure are None.
+    Tokens per second are those of the whole run. For `decode` they, and the times between tokens, are those of the
+    steps in which all requests decode and no prompt is prefilled. Rates that a workload does not measure are None.
     """
     seconds = max(driver.clock() - driver.started_s, 1e-9)
     decode = [step for step in driver.steps if step.is_decode]
@@ -39,14 +38,14 @@ def summarize(workload: str, driver: Driver) -> dict[str, Any]:
 
 
 def gaps_of_all(traces: Sequence[RequestTrace]) -> Iterator[float]:
-    """Seconds between tokens, from when every request has its first one."""
+    """Yields the seconds between tokens, from the time when every request has its first one."""
     start = max((trace.token_times_s[0] for trace in traces), default=0.0)
     for trace in traces:
         yield from (after - before for before, after in pairwise(trace.token_times_s) if before >= start)
 
 
 def full_batch_rate(steps: Sequence[Step]) -> float | None:
-    """Tokens per second over the steps that served as many requests as any did."""
+    """Returns the tokens per second over the steps with the maximum number of requests."""
     most = max((step.rows for step in steps), default=0)
     full = [step for step in steps if step.rows == most]
     seconds = sum(step.seconds for step in full)
@@ -54,7 +53,7 @@ def full_batch_rate(steps: Sequence[Step]) -> float | None:
 
 
 def table(document: Mapping[str, Any]) -> Group:
-    """The medians over the runs, a column for each workload."""
+    """Returns the medians over the runs, with a column for each workload."""
     workloads = document["result"]["workloads"]
     columns = [workloads[name]["median"] for name in workloads]
     rows = [[name, *cells] for name, cells in _rows(columns) if any(cell != "–" for cell in cells)]

@@ -1,4 +1,4 @@
-"""`roost bench serve`: any server that speaks OpenAI's API, seen by its clients."""
+"""`roost bench serve`: measures any server that speaks OpenAI's API, as its clients see it."""
 
 import asyncio
 import random
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from ...client.http_client import ClientError, HttpClient
+from ...client.openai_server import first_model, server_version
 from ...terminal.failure import CommandError
 from ..latency import RequestTrace
 from ..progress import Advance, progress_bar
@@ -14,7 +15,7 @@ from ..report import Outputs, opening, write_file
 from ..workload import poisson_times
 from .load_generator import send_at, send_in_turn
 from .options import Options
-from .requests import first_model, request_body, server_version
+from .requests import request_body
 from .result import draw, summarize, tables
 from .stream_recorder import StreamRecorder
 
@@ -23,11 +24,14 @@ _INTERRUPTED: Final = 130
 
 
 def bench_serve(options: Options, outputs: Outputs) -> int:
-    """Measures, reports, and gives the exit status.
+    """Measures and reports.
+
+    Returns:
+      The exit status.
 
     Raises:
-      SettingsError: an output cannot be written where it is to go.
-      CommandError: the server cannot be reached, or answers the first request with an error.
+      SettingsError: The folder of an output does not exist.
+      CommandError: The server cannot be reached, or responds to the first request with an error.
     """
     outputs.check()
     document = opening("serve", options.as_json())
@@ -51,12 +55,13 @@ def bench_serve(options: Options, outputs: Outputs) -> int:
 
 
 class Run:
-    """One benchmark under way; what it has found so far can be read at any time.
+    """One run of the benchmark. Its results so far can be read at any time.
 
     Attributes:
-      traces: of the requests that have ended.
-      started_s: when the first measured request was due, on `time.perf_counter`; None before.
-      server: what the server says about itself.
+      options: Options of the benchmark.
+      traces: Traces of the requests that have ended.
+      started_s: Time when the first measured request was due, in seconds of `time.perf_counter`; None before.
+      server: Model and version that the server reports.
     """
 
     def __init__(self, options: Options) -> None:
@@ -67,12 +72,12 @@ class Run:
         self._advance: Advance = lambda count: None
 
     def seconds(self) -> float:
-        """From the start to the last end, as far as it is known."""
+        """Returns the time from the start to the last known end."""
         ends = [trace.end_s for trace in self.traces] or [time.perf_counter()]
         return max(max(ends) - (self.started_s or 0.0), 1e-9)
 
     async def all(self) -> None:
-        """Asks the server who it is, warms it up, and measures."""
+        """Queries the server, warms it up, and measures."""
         options = self.options
         self._client = HttpClient(options.address, options.api_key, options.timeout_s)
         try:
@@ -84,16 +89,16 @@ class Run:
             await self._client.close()
 
     async def _warm_up(self) -> None:
-        chance = random.Random(f"warm-up {self.options.seed}")
-        for body in self._bodies(self.options.warmup, chance):
+        rng = random.Random(f"warm-up {self.options.seed}")
+        for body in self._bodies(self.options.warmup, rng):
             trace = await self._trace(body, time.perf_counter())
             if trace.failure is not None:
                 raise CommandError(f"the first request failed: {trace.failure}{_advice(trace.failure, body)}")
 
     async def _measure(self) -> None:
         options = self.options
-        chance = random.Random(options.seed)
-        bodies = self._bodies(options.num_prompts, chance)
+        rng = random.Random(options.seed)
+        bodies = self._bodies(options.num_prompts, rng)
 
         async def send(number: int, due_s: float) -> None:
             self.traces.append(await self._trace(bodies[number], due_s))
@@ -104,29 +109,29 @@ class Run:
             if options.concurrency is not None:
                 await send_in_turn(options.num_prompts, options.concurrency, send)
             else:
-                await send_at(poisson_times(options.request_rate, options.num_prompts, chance), send)
+                await send_at(poisson_times(options.request_rate, options.num_prompts, rng), send)
 
     async def _trace(self, body: Mapping[str, Any], due_s: float) -> RequestTrace:
         recorder = StreamRecorder(due_s, time.perf_counter())
         try:
-            answer = await self._client.post(_PATHS[self.options.endpoint], body, recorder.feed)
+            response = await self._client.post(_PATHS[self.options.endpoint], body, recorder.feed)
         except ClientError as error:
             return recorder.fail(str(error), time.perf_counter())
-        return recorder.finish(answer, time.perf_counter())
+        return recorder.finish(response, time.perf_counter())
 
-    def _bodies(self, count: int, chance: random.Random) -> Sequence[Mapping[str, Any]]:
-        return [request_body(self.options, self.server["model"], chance) for _ in range(count)]
+    def _bodies(self, count: int, rng: random.Random) -> Sequence[Mapping[str, Any]]:
+        return [request_body(self.options, self.server["model"], rng) for _ in range(count)]
 
 
 def _advice(failure: str, body: Mapping[str, Any]) -> str:
-    """What may help where token ids were sent and refused."""
+    """Returns a hint if the server refused token ids."""
     if not isinstance(body.get("prompt"), list) or not failure.startswith(("HTTP 400", "HTTP 422")):
         return ""
     return "; see --vocab-size, and --prompt-text for a server that takes no token ids"
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where there is one: it needs much less time per event."""
+    """Returns uvloop's factory if it is installed: uvloop takes much less time per event."""
     try:
         import uvloop
     except ImportError:

@@ -1,23 +1,22 @@
-"""Which requests were answered as fast as was promised."""
+"""Latency objectives, and the requests that meet them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ...settings import SettingsError
-from ..latency import RequestTrace
-from ..percentiles import percentile
+from ..latency import RequestTrace, percentile
 
 _TIMES: Final = ("ttft", "tpot", "itl", "e2e")
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """The most that a request's times may be.
+    """Maximum latencies of a request.
 
     Attributes:
-      limits_ms: by name. `ttft` and `e2e` as in `RequestTrace`; `tpot` is the mean time per token after the first,
-        `itl` what 99 % of the request's own gaps keep to.
+      limits_ms: Limits by name. `ttft` and `e2e` are those of `RequestTrace`; `tpot` is the mean time per token after
+        the first, and `itl` the 99th percentile of the request's own gaps.
     """
 
     limits_ms: Mapping[str, float]
@@ -27,16 +26,16 @@ class Objective:
 
     @classmethod
     def parse(cls, option: str, words: Sequence[str]) -> "Objective | None":
-        """Reads `ttft:500 itl:50`; None where there is nothing to read.
+        """Parses `ttft:500 itl:50`; returns None for an empty list.
 
         Raises:
-          SettingsError: it is no such list.
+          SettingsError: The text is not such a list.
         """
         limits = dict(_parse_limit(option, word) for text in words for word in text.replace(",", " ").split())
         return cls(limits) if limits else None
 
     def is_met_by(self, trace: RequestTrace) -> bool:
-        """Whether a request was answered, and within every limit. A time it does not have keeps to any limit."""
+        """Tells whether a request succeeded within every limit. A time that is not known is within any limit."""
         if trace.failure is not None:
             return False
         gaps = sorted(trace.gaps_s)

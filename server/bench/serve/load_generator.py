@@ -1,4 +1,4 @@
-"""Sends requests to something: at set times, or as many at a time as are allowed."""
+"""Sends requests in an open loop, at set times, or in a closed loop, with a set concurrency."""
 
 import asyncio
 import time
@@ -6,15 +6,18 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 type Send = Callable[[int, float], Coroutine[Any, Any, None]]
-"""Sends the request of this number and waits for its answer; is told when it was to set out, in seconds of
-`time.perf_counter`. It does not raise."""
+"""Sends a request and waits for its response, without raising.
+
+Args: the request's number, and the time when it was due, in seconds of `time.perf_counter`.
+"""
 
 
 async def send_at(times: Sequence[float], send: Send) -> None:
-    """An open loop: each request sets out at its time, whatever became of the others.
+    """Sends each request at its time, whether or not others have a response (open loop).
 
     Args:
-      times: seconds from now, rising.
+      times: Rising times in seconds from now.
+      send: Sends one request.
     """
     start = time.perf_counter()
     async with asyncio.TaskGroup() as group:
@@ -25,7 +28,7 @@ async def send_at(times: Sequence[float], send: Send) -> None:
 
 
 async def send_in_turn(count: int, concurrency: int, send: Send) -> None:
-    """A closed loop: the next request sets out when one of `concurrency` has been answered."""
+    """Keeps `concurrency` requests open: the next one is sent when one has its response (closed loop)."""
     numbers = iter(range(count))
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""What many requests together say about a server: as numbers, in tables and as curves."""
+"""Result of `roost bench serve` as numbers, tables and curves."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from .goodput import Objective
 from .options import Options
 
 _MAX_LAG_MS: Final = 20.0
-"""From here on it is told that the client itself was late."""
+"""Lag from which the report warns that the client itself was late."""
 
 _TIMES: Final = {
     "ttft_ms": "time to first token",
@@ -24,27 +24,28 @@ _TIMES: Final = {
 
 
 def summarize(traces: Sequence[RequestTrace], seconds: float, options: Options) -> dict[str, Any]:
-    """All numbers of a result. Rates and times are of requests that were answered.
+    """Returns all numbers of a result. Rates and times are those of successful requests.
 
     Args:
-      traces: of the requests that have ended, one way or the other.
-      seconds: from the first request to the last end.
+      traces: Traces of the requests that have ended, successful or not.
+      seconds: Time from the first request to the end of the last one.
+      options: Options of the benchmark.
     """
     done = [trace for trace in traces if trace.failure is None]
     failures = Counter(trace.failure for trace in traces if trace.failure is not None)
     counts = {"planned": options.num_prompts, "completed": len(done), "failed": len(traces) - len(done)}
     uncounted = sum(trace.output_tokens is None or trace.prompt_tokens is None for trace in done)
     inputs = None if uncounted else sum(trace.prompt_tokens or 0 for trace in done)
-    answers = None if uncounted else sum(trace.output_tokens or 0 for trace in done)
+    outputs = None if uncounted else sum(trace.output_tokens or 0 for trace in done)
     return {
         "duration_s": seconds,
         "requests": {**counts, "unfinished": options.num_prompts - len(traces), "without_usage": uncounted},
         "failures": dict(failures.most_common()),
         "requests_per_s": len(done) / seconds,
         "input_tokens": inputs,
-        "output_tokens": answers,
+        "output_tokens": outputs,
         "input_tokens_per_s": None if inputs is None else inputs / seconds,
-        "output_tokens_per_s": None if answers is None else answers / seconds,
+        "output_tokens_per_s": None if outputs is None else outputs / seconds,
         **latencies_ms(done),
         "goodput": _goodput(traces, seconds, options.goodput),
         "client_lag_ms": max((trace.lag_s * 1e3 for trace in traces), default=0.0),
@@ -64,7 +65,7 @@ def _goodput(traces: Sequence[RequestTrace], seconds: float, objective: Objectiv
 
 
 def tables(title: str, result: Mapping[str, Any], interrupted: bool) -> Group:
-    """The result for people."""
+    """Returns the tables that are printed."""
     columns = ["mean", "p50", "p90", "p99", "max"]
     rows = [[name, *(milliseconds(pick(result, key, column)) for column in columns)] for key, name in _TIMES.items()]
     rates, times = make_table([""], _rate_rows(result)), make_table(columns, rows, "milliseconds")
@@ -89,13 +90,13 @@ def _notes(result: Mapping[str, Any]) -> Iterator[str]:
     for reason, count in result["failures"].items():
         yield f"{count:,} × {reason}"
     if result["requests"]["without_usage"]:
-        yield "the server does not tell `usage` in its streams, so tokens per second are not known"
+        yield "the server does not report `usage` in its streams, so tokens per second are not known"
     if result["client_lag_ms"] > _MAX_LAG_MS:
         yield f"this client sent a request up to {result['client_lag_ms']:,.0f} ms late: its machine is too busy"
 
 
 def draw(title: str, traces: Sequence[RequestTrace]) -> bytes | None:
-    """Curves of the times of the requests that were answered, as SVG; None where none was."""
+    """Returns curves of the latencies of successful requests, as SVG; None if there are none."""
     done = [trace for trace in traces if trace.failure is None]
     panels = {
         "time to first token": [trace.ttft_s * 1e3 for trace in done if trace.ttft_s is not None],

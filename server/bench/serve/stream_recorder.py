@@ -1,26 +1,28 @@
-"""A stream of completion chunks becomes a trace."""
+"""Turns a stream of completion chunks into a trace."""
 
 from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
 
-from ...client.http_client import Answer
+from ...client.http_client import Response
+from ...client.openai_server import error_message, http_failure
 from ...client.sse import EventParser
 from ..latency import RequestTrace
 
 _TEXTS: Final = ("text", "content", "reasoning_content", "reasoning")
-_MAX_REASON: Final = 160
+"""Fields of a choice or its delta that hold text."""
 
 
 class StreamRecorder:
-    """Takes an answer's pieces as they come. Tokens are counted by the server, and times are those of its chunks.
+    """Receives the pieces of a response as they arrive. The server counts tokens; times are those of its chunks.
 
-    A piece of the answer is a chunk with text or with token ids; the first of a chat and the one with the usage have
+    Only a chunk with text or token ids counts as a piece: the first one of a chat and the one with the usage have
     neither.
 
     Args:
-      due_s, sent_s: when the request was to set out, and when it did, in seconds of `time.perf_counter`.
+      due_s: Time when the request was to be sent, in seconds of `time.perf_counter`.
+      sent_s: Time when it was sent.
     """
 
     def __init__(self, due_s: float, sent_s: float) -> None:
@@ -34,23 +36,23 @@ class StreamRecorder:
         self._failure: str | None = None
 
     def feed(self, piece: bytes, now: float) -> None:
-        """Takes bytes that came at this time."""
+        """Receives bytes that arrived at `now`."""
         for event in self._parser.feed(piece):
             if event == b"[DONE]":
                 self._ended_s = now
             else:
                 self._read(event, now)
 
-    def finish(self, answer: Answer, now: float) -> RequestTrace:
-        """The trace of an exchange that went well as far as HTTP goes."""
-        if answer.status != 200:
-            return self.fail(http_failure(answer), now)
+    def finish(self, response: Response, now: float) -> RequestTrace:
+        """Returns the trace of an exchange that HTTP completed."""
+        if response.status != 200:
+            return self.fail(http_failure(response), now)
         if self._failure is None and self._ended_s is None:
             return self.fail("the stream ended without [DONE]", now)
         return self._trace(now)
 
     def fail(self, reason: str, now: float) -> RequestTrace:
-        """The trace of an exchange that did not; what the stream itself said goes first."""
+        """Returns the trace of an exchange that failed; an error in the stream itself takes precedence."""
         self._failure = self._failure or reason
         return self._trace(now)
 
@@ -62,7 +64,7 @@ class StreamRecorder:
             if chunk.get("usage"):
                 self._usage = chunk["usage"]
             if "error" in chunk:
-                self._failure = f"error in the stream: {_message(chunk)}"
+                self._failure = f"error in the stream: {error_message(chunk)}"
         except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
             self._failure = "an event of the stream is no completion chunk"
 
@@ -84,20 +86,3 @@ class StreamRecorder:
             failure=self._failure,
             lag_s=max(0.0, self._sent_s - self._due_s),
         )
-
-
-def http_failure(answer: Answer) -> str:
-    """What a status other than 200 says, in a line."""
-    try:
-        body = orjson.loads(answer.body)
-        message = _message(body) if isinstance(body, dict) else ""
-    except orjson.JSONDecodeError:
-        message = ""
-    return f"HTTP {answer.status}" + (f": {message}" if message else "")
-
-
-def _message(body: Mapping[str, Any]) -> str:
-    """The text of an error in OpenAI's shape, or in one of those that others use."""
-    error = body.get("error") or body
-    text = error.get("message") or error.get("detail") or "" if isinstance(error, dict) else error
-    return " ".join(str(text).split())[:_MAX_REASON]

@@ -1,4 +1,4 @@
-"""Where a chat's answers come from."""
+"""Interface of the backends that respond to a chat."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of the conversation; `role` is system, user or assistant."""
+    """Message of a conversation. `role` is system, user or assistant."""
 
     role: str
     content: str
@@ -15,27 +15,30 @@ class Message:
 
 @runtime_checkable
 class Backend(Protocol):
-    """Answers a conversation. Its methods are coroutines of one event loop."""
+    """Responds to a conversation. Its coroutines run in one event loop."""
 
     async def start(self) -> str:
-        """Gets ready; returns the model's name.
-
-        Raises:
-          CommandError: it cannot.
-        """
-
-    async def answer(self, messages: Sequence[Message], show: Callable[[str], None]) -> bool:
-        """Answers the last message, calling `show` with each piece of text; cancelling it stops the answer.
+        """Prepares the backend.
 
         Returns:
-          Whether the answer was cut off by the limit of tokens.
+          The model's name.
 
         Raises:
-          CommandError: there is no answer, or none to its end.
+          CommandError: The server cannot be reached, or the model cannot be loaded.
+        """
+
+    async def respond(self, messages: Sequence[Message], show: Callable[[str], None]) -> bool:
+        """Responds to the last message, and calls `show` with each piece of text. Cancelling it stops the response.
+
+        Returns:
+          Whether the token limit cut the response off.
+
+        Raises:
+          CommandError: The response failed, or ended early.
         """
 
     async def close(self) -> None:
-        """Gives back what it holds."""
+        """Releases the backend's resources."""
 
-    def leave_if_loading(self, status: int) -> None:
-        """Ends the process if `start` was interrupted where nothing else can end it."""
+    def exit_if_loading(self, status: int) -> None:
+        """Ends the process if `start` was interrupted while loading, which nothing else can interrupt."""

@@ -1,4 +1,4 @@
-"""The command: from its options to its exit status."""
+"""Runs `roost chat`, from its options to its exit status."""
 
 import asyncio
 import sys
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from ...settings import SettingsError, load_settings
-from ...terminal.text import printable, replace_what_cannot_be_encoded
+from ...terminal.text import printable, replace_unencodable_characters
 from ..sampling_options import SamplingOptions
 from .backend import Backend
 from .line_input import line_reader
@@ -17,11 +17,15 @@ _INTERRUPTED: Final = 130
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """
+    """Options of `roost chat`.
+
     Attributes:
-      model: a checkpoint, or with `url` the id of one of the server's models; None takes demo or the server's first.
-      url: of a server; None loads the model into this process.
-      dtype, quantize: of a model in this process.
+      model: Checkpoint, or with `url` the id of one of the server's models; None takes demo or the server's first.
+      url: Address of a server; None loads the model into this process.
+      api_key: Key of the server; None sends none.
+      system: System prompt; empty sends none.
+      sampling: Sampling options.
+      dtype, quantize: Settings of a model in this process.
     """
 
     model: str | None = None
@@ -34,27 +38,30 @@ class Options:
 
 
 def chat(options: Options) -> int:
-    """Talks until the input ends; returns the exit status.
+    """Chats until the input ends.
+
+    Returns:
+      The exit status.
 
     Raises:
-      SettingsError: an option cannot be used.
-      CommandError: the server cannot be reached; without a terminal also, a question has no answer.
-      RoostError: the model cannot be loaded.
+      SettingsError: An option cannot be used.
+      CommandError: The server cannot be reached; without a terminal also, a response failed.
+      RoostError: The model cannot be loaded.
     """
-    replace_what_cannot_be_encoded()
+    replace_unencodable_characters()
     backend = _backend(options)
     with asyncio.Runner() as runner:
         try:
-            return _talk(runner, backend, options)
+            return _run(runner, backend, options)
         finally:
             runner.run(backend.close())
 
 
-def _talk(runner: asyncio.Runner, backend: Backend, options: Options) -> int:
+def _run(runner: asyncio.Runner, backend: Backend, options: Options) -> int:
     try:
         name = runner.run(backend.start())
     except KeyboardInterrupt:
-        backend.leave_if_loading(_INTERRUPTED)
+        backend.exit_if_loading(_INTERRUPTED)
         return _INTERRUPTED
     is_interactive = sys.stdin.isatty()
     if is_interactive:
@@ -64,7 +71,7 @@ def _talk(runner: asyncio.Runner, backend: Backend, options: Options) -> int:
 
 
 def _backend(options: Options) -> Backend:
-    """Imports what this backend needs: a server's client does without JAX, which takes seconds."""
+    """Imports and opens a backend. The client of a server does not import JAX, which takes seconds."""
     if options.url is None:
         from ..local_model import LocalModel
         from .local_backend import LocalBackend

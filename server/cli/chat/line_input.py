@@ -1,4 +1,4 @@
-"""What the user types: lines with editing and history on a terminal, plain lines from a pipe."""
+"""Reads lines: with editing and history on a terminal, plain lines from a pipe."""
 
 import contextlib
 import os
@@ -13,16 +13,17 @@ import platformdirs
 _QUOTE: Final = '"""'
 _PROMPT, _CONTINUATION = ">>> ", "... "
 _MAX_HISTORY: Final = 1000
-"""Lines that the history file keeps."""
+"""Maximum number of lines in the history file."""
 
 type ReadLine = Callable[[str], str]
-"""Shows a prompt and returns a line without its end; raises EOFError where there is none."""
+"""Shows a prompt and returns a line without its end. Raises EOFError at the end of the input."""
 
 
-def read_text(read_line: ReadLine) -> str | None:
-    '''Returns what the user wants to say: a line, or several between """ and """; None at the end of the input.
+def read_message(read_line: ReadLine) -> str | None:
+    '''Reads a message: a line, or several lines between """ and """. The end of the input also ends quotes.
 
-    Where the input ends within quotes, it ends them.
+    Returns:
+      The message, or None at the end of the input.
     '''
     try:
         line = read_line(_PROMPT)
@@ -39,18 +40,19 @@ def read_text(read_line: ReadLine) -> str | None:
 
 
 def line_reader() -> ReadLine:
-    """Returns the reader for this process's stdin."""
+    """Returns the reader of this process's stdin."""
     if sys.stdin.isatty() and sys.stdout.isatty():
         return _TerminalLines(history_file())
     return _read_plain_line
 
 
 def history_file() -> Path:
+    """Returns the path of the history."""
     return platformdirs.user_state_path("roost", appauthor=False) / "chat_history"
 
 
 def _read_plain_line(prompt: str) -> str:
-    if sys.stdin.isatty():  # only stdout is a pipe, so nobody would see a prompt there
+    if sys.stdin.isatty():  # stdout is a pipe, where a prompt would not be seen
         print(prompt, end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     if not line:
@@ -59,9 +61,9 @@ def _read_plain_line(prompt: str) -> str:
 
 
 class _TerminalLines:
-    """Reads lines by `input`, with readline where Python has it.
+    """Reads lines with `input`, and with readline if Python has it.
 
-    Each line is written to the history file at once. A file that cannot be read or written is no reason not to chat.
+    Each line is written to the history file at once. Errors of the file are ignored.
     """
 
     def __init__(self, path: Path) -> None:
@@ -88,7 +90,7 @@ class _TerminalLines:
         return line
 
     def _open_history(self) -> None:
-        """Creates the file, and sees to it that nobody else can read what was said."""
+        """Creates the file so that only its owner can read it."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:

@@ -1,4 +1,4 @@
-"""Answers of a model in this process."""
+"""Chat backend of a model in this process."""
 
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
@@ -15,17 +15,17 @@ from .backend import Message
 
 
 class LocalBackend:
-    """A conversation costs what is new in it: the engine's prefix cache restores the rest.
+    """Generates responses with a local engine, whose prefix cache restores the conversation so far.
 
     Raises:
-      ConfigError: a sampling option is out of range.
-      CommandError: the model has no chat format.
+      ConfigError: A sampling option is out of range.
+      CommandError: The model has no chat template.
     """
 
     def __init__(self, local: LocalModel, sampling: SamplingOptions) -> None:
         self._local = local
         self._sampling = sampling
-        self._num_answers = 0
+        self._num_responses = 0
         self._prompt([Message("user", "")])
         sampling_params(sampling, self._local.model)
 
@@ -36,12 +36,12 @@ class LocalBackend:
             raise CommandError(str(error)) from None
         return self._local.model.id
 
-    async def answer(self, messages: Sequence[Message], show: Callable[[str], None]) -> bool:
+    async def respond(self, messages: Sequence[Message], show: Callable[[str], None]) -> bool:
         choice = Choice(0, self._prompt(messages), sampling_params(self._sampling, self._local.model))
-        self._num_answers += 1
+        self._num_responses += 1
         reason = None
         try:
-            async with aclosing(self._local.generate(f"chat-{self._num_answers}", choice)) as deltas:
+            async with aclosing(self._local.generate(f"chat-{self._num_responses}", choice)) as deltas:
                 async for delta in deltas:
                     show(delta.text)
                     reason = delta.finish_reason
@@ -52,8 +52,8 @@ class LocalBackend:
     async def close(self) -> None:
         await self._local.engine.stop()
 
-    def leave_if_loading(self, status: int) -> None:
-        self._local.leave_if_loading(status)
+    def exit_if_loading(self, status: int) -> None:
+        self._local.exit_if_loading(status)
 
     def _prompt(self, messages: Sequence[Message]) -> Prompt:
         try:

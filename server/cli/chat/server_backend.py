@@ -1,4 +1,4 @@
-"""Answers of a server that speaks OpenAI's API."""
+"""Chat backend of a server that speaks OpenAI's API."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -6,15 +6,14 @@ from typing import Any, Final
 
 import orjson
 
-from ...bench.serve.requests import first_model
-from ...bench.serve.stream_recorder import http_failure
 from ...client.http_client import Address, ClientError, HttpClient
+from ...client.openai_server import first_model, http_failure
 from ...client.sse import EventParser
 from ...terminal.failure import CommandError
 from .backend import Message
 
 _TIMEOUT_S: Final = 24 * 3600.0
-"""For a whole answer: a server has limits of its own, and the user has Ctrl-C."""
+"""Timeout of a whole response: the server has limits of its own, and the user has Ctrl-C."""
 
 _DONE: Final = b"[DONE]"
 
@@ -23,8 +22,10 @@ class ServerBackend:
     """Streams `/v1/chat/completions`.
 
     Args:
-      model: None takes the first that the server lists.
-      fields: sampling fields that every request carries.
+      address: Address of the server.
+      api_key: Key of the server; None sends none.
+      model: Id of the model; None takes the first that the server lists.
+      fields: Sampling fields of every request.
     """
 
     def __init__(self, address: Address, api_key: str | None, model: str | None, fields: Mapping[str, Any]) -> None:
@@ -33,31 +34,31 @@ class ServerBackend:
         self._fields = fields
 
     async def start(self) -> str:
-        """Asks the server for its model, also where one is named: a wrong key or address is better found early."""
+        """Queries the server's models, also if one is named, to find a wrong key or address early."""
         first = await first_model(self._client)
         self._model = self._model or first
         return self._model
 
-    async def answer(self, messages: Sequence[Message], show: Callable[[str], None]) -> bool:
+    async def respond(self, messages: Sequence[Message], show: Callable[[str], None]) -> bool:
         body = {"model": self._model, "messages": [asdict(each) for each in messages], "stream": True, **self._fields}
         reader = _StreamReader(show)
         try:
-            answer = await self._client.post("/v1/chat/completions", body, reader.feed)
+            response = await self._client.post("/v1/chat/completions", body, reader.feed)
         except ClientError as error:
             raise CommandError(f"the server did not answer: {error}") from None
-        if answer.status != 200:
-            raise CommandError(http_failure(answer))
+        if response.status != 200:
+            raise CommandError(http_failure(response))
         return reader.is_cut_off()
 
     async def close(self) -> None:
         await self._client.close()
 
-    def leave_if_loading(self, status: int) -> None:
+    def exit_if_loading(self, status: int) -> None:
         pass
 
 
 class _StreamReader:
-    """Reads a stream of chunks and shows their text."""
+    """Parses a stream of chunks and shows their text."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         self._show = show
@@ -71,9 +72,10 @@ class _StreamReader:
                 self._read(event)
 
     def is_cut_off(self) -> bool:
-        """
+        """Tells whether the token limit ended the response. Call it after the last piece.
+
         Raises:
-          CommandError: the stream held an error, or ended before the answer did.
+          CommandError: The stream contained an error, or ended before the response did.
         """
         if self._error is None and self._finish_reason is None:
             self._error = "the stream ended before the answer did"

@@ -1,4 +1,4 @@
-"""The conversation: questions, answers and commands."""
+"""A conversation: messages, responses and commands."""
 
 import asyncio
 import signal
@@ -7,12 +7,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from ...terminal.failure import CommandError
-from ...terminal.text import AnswerWriter, printable
+from ...terminal.text import StreamWriter, printable
 from .backend import Backend, Message
-from .line_input import ReadLine, read_text
+from .line_input import ReadLine, read_message
 
 _INTERRUPTED: Final = 130
-"""The exit status of a program that Ctrl-C has ended."""
+"""Exit status after Ctrl-C."""
 
 HELP: Final = '''\
 /system TEXT  set the system prompt; without TEXT, remove it
@@ -25,13 +25,14 @@ Ctrl-C        stop the answer; what there is of it stays in the conversation'''
 
 
 class Session:
-    """Reads texts, and answers or obeys them until the input ends.
+    """Reads messages and commands until the input ends.
 
     Args:
-      runner: of the event loop of `backend`.
-      read_line: gives what the user types.
-      is_interactive: whether a user watches. If not, the first error ends the session.
-      system: the system prompt; an empty one is none.
+      runner: Event loop of the backend.
+      backend: Backend that responds.
+      read_line: Reads a line of the user.
+      is_interactive: Whether a user is at the terminal. If not, the first error ends the session.
+      system: System prompt; empty sends none.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Session:
         self._system = system
         self._turns: Sequence[Message] = ()
         self._before: Sequence[Message] = ()
-        self._question: str | None = None
+        self._last_message: str | None = None
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: say(HELP),
             "/system": self._set_system,
@@ -53,19 +54,22 @@ class Session:
         }
 
     def run(self) -> int:
-        """Returns the exit status.
+        """Runs until the input ends.
+
+        Returns:
+          The exit status.
 
         Raises:
-          CommandError: a question has no answer, and nobody is there to ask another.
+          CommandError: A response failed and the session is not interactive.
         """
         while True:
             try:
-                text = read_text(self._read_line)
+                text = read_message(self._read_line)
                 if text is None or text.strip() in ("/exit", "/quit", "/bye"):
                     if text is None and self._is_interactive:
                         say("")
                     return 0
-                self._take(text)
+                self._handle(text)
             except KeyboardInterrupt:
                 if not self._is_interactive:
                     return _INTERRUPTED
@@ -75,7 +79,7 @@ class Session:
                     raise
                 say(f"roost: {printable(str(error))}")
 
-    def _take(self, text: str) -> None:
+    def _handle(self, text: str) -> None:
         if text.startswith("/") and "\n" not in text:
             name, _, argument = text.strip().partition(" ")
             if name not in self._commands:
@@ -84,24 +88,24 @@ class Session:
                 )
             self._commands[name](argument.strip())
         elif text.strip():
-            self._ask(text, self._turns)
+            self._send(text, self._turns)
 
-    def _ask(self, question: str, before: Sequence[Message]) -> None:
-        """Answers a question behind what was said before. It becomes a part of the conversation with its answer."""
-        self._question, self._before = question, before
+    def _send(self, message: str, before: Sequence[Message]) -> None:
+        """Responds to a message that follows `before`. Both join the conversation once there is a response."""
+        self._last_message, self._before = message, before
         system = [Message("system", self._system)] if self._system else []
-        asked = [*before, Message("user", question)]
-        writer = AnswerWriter()
+        messages = [*before, Message("user", message)]
+        writer = StreamWriter()
         try:
             with writer:
-                is_cut_off = self._runner.run(_interruptible(self._backend.answer([*system, *asked], writer.write)))
+                is_cut_off = self._runner.run(_interruptible(self._backend.respond([*system, *messages], writer.write)))
         except asyncio.CancelledError:
             if not self._is_interactive:
                 raise KeyboardInterrupt from None
             say("(stopped)" if writer.text else "\n(stopped)")
             is_cut_off = False
         if writer.text:
-            self._turns = [*asked, Message("assistant", writer.text)]
+            self._turns = [*messages, Message("assistant", writer.text)]
         if is_cut_off:
             say("(cut off at the limit of tokens; see --max-tokens)")
 
@@ -110,12 +114,12 @@ class Session:
         self._note("the system prompt is set" if text else "there is no system prompt")
 
     def _retry(self, _: str) -> None:
-        if self._question is None:
+        if self._last_message is None:
             raise CommandError("/retry: there is no question yet")
-        self._ask(self._question, self._before)
+        self._send(self._last_message, self._before)
 
     def _reset(self, _: str) -> None:
-        self._turns, self._question = (), None
+        self._turns, self._last_message = (), None
         self._note("the conversation is forgotten")
 
     def _note(self, text: str) -> None:
@@ -142,5 +146,5 @@ async def _interruptible[T](work: Coroutine[Any, Any, T]) -> T:
 
 
 def say(text: str) -> None:
-    """Prints to stderr: stdout has answers only."""
+    """Prints to stderr, since stdout is for responses only."""
     print(text, file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 from roost.server.bench.latency import RequestTrace
 from roost.server.bench.serve.stream_recorder import StreamRecorder
-from roost.server.client.http_client import Address, Answer, ClientError, HttpClient, UrlError
+from roost.server.client.http_client import Address, ClientError, HttpClient, Response, UrlError
 from roost.server.client.sse import EventParser
 from scripted_server import HEAD, USAGE, Script, chunk, error, event, scripted, streamed, text
 
@@ -168,7 +168,7 @@ def test_tokens_are_chunks_with_text_or_ids() -> None:
     ]
     for seconds, data in enumerate(chunks, 2):
         recorder.feed(event(data), float(seconds))
-    trace = recorder.finish(Answer(200, b""), 9.0)
+    trace = recorder.finish(Response(200, b""), 9.0)
     assert trace.token_times_s == [3.0, 4.0]
     assert (trace.last_s, trace.end_s, trace.lag_s) == (5.0, 7.0, 0.5)
 

@@ -190,7 +190,7 @@ def test_more_requests_than_slots_are_refused() -> None:
 
 def test_a_benchmark_runs_every_workload_as_often_as_asked(core: CountingCore) -> None:
     bench = Bench(options(), Plan.of(options(), SLOTS), vocab_size=100, core=core)
-    assert bench.finishes()
+    assert bench.run()
     workloads = bench.result()["workloads"]
     tokens = {name: [run["generated_tokens"] for run in found["runs"]] for name, found in workloads.items()}
     assert tokens == {"prefill": [8, 8], "decode": [32, 32], "mixed": [64, 64]}
@@ -201,7 +201,7 @@ def test_a_benchmark_runs_every_workload_as_often_as_asked(core: CountingCore) -
 def test_ctrl_c_leaves_what_was_measured() -> None:
     core = CountingCore(fails_at=40)
     bench = Bench(options(), Plan.of(options(), SLOTS), vocab_size=100, core=core)
-    assert not bench.finishes()
+    assert not bench.run()
     workloads = bench.result()["workloads"]
     assert len(workloads["prefill"]["runs"]) == 2
     assert workloads["decode"]["runs"][-1]["generated_tokens"] < 32
@@ -210,7 +210,7 @@ def test_ctrl_c_leaves_what_was_measured() -> None:
 def test_ctrl_c_before_anything_was_measured_leaves_nothing() -> None:
     core = CountingCore(fails_at=1)
     bench = Bench(options(), Plan.of(options(), SLOTS), vocab_size=100, core=core)
-    assert not bench.finishes()
+    assert not bench.run()
     assert bench.result()["workloads"] == {}
     assert engine_module.table(
         {

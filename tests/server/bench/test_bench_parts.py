@@ -9,13 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.server.bench.engine.length import ends_of_stretches
-from roost.server.bench.latency import RequestTrace, latencies_ms
-from roost.server.bench.lengths import LengthRange
-from roost.server.bench.percentiles import Distribution, in_ms, median_of, percentile
-from roost.server.bench.prompts import FIRST_ID, draw_text, draw_token_ids
+from roost.server.bench.latency import Distribution, RequestTrace, in_ms, latencies_ms, median_of, percentile
 from roost.server.bench.report import milliseconds, number, pick, rate
 from roost.server.bench.serve.goodput import Objective
-from roost.server.bench.workload import balanced_interval, parse_rate, poisson_times
+from roost.server.bench.workload import (
+    FIRST_ID,
+    LengthRange,
+    balanced_interval,
+    draw_text,
+    draw_token_ids,
+    parse_rate,
+    poisson_times,
+)
 from roost.server.settings import SettingsError
 
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=1)

@@ -10,12 +10,12 @@ import pytest
 from fake_engine import FakeEngine
 from fake_server import live
 from roost.server.bench.latency import RequestTrace
-from roost.server.bench.lengths import LengthRange
 from roost.server.bench.report import Outputs
 from roost.server.bench.serve.benchmark import Run, bench_serve
 from roost.server.bench.serve.goodput import Objective
 from roost.server.bench.serve.options import Options
 from roost.server.bench.serve.result import draw, summarize, tables
+from roost.server.bench.workload import LengthRange
 from roost.server.client.http_client import Address
 from roost.server.generation.service import Service
 from roost.server.terminal.failure import CommandError

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import pytest
 from roost.server.cli.chat.backend import Message
-from roost.server.cli.chat.line_input import read_text
+from roost.server.cli.chat.line_input import read_message
 from roost.server.cli.chat.session import Session
 from roost.server.cli.main import app
 from roost.server.terminal.failure import CommandError
@@ -407,7 +407,7 @@ class Echo:
     async def start(self) -> str:
         return "echo"
 
-    async def answer(self, messages: Sequence[Message], show: Any) -> bool:
+    async def respond(self, messages: Sequence[Message], show: Any) -> bool:
         self.asked.append([message.content for message in messages])
         if self.interrupts:
             self.interrupts -= 1
@@ -418,7 +418,7 @@ class Echo:
     async def close(self) -> None:
         pass
 
-    def leave_if_loading(self, status: int) -> None:
+    def exit_if_loading(self, status: int) -> None:
         pass
 
 
@@ -493,4 +493,4 @@ def test_texts_of_several_lines(lines: list[str], text: str | None) -> None:
             raise EOFError
         return line
 
-    assert read_text(read_line) == text
+    assert read_message(read_line) == text

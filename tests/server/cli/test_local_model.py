@@ -42,7 +42,7 @@ async def test_a_turn_costs_what_is_new_however_long_the_conversation(local: Loc
             pieces: list[str] = []
             before = local.engine.stats
             messages.append(Message("user", f"{turn} is a number of many " * 4))
-            await backend.answer(messages, pieces.append)
+            await backend.respond(messages, pieces.append)
             messages.append(Message("assistant", "".join(pieces)))
             after = local.engine.stats
             read.append(after.prompt_tokens - before.prompt_tokens)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import pytest
-from roost.server.terminal.text import AnswerWriter, printable
+from roost.server.terminal.text import StreamWriter, printable
 
 
 class Terminal(io.StringIO):
@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
 def write(monkeypatch: pytest.MonkeyPatch, out: io.StringIO, pieces: Sequence[str], *, fails: bool = False) -> str:
     """What an answer of these pieces leaves on stdout."""
     monkeypatch.setattr(sys, "stdout", out)
-    with AnswerWriter() as writer:
+    with StreamWriter() as writer:
         for piece in pieces:
             writer.write(piece)
         assert writer.text == "".join(pieces)

@@ -1,0 +1,67 @@
+"""Queries of a server that speaks OpenAI's API, and the text of its errors."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+
+from ..terminal.failure import CommandError
+from .http_client import ClientError, HttpClient, Response
+
+_MAX_MESSAGE: Final = 160
+"""Characters of a server's error that are repeated."""
+
+
+async def server_version(client: HttpClient) -> str | None:
+    """Returns the version that Roost and vLLM report at /version; None if the server has no such path.
+
+    Raises:
+      CommandError: The server cannot be reached.
+    """
+    try:
+        response = await client.get("/version")
+    except ClientError as error:
+        raise CommandError(f"the server cannot be reached: {error}; see --url") from None
+    found = _json(response)
+    version = found.get("version") if isinstance(found, dict) else None
+    return None if version is None else str(version)
+
+
+async def first_model(client: HttpClient) -> str:
+    """Returns the id of the first model that the server lists.
+
+    Raises:
+      CommandError: The server does not list a model.
+    """
+    try:
+        response = await client.get("/v1/models")
+        return str(_json(response)["data"][0]["id"])
+    except ClientError as error:
+        raise CommandError(f"the server cannot be asked for its models: {error}; see --url") from None
+    except (KeyError, IndexError, TypeError):
+        reason = http_failure(response) if response.status != 200 else "it lists none"
+        raise CommandError(f"the server does not tell its models ({reason}); name one with --model") from None
+
+
+def http_failure(response: Response) -> str:
+    """Returns a line about a response whose status is not 200."""
+    try:
+        body = orjson.loads(response.body)
+        message = error_message(body) if isinstance(body, dict) else ""
+    except orjson.JSONDecodeError:
+        message = ""
+    return f"HTTP {response.status}" + (f": {message}" if message else "")
+
+
+def error_message(body: Mapping[str, Any]) -> str:
+    """Returns the text of an error in OpenAI's shape, or in one of those that other servers use."""
+    error = body.get("error") or body
+    text = error.get("message") or error.get("detail") or "" if isinstance(error, dict) else error
+    return " ".join(str(text).split())[:_MAX_MESSAGE]
+
+
+def _json(response: Response) -> Any:
+    try:
+        return orjson.loads(response.body) if response.status == 200 else {}
+    except orjson.JSONDecodeError:
+        return {}
