@@ -1,4 +1,4 @@
-"""The oracle of the sampler: the distribution that a row is drawn from, in float64, by sorting."""
+"""Reference of the sampler: the distribution that a row is drawn from, in float64, by sorting."""
 
 from collections.abc import Iterable, Sequence
 
@@ -17,14 +17,15 @@ def reference_distribution(
     generated: Sequence[int] = (),
     allowed: Iterable[int] | None = None,
 ) -> Float[np.ndarray, " V"]:
-    """Returns the probabilities `[V]` of the next token: zeros where no token is allowed.
+    """Returns the probabilities of the next token; all zero if no token is allowed.
 
     Args:
-      logits: `[V]`, the model's own.
-      params: of the request.
-      num_tokens: how many tokens it has so far; before `min_tokens` no stop id is chosen.
-      prompt, generated: the tokens that penalties look at; of the generated ones, the last `PENALTY_WINDOW`.
-      allowed: by a constraint; None allows all.
+      logits: The model's own.
+      params: Sampling parameters of the request.
+      num_tokens: Number of tokens generated so far. Below `min_tokens`, no stop id is chosen.
+      prompt: Tokens of the prompt, for the repetition penalty.
+      generated: Generated tokens, for penalties and bad words.
+      allowed: Tokens that an output constraint allows; None allows all.
     """
     logits = np.array(logits, np.float64)
     for token_id, bias in params.logit_bias:
@@ -35,7 +36,34 @@ def reference_distribution(
         return np.zeros(len(logits))
     if params.temperature == 0:
         return np.where(np.arange(len(logits)) == np.argmax(logits), 1.0, 0.0)
-    weights = np.exp((logits - logits.max()) / params.temperature)
+    return _truncated(np.exp((logits - logits.max()) / params.temperature), params)
+
+
+def _penalized(
+    logits: Float[np.ndarray, " V"], params: SamplingParams, prompt: Sequence[int], generated: list[int]
+) -> Float[np.ndarray, " V"]:
+    """Returns the logits with penalties applied token by token."""
+    logits = logits.copy()
+    for token in set(prompt) | set(generated):
+        logits[token] *= params.repetition_penalty ** (-1 if logits[token] > 0 else 1)
+    for token in set(generated):
+        logits[token] -= params.presence_penalty + params.frequency_penalty * generated.count(token)
+    return logits
+
+
+def _masked(
+    params: SamplingParams, vocab_size: int, num_tokens: int, generated: Sequence[int], allowed: Iterable[int] | None
+) -> set[int]:
+    """Returns the ids that may not be chosen, whatever their logits are."""
+    masked = {word[-1] for word in params.bad_words if [*generated][len(generated) - len(word) + 1 :] == [*word[:-1]]}
+    for ids in (params.allowed_token_ids, allowed):
+        if ids is not None:
+            masked |= set(range(vocab_size)) - set(ids)
+    return masked | set(params.stop_ids if num_tokens < params.min_tokens else ())
+
+
+def _truncated(weights: Float[np.ndarray, " V"], params: SamplingParams) -> Float[np.ndarray, " V"]:
+    """Returns the probabilities that are left of weights, of which the largest is 1."""
     ordered = np.sort(weights)[::-1]
     if params.top_k:
         weights[weights < ordered[min(params.top_k, len(ordered)) - 1]] = 0
@@ -48,19 +76,8 @@ def reference_distribution(
     return probabilities if params.typical_p == 1 else _typical(probabilities, params.typical_p)
 
 
-def _masked(
-    params: SamplingParams, vocab_size: int, num_tokens: int, generated: Sequence[int], allowed: Iterable[int] | None
-) -> set[int]:
-    """Returns the ids that may not come, whatever their logits are."""
-    masked = {word[-1] for word in params.bad_words if [*generated][len(generated) - len(word) + 1 :] == [*word[:-1]]}
-    for ids in (params.allowed_token_ids, allowed):
-        if ids is not None:
-            masked |= set(range(vocab_size)) - set(ids)
-    return masked | set(params.stop_ids if num_tokens < params.min_tokens else ())
-
-
 def _typical(probabilities: Float[np.ndarray, " V"], mass: float) -> Float[np.ndarray, " V"]:
-    """Locally typical sampling (Meister et al.): the tokens whose information is nearest to the entropy."""
+    """Keeps the tokens whose surprise is nearest to the entropy (locally typical sampling, arXiv 2202.00666)."""
     possible = probabilities[probabilities > 0]
     entropy = -np.sum(possible * np.log(possible))
     with np.errstate(divide="ignore"):
@@ -70,15 +87,3 @@ def _typical(probabilities: Float[np.ndarray, " V"], mass: float) -> Float[np.nd
     farthest = distances[order][min(enough, len(order) - 1)]
     kept = np.where(distances <= farthest, probabilities, 0)
     return np.asarray(kept / kept.sum())
-
-
-def _penalized(
-    logits: Float[np.ndarray, " V"], params: SamplingParams, prompt: Sequence[int], generated: list[int]
-) -> Float[np.ndarray, " V"]:
-    """One token after the other, as the penalties' definitions have it."""
-    logits = logits.copy()
-    for token in set(prompt) | set(generated):
-        logits[token] *= params.repetition_penalty ** (-1 if logits[token] > 0 else 1)
-    for token in set(generated):
-        logits[token] -= params.presence_penalty + params.frequency_penalty * generated.count(token)
-    return logits
