@@ -1,0 +1,67 @@
+"""Log-probabilities of generated tokens and of a prompt."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from roost.engine.core.sampling_limits import MAX_LOGPROBS
+from roost.engine.core.sampling_params import SamplingParams
+from roost.engine.sampling.logprobs import Logprobs, logprobs, score
+from sampler_cases import (
+    ROWS,
+    VOCAB,
+    log_softmax,
+    quantised,
+    run,
+)
+
+
+def test_named_tokens_have_their_logprobs() -> None:
+    logits = quantised(8, ROWS * VOCAB, 2.0).reshape(ROWS, VOCAB)
+    params = SamplingParams(logprobs=0, logprob_token_ids=(7, 0, VOCAB - 1), frequency_penalty=1.0)
+    named = run(logits, [params] * ROWS).logprobs.named[:, :3]
+    np.testing.assert_allclose(named, log_softmax(logits)[:, [7, 0, VOCAB - 1]], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("vocab", [12, VOCAB])
+def test_logprobs_are_the_models_own(vocab: int) -> None:
+    """Whatever the request makes of the logits; alternatives stand best first, ties by id, and as many as there are."""
+    logits = quantised(3, ROWS * vocab, 2.0).reshape(ROWS, vocab)
+    banned = int(logits[0].argmax())
+    params = SamplingParams(temperature=0.5, top_k=3, min_tokens=1, stop_token_ids=(banned,), logprobs=MAX_LOGPROBS)
+    sampled, expected = run(logits, [params] * ROWS), log_softmax(logits)
+    tokens = np.asarray(sampled.tokens)
+    assert tokens[0] != banned
+    np.testing.assert_allclose(sampled.logprobs.chosen, expected[np.arange(ROWS), tokens], rtol=1e-5, atol=1e-5)
+    best = np.argsort(-logits, axis=-1, kind="stable")[:, :MAX_LOGPROBS]
+    np.testing.assert_array_equal(sampled.logprobs.top_ids, best)
+    np.testing.assert_allclose(sampled.logprobs.top, np.take_along_axis(expected, best, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_logprobs_nobody_asked_for_are_zeros() -> None:
+    """Asked for by one row, they are made for all; by an idle one, for none."""
+    logits = quantised(4, ROWS * VOCAB, 2.0).reshape(ROWS, VOCAB)
+    requests = [SamplingParams(temperature=0.0), SamplingParams(temperature=0.0, logprobs=1)] * 2
+    assert np.asarray(run(logits, requests).logprobs.top).all()
+    idle = run(logits, requests, active=[True, False] * 2).logprobs
+    assert not any(np.asarray(x).any() for x in (idle.chosen, idle.top_ids, idle.top))
+
+
+def test_scores_of_a_chunk_are_the_logprobs_of_its_targets() -> None:
+    """In blocks, so that the logits of a long chunk never stand in memory at once."""
+    rng = np.random.default_rng(5)
+    hidden, table = rng.normal(size=(12, 8)).astype(np.float32), rng.normal(size=(8, VOCAB)).astype(np.float32)
+    targets = rng.integers(0, VOCAB, 12, np.int32)
+    blocks: list[tuple[int, ...]] = []
+
+    def logprobs_of(x: jax.Array, targets: jax.Array) -> Logprobs:
+        blocks.append(x.shape)
+        return logprobs(x @ table, targets, jnp.zeros((4, 0), jnp.int32))
+
+    scored = score(logprobs_of, jnp.asarray(hidden), jnp.asarray(targets), 4)
+    assert set(blocks) == {(4, 8)}
+    expected = logprobs(jnp.asarray(hidden @ table), jnp.asarray(targets), jnp.zeros((12, 0), jnp.int32))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), scored, expected)
+    np.testing.assert_allclose(scored.chosen, log_softmax(hidden @ table)[np.arange(12), targets], rtol=1e-5, atol=1e-5)
