@@ -1,4 +1,4 @@
-"""The engine without its thread: a scheduler and a runner, one step at a time."""
+"""The engine without its thread: runs what the scheduler plans, one step at a time."""
 
 import math
 import time
@@ -22,56 +22,66 @@ from .scheduling.prefetch import Fetch
 from .scheduling.scheduler import Scheduler
 
 _SUSPICIOUS_FAILURES: Final = 8
-"""Number of requests in a row with non-finite activations after which the engine checks itself. Rows don't touch each
-other, so what breaks one is its own text, state or slot."""
+"""Number of requests in a row with non-finite activations after which the engine checks itself. Rows are independent of
+each other, so fewer failures are likely caused by the requests' own tokens or states."""
 
 _CANARY: Final = Request("roost-canary", (1, 2, 3), SamplingParams(max_tokens=2, temperature=0.0))
-"""A request that only broken parameters can break: prefill and a decode step, with nothing restored."""
+"""A request that fails only if the model's parameters are broken: a prefill and a decode step, without a snapshot."""
 
-_ONE_MORE: Final = PrefixKey.of([NO_TOKEN], "").tokens
-"""A token behind a history: a look-up leaves at least one to prefill, and a saved history may be covered whole."""
+_NEXT_TOKEN: Final = PrefixKey.of([NO_TOKEN], "").tokens
+"""A token after a history. The prefix cache leaves at least one token to prefill, and this one lets it cover the whole
+history."""
 
 
 @runtime_checkable
 class Pending(Protocol):
-    """A batch on its way through the device."""
+    """A batch that the device is running."""
 
     def wait(self) -> Sequence[RowResult]:
-        """Blocks until the batch is done; one result per row of the batch, in its order."""
+        """Waits for the batch, and returns one result per row, in the batch's order."""
 
 
 @runtime_checkable
 class Runner(Protocol):
-    """Turns batches into tokens; `ModelRunner` on a device, a fake in tests."""
+    """Runs batches: `ModelRunner` on a device, a fake in tests."""
 
     @property
     def failure(self) -> EngineDeadError | None:
-        """Why nothing can go on, if that shows beside the steps."""
+        """Error that ends the engine although no step has raised it, such as the loss of another host."""
 
     @property
     def compiles_since_ready(self) -> int:
-        """XLA compilations since every shape was compiled."""
+        """Number of XLA compilations after warm-up."""
 
     @property
     def restore_seconds(self) -> float:
-        """Spent on putting remembered states into slots."""
+        """Total time spent on restoring snapshots."""
 
     def run(self, batch: Batch) -> Pending:
-        """Hands a batch to the device and returns at once; batches run in the order of these calls."""
+        """Dispatches a batch and returns at once. Batches run in the order of these calls."""
 
     def close(self) -> None:
-        """Lets go of what others wait for."""
+        """Releases the other hosts, if there are any."""
 
-    def read(self, slot: int, length: int) -> Snapshot:
-        """The state of a slot that has read so many tokens, behind all batches so far; waits for them."""
+    def snapshot(self, slot: int, length: int) -> Snapshot:
+        """Returns a slot's state after all dispatched batches, and waits for them.
+
+        Args:
+          slot: Slot to copy.
+          length: Number of tokens that led to the state.
+        """
 
 
 class EngineCore:
-    """Runs batches one after the other, with one in flight: the host reads a step while the device runs the next.
+    """Runs one step after the other, with one batch in flight: the host plans and reads while the device computes.
 
     Attributes:
-      state_format: of states that are saved.
-      wake: called by another thread when a search on disk has ended, so that the next step has something to do.
+      state_format: Format of saved states; None if states cannot be saved.
+      wake: Called on another thread when a search on disk has ended, so that the next step has something to do.
+
+    Args:
+      scheduler: Decides what the device does.
+      runner: Runs batches on the device.
     """
 
     def __init__(self, scheduler: Scheduler, runner: Runner, state_format: SavedStateFormat | None = None) -> None:
@@ -95,20 +105,22 @@ class EngineCore:
 
     @property
     def next_timeout(self) -> float | None:
-        """When a step will have something to do though nothing arrives, in seconds of `time.monotonic`; None if it has
-        already. All requests may be waiting for the disk."""
+        """Time at which a step has something to do if nothing arrives, in seconds of `time.monotonic`.
+
+        None if it has something to do already. All requests may be waiting for the disk.
+        """
         if self.is_idle:
             return math.inf
         return None if self._in_flight is not None or self._arrived else self._scheduler.next_timeout
 
     @property
     def failure(self) -> EngineDeadError | None:
-        """Why nothing can go on, though no step has said so; for any thread."""
+        """Error that ends the engine although no step has raised it; may be read on any thread."""
         return self._runner.failure
 
     @property
     def stats(self) -> EngineStats:
-        """The engine as it is between two steps."""
+        """Statistics between two steps."""
         return EngineStats(
             num_waiting=self._scheduler.num_waiting,
             num_running=self._scheduler.num_running,
@@ -124,31 +136,37 @@ class EngineCore:
         )
 
     def add(self, request: Request) -> None:
-        """Queues a request; see `Scheduler.add` for what it raises."""
+        """Queues a request.
+
+        Raises:
+          QueueFullError: The queue is full, and no slot is free for this request.
+          ValueError: The id is in use.
+        """
         self._scheduler.add(request, time.monotonic())
 
     def abort(self, request_id: str) -> bool:
-        """Ends a request and frees its slot, whatever it was doing; says whether it was alive."""
+        """Ends a request at once and frees its slot; returns whether it was waiting or running."""
         return self._scheduler.abort(request_id)
 
     def save(self, request_id: str, num_generated: int | None = None) -> SavedState:
-        """The token history of a request that runs or ended lately, and the snapshot that spares prefilling it again.
+        """Returns the token history of a request that runs or ended lately, with the longest snapshot of it.
 
         Args:
-          num_generated: Generated tokens that belong to it, from the first one on; None takes all.
+          request_id: Id of the request.
+          num_generated: Number of generated tokens that the history includes; None includes all.
 
         Raises:
           UnknownRequestError: No such request runs or ended lately, or there is no prefix cache.
         """
         history, cache = self._scheduler.history_of(request_id), self._scheduler.cache
         if history is None or cache is None:
-            raise UnknownRequestError(f"no request with the id {request_id!r} runs, or has ended lately")
+            raise UnknownRequestError(f"no request with the id {request_id!r} is running or ended lately")
         tokens, salt = history.tokens(num_generated), history.salt
-        known = cache.match_prefix(PrefixKey(salt, tokens + _ONE_MORE), at_block_boundary=True)
-        return SavedState(tokens, known, salt, history.tenant, history.is_imported)
+        snapshot = cache.match_prefix(PrefixKey(salt, tokens + _NEXT_TOKEN), at_block_boundary=True)
+        return SavedState(tokens, snapshot, salt, history.tenant, history.is_imported)
 
     def close(self) -> None:
-        """Returns once what is to be kept has been written, and nobody waits for more."""
+        """Closes the runner, and writes what the prefix cache still has to write."""
         self._runner.close()
         if self._scheduler.cache is not None:
             self._scheduler.cache.close()
@@ -194,7 +212,7 @@ class EngineCore:
         commit = self._scheduler.commit(batch, pending.wait())
         for state in commit.finished:
             assert self._scheduler.cache is not None
-            self._scheduler.cache.insert_end(state.history, self._runner.read(state.slot, len(state.history)))
+            self._scheduler.cache.insert_end(state.history, self._runner.snapshot(state.slot, len(state.history)))
         return commit.outputs
 
     def _count_step(self, num_tokens: int) -> None:
@@ -202,20 +220,20 @@ class EngineCore:
             self._step_tokens[bisect_left(STEP_TOKEN_BOUNDS, num_tokens)] += 1
 
     def _check_numbers(self, outputs: Sequence[RequestOutput]) -> None:
-        """Runs the canary where one request after the other fails with non-finite activations.
+        """Runs the canary if one request after the other fails with non-finite activations.
 
         Raises:
-          EngineDeadError: the canary failed as well, so it is not the requests that are broken.
+          EngineDeadError: The canary failed as well, so the parameters are broken and not the requests.
         """
         for request_id, output in outputs:
             error = output.error if isinstance(output.error, NumericError) else None
             if request_id == _CANARY.id:
                 self._is_checking = output.finish_reason is None
                 if error is not None:
-                    failures = f"the activations of {_SUSPICIOUS_FAILURES} requests in a row were not numbers"
-                    raise EngineDeadError(f"{failures}, nor were those of the engine's own test prompt")
+                    failures = f"the activations of {_SUSPICIOUS_FAILURES} requests in a row were not finite"
+                    raise EngineDeadError(f"{failures}, and neither were those of the engine's own test prompt")
             elif error is not None:
-                self._num_failures += not error.is_of_import
+                self._num_failures += not error.from_imported_state
             elif output.token_ids:
                 self._num_failures = 0
         if self._num_failures >= _SUSPICIOUS_FAILURES and not self._is_checking:

@@ -1,4 +1,4 @@
-"""Phrases of several tokens that must not be generated."""
+"""Bans phrases of several tokens."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,43 +6,43 @@ from .output_constraint import ALL_ALLOWED, TokenMask
 
 
 class PhraseIndex:
-    """An Aho-Corasick automaton over phrases without their last tokens.
+    """Aho-Corasick automaton over phrases without their last tokens.
 
-    Its state is the longest end of the generated text with which a phrase begins. However many phrases there are, a
-    token costs one transition, amortized, and a visit to those whose last token may come next. The index is built once
-    per request, never changes, and is shared by the choices of a request.
+    Its state is the longest suffix of the generated tokens that is a prefix of a phrase. A token costs one amortised
+    transition, and a visit to each phrase whose last token may come next. The index never changes, and the choices of a
+    request share it.
 
     Args:
-      phrases: of two or more tokens each.
+      phrases: Phrases of two or more tokens.
     """
 
     def __init__(self, phrases: Iterable[tuple[int, ...]]) -> None:
         self._edges: dict[tuple[int, int], int] = {}
         self._last_tokens: list[list[int]] = [[]]
         self._depths = [0]
-        for *beginning, last in phrases:
-            self._last_tokens[self._add(beginning)].append(int(last))
+        for *prefix, last in phrases:
+            self._last_tokens[self._add(prefix)].append(int(last))
         self._shorter = [0] * len(self._depths)
-        """The state of the next shorter end of the text, by state."""
+        """Suffix links: for each state, that of the next shorter suffix."""
         self._next_banning = [0] * len(self._depths)
-        """The same of the next shorter end that bans a token."""
+        """For each state, that of the next shorter suffix that bans a token."""
         self._link()
 
     def step(self, state: int, token_id: int) -> int:
-        """Returns the state after one more token; a text begins in state 0."""
+        """Returns the state after one more token; generation starts in state 0."""
         while state and (state, token_id) not in self._edges:
             state = self._shorter[state]
         return self._edges.get((state, token_id), 0)
 
     def banned(self, state: int) -> Iterator[int]:
-        """Yields the tokens that would complete a phrase."""
+        """Yields the tokens that would complete a phrase in this state."""
         while state:
             yield from self._last_tokens[state]
             state = self._next_banning[state]
 
-    def _add(self, beginning: Iterable[int]) -> int:
+    def _add(self, prefix: Iterable[int]) -> int:
         state = 0
-        for token_id in map(int, beginning):
+        for token_id in map(int, prefix):
             edge = (state, token_id)
             if edge not in self._edges:
                 self._edges[edge] = len(self._depths)
@@ -59,7 +59,11 @@ class PhraseIndex:
 
 
 class BadPhrases:
-    """A constraint that bans the last token of a phrase when the others have just been generated."""
+    """Constraint that bans the last token of a phrase once the other tokens have been generated.
+
+    Args:
+      index: Automaton of the phrases.
+    """
 
     def __init__(self, index: PhraseIndex) -> None:
         self._index = index

@@ -1,33 +1,35 @@
-"""What can go wrong between a request and its tokens. The server maps this tree to HTTP once, at the border."""
+"""Errors of the engine. The server maps them to HTTP in one place."""
 
 
 class RoostError(Exception):
-    """The root: every error that Roost raises on purpose. Its text is one line, fit to show to a user."""
+    """Base class of all errors that Roost raises. The message is one line that may be shown to a user."""
 
 
 class ConfigError(RoostError):
-    """A setting, a config file or a checkpoint is wrong; raised before the engine is ready."""
+    """A setting, a config file or a checkpoint is invalid; raised before the engine is ready."""
 
 
 class CheckpointError(ConfigError):
-    """A checkpoint cannot be loaded; the text names the file or the tensor and what was expected."""
+    """A checkpoint cannot be loaded; the message names the file or tensor and what was expected."""
 
 
 class StateFileError(RoostError):
-    """A saved state cannot be used: it is broken, unsigned, of another version or another model. Its text goes on a
-    sentence that begins with the file."""
+    """A saved state cannot be used: it is broken, unsigned, or of another version or model.
+
+    The message continues a sentence that begins with the file's name.
+    """
 
 
 class UnknownRequestError(RoostError):
-    """No request of that id runs, or has ended lately."""
+    """No request with this id is running or ended lately."""
 
 
 class ParameterError(RoostError, ValueError):
     """A sampling parameter is out of range or contradicts another one.
 
     Args:
-      field: the parameter's name.
-      rule: the rest of the sentence, which says what the parameter must be.
+      field: Name of the parameter.
+      rule: What the parameter must be or do, such as "be at least 0".
     """
 
     def __init__(self, field: str, rule: str) -> None:
@@ -36,10 +38,11 @@ class ParameterError(RoostError, ValueError):
 
 
 class QueueFullError(RoostError):
-    """The waiting queue is full: try again later.
+    """The waiting queue is full.
 
     Args:
-      retry_after_s: when there will probably be room.
+      message: Reason, for the client.
+      retry_after_s: Estimated number of seconds until there is room.
     """
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
@@ -48,32 +51,33 @@ class QueueFullError(RoostError):
 
 
 class QueueTimeoutError(RoostError):
-    """A request got no slot in the time that it would wait for one."""
+    """A request got no slot before its `start_by`."""
 
 
 class RequestTimeoutError(RoostError):
-    """A request was not done in the time that it had."""
+    """A request was not done before its `deadline`."""
 
 
 class RequestFailedError(RoostError):
-    """The engine failed on one request alone; only that request ends."""
+    """The engine failed to start a request; only that request ends."""
 
 
 class NumericError(RoostError):
-    """The activations of a request are not finite any more; only that request ends.
+    """The activations of a request are not finite; only that request ends.
 
     Args:
-      is_of_import: whether the request went on from an imported state, which may be the cause.
+      message: Reason, for the client.
+      from_imported_state: Whether the request was restored from an imported state, which may be the cause.
     """
 
-    def __init__(self, message: str, *, is_of_import: bool = False) -> None:
+    def __init__(self, message: str, *, from_imported_state: bool = False) -> None:
         super().__init__(message)
-        self.is_of_import = is_of_import
+        self.from_imported_state = from_imported_state
 
 
 class ConstraintError(RoostError):
-    """What decides which tokens may come in a request has failed; only that request ends."""
+    """The output constraint of a request failed, or allows no token; only that request ends."""
 
 
 class EngineDeadError(RoostError):
-    """The engine's state is gone (an exception inside a step) or it was stopped; no request can go on."""
+    """The engine was stopped, or lost its state to an exception inside a step; all requests end."""

@@ -1,4 +1,4 @@
-"""Tokens that may come next, decided on the host: by constraints, which follow a sequence, or by one mask for all."""
+"""Output constraints and token masks: which tokens may come next, decided on the host."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -7,39 +7,47 @@ from typing import Any, Final, Protocol, runtime_checkable
 import numpy as np
 
 type TokenMask = np.ndarray[Any, np.dtype[np.uint32]]
-"""A bit per token of the vocabulary: token i is allowed where bit i % 32 of word i // 32 is set."""
+"""One bit per token of the vocabulary: token i is allowed if bit i % 32 of word i // 32 is set."""
 
 ALL_ALLOWED: Final = 0xFFFFFFFF
-"""A word of a mask whose 32 tokens may all come."""
+"""Word of a mask that allows all of its 32 tokens."""
 
 _LITTLE_ENDIAN: Final = np.dtype("<u4")
 
 
 @runtime_checkable
 class Constraint(Protocol):
-    """Follows one sequence token by token. It belongs to its request, and from there on to the engine's thread.
+    """Follows the tokens of one request, and decides which may come next. Only the engine's thread calls it.
 
-    What it raises ends that request with an error, and nobody else's.
+    An exception from any method ends the request with an error; other requests are not affected.
     """
 
     def fill_mask(self, mask: TokenMask) -> None:
-        """Sets all words of the mask to what may come next. At least one token must be allowed."""
+        """Writes all words of the mask of the next token, which must allow at least one."""
 
     def is_ready(self, wait_s: float) -> bool:
-        """Whether `fill_mask` would return at once; waits up to so many seconds for that. Until then only its own
-        request waits."""
+        """Returns whether `fill_mask` would return at once. Until then, the request sits out.
+
+        Args:
+          wait_s: Maximum number of seconds to wait for that.
+        """
 
     def advance(self, token_id: int) -> None:
-        """Takes note of the token that came."""
+        """Moves on by one generated token."""
 
 
 def words_of_mask(vocab_size: int) -> int:
-    """Words of a `TokenMask`."""
+    """Returns the number of words of a `TokenMask`."""
     return -(-vocab_size // 32)
 
 
 def mask_of_ids(ids: Iterable[int], words: int) -> TokenMask:
-    """The mask that allows these tokens and no others."""
+    """Returns the mask that allows these tokens and no others.
+
+    Args:
+      ids: Token ids below `32 * words`.
+      words: Number of words of the mask.
+    """
     is_allowed = np.zeros(32 * words, np.bool)
     is_allowed[np.fromiter(ids, np.int64)] = True
     return np.packbits(is_allowed, bitorder="little").view(_LITTLE_ENDIAN).astype(np.uint32, copy=False)
@@ -47,11 +55,11 @@ def mask_of_ids(ids: Iterable[int], words: int) -> TokenMask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StaticMask:
-    """A mask that holds for all of a request, made once, for a vocabulary of any size.
+    """Mask that is the same for all tokens of a request, whatever the size of the vocabulary.
 
     Attributes:
-      words: for the ids up to the largest one that the request names.
-      allows_others: whether ids behind those are allowed.
+      words: Mask of the ids up to the largest one that the request names.
+      allows_others: Whether larger ids are allowed.
     """
 
     words: TokenMask
@@ -59,10 +67,11 @@ class StaticMask:
 
     @classmethod
     def of(cls, allowed: Collection[int] | None, banned: Collection[int]) -> "StaticMask | None":
-        """Returns the mask of the allowed ids, where None stands for all, without the banned ones.
+        """Returns the mask of the allowed ids without the banned ones; None if every token is allowed.
 
-        Returns:
-          None where every token is allowed.
+        Args:
+          allowed: Allowed ids; None allows all.
+          banned: Banned ids.
         """
         if allowed is None and not banned:
             return None
@@ -71,14 +80,14 @@ class StaticMask:
         return cls(mask & ~mask_of_ids(banned, words), allows_others=allowed is None)
 
     def is_empty(self, banned: Collection[int] = ()) -> bool:
-        """Returns whether no token is left without the banned ones, whatever the vocabulary."""
+        """Returns whether the mask allows no token besides the banned ones, whatever the size of the vocabulary."""
         words = len(self.words)
         return not self.allows_others and not np.any(
             self.words & ~mask_of_ids((i for i in banned if i < 32 * words), words)
         )
 
     def narrow(self, mask: TokenMask) -> None:
-        """Bans the same tokens in another mask."""
+        """Bans the same tokens in another mask, in place."""
         count = min(len(mask), len(self.words))
         mask[:count] &= self.words[:count]
         if not self.allows_others:

@@ -1,4 +1,4 @@
-"""The values that cross the engine's door: a request on the way in, tokens on the way out. All are frozen."""
+"""The engine's input and output as frozen values: requests, and the tokens they get."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from .snapshot import Snapshot
 
 
 class FinishReason(StrEnum):
-    """Why a stream of tokens ended. ABORT means that the caller asked for it, ERROR that something of it failed."""
+    """Reason why a request ended: a stop token, its length limit, its caller's abort, or an error."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -22,23 +22,25 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt to go on with.
+    """One prompt, and how to generate after it.
 
     Attributes:
-      id: unique among the requests that are alive.
-      prompt_token_ids: at least one id, each within the vocabulary; used as given (no BOS is added).
-      params: see `SamplingParams`.
-      constraint: decides token by token what may come; it belongs to this request alone.
-      fork_of: a request with the same prompt that was added before; while that one still reads the prompt, this one
-        waits for it and then goes on from a copy of its state.
-      stepwise: somebody may end it after any token, as stop strings do; so its tokens are made one at a time.
-      tenant: who shares slots and queue fairly with the others; "" where there is one for all.
-      priority: lower ones get a slot first, among the tenant's own.
-      start_by, deadline: until when it has to have a slot, and to be done; in seconds of `time.monotonic`.
-      cache_salt: it shares remembered states only with requests of the same salt.
-      state: of the prompt's beginning, on the grid, if the caller has one.
-      state_is_imported: Whether `state` came from a file, or from a request that went on from one. Activations that
-        are not numbers say nothing about the parameters then.
+      id: Id that no other waiting or running request has.
+      prompt_token_ids: At least one token id of the vocabulary. No BOS token is added.
+      params: Sampling parameters.
+      constraint: Output constraint that decides token by token what may come next. It belongs to this request alone.
+      fork_of: Id of a request with the same prompt that was added before. If that prompt is not prefilled yet, this
+        request waits for it and copies its state.
+      stepwise: Whether the caller may end the request after any token, for example at a stop string. The engine then
+        generates one token per step.
+      tenant: Tenant, among whom slots and the queue are shared fairly; "" if there is one tenant only.
+      priority: Requests of a tenant with a lower number get a slot first.
+      start_by: Time until which the request must have a slot, in seconds of `time.monotonic`.
+      deadline: Time until which the request must be done, in seconds of `time.monotonic`.
+      cache_salt: Salt of the prefix cache. Requests with other salts share no snapshots with this one.
+      state: Snapshot of the prompt's first tokens at a block boundary, if the caller has one.
+      state_is_imported: Whether `state` came from a file, directly or through earlier requests. Non-finite activations
+        may then be the state's fault.
     """
 
     id: str
@@ -62,8 +64,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural log-probabilities at one place: the token's own, (id, logprob) of the likeliest, best first, and the same
-    of the request's `logprob_token_ids`, in their order."""
+    """Natural log-probabilities at one position.
+
+    Attributes:
+      logprob: Log-probability of the token itself.
+      top: Pairs of id and log-probability of the most probable tokens, in descending order.
+      named: The same pairs for the request's `logprob_token_ids`, in their order.
+    """
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
@@ -72,18 +79,18 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
-    """What one step gave to one request.
+    """Output of one step for one request.
 
     Attributes:
-      token_ids: the new tokens, the end or stop id included; empty where the stream ends without one.
-      logprobs: one entry per new token, if asked for.
-      prompt_logprobs: on the first output only, if asked for: one entry per prompt token; the first is None.
-      finish_reason: set on the last output of a stream.
-      stop_reason: the id from `stop_token_ids` that ended it, if one did.
-      num_cached: on the first output only: prompt tokens whose state was remembered, so that they were not read.
-      error: what went wrong, with `FinishReason.ERROR`.
-      started_at: on the first output only: when the prompt's first chunk was handed to the device, in seconds of
-        `time.monotonic`.
+      token_ids: New tokens, including an end or stop id; empty if the request ends without a token.
+      logprobs: One entry per new token, if requested.
+      prompt_logprobs: One entry per prompt token, if requested, on the first output only. The first entry is None.
+      finish_reason: Reason of the end, on the last output only.
+      stop_reason: Id from `stop_token_ids` that ended the request, if one did.
+      num_cached: Number of prompt tokens that were restored instead of prefilled, on the first output only.
+      error: Error, with `FinishReason.ERROR`.
+      started_at: Time at which the prompt's first chunk was dispatched, in seconds of `time.monotonic`, on the first
+        output only.
     """
 
     token_ids: tuple[int, ...] = ()

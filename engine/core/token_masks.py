@@ -1,4 +1,4 @@
-"""The constraint of a request: its own and what its parameters add, as one."""
+"""Combines the output constraint of a request with its bad words."""
 
 from collections.abc import Sequence
 
@@ -10,29 +10,33 @@ from .request import Request
 
 
 def constraint_of(request: Request) -> Constraint | None:
-    """The request's own constraint and its bad words of several tokens, as one."""
+    """Returns the request's own constraint and its bad words of several tokens as one constraint, if there are any."""
     phrases = request.params.bad_phrases
     own = None if phrases is None else BadPhrases(phrases)
-    parts = [part for part in (request.constraint, own) if part is not None]
-    return AllOf(parts) if len(parts) > 1 else next(iter(parts), None)
+    constraints = [each for each in (request.constraint, own) if each is not None]
+    return AllOf(constraints) if len(constraints) > 1 else next(iter(constraints), None)
 
 
 class AllOf:
-    """A constraint that allows what all of its parts allow."""
+    """Constraint that allows the tokens that all of several constraints allow.
 
-    def __init__(self, parts: Sequence[Constraint]) -> None:
-        self._parts = parts
+    Args:
+      constraints: At least one constraint.
+    """
+
+    def __init__(self, constraints: Sequence[Constraint]) -> None:
+        self._constraints = constraints
 
     def fill_mask(self, mask: TokenMask) -> None:
-        self._parts[0].fill_mask(mask)
+        self._constraints[0].fill_mask(mask)
         other = np.zeros_like(mask)
-        for part in self._parts[1:]:
-            part.fill_mask(other)
+        for constraint in self._constraints[1:]:
+            constraint.fill_mask(other)
             mask &= other
 
     def is_ready(self, wait_s: float) -> bool:
-        return all(part.is_ready(wait_s) for part in self._parts)
+        return all(constraint.is_ready(wait_s) for constraint in self._constraints)
 
     def advance(self, token_id: int) -> None:
-        for part in self._parts:
-            part.advance(token_id)
+        for constraint in self._constraints:
+            constraint.advance(token_id)

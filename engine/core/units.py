@@ -1,4 +1,4 @@
-"""Sizes as people read them."""
+"""Human-readable sizes."""
 
 from typing import Final
 
@@ -6,9 +6,9 @@ _UNITS: Final = ("KiB", "MiB", "GiB", "TiB")
 
 
 def shown_bytes(count: int) -> str:
-    """Returns a number of bytes in the binary unit that fits its size: "512 B", "72.0 KiB", "16.4 MiB", "4.50 GiB".
+    """Returns a number of bytes in a binary unit: "512 B", "72.0 KiB", "16.4 MiB", "4.50 GiB".
 
-    One decimal is enough below a GiB; from there on the second one is tens of megabytes.
+    Units from GiB on have two decimals, since the second one still stands for tens of megabytes.
     """
     if count < 1024:
         return f"{count:,} B"

@@ -1,4 +1,4 @@
-"""Decides whose prompts are searched for on disk while their requests wait for a slot. Pure host Python."""
+"""Decides which prompts are searched for on disk while their requests wait for a slot."""
 
 import math
 from collections import Counter
@@ -12,18 +12,19 @@ from ..prefix_cache.prefix_key import PrefixKey
 from .waiting_queue import WaitingQueue
 
 _MAX_SECONDS: Final = 5.0
-"""Time after which a search is no longer waited for: reading the prompt anew would have been faster."""
+"""Seconds after which requests don't wait for a search any longer, as prefill would have been faster."""
 
 
 @dataclass(eq=False, slots=True)
 class Fetch:
-    """A waiting request whose prompt is searched for in the tier below the prefix cache.
+    """Search on disk for the prompt of a waiting request.
 
     Attributes:
-      request, key: the request and its prompt.
-      above: number of tokens that need not be searched for, as their state is in memory.
-      started: when the search began, in seconds.
-      found: what the search has found.
+      request: The waiting request.
+      key: Its prompt.
+      above: Number of tokens that a snapshot in memory covers; only longer snapshots are searched for.
+      started: Time at which the search began, in seconds.
+      found: Snapshot that was found.
     """
 
     request: Request
@@ -34,15 +35,15 @@ class Fetch:
 
 
 class Prefetcher:
-    """Holds requests in the queue, where they keep their places, until it is known what the tier below has of them.
+    """Holds requests in the queue, where they keep their places, until their prompts were searched for on disk.
 
-    A search begins as soon as there is room, in about the order in which requests will get slots. Half of the room is
-    for tenants that take none of it yet. Memory is looked up when a request gets its slot, so what others have left
-    there meanwhile counts, too. If a search takes too long, nobody is held until it ends.
+    Searches begin in about the order in which requests will get slots, as many at a time as the cache allows. Half of
+    them are for tenants that have none. Memory is looked up when a request gets its slot, so that snapshots of requests
+    that ended meanwhile are found, too. If a search takes too long, no request is held until it ends.
 
     Args:
-      waiting: the queue.
-      cache: what searches can be spared by, and how many there may be; None holds nobody.
+      waiting: Requests without a slot.
+      cache: The prefix cache, which limits the number of searches; None holds no request.
     """
 
     def __init__(self, waiting: WaitingQueue, cache: PrefixCache | None) -> None:
@@ -58,21 +59,21 @@ class Prefetcher:
 
     @property
     def is_planned(self) -> bool:
-        """Whether nothing has happened since `plan`, so that it would change nothing before `timeout`."""
+        """Whether nothing has happened since `plan`, so that it has nothing to do before `timeout`."""
         return self._is_planned
 
     @property
     def timeout(self) -> float:
-        """When the oldest search will have taken too long, in seconds; infinite if nobody is held by one."""
+        """Time at which the oldest search takes too long, in seconds; infinite if no request is held by one."""
         started = [] if self._is_stuck else [fetch.started for fetch in self._running]
         return min(started, default=math.inf) + _MAX_SECONDS
 
     def offer(self, request: Request) -> None:
-        """Holds a request that was just queued, if there may be more of its prompt below than in memory."""
+        """Holds a request that was just queued, if the disk may have a longer prefix of its prompt than memory."""
         if self._cache is None or not self._max_fetches or self._is_stuck or request.params.prompt_logprobs is not None:
             return
         parent = request.fork_of
-        if parent is not None and parent in self._waiting:  # it will read the prompt for this one
+        if parent is not None and parent in self._waiting:  # the parent prefills the prompt for both
             if self._waiting.is_held(parent):
                 self._forks.setdefault(parent, []).append(request.id)
                 self._waiting.hold(request.id)
@@ -86,7 +87,11 @@ class Prefetcher:
         self._is_planned = False
 
     def plan(self, now: float) -> list[Fetch]:
-        """Returns the searches that are to begin."""
+        """Returns the searches that are to begin, and books them as running.
+
+        Args:
+          now: Current time, in seconds of `time.monotonic`.
+        """
         self._is_planned = True
         self._is_stuck = any(now >= fetch.started + _MAX_SECONDS for fetch in self._running)
         if self._is_stuck:
@@ -95,7 +100,7 @@ class Prefetcher:
         return self._begin(now) if self._queued else []
 
     def commit(self, fetch: Fetch, found: Snapshot | None) -> None:
-        """Books what a search has found."""
+        """Books the result of a search, and releases its request."""
         self._is_planned = False
         del self._running[fetch]
         if self._waiting.get(fetch.request.id) is fetch.request:
@@ -104,13 +109,13 @@ class Prefetcher:
             self._release(fetch.request.id)
 
     def take(self, request_id: str) -> Fetch | None:
-        """Gives a request that does not wait any more its key, and what was found for it, if that is known."""
+        """Forgets a request that no longer waits; returns its search if one has ended."""
         self._is_planned = False
         self._release(request_id)
         return self._done.pop(request_id, None)
 
     def _begin(self, now: float) -> list[Fetch]:
-        begun: list[Fetch] = []
+        started: list[Fetch] = []
         found = (fetch for fetch in self._done.values() if fetch.found is not None)
         taken = Counter(fetch.request.tenant for fetch in (*self._running, *found))
         for requests in self._waiting.held_in_rounds():
@@ -123,23 +128,23 @@ class Prefetcher:
                     fetch.started = now
                     taken[request.tenant] += 1
                     self._running[self._queued.pop(request.id)] = None
-                    begun.append(fetch)
+                    started.append(fetch)
                 else:
                     self._done[request.id] = fetch
                     self._release(request.id)
-            if taken.total() >= self._max_fetches // 2:  # in later rounds, each tenant takes some of it
+            if taken.total() >= self._max_fetches // 2:  # every tenant of a later round has searches by now
                 break
-        return begun
+        return started
 
     def _needs_search(self, fetch: Fetch) -> bool:
-        """Whether there may be more below; what was published since it was queued need not be searched for."""
+        """Returns whether the disk may have a longer prefix than memory has by now."""
         assert self._cache is not None
         state = fetch.request.state
         fetch.above = max(self._cache.matched_length(fetch.key), 0 if state is None else state.length)
         return fetch.above < len(fetch.key)
 
     def _release(self, request_id: str) -> None:
-        """Lets a request, and those that wait for it to read their prompt, have slots."""
+        """Releases a request, and the forks that wait for it to prefill their prompt."""
         self._queued.pop(request_id, None)
         for each in (request_id, *self._forks.pop(request_id, ())):
             self._waiting.release(each)

@@ -11,7 +11,7 @@ from .masks import NO_CHOICE_TEXT, advance_constraint
 from .plan import error_output
 from .running_request import RunningRequest
 
-_NOT_FINITE: Final = "the model's activations are not numbers any more; the request was ended"
+_NOT_FINITE: Final = "the model's activations are not finite; the request was ended"
 
 
 def book_result(running: RunningRequest, result: RowResult, mask_words: int) -> list[TokenOutput]:
@@ -101,4 +101,4 @@ def _sentinel_error(running: RunningRequest, sentinel: int) -> RoostError:
     """Returns the error that a sampled `NO_CHOICE` or `NO_TOKEN` stands for."""
     if sentinel == NO_CHOICE:
         return ConstraintError(NO_CHOICE_TEXT)
-    return NumericError(_NOT_FINITE, is_of_import=running.request.state_is_imported)
+    return NumericError(_NOT_FINITE, from_imported_state=running.request.state_is_imported)

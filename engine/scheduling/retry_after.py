@@ -1,26 +1,26 @@
-"""When there will be room again, by what was measured."""
+"""Estimates when a refused request may be sent again."""
 
 from typing import Final
 
 _WEIGHT: Final = 0.1
-"""Of the latest service time in the mean of all: the last twenty or so decide."""
+"""Weight of the latest service time in the moving average: about the last twenty requests count."""
 
 _UNKNOWN_S: Final = 1.0
-"""Said while nothing has been measured."""
+"""Estimate while no request has ended."""
 
 _SHORTEST_S: Final = 0.05
 _LONGEST_S: Final = 60.0
-"""Clients believe no more than a minute or two, and load changes."""
+"""Bounds of the estimate. Load changes within a minute, and clients don't wait for longer."""
 
 
 class RetryAfterEstimator:
-    """Slots come free one after the other, every (mean service time / slots) seconds.
+    """Estimates when a slot will be free for a refused request.
 
-    Those that were refused are told to come back one after the other, too: each when as many slots have come free as
-    were refused before it.
+    Slots become free one after the other, every (mean service time / slots) seconds. Refused requests come back in the
+    same rhythm: each when as many slots have become free as requests were refused before it.
 
     Args:
-      slots: how many there are.
+      slots: Number of slots.
     """
 
     def __init__(self, slots: int) -> None:
@@ -29,17 +29,21 @@ class RetryAfterEstimator:
         self._num_refused = 0
 
     def released(self, service_s: float) -> None:
-        """A slot has come free, and its request had it for so long."""
+        """Books a slot that became free.
+
+        Args:
+          service_s: Number of seconds for which a request had the slot.
+        """
         last = service_s if self._mean_s is None else self._mean_s
         self._mean_s = last + _WEIGHT * (service_s - last)
         self._num_refused = max(0, self._num_refused - 1)
 
     def refused(self) -> float:
-        """Books a request that was turned away; gives the seconds after which it should come back."""
+        """Books a refused request, and returns the number of seconds after which it should be sent again."""
         if self._mean_s is None:
             return _UNKNOWN_S
         interval = self._mean_s / self._slots
-        wanted = (self._num_refused + 1) * interval
-        if wanted < _LONGEST_S:  # beyond, those who were turned away are not in line any more
+        estimate = (self._num_refused + 1) * interval
+        if estimate < _LONGEST_S:  # requests beyond that are not counted, as they don't wait for their turn
             self._num_refused += 1
-        return min(max(wanted, _SHORTEST_S), _LONGEST_S)
+        return min(max(estimate, _SHORTEST_S), _LONGEST_S)

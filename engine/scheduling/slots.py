@@ -85,13 +85,16 @@ class SlotPool:
 class SlotReserve:
     """Keeps the last free slots for tenants with nothing running.
 
-    A tenant that has something running takes a slot only while more than the reserve is free; one that has nothing
-    running takes any. So a tenant finds a slot at once, however long others' requests run, as long as fewer than
-    `size` others came in by the reserve. Nobody is preempted for it.
+    A tenant with a running request may take a slot only while more than the reserve is free; a tenant without one may
+    take any. A new tenant thus gets a slot at once, however long the requests of others run, unless `size` other
+    tenants have used up the reserve. No request is preempted.
 
     Args:
-      slots: number of slots.
-      size: number of slots in reserve, less than `slots`.
+      slots: Number of slots.
+      size: Number of slots in reserve, less than `slots`.
+
+    Raises:
+      ConfigError: `size` is negative, or not less than `slots`.
     """
 
     def __init__(self, slots: int, size: int) -> None:
@@ -100,5 +103,9 @@ class SlotReserve:
         self._num_shared = slots - size
 
     def num_open(self, num_used: int) -> int:
-        """Number of free slots that any tenant may take while so many are used."""
+        """Returns the number of free slots that any tenant may take.
+
+        Args:
+          num_used: Number of slots in use.
+        """
         return max(0, self._num_shared - num_used)

@@ -42,7 +42,7 @@ class Timeouts:
 
 def _timeout_error(request: Request, start_by: float, now: float) -> RoostError | None:
     if now >= request.deadline:
-        return RequestTimeoutError("the request was not done in the time that it had")
+        return RequestTimeoutError("the request took longer than its timeout")
     if now >= start_by:
-        return QueueTimeoutError("no slot came free in the time that the request would wait for one")
+        return QueueTimeoutError("the request got no slot within its queue timeout")
     return None

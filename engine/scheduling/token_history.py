@@ -1,4 +1,4 @@
-"""Token histories of requests that ended lately, so that clients can still save their state."""
+"""Token histories of requests that ended lately, so that clients can still save their states."""
 
 import sys
 from dataclasses import dataclass
@@ -9,21 +9,24 @@ from ..core.tenant_store import TenantStore
 
 MAX_BYTES: Final = 16 * 2**20
 MAX_HISTORIES: Final = 1000
+"""Limits of all histories together: bytes of memory, and their number."""
 
 _ID_BYTES: Final = 4
 
 _OBJECT_BYTES: Final = 1024
-"""What an entry takes beside its token ids and strings: the objects, and their places in three dictionaries."""
+"""Memory per entry besides token ids and strings: its objects, and entries of three dictionaries."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenHistory:
-    """Token history of a request.
+    """All tokens of a request.
 
     Attributes:
-      prompt: Token ids of the prompt, 4 bytes each; see `PrefixKey.tokens`.
-      generated: Generated token ids, likewise.
-      salt, tenant, is_imported: See `Request`.
+      prompt: Token ids of the prompt, 4 bytes each, like `PrefixKey.tokens`.
+      generated: Generated token ids, 4 bytes each.
+      salt: The request's `cache_salt`.
+      tenant: The request's `tenant`.
+      is_imported: The request's `state_is_imported`.
     """
 
     prompt: bytes
@@ -37,33 +40,38 @@ class TokenHistory:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that keeping it takes."""
+        """Memory that the history takes, in bytes."""
         sizes = map(sys.getsizeof, (self.prompt, self.generated, self.salt, self.tenant))
         return sum(sizes) + _OBJECT_BYTES
 
     def tokens(self, num_generated: int | None = None) -> bytes:
-        """Token ids of the prompt and of the first so many generated tokens, 4 bytes each; None takes all."""
+        """Returns the token ids of the prompt and of generated tokens, 4 bytes each.
+
+        Args:
+          num_generated: Number of generated tokens to include; None includes all.
+        """
         end = None if num_generated is None else num_generated * _ID_BYTES
         return self.prompt + self.generated[:end]
 
 
 class TokenHistories:
-    """The newest histories. The oldest of the tenant that holds most make room for others."""
+    """Histories of the latest requests. The oldest history of the tenant with the most memory is evicted first."""
 
     def __init__(self) -> None:
         self._histories: TenantStore[str, TokenHistory] = TenantStore()
 
     @property
     def num_bytes(self) -> int:
-        """Memory that all histories take."""
+        """Memory that all histories take, in bytes."""
         return self._histories.num_bytes
 
     def keep(self, request_id: str, history: TokenHistory) -> None:
-        """Stores a history, in place of an earlier one of the same request."""
+        """Stores a history, and replaces an earlier one with the same id."""
         if len(history) > MAX_TOKENS:
             return
         self._histories.put(request_id, history.tenant, history, history.num_bytes + sys.getsizeof(request_id))
         self._histories.make_room(MAX_HISTORIES, MAX_BYTES)
 
     def get(self, request_id: str) -> TokenHistory | None:
+        """Returns the history of a request; None if it was evicted or never stored."""
         return self._histories.get(request_id)

@@ -1,4 +1,4 @@
-"""Requests that wait for a slot, and who of them is next: bounded, fair between tenants, by priority within one."""
+"""Queue of requests without a slot: bounded, fair between tenants, ordered by priority within one."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -10,23 +10,23 @@ from ..core.errors import QueueFullError
 from ..core.request import Request
 
 OLDEST_EVERY: Final = 8
-"""One of so many of a tenant's requests that get a slot is its oldest, whatever its priority; so none waits forever."""
+"""Number of a tenant's requests that get a slot, one of which is its oldest, so that none waits forever."""
 
 _EXPECTED_TOKENS: Final = 256
-"""What a request is expected to generate at most; most end by themselves. What it was is booked afterwards."""
+"""Maximum number of tokens that a request is expected to generate. Its tenant is charged for the real number later."""
 
 
 def expected_tokens(request: Request) -> int:
-    """What a request will probably cost: its prompt, and some of what it may generate."""
+    """Returns the expected cost of a request: its prompt tokens, and an estimate of its generated tokens."""
     limit = request.params.max_tokens
     return len(request.prompt_token_ids) + min(_EXPECTED_TOKENS, _EXPECTED_TOKENS if limit is None else limit)
 
 
 class FairShares:
-    """How many tokens each tenant has had, on one scale for all (start-time fair queueing).
+    """Number of tokens that each tenant was served, on a common scale (start-time fair queueing).
 
-    The scale's zero moves up with whoever is served: a tenant that comes back after a pause has no claim on what it
-    might have had meanwhile, but is served before all that have had more since.
+    The scale's zero follows the tenant that is served. A tenant that comes back after a pause is not compensated for
+    the pause, but is served before all tenants that have had more since.
     """
 
     def __init__(self) -> None:
@@ -34,27 +34,27 @@ class FairShares:
         self._used: dict[str, int] = {}
 
     def enter(self, tenant: str) -> None:
-        """A tenant that had nothing waiting has something now."""
+        """Adds a tenant that had no waiting request, or brings it up to the scale's zero."""
         self._used[tenant] = max(self._used.get(tenant, 0), self._zero)
 
     def first(self, tenants: Iterable[str]) -> str:
-        """Who has had least; of equals, the first."""
+        """Returns the tenant that was served the fewest tokens; among equals, the first."""
         tenant = min(tenants, key=self.used)
         self._zero = max(self._zero, self._used[tenant])
         return tenant
 
     def used(self, tenant: str) -> int:
-        """What a tenant has had, on the common scale."""
+        """Returns the number of tokens of a tenant, on the common scale."""
         return self._used[tenant]
 
     def charge(self, tenant: str, tokens: int) -> None:
-        """Books tokens; fewer than none where too many were booked before."""
+        """Charges a tenant for tokens; a negative number corrects an estimate."""
         self._used[tenant] = self._used.get(tenant, self._zero) + tokens
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A request and its number in the order of arrival."""
+    """A request, and its number in the order of arrival."""
 
     request: Request
     number: int
@@ -64,8 +64,8 @@ class _Entry:
         return self.request.id
 
 
-class _Line:
-    """One tenant's requests: the most urgent first, of those the oldest."""
+class _TenantQueue:
+    """Requests of one tenant, by priority, then by age."""
 
     def __init__(self) -> None:
         self._classes: dict[int, OrderedDict[str, _Entry]] = {}
@@ -95,7 +95,7 @@ class _Line:
         return request.id in self._held
 
     def held(self) -> Iterator[Request]:
-        """Those that are held, the most urgent first, of those the oldest."""
+        """Yields held requests by priority, then by age."""
         for urgency in sorted(self._classes) if self._held else ():
             yield from (entry.request for entry in self._classes[urgency].values() if entry.id in self._held)
 
@@ -124,16 +124,19 @@ class _Line:
 
 
 class WaitingQueue:
-    """Requests without a slot. It knows no time and no slots.
+    """Requests without a slot.
 
-    Next is a request of the tenant that has had the fewest tokens; of its requests the one with the lowest `priority`,
-    of those the oldest. Where there are several tenants, none may take more of the queue than it leaves free, so that
-    there is a place for another. A request that is held keeps its place, but is passed over until it is released.
+    The next request belongs to the tenant that was served the fewest tokens; among its requests it has the lowest
+    `priority`, then the highest age. With several tenants, none may take more of the queue than it leaves free, so that
+    there is room for another. A held request keeps its place, but is passed over until it is released.
+
+    Attributes:
+      shares: Number of tokens that each tenant was served.
 
     Args:
-      max_requests: how many may wait.
-      max_tokens: how many tokens their prompts may have together; None is no limit.
-      tenants: how many there are.
+      max_requests: Maximum number of requests.
+      max_tokens: Maximum number of prompt tokens; None sets no limit.
+      tenants: Number of tenants.
     """
 
     def __init__(self, max_requests: int, max_tokens: int | None = None, tenants: int = 1) -> None:
@@ -141,7 +144,7 @@ class WaitingQueue:
         self._max_requests = max_requests
         self._max_tokens = max_tokens
         self._is_shared = tenants > 1
-        self._lines: dict[str, _Line] = {}
+        self._tenants: dict[str, _TenantQueue] = {}
         self._requests: dict[str, Request] = {}
         self._num_added = 0
         self._num_tokens = 0
@@ -154,11 +157,11 @@ class WaitingQueue:
         return request_id in self._requests
 
     def __iter__(self) -> Iterator[Request]:
-        return chain.from_iterable(self._lines.values())
+        return chain.from_iterable(self._tenants.values())
 
     @property
     def num_tokens(self) -> int:
-        """Of all prompts together."""
+        """Total prompt tokens of waiting requests."""
         return self._num_tokens
 
     @property
@@ -172,93 +175,96 @@ class WaitingQueue:
         return self._num_held
 
     def get(self, request_id: str) -> Request | None:
-        """Returns a request that waits."""
+        """Returns a waiting request; None if no waiting request has this id."""
         return self._requests.get(request_id)
 
     def hold(self, request_id: str) -> None:
         """Keeps a request from being popped."""
         request = self._requests[request_id]
         self._num_held += not self.is_held(request_id)
-        self._lines[request.tenant].hold(request)
+        self._tenants[request.tenant].hold(request)
 
     def release(self, request_id: str) -> None:
-        """Ends `hold`; does nothing if the request is not held, or does not wait any more."""
+        """Ends `hold`; does nothing if the request is not held, or no longer waits."""
         if self.is_held(request_id):
             request = self._requests[request_id]
             self._num_held -= 1
-            self._lines[request.tenant].release(request)
+            self._tenants[request.tenant].release(request)
 
     def is_held(self, request_id: str) -> bool:
-        """Whether a request waits, and is held."""
+        """Returns whether a request is waiting and held."""
         request = self._requests.get(request_id)
-        return request is not None and self._lines[request.tenant].is_held(request)
+        return request is not None and self._tenants[request.tenant].is_held(request)
 
     def held_in_rounds(self) -> Iterator[list[Request]]:
-        """Yields each tenant's first held request, then each one's second, and so on, which is about the order in which
-        they would be popped. The tenant that has had the fewest tokens is in front."""
-        lines = [line for line in self._lines.items() if line[1].num_held]
-        lines.sort(key=lambda line: self.shares.used(line[0]))
-        for requests in zip_longest(*(line.held() for _, line in lines)):
+        """Yields each tenant's first held request, then each tenant's second, and so on.
+
+        This is about the order in which they would be popped. The tenant that was served the fewest tokens is in front.
+        """
+        tenants = [tenant for tenant, queue in self._tenants.items() if queue.num_held]
+        tenants.sort(key=self.shares.used)
+        for requests in zip_longest(*(self._tenants[tenant].held() for tenant in tenants)):
             yield [request for request in requests if request is not None]
 
     def check_room(self, request: Request) -> None:
-        """
+        """Checks whether a request may wait.
+
         Raises:
-          QueueFullError: there is no place for this one.
+          QueueFullError: The queue is full, or the request's tenant takes too much of it.
         """
-        line, num_tokens = self._lines.get(request.tenant) or _Line(), len(request.prompt_token_ids)
+        own, num_tokens = self._tenants.get(request.tenant) or _TenantQueue(), len(request.prompt_token_ids)
         requests_left, tokens_left = self._max_requests - len(self), (self._max_tokens or 0) - self._num_tokens
         if requests_left <= 0:
             raise QueueFullError(f"the queue is full ({self._max_requests} requests wait); try again later")
         if self._max_tokens is not None and num_tokens > tokens_left:
             raise QueueFullError(f"the queue is full ({self._num_tokens} tokens of prompts wait); try again later")
-        greedy = line.num_requests >= requests_left
+        is_greedy = own.num_requests >= requests_left
         if self._max_tokens is not None:
-            greedy |= line.num_tokens + num_tokens > tokens_left and line.num_requests > 0
-        if self._is_shared and greedy:
-            raise QueueFullError(f"too many requests of this API key wait ({line.num_requests}); try again later")
+            is_greedy |= own.num_tokens + num_tokens > tokens_left and own.num_requests > 0
+        if self._is_shared and is_greedy:
+            raise QueueFullError(f"too many requests of this API key wait ({own.num_requests}); try again later")
 
     def add(self, request: Request) -> None:
-        """Lets a request wait, whether or not there is room for it. Its id must be new."""
-        if request.tenant not in self._lines:
-            self._lines[request.tenant] = _Line()
+        """Adds a request with a new id, whether or not there is room for it."""
+        if request.tenant not in self._tenants:
+            self._tenants[request.tenant] = _TenantQueue()
             self.shares.enter(request.tenant)
-        self._lines[request.tenant].add(_Entry(request, self._num_added))
+        self._tenants[request.tenant].add(_Entry(request, self._num_added))
         self._requests[request.id] = request
         self._num_added += 1
         self._num_tokens += len(request.prompt_token_ids)
 
     def pop(self, may_start: Callable[[str], bool] = lambda _: True) -> Request | None:
-        """Takes out who is next, and books what it will probably cost its tenant.
+        """Removes the next request, and charges its tenant for the expected cost.
 
         Args:
-          may_start: whether a tenant's requests come into question now.
+          may_start: Whether requests of a tenant may start now.
 
         Returns:
-          The request, or None if nobody waits who may start and is not held.
+          The request, or None if every waiting request is held or may not start.
         """
-        ready = (tenant for tenant, line in self._lines.items() if line.num_requests > line.num_held)
+        ready = (tenant for tenant, queue in self._tenants.items() if queue.num_requests > queue.num_held)
         tenants = [tenant for tenant in ready if may_start(tenant)]
         if not tenants:
             return None
         tenant = self.shares.first(tenants)
-        request = self._lines[tenant].pop()
+        request = self._tenants[tenant].pop()
         self.shares.charge(tenant, expected_tokens(request))
         self._forget(request)
         return request
 
     def remove(self, request_id: str) -> bool:
-        """Takes out one; says whether it was there."""
+        """Removes a request; returns whether it was waiting."""
         request = self._requests.get(request_id)
         if request is None:
             return False
         self.release(request_id)
-        self._lines[request.tenant].remove(request)
+        self._tenants[request.tenant].remove(request)
         self._forget(request)
         return True
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.id]
         self._num_tokens -= len(request.prompt_token_ids)
-        if not self._lines[request.tenant].num_requests:
-            del self._lines[request.tenant]
+        if not self._tenants[request.tenant].num_requests:
+            del self._tenants[request.tenant]

@@ -86,7 +86,7 @@ class ModelRunner:
             return PendingPrefill(batch, (), (), last, self._sample_first(batch, range(len(batch.chunks))))
         return self._run_prefill(batch)
 
-    def read(self, slot: int, length: int) -> Snapshot:
+    def snapshot(self, slot: int, length: int) -> Snapshot:
         """Returns the state of a slot that has processed `length` tokens, after all batches so far; waits for them."""
         return read_slot(self.executor.read_slot(slot), length)
 

@@ -127,7 +127,7 @@ def test_parameters_that_are_no_numbers(model: str) -> None:
         assert codes[:7] == ["numeric_error"] * 7
         assert set(codes) <= {"numeric_error", "engine_unavailable"}
         assert server.ends() == 1
-        assert "activations of 8 requests in a row were not numbers" in server.log.read_text()
+        assert "activations of 8 requests in a row were not finite" in server.log.read_text()
 
 
 def test_the_time_of_day_does_not_matter(model: str) -> None:

@@ -57,7 +57,7 @@ class FakeRunner:
     def close(self) -> None:
         pass
 
-    def read(self, slot: int, length: int) -> Snapshot:
+    def snapshot(self, slot: int, length: int) -> Snapshot:
         """The slot's last token, which it has not read yet, as its state."""
         return from_ring(length, (np.array([self._last[slot]]),), np.zeros((1, 1), np.int32))
 

@@ -179,7 +179,7 @@ def test_one_broken_request_after_the_other_ends_the_engine() -> None:
         assert isinstance(ask(core, f"c{number}", 666).error, NumericError)
     assert core.is_idle
     ask(core, "d", 666)
-    with pytest.raises(EngineDeadError, match="the activations of 8 requests in a row were not numbers, nor"):
+    with pytest.raises(EngineDeadError, match="the activations of 8 requests in a row were not finite, and neither"):
         run_out(core)
 
 

@@ -180,7 +180,7 @@ def test_a_state_between_two_points_of_the_grid_is_gone_on_from(runner: ModelRun
     """The chunk up to the next point is short, though much is left to read."""
     core = make_core(runner, budget=0)
     run(core, ask("begun", (1, 100), max_tokens=1))
-    state = runner.read(0, 100)
+    state = runner.snapshot(0, 100)
     whole = ask("whole", (1, 100), (2, 150))
     expected, told = run(core, whole)["whole"], run(core, replace(whole, id="resumed", state=state))["resumed"]
     assert told.num_cached == 100

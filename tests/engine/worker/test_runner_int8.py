@@ -116,5 +116,5 @@ def test_a_checkpoint_in_int8_is_run_so(tmp_path: Path) -> None:
 
 
 def test_another_quantisation_is_refused_in_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"\Aquantize must be int8 or None, not 'int4'\Z"):
+    with pytest.raises(ConfigError, match=r"\Aquantize must be int8 or None, got 'int4'\Z"):
         EngineConfig(quantize="int4")
