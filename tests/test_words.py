@@ -101,12 +101,6 @@ PENDING: frozenset[str] = frozenset(
         "server/model_hub/gcs.py",
         # server/
         "server/request_warnings.py",
-        # server/text/
-        "server/text/grammar/json_schema.py",
-        "server/text/grammar/process.py",
-        "server/text/grammar/spec.py",
-        "server/text/grammar_worker/vocabulary.py",
-        # server/
         "server/validation_errors.py",
     }
 )

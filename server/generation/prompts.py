@@ -12,7 +12,7 @@ from ..api.openai.tool_schemas import Tool
 from ..errors import bad_value
 from ..tenancy.memory import is_large, keep
 from ..tenancy.workers import Workers
-from ..text.chat_template import ANSWER, ChatFormatError, Ending, Message
+from ..text.chat_template import NEW_TURN, ChatFormatError, Ending, Message
 from ..text.served_model import ServedModel
 from ..text.tokenizer import TextUnavailableError, Tokenizer
 from .tools import call_text, described, result_text, tools_text
@@ -131,7 +131,7 @@ class PromptEncoder:
     async def chat(
         self,
         messages: Sequence[ChatMessage],
-        ending: Ending = ANSWER,
+        ending: Ending = NEW_TURN,
         *,
         tools: Sequence[Tool] = (),
         param: str = "messages",

@@ -1,7 +1,7 @@
-"""Chat messages to prompt ids: Gemma's turn format, or the template that a checkpoint brings."""
+"""Chat messages to prompt token ids: Gemma's turn format, or a checkpoint's template."""
 
 from .format import ChatFormat, load_chat_format
-from .layout import ANSWER, Ending
+from .layout import NEW_TURN, Ending
 from .turns import ChatFormatError, Message
 
-__all__ = ["ANSWER", "ChatFormat", "ChatFormatError", "Ending", "Message", "load_chat_format"]
+__all__ = ["NEW_TURN", "ChatFormat", "ChatFormatError", "Ending", "Message", "load_chat_format"]

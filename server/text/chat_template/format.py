@@ -1,24 +1,26 @@
-"""The format of a chat: renders messages, and encodes them."""
+"""Renders and encodes chat messages."""
 
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from ..tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
-from .layout import ANSWER, Ending, Layout, Part, gemma_turns
+from .layout import NEW_TURN, Ending, Layout, Part, gemma_turns
 from .template import bos_name, load_template
 from .turns import ChatFormatError, Message, normalized
 
 
 class ChatFormat:
-    """Renders messages and encodes them.
+    """Renders and encodes chat messages.
 
-    Roles are system, developer (the same), user and assistant (or model), in any order: the layout folds what its
-    format has no place for. White space around each text is dropped, but for that at an open end. Control tokens
-    inside a text are plain text.
+    Roles are system, developer (the same), user and assistant (or model), in any order; the layout folds messages that
+    its format has no role for. Whitespace around each message is stripped, except at an open end. Names of control
+    tokens inside of a message are plain text.
 
-    Attributes:
-      takes_tools: whether the layout introduces tools by itself, if they are a variable.
+    Args:
+      tokenizer: Tokenizer of the model.
+      layout: Layout of prompts.
+      takes_tools: Whether the layout describes tools itself, given the variable `tools`.
     """
 
     def __init__(self, tokenizer: Tokenizer, layout: Layout, *, takes_tools: bool = False) -> None:
@@ -26,14 +28,14 @@ class ChatFormat:
         self._tokenizer = tokenizer
         self._layout = layout
 
-    def encode(self, messages: Sequence[Message], ending: Ending = ANSWER) -> list[int]:
-        """The prompt's ids, with BOS in front and nowhere else.
+    def encode(self, messages: Sequence[Message], ending: Ending = NEW_TURN) -> list[int]:
+        """Returns the prompt's token ids, with BOS only at the start.
 
         Raises:
-          ChatFormatError: the messages cannot become a prompt.
+          ChatFormatError: The messages cannot be formatted as a prompt.
         """
         bos_id = self._tokenizer.bos_id
-        encode_markup = cache(self._tokenizer.encode)  # the same few marks come with each message
+        encode_markup = cache(self._tokenizer.encode)  # every message has the same markup
         ids = [
             token_id
             for text, markup in self._parts(messages, ending)
@@ -43,11 +45,11 @@ class ChatFormat:
         ]
         return ids if bos_id is None else [bos_id, *ids]
 
-    def render(self, messages: Sequence[Message], ending: Ending = ANSWER) -> str:
-        """The prompt as people read it. It is not what `encode` encodes: that keeps texts and markup apart.
+    def render(self, messages: Sequence[Message], ending: Ending = NEW_TURN) -> str:
+        """Returns the prompt as text for display; `encode` keeps messages and markup apart.
 
         Raises:
-          ChatFormatError: the messages cannot become a prompt.
+          ChatFormatError: The messages cannot be formatted as a prompt.
         """
         text = "".join(part.text for part in self._parts(messages, ending))
         return bos_name(self._tokenizer) + text.removeprefix(bos_name(self._tokenizer))
@@ -60,12 +62,16 @@ class ChatFormat:
 
 
 def load_chat_format(directory: Path | None, tokenizer: Tokenizer) -> ChatFormat:
-    """The format of a checkpoint: its own template if it has one, else Gemma's turns.
+    """Returns the chat format of a checkpoint: its template if it has one, or else Gemma's turns.
 
-    Where the tokenizer has no text, or no marks for Gemma's turns, the format refuses every conversation.
+    If the tokenizer has no text, or no marks for Gemma's turns, the format refuses all messages.
+
+    Args:
+      directory: Folder of the checkpoint; None for random weights.
+      tokenizer: Tokenizer of the model.
 
     Raises:
-      CheckpointError: the checkpoint's template is broken.
+      CheckpointError: The checkpoint's template is broken.
     """
     if not tokenizer.has_text:
         return ChatFormat(tokenizer, _refusal("this checkpoint has no tokenizer: send token ids to /v1/completions"))
@@ -81,7 +87,7 @@ def load_chat_format(directory: Path | None, tokenizer: Tokenizer) -> ChatFormat
 
 
 def _continued(role: str, text: str, ending: Ending) -> Message:
-    """The last message, whose white space at the end is a part of the answer so far."""
+    """Returns the last message to be continued, with its trailing whitespace, which belongs to the output."""
     if ending.add_header:
         raise ChatFormatError("continue_final_message and add_generation_prompt exclude each other")
     if role != "assistant":

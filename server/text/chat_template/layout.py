@@ -1,4 +1,4 @@
-"""Layouts of prompts: what a layout returns, how a prompt ends, and Gemma's own turn format."""
+"""Layouts of prompts: their parts, their ending, and Gemma's turn format."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,9 +13,9 @@ class Ending:
     """How a prompt ends, and the variables of a template.
 
     Attributes:
-      add_header: Whether the header of the assistant's answer ends the prompt, also behind an assistant's message.
-      stay_open: Whether the prompt ends within the last message, the assistant's, so that the answer continues it.
-        Excludes a header.
+      add_header: Whether the header of an assistant's turn ends the prompt, even after an assistant's message.
+      stay_open: Whether the last message, the assistant's, stays open, so that the model continues it. Excludes a
+        header.
       variables: Variables for a checkpoint's template; Gemma's own format has none.
     """
 
@@ -24,14 +24,21 @@ class Ending:
     variables: Mapping[str, Any] = field(default_factory=dict)
 
     def with_variable(self, name: str, value: Any) -> "Ending":
+        """Returns a copy with one more variable."""
         return replace(self, variables={**self.variables, name: value})
 
 
-ANSWER: Final = Ending()
+NEW_TURN: Final = Ending()
+"""Ending by the header of a new assistant's turn."""
 
 
 class Part(NamedTuple):
-    """A stretch of a prompt. Only in `markup` are control tokens recognised: no message can bring any in."""
+    """A part of a prompt.
+
+    Attributes:
+      text: Text of the part.
+      markup: Whether names of control tokens become those tokens; never in a message's text.
+    """
 
     text: str
     markup: bool = True
@@ -41,14 +48,14 @@ type Layout = Callable[[Sequence[Message], Ending], list[Part]]
 """Lays out messages (roles system, user, assistant; in any order) as a prompt."""
 
 type Writer = Callable[[Sequence[Message], bool], list[Part]]
-"""Writes messages, each of them closed; the flag asks for the header of an answer behind them."""
+"""Writes messages, each of them closed; the flag adds the header of an assistant's turn."""
 
 
 def lay_out(messages: Sequence[Message], ending: Ending, write: Writer) -> list[Part]:
-    """The messages as `write` writes them, up to the ending.
+    """Returns the prompt that `write` writes, up to the ending.
 
     Raises:
-      ChatFormatError: `write` cannot write them, or adds more to the last one than what closes it.
+      ChatFormatError: `write` cannot write the messages, or changes the text of the last one.
     """
     if not ending.stay_open:
         return write(messages, ending.add_header)
@@ -58,12 +65,12 @@ def lay_out(messages: Sequence[Message], ending: Ending, write: Writer) -> list[
 
 
 def gemma_turns(messages: Sequence[Message], ending: Ending) -> list[Part]:
-    """Gemma's format, which has no system role and wants turns that alternate: `fold` makes them."""
+    """Returns a prompt in Gemma's format, which has no system role and whose turns alternate."""
     return lay_out(fold(messages), ending, _write_turns)
 
 
 def _write_turns(turns: Sequence[Message], add_header: bool) -> list[Part]:
-    """Each part is encoded on its own, so that no piece reaches across a mark or a header's end."""
+    """Writes turns. Parts are encoded separately, so that no piece crosses a mark or the end of a header."""
     parts: list[Part] = []
     for turn in turns:
         role = "model" if turn.role == "assistant" else "user"
@@ -75,7 +82,7 @@ def _write_turns(turns: Sequence[Message], add_header: bool) -> list[Part]:
 
 
 def _open_end(parts: list[Part], text: str) -> list[Part]:
-    """The parts up to the last message's text, without the markup that closes it."""
+    """Returns the parts up to the last message's text, without the markup that closes it."""
     last = max(position for position, part in enumerate(parts) if not part.markup)
     if parts[last].text != text:
         raise ChatFormatError("the checkpoint's chat template does not end with the last message")

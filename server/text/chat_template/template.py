@@ -1,4 +1,4 @@
-"""A checkpoint's own Jinja template, as a layout."""
+"""Layout by a checkpoint's Jinja template."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,14 +20,24 @@ type Fold = Callable[[Sequence[Message]], list[Message]]
 
 
 class _Form(NamedTuple):
-    """How a template gets a conversation."""
+    """Form in which a template receives messages.
+
+    Attributes:
+      as_content: Converts a text to the `content` of a message.
+      fold: Folds messages into an order of roles that the template accepts.
+    """
 
     as_content: Callable[[str], object]
     fold: Fold
 
 
 class _Order(NamedTuple):
-    """An order of roles that a template may take, and the conversations that show that it does."""
+    """An order of roles that a template may accept.
+
+    Attributes:
+      fold: Folds messages into that order.
+      probes: Roles of the conversations that test whether the template accepts it.
+    """
 
     fold: Fold
     probes: Sequence[Sequence[str]]
@@ -38,32 +48,35 @@ def _roles(initials: str) -> Sequence[str]:
 
 
 _ORDERS: Final = (
-    # Each role comes first, and behind each role. Only a request shows whether an answer may follow an assistant's.
+    # Each role comes first, and after each role. Only a request tests a header after an assistant's message.
     _Order(unfolded, [_roles("ssuuaasaus"), _roles("uuaasaussu"), _roles("aasaussuuau")]),
     _Order(fold_after_system, [_roles("suau")]),
     _Order(fold, [_roles("u")]),
 )
-"""From the least folded to the most."""
+"""Orders from the least folded to the most."""
 
 
 class ChatTemplate:
-    """A checkpoint's Jinja template, as a layout.
+    """Layout by a checkpoint's Jinja template.
 
-    The template sees placeholders instead of the texts, so that what it writes itself (markup) can be told
-    from what it quotes; only an empty text is given as it is. A text that it writes twice stands there
-    twice; one that it leaves out or rewrites is an error, since nobody would notice otherwise.
+    The template receives placeholders instead of texts, except empty ones, so that its markup can be distinguished from
+    texts. A text that it writes twice is in the prompt twice; one that it drops or changes is an error, which would
+    otherwise go unnoticed.
 
-    Probes decide once, when the template is loaded, which order of roles it takes: any order, alternating turns
-    behind a system message, or alternating turns only. From then on every conversation comes in that form, so that
-    a prompt neither changes its beginning as it grows nor depends on where a check of the template happens to look.
-    Only a conversation that is refused in this form is folded further. The probes also decide whether each text
-    is given as a string or as a list of one part.
+    Probes determine once, when the template is loaded, which order of roles it accepts: any order, alternating turns
+    after a system message, or alternating turns only. Every conversation is then rendered in that form, so that the
+    prefix of a growing prompt does not change. Only a conversation that is refused in this form is folded further. The
+    probes also determine whether each text is passed as a string or as a list of one part.
+
+    Args:
+      source: Source of the template.
+      variables: Global variables of the template.
 
     Attributes:
-      takes_tools: whether it has the variable `tools`.
+      takes_tools: Whether the template uses the variable `tools`.
 
     Raises:
-      jinja2.TemplateSyntaxError: the source is no template.
+      jinja2.TemplateSyntaxError: The source is not a template.
     """
 
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
@@ -86,16 +99,16 @@ class ChatTemplate:
         raise refusals[fold]
 
     def _usable_forms(self) -> Sequence[_Form]:
-        """The form for all conversations, then those that fold further."""
+        """Returns the form for all conversations, then the forms that fold further."""
         for as_content in (str, _as_parts):
             forms = [_Form(as_content, order.fold) for order in _ORDERS]
             for position, order in enumerate(_ORDERS):
                 if all(self._takes(forms[position], probe) for probe in order.probes):
                     return forms[position:]
-        return [_Form(str, fold), _Form(_as_parts, fold)]  # it may want a variable that only requests bring
+        return [_Form(str, fold), _Form(_as_parts, fold)]  # the template may need a variable of the request
 
     def _takes(self, form: _Form, roles: Sequence[str]) -> bool:
-        """Whether it writes messages of these roles, and leaves each where it is."""
+        """Returns whether the template accepts messages of these roles, and keeps their order."""
         probe = form.fold([Message(role, str(position)) for position, role in enumerate(roles)])
         try:
             parts = self._write(form, {}, probe, True)
@@ -111,8 +124,8 @@ class ChatTemplate:
         parts = write(add_header)
         if add_header and messages and messages[-1].role == "assistant" and parts == write(False):
             raise ChatFormatError(
-                "the checkpoint's chat template begins no answer behind an assistant's message: "
-                "let a user's message follow, or set continue_final_message"
+                "the checkpoint's chat template starts no turn after an assistant's message: "
+                "add a user's message, or set continue_final_message"
             )
         return parts
 
@@ -128,7 +141,7 @@ class ChatTemplate:
             {"role": message.role, "content": as_content(_placeholder(index) if message.content else "")}
             for index, message in enumerate(messages)
         ]
-        # `split` alternates between what stands outside the placeholders and the indices within.
+        # `split` alternates between markup and the indices inside of placeholders.
         rendered = _PLACEHOLDER.split(self._render(quoted, add_header, variables))
         if set(rendered[1::2]) != texts.keys():
             raise ChatFormatError("the checkpoint's chat template leaves out or rewrites a message's text")
@@ -144,7 +157,7 @@ class ChatTemplate:
             raise ChatFormatError(f"the checkpoint's chat template refuses these messages: {reason}") from error
 
 
-# Private-use characters and digits: nothing that a template may trim, split at or change the case of.
+# Private-use characters and digits, which a template does not trim, split or change the case of.
 _PLACEHOLDER: Final = re.compile("\ue0f0([0-9]+)\ue0f1")
 
 
@@ -153,7 +166,7 @@ def _placeholder(index: int) -> str:
 
 
 class _TextPart(dict[str, str]):
-    """A part of a message, in OpenAI's form. A template that does not know parts must not write one as Python does."""
+    """A part of a message in OpenAI's form; raises if a template without support for parts writes its `repr`."""
 
     def __repr__(self) -> str:
         raise ChatFormatError("the checkpoint's chat template takes a list of parts for a text")
@@ -168,7 +181,11 @@ def _raise_exception(message: str) -> Never:
 
 
 def load_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """The checkpoint's template, if it brings one.
+    """Returns the template of a checkpoint, or None if it has none.
+
+    Args:
+      directory: Folder of the checkpoint.
+      tokenizer: Tokenizer, whose BOS and EOS names are variables of the template.
 
     Raises:
       CheckpointError: The template is broken.
@@ -197,7 +214,7 @@ def _read_text(path: Path) -> str:
 
 
 def _default_template(path: Path, value: object) -> str | None:
-    """tokenizer_config.json has no template, one, or a list of named ones."""
+    """Returns the template in tokenizer_config.json, which has none, one, or a list of named ones."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -214,5 +231,5 @@ def _template_variables(tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def bos_name(tokenizer: Tokenizer) -> str:
-    """The text of the BOS token; empty where there is none."""
+    """Returns the name of the BOS token; empty if there is none."""
     return "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)

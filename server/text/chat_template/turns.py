@@ -1,4 +1,4 @@
-"""Messages, and how any order of them becomes turns that alternate."""
+"""Chat messages, and their folding into alternating turns."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -15,17 +15,24 @@ _ROLES: Final = {
 
 
 class ChatFormatError(ValueError):
-    """These messages cannot become a prompt; the text is one line, fit to show to the caller."""
+    """Messages cannot be formatted as a prompt. The message is one line and safe to show to the client."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """A chat message.
+
+    Attributes:
+      role: Role of the author.
+      content: Text of the message.
+    """
+
     role: str
     content: str
 
 
 def normalized(messages: Sequence[Message]) -> list[Message]:
-    """The messages with trimmed texts, and with the roles system, user and assistant only.
+    """Returns messages with stripped texts and the roles system, user and assistant only.
 
     Raises:
       ChatFormatError: A role is unknown, or there are no messages.
@@ -36,14 +43,14 @@ def normalized(messages: Sequence[Message]) -> list[Message]:
 
 
 def unfolded(messages: Sequence[Message]) -> list[Message]:
-    """The messages as they are, for formats that take any order of the three roles."""
+    """Returns messages unchanged, for formats that accept any order of the three roles."""
     return list(messages)
 
 
 def fold_after_system(messages: Sequence[Message]) -> list[Message]:
-    """Turns that alternate behind one system message, for formats that take a system role only in front.
+    """Returns one system message and alternating turns, for formats that accept a system role only at the start.
 
-    The leading system texts are that message, if a user's message follows them. Elsewhere system texts are folded.
+    Leading system messages are joined if a user's message follows them; all others are folded into user turns.
     """
     leading = list(itertools.takewhile(lambda message: message.role == "system", messages))
     rest = messages[len(leading) :]
@@ -54,11 +61,11 @@ def fold_after_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def fold(messages: Sequence[Message]) -> list[Message]:
-    """Turns that begin with the user's and alternate, for formats without a system role.
+    """Returns alternating turns that start with the user's, for formats without a system role.
 
-    System texts count as the user's and stay where they are. Neighbouring texts of one side are joined by an empty
-    line. If the assistant's turn comes first, an empty one of the user's is put in front. A turn depends on its own
-    messages only, so a longer conversation has all closed turns of a shorter one as its prefix.
+    System messages count as the user's and keep their position. Adjacent messages of one side are joined by an empty
+    line. An empty user turn precedes a leading assistant's turn. A turn depends only on its own messages, so that the
+    prompt of a longer conversation starts with all closed turns of a shorter one.
     """
     turns = [Message(side, _joined(group)) for side, group in itertools.groupby(messages, key=_side)]
     if turns and turns[0].role == "assistant":

@@ -1,4 +1,4 @@
-"""Structured output: from a schema, a regular expression, choices or a grammar to the tokens that may come next."""
+"""Structured output: compiles schemas, regular expressions, choices and grammars to token masks."""
 
 from ..grammar_worker.limits import Limits
 from .compiler import Compilation, GrammarCompiler

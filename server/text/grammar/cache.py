@@ -1,4 +1,4 @@
-"""Cache of compiled grammars, shared fairly between tenants."""
+"""Cache of compiled grammars, shared fairly by tenants; cachetools has no cache whose entries belong to tenants."""
 
 import weakref
 from collections import OrderedDict
@@ -7,16 +7,18 @@ from .constraint import Grammar
 from .spec import GrammarSpec
 
 type Evicted = tuple[GrammarSpec, weakref.ref[Grammar]]
-"""A grammar that is no longer remembered; it is still there while requests use it."""
+"""A grammar that left the cache; it still exists while requests use it."""
 
 
 class GrammarCache:
-    """Least-recently-used cache by tenant. When it is full, the tenant that holds most loses one of its own, so no
-    tenant can evict another's by asking for many.
+    """Least-recently-used cache per tenant.
+
+    A full cache evicts a grammar of the tenant that holds most, so that no tenant can evict another's by requesting
+    many.
 
     Args:
-      max_grammars: how many there may be.
-      max_bytes: how much memory they may hold together.
+      max_grammars: Maximum number of grammars.
+      max_bytes: Maximum bytes of memory that grammars hold together; a single grammar may exceed it.
     """
 
     def __init__(self, max_grammars: int, max_bytes: int) -> None:
@@ -28,11 +30,11 @@ class GrammarCache:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all of them."""
+        """Bytes of memory that all grammars hold."""
         return sum(map(self._bytes_of, self._grammars))
 
     def get(self, tenant: str, spec: GrammarSpec) -> Grammar | None:
-        """Returns a tenant's grammar, if it is known and alive."""
+        """Returns a tenant's grammar if it is cached and its process is alive, or None."""
         own = self._grammars.get(tenant, OrderedDict())
         grammar = own.get(spec)
         if grammar is None:
@@ -44,7 +46,7 @@ class GrammarCache:
         return grammar
 
     def put(self, tenant: str, spec: GrammarSpec, grammar: Grammar) -> None:
-        """Remembers a grammar, as the one asked for last."""
+        """Adds a grammar as the most recently used one, and evicts others if the cache is full."""
         self._grammars.setdefault(tenant, OrderedDict())[spec] = grammar
         while len(self) > self._max_grammars:
             self.evict(max(self._grammars, key=lambda each: len(self._grammars[each])))
@@ -52,7 +54,7 @@ class GrammarCache:
             self.evict(max(self._grammars, key=self._bytes_of))
 
     def evict(self, tenant: str) -> Evicted | None:
-        """Forgets the grammar that this tenant asked for least recently, if there is one."""
+        """Removes and returns the tenant's least recently used grammar, if it has one."""
         own = self._grammars.get(tenant)
         if not own:
             return None

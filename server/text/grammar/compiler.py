@@ -1,4 +1,4 @@
-"""Compiles grammars in processes of their own, each once, and fairly between tenants."""
+"""Compiles each grammar once, in a process of its own, and fairly to tenants."""
 
 import asyncio
 import weakref
@@ -12,23 +12,28 @@ from ...tenancy.tenant import tenant
 from ..grammar_worker.limits import Limits
 from ..tokenizer import Tokenizer
 from .cache import Evicted, GrammarCache
+from .compile_queue import CompileQueue, QueueEntry
 from .constraint import Grammar
-from .process import Nursery
+from .process import GrammarProcessFactory
 from .spec import GrammarBusyError, GrammarError, GrammarSpec
-from .turns import Turn, Turns
 
 LANES: Final = 2
-"""Grammars that are compiled at a time. Each takes a CPU."""
+"""Number of grammars that are compiled at the same time. Each occupies a CPU."""
 
 MAX_WAITING: Final = 64
+"""Maximum number of grammars that wait to be compiled."""
+
 WAIT_S: Final = 10.0
-"""Seconds that a grammar may wait for a lane."""
+"""Maximum seconds that a grammar waits for a lane."""
 
 MAX_GRAMMARS: Final = 128
-"""Grammars that are remembered or followed at a time. Each has a process, of some 3 MB as a rule."""
+"""Maximum number of grammars that are cached or in use. Each has a process, usually of about 3 MB."""
 
 MAX_CACHED: Final = 64
+"""Maximum number of cached grammars."""
+
 MAX_CACHED_BYTES: Final = 2**30
+"""Maximum bytes of memory that cached grammars hold together."""
 
 type _Key = tuple[str, GrammarSpec]
 
@@ -41,12 +46,12 @@ class Compilation(NamedTuple):
 
 
 type Compile = Callable[[GrammarSpec], Compilation]
-"""Returns when a grammar is compiled, or known not to compile; for any thread."""
+"""Compiles a grammar; called on any thread."""
 
 
-def _compile(nursery: Nursery, spec: GrammarSpec) -> Compilation:
+def _compile(factory: GrammarProcessFactory, spec: GrammarSpec) -> Compilation:
     try:
-        process = nursery.new_process()
+        process = factory.new_process()
     except GrammarError as error:
         return Compilation(error, 0.0)
     except OSError as error:
@@ -60,31 +65,35 @@ def _compile(nursery: Nursery, spec: GrammarSpec) -> Compilation:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One grammar's compilation.
+    """Compilation of one grammar.
 
     Attributes:
-      begun: is done once it has a lane.
-      done: its end.
-      num_waiters: requests that wait for it.
+      key: Tenant and grammar.
+      entry: Place in the queue.
+      started: Done once the compilation has a lane.
+      done: Result of the compilation.
+      num_waiters: Number of requests that wait for it.
     """
 
     key: _Key
-    turn: Turn
-    begun: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    entry: QueueEntry
+    started: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     done: asyncio.Future[Grammar] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     num_waiters: int = 0
 
 
 class GrammarCompiler:
-    """
+    """Compiles grammars on demand, and caches them per tenant.
+
     Args:
-      end_token_ids: all that end an answer.
-      tenants: how many there are; grammars are known, and waited for, by tenant.
-      max_cached: compiled grammars to remember.
-      max_grammars: compiled grammars that may be remembered or in use.
-      wait_s: how long a grammar may wait for others.
-      limits: of each grammar.
-      compile_: in place of compiling in processes.
+      tokenizer: Tokenizer of the model.
+      end_token_ids: All tokens that end a generation.
+      tenants: Number of tenants. Grammars are cached and queued per tenant.
+      max_cached: Maximum number of cached grammars.
+      max_grammars: Maximum number of grammars that are cached or in use.
+      wait_s: Maximum seconds that a grammar waits for a lane.
+      limits: Resource limits of each grammar.
+      compile_: Compiles a grammar; None compiles in a process.
     """
 
     def __init__(
@@ -99,95 +108,98 @@ class GrammarCompiler:
         limits: Limits = Limits(),  # noqa: B008 - a frozen value
         compile_: Compile | None = None,
     ) -> None:
-        self._compile = compile_ or partial(_compile, Nursery(tokenizer, end_token_ids, limits))
+        self._compile = compile_ or partial(_compile, GrammarProcessFactory(tokenizer, end_token_ids, limits))
         self._threads = ThreadPoolExecutor(LANES, thread_name_prefix="grammar")
         self._wait_s = wait_s
         self._max_grammars, self._is_shared = max_grammars, tenants > 1
-        self._turns = Turns(LANES, MAX_WAITING, tenants)
+        self._queue = CompileQueue(LANES, MAX_WAITING, tenants)
         self._jobs: dict[_Key, _Job] = {}
-        self._waiting: dict[Turn, _Job] = {}
+        self._waiting: dict[QueueEntry, _Job] = {}
         self._cache = GrammarCache(max_cached, MAX_CACHED_BYTES)
         self._alive: weakref.WeakKeyDictionary[Grammar, str] = weakref.WeakKeyDictionary()
 
     async def compile(self, spec: GrammarSpec) -> Grammar:
-        """Returns the grammar of the current tenant. Cancelling this withdraws what has not begun and nobody else
-        waits for.
+        """Returns the compiled grammar for the current tenant.
+
+        Cancellation removes a waiting grammar from the queue, unless other requests wait for it.
 
         Raises:
-          GrammarError: the grammar is wrong, has a feature that is not supported, or takes too much to compile; or
-            there is no tokenizer that could follow it.
-          GrammarBusyError: too many grammars wait, or are in use.
+          GrammarError: The grammar is wrong, uses an unsupported feature or exceeds the limits, or there is no
+            suitable tokenizer.
+          GrammarBusyError: Too many grammars wait or are in use.
         """
         key = tenant.get(), spec
-        if (known := self._cache.get(*key)) is not None:
-            return known
+        if (cached := self._cache.get(*key)) is not None:
+            return cached
         job = self._jobs.get(key) or self._add(key)
         job.num_waiters += 1
         try:
-            await asyncio.wait((job.begun,), timeout=self._wait_s)
-            if not job.begun.done():
+            await asyncio.wait((job.started,), timeout=self._wait_s)
+            if not job.started.done():
                 raise GrammarBusyError("other grammars take too long to compile; try again later")
             return await asyncio.shield(job.done)
         finally:
             job.num_waiters -= 1
-            if not job.num_waiters and not job.begun.done():
+            if not job.num_waiters and not job.started.done():
                 self._withdraw(job)
 
     def _add(self, key: _Key) -> _Job:
         self._make_room(key[0])
-        job = _Job(key, self._turns.add(key[0]))
-        job.done.add_done_callback(lambda done: done.exception())  # maybe nobody waits any more
-        self._jobs[key] = self._waiting[job.turn] = job
-        self._begin()
+        job = _Job(key, self._queue.add(key[0]))
+        job.done.add_done_callback(
+            lambda done: done.exception()
+        )  # marks the exception as retrieved, as all waiters may be gone
+        self._jobs[key] = self._waiting[job.entry] = job
+        self._start_waiting()
         return job
 
-    def _make_room(self, who: str) -> None:
-        """Forgets what this tenant does not use now, where it has too many.
+    def _make_room(self, owner: str) -> None:
+        """Evicts grammars of a tenant that are not in use until one more fits.
 
         Raises:
-          GrammarBusyError: its requests use too many grammars.
+          GrammarBusyError: Requests use too many grammars.
         """
         in_use: list[Evicted] = []
-        while not self._has_room(who):
-            evicted = self._cache.evict(who)
+        while not self._has_room(owner):
+            evicted = self._cache.evict(owner)
             if evicted is None:
-                self._restore(who, in_use)
+                self._restore(owner, in_use)
                 whose = " of this API key" if self._is_shared else ""
                 raise GrammarBusyError(f"requests{whose} use too many different grammars; try again later")
             in_use.append(evicted)
-        self._restore(who, in_use)
+        self._restore(owner, in_use)
 
-    def _restore(self, who: str, evicted: list[Evicted]) -> None:
+    def _restore(self, owner: str, evicted: list[Evicted]) -> None:
         for spec, reference in evicted:
             if (grammar := reference()) is not None:
-                self._cache.put(who, spec, grammar)
+                self._cache.put(owner, spec, grammar)
 
-    def _has_room(self, who: str) -> bool:
+    def _has_room(self, owner: str) -> bool:
         owners = list(self._alive.values())
         free = self._max_grammars - len(owners)
-        return free > 0 and not (self._is_shared and owners.count(who) >= free)
+        return free > 0 and not (self._is_shared and owners.count(owner) >= free)
 
     def _withdraw(self, job: _Job) -> None:
-        self._turns.remove(job.turn)
-        del self._jobs[job.key], self._waiting[job.turn]
+        self._queue.remove(job.entry)
+        del self._jobs[job.key], self._waiting[job.entry]
 
-    def _begin(self) -> None:
-        while (turn := self._turns.next()) is not None:
-            job = self._waiting.pop(turn)
-            job.begun.set_result(None)
+    def _start_waiting(self) -> None:
+        while (entry := self._queue.next()) is not None:
+            job = self._waiting.pop(entry)
+            job.started.set_result(None)
             compiling = asyncio.get_running_loop().run_in_executor(self._threads, self._compile, job.key[1])
-            compiling.add_done_callback(partial(self._end, job))
+            compiling.add_done_callback(partial(self._finish, job))
 
-    def _end(self, job: _Job, compiled: asyncio.Future[Compilation]) -> None:
+    def _finish(self, job: _Job, compiled: asyncio.Future[Compilation]) -> None:
         del self._jobs[job.key]
         error = compiled.exception()
         cpu_s = 0.0 if error is not None else compiled.result().cpu_s
-        self._turns.end(job.turn, cpu_s)
+        self._queue.end(job.entry, cpu_s)
         if error is not None:
             job.done.set_exception(error)
         else:
             self._settle(job, compiled.result().result)
-        self._begin()
+        self._start_waiting()
 
     def _settle(self, job: _Job, result: Grammar | GrammarError | GrammarBusyError) -> None:
         if not isinstance(result, Grammar):

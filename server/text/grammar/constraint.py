@@ -1,4 +1,4 @@
-"""A compiled grammar, and what follows one answer through it."""
+"""A compiled grammar, and the constraint that follows one output through it."""
 
 import weakref
 
@@ -12,54 +12,61 @@ from .spec import one_line
 
 
 class GrammarFailedError(RoostError):
-    """A grammar has become too complex on the way, or got a token that it had not allowed."""
+    """A grammar cannot be followed further: it became too complex, or received a token that it had not allowed."""
 
 
 class GrammarConstraint:
-    """A `Constraint`. End tokens are allowed exactly where the grammar may end.
+    """A `Constraint` of one output. End tokens are allowed exactly where the grammar may end.
 
-    Masks are computed in the grammar's process, from the moment on that the token before them is known.
+    Masks are computed in the grammar's process as soon as the preceding token is known.
+
+    Args:
+      process: Process that has compiled the grammar.
     """
 
     def __init__(self, process: GrammarProcess) -> None:
         self._process = process
         self._follower = process.new_follower()
-        self._has_asked = False
+        self._is_requested = False
         weakref.finalize(self, process.drop, self._follower).atexit = False
 
     def advance(self, token_id: int) -> None:
-        """Asks for the mask behind this token; `fill_mask` says if the token was not allowed."""
-        self._process.ask(self._follower, token_id)
-        self._has_asked = True
+        """Requests the mask after a token. `fill_mask` raises if the token was not allowed."""
+        self._process.request_mask(self._follower, token_id)
+        self._is_requested = True
 
     def is_ready(self, wait_s: float) -> bool:
-        """Whether `fill_mask` would return at once."""
-        self._ask_first()
+        """Waits up to `wait_s` seconds, and returns whether `fill_mask` would return at once."""
+        self._request_first()
         return self._process.wait(self._follower, wait_s)
 
     def fill_mask(self, mask: TokenMask) -> None:
-        """
+        """Writes the current token mask, and waits for it if necessary.
+
+        Args:
+          mask: uint32 words, one bit per token; overwritten.
+
         Raises:
-          GrammarFailedError: it takes too much work to tell what may come next, or the last token was not allowed.
+          GrammarFailedError: The mask takes too much work, or the last token was not allowed.
         """
-        self._ask_first()
+        self._request_first()
         result = self._process.result(self._follower)
         if result.kind is not Kind.MASK:
             reason = one_line(result.payload.decode())
             raise GrammarFailedError(f"the grammar cannot be followed any further: {reason}")
         mask[:] = np.frombuffer(result.payload, np.uint32)[: mask.size]
 
-    def _ask_first(self) -> None:
-        if not self._has_asked:
-            self._process.ask(self._follower)
-            self._has_asked = True
+    def _request_first(self) -> None:
+        if not self._is_requested:
+            self._process.request_mask(self._follower)
+            self._is_requested = True
 
 
 class Grammar:
-    """Compiled once, for any number of answers.
+    """A compiled grammar, which any number of outputs may follow.
 
     Args:
-      process: has compiled it.
+      process: Process that has compiled the grammar.
     """
 
     def __init__(self, process: GrammarProcess) -> None:
@@ -67,14 +74,14 @@ class Grammar:
 
     @property
     def is_alive(self) -> bool:
-        """Whether answers can still keep to it."""
+        """Whether the grammar's process is running."""
         return self._process.is_alive
 
     @property
     def num_bytes(self) -> int:
-        """Memory that it holds."""
+        """Bytes of memory that the grammar holds."""
         return self._process.num_bytes
 
     def constraint(self) -> GrammarConstraint:
-        """For one more answer; costs next to nothing."""
+        """Returns the constraint of one more output, at negligible cost."""
         return GrammarConstraint(self._process)

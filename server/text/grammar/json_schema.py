@@ -1,6 +1,6 @@
-"""Makes a JSON schema one that llguidance can enforce: drops what it cannot, and closes objects.
+"""Rewrites a JSON schema for llguidance: drops keywords that it cannot enforce, and closes objects.
 
-llguidance has no negation, so every keyword that it enforces narrows what is allowed, and dropping one only widens it.
+llguidance has no negation, so every enforced keyword narrows the language, and dropping one only widens it.
 """
 
 import re
@@ -35,10 +35,10 @@ _UNENFORCEABLE: Final = frozenset(
 _FORMATS: Final = frozenset(
     {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid"}
 )
-"""What llguidance enforces; any other format is an annotation, as JSON Schema says."""
+"""Formats that llguidance enforces; JSON Schema treats any other format as an annotation."""
 
 _UNENFORCEABLE_PATTERN: Final = re.compile(r"\(\?(?:[=!>#]|<[=!])|\\(?:[1-9]|k<|[bBchNRZ])")
-"""Look-around, back references and the like, which no automaton can follow."""
+"""Look-around, back references and similar, which an automaton cannot match."""
 
 _DEFINITIONS: Final = ("$defs", "definitions")
 _OF_VALUES: Final = ("items", "additionalItems", "additionalProperties")
@@ -51,10 +51,11 @@ _MISSING: Final = object()
 
 @dataclass(frozen=True, slots=True)
 class PreparedSchema:
-    """
+    """A schema for llguidance.
+
     Attributes:
-      schema: what llguidance gets.
-      dropped: keywords that it cannot enforce, each once.
+      schema: The rewritten schema.
+      dropped: Keywords that llguidance cannot enforce, each once.
     """
 
     schema: Mapping[str, Any]
@@ -62,14 +63,15 @@ class PreparedSchema:
 
 
 def prepare(schema: Mapping[str, Any], *, close_objects: bool) -> PreparedSchema:
-    """
+    """Returns a schema that llguidance can enforce.
+
     Args:
-      close_objects: whether an object that has `properties` and does not say `additionalProperties` gets no others, as
-        strict modes of other servers have it. An object that is put together by `allOf` and its like is closed as a
-        whole.
+      schema: JSON schema.
+      close_objects: Whether objects with `properties` but without `additionalProperties` allow no others, like the
+        strict mode of other servers. An object described by several subschemas (`allOf`) is closed as a whole.
 
     Raises:
-      GrammarError: a `$ref` leads nowhere, or the schema is nested too deeply.
+      GrammarError: A `$ref` has no target, or the schema is nested too deeply.
     """
     try:
         preparation = _Preparation(schema, close_objects=close_objects and _has_local_references(schema))
@@ -81,11 +83,12 @@ def prepare(schema: Mapping[str, Any], *, close_objects: bool) -> PreparedSchema
 
 @dataclass(slots=True)
 class _Cluster:
-    """The properties of an object that several subschemas describe together.
+    """Properties of an object that several subschemas describe together.
 
     Attributes:
-      names, patterns: of all subschemas, in order.
-      is_open: whether one of them says `additionalProperties` itself.
+      names: Property names of all subschemas, in order.
+      patterns: Property patterns of all subschemas, in order.
+      is_open: Whether a subschema defines additional properties itself.
     """
 
     names: dict[str, None] = field(default_factory=dict)
@@ -94,11 +97,12 @@ class _Cluster:
 
 
 class _Preparation:
-    """Rebuilds a schema. Definitions are rebuilt where they are referred to: once closed, and once open where they are
-    a part of a larger object.
+    """Rewrites one schema.
+
+    Referenced definitions are rewritten up to twice: closed, and open for use as a part of a larger object.
 
     Attributes:
-      dropped: keywords, in the order in which they were met.
+      dropped: Dropped keywords in order of appearance.
     """
 
     def __init__(self, root: Mapping[str, Any], *, close_objects: bool) -> None:
@@ -110,6 +114,7 @@ class _Preparation:
         self._pending: list[tuple[str, bool]] = []
 
     def whole(self) -> dict[str, Any]:
+        """Returns the rewritten schema with its definitions."""
         result = self._schema(self._root, close=self._closes)
         if not isinstance(result, dict):
             raise GrammarError("no text can satisfy it")
@@ -136,7 +141,7 @@ class _Preparation:
     def _keyword(
         self, node: Mapping[str, Any], key: str, value: Any, *, close: bool, branches_close: bool
     ) -> dict[str, Any]:
-        """The entry of a keyword; none where it is dropped."""
+        """Returns the rewritten entry of a keyword; empty if it is dropped."""
         if key in _DEFINITIONS and isinstance(value, dict):
             kept = {} if self._moves_definitions else {name: self._value(each) for name, each in value.items()}
             return {key: kept} if kept else {}
@@ -159,7 +164,7 @@ class _Preparation:
         return {key: value}
 
     def _value(self, node: Any) -> Any:
-        """A schema of a value of its own, whose objects are closed by themselves."""
+        """Rewrites the schema of a separate value, whose objects are closed by themselves."""
         return self._schema(node, close=self._closes)
 
     def _is_dropped(self, node: Mapping[str, Any], key: str, value: Any) -> bool:
@@ -171,7 +176,7 @@ class _Preparation:
         return key in _UNENFORCEABLE
 
     def _reference(self, pointer: str, *, close: bool) -> str:
-        """Where a definition will stand in the new schema."""
+        """Returns the reference to a definition in the rewritten schema."""
         if (pointer, close) not in self._names:
             self._names[pointer, close] = f"d{len(self._names)}"
             self._pending.append((pointer, close))
@@ -186,13 +191,13 @@ class _Preparation:
             elif isinstance(node, dict) and name in node:
                 node = node[name]
             else:
-                raise GrammarError(f"$ref {pointer[:60]!r} leads nowhere")
+                raise GrammarError(f"$ref {pointer[:60]!r} has no target in the schema")
         if not isinstance(node, dict | bool):
             raise GrammarError(f"$ref {pointer[:60]!r} does not lead to a schema")
         return node
 
     def _named_properties(self, node: Mapping[str, Any]) -> dict[str, Any]:
-        """`propertyNames` in words that llguidance knows, where it lists names or has a pattern."""
+        """Returns `propertyNames` with names or a pattern as keywords that llguidance enforces; empty otherwise."""
         rule = self._names_of_properties(node)
         if rule is None or "properties" in node or "patternProperties" in node:
             return {}
@@ -202,7 +207,7 @@ class _Preparation:
         return {"properties": dict.fromkeys(rule, value), "additionalProperties": False}
 
     def _names_of_properties(self, node: Mapping[str, Any]) -> list[str] | str | None:
-        """The names that an object's properties may have, or a pattern of them; None where that is all or unclear."""
+        """Returns the allowed property names or their pattern; None if there is no limit or it cannot be expressed."""
         rule = node.get("propertyNames")
         if isinstance(rule, dict) and isinstance(rule.get("$ref"), str) and self._moves_definitions:
             rule = self._target(rule["$ref"])
@@ -217,7 +222,7 @@ class _Preparation:
                 return None
 
     def _close(self, node: Mapping[str, Any], result: dict[str, Any]) -> None:
-        """Allows no other properties than those that the object's subschemas name together."""
+        """Allows only the properties that the object's subschemas name together."""
         cluster = _Cluster()
         self._collect(node, cluster, set())
         if cluster.is_open or not (cluster.names or "properties" in node) or _is_plain_reference(node):
@@ -246,7 +251,7 @@ class _Preparation:
 
 
 def _branches(node: Mapping[str, Any]) -> Iterator[Any]:
-    """Subschemas that are about the same value."""
+    """Yields the subschemas that describe the same value."""
     for key in _BRANCHES:
         if isinstance(node.get(key), list):
             yield from node[key]
@@ -257,7 +262,7 @@ def _branches(node: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _is_plain_union(node: Mapping[str, Any]) -> bool:
-    """Whether a schema is one of several, and says nothing itself; then each is an object of its own."""
+    """Returns whether a schema is only a union, so that each branch is an object of its own."""
     unions = [key for key in _UNIONS if key in node]
     return len(unions) == 1 and node.keys() - {*unions, *_DEFINITIONS, "discriminator"} <= _ANNOTATIONS
 
@@ -267,7 +272,7 @@ def _is_plain_reference(node: Mapping[str, Any]) -> bool:
 
 
 def _has_local_references(schema: Any) -> bool:
-    """Whether all references lead to places in the schema by their path."""
+    """Returns whether all references are paths within the schema."""
     if isinstance(schema, list):
         return all(map(_has_local_references, schema))
     if not isinstance(schema, dict):

@@ -1,9 +1,8 @@
-"""Processes that compile and follow grammars, seen from the server.
+"""Server side of the processes that compile and follow grammars.
 
-llguidance is native code: its parsers recurse, and one mask of a hostile grammar takes minutes. None of its limits
-holds for both, so each grammar lives in a process of its own, which the system ends when it overflows its stack, or
-takes more CPU time or memory than `grammar_worker.limits` allows. A process that dies ends the answers that keep to its
-grammar, and nothing else.
+llguidance is native code whose parsers recurse, and a mask of a hostile grammar can take minutes. Its own limits bound
+neither, so each grammar has a process of its own, which the system ends when it overflows its stack or exceeds the CPU
+time or memory of `grammar_worker.limits`. The end of a process ends only the outputs that follow its grammar.
 """
 
 import fcntl
@@ -32,20 +31,31 @@ from .spec import GrammarError, GrammarSpec, one_line
 from .vocabulary import TokenBytes
 
 _READ_BYTES: Final = 64 * 1024
+"""Maximum bytes of one read from a process."""
+
 _PIPE_BYTES: Final = 2**20
-"""Bytes of masks that a process may be ahead of the engine."""
+"""Capacity of the pipe of masks, by which a process may be ahead of the engine."""
 
 _DIED: Final = "it takes too much work to tell what may come next"
+"""Error message for outputs whose process has ended."""
 
 type Tokenize = Callable[[bytes], Sequence[int]]
 
 
 class GrammarProcess:
-    """One grammar's process. One thread at a time may talk to it, but any may drop followers.
+    """Process of one grammar. One thread at a time may use it, but any thread may drop followers.
+
+    A follower is the grammar's state along one output.
+
+    Args:
+      commands: Pipe to the process.
+      replies: Pipe from the process.
+      tokenize: Returns the token ids of a text.
+      limits: Resource limits of the process.
 
     Attributes:
-      cpu_s: CPU seconds of the compilation; all that there are for a grammar that was never compiled.
-      num_bytes: memory that the grammar holds.
+      cpu_s: CPU seconds of the compilation; its limit until the grammar is compiled.
+      num_bytes: Bytes of memory that the grammar holds.
     """
 
     def __init__(self, commands: FileIO, replies: FileIO, tokenize: Tokenize, limits: Limits) -> None:
@@ -64,22 +74,24 @@ class GrammarProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether answers can still be followed. For any thread."""
-        poll = select.poll()  # its own: two threads cannot use one
+        """Whether the process is running. Callable on any thread."""
+        poll = select.poll()  # two threads cannot share one
         poll.register(self._replies, 0)
         hung_up = bool(poll.poll(0))
         return not self._is_dead and not hung_up
 
     def compile(self, spec: GrammarSpec) -> None:
-        """Compiles the grammar; the first message of all.
+        """Compiles the grammar, before any other message.
 
         Raises:
-          GrammarError: the grammar is wrong, has a feature that is not supported, or is too complex.
+          GrammarError: The grammar is wrong, uses an unsupported feature, or exceeds the limits.
         """
         kind = Kind.COMPILE_GBNF if spec.is_gbnf else Kind.COMPILE
         self._results[0] = None
         self._send(Frame(kind, payload=spec.source.encode()))
-        os.set_blocking(self._commands.fileno(), False)  # what follows is short, and no process may hold the engine up
+        os.set_blocking(
+            self._commands.fileno(), False
+        )  # further messages are short, and a process must not block the engine
         self.wait(0, None)
         result = self._results.pop(0)
         if result is None:
@@ -89,20 +101,21 @@ class GrammarProcess:
             raise GrammarError(one_line(result.payload[COST.size :].decode()))
 
     def new_follower(self) -> int:
-        """Returns a number for one more answer; drop it when it has ended."""
+        """Returns the number of a new follower, which has to be dropped in the end."""
         return next(self._numbers)
 
-    def ask(self, follower: int, token_id: int | None = None) -> None:
-        """Asks for an answer's next mask, and returns at once.
+    def request_mask(self, follower: int, token_id: int | None = None) -> None:
+        """Requests a follower's next mask, and returns at once.
 
         Args:
-          token_id: the token that came; None before the first.
+          follower: Number of the follower.
+          token_id: Token that advances the follower; None for the first mask.
         """
         self._results[follower] = None
         self._send(Frame(Kind.NEXT, follower, b"" if token_id is None else TOKEN.pack(token_id)))
 
     def wait(self, follower: int, seconds: float | None) -> bool:
-        """Waits for what was asked for; says whether it is there, or will never be."""
+        """Waits for the requested mask, and returns whether the wait is over: it arrived, or the process has ended."""
         while self._results[follower] is None and not self._is_dead:
             if not self._poll.poll(None if seconds is None else 1e3 * seconds):
                 return False
@@ -110,12 +123,12 @@ class GrammarProcess:
         return True
 
     def result(self, follower: int) -> Frame:
-        """What was asked for: a mask, or a failure."""
+        """Waits for and returns the reply to the last request: a mask or a failure."""
         self.wait(follower, None)
         return self._results[follower] or Frame(Kind.FAILED, follower, _DIED.encode())
 
     def drop(self, follower: int) -> None:
-        """Forgets an answer. For any thread."""
+        """Drops a follower. Callable on any thread."""
         self._dropped.append(follower)
         self._send(Frame(Kind.DROP, follower))
 
@@ -124,7 +137,7 @@ class GrammarProcess:
         try:
             while data and not self._commands.closed:
                 sent = self._commands.write(data)
-                if sent is None:  # it has not read for thousands of messages
+                if sent is None:  # the process has not read thousands of messages
                     self._is_dead = True
                     return
                 data = data[sent:]
@@ -146,12 +159,15 @@ class GrammarProcess:
                 self._results[frame.follower] = frame
 
 
-class Nursery:
-    """Starts grammar processes. Its own process has the vocabulary already, and is started with the first grammar.
+class GrammarProcessFactory:
+    """Starts grammar processes as forks of one worker process, which holds the vocabulary.
+
+    The worker is started with the first grammar.
 
     Args:
-      end_token_ids: all that end an answer.
-      limits: of each grammar.
+      tokenizer: Tokenizer of the model.
+      end_token_ids: All tokens that end a generation.
+      limits: Resource limits of each grammar.
     """
 
     def __init__(self, tokenizer: Tokenizer, end_token_ids: Sequence[int], limits: Limits) -> None:
@@ -163,17 +179,17 @@ class Nursery:
         self._control: socket.socket | None = None
 
     def new_process(self) -> GrammarProcess:
-        """Returns a process without a grammar. For any thread.
+        """Returns a new process without a grammar. Callable on any thread.
 
         Raises:
-          GrammarError: there is no vocabulary that grammars could speak of.
+          GrammarError: The tokenizer is not suitable for grammars.
         """
         with self._lock:
-            if self._tokens is None:  # takes half a second with a large one, and many servers never need it
+            if self._tokens is None:  # takes half a second for a large vocabulary
                 self._tokens = TokenBytes(self._tokenizer, self._end_token_ids)
             try:
                 return self._fork(self._tokens, self._control or self._start(self._tokens))
-            except BrokenPipeError:  # somebody has ended it
+            except BrokenPipeError:  # the worker was killed
                 return self._fork(self._tokens, self._start(self._tokens))
 
     def _start(self, tokens: TokenBytes) -> socket.socket:
@@ -196,7 +212,7 @@ class Nursery:
     def _fork(self, tokens: TokenBytes, control: socket.socket) -> GrammarProcess:
         commands, our_commands = os.pipe()
         our_replies, replies = os.pipe()
-        with suppress(AttributeError, OSError):  # only Linux has it, and only so many for each user
+        with suppress(AttributeError, OSError):  # Linux only, and limited per user
             fcntl.fcntl(replies, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         ours = FileIO(our_commands, "w"), FileIO(our_replies)
         try:

@@ -1,4 +1,4 @@
-"""Languages that an answer may have to keep to, as values: what llguidance is told, and within which limits."""
+"""Specifications of output languages as sources for llguidance, within limits of size."""
 
 import json
 import re
@@ -12,36 +12,40 @@ from llguidance import LLMatcher
 from ....engine import RoostError
 
 MAX_SOURCE: Final = 256 * 1024
-"""Characters of a schema, of a grammar, or of all choices together."""
+"""Maximum characters of a schema, of a grammar, or of all choices together."""
 
 MAX_REGEX: Final = 16 * 1024
+"""Maximum characters of a regular expression."""
+
 MAX_CHOICES: Final = 4096
+"""Maximum number of choices."""
 
 _GBNF_RULE: Final = re.compile(r"^[ \t\r]*+[\w-]++[ \t]*+::=", re.MULTILINE)
-"""Possessive, and within a line: a grammar of blank lines must not take minutes."""
+"""A rule of GBNF. Possessive and within a line, so that a grammar of blank lines doesn't take minutes."""
 
 JSON_STYLE: Final = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-"""As most JSON that models have read. White space that is free is a trap: models stay in it."""
+"""Whitespace of generated JSON, as in most training data. Models tend to loop in optional whitespace."""
 
 OBJECT_SCHEMA: Final[Mapping[str, Any]] = {"type": "object"}
+"""Schema of any JSON object."""
 
 
 class GrammarError(ValueError):
-    """This cannot become a grammar; the text is one line, fit to show to the caller."""
+    """The source is not a usable grammar. The message is one line and safe to show to the client."""
 
 
 class GrammarBusyError(RoostError):
-    """There is no room for another grammar now; later there may be."""
+    """There is no room for another grammar at the moment."""
 
 
 @dataclass(frozen=True, slots=True)
 class GrammarSpec:
-    """A language. Equal ones are compiled once.
+    """An output language. Equal specifications are compiled once.
 
     Attributes:
-      source: in one of llguidance's notations, mostly Lark's, or in GBNF.
-      schema: where the language is the JSON of one schema, that one.
-      is_gbnf: whether it is yet to be translated for llguidance; whoever compiles it does.
+      source: Grammar in one of llguidance's notations, mostly Lark, or in GBNF.
+      schema: JSON schema, if the language is the JSON of one schema.
+      is_gbnf: Whether the source is GBNF, which the compiler translates to Lark.
     """
 
     source: str
@@ -50,31 +54,33 @@ class GrammarSpec:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that its texts take."""
+        """Bytes of memory of the sources."""
         return sys.getsizeof(self.source) + sys.getsizeof(self.schema)
 
 
 def json_spec(schema: Mapping[str, Any], *, coerce_one_of: bool = False) -> GrammarSpec:
-    """JSON that a schema describes, its properties in the schema's order.
+    """Returns the language of JSON that matches a schema, with properties in the schema's order.
 
     Args:
-      coerce_one_of: see `schema_text`.
+      schema: JSON schema.
+      coerce_one_of: See `schema_text`.
 
     Raises:
-      GrammarError: the schema is too large. Whether it can be compiled shows when it is.
+      GrammarError: The schema is too large. Other errors are raised by its compilation.
     """
     text = schema_text(schema, coerce_one_of=coerce_one_of)
     return grammar_spec(f"start: %json {text}\n", text)
 
 
 def schema_text(schema: Mapping[str, Any], *, coerce_one_of: bool = False) -> str:
-    """A schema as it stands behind `%json` in Lark's notation, with our style of JSON.
+    """Returns a schema as source for `%json` in Lark's notation, with `JSON_STYLE`.
 
     Args:
-      coerce_one_of: whether `oneOf` whose branches overlap is taken as `anyOf`, instead of being an error.
+      schema: JSON schema.
+      coerce_one_of: Whether a `oneOf` with overlapping branches is treated as `anyOf` instead of as an error.
 
     Raises:
-      GrammarError: the schema is too large.
+      GrammarError: The schema is nested too deeply.
     """
     guidance = {**JSON_STYLE, "coerce_one_of": True} if coerce_one_of else JSON_STYLE
     try:
@@ -84,20 +90,20 @@ def schema_text(schema: Mapping[str, Any], *, coerce_one_of: bool = False) -> st
 
 
 def regex_spec(pattern: str) -> GrammarSpec:
-    """Texts that match a regular expression as a whole.
+    """Returns the language of texts that match a regular expression as a whole.
 
     Raises:
-      GrammarError: it is too long.
+      GrammarError: The regular expression is too long.
     """
     _check_length("the regular expression", pattern, MAX_REGEX)
     return GrammarSpec(LLMatcher.grammar_from_regex(pattern))
 
 
 def choice_spec(choices: Sequence[str]) -> GrammarSpec:
-    """One of these texts.
+    """Returns the language of a few texts.
 
     Raises:
-      GrammarError: there are none, too many, or they are too long.
+      GrammarError: There are no choices, too many, or they are too long.
     """
     if not 1 <= len(choices) <= MAX_CHOICES:
         raise GrammarError(f"there must be 1 to {MAX_CHOICES} choices")
@@ -106,32 +112,36 @@ def choice_spec(choices: Sequence[str]) -> GrammarSpec:
 
 
 def grammar_spec(source: str, schema: str | None = None) -> GrammarSpec:
-    """What a grammar of our own making says.
+    """Returns the language of a Lark grammar that the server has built.
+
+    Args:
+      source: Lark grammar.
+      schema: JSON schema, if the language is the JSON of one schema.
 
     Raises:
-      GrammarError: it is too large.
+      GrammarError: The grammar is too large.
     """
     _check_length("it", source, MAX_SOURCE)
     return GrammarSpec(source, schema)
 
 
 def lark_spec(grammar: str) -> GrammarSpec:
-    """What a grammar says: in Lark's notation with the rule `start`, or in GBNF, llama.cpp's kind of EBNF, with `root`.
+    """Returns the language of a client's grammar: Lark with the rule `start`, or GBNF (llama.cpp's EBNF) with `root`.
 
     Raises:
-      GrammarError: it is too large.
+      GrammarError: The grammar is too large.
     """
     _check_length("the grammar", grammar, MAX_SOURCE)
     return GrammarSpec(grammar, is_gbnf=_GBNF_RULE.search(grammar) is not None)
 
 
 def lark_text(text: str) -> str:
-    """A literal in Lark's notation."""
+    """Returns a literal in Lark's notation."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def one_line(message: str) -> str:
-    """What the library says about a grammar, without the grammar."""
+    """Returns a message of the library as one line, without the grammar that it quotes."""
     if found := re.search(r"Unimplemented keys: \[(.*)\]", message):
         return f"unsupported keyword: {found[1].replace(chr(34), '')}"
     if found := re.search(r"^error: (.*)$", message, re.MULTILINE):
@@ -148,4 +158,4 @@ def _check_length(what: str, text: str, limit: int) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise GrammarError(f"{what} has half of a surrogate pair, which is no text") from None
+        raise GrammarError(f"{what} has a lone surrogate, which is not valid text") from None

@@ -1,4 +1,4 @@
-"""A tokenizer as llguidance wants it: the bytes of every token, and which tokens are no text."""
+"""A tokenizer's vocabulary for llguidance: the bytes of every token, and the tokens without text."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -11,22 +11,23 @@ _ALL_BYTES: Final = frozenset(bytes([byte]) for byte in range(256))
 
 
 class TokenBytes:
-    """The tokens of a model, for its grammars.
+    """Bytes of a model's tokens, for its grammars.
 
     Args:
-      end_token_ids: all that end an answer; they are allowed where a grammar may end, and only there.
+      tokenizer: Tokenizer of the model.
+      end_token_ids: All tokens that end a generation; they are allowed only where a grammar may end.
 
     Raises:
-      GrammarError: with these tokens, not every text can be written or no answer ended.
+      GrammarError: The tokens cannot spell every text, or none of them ends a generation.
     """
 
     def __init__(self, tokenizer: Tokenizer, end_token_ids: Sequence[int]) -> None:
         if not tokenizer.has_text:
             raise GrammarError(
-                "this checkpoint has no tokenizer, so its tokens have no text that a grammar could speak of"
+                "this checkpoint has no tokenizer, so its tokens have no text that a grammar could constrain"
             )
         if not end_token_ids:
-            raise GrammarError("this checkpoint names no token that ends an answer")
+            raise GrammarError("this checkpoint names no token that ends a generation")
         ends, ids = frozenset(end_token_ids), range(tokenizer.vocab_size)
         special_token_ids = [token_id for token_id in ids if tokenizer.is_control(token_id) or token_id in ends]
         special = frozenset(special_token_ids)
@@ -35,15 +36,17 @@ class TokenBytes:
             for token_id in ids
         ]
         if not _ALL_BYTES.issubset(tokens):
-            raise GrammarError("this checkpoint's tokenizer has no token for some bytes, so it cannot write every text")
+            raise GrammarError("this checkpoint's tokenizer has no token for some bytes, so it cannot spell every text")
         self.vocabulary = Vocabulary(tokens, special_token_ids, list(end_token_ids), tokenizer.bos_id)
         self._tokenizer = tokenizer
         self._ids = {tokens[token_id]: token_id for token_id in ids if token_id not in special}
         self._longest = max(map(len, self._ids))
 
     def token_ids(self, text: bytes) -> list[int]:
-        """The tokens that the model would expect for a text. The library counts on getting the text's own bytes, which
-        a dummy prefix or a normalizer would change."""
+        """Returns the token ids of a text as the tokenizer encodes it, or else by the longest match.
+
+        The library requires tokens with exactly the text's bytes, which a dummy prefix or a normalizer would change.
+        """
         token_ids = self._tokenizer.encode(text.decode(), control_tokens=False)
         if b"".join(map(self._tokenizer.token_bytes, token_ids)) == text:
             return token_ids

@@ -1,1 +1,1 @@
-"""The program that compiles and follows grammars in processes of its own; it imports nothing of the server."""
+"""Worker program that compiles and follows grammars; it imports nothing of the server."""

@@ -1,5 +1,8 @@
-"""Forks a process for each grammar. The parent builds the vocabulary and runs no client's grammar, so none can end it;
-a fork takes a millisecond and shares the vocabulary's memory."""
+"""Forks a process for each grammar.
+
+The parent builds the vocabulary and runs no client's grammar, so that no grammar can end it. A fork takes a millisecond
+and shares the vocabulary's memory.
+"""
 
 import json
 import os
@@ -14,15 +17,15 @@ from .vocabulary import SIZE_BYTES, Vocabulary, WorkerTokenizer
 
 
 def main() -> int:
-    """Serves the socket that is named by its number on the command line, until its other end is closed.
+    """Serves the socket whose descriptor is the first argument, until its other end is closed.
 
-    The other argument holds the `Limits`.
+    The second argument is a JSON object of the `Limits`.
     """
     control = socket.socket(fileno=int(sys.argv[1]))
     limits = Limits(**json.loads(sys.argv[2]))
-    for number in (signal.SIGINT, signal.SIGTERM):  # which reach all of a service's processes; the server decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a service; the server decides
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so nobody has to wait for the children
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # lets the system reap the children
     with control, control.makefile("rb", buffering=0) as stream:
         size = int.from_bytes(_read(stream.fileno(), SIZE_BYTES))
         tokenizer = WorkerTokenizer(Vocabulary.from_bytes(_read(stream.fileno(), size)))
@@ -30,7 +33,7 @@ def main() -> int:
             _, pipes, _, _ = socket.recv_fds(control, 1, 2)
             if not pipes:
                 return 0
-            with suppress(OSError):  # there may be too many processes; the server sees the pipe close
+            with suppress(OSError):  # if there are too many processes, the server sees the pipe close
                 if os.fork() == 0:
                     os.close(control.detach())
                     _serve(tokenizer, limits, *pipes)
@@ -39,8 +42,8 @@ def main() -> int:
 
 
 def _serve(tokenizer: WorkerTokenizer, limits: Limits, commands: int, replies: int) -> None:
-    """Never returns; whatever goes wrong in here, the server sees the pipe close."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # native code says there how it died
+    """Runs one grammar and exits; after any failure the server sees the pipe close."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # native code reports its crash on stderr
     try:
         with suppress(ServerClosedError, BrokenPipeError):
             run(tokenizer, Server(commands, replies), limits)

@@ -1,4 +1,4 @@
-"""Compiles one grammar, then computes masks for its answers until the server closes the pipe."""
+"""Compiles one grammar, then computes token masks of outputs until the server closes the pipe."""
 
 import os
 import time
@@ -14,18 +14,18 @@ from .limits import Allowance, Limits, TooMuchWorkError, cpu_limit, limit_memory
 from .vocabulary import WorkerTokenizer
 
 _MAX_MESSAGE: Final = 16 * 1024
-"""Characters of an error: the library quotes the grammar in it."""
+"""Maximum characters of an error message, since the library quotes the grammar in it."""
 
 _LIMITS: Final = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
-"""The library's own, but for memory: a state takes up to 2 kB, and every follower has its own."""
+"""The library's limits, except for lexer states: one takes up to 2 kB, and every follower has its own."""
 
 
 class GrammarFailure(Exception):
-    """The grammar cannot be compiled or followed; the text is the library's."""
+    """The grammar cannot be compiled or followed. The message is the library's."""
 
 
 class ServerClosedError(Exception):
-    """The server has let go of this grammar."""
+    """The server has closed the pipe of this grammar."""
 
 
 class Server:
@@ -37,21 +37,23 @@ class Server:
         self._frames: deque[Frame] = deque()
 
     def read(self) -> Frame:
-        """
+        """Waits for and returns the next message.
+
         Raises:
-          ServerClosedError: there will be no more.
+          ServerClosedError: The server has closed the pipe.
         """
         if self._frames:
             return self._frames.popleft()
         return self._receive()
 
     def write(self, frame: Frame) -> None:
+        """Sends a message."""
         data = memoryview(frame.to_bytes())
         while data:
             data = data[os.write(self._replies, data) :]
 
     def tokenize(self, text: bytes) -> list[int]:
-        """Asks the server for token ids; keeps commands that arrive meanwhile for `read`."""
+        """Requests the token ids of a text from the server; commands that arrive meanwhile stay for `read`."""
         self.write(Frame(Kind.TOKENIZE, payload=text))
         waiting: deque[Frame] = deque(self._frames)
         self._frames.clear()
@@ -70,14 +72,14 @@ class Server:
 
 
 def run(tokenizer: WorkerTokenizer, server: Server, limits: Limits) -> None:
-    """Serves one grammar; returns when the server lets go of it."""
+    """Serves one grammar until the server closes its pipe."""
     before = resident()
     limit_memory(limits)
     tokenizer.tokenize = server.tokenize
-    asked = server.read()
+    command = server.read()
     try:
         with cpu_limit(limits.compile_cpu_s):
-            matcher = compile_grammar(tokenizer.library, asked.payload.decode(), asked.kind is Kind.COMPILE_GBNF)
+            matcher = compile_grammar(tokenizer.library, command.payload.decode(), command.kind is Kind.COMPILE_GBNF)
     except GrammarFailure as error:
         cost = COST.pack(time.process_time(), 0)
         server.write(Frame(Kind.REFUSED, payload=cost + str(error)[:_MAX_MESSAGE].encode()))
@@ -88,9 +90,15 @@ def run(tokenizer: WorkerTokenizer, server: Server, limits: Limits) -> None:
 
 
 def compile_grammar(tokenizer: LLTokenizer, source: str, is_gbnf: bool) -> LLMatcher:
-    """
+    """Returns a matcher at the start of the grammar.
+
+    Args:
+      tokenizer: Tokenizer of the library.
+      source: Grammar in one of llguidance's notations, or in GBNF.
+      is_gbnf: Whether the source is GBNF.
+
     Raises:
-      GrammarFailure: the grammar is wrong, or has a feature that is not supported.
+      GrammarFailure: The grammar is wrong, or uses an unsupported feature.
     """
     matcher = LLMatcher(tokenizer, _translated(source) if is_gbnf else source, log_level=0, limits=_LIMITS)
     _check(matcher)
@@ -99,10 +107,12 @@ def compile_grammar(tokenizer: LLTokenizer, source: str, is_gbnf: bool) -> LLMat
 
 
 def follow(matcher: LLMatcher, server: Server, limits: Limits) -> None:
-    """Follows answers until the server closes its side.
+    """Computes masks of followers until the server closes the pipe.
 
     Args:
-      matcher: at the beginning of the grammar; it stays there.
+      matcher: Matcher at the start of the grammar, which is copied for each follower.
+      server: Connection to the server.
+      limits: Resource limits of each follower.
     """
     followers: dict[int, tuple[LLMatcher, Allowance]] = {}
     while True:
@@ -112,7 +122,7 @@ def follow(matcher: LLMatcher, server: Server, limits: Limits) -> None:
             continue
         try:
             if frame.follower not in followers:
-                followers[frame.follower] = (matcher.deep_copy(), Allowance(limits))  # the copy costs next to nothing
+                followers[frame.follower] = (matcher.deep_copy(), Allowance(limits))  # the copy is cheap
             follower, allowance = followers[frame.follower]
             with allowance.spend():
                 mask = _next_mask(follower, frame.payload)
@@ -124,9 +134,11 @@ def follow(matcher: LLMatcher, server: Server, limits: Limits) -> None:
 
 
 def _next_mask(matcher: LLMatcher, token: bytes) -> bytes:
-    """
+    """Advances a matcher and returns its token mask.
+
     Args:
-      token: the one that came, as sent; empty where none has come yet.
+      matcher: Matcher of one output.
+      token: Token id as sent by the server; empty for the first mask.
     """
     if token:
         matcher.consume_token(TOKEN.unpack(token)[0])
@@ -137,7 +149,7 @@ def _next_mask(matcher: LLMatcher, token: bytes) -> bytes:
 
 
 def _try_first_steps(matcher: LLMatcher, tokenizer: LLTokenizer) -> None:
-    """Some grammars show only in use that they are too complex; and the work of the first mask is done for all."""
+    """Computes the first masks, where some grammars turn out too complex; the work is shared by all followers."""
     mask = matcher.compute_bitmask()
     _check(matcher)
     ends = frozenset(tokenizer.eos_tokens)
@@ -163,5 +175,5 @@ def _translated(source: str) -> str:
         return gbnf_to_lark(source)
     except RecursionError:
         raise GrammarFailure("the grammar is nested too deeply") from None
-    except Exception as error:  # the library has no class for all of its own
+    except Exception as error:  # the library has no common error class
         raise GrammarFailure(f"invalid GBNF: {error}") from None

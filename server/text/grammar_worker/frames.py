@@ -1,4 +1,4 @@
-"""Messages between the server and a grammar process: a header, then bytes."""
+"""Messages between the server and a grammar process: a header, then a payload."""
 
 import struct
 from collections.abc import Iterator
@@ -9,22 +9,23 @@ _HEADER: Final = struct.Struct("<BII")
 
 TOKEN: Final = struct.Struct("<I")
 COST: Final = struct.Struct("<dQ")
-"""CPU seconds of a compilation, and bytes of memory that the grammar holds."""
+"""Cost of a compilation: CPU seconds, and bytes of memory that the grammar holds."""
 
 
 class Kind(IntEnum):
     """Kinds of messages.
 
     Attributes:
-      COMPILE, COMPILE_GBNF: to the process, first: the source of the grammar, in llguidance's notations or in GBNF.
-      NEXT: to the process: the token that a follower takes, or nothing for its first mask; answered by MASK or FAILED.
-      DROP: to the process: a follower has ended.
-      TOKENS: to the process: the token ids of a text.
-      COMPILED: to the server: the grammar can be followed; with its cost.
-      REFUSED: to the server: why the grammar cannot be compiled, behind the cost.
-      MASK: to the server: which tokens a follower may take next, a bit each.
-      FAILED: to the server: why an answer cannot be followed any further.
-      TOKENIZE: to the server: a text whose token ids are needed.
+      COMPILE: To the process, first: source of the grammar in one of llguidance's notations.
+      COMPILE_GBNF: To the process, first: source of the grammar in GBNF.
+      NEXT: To the process: token that advances a follower, or nothing for its first mask. The reply is MASK or FAILED.
+      DROP: To the process: a follower has ended.
+      TOKENS: To the process: token ids, the reply to TOKENIZE.
+      COMPILED: To the server: cost of the compilation, which has succeeded.
+      REFUSED: To the server: cost of the compilation, and the reason for its failure.
+      MASK: To the server: token mask of a follower, one bit per token.
+      FAILED: To the server: reason for which an output cannot be followed further.
+      TOKENIZE: To the server: text whose token ids are needed.
     """
 
     COMPILE = 0
@@ -43,7 +44,9 @@ class Frame(NamedTuple):
     """One message.
 
     Attributes:
-      follower: the answer that it is about; 0 for the grammar itself.
+      kind: Kind of the message.
+      follower: Number of the follower; 0 for the grammar itself.
+      payload: Content of the message.
     """
 
     kind: Kind
@@ -51,18 +54,18 @@ class Frame(NamedTuple):
     payload: bytes = b""
 
     def to_bytes(self) -> bytes:
-        """Returns the message as it is sent."""
+        """Returns the encoded message."""
         return _HEADER.pack(self.kind, self.follower, len(self.payload)) + self.payload
 
 
 class FrameReader:
-    """Puts messages together from bytes that come in any pieces."""
+    """Decodes messages from a stream of bytes."""
 
     def __init__(self) -> None:
         self._data = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Yields the messages that are complete now."""
+        """Adds bytes and yields the messages that are complete."""
         self._data += data
         while len(self._data) >= _HEADER.size:
             kind, follower, length = _HEADER.unpack_from(self._data)

@@ -1,4 +1,4 @@
-"""Resource limits of a grammar process. The system ends a process that exceeds them."""
+"""Resource limits of a grammar process; the system ends a process that exceeds them."""
 
 import contextlib
 import resource
@@ -14,11 +14,11 @@ class Limits:
     """Limits of one grammar.
 
     Attributes:
-      compile_cpu_s: maximum CPU seconds of a compilation, the first masks included.
-      follow_cpu_s: CPU seconds that an answer may use at its start, and maximum of its allowance.
-      token_cpu_s: CPU seconds that each token adds to the allowance; most masks take a hundredth of it.
-      memory: bytes of address space that a grammar process may add to the vocabulary's.
-      stack: bytes of stack; 8 MiB are enough for a chain of some 2,000 definitions.
+      compile_cpu_s: Maximum CPU seconds of a compilation, the first masks included.
+      follow_cpu_s: CPU seconds of an output's allowance at its start, and maximum of the allowance.
+      token_cpu_s: CPU seconds that each token adds to the allowance; most masks take 1% of it.
+      memory: Maximum bytes of address space that a grammar process adds to the vocabulary's.
+      stack: Maximum bytes of stack; 8 MiB suffice for a chain of about 2,000 definitions.
     """
 
     compile_cpu_s: float = 5.0
@@ -29,11 +29,11 @@ class Limits:
 
 
 class TooMuchWorkError(Exception):
-    """An answer has used up its allowance."""
+    """An output has used up its allowance of CPU time."""
 
 
 class Allowance:
-    """CPU time allowance of one answer."""
+    """Allowance of CPU time of one output."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -41,10 +41,10 @@ class Allowance:
 
     @contextlib.contextmanager
     def spend(self) -> Iterator[None]:
-        """Books the CPU time of the `with` block, in which the process dies once the allowance is used up.
+        """Subtracts the CPU time of the `with` block, in which the system ends a process that exceeds the allowance.
 
         Raises:
-          TooMuchWorkError: the allowance is used up afterwards.
+          TooMuchWorkError: The allowance is used up afterwards.
         """
         began = time.process_time()
         with cpu_limit(self._left_s):
@@ -57,8 +57,7 @@ class Allowance:
 
 @contextlib.contextmanager
 def cpu_limit(seconds: float) -> Iterator[None]:
-    """Lets the system end this process after so much CPU time within the `with` block: native code heeds no other
-    limit."""
+    """Ends this process after `seconds` of CPU time in the `with` block; native code heeds no gentler limit."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
@@ -67,8 +66,7 @@ def cpu_limit(seconds: float) -> Iterator[None]:
 
 
 def limit_memory(limits: Limits) -> None:
-    """Limits the stack, and what this process may add to its address space, where the system tells how large that
-    is."""
+    """Limits this process's stack and, if the system reports its size, the growth of its address space."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
     resource.setrlimit(
@@ -80,7 +78,7 @@ def limit_memory(limits: Limits) -> None:
 
 
 def resident() -> int:
-    """Returns the bytes of memory of this process that are not shared with a file; 0 where the system does not tell."""
+    """Returns the resident bytes of this process without file mappings; 0 if the system does not report them."""
     return max(_statm(1) - _statm(2), 0)
 
 

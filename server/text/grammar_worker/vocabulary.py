@@ -1,4 +1,4 @@
-"""Vocabulary of a model, as bytes for a pipe and as a tokenizer for llguidance."""
+"""Vocabulary of a model: serialised for a pipe, and as a tokenizer for llguidance."""
 
 import json
 import struct
@@ -11,21 +11,25 @@ from llguidance import LLTokenizer, TokenizerWrapper
 _LENGTHS: Final = struct.Struct("<II")
 
 SIZE_BYTES: Final = 8
-"""Bytes of the number before a vocabulary that is sent: its length."""
+"""Bytes of the length that precedes a serialised vocabulary."""
 
 MAX_FORCED_BYTES: Final = 256
-"""Bytes of a forced text that are tokenized as the model expects. The library asks for all of the text again at each
-token and uses the first id only, so a long constant would cost seconds."""
+"""Maximum bytes of a forced text that the model's tokenizer encodes.
+
+The library tokenizes the whole text again for each token and uses the first id only, so a long constant would take
+seconds.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Every token of a model.
+    """Tokens of a model.
 
     Attributes:
-      tokens: the bytes of each; for special tokens, their names.
-      special_token_ids: tokens that are no text.
-      end_token_ids: tokens that end an answer.
+      tokens: Bytes of each token; names of special tokens.
+      special_token_ids: Tokens without text.
+      end_token_ids: Tokens that end a generation.
+      bos_token_id: BOS token, if there is one.
     """
 
     tokens: Sequence[bytes]
@@ -34,7 +38,7 @@ class Vocabulary:
     bos_token_id: int | None
 
     def to_bytes(self) -> bytes:
-        """Returns what `from_bytes` takes."""
+        """Returns the serialised vocabulary."""
         names = [self.special_token_ids, self.end_token_ids, self.bos_token_id]
         head = json.dumps([*names, list(map(len, self.tokens))]).encode()
         body = b"".join(self.tokens)
@@ -42,18 +46,22 @@ class Vocabulary:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Vocabulary":
-        """Returns the vocabulary that `to_bytes` wrote."""
+        """Returns the vocabulary that `to_bytes` has serialised."""
         head_size, _ = _LENGTHS.unpack_from(data)
         start = _LENGTHS.size + head_size
         special, ends, bos, lengths = json.loads(data[_LENGTHS.size : start])
-        return cls(list(_cut(data, start, lengths)), special, ends, bos)
+        return cls(list(_split(data, start, lengths)), special, ends, bos)
 
 
 class WorkerTokenizer:
     """Tokenizer that llguidance calls.
 
+    Args:
+      vocabulary: Tokens of the model.
+
     Attributes:
-      tokenize: asks the server for the token ids of a text; None before there is a server to ask.
+      tokenize: Requests the token ids of a text from the server; None before the connection exists.
+      library: Tokenizer of the library.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -65,14 +73,14 @@ class WorkerTokenizer:
         if self.tokenize is None:
             return []
         cut = min(len(text), MAX_FORCED_BYTES)
-        while cut < len(text) and text[cut] & 0xC0 == 0x80:  # never within a character
+        while cut < len(text) and text[cut] & 0xC0 == 0x80:  # never inside of a character
             cut -= 1
         rest = self.library.greedy_tokenize(text[cut:].decode()) if cut < len(text) else []
         return self.tokenize(text[:cut]) + rest
 
 
 class _Names:
-    """Vocabulary under the names that llguidance reads."""
+    """Vocabulary with the attribute names that llguidance reads."""
 
     def __init__(self, vocabulary: Vocabulary, ids: Callable[[bytes], list[int]]) -> None:
         self.tokens = vocabulary.tokens
@@ -85,7 +93,7 @@ class _Names:
         return self._ids(text)
 
 
-def _cut(data: bytes, start: int, lengths: Sequence[int]) -> Iterator[bytes]:
+def _split(data: bytes, start: int, lengths: Sequence[int]) -> Iterator[bytes]:
     for length in lengths:
         yield data[start : start + length]
         start += length

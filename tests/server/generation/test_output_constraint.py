@@ -183,7 +183,7 @@ async def test_responses_have_a_format_of_their_own(client: httpx.AsyncClient, s
         ({"response_format": strictly({"uniqueItems": True})}, "response_format", "keyword: uniqueItems"),
         ({"response_format": strictly(OVERLAPPING)}, "response_format", "oneOf"),
         ({"response_format": {"type": "regex", "value": {}}}, "response_format", "value"),
-        ({"guided_json": {"$ref": "#/$defs/none"}}, "guided_json", "leads nowhere"),
+        ({"guided_json": {"$ref": "#/$defs/none"}}, "guided_json", "has no target"),
         ({"grammar": 'root ::= "a"', "regex": "a"}, "grammar", "exclude each other"),
         ({"json_schema": SCHEMA, "response_format": FORMAT}, "json_schema", "exclude each other"),
         ({"guided_json": "{"}, "guided_json", "JSON"),

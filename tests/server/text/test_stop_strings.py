@@ -55,7 +55,7 @@ def test_cost_of_a_token_does_not_depend_on_the_number_of_strings(
 
 
 async def never() -> Any:
-    """Request of a client that holds its stop strings."""
+    """ASGI channel of a client that stays connected."""
     await asyncio.get_running_loop().create_future()
 
 

@@ -357,7 +357,7 @@ class TestFoldingForTemplates:
         template = "{% for m in messages %}{{ '[INST] ' if m.role == 'user' }}{{ m.content }} [/INST]{% endfor %}"
         chat = with_template(tmp_path, template, tokenizer)
         assert chat.render([user("U"), assistant("A"), user("V")]) == "<bos>[INST] U [/INST]A [/INST][INST] V [/INST]"
-        with pytest.raises(ChatFormatError, match="begins no answer behind an assistant's message"):
+        with pytest.raises(ChatFormatError, match="starts no turn after an assistant's message"):
             chat.encode([user("U"), assistant("A")])
 
     def test_a_variable_that_only_requests_bring_is_no_hindrance(self, tokenizer: Tokenizer, tmp_path: Path) -> None:

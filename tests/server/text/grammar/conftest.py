@@ -1,4 +1,4 @@
-"""The demo model's tokenizer, and what compiles for it."""
+"""The demo model's tokenizer and its grammar compiler."""
 
 import json
 from pathlib import Path

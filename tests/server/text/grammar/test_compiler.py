@@ -1,4 +1,4 @@
-"""What can be asked for, what comes of it, and what is said of the rest."""
+"""Grammars of all kinds: accepted texts, and errors of grammars that cannot be compiled."""
 
 import asyncio
 from typing import Any
@@ -56,14 +56,14 @@ POINT = {
         (lark_spec(GBNF_SUM), "1+(22+3", False),
     ],
 )
-async def test_texts_that_fit(
+async def test_grammar_accepts_its_texts_only(
     compiler: GrammarCompiler, demo_tokenizer: Tokenizer, spec: GrammarSpec, text: str, fits: bool
 ) -> None:
     constraint = (await compiler.compile(spec)).constraint()
     assert spell(constraint, demo_tokenizer, text) is fits
 
 
-async def test_all_end_tokens_are_allowed_at_an_end_and_only_there(demo_tokenizer: Tokenizer) -> None:
+async def test_end_tokens_are_allowed_only_at_an_end(demo_tokenizer: Tokenizer) -> None:
     ends = {*demo_tokenizer.end_token_ids, demo_tokenizer.encode("x")[0]}
     assert len(ends) == 3
     constraint = (await GrammarCompiler(demo_tokenizer, sorted(ends)).compile(regex_spec("[a-z]y*"))).constraint()
@@ -73,7 +73,7 @@ async def test_all_end_tokens_are_allowed_at_an_end_and_only_there(demo_tokenize
     assert ends < set(allowed_ids(constraint, demo_tokenizer.vocab_size))
 
 
-async def test_a_token_that_is_not_allowed_is_refused(compiler: GrammarCompiler, demo_tokenizer: Tokenizer) -> None:
+async def test_disallowed_token_fails(compiler: GrammarCompiler, demo_tokenizer: Tokenizer) -> None:
     grammar = await compiler.compile(json_spec(POINT))
     constraint = grammar.constraint()
     constraint.advance(demo_tokenizer.encode("x")[0])
@@ -98,7 +98,7 @@ async def test_a_token_that_is_not_allowed_is_refused(compiler: GrammarCompiler,
         ({"enum": []}, "Unsatisfiable"),
     ],
 )
-async def test_schemas_that_cannot_be_kept_to(compiler: GrammarCompiler, schema: Any, named: str) -> None:
+async def test_unsupported_schema_is_an_error(compiler: GrammarCompiler, schema: Any, named: str) -> None:
     with pytest.raises(GrammarError, match=named) as caught:
         await compiler.compile(json_spec(schema))
     assert "\n" not in str(caught.value)
@@ -122,7 +122,7 @@ async def test_schemas_that_cannot_be_kept_to(compiler: GrammarCompiler, schema:
         (lark_spec('start: %json {"not": {}}'), "keyword: not"),
     ],
 )
-async def test_what_is_wrong_is_said_in_one_line(compiler: GrammarCompiler, spec: GrammarSpec, named: str) -> None:
+async def test_error_is_one_line(compiler: GrammarCompiler, spec: GrammarSpec, named: str) -> None:
     with pytest.raises(GrammarError, match=named) as caught:
         await compiler.compile(spec)
     assert "\n" not in str(caught.value)
@@ -156,7 +156,7 @@ def nested(depth: int) -> dict[str, Any]:
         (lambda: lark_spec('start: "\ud800"'), "surrogate"),
     ],
 )
-def test_limits(make: Any, named: str) -> None:
+def test_size_limits(make: Any, named: str) -> None:
     with pytest.raises(GrammarError, match=named):
         make()
 
@@ -171,16 +171,16 @@ def test_limits(make: Any, named: str) -> None:
         lark_spec("\n" * 260_000 + 'start: "a"'),
     ],
 )
-async def test_what_is_within_the_limits_compiles(compiler: GrammarCompiler, spec: GrammarSpec) -> None:
+async def test_large_grammar_within_the_limits_compiles(compiler: GrammarCompiler, spec: GrammarSpec) -> None:
     await compiler.compile(spec)
 
 
-async def test_equal_ones_are_compiled_once(compiler: GrammarCompiler) -> None:
+async def test_equal_grammars_are_compiled_once(compiler: GrammarCompiler) -> None:
     grammars = await asyncio.gather(*(compiler.compile(json_spec(POINT)) for _ in range(5)))
     assert len({id(grammar) for grammar in grammars}) == 1
 
 
-async def test_the_oldest_makes_room(demo_tokenizer: Tokenizer) -> None:
+async def test_least_recently_used_grammar_is_evicted(demo_tokenizer: Tokenizer) -> None:
     compiler = GrammarCompiler(demo_tokenizer, demo_tokenizer.end_token_ids, max_cached=2)
 
     async def compiled(pattern: str) -> Grammar:
@@ -197,6 +197,8 @@ async def test_the_oldest_makes_room(demo_tokenizer: Tokenizer) -> None:
     ("tokenizer", "end_token_ids", "named"),
     [(TokenIdsOnly(64), (1,), "no tokenizer"), (synthetic_tokenizer(512), (), "no token that ends")],
 )
-async def test_tokenizers_that_cannot_do_it(tokenizer: Tokenizer, end_token_ids: tuple[int, ...], named: str) -> None:
+async def test_unsuitable_tokenizer_is_an_error(
+    tokenizer: Tokenizer, end_token_ids: tuple[int, ...], named: str
+) -> None:
     with pytest.raises(GrammarError, match=named):
         await GrammarCompiler(tokenizer, end_token_ids).compile(regex_spec("a"))

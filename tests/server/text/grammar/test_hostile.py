@@ -1,4 +1,4 @@
-"""Grammars that are valid and meant to hurt: each ends itself, and nothing else."""
+"""Valid grammars meant to exhaust resources: each ends its own process only."""
 
 import asyncio
 import json
@@ -28,18 +28,18 @@ LIMITS = Limits(compile_cpu_s=0.4, follow_cpu_s=0.2, memory=96 * 2**20)
 
 @pytest.fixture(scope="module")
 def strict(demo_tokenizer: Tokenizer) -> GrammarCompiler:
-    """With limits that are reached soon."""
+    """Compiler with low limits."""
     return GrammarCompiler(demo_tokenizer, demo_tokenizer.end_token_ids, limits=LIMITS)
 
 
 def definitions(count: int, make: Callable[[dict[str, str]], dict[str, Any]], **last: Any) -> dict[str, Any]:
-    """A schema whose definitions lead from each to the next."""
+    """Returns a schema whose definitions form a chain."""
     links = {str(i): make({"$ref": f"#/$defs/{i + 1}"}) for i in range(count)}
     return {"$ref": "#/$defs/0", "$defs": {**links, str(count): last}}
 
 
 def in_lark(schema: dict[str, Any]) -> GrammarSpec:
-    """The schema as clients may write it in a grammar, with its keywords escaped."""
+    """Returns a schema with escaped keywords, as clients may write it in a grammar."""
     return lark_spec("start: %json " + json.dumps(schema, separators=(",", ":")).replace("$ref", "\\u0024ref"))
 
 
@@ -61,14 +61,14 @@ DEEP = {
     "terminals": lark_spec("start: R0\n" + "".join(f'R{i}: "a" R{i + 1}\n' for i in range(9000)) + 'R9000: "a"\n'),
     "conditions": lark_spec('start: r::0\nr::_: "a" %if ' + "not(" * 40_000 + "is_zeros([0:2])" + ")" * 40_000 + "\n"),
 }
-"""They overflow the stack of a thread of 8 MB."""
+"""Grammars that overflow a stack of 8 MB."""
 
 PERMUTATIONS = (
     "r::_: "
     + "\n | ".join(f"A r::set_bit({i}) %if bit_clear({i})" for i in range(16))
     + '\n | "" %if is_ones([0:16])\nA: "a"\n'
 )
-"""Its first mask takes more than a minute."""
+"""Grammar whose first mask takes more than a minute."""
 
 SLOW = {
     "40 intersections": lark_spec("start: A\nA: " + " & ".join(f"/(?s:.*)x{i}(?s:.*)/" for i in range(40)) + "\n"),
@@ -77,11 +77,11 @@ SLOW = {
     "permutations": lark_spec(f"start: r::0\n{PERMUTATIONS}"),
     "10,000 properties": json_spec({"type": "object", "properties": {f"k{i}": {} for i in range(9000)}}),
 }
-"""Each takes many seconds to compile, or its first mask does; some a gigabyte."""
+"""Grammars whose compilation or first mask takes many seconds, for some a gigabyte of memory too."""
 
 
 @pytest.mark.parametrize("spec", [pytest.param(spec, id=name) for name, spec in {**DEEP, **SLOW}.items()])
-async def test_too_complex_a_grammar_ends_itself_alone(
+async def test_too_complex_grammar_ends_only_its_process(
     strict: GrammarCompiler, demo_tokenizer: Tokenizer, spec: GrammarSpec
 ) -> None:
     other = (await strict.compile(regex_spec("ab*"))).constraint()
@@ -105,11 +105,11 @@ LATER_SLOW = {
     "counters": 'start: r::0\nr::_: A r::incr([0:20]) | A r::incr([20:40]) | A r::incr([40:60]) | ""\nA: /[a-z]/\n',
     "nullable": 'start: start start | start start start | "a" | \n',
 }
-"""They compile at once, and then each mask takes longer than the one before, up to minutes."""
+"""Grammars that compile quickly, and whose masks take ever longer, up to minutes."""
 
 
 def letters(constraint: GrammarConstraint, tokenizer: Tokenizer) -> Iterator[bool]:
-    """Says the first letter that is allowed, on and on; for each mask, tells whether it was there at once."""
+    """Repeats the first allowed letter, and yields for each mask whether it was ready at once."""
     ends = set(tokenizer.end_token_ids)
     while True:
         yield constraint.is_ready(0.0)
@@ -118,9 +118,7 @@ def letters(constraint: GrammarConstraint, tokenizer: Tokenizer) -> Iterator[boo
 
 
 @pytest.mark.parametrize("source", LATER_SLOW.values(), ids=LATER_SLOW.keys())
-async def test_an_answer_whose_masks_take_too_long_ends(
-    strict: GrammarCompiler, demo_tokenizer: Tokenizer, source: str
-) -> None:
+async def test_output_with_slow_masks_fails(strict: GrammarCompiler, demo_tokenizer: Tokenizer, source: str) -> None:
     hostile = await strict.compile(lark_spec(source))
     other = (await strict.compile(regex_spec("[a-z]*"))).constraint()
     was_ready: list[bool] = []
@@ -130,7 +128,7 @@ async def test_an_answer_whose_masks_take_too_long_ends(
     assert spell(other, demo_tokenizer, "still")
 
 
-async def test_a_grammar_that_died_is_compiled_anew(strict: GrammarCompiler, demo_tokenizer: Tokenizer) -> None:
+async def test_dead_grammar_is_compiled_again(strict: GrammarCompiler, demo_tokenizer: Tokenizer) -> None:
     spec = lark_spec(f"start: /[a-z]{{30}}/ r::0\n{PERMUTATIONS}")
     dead = await strict.compile(spec)
     with pytest.raises(GrammarFailedError, match="too much work"):
@@ -141,7 +139,7 @@ async def test_a_grammar_that_died_is_compiled_anew(strict: GrammarCompiler, dem
 
 
 class CountingTokenizer:
-    """Notes the longest text that was tokenized."""
+    """Records the longest text that was tokenized."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._encode = tokenizer.encode
@@ -152,7 +150,7 @@ class CountingTokenizer:
         return self._encode(text, control_tokens=control_tokens)
 
 
-async def test_a_long_constant_is_not_tokenized_whole_for_each_token(
+async def test_long_constant_is_not_tokenized_whole_for_each_token(
     demo_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counting = CountingTokenizer(demo_tokenizer)
@@ -168,8 +166,8 @@ async def test_a_long_constant_is_not_tokenized_whole_for_each_token(
     assert 0 < counting.longest <= 256
 
 
-async def test_answers_that_end_early_leave_nothing_behind(strict: GrammarCompiler, demo_tokenizer: Tokenizer) -> None:
-    """More of them, unread, than a pipe has room for."""
+async def test_outputs_that_end_early_leave_nothing_behind(strict: GrammarCompiler, demo_tokenizer: Tokenizer) -> None:
+    """There are more unread masks than fit in a pipe."""
     grammar = await strict.compile(regex_spec("[a-z]*"))
     for _ in range(3000):
         constraint = grammar.constraint()
@@ -180,7 +178,7 @@ async def test_answers_that_end_early_leave_nothing_behind(strict: GrammarCompil
     assert grammar.is_alive
 
 
-async def test_a_grammar_may_be_asked_for_while_the_engine_waits_for_its_mask(
+async def test_grammar_may_be_requested_while_the_engine_waits_for_its_mask(
     strict: GrammarCompiler, demo_tokenizer: Tokenizer
 ) -> None:
     spec = lark_spec(f"start: /[a-z]{{3}}/ r::0\n{PERMUTATIONS}")

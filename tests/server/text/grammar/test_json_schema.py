@@ -1,4 +1,4 @@
-"""Schemas of real libraries: keywords are dropped only where that widens, and objects are closed as a whole."""
+"""Rewritten JSON schemas: dropping keywords only widens the language, and objects are closed as a whole."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ STYLE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": F
 
 
 class Bytes:
-    """A vocabulary of all bytes, for llguidance."""
+    """Vocabulary of all bytes for llguidance."""
 
     eos_token_id = 256
     bos_token_id = None
@@ -32,7 +32,7 @@ TOKENIZER = LLTokenizer(TokenizerWrapper(Bytes()))
 
 
 def orders(value: Any) -> Iterator[Any]:
-    """A value with its objects' properties in every order; the grammar wants the schema's."""
+    """Yields a value with its properties in every order, since the grammar requires the schema's order."""
     if isinstance(value, dict):
         for names in itertools.permutations(value):
             for values in itertools.product(*(list(orders(value[name])) for name in names)):
@@ -44,7 +44,7 @@ def orders(value: Any) -> Iterator[Any]:
 
 
 def allows(schema: Any, value: Any) -> bool:
-    """Whether llguidance lets the value come, in any order of properties."""
+    """Returns whether llguidance accepts a value in any order of properties."""
     source = "start: %json " + json.dumps({**schema, "x-guidance": STYLE}) + "\n"
     matcher = LLMatcher(TOKENIZER, source, log_level=0)
     assert not matcher.is_error(), (matcher.get_error(), schema)
@@ -90,7 +90,7 @@ DROPPED = [
 @pytest.mark.parametrize(
     ("schema", "value", "dropped"), [case[1:] for case in DROPPED], ids=[case[0] for case in DROPPED]
 )
-def test_what_cannot_be_enforced_is_dropped_and_reported(schema: Any, value: Any, dropped: list[str]) -> None:
+def test_unenforceable_keyword_is_dropped_and_reported(schema: Any, value: Any, dropped: list[str]) -> None:
     prepared = prepare(schema, close_objects=False)
     assert list(prepared.dropped) == dropped
     assert allows(prepared.schema, value)
@@ -122,7 +122,7 @@ ENFORCED = [
 
 
 @pytest.mark.parametrize(("schema", "good", "bad"), [case[1:] for case in ENFORCED], ids=[case[0] for case in ENFORCED])
-def test_what_can_be_enforced_is(schema: Any, good: list[Any], bad: list[Any]) -> None:
+def test_enforceable_keyword_is_enforced(schema: Any, good: list[Any], bad: list[Any]) -> None:
     prepared = prepare(schema, close_objects=False)
     assert prepared.dropped == ()
     assert all(allows(prepared.schema, value) for value in good)
@@ -144,7 +144,7 @@ FORMATS = (
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_an_unknown_format_is_an_annotation(name: str) -> None:
+def test_unknown_format_is_an_annotation(name: str) -> None:
     prepared = prepare({"type": "string", "format": name, "contentEncoding": "base64"}, close_objects=True)
     assert prepared.dropped == ()
     assert allows(prepared.schema, "x")
@@ -222,30 +222,30 @@ OPEN = [
 
 
 @pytest.mark.parametrize(("schema", "value"), [case[1:] for case in OPEN], ids=[case[0] for case in OPEN])
-def test_what_says_that_it_is_open_stays_open(schema: Any, value: Any) -> None:
+def test_explicitly_open_object_stays_open(schema: Any, value: Any) -> None:
     assert allows(prepare(schema, close_objects=True).schema, value)
 
 
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
-        ({"$ref": "#/$defs/none"}, "leads nowhere"),
+        ({"$ref": "#/$defs/none"}, "has no target"),
         ({"$ref": "#/enum", "enum": [1]}, "does not lead to a schema"),
         ({"not": {}}, "no text can satisfy it"),
     ],
 )
-def test_what_is_wrong_with_a_schema_is_said(schema: Any, reason: str) -> None:
+def test_error_names_the_problem(schema: Any, reason: str) -> None:
     with pytest.raises(GrammarError, match=reason):
         prepare(schema, close_objects=True)
 
 
-def test_definitions_in_a_long_chain_are_no_recursion() -> None:
+def test_long_chain_of_definitions_is_accepted() -> None:
     chain = {f"d{i}": {"type": "object", "properties": {"next": {"$ref": f"#/$defs/d{i + 1}"}}} for i in range(2000)}
     prepared = prepare({"$ref": "#/$defs/d0", "$defs": {**chain, "d2000": {"type": "null"}}}, close_objects=True)
     assert len(prepared.schema["$defs"]) == 2001
 
 
-def test_nesting_without_an_end_is_refused() -> None:
+def test_unbounded_nesting_is_refused() -> None:
     schema: dict[str, Any] = {}
     for _ in range(5000):
         schema = {"type": "array", "items": schema}
