@@ -61,7 +61,7 @@ def test_readme_names_both_states() -> None:
     for model in ("2b", "9b"):
         assert f"{sizes(PRESETS[model], 2)[2]} MiB" in text
     assert f"(2B: {sizes(PRESETS['2b'], 2)[0]} MiB)" in text
-    assert "docs/state.md" in text
+    assert "docs/explanation/constant-size-state.md" in text
 
 
 def test_no_page_names_another_size_or_unit() -> None:

@@ -1,4 +1,4 @@
-"""nginx, HAProxy and Caddy in front of the server, set up as docs/clients.md says."""
+"""nginx, HAProxy and Caddy in front of the server, set up as docs/how-to/reverse-proxies.md says."""
 
 import json
 import re
@@ -19,16 +19,16 @@ from questions import ANSWER, QUESTION
 from server_process import API_KEY, ServerProcess
 
 HEADERS = {"authorization": f"Bearer {API_KEY}"}
-DOCUMENTATION = Path(__file__).parents[2] / "docs" / "clients.md"
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "how-to" / "reverse-proxies.md"
 LONG = {"max_tokens": 100_000, "min_tokens": 100_000}
 """An answer that no test waits for, and that the server still takes."""
 
 
 def documented(name: str, server: ServerProcess, port: int) -> str:
-    """Returns the configuration that docs/clients.md shows, for another server and port."""
+    """Returns the configuration that docs/how-to/reverse-proxies.md shows, for another server and port."""
     text = DOCUMENTATION.read_text()
     found = re.search(rf"<!-- {name} -->\n```\w*\n(.*?)```", text, re.DOTALL)
-    assert found, f"docs/clients.md has no configuration for {name}"
+    assert found, f"docs/how-to/reverse-proxies.md has no configuration for {name}"
     return found[1].replace("127.0.0.1:8000", server.url.removeprefix("http://")).replace("8080", str(port))
 
 
