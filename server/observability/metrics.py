@@ -50,12 +50,12 @@ class Metrics:
         observers: Sequence[Observer] = (),
     ) -> None:
         self._clock = clock
-        self._registry = CollectorRegistry()
-        self._registry.register(_EngineCollector(stats))
-        self._observers: list[Observer] = [_RequestMetrics(self._registry), *observers]
+        self.registry = CollectorRegistry()
+        self.registry.register(_EngineCollector(stats))
+        self._observers: list[Observer] = [_RequestMetrics(self.registry), *observers]
         if tenants:
-            self._observers.append(_TenantMetrics(self._registry, tenants))
-        self._vllm = None if vllm_model is None else VllmMetrics(self._registry, stats, vllm_model)
+            self._observers.append(_TenantMetrics(self.registry, tenants))
+        self._vllm = None if vllm_model is None else VllmMetrics(self.registry, stats, vllm_model)
         if self._vllm is not None:
             self._observers.append(self._vllm)
         self._page: tuple[float, bytes] | None = None
@@ -78,7 +78,7 @@ class Metrics:
         """Returns all metrics as text, at most `_CACHE_S` old."""
         now = self._clock()
         if self._page is None or now - self._page[0] >= _CACHE_S:
-            self._page = (now, prometheus_client.generate_latest(self._registry))
+            self._page = (now, prometheus_client.generate_latest(self.registry))
         return self._page[1]
 
 

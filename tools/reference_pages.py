@@ -1,0 +1,181 @@
+"""Writes the pages of docs/reference/ that follow from the code: settings, endpoints and metrics.
+
+    python tools/reference_pages.py
+
+`tests/tools/test_reference_pages.py` fails when a page differs from the code.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final, cast
+
+from prometheus_client import CollectorRegistry
+from roost.engine import EngineStats
+from roost.server.app import create_app
+from roost.server.generation.service import Service
+from roost.server.observability.metrics import Metrics
+from roost.server.settings import SettingReference, settings_reference
+
+FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
+
+_NOTE: Final = "<!-- Written by `python tools/reference_pages.py`; change the code instead. -->"
+
+_RULE: Final = "|" + " --- |" * 4
+
+
+def settings_page() -> str:
+    """Returns the page of all settings."""
+    lines = [
+        _NOTE,
+        "",
+        "# Settings of `roost serve`",
+        "",
+        "Each setting is a flag, an environment variable and a key of a TOML file (`--config`). A flag overrides the",
+        "environment, the environment the file, the file the default. [Settings](../how-to/settings.md) says which",
+        "of them matter.",
+    ]
+    for group, settings in itertools.groupby(settings_reference(), lambda each: each.group):
+        lines += [
+            "",
+            f"## {group.value}",
+            "",
+            "| flag | environment, TOML key | default | meaning |",
+            "|" + " --- |" * 4,
+        ]
+        lines += [_setting_row(each) for each in settings]
+    return _page(lines)
+
+
+def _setting_row(setting: SettingReference) -> str:
+    flag = f"`{setting.flag}`" if setting.kind is bool or not setting.metavar else f"`{setting.flag} {setting.metavar}`"
+    if setting.flag == setting.metavar:
+        flag = f"`{setting.flag}`"
+    names = f"`{setting.variable}`, `{setting.name}`"
+    return _row(flag.replace("|", "\\|"), names, setting.default or "–", setting.help)
+
+
+def endpoints_page() -> str:
+    """Returns the page of all endpoints, and of the fields of their bodies."""
+    document = create_app(cast(Service, SimpleNamespace(open_requests=None))).openapi()
+    schemas: Mapping[str, Any] = document["components"]["schemas"]
+    lines = [
+        _NOTE,
+        "",
+        "# Endpoints and fields",
+        "",
+        "`/openapi.json` of a running server has the same in full. [Compatibility](compatibility.md) says what is left",
+        "out, and what happens to fields that aren't listed here.",
+        "",
+        "| path | meaning |",
+        "| --- | --- |",
+    ]
+    bodies: dict[str, list[str]] = {}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            name = f"{method.upper()} {path}"
+            lines.append(_row(f"`{name}`", _first_line(operation)))
+            body = _body_of(operation)
+            if body is not None:
+                bodies.setdefault(body, []).append(name)
+    for body, names in bodies.items():
+        lines += ["", f"## {' and '.join(f'`{each}`' for each in names)}", ""]
+        lines += [_row("field", "type", "default", "meaning"), _RULE]
+        required = set(schemas[body].get("required", ()))
+        for name, schema in schemas[body].get("properties", {}).items():
+            default = "required" if name in required else _default(schema)
+            lines.append(_row(f"`{name}`", _type(schema), default, schema.get("description", "")))
+    return _page(lines)
+
+
+def _first_line(operation: Mapping[str, Any]) -> str:
+    text = operation.get("description") or operation.get("summary") or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def _body_of(operation: Mapping[str, Any]) -> str | None:
+    content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+    reference = content.get("schema", {}).get("$ref")
+    return None if reference is None else reference.rpartition("/")[2]
+
+
+def _default(schema: Mapping[str, Any]) -> str:
+    default = schema.get("default")
+    return "–" if default is None or default in ("", [], {}) else f"`{default}`"
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    """Returns a schema's type with its bounds, such as "number ≥ 0"."""
+    if "$ref" in schema:
+        return str(schema["$ref"].rpartition("/")[2])
+    for word in ("anyOf", "oneOf"):
+        if word in schema:
+            return " or ".join(dict.fromkeys(_type(each) for each in schema[word] if each.get("type") != "null"))
+    if "enum" in schema:
+        return ", ".join(f"`{each}`" for each in schema["enum"] if each is not None)
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if schema.get("type") == "array":
+        return f"list of {_type(schema.get('items', {}))}"
+    bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = ", ".join(f"{sign} {_number(schema[name])}" for name, sign in bounds.items() if name in schema)
+    return f"{schema.get('type', 'any')} {limits}".strip()
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else str(value)
+
+
+def metrics_page() -> str:
+    """Returns the page of all metrics, under Roost's names and under vLLM's."""
+    lines = [
+        _NOTE,
+        "",
+        "# Metrics",
+        "",
+        "`/metrics` serves these to Prometheus. [Metrics, health and alerts](../how-to/metrics.md) says which of them to",
+        "watch.",
+        "",
+        "## Roost's names",
+        "",
+        *_metric_rows(Metrics(EngineStats, tenants=("TENANT",)).registry, "roost_"),
+        "",
+        "## vLLM's names",
+        "",
+        "With `--metrics-compat vllm`, for its dashboards and autoscalers and for the Gateway API Inference Extension:",
+        "",
+        *_metric_rows(Metrics(EngineStats, vllm_model="MODEL").registry, "vllm:"),
+    ]
+    return _page(lines)
+
+
+def _metric_rows(registry: CollectorRegistry, prefix: str) -> Iterator[str]:
+    yield from (_row("metric", "type", "labels", "meaning"), _RULE)
+    for metric in sorted(registry.collect(), key=lambda each: each.name):
+        if not metric.name.startswith(prefix):
+            continue
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        labels = sorted({label for sample in metric.samples for label in sample.labels} - {"le"})
+        yield _row(f"`{name}`", metric.type, ", ".join(f"`{each}`" for each in labels) or "–", metric.documentation)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace(chr(10), ' ') for cell in cells)} |"
+
+
+def _page(lines: Iterable[str]) -> str:
+    return "\n".join(lines) + "\n"
+
+
+PAGES: Final = {"settings.md": settings_page, "endpoints.md": endpoints_page, "metrics.md": metrics_page}
+
+
+def main() -> None:
+    """Writes every page."""
+    for name, page in PAGES.items():
+        (FOLDER / name).write_text(page())
+
+
+if __name__ == "__main__":
+    main()
