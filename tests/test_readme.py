@@ -1,4 +1,4 @@
-"""README's commands, run as a newcomer would type them: in a clone, with the environment that `dev.py` makes there.
+"""The documentation's commands, run as a newcomer types them: in a clone, with the environment that `dev.py` makes.
 
 Every command in a fenced `sh` block is run, unless `NOT_RUN` says why it is not. Nothing is downloaded: the packages
 are those of the environment in which the tests run. Servers listen on ports that are free.
@@ -30,11 +30,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 NOT_RUN = {
     "python3 dev.py test": "it is the tests themselves, or another group of them",
-    "python3 dev.py lint": "a step of .ci/run",
-    "python3 dev.py manifests": "downloads helm; tests/deploy renders the same",
     "pip install '.[tpu]'": "downloads libtpu",
     "pip install '.[cuda13]'": "downloads CUDA's libraries",
-    "uv run": "downloads what it installs",
+    "pip install '.[otel]'": "downloads OpenTelemetry",
+    "python3 -m venv": "makes the environment that dev.py has made",
+    "python benchmarks/kernels.py": "takes minutes",
+    "ROOST_SLOTS=64 roost serve google/": "downloads weights, with an account",
+    "roost serve --config": "wants the file that is shown below it; tests/server/test_settings.py reads one",
+    "roost serve --otlp": "wants a collector; tests/server/observability/test_tracing.py has one",
+    "curl -s localhost:8000/v1/states/$state": "wants a variable; tests/server/api/native/test_states.py exports",
+    "curl -s localhost:8001/": "wants a second server; tests/server/api/native/test_states.py imports",
     "roost serve google/": "downloads weights, with an account",
     "roost serve kaggle:": "downloads weights, with an account",
     "roost serve gs://": "downloads weights, with an account",
@@ -42,6 +47,7 @@ NOT_RUN = {
     "roost bench engine": "takes minutes; tests/server/bench/test_bench_engine.py runs a small one",
     "roost bench length": "takes minutes; tests/server/bench/test_bench_engine.py runs a small one",
     "OPENAI_API_KEY=none lm_eval": "wants lm-eval and a task; tests/e2e/test_compat_lm_eval.py runs one",
+    "import dspy": "wants DSPy; tests/clients/test_dspy.py runs it",
     "docker ": "needs a container engine",
     "helm ": "needs a cluster",
     "kubectl ": "needs a cluster",
@@ -106,8 +112,9 @@ def reason_not_to_run(command: str) -> str | None:
     return next((reason for start, reason in NOT_RUN.items() if command.startswith(start)), None)
 
 
-README = blocks((ROOT / "README.md").read_text())
-SHELL = [block for block in README if block.language == "sh"]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = [block for document in DOCUMENTS for block in blocks(document.read_text())]
+SHELL = [block for block in BLOCKS if block.language == "sh"]
 
 
 # --- a newcomer's machine
@@ -215,7 +222,7 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
         pytest.skip("this Python makes no environments with pip")
     person = Newcomer(tmp_path_factory.mktemp("home"), free_port())
     (person.home / ".curlrc").write_text("fail-with-body\n")
-    person.type(only(CLONE), person.home)
+    person.type(first(CLONE), person.home)
     bring_uncommitted(person.clone)
     lend_packages(person.clone / ".venv")
     examples = person.clone / "path" / "to"
@@ -226,10 +233,9 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
     return person
 
 
-def only(start: str) -> str:
-    """Returns the one command of README's that begins so."""
-    (command,) = [one for block in SHELL for one in commands(block.text) if one.startswith(start)]
-    return command
+def first(start: str) -> str:
+    """Returns the first command that begins so; README is the first document."""
+    return next(one for block in SHELL for one in commands(block.text) if one.startswith(start))
 
 
 def bring_uncommitted(clone: Path) -> None:
@@ -255,7 +261,7 @@ def lend_packages(environment: Path) -> None:
 @pytest.fixture(scope="module")
 def server(newcomer: Newcomer) -> Iterator[None]:
     """The demo model's, as README starts it first; it installs Roost, too."""
-    with newcomer.serving(only(SERVE), newcomer.port):
+    with newcomer.serving(first(SERVE), newcomer.port):
         yield
 
 
@@ -284,7 +290,11 @@ def test_every_command_runs_or_has_a_reason_not_to(newcomer: Newcomer, block: Bl
 @pytest.mark.readme
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("server")
-@pytest.mark.parametrize("block", [block for block in README if block.language == "python"], ids=lambda b: b.section)
+@pytest.mark.parametrize(
+    "block",
+    [block for block in BLOCKS if block.language == "python" and not reason_not_to_run(block.text)],
+    ids=lambda b: b.section,
+)
 def test_every_python_example_runs(newcomer: Newcomer, block: Block) -> None:
     (newcomer.home / "example.py").write_text(newcomer.concrete(block.text))
     assert newcomer.type(f".venv/bin/python {newcomer.home}/example.py").strip()
@@ -292,6 +302,7 @@ def test_every_python_example_runs(newcomer: Newcomer, block: Block) -> None:
 
 def test_every_reason_is_about_a_command() -> None:
     every = [command for block in SHELL for command in commands(block.text)]
+    every += [block.text for block in BLOCKS if block.language == "python"]
     assert [start for start in NOT_RUN if not any(command.startswith(start) for command in every)] == []
 
 
