@@ -2,7 +2,7 @@
 
     python tools/reference_pages.py
 
-`tests/tools/test_reference_pages.py` fails when a page differs from the code.
+`tests/tools/test_documentation.py` fails when a page differs from the code.
 """
 
 import itertools
@@ -134,8 +134,8 @@ def metrics_page() -> str:
         "",
         "# Metrics",
         "",
-        "`/metrics` serves these to Prometheus. [Metrics, health and alerts](../how-to/metrics.md) says which of them to",
-        "watch.",
+        "`/metrics` serves these to Prometheus. [Metrics, health and alerts](../how-to/metrics.md) says which of them",
+        "to watch.",
         "",
         "## Roost's names",
         "",

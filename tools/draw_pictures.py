@@ -1,0 +1,268 @@
+"""Draws the documentation's pictures: the rooms and their imports, a request's way, and a state beside KV caches.
+
+    python tools/draw_pictures.py
+
+The pictures are SVG with colours for light and dark pages. `tests/tools/test_documentation.py` fails when one differs
+from the code.
+"""
+
+import ast
+import html
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from roost.engine.model.config import PRESETS
+
+ROOT: Final = Path(__file__).parents[1]
+FOLDER: Final = ROOT / "docs" / "pictures"
+
+_STYLE: Final = """\
+text { font: 13px system-ui, sans-serif; fill: #1f2328; }
+.title { font-size: 16px; font-weight: 600; }
+.small { font-size: 11px; fill: #59636e; }
+.box { fill: #f6f8fa; stroke: #8c959f; }
+.mark { fill: #0969da; }
+.other { fill: #afb8c1; }
+.line { stroke: #8c959f; fill: none; }
+.head { fill: #8c959f; }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e6edf3; }
+  .small { fill: #9198a1; }
+  .box { fill: #21262d; stroke: #6e7681; }
+  .mark { fill: #4493f8; }
+  .other { fill: #484f58; }
+  .line { stroke: #6e7681; }
+  .head { fill: #6e7681; }
+}
+"""
+
+type Edges = Mapping[str, set[str]]
+"""Names to the names that they point at."""
+
+
+def picture(width: float, height: float, title: str, parts: Iterable[str]) -> str:
+    """Returns an SVG with a title."""
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img">',
+            f"<title>{html.escape(title)}</title>",
+            f"<style>\n{_STYLE}</style>",
+            '<defs><marker id="head" markerWidth="8" markerHeight="8" refX="7" refY="3" orient="auto">'
+            '<path class="head" d="M0,0 L7,3 L0,6 z"/></marker></defs>',
+            text(20, 28, title, "title"),
+            *parts,
+            "</svg>",
+            "",
+        ]
+    )
+
+
+def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
+    return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{html.escape(words)}</text>'
+
+
+def box(x: float, y: float, width: float, height: float, kind: str = "box") -> str:
+    return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="5" class="{kind}"/>'
+
+
+def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<path class="line" marker-end="url(#head)" d="M{x1:.0f},{y1:.0f} L{x2:.0f},{y2:.0f}"/>'
+
+
+# --- the rooms
+
+
+def room_of(module: str) -> str:
+    """Returns the room of a module, both as paths from the root: a folder of `server` or `engine`, or a file there."""
+    parts = module.split("/")
+    if parts[0] == "kernels":
+        return "kernels"
+    return "/".join(parts[:2]) if len(parts) > 1 else f"{parts[0]} (door)"
+
+
+def room_imports(root: Path = ROOT) -> Edges:
+    """Returns the rooms and those that each imports from."""
+    paths = [path for room in ("server", "engine", "kernels") for path in sorted((root / room).rglob("*.py"))]
+    modules = {_module(path.relative_to(root)): path for path in paths}
+    edges: dict[str, set[str]] = defaultdict(set)
+    for module, path in modules.items():
+        for target in _targets(path, root, modules):
+            here, there = room_of(module), room_of(target)
+            if here != there:
+                edges[here].add(there)
+            edges[there] |= set()
+    return edges
+
+
+def _module(path: Path) -> str:
+    return path.parent.as_posix() if path.name == "__init__.py" else path.with_suffix("").as_posix()
+
+
+def _targets(path: Path, root: Path, modules: Mapping[str, Path]) -> Iterator[str]:
+    folder = path.relative_to(root).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*folder[: len(folder) - node.level + 1], *(node.module.split(".") if node.module else [])]
+            for alias in node.names:
+                target = "/".join([*base, alias.name])
+                yield target if target in modules else "/".join(base)
+
+
+def without_detours(edges: Edges) -> Edges:
+    """Returns the edges that no longer way replaces: a transitive reduction."""
+    reached = {name: _reachable(name, edges) for name in edges}
+    return {
+        name: {each for each in targets if not any(each in reached[other] for other in targets - {each})}
+        for name, targets in edges.items()
+    }
+
+
+def _reachable(name: str, edges: Edges) -> set[str]:
+    found: set[str] = set()
+    pending = list(edges[name])
+    while pending:
+        each = pending.pop()
+        if each not in found:
+            found.add(each)
+            pending += edges[each]
+    return found
+
+
+def levels(edges: Edges) -> list[list[str]]:
+    """Returns the rooms in rows, the top one first: each right below the lowest room that imports it.
+
+    Raises:
+      ValueError: The rooms import each other in a circle.
+    """
+    importers = {name: {other for other in edges if name in edges[other]} for name in edges}
+    depth: dict[str, int] = {}
+    while len(depth) < len(edges):
+        ready = [name for name in edges if name not in depth and importers[name] <= depth.keys()]
+        if not ready:
+            raise ValueError(f"a circle among {sorted(edges.keys() - depth.keys())}")
+        depth |= {name: 1 + max((depth[each] for each in importers[name]), default=-1) for name in ready}
+    rows: list[list[str]] = [[] for _ in range(1 + max(depth.values()))]
+    for name in sorted(edges):
+        rows[depth[name]].append(name)
+    return rows
+
+
+def draw_rooms() -> str:
+    """Returns the picture of the rooms: arrows are imports, and all of them point down."""
+    edges = without_detours(room_imports())
+    width, step, y0 = 1080.0, 58.0, 60.0
+    centres: dict[str, tuple[float, float]] = {}
+    parts: list[str] = []
+    for number, row in enumerate(levels(edges)):
+        space = width / len(row)
+        above = {name: [centres[each][0] for each in centres if name in edges[each]] for name in row}
+        order = sorted(row, key=lambda name: (sum(above[name]) / len(above[name]) if above[name] else width / 2, name))
+        for place, name in enumerate(order):
+            centres[name] = (space * (place + 0.5), y0 + number * step)
+    for name, targets in edges.items():
+        for target in sorted(targets):
+            (x1, y1), (x2, y2) = centres[name], centres[target]
+            parts.append(arrow(x1, y1 + 26, x2, y2))
+    for name, (x, y) in centres.items():
+        size = 8 * len(name) + 16
+        parts += [box(x - size / 2, y, size, 26), text(x, y + 18, name, anchor="middle")]
+    height = max(y for _, y in centres.values()) + 50
+    return picture(
+        width, height, "Rooms of Roost; an arrow is an import, without those that a longer way replaces", parts
+    )
+
+
+# --- a request's way
+
+
+class Step(NamedTuple):
+    """One step of a request.
+
+    Attributes:
+      lane: Column: 0 for the event loop, 1 for the engine's thread, 2 for the device.
+      what: What happens.
+      where: Room in which it does.
+    """
+
+    lane: int
+    what: str
+    where: str
+
+
+STEPS: Final[Sequence[Step]] = (
+    Step(0, "1  limits, request id, key, body", "transport, middleware"),
+    Step(0, "2  body to GenerationSpec", "api/openai"),
+    Step(0, "3  messages to token ids", "text"),
+    Step(0, "4  choices, each an engine request", "generation"),
+    Step(1, "5  waiting queue, then a slot", "scheduling"),
+    Step(1, "6  longest cached prefix", "prefix_cache"),
+    Step(1, "7  plan: prefill or decode", "scheduling"),
+    Step(1, "8  plan to arrays", "worker"),
+    Step(2, "9  Griffin over the state pool", "model, kernels"),
+    Step(2, "10  logits to a token", "sampling"),
+    Step(1, "11  results to outputs", "scheduling"),
+    Step(0, "12  tokens to text deltas", "generation, text"),
+    Step(0, "13  deltas to server-sent events", "api/common"),
+)
+_LANES: Final = ("event loop", "engine thread", "device")
+
+
+def draw_request() -> str:
+    """Returns the picture of a request's way, step by step, over threads and the device."""
+    width, lane, row = 1000.0, 320.0, 46.0
+    parts = [text(30 + number * lane, 62, name, "small") for number, name in enumerate(_LANES)]
+    places = [(30 + step.lane * lane, 76 + number * row) for number, step in enumerate(STEPS)]
+    for (x1, y1), (x2, y2) in itertools.pairwise(places):
+        start, end = (x1 + 140, y1 + 34), (x2 + 140, y2)
+        if x1 != x2:
+            start, end = (x1 + (280 if x2 > x1 else 0), y1 + 17), (x2 + 140, y2)
+        parts.append(arrow(*start, *end))
+    for step, (x, y) in zip(STEPS, places, strict=True):
+        parts += [box(x, y, 280, 34), text(x + 10, y + 15, step.what), text(x + 30, y + 29, step.where, "small")]
+    back, (x, y) = places[10], places[6]
+    parts.append(
+        f'<path class="line" stroke-dasharray="4 3" marker-end="url(#head)" '
+        f'd="M{back[0] + 280:.0f},{back[1] + 17:.0f} C{x + 330:.0f},{back[1]:.0f} {x + 330:.0f},{y + 17:.0f} '
+        f'{x + 280:.0f},{y + 17:.0f}"/>'
+    )
+    parts.append(text(x + 290, y + 8, "next step", "small"))
+    return picture(width, 76 + len(STEPS) * row + 10, "A request's way from HTTP to tokens and back", parts)
+
+
+# --- the size of a state
+
+
+def draw_state() -> str:
+    """Returns bars, to scale, of the state of 2B and of a transformer's KV cache at several lengths."""
+    state = PRESETS["2b"].state_bytes(2) / 2**20
+    per_token = 18 * 2 * 256 * 2  # Gemma 2B: 18 layers, one head of 256 for keys and one for values, bfloat16
+    lengths = {"1 K tokens": 2**10, "8 K tokens": 2**13, "100 K tokens": 100_000}
+    bars = [("RecurrentGemma 2B, any length", state, "mark")]
+    bars += [(f"Gemma 2B, {name}", count * per_token / 2**20, "other") for name, count in lengths.items()]
+    scale = 700 / max(size for _, size, _ in bars)
+    parts = []
+    for number, (name, size, kind) in enumerate(bars):
+        y = 58 + number * 46
+        parts += [text(20, y, name), box(20, y + 8, max(size * scale, 1), 16, kind)]
+        parts.append(text(28 + size * scale, y + 21, f"{size:,.1f} MiB", "small"))
+    parts.append(
+        text(20, 250, "Memory of one request in bfloat16, to scale. Computed from the models' shapes.", "small")
+    )
+    return picture(840, 265, "A state of fixed size beside a KV cache", parts)
+
+
+PICTURES: Final = {"rooms.svg": draw_rooms, "request.svg": draw_request, "state.svg": draw_state}
+
+
+def main() -> None:
+    """Writes every picture."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, draw in PICTURES.items():
+        (FOLDER / name).write_text(draw())
+
+
+if __name__ == "__main__":
+    main()
