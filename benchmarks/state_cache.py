@@ -386,8 +386,8 @@ def page(
             *_inexact_table(inexact),
             f"## Memory of {memory.states} neighbouring states of the 2B model's shape",
             "",
-            "Each takes [0.44 + 0.50 MiB](../docs/explanation/constant-size-state.md): its recurrent part, and the keys "
-            f"and values of {PREFILL_BLOCK} tokens.",
+            "Each takes [0.44 + 0.50 MiB](../docs/explanation/constant-size-state.md): its recurrent part, and the",
+            f"keys and values of {PREFILL_BLOCK} tokens.",
             "",
             f"The process took {memory.taken / mib:.0f} MiB, the cache counts {memory.counted / mib:.0f} MiB, and "
             f"arithmetic says {memory.arithmetic / mib:.0f} MiB (states, each block of keys and values once, ends of "
