@@ -5,8 +5,8 @@ from typing import Final
 
 from ..core.batch import PrefillBatch
 from ..core.config import PREFILL_BLOCK
+from .fair_shares import FairShares
 from .running_request import RunningRequest
-from .waiting_queue import FairShares
 
 OLDEST_EVERY: Final = 4
 """Number of a tenant's turns, one of which goes to its oldest prompt, so that shorter prompts cannot starve it."""

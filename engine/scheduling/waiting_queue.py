@@ -1,16 +1,13 @@
 """Queue of requests without a slot: bounded, fair between tenants, ordered by priority within one."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from itertools import chain, zip_longest
 from typing import Final
 
 from ..core.errors import QueueFullError
 from ..core.request import Request
-
-OLDEST_EVERY: Final = 8
-"""Number of a tenant's requests that get a slot, one of which is its oldest, so that none waits forever."""
+from .fair_shares import FairShares
+from .tenant_queue import Entry, TenantQueue
 
 _EXPECTED_TOKENS: Final = 256
 """Maximum number of tokens that a request is expected to generate. Its tenant is charged for the real number later."""
@@ -20,107 +17,6 @@ def expected_tokens(request: Request) -> int:
     """Returns the expected cost of a request: its prompt tokens, and an estimate of its generated tokens."""
     limit = request.params.max_tokens
     return len(request.prompt_token_ids) + min(_EXPECTED_TOKENS, _EXPECTED_TOKENS if limit is None else limit)
-
-
-class FairShares:
-    """Number of tokens that each tenant was served, on a common scale (start-time fair queueing).
-
-    The scale's zero follows the tenant that is served. A tenant that comes back after a pause is not compensated for
-    the pause, but is served before all tenants that have had more since.
-    """
-
-    def __init__(self) -> None:
-        self._zero = 0
-        self._used: dict[str, int] = {}
-
-    def enter(self, tenant: str) -> None:
-        """Adds a tenant that had no waiting request, or brings it up to the scale's zero."""
-        self._used[tenant] = max(self._used.get(tenant, 0), self._zero)
-
-    def first(self, tenants: Iterable[str]) -> str:
-        """Returns the tenant that was served the fewest tokens; among equals, the first."""
-        tenant = min(tenants, key=self.used)
-        self._zero = max(self._zero, self._used[tenant])
-        return tenant
-
-    def used(self, tenant: str) -> int:
-        """Returns the number of tokens of a tenant, on the common scale."""
-        return self._used[tenant]
-
-    def charge(self, tenant: str, tokens: int) -> None:
-        """Charges a tenant for tokens; a negative number corrects an estimate."""
-        self._used[tenant] = self._used.get(tenant, self._zero) + tokens
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A request, and its number in the order of arrival."""
-
-    request: Request
-    number: int
-
-    @property
-    def id(self) -> str:
-        return self.request.id
-
-
-class _TenantQueue:
-    """Requests of one tenant, by priority, then by age."""
-
-    def __init__(self) -> None:
-        self._classes: dict[int, OrderedDict[str, _Entry]] = {}
-        self._num_popped = 0
-        self._held: set[str] = set()
-        self.num_requests = 0
-        self.num_tokens = 0
-
-    def __iter__(self) -> Iterator[Request]:
-        return (entry.request for entries in self._classes.values() for entry in entries.values())
-
-    def add(self, entry: _Entry) -> None:
-        self._classes.setdefault(entry.request.priority, OrderedDict())[entry.request.id] = entry
-        self._count(entry.request, 1)
-
-    @property
-    def num_held(self) -> int:
-        return len(self._held)
-
-    def hold(self, request: Request) -> None:
-        self._held.add(request.id)
-
-    def release(self, request: Request) -> None:
-        self._held.discard(request.id)
-
-    def is_held(self, request: Request) -> bool:
-        return request.id in self._held
-
-    def held(self) -> Iterator[Request]:
-        """Yields held requests by priority, then by age."""
-        for urgency in sorted(self._classes) if self._held else ():
-            yield from (entry.request for entry in self._classes[urgency].values() if entry.id in self._held)
-
-    def pop(self) -> Request:
-        self._num_popped += 1
-        by_age = self._num_popped % OLDEST_EVERY == 0
-        firsts = {urgency: first for urgency in self._classes if (first := self._first_ready(urgency)) is not None}
-        urgency = min(firsts, key=lambda each: firsts[each].number) if by_age else min(firsts)
-        request = firsts[urgency].request
-        self.remove(request)
-        return request
-
-    def remove(self, request: Request) -> None:
-        entries = self._classes[request.priority]
-        del entries[request.id]
-        if not entries:
-            del self._classes[request.priority]
-        self._count(request, -1)
-
-    def _first_ready(self, urgency: int) -> _Entry | None:
-        return next((entry for entry in self._classes[urgency].values() if entry.id not in self._held), None)
-
-    def _count(self, request: Request, sign: int) -> None:
-        self.num_requests += sign
-        self.num_tokens += sign * len(request.prompt_token_ids)
 
 
 class WaitingQueue:
@@ -144,7 +40,7 @@ class WaitingQueue:
         self._max_requests = max_requests
         self._max_tokens = max_tokens
         self._is_shared = tenants > 1
-        self._tenants: dict[str, _TenantQueue] = {}
+        self._tenants: dict[str, TenantQueue] = {}
         self._requests: dict[str, Request] = {}
         self._num_added = 0
         self._num_tokens = 0
@@ -212,7 +108,7 @@ class WaitingQueue:
         Raises:
           QueueFullError: The queue is full, or the request's tenant takes too much of it.
         """
-        own, num_tokens = self._tenants.get(request.tenant) or _TenantQueue(), len(request.prompt_token_ids)
+        own, num_tokens = self._tenants.get(request.tenant) or TenantQueue(), len(request.prompt_token_ids)
         requests_left, tokens_left = self._max_requests - len(self), (self._max_tokens or 0) - self._num_tokens
         if requests_left <= 0:
             raise QueueFullError(f"the queue is full ({self._max_requests} requests wait); try again later")
@@ -227,9 +123,9 @@ class WaitingQueue:
     def add(self, request: Request) -> None:
         """Adds a request with a new id, whether or not there is room for it."""
         if request.tenant not in self._tenants:
-            self._tenants[request.tenant] = _TenantQueue()
+            self._tenants[request.tenant] = TenantQueue()
             self.shares.enter(request.tenant)
-        self._tenants[request.tenant].add(_Entry(request, self._num_added))
+        self._tenants[request.tenant].add(Entry(request, self._num_added))
         self._requests[request.id] = request
         self._num_added += 1
         self._num_tokens += len(request.prompt_token_ids)

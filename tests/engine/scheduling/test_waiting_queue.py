@@ -8,7 +8,8 @@ from hypothesis import given
 from roost.engine.core.errors import QueueFullError
 from roost.engine.core.request import Request
 from roost.engine.core.sampling_params import SamplingParams
-from roost.engine.scheduling.waiting_queue import OLDEST_EVERY, FairShares, WaitingQueue, expected_tokens
+from roost.engine.scheduling.tenant_queue import OLDEST_EVERY
+from roost.engine.scheduling.waiting_queue import WaitingQueue, expected_tokens
 
 TENANTS = st.sampled_from("abc")
 
@@ -182,12 +183,3 @@ def test_none_starves(priorities: list[int], place: int) -> None:
         queue.pop()
         pops += 1
     assert pops <= OLDEST_EVERY * len(priorities)
-
-
-def test_shares_of_one_who_never_waited() -> None:
-    """Charges may come when nobody of that tenant waits any more."""
-    shares = FairShares()
-    shares.charge("a", 5)
-    shares.enter("b")
-    shares.enter("a")
-    assert shares.first(["a", "b"]) == "b"
