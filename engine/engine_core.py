@@ -10,23 +10,16 @@ from typing import Final, Protocol, runtime_checkable
 
 from .core.batch import Batch, PrefillBatch, RowResult
 from .core.config import STEP_TOKEN_BOUNDS, CacheStats, EngineStats
-from .core.errors import EngineDeadError, NumericError, UnknownRequestError
+from .core.errors import EngineDeadError, UnknownRequestError
 from .core.request import Request
 from .core.sampling_limits import NO_TOKEN
-from .core.sampling_params import SamplingParams
 from .core.snapshot import Snapshot
 from .prefix_cache.prefix_key import PrefixKey
 from .prefix_cache.saved_state import SavedState, SavedStateFormat
+from .scheduling.canary import CANARY_ID, Canary
 from .scheduling.plan import RequestOutput
 from .scheduling.prefetch import Fetch
 from .scheduling.scheduler import Scheduler
-
-_SUSPICIOUS_FAILURES: Final = 8
-"""Number of requests in a row with non-finite activations after which the engine checks itself. Rows are independent of
-each other, so fewer failures are likely caused by the requests' own tokens or states."""
-
-_CANARY: Final = Request("roost-canary", (1, 2, 3), SamplingParams(max_tokens=2, temperature=0.0))
-"""A request that fails only if the model's parameters are broken: a prefill and a decode step, without a snapshot."""
 
 _NEXT_TOKEN: Final = PrefixKey.of([NO_TOKEN], "").tokens
 """A token after a history. The prefix cache leaves at least one token to prefill, and this one lets it cover the whole
@@ -91,8 +84,7 @@ class EngineCore:
         self._scheduler = scheduler
         self._runner = runner
         self._in_flight: tuple[Batch, Pending] | None = None
-        self._num_failures = 0
-        self._is_checking = False
+        self._canary = Canary()
         self._steps = 0
         self._step_tokens = [0] * (len(STEP_TOKEN_BOUNDS) + 1)
         self._prompt_tokens = 0
@@ -172,7 +164,11 @@ class EngineCore:
             self._scheduler.cache.close()
 
     def step(self) -> list[RequestOutput]:
-        """Dispatches the next batch, then commits the one before it; returns the requests' new outputs."""
+        """Dispatches the next batch, then commits the one before it; returns the requests' new outputs.
+
+        Raises:
+          EngineDeadError: The model's parameters are broken.
+        """
         now = time.monotonic()
         while self._arrived:
             self._scheduler.commit_fetch(*self._arrived.popleft())
@@ -180,12 +176,10 @@ class EngineCore:
         in_flight, self._in_flight = self._in_flight, self._dispatch(plan.batch)
         self._start_fetches(plan.fetches)
         outputs = [*plan.failed, *self._commit(in_flight)]
-        num_prompt_tokens, num_generated = _num_prompt_tokens(plan.batch), _num_tokens(outputs)
-        self._prompt_tokens += num_prompt_tokens
-        self._generated_tokens += num_generated
-        self._count_step(num_prompt_tokens + num_generated)
-        self._check_numbers(outputs)
-        return [output for output in outputs if output[0] != _CANARY.id]
+        self._count_tokens(_num_prompt_tokens(plan.batch), _num_tokens(outputs))
+        if (probe := self._canary.check(outputs)) is not None:
+            self._scheduler.probe(probe)
+        return [output for output in outputs if output[0] != CANARY_ID]
 
     def _start_fetches(self, fetches: Sequence[Fetch]) -> None:
         """Starts searches on disk; each calls back from another thread."""
@@ -215,30 +209,11 @@ class EngineCore:
             self._scheduler.cache.insert_end(state.history, self._runner.snapshot(state.slot, len(state.history)))
         return commit.outputs
 
-    def _count_step(self, num_tokens: int) -> None:
-        if num_tokens:
+    def _count_tokens(self, num_prompt: int, num_generated: int) -> None:
+        self._prompt_tokens += num_prompt
+        self._generated_tokens += num_generated
+        if num_tokens := num_prompt + num_generated:
             self._step_tokens[bisect_left(STEP_TOKEN_BOUNDS, num_tokens)] += 1
-
-    def _check_numbers(self, outputs: Sequence[RequestOutput]) -> None:
-        """Runs the canary if one request after the other fails with non-finite activations.
-
-        Raises:
-          EngineDeadError: The canary failed as well, so the parameters are broken and not the requests.
-        """
-        for request_id, output in outputs:
-            error = output.error if isinstance(output.error, NumericError) else None
-            if request_id == _CANARY.id:
-                self._is_checking = output.finish_reason is None
-                if error is not None:
-                    failures = f"the activations of {_SUSPICIOUS_FAILURES} requests in a row were not finite"
-                    raise EngineDeadError(f"{failures}, and neither were those of the engine's own test prompt")
-            elif error is not None:
-                self._num_failures += not error.from_imported_state
-            elif output.token_ids:
-                self._num_failures = 0
-        if self._num_failures >= _SUSPICIOUS_FAILURES and not self._is_checking:
-            self._num_failures, self._is_checking = 0, True
-            self._scheduler.probe(_CANARY)
 
 
 def _num_prompt_tokens(batch: Batch | None) -> int:
