@@ -27,7 +27,7 @@ from server_process import API_KEY, SHAPES, ServerProcess, serving  # noqa: E402
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
-    """A server with the bundled demo model, which it calls `demo`."""
+    """Server with the bundled demo model under the name `demo`."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {"ROOST_COMPILE_CACHE": folder, **os.environ, "ROOST_API_KEY": API_KEY, "JAX_PLATFORMS": "cpu"}
         with serving(*SHAPES, **environment) as process:
@@ -36,5 +36,5 @@ def server() -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="session")
 def base_url(server: ServerProcess) -> str:
-    """The address that OpenAI's clients are given."""
+    """Returns the base URL for OpenAI's clients."""
     return f"{server.url}/v1"

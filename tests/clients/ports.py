@@ -4,7 +4,7 @@ import socket
 
 
 def free_port() -> int:
-    """Returns a port of the loopback address that nothing listened to a moment ago."""
+    """Returns a port of the loopback address that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

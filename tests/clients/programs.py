@@ -1,4 +1,4 @@
-"""Programs that tests need. Without one, its tests are skipped; where DEMAND_TOOLS=1 says so, they fail."""
+"""Programs that tests need. Tests without their program are skipped, or fail if DEMAND_TOOLS=1."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ import pytest
 
 
 def missing(what: str, how: str) -> None:
-    """Ends the test."""
+    """Skips or fails the test."""
     reason = f"{what} is missing: {how}"
     if os.environ.get("DEMAND_TOOLS") == "1":
         pytest.fail(reason)
@@ -15,7 +15,7 @@ def missing(what: str, how: str) -> None:
 
 
 def program(name: str, package: str) -> str:
-    """Returns a program's path, also where only root's PATH has it."""
+    """Returns a program's path, even if only root's PATH contains it."""
     found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
     if found is None:
         missing(name, f"on Debian, apt-get install {package}")

@@ -1,4 +1,4 @@
-"""Codex, OpenAI's coding agent, in its mode without a terminal."""
+"""Codex, OpenAI's coding agent, in its non-interactive mode."""
 
 import json
 import os
@@ -29,7 +29,7 @@ stream_max_retries = 0
 
 @pytest.fixture
 def home(base_url: str, tmp_path: Path) -> Path:
-    """A home with the configuration that a user writes."""
+    """Home folder with a user's configuration."""
     folder = tmp_path / ".codex"
     folder.mkdir()
     (folder / "config.toml").write_text(CONFIG.format(base_url=base_url))
@@ -50,7 +50,7 @@ def codex(home: Path, *arguments: str) -> list[dict[str, Any]]:
 
 
 def check_turn(events: list[dict[str, Any]]) -> str:
-    """Returns what the agent said in a turn that has ended well."""
+    """Returns the agent's message of a turn that ended well."""
     kinds = [event["type"] for event in events]
     assert kinds[-1] == "turn.completed", events
     assert events[-1]["usage"]["output_tokens"] > 0
@@ -59,7 +59,7 @@ def check_turn(events: list[dict[str, Any]]) -> str:
 
 
 def test_turn_and_resume(server: ServerProcess, home: Path) -> None:
-    """A turn, and a second one of the same session, which sends the first again."""
+    """The second turn of a session sends the first one again."""
     events = codex(home, "What is the capital of Spain?")
     assert check_turn(events)
     thread = next(event["thread_id"] for event in events if event["type"] == "thread.started")

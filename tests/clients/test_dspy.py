@@ -1,4 +1,4 @@
-"""DSPy, whose adapters ask in text and by schema."""
+"""DSPy, whose adapters request text and structured output."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from server_process import API_KEY
 
 
 def build(base_url: str, **options: Any) -> dspy.LM:
-    """The model as DSPy's documentation says to set up servers of one's own."""
+    """Model set up as in DSPy's documentation for custom servers."""
     return dspy.LM(
         "openai/demo", api_base=base_url, api_key=API_KEY, temperature=0, max_tokens=200, cache=False, **options
     )
@@ -34,7 +34,7 @@ class Country(dspy.Signature):
 
 @pytest.fixture
 def registered(base_url: str) -> Iterator[dspy.LM]:
-    """A model that DSPy is told can take a schema; of models that it does not know, it believes that they cannot."""
+    """Model that DSPy treats as able to use schemas, which it does not assume of unknown models."""
     access = AccessPolicy(provider="roost", env_keys=("ROOST_API_KEY",), base_url=base_url)
     supports = ModelSupport(response_schema=True, function_calling=True)
     register_provider(ProviderDefinition.chat(access, compat=OpenAIChatCompat()), supports=supports)
@@ -68,7 +68,7 @@ def test_chain_of_thought(registered: dspy.LM) -> None:
 
 
 def test_tool(base_url: str) -> None:
-    """A native call: DSPy hands the schema of its tools on and parses the calls."""
+    """DSPy sends the schemas of its tools and parses the native calls."""
     tools = [dspy.Tool(weather).format_as_litellm_function_call()]
     (made,) = build(base_url)(
         messages=[{"role": "user", "content": "How is the weather in Rome?"}], tools=tools, tool_choice="required"

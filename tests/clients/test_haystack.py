@@ -16,7 +16,7 @@ LIMITS = {OpenAIChatGenerator: "max_completion_tokens", OpenAIResponsesChatGener
 
 
 def build(kind: type, base_url: str, **options: Any) -> Any:
-    """A generator as a user sets it up."""
+    """Returns a generator as a user sets it up."""
     fields = {LIMITS[kind]: 200, "temperature": 0, **options.pop("generation_kwargs", {})}
     secret = Secret.from_token(API_KEY)
     return kind(model="demo", api_base_url=base_url, api_key=secret, generation_kwargs=fields, max_retries=0, **options)
@@ -52,7 +52,7 @@ def test_structured_output(kind: type, field: str, base_url: str) -> None:
 @both
 @pytest.mark.parametrize("strict", [False, True])
 def test_tool(kind: type, strict: bool, base_url: str) -> None:
-    """The call, the tool's result, and an answer after it."""
+    """Covers a call, the tool's result, and the response to it."""
     tool = create_tool_from_function(weather)
     forced = build(kind, base_url, tools=[tool], tools_strict=strict, generation_kwargs={"tool_choice": "required"})
     asked = ChatMessage.from_user("How is the weather in Rome?")

@@ -22,7 +22,7 @@ USER: Any = {"messages": [("user", QUESTION)]}
 
 @pytest.fixture(params=["chat", "responses", "messages"])
 def model(request: pytest.FixtureRequest, server: ServerProcess) -> BaseChatModel:
-    """The demo model through one of the APIs."""
+    """Model of the demo server through one of the APIs."""
     key = SecretStr(API_KEY)
     if request.param == "messages":
         return ChatAnthropic(
@@ -53,7 +53,7 @@ def test_stream(model: BaseChatModel) -> None:
 
 @pytest.mark.parametrize("model", ["chat", "responses"], indirect=True)
 def test_system_message_alone(model: BaseChatModel) -> None:
-    """Anthropic's API has no such thing: its `messages` cannot be empty."""
+    """Only OpenAI's APIs accept this: `messages` of Anthropic's cannot be empty."""
     assert model.invoke([SystemMessage(QUESTION)]).text
 
 
@@ -66,7 +66,7 @@ def test_structured_output(model: BaseChatModel, method: str) -> None:
 
 
 def test_graph(model: BaseChatModel) -> None:
-    """Calls a tool, runs it, and answers: the graph of LangGraph's first page."""
+    """The agent calls a tool, runs it, and responds: the graph of LangGraph's first page."""
     forced = model.bind_tools([tool(weather)], tool_choice="weather")
 
     def ask(state: MessagesState) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def test_agent_with_structured_output(model: BaseChatModel, strategy: Any) -> No
 
 
 def test_react_agent_with_response_format(model: BaseChatModel) -> None:
-    """The older agent asks again with the assistant's answer as the last message."""
+    """The older agent sends the assistant's response as the last message."""
     state = create_react_agent(model, tools=[weather], response_format=City).invoke(USER)
     assert isinstance(state["structured_response"], City)
 

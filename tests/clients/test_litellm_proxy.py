@@ -1,4 +1,4 @@
-"""LiteLLM's proxy between clients and the server: OpenAI's APIs and Anthropic's."""
+"""LiteLLM's proxy between clients and the server, with OpenAI's APIs and Anthropic's."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ models = pytest.mark.parametrize("model", ["small", "hosted", "messages"])
 
 @pytest.fixture(scope="module")
 def proxy(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A proxy's address."""
+    """Yields the address of a proxy."""
     folder = tmp_path_factory.mktemp("litellm")
     config = folder / "config.yaml"
     config.write_text(CONFIG.format(url=server.url, key=API_KEY, master=MASTER_KEY))
@@ -136,7 +136,7 @@ def test_responses(client: OpenAI) -> None:
 
 @pytest.mark.parametrize("model", ["small", "messages"])
 def test_messages(proxy: str, model: str) -> None:
-    """Anthropic's API at the proxy, whatever the server behind it is asked by."""
+    """Anthropic's API works at the proxy, whatever API it uses to the server."""
     client = Anthropic(base_url=proxy, api_key=MASTER_KEY, max_retries=0)
     messages = [{"role": "user", "content": QUESTION}]
     extra = {"temperature": 0}
@@ -147,6 +147,6 @@ def test_messages(proxy: str, model: str) -> None:
 
 
 def test_health_check(proxy: str) -> None:
-    """The proxy asks each model for an answer."""
+    """The proxy's health check sends a request to each model."""
     found = httpx.get(f"{proxy}/health", headers={"authorization": f"Bearer {MASTER_KEY}"}, timeout=60).json()
     assert found["healthy_count"] == 3, found

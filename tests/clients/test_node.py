@@ -14,13 +14,13 @@ def check_city(found: Any) -> None:
 
 
 def check_calls(found: Any) -> None:
-    """Calls of the tool `weather`, with what its schema allows."""
+    """Checks calls of the tool `weather` and their arguments."""
     assert found
     assert all(name == "weather" and arguments["city"] in ("Madrid", "Rome") for name, arguments in found)
 
 
 def check_results(found: Any) -> None:
-    """What the tool returned, when it was run with the arguments of the calls."""
+    """Checks the tool's results."""
     assert found
     assert set(found) <= {"It is sunny in Madrid.", "It is sunny in Rome."}
 

@@ -1,4 +1,4 @@
-"""OpenAI's agents SDK, over chat completions and over responses."""
+"""OpenAI's agents SDK with chat completions and responses."""
 
 import asyncio
 
@@ -25,7 +25,7 @@ SETTINGS = ModelSettings(temperature=0, max_tokens=200)
 
 @pytest.fixture(params=[OpenAIChatCompletionsModel, OpenAIResponsesModel])
 def model(request: pytest.FixtureRequest, base_url: str) -> Model:
-    """The demo model through one of the APIs."""
+    """Model of the demo server through one of the APIs."""
     made: Model = request.param(
         model="demo", openai_client=AsyncOpenAI(base_url=base_url, api_key=API_KEY, max_retries=0)
     )
@@ -63,7 +63,7 @@ def test_structured_output(model: Model) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_tool(model: Model, streamed: bool) -> None:
-    """The SDK asks with `required` first, runs the tool, and sends its result with `auto`."""
+    """The SDK first requests with `required`, runs the tool, and sends its result with `auto`."""
     settings = SETTINGS.resolve(ModelSettings(tool_choice="required", parallel_tool_calls=False))
     agent = Agent(name="Guide", tools=[function_tool(weather)], model=model, model_settings=settings)
 
@@ -83,7 +83,7 @@ def test_tool(model: Model, streamed: bool) -> None:
 
 
 def test_handoff(model: Model) -> None:
-    """A hand-over is a tool without arguments."""
+    """A hand-off is a tool without arguments."""
     settings = SETTINGS.resolve(ModelSettings(tool_choice="required"))
     guide = Agent(name="Guide", instructions="Answer briefly.", model=model, model_settings=SETTINGS)
     desk = Agent(name="Desk", handoffs=[handoff(guide)], model=model, model_settings=settings)

@@ -21,7 +21,7 @@ from server_process import API_KEY, ServerProcess
 HEADERS = {"authorization": f"Bearer {API_KEY}"}
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "how-to" / "reverse-proxies.md"
 LONG = {"max_tokens": 100_000, "min_tokens": 100_000}
-"""An answer that no test waits for, and that the server still takes."""
+"""Options of a generation that no test waits for, but that the server accepts."""
 
 
 def documented(name: str, server: ServerProcess, port: int) -> str:
@@ -65,7 +65,7 @@ def caddy(server: ServerProcess, folder: Path, port: int) -> Iterator[None]:
 
 @contextmanager
 def running(command: list[str], port: int) -> Iterator[None]:
-    """Runs a proxy, which has to take connections soon."""
+    """Runs a proxy and waits until it accepts connections."""
     with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             deadline = time.monotonic() + 30
@@ -88,7 +88,7 @@ def accepts(port: int) -> bool:
 def proxy(
     request: pytest.FixtureRequest, server: ServerProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """The address of a proxy."""
+    """Yields the address of a proxy."""
     port = free_port()
     with request.param(server, tmp_path_factory.mktemp("proxy"), port):
         yield f"http://127.0.0.1:{port}"
@@ -114,7 +114,7 @@ def wait_for_slots(server: ServerProcess, number: int) -> None:
 
 @contextmanager
 def abandons(server: ServerProcess) -> Iterator[None]:
-    """Within it, one request has to be ended because its client has left, and not because its answer is complete."""
+    """Checks that one request in the `with` block ends by its client's disconnect, not by its completion."""
     before = server.log.read_text().count("/v1/chat/completions 499 ")
     yield
     wait_for_slots(server, 0)
@@ -147,11 +147,11 @@ def test_chat(proxy: str) -> None:
 
 
 def test_stream_is_not_held_back(proxy: str, server: ServerProcess) -> None:
-    """The text comes while the request runs, which then goes on with tokens that have no text."""
+    """Text arrives while the request runs, which then continues with tokens without text."""
     body = ask(stream=True, max_tokens=100_000, ignore_eos=True)
     with httpx.stream("POST", f"{proxy}/v1/chat/completions", json=body, headers=HEADERS, timeout=60) as reply:
         assert reply.headers["content-type"].startswith("text/event-stream")
-        lines = reply.iter_lines()  # which closes the connection where nothing holds it any more
+        lines = reply.iter_lines()  # closes the connection once nothing refers to it
         text = ""
         while ANSWER not in text:
             if (line := next(lines)).startswith("data: "):
@@ -172,7 +172,7 @@ def test_client_that_leaves_before_its_answer_frees_its_slot(proxy: str, server:
 
 
 def test_others_keep_their_slots(proxy: str, server: ServerProcess) -> None:
-    """A proxy reuses connections; that one client leaves ends no other's request."""
+    """A proxy reuses connections; one client's disconnect ends no other request."""
     replies: list[httpx.Response] = []
 
     def stay() -> None:
@@ -199,7 +199,7 @@ def test_errors_pass(proxy: str) -> None:
 
 @pytest.mark.parametrize("check", ["", "option httpchk", "option httpchk GET /health/ready"])
 def test_health_checks_of_haproxy(server: ServerProcess, tmp_path: Path, check: str) -> None:
-    """A connection, HAProxy's default request and the documented one find the server up."""
+    """A TCP check, HAProxy's default request and the documented one report the server as up."""
     port, stats = free_port(), tmp_path / "stats"
     config = f"""\
 global
@@ -227,7 +227,7 @@ backend back
 
 
 def check_status(stats: Path) -> str:
-    """Returns what HAProxy's last check of the server found; the mark of one in progress is left out."""
+    """Returns the result of HAProxy's last check, without the mark of a check in progress."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(stats))
         connection.sendall(b"show stat\n")

@@ -1,4 +1,4 @@
-"""pydantic-ai over its three models: chat completions, responses, and Anthropic's messages."""
+"""pydantic-ai with its three models: chat completions, responses, and Anthropic's messages."""
 
 import asyncio
 from typing import Any
@@ -20,7 +20,7 @@ SETTINGS = ModelSettings(temperature=0, max_tokens=200)
 
 @pytest.fixture(params=["chat", "responses", "messages"])
 def model(request: pytest.FixtureRequest, server: ServerProcess) -> Model:
-    """The demo model through one of the APIs."""
+    """Model of the demo server through one of the APIs."""
     openai = OpenAIProvider(base_url=f"{server.url}/v1", api_key=API_KEY)
     match request.param:
         case "chat":
@@ -43,7 +43,7 @@ class Loose(BaseModel):
 
 
 def tool_results(messages: list[ModelMessage]) -> list[str]:
-    """What tools have returned in a conversation."""
+    """Returns the results of tools in a conversation."""
     return [part.content for message in messages for part in message.parts if isinstance(part, ToolReturnPart)]
 
 
@@ -78,7 +78,7 @@ def test_structured_output(model: Model, kind: type) -> None:
 
 
 def test_prompted_output(chat_model: Model) -> None:
-    """The schema is in the prompt, and JSON mode promises no more than an object."""
+    """The schema is in the prompt, and JSON mode guarantees only an object."""
     run = Agent(chat_model, output_type=PromptedOutput(Loose), model_settings=SETTINGS).run_sync("Tell me of Madrid.")
     assert isinstance(run.output, Loose)
 
@@ -92,7 +92,7 @@ def test_streamed_structured_output(model: Model) -> None:
 
 
 def test_tool(model: Model) -> None:
-    """The first step has to call the tool, and the second to answer with its result."""
+    """The first step has to call the tool, and the second to respond with its result."""
 
     def settings(run: RunContext[None]) -> ModelSettings:
         return ModelSettings(**SETTINGS, tool_choice="none" if tool_results(run.messages) else ["weather"])

@@ -1,4 +1,4 @@
-"""smolagents: its model, and its agent that calls tools."""
+"""smolagents: its model, and its tool-calling agent."""
 
 from typing import Any
 
@@ -46,13 +46,13 @@ def test_structured_output(model: OpenAIServerModel) -> None:
 
 
 def test_stop_sequences(model: OpenAIServerModel) -> None:
-    """The agents always send some."""
+    """The agents always send stop sequences."""
     assert ANSWER not in str(model.generate(ASKED, stop_sequences=[ANSWER]).content)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_tool_calling_agent(model: OpenAIServerModel, streamed: bool) -> None:
-    """The agent forces a call at each step; a small model may never give the final one, so steps are counted."""
+    """The agent forces a call at each step; a small model may never make the final one, so steps are bounded."""
     agent = ToolCallingAgent(tools=[weather], model=model, max_steps=2, stream_outputs=streamed, verbosity_level=0)
     answer: Any = agent.run("How is the weather in Rome?")
     steps = [step for step in agent.memory.steps if isinstance(step, ActionStep)]

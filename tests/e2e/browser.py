@@ -1,4 +1,4 @@
-"""Debian's Chromium, steered through its driver in the plain JSON of WebDriver."""
+"""Debian's Chromium, controlled through its driver by WebDriver's JSON."""
 
 import shutil
 import subprocess
@@ -16,11 +16,11 @@ BROWSER = shutil.which("chromium")
 MISSING = None if DRIVER and BROWSER else "needs Chromium and its driver: apt-get install chromium chromium-driver"
 
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
-"""The key under which WebDriver names an element; the standard says so."""
+"""Key of an element's reference according to the WebDriver standard."""
 
 
 class Browser:
-    """One window. Whatever is looked for gets some seconds to appear."""
+    """One browser window. Lookups wait some seconds for their element."""
 
     def __init__(self, session: httpx.Client) -> None:
         self._session = session
@@ -29,7 +29,7 @@ class Browser:
         self._post("url", url=url)
 
     def script(self, text: str, *arguments: Any) -> Any:
-        """Runs JavaScript; gives what it returns."""
+        """Runs JavaScript and returns its result."""
         return self._post("execute/sync", script=text, args=list(arguments))
 
     def click(self, selector: str) -> None:
@@ -39,17 +39,17 @@ class Browser:
         self._post(f"element/{self._find(selector)}/value", text=text)
 
     def press(self, keys: str) -> None:
-        """Types into whatever has the focus."""
+        """Types into the focused element."""
         focused = self._session.get("element/active").json()["value"][_ELEMENT]
         self._post(f"element/{focused}/value", text=keys)
 
     def text(self, selector: str) -> str:
-        """What a reader sees of it."""
+        """Returns the visible text of an element."""
         text: str = self._session.get(f"element/{self._find(selector)}/text").json()["value"]
         return text
 
     def until(self, script: str, seconds: float = 10.0) -> Any:
-        """Waits until an expression is true; gives its value."""
+        """Waits until an expression is true and returns its value."""
         deadline = time.monotonic() + seconds
         while not (value := self.script(f"return {script}")):
             assert time.monotonic() < deadline, f"never true: {script}"
@@ -57,25 +57,25 @@ class Browser:
         return value
 
     def screen(self, width: int, height: int) -> None:
-        """Emulates a screen of this size; windows cannot be as narrow as a phone."""
+        """Emulates a screen of this size, since windows cannot be as narrow as a phone."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._devtools("Emulation.setDeviceMetricsOverride", **size)
 
     def offline(self, is_offline: bool) -> None:
-        """Takes the network away, or gives it back."""
+        """Takes the browser offline or online."""
         conditions = {"offline": is_offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
         self._devtools("Network.enable")
         self._devtools("Network.emulateNetworkConditions", **conditions)
 
     def allow(self, *permissions: str) -> None:
-        """Grants what a user would be asked for."""
+        """Grants a permission that a user would be prompted for."""
         self._devtools("Browser.grantPermissions", permissions=permissions)
 
     def resize(self, width: int, height: int) -> None:
         self._post("window/rect", width=width, height=height)
 
     def emulate(self, **features: str) -> None:
-        """Media features, such as prefers_color_scheme="dark"."""
+        """Emulates media features, such as prefers_color_scheme="dark"."""
         wanted = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
         self._devtools("Emulation.setEmulatedMedia", features=wanted)
 
@@ -83,7 +83,7 @@ class Browser:
         path.write_bytes(b64decode(self._session.get("screenshot").json()["value"]))
 
     def complaints(self) -> list[str]:
-        """What the page's console has said of errors and broken policies since it was last asked."""
+        """Returns the console's errors and policy violations since the last call."""
         entries = self._post("se/log", type="browser")
         return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
 
@@ -102,7 +102,7 @@ class Browser:
 
 @contextmanager
 def browsing() -> Iterator[Browser]:
-    """A browser without a window on the screen."""
+    """Yields a headless browser."""
     assert DRIVER
     command = [DRIVER, "--port=0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -1,4 +1,4 @@
-"""A real server with a small random model; it takes some seconds to start, so all tests here share it."""
+"""A real server with a small random model, which all tests here share since it takes seconds to start."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(tiny_config: Path) -> Iterator[ServerProcess]:
-    """Its only model is `MODEL`."""
+    """Server whose only model is `MODEL`."""
     arguments = [*SHAPES, "--max-queue", str(MAX_QUEUE), "--metrics-compat", "vllm"]
     with serving(f"random:{tiny_config}", *arguments, ROOST_API_KEY=API_KEY) as process:
         yield process

@@ -1,4 +1,4 @@
-"""What is said to the demo model in tests: a name, then two stories that are longer than its attention reaches."""
+"""Conversations with the demo model: a name, then two stories that are longer than its attention windows."""
 
 STORIES = (
     "Once upon a time, a small boat lived by a big lake. Every day the boat wanted to see the other side. "
@@ -51,17 +51,17 @@ NAMES = [
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
-    """Messages, the user and the assistant in turn."""
+    """Returns messages of the user and the assistant in turn."""
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def near(name: str) -> list[dict[str, str]]:
-    """A name, and at once the question."""
+    """Returns a conversation with a name and at once the question for it."""
     return turns(f"My name is {name}.", f"Nice to meet you, {name}!", "What is my name?")
 
 
 def far(name: str) -> list[dict[str, str]]:
-    """A name, two stories, then the question: more than 300 tokens lie between."""
+    """Returns a conversation with a name, two stories and the question: more than 300 tokens lie between."""
     return turns(
         f"My name is {name}.",
         f"Nice to meet you, {name}!",

@@ -1,6 +1,6 @@
-"""`roost` with a fault: run as a program, with the fault's name in front of the usual arguments.
+"""`roost` with a fault: a program whose first argument names the fault, before the usual arguments.
 
-The faults are in what stands for the device, behind all that is to be tested: HTTP, threads and scheduling are real.
+The faults are in the stand-ins for the device, so that HTTP, threads and scheduling are real.
 """
 
 import sys
@@ -15,7 +15,7 @@ from roost.engine.worker.pending import PendingDecode
 from roost.server.__main__ import main
 
 CALLS_BEFORE = 3
-"""What is to fail works so often first, so that streams are under way."""
+"""Number of calls that succeed before the fault, so that streams are running."""
 
 
 def fail(*_: Any) -> Any:
@@ -27,7 +27,7 @@ def hang(*_: Any) -> Any:
 
 
 def later(works: Callable[..., Any], then: Callable[..., Any]) -> Callable[..., Any]:
-    """Works some times, then does something else."""
+    """Calls one function a few times, then another."""
     num_calls = 0
 
     def call(*arguments: Any) -> Any:
@@ -39,7 +39,7 @@ def later(works: Callable[..., Any], then: Callable[..., Any]) -> Callable[..., 
 
 
 def spoil(runner: ModelRunner) -> None:
-    """No parameter is a number any more."""
+    """Sets all parameters to NaN."""
     arrays = runner.executor.arrays
     arrays.params = jax.tree.map(
         lambda leaf: jax.device_put(np.full_like(leaf, np.nan)) if leaf.dtype.kind == "f" else leaf, arrays.params
@@ -47,7 +47,7 @@ def spoil(runner: ModelRunner) -> None:
 
 
 def after_loading(change: Callable[[ModelRunner], None]) -> None:
-    """Changes a runner that is ready."""
+    """Calls a function on every runner once it is ready."""
     load = builder.load_runner
 
     def load_and_change(*arguments: Any) -> ModelRunner:
@@ -69,7 +69,7 @@ def break_program(kind: str, then: Callable[..., Any]) -> Callable[[ModelRunner]
 
 
 def jump_clock() -> None:
-    """The time of day goes to and fro by ten years, at each look."""
+    """Makes the time of day jump back and forth by ten years at each call."""
     real, direction = time.time, 1
 
     def jumping() -> float:

@@ -20,8 +20,9 @@ MODEL = "tiny-random"
 SLOTS, MAX_QUEUE = 4, 8
 
 SHAPES = ("--slots", str(SLOTS), "--prefill-chunk", "128")
-"""Few programs, of one row and of several: those of all shapes take a minute to compile. Servers of one model that
-take these compile once for all, see `tests/conftest.py`."""
+"""Options for few program shapes, of one row and of several; all shapes take a minute to compile. Servers of one model
+with these options share compiled programs, see `tests/conftest.py`.
+"""
 
 TINY: dict[str, Any] = {
     "model_type": "recurrent_gemma",
@@ -41,14 +42,19 @@ PROGRAM = ("-m", "roost.server")
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """`url` is without `/v1`; `log` is what it writes to stderr."""
+    """A running server.
+
+    Attributes:
+      url: Address without `/v1`.
+      log: File that receives stderr.
+    """
 
     process: subprocess.Popen[str]
     url: str
     log: Path
 
     def ends(self, seconds: float = 30) -> int:
-        """Waits for its end; gives its status."""
+        """Waits for the end of the process and returns its exit status."""
         return self.process.wait(timeout=seconds)
 
 
@@ -63,8 +69,8 @@ def start(
     """Starts `roost` as a user does.
 
     Args:
-      program: another one in its place.
-      wrapper: a command that runs it.
+      program: Program to run instead.
+      wrapper: Command that runs the program.
     """
     python = os.environ.get("ROOST_PYTHON", sys.executable)  # the clients' environments have no Roost
     command = [*wrapper, python, *program, *arguments]
@@ -76,7 +82,7 @@ def start(
 def launched(
     *arguments: str, program: Sequence[str] = PROGRAM, wrapper: Sequence[str] = (), **environment: str
 ) -> Iterator[ServerProcess]:
-    """A server that is ready; however it ends, it has ended afterwards."""
+    """Yields a server that is ready, and kills it afterwards if it still runs."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "stderr"
         with log.open("w") as stderr:
@@ -91,7 +97,7 @@ def launched(
 
 @contextmanager
 def serving(*arguments: str, wrapper: Sequence[str] = (), **environment: str) -> Iterator[ServerProcess]:
-    """A server that is ready; it has to end well when it is asked to."""
+    """Yields a server that is ready, and checks that it exits cleanly on SIGTERM."""
     with launched(*arguments, wrapper=wrapper, **environment) as server:
         yield server
         server.process.send_signal(signal.SIGTERM)

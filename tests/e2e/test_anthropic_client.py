@@ -1,4 +1,4 @@
-"""The official client of Anthropic against a real server process."""
+"""Anthropic's official client against a real server process."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -23,7 +23,7 @@ def text_of(message: anthropic.types.Message) -> str:
     return "".join(block.text for block in message.content if block.type == "text")
 
 
-def test_a_stream_says_the_same_as_a_whole_message(client: anthropic.Anthropic) -> None:
+def test_stream_equals_the_whole_message(client: anthropic.Anthropic) -> None:
     whole = client.messages.create(model=MODEL, messages=HI, max_tokens=8, extra_body=GREEDY)
     with client.messages.stream(model=MODEL, messages=HI, max_tokens=8, extra_body=GREEDY) as stream:
         text = "".join(stream.text_stream)
@@ -33,7 +33,7 @@ def test_a_stream_says_the_same_as_a_whole_message(client: anthropic.Anthropic) 
     assert whole._request_id is not None
 
 
-def test_it_goes_on_with_the_assistants_words(client: anthropic.Anthropic) -> None:
+def test_assistants_message_is_continued(client: anthropic.Anthropic) -> None:
     whole = text_of(
         client.messages.create(model=MODEL, messages=HI, max_tokens=2, extra_body=GREEDY, system="be short")
     )
@@ -55,7 +55,7 @@ def test_tokens_are_counted(client: anthropic.Anthropic) -> None:
     assert count.input_tokens == used.input_tokens + (used.cache_read_input_tokens or 0)
 
 
-def test_errors_are_the_clients_own(client: anthropic.Anthropic) -> None:
+def test_errors_have_the_clients_classes(client: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.NotFoundError, match="claude"):
         client.messages.create(model="claude", messages=HI, max_tokens=1)
     with pytest.raises(anthropic.BadRequestError, match="top_p") as bad:
@@ -72,8 +72,8 @@ class Verdict(BaseModel):
     score: Literal[1, 2, 3]
 
 
-def test_a_parsed_message_keeps_to_its_model(client: anthropic.Anthropic) -> None:
-    """As agents ask for output: with thinking, a cached prompt and tools that only Anthropic runs."""
+def test_parsed_message_matches_its_model(client: anthropic.Anthropic) -> None:
+    """Uses agents' options: thinking, a cached prompt, and tools that only Anthropic runs."""
     message = client.messages.parse(
         model=MODEL,
         messages=HI,

@@ -12,7 +12,7 @@ from server_process import API_KEY, MODEL, SLOTS, ServerProcess, start
 
 
 def bench(*arguments: str) -> dict[str, Any]:
-    """Runs it to its end; gives its JSON."""
+    """Runs the benchmark and returns its JSON."""
     process = start("bench", *arguments, "--json", "-")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -22,8 +22,8 @@ def bench(*arguments: str) -> dict[str, Any]:
 
 
 def counters(server: ServerProcess) -> dict[str, float]:
-    """What the server has counted so far."""
-    time.sleep(0.25)  # the page is kept for 0.2 s
+    """Returns the server's token counters."""
+    time.sleep(0.25)  # the metrics page is cached for 0.2 s
     request = urllib.request.Request(f"{server.url}/metrics", headers={"Authorization": f"Bearer {API_KEY}"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         lines = [line.split() for line in answer.read().decode().splitlines() if line.startswith("roost_")]

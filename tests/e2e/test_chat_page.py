@@ -76,7 +76,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(demo: ServerProcess, browser: Browser) -> Browser:
-    """The page as somebody sees it who knows the key; greedy, so that answers are known."""
+    """Yields the page as a user with the key sees it; sampling is greedy, so that outputs are known."""
     browser.screen(1280, 800)
     browser.emulate(prefers_color_scheme="light")
     browser.open(f"{demo.url}/")
@@ -92,7 +92,7 @@ def page(demo: ServerProcess, browser: Browser) -> Browser:
 
 
 def reload(page: Browser, demo: ServerProcess) -> None:
-    """Loads the page, and notes the bodies that it sends to the server."""
+    """Loads the page, and records the bodies that it sends to the server."""
     page.open(f"{demo.url}/")
     page.until(f"document.getElementById('model').textContent === '{MODEL}'")
     page.script(
@@ -109,13 +109,13 @@ def ask(page: Browser, text: str) -> str:
 
 
 def sent(page: Browser) -> dict[str, Any]:
-    """The body of the last request."""
+    """Returns the body of the last request."""
     body: dict[str, Any] = page.script(f"return {SENT}")
     return body
 
 
 def show(page: Browser, demo: ServerProcess, *contents: str) -> None:
-    """Opens a stored conversation, which begins with a message of the user's."""
+    """Opens a stored conversation by its first message, a user's."""
     roles = ("user", "assistant")
     messages = [{"role": roles[index % 2], "content": content} for index, content in enumerate(contents)]
     page.script(
@@ -126,7 +126,7 @@ def show(page: Browser, demo: ServerProcess, *contents: str) -> None:
 
 
 def shoot(page: Browser, name: str) -> None:
-    """Keeps a picture if a folder for them is named."""
+    """Saves a screenshot if a folder for screenshots is set."""
     if folder := os.environ.get("ROOST_SCREENSHOTS"):
         page.screenshot(Path(folder) / f"{name}.png")
 
@@ -151,7 +151,7 @@ PRESS_ESCAPE = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown'
 @pytest.mark.parametrize("stop", [CLICK_STOP, PRESS_ESCAPE], ids=["button", "Escape"])
 def test_stop_frees_the_slot(page: Browser, demo: ServerProcess, stop: str) -> None:
     page.script("document.getElementById('max-tokens').value = ''; document.getElementById('temperature').value = 2")
-    for _ in range(10):  # an answer may be over before it is stopped
+    for _ in range(10):  # a generation may end before it is stopped
         page.click("#fresh")
         page.type("#text", "Tell me a story about a boat.\n")
         page.until("document.querySelector('.assistant .body')?.textContent.length > 5")
@@ -210,7 +210,7 @@ def test_without_the_server_it_says_so_and_keeps_the_prompt(page: Browser) -> No
 
 
 def test_a_lost_connection_keeps_what_has_come(page: Browser) -> None:
-    """A stream that ends without its last event."""
+    """The stream ends without its last event."""
     page.script("""
         const events = ['{"choices": [{"delta": {"content": "Half an"}}]}'].map((data) => `data: ${data}\\n\\n`);
         window.fetch = async () => new Response(new Blob(events).stream());
@@ -398,7 +398,7 @@ def test_hostile_output_is_harmless(page: Browser, demo: ServerProcess) -> None:
     ids=["quotes", "lists", "brackets", "stars", "ticks", "tags", "cells", "long"],
 )
 def test_text_that_is_hard_to_parse_is_shown(page: Browser, demo: ServerProcess, text: str) -> None:
-    """The page answers afterwards; how long it may take is the driver's own limit."""
+    """The page responds afterwards; the driver limits how long it may take."""
     show(page, demo, "hi", "Begin.\n\n" + text + "\n\nEnd.")
     shown = page.script("return document.querySelector('.assistant .body').textContent")
     assert shown.startswith("Begin.")
@@ -406,7 +406,7 @@ def test_text_that_is_hard_to_parse_is_shown(page: Browser, demo: ServerProcess,
 
 
 def test_growing_text_keeps_its_finished_blocks(page: Browser) -> None:
-    """A selection in them survives the rest of the answer."""
+    """A selection in finished blocks survives the rest of the output."""
     page.script("""
         const markdown = document.querySelector('script').src.replace('app.js', 'markdown.js');
         import(markdown).then(({MarkdownView}) => {
@@ -423,7 +423,7 @@ def test_growing_text_keeps_its_finished_blocks(page: Browser) -> None:
 
 
 def test_the_browser_refuses_what_the_policy_forbids(page: Browser) -> None:
-    """Should the sanitizer ever fail, nothing is loaded or run."""
+    """Nothing is loaded or run even if the sanitizer should fail."""
     refused = page.script("""
         window.refused = [];
         document.addEventListener('securitypolicyviolation', (event) => refused.push(event.effectiveDirective));
@@ -460,7 +460,7 @@ def test_the_keyboard_does_everything(page: Browser) -> None:
 
 
 def test_everything_has_a_name(page: Browser, demo: ServerProcess) -> None:
-    """Every control, for those who do not see it."""
+    """Every control has an accessible name."""
     show(page, demo, "hi", MARKDOWN)
     page.click("#open-history")
     nameless = page.script(
@@ -501,7 +501,7 @@ CONTRAST = """
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast(page: Browser, demo: ServerProcess, scheme: str) -> None:
-    """4.5 to 1 at least, which is level AA of WCAG for text of any size."""
+    """Contrast is at least 4.5 to 1, level AA of WCAG for text of any size."""
     page.emulate(prefers_color_scheme=scheme)
     show(page, demo, "hi", MARKDOWN)
     page.script(
@@ -533,7 +533,7 @@ def test_it_fits(page: Browser, demo: ServerProcess, scheme: str, width: int, he
 
 
 def assert_fits(page: Browser, name: str) -> None:
-    """Nothing but code and tables scrolls sideways."""
+    """Only code and tables scroll horizontally."""
     shoot(page, name)
     assert page.script("return document.documentElement.scrollWidth <= window.innerWidth")
     wide = page.script(

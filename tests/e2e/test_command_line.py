@@ -1,4 +1,4 @@
-"""The `roost` command as a process: how it starts, and how it ends."""
+"""The `roost` command as a process: start and exit."""
 
 import signal
 import subprocess
@@ -8,10 +8,10 @@ import pytest
 from server_process import API_KEY, ServerProcess, start
 
 
-def test_generate_answers_on_stdout_and_goes_on(tiny_config: Path, tmp_path: Path) -> None:
-    """From a state that another process has saved."""
+def test_generate_writes_to_stdout_and_continues_a_state(tiny_config: Path, tmp_path: Path) -> None:
+    """The state has been saved by another process."""
     model, options, state = f"random:{tiny_config}", ["--max-tokens", "5", "--seed", "1"], str(tmp_path / "state")
-    few = {"ROOST_PREFILL_CHUNK": "64"}  # programs to be compiled
+    few = {"ROOST_PREFILL_CHUNK": "64"}  # number of programs to compile
     process = start("generate", model, "hello " * 40, *options, "--save-state", state, **few)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -25,7 +25,7 @@ def test_generate_answers_on_stdout_and_goes_on(tiny_config: Path, tmp_path: Pat
     assert "5 tokens" in err
 
 
-def test_what_generate_says_has_lines_of_its_own(tiny_config: Path, tmp_path: Path) -> None:
+def test_messages_of_generate_have_their_own_lines(tiny_config: Path, tmp_path: Path) -> None:
     """On a terminal both streams are one."""
     state = tmp_path / "state"
     process = start(
@@ -45,8 +45,8 @@ def test_what_generate_says_has_lines_of_its_own(tiny_config: Path, tmp_path: Pa
     assert end == ""
 
 
-def test_a_chat_here_goes_on_from_what_was_read(tiny_config: Path) -> None:
-    """Each line of a pipe is a question."""
+def test_local_chat_continues_from_its_state(tiny_config: Path) -> None:
+    """Each line of a pipe is a message."""
     few = {"ROOST_PREFILL_CHUNK": "64"}
     process = start("chat", f"random:{tiny_config}", "--max-tokens", "5", stdin=subprocess.PIPE, **few)
     out, err = process.communicate("hello\nand then?\n/retry\n", timeout=120)
@@ -56,7 +56,7 @@ def test_a_chat_here_goes_on_from_what_was_read(tiny_config: Path) -> None:
 
 
 def test_a_chat_with_a_server(server: ServerProcess) -> None:
-    """The first line has a key; without one, the server's own words are the error."""
+    """The first line has a key; without one, the server's own message is the error."""
     for key, status in ((API_KEY, 0), ("wrong", 1)):
         process = start(
             *("chat", "--url", server.url, "--max-tokens", "5", "--seed", "1", "--top-k", "10"),
@@ -73,7 +73,7 @@ def test_a_chat_with_a_server(server: ServerProcess) -> None:
             assert out.count("\n") >= 2
 
 
-def test_ctrl_c_while_a_chat_loads_ends_it(tiny_config: Path) -> None:
+def test_ctrl_c_while_loading_ends_a_chat(tiny_config: Path) -> None:
     process = start("chat", f"random:{tiny_config}", stdin=subprocess.PIPE)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("loading weights")
@@ -90,7 +90,7 @@ def test_a_state_that_is_missing_is_named(tiny_config: Path) -> None:
     assert err == "roost: nowhere: no such file\n"
 
 
-def test_a_port_that_is_taken(server: ServerProcess) -> None:
+def test_port_in_use_is_an_error(server: ServerProcess) -> None:
     process = start("serve", "--port", server.url.rsplit(":", 1)[1])
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -110,7 +110,7 @@ def test_a_signal_while_compiling_ends_it_at_once(tiny_config: Path) -> None:
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_one_line(tmp_path: Path, tiny_config: Path) -> None:
-    """The mistake is found by the engine's thread, when the server answers already."""
+    """The engine's thread finds the mistake while the server already responds."""
     (tmp_path / "config.json").write_bytes(tiny_config.read_bytes())
     (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     process = start("serve", str(tmp_path), "--port", "0")
@@ -138,7 +138,7 @@ def test_a_plan_for_a_mesh() -> None:
 
 
 @pytest.mark.parametrize("mesh", ["auto", "data=2,rows=4"])
-def test_a_plan_wants_a_mesh_in_numbers(mesh: str) -> None:
+def test_mesh_of_a_plan_must_be_numbers(mesh: str) -> None:
     process = start("plan", "random:9b", "--mesh", mesh)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1

@@ -1,4 +1,4 @@
-"""Other people's clients against a real server process."""
+"""Third-party clients against a real server process."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_langchain(server: ServerProcess, responses: bool) -> None:
 
 
 def test_llm(server: ServerProcess, tmp_path: Path) -> None:
-    """The command, with the file that its manual tells people to write."""
+    """Runs the command with the file that its manual describes."""
     lines = [f"- model_id: roost\n  model_name: {MODEL}", f"  api_base: {server.url}/v1", "  api_key_name: roost"]
     (tmp_path / "extra-openai-models.yaml").write_text("\n".join(lines))
     (tmp_path / "keys.json").write_text(json.dumps({"roost": API_KEY}))

@@ -1,4 +1,4 @@
-"""lm-eval over HTTP, on a task of our own: its numbers are the engine's."""
+"""lm-eval over HTTP on a local task: its numbers equal the engine's."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def client(server: ServerProcess) -> Iterator[httpx.Client]:
 
 
 def evaluate(tasks: Path, task: str, model: str, address: str, *options: str, **arguments: Any) -> list[dict[str, Any]]:
-    """Runs lm-eval as people do; gives what it says of each document."""
+    """Runs lm-eval as users do, and returns its results per document."""
     given = {"model": MODEL, "base_url": address, **arguments}
     command = [sys.executable, "-m", "lm_eval", "run", "--model", model, "--tasks", task, "--include_path", str(tasks)]
     command += ["--model_args", ",".join(f"{name}={value}" for name, value in given.items())]
@@ -76,7 +76,7 @@ def evaluate(tasks: Path, task: str, model: str, address: str, *options: str, **
 
 
 def loglikelihood(client: httpx.Client, context: str, continuation: str) -> float:
-    """The engine's own, by token ids."""
+    """Returns the engine's own log-likelihoods by token ids."""
 
     def ids(text: str) -> list[int]:
         body = {"prompt": text, "add_special_tokens": False}

@@ -1,4 +1,4 @@
-"""The bundled model over HTTP, greedily: it knows things, so what is wrong in the state shows as a wrong answer."""
+"""The bundled model over HTTP, greedily: it knows facts, so that an error in the state shows as a wrong output."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ from server_process import serving
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[httpx.Client]:
-    """README's first command, and a client of it."""
+    """Yields README's first command, and a client of it."""
     with serving("demo") as server, httpx.Client(base_url=server.url, timeout=120) as client:
         yield client
 
@@ -49,7 +49,7 @@ def test_a_follow_up_is_understood(demo: httpx.Client) -> None:
 
 @pytest.mark.parametrize("name", ["Theo", "Emma"])
 def test_a_name_is_recalled_from_beyond_the_windows(demo: httpx.Client, name: str) -> None:
-    """Two layers of window 128 and the convolutions reach some 270 tokens back; only the recurrence reaches farther."""
+    """Two layers of window 128 and the convolutions reach about 270 tokens; only the recurrence reaches further."""
     between = demo.post("/tokenize", json={"messages": far(name)[2:6], "add_generation_prompt": False}).json()["count"]
     assert between > 300
     assert ask(demo, far(name)) == f"Your name is {name}."

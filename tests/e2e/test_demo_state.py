@@ -1,4 +1,4 @@
-"""The counter-proof: without its recurrent state the demo model forgets what its windows cannot reach."""
+"""Counter-proof: without its recurrent state the demo model forgets what its windows cannot reach."""
 
 from collections.abc import Iterator
 
@@ -23,10 +23,10 @@ from roost.server.text.tokenizer import Tokenizer
 from roost.server.text.tokenizer_loading import load_tokenizer
 
 CHUNK = 64
-"""The name has been read by then."""
+"""Tokens after which the name has been prefilled."""
 
 REACH = 2 * 127 + 4 * 3
-"""How far two attention layers of window 128 and four convolutions can hand a fact on, by hops."""
+"""Tokens that two attention layers of window 128 and four convolutions can relay a fact."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def runner(source: ModelSource) -> Iterator[ModelRunner]:
 
 
 def forget(runner: ModelRunner) -> None:
-    """Zeroes h and the convolutions' inputs of every slot; the windows keep what they hold."""
+    """Zeroes h and the convolutions' inputs of every slot; the attention windows keep their content."""
     arrays = runner.executor.arrays
     groups = [[jax.tree.map(jnp.zeros_like, s) if isinstance(s, RecurrentState) else s for s in group]
               for group in arrays.pool.groups]  # fmt: skip
@@ -56,7 +56,7 @@ def forget(runner: ModelRunner) -> None:
 
 
 def answer(runner: ModelRunner, tokenizer: Tokenizer, prompt: list[int], forget_after: int | None) -> str:
-    """The greedy answer, the state being zeroed once so many tokens of the prompt have been read."""
+    """Returns the greedy output when the state is zeroed after this many prompt tokens."""
     core = EngineCore(Scheduler(2, 4, runner.limits), runner)
     params = SamplingParams(max_tokens=20, temperature=0.0, end_token_ids=tokenizer.end_token_ids)
     core.add(Request("a", tuple(prompt), params))
@@ -71,7 +71,7 @@ def answer(runner: ModelRunner, tokenizer: Tokenizer, prompt: list[int], forget_
 
 
 @pytest.mark.parametrize("name", ["Theo", "Emma"])
-def test_a_name_is_lost_with_the_recurrent_state(
+def test_name_is_lost_with_the_recurrent_state(
     runner: ModelRunner, tokenizer: Tokenizer, source: ModelSource, name: str
 ) -> None:
     messages = [Message(m["role"], m["content"]) for m in far(name)]

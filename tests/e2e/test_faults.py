@@ -1,4 +1,4 @@
-"""What may go wrong, done to real server processes: nobody waits for ever, and half an answer is never a whole one."""
+"""Faults in real server processes: no client waits forever, and a truncated response is never taken for a whole one."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def ask(server: ServerProcess, body: dict[str, Any] = SHORT) -> httpx.Response:
 
 
 def events(server: ServerProcess, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A stream's events; it has to end with `[DONE]` or an error."""
+    """Yields a stream's events; the last one must be `[DONE]` or an error."""
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
         if response.status_code != 200:
             yield json.loads(response.read())
@@ -82,9 +82,9 @@ TRIGGERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", TRIGGERS)
-def test_a_step_that_fails_ends_every_stream_and_the_process(kind: str, model: str) -> None:
-    """Also those that had no part in it: the state of all was in that step."""
-    remembers = () if kind == "restore" else ("--state-cache-gib", "0")  # else a prompt is read once only
+def test_failed_step_ends_every_stream_and_the_process(kind: str, model: str) -> None:
+    """Streams that had no part in the step fail too, since the step holds the state of all slots."""
+    remembers = () if kind == "restore" else ("--state-cache-gib", "0")  # otherwise a prompt is prefilled only once
     with faulty(kind, model, *remembers) as server:
         others: list[list[dict[str, Any]]] = [[], []]
         readers = [threading.Thread(target=lambda own=own: own.extend(events(server, LONG))) for own in others]
@@ -94,7 +94,7 @@ def test_a_step_that_fails_ends_every_stream_and_the_process(kind: str, model: s
         for _ in range(20):
             try:
                 answers.append(ask(server, {**TRIGGERS[kind], "stream": False, "max_tokens": 20}))
-            except httpx.HTTPError:  # the process has ended already
+            except httpx.HTTPError:  # the process has exited already
                 break
             if answers[-1].status_code != 200:
                 break
@@ -107,7 +107,7 @@ def test_a_step_that_fails_ends_every_stream_and_the_process(kind: str, model: s
         assert "the engine died: the device caught fire" in log
 
 
-def test_a_step_that_never_ends_is_noticed(model: str) -> None:
+def test_stuck_step_is_detected(model: str) -> None:
     with faulty("stuck", model, "--step-timeout", "1.5") as server:
         last = list(events(server, LONG))[-1]
         assert last["error"]["code"] == "engine_unavailable"
@@ -115,8 +115,8 @@ def test_a_step_that_never_ends_is_noticed(model: str) -> None:
         assert "a step has taken more than 1.5 s" in server.log.read_text()
 
 
-def test_parameters_that_are_no_numbers(model: str) -> None:
-    """Each request hears of it, and after some of them the process gives up."""
+def test_nan_parameters_fail_requests(model: str) -> None:
+    """Each request fails, and after some failures the process exits."""
     with faulty("numbers", model) as server:
         codes = []
         while len(codes) < 20 and server.process.poll() is None:
@@ -131,7 +131,7 @@ def test_parameters_that_are_no_numbers(model: str) -> None:
 
 
 def test_the_time_of_day_does_not_matter(model: str) -> None:
-    """It jumps by twenty years between any two looks; deadlines and timings hold."""
+    """The time jumps by twenty years between any two calls; deadlines and timings stay correct."""
     with faulty("clock", model, "--request-timeout", "30") as server:
         answers = [ask(server, {**SHORT, "return_timings": True}).json() for _ in range(3)]
         assert len({answer["choices"][0]["text"] for answer in answers}) == 1
@@ -145,7 +145,7 @@ def test_the_time_of_day_does_not_matter(model: str) -> None:
 
 
 def test_killed_in_the_middle_of_a_stream(model: str) -> None:
-    """Clients see that the answer is not whole; a new process serves the same."""
+    """Clients see that the response is incomplete; a new process generates the same tokens."""
     with launched(model, *SHAPES) as server:
         whole = ask(server).json()["choices"][0]["text"]
         stream = events(server, LONG)
@@ -164,8 +164,8 @@ def free_port() -> int:
     return port
 
 
-def test_it_answers_while_it_compiles(model: str) -> None:
-    """Alive once the model's files have been looked at; ready when all is compiled, and not before."""
+def test_server_responds_while_it_compiles(model: str) -> None:
+    """The server is alive once the model's files have been checked, and ready once everything is compiled."""
     port = free_port()
     process = start("serve", model, "--port", str(port), *SHAPES, "--compile-cache", "off")
     states: list[tuple[int, ...]] = []
@@ -189,8 +189,8 @@ def test_it_answers_while_it_compiles(model: str) -> None:
     assert all(state in ((200, 503, 503), (200, 503, 200), (200, 200, 200)) for state in states)
 
 
-def test_asked_to_end_it_drains(model: str) -> None:
-    """Who is served stays served, for a while; who comes late hears so; status 0."""
+def test_sigterm_drains(model: str) -> None:
+    """Running requests are served for a while, new ones are refused, and the exit status is 0."""
     with launched(model, *SHAPES, "--drain-timeout", "3", "--drain-lag", "0.5") as server:
         stream = events(server, LONG)
         next(stream)
@@ -209,7 +209,7 @@ def test_asked_to_end_it_drains(model: str) -> None:
         assert "Traceback" not in server.log.read_text()
 
 
-def test_a_second_signal_ends_it_at_once(model: str) -> None:
+def test_second_signal_exits_at_once(model: str) -> None:
     with launched(model, *SHAPES, "--drain-timeout", "60") as server:
         stream = events(server, LONG)
         next(stream)
@@ -222,8 +222,8 @@ def test_a_second_signal_ends_it_at_once(model: str) -> None:
             list(stream)
 
 
-def test_a_frozen_process_goes_on(model: str) -> None:
-    """Stopped for longer than a step may take, as when a machine sleeps."""
+def test_frozen_process_continues(model: str) -> None:
+    """The process is stopped for longer than the step timeout, as when a machine sleeps."""
     with serving(model, *SHAPES, "--step-timeout", "2") as server:
         stream = events(server, {**LONG, "max_tokens": 3000})
         next(stream)
@@ -236,8 +236,8 @@ def test_a_frozen_process_goes_on(model: str) -> None:
 # --- the client
 
 
-def test_a_client_that_stops_reading(model: str) -> None:
-    """The batch goes on, the client is dropped, and its slot is free."""
+def test_client_that_stops_reading_is_disconnected(model: str) -> None:
+    """The batch continues, the client is disconnected, and its slot is freed."""
     with serving(model, *SHAPES, "--stall-timeout", "2") as server:
         port = int(server.url.rpartition(":")[2])
         with socket.socket() as sleeper:
@@ -258,7 +258,7 @@ def test_a_client_that_stops_reading(model: str) -> None:
 
 
 def test_deadlines(model: str) -> None:
-    """In the queue, and in all; streamed, and not."""
+    """Deadlines hold in the queue and in total, for streams and whole responses."""
     with serving(model, *ONE_SLOT, "--request-timeout", "4") as server:
         stream = events(server, LONG)
         next(stream)
@@ -272,8 +272,8 @@ def test_deadlines(model: str) -> None:
         assert ask(server).status_code == 200
 
 
-def test_refused_clients_hear_when_to_come_back(model: str) -> None:
-    """And when they do as they are told, they get in."""
+def test_retry_after_of_refused_clients_is_right(model: str) -> None:
+    """Clients that wait as told are served."""
     with serving(model, *ONE_SLOT, "--max-queue", "1") as server:
         body = {**SHORT, "max_tokens": 400, "ignore_eos": True}
         ask(server, body)
@@ -300,7 +300,7 @@ def test_refused_clients_hear_when_to_come_back(model: str) -> None:
 
 
 def unshared(tmp_path: Path, options: str) -> tuple[list[str], Path]:
-    """A command that runs another where a folder is a small file system of its own."""
+    """Returns a command that runs another one with a small file system mounted at a folder."""
     folder = tmp_path / "programs"
     folder.mkdir()
     wrapper = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
@@ -323,13 +323,13 @@ def test_no_room_for_compiled_programs(options: str, reason: str, tmp_path: Path
 
 
 def test_a_disk_that_fills_up_while_programs_are_kept(tmp_path: Path, model: str) -> None:
-    wrapper, folder = unshared(tmp_path, "size=1100k")  # programs of all the usual shapes take more
+    wrapper, folder = unshared(tmp_path, "size=1100k")  # programs of all default shapes take more
     with serving(model, "--slots", "4", "--compile-cache", str(folder), wrapper=wrapper) as server:
         assert ask(server).status_code == 200
 
 
-def test_programs_that_were_cut_short(tmp_path: Path, model: str) -> None:
-    """As by a process that was killed while it wrote them."""
+def test_truncated_programs_are_compiled_again(tmp_path: Path, model: str) -> None:
+    """The files look as if their writer had been killed."""
     folder = tmp_path / "programs"
     with serving(model, *SHAPES, "--compile-cache", str(folder)) as server:
         whole = ask(server).json()["choices"][0]["text"]

@@ -1,4 +1,4 @@
-"""Twenty thousand of what `benchmarks/fuzz.py` sends by the hundred thousand: bad requests to a server process."""
+"""Twenty thousand bad requests of `benchmarks/fuzz.py`, which sends hundreds of thousands, to a server process."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint gives, through HTTP, what the official implementation made of it (golden/tiny-a)."""
+"""A Hugging Face checkpoint yields the official implementation's results through HTTP (golden/tiny-a)."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from server_process import SHAPES, serving
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny-a"
 TOLERANCE = 5e-4
-"""On logits, by golden/tiny-a/README.md."""
+"""Tolerance of logits according to golden/tiny-a/README.md."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def log_softmax(logits: Any) -> Any:
 
 
 def assert_close(found: Sequence[dict[str, float]], expected: Any) -> None:
-    """Compares the likeliest 20 at each place; tokens are named by their ids, as there is no tokenizer."""
+    """Compares the top 20 tokens at each position; tokens are named by id, since there is no tokenizer."""
     assert len(found) == len(expected)
     for top, row in zip(found, expected, strict=True):
         assert len(top) >= 20

@@ -1,4 +1,4 @@
-"""Several processes, each with devices of its own, serve one model as hosts of a group."""
+"""Several processes, each with its own devices, serve one model as hosts of a group."""
 
 import signal
 import socket
@@ -19,7 +19,7 @@ TINY_MODEL = Path(__file__).parents[1] / "golden" / "tiny-a" / "hf"
 
 
 def free_ports() -> int:
-    """The first of two that follow each other."""
+    """Returns the first of two consecutive free ports."""
     while True:
         with socket.create_server(("127.0.0.1", 0)) as one:
             port: int = one.getsockname()[1]
@@ -32,7 +32,7 @@ def free_ports() -> int:
 
 @contextmanager
 def group(model: str, count: int, mesh: str, *options: str) -> Iterator[tuple[ServerProcess, list[Any]]]:
-    """A leader that is ready, and its followers; two devices each. All are gone afterwards."""
+    """Yields a leader that is ready and its followers, with two devices each, and ends all of them afterwards."""
     common = (model, "--mesh", mesh, "--coordinator", f"127.0.0.1:{free_ports()}", "--num-hosts", str(count), *options)
     with ExitStack() as stack:
         followers = []
@@ -54,13 +54,13 @@ def chat(url: str, **fields: Any) -> str:
 
 
 def test_a_chat_over_two_hosts_is_that_of_one_device() -> None:
-    """A second turn goes on from what is remembered; both end well when the leader is asked to."""
+    """A second turn hits the prefix cache; both hosts exit cleanly when the leader is stopped."""
     options = ("--slots", "4", "--prefill-chunk", "64", "--dtype", "float32")
     with launched("demo", *options) as alone:
         expected = chat(alone.url, temperature=0)
     with group("demo", 2, "data=2,model=2", *options) as (leader, followers):
         assert [chat(leader.url, temperature=0) for _ in range(3)] == [expected] * 3
-        for process in (leader.process, *followers):  # as when a Pod of each is told to go
+        for process in (leader.process, *followers):  # as when each Pod is stopped
             process.send_signal(signal.SIGTERM)
         assert [leader.ends(), *(follower.wait(30) for follower in followers)] == [0, 0], leader.log.read_text()
 
@@ -73,8 +73,8 @@ def endless(url: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_who_loses_a_host_says_so_and_ends(number: signal.Signals) -> None:
-    """In the middle of a stream, which ends with an error; the other followers end, too."""
+def test_losing_a_host_is_reported_and_ends_the_group(number: signal.Signals) -> None:
+    """A host is lost in the middle of a stream, which ends with an error; the other followers exit too."""
     with group(str(TINY_MODEL), 4, "data=1,model=8", "--slots", "2", "--prefill-chunk", "64") as (leader, followers):
         with httpx.Client(timeout=60) as client, client.stream("POST", **endless(leader.url)) as stream:
             lines = stream.iter_lines()
@@ -111,7 +111,7 @@ def test_followers_end_when_the_leader_is_lost() -> None:
         (("--mesh", "data=2,model=2"), "mesh data=2,model=2 takes 4 devices, but there are 1"),
     ],
 )
-def test_what_cannot_be_is_told_in_one_line(options: tuple[str, ...], says: str) -> None:
+def test_invalid_setup_is_reported_in_one_line(options: tuple[str, ...], says: str) -> None:
     process = start("serve", str(TINY_MODEL), *options, "--port", "0")
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1 or process.returncode == 2

@@ -1,8 +1,8 @@
-"""Each attack of `benchmarks/attacks.py` for a second or two, while another tenant goes on as if nothing were.
+"""Each attack of `benchmarks/attacks.py` for a second or two, while another tenant's requests run.
 
-`benchmarks/neighbours.py` measures times. Here everything is a count: tokens that the engine works on before a victim's
-first token, work that the event loop does at a stretch, bytes held, and that the victim's answers are those it had
-when all was quiet.
+`benchmarks/neighbours.py` measures times. Here everything is a count: tokens that the engine processes before a
+victim's first token, work of the event loop between two events, and bytes held. The victim's outputs must equal those
+of an idle server.
 """
 
 import asyncio
@@ -22,16 +22,18 @@ WATCHED = str(Path(__file__).with_name("watched_server.py"))
 SECONDS: Final = 1.5
 
 MAX_WORK: Final = 8 * 512
-"""Tokens that the engine may read and generate between a victim's request and its first token: 8 prefill steps of the
-default size. Some of them pass while the victim's own HTTP requests are under way."""
+"""Tokens that the engine may process between a victim's request and its first token: 8 prefill steps of the default
+size. Some steps pass while the victim's own HTTP requests are being sent.
+"""
 
 MAX_OCCUPANCY: Final = 60
-"""Units of `watched_server.py` that the event loop may work at a stretch, or the engine from the end of one step to the
-end of the next: six million additions."""
+"""Units of `watched_server.py`, six million additions, that the event loop may work without a pause, or the engine from
+the end of one step to the end of the next.
+"""
 
 
 def load(name: str) -> Any:
-    """`benchmarks/` is no package: its scripts find each other by their folder."""
+    """`benchmarks/` is not a package: its scripts import each other by folder."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
         return importlib.import_module(name)
@@ -43,8 +45,10 @@ attacks, neighbours = load("attacks"), load("neighbours")
 
 
 class House:
-    """A server, a victim that knows its answers, and an attacker; all are replaced after an attack that broke
-    something, so that no attack is blamed for another."""
+    """A server, a victim with known outputs, and an attacker.
+
+    All are replaced after an attack that broke something, so that no other attack is blamed for it.
+    """
 
     def __init__(self, occupancy: Path) -> None:
         self._runner = asyncio.Runner()
@@ -52,7 +56,7 @@ class House:
         self._stack: ExitStack | None = None
 
     def attack(self, attack: Any) -> list[str]:
-        """What the attack broke, one a line."""
+        """Returns what the attack broke, one problem per line."""
         if self._stack is None:
             self._open()
         problems = self._runner.run(self._attack(attack))
@@ -78,7 +82,7 @@ class House:
 
     @contextmanager
     def _entered(self, manager: Any) -> Iterator[Any]:
-        """An asynchronous context, for a test that is none."""
+        """Enters an asynchronous context from a synchronous test."""
         yield self._runner.run(manager.__aenter__())
         self._runner.run(manager.__aexit__(None, None, None))
 
@@ -100,7 +104,7 @@ class House:
         return [*problems, *(f"{count:,} {what}, at most {most:,}" for what, count, most in counts if count > most)]
 
     def _occupied(self) -> dict[str, int]:
-        """The most units that the loop and the engine were occupied for since this was last asked."""
+        """Returns the maximum units that the loop and the engine were occupied since the last call."""
         most = {"loop": 0, "engine": 0}
         for line in self._occupancy.read_text().splitlines():
             who, units = line.split()

@@ -1,4 +1,4 @@
-"""The official client of OpenAI against a real server process."""
+"""OpenAI's official client against a real server process."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ def raw(server: ServerProcess) -> Iterator[httpx.Client]:
 
 
 def metric(raw: httpx.Client, name: str) -> float:
-    """A metric's value on a fresh page."""
+    """Returns a metric's value on a fresh page."""
     time.sleep(0.25)
     lines = raw.get("/metrics").text.splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
@@ -62,7 +62,7 @@ def test_chat(client: openai.OpenAI) -> None:
     assert answer._request_id is not None
 
 
-def test_a_streamed_chat_says_the_same(client: openai.OpenAI) -> None:
+def test_streamed_chat_equals_the_whole_one(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(model=MODEL, messages=HI, max_tokens=40, seed=2)
     stream = client.chat.completions.create(
         model=MODEL,
@@ -121,7 +121,7 @@ def test_completions(client: openai.OpenAI) -> None:
 
 
 def test_a_continuation_scores_as_it_was_generated(client: openai.OpenAI) -> None:
-    """What an evaluation harness relies on: the same tokens as a prompt have the same log-probabilities."""
+    """Evaluation harnesses rely on this: the same tokens as a prompt have the same log-probabilities."""
     made = client.completions.create(
         model=MODEL,
         prompt=[2, 9, 9, 10],
@@ -160,7 +160,7 @@ def test_a_conversation_of_responses(client: openai.OpenAI) -> None:
 
 
 def test_a_streamed_response(client: openai.OpenAI) -> None:
-    """The client puts the response together from its events; it must be the one that the last event holds."""
+    """The client assembles the response from its events; it must equal the response of the last event."""
     with client.responses.stream(model=MODEL, input="hi", max_output_tokens=8, temperature=0) as stream:
         texts = [event.delta for event in stream if event.type == "response.output_text.delta"]
     whole = client.responses.create(model=MODEL, input="hi", max_output_tokens=8, temperature=0)
@@ -195,7 +195,7 @@ def test_a_background_stream_is_taken_up_again(client: openai.OpenAI) -> None:
     assert [item.type for item in client.responses.input_items.list(response_id)] == ["message"]
 
 
-def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
+def test_errors_have_the_clients_classes(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as not_found:
         client.chat.completions.create(model="gpt-5", messages=HI)
     assert not_found.value.code == "model_not_found"
@@ -249,7 +249,7 @@ def test_a_client_that_goes_away_frees_its_slot(raw: httpx.Client, stream: bool)
     wait_until_idle(raw)
 
 
-def test_a_stream_is_framed_as_it_should_be(raw: httpx.Client) -> None:
+def test_stream_is_valid_sse(raw: httpx.Client) -> None:
     response = raw.post("/v1/completions", json={"prompt": "a", "max_tokens": 3, "stream": True})
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     events = response.text.split("\n\n")
@@ -271,14 +271,14 @@ def test_every_error_has_openais_shape(raw: httpx.Client) -> None:
 
 
 def test_nothing_was_compiled_after_ready(raw: httpx.Client) -> None:
-    """Runs last: after all of the above."""
+    """Runs last, after all tests above."""
     assert metric(raw, "roost_compiles_since_ready_total") == 0
     assert metric(raw, "roost_generation_tokens_total") > 0
     wait_until_idle(raw)
 
 
 def test_biases_and_penalties(client: openai.OpenAI) -> None:
-    """A token that is pushed comes; ids that are not allowed never do; and penalties bring the other one."""
+    """A boosted token is generated, disallowed ids never are, and penalties yield another one."""
 
     def tokens(**fields: object) -> list[int]:
         body = {"max_tokens": 6, "return_token_ids": True, **fields}

@@ -1,6 +1,6 @@
-"""Real Prometheus, and the checker that comes with it (Debian: `apt-get install prometheus`), on a running server.
+"""Real Prometheus, and its promtool (Debian: `apt-get install prometheus`), on a running server.
 
-They are skipped where it is not installed, unless DEMAND_PROMETHEUS says that it has to be.
+Tests are skipped if it is not installed, unless DEMAND_PROMETHEUS is set.
 """
 
 import os
@@ -27,26 +27,26 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def page(server: ServerProcess) -> str:
-    """The metrics after some requests."""
+    """Returns the metrics after some requests."""
     headers = {"authorization": f"Bearer {API_KEY}"}
     for body in ({"prompt": "a", "max_tokens": 3, "n": 2}, {"prompt": [4, 5], "max_tokens": 1}, {"prompt": 1}):
         httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=60)
-    time.sleep(0.3)  # the page is cached for a fifth of a second
+    time.sleep(0.3)  # the page is cached for 0.2 s
     return httpx.get(f"{server.url}/metrics").text
 
 
 def check(page: str) -> str:
-    """What promtool says of it."""
+    """Returns promtool's complaints about a page."""
     done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, text=True)
     return done.stdout + done.stderr
 
 
-def test_promtool_has_nothing_to_say(page: str) -> None:
+def test_promtool_has_no_complaints(page: str) -> None:
     ours = "".join(f"{line}\n" for line in page.splitlines() if "vllm:" not in line)
     assert check(ours) == ""
 
 
-def test_of_vllms_names_it_dislikes_the_names_only(page: str) -> None:
+def test_promtool_complains_only_about_vllms_names(page: str) -> None:
     theirs = "".join(f"{line}\n" for line in page.splitlines() if "vllm:" in line)
     complaints = check(theirs).splitlines()
     assert complaints
@@ -60,7 +60,7 @@ def test_of_vllms_names_it_dislikes_the_names_only(page: str) -> None:
 
 @pytest.fixture(scope="module")
 def prometheus(server: ServerProcess, page: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A Prometheus that scrapes the server every second."""
+    """Yields a Prometheus that scrapes the server every second."""
     folder = tmp_path_factory.mktemp("prometheus")
     target = server.url.removeprefix("http://")
     (folder / "prometheus.yml").write_text(
@@ -95,7 +95,7 @@ def _wait_until_up(client: httpx.Client, log: Path) -> None:
             if any(each["value"][1] == "1" for each in ask(client, "up")):
                 return
         except (httpx.HTTPError, KeyError, ValueError):
-            pass  # it has not begun to listen
+            pass  # it does not listen yet
         time.sleep(0.2)
     pytest.fail(f"prometheus did not scrape the server:\n{log.read_text()}")
 
@@ -123,6 +123,6 @@ def test_prometheus_scrapes_the_server(prometheus: httpx.Client) -> None:
         ("vllm:request_params_n_sum", 3),
     ],
 )
-def test_what_was_scraped_can_be_asked_for(prometheus: httpx.Client, query: str, least: float) -> None:
+def test_scraped_metrics_can_be_queried(prometheus: httpx.Client, query: str, least: float) -> None:
     (sample,) = ask(prometheus, query)
     assert float(sample["value"][1]) >= least

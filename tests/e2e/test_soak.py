@@ -1,4 +1,4 @@
-"""Two minutes of what `benchmarks/soak.py` does for twenty: mixed load, of which nothing may be lost."""
+"""Two minutes of `benchmarks/soak.py`, which runs for twenty: mixed load without any lost request."""
 
 import json
 import subprocess

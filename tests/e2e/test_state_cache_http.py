@@ -1,4 +1,4 @@
-"""Remembered states, seen from outside a real server process."""
+"""The prefix cache, seen from outside of a real server process."""
 
 import asyncio
 import itertools
@@ -22,13 +22,13 @@ def client(server: ServerProcess) -> Iterator[httpx.Client]:
 
 
 def prompt(length: int) -> list[int]:
-    """Tokens that no other test has sent."""
+    """Returns tokens that no other test has sent."""
     kind = next(_fresh)
     return [10 + (kind * 31 + i * i * kind) % 400 for i in range(length)]
 
 
 def ask(client: httpx.Client, token_ids: list[int], **fields: Any) -> tuple[list[int], int]:
-    """The answer's tokens and how many of the prompt's were not read."""
+    """Returns a response's tokens and the number of cached prompt tokens."""
     body = {"token_ids": token_ids, "max_tokens": 5, "temperature": 0, "ignore_eos": True, **fields}
     response = client.post("/generate", json=body)
     assert response.status_code == 200, response.text
@@ -84,7 +84,7 @@ def test_a_conversation_goes_on_where_it_was(client: httpx.Client) -> None:
 
 
 def test_an_inexact_cache_spares_the_reply_too(tiny_config: Path) -> None:
-    """But for its last token, which was sampled and not read."""
+    """All of the reply is cached but its last token, which was sampled and not processed."""
     with (
         serving(f"random:{tiny_config}", "--slots", "2", "--prefill-chunk", "64", "--state-cache-inexact") as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
@@ -111,7 +111,7 @@ def test_metrics(client: httpx.Client) -> None:
 
 
 def test_a_conversation_survives_a_restart(tiny_config: Path, tmp_path: Path) -> None:
-    """Its next turn costs its new tokens and the last reply, before and after; a broken file costs only itself."""
+    """The next turn processes only the last reply and new tokens, even after a restart or beside a corrupt file."""
     arguments = [f"random:{tiny_config}", "--slots", "2", "--prefill-chunk", "64", "--state-cache-dir", str(tmp_path)]
     history, told = prompt(300), []
     first = history
@@ -133,7 +133,7 @@ def test_a_conversation_survives_a_restart(tiny_config: Path, tmp_path: Path) ->
 
 
 def test_a_state_is_saved_gone_on_from_and_moved(client: httpx.Client) -> None:
-    """The answer is the one that the whole text would get, whoever reads it."""
+    """The output equals that of the whole prompt, whichever server restores the state."""
     tokens = prompt(300)
     body = {"token_ids": tokens, "max_tokens": 5, "temperature": 0, "ignore_eos": True}
     answer = client.post("/generate", json=body).json()

@@ -1,4 +1,4 @@
-"""Structured output and tools, by the official clients, from a real server process, whose model knows nothing."""
+"""Structured output and tools through official clients, from a real server process with a random model."""
 
 import asyncio
 import json
@@ -115,7 +115,7 @@ def test_a_message_that_must_use_a_tool(server: ServerProcess) -> None:
 
 
 def hostile_grammars() -> Iterator[tuple[str, str]]:
-    """Grammars that would end the process that compiles or follows them, and a word of what is said of each."""
+    """Grammars that end the process which compiles or follows them, and a word of each one's error."""
     definitions = ",".join(f'"{i}":{{"items":{{"\\u0024ref":"#/$defs/{i + 1}"}}}}' for i in range(5000))
     yield f'start: %json {{"\\u0024ref":"#/$defs/0","$defs":{{{definitions},"5000":{{}}}}}}', "too complex"
     permutations = "\n | ".join(f"A r::set_bit({i}) %if bit_clear({i})" for i in range(16))
@@ -123,7 +123,7 @@ def hostile_grammars() -> Iterator[tuple[str, str]]:
 
 
 def test_a_hostile_grammar_ends_its_own_request(client: openai.OpenAI) -> None:
-    """Others are answered meanwhile, and afterwards. What a crash writes does not get into the log."""
+    """Other requests are served meanwhile and afterwards. A crash writes nothing to the log."""
     free = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 200}
     with client.completions.create(**free, stream=True, extra_body={"ignore_eos": True}) as stream:
         for grammar, said in hostile_grammars():
@@ -135,7 +135,7 @@ def test_a_hostile_grammar_ends_its_own_request(client: openai.OpenAI) -> None:
 
 
 async def test_constrained_among_others(async_client: openai.AsyncOpenAI) -> None:
-    """Those that are free say the same as without neighbours that are not."""
+    """Unconstrained requests generate the same tokens as without constrained neighbours."""
     free = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 60, "seed": 3, "temperature": 1.0}
     alone = (await async_client.completions.create(**free)).choices[0].text
     answers = await asyncio.gather(

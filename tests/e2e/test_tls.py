@@ -1,4 +1,4 @@
-"""HTTPS: a real server with a certificate that is made here, and clients that check it."""
+"""HTTPS: a real server with a generated certificate, and clients that verify it."""
 
 import datetime
 import ipaddress
@@ -19,7 +19,7 @@ BODY = {"prompt": [5, 6, 7], "max_tokens": 5, "temperature": 0, "ignore_eos": Tr
 
 
 def make_certificate() -> tuple[bytes, bytes]:
-    """A certificate for 127.0.0.1, which its own key has signed, and that key; both PEM."""
+    """Returns a self-signed certificate for 127.0.0.1 and its key, both PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
     now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
@@ -34,7 +34,7 @@ def make_certificate() -> tuple[bytes, bytes]:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its key lies beside it."""
+    """Path of the certificate; its key is in the same folder."""
     path = tmp_path_factory.mktemp("tls") / "certificate.pem"
     certificate, key = make_certificate()
     path.write_bytes(certificate)
@@ -44,7 +44,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trust(certificate: Path) -> ssl.SSLContext:
-    """Of a client that trusts this certificate and no other."""
+    """TLS context of a client that trusts only this certificate."""
     return ssl.create_default_context(cafile=certificate)
 
 
@@ -72,7 +72,7 @@ def test_an_answer_whole_and_streamed(client: httpx.Client) -> None:
     assert "".join(texts) == whole.json()["choices"][0]["text"]
 
 
-def test_whoever_does_not_trust_the_certificate_gets_no_connection(secured: ServerProcess) -> None:
+def test_client_that_distrusts_the_certificate_cannot_connect(secured: ServerProcess) -> None:
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         httpx.get(f"{secured.url}/health", timeout=60)
 
@@ -82,8 +82,8 @@ def test_another_name_of_the_host_is_not_certified(secured: ServerProcess, trust
         httpx.get(f"{secured.url.replace('127.0.0.1', 'localhost')}/health", verify=trust, timeout=60)
 
 
-def test_plain_http_is_refused_and_harms_nobody(secured: ServerProcess, client: httpx.Client) -> None:
-    """The connection is closed without an answer, before the client gives up."""
+def test_plain_http_is_refused(secured: ServerProcess, client: httpx.Client) -> None:
+    """The connection is closed without a response, before the client times out."""
     with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
         httpx.get(f"{secured.url.replace('https:', 'http:')}/health", timeout=60)
     assert client.get("/health").status_code == 200

@@ -1,11 +1,10 @@
-"""`roost` with a look at its event loop and its engine: run as a program, with a file's name in front of the usual
-arguments.
+"""`roost` with a monitored event loop and engine: a program whose first argument is a file, before the usual ones.
 
-Every few milliseconds a timer on the loop asks how much CPU time the loop's thread has used since the timer last ran:
-that is what the callbacks in between have cost, and what `/health` had to wait for. The same is asked of the engine's
-thread at the end of each step: that is what the other requests had to wait for. CPU time is counted in units of a fixed
-piece of work, measured in the same process, so the counts depend neither on the machine's speed nor on what else it
-does. Each occupancy above `REPORTED_UNITS` becomes a line of the file: `loop` or `engine`, and a number of units.
+Every few milliseconds a timer on the loop reads how much CPU time the loop's thread has used since the previous run:
+the cost of the callbacks in between, for which `/health` had to wait. The engine's thread reports the same at the end
+of each step: the time for which other requests had to wait. CPU time is counted in units of a fixed piece of work,
+measured in the same process, so that the counts depend neither on the machine's speed nor on its load. Each occupancy
+above `REPORTED_UNITS` becomes a line of the file: `loop` or `engine`, and a number of units.
 """
 
 import asyncio
@@ -25,7 +24,7 @@ ITERATIONS: Final = 100_000
 
 
 def unit_s() -> float:
-    """CPU seconds of a loop of `ITERATIONS` additions: the least of several trials."""
+    """Returns the CPU seconds of `ITERATIONS` additions: the minimum of several trials."""
 
     def trial() -> float:
         began, total = time.thread_time(), 0
@@ -51,7 +50,7 @@ def watch_loop(loop: asyncio.AbstractEventLoop, report: Callable[[float], None])
 
 
 def watch_loops(report: Callable[[float], None]) -> None:
-    """Watches each event loop that the server makes."""
+    """Monitors each event loop that the server creates."""
     factory_of = uvicorn.Config.get_loop_factory
 
     def watched(self: uvicorn.Config) -> Callable[[], asyncio.AbstractEventLoop]:

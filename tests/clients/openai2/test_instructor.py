@@ -1,4 +1,4 @@
-"""instructor, in each of its modes that a server with OpenAI's API can take."""
+"""instructor in each of its modes for servers with OpenAI's API."""
 
 from typing import Any
 
@@ -35,21 +35,21 @@ def test_with_the_completion(base_url: str) -> None:
 
 @pytest.mark.parametrize("mode", [instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA])
 def test_partial_objects(base_url: str, mode: instructor.Mode) -> None:
-    """The object as it grows in the stream."""
+    """The object grows with the stream."""
     parts = list(build(base_url, mode).chat.completions.create_partial(response_model=City, **ASK))
     assert len(parts) > 1
     City.model_validate(parts[-1].model_dump())
 
 
 def test_several_objects(base_url: str) -> None:
-    """A stream of objects in one call; the token limit may end it before the list does."""
+    """One call streams several objects; the token limit may end the list early."""
     client = build(base_url, instructor.Mode.TOOLS)
     found = next(iter(client.chat.completions.create_iterable(response_model=City, **ASK)))
     assert isinstance(found, City)
 
 
 def test_json_mode(base_url: str) -> None:
-    """JSON mode promises an object and not the schema, so the model of the answer takes any."""
+    """JSON mode guarantees an object, not the schema, so the response model accepts any."""
 
     class Loose(instructor.OpenAISchema):
         name: Any = None

@@ -50,14 +50,14 @@ def test_completions_api(base_url: str) -> None:
 
 @pytest.mark.parametrize("by_schema", [True, False])
 def test_structured_output(llm: OpenAILike, by_schema: bool) -> None:
-    """By a schema, and by a forced call, which is the default."""
+    """Covers structured output by a schema, and by a forced call, which is the default."""
     llm.should_use_structured_outputs = by_schema
     found = llm.as_structured_llm(City).chat([ChatMessage(role="user", content="Tell me of Madrid.")])
     assert isinstance(found.raw, City)
 
 
 def test_tool(llm: OpenAILike) -> None:
-    """The call, the tool's result, and an answer after it."""
+    """Covers a call, the tool's result, and the response to it."""
     tool = FunctionTool.from_defaults(weather)
     asked = ChatMessage(role="user", content="How is the weather in Rome?")
     reply = llm.chat_with_tools([tool], chat_history=[asked], tool_required=True)

@@ -32,7 +32,7 @@ PROSE = ["user", "model", "the user asked the model", "what did the model say to
 
 
 def train(user_defined: list[str]) -> Tokenizer:
-    """Merges prose eagerly, so that pieces would straddle a header's end if it were encoded with the text."""
+    """Returns a tokenizer that merges eagerly, so that pieces would cross a header's end if encoded with the text."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(PROSE * 20),
@@ -113,7 +113,7 @@ class TestGemmaTurns:
             *(*start, *tokenizer.encode("model"), *newline),
         ]
 
-    def test_several_turns_read_as_the_report_shows(self, gemma: ChatFormat) -> None:
+    def test_several_turns_match_the_report(self, gemma: ChatFormat) -> None:
         assert gemma.render([user("Knock knock."), assistant("Who's there?"), user("Gemma.")]) == (
             "<bos><start_of_turn>user\nKnock knock.<end_of_turn>\n"
             "<start_of_turn>model\nWho's there?<end_of_turn>\n"
@@ -125,7 +125,7 @@ class TestGemmaTurns:
         rendered = gemma.render([user("a"), assistant("b")], Ending(add_header=False))
         assert rendered.endswith("<start_of_turn>model\nb<end_of_turn>\n")
 
-    def test_white_space_around_texts_is_dropped(self, gemma: ChatFormat) -> None:
+    def test_whitespace_around_texts_is_stripped(self, gemma: ChatFormat) -> None:
         assert gemma.encode([user("  \n a  b\n")]) == gemma.encode([user("a  b")])
 
     def test_pieces_do_not_reach_across_a_header(self) -> None:
@@ -137,7 +137,7 @@ class TestGemmaTurns:
 
 
 def test_markup_is_encoded_once(gemma: ChatFormat, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many messages without a text cost next to nothing to send."""
+    """Requests may have many empty messages, whose markup must stay cheap."""
     encoded: list[str] = []
     encode = tokenizer.encode
 
@@ -194,7 +194,7 @@ class TestRoles:
         with pytest.raises(ChatFormatError, match=f"the role '{role}' is not supported"):
             gemma.encode([user("a"), Message(role, "b")])
 
-    def test_a_long_unknown_one_is_cut_in_the_message(self, gemma: ChatFormat) -> None:
+    def test_long_unknown_role_is_truncated_in_the_error(self, gemma: ChatFormat) -> None:
         with pytest.raises(ChatFormatError) as caught:
             gemma.encode([Message("x" * 10_000, "a")])
         assert len(str(caught.value)) < 200
@@ -207,26 +207,26 @@ class TestRoles:
 class TestAnOpenEnd:
     OPEN = Ending(add_header=False, stay_open=True)
 
-    def test_it_is_the_answer_so_far(self, gemma: ChatFormat) -> None:
+    def test_last_message_is_continued(self, gemma: ChatFormat) -> None:
         opened = gemma.encode([user("U"), assistant("A")], self.OPEN)
         closed = gemma.encode([user("U"), assistant("A")], Ending(add_header=False))
         assert closed[:-2] == opened
         assert gemma.render([user("U"), assistant("A")], self.OPEN).endswith("<start_of_turn>model\nA")
 
-    def test_white_space_at_it_is_meant(self, gemma: ChatFormat) -> None:
+    def test_trailing_whitespace_is_kept(self, gemma: ChatFormat) -> None:
         assert gemma.render([user(" U "), assistant(" A:\n")], self.OPEN).endswith("model\nA:\n")
 
     @pytest.mark.parametrize("nothing", ["", "  "])
-    def test_nothing_is_the_same_as_a_header(self, gemma: ChatFormat, nothing: str) -> None:
+    def test_empty_last_message_is_a_header(self, gemma: ChatFormat, nothing: str) -> None:
         assert gemma.encode([user("U"), assistant(nothing)], self.OPEN) == gemma.encode([user("U")])
 
-    def test_several_answers_are_one(self, gemma: ChatFormat) -> None:
+    def test_several_assistant_messages_are_joined(self, gemma: ChatFormat) -> None:
         assert gemma.render([user("U"), assistant("A"), assistant("B")], self.OPEN).endswith("model\nA\n\nB")
 
-    def test_empty_messages_at_it_do_not_close_it(self, gemma: ChatFormat) -> None:
+    def test_empty_messages_do_not_close_it(self, gemma: ChatFormat) -> None:
         assert gemma.render([user("U"), assistant("A"), assistant(" ")], self.OPEN).endswith("model\nA")
 
-    def test_no_user_is_needed_before_it(self, gemma: ChatFormat) -> None:
+    def test_user_message_is_optional(self, gemma: ChatFormat) -> None:
         empty = "<bos><start_of_turn>user\n<end_of_turn>\n<start_of_turn>model\n"
         assert gemma.render([assistant("A")], self.OPEN) == empty + "A"
         assert gemma.render([assistant("")], self.OPEN) == empty
@@ -234,16 +234,16 @@ class TestAnOpenEnd:
     @pytest.mark.parametrize(
         "messages", [[user("U")], [system("S")], [assistant("A"), user("U")], [user("U"), assistant("A"), system("S")]]
     )
-    def test_it_is_the_assistants(self, gemma: ChatFormat, messages: list[Message]) -> None:
+    def test_only_an_assistants_message_can_be_continued(self, gemma: ChatFormat, messages: list[Message]) -> None:
         with pytest.raises(ChatFormatError, match="must be the assistant's"):
             gemma.encode(messages, self.OPEN)
 
-    def test_a_template_has_it_too(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    def test_template_supports_it(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
         for template in (NATIVE_SYSTEM_TEMPLATE, GEMMA_TEMPLATE):
             chat = with_template(tmp_path, template, tokenizer)
             assert chat.render([system("S"), user("U"), assistant("A ")], self.OPEN).endswith("A ")
 
-    def test_a_template_that_says_more_than_messages_is_refused(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    def test_template_with_text_after_the_messages_is_refused(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
         template = NATIVE_SYSTEM_TEMPLATE + "{{ messages[0].content }}"
         with pytest.raises(ChatFormatError, match="does not end with the last message"):
             with_template(tmp_path, template, tokenizer).encode([user("U"), assistant("A")], self.OPEN)
@@ -277,7 +277,7 @@ class TestControlTokensInTexts:
 
 
 class TestFoldingForTemplates:
-    """A template gets the roles that it takes, and what it does not take is folded."""
+    """A template receives the roles that it accepts; other messages are folded."""
 
     @pytest.mark.parametrize("roles", [roles for n in (1, 2, 3) for roles in itertools.product("sua", repeat=n)])
     def test_gemmas_equals_the_built_in_format_in_any_order(
@@ -288,8 +288,8 @@ class TestFoldingForTemplates:
         for ending in (Ending(), Ending(add_header=False)):
             assert formats["gemma"].encode(messages, ending) == gemma.encode(messages, ending)
 
-    def test_gemmas_never_has_a_turn_of_a_system(self, formats: Formats) -> None:
-        """Its check overlooks a system message at an odd place."""
+    def test_gemmas_template_never_writes_a_system_turn(self, formats: Formats) -> None:
+        """Gemma's check misses a system message at an odd position."""
         expected = "<bos><start_of_turn>user\nU\n\nS\n\nV<end_of_turn>\n<start_of_turn>model\n"
         assert formats["gemma"].render([user("U"), system("S"), user("V")]) == expected
 
@@ -332,7 +332,7 @@ class TestFoldingForTemplates:
             "<bos>[system] S\n[user] U\n[assistant] A\n[user] T\n\nV\n"
         )
 
-    def test_a_refusal_of_the_folded_form_has_the_templates_words(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def test_error_of_the_folded_form_is_the_templates(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         template = (
             "{% if add_generation_prompt and messages[-1].role == 'assistant' %}"
             "{{ raise_exception('Expected last role user, got assistant') }}{% endif %}" + GEMMA_TEMPLATE
@@ -342,7 +342,7 @@ class TestFoldingForTemplates:
             chat.encode([system("S"), user("U"), assistant("A")])
         assert chat.render([user("U"), assistant("A")], TestAnOpenEnd.OPEN).endswith("A")
 
-    def test_a_refusal_of_a_list_of_parts_has_the_templates_words(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def test_error_of_a_list_of_parts_is_the_templates(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         template = (
             "{% for m in messages %}{% if m.content[0].text == '' %}{{ raise_exception('say something') }}{% endif %}"
             "[{{ m.role }}] {{ m.content[0].text }}\n{% endfor %}"
@@ -350,17 +350,15 @@ class TestFoldingForTemplates:
         with pytest.raises(ChatFormatError, match="refuses these messages: say something"):
             with_template(tmp_path, template, tokenizer).encode([user("")])
 
-    def test_no_answer_begins_where_the_template_has_no_header_for_it(
-        self, tokenizer: Tokenizer, tmp_path: Path
-    ) -> None:
-        """Else the model would go on behind the end of its own turn."""
+    def test_missing_header_after_an_assistants_message_is_an_error(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+        """Otherwise the model would continue after the end of its own turn."""
         template = "{% for m in messages %}{{ '[INST] ' if m.role == 'user' }}{{ m.content }} [/INST]{% endfor %}"
         chat = with_template(tmp_path, template, tokenizer)
         assert chat.render([user("U"), assistant("A"), user("V")]) == "<bos>[INST] U [/INST]A [/INST][INST] V [/INST]"
         with pytest.raises(ChatFormatError, match="starts no turn after an assistant's message"):
             chat.encode([user("U"), assistant("A")])
 
-    def test_a_variable_that_only_requests_bring_is_no_hindrance(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def test_template_may_need_a_variable_of_the_request(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         template = "{% if not mood %}{{ raise_exception('no mood') }}{% endif %}" + GEMMA_TEMPLATE
         chat = with_template(tmp_path, template, tokenizer)
         with pytest.raises(ChatFormatError, match="no mood"):
@@ -380,7 +378,7 @@ MESSAGES = st.lists(
 
 
 class TestGrowingConversations:
-    """The prefix cache serves the next request of a conversation only if its prompt begins as the last one did."""
+    """The prefix cache serves the next request of a conversation only if its prompt starts like the previous one."""
 
     @pytest.mark.parametrize("name", ["built in", "gemma", "system first", "any order"])
     @given(messages=MESSAGES)
@@ -393,7 +391,7 @@ class TestGrowingConversations:
 
     @pytest.mark.parametrize("name", ["built in", "gemma"])
     @given(messages=MESSAGES)
-    def test_an_answer_goes_where_its_header_was(self, formats: Formats, name: str, messages: list[Message]) -> None:
+    def test_output_follows_its_header(self, formats: Formats, name: str, messages: list[Message]) -> None:
         for length in turn_ends(messages):
             if side(messages[length]) == "assistant":
                 ids = formats[name].encode(messages[:length])
@@ -401,7 +399,7 @@ class TestGrowingConversations:
 
 
 def turn_ends(messages: list[Message]) -> list[int]:
-    """Where the next message begins a new turn."""
+    """Returns the position at which the next message starts a new turn."""
     return [place for place in range(1, len(messages)) if side(messages[place - 1]) != side(messages[place])]
 
 
@@ -433,7 +431,7 @@ class TestTemplates:
         assert chat.render(messages) == "<bos>[system] S\n[user] U\n[assistant] A\n[user] V\n[assistant]"
 
     @pytest.mark.parametrize("bos", ["", "<bos>", "<bos><bos>"])
-    def test_bos_comes_once(self, tokenizer: Tokenizer, tmp_path: Path, bos: str) -> None:
+    def test_bos_is_at_the_start_only(self, tokenizer: Tokenizer, tmp_path: Path, bos: str) -> None:
         ids = with_template(tmp_path, bos + NATIVE_SYSTEM_TEMPLATE, tokenizer).encode([user("U")])
         assert (ids[0], ids.count(2)) == (2, 1)
 
@@ -441,7 +439,7 @@ class TestTemplates:
         templates = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": NATIVE_SYSTEM_TEMPLATE}]
         assert with_template(tmp_path, templates, tokenizer).render([user("U")]) == "<bos>[user] U\n[assistant]"
 
-    def test_own_file_comes_first(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def test_template_file_takes_precedence(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         (tmp_path / "chat_template.jinja").write_text("file: {{ messages[0].content }}{{ eos_token }}\n")
         assert with_template(tmp_path, "config", tokenizer).render([user("U")]) == "<bos>file: U<eos>"
 
@@ -449,7 +447,7 @@ class TestTemplates:
         template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
         assert with_template(tmp_path, template, tokenizer).render([system("S"), user("U")]) == "<bos>S\n\nU"
 
-    def test_may_want_texts_as_lists_of_parts(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def test_template_may_need_texts_as_lists_of_parts(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         loop = "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
         wants_parts = "{% for m in messages %}[{{ m.role }}] " + loop + "; {% endfor %}"
         takes_both = (
@@ -464,20 +462,20 @@ class TestTemplates:
         no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + wants_parts
         assert with_template(tmp_path, no_system, tokenizer).render(messages[:2]) == "<bos>[user] S\n\nU; "
 
-    def test_text_written_twice_stands_twice(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def test_text_written_twice_is_in_the_prompt_twice(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         template = "{{ messages[0].content }}-{{ messages[0].content | upper }}"
         assert with_template(tmp_path, template, tokenizer).render([user("u")]) == "<bos>u-u"
 
     @pytest.mark.parametrize(
         "template", ["{{ messages[-1].content }}", "{% for m in messages %}{{ m.content[0] | upper }}{% endfor %}"]
     )
-    def test_lost_or_rewritten_text_is_an_error(self, tokenizer: Tokenizer, tmp_path: Path, template: str) -> None:
+    def test_dropped_or_changed_text_is_an_error(self, tokenizer: Tokenizer, tmp_path: Path, template: str) -> None:
         chat = with_template(tmp_path, template, tokenizer)
         with pytest.raises(ChatFormatError, match="leaves out or rewrites"):
             chat.encode([user("a"), assistant("b"), user("c")])
 
     @pytest.mark.parametrize("value", ["m.content[0]", "m.content[:1]", "m.content[:1] | string", "m.content | tojson"])
-    def test_no_part_is_written_as_python_does(self, tokenizer: Tokenizer, tmp_path: Path, value: str) -> None:
+    def test_repr_of_a_part_is_an_error(self, tokenizer: Tokenizer, tmp_path: Path, value: str) -> None:
         chat = with_template(tmp_path, "{% for m in messages %}{{ " + value + " }}{% endfor %}", tokenizer)
         with pytest.raises(ChatFormatError):
             chat.encode([user("a")])
@@ -491,7 +489,7 @@ class TestTemplates:
             ("{{ messages.append(1) }}", "access to attribute 'append'"),
         ],
     )
-    def test_failure_is_told_in_one_line(
+    def test_failure_is_reported_in_one_line(
         self, tokenizer: Tokenizer, tmp_path: Path, template: str, reason: str
     ) -> None:
         chat = with_template(tmp_path, template, tokenizer)
