@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
 from ..core.sampling_params import SamplingState
-from .state import TokenMemory, is_penalized
+from .state import TokenMemory
 
 
 def process_logits(
@@ -52,6 +52,11 @@ def process_logits(
 def has_processors(state: SamplingState[Array], positions: Int32[Array, " R"]) -> Bool[Array, " R"]:
     """Returns which rows' logits `process_logits` may change."""
     return (positions < state.min_position) | state.is_masked | (state.bias_ids[:, 0] >= 0) | is_penalized(state)
+
+
+def is_penalized(state: SamplingState[Array]) -> Bool[Array, " R"]:
+    """Returns which rows have a penalty."""
+    return (state.frequency_penalty != 0) | (state.presence_penalty != 0) | (state.repetition_penalty != 1)
 
 
 def unpack_bits(words: UInt32[Array, "R W"], count: int) -> Bool[Array, "R V"]:

@@ -61,8 +61,3 @@ def record_tokens(
     """Returns `recent` with a token more of each of the first R slots that `rows` selects, in place of the oldest."""
     row = jnp.where(rows, jnp.arange(tokens.shape[0]), recent.shape[0])
     return recent.at[row, positions % recent.shape[1]].set(tokens, mode="drop")
-
-
-def is_penalized(state: SamplingState[Array]) -> Bool[Array, " R"]:
-    """Returns which rows have a penalty."""
-    return (state.frequency_penalty != 0) | (state.presence_penalty != 0) | (state.repetition_penalty != 1)

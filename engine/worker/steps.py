@@ -32,9 +32,10 @@ from ..model.state import (
     scatter_rows,
     split,
 )
+from ..sampling.logits_processors import is_penalized
 from ..sampling.logprobs import Logprobs, logprobs, no_logprobs, score
 from ..sampling.sampler import Sampled, needs_logits, sample
-from ..sampling.state import TokenMemory, is_penalized, no_tokens, record_tokens
+from ..sampling.state import TokenMemory, no_tokens, record_tokens
 
 type Graph = nnx.GraphDef[Griffin]
 
