@@ -57,9 +57,6 @@ PENDING: frozenset[str] = frozenset(
     {
         # engine/model/
         "engine/model/state.py",
-        # engine/worker/
-        "engine/worker/profiling.py",
-        "engine/worker/steps.py",
         # server/api/
         "server/api/anthropic/message_builder.py",
         "server/api/anthropic/schemas.py",

@@ -1,4 +1,4 @@
-"""What the host and the device do, seen by JAX's profiler; to be opened with xprof or Perfetto."""
+"""Profiles of the host and the devices by JAX's profiler, for xprof or Perfetto."""
 
 import time
 from pathlib import Path
@@ -7,9 +7,14 @@ import jax
 
 
 def record_profile(folder: Path, seconds: float) -> None:
-    """Blocks for so long, and leaves files in the folder. Only one can be recorded at a time."""
+    """Records a profile; one at a time per process.
+
+    Args:
+      folder: Folder for the files.
+      seconds: Duration of the profile, for which the call blocks.
+    """
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # a line for every call of Python's would slow down what is to be seen
+    options.python_tracer_level = 0  # a line per Python call would slow down what is measured
     jax.profiler.start_trace(str(folder), profiler_options=options)
     try:
         time.sleep(seconds)

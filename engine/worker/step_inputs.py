@@ -1,4 +1,4 @@
-"""Batches as arrays of a compiled shape, made on the host."""
+"""Inputs of device programs, as arrays of a compiled shape on the host."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,13 +14,14 @@ from ..sampling.columns import sampling_columns
 def prefill_columns(
     chunks: Sequence[PrefillChunk], places: Sequence[int], rows: int, length: int, pool_rows: int
 ) -> dict[str, Any]:
-    """The fields of `PrefillInput` of a compiled shape.
+    """Returns the fields of `PrefillInput`.
 
     Args:
-      chunks: of prompts.
-      places: the row of each.
-      rows, length: of the shape.
-      pool_rows: the number of slots.
+      chunks: Chunks of prompts.
+      places: Row of each chunk.
+      rows: Number of rows of the compiled shape, on all data shards.
+      length: Number of tokens per row of the compiled shape.
+      pool_rows: Number of rows of the state pool.
     """
     columns = {
         "tokens": np.zeros((rows, length), np.int32),
@@ -39,7 +40,7 @@ def prefill_columns(
 def score_targets(
     chunks: Sequence[PrefillChunk], places: Sequence[int], rows: int, length: int
 ) -> Int[np.ndarray, "R T"]:
-    """`[rows, length]`: the token that follows each of the chunks' tokens in its prompt; see `prefill_columns`."""
+    """Returns the token that follows each of the chunks' tokens in its prompt; see `prefill_columns`."""
     targets = np.zeros((rows, length), np.int32)
     for row, chunk in zip(places, chunks, strict=True):
         following = chunk.request.prompt_token_ids[chunk.start + 1 : chunk.start + chunk.length + 1]
@@ -50,10 +51,13 @@ def score_targets(
 def first_token_columns(
     ends: Sequence[tuple[int, PrefillChunk]], rows: int, pool_rows: int, mask_words: int
 ) -> dict[str, Any]:
-    """The fields of `FirstTokenInput`.
+    """Returns the fields of `FirstTokenInput`.
 
     Args:
-      ends: prompts' last chunks and their forks, each with its row in the prefill batch.
+      ends: Last chunks of prompts and their forks, each with the row of its last token in the activations.
+      rows: Number of rows of the compiled shape.
+      pool_rows: Number of rows of the state pool.
+      mask_words: Number of words of a token mask.
     """
     columns: dict[str, Any] = {
         "rows": np.zeros(rows, np.int32),
@@ -84,7 +88,7 @@ def first_token_columns(
 def mask_columns(
     masks: Sequence[tuple[int, TokenMask]], rows: int, pool_rows: int, mask_words: int
 ) -> Iterator[tuple[Int[np.ndarray, " R"], TokenMask]]:
-    """Slots and masks in batches of so many rows."""
+    """Yields slots and masks in batches of `rows` rows; padding has a slot past the pool."""
     for start in range(0, len(masks), rows):
         slots, words = np.full(rows, pool_rows, np.int32), np.zeros((rows, mask_words), np.uint32)
         for row, (slot, mask) in enumerate(masks[start : start + rows]):

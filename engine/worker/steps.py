@@ -1,7 +1,7 @@
-"""The device's programs, as functions of arrays: what a decode, a prefill and the moves between slots compute.
+"""Steps of the device programs, as functions of arrays: decode, prefill, and copies between slots.
 
-Where the model and its slots are cut into shards, these are one shard's functions, to be run under `jax.shard_map`:
-what comes from the host is there whole for each of them, and so is what goes back to it.
+On a mesh these are one shard's functions, run under `jax.shard_map`. Inputs from the host are replicated, and so are
+results for the host.
 
 Letters in shapes: R rows of a pool or a batch, T tokens of a chunk, D width, K tokens per row of one dispatch, W words
 of a token mask.
@@ -41,14 +41,14 @@ type Graph = nnx.GraphDef[Griffin]
 
 
 class SlotState(NamedTuple):
-    """What is known of each slot beside the model's state.
+    """Decoding state of each slot, beside the model's state.
 
     Attributes:
-      tokens: the last one, which the next decode step reads.
-      positions: that token's position.
-      goes_on: false from the token on that ends the sequence: its state then stays as it is.
-      sampling: what its request asks for; set when its prompt has been read.
-      memory: of its tokens.
+      tokens: Last token, which the next decode step processes.
+      positions: Position of that token.
+      goes_on: Whether the request has not ended; after its last token a slot's state stays as it is.
+      sampling: Sampling parameters of the request, set after prefill.
+      memory: Tokens that penalties and masks refer to.
     """
 
     tokens: Int32[Array, " R"]
@@ -62,8 +62,8 @@ class StatePool(NamedTuple):
     """All slots, one row each; donated to every step and updated in place.
 
     Attributes:
-      groups: the model's state, of slots that follow one another.
-      slots: of all of them.
+      groups: The model's state, by groups of consecutive slots.
+      slots: Decoding state of all slots.
     """
 
     groups: tuple[ModelState, ...]
@@ -71,13 +71,15 @@ class StatePool(NamedTuple):
 
 
 class PrefillInput(NamedTuple):
-    """A prefill batch as arrays, with as many rows for each data shard, one shard's behind the other's. Rows of padding
-    have length 0 and a slot past the pool.
+    """A prefill batch, with the same number of rows for each data shard, one shard after the other.
+
+    Padding rows have length 0 and a slot past the pool.
 
     Attributes:
-      tokens: of the chunk.
-      starts, lengths: the chunk's place in the prompt.
-      slots: rows of the pool.
+      tokens: Tokens of each chunk.
+      starts: Number of prompt tokens before each chunk.
+      lengths: Number of tokens in each chunk.
+      slots: Slot of each chunk.
     """
 
     tokens: Int32[Array, "R T"]
@@ -87,14 +89,14 @@ class PrefillInput(NamedTuple):
 
 
 class FirstTokenInput(NamedTuple):
-    """Prompts that end in a prefill batch, and forks of them. Rows of padding have a slot past the pool.
+    """Prompts that end in a prefill batch, and their forks. Padding rows have a slot past the pool.
 
     Attributes:
-      rows: of the prefill batch.
-      slots: rows of the pool.
-      lengths: of the prompts, so also the positions of the tokens to be sampled.
-      sampling: what the requests ask for.
-      in_prompt, allowed: see `TokenMemory`.
+      rows: Row of each prompt's last token in the activations.
+      slots: Slot of each prompt.
+      lengths: Length of each prompt, which is the position of the token to sample.
+      sampling: Sampling parameters of the requests.
+      in_prompt, allowed: See `TokenMemory`.
     """
 
     rows: Int32[Array, " R"]
@@ -107,30 +109,31 @@ class FirstTokenInput(NamedTuple):
 
 def decode_step(
     graph: Graph,
-    most: int,
+    max_steps: int,
     params: Params,
     pool: StatePool,
     active: Bool[Array, " R"],
     steps: Int32[Array, ""],
 ) -> tuple[StatePool, Sampled]:
-    """More tokens for the active ones of the first R slots; the others' state stays as it is, bit for bit.
+    """Generates tokens in the active slots among the first R; the others' state stays as it is, bit for bit.
 
     Args:
-      graph, params: the model.
-      most: K, the bound of `steps`.
-      pool: all slots.
-      active: of the first R, which are whole groups.
-      steps: how many tokens; a row that ends before stays as its last token left it.
+      graph: Code of the model.
+      max_steps: K, the maximum of `steps`.
+      params: Parameters of the model.
+      pool: All slots.
+      active: Whether each of the first R slots gets tokens; these are whole groups.
+      steps: Number of tokens per row. A row that ends earlier stays as its last token left it.
 
     Returns:
-      The pool, and `[K, R]` tokens, of which those past a row's last one mean nothing.
+      The pool, and tokens `[K, R]`, of which those past a row's last one are meaningless.
     """
     model = nnx.merge(graph, params)
     active = model.collectives.local_slots(active)
     sizes = _sizes_of_first(pool, active.shape[0])
     layers = join(pool.groups[: len(sizes)])
     slots = jax.tree.map(lambda x: x[: active.shape[0]], pool.slots)
-    shape = (most, active.shape[0])
+    shape = (max_steps, active.shape[0])
     results = Sampled(jnp.zeros(shape, jnp.int32), no_logprobs(shape, model.config.vocab_size, MAX_LOGPROBS))
 
     def is_wanted(carry: _Carry) -> Bool[Array, ""]:
@@ -142,7 +145,7 @@ def decode_step(
         return _Carry(carry.done + 1, layers, slots, results)
 
     carry = _Carry(jnp.zeros((), jnp.int32), layers, slots, results)
-    carry = step(carry) if most == 1 else jax.lax.while_loop(is_wanted, step, carry)
+    carry = step(carry) if max_steps == 1 else jax.lax.while_loop(is_wanted, step, carry)
     groups = (*split(carry.layers, sizes), *pool.groups[len(sizes) :])
     return StatePool(groups, _with_progress(pool.slots, carry.slots)), model.collectives.all_gather_slots(
         carry.results, axis=1
@@ -150,7 +153,7 @@ def decode_step(
 
 
 def _with_progress(slots: SlotState, first: SlotState) -> SlotState:
-    """All slots, with what decoding has changed of the first so many; the rest is not even copied."""
+    """Returns all slots, with the fields that decoding changes taken from the first ones; the others are not copied."""
 
     def put(old: Array, new: Array) -> Array:
         return new if old.shape == new.shape else old.at[: new.shape[0]].set(new)
@@ -164,7 +167,7 @@ def _with_progress(slots: SlotState, first: SlotState) -> SlotState:
 
 
 class _Carry(NamedTuple):
-    """What a decode step hands to the next one of the same dispatch."""
+    """State between two decode steps of one dispatch."""
 
     done: Int32[Array, ""]
     layers: ModelState
@@ -173,7 +176,7 @@ class _Carry(NamedTuple):
 
 
 def _sizes_of_first(pool: StatePool, rows: int) -> list[int]:
-    """How many rows each of the groups has that together have so many."""
+    """Returns the number of rows of each of the first groups, which have `rows` rows together."""
     if len(pool.groups) == 1:
         return [rows]
     sizes: list[int] = []
@@ -197,7 +200,7 @@ def _decode_once(
 
 
 def sample_or_greedy(model: Griffin, hidden: Float[Array, "R D"], slots: SlotState, live: Bool[Array, " R"]) -> Sampled:
-    """`sample`, spared the logits on accelerators where every row wants the argmax and nothing else."""
+    """Samples, or takes the argmax without the logits if no row needs more and the platform gains from that."""
     positions = slots.positions + 1
 
     def sampled() -> Sampled:
@@ -206,8 +209,8 @@ def sample_or_greedy(model: Griffin, hidden: Float[Array, "R D"], slots: SlotSta
     if not model.platform.skips_logits:
         return sampled()
     greedy = partial(greedy_sample, model, hidden)
-    is_asked_for_more = model.collectives.any_device(live & needs_logits(slots.sampling, positions))
-    result: Sampled = jax.lax.cond(is_asked_for_more, sampled, greedy)
+    is_logits_needed = model.collectives.any_device(live & needs_logits(slots.sampling, positions))
+    result: Sampled = jax.lax.cond(is_logits_needed, sampled, greedy)
     return result
 
 
@@ -219,7 +222,7 @@ def _sample(
     positions: Int32[Array, " R"],
     active: Bool[Array, " R"],
 ) -> Sampled:
-    """Each of the model's shards samples some of the rows."""
+    """Samples each row on one of the model shards."""
     own = model.collectives.local_rows((sampling, memory, positions, active))
     sampled: Sampled = model.collectives.all_gather_rows(sample(model.logits(hidden), *own))
     return sampled
@@ -232,8 +235,11 @@ def greedy_sample(model: Griffin, hidden: Float[Array, "R D"]) -> Sampled:
 
 
 def mark_broken(sampled: Sampled, hidden: Float[Array, "R D"]) -> Sampled:
-    """Puts `NO_TOKEN` where a row's activations are not numbers. They are looked at behind the last norm: whatever goes
-    wrong in a layer or in a row's state shows there, at a hundredth of the price of the logits."""
+    """Replaces the token by `NO_TOKEN` in rows with NaN activations.
+
+    Activations are checked after the final norm. A fault in any layer or in a row's state shows there, at a hundredth
+    of the cost of checking the logits.
+    """
     is_broken = jnp.any(jnp.isnan(hidden), axis=-1)
     return sampled._replace(tokens=jnp.where(is_broken, NO_TOKEN, sampled.tokens))
 
@@ -241,7 +247,7 @@ def mark_broken(sampled: Sampled, hidden: Float[Array, "R D"]) -> Sampled:
 def _is_last(
     tokens: Int32[Array, " R"], positions: Int32[Array, " R"], sampling: SamplingState[Array]
 ) -> Bool[Array, " R"]:
-    """Whether a sequence ends with this token: by a stop id, by its limit, or as there is none."""
+    """Returns whether each request ends with this token: at a stop id, at its limit, or for lack of a token."""
     is_stop = jnp.any(tokens[:, None] == sampling.stop_ids, axis=-1) | (tokens < 0)
     return is_stop | (positions >= sampling.last_position)
 
@@ -249,37 +255,46 @@ def _is_last(
 def prefill_step(
     graph: Graph, params: Params, pool: StatePool, inputs: PrefillInput, layers: range | None = None
 ) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"], BlockStates]:
-    """Reads a chunk of prompt per row into its slot.
+    """Prefills one chunk per row.
 
     Args:
-      graph, params: the model.
-      pool: all slots.
-      inputs: the chunks.
-      layers: the first ones, where those behind them have steps of their own; None is all.
+      graph: Code of the model.
+      params: Parameters of the model.
+      pool: All slots.
+      inputs: The chunks.
+      layers: First slice of the layers; None for all layers.
 
     Returns:
-      The pool, the activations of all tokens of this data shard's rows, those of each row's last one, for
-      `MAX_PREFILL_ROWS` rows of each data shard, and what the chunks add to the state of these layers. Before the
+      The pool; the activations of all tokens of this data shard's rows; those of each row's last token, for
+      `MAX_PREFILL_ROWS` rows per data shard; and what the chunks add to the state of these layers. Before the
       model's last layer, activations are what the next one takes.
     """
     model = nnx.merge(graph, params)
     inputs = model.collectives.local_slots(inputs)
-    return _read(model, layers or range(model.config.depth), pool, model.embed(inputs.tokens), inputs)
+    return _prefill(model, layers or range(model.config.depth), pool, model.embed(inputs.tokens), inputs)
 
 
 def later_prefill_step(
     graph: Graph, layers: range, params: Params, pool: StatePool, hidden: Float[Array, "R T D"], inputs: PrefillInput
 ) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"], BlockStates]:
-    """Goes on with the layers behind those of a `prefill_step`, as if they were one step.
+    """Runs a later slice of the layers after `prefill_step`, with the bits of a single step.
 
     Args:
-      hidden: what the layers before have made of the chunks.
+      graph: Code of the model.
+      layers: The slice.
+      params: Parameters of the model.
+      pool: All slots.
+      hidden: Activations after the layers before the slice.
+      inputs: The chunks.
+
+    Returns:
+      The same as `prefill_step`.
     """
     model = nnx.merge(graph, params)
-    return _read(model, layers, pool, hidden, model.collectives.local_slots(inputs))
+    return _prefill(model, layers, pool, hidden, model.collectives.local_slots(inputs))
 
 
-def _read(
+def _prefill(
     model: Griffin, layers: range, pool: StatePool, x: Float[Array, "R T D"], inputs: PrefillInput
 ) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"], BlockStates]:
     shards = model.collectives
@@ -313,34 +328,40 @@ def first_token_step(
     goes_on = ~_is_last(sampled.tokens, inputs.lengths, sampling)
     recent = record_tokens(memory.recent, sampled.tokens, inputs.lengths, is_penalized(sampling))
     new = SlotState(sampled.tokens, inputs.lengths, goes_on, sampling, memory._replace(recent=recent))
-    return pool._replace(slots=_put(pool.slots, slots, new, model.collectives)), sampled
+    return pool._replace(slots=_scatter(pool.slots, slots, new, model.collectives)), sampled
 
 
 def score_step(graph: Graph, params: Params, hidden: Float[Array, "R T D"], targets: Int32[Array, "R T"]) -> Logprobs:
-    """Log-probabilities of the tokens that follow each token of a prefill batch, `[R, T]` as `targets`; `hidden` has a
-    data shard's own rows of these."""
+    """Returns log-probabilities `[R, T]` of the tokens that follow each token of a prefill batch.
+
+    Args:
+      graph: Code of the model.
+      params: Parameters of the model.
+      hidden: Activations of this data shard's rows.
+      targets: Following tokens, of all data shards.
+    """
     model: Griffin = nnx.merge(graph, params)
     shards, targets = model.collectives, model.collectives.local_slots(targets)
 
-    def judge(hidden: Float[Array, "T D"], targets: Int32[Array, " T"]) -> Logprobs:
-        lacking = -PREFILL_BLOCK % shards.model  # so that each of the model's shards judges as many
-        hidden, own = jnp.pad(hidden, ((0, lacking), (0, 0))), shards.local_rows(jnp.pad(targets, (0, lacking)))
-        judged = shards.all_gather_rows(logprobs(model.logits(hidden), own, jnp.zeros((own.shape[0], 0), jnp.int32)))
-        first: Logprobs = jax.tree.map(lambda x: x[:PREFILL_BLOCK], judged)
-        return first
+    def score_block(hidden: Float[Array, "T D"], targets: Int32[Array, " T"]) -> Logprobs:
+        padding = -PREFILL_BLOCK % shards.model  # every model shard scores as many
+        hidden, own = jnp.pad(hidden, ((0, padding), (0, 0))), shards.local_rows(jnp.pad(targets, (0, padding)))
+        scored = shards.all_gather_rows(logprobs(model.logits(hidden), own, jnp.zeros((own.shape[0], 0), jnp.int32)))
+        unpadded: Logprobs = jax.tree.map(lambda x: x[:PREFILL_BLOCK], scored)
+        return unpadded
 
-    flat = score(judge, hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), PREFILL_BLOCK)
+    flat = score(score_block, hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), PREFILL_BLOCK)
     shaped = jax.tree.map(lambda x: x.reshape(*targets.shape, *x.shape[1:]), flat)
-    everywhere: Logprobs = shards.all_gather_slots(shaped)
-    return everywhere
+    gathered: Logprobs = shards.all_gather_slots(shaped)
+    return gathered
 
 
 def copy_step(
     shards: Collectives, pool: StatePool, sources: Int32[Array, " R"], targets: Int32[Array, " R"]
 ) -> StatePool:
-    """Copies slots with all that belongs to them onto others; a target past the pool is left out."""
+    """Copies slots, model state and decoding state, onto others; a target past the pool is skipped."""
     groups = copy_rows(pool.groups, sources, targets, shards)
-    return StatePool(groups, _put(pool.slots, targets, _take(pool.slots, sources, shards), shards))
+    return StatePool(groups, _scatter(pool.slots, targets, _gather(pool.slots, sources, shards), shards))
 
 
 def restore_step(
@@ -351,7 +372,7 @@ def restore_step(
     conv: Float[Array, "L K1 E"],
     ring: Float[Array, "W A 2 d"],
 ) -> StatePool:
-    """Puts a remembered state into a slot; see `as_state`."""
+    """Scatters a snapshot's state into a slot; see `as_state`."""
     state = as_state(pool.groups[0], h, conv, ring, shards)
     return pool._replace(groups=scatter_rows(pool.groups, slots, state, shards))
 
@@ -359,7 +380,7 @@ def restore_step(
 def read_step(
     shards: Collectives, channels: int, pool: StatePool, slots: Int32[Array, " 1"]
 ) -> tuple[Float32[Array, "L E"], Float[Array, "L K1 E"], Float[Array, "W A 2 d"]]:
-    """A slot's state, as `restore_step` takes it."""
+    """Gathers a slot's state, as `restore_step` takes it."""
     state = gather_rows(pool.groups, slots, jnp.zeros(1, jnp.bool), shards, from_all=True)
     return as_arrays(state, shards, channels)
 
@@ -367,33 +388,33 @@ def read_step(
 def mask_step(
     shards: Collectives, pool: StatePool, slots: Int32[Array, " R"], allowed: UInt32[Array, "R W"]
 ) -> StatePool:
-    """Says which tokens may come next in some slots; a slot past the pool is left out."""
+    """Sets the token masks of some slots; a slot past the pool is skipped."""
     memory = pool.slots.memory
-    memory = memory._replace(allowed=_put(memory.allowed, slots, allowed, shards))
+    memory = memory._replace(allowed=_scatter(memory.allowed, slots, allowed, shards))
     return pool._replace(slots=pool.slots._replace(memory=memory))
 
 
-def _put[Tree](old: Tree, slots: Int32[Array, " R"], new: Tree, shards: Collectives) -> Tree:
-    """Rows of slots replaced, as far as they are this data shard's."""
+def _scatter[Tree](old: Tree, slots: Int32[Array, " R"], new: Tree, shards: Collectives) -> Tree:
+    """Replaces rows of slots, if this data shard holds them."""
 
-    def put(old: Array, new: Array) -> Array:
+    def scatter(old: Array, new: Array) -> Array:
         local = slots - shards.slot_offset(old.shape[0])
         return old.at[jnp.where(local < 0, old.shape[0], local)].set(new, mode="drop")
 
-    placed: Tree = jax.tree.map(put, old, new)
-    return placed
+    scattered: Tree = jax.tree.map(scatter, old, new)
+    return scattered
 
 
-def _take[Tree](tree: Tree, slots: Int32[Array, " R"], shards: Collectives) -> Tree:
-    """Rows of slots, of whichever data shard they are."""
+def _gather[Tree](tree: Tree, slots: Int32[Array, " R"], shards: Collectives) -> Tree:
+    """Returns rows of slots of any data shard."""
     if shards.data == 1:
-        taken: Tree = jax.tree.map(lambda x: x[slots], tree)
-        return taken
+        gathered: Tree = jax.tree.map(lambda x: x[slots], tree)
+        return gathered
 
-    def take(x: Array) -> Array:
+    def gather(x: Array) -> Array:
         local = slots - shards.slot_offset(x.shape[0])
         is_here = ((local >= 0) & (local < x.shape[0])).reshape(-1, *[1] * (x.ndim - 1))
         return jnp.where(is_here, x[jnp.clip(local, 0, x.shape[0] - 1)], jnp.zeros((), x.dtype))
 
-    shared: Tree = shards.psum_slots(jax.tree.map(take, tree))
+    shared: Tree = shards.psum_slots(jax.tree.map(gather, tree))
     return shared
