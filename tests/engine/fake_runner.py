@@ -1,4 +1,4 @@
-"""A runner without a device, whose arithmetic a reader can follow."""
+"""A runner without a device, whose tokens are easy to predict."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from roost.engine.core.snapshot import Snapshot, from_ring
 
 @dataclass
 class FakePending:
-    """Results that were known all along."""
+    """A batch whose results are known at once."""
 
     results: Sequence[RowResult]
 
@@ -20,11 +20,11 @@ class FakePending:
 
 
 class FakeRunner:
-    """Counts on: the first token is the prompt's last id + 1, each further one the one before it + 1.
+    """Generates consecutive numbers: the first token is the prompt's last id + 1.
 
-    It keeps, per slot, what a device would keep (the last token and how many it has read), and fails on a batch that a
-    device would serve wrongly: a slot named twice, a chunk that does not start where the last one ended, parts of a
-    batch in another order or with something else in their slots.
+    It keeps the last token and the number of prefilled tokens per slot, as a device keeps its state. It fails on a
+    batch for which a device would generate wrong tokens: with a slot named twice, a chunk that does not start where the
+    last one ended, or layer slices in another order or with other work on their slots in between.
     """
 
     def __init__(self) -> None:
@@ -33,32 +33,33 @@ class FakeRunner:
         self.restore_seconds = 0.0
         self.failure: EngineDeadError | None = None
         self._last: dict[int, int] = {}
-        self._read: dict[int, int] = {}
-        self._begun: PrefillBatch | None = None
+        self._lengths: dict[int, int] = {}
+        self._in_progress: PrefillBatch | None = None
 
     def run(self, batch: Batch) -> FakePending:
         self.batches.append(batch)
         if isinstance(batch, DecodeBatch):
             assert len(set(batch.slots)) == len(batch.slots)
-            begun = set() if self._begun is None else {row.slot for row in self._begun.rows}
-            assert begun.isdisjoint([*batch.slots, *(slot for move in batch.moves for slot in move)])
+            in_progress = set() if self._in_progress is None else {row.slot for row in self._in_progress.rows}
+            assert in_progress.isdisjoint([*batch.slots, *(slot for move in batch.moves for slot in move)])
             for source, target in batch.moves:
-                for kept in (self._last, self._read):  # there is nothing yet in a slot whose prompt waits
+                for kept in (self._last, self._lengths):  # a slot whose prompt waits for prefill is empty
                     if source in kept:
                         kept[target] = kept.pop(source)
             return FakePending([self._decode(slot, batch.steps) for slot in batch.slots])
         if batch.layer_slice:
-            assert self._begun is not None
-            assert (self._begun.layer_slice, self._begun.layer_slices) == (batch.layer_slice - 1, batch.layer_slices)
-            assert self._begun.chunks == batch.chunks
-        self._begun = None if batch.is_last_slice else batch
+            last = self._in_progress
+            assert last is not None
+            assert (last.layer_slice + 1, last.layer_slices) == (batch.layer_slice, batch.layer_slices)
+            assert last.chunks == batch.chunks
+        self._in_progress = None if batch.is_last_slice else batch
         return FakePending([self._prefill(c) if batch.is_last_slice else RowResult() for c in batch.chunks])
 
     def close(self) -> None:
         pass
 
     def snapshot(self, slot: int, length: int) -> Snapshot:
-        """The slot's last token, which it has not read yet, as its state."""
+        """Returns the slot's last token, which was not processed yet, as its state."""
         return from_ring(length, (np.array([self._last[slot]]),), np.zeros((1, 1), np.int32))
 
     def _decode(self, slot: int, steps: int = 1) -> RowResult:
@@ -68,8 +69,8 @@ class FakeRunner:
 
     def _prefill(self, chunk: PrefillChunk) -> RowResult:
         slot = chunk.slot
-        assert chunk.start in (0, self._read.get(slot))
-        self._read[slot] = chunk.start + chunk.length
+        assert chunk.start in (0, self._lengths.get(slot))
+        self._lengths[slot] = chunk.start + chunk.length
         if not chunk.is_last:
             return RowResult()
         self._last[slot] = chunk.request.prompt_token_ids[-1]

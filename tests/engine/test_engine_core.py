@@ -1,4 +1,4 @@
-"""The engine's steps under random traffic, against arithmetic that is known in advance."""
+"""The engine's steps under random traffic, with tokens that are known in advance."""
 
 import time
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ PROMPT_LENGTHS = st.integers(1, 200)
 
 @dataclass
 class Client:
-    """What one request was promised and what it got."""
+    """Tokens that one request should get, and those that it got."""
 
     first: int
     max_tokens: int
@@ -65,7 +65,7 @@ def test_every_request_gets_its_own_tokens(
     aborts: set[int],
     gaps: list[int],
 ) -> None:
-    """Arrivals, ends and aborts in any order: tokens go where they belong, and slots stay disjoint and complete."""
+    """This holds for arrivals, ends and aborts in any order, and slots stay disjoint and complete."""
     core, scheduler, _ = make_core(slots, decode_steps, prefill_layer_slices)
     clients: dict[str, Client] = {}
 
@@ -116,7 +116,7 @@ def test_one_batch_is_in_flight_and_its_tokens_come_a_step_later() -> None:
     assert core.is_idle
 
 
-def test_stats_count_what_happened() -> None:
+def test_stats_count_tokens_and_steps() -> None:
     core, _, _ = make_core(2)
     core.add(Request("a", (5, 6, 7), SamplingParams(max_tokens=2)))
     core.add(Request("b", (9,), SamplingParams(max_tokens=3)))
@@ -132,8 +132,8 @@ def test_stats_count_what_happened() -> None:
     assert stats.step_tokens[:2] == (1, 3)
 
 
-def test_the_first_output_says_when_a_request_was_begun_with() -> None:
-    """Not when it was queued: one waits for the slot of the other, whose prompt takes two steps."""
+def test_first_output_has_the_time_of_the_first_dispatch() -> None:
+    """One request waits for the slot of the other, whose prompt takes two steps."""
     core, _, _ = make_core(1)
     core.add(Request("a", (5,) * 150, SamplingParams(max_tokens=2)))
     core.add(Request("b", (5,), SamplingParams(max_tokens=2)))
@@ -152,7 +152,7 @@ def test_the_first_output_says_when_a_request_was_begun_with() -> None:
 
 
 class BrokenRunner(FakeRunner):
-    """What it computes for a prompt that ends with `broken` is no number; None is all."""
+    """Runner whose activations are not finite for prompts that end with `broken`, or for all if it is None."""
 
     broken: int | None = 666
 
@@ -167,8 +167,8 @@ def ask(core: EngineCore, name: str, last: int) -> TokenOutput:
     return output
 
 
-def test_one_broken_request_after_the_other_ends_the_engine() -> None:
-    """If the engine's own prompt breaks too; as long as others get tokens, nothing is suspected."""
+def test_non_finite_requests_in_a_row_end_the_engine() -> None:
+    """The engine's own prompt fails as well. As long as other requests get tokens, nothing is suspected."""
     runner = BrokenRunner()
     core = EngineCore(Scheduler(1, 9, StepLimits(64, 64)), runner)
     for number in range(20):
@@ -183,8 +183,8 @@ def test_one_broken_request_after_the_other_ends_the_engine() -> None:
         run_out(core)
 
 
-def test_requests_that_break_by_themselves_do_not_end_the_engine() -> None:
-    """Not even all choices of one, in one step; others are served on."""
+def test_requests_that_fail_by_themselves_do_not_end_the_engine() -> None:
+    """Not even if all choices of one request fail in one step; others are still served."""
     core = EngineCore(Scheduler(8, 99, StepLimits(64, 64)), BrokenRunner())
     for number in range(30):
         core.add(Request(f"bad{number}", (666,), SamplingParams(max_tokens=2)))
@@ -194,7 +194,7 @@ def test_requests_that_break_by_themselves_do_not_end_the_engine() -> None:
     assert ask(core, "good", 5).token_ids == (6,)
 
 
-def test_requests_that_go_on_from_an_import_are_not_suspicious() -> None:
+def test_failures_of_imported_states_are_not_counted() -> None:
     runner = BrokenRunner()
     core = EngineCore(Scheduler(1, 9, StepLimits(64, 64)), runner)
     for number in range(20):
@@ -204,7 +204,7 @@ def test_requests_that_go_on_from_an_import_are_not_suspicious() -> None:
 
 
 def run_out(core: EngineCore) -> list[tuple[str, TokenOutput]]:
-    """Steps until nothing is left."""
+    """Runs steps until the engine is idle, and returns the outputs."""
     outputs = []
     for _ in range(1000):
         if core.is_idle:

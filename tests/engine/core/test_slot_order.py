@@ -1,4 +1,4 @@
-"""The order in which slots are taken on a mesh."""
+"""Order of slots on a mesh."""
 
 import hypothesis.strategies as st
 import pytest
@@ -19,7 +19,7 @@ def test_slots_are_spread_over_shards(sizes: tuple[int, int, int, int], order: t
 
 
 @given(data=st.integers(1, 5), model=st.integers(1, 5), per_part=st.integers(1, 4))
-def test_every_row_is_a_slot_once_and_parts_fill_evenly(data: int, model: int, per_part: int) -> None:
+def test_every_row_is_a_slot_once_and_shards_fill_evenly(data: int, model: int, per_part: int) -> None:
     rows = data * model * per_part
     order = slot_order(rows, rows, data, model)
     assert sorted(order) == list(range(rows))

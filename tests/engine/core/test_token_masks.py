@@ -1,4 +1,4 @@
-"""Masks and constraints that come from a request's parameters."""
+"""Masks and constraints of a request's sampling parameters."""
 
 from collections.abc import Iterable
 
@@ -26,7 +26,7 @@ def allowed_by(constraint: Constraint) -> set[int]:
 
 
 @given(st.sets(st.integers(0, VOCAB - 1)))
-def test_a_mask_has_a_bit_for_each_token(ids: set[int]) -> None:
+def test_mask_has_a_bit_for_each_token(ids: set[int]) -> None:
     assert ids_in(mask_of_ids(ids, WORDS)) == ids
 
 
@@ -34,7 +34,7 @@ def static_mask(params: SamplingParams) -> set[int] | None:
     return None if params.static_mask is None else ids_in(params.static_mask.mask(WORDS))
 
 
-def test_what_never_changes_is_one_mask() -> None:
+def test_static_mask_combines_allowed_and_banned_ids() -> None:
     assert static_mask(SamplingParams(bad_words=((1, 2),))) is None
     assert static_mask(SamplingParams(allowed_token_ids=(3, 40, 3), bad_words=((40,), (1, 2)))) == {3}
     assert static_mask(SamplingParams(bad_words=((40,), (69,)))) == set(range(VOCAB)) - {40, 69}
@@ -44,8 +44,8 @@ def test_what_never_changes_is_one_mask() -> None:
     allowed=st.none() | st.sets(st.integers(0, 2 * VOCAB), min_size=1, max_size=9),
     banned=st.sets(st.integers(0, 2 * VOCAB), max_size=9),
 )
-def test_a_static_mask_fits_every_vocabulary(allowed: set[int] | None, banned: set[int]) -> None:
-    """Ids that a vocabulary does not have change nothing."""
+def test_static_mask_fits_every_vocabulary(allowed: set[int] | None, banned: set[int]) -> None:
+    """Ids beyond the vocabulary have no effect."""
     everything = set(range(VOCAB))
     expected = ((everything if allowed is None else allowed) - banned) & everything
     mask = StaticMask.of(allowed, banned)
@@ -60,7 +60,7 @@ def walk(constraint: Constraint, tokens: Iterable[int]) -> None:
         constraint.advance(token)
 
 
-def test_a_phrase_is_stopped_at_its_last_token() -> None:
+def test_phrase_is_banned_at_its_last_token() -> None:
     phrases = BadPhrases(PhraseIndex([(1, 2), (5, 1, 3)]))
     everything = set(range(VOCAB))
     assert allowed_by(phrases) == everything
@@ -73,14 +73,14 @@ def test_a_phrase_is_stopped_at_its_last_token() -> None:
 
 
 FEW = st.integers(0, 2)
-"""Few different tokens, so that phrases overlap."""
+"""A few different tokens, so that phrases overlap."""
 
 
 @given(
     phrases=st.lists(st.lists(FEW, min_size=2, max_size=6).map(tuple), min_size=1, max_size=9),
     text=st.lists(FEW | st.just(VOCAB - 1), max_size=30),
 )
-def test_phrases_are_stopped_wherever_they_overlap(phrases: list[tuple[int, ...]], text: list[int]) -> None:
+def test_overlapping_phrases_are_banned(phrases: list[tuple[int, ...]], text: list[int]) -> None:
     constraint = BadPhrases(PhraseIndex(phrases))
     for count in range(len(text) + 1):
         so_far = tuple(text[:count])
@@ -90,7 +90,7 @@ def test_phrases_are_stopped_wherever_they_overlap(phrases: list[tuple[int, ...]
 
 
 class CountedId(int):
-    """A token id that counts how often it is compared."""
+    """Token id that counts how often it is compared."""
 
     count = 0
 
@@ -101,8 +101,8 @@ class CountedId(int):
     __hash__ = int.__hash__
 
 
-def test_what_a_token_costs_does_not_grow_with_the_phrases() -> None:
-    """100 phrases, nearly all of whose beginnings are in the text again and again: none of them is read again."""
+def test_cost_of_a_token_does_not_grow_with_the_phrases() -> None:
+    """The text repeats prefixes of nearly all of 100 phrases, none of which is compared again."""
     phrases = [tuple(map(CountedId, (*[1] * n, 2, 3))) for n in range(1, 38)] * 3
     constraint = BadPhrases(PhraseIndex(phrases))
     CountedId.count = 0
@@ -112,7 +112,7 @@ def test_what_a_token_costs_does_not_grow_with_the_phrases() -> None:
 
 
 class Evens:
-    """Allows even tokens, and counts those that came."""
+    """Constraint that allows even tokens, and counts the tokens that came."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -127,7 +127,7 @@ class Evens:
         self.count += 1
 
 
-def test_a_request_has_one_constraint() -> None:
+def test_request_has_one_combined_constraint() -> None:
     evens = Evens()
     bad = SamplingParams(bad_words=((4, 6), (8,)))
     assert constraint_of(Request("a", (1,), SamplingParams(bad_words=((8,),)))) is None

@@ -12,7 +12,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from fake_states import block_states, check, fetch, format_of, read, text
+from fake_states import block_states, check, fetch, format_of, prefill, text
 from hypothesis import given, settings
 from roost.engine.core.errors import ConfigError, StateFileError
 from roost.engine.core.snapshot import BlockState, Snapshot, SnapshotFormat, chunk_snapshots
@@ -43,13 +43,13 @@ def files(folder: Path, kind: str = "*") -> list[Path]:
 def test_a_restart_keeps_what_was_read(tmp_path: Path, length: int, window: int) -> None:
     tokens = text((1, length))
     with process(tmp_path, window=window) as (cache, _):
-        assert read(cache, tokens, window=window) == 0
+        assert prefill(cache, tokens, window=window) == 0
     with process(tmp_path, window=window) as (cache, disk):
-        assert read(cache, tokens, window=window) == length
-        assert read(cache, tokens, window=window) == length
+        assert prefill(cache, tokens, window=window) == length
+        assert prefill(cache, tokens, window=window) == length
         assert (cache.stats.disk_hits, disk.num_errors) == (1, 0), "the second time it is in memory"
         if length > 64:
-            assert read(cache, (*tokens, 5, 6), window=window) == length // 64 * 64
+            assert prefill(cache, (*tokens, 5, 6), window=window) == length // 64 * 64
 
 
 PARTS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 64, 200])), min_size=1, max_size=4)
@@ -64,16 +64,16 @@ def test_two_processes_that_share_a_folder(
     folder = tmp_path_factory.mktemp("states")
     with process(folder, 4000) as (one, _), process(folder, 4000) as (other, _):
         for parts, salt, is_one in traffic:
-            read(one if is_one else other, text(*parts), salt)
+            prefill(one if is_one else other, text(*parts), salt)
     with process(folder) as (cache, disk):
         for parts, salt, _ in traffic:
-            assert read(cache, text(*parts), salt) == len(text(*parts))
+            assert prefill(cache, text(*parts), salt) == len(text(*parts))
         assert disk.num_errors == 0
 
 
 def test_names_and_files_hold_no_tokens_and_no_salt(tmp_path: Path) -> None:
     with process(tmp_path) as (cache, _):
-        read(cache, text((1, 100)), "secret salt")
+        prefill(cache, text((1, 100)), "secret salt")
     key = PrefixKey.of(text((1, 100)), "")
     for path in files(tmp_path):
         assert "secret" not in str(path)
@@ -100,62 +100,62 @@ def damage(path: Path, how: str) -> None:
 def test_damage_is_seen_ignored_and_told(tmp_path: Path, how: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     tokens = text((1, 300))
     with process(tmp_path) as (cache, _):
-        read(cache, tokens)
+        prefill(cache, tokens)
     for path in files(tmp_path, kind):
         damage(path, how)
     with process(tmp_path) as (cache, disk):
-        found = read(cache, tokens)
+        found = prefill(cache, tokens)
         assert found == {"end": 256, "window": 0, "state": 300}[kind]
         if kind == "state":
-            assert read(cache, (*tokens[:280], 1, 2)) == 0
+            assert prefill(cache, (*tokens[:280], 1, 2)) == 0
         assert disk.num_errors >= 1
         assert cache.stats.disk_errors == disk.num_errors
     assert len(caplog.records) == 1, "told once"
     assert "state cache" in caplog.text
     with process(tmp_path) as (cache, disk):
-        assert read(cache, tokens) == 300, "what was broken has been written anew"
+        assert prefill(cache, tokens) == 300, "what was broken has been written anew"
         assert disk.num_errors == 0
 
 
 def test_models_do_not_see_each_other(tmp_path: Path) -> None:
     tokens = text((1, 300))
     with process(tmp_path, model="one") as (cache, _):
-        read(cache, tokens)
+        prefill(cache, tokens)
     with process(tmp_path, model="other") as (cache, disk):
-        assert (read(cache, tokens), disk.num_errors) == (0, 0)
+        assert (prefill(cache, tokens), disk.num_errors) == (0, 0)
 
 
 def test_a_key_takes_only_what_it_has_signed(tmp_path: Path) -> None:
     tokens = text((1, 300))
     with process(tmp_path) as (cache, _):
-        read(cache, tokens)
+        prefill(cache, tokens)
     with process(tmp_path, key=b"sesame") as (cache, disk):
-        assert read(cache, tokens) == 0
+        assert prefill(cache, tokens) == 0
         assert disk.num_errors
     with process(tmp_path, key=b"sesame") as (cache, disk):
-        assert (read(cache, tokens), disk.num_errors) == (300, 0)
+        assert (prefill(cache, tokens), disk.num_errors) == (300, 0)
 
 
 def test_the_folder_stays_below_its_limit(tmp_path: Path) -> None:
     limit = 200_000
     with process(tmp_path, limit=limit) as (cache, _):
         for kind in range(1, 60):
-            read(cache, text((kind, 300)))
+            prefill(cache, text((kind, 300)))
     assert sum(path.stat().st_size for path in files(tmp_path)) <= limit
     with process(tmp_path, limit=limit) as (cache, _):
-        assert read(cache, text((59, 300))) == 300, "the newest are there"
-        assert read(cache, text((1, 300))) == 0
+        assert prefill(cache, text((59, 300))) == 300, "the newest are there"
+        assert prefill(cache, text((1, 300))) == 0
 
 
 def test_a_folder_that_cannot_be_written_to_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = text((1, 300))
     with process(tmp_path) as (cache, _):
-        read(cache, tokens)
+        prefill(cache, tokens)
     before = files(tmp_path)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with process(tmp_path) as (cache, _):
-        assert read(cache, tokens) == 300
-        read(cache, text((2, 300)))
+        assert prefill(cache, tokens) == 300
+        prefill(cache, text((2, 300)))
     assert files(tmp_path) == before
 
 
@@ -167,7 +167,7 @@ def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
 
 def test_no_half_file_is_left_behind(tmp_path: Path) -> None:
     with process(tmp_path) as (cache, _):
-        read(cache, text((1, 300)))
+        prefill(cache, text((1, 300)))
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 
 
@@ -203,13 +203,13 @@ def test_a_write_that_fails_leaves_nothing_and_is_counted(tmp_path: Path) -> Non
     """Where a file should be there is a folder, so it cannot be put in place."""
     tokens = text((1, 300))
     with process(tmp_path) as (cache, _):
-        read(cache, tokens)
+        prefill(cache, tokens)
     wanted = files(tmp_path)
     for path in wanted:
         path.unlink()
         path.mkdir()
     with process(tmp_path) as (cache, disk):
-        assert read(cache, tokens) == 0
+        assert prefill(cache, tokens) == 0
         cache.close()
         assert disk.num_errors >= len(wanted)
         assert disk.num_bytes == 0
@@ -219,7 +219,7 @@ def test_a_write_that_fails_leaves_nothing_and_is_counted(tmp_path: Path) -> Non
 
 def test_what_crashed_writers_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
     with process(tmp_path) as (cache, _):
-        read(cache, text((1, 300)))
+        prefill(cache, text((1, 300)))
     size = sum(path.stat().st_size for path in files(tmp_path))
     folder = files(tmp_path)[0].parent
     old, young = folder / ".new-old", folder / ".new-young"
@@ -230,7 +230,7 @@ def test_what_crashed_writers_left_is_removed_once_it_is_old(tmp_path: Path) -> 
         assert not old.exists()
         assert young.exists(), "its process may still write it"
         assert disk.num_bytes == size + 1000
-        assert read(cache, text((1, 300))) == 300
+        assert prefill(cache, text((1, 300))) == 300
 
 
 def test_leftovers_are_removed_by_a_process_that_runs_for_long(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_leftovers_are_removed_by_a_process_that_runs_for_long(tmp_path: Path) -
         old.write_bytes(b"x" * 1000)
         os.utime(old, (1e9, 1e9))
         for kind in range(1, 40):
-            read(cache, text((kind, 300)))
+            prefill(cache, text((kind, 300)))
     assert not old.exists()
 
 
@@ -273,7 +273,7 @@ def test_files_that_others_remove_meanwhile(tmp_path: Path, monkeypatch: pytest.
     """At the start, and while room is made, each file may be gone after it was listed."""
     for kind in range(1, 8):
         with process(tmp_path) as (cache, _):
-            read(cache, text((kind, 300)))
+            prefill(cache, text((kind, 300)))
     monkeypatch.setattr(Vanishing, "num_gone", 0)
     monkeypatch.setattr(os, "scandir", Vanishing)
     with process(tmp_path, limit=40_000) as (cache, disk):
@@ -281,7 +281,7 @@ def test_files_that_others_remove_meanwhile(tmp_path: Path, monkeypatch: pytest.
         assert disk.num_bytes == sum(path.stat().st_size for path in files_left(tmp_path))
         at_start = Vanishing.num_gone
         for kind in range(1, 60):
-            read(cache, text((kind, 300)))
+            prefill(cache, text((kind, 300)))
         cache.close()
         assert Vanishing.num_gone > at_start
         assert disk.num_errors == 0
@@ -294,31 +294,31 @@ def files_left(folder: Path) -> list[Path]:
 
 def test_a_link_to_nowhere_is_no_file(tmp_path: Path) -> None:
     with process(tmp_path) as (cache, _):
-        read(cache, text((1, 300)))
+        prefill(cache, text((1, 300)))
     for path in files(tmp_path):
         path.unlink()
         path.symlink_to(tmp_path / "nowhere")
     with process(tmp_path, limit=3000) as (cache, disk):
         assert disk.num_bytes == 0
         for kind in range(1, 10):
-            read(cache, text((kind, 300)))
+            prefill(cache, text((kind, 300)))
 
 
 def test_a_folder_that_vanishes_comes_back(tmp_path: Path) -> None:
     """Somebody empties the disk while the server runs."""
     with process(tmp_path) as (cache, _):
-        read(cache, text((1, 300)))
+        prefill(cache, text((1, 300)))
     with process(tmp_path) as (cache, disk):
         (tmp_path / "m").rename(tmp_path / "moved")
-        read(cache, text((2, 300)))
+        prefill(cache, text((2, 300)))
     assert disk.num_errors == 0
     with process(tmp_path) as (cache, _):
-        assert read(cache, text((2, 300))) == 300
+        assert prefill(cache, text((2, 300))) == 300
 
 
 def test_files_that_cannot_be_removed_do_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with process(tmp_path) as (cache, _):
-        read(cache, text((1, 300)))
+        prefill(cache, text((1, 300)))
     kept, real = set(map(str, files(tmp_path))), os.unlink
 
     def unlink(path: Any, *args: Any, **named: Any) -> None:
@@ -329,7 +329,7 @@ def test_files_that_cannot_be_removed_do_not_stop_the_others(tmp_path: Path, mon
     monkeypatch.setattr(os, "unlink", unlink)
     with process(tmp_path, limit=100_000) as (cache, disk):
         for kind in range(2, 60):
-            read(cache, text((kind, 300)))
+            prefill(cache, text((kind, 300)))
         cache.close()
         assert disk.num_errors
         assert disk.num_bytes <= 100_000
@@ -341,7 +341,7 @@ def test_processes_that_share_a_folder_hold_its_limit_together(tmp_path: Path) -
     limit = 200_000
     with process(tmp_path, limit=limit) as (one, _), process(tmp_path, limit=limit) as (other, _):
         for kind in range(1, 120):
-            read(one if kind % 2 else other, text((kind, 300)))
+            prefill(one if kind % 2 else other, text((kind, 300)))
     assert sum(path.stat().st_size for path in files(tmp_path)) <= 1.2 * limit
 
 
@@ -370,35 +370,35 @@ def test_a_signed_file_under_anothers_name_is_not_taken(tmp_path: Path, kind: st
     """All were written by a server with the key, so only what they say of themselves tells them apart."""
     a, b = text((1, 300)), text((2, 300))
     with process(tmp_path, key=b"sesame") as (cache, _):
-        read(cache, a)
+        prefill(cache, a)
     of_a = {path: path.read_bytes() for path in files(tmp_path)}
     with process(tmp_path, key=b"sesame") as (cache, _):
-        read(cache, b)
+        prefill(cache, b)
     of_b = [path for path in files(tmp_path) if path not in of_a]
     for target in of_b:
         if target.suffix == f".{kind}":
             target.write_bytes(next(data for path, data in of_a.items() if path.suffix == target.suffix))
     with process(tmp_path, key=b"sesame") as (cache, disk):
-        assert read(cache, b) == {"end": 256, "window": 0, "state": 300}[kind], "and what is found is b's"
+        assert prefill(cache, b) == {"end": 256, "window": 0, "state": 300}[kind], "and what is found is b's"
         if kind == "state":
-            assert read(cache, (*b[:280], 1, 2)) == 0
+            assert prefill(cache, (*b[:280], 1, 2)) == 0
         assert disk.num_errors
 
 
 def test_a_signed_file_of_another_kind_or_model_is_not_taken(tmp_path: Path) -> None:
     tokens = text((1, 320))
     with process(tmp_path, key=b"sesame", model="one") as (cache, _):
-        read(cache, tokens)
+        prefill(cache, tokens)
     (tmp_path / "one").rename(tmp_path / "other")
     with process(tmp_path, key=b"sesame", model="other") as (cache, disk):
-        assert read(cache, tokens) == 0
+        assert prefill(cache, tokens) == 0
         assert disk.num_errors
     for path in files(tmp_path, "state"):
         path.write_bytes(path.with_suffix(".window").read_bytes())
     for path in files(tmp_path, "end"):
         path.unlink()
     with process(tmp_path, key=b"sesame", model="other") as (cache, disk):
-        assert read(cache, tokens) == 0
+        assert prefill(cache, tokens) == 0
         assert disk.num_errors
 
 
@@ -440,7 +440,7 @@ def test_a_name_that_is_no_file_does_not_hold_a_reader_up(tmp_path: Path) -> Non
     """A pipe would wait for a writer for ever; a huge file would take all memory."""
     tokens = text((1, 300))
     with process(tmp_path) as (cache, _):
-        read(cache, tokens)
+        prefill(cache, tokens)
     wanted = files(tmp_path)
     for index, path in enumerate(wanted):
         path.unlink()
@@ -453,7 +453,7 @@ def test_a_name_that_is_no_file_does_not_hold_a_reader_up(tmp_path: Path) -> Non
                 with path.open("wb") as file:
                     file.truncate(2**40)
     with process(tmp_path) as (cache, disk):
-        assert read(cache, tokens) == 0
+        assert prefill(cache, tokens) == 0
         assert disk.num_errors
 
 
@@ -461,9 +461,9 @@ def test_a_salt_may_be_any_string(tmp_path: Path) -> None:
     """JSON has some that are no UTF-8."""
     for salt in ("\ud800", "\0", "/", "../..", "m/"):
         with process(tmp_path) as (cache, _):
-            assert read(cache, text((1, 100)), salt) == 0
+            assert prefill(cache, text((1, 100)), salt) == 0
         with process(tmp_path) as (cache, disk):
-            assert read(cache, text((1, 100)), salt) == 100
+            assert prefill(cache, text((1, 100)), salt) == 100
             assert disk.num_errors == 0
 
 
@@ -570,7 +570,7 @@ def test_writes_that_wait_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("roost.engine.prefix_cache.disk._MAX_WRITE_BYTES", 50_000)
     with process(tmp_path) as (cache, disk):
         for kind in range(1, 101):
-            read(cache, text((kind, 64)))
+            prefill(cache, text((kind, 64)))
         assert disk.num_errors > 50
         gate.set()
     assert num_written[0] * 400 < 50_000

@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from fake_states import HIDDEN_BYTES, STATE_BYTES, TOKEN_BYTES, block_states, check, left_behind, read, text
+from fake_states import HIDDEN_BYTES, STATE_BYTES, TOKEN_BYTES, block_states, check, left_behind, prefill, text
 from hypothesis import given
 from roost.engine.core.config import PREFILL_BLOCK
 from roost.engine.core.snapshot import chunk_snapshots, first_block
@@ -58,7 +58,7 @@ def test_with_plenty_of_room_the_longest_prefix_is_found(
     cache, seen = PrefixCache(window, PLENTY), set[tuple[str, tuple[int, ...]]]()
     for parts, salt, is_cut in traffic:
         tokens = text(*parts)
-        spared = read(cache, tokens, salt, window, cut=len(tokens) // 128 * 64 if is_cut else None)
+        spared = prefill(cache, tokens, salt, window, end=len(tokens) // 128 * 64 if is_cut else None)
         assert spared == naive_hit(seen, tokens, salt)
         end = max(spared, len(tokens) // 128 * 64) if is_cut else len(tokens)
         seen |= {(salt, tokens[:n]) for n in range(PREFILL_BLOCK, end + 1, PREFILL_BLOCK)}
@@ -73,7 +73,7 @@ def test_within_a_budget_nothing_wrong_is_found(
 ) -> None:
     cache = PrefixCache(window, budget)
     for parts, salt, _ in traffic:
-        read(cache, text(*parts), salt, window)
+        prefill(cache, text(*parts), salt, window)
         assert cache.stats.num_bytes <= budget
         check_books(cache)
 
@@ -86,7 +86,7 @@ def test_an_inexact_one_goes_on_from_anywhere(
     cache, seen = PrefixCache(window, budget, is_inexact=True), set[tuple[str, tuple[int, ...]]]()
     for parts, salt, is_answered in traffic:
         tokens = text(*parts)
-        spared = read(cache, tokens, salt, window)
+        spared = prefill(cache, tokens, salt, window)
         known = [n for n in range(1, len(tokens)) if (salt, tokens[:n]) in seen]
         longest = len(tokens) if (salt, (*tokens, -1)) in seen else max(known, default=0)
         assert spared == longest or (budget < PLENTY and spared < longest)
@@ -103,7 +103,7 @@ def test_an_inexact_one_goes_on_from_anywhere(
 def test_an_exact_one_does_not_know_what_was_generated() -> None:
     for is_inexact, spared in ((False, 64), (True, 100)):
         cache, tokens = PrefixCache(128, PLENTY, is_inexact=is_inexact), text((1, 70), (2, 30), (3, 10))
-        read(cache, tokens[:70])
+        prefill(cache, tokens[:70])
         cache.insert_end(PrefixKey.of(tokens[:100], ""), left_behind(tokens[:100], 128))
         found = cache.match_prefix(PrefixKey.of(tokens, ""))
         assert found is not None
@@ -116,35 +116,35 @@ def test_an_exact_one_does_not_know_what_was_generated() -> None:
 def test_the_same_prompt_again_is_spared_wholly() -> None:
     for length in (1, 63, 64, 65, 128, 4000):
         cache, tokens = PrefixCache(128, PLENTY), text((1, length))
-        assert read(cache, tokens) == 0
-        assert read(cache, tokens) == length
+        assert prefill(cache, tokens) == 0
+        assert prefill(cache, tokens) == length
 
 
 def test_a_hundred_shared_tokens_are_worth_one_block() -> None:
     cache = PrefixCache(128, PLENTY)
-    read(cache, text((1, 100), (2, 30)))
-    assert read(cache, text((1, 100), (3, 30))) == 64
+    prefill(cache, text((1, 100), (2, 30)))
+    assert prefill(cache, text((1, 100), (3, 30))) == 64
 
 
 def test_tenants_do_not_meet() -> None:
     cache, tokens = PrefixCache(128, PLENTY), text((1, 300))
-    read(cache, tokens, "a")
-    assert read(cache, tokens, "b") == 0
-    assert read(cache, tokens, "a") == 300
+    prefill(cache, tokens, "a")
+    assert prefill(cache, tokens, "b") == 0
+    assert prefill(cache, tokens, "a") == 300
 
 
 def test_a_prompt_that_ends_inside_a_known_one_reads_its_last_block() -> None:
     """There is no `hidden` at that point to sample from."""
     cache = PrefixCache(128, PLENTY)
-    read(cache, text((1, 300)))
-    assert read(cache, text((1, 256))) == 192
-    assert read(cache, text((1, 256))) == 256
+    prefill(cache, text((1, 300)))
+    assert prefill(cache, text((1, 256))) == 192
+    assert prefill(cache, text((1, 256))) == 256
 
 
 def test_windows_are_stored_once() -> None:
     window, length = 2048, 4096
     cache = PrefixCache(window, PLENTY)
-    read(cache, text((1, length)), window=window)
+    prefill(cache, text((1, length)), window=window)
     count = length // PREFILL_BLOCK
     assert cache.stats.num_bytes == count * STATE_BYTES + length * TOKEN_BYTES + HIDDEN_BYTES
 
@@ -156,13 +156,13 @@ def budget_of(blocks: int, hidden: int) -> int:
 def test_a_long_text_is_thinned_out_from_both_sides_of_what_counts() -> None:
     """Its end, where the next turn goes on, and the point where texts part stay; between them points go one by one."""
     cache = PrefixCache(64, budget_of(70, 3))
-    read(cache, text((1, 1920), (2, 64)), window=64)
-    read(cache, text((1, 1920), (3, 64)), window=64)
-    read(cache, text((4, 2560)), window=64)
+    prefill(cache, text((1, 1920), (2, 64)), window=64)
+    prefill(cache, text((1, 1920), (3, 64)), window=64)
+    prefill(cache, text((4, 2560)), window=64)
     lengths = {e.snapshot.length for e in entries(cache) if e.node.edge[:4] == PrefixKey.of((1856 + 1000,), "").tokens}
     assert lengths == {1920}, "where texts part"
-    assert read(cache, text((1, 1920), (2, 64), (5, 64)), window=64) == 1984
-    assert read(cache, text((1, 1920), (3, 64), (5, 64)), window=64) == 1984
+    assert prefill(cache, text((1, 1920), (2, 64), (5, 64)), window=64) == 1984
+    assert prefill(cache, text((1, 1920), (3, 64), (5, 64)), window=64) == 1984
     kept = sorted(e.snapshot.length for e in entries(cache) if e.snapshot.length < 1920)
     gaps = np.diff([0, *kept])
     assert gaps.max() <= 4 * PREFILL_BLOCK, "what is left of the long texts is spread evenly"
@@ -171,15 +171,15 @@ def test_a_long_text_is_thinned_out_from_both_sides_of_what_counts() -> None:
 def test_old_conversations_make_room_for_new_ones() -> None:
     cache = PrefixCache(64, budget_of(20, 4))
     for kind in range(1, 30):
-        read(cache, text((kind, 320)), window=64)
-        assert read(cache, text((kind, 320)), window=64) == 320
-    assert read(cache, text((1, 320), (40, 1)), window=64) == 0
+        prefill(cache, text((kind, 320)), window=64)
+        assert prefill(cache, text((kind, 320)), window=64) == 320
+    assert prefill(cache, text((1, 320), (40, 1)), window=64) == 0
     assert cache.stats.evictions > 100
 
 
 def test_what_is_larger_than_the_budget_is_not_kept() -> None:
     cache = PrefixCache(64, 100)
-    read(cache, text((1, 320)), window=64)
+    prefill(cache, text((1, 320)), window=64)
     assert (cache.stats.num_bytes, cache.stats.snapshots, len(cache.tree.roots)) == (0, 0, 0)
 
 
@@ -232,8 +232,8 @@ def test_what_goes_costs_no_more_where_there_are_many_salts() -> None:
 
 def test_books_are_told() -> None:
     cache, tokens = PrefixCache(64, PLENTY), text((1, 100))
-    read(cache, tokens)
-    read(cache, tokens)
+    prefill(cache, tokens)
+    prefill(cache, tokens)
     stats = cache.stats
     assert (stats.queries, stats.hits, stats.hit_tokens, stats.snapshots, stats.evictions) == (2, 1, 100, 2, 0)
     assert repr(cache) == f"PrefixCache(2 snapshots, {stats.num_bytes} of {PLENTY} bytes)"

@@ -1,4 +1,4 @@
-"""Requests that wait until it is known what the disk has of their prompts."""
+"""Requests that wait until their prompts were searched for on disk."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +21,7 @@ WINDOW = 128
 
 
 class Tier:
-    """A tier below that holds nothing; the scheduler only asks how many searches it allows."""
+    """Empty disk tier that limits the number of searches; the scheduler must not search it itself."""
 
     num_bytes = num_errors = 0
 
@@ -46,7 +46,7 @@ def request(name: str, length: int = 300, kind: int = 1, **fields: object) -> Re
 
 
 def state(each: Request, length: int = 256) -> Snapshot:
-    """Of a request's first so many tokens."""
+    """Returns the snapshot of a request's first tokens."""
     return chunk_snapshots(None, block_states(each.prompt_token_ids, end=length), WINDOW)[-1]
 
 
@@ -55,14 +55,14 @@ def ids(fetches: list[Fetch]) -> list[str]:
 
 
 def fetches(scheduler: Scheduler, now: float = 0.0) -> list[Fetch]:
-    """Searches of a plan without a batch."""
+    """Returns the searches of a plan, which has no batch."""
     plan = scheduler.schedule(now)
     assert plan.batch is None
     return list(plan.fetches)
 
 
 def run(scheduler: Scheduler, now: float = 0.0) -> tuple[list[tuple[str, int]], list[Fetch]]:
-    """Runs all that wait for no search.
+    """Runs all requests that are not held.
 
     Returns:
       Who began in which order, with how many tokens that were spared; and the searches of all plans.
@@ -82,7 +82,7 @@ def run(scheduler: Scheduler, now: float = 0.0) -> tuple[list[tuple[str, int]], 
         begun += [(name, output.num_cached) for name, output in scheduler.commit(plan.batch, done).outputs]
 
 
-def test_a_request_waits_for_its_search_and_resumes_from_what_it_found() -> None:
+def test_request_waits_for_its_search_and_restores_the_result() -> None:
     scheduler, cache = make()
     scheduler.add(one := request("a"), 0.0)
     (fetch,) = fetches(scheduler)
@@ -95,8 +95,8 @@ def test_a_request_waits_for_its_search_and_resumes_from_what_it_found() -> None
     assert scheduler.is_idle
 
 
-def test_who_needs_no_search_is_not_held_up() -> None:
-    """Its prompt is in memory, or has to be read in any case."""
+def test_request_without_a_search_is_not_held() -> None:
+    """The prompt is in memory, or has to be prefilled in any case."""
     scheduler, cache = make(slots=2)
     known = request("known", kind=2)
     cache.insert(
@@ -112,7 +112,7 @@ def test_who_needs_no_search_is_not_held_up() -> None:
     assert scheduler.num_waiting == 1
 
 
-def test_a_request_keeps_its_place_while_it_is_searched_for() -> None:
+def test_held_requests_keep_their_places() -> None:
     scheduler, _ = make()
     for index, name in enumerate("abc"):
         scheduler.add(request(name, kind=index + 1), 0.0)
@@ -123,8 +123,8 @@ def test_a_request_keeps_its_place_while_it_is_searched_for() -> None:
     assert [name for name, _ in run(scheduler)[0]] == ["a", "b", "c"]
 
 
-def test_what_others_have_read_meanwhile_is_found() -> None:
-    """Queued requests with one prefix: the first one reads it, though the disk had nothing of it for anybody."""
+def test_queued_requests_find_a_prefix_that_another_has_prefilled() -> None:
+    """The first of them prefills it, after the searches of all have found nothing."""
     scheduler, _ = make(max_fetches=64)
     for index in range(32):
         scheduler.add(Request(str(index), text((1, 256), (index + 2, 20)), SamplingParams(max_tokens=1)), 0.0)
@@ -135,8 +135,8 @@ def test_what_others_have_read_meanwhile_is_found() -> None:
     assert run(scheduler) == ([("0", 0), *((str(index), 256) for index in range(1, 32))], [])
 
 
-def test_what_is_in_memory_by_now_is_searched_for_no_more() -> None:
-    """There is room for one search at a time: the second one begins before the first prompt is read."""
+def test_prefix_that_reached_memory_is_not_searched_for() -> None:
+    """One search runs at a time; the second one begins before the first prompt is prefilled."""
     scheduler, _ = make(max_fetches=2)
     for index in range(3):
         scheduler.add(request(str(index)), 0.0)
@@ -148,8 +148,8 @@ def test_what_is_in_memory_by_now_is_searched_for_no_more() -> None:
     assert run(scheduler) == ([("1", 300), ("2", 300)], [])
 
 
-def test_the_queue_is_full_while_all_are_searched_for() -> None:
-    """Though slots are free: a slow disk lets no more in than the queue takes."""
+def test_queue_limit_holds_while_requests_wait_for_searches() -> None:
+    """Slots are free, but the requests still count as waiting."""
     scheduler, _ = make(slots=2, max_queue=4)
     for index in range(4):
         scheduler.add(request(str(index), kind=index + 1), 0.0)
@@ -158,7 +158,7 @@ def test_the_queue_is_full_while_all_are_searched_for() -> None:
     assert scheduler.num_waiting == 4
 
 
-def test_time_runs_out_and_clients_leave_during_a_search() -> None:
+def test_timeouts_and_aborts_during_a_search() -> None:
     scheduler, _ = make()
     scheduler.add(request("late", start_by=3.0), 0.0)
     scheduler.add(request("left", kind=2), 0.0)
@@ -175,7 +175,7 @@ def test_time_runs_out_and_clients_leave_during_a_search() -> None:
     assert run(scheduler) == ([("left", 0)], [])
 
 
-def test_forks_wait_for_one_search_and_are_read_once() -> None:
+def test_forks_share_one_search_and_one_prefill() -> None:
     scheduler, _ = make(slots=8)
     for index in range(8):
         scheduler.add(request(str(index), fork_of=None if index == 0 else "0"), 0.0)
@@ -188,7 +188,7 @@ def test_forks_wait_for_one_search_and_are_read_once() -> None:
     assert batch.chunks[0].start == 256
 
 
-def test_forks_of_one_that_left_do_not_wait_for_ever() -> None:
+def test_forks_are_released_when_their_parent_is_aborted() -> None:
     scheduler, _ = make(slots=8)
     for index in range(3):
         scheduler.add(request(str(index), fork_of=None if index == 0 else "0"), 0.0)
@@ -197,7 +197,7 @@ def test_forks_of_one_that_left_do_not_wait_for_ever() -> None:
     assert sorted(name for name, _ in run(scheduler)[0]) == ["1", "2"]
 
 
-def test_one_tenant_takes_half_of_the_room() -> None:
+def test_one_tenant_gets_half_of_the_searches() -> None:
     scheduler, _ = make(max_fetches=8, tenants=3)
     for index in range(20):
         scheduler.add(request(f"a{index}", kind=index + 1, tenant="a"), 0.0)
@@ -208,8 +208,8 @@ def test_one_tenant_takes_half_of_the_room() -> None:
     assert sorted(ids(fetches(scheduler))) == ["b0", "c"]
 
 
-def test_what_was_found_takes_room_until_it_is_used() -> None:
-    """States are large, and a queue is long."""
+def test_found_snapshots_count_until_they_are_restored() -> None:
+    """Snapshots are large, so only a few may be held for a long queue."""
     scheduler, _ = make(max_fetches=4)
     for index in range(20):
         scheduler.add(request(str(index), kind=index + 1), 0.0)
@@ -226,8 +226,8 @@ def test_what_was_found_takes_room_until_it_is_used() -> None:
     assert order == [str(index) for index in range(20)]
 
 
-def test_searches_that_nobody_waits_for_take_room_too() -> None:
-    """Until they end: who asks and leaves does not pile them up."""
+def test_searches_of_aborted_requests_count_until_they_end() -> None:
+    """Requests that are sent and aborted do not pile up searches."""
     scheduler, _ = make(max_fetches=4)
     begun = []
     for index in range(100):
@@ -242,7 +242,7 @@ def test_searches_that_nobody_waits_for_take_room_too() -> None:
     assert ids(fetches(scheduler)) == ["next"]
 
 
-def test_a_disk_that_hangs_holds_nobody_for_long() -> None:
+def test_requests_do_not_wait_for_a_disk_that_hangs() -> None:
     scheduler, _ = make(max_fetches=4)
     for index in range(6):
         scheduler.add(request(str(index), kind=index + 1), 100.0)
@@ -262,7 +262,7 @@ def test_a_disk_that_hangs_holds_nobody_for_long() -> None:
     assert ids(fetches(scheduler, until)) == ["later"]
 
 
-def test_an_urgent_request_is_searched_for_first() -> None:
+def test_searches_follow_priorities() -> None:
     scheduler, _ = make(max_fetches=4)
     for index in range(5):
         scheduler.add(request(str(index), kind=index + 1), 0.0)
@@ -270,7 +270,7 @@ def test_an_urgent_request_is_searched_for_first() -> None:
     assert ids(fetches(scheduler)) == ["urgent", "0"]
 
 
-def test_a_state_that_came_with_the_request_is_not_searched_for() -> None:
+def test_only_snapshots_longer_than_the_requests_own_are_searched_for() -> None:
     scheduler, _ = make()
     one = request("a")
     scheduler.add(replace(one, state=state(one)), 0.0)

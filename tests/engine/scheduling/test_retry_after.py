@@ -1,4 +1,4 @@
-"""When there will be room again."""
+"""The estimate of when a refused request may be sent again."""
 
 import pytest
 from hypothesis import given
@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from roost.engine.scheduling.retry_after import RetryAfterEstimator
 
 
-def test_a_guess_while_nothing_is_known() -> None:
+def test_default_while_no_request_has_ended() -> None:
     assert RetryAfterEstimator(4).refused() == 1.0
 
 
-def test_those_refused_come_back_one_after_the_other() -> None:
+def test_refused_requests_come_back_one_after_the_other() -> None:
     estimator = RetryAfterEstimator(4)
     for _ in range(10):
         estimator.released(8.0)  # so a slot comes free every 2 s
@@ -20,7 +20,7 @@ def test_those_refused_come_back_one_after_the_other() -> None:
     assert estimator.refused() == pytest.approx(4)
 
 
-def test_the_latest_times_decide() -> None:
+def test_latest_service_times_decide() -> None:
     estimator = RetryAfterEstimator(1)
     estimator.released(50.0)
     for _ in range(60):
@@ -29,7 +29,7 @@ def test_the_latest_times_decide() -> None:
 
 
 @given(st.integers(1, 500), st.lists(st.floats(0, 1e5), max_size=30), st.integers(1, 300))
-def test_it_is_always_a_time_that_clients_believe(slots: int, times: list[float], refused: int) -> None:
+def test_estimates_are_bounded(slots: int, times: list[float], refused: int) -> None:
     estimator = RetryAfterEstimator(slots)
     for each in times:
         estimator.released(each)

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from counted_ids import CountedIds
-from fake_states import block_states
-from fake_states import read as read_states
+from fake_states import block_states, prefill
 from roost.engine.core.batch import Batch, DecodeBatch, PrefillBatch, RowResult
 from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import ConfigError, ConstraintError, NumericError, QueueFullError, RequestFailedError
@@ -46,25 +45,25 @@ def commit(scheduler: Scheduler, batch: Batch, results: Sequence[RowResult]) -> 
 
 
 def results(batch: Batch, token: int = 7) -> list[RowResult]:
-    """The same token for every row that gets one."""
+    """Returns results with the same token for every row that samples one."""
     if isinstance(batch, DecodeBatch):
         return [RowResult((token,) * batch.steps) for _ in batch.slots]
     return [RowResult((token,) if chunk.is_last else ()) for chunk in batch.rows]
 
 
 def names(batch: Batch | None) -> tuple[str, list[str]]:
-    """A batch as its kind and its requests' names."""
+    """Returns the kind of a batch and the ids of its requests."""
     if isinstance(batch, PrefillBatch):
         return "prefill", [chunk.request.id for chunk in batch.chunks]
     assert batch is not None
     return "decode", [request.id for request in batch.requests]
 
 
-def test_nothing_to_do() -> None:
+def test_idle_scheduler_plans_no_batch() -> None:
     assert plan(Scheduler(2, 4, LIMITS)) is None
 
 
-def test_a_prompt_is_read_in_chunks_and_only_the_last_gives_a_token() -> None:
+def test_prompt_is_prefilled_in_chunks_and_only_the_last_samples_a_token() -> None:
     scheduler = Scheduler(1, 4, LIMITS)
     add(scheduler, request("a", prompt=150))
     spans = []
@@ -76,7 +75,7 @@ def test_a_prompt_is_read_in_chunks_and_only_the_last_gives_a_token() -> None:
     assert spans == [(0, 64, False), (64, 64, False), (128, 22, True)]
 
 
-def test_a_decode_waits_for_at_most_one_prefill_chunk() -> None:
+def test_decode_waits_for_at_most_one_prefill_chunk() -> None:
     scheduler = Scheduler(2, 4, LIMITS)
     add(scheduler, request("short"))
     assert names(plan(scheduler)) == ("prefill", ["short"])
@@ -87,7 +86,7 @@ def test_a_decode_waits_for_at_most_one_prefill_chunk() -> None:
     assert names(plan(scheduler)) == ("decode", ["short", "long"])
 
 
-def test_waiting_requests_get_slots_in_the_order_they_came() -> None:
+def test_waiting_requests_get_slots_in_order_of_arrival() -> None:
     scheduler = Scheduler(1, 4, LIMITS)
     for name in "abc":
         add(scheduler, request(name, max_tokens=1))
@@ -98,7 +97,7 @@ def test_waiting_requests_get_slots_in_the_order_they_came() -> None:
     assert order == ["a", "b", "c"]
 
 
-def test_no_token_is_asked_for_beyond_the_limit_even_before_results_are_read() -> None:
+def test_no_token_beyond_the_limit_is_dispatched() -> None:
     scheduler = Scheduler(1, 4, LIMITS)
     add(scheduler, request("a", max_tokens=3))
     batches = [plan(scheduler) for _ in range(4)]
@@ -108,7 +107,7 @@ def test_no_token_is_asked_for_beyond_the_limit_even_before_results_are_read() -
     assert scheduler.slots.num_used == 0
 
 
-def test_results_of_a_request_that_ended_are_dropped() -> None:
+def test_results_of_ended_requests_are_dropped() -> None:
     scheduler = Scheduler(1, 4, LIMITS)
     add(scheduler, request("a", end_token_ids=(7,)))
     first, second = plan(scheduler), plan(scheduler)
@@ -122,7 +121,7 @@ def test_results_of_a_request_that_ended_are_dropped() -> None:
     assert scheduler.num_running == 1
 
 
-def test_a_stop_id_is_reported_and_an_end_id_is_not() -> None:
+def test_stop_id_is_reported_and_end_id_is_not() -> None:
     for end_ids, reason in ((), 7), ((7,), None):
         scheduler = Scheduler(1, 4, LIMITS)
         add(scheduler, request("a", stop_token_ids=(7,), end_token_ids=end_ids))
@@ -132,7 +131,7 @@ def test_a_stop_id_is_reported_and_an_end_id_is_not() -> None:
         assert output.stop_reason == reason
 
 
-def test_max_tokens_zero_only_reads_the_prompt() -> None:
+def test_max_tokens_zero_only_prefills_the_prompt() -> None:
     scheduler = Scheduler(1, 4, LIMITS)
     add(scheduler, request("a", max_tokens=0, prompt_logprobs=0))
     batch = plan(scheduler)
@@ -145,7 +144,7 @@ def test_max_tokens_zero_only_reads_the_prompt() -> None:
     assert plan(scheduler) is None
 
 
-def test_prompt_logprobs_come_once_and_whole() -> None:
+def test_prompt_logprobs_are_reported_once_and_complete() -> None:
     scheduler = Scheduler(1, 4, LIMITS)
     add(scheduler, request("a", prompt=66, prompt_logprobs=0))
     scores = [TokenLogprobs(-float(i)) for i in range(65)]
@@ -161,7 +160,7 @@ def test_prompt_logprobs_come_once_and_whole() -> None:
     assert [output.prompt_logprobs for _, output in outputs] == [(None, *scores), None]
 
 
-def test_the_queue_is_bounded_and_counts_only_those_who_wait() -> None:
+def test_queue_limit_counts_waiting_requests_only() -> None:
     scheduler = Scheduler(2, 1, LIMITS)
     for name in "abc":  # two will get slots, one waits
         add(scheduler, request(name))
@@ -196,7 +195,7 @@ def test_abort_of_a_waiting_request() -> None:
 
 
 @pytest.mark.parametrize("running", [False, True])
-def test_an_id_in_use_is_refused(running: bool) -> None:
+def test_id_in_use_is_refused(running: bool) -> None:
     scheduler = Scheduler(1, 4, LIMITS)
     add(scheduler, request("a"))
     if running:
@@ -206,13 +205,13 @@ def test_an_id_in_use_is_refused(running: bool) -> None:
 
 
 def shape(batch: Batch | None) -> list[tuple[str, int]]:
-    """A prefill batch as its requests' names and how many tokens of each it reads."""
+    """Returns the ids of a prefill batch's requests, each with the length of its chunk."""
     assert isinstance(batch, PrefillBatch)
     return [(chunk.request.id, chunk.length) for chunk in batch.chunks]
 
 
-def test_short_prompts_are_read_together() -> None:
-    """As many as make a whole batch of a compiled shape, a power of two; each gets its token."""
+def test_short_prompts_are_prefilled_together() -> None:
+    """Their number is a power of two, so that a compiled shape has no padding rows."""
     scheduler = Scheduler(8, 9, StepLimits(256, 256))
     for name, length in zip("abcdefg", (10, 64, 3, 100, 5, 6, 7), strict=True):
         add(scheduler, request(name, prompt=length))
@@ -221,7 +220,7 @@ def test_short_prompts_are_read_together() -> None:
     assert shape(plan(scheduler)) == [("f", 6), ("g", 7)]
 
 
-def test_the_prompt_that_goes_first_decides_how_long_the_chunks_are() -> None:
+def test_first_prompt_decides_the_chunk_length() -> None:
     scheduler = Scheduler(4, 9, StepLimits(256, 256))
     for name, length in zip("abcd", (200, 70, 300, 65), strict=True):
         add(scheduler, request(name, prompt=length))
@@ -247,8 +246,8 @@ def prefill_until_first_token(scheduler: Scheduler, name: str, most: int = 10_00
 
 
 @pytest.mark.parametrize("tenant", ["", "other"])
-def test_a_short_prompt_waits_for_one_chunk_of_a_long_one(tenant: str) -> None:
-    """And that is a short one as soon as it is known that somebody waits; with and without tenants."""
+def test_short_prompt_waits_for_one_chunk_of_a_long_one(tenant: str) -> None:
+    """Chunks are short once another prompt waits, with and without tenants."""
     scheduler = Scheduler(4, 9, StepLimits(512, 64, prefill_rows=1))
     add(scheduler, replace(request("long", prompt=200_000), tenant="long"))
     first = plan(scheduler)
@@ -257,34 +256,34 @@ def test_a_short_prompt_waits_for_one_chunk_of_a_long_one(tenant: str) -> None:
     assert prefill_until_first_token(scheduler, "short") == [[("short", 7)]]
 
 
-def test_a_long_prompt_gets_on_while_short_ones_keep_coming() -> None:
-    """Every fourth turn of its tenant is its own."""
+def test_long_prompt_advances_while_short_ones_keep_arriving() -> None:
+    """It gets every fourth turn of its tenant."""
     scheduler = Scheduler(64, 1000, StepLimits(512, 64, prefill_rows=1))
     add(scheduler, request("long", prompt=640))
     for number in range(48):
         add(scheduler, request(f"short{number}", prompt=9, max_tokens=1))
-    read = prefill_until_first_token(scheduler, "long")
-    assert [("long", 64)] in read[:4], "chunks shrink while shorter prompts wait"
-    assert sum(name == "long" for batch in read for name, _ in batch) == 10
-    assert len(read) == 37, "its last block is as short as theirs, and older"
+    shapes = prefill_until_first_token(scheduler, "long")
+    assert [("long", 64)] in shapes[:4], "chunks shrink while shorter prompts wait"
+    assert sum(name == "long" for batch in shapes for name, _ in batch) == 10
+    assert len(shapes) == 37, "its last block is as short as theirs, and older"
 
 
 def test_tenants_prefill_the_same_number_of_tokens() -> None:
-    """However many prompts one of them has."""
+    """The number of their prompts does not matter."""
     scheduler = Scheduler(9, 9, StepLimits(64, 64, prefill_rows=1))
     for number in range(6):
         add(scheduler, replace(request(f"a{number}", prompt=3000), tenant="a"))
     add(scheduler, replace(request("b", prompt=1280), tenant="b"))
-    read = prefill_until_first_token(scheduler, "b")
-    assert sum(name == "b" for batch in read for name, _ in batch) == 20
-    assert len(read) <= 42
+    shapes = prefill_until_first_token(scheduler, "b")
+    assert sum(name == "b" for batch in shapes for name, _ in batch) == 20
+    assert len(shapes) <= 42
 
 
-def test_prompts_that_are_only_restored_do_not_keep_another_from_prefill() -> None:
-    """A restored prompt needs no prefill; endless ones of them would else always go first."""
+def test_restored_prompts_do_not_starve_prefill() -> None:
+    """A restored prompt has no blocks left, so that an endless stream of them would always go first."""
     cache = PrefixCache(64, 10**9)
     known = tuple(range(1, 65))
-    read_states(cache, known)
+    prefill(cache, known)
     scheduler = Scheduler(4, 99, StepLimits(64, 64, prefill_rows=1), cache=cache)
     add(scheduler, replace(request("victim", prompt=128), tenant="victim"))
     add(scheduler, Request("again0", known, SamplingParams(max_tokens=1), tenant="again"))
@@ -300,7 +299,7 @@ def test_prompts_that_are_only_restored_do_not_keep_another_from_prefill() -> No
     assert steps <= 8
 
 
-def test_chunks_are_small_while_more_generate_than_wait() -> None:
+def test_chunks_are_small_while_most_requests_decode() -> None:
     scheduler = Scheduler(4, 9, StepLimits(256, 64))
     add(scheduler, request("a"))
     add(scheduler, request("b", prompt=300))
@@ -314,8 +313,8 @@ def test_chunks_are_small_while_more_generate_than_wait() -> None:
     assert shape(plan(scheduler)) == [("c", 64)], "two generate and two wait"
 
 
-def test_each_shard_reads_its_own_oldest_prompts() -> None:
-    """Two shards of three slots: limits are for each of them, and the longer line decides how many rows there are."""
+def test_each_shard_prefills_its_own_oldest_prompts() -> None:
+    """Two shards of three slots: limits are per shard, and the shard with more prompts decides the number of rows."""
     limits = StepLimits(256, 256, decode_rows=(6,), slot_order=(0, 1, 2, 3, 5), shard_rows=3)
     scheduler = Scheduler(5, 9, limits)
     for name in "abcde":
@@ -325,7 +324,7 @@ def test_each_shard_reads_its_own_oldest_prompts() -> None:
     assert shape(plan(scheduler)) == [("c", 64)]
 
 
-def test_a_prompt_whose_tokens_are_scored_is_read_alone() -> None:
+def test_scored_prompt_is_prefilled_alone() -> None:
     scheduler = Scheduler(4, 9, StepLimits(256, 256))
     for name, scored in zip("abcd", (None, 0, None, None), strict=True):
         add(scheduler, request(name, prompt_logprobs=scored))
@@ -336,45 +335,45 @@ def test_a_prompt_whose_tokens_are_scored_is_read_alone() -> None:
     assert shape(plan(scheduler)) == [("d", 3)]
 
 
-PARTS = StepLimits(128, 64, prefill_rows=1, prefill_layer_slices=3)
+SLICED = StepLimits(128, 64, prefill_rows=1, prefill_layer_slices=3)
 
 
-def part(batch: Batch | None) -> tuple[list[str], int, int]:
-    """A prefill batch as its requests' names and which part of how many it is."""
+def layer_slice(batch: Batch | None) -> tuple[list[str], int, int]:
+    """Returns the ids of a prefill batch's requests, its layer slice and the number of slices."""
     assert isinstance(batch, PrefillBatch)
     return [row.request.id for row in batch.rows], batch.layer_slice, batch.layer_slices
 
 
-def test_those_who_generate_wait_for_a_part_of_a_chunk() -> None:
-    scheduler = Scheduler(2, 4, PARTS)
+def test_decode_waits_for_one_layer_slice_of_a_chunk() -> None:
+    scheduler = Scheduler(2, 4, SLICED)
     add(scheduler, request("a"))
-    assert [part(plan(scheduler)) for _ in range(3)] == [(["a"], n, 3) for n in range(3)]
+    assert [layer_slice(plan(scheduler)) for _ in range(3)] == [(["a"], n, 3) for n in range(3)]
     add(scheduler, request("b", prompt=70))
     for _ in range(2):  # chunks
         for n in range(3):
             assert names(plan(scheduler)) == ("decode", ["a"])
-            assert part(plan(scheduler)) == (["b"], n, 3)
+            assert layer_slice(plan(scheduler)) == (["b"], n, 3)
     assert names(plan(scheduler)) == ("decode", ["a", "b"])
 
 
-def test_longer_chunks_are_read_at_once() -> None:
-    scheduler = Scheduler(1, 4, PARTS)
+def test_longer_chunks_are_not_sliced() -> None:
+    scheduler = Scheduler(1, 4, SLICED)
     add(scheduler, request("a", prompt=140))
-    assert part(plan(scheduler)) == (["a"], 0, 1)
-    assert part(plan(scheduler)) == (["a"], 0, 3)
+    assert layer_slice(plan(scheduler)) == (["a"], 0, 1)
+    assert layer_slice(plan(scheduler)) == (["a"], 0, 3)
 
 
-def test_a_short_chunk_of_a_long_prompt_is_read_in_parts() -> None:
-    """It goes up to the grid, from where a state was resumed."""
-    scheduler = Scheduler(1, 4, PARTS)
+def test_short_chunk_of_a_long_prompt_is_sliced() -> None:
+    """It goes from the restored snapshot to the next block boundary."""
+    scheduler = Scheduler(1, 4, SLICED)
     add(scheduler, replace(request("a", prompt=300), state=Snapshot(100, (), ())))
     batches = [plan(scheduler) for _ in range(4)]
     assert [shape(batch) for batch in batches] == [[("a", 28)]] * 3 + [[("a", 128)]]
-    assert [part(batch)[1:] for batch in batches] == [(0, 3), (1, 3), (2, 3), (0, 1)]
+    assert [layer_slice(batch)[1:] for batch in batches] == [(0, 3), (1, 3), (2, 3), (0, 1)]
 
 
-def test_only_the_last_part_gives_a_token() -> None:
-    scheduler = Scheduler(1, 4, PARTS)
+def test_only_the_last_layer_slice_samples_a_token() -> None:
+    scheduler = Scheduler(1, 4, SLICED)
     add(scheduler, request("a", max_tokens=1))
     batches = [plan(scheduler) for _ in range(3)]
     assert plan(scheduler) is None
@@ -382,24 +381,24 @@ def test_only_the_last_part_gives_a_token() -> None:
     assert [len(each) for each in outputs] == [0, 0, 1]
 
 
-def test_what_nobody_wants_is_not_read_to_its_end() -> None:
-    scheduler = Scheduler(1, 4, PARTS)
+def test_sliced_prefill_of_aborted_requests_is_given_up() -> None:
+    scheduler = Scheduler(1, 4, SLICED)
     add(scheduler, request("a"))
     add(scheduler, request("b"))
     plan(scheduler)
     scheduler.abort("a")
-    assert part(plan(scheduler)) == (["b"], 0, 3)
+    assert layer_slice(plan(scheduler)) == (["b"], 0, 3)
 
 
-def test_a_slot_that_parts_work_on_is_taken_until_the_last_one() -> None:
-    """The fork still wants what is being read, though the one who began it has left."""
-    scheduler = Scheduler(3, 4, PARTS)
+def test_slot_of_a_sliced_prefill_is_retained_until_the_last_slice() -> None:
+    """The fork still needs the prefill, though its parent was aborted."""
+    scheduler = Scheduler(3, 4, SLICED)
     add(scheduler, request("a"))
     add(scheduler, replace(request("fork"), fork_of="a"))
-    assert part(plan(scheduler)) == (["a", "fork"], 0, 3)
+    assert layer_slice(plan(scheduler)) == (["a", "fork"], 0, 3)
     scheduler.abort("a")
     assert (scheduler.num_running, scheduler.slots.num_used) == (1, 2)
-    assert [part(plan(scheduler)) for _ in range(2)] == [(["a", "fork"], n, 3) for n in (1, 2)]
+    assert [layer_slice(plan(scheduler)) for _ in range(2)] == [(["a", "fork"], n, 3) for n in (1, 2)]
     assert (scheduler.num_running, scheduler.slots.num_used) == (1, 1)
     assert names(plan(scheduler)) == ("decode", ["fork"])
 
@@ -412,19 +411,19 @@ def steps(batch: Batch | None) -> int:
     return batch.steps
 
 
-def test_several_tokens_are_asked_for_while_nobody_waits() -> None:
+def test_several_tokens_per_dispatch_while_no_prompt_waits() -> None:
     scheduler = Scheduler(2, 4, AHEAD)
     add(scheduler, request("a", max_tokens=100))
     plan(scheduler)
     assert steps(plan(scheduler)) == 4
     add(scheduler, request("b", prompt=100, max_tokens=100))
     plan(scheduler)
-    assert steps(plan(scheduler)) == 1, "b's prompt is being read"
+    assert steps(plan(scheduler)) == 1, "b's prompt needs prefill"
     plan(scheduler)
     assert [steps(plan(scheduler)) for _ in range(2)] == [4, 4]
 
 
-def test_a_stepwise_request_keeps_everybody_at_one() -> None:
+def test_stepwise_request_limits_all_to_one_token() -> None:
     scheduler = Scheduler(2, 4, AHEAD)
     add(scheduler, request("a", max_tokens=100))
     add(scheduler, Request("b", (1,), stepwise=True))
@@ -434,7 +433,7 @@ def test_a_stepwise_request_keeps_everybody_at_one() -> None:
     assert steps(plan(scheduler)) == 4
 
 
-def test_tokens_behind_the_end_are_dropped() -> None:
+def test_tokens_after_the_end_are_dropped() -> None:
     scheduler = Scheduler(1, 4, AHEAD)
     add(scheduler, request("a", max_tokens=100, stop_token_ids=(9,), logprobs=0))
     first, batch = plan(scheduler), plan(scheduler)
@@ -447,7 +446,7 @@ def test_tokens_behind_the_end_are_dropped() -> None:
     assert (output.finish_reason, output.stop_reason) == (FinishReason.STOP, 9)
 
 
-def test_the_limit_holds_within_a_batch_and_no_batch_is_asked_for_behind_it() -> None:
+def test_limit_holds_within_a_batch_and_between_batches() -> None:
     scheduler = Scheduler(1, 4, AHEAD)
     add(scheduler, request("a", max_tokens=7))
     batches = [plan(scheduler) for _ in range(4)]
@@ -457,7 +456,7 @@ def test_the_limit_holds_within_a_batch_and_no_batch_is_asked_for_behind_it() ->
     assert outputs[-1].finish_reason is FinishReason.LENGTH
 
 
-def test_sequences_move_down_when_a_smaller_step_is_enough() -> None:
+def test_slots_are_compacted_when_a_smaller_step_suffices() -> None:
     scheduler = Scheduler(8, 9, StepLimits(512, 512, decode_rows=(2, 4, 8)))
     for name in "abcdef":
         add(scheduler, request(name))
@@ -480,7 +479,7 @@ def test_sequences_move_down_when_a_smaller_step_is_enough() -> None:
 
 
 class Only:
-    """A constraint by a list: after so many tokens, only these may come. It writes down what came."""
+    """Constraint that allows the n-th of a list of tokens at position n, and records the tokens that came."""
 
     def __init__(self, *allowed: int | None) -> None:
         self.allowed = allowed
@@ -500,8 +499,8 @@ class Only:
 MASKS = StepLimits(64, 64, decode_steps=4, mask_words=1)
 
 
-def test_a_constraint_sees_each_token_before_the_next_is_asked_for() -> None:
-    """Others go on meanwhile, a token at a time."""
+def test_constraint_sees_each_token_before_the_next_is_dispatched() -> None:
+    """Other requests go on meanwhile, one token at a time."""
     scheduler, only = Scheduler(2, 4, MASKS), Only(3, 4, 5, 6)
     add(scheduler, Request("a", (1,), SamplingParams(max_tokens=3), constraint=only))
     add(scheduler, request("b", max_tokens=9))
@@ -519,8 +518,8 @@ def test_a_constraint_sees_each_token_before_the_next_is_asked_for() -> None:
     assert names(plan(scheduler))[1] == ["a", "b"]
 
 
-def test_a_constraint_that_fails_ends_its_request_alone() -> None:
-    """At its beginning, or between two tokens."""
+def test_failed_constraint_ends_its_request_alone() -> None:
+    """It may fail before the first token or between two tokens."""
     scheduler = Scheduler(3, 4, MASKS)
     add(scheduler, Request("a", (1,), constraint=Only(None)))
     add(scheduler, Request("b", (1,), constraint=Only(3, None)))
@@ -541,8 +540,8 @@ def test_a_constraint_that_fails_ends_its_request_alone() -> None:
     assert scheduler.schedule(0.0).failed == (), "each failure is reported once"
 
 
-def test_allowed_ids_are_not_read_again_for_each_token() -> None:
-    """The mask that they make is as old as the request; a constraint's changes from token to token."""
+def test_static_mask_is_not_rebuilt_for_each_token() -> None:
+    """The mask of allowed ids is built with the request; only a constraint's mask changes from token to token."""
     scheduler = Scheduler(1, 9, MASKS)
     add(
         scheduler,
@@ -558,8 +557,8 @@ def test_allowed_ids_are_not_read_again_for_each_token() -> None:
     assert CountedIds.count == 0
 
 
-def test_a_row_without_a_choice_ends_its_request_alone() -> None:
-    """What came before it is delivered. It is no fault of the engine's numbers."""
+def test_row_without_an_allowed_token_ends_its_request_alone() -> None:
+    """Tokens before it are delivered, and the error is not a `NumericError`."""
     scheduler = Scheduler(2, 9, StepLimits(64, 64, decode_steps=4))
     add(scheduler, request("a", max_tokens=9))
     add(scheduler, request("b", max_tokens=9))
@@ -575,7 +574,7 @@ def test_a_row_without_a_choice_ends_its_request_alone() -> None:
     assert scheduler.num_running == 1
 
 
-def test_a_mask_is_what_the_constraint_and_the_request_both_allow() -> None:
+def test_mask_is_the_intersection_of_constraint_and_parameters() -> None:
     scheduler = Scheduler(2, 4, MASKS)
     params = SamplingParams(allowed_token_ids=(4,))
     add(scheduler, Request("a", (1,), params, constraint=Only(4)))
@@ -584,7 +583,7 @@ def test_a_mask_is_what_the_constraint_and_the_request_both_allow() -> None:
 
 
 class Late(Only):
-    """Does not know what may come next until it is told to. It counts how often somebody waited for it."""
+    """Constraint that is ready only while `knows` is set. It counts how often it was waited for."""
 
     def __init__(self, *allowed: int | None) -> None:
         super().__init__(*allowed)
@@ -604,8 +603,8 @@ class Late(Only):
         self.knows = False
 
 
-def test_nobody_else_waits_for_a_constraint_that_does_not_know_yet() -> None:
-    """Neither with its prompt nor between two tokens; a step waits for one of them at most."""
+def test_other_requests_do_not_wait_for_a_slow_constraint() -> None:
+    """This holds for the first token and between two tokens; a step waits for one constraint at most."""
     scheduler, late, later = Scheduler(3, 4, MASKS), Late(3, 4), Late(3, 4)
     add(scheduler, Request("late", (1,), SamplingParams(max_tokens=2), constraint=late))
     add(scheduler, Request("later", (1,), SamplingParams(max_tokens=2), constraint=later))
@@ -626,7 +625,7 @@ def test_nobody_else_waits_for_a_constraint_that_does_not_know_yet() -> None:
     assert later.num_waits == 2
 
 
-def test_a_prompt_waits_for_the_constraints_of_its_forks() -> None:
+def test_prompt_waits_for_the_constraints_of_its_forks() -> None:
     scheduler, late = Scheduler(2, 4, MASKS), Late(3)
     add(scheduler, Request("a", (1,), constraint=Only(3)))
     add(scheduler, Request("fork", (1,), constraint=late, fork_of="a"))
@@ -637,7 +636,7 @@ def test_a_prompt_waits_for_the_constraints_of_its_forks() -> None:
     assert [chunk.mask is not None and int(chunk.mask[0]) for chunk in batch.rows] == [1 << 3, 1 << 3]
 
 
-def test_a_constraint_that_fails_late_ends_its_request_alone() -> None:
+def test_constraint_that_fails_late_ends_its_request_alone() -> None:
     scheduler, late = Scheduler(2, 4, MASKS), Late(None)
     add(scheduler, Request("a", (1,), constraint=late))
     add(scheduler, request("b"))
@@ -648,7 +647,7 @@ def test_a_constraint_that_fails_late_ends_its_request_alone() -> None:
 
 
 def family(scheduler: Scheduler, *names: str, prompt: int = 100) -> None:
-    """Requests with one prompt, the others forks of the first."""
+    """Adds requests with one prompt, the first of which is the parent of the others."""
     for name in names:
         fork_of = None if name == names[0] else names[0]
         add(scheduler, Request(name, tuple(range(prompt)), SamplingParams(max_tokens=5), fork_of=fork_of))
@@ -659,7 +658,7 @@ def forks_of(batch: Batch | None) -> list[str]:
     return [fork.request.id for chunk in batch.chunks for fork in chunk.forks]
 
 
-def test_forks_wait_for_the_prompt_and_read_nothing() -> None:
+def test_forks_wait_for_the_prompt_and_prefill_nothing() -> None:
     scheduler = Scheduler(3, 9, LIMITS)
     family(scheduler, "a", "b", "c", "d")
     first, last = plan(scheduler), plan(scheduler)
@@ -674,7 +673,7 @@ def test_forks_wait_for_the_prompt_and_read_nothing() -> None:
     assert shape(plan(scheduler)) == [("d", 64)], "it came too late for a copy"
 
 
-def test_a_fork_reads_for_itself_and_the_others_when_its_parent_is_gone() -> None:
+def test_first_fork_prefills_for_the_others_when_the_parent_has_ended() -> None:
     scheduler = Scheduler(4, 9, LIMITS)
     family(scheduler, "a", "b", "c")
     plan(scheduler)
@@ -684,7 +683,7 @@ def test_a_fork_reads_for_itself_and_the_others_when_its_parent_is_gone() -> Non
     assert (shape(last), forks_of(last)) == ([("b", 36)], ["c"])
 
 
-def test_a_fork_that_is_gone_is_not_made() -> None:
+def test_ended_fork_and_fork_with_another_prompt_copy_nothing() -> None:
     scheduler = Scheduler(4, 9, LIMITS)
     family(scheduler, "a", prompt=3)
     add(scheduler, Request("b", (9,), fork_of="a"))
@@ -707,7 +706,7 @@ def ends(outputs: Sequence[RequestOutput]) -> list[tuple[str, str]]:
     return [(name, type(output.error).__name__) for name, output in outputs]
 
 
-def test_requests_end_when_their_time_is_over() -> None:
+def test_requests_end_at_their_deadlines() -> None:
     scheduler = Scheduler(1, 9, LIMITS)
     add(scheduler, dated("runs", start_by=101.0, deadline=110.0), 100.0)
     plan(scheduler, 100.0)
@@ -722,7 +721,7 @@ def test_requests_end_when_their_time_is_over() -> None:
     assert (scheduler.num_waiting, scheduler.num_running) == (0, 1)
 
 
-def test_a_request_may_be_over_before_it_began() -> None:
+def test_deadline_may_pass_before_the_first_plan() -> None:
     scheduler = Scheduler(1, 9, LIMITS)
     add(scheduler, dated("a", deadline=5.0))
     planned = scheduler.schedule(6.0)
@@ -731,8 +730,8 @@ def test_a_request_may_be_over_before_it_began() -> None:
     assert scheduler.is_idle
 
 
-def test_who_is_turned_away_hears_when_to_come_back() -> None:
-    """A request had its slot for 3 s; the two slots then come free every 1.5 s."""
+def test_refused_requests_get_an_estimate_to_retry_after() -> None:
+    """A request had its slot for 3 s, so one of two slots becomes free every 1.5 s."""
     scheduler = Scheduler(2, 1, LIMITS)
     for name in "ab":
         add(scheduler, request(name), 10.0)
@@ -749,7 +748,7 @@ def test_who_is_turned_away_hears_when_to_come_back() -> None:
     assert waits == [1.5, 3.0]
 
 
-def test_a_long_prompt_is_refused_only_where_it_would_have_to_wait() -> None:
+def test_long_prompt_is_refused_only_if_it_would_wait() -> None:
     scheduler = Scheduler(2, 9, LIMITS, max_queue_tokens=50)
     add(scheduler, request("a", prompt=100))
     add(scheduler, request("b", prompt=100))
@@ -759,8 +758,8 @@ def test_a_long_prompt_is_refused_only_where_it_would_have_to_wait() -> None:
     assert scheduler.num_waiting_tokens == 50
 
 
-def test_a_greedy_tenant_does_not_keep_another_waiting() -> None:
-    """The next slot that comes free is the newcomer's, though hundreds wait."""
+def test_greedy_tenant_does_not_delay_another() -> None:
+    """The next free slot goes to the new tenant, though hundreds of requests wait."""
     scheduler = Scheduler(2, 1000, LIMITS)
     for number in range(400):
         add(scheduler, replace(request(f"a{number}", max_tokens=1), tenant="a"))
@@ -779,7 +778,7 @@ def test_a_greedy_tenant_does_not_keep_another_waiting() -> None:
 
 
 class BrokenCache(PrefixCache):
-    """Its look-ups fail."""
+    """Prefix cache whose look-ups fail."""
 
     is_broken = True
 
@@ -789,7 +788,7 @@ class BrokenCache(PrefixCache):
         return super().match_prefix(*args, **options)
 
 
-def test_a_request_that_cannot_be_started_ends_alone() -> None:
+def test_request_that_cannot_be_started_ends_alone() -> None:
     cache = BrokenCache(64, 0)
     scheduler = Scheduler(1, 9, LIMITS, cache=cache)
     add(scheduler, request("a"))
@@ -803,7 +802,7 @@ def test_a_request_that_cannot_be_started_ends_alone() -> None:
     assert names(plan(scheduler)) == ("prefill", ["b"])
 
 
-def test_a_request_that_fails_to_start_while_another_is_added_is_reported_with_the_next_plan() -> None:
+def test_failure_to_start_during_add_is_reported_by_the_next_plan() -> None:
     scheduler = Scheduler(1, 9, LIMITS, cache=BrokenCache(64, 0))
     add(scheduler, request("a"))
     add(scheduler, request("b"))
@@ -812,7 +811,7 @@ def test_a_request_that_fails_to_start_while_another_is_added_is_reported_with_t
     assert scheduler.is_idle
 
 
-def test_tokens_before_the_numbers_broke_are_delivered() -> None:
+def test_tokens_before_non_finite_activations_are_delivered() -> None:
     scheduler = Scheduler(1, 9, StepLimits(64, 64, decode_steps=4))
     add(scheduler, request("a", max_tokens=9))
     first, decode = plan(scheduler), plan(scheduler)
@@ -826,8 +825,8 @@ def test_tokens_before_the_numbers_broke_are_delivered() -> None:
     assert scheduler.is_idle
 
 
-def test_a_state_that_is_not_finite_is_never_published() -> None:
-    """Nor is what follows it, though a later block looks finite."""
+def test_non_finite_state_is_never_inserted() -> None:
+    """Later states are not inserted either, even if they look finite."""
     scheduler = Scheduler(1, 9, StepLimits(128, 128, prefill_rows=1), cache=PrefixCache(64, 10**9))
     tokens = tuple(range(1, 257))
     add(scheduler, Request("a", tokens, SamplingParams(max_tokens=1)))
@@ -848,14 +847,14 @@ def tenants_request(name: str, tenant: str) -> Request:
 
 
 def start(scheduler: Scheduler, *requests: Request) -> list[str]:
-    """Names of all that have a slot then."""
+    """Adds requests, and returns the ids of all requests that have a slot after the next plan."""
     for each in requests:
         add(scheduler, each)
     plan(scheduler)
     return sorted(scheduler.running)
 
 
-def test_a_tenant_with_nothing_running_finds_a_slot_however_long_others_run() -> None:
+def test_reserve_gives_a_new_tenant_a_slot_at_once() -> None:
     scheduler = Scheduler(4, 99, LIMITS, reserved_slots=1)
     greedy = [tenants_request(f"a{n}", "a") for n in range(9)]
     assert start(scheduler, *greedy) == ["a0", "a1", "a2"]
@@ -868,8 +867,8 @@ def test_a_tenant_with_nothing_running_finds_a_slot_however_long_others_run() ->
     assert start(scheduler) == ["a3", "b0", "c0"], "one slot is open to all"
 
 
-def test_a_tenant_alone_leaves_the_reserve_free() -> None:
-    """And then waits in the queue, with the queue's limit."""
+def test_single_tenant_leaves_the_reserve_free() -> None:
+    """Its other requests wait, with the queue's limit."""
     scheduler = Scheduler(3, 1, LIMITS, reserved_slots=2)
     assert start(scheduler, tenants_request("a0", "a"), tenants_request("a1", "a")) == ["a0"]
     with pytest.raises(QueueFullError):
@@ -878,12 +877,12 @@ def test_a_tenant_alone_leaves_the_reserve_free() -> None:
 
 
 @pytest.mark.parametrize("reserved", [-1, 2, 3])
-def test_a_reserve_leaves_a_slot_for_all(reserved: int) -> None:
+def test_reserve_must_be_smaller_than_the_pool(reserved: int) -> None:
     with pytest.raises(ConfigError, match=r"reserved_slots must be less than slots \(2\)"):
         Scheduler(2, 9, LIMITS, reserved_slots=reserved)
 
 
-def test_a_probe_takes_the_next_slot_and_leaves_nothing_behind() -> None:
+def test_probe_takes_the_next_slot_and_leaves_no_snapshot() -> None:
     cache = PrefixCache(64, 10**9)
     scheduler = Scheduler(1, 9, LIMITS, cache=cache)
     add(scheduler, request("a"))

@@ -1,4 +1,4 @@
-"""Slots stay disjoint and complete."""
+"""Free and used slots stay disjoint and complete."""
 
 import hypothesis.strategies as st
 import pytest
@@ -14,7 +14,7 @@ def test_claims_the_lowest_free_slot() -> None:
     assert pool.claim() == 0
 
 
-def test_an_empty_pool_raises() -> None:
+def test_claim_from_an_empty_pool_raises() -> None:
     pool = SlotPool(1)
     pool.claim()
     with pytest.raises(IndexError):
@@ -52,7 +52,7 @@ def test_free_and_used_are_all_slots(size: int, choices: list[int]) -> None:
         assert pool.num_free + pool.num_used == size
 
 
-def test_an_order_is_kept() -> None:
+def test_slots_are_claimed_in_the_given_order() -> None:
     pool = SlotPool(3, (4, 0, 2))
     assert [pool.claim(), pool.claim()] == [4, 0]
     pool.release(4)

@@ -21,7 +21,7 @@ def kept(histories: TokenHistories, names: str) -> str:
     return "".join(name for name in names if histories.get(name) is not None)
 
 
-def test_the_newest_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newest_histories_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent, "MAX_BYTES", 50_000)
     monkeypatch.setattr(recent, "MAX_HISTORIES", 3)
     histories = TokenHistories()
@@ -35,7 +35,7 @@ def test_the_newest_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert histories.num_bytes > 20_000
 
 
-def test_what_no_server_would_import_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_histories_too_long_to_import_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent, "MAX_TOKENS", 10)
     histories = TokenHistories()
     histories.keep("a", history(5, 5))
@@ -43,7 +43,7 @@ def test_what_no_server_would_import_is_not_kept(monkeypatch: pytest.MonkeyPatch
     assert kept(histories, "ab") == "a"
 
 
-def test_a_tenant_takes_nothing_from_one_that_has_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eviction_spares_tenants_with_less_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent, "MAX_BYTES", 100_000)
     monkeypatch.setattr(recent, "MAX_HISTORIES", 20)
     histories = TokenHistories()
@@ -57,7 +57,7 @@ def test_a_tenant_takes_nothing_from_one_that_has_less(monkeypatch: pytest.Monke
     assert histories.num_bytes <= 100_000
 
 
-def test_a_history_is_cut_behind_its_prompt() -> None:
+def test_history_includes_the_requested_number_of_generated_tokens() -> None:
     whole = TokenHistory(packed([1, 2]), packed([3, 4, 5]))
     assert len(whole) == 5
     for num_generated, expected in ((None, [1, 2, 3, 4, 5]), (2, [1, 2, 3, 4]), (0, [1, 2]), (9, [1, 2, 3, 4, 5])):
@@ -67,7 +67,7 @@ def test_a_history_is_cut_behind_its_prompt() -> None:
 @pytest.mark.parametrize(
     ("length", "generated", "salt", "tenant"), [(1, 0, 1, 1), (4000, 1, 1, 1), (1, 4000, 1, 1), (9, 9, 9000, 9000)]
 )
-def test_what_is_counted_is_what_is_taken(length: int, generated: int, salt: int, tenant: int) -> None:
+def test_counted_bytes_match_allocated_memory(length: int, generated: int, salt: int, tenant: int) -> None:
     histories = TokenHistories()
     gc.collect()
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Who is next, and who is turned away."""
+"""The order of waiting requests, and the limits of the queue."""
 
 from collections import Counter
 
@@ -33,25 +33,25 @@ def test_first_come_first_served() -> None:
     assert [r.id for r in drain(queue_of(*(request(name) for name in "abc")))] == ["a", "b", "c"]
 
 
-def test_the_more_urgent_go_first() -> None:
+def test_lower_priority_numbers_go_first() -> None:
     queue = queue_of(request("a"), request("b", priority=1), request("c", priority=-1), request("d"))
     assert [r.id for r in drain(queue)] == ["c", "a", "d", "b"]
 
 
-def test_an_urgent_crowd_does_not_keep_the_oldest_out() -> None:
+def test_oldest_request_gets_its_turn_among_urgent_ones() -> None:
     queue = queue_of(request("old", priority=5), *(request(f"new {i}") for i in range(100)))
     assert [queue.pop().id for _ in range(OLDEST_EVERY)][-1] == "old"
 
 
 def test_tenants_take_turns_by_tokens() -> None:
-    """b's requests cost twice as much, so a gets two for each of them."""
+    """Requests of b cost twice as much, so a gets two for each of them."""
     mine = [request(f"a{i}", "a", prompt=10, max_tokens=10) for i in range(40)]
     yours = [request(f"b{i}", "b", prompt=30, max_tokens=10) for i in range(40)]
     served = Counter(r.tenant for r in drain(queue_of(*mine, *yours))[:30])
     assert served == {"a": 20, "b": 10}
 
 
-def test_who_comes_late_is_next_however_many_wait() -> None:
+def test_new_tenant_is_next_however_many_requests_wait() -> None:
     queue = queue_of(*(request(f"a{i}", "a") for i in range(1000)))
     for _ in range(300):
         queue.pop()
@@ -60,7 +60,7 @@ def test_who_comes_late_is_next_however_many_wait() -> None:
     assert [queue.pop().tenant for _ in range(4)] in (list("baba"), list("abab"))
 
 
-def test_who_was_away_has_no_claim_on_the_past() -> None:
+def test_tenant_is_not_compensated_for_a_pause() -> None:
     queue = queue_of(*(request(f"a{i}", "a") for i in range(100)), request("b", "b"))
     for _ in range(50):
         queue.pop()
@@ -70,8 +70,8 @@ def test_who_was_away_has_no_claim_on_the_past() -> None:
     assert served == {"a": 10, "b": 10}
 
 
-def test_what_was_expected_is_put_right_afterwards() -> None:
-    """a's requests turn out to cost a tenth, so it gets more of them."""
+def test_expected_costs_are_corrected() -> None:
+    """Requests of a turn out to cost a tenth, so a gets more of them."""
     queue = queue_of(*(request(f"{t}{i}", t, max_tokens=99) for i in range(60) for t in "ab"))
     served: Counter[str] = Counter()
     for _ in range(44):
@@ -81,14 +81,14 @@ def test_what_was_expected_is_put_right_afterwards() -> None:
     assert served == {"a": 40, "b": 4}
 
 
-def test_a_request_is_not_expected_to_use_all_it_may() -> None:
+def test_expected_cost_is_bounded() -> None:
     assert expected_tokens(request("a", prompt=5, max_tokens=7)) == 12
     assert expected_tokens(request("a", prompt=5, max_tokens=None)) == expected_tokens(
         request("a", prompt=5, max_tokens=10**6)
     )
 
 
-def test_it_is_bounded() -> None:
+def test_queue_is_bounded_in_requests() -> None:
     queue = queue_of(request("a"), request("b"), max_requests=2)
     with pytest.raises(QueueFullError, match=r"^the queue is full \(2 requests wait\)"):
         queue.check_room(request("c"))
@@ -96,7 +96,7 @@ def test_it_is_bounded() -> None:
     queue.check_room(request("c"))
 
 
-def test_it_is_bounded_in_tokens_too() -> None:
+def test_queue_is_bounded_in_tokens() -> None:
     queue = WaitingQueue(100, max_tokens=10)
     queue.add(request("a", prompt=6))
     with pytest.raises(QueueFullError, match=r"\(6 tokens of prompts wait\)"):
@@ -104,14 +104,14 @@ def test_it_is_bounded_in_tokens_too() -> None:
     queue.check_room(request("b", prompt=4))
 
 
-def test_a_tenant_that_is_alone_may_fill_the_queue() -> None:
+def test_single_tenant_may_fill_the_queue() -> None:
     queue = queue_of(*(request(str(i), "a") for i in range(9)), max_requests=10)
     queue.check_room(request("9", "a"))
 
 
 @given(asked=st.lists(TENANTS, max_size=60), max_requests=st.integers(3, 30))
-def test_there_is_a_place_for_another_tenant(asked: list[str], max_requests: int) -> None:
-    """However much those who came first ask for, one who has nothing waiting gets in."""
+def test_queue_has_room_for_another_tenant(asked: list[str], max_requests: int) -> None:
+    """Whatever other tenants have queued, a tenant without waiting requests gets in."""
     queue = WaitingQueue(max_requests, tenants=3)
     for number, tenant in enumerate(asked):
         each = request(str(number), tenant)
@@ -133,8 +133,8 @@ ARRIVALS = st.lists(
 
 
 @given(ARRIVALS)
-def test_nothing_is_lost_and_order_holds(events: list[tuple[str, str, int, int]]) -> None:
-    """In whatever order things come and go, sizes are right; of one tenant and one priority the older goes first."""
+def test_no_request_is_lost_and_order_holds(events: list[tuple[str, str, int, int]]) -> None:
+    """Sizes are right after any events; among requests of one tenant and priority, the older goes first."""
     queue, alive, number = WaitingQueue(1000), dict[str, Request](), 0
     for kind, tenant, priority, prompt in events:
         if kind == "add":
@@ -157,8 +157,8 @@ def test_nothing_is_lost_and_order_holds(events: list[tuple[str, str, int, int]]
 
 
 @given(st.lists(st.tuples(TENANTS, st.integers(1, 40)), min_size=1, max_size=100), st.integers(0, 60))
-def test_those_who_wait_all_the_time_get_the_same(work: list[tuple[str, int]], num_before: int) -> None:
-    """While two tenants both have something waiting, what they are given differs by no more than two requests."""
+def test_tenants_that_always_wait_get_equal_shares(work: list[tuple[str, int]], num_before: int) -> None:
+    """While two tenants both have waiting requests, their shares differ by at most two requests."""
     queue = queue_of(*(request(str(i), tenant, prompt=prompt) for i, (tenant, prompt) in enumerate(work)))
     most = 2 * max(prompt + 9 for _, prompt in work)
     for _ in range(min(num_before, len(queue))):
@@ -174,8 +174,8 @@ def test_those_who_wait_all_the_time_get_the_same(work: list[tuple[str, int]], n
 
 
 @given(st.lists(st.integers(-2, 2), min_size=1, max_size=50), st.integers(0, 49))
-def test_none_starves(priorities: list[int], place: int) -> None:
-    """While ever more urgent ones come, each request still gets its turn: one pop in so many is the oldest's."""
+def test_no_request_starves(priorities: list[int], place: int) -> None:
+    """Each request gets its turn while more urgent ones keep arriving: one pop in `OLDEST_EVERY` is the oldest's."""
     queue = queue_of(*(request(str(i), priority=p) for i, p in enumerate(priorities)))
     wanted, pops = str(place % len(priorities)), 0
     while wanted in queue:
