@@ -126,7 +126,7 @@ def measure_decode(
         active = jax.ShapeDtypeStruct((rows,), jnp.bool)
         compiled, params = compile_step(config, matrices, chip, greedy_step, pool, active)
     rings = rows * config.block_types.count("attention") * 2 * config.window * config.head_dim * BF16.itemsize
-    floor = size(params) + size(pool.groups) - int((1 - fill) * rings)
+    floor = size(params) + size(pool.states) - int((1 - fill) * rings)
     return as_measure("decode", rows, window, floor, compiled)
 
 

@@ -55,8 +55,6 @@ WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 # Files that still break a rule. The list only shrinks: a file without violations has to be taken off it.
 PENDING: frozenset[str] = frozenset(
     {
-        # engine/model/
-        "engine/model/state.py",
         # server/api/
         "server/api/anthropic/message_builder.py",
         "server/api/anthropic/schemas.py",

@@ -13,7 +13,7 @@ from .collectives import Collectives
 from .config import ModelConfig
 from .layers import ResidualBlock, RMSNorm, dot, matrix
 from .quantization import gather_rows
-from .state import BlockStates, LayerBlockStates, LayerState, ModelState, join_block_states
+from .state import BlockStates, LayerBlockStates, LayerState, ModelState, stack_block_states
 
 type Params = Any
 """Parameters of a model as a pytree of arrays."""
@@ -66,10 +66,10 @@ class Griffin(nnx.Module):
         Returns:
           The activations after the final norm, for `logits`, and the state after the chunk.
         """
-        x, new_state, _ = self._read(self.embed(tokens), positions, state, block, range(len(self.blocks)))
+        x, new_state, _ = self._run_layers(self.embed(tokens), positions, state, block, range(len(self.blocks)))
         return x, new_state
 
-    def read(
+    def prefill(
         self, x: Float[Array, "B T D"], positions: Int32[Array, "B T"], state: ModelState, block: int, layers: range
     ) -> tuple[Float[Array, "B T D"], ModelState, BlockStates]:
         """Runs some layers on a chunk of several tokens.
@@ -85,25 +85,25 @@ class Griffin(nnx.Module):
           The activations for the next layer or, after the last one, after the final norm; the state after the chunk;
           and the states at its block boundaries.
         """
-        x, new_state, layer_block_states = self._read(x, positions, state, block, layers)
-        return x, new_state, join_block_states(layer_block_states, block)
+        x, new_state, block_states = self._run_layers(x, positions, state, block, layers)
+        return x, new_state, stack_block_states(block_states, block)
 
-    def _read(
+    def _run_layers(
         self, x: Float[Array, "B T D"], positions: Int32[Array, "B T"], state: ModelState, block: int, layers: range
     ) -> tuple[Float[Array, "B T D"], ModelState, list[LayerBlockStates | None]]:
         new_state: list[LayerState] = []
-        layer_block_states: list[LayerBlockStates | None] = []
+        block_states: list[LayerBlockStates | None] = []
         for layer, layer_state in zip(self.blocks[layers.start : layers.stop], state, strict=True):
             if self.platform.jits_layers:
-                x, layer_state, block_states = _call_layer(*nnx.split(layer), x, layer_state, positions, block)
+                x, layer_state, layer_block_states = _call_layer(*nnx.split(layer), x, layer_state, positions, block)
             else:
-                x, layer_state, block_states = layer(x, layer_state, positions, block)
+                x, layer_state, layer_block_states = layer(x, layer_state, positions, block)
             if self.platform.has_layer_barrier and x.shape[1] > 1:
                 x = jax.lax.optimization_barrier(x)
             new_state.append(layer_state)
-            layer_block_states.append(block_states)
+            block_states.append(layer_block_states)
         x = self.final_norm(x) if layers.stop == len(self.blocks) else x
-        return x, tuple(new_state), layer_block_states
+        return x, tuple(new_state), block_states
 
     def embed(self, tokens: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
         """Returns the scaled embeddings, which are the first layer's input."""

@@ -25,7 +25,7 @@ from ...kernels.window_attention import decode_attention, prefill_attention
 from .collectives import Collectives
 from .config import BlockType, ModelConfig
 from .quantization import Matrix, QuantizedMatrix, quantized_dot, zero_matrix
-from .state import AttentionState, ChunkKeyValues, LayerBlockStates, RecurrentBlockStates, RecurrentState
+from .state import AttentionBlockStates, AttentionState, LayerBlockStates, RecurrentBlockStates, RecurrentState
 
 _FLOAT32: Final = jnp.dtype("float32")
 
@@ -249,7 +249,7 @@ class AttentionBlock(nnx.Module):
 
     def __call__(
         self, u: Float[Array, "B T D"], state: AttentionState, positions: Int32[Array, "B T"], block: int
-    ) -> tuple[Float[Array, "B T D"], AttentionState, ChunkKeyValues | None]:
+    ) -> tuple[Float[Array, "B T D"], AttentionState, AttentionBlockStates | None]:
         block_states = None
         if u.shape[1] == 1:  # without a time axis, which would change every array's layout on a TPU
             q, k, v = self._project(u[:, 0], positions[:, 0])
@@ -261,7 +261,7 @@ class AttentionBlock(nnx.Module):
             ((whole,),) = state.rings
             q, k, v = self._project(u, positions)
             mixed, whole = prefill_attention(q, k, v, whole, positions, block, self.backend)
-            rings, block_states = ((whole,),), ChunkKeyValues(k, v)
+            rings, block_states = ((whole,),), AttentionBlockStates(k, v)
         rows = self.out(mixed.reshape(*k.shape[:-1], -1).astype(u.dtype))
         return rows.reshape(u.shape), AttentionState(rings), block_states
 

@@ -71,7 +71,7 @@ def shard_shapes(mesh: Mesh, spec: Any, tree: Any) -> Any:
 
 def pool_partition_specs(pool: StatePool) -> StatePool:
     """Returns the partition specs of the state pool."""
-    return StatePool(tuple(map(state_partition_specs, pool.groups)), SLOTS)  # type: ignore[arg-type]
+    return StatePool(pool.states.map(state_partition_specs), SLOTS)  # type: ignore[arg-type]
 
 
 def _spec(name: ArrayName, model: ModelShapes) -> Any:

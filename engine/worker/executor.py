@@ -20,12 +20,12 @@ from ..core.output_constraint import TokenMask
 from ..distributed.hosts import Leader
 from ..model.collectives import REPLICATED, Collectives
 from ..model.config import ModelConfig
-from ..model.state import BlockStates
+from ..model.state import BlockStates, RowArrays
 from ..platform import Platform
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
 from .compilation import CompileCounter, CompiledProgram
-from .programs import DeviceArrays, DevicePrograms, PrefillShape, Program, SlotArrays, StepShapes
+from .programs import DeviceArrays, DevicePrograms, PrefillShape, Program, StepShapes
 from .steps import FirstTokenInput, PrefillInput
 
 
@@ -59,7 +59,7 @@ class PrefillResult(NamedTuple):
 
     Attributes:
       last: Activations of each row's last token, `MAX_PREFILL_ROWS` rows per data shard.
-      block_states: What the chunks add to the state of the slice's layers.
+      block_states: States of the slice's layers at the chunks' block boundaries.
     """
 
     last: Float[Array, "R D"]
@@ -152,10 +152,10 @@ class Executor:
         self._run(self.programs.copy_slot, _slot(source), _slot(target))
 
     def restore(self, slot: int, state: Iterable[HostArray]) -> None:
-        """Scatters a snapshot's arrays into a slot, in the order of `SlotArrays`."""
+        """Scatters a snapshot's arrays into a slot, in the order of `RowArrays`."""
         self._run(self.programs.restore, _slot(slot), *state)
 
-    def read_slot(self, slot: int) -> SlotArrays:
+    def read_slot(self, slot: int) -> RowArrays:
         """Gathers a slot's state, after all programs so far."""
         assert self.programs.read_slot is not None
         return self._run(self.programs.read_slot, _slot(slot))

@@ -48,7 +48,7 @@ class PendingPrefill:
       last: Activations of last tokens. Every prefill has them, so that the host never runs ahead of the device.
       sampled: First tokens of the prompts that end in this batch and of their forks, `MAX_PREFILL_ROWS` at a time.
       scores: Log-probabilities of the token after each of the chunks' tokens, if a request wants them.
-      block_states: What the chunks add to the state, per layer slice, if there is a prefix cache.
+      block_states: States at the chunks' block boundaries, per layer slice, if there is a prefix cache.
     """
 
     batch: PrefillBatch
@@ -65,7 +65,8 @@ class PendingPrefill:
         firsts = ((sampled, place) for sampled in self.sampled for place in range(len(sampled.tokens)))
         results = [self._row(row, chunk, firsts) for row, chunk in enumerate(self.batch.rows)]
         if self.block_states:
-            read = read_block_states(self.block_states, self.last, self.batch.chunks, self.places, self.ends)
+            chunks = self.batch.chunks
+            read = read_block_states(self.block_states, self.last, chunks, self.places, self.ends)
             for row, states in enumerate(read):
                 results[row] = replace(results[row], block_states=states)
         return tuple(results)

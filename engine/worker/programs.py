@@ -3,23 +3,21 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array
 
-from ...kernels.window_attention import block_sizes
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from ..core.sampling_params import SamplingState
 from ..model.collectives import Collectives
 from ..model.config import ModelConfig
 from ..model.griffin import Params
-from ..model.sharding_rules import padded_lru_width
-from ..model.state import BlockStates, num_rows, zero_state
+from ..model.slot_states import BlockedStates, ContiguousStates
+from ..model.state import BlockStates, RowArrays
 from ..platform import Platform
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
@@ -42,35 +40,31 @@ from .steps import (
     score_step,
 )
 
-type SlotArrays = tuple[Float32[Array, "L E"], Float[Array, "L K1 E"], Float[Array, "W A 2 d"]]
-"""One slot's state: h and convolution inputs of the recurrent layers, and the attention rings; see `as_arrays`."""
-
 
 def new_pool(
     model: ModelConfig, rows: int, dtype: np.dtype[Any], platform: Platform, shards: Collectives | None = None
 ) -> StatePool:
-    """Returns an empty state pool, in the platform's groups of slots and blocks of rings.
+    """Returns an empty state pool in the platform's layout.
 
     Args:
       model: Shape of the model.
       rows: Number of slots of all shards, a multiple of the number of shards.
       dtype: Dtype of the activations.
-      platform: Platform of the devices; several shards take one group with rings in one block.
-      shards: Mesh over which the slots are sharded.
+      platform: Platform of the devices.
+      shards: Mesh over which the slots are sharded; None for a single device.
     """
-    shards = shards or Collectives()
-    groups = block_sizes(rows, platform.decode_bucket or rows)
-    blocks = block_sizes(model.window, platform.ring_block or model.window)
-    width = padded_lru_width(model, shards)
     tokens, positions = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.int32)
     memory = zero_token_memory(rows, model.vocab_size)
-    state = SlotState(tokens, positions, jnp.ones(rows, jnp.bool), zero_sampling_state(rows), memory)
-    return StatePool(tuple(zero_state(model, size, dtype, blocks, width) for size in groups), state)
+    slots = SlotState(tokens, positions, jnp.ones(rows, jnp.bool), zero_sampling_state(rows), memory)
+    if platform.decode_bucket is None:
+        return StatePool(ContiguousStates.zeros(model, rows, dtype, shards), slots)
+    ring_block = platform.ring_block or model.window
+    return StatePool(BlockedStates.zeros(model, rows, dtype, platform.decode_bucket, ring_block), slots)
 
 
 def decode_rows(pool: StatePool) -> tuple[int, ...]:
     """Returns the numbers of slots for which there is a decode program, in rising order."""
-    return tuple(accumulate(num_rows(group) for group in pool.groups))
+    return pool.states.decode_rows
 
 
 class PrefillShape(NamedTuple):
@@ -226,7 +220,7 @@ class DevicePrograms:
     copy_slot: Program[None]
     restore: Program[None]
     set_last: Program[None]
-    read_slot: Program[SlotArrays] | None = None
+    read_slot: Program[RowArrays] | None = None
 
     def __iter__(self) -> Iterator[Program[Any]]:
         """Yields every program."""
@@ -259,11 +253,9 @@ def device_programs(model: ModelShapes, shapes: StepShapes, *, reads_slots: bool
         score={shape.length: _score_program(model, shape.length) for shape in shapes.prefill if shape.rows == 1},
         set_mask=_pool_program("mask", partial(mask_step, shards), _int32(MAX_PREFILL_ROWS), masks),
         copy_slot=_pool_program("copy", partial(copy_step, shards), slot, slot),
-        restore=_pool_program("restore", partial(restore_step, shards), slot, *snapshot),
+        restore=_pool_program("restore", restore_step, slot, *snapshot),
         set_last=Program("set last", lambda x: x, (last,), (), ("last",), has_result=False),
-        read_slot=Program("read", partial(read_step, shards, config.lru_width), (slot,), ("pool",))
-        if reads_slots
-        else None,
+        read_slot=Program("read", partial(read_step, config.lru_width), (slot,), ("pool",)) if reads_slots else None,
     )
 
 
@@ -313,7 +305,7 @@ def first_token_rows(shards: Collectives) -> int:
 def snapshot_shapes(
     model: ModelConfig, dtype: np.dtype[Any]
 ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Returns the shapes of `SlotArrays`, which are the same on all meshes."""
+    """Returns the shapes of `RowArrays`, which are the same on all meshes."""
     recurrent, attention = (model.block_types.count(kind) for kind in ("recurrent", "attention"))
     width, taps = (model.lru_width, model.conv_width - 1) if recurrent else (0, 0)
     window, size = (model.window, model.head_dim) if attention else (1, 0)

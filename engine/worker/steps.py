@@ -20,18 +20,8 @@ from ..core.sampling_limits import MAX_LOGPROBS, NO_TOKEN
 from ..core.sampling_params import SamplingState
 from ..model.collectives import Collectives
 from ..model.griffin import Griffin, Params
-from ..model.state import (
-    BlockStates,
-    ModelState,
-    as_arrays,
-    as_state,
-    copy_rows,
-    gather_rows,
-    join,
-    num_rows,
-    scatter_rows,
-    split,
-)
+from ..model.slot_states import SlotStates
+from ..model.state import BlockStates, ModelState, RowArrays
 from ..sampling.logits_processors import is_penalized
 from ..sampling.logprobs import Logprobs, logprobs, no_logprobs, score
 from ..sampling.sampler import Sampled, needs_logits, sample
@@ -62,11 +52,11 @@ class StatePool(NamedTuple):
     """All slots, one row each; donated to every step and updated in place.
 
     Attributes:
-      groups: The model's state, by groups of consecutive slots.
+      states: The model's states of all slots.
       slots: Decoding state of all slots.
     """
 
-    groups: tuple[ModelState, ...]
+    states: SlotStates
     slots: SlotState
 
 
@@ -122,7 +112,7 @@ def decode_step(
       max_steps: K, the maximum of `steps`.
       params: Parameters of the model.
       pool: All slots.
-      active: Whether each of the first R slots gets tokens; these are whole groups.
+      active: Whether each of the first R slots gets tokens; R is one of `SlotStates.decode_rows`.
       steps: Number of tokens per row. A row that ends earlier stays as its last token left it.
 
     Returns:
@@ -130,8 +120,7 @@ def decode_step(
     """
     model = nnx.merge(graph, params)
     active = model.collectives.local_slots(active)
-    sizes = _sizes_of_first(pool, active.shape[0])
-    layers = join(pool.groups[: len(sizes)])
+    layers = pool.states.first(active.shape[0])
     slots = jax.tree.map(lambda x: x[: active.shape[0]], pool.slots)
     shape = (max_steps, active.shape[0])
     results = Sampled(jnp.zeros(shape, jnp.int32), no_logprobs(shape, model.config.vocab_size, MAX_LOGPROBS))
@@ -146,10 +135,8 @@ def decode_step(
 
     carry = _Carry(jnp.zeros((), jnp.int32), layers, slots, results)
     carry = step(carry) if max_steps == 1 else jax.lax.while_loop(is_wanted, step, carry)
-    groups = (*split(carry.layers, sizes), *pool.groups[len(sizes) :])
-    return StatePool(groups, _with_progress(pool.slots, carry.slots)), model.collectives.all_gather_slots(
-        carry.results, axis=1
-    )
+    pool = StatePool(pool.states.with_first(active.shape[0], carry.layers), _with_progress(pool.slots, carry.slots))
+    return pool, model.collectives.all_gather_slots(carry.results, axis=1)
 
 
 def _with_progress(slots: SlotState, first: SlotState) -> SlotState:
@@ -173,16 +160,6 @@ class _Carry(NamedTuple):
     layers: ModelState
     slots: SlotState
     results: Sampled
-
-
-def _sizes_of_first(pool: StatePool, rows: int) -> list[int]:
-    """Returns the number of rows of each of the first groups, which have `rows` rows together."""
-    if len(pool.groups) == 1:
-        return [rows]
-    sizes: list[int] = []
-    while sum(sizes) < rows:
-        sizes.append(num_rows(pool.groups[len(sizes)]))
-    return sizes
 
 
 def _decode_once(
@@ -300,18 +277,16 @@ def _prefill(
     shards = model.collectives
     steps = jnp.arange(inputs.tokens.shape[1])
     positions = jnp.where(steps < inputs.lengths[:, None], inputs.starts[:, None] + steps, -1)
-    groups = tuple(group[layers.start : layers.stop] for group in pool.groups)
-    state = gather_rows(groups, inputs.slots, inputs.starts == 0, shards)
+    states = pool.states.layers(layers)
+    state = states.gather(inputs.slots, inputs.starts == 0)
     if model.platform.has_state_barrier:
         state = jax.lax.optimization_barrier(state)
-    hidden, state, block_states = model.read(x, positions, state, PREFILL_BLOCK, layers)
+    hidden, state, block_states = model.prefill(x, positions, state, PREFILL_BLOCK, layers)
     last = jnp.take_along_axis(hidden, jnp.maximum(inputs.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     last = jnp.pad(last, ((0, MAX_PREFILL_ROWS - last.shape[0]), (0, 0)))
     h, conv = (shards.all_gather_channels(x, model.config.lru_width) for x in (block_states.h, block_states.conv))
     block_states = BlockStates(h, conv, block_states.window)
-    groups = scatter_rows(groups, inputs.slots, state, shards)
-    whole = zip(pool.groups, groups, strict=True)
-    pool = pool._replace(groups=tuple((*old[: layers.start], *new, *old[layers.stop :]) for old, new in whole))
+    pool = pool._replace(states=pool.states.with_layers(layers, states.scatter(inputs.slots, state)))
     return pool, hidden, *shards.all_gather_slots((last, block_states))
 
 
@@ -360,29 +335,24 @@ def copy_step(
     shards: Collectives, pool: StatePool, sources: Int32[Array, " R"], targets: Int32[Array, " R"]
 ) -> StatePool:
     """Copies slots, model state and decoding state, onto others; a target past the pool is skipped."""
-    groups = copy_rows(pool.groups, sources, targets, shards)
-    return StatePool(groups, _scatter(pool.slots, targets, _gather(pool.slots, sources, shards), shards))
+    states = pool.states.copy(sources, targets)
+    return StatePool(states, _scatter(pool.slots, targets, _gather(pool.slots, sources, shards), shards))
 
 
 def restore_step(
-    shards: Collectives,
     pool: StatePool,
     slots: Int32[Array, " 1"],
     h: Float32[Array, "L E"],
     conv: Float[Array, "L K1 E"],
     ring: Float[Array, "W A 2 d"],
 ) -> StatePool:
-    """Scatters a snapshot's state into a slot; see `as_state`."""
-    state = as_state(pool.groups[0], h, conv, ring, shards)
-    return pool._replace(groups=scatter_rows(pool.groups, slots, state, shards))
+    """Scatters a snapshot's state, as `read_step` returns it, into a slot."""
+    return pool._replace(states=pool.states.restore(slots, h, conv, ring))
 
 
-def read_step(
-    shards: Collectives, channels: int, pool: StatePool, slots: Int32[Array, " 1"]
-) -> tuple[Float32[Array, "L E"], Float[Array, "L K1 E"], Float[Array, "W A 2 d"]]:
+def read_step(lru_width: int, pool: StatePool, slots: Int32[Array, " 1"]) -> RowArrays:
     """Gathers a slot's state, as `restore_step` takes it."""
-    state = gather_rows(pool.groups, slots, jnp.zeros(1, jnp.bool), shards, from_all=True)
-    return as_arrays(state, shards, channels)
+    return pool.states.read(slots, lru_width)
 
 
 def mask_step(

@@ -16,7 +16,7 @@ from roost.engine import (
     load_runner,
     open_model,
 )
-from roost.engine.model.state import RecurrentState
+from roost.engine.model.state import ModelState, RecurrentState
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.server.text.chat_template import Message, load_chat_format
 from roost.server.text.tokenizer import Tokenizer
@@ -50,9 +50,11 @@ def runner(source: ModelSource) -> Iterator[ModelRunner]:
 def forget(runner: ModelRunner) -> None:
     """Zeroes h and the convolutions' inputs of every slot; the attention windows keep their content."""
     arrays = runner.executor.arrays
-    groups = [[jax.tree.map(jnp.zeros_like, s) if isinstance(s, RecurrentState) else s for s in group]
-              for group in arrays.pool.groups]  # fmt: skip
-    arrays.pool = arrays.pool._replace(groups=tuple(map(tuple, groups)))
+
+    def zero_recurrent(state: ModelState) -> ModelState:
+        return tuple(jax.tree.map(jnp.zeros_like, s) if isinstance(s, RecurrentState) else s for s in state)
+
+    arrays.pool = arrays.pool._replace(states=arrays.pool.states.map(zero_recurrent))
 
 
 def answer(runner: ModelRunner, tokenizer: Tokenizer, prompt: list[int], forget_after: int | None) -> str:

@@ -106,7 +106,7 @@ def test_a_slot_has_the_bytes_of_the_pool(shards: MeshShape) -> None:
     pool = jax.eval_shape(
         lambda: new_pool(HEADS, 2 * shards.count, jnp.dtype("bfloat16"), TPU, Collectives(shards.data, shards.model))
     )
-    num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.groups))
+    num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.states))
     assert num_bytes == 2 * shards.count * compute_roofline(HEADS, DEVICES["v5e"], 2, shards=shards).slot_bytes
 
 

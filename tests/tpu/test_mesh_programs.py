@@ -113,7 +113,7 @@ def test_rings_are_not_copied() -> None:
     memory = compiled(model, programs(model).decode[256]).memory_analysis()
     ring = 256 // 4 * LAYERS.window * LAYERS.head_dim * BF16.itemsize
     assert memory.temp_size_in_bytes < ring
-    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model.pool.groups))
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model.pool.states))
     assert memory.alias_size_in_bytes >= state // 4, "the pool is updated in place"
 
 

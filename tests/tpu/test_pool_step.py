@@ -55,7 +55,7 @@ def decode_one(graph: Any, *inputs: Any) -> Any:
 def check(compiled: Any, pool: Any, *kernels: str) -> None:
     """The pool is in place, and the program calls exactly these kernels."""
     memory = compiled.memory_analysis()
-    layers = [x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.groups)]
+    layers = [x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.states)]
     assert memory.alias_size_in_bytes >= sum(layers), "the pool is not aliased"
     assert memory.temp_size_in_bytes < max(layers), "a temporary is as large as an array of the pool"
     calls = [line for line in compiled.as_text().splitlines() if 'custom_call_target="tpu_custom_call"' in line]
@@ -99,7 +99,7 @@ def test_slots_are_copied_in_place(chip: SingleDeviceSharding, pool: Any) -> Non
         .lower(lowering_platforms=("tpu",))
     )
     memory = lowered.compile().memory_analysis()
-    assert memory.alias_size_in_bytes >= sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.groups))
+    assert memory.alias_size_in_bytes >= sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.states))
     assert memory.temp_size_in_bytes < 4 * LAYERS.state_bytes(2)
 
 

@@ -16,16 +16,8 @@ from reference_griffin import reference_logits
 from roost.engine.core.config import PREFILL_BLOCK
 from roost.engine.model.config import ModelConfig, cycle
 from roost.engine.model.layers import rope_angles
-from roost.engine.model.state import (
-    ModelState,
-    RecurrentState,
-    copy_rows,
-    gather_rows,
-    join,
-    scatter_rows,
-    split,
-    zero_state,
-)
+from roost.engine.model.slot_states import BlockedStates, ContiguousStates, SlotStates
+from roost.engine.model.state import ModelState, RecurrentState, zero_state
 from small_models import CPU_OPTIONS, SmallModel, counting, noisy_model, ragged, row_of
 
 ROWS, STEPS, BLOCK = 2, 24, 4
@@ -140,6 +132,11 @@ def test_chunks_of_another_compiled_length_give_the_same_bits(any_model: SmallMo
         equal_row(state, row, whole_state, row)
 
 
+@jax.jit
+def gather(states: SlotStates, slots: jax.Array, fresh: jax.Array) -> ModelState:
+    return states.gather(slots, fresh)
+
+
 @pytest.mark.parametrize(("steps", "fewer"), [(1, [3, 1]), (PREFILL_BLOCK, [2, 0]), (PREFILL_BLOCK, [3])])
 def test_a_row_gives_the_same_bits_in_a_batch_of_any_size(any_model: SmallModel, steps: int, fewer: list[int]) -> None:
     """Four rows at four places, and some of them again. A decode step has at least two rows; a chunk may have one."""
@@ -149,7 +146,7 @@ def test_a_row_gives_the_same_bits_in_a_batch_of_any_size(any_model: SmallModel,
     _, pool = model.run(past, counting(lengths, PREFILL_BLOCK), model.zero(rows))
     tokens, positions = tokens[:, :steps], counting([steps] * rows, steps, lengths)
     expected, expected_state = model.run(tokens, positions, pool)
-    part = jax.jit(gather_rows)((pool,), jnp.array(fewer, jnp.int32), jnp.zeros(len(fewer), jnp.bool))
+    part = gather(ContiguousStates(pool), jnp.array(fewer, jnp.int32), jnp.zeros(len(fewer), jnp.bool))
     logits, state = model.run(tokens[fewer], positions[fewer], part)
     np.testing.assert_array_equal(logits, expected[fewer])
     for index, row in enumerate(fewer):
@@ -185,7 +182,7 @@ def test_a_fresh_row_reads_nothing_of_the_last_tenant(model: SmallModel) -> None
     tokens = np.arange(ROWS * STEPS, dtype=np.int32).reshape(ROWS, STEPS)
     positions = counting([STEPS, 2], STEPS)
     dirty = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), model.zero(3))
-    fresh = gather_rows((dirty,), jnp.array([2, 0], jnp.int32), jnp.ones(2, jnp.bool))
+    fresh = ContiguousStates(dirty).gather(jnp.array([2, 0], jnp.int32), jnp.ones(2, jnp.bool))
     logits, state = model.run(tokens, positions, fresh)
     expected, expected_state = model.run(tokens, positions, model.zero(ROWS))
     for row, length in enumerate((STEPS, 2)):
@@ -194,33 +191,33 @@ def test_a_fresh_row_reads_nothing_of_the_last_tenant(model: SmallModel) -> None
 
 
 GROUPS = (3, 1)
-"""Of a pool of four rows; its rings are cut into blocks of 2, 2 and 3 rows."""
+"""Rows of each group of a pool of four rows, whose rings are in blocks of 2, 2 and 3 rows."""
 
 
-def random_pool(model: SmallModel, seed: int) -> tuple[ModelState, ...]:
+def random_pool(model: SmallModel, seed: int) -> BlockedStates:
     rng = np.random.default_rng(seed)
     zeros = tuple(zero_state(model.config, rows, model.dtype, (2, 2, 3)) for rows in GROUPS)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), zeros)
+    return BlockedStates(jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), zeros))
 
 
-def rows_of(pool: tuple[ModelState, ...]) -> ModelState:
-    """All rows of a pool, as one group with whole rings."""
+def rows_of(pool: BlockedStates) -> ModelState:
+    """Returns all rows of a pool as one state with rings in one block."""
     rows = jnp.arange(sum(GROUPS), dtype=jnp.int32)
-    return jax.jit(gather_rows)(pool, rows, jnp.zeros(len(rows), jnp.bool))
+    return gather(pool, rows, jnp.zeros(len(rows), jnp.bool))
 
 
 @given(rows=st.lists(st.sampled_from([0, 1, 2, 3, 4, 9]), min_size=1, max_size=3), fresh=st.booleans())
 @settings(max_examples=20)
-def test_take_rows_copies_or_clears(model: SmallModel, rows: list[int], fresh: bool) -> None:
+def test_gather_copies_or_clears(model: SmallModel, rows: list[int], fresh: bool) -> None:
     """Rows 4 and 9 are past the end, and so all zeros; the first row may be fresh."""
     pool = random_pool(model, seed=5)
-    taken = jax.jit(gather_rows)(pool, jnp.array(rows, jnp.int32), jnp.array([fresh] + [False] * (len(rows) - 1)))
+    taken = gather(pool, jnp.array(rows, jnp.int32), jnp.array([fresh] + [False] * (len(rows) - 1)))
     for index, row in enumerate(rows):
         if row > 3 or (fresh and index == 0):
             equal_row(taken, index, model.zero(1), 0)
             continue
         group, local = divmod(row, GROUPS[0])
-        for layer, expected in zip(taken, pool[group], strict=True):
+        for layer, expected in zip(taken, pool.groups[group], strict=True):
             pieces = jax.tree.map(lambda x: np.asarray(x), (layer, expected))
             if isinstance(layer, RecurrentState):
                 np.testing.assert_array_equal(pieces[0].h[index], pieces[1].h[local])
@@ -233,28 +230,29 @@ def test_take_rows_copies_or_clears(model: SmallModel, rows: list[int], fresh: b
 
 @given(rows=st.permutations([0, 1, 2, 3, 4, 9]).map(lambda order: order[:3]), count=st.integers(1, 3))
 @settings(max_examples=20)
-def test_put_rows_writes_the_rows_named_and_no_others(model: SmallModel, rows: list[int], count: int) -> None:
+def test_scatter_writes_the_slots_named_and_no_others(model: SmallModel, rows: list[int], count: int) -> None:
     """Rows 4 and 9 are past the end: they are dropped."""
     pool, rows = random_pool(model, seed=6), rows[:count]
-    new = jax.tree.map(lambda x: x + 1, jax.jit(gather_rows)(pool, jnp.arange(count), jnp.zeros(count, jnp.bool)))
-    before, after = rows_of(pool), rows_of(jax.jit(scatter_rows)(pool, jnp.array(rows, jnp.int32), new))
+    new = jax.tree.map(lambda x: x + 1, gather(pool, jnp.arange(count), jnp.zeros(count, jnp.bool)))
+    before, after = rows_of(pool), rows_of(jax.jit(BlockedStates.scatter)(pool, jnp.array(rows, jnp.int32), new))
     for row in range(4):
         equal_row(after, row, new if row in rows else before, rows.index(row) if row in rows else row)
 
 
 @given(pairs=st.permutations([0, 1, 2, 3, 9]).map(lambda order: order[:3]), sources=st.permutations(range(4)))
 @settings(max_examples=20)
-def test_copy_rows_reads_all_before_it_writes(model: SmallModel, pairs: list[int], sources: list[int]) -> None:
+def test_copy_reads_all_before_it_writes(model: SmallModel, pairs: list[int], sources: list[int]) -> None:
     pool = random_pool(model, seed=8)
-    copied = jax.jit(copy_rows)(pool, jnp.array(sources[:3], jnp.int32), jnp.array(pairs, jnp.int32))
+    copied = jax.jit(BlockedStates.copy)(pool, jnp.array(sources[:3], jnp.int32), jnp.array(pairs, jnp.int32))
     before, after = rows_of(pool), rows_of(copied)
     for row in range(4):
         equal_row(after, row, before, sources[pairs.index(row)] if row in pairs else row)
 
 
-def test_split_undoes_join(model: SmallModel) -> None:
+def test_first_slots_are_put_back_unchanged(model: SmallModel) -> None:
     pool = random_pool(model, seed=9)
-    jax.tree.map(np.testing.assert_array_equal, split(join(pool), GROUPS), pool)
+    for rows in pool.decode_rows:
+        jax.tree.map(np.testing.assert_array_equal, pool.with_first(rows, pool.first(rows)), pool)
 
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")

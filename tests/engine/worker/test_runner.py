@@ -1,5 +1,7 @@
 """The engine on a real device: what a request gets does not depend on who runs beside it or ran before it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,6 @@ from roost.engine import EngineCore, ModelRunner, Request, SamplingParams
 from roost.engine.core.errors import ConstraintError, NumericError
 from roost.engine.core.output_constraint import TokenMask, mask_of_ids
 from roost.engine.core.request import FinishReason, TokenOutput
-from roost.engine.model.state import _row_axes
 from roost.engine.scheduling.scheduler import Scheduler
 
 TINY = Path(__file__).parents[2] / "golden" / "tiny-a"
@@ -41,14 +42,22 @@ def serve(runner: ModelRunner, requests: list[Request], *, stagger: int = 0) -> 
     return outputs
 
 
-def groups_of(runner: ModelRunner) -> Any:
-    """The model's state in all slots."""
-    return runner.executor.arrays.pool.groups
+def states_of(runner: ModelRunner) -> Any:
+    """Returns the model's states of all slots."""
+    return runner.executor.arrays.pool.states
 
 
-def put_groups(runner: ModelRunner, groups: Any) -> None:
+def put_states(runner: ModelRunner, states: Any) -> None:
     arrays = runner.executor.arrays
-    arrays.pool = arrays.pool._replace(groups=groups)
+    arrays.pool = arrays.pool._replace(states=states)
+
+
+@contextmanager
+def uncounted_compiles(runner: ModelRunner) -> Iterator[None]:
+    """Leaves the programs that a test compiles for itself out of the runner's count."""
+    count = runner.executor.compiles.count
+    yield
+    runner.executor.compiles.count = count
 
 
 def one_by_one(output: TokenOutput) -> list[TokenOutput]:
@@ -192,27 +201,25 @@ def test_a_poisoned_slot_does_not_leak(runner: ModelRunner) -> None:
     """Every float that the last tenant could have left is NaN, in every slot."""
     request = Request("a", (2, 5, 9), SamplingParams(max_tokens=8, temperature=0.0, logprobs=2))
     clean = serve(runner, [request])["a"]
-    compiles = runner.compiles_since_ready
-    poison = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), groups_of(runner))
-    put_groups(runner, poison)
-    runner.executor.compiles.count = compiles  # the poison's own programs are the test's
+    with uncounted_compiles(runner):
+        put_states(runner, jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), states_of(runner)))
     assert serve(runner, [request])["a"] == clean
 
 
 def test_idle_slots_are_left_alone(runner: ModelRunner) -> None:
     """A step of others leaves a row that is not theirs as it was, bit for bit."""
     serve(runner, [Request(str(i), (2, 5 + i), SamplingParams(max_tokens=3)) for i in range(SLOTS)])
-    before = jax.tree.map(np.array, groups_of(runner))
+    before = jax.tree.map(np.array, states_of(runner))
     serve(runner, [Request("a", (2, 7, 8), SamplingParams(max_tokens=5))])  # takes slot 0
-    for was, now in zip(jax.tree.leaves(before), jax.tree.leaves(groups_of(runner)), strict=True):
+    for was, now in zip(jax.tree.leaves(before), jax.tree.leaves(states_of(runner)), strict=True):
         axis = 1 if was.shape[0] == 3 else 0  # the convolutions' inputs
         np.testing.assert_array_equal(np.delete(was, 0, axis), np.delete(now, 0, axis))
 
 
 def test_the_pool_is_updated_in_place(runner: ModelRunner) -> None:
-    before = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(groups_of(runner))]
+    before = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(states_of(runner))]
     serve(runner, [Request("a", (2, 7, 8), SamplingParams(max_tokens=5))])
-    assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(groups_of(runner))] == before
+    assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(states_of(runner))] == before
 
 
 def test_forks_get_what_they_would_get_alone(runner: ModelRunner) -> None:
@@ -305,16 +312,12 @@ def test_a_row_without_a_choice_ends_its_request_alone(runner: ModelRunner, temp
 
 
 def poison(runner: ModelRunner, slot: int) -> None:
-    """What a cosmic ray might do: nothing in a slot's state is a number any more."""
-
-    def spoil(axis: int, part: jax.Array) -> jax.Array:
-        host = np.array(part)
-        if jnp.issubdtype(host.dtype, jnp.floating):
-            np.moveaxis(host, axis, 0)[slot] = np.nan
-        return jax.device_put(host)
-
-    (group,) = groups_of(runner)
-    put_groups(runner, (jax.tree.map(spoil, _row_axes(group), group),))
+    """Fills a slot's state with NaN."""
+    states = states_of(runner)
+    with uncounted_compiles(runner):
+        slots = jnp.array([slot], jnp.int32)
+        state = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), states.gather(slots, jnp.zeros(1, jnp.bool)))
+        put_states(runner, states.scatter(slots, state))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

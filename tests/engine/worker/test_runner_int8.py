@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from roost.engine import (
@@ -22,10 +23,9 @@ from roost.engine import (
 from roost.engine.core.errors import ConfigError, NumericError
 from roost.engine.model.collectives import Collectives
 from roost.engine.model.quantization import QuantizedMatrix
-from roost.engine.model.state import _row_axes
 from roost.engine.platform import CPU
 from roost.engine.worker.loading import open_weights
-from test_runner import SLOTS, TINY, groups_of, ids, put_groups, serve
+from test_runner import SLOTS, TINY, ids, put_states, serve, states_of, uncounted_compiles
 
 CROWD: list[tuple[int, dict[str, Any]]] = [
     (1, {"temperature": 0.0, "max_tokens": 12}),
@@ -73,14 +73,16 @@ def test_most_greedy_tokens_are_the_official_ones(runner: ModelRunner) -> None:
 
 def spoil(runner: ModelRunner, leaf: int, value: float) -> bool:
     """Puts a value into the first number of slot 0 in a part of the state; says whether there is such a part."""
-    (group,) = groups_of(runner)
-    parts, tree = jax.tree.flatten(group)
-    if leaf >= len(parts):
-        return False
-    host = np.array(parts[leaf])
-    np.moveaxis(host, jax.tree.leaves(_row_axes(group))[leaf], 0)[0].flat[0] = value
-    parts[leaf] = jax.device_put(host)
-    put_groups(runner, (jax.tree.unflatten(tree, parts),))
+    states = states_of(runner)
+    with uncounted_compiles(runner):
+        slots = jnp.zeros(1, jnp.int32)
+        parts, tree = jax.tree.flatten(states.gather(slots, jnp.zeros(1, jnp.bool)))
+        if leaf >= len(parts):
+            return False
+        host = np.array(parts[leaf])
+        host.flat[0] = value
+        parts[leaf] = jnp.asarray(host)
+        put_states(runner, states.scatter(slots, jax.tree.unflatten(tree, parts)))
     return True
 
 

@@ -1,0 +1,417 @@
+"""States of all slots, behind one interface with two memory layouts.
+
+`ContiguousStates` is one array per part of the state, which may be sharded over a mesh. `BlockedStates` splits slots
+into groups and rings into blocks, so that a step on a CPU reads only the first slots and the filled part of rings.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int32
+
+from ...kernels.window_attention import Blocks, block_sizes, join_ring, split_ring
+from .collectives import Collectives
+from .config import ModelConfig
+from .sharding_rules import padded_lru_width
+from .state import (
+    AttentionState,
+    LayerState,
+    ModelState,
+    RecurrentState,
+    RowArrays,
+    arrays_of_row,
+    state_of_row,
+    zero_state,
+)
+
+
+class SlotStates(ABC):
+    """States of all slots; an immutable pytree, whose donated arrays are updated in place.
+
+    Slots are numbered over the whole pool. A slot past its end reads as zeros and is never written.
+    """
+
+    @abstractmethod
+    def map(self, function: Callable[[ModelState], ModelState]) -> "SlotStates":
+        """Applies a function to each group of slots."""
+
+    @abstractmethod
+    def with_layers(self, layers: range, new: "SlotStates") -> "SlotStates":
+        """Replaces consecutive layers by those of `new`."""
+
+    @property
+    @abstractmethod
+    def decode_rows(self) -> tuple[int, ...]:
+        """Numbers of slots that `first` accepts, in rising order."""
+
+    @abstractmethod
+    def first(self, rows: int) -> ModelState:
+        """Returns the states of the first slots for a decode step, without a copy of rings."""
+
+    @abstractmethod
+    def with_first(self, rows: int, state: ModelState) -> "SlotStates":
+        """Replaces the states of the first slots by what a decode step made of `first`."""
+
+    @abstractmethod
+    def gather(self, slots: Int32[Array, " R"], fresh: Bool[Array, " R"], *, over_data: bool = False) -> ModelState:
+        """Returns copies of some slots' states, with rings in one block and replicated over `model`.
+
+        Args:
+          slots: Slots of each row.
+          fresh: Rows that are zeros instead of copies.
+          over_data: Whether slots of any data shard are gathered, not only of this one.
+        """
+
+    @abstractmethod
+    def scatter(self, slots: Int32[Array, " R"], state: ModelState) -> "SlotStates":
+        """Writes rows of a state as `gather` returns it into slots, one slice each, as far as this device has them."""
+
+    @abstractmethod
+    def read(self, slots: Int32[Array, " 1"], lru_width: int) -> RowArrays:
+        """Returns the whole state of one slot on every device.
+
+        Args:
+          slots: The slot.
+          lru_width: Width of the RG-LRU without padding.
+        """
+
+    @abstractmethod
+    def restore(
+        self,
+        slots: Int32[Array, " 1"],
+        h: Float32[Array, "L E"],
+        conv: Float[Array, "L K1 E"],
+        ring: Float[Array, "W A 2 d"],
+    ) -> "SlotStates":
+        """Writes a state as `read` returns it into one slot."""
+
+    def layers(self, layers: range) -> "SlotStates":
+        """Returns the states of consecutive layers."""
+        return self.map(lambda state: state[layers.start : layers.stop])
+
+    def copy(self, sources: Int32[Array, " R"], targets: Int32[Array, " R"]) -> "SlotStates":
+        """Copies slots onto others; all are read before any is written."""
+        state = self.gather(sources, jnp.zeros(sources.shape, jnp.bool), over_data=True)
+        return self.scatter(targets, state)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("state",), meta_fields=("collectives",))
+@dataclass(frozen=True, slots=True)
+class ContiguousStates(SlotStates):
+    """States of all slots in one array per part, each sharded over the mesh.
+
+    Attributes:
+      state: State of all slots, or of this device's under `jax.shard_map`. RG-LRU states are sharded by slots along
+        `data` and by channels along `model`, rings by slots along both.
+      collectives: Collectives of the mesh.
+    """
+
+    state: ModelState
+    collectives: Collectives = field(default_factory=Collectives)
+
+    @classmethod
+    def zeros(
+        cls, config: ModelConfig, slots: int, dtype: jnp.dtype, collectives: Collectives | None = None
+    ) -> "ContiguousStates":
+        """Returns empty slots.
+
+        Args:
+          config: The model's config.
+          slots: Number of slots of the whole mesh.
+          dtype: Dtype of the activations.
+          collectives: Collectives of the mesh; None for a single device.
+        """
+        collectives = collectives or Collectives()
+        width = padded_lru_width(config, collectives)
+        return cls(zero_state(config, slots, dtype, lru_width=width), collectives)
+
+    def map(self, function: Callable[[ModelState], ModelState]) -> "ContiguousStates":
+        return replace(self, state=function(self.state))
+
+    def with_layers(self, layers: range, new: SlotStates) -> "ContiguousStates":
+        assert isinstance(new, ContiguousStates)
+        return replace(self, state=_with_layers(self.state, layers, new.state))
+
+    @property
+    def decode_rows(self) -> tuple[int, ...]:
+        return (_num_rows(self.state),)
+
+    def first(self, rows: int) -> ModelState:
+        return self.state
+
+    def with_first(self, rows: int, state: ModelState) -> "ContiguousStates":
+        return replace(self, state=state)
+
+    def gather(self, slots: Int32[Array, " R"], fresh: Bool[Array, " R"], *, over_data: bool = False) -> ModelState:
+        def gather_one(slot: Int32[Array, ""], fresh: Bool[Array, ""]) -> ModelState:
+            local = self._local(slot)
+            row: ModelState = jax.tree.map(partial(_row_if_local, fresh), _axes(self.state), local, self.state)
+            return row
+
+        gathered = _gather_each(gather_one, slots, fresh)
+        return tuple(self._replicated(layer, over_data=over_data) for layer in gathered)
+
+    def _replicated(self, layer: LayerState, *, over_data: bool) -> LayerState:
+        """Hands rows that other devices have zeros for to all of them."""
+        replicated: LayerState
+        if isinstance(layer, AttentionState):
+            replicated = self.collectives.psum_rings(layer, over_data=over_data)
+        else:
+            replicated = self.collectives.psum_slots(layer) if over_data else layer
+        return replicated
+
+    def scatter(self, slots: Int32[Array, " R"], state: ModelState) -> "ContiguousStates":
+        local, axes = self._local(slots), _axes(self.state)
+
+        def scatter_one(i: Any, old: ModelState) -> ModelState:
+            written: ModelState = jax.tree.map(
+                lambda axis, slots, old, new: _put_row(axis, 0, old, new, slots[i], i), axes, local, old, state
+            )
+            return written
+
+        return replace(self, state=_scatter_each(scatter_one, slots, self.state))
+
+    def read(self, slots: Int32[Array, " 1"], lru_width: int) -> RowArrays:
+        h, conv, ring = arrays_of_row(self.gather(slots, jnp.zeros(1, jnp.bool), over_data=True))
+        h, conv = (self.collectives.all_gather_channels(x, lru_width) for x in (h, conv))
+        return h, conv, ring
+
+    def restore(
+        self,
+        slots: Int32[Array, " 1"],
+        h: Float32[Array, "L E"],
+        conv: Float[Array, "L K1 E"],
+        ring: Float[Array, "W A 2 d"],
+    ) -> "ContiguousStates":
+        width = next((layer.h.shape[1] for layer in self.state if isinstance(layer, RecurrentState)), 0)
+        h, conv = (self.collectives.local_channels(x, width) for x in (h, conv))
+        return self.scatter(slots, state_of_row(self.state, h, conv, ring))
+
+    def _local(self, slots: Int32[Array, "*R"]) -> Any:
+        """Returns, for each array, the rows of slots in this device's part; those of other devices are outside it."""
+        if self.collectives.count == 1:
+            return jax.tree.map(lambda _: slots, self.state)
+
+        def layer(part: LayerState) -> Any:
+            is_ring = isinstance(part, AttentionState)
+            offset = (self.collectives.ring_offset if is_ring else self.collectives.slot_offset)(_num_rows((part,)))
+            return jax.tree.map(lambda _: slots - offset, part)
+
+        return tuple(map(layer, self.state))
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("groups",), meta_fields=())
+@dataclass(frozen=True, slots=True)
+class BlockedStates(SlotStates):
+    """States of all slots on one device, with slots in groups and rings in blocks.
+
+    Attributes:
+      groups: States of consecutive groups of slots.
+    """
+
+    groups: tuple[ModelState, ...]
+
+    @classmethod
+    def zeros(
+        cls, config: ModelConfig, slots: int, dtype: jnp.dtype, first_group: int, first_block: int
+    ) -> "BlockedStates":
+        """Returns empty slots.
+
+        Args:
+          config: The model's config.
+          slots: Number of slots.
+          dtype: Dtype of the activations.
+          first_group: Slots of the first group; each following group doubles the total.
+          first_block: Ring rows of the first block; each following block doubles the total.
+        """
+        blocks = block_sizes(config.window, first_block)
+        return cls(tuple(zero_state(config, size, dtype, blocks) for size in block_sizes(slots, first_group)))
+
+    def map(self, function: Callable[[ModelState], ModelState]) -> "BlockedStates":
+        return replace(self, groups=tuple(map(function, self.groups)))
+
+    def with_layers(self, layers: range, new: SlotStates) -> "BlockedStates":
+        assert isinstance(new, BlockedStates)
+        pairs = zip(self.groups, new.groups, strict=True)
+        return replace(self, groups=tuple(_with_layers(old, layers, part) for old, part in pairs))
+
+    @property
+    def decode_rows(self) -> tuple[int, ...]:
+        return tuple(accumulate(map(_num_rows, self.groups)))
+
+    def first(self, rows: int) -> ModelState:
+        return _join(self.groups[: self._num_groups(rows)])
+
+    def with_first(self, rows: int, state: ModelState) -> "BlockedStates":
+        count = self._num_groups(rows)
+        sizes = [_num_rows(group) for group in self.groups[:count]]
+        return replace(self, groups=(*_split(state, sizes), *self.groups[count:]))
+
+    def _num_groups(self, rows: int) -> int:
+        return self.decode_rows.index(rows) + 1
+
+    def gather(self, slots: Int32[Array, " R"], fresh: Bool[Array, " R"], *, over_data: bool = False) -> ModelState:
+        return _gather_each(self._gather_one, slots, fresh)
+
+    def _gather_one(self, slot: Int32[Array, ""], fresh: Bool[Array, ""]) -> ModelState:
+        """Reads one slot; with several groups, only the one that has it."""
+        if len(self.groups) == 1:
+            (group,) = self.groups
+            row: ModelState = jax.tree.map(lambda axis, x: _row_if_local(fresh, axis, slot, x), _axes(group), group)
+            return _map_rings(_joined, row)
+        ends = self.decode_rows
+        place = jnp.where(fresh, len(ends), jnp.sum(slot >= jnp.array(ends)))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(_read_row, self.groups[0], slot))
+        starts = (0, *ends[:-1])
+        branches = [partial(_read_row, group, slot - start) for group, start in zip(self.groups, starts, strict=True)]
+        gathered: ModelState = jax.lax.switch(place, [*branches, lambda: zeros])
+        return gathered
+
+    def scatter(self, slots: Int32[Array, " R"], state: ModelState) -> "BlockedStates":
+        sizes, axes = _ring_blocks(self.groups[0]), _axes(self.groups[0])
+        new, starts = _map_rings(lambda blocks: split_ring(blocks[0], sizes), state), (0, *self.decode_rows[:-1])
+
+        def scatter_one(i: Any, groups: tuple[ModelState, ...]) -> tuple[ModelState, ...]:
+            def put(group: ModelState, start: int) -> ModelState:
+                written: ModelState = jax.tree.map(
+                    lambda axis, old, new: _put_row(axis, start, old, new, slots[i], i), axes, group, new
+                )
+                return written
+
+            return tuple(map(put, groups, starts))
+
+        return replace(self, groups=_scatter_each(scatter_one, slots, self.groups))
+
+    def read(self, slots: Int32[Array, " 1"], lru_width: int) -> RowArrays:
+        return arrays_of_row(self.gather(slots, jnp.zeros(1, jnp.bool)))
+
+    def restore(
+        self,
+        slots: Int32[Array, " 1"],
+        h: Float32[Array, "L E"],
+        conv: Float[Array, "L K1 E"],
+        ring: Float[Array, "W A 2 d"],
+    ) -> "BlockedStates":
+        return self.scatter(slots, state_of_row(self.groups[0], h, conv, ring))
+
+
+_RECURRENT_AXES: Final = RecurrentState(h=0, conv=1)  # type: ignore[arg-type]
+"""Axis of the rows in each array of a recurrent state."""
+
+
+def _axes(state: ModelState) -> Any:
+    """Returns the axis of the rows in each array."""
+    return tuple(_RECURRENT_AXES if isinstance(s, RecurrentState) else jax.tree.map(lambda _: 0, s) for s in state)
+
+
+def _num_rows(state: ModelState) -> int:
+    """Returns the number of rows of a state that is one group."""
+    first = state[0]
+    return first.h.shape[0] if isinstance(first, RecurrentState) else first.rings[0][0][0].shape[0]
+
+
+def _with_layers(state: ModelState, layers: range, new: ModelState) -> ModelState:
+    return (*state[: layers.start], *new, *state[layers.stop :])
+
+
+def _gather_each(
+    gather_one: Callable[[Array, Array], ModelState], slots: Int32[Array, " R"], fresh: Bool[Array, " R"]
+) -> ModelState:
+    """Gathers one slot after the other into the rows of a state."""
+    if slots.shape[0] == 1:
+        return gather_one(slots[0], fresh[0])
+    stacked = jax.lax.map(lambda item: gather_one(*item), (slots, fresh))
+    gathered: ModelState = jax.tree.map(
+        lambda axis, x: jnp.moveaxis(jnp.squeeze(x, 1 + axis), 0, axis), _axes(stacked), stacked
+    )
+    return gathered
+
+
+def _scatter_each[Tree](scatter_one: Callable[[Any, Tree], Tree], slots: Int32[Array, " R"], old: Tree) -> Tree:
+    """Scatters one row after the other into slots."""
+    if slots.shape[0] == 1:
+        return scatter_one(0, old)
+    written: Tree = jax.lax.fori_loop(0, slots.shape[0], scatter_one, old)
+    return written
+
+
+def _read_row(group: ModelState, row: Int32[Array, ""]) -> ModelState:
+    state: ModelState = jax.tree.map(lambda axis, x: _row(x, row, axis), _axes(group), group)
+    return _map_rings(_joined, state)
+
+
+def _row_if_local(fresh: Bool[Array, ""], axis: int, row: Int32[Array, ""], x: Array) -> Array:
+    """Returns one row of an array; zeros if the row is fresh or outside the array."""
+    taken = _row(x, row, axis)
+    return jnp.where((row >= 0) & (row < x.shape[axis]) & ~fresh, taken, jnp.zeros_like(taken))
+
+
+def _row(x: Array, row: Int32[Array, ""] | int, axis: int) -> Array:
+    """Returns one row of an array; another row if it is outside."""
+    return jax.lax.dynamic_slice_in_dim(x, row, 1, axis)
+
+
+@partial(jax.jit, static_argnames=("axis", "start"))  # equal arrays are traced once
+def _put_row(
+    axis: int, start: int, old: Array, new: Array, slot: Int32[Array, ""], source: Int32[Array, ""] | int
+) -> Array:
+    """Returns `old`, whose first row is slot `start`, with the slot's row replaced by row `source` of `new`."""
+    local = slot - start
+    inside = (local >= 0) & (local < old.shape[axis])
+    value = jnp.where(inside, _row(new, source, axis), _row(old, local, axis))
+    return jax.lax.dynamic_update_slice_in_dim(old, value, local, axis)
+
+
+def _join(groups: Sequence[ModelState]) -> ModelState:
+    """Returns groups as one state; rings stay separate arrays."""
+
+    def layer(*parts: LayerState) -> LayerState:
+        if isinstance(parts[0], AttentionState):
+            return AttentionState(tuple(rings for part in parts for rings in part.rings))  # type: ignore[union-attr]
+        joined: LayerState = jax.tree.map(lambda axis, *x: jnp.concatenate(x, axis), _RECURRENT_AXES, *parts)
+        return joined
+
+    return groups[0] if len(groups) == 1 else tuple(layer(*parts) for parts in zip(*groups, strict=True))
+
+
+def _split(state: ModelState, sizes: Sequence[int]) -> tuple[ModelState, ...]:
+    """Returns groups of these numbers of rows, the inverse of `_join`."""
+
+    def group(index: int, start: int, size: int) -> ModelState:
+        def layer(whole: LayerState) -> LayerState:
+            if isinstance(whole, AttentionState):
+                return AttentionState((whole.rings[index],))
+            part: LayerState = jax.tree.map(
+                lambda axis, x: jax.lax.slice_in_dim(x, start, start + size, axis=axis), _RECURRENT_AXES, whole
+            )
+            return part
+
+        return tuple(layer(whole) for whole in state)
+
+    if len(sizes) == 1:
+        return (state,)
+    starts = (0, *accumulate(sizes[:-1]))
+    return tuple(group(i, start, size) for i, (start, size) in enumerate(zip(starts, sizes, strict=True)))
+
+
+def _ring_blocks(state: ModelState) -> tuple[int, ...]:
+    """Returns the ring rows of each block."""
+    rings = [blocks for layer in state if isinstance(layer, AttentionState) for blocks in layer.rings]
+    return tuple(keys.shape[1] for keys, _ in rings[0]) if rings else ()
+
+
+def _joined(blocks: Blocks) -> Blocks:
+    return (join_ring(blocks),)
+
+
+def _map_rings(change: Callable[[Blocks], Blocks], state: ModelState) -> ModelState:
+    def layer(s: LayerState) -> LayerState:
+        return AttentionState(tuple(map(change, s.rings))) if isinstance(s, AttentionState) else s
+
+    return tuple(layer(s) for s in state)
