@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from .api.anthropic import messages
 from .api.common.openapi import ERRORS
+from .api.common.unknown_fields import FieldCheck
 from .api.native import abort, debug, generate, health, page, render, states, tokenize
 from .api.native.chat_page import FILES
 from .api.openai import chat_completions as chat
@@ -37,6 +38,7 @@ def create_app(
     *,
     max_body_bytes: int = MAX_BODY_BYTES,
     max_kept_bytes: int = MAX_KEPT_BYTES,
+    strict: bool = False,
     trace: Callable[[ASGIApp], ASGIApp] | None = None,
 ) -> FastAPI:
     """
@@ -56,6 +58,7 @@ def create_app(
         responses=ERRORS,
     )
     app.state.service = service
+    app.state.check_fields = FieldCheck(strict=strict)
     rooms = (chat, completions, responses, messages, generate, models, tokenize, render, states, abort, health, page)
     for room in rooms:
         app.include_router(room.router)

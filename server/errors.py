@@ -152,8 +152,8 @@ def tenant_holds_too_much() -> ApiError:
     return ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=RETRY)
 
 
-def answer_too_large(param: str, num_bytes: int, limit: int, fix: str) -> ApiError:
-    """400, for a request whose answer could never be held."""
+def response_too_large(param: str, num_bytes: int, limit: int, fix: str) -> ApiError:
+    """Returns a 400 for a request whose response could never be held in memory."""
     size = f"{num_bytes / 2**20:.0f} MiB, and at most {limit / 2**20:.0f} MiB are allowed"
     return bad_value(param, f"{param}: the answer could take {size}: {fix}")
 

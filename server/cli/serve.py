@@ -18,7 +18,6 @@ from ...engine import (
     device_facts,
     follow,
 )
-from ..api.common.unknown_fields import FieldCheck
 from ..app import create_app
 from ..generation.prompts import PromptEncoder
 from ..generation.service import Service
@@ -69,7 +68,9 @@ def serve(settings: Settings) -> int:
     progress = LoadProgress(config.compile_cache)
     engine = make_engine(source, config, progress)
     service = _service(settings, config, engine, model, _metrics(settings, engine, model, access, telemetry))
-    app = create_app(service, access, max_body_bytes=settings.max_body_bytes, trace=telemetry.trace)
+    app = create_app(
+        service, access, max_body_bytes=settings.max_body_bytes, strict=settings.strict, trace=telemetry.trace
+    )
     server = HttpServer(uvicorn_config(app, settings), signals)
     lifecycle = Lifecycle(
         service,
@@ -125,7 +126,6 @@ def _service(
         max_choices=config.max_queue,
         request_timeout_s=math.inf if settings.request_timeout is None else settings.request_timeout,
         max_prompt_tokens=settings.max_prompt_tokens,
-        check_fields=FieldCheck(strict=settings.strict),
         salt_by_key=settings.cache_salt_by_key,
         state_key=config.state_key,
         states=StateStore(config.tenants),

@@ -10,8 +10,8 @@ from .prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """On what terms a request is served; see `engine.Request`."""
+class SchedulingParameters:
+    """Scheduling parameters of a request; see `engine.Request`."""
 
     tenant: str = ""
     priority: int = 0
@@ -21,18 +21,18 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer to be made.
+    """One choice to generate.
 
     Attributes:
-      index: its place among the answers of the HTTP request.
-      stop: Strings that end it; the choices of a request share one `StopStrings`.
-      fork_of: the choice whose prompt is this one's too, and is read before.
-      include_stop: whether the stop string, or the text of a stop token, is part of the answer.
-      grammar: what the answer has to keep to, if anything.
-      may_call: whether the answer may consist of calls of tools, which are then told from text.
-      terms: the HTTP request's.
-      cache_salt, state, state_is_imported: see `Request`.
-      sends_ids: Whether token ids are the answer; then each counts as sent whatever its text is.
+      index: Place among the choices of the request.
+      stop: Strings that end the output; the choices of a request share one `StopStrings`.
+      fork_of: Index of the earlier choice with the same prompt, whose prefill this choice shares.
+      include_stop: Whether the output includes the stop string, or the text of the stop token, that ended it.
+      grammar: Grammar that the output matches.
+      may_call: Whether the output may consist of tool calls, which are then parsed.
+      scheduling: Scheduling parameters of the request.
+      cache_salt, state, state_is_imported: See `engine.Request`.
+      sends_ids: Whether clients receive token ids instead of text; then each token counts as sent at once.
     """
 
     index: int
@@ -43,17 +43,17 @@ class Choice:
     fork_of: int | None = None
     grammar: Grammar | None = None
     may_call: bool = False
-    terms: Terms = Terms()
+    scheduling: SchedulingParameters = SchedulingParameters()
     cache_salt: str = ""
     state: Snapshot | None = None
     state_is_imported: bool = False
     sends_ids: bool = False
 
     def request(self, request_id: str) -> Request:
-        """What the engine is asked for.
+        """Returns the engine's request for this choice.
 
         Args:
-          request_id: of all choices together.
+          request_id: Id of all choices together.
         """
         return Request(
             f"{request_id}-{self.index}",
@@ -62,10 +62,10 @@ class Choice:
             stepwise=bool(self.stop),
             fork_of=None if self.fork_of is None else f"{request_id}-{self.fork_of}",
             constraint=None if self.grammar is None else self.grammar.constraint(),
-            tenant=self.terms.tenant,
-            priority=self.terms.priority,
-            start_by=self.terms.start_by,
-            deadline=self.terms.deadline,
+            tenant=self.scheduling.tenant,
+            priority=self.scheduling.priority,
+            start_by=self.scheduling.start_by,
+            deadline=self.scheduling.deadline,
             cache_salt=self.cache_salt,
             state=self.state,
             state_is_imported=self.state_is_imported,

@@ -1,4 +1,4 @@
-"""The events of a stream, kept so that clients can follow it from any of them, and again."""
+"""Log of a stream's events, which clients may follow from any of them."""
 
 import asyncio
 import sys
@@ -6,26 +6,26 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Final
 
-from ..api.common.sse import TYPED_EVENTS
-from ..errors import ApiError, bad_value
+from ..errors import bad_value
 
 MAX_BYTES: Final = 4 * 2**20
-"""Some twenty thousand tokens, one by one."""
+"""Room for some 20,000 tokens, one by one."""
 
 _EVENTS_PER_TURN: Final = 32
-"""Events that a follower may take before others get their turn on the event loop: it may have thousands to catch up."""
+"""Number of events after which a follower yields to the event loop: it may be thousands behind."""
+
 _TAIL_BYTES: Final = 64 * 2**10
 """Maximum size of a log that only its present followers still read."""
 
 _PLACE_BYTES: Final = 8
-"""Size of an event's place in the log."""
+"""Memory of an event's place in the log."""
 
 
 class EventLog:
-    """Encoded events by number, from 0. One task appends, any number follow, each at its own pace.
+    """Encoded events by number, from 0. One task appends, and any number of tasks follow, each at its own pace.
 
     Attributes:
-      num_bytes: Memory that the events take. The oldest make room for the newest, of which there is always one.
+      num_bytes: Memory of the events. The oldest are dropped for the newest, which always stays.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
@@ -33,42 +33,44 @@ class EventLog:
         self._events: deque[bytes] = deque()
         self._first = 0
         self._is_closed = False
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self.num_bytes = 0
 
     def append(self, event: bytes) -> None:
+        """Appends an event."""
         self._events.append(event)
         self.num_bytes += _size(event)
         self._make_room()
-        self._tell()
+        self._wake()
 
     def shrink(self) -> None:
-        """Keeps no more than a tail from now on: nobody can follow the log who does not do so already."""
+        """Keeps only a tail from now on: no new follower can come."""
         self._max_bytes = min(self._max_bytes, _TAIL_BYTES)
         self._make_room()
 
     def close(self) -> None:
-        """There will be no more events."""
+        """Ends the log: followers return after the last event."""
         self._is_closed = True
-        self._tell()
+        self._wake()
 
     def check(self, number: int) -> None:
-        """
+        """Checks that an event is still kept.
+
         Raises:
-          ApiError: the event of this number is no longer kept.
+          ApiError: The event of this number was dropped.
         """
         if number < self._first:
             message = f"only the events from number {self._first} on are still kept: send starting_after={self._first}"
             raise bad_value("starting_after", message)
 
     async def follow(self, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
-        """The event of this number and all that come after it, and None whenever the next takes longer than `pause_s`.
+        """Yields the event of this number and all later ones, and None whenever the next takes longer than `pause_s`.
 
         Raises:
-          ApiError: an event was dropped before it could be given.
+          ApiError: An event was dropped before this follower had it.
         """
         while True:
-            news = self._news
+            changed = self._changed
             while number < self._first + len(self._events):
                 self.check(number)
                 yield self._events[number - self._first]
@@ -79,7 +81,7 @@ class EventLog:
                 return
             try:
                 async with asyncio.timeout(pause_s):
-                    await news.wait()
+                    await changed.wait()
             except TimeoutError:
                 yield None
 
@@ -88,22 +90,10 @@ class EventLog:
             self.num_bytes -= _size(self._events.popleft())
             self._first += 1
 
-    def _tell(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
 
 def _size(event: bytes) -> int:
     return sys.getsizeof(event) + _PLACE_BYTES
-
-
-async def replay(log: EventLog, number: int, pause_s: float) -> AsyncGenerator[bytes]:
-    """The bytes of a stream of responses' events that begins with this one."""
-    try:
-        async for event in log.follow(number, pause_s):
-            number += event is not None
-            yield TYPED_EVENTS.pause if event is None else event
-    except ApiError as error:  # the client is so slow that the log has run away from it
-        detail = error.body["error"]
-        about = {"code": detail["code"], "message": detail["message"], "param": detail["param"]}
-        yield TYPED_EVENTS.encode({"type": "error", "sequence_number": number, **about})

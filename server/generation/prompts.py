@@ -1,42 +1,42 @@
-"""From what a client sends to prompt ids, and back for `echo`."""
+"""Converts texts, token ids and conversations to prompts, and prompts back to text."""
 
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ...engine import MAX_TOKENS, SavedState
-from ..api.openai.schemas import ChatMessage, GenerationBody
-from ..api.openai.tool_schemas import Tool
 from ..errors import bad_value
 from ..tenancy.memory import is_large, keep
 from ..tenancy.workers import Workers
 from ..text.chat_template import NEW_TURN, ChatFormatError, Ending, Message
 from ..text.served_model import ServedModel
 from ..text.tokenizer import TextUnavailableError, Tokenizer
+from .conversation import ConversationMessage, FunctionTool
 from .tools import call_text, described, result_text, tools_text
 
 _LONG: Final = 8192
-"""Characters, or ids, that take a millisecond or two: from here on the event loop is spared."""
+"""Number of characters or token ids from which on a worker thread encodes: it takes a millisecond or two."""
 
 _MANY: Final = 64
-"""Messages of a conversation, or prompts, that take as long."""
+"""Number of messages from which on a worker thread encodes."""
 
 _TEXT_ID_BYTES: Final = 40
-"""A token id that was made of text, and its place in the prompt."""
+"""Memory of a token id that was encoded from text, and of its place in the prompt."""
 
 ID_BYTES: Final = 8
-"""The place in a prompt of a token id that somebody else holds already."""
+"""Memory of a token id's place in a prompt, if the id itself is held elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """
+    """Token ids that a generation begins with.
+
     Attributes:
-      token_ids: at least one, each within the vocabulary.
-      from_text: whether they were made from text; then control tokens among them were spelled out there.
-      adds_bos: whether the first of them is a BOS that the client did not send.
+      token_ids: At least one id, each within the vocabulary.
+      from_text: Whether the ids were encoded from text. Control tokens among them were spelled out there.
+      adds_bos: Whether the first id is a BOS that the client did not send.
     """
 
     token_ids: tuple[int, ...]
@@ -44,18 +44,19 @@ class Prompt:
     adds_bos: bool = False
 
     def after(self, token_ids: tuple[int, ...]) -> "Prompt":
-        """The same behind a text that was read before."""
+        """Returns the prompt with these ids in front of it."""
         return replace(self, token_ids=token_ids + self.token_ids)
 
     def pieces(self, tokenizer: Tokenizer) -> list[bytes]:
-        """What each token is in the text of the prompt; joined, they are the text that was sent."""
+        """Returns the bytes of each token in the prompt's text; joined, they are the text that was sent."""
         return list(self._pieces(tokenizer))
 
     def num_text_bytes(self, tokenizer: Tokenizer) -> int:
-        """Number of bytes of the text in UTF-8."""
+        """Returns the number of bytes of the text in UTF-8."""
         return sum(map(len, self._pieces(tokenizer)))
 
     def text(self, tokenizer: Tokenizer) -> str:
+        """Returns the prompt's text."""
         return b"".join(self._pieces(tokenizer)).decode("utf-8", "replace")
 
     def _pieces(self, tokenizer: Tokenizer) -> Iterator[bytes]:
@@ -69,7 +70,7 @@ class Prompt:
 
 
 class PromptEncoder:
-    """Makes prompts. Long ones are made on worker threads; all are booked as memory of the current request."""
+    """Encodes prompts, long ones on worker threads, and books their memory for the current request."""
 
     def __init__(self, model: ServedModel, workers: Workers | None = None) -> None:
         self._tokenizer = model.tokenizer
@@ -77,10 +78,14 @@ class PromptEncoder:
         self._workers = workers or Workers()
 
     async def completions(self, prompts: Sequence[str | list[int]], *, add_bos: bool) -> list[Prompt]:
-        """Prompts in which control tokens may be spelled out, or that are ids already.
+        """Encodes the prompts of a completion.
+
+        Args:
+          prompts: Texts, in which control tokens may be spelled out, or token ids.
+          add_bos: Whether a BOS is put in front of texts.
 
         Raises:
-          ApiError: there is no tokenizer for a text, or a prompt has no tokens or one outside the vocabulary.
+          ApiError: There is no tokenizer for a text, or a prompt has no tokens or one outside the vocabulary.
         """
 
         def encode() -> list[Prompt]:
@@ -94,10 +99,13 @@ class PromptEncoder:
         return encoded
 
     def token_ids(self, token_ids: Sequence[int], param: str = "prompt") -> Prompt:
-        """A prompt as it was sent.
+        """Returns a prompt of these ids.
+
+        Args:
+          param: Field that holds the ids.
 
         Raises:
-          ApiError: an id is outside the vocabulary.
+          ApiError: An id is outside the vocabulary.
         """
         if max(token_ids) >= self._tokenizer.vocab_size:
             raise bad_value(
@@ -107,10 +115,10 @@ class PromptEncoder:
         return Prompt(tuple(token_ids))
 
     async def after(self, state: SavedState, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts, each behind the token history of a state.
+        """Returns the prompts, each behind the token history of a saved state.
 
         Raises:
-          ApiError: Together they would have too many tokens for so small a request.
+          ApiError: The prompts would have too many tokens together.
         """
         num_tokens = state.num_tokens * len(prompts)
         if num_tokens > MAX_TOKENS:
@@ -130,20 +138,20 @@ class PromptEncoder:
 
     async def chat(
         self,
-        messages: Sequence[ChatMessage],
+        messages: Sequence[ConversationMessage],
         ending: Ending = NEW_TURN,
         *,
-        tools: Sequence[Tool] = (),
+        tools: Sequence[FunctionTool] = (),
         param: str = "messages",
     ) -> Prompt:
-        """A conversation.
+        """Encodes a conversation.
 
         Args:
-          tools: that the answer may call.
-          param: the field it came in.
+          tools: Tools that the prompt introduces.
+          param: Field that holds the messages.
 
         Raises:
-          ApiError: the messages cannot become a prompt.
+          ApiError: The messages cannot be encoded as a prompt.
         """
 
         def encode() -> tuple[int, ...]:
@@ -157,33 +165,37 @@ class PromptEncoder:
         keep(len(token_ids) * _TEXT_ID_BYTES)
         return Prompt(token_ids, from_text=True)
 
-    def truncated(self, prompt: Prompt, body: GenerationBody) -> Prompt:
-        """The prompt without the tokens that are too many, if the body says how many that are.
+    def truncated(self, prompt: Prompt, limit: int | None, side: Literal["left", "right"] = "left") -> Prompt:
+        """Returns the prompt with at most `limit` tokens. A leading BOS stays, and counts.
 
-        A BOS in front stays in front, and counts.
+        Args:
+          limit: Maximum number of tokens; None or -1 is no limit.
+          side: `left` drops the first tokens, `right` the last.
         """
-        limit = body.truncate_prompt_tokens
         if limit is None or limit == -1 or len(prompt.token_ids) <= limit:
             return prompt
         num_in_front = int(prompt.token_ids[0] == self._tokenizer.bos_id)
         front, rest = prompt.token_ids[:num_in_front], prompt.token_ids[num_in_front:]
         room = limit - num_in_front
-        kept = rest[:room] if body.truncation_side == "right" else rest[len(rest) - room :]
+        kept = rest[:room] if side == "right" else rest[len(rest) - room :]
         return replace(prompt, token_ids=front + kept)
 
     def _chat(
-        self, messages: Sequence[ChatMessage], ending: Ending, tools: Sequence[Tool], param: str
+        self, messages: Sequence[ConversationMessage], ending: Ending, tools: Sequence[FunctionTool], param: str
     ) -> tuple[int, ...]:
         _check_results(messages, param)
         plain = [_plain(message, param) for message in messages]
         if tools and self._chat_format.takes_tools:
             ending = ending.with_variable("tools", self._described(tools))
         elif tools:
-            plain = _introduced(tools, plain)
+            plain = _with_tools_text(tools, plain)
         return tuple(self._chat_format.encode(plain, ending))
 
-    def _described(self, tools: Sequence[Tool]) -> list[dict[str, Any]]:
-        """What a template writes itself is markup: control tokens that tools spell out would be real there."""
+    def _described(self, tools: Sequence[FunctionTool]) -> list[dict[str, Any]]:
+        """Returns the tools as a template's variable.
+
+        Control tokens in them are refused: text that a template writes itself is encoded as markup.
+        """
         described_tools = [described(tool) for tool in tools]
         token_ids = self._tokenizer.encode(json.dumps(described_tools, ensure_ascii=False))
         if names := [self._tokenizer.token_text(each) for each in token_ids if self._tokenizer.is_control(each)]:
@@ -208,33 +220,31 @@ class PromptEncoder:
         return await self._workers.run(encode)
 
 
-def _check_results(messages: Sequence[ChatMessage], param: str) -> None:
-    """A result without its call would read as if the user had said it."""
+def _check_results(messages: Sequence[ConversationMessage], param: str) -> None:
+    """Raises an error for a result without a call before it, which would read as a user's text."""
     call_ids: set[str | None] = set()
     for message in messages:
-        if message.role == "tool" and message.tool_call_id not in call_ids:
-            raise bad_value(
-                param, f"{param}: no call before it has the id of the result, {message.tool_call_id!r:.100}"
-            )
-        call_ids.update(call.id for call in message.tool_calls or ())
+        if message.role == "tool" and message.call_id not in call_ids:
+            raise bad_value(param, f"{param}: no call before it has the id of the result, {message.call_id!r:.100}")
+        call_ids.update(call.id for call in message.calls)
 
 
-def _plain(message: ChatMessage, param: str) -> Message:
-    """Calls and their results become text: no format has a place of its own for them."""
+def _plain(message: ConversationMessage, param: str) -> Message:
+    """Returns a message with its calls or result as text: no chat format has a place of its own for them."""
     if message.content is None and message.role != "assistant":
         raise bad_value(param, f"a message of the role {message.role!r:.100} needs content")
     if message.role == "tool":
         return Message("user", result_text(message.text))
-    if not message.tool_calls:
+    if not message.calls:
         return Message(message.role, message.text)
     if message.role != "assistant":
         raise bad_value(param, f"a message of the role {message.role!r:.100} cannot have tool_calls")
-    calls = (call_text(call.function.name, call.function.arguments) for call in message.tool_calls)
+    calls = (call_text(call.name, call.arguments) for call in message.calls)
     return Message("assistant", "\n".join((*filter(None, [message.text]), *calls)))
 
 
-def _introduced(tools: Sequence[Tool], messages: Sequence[Message]) -> list[Message]:
-    """The messages with the tools behind the system texts at the beginning."""
+def _with_tools_text(tools: Sequence[FunctionTool], messages: Sequence[Message]) -> list[Message]:
+    """Returns the messages with the tools introduced behind the leading system texts."""
     leading = itertools.takewhile(lambda message: message.role in ("system", "developer"), messages)
     position = sum(1 for _ in leading)
     return [*messages[:position], Message("system", tools_text(tools)), *messages[position:]]

@@ -1,6 +1,4 @@
-"""Responses that clients may ask for again, or go on from. They are kept in memory, so a restart forgets them.
-
-Each tenant knows of its own only, by `tenant`."""
+"""Stored responses, which clients may fetch or continue. They are kept in memory, and each tenant sees its own only."""
 
 import asyncio
 import json
@@ -14,69 +12,68 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from ...engine import TenantStore
-from ..api.common.sse import to_json
-from ..api.openai.schemas import ChatMessage
 from ..errors import ApiError
 from ..tenancy.tenant import tenant
 from ..tenancy.tenant_locks import TenantLocks
+from .conversation import ConversationMessage
 from .event_log import EventLog
 
 type _Key = tuple[str, str]
-"""Whose it is, and its id."""
+"""Tenant and response id."""
 
 MAX_RESPONSES: Final = 1000
 MAX_BYTES: Final = 64 * 2**20
 
 _OBJECT_BYTES: Final = 1024
-"""What an entry takes beside its JSON and its events: the objects, its id, and its places in dictionaries."""
+"""Memory of an entry beside its JSON and its events: the objects, its id, and its places in dictionaries."""
 
 _LOG_BYTES: Final = 2048
-"""What a log takes beside its events."""
+"""Memory of a log beside its events."""
 
 _LONG: Final = 64 * 2**10
-"""Bytes of JSON that take a millisecond or so to parse: from here on the event loop is spared."""
+"""Bytes of JSON from which on a worker thread parses: it takes a millisecond or so."""
 
 _ITEM_ID: Final = re.compile("(?:msg|fc)_([0-9a-f]{32})(?:_c[0-9]+)?")
-_MESSAGES: Final = TypeAdapter(list[ChatMessage])
+_MESSAGES: Final = TypeAdapter(list[ConversationMessage])
 
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A response as JSON: parsed, it would take up to thirty times as much.
+    """A response as JSON, which takes up to thirty times less memory than parsed objects.
 
     Attributes:
-      response: as the client saw it.
-      asked: all messages up to its answer; instructions are no part of it.
-      answer: the answer, in a list; empty while it is being made.
-      is_background: whether it was made in the background, and may be cancelled.
-      events: of its stream, if that may be followed again.
+      response: Response as the client saw it.
+      history: All messages before the response's own, packed; instructions are no part of them.
+      output: List with the response's message, packed; empty while it is being generated.
+      is_background: Whether the response was generated in the background, and may be cancelled.
+      events: Log of its stream, if that may be followed again.
     """
 
     id: str
     response: bytes
-    asked: bytes
-    answer: bytes
+    history: bytes
+    output: bytes
     is_background: bool
     events: EventLog | None
 
     @property
     def num_bytes(self) -> int:
-        """Memory that keeping it takes now. Messages of earlier responses are counted too, as they may be gone."""
-        sizes = map(sys.getsizeof, (self.response, self.asked, self.answer))
+        """Memory of the response now. Messages of earlier responses count too, as those may be gone."""
+        sizes = map(sys.getsizeof, (self.response, self.history, self.output))
         events = 0 if self.events is None else self.events.num_bytes + _LOG_BYTES
         return sum(sizes) + events + _OBJECT_BYTES
 
-    def asked_messages(self) -> list[ChatMessage]:
-        """All messages up to its answer."""
-        return _MESSAGES.validate_json(self.asked)
+    def input_messages(self) -> list[ConversationMessage]:
+        """Returns all messages before the response's own."""
+        return _MESSAGES.validate_json(self.history)
 
-    def conversation(self) -> list[ChatMessage]:
-        """What another response goes on from."""
-        return [*self.asked_messages(), *_MESSAGES.validate_json(self.answer)]
+    def conversation(self) -> list[ConversationMessage]:
+        """Returns the messages that another response continues."""
+        return [*self.input_messages(), *_MESSAGES.validate_json(self.output)]
 
 
 class ResponseStore:
-    """The newest responses. The oldest of the tenant that holds most make room for others."""
+    """Keeps the newest responses. The oldest of the tenant that holds most are evicted for others."""
 
     def __init__(self, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
         self._max_responses = max_responses
@@ -86,34 +83,34 @@ class ResponseStore:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that all responses take."""
+        """Memory of all responses."""
         return self._stored.num_bytes
 
     def keep(
         self,
-        response: Mapping[str, Any],
-        asked: bytes,
+        response_id: str,
+        response: bytes,
+        history: bytes,
         events: EventLog | None = None,
-        answer: ChatMessage | None = None,
+        output: ConversationMessage | None = None,
+        *,
+        is_background: bool = False,
     ) -> None:
-        """Stores a response, in place of an earlier state of the same.
+        """Stores a response, in place of an earlier state of the same response.
 
         Args:
-          asked: See `pack`.
+          response: JSON of the response.
+          history: Messages before the response's own, from `pack`.
+          output: The response's own message, once it is whole.
         """
-        stored = StoredResponse(
-            response["id"],
-            bytes(memoryview(to_json(response))),  # a copy: the encoder's own buffer may be twelve times as large
-            asked,
-            pack([] if answer is None else [answer]),
-            bool(response["background"]),
-            events,
-        )
+        packed = pack([] if output is None else [output])
+        # Copied, since the JSON encoder's own buffer may be twelve times as large.
+        stored = StoredResponse(response_id, bytes(memoryview(response)), history, packed, is_background, events)
         self._stored.put(_key(stored.id), tenant.get(), stored, stored.num_bytes)
         self._make_room()
 
     def log(self, response_id: str, log: EventLog, event: bytes) -> None:
-        """Appends an event to the log of a response, which counts as long as the response is stored."""
+        """Appends an event to the log of a response. The log counts as long as the response is stored."""
         log.append(event)
         key = _key(response_id)
         stored = self._stored.get(key)
@@ -122,9 +119,10 @@ class ResponseStore:
             self._make_room()
 
     def get(self, response_id: str) -> StoredResponse:
-        """
+        """Returns a stored response.
+
         Raises:
-          ApiError: it was never stored, is not finished yet, or has made room for others.
+          ApiError: 404, the response was never stored, is not finished yet, or was evicted.
         """
         stored = self._stored.get(_key(response_id))
         if stored is None:
@@ -132,10 +130,10 @@ class ResponseStore:
         return stored
 
     def previous(self, previous_response_id: str | None) -> StoredResponse | None:
-        """The response that another goes on from.
+        """Returns the response that another continues.
 
         Raises:
-          ApiError: the previous response is not there.
+          ApiError: 400, there is no response of this id.
         """
         if previous_response_id is None:
             return None
@@ -150,24 +148,24 @@ class ResponseStore:
         return stored
 
     @asynccontextmanager
-    async def unpacked(self, previous: StoredResponse | None) -> AsyncGenerator[list[ChatMessage]]:
-        """The messages of a stored response, for as long as the `with` block needs them; none without a response.
+    async def unpacked(self, previous: StoredResponse | None) -> AsyncGenerator[list[ConversationMessage]]:
+        """Yields the messages of a stored response, or none without one, for as long as the `with` block needs them.
 
-        A small request may name a long conversation. So a tenant has at most one such unpacked at a time.
+        A tenant has at most one long conversation unpacked at a time, since a small request may name one.
         """
         if previous is None:
             yield []
-        elif len(previous.asked) < _LONG:
+        elif len(previous.history) < _LONG:
             yield previous.conversation()
         else:
             async with self._locks.hold():
                 yield await asyncio.to_thread(previous.conversation)
 
-    async def items(self, item_ids: Sequence[str]) -> dict[str, ChatMessage]:
-        """The messages that items of stored outputs stand for, by the items' ids.
+    async def items(self, item_ids: Sequence[str]) -> dict[str, ConversationMessage]:
+        """Returns the messages of stored output items, by the items' ids.
 
         Raises:
-          ApiError: the tenant has no stored response with one of the items.
+          ApiError: The tenant has no stored response with one of the items.
         """
         if not item_ids:
             return {}
@@ -176,7 +174,7 @@ class ResponseStore:
             return await asyncio.to_thread(_messages_of, holders)
 
     def _holder(self, item_id: str) -> StoredResponse:
-        """An output item's id holds that of its response."""
+        """Returns the response of an output item, whose id holds the response's."""
         parts = _ITEM_ID.fullmatch(item_id)
         stored = None if parts is None else self._stored.get(_key(f"resp_{parts[1]}"))
         if stored is None:
@@ -184,50 +182,50 @@ class ResponseStore:
         return stored
 
     def delete(self, response_id: str) -> None:
-        """
+        """Deletes a response.
+
         Raises:
-          ApiError: it is not there.
+          ApiError: There is no response of this id.
         """
         self.get(response_id)
-        stored = self._stored.pop(_key(response_id))
-        _forget(stored)
+        _shrink_log(self._stored.pop(_key(response_id)))
 
     def _make_room(self) -> None:
         for stored in self._stored.make_room(self._max_responses, self._max_bytes):
-            _forget(stored)
+            _shrink_log(stored)
 
 
-def pack(messages: Sequence[ChatMessage]) -> bytes:
-    """Messages as they are stored."""
-    return _MESSAGES.dump_json(list(messages), exclude_none=True, serialize_as_any=True)  # a part is what it is
+def pack(messages: Sequence[ConversationMessage]) -> bytes:
+    """Returns messages in the form in which they are stored."""
+    return _MESSAGES.dump_json(list(messages), exclude_defaults=True)
 
 
-def _messages_of(holders: Mapping[str, StoredResponse]) -> dict[str, ChatMessage]:
-    """Each response is read once, however many of its items are asked for."""
+def _messages_of(holders: Mapping[str, StoredResponse]) -> dict[str, ConversationMessage]:
+    """Returns the messages of items by id. Each response is parsed once."""
     messages = {}
     for stored in {each.id: each for each in holders.values()}.values():
         output = {item["id"]: item for item in json.loads(stored.response)["output"]}
-        answers = _MESSAGES.validate_json(stored.answer)
+        own_messages = _MESSAGES.validate_json(stored.output)
         for item_id in (item_id for item_id, each in holders.items() if each is stored):
-            if item_id not in output or not answers:
+            if item_id not in output or not own_messages:
                 raise _no_item(item_id)
-            messages[item_id] = _message_of(output[item_id], answers[0])
+            messages[item_id] = _message_of(output[item_id], own_messages[0])
     return messages
 
 
-def _message_of(item: Mapping[str, Any], answer: ChatMessage) -> ChatMessage:
+def _message_of(item: Mapping[str, Any], message: ConversationMessage) -> ConversationMessage:
+    """Returns the part of a response's message that an output item holds."""
     if item["type"] == "message":
-        return answer
-    calls = [call for call in answer.tool_calls or () if call.id == item["call_id"]]
-    return ChatMessage(role="assistant", tool_calls=calls)
+        return message
+    return ConversationMessage("assistant", calls=tuple(call for call in message.calls if call.id == item["call_id"]))
 
 
 def _no_item(item_id: str) -> ApiError:
     return ApiError(404, f"there is no stored item with the id {item_id[:100]!r}", param="input")
 
 
-def _forget(stored: StoredResponse | None) -> None:
-    """Nobody can ask for the events of a response that is gone."""
+def _shrink_log(stored: StoredResponse | None) -> None:
+    """Shrinks the log of a response that is gone, as no new client can follow it."""
     if stored is not None and stored.events is not None:
         stored.events.shrink()
 

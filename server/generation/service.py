@@ -1,28 +1,17 @@
-"""What the routes work with: a model, the engine that runs it, and the way from choices to a response."""
+"""The service behind every API: a model, the engine that runs it, and the way from a spec to a generation."""
 
 import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final
+from typing import Final
 from uuid import uuid4
-
-from fastapi import Depends, Request, Response
-from starlette.types import Receive
 
 from ...engine import AsyncEngine, EngineDeadError, QueueFullError, RequestTimeoutError, SamplingParams
 from .. import request_warnings
-from ..api.common.responding import AnswerWriter
-from ..api.common.schema_base import Body, TermsFields
-from ..api.common.sliced_response import SlicedResponse
-from ..api.common.sse import large_to_json, to_json
-from ..api.common.streaming import EventStream, first_delta, stream_events
-from ..api.common.unknown_fields import FieldCheck
-from ..api.openai.schemas import GenerationBody
-from ..errors import bad_value, grammars_busy, model_loading, not_generating, prompt_too_long, unknown_model
-from ..http_requests import until_disconnect
+from ..errors import bad_value, grammars_busy, not_generating, prompt_too_long
 from ..observability.logging import request_id
 from ..observability.metrics import Metrics
 from ..tenancy.memory import is_large, keep
@@ -33,44 +22,39 @@ from ..tenancy.workers import Workers
 from ..text.grammar import Grammar, GrammarBusyError, GrammarCompiler, GrammarError
 from ..text.served_model import ServedModel
 from ..text.stop_strings import StopStringsBuilder
-from .answer_size import answer_size
 from .background import Background
-from .choices import Choice, Terms
-from .delta import Delta
+from .choices import Choice, SchedulingParameters
 from .generation import Generation, collect
-from .output_constraint import Wish
+from .output_constraint import OutputConstraint
 from .prompts import Prompt, PromptEncoder
+from .response_size import response_size
 from .response_store import ResponseStore
 from .running import RunningGenerations
 from .sent_responses import SentResponses
+from .spec import GenerationSpec
 from .state_files import StateFiles
 from .state_store import StateStore, StoredState
 
 _LONGEST_WAIT_S: Final = 3600.0
-"""Of an event loop's timer, which cannot be endless; no grammar takes so long."""
-
-_MANY_VALUES: Final = 1024
-"""Tokens and alternatives of an answer that take some milliseconds to write."""
-
-PATIENCE_S: Final = 1.0
-"""How long a stream waits for its first token before it says 200: a full queue is known by then."""
+"""Maximum time for a grammar, since an event loop's timer cannot be endless."""
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """
+    """The model, the engine and the stores that the routes of every API work with.
+
     Attributes:
-      max_prompt_tokens: the longest prompt; None takes any that its body has room for.
-      max_choices: the most that one request may ask for; more could never be admitted together.
-      keep_alive_s: silence after which a stream gives a sign of life.
-      proof_s: how long the engine may take to prove that it generates.
-      request_timeout_s: how long any request may take.
-      salt_by_key: whether requests of different tenants share no remembered states.
-      state_key: signs states that are exported, and is demanded of those that are imported.
-      saves: lets each tenant save one state at a time, as each takes a part of an engine step.
-      files: memory for state files that are being sent or received.
-      sent: what clients have received of answers.
-      workers: threads for what takes long.
+      max_prompt_tokens: Maximum tokens of a prompt; None is no limit beside the body's.
+      max_choices: Maximum number of choices of one request; more could never be admitted together.
+      keep_alive_s: Seconds of silence after which a stream sends a keep-alive.
+      proof_s: Timeout of a health check's generation, in seconds.
+      request_timeout_s: Maximum time of any request, in seconds.
+      salt_by_key: Whether each tenant has prefix cache entries of its own.
+      state_key: Key that signs exported states and verifies imported ones.
+      saves: Turns of saving a state, one per tenant at a time, since each takes a part of an engine step.
+      files: Memory of state files that are being sent or received.
+      sent: Record of the tokens that clients have received.
+      workers: Threads for long work.
     """
 
     engine: AsyncEngine
@@ -84,7 +68,6 @@ class Service:
     proof_s: float = 10.0
     request_timeout_s: float = math.inf
     salt_by_key: bool = False
-    check_fields: FieldCheck = field(default_factory=FieldCheck)
     running: RunningGenerations = field(default_factory=RunningGenerations)
     responses: ResponseStore = field(default_factory=ResponseStore)
     background: Background = field(default_factory=Background)
@@ -99,32 +82,24 @@ class Service:
 
     @property
     def is_busy(self) -> bool:
-        """Whether anybody still gets an answer, or one is made that is fetched later."""
+        """Whether a request is open, or a response is generated in the background."""
         return self.open_requests.count > 0 or self.background.is_busy
 
-    def check(self, body: Body) -> None:
-        """
-        Raises:
-          ApiError: the model is not this one, or a field asks for what is not there yet.
-        """
-        if body.model is not None and body.model != self.model.id:
-            raise unknown_model(body.model)
-        self.check_fields(body)
-
     def check_alive(self) -> None:
-        """
+        """Checks that the engine runs.
+
         Raises:
-          EngineDeadError: no request will ever be served again.
+          EngineDeadError: The engine has stopped for good.
         """
         if self.engine.error is not None:
             raise EngineDeadError("the engine has stopped")
 
     async def check_generates(self) -> None:
-        """Makes one token, as for any other request.
+        """Generates one token, as for any other request.
 
         Raises:
-          ApiError: the queue is full, or the token does not come in time.
-          EngineDeadError: the engine died over it.
+          ApiError: The queue is full, or the token does not come in time.
+          EngineDeadError: The engine died.
         """
         prompt = Prompt((self.model.tokenizer.bos_id or 0,))
         choice = Choice(0, prompt, SamplingParams(max_tokens=1))
@@ -137,199 +112,120 @@ class Service:
             raise not_generating(str(error)) from None
 
     def check_count(self, num_prompts: int, num_candidates: int = 1) -> None:
-        """
+        """Checks the number of choices of one request.
+
         Raises:
-          ApiError: these are too many choices for one request.
+          ApiError: The request asks for too many choices.
         """
         if num_prompts * num_candidates > self.max_choices:
             param = "prompt" if num_prompts > 1 else "n"
             raise bad_value(param, f"one request may ask for {self.max_choices} choices (prompts times n)")
 
     async def prepare[T](self, work: Callable[[], T]) -> T:
-        """Returns what `work` makes of the current request; a large one is for a worker thread."""
+        """Runs `work` on a worker thread if the current request is large, otherwise at once."""
         return await self.workers.run(work) if is_large() else work()
 
-    async def json_answer(self, make: Callable[[], Any], *, num_values: int = 0) -> Response:
-        """A response whose content `make` returns; a large one is made on a worker thread.
-
-        Args:
-          num_values: number of tokens and alternatives that were generated for it.
-        """
-        if is_large() or num_values >= _MANY_VALUES:
-            return SlicedResponse(await self.workers.run(lambda: large_to_json(make())))
-        return json_response(make())
-
-    async def choices(
-        self,
-        body: GenerationBody,
-        prompts: Sequence[Prompt],
-        params: Sequence[SamplingParams],
-        wish: Wish | None,
-        begun: StoredState | None = None,
-        *,
-        receive: Receive,
-    ) -> list[Choice]:
-        """Every prompt with every one of the params, prompt by prompt.
-
-        Args:
-          wish: what all of them have to keep to.
-          begun: with what all of the prompts begin.
-          receive: tells when the client hangs up; nothing is compiled for one that has.
+    async def choices(self, spec: GenerationSpec) -> list[Choice]:
+        """Returns the choices of a spec, prompt by prompt.
 
         Raises:
-          ApiError: these are too many or too long, or the wish cannot be fulfilled.
-          ClientDisconnect: the client has hung up.
-          RequestTimeoutError: to find that out took too long.
+          ApiError: There are too many choices, they are too long, or the constraint cannot be compiled.
+          RequestTimeoutError: The constraint took too long to compile.
         """
-        terms = self._terms(body)
-        self.check_count(len(prompts), len(params))
-        longest = max(len(prompt.token_ids) for prompt in prompts)
+        self.check_count(len(spec.prompts), len(spec.params))
+        longest = max(len(prompt.token_ids) for prompt in spec.prompts)
         if self.max_prompt_tokens is not None and longest > self.max_prompt_tokens:
             raise prompt_too_long(longest, self.max_prompt_tokens)
-        size = await self.prepare(lambda: answer_size(body, prompts, params, self.model.tokenizer))
+        scheduling = self._scheduling(spec)
+        size = await self.prepare(lambda: response_size(spec, self.model.tokenizer))
         keep(size.prompt_bytes)
-        stop = await self.stop_strings.build(body.stop_strings)
-        grammar = None if wish is None else await until_disconnect(receive, self._grammar(body, wish, terms.deadline))
-        pairs = [(prompt, each) for prompt in prompts for each in size.params]
+        stop = await self.stop_strings.build(spec.stop)
+        grammar = None if spec.constraint is None else await self._grammar(spec, spec.constraint, scheduling.deadline)
+        pairs = [(prompt, each) for prompt in spec.prompts for each in size.params]
         return [
             Choice(
                 index,
                 prompt,
                 each,
                 stop,
-                body.include_stop_str_in_output,
-                fork_of=index - index % len(params) if index % len(params) else None,
+                spec.include_stop,
+                fork_of=index - index % len(spec.params) if index % len(spec.params) else None,
                 grammar=grammar,
-                may_call=body.may_call,
-                terms=terms,
-                cache_salt=self._salt(body) if begun is None else begun.state.salt,
-                state=None if begun is None else begun.state.snapshot,
-                state_is_imported=begun is not None and begun.state.is_imported,
-                sends_ids=body.sends_ids,
+                may_call=spec.may_call,
+                scheduling=scheduling,
+                cache_salt=self._salt(spec),
+                state=None if spec.state is None else spec.state.state.snapshot,
+                state_is_imported=spec.state is not None and spec.state.state.is_imported,
+                sends_ids=spec.sends_ids,
             )
             for index, (prompt, each) in enumerate(pairs)
         ]
 
-    def begun(self, from_state: str | None) -> StoredState | None:
-        """The state that a request goes on from.
+    def saved_state(self, state_id: str | None) -> StoredState | None:
+        """Returns the saved state that a request continues, if it names one.
 
         Raises:
-          ApiError: there is none of that id.
+          ApiError: There is no state of this id.
         """
-        return None if from_state is None else self.states.get(from_state, tenant.get())
+        return None if state_id is None else self.states.get(state_id, tenant.get())
 
-    def _salt(self, body: GenerationBody) -> str:
-        return f"{tenant.get()}\n{body.cache_salt}" if self.salt_by_key else body.cache_salt
+    def _salt(self, spec: GenerationSpec) -> str:
+        if spec.state is not None:
+            return spec.state.state.salt
+        return f"{tenant.get()}\n{spec.cache_salt}" if self.salt_by_key else spec.cache_salt
 
-    def _terms(self, body: TermsFields) -> Terms:
-        """From now on; the operator's limit holds whatever the client wishes."""
+    def _scheduling(self, spec: GenerationSpec) -> SchedulingParameters:
+        """Returns the scheduling parameters, with times from now on. The operator's timeout holds for every request."""
         now = time.monotonic()
-        patience = math.inf if body.queue_timeout is None else body.queue_timeout
-        seconds = self.request_timeout_s if body.timeout is None else min(body.timeout, self.request_timeout_s)
-        return Terms(tenant.get(), priority=body.priority, start_by=now + patience, deadline=now + seconds)
+        start_by = math.inf if spec.queue_timeout_s is None else now + spec.queue_timeout_s
+        timeout_s = min(math.inf if spec.timeout_s is None else spec.timeout_s, self.request_timeout_s)
+        return SchedulingParameters(tenant.get(), spec.priority, start_by, now + timeout_s)
 
-    async def _grammar(self, body: GenerationBody, wish: Wish, deadline: float) -> Grammar:
-        """An answer ends where its grammar does, so nothing else may ask it to go on."""
-        for name, asked in (("ignore_eos", body.ignore_eos), ("min_tokens", body.min_tokens)):
-            if asked:
-                raise bad_value(name, f"{name} cannot be combined with {wish.param}, whose grammar ends the answer")
+    async def _grammar(self, spec: GenerationSpec, constraint: OutputConstraint, deadline: float) -> Grammar:
+        """Returns the compiled grammar. It ends the output, so no other field may ask for more."""
+        for name, is_set in (("ignore_eos", spec.ignore_eos), ("min_tokens", spec.params[0].min_tokens > 0)):
+            if is_set:
+                raise bad_value(
+                    name, f"{name} cannot be combined with {constraint.param}, whose grammar ends the answer"
+                )
         try:
             async with asyncio.timeout(min(deadline - time.monotonic(), _LONGEST_WAIT_S)):
-                return await self._compiled(wish)
+                return await self._compiled(constraint)
         except GrammarError as error:
-            raise wish.refused(error) from None
+            raise constraint.refused(error) from None
         except GrammarBusyError as error:
-            raise grammars_busy(f"{wish.param}: {error}") from None
+            raise grammars_busy(f"{constraint.param}: {error}") from None
         except TimeoutError:
-            raise RequestTimeoutError(f"{wish.param} took longer to compile than the request had time") from None
+            raise RequestTimeoutError(f"{constraint.param} took longer to compile than the request had time") from None
 
-    async def _compiled(self, wish: Wish) -> Grammar:
-        """What was asked for, or else the first fallback that can be compiled, which is reported.
+    async def _compiled(self, constraint: OutputConstraint) -> Grammar:
+        """Returns the requested grammar, or else the first fallback that can be compiled, which is reported.
 
         Raises:
-          GrammarError: see `GrammarCompiler.compile`; of what was asked for.
+          GrammarError: The requested grammar cannot be compiled, and neither can a fallback.
         """
         try:
-            return await self.grammars.compile(wish.spec)
+            return await self.grammars.compile(constraint.spec)
         except GrammarError:
-            for fallback in wish.fallbacks:
+            for fallback in constraint.fallbacks:
                 with suppress(GrammarError):
                     grammar = await self.grammars.compile(fallback.spec)
                     request_warnings.warn(fallback.warning)
                     return grammar
             raise
 
-    async def respond(
-        self,
-        request: Request,
-        answer_id: str,
-        choices: Sequence[Choice],
-        writer: AnswerWriter,
-        *,
-        stream: bool,
-        report_warnings: bool = False,
-    ) -> Response:
-        """Runs the choices for as long as the client is there.
+    @asynccontextmanager
+    async def generation(self, response_id: str, choices: Sequence[Choice]) -> AsyncGenerator[Generation]:
+        """Runs the choices until the end of the `with` block. Meanwhile they can be aborted by id.
 
         Args:
-          answer_id: under which clients, and the engine, know this.
-          report_warnings: whether the body says what was dropped or ignored of the request.
-
-        Raises:
-          Exception: the engine refused a choice or failed, and no part of an answer has been sent.
+          response_id: Id by which clients and the engine know the choices.
         """
-        async with AsyncExitStack() as resources:
-            generation = await resources.enter_async_context(self.generation(answer_id, choices))
-            report = {"warnings": request_warnings.current()} if report_warnings else {}
-            if not stream:
-                whole = await until_disconnect(request.receive, collect(generation))
-                generation.sent.reorder(writer.order(whole))
-                num_values = sum(_num_values(choice) for choice in whole)
-                answer = self.json_answer(lambda: {**writer.whole(whole), **report}, num_values=num_values)
-                response = await until_disconnect(request.receive, answer)
-                writer.finish()
-                return response
-            first = await until_disconnect(request.receive, first_delta(generation, PATIENCE_S))
-            events = stream_events(generation, first, writer, self.keep_alive_s, self.workers, report)
-            return EventStream(events, resources.pop_all())  # from here on it is the response that closes them
-
-    @asynccontextmanager
-    async def generation(self, answer_id: str, choices: Sequence[Choice]) -> AsyncGenerator[Generation]:
-        """The choices under way, until the end of the `with` block; meanwhile they can be aborted by id."""
         firsts = [choice for choice in choices if choice.fork_of is None]
         for first in firsts:
-            self.metrics.track_prompt(f"{answer_id}-{first.index}", len(choices) // len(firsts))
-        with self.sent.track(answer_id, len(choices)) as sent:
+            self.metrics.track_prompt(f"{response_id}-{first.index}", len(choices) // len(firsts))
+        with self.sent.track(response_id, len(choices)) as sent:
             tokenizer = self.model.tokenizer
-            started = Generation.start(self.engine, tokenizer, self.metrics, answer_id, choices, sent)
-            with closing(started) as generation, self.running.track(generation, answer_id, request_id.get()):
+            started = Generation.start(self.engine, tokenizer, self.metrics, response_id, choices, sent)
+            with closing(started) as generation, self.running.track(generation, response_id, request_id.get()):
                 yield generation
-
-
-def _num_values(choice: Delta) -> int:
-    """Number of tokens of a choice, and of their alternatives."""
-    return len(choice.token_ids) + sum(len(entry.top) + len(entry.named) for entry in choice.logprobs)
-
-
-def json_response(content: Any) -> Response:
-    return Response(to_json(content), media_type="application/json")
-
-
-async def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-async def _ready_service(request: Request) -> Service:
-    service = await _service(request)
-    service.check_alive()
-    if not service.engine.is_ready:
-        raise model_loading()
-    return service
-
-
-AnyService = Annotated[Service, Depends(_service)]
-"""For routes that answer in every state."""
-
-ReadyService = Annotated[Service, Depends(_ready_service)]
-"""For routes that need the model: 503 while it loads and when it is dead."""

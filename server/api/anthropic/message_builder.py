@@ -1,4 +1,4 @@
-"""Anthropic's messages: a body becomes chat's, and what chat makes of it blocks of content."""
+"""Builds Anthropic's messages, which consist of blocks."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,79 +7,25 @@ from uuid import uuid4
 
 from ....engine import PREFILL_BLOCK, FinishReason
 from ...error_responses import anthropic_body
-from ...errors import ApiError, bad_value
+from ...errors import ApiError
 from ...generation.delta import Delta
 from ...generation.prompts import Prompt
 from ...generation.tools import CallPiece
 from ...text.served_model import ServedModel
-from ..common.responding import AnswerWriter
+from ..common.response_builder import ResponseBuilder
 from ..common.sse import PINGED_EVENTS
-from ..openai.response_format_schemas import JsonSchema, ResponseFormat
-from ..openai.schemas import ChatBody, TemplateFields
-from ..openai.tool_schemas import ToolChoice
-from .schemas import AnthropicOtherTool, CountTokensBody, MessagesBody
 
 _EMPTY_TEXT: Final = {"type": "text", "text": ""}
 
 
-def prompt_of(body: CountTokensBody) -> TemplateFields:
-    """What becomes the prompt. Where the last message is the assistant's, the answer goes on with it."""
-    return TemplateFields(
-        continue_final_message=body.is_begun,
-        tools=[tool.as_chat() for tool in body.functions],
-        tool_choice=_tool_choice(body),
-    )
-
-
-def chat_of(body: MessagesBody) -> ChatBody:
-    """The same request to chat.
-
-    Raises:
-      ApiError: it asks for a tool that the server cannot run.
-    """
-    prompt, asked = prompt_of(body), body.output_config.format or body.output_format
-    schema = None if asked is None else JsonSchema(schema=asked.schema_)
-    return ChatBody(
-        messages=body.chat_messages,
-        continue_final_message=prompt.continue_final_message,
-        tools=prompt.tools,
-        tool_choice=prompt.tool_choice,
-        parallel_tool_calls=not body.tool_choice.disable_parallel_tool_use,
-        response_format=None if schema is None else ResponseFormat(type="json_schema", json_schema=schema),
-        max_completion_tokens=body.max_tokens,
-        stream=body.stream,
-        stop=body.stop_sequences or None,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=body.top_k,
-        min_p=body.min_p,
-        seed=body.seed,
-        ignore_eos=body.ignore_eos,
-        min_tokens=body.min_tokens,
-        priority=body.priority,
-        queue_timeout=body.queue_timeout,
-        timeout=body.timeout,
-        cache_salt=body.cache_salt,
-    )
-
-
-def _tool_choice(body: CountTokensBody) -> ToolChoice:
-    for tool in body.tools:
-        if isinstance(tool, AnthropicOtherTool) and body.tool_choice.name == tool.name:
-            raise bad_value("tool_choice", f"tool_choice: this server runs no tools of the type {tool.type[:60]!r}")
-    return body.tool_choice.as_chat()
-
-
-class MessageWriter(AnswerWriter):
-    """
-    Attributes:
-      id: the message's.
+class MessageBuilder(ResponseBuilder):
+    """Builds messages and their events.
 
     Args:
-      counts_cache: whether the whole blocks of the prompt that were not cached count as added to the prefix cache.
+      counts_cache: Whether whole blocks of the prompt that were not cached count as added to the prefix cache.
     """
 
-    framing = PINGED_EVENTS
+    sse = PINGED_EVENTS
 
     def __init__(self, model: ServedModel, prompt: Prompt, *, counts_cache: bool = False) -> None:
         self._counts_cache = counts_cache
@@ -103,7 +49,7 @@ class MessageWriter(AnswerWriter):
         yield {"type": "ping"}
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        """A block begins when it is known what it is."""
+        """Yields the events of a delta. A block begins when its type is known."""
         self._num_tokens += len(delta.token_ids)
         self._num_cached += delta.num_cached
         self._end = delta
@@ -124,11 +70,11 @@ class MessageWriter(AnswerWriter):
         yield {"type": "message_delta", "delta": _stop(self._end), "usage": self._usage(self._num_tokens)}
         yield {"type": "message_stop"}
 
-    def failing(self, error: ApiError) -> Iterator[Mapping[str, Any]]:
+    def failure(self, error: ApiError) -> Iterator[Mapping[str, Any]]:
         yield anthropic_body(error)
 
     def _begin(self, block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The next block; the one before it ends."""
+        """Yields the start of the next block, and the end of the one before it."""
         if self._num_blocks:
             yield self._stopped_block()
         yield {"type": "content_block_start", "index": self._num_blocks, "content_block": block}
@@ -153,8 +99,10 @@ class MessageWriter(AnswerWriter):
         }
 
     def _usage(self, output_tokens: int) -> dict[str, int]:
-        """In this API `input_tokens` are those that were neither served from the prefix cache nor added to it. Before
-        the first token nobody knows how many were."""
+        """Returns the usage. `input_tokens` are those that were neither served from the prefix cache nor added to it.
+
+        The number of cached tokens is unknown before the first token.
+        """
         num_read = len(self._prompt.token_ids) - self._num_cached
         num_added = num_read // PREFILL_BLOCK * PREFILL_BLOCK if self._counts_cache else 0
         return {
@@ -170,7 +118,7 @@ def _tool_use(call: CallPiece, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parsed(arguments: str) -> dict[str, Any]:
-    """Empty where an answer was cut short within them: this API has no place for half of them."""
+    """Returns a call's arguments; empty if the output was cut short within them, as they must be an object."""
     try:
         parsed: dict[str, Any] = json.loads(arguments)
     except ValueError:

@@ -1,41 +1,110 @@
-"""`/v1/messages`: Anthropic's way to chat. The header `anthropic-version` is let pass."""
+"""`/v1/messages`: Anthropic's way to chat. The header `anthropic-version` is ignored."""
 
 from fastapi import APIRouter, Request, Response
 
+from ....engine import SamplingParams
 from ... import request_warnings
-from ...generation.output_constraint import chat_wish
-from ...generation.service import AnyService, ReadyService
+from ...errors import bad_value
+from ...generation.conversation import ConversationMessage, ToolOptions
+from ...generation.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
+from ...generation.service import Service
+from ...generation.spec import GenerationSpec
+from ...text.chat_template import Ending
+from ..common.dependencies import AnyService, ReadyService, check_body
 from ..common.json_route import JsonRoute
 from ..common.openapi import ANTHROPIC_ERRORS, STREAMABLE
 from ..common.sampling import chat_params
-from .message_builder import MessageWriter, chat_of, prompt_of
-from .schemas import CountTokensBody, MessagesBody
+from ..common.streaming import respond
+from ..openai.schemas import ChatBody, ChatMessage
+from .message_builder import MessageBuilder
+from .schemas import AnthropicOtherTool, CountTokensBody, MessagesBody
 
 router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/messages", responses=STREAMABLE | ANTHROPIC_ERRORS)
 async def create_message(body: MessagesBody, request: Request, service: ReadyService) -> Response:
-    """The assistant's next message."""
-    service.check(body)
+    """Returns the assistant's next message."""
+    check_body(body, request)
     request_warnings.warn_all(body.dropped)
-    chat = await service.prepare(lambda: chat_of(body))
-    params, wish = await service.prepare(
-        lambda: (chat_params(chat, service.model), chat_wish(chat, format_param="output_config.format"))
-    )
-    prompt = await service.prompts.chat(chat.messages, chat.ending, tools=chat.usable_tools)
+    spec = await messages_spec(body, service)
     counts_cache = body.wants_cache and service.engine.stats.cache.budget > 0
-    writer = MessageWriter(service.model, prompt, counts_cache=counts_cache)
-    choices = await service.choices(chat, [prompt], params, wish, receive=request.receive)
-    return await service.respond(
-        request, writer.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings
-    )
+    builder = MessageBuilder(service.model, spec.prompts[0], counts_cache=counts_cache)
+    return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
 
 
 @router.post("/v1/messages/count_tokens", responses=ANTHROPIC_ERRORS)
-async def count_tokens(body: CountTokensBody, service: AnyService) -> dict[str, int]:
-    """How long the prompt would be."""
-    service.check(body)
-    asked, messages = await service.prepare(lambda: (prompt_of(body), body.chat_messages))
-    prompt = await service.prompts.chat(messages, asked.ending, tools=asked.usable_tools)
+async def count_tokens(body: CountTokensBody, request: Request, service: AnyService) -> dict[str, int]:
+    """Returns the number of tokens of the prompt."""
+    check_body(body, request)
+    options, messages = await service.prepare(lambda: (_tool_options(body), body.as_messages()))
+    prompt = await service.prompts.chat(messages, _ending(body), tools=options.introduced)
     return {"input_tokens": len(prompt.token_ids)}
+
+
+async def messages_spec(body: MessagesBody, service: Service) -> GenerationSpec:
+    """Converts a body to a spec.
+
+    Raises:
+      ApiError: The body cannot be converted.
+    """
+
+    def convert() -> tuple[ToolOptions, list[ConversationMessage], list[SamplingParams], OutputConstraint | None]:
+        options = _tool_options(body)
+        params = _params(body, service)
+        return options, body.as_messages(), params, with_tools(_text_constraint(body), options)
+
+    options, messages, params, output_constraint = await service.prepare(convert)
+    prompt = await service.prompts.chat(messages, _ending(body), tools=options.introduced)
+    return GenerationSpec(
+        [prompt],
+        params,
+        output_constraint,
+        stop=body.stop_sequences,
+        ignore_eos=body.ignore_eos,
+        may_call=bool(options.introduced),
+        holds_output=not body.stream,
+        limit_param="max_tokens",
+        cache_salt=body.cache_salt,
+        priority=body.priority,
+        queue_timeout_s=body.queue_timeout,
+        timeout_s=body.timeout,
+    )
+
+
+def _params(body: MessagesBody, service: Service) -> list[SamplingParams]:
+    fields = ChatBody(
+        messages=[ChatMessage(role="user", content="")],
+        max_completion_tokens=body.max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        seed=body.seed,
+        ignore_eos=body.ignore_eos,
+        min_tokens=body.min_tokens,
+    )
+    return chat_params(fields, service.model)
+
+
+def _text_constraint(body: MessagesBody) -> OutputConstraint | None:
+    requested, param = body.output_config.format or body.output_format, "output_config.format"
+    if requested is None:
+        return None
+    return constraint(param, lambda: json_constraint(param, requested.schema_, close_objects=True))
+
+
+def _tool_options(body: CountTokensBody) -> ToolOptions:
+    """Returns the tools and the tool choice.
+
+    Raises:
+      ApiError: The only tool to call is one that the server cannot run.
+    """
+    for tool in body.tools:
+        if isinstance(tool, AnthropicOtherTool) and body.tool_choice.name == tool.name:
+            raise bad_value("tool_choice", f"tool_choice: this server runs no tools of the type {tool.type[:60]!r}")
+    return body.tool_choice.as_options([tool.as_tool() for tool in body.functions])
+
+
+def _ending(body: CountTokensBody) -> Ending:
+    return Ending(add_header=not body.continues_message, stay_open=body.continues_message)

@@ -1,29 +1,20 @@
-"""What clients may send to Anthropic's `/v1/messages`. Its other fields are for `fields.py`."""
+"""Schemas of Anthropic's `/v1/messages`. Fields that no schema names are checked by `unknown_fields.py`."""
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from ..common.schema_base import TEXT_OR_LIST, Body, CacheSalt, Count, Fields, Several, TermsFields, Text
-from ..openai.schemas import ChatMessage, ContentPart, StopStringList, TextPart
-from ..openai.tool_schemas import (
-    MAX_TOOLS,
-    CalledFunction,
-    Function,
-    FunctionName,
-    NamedFunction,
-    NamedTool,
-    OtherTool,
-    Tool,
-    ToolCall,
-    ToolChoice,
-)
+from ...generation.conversation import ConversationMessage, FunctionCall, FunctionTool, ToolOptions
+from ..common.field_rules import MESSAGES_RULES, FieldRules
+from ..common.schema_base import TEXT_OR_LIST, Body, CacheSalt, Count, Fields, SchedulingFields, Several, Text
+from ..openai.schemas import StopStringList
+from ..openai.tool_schemas import MAX_TOOLS, FunctionName, OtherTool
 
 
 class TextBlock(Fields):
-    """`cache_control` and `citations` are let pass."""
+    """A text. `cache_control` and `citations` are ignored."""
 
     type: Literal["text"]
     text: str
@@ -33,31 +24,32 @@ Content = Annotated[Text | Annotated[Several[TextBlock], Tag("<list>")], TEXT_OR
 
 
 class ToolUseBlock(Fields):
-    """A call that an answer made."""
+    """A call that an assistant's message made."""
 
     type: Literal["tool_use"]
     id: str
     name: FunctionName
     input: dict[str, Any]
 
-    def as_chat(self) -> ToolCall:
-        arguments = json.dumps(self.input, ensure_ascii=False)
-        return ToolCall(id=self.id, function=CalledFunction(name=self.name, arguments=arguments))
+    def as_call(self) -> FunctionCall:
+        """Returns the call with its arguments as JSON text."""
+        return FunctionCall(self.id, self.name, json.dumps(self.input, ensure_ascii=False))
 
 
 class ToolResultBlock(Fields):
-    """What it gave; `is_error` is let pass, as the content says what went wrong."""
+    """The result of a call. `is_error` is ignored, as the content says what went wrong."""
 
     type: Literal["tool_result"]
     tool_use_id: str
     content: Content = ""
 
-    def as_chat(self) -> ChatMessage:
-        return ChatMessage(role="tool", content=_chat_content(self.content), tool_call_id=self.tool_use_id)
+    def as_message(self) -> ConversationMessage:
+        """Returns a message with the result."""
+        return ConversationMessage("tool", _content(self.content), call_id=self.tool_use_id)
 
 
 class OtherBlock(Fields):
-    """A block that says nothing to this model: how a model thought, or what another server's tools did."""
+    """A block that is left out: how a model thought, or what another server's tools did."""
 
     type: Literal[
         "bash_code_execution_tool_result",
@@ -98,20 +90,21 @@ Block = Annotated[
 
 
 class AnthropicMessage(Fields):
+    """A message."""
+
     role: Literal["user", "assistant", "system"]
     content: Annotated[Text | Annotated[Several[Block], Tag("<list>")], TEXT_OR_LIST]
 
-    @property
-    def chat_messages(self) -> list[ChatMessage]:
-        """Each result of a call is a message of its own there, in front of what the user says."""
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns a message of its own for each result of a call, and one with the texts and calls."""
         if isinstance(self.content, str):
-            return [ChatMessage(role=self.role, content=self.content)]
-        results = [block.as_chat() for block in self.content if isinstance(block, ToolResultBlock)]
+            return [ConversationMessage(self.role, self.content)]
+        results = [block.as_message() for block in self.content if isinstance(block, ToolResultBlock)]
         texts = [block for block in self.content if isinstance(block, TextBlock)]
-        calls = [block.as_chat() for block in self.content if isinstance(block, ToolUseBlock)]
+        calls = tuple(block.as_call() for block in self.content if isinstance(block, ToolUseBlock))
         if results and not texts and not calls:
             return results
-        return [*results, ChatMessage(role=self.role, content=_chat_content(texts), tool_calls=calls or None)]
+        return [*results, ConversationMessage(self.role, _content(texts), calls)]
 
 
 class AnthropicTool(Fields):
@@ -123,15 +116,13 @@ class AnthropicTool(Fields):
     input_schema: dict[str, Any]
     strict: bool = False
 
-    def as_chat(self) -> Tool:
-        function = Function(
-            name=self.name, description=self.description, parameters=self.input_schema, strict=self.strict
-        )
-        return Tool(type="function", function=function)
+    def as_tool(self) -> FunctionTool:
+        """Returns the tool that the function is."""
+        return FunctionTool(self.name, self.description, self.input_schema, self.strict)
 
 
 class AnthropicOtherTool(OtherTool):
-    """A tool of Anthropic's own, which its servers run or its models know."""
+    """A tool that Anthropic's servers run or its models know."""
 
     name: str = ""
 
@@ -148,17 +139,21 @@ AnyAnthropicTool = Annotated[
 
 
 class OutputFormat(Fields):
+    """A JSON schema of the text."""
+
     type: Literal["json_schema"]
     schema_: dict[str, Any] = Field(alias="schema")
 
 
 class OutputConfig(Fields):
-    """What the answer has to keep to; `effort` is let pass."""
+    """Constraint on the output. `effort` is ignored."""
 
     format: OutputFormat | None = None
 
 
 class AnthropicToolChoice(Fields):
+    """Whether and which tools the model may call."""
+
     type: Literal["auto", "any", "tool", "none"] = "auto"
     name: FunctionName | None = None
     disable_parallel_tool_use: bool = False
@@ -169,14 +164,22 @@ class AnthropicToolChoice(Fields):
             raise ValueError("the type tool needs name")
         return self
 
-    def as_chat(self) -> ToolChoice:
-        if self.type == "tool":
-            return NamedTool(type="function", function=NamedFunction(name=self.name or ""))
-        return "required" if self.type == "any" else self.type
+    def as_options(self, tools: list[FunctionTool]) -> ToolOptions:
+        """Returns the choice among these tools."""
+        parallel = not self.disable_parallel_tool_use
+        match self.type:
+            case "tool":
+                return ToolOptions(tools, "required", [self.name or ""], parallel=False)
+            case "any":
+                return ToolOptions(tools, "required", parallel=parallel)
+            case "auto" | "none":
+                return ToolOptions(tools, self.type, parallel=parallel)
 
 
 class CountTokensBody(Body):
-    """`POST /v1/messages/count_tokens`."""
+    """Body of `POST /v1/messages/count_tokens`."""
+
+    field_rules: ClassVar[FieldRules] = MESSAGES_RULES
 
     messages: Annotated[Several[AnthropicMessage], Field(min_length=1)]
     system: Content | None = None
@@ -184,20 +187,19 @@ class CountTokensBody(Body):
     tool_choice: AnthropicToolChoice = AnthropicToolChoice()
     cache_control: dict[str, Any] | None = None
 
-    @property
-    def chat_messages(self) -> list[ChatMessage]:
-        """All of it, as chat knows it."""
-        system = [] if self.system is None else [ChatMessage(role="system", content=_chat_content(self.system))]
-        return [*system, *(each for message in self.messages for each in message.chat_messages)]
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns the system text and all messages."""
+        system = [] if self.system is None else [ConversationMessage("system", _content(self.system))]
+        return [*system, *(each for message in self.messages for each in message.as_messages())]
 
     @property
     def functions(self) -> list[AnthropicTool]:
-        """The tools that can be called; the server runs none itself."""
+        """The tools that the model may call; the server runs none itself."""
         return [tool for tool in self.tools if isinstance(tool, AnthropicTool)]
 
     @property
     def dropped(self) -> Iterator[str]:
-        """What is left out, as warnings name it; thinking is left out without a word, as in Anthropic's own API."""
+        """Names of what is left out, for warnings. Thinking is left out without one, as in Anthropic's own API."""
         for index, tool in enumerate(self.tools):
             if isinstance(tool, AnthropicOtherTool):
                 yield f"tools[{index}]: {tool.type}"
@@ -208,20 +210,20 @@ class CountTokensBody(Body):
 
     @property
     def wants_cache(self) -> bool:
-        """Whether the client marks a prefix to be cached, and so counts what was."""
+        """Whether the client marks a prefix to be cached, and so reads the counts of cached tokens."""
         contents = [self.system, *(message.content for message in self.messages)]
         blocks = [block for content in contents if isinstance(content, list) for block in content]
         marked = ("cache_control" in (part.model_extra or {}) for part in (*blocks, *self.tools))
         return self.cache_control is not None or any(marked)
 
     @property
-    def is_begun(self) -> bool:
-        """Whether the client has put the first words into the assistant's mouth."""
+    def continues_message(self) -> bool:
+        """Whether the last message is the assistant's, and the output continues it."""
         return self.messages[-1].role == "assistant"
 
 
-class MessagesBody(CountTokensBody, TermsFields):
-    """`POST /v1/messages`. `seed` and what follows are ours, as in chat."""
+class MessagesBody(CountTokensBody, SchedulingFields):
+    """Body of `POST /v1/messages`. `seed` and the fields after it are extensions, as in chat."""
 
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)]
     stream: bool = False
@@ -238,7 +240,5 @@ class MessagesBody(CountTokensBody, TermsFields):
     cache_salt: CacheSalt = ""
 
 
-def _chat_content(content: str | list[TextBlock]) -> str | list[ContentPart]:
-    if isinstance(content, str):
-        return content
-    return [TextPart(type="text", text=block.text) for block in content]
+def _content(content: str | list[TextBlock]) -> str | tuple[str, ...]:
+    return content if isinstance(content, str) else tuple(block.text for block in content)

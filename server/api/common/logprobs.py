@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's shapes, objects for chat and responses, lists for completions; and by token id."""
+"""Log-probabilities in OpenAI's shapes (objects for chat and responses, lists for completions) and by token id."""
 
 import codecs
 from collections.abc import Sequence
@@ -9,26 +9,35 @@ from ....engine import TokenLogprobs
 from ...text.tokenizer import Tokenizer
 
 _LEAST: Final = -9999.0
-"""Stands for minus infinity, which JSON does not have."""
+"""Stand-in for minus infinity, which JSON does not have."""
 
 
 class TopLogprob(TypedDict):
+    """An alternative of a chat's token."""
+
     token: str
     logprob: float
     bytes: list[int] | None
 
 
 class ChatTokenLogprob(TopLogprob):
+    """A chat's token with its alternatives."""
+
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(TypedDict):
+    """Log-probabilities of a chat's choice."""
+
     content: list[ChatTokenLogprob]
     refusal: None
 
 
 class CompletionLogprobs(TypedDict):
-    """Lists of equal length; the entries of a prompt's first token are null, as nothing comes before it."""
+    """Log-probabilities of a completion's choice, as lists of equal length.
+
+    The entries of a prompt's first token are null, as nothing comes before it.
+    """
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -37,6 +46,7 @@ class CompletionLogprobs(TypedDict):
 
 
 def chat_logprobs(tokenizer: Tokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprobs]) -> ChatLogprobs:
+    """Returns log-probabilities in the shape of chat completions."""
     content = [
         ChatTokenLogprob(
             **_top_logprob(tokenizer, token_id, entry.logprob),
@@ -48,33 +58,41 @@ def chat_logprobs(tokenizer: Tokenizer, token_ids: Sequence[int], entries: Seque
 
 
 def alternatives(entry: TokenLogprobs) -> list[tuple[int, float]]:
-    """The likeliest, best first, then those that the request names and that are not among them."""
+    """Returns the most likely tokens, best first, then the requested ids that are not among them."""
     return list(dict((*entry.top, *entry.named)).items())
 
 
 class ResponseTopLogprob(TypedDict):
+    """An alternative of a response's token."""
+
     token: str
     logprob: float
     bytes: list[int]
 
 
 class ResponseTokenLogprob(ResponseTopLogprob):
+    """A response's token with its alternatives."""
+
     top_logprobs: list[ResponseTopLogprob]
 
 
 class ResponseDeltaTopLogprob(TypedDict):
+    """An alternative in an event of a response."""
+
     token: str
     logprob: float
 
 
 class ResponseDeltaLogprob(ResponseDeltaTopLogprob):
+    """A token with its alternatives, in an event of a response."""
+
     top_logprobs: list[ResponseDeltaTopLogprob]
 
 
 def response_logprobs(
     tokenizer: Tokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprobs]
 ) -> list[ResponseTokenLogprob]:
-    """As chat's, but control tokens have an empty list of bytes."""
+    """Returns log-probabilities in the shape of responses, in which control tokens have an empty list of bytes."""
     return [
         ResponseTokenLogprob(
             **_with_bytes(each), top_logprobs=[_with_bytes(alternative) for alternative in each["top_logprobs"]]
@@ -86,7 +104,7 @@ def response_logprobs(
 def response_delta_logprobs(
     tokenizer: Tokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprobs]
 ) -> list[ResponseDeltaLogprob]:
-    """Without bytes."""
+    """Returns log-probabilities in the shape of responses' events, which have no bytes."""
     return [
         ResponseDeltaLogprob(
             **_without_bytes(each), top_logprobs=[_without_bytes(alternative) for alternative in each["top_logprobs"]]
@@ -96,14 +114,19 @@ def response_delta_logprobs(
 
 
 class IdLogprobs(TypedDict):
-    """By position: the token's own, null where nothing comes before it, and [id, logprob] of the likeliest."""
+    """Log-probabilities by position.
+
+    Attributes:
+      own: Log-probability of each token; null if nothing comes before it.
+      top: [id, logprob] of the most likely tokens.
+    """
 
     own: list[float | None]
     top: list[list[tuple[int, float]] | None]
 
 
 def token_logprobs(entries: Sequence[TokenLogprobs | None]) -> IdLogprobs:
-    """For those who work with ids."""
+    """Returns log-probabilities by token id."""
     return IdLogprobs(
         own=[None if entry is None else max(entry.logprob, _LEAST) for entry in entries],
         top=[
@@ -114,7 +137,7 @@ def token_logprobs(entries: Sequence[TokenLogprobs | None]) -> IdLogprobs:
 
 
 class PromptLogprob(TypedDict):
-    """vLLM's; `rank` is null for a token that is not among the likeliest that were asked for."""
+    """An entry in vLLM's shape. `rank` is null for a token that is not among the most likely ones."""
 
     logprob: float
     rank: int | None
@@ -124,15 +147,19 @@ class PromptLogprob(TypedDict):
 def prompt_logprobs(
     tokenizer: Tokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprobs | None], num_top: int
 ) -> list[dict[str, PromptLogprob] | None]:
-    """By position, then by id: the likeliest, best first, and the token itself; null where nothing comes before it."""
+    """Returns a prompt's log-probabilities by position and id; null where nothing comes before the token.
+
+    Args:
+      num_top: Number of most likely tokens at each position, to which the prompt's own token is added.
+    """
     return [
-        None if entry is None else _by_id(tokenizer, cut(entry, num_top), token_id)
+        None if entry is None else _by_id(tokenizer, with_top(entry, num_top), token_id)
         for token_id, entry in zip(token_ids, entries, strict=True)
     ]
 
 
-def cut(entry: TokenLogprobs, num_top: int) -> TokenLogprobs:
-    """With so many alternatives, where more may have been asked for by somebody else."""
+def with_top(entry: TokenLogprobs, num_top: int) -> TokenLogprobs:
+    """Returns the entry with at most this number of alternatives; the engine may have reported more."""
     return replace(entry, top=entry.top[:num_top])
 
 
@@ -163,23 +190,24 @@ def _top_logprob(tokenizer: Tokenizer, token_id: int, logprob: float) -> TopLogp
     )
 
 
-class CompletionLogprobsWriter:
-    """Writes the lists of one choice, piece by piece; it keeps count of where each token begins in the text."""
+class CompletionLogprobsBuilder:
+    """Builds the lists of one choice, piece by piece, and counts where each token begins in the text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
 
-    def write(
+    def build(
         self,
         token_ids: Sequence[int],
         entries: Sequence[TokenLogprobs | None],
         pieces: Sequence[bytes] | None = None,
     ) -> CompletionLogprobs:
-        """
+        """Returns the lists of the next tokens.
+
         Args:
-          pieces: a prompt's tokens in the text, which may be others than `token_bytes`; that text ends with them.
+          pieces: Bytes of a prompt's tokens in its text, if they differ from `token_bytes`; the text ends with them.
         """
         offsets = [self._advance(piece) for piece in pieces or map(self._tokenizer.token_bytes, token_ids)]
         if pieces is not None:
@@ -192,7 +220,7 @@ class CompletionLogprobsWriter:
         )
 
     def _top(self, token_id: int, entry: TokenLogprobs | None) -> dict[str, float] | None:
-        """By text. The token itself is always there; of ids with the same text the likeliest is kept."""
+        """Returns alternatives by text, with the token itself. Of ids with one text, the most likely is kept."""
         if entry is None:
             return None
         top: dict[str, float] = {}
@@ -202,13 +230,14 @@ class CompletionLogprobsWriter:
         return top
 
     def _advance(self, piece: bytes) -> int:
-        """Where the piece begins; one within a character begins where the character does."""
+        """Returns the offset of a piece. One within a character has the character's offset."""
         offset = self._offset
         self._offset += len(self._decoder.decode(piece))
         return offset
 
 
 def join_logprobs(first: CompletionLogprobs, second: CompletionLogprobs) -> CompletionLogprobs:
+    """Returns the lists of both, one after the other."""
     return CompletionLogprobs(
         tokens=first["tokens"] + second["tokens"],
         token_logprobs=first["token_logprobs"] + second["token_logprobs"],

@@ -1,4 +1,4 @@
-"""What `/openapi.json` says of answers, where FastAPI cannot see it."""
+"""Descriptions of responses in `/openapi.json` that FastAPI cannot derive."""
 
 from typing import Any, Final
 
@@ -11,6 +11,6 @@ ERRORS: Final[Responses] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorB
 ANTHROPIC_ERRORS: Final[Responses] = {"4XX": {"model": AnthropicErrorBody}, "5XX": {"model": AnthropicErrorBody}}
 
 STREAMABLE: Final[Responses] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
-"""An object, or a stream of events."""
+"""A JSON object or a stream of events."""
 
 PLAIN_TEXT: Final[Responses] = {200: {"content": {"text/plain": {}}}}

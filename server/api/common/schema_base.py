@@ -1,22 +1,23 @@
-"""What all schemas are made of. Null means the same as leaving a field out."""
+"""Types and base classes of all schemas. Null means the same as leaving a field out."""
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from ....engine import MAX_LOGPROBS
+from .field_rules import NO_RULES, FieldRules
 
 MAX_MESSAGES: Final = 16_384
-"""In a conversation, and parts in a message. Each takes microseconds of the event loop's time."""
+"""Maximum number of messages of a conversation, and of parts of a message. Each takes microseconds."""
 
 MAX_STOP_CHARACTERS: Final = 4096
-"""Characters of a stop string, or of a phrase that must not be said."""
+"""Maximum characters of a stop string or a bad word."""
 
 MAX_FIELDS: Final = 256
-"""In an object of a request, unknown ones included: each is looked at."""
+"""Maximum number of fields of an object, unknown ones included."""
 
 type Several[T] = Annotated[list[T], Field(fail_fast=True, max_length=MAX_MESSAGES)]
-"""Its first mistake ends the search for others, or millions of them would be written down."""
+"""A list whose first invalid entry ends validation, or millions of errors would be written down."""
 
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 TokenId = Annotated[int, Field(ge=0)]
@@ -25,6 +26,7 @@ TopLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 
 
 def is_list(value: Any) -> str | None:
+    """Returns the tag of a string or a list."""
     return "<text>" if isinstance(value, str) else "<list>" if isinstance(value, list) else None
 
 
@@ -33,22 +35,33 @@ def _is_object(value: Any) -> str | None:
 
 
 def union(discriminate: Any, message: str) -> Discriminator:
+    """Returns a discriminator with an error message of its own.
+
+    Args:
+      discriminate: Returns the tag of a value, or None.
+    """
     return Discriminator(discriminate, custom_error_type="wrong_kind", custom_error_message=message)
 
 
 Text = Annotated[str, Tag("<text>")]
 
 TEXT_OR_OBJECT: Final = union(_is_object, "must be a string or an object")
-"""Of a union of words tagged `<text>` and a model tagged `<object>`."""
+"""Discriminator of a string tagged `<text>` and a model tagged `<object>`."""
 
 TEXT_OR_LIST: Final = union(is_list, "must be a string or an array")
-"""Of a union of `Text` and a list tagged `<list>`."""
+"""Discriminator of `Text` and a list tagged `<list>`."""
 
 
 class Fields(BaseModel):
-    """An object in which null means absent."""
+    """An object in which null means absent.
+
+    Attributes:
+      field_rules: Rules for the fields that the schema does not name.
+    """
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    field_rules: ClassVar[FieldRules] = NO_RULES
 
     @model_validator(mode="before")
     @classmethod
@@ -61,11 +74,11 @@ class Fields(BaseModel):
 
 
 CacheSalt = Annotated[str, Field(max_length=256)]
-"""Requests share remembered states only with those of the same salt."""
+"""Requests share cached states only with those of the same salt."""
 
 
 class Body(Fields):
-    """What all requests have in common."""
+    """Fields of all bodies."""
 
     model: str | None = None
 
@@ -73,11 +86,11 @@ class Body(Fields):
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class TermsFields(Body):
-    """Scheduling parameters of a request, and what is reported of it. A lower priority goes first, as in vLLM.
+class SchedulingFields(Body):
+    """Scheduling parameters of a request, and `return_warnings`. A lower priority goes first, as in vLLM.
 
-    `queue_timeout` limits the time without a slot, `timeout` the whole time. `return_warnings` puts what was dropped
-    or ignored of the request into the body too.
+    `queue_timeout` limits the time without a slot, `timeout` the whole time. `return_warnings` reports in the body what
+    was dropped or ignored of the request.
     """
 
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0

@@ -1,87 +1,46 @@
-"""How the events of each API look on the wire: server-sent events, with or without names."""
+"""Server-sent events, in the form that each API gives them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
-
-
-@dataclass(frozen=True, slots=True)
-class Framing:
-    """
-    Attributes:
-      named: whether an event's type stands in a line of its own too.
-      pause: what a stream sends when nothing happens; it tells proxies and people that it is alive.
-      end: what follows the last event of a stream that ended well.
-    """
-
-    named: bool
-    pause: bytes
-    end: bytes = b""
-
-    def encode(self, event: Mapping[str, Any]) -> bytes:
-        name = b"event: " + event["type"].encode() + b"\n" if self.named else b""
-        return name + b"data: " + to_json(event) + b"\n\n"
-
-    def encode_large(self, event: Mapping[str, Any]) -> bytes:
-        """The same on a worker thread, see `large_to_json`."""
-        name = b"event: " + event["type"].encode() + b"\n" if self.named else b""
-        return name + b"data: " + large_to_json(event) + b"\n\n"
-
-
-def to_json(value: Any) -> bytes:
-    """As it goes over the wire."""
-    try:
-        return orjson.dumps(value)
-    except TypeError:  # a number of more than 64 bits, which a client sent and gets back
-        return json.dumps(value).encode()
-
-
-def large_to_json(value: Any) -> bytes:
-    """The same as `to_json` in many short calls: other threads stand still within one."""
-    written = bytearray()
-    _write(written, value, 0)
-    return bytes(written)
-
-
-_DEPTH: Final = 5
-"""Answer, choices, choice, log-probabilities, list by token."""
-
-_SLICE: Final = 512
-"""Entries of a long list that are written at a time."""
-
-
-def _write(written: bytearray, value: Any, depth: int) -> None:
-    is_list = isinstance(value, list | tuple)
-    if depth < _DEPTH and isinstance(value, dict):
-        for place, (key, each) in enumerate(value.items()):
-            written += (b"," if place else b"{") + to_json(key) + b":"
-            _write(written, each, depth + 1)
-        written += b"}" if value else b"{}"
-    elif depth < _DEPTH and is_list and len(value) > _SLICE:
-        for start in range(0, len(value), _SLICE):
-            written += b"," if start else b"["
-            written += to_json(value[start : start + _SLICE])[1:-1]
-        written += b"]"
-    elif depth < _DEPTH and is_list:
-        for place, each in enumerate(value):
-            written += b"," if place else b"["
-            _write(written, each, depth + 1)
-        written += b"]" if value else b"[]"
-    else:
-        written += to_json(value)
-
+from .json_response import large_to_json, to_json
 
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 DONE: Final = b"data: [DONE]\n\n"
 
-CHUNKS: Final = Framing(named=False, pause=KEEP_ALIVE, end=DONE)
-"""Of OpenAI's chat and completions."""
 
-TYPED_EVENTS: Final = Framing(named=True, pause=KEEP_ALIVE)
-"""Of OpenAI's responses."""
+@dataclass(frozen=True, slots=True)
+class SseEncoder:
+    """Encodes events.
 
-PINGED_EVENTS: Final = Framing(named=True, pause=b'event: ping\ndata: {"type":"ping"}\n\n')
-"""Of Anthropic's messages."""
+    Attributes:
+      is_named: Whether an event's type stands in a line of its own too.
+      keep_alive: Bytes that a silent stream sends, so that proxies and clients see that it is alive.
+      end: Bytes behind the last event of a stream that ended well.
+    """
+
+    is_named: bool
+    keep_alive: bytes = KEEP_ALIVE
+    end: bytes = b""
+
+    def encode(self, event: Mapping[str, Any]) -> bytes:
+        """Returns the bytes of an event."""
+        return self._name(event) + b"data: " + to_json(event) + b"\n\n"
+
+    def encode_large(self, event: Mapping[str, Any]) -> bytes:
+        """Returns the same as `encode`, for worker threads; see `large_to_json`."""
+        return self._name(event) + b"data: " + large_to_json(event) + b"\n\n"
+
+    def _name(self, event: Mapping[str, Any]) -> bytes:
+        return b"event: " + event["type"].encode() + b"\n" if self.is_named else b""
+
+
+CHUNKS: Final = SseEncoder(is_named=False, end=DONE)
+"""Encoder of OpenAI's chat completions and completions."""
+
+TYPED_EVENTS: Final = SseEncoder(is_named=True)
+"""Encoder of OpenAI's responses."""
+
+PINGED_EVENTS: Final = SseEncoder(is_named=True, keep_alive=b'event: ping\ndata: {"type":"ping"}\n\n')
+"""Encoder of Anthropic's messages."""

@@ -1,23 +1,32 @@
-"""A stream from its first byte to its last: events, signs of life between them, an end that tells how it ended."""
+"""From choices to an HTTP response: whole, or as a stream of events with keep-alives between them."""
 
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from types import MappingProxyType
 from typing import Any, Final
 
+from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from ... import request_warnings
 from ...errors import from_exception
+from ...generation.choices import Choice
 from ...generation.delta import Delta
-from ...generation.generation import Generation
+from ...generation.generation import Generation, collect
+from ...generation.service import Service
+from ...generation.spec import GenerationSpec
 from ...http_requests import until_disconnect
 from ...tenancy.workers import Workers
-from .responding import AnswerWriter
+from .json_response import made_json_response
+from .response_builder import ResponseBuilder
+
+FIRST_TOKEN_TIMEOUT_S: Final = 1.0
+"""Seconds that a stream waits for its first token before it sends status 200: a full queue is known by then."""
 
 _HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -25,10 +34,10 @@ _logger = logging.getLogger(__name__)
 
 
 class EventStream(StreamingResponse):
-    """A response that gives its resources back whatever happens, above all when the client goes away.
+    """A stream that releases its resources however it ends, above all when the client disconnects.
 
     Args:
-      resources: the generation that the events tell of, and what depends on it.
+      resources: The generation that the events come from, and what depends on it.
     """
 
     media_type = "text/event-stream"
@@ -46,14 +55,71 @@ class EventStream(StreamingResponse):
             _logger.debug("the client closed the stream")
 
 
-async def first_delta(generation: Generation, patience_s: float) -> Delta | None:
-    """The first delta, or None if it takes longer. What fails this early can still be answered with a status.
+async def respond(
+    service: Service,
+    request: Request,
+    spec: GenerationSpec,
+    builder: ResponseBuilder,
+    *,
+    stream: bool,
+    report_warnings: bool = False,
+) -> Response:
+    """Generates for as long as the client stays connected.
+
+    Args:
+      report_warnings: Whether the body lists what was dropped or ignored of the request.
 
     Raises:
-      Exception: whatever the generation raised.
+      ApiError: The spec cannot be generated, or the engine refused a choice, and nothing has been sent yet.
+      ClientDisconnect: The client disconnected before the response began.
+    """
+    choices = await choices_of(service, request, spec)
+    report = {"warnings": request_warnings.current()} if report_warnings else {}
+    async with AsyncExitStack() as resources:
+        generation = await resources.enter_async_context(service.generation(builder.id, choices))
+        if not stream:
+            return await until_disconnect(request.receive, _whole(service, generation, builder, report))
+        first = await until_disconnect(request.receive, first_delta(generation, FIRST_TOKEN_TIMEOUT_S))
+        events = stream_events(generation, first, builder, service.keep_alive_s, service.workers, report)
+        return EventStream(events, resources.pop_all())  # from here on the response closes them
+
+
+async def choices_of(service: Service, request: Request, spec: GenerationSpec) -> Sequence[Choice]:
+    """Returns the choices of a spec. No grammar is compiled for a client that has disconnected.
+
+    Raises:
+      ApiError: See `Service.choices`.
+      ClientDisconnect: The client disconnected.
+    """
+    if spec.constraint is None:
+        return await service.choices(spec)
+    return await until_disconnect(request.receive, service.choices(spec))
+
+
+async def _whole(
+    service: Service, generation: Generation, builder: ResponseBuilder, report: Mapping[str, Any]
+) -> Response:
+    choices = await collect(generation)
+    generation.sent.reorder(builder.order(choices))
+    num_values = sum(_num_values(choice) for choice in choices)
+    response = await made_json_response(service, lambda: {**builder.whole(choices), **report}, num_values=num_values)
+    builder.finish()
+    return response
+
+
+def _num_values(choice: Delta) -> int:
+    """Returns the number of tokens of a choice, and of their alternatives."""
+    return len(choice.token_ids) + sum(len(entry.top) + len(entry.named) for entry in choice.logprobs)
+
+
+async def first_delta(generation: Generation, timeout_s: float) -> Delta | None:
+    """Returns the first delta, or None after the timeout. Errors until then become a status.
+
+    Raises:
+      Exception: Any error of the generation.
     """
     try:
-        async with asyncio.timeout(patience_s):
+        async with asyncio.timeout(timeout_s):
             return await anext(generation)
     except TimeoutError:
         return None
@@ -62,23 +128,24 @@ async def first_delta(generation: Generation, patience_s: float) -> Delta | None
 async def stream_events(
     generation: Generation,
     first: Delta | None,
-    writer: AnswerWriter,
+    builder: ResponseBuilder,
     keep_alive_s: float | None,
     workers: Workers | None = None,
     report: Mapping[str, Any] = MappingProxyType({}),
 ) -> AsyncGenerator[bytes]:
-    """All bytes of a stream. If the generation fails in between, it ends with what the writer says of that.
+    """Yields the bytes of a stream. If the generation fails, the stream ends with the builder's chunks about the error.
 
     Args:
-      first: the delta that has been taken from the generation already, if one has.
-      keep_alive_s: how long the stream may be silent, though tokens without text may come; None where nobody would hear
-        a sign of life.
-      workers, report: see `_Encoder`.
+      first: Delta that has been taken from the generation already.
+      keep_alive_s: Seconds that the stream may be silent, though tokens without text may come; None sends no
+        keep-alives.
+      workers: Threads for chunks that repeat much of a prompt.
+      report: Further fields of the first chunk.
     """
-    patience_s = math.inf if keep_alive_s is None else keep_alive_s
-    encoder, framing, now = _Encoder(writer, workers, report), writer.framing, asyncio.get_running_loop().time
+    timeout_s = math.inf if keep_alive_s is None else keep_alive_s
+    encoder, now = _ChunkEncoder(builder, workers, report), asyncio.get_running_loop().time
     try:
-        for chunk in writer.opening():
+        for chunk in builder.opening():
             yield encoder.encode(chunk)
         if first is not None:
             for event in await encoder.encode_delta(first):
@@ -90,45 +157,41 @@ async def stream_events(
             except StopAsyncIteration:
                 break
             events = [] if delta is None else await encoder.encode_delta(delta)
-            if not events and (delta is None or now() - silent_since >= patience_s):
-                events = [framing.pause]
+            if not events and (delta is None or now() - silent_since >= timeout_s):
+                events = [builder.sse.keep_alive]
             for event in events:
                 yield event
             if events:
                 silent_since = now()
-        for chunk in writer.closing():
+        for chunk in builder.closing():
             yield encoder.encode(chunk)
-        yield framing.end
+        yield builder.sse.end
     except Exception as error:
-        answer = from_exception(error)
-        if answer.status_code == 500:
+        api_error = from_exception(error)
+        if api_error.status_code == 500:
             _logger.exception("a stream failed")
-        for chunk in writer.failing(answer):
+        for chunk in builder.failure(api_error):
             yield encoder.encode(chunk)
 
 
-class _Encoder:
-    """Encodes a stream's chunks.
+class _ChunkEncoder:
+    """Encodes a stream's chunks; see `stream_events`."""
 
-    Args:
-      workers: write chunks that repeat much of a prompt.
-      report: further fields of the first chunk.
-    """
-
-    def __init__(self, writer: AnswerWriter, workers: Workers | None, report: Mapping[str, Any]) -> None:
-        self._writer = writer
+    def __init__(self, builder: ResponseBuilder, workers: Workers | None, report: Mapping[str, Any]) -> None:
+        self._builder = builder
         self._workers = workers
         self._report = report
 
     def encode(self, chunk: Mapping[str, Any]) -> bytes:
-        return self._writer.framing.encode(self._reported(chunk))
+        """Returns the bytes of a chunk."""
+        return self._builder.sse.encode(self._reported(chunk))
 
     async def encode_delta(self, delta: Delta) -> list[bytes]:
-        """The events that tell of a delta."""
-        if self._workers is None or not self._writer.repeats_much(delta):
-            return [self.encode(chunk) for chunk in self._writer.chunks(delta)]
-        encode = self._writer.framing.encode_large
-        return await self._workers.run(lambda: [encode(self._reported(chunk)) for chunk in self._writer.chunks(delta)])
+        """Returns the bytes of the chunks of a delta."""
+        if self._workers is None or not self._builder.repeats_much(delta):
+            return [self.encode(chunk) for chunk in self._builder.chunks(delta)]
+        encode = self._builder.sse.encode_large
+        return await self._workers.run(lambda: [encode(self._reported(chunk)) for chunk in self._builder.chunks(delta)])
 
     def _reported(self, chunk: Mapping[str, Any]) -> Mapping[str, Any]:
         if not self._report:

@@ -1,4 +1,4 @@
-"""Checks the fields of a request that its schema does not name, by the tables in `field_rules.py`."""
+"""Checks the fields of a body that its schema does not name, by the tables in `field_rules.py`."""
 
 import difflib
 import logging
@@ -10,23 +10,23 @@ import orjson
 
 from ... import request_warnings
 from ...errors import ApiError, bad_value
-from ..field_rules import Refusal, rules_for
+from .field_rules import Refusal
 from .schema_base import Fields
 
 _MAX_NAMES: Final = 100
-"""Number of unknown names that are logged; a client that makes up names fills neither the log nor the memory."""
+"""Maximum number of unknown names that are logged, so that made-up names fill neither the log nor the memory."""
 
 _MAX_GUESSES: Final = 4
-"""Number of unknown names of a request that are compared with the known ones; each takes about a millisecond."""
+"""Maximum number of unknown names of a request that are compared with the known ones; each takes a millisecond."""
 
 _logger = logging.getLogger(__name__)
 
 
 class FieldCheck:
-    """Refuses what cannot be done, and reports unknown names: in a header, and each once in the log.
+    """Refuses fields without effect here, and reports unknown names: in a header, and each once in the log.
 
     Args:
-      strict: whether unknown names are refused as well.
+      strict: Whether unknown names are refused as well.
     """
 
     def __init__(self, *, strict: bool = False) -> None:
@@ -34,12 +34,12 @@ class FieldCheck:
         self._logged: set[str] = set()
 
     def __call__(self, body: Fields) -> None:
-        """
+        """Checks a body.
+
         Raises:
-          ApiError: a field asks for something that would change the answer and does not exist here, or is unknown and
-            the check is strict.
+          ApiError: A field would change the response and has no effect here, or it is unknown and the check is strict.
         """
-        rules, unknown = rules_for(type(body)), []
+        rules, unknown = body.field_rules, []
         for name, value in (body.model_extra or {}).items():
             refusal = rules.refused.get(name)
             if refusal is None and name not in rules.ignored:
@@ -47,7 +47,7 @@ class FieldCheck:
             elif refusal is not None and value not in refusal.neutral:
                 raise _refused(name, refusal)
         for index, name in enumerate(unknown[:_MAX_NAMES]):
-            self._report(name, meant(type(body), name) if index < _MAX_GUESSES else None)
+            self._report(name, closest_field(type(body), name) if index < _MAX_GUESSES else None)
 
     def _report(self, name: str, guess: str | None) -> None:
         hint = "" if guess is None else f"; did you mean {guess}?"
@@ -60,9 +60,9 @@ class FieldCheck:
 
 
 @lru_cache(maxsize=1024)
-def meant(kind: type[Fields], name: str) -> str | None:
+def closest_field(kind: type[Fields], name: str) -> str | None:
     """Returns the known field that a misspelt name is closest to, if any is close."""
-    rules = rules_for(kind)
+    rules = kind.field_rules
     known: Iterable[str] = {*kind.model_fields, *rules.refused, *rules.ignored}
     return next(iter(difflib.get_close_matches(name[:60], sorted(known), n=1, cutoff=0.8)), None)
 

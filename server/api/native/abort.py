@@ -1,8 +1,8 @@
-"""`POST /abort_request`: ends somebody's request from outside."""
+"""`POST /abort_request`: ends a request from outside."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
-from ...generation.service import AnyService
+from ..common.dependencies import AnyService, check_body
 from ..common.json_route import JsonRoute
 from ..openai.schemas import AbortBody
 
@@ -10,10 +10,10 @@ router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/abort_request")
-async def abort_request(body: AbortBody, service: AnyService) -> dict[str, int]:
-    """Ends all choices of a request, known by its answer's id or its `x-request-id`; says how many were alive.
+async def abort_request(body: AbortBody, request: Request, service: AnyService) -> dict[str, int]:
+    """Ends all choices of a request, by the response's id or its `x-request-id`, and returns how many still ran.
 
-    An id that is unknown, or whose request has ended, is no error: there is nothing left to do.
+    An unknown id, or one whose request has ended, is no error.
     """
-    service.check_fields(body)
+    check_body(body, request)
     return {"aborted": service.running.abort(body.request_id)}

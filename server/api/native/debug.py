@@ -1,4 +1,4 @@
-"""`POST /debug/profile`: for the operator, behind a key of their own."""
+"""`POST /debug/profile`: device profiles, for operators with an admin key."""
 
 import asyncio
 import io
@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Response
 
 from ....engine import record_profile
 from ...errors import ApiError
-from ...generation.service import ReadyService
+from ..common.dependencies import ReadyService
 
 router = APIRouter()
 
@@ -21,7 +21,7 @@ _ONE: Final = asyncio.Lock()
 
 @router.post("/debug/profile", response_class=Response, responses={200: {"content": {"application/zip": {}}}})
 async def profile(service: ReadyService, seconds: Annotated[float, Query(gt=0, le=60)] = 2.0) -> Response:
-    """What the host and the device do in the next seconds, as files for xprof and Perfetto, zipped."""
+    """Records what the host and the device do, and returns files for xprof and Perfetto, zipped."""
     if _ONE.locked():
         raise ApiError(409, "a profile is being recorded; wait for its end", code="profile_in_progress")
     async with _ONE:

@@ -1,21 +1,25 @@
-"""`POST /generate`: token ids in, token ids out, and nothing of text on the way."""
+"""`POST /generate`: token ids in, token ids out, without any text."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from ...generation.delta import Delta
-from ...generation.output_constraint import wish_of
 from ...generation.prompts import ID_BYTES, Prompt
-from ...generation.service import ReadyService
+from ...generation.service import Service
+from ...generation.spec import GenerationSpec, PromptCopies
 from ...tenancy.memory import is_large, keep
+from ...text.served_model import ServedModel
+from ..common.dependencies import ReadyService, check_body
 from ..common.json_route import JsonRoute
 from ..common.logprobs import token_logprobs
 from ..common.openapi import STREAMABLE
-from ..common.responding import AnswerWriter, Envelope, UsageReport, choice_end, total_usage
+from ..common.response_builder import Report, ResponseBuilder, choice_end
 from ..common.sampling import generate_params
-from ..common.timings import TimingReport
+from ..common.streaming import respond
+from ..openai.conversion import constraint_of, report_options, spec_of
 from ..openai.schemas import GenerateBody
 
 router = APIRouter(route_class=JsonRoute)
@@ -23,56 +27,58 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/generate", responses=STREAMABLE)
 async def generate(body: GenerateBody, request: Request, service: ReadyService) -> Response:
-    """What may come after these tokens."""
-    service.check(body)
-    params, wish = await service.prepare(lambda: (generate_params(body, service.model), wish_of(body)))
+    """Returns continuations of the token ids."""
+    check_body(body, request)
+    spec = await generate_spec(body, service)
+    builder = TokensResponseBuilder(body, service.model, spec.prompts[0])
+    return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
+
+
+async def generate_spec(body: GenerateBody, service: Service) -> GenerationSpec:
+    """Converts a body to a spec.
+
+    Raises:
+      ApiError: The body cannot be converted.
+    """
+    params, constraint = await service.prepare(lambda: (generate_params(body, service.model), constraint_of(body)))
     encoded = await service.prepare(lambda: service.prompts.token_ids(body.token_ids, param="token_ids"))
-    prompt = service.prompts.truncated(encoded, body)
-    begun = service.begun(body.from_state)
+    prompt = service.prompts.truncated(encoded, body.truncate_prompt_tokens, body.truncation_side)
+    state = service.saved_state(body.from_state)
     keep(ID_BYTES * len(prompt.token_ids))
-    if begun is not None:
-        (prompt,) = await service.prompts.after(begun.state, [prompt])
-    envelope = Envelope.new("gen", body, service.model)
-    choices = await service.choices(body, [prompt], params, wish, begun, receive=request.receive)
-    writer = TokensWriter(envelope, body, prompt)
-    return await service.respond(
-        request, envelope.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings
-    )
+    if state is not None:
+        (prompt,) = await service.prompts.after(state.state, [prompt])
+    copies = PromptCopies(body.num_candidates if body.return_token_ids else 0, body.prompt_logprobs)
+    spec = spec_of(body, [prompt], params)
+    return replace(spec, constraint=constraint, state=state, sends_ids=True, copies=copies)
 
 
-class TokensWriter(AnswerWriter):
-    """Whole answers and chunks have one shape; what is to be said of the prompt comes with a choice's first delta."""
+class TokensResponseBuilder(ResponseBuilder):
+    """Builds responses of token ids. Whole responses and chunks have one shape."""
 
-    def __init__(self, envelope: Envelope, body: GenerateBody, prompt: Prompt) -> None:
-        self._envelope = envelope
+    def __init__(self, body: GenerateBody, model: ServedModel, prompt: Prompt) -> None:
+        self._report = Report("gen", model, [prompt], body.n, report_options(body))
+        self.id = self._report.id
         self._body = body
-        self._prompt = prompt
-        self._usage = UsageReport(body, [prompt])
-        self._timings = TimingReport(body, [prompt], body.n)
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
-        answer = self._envelope.wrap("tokens", [self._choice(choice) for choice in choices])
-        return {**answer, "usage": total_usage([self._prompt], choices), **self._timings.whole(choices)}
+        return self._report.whole("tokens", [self._choice(choice) for choice in choices], choices)
 
     def repeats_much(self, delta: Delta) -> bool:
         return delta.prompt_logprobs is not None and is_large()
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        self._usage.count(delta)
-        self._timings.count(delta)
-        report = {**self._usage.fields(), **self._timings.fields()}
-        yield {**self._envelope.wrap("tokens.chunk", [self._choice(delta)]), **report}
+        self._report.count(delta)
+        yield {**self._report.chunk("tokens.chunk", self._choice(delta)), **self._report.timings()}
 
     def closing(self) -> Iterator[dict[str, Any]]:
-        if (usage := self._usage.last_fields()) is not None:
-            yield {**self._envelope.wrap("tokens.chunk", []), **usage}
+        return self._report.last_chunks("tokens.chunk")
 
     def _choice(self, delta: Delta) -> dict[str, Any]:
-        asked, asked_of_prompt = self._body.logprobs is not None, delta.prompt_logprobs is not None
+        reports_logprobs, reports_prompt = self._body.logprobs is not None, delta.prompt_logprobs is not None
         return {
             "index": delta.index,
-            **choice_end(self._body, delta),
+            **choice_end(delta, with_ids=self._body.return_token_ids),
             "token_ids": delta.token_ids,
-            "logprobs": token_logprobs(delta.logprobs) if asked else None,
-            **({"prompt_logprobs": token_logprobs(delta.prompt_logprobs or ())} if asked_of_prompt else {}),
+            "logprobs": token_logprobs(delta.logprobs) if reports_logprobs else None,
+            **({"prompt_logprobs": token_logprobs(delta.prompt_logprobs or ())} if reports_prompt else {}),
         }

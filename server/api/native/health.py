@@ -1,4 +1,4 @@
-"""For whoever runs the server: is it alive, is it ready, how is it, what is it."""
+"""Health checks, metrics and information about the server."""
 
 import importlib.metadata
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from ...errors import shutting_down
-from ...generation.service import AnyService, ReadyService
 from ...observability.metrics import CONTENT_TYPE
+from ..common.dependencies import AnyService, ReadyService
 from ..common.openapi import PLAIN_TEXT
 
 router = APIRouter()
@@ -15,14 +15,14 @@ router = APIRouter()
 
 @router.get("/health")
 async def health(service: AnyService) -> dict[str, str]:
-    """200 from the first second on; 503 only when the engine is dead, which no waiting will heal."""
+    """Returns 200 from the start; 503 only when the engine is dead, which a restart alone can mend."""
     service.check_alive()
     return {"status": "ok"}
 
 
 @router.get("/health/ready")
 async def ready(service: ReadyService) -> dict[str, str]:
-    """200 while requests are served, and more may come."""
+    """Returns 200 while new requests are served."""
     if service.open_requests.is_draining:
         raise shutting_down()
     return {"status": "ready"}
@@ -30,19 +30,20 @@ async def ready(service: ReadyService) -> dict[str, str]:
 
 @router.get("/health_generate")
 async def health_generate(service: ReadyService) -> dict[str, str]:
-    """200 once a token has gone all the way through the engine; 503 with the reason if it does not come in time."""
+    """Returns 200 once a token has been generated; 503 with the reason if none comes in time."""
     await service.check_generates()
     return {"status": "ok"}
 
 
 @router.get("/metrics", responses=PLAIN_TEXT)
 async def metrics(service: AnyService) -> Response:
+    """Returns metrics in Prometheus' text format."""
     return Response(service.metrics.page(), headers={"content-type": CONTENT_TYPE})
 
 
 @router.get("/load")
 async def load(service: AnyService) -> dict[str, int]:
-    """How busy it is at this moment; `server_load` is vLLM's, the number of requests that are not done."""
+    """Returns the present load. `server_load` is vLLM's name for the number of unfinished requests."""
     stats = service.engine.stats
     return {
         "server_load": stats.num_running + stats.num_waiting,
@@ -58,12 +59,13 @@ async def load(service: AnyService) -> dict[str, int]:
 
 @router.get("/version")
 async def version() -> dict[str, str]:
+    """Returns the server's version."""
     return {"version": _version()}
 
 
 @router.get("/server_info")
 async def server_info(service: AnyService) -> dict[str, Any]:
-    """What is served, and within which limits. `slots` is 0 before the model is loaded."""
+    """Returns the model and the limits. `slots` is 0 before the model is loaded."""
     model = service.model
     return {
         "version": _version(),

@@ -1,4 +1,4 @@
-"""`GET /`: a page to chat with, which talks to this server only, and the files it loads."""
+"""`GET /`: the chat page, which talks to this server only, and its files."""
 
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -40,6 +40,7 @@ _FILE_HEADERS: Final = {
 
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
+    """Returns the chat page."""
     return Response(PAGE, media_type="text/html", headers=_PAGE_HEADERS)
 
 

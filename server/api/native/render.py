@@ -1,14 +1,16 @@
-"""Prompts as the model reads them, without running it: for debugging, and for `/generate`."""
+"""Prompts as the model sees them, without running it: for debugging, and for `/generate`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
-from ...generation.answer_size import text_answer_bytes
 from ...generation.prompts import Prompt
-from ...generation.service import AnyService, Service
+from ...generation.response_size import text_response_bytes
+from ...generation.service import Service
 from ...tenancy.memory import keep
+from ..common.dependencies import AnyService, check_body
+from ..common.json_response import made_json_response
 from ..common.json_route import JsonRoute
 from ..openai.schemas import ChatBody, CompletionBody
 
@@ -17,30 +19,32 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/v1/chat/completions/render")
 @router.post("/apply-template")
-async def render_chat(body: ChatBody, service: AnyService) -> Response:
-    """The one prompt of a chat. The paths are vLLM's and llama.cpp's."""
-    service.check(body)
-    prompt = await service.prompts.chat(body.messages, body.ending, tools=body.usable_tools)
-    prompt = service.prompts.truncated(prompt, body)
-    return await _answer(service, lambda: _rendered(service, prompt), [prompt])
+async def render_chat(body: ChatBody, request: Request, service: AnyService) -> Response:
+    """Returns the prompt of a chat. The paths are vLLM's and llama.cpp's."""
+    check_body(body, request)
+    messages = await service.prepare(lambda: [message.as_message() for message in body.messages])
+    prompt = await service.prompts.chat(messages, body.ending, tools=body.tool_options.introduced)
+    prompt = service.prompts.truncated(prompt, body.truncate_prompt_tokens, body.truncation_side)
+    return await _rendered_response(service, lambda: _rendered(service, prompt), [prompt])
 
 
 @router.post("/v1/completions/render")
-async def render_completions(body: CompletionBody, service: AnyService) -> Response:
-    """The prompts of a completion, in their order."""
-    service.check(body)
+async def render_completions(body: CompletionBody, request: Request, service: AnyService) -> Response:
+    """Returns the prompts of a completion, in their order."""
+    check_body(body, request)
     service.check_count(len(body.prompts))
     prompts = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens)
-    prompts = [service.prompts.truncated(prompt, body) for prompt in prompts]
-    return await _answer(service, lambda: [_rendered(service, prompt) for prompt in prompts], prompts)
+    limit, side = body.truncate_prompt_tokens, body.truncation_side
+    prompts = [service.prompts.truncated(prompt, limit, side) for prompt in prompts]
+    return await _rendered_response(service, lambda: [_rendered(service, prompt) for prompt in prompts], prompts)
 
 
-async def _answer(service: Service, make: Callable[[], Any], prompts: Sequence[Prompt]) -> Response:
-    keep(sum(text_answer_bytes(prompt.token_ids, service.model.tokenizer) for prompt in prompts))
-    return await service.json_answer(make)
+async def _rendered_response(service: Service, make: Callable[[], Any], prompts: Sequence[Prompt]) -> Response:
+    keep(sum(text_response_bytes(prompt.token_ids, service.model.tokenizer) for prompt in prompts))
+    return await made_json_response(service, make)
 
 
 def _rendered(service: Service, prompt: Prompt) -> dict[str, Any]:
-    """The text says what stands where, but encoding it is not the same: it does not tell markup from messages."""
+    """Returns a prompt as text and ids. Encoding the text gives other ids, as it does not tell markup from messages."""
     tokenizer = service.model.tokenizer
     return {"prompt": prompt.text(tokenizer), "token_ids": prompt.token_ids, "count": len(prompt.token_ids)}

@@ -1,4 +1,4 @@
-"""`/v1/states`: the state of a request is kept under an id, gone on from as often as wanted, and moved as a file."""
+"""`/v1/states`: saves the state of a request under an id, to be continued, exported and imported."""
 
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -9,9 +9,10 @@ from fastapi import APIRouter, Query, Request, Response
 
 from ....engine import MAX_TOKENS, SavedState, StateFileError, UnknownRequestError
 from ...errors import ApiError, bad_value
-from ...generation.service import AnyService, ReadyService, Service
+from ...generation.service import Service
 from ...generation.state_files import StateFileResponse
 from ...tenancy.tenant import tenant
+from ..common.dependencies import AnyService, ReadyService, check_body
 from ..common.json_route import JsonRoute
 from ..common.paging import Order, page
 from ..openai.schemas import StateBody
@@ -22,12 +23,9 @@ router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/states")
-async def save_state(body: StateBody, service: ReadyService) -> dict[str, Any]:
-    """Saves what the client has received of a choice that runs or ended lately.
-
-    That is its prompt, and the tokens whose text was sent whole.
-    """
-    service.check(body)
+async def save_state(body: StateBody, request: Request, service: ReadyService) -> dict[str, Any]:
+    """Saves the state of a choice that runs or ended lately, up to the tokens whose text was sent whole."""
+    check_body(body, request)
     message = f"no request with the id {body.request_id!r} and a choice {body.index} runs, or has ended lately"
     unknown = ApiError(404, message, param="request_id")
     async with service.saves.hold():
@@ -52,27 +50,27 @@ async def list_states(
     order: Order = "desc",
     after: str | None = None,
 ) -> dict[str, Any]:
-    """One page of one's own."""
+    """Lists the tenant's states, page by page."""
     states = service.states.of(tenant.get())
     return page(states, limit, order, after, id_of=lambda stored: stored.id, describe=lambda stored: stored.described())
 
 
 @router.get("/v1/states/{state_id}")
 async def get_state(state_id: str, service: AnyService) -> dict[str, Any]:
-    """What it is of."""
+    """Describes a state."""
     return service.states.get(state_id, tenant.get()).described()
 
 
 @router.delete("/v1/states/{state_id}")
 async def delete_state(state_id: str, service: AnyService) -> dict[str, Any]:
-    """Forgets it."""
+    """Deletes a state."""
     service.states.delete(state_id, tenant.get())
     return {"id": state_id, "object": "state", "deleted": True}
 
 
 @router.get("/v1/states/{state_id}/export")
 async def export_state(state_id: str, service: ReadyService) -> Response:
-    """A file in the safetensors format, which any server with this model imports."""
+    """Returns a file in the safetensors format, which any server with this model imports."""
     stored, kind = service.states.get(state_id, tenant.get()), service.engine.state_format
     async with AsyncExitStack() as resources:
         transfer = await resources.enter_async_context(service.files.transfer())
@@ -84,7 +82,7 @@ async def export_state(state_id: str, service: ReadyService) -> Response:
 
 @router.post(IMPORT_PATH)
 async def import_state(request: Request, service: ReadyService) -> dict[str, Any]:
-    """What an export gave, as the body."""
+    """Saves a state from the file of an export, which is the body."""
     kind = service.engine.state_format
     async with service.files.transfer() as transfer:
         data = await service.files.receive(request, transfer, kind.max_file_bytes)
@@ -96,10 +94,10 @@ async def import_state(request: Request, service: ReadyService) -> dict[str, Any
             state = await service.files.run(load)
         except StateFileError as error:
             raise bad_value(None, f"the file {error}") from None
-    state = replace(state, salt=f"import-{uuid4().hex}")  # which nobody is told, so no request can share it
+    state = replace(state, salt=f"import-{uuid4().hex}")  # a secret, so that no other request shares it
     return service.states.keep(state, tenant.get(), _limit(service)).described()
 
 
 def _limit(service: Service) -> int:
-    """They may take as much as the cache."""
+    """Returns the maximum bytes of all saved states: as much as the prefix cache may take."""
     return service.engine.stats.cache.budget

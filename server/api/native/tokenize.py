@@ -2,13 +2,15 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from ...errors import bad_value
-from ...generation.answer_size import text_answer_bytes
 from ...generation.prompts import Prompt
-from ...generation.service import AnyService, Service, json_response
+from ...generation.response_size import text_response_bytes
+from ...generation.service import Service
 from ...tenancy.memory import keep
+from ..common.dependencies import AnyService, check_body
+from ..common.json_response import json_response, made_json_response
 from ..common.json_route import JsonRoute
 from ..openai.schemas import DetokenizeBody, TokenizeBody
 
@@ -16,34 +18,37 @@ router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/tokenize")
-async def tokenize(body: TokenizeBody, service: AnyService) -> Response:
-    service.check(body)
+async def tokenize(body: TokenizeBody, request: Request, service: AnyService) -> Response:
+    """Returns the token ids of a text or a chat."""
+    check_body(body, request)
     token_ids = (await _encode(body, service)).token_ids
-    return await service.json_answer(lambda: {"tokens": token_ids, "count": len(token_ids), "max_model_len": None})
+    return await made_json_response(
+        service, lambda: {"tokens": token_ids, "count": len(token_ids), "max_model_len": None}
+    )
 
 
 @router.post("/detokenize")
-async def detokenize(body: DetokenizeBody, service: AnyService) -> Response:
-    """The inverse of `/tokenize`: control tokens are spelled out, apart from the BOS that it adds."""
-    service.check(body)
+async def detokenize(body: DetokenizeBody, request: Request, service: AnyService) -> Response:
+    """Returns the text of token ids: control tokens are spelled out, except for a leading BOS."""
+    check_body(body, request)
     tokenizer = service.model.tokenizer
     if not tokenizer.has_text:
         raise bad_value("tokens", "this checkpoint has no tokenizer, so its tokens have no text")
     if not body.tokens:
         return json_response({"prompt": ""})
-    keep(text_answer_bytes(body.tokens, tokenizer))
+    keep(text_response_bytes(body.tokens, tokenizer))
 
     def detokenized() -> dict[str, str]:
         token_ids = service.prompts.token_ids(body.tokens, param="tokens").token_ids
         prompt = Prompt(token_ids, from_text=True, adds_bos=token_ids[0] == tokenizer.bos_id)
         return {"prompt": prompt.text(tokenizer)}
 
-    return await service.json_answer(detokenized)
+    return await made_json_response(service, detokenized)
 
 
 @router.get("/tokenizer_info")
 async def tokenizer_info(service: AnyService) -> dict[str, Any]:
-    """What evaluation harnesses need to know to work without a tokenizer of their own."""
+    """Returns what evaluation harnesses need to work without a tokenizer of their own."""
     tokenizer = service.model.tokenizer
     ends = tokenizer.end_token_ids
     return {
@@ -59,6 +64,8 @@ async def _encode(body: TokenizeBody, service: Service) -> Prompt:
     if (body.prompt is None) == (body.messages is None):
         raise bad_value("prompt", "send either prompt or messages")
     if body.messages is not None:
-        return await service.prompts.chat(body.messages, body.ending, tools=body.usable_tools)
+        sent = body.messages
+        messages = await service.prepare(lambda: [message.as_message() for message in sent])
+        return await service.prompts.chat(messages, body.ending, tools=body.tool_options.introduced)
     assert body.prompt is not None
     return (await service.prompts.completions([body.prompt], add_bos=body.add_special_tokens))[0]

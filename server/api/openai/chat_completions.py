@@ -6,17 +6,23 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
+from ....engine import SamplingParams
+from ...generation.conversation import ConversationMessage
 from ...generation.delta import Delta
-from ...generation.output_constraint import chat_wish
+from ...generation.output_constraint import OutputConstraint, with_tools
 from ...generation.prompts import Prompt
-from ...generation.service import ReadyService
+from ...generation.service import Service
+from ...generation.spec import GenerationSpec, PromptCopies
 from ...generation.tools import CallPiece
+from ...text.served_model import ServedModel
+from ..common.dependencies import ReadyService, check_body
 from ..common.json_route import JsonRoute
 from ..common.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from ..common.openapi import STREAMABLE
-from ..common.responding import AnswerWriter, Envelope, UsageReport, choice_end, total_usage
+from ..common.response_builder import Report, ResponseBuilder, choice_end
 from ..common.sampling import chat_params
-from ..common.timings import TimingReport
+from ..common.streaming import respond
+from .conversion import constraint_of, report_options, spec_of
 from .schemas import ChatBody
 
 router = APIRouter(route_class=JsonRoute)
@@ -27,91 +33,108 @@ _CHUNK: Final = "chat.completion.chunk"
 
 @router.post("/v1/chat/completions", responses=STREAMABLE)
 async def create_chat_completion(body: ChatBody, request: Request, service: ReadyService) -> Response:
-    """The assistant's next message."""
-    service.check(body)
-    params, wish = await service.prepare(lambda: (chat_params(body, service.model), chat_wish(body)))
-    prompt = await service.prompts.chat(body.messages, body.ending, tools=body.usable_tools)
-    prompt = service.prompts.truncated(prompt, body)
-    envelope = Envelope.new("chatcmpl", body, service.model)
-    choices = await service.choices(body, [prompt], params, wish, receive=request.receive)
-    writer = ChatWriter(envelope, body, prompt)
-    return await service.respond(
-        request, envelope.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings
+    """Returns the assistant's next message."""
+    check_body(body, request)
+    spec = await chat_spec(body, service)
+    builder = ChatResponseBuilder(body, service.model, spec.prompts[0])
+    return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
+
+
+async def chat_spec(body: ChatBody, service: Service) -> GenerationSpec:
+    """Converts a body to a spec.
+
+    Raises:
+      ApiError: The body cannot be converted.
+    """
+    options = body.tool_options
+
+    def convert() -> tuple[list[SamplingParams], OutputConstraint | None, list[ConversationMessage]]:
+        params = chat_params(body, service.model)
+        return params, with_tools(constraint_of(body), options), [each.as_message() for each in body.messages]
+
+    params, constraint, messages = await service.prepare(convert)
+    prompt = await service.prompts.chat(messages, body.ending, tools=options.introduced)
+    prompt = service.prompts.truncated(prompt, body.truncate_prompt_tokens, body.truncation_side)
+    spec = spec_of(body, [prompt], params)
+    return replace(
+        spec,
+        constraint=constraint,
+        may_call=bool(options.introduced),
+        limit_param=spec.limit_param if body.max_completion_tokens is None else "max_completion_tokens",
+        copies=PromptCopies(int(body.return_token_ids), body.prompt_logprobs),
     )
 
 
-class ChatWriter(AnswerWriter):
-    def __init__(self, envelope: Envelope, body: ChatBody, prompt: Prompt) -> None:
-        self._envelope = envelope
+class ChatResponseBuilder(ResponseBuilder):
+    """Builds chat completions and their chunks."""
+
+    def __init__(self, body: ChatBody, model: ServedModel, prompt: Prompt) -> None:
+        options = replace(report_options(body), service_tier="service_tier" in (body.model_extra or {}))
+        self._report = Report("chatcmpl", model, [prompt], body.n, options)
+        self.id = self._report.id
         self._body = body
         self._prompt = prompt
-        self._usage = UsageReport(body, [prompt])
-        self._timings = TimingReport(body, [prompt], body.n)
-        self._tells_tokens = body.logprobs or body.return_token_ids
+        self._tokenizer = model.tokenizer
+        self._reports_tokens = body.logprobs or body.return_token_ids
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
-        answer = self._envelope.wrap(_WHOLE, [self._whole_choice(choice) for choice in choices])
-        report = {"usage": total_usage([self._prompt], choices), **self._timings.whole(choices)}
-        return {**answer, **report, **self._prompt_token_ids(), **self._prompt_logprobs(choices[0])}
+        response = self._report.whole(_WHOLE, [self._whole_choice(choice) for choice in choices], choices)
+        return {**response, **self._prompt_token_ids(), **self._prompt_logprobs(choices[0])}
 
     def opening(self) -> Iterator[dict[str, Any]]:
         for index in range(self._body.n):
             start = {"role": "assistant", "content": ""}
-            chunk = self._chunk({"index": index, "delta": start, "logprobs": None, "finish_reason": None})
+            choice = {"index": index, "delta": start, "logprobs": None, "finish_reason": None}
+            chunk = self._report.chunk(_CHUNK, choice)
             yield {**chunk, **self._prompt_token_ids()} if index == 0 else chunk
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        """The last tokens come in a chunk before the one that finishes, whose `delta` is empty."""
-        self._usage.count(delta)
-        self._timings.count(delta)
-        if delta.text or delta.calls or (delta.token_ids and self._tells_tokens):
+        """Yields the last tokens in a chunk before the one that finishes, whose `delta` is empty."""
+        self._report.count(delta)
+        if delta.text or delta.calls or (delta.token_ids and self._reports_tokens):
             choice = {
                 "index": delta.index,
-                "delta": _news(delta),
+                "delta": _content(delta),
                 "logprobs": self._logprobs(delta),
                 "finish_reason": None,
             }
             if self._body.return_token_ids:
                 choice["token_ids"] = delta.token_ids
-            yield self._chunk(choice)
+            yield self._report.chunk(_CHUNK, choice)
         if delta.finish_reason is not None:
-            end = replace(delta, token_ids=())
-            last = self._chunk({"index": delta.index, "delta": {}, "logprobs": None, **choice_end(self._body, end)})
-            yield {**last, **self._timings.fields()}
+            end = choice_end(replace(delta, token_ids=()), with_ids=self._body.return_token_ids)
+            last = self._report.chunk(_CHUNK, {"index": delta.index, "delta": {}, "logprobs": None, **end})
+            yield {**last, **self._report.timings()}
 
     def closing(self) -> Iterator[dict[str, Any]]:
-        if (usage := self._usage.last_fields()) is not None:
-            yield {**self._envelope.wrap(_CHUNK, []), **usage}
+        return self._report.last_chunks(_CHUNK)
 
     def _whole_choice(self, choice: Delta) -> dict[str, Any]:
         return {
             "index": choice.index,
             "message": {"role": "assistant", "refusal": None, **_whole_content(choice)},
             "logprobs": self._logprobs(choice),
-            **choice_end(self._body, choice),
+            **choice_end(choice, with_ids=self._body.return_token_ids),
         }
-
-    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
-        return {**self._envelope.wrap(_CHUNK, [choice]), **self._usage.fields()}
 
     def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
         if not self._body.logprobs:
             return None
-        return chat_logprobs(self._envelope.model.tokenizer, delta.token_ids, delta.logprobs)
+        return chat_logprobs(self._tokenizer, delta.token_ids, delta.logprobs)
 
     def _prompt_token_ids(self) -> dict[str, Any]:
-        """Beside the choices, as in vLLM: they all have the same prompt."""
+        """Returns the prompt's ids beside the choices, as in vLLM: all choices have the same prompt."""
         return {"prompt_token_ids": self._prompt.token_ids} if self._body.return_token_ids else {}
 
     def _prompt_logprobs(self, choice: Delta) -> dict[str, Any]:
-        num_top, tokenizer = self._body.prompt_logprobs, self._envelope.model.tokenizer
+        num_top = self._body.prompt_logprobs
         if num_top is None:
             return {}
         entries = choice.prompt_logprobs or ()
-        return {"prompt_logprobs": prompt_logprobs(tokenizer, self._prompt.token_ids, entries, num_top)}
+        return {"prompt_logprobs": prompt_logprobs(self._tokenizer, self._prompt.token_ids, entries, num_top)}
 
 
-def _news(delta: Delta) -> dict[str, Any]:
+def _content(delta: Delta) -> dict[str, Any]:
     if not delta.calls:
         return {"content": delta.text}
     return {"tool_calls": [{"index": piece.index, **_call(piece)} for piece in delta.calls]}
@@ -124,7 +147,7 @@ def _whole_content(choice: Delta) -> dict[str, Any]:
 
 
 def _call(piece: CallPiece) -> dict[str, Any]:
-    """The id and the name come once, with a call's first piece."""
+    """Returns a piece of a call; its id and name come with the first piece only."""
     if piece.id is None:
         return {"function": {"arguments": piece.arguments}}
     return {

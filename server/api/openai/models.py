@@ -1,4 +1,4 @@
-"""`GET /v1/models`: the one model that is served, as OpenAI's clients know models, or Anthropic's."""
+"""`GET /v1/models`: the served model, in OpenAI's or Anthropic's shape."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -6,17 +6,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Response
 
 from ...errors import unknown_model
-from ...generation.service import ReadyService, json_response
 from ...text.served_model import ServedModel
+from ..common.dependencies import ReadyService
+from ..common.json_response import json_response
 
 router = APIRouter()
 
 AnthropicVersion = Annotated[str | None, Header()]
-"""The header `anthropic-version`, which all of Anthropic's clients send, and only they."""
+"""Header `anthropic-version`, which Anthropic's clients send and no others."""
 
 
 @router.get("/v1/models")
 async def list_models(service: ReadyService, anthropic_version: AnthropicVersion = None) -> Response:
+    """Lists the served model."""
     model_id = service.model.id
     if anthropic_version is None:
         return json_response({"object": "list", "data": [_describe(service.model)]})
@@ -26,6 +28,7 @@ async def list_models(service: ReadyService, anthropic_version: AnthropicVersion
 
 @router.get("/v1/models/{model_id:path}")
 async def get_model(model_id: str, service: ReadyService, anthropic_version: AnthropicVersion = None) -> Response:
+    """Describes the served model."""
     if model_id != service.model.id:
         raise unknown_model(model_id)
     describe = _describe if anthropic_version is None else _describe_to_anthropic
@@ -33,7 +36,7 @@ async def get_model(model_id: str, service: ReadyService, anthropic_version: Ant
 
 
 def _describe(model: ServedModel) -> dict[str, Any]:
-    """`max_model_len` is null as nothing limits the length: a request's state has a fixed size."""
+    """Describes a model. `max_model_len` is null since a request's state has a fixed size at any length."""
     return {
         "id": model.id,
         "object": "model",
@@ -44,7 +47,7 @@ def _describe(model: ServedModel) -> dict[str, Any]:
 
 
 def _describe_to_anthropic(model: ServedModel) -> dict[str, Any]:
-    """Limits are null where there are none."""
+    """Describes a model to Anthropic's clients. Limits are null where there are none."""
     return {
         "type": "model",
         "id": model.id,

@@ -1,95 +1,39 @@
-"""OpenAI's responses: a body becomes chat's, and what chat makes of it an object that grows event by event."""
+"""Builds OpenAI's responses, which grow event by event."""
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 from uuid import uuid4
 
 from ....engine import FinishReason, SamplingParams
-from ...errors import ApiError, bad_value
+from ...errors import ApiError
+from ...generation.conversation import ConversationMessage, FunctionCall
 from ...generation.delta import Delta, DeltaJoiner
 from ...generation.prompts import Prompt
 from ...generation.tools import CallJoiner, CallPiece
 from ...text.served_model import ServedModel
 from ..common.logprobs import response_delta_logprobs, response_logprobs
-from ..common.responding import AnswerWriter
+from ..common.response_builder import ResponseBuilder
 from ..common.sse import TYPED_EVENTS
-from .responses_schemas import LOGPROBS, ItemReference, ResponseBody, ResponseTool
-from .schemas import ChatBody, ChatMessage
-from .tool_schemas import CalledFunction, OtherTool, ToolCall
+from .responses_schemas import ResponseBody, ResponseTool
 
 _TEXT_PLACE: Final = {"output_index": 0, "content_index": 0}
-"""There is one message, with one text, or none but calls."""
+"""Place of the text: the output is one message with one text, or calls."""
 
-_NO_ANSWER: Final = ChatMessage(role="assistant", content="")
-
-
-def chat_of(body: ResponseBody, conversation: Sequence[ChatMessage]) -> ChatBody:
-    """The same request to chat.
-
-    Args:
-      conversation: all messages but the instructions.
-
-    Raises:
-      ApiError: it asks for what chat cannot do.
-    """
-    if body.top_logprobs is not None and not body.wants_logprobs:
-        raise bad_value("top_logprobs", f'top_logprobs needs include: ["{LOGPROBS}"]')
-    choice = body.tool_choice
-    if isinstance(choice, OtherTool):
-        raise bad_value("tool_choice", f"tool_choice: this server runs no tools of the type {choice.type[:60]!r}")
-    instructions = [ChatMessage(role="system", content=body.instructions)] if body.instructions else []
-    return ChatBody(
-        messages=[*instructions, *conversation],
-        max_completion_tokens=body.max_output_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=body.top_k,
-        min_p=body.min_p,
-        seed=body.seed,
-        min_tokens=body.min_tokens,
-        ignore_eos=body.ignore_eos,
-        priority=body.priority,
-        queue_timeout=body.queue_timeout,
-        timeout=body.timeout,
-        cache_salt=body.cache_salt,
-        logprobs=body.wants_logprobs,
-        top_logprobs=body.top_logprobs,
-        response_format=body.text.format.as_chat(),
-        tools=[tool.as_chat() for tool in body.functions],
-        tool_choice=choice if isinstance(choice, str) else choice.as_chat(),
-        parallel_tool_calls=body.parallel_tool_calls,
-    )
+_NO_OUTPUT: Final = ConversationMessage("assistant", "")
 
 
-def messages_of(body: ResponseBody, referred: Mapping[str, ChatMessage]) -> list[ChatMessage]:
-    """Returns the input as chat knows it.
+class ResponsesBuilder(ResponseBuilder):
+    """Builds responses and their events.
 
     Args:
-      referred: the messages that items of stored responses stand for, by the items' ids.
-    """
-    if isinstance(body.input, str):
-        return [ChatMessage(role="user", content=body.input)]
-    return [
-        message
-        for item in body.input
-        for message in ([referred[item.id]] if isinstance(item, ItemReference) else item.as_chat())
-    ]
-
-
-class ResponseWriter(AnswerWriter):
-    """
-    Attributes:
-      id: the response's.
-
-    Args:
-      params: what the engine was told; the response shows what of it the client left to us.
-      keep: gets the response in its final state, and the answer.
+      params: Sampling parameters; the response shows those that the client left to the server.
+      keep: Stores the final response and its message.
     """
 
-    framing = TYPED_EVENTS
+    sse = TYPED_EVENTS
 
     def __init__(
         self,
@@ -97,10 +41,10 @@ class ResponseWriter(AnswerWriter):
         model: ServedModel,
         prompt: Prompt,
         params: SamplingParams,
-        keep: Callable[[dict[str, Any], ChatMessage], None],
+        keep: Callable[[dict[str, Any], ConversationMessage], None],
     ) -> None:
         self.id = f"resp_{uuid4().hex}"
-        self._item_id = self.id.replace("resp_", "msg_")  # items are found again by their response's id
+        self._item_id = self.id.replace("resp_", "msg_")  # the store finds items by their response's id
         self._created = int(time.time())
         self._body = body
         self._model = model
@@ -108,17 +52,17 @@ class ResponseWriter(AnswerWriter):
         self._params = params
         self._keep = keep
         self._numbers = itertools.count()
-        self._answer = DeltaJoiner()
+        self._output = DeltaJoiner()
         self._unsent = DeltaJoiner()
         self._call = CallJoiner()
         self._has_message = False
         self._call_item_id = ""
-        self._ended: tuple[dict[str, Any], ChatMessage] | None = None
+        self._ended: tuple[dict[str, Any], ConversationMessage] | None = None
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         (choice,) = choices
         response = self._finished(choice)
-        self._ended = response, _answer(choice)
+        self._ended = response, _message(choice)
         return response
 
     def finish(self) -> None:
@@ -126,12 +70,12 @@ class ResponseWriter(AnswerWriter):
             self._keep(*self._ended)
 
     def opening(self) -> Iterator[dict[str, Any]]:
-        yield self._event("response.created", response=self.begun())
-        yield self._event("response.in_progress", response=self.begun())
+        yield self._event("response.created", response=self.in_progress())
+        yield self._event("response.in_progress", response=self.in_progress())
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        """An item begins when it is known whether it is a message or a call."""
-        self._answer.add(delta)
+        """Yields the events of a delta. An item begins when it is known whether it is a message or a call."""
+        self._output.add(delta)
         for piece in delta.calls:
             yield from self._call_chunks(piece)
         if delta.text or (self._body.wants_logprobs and not delta.calls):
@@ -140,24 +84,24 @@ class ResponseWriter(AnswerWriter):
             yield from self._text_chunks()
 
     def closing(self) -> Iterator[dict[str, Any]]:
-        choice = self._answer.take()
+        choice = self._output.take()
         response = self._finished(choice)
         if choice.calls:
             yield from self._ended_call(choice.calls[-1], response["output"][-1])
         else:
             yield from self._ended_message(choice, response["output"][0])
-        self._keep(response, _answer(choice))
+        self._keep(response, _message(choice))
         yield self._event(f"response.{response['status']}", response=response)
 
-    def failing(self, error: ApiError) -> Iterator[dict[str, Any]]:
-        """What somebody cancelled in the background has not failed, but there is no other event for it."""
+    def failure(self, error: ApiError) -> Iterator[dict[str, Any]]:
+        """Yields the event about an error. A cancelled background response has the same event, as there is no other."""
         is_cancelled = self._body.background and error.body["error"]["code"] == "request_aborted"
         response = self._response("cancelled") if is_cancelled else self._failed(error)
-        self._keep(response, _NO_ANSWER)
+        self._keep(response, _NO_OUTPUT)
         yield self._event("response.failed", response=response)
 
-    def begun(self) -> dict[str, Any]:
-        """The response before there is anything of an answer."""
+    def in_progress(self) -> dict[str, Any]:
+        """Returns the response before it has any output."""
         return self._response("in_progress")
 
     def _failed(self, error: ApiError) -> dict[str, Any]:
@@ -176,14 +120,15 @@ class ResponseWriter(AnswerWriter):
         )
 
     def _text_chunks(self) -> Iterator[dict[str, Any]]:
-        """The unsent part of the text; first of all, that there is a text."""
+        """Yields the events about the unsent part of the text; first of all, that the text begins."""
         if not self._has_message:
             self._has_message = True
             yield self._event("response.output_item.added", output_index=0, item=self._item("in_progress", []))
             yield self._text_event("response.content_part.added", part=self._part(Delta(0)))
-        news = self._unsent.take() if self._unsent else Delta(0)
-        if news.text or (news.token_ids and self._body.wants_logprobs):
-            yield self._text_event("response.output_text.delta", delta=news.text, logprobs=self._delta_logprobs(news))
+        unsent = self._unsent.take() if self._unsent else Delta(0)
+        if unsent.text or (unsent.token_ids and self._body.wants_logprobs):
+            logprobs = self._delta_logprobs(unsent)
+            yield self._text_event("response.output_text.delta", delta=unsent.text, logprobs=logprobs)
 
     def _ended_message(self, choice: Delta, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from self._text_chunks()
@@ -211,7 +156,7 @@ class ResponseWriter(AnswerWriter):
         yield self._event("response.function_call_arguments.done", **place, arguments=call.arguments)
         yield self._event("response.output_item.done", output_index=call.index, item=item)
 
-    def _response(self, status: str, **news: Any) -> dict[str, Any]:
+    def _response(self, status: str, **changes: Any) -> dict[str, Any]:
         body = self._body
         return {
             "id": self.id,
@@ -241,11 +186,11 @@ class ResponseWriter(AnswerWriter):
             "truncation": body.truncation,
             "usage": None,
             "user": body.user,
-            **news,
+            **changes,
         }
 
     def _call_items(self, calls: Sequence[CallPiece], status: str) -> list[dict[str, Any]]:
-        """If the answer was cut short, it was within the last call."""
+        """Returns the items of calls. Output that was cut short ended within the last call."""
         last = len(calls) - 1
         return [self._call_item(call, status if call.index == last else "completed") for call in calls]
 
@@ -292,13 +237,10 @@ class ResponseWriter(AnswerWriter):
         return {"type": kind, "sequence_number": next(self._numbers), **fields}
 
 
-def _answer(choice: Delta) -> ChatMessage:
-    """As the conversation goes on from it."""
-    calls = [
-        ToolCall(id=call.id or "", function=CalledFunction(name=call.name or "", arguments=call.arguments))
-        for call in choice.calls
-    ]
-    return ChatMessage(role="assistant", content=choice.text, tool_calls=calls or None)
+def _message(choice: Delta) -> ConversationMessage:
+    """Returns the message that a conversation continues with."""
+    calls = tuple(FunctionCall(call.id or "", call.name or "", call.arguments) for call in choice.calls)
+    return ConversationMessage("assistant", choice.text, calls)
 
 
 def _described(tool: ResponseTool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What clients may send to have an answer keep to something."""
+"""Schemas of the fields that constrain the output."""
 
 from typing import Annotated, Any, Literal
 
@@ -24,7 +24,7 @@ class JsonSchema(Fields):
 
 
 class ResponseFormat(Fields):
-    """OpenAI's way to ask for JSON. `schema` beside the type is llama.cpp's way, `value` TGI's."""
+    """OpenAI's constraint to JSON. `schema` beside the type is llama.cpp's form, `value` TGI's."""
 
     type: Literal["text", "json_object", "json_schema", "json", "regex"]
     json_schema: JsonSchema | None = None
@@ -33,7 +33,7 @@ class ResponseFormat(Fields):
 
 
 class StructuredOutputs(Fields):
-    """vLLM's way to ask for more than JSON; one of them. White space is never free here."""
+    """vLLM's constraints, of which a request has exactly one. White space is never free here."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,8 +46,11 @@ class StructuredOutputs(Fields):
 
 
 class StructuredFields(Body):
-    """What an answer has to keep to; one of them. `guided_*` are vLLM's older names, `json_schema` and `grammar` are
-    llama.cpp's, `regex` and `ebnf` SGLang's; empty texts of these ask for nothing."""
+    """Constraints on the output, of which a request has at most one.
+
+    `guided_*` are vLLM's older names, `json_schema` and `grammar` are llama.cpp's, `regex` and `ebnf` are SGLang's.
+    Empty texts of the latter four constrain nothing.
+    """
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None

@@ -1,47 +1,56 @@
-"""`/v1/responses`: OpenAI's newer way to chat, in which the server remembers."""
+"""`/v1/responses`: OpenAI's newer way to chat, in which the server stores responses."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from ....engine import SamplingParams
 from ... import request_warnings
-from ...errors import bad_value
+from ...errors import ApiError, bad_value
 from ...generation.choices import Choice
-from ...generation.event_log import EventLog, replay
-from ...generation.output_constraint import chat_wish
+from ...generation.conversation import ConversationMessage, ToolOptions
+from ...generation.event_log import EventLog
+from ...generation.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
 from ...generation.response_store import pack
-from ...generation.service import AnyService, ReadyService, Service, json_response
+from ...generation.service import Service
+from ...generation.spec import GenerationSpec
+from ...text.grammar import OBJECT_SCHEMA
+from ..common.dependencies import AnyService, ReadyService, check_body
+from ..common.json_response import json_response, to_json
 from ..common.json_route import JsonRoute
 from ..common.openapi import STREAMABLE
 from ..common.paging import Order
 from ..common.sampling import chat_params
-from ..common.streaming import EventStream, stream_events
+from ..common.sse import TYPED_EVENTS
+from ..common.streaming import EventStream, choices_of, respond, stream_events
 from .input_items import page
-from .response_builder import ResponseWriter, chat_of, messages_of
-from .responses_schemas import ResponseBody
-from .schemas import ChatMessage
+from .response_builder import ResponsesBuilder
+from .responses_schemas import LOGPROBS, ItemReference, ResponseBody
+from .schemas import ChatBody, ChatMessage
+from .tool_schemas import OtherTool
 
 router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/responses", responses=STREAMABLE)
 async def create_response(body: ResponseBody, request: Request, service: ReadyService) -> Response:
-    """The assistant's next message, after those of a previous response if one is named."""
-    service.check(body)
+    """Returns the assistant's next message, after those of a previous response if one is named."""
+    check_body(body, request)
     if body.background and not body.store:
         raise bad_value("background", "background needs store: true, as the answer is fetched later")
+    spec, history = await _prepare(body, service)
     log = EventLog() if body.background and body.stream else None
-    writer, choices, asked = await _prepare(body, request, service, log)
+    keeper = _Keeper(service, body, history, log)
+    builder = ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0], keeper.keep)
     if not body.background:
-        return await service.respond(
-            request, writer.id, choices, writer, stream=body.stream, report_warnings=body.return_warnings
-        )
-    begun = writer.begun()
-    service.responses.keep(begun, asked, log)
-    service.background.start(writer.id, _run(service, choices, writer, log))
+        return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
+    choices = await choices_of(service, request, spec)
+    begun = builder.in_progress()
+    keeper.keep(begun)
+    service.background.start(builder.id, _run(service, choices, builder, log))
     return json_response(begun) if log is None else _follow(service, log, 0)
 
 
@@ -52,7 +61,7 @@ async def get_response(
     stream: bool = False,
     starting_after: Annotated[int | None, Query(ge=0)] = None,
 ) -> Response:
-    """A response that is stored, as it is now; or its events, those to come included."""
+    """Returns a stored response as it is now, or its events, those to come included."""
     stored = service.responses.get(response_id)
     if not stream:
         if starting_after is not None:
@@ -71,14 +80,14 @@ async def list_input_items(
     order: Order = "desc",
     after: str | None = None,
 ) -> Response:
-    """What the response was made of: its input, and the conversation that it goes on from."""
+    """Lists the input of a response, the conversation that it continues included."""
     stored = service.responses.get(response_id)
     return json_response(await service.workers.run(lambda: page(stored, limit, order, after)))
 
 
 @router.post("/v1/responses/{response_id}/cancel")
 async def cancel_response(response_id: str, service: AnyService) -> Response:
-    """Ends a background response; one that has ended already stays as it is."""
+    """Cancels a background response; one that has ended already stays as it is."""
     if not service.responses.get(response_id).is_background:
         message = "only background responses can be cancelled: close the connection of others, or POST /abort_request"
         raise bad_value(None, message)
@@ -88,7 +97,7 @@ async def cancel_response(response_id: str, service: AnyService) -> Response:
 
 @router.delete("/v1/responses/{response_id}")
 async def delete_response(response_id: str, service: AnyService) -> dict[str, Any]:
-    """Forgets a response; one that still runs in the background is ended first."""
+    """Deletes a response; one that still runs in the background is cancelled first."""
     service.responses.get(response_id)
     await _end(service, response_id)
     service.responses.delete(response_id)
@@ -106,52 +115,137 @@ def _follow(service: Service, log: EventLog, number: int) -> Response:
     return EventStream(replay(log, number, service.keep_alive_s), AsyncExitStack())
 
 
-async def _prepare(
-    body: ResponseBody, request: Request, service: Service, log: EventLog | None
-) -> tuple[ResponseWriter, Sequence[Choice], bytes]:
-    """What it takes to answer, and all messages up to the answer, packed.
+async def replay(log: EventLog, number: int, keep_alive_s: float) -> AsyncGenerator[bytes]:
+    """Yields the bytes of a stored stream from the event of this number on."""
+    try:
+        async for event in log.follow(number, keep_alive_s):
+            number += event is not None
+            yield TYPED_EVENTS.keep_alive if event is None else event
+    except ApiError as error:  # the client reads more slowly than the log drops events
+        detail = error.body["error"]
+        about = {"code": detail["code"], "message": detail["message"], "param": detail["param"]}
+        yield TYPED_EVENTS.encode({"type": "error", "sequence_number": number, **about})
 
-    Unpacked messages, of which a small body may name many, are gone when this returns.
+
+async def _prepare(body: ResponseBody, service: Service) -> tuple[GenerationSpec, bytes]:
+    """Converts a body to a spec, and packs the messages before the response's own if they are to be stored.
+
+    Unpacked messages, of which a small body may name many, are released when this returns.
+
+    Raises:
+      ApiError: The body cannot be converted.
     """
     request_warnings.warn_all(body.dropped)
     previous = service.responses.previous(body.previous_response_id)
     referred = await service.responses.items(body.references)
     async with service.responses.unpacked(previous) as earlier:
-        messages = [*earlier, *await service.prepare(lambda: messages_of(body, referred))]
-        chat = await service.prepare(lambda: chat_of(body, messages))
-        params, wish = await service.prepare(
-            lambda: (chat_params(chat, service.model), chat_wish(chat, format_param="text.format"))
+        messages = [*earlier, *await service.prepare(lambda: _input_messages(body, referred))]
+        options = _tool_options(body)
+        params, constraint = await service.prepare(
+            lambda: (_params(body, service), with_tools(_text_constraint(body), options))
         )
-        prompt = await service.prompts.chat(chat.messages, chat.ending, tools=chat.usable_tools, param="input")
-        asked = await service.workers.run(lambda: pack(messages)) if body.store else b""
-        chat = chat.model_copy(update={"messages": []})
-        del messages, earlier
-    keep = partial(_keep, service, asked, log) if body.store else _forget
-    writer = ResponseWriter(body, service.model, prompt, params[0], keep)
-    return writer, await service.choices(chat, [prompt], params, wish, receive=request.receive), asked
+        instructions = [ConversationMessage("system", body.instructions)] if body.instructions else []
+        prompt = await service.prompts.chat([*instructions, *messages], tools=options.introduced, param="input")
+        history = await service.workers.run(lambda: pack(messages)) if body.store else b""
+    spec = GenerationSpec(
+        [prompt],
+        params,
+        constraint,
+        ignore_eos=body.ignore_eos,
+        may_call=bool(options.introduced),
+        limit_param=None if body.max_output_tokens is None else "max_output_tokens",
+        cache_salt=body.cache_salt,
+        priority=body.priority,
+        queue_timeout_s=body.queue_timeout,
+        timeout_s=body.timeout,
+    )
+    return spec, history
 
 
-def _keep(
-    service: Service,
-    asked: bytes,
-    log: EventLog | None,
-    response: dict[str, Any],
-    answer: ChatMessage,
-) -> None:
-    service.responses.keep(response, asked, log, answer)
+def _input_messages(body: ResponseBody, referred: Mapping[str, ConversationMessage]) -> list[ConversationMessage]:
+    """Returns the messages of the input.
+
+    Args:
+      referred: Messages of the stored items that the input refers to, by the items' ids.
+    """
+    if isinstance(body.input, str):
+        return [ConversationMessage("user", body.input)]
+    return [
+        message
+        for item in body.input
+        for message in ([referred[item.id]] if isinstance(item, ItemReference) else item.as_messages())
+    ]
 
 
-def _forget(response: dict[str, Any], answer: ChatMessage) -> None:
-    pass
+def _tool_options(body: ResponseBody) -> ToolOptions:
+    """Returns the tools and the tool choice.
+
+    Raises:
+      ApiError: The body asks for what cannot be done.
+    """
+    if body.top_logprobs is not None and not body.wants_logprobs:
+        raise bad_value("top_logprobs", f'top_logprobs needs include: ["{LOGPROBS}"]')
+    if isinstance(body.tool_choice, OtherTool):
+        kind = body.tool_choice.type
+        raise bad_value("tool_choice", f"tool_choice: this server runs no tools of the type {kind[:60]!r}")
+    return body.tool_options
 
 
-async def _run(service: Service, choices: Sequence[Choice], writer: ResponseWriter, log: EventLog | None) -> None:
-    """Makes an answer that nobody waits for; how it ended is in the store, and how it came about in the log."""
+def _text_constraint(body: ResponseBody) -> OutputConstraint | None:
+    requested, param = body.text.format, "text.format"
+    if requested.type == "text":
+        return None
+    schema = OBJECT_SCHEMA if requested.schema_ is None or requested.type == "json_object" else requested.schema_
+    is_strict = requested.strict and requested.type == "json_schema"
+    return constraint(param, lambda: json_constraint(param, schema, is_strict=is_strict, close_objects=True))
+
+
+def _params(body: ResponseBody, service: Service) -> list[SamplingParams]:
+    fields = ChatBody(
+        messages=[ChatMessage(role="user", content="")],
+        max_completion_tokens=body.max_output_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        seed=body.seed,
+        min_tokens=body.min_tokens,
+        ignore_eos=body.ignore_eos,
+        logprobs=body.wants_logprobs,
+        top_logprobs=body.top_logprobs,
+    )
+    return chat_params(fields, service.model)
+
+
+@dataclass(frozen=True, slots=True)
+class _Keeper:
+    """Stores the states of a response, if the request allows it."""
+
+    service: Service
+    body: ResponseBody
+    history: bytes
+    log: EventLog | None
+
+    def keep(self, response: dict[str, Any], output: ConversationMessage | None = None) -> None:
+        """Stores the response as it is now."""
+        if self.body.store:
+            self.service.responses.keep(
+                response["id"],
+                to_json(response),
+                self.history,
+                self.log,
+                output,
+                is_background=self.body.background,
+            )
+
+
+async def _run(service: Service, choices: Sequence[Choice], builder: ResponsesBuilder, log: EventLog | None) -> None:
+    """Generates a background response, which ends in the store. Its events go to the log."""
     try:
-        async with service.generation(writer.id, choices) as generation:
-            async for event in stream_events(generation, None, writer, keep_alive_s=None):
+        async with service.generation(builder.id, choices) as generation:
+            async for event in stream_events(generation, None, builder, keep_alive_s=None):
                 if log is not None and event:
-                    service.responses.log(writer.id, log, event)
+                    service.responses.log(builder.id, log, event)
     finally:
         if log is not None:
             log.close()

@@ -1,27 +1,26 @@
-"""What clients may send to `/v1/responses`. Its other fields are for `fields.py`."""
+"""Schemas of `/v1/responses`. Fields that no schema names are checked by `unknown_fields.py`."""
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from ..common.schema_base import TEXT_OR_LIST, CacheSalt, Count, Fields, Several, TermsFields, Text, TopLogprobs, union
-from .response_format_schemas import JsonSchema, ResponseFormat
-from .schemas import ChatMessage, ContentPart, RefusalPart, TextPart, kind_of_part
-from .tool_schemas import (
-    MAX_TOOLS,
-    AllowedFunctions,
-    AllowedTools,
-    CalledFunction,
-    Function,
-    FunctionName,
-    NamedFunction,
-    NamedTool,
-    OtherTool,
-    Tool,
-    ToolCall,
+from ...generation.conversation import ConversationMessage, FunctionCall, ToolOptions
+from ..common.field_rules import RESPONSES_RULES, FieldRules
+from ..common.schema_base import (
+    TEXT_OR_LIST,
+    CacheSalt,
+    Count,
+    Fields,
+    SchedulingFields,
+    Several,
+    Text,
+    TopLogprobs,
+    union,
 )
+from .schemas import RefusalPart, kind_of_part
+from .tool_schemas import MAX_TOOLS, Function, FunctionName, NamedFunction, OtherTool
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -35,7 +34,7 @@ Includable = Literal[
     "web_search_call.action.sources",
     "web_search_call.results",
 ]
-"""All but the first are of things that no answer here has."""
+"""Parts of a response that may be included; no response here has any but the first."""
 
 
 class ResponseTextPart(BaseModel):
@@ -56,14 +55,15 @@ PartedText = Annotated[Text | Annotated[Several[ResponsePart], Tag("<list>")], T
 
 
 class MessageItem(Fields):
-    """An answer's own items may be sent back as they are."""
+    """A message; items of responses may be sent back as they are."""
 
     type: Literal["message"] = "message"
     role: str
     content: PartedText
 
-    def as_chat(self) -> list[ChatMessage]:
-        return [ChatMessage(role=self.role, content=_chat_content(self.content))]
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns the message."""
+        return [ConversationMessage(self.role, _content(self.content))]
 
 
 class CallItem(Fields):
@@ -72,9 +72,9 @@ class CallItem(Fields):
     name: FunctionName
     arguments: str
 
-    def as_chat(self) -> list[ChatMessage]:
-        function = CalledFunction(name=self.name, arguments=self.arguments)
-        return [ChatMessage(role="assistant", tool_calls=[ToolCall(id=self.call_id, function=function)])]
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns a message with the call."""
+        return [ConversationMessage("assistant", calls=(FunctionCall(self.call_id, self.name, self.arguments),))]
 
 
 class CallOutputItem(Fields):
@@ -82,8 +82,9 @@ class CallOutputItem(Fields):
     call_id: str
     output: PartedText
 
-    def as_chat(self) -> list[ChatMessage]:
-        return [ChatMessage(role="tool", content=_chat_content(self.output), tool_call_id=self.call_id)]
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns a message with the result."""
+        return [ConversationMessage("tool", _content(self.output), call_id=self.call_id)]
 
 
 class CustomCallItem(Fields):
@@ -94,9 +95,10 @@ class CustomCallItem(Fields):
     name: FunctionName
     input: str
 
-    def as_chat(self) -> list[ChatMessage]:
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns a message with the call; its input is an argument."""
         arguments = json.dumps({"input": self.input}, ensure_ascii=False)
-        return CallItem(type="function_call", call_id=self.call_id, name=self.name, arguments=arguments).as_chat()
+        return [ConversationMessage("assistant", calls=(FunctionCall(self.call_id, self.name, arguments),))]
 
 
 class ItemReference(Fields):
@@ -107,7 +109,7 @@ class ItemReference(Fields):
 
 
 class OtherItem(Fields):
-    """An item that says nothing to this model: what another server's tools did, or how a model reasoned."""
+    """An item that is left out: what another server's tools did, or how a model reasoned."""
 
     type: Literal[
         "apply_patch_call",
@@ -132,7 +134,8 @@ class OtherItem(Fields):
         "web_search_call",
     ]
 
-    def as_chat(self) -> list[ChatMessage]:
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns no message."""
         return []
 
 
@@ -164,15 +167,9 @@ ResponseItem = Annotated[
 
 
 class ResponseTool(Function):
-    """As chat's, but with the function's fields beside the type."""
+    """A function tool, with the function's fields beside the type."""
 
     type: Literal["function"]
-
-    def as_chat(self) -> Tool:
-        function = Function(
-            name=self.name, description=self.description, parameters=self.parameters, strict=self.strict
-        )
-        return Tool(type="function", function=function)
 
 
 def _kind_of_tool(value: Any) -> str:
@@ -186,13 +183,14 @@ AnyResponseTool = Annotated[
 
 
 class ResponseNamedTool(NamedFunction):
-    type: Literal["function"]
+    """The only function to call."""
 
-    def as_chat(self) -> NamedTool:
-        return NamedTool(type="function", function=NamedFunction(name=self.name))
+    type: Literal["function"]
 
 
 class ResponseAllowedTools(Fields):
+    """The only tools that may be called."""
+
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"] = "auto"
     tools: list[
@@ -202,9 +200,10 @@ class ResponseAllowedTools(Fields):
         ]
     ] = Field(max_length=MAX_TOOLS)
 
-    def as_chat(self) -> AllowedTools:
-        tools = [tool.as_chat() for tool in self.tools if isinstance(tool, ResponseNamedTool)]
-        return AllowedTools(type="allowed_tools", allowed_tools=AllowedFunctions(mode=self.mode, tools=list(tools)))
+    @property
+    def names(self) -> list[str]:
+        """Names of the functions among them."""
+        return sorted({tool.name for tool in self.tools if isinstance(tool, ResponseNamedTool)})
 
 
 def _kind_of_choice(value: Any) -> str | None:
@@ -226,7 +225,7 @@ ResponseToolChoice = Annotated[
 
 
 class TextFormat(Fields):
-    """As chat's, but with the schema's fields beside the type."""
+    """Format of the text, with the schema's fields beside the type."""
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
@@ -240,24 +239,21 @@ class TextFormat(Fields):
             raise ValueError("the type json_schema needs schema")
         return self
 
-    def as_chat(self) -> ResponseFormat:
-        if self.type != "json_schema":
-            return ResponseFormat(type=self.type)
-        return ResponseFormat(type=self.type, json_schema=JsonSchema(schema=self.schema_, strict=self.strict))
-
 
 class ResponseText(Fields):
     format: TextFormat = TextFormat(type="text")
 
 
 class ResponseStreamOptions(Fields):
-    """Accepted, and nothing is obfuscated."""
+    """Options of a stream. They are accepted, and nothing is obfuscated."""
 
     include_obfuscation: bool = False
 
 
-class ResponseBody(TermsFields):
-    """`POST /v1/responses`. `seed` and what follows are ours, as in chat."""
+class ResponseBody(SchedulingFields):
+    """Body of `POST /v1/responses`. `seed` and the fields after it are extensions, as in chat."""
+
+    field_rules: ClassVar[FieldRules] = RESPONSES_RULES
 
     input: Annotated[
         Text | Annotated[Several[ResponseItem], Field(min_length=1), Tag("<list>")],
@@ -292,17 +288,31 @@ class ResponseBody(TermsFields):
 
     @property
     def functions(self) -> list[ResponseTool]:
-        """The tools that can be called; the server runs none itself."""
+        """The tools that the model may call; the server runs none itself."""
         return [tool for tool in self.tools if isinstance(tool, ResponseTool)]
 
     @property
+    def tool_options(self) -> ToolOptions:
+        """The tools and the tool choice, which must not be a tool of another type."""
+        tools = [tool.as_tool() for tool in self.functions]
+        choice, parallel = self.tool_choice, self.parallel_tool_calls
+        match choice:
+            case ResponseNamedTool():
+                return ToolOptions(tools, "required", [choice.name], parallel=False)
+            case ResponseAllowedTools():
+                return ToolOptions(tools, choice.mode, choice.names, parallel)
+            case OtherTool():
+                raise ValueError(f"{choice.type} is no function")
+        return ToolOptions(tools, choice, parallel=parallel)
+
+    @property
     def references(self) -> list[str]:
-        """Ids of items of stored responses that are part of the input."""
+        """Ids of the items of stored responses that are part of the input."""
         return [item.id for item in self.input if isinstance(item, ItemReference)]
 
     @property
     def dropped(self) -> Iterator[str]:
-        """What is left out, as warnings name it."""
+        """Names of what is left out, for warnings."""
         for index, tool in enumerate(self.tools):
             if isinstance(tool, OtherTool):
                 yield f"tools[{index}]: {tool.type}"
@@ -312,10 +322,9 @@ class ResponseBody(TermsFields):
 
     @property
     def wants_logprobs(self) -> bool:
+        """Whether the response includes log-probabilities."""
         return LOGPROBS in self.include
 
 
-def _chat_content(content: str | list[ResponseTextPart | RefusalPart]) -> str | list[ContentPart]:
-    if isinstance(content, str):
-        return content
-    return [TextPart(type="text", text=part.text) for part in content]
+def _content(content: str | list[ResponseTextPart | RefusalPart]) -> str | tuple[str, ...]:
+    return content if isinstance(content, str) else tuple(part.text for part in content)

@@ -1,20 +1,25 @@
-"""What clients may send. Null means the same as leaving a field out; fields that are not here are for `fields.py`."""
+"""Schemas of OpenAI's chat completions and completions, and of what Roost's own endpoints share with them.
+
+Null means the same as leaving a field out. Fields that no schema names are checked by `unknown_fields.py`.
+"""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Annotated, Any, ClassVar, Final, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from ....engine import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS
+from ...generation.conversation import ConversationMessage, ToolOptions
 from ...text.chat_template import Ending
+from ..common.field_rules import GENERATION_RULES, FieldRules
 from ..common.schema_base import (
     MAX_STOP_CHARACTERS,
     Body,
     CacheSalt,
     Count,
     Fields,
+    SchedulingFields,
     Several,
-    TermsFields,
     Text,
     TokenIds,
     TopLogprobs,
@@ -22,16 +27,16 @@ from ..common.schema_base import (
     union,
 )
 from .response_format_schemas import StructuredFields
-from .tool_schemas import MAX_TOOLS, Tool, ToolCall, ToolChoice
+from .tool_schemas import MAX_TOOLS, Tool, ToolCall, ToolChoice, tool_options
 
 MAX_STOP_STRINGS: Final = 64
-"""OpenAI allows 4."""
+"""Maximum number of stop strings; OpenAI allows 4."""
 
 MAX_TOTAL_STOP_CHARACTERS: Final = 4 * MAX_STOP_CHARACTERS
 """Characters of all stop strings of a request together. Their tables take about 20 ms and 400 kB."""
 
 MAX_BAD_WORDS: Final = 128
-"""Each is spelled in two ways, with and without a space before it."""
+"""Maximum number of bad words. Each is encoded in two ways, with and without a space before it."""
 
 MAX_BAD_WORD_CHARACTERS: Final = 8192
 """Characters of all bad words together, which are tokenized on the event loop."""
@@ -40,7 +45,7 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 def _kind_of_prompt(value: Any) -> str | None:
-    """Told by the first entry, so that a long list of ids is read once and an error says what is wrong with it."""
+    """Returns the kind by the first entry, so that a long list is validated only once."""
     match value:
         case str():
             return "<text>"
@@ -96,8 +101,10 @@ class StreamOptions(Fields):
     include_obfuscation: bool = False
 
 
-class GenerationBody(StructuredFields, TermsFields):
-    """What chat, completions and `/generate` have in common. None: the checkpoint's default, else OpenAI's."""
+class GenerationBody(StructuredFields, SchedulingFields):
+    """Fields that chat, completions and `/generate` share. None means the checkpoint's default, or else OpenAI's."""
+
+    field_rules: ClassVar[FieldRules] = GENERATION_RULES
 
     n: Annotated[int, Field(ge=1, le=128)] = 1
     stream: bool = False
@@ -129,22 +136,13 @@ class GenerationBody(StructuredFields, TermsFields):
     cache_salt: CacheSalt = ""
 
     @property
-    def may_call(self) -> bool:
-        """Whether the answer may consist of calls of tools."""
-        return False
-
-    @property
-    def sends_ids(self) -> bool:
-        """Whether the answer is token ids, and no text."""
-        return False
-
-    @property
     def stop_strings(self) -> tuple[str, ...]:
+        """The stop strings, one by one."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def num_candidates(self) -> int:
-        """Choices to make for each prompt."""
+        """Number of choices to generate for each prompt."""
         return self.n
 
 
@@ -160,12 +158,12 @@ class CompletionBody(GenerationBody):
 
     @property
     def num_candidates(self) -> int:
-        """Choices to make for each prompt; the `n` likeliest are the answer."""
+        """Number of choices to generate for each prompt; the response holds the `n` most likely."""
         return self.best_of or self.n
 
     @property
     def prompts(self) -> Sequence[str | list[int]]:
-        """One by one."""
+        """The prompts, one by one."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
@@ -180,10 +178,6 @@ class GenerateBody(GenerationBody):
     logprobs: TopLogprobs | None = None
     from_state: str | None = None
 
-    @property
-    def sends_ids(self) -> bool:
-        return True
-
 
 class TextPart(BaseModel):
     type: Literal["text"]
@@ -196,6 +190,7 @@ class RefusalPart(BaseModel):
 
     @property
     def text(self) -> str:
+        """The refusal's text."""
         return self.refusal
 
 
@@ -221,23 +216,22 @@ class ChatMessage(BaseModel):
     tool_calls: Several[ToolCall] | None = None
     tool_call_id: str | None = None
 
-    @property
-    def text(self) -> str:
-        if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        return "\n".join(part.text for part in self.content)
-
-    @property
-    def num_characters(self) -> int:
-        """Characters of the text, and of the arguments of calls."""
-        return len(self.text) + sum(len(call.function.arguments) for call in self.tool_calls or ())
+    def as_message(self) -> ConversationMessage:
+        """Returns the message in the form that all APIs share."""
+        content = self.content
+        return ConversationMessage(
+            self.role,
+            tuple(part.text for part in content) if isinstance(content, list) else content,
+            tuple(call.as_call() for call in self.tool_calls or ()),
+            self.tool_call_id,
+        )
 
 
 Messages = Annotated[Several[ChatMessage], Field(min_length=1)]
 
 
 class TemplateFields(Body):
-    """How messages become a prompt."""
+    """Fields that decide how messages become a prompt."""
 
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
@@ -247,15 +241,15 @@ class TemplateFields(Body):
 
     @property
     def ending(self) -> Ending:
-        """A prompt gets an answer's header, unless this is declined or something else is asked for."""
+        """The prompt's ending: the header of an assistant's message, unless the request declines it."""
         default = not self.continue_final_message
         add_header = default if self.add_generation_prompt is None else self.add_generation_prompt
         return Ending(add_header, self.continue_final_message, self.chat_template_kwargs)
 
     @property
-    def usable_tools(self) -> Sequence[Tool]:
-        """Those that the model gets to know of."""
-        return [] if self.tool_choice == "none" else self.tools
+    def tool_options(self) -> ToolOptions:
+        """The tools and the tool choice."""
+        return tool_options(self.tools, self.tool_choice)
 
 
 class ChatBody(GenerationBody, TemplateFields):
@@ -269,8 +263,9 @@ class ChatBody(GenerationBody, TemplateFields):
     parallel_tool_calls: bool = True
 
     @property
-    def may_call(self) -> bool:
-        return bool(self.usable_tools)
+    def tool_options(self) -> ToolOptions:
+        """The tools and the tool choice."""
+        return tool_options(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
 
 
 class TokenizeBody(TemplateFields):

@@ -1,13 +1,15 @@
-"""What clients may send of tools: functions that the model may ask for, and calls of them in a conversation."""
+"""Schemas of tools: functions that the model may call, and their calls in a conversation."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, Tag
 
+from ...generation.conversation import FunctionCall, FunctionTool, ToolOptions
 from ..common.schema_base import Fields, union
 
 MAX_TOOLS: Final = 128
-"""OpenAI's."""
+"""Maximum number of tools, as in OpenAI's API."""
 
 FunctionName = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
 
@@ -32,6 +34,10 @@ class Function(Fields):
     parameters: dict[str, Any] = Field(default_factory=dict)
     strict: bool = False
 
+    def as_tool(self) -> FunctionTool:
+        """Returns the tool that the function is."""
+        return FunctionTool(self.name, self.description, self.parameters, self.strict)
+
 
 class Tool(Fields):
     type: Literal["function"]
@@ -44,11 +50,15 @@ class CalledFunction(Fields):
 
 
 class ToolCall(Fields):
-    """In a message of the assistant's."""
+    """A call, in an assistant's message."""
 
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
+
+    def as_call(self) -> FunctionCall:
+        """Returns the call without its envelope."""
+        return FunctionCall(self.id, self.function.name, self.function.arguments)
 
 
 class OtherTool(Fields):
@@ -90,3 +100,18 @@ ToolChoice = Annotated[
     | Annotated[AllowedTools, Tag("<allowed>")],
     union(_kind_of_choice, "must be a string or an object"),
 ]
+
+
+def tool_options(tools: Sequence[Tool], choice: ToolChoice, *, parallel: bool = True) -> ToolOptions:
+    """Returns the tools and the tool choice of a chat.
+
+    Args:
+      parallel: Whether a response may hold several calls.
+    """
+    functions = [tool.function.as_tool() for tool in tools]
+    if isinstance(choice, NamedTool):
+        return ToolOptions(functions, "required", [choice.function.name], parallel=False)
+    if isinstance(choice, AllowedTools):
+        allowed = choice.allowed_tools
+        return ToolOptions(functions, allowed.mode, sorted(allowed.names), parallel)
+    return ToolOptions(functions, choice, parallel=parallel)

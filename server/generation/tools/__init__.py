@@ -1,4 +1,4 @@
-"""Tools: how they are written in prompts, what holds a model to calling them, and how its calls are read."""
+"""Tools: their text in prompts, the grammars of calls, and the parser of calls in model output."""
 
 from .form import call_text, described, parameters, result_text, tools_text
 from .grammar import calls_spec, text_or_calls_spec

@@ -9,7 +9,6 @@ from fake_server import VOCAB_SIZE, make_service, served_model
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.server.api.anthropic.schemas import MessagesBody
-from roost.server.api.field_rules import rules_for
 from roost.server.api.openai.responses_schemas import ResponseBody
 from roost.server.api.openai.schemas import ChatBody, CompletionBody, DetokenizeBody, GenerateBody, TokenizeBody
 from roost.server.app import create_app
@@ -51,7 +50,7 @@ def requests(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     """A good request, of which up to three fields have been replaced."""
     path = draw(st.sampled_from(sorted(GOOD)))
     schema, good = GOOD[path]
-    names = st.sampled_from([*schema.model_fields, *sorted(rules_for(schema).refused)])
+    names = st.sampled_from([*schema.model_fields, *sorted(schema.field_rules.refused)])
     return path, {**good, **draw(st.dictionaries(names, values, max_size=3))}
 
 

@@ -14,12 +14,12 @@ from fake_server import served_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from roost.engine import FinishReason, SamplingParams
-from roost.server.api.anthropic.message_builder import MessageWriter
-from roost.server.api.common.responding import AnswerWriter, Envelope
-from roost.server.api.native.generate import TokensWriter
-from roost.server.api.openai.chat_completions import ChatWriter
-from roost.server.api.openai.completions import CompletionWriter
-from roost.server.api.openai.response_builder import ResponseWriter
+from roost.server.api.anthropic.message_builder import MessageBuilder
+from roost.server.api.common.response_builder import ResponseBuilder
+from roost.server.api.native.generate import TokensResponseBuilder
+from roost.server.api.openai.chat_completions import ChatResponseBuilder
+from roost.server.api.openai.completions import CompletionResponseBuilder
+from roost.server.api.openai.response_builder import ResponsesBuilder
 from roost.server.api.openai.responses_schemas import ResponseBody
 from roost.server.api.openai.schemas import ChatBody, CompletionBody, GenerateBody
 from roost.server.generation.delta import Delta, DeltaJoiner
@@ -137,9 +137,9 @@ def without_ids(event: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def told(writer: AnswerWriter, deltas: Sequence[Delta]) -> tuple[Any, ...]:
+def built(builder: ResponseBuilder, deltas: Sequence[Delta]) -> tuple[Any, ...]:
     reader, kinds, final = Reader(), [], None
-    for event in events(writer, deltas):
+    for event in events(builder, deltas):
         kind = str(event.get("type", ""))
         if not kinds or kinds[-1] != kind:
             kinds.append(kind)
@@ -151,61 +151,61 @@ def told(writer: AnswerWriter, deltas: Sequence[Delta]) -> tuple[Any, ...]:
     return kinds, reader.answer, None if final is None else (final["output"] and final["usage"], final["status"])
 
 
-def events(writer: AnswerWriter, deltas: Sequence[Delta]) -> Iterator[Mapping[str, Any]]:
-    yield from writer.opening()
+def events(builder: ResponseBuilder, deltas: Sequence[Delta]) -> Iterator[Mapping[str, Any]]:
+    yield from builder.opening()
     for delta in deltas:
-        yield from writer.chunks(delta)
-    yield from writer.closing()
+        yield from builder.chunks(delta)
+    yield from builder.closing()
 
 
-def chat_writer() -> AnswerWriter:
+def chat_builder() -> ResponseBuilder:
     body = ChatBody.model_validate(
         {"messages": HI, "n": 2, "logprobs": True, "return_token_ids": True, "return_timings": True}
         | {"stream": True, "stream_options": USAGE}
     )
-    return ChatWriter(Envelope.new("chatcmpl", body, MODEL), body, PROMPT)
+    return ChatResponseBuilder(body, MODEL, PROMPT)
 
 
-def completion_writer() -> AnswerWriter:
+def completion_builder() -> ResponseBuilder:
     body = CompletionBody.model_validate(
         {"prompt": "hi", "n": 2, "logprobs": 2, "echo": True, "return_token_ids": True}
         | {"stream": True, "stream_options": USAGE}
     )
-    return CompletionWriter(Envelope.new("cmpl", body, MODEL), body, [PROMPT])
+    return CompletionResponseBuilder(body, MODEL, [PROMPT])
 
 
-def tokens_writer() -> AnswerWriter:
+def tokens_builder() -> ResponseBuilder:
     body = GenerateBody.model_validate({"token_ids": [1], "n": 2, "logprobs": 2, "prompt_logprobs": 2})
-    return TokensWriter(Envelope.new("gen", body, MODEL), body, PROMPT)
+    return TokensResponseBuilder(body, MODEL, PROMPT)
 
 
-def response_writer(with_logprobs: bool = True) -> AnswerWriter:
+def responses_builder(with_logprobs: bool = True) -> ResponseBuilder:
     include = ["message.output_text.logprobs"] if with_logprobs else []
     body = ResponseBody.model_validate({"input": "hi", "include": include})
-    return ResponseWriter(body, MODEL, PROMPT, PARAMS, lambda response, message: None)
+    return ResponsesBuilder(body, MODEL, PROMPT, PARAMS, lambda response, message: None)
 
 
-WRITERS: dict[str, tuple[Callable[[], AnswerWriter], int]] = {
-    "chat": (chat_writer, 2),
-    "completions": (completion_writer, 2),
-    "generate": (tokens_writer, 2),
-    "responses": (response_writer, 1),
-    "responses without logprobs": (lambda: response_writer(with_logprobs=False), 1),
-    "messages": (lambda: MessageWriter(MODEL, PROMPT), 1),
+BUILDERS: dict[str, tuple[Callable[[], ResponseBuilder], int]] = {
+    "chat": (chat_builder, 2),
+    "completions": (completion_builder, 2),
+    "generate": (tokens_builder, 2),
+    "responses": (responses_builder, 1),
+    "responses without logprobs": (lambda: responses_builder(with_logprobs=False), 1),
+    "messages": (lambda: MessageBuilder(MODEL, PROMPT), 1),
 }
 
 
-@pytest.mark.parametrize("api", WRITERS)
+@pytest.mark.parametrize("api", BUILDERS)
 @settings(max_examples=30, deadline=None)
 @given(texts=st.tuples(ANSWERS, ANSWERS), cuts=st.tuples(CUTS, CUTS), end=ENDS)
 @example(texts=(call_text("f", "{}") + "\n" + call_text("f", "{}"), "日本"), cuts=([], []), end=FinishReason.STOP)
 def test_larger_events_tell_the_same(
     api: str, texts: tuple[str, str], cuts: tuple[list[int], list[int]], end: FinishReason
 ) -> None:
-    make_writer, num_choices = WRITERS[api]
+    make_builder, num_choices = BUILDERS[api]
     choices = [answer(texts[index], index, end) for index in range(num_choices)]
     fewer = [regrouped(choice, cuts[index]) for index, choice in enumerate(choices)]
-    assert told(make_writer(), [*itertools.chain(*fewer)]) == told(make_writer(), [*itertools.chain(*choices)])
+    assert built(make_builder(), [*itertools.chain(*fewer)]) == built(make_builder(), [*itertools.chain(*choices)])
 
 
 def held_bytes(work: Callable[[], object]) -> int:
@@ -222,11 +222,11 @@ NUM_TOKENS = 4_000
 
 
 @pytest.mark.parametrize("text", ["abcd", ""], ids=["text", "no text"])
-def test_the_writer_of_responses_keeps_the_text_and_not_the_deltas(text: str) -> None:
+def test_the_builder_of_responses_keeps_the_text_and_not_the_deltas(text: str) -> None:
     def work() -> None:
-        writer = response_writer(with_logprobs=False)
+        builder = responses_builder(with_logprobs=False)
         for _ in range(NUM_TOKENS):
-            for _ in writer.chunks(Delta(0, text, token_ids=(7,))):
+            for _ in builder.chunks(Delta(0, text, token_ids=(7,))):
                 pass
 
     assert held_bytes(work) < 32 * NUM_TOKENS

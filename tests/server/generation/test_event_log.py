@@ -5,8 +5,9 @@ import asyncio
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+from roost.server.api.openai.responses import replay
 from roost.server.errors import ApiError
-from roost.server.generation.event_log import EventLog, replay
+from roost.server.generation.event_log import EventLog
 
 EVENTS = [b"event: x\ndata: {}\n\n", b"yy", b"z"]
 

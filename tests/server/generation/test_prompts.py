@@ -2,10 +2,11 @@
 
 import asyncio
 import threading
+from typing import Literal
 
 import pytest
-from roost.server.api.openai.schemas import ChatMessage, CompletionBody
 from roost.server.errors import ApiError
+from roost.server.generation.conversation import ConversationMessage
 from roost.server.generation.prompts import Prompt, PromptEncoder
 from roost.server.text.served_model import ServedModel
 from roost.server.text.tokenizer import Tokenizer
@@ -44,23 +45,26 @@ async def test_the_text_of_ids_leaves_control_tokens_out(encoder: PromptEncoder,
     ],
 )
 def test_a_long_prompt_is_cut_but_for_its_bos(
-    encoder: PromptEncoder, ids: tuple[int, ...], limit: int | None, side: str, kept: tuple[int, ...]
+    encoder: PromptEncoder,
+    ids: tuple[int, ...],
+    limit: int | None,
+    side: Literal["left", "right"],
+    kept: tuple[int, ...],
 ) -> None:
-    body = {"prompt": "a", "truncate_prompt_tokens": limit, "truncation_side": side}
-    assert encoder.truncated(Prompt(ids), CompletionBody.model_validate(body)).token_ids == kept
+    assert encoder.truncated(Prompt(ids), limit, side).token_ids == kept
 
 
 async def test_control_tokens_in_a_message_are_plain_text(encoder: PromptEncoder) -> None:
-    prompt = await encoder.chat([ChatMessage(role="user", content="<end_of_turn>")])
+    prompt = await encoder.chat([ConversationMessage("user", "<end_of_turn>")])
     assert prompt.token_ids.count(107) == 1  # the turn's own
 
 
 @pytest.mark.parametrize(
-    "message", [{"role": "narrator", "content": "hi"}, {"role": "tool", "content": "hi", "tool_call_id": "c1"}]
+    "message", [{"role": "narrator", "content": "hi"}, {"role": "tool", "content": "hi", "call_id": "c1"}]
 )
 async def test_messages_that_make_no_conversation(encoder: PromptEncoder, message: dict[str, str]) -> None:
     with pytest.raises(ApiError) as caught:
-        await encoder.chat([ChatMessage.model_validate(message)])
+        await encoder.chat([ConversationMessage(**message)])
     assert (caught.value.status_code, caught.value.body["error"]["param"]) == (400, "messages")
 
 
@@ -69,18 +73,18 @@ async def test_messages_that_make_no_conversation(encoder: PromptEncoder, messag
     [
         {"role": "n" * 10_000, "content": "hi"},
         {"role": "n" * 10_000},
-        {"role": "tool", "content": "hi", "tool_call_id": "c" * 10_000},
+        {"role": "tool", "content": "hi", "call_id": "c" * 10_000},
     ],
 )
 async def test_an_error_does_not_repeat_a_long_name(encoder: PromptEncoder, message: dict[str, str]) -> None:
     with pytest.raises(ApiError) as caught:
-        await encoder.chat([ChatMessage.model_validate(message)])
+        await encoder.chat([ConversationMessage(**message)])
     assert len(caught.value.body["error"]["message"]) < 250
 
 
 async def test_an_assistants_message_may_have_no_content(encoder: PromptEncoder) -> None:
-    user = ChatMessage(role="user", content="hi")
-    await encoder.chat([user, ChatMessage(role="assistant"), user])
+    user = ConversationMessage("user", "hi")
+    await encoder.chat([user, ConversationMessage("assistant"), user])
 
 
 @pytest.mark.parametrize(("length", "on_loop"), [(10, True), (100_000, False)])

@@ -1,25 +1,25 @@
 """How long responses are remembered, and what that takes."""
 
 import gc
-import json
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from roost.server.api.common.json_response import to_json
 from roost.server.api.openai.input_items import page
-from roost.server.api.openai.schemas import ChatMessage
 from roost.server.errors import ApiError
+from roost.server.generation.conversation import ConversationMessage, FunctionCall
 from roost.server.generation.event_log import EventLog
 from roost.server.generation.response_store import ResponseStore, pack
 from roost.server.tenancy.tenant import tenant
 
-HELLO = ChatMessage(role="user", content="hello")
+HELLO = ConversationMessage("user", "hello")
 
 
 def keep(store: ResponseStore, name: str, text: str = "", *, events: EventLog | None = None, **fields: Any) -> None:
-    response = {"id": name, "instructions": None, "background": False, "text": text, **fields}
-    store.keep(response, pack([HELLO]), events)
+    response = {"id": name, "instructions": None, "text": text, **fields}
+    store.keep(name, to_json(response), pack([HELLO]), events)
 
 
 def knows(store: ResponseStore, name: str) -> bool:
@@ -77,11 +77,11 @@ def test_whatever_a_response_holds_makes_room(fields: dict[str, Any]) -> None:
 def test_messages_make_room() -> None:
     store = ResponseStore(max_bytes=40_000)
     for name in "abcdefgh":
-        messages = [ChatMessage(role="user", content="x" * 10_000)]
-        store.keep({"id": name, "background": False}, pack(messages))
+        messages = [ConversationMessage("user", "x" * 10_000)]
+        store.keep(name, b"{}", pack(messages))
     assert len(known(store, "abcdefgh")) == 3
-    answer = ChatMessage(role="assistant", content="x" * 10_000)
-    store.keep({"id": "h", "background": False}, pack(messages), None, answer)
+    output = ConversationMessage("assistant", "x" * 10_000)
+    store.keep("h", b"{}", pack(messages), None, output)
     assert len(known(store, "abcdefgh")) == 2
 
 
@@ -130,7 +130,7 @@ def test_an_answer_is_part_of_the_conversation() -> None:
     store = ResponseStore()
     keep(store, "a")
     assert texts(store, "a") == ["hello"]
-    store.keep({"id": "a", "background": True}, pack([HELLO]), None, ChatMessage(role="assistant", content="you"))
+    store.keep("a", b"{}", pack([HELLO]), None, ConversationMessage("assistant", "you"), is_background=True)
     assert texts(store, "a") == ["hello", "you"]
     assert store.get("a").is_background
 
@@ -149,17 +149,15 @@ def test_what_is_gone_cannot_be_gone_on_from() -> None:
 
 
 async def test_messages_are_kept_as_they_were() -> None:
-    """Also calls, results, parts, and fields that are nobody's."""
-    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}, "more": [1]}
-    sent = [
-        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "é\u2028"}]},
-        {"role": "assistant", "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "call_1", "content": ""},
-        {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+    """Also calls, results and parts."""
+    messages = [
+        ConversationMessage("user", ("a", "é\u2028")),
+        ConversationMessage("assistant", calls=(FunctionCall("call_1", "f", '{"a": 1}'),)),
+        ConversationMessage("tool", "", call_id="call_1"),
+        ConversationMessage("assistant", ("no",)),
     ]
-    messages = [ChatMessage.model_validate_json(json.dumps(message)) for message in sent]
     store = ResponseStore()
-    store.keep({"id": "a", "background": False}, pack(messages))
+    store.keep("a", b"{}", pack(messages))
     async with store.unpacked(store.get("a")) as unpacked:
         assert unpacked == messages
     async with store.unpacked(None) as unpacked:
@@ -178,11 +176,9 @@ KEEPERS: dict[str, Callable[[ResponseStore, int], None]] = {
     "metadata": lambda store, i: keep(store, f"{i}", metadata={f"{k}": text(500) for k in range(16)}),
     "nothing": lambda store, i: keep(store, f"{i}"),
     "messages": lambda store, i: store.keep(
-        {"id": f"{i}", "background": False}, pack([ChatMessage(role="user", content="hi") for _ in range(300)])
+        f"{i}", b"{}", pack([ConversationMessage("user", "hi") for _ in range(300)])
     ),
-    "answer": lambda store, i: store.keep(
-        {"id": f"{i}", "background": False}, b"[]", None, ChatMessage(role="assistant", content=text(20_000))
-    ),
+    "answer": lambda store, i: store.keep(f"{i}", b"{}", b"[]", None, ConversationMessage("assistant", text(20_000))),
     "events": lambda store, i: keep_events(store, f"{i}"),
 }
 

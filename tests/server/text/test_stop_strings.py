@@ -1,6 +1,5 @@
 """Cost of stop strings per request and per token, whatever their number and length."""
 
-import asyncio
 import sys
 import threading
 import tracemalloc
@@ -12,9 +11,10 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from roost.engine import SamplingParams
-from roost.server.api.openai.schemas import MAX_TOTAL_STOP_CHARACTERS, CompletionBody
+from roost.server.api.openai.schemas import MAX_TOTAL_STOP_CHARACTERS
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.service import Service
+from roost.server.generation.spec import GenerationSpec
 from roost.server.text.detokenizer import Detokenizer
 from roost.server.text.stop_strings import StopStrings, StopStringsBuilder
 from roost.server.text.tokenizer import Tokenizer
@@ -54,15 +54,10 @@ def test_cost_of_a_token_does_not_depend_on_the_number_of_strings(
     assert cost(strings) < 3 * cost(["b" * 16])
 
 
-async def never() -> Any:
-    """ASGI channel of a client that stays connected."""
-    await asyncio.get_running_loop().create_future()
-
-
 async def test_choices_of_a_request_share_one_automaton(service: Service) -> None:
-    body = CompletionBody(prompt="a", n=128, stop=[*SHARED_PREFIX[1:], "x" * 256])
     params = [SamplingParams(seed=seed) for seed in range(128)]
-    choices = await service.choices(body, [Prompt((4,))], params, None, receive=never)
+    spec = GenerationSpec([Prompt((4,))], params, stop=[*SHARED_PREFIX[1:], "x" * 256])
+    choices = await service.choices(spec)
     tracemalloc.start()
     try:
         detokenizers = [Detokenizer(service.model.tokenizer, choice.stop) for choice in choices]

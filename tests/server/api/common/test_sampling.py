@@ -6,7 +6,7 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from roost.engine import SamplingParams, TokenLogprobs
-from roost.server.api.openai.completions import likeliest
+from roost.server.api.openai.completions import most_likely
 from roost.server.generation.delta import Delta
 from roost.server.text.tokenizer import Tokenizer
 
@@ -38,7 +38,7 @@ async def test_penalties_and_biases(client: httpx.AsyncClient, engine: FakeEngin
     assert params.allowed_token_ids == (7, 9)
 
 
-async def test_no_mass_is_the_likeliest_token(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_no_mass_is_the_most_likely_token(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     """As clients send it, where vLLM has an error."""
     params = await asked(client, engine, top_p=0, temperature=1.5)
     assert (params.temperature, params.top_p) == (0.0, 1.0)
@@ -68,7 +68,7 @@ async def test_bad_words_are_bad_at_the_start_and_behind_a_space(
     assert params.bad_words[2] == (A, B)
 
 
-async def test_named_tokens_are_told_beside_the_likeliest(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_named_tokens_are_told_beside_the_most_likely(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     answer = (await complete(client, logprobs=1, logprob_token_ids=[29, 5])).json()
     assert engine.requests[-1].params.logprob_token_ids == (29, 5)
     assert answer["choices"][0]["logprobs"]["top_logprobs"][0] == {"b": -0.5, "z": -2.9}
@@ -89,11 +89,11 @@ def scored(index: int, *logprobs: float) -> Delta:
     return Delta(index, logprobs=tuple(TokenLogprobs(value) for value in logprobs))
 
 
-def test_the_likeliest_candidates_of_each_prompt_are_kept() -> None:
+def test_the_most_likely_candidates_of_each_prompt_are_kept() -> None:
     """By the mean over their tokens, so that a short answer has no advantage."""
     choices = [scored(0, -3.0), scored(1, -1.0, -1.5), scored(2, -2.0), scored(3), scored(4, -9.0), scored(5, -0.1)]
-    assert [choice.index for choice in likeliest(choices, 2, 3)] == [1, 2, 3, 5]
-    assert [choice.index for choice in likeliest(choices, 3, 3)] == [0, 1, 2, 3, 4, 5]
+    assert [choice.index for choice in most_likely(choices, 2, 3)] == [1, 2, 3, 5]
+    assert [choice.index for choice in most_likely(choices, 3, 3)] == [0, 1, 2, 3, 4, 5]
 
 
 async def test_best_of_makes_more_than_it_tells(client: httpx.AsyncClient, engine: FakeEngine) -> None:

@@ -9,10 +9,9 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from fake_server import live, make_service, until
-from roost.server.api.common.responding import Envelope
 from roost.server.api.common.sse import KEEP_ALIVE
 from roost.server.api.common.streaming import stream_events
-from roost.server.api.openai.chat_completions import ChatWriter
+from roost.server.api.openai.chat_completions import ChatResponseBuilder
 from roost.server.api.openai.schemas import ChatBody
 from roost.server.generation.delta import Delta
 from roost.server.generation.generation import Generation
@@ -96,10 +95,10 @@ class Scripted(Generation):
 async def test_a_stream_of_tokens_without_text_is_kept_alive_too(model: ServedModel) -> None:
     """Tokens keep coming, but all of them are held back, as for a stop string, or have no text."""
     body = ChatBody.model_validate({"messages": [{"role": "user", "content": "hi"}]})
-    writer = ChatWriter(Envelope.new("chatcmpl", body, model), body, Prompt((4,)))
+    builder = ChatResponseBuilder(body, model, Prompt((4,)))
     silent = Delta(0, token_ids=(7,))
     generation = Scripted([silent, Delta(0, "b", token_ids=(7,)), silent, silent])
-    events = [event async for event in stream_events(generation, None, writer, keep_alive_s=0.0)]
+    events = [event async for event in stream_events(generation, None, builder, keep_alive_s=0.0)]
     assert [event == KEEP_ALIVE for event in events] == [False, True, False, True, True, False]
 
 

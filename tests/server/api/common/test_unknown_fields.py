@@ -2,15 +2,12 @@
 
 import json
 import urllib.parse
-from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 from roost.server.api.anthropic.schemas import MessagesBody
 from roost.server.api.common.schema_base import Fields
-from roost.server.api.common.unknown_fields import FieldCheck
-from roost.server.api.field_rules import rules_for
 from roost.server.api.openai.responses_schemas import ResponseBody
 from roost.server.api.openai.schemas import ChatBody, CompletionBody, GenerateBody
 from roost.server.app import create_app
@@ -38,7 +35,7 @@ def warnings_of(response: httpx.Response) -> list[str]:
 
 
 def refused_by(kind: type[Fields]) -> list[str]:
-    return sorted(rules_for(kind).refused.keys() - kind.model_fields.keys())
+    return sorted(kind.field_rules.refused.keys() - kind.model_fields.keys())
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in refused_by(kind)])
@@ -50,7 +47,7 @@ async def test_what_would_change_the_answer_is_refused_unless_neutral(
     message = response.json()["error"]["message"]
     assert f"{name} is not supported: " in message
     assert "yet" not in message
-    for value in rules_for(kind).refused[name].neutral:
+    for value in kind.field_rules.refused[name].neutral:
         response = await post(client, kind, **{name: value})
         assert response.status_code == 200, (name, value, response.text)
         assert warnings_of(response) == []
@@ -58,7 +55,7 @@ async def test_what_would_change_the_answer_is_refused_unless_neutral(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_what_changes_nothing_passes_whatever_it_holds(client: httpx.AsyncClient, kind: type[Fields]) -> None:
-    names = rules_for(kind).ignored - kind.model_fields.keys()
+    names = kind.field_rules.ignored - kind.model_fields.keys()
     response = await post(client, kind, **{name: {"any": ["thing"]} for name in names})
     assert response.status_code == 200
     assert warnings_of(response) == []
@@ -104,7 +101,7 @@ async def test_one_request_does_not_see_the_reports_of_another(client: httpx.Asy
 
 
 async def test_a_strict_server_says_which_field_was_meant(service: Service) -> None:
-    app = create_app(replace(service, check_fields=FieldCheck(strict=True)))
+    app = create_app(service, strict=True)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
         error = (await post(client, ChatBody, frequncy_penalty=1)).json()["error"]
         assert error["message"] == "the field 'frequncy_penalty' is unknown; did you mean frequency_penalty?"

@@ -1,12 +1,10 @@
 """Values that a request may have, and the field that is named where it may not."""
 
-from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from roost.server.api.common.unknown_fields import FieldCheck
 from roost.server.api.openai.schemas import ChatBody, CompletionBody
 from roost.server.app import create_app
 from roost.server.generation.service import Service
@@ -191,7 +189,7 @@ async def test_unknown_fields_are_logged_once(client: httpx.AsyncClient, caplog:
 
 
 async def test_a_strict_server_refuses_unknown_fields_by_name(service: Service) -> None:
-    app = create_app(replace(service, check_fields=FieldCheck(strict=True)))
+    app = create_app(service, strict=True)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
         for path, good in (
             ("/v1/chat/completions", {"messages": HI, "max_tokens": 1}),
@@ -219,7 +217,7 @@ def test_the_newer_name_of_the_limit_wins() -> None:
 def test_parts_of_text_are_joined_by_line_breaks() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]
     body = ChatBody.model_validate({"messages": [{"role": "user", "content": parts}]})
-    assert body.messages[0].text == "a\nb"
+    assert body.messages[0].as_message().text == "a\nb"
 
 
 @pytest.mark.parametrize(

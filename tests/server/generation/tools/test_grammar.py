@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from roost.server.api.openai.tool_schemas import Function, Tool
+from roost.server.generation.conversation import FunctionTool
 from roost.server.generation.tools import CallReader, call_text, calls_spec, join_calls, text_or_calls_spec
 from roost.server.text.grammar import GrammarCompiler, GrammarError, schema_text
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
@@ -21,8 +21,8 @@ PLACE = {
     "$defs": {"city": {"enum": ["Oslo", "Rome"]}},
 }
 TOOLS = [
-    Tool(type="function", function=Function(name="get_weather", parameters=PLACE)),
-    Tool(type="function", function=Function(name="now")),
+    FunctionTool("get_weather", parameters=PLACE),
+    FunctionTool("now"),
 ]
 TOKENIZER = synthetic_tokenizer(1024)
 OSLO = call_text("get_weather", '{"city": "Oslo"}')
@@ -85,6 +85,6 @@ async def test_any_walk_ends_in_calls(seed: int) -> None:
 
 
 def test_arguments_are_an_object() -> None:
-    tool = Tool(type="function", function=Function(name="f", parameters={"type": "array"}))
+    tool = FunctionTool("f", parameters={"type": "array"})
     with pytest.raises(GrammarError, match="parameters of f must be of the type object"):
         calls_spec([tool], parallel=True)

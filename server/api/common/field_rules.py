@@ -1,4 +1,4 @@
-"""Which fields that are not in a schema are refused, and which change nothing. The tables behind `fields.py`.
+"""Fields that no schema names: those that are refused, and those that change nothing.
 
 Names are those of OpenAI, Anthropic, vLLM, SGLang, llama.cpp, TGI, Ollama and OpenRouter.
 """
@@ -7,19 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .anthropic.schemas import CountTokensBody
-from .common.schema_base import Fields
-from .openai.responses_schemas import ResponseBody
-from .openai.schemas import GenerationBody
-
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A field that would change the answer, and whose effect does not exist here.
+    """A field that would change the response, and whose effect does not exist here.
 
     Attributes:
-      neutral: values with which it would change nothing; many clients send them.
-      instead: what to do instead, as the end of a sentence; "" where there is nothing.
+      neutral: Values that would change nothing; many clients send them.
+      instead: What to do instead, as the end of a sentence; empty if there is nothing.
     """
 
     neutral: tuple[Any, ...] = ()
@@ -28,10 +23,11 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class FieldRules:
-    """
+    """Rules for the fields that the schema of a body does not name.
+
     Attributes:
-      refused: fields that are refused unless they hold a neutral value.
-      ignored: fields that change nothing here, whatever they hold.
+      refused: Fields that are refused unless they hold a neutral value.
+      ignored: Fields that change nothing here, whatever they hold.
     """
 
     refused: Mapping[str, Refusal]
@@ -65,7 +61,7 @@ _SAMPLERS: Final[Mapping[str, Refusal]] = {
     "typical": Refusal((1,), "use typical_p"),
     "xtc_probability": Refusal(_OFF),
 }
-"""Samplers of others, by the field that switches each on."""
+"""Samplers of other servers, by the field that enables each."""
 
 _SAMPLER_DETAILS: Final = frozenset(
     {
@@ -84,7 +80,7 @@ _SAMPLER_DETAILS: Final = frozenset(
         "xtc_threshold",
     }
 )
-"""Parameters of those samplers, which mean nothing while the sampler is off."""
+"""Parameters of those samplers, which mean nothing while the sampler is disabled."""
 
 _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
     **_SAMPLERS,
@@ -207,15 +203,9 @@ _MESSAGES_IGNORED: Final = frozenset(
     {"context_management", "inference_geo", "metadata", "service_tier", "speed", "thinking"}
 )
 
-_NO_RULES: Final = FieldRules({}, frozenset())
-_RULES: Final[Mapping[type[Fields], FieldRules]] = {
-    GenerationBody: FieldRules(_GENERATION_REFUSED, _GENERATION_IGNORED),
-    ResponseBody: FieldRules({**_SAMPLERS, **_RESPONSES_REFUSED}, _SAMPLER_DETAILS | _RESPONSES_IGNORED),
-    CountTokensBody: FieldRules({**_SAMPLERS, **_MESSAGES_REFUSED}, _SAMPLER_DETAILS | _MESSAGES_IGNORED),
-}
-"""By the kind of body, which stands for its subclasses too."""
+NO_RULES: Final = FieldRules({}, frozenset())
+"""Rules of bodies without fields of other servers: every name that the schema lacks is unknown."""
 
-
-def rules_for(kind: type[Fields]) -> FieldRules:
-    """Returns the rules of a kind of body; without any, all names that its schema lacks are unknown."""
-    return next((rules for base, rules in _RULES.items() if issubclass(kind, base)), _NO_RULES)
+GENERATION_RULES: Final = FieldRules(_GENERATION_REFUSED, _GENERATION_IGNORED)
+RESPONSES_RULES: Final = FieldRules({**_SAMPLERS, **_RESPONSES_REFUSED}, _SAMPLER_DETAILS | _RESPONSES_IGNORED)
+MESSAGES_RULES: Final = FieldRules({**_SAMPLERS, **_MESSAGES_REFUSED}, _SAMPLER_DETAILS | _MESSAGES_IGNORED)

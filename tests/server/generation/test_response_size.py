@@ -14,13 +14,14 @@ from fake_engine import FakeEngine
 from fake_server import make_service, served_model
 from fastapi import FastAPI
 from pydantic import BaseModel, field_validator
+from roost.server.api.common.json_response import large_to_json, to_json
 from roost.server.api.common.json_route import JsonRoute
-from roost.server.api.common.sampling import chat_params, completion_params, generate_params
-from roost.server.api.common.sse import large_to_json, to_json
+from roost.server.api.native.generate import generate_spec
+from roost.server.api.openai.chat_completions import chat_spec
+from roost.server.api.openai.completions import completion_spec
 from roost.server.api.openai.schemas import ChatBody, CompletionBody, GenerateBody
 from roost.server.app import create_app
-from roost.server.generation.answer_size import MAX_ANSWER_BYTES, answer_size
-from roost.server.generation.prompts import Prompt
+from roost.server.generation.response_size import MAX_RESPONSE_BYTES, response_size
 from roost.server.generation.service import Service
 from roost.server.middleware.body_limit import BodyLimit
 from roost.server.text.piece_tokenizer import SentencePieceTokenizer
@@ -208,10 +209,10 @@ async def test_an_answer_without_a_limit_gets_one(client: httpx.AsyncClient, eng
     for extra, is_limited in (({}, True), ({"stream": True}, False), ({"max_tokens": 10**8}, True)):
         await client.post("/v1/chat/completions", json={**chat, **extra})
         limit = engine.requests[-1].params.max_tokens
-        assert (limit is not None and limit * 300 < MAX_ANSWER_BYTES) is is_limited
+        assert (limit is not None and limit * 300 < MAX_RESPONSE_BYTES) is is_limited
 
 
-PROMPT = Prompt(tuple(4 + number % 20 for number in range(1000)))
+PROMPT = [4 + number % 20 for number in range(1000)]
 
 
 @pytest.mark.parametrize(
@@ -230,11 +231,10 @@ async def test_no_answer_takes_more_than_was_computed(
 ) -> None:
     """At its worst moment, by tracemalloc; the engine's part included."""
     name = "prompt" if kind is CompletionBody else "token_ids"
-    content = {name: list(PROMPT.token_ids), "max_tokens": 1, **fields}
+    content = {name: PROMPT, "max_tokens": 1, **fields}
     body = kind.model_validate(content)
-    make: Any = completion_params if kind is CompletionBody else generate_params
-    params = make(body, service.model)
-    computed = answer_size(body, [PROMPT], params, service.model.tokenizer).prompt_bytes
+    convert: Any = completion_spec if kind is CompletionBody else generate_spec
+    computed = response_size(await convert(body, service), service.model.tokenizer).prompt_bytes
     assert await _peak(service, path, content) <= computed + FLOOR
 
 
@@ -244,11 +244,11 @@ async def test_no_long_answer_takes_more_than_its_limit_allows(engine: FakeEngin
     engine.says = [5] * 500
     content = {**body.model_dump(exclude_unset=True), "max_tokens": 500}
     with pytest.raises(Exception, match="max_tokens: the answer could take"):
-        answer_size(body, [PROMPT], chat_params(body, service.model), service.model.tokenizer)
+        response_size(await chat_spec(body, service), service.model.tokenizer)
     unlimited = body.model_copy(update={"max_tokens": None, "ignore_eos": False})
-    (params,) = answer_size(unlimited, [PROMPT], chat_params(unlimited, service.model), service.model.tokenizer).params
+    (params,) = response_size(await chat_spec(unlimited, service), service.model.tokenizer).params
     assert params.max_tokens is not None
-    assert await _peak(service, "/v1/chat/completions", content) / 500 <= MAX_ANSWER_BYTES / params.max_tokens
+    assert await _peak(service, "/v1/chat/completions", content) / 500 <= MAX_RESPONSE_BYTES / params.max_tokens
 
 
 FLOOR = 300_000

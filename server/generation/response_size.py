@@ -1,0 +1,136 @@
+"""Maximum memory of a response, computed before any of it is generated.
+
+All sizes cover everything that one token needs on its way: the engine's output, the response's objects, and JSON.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+from ...engine import SamplingParams
+from ..errors import ApiError, response_too_large
+from ..text.tokenizer import Tokenizer
+from .spec import GenerationSpec
+
+MAX_RESPONSE_BYTES: Final = 256 * 2**20
+"""Room for about 750,000 tokens, or 20,000 with 20 alternatives each."""
+
+_TOKEN_BYTES: Final = 360
+"""Memory of a generated token: mostly the objects that carry it."""
+
+_ALTERNATIVE_BYTES: Final = 640
+"""Memory of a log-probability with the name of its token, of 16 bytes."""
+
+_NAME_BYTES: Final = 24
+"""Memory of one byte of a token's name, in all its forms."""
+
+_TEXT_BYTES: Final = 8
+"""Memory of one byte of repeated prompt text: wide characters take 4 bytes each, and JSON may escape them."""
+
+_ID_BYTES: Final = 12
+"""Memory of a repeated token id, as JSON."""
+
+_FIX: Final = "leave {} out, or send a lower n, fewer or shorter prompts"
+
+
+class _Part(NamedTuple):
+    """A part of a response.
+
+    Attributes:
+      param: Field that asks for the part.
+      fix: How to ask for less.
+    """
+
+    num_bytes: int
+    param: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseSize:
+    """
+    Attributes:
+      prompt_bytes: Memory of the repeated parts of the prompts.
+      params: Sampling parameters of each choice of a prompt, limited to the tokens that a whole response has room for.
+    """
+
+    prompt_bytes: int
+    params: list[SamplingParams]
+
+
+def response_size(spec: GenerationSpec, tokenizer: Tokenizer) -> ResponseSize:
+    """Returns the memory that a response may take.
+
+    Raises:
+      ApiError: 400, the response could hold more than `MAX_RESPONSE_BYTES`.
+    """
+    parts, params = _prompt_parts(spec, tokenizer), spec.params
+    prompt_bytes = sum(part.num_bytes for part in parts)
+    if prompt_bytes > MAX_RESPONSE_BYTES:
+        raise _too_large(max(parts), prompt_bytes)
+    if not spec.holds_output:
+        return ResponseSize(prompt_bytes, list(params))
+    first = params[0]
+    per_token = _TOKEN_BYTES + _logprob_bytes(first, tokenizer)
+    num_choices, limit = len(spec.prompts) * len(params), first.max_tokens
+    room = (MAX_RESPONSE_BYTES - prompt_bytes) // (num_choices * per_token)
+    has_logprobs = first.logprobs is not None  # without them, a huge limit often means no limit
+    requested = limit if has_logprobs and limit is not None and spec.limit_param is not None else first.min_tokens
+    if requested > room:
+        part = _generated(spec, is_min=requested == first.min_tokens)
+        raise _too_large(part, prompt_bytes + requested * num_choices * per_token)
+    if limit is None or limit > room:
+        return ResponseSize(prompt_bytes, [replace(each, max_tokens=max(room, 1)) for each in params])
+    return ResponseSize(prompt_bytes, list(params))
+
+
+def text_response_bytes(token_ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    """Returns the maximum memory of a response with the text of these ids, and the ids themselves.
+
+    Raises:
+      ApiError: 400, the response could hold more than `MAX_RESPONSE_BYTES`.
+    """
+    num_bytes = len(token_ids) * (_ID_BYTES + 3 * tokenizer.max_token_bytes)
+    if num_bytes > MAX_RESPONSE_BYTES:
+        raise response_too_large("tokens", num_bytes, MAX_RESPONSE_BYTES, "send fewer tokens at a time")
+    return num_bytes
+
+
+def _prompt_parts(spec: GenerationSpec, tokenizer: Tokenizer) -> list[_Part]:
+    copies, num_candidates = spec.copies, len(spec.params)
+    num_tokens = sum(len(prompt.token_ids) for prompt in spec.prompts)
+    parts = [_Part(0, "prompt", "send fewer or shorter prompts")]
+    if copies.logprobs is not None:
+        each = num_tokens * _entry_bytes(copies.logprobs, tokenizer)
+        parts.append(_Part(each * num_candidates, "prompt_logprobs", _FIX.format("prompt_logprobs")))
+    if copies.token_ids:
+        num_bytes = num_tokens * copies.token_ids * _ID_BYTES
+        parts.append(_Part(num_bytes, "return_token_ids", _FIX.format("return_token_ids")))
+    if copies.is_echoed:
+        each = sum(prompt.num_text_bytes(tokenizer) for prompt in spec.prompts) * _TEXT_BYTES
+        if copies.echo_logprobs is not None:
+            each += num_tokens * _entry_bytes(copies.echo_logprobs, tokenizer)
+        parts.append(_Part(each * num_candidates, "echo", _FIX.format("echo")))
+    return parts
+
+
+def _generated(spec: GenerationSpec, *, is_min: bool) -> _Part:
+    """Returns the generated part, whose size an error states by itself."""
+    param = "min_tokens" if is_min else spec.limit_param or "max_tokens"
+    fewer = " or logprobs" if spec.params[0].logprobs is not None else ""
+    return _Part(0, param, f"send a lower {param}, n{fewer}, or stream: true")
+
+
+def _logprob_bytes(params: SamplingParams, tokenizer: Tokenizer) -> int:
+    if params.logprobs is None:
+        return 0
+    return _entry_bytes(params.logprobs + len(params.logprob_token_ids), tokenizer)
+
+
+def _entry_bytes(num_alternatives: int, tokenizer: Tokenizer) -> int:
+    """Returns the memory of one token's log-probability and its alternatives, if all have the longest names."""
+    return _ALTERNATIVE_BYTES * (num_alternatives + 1) + _NAME_BYTES * tokenizer.max_token_bytes
+
+
+def _too_large(part: _Part, num_bytes: int) -> ApiError:
+    return response_too_large(part.param, num_bytes, MAX_RESPONSE_BYTES, part.fix)

@@ -1,0 +1,67 @@
+"""The request for a generation, independent of the API that it came through."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...engine import SamplingParams
+from .output_constraint import OutputConstraint
+from .prompts import Prompt
+from .state_store import StoredState
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCopies:
+    """Parts of the prompts that a response repeats.
+
+    Attributes:
+      token_ids: Number of copies of each prompt's token ids.
+      logprobs: Number of alternatives of each prompt token in `prompt_logprobs`; None without them.
+      is_echoed: Whether every choice begins with the prompt's text.
+      echo_logprobs: Number of alternatives of each token of that text; None without log-probabilities.
+    """
+
+    token_ids: int = 0
+    logprobs: int | None = None
+    is_echoed: bool = False
+    echo_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSpec:
+    """A request for choices of one or several prompts.
+
+    Attributes:
+      prompts: Prompts, with at least one token each.
+      params: Sampling parameters of the choices of each prompt, which differ in their seeds.
+      constraint: Constraint on the output of every choice.
+      stop: Stop strings.
+      include_stop: Whether the output includes the stop string, or the text of the stop token, that ended it.
+      ignore_eos: Whether end tokens do not end the output.
+      may_call: Whether the output may consist of tool calls.
+      sends_ids: Whether clients receive token ids instead of text.
+      holds_output: Whether the whole output is held until the response ends, as opposed to streamed and forgotten.
+      limit_param: Field that limits the number of tokens; None if the request has no limit of its own.
+      copies: Parts of the prompts that the response repeats.
+      state: Saved state that all prompts continue; its token history is part of them already.
+      cache_salt: Requests share cached states only with those of the same salt.
+      priority: Scheduling priority; lower values go first.
+      queue_timeout_s: Maximum time without a slot, in seconds.
+      timeout_s: Maximum time until the last token, in seconds.
+    """
+
+    prompts: Sequence[Prompt]
+    params: Sequence[SamplingParams]
+    constraint: OutputConstraint | None = None
+    stop: Sequence[str] = ()
+    include_stop: bool = False
+    ignore_eos: bool = False
+    may_call: bool = False
+    sends_ids: bool = False
+    holds_output: bool = True
+    limit_param: str | None = None
+    copies: PromptCopies = PromptCopies()
+    state: StoredState | None = None
+    cache_salt: str = ""
+    priority: int = 0
+    queue_timeout_s: float | None = None
+    timeout_s: float | None = None
