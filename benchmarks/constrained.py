@@ -1,13 +1,13 @@
-"""What structured output costs: those who ask for it, and those beside them.
+"""Measures the cost of structured output, for constrained requests and for those beside them.
 
     python benchmarks/constrained.py [--model demo] [--requests 32] [--constrained 8] [--tokens 128] [--json]
 
-First the masks alone: how long a grammar takes to compile, and `fill_mask` and `advance` for each token of a typical
-answer, with made-up vocabularies of 32,000 and 256,000 tokens. Then an engine without HTTP: some requests run together
-until each has so many tokens, without any constraint, with constraints that allow everything, and with a JSON schema;
-rounds alternate between the three. What is told is the time per token of those that are free in all of them: of each
-the mean, of these the median, and of the rounds the median again. The constraint that allows everything costs no mask
-to speak of, so it shows what the engine pays for asking the host.
+First the masks alone: the time to compile a grammar, and of `fill_mask` and `advance` for each token of a typical
+output, with synthetic vocabularies of 32,000 and 256,000 tokens. Then an engine without HTTP: requests run together
+until each has a number of tokens, without any constraint, with constraints that allow everything, and with a JSON
+schema; rounds alternate between the three. Reported is the time per token of the requests that are unconstrained in all
+three: the mean of each request, the median of these, and the median over rounds. The constraint that allows everything
+has practically no cost of masks, so it shows what the engine pays for the exchange with the host.
 """
 
 import argparse
@@ -56,11 +56,11 @@ ANSWER = {
     "address": {"city": "Porto"},
 }
 PEOPLE = {"type": "array", "items": PERSON, "minItems": 50}
-"""Longer than any answer here, so that none ends early."""
+"""Text longer than any output here, so that no output ends early."""
 
 
 class MaskTimes(NamedTuple):
-    """Of one vocabulary; milliseconds, but for the numbers."""
+    """Results for one vocabulary; times in milliseconds."""
 
     vocabulary: int
     tokens: int
@@ -71,7 +71,7 @@ class MaskTimes(NamedTuple):
 
 
 class Neighbours(NamedTuple):
-    """What those without a constraint got."""
+    """Results for unconstrained requests."""
 
     constraint: str
     constrained: int
@@ -80,7 +80,7 @@ class Neighbours(NamedTuple):
 
 
 class Anything:
-    """A constraint that allows all tokens."""
+    """Constraint that allows all tokens."""
 
     def is_ready(self, wait_s: float) -> bool:
         return True
@@ -93,7 +93,7 @@ class Anything:
 
 
 def compiled(tokenizer: Tokenizer, schema: dict[str, Any]) -> tuple[Grammar, float]:
-    """A grammar, and how long it took once the vocabulary was known."""
+    """Compiles a grammar; returns it and the seconds it took once the vocabulary was known."""
 
     async def compile_() -> tuple[Grammar, float]:
         compiler = GrammarCompiler(tokenizer, tokenizer.end_token_ids)
@@ -106,7 +106,7 @@ def compiled(tokenizer: Tokenizer, schema: dict[str, Any]) -> tuple[Grammar, flo
 
 
 def follow(constraint: Constraint, token_ids: Sequence[int], mask: TokenMask) -> tuple[list[float], list[float]]:
-    """Seconds of each `fill_mask`, and of each `advance`."""
+    """Returns the seconds of each `fill_mask`, and of each `advance`."""
     fills, advances = [], []
     for token_id in token_ids:
         start = time.perf_counter()
@@ -137,11 +137,11 @@ def measure_masks(vocab_size: int) -> MaskTimes:
 
 
 def run_once(core: EngineCore, name: str, constraints: Sequence[Constraint | None], num_tokens: int) -> float:
-    """The median time per token of those that stay free, in seconds.
+    """Returns the median seconds per token of the unconstrained requests.
 
     Args:
-      name: other than that of any run before.
-      constraints: of the requests; those that stay free come last.
+      name: Name of the run, different from all previous ones.
+      constraints: Constraints of the requests; unconstrained requests come last.
     """
     rng = np.random.default_rng(1)
     prompts = rng.integers(10, 200, (len(constraints), 32)).tolist()
@@ -161,7 +161,7 @@ def num_free(constraints: Sequence[Constraint | None]) -> int:
 
 
 def measure_neighbours(core: EngineCore, grammar: Grammar, options: argparse.Namespace) -> Iterator[Neighbours]:
-    """The medians of rounds that alternate; one more round comes first, and is not counted."""
+    """Returns the medians of alternating rounds, after one round that is not counted."""
     free, constrained = options.requests - options.constrained, options.constrained
     kinds = {
         "none": lambda: [None] * options.requests,

@@ -1,14 +1,14 @@
-"""Bad requests by the hundred thousand, to a real server, and whether any of them got the better of it.
+"""Sends hundreds of thousands of bad requests to a real server, and checks every response.
 
     python benchmarks/fuzz.py [--requests 100000] [--seed 0] [--url http://127.0.0.1:8000] [--json]
 
-It starts a server with a tiny random model, unless it is given one. Clients send it good bodies of every route with
-values, fields and structure changed; their text with bytes cut, doubled, swapped and put in; wrong methods, paths,
-headers and types; and bytes that are hardly HTTP. Whatever comes, the answer has to be a success or an error below 500
-in the shape of the route's API, with an id, within 20 seconds; a connection may be closed where no request can be
-made out. Every now and then, and at the end, a good request has to be answered as the first time; then no slot may be
-taken, nothing compiled, and the server has to leave with status 0 without a trace in its log. The same seed makes the
-same requests. Exits with 1, and says what was wrong, where anything was.
+Starts a server with a tiny random model, unless given one. Clients send valid bodies of every route with changed
+values, fields and structure; their text with bytes cut, duplicated, swapped and inserted; wrong methods, paths, headers
+and types; and bytes that are hardly HTTP. Every response must be a success or an error below 500 in the shape of the
+route's API, with an id, within 20 seconds; a connection may be closed if no request can be recognised. Now and then,
+and at the end, a valid request must get the same response as at first. Afterwards no slot may be in use, nothing may
+have been compiled, and the server must exit with status 0 without a traceback in its log. The same seed makes the same
+requests. Exits with 1 and lists the problems if there are any.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-PATIENCE_S = 20.0
-"""A grammar alone may take ten to compile."""
+TIMEOUT_S = 20.0
+"""Seconds a response may take. Compiling a grammar alone may take ten."""
 
 PROBLEMS_KEPT = 50
 TINY = {
@@ -288,8 +288,12 @@ HEADERS = (
 
 @dataclass(frozen=True)
 class Attempt:
-    """Bytes to send, and in which API's shape an error would be; `whole`: an HTTP request is in there, so an answer has
-    to come."""
+    """Bytes to send.
+
+    Attributes:
+      api: API in whose shape an error has to be.
+      whole: Whether the bytes contain an HTTP request, so that a response is required.
+    """
 
     kind: str
     data: bytes
@@ -298,7 +302,7 @@ class Attempt:
 
 
 def attempt(rng: random.Random) -> Attempt:
-    """The next one; most of them get past HTTP, and many past JSON."""
+    """Returns the next attempt; most of them are valid HTTP, and many valid JSON."""
     kinds: Sequence[Callable[[random.Random], Attempt]] = (changed_value, changed_text, odd_request, raw_bytes)
     return rng.choices(kinds, (70, 10, 10, 10))[0](rng)
 
@@ -309,7 +313,7 @@ def changed_value(rng: random.Random) -> Attempt:
 
 
 def changed_body(rng: random.Random) -> tuple[str, Any]:
-    """A good body with one to three changes anywhere in it."""
+    """Returns a valid body with one to three changes."""
     path, good = rng.choice(GOOD)
     body: Any = json.loads(json.dumps(good))
     for _ in range(rng.choice((1, 1, 2, 3))):
@@ -318,7 +322,7 @@ def changed_body(rng: random.Random) -> tuple[str, Any]:
 
 
 def changed(value: Any, rng: random.Random, depth: int) -> Any:
-    """The value with something else in it, at most so deep."""
+    """Returns a value with something else in it, up to a depth."""
     if depth and isinstance(value, dict) and value:
         name = rng.choice(sorted(value))
         match rng.randrange(6):
@@ -348,7 +352,7 @@ def hostile(rng: random.Random) -> Any:
 
 
 def near(value: Any, rng: random.Random) -> Any:
-    """Something of the same type."""
+    """Returns another value of the same type."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
@@ -360,7 +364,7 @@ def near(value: Any, rng: random.Random) -> Any:
 
 
 def changed_text(rng: random.Random) -> Attempt:
-    """JSON that is broken, or nearly."""
+    """Returns JSON that is broken, or nearly so."""
     path, body = rng.choice(GOOD) if rng.random() < 0.7 else changed_body(rng)
     data = bytearray(json.dumps(body).encode())
     for _ in range(rng.randint(1, 4)):
@@ -380,7 +384,7 @@ def changed_text(rng: random.Random) -> Attempt:
 
 
 def odd_request(rng: random.Random) -> Attempt:
-    """Well-formed HTTP that asks for something strange."""
+    """Returns well-formed HTTP with an unusual request."""
     known = [path for path, _ in GOOD]
     path = rng.choice((*PATHS, *known))
     method = rng.choice(METHODS[:-3] if rng.random() < 0.9 else METHODS)
@@ -391,7 +395,7 @@ def odd_request(rng: random.Random) -> Attempt:
 
 
 def raw_bytes(rng: random.Random) -> Attempt:
-    """What may be no HTTP at all. The client sends no more after it, so the server need not wait."""
+    """Returns bytes that may not be HTTP. The client sends nothing more, so the server need not wait."""
     path, body = rng.choice(GOOD)
     data = bytearray(request("POST", path, json.dumps(body).encode()))
     match rng.randrange(5):
@@ -427,7 +431,7 @@ class Answer:
 
 @dataclass
 class Found:
-    """What came of all attempts."""
+    """Results of all attempts."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
@@ -442,16 +446,16 @@ class Found:
 
 
 async def send(host: str, port: int, data: bytes, *, ends: bool) -> Answer | None:
-    """One connection, one request; None where the server closes it without an answer.
+    """Sends one request on its own connection; returns None if the server closes it without a response.
 
     Args:
-      ends: the client says that no more will come.
+      ends: Whether the client closes its side after sending.
 
     Raises:
-      TimeoutError: nothing came, or not all.
-      ValueError: what came is no HTTP.
+      TimeoutError: The response did not arrive, or not completely.
+      ValueError: The response is not HTTP.
     """
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         reader, writer = await asyncio.open_connection(host, port, limit=2**24)
         try:
             writer.write(data)
@@ -494,11 +498,11 @@ async def read_body(reader: asyncio.StreamReader, headers: Mapping[str, str]) ->
 
 
 def judge(made: Attempt, answer: Answer | None) -> str | None:
-    """What is wrong with an answer, if anything is."""
+    """Returns the problem of a response, if there is one."""
     if answer is None:
         return "no answer to a whole request" if made.whole else None
     if answer.status == 504 and b'"code":"request_timeout"' in answer.body:
-        return None  # the request asked for so little time
+        return None  # the request had a short timeout
     if answer.status >= 500:
         return f"status {answer.status}: {answer.body[:300]!r}"
     if not answer.headers.get("x-request-id"):
@@ -509,7 +513,7 @@ def judge(made: Attempt, answer: Answer | None) -> str | None:
 
 
 def wrong_shape(path: str, answer: Answer) -> str | None:
-    """What of an error is not as the API has it. What is refused before its path is known has OpenAI's shape."""
+    """Returns the problem of an error's shape. Errors of requests without a known path have OpenAI's shape."""
     try:
         content = json.loads(answer.body)
         error = content["error"]
@@ -523,7 +527,7 @@ def wrong_shape(path: str, answer: Answer) -> str | None:
 
 
 async def client(made_by: random.Random, host: str, port: int, left: list[int], found: Found) -> None:
-    """One after the other until none are left."""
+    """Runs attempts one after the other until none are left."""
     while left[0] > 0:
         left[0] -= 1
         made = attempt(made_by)
@@ -539,7 +543,7 @@ async def client(made_by: random.Random, host: str, port: int, left: list[int], 
 
 
 async def proof(host: str, port: int) -> Any:
-    """What a good request is answered."""
+    """Returns the response to a valid request."""
     path, body = PROOF
     answer = await send(host, port, request("POST", path, json.dumps(body).encode()), ends=False)
     if answer is None or answer.status != 200:
@@ -555,7 +559,7 @@ async def gauges(host: str, port: int) -> dict[str, float]:
 
 
 async def run(url: str, num_requests: int, seed: int, num_clients: int) -> Found:
-    """All attempts, by several clients at a time."""
+    """Runs all attempts with several clients."""
     host, port = str(urlsplit(url).hostname), int(urlsplit(url).port or 80)
     found, left = Found(), [num_requests]
     expected = await proof(host, port)
@@ -581,7 +585,7 @@ async def prove(host: str, port: int, expected: Any, found: Found) -> None:
 
 
 async def settle(host: str, port: int, found: Found) -> None:
-    """Afterwards nobody may be left inside."""
+    """Checks that no request is left on the server."""
     async with asyncio.timeout(30):
         while True:
             now = await gauges(host, port)
@@ -594,7 +598,7 @@ async def settle(host: str, port: int, found: Found) -> None:
 
 @contextlib.contextmanager
 def own_server(found: list[str]) -> Iterator[str]:
-    """A server with a tiny model, for as long as the `with` block; what it did wrong is put into `found`."""
+    """Runs a server with a tiny model during the `with` block, and adds its problems to `found`."""
     with tempfile.TemporaryDirectory() as folder:
         config, log = Path(folder) / "tiny" / "config.json", Path(folder) / "log"
         config.parent.mkdir()

@@ -1,11 +1,11 @@
-"""Files that are nearly right, for every parser of what others wrote: checkpoints, tokenizers, templates, states.
+"""Fuzzes every parser of foreign files: checkpoints, tokenizers, templates, states.
 
     python benchmarks/fuzz_parsers.py [--rounds 2000] [--seed 0] [--target NAME ...] [--atheris SECONDS] [--json]
 
-Good files have their bytes changed, cut, doubled and mixed; whatever comes of that, a parser has to read it or to
-refuse it by an error of ours. Each target runs in a process of its own, so that a crash of a library is one of the
-findings. With `--atheris`, which is `pip install atheris`, mutations are led by what code they reach, for so many
-seconds per target. Exits with 1, and says what was wrong, where anything was.
+Valid files have their bytes changed, cut, duplicated and mixed; a parser must either read the result or raise one of
+Roost's errors. Each target runs in its own process, so that a crash of a library is a finding too. With `--atheris`
+(`pip install atheris`), mutations are guided by coverage, for that many seconds per target. Exits with 1 and lists the
+problems if there are any.
 """
 
 import argparse
@@ -44,10 +44,11 @@ MESSAGES = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"
 
 @dataclass(frozen=True)
 class Target:
-    """
+    """A parser under test.
+
     Attributes:
-      seeds: good files.
-      read: all that is done with one, in an empty folder; it raises nothing but what `REFUSALS` has.
+      seeds: Valid files.
+      read: Does everything with a file in an empty folder, and raises only `REFUSALS`.
     """
 
     seeds: Sequence[bytes]
@@ -156,7 +157,7 @@ del sys.argv[0]
 with atheris.instrument_imports(include=["roost", "jinja2", "json", "safetensors"]):
     runpy.run_path(sys.argv[0], run_name="__main__")
 """
-"""Has what is imported tell which code is reached; all of JAX would take minutes."""
+"""Instruments imports for coverage, without JAX, which would take minutes."""
 
 PIECES = (
     b"\x00",
@@ -176,7 +177,7 @@ PIECES = (*PIECES, b"NaN", b"\\ud800", b"\xc3\xa9", b"../", b"/etc/passwd", b"{{
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """The bytes with some of them changed, at one to six places; the beginning, where headers are, twice as often."""
+    """Returns bytes changed at one to six places, twice as often at the start, where headers are."""
     made = bytearray(data)
     for _ in range(rng.randint(1, 6)):
         at = rng.randrange(min(len(made), 300) + 1) if rng.random() < 0.5 else rng.randrange(len(made) + 1)
@@ -200,7 +201,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def try_one(target: Target, data: bytes) -> str | None:
-    """What is wrong, if anything is."""
+    """Returns the problem, if there is one."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             target.read(data, Path(folder))
@@ -212,7 +213,7 @@ def try_one(target: Target, data: bytes) -> str | None:
 
 
 def rounds(target: Target, count: int, seed: int) -> dict[str, str]:
-    """One example of each kind of problem, by what it is."""
+    """Returns one example of each kind of problem."""
     rng = random.Random(seed)
     problems: dict[str, str] = {}
     for _ in range(count):
@@ -223,7 +224,7 @@ def rounds(target: Target, count: int, seed: int) -> dict[str, str]:
 
 
 def led(target: Target, seconds: int, seed: int) -> None:
-    """The same under atheris, which ends the process, with a status other than 0 where something is wrong."""
+    """Runs a target under atheris, which exits with a status other than 0 if it finds a problem."""
     import atheris
 
     def test(data: bytes) -> None:
@@ -239,7 +240,7 @@ def led(target: Target, seconds: int, seed: int) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Each target in a process of its own."""
+    """Runs each target in its own process."""
     began, files, problems = time.monotonic(), 0, list[str]()
     for name in options.target:
         command = [sys.executable, *(["-c", BOOTSTRAP] if options.atheris else []), __file__, "--within", name]

@@ -1,13 +1,13 @@
-"""Checks and times every kernel on the machine at hand.
+"""Checks and times every kernel on this machine.
 
     python benchmarks/kernels.py [--backend xla|gpu|tpu] [--only NAME ...] [--json]
 
-The backend is the machine's own if none is given. Each kernel is first compared with its float64 reference at a small
-shape, with rows idle, begun, going on and padded, in float32 and bfloat16: a kernel that is wrong is reported, is not
-timed, and makes the exit status 1. Then it is timed at the shapes of RecurrentGemma 2B (on a CPU with fewer rows and
-steps), with full windows, and beside it what XLA makes of the same; the RG-LRU also in the other formulations that JAX
-has for a linear recurrence. Rounds alternate between them, and each time is the median of the rounds. The bytes are
-those that must move: each input and output once.
+The default backend is that of the machine. Each kernel is first compared with its float64 reference at a small shape,
+with idle, fresh, continued and padded rows, in float32 and bfloat16. A wrong kernel is reported, is not timed, and
+makes the exit status 1. It is then timed at the shapes of RecurrentGemma 2B (on a CPU with fewer rows and steps), with
+full windows, next to XLA's version; the RG-LRU also next to JAX's other formulations of a linear recurrence. Rounds
+alternate between them, and each time is the median over rounds. Bytes are those that must move: each input and output
+once.
 """
 
 import argparse
@@ -68,21 +68,21 @@ SMALL = Shape(rows=5, steps=64, heads=2, size=128, window=48)
 
 
 class Kernel(NamedTuple):
-    """How one kernel is called, checked and counted."""
+    """Calls, checks and costs of one kernel."""
 
     draw: Callable[[np.random.Generator, Shape, Any], Arrays]
-    """Its arguments but the positions, which are the last."""
+    """Arguments without the positions, which come last."""
     reference: Function
-    """In float64, as a list of outputs, the first of them `[B, T, ...]`."""
+    """Reference in float64; returns a list of outputs, the first of them `[B, T, ...]`."""
     on: Callable[[str], dict[str, Function]]
-    """For a backend, what there is to compare: the kernel itself first, with outputs like the reference's."""
+    """Implementations by backend: first the kernel, with outputs like the reference's."""
     one_step: bool = False
     more_bytes: Callable[[Shape], int] = lambda shape: 0
-    """That must move, and are neither an argument's nor an output's."""
+    """Bytes that must move besides arguments and outputs."""
 
 
 class Measure(NamedTuple):
-    """One way to compute one kernel: its distance from the reference, and its speed where that is small enough."""
+    """One way to compute a kernel: its error, and its time if the error is small enough."""
 
     kernel: str
     way: str
@@ -105,7 +105,7 @@ def draw_scan(rng: np.random.Generator, shape: Shape, dtype: Any) -> Arrays:
 
 
 def unrolled(a: jax.Array, b: jax.Array, h0: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
-    """`lax.scan` over time, some steps in one iteration."""
+    """RG-LRU as `lax.scan` over time, with several steps per iteration."""
 
     def step(h: jax.Array, ab: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         h = ab[0] * h + ab[1]
@@ -120,14 +120,14 @@ def compose(first: tuple[jax.Array, jax.Array], then: tuple[jax.Array, jax.Array
 
 
 def associative(a: jax.Array, b: jax.Array, h0: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`lax.associative_scan`: more work, in fewer steps that depend on each other."""
+    """RG-LRU as `lax.associative_scan`: more work in fewer dependent steps."""
     decay, own = jax.lax.associative_scan(compose, (a, b), axis=1)
     y = decay * h0[:, None] + own
     return y, y[:, -1]
 
 
 def chunked(a: jax.Array, b: jax.Array, h0: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
-    """All chunks side by side, each from zero on, and what reaches a chunk from the one before is added after."""
+    """RG-LRU of all chunks in parallel, each from zero, with the contribution of preceding chunks added afterwards."""
     rows, steps, width = a.shape
     a, b = (v.reshape(rows * steps // chunk, chunk, width) for v in (a, b))
     own, _ = unrolled(a, b, jnp.zeros_like(b[:, 0]), 1)
@@ -156,12 +156,12 @@ def scans(backend: str) -> dict[str, Function]:
 
 
 def ways(backend: str, function: Function) -> dict[str, Function]:
-    """A function on its backend and, if that is another one, on XLA."""
+    """Returns a function on its backend and, if that is another one, on XLA."""
     return {name: partial(function, backend=name) for name in dict.fromkeys((backend, "xla"))}
 
 
 def gradient(function: Function, *arguments: jax.Array) -> Any:
-    """By all arguments, of the sum of all outputs of tokens and of the last states."""
+    """Gradient of the sum of all outputs of tokens and of the last states, by all arguments."""
     *inputs, positions = arguments
 
     def total(*inputs: jax.Array) -> jax.Array:
@@ -172,7 +172,7 @@ def gradient(function: Function, *arguments: jax.Array) -> Any:
 
 
 def gradient_reference(*arguments: np.ndarray) -> list[np.ndarray]:
-    """JAX's own, of the plain loop in float64."""
+    """JAX's own gradient of the plain loop in float64."""
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         wide = [jnp.asarray(v, jnp.float64) for v in arguments[:-1]]
         return [np.asarray(v) for v in gradient(rg_lru_sequential, *wide, jnp.asarray(arguments[-1]))]
@@ -281,7 +281,7 @@ KERNELS = {
 
 
 def draw_positions(rng: np.random.Generator, shape: Shape, mixed: bool) -> np.ndarray:
-    """Everywhere behind a full window; or mixed: idle, begun and going on, with padding behind the tokens."""
+    """Returns positions behind a full window, or a mixture of idle, fresh and continued rows with padding."""
     positions = 2 * shape.window + np.tile(np.arange(shape.steps, dtype=np.int32), (shape.rows, 1))
     if mixed:
         starts = rng.permutation([0, 0, 7, shape.window, 3 * shape.window])
@@ -292,7 +292,7 @@ def draw_positions(rng: np.random.Generator, shape: Shape, mixed: bool) -> np.nd
 
 
 def error_of(kernel: Kernel, way: Function, dtype: str) -> float:
-    """The greatest distance from the reference in what tokens give, relative where the reference is above 1."""
+    """Returns the maximum error of tokens' outputs, relative where the reference is above 1."""
     rng = np.random.default_rng(0)
     shape = replace(SMALL, steps=1) if kernel.one_step else SMALL
     arguments = (*kernel.draw(rng, shape, jnp.dtype(dtype)), draw_positions(rng, shape, mixed=True))
@@ -304,7 +304,7 @@ def error_of(kernel: Kernel, way: Function, dtype: str) -> float:
 
 
 def medians(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Seconds of each, from rounds that alternate between them."""
+    """Returns the seconds of each, from rounds that alternate between them."""
     counts: dict[str, int] = {}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for name, run in runs.items():
@@ -317,7 +317,7 @@ def medians(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def elapsed(run: Callable[[], Any], times: int) -> float:
-    """Seconds of one of so many calls; a device may queue them."""
+    """Returns the seconds of one of several calls, which a device may queue."""
     start = time.perf_counter()
     for _ in range(times - 1):
         run()
@@ -326,7 +326,7 @@ def elapsed(run: Callable[[], Any], times: int) -> float:
 
 
 def measure(name: str, backend: str, dtype: str, shape: Shape) -> Iterator[Measure]:
-    """Every way to compute a kernel."""
+    """Returns every way to compute a kernel."""
     kernel, rng = KERNELS[name], np.random.default_rng(1)
     candidates = kernel.on(backend)
     errors = {way: error_of(kernel, function, dtype) for way, function in candidates.items()}

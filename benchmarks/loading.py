@@ -1,12 +1,12 @@
-"""What loading and converting a checkpoint takes of the host's memory, on files of a real model's size.
+"""Measures the host memory of loading and converting a checkpoint, with files of a real model's size.
 
     python benchmarks/loading.py [--model 2b] [--folder DIR] [--only STEP ...] [--json]
 
 Writes random weights of the model's shape in bfloat16 as an official checkpoint, converts that to safetensors and those
-to int8, and loads each on the CPU, every step in a process of its own. `peak` is the most anonymous memory (RssAnon:
-pages of files, which the system can drop, are apart) over that of the same process when JAX was up and no file was
-open; `limit` is 1.15 times the larger of the model in the precision wanted and its largest tensor in float32. The exit
-status is 1 if a peak is above it. Needs Linux and, for 2B, 20 GB of disk; what is written is removed in the end.
+to int8, and loads each on the CPU, every step in its own process. `peak` is the maximum anonymous memory (RssAnon,
+since the system can drop pages of files) above that of the same process with JAX initialised and no file open; `limit`
+is 1.15 times the larger of the model in its target precision and its largest tensor in float32. The exit status is 1 if
+a peak exceeds its limit. Requires Linux and, for 2B, 20 GB of disk; all files are removed at the end.
 """
 
 import argparse
@@ -43,7 +43,7 @@ SAMPLE_S: Final = 0.002
 
 @dataclass(frozen=True)
 class Step:
-    """What a process does, the precision that it ends with, and whether the limit is about it."""
+    """Work of a process, its target precision, and whether the limit applies to it."""
 
     name: str
     run: Callable[[], None]
@@ -65,7 +65,7 @@ class Measure:
 
 
 def write_official(config: ModelConfig, folder: Path, *, whole: bool) -> None:
-    """Random weights; `whole` makes one chunk of each array, as Orbax does on one host."""
+    """Returns random weights; `whole` writes one chunk per array, like Orbax on one host."""
     if whole:
         tensors._PIECE = 2**40
     folder.mkdir()
@@ -90,7 +90,7 @@ def draw_rows(name: str, shape: tuple[int, ...]) -> ReadRows:
 
 
 def load(folder: Path, dtype: str, quantize: str | None) -> None:
-    """As the runner does on a CPU."""
+    """Loads weights like the runner does on a CPU."""
     import jax
     import jax.numpy as jnp
     from roost.engine.checkpoint.weights import Checkpoint, load_params
@@ -122,7 +122,7 @@ def convert_to(source: Path, destination: Path, **options: Any) -> None:
 
 
 def limit(config: ModelConfig, dtype: str, quantize: str | None) -> int:
-    """As `roost plan` tells it, but for gates, which on a CPU are in float32 whatever the rest is."""
+    """Returns the memory for loading like `roost plan`, except that gates are float32 on a CPU."""
     sizes = {"float32": 4, "bfloat16": 2}
     roofline = compute_roofline(config, DEVICES["v5e"], sizes[dtype], is_quantized=quantize is not None)
     gates = 2 * config.block_types.count("recurrent") * config.lru_width**2 // config.num_heads
@@ -130,7 +130,7 @@ def limit(config: ModelConfig, dtype: str, quantize: str | None) -> int:
 
 
 def measure(step: Step, config: ModelConfig) -> Measure:
-    """Runs a step in a fresh process and watches it."""
+    """Runs a step in a new process and monitors its memory."""
     here, there = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_child, args=(step.run, there))

@@ -1,10 +1,10 @@
-"""What a precision costs the demo model: its next-token distributions beside those in float32, and its scores.
+"""Measures how a precision changes the demo model: next-token distributions compared with float32, and scores.
 
     python benchmarks/quality.py CORPUS [--texts 200] [--json]
 
 CORPUS is the folder of the demo corpus (`chat-val.jsonl.xz`, `tinystories-val.jsonl.xz`, `demo-eval-public.jsonl`). KL
-is the mean over all tokens of the divergence of a precision's distribution from that in float32, in nats; `same` the
-share of tokens after which the likeliest is the same. Scores are those of tools/eval_demo.py, asked through a server.
+is the mean over all tokens of the divergence of a precision's distribution from float32's, in nats; `same` is the share
+of tokens with the same argmax. Scores are those of tools/eval_demo.py with a server.
 """
 
 import argparse
@@ -42,7 +42,7 @@ ROWS, STEPS, BLOCK = 8, 512, 64
 
 @dataclass(frozen=True)
 class Precision:
-    """Activations, and matrices where they are of another type."""
+    """Data type of activations, and of matrices if it differs."""
 
     name: str
     dtype: str
@@ -59,7 +59,7 @@ PRECISIONS: Final = (
 
 @dataclass(frozen=True)
 class Distance:
-    """From float32, over so many tokens."""
+    """Distance from float32, over a number of tokens."""
 
     tokens: int
     divergence: float
@@ -68,11 +68,13 @@ class Distance:
 
 @dataclass(frozen=True)
 class Quality:
-    """
+    """Results of one precision.
+
     Attributes:
-      weight_bytes: of all parameters, as they are on a CPU.
-      dialogues, stories: of unseen texts.
-      scores: right answers of all, by part of the list.
+      weight_bytes: Bytes of all parameters on a CPU.
+      dialogues: Distance on unseen dialogues.
+      stories: Distance on unseen stories.
+      scores: Share of correct answers by part of the list.
     """
 
     precision: str
@@ -83,7 +85,7 @@ class Quality:
 
 
 class Model:
-    """The model in a precision; gives next-token log-probabilities."""
+    """Model in a precision, which computes next-token log-probabilities."""
 
     def __init__(self, source: ModelSource, precision: Precision) -> None:
         self._dtype = jnp.dtype(precision.dtype)
@@ -96,7 +98,7 @@ class Model:
         self.weight_bytes = sum(x.nbytes for x in jax.tree.leaves(self._params))
 
     def __call__(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        """`[ROWS, STEPS, V]`, of at most `ROWS` texts."""
+        """Returns log-probabilities `[ROWS, STEPS, V]` of at most `ROWS` texts."""
         tokens, positions = np.zeros((ROWS, STEPS), np.int32), np.full((ROWS, STEPS), -1, np.int32)
         for row, text in enumerate(texts):
             tokens[row, : len(text)], positions[row, : len(text)] = text, np.arange(len(text))
@@ -140,7 +142,7 @@ def stories(corpus: Path, count: int, tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def scores(precision: Precision, questions: Path) -> dict[str, str]:
-    """Of a server of its own."""
+    """Returns the scores with a server of its own."""
     options = ["--dtype", precision.dtype, "--port", "0", "--slots", "8"]
     if precision.quantize is not None:
         options += ["--quantize", precision.quantize]

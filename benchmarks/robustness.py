@@ -1,10 +1,10 @@
-"""Load held, faults survived, inputs tried: the table in robustness.md, by one command.
+"""Writes robustness.md: sustained load, survived faults and tried inputs, by one command.
 
     python benchmarks/robustness.py [--minutes 20] [--sections soak faults fuzz parsers neighbours] [--seconds 60]
 
-Each section does its work and gives rows of what was counted. Rows are kept in robustness.json, from which the page is
-written: sections that are not run keep what they found last, with its date. Exits with 1 if anything failed; what fails
-is in the table too. The section `led` is run where it is named only: it wants `pip install atheris`.
+Each section returns rows of counts. Rows are kept in robustness.json, from which the page is written: sections that are
+not run keep their previous result with its date. Exits with 1 if anything failed; failures are in the table too. The
+section `led` runs only if it is named, since it requires `pip install atheris`.
 """
 
 import argparse
@@ -24,10 +24,10 @@ KEPT, PAGE = HERE / "robustness.json", HERE / "robustness.md"
 
 
 class Findings(NamedTuple):
-    """What a section found: rows of what was counted and the count, and what was wrong.
+    """Result of a section: rows of names and counts, and problems.
 
     Attributes:
-      header: names of the columns, where there are more than these two.
+      header: Names of the columns, if there are more than these two.
     """
 
     rows: Sequence[Sequence[str]]
@@ -36,7 +36,7 @@ class Findings(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the table, and what fills it."""
+    """A part of the table, and the function that fills it."""
 
     title: str
     run: Callable[[argparse.Namespace], Findings]
@@ -55,7 +55,7 @@ KINDS = {
 
 
 def soak(options: argparse.Namespace) -> Findings:
-    """Mixed load; see soak.py."""
+    """Runs mixed load; see soak.py."""
     command = [sys.executable, str(HERE / "soak.py"), "--minutes", str(options.minutes), "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if not done.stdout:
@@ -75,7 +75,7 @@ def soak(options: argparse.Namespace) -> Findings:
 
 
 def faults(_: argparse.Namespace) -> Findings:
-    """Each fault of tests/e2e/test_faults.py, done to a server process."""
+    """Runs each fault of tests/e2e/test_faults.py on a server process."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         tests = HERE.parent / "tests" / "e2e" / "test_faults.py"
@@ -101,7 +101,7 @@ SENT = {
 
 
 def fuzz(_: argparse.Namespace) -> Findings:
-    """Bad requests; see fuzz.py."""
+    """Sends bad requests; see fuzz.py."""
     command = [sys.executable, str(HERE / "fuzz.py"), "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if not done.stdout:
@@ -119,12 +119,12 @@ def fuzz(_: argparse.Namespace) -> Findings:
 
 
 def parsers(_: argparse.Namespace) -> Findings:
-    """Broken files; see fuzz_parsers.py."""
+    """Reads broken files; see fuzz_parsers.py."""
     return _broken_files()
 
 
 def led(options: argparse.Namespace) -> Findings:
-    """The same, made by atheris from what code they reach."""
+    """Reads broken files that atheris makes, guided by coverage."""
     return _broken_files("--atheris", str(options.seconds))
 
 
@@ -144,7 +144,7 @@ def _broken_files(*arguments: str) -> Findings:
 
 
 def neighbours(_: argparse.Namespace) -> Findings:
-    """One tenant attacks, another one chats; see neighbours.py."""
+    """Runs attacks of one tenant beside another; see neighbours.py."""
     command = [sys.executable, str(HERE / "neighbours.py"), "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if not done.stdout:
@@ -164,7 +164,7 @@ SECTIONS: Mapping[str, Section] = {
 
 
 def page(kept: Mapping[str, Any]) -> str:
-    """The page, from what is kept."""
+    """Returns the page of all kept results."""
     lines = [
         "# Robustness",
         "",
@@ -189,7 +189,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def describe(findings: Findings) -> dict[str, Any]:
-    """What is kept of a section."""
+    """Returns the kept result of a section."""
     here, installed = machine(), versions()
     return {
         "date": now()[:10],

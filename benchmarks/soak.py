@@ -1,13 +1,13 @@
-"""Mixed load on one server for as long as you like, and whether anything of it was lost.
+"""Runs mixed load on one server for a given time, and checks that nothing of it is lost.
 
     python benchmarks/soak.py [--minutes 20] [--model demo] [--clients 16] [--slots 4] [--seed 0] [--json]
 
-It starts a server, asks every case alone and keeps the answers. Then clients ask at random, all at once: streamed and
-not, several choices, constrained, long conversations that begin alike, requests that are broken off at random points,
-that have too little time, that are wrong, and more than the queue holds. Every answer has to be what it was alone, to
-the last character; a part of it that was read has to be its beginning. At the end no slot may be taken, no gauge may
-stand above 0, nothing may have been compiled, memory may not have grown, and the server has to leave with status 0.
-Exits with 1, and says what was wrong, where anything was.
+Starts a server, runs every case alone and keeps the outputs. Then clients send random requests concurrently: streams
+and whole responses, several choices, constrained ones, long conversations with common prefixes, requests that
+disconnect at random points, that have too short timeouts, that are invalid, and more than the queue holds. Every output
+has to equal that of the case alone, to the last character; a partial one has to be its prefix. At the end no slot may
+be in use, no gauge above 0, nothing compiled, memory may not have grown, and the server must exit with status 0. Exits
+with 1 and lists the problems if there are any.
 """
 
 import argparse
@@ -33,7 +33,7 @@ import httpx
 
 MAX_QUEUE = 8
 GROWTH = 1.05
-"""Of memory, between the first third of the time and the last one."""
+"""Maximum growth of memory between the first third of the time and the last one."""
 
 STORY = (
     "Once upon a time, a small boat lived by a big lake. Every day the boat wanted to see the other side. One day the "
@@ -68,17 +68,17 @@ BAD: Sequence[tuple[str, Any]] = (
 
 @dataclass(frozen=True)
 class Case:
-    """A request whose answer is known once it has been asked; chat or completions."""
+    """A request with a known output: chat or completions."""
 
     path: str
     body: dict[str, Any]
     answer: tuple[str, ...] = ()
-    """The choices' texts."""
+    """Returns the choices' texts."""
 
 
 @dataclass
 class Tally:
-    """What happened."""
+    """Counts of what happened."""
 
     done: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
@@ -95,14 +95,14 @@ def turns(*texts: str) -> list[dict[str, str]]:
 
 
 def cases() -> list[Case]:
-    """All that are asked, each with a seed, so that it has one answer."""
+    """Returns all cases, each with a seed, so that it has one output."""
     questions = ("What is the capital of Spain?", "Spell the word boat.", "What is 3 plus 4?", "Tell me a story.")
     chats: list[dict[str, Any]] = [
         {"messages": turns(question), "max_tokens": 40, "temperature": temperature, "seed": seed}
         for seed, question in enumerate(questions)
         for temperature in (0, 0.8)
     ]
-    chats += [  # these begin alike, for what remembers beginnings
+    chats += [  # these have a common prefix, for the prefix cache
         {"messages": turns(f"My name is {name}.", f"Hi, {name}!", "Tell me a story.", STORY, "What is my name?")}
         for name in ("Anna", "Ben", "Zoe")
     ]
@@ -139,7 +139,7 @@ async def events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
 
 
 class Soak:
-    """Clients of one server, and what they saw."""
+    """Clients of one server, and their observations."""
 
     def __init__(self, client: httpx.AsyncClient, rng: random.Random) -> None:
         self._client = client
@@ -148,7 +148,7 @@ class Soak:
         self.tally = Tally()
 
     async def learn(self) -> None:
-        """Asks every case alone."""
+        """Runs every case alone."""
         learned = []
         for case in self._cases:
             response = await self._client.post(case.path, json=case.body)
@@ -157,7 +157,7 @@ class Soak:
         self._cases = learned
 
     async def work(self, until: float) -> None:
-        """One client's life."""
+        """Runs one client."""
         kinds = (self._whole, self._streamed, self._left, self._cancelled, self._wrong, self._hurried, self._aborted)
         while time.monotonic() < until:
             (kind,) = self._rng.choices(kinds, (4, 4, 3, 1, 1, 1, 1))
@@ -178,7 +178,7 @@ class Soak:
             self.tally.check(texts_of(answer) == case.answer, f"another answer to {case.body}")
 
     async def _streamed(self, case: Case) -> None:
-        """Some read slowly."""
+        """Reads a stream, sometimes slowly."""
         pause = self._rng.choice((0, 0, 0, 0.02))
         texts, ended = await self._read(case, case.body, pause=pause)
         if texts is not None:
@@ -200,7 +200,7 @@ class Soak:
         self._note("cancelled", True)
 
     async def _aborted(self, case: Case) -> None:
-        """Ends the request from outside, by a name that the client gave it."""
+        """Aborts the request by the id that the client gave it."""
         name = f"soak-{self._rng.getrandbits(64):x}"
         asking = asyncio.create_task(self._client.post(case.path, json=case.body, headers={"x-request-id": name}))
         await asyncio.sleep(0.3 * self._rng.random())
@@ -210,7 +210,7 @@ class Soak:
         self._note("aborted", fine, f"{response.status_code} {response.text[:300]}")
 
     async def _hurried(self, case: Case) -> None:
-        """Gives it too little time, as a rule."""
+        """Sends a request with a timeout that is usually too short."""
         name = self._rng.choice(("timeout", "queue_timeout"))
         response = await self._client.post(case.path, json={**case.body, name: 0.2 * self._rng.random() + 0.001})
         if await self._refused(response):
@@ -230,7 +230,7 @@ class Soak:
     async def _read(
         self, case: Case, body: dict[str, Any], most: int = 10**9, pause: float = 0
     ) -> tuple[tuple[str, ...] | None, bool]:
-        """The texts as far as they were read, and whether that is all; None if the request was refused."""
+        """Returns the texts read so far, and whether they are complete; None if the request was refused."""
         texts, num_events = [""] * len(case.answer), 0
         async with self._client.stream("POST", case.path, json={**body, "stream": True}) as response:
             if response.status_code != 200:
@@ -251,7 +251,7 @@ class Soak:
         return tuple(texts), False
 
     async def _refused(self, response: httpx.Response) -> bool:
-        """Whether there was no room; then waits as long as was said."""
+        """Returns whether the server was full, after waiting as long as it said."""
         if response.status_code != 429:
             return False
         self._note("refused", True)
@@ -269,7 +269,7 @@ class Soak:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process that lies in RAM, or 0 where the system does not tell."""
+    """Returns the resident memory of a process, or 0 if the system does not report it."""
     statm = Path(f"/proc/{pid}/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.is_file() else 0
 
@@ -294,7 +294,7 @@ async def run(options: argparse.Namespace, url: str, pid: int) -> dict[str, Any]
 
 
 async def report(soak: Soak, seconds: float, most_waiting: float) -> dict[str, Any]:
-    """Looks at what must be as it was before, and sums up."""
+    """Checks that the server is idle again, and sums up."""
     tally = soak.tally
     for _ in range(20):
         metrics = await soak.metrics()

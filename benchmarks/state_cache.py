@@ -1,13 +1,13 @@
-"""What remembered states are worth, and what they cost. Writes benchmarks/state_cache.md unless told otherwise.
+"""Measures benefits and costs of the prefix cache. Writes benchmarks/state_cache.md by default.
 
     python benchmarks/state_cache.py [--models demo small] [--longest 50000] [--repeats 5] [--page FILE]
 
-- Time to first token, from outside a server, of prompts of token ids: with a system prompt that is new and with one
-  that others have sent before; the next turn of conversations of 512 tokens to 50,000; and the same prompt twice.
-- What the tokenizer takes for texts as long, which is not part of those times.
-- What `--state-cache-inexact` changes in what the demo model says, and what it spares after a long reply.
-- Memory of 1,000 states of the 2B model's shape, beside what arithmetic says.
-- The engine's throughput when no prompt resembles another, with and without: rounds alternate, in one process.
+- Time to first token, from outside of a server, of prompts of token ids: with a new system prompt and with one that
+  others have sent before; the next turn of conversations of 512 to 50,000 tokens; and the same prompt twice.
+- Time of the tokenizer for texts of the same lengths, which is not part of those times.
+- Changes of the demo model's output by `--state-cache-inexact`, and its savings after a long reply.
+- Memory of 1,000 snapshots of the 2B model's shape, next to the calculated size.
+- Throughput of the engine with unrelated prompts, with and without the cache: rounds alternate, in one process.
 
 `small` has 768 channels, 12 layers and a window of 2048, and random weights.
 """
@@ -49,7 +49,7 @@ from roost.server.text.served_model import open_tokenizer
 SYSTEM_TOKENS, QUESTION_TOKENS = 4000, 32
 REPLY_TOKENS, NEW_TOKENS = 32, 32
 HISTORIES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 50048)
-"""Block boundaries, so that each turn reads as many tokens as the others."""
+"""Lengths of conversations: block boundaries, so that each turn processes the same number of tokens."""
 
 CONVERSATIONS, TURNS, INEXACT_REPLY, LONG_REPLY = 6, 4, 60, 1000
 QUESTIONS = (
@@ -86,7 +86,7 @@ class Turns(NamedTuple):
 
 
 class SystemPrompt(NamedTuple):
-    """The same of a system prompt of `SYSTEM_TOKENS`."""
+    """Milliseconds to the first token with a system prompt of `SYSTEM_TOKENS`."""
 
     cold_ms: float
     hit_ms: float
@@ -97,7 +97,7 @@ class SystemPrompt(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes of so many states: what the process took, what the cache counts, and what arithmetic says."""
+    """Bytes of a number of snapshots: growth of the process, count of the cache, and the calculated size."""
 
     states: int
     taken: int
@@ -106,13 +106,15 @@ class Memory(NamedTuple):
 
 
 class Inexact(NamedTuple):
-    """The turns of conversations in both caches, beside each other.
+    """Turns of conversations in the exact and the inexact cache.
 
     Attributes:
-      turns, same: how many there were, and how many got the same tokens to the last.
-      first, further: the largest difference of log-probabilities, of the first token's 20 likeliest, and of the tokens
-        that follow while they are the same.
-      exact_ms, inexact_ms: to the first token after a reply of `LONG_REPLY`, medians.
+      turns: Number of turns.
+      same: Number of turns with the same tokens.
+      first: Maximum difference of the top 20 log-probabilities of the first token.
+      further: Maximum difference of log-probabilities of the following tokens, as long as they are the same.
+      exact_ms: Median milliseconds to the first token after a reply of `LONG_REPLY`, with the exact cache.
+      inexact_ms: The same with the inexact cache.
     """
 
     dtype: str
@@ -125,7 +127,7 @@ class Inexact(NamedTuple):
 
 
 class Misses(NamedTuple):
-    """Tokens per second, read and generated; and how much less it is with the cache, in per cent of each round."""
+    """Tokens per second, prefill and decode; and the loss with the cache, in per cent of each round."""
 
     off: float
     on: float
@@ -136,7 +138,7 @@ class Misses(NamedTuple):
 
 
 class Asker:
-    """Sends prompts of token ids to a server; no two are alike unless they are meant to be."""
+    """Sends prompts of token ids to a server, distinct by default."""
 
     def __init__(self, url: str, vocab_size: int) -> None:
         self._client = httpx.Client(base_url=url, timeout=3600)
@@ -148,7 +150,7 @@ class Asker:
         return ids
 
     def first_token_ms(self, prompt: list[int], *, cached: range) -> float:
-        """Checks that as many tokens were remembered as should be."""
+        """Checks the number of cached tokens."""
         body = {"token_ids": prompt, "max_tokens": 1, "temperature": 0}
         content = json.dumps(body).encode()
         start = time.perf_counter()
@@ -186,7 +188,7 @@ def measure_turns(asker: Asker, histories: Sequence[int], repeats: int) -> Itera
 
 @contextmanager
 def serving(model: str, folder: Path) -> Iterator[str]:
-    """A server's address."""
+    """Yields a server's address."""
     log = folder / "stderr"
     command = [sys.executable, "-m", "roost.server", "serve", model, "--port", "0", "--slots", "8"]
     with log.open("w") as stderr:
@@ -203,7 +205,7 @@ def serving(model: str, folder: Path) -> Iterator[str]:
 
 
 def measure_tokenizing() -> Iterator[tuple[int, float]]:
-    """Tokens of a text, and the milliseconds to make them, with the demo model's tokenizer."""
+    """Returns the tokens of a text, and the milliseconds to encode it, with the demo model's tokenizer."""
     tokenizer = open_tokenizer(open_model("demo"))
     for sentences in (32, 512, 4096):
         text = "The boat went out to sea, and nobody knew when it would come home. " * sentences
@@ -216,7 +218,7 @@ def measure_tokenizing() -> Iterator[tuple[int, float]]:
 
 
 def measure_memory() -> Memory:
-    """One text, so that neighbours share their windows; every 50th state has the end of a prompt."""
+    """Returns snapshots of one token sequence, so that neighbours share windows; every 50th has a prompt end."""
     shape = PRESETS["2b"]
     layers, rings = shape.block_types.count("recurrent"), shape.block_types.count("attention")
     kind = np.dtype(ml_dtypes.bfloat16)
@@ -240,7 +242,7 @@ def measure_memory() -> Memory:
 
 
 def measure_inexact(dtype: str, repeats: int) -> Inexact:
-    """The inexact core leads each conversation; the exact one is asked the same."""
+    """The inexact engine leads each conversation; the exact one receives the same prompts."""
     source = open_model("demo")
     runner = load_runner(source, EngineConfig(slots=2, dtype=dtype, state_cache_inexact=True))
     tokenizer, same, first, further = open_tokenizer(source), 0, 0.0, 0.0
@@ -281,7 +283,7 @@ def measure_inexact(dtype: str, repeats: int) -> Inexact:
 def _answer(
     core: EngineCore, prompt: Sequence[int], count: int, num_top: int | None = None
 ) -> tuple[list[int], list[TokenLogprobs]]:
-    """The likeliest tokens, and if wanted their log-probabilities."""
+    """Returns the top tokens and, if requested, their log-probabilities."""
     core.add(Request("a", tuple(prompt), SamplingParams(max_tokens=count, temperature=0, logprobs=num_top)))
     token_ids: list[int] = []
     logprobs: list[TokenLogprobs] = []
@@ -297,7 +299,7 @@ def _differences(one: Mapping[int, float], other: Mapping[int, float]) -> list[f
 
 
 def measure_misses(model: str) -> Misses:
-    """The cache is full from the first round on, so that each state has another to make room."""
+    """Measures with a cache that is full from the first round on, so that each snapshot evicts another."""
     source = open_model(model)
     runner = load_runner(source, EngineConfig(slots=8))
     cache = PrefixCache(runner.window, 32 * 2**20)
@@ -324,7 +326,7 @@ def measure_misses(model: str) -> Misses:
 
 
 class Result(NamedTuple):
-    """Everything about one model."""
+    """Runs all measurements of one model."""
 
     model: str
     system_prompt: SystemPrompt

@@ -1,12 +1,14 @@
-"""What the real TPU compiler makes of the engine's programs: bytes, temporaries, HBM, time. Needs libtpu, but no TPU.
+"""Compiles the engine's programs with the real TPU compiler and reports bytes, temporaries, HBM and estimated time.
+
+Requires libtpu, but no TPU.
 
     python benchmarks/tpu_programs.py --model 2b --chip v5e [--quantize int8] [--json]
 
-Every program is compiled for one chip as the runner compiles it, in bfloat16, the state pool donated; decode chooses
-greedily, since of a branch that is rarely taken the compiler counts all bytes. `floor_bytes` is what must move: every
-weight once (in prefill, of the embedding only the rows looked up) and, in decode, the filled part of every slot's
-state once. A custom call is counted by its `CostEstimate`. One option keeps moves between on-chip memories out of the
-count.
+Every program is compiled for one chip like the runner compiles it, in bfloat16, with the state pool donated. Decode is
+greedy, since the compiler counts all bytes of a branch that is rarely taken. `floor_bytes` is what must move: every
+weight once (in prefill only the embedding's rows that are looked up) and, in decode, the filled part of every slot's
+state once. A custom call counts by its `CostEstimate`. One compiler option excludes moves between on-chip memories from
+the count.
 """
 
 import argparse
@@ -45,7 +47,7 @@ from roost.kernels import window_attention
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
 COUNT_HBM_ONLY = {f"xla_{chip}_vmem_memory_space_assignment": "false" for chip in ("vf", "gf")}
-"""Under the compiler's names of v5e and v6e."""
+"""Chips under the compiler's names of v5e and v6e."""
 
 BF16 = jnp.dtype("bfloat16")
 QUARTER = 0.25
@@ -57,13 +59,14 @@ OFFICIAL = {
     ("2b", "v5e", "decode", 512): (19.13e9, 29.9e-3),
     ("2b", "v5e", "prefill", 1): (22.24e9, 68.5e-3),
 }
-"""The official Flax programs (recurrentgemma 1.0.1, native scan, donated cache) through the same compiler with the same
-counting: bytes accessed and `optimal_seconds`. They read whole rings, so they cost the same with a quarter filled."""
+"""Official Flax programs (recurrentgemma 1.0.1, native scan, donated cache), compiled and counted in the same way:
+bytes accessed and `optimal_seconds`. They read whole rings, so a ring filled by a quarter costs the same.
+"""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One program as the compiler sees it; bytes, and seconds by its own estimate."""
+    """One program according to the compiler: bytes, and seconds by its own estimate."""
 
     program: str
     rows: int
@@ -77,7 +80,7 @@ class Measure:
 
     @property
     def tokens(self) -> int:
-        """That one run of the program reads or makes."""
+        """Bytes that one run of the program reads or writes."""
         return self.rows if self.program == "decode" else PROMPT
 
 
@@ -103,7 +106,7 @@ def main() -> None:
 
 
 def measure_all(config: ModelConfig, matrices: jnp.dtype, chip_name: str, rows: list[int]) -> Iterator[Measure]:
-    """Compiles every program, the quickest first; the matrices are of one type, all else is in bfloat16."""
+    """Compiles every program, the fastest first; matrices have the given type, all else is bfloat16."""
     topology = topologies.get_topology_desc(
         platform="tpu", topology_name=TOPOLOGIES[chip_name], chips_per_host_bounds=(2, 2, 1)
     )
@@ -118,7 +121,7 @@ def measure_all(config: ModelConfig, matrices: jnp.dtype, chip_name: str, rows: 
 def measure_decode(
     config: ModelConfig, matrices: jnp.dtype, chip: SingleDeviceSharding, rows: int, window: str
 ) -> Measure:
-    """One greedy token for each of `rows` slots."""
+    """Program for one greedy token of each of `rows` slots."""
     fill = QUARTER if window == "quarter" else 1.0
     attend = partial(window_attention.decode_attention_tpu, assumed_fill=fill)
     with patch.dict(window_attention._DECODE, tpu=attend):
@@ -131,7 +134,7 @@ def measure_decode(
 
 
 def measure_prefill(config: ModelConfig, matrices: jnp.dtype, chip: SingleDeviceSharding, length: int) -> Measure:
-    """One chunk of a prompt, into one of 8 slots; what its tokens are scored by is another program."""
+    """Program for one chunk of a prompt, into one of 8 slots; scoring its tokens is another program."""
     pool = jax.eval_shape(lambda: new_pool(config, 8, BF16, TPU))
     inputs = steps.PrefillInput(**prefill_columns((), (), 1, length, 8))
     compiled, params = compile_step(config, matrices, chip, steps.prefill_step, pool, inputs)
@@ -141,7 +144,7 @@ def measure_prefill(config: ModelConfig, matrices: jnp.dtype, chip: SingleDevice
 
 
 def greedy_step(graph: Any, params: Any, pool: steps.StatePool, active: jax.Array) -> Any:
-    """`decode_step` with the branch left out that is taken when a row asks for more than the likeliest token."""
+    """`decode_step` without the branch for rows that do not sample greedily."""
     with patch.object(steps, "sample_or_greedy", lambda model, hidden, *_: steps.greedy_sample(model, hidden)):
         return steps.decode_step(graph, 1, params, pool, active, jnp.ones((), jnp.int32))
 
@@ -154,7 +157,7 @@ def compile_step(
     pool: Any,
     *inputs: Any,
 ) -> tuple[Any, Any]:
-    """The compiled program and the parameters' shapes."""
+    """Returns the compiled program and the parameters' shapes."""
     graph, params = abstract_model(config, BF16, TPU, matrix_dtype=matrices)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), (params, pool, *inputs))
     lowered = jax.jit(partial(step, graph), donate_argnums=1).trace(*shapes).lower(lowering_platforms=("tpu",))
@@ -186,7 +189,7 @@ def size(tree: Any) -> int:
 
 
 def as_table(measures: list[Measure], model: str, chip: str, quantize: str | None) -> Table:
-    """For people: gigabytes, milliseconds, the ratio to the floor, and the official program where it was measured."""
+    """Prints gigabytes, milliseconds, the ratio to the floor, and the official program if it was measured."""
     quantized = f", matrices in {quantize}" if quantize else ""
     table = Table(title=f"{model} on one {chip} chip, bfloat16{quantized}")
     names = ("program", "rows", "window", "floor", "accessed", "over floor", "official", "temp", "HBM", "fits")

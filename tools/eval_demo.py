@@ -1,10 +1,10 @@
-"""Asks a running server the questions of the demo corpus's evaluation list and counts the right answers.
+"""Sends the demo corpus's evaluation list to a running server and counts the correct answers.
 
     roost serve demo &
     python tools/eval_demo.py demo-eval-public.jsonl --url http://127.0.0.1:8000
 
 Answers are greedy, of at most 300 tokens. `--card configs/demo/README.md` writes the scores into the model card;
-`--min-exact 85` and its like make the exit code 1 when a score is below.
+`--min-exact 85` and similar options make the exit status 1 if a score is below.
 """
 
 import argparse
@@ -29,13 +29,13 @@ class Question:
     """A line of the list.
 
     Attributes:
-      id: its name.
-      skill: what it tests.
-      messages: the dialogue up to the answer, with the roles of the HTTP API.
-      expect: the whole answer, or a part of it if not `exact`.
-      exact: whether the answer must be `expect` and nothing else.
-      min_chars: the shortest answer that counts.
-      stretch: whether its wording is one that the model has never seen; such are counted apart.
+      id: Name of the question.
+      skill: Skill that it tests.
+      messages: The dialogue up to the answer, with the roles of the HTTP API.
+      expect: The whole answer, or a part of it if not `exact`.
+      exact: Whether the answer must equal `expect`.
+      min_chars: Minimum length of an answer that counts.
+      stretch: Whether the model has never seen its wording; such questions are counted separately.
     """
 
     id: str
@@ -47,7 +47,7 @@ class Question:
     stretch: bool = False
 
     def accepts(self, answer: str) -> bool:
-        """Whether an answer is right."""
+        """Returns whether an answer is correct."""
         answer = answer.strip()
         if self.exact:
             return answer == self.expect
@@ -56,27 +56,27 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A question and what the model said."""
+    """A question and the model's answer."""
 
     question: Question
     answer: str
 
     @property
     def right(self) -> bool:
-        """Whether the answer is right."""
+        """Whether the answer is correct."""
         return self.question.accepts(self.answer)
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Right answers out of all, of which there is at least one."""
+    """Number of correct answers, out of at least one."""
 
     right: int
     all: int
 
     @property
     def percent(self) -> float:
-        """The right ones' part of a hundred."""
+        """Correct answers in per cent."""
         return 100.0 * self.right / self.all
 
     def __str__(self) -> str:
@@ -84,7 +84,7 @@ class Score:
 
 
 def parse_question(line: str) -> Question:
-    """Reads a line of the list; its role "model" is "assistant" in the API."""
+    """Parses a line of the list; its role "model" is "assistant" in the API."""
     fields = json.loads(line)
     roles = {"model": "assistant"}
     messages = tuple({"role": roles.get(m["role"], m["role"]), "content": m["content"]} for m in fields["messages"])
@@ -100,7 +100,7 @@ def parse_question(line: str) -> Question:
 
 
 async def ask_all(url: str, questions: Sequence[Question], concurrency: int) -> list[Answered]:
-    """Asks all questions, some at a time; the answers come back in the questions' order."""
+    """Sends all questions, several at a time, and returns the answers in the questions' order."""
     turnstile = asyncio.Semaphore(concurrency)
     async with httpx.AsyncClient(base_url=url, timeout=120.0) as client:
         model = await _first_model(client)
@@ -134,23 +134,23 @@ TOTALS: Final[Mapping[str, Callable[[Question], bool]]] = {
     "stories": lambda q: not q.exact and not q.stretch,
     "stretch": lambda q: q.stretch,
 }
-"""The sums that are told, and which questions belong to each."""
+"""Reported totals, and the questions that belong to each."""
 
 
 def score(answered: Iterable[Answered]) -> Score:
-    """Counts the right ones."""
+    """Counts the correct answers."""
     verdicts = [a.right for a in answered]
     return Score(sum(verdicts), len(verdicts))
 
 
 def totals(answered: Sequence[Answered]) -> dict[str, Score]:
-    """The score of each of `TOTALS` that was asked for."""
+    """Returns the score of each of `TOTALS` that has questions."""
     scores = {name: score(a for a in answered if belongs(a.question)) for name, belongs in TOTALS.items()}
     return {name: result for name, result in scores.items() if result.all}
 
 
 def by_skill(answered: Sequence[Answered]) -> dict[str, Score]:
-    """The score of each skill, without stretch, in the list's order."""
+    """Returns the score of each skill, without stretch questions, in the list's order."""
     counted = [a for a in answered if not a.question.stretch]
     skills = dict.fromkeys(a.question.skill for a in counted)
     return {skill: score(a for a in counted if a.question.skill == skill) for skill in skills}
@@ -172,10 +172,10 @@ def show(console: Console, answered: Sequence[Answered]) -> None:
 
 
 def write_card(path: Path, answered: Sequence[Answered]) -> None:
-    """Puts the scores between the marks of the model card.
+    """Writes the scores between the marks of the model card.
 
     Raises:
-      ValueError: the card has no such marks.
+      ValueError: The card has no such marks.
     """
     card = path.read_text(encoding="utf-8")
     begin, end = (card.find(mark) for mark in CARD_MARKS)
@@ -198,7 +198,7 @@ def write_card(path: Path, answered: Sequence[Answered]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line and returns the exit status."""
     parser = argparse.ArgumentParser(description="Scores a running server on the demo model's evaluation list.")
     parser.add_argument("questions", type=Path, help="demo-eval-public.jsonl")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the server (default: %(default)s)")
@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def missed(results: Mapping[str, Score], options: Mapping[str, Any]) -> list[str]:
-    """The totals that are below their `min_…` option."""
+    """Returns the totals that are below their `min_…` option."""
     return [name for name, result in results.items() if result.percent < options[f"min_{name}"]]
 
 
