@@ -1,12 +1,12 @@
-"""Valid requests that try to hurt other tenants: one table, shared by neighbours.py and tests/e2e/test_neighbours.py.
+"""Valid requests that try to harm other tenants: one table for neighbours.py and tests/e2e/test_neighbours.py.
 
     python benchmarks/attacks.py
 
 As a program this is the attacker. It reads one JSON line per attack, `{"name", "host", "port", "key", "max_seconds"}`,
-prepares the attack and prints `ready`. The next line begins the attack, the one after it ends it. Then the program
-prints what became of its requests as one JSON line. It runs in a process of its own, with low priority, so that its
-work does not look like the server's. Every attack is bounded: after `max_seconds` at the latest the attacker closes all
-of its connections.
+prepares the attack and prints `ready`. The next line starts the attack, the one after it ends it. The program then
+prints the results of its requests as one JSON line. It is a separate process with low priority, so that its work does
+not count as the server's. Every attack is bounded: after `max_seconds` at the latest the attacker closes all
+connections.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ PAUSE_S: Final = 0.05
 TRICKLE_S: Final = 10.0
 
 HOLD_S: Final = 15.0
-"""Seconds after which an attack begins although not all of its connections have sent a request."""
+"""Seconds after which an attack starts even if some of its connections have not sent a request."""
 
 VOCAB_SIZE: Final = 3072
 """Vocabulary size of the demo model."""
@@ -43,7 +43,7 @@ STATES, IMPORT = "/v1/states", "/v1/states/import"
 type Body = Mapping[str, Any] | bytes
 
 type Change = Callable[[dict[str, Any], dict[str, str]], None]
-"""Changes the arrays and the facts of a state file in place."""
+"""Changes the arrays and the metadata of a state file in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,9 @@ class Attacker:
     """One tenant's HTTP client, with one connection per request.
 
     Attributes:
-      go: returns when the attack may begin; what comes before it is preparation.
-      statuses: number of responses by status, since the attack began.
-      sent: has an entry for each request that was sent as far as it ever is before its response.
+      go: Returns when the attack may start; everything before is preparation.
+      statuses: Number of responses by status since the attack started.
+      sent: Has an entry for each request that was sent as far as it will be before its response.
     """
 
     host: str
@@ -83,7 +83,7 @@ class Attacker:
 
     @property
     def salt(self) -> str:
-        """A cache salt that was never used before, so that no prompt is found in the prefix cache."""
+        """Returns a new cache salt, so that no prompt is found in the prefix cache."""
         return f"{os.getpid()}-{next(self._number)}"
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -139,7 +139,7 @@ class Attacker:
             writer.transport.abort()
 
     async def trickle(self, path: str, content: bytes, length: int) -> None:
-        """Announces a body of some length, sends its beginning, and then a byte every `TRICKLE_S`."""
+        """Announces a body of some length, sends its start, and then a byte every `TRICKLE_S`."""
         reader, writer = await self.open()
         try:
             writer.write(self.head("POST", path, length) + content)
@@ -184,7 +184,7 @@ class Attacker:
 
 
 def encoded(body: Body) -> bytes:
-    """A body as compact JSON; bytes as they are."""
+    """Returns a body as compact JSON; bytes stay unchanged."""
     return body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -195,12 +195,13 @@ def _status(line: bytes) -> int:
 
 @dataclass(frozen=True)
 class Attack:
-    """
+    """One attack.
+
     Attributes:
-      name: a few words, unique.
-      finding: number in the issue, or the class that it belongs to for those that are not listed there.
-      run: prepares the attack, awaits `Attacker.begin`, and attacks until it is cancelled or done.
-      statuses: all that the attacker may get; another one is a failure.
+      name: Short unique name.
+      finding: Number or class of the vulnerability.
+      run: Prepares the attack, awaits `Attacker.begin`, and attacks until it is cancelled or done.
+      statuses: Statuses that the attacker may receive; any other is a failure.
     """
 
     name: str
@@ -213,7 +214,7 @@ class Attack:
 
 
 async def at_once(count: int, work: Callable[[], Awaitable[Any]]) -> None:
-    """Does the same over many connections for ever, with a pause in between."""
+    """Runs the same action over many connections forever, with a pause in between."""
 
     async def repeat() -> None:
         while True:
@@ -226,10 +227,10 @@ async def at_once(count: int, work: Callable[[], Awaitable[Any]]) -> None:
 
 
 async def hold(attacker: Attacker, count: int, work: Callable[[], Awaitable[Any]], *, runs: bool = False) -> None:
-    """Does the same over many connections, and begins the attack when all of them have sent their first request.
+    """Runs the same action over many connections, and starts the attack when all have sent their first request.
 
     Args:
-      runs: begins it only when the engine runs one of them, or one was refused.
+      runs: Starts it only when the engine runs one of them, or one was refused.
     """
     attacker.sent = asyncio.Queue()
     async with asyncio.TaskGroup() as group:
@@ -246,12 +247,12 @@ async def hold(attacker: Attacker, count: int, work: Callable[[], Awaitable[Any]
 def posting(
     path: str, *bodies: Callable[[], Body], count: int = 1, salted: bool = True, holds: bool = False
 ) -> Callable[[Attacker], Any]:
-    """Returns an attack that posts these bodies in turn over several connections.
+    """Returns an attack that posts bodies in turn over several connections.
 
     Args:
-      bodies: make a body each; called once, before the attack begins.
-      salted: gives each request a cache salt of its own.
-      holds: begins the attack when all connections have sent a request and one of them runs.
+      bodies: Functions that make a body each; called once, before the attack starts.
+      salted: Whether each request has its own cache salt.
+      holds: Whether the attack starts only when all connections have sent a request and one of them runs.
     """
 
     async def run(attacker: Attacker) -> None:
@@ -282,7 +283,7 @@ ENDLESS: Final = {"max_tokens": 10**6, "ignore_eos": True, "stream": True, "temp
 
 
 async def saved_file(attacker: Attacker, num_tokens: int = 130) -> bytes:
-    """A state of one's own as a file."""
+    """Returns an own state as a file."""
     body = {"prompt": token_ids(num_tokens), "max_tokens": 4, "ignore_eos": True}
     answer = (await attacker.post(COMPLETIONS, body)).json
     state = (await attacker.post(STATES, {"request_id": answer["id"]})).json["id"]
@@ -292,7 +293,7 @@ async def saved_file(attacker: Attacker, num_tokens: int = 130) -> bytes:
 
 
 def altered(file: bytes, change: Change) -> bytes:
-    """A state file with something else in it, and the right digest."""
+    """Returns a changed state file with a correct digest."""
     from roost.engine.prefix_cache.state_file import pack, unpack
 
     arrays, facts = unpack(file)
@@ -304,7 +305,7 @@ def altered(file: bytes, change: Change) -> bytes:
 
 
 def importing(*changes: Change) -> Callable[[Attacker], Awaitable[None]]:
-    """Returns an attack that imports altered states, and goes on from those that are taken."""
+    """Returns an attack that imports changed states, and continues from accepted ones."""
 
     async def run(attacker: Attacker) -> None:
         file = await saved_file(attacker)
@@ -355,7 +356,7 @@ def only_tokens(count: int) -> Change:
 
 
 async def import_many(attacker: Attacker) -> None:
-    """States of a million tokens each, which are kept."""
+    """Keeps states of a million tokens each."""
     file = altered(await saved_file(attacker), only_tokens(2**20 - 1000))
     await attacker.begin()
     for _ in range(40):
@@ -369,7 +370,7 @@ async def import_many(attacker: Attacker) -> None:
 
 
 async def go_on_from_much(attacker: Attacker) -> None:
-    """A state without a snapshot costs as much as its whole text."""
+    """A state without a snapshot costs as much as its whole token history."""
     file = altered(await saved_file(attacker), only_tokens(300_000))
     await attacker.begin()
     reply = await attacker.post(IMPORT, file)
@@ -393,7 +394,7 @@ async def import_slowly(attacker: Attacker) -> None:
 
 
 async def save_again_and_again(attacker: Attacker) -> None:
-    """16 savers of a long text that is still being generated."""
+    """Saves a long sequence 16 times at once while it is generated."""
     body = {"prompt": token_ids(100_000), "max_tokens": 1, "ignore_eos": True}
     answer = (await attacker.post(COMPLETIONS, body)).json
     await attacker.begin()
@@ -410,14 +411,14 @@ async def save_again_and_again(attacker: Attacker) -> None:
 
 
 def escaped_references() -> Body:
-    """A chain of 6,000 definitions, whose references no search for `$ref` finds."""
+    """Returns a chain of 6,000 definitions, whose references a search for `$ref` does not find."""
     chain = ", ".join(f'"d{i}": {{"\\u0024ref": "#/$defs/d{i + 1}"}}' for i in range(6000))
     schema = f'{{"$defs": {{{chain}, "d6000": {{"type": "integer"}}}}, "\\u0024ref": "#/$defs/d0"}}'
     return {"prompt": "a", "max_tokens": 4, "guided_grammar": f"start: %json {schema}\n"}
 
 
 def chained_rules(separator: str) -> Callable[[], Body]:
-    """A chain of 6,000 rules of a grammar in Lark's notation."""
+    """Returns a chain of 6,000 rules of a Lark grammar."""
 
     def body() -> Body:
         rules = [f"a{i}: a{i + 1}" for i in range(6000)]
@@ -428,7 +429,7 @@ def chained_rules(separator: str) -> Callable[[], Body]:
 
 
 def nested_grammars() -> Body:
-    """Grammars in grammars, 400 deep."""
+    """Returns grammars nested 400 deep."""
     grammar = 'start: "a"'
     for _ in range(400):
         grammar = f"start: %lark {{\n{grammar}\n}}"
@@ -436,7 +437,7 @@ def nested_grammars() -> Body:
 
 
 def nested_json_text() -> Body:
-    """A schema 5,000 levels deep inside a grammar's text, where the body's own bound does not reach."""
+    """Returns a schema 5,000 levels deep inside of a grammar's text, which the bound on bodies does not reach."""
     schema = '{"type":"array","items":' * 5_000 + "{}" + "}" * 5_000
     return {"prompt": "a", "max_tokens": 4, "guided_grammar": f"start: %json {schema}\n"}
 
@@ -453,13 +454,13 @@ def nested_quantifiers() -> Body:
 
 
 def large_schema(seed: int) -> Body:
-    """Takes seconds to compile: each of its properties may be left out, so each may follow each."""
+    """Returns a schema that takes seconds to compile: all properties are optional, so any may follow any."""
     schema = {"type": "object", "properties": {f"p{seed}_{i}": {"type": "integer"} for i in range(6000)}}
     return {"messages": [{"role": "user", "content": "a"}], "max_tokens": 64, "guided_json": schema}
 
 
 async def leave_grammars(attacker: Attacker) -> None:
-    """24 large schemas, whose clients hang up while they are compiled or wait for it."""
+    """Sends 24 large schemas, whose clients disconnect while they are compiled or wait."""
     bodies = [encoded(large_schema(seed)) for seed in range(24)]
     await attacker.begin()
     async with asyncio.TaskGroup() as group:
@@ -470,22 +471,22 @@ async def leave_grammars(attacker: Attacker) -> None:
 
 
 def ambiguous_grammar() -> Body:
-    """Its parser has more to do for each token than for the one before."""
+    """Returns a grammar whose parser has more work for each further token."""
     grammar = 'start: s{100}\ns: "a" | "b" | s s | s s s\n'
     return {"prompt": "a", "max_tokens": 2000, "n": 8, "guided_grammar": grammar}
 
 
 def counted_regex() -> Body:
-    """Two tokens lead to a state of its automaton that no other two lead to."""
+    """Returns a grammar where any two tokens lead to a state of their own."""
     return {"prompt": "a", "max_tokens": 2000, "n": 8, "guided_regex": "(.{0,300}a.{0,300}b){100}"}
 
 
 def states_explosion() -> Body:
-    """Its automaton has 2^24 states, if they are all made."""
+    """Returns a grammar whose full automaton has 2^24 states."""
     return {"prompt": "a", "max_tokens": 2000, "n": 8, "guided_regex": "([a-z ]*a[a-z ]{24}){50}"}
 
 
-# --- what is asked of the event loop
+# --- load on the event loop
 
 
 def many_stop_strings() -> Body:
@@ -529,7 +530,7 @@ def million_prompts_to_run() -> Body:
 
 
 def truncated_text() -> Body:
-    """Text of 4 MB is tokenized, and eight of its tokens are used."""
+    """Tokenizes a text of 4 MB, of which eight tokens are used."""
     return {"prompt": "the boat " * 440_000, "truncate_prompt_tokens": 8, "max_tokens": 1}
 
 
@@ -550,7 +551,7 @@ def unknown_fields() -> Body:
 
 
 def long_mistake() -> Body:
-    """An error message that repeated its value would be as large."""
+    """Provokes an error message that would be as large as its value."""
     return {"prompt": "a", "response_format": {"type": "x" * 3_900_000}}
 
 
@@ -560,7 +561,7 @@ def nested_tools() -> Body:
     return {"messages": [{"role": "user", "content": "a"}], "max_tokens": 4, "tools": tools}
 
 
-# --- the engine's time, and its slots
+# --- load on the engine and its slots
 
 
 def long_prompt() -> Body:
@@ -584,20 +585,20 @@ def endless_choices() -> Body:
 
 
 async def ask_and_leave(attacker: Attacker) -> None:
-    """Requests whose clients hang up at once: each takes a slot for a moment."""
+    """Sends requests whose clients disconnect at once: each takes a slot for a moment."""
     body = encoded({"prompt": token_ids(5000), "n": 4, **ENDLESS})
     await attacker.begin()
     await at_once(24, lambda: attacker.hang_up(COMPLETIONS, body, 0.05))
 
 
 async def read_no_streams(attacker: Attacker) -> None:
-    """Streams with much to send, to clients that read nothing."""
+    """Opens streams with large output, and reads nothing."""
     body = encoded({"prompt": "The boat", "n": 8, "logprobs": 20, "return_token_ids": True, **ENDLESS})
     await hold(attacker, 8, lambda: attacker.read_nothing(COMPLETIONS, body))
 
 
 async def salts(attacker: Attacker) -> None:
-    """Short prompts under salts of their own: each is a root of the prefix cache."""
+    """Sends short prompts with their own salts: each is a root of the prefix cache."""
     await attacker.begin()
     turns = itertools.count()
 
@@ -609,7 +610,7 @@ async def salts(attacker: Attacker) -> None:
 
 
 async def one_id(attacker: Attacker) -> None:
-    """Requests that share one request id, while it is aborted."""
+    """Sends requests that share one request id, while it is aborted."""
     body = {"prompt": "The boat", "n": 2, **ENDLESS}
     await attacker.begin()
     request_id = f"same-{attacker.salt}"
@@ -627,7 +628,7 @@ async def one_id(attacker: Attacker) -> None:
 
 
 def tool_schemas() -> Body:
-    """Parsed, each property is several Python objects."""
+    """Sends properties, each of which becomes several Python objects."""
     properties = {f"p{i}": {"type": "integer"} for i in range(90_000)}
     tool = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": properties}}
     return {"input": "a", "max_output_tokens": 1, "tool_choice": "none", "tools": [tool]}
@@ -638,12 +639,12 @@ def large_metadata() -> Body:
 
 
 def empty_arrays() -> Body:
-    """Parsed, each of these takes thirty times its three bytes."""
+    """Sends values, each of which takes thirty times its three bytes once parsed."""
     return b'{"prompt": "a", "max_tokens": 1, "chat_template_kwargs": [' + b"[]," * 1_390_000 + b"[]]}"
 
 
 async def empty_arrays_in_streams(attacker: Attacker) -> None:
-    """What was parsed stays for as long as the stream does."""
+    """Keeps a parsed body for as long as a stream."""
     arrays = b"[]," * 1_390_000
     body = b'{"prompt": "a", "max_tokens": 1000000, "ignore_eos": true, "stream": true, "user": ['
     body += arrays + b"[]]}"
@@ -651,19 +652,19 @@ async def empty_arrays_in_streams(attacker: Attacker) -> None:
 
 
 async def large_slow_streams(attacker: Attacker) -> None:
-    """Streams that do not end, each of a body of 4 MiB: one more than there is room for."""
+    """Opens endless streams, each with a body of 4 MiB: one more than there is room for."""
     body = encoded({"prompt": "The boat", "user": "x" * (MAX_BODY - 200), **ENDLESS}).ljust(MAX_BODY)
     await hold(attacker, 33, lambda: attacker.post(COMPLETIONS, body))
 
 
 async def slow_bodies(attacker: Attacker) -> None:
-    """33 bodies of 4 MiB, one more than there is room for, whose last 3 bytes come slowly."""
+    """Sends 33 bodies of 4 MiB, one more than there is room for, whose last 3 bytes come slowly."""
     content = b'{"prompt": "'.ljust(MAX_BODY - 3, b"a")
     await hold(attacker, 33, lambda: attacker.trickle(COMPLETIONS, content, MAX_BODY))
 
 
 async def slow_heads(attacker: Attacker) -> None:
-    """300 connections that never end their headers."""
+    """Opens 300 connections that never end their headers."""
 
     async def half_a_head() -> None:
         _, writer = await attacker.open()
@@ -682,7 +683,7 @@ async def slow_heads(attacker: Attacker) -> None:
 
 
 async def pipeline(attacker: Attacker) -> None:
-    """Thousands of requests on one connection, none of whose responses is read."""
+    """Sends thousands of requests on one connection, and reads no response."""
     one = f"GET /v1/models HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {attacker.key}\r\n\r\n".encode()
 
     async def flood() -> None:
@@ -701,7 +702,7 @@ async def pipeline(attacker: Attacker) -> None:
 
 
 async def conversation(attacker: Attacker) -> None:
-    """A conversation that grows by a megabyte with each stored response."""
+    """Extends a conversation by a megabyte with each stored response."""
     await attacker.begin()
     previous = None
     for number in range(40):
@@ -713,7 +714,7 @@ async def conversation(attacker: Attacker) -> None:
 
 
 async def background_work(attacker: Attacker) -> None:
-    """Stored streams that nobody reads, and whose events are kept."""
+    """Stores streams whose events are kept and never read."""
     body = {"input": "Tell me a story.", "background": True, "stream": True, "ignore_eos": True}
     logprobs = {"include": ["message.output_text.logprobs"], "top_logprobs": 20, "max_output_tokens": 100_000}
     await attacker.begin()
@@ -746,7 +747,7 @@ REFUSED: Final = frozenset({400, 413})
 BUSY: Final = frozenset({429, 503})
 ANY: Final = OK | REFUSED | BUSY
 LARGE: Final = ANY | {0}
-"""Of large bodies: a response that comes before the body was sent may be lost when the connection is closed."""
+"""Statuses for large bodies: a response that precedes the end of the body may be lost with the connection."""
 
 ENDS, STOPS, TAKES = "ends the process", "stops the others", "takes memory"
 
@@ -820,7 +821,7 @@ ATTACKS: Final[Sequence[Attack]] = (
 
 
 async def read_line() -> bytes:
-    """A line of stdin; nothing at its end."""
+    """Returns a line of stdin; None at its end."""
     return await asyncio.to_thread(sys.stdin.buffer.readline)
 
 
@@ -829,7 +830,7 @@ def say(text: str) -> None:
 
 
 async def attack(order: Mapping[str, Any]) -> None:
-    """Does what one line asks for."""
+    """Runs the command of one line."""
     began = asyncio.Event()
 
     async def go() -> None:

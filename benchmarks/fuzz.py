@@ -291,7 +291,9 @@ class Attempt:
     """Bytes to send.
 
     Attributes:
-      api: API in whose shape an error has to be.
+      kind: Kind of the attempt.
+      data: The bytes.
+      path: Path of the request, whose API determines the shape of an error.
       whole: Whether the bytes contain an HTTP request, so that a response is required.
     """
 

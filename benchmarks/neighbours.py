@@ -1,20 +1,20 @@
-"""One tenant attacks, another one chats: what the second feels of it, attack by attack.
+"""Measures how one tenant's attacks affect another tenant's chat, attack by attack.
 
     python benchmarks/neighbours.py [--only "NAME" ...] [--seconds 8] [--json]
 
-It starts the server with the demo model and two tenants' keys. The victim asks one short thing at a time: a chat, a
-stream, now and then a constrained answer; beside these it asks `/health` and imports a state. It does so while nothing
-else runs, then while the attacker runs one of attacks.py, and so on in turn. Goals, for every attack:
+Starts the server with the demo model and two tenants' keys. The victim sends one short request at a time: a chat, a
+stream, now and then a constrained one; meanwhile it polls `/health` and imports a state. It does so on an idle server,
+then during one attack of attacks.py, and so on in turn. Goals for every attack:
 
-- the victim's p99 of the time to the first token, of the gap between events and of a whole chat is at most 3 times that
-  of the quiet windows before and after, or at most 250 ms;
-- `/health` answers within 100 ms;
-- the server's memory stays within the budgets that `BUDGETS` lists;
-- nothing ends but the attacker's requests: the process lives, each of the victim's requests succeeds with the text that
-  it had when all was quiet, and the attacker gets no other status than the attack's row allows.
+- the victim's p99 of the time to first token, of the gap between events and of a whole chat is at most 3 times that of
+  the idle windows before and after, or at most 250 ms;
+- `/health` responds within 100 ms;
+- the server's memory stays within the budgets of `BUDGETS`;
+- only the attacker's requests end: the process lives, each of the victim's requests succeeds with the text of the idle
+  server, and the attacker receives only statuses that the attack's row allows.
 
-Progress goes to stderr, a table in Markdown to stdout. Exits with 1 if a goal was missed, and says which. Those who
-mend one finding give `--only`; `--seconds` trades time for samples.
+Progress goes to stderr, a table in Markdown to stdout. Exits with 1 and lists the missed goals if there are any.
+`--only` serves to mend one finding; `--seconds` trades time for samples.
 """
 
 import argparse
@@ -56,19 +56,20 @@ BUDGETS: Final[Mapping[str, int]] = {
     "histories of ended requests": 16 * MIB,
     "all else": 256 * MIB,
 }
-"""Bytes by which the server may grow, from when it was ready and had answered the victim."""
+"""Maximum bytes by which the server may grow after it was ready and had served the victim."""
 
 MAX_RATIO: Final = 3.0
 MAX_LATENCY_S: Final = 0.25
 MAX_HEALTH_S: Final = 0.1
 MIN_ROUNDS: Final = 2
-"""Rounds of the victim's requests in each window, however long they take: an attack that makes the victim wait goes on
-for as long as it does."""
+"""Minimum rounds of the victim's requests in each window, however long they take: an attack that delays the victim
+lasts as long as they do.
+"""
 
 MAX_ATTACK_S: Final = 45.0
 CLIENT_TIMEOUT_S: Final = 60.0
 SETTLE_S: Final = 30.0
-"""Seconds that the server may take to end what an attacker has left behind."""
+"""Seconds that the server may take to end an attacker's leftovers."""
 
 STILL_RUNNING: Final = "requests still run"
 
@@ -97,18 +98,18 @@ class Server:
         return self.process.poll()
 
     def resident_bytes(self) -> int:
-        """Memory in RAM; 0 where the process has ended."""
+        """Resident memory in bytes; 0 once the process has ended."""
         with contextlib.suppress(OSError, IndexError):
             pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
             return pages * os.sysconf("SC_PAGE_SIZE")
         return 0
 
     def num_traces(self) -> int:
-        """Number of stack traces in the log."""
+        """Number of tracebacks in the log."""
         return self.log.read_text(errors="replace").count("Traceback (most recent call last)")
 
     def stop(self) -> int:
-        """Asks the server to end; returns its exit status."""
+        """Stops the server and returns its exit status."""
         self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(30)
@@ -121,7 +122,7 @@ def serving(program: Sequence[str] = SERVER, model: str = "demo", *arguments: st
     """Starts a server and yields it when it is ready.
 
     Args:
-      program: arguments of Python that stand for `roost`.
+      program: Arguments of Python that run `roost`.
     """
     keys = secrets.token_hex(16), secrets.token_hex(16)
     tenants = [
@@ -150,13 +151,13 @@ def _address(process: subprocess.Popen[str], log: Path, seconds: float = 240) ->
 
 
 class AttackerProcess:
-    """attacks.py as a process; see there for what is said on its pipes."""
+    """attacks.py as a process, which documents the messages on its pipes."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     async def prepare(self, attack: Attack, server: Server) -> str | None:
-        """Brings the attack to where it may begin; returns the reason where it cannot."""
+        """Prepares an attack; returns the reason if that is impossible."""
         address = urlsplit(server.url)
         order = {"name": attack.name, "host": address.hostname, "port": address.port, "key": server.attacker_key}
         await self._say(json.dumps({**order, "max_seconds": MAX_ATTACK_S}))
@@ -164,11 +165,11 @@ class AttackerProcess:
         return None if line == "ready" else f"the attack could not be prepared: {line}"
 
     async def begin(self) -> None:
-        """Begins the attack that was prepared."""
+        """Starts the prepared attack."""
         await self._say("go")
 
     async def end(self) -> dict[str, Any]:
-        """Ends the attack; returns the number of the attacker's responses by status, and what failed on its side."""
+        """Ends the attack; returns the number of the attacker's responses by status, and failures on its side."""
         await self._say("stop")
         found: dict[str, Any] = json.loads(await self._hear(CLIENT_TIMEOUT_S))
         return found
@@ -200,14 +201,16 @@ async def attacking() -> AsyncIterator[AttackerProcess]:
 
 @dataclass
 class Window:
-    """What the victim saw in some seconds.
+    """Observations of the victim in one window.
 
     Attributes:
-      first, gap, chat, health: seconds to a stream's first event, from one event to the next, of a whole chat, and of
-        `/health`.
-      waits: tokens that the engine read or generated, for anybody, while the victim waited for a first token.
-      problems: the victim's requests that failed or had another text.
-      peak_bytes: most memory of the server.
+      first: Seconds to a stream's first event.
+      gap: Seconds from one event to the next.
+      chat: Seconds of a whole chat.
+      health: Seconds of `/health`.
+      waits: Tokens that the engine processed for any tenant while the victim waited for a first token.
+      problems: The victim's requests that failed or had another text.
+      peak_bytes: Maximum memory of the server.
     """
 
     first: list[float] = field(default_factory=list)
@@ -219,7 +222,7 @@ class Window:
     peak_bytes: int = 0
 
     def fail(self, problem: str) -> None:
-        """Notes a problem once."""
+        """Records a problem once."""
         if problem not in self.problems and len(self.problems) < 5:
             self.problems.append(problem)
 
@@ -236,7 +239,7 @@ class Window:
 
 
 class Victim:
-    """A tenant that asks one short thing at a time, and knows what the answers were when all was quiet."""
+    """A tenant that sends one short request at a time, and knows the outputs of an idle server."""
 
     def __init__(self, server: Server) -> None:
         headers = {"authorization": f"Bearer {server.victim_key}"}
@@ -252,7 +255,7 @@ class Victim:
         await self._health.aclose()
 
     async def learn(self) -> None:
-        """Asks everything once, and keeps the texts and a state."""
+        """Sends every request once, and keeps the outputs and a state."""
         for question in QUESTIONS:
             for num_tokens in (CHAT_TOKENS, STREAM_TOKENS):
                 response = await self._client.post("/v1/chat/completions", json=_body(question, num_tokens))
@@ -264,7 +267,7 @@ class Victim:
         await self._client.delete(f"/v1/states/{state_id}")
 
     async def watch(self, seconds: float) -> Window:
-        """Asks for some seconds, and at least `MIN_ROUNDS` times; what was asked by then is waited for."""
+        """Sends requests for some seconds, and at least `MIN_ROUNDS` times; waits for those that still run."""
         window = Window()
         talking = asyncio.create_task(self._talk(window, time.monotonic() + seconds))
         works = (self._ask_health, self._import, self._weigh)
@@ -272,7 +275,7 @@ class Victim:
         return window
 
     async def settle(self) -> str | None:
-        """Waits until nothing runs or waits any more; returns the problem if that takes too long."""
+        """Waits until the server is idle; returns a problem if that takes too long."""
         deadline = time.monotonic() + SETTLE_S
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.HTTPError):
@@ -312,7 +315,7 @@ class Victim:
             window.fail(f"the victim's chat {question!r} had another answer")
 
     async def _stream(self, window: Window, question: str) -> None:
-        salt = f"victim-{next(self._number)}"  # so that the prefix cache does not spare the prefill
+        salt = f"victim-{next(self._number)}"  # so that the prefix cache does not skip the prefill
         body = {**_body(question, STREAM_TOKENS), "stream": True, "cache_salt": salt}
         done, text, last = await self._work_done(), "", time.perf_counter()
         is_first = True
@@ -332,7 +335,7 @@ class Victim:
             window.fail(f"the victim's stream {question!r} had another text")
 
     async def _constrained(self, window: Window) -> None:
-        """A regex that was never compiled before."""
+        """Returns a regex that was never compiled before."""
         regex = f"(a|b|{next(self._number)}x){{1,4}}"
         body = {**_body("Hi", 4), "ignore_eos": False, "structured_outputs": {"regex": regex}}
         response = await self._client.post("/v1/chat/completions", json=body)
@@ -342,7 +345,7 @@ class Victim:
     async def _repeat(
         self, work: Callable[[Window], Awaitable[None]], window: Window, talking: "asyncio.Task[None]"
     ) -> None:
-        """Does something again and again for as long as the victim talks."""
+        """Repeats an action for as long as the victim sends requests."""
         while not talking.done() and self._server.status is None:
             await work(window)
 
@@ -373,7 +376,7 @@ class Victim:
         await asyncio.sleep(0.02)
 
     async def _work_done(self) -> int:
-        """Tokens that the engine has read or generated so far."""
+        """Returns the number of tokens that the engine has processed or generated so far."""
         load = await self._load()
         return int(load["prompt_tokens"] + load["generated_tokens"])
 
@@ -389,10 +392,10 @@ def _body(question: str, num_tokens: int) -> dict[str, Any]:
 
 
 def _content(line: str) -> str:
-    """The text of a stream's line; empty where it has none.
+    """Returns the text of a stream's line; empty if it has none.
 
     Raises:
-      ValueError: it is an error event.
+      ValueError: The line is an error event.
     """
     if not line.startswith("data: {"):
         return ""
@@ -407,14 +410,15 @@ def _content(line: str) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """
+    """Outcome of one attack.
+
     Attributes:
-      window: what the victim saw during the attack.
-      quiet: what it saw before and after.
-      start_bytes: memory of the server when it was ready.
-      before_bytes: memory before the attack.
-      statuses: number of the attacker's responses, by status.
-      problems: what ended that should not, and what went wrong besides.
+      window: Observations during the attack.
+      quiet: Observations before and after.
+      start_bytes: Memory of the server when it was ready.
+      before_bytes: Memory before the attack.
+      statuses: Number of the attacker's responses by status.
+      problems: Requests and processes that ended wrongly, and other failures.
     """
 
     attack: Attack
@@ -431,7 +435,7 @@ def p99(values: Sequence[float]) -> float:
 
 
 def missed(outcome: Outcome) -> list[str]:
-    """Goals that were missed, one a line: the attack, the goal, and the value measured."""
+    """Missed goals, one per line: the attack, the goal, and the measured value."""
     window, quiet = outcome.window, outcome.quiet
     found = list(outcome.problems)
     if not (window.first and window.gap and window.chat):
@@ -453,13 +457,13 @@ def missed(outcome: Outcome) -> list[str]:
 
 
 def is_spent(outcome: Outcome) -> bool:
-    """Whether the server is no fair start for the next attack."""
+    """Whether the server is not fit for the next attack."""
     too_large = outcome.window.peak_bytes - outcome.start_bytes > sum(BUDGETS.values())
     return too_large or any(problem.startswith(STILL_RUNNING) for problem in outcome.problems)
 
 
 def unexpected(attack: Attack, statuses: Mapping[str, int]) -> list[str]:
-    """The attacker's responses that the attack's row does not allow."""
+    """Returns the attacker's responses that the attack's row does not allow."""
     return [
         f"the attacker got {count} times {status if status != '0' else 'no response'}"
         for status, count in statuses.items()
@@ -480,7 +484,7 @@ HEADER: Final = (
 
 
 def row(outcome: Outcome) -> list[str]:
-    """One line of the table: milliseconds, and MiB that the attack added at most."""
+    """Returns one row of the table: milliseconds, and the MiB that the attack added."""
     window, quiet = outcome.window, outcome.quiet
     growth = max(0, window.peak_bytes - outcome.before_bytes)
     return [
@@ -496,7 +500,7 @@ def row(outcome: Outcome) -> list[str]:
 
 
 def _cell(problem: str) -> str:
-    """A problem as it stands in the table: its beginning, without what would end the cell."""
+    """Returns a problem as a cell of the table: its start, without characters that end a cell."""
     return problem.replace("|", "/").replace("\n", " ")[:100]
 
 
@@ -510,13 +514,13 @@ def _pair(values: Sequence[float]) -> str:
 async def attack_once(
     attack: Attack, server: Server, victim: Victim, attacker: AttackerProcess, seconds: float
 ) -> tuple[Window, Mapping[str, int], list[str]]:
-    """Runs a prepared attack; returns what the victim saw, the attacker's statuses, and what went wrong."""
+    """Runs a prepared attack; returns the victim's observations, the attacker's statuses, and the failures."""
     num_traces = server.num_traces()
     await attacker.begin()
     window = await victim.watch(seconds)
     found = await attacker.end()
     left = await victim.settle()
-    if server.status is not None:  # all else follows from it
+    if server.status is not None:  # everything else follows from it
         return window, found["statuses"], [f"the process ended with status {server.status}"]
     problems = [*window.problems, *unexpected(attack, found["statuses"])]
     if found["problem"] is not None:
@@ -529,8 +533,11 @@ async def attack_once(
 
 
 class Suite:
-    """One attack after the other on one server; a new one is started after an attack that has ended the last, or that
-    has left it with too much memory or work, so that no attack is blamed for another."""
+    """Runs attacks on one server.
+
+    A new server is started after an attack that has ended the last one or left it with too much memory or work, so that
+    no other attack is blamed for it.
+    """
 
     def __init__(self, attacks: Sequence[Attack], seconds: float) -> None:
         self._attacks = list(attacks)
@@ -553,7 +560,7 @@ class Suite:
 
     async def _run_on(self, server: Server, victim: Victim, attacker: AttackerProcess) -> None:
         """Runs attacks until none is left or the server has to be replaced."""
-        await victim.watch(1)  # the first answers also load what later ones find loaded
+        await victim.watch(1)  # the first requests also load what later ones find loaded
         start_bytes = server.resident_bytes()
         calm = await victim.watch(self._quiet_s)
         while self._attacks and server.status is None:

@@ -2,16 +2,16 @@
 
     python tools/train_demo.py CORPUS --out DIR --minutes 90
 
-The method is the corpus's RECIPE.md, with the numbers in `Recipe`. Run again after an interruption, the tool goes on
+The method is the corpus's RECIPE.md, with the numbers in `Recipe`. Run again after an interruption, the tool continues
 from its last training state (`OUT/training/`, written every few minutes). On two free CPU cores a step of 4,096 tokens
 takes 0.8 s. The scores in the model card come from `tools/eval_demo.py` and a server.
 
-Left to itself, the model answers from what its attention sees and does not learn to keep what was said before: after 12
-million tokens it recalled a fact over 100 tokens nearly always, and over 130 hardly ever. With the window cut to 32
-tokens and many questions about earlier turns, the recurrent state learned it within 400 steps, over 300 tokens too.
+Without help, the model learns to answer from its attention window only and not to keep earlier turns: after 12 million
+tokens it recalled a fact over 100 tokens nearly always, and over 130 hardly ever. With a window of 32 tokens and many
+questions about earlier turns, the recurrent state learned it within 400 steps, even over 300 tokens.
 
-The phases and rates are those of the bundled model. They were found while it was trained: it was stopped four times and
-went on from its saved state with the next phase, so that its first half saw a slightly lower rate than a new run's.
+The phases and rates are those of the bundled model. They were found during its training: it was stopped four times and
+continued from its saved state with the next phase, so that its first half had a slightly lower rate than a new run has.
 """
 
 import argparse
@@ -46,34 +46,34 @@ START_OF_TURN: Final = "<start_of_turn>"
 END_OF_TURN: Final = "<end_of_turn>"
 
 type Row = Mapping[str, Any]
-"""A line of the corpus: a story, or a dialogue."""
+"""A line of the corpus: a story or a dialogue."""
 type Message = Mapping[str, str]
-"""A turn of a dialogue: `role` (user or model), `content` and, of the model's, `skill`."""
+"""A turn of a dialogue: `role` (user or model), `content` and, for the model's turns, `skill`."""
 type Batch = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 """Tokens, positions, targets (see `Rows`) and their weights."""
 type HostBatch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""The same, before it is on the device."""
+"""A batch before it is on the device."""
 
 
 class Kind(IntEnum):
-    """What a token is to the loss."""
+    """Role of a token in the loss."""
 
     GIVEN = 0
     STORY = 1
     ANSWER = 2
     RECALL = 3
-    """Of an answer that tells what the user said before."""
+    """Token of an answer that repeats what the user said before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of the training.
+    """A phase of the training.
 
     Attributes:
-      start: where it begins, as a part of the whole training.
-      shares: of the rows of a batch, by source.
-      weights: of each `Kind` in the loss.
-      window: of the attention; 0 stands for the model's own. A short one leaves recall to the recurrent state.
+      start: Start of the phase as a fraction of the training.
+      shares: Shares of a batch's rows, by source.
+      weights: Weight of each `Kind` in the loss.
+      window: Attention window; 0 is the model's own. A short one leaves recall to the recurrent state.
     """
 
     start: float
@@ -87,10 +87,12 @@ class Recipe:
     """All numbers of the training; the defaults are those of the bundled model.
 
     Attributes:
-      length, rows: of a batch.
-      phases: in their order. The first makes a language model, the next ones teach it to answer and to recall.
-      level_from, cool_from: parts of the training after which the learning rate stands still, and falls to its end.
-      average_from: part of the training after which the weights are averaged.
+      length: Tokens of a row.
+      rows: Rows of a batch.
+      phases: Phases in order. The first trains a language model, the next ones teach it to answer and to recall.
+      level_from: Fraction of the training after which the learning rate is constant.
+      cool_from: Fraction of the training after which the learning rate falls to its end.
+      average_from: Fraction of the training after which the weights are averaged.
     """
 
     seed: int = 20260
@@ -120,7 +122,7 @@ class Recipe:
 
     @property
     def model(self) -> ModelConfig:
-        """The shape of the model."""
+        """Shape of the model."""
         return ModelConfig(
             vocab_size=self.vocab_size,
             width=self.width,
@@ -133,7 +135,7 @@ class Recipe:
         )
 
     def rate(self, step: int, progress: float) -> float:
-        """The learning rate: linear warm-up, part of a cosine, level, and linear down to the end."""
+        """Returns the learning rate: linear warm-up, a part of a cosine, constant, and linear down to the end."""
         cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, self.level_from)))
         rate = self.final_rate + (self.peak_rate - self.final_rate) * cosine
         cooled = min(max(0.0, (progress - self.cool_from) / (1.0 - self.cool_from)), 1.0)
@@ -141,7 +143,7 @@ class Recipe:
         return rate * min(1.0, (step + 1) / self.warmup_steps)
 
     def phase(self, progress: float) -> Phase:
-        """The phase that the training is in."""
+        """Returns the current phase of the training."""
         return [phase for phase in self.phases if phase.start <= progress][-1]
 
 
@@ -149,13 +151,13 @@ class Recipe:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The lines of an xz-compressed JSON Lines file."""
+    """Yields the lines of an xz-compressed JSON Lines file."""
     with lzma.open(path, "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
 def tokenizer_text(stories: Sequence[Row], dialogues: Sequence[Row], seed: int) -> Iterator[str]:
-    """What the tokenizer learns from, with so many role names that each of them becomes one piece."""
+    """Yields the tokenizer's training texts, with enough role names that each of them becomes one piece."""
     for story in stories:
         yield from story["text"].splitlines()
     for index in np.random.default_rng([seed, 0]).permutation(len(dialogues))[:20_000]:
@@ -205,10 +207,12 @@ class Document(NamedTuple):
 
 
 class Encoder:
-    """Turns stories and dialogues into documents. Each part of a dialogue is encoded alone: no piece straddles a mark.
+    """Converts stories and dialogues to documents.
+
+    Parts of a dialogue are encoded separately, so that no piece crosses a mark.
 
     Args:
-      path: of the SentencePiece model.
+      path: Path of the SentencePiece model.
     """
 
     def __init__(self, path: Path) -> None:
@@ -219,7 +223,7 @@ class Encoder:
         self._headers = {role: [start, *self._pieces.encode(role), self._newline] for role in ("user", "model")}
 
     def dialogue(self, messages: Sequence[Message], *, stories: bool = True) -> Document:
-        """A dialogue; learned are the model's answers up to their `<end_of_turn>`, stories only if so wished."""
+        """Returns a dialogue; the model's answers up to `<end_of_turn>` are learned, stories only on request."""
         ids, kinds = [BOS_ID], [Kind.GIVEN]
         for message in messages:
             header, content = self._headers[message["role"]], self._pieces.encode(message["content"])
@@ -231,15 +235,15 @@ class Encoder:
         return Document(np.array(ids, np.int32), np.array(kinds, np.int8))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The ids in front of the model's next answer."""
+        """Returns the ids before the model's next answer."""
         return [*self.dialogue(messages).ids.tolist(), *self._headers["model"]]
 
     def story(self, text: str) -> Document:
-        """A text, all of which is learned."""
+        """Returns a text, all of which is learned."""
         return _whole([BOS_ID, *self._pieces.encode(text), EOS_ID])
 
     def book(self, text: str, limit: int = 480) -> list[Document]:
-        """A longer text in pieces of whole paragraphs; only the last one ends with `<eos>`."""
+        """Returns a longer text in pieces of whole paragraphs; only the last one ends with `<eos>`."""
         pieces: list[list[int]] = [[]]
         for paragraph in text.splitlines(keepends=True):
             ids = self._pieces.encode(paragraph)
@@ -267,10 +271,10 @@ class Rows(NamedTuple):
     """Packed documents, `[rows, length]` each.
 
     Attributes:
-      tokens: the inputs.
-      positions: of each token in its document; -1 is padding.
-      targets: the token that follows.
-      kinds: the targets' `Kind`.
+      tokens: Input tokens.
+      positions: Position of each token in its document; -1 is padding.
+      targets: Following token of each.
+      kinds: `Kind` of each target.
     """
 
     tokens: np.ndarray
@@ -280,25 +284,25 @@ class Rows(NamedTuple):
 
     @property
     def num_rows(self) -> int:
-        """How many rows."""
+        """Returns the number of rows."""
         return len(self.tokens)
 
     def take(self, indices: np.ndarray | slice) -> "Rows":
-        """Some of the rows."""
+        """Returns some of the rows."""
         return Rows(*(x[indices] for x in self))
 
     def batch(self, weights: Sequence[float] = (0.0, 1.0, 1.0, 1.0)) -> HostBatch:
-        """What the loss takes, with these weights of each `Kind`."""
+        """Returns the inputs of the loss with a weight for each `Kind`."""
         return self.tokens, self.positions, self.targets, np.array(weights, np.float32)[self.kinds]
 
 
 def assign_rows(sizes: Sequence[int], length: int, max_open: int = 64) -> list[list[int]]:
-    """Packs documents of these sizes into rows, first fit.
+    """Packs documents of given sizes into rows, first fit.
 
     Args:
-      sizes: at most `length` each.
-      length: of a row.
-      max_open: rows that may still get a document; to open one more, the fullest is closed.
+      sizes: Sizes of the documents, at most `length` each.
+      length: Length of a row.
+      max_open: Rows that may still get a document; to open one more, the fullest is closed.
 
     Returns:
       The documents' indices by row.
@@ -348,13 +352,13 @@ def pack(documents: Sequence[Document], length: int) -> Rows:
 class Mixture:
     """An endless, repeatable stream of batches. Every pass over a source packs its documents in another order.
 
-    Attributes:
-      places: by source, the pass and the row in it that come next.
-
     Args:
-      sources: documents by the names in the recipe's shares.
-      recipe: gives the shares and the shape of a batch.
-      places: where to go on.
+      sources: Documents by the names in the recipe's shares.
+      recipe: Shares and the shape of a batch.
+      places: Position to continue from.
+
+    Attributes:
+      places: Next pass and row of each source.
     """
 
     def __init__(
@@ -368,7 +372,7 @@ class Mixture:
         self._rows = {name: self._pack(name, number) for name, (number, _) in self.places.items()}
 
     def batch(self, step: int, progress: float) -> Rows:
-        """The next batch; which sources it draws on depends on the step and the progress alone."""
+        """Returns the next batch; its sources depend only on the step and the progress."""
         shares = self._recipe.phase(progress).shares
         rng = np.random.default_rng([self._recipe.seed, 1, step])
         drawn = rng.choice(len(shares), self._recipe.rows, p=list(shares.values()))
@@ -393,7 +397,7 @@ class Mixture:
 
 
 def cross_entropy(model: Griffin, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """The weighted sum of the tokens' losses in nats, and the sum of the weights."""
+    """Returns the weighted sum of the tokens' losses in nats, and the sum of the weights."""
     tokens, positions, targets, weights = batch
     block = min(128, model.config.window, tokens.shape[1])
     x, _ = model(tokens, positions, zero_state(model.config, len(tokens), jnp.dtype(jnp.float32)), block)
@@ -404,18 +408,18 @@ def cross_entropy(model: Griffin, batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 
 def decayed(params: Params) -> Any:
-    """Which parameters weight decay pulls on: the blocks' projections, and nothing of the RG-LRU."""
+    """Returns the parameters with weight decay: the blocks' projections, and nothing of the RG-LRU."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("weight", "qkv"), params)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What changes from step to step, on the device.
+    """State that changes with each step, on the device.
 
     Attributes:
-      params: the parameters.
-      average: their running average, in the training's later part; the result.
+      params: Parameters.
+      average: Running average of the parameters in the later part of the training; the result.
       optimizer: optax's state.
     """
 
@@ -445,26 +449,26 @@ class Trainer:
         self._sums = jax.jit(lambda params, batch: cross_entropy(nnx.merge(self._graph, params), batch))
 
     def start(self) -> Trained:
-        """The state before the first step."""
+        """Returns the state before the first step."""
         params = random_params(self._abstract, self.recipe.seed)
         return Trained(params, jax.tree.map(jnp.copy, params), self._optimizer.init(params))
 
     def step(
         self, trained: Trained, batch: HostBatch, rate: float, average_decay: float, window: int = 0
     ) -> tuple[Trained, float]:
-        """One step (AdamW), and the batch's mean loss before it. `trained` is used up.
+        """Runs one step (AdamW) and returns the batch's mean loss before it. `trained` is donated.
 
         Args:
-          trained: the state.
-          batch: what to learn.
-          rate: the learning rate.
-          average_decay: of the average; 0 makes it follow the parameters.
+          trained: State before the step.
+          batch: Batch to learn.
+          rate: Learning rate.
+          average_decay: Decay of the average; 0 makes it follow the parameters.
         """
         trained, loss = self._step(trained, batch, rate, average_decay, window=window)
         return trained, float(loss)
 
     def loss(self, params: Params, rows: Rows) -> float:
-        """The mean loss over rows, in batches of the training's shape, of which the last is filled up with zeros."""
+        """Returns the mean loss over rows, in batches of the training's shape, the last one padded with zeros."""
         size, total, weight = self.recipe.rows, 0.0, 0.0
         for start in range(0, rows.num_rows, size):
             part = rows.take(slice(start, start + size))
@@ -492,7 +496,7 @@ class Trainer:
 
 @dataclass(slots=True)
 class Tally:
-    """What has been done: steps, tokens without padding, seconds, and the sources' places (see `Mixture`)."""
+    """Progress: steps, tokens without padding, seconds, and the sources' places (see `Mixture`)."""
 
     steps: int = 0
     tokens: int = 0
@@ -501,7 +505,7 @@ class Tally:
 
 
 def save_state(path: Path, recipe: Recipe, trained: Trained, tally: Tally) -> None:
-    """Writes the whole training state; an interruption leaves the one before."""
+    """Writes the whole training state; an interruption leaves the previous one."""
     leaves = {f"{i:03}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(trained))}
     metadata = {"recipe": json.dumps(asdict(recipe)), "tally": json.dumps(asdict(tally))}
     temporary = path.with_suffix(".tmp")
@@ -510,10 +514,10 @@ def save_state(path: Path, recipe: Recipe, trained: Trained, tally: Tally) -> No
 
 
 def load_state(path: Path, recipe: Recipe, like: Trained) -> tuple[Trained, Tally]:
-    """Reads what `save_state` wrote.
+    """Reads a state written by `save_state`.
 
     Raises:
-      ValueError: it was written under another recipe.
+      ValueError: It was written with another recipe.
     """
     structure = jax.tree.structure(like)
     with safe_open(path, framework="numpy") as file:
@@ -528,18 +532,18 @@ def load_state(path: Path, recipe: Recipe, like: Trained) -> tuple[Trained, Tall
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How long to train: a number of steps, or seconds, which stretch the same schedule over whatever gets done."""
+    """Duration of the training: a number of steps, or seconds, over which the same schedule is stretched."""
 
     seconds: float = math.inf
     steps: int | None = None
 
     def progress(self, tally: Tally) -> float:
-        """The part of the training that is done."""
+        """Returns the completed fraction of the training."""
         return tally.seconds / self.seconds if self.steps is None else tally.steps / self.steps
 
 
 class Report:
-    """Tells how the training goes: a progress bar on a terminal, else a line every half minute."""
+    """Reports progress: a progress bar on a terminal, or else a line every half minute."""
 
     def __init__(self) -> None:
         self._console = Console()
@@ -562,7 +566,7 @@ class Report:
         self._bar.stop()
 
     def step(self, tally: Tally, progress: float, loss: float, tokens_per_second: float) -> None:
-        """After every step."""
+        """Reports a step."""
         self._loss, self._speed = _smooth(self._loss, loss), _smooth(self._speed, tokens_per_second)
         left = tally.seconds * (1.0 - progress) / progress
         note = (
@@ -576,7 +580,7 @@ class Report:
             self.line(f"{progress:6.1%} {note}")
 
     def line(self, text: str) -> None:
-        """Something else to tell."""
+        """Reports another message."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
 
@@ -593,18 +597,19 @@ def train(
     save_every: float = 240.0,
     validate_every: float = 600.0,
 ) -> tuple[Trained, Tally]:
-    """Trains, or goes on training, until the budget is spent.
+    """Trains, or continues training, until the budget is spent.
 
     Args:
-      trainer: the recipe, compiled.
-      sources: documents by the names in the recipe's shares.
-      validation: rows whose losses are told now and then, by name.
-      budget: how long.
-      state_path: where the training's state is kept.
-      save_every, validate_every: seconds.
+      trainer: The compiled recipe.
+      sources: Documents by the names in the recipe's shares.
+      validation: Rows whose losses are reported now and then, by name.
+      budget: Duration.
+      state_path: Path of the training's state.
+      save_every: Seconds between saves.
+      validate_every: Seconds between validations.
 
     Raises:
-      FloatingPointError: the loss is no longer finite.
+      FloatingPointError: The loss is not finite.
     """
     recipe, trained, tally = trainer.recipe, trainer.start(), Tally()
     if state_path.exists():
@@ -663,12 +668,12 @@ def export(out: Path, recipe: Recipe, params: Params, end_of_turn: int) -> None:
 
 
 def rounded(params: Params) -> Params:
-    """The parameters as they are stored."""
+    """Returns the parameters as they are stored."""
     return jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
-    """The fields of `config.json`."""
+    """Returns the fields of `config.json`."""
     return {
         "_block_types": list(config.block_types),
         "architectures": ["RecurrentGemmaForCausalLM"],
@@ -782,13 +787,14 @@ The weights are made for Roost and may be used under its licence.
 def write_card(
     path: Path, recipe: Recipe, tally: Tally, losses: Mapping[str, tuple[float, float]], book_count: int
 ) -> None:
-    """Writes the model card, without scores: they come from `tools/eval_demo.py`.
+    """Writes the model card without scores, which come from `tools/eval_demo.py`.
 
     Args:
-      path: of the card.
-      recipe, tally: what was done.
-      losses: on validation texts by their names, of the weights in float32 and in bfloat16.
-      book_count: how many books `ATTRIBUTION.md` names.
+      path: Path of the card.
+      recipe: Recipe of the training.
+      tally: Progress of the training.
+      losses: Losses on validation texts by name, with weights in float32 and in bfloat16.
+      book_count: Number of books that `ATTRIBUTION.md` names.
     """
     config = recipe.model
     card = CARD.format(
@@ -814,7 +820,7 @@ def _phase_row(phase: Phase, window: int) -> str:
 
 
 def write_attribution(path: Path, books: Sequence[Row]) -> None:
-    """Names every book, as its licence asks."""
+    """Names every book, as its licence requires."""
     lines = ["# Books in the demo model's training data", ""]
     ordered = sorted(books, key=lambda book: (book["source"], book["title"]))
     for source, group in itertools.groupby(ordered, lambda book: book["source"]):
@@ -826,17 +832,17 @@ def write_attribution(path: Path, books: Sequence[Row]) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
-# --- all of it
+# --- command line
 
 
 def short_recall(encoder: Encoder, dialogues: Sequence[Row], limit: int = 256) -> list[Document]:
-    """The dialogues that ask for something said before, as far as they are short: many asks for their length."""
+    """Returns the dialogues that ask for something said before, up to a length: many questions per token."""
     chosen = (d for d in dialogues if d["type"] in ("mem_near", "mem_far"))
     return [document for d in chosen if len((document := encoder.dialogue(d["messages"])).ids) <= limit]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description="Trains the demo model: from the corpus to a checkpoint.")
     parser.add_argument("corpus", type=Path, help="directory of the corpus, with RECIPE.md")
     parser.add_argument("--out", type=Path, required=True, help="directory for the checkpoint")
@@ -848,7 +854,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(recipe: Recipe, corpus: Path, out: Path, budget: Budget) -> None:
-    """The whole way from the corpus to a checkpoint with its card."""
+    """Runs everything from the corpus to a checkpoint with its card."""
     stories, dialogues, books, val_stories, val_dialogues = (
         read_rows(corpus / f"{name}.jsonl.xz")
         for name in ("tinystories-train", "chat-train", "ccby-stories", "tinystories-val", "chat-val")

@@ -1,4 +1,4 @@
-"""A contestant as a process that loads once, answers commands, and stands still while another one is timed."""
+"""A contestant: a process that loads once, runs commands, and is suspended while another one is timed."""
 
 import contextlib
 import json
@@ -14,17 +14,17 @@ from protocol import ANSWERS
 
 
 class ContestantError(Exception):
-    """It did not start, gave an error, or is gone; the text says why, in a line."""
+    """The contestant did not start, failed, or has exited. The message is one line."""
 
 
 class Contestant:
-    """A process in a group of its own, with all that it starts. It runs from its start on.
+    """A process in its own process group, with all of its children. It runs from its creation on.
 
     Args:
-      command: with its arguments.
-      wanted: what it is to load; see `protocol`.
-      environment: variables besides ours.
-      log: where all goes that it prints. The process runs in the folder of it: in a checkout, some libraries take our
+      command: Program with its arguments.
+      wanted: Model to load; see `protocol`.
+      environment: Additional environment variables.
+      log: File for its output. The process runs in the file's folder, since in a checkout some libraries take Roost's
         folders for packages.
     """
 
@@ -52,36 +52,36 @@ class Contestant:
         self._wanted = wanted
 
     def load(self, seconds: float) -> Any:
-        """Waits until it is ready; gives the facts that it tells about itself.
+        """Waits until the contestant is ready, and returns the facts that it reports.
 
         Raises:
-          ContestantError: it cannot be, or took longer.
+          ContestantError: It failed, or took too long.
         """
         return self._exchange(self._wanted, seconds)
 
     def do(self, command: str, seconds: float, **arguments: Any) -> Any:
-        """Has it run a command.
+        """Runs a command and returns its result.
 
         Raises:
-          ContestantError: it could not, or took longer.
+          ContestantError: It failed, or took too long.
         """
         return self._exchange({"do": command, **arguments}, seconds)
 
     @property
     def is_gone(self) -> bool:
-        """Whether it has ended."""
+        """Whether the process has ended."""
         return self._process.poll() is not None
 
     def pause(self) -> None:
-        """Takes it and its children off the cores."""
+        """Suspends the process and its children."""
         self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Undoes `pause`."""
+        """Resumes after `pause`."""
         self._signal(signal.SIGCONT)
 
     def memory(self) -> Mapping[str, int]:
-        """Bytes of the whole group: what it takes now, and the sum of the most that each process ever took."""
+        """Returns the bytes of the whole group: the current memory, and the sum of the processes' peaks."""
         found = [status_of(pid) for pid in group(self._process.pid)]
         return {
             "resident_bytes": sum(status.get("VmRSS", 0) for status in found),
@@ -89,7 +89,7 @@ class Contestant:
         }
 
     def close(self) -> None:
-        """Ends it, and all that it has started."""
+        """Ends the process and all of its children."""
         self.go_on()
         for pipe in (self._process.stdin, self._answers):
             if pipe is not None:
@@ -119,7 +119,7 @@ class Contestant:
         return answer["result"]
 
     def _ask(self, line: str) -> str:
-        """Sends a line and reads one; an empty one if there is nobody any more."""
+        """Sends a line and reads one; empty if the process has ended."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line + "\n")
@@ -136,7 +136,7 @@ class Contestant:
 
 
 def group(leader: int) -> Iterator[int]:
-    """All processes of a process group, as far as the system tells."""
+    """Returns all processes of a process group, if the system reports them."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
@@ -147,7 +147,7 @@ def group(leader: int) -> Iterator[int]:
 
 
 def status_of(pid: int) -> Mapping[str, int]:
-    """Sizes in bytes, by the system's names for them."""
+    """Returns sizes in bytes by the system's names."""
     found = {}
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""A virtual environment for each peer, as their packages do not go together: made once, from hash-locked files."""
+"""Creates a virtual environment for each peer, since their packages conflict, once and from hash-locked files."""
 
 import hashlib
 import os
@@ -15,16 +15,17 @@ REQUIREMENTS = HERE / "requirements"
 
 
 class CannotInstall(Exception):
-    """A peer's environment cannot be made; the text says why, in a line."""
+    """A peer's environment cannot be created. The message is one line."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """
+    """Environment of a peer.
+
     Attributes:
-      python: the version it needs.
-      torch: packages of torch, which are installed by name: which build is right depends on the machine.
-      builds: a package that is compiled here, with tools of the same lock.
+      python: Required version of Python.
+      torch: Packages of torch, installed by name, since the right build depends on the machine.
+      builds: Package that is compiled here, with tools of the same lock.
     """
 
     name: str
@@ -57,13 +58,13 @@ ENVIRONMENTS: Mapping[str, Environment] = {
 
 
 def prepare(environment: Environment, index: Sequence[str] = ()) -> Path:
-    """Makes the environment if it is not there, and gives its interpreter.
+    """Creates the environment if it does not exist, and returns its interpreter.
 
     Args:
-      index: pip's options for finding torch, such as `--index-url` and a place that has builds for CPUs.
+      index: pip's options for finding torch, such as `--index-url` and an index with builds for CPUs.
 
     Raises:
-      CannotInstall: there is no such Python, or a package cannot be had.
+      CannotInstall: The version of Python is missing, or a package is not available.
     """
     stamp = environment.folder / "stamp"
     wanted = hashlib.sha256(environment.lock.read_bytes() + repr(environment).encode()).hexdigest()
@@ -76,7 +77,7 @@ def prepare(environment: Environment, index: Sequence[str] = ()) -> Path:
 
 
 def make(environment: Environment) -> None:
-    """An empty environment, in place of an unfinished one."""
+    """Creates an empty environment in place of an unfinished one."""
     name = f"python{environment.python}"
     found = next((path for path in candidates(name) if works(path)), None)
     if found is None:
@@ -86,7 +87,7 @@ def make(environment: Environment) -> None:
 
 
 def candidates(name: str) -> list[str]:
-    """All on PATH: the first may be a shim for a version that is not installed."""
+    """Yields all interpreters on PATH, since the first may be a shim for a version that is not installed."""
     paths = (shutil.which(name, path=folder) for folder in os.environ.get("PATH", "").split(os.pathsep))
     return [path for path in paths if path is not None]
 
@@ -97,7 +98,7 @@ def works(python: str) -> bool:
 
 
 def install(environment: Environment, index: Sequence[str]) -> None:
-    """Torch by its name, all else by hash and nothing besides."""
+    """Installs torch by name, and all else by hash."""
     pip = [str(environment.interpreter), "-m", "pip", "install", "--no-deps", "--disable-pip-version-check"]
     locked = [*pip, "--require-hashes", "--requirement"]
     if environment.torch:
@@ -116,7 +117,7 @@ def install(environment: Environment, index: Sequence[str]) -> None:
 
 
 def without(lock: str, package: str) -> str:
-    """A lock without one of its packages."""
+    """Returns a lock without one of its packages."""
     lines, keeps = [], True
     for line in lock.splitlines():
         if line[:1].isalnum():
@@ -127,7 +128,7 @@ def without(lock: str, package: str) -> str:
 
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Runs a command that has to succeed; what it prints goes to stderr if it does not."""
+    """Runs a command that has to succeed; its output goes to stderr if it does not."""
     done = subprocess.run(
         command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
@@ -138,14 +139,14 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> None:
 
 
 def reason(output: str) -> str:
-    """The line of pip's that says what is wrong."""
+    """Returns the line of pip's output that names the problem."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.upper().startswith("ERROR")]
     return (errors or lines or [""])[-1][:160]
 
 
 def lock_all() -> None:
-    """Resolves every lock anew; needs uv. No index's address gets into the files."""
+    """Resolves every lock again with uv. The files contain no address of an index."""
     for environment in ENVIRONMENTS.values():
         say(f"locking {environment.lock.name}")
         source = environment.lock.with_suffix(".in")
@@ -158,5 +159,5 @@ def lock_all() -> None:
 
 
 def say(text: str) -> None:
-    """Tells what is being done; on stderr, as stdout belongs to the result."""
+    """Reports progress on stderr, since stdout is for the result."""
     print(f"peers: {text}", file=sys.stderr, flush=True)

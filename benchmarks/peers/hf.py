@@ -1,6 +1,6 @@
-"""A contestant: Hugging Face transformers' own `generate`, with PyTorch on the CPU.
+"""Contestant: Hugging Face transformers' own `generate`, with PyTorch on the CPU.
 
-Prompts of different lengths are padded on the left and masked, as its documentation has it.
+Prompts of different lengths are padded on the left and masked, as in its documentation.
 """
 
 import time
@@ -18,7 +18,7 @@ PAD = 0
 
 
 class Clock(transformers.StoppingCriteria):  # type: ignore[misc]
-    """Notes when each token came, and stops nothing."""
+    """Records when each token arrived, and stops nothing."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -48,17 +48,17 @@ class Peer:
 
     @torch.no_grad()
     def draw(self, name: str, value: torch.Tensor) -> None:
-        """Weights of usual sizes: the library's own way to draw them takes minutes for 2.7 billion."""
+        """Draws weights of usual sizes; the library's own way takes minutes for 2.7 billion."""
         if value.ndim == 1 or name.endswith("bias"):
             value.zero_()
         else:
             bound = (3 / value.shape[-1]) ** 0.5
             value.uniform_(-bound, bound)
         if name.endswith("recurrent_param"):
-            value.uniform_(-9.0, -4.3)  # decays between 0.9 and 0.999, as in the paper
+            value.uniform_(-9.0, -4.3)  # decays between 0.9 and 0.999 (arXiv 2402.19427)
 
     def restore(self, name: str, value: torch.Tensor) -> None:
-        """What the model computes when it is made, which it was not with memory behind it."""
+        """Computes buffers that a model on the meta device lacks."""
         if name.endswith("inv_freq"):
             size = 2 * value.numel()
             value.copy_(10000.0 ** -(torch.arange(0, size, 2) / size))
@@ -90,7 +90,7 @@ class Peer:
         return self.decode(rows, prompt, 1, seed)
 
     def agree(self, prompts: Sequence[Sequence[int]], new: int) -> Mapping[str, Any]:
-        """What comes after each prompt by itself, and after all in one batch."""
+        """Returns the tokens after each prompt alone, and after all in one batch."""
         return {"alone": [self.say([ids], new)[0] for ids in prompts], "together": self.say(prompts, new)}
 
     def say(self, prompts: Sequence[Sequence[int]], new: int) -> list[Mapping[str, Any]]:
@@ -113,7 +113,7 @@ class Peer:
             min_new_tokens=new,
             stopping_criteria=transformers.StoppingCriteriaList([clock]),
             return_dict_in_generate=True,
-            output_logits=new <= 32,  # only where they are few
+            output_logits=new <= 32,  # only if they are few
         )
 
 

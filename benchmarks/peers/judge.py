@@ -1,4 +1,4 @@
-"""What was measured against what we want: the rows of the result. Pure."""
+"""Compares measurements with goals: the rows of the result, as pure functions."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,14 @@ Verdict = Literal["stretch", "reached", "missed", "told", "unknown"]
 
 @dataclass(frozen=True)
 class Row:
-    """One goal and what became of it.
+    """One goal and its result.
 
     Attributes:
-      ours, theirs: medians over the rounds.
-      ratio: the median over the rounds of the ratio within each; of a goal without `theirs`, `ours` itself.
-      short_by: by what share of the bound it was missed.
-      why: what is missing, where there is no ratio.
+      ours: Median over rounds.
+      theirs: Median over rounds.
+      ratio: Median over rounds of the ratio within each; `ours` itself for a goal without `theirs`.
+      short_by: Share of the bound by which the goal was missed.
+      why: Reason for which there is no ratio.
     """
 
     goal: Goal
@@ -31,7 +32,7 @@ class Row:
 
 
 def judge(document: Mapping[str, Any], goals: Sequence[Goal]) -> list[Row]:
-    """The rows of the families that were asked for."""
+    """Returns the rows of the requested families."""
     wanted = document["options"]["families"]
     return [row_of(document, goal) for goal in goals if goal.family in wanted]
 
@@ -49,7 +50,7 @@ def row_of(document: Mapping[str, Any], goal: Goal) -> Row:
 
 
 def values_of(document: Mapping[str, Any], ref: Ref) -> list[float]:
-    """A number of every round."""
+    """Returns a number of every round."""
     runs = document["runs"].get(ref.task, {}).get(ref.entrant, [])
     return [run[ref.field] for run in runs if ref.field in run]
 
@@ -59,7 +60,7 @@ def middle(values: Sequence[float] | None) -> float | None:
 
 
 def compare(goal: Goal, ratio: float) -> tuple[Verdict, float]:
-    """The verdict, and by what share of the bound the goal was missed."""
+    """Returns the verdict, and the share of the bound by which the goal was missed."""
     if goal.stretch is not None and is_within(goal, ratio, goal.stretch):
         return "stretch", 0.0
     if goal.at_least is None:
@@ -74,7 +75,7 @@ def is_within(goal: Goal, ratio: float, bound: float) -> bool:
 
 
 def reason(document: Mapping[str, Any], ref: Ref) -> str:
-    """Why there is no such number, in a line that starts with whose it would be."""
+    """Returns why there is no such number, in a line that starts with the contestant."""
     facts = document["entrants"].get(ref.entrant, {})
     failure = document["failures"].get(ref.task, {}).get(ref.entrant) or facts.get("failure") or "was not measured"
     return f"{facts.get('title', ref.entrant)}: {failure}"
@@ -82,14 +83,14 @@ def reason(document: Mapping[str, Any], ref: Ref) -> str:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Whether one contestant says the same after a prompt alone and among others.
+    """Whether a contestant generates the same after a prompt alone and in a batch.
 
     Attributes:
-      lengths: of the prompts.
-      same: of each, whether all tokens are.
-      apart: of each, the greatest distance between log-probabilities of the first new token.
-      handed_out: new tokens that a call gives for each, where it does not give all.
-      of: how many there should be.
+      lengths: Lengths of the prompts.
+      same: Whether all tokens are the same, by prompt.
+      apart: Maximum difference of log-probabilities of the first new token, by prompt.
+      handed_out: Number of new tokens that a call returns by prompt, if it does not return all.
+      of: Expected number of new tokens.
     """
 
     title: str
@@ -101,7 +102,7 @@ class Agreement:
 
 
 def agreements(document: Mapping[str, Any]) -> list[Agreement]:
-    """Of all who were asked and answered."""
+    """Returns the agreement of all contestants that responded."""
     asked = document["runs"].get("agree", {})
     return [agreement(document["entrants"][name]["title"], asked[name][0]) for name in AGREEING if asked.get(name)]
 
@@ -119,6 +120,6 @@ def agreement(title: str, run: Mapping[str, Any]) -> Agreement:
 
 
 def distance(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    """Between the log-probabilities of the tokens that are likely in both; infinite if there is none."""
+    """Returns the maximum difference of log-probabilities of tokens that are in both; infinite if there is none."""
     common = one.keys() & other.keys()
     return max((abs(one[token] - other[token]) for token in common), default=float("inf"))

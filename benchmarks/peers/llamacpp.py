@@ -1,6 +1,7 @@
-"""A contestant: llama.cpp through llama-cpp-python, with a Llama of the same size in Q8_0, as it has no RecurrentGemma.
+"""Contestant: llama.cpp through llama-cpp-python, with a Llama of the same size in Q8_0.
 
-The GGUF file is written here, with random weights. Batches are put together by hand, as its server does it.
+llama.cpp has no RecurrentGemma. The GGUF file is written here, with random weights. Batches are assembled by hand, like
+llama.cpp's server does.
 """
 
 import ctypes
@@ -16,11 +17,11 @@ from models import LLAMA, Llama
 from protocol import Command, answer_all, draw_prompts, versions
 
 BATCH = 512
-"""Tokens in one call, at most: its default."""
+"""Maximum number of tokens in one call: the library's default."""
 
 
 def write_gguf(path: Path, model: Llama) -> None:
-    """Random weights of usual sizes, all matrices in Q8_0."""
+    """Writes random weights of usual sizes, all matrices in Q8_0."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(model.depth)
@@ -52,7 +53,7 @@ def write_gguf(path: Path, model: Llama) -> None:
 
 
 def shapes(model: Llama) -> dict[str, tuple[int, ...]]:
-    """Of all tensors, by the names that llama.cpp has for them; the unembedding is the embedding."""
+    """Yields the shapes of all tensors by llama.cpp's names; the unembedding is the embedding."""
     d, f, q, kv = model.width, model.mlp_width, model.heads * model.head_size, model.kv_heads * model.head_size
     found: dict[str, tuple[int, ...]] = {"token_embd.weight": (model.vocab_size, d), "output_norm.weight": (d,)}
     layer = {
@@ -72,7 +73,7 @@ def shapes(model: Llama) -> dict[str, tuple[int, ...]]:
 
 
 class Peer:
-    """A model, and a context that holds some texts."""
+    """A model, and a context with room for several sequences."""
 
     def __init__(self, path: Path, rows: int, length: int, threads: int) -> None:
         llama_cpp.llama_backend_init()
@@ -95,7 +96,7 @@ class Peer:
         self.decode(2, 16, 8, 0)
 
     def decode(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
-        """Reads the prompts one after the other, then decodes all together, taking the likeliest tokens."""
+        """Prefills the prompts one after the other, then decodes all together, greedily."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
         start = time.perf_counter()
         tokens = [self.read(row, ids) for row, ids in enumerate(draw_prompts(rows, prompt, LLAMA.vocab_size, seed))]
@@ -111,14 +112,14 @@ class Peer:
         }
 
     def read(self, row: int, ids: Sequence[int]) -> int:
-        """Reads a prompt; gives the token after it."""
+        """Prefills a prompt and returns the token after it."""
         for begin in range(0, len(ids), BATCH):
             part = ids[begin : begin + BATCH]
             self.run([(token, begin + place, row, begin + place == len(ids) - 1) for place, token in enumerate(part)])
         return self.likeliest(len(part) - 1)
 
     def run(self, entries: Sequence[tuple[int, int, int, bool]]) -> None:
-        """Runs tokens, each with its position, its text, and whether its logits are wanted."""
+        """Runs tokens, each with its position, its sequence, and whether its logits are needed."""
         self.batch.n_tokens = len(entries)
         for place, (token, position, row, wanted) in enumerate(entries):
             self.batch.token[place] = token

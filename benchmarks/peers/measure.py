@@ -1,4 +1,4 @@
-"""Runs the plan: loads the contestants of a stage, and lets them work in turn while the others stand still."""
+"""Runs the plan: loads the contestants of a stage, and lets them work in turn while the others are suspended."""
 
 import json
 import os
@@ -19,11 +19,12 @@ LOAD_SECONDS = RUN_SECONDS = 1200.0
 
 @dataclass
 class Options:
-    """
+    """Options of a measurement.
+
     Attributes:
-      families: of rows.
+      families: Families of rows.
       index: pip's options for finding torch.
-      logs: the folder for what contestants write to stderr.
+      logs: Folder for the contestants' stderr.
     """
 
     families: Sequence[str]
@@ -38,12 +39,12 @@ class Options:
 
 @dataclass
 class Found:
-    """What has been measured so far.
+    """Measurements so far.
 
     Attributes:
-      entrants: facts by contestant, or under `failure` why it takes no part.
-      runs: results by work and contestant, one for each round; None where one failed.
-      failures: why, by work and contestant.
+      entrants: Facts by contestant, or under `failure` why it takes no part.
+      runs: Results by task and contestant, one for each round; None for a failed one.
+      failures: Reasons by task and contestant.
     """
 
     entrants: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -52,7 +53,7 @@ class Found:
 
 
 def expected_seconds(options: Options) -> float:
-    """How long all of it takes, about, on a machine like the one it was written on."""
+    """Returns the approximate seconds of everything on a machine like the author's."""
     every, work = entrants("", 1), tasks("", "")
     pairs = pairs_of(options.families)
     loading = sum(every[name].seconds for name in {name for _, name in pairs})
@@ -63,7 +64,7 @@ def expected_seconds(options: Options) -> float:
 
 
 def measure(options: Options, found: Found) -> None:
-    """Does all the work; `found` can be read at any time, also after an interruption."""
+    """Runs all tasks; `found` can be read at any time, also after an interruption."""
     write_configs(options.work)
     every = entrants(str(options.work), options.threads)
     work = tasks(str(options.work), str(options.cache))
@@ -74,7 +75,7 @@ def measure(options: Options, found: Found) -> None:
 
 
 def write_configs(work: Path) -> None:
-    """A `config.json` for each model, as Hugging Face has it."""
+    """Writes a `config.json` for each model in Hugging Face's format."""
     for name, shape in GRIFFINS.items():
         path = work / name / "config.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +83,7 @@ def write_configs(work: Path) -> None:
 
 
 class Stage:
-    """Contestants that are loaded at the same time, and stand still unless it is their turn."""
+    """Contestants that are loaded at the same time, and suspended unless it is their turn."""
 
     def __init__(self, options: Options, found: Found, every: Mapping[str, Entrant], work: Mapping[str, Task]) -> None:
         self.options = options
@@ -92,7 +93,7 @@ class Stage:
         self.alive: dict[str, Contestant] = {}
 
     def run(self, pairs: Sequence[tuple[str, str]]) -> None:
-        """Loads all, does every piece of work in rounds, and ends all."""
+        """Loads all contestants, runs every task in rounds, and ends them."""
         try:
             for name in self.every:
                 self.load(name)
@@ -141,13 +142,13 @@ class Stage:
         return Contestant(command, entrant.wanted, environment, options.logs / f"{name.replace(' ', '-')}.log")
 
     def rehearse(self, pairs: Sequence[tuple[str, str]]) -> None:
-        """What compiles does so before anything counts; and starts fill their folder of compiled programs."""
+        """Runs tasks that compile before anything counts, which also fills the folder of compiled programs."""
         for task, name in pairs:
             if self.every[name].rehearses or self.work[task].command == "start":
                 self.turn(task, name, None)
 
     def turn(self, task: str, name: str, number: int | None) -> None:
-        """One run, which is noted unless it has no number."""
+        """Runs a task once, and records the result if it has a number."""
         contestant = self.alive.get(name)
         if contestant is None or name in self.found.failures.get(task, {}):
             return
@@ -174,7 +175,7 @@ class Stage:
         return {**work.arguments, **(work.quick if self.options.quick else {}), **seed}
 
     def lose(self, name: str, reason: str) -> None:
-        """Goes on without a contestant."""
+        """Continues without a contestant."""
         say(f"{self.every[name].title} takes no further part: {reason}")
         self.found.entrants[name]["failure"] = reason
         contestant = self.alive.pop(name, None)
@@ -183,6 +184,6 @@ class Stage:
 
 
 def pin(threads: int) -> None:
-    """Keeps this process and all that it starts on so many cores, where the system can."""
+    """Limits this process and its children to a number of cores, if the system can."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])

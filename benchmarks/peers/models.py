@@ -1,4 +1,4 @@
-"""The models that are measured: shapes alone, as all weights are random. Needs the standard library only."""
+"""Shapes of the measured models; all weights are random. Requires the standard library only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ class Griffin:
     """A RecurrentGemma model.
 
     Attributes:
-      mlp_width: of one half of the MLP, half of Hugging Face's `intermediate_size`.
+      mlp_width: Width of one half of the MLP, half of Hugging Face's `intermediate_size`.
     """
 
     name: str
@@ -26,12 +26,12 @@ class Griffin:
 
     @property
     def block_types(self) -> list[str]:
-        """Of every layer."""
+        """Type of every layer."""
         return [("recurrent", "recurrent", "attention")[layer % 3] for layer in range(self.depth)]
 
     @property
     def num_parameters(self) -> int:
-        """All of them, the tied embedding once."""
+        """Number of all parameters, with the tied embedding once."""
         d, f, n = self.width, self.mlp_width, self.heads
         mlp = 2 * (d * f + f) + f * d + d
         gates = 2 * (d * d // n + d) + d
@@ -41,7 +41,7 @@ class Griffin:
         return self.vocab_size * d + blocks + self.depth * (mlp + 2 * d) + d
 
     def hf_config(self, dtype: str) -> Mapping[str, Any]:
-        """As Hugging Face's `config.json` has it."""
+        """Returns Hugging Face's `config.json`."""
         return {
             "architectures": ["RecurrentGemmaForCausalLM"],
             "model_type": "recurrent_gemma",
@@ -71,7 +71,7 @@ class Griffin:
 
 @dataclass(frozen=True)
 class Llama:
-    """A transformer of about the size of a Griffin, for peers that have no RecurrentGemma."""
+    """A transformer of about the size of a Griffin, for peers without RecurrentGemma."""
 
     name: str
     width: int
@@ -85,13 +85,13 @@ class Llama:
 
     @property
     def num_parameters(self) -> int:
-        """All of them, the tied embedding once."""
+        """Number of all parameters, with the tied embedding once."""
         d = self.width
         attention = 2 * d * self.heads * self.head_size + 2 * d * self.kv_heads * self.head_size
         return self.vocab_size * d + self.depth * (attention + 3 * d * self.mlp_width + 2 * d) + d
 
     def hf_config(self, dtype: str) -> Mapping[str, Any]:
-        """As Hugging Face's `config.json` has it."""
+        """Returns Hugging Face's `config.json`."""
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -122,4 +122,4 @@ NANO = Griffin("nano", 256, 6, 4, 256, 4096)
 GRIFFINS = {model.name: model for model in (SMALL, TWO_B, NANO)}
 
 LLAMA = Llama("llama-small", 768, 12, 6, 2, 128, 2400, 32_000, 4096)
-"""Within 0.2 % of `SMALL`'s parameters; the MLP's width is a multiple of 32, as llama.cpp's Q8_0 needs it."""
+"""Model within 0.2% of `SMALL`'s parameters; the MLP's width is a multiple of 32 for llama.cpp's Q8_0."""

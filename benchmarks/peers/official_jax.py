@@ -1,7 +1,7 @@
-"""A contestant: the official JAX sampler of the package `recurrentgemma`, at its best on a CPU.
+"""Contestant: the official JAX sampler of the package `recurrentgemma`, at its best on a CPU.
 
-Its scan is the associative one, as its default, unrolled 128 times, takes half a minute to compile for each prompt
-length and is no faster. The sampler's two compiled halves are called as its own `__call__` does, to tell their times.
+Its scan is the associative one, since the default, unrolled 128 times, takes half a minute to compile for each prompt
+length and is no faster. The sampler's two compiled halves are called like its own `__call__` does, to time them apart.
 """
 
 import time
@@ -19,7 +19,7 @@ PAD, EOS, BOS = 0, 1, 2
 
 
 class Vocabulary:
-    """Texts are token ids with blanks between them."""
+    """Tokenizer whose texts are token ids separated by blanks."""
 
     def pad_id(self) -> int:
         return PAD
@@ -71,7 +71,7 @@ class Peer:
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
     def read(self, prompts: Sequence[Sequence[int]], new: int, logits: bool = False) -> Any:
-        """The sampler's first half: reads the prompts and takes a token of each."""
+        """Runs the sampler's first half: prefills the prompts and samples one token of each."""
         padded = self.sampler._get_padded_tokens([jnp.asarray(ids, jnp.int32) for ids in prompts])
         lengths = jnp.asarray([len(ids) for ids in prompts])
         return jax.block_until_ready(
@@ -79,7 +79,7 @@ class Peer:
         )
 
     def go_on(self, state: Any) -> Any:
-        """The sampler's second half: all other tokens."""
+        """Runs the sampler's second half: all other tokens."""
         return jax.block_until_ready(self.sampler.sample_fn(self.params, state, False))
 
     def warm(self) -> None:
@@ -99,7 +99,7 @@ class Peer:
         }
 
     def agree(self, prompts: Sequence[Sequence[int]], new: int) -> Mapping[str, Any]:
-        """What comes after each prompt by itself, and after all in one batch; and how many new tokens it hands out."""
+        """Returns the tokens after each prompt alone and in one batch, and how many new tokens it returns."""
         texts = [" ".join(map(str, ids)) for ids in prompts]
         handed = self.sampler(texts, new, end_sampling_at_eos_token=False).tokens
         return {

@@ -1,4 +1,4 @@
-"""The result for people: a table on the terminal, a page in Markdown, and bars."""
+"""Results for readers: a table on the terminal, a page in Markdown, and bars."""
 
 import io
 import statistics
@@ -25,11 +25,11 @@ STYLE: Any = {
     "xtick.color": "#52514e",
 }
 
-# --- numbers as people read them
+# --- numbers for readers
 
 
 def number(value: float | None, unit: str) -> str:
-    """Three digits that mean something, with separators; a dash where there is none."""
+    """Returns three significant digits with separators; a dash for None."""
     if value is None:
         return "–"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
@@ -37,7 +37,7 @@ def number(value: float | None, unit: str) -> str:
 
 
 def ratio(value: float | None, goal: Goal) -> str:
-    """A ratio or a bound, in the way of its goal."""
+    """Returns a ratio or a bound in its goal's format."""
     if value is None:
         return "–"
     if goal.shown == "x":
@@ -66,7 +66,7 @@ def verdict(row: Row) -> str:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row as texts, in the order of `HEAD`."""
+    """Returns a row as texts in the order of `HEAD`."""
     goal = row.goal
     return (
         goal.title,
@@ -83,7 +83,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def tables(document: Mapping[str, Any]) -> list[Table]:
-    """The goals, and who agrees with themselves."""
+    """Prints the goals, and the contestants that agree with themselves."""
     goal_table = Table(title="Roost and its peers: medians, and ratios within a round")
     for place, name in enumerate(HEAD):
         goal_table.add_column(name, justify="right" if 1 <= place <= 5 else "left")
@@ -103,7 +103,7 @@ def tables(document: Mapping[str, Any]) -> list[Table]:
 
 
 def agreement_rows(agreed: Sequence[Agreement]) -> Iterator[Sequence[str]]:
-    """A head and a row for each."""
+    """Returns a head and a row for each contestant."""
     yield ["", *(f"{length} tokens" for length in agreed[0].lengths), "new tokens handed out"]
     for one in agreed:
         handed = "all" if set(one.handed_out) <= {one.of} else f"{', '.join(map(str, one.handed_out))} of {one.of}"
@@ -111,7 +111,7 @@ def agreement_rows(agreed: Sequence[Agreement]) -> Iterator[Sequence[str]]:
 
 
 def judgement(same: bool, apart: float) -> str:
-    """Rounding moves log-probabilities of float32 by far less than a thousandth."""
+    """Maximum difference of log-probabilities; rounding in float32 changes them by far less than a thousandth."""
     tokens = "same tokens" if same else "other tokens"
     logprobs = "the same" if apart == 0 else f"{apart:.1g} apart"
     return f"{'' if same and apart < 1e-3 else 'WRONG: '}{tokens}, logprobs {logprobs}"
@@ -121,10 +121,10 @@ def judgement(same: bool, apart: float) -> str:
 
 
 def markdown(document: Mapping[str, Any], figure: str | None) -> str:
-    """The whole page.
+    """Returns the whole page.
 
     Args:
-      figure: the name of the file with the bars, from the page; None for none.
+      figure: Path of the file with the bars, relative to the page; None for none.
     """
     blocks = [
         "# Roost and its peers",
@@ -179,7 +179,7 @@ MEASURED: Mapping[str, str] = {
 
 
 def where(document: Mapping[str, Any]) -> str:
-    """The machine, the day and what was asked for."""
+    """Returns the machine, the day and the options."""
     machine, options = document["machine"], document["options"]
     memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB"
     load = f"load average {machine['load_average']:.2f} before"
@@ -202,7 +202,7 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def numbers(document: Mapping[str, Any]) -> Iterator[Sequence[str]]:
-    """Medians of every piece of work that has tokens per second."""
+    """Returns the medians of every task with tokens per second."""
     for task, by_entrant in document["runs"].items():
         for name, runs in by_entrant.items():
             if not any(field in runs[0] for field in MEASURED):
@@ -236,11 +236,11 @@ PANELS: Mapping[str, tuple[Sequence[str], str]] = {
     "decode, 32 at a time": (["decode 32"], "decode_tokens_per_s"),
     "prefill, 8 at a time": (["decode 8", "prefill 8"], "prefill_tokens_per_s"),
 }
-"""What is shown, and the work that tells it; the last that does counts."""
+"""Bars, and the tasks that measure them; the last one that was run counts."""
 
 
 def draw(document: Mapping[str, Any]) -> bytes | None:
-    """Bars of tokens per second as SVG; None where nothing was measured that they show."""
+    """Returns bars of tokens per second as SVG; None if nothing of them was measured."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -262,7 +262,7 @@ def draw(document: Mapping[str, Any]) -> bytes | None:
 
 
 def bars(document: Mapping[str, Any], tasks: Sequence[str], field: str) -> dict[str, float]:
-    """Medians by contestant, the greatest first; our engine by itself is none."""
+    """Returns medians by contestant, the largest first, without the bare engine."""
     found = {}
     for task in tasks:
         for name, runs in document["runs"].get(task, {}).items():

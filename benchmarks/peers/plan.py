@@ -1,4 +1,4 @@
-"""What is compared with what, doing which work, and what we want to reach. Nothing runs here."""
+"""Plan of the comparison: contestants, tasks and goals. Nothing runs here."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,12 +9,12 @@ from typing import Any
 from models import GRIFFINS
 
 PROMPT_LENGTHS = (5, 17, 40, 64)
-"""Of the prompts that are asked alone and in one batch."""
+"""Lengths of the prompts that are sent alone and in one batch."""
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo" / "config.json"
 
 AGREEING = ("official nano", "hf nano", "roost nano")
-"""Who is asked both ways."""
+"""Contestants that get prompts in both ways."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Entrant:
     """One contestant.
 
     Attributes:
-      stage: those of the same stage are loaded at the same time.
-      title: for people.
-      script: what runs it.
-      environment: its name, None for Roost's own.
-      wanted: what it is to load; see `protocol`.
-      rehearses: its first run of each task compiles, and does not count.
-      seconds: that loading takes, about.
+      stage: Contestants of the same stage are loaded at the same time.
+      title: Title for readers.
+      script: Script that runs it.
+      environment: Name of its environment; None for Roost's own.
+      wanted: Model to load; see `protocol`.
+      rehearses: Whether its first run of each task compiles, and does not count.
+      seconds: Approximate seconds of loading.
     """
 
     stage: str
@@ -42,14 +42,14 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Task:
-    """One piece of work.
+    """One task.
 
     Attributes:
-      command: its name and arguments.
-      quick: arguments of a smoke run that differ.
-      seeded: it takes a seed, another one in each round.
-      once: one round is enough.
-      seconds: that a run takes, about, by contestant.
+      command: Name and arguments.
+      quick: Arguments of a smoke run that differ.
+      seeded: Whether it takes a seed, a different one in each round.
+      once: Whether one round is enough.
+      seconds: Approximate seconds of a run, by contestant.
     """
 
     command: str
@@ -74,12 +74,13 @@ class Goal:
     """A row of the result.
 
     Attributes:
-      family: a name for some rows that belong together.
-      ours, theirs: what is compared; without `theirs`, `ours` itself counts.
-      at_least: None asks for a number, and for nothing else.
-      lower: less is better, and the bounds are upper ones.
-      shown: how the ratio is written: "x" as 4.20x, "%" as 97 %, else the unit of a number.
-      unit: of `ours` and `theirs`.
+      family: Name of rows that belong together.
+      ours: Number of Roost.
+      theirs: Number of a peer; None if `ours` itself counts.
+      at_least: Bound of the goal; None only reports the number.
+      lower: Whether less is better, so that bounds are upper ones.
+      shown: Format of the ratio: "x" as 4.20x, "%" as 97 %, or else the unit of a number.
+      unit: Unit of `ours` and `theirs`.
     """
 
     family: str
@@ -94,10 +95,10 @@ class Goal:
 
 
 def entrants(work: str, threads: int) -> dict[str, Entrant]:
-    """All contestants by name.
+    """Returns all contestants by name.
 
     Args:
-      work: the folder that holds `NAME/config.json` for every model, and may be written to.
+      work: Writable folder with `NAME/config.json` for every model.
     """
 
     def roost(stage: str, title: str, model: str, *options: str, slots: int, dtype: str, seconds: float) -> Entrant:
@@ -146,10 +147,10 @@ def entrants(work: str, threads: int) -> dict[str, Entrant]:
 
 
 def tasks(work: str, cache: str) -> dict[str, Task]:
-    """All work by name.
+    """Returns all tasks by name.
 
     Args:
-      cache: an empty folder for compiled programs.
+      cache: Empty folder for compiled programs.
     """
     short = {"prompt": 64, "new": 16}
 
@@ -197,7 +198,7 @@ def tasks(work: str, cache: str) -> dict[str, Task]:
 
 
 def goals() -> list[Goal]:
-    """All rows, in their order."""
+    """Returns all rows in order."""
 
     def decode(family: str, peer: str, rows: int, kind: str, at_least: float | None, stretch: float | None) -> Goal:
         task = f"decode {rows}"
@@ -332,11 +333,11 @@ def goals() -> list[Goal]:
 
 
 FAMILIES = (*dict.fromkeys(goal.family for goal in goals()), "agree")
-"""What `--only` can name."""
+"""Returns the names that `--only` accepts."""
 
 
 def pairs_of(families: Iterable[str]) -> list[tuple[str, str]]:
-    """Every piece of work and who does it, that some rows need; those who do the same follow each other."""
+    """Returns every task and its contestants that some rows need; contestants of the same task are adjacent."""
     wanted = set(families)
     refs = [ref for goal in goals() if goal.family in wanted for ref in (goal.ours, goal.theirs) if ref is not None]
     pairs = [(ref.task, ref.entrant) for ref in refs]

@@ -1,7 +1,7 @@
-"""How a contestant is spoken to: a line of JSON in, a line of JSON out. Needs the standard library only.
+"""Protocol of contestants: a line of JSON in, a line of JSON out. Requires the standard library only.
 
-The first line tells a contestant what to load, and its answer is what was loaded. Each line after it is a command,
-`{"do": NAME, …}`, and its answer is `{"result": …}` or `{"error": "one line"}`.
+The first line names the model to load, and its reply reports what was loaded. Each line after it is a command,
+`{"do": NAME, …}`, and its reply is `{"result": …}` or `{"error": "one line"}`.
 """
 
 import ctypes
@@ -16,17 +16,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 ANSWERS = "PEERS_ANSWERS"
-"""The variable with the descriptor for answers: what libraries print to stdout must not get among them."""
+"""Environment variable with the descriptor for replies, which libraries' output on stdout must not mix with."""
 
 PR_SET_PDEATHSIG = 1
 
 Command = Callable[..., Any]
 Start = Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], Mapping[str, Command]]]
-"""Loads what is asked for; gives facts about it, and the commands by name."""
+"""Loads a model; returns facts about it, and the commands by name."""
 
 
 def answer_all(start: Start) -> None:
-    """Loads, then answers every command until there are no more; then it ends, with all that it has started."""
+    """Loads, then runs every command until there are no more, and exits with all children."""
     wake_with_the_end_of_our_parent()
     answers = os.fdopen(int(os.environ[ANSWERS]), "w")
     commands: Mapping[str, Command] = {}
@@ -47,13 +47,13 @@ def answer_all(start: Start) -> None:
 
 
 def wake_with_the_end_of_our_parent() -> None:
-    """One that stands still would otherwise do so for ever, should its parent be killed."""
+    """Ends a suspended process whose parent was killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
 
 
 def answer(name: str, command: Command | None, words: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Runs a command; whatever it raises becomes its answer, as the next one may work."""
+    """Runs a command; an exception becomes its reply, since the next command may work."""
     if command is None:
         return {"error": f"there is no command {name!r}"}
     try:
@@ -63,12 +63,12 @@ def answer(name: str, command: Command | None, words: Mapping[str, Any]) -> Mapp
 
 
 def one_line(text: str, length: int = 160) -> str:
-    """The text without line breaks, and not much of it."""
+    """Returns the start of a text without line breaks."""
     return " ".join(text.split())[:length]
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Of Python and of those packages that are installed."""
+    """Returns the versions of Python and of the packages that are installed."""
     found = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -79,6 +79,6 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def draw_prompts(rows: int, length: int, vocab_size: int, seed: int) -> list[list[int]]:
-    """Token ids that mean nothing: the same for every contestant, without those that vocabularies keep for marks."""
+    """Returns arbitrary token ids, the same for every contestant, without ids that vocabularies reserve."""
     chance = random.Random(f"{rows} {length} {seed}")
     return [chance.choices(range(4, vocab_size), k=length) for _ in range(rows)]

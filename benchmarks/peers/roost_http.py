@@ -1,6 +1,6 @@
-"""Our contestant: a `roost serve` process and the client of `roost bench`, which streams token ids from it.
+"""Contestant: a `roost serve` process and the client of `roost bench`, which streams token ids from it.
 
-Server and client share the cores, so what the client needs counts against us.
+Server and client share the cores, so the client's work counts against Roost.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from roost.server.client.openai_server import http_failure
 from roost.server.client.sse import EventParser
 
 LONG = 100_000
-"""Tokens asked for where the client is to hang up before they come."""
+"""Requested tokens of streams whose client disconnects before their end."""
 
 POLL_S = 0.02
 
@@ -31,10 +31,11 @@ class RequestError(Exception):
 
 
 class Stream:
-    """Takes the answer to one request.
+    """Records the response to one request.
 
     Attributes:
-      times, counts: of each event with tokens: when it came, and how many.
+      times: Arrival of each event with tokens.
+      counts: Number of tokens of each event.
     """
 
     def __init__(self, on_event: Callable[["Stream"], None] = lambda stream: None) -> None:
@@ -60,10 +61,10 @@ class Stream:
 
 
 class Together:
-    """Streams that run at the same time, until each has some more tokens since all have begun.
+    """Streams that run at the same time, until each has a number of tokens more since all have started.
 
     Attributes:
-      done: set when they have.
+      done: Set when they have.
     """
 
     def __init__(self, rows: int, tokens: int) -> None:
@@ -75,11 +76,11 @@ class Together:
 
     @property
     def began_s(self) -> float:
-        """When the last of them had its first token."""
+        """Time of the last stream's first token."""
         return max(stream.times[0] for stream in self.streams)
 
     def _note(self, stream: Stream) -> None:
-        """With the first token of the last stream, each one's goal is set; then those that reach it are counted."""
+        """Records tokens of a stream. The last stream's first token sets every stream's goal."""
         if self._marks is None:
             if len(stream.times) > 1 or not all(other.times for other in self.streams):
                 return
@@ -92,12 +93,12 @@ class Together:
                 self.done.set()
 
     def rate(self) -> float:
-        """Tokens per second of all, from when all have begun to when the first one ends."""
+        """Returns the tokens per second of all streams, from the last start to the first end."""
         end = min(stream.times[-1] for stream in self.streams)
         return self.tokens(self.began_s, end) / (end - self.began_s)
 
     def tokens(self, begin: float, end: float) -> int:
-        """Tokens that came after `begin` and not after `end`."""
+        """Returns the number of tokens that arrived after `begin` and up to `end`."""
         return sum(
             count
             for stream in self.streams
@@ -110,7 +111,7 @@ class Together:
 
 
 class Server:
-    """A server of a process of its own, and a client."""
+    """A server in its own process, and a client."""
 
     def __init__(self, arguments: Sequence[str], vocab_size: int, seconds: float = 600.0) -> None:
         self.vocab_size = vocab_size
@@ -127,14 +128,14 @@ class Server:
         self.model = self.run(self._get("/v1/models"))["data"][0]["id"]
 
     def run[T](self, work: Coroutine[Any, Any, T]) -> T:
-        """Of a group of requests that failed, the first tells why."""
+        """Runs a coroutine; of a group of requests that failed, the first error is raised."""
         try:
             return self.runner.run(work)
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
     def close(self) -> None:
-        """Ends the server at once: nobody waits for an answer."""
+        """Kills the server, since no client waits for it."""
         self.run(self.client.close())
         self.runner.close()
         self.process.kill()
@@ -157,7 +158,7 @@ class Server:
         return orjson.loads((await self.client.get(path)).body)
 
     def body(self, prompt: Sequence[int], max_tokens: int, stream: bool = True) -> Mapping[str, Any]:
-        """A greedy request of token ids that nothing but its limit ends."""
+        """Returns a greedy request of token ids that only its limit ends."""
         return {
             "model": self.model,
             "prompt": prompt,
@@ -172,7 +173,7 @@ class Server:
         check(await self.client.post("/v1/completions", body, sink))
 
     async def ask(self, body: Mapping[str, Any]) -> Any:
-        """The whole answer."""
+        """Returns the whole response."""
         pieces: list[bytes] = []
         check(await self.client.post("/v1/completions", body, lambda piece, now: pieces.append(piece)))
         return orjson.loads(b"".join(pieces))
@@ -183,7 +184,7 @@ class Server:
         self.decode(2, 16, 8, 0)
 
     def decode(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
-        """Streams that all decode; those that began first have some more tokens than `new` at the end."""
+        """Runs streams that all decode; those that started first have a few tokens more than `new` at the end."""
         together, _ = self.run(self._together(rows, prompt, new - 1, seed))
         rate = together.rate()
         return {"decode_tokens_per_s": rate, "step_ms": 1e3 * rows / rate}
@@ -217,7 +218,7 @@ class Server:
         seed: int,
         meanwhile: Callable[[Together], Awaitable[Any]] | None = None,
     ) -> tuple[Together, Any]:
-        """Lets streams run together, and hangs up; gives them, and what happened meanwhile."""
+        """Runs streams together and disconnects; returns them, and the result of the work meanwhile."""
         together = Together(rows, new)
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -231,10 +232,10 @@ class Server:
         return together, seen
 
     def mixed(self, rows: int, prompt: int, new: int, arrivals: int, long: int, seed: int) -> Mapping[str, float]:
-        """How long streams wait for their tokens: by themselves, and while long prompts arrive one after the other.
+        """Measures how long streams wait for their tokens: alone, and while long prompts arrive one after the other.
 
-        The wait is that between two events, the 99th percentile of all streams'. The quiet one is the median per
-        token, as an event may have several.
+        The wait is the time between two events, the 99th percentile over all streams. The wait alone is the median per
+        token, since an event may have several.
         """
 
         async def arrive(together: Together) -> tuple[float, float]:
@@ -254,7 +255,7 @@ class Server:
         }
 
     def agree(self, prompts: Sequence[Sequence[int]], new: int) -> Mapping[str, Any]:
-        """What comes after each prompt by itself, and after all at the same time."""
+        """Returns the tokens after each prompt alone, and after all at the same time."""
         return self.run(self._agree(prompts, new))
 
     async def _agree(self, prompts: Sequence[Sequence[int]], new: int) -> Mapping[str, Any]:
@@ -265,7 +266,7 @@ class Server:
 
 
 def waits(together: Together, begin: float, end: float, per_token: bool) -> list[float]:
-    """Seconds from one event of a stream to the next, of those that ended between two moments."""
+    """Returns the seconds between consecutive events of a stream, for those that ended between two times."""
     return [
         (stream.times[place] - stream.times[place - 1]) / (stream.counts[place] if per_token else 1)
         for stream in together.streams
@@ -275,7 +276,7 @@ def waits(together: Together, begin: float, end: float, per_token: bool) -> list
 
 
 def said(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tokens of an answer, and the likeliest ones for the first of them."""
+    """Returns the tokens of a response, and the top tokens of the first position."""
     choice = answer["choices"][0]
     top = choice["logprobs"]["top_logprobs"][0]
     return {
@@ -285,9 +286,10 @@ def said(answer: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check(answer: Response) -> None:
-    """
+    """Checks that a request succeeded.
+
     Raises:
-      RequestError: the server did not do what it was asked for.
+      RequestError: The server refused the request or did not finish it.
     """
     if answer.status != 200:
         raise RequestError(http_failure(answer))

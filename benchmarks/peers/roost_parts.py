@@ -1,4 +1,4 @@
-"""Our contestant without HTTP: the engine's bare loop, beside the bytes that it must read; and what starts anew.
+"""Contestant without HTTP: the engine's bare loop, next to the bytes that it must read; and fresh processes.
 
 `roost bench length` and starts of `roost serve` are processes of their own.
 """
@@ -39,7 +39,7 @@ class Engine:
         self.decode(2, 16, 8, 0)
 
     def decode(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
-        """Requests that decode together, and what one step of theirs has to read."""
+        """Requests that decode together, and the bytes that one step of theirs has to read."""
         from roost.server.bench.engine.driver import Driver, run_together
         from roost.server.bench.engine.loading import make_request
         from roost.server.bench.engine.result import summarize
@@ -58,7 +58,7 @@ class Engine:
         }
 
     def step(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
-        """The same, beside how long it would take to read weights and active state once, and to do nothing else."""
+        """Runs the same, next to the time to read weights and active state once, and nothing else."""
         found = self.decode(rows, prompt, new, seed)
         gigabytes = read_gigabytes_per_s(self.threads)
         needed = self.bytes_of_step(rows, prompt + new // 2)
@@ -70,7 +70,7 @@ class Engine:
         }
 
     def bytes_of_step(self, rows: int, length: int) -> int:
-        """Weights in int8, and of each row the state: of the rings only what is filled."""
+        """Returns the bytes of weights in int8 and of each row's state; only the filled part of rings counts."""
         config = self.config
         recurrent = config.lru_width * (4 + 2 * (config.conv_width - 1))
         ring = 2 * 2 * config.head_dim * min(length, config.window)
@@ -79,7 +79,7 @@ class Engine:
 
 
 def read_gigabytes_per_s(threads: int) -> float:
-    """How fast so many threads read memory together that is in no cache; the median of some tries."""
+    """Returns the bandwidth of several threads that read uncached memory; the median of some trials."""
     pieces = np.array_split(np.ones(BUFFER_BYTES // 4, np.int32), threads)
     rates = []
     for _ in range(READS):
@@ -94,7 +94,7 @@ def read_gigabytes_per_s(threads: int) -> float:
 
 
 def length(arguments: Sequence[str], concurrency: int, early: int, late: int) -> Mapping[str, float]:
-    """Speed and memory over the stretch that begins at `early` generated tokens, and that which ends at `late`."""
+    """Returns speed and memory over the stretches that start at `early` generated tokens and end at `late`."""
     options = ["--concurrency", str(concurrency), "--max-length", str(late), "--json", "-"]
     command = [sys.executable, "-P", "-m", "roost.server", "bench", "length", *arguments, *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
@@ -109,7 +109,7 @@ def length(arguments: Sequence[str], concurrency: int, early: int, late: int) ->
 
 
 def become_ready(arguments: Sequence[str], cache: str) -> Mapping[str, float]:
-    """Seconds from the start of `roost serve` until it is ready, with a folder that may hold compiled programs."""
+    """Returns the seconds from the start of `roost serve` until it is ready, with a folder of compiled programs."""
     from roost_http import Server
 
     os.environ["ROOST_COMPILE_CACHE"] = cache

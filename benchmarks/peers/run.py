@@ -1,11 +1,11 @@
-"""Measures Roost and its peers at the same work, on this machine, in turn.
+"""Measures Roost and its peers with the same tasks on this machine, in turn.
 
     python benchmarks/peers/run.py [--only NAME …] [--quick] [--json FILE] [--results benchmarks/RESULTS.md]
 
-Run it with Roost's own Python (`.venv/bin/python`). The first time it makes an environment for every peer under
-`benchmarks/peers/.venvs`, from locked requirements; torch is installed by name, from where pip finds it: give
-`--index-url` with an index of builds for CPUs, if pip's own has others. A peer that cannot be had or that crashes costs
-its own rows, nothing else. All contestants of a stage are loaded once; while one is timed, the others are stopped.
+Run it with Roost's own Python (`.venv/bin/python`). The first run creates an environment for every peer under
+`benchmarks/peers/.venvs`, from locked requirements; torch is installed by name, from where pip finds it: pass
+`--index-url` with an index of builds for CPUs, if pip's default has others. A peer that cannot be installed or crashes
+loses its own rows only. All contestants of a stage are loaded once; while one is timed, the others are suspended.
 """
 
 import argparse
@@ -29,10 +29,10 @@ from rich.console import Console
 from roost.server.bench.report import opening
 
 BUSY = 0.5
-"""A load average from which on timings say little."""
+"""Load average from which on timings are unreliable."""
 
 FEATURES = ("amx_tile", "amx_int8", "amx_bf16", "avx512f", "avx512_bf16", "avx512_vnni", "avx2")
-"""Of processors, that these programs make use of."""
+"""Features of processors that these programs use."""
 
 
 def main() -> int:
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def check(arguments: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Finds out before anything slow is done what would fail after it."""
+    """Checks, before anything slow, for problems that would fail the run later."""
     for file in (options.json, options.results):
         if file is not None and not file.resolve().parent.is_dir():
             arguments.error(f"{file}: give a file in a folder that exists")
@@ -75,7 +75,7 @@ def check(arguments: argparse.ArgumentParser, options: argparse.Namespace) -> No
 
 
 def run(options: argparse.Namespace) -> Mapping[str, Any]:
-    """Measures; after Ctrl-C it gives what there is so far."""
+    """Measures; after Ctrl-C it returns what there is so far."""
     with tempfile.TemporaryDirectory(prefix="roost-peers-") as folder:
         wanted = Options(
             families=options.only,
@@ -94,20 +94,22 @@ def run(options: argparse.Namespace) -> Mapping[str, Any]:
             say(f"this machine is busy (load average {document['machine']['load_average']:.1f}): timings say little")
         say(f"this takes about {expected_seconds(wanted) / 60:.0f} minutes, and more where environments are missing")
         pin(wanted.threads)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # contestants are ended, and what there is is told
+        signal.signal(
+            signal.SIGTERM, signal.default_int_handler
+        )  # contestants are ended, and the measurements so far are reported
         found, began, interrupted = Found(), time.perf_counter(), False
         try:
             measure(wanted, found)
         except KeyboardInterrupt:
             interrupted = True
-        except Exception:  # a bug of ours must not cost what was measured before it
+        except Exception:  # a bug of Roost must not lose earlier measurements
             traceback.print_exc()
             interrupted = True
     return {**document, "seconds": time.perf_counter() - began, "interrupted": interrupted, **asdict(found)}
 
 
 def features() -> list[str]:
-    """Of this processor, among those that matter; none where the system does not tell."""
+    """Returns this processor's relevant features; none if the system does not report them."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.is_file() else ""
     flags = next((line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), [])
@@ -115,7 +117,7 @@ def features() -> list[str]:
 
 
 def write_page(document: Mapping[str, Any], path: Path) -> None:
-    """The page, and the bars in a file beside it."""
+    """Writes the page, and the bars in a file next to it."""
     svg = draw(document)
     if svg is not None:
         path.with_name("peers.svg").write_bytes(svg)

@@ -1,4 +1,4 @@
-"""A contestant: vLLM on the CPU, with a Llama of the same size, as it has no RecurrentGemma.
+"""Contestant: vLLM on the CPU, with a Llama of the same size, since it has no RecurrentGemma.
 
 Its engine runs in this process and is stepped by hand: no HTTP, no second process, no text.
 """
@@ -19,9 +19,9 @@ class Peer:
     """An engine with random weights.
 
     Args:
-      folder: where its `config.json` may be written.
-      eager: as PyTorch runs it, or compiled first.
-      rows: requests that run at the same time, at most.
+      folder: Folder for its `config.json`.
+      eager: Whether PyTorch runs it eagerly, or compiles it first.
+      rows: Maximum number of requests that run at the same time.
     """
 
     def __init__(self, folder: Path, dtype: str, eager: bool, rows: int) -> None:
@@ -47,7 +47,7 @@ class Peer:
         self.decode(2, 16, 8, 0)
 
     def decode(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
-        """From when all have their first token to when the first one has its last."""
+        """Times from the moment all have their first token until the first one has its last."""
         params = self.vllm.SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True, detokenize=False)
         start = time.perf_counter()
         for ids in draw_prompts(rows, prompt, LLAMA.vocab_size, seed):
@@ -76,7 +76,7 @@ def start(wanted: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Co
     cores = sorted(os.sched_getaffinity(0))[: wanted["threads"]]
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),  # its own choice leaves a core out
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),  # its own choice omits a core
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
