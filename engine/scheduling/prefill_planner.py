@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from ..core.batch import PrefillBatch, PrefillChunk, RestoreBatch
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
-from .prefill_order import PrefillOrder, blocks_left
+from .fair_shares import FairShares
 from .running_request import RunningRequest
 from .slots import SlotPool
+
+_OLDEST_EVERY: Final = 4
+"""Number of a tenant's turns, one of which goes to its oldest prompt, so that shorter prompts cannot starve it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class PrefillPlanner:
     def __init__(self, limits: StepLimits, pool: SlotPool) -> None:
         self._limits = limits
         self._pool = pool
-        self._order = PrefillOrder()
+        self._order = _PrefillOrder()
         self._in_progress: SlicedPrefill | None = None
 
     @property
@@ -88,7 +92,7 @@ class PrefillPlanner:
             restored = [each for each in ordered if not each.num_prompt_left][:MAX_PREFILL_ROWS]
             return RestoreBatch(tuple(_plan_chunk(each, 0, running) for each in restored))
         ordered = [each for each in ordered if each.num_prompt_left]
-        is_busy |= any(blocks_left(each) < blocks_left(first) for each in ordered)
+        is_busy |= any(_blocks_left(each) < _blocks_left(first) for each in ordered)
         budget = self._limits.prefill_beside_decode if is_busy else self._limits.prefill_chunk
         length = _chunk_length(first.num_prompt_left, budget)
         rows = self._choose_rows(ordered, min(budget // length, self._limits.prefill_rows))
@@ -106,6 +110,49 @@ class PrefillPlanner:
                 shards.setdefault(each.slot // (self._limits.shard_rows or self._pool.size), []).append(each)
         count = _floor_power_of_two(min(most, max(map(len, shards.values()))))
         return [each for shard in shards.values() for each in shard[:count]]
+
+
+class _PrefillOrder:
+    """Orders requests that need prefill.
+
+    Tenants take turns by the number of tokens that were prefilled for them (start-time fair queueing). Within a tenant,
+    the prompt with the fewest blocks left goes first, which keeps the mean time to first token low; among equals, the
+    oldest.
+    """
+
+    def __init__(self) -> None:
+        self._shares = FairShares()
+        self._tenants: frozenset[str] = frozenset()
+        self._num_turns: dict[str, int] = {}
+
+    def next(self, requests: Sequence[RunningRequest]) -> list[RunningRequest]:
+        """Returns requests in the order in which they go into the next batch.
+
+        Args:
+          requests: Requests that need prefill, oldest first; at least one.
+        """
+        tenants = dict.fromkeys(each.request.tenant for each in requests)
+        for tenant in tenants:
+            if tenant not in self._tenants:
+                self._shares.enter(tenant)
+        self._tenants = frozenset(tenants)
+        first = self._first_of(self._shares.first(tenants), requests)
+        return [first, *sorted((each for each in requests if each is not first), key=_blocks_left)]
+
+    def charge(self, batch: PrefillBatch) -> None:
+        """Charges tenants for a batch; a chunk that only restores a snapshot costs a block."""
+        for chunk in batch.chunks:
+            self._shares.charge(chunk.request.tenant, max(chunk.length, PREFILL_BLOCK))
+
+    def _first_of(self, tenant: str, requests: Sequence[RunningRequest]) -> RunningRequest:
+        own = [each for each in requests if each.request.tenant == tenant]
+        turn = self._num_turns[tenant] = self._num_turns.get(tenant, 0) + 1
+        return own[0] if turn % _OLDEST_EVERY == 0 else min(own, key=_blocks_left)
+
+
+def _blocks_left(running: RunningRequest) -> int:
+    """Returns the number of blocks that are left of a prompt, which is the cost of its prefill."""
+    return -(-running.num_prompt_left // PREFILL_BLOCK)
 
 
 def _chunk_length(num_tokens: int, budget: int) -> int:

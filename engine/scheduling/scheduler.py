@@ -75,7 +75,7 @@ class Scheduler:
         self._retry_after = RetryAfterEstimator(slots)
         self._histories = TokenHistories()
         self._now = 0.0
-        self._failed: list[RequestOutput] = []
+        self._failed: list[RequestOutput] = []  # found by `add`, reported by the next plan
         self._last_batch: Batch | None = None
         self._in_flight: dict[Batch, tuple[RunningRequest, ...]] = {}
 
@@ -200,7 +200,7 @@ class Scheduler:
             raise QueueFullError(str(error), self._retry_after.refused()) from None
 
     def _end_expired(self, now: float) -> list[RequestOutput]:
-        expired = self._timeouts.expired(now, self._queue, [running.request for running in self._running.values()])
+        expired = self._timeouts.expired(now, self._queue, (running.request for running in self._running.values()))
         for request, _ in expired:
             self.abort(request.id)
         return [(request.id, error_output(error)) for request, error in expired]

@@ -12,7 +12,7 @@ from .plan import RequestOutput, error_output
 from .prefetch import Prefetcher
 from .running_request import RunningRequest
 from .slots import SlotPool, SlotReserve
-from .waiting_queue import WaitingQueue, expected_tokens
+from .waiting_queue import WaitingQueue
 
 _NOT_STARTED: Final = "the engine could not start the request; others are not affected"
 
@@ -99,8 +99,7 @@ class SlotAssignment:
         request = running.request
         del self.running[request.id]
         self._pool.release(running.slot)
-        num_tokens = running.num_prompt_dispatched + running.num_tokens
-        self._queue.shares.charge(request.tenant, num_tokens - expected_tokens(request))
+        self._queue.correct_cost(request, running.num_prompt_dispatched + running.num_tokens)
         self._replace_parent(running)
 
     def _start(self, request: Request, now: float) -> RoostError | None:
@@ -113,7 +112,7 @@ class SlotAssignment:
         except Exception as error:
             self._pool.release(slot)
             self._prefetcher.take(request.id)
-            self._queue.shares.charge(request.tenant, -expected_tokens(request))
+            self._queue.correct_cost(request, 0)
             return error if isinstance(error, RoostError) else RequestFailedError(_NOT_STARTED)
         self.running[request.id] = running
         return None

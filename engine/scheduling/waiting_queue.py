@@ -1,13 +1,17 @@
 """Queue of requests without a slot: bounded, fair between tenants, ordered by priority within one."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Final
 
 from ..core.errors import QueueFullError
 from ..core.request import Request
 from .fair_shares import FairShares
-from .tenant_queue import Entry, TenantQueue
+
+OLDEST_EVERY: Final = 8
+"""Number of a tenant's requests that get a slot, one of which is its oldest, so that none waits forever."""
 
 _EXPECTED_TOKENS: Final = 256
 """Maximum number of tokens that a request is expected to generate. Its tenant is charged for the real number later."""
@@ -26,9 +30,6 @@ class WaitingQueue:
     `priority`, then the highest age. With several tenants, none may take more of the queue than it leaves free, so that
     there is room for another. A held request keeps its place, but is passed over until it is released.
 
-    Attributes:
-      shares: Number of tokens that each tenant was served.
-
     Args:
       max_requests: Maximum number of requests.
       max_tokens: Maximum number of prompt tokens; None sets no limit.
@@ -36,11 +37,11 @@ class WaitingQueue:
     """
 
     def __init__(self, max_requests: int, max_tokens: int | None = None, tenants: int = 1) -> None:
-        self.shares = FairShares()
+        self._shares = FairShares()
         self._max_requests = max_requests
         self._max_tokens = max_tokens
         self._is_shared = tenants > 1
-        self._tenants: dict[str, TenantQueue] = {}
+        self._tenants: dict[str, _TenantQueue] = {}
         self._requests: dict[str, Request] = {}
         self._num_added = 0
         self._num_tokens = 0
@@ -98,7 +99,7 @@ class WaitingQueue:
         This is about the order in which they would be popped. The tenant that was served the fewest tokens is in front.
         """
         tenants = [tenant for tenant, queue in self._tenants.items() if queue.num_held]
-        tenants.sort(key=self.shares.used)
+        tenants.sort(key=self._shares.used)
         for requests in zip_longest(*(self._tenants[tenant].held() for tenant in tenants)):
             yield [request for request in requests if request is not None]
 
@@ -108,7 +109,7 @@ class WaitingQueue:
         Raises:
           QueueFullError: The queue is full, or the request's tenant takes too much of it.
         """
-        own, num_tokens = self._tenants.get(request.tenant) or TenantQueue(), len(request.prompt_token_ids)
+        own, num_tokens = self._tenants.get(request.tenant) or _TenantQueue(), len(request.prompt_token_ids)
         requests_left, tokens_left = self._max_requests - len(self), (self._max_tokens or 0) - self._num_tokens
         if requests_left <= 0:
             raise QueueFullError(f"the queue is full ({self._max_requests} requests wait); try again later")
@@ -123,9 +124,9 @@ class WaitingQueue:
     def add(self, request: Request) -> None:
         """Adds a request with a new id, whether or not there is room for it."""
         if request.tenant not in self._tenants:
-            self._tenants[request.tenant] = TenantQueue()
-            self.shares.enter(request.tenant)
-        self._tenants[request.tenant].add(Entry(request, self._num_added))
+            self._tenants[request.tenant] = _TenantQueue()
+            self._shares.enter(request.tenant)
+        self._tenants[request.tenant].add(_Entry(request, self._num_added))
         self._requests[request.id] = request
         self._num_added += 1
         self._num_tokens += len(request.prompt_token_ids)
@@ -143,11 +144,20 @@ class WaitingQueue:
         tenants = [tenant for tenant in ready if may_start(tenant)]
         if not tenants:
             return None
-        tenant = self.shares.first(tenants)
+        tenant = self._shares.first(tenants)
         request = self._tenants[tenant].pop()
-        self.shares.charge(tenant, expected_tokens(request))
+        self._shares.charge(tenant, expected_tokens(request))
         self._forget(request)
         return request
+
+    def correct_cost(self, request: Request, num_tokens: int) -> None:
+        """Charges the tenant of a popped request for its real cost instead of the expected one.
+
+        Args:
+          request: Request that has ended.
+          num_tokens: Number of prompt tokens and generated tokens.
+        """
+        self._shares.charge(request.tenant, num_tokens - expected_tokens(request))
 
     def remove(self, request_id: str) -> bool:
         """Removes a request; returns whether it was waiting."""
@@ -164,3 +174,85 @@ class WaitingQueue:
         self._num_tokens -= len(request.prompt_token_ids)
         if not self._tenants[request.tenant].num_requests:
             del self._tenants[request.tenant]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A request, and its number in the order of arrival."""
+
+    request: Request
+    number: int
+
+
+class _TenantQueue:
+    """Requests of one tenant, by priority, then by age.
+
+    Attributes:
+      num_requests: Number of requests.
+      num_tokens: Total prompt tokens of the requests.
+    """
+
+    def __init__(self) -> None:
+        self.num_requests = 0
+        self.num_tokens = 0
+        self._by_priority: dict[int, OrderedDict[str, _Entry]] = {}
+        self._num_popped = 0
+        self._held: set[str] = set()
+
+    def __iter__(self) -> Iterator[Request]:
+        return (entry.request for entries in self._by_priority.values() for entry in entries.values())
+
+    @property
+    def num_held(self) -> int:
+        """Number of held requests, which `pop` passes over."""
+        return len(self._held)
+
+    def add(self, entry: _Entry) -> None:
+        """Adds a request behind all others of its priority."""
+        self._by_priority.setdefault(entry.request.priority, OrderedDict())[entry.request.id] = entry
+        self._count(entry.request, 1)
+
+    def hold(self, request: Request) -> None:
+        """Holds a request until `release`."""
+        self._held.add(request.id)
+
+    def release(self, request: Request) -> None:
+        """Ends `hold`; does nothing if the request is not held."""
+        self._held.discard(request.id)
+
+    def is_held(self, request: Request) -> bool:
+        """Returns whether a request is held."""
+        return request.id in self._held
+
+    def held(self) -> Iterator[Request]:
+        """Yields held requests by priority, then by age."""
+        for priority in sorted(self._by_priority) if self._held else ():
+            entries = self._by_priority[priority].values()
+            yield from (entry.request for entry in entries if self.is_held(entry.request))
+
+    def pop(self) -> Request:
+        """Removes the next request; at least one must not be held."""
+        self._num_popped += 1
+        firsts = {
+            priority: first for priority in self._by_priority if (first := self._first_ready(priority)) is not None
+        }
+        is_turn_of_oldest = self._num_popped % OLDEST_EVERY == 0
+        priority = min(firsts, key=lambda each: firsts[each].number) if is_turn_of_oldest else min(firsts)
+        request = firsts[priority].request
+        self.remove(request)
+        return request
+
+    def remove(self, request: Request) -> None:
+        """Removes a request that is not held."""
+        entries = self._by_priority[request.priority]
+        del entries[request.id]
+        if not entries:
+            del self._by_priority[request.priority]
+        self._count(request, -1)
+
+    def _first_ready(self, priority: int) -> _Entry | None:
+        return next((each for each in self._by_priority[priority].values() if not self.is_held(each.request)), None)
+
+    def _count(self, request: Request, sign: int) -> None:
+        self.num_requests += sign
+        self.num_tokens += sign * len(request.prompt_token_ids)

@@ -8,8 +8,7 @@ from hypothesis import given
 from roost.engine.core.errors import QueueFullError
 from roost.engine.core.request import Request
 from roost.engine.core.sampling_params import SamplingParams
-from roost.engine.scheduling.tenant_queue import OLDEST_EVERY
-from roost.engine.scheduling.waiting_queue import WaitingQueue, expected_tokens
+from roost.engine.scheduling.waiting_queue import OLDEST_EVERY, WaitingQueue, expected_tokens
 
 TENANTS = st.sampled_from("abc")
 
@@ -77,7 +76,7 @@ def test_expected_costs_are_corrected() -> None:
     for _ in range(44):
         popped = queue.pop()
         served[popped.tenant] += 1
-        queue.shares.charge(popped.tenant, (10 if popped.tenant == "a" else 100) - expected_tokens(popped))
+        queue.correct_cost(popped, 10 if popped.tenant == "a" else 100)
     assert served == {"a": 40, "b": 4}
 
 
