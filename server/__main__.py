@@ -1,9 +1,10 @@
-"""`python -m roost.server` is the same as `roost`."""
+"""Entry point of `roost` and of `python -m roost.server`."""
 
 from .cli.main import app
 
 
 def main() -> None:
+    """Runs the command line."""
     app()
 
 

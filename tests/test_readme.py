@@ -36,7 +36,7 @@ NOT_RUN = {
     "python3 -m venv": "makes the environment that dev.py has made",
     "python benchmarks/kernels.py": "takes minutes",
     "ROOST_SLOTS=64 roost serve google/": "downloads weights, with an account",
-    "roost serve --config": "wants the file that is shown below it; tests/server/test_settings.py reads one",
+    "roost serve --config": "wants the file that is shown below it; tests/server/settings/test_settings.py reads one",
     "roost serve --otlp": "wants a collector; tests/server/observability/test_tracing.py has one",
     "curl -s localhost:8000/v1/states/$state": "wants a variable; tests/server/api/native/test_states.py exports",
     "curl -s localhost:8001/": "wants a second server; tests/server/api/native/test_states.py imports",

@@ -1,12 +1,12 @@
 """`roost convert`: writes a checkpoint in another format or precision."""
 
-import sys
 from pathlib import Path
 from typing import Literal
 
 from ...engine import CHECKPOINT_FORMATS, ConfigError, convert, shown_bytes
 from ..lifecycle.engine_loading import LoadProgress
 from ..model_hub import find_model
+from ..terminal.text import print_status
 
 
 def run(model: str, destination: Path, dtype: str | None, quantize: str | None, to: str) -> None:
@@ -26,7 +26,7 @@ def run(model: str, destination: Path, dtype: str | None, quantize: str | None, 
         )
     finally:
         progress.close()
-    print(f"{destination}: {shown_bytes(done.num_bytes)}, fingerprint {done.fingerprint}", file=sys.stderr)
+    print_status(f"{destination}: {shown_bytes(done.num_bytes)}, fingerprint {done.fingerprint}")
 
 
 def _quantize(name: str | None) -> Literal["int8"] | None:

@@ -1,26 +1,22 @@
 """`roost generate`: streams one response to the terminal, without a server."""
 
 import asyncio
-import sys
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
 
 from ...engine import AsyncEngine, ConfigError, SavedState, StateFileError, shown_bytes
 from ..generation.choices import Choice
 from ..generation.prompts import Prompt
 from ..settings import Settings
-from ..terminal.text import StreamWriter
+from ..terminal.failure import INTERRUPTED_STATUS
+from ..terminal.text import StreamWriter, print_status
 from ..text.chat_template import ChatFormatError, Message
 from ..text.served_model import ServedModel
 from ..text.tokenizer import TextUnavailableError
 from .local_model import LocalModel, sampling_params
 from .sampling_options import SamplingOptions
-
-_INTERRUPTED: Final = 130
-"""Exit status after Ctrl-C."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +55,12 @@ def generate(options: Options) -> int:
         raise ConfigError(f"{options.load_state}: no such file")
     choice = Choice(0, _prompt(model, options), sampling_params(options.sampling, model))
     if local.source.is_random:
-        _say(f"{model.id} has random weights: its answer is noise")
+        print_status(f"{model.id} has random weights: its answer is noise")
     try:
         asyncio.run(_run(local, choice, options))
     except KeyboardInterrupt:
-        local.exit_if_loading(_INTERRUPTED)
-        return _INTERRUPTED
+        local.exit_if_loading(INTERRUPTED_STATUS)
+        return INTERRUPTED_STATUS
     return 0
 
 
@@ -92,7 +88,7 @@ async def _stream(local: LocalModel, choice: Choice, options: Options) -> None:
     if options.save_state is not None:
         state = await engine.save("cli-0", num_sent)
         _write(options.save_state, engine.state_format.export(state, key))
-    _say(f"{num_tokens} {'token' if num_tokens == 1 else 'tokens'}, {num_tokens / seconds:.1f} per second")
+    print_status(f"{num_tokens} {'token' if num_tokens == 1 else 'tokens'}, {num_tokens / seconds:.1f} per second")
 
 
 def _load(engine: AsyncEngine, path: Path, key: bytes | None) -> SavedState:
@@ -119,7 +115,7 @@ def _write(path: Path, data: bytes) -> None:
         path.write_bytes(data)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
-    _say(f"the state is in {path}, {shown_bytes(len(data))}")
+    print_status(f"the state is in {path}, {shown_bytes(len(data))}")
 
 
 def _prompt(model: ServedModel, options: Options) -> Prompt:
@@ -129,7 +125,7 @@ def _prompt(model: ServedModel, options: Options) -> Prompt:
         try:
             return Prompt(tuple(model.chat_format.encode([Message("user", options.prompt)])))
         except ChatFormatError as error:
-            _say(f"continuing the prompt as it stands: {error}")
+            print_status(f"continuing the prompt as it stands: {error}")
     try:
         token_ids = tokenizer.encode(options.prompt)
     except TextUnavailableError as error:
@@ -139,7 +135,3 @@ def _prompt(model: ServedModel, options: Options) -> Prompt:
     if not token_ids:
         raise ConfigError("the prompt is empty")
     return Prompt(tuple(token_ids))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -3,11 +3,15 @@
 import contextlib
 import logging
 from collections.abc import Iterator
+from typing import Final
 
 import typer
 
 from ..observability.logging import say
 from ..settings import SettingsError
+
+INTERRUPTED_STATUS: Final = 130
+"""Exit status after Ctrl-C."""
 
 
 class CommandError(Exception):

@@ -16,6 +16,11 @@ def printable(text: str) -> str:
     return "".join(char for char in text if char in _SHOWN_CONTROLS or unicodedata.category(char) != "Cc")
 
 
+def print_status(text: str) -> None:
+    """Prints a line to stderr, since stdout is for generated text only."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class StreamWriter:
     """Writes generated text to stdout as it arrives. The `with` block ends the last line.
 

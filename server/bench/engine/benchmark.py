@@ -8,12 +8,13 @@ from typing import Any, Final
 from ....engine import EngineCore, Request, device_facts
 from ...model_hub import find_model
 from ...settings import Settings, SettingsError
+from ...terminal.failure import INTERRUPTED_STATUS
 from ..latency import median_of
 from ..progress import Advance, progress_bar
 from ..report import Outputs, opening
 from ..workload import balanced_interval, draw_token_ids, poisson_times
 from .driver import Driver, run_at, run_by_rounds, run_in_turn, run_together
-from .loading import INTERRUPTED, load, make_request, model_facts, settings_as_json
+from .loading import load, make_request, model_facts, settings_as_json
 from .result import summarize, table
 
 _MAX_QUEUE: Final = 10**6
@@ -94,7 +95,7 @@ def bench_engine(options: Options, outputs: Outputs) -> int:
     document |= {"model": model, "device": device._asdict(), "interrupted": interrupted, "result": bench.result()}
     outputs.console().print(table(document))
     outputs.write_json(document)
-    return INTERRUPTED if interrupted else 0
+    return INTERRUPTED_STATUS if interrupted else 0
 
 
 class Bench:

@@ -11,13 +11,14 @@ from rich.console import Group
 from ....engine import EngineCore, Request, device_facts
 from ...model_hub import find_model
 from ...settings import Settings, SettingsError
+from ...terminal.failure import INTERRUPTED_STATUS
 from ..environment import resident_bytes
 from ..plot import draw_lengths
 from ..progress import Advance, progress_bar
 from ..report import Outputs, interruption, make_table, number, opening, rate, report, write_file
 from ..workload import draw_token_ids
 from .driver import Clock
-from .loading import INTERRUPTED, load, make_request, model_facts, settings_as_json
+from .loading import load, make_request, model_facts, settings_as_json
 
 _FIRST: Final = 128
 """Generated tokens at the end of the first stretch. Each other stretch ends at twice as many as the one before."""
@@ -101,7 +102,7 @@ def bench_length(options: Options, outputs: Outputs) -> int:
     outputs.write_json(document)
     if outputs.svg is not None and stretches:
         write_file("--svg", outputs.svg, _draw(title, stretches))
-    return INTERRUPTED if interrupted else 0
+    return INTERRUPTED_STATUS if interrupted else 0
 
 
 def _grow(core: EngineCore, prompts: Sequence[Sequence[int]], max_length: int, stretches: list[Stretch]) -> bool:

@@ -4,15 +4,13 @@ import contextlib
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from ....engine import EngineCore, ModelSource, Request, SamplingParams, load_engine
 from ...lifecycle.engine_config import engine_config
 from ...lifecycle.engine_loading import LoadProgress, exit_while_loading
 from ...settings import Settings
-
-INTERRUPTED: Final = 130
-"""The exit status of a program that Ctrl-C has ended."""
+from ...terminal.failure import INTERRUPTED_STATUS
 
 
 def load(settings: Settings, source: ModelSource, max_queue: int, slots: int | None = None) -> EngineCore:
@@ -62,7 +60,7 @@ def settings_as_json(settings: Settings) -> Mapping[str, Any]:
 @contextlib.contextmanager
 def _exit_on_interrupt(progress: LoadProgress) -> Iterator[None]:
     """Makes Ctrl-C end the process at once, since a compilation cannot be interrupted."""
-    before = signal.signal(signal.SIGINT, lambda number, frame: exit_while_loading(progress, INTERRUPTED))
+    before = signal.signal(signal.SIGINT, lambda number, frame: exit_while_loading(progress, INTERRUPTED_STATUS))
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ...client.http_client import ClientError, HttpClient
 from ...client.openai_server import first_model, server_version
-from ...terminal.failure import CommandError
+from ...terminal.failure import INTERRUPTED_STATUS, CommandError
 from ..latency import RequestTrace
 from ..progress import Advance, progress_bar
 from ..report import Outputs, opening, write_file
@@ -20,7 +20,6 @@ from .result import draw, summarize, tables
 from .stream_recorder import StreamRecorder
 
 _PATHS: Final = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
-_INTERRUPTED: Final = 130
 
 
 def bench_serve(options: Options, outputs: Outputs) -> int:
@@ -43,7 +42,7 @@ def bench_serve(options: Options, outputs: Outputs) -> int:
     except KeyboardInterrupt:
         interrupted = True
     if run.started_s is None:
-        return _INTERRUPTED
+        return INTERRUPTED_STATUS
     result = summarize(run.traces, run.seconds(), options)
     document |= {"server": run.server, "interrupted": interrupted, "result": result}
     title = _title(run.server["model"], options)
@@ -51,7 +50,7 @@ def bench_serve(options: Options, outputs: Outputs) -> int:
     outputs.write_json(document)
     if outputs.svg is not None and (svg := draw(title, run.traces)) is not None:
         write_file("--svg", outputs.svg, svg)
-    return _INTERRUPTED if interrupted else 0 if result["requests"]["completed"] else 1
+    return INTERRUPTED_STATUS if interrupted else 0 if result["requests"]["completed"] else 1
 
 
 class Run:

@@ -31,7 +31,7 @@ class Backend(Protocol):
         """Responds to the last message, and calls `show` with each piece of text. Cancelling it stops the response.
 
         Returns:
-          Whether the token limit cut the response off.
+          Whether the token limit ended the response.
 
         Raises:
           CommandError: The response failed, or ended early.

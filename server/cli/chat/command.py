@@ -3,16 +3,14 @@
 import asyncio
 import sys
 from dataclasses import asdict, dataclass, field
-from typing import Final
 
 from ...settings import SettingsError, load_settings
-from ...terminal.text import printable, replace_unencodable_characters
+from ...terminal.failure import INTERRUPTED_STATUS
+from ...terminal.text import print_status, printable, replace_unencodable_characters
 from ..sampling_options import SamplingOptions
 from .backend import Backend
 from .line_input import line_reader
-from .session import Session, say
-
-_INTERRUPTED: Final = 130
+from .session import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +59,12 @@ def _run(runner: asyncio.Runner, backend: Backend, options: Options) -> int:
     try:
         name = runner.run(backend.start())
     except KeyboardInterrupt:
-        backend.exit_if_loading(_INTERRUPTED)
-        return _INTERRUPTED
+        backend.exit_if_loading(INTERRUPTED_STATUS)
+        return INTERRUPTED_STATUS
     is_interactive = sys.stdin.isatty()
     if is_interactive:
         where = f" on {options.url}" if options.url else ""
-        say(printable(f"{name}{where}: /help lists commands, Ctrl-D leaves"))
+        print_status(printable(f"{name}{where}: /help lists commands, Ctrl-D leaves"))
     return Session(runner, backend, line_reader(), is_interactive=is_interactive, system=options.system).run()
 
 

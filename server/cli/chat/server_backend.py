@@ -48,7 +48,7 @@ class ServerBackend:
             raise CommandError(f"the server did not answer: {error}") from None
         if response.status != 200:
             raise CommandError(http_failure(response))
-        return reader.is_cut_off()
+        return reader.is_truncated()
 
     async def close(self) -> None:
         await self._client.close()
@@ -71,7 +71,7 @@ class _StreamReader:
             if event != _DONE and self._error is None:
                 self._read(event)
 
-    def is_cut_off(self) -> bool:
+    def is_truncated(self) -> bool:
         """Tells whether the token limit ended the response. Call it after the last piece.
 
         Raises:

@@ -2,17 +2,13 @@
 
 import asyncio
 import signal
-import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
-from ...terminal.failure import CommandError
-from ...terminal.text import StreamWriter, printable
+from ...terminal.failure import INTERRUPTED_STATUS, CommandError
+from ...terminal.text import StreamWriter, print_status, printable
 from .backend import Backend, Message
 from .line_input import ReadLine, read_message
-
-_INTERRUPTED: Final = 130
-"""Exit status after Ctrl-C."""
 
 HELP: Final = '''\
 /system TEXT  set the system prompt; without TEXT, remove it
@@ -47,7 +43,7 @@ class Session:
         self._before: Sequence[Message] = ()
         self._last_message: str | None = None
         self._commands: dict[str, Callable[[str], None]] = {
-            "/help": lambda _: say(HELP),
+            "/help": lambda _: print_status(HELP),
             "/system": self._set_system,
             "/retry": self._retry,
             "/reset": self._reset,
@@ -67,17 +63,17 @@ class Session:
                 text = read_message(self._read_line)
                 if text is None or text.strip() in ("/exit", "/quit", "/bye"):
                     if text is None and self._is_interactive:
-                        say("")
+                        print_status("")
                     return 0
                 self._handle(text)
             except KeyboardInterrupt:
                 if not self._is_interactive:
-                    return _INTERRUPTED
-                say("\n(Ctrl-D leaves)")
+                    return INTERRUPTED_STATUS
+                print_status("\n(Ctrl-D leaves)")
             except CommandError as error:
                 if not self._is_interactive:
                     raise
-                say(f"roost: {printable(str(error))}")
+                print_status(f"roost: {printable(str(error))}")
 
     def _handle(self, text: str) -> None:
         if text.startswith("/") and "\n" not in text:
@@ -98,16 +94,18 @@ class Session:
         writer = StreamWriter()
         try:
             with writer:
-                is_cut_off = self._runner.run(_interruptible(self._backend.respond([*system, *messages], writer.write)))
+                is_truncated = self._runner.run(
+                    _interruptible(self._backend.respond([*system, *messages], writer.write))
+                )
         except asyncio.CancelledError:
             if not self._is_interactive:
                 raise KeyboardInterrupt from None
-            say("(stopped)" if writer.text else "\n(stopped)")
-            is_cut_off = False
+            print_status("(stopped)" if writer.text else "\n(stopped)")
+            is_truncated = False
         if writer.text:
             self._turns = [*messages, Message("assistant", writer.text)]
-        if is_cut_off:
-            say("(cut off at the limit of tokens; see --max-tokens)")
+        if is_truncated:
+            print_status("(cut off at the limit of tokens; see --max-tokens)")
 
     def _set_system(self, text: str) -> None:
         self._system = text
@@ -124,7 +122,7 @@ class Session:
 
     def _note(self, text: str) -> None:
         if self._is_interactive:
-            say(f"({text})")
+            print_status(f"({text})")
 
 
 async def _interruptible[T](work: Coroutine[Any, Any, T]) -> T:
@@ -143,8 +141,3 @@ async def _interruptible[T](work: Coroutine[Any, Any, T]) -> T:
         return await work
     finally:
         loop.remove_signal_handler(signal.SIGINT)
-
-
-def say(text: str) -> None:
-    """Prints to stderr, since stdout is for responses only."""
-    print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The client of `roost bench serve`, against servers that cut, drop, refuse and forget."""
+"""HTTP client, against servers that send parts, close connections, refuse and hang."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,8 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 from roost.server.bench.latency import RequestTrace
 from roost.server.bench.serve.stream_recorder import StreamRecorder
-from roost.server.client.http_client import Address, ClientError, HttpClient, Response, UrlError
-from roost.server.client.sse import EventParser
+from roost.server.client.http_client import Address, ClientError, HttpClient, UrlError
 from scripted_server import HEAD, USAGE, Script, chunk, error, event, scripted, streamed, text
 
 
@@ -23,7 +22,7 @@ async def client_of(script: Script, timeout_s: float = 30.0) -> AsyncIterator[Ht
 
 
 async def ask(client: HttpClient) -> RequestTrace:
-    """One stream, told as a trace; the times are not of interest here."""
+    """Returns the trace of one stream, without its times."""
     recorder = StreamRecorder(due_s=0.0, sent_s=0.0)
     try:
         answer = await client.post("/v1/completions", {"prompt": [1]}, recorder.feed)
@@ -154,45 +153,6 @@ async def test_a_mistake_in_the_sink_is_not_blamed_on_the_server() -> None:
     async with client_of(Script([streamed()])) as client:
         with pytest.raises(KeyError, match="bug"):
             await client.post("/", {}, sink)
-
-
-def test_tokens_are_chunks_with_text_or_ids() -> None:
-    recorder = StreamRecorder(due_s=1.0, sent_s=1.5)
-    chunks = [
-        b'{"choices":[{"delta":{"role":"assistant","content":""}}]}',
-        b'{"choices":[{"delta":{"content":"a"}}]}',
-        b'{"choices":[{"delta":{"content":""},"token_ids":[7]}]}',
-        b'{"choices":[{"delta":{},"finish_reason":"stop"}]}',
-        USAGE,
-        b"[DONE]",
-    ]
-    for seconds, data in enumerate(chunks, 2):
-        recorder.feed(event(data), float(seconds))
-    trace = recorder.finish(Response(200, b""), 9.0)
-    assert trace.token_times_s == [3.0, 4.0]
-    assert (trace.last_s, trace.end_s, trace.lag_s) == (5.0, 7.0, 0.5)
-
-
-@pytest.mark.parametrize("line_end", [b"\n", b"\r", b"\r\n"])
-def test_events_are_the_same_wherever_they_are_cut(line_end: bytes) -> None:
-    lines = [
-        b": ping",
-        b"",
-        b"event: x",
-        b"data: one",
-        b"",
-        b"data:two",
-        b"data: lines",
-        b"id: 1",
-        b"",
-        b"data: no end",
-    ]
-    stream = line_end.join(lines)
-    for first in range(len(stream) + 1):
-        for second in range(first, len(stream) + 1):
-            parser = EventParser()
-            pieces = stream[:first], stream[first:second], stream[second:]
-            assert [data for piece in pieces for data in parser.feed(piece)] == [b"one", b"two\nlines"]
 
 
 @pytest.mark.parametrize(
