@@ -1,4 +1,4 @@
-"""JAX's settings of where programs are kept: they are the process's, and tests give them back."""
+"""Restores JAX's process-wide settings of the compile cache after a test."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import jax
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Afterwards they are as they were before."""
+    """Restores the settings at exit."""
     names = [name for name in jax.config.values if "cache" in name]
     before = {name: jax.config.values[name] for name in names}
     try:

@@ -1,4 +1,4 @@
-"""One runner for all tests of the engine that need a device: it takes long to compile."""
+"""The runner that tests of the engine share, since compiling takes long."""
 
 import os
 from collections.abc import Iterator
@@ -14,8 +14,10 @@ SLOTS = 4
 
 @pytest.fixture(scope="session")
 def golden_runner() -> Iterator[ModelRunner]:
-    """The golden model in float32, with chunks of 64 and 128, and the program that reads slots. The others are those of
-    `e2e/test_golden_http.py`, found if that ran before."""
+    """Runs the golden model in float32, with chunks of 64 and 128, and the program that reads slots.
+
+    `e2e/test_golden_http.py` shares the other programs through the compile cache.
+    """
     programs = Path(os.environ["ROOST_COMPILE_CACHE"])  # of this run's own
     config = EngineConfig(SLOTS, prefill_chunk=128, dtype="float32", state_cache_inexact=True, compile_cache=programs)
     with restored():
@@ -26,7 +28,7 @@ def golden_runner() -> Iterator[ModelRunner]:
 
 @pytest.fixture(scope="module")
 def runner(golden_runner: ModelRunner) -> Iterator[ModelRunner]:
-    """It compiles nothing while a module's tests run."""
+    """Yields the shared runner, and checks that the module's tests compiled nothing."""
     before = golden_runner.compiles_since_ready
     yield golden_runner
     assert golden_runner.compiles_since_ready == before

@@ -1,4 +1,4 @@
-"""What a model answers on a mesh, as JSON; a process of its own, since the number of CPU devices is a process's.
+"""Prints a model's results on a mesh as JSON; a program, since a process has one number of CPU devices.
 
 JAX_NUM_CPU_DEVICES=8 python mesh_answers.py DATA MODEL CHUNK [QUANTIZE]
 """
@@ -22,11 +22,11 @@ from roost.engine.scheduling.scheduler import Scheduler
 from test_resume import TINY_MODEL, Told, prompt, run
 
 SLOTS = 5
-"""No multiple of the devices."""
+"""Number of slots, which is no multiple of the devices."""
 
 
 class Dictation:
-    """Allows one token after the other."""
+    """Output constraint that allows one token after the other."""
 
     def __init__(self, *tokens: int) -> None:
         self._left = list(tokens)
@@ -42,7 +42,7 @@ class Dictation:
 
 
 def requests() -> list[Request]:
-    """More than there are slots, with everything that a step can be asked for."""
+    """Returns more requests than there are slots, with every feature of a step."""
 
     def ask(name: str, *parts: tuple[int, int], fork_of: str | None = None, **fields: Any) -> Request:
         params = SamplingParams(**{"max_tokens": 6, "temperature": 0.0, "logprobs": 3, **fields})
@@ -67,7 +67,7 @@ def as_lists(told: Told) -> list[Any]:
 
 
 def answers(shards: MeshShape, chunk: int, quantize: str | None = None) -> dict[str, Any]:
-    """All requests' tokens and log-probabilities, in a crowd; then some of them again, from what is remembered."""
+    """Returns tokens and log-probabilities of all requests together, then of some again, from the prefix cache."""
     config = EngineConfig(SLOTS, prefill_chunk=chunk, dtype="float32", shards=shards, quantize=quantize)
     runner = load_runner(open_model(str(TINY_MODEL)), config)
     cache = PrefixCache(runner.window, 10**9)

@@ -1,4 +1,4 @@
-"""A model on several devices answers as it does on one."""
+"""A model on several devices gives the results of a single device."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def alone() -> dict[str, Any]:
 
 
 def difference(one: Any, other: Any) -> float:
-    """The largest of numbers at the same place in lists of lists; infinite where the rest is not the same."""
+    """Returns the largest difference of floats in nested lists; infinity if anything else differs."""
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return max(map(difference, one, other), default=0.0)
     if isinstance(one, float) and isinstance(other, float):
@@ -45,7 +45,7 @@ def difference(one: Any, other: Any) -> float:
 
 @pytest.mark.parametrize(("data", "model", "chunk"), [(2, 4, 128), (1, 3, 64), (3, 1, 128), (1, 8, 64)])
 def test_answers_are_those_of_one_device(alone: dict[str, Any], data: int, model: int, chunk: int) -> None:
-    """With heads that do not divide by the shards, and with fewer heads than shards: there are four."""
+    """The model has four heads, which do not divide evenly or are fewer than the shards in some cases."""
     found = on_mesh(data, model, chunk)
     assert found["cached"] == alone["cached"]
     assert found["compiles"] == 0
@@ -54,7 +54,7 @@ def test_answers_are_those_of_one_device(alone: dict[str, Any], data: int, model
 
 
 def test_in_int8_they_are_as_near_as_rounding_allows(alone: dict[str, Any]) -> None:
-    """Each shard rounds its part of a row by itself: not the same numbers, but as near to the exact ones."""
+    """Each shard rounds its part of a row by itself, which gives other numbers of the same accuracy."""
 
     def errors(quantized: dict[str, Any]) -> list[float]:
         pairs = zip(quantized["answers"]["scored"][1], alone["answers"]["scored"][1], strict=True)

@@ -1,4 +1,4 @@
-"""A TPU to compile for, where there is none."""
+"""A TPU topology to compile for, on a machine without a TPU."""
 
 import os
 
@@ -16,7 +16,7 @@ from jax.sharding import SingleDeviceSharding
 
 @pytest.fixture(scope="session", params=["v5e:2x2", "v6e:2x2"])
 def chip(request: pytest.FixtureRequest) -> SingleDeviceSharding:
-    """One chip of a host of four."""
+    """Returns one chip of a host with four."""
     from jax.experimental import topologies
 
     topology = topologies.get_topology_desc(

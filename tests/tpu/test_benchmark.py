@@ -1,4 +1,4 @@
-"""The benchmark of the TPU programs runs and counts what it says; what it says of 2B and 9B is what we claim."""
+"""The benchmark of the TPU programs runs and counts correctly, and its results for 2B and 9B are as documented."""
 
 import json
 import subprocess
@@ -35,9 +35,9 @@ def test_one_line_per_program() -> None:
 
 @pytest.mark.parametrize(("model", "chip", "slots", "layers"), [("2b", "v5e", 512, 26), ("9b", "v6e", 384, 38)])
 def test_whole_models_fit_a_chip(model: str, chip: str, slots: int, layers: int) -> None:
-    """Every layer's kernels are in the programs, the pool is nowhere copied, and a step moves little beyond its floor.
+    """Programs hold every layer's kernels, copy no pool, and move little more than their floor.
 
-    The floor is weights and state once, so a kernel that came uncounted would push the count below it.
+    The floor counts weights and state once, so an uncounted kernel would push the count below it.
     """
     full, quarter, prefill = measured("--model", model, "--chip", chip, "--rows", str(slots))
     assert full["custom_calls"] == quarter["custom_calls"] == 2 * layers, "a temporal block and an MLP each"
@@ -55,7 +55,7 @@ def test_whole_models_fit_a_chip(model: str, chip: str, slots: int, layers: int)
 
 
 def test_9b_in_int8_fits_one_small_chip() -> None:
-    """With 200 requests and more, which `roost plan` promises."""
+    """More than 200 requests fit, as `roost plan` says."""
     slots = 224
     assert slots <= compute_roofline(PRESETS["9b"], DEVICES["v5e"], 2, is_quantized=True).slots
     options = ("--model", "9b", "--chip", "v5e", "--quantize", "int8", "--rows", str(slots))

@@ -1,4 +1,4 @@
-"""Every Pallas kernel compiles for real TPUs, at the shapes of real models and at awkward ones; its cost is counted."""
+"""Every Pallas kernel compiles for real TPUs at common and at odd shapes, and states its cost."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,7 @@ F32, BF16, INT = jnp.dtype("float32"), jnp.dtype("bfloat16"), jnp.dtype("int32")
 
 
 def compile_kernel(chip: SingleDeviceSharding, kernel: Callable[..., Any], *shapes: tuple[Any, ...]) -> Any:
-    """Compiles for arguments given as (dtype, *shape); says how many bytes the compiler counts."""
+    """Compiles a kernel for arguments given as (dtype, *shape), and returns the bytes that the compiler counts."""
     arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=chip) for dtype, *shape in shapes]
     lowered = jax.jit(kernel).trace(*arguments).lower(lowering_platforms=("tpu",))
     compiled = lowered.compile(compiler_options={"xla_vf_vmem_memory_space_assignment": "false"})

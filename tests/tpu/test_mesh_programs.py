@@ -1,7 +1,7 @@
-"""Programs for several chips: which collectives are in them, and what of their memory each chip needs.
+"""Programs for several chips: their collectives, and the memory that they take on each chip.
 
-A layer pays one sum for its temporal block and one for its MLP. Attention to one token hands queries to the chips that
-have their rings, and what comes of them back. Nothing else of any size crosses a link.
+A layer takes one all-reduce for its temporal block and one for its MLP. Attention of one token per row takes an
+all-to-all of queries and one of outputs. No other large array crosses a link.
 """
 
 import math
@@ -42,14 +42,14 @@ LARGE = PRESETS["2b"]
 LAYERS = ModelConfig(
     4096, LARGE.width, LARGE.mlp_width, LARGE.num_heads, LARGE.lru_width, cycle(("recurrent", "attention"), 2)
 )
-"""One of each."""
+"""A model with one layer of each kind."""
 
 KINDS = "all-reduce|all-to-all|all-gather|reduce-scatter|collective-permute"
 HOSTS = {"v5e:2x2": (2, 2, 1), "v5e:2x4": (2, 4, 1), "v6e:2x2": (2, 2, 1), "v6e:2x4": (2, 4, 1)}
 
 
 def shapes(config: ModelConfig, topology: str, shards: Collectives, slots: int) -> ModelShapes:
-    """A model on the chips of one host."""
+    """Returns the shapes of a model on the chips of one host."""
     chips = topologies.get_topology_desc(
         platform="tpu", topology_name=topology, chips_per_host_bounds=HOSTS[topology]
     ).devices
@@ -69,7 +69,7 @@ def compiled(model: ModelShapes, program: Program[Any]) -> Any:
 
 
 def collectives(program: Any) -> Counter[tuple[str, str, int]]:
-    """The arrays that cross links: how, of which type, and how many numbers. The compiler may send several as one."""
+    """Counts a program's collectives by kind, dtype and number of elements. The compiler may combine several."""
     found: Counter[tuple[str, str, int]] = Counter()
     for shapes, kind in re.findall(rf"= (\S.*?) ({KINDS})(?:-start)?\(", program.as_text()):
         for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
@@ -88,7 +88,7 @@ def hbm(program: Any) -> int:
     [("v5e:2x2", Collectives(1, 4)), ("v5e:2x4", Collectives(1, 8)), ("v6e:2x4", Collectives(2, 4))],
 )
 def test_what_crosses_links(topology: str, shards: Collectives) -> None:
-    """One sum of activations for the embedding and two for each layer; what else is large is named here, too."""
+    """The embedding takes one all-reduce of activations and each layer two; other large arrays are listed here."""
     slots = 64
     rows, width, sums = slots // shards.data, LAYERS.width, 1 + 2 * LAYERS.depth
     model = shapes(LAYERS, topology, shards, slots)
@@ -108,7 +108,7 @@ def test_what_crosses_links(topology: str, shards: Collectives) -> None:
 
 
 def test_rings_are_not_copied() -> None:
-    """Neither gathered whole from all shards nor written anew: a step's temporaries are smaller than one of them."""
+    """A step's temporaries are smaller than one ring, so no ring is gathered or copied."""
     model = shapes(LAYERS, "v5e:2x2", Collectives(2, 2), 256)
     memory = compiled(model, programs(model).decode[256]).memory_analysis()
     ring = 256 // 4 * LAYERS.window * LAYERS.head_dim * BF16.itemsize
@@ -118,7 +118,7 @@ def test_rings_are_not_copied() -> None:
 
 
 def test_9b_in_bfloat16_fits_four_small_chips() -> None:
-    """With more than a thousand requests, on chips of 16 GB: the weights alone are 17.6 GB."""
+    """More than a thousand requests fit on chips of 16 GB, though the weights alone take 17.6 GB."""
     slots, layers = 1152, PRESETS["9b"].depth
     model = shapes(PRESETS["9b"], "v5e:2x2", Collectives(1, 4), slots)
     decode, prefill = programs(model).decode[slots], programs(model).prefill[PrefillShape(1, 512)][0]

@@ -1,8 +1,8 @@
-"""The engine's steps compile for a real TPU, with the Pallas kernels in them and the state pool updated in place.
+"""The device steps compile for a real TPU, contain the Pallas kernels and update the state pool in place.
 
-libtpu holds the whole TPU compiler and needs no TPU to compile. One recurrent and one attention layer of 2B's widths
-say all there is to say about layouts: the pool's arrays are aliased from input to output, and nothing as large as one
-of them stands among the temporaries, so no step copies a slot that it does not touch.
+libtpu contains the TPU compiler, which needs no TPU. The model has one layer of each kind, of 2B's widths.
+The pool's arrays are aliased from input to output, and all temporaries are smaller than one of them, so no step copies
+a slot that it does not change.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def pool() -> Any:
 
 
 def compile_step(chip: SingleDeviceSharding, step: Callable[..., Any], pool: Any, *inputs: Any) -> Any:
-    """Compiles a step with the pool donated; arguments are shapes only."""
+    """Compiles a step for shapes of arguments, with the pool donated."""
     graph, params = abstract_model(LAYERS, BF16, TPU)
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), (params, pool, *inputs))
     lowered = jax.jit(partial(step, graph), donate_argnums=1).trace(*arguments).lower(lowering_platforms=("tpu",))
@@ -48,12 +48,12 @@ def compile_step(chip: SingleDeviceSharding, step: Callable[..., Any], pool: Any
 
 
 def decode_one(graph: Any, *inputs: Any) -> Any:
-    """A dispatch of one step, as an accelerator gets it."""
+    """Decodes one token, as accelerators do in a dispatch."""
     return steps.decode_step(graph, 1, *inputs)
 
 
 def check(compiled: Any, pool: Any, *kernels: str) -> None:
-    """The pool is in place, and the program calls exactly these kernels."""
+    """Checks that the pool is updated in place, and that the program calls exactly these kernels."""
     memory = compiled.memory_analysis()
     layers = [x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.states)]
     assert memory.alias_size_in_bytes >= sum(layers), "the pool is not aliased"
@@ -90,7 +90,7 @@ def test_first_token(chip: SingleDeviceSharding, pool: Any) -> None:
 
 
 def test_slots_are_copied_in_place(chip: SingleDeviceSharding, pool: Any) -> None:
-    """A fork costs its slot's bytes, whatever the size of the pool."""
+    """A fork moves the bytes of its slot, whatever the size of the pool."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), pool)
     slots = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=chip)
     lowered = (
@@ -103,8 +103,8 @@ def test_slots_are_copied_in_place(chip: SingleDeviceSharding, pool: Any) -> Non
     assert memory.temp_size_in_bytes < 4 * LAYERS.state_bytes(2)
 
 
-def test_the_plan_knows_how_much_memory_it_takes(chip: SingleDeviceSharding, pool: Any) -> None:
-    """`roost plan` adds up weights and slots; the compiler adds what the program itself needs."""
+def test_the_roofline_knows_the_memory_of_a_step(chip: SingleDeviceSharding, pool: Any) -> None:
+    """The roofline adds up weights and slots; the compiler adds the program's own memory."""
     active = jax.ShapeDtypeStruct((ROWS,), jnp.bool)
     memory = compile_step(chip, decode_one, pool, active, jax.ShapeDtypeStruct((), jnp.int32)).memory_analysis()
     taken = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -60,7 +60,7 @@ def test_a_batch_takes_the_smallest_shape_that_fits() -> None:
 
 
 def test_labels_are_unique() -> None:
-    """Hosts tell programs apart by them."""
+    """Hosts identify programs by their labels."""
     model, dtype = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention") * 2), jnp.dtype("float32")
     graph, params = abstract_model(model, dtype, CPU)
     pool = jax.eval_shape(lambda: new_pool(model, 6, dtype, CPU))
@@ -80,7 +80,7 @@ def test_groups_of_slots(rows: int, groups: tuple[int, ...]) -> None:
 
 
 def test_a_slot_is_copied_in_place_in_a_pool_of_groups() -> None:
-    """It takes memory for one slot or two, and not for the pool."""
+    """The program's temporaries hold a slot or two, not the pool."""
     config = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention"))
     pool = jax.eval_shape(lambda: new_pool(config, 32, jnp.dtype("bfloat16"), CPU))
     slot = jax.ShapeDtypeStruct((1,), jnp.int32)

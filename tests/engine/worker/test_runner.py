@@ -1,4 +1,4 @@
-"""The engine on a real device: what a request gets does not depend on who runs beside it or ran before it."""
+"""The engine on a device: a request's results do not depend on the requests beside it or before it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ def golden() -> Any:
 
 
 def serve(runner: ModelRunner, requests: list[Request], *, stagger: int = 0) -> dict[str, list[TokenOutput]]:
-    """Runs requests to their ends, a new one every `stagger` steps."""
+    """Runs requests to completion, adding one every `stagger` steps, and returns their outputs by id."""
     core = EngineCore(Scheduler(SLOTS, 100, runner.limits), runner)
     outputs: dict[str, list[TokenOutput]] = {r.id: [] for r in requests}
     waiting = list(requests)
@@ -61,7 +61,7 @@ def uncounted_compiles(runner: ModelRunner) -> Iterator[None]:
 
 
 def one_by_one(output: TokenOutput) -> list[TokenOutput]:
-    """An output of several tokens as one for each; how many come at a time is no matter of the request's."""
+    """Splits an output into one per token, since the number of tokens per output is not part of a request's result."""
     count = len(output.token_ids)
     if count < 2:
         return [output]
@@ -77,7 +77,7 @@ def ids(outputs: list[TokenOutput]) -> list[int]:
 
 @st.composite
 def requests(draw: st.DrawFn) -> list[tuple[list[int], dict[str, Any]]]:
-    """Prompts and parameters of a mixed crowd; plain values, since checked code may not run inside a strategy."""
+    """Draws prompts and parameters as plain values, since type-checked code may not run inside a strategy."""
     crowd = []
     for _ in range(draw(st.integers(2, 7))):
         length = draw(st.sampled_from([1, 2, 3, 17, 63, 64, 65, 130]))
@@ -108,7 +108,7 @@ def requests(draw: st.DrawFn) -> list[tuple[list[int], dict[str, Any]]]:
 def test_in_any_crowd_a_request_gets_what_it_gets_alone(
     runner: ModelRunner, crowd: list[tuple[list[int], dict[str, Any]]], stagger: int
 ) -> None:
-    """Bit for bit: tokens and log-probabilities, whatever the neighbours, the slot and its last tenant."""
+    """Tokens and log-probabilities are equal bit for bit, whatever the neighbours, the slot and its last request."""
     batch = [
         Request(str(i), tuple(ids), SamplingParams(**params), fork_of=str(i - 1))
         for i, (ids, params) in enumerate(crowd)
@@ -127,7 +127,7 @@ def test_greedy_tokens_are_the_official_ones(runner: ModelRunner, golden: Any) -
 
 
 def test_short_prompts_beside_longer_ones(runner: ModelRunner, golden: Any) -> None:
-    """Where the official sampler lets pads leak into the convolution."""
+    """The official sampler lets padding leak into the convolution here."""
     prompts = [golden[f"short_prompt_{i}"].ravel().tolist() for i in range(3)]
     params = SamplingParams(max_tokens=4, temperature=0.0)
     outputs = serve(runner, [Request(str(i), tuple(p), params) for i, p in enumerate(prompts)])
@@ -150,7 +150,7 @@ def test_prompt_logprobs_are_the_official_ones(runner: ModelRunner, golden: Any)
 
 
 def test_prompt_logprobs_do_not_depend_on_the_chunks(runner: ModelRunner) -> None:
-    """A prompt over three chunks: every place is scored once, also at the seams, and one more token changes none."""
+    """Every token of a prompt of three chunks is scored once, and one more token changes no score."""
     tokens = tuple(np.random.default_rng(0).integers(3, 320, 300).tolist())
     params = SamplingParams(max_tokens=0, temperature=0.0, prompt_logprobs=0)
     whole, shorter = (serve(runner, [Request("a", t, params)])["a"][0].prompt_logprobs for t in (tokens, tokens[:-1]))
@@ -160,7 +160,7 @@ def test_prompt_logprobs_do_not_depend_on_the_chunks(runner: ModelRunner) -> Non
 
 
 def test_chosen_logprobs_match_the_models_own(runner: ModelRunner) -> None:
-    """They are taken before temperature, so scoring the finished text gives the same numbers within rounding."""
+    """Log-probabilities are taken before temperature, so scoring the generated text gives them within rounding."""
     prompt = tuple(np.random.default_rng(1).integers(3, 320, 20).tolist())
     params = SamplingParams(max_tokens=10, temperature=1.7, top_k=50, seed=3, logprobs=3)
     outputs = serve(runner, [Request("a", prompt, params)])["a"]
@@ -186,7 +186,7 @@ def test_the_seed_decides(runner: ModelRunner) -> None:
 
 
 def test_no_end_token_before_min_tokens(runner: ModelRunner) -> None:
-    """With all but a few ids as stop ids, the first token ends the answer, unless min_tokens forbids it."""
+    """The first greedy token, as a stop id, ends the request, unless min_tokens forbids it."""
     free = SamplingParams(max_tokens=20, temperature=0.0)
     tokens = ids(serve(runner, [Request("a", (2, 5, 9), free)])["a"])
     stop = (tokens[0],)
@@ -198,7 +198,7 @@ def test_no_end_token_before_min_tokens(runner: ModelRunner) -> None:
 
 
 def test_a_poisoned_slot_does_not_leak(runner: ModelRunner) -> None:
-    """Every float that the last tenant could have left is NaN, in every slot."""
+    """Every float that the last request could have left is NaN, in every slot."""
     request = Request("a", (2, 5, 9), SamplingParams(max_tokens=8, temperature=0.0, logprobs=2))
     clean = serve(runner, [request])["a"]
     with uncounted_compiles(runner):
@@ -207,7 +207,7 @@ def test_a_poisoned_slot_does_not_leak(runner: ModelRunner) -> None:
 
 
 def test_idle_slots_are_left_alone(runner: ModelRunner) -> None:
-    """A step of others leaves a row that is not theirs as it was, bit for bit."""
+    """A step leaves the rows of other slots as they were, bit for bit."""
     serve(runner, [Request(str(i), (2, 5 + i), SamplingParams(max_tokens=3)) for i in range(SLOTS)])
     before = jax.tree.map(np.array, states_of(runner))
     serve(runner, [Request("a", (2, 7, 8), SamplingParams(max_tokens=5))])  # takes slot 0
@@ -223,7 +223,7 @@ def test_the_pool_is_updated_in_place(runner: ModelRunner) -> None:
 
 
 def test_forks_get_what_they_would_get_alone(runner: ModelRunner) -> None:
-    """More of them than one step samples for, and than there are slots; who has one need not read the prompt again."""
+    """There are more forks than one step samples and than there are slots; a fork with a slot copies the prefill."""
     prompt = tuple(np.random.default_rng(7).integers(3, 320, 150).tolist())
 
     def family(fork_of: str | None) -> list[Request]:
@@ -257,7 +257,7 @@ def test_no_token_comes_twice_under_a_large_penalty(runner: ModelRunner) -> None
 
 
 class Script:
-    """A constraint that dictates the text."""
+    """Output constraint that allows one token after the other."""
 
     def __init__(self, *tokens: int) -> None:
         self.left = list(tokens)
@@ -273,7 +273,7 @@ class Script:
 
 
 def test_constraints_are_kept_and_cost_others_nothing(runner: ModelRunner) -> None:
-    """Even more than fit into one message to the device, and with the free ones in the same batches."""
+    """There are more constraints than one mask step takes, and unconstrained requests in the same batches."""
     scripts = [tuple(np.random.default_rng(i).integers(3, 320, 7 + i).tolist()) for i in range(6)]
     dictated = [
         Request(f"d{i}", (2, 9), SamplingParams(max_tokens=len(s), temperature=float(i % 2)), constraint=Script(*s, 3))
@@ -298,7 +298,7 @@ def test_a_constraint_that_runs_dry_is_an_error_of_its_request(runner: ModelRunn
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_without_a_choice_ends_its_request_alone(runner: ModelRunner, temperature: float) -> None:
-    """A stop id is all that is allowed, and it must not come yet: at the second token, or at the first."""
+    """Only a stop id is allowed while min_tokens forbids it, at the second token or at the first."""
     early = SamplingParams(max_tokens=9, min_tokens=5, stop_token_ids=(6,), temperature=temperature)
     banned = tuple((token,) for token in range(1000) if token != 6)
     dry = Request("dry", (2, 9), early, constraint=Script(5, 6))
@@ -322,7 +322,7 @@ def poison(runner: ModelRunner, slot: int) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_what_is_no_number_ends_its_own_request_alone(runner: ModelRunner, temperature: float) -> None:
-    """Its neighbour goes on as if alone, and so does the next one in the same slot."""
+    """The neighbour continues as if alone, and so does the next request in the same slot."""
     params = SamplingParams(max_tokens=40, temperature=temperature, seed=3)
     core = EngineCore(Scheduler(SLOTS, 100, runner.limits), runner)
     crowd = {name: Request(name, (7, 8, 9, token), params) for token, name in enumerate(("ill", "well", "next"), 20)}
@@ -347,7 +347,7 @@ def test_what_is_no_number_ends_its_own_request_alone(runner: ModelRunner, tempe
 
 
 def test_a_prompt_whose_activations_are_no_numbers(runner: ModelRunner) -> None:
-    """The second chunk reads on from a state that was spoilt."""
+    """The second chunk continues from a state with NaN."""
     core = EngineCore(Scheduler(SLOTS, 100, runner.limits), runner)
     core.add(Request("a", tuple(range(1, 151)), SamplingParams(max_tokens=0)))
     assert core.step() == []

@@ -1,4 +1,4 @@
-"""The engine with `quantize="int8"`: a request gets the same alone and in a crowd, and most of what floats give."""
+"""The engine with `quantize="int8"`: results do not depend on neighbours, and are close to those in float."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +36,7 @@ CROWD: list[tuple[int, dict[str, Any]]] = [
     (65, {"temperature": 0.0, "max_tokens": 12, "prompt_logprobs": 1}),
     (2, {"temperature": 1.0, "max_tokens": 12, "top_p": 0.9, "seed": 3}),
 ]
-"""Lengths of prompts and what is asked for; more requests than slots."""
+"""Length of each prompt and its sampling parameters; there are more requests than slots."""
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -49,7 +49,7 @@ def runner(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
 
 
 def test_in_a_crowd_a_request_gets_what_it_gets_alone(runner: ModelRunner) -> None:
-    """Tokens and log-probabilities, bit for bit."""
+    """Tokens and log-probabilities are equal bit for bit."""
     rng = np.random.default_rng(0)
     crowd = [
         Request(str(i), tuple(rng.integers(3, 320, length).tolist()), SamplingParams(logprobs=2, **params))
@@ -61,7 +61,7 @@ def test_in_a_crowd_a_request_gets_what_it_gets_alone(runner: ModelRunner) -> No
 
 
 def test_most_greedy_tokens_are_the_official_ones(runner: ModelRunner) -> None:
-    """Each text up to its first difference, after which it is another text."""
+    """Tokens are compared up to the first difference, after which the texts diverge."""
     same, params = [], SamplingParams(max_tokens=24, temperature=0.0)
     with np.load(TINY / "golden.npz") as golden:
         for i in range(3):
@@ -72,7 +72,7 @@ def test_most_greedy_tokens_are_the_official_ones(runner: ModelRunner) -> None:
 
 
 def spoil(runner: ModelRunner, leaf: int, value: float) -> bool:
-    """Puts a value into the first number of slot 0 in a part of the state; says whether there is such a part."""
+    """Overwrites slot 0's first number in one array of the state; returns whether there is such an array."""
     states = states_of(runner)
     with uncounted_compiles(runner):
         slots = jnp.zeros(1, jnp.int32)
@@ -88,7 +88,7 @@ def spoil(runner: ModelRunner, leaf: int, value: float) -> bool:
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan])
 def test_one_broken_number_ends_its_request(runner: ModelRunner, value: float) -> None:
-    """Wherever it stands in the state: rounding activations to int8 must not lose it."""
+    """Rounding activations to int8 must not lose a NaN, whichever array of the state holds it."""
     params = SamplingParams(max_tokens=30, temperature=0.0)
     well = Request("well", (7, 8, 9, 5), params)
     alone, leaf, is_there = ids(serve(runner, [well])["well"]), 0, True
@@ -110,7 +110,7 @@ def test_one_broken_number_ends_its_request(runner: ModelRunner, value: float) -
 
 
 def test_a_checkpoint_in_int8_is_run_so(tmp_path: Path) -> None:
-    """Without being told to; its parameters are those that quantising at load gives (tests/engine/model)."""
+    """The config need not say so; parameters equal those of quantising at load (tests/engine/model)."""
     convert(open_model(str(TINY / "orbax")), tmp_path / "int8", quantize="int8")
     with open_weights(open_model(str(tmp_path / "int8")), EngineConfig(), Collectives(), CPU, None) as weights:
         assert isinstance(weights.abstract["embedding"], QuantizedMatrix)
