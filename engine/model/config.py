@@ -17,7 +17,7 @@ _CYCLE: Final[tuple[BlockType, ...]] = ("recurrent", "recurrent", "attention")
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Sizes and constants of a Griffin model; `docs/model.md` has the equations.
+    """Sizes and constants of a Griffin model; `docs/reference/model.md` has the equations.
 
     Attributes:
       vocab_size: V, rows of the tied embedding.

@@ -1,7 +1,7 @@
 """Layers of Griffin (arXiv 2402.19427, section 2) as RecurrentGemma (arXiv 2404.07839) configures them.
 
 Letters in shapes: B rows, T time steps, D width, E RG-LRU width, F MLP width, N heads (and gate blocks), d head size,
-V vocabulary. On a mesh, E, F, N and V are the sizes of one shard. `docs/model.md` has the equations.
+V vocabulary. On a mesh, E, F, N and V are the sizes of one shard. `docs/reference/model.md` has the equations.
 
 Weights are stored as [out, in], which CPUs read fastest, and projections that share an input are one array. Vectors
 (biases, norm scales, convolution taps, Λ) and all arithmetic of the RG-LRU are float32 in any precision. `dtype` is the

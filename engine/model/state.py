@@ -1,6 +1,7 @@
 """Recurrent state of a batch of rows: a pytree of fixed size, whatever the number of tokens behind it.
 
-`docs/state.md` lists its parts and their sizes. `roost.engine.model.slot_states` keeps the states of all slots.
+`docs/explanation/constant-size-state.md` lists its parts and their sizes. `roost.engine.model.slot_states` holds the
+states of all slots.
 """
 
 from collections.abc import Sequence

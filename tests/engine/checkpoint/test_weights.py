@@ -51,7 +51,7 @@ HF_TENSORS: dict[str, tuple[int, ...]] = {
     f"{A}.temporal_block.o_proj.weight": (8, 8),
     f"{A}.temporal_block.o_proj.bias": (8,),
 }
-"""Hugging Face's names and shapes (spec section 4.3), written out."""
+"""Hugging Face's names and shapes , written out."""
 
 type Tensors = dict[str, np.ndarray]
 
