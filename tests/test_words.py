@@ -58,9 +58,6 @@ PENDING: frozenset[str] = frozenset(
         # server/generation/
         "server/generation/sent_responses.py",
         "server/generation/tools/reader.py",
-        # server/model_hub/
-        "server/model_hub/__init__.py",
-        "server/model_hub/gcs.py",
         # server/
         "server/request_warnings.py",
         "server/validation_errors.py",

@@ -1,4 +1,4 @@
-"""Models that are not on this machine: what is named is downloaded once, into the user's cache, and then opened."""
+"""Model hubs: models are downloaded once into the user's cache, and then opened from there."""
 
 import re
 from pathlib import Path
@@ -10,24 +10,26 @@ from ..settings import MODEL_CHOICES
 _REPOSITORY: Final = re.compile(
     r"(?P<repo>[a-z0-9_][\w.-]*/[a-z0-9_][\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII | re.IGNORECASE
 )
-"""Of Hugging Face: an owner and a name, and perhaps a branch, a tag or a commit. Neither begins with a dot, as the
-parts of a path may."""
+"""Hugging Face repository: an owner, a name and optionally a branch, tag or commit. Owner and name do not begin with a
+dot, unlike parts of a path."""
 
 _FILE: Final = re.compile(
     r".*\.(?:safetensors|gguf|json|toml|bin|pt|pth|ckpt|pkl|h5|npz|msgpack|model|zip|tar|tgz|gz)", re.IGNORECASE
 )
-"""A name with the suffix of a file, which no repository is called."""
+"""Name with the suffix of a file, which is never taken for a repository."""
 
 
 def find_model(reference: str) -> ModelSource:
-    """Opens a model, wherever it is.
+    """Opens a model on this machine or from a hub, after downloading it.
 
-    `owner/name` and `owner/name@revision` are Hugging Face's, `kaggle:owner/model/framework/variation` Kaggle's, and
-    `gs://bucket/path` is a folder in Google's cloud storage; what is there on this machine goes first. All else is as
-    in `open_model`.
+    Args:
+      reference: `owner/name` or `owner/name@revision` on Hugging Face, `kaggle:owner/model/framework/variation`, a
+        folder `gs://bucket/path` in Google Cloud Storage, or a reference for `open_model`. An existing path on this
+        machine takes precedence over a repository of that name.
 
     Raises:
-      CheckpointError: it is not there, not granted, or not to be reached; the text says what to do.
+      CheckpointError: The model does not exist, access is refused, or the hub is unreachable; the message says what to
+        do.
     """
     if reference.startswith("kaggle:"):
         from . import kaggle
@@ -49,16 +51,19 @@ def find_model(reference: str) -> ModelSource:
 
 
 def _why_not_there(reference: str) -> str:
-    """What is wrong with a model that is neither on this machine nor can be a repository's name."""
+    """Returns why a reference is neither a path nor a repository, for an error message."""
     if _FILE.fullmatch(reference):
-        return f"{reference}: no such file; MODEL is the folder that a model's files lie in, or owner/name"
+        return f"{reference}: no such file; MODEL is the folder of a model's files, or owner/name"
     if reference.startswith("~"):
-        return (
-            f"{reference}: no such directory; ~ is only the home folder where the shell replaces it: leave out quotes"
-        )
+        return f"{reference}: no such directory; the shell replaces ~ by the home folder only without quotes"
     return f"{reference}: no such directory; MODEL is {MODEL_CHOICES}"
 
 
 def missing_extra(reference: str, extra: str) -> CheckpointError:
-    """A library that not everybody needs is not installed."""
+    """Returns the error for a missing optional library.
+
+    Args:
+      reference: Reference of the model.
+      extra: Optional dependency group of Roost that has the library.
+    """
     return CheckpointError(f"{reference}: needs one more library; in a clone of Roost, pip install '.[{extra}]'")

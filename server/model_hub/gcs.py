@@ -1,4 +1,4 @@
-"""Google's cloud storage: the objects under a path become a folder."""
+"""Download of the objects under a path in Google Cloud Storage into a folder."""
 
 import base64
 import os
@@ -15,21 +15,21 @@ from ...engine import CheckpointError
 from . import missing_extra
 
 _TIMEOUT_S: Final = 30.0
-"""For each request, tries included."""
+"""Timeout of each request in seconds, retries included."""
 
 _CHUNK: Final = 2**25
-"""Bytes that are asked for at a time, and lost when the connection breaks."""
+"""Bytes per request, which are lost if the connection breaks."""
 
 
 def fetch(url: str, cache: Path | None = None) -> Path:
-    """A folder with the objects under `gs://bucket/path`. Objects that are there and as they were are not loaded again;
-    one that was cut off goes on where it stopped.
+    """Returns a folder with the objects under a path; unchanged objects are reused and partial downloads resumed.
 
     Args:
-      cache: None is a folder of the user's own.
+      url: `gs://bucket/path`.
+      cache: Folder for downloads; None means Roost's folder in the user's cache.
 
     Raises:
-      CheckpointError: there is nothing under that path, it is not granted, or cannot be reached.
+      CheckpointError: The path is empty, access is refused, or the storage is unreachable.
     """
     try:
         from google.api_core.exceptions import GoogleAPIError
@@ -45,7 +45,7 @@ def fetch(url: str, cache: Path | None = None) -> Path:
         with _progress(sum(blob.size for _, blob in blobs)) as progress:
             for name, blob in blobs:
                 _download(blob, folder / name, progress)
-    except GoogleAuthError as error:  # such as anonymous credentials that do not suffice
+    except GoogleAuthError as error:  # such as insufficient anonymous credentials
         raise CheckpointError(f"{url}: {_explain(error, 401, bucket)}") from error
     except (GoogleAPIError, GoogleCloudError, RequestException, OSError) as error:
         raise CheckpointError(f"{url}: {_explain(error, getattr(error, 'code', None), bucket)}") from error
@@ -63,11 +63,11 @@ def _explain(error: Exception, status: int | None, bucket: str) -> str:
     if status == 404:
         return f"there is no bucket {bucket}, or an object went away meanwhile; check the name"
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return f"cannot be downloaded ({reason}); check the network and start again: what is there already is kept"
+    return f"cannot be downloaded ({reason}); check the network and start again: finished downloads are kept"
 
 
 def _list(bucket: str, path: str) -> list[tuple[str, Any]]:
-    """Objects by their names under the path, as relative paths."""
+    """Returns the objects under the path with their relative paths."""
     prefix = f"{path}/" if path else ""
     blobs = _client().list_blobs(bucket, prefix=prefix, timeout=_TIMEOUT_S, retry=_retry())
     named = ((blob.name.removeprefix(prefix), blob) for blob in blobs)
@@ -75,7 +75,7 @@ def _list(bucket: str, path: str) -> list[tuple[str, Any]]:
 
 
 def _client() -> Any:
-    """With the credentials of the environment, or none at all, as public buckets need none."""
+    """Returns a client with the environment's credentials, or an anonymous one, which public buckets accept."""
     from google.auth.exceptions import DefaultCredentialsError
     from google.cloud import storage  # type: ignore[attr-defined, unused-ignore]
 
@@ -92,7 +92,7 @@ def _retry() -> Any:
 
 
 def _download(blob: Any, file: Path, progress: Progress) -> None:
-    """Puts an object's bytes into a file, which then has the object's own time."""
+    """Downloads an object into a file and sets the file's time to the object's."""
     (task,) = progress.task_ids
     changed = int(blob.updated.timestamp())
     if file.is_file() and (file.stat().st_size, int(file.stat().st_mtime)) == (blob.size, changed):
@@ -106,18 +106,18 @@ def _download(blob: Any, file: Path, progress: Progress) -> None:
             end = min(begin + _CHUNK, blob.size) - 1
             part = blob.download_as_bytes(start=begin, end=end, timeout=_TIMEOUT_S, retry=_retry())
             if len(part) != end + 1 - begin:
-                raise OSError(f"{blob.name}: {len(part)} bytes came where {end + 1 - begin} were asked for")
+                raise OSError(f"{blob.name}: {len(part)} bytes received where {end + 1 - begin} were requested")
             out.write(part)
             progress.advance(task, len(part))
     if _crc32c(partial) != blob.crc32c:
         partial.unlink()
-        raise OSError(f"{blob.name}: what came is not what is there, by its checksum")
+        raise OSError(f"{blob.name}: the downloaded bytes do not match the checksum")
     os.utime(partial, (changed, changed))
     partial.rename(file)
 
 
 def _crc32c(file: Path) -> str:
-    """As the storage writes it."""
+    """Returns a file's CRC32C in base64, as Google Cloud Storage reports it."""
     import google_crc32c
 
     checksum: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call, unused-ignore]
@@ -129,7 +129,7 @@ def _crc32c(file: Path) -> str:
 
 @contextmanager
 def _progress(num_bytes: int) -> Iterator[Progress]:
-    """A bar on a terminal."""
+    """Yields a progress bar, shown only on a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("downloading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

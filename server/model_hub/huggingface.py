@@ -1,4 +1,4 @@
-"""Hugging Face's hub."""
+"""Download of models from the Hugging Face Hub."""
 
 from pathlib import Path
 from typing import Final
@@ -16,20 +16,23 @@ from huggingface_hub.errors import (
 from ...engine import CheckpointError
 
 _UNWANTED: Final = ["*.pt", "*.pth", "*.ckpt", "*.bin", "*.gguf", "*.h5", "*.onnx", "*.md", "original/*", "onnx/*"]
-"""The same weights in formats that are not read, and what is for people."""
+"""Files that are not downloaded: weights in other formats, and documentation."""
 
 
 def fetch(repo: str, revision: str | None = None, api: HfApi | None = None, cache: Path | None = None) -> Path:
-    """A folder with the repository's files. A file that is cut off goes on where it stopped, files in the cache are not
-    loaded again, and without a network the cache is all there is.
+    """Returns a folder with a repository's files, from the cache of huggingface_hub as far as they are there.
+
+    Partial downloads are resumed, and an unreachable hub leaves the cache.
 
     Args:
-      revision: a branch, a tag or a commit; None is the main branch.
-      api: how the hub is reached; None as the environment says (HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE).
-      cache: None as the environment says (HF_HOME, HF_HUB_CACHE).
+      repo: `owner/name`.
+      revision: Branch, tag or commit; None means the main branch.
+      api: Client of the hub; None configures it from the environment (HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE).
+      cache: Folder of the cache; None takes it from the environment (HF_HOME, HF_HUB_CACHE).
 
     Raises:
-      CheckpointError: there is no such repository or revision, it is not granted, or cannot be reached.
+      CheckpointError: The repository or revision does not exist, access is refused, or the hub is unreachable and the
+        cache incomplete.
     """
     api = api or HfApi()
     failure = _why_unreachable(repo, revision, api)
@@ -41,23 +44,24 @@ def fetch(repo: str, revision: str | None = None, api: HfApi | None = None, cach
             cache_dir=cache,
             local_files_only=failure is not None,
         )
-    except Exception as error:  # the libraries below it have trees of errors of their own
+    except Exception as error:  # the libraries below raise errors of many unrelated types
         raise CheckpointError(f"{repo}: {_explain(failure or error, repo, revision, api)}") from error
     return Path(str(folder))
 
 
 def _why_unreachable(repo: str, revision: str | None, api: HfApi) -> Exception | None:
-    """Asks the hub once, and not for long, where `snapshot_download` would wait without a limit."""
+    """Returns why the hub is unreachable, or None; `snapshot_download` would wait without a timeout."""
     try:
         api.model_info(repo, revision=revision, timeout=_TIMEOUT_S)
     except (HfHubHTTPError, HFValidationError):
-        return None  # it answers, with what `snapshot_download` will tell too
-    except Exception as error:  # as below
+        return None  # the hub responded; `snapshot_download` raises the same
+    except Exception as error:  # see `fetch`
         return error
     return None
 
 
 _TIMEOUT_S: Final = 10.0
+"""Timeout of the reachability check in seconds."""
 
 
 def _explain(error: Exception, repo: str, revision: str | None, api: HfApi) -> str:
@@ -81,12 +85,12 @@ def _explain(error: Exception, repo: str, revision: str | None, api: HfApi) -> s
     if status == 403:
         return f"access is refused (403): the token in HF_TOKEN needs permission to read gated repositories, see {page}"
     if status is not None:
-        return f"the hub answered with status {status}; try again later: what is there already is kept"
+        return f"the hub responded with status {status}; try again later: finished downloads are kept"
     if isinstance(error, HFValidationError):
-        return f"is no name of a repository ({_line(error)})"
+        return f"is not a valid repository name ({_line(error)})"
     if constants.is_offline_mode():
-        return f"is not whole in the cache ({constants.HF_HUB_CACHE}); unset HF_HUB_OFFLINE to download it"
-    return f"cannot be downloaded ({_line(error)}); check the network and start again: what is there already is kept"
+        return f"is incomplete in the cache ({constants.HF_HUB_CACHE}); unset HF_HUB_OFFLINE to download it"
+    return f"cannot be downloaded ({_line(error)}); check the network and start again: finished downloads are kept"
 
 
 def _line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Kaggle's models: the official checkpoints."""
+"""Download of official checkpoints from Kaggle Models."""
 
 from pathlib import Path
 from typing import Final
@@ -10,19 +10,19 @@ _SETTINGS: Final = "https://www.kaggle.com/settings"
 
 
 def name_of(handle: str) -> str:
-    """`recurrentgemma-2b-it`, for `google/recurrentgemma/flax/2b-it` with or without a version."""
+    """Returns the name of a model: `recurrentgemma-2b-it` for `google/recurrentgemma/flax/2b-it`."""
     parts = handle.split("/")
     return "-".join((parts[1], parts[3])) if len(parts) > 3 else handle
 
 
 def fetch(handle: str) -> Path:
-    """A folder with the model's files, in kagglehub's cache. A file that is cut off goes on where it stopped.
+    """Returns a folder with a model's files, in kagglehub's cache; partial downloads are resumed.
 
     Args:
-      handle: `owner/model/framework/variation`, and perhaps `/version`, without which the newest is asked for.
+      handle: `owner/model/framework/variation`, optionally with `/version`; the default is the newest version.
 
     Raises:
-      CheckpointError: there is no such model, it is not granted, or cannot be reached.
+      CheckpointError: The model does not exist, access is refused, or Kaggle is unreachable.
     """
     try:
         import kagglehub
@@ -36,7 +36,7 @@ def fetch(handle: str) -> Path:
         raise CheckpointError(f"kaggle:{handle}: {_explain(handle, status, error)}") from error
     except (kagglehub.exceptions.DataCorruptionError, OSError) as error:
         raise CheckpointError(f"kaggle:{handle}: {_explain(handle, None, error)}") from error
-    except ValueError as error:  # it is no handle, or kaggle.json is broken
+    except ValueError as error:  # an invalid handle or kaggle.json
         raise CheckpointError(f"kaggle:{handle}: {_line(error)}") from error
 
 
@@ -50,10 +50,10 @@ def _explain(handle: str, status: int | None, error: Exception) -> str:
     if status == 404:
         return "no such model; it is owner/model/framework/variation, as in kaggle:google/recurrentgemma/flax/2b-it"
     if status is not None:
-        return f"Kaggle answered with status {status}; try again later: what is there already is kept"
+        return f"Kaggle responded with status {status}; try again later: finished downloads are kept"
     return (
-        f"cannot be downloaded ({_line(error)}); check the network and start again: what is there already is kept. A "
-        "model that was downloaded before is found without a network if the handle ends with its version: …/2b-it/1"
+        f"cannot be downloaded ({_line(error)}); check the network and start again: finished downloads are kept. A "
+        "downloaded model is found without a network if the handle ends with its version: …/2b-it/1"
     )
 
 

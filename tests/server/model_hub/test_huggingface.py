@@ -69,12 +69,12 @@ def test_a_commit_is_a_revision(hub: FakeHub, tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else all of a small file, or nothing, is written."""
+    """Lets a small file be written in several pieces."""
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
 
 
 def ranges(hub: FakeHub) -> list[str]:
-    """That were asked for."""
+    """Returns the byte ranges that were requested."""
     return [headers["range"] for method, _, headers in hub.requests if method == "GET" and "range" in headers]
 
 
@@ -97,7 +97,7 @@ def test_the_next_start_keeps_the_files_that_are_whole(hub: FakeHub, tmp_path: P
 
 def test_a_download_that_dies_is_told(hub: FakeHub, tmp_path: Path) -> None:
     hub.cut = 0
-    assert "start again: what is there already is kept" in refusal(hub, tmp_path)
+    assert "start again: finished downloads are kept" in refusal(hub, tmp_path)
     hub.cut = None
     fetch(hub, tmp_path)
 
@@ -107,14 +107,14 @@ def test_the_cache_will_do_without_a_network(hub: FakeHub, tmp_path: Path, monke
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert fetch(hub, tmp_path) == folder
     text = refusal(hub, tmp_path / "other")
-    assert "is not whole in the cache" in text
+    assert "is incomplete in the cache" in text
     assert "unset HF_HUB_OFFLINE" in text
 
 
 def test_half_a_cache_is_not_enough(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (fetch(hub, tmp_path) / SHARD).unlink()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "is not whole in the cache" in refusal(hub, tmp_path)
+    assert "is incomplete in the cache" in refusal(hub, tmp_path)
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -154,7 +154,7 @@ def test_a_revision_that_is_not_there(hub: FakeHub, tmp_path: Path) -> None:
 @pytest.mark.parametrize("status", [500, 503])
 def test_a_hub_that_is_down(hub: FakeHub, tmp_path: Path, status: int) -> None:
     hub.failing = lambda path: Reply(status)
-    assert f"the hub answered with status {status}; try again later" in refusal(hub, tmp_path)
+    assert f"the hub responded with status {status}; try again later" in refusal(hub, tmp_path)
 
 
 def test_a_hub_that_does_not_answer(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,7 @@ def test_what_is_no_handle(fake: FakeKaggle) -> None:
 
 def test_a_kaggle_that_is_down(fake: FakeKaggle) -> None:
     fake.status = 500
-    assert "Kaggle answered with status 500; try again later" in refusal()
+    assert "Kaggle responded with status 500; try again later" in refusal()
 
 
 def test_what_is_cut_off_is_told_and_gone_on_with(fake: FakeKaggle) -> None:
