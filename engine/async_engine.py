@@ -214,17 +214,20 @@ class AsyncEngine:
             self._stats = core.stats
             self._call(self._on_ready)
             while self._take_commands(core):
-                self._num_steps += 1
-                self._is_in_step = True
-                outputs = core.step()
-                self._is_in_step = False
-                self._stats = core.stats
-                if outputs:
-                    self._hand_over(outputs)
+                self._step(core)
             core.close()
             self._call(self._on_death, EngineDeadError("the engine was stopped"))
         except BaseException as error:  # the state was donated to the step that failed, so no other step can run
             self._call(self._on_death, error)
+
+    def _step(self, core: EngineCore) -> None:
+        self._num_steps += 1
+        self._is_in_step = True
+        outputs = core.step()
+        self._is_in_step = False
+        self._stats = core.stats
+        if outputs:
+            self._hand_over(outputs)
 
     def _take_commands(self, core: EngineCore) -> bool:
         """Applies queued commands, and waits for one if there is nothing else to do. Returns False on `_Stop`.
@@ -236,23 +239,25 @@ class AsyncEngine:
             try:
                 command = self._next_command(core)
             except queue.Empty:
-                self._serve_save(core)
-                return True
-            match command:
-                case _Add(request):
-                    try:
-                        core.add(request)
-                    except (QueueFullError, ValueError) as error:
-                        self._hand_over([(request.id, error)])
-                case _Abort(request_id):
-                    core.abort(request_id)
-                    self._stats = core.stats
-                case _Save():
-                    self._pending_saves.append(command)
-                case _Stop():
-                    return False
+                break
+            if isinstance(command, _Stop):
+                return False
+            self._apply(core, command)
         self._serve_save(core)
         return True
+
+    def _apply(self, core: EngineCore, command: _Command) -> None:
+        match command:
+            case _Add(request):
+                try:
+                    core.add(request)
+                except (QueueFullError, ValueError) as error:
+                    self._hand_over([(request.id, error)])
+            case _Abort(request_id):
+                core.abort(request_id)
+                self._stats = core.stats
+            case _Save():
+                self._pending_saves.append(command)
 
     def _next_command(self, core: EngineCore) -> _Command:
         """Returns the next command; waits for it while neither a step nor a save has something to do.
