@@ -19,7 +19,7 @@ from roost.engine import (
 )
 from roost.engine.core.output_constraint import TokenMask, mask_of_ids
 from roost.engine.scheduling.scheduler import Scheduler
-from test_resume import TINY_MODEL, Told, prompt, run
+from test_resume import TINY_MODEL, Received, prompt, run
 
 SLOTS = 5
 """Number of slots, which is no multiple of the devices."""
@@ -62,7 +62,7 @@ def requests() -> list[Request]:
     ]
 
 
-def as_lists(told: Told) -> list[Any]:
+def as_lists(told: Received) -> list[Any]:
     return [told.tokens, [entry and [entry.logprob, [list(pair) for pair in entry.top]] for entry in told.logprobs]]
 
 

@@ -1,4 +1,4 @@
-"""The thread and its streams, on a fake runner."""
+"""Tests of the engine's thread and the delivery of outputs, on a fake runner."""
 
 import asyncio
 import threading
@@ -98,12 +98,12 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_many_streams_at_once() -> None:
     async with running() as engine:
         requests = [Request(str(i), (100 * i,), SamplingParams(max_tokens=5)) for i in range(10)]
-        answers = await asyncio.gather(*(collect(engine, r) for r in requests))
-        assert answers == [[100 * i + k for k in range(1, 6)] for i in range(10)]
+        outputs = await asyncio.gather(*(collect(engine, r) for r in requests))
+        assert outputs == [[100 * i + k for k in range(1, 6)] for i in range(10)]
         assert engine.stats.num_running == 0
 
 
-async def test_a_stream_closed_early_frees_its_slot() -> None:
+async def test_abort_frees_the_slot() -> None:
     async with running(slots=1) as engine:
         stream = generate(engine, Request("endless", (1,), SamplingParams(max_tokens=None)))
         assert (await anext(stream)).token_ids[0] == 2
@@ -113,7 +113,7 @@ async def test_a_stream_closed_early_frees_its_slot() -> None:
         assert await collect(engine, Request("next", (7,), SamplingParams(max_tokens=1))) == [8]
 
 
-async def test_a_cancelled_reader_frees_its_slot() -> None:
+async def test_cancelled_reader_frees_its_slot() -> None:
     async with running(slots=1) as engine:
         task = asyncio.create_task(collect(engine, Request("endless", (1,), SamplingParams(max_tokens=None))))
         await until(lambda: engine.stats.num_running == 1)
@@ -181,7 +181,7 @@ async def test_an_abort_comes_behind_the_tokens_and_is_the_last() -> None:
         assert (end.token_ids, end.finish_reason) == ((), FinishReason.ABORT)
 
 
-async def test_a_full_queue_is_said_to_the_one_who_came_too_late() -> None:
+async def test_full_queue_is_reported_to_the_new_request() -> None:
     async with running(slots=1, max_queue=1) as engine:
         streams = [generate(engine, Request(n, (1,), SamplingParams(max_tokens=None))) for n in "ab"]
         await anext(streams[0])
@@ -193,7 +193,7 @@ async def test_a_full_queue_is_said_to_the_one_who_came_too_late() -> None:
         assert (await waiting).token_ids[0] == 2
 
 
-async def test_an_id_in_use_is_refused() -> None:
+async def test_id_in_use_is_rejected() -> None:
     async with running() as engine:
         stream = generate(engine, Request("a", (1,), SamplingParams(max_tokens=None)))
         await anext(stream)
@@ -201,7 +201,7 @@ async def test_an_id_in_use_is_refused() -> None:
             await collect(engine, Request("a", (1,)))
 
 
-async def test_a_failed_step_ends_every_stream_and_the_engine() -> None:
+async def test_failed_step_ends_every_request_and_the_engine() -> None:
     async with running(FailingRunner()) as engine:
         requests = [Request(n, (1,), SamplingParams(max_tokens=None)) for n in "abc"]
         ends = await asyncio.gather(*(collect(engine, r) for r in requests), return_exceptions=True)
@@ -212,7 +212,7 @@ async def test_a_failed_step_ends_every_stream_and_the_engine() -> None:
             await collect(engine, Request("d", (1,)))
 
 
-async def test_stop_ends_open_streams_and_the_thread() -> None:
+async def test_stop_ends_unfinished_requests_and_the_thread() -> None:
     async with running() as engine:
         stream = generate(engine, Request("endless", (1,), SamplingParams(max_tokens=None)))
         await anext(stream)
@@ -223,7 +223,7 @@ async def test_stop_ends_open_streams_and_the_thread() -> None:
     assert all(thread.name != "engine" for thread in threading.enumerate())
 
 
-async def test_what_build_raises_reaches_whoever_waits() -> None:
+async def test_error_of_build_is_raised_by_wait_ready() -> None:
     def build() -> EngineCore:
         raise RuntimeError("no such checkpoint")
 
@@ -234,7 +234,7 @@ async def test_what_build_raises_reaches_whoever_waits() -> None:
     assert not engine.is_ready
 
 
-async def test_it_is_not_ready_before_it_is_built() -> None:
+async def test_engine_is_not_ready_before_it_is_built() -> None:
     gate = threading.Event()
 
     def build() -> EngineCore:
@@ -253,7 +253,7 @@ async def test_it_is_not_ready_before_it_is_built() -> None:
 
 
 class StuckRunner(FakeRunner):
-    """Never comes back from its third batch, until somebody opens the gate."""
+    """Returns from its third batch only when the gate is open."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ class StuckRunner(FakeRunner):
         return super().run(batch)
 
 
-async def test_an_engine_whose_step_is_stuck_can_be_given_up() -> None:
+async def test_engine_with_a_stuck_step_can_fail() -> None:
     runner = StuckRunner()
     async with running(runner) as engine:
         assert engine.current_step is None
@@ -284,7 +284,7 @@ async def test_an_engine_whose_step_is_stuck_can_be_given_up() -> None:
         assert str(engine.error) == "stuck", "what comes after does not change why"
 
 
-async def test_stopping_does_not_wait_for_a_step_that_is_stuck() -> None:
+async def test_stop_does_not_wait_for_a_stuck_step() -> None:
     runner = StuckRunner()
     async with running(runner) as engine:
         reader = asyncio.create_task(collect(engine, Request("a", (1,), SamplingParams(max_tokens=None))))
@@ -296,7 +296,7 @@ async def test_stopping_does_not_wait_for_a_step_that_is_stuck() -> None:
         runner.gate.set()
 
 
-async def test_time_runs_out_while_others_run() -> None:
+async def test_timeouts_while_others_run() -> None:
     async with running(slots=1) as engine:
         now = time.monotonic()
         long = generate(engine, Request("long", (1,), SamplingParams(max_tokens=None), deadline=now + 0.5))
@@ -319,7 +319,7 @@ async def collect_or_raise(engine: AsyncEngine, request: Request) -> None:
 
 
 class SlowTier:
-    """A disk that answers when the test says so."""
+    """Disk tier whose fetches end when the test says so."""
 
     num_bytes = num_errors = 0
     max_fetches = 8
@@ -353,8 +353,8 @@ async def running_on(tier: SlowTier) -> AsyncIterator[tuple[AsyncEngine, Countin
     await engine.stop()
 
 
-async def test_nothing_is_planned_while_all_wait_for_the_disk() -> None:
-    """What it answers wakes the engine; until then the request waits, and others are served."""
+async def test_nothing_is_scheduled_while_all_wait_for_the_disk() -> None:
+    """A result of the disk wakes the engine; until then the request waits, and others are served."""
     async with running_on(tier := SlowTier()) as (engine, scheduler):
         reader = asyncio.create_task(collect(engine, Request("a", (1, 2), SamplingParams(max_tokens=2))))
         await until(lambda: engine.stats.num_waiting == 1 and len(tier.searches) == 1)
@@ -368,7 +368,7 @@ async def test_nothing_is_planned_while_all_wait_for_the_disk() -> None:
         assert await reader == [3, 4]
 
 
-async def test_time_runs_out_while_all_wait_for_the_disk() -> None:
+async def test_timeouts_while_all_wait_for_the_disk() -> None:
     async with running_on(tier := SlowTier()) as (engine, _):
         with pytest.raises(RequestTimeoutError):
             await collect_or_raise(engine, Request("a", (1,), deadline=time.monotonic() + 0.2))
@@ -405,8 +405,8 @@ class LoggingCore(EngineCore):
         return super().save(request_id, num_generated)
 
 
-async def test_streams_wait_for_one_save_per_step() -> None:
-    """However many there are at a time; and without streams they wait for nothing."""
+async def test_step_waits_for_one_save() -> None:
+    """Without running requests, saves wait for nothing."""
     log: list[str] = []
     runner = GatedRunner(log)
     engine = AsyncEngine(lambda: LoggingCore(log, runner))
@@ -441,8 +441,8 @@ class AddingCore(LoggingCore):
         super().add(request)
 
 
-async def test_a_step_waits_for_some_commands_only() -> None:
-    """However fast clients come and go."""
+async def test_step_waits_for_a_bounded_number_of_commands() -> None:
+    """Clients that connect and disconnect quickly do not delay it further."""
     log: list[str] = []
     runner = GatedRunner(log)
     engine = AsyncEngine(lambda: AddingCore(log, runner))
@@ -468,7 +468,7 @@ async def test_a_step_waits_for_some_commands_only() -> None:
     await engine.stop()
 
 
-async def test_a_save_that_nobody_waits_for_takes_no_turn() -> None:
+async def test_cancelled_save_is_skipped() -> None:
     log: list[str] = []
     runner = GatedRunner(log)
     engine = AsyncEngine(lambda: LoggingCore(log, runner))
@@ -490,7 +490,7 @@ async def test_a_save_that_nobody_waits_for_takes_no_turn() -> None:
     await engine.stop()
 
 
-async def test_stop_ends_saves_that_wait() -> None:
+async def test_stop_ends_pending_saves() -> None:
     log: list[str] = []
     runner = GatedRunner(log)
     engine = AsyncEngine(lambda: LoggingCore(log, runner))

@@ -1,4 +1,4 @@
-"""The state cache on a real device: what a request gets does not depend on what is remembered, bit for bit."""
+"""Tests of the prefix cache on a device: outputs do not depend on cache hits, bit for bit."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +22,8 @@ def make_core(runner: ModelRunner, budget: int = PLENTY) -> EngineCore:
     return EngineCore(Scheduler(SLOTS, 100, runner.limits, cache=cache), runner)
 
 
-class Told:
-    """What a request got: tokens, their log-probabilities, and how many of its prompt's tokens were not read."""
+class Received:
+    """Tokens that a request received, their log-probabilities, and the number of its cached prompt tokens."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -41,21 +41,21 @@ class Told:
         return self.tokens, self.logprobs
 
 
-def run(core: EngineCore, *requests: Request, stagger: int = 0) -> dict[str, Told]:
+def run(core: EngineCore, *requests: Request, stagger: int = 0) -> dict[str, Received]:
     """Runs requests to their ends, a new one every `stagger` steps."""
-    told = {request.id: Told() for request in requests}
+    received = {request.id: Received() for request in requests}
     waiting, step = list(requests), 0
     while waiting or not core.is_idle:
         while waiting and step >= stagger * (len(requests) - len(waiting)):
             core.add(waiting.pop(0))
         for name, output in core.step():
-            told[name].add(output)
+            received[name].add(output)
         step += 1
-    return told
+    return received
 
 
 def prompt(*parts: tuple[int, int]) -> tuple[int, ...]:
-    """So many tokens of each kind."""
+    """Returns a prompt of `count` tokens of each kind."""
     return tuple(i for kind, n in parts for i in np.random.default_rng(kind).integers(3, 320, 400).tolist()[:n])
 
 
@@ -90,10 +90,10 @@ CROWD = st.lists(
     budget=st.sampled_from([PLENTY, 400_000]),
     aborts=st.sets(st.integers(0, 8)),
 )
-def test_cache_on_is_cache_off(
+def test_outputs_with_cache_equal_outputs_without(
     runner: ModelRunner, crowd: list[dict[str, Any]], stagger: int, budget: int, aborts: set[int]
 ) -> None:
-    """In random traffic, with room for all states and for few, beside requests that are aborted midway."""
+    """Traffic is random, with room for all snapshots or for few, and some requests are aborted midway."""
     requests: list[Request] = []
     for index, fields in enumerate(crowd):
         fields = dict(fields)
@@ -111,13 +111,13 @@ def test_cache_on_is_cache_off(
             for _ in range(index % 4):
                 core.step()
             core.abort(f"aborted {index}")
-    told = run(core, *requests, stagger=stagger)
+    received = run(core, *requests, stagger=stagger)
     off = make_core(runner, 0)
     for request in requests:
-        assert told[request.id].text == run(off, request)[request.id].text
+        assert received[request.id].text == run(off, request)[request.id].text
 
 
-def test_the_same_prompt_twice_reads_nothing(runner: ModelRunner) -> None:
+def test_same_prompt_twice_prefills_nothing(runner: ModelRunner) -> None:
     for length in (1, 30, 64, 300):
         core = make_core(runner)
         first, second = (run(core, ask(name, (1, length)))[name] for name in "ab")
@@ -126,33 +126,33 @@ def test_the_same_prompt_twice_reads_nothing(runner: ModelRunner) -> None:
         assert core.stats.prompt_tokens == length
 
 
-def test_a_shared_prefix_of_a_hundred_tokens_hits(runner: ModelRunner) -> None:
+def test_shared_prefix_of_a_hundred_tokens_hits(runner: ModelRunner) -> None:
     core = make_core(runner)
     assert run(core, ask("a", (1, 100), (2, 50)))["a"].num_cached == 0
     assert run(core, ask("b", (1, 100), (3, 50)))["b"].num_cached == 64
 
 
-def test_diverging_suffixes_hit_where_they_part_on_the_second_request(runner: ModelRunner) -> None:
+def test_diverging_suffixes_hit_at_the_branch_point(runner: ModelRunner) -> None:
     core = make_core(runner)
     run(core, ask("a", (1, 300), (2, 100)))
-    told = run(core, ask("b", (1, 300), (3, 100)))["b"]
-    assert told.num_cached == 256
-    assert told.text == run(make_core(runner, 0), ask("b", (1, 300), (3, 100)))["b"].text
+    received = run(core, ask("b", (1, 300), (3, 100)))["b"]
+    assert received.num_cached == 256
+    assert received.text == run(make_core(runner, 0), ask("b", (1, 300), (3, 100)))["b"].text
 
 
-def test_a_conversation_reads_its_last_reply_and_what_is_new(runner: ModelRunner) -> None:
+def test_conversation_prefills_the_last_reply_and_the_new_turn(runner: ModelRunner) -> None:
     core, history, last = make_core(runner), prompt((1, 200)), 0
     for turn in range(4):
         request = Request("a", history, SamplingParams(max_tokens=20, temperature=0.0))
         before = core.stats.prompt_tokens
-        told = run(core, request)["a"]
+        received = run(core, request)["a"]
         if turn:
-            assert told.num_cached == last // 64 * 64
+            assert received.num_cached == last // 64 * 64
             assert core.stats.prompt_tokens - before == len(history) - last // 64 * 64
-        last, history = len(history), (*history, *told.tokens, *prompt((turn, 30)))
+        last, history = len(history), (*history, *received.tokens, *prompt((turn, 30)))
 
 
-def test_an_aborted_prefill_goes_on_where_it_was(runner: ModelRunner) -> None:
+def test_retry_of_an_aborted_prefill_resumes_it(runner: ModelRunner) -> None:
     core = make_core(runner)
     core.add(ask("a", (1, 400), (2, 400)))
     for _ in range(3):
@@ -164,7 +164,7 @@ def test_an_aborted_prefill_goes_on_where_it_was(runner: ModelRunner) -> None:
     assert run(core, ask("c", (1, 400), (2, 400)))["c"].num_cached == 800
 
 
-def test_a_slot_that_is_taken_while_its_last_chunk_is_read_publishes_the_right_state(runner: ModelRunner) -> None:
+def test_slot_reused_during_its_last_chunk_caches_the_right_state(runner: ModelRunner) -> None:
     """The chunk of the aborted request is still on the device when the next request gets its slot."""
     core = EngineCore(Scheduler(1, 100, runner.limits, cache=PrefixCache(runner.window, PLENTY)), runner)
     core.add(ask("a", (1, 300)))
@@ -176,26 +176,26 @@ def test_a_slot_that_is_taken_while_its_last_chunk_is_read_publishes_the_right_s
     assert retry.text == run(make_core(runner, 0), ask("c", (1, 300)))["c"].text
 
 
-def test_a_state_between_two_points_of_the_grid_is_gone_on_from(runner: ModelRunner) -> None:
-    """The chunk up to the next point is short, though much is left to read."""
+def test_restore_between_two_block_boundaries(runner: ModelRunner) -> None:
+    """The chunk up to the next boundary is short, though much is left to prefill."""
     core = make_core(runner, budget=0)
     run(core, ask("begun", (1, 100), max_tokens=1))
     state = runner.snapshot(0, 100)
     whole = ask("whole", (1, 100), (2, 150))
-    expected, told = run(core, whole)["whole"], run(core, replace(whole, id="resumed", state=state))["resumed"]
-    assert told.num_cached == 100
-    assert told.tokens == expected.tokens
-    for one, other in zip(told.logprobs, expected.logprobs, strict=True):
+    expected, received = run(core, whole)["whole"], run(core, replace(whole, id="resumed", state=state))["resumed"]
+    assert received.num_cached == 100
+    assert received.tokens == expected.tokens
+    for one, other in zip(received.logprobs, expected.logprobs, strict=True):
         assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 
 def test_salts_keep_tenants_apart(runner: ModelRunner) -> None:
     core = make_core(runner)
-    told = [run(core, ask("a", (1, 200), cache_salt=salt))["a"].num_cached for salt in ("x", "y", "", "x")]
-    assert told == [0, 0, 0, 200]
+    received = [run(core, ask("a", (1, 200), cache_salt=salt))["a"].num_cached for salt in ("x", "y", "", "x")]
+    assert received == [0, 0, 0, 200]
 
 
-def test_forks_of_a_known_prompt_read_nothing_either(runner: ModelRunner) -> None:
+def test_forks_of_a_cached_prompt_prefill_nothing(runner: ModelRunner) -> None:
     core = make_core(runner)
     run(core, ask("first", (1, 200)))
     family = [ask(str(i), (1, 200), seed=i, temperature=1.5, fork_of="0" if i else None) for i in range(4)]
@@ -207,14 +207,14 @@ def test_forks_of_a_known_prompt_read_nothing_either(runner: ModelRunner) -> Non
         assert together[request.id].text == run(off, request)[request.id].text
 
 
-def test_scoring_a_prompt_reads_all_of_it(runner: ModelRunner) -> None:
+def test_prompt_logprobs_prefill_the_whole_prompt(runner: ModelRunner) -> None:
     core = make_core(runner)
     first, second = (run(core, ask(name, (1, 200), prompt_logprobs=1))[name] for name in "ab")
     assert (second.num_cached, first.text) == (0, second.text)
     assert run(core, ask("c", (1, 200)))["c"].num_cached == 200, "but others gain from it"
 
 
-def test_states_take_no_slots(runner: ModelRunner) -> None:
+def test_snapshots_take_no_slots(runner: ModelRunner) -> None:
     core = make_core(runner)
     run(core, *(ask(str(i), (i, 100)) for i in range(6)))
     stats = core.stats
@@ -222,7 +222,7 @@ def test_states_take_no_slots(runner: ModelRunner) -> None:
     assert stats.cache.num_bytes > 0
 
 
-def test_off_means_that_nothing_leaves_the_device(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cache_no_state_leaves_the_device(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "keeps_snapshots", False)
     core = make_core(runner)
     run(core, ask("a", (1, 100)))

@@ -1,4 +1,4 @@
-"""What generating has left is gone on from, where that is wished for: nearly what reading gives, not bit for bit."""
+"""Tests of the inexact prefix cache: generated history is restored, with nearly the bits of a prefill."""
 
 from typing import Any
 
@@ -23,15 +23,15 @@ def text(kind: int, count: int) -> tuple[int, ...]:
 
 
 def run(core: EngineCore, *requests: Request) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Of each, its answer and how many tokens were not read."""
-    told = {request.id: ((), 0) for request in requests}
+    """Returns the generated tokens of each request, and the number of its cached prompt tokens."""
+    received = {request.id: ((), 0) for request in requests}
     for request in requests:
         core.add(request)
     while not core.is_idle:
         for name, output in core.step():
-            tokens, num_cached = told[name]
-            told[name] = (*tokens, *output.token_ids), num_cached + output.num_cached
-    return told
+            tokens, num_cached = received[name]
+            received[name] = (*tokens, *output.token_ids), num_cached + output.num_cached
+    return received
 
 
 def ask(name: str, prompt: tuple[int, ...], max_tokens: int = 20, **fields: Any) -> Request:
@@ -39,7 +39,7 @@ def ask(name: str, prompt: tuple[int, ...], max_tokens: int = 20, **fields: Any)
 
 
 def check_end(core: EngineCore, tokens: tuple[int, ...], runner: ModelRunner) -> None:
-    """What was left behind these tokens is what reading them would have left, but for the last bits."""
+    """Checks that the cached state after these tokens is nearly the one that prefilling them gives."""
     assert core._scheduler.cache is not None
     found = core._scheduler.cache.match_prefix(PrefixKey.of((*tokens, 5), ""))
     assert found is not None
@@ -56,28 +56,28 @@ def check_end(core: EngineCore, tokens: tuple[int, ...], runner: ModelRunner) ->
 
 
 @pytest.mark.parametrize(("length", "count"), [(1, 2), (1, 200), (40, 26), (64, 3), (300, 2), (300, 200)])
-def test_a_turn_leaves_the_state_of_all_but_its_last_token(runner: ModelRunner, length: int, count: int) -> None:
+def test_turn_caches_the_state_of_all_but_its_last_token(runner: ModelRunner, length: int, count: int) -> None:
     core, prompt = make_core(runner), text(1, length)
     reply, _ = run(core, ask("a", prompt, count))["a"]
     assert len(reply) == count
     check_end(core, (*prompt, *reply[:-1]), runner)
 
 
-def test_so_does_one_that_stops_by_itself_in_a_crowd(runner: ModelRunner) -> None:
-    """Each in its slot, though slots are moved, and taken again by those that waited."""
+def test_turns_that_stop_in_a_full_batch_cache_their_states(runner: ModelRunner) -> None:
+    """Slots are compacted meanwhile, and reused by waiting requests."""
     prompts = [text(kind, 30 * kind) for kind in range(1, 10)]
     free = run(make_core(runner), *(ask(str(i), prompt, 40) for i, prompt in enumerate(prompts)))
     stops = [free[str(i)][0][3 + 4 * i] for i in range(9)]
     core = make_core(runner)
-    told = run(core, *(ask(str(i), p, 40, end_token_ids=(stops[i],)) for i, p in enumerate(prompts)))
+    received = run(core, *(ask(str(i), p, 40, end_token_ids=(stops[i],)) for i, p in enumerate(prompts)))
     for i, prompt in enumerate(prompts):
-        reply, _ = told[str(i)]
+        reply, _ = received[str(i)]
         assert reply[-1] == stops[i]
         if len(reply) > 1:
             check_end(core, (*prompt, *reply[:-1]), runner)
 
 
-def test_a_conversation_reads_what_is_new(runner: ModelRunner) -> None:
+def test_conversation_prefills_the_new_turn_only(runner: ModelRunner) -> None:
     core, history, last = make_core(runner), text(1, 200), 0
     for turn in range(5):
         reply, num_cached = run(core, ask("a", history, 70))["a"]
@@ -86,7 +86,7 @@ def test_a_conversation_reads_what_is_new(runner: ModelRunner) -> None:
     assert core.stats.prompt_tokens == 200 + 4 * 31
 
 
-def test_it_says_nearly_what_it_would_have_said(runner: ModelRunner) -> None:
+def test_logprobs_are_nearly_those_of_a_prefill(runner: ModelRunner) -> None:
     answers = []
     for is_inexact in (True, False):
         core, history = make_core(runner, is_inexact=is_inexact), text(1, 100)
@@ -97,7 +97,7 @@ def test_it_says_nearly_what_it_would_have_said(runner: ModelRunner) -> None:
     assert inexactly == exactly
 
 
-def test_aborted_and_failed_requests_leave_no_end(runner: ModelRunner) -> None:
+def test_aborted_and_failed_requests_cache_no_end(runner: ModelRunner) -> None:
     core, prompt = make_core(runner), text(1, 100)
     core.add(ask("a", prompt, 100))
     while not any(output.token_ids for _, output in core.step()):
@@ -109,7 +109,7 @@ def test_aborted_and_failed_requests_leave_no_end(runner: ModelRunner) -> None:
     assert core.stats.cache.snapshots == 2, "of the prompt"
 
 
-def test_what_is_saved_lies_on_the_grid(runner: ModelRunner) -> None:
+def test_saved_state_is_at_a_block_boundary(runner: ModelRunner) -> None:
     core = make_core(runner)
     run(core, ask("a", text(1, 100), 20))
     state = core.save("a")
@@ -118,7 +118,7 @@ def test_what_is_saved_lies_on_the_grid(runner: ModelRunner) -> None:
     assert runner.state_format.load(runner.state_format.export(state)).token_ids == state.token_ids
 
 
-def test_an_exact_cache_reads_no_slots(runner: ModelRunner) -> None:
+def test_exact_cache_reads_no_slots(runner: ModelRunner) -> None:
     core = make_core(runner, is_inexact=False)
     run(core, ask("a", text(1, 100), 20))
     assert core.stats.cache.snapshots == 2

@@ -1,4 +1,4 @@
-"""Values that are counted per tenant, against a model that counts them all anew."""
+"""Tests of the tenant store against a model that counts all entries again."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ OPERATIONS = st.lists(
 
 
 def make_room(items: list[Item], max_entries: int, max_bytes: int) -> list[int]:
-    """What the model evicts."""
+    """Returns what the model evicts."""
     evicted = []
     while len(items) > max_entries or sum(item.num_bytes for item in items) > max_bytes:
         weight = (lambda item: 1) if len(items) > max_entries else (lambda item: item.num_bytes)
@@ -75,7 +75,7 @@ def test_counts_and_order_are_those_of_the_entries(operations: list[tuple[str, i
         assert all(store.get(item.key) == item.key for item in items)
 
 
-def test_none_may_hold_more_than_it_leaves_free() -> None:
+def test_no_tenant_may_hold_more_than_it_leaves_free() -> None:
     store = TenantStore[str, None]()
     store.put("a", "one", None, 40)
     for is_shared, most in ((False, 60), (True, 20)):
@@ -85,7 +85,7 @@ def test_none_may_hold_more_than_it_leaves_free() -> None:
         assert not store.has_room("two", 61, 100, is_shared=is_shared)
 
 
-def test_the_largest_tenant() -> None:
+def test_largest_tenant() -> None:
     store = TenantStore[str, None]()
     store.put("a", "one", None, 3)
     store.put("b", "two", None, 2)

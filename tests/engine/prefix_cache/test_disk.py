@@ -1,4 +1,4 @@
-"""States on disk: what is found is what was stored, whatever has happened to the files."""
+"""Tests of the disk tier: a fetch returns what was stored, whatever has happened to the files."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ PLENTY, WINDOW = 10**9, 128
 @contextmanager
 def process(folder: Path, budget: int = PLENTY, *, model: str = "m", limit: int = PLENTY, key: bytes | None = None,
             window: int = WINDOW) -> Iterator[tuple[PrefixCache, DiskTier]]:  # fmt: skip
-    """A cache from its start to its end; at the end all is on disk."""
+    """Runs a cache with a disk tier; at the end everything is on disk."""
     disk = DiskTier(folder, model, format_of(window), limit, key)
     cache = PrefixCache(window, budget, disk)
     yield cache, disk
@@ -40,7 +40,7 @@ def files(folder: Path, kind: str = "*") -> list[Path]:
 
 @pytest.mark.parametrize("length", [1, 64, 100, 300, 1000])
 @pytest.mark.parametrize("window", [16, 100, 128, 500])
-def test_a_restart_keeps_what_was_read(tmp_path: Path, length: int, window: int) -> None:
+def test_cache_survives_a_restart(tmp_path: Path, length: int, window: int) -> None:
     tokens = text((1, length))
     with process(tmp_path, window=window) as (cache, _):
         assert prefill(cache, tokens, window=window) == 0
@@ -57,10 +57,10 @@ PARTS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 64, 200])), mi
 
 @settings(max_examples=20)
 @given(traffic=st.lists(st.tuples(PARTS, st.sampled_from(["", "s"]), st.booleans()), min_size=1, max_size=10))
-def test_two_processes_that_share_a_folder(
+def test_two_processes_share_a_folder(
     tmp_path_factory: pytest.TempPathFactory, traffic: list[tuple[list[tuple[int, int]], str, bool]]
 ) -> None:
-    """With little memory; nothing wrong is ever found, and in the end everything is on disk."""
+    """With little memory, no wrong snapshot is ever found, and in the end everything is on disk."""
     folder = tmp_path_factory.mktemp("states")
     with process(folder, 4000) as (one, _), process(folder, 4000) as (other, _):
         for parts, salt, is_one in traffic:
@@ -97,7 +97,9 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "tampered", "garbage"])
 @pytest.mark.parametrize("kind", ["state", "window", "end"])
-def test_damage_is_seen_ignored_and_told(tmp_path: Path, how: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_files_are_ignored_and_counted(
+    tmp_path: Path, how: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     tokens = text((1, 300))
     with process(tmp_path) as (cache, _):
         prefill(cache, tokens)
@@ -117,7 +119,7 @@ def test_damage_is_seen_ignored_and_told(tmp_path: Path, how: str, kind: str, ca
         assert disk.num_errors == 0
 
 
-def test_models_do_not_see_each_other(tmp_path: Path) -> None:
+def test_models_have_folders_of_their_own(tmp_path: Path) -> None:
     tokens = text((1, 300))
     with process(tmp_path, model="one") as (cache, _):
         prefill(cache, tokens)
@@ -125,7 +127,7 @@ def test_models_do_not_see_each_other(tmp_path: Path) -> None:
         assert (prefill(cache, tokens), disk.num_errors) == (0, 0)
 
 
-def test_a_key_takes_only_what_it_has_signed(tmp_path: Path) -> None:
+def test_key_accepts_only_files_that_it_signed(tmp_path: Path) -> None:
     tokens = text((1, 300))
     with process(tmp_path) as (cache, _):
         prefill(cache, tokens)
@@ -136,7 +138,7 @@ def test_a_key_takes_only_what_it_has_signed(tmp_path: Path) -> None:
         assert (prefill(cache, tokens), disk.num_errors) == (300, 0)
 
 
-def test_the_folder_stays_below_its_limit(tmp_path: Path) -> None:
+def test_folder_stays_below_its_limit(tmp_path: Path) -> None:
     limit = 200_000
     with process(tmp_path, limit=limit) as (cache, _):
         for kind in range(1, 60):
@@ -147,7 +149,7 @@ def test_the_folder_stays_below_its_limit(tmp_path: Path) -> None:
         assert prefill(cache, text((1, 300))) == 0
 
 
-def test_a_folder_that_cannot_be_written_to_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = text((1, 300))
     with process(tmp_path) as (cache, _):
         prefill(cache, tokens)
@@ -159,19 +161,19 @@ def test_a_folder_that_cannot_be_written_to_is_read(tmp_path: Path, monkeypatch:
     assert files(tmp_path) == before
 
 
-def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"state_cache_dir .*/file"):
         DiskTier(tmp_path / "file", "m", format_of(WINDOW), PLENTY)
 
 
-def test_no_half_file_is_left_behind(tmp_path: Path) -> None:
+def test_no_partial_file_remains(tmp_path: Path) -> None:
     with process(tmp_path) as (cache, _):
         prefill(cache, text((1, 300)))
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 
 
-def test_a_file_is_what_was_packed() -> None:
+def test_unpack_inverts_pack() -> None:
     (snapshot,) = chunk_snapshots(None, block_states(text((1, 64))), WINDOW)
     arrays = {"h": snapshot.recurrent[0], "window": snapshot.window[0]}
     found, facts = unpack(pack(arrays, {"model": "m"}, b"key"), b"key")
@@ -191,7 +193,7 @@ def test_a_file_is_what_was_packed() -> None:
         (pack({}, {}).replace(b"roost-state-1", b"roost-state-9"), None, "has the format 'roost-state-9'"),
     ],
 )
-def test_what_is_wrong_is_said(data: bytes, key: bytes | None, message: str) -> None:
+def test_unpack_reports_what_is_wrong(data: bytes, key: bytes | None, message: str) -> None:
     with pytest.raises(StateFileError, match=message):
         unpack(data, key)
 
@@ -199,8 +201,8 @@ def test_what_is_wrong_is_said(data: bytes, key: bytes | None, message: str) -> 
 # --- other processes, and a file system that fails
 
 
-def test_a_write_that_fails_leaves_nothing_and_is_counted(tmp_path: Path) -> None:
-    """Where a file should be there is a folder, so it cannot be put in place."""
+def test_failed_write_leaves_nothing_and_is_counted(tmp_path: Path) -> None:
+    """A folder has the name of the file, so the file cannot be moved there."""
     tokens = text((1, 300))
     with process(tmp_path) as (cache, _):
         prefill(cache, tokens)
@@ -217,7 +219,7 @@ def test_a_write_that_fails_leaves_nothing_and_is_counted(tmp_path: Path) -> Non
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_what_crashed_writers_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
+def test_leftovers_of_crashed_writers_are_removed_once_they_are_old(tmp_path: Path) -> None:
     with process(tmp_path) as (cache, _):
         prefill(cache, text((1, 300)))
     size = sum(path.stat().st_size for path in files(tmp_path))
@@ -233,7 +235,7 @@ def test_what_crashed_writers_left_is_removed_once_it_is_old(tmp_path: Path) -> 
         assert prefill(cache, text((1, 300))) == 300
 
 
-def test_leftovers_are_removed_by_a_process_that_runs_for_long(tmp_path: Path) -> None:
+def test_running_process_removes_leftovers(tmp_path: Path) -> None:
     with process(tmp_path, limit=100_000) as (cache, _):
         old = tmp_path / "m" / "ab" / ".new-old"
         old.parent.mkdir(exist_ok=True)
@@ -245,7 +247,7 @@ def test_leftovers_are_removed_by_a_process_that_runs_for_long(tmp_path: Path) -
 
 
 class Vanishing:
-    """Lists a folder as `os.scandir` does, but every other file is gone by the time that it is looked at."""
+    """Lists a folder as `os.scandir` does, but removes every other file before its `stat`."""
 
     real = staticmethod(os.scandir)
     num_gone = 0
@@ -269,8 +271,8 @@ class Vanishing:
             yield entry
 
 
-def test_files_that_others_remove_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the start, and while room is made, each file may be gone after it was listed."""
+def test_files_that_other_processes_remove_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files may vanish after they were listed, at the start and during eviction."""
     for kind in range(1, 8):
         with process(tmp_path) as (cache, _):
             prefill(cache, text((kind, 300)))
@@ -292,7 +294,7 @@ def files_left(folder: Path) -> list[Path]:
     return [Path(entry.path) for group in groups for entry in Vanishing.real(group.path)]
 
 
-def test_a_link_to_nowhere_is_no_file(tmp_path: Path) -> None:
+def test_dangling_link_is_no_file(tmp_path: Path) -> None:
     with process(tmp_path) as (cache, _):
         prefill(cache, text((1, 300)))
     for path in files(tmp_path):
@@ -304,8 +306,8 @@ def test_a_link_to_nowhere_is_no_file(tmp_path: Path) -> None:
             prefill(cache, text((kind, 300)))
 
 
-def test_a_folder_that_vanishes_comes_back(tmp_path: Path) -> None:
-    """Somebody empties the disk while the server runs."""
+def test_folder_that_vanishes_is_created_again(tmp_path: Path) -> None:
+    """The disk is emptied while the server runs."""
     with process(tmp_path) as (cache, _):
         prefill(cache, text((1, 300)))
     with process(tmp_path) as (cache, disk):
@@ -316,7 +318,7 @@ def test_a_folder_that_vanishes_comes_back(tmp_path: Path) -> None:
         assert prefill(cache, text((2, 300))) == 300
 
 
-def test_files_that_cannot_be_removed_do_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_cannot_be_removed_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with process(tmp_path) as (cache, _):
         prefill(cache, text((1, 300)))
     kept, real = set(map(str, files(tmp_path))), os.unlink
@@ -337,7 +339,7 @@ def test_files_that_cannot_be_removed_do_not_stop_the_others(tmp_path: Path, mon
     assert sum(path.stat().st_size for path in files(tmp_path)) <= 100_000
 
 
-def test_processes_that_share_a_folder_hold_its_limit_together(tmp_path: Path) -> None:
+def test_processes_keep_a_shared_folder_below_its_limit(tmp_path: Path) -> None:
     limit = 200_000
     with process(tmp_path, limit=limit) as (one, _), process(tmp_path, limit=limit) as (other, _):
         for kind in range(1, 120):
@@ -351,7 +353,7 @@ FLOATS = SnapshotFormat(WINDOW, ((5,), "float32"), ((2, 5), "float32"), ((3,), "
 
 
 def float_states(tokens: tuple[int, ...], value: float = 1.0) -> list[Snapshot]:
-    """Of every block boundary and of the end."""
+    """Returns snapshots at every block boundary and at the end."""
     full = [np.full(shape, value, np.float32) for shape, _ in (FLOATS.h, FLOATS.conv, FLOATS.hidden)]
     lengths = [min(64, len(tokens) - start) for start in range(0, len(tokens), 64)]
     found = [BlockState((full[0], full[1]), np.full((n, 3), value, np.float32), None) for n in lengths]
@@ -366,8 +368,8 @@ def float_disk(folder: Path, key: bytes | None = b"sesame") -> Iterator[DiskTier
 
 
 @pytest.mark.parametrize("kind", ["state", "window", "end"])
-def test_a_signed_file_under_anothers_name_is_not_taken(tmp_path: Path, kind: str) -> None:
-    """All were written by a server with the key, so only what they say of themselves tells them apart."""
+def test_signed_file_under_another_name_is_rejected(tmp_path: Path, kind: str) -> None:
+    """A server with the key wrote all files, so only their metadata tells them apart."""
     a, b = text((1, 300)), text((2, 300))
     with process(tmp_path, key=b"sesame") as (cache, _):
         prefill(cache, a)
@@ -385,7 +387,7 @@ def test_a_signed_file_under_anothers_name_is_not_taken(tmp_path: Path, kind: st
         assert disk.num_errors
 
 
-def test_a_signed_file_of_another_kind_or_model_is_not_taken(tmp_path: Path) -> None:
+def test_signed_file_of_another_kind_or_model_is_rejected(tmp_path: Path) -> None:
     tokens = text((1, 320))
     with process(tmp_path, key=b"sesame", model="one") as (cache, _):
         prefill(cache, tokens)
@@ -414,7 +416,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("how", WRONG)
-def test_a_signed_file_that_holds_something_else_is_as_good_as_missing(tmp_path: Path, how: str) -> None:
+def test_signed_file_with_other_arrays_counts_as_missing(tmp_path: Path, how: str) -> None:
     tokens = text((1, 300))
     with float_disk(tmp_path) as disk:
         disk.store(PrefixKey.of(tokens, ""), float_states(tokens))
@@ -427,7 +429,7 @@ def test_a_signed_file_that_holds_something_else_is_as_good_as_missing(tmp_path:
         assert not files(tmp_path, "state"), "and removed"
 
 
-def test_what_is_not_finite_is_never_written(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
     tokens = text((1, 300))
     with float_disk(tmp_path) as disk:
         disk.store(PrefixKey.of(tokens, ""), float_states(tokens, float("nan")))
@@ -436,8 +438,8 @@ def test_what_is_not_finite_is_never_written(tmp_path: Path) -> None:
     assert disk.num_errors
 
 
-def test_a_name_that_is_no_file_does_not_hold_a_reader_up(tmp_path: Path) -> None:
-    """A pipe would wait for a writer for ever; a huge file would take all memory."""
+def test_pipes_and_huge_files_do_not_block_a_reader(tmp_path: Path) -> None:
+    """A pipe would wait for a writer forever; a huge file would take all memory."""
     tokens = text((1, 300))
     with process(tmp_path) as (cache, _):
         prefill(cache, tokens)
@@ -457,8 +459,8 @@ def test_a_name_that_is_no_file_does_not_hold_a_reader_up(tmp_path: Path) -> Non
         assert disk.num_errors
 
 
-def test_a_salt_may_be_any_string(tmp_path: Path) -> None:
-    """JSON has some that are no UTF-8."""
+def test_salt_may_be_any_string(tmp_path: Path) -> None:
+    """JSON has strings that are not valid UTF-8."""
     for salt in ("\ud800", "\0", "/", "../..", "m/"):
         with process(tmp_path) as (cache, _):
             assert prefill(cache, text((1, 100)), salt) == 0
@@ -485,7 +487,7 @@ sys.addaudithook(_count_open)
 
 @contextmanager
 def counting_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Every file that is opened or asked for."""
+    """Yields the paths of all files that are opened or whose `stat` is read."""
     real = os.stat
 
     def counted(path: Any, *args: Any, **named: Any) -> os.stat_result:
@@ -500,19 +502,15 @@ def counting_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     _is_counting.clear()
 
 
-def test_few_files_are_looked_for_to_find_nothing_of_a_long_prompt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_miss_of_a_long_prompt_reads_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with float_disk(tmp_path) as disk, counting_files(monkeypatch) as seen:
         assert disk.find(PrefixKey.of(LONG, ""), 0) is None
         assert 0 < len([path for path in seen if str(tmp_path) in path]) <= 200
 
 
 @pytest.mark.parametrize("known", [64, 64 * 64, 64 * 65, 64 * 128, 100_000 // 64 * 64, 199_936])
-def test_few_files_are_looked_for_to_find_the_last_state(
-    tmp_path: Path, known: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where the ones before it were evicted, but for the blocks of its window."""
+def test_hit_at_the_last_boundary_reads_few_files(tmp_path: Path, known: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same holds if earlier snapshots were evicted, apart from the blocks of its window."""
     key, block = PrefixKey.of(LONG, ""), known // 64
     with float_disk(tmp_path) as disk:
         disk.store(key, float_states(LONG)[max(0, block - 4) : block])
@@ -523,8 +521,7 @@ def test_few_files_are_looked_for_to_find_the_last_state(
         assert len([path for path in seen if str(tmp_path) in path]) <= 250
 
 
-def test_states_far_behind_the_beginning_are_found_for_as_long_as_they_are_there(tmp_path: Path) -> None:
-    """Whatever was evicted before them."""
+def test_late_snapshots_are_found_after_earlier_ones_were_evicted(tmp_path: Path) -> None:
     tokens, limit = text((1, 64 * 200 + 1)), 120_000
     states = float_states(tokens)
     disk = DiskTier(tmp_path, "m", FLOATS, limit)
@@ -539,8 +536,8 @@ def test_states_far_behind_the_beginning_are_found_for_as_long_as_they_are_there
     disk.close()
 
 
-def test_a_prompt_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many chunks it is read in, and by whomever it is looked for."""
+def test_prompt_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of chunks and of searches does not matter."""
     blocks, num_hashed, real = 256, [0], hashlib.sha256
 
     def counted(data: bytes = b"") -> Any:
@@ -557,8 +554,8 @@ def test_a_prompt_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert num_hashed[0] <= blocks + 1
 
 
-def test_writes_that_wait_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is too slow loses states, and says so; it does not fill memory."""
+def test_pending_writes_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is too slow loses snapshots, which is logged; it does not fill memory."""
     gate, num_written = threading.Event(), [0]
 
     def slow(*args: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""The prefix cache against a dictionary of everything that was ever published."""
+"""Tests of the prefix cache against a set of everything that was ever inserted."""
 
 import hypothesis.strategies as st
 import numpy as np
@@ -24,8 +24,8 @@ def entries(cache: PrefixCache) -> list[Entry]:
     return found
 
 
-def check_books(cache: PrefixCache) -> None:
-    """Bytes, users and the queue, counted anew."""
+def check_counts(cache: PrefixCache) -> None:
+    """Counts bytes, users and the eviction queue again."""
     kept = entries(cache)
     users: dict[Node, int] = {}
     for entry in kept:
@@ -52,7 +52,7 @@ def naive_hit(seen: set[tuple[str, tuple[int, ...]]], tokens: tuple[int, ...], s
 
 
 @given(traffic=TRAFFIC, window=st.sampled_from([16, 64, 100, 128, 500]))
-def test_with_plenty_of_room_the_longest_prefix_is_found(
+def test_longest_prefix_is_found_without_eviction(
     traffic: list[tuple[list[tuple[int, int]], str, bool]], window: int
 ) -> None:
     cache, seen = PrefixCache(window, PLENTY), set[tuple[str, tuple[int, ...]]]()
@@ -64,25 +64,25 @@ def test_with_plenty_of_room_the_longest_prefix_is_found(
         seen |= {(salt, tokens[:n]) for n in range(PREFILL_BLOCK, end + 1, PREFILL_BLOCK)}
         if end == len(tokens):
             seen.add((salt, (*tokens, -1)))
-        check_books(cache)
+        check_counts(cache)
 
 
 @given(traffic=TRAFFIC, window=st.sampled_from([16, 100, 128, 500]), budget=st.integers(0, 12_000))
-def test_within_a_budget_nothing_wrong_is_found(
+def test_no_wrong_prefix_is_found_within_a_budget(
     traffic: list[tuple[list[tuple[int, int]], str, bool]], window: int, budget: int
 ) -> None:
     cache = PrefixCache(window, budget)
     for parts, salt, _ in traffic:
         prefill(cache, text(*parts), salt, window)
         assert cache.stats.num_bytes <= budget
-        check_books(cache)
+        check_counts(cache)
 
 
 @given(traffic=TRAFFIC, window=st.sampled_from([16, 64, 100, 128, 500]), budget=st.sampled_from([PLENTY, 12_000]))
-def test_an_inexact_one_goes_on_from_anywhere(
+def test_inexact_cache_restores_any_prefix(
     traffic: list[tuple[list[tuple[int, int]], str, bool]], window: int, budget: int
 ) -> None:
-    """From what was read or generated, and what others share of it is whole."""
+    """The prefix may be prefilled or generated, and blocks that snapshots share stay whole."""
     cache, seen = PrefixCache(window, budget, is_inexact=True), set[tuple[str, tuple[int, ...]]]()
     for parts, salt, is_answered in traffic:
         tokens = text(*parts)
@@ -96,11 +96,11 @@ def test_an_inexact_one_goes_on_from_anywhere(
             answered = text(*parts, (9, 40 * len(parts)))
             cache.insert_end(PrefixKey.of(answered, salt), left_behind(answered, window))
             seen.add((salt, answered))
-        check_books(cache)
+        check_counts(cache)
         assert cache.stats.num_bytes <= budget
 
 
-def test_an_exact_one_does_not_know_what_was_generated() -> None:
+def test_exact_cache_does_not_match_generated_tokens() -> None:
     for is_inexact, spared in ((False, 64), (True, 100)):
         cache, tokens = PrefixCache(128, PLENTY, is_inexact=is_inexact), text((1, 70), (2, 30), (3, 10))
         prefill(cache, tokens[:70])
@@ -113,28 +113,28 @@ def test_an_exact_one_does_not_know_what_was_generated() -> None:
         assert at_boundary.length == 64
 
 
-def test_the_same_prompt_again_is_spared_wholly() -> None:
+def test_same_prompt_hits_whole() -> None:
     for length in (1, 63, 64, 65, 128, 4000):
         cache, tokens = PrefixCache(128, PLENTY), text((1, length))
         assert prefill(cache, tokens) == 0
         assert prefill(cache, tokens) == length
 
 
-def test_a_hundred_shared_tokens_are_worth_one_block() -> None:
+def test_hundred_shared_tokens_hit_one_block() -> None:
     cache = PrefixCache(128, PLENTY)
     prefill(cache, text((1, 100), (2, 30)))
     assert prefill(cache, text((1, 100), (3, 30))) == 64
 
 
-def test_tenants_do_not_meet() -> None:
+def test_salts_separate_caches() -> None:
     cache, tokens = PrefixCache(128, PLENTY), text((1, 300))
     prefill(cache, tokens, "a")
     assert prefill(cache, tokens, "b") == 0
     assert prefill(cache, tokens, "a") == 300
 
 
-def test_a_prompt_that_ends_inside_a_known_one_reads_its_last_block() -> None:
-    """There is no `hidden` at that point to sample from."""
+def test_prefix_of_a_cached_prompt_prefills_its_last_block() -> None:
+    """There is no `hidden` at that boundary to sample from."""
     cache = PrefixCache(128, PLENTY)
     prefill(cache, text((1, 300)))
     assert prefill(cache, text((1, 256))) == 192
@@ -153,8 +153,8 @@ def budget_of(blocks: int, hidden: int) -> int:
     return blocks * (STATE_BYTES + PREFILL_BLOCK * TOKEN_BYTES) + hidden * HIDDEN_BYTES
 
 
-def test_a_long_text_is_thinned_out_from_both_sides_of_what_counts() -> None:
-    """Its end, where the next turn goes on, and the point where texts part stay; between them points go one by one."""
+def test_long_history_is_thinned_out_around_its_end_and_branch_points() -> None:
+    """The end and the branch point stay; the boundaries between them are evicted one by one."""
     cache = PrefixCache(64, budget_of(70, 3))
     prefill(cache, text((1, 1920), (2, 64)), window=64)
     prefill(cache, text((1, 1920), (3, 64)), window=64)
@@ -168,7 +168,7 @@ def test_a_long_text_is_thinned_out_from_both_sides_of_what_counts() -> None:
     assert gaps.max() <= 4 * PREFILL_BLOCK, "what is left of the long texts is spread evenly"
 
 
-def test_old_conversations_make_room_for_new_ones() -> None:
+def test_old_conversations_are_evicted_first() -> None:
     cache = PrefixCache(64, budget_of(20, 4))
     for kind in range(1, 30):
         prefill(cache, text((kind, 320)), window=64)
@@ -177,7 +177,7 @@ def test_old_conversations_make_room_for_new_ones() -> None:
     assert cache.stats.evictions > 100
 
 
-def test_what_is_larger_than_the_budget_is_not_kept() -> None:
+def test_snapshot_larger_than_the_budget_is_not_kept() -> None:
     cache = PrefixCache(64, 100)
     prefill(cache, text((1, 320)), window=64)
     assert (cache.stats.num_bytes, cache.stats.snapshots, len(cache.tree.roots)) == (0, 0, 0)
@@ -185,7 +185,7 @@ def test_what_is_larger_than_the_budget_is_not_kept() -> None:
 
 @pytest.mark.parametrize("length", [1, 64, 65, 128, 1000, 2048, 2049, 5000])
 @pytest.mark.parametrize("window", [16, 64, 100, 128, 2048])
-def test_a_window_holds_the_blocks_of_the_last_tokens(length: int, window: int) -> None:
+def test_window_holds_the_blocks_of_the_last_tokens(length: int, window: int) -> None:
     tokens = text((1, length))
     last = chunk_snapshots(None, block_states(tokens), window)[-1]
     assert last.length == length
@@ -195,7 +195,7 @@ def test_a_window_holds_the_blocks_of_the_last_tokens(length: int, window: int) 
 
 @pytest.mark.parametrize("length", [1, 64, 65, 127, 128, 1000, 2049])
 @pytest.mark.parametrize("window", [16, 64, 100, 128, 2048])
-def test_a_ring_is_a_snapshot(length: int, window: int) -> None:
+def test_snapshot_of_a_ring(length: int, window: int) -> None:
     """It covers the tokens that the ring still holds, cut at block boundaries."""
     tokens = (*text((1, length)), 9)
     found = left_behind(tokens[:-1], window)
@@ -205,7 +205,7 @@ def test_a_ring_is_a_snapshot(length: int, window: int) -> None:
 
 
 class CountedSalt(str):
-    """Counts how often it is hashed, by any dictionary."""
+    """Counts how often any dictionary hashes it."""
 
     __slots__ = ()
     num_hashed = 0
@@ -217,7 +217,7 @@ class CountedSalt(str):
     __eq__ = str.__eq__
 
 
-def test_what_goes_costs_no_more_where_there_are_many_salts() -> None:
+def test_cost_of_eviction_does_not_grow_with_the_number_of_salts() -> None:
     cache, tokens = PrefixCache(64, budget_of(500, 0)), text((1, 64))
     snapshots = chunk_snapshots(None, block_states((*tokens, 1))[:1], 64)
     for number in range(500):
@@ -230,7 +230,7 @@ def test_what_goes_costs_no_more_where_there_are_many_salts() -> None:
     assert CountedSalt.num_hashed - before <= 100 * 10
 
 
-def test_books_are_told() -> None:
+def test_stats() -> None:
     cache, tokens = PrefixCache(64, PLENTY), text((1, 100))
     prefill(cache, tokens)
     prefill(cache, tokens)

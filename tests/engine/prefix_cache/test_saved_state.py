@@ -1,4 +1,4 @@
-"""States that are saved, moved as files and gone on from."""
+"""Tests of saved states: saving, export, import and resuming."""
 
 import gc
 import tracemalloc
@@ -37,7 +37,7 @@ def make_core(runner: ModelRunner) -> EngineCore:
 
 
 def ask(core: EngineCore, name: str, prompt: tuple[int, ...], **fields: Any) -> tuple[tuple[int, ...], int]:
-    """The answer, and how many tokens were not read."""
+    """Returns the generated tokens, and the number of cached prompt tokens."""
     params = SamplingParams(max_tokens=9, temperature=1.0, seed=4)
     core.add(Request(name, prompt, params, **fields))
     tokens, num_cached = (), 0
@@ -47,25 +47,25 @@ def ask(core: EngineCore, name: str, prompt: tuple[int, ...], **fields: Any) -> 
     return tokens, num_cached
 
 
-def go_on(runner: ModelRunner, state: SavedState) -> tuple[tuple[int, ...], int]:
-    """In an engine that remembers nothing."""
+def resume(runner: ModelRunner, state: SavedState) -> tuple[tuple[int, ...], int]:
+    """Resumes a state in an engine with an empty cache."""
     return ask(make_core(runner), "b", state.token_ids + MORE, state=state.snapshot)
 
 
-def test_a_finished_request_is_gone_on_from_as_if_all_had_been_read(runner: ModelRunner) -> None:
+def test_resuming_equals_prefilling_everything(runner: ModelRunner) -> None:
     core = make_core(runner)
     answer, _ = ask(core, "a", PROMPT)
     state = core.save("a")
     assert state.token_ids == PROMPT + answer
     assert state.snapshot is not None
     assert state.snapshot.length == 256
-    tokens, num_cached = go_on(runner, state)
+    tokens, num_cached = resume(runner, state)
     assert num_cached == 256
     assert tokens == ask(make_core(runner), "b", state.token_ids + MORE)[0]
     assert state.num_bytes > 1000
 
 
-def test_a_running_request_is_saved_as_far_as_it_is(runner: ModelRunner) -> None:
+def test_running_request_is_saved_up_to_its_last_token(runner: ModelRunner) -> None:
     core = make_core(runner)
     core.add(Request("a", PROMPT, SamplingParams(max_tokens=100, temperature=0.0), stepwise=True))
     told: tuple[int, ...] = ()
@@ -78,8 +78,8 @@ def test_a_running_request_is_saved_as_far_as_it_is(runner: ModelRunner) -> None
 
 
 @pytest.mark.parametrize("num_generated", [0, 3, 9])
-def test_a_history_ends_where_the_caller_says(runner: ModelRunner, num_generated: int) -> None:
-    """The rest was made, but is no part of it; also of a request that forked from another."""
+def test_history_is_cut_after_num_generated(runner: ModelRunner, num_generated: int) -> None:
+    """Later tokens are no part of it; the same holds for a fork."""
     core, params = make_core(runner), SamplingParams(max_tokens=9, temperature=1.0, seed=4)
     core.add(Request("a", PROMPT, params))
     core.add(Request("b", PROMPT, params, fork_of="a"))
@@ -91,10 +91,10 @@ def test_a_history_ends_where_the_caller_says(runner: ModelRunner, num_generated
         assert state.token_ids == PROMPT + answer[:num_generated]
         assert state.snapshot is not None
         assert state.snapshot.length == 256
-    assert go_on(runner, state)[0] == ask(make_core(runner), "b", state.token_ids + MORE)[0]
+    assert resume(runner, state)[0] == ask(make_core(runner), "b", state.token_ids + MORE)[0]
 
 
-def test_what_goes_on_from_a_file_is_known_as_imported(runner: ModelRunner) -> None:
+def test_request_that_resumes_a_file_is_imported(runner: ModelRunner) -> None:
     core = make_core(runner)
     ask(core, "a", PROMPT)
     assert not core.save("a").is_imported
@@ -104,16 +104,16 @@ def test_what_goes_on_from_a_file_is_known_as_imported(runner: ModelRunner) -> N
     assert core.save("b").is_imported
 
 
-def test_a_short_text_has_nothing_to_spare(runner: ModelRunner) -> None:
+def test_short_history_has_no_snapshot(runner: ModelRunner) -> None:
     core = make_core(runner)
     ask(core, "a", PROMPT[:10])
     state = core.save("a")
     assert state.snapshot is None
-    assert go_on(runner, state)[1] == 0
+    assert resume(runner, state)[1] == 0
     assert runner.state_format.load(runner.state_format.export(state)).token_ids == state.token_ids
 
 
-def test_requests_that_nobody_knows(runner: ModelRunner) -> None:
+def test_unknown_requests(runner: ModelRunner) -> None:
     core = make_core(runner)
     with pytest.raises(UnknownRequestError, match="'x'"):
         core.save("x")
@@ -123,8 +123,8 @@ def test_requests_that_nobody_knows(runner: ModelRunner) -> None:
         without.save("a")
 
 
-def test_a_state_of_the_whole_prompt_is_of_no_use(runner: ModelRunner) -> None:
-    """It does not tell what comes next; nor is one read that is to be scored."""
+def test_snapshot_of_the_whole_prompt_is_not_used(runner: ModelRunner) -> None:
+    """It has no activations to sample from."""
     core = make_core(runner)
     ask(core, "a", PROMPT)
     snapshot = core.save("a").snapshot
@@ -132,15 +132,15 @@ def test_a_state_of_the_whole_prompt_is_of_no_use(runner: ModelRunner) -> None:
 
 
 @pytest.mark.parametrize("key", [None, b"sesame"])
-def test_a_file_is_gone_on_from_like_the_state(runner: ModelRunner, key: bytes | None) -> None:
+def test_resuming_a_file_equals_resuming_the_state(runner: ModelRunner, key: bytes | None) -> None:
     core = make_core(runner)
     ask(core, "a", PROMPT)
     state = core.save("a")
     loaded = runner.state_format.load(runner.state_format.export(state, key), key)
-    assert go_on(runner, loaded) == go_on(runner, state)
+    assert resume(runner, loaded) == resume(runner, state)
 
 
-def test_the_largest_file_has_the_size_that_is_told(runner: ModelRunner) -> None:
+def test_max_file_bytes_is_the_size_of_the_largest_file(runner: ModelRunner) -> None:
     core = make_core(runner)
     prompt = PROMPT * (2 + runner.window // len(PROMPT))
     ask(core, "a", prompt)
@@ -153,8 +153,8 @@ def test_the_largest_file_has_the_size_that_is_told(runner: ModelRunner) -> None
 
 
 @pytest.mark.parametrize(("config", "mib"), [("2b", 17), ("9b", 26)])
-def test_what_a_large_model_takes(config: str, mib: int) -> None:
-    """Beside the tokens."""
+def test_file_size_of_large_models(config: str, mib: int) -> None:
+    """The sizes are without the tokens."""
     shape = PRESETS[config]
     recurrent, attention = shape.block_types.count("recurrent"), shape.block_types.count("attention")
     kind = SavedStateFormat(
@@ -171,7 +171,7 @@ def test_what_a_large_model_takes(config: str, mib: int) -> None:
     assert mib - 1 < (kind.max_file_bytes - 4 * MAX_TOKENS) / 2**20 < mib
 
 
-def test_files_that_are_refused(runner: ModelRunner) -> None:
+def test_files_that_are_rejected(runner: ModelRunner) -> None:
     core, kind = make_core(runner), runner.state_format
     ask(core, "a", PROMPT)
     data = kind.export(core.save("a"))
@@ -210,8 +210,8 @@ def test_files_that_are_refused(runner: ModelRunner) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["h", "conv", "window"])
-def test_values_that_are_no_numbers_are_refused(runner: ModelRunner, name: str, value: float) -> None:
-    """Wherever they are; a request that went on from there would break."""
+def test_values_that_are_not_finite_are_rejected(runner: ModelRunner, name: str, value: float) -> None:
+    """A request that resumed such a state would fail."""
     core, kind = make_core(runner), runner.state_format
     ask(core, "a", PROMPT)
     data = kind.export(core.save("a"), b"sesame")
@@ -224,7 +224,7 @@ def test_values_that_are_no_numbers_are_refused(runner: ModelRunner, name: str, 
     assert kind.load(data, b"sesame").num_tokens == len(PROMPT) + 9
 
 
-def test_a_header_is_not_parsed_however_large_it_is() -> None:
+def test_huge_header_is_not_parsed() -> None:
     """Parsed, twenty megabytes of brackets would be half a gigabyte of lists."""
     header = b"[" * 2**20 + b"]" * 2**20
     with pytest.raises(StateFileError, match="its header would have 2097152 bytes"):
@@ -233,7 +233,7 @@ def test_a_header_is_not_parsed_however_large_it_is() -> None:
 
 @pytest.mark.parametrize("num_tokens", [1, 5000])
 @pytest.mark.parametrize("num_blocks", [0, 1, 32])
-def test_what_a_state_counts_is_what_it_takes(num_tokens: int, num_blocks: int) -> None:
+def test_num_bytes_is_the_memory_of_a_state(num_tokens: int, num_blocks: int) -> None:
     def make() -> SavedState:
         h, conv = np.zeros((4, 64), np.float32), np.zeros((4, 3, 64), np.float32)
         window = tuple(np.zeros((64, 1, 2, 8), np.float32) for _ in range(num_blocks))
@@ -255,8 +255,8 @@ def test_what_a_state_counts_is_what_it_takes(num_tokens: int, num_blocks: int) 
         assert counted <= 1.25 * taken
 
 
-def test_what_was_loaded_counts_what_it_takes(runner: ModelRunner) -> None:
-    """Also none of the file stays behind."""
+def test_num_bytes_is_the_memory_of_a_loaded_state(runner: ModelRunner) -> None:
+    """No part of the file stays in memory."""
     core, kind = make_core(runner), runner.state_format
     ask(core, "a", PROMPT)
     data = kind.export(core.save("a"))

@@ -42,26 +42,26 @@ async def run(
         generation.close()
 
 
-async def test_choices_come_back_whole_and_in_order(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+async def test_collect_returns_whole_choices_in_order(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     deltas = await run(engine, tokenizer, [4, 20, 8], max_tokens=3)
     assert [(delta.index, delta.text) for delta in deltas] == [(0, "bcd"), (1, "rst"), (2, "fgh")]
     assert [request.id for request in engine.requests] == ["id-0", "id-1", "id-2"]
     assert all(delta.finish_reason is FinishReason.LENGTH for delta in deltas)
 
 
-async def test_a_stop_string_closes_the_engines_stream(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+async def test_stop_string_aborts_the_engines_request(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     (delta,) = await run(engine, tokenizer, [4], max_tokens=None, stop=("def",))
     assert (delta.text, delta.finish_reason, delta.stop_reason) == ("bc", FinishReason.STOP, "def")
     assert delta.token_ids == (5, 6, 7, 8, 9)
     assert not engine.running
 
 
-async def test_what_was_held_back_for_a_stop_string_comes_at_the_end(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+async def test_text_held_back_for_a_stop_string_comes_at_the_end(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     (delta,) = await run(engine, tokenizer, [4], max_tokens=4, stop=("efg",))
     assert (delta.text, delta.finish_reason) == ("bcde", FinishReason.LENGTH)
 
 
-async def test_a_stop_token_is_no_text_but_a_token(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+async def test_stop_token_is_a_token_without_text(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     (delta,) = await run(engine, tokenizer, [4], stop_token_ids=(7,), logprobs=0)
     assert (delta.text, delta.token_ids, delta.stop_reason) == ("bc", (5, 6, 7), 7)
     assert len(delta.logprobs) == 3
@@ -69,7 +69,7 @@ async def test_a_stop_token_is_no_text_but_a_token(engine: FakeEngine, tokenizer
     assert delta.text == "bcd"
 
 
-async def test_the_text_of_a_stop_token_completes_no_stop_string(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+async def test_text_of_a_stop_token_completes_no_stop_string(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     (delta,) = await run(engine, tokenizer, [4], stop_token_ids=(7,), stop=("cd",))
     assert (delta.text, delta.stop_reason) == ("bc", 7)
 
@@ -89,7 +89,7 @@ async def test_closing_frees_every_slot(engine: FakeEngine, tokenizer: Tokenizer
     assert not engine.running
 
 
-async def test_waiting_may_be_cancelled_and_begun_again(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+async def test_cancelled_wait_loses_nothing(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     engine.gate.clear()
     choice = Choice(0, Prompt((4,)), SamplingParams(max_tokens=2))
     generation = start(engine, tokenizer, choice)
@@ -103,17 +103,17 @@ async def test_waiting_may_be_cancelled_and_begun_again(engine: FakeEngine, toke
         await anext(generation)
 
 
-async def test_the_failure_of_one_choice_is_raised(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+async def test_error_of_one_choice_is_raised(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     engine.breaks_after = 1
     with pytest.raises(RuntimeError, match="secret detail"):
         await run(engine, tokenizer, [4, 5])
     assert not engine.running
 
 
-async def test_what_a_client_does_not_read_is_bounded(
+async def test_unread_deltas_are_bounded(
     engine: FakeEngine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The slots are free then, and a client that comes back gets what there was, and why there is no more."""
+    """Exceeding the bound frees the slots. A client that reads again gets the unread deltas, then the error."""
     monkeypatch.setattr(choice_stream, "MAX_UNREAD_BYTES", 100)
     choices = [Choice(i, Prompt((4,)), SamplingParams(max_tokens=None)) for i in range(2)]
     generation = start(engine, tokenizer, *choices)
@@ -131,7 +131,7 @@ async def test_what_a_client_does_not_read_is_bounded(
 
 
 class FloodEngine(FakeEngine):
-    """Gives all that it has to say to a request at once, faster than any reader gets a turn."""
+    """Delivers the same items to every request, all in one call."""
 
     def __init__(self, items: Iterable[TokenOutput | Exception]) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class FloodEngine(FakeEngine):
 
 
 def outputs(num_outputs: int, *token_ids: int) -> Iterator[TokenOutput]:
-    """Equal outputs, and the end."""
+    """Yields equal outputs, then the end."""
     for _ in range(num_outputs):
         yield TokenOutput(token_ids)
     yield TokenOutput(finish_reason=FinishReason.LENGTH)
@@ -163,8 +163,8 @@ async def read_all(generation: Generation) -> list[Delta]:
         generation.close()
 
 
-async def test_a_reader_that_waits_is_never_too_slow_however_much_comes_at_once(tokenizer: Tokenizer) -> None:
-    """It is the server that falls behind then. What has come is sent in few, large events."""
+async def test_waiting_reader_is_never_too_slow(tokenizer: Tokenizer) -> None:
+    """The server has fallen behind then, and joins the deltas."""
     count = 100
     engine = FloodEngine(outputs(count, *[5] * 1000))
     (delta,) = await read_all(start(engine, tokenizer, endless()))
@@ -179,13 +179,13 @@ async def test_deltas_of_several_choices_are_joined_apart(tokenizer: Tokenizer) 
     assert [(delta.index, delta.text) for delta in deltas] == [(i, "b" * 1000) for i in range(3)]
 
 
-async def test_a_reader_that_keeps_up_gets_every_delta(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+async def test_reader_that_keeps_up_gets_every_delta(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     choice = Choice(0, Prompt((4,)), SamplingParams(max_tokens=5))
     deltas = await read_all(start(engine, tokenizer, choice))
     assert [delta.text for delta in deltas] == ["b", "c", "d", "e", "f"]
 
 
-async def test_a_reader_with_much_to_catch_up_lets_others_have_their_turns(tokenizer: Tokenizer) -> None:
+async def test_reader_that_catches_up_does_not_block_the_event_loop(tokenizer: Tokenizer) -> None:
     generation = start(FloodEngine(list(outputs(100, 5))), tokenizer, *map(endless, range(100)))
     await asyncio.sleep(0)
     reading = asyncio.create_task(read_all(generation))
@@ -197,7 +197,7 @@ async def test_a_reader_with_much_to_catch_up_lets_others_have_their_turns(token
     assert num_turns >= 100
 
 
-async def test_an_error_comes_after_what_was_made_before_it(tokenizer: Tokenizer) -> None:
+async def test_error_comes_after_earlier_deltas(tokenizer: Tokenizer) -> None:
     items = [*[TokenOutput((5,))] * 10, RuntimeError("it broke")]
     generation = start(FloodEngine(items), tokenizer, endless())
     assert (await anext(generation)).text == "b" * 10
@@ -207,8 +207,8 @@ async def test_an_error_comes_after_what_was_made_before_it(tokenizer: Tokenizer
         await anext(generation)
 
 
-async def test_a_bug_in_one_choice_ends_its_request_only(tokenizer: Tokenizer) -> None:
-    """The engine delivers to others in the same call."""
+async def test_bug_in_one_choice_is_an_error_of_its_request(tokenizer: Tokenizer) -> None:
+    """It must not interrupt the engine, which delivers to other requests in the same call."""
     engine = FloodEngine([TokenOutput((5,)), TokenOutput((10**6,)), TokenOutput((5,))])
     generation = start(engine, tokenizer, endless())
     assert (await anext(generation)).text == "b"
@@ -216,9 +216,7 @@ async def test_a_bug_in_one_choice_ends_its_request_only(tokenizer: Tokenizer) -
         await anext(generation)
 
 
-async def test_an_engine_that_refuses_a_choice_is_an_error_of_the_stream(
-    engine: FakeEngine, tokenizer: Tokenizer
-) -> None:
+async def test_error_of_submit_is_raised_by_the_stream(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     class Refusing(FakeEngine):
         def submit(self, request: Request, sink: OutputSink) -> None:
             raise EngineDeadError("the engine is not running")
@@ -227,7 +225,7 @@ async def test_an_engine_that_refuses_a_choice_is_an_error_of_the_stream(
         await anext(start(Refusing(), tokenizer, endless()))
 
 
-async def test_an_id_in_use_leaves_the_other_request_alone(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+async def test_id_in_use_does_not_abort_the_other_request(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     class Refusing(FakeEngine):
         aborted: Sequence[str] = ()
 
@@ -255,8 +253,8 @@ class NotingObserver:
         self.ids.append(request_id.get())
 
 
-async def test_a_request_ends_in_the_context_of_its_http_request(tokenizer: Tokenizer) -> None:
-    """Spans of traces find their parent there, though the engine delivers in a context of its own."""
+async def test_request_ends_in_the_context_of_its_http_request(tokenizer: Tokenizer) -> None:
+    """Spans find their parent there, though the engine delivers in another context."""
     engine, observer = FloodEngine(list(outputs(3, 5))), NotingObserver()
     metrics = Metrics(lambda: engine.stats, observers=[observer])
     token = request_id.set("req-1")
@@ -266,7 +264,7 @@ async def test_a_request_ends_in_the_context_of_its_http_request(tokenizer: Toke
     assert observer.ids == ["req-1", "req-1"]
 
 
-async def test_a_collected_response_takes_the_memory_of_its_tokens(tokenizer: Tokenizer) -> None:
+async def test_collected_response_takes_the_memory_of_its_tokens(tokenizer: Tokenizer) -> None:
     num_tokens = 4_000
     tracemalloc.start()
     try:
@@ -280,34 +278,32 @@ async def test_a_collected_response_takes_the_memory_of_its_tokens(tokenizer: To
 
 
 @pytest.mark.parametrize("sends_ids", [False, True])
-async def test_what_counts_as_sent_is_what_was_taken_out(
-    engine: FakeEngine, tokenizer: Tokenizer, sends_ids: bool
-) -> None:
-    """Not what waits for a slow client; and of half a character only its ids, where ids are the answer."""
+async def test_taken_tokens_count_as_sent(engine: FakeEngine, tokenizer: Tokenizer, sends_ids: bool) -> None:
+    """Unread tokens don't count, and half a character counts only if clients receive ids."""
     engine.says = [5, *EURO, 6, 7]
     choice = Choice(0, Prompt((4,)), SamplingParams(max_tokens=6), sends_ids=sends_ids)
     counts = [delta.num_sent async for delta in start(engine, tokenizer, choice, request_id="alone")]
     assert counts == ([1, 2, 3, 4, 5, 6] if sends_ids else [1, 1, 1, 4, 5, 6])
     generation = start(engine, tokenizer, choice)
     await until(lambda: len(engine.given.get("id-0", ())) == 6)
-    assert generation.sent.num_tokens[0] == 0, "nobody has taken anything out"
+    assert generation.sent.num_tokens[0] == 0, "no delta was taken"
     await anext(generation)
     assert generation.sent.num_tokens[0] == 6
     generation.close()
 
 
-async def test_a_call_counts_as_sent_when_it_is_told(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+async def test_tool_call_counts_as_sent_once_its_pieces_are(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     text = call_text("f", '{"a": 1}')
     engine.says = tokenizer.encode(text, control_tokens=False)
     params = SamplingParams(max_tokens=500, end_token_ids=tokenizer.end_token_ids)
     choice = Choice(0, Prompt((4,)), params, may_call=True)
     generation = start(engine, tokenizer, choice)
-    told, num_tokens = "", 0
+    arguments, num_tokens = "", 0
     async for delta in generation:
         num_tokens += len(delta.token_ids)
-        told += "".join(piece.arguments for piece in delta.calls)
-        if not delta.calls and not told:
+        arguments += "".join(piece.arguments for piece in delta.calls)
+        if not delta.calls and not arguments:
             assert generation.sent.num_tokens[0] == 0, "nothing is known of it yet"
-    assert told == '{"a": 1}'
+    assert arguments == '{"a": 1}'
     assert generation.sent.num_tokens[0] == num_tokens == len(engine.says) + 1
     generation.close()

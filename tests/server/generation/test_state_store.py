@@ -1,4 +1,4 @@
-"""Saved states: whose they are, how much room they take, and who may take it."""
+"""Tests of the store of saved states: owners, memory and limits."""
 
 import gc
 import tracemalloc
@@ -18,7 +18,7 @@ def state(num_tokens: int = 1000) -> SavedState:
 
 
 def fill(store: StateStore, owner: str, limit: int, each: SavedState) -> int:
-    """How many an owner can keep."""
+    """Returns how many states an owner can keep."""
     count = 0
     while True:
         try:
@@ -28,16 +28,16 @@ def fill(store: StateStore, owner: str, limit: int, each: SavedState) -> int:
         count += 1
 
 
-def test_ids_count_as_what_they_take() -> None:
-    """In a tuple each would take ten times as much."""
+def test_token_ids_count_as_packed() -> None:
+    """A tuple would take ten times as much."""
     assert fill(StateStore(), "", 1_000_000, state(10_000)) in (22, 23, 24)
 
 
-def test_tiny_states_count_too() -> None:
+def test_tiny_states_count() -> None:
     assert fill(StateStore(), "", 1_000_000, state(1)) < 1_000
 
 
-def test_a_tenant_leaves_as_much_as_it_takes() -> None:
+def test_tenant_leaves_as_much_memory_as_it_takes() -> None:
     store, limit = StateStore(num_tenants=3), 1_000_000
     first = fill(store, "one", limit, state())
     assert store.num_bytes <= limit / 2
@@ -47,7 +47,7 @@ def test_a_tenant_leaves_as_much_as_it_takes() -> None:
     assert fill(StateStore(), "one", limit, state()) > 3 * first // 2, "one alone takes all"
 
 
-def test_a_tenant_leaves_places_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tenant_leaves_as_many_places_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_store, "MAX_STATES", 100)
     store = StateStore(num_tenants=2)
     assert fill(store, "one", PLENTY, state(1)) == 50
@@ -55,7 +55,7 @@ def test_a_tenant_leaves_places_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fill(StateStore(), "one", PLENTY, state(1)) == 100
 
 
-def test_what_is_deleted_gives_its_room_back() -> None:
+def test_deleting_frees_memory() -> None:
     store = StateStore()
     kept = [store.keep(state(), "one", PLENTY) for _ in range(3)]
     before = store.num_bytes
@@ -69,7 +69,7 @@ def test_what_is_deleted_gives_its_room_back() -> None:
 
 @pytest.mark.parametrize("num_blocks", [0, 2])
 @pytest.mark.parametrize("num_tokens", [1, 10_000])
-def test_what_is_counted_is_what_is_taken(num_blocks: int, num_tokens: int) -> None:
+def test_num_bytes_is_the_memory_of_the_states(num_blocks: int, num_tokens: int) -> None:
     def make() -> SavedState:
         recurrent = np.zeros((4, 64), np.float32), np.zeros((4, 3, 64), np.float32)
         window = tuple(np.zeros((64, 2, 8), np.float32) for _ in range(num_blocks))
