@@ -1,4 +1,4 @@
-"""The web application, put together."""
+"""The web application: routes and middleware."""
 
 import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +11,15 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from .api.anthropic import messages
-from .api.common.openapi import ERRORS
+from .api.anthropic.response_schemas import MessageEvent
+from .api.common.openapi import ERRORS, with_events
 from .api.common.unknown_fields import FieldCheck
 from .api.native import abort, debug, generate, health, page, render, states, tokenize
 from .api.native.chat_page import FILES
+from .api.native.response_schemas import TokensChunk
 from .api.openai import chat_completions as chat
 from .api.openai import completions, models, responses
+from .api.openai.response_schemas import ChatCompletionChunk, Completion, ResponseEvent
 from .error_responses import install_error_handlers
 from .generation.service import Service
 from .middleware.auth import Access, KeyAuthentication, PortSplit, needs_admin_key, needs_key
@@ -26,7 +29,29 @@ from .middleware.http_methods import HeadAndOptions
 from .middleware.request_id import RequestScope
 from .request_warnings import HEADER as WARNINGS_HEADER
 
-_OPEN_TO_ALL = Access()
+_ROUTERS: Final = tuple(
+    module.router
+    for module in (
+        chat,
+        completions,
+        responses,
+        messages,
+        generate,
+        models,
+        tokenize,
+        render,
+        states,
+        abort,
+        health,
+        page,
+    )
+)
+"""Routers of all endpoints, in the order of `/openapi.json`; the debug endpoints need an admin key."""
+
+_EVENTS: Final = (ChatCompletionChunk, Completion, ResponseEvent, MessageEvent, TokensChunk)
+"""Models of the events of streams, for `/openapi.json`."""
+
+_OPEN_TO_ALL: Final = Access()
 
 _PUBLIC_PATHS: Final = frozenset({"/", "/v1", "/v1/", *FILES, "/health", "/health/ready", "/metrics"})
 """Paths that need no API key: the chat page, which asks for the key, and its files, the API's root, probes, metrics."""
@@ -41,28 +66,30 @@ def create_app(
     strict: bool = False,
     trace: Callable[[ASGIApp], ASGIApp] | None = None,
 ) -> FastAPI:
-    """
+    """Returns the application.
+
     Args:
-      service: what the routes work with; its engine need not be ready.
-      access: who may come in.
-      max_body_bytes: of a request; a state that is imported has a bound of its own.
-      max_kept_bytes: that all requests may hold together until their answers end.
-      trace: what is put around it all to see requests come and go.
+      service: Service of all routes; its engine need not be ready.
+      access: API keys, admin keys and allowed origins.
+      max_body_bytes: Maximum bytes of a request's body; files of saved states have a limit of their own.
+      max_kept_bytes: Maximum bytes that all requests may hold together until their responses end.
+      strict: Whether unknown fields of bodies are errors.
+      trace: Middleware that traces requests.
     """
     app = FastAPI(
         title="Roost",
         version=importlib.metadata.version("roost"),
-        docs_url=None,  # these pages load their scripts from other people's servers
+        docs_url=None,  # these pages load their scripts from other servers
         redoc_url=None,
         redirect_slashes=False,
         responses=ERRORS,
     )
     app.state.service = service
     app.state.check_fields = FieldCheck(strict=strict)
-    rooms = (chat, completions, responses, messages, generate, models, tokenize, render, states, abort, health, page)
-    for room in rooms:
-        app.include_router(room.router)
-    app.state.endpoints = tuple(each for room in rooms for each in _endpoints(room.router))
+    for router in _ROUTERS:
+        app.include_router(router)
+    app.openapi = with_events(app, _EVENTS)  # type: ignore[method-assign]
+    app.state.endpoints = tuple(each for router in _ROUTERS for each in _endpoints(router))
     if access.admin_keys:
         app.include_router(debug.router)
     install_error_handlers(app)
@@ -92,14 +119,14 @@ def create_app(
 
 
 def _endpoints(router: APIRouter) -> Iterator[str]:
-    """Methods and paths of a router's part of the API."""
+    """Yields the methods and paths of a router's endpoints."""
     for route in router.routes:
         if isinstance(route, APIRoute) and route.include_in_schema and route.path.startswith("/v1/"):
             yield from (f"{method} {route.path}" for method in sorted(route.methods or ()))
 
 
 def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
-    """Browsers let other people's pages read answers; they ask before that, without a key."""
+    """Lets pages of these origins read responses. Browsers ask for that in advance, without a key."""
     app.add_middleware(
         CORSMiddleware,
         allow_origins=origins,

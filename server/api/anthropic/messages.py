@@ -12,17 +12,18 @@ from ...generation.spec import GenerationSpec
 from ...text.chat_template import Ending
 from ..common.dependencies import AnyService, ReadyService, check_body
 from ..common.json_route import JsonRoute
-from ..common.openapi import ANTHROPIC_ERRORS, STREAMABLE
+from ..common.openapi import ANTHROPIC_ERRORS, streamable
 from ..common.sampling import chat_params
 from ..common.streaming import respond
 from ..openai.schemas import ChatBody, ChatMessage
 from .message_builder import MessageBuilder
+from .response_schemas import MessageEvent, MessageObject, TokenCount
 from .schemas import AnthropicOtherTool, CountTokensBody, MessagesBody
 
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/v1/messages", responses=STREAMABLE | ANTHROPIC_ERRORS)
+@router.post("/v1/messages", responses=streamable(MessageObject, MessageEvent) | ANTHROPIC_ERRORS)
 async def create_message(body: MessagesBody, request: Request, service: ReadyService) -> Response:
     """Returns the assistant's next message."""
     check_body(body, request)
@@ -34,12 +35,12 @@ async def create_message(body: MessagesBody, request: Request, service: ReadySer
 
 
 @router.post("/v1/messages/count_tokens", responses=ANTHROPIC_ERRORS)
-async def count_tokens(body: CountTokensBody, request: Request, service: AnyService) -> dict[str, int]:
+async def count_tokens(body: CountTokensBody, request: Request, service: AnyService) -> TokenCount:
     """Returns the number of tokens of the prompt."""
     check_body(body, request)
     options, messages = await service.prepare(lambda: (_tool_options(body), body.as_messages()))
     prompt = await service.prompts.chat(messages, _ending(body), tools=options.introduced)
-    return {"input_tokens": len(prompt.token_ids)}
+    return TokenCount(input_tokens=len(prompt.token_ids))
 
 
 async def messages_spec(body: MessagesBody, service: Service) -> GenerationSpec:

@@ -1,6 +1,11 @@
-"""Descriptions of responses in `/openapi.json` that FastAPI cannot derive."""
+"""Responses in `/openapi.json`: errors, and successes that FastAPI cannot derive from a route."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, Final
+
+from fastapi import FastAPI
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
 
 from ...error_responses import AnthropicErrorBody
 from ...errors import ErrorBody
@@ -10,7 +15,38 @@ type Responses = dict[int | str, dict[str, Any]]
 ERRORS: Final[Responses] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
 ANTHROPIC_ERRORS: Final[Responses] = {"4XX": {"model": AnthropicErrorBody}, "5XX": {"model": AnthropicErrorBody}}
 
-STREAMABLE: Final[Responses] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
-"""A JSON object or a stream of events."""
-
 PLAIN_TEXT: Final[Responses] = {200: {"content": {"text/plain": {}}}}
+
+_COMPONENT: Final = "#/components/schemas/{model}"
+
+
+def success(model: Any) -> Responses:
+    """Returns the description of a response with a JSON object."""
+    return {200: {"model": model}}
+
+
+def streamable(model: Any, event: type) -> Responses:
+    """Returns the description of a response that is a JSON object or a stream of events; see `with_events`."""
+    stream = {"schema": {"$ref": _COMPONENT.format(model=event.__name__)}}
+    return {200: {"model": model, "content": {"application/json": {}, "text/event-stream": stream}}}
+
+
+def with_events(app: FastAPI, events: Sequence[type]) -> Callable[[], dict[str, Any]]:
+    """Returns the app's function for `/openapi.json`, which describes these events of streams too."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schemas = describe()["components"]["schemas"]
+            for name, schema in _event_schemas(events).items():
+                schemas.setdefault(name, schema)
+        return describe()
+
+    return openapi
+
+
+def _event_schemas(events: Sequence[type]) -> dict[str, Any]:
+    """Returns the JSON schemas of events, and of their parts, by name."""
+    inputs: list[Any] = [(event.__name__, "serialization", TypeAdapter(event).core_schema) for event in events]
+    _, definitions = GenerateJsonSchema(ref_template=_COMPONENT).generate_definitions(inputs)
+    return {str(name): schema for name, schema in definitions.items()}

@@ -5,15 +5,16 @@ from fastapi import APIRouter, Request
 from ..common.dependencies import AnyService, check_body
 from ..common.json_route import JsonRoute
 from ..openai.schemas import AbortBody
+from .response_schemas import AbortedRequests
 
 router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/abort_request")
-async def abort_request(body: AbortBody, request: Request, service: AnyService) -> dict[str, int]:
+async def abort_request(body: AbortBody, request: Request, service: AnyService) -> AbortedRequests:
     """Ends all choices of a request, by the response's id or its `x-request-id`, and returns how many still ran.
 
     An unknown id, or one whose request has ended, is no error.
     """
     check_body(body, request)
-    return {"aborted": service.running.abort(body.request_id)}
+    return AbortedRequests(aborted=service.running.abort(body.request_id))

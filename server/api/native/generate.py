@@ -15,17 +15,18 @@ from ...text.served_model import ServedModel
 from ..common.dependencies import ReadyService, check_body
 from ..common.json_route import JsonRoute
 from ..common.logprobs import token_logprobs
-from ..common.openapi import STREAMABLE
+from ..common.openapi import streamable
 from ..common.response_builder import Report, ResponseBuilder, choice_end
 from ..common.sampling import generate_params
 from ..common.streaming import respond
 from ..openai.conversion import constraint_of, report_options, spec_of
 from ..openai.schemas import GenerateBody
+from .response_schemas import Tokens, TokensChunk
 
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/generate", responses=STREAMABLE)
+@router.post("/generate", responses=streamable(Tokens, TokensChunk))
 async def generate(body: GenerateBody, request: Request, service: ReadyService) -> Response:
     """Returns continuations of the token ids."""
     check_body(body, request)

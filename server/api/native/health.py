@@ -1,7 +1,6 @@
 """Health checks, metrics and information about the server."""
 
 import importlib.metadata
-from typing import Any
 
 from fastapi import APIRouter, Response
 
@@ -9,19 +8,20 @@ from ...errors import shutting_down
 from ...observability.metrics import CONTENT_TYPE
 from ..common.dependencies import AnyService, ReadyService
 from ..common.openapi import PLAIN_TEXT
+from .response_schemas import Load, ServerInfo, Status, Version
 
 router = APIRouter()
 
 
 @router.get("/health")
-async def health(service: AnyService) -> dict[str, str]:
+async def health(service: AnyService) -> Status:
     """Returns 200 from the start; 503 only when the engine is dead, which a restart alone can mend."""
     service.check_alive()
     return {"status": "ok"}
 
 
 @router.get("/health/ready")
-async def ready(service: ReadyService) -> dict[str, str]:
+async def ready(service: ReadyService) -> Status:
     """Returns 200 while new requests are served."""
     if service.open_requests.is_draining:
         raise shutting_down()
@@ -29,7 +29,7 @@ async def ready(service: ReadyService) -> dict[str, str]:
 
 
 @router.get("/health_generate")
-async def health_generate(service: ReadyService) -> dict[str, str]:
+async def health_generate(service: ReadyService) -> Status:
     """Returns 200 once a token has been generated; 503 with the reason if none comes in time."""
     await service.check_generates()
     return {"status": "ok"}
@@ -42,7 +42,7 @@ async def metrics(service: AnyService) -> Response:
 
 
 @router.get("/load")
-async def load(service: AnyService) -> dict[str, int]:
+async def load(service: AnyService) -> Load:
     """Returns the present load. `server_load` is vLLM's name for the number of unfinished requests."""
     stats = service.engine.stats
     return {
@@ -58,13 +58,13 @@ async def load(service: AnyService) -> dict[str, int]:
 
 
 @router.get("/version")
-async def version() -> dict[str, str]:
+async def version() -> Version:
     """Returns the server's version."""
     return {"version": _version()}
 
 
 @router.get("/server_info")
-async def server_info(service: AnyService) -> dict[str, Any]:
+async def server_info(service: AnyService) -> ServerInfo:
     """Returns the model and the limits. `slots` is 0 before the model is loaded."""
     model = service.model
     return {

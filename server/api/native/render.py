@@ -12,13 +12,15 @@ from ...tenancy.memory import keep
 from ..common.dependencies import AnyService, check_body
 from ..common.json_response import made_json_response
 from ..common.json_route import JsonRoute
+from ..common.openapi import success
 from ..openai.schemas import ChatBody, CompletionBody
+from .response_schemas import RenderedPrompt
 
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/v1/chat/completions/render")
-@router.post("/apply-template")
+@router.post("/v1/chat/completions/render", responses=success(RenderedPrompt))
+@router.post("/apply-template", responses=success(RenderedPrompt))
 async def render_chat(body: ChatBody, request: Request, service: AnyService) -> Response:
     """Returns the prompt of a chat. The paths are vLLM's and llama.cpp's."""
     check_body(body, request)
@@ -28,7 +30,7 @@ async def render_chat(body: ChatBody, request: Request, service: AnyService) -> 
     return await _rendered_response(service, lambda: _rendered(service, prompt), [prompt])
 
 
-@router.post("/v1/completions/render")
+@router.post("/v1/completions/render", responses=success(list[RenderedPrompt]))
 async def render_completions(body: CompletionBody, request: Request, service: AnyService) -> Response:
     """Returns the prompts of a completion, in their order."""
     check_body(body, request)
@@ -44,7 +46,8 @@ async def _rendered_response(service: Service, make: Callable[[], Any], prompts:
     return await made_json_response(service, make)
 
 
-def _rendered(service: Service, prompt: Prompt) -> dict[str, Any]:
+def _rendered(service: Service, prompt: Prompt) -> RenderedPrompt:
     """Returns a prompt as text and ids. Encoding the text gives other ids, as it does not tell markup from messages."""
     tokenizer = service.model.tokenizer
-    return {"prompt": prompt.text(tokenizer), "token_ids": prompt.token_ids, "count": len(prompt.token_ids)}
+    token_ids = list(prompt.token_ids)
+    return RenderedPrompt(prompt=prompt.text(tokenizer), token_ids=token_ids, count=len(token_ids))

@@ -15,14 +15,16 @@ from ...tenancy.tenant import tenant
 from ..common.dependencies import AnyService, ReadyService, check_body
 from ..common.json_route import JsonRoute
 from ..common.paging import Order, page
+from ..openai.response_schemas import DeletedObject
 from ..openai.schemas import StateBody
+from .response_schemas import StateList, StateObject
 
 IMPORT_PATH: Final = "/v1/states/import"
 
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/v1/states")
+@router.post("/v1/states", response_model=StateObject)
 async def save_state(body: StateBody, request: Request, service: ReadyService) -> dict[str, Any]:
     """Saves the state of a choice that runs or ended lately, up to the tokens whose text was sent whole."""
     check_body(body, request)
@@ -43,7 +45,7 @@ async def save_state(body: StateBody, request: Request, service: ReadyService) -
     return service.states.keep(state, tenant.get(), _limit(service)).described()
 
 
-@router.get("/v1/states")
+@router.get("/v1/states", response_model=StateList)
 async def list_states(
     service: AnyService,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -55,17 +57,17 @@ async def list_states(
     return page(states, limit, order, after, id_of=lambda stored: stored.id, describe=lambda stored: stored.described())
 
 
-@router.get("/v1/states/{state_id}")
+@router.get("/v1/states/{state_id}", response_model=StateObject)
 async def get_state(state_id: str, service: AnyService) -> dict[str, Any]:
     """Describes a state."""
     return service.states.get(state_id, tenant.get()).described()
 
 
 @router.delete("/v1/states/{state_id}")
-async def delete_state(state_id: str, service: AnyService) -> dict[str, Any]:
+async def delete_state(state_id: str, service: AnyService) -> DeletedObject:
     """Deletes a state."""
     service.states.delete(state_id, tenant.get())
-    return {"id": state_id, "object": "state", "deleted": True}
+    return DeletedObject(id=state_id, object="state", deleted=True)
 
 
 @router.get("/v1/states/{state_id}/export")
@@ -80,7 +82,7 @@ async def export_state(state_id: str, service: ReadyService) -> Response:
         return StateFileResponse(data, f"{state_id}.safetensors", transfer, resources.pop_all())
 
 
-@router.post(IMPORT_PATH)
+@router.post(IMPORT_PATH, response_model=StateObject)
 async def import_state(request: Request, service: ReadyService) -> dict[str, Any]:
     """Saves a state from the file of an export, which is the body."""
     kind = service.engine.state_format

@@ -1,7 +1,5 @@
 """`/tokenize`, `/detokenize` and `/tokenizer_info`, in vLLM's shapes."""
 
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
 
 from ...errors import bad_value
@@ -12,12 +10,14 @@ from ...tenancy.memory import keep
 from ..common.dependencies import AnyService, check_body
 from ..common.json_response import json_response, made_json_response
 from ..common.json_route import JsonRoute
+from ..common.openapi import success
 from ..openai.schemas import DetokenizeBody, TokenizeBody
+from .response_schemas import DetokenizedPrompt, TokenizedPrompt, TokenizerInfo
 
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/tokenize")
+@router.post("/tokenize", responses=success(TokenizedPrompt))
 async def tokenize(body: TokenizeBody, request: Request, service: AnyService) -> Response:
     """Returns the token ids of a text or a chat."""
     check_body(body, request)
@@ -27,7 +27,7 @@ async def tokenize(body: TokenizeBody, request: Request, service: AnyService) ->
     )
 
 
-@router.post("/detokenize")
+@router.post("/detokenize", responses=success(DetokenizedPrompt))
 async def detokenize(body: DetokenizeBody, request: Request, service: AnyService) -> Response:
     """Returns the text of token ids: control tokens are spelled out, except for a leading BOS."""
     check_body(body, request)
@@ -47,7 +47,7 @@ async def detokenize(body: DetokenizeBody, request: Request, service: AnyService
 
 
 @router.get("/tokenizer_info")
-async def tokenizer_info(service: AnyService) -> dict[str, Any]:
+async def tokenizer_info(service: AnyService) -> TokenizerInfo:
     """Returns what evaluation harnesses need to work without a tokenizer of their own."""
     tokenizer = service.model.tokenizer
     ends = tokenizer.end_token_ids

@@ -18,11 +18,12 @@ from ...text.served_model import ServedModel
 from ..common.dependencies import ReadyService, check_body
 from ..common.json_route import JsonRoute
 from ..common.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
-from ..common.openapi import STREAMABLE
+from ..common.openapi import streamable
 from ..common.response_builder import Report, ResponseBuilder, choice_end
 from ..common.sampling import chat_params
 from ..common.streaming import respond
 from .conversion import constraint_of, report_options, spec_of
+from .response_schemas import ChatCompletion, ChatCompletionChunk
 from .schemas import ChatBody
 
 router = APIRouter(route_class=JsonRoute)
@@ -31,7 +32,7 @@ _WHOLE: Final = "chat.completion"
 _CHUNK: Final = "chat.completion.chunk"
 
 
-@router.post("/v1/chat/completions", responses=STREAMABLE)
+@router.post("/v1/chat/completions", responses=streamable(ChatCompletion, ChatCompletionChunk))
 async def create_chat_completion(body: ChatBody, request: Request, service: ReadyService) -> Response:
     """Returns the assistant's next message."""
     check_body(body, request)

@@ -16,11 +16,12 @@ from ...text.tokenizer import Tokenizer
 from ..common.dependencies import ReadyService, check_body
 from ..common.json_route import JsonRoute
 from ..common.logprobs import CompletionLogprobs, CompletionLogprobsBuilder, join_logprobs, prompt_logprobs, with_top
-from ..common.openapi import STREAMABLE
+from ..common.openapi import streamable
 from ..common.response_builder import Report, ResponseBuilder, choice_end
 from ..common.sampling import completion_params
 from ..common.streaming import respond
 from .conversion import constraint_of, report_options, spec_of
+from .response_schemas import Completion
 from .schemas import CompletionBody
 
 router = APIRouter(route_class=JsonRoute)
@@ -28,7 +29,7 @@ router = APIRouter(route_class=JsonRoute)
 _OBJECT: Final = "text_completion"
 
 
-@router.post("/v1/completions", responses=STREAMABLE)
+@router.post("/v1/completions", responses=streamable(Completion, Completion))
 async def create_completion(body: CompletionBody, request: Request, service: ReadyService) -> Response:
     """Returns continuations of each prompt."""
     check_body(body, request)

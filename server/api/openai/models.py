@@ -9,6 +9,8 @@ from ...errors import unknown_model
 from ...text.served_model import ServedModel
 from ..common.dependencies import ReadyService
 from ..common.json_response import json_response
+from ..common.openapi import success
+from .response_schemas import AnthropicModelList, AnthropicModelObject, ModelList, ModelObject
 
 router = APIRouter()
 
@@ -16,7 +18,7 @@ AnthropicVersion = Annotated[str | None, Header()]
 """Header `anthropic-version`, which Anthropic's clients send and no others."""
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=success(ModelList | AnthropicModelList))
 async def list_models(service: ReadyService, anthropic_version: AnthropicVersion = None) -> Response:
     """Lists the served model."""
     model_id = service.model.id
@@ -26,7 +28,7 @@ async def list_models(service: ReadyService, anthropic_version: AnthropicVersion
     return json_response({**listed, "first_id": model_id, "last_id": model_id})
 
 
-@router.get("/v1/models/{model_id:path}")
+@router.get("/v1/models/{model_id:path}", responses=success(ModelObject | AnthropicModelObject))
 async def get_model(model_id: str, service: ReadyService, anthropic_version: AnthropicVersion = None) -> Response:
     """Describes the served model."""
     if model_id != service.model.id:

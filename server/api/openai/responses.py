@@ -21,13 +21,14 @@ from ...text.grammar import OBJECT_SCHEMA
 from ..common.dependencies import AnyService, ReadyService, check_body
 from ..common.json_response import json_response, to_json
 from ..common.json_route import JsonRoute
-from ..common.openapi import STREAMABLE
+from ..common.openapi import streamable, success
 from ..common.paging import Order
 from ..common.sampling import chat_params
 from ..common.sse import TYPED_EVENTS
 from ..common.streaming import EventStream, choices_of, respond, stream_events
 from .input_items import page
 from .response_builder import ResponsesBuilder
+from .response_schemas import DeletedObject, ItemList, ResponseEvent, ResponseObject
 from .responses_schemas import LOGPROBS, ItemReference, ResponseBody
 from .schemas import ChatBody, ChatMessage
 from .tool_schemas import OtherTool
@@ -35,7 +36,7 @@ from .tool_schemas import OtherTool
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/v1/responses", responses=STREAMABLE)
+@router.post("/v1/responses", responses=streamable(ResponseObject, ResponseEvent))
 async def create_response(body: ResponseBody, request: Request, service: ReadyService) -> Response:
     """Returns the assistant's next message, after those of a previous response if one is named."""
     check_body(body, request)
@@ -54,7 +55,7 @@ async def create_response(body: ResponseBody, request: Request, service: ReadySe
     return json_response(begun) if log is None else _follow(service, log, 0)
 
 
-@router.get("/v1/responses/{response_id}", responses=STREAMABLE)
+@router.get("/v1/responses/{response_id}", responses=streamable(ResponseObject, ResponseEvent))
 async def get_response(
     response_id: str,
     service: AnyService,
@@ -72,7 +73,7 @@ async def get_response(
     return _follow(service, stored.events, 0 if starting_after is None else starting_after + 1)
 
 
-@router.get("/v1/responses/{response_id}/input_items")
+@router.get("/v1/responses/{response_id}/input_items", responses=success(ItemList))
 async def list_input_items(
     response_id: str,
     service: AnyService,
@@ -85,7 +86,7 @@ async def list_input_items(
     return json_response(await service.workers.run(lambda: page(stored, limit, order, after)))
 
 
-@router.post("/v1/responses/{response_id}/cancel")
+@router.post("/v1/responses/{response_id}/cancel", responses=success(ResponseObject))
 async def cancel_response(response_id: str, service: AnyService) -> Response:
     """Cancels a background response; one that has ended already stays as it is."""
     if not service.responses.get(response_id).is_background:
@@ -96,12 +97,12 @@ async def cancel_response(response_id: str, service: AnyService) -> Response:
 
 
 @router.delete("/v1/responses/{response_id}")
-async def delete_response(response_id: str, service: AnyService) -> dict[str, Any]:
+async def delete_response(response_id: str, service: AnyService) -> DeletedObject:
     """Deletes a response; one that still runs in the background is cancelled first."""
     service.responses.get(response_id)
     await _end(service, response_id)
     service.responses.delete(response_id)
-    return {"id": response_id, "object": "response", "deleted": True}
+    return DeletedObject(id=response_id, object="response", deleted=True)
 
 
 async def _end(service: Service, response_id: str) -> None:
