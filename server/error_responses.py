@@ -1,4 +1,4 @@
-"""Errors on their way out: each API has its own shape of them."""
+"""Responses to errors, in the shape of each API."""
 
 from collections.abc import Mapping
 from typing import Final, TypedDict
@@ -15,7 +15,7 @@ from .errors import CLIENT_CLOSED_REQUEST, ApiError, from_exception, from_http, 
 from .observability.logging import error_reason, request_id
 
 ANTHROPIC_PATH: Final = "/v1/messages"
-"""All paths that begin with it speak Anthropic's API."""
+"""Prefix of the paths of Anthropic's API."""
 
 _API_ROOT: Final = "/v1"
 
@@ -31,18 +31,22 @@ _ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
 
 
 class AnthropicErrorDetail(TypedDict):
+    """An error in Anthropic's shape."""
+
     type: str
     message: str
 
 
 class AnthropicErrorBody(TypedDict):
+    """Body of every status from 400 on, and event about an error in a stream, in Anthropic's shape."""
+
     type: str
     error: AnthropicErrorDetail
     request_id: str
 
 
 def anthropic_body(error: ApiError) -> AnthropicErrorBody:
-    """The shape has no place for the field that is to blame, so the message names it."""
+    """Returns an error in Anthropic's shape. It has no place for the field that caused it, so the message names it."""
     detail = error.body["error"]
     message, param = detail["message"], detail["param"]
     kind = "invalid_request_error" if error.status_code < 500 else "api_error"
@@ -57,9 +61,10 @@ def anthropic_body(error: ApiError) -> AnthropicErrorBody:
 
 
 def error_response(error: ApiError, path: str) -> Response:
-    """
+    """Returns the response to an error, and logs its reason.
+
     Args:
-      path: of the request; it tells which API the client speaks.
+      path: Path of the request, which decides the shape.
     """
     error_reason.get([]).append(log_reason(error))
     body = anthropic_body(error) if path.startswith(ANTHROPIC_PATH) else error.body
@@ -67,18 +72,18 @@ def error_response(error: ApiError, path: str) -> Response:
 
 
 async def send_error(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers an HTTP request from a middleware."""
+    """Sends the response to an error from a middleware."""
     await error_response(error, scope["path"])(scope, receive, send)
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answers every known exception; the middleware answers the unknown ones."""
+    """Installs handlers of all known exceptions; a middleware handles the unknown ones."""
     for kind in (HTTPException, RequestValidationError, RoostError):
-        app.add_exception_handler(kind, _answer)
-    app.add_exception_handler(ClientDisconnect, _answer_nobody)
+        app.add_exception_handler(kind, _respond)
+    app.add_exception_handler(ClientDisconnect, _no_response)
 
 
-async def _answer(request: Request, error: Exception) -> Response:
+async def _respond(request: Request, error: Exception) -> Response:
     path = request.url.path
     if path.rstrip("/") == _API_ROOT:
         return _directions(request)
@@ -88,7 +93,7 @@ async def _answer(request: Request, error: Exception) -> Response:
 
 
 def _directions(request: Request) -> Response:
-    """404 for the base URL of the API, which people open in a browser and take for an endpoint."""
+    """Returns a 404 with directions for the API's base URL, which people open in a browser."""
     page = str(request.base_url)
     message = (
         f"no such URL ({request.method} {request.url.path}): this is the base URL for API clients, such as "
@@ -99,5 +104,5 @@ def _directions(request: Request) -> Response:
     return JSONResponse({**error.body, "chat_page": page, "endpoints": request.app.state.endpoints}, 404)
 
 
-async def _answer_nobody(request: Request, error: Exception) -> Response:
+async def _no_response(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)

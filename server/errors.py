@@ -1,4 +1,4 @@
-"""Every failure as a status and one line of text. This is the border where exceptions become answers."""
+"""Errors of the API: every exception becomes a status and one line of text here."""
 
 import http
 import math
@@ -23,32 +23,35 @@ from .validation_errors import describe, path_of
 
 
 def retry_after(seconds: float) -> Mapping[str, str]:
-    """Headers that say when the same request may succeed: the standard's in whole seconds, and OpenAI's exact one."""
+    """Returns headers with the time until a retry: the standard's in whole seconds, and OpenAI's in milliseconds."""
     return {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
 
 
 RETRY: Final = retry_after(1.0)
-"""Sent where nothing is known of when; clients double the second by themselves."""
+"""Headers for a retry at an unknown time; clients increase the second by themselves."""
 
 _CLOSE: Final = {**RETRY, "connection": "close"}
-"""Sent where the next try had better come to another server, and so on another connection."""
+"""Headers for a retry on another connection, and so perhaps at another server."""
 
 NO_RETRY: Final = {"x-should-retry": "false"}
-"""Sent where clients would repeat by themselves what will fail again."""
+"""Headers that keep clients from repeating by themselves what will fail again."""
 
 CLIENT_CLOSED_REQUEST: Final = 499
-"""For the log only (nginx's number): nobody is there to read the answer."""
+"""Status in the log (nginx's number) of a request whose client has disconnected."""
 
 _MAX_MESSAGE: Final = 1000
-"""Characters of a message to a client; it may quote what the client sent."""
+"""Maximum characters of a message to a client, which may quote what the client sent."""
+
 _MAX_REASON: Final = 160
-"""Characters of an error's message in the log."""
+"""Maximum characters of an error's message in the log."""
 
 _INVALID_REQUEST: Final = "invalid_request_error"
 _SERVER_ERROR: Final = "server_error"
 
 
 class ErrorDetail(TypedDict):
+    """An error in OpenAI's shape."""
+
     message: str
     type: str
     param: str | None
@@ -56,23 +59,23 @@ class ErrorDetail(TypedDict):
 
 
 class ErrorBody(TypedDict):
-    """OpenAI's shape: what every status from 400 on, and an error in the middle of a stream, carries."""
+    """Body of every status from 400 on, and event about an error in a stream, in OpenAI's shape."""
 
     error: ErrorDetail
 
 
 class ApiError(HTTPException):
-    """An answer other than success.
+    """An error that clients receive.
 
     Args:
-      status: the HTTP status.
-      message: one line for people.
+      status: HTTP status.
+      message: One line for people.
       type: OpenAI's class of the error.
-      param: the field of the request that is to blame.
-      code: what programs look at.
-      headers: to send with it.
-      is_private: whether the message repeats what the client sent in a form that no rule can find, as a compiler's
-        complaint about a grammar does; then it is not logged.
+      param: Field of the request that caused the error.
+      code: Identifier for programs.
+      headers: Headers of the response.
+      is_private: Whether the message may repeat what the client sent in a form that cannot be removed, as a compiler's
+        message about a grammar does. Such a message is not logged.
     """
 
     def __init__(
@@ -94,21 +97,23 @@ class ApiError(HTTPException):
 
 
 def _one_line(text: str, most: int = _MAX_MESSAGE) -> str:
-    """Names that a client sent may be as long as a body, and may hold line breaks."""
+    """Returns printable text of at most this length. A name that a client sent may be long and hold line breaks."""
     short = text if len(text) <= most else text[: most - 1] + "…"
     return "".join(char if char.isprintable() else " " for char in short)
 
 
 def bad_value(param: str | None, message: str, *, is_private: bool = False) -> ApiError:
-    """400, for a value of the request that cannot be used."""
+    """Returns a 400 for an invalid value of a request."""
     return ApiError(400, message, param=param, is_private=is_private)
 
 
 def unknown_model(name: str) -> ApiError:
+    """Returns a 404 for another model than the served one."""
     return ApiError(404, f"the model {name!r} does not exist", param="model", code="model_not_found")
 
 
 def invalid_api_key() -> ApiError:
+    """Returns a 401 for a missing or wrong key."""
     return ApiError(
         401,
         "missing or wrong API key: send the header Authorization: Bearer KEY, or x-api-key: KEY",
@@ -118,36 +123,40 @@ def invalid_api_key() -> ApiError:
 
 
 def prompt_too_long(num_tokens: int, limit: int) -> ApiError:
+    """Returns a 400 for a prompt with more tokens than the operator allows."""
     message = f"the prompt has {num_tokens} tokens, and this server takes {limit}"
     return ApiError(400, message, code="context_length_exceeded")
 
 
 def body_too_large(limit: int) -> ApiError:
+    """Returns a 413 for a body of more than `limit` bytes."""
     return ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
 
 
 def request_too_large(limit: int) -> ApiError:
-    """413, for a request that would take more memory than all requests may hold together."""
+    """Returns a 413 for a request that would take more memory than all requests may hold together."""
     message = f"the request would hold more than {limit / 2**20:.0f} MiB of memory: send fewer or shorter prompts"
     return ApiError(413, message, code="request_too_large")
 
 
 def encoded_body(encoding: str) -> ApiError:
+    """Returns a 415 for a compressed body."""
     return ApiError(415, f"content-encoding {encoding[:60]!r} is not supported: send the body uncompressed")
 
 
 def host_missing() -> ApiError:
+    """Returns a 400 for a request without a `Host` header, or with several."""
     return ApiError(400, "an HTTP/1.1 request needs exactly one Host header")
 
 
 def too_many_bytes() -> ApiError:
-    """503, for a request that came while others took all the room."""
+    """Returns a 503 for a request that comes while others hold all memory."""
     message = "too many large requests at a time: try again later"
     return ApiError(503, message, type=_SERVER_ERROR, code="overloaded", headers=RETRY)
 
 
 def tenant_holds_too_much() -> ApiError:
-    """429, for a request of a tenant that has its share of the room already."""
+    """Returns a 429 for a request of a tenant that holds its share of the memory already."""
     message = "this API key's requests hold too much memory at a time: wait for some of them, or send smaller ones"
     return ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=RETRY)
 
@@ -159,56 +168,62 @@ def response_too_large(param: str, num_bytes: int, limit: int, fix: str) -> ApiE
 
 
 def grammars_busy(reason: str) -> ApiError:
-    """503, for a grammar that other grammars leave no room for."""
+    """Returns a 503 for a grammar that other grammars leave no room for."""
     return ApiError(503, reason, type=_SERVER_ERROR, code="overloaded", headers=RETRY)
 
 
 def too_many_connections() -> ApiError:
+    """Returns a 503 for a connection beyond the limit."""
     return ApiError(503, "too many connections", type=_SERVER_ERROR, code="overloaded", headers=RETRY)
 
 
 def not_http() -> ApiError:
+    """Returns a 400 for bytes that are no HTTP request."""
     return ApiError(400, "this is no HTTP request")
 
 
 def head_too_large(limit: int) -> ApiError:
+    """Returns a 431 for a URL and headers of more than `limit` bytes together."""
     return ApiError(431, f"the URL and the headers are together larger than {limit} bytes", code="request_too_large")
 
 
 def too_slow(what: str, seconds: float) -> ApiError:
-    """408, before the connection is closed."""
+    """Returns a 408 for a part of a request that took too long; the connection is closed then."""
     return ApiError(408, f"{what} did not arrive within {seconds:g} s", code="request_too_slow")
 
 
 def model_loading() -> ApiError:
+    """Returns a 503 while the model loads."""
     return ApiError(503, "the model is still loading", type=_SERVER_ERROR, code="model_loading", headers=RETRY)
 
 
 def shutting_down() -> ApiError:
+    """Returns a 503 while the server drains."""
     return ApiError(503, "the server is shutting down", type=_SERVER_ERROR, code="shutting_down", headers=_CLOSE)
 
 
 def not_generating(reason: str) -> ApiError:
-    """503, for whoever asked whether tokens are made."""
+    """Returns a 503 for a health check whose token did not come."""
     return ApiError(503, reason, type=_SERVER_ERROR, code="not_generating", headers=RETRY)
 
 
 def request_aborted() -> ApiError:
+    """Returns a 409 for a request that another request aborted."""
     return ApiError(409, "the request was aborted", code="request_aborted", headers=NO_RETRY)
 
 
 def client_too_slow() -> ApiError:
-    """408, in the middle of a stream: too much of it has been made and not been read."""
+    """Returns a 408 for a stream of which the client has left too much unread."""
     return ApiError(408, "the stream was read too slowly", code="client_too_slow", headers=NO_RETRY)
 
 
 def internal_error() -> ApiError:
-    """500. What happened goes to the log, not to the client."""
+    """Returns a 500 without details, which go to the log."""
     return ApiError(500, "internal server error", type=_SERVER_ERROR)
 
 
 def log_reason(error: ApiError) -> str:
-    """Returns why a request was refused: one short line for the log, without values that the client sent."""
+    """Returns the reason of a refusal as one short line for the log, without values that the client sent."""
     detail = error.body["error"]
     if error.is_private:
         param = _one_line(detail["param"] or "the request", _MAX_REASON)
@@ -217,7 +232,7 @@ def log_reason(error: ApiError) -> str:
 
 
 def _without_quotes(text: str) -> str:
-    """Drops all between the first quotation mark and the last, if a client's text may be there.
+    """Returns the text without all between its first and last quotation mark, if a client's text may be there.
 
     Such a text is there as Python's `repr`, which has a single quotation mark somewhere unless it was cut. A mark
     within a word is an apostrophe. Double ones in pairs are a field's own choices.
@@ -232,7 +247,7 @@ def _without_quotes(text: str) -> str:
 
 
 def from_exception(error: Exception) -> ApiError:
-    """The answer to an exception that no code has turned into one; what is unexpected becomes a bare 500."""
+    """Returns the error that clients receive for an exception; an unexpected one becomes a bare 500."""
     match error:
         case ApiError():
             return error
@@ -247,7 +262,7 @@ def from_exception(error: Exception) -> ApiError:
             return ApiError(503, str(error), type=_SERVER_ERROR, code="queue_timeout", headers=RETRY)
         case RequestTimeoutError():
             return ApiError(504, str(error), type=_SERVER_ERROR, code="request_timeout", headers=NO_RETRY)
-        case ConstraintError():  # what the request asks for has turned out to be impossible
+        case ConstraintError():  # no output can match the constraint
             return ApiError(400, str(error), code="constraint_failed", is_private=True)
         case EngineDeadError():
             return ApiError(503, str(error), type=_SERVER_ERROR, code="engine_unavailable", headers=RETRY)
@@ -260,7 +275,11 @@ def from_exception(error: Exception) -> ApiError:
 
 
 def from_http(error: StarletteHTTPException, where: str = "") -> ApiError:
-    """Starlette's own: no such route, no such method, a body that cannot be read."""
+    """Returns the error for one of Starlette's own: no such route, no such method, a body that cannot be read.
+
+    Args:
+      where: Method and path, as the end of the message.
+    """
     if isinstance(error, ApiError):
         return error
     status = error.status_code

@@ -1,4 +1,7 @@
-"""What the server dropped or ignored of a request: reported in a response header, and in the body on request."""
+"""Warnings about parts of a request that were dropped or ignored.
+
+A response header reports them, and so does the body on request.
+"""
 
 import urllib.parse
 from collections.abc import Iterable, Sequence
@@ -8,7 +11,7 @@ from typing import Final
 HEADER: Final = "x-roost-warnings"
 MAX_WARNINGS: Final = 16
 MAX_LENGTH: Final = 60
-"""Characters of one warning."""
+"""Maximum characters of one warning."""
 
 _warnings: Final[ContextVar[list[str]]] = ContextVar("warnings")
 
@@ -32,7 +35,7 @@ def warn_all(texts: Iterable[str]) -> None:
 
 
 def current() -> Sequence[str]:
-    """Returns the warnings of the current request, in the order in which they came up."""
+    """Returns the warnings of the current request, in order."""
     return tuple(_warnings.get([]))
 
 

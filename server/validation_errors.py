@@ -1,4 +1,4 @@
-"""Says what is wrong with a value that a schema refuses: the field, what it takes, and what came."""
+"""Error messages for values that a schema refuses: the field, the accepted values, and the value sent."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -6,7 +6,7 @@ from typing import Any, Final
 import orjson
 
 _MAX_SHOWN: Final = 60
-"""Characters of a value that are repeated in an error."""
+"""Maximum characters of a value that an error repeats."""
 
 _KINDS: Final[Mapping[type, str]] = {
     bool: "a boolean",
@@ -43,7 +43,7 @@ _RULES: Final[Mapping[str, Callable[[_Detail], str]]] = {
     "string_type": lambda _: "must be a string",
     "wrong_kind": lambda detail: str(detail["msg"]),
 }
-"""What a field must be, by the kind of pydantic's error."""
+"""Descriptions of accepted values, by the type of pydantic's error."""
 
 _SIZES: Final = {
     "string_too_long": "must have at most {max_length} characters",
@@ -57,8 +57,8 @@ def describe(detail: _Detail, location: Sequence[str | int]) -> str:
     """Returns one sentence about an error.
 
     Args:
-      detail: an entry of pydantic's `errors()`.
-      location: of the value, without the part of the request that it is in.
+      detail: An entry of pydantic's `errors()`.
+      location: Place of the value within the body or query.
     """
     path, kind, value = path_of(location), detail["type"], detail.get("input")
     if kind == "missing":
@@ -90,12 +90,12 @@ def _limit(detail: _Detail, name: str) -> str:
 
 
 def _choices(detail: _Detail) -> str:
-    """`"a", "b" or "c"`; pydantic has only the sentence."""
+    """Returns `"a", "b" or "c"`, from the sentence that pydantic has of it."""
     return str(detail["ctx"]["expected"]).replace("'", '"')
 
 
 def _shown(value: Any) -> str:
-    """The value, or its kind where it has no short form."""
+    """Returns the value as JSON, or its type if it has no short form."""
     if value is None:
         return "null"
     if isinstance(value, dict | list):

@@ -57,10 +57,6 @@ PENDING: frozenset[str] = frozenset(
     {
         # server/generation/
         "server/generation/sent_responses.py",
-        "server/generation/tools/reader.py",
-        # server/
-        "server/request_warnings.py",
-        "server/validation_errors.py",
     }
 )
 

@@ -1,4 +1,4 @@
-"""Finds the calls in an answer while it is written."""
+"""Parses tool calls out of output as it is generated."""
 
 import re
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ _START: Final = re.compile(re.escape(MARK) + r'\n\{"name": "([^"]+)", "arguments
 
 @dataclass(frozen=True, slots=True)
 class CallPiece:
-    """What a call gains; also a whole call.
+    """A piece of a call, or a whole call.
 
     Attributes:
-      index: its place among the calls of the answer.
-      id, name: on a call's first piece.
-      arguments: a stretch of their JSON.
+      index: Place among the calls of the output.
+      id, name: Set on a call's first piece.
+      arguments: A piece of the arguments' JSON.
     """
 
     index: int
@@ -30,7 +30,7 @@ class CallPiece:
 
 
 class CallJoiner:
-    """Joins the pieces of an answer's calls as they come, without keeping each of them."""
+    """Joins the pieces of calls as they come, without keeping each of them."""
 
     def __init__(self) -> None:
         self._calls: list[tuple[CallPiece, StringIO]] = []
@@ -42,12 +42,12 @@ class CallJoiner:
         self._calls[-1][1].write(piece.arguments)
 
     def joined(self) -> tuple[CallPiece, ...]:
-        """One piece for each call so far."""
+        """Returns one piece for each call so far."""
         return tuple(replace(first, arguments=arguments.getvalue()) for first, arguments in self._calls)
 
 
 def join_calls(pieces: Sequence[CallPiece]) -> tuple[CallPiece, ...]:
-    """Whole calls, of all their pieces in order."""
+    """Returns whole calls, given all their pieces in order."""
     joiner = CallJoiner()
     for piece in pieces:
         joiner.add(piece)
@@ -55,7 +55,7 @@ def join_calls(pieces: Sequence[CallPiece]) -> tuple[CallPiece, ...]:
 
 
 class _Place(Enum):
-    """Where the reader is."""
+    """Place of the reader in the output."""
 
     BEGINNING = auto()
     TEXT = auto()
@@ -65,13 +65,13 @@ class _Place(Enum):
 
 
 class CallReader:
-    """Takes the text of an answer piece by piece, and tells text from calls.
+    """Separates text from calls in output that comes piece by piece.
 
-    An answer that begins with `MARK` has been held to the form of calls by its grammar; if it is cut short, the last
+    A grammar ensures that output which begins with `MARK` has the form of calls. If the output is cut short, the last
     call is incomplete.
 
     Attributes:
-      is_complete: whether the answer consists of calls, and the last of them has ended.
+      is_complete: Whether the output consists of calls, and the last of them has ended.
     """
 
     def __init__(self) -> None:
@@ -83,14 +83,15 @@ class CallReader:
 
     @property
     def is_holding(self) -> bool:
-        """Whether there is text of which it is not known yet what it belongs to."""
+        """Whether there is text that may be either text or part of a call."""
         return bool(self._held)
 
     def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[CallPiece, ...]]:
-        """The text, and the pieces of calls, that have become known.
+        """Returns the text and the pieces of calls that are certain after more output.
 
         Args:
-          is_last: nothing more will come.
+          text: Next piece of the output.
+          is_last: Whether it is the last piece.
         """
         self._held += text
         pieces: list[CallPiece] = []
@@ -103,7 +104,7 @@ class CallReader:
         return shown, tuple(pieces)
 
     def _step(self) -> list[CallPiece]:
-        """Goes as far as what is held allows in one place."""
+        """Advances within one place as far as the held text allows."""
         match self._place:
             case _Place.BEGINNING if not MARK.startswith(self._held[: len(MARK)]):
                 self._place = _Place.TEXT
@@ -136,7 +137,7 @@ class CallReader:
 
 
 class _ObjectEnd:
-    """Finds where a JSON object ends that comes in pieces."""
+    """Finds the end of a JSON object that comes in pieces."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -144,7 +145,7 @@ class _ObjectEnd:
         self._escaped = False
 
     def find(self, piece: str) -> int | None:
-        """How much of the piece belongs to the object; None if it goes on behind it."""
+        """Returns the number of the piece's characters that belong to the object; None if the object continues."""
         for position, char in enumerate(piece, start=1):
             if self._in_string:
                 self._in_string = self._escaped or char != '"'
