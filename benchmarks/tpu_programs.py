@@ -80,7 +80,7 @@ class Measure:
 
     @property
     def tokens(self) -> int:
-        """Bytes that one run of the program reads or writes."""
+        """Number of tokens that one run of the program prefills or generates."""
         return self.rows if self.program == "decode" else PROMPT
 
 

@@ -48,23 +48,13 @@ def dot(
 ) -> Float[Array, "*rows O"]:
     """Returns x · weightᵀ + bias in `dtype`, summed in float32, or in int32 if the weight is quantised."""
     rows = x.reshape(-1, x.shape[-1])
-    if backend == "cpu" and _has_native_kernel(x.shape, weight):
+    is_step = x.ndim == 2 or x.shape[1] == 1
+    if native.has_product(backend, weight.dtype, is_step=is_step):
         y = _native_dot(rows, weight, bias, dtype)
     else:
         y = _portable_dot(_pad_rows(rows, weight.dtype), weight)[: rows.shape[0]]
         y = (y if bias is None else y + bias).astype(dtype)
     return y.reshape(*x.shape[:-1], y.shape[1])
-
-
-def _has_native_kernel(shape: tuple[int, ...], weight: Matrix) -> bool:
-    """Returns whether a native kernel computes this product on CPUs.
-
-    Int8 products always use it, because their sums are exact. Bfloat16 products use it for one token per row, `[B, …]`
-    or `[B, 1, …]`; for prefill chunks XLA is faster. The choice never depends on the number of rows, because a row's
-    bits must not.
-    """
-    is_step = len(shape) == 2 or shape[1] == 1
-    return isinstance(weight, QuantizedMatrix) or (is_step and weight.dtype == jnp.bfloat16)
 
 
 def _native_dot(
@@ -179,7 +169,7 @@ class RGLRU(nnx.Module):
     def _gates(self, x: Float32[Array, "B T E"]) -> tuple[Float32[Array, "B T E"], Float32[Array, "B T E"]]:
         weight = self.gate_weight[...]
         blocks, size = weight.shape[:2]
-        if self.backend == "cpu" and weight.dtype == jnp.float32:
+        if native.has_block_product(self.backend, weight.dtype):
             gates = native.block_product(x.reshape(-1, blocks, size), weight, self.gate_bias[...])
             return gates[..., :size].reshape(x.shape), gates[..., size:].reshape(x.shape)
         rows = _pad_rows(x.reshape(-1, blocks, size).astype(weight.dtype), weight.dtype)
