@@ -1,4 +1,4 @@
-"""The command line of `roost bench`: what it passes on, and one line for what a user can put right."""
+"""Command line of `roost bench`: the options that it passes on, and errors in one line."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""`roost bench engine` and `length` on an engine that costs nothing."""
+"""`roost bench engine` and `length` on a fake engine."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ SLOTS, CHUNK = 4, 64
 
 
 class Ticks:
-    """A clock that goes on by a second whenever it is read."""
+    """Clock that advances by a second whenever it is read."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -59,7 +59,7 @@ class CountingCore(EngineCore):
         return self._left.pop(request_id, None) is not None
 
     def step(self) -> list[tuple[str, TokenOutput]]:
-        """Gives what the step before has found, as the true one does."""
+        """Returns the outputs of the step before, as the real engine does."""
         last, self._results = self._results, self._plan()
         outputs = []
         for request_id, count in last:
@@ -155,7 +155,7 @@ def test_the_rate_is_that_of_full_batches() -> None:
 
 
 @pytest.mark.parametrize("workload", ["prefill", "decode", "mixed"])
-def test_each_workload_tells_what_it_measures(core: CountingCore, workload: str) -> None:
+def test_each_workload_reports_what_it_measures(core: CountingCore, workload: str) -> None:
     driver = Driver(core, clock=Ticks())
     run_in_turn(driver, requests(3), 3)
     result = summarize(workload, driver)
@@ -188,7 +188,7 @@ def test_more_requests_than_slots_are_refused() -> None:
         Plan.of(options(concurrency=5), SLOTS)
 
 
-def test_a_benchmark_runs_every_workload_as_often_as_asked(core: CountingCore) -> None:
+def test_a_benchmark_repeats_every_workload(core: CountingCore) -> None:
     bench = Bench(options(), Plan.of(options(), SLOTS), vocab_size=100, core=core)
     assert bench.run()
     workloads = bench.result()["workloads"]
@@ -198,7 +198,7 @@ def test_a_benchmark_runs_every_workload_as_often_as_asked(core: CountingCore) -
     assert workloads["mixed"]["median"]["prompt_tokens"] == 8 * 70
 
 
-def test_ctrl_c_leaves_what_was_measured() -> None:
+def test_ctrl_c_keeps_the_measurements() -> None:
     core = CountingCore(fails_at=40)
     bench = Bench(options(), Plan.of(options(), SLOTS), vocab_size=100, core=core)
     assert not bench.run()
@@ -223,9 +223,9 @@ def test_ctrl_c_before_anything_was_measured_leaves_nothing() -> None:
     )
 
 
-def test_stretches_hold_all_tokens_and_the_texts_are_ended(core: CountingCore) -> None:
-    told: list[int] = []
-    stretches = list(measure(core, requests(3, max_tokens=None), [4, 8, 11], Ticks(), told.append))
+def test_stretches_hold_all_tokens_and_sequences_are_aborted(core: CountingCore) -> None:
+    advanced: list[int] = []
+    stretches = list(measure(core, requests(3, max_tokens=None), [4, 8, 11], Ticks(), advanced.append))
     assert [stretch.length for stretch in stretches] == [4, 8, 11]
     assert [stretch.tokens for stretch in stretches] == [3 * 3, 3 * 4, 3 * 3]
     assert all(stretch.resident_bytes > 0 for stretch in stretches)

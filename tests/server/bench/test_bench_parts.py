@@ -1,4 +1,4 @@
-"""The parts of `roost bench` that have no effects: percentiles, lengths, arrivals, limits, tables."""
+"""Pure functions of `roost bench`: percentiles, lengths, arrivals, limits, tables."""
 
 import math
 import random
@@ -68,7 +68,7 @@ def test_a_length_is_written_as_it_is_read(low: int, more: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "5:1", "0:5", "1:2:3", "1.5", "a", "9999999999"])
-def test_what_is_no_length(text: str) -> None:
+def test_invalid_lengths_are_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="--input-len"):
         LengthRange.parse("--input-len", text)
 
@@ -99,7 +99,7 @@ def test_an_infinite_rate_sends_at_once() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "nan", "fast"])
-def test_what_is_no_rate(text: str) -> None:
+def test_invalid_rates_are_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="--request-rate"):
         parse_rate("--request-rate", text)
 
@@ -149,12 +149,12 @@ def test_a_request_that_failed_meets_no_limit() -> None:
     assert not Objective({"ttft": 1e9}).is_met_by(trace(failure="HTTP 500"))
 
 
-def test_a_request_of_one_token_has_no_gap_to_be_blamed_for() -> None:
+def test_a_request_of_one_token_has_no_gaps() -> None:
     assert Objective({"itl": 1.0, "tpot": 1.0}).is_met_by(trace(0.1))
 
 
 @pytest.mark.parametrize("word", ["ttft", "ttft:", "ttft:0", "ttft:-1", "ttft:inf", "ttft:nan", "speed:1", "500"])
-def test_what_is_no_limit(word: str) -> None:
+def test_invalid_limits_are_refused(word: str) -> None:
     with pytest.raises(SettingsError, match="--goodput"):
         Objective.parse("--goodput", [word])
 
@@ -178,7 +178,7 @@ def test_stretches_end_at_doublings(max_length: int, ends: list[int]) -> None:
     assert ends_of_stretches(max_length) == ends
 
 
-def test_numbers_have_the_digits_that_mean_something() -> None:
+def test_numbers_have_significant_digits() -> None:
     assert [milliseconds(value) for value in (0.1234, 12.34, 1234.5, None)] == ["0.12", "12.3", "1,234", "–"]
     assert [rate(value) for value in (12.34, 12345.6, None)] == ["12.3", "12,346", "–"]
     assert number(7) == "7.0"

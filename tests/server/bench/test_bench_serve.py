@@ -69,7 +69,7 @@ async def test_tokens_are_what_the_engine_counted(
     assert result["ttft_ms"]["count"] == 12
 
 
-async def test_the_same_seed_asks_the_same(service: Service, engine: FakeEngine) -> None:
+async def test_the_same_seed_sends_the_same_requests(service: Service, engine: FakeEngine) -> None:
     async with live(service) as client:
         options = replace(OPTIONS, address=Address.parse(str(client.base_url)), concurrency=1)
         for _ in range(2):
@@ -89,20 +89,20 @@ async def test_failures_are_counted_by_their_reasons() -> None:
     assert result["ttft_ms"] is None
 
 
-async def test_a_first_request_that_fails_ends_it() -> None:
+async def test_a_failed_first_request_ends_the_benchmark() -> None:
     async with scripted(Script([error("400 Bad Request", b'{"message":"prompt must be text"}')])) as address:
         with pytest.raises(CommandError, match=r"HTTP 400: prompt must be text; see --vocab-size, and --prompt-text"):
             await Run(replace(OPTIONS, address=address, model="m", warmup=1)).all()
 
 
 @pytest.mark.parametrize("answer", [error("401 No", b""), error("200 OK", b'{"data":[]}'), error("200 OK", b"<html>")])
-async def test_a_server_without_models_has_to_be_told_one(answer: bytes) -> None:
+async def test_a_server_without_models_needs_the_model_option(answer: bytes) -> None:
     async with scripted(Script([answer])) as address:
         with pytest.raises(CommandError, match="--model"):
             await Run(replace(OPTIONS, address=address)).all()
 
 
-def test_a_server_that_is_not_there_is_named() -> None:
+def test_an_unreachable_server_is_named() -> None:
     with pytest.raises(CommandError, match=r"cannot be reached: .*--url"):
         bench_serve(OPTIONS, Outputs())
 
@@ -111,7 +111,7 @@ def trace(end_s: float, failure: str | None = None, output_tokens: int | None = 
     return RequestTrace(0.0, (0.1, 0.2), end_s, 10, output_tokens, failure=failure)
 
 
-def test_rates_are_of_what_was_answered() -> None:
+def test_rates_count_successful_requests() -> None:
     traces = [trace(1.0), trace(4.0), trace(2.0, "HTTP 500")]
     result = summarize(traces, 4.0, replace(OPTIONS, goodput=Objective({"e2e": 2000.0})))
     assert result["requests"] == {"planned": 12, "completed": 2, "failed": 1, "unfinished": 9, "without_usage": 0}
@@ -124,7 +124,7 @@ def test_rates_are_of_what_was_answered() -> None:
     }
 
 
-def test_tokens_that_nobody_counted_are_not_made_up() -> None:
+def test_tokens_are_unknown_without_usage() -> None:
     result = summarize([trace(1.0), trace(1.0, output_tokens=None)], 1.0, OPTIONS)
     assert result["output_tokens_per_s"] is None
     assert result["requests"]["without_usage"] == 1

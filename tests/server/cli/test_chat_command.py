@@ -41,7 +41,7 @@ def json_answer(body: bytes) -> bytes:
 
 @dataclass
 class Parrot:
-    """Answers `/v1/models`, and each chat with the next of its answers, the last one again and again.
+    """Responds to `/v1/models`, and to each chat with its next response, repeating the last one.
 
     Attributes:
       hangs: whether a chat's answer is followed by nothing, not even an end.
@@ -79,7 +79,7 @@ class Parrot:
             writer.close()
 
     def texts(self, index: int) -> list[str]:
-        """What was sent with a chat."""
+        """Returns the messages of a chat request."""
         return [each["content"] for each in self.bodies[index]["messages"]]
 
 
@@ -216,8 +216,8 @@ async def test_a_conversation_on_a_terminal(tmp_path: Path) -> None:
     assert parrot.texts(3) == ["again"]
 
 
-async def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(tmp_path: Path) -> None:
-    """The server is told by the end of the connection; what was said stays in the conversation."""
+async def test_ctrl_c_stops_the_response_and_ctrl_d_leaves(tmp_path: Path) -> None:
+    """The connection ends, and the text so far stays in the conversation."""
     parrot = Parrot(hangs=True)
     async with serving(parrot) as url, terminal(tmp_path, url) as user:
         await user.sees(PROMPT)
@@ -236,7 +236,7 @@ async def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(tmp_path: Path) -> None
     assert parrot.texts(1) == ["hi", "Hello!", "go on"]
 
 
-async def test_the_arrow_key_brings_back_what_an_earlier_chat_was_told(tmp_path: Path) -> None:
+async def test_the_arrow_key_recalls_a_message_of_an_earlier_chat(tmp_path: Path) -> None:
     parrot = Parrot()
     async with serving(parrot) as url:
         for keys in ("a secret\n", "\x1b[A\n"):
@@ -262,7 +262,7 @@ async def test_a_history_that_others_could_read_is_closed_to_them(tmp_path: Path
         assert stat.S_IMODE(history.stat().st_mode) == 0o600
 
 
-async def test_without_a_place_for_the_history_one_can_chat(tmp_path: Path) -> None:
+async def test_chat_works_without_a_history_file(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("no folder")
     async with serving(Parrot()) as url, terminal(tmp_path, url) as user:
         await user.sees(PROMPT)
@@ -292,7 +292,7 @@ async def test_a_terminal_gets_no_control_characters(tmp_path: Path) -> None:
         assert "a]0;owned31mb\r\n" in await user.sees(PROMPT)
 
 
-async def test_lines_of_a_pipe_are_questions_and_stdout_has_answers_only(tmp_path: Path) -> None:
+async def test_lines_of_a_pipe_are_messages_and_stdout_has_responses_only(tmp_path: Path) -> None:
     parrot = Parrot()
     text = b'hi\n\n/help\n"""\none\n\ntwo\n"""\r\nlast'
     async with serving(parrot) as url:
@@ -306,7 +306,7 @@ async def test_lines_of_a_pipe_are_questions_and_stdout_has_answers_only(tmp_pat
     assert not (tmp_path / "state").exists()
 
 
-async def test_quotes_that_nobody_closes_end_with_the_input(tmp_path: Path) -> None:
+async def test_open_quotes_end_with_the_input(tmp_path: Path) -> None:
     parrot = Parrot()
     async with serving(parrot) as url:
         assert (await piped(tmp_path, url, b'"""one\ntwo'))[0] == 0
@@ -335,20 +335,20 @@ async def test_bytes_that_are_no_text_are_replaced(tmp_path: Path, encoding: str
         (b"SSH-2.0-x\r\n", b"roost: the server did not answer: the answer is not HTTP/1.1\n"),
     ],
 )
-async def test_in_a_pipe_the_first_error_ends_it_in_one_line(tmp_path: Path, answer: bytes, message: bytes) -> None:
+async def test_the_first_error_in_a_pipe_ends_the_chat(tmp_path: Path, answer: bytes, message: bytes) -> None:
     parrot = Parrot((answer,))
     async with serving(parrot) as url:
         assert await piped(tmp_path, url, b"hi\nmore\n") == (1, b"", message)
     assert len(parrot.bodies) == 1
 
 
-async def test_an_answer_that_breaks_off_ends_its_line(tmp_path: Path) -> None:
+async def test_an_interrupted_response_ends_its_line(tmp_path: Path) -> None:
     parrot = Parrot((stream(delta("Hel"), event(b'{"error":{"message":"it died"}}')),))
     async with serving(parrot) as url:
         assert await piped(tmp_path, url, b"hi\n") == (1, b"Hel\n", b"roost: it died\n")
 
 
-async def test_the_limit_of_tokens_is_told(tmp_path: Path) -> None:
+async def test_the_token_limit_is_reported(tmp_path: Path) -> None:
     async with serving(Parrot((stream(delta("Hel", "length")),))) as url:
         status, out, err = await piped(tmp_path, url, b"hi\n")
     assert (status, out) == (0, b"Hel\n")
@@ -364,7 +364,7 @@ async def test_the_key_comes_from_the_environment_and_is_shown_nowhere(tmp_path:
     assert b"sesame" not in out + err
 
 
-async def test_nobody_there_is_one_line(tmp_path: Path) -> None:
+async def test_an_unreachable_server_is_one_line(tmp_path: Path) -> None:
     async with serving(Parrot()) as url:
         pass
     status, out, err = await piped(tmp_path, url, b"hi\n")
@@ -384,7 +384,7 @@ async def test_nobody_there_is_one_line(tmp_path: Path) -> None:
         (["demo", "--max-tokens", "-1"], "max_tokens must be"),
     ],
 )
-def test_what_a_user_can_put_right_is_one_line(arguments: list[str], message: str) -> None:
+def test_an_error_that_a_user_can_fix_is_one_line(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["chat", *arguments])
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert result.stderr.startswith(f"roost: {message}")
@@ -435,13 +435,13 @@ def talk(backend: Echo, *lines: str, is_interactive: bool = True) -> int:
         return Session(runner, backend, read_line, is_interactive=is_interactive).run()
 
 
-def test_a_question_without_an_answer_is_not_a_part_of_the_conversation() -> None:
+def test_a_message_without_a_response_is_not_part_of_the_conversation() -> None:
     backend = Echo(interrupts=1)
     assert talk(backend, "a", "b", "/retry") == 0
     assert backend.asked == [["a"], ["b"], ["b"]]
 
 
-def test_a_retry_that_fails_keeps_the_answer_that_was_there() -> None:
+def test_a_failed_retry_keeps_the_previous_response() -> None:
     backend = Echo()
     lines = iter(["a", "/retry", "b"])
 

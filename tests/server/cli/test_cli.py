@@ -161,7 +161,7 @@ def test_three_words_lack_quotes(generated: list[Options]) -> None:
     "arguments",
     [["--slots", "many"], ["--dtype", "half"], ["--config", "/nowhere.toml"], ["--port", "70000"], ["/nowhere"]],
 )
-def test_what_a_user_can_put_right_is_one_line(arguments: list[str]) -> None:
+def test_an_error_that_a_user_can_fix_is_one_line(arguments: list[str]) -> None:
     result = runner.invoke(app, ["serve", *arguments])
     assert result.exit_code == 1
     assert result.stderr.startswith("roost: ")

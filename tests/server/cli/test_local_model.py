@@ -1,4 +1,4 @@
-"""A model in this process: what a conversation with it costs."""
+"""Prompt tokens that a conversation with a model in this process costs."""
 
 import json
 from pathlib import Path
@@ -31,8 +31,8 @@ def local(tmp_path: Path) -> LocalModel:
     return LocalModel(load_settings({"model": f"random:{tmp_path}/config.json", "prefill_chunk": 64}))
 
 
-async def test_a_turn_costs_what_is_new_however_long_the_conversation(local: LocalModel) -> None:
-    """The last prompt's rest behind its last block boundary, the answer, the question and the turns' marks."""
+async def test_a_turn_prefills_only_what_is_new(local: LocalModel) -> None:
+    """Prefilled are the last prompt's rest after its last block boundary, the response, the message and turn tokens."""
     backend = LocalBackend(local, SamplingOptions(max_tokens=4, seed=1))
     await backend.start()
     messages: list[Message] = []
@@ -54,8 +54,8 @@ async def test_a_turn_costs_what_is_new_however_long_the_conversation(local: Loc
     assert lengths[5] > 4 * lengths[0] > 4 * PREFILL_BLOCK
 
 
-def test_a_model_without_marks_for_turns_cannot_chat() -> None:
-    """It is said before anything is loaded."""
+def test_a_model_without_turn_tokens_cannot_chat() -> None:
+    """The error comes before anything is loaded."""
     plain = Path(__file__).parents[2] / "golden" / "tiny-a" / "hf"
     with pytest.raises(CommandError, match="cannot chat: "):
         LocalBackend(LocalModel(load_settings({"model": str(plain)})), SamplingOptions())

@@ -1,4 +1,4 @@
-"""`roost plan`: what it prints, at 80 columns as in a pipe."""
+"""Output of `roost plan` at 80 columns, as in a pipe."""
 
 import pytest
 from roost.server.cli.main import app
@@ -19,7 +19,7 @@ def printed(*arguments: str) -> str:
     return result.output
 
 
-def test_a_model_that_does_not_fit_says_what_would() -> None:
+def test_a_model_that_does_not_fit_gets_advice() -> None:
     lines = printed("random:9b", "--device", "v5e").splitlines()
     assert "It does not fit. What would:" in lines
     advice = [line.split()[:2] for line in lines if line.startswith("  --")]
@@ -34,7 +34,7 @@ def test_a_model_that_does_not_fit_says_what_would() -> None:
 
 @pytest.mark.parametrize("model", ["random:2b", "random:9b"])
 def test_the_advice_holds(model: str) -> None:
-    """Each proposal, taken, has the slots that it says."""
+    """Each proposed setup has the slots that it promises."""
     for line in printed(model, "--device", "v5e", "--dtype", "float32", "--mesh", "data=2").splitlines():
         if line.startswith("  --"):
             option, value, slots, _ = line.split()
@@ -76,7 +76,7 @@ def test_this_machine_has_no_datasheet() -> None:
         (("--dtype", "float16"), "dtype"),
     ],
 )
-def test_what_is_unknown_is_one_line(arguments: tuple[str, ...], field: str) -> None:
+def test_an_unknown_value_is_one_line(arguments: tuple[str, ...], field: str) -> None:
     result = runner.invoke(app, ["plan", "demo", *arguments])
     assert result.exit_code == 1
     assert result.stderr.startswith(f"roost: {field} ")

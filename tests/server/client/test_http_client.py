@@ -60,7 +60,7 @@ async def test_a_stream_that_comes_byte_by_byte_is_the_same() -> None:
     assert (len(trace.token_times_s), trace.output_tokens) == (2, 2)
 
 
-async def test_connections_are_used_again() -> None:
+async def test_connections_are_reused() -> None:
     script = Script([streamed()])
     async with client_of(script) as client:
         for _ in range(3):
@@ -84,13 +84,13 @@ async def test_parallel_requests_have_connections_of_their_own() -> None:
     assert script.num_connections == 8
 
 
-async def test_an_answer_without_a_length_ends_with_its_connection() -> None:
+async def test_a_response_without_a_length_ends_with_its_connection() -> None:
     events = event(text("a")) + event(USAGE) + event(b"[DONE]")
     trace = await trace_of(b"HTTP/1.1 200 OK\r\n\r\n" + events, closes=True)
     assert (trace.failure, trace.output_tokens) == (None, 2)
 
 
-async def test_a_provisional_answer_is_passed_over() -> None:
+async def test_an_interim_response_is_skipped() -> None:
     assert (await trace_of(b"HTTP/1.1 100 Continue\r\n\r\n", streamed())).failure is None
 
 
@@ -139,7 +139,7 @@ async def test_a_server_that_says_nothing_runs_into_the_timeout() -> None:
         assert (await ask(client)).failure == "no end within the timeout of 0.05 s"
 
 
-async def test_nobody_listens() -> None:
+async def test_a_refused_connection_is_an_error() -> None:
     async with scripted(Script([])) as address:
         pass
     with pytest.raises(ClientError, match="connection refused"):
@@ -173,6 +173,6 @@ def test_an_ipv6_host_is_in_brackets() -> None:
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://x", "http://", "http://x:y", "http://x?a=b"])
-def test_what_is_no_url(url: str) -> None:
+def test_invalid_urls_are_refused(url: str) -> None:
     with pytest.raises(UrlError):
         Address.parse(url)

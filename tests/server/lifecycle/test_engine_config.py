@@ -17,7 +17,7 @@ def test_compiled_programs_are_kept_in_the_users_cache(tmp_path: Path, monkeypat
     assert engine_config(load_settings({"compile_cache": "/else"})).compile_cache == Path("/else")
 
 
-def test_where_nothing_can_be_written_programs_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_are_not_kept_without_a_writable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "file")
     assert engine_config(load_settings({"compile_cache": "auto"})).compile_cache is None

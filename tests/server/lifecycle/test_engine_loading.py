@@ -17,7 +17,7 @@ def test_without_a_terminal_a_stage_is_a_line(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("is_cached", [False, True])
-def test_compiling_anew_says_that_later_starts_are_quicker(
+def test_the_first_compile_says_that_later_starts_are_quicker(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], is_cached: bool
 ) -> None:
     """Programs that are found in the cache add no file to it."""

@@ -17,27 +17,26 @@ from roost.server.lifecycle.lifecycle import Lifecycle, Timeouts
 from roost.server.lifecycle.signals import Signals
 
 
-def test_a_port_that_is_taken() -> None:
+def test_a_port_in_use_is_refused() -> None:
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"^cannot listen on 127\.0\.0\.1:{port}: Address already in use$"):
             listen("127.0.0.1", port)
 
 
-def test_an_address_of_another_machine() -> None:
+def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1:8000"):
         listen("192.0.2.1", 8000)
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="the system has no socket for both")
-def test_all_addresses_are_those_of_ipv4_too() -> None:
+def test_the_ipv6_wildcard_accepts_ipv4_too() -> None:
     with listen("::", 0) as listener:
         socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=5).close()
 
 
 class LateClients(HttpServer):
-    """Clients connect when the process is about to close its port: the system has their connections and requests, but
-    nobody has accepted them."""
+    """Connects clients just before the port is closed, so that their connections are in the system's backlog."""
 
     def __init__(self, service: Service, url: Callable[[], tuple[str, int]]) -> None:
         config = uvicorn.Config(create_app(service), lifespan="off", log_config=None)
@@ -54,10 +53,10 @@ class LateClients(HttpServer):
 
 
 @pytest.mark.parametrize("is_ready", [True, False])
-async def test_who_has_connected_before_the_end_gets_an_answer(
+async def test_clients_that_connect_during_shutdown_get_a_response(
     engine: FakeEngine, service: Service, is_ready: bool
 ) -> None:
-    """Also where the model is still loading."""
+    """Clients get one while the model is loading, too."""
     if not is_ready:
         engine.ready.clear()
     listener = socket.create_server(("127.0.0.1", 0))

@@ -23,7 +23,7 @@ LONG = {"prompt": "a", "max_tokens": 1_000_000, "ignore_eos": True}
 
 
 class Process:
-    """What `roost serve` runs after it has read its settings."""
+    """A server and its lifecycle, as `roost serve` runs them."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Process:
             return await self.task
 
 
-async def test_it_answers_before_the_engine_is_ready(engine: FakeEngine, service: Service) -> None:
+async def test_health_responds_before_the_engine_is_ready(engine: FakeEngine, service: Service) -> None:
     engine.ready.clear()
     announced = asyncio.Event()
     process = Process(service, announced.set)
@@ -61,7 +61,7 @@ async def test_it_answers_before_the_engine_is_ready(engine: FakeEngine, service
     assert engine.stopped
 
 
-async def test_a_load_that_fails_ends_it(engine: FakeEngine, service: Service) -> None:
+async def test_a_failed_load_ends_the_server(engine: FakeEngine, service: Service) -> None:
     engine.ready.clear()
     process = Process(service)
     await asyncio.sleep(0.05)
@@ -70,7 +70,7 @@ async def test_a_load_that_fails_ends_it(engine: FakeEngine, service: Service) -
     assert await process.end() is engine.failure
 
 
-async def test_an_engine_that_dies_ends_it(engine: FakeEngine, service: Service) -> None:
+async def test_an_engine_that_dies_ends_the_server(engine: FakeEngine, service: Service) -> None:
     process = Process(service)
     async with httpx.AsyncClient(base_url=process.url) as client:
         async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
@@ -82,8 +82,8 @@ async def test_an_engine_that_dies_ends_it(engine: FakeEngine, service: Service)
     assert await process.end() is engine.failure
 
 
-async def test_asked_to_end_it_lets_requests_end(engine: FakeEngine, service: Service) -> None:
-    """Unready at once, open for a while, then closed for new requests, over when the last one is."""
+async def test_shutdown_drains_open_requests(engine: FakeEngine, service: Service) -> None:
+    """Readiness fails at once, new requests are refused after the lag, and the last open request ends the server."""
     process = Process(service, lag_s=0.3)
     async with httpx.AsyncClient(base_url=process.url) as client:
         assert (await client.get("/health/ready")).status_code == 200
@@ -109,7 +109,7 @@ async def test_asked_to_end_it_lets_requests_end(engine: FakeEngine, service: Se
     assert engine.stopped
 
 
-async def test_what_takes_too_long_is_cut_short(engine: FakeEngine, service: Service) -> None:
+async def test_requests_are_cut_off_at_the_drain_timeout(engine: FakeEngine, service: Service) -> None:
     process = Process(service, drain_s=0.3)
     async with httpx.AsyncClient(base_url=process.url) as client:
         async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
@@ -122,7 +122,7 @@ async def test_what_takes_too_long_is_cut_short(engine: FakeEngine, service: Ser
     assert await process.end() is None
 
 
-async def test_a_background_response_is_waited_for(engine: FakeEngine, service: Service) -> None:
+async def test_shutdown_drains_a_background_response(engine: FakeEngine, service: Service) -> None:
     process = Process(service)
     async with httpx.AsyncClient(base_url=process.url) as client:
         engine.gate.clear()
@@ -137,8 +137,8 @@ async def test_a_background_response_is_waited_for(engine: FakeEngine, service: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_an_idle_server_ends_at_once_by_ctrl_c(engine: FakeEngine, service: Service, number: int) -> None:
-    """After SIGTERM it is open a little longer, for those who have not heard of it."""
+async def test_an_idle_server_ends_at_once_on_ctrl_c(engine: FakeEngine, service: Service, number: int) -> None:
+    """After SIGTERM it accepts requests for the lag, until load balancers notice."""
     process = Process(service, lag_s=0.5)
     await until(lambda: engine.is_ready)
     await asyncio.sleep(0.1)
@@ -149,7 +149,7 @@ async def test_an_idle_server_ends_at_once_by_ctrl_c(engine: FakeEngine, service
     assert await process.end() is None
 
 
-async def test_a_step_that_is_stuck_ends_it(engine: FakeEngine, service: Service) -> None:
+async def test_a_stuck_step_ends_the_server(engine: FakeEngine, service: Service) -> None:
     process = Process(service, step_s=0.3)
     async with httpx.AsyncClient(base_url=process.url) as client:
         async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
@@ -163,7 +163,7 @@ async def test_a_step_that_is_stuck_ends_it(engine: FakeEngine, service: Service
     assert str(failure) == "a step has taken more than 0.3 s"
 
 
-async def test_a_host_that_is_lost_ends_it_though_no_step_says_so(engine: FakeEngine, service: Service) -> None:
+async def test_a_lost_host_ends_the_server_without_a_failing_step(engine: FakeEngine, service: Service) -> None:
     process = Process(service)
     async with httpx.AsyncClient(base_url=process.url) as client:
         async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
@@ -175,7 +175,7 @@ async def test_a_host_that_is_lost_ends_it_though_no_step_says_so(engine: FakeEn
     assert await process.end() is engine.lost
 
 
-async def test_asked_to_end_while_loading(engine: FakeEngine, service: Service) -> None:
+async def test_a_signal_while_loading_ends_the_server(engine: FakeEngine, service: Service) -> None:
     engine.ready.clear()
     process = Process(service)
     await asyncio.sleep(0.05)
@@ -184,7 +184,7 @@ async def test_asked_to_end_while_loading(engine: FakeEngine, service: Service) 
     assert not engine.stopped
 
 
-async def test_a_signal_says_what_is_waited_for(
+async def test_a_signal_prints_what_is_drained(
     engine: FakeEngine, service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process = Process(service)
@@ -203,7 +203,7 @@ async def test_a_signal_says_what_is_waited_for(
     )
 
 
-async def test_a_signal_when_idle_waits_for_nothing(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_signal_drains_nothing_when_idle(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     process = Process(service)
     async with httpx.AsyncClient(base_url=process.url) as client:
         assert (await client.get("/health/ready")).status_code == 200

@@ -22,7 +22,7 @@ def test_the_summary_says_that_random_weights_are_noise() -> None:
     assert "noise" in summary_of(f"random:{DEMO_DIRECTORY}/config.json")["model"]
 
 
-def test_the_summary_tells_what_is_served() -> None:
+def test_the_summary_lists_what_is_served() -> None:
     config = EngineConfig(compile_cache=Path("/programs"), state_cache_dir=Path("/states"))
     values = summary_of(config=config)
     assert values["address"] == "http://127.0.0.1:8000/v1"

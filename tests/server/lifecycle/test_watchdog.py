@@ -1,4 +1,4 @@
-"""Long steps, steps that are stuck, and a process that was frozen."""
+"""Watchdog of long steps, stuck steps, and a process that was frozen."""
 
 from roost.server.lifecycle.watchdog import Watchdog
 
@@ -21,7 +21,7 @@ def test_the_time_between_two_steps_does_not_count() -> None:
 
 
 def test_a_frozen_process_is_not_a_stuck_step() -> None:
-    """An hour passes between two looks; the step goes on for another two seconds."""
+    """An hour passes between two checks; the step continues for another two seconds."""
     watchdog = Watchdog(5.0)
     looks = [0.0, 0.1, 3600.0, 3600.1, 3602.0, 3603.0]
     assert not any(watchdog.is_stuck(1, now) for now in looks)

@@ -1,4 +1,4 @@
-"""Where settings come from, and which of them wins."""
+"""Sources of settings, their precedence and their errors."""
 
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,8 @@ def test_a_mesh_has_two_sizes(given: str, sizes: tuple[int, int] | None) -> None
 
 @pytest.mark.parametrize("name", ["compile_cache", "state_cache_dir"])
 @pytest.mark.parametrize("value", ["gs://bucket/folder", Path("gs://bucket/folder"), "s3://bucket"])
-def test_a_bucket_is_no_folder(name: str, value: str | Path) -> None:
-    """But what is mounted is one, whatever it is called."""
+def test_a_bucket_is_not_a_folder(name: str, value: str | Path) -> None:
+    """A folder that a bucket is mounted on is one, whatever its name."""
     flag = flag_name(name)
     with pytest.raises(SettingsError, match=rf"\A{flag} must be a folder; mount the bucket, as by GCS FUSE, .*bucket"):
         load_settings({name: value})
@@ -168,13 +168,13 @@ def test_the_engines_errors_name_the_place_too(file: Path) -> None:
     [("SLOTZ", "SLOTS"), ("MAXQUEUE", "MAX_QUEUE"), ("APIKEY", "API_KEY"), ("LOG_FORMATS", "LOG_FORMAT")],
 )
 def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, meant: str) -> None:
-    """A key that got lost would leave the server open to all."""
+    """A lost key would leave the server open."""
     monkeypatch.setenv(f"ROOST_{variable}", "x")
     with pytest.raises(SettingsError, match=rf"\AROOST_{variable} is unknown; did you mean ROOST_{meant}\?\Z"):
         load_settings({})
 
 
-def test_other_variables_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_variables_cause_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOST_WEATHER", "fine")
     monkeypatch.setenv("ROOSTER_SLOTZ", "1")
     (warning,) = load_settings({}).warnings
@@ -182,7 +182,7 @@ def test_other_variables_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_variables_of_a_kubernetes_service_called_roost_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of one called roost-admin, whose port has a setting's name."""
+    """A Service called roost-admin sets a variable with a setting's name, too."""
     for name in ("ROOST", "ROOST_ADMIN"):
         monkeypatch.setenv(f"{name}_SERVICE_HOST", "10.0.0.1")
         monkeypatch.setenv(f"{name}_SERVICE_PORT", "8000")

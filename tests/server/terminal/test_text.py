@@ -1,4 +1,4 @@
-"""How answers come to a terminal, and to a pipe."""
+"""Streamed text on a terminal, and in a pipe."""
 
 import io
 import sys
@@ -14,7 +14,7 @@ class Terminal(io.StringIO):
 
 
 def write(monkeypatch: pytest.MonkeyPatch, out: io.StringIO, pieces: Sequence[str], *, fails: bool = False) -> str:
-    """What an answer of these pieces leaves on stdout."""
+    """Returns the output of a stream of pieces."""
     monkeypatch.setattr(sys, "stdout", out)
     with StreamWriter() as writer:
         for piece in pieces:
@@ -29,16 +29,14 @@ def write(monkeypatch: pytest.MonkeyPatch, out: io.StringIO, pieces: Sequence[st
     ("pieces", "written"),
     [(["a", "b"], "ab\n"), (["a\n"], "a\n"), (["a", "\n", ""], "a\n"), (["a\n\n"], "a\n\n"), ([], "\n"), ([""], "\n")],
 )
-def test_an_answer_ends_its_last_line_and_adds_nothing_else(
+def test_a_stream_ends_its_last_line_and_adds_nothing_else(
     monkeypatch: pytest.MonkeyPatch, pieces: list[str], written: str
 ) -> None:
     assert write(monkeypatch, io.StringIO(), pieces) == written
 
 
 @pytest.mark.parametrize(("text", "written"), [("", ""), ("Hel", "Hel\n")])
-def test_an_answer_that_fails_ends_a_line_that_it_has_begun(
-    monkeypatch: pytest.MonkeyPatch, text: str, written: str
-) -> None:
+def test_a_failed_stream_ends_an_open_line(monkeypatch: pytest.MonkeyPatch, text: str, written: str) -> None:
     out = io.StringIO()
     with pytest.raises(KeyError):
         write(monkeypatch, out, [text], fails=True)
