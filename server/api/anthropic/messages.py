@@ -13,9 +13,8 @@ from ...text.chat_template import Ending
 from ..common.dependencies import AnyService, ReadyService, check_body
 from ..common.json_route import JsonRoute
 from ..common.openapi import ANTHROPIC_ERRORS, streamable
-from ..common.sampling import chat_params
+from ..common.sampling import sampling_params
 from ..common.streaming import respond
-from ..openai.schemas import ChatBody, ChatMessage
 from .message_builder import MessageBuilder
 from .response_schemas import MessageEvent, MessageObject, TokenCount
 from .schemas import AnthropicOtherTool, CountTokensBody, MessagesBody
@@ -52,7 +51,7 @@ async def messages_spec(body: MessagesBody, service: Service) -> GenerationSpec:
 
     def convert() -> tuple[ToolOptions, list[ConversationMessage], list[SamplingParams], OutputConstraint | None]:
         options = _tool_options(body)
-        params = _params(body, service)
+        params = sampling_params(body, service.model, body.max_tokens)
         return options, body.as_messages(), params, with_tools(_text_constraint(body), options)
 
     options, messages, params, output_constraint = await service.prepare(convert)
@@ -71,21 +70,6 @@ async def messages_spec(body: MessagesBody, service: Service) -> GenerationSpec:
         queue_timeout_s=body.queue_timeout,
         timeout_s=body.timeout,
     )
-
-
-def _params(body: MessagesBody, service: Service) -> list[SamplingParams]:
-    fields = ChatBody(
-        messages=[ChatMessage(role="user", content="")],
-        max_completion_tokens=body.max_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=body.top_k,
-        min_p=body.min_p,
-        seed=body.seed,
-        ignore_eos=body.ignore_eos,
-        min_tokens=body.min_tokens,
-    )
-    return chat_params(fields, service.model)
 
 
 def _text_constraint(body: MessagesBody) -> OutputConstraint | None:

@@ -8,7 +8,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from ...generation.conversation import ConversationMessage, FunctionCall, FunctionTool, ToolOptions
 from ..common.field_rules import MESSAGES_RULES, FieldRules
-from ..common.schema_base import TEXT_OR_LIST, Body, CacheSalt, Count, Fields, SchedulingFields, Several, Text
+from ..common.sampling_fields import SamplingFields, with_numbers
+from ..common.schema_base import TEXT_OR_LIST, Body, CacheSalt, Fields, Several, Text
 from ..openai.schemas import StopStringList
 from ..openai.tool_schemas import MAX_TOOLS, FunctionName, OtherTool
 
@@ -222,8 +223,12 @@ class CountTokensBody(Body):
         return self.messages[-1].role == "assistant"
 
 
-class MessagesBody(CountTokensBody, SchedulingFields):
-    """Body of `POST /v1/messages`. `seed` and the fields after it are extensions, as in chat."""
+@with_numbers("top_p", "min_p")
+class MessagesBody(CountTokensBody, SamplingFields):
+    """Body of `POST /v1/messages`. `min_p` and the fields of `SamplingFields` are extensions, as in chat.
+
+    The bounds of `temperature` and `top_k` are Anthropic's.
+    """
 
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)]
     stream: bool = False
@@ -231,12 +236,7 @@ class MessagesBody(CountTokensBody, SchedulingFields):
     output_format: OutputFormat | None = None
     stop_sequences: StopStringList = Field(default_factory=list)
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    seed: int | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    ignore_eos: bool = False
-    min_tokens: Count = 0
     cache_salt: CacheSalt = ""
 
 

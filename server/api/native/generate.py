@@ -17,9 +17,9 @@ from ..common.json_route import JsonRoute
 from ..common.logprobs import token_logprobs
 from ..common.openapi import streamable
 from ..common.response_builder import Report, ResponseBuilder, choice_end
-from ..common.sampling import generate_params
 from ..common.streaming import respond
 from ..openai.conversion import constraint_of, report_options, spec_of
+from ..openai.sampling import generate_params
 from ..openai.schemas import GenerateBody
 from .response_schemas import Tokens, TokensChunk
 

@@ -20,10 +20,10 @@ from ..common.json_route import JsonRoute
 from ..common.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from ..common.openapi import streamable
 from ..common.response_builder import Report, ResponseBuilder, choice_end
-from ..common.sampling import chat_params
 from ..common.streaming import respond
 from .conversion import constraint_of, report_options, spec_of
 from .response_schemas import ChatCompletion, ChatCompletionChunk
+from .sampling import chat_params
 from .schemas import ChatBody
 
 router = APIRouter(route_class=JsonRoute)

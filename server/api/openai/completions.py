@@ -18,10 +18,10 @@ from ..common.json_route import JsonRoute
 from ..common.logprobs import CompletionLogprobs, CompletionLogprobsBuilder, join_logprobs, prompt_logprobs, with_top
 from ..common.openapi import streamable
 from ..common.response_builder import Report, ResponseBuilder, choice_end
-from ..common.sampling import completion_params
 from ..common.streaming import respond
 from .conversion import constraint_of, report_options, spec_of
 from .response_schemas import Completion
+from .sampling import completion_params
 from .schemas import CompletionBody
 
 router = APIRouter(route_class=JsonRoute)

@@ -16,6 +16,7 @@ from ...generation.tools import CallJoiner, CallPiece
 from ...text.served_model import ServedModel
 from ..common.logprobs import response_delta_logprobs, response_logprobs
 from ..common.response_builder import ResponseBuilder
+from ..common.sampling_fields import requested_numbers
 from ..common.sse import TYPED_EVENTS
 from .responses_schemas import ResponseBody, ResponseTool
 
@@ -157,7 +158,7 @@ class ResponsesBuilder(ResponseBuilder):
         yield self._event("response.output_item.done", output_index=call.index, item=item)
 
     def _response(self, status: str, **changes: Any) -> dict[str, Any]:
-        body = self._body
+        body, numbers = self._body, requested_numbers(self._body)
         return {
             "id": self.id,
             "object": "response",
@@ -177,12 +178,12 @@ class ResponsesBuilder(ResponseBuilder):
             "reasoning": {"effort": None, "summary": None},
             "safety_identifier": body.safety_identifier,
             "service_tier": "default",
-            "temperature": self._params.temperature if body.temperature is None else body.temperature,
+            "temperature": numbers.get("temperature", self._params.temperature),
             "text": {"format": body.text.format.model_dump(by_alias=True, exclude_unset=True)},
             "tool_choice": body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.model_dump(),
             "tools": [_described(tool) for tool in body.functions],
             "top_logprobs": body.top_logprobs or 0,
-            "top_p": self._params.top_p if body.top_p is None else body.top_p,
+            "top_p": numbers.get("top_p", self._params.top_p),
             "truncation": body.truncation,
             "usage": None,
             "user": body.user,

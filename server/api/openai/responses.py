@@ -23,14 +23,13 @@ from ..common.json_response import json_response, to_json
 from ..common.json_route import JsonRoute
 from ..common.openapi import streamable, success
 from ..common.paging import Order
-from ..common.sampling import chat_params
+from ..common.sampling import sampling_params
 from ..common.sse import TYPED_EVENTS
 from ..common.streaming import EventStream, choices_of, respond, stream_events
 from .input_items import page
 from .response_builder import ResponsesBuilder
 from .response_schemas import DeletedObject, ItemList, ResponseEvent, ResponseObject
 from .responses_schemas import LOGPROBS, ItemReference, ResponseBody
-from .schemas import ChatBody, ChatMessage
 from .tool_schemas import OtherTool
 
 router = APIRouter(route_class=JsonRoute)
@@ -202,20 +201,9 @@ def _text_constraint(body: ResponseBody) -> OutputConstraint | None:
 
 
 def _params(body: ResponseBody, service: Service) -> list[SamplingParams]:
-    fields = ChatBody(
-        messages=[ChatMessage(role="user", content="")],
-        max_completion_tokens=body.max_output_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=body.top_k,
-        min_p=body.min_p,
-        seed=body.seed,
-        min_tokens=body.min_tokens,
-        ignore_eos=body.ignore_eos,
-        logprobs=body.wants_logprobs,
-        top_logprobs=body.top_logprobs,
-    )
-    return chat_params(fields, service.model)
+    max_tokens = body.max_output_tokens or service.model.defaults.max_tokens
+    logprobs = (body.top_logprobs or 0) if body.wants_logprobs else None
+    return sampling_params(body, service.model, max_tokens, logprobs=logprobs)
 
 
 @dataclass(frozen=True, slots=True)

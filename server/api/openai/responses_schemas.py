@@ -8,12 +8,11 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 from ...generation.conversation import ConversationMessage, FunctionCall, ToolOptions
 from ..common.field_rules import RESPONSES_RULES, FieldRules
+from ..common.sampling_fields import SamplingFields, with_numbers
 from ..common.schema_base import (
     TEXT_OR_LIST,
     CacheSalt,
-    Count,
     Fields,
-    SchedulingFields,
     Several,
     Text,
     TopLogprobs,
@@ -250,8 +249,9 @@ class ResponseStreamOptions(Fields):
     include_obfuscation: bool = False
 
 
-class ResponseBody(SchedulingFields):
-    """Body of `POST /v1/responses`. `seed` and the fields after it are extensions, as in chat."""
+@with_numbers("temperature", "top_p", "top_k", "min_p")
+class ResponseBody(SamplingFields):
+    """Body of `POST /v1/responses`. Sampling fields but `temperature` and `top_p` are extensions, as in chat."""
 
     field_rules: ClassVar[FieldRules] = RESPONSES_RULES
 
@@ -267,8 +267,6 @@ class ResponseBody(SchedulingFields):
     stream_options: ResponseStreamOptions | None = None
     include: Several[Includable] = Field(default_factory=list)
     max_output_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_logprobs: TopLogprobs | None = None
     truncation: Literal["auto", "disabled"] = "disabled"
     text: ResponseText = ResponseText()
@@ -279,11 +277,6 @@ class ResponseBody(SchedulingFields):
     tools: list[AnyResponseTool] = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_choice: ResponseToolChoice = "auto"
     parallel_tool_calls: bool = True
-    seed: int | None = None
-    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    ignore_eos: bool = False
-    min_tokens: Count = 0
     cache_salt: CacheSalt = ""
 
     @property

@@ -12,13 +12,13 @@ from ....engine import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS
 from ...generation.conversation import ConversationMessage, ToolOptions
 from ...text.chat_template import Ending
 from ..common.field_rules import GENERATION_RULES, FieldRules
+from ..common.sampling_fields import NUMBERS, SamplingFields, with_numbers
 from ..common.schema_base import (
     MAX_STOP_CHARACTERS,
     Body,
     CacheSalt,
     Count,
     Fields,
-    SchedulingFields,
     Several,
     Text,
     TokenIds,
@@ -40,8 +40,6 @@ MAX_BAD_WORDS: Final = 128
 
 MAX_BAD_WORD_CHARACTERS: Final = 8192
 """Characters of all bad words together, which are tokenized on the event loop."""
-
-Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 def _kind_of_prompt(value: Any) -> str | None:
@@ -101,7 +99,8 @@ class StreamOptions(Fields):
     include_obfuscation: bool = False
 
 
-class GenerationBody(StructuredFields, SchedulingFields):
+@with_numbers(*NUMBERS)
+class GenerationBody(StructuredFields, SamplingFields):
     """Fields that chat, completions and `/generate` share. None means the checkpoint's default, or else OpenAI's."""
 
     field_rules: ClassVar[FieldRules] = GENERATION_RULES
@@ -110,25 +109,14 @@ class GenerationBody(StructuredFields, SchedulingFields):
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: Count | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    typical_p: Annotated[float, Field(ge=1e-6, le=1)] | None = None
-    frequency_penalty: Penalty = 0.0
-    presence_penalty: Penalty = 0.0
-    repetition_penalty: Annotated[float, Field(ge=1e-6, le=10)] = 1.0
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=MAX_BIASES)
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
     prompt_logprobs: TopLogprobs | None = None
     bad_words: list[StopString] = Field(default_factory=list, fail_fast=True, max_length=MAX_BAD_WORDS)
     logprob_token_ids: TokenIds = Field(default_factory=list, max_length=MAX_LOGPROBS)
-    seed: int | None = None
     stop: Stop | None = None
     stop_token_ids: TokenIds = Field(default_factory=list, max_length=MAX_STOP_IDS)
     include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    min_tokens: Count = 0
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     truncation_side: Literal["left", "right"] = "left"
     return_token_ids: bool = False

@@ -1,0 +1,61 @@
+"""Numbers of request bodies, generated from the table of sampling fields."""
+
+from typing import Any
+
+import httpx
+import pytest
+from fake_engine import FakeEngine
+from pydantic import ValidationError
+from roost.engine import SAMPLING_FIELDS
+from roost.server.api.anthropic.schemas import MessagesBody
+from roost.server.api.common.sampling_fields import NUMBERS, SamplingFields, requested_numbers, with_numbers
+from roost.server.api.openai.responses_schemas import ResponseBody
+from roost.server.api.openai.schemas import ChatBody, CompletionBody, GenerateBody
+
+MESSAGES = [{"role": "user", "content": "a"}]
+
+
+@with_numbers("top_p", "presence_penalty")
+class Sample(SamplingFields):
+    """A body of two numbers."""
+
+
+def test_body_gets_the_numbers_that_it_names() -> None:
+    assert set(Sample.model_fields) - set(SamplingFields.model_fields) == {"top_p", "presence_penalty"}
+    assert (Sample.__name__, Sample.__doc__) == ("Sample", "A body of two numbers.")
+    assert Sample().model_dump(include={"top_p", "presence_penalty"}) == {"top_p": None, "presence_penalty": 0.0}
+
+
+@pytest.mark.parametrize("fields", [{"top_p": -0.1}, {"top_p": 1.1}, {"presence_penalty": 2.1}, {"top_p": "1"}])
+def test_bounds_are_those_of_the_table(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Sample.model_validate(fields)
+
+
+def test_only_numbers_that_the_body_has_are_requested() -> None:
+    body = Sample.model_validate({"top_p": 0.5, "temperature": 2, "min_p": "x"})
+    assert requested_numbers(body) == {"top_p": 0.5, "presence_penalty": 0.0}
+
+
+def test_bodies_and_their_numbers() -> None:
+    assert set(NUMBERS) == {name for name, row in SAMPLING_FIELDS.items() if row.request is not None}
+    for body in (ChatBody, CompletionBody, GenerateBody):
+        assert set(NUMBERS) <= body.model_fields.keys()
+    assert set(NUMBERS) & ResponseBody.model_fields.keys() == {"temperature", "top_p", "top_k", "min_p"}
+    assert set(NUMBERS) & MessagesBody.model_fields.keys() == {"temperature", "top_p", "top_k", "min_p"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": "a", "max_output_tokens": 1}),
+        ("/v1/messages", {"messages": MESSAGES, "max_tokens": 1}),
+    ],
+)
+async def test_numbers_of_other_apis_have_no_effect(
+    client: httpx.AsyncClient, engine: FakeEngine, path: str, body: dict[str, Any]
+) -> None:
+    sent = {**body, "top_k": 5, "typical_p": 0.5, "frequency_penalty": 1, "repetition_penalty": {"a": 1}}
+    assert (await client.post(path, json=sent)).status_code == 200
+    params = engine.requests[-1].params
+    assert (params.top_k, params.typical_p, params.frequency_penalty, params.repetition_penalty) == (5, 1.0, 0.0, 1.0)
