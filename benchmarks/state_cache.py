@@ -159,7 +159,7 @@ class Asker:
         answer = response.raise_for_status().json()
         found = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
         if found not in cached:
-            raise RuntimeError(f"{found} of {len(prompt)} tokens were remembered, expected {cached}")
+            raise RuntimeError(f"{found} of {len(prompt)} tokens were cached, expected {cached}")
         return elapsed
 
 

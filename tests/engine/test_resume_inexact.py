@@ -13,9 +13,16 @@ SLOTS, PLENTY = 4, 10**9
 NEAR = {"rtol": 1e-4, "atol": 1e-4}
 
 
-def make_core(runner: ModelRunner, *, is_inexact: bool = True) -> EngineCore:
-    cache = PrefixCache(runner.window, PLENTY, is_inexact=is_inexact)
-    return EngineCore(Scheduler(SLOTS, 100, runner.limits, cache=cache), runner)
+class CachingCore(EngineCore):
+    """Engine core with a prefix cache that tests can search."""
+
+    def __init__(self, runner: ModelRunner, *, is_inexact: bool) -> None:
+        self.cache = PrefixCache(runner.window, PLENTY, is_inexact=is_inexact)
+        super().__init__(Scheduler(SLOTS, 100, runner.limits, cache=self.cache), runner)
+
+
+def make_core(runner: ModelRunner, *, is_inexact: bool = True) -> CachingCore:
+    return CachingCore(runner, is_inexact=is_inexact)
 
 
 def text(kind: int, count: int) -> tuple[int, ...]:
@@ -38,16 +45,14 @@ def ask(name: str, prompt: tuple[int, ...], max_tokens: int = 20, **fields: Any)
     return Request(name, prompt, SamplingParams(max_tokens=max_tokens, **{"temperature": 0.0, **fields}))
 
 
-def check_end(core: EngineCore, tokens: tuple[int, ...], runner: ModelRunner) -> None:
+def check_end(core: CachingCore, tokens: tuple[int, ...], runner: ModelRunner) -> None:
     """Checks that the cached state after these tokens is nearly the one that prefilling them gives."""
-    assert core._scheduler.cache is not None
-    found = core._scheduler.cache.match_prefix(PrefixKey.of((*tokens, 5), ""))
+    found = core.cache.match_prefix(PrefixKey.of((*tokens, 5), ""))
     assert found is not None
     assert found.length == len(tokens)
     reader = make_core(runner)
     run(reader, ask("a", tokens, 1))
-    assert reader._scheduler.cache is not None
-    read = reader._scheduler.cache.match_prefix(PrefixKey.of(tokens, ""))
+    read = reader.cache.match_prefix(PrefixKey.of(tokens, ""))
     assert read is not None
     assert read.length == len(tokens)
     for left, wanted in zip(found.recurrent, read.recurrent, strict=True):
