@@ -8,6 +8,7 @@ from typing import Final
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from .checkpoint.identity import model_identity
 from .checkpoint.source import ModelSource
@@ -21,7 +22,7 @@ from .engine_core import EngineCore
 from .model.collectives import Collectives
 from .model.griffin import Params
 from .model.sharding_rules import slot_bytes
-from .platform import affordable_slots, choose_mesh_shape, choose_platform, numerics, open_mesh
+from .platform import Platform, affordable_slots, choose_mesh_shape, choose_platform, numerics, open_mesh
 from .prefix_cache.cache import PrefixCache
 from .prefix_cache.disk import DiskTier
 from .prefix_cache.saved_state import SavedStateFormat
@@ -130,29 +131,44 @@ def _load_executor(source: ModelSource, config: EngineConfig, report: Progress) 
     configure_jax(config.compile_cache, has_hosts=hosts is not None)
     if hosts is not None:
         join(hosts)
-    shape = config.shards or choose_mesh_shape(source.config.num_parameters * _BYTES_PER_WEIGHT[config.quantize])
-    shards = Collectives(shape.data, shape.model)
+    shards = _mesh_shape(source, config)
     platform, mesh = choose_platform(shards), open_mesh(shards)
     with open_weights(source, config, shards, platform, mesh) as weights:
-        slots = config.slots or affordable_slots(
-            slot_bytes(source.config, shards, weights.dtype.itemsize), weights.num_bytes, platform, shards
-        )
-        if hosts is not None:
-            slots = min_over_hosts(slots)
-        # A step of one row takes another path, slow and with other bits.
-        rows = -(-max(slots, 2) // shards.count) * shards.count
-        steps = step_shapes(source.config, config.prefill_chunk, platform)
-        layout = DeviceLayout(source.config, weights.dtype, platform, shards, mesh, slots, rows, steps)
+        layout = _device_layout(source, config, weights, shards, platform, mesh)
         pool = _allocate_pool(layout)
         model = ModelShapes(
             source.config, weights.graph, weights.abstract, pool, weights.dtype, shards, weights.specs, mesh
         )
-        programs = device_programs(model, steps, reads_slots=config.state_cache_inexact)
+        programs = device_programs(model, layout.step_shapes, reads_slots=config.state_cache_inexact)
         params, compiled = _load_and_compile(weights, programs, model, layout, report)
     leader = connect_followers(hosts) if hosts is not None and hosts.is_leader else None
     compiles = CompileCounter()
     compiles.start()
     return Executor(layout, programs, compiled, DeviceArrays(params, pool), compiles, leader)
+
+
+def _mesh_shape(source: ModelSource, config: EngineConfig) -> Collectives:
+    shape = config.shards or choose_mesh_shape(source.config.num_parameters * _BYTES_PER_WEIGHT[config.quantize])
+    return Collectives(shape.data, shape.model)
+
+
+def _device_layout(
+    source: ModelSource,
+    config: EngineConfig,
+    weights: OpenWeights,
+    shards: Collectives,
+    platform: Platform,
+    mesh: Mesh | None,
+) -> DeviceLayout:
+    slots = config.slots or affordable_slots(
+        slot_bytes(source.config, shards, weights.dtype.itemsize), weights.num_bytes, platform, shards
+    )
+    if config.hosts is not None:
+        slots = min_over_hosts(slots)
+    # A step of one row takes another path, slow and with other bits.
+    rows = -(-max(slots, 2) // shards.count) * shards.count
+    steps = step_shapes(source.config, config.prefill_chunk, platform)
+    return DeviceLayout(source.config, weights.dtype, platform, shards, mesh, slots, rows, steps)
 
 
 def _allocate_pool(layout: DeviceLayout) -> StatePool:
