@@ -52,14 +52,6 @@ OLD_TYPE_WORDS = {
 
 WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 
-# Files that still break a rule. The list only shrinks: a file without violations has to be taken off it.
-PENDING: frozenset[str] = frozenset(
-    {
-        # server/generation/
-        "server/generation/sent_responses.py",
-    }
-)
-
 
 def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Yields the line and text of every docstring, and of every string that follows an assignment."""
@@ -122,21 +114,15 @@ def subjectless(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield line, text.strip()[:60]
 
 
-def all_violations() -> dict[str, list[str]]:
-    """Returns the violations of every file that has some."""
+def all_violations() -> list[str]:
+    """Returns the violations of all rooms."""
     paths = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
-    named = {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
-    return {name: found for name, text in named.items() if (found := violations(name, text))}
+    return [line for path in paths for line in violations(path.relative_to(ROOT).as_posix(), path.read_text())]
 
 
 def test_docstrings_have_a_subject_and_names_are_current() -> None:
-    found = [line for path, lines in all_violations().items() if path not in PENDING for line in lines]
+    found = all_violations()
     assert not found, "\n".join(["", *found])
-
-
-def test_list_of_pending_files_only_shrinks() -> None:
-    done = sorted(PENDING - all_violations().keys())
-    assert not done, "\n".join(["these files are clean or gone; take them off PENDING:", *done])
 
 
 @pytest.mark.parametrize(

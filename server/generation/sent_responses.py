@@ -1,4 +1,4 @@
-"""What clients have received of responses, so that a saved state holds exactly that."""
+"""Tracks which part of a response its client has received, so that a saved state holds exactly that."""
 
 import sys
 from array import array

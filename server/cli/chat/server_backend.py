@@ -78,7 +78,7 @@ class _StreamReader:
           CommandError: The stream contained an error, or ended before the response did.
         """
         if self._error is None and self._finish_reason is None:
-            self._error = "the stream ended before the answer did"
+            self._error = "the stream ended before the response did"
         if self._error is not None:
             raise CommandError(self._error)
         return self._finish_reason == "length"

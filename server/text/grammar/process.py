@@ -36,7 +36,7 @@ _READ_BYTES: Final = 64 * 1024
 _PIPE_BYTES: Final = 2**20
 """Capacity of the pipe of masks, by which a process may be ahead of the engine."""
 
-_DIED: Final = "it takes too much work to tell what may come next"
+_DIED: Final = "computing the next token mask takes too much work"
 """Error message for outputs whose process has ended."""
 
 type Tokenize = Callable[[bytes], Sequence[int]]

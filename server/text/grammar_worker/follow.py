@@ -130,7 +130,7 @@ def follow(matcher: LLMatcher, server: Server, limits: Limits) -> None:
         except GrammarFailure as error:
             server.write(Frame(Kind.FAILED, frame.follower, str(error)[:_MAX_MESSAGE].encode()))
         except TooMuchWorkError:
-            server.write(Frame(Kind.FAILED, frame.follower, b"it takes too much work to tell what may come next"))
+            server.write(Frame(Kind.FAILED, frame.follower, b"computing the next token mask takes too much work"))
 
 
 def _next_mask(matcher: LLMatcher, token: bytes) -> bytes:

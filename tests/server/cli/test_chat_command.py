@@ -328,7 +328,7 @@ async def test_bytes_that_are_no_text_are_replaced(tmp_path: Path, encoding: str
     [
         (error("401 No", b'{"error":{"message":"the key is wrong"}}'), b"roost: HTTP 401: the key is wrong\n"),
         (error("500 Oops", b"<html>"), b"roost: HTTP 500\n"),
-        (json_answer(b'{"choices":[]}'), b"roost: the stream ended before the answer did\n"),
+        (json_answer(b'{"choices":[]}'), b"roost: the stream ended before the response did\n"),
         (stream(event(b"nonsense")), b"roost: the server does not stream OpenAI's chunks; see --url\n"),
         (stream(event(b"[1]")), b"roost: the server does not stream OpenAI's chunks; see --url\n"),
         (stream(event(b'{"error":{"message":"it\\ndied"}}')), b"roost: it died\n"),
