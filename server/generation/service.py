@@ -139,7 +139,7 @@ class Service:
         scheduling = self._scheduling(spec)
         size = await self.prepare(lambda: response_size(spec, self.model.tokenizer))
         keep(size.prompt_bytes)
-        stop = await self.stop_strings.build(spec.stop)
+        stop = await self.stop_strings.build(spec.stop) if spec.stop else ()
         grammar = None if spec.constraint is None else await self._grammar(spec, spec.constraint, scheduling.deadline)
         pairs = [(prompt, each) for prompt in spec.prompts for each in size.params]
         return [

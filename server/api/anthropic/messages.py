@@ -10,11 +10,11 @@ from ...generation.output_constraint import OutputConstraint, constraint, json_c
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...text.chat_template import Ending
-from ..common.dependencies import AnyService, ReadyService, check_body
-from ..common.json_route import JsonRoute
 from ..common.openapi import ANTHROPIC_ERRORS, streamable
+from ..common.routes import AnyService, JsonRoute, ReadyService
 from ..common.sampling import sampling_params
 from ..common.streaming import respond
+from ..common.unknown_fields import check_body
 from .message_builder import MessageBuilder
 from .response_schemas import MessageEvent, MessageObject, TokenCount
 from .schemas import AnthropicOtherTool, CountTokensBody, MessagesBody

@@ -12,7 +12,7 @@ from ...generation.delta import Delta
 from ...generation.prompts import Prompt
 from ...observability.request_record import Times
 from ...text.served_model import ServedModel
-from .sse import CHUNKS, SseEncoder
+from .encoding import CHUNKS, SseEncoder
 
 
 class ResponseBuilder(ABC):

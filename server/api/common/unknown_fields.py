@@ -1,4 +1,4 @@
-"""Checks the fields of a body that its schema does not name, by the tables in `field_rules.py`."""
+"""Checks of a body: its model, and by the tables in `field_rules.py` the fields that its schema does not name."""
 
 import difflib
 import logging
@@ -7,11 +7,13 @@ from functools import lru_cache
 from typing import Final
 
 import orjson
+from fastapi import Request
 
 from ... import request_warnings
-from ...errors import ApiError, bad_value
+from ...errors import ApiError, bad_value, unknown_model
+from ...generation.service import Service
 from .field_rules import Refusal
-from .schema_base import Fields
+from .schema_base import Body, Fields
 
 _MAX_NAMES: Final = 100
 """Maximum number of unknown names that are logged, so that made-up names fill neither the log nor the memory."""
@@ -57,6 +59,19 @@ class FieldCheck:
         if name not in self._logged and len(self._logged) < _MAX_NAMES:
             self._logged.add(name)
             _logger.warning("the unknown field %.60r was ignored%s; this is logged once", name, hint)
+
+
+def check_body(body: Fields, request: Request) -> None:
+    """Checks that a body names this model, and the fields that its schema does not name.
+
+    Raises:
+      ApiError: The model is another one, or a field is refused.
+    """
+    service: Service = request.app.state.service
+    if isinstance(body, Body) and body.model is not None and body.model != service.model.id:
+        raise unknown_model(body.model)
+    check_fields: FieldCheck = request.app.state.check_fields
+    check_fields(body)
 
 
 @lru_cache(maxsize=1024)

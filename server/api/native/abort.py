@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter, Request
 
-from ..common.dependencies import AnyService, check_body
-from ..common.json_route import JsonRoute
+from ..common.routes import AnyService, JsonRoute
+from ..common.unknown_fields import check_body
 from ..openai.schemas import AbortBody
 from .response_schemas import AbortedRequests
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Response
 
 from ....engine import record_profile
 from ...errors import ApiError
-from ..common.dependencies import ReadyService
+from ..common.routes import ReadyService
 
 router = APIRouter()
 

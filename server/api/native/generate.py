@@ -12,12 +12,12 @@ from ...generation.service import Service
 from ...generation.spec import GenerationSpec, PromptCopies
 from ...tenancy.memory import is_large, keep
 from ...text.served_model import ServedModel
-from ..common.dependencies import ReadyService, check_body
-from ..common.json_route import JsonRoute
 from ..common.logprobs import token_logprobs
 from ..common.openapi import streamable
 from ..common.response_builder import Report, ResponseBuilder, choice_end
+from ..common.routes import JsonRoute, ReadyService
 from ..common.streaming import respond
+from ..common.unknown_fields import check_body
 from ..openai.conversion import constraint_of, report_options, spec_of
 from ..openai.sampling import generate_params
 from ..openai.schemas import GenerateBody

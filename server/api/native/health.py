@@ -6,8 +6,8 @@ from fastapi import APIRouter, Response
 
 from ...errors import shutting_down
 from ...observability.metrics import CONTENT_TYPE
-from ..common.dependencies import AnyService, ReadyService
 from ..common.openapi import PLAIN_TEXT
+from ..common.routes import AnyService, ReadyService
 from .response_schemas import Load, ServerInfo, Status, Version
 
 router = APIRouter()

@@ -9,10 +9,10 @@ from ...generation.prompts import Prompt
 from ...generation.response_size import text_response_bytes
 from ...generation.service import Service
 from ...tenancy.memory import keep
-from ..common.dependencies import AnyService, check_body
 from ..common.json_response import made_json_response
-from ..common.json_route import JsonRoute
 from ..common.openapi import success
+from ..common.routes import AnyService, JsonRoute
+from ..common.unknown_fields import check_body
 from ..openai.schemas import ChatBody, CompletionBody
 from .response_schemas import RenderedPrompt
 

@@ -12,9 +12,9 @@ from ...errors import ApiError, bad_value
 from ...generation.service import Service
 from ...generation.state_files import StateFileResponse
 from ...tenancy.tenant import tenant
-from ..common.dependencies import AnyService, ReadyService, check_body
-from ..common.json_route import JsonRoute
 from ..common.paging import Order, page
+from ..common.routes import AnyService, JsonRoute, ReadyService
+from ..common.unknown_fields import check_body
 from ..openai.response_schemas import DeletedObject
 from ..openai.schemas import StateBody
 from .response_schemas import StateList, StateObject

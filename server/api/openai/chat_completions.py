@@ -15,12 +15,12 @@ from ...generation.service import Service
 from ...generation.spec import GenerationSpec, PromptCopies
 from ...generation.tools import CallPiece
 from ...text.served_model import ServedModel
-from ..common.dependencies import ReadyService, check_body
-from ..common.json_route import JsonRoute
 from ..common.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from ..common.openapi import streamable
 from ..common.response_builder import Report, ResponseBuilder, choice_end
+from ..common.routes import JsonRoute, ReadyService
 from ..common.streaming import respond
+from ..common.unknown_fields import check_body
 from .conversion import constraint_of, report_options, spec_of
 from .response_schemas import ChatCompletion, ChatCompletionChunk
 from .sampling import chat_params

@@ -13,12 +13,12 @@ from ...generation.spec import GenerationSpec, PromptCopies
 from ...tenancy.memory import is_large
 from ...text.served_model import ServedModel
 from ...text.tokenizer import Tokenizer
-from ..common.dependencies import ReadyService, check_body
-from ..common.json_route import JsonRoute
 from ..common.logprobs import CompletionLogprobs, CompletionLogprobsBuilder, join_logprobs, prompt_logprobs, with_top
 from ..common.openapi import streamable
 from ..common.response_builder import Report, ResponseBuilder, choice_end
+from ..common.routes import JsonRoute, ReadyService
 from ..common.streaming import respond
+from ..common.unknown_fields import check_body
 from .conversion import constraint_of, report_options, spec_of
 from .response_schemas import Completion
 from .sampling import completion_params

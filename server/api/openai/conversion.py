@@ -19,7 +19,7 @@ from ...text.grammar import (
 )
 from ..common.response_builder import ReportOptions
 from .response_format_schemas import ResponseFormat, StructuredFields, StructuredOutputs
-from .schemas import GenerationBody, StreamOptions
+from .schemas import GenerationBody
 
 type _Made = GrammarSpec | OutputConstraint
 
@@ -50,7 +50,9 @@ def spec_of(body: GenerationBody, prompts: Sequence[Prompt], params: Sequence[Sa
 
 def report_options(body: GenerationBody) -> ReportOptions:
     """Returns the reports that a request asks for."""
-    stream = body.stream_options or StreamOptions()
+    stream = body.stream_options
+    if stream is None:
+        return ReportOptions(timings=body.return_timings)
     return ReportOptions(stream.include_usage, stream.continuous_usage_stats, body.return_timings)
 
 

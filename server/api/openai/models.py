@@ -7,9 +7,9 @@ from fastapi import APIRouter, Header, Response
 
 from ...errors import unknown_model
 from ...text.served_model import ServedModel
-from ..common.dependencies import ReadyService
 from ..common.json_response import json_response
 from ..common.openapi import success
+from ..common.routes import ReadyService
 from .response_schemas import AnthropicModelList, AnthropicModelObject, ModelList, ModelObject
 
 router = APIRouter()

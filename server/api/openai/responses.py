@@ -18,14 +18,14 @@ from ...generation.response_store import pack
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...text.grammar import OBJECT_SCHEMA
-from ..common.dependencies import AnyService, ReadyService, check_body
-from ..common.json_response import json_response, to_json
-from ..common.json_route import JsonRoute
+from ..common.encoding import TYPED_EVENTS, to_json
+from ..common.json_response import json_response
 from ..common.openapi import streamable, success
 from ..common.paging import Order
+from ..common.routes import AnyService, JsonRoute, ReadyService
 from ..common.sampling import sampling_params
-from ..common.sse import TYPED_EVENTS
 from ..common.streaming import EventStream, choices_of, respond, stream_events
+from ..common.unknown_fields import check_body
 from .input_items import page
 from .response_builder import ResponsesBuilder
 from .response_schemas import DeletedObject, ItemList, ResponseEvent, ResponseObject

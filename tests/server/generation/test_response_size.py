@@ -14,8 +14,8 @@ from fake_engine import FakeEngine
 from fake_server import make_service, served_model
 from fastapi import FastAPI
 from pydantic import BaseModel, field_validator
-from roost.server.api.common.json_response import large_to_json, to_json
-from roost.server.api.common.json_route import JsonRoute
+from roost.server.api.common.encoding import large_to_json, to_json
+from roost.server.api.common.routes import JsonRoute
 from roost.server.api.native.generate import generate_spec
 from roost.server.api.openai.chat_completions import chat_spec
 from roost.server.api.openai.completions import completion_spec

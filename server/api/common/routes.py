@@ -1,18 +1,19 @@
-"""Strict JSON parsing of request bodies."""
+"""The service dependency of routes, and routes that parse JSON bodies strictly."""
 
 import codecs
 import gc
 import re
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from fastapi import Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from ...errors import ApiError, bad_value, from_exception
+from ...errors import ApiError, bad_value, from_exception, model_loading
+from ...generation.service import Service
 from ...http_requests import refuse_encoding
 from ...tenancy.memory import request_memory, size_of
 from ...tenancy.workers import Workers
@@ -24,6 +25,26 @@ _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
 _LONG: Final = 16 * 2**10
 """Bytes of a body from which on a worker thread parses it, since parsing takes about a millisecond."""
+
+
+async def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def _ready_service(request: Request) -> Service:
+    service = await _service(request)
+    service.check_alive()
+    if not service.engine.is_ready:
+        raise model_loading()
+    return service
+
+
+AnyService = Annotated[Service, Depends(_service)]
+"""Service of routes that respond in every phase of the lifecycle."""
+
+ReadyService = Annotated[Service, Depends(_ready_service)]
+"""Service of routes that need the model: 503 while it loads and when the engine is dead."""
 
 
 class JsonRoute(APIRoute):
