@@ -25,10 +25,12 @@ import numpy as np
 import orjson
 from rich.console import Console
 from rich.table import Table
-from roost.kernels import gated_mlp, recurrent_block
+from roost.kernels.backends import BACKENDS
 from roost.kernels.causal_conv1d import causal_conv1d
 from roost.kernels.causal_conv1d.reference import causal_conv1d_reference
+from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
 from roost.kernels.gated_mlp.reference import gated_mlp_reference
+from roost.kernels.recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
 from roost.kernels.recurrent_block.reference import recurrent_block_reference
 from roost.kernels.rg_lru import rg_lru
 from roost.kernels.rg_lru.reference import rg_lru_reference
@@ -157,7 +159,7 @@ def scans(backend: str) -> dict[str, Function]:
 
 def ways(backend: str, function: Function) -> dict[str, Function]:
     """Returns a function on its backend and, if that is another one, on XLA."""
-    return {name: partial(function, backend=name) for name in dict.fromkeys((backend, "xla"))}
+    return {name: partial(function, backend=BACKENDS[name]) for name in dict.fromkeys((backend, "xla"))}
 
 
 def gradient(function: Function, *arguments: jax.Array) -> Any:
@@ -230,12 +232,12 @@ def block_reference(*arguments: np.ndarray) -> list[np.ndarray]:
 
 def recurrent_step(xy: Any, *arguments: Any) -> Any:
     *weights, positions = arguments
-    out, _, h = recurrent_block.recurrent_step_tpu(xy[:, 0], *weights, positions[:, 0])
+    out, _, h = recurrent_step_tpu(xy[:, 0], *weights, positions[:, 0])
     return [out[:, None], h]
 
 
 def recurrent_chunk(*arguments: Any) -> Any:
-    return recurrent_block.recurrent_chunk_tpu(*arguments, every=QUERY_BLOCK)[:2]
+    return recurrent_chunk_tpu(*arguments, every=QUERY_BLOCK)[:2]
 
 
 def draw_mlp(rng: np.random.Generator, shape: Shape, dtype: Any) -> Arrays:
@@ -251,7 +253,7 @@ def mlp_reference(x: np.ndarray, *weights: np.ndarray) -> list[np.ndarray]:
 
 
 def mlp(x: Any, *weights: Any) -> Any:
-    return [gated_mlp.gated_mlp_tpu(x[:, 0], *weights[:-1])[:, None]]
+    return [gated_mlp_tpu(x[:, 0], *weights[:-1])[:, None]]
 
 
 def on_tpus(function: Function) -> Callable[[str], dict[str, Function]]:

@@ -15,7 +15,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -38,12 +38,12 @@ from rich.table import Table
 from roost.engine.checkpoint.source import open_model
 from roost.engine.model.config import PRESETS, ModelConfig
 from roost.engine.model.griffin import abstract_model
-from roost.engine.platform import TPU
+from roost.engine.platform import TPU, Platform
 from roost.engine.roofline import DEVICES
 from roost.engine.worker import steps
 from roost.engine.worker.programs import new_pool
 from roost.engine.worker.step_inputs import prefill_columns
-from roost.kernels import window_attention
+from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
 COUNT_HBM_ONLY = {f"xla_{chip}_vmem_memory_space_assignment": "false" for chip in ("vf", "gf")}
@@ -123,11 +123,11 @@ def measure_decode(
 ) -> Measure:
     """Program for one greedy token of each of `rows` slots."""
     fill = QUARTER if window == "quarter" else 1.0
-    attend = partial(window_attention.decode_attention_tpu, assumed_fill=fill)
-    with patch.dict(window_attention._DECODE, tpu=attend):
-        pool = jax.eval_shape(lambda: new_pool(config, rows, BF16, TPU))
-        active = jax.ShapeDtypeStruct((rows,), jnp.bool)
-        compiled, params = compile_step(config, matrices, chip, greedy_step, pool, active)
+    attend = partial(decode_attention_tpu, assumed_fill=fill)
+    platform = replace(TPU, kernels=replace(TPU.kernels, decode_attention=attend))
+    pool = jax.eval_shape(lambda: new_pool(config, rows, BF16, platform))
+    active = jax.ShapeDtypeStruct((rows,), jnp.bool)
+    compiled, params = compile_step(config, matrices, chip, greedy_step, pool, active, platform=platform)
     rings = rows * config.block_types.count("attention") * 2 * config.window * config.head_dim * BF16.itemsize
     floor = size(params) + size(pool.states) - int((1 - fill) * rings)
     return as_measure("decode", rows, window, floor, compiled)
@@ -156,9 +156,10 @@ def compile_step(
     step: Callable[..., Any],
     pool: Any,
     *inputs: Any,
+    platform: Platform = TPU,
 ) -> tuple[Any, Any]:
     """Returns the compiled program and the parameters' shapes."""
-    graph, params = abstract_model(config, BF16, TPU, matrix_dtype=matrices)
+    graph, params = abstract_model(config, BF16, platform, matrix_dtype=matrices)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), (params, pool, *inputs))
     lowered = jax.jit(partial(step, graph), donate_argnums=1).trace(*shapes).lower(lowering_platforms=("tpu",))
     return lowered.compile(compiler_options=COUNT_HBM_ONLY), params

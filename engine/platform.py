@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ..kernels import Backend, native
+from ..kernels import XLA, Backend, backends, native
 from .core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from .core.errors import ConfigError
 from .core.host_memory import available_memory
@@ -57,7 +57,7 @@ class Platform:
     """
 
     name: str
-    kernels: Backend = "xla"
+    kernels: Backend = XLA
     gate_dtype: str | None = None
     uses_host_memory: bool = False
     max_slots: int | None = None
@@ -81,7 +81,7 @@ GPU: Final = replace(PORTABLE, name="gpu")
 
 TPU: Final = Platform(
     "tpu",
-    kernels="tpu",
+    kernels=backends.TPU,
     jits_layers=False,  # the compiler fuses less across functions: 60 MB more per step of 512 rows of 2B
     has_layer_barrier=True,  # else every layer's output is kept, to be summed at the end
     has_state_barrier=False,
@@ -108,7 +108,7 @@ CPU: Final = replace(
     layers_per_slice=2,  # takes as long as one decode step of eight slots
 )
 
-CPU_NATIVE: Final = replace(CPU, name="cpu-native", kernels="cpu")
+CPU_NATIVE: Final = replace(CPU, name="cpu-native", kernels=backends.CPU)
 
 
 def choose_platform(shards: MeshShape) -> Platform:

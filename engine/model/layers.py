@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
-from ...kernels import Backend, gated_mlp, native, recurrent_block
+from ...kernels import XLA, Backend, gated_mlp, native, recurrent_block
 from ...kernels.causal_conv1d import causal_conv1d, next_state, states_at_boundaries
 from ...kernels.precision import product_precision
 from ...kernels.rg_lru import rg_lru
@@ -42,7 +42,7 @@ def _vector(*shape: int) -> nnx.Param[Any]:
 def dot(
     x: Float[Array, "*rows I"],
     weight: Matrix,
-    backend: Backend = "xla",
+    backend: Backend = XLA,
     bias: Float32[Array, " O"] | None = None,
     dtype: jnp.dtype = _FLOAT32,
 ) -> Float[Array, "*rows O"]:
@@ -97,7 +97,7 @@ class Dense(nnx.Module):
     def __init__(
         self, inputs: int, outputs: int, dtype: jnp.dtype, backend: Backend, psum_over: Collectives | None = None
     ) -> None:
-        self.backend: Backend = backend
+        self.backend = backend
         self.psum_over = psum_over or Collectives()
         self.weight = matrix(outputs, inputs, dtype)
         self.bias = _vector(outputs)
@@ -130,7 +130,7 @@ class MLP(nnx.Module):
     """Gated MLP down(gelu(gate(x)) * up(x)) (arXiv 2402.19427, section 2.2)."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend, collectives: Collectives) -> None:
-        self.backend: Backend = backend
+        self.backend = backend
         self.gate_up = Dense(config.width, 2 * config.mlp_width, dtype, backend)
         self.down = Dense(config.mlp_width, config.width, dtype, backend, collectives)
 
@@ -139,7 +139,8 @@ class MLP(nnx.Module):
             rows, is_whole = x.reshape(-1, x.shape[-1]), self.down.psum_over.model == 1
             bias = self.down.bias[...] if is_whole else jnp.zeros_like(self.down.bias[...])
             weights = (self.gate_up.weight[...], self.gate_up.bias[...], self.down.weight[...], bias)
-            y = gated_mlp.gated_mlp_tpu(rows, *weights).reshape(x.shape)
+            assert self.backend.gated_mlp is not None
+            y: Array = self.backend.gated_mlp(rows, *weights).reshape(x.shape)
             return y if is_whole else self.down.psum_parts(y)
         gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
         return self.down((_gelu(gate) * up).astype(x.dtype))
@@ -149,7 +150,7 @@ class RGLRU(nnx.Module):
     """RG-LRU with block-diagonal gates (arXiv 2402.19427, section 2.4, equations 1 to 4)."""
 
     def __init__(self, config: ModelConfig, gate_dtype: jnp.dtype, backend: Backend) -> None:
-        self.backend: Backend = backend
+        self.backend = backend
         blocks, size = config.num_heads, config.lru_width // config.num_heads
         self.gate_weight = nnx.Param(jnp.zeros((blocks, size, 2 * size), gate_dtype))
         self.gate_bias = _vector(blocks, 2 * size)
@@ -215,13 +216,15 @@ class RecurrentBlock(nnx.Module):
         self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"], block: int
     ) -> tuple[Float[Array, "B T D"], RecurrentState, RecurrentBlockStates | None]:
         """Computes the block with one kernel between its projections; see `__call__`."""
-        rg_lru, xy = self.rg_lru, self.xy(u)
+        rg_lru, xy, kernels = self.rg_lru, self.xy(u), self.rg_lru.backend
+        assert kernels.recurrent_step is not None
+        assert kernels.recurrent_chunk is not None
         weights = (self.conv_weight[...], self.conv_bias[...], rg_lru.gate_weight[...], rg_lru.gate_bias[...])
         inputs = (*weights, rg_lru.log_decay, state.conv, state.h)
         if u.shape[1] == 1:
-            mixed, conv, h = recurrent_block.recurrent_step_tpu(xy[:, 0], *inputs, positions[:, 0])
+            mixed, conv, h = kernels.recurrent_step(xy[:, 0], *inputs, positions[:, 0])
             return self.out(mixed)[:, None], RecurrentState(h, conv), None
-        mixed, h, between = recurrent_block.recurrent_chunk_tpu(xy, *inputs, positions, every=block)
+        mixed, h, between = kernels.recurrent_chunk(xy, *inputs, positions, every=block)
         x = xy[..., : h.shape[1]]
         block_states = RecurrentBlockStates(between, states_at_boundaries(x, state.conv, positions, block))
         return self.out(mixed), RecurrentState(h, next_state(x, state.conv, positions)), block_states
@@ -232,7 +235,7 @@ class AttentionBlock(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend, collectives: Collectives) -> None:
         self.config = config
-        self.backend: Backend = backend
+        self.backend = backend
         self.collectives = collectives
         self.qkv = matrix(config.width + 2 * config.head_dim, config.width, dtype)
         self.out = Dense(config.width, config.width, dtype, backend, collectives)

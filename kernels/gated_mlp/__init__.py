@@ -6,12 +6,11 @@ the many rows of a prefill, separate matrix products are as fast.
 
 import jax.numpy as jnp
 
-from .. import Backend
-from .pallas_tpu import MAX_ROWS, gated_mlp_tpu
+from ..backend import Backend
 
-__all__ = ["gated_mlp_tpu", "has_kernel"]
+__all__ = ["has_kernel"]
 
 
 def has_kernel(backend: Backend, rows: int, dtype: jnp.dtype) -> bool:
     """Returns whether the backend has a kernel for this number of rows and dtype of the weights."""
-    return backend == "tpu" and rows <= MAX_ROWS and jnp.issubdtype(dtype, jnp.floating)
+    return rows <= backend.gated_mlp_rows and jnp.issubdtype(dtype, jnp.floating)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float, Float32, Int8, Int32
 
-from .. import Backend
+from ..backend import Backend
 
 _CALLS: Final = ("roost_int8_product", "roost_bf16_product", "roost_block_product", "roost_decode_attention")
 
@@ -47,12 +47,12 @@ def has_product(backend: Backend, dtype: jnp.dtype, *, is_step: bool) -> bool:
     Int8 products always use it, because their sums are exact. Bfloat16 products use it in steps of one token per row;
     for prefill chunks XLA is faster. The choice never depends on the number of rows, because a row's bits must not.
     """
-    return backend == "cpu" and (dtype == jnp.int8 or (is_step and dtype == jnp.bfloat16))
+    return backend.is_native and (dtype == jnp.int8 or (is_step and dtype == jnp.bfloat16))
 
 
 def has_block_product(backend: Backend, dtype: jnp.dtype) -> bool:
     """Returns whether `block_product` computes block-diagonal products with weights of this dtype."""
-    return backend == "cpu" and dtype == jnp.float32
+    return backend.is_native and dtype == jnp.float32
 
 
 def int8_product(

@@ -5,12 +5,11 @@ its projections: separate operations would write each result to memory for the n
 gate blocks that do not fill whole vector registers, use separate operations.
 """
 
-from .. import Backend
-from .pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
+from ..backend import Backend
 
-__all__ = ["has_kernel", "recurrent_chunk_tpu", "recurrent_step_tpu"]
+__all__ = ["has_kernel"]
 
 
 def has_kernel(backend: Backend, gate_block: int) -> bool:
     """Returns whether the backend has kernels for gate blocks of this many channels."""
-    return backend == "tpu" and gate_block % 128 == 0
+    return backend.recurrent_step is not None and gate_block % 128 == 0

@@ -1,21 +1,14 @@
 """Real-gated linear recurrent unit (arXiv 2402.19427, section 2.4), from its gates' pre-activations on.
 
-Only the backends "xla" and "cpu" have gradients; tools/train_demo.py trains with "xla".
+Only XLA's implementation has gradients, with which tools/train_demo.py trains.
 """
-
-from collections.abc import Callable
-from typing import Final
 
 from jaxtyping import Array, Float32, Int32
 
-from .. import Backend
-from .pallas_gpu import rg_lru_gpu
-from .pallas_tpu import rg_lru_tpu
+from ..backend import XLA, Backend
 from .sequential import rg_lru_sequential
 
 __all__ = ["rg_lru"]
-
-_KERNELS: Final[dict[Backend, Callable[..., tuple[Array, Array]]]] = {"tpu": rg_lru_tpu, "gpu": rg_lru_gpu}
 
 
 def rg_lru(
@@ -25,7 +18,7 @@ def rg_lru(
     log_decay: Float32[Array, " E"],
     h0: Float32[Array, "B E"],
     positions: Int32[Array, "B T"],
-    backend: Backend = "xla",
+    backend: Backend = XLA,
 ) -> tuple[Float32[Array, "B T E"], Float32[Array, "B E"]]:
     """Computes h[t] = a[t] * h[t-1] + sqrt(1 - a[t]²) * i[t] * x[t]; at position 0, h[t] = i[t] * x[t].
 
@@ -38,10 +31,11 @@ def rg_lru(
       log_decay: -8 * softplus(Λ), at most 0.
       h0: State before this chunk.
       positions: Position of each token in its document; see `roost.kernels`.
-      backend: See `roost.kernels`. A single step is elementwise and left to XLA on every backend.
+      backend: Backend of the scan. A single step is elementwise and left to XLA on every backend.
 
     Returns:
       h of every step, and the last h of each row.
     """
-    scan = _KERNELS.get(backend, rg_lru_sequential) if x.shape[1] > 1 else rg_lru_sequential
-    return scan(x, input_gate, recurrence_gate, log_decay, h0, positions)
+    scan = rg_lru_sequential if backend.rg_lru is None or x.shape[1] == 1 else backend.rg_lru
+    result: tuple[Array, Array] = scan(x, input_gate, recurrence_gate, log_decay, h0, positions)
+    return result

@@ -4,22 +4,16 @@ A ring is `[B, W, d]`: the key of position p is in row p mod W. A query at posit
 p - W … p, both included. A decode step therefore attends first, and then writes its own key over that of p - W.
 """
 
-from typing import Final
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from .. import PORTABLE, Backend, native
-from .pallas_gpu import decode_attention_gpu, prefill_attention_gpu
-from .pallas_tpu import decode_attention_tpu, prefill_attention_tpu
+from .. import native
+from ..backend import XLA, Backend
 from .ring import Blocks, Rings, block_sizes, join_ring, split_ring, write_blocks, write_ring
 from .xla import decode_attention_xla, prefill_attention_xla
 
 __all__ = ["Blocks", "Rings", "block_sizes", "decode_attention", "join_ring", "prefill_attention", "split_ring"]
-
-_DECODE: Final = {"tpu": decode_attention_tpu, "gpu": decode_attention_gpu}
-_PREFILL: Final = {"tpu": prefill_attention_tpu, "gpu": prefill_attention_gpu}
 
 
 def decode_attention(
@@ -28,7 +22,7 @@ def decode_attention(
     v: Float[Array, "B d"],
     rings: tuple[Blocks, ...],
     positions: Int32[Array, " B"],
-    backend: Backend = "xla",
+    backend: Backend = XLA,
 ) -> tuple[Float[Array, "B N d"], tuple[Blocks, ...]]:
     """Attends with one query per row to its ring and its own key, then writes the key into the ring.
 
@@ -36,11 +30,11 @@ def decode_attention(
       q: Queries of the new tokens, after RoPE.
       k: Keys of the new tokens, after RoPE.
       v: Values of the new tokens.
-      rings: Keys and values of the W tokens before them, for consecutive groups of rows. "xla" and "cpu" take any
-        groups, with rings split into any blocks; "tpu" and "gpu" take one group of unsplit rings.
+      rings: Keys and values of the W tokens before them, for consecutive groups of rows. XLA and native kernels
+        take any groups, with rings split into any blocks; other kernels take one group of unsplit rings.
       positions: Positions of the new tokens. Rows with a negative position are idle: nothing is written there, and
         their output is undefined.
-      backend: See `roost.kernels`.
+      backend: Backend of the kernels.
 
     Returns:
       Outputs of the heads, in float32 or the dtype of q, and the rings.
@@ -48,13 +42,13 @@ def decode_attention(
     sizes = [blocks[0][0].shape[0] for blocks in rings]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     rows = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-    if backend in PORTABLE:
+    if backend.decode_attention is None:
         attend = native.decode_attention if _has_native_kernel(backend, q, rings) else decode_attention_xla
         parts = [attend(q[r], k[r], v[r], blocks, positions[r]) for r, blocks in zip(rows, rings, strict=True)]
         out = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
     else:
         (((ring_k, ring_v),),) = rings
-        out = _DECODE[backend](q, k, v, ring_k, ring_v, positions)
+        out = backend.decode_attention(q, k, v, ring_k, ring_v, positions)
     out, k, v = jax.lax.optimization_barrier((out, k, v))  # reads before writes: no copy of the rings
     written = [
         write_blocks(blocks, k[r, None], v[r, None], positions[r, None], positions[r])
@@ -65,7 +59,7 @@ def decode_attention(
 
 def _has_native_kernel(backend: Backend, q: Float[Array, "B N d"], rings: tuple[Blocks, ...]) -> bool:
     types = {q.dtype, rings[0][0][0].dtype}
-    return backend == "cpu" and types == {jnp.dtype(jnp.bfloat16)} and q.shape[-1] % 16 == 0
+    return backend.is_native and types == {jnp.dtype(jnp.bfloat16)} and q.shape[-1] % 16 == 0
 
 
 def prefill_attention(
@@ -75,7 +69,7 @@ def prefill_attention(
     rings: Rings,
     positions: Int32[Array, "B T"],
     block: int,
-    backend: Backend = "xla",
+    backend: Backend = XLA,
 ) -> tuple[Float[Array, "B T N d"], Rings]:
     """Attends with a chunk of queries per row to the ring and the chunk, then writes the chunk into the ring.
 
@@ -84,15 +78,15 @@ def prefill_attention(
       k: Keys of the chunk, after RoPE.
       v: Values of the chunk.
       rings: Keys and values of the W tokens before the chunk.
-      positions: Positions of the tokens; see `roost.kernels`. They are consecutive within a row, except that "xla" and
-        "cpu" support documents that begin inside a row, for training.
-      block: Queries per block of "xla" and "cpu"; T is a multiple of it.
-      backend: See `roost.kernels`.
+      positions: Positions of the tokens; see `roost.kernels`. They are consecutive within a row, except that XLA
+        supports documents that begin inside a row, for training.
+      block: Queries per block of XLA's implementation; T is a multiple of it.
+      backend: Backend of the kernels.
 
     Returns:
       Outputs of the heads, in float32 or the dtype of q, and the rings.
     """
-    if backend in PORTABLE:
+    if backend.prefill_attention is None:
         return prefill_attention_xla(q, k, v, rings, positions, block)
-    out = _PREFILL[backend](q, k, v, *rings, positions)
+    out = backend.prefill_attention(q, k, v, *rings, positions)
     return out, write_ring(rings, k, v, positions, positions[:, 0])

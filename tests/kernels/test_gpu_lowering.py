@@ -9,6 +9,7 @@ import pytest
 from jax.experimental.pallas import triton as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from roost.kernels import gated_mlp, recurrent_block
+from roost.kernels.backends import GPU
 from roost.kernels.rg_lru import rg_lru
 from roost.kernels.rg_lru.pallas_gpu import rg_lru_gpu
 from roost.kernels.window_attention import decode_attention, prefill_attention
@@ -63,19 +64,19 @@ def test_attention(dtype: Any, rows: int, steps: int, heads: int, size: int, win
 
 
 def test_the_backend_takes_them() -> None:
-    """The backend "gpu" takes the kernels for a chunk's scan and for attention; a single step of the scan is XLA's."""
+    """A chunk's scan and attention run kernels on GPUs; a single step of the scan is XLA's."""
 
     def scan(*arguments: jax.Array) -> Any:
-        return rg_lru(*arguments, "gpu")
+        return rg_lru(*arguments, GPU)
 
     assert kernels_in(scan, *scan_shapes(F32, 2, 1, 24)) == []
     assert kernels_in(scan, *scan_shapes(F32, 2, 8, 24)) == ["rg_lru"]
 
     def decode(q: jax.Array, k: jax.Array, ring: jax.Array, positions: jax.Array) -> Any:
-        return decode_attention(q, k, k, (((ring, ring),),), positions, "gpu")
+        return decode_attention(q, k, k, (((ring, ring),),), positions, GPU)
 
     def prefill(q: jax.Array, k: jax.Array, ring: jax.Array, positions: jax.Array) -> Any:
-        return prefill_attention(q, k, k, (ring, ring), positions, 8, "gpu")
+        return prefill_attention(q, k, k, (ring, ring), positions, 8, GPU)
 
     ring = (F32, 2, 16, 48)
     assert kernels_in(decode, (F32, 2, 4, 48), (F32, 2, 48), ring, (INT, 2)) == ["window_attention_decode"]
@@ -83,5 +84,5 @@ def test_the_backend_takes_them() -> None:
 
 
 def test_what_only_tpus_have_is_not_promised_to_gpus() -> None:
-    assert not recurrent_block.has_kernel("gpu", 128)
-    assert not gated_mlp.has_kernel("gpu", 1, jnp.dtype("bfloat16"))
+    assert not recurrent_block.has_kernel(GPU, 128)
+    assert not gated_mlp.has_kernel(GPU, 1, jnp.dtype("bfloat16"))

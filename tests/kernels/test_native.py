@@ -11,7 +11,8 @@ import pytest
 from chunk_cases import CPU_OPTIONS, SEEDS
 from hypothesis import example, given, settings
 from roost.engine.model.quantization import QuantizedMatrix, quantize_on_host, quantized_dot
-from roost.kernels import native
+from roost.kernels import XLA, Backend, native
+from roost.kernels.backends import CPU
 from roost.kernels.window_attention import decode_attention, split_ring
 from roost.kernels.window_attention.reference import window_attention_reference
 
@@ -128,7 +129,7 @@ def test_attention_equals_the_reference_however_the_ring_is_cut(
     )
     cuts = [(window,), (16, 16, 8), (7, 33)]
     whole, *others = (
-        np.asarray(attend(q, k, v, (split_ring(tuple(map(jnp.asarray, rings)), sizes),), positions, "cpu")[0])
+        np.asarray(attend(q, k, v, (split_ring(tuple(map(jnp.asarray, rings)), sizes),), positions, CPU)[0])
         for sizes in cuts
     )
     live = positions >= 0
@@ -207,16 +208,16 @@ def test_attention_is_finite_where_xlas_is(part: str, value: float, filled: int)
     good = {name: rng.normal(size=shape) for name, shape in arrays.items()}
     good["q"][1] = good["k"][1] = good["ring k"][1] = 1.0
 
-    def attended(inputs: dict[str, np.ndarray], backend: str) -> np.ndarray:
+    def attended(inputs: dict[str, np.ndarray], backend: Backend) -> np.ndarray:
         q, k, v, *rings = (jnp.asarray(x, "bfloat16") for x in inputs.values())
         blocks = split_ring((rings[0], rings[1]), (16, 24))
         return np.asarray(attend(q, k, v, (blocks,), np.full(3, filled, np.int32), backend)[0])
 
-    clean = attended(good, "cpu")
+    clean = attended(good, CPU)
     for place in (0, filled // 2, filled - 1):
         bad = {name: x.copy() for name, x in good.items()}
         bad[part][(1, place, 3) if part.startswith("ring") else (1, ..., 3)] = value
-        actual, expected = attended(bad, "cpu"), attended(bad, "xla")
+        actual, expected = attended(bad, CPU), attended(bad, XLA)
         if part == "q" and value == -np.inf:
             assert np.isnan(actual[1]).all()
         else:

@@ -1,0 +1,38 @@
+"""Record of a backend's kernels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Kernels of a backend, one row of `roost.kernels.backends`; XLA computes operations without a kernel.
+
+    Attributes:
+      name: Name of the backend.
+      rg_lru: Scan of several steps; see `roost.kernels.rg_lru.rg_lru`.
+      decode_attention: Attention of one query per row to rings in one block, which are only read; see
+        `decode_attention_tpu`.
+      prefill_attention: Attention of a chunk per row to rings in one block, which are only read; see
+        `prefill_attention_tpu`.
+      recurrent_step: Recurrent block of a decode step; see `recurrent_step_tpu`.
+      recurrent_chunk: Recurrent block of a prefill chunk; see `recurrent_chunk_tpu`.
+      gated_mlp: Gated MLP of a decode step; see `gated_mlp_tpu`.
+      gated_mlp_rows: Maximum number of rows of `gated_mlp`.
+      is_native: Whether matrix products and decode attention use `roost.kernels.native`.
+    """
+
+    name: str
+    rg_lru: Callable[..., Any] | None = None
+    decode_attention: Callable[..., Any] | None = None
+    prefill_attention: Callable[..., Any] | None = None
+    recurrent_step: Callable[..., Any] | None = None
+    recurrent_chunk: Callable[..., Any] | None = None
+    gated_mlp: Callable[..., Any] | None = None
+    gated_mlp_rows: int = 0
+    is_native: bool = False
+
+
+XLA: Final = Backend("xla")
+"""XLA on every platform. On CPUs its results have the same bits however a batch or a prompt is split."""
