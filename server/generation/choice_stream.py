@@ -25,6 +25,9 @@ class ChoiceStream:
 
     Decoding does not wait for the reader, since a stop string has to free the slot at once.
 
+    Attributes:
+      is_open: Whether more deltas may come.
+
     Args:
       decoder: Decodes the outputs.
       record: Record of the engine's request.
