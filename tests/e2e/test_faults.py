@@ -65,6 +65,13 @@ def wait_until_idle(server: ServerProcess, seconds: float = 20) -> None:
         time.sleep(0.25)
 
 
+def wait_until_unready(server: ServerProcess, seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while httpx.get(f"{server.url}/health/ready").status_code != 503:
+        assert time.monotonic() < deadline, "the server does not drain"
+        time.sleep(0.02)
+
+
 # --- the engine
 
 
@@ -195,11 +202,11 @@ def test_sigterm_drains(model: str) -> None:
         stream = events(server, LONG)
         next(stream)
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
-        assert httpx.get(f"{server.url}/health/ready").status_code == 503
+        wait_until_unready(server)
         assert ask(server).status_code == 200, "the lag is not over"
-        time.sleep(1)
-        refused = ask(server)
+        deadline = time.monotonic() + 2
+        while (refused := ask(server)).status_code == 200:
+            assert time.monotonic() < deadline, "the lag never ends"
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert httpx.get(f"{server.url}/health").status_code == 200
         *tokens, last = stream
@@ -214,7 +221,7 @@ def test_second_signal_exits_at_once(model: str) -> None:
         stream = events(server, LONG)
         next(stream)
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        wait_until_unready(server)
         assert server.process.poll() is None
         server.process.send_signal(signal.SIGTERM)
         assert server.ends(5) == 128 + signal.SIGTERM

@@ -35,7 +35,7 @@ def raw(server: ServerProcess) -> Iterator[httpx.Client]:
 
 def metric(raw: httpx.Client, name: str) -> float:
     """Returns a metric's value on a fresh page."""
-    time.sleep(0.25)
+    time.sleep(0.25)  # the metrics page is cached for 0.2 s
     lines = raw.get("/metrics").text.splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 

@@ -67,17 +67,17 @@ async def test_a_client_that_leaves_and_comes_back(server: ServerProcess, client
 
 
 def test_a_conversation_goes_on_where_it_was(client: httpx.Client) -> None:
-    previous, told = None, []
+    previous, counts = None, []
     for turn in range(3):
         text = "Tell me of the sea. " * 10 if turn == 0 else "And then?"
         body = {"input": text, "previous_response_id": previous, "max_output_tokens": 8}
         response = client.post("/v1/responses", json=body).json()
         previous = response["id"]
         details = response["usage"]
-        told.append((details["input_tokens"], details["input_tokens_details"]["cached_tokens"]))
-    (first, none), *later = told
+        counts.append((details["input_tokens"], details["input_tokens_details"]["cached_tokens"]))
+    (first, none), *later = counts
     assert none == 0
-    for (before, _), (_, num_cached) in itertools.pairwise(told):
+    for (before, _), (_, num_cached) in itertools.pairwise(counts):
         assert num_cached == before // 64 * 64, "all but the last reply and what is new"
     assert first >= 64
     assert later
@@ -89,18 +89,18 @@ def test_an_inexact_cache_spares_the_reply_too(tiny_config: Path) -> None:
         serving(f"random:{tiny_config}", "--slots", "2", "--prefill-chunk", "64", "--state-cache-inexact") as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
     ):
-        history, told = prompt(100), []
+        history, counts = prompt(100), []
         for _ in range(3):
             reply, num_cached = ask(client, history, max_tokens=90)
-            told.append((len(history), num_cached))
+            counts.append((len(history), num_cached))
             history = [*history, *reply, *prompt(10)]
-        assert told == [(100, 0), (200, 189), (300, 289)]
+        assert counts == [(100, 0), (200, 189), (300, 289)]
         assert client.get("/load").json()["running"] == 0
 
 
 def test_metrics(client: httpx.Client) -> None:
     ask(client, prompt(100))
-    time.sleep(0.25)
+    time.sleep(0.25)  # the metrics page is cached for 0.2 s
     page = client.get("/metrics").text
     samples = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
     assert float(samples['roost_state_cache_bytes{tier="host"}']) > 0
@@ -113,22 +113,22 @@ def test_metrics(client: httpx.Client) -> None:
 def test_a_conversation_survives_a_restart(tiny_config: Path, tmp_path: Path) -> None:
     """The next turn processes only the last reply and new tokens, even after a restart or beside a corrupt file."""
     arguments = [f"random:{tiny_config}", "--slots", "2", "--prefill-chunk", "64", "--state-cache-dir", str(tmp_path)]
-    history, told = prompt(300), []
+    history, counts = prompt(300), []
     first = history
     for _ in range(2):
         with serving(*arguments) as server, httpx.Client(base_url=server.url, timeout=60) as client:
             for _ in range(2):
                 reply, num_cached = ask(client, history)
-                told.append((len(history), num_cached))
+                counts.append((len(history), num_cached))
                 history = [*history, *reply, *prompt(10)]
-            if len(told) == 4:
+            if len(counts) == 4:
                 assert ask(client, first)[1] == 256
-                time.sleep(0.25)
+                time.sleep(0.25)  # the metrics page is cached for 0.2 s
                 assert "roost_state_cache_disk_errors_total 1.0" in client.get("/metrics").text
         for path in tmp_path.rglob("*.end"):
             path.write_bytes(path.read_bytes()[:-1])
-    assert told[0][1] == 0
-    for (before, _), (_, num_cached) in itertools.pairwise(told):
+    assert counts[0][1] == 0
+    for (before, _), (_, num_cached) in itertools.pairwise(counts):
         assert num_cached == before // 64 * 64
 
 
