@@ -40,8 +40,8 @@ def test_logprobs_are_the_models_own(vocab: int) -> None:
     np.testing.assert_allclose(sampled.logprobs.top, np.take_along_axis(expected, best, -1), rtol=1e-5, atol=1e-5)
 
 
-def test_logprobs_nobody_asked_for_are_zeros() -> None:
-    """Asked for by one row, they are made for all; by an idle one, for none."""
+def test_logprobs_that_no_row_wants_are_zeros() -> None:
+    """One active row that wants them is enough for all rows; an idle row is not."""
     logits = quantised(4, ROWS * VOCAB, 2.0).reshape(ROWS, VOCAB)
     requests = [SamplingParams(temperature=0.0), SamplingParams(temperature=0.0, logprobs=1)] * 2
     assert np.asarray(run(logits, requests).logprobs.top).all()

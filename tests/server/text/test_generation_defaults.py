@@ -105,7 +105,7 @@ def test_a_chat_without_limits_goes_on_until_the_model_stops(model: ServedModel)
     assert params.max_tokens is None
 
 
-def test_seeds_that_nobody_gave_differ(model: ServedModel) -> None:
+def test_seeds_that_are_left_out_differ(model: ServedModel) -> None:
     body = CompletionBody.model_validate({"prompt": "a", "n": 5})
     assert len({params.seed for params in completion_params(body, model)}) == 5
 

@@ -1,4 +1,4 @@
-"""What a request's fields ask of the engine."""
+"""Sampling fields of a request and the parameters that the engine gets."""
 
 from typing import Any
 
@@ -17,14 +17,14 @@ async def complete(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
     return await client.post("/v1/completions", json={"prompt": "a", "max_tokens": 2, **fields})
 
 
-async def asked(client: httpx.AsyncClient, engine: FakeEngine, **fields: Any) -> SamplingParams:
-    """The parameters of a request with these fields."""
+async def params_of(client: httpx.AsyncClient, engine: FakeEngine, **fields: Any) -> SamplingParams:
+    """Returns the parameters of a request with these fields."""
     assert (await complete(client, **fields)).status_code == 200
     return engine.requests[-1].params
 
 
 async def test_penalties_and_biases(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    params = await asked(
+    params = await params_of(
         client,
         engine,
         frequency_penalty=-1,
@@ -40,7 +40,7 @@ async def test_penalties_and_biases(client: httpx.AsyncClient, engine: FakeEngin
 
 async def test_no_mass_is_the_most_likely_token(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     """As clients send it, where vLLM has an error."""
-    params = await asked(client, engine, top_p=0, temperature=1.5)
+    params = await params_of(client, engine, top_p=0, temperature=1.5)
     assert (params.temperature, params.top_p) == (0.0, 1.0)
     answer = (await client.post("/v1/responses", json={"input": "a", "top_p": 0, "temperature": 1.5})).json()
     assert (answer["top_p"], answer["temperature"]) == (0, 1.5)
@@ -62,13 +62,13 @@ async def test_an_error_of_a_bias_names_its_key(client: httpx.AsyncClient, bias:
 async def test_bad_words_are_bad_at_the_start_and_behind_a_space(
     client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
 ) -> None:
-    params = await asked(client, engine, bad_words=["a", "ab"])
+    params = await params_of(client, engine, bad_words=["a", "ab"])
     assert params.bad_words == tuple(tuple(tokenizer.encode(word)) for word in ("a", " a", "ab", " ab"))
     assert params.bad_words[0] == (A,)
     assert params.bad_words[2] == (A, B)
 
 
-async def test_named_tokens_are_told_beside_the_most_likely(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_named_tokens_are_reported_beside_the_most_likely(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     answer = (await complete(client, logprobs=1, logprob_token_ids=[29, 5])).json()
     assert engine.requests[-1].params.logprob_token_ids == (29, 5)
     assert answer["choices"][0]["logprobs"]["top_logprobs"][0] == {"b": -0.5, "z": -2.9}
@@ -122,7 +122,7 @@ async def test_best_of_makes_more_than_it_tells(client: httpx.AsyncClient, engin
         ({"bad_words": ["a" * 4096] * 3}, "bad_words must be at most 8192 characters in total"),
     ],
 )
-async def test_contradictions_are_told(client: httpx.AsyncClient, fields: dict[str, Any], message: str) -> None:
+async def test_contradictions_are_refused(client: httpx.AsyncClient, fields: dict[str, Any], message: str) -> None:
     answer = await complete(client, **fields)
     assert answer.status_code == 400
     error = answer.json()["error"]
