@@ -1,4 +1,4 @@
-"""The choices of a request, as the engine is asked for them."""
+"""The choices of a request, and the engine's request for each of them."""
 
 import math
 from collections.abc import Sequence

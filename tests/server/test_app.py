@@ -70,8 +70,8 @@ async def test_chat_streams_a_role_then_text_then_an_end(client: httpx.AsyncClie
         (got[0]["id"], got[0]["created"], "counter", "chat.completion.chunk")
     }
     assert all("usage" not in chunk for chunk in got)
-    told = [(chunk["choices"][0]["delta"], chunk["choices"][0]["finish_reason"]) for chunk in got]
-    assert told == [
+    reported = [(chunk["choices"][0]["delta"], chunk["choices"][0]["finish_reason"]) for chunk in got]
+    assert reported == [
         ({"role": "assistant", "content": ""}, None),
         ({"content": "A"}, None),
         ({"content": "B"}, None),
@@ -194,7 +194,7 @@ async def test_an_empty_text_is_bos_alone(client: httpx.AsyncClient, engine: Fak
 
 
 async def test_scoring_a_prompt(client: httpx.AsyncClient) -> None:
-    """What evaluation harnesses do. Token 6 has -0.6, and so on; see the fake engine."""
+    """Evaluation harnesses do this. Token 6 has -0.6, and so on; see the fake engine."""
     (choice,) = choices(await complete(client, [5, 6, 7], echo=True, logprobs=1, max_tokens=0))
     assert choice["text"] == "bcd"
     assert choice["logprobs"] == {
@@ -378,7 +378,7 @@ async def test_prompts_are_cut_on_demand(client: httpx.AsyncClient, engine: Fake
 
 
 async def test_logprobs_of_the_prompt(client: httpx.AsyncClient) -> None:
-    """In vLLM's shape; those of `echo` are as many as it asks for by itself. Token i has -i / 10, however likely."""
+    """They have vLLM's shape, and `echo` has its own number of them. Token i has -i / 10."""
     (choice,) = (await complete(client, [4, 5], add_special_tokens=False, prompt_logprobs=2)).json()["choices"]
     first, second = choice["prompt_logprobs"]
     assert first is None

@@ -1,4 +1,4 @@
-"""Whatever goes wrong, the body has OpenAI's shape and tells nothing of our insides."""
+"""Every error has OpenAI's shape and reveals nothing of the server's internals."""
 
 import logging
 
@@ -86,7 +86,7 @@ async def test_a_body_that_is_too_large(service: Service) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_full_queue(client: httpx.AsyncClient, engine: FakeEngine, stream: bool) -> None:
-    """Also when it is the last of several choices that does not fit: the others are taken back."""
+    """A queue without room for the last of several choices takes none of them."""
     engine.capacity = 2
     response = await client.post("/v1/completions", json={"prompt": "a", "n": 3, "stream": stream})
     assert error_of(response, 429)["code"] == "rate_limit_exceeded"

@@ -48,10 +48,10 @@ async def create_response(body: ResponseBody, request: Request, service: ReadySe
     if not body.background:
         return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
     choices = await choices_of(service, request, spec)
-    begun = builder.in_progress()
-    keeper.keep(begun)
+    pending = builder.in_progress()
+    keeper.keep(pending)
     service.background.start(builder.id, _run(service, choices, builder, log))
-    return json_response(begun) if log is None else _follow(service, log, 0)
+    return json_response(pending) if log is None else _follow(service, log, 0)
 
 
 @router.get("/v1/responses/{response_id}", responses=streamable(ResponseObject, ResponseEvent))

@@ -1,4 +1,4 @@
-"""Whatever a client puts into a field, the answer is a success or names what is wrong: never a 500, never a 422."""
+"""Any value of a field leads to a success or an error that names the field, never to a 500 or 422."""
 
 import json
 from typing import Any

@@ -13,7 +13,7 @@ EVENTS = [b"event: x\ndata: {}\n\n", b"yy", b"z"]
 
 
 EVENT_BYTES = 41
-"""What an event takes beside its own bytes."""
+"""Memory of an event beside its own bytes."""
 
 
 def filled(max_bytes: int = 1000) -> EventLog:

@@ -33,7 +33,7 @@ PATHS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
     "/v1/completions": {"prompt": "a", "max_tokens": 100},
 }
-WISHES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+CONSTRAINTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"response_format": FORMAT}, ANSWERS),
     ({"guided_json": SCHEMA}, ANSWERS),
     ({"guided_json": json.dumps(SCHEMA)}, ANSWERS),
@@ -76,15 +76,17 @@ async def text_of(client: httpx.AsyncClient, path: str, **fields: Any) -> str:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(("wish", "answers"), WISHES)
-async def test_every_spelling(client: httpx.AsyncClient, path: str, wish: dict[str, Any], answers: tuple[str]) -> None:
-    assert await text_of(client, path, **wish) in answers
+@pytest.mark.parametrize(("fields", "answers"), CONSTRAINTS)
+async def test_every_spelling(
+    client: httpx.AsyncClient, path: str, fields: dict[str, Any], answers: tuple[str]
+) -> None:
+    assert await text_of(client, path, **fields) in answers
 
 
 async def test_any_object(client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Any) -> None:
-    for wish in ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"json_object": True}}):
+    for fields in ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"json_object": True}}):
         engine.says = tokenizer.encode('{"a": [1, "b"]}')
-        assert await text_of(client, "/v1/chat/completions", **wish) == '{"a": [1, "b"]}'
+        assert await text_of(client, "/v1/chat/completions", **fields) == '{"a": [1, "b"]}'
 
 
 OPEN = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -105,20 +107,22 @@ async def test_raw_schemas_keep_their_own_meaning(
     client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Any
 ) -> None:
     engine.says = tokenizer.encode(ENDLESS)
-    for wish in ({"guided_json": OPEN}, {"structured_outputs": {"json": OPEN}}, {"json_schema": OPEN}):
-        assert await text_of(client, "/v1/completions", **wish) == ENDLESS
+    for fields in ({"guided_json": OPEN}, {"structured_outputs": {"json": OPEN}}, {"json_schema": OPEN}):
+        assert await text_of(client, "/v1/completions", **fields) == ENDLESS
 
 
 @pytest.mark.parametrize(
-    ("wish", "warnings"),
+    ("fields", "warnings"),
     [
         ({"response_format": loosely({"type": "integer", "not": {"const": 5}})}, "response_format%3A not"),
         ({"guided_json": {"type": "array", "maxItems": 0, "uniqueItems": True}}, "guided_json%3A uniqueItems"),
         ({"guided_json": {**OVERLAPPING, "maximum": 9, "minimum": 0}}, "guided_json%3A oneOf"),
     ],
 )
-async def test_what_is_not_enforced_is_reported(client: httpx.AsyncClient, wish: dict[str, Any], warnings: str) -> None:
-    response = await client.post("/v1/completions", json={**PATHS["/v1/completions"], **wish})
+async def test_what_is_not_enforced_is_reported(
+    client: httpx.AsyncClient, fields: dict[str, Any], warnings: str
+) -> None:
+    response = await client.post("/v1/completions", json={**PATHS["/v1/completions"], **fields})
     assert response.status_code == 200, response.text
     assert response.headers["x-roost-warnings"] == warnings
 
@@ -234,7 +238,7 @@ async def test_a_model_without_a_tokenizer_cannot_do_it(engine: FakeEngine) -> N
 
 
 class Bench:
-    """Where grammars are compiled, each until it is let go; none compiles."""
+    """A compiler whose compilations wait until they are released, and then fail."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []

@@ -35,7 +35,7 @@ ON_LOOP = 300
 
 
 class SpyTokenizer(Tokenizer):
-    """Counts what it is asked on the event loop's thread."""
+    """Counts its calls on the event loop's thread."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -229,7 +229,7 @@ PROMPT = [4 + number % 20 for number in range(1000)]
 async def test_no_answer_takes_more_than_was_computed(
     service: Service, path: str, kind: type[CompletionBody] | type[GenerateBody], fields: dict[str, Any]
 ) -> None:
-    """At its worst moment, by tracemalloc; the engine's part included."""
+    """The peak is measured by tracemalloc and includes the engine's part."""
     name = "prompt" if kind is CompletionBody else "token_ids"
     content = {name: PROMPT, "max_tokens": 1, **fields}
     body = kind.model_validate(content)

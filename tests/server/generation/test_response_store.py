@@ -149,7 +149,7 @@ def test_what_is_gone_cannot_be_gone_on_from() -> None:
 
 
 async def test_messages_are_kept_as_they_were() -> None:
-    """Also calls, results and parts."""
+    """Calls, results and parts of texts are kept, too."""
     messages = [
         ConversationMessage("user", ("a", "é\u2028")),
         ConversationMessage("assistant", calls=(FunctionCall("call_1", "f", '{"a": 1}'),)),

@@ -1,4 +1,4 @@
-"""What the APIs tell of remembered states, and who shares them."""
+"""Cached tokens in the responses of each API, and the tenants that share cached states."""
 
 from dataclasses import replace
 from typing import Any

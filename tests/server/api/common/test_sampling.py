@@ -39,7 +39,7 @@ async def test_penalties_and_biases(client: httpx.AsyncClient, engine: FakeEngin
 
 
 async def test_no_mass_is_the_most_likely_token(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    """As clients send it, where vLLM has an error."""
+    """Clients send `top_p: 0`, which vLLM refuses."""
     params = await params_of(client, engine, top_p=0, temperature=1.5)
     assert (params.temperature, params.top_p) == (0.0, 1.0)
     answer = (await client.post("/v1/responses", json={"input": "a", "top_p": 0, "temperature": 1.5})).json()

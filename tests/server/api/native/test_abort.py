@@ -1,4 +1,4 @@
-"""Ending somebody else's request, by each of the ids it has."""
+"""Aborting another request by each of its ids."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What the server says of itself."""
+"""Health checks, load and information about the server."""
 
 from dataclasses import replace
 

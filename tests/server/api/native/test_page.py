@@ -132,7 +132,7 @@ def test_the_vendored_libraries_are_what_their_table_says() -> None:
 
 
 def test_a_wheel_holds_the_page_and_the_licences() -> None:
-    """As setuptools itself collects files for one."""
+    """Collects files as setuptools does."""
     dist = pytest.importorskip("setuptools.dist")
     root = FOLDER.parents[1]
     if not (root / "pyproject.toml").exists():

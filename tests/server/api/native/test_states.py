@@ -24,7 +24,7 @@ from roost.server.text.tokenizer import Tokenizer
 
 LONG = [5 + i % 20 for i in range(150)]
 WHOLE = (*LONG, 15, 16)
-"""With the two tokens of the answer."""
+"""Prompt and the two tokens of the response."""
 
 FILE = STATE_FORMAT.export(SavedState.of((5, 6)))
 
@@ -66,7 +66,7 @@ async def test_a_state_is_kept_told_and_forgotten(client: httpx.AsyncClient) -> 
 
 
 async def test_requests_go_on_from_a_state(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    """As many as wanted, by either path, with the salt of whoever left it; BOS comes once."""
+    """Any number of requests continue it by either path, with the salt of its request; BOS comes once."""
     state = await save(client, cache_salt="mine")
     answer = await say(client, [7, 9], from_state=state["id"], n=3)
     assert answer["usage"]["prompt_tokens"] == 154
@@ -97,12 +97,12 @@ async def test_a_file_goes_from_server_to_server(client: httpx.AsyncClient, engi
     assert {**imported, "id": 0, "created": 0, "bytes": 0} == {**state, "id": 0, "created": 0, "bytes": 0}
     await say(client, [7], from_state=imported["id"])
     assert engine.requests[-1].prompt_token_ids == (*WHOLE, 7)
-    assert engine.requests[-1].cache_salt != engine.requests[0].cache_salt, "what it leads to is shared with nobody"
+    assert engine.requests[-1].cache_salt != engine.requests[0].cache_salt, "its continuations are not shared"
     assert imported["id"] not in engine.requests[-1].cache_salt, "whose salt no client can name"
 
 
 async def test_what_came_from_a_file_is_known_as_such(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    """However many answers lie between, so that what breaks there is never held against the model."""
+    """States that continue an imported one stay marked, so that their errors are not taken for the model's."""
     own = await save(client)
     file = await client.get(f"/v1/states/{own['id']}/export")
     state = (await client.post("/v1/states/import", content=file.content)).json()
@@ -244,7 +244,7 @@ async def test_what_had_its_time_gives_way_where_room_is_short(service: Service)
 
 
 async def test_files_on_their_way_out_count_too(service: Service) -> None:
-    """Until the client has them; those that nobody reads give way, too."""
+    """Files count until the client has them; those of clients that do not read are ended for others."""
     clock = Clock()
     service = replace(service, files=StateFiles(clock=clock), states=StateStore())
     big = SavedState.of((5,) * 2**20)
@@ -333,7 +333,7 @@ async def test_there_is_an_end_to_room(
 
 @asynccontextmanager
 async def clients(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    """Of one server with two keys; without a header it is the first one's."""
+    """A client of a server with two keys; without a header it uses the first."""
     transport = httpx.ASGITransport(create_app(service, Access(ApiKeys(["one:11", "two:22"]))))
     async with httpx.AsyncClient(transport=transport, base_url="http://roost", headers={"x-api-key": "11"}) as client:
         yield client
@@ -437,7 +437,7 @@ async def of_state(client: httpx.AsyncClient, engine: FakeEngine, request_id: st
 async def test_the_state_of_a_choice_is_the_one_that_the_client_saw(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
-    """Of two prompts with five candidates each, of which the two with the lowest ids are likeliest."""
+    """Two prompts have five candidates each, of which the two with the lowest ids are the most likely."""
     ids = [90, 40, 70, 50, 60, 45, 80, 95, 42, 77]
     engine.says_by_index = {number: [first, 30 + number] for number, first in enumerate(ids)}
     body = {"prompt": [[7], [9]], "n": 2, "best_of": 5, "max_tokens": 2, "return_token_ids": True}
@@ -517,7 +517,7 @@ async def test_the_state_of_ids_is_all_that_were_sent(client: httpx.AsyncClient,
 
 
 async def test_a_tenant_saves_one_state_at_a_time(service: Service, engine: FakeEngine) -> None:
-    """So that those of another wait for few steps, however many it asks for."""
+    """Another tenant then waits for few steps, however many states the first one saves."""
     async with clients(service) as client:
         answer = await say(client, LONG)
         engine.gate.clear()

@@ -1,4 +1,4 @@
-"""What coding agents and the newest clients send: parts that this server does not have are left out, and it says so."""
+"""Requests of coding agents and the newest clients: unsupported parts are left out and reported."""
 
 import json
 import urllib.parse
@@ -148,7 +148,7 @@ async def test_tools_of_anthropics_own_are_dropped(client: httpx.AsyncClient) ->
 async def test_what_is_marked_for_the_cache_counts_as_added_to_it(
     client: httpx.AsyncClient, tokenizer: Tokenizer
 ) -> None:
-    """As many whole blocks as the prompt has; without a mark nothing is counted so."""
+    """The whole blocks of the prompt count; without a mark none does."""
     long = [{"role": "user", "content": [{"type": "text", "text": "a b c d e f " * 20}]}]
     plain = (await ask(client, MESSAGES, messages=long)).json()["usage"]
     assert plain["cache_creation_input_tokens"] == 0

@@ -1,4 +1,4 @@
-"""Whatever chat, completions and models answer is what the `openai` package expects, strictly."""
+"""Responses of chat, completions and models match the types of the `openai` package strictly."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 HI = [{"role": "user", "content": "hi"}]
 OURS = frozenset({"stop_reason", "token_ids", "prompt_token_ids", "prompt_logprobs", "timings"})
-"""What vLLM and llama.cpp have added to OpenAI's answers, and we too."""
+"""Fields that vLLM and llama.cpp have added to OpenAI's responses, and Roost too."""
 
 FIELDS: list[dict[str, Any]] = [
     {},
@@ -27,7 +27,7 @@ FIELDS: list[dict[str, Any]] = [
 ]
 CHAT = [*({**f, "max_tokens": f.get("max_tokens") or 3} for f in FIELDS), {"logprobs": True, "top_logprobs": 2}]
 COMPLETIONS = [*FIELDS, {"logprobs": 2}, {"echo": True}, {"prompt": ["a", "b"]}, {"prompt": [[4], [5]]}]
-"""Not `echo` with `logprobs`: the null of a prompt's first token, which OpenAI sent too, is unknown to its client."""
+"""Fields of completions, but for `echo` with `logprobs`: OpenAI's client does not know the null of a first token."""
 
 
 class Chunk(Completion):

@@ -1,4 +1,4 @@
-"""What a model may say that has tools: any text, or calls whose arguments keep to their schemas."""
+"""Output of a model with tools: any text, or calls whose arguments match their schemas."""
 
 import json
 import random

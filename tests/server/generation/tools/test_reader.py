@@ -1,4 +1,4 @@
-"""Text and calls are told apart, however an answer is cut into pieces."""
+"""Text and calls are separated, however the output is split into pieces."""
 
 import json
 from typing import Any
