@@ -1,4 +1,4 @@
-"""Chunks of rows for the kernels' tests: where rows stand in their documents, where documents begin and rows end."""
+"""Chunks for the kernels' tests: positions of rows in their documents, document starts, and padding."""
 
 import hypothesis.strategies as st
 import numpy as np
@@ -7,12 +7,12 @@ from roost.engine.platform import CPU_OPTIONS
 __all__ = ["CPU_OPTIONS", "SEEDS", "cut", "positions"]
 
 SEEDS = st.integers(0, 2**32 - 1)
-"""Of the values in a test's arrays."""
+"""Seeds of the values in a test's arrays."""
 
 
 @st.composite
 def positions(draw: st.DrawFn, rows: int, steps: int, several_documents: bool = False) -> np.ndarray:
-    """`[rows, steps]` positions: each row of any length from 0 on, at any place in its document, then padding.
+    """Draws positions `[rows, steps]`: rows of any length from 0 on, anywhere in their documents, then padding.
 
     With `several_documents`, a new document may begin anywhere in a row.
     """
@@ -26,7 +26,7 @@ def positions(draw: st.DrawFn, rows: int, steps: int, several_documents: bool = 
 
 
 def cut(x: np.ndarray, positions: np.ndarray, at: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The chunk as two of the same shape, (array, positions) each: the steps before `at` and those from it on."""
+    """Returns a chunk as two of the same shape, (array, positions) each: the steps before `at`, and the others."""
     first, rest = positions.copy(), np.full_like(positions, -1)
     first[:, at:] = -1
     rest[:, : positions.shape[1] - at] = positions[:, at:]

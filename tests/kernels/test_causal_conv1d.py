@@ -1,4 +1,4 @@
-"""The convolution against its oracle, and what padding, cuts and document starts may not change."""
+"""Causal convolution against its float64 reference, with padding, chunking and document starts."""
 
 from dataclasses import dataclass, replace
 
@@ -21,7 +21,7 @@ jitted = jax.jit(causal_conv1d, compiler_options=CPU_OPTIONS)
 
 @dataclass(frozen=True)
 class Case:
-    """The arguments of one call but the positions."""
+    """Draws the arguments of one call except positions."""
 
     x: np.ndarray
     weight: np.ndarray
@@ -55,7 +55,7 @@ def test_equals_the_reference(taps: int, dtype: str, seed: int, positions: np.nd
 
 @given(seed=SEEDS, positions=PACKED)
 def test_padding_is_inert(seed: int, positions: np.ndarray) -> None:
-    """Whatever stands in padding, even NaN, reaches neither an output nor the state."""
+    """Values in padding, even NaN, reach neither an output nor the state."""
     case, valid = Case.of(seed), positions >= 0
     y, state = case.run(positions)
     poisoned_y, poisoned_state = replace(case, x=np.where(valid[..., None], case.x, np.nan)).run(positions)
@@ -98,7 +98,7 @@ def test_single_steps_equal_the_chunk(seed: int, positions: np.ndarray) -> None:
 
 
 def test_a_document_sees_nothing_before_its_start() -> None:
-    """Neither the state nor, mid-row, the tokens of the document before it."""
+    """A document start hides the state and, inside a row, the tokens of the previous document."""
     case = Case.of(2)
     begin = 4
     positions = np.tile(np.r_[np.arange(30, 30 + begin), np.arange(STEPS - begin)].astype(np.int32), (ROWS, 1))
@@ -110,7 +110,7 @@ def test_a_document_sees_nothing_before_its_start() -> None:
 
 
 def test_the_last_tap_meets_the_current_token() -> None:
-    """An impulse comes out as the taps in reverse order: w[K-1] at once, w[0] three steps later, then nothing."""
+    """An impulse gives the taps in reverse order: w[K-1] first, w[0] three steps later, then zeros."""
     case = Case.of(3)
     x = np.zeros_like(case.x)
     x[:, 2] = 1.0

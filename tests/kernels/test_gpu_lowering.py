@@ -1,4 +1,4 @@
-"""Every kernel for GPUs becomes a Triton program for an H100 that is not there, at real shapes and at awkward ones."""
+"""Every kernel for GPUs lowers to a Triton program for an H100, at the models' shapes and at odd ones."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,7 +34,7 @@ def _on_an_h100() -> Iterator[None]:
 
 
 def kernels_in(function: Callable[..., Any], *shapes: tuple[Any, ...]) -> list[str]:
-    """The names of the Triton kernels in a function of arguments given as (dtype, *shape)."""
+    """Returns the names of the Triton kernels in a function; arguments are given as (dtype, *shape)."""
     arguments = [jax.ShapeDtypeStruct(shape, dtype) for dtype, *shape in shapes]
     text = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
     calls = text.split(f"@{plgpu.CUSTOM_CALL_TARGET_NAME}(")[1:]

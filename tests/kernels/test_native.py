@@ -1,4 +1,4 @@
-"""The native kernels against XLA's products, bit for bit, or against float64; and rows that know nothing of others."""
+"""Native kernels against XLA's products, bit for bit, or against float64; rows are independent of each other."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +34,7 @@ attend = jax.jit(decode_attention, static_argnums=5)
 
 
 def draw(seed: int, *shape: int) -> np.ndarray:
-    """Normal numbers whose rows differ in size, some of which are zeros."""
+    """Draws normal numbers with rows of different scales, some of them zeros."""
     rng = np.random.default_rng(seed)
     return np.asarray(rng.normal(size=shape) * rng.choice([0.0, 0.1, 1.0, 30.0], (shape[0], *[1] * (len(shape) - 1))))
 
@@ -57,7 +57,7 @@ def test_products_in_int8_are_xlas(
 @pytest.mark.parametrize("rows", [39, 40, 41, 130])
 @pytest.mark.parametrize(("outputs", "inputs"), [(96, 64), (47, 63), (49, 65), (1, 1), (17, 3), (200, 766)])
 def test_products_of_many_rows_in_int8_are_those_of_each_row(rows: int, outputs: int, inputs: int) -> None:
-    """On both sides of where strips of the matrix are turned, with ends of strips, of registers and of four inputs."""
+    """Rows below and above the threshold for transposed strips, with partial strips, registers and input groups."""
     x = draw(rows, rows, inputs).astype(np.float32)
     x[0], x[-1] = 1.0, -1.0  # rounded to 127 and -127 everywhere
     weight = np.random.default_rng(inputs).integers(-128, 128, (outputs, inputs)).astype(np.int8)
@@ -142,7 +142,7 @@ BROKEN = [np.nan, -np.nan, np.inf, -np.inf]
 
 
 def places(inputs: int) -> list[int]:
-    """The first number of a row, ones in the middle and at the ends of registers, and the last one."""
+    """Returns the indices of the first and last elements, of some in the middle, and of those at ends of registers."""
     return sorted({0, inputs // 2, min(15, inputs - 1), max(inputs // 16 * 16 - 1, 0), inputs - 1})
 
 
@@ -150,7 +150,7 @@ def places(inputs: int) -> list[int]:
 @pytest.mark.parametrize("rows", [1, 2, 5, 40])
 @pytest.mark.parametrize("inputs", [7, 64, 100])
 def test_a_row_that_is_not_of_numbers_has_no_products_in_int8(rows: int, inputs: int, kind: str) -> None:
-    """As XLA's has none; rounded to zeros, it would end in tokens that mean nothing. The other rows keep their bits."""
+    """A row with a non-finite number gives NaN, as zeros would give meaningless tokens; other rows keep their bits."""
     weight = QuantizedMatrix(*map(jnp.asarray, quantize_on_host(draw(inputs, 49, inputs).astype(np.float32))))
     bias, f32 = jnp.ones(49, jnp.float32), jnp.dtype("float32")
     good = draw(rows, rows, inputs).astype(np.float32)
@@ -166,7 +166,7 @@ def test_a_row_that_is_not_of_numbers_has_no_products_in_int8(rows: int, inputs:
 
 @pytest.mark.parametrize("inputs", [5, 64, 100])
 def test_a_product_in_int8_beyond_float32_is_xlas(inputs: int) -> None:
-    """Rows of the largest numbers there are, and of the smallest, whose sums leave the range on both sides."""
+    """Rows of the largest and smallest numbers, whose sums overflow in both directions."""
     largest = np.float32(np.finfo(np.float32).max)
     x = np.stack([np.full(inputs, v, np.float32) for v in (largest, -largest, 1e38, 1e-30, 1e-38, 1e-45, 0.0)])
     weight = QuantizedMatrix(jnp.asarray([[127] * inputs, [-127] * inputs, [0] * inputs], jnp.int8), jnp.ones(3) * 9)
@@ -226,7 +226,7 @@ def test_attention_is_finite_where_xlas_is(part: str, value: float, filled: int)
 
 
 def test_it_is_there_when_a_compiler_is() -> None:
-    """What is skipped above is not skipped by mistake: an editable install has compiled next to the source."""
+    """The tests above are not skipped by mistake: an editable install compiles next to the source."""
     folder = Path(native.__file__).parent
     assert find_spec("jaxlib") is not None
     assert list(folder.glob("_cpu*.so"))

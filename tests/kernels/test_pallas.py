@@ -1,4 +1,4 @@
-"""What has a Pallas kernel for TPUs and one for GPUs: both, interpreted on a CPU, against the oracles."""
+"""Operations with Pallas kernels for TPUs and GPUs: both, interpreted on a CPU, against the references."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
 @given(data=st.data(), seed=SEEDS)
 @settings(max_examples=10)
 def test_rg_lru(kernels: Kernels, steps: int, width: int, data: st.DataObject, seed: int) -> None:
-    """One block of time and several, channels in whole registers and not; resets anywhere, padding inert."""
+    """One or several blocks of time, full or partial registers, resets anywhere, and padding."""
     where = data.draw(positions(ROWS, steps, several_documents=True))
     rng = np.random.default_rng(seed)
     x, input_gate, recurrence_gate = (2 * rng.normal(size=(3, ROWS, steps, width))).astype(np.float32)
@@ -47,7 +47,7 @@ def test_rg_lru(kernels: Kernels, steps: int, width: int, data: st.DataObject, s
 @given(seed=SEEDS, data=st.data())
 @settings(max_examples=10)
 def test_decode_attention(kernels: Kernels, window: int, heads: int, size: int, seed: int, data: st.DataObject) -> None:
-    """Idle rows, empty, part-filled and wrapped rings; what is not filled holds NaN and is never reckoned."""
+    """Idle rows, and empty, partly filled and wrapped rings; unfilled rows hold NaN and have no effect."""
     place = st.integers(0, 3 * window)
     where = np.array([data.draw(st.just(-1) | place) for _ in range(ROWS)], np.int32)
     rng = np.random.default_rng(seed)
@@ -70,7 +70,7 @@ def test_decode_attention(kernels: Kernels, window: int, heads: int, size: int, 
 def test_prefill_attention(
     kernels: Kernels, steps: int, window: int, heads: int, size: int, seed: int, data: st.DataObject
 ) -> None:
-    """Windows below and above the chunk, several blocks of queries and of keys, prompts at any place.
+    """Windows smaller and larger than the chunk, several blocks of queries and keys, and any start positions.
 
     What is not filled of a ring holds NaN; padding, as a model makes it, finite numbers.
     """

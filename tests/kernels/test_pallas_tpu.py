@@ -1,4 +1,4 @@
-"""What has a Pallas kernel for TPUs only, interpreted on a CPU, against the oracles."""
+"""Operations with Pallas kernels for TPUs only, interpreted on a CPU, against the references."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ step, chunk, mlp = (
 @given(seed=SEEDS)
 @settings(max_examples=10)
 def test_recurrent_step(rows: int, blocks: int, size: int, taps: int, seed: int) -> None:
-    """Rows at a document's start, within reach of it, far from it, and idle; one block of rows and several."""
+    """Rows at, near and far from a document start, and idle rows; one or several blocks of rows."""
     rng, width = np.random.default_rng(seed), blocks * size
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     where = rng.choice([-1, 0, 1, 2, 3, 50], rows).astype(np.int32)
@@ -48,7 +48,7 @@ def test_recurrent_step(rows: int, blocks: int, size: int, taps: int, seed: int)
 @given(data=st.data(), seed=SEEDS)
 @settings(max_examples=10)
 def test_recurrent_chunk(steps: int, blocks: int, size: int, taps: int, data: st.DataObject, seed: int) -> None:
-    """Rows that begin a document and that go on with one, of any length; one block of time and several."""
+    """Rows that begin or continue a document, of any length; one or several blocks of time."""
     where, width = data.draw(positions(ROWS, steps)), blocks * size
     rng = np.random.default_rng(seed)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
@@ -72,7 +72,7 @@ def test_recurrent_chunk(steps: int, blocks: int, size: int, taps: int, data: st
 @given(seed=SEEDS)
 @settings(max_examples=10)
 def test_gated_mlp(rows: int, width: int, hidden: int, seed: int) -> None:
-    """The hidden width in one block and in several."""
+    """Hidden widths of one or several blocks."""
     rng = np.random.default_rng(seed)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     x, weights = draw(rows, width), (draw(2 * hidden, width), draw(2 * hidden), draw(width, hidden), draw(width))

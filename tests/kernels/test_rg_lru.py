@@ -1,4 +1,4 @@
-"""The recurrence against its oracle, and what padding, cuts and resets may not change."""
+"""RG-LRU against its float64 reference, with padding, chunking and resets."""
 
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,7 @@ jitted = jax.jit(rg_lru, compiler_options=CPU_OPTIONS)
 
 @dataclass(frozen=True)
 class Case:
-    """The arguments of one call but the positions; the three sequences are one array `[3, B, T, E]`."""
+    """Draws the arguments of one call except positions; the three sequences are one array `[3, B, T, E]`."""
 
     sequences: np.ndarray
     log_decay: np.ndarray
@@ -50,7 +50,7 @@ def test_equals_the_reference(seed: int, positions: np.ndarray) -> None:
 
 @given(seed=SEEDS, positions=PACKED)
 def test_padding_is_inert(seed: int, positions: np.ndarray) -> None:
-    """Whatever stands in padding, even NaN, reaches neither an output nor the state."""
+    """Values in padding, even NaN, reach neither an output nor the state."""
     case, valid = Case.of(seed), positions >= 0
     y, last = case.run(positions)
     poisoned = replace(case, sequences=np.where(valid[..., None], case.sequences, np.nan))

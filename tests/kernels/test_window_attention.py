@@ -1,4 +1,4 @@
-"""Window attention against its oracle: the ring, the W + 1 visible keys, padding and cuts."""
+"""Window attention against its float64 reference: rings, the W + 1 visible keys, padding and chunking."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,7 +33,7 @@ close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
 
 @dataclass(frozen=True)
 class Case:
-    """The arguments of one call but the positions; q, k and v are one array `[B, T, N + 2, d]`.
+    """Draws the arguments of one call except positions; q, k and v are one array `[B, T, N + 2, d]`.
 
     A decode step's rows stand in `groups`, and their rings are cut after the `first` rows.
     """
@@ -57,7 +57,7 @@ class Case:
         return np.asarray(out), (np.asarray(rings[0]), np.asarray(rings[1]))
 
     def decode(self, positions: np.ndarray, t: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-        """Step t alone."""
+        """Returns step t alone."""
         q, k, v = self.qkv[:, t, :-2], self.qkv[:, t, -2], self.qkv[:, t, -1]
         out, groups = decode(q, k, v, self.in_groups(), positions[:, t])
         whole = [join_ring(blocks) for blocks in groups]
@@ -95,7 +95,7 @@ def test_prefill_equals_the_reference(shape: tuple[int, int, int], seed: int, po
 def test_single_steps_equal_the_reference(
     shape: tuple[int, int, int], groups: tuple[int, ...], first: int, seed: int, positions: np.ndarray
 ) -> None:
-    """A row decodes past its ring's end, and idle rows beside it keep theirs; whole, and in groups and blocks."""
+    """A row decodes past its ring's end while idle rows keep theirs, in one block and in groups and blocks."""
     case = replace(Case.of(seed, shape), groups=groups, first=first)
     expected, *expected_rings = case.reference(positions)
     for t in range(STEPS):
@@ -119,7 +119,7 @@ def test_bfloat16_differs_by_the_rounding_of_weights_and_values(seed: int, posit
 
 @pytest.mark.parametrize("window", [3, 5, 16])
 def test_a_query_sees_exactly_its_own_key_and_those_of_the_window_before_it(window: int) -> None:
-    """With q = 0 all visible keys weigh the same, and with one-hot values the output names them.
+    """q = 0 weighs all visible keys equally, and one-hot values identify them in the output.
 
     The key at distance W counts and that at W + 1 does not; in one chunk, in two, and step by step.
     """
@@ -150,7 +150,7 @@ def test_a_query_sees_exactly_its_own_key_and_those_of_the_window_before_it(wind
 @given(seed=SEEDS, positions=POSITIONS, at=st.integers(0, STEPS))
 @settings(max_examples=30)
 def test_any_cut_equals_one_pass(shape: tuple[int, int, int], seed: int, positions: np.ndarray, at: int) -> None:
-    """Within rounding; bit for bit where the cut is on the grid of blocks."""
+    """Chunks agree within rounding, and bit for bit if they are split at block boundaries."""
     case = Case.of(seed, shape)
     whole, rings = case.prefill(positions)
     pieces = [whole[:, :at][positions[:, :at] >= 0], whole[:, at:][positions[:, at:] >= 0]]
@@ -166,7 +166,7 @@ def test_any_cut_equals_one_pass(shape: tuple[int, int, int], seed: int, positio
 @given(seed=SEEDS, positions=POSITIONS, garbage=st.sampled_from([0.0, -1e4, 1e30]))
 @settings(max_examples=20)
 def test_padding_is_inert(shape: tuple[int, int, int], seed: int, positions: np.ndarray, garbage: float) -> None:
-    """Any finite number in padding; a masked NaN would still count, as 0 * NaN, but the model makes none of padding."""
+    """Finite numbers in padding have no effect. NaN would, as 0 * NaN, but the model makes none in padding."""
     case, valid = Case.of(seed, shape), positions >= 0
     out, rings = case.prefill(positions)
     qkv = np.where(valid[..., None, None], case.qkv, np.float32(garbage))
@@ -189,7 +189,7 @@ def test_a_row_of_padding_keeps_its_ring(shape: tuple[int, int, int]) -> None:
 def test_rows_of_the_ring_that_are_not_filled_yet_are_never_read(
     shape: tuple[int, int, int], seed: int, positions: np.ndarray
 ) -> None:
-    """They are masked by position, whatever the last tenant left there."""
+    """Unfilled rows are masked by position, whatever they hold."""
     case, (window, *_) = Case.of(seed, shape), shape
     unfilled = np.arange(window) >= positions[:, :1]
     dirty = tuple(np.where(unfilled[..., None], np.float32(1e4), ring) for ring in case.rings)
@@ -213,7 +213,7 @@ def test_documents_in_one_row_do_not_see_each_other(shape: tuple[int, int, int],
 @given(seed=SEEDS, place=st.lists(st.integers(-1, 20), min_size=ROWS, max_size=ROWS))
 @settings(max_examples=20)
 def test_blocks_that_only_others_fill_change_nothing(shape: tuple[int, int, int], seed: int, place: list[int]) -> None:
-    """Bit for bit: a row's step is the same whether the batch reads one block of the rings or all of them."""
+    """A row's step has the same bits whether the batch reads one block of the rings or all."""
     case = replace(Case.of(seed, shape), first=2)
     positions = np.array(place, np.int32)[:, None].repeat(STEPS, 1)
     positions[1:] = -1
@@ -226,7 +226,7 @@ def test_blocks_that_only_others_fill_change_nothing(shape: tuple[int, int, int]
 
 @pytest.mark.parametrize("start", [0, 192, 256, 320, 512, 576, 1000])
 def test_a_long_ring_is_read_as_far_as_it_is_filled(start: int) -> None:
-    """By rows at different places in one batch: what each gives does not depend on the others, nor on the cut."""
+    """Rows at different positions in one batch depend neither on each other nor on how rings are split."""
     window, block, steps = 600, 64, 128
     rng = np.random.default_rng(start)
     qkv = (2 * rng.normal(size=(2, steps, 4, SIZE))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Converting: nothing is lost on any way around, int8 on disk is int8 at load, and a failure leaves nothing behind."""
+"""Conversion is lossless in both directions, int8 on disk equals int8 at load, and failures leave nothing behind."""
 
 import itertools
 import json
@@ -45,7 +45,7 @@ def assert_same(params: Params, others: Params) -> None:
 
 
 def test_there_and_back_again(tmp_path: Path) -> None:
-    """The config too: what Orbax's arrays don't tell is in the file beside them."""
+    """The config survives too: fields that shapes do not determine are in the file beside the arrays."""
     there = convert(open_model(HF), tmp_path / "official", to="orbax")
     back = convert(open_model(str(tmp_path / "official")), tmp_path / "back")
     assert there == back
@@ -137,7 +137,7 @@ def test_progress_is_told_in_two_stages(tmp_path: Path) -> None:
 
 
 def refusal(source: ModelSource, destination: Path, **options: Any) -> str:
-    """The error's text; nothing is left behind."""
+    """Returns the error's message, after checking that nothing is left behind."""
     before = sorted(destination.parent.iterdir())
     with pytest.raises(CheckpointError) as error:
         convert(source, destination, **options)

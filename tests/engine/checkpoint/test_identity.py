@@ -1,4 +1,4 @@
-"""Which model it is, told by content."""
+"""Identity of a model by its content."""
 
 import shutil
 from dataclasses import replace

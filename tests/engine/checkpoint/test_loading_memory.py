@@ -1,4 +1,4 @@
-"""Loading takes what `roost plan` tells of the host's memory; benchmarks/loading.py measures it at full size."""
+"""Host memory of loading, as `roost plan` computes it; benchmarks/loading.py measures it at full size."""
 
 import json
 import tracemalloc
@@ -22,7 +22,7 @@ CONFIG = ModelConfig(4096, 128, 384, 2, 128, cycle(("recurrent", "recurrent", "a
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in both formats, the embedding about a third of them."""
+    """Writes random weights in both formats, about a third of them embedding."""
     folder = tmp_path_factory.mktemp("models")
     (folder / "hf").mkdir()
     params = random_params(abstract_model(CONFIG, jnp.dtype("bfloat16"))[1], 0)
@@ -35,13 +35,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As small beside this model as they are beside a large one."""
+    """Makes pieces as small, relative to this model, as they are for a large one."""
     monkeypatch.setattr(tensors, "_PIECE", 2**12)
     monkeypatch.setattr(quantize, "_PIECE", 2**12)
 
 
 def peak_of_loading(source: ModelSource, dtype: str, matrices: str | None) -> int:
-    """Bytes that Python and NumPy take; the device's arrays are NumPy's memory here."""
+    """Returns the bytes that Python and NumPy allocate; device arrays are NumPy's memory here."""
     kind = None if matrices is None else jnp.dtype(matrices)
     _, abstract = abstract_model(source.config, jnp.dtype(dtype), matrix_dtype=kind)
     with open_tensors(source.weights, source.config) as stored:

@@ -1,4 +1,4 @@
-"""Official checkpoints: both of Orbax's layouts hold what Hugging Face's files hold, and damage is named."""
+"""Official checkpoints in both of Orbax's layouts equal Hugging Face's files, and damage is reported."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ ORBAX = TINY_A / "orbax"
 
 @pytest.fixture(scope="module")
 def arrays() -> dict[str, np.ndarray]:
-    """By their official names."""
+    """Returns the golden arrays by their official names."""
     return {name: array.read().result() for name, array in open_arrays(ORBAX).items()}
 
 
@@ -93,7 +93,7 @@ def test_large_arrays_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_folder_around_it_will_do_with_a_tokenizer_beside_it(tmp_path: Path) -> None:
-    """As Kaggle and Hugging Face's `-flax` repositories have it."""
+    """The layout of Kaggle's and Hugging Face's `-flax` repositories is opened."""
     shutil.copytree(ORBAX, tmp_path / "2b-it")
     shutil.copy(TINY_A / "griffin_config.json", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{}")
@@ -118,7 +118,7 @@ def read_all(folder: Path) -> None:
 
 
 def refusal(folder: Path) -> str:
-    """What is told where every tensor is opened and read."""
+    """Returns the error of opening and reading every tensor."""
     with pytest.raises(CheckpointError) as error:
         read_all(folder)
     assert "\n" not in str(error.value)

@@ -40,7 +40,7 @@ def read_all(folder: Path) -> None:
 
 
 def refusal(folder: Path) -> str:
-    """What is told when it is opened and all of it is read."""
+    """Returns the error of opening a model and reading all of it."""
     with pytest.raises(CheckpointError) as error:
         read_all(folder)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Names on the command line: directories, random models, the bundled demo."""
+"""Model references: directories, random models and the bundled demo."""
 
 import pickle
 import shutil
@@ -33,7 +33,7 @@ def test_random_presets_need_no_file(preset: str) -> None:
 
 
 def test_random_takes_any_json_file_of_that_format(tmp_path: Path) -> None:
-    """Beside it may lie a tokenizer; weights that lie there are not read."""
+    """A tokenizer beside the config is found; weights beside it are not read."""
     folder = tmp_path / "my-model"
     shutil.copytree(TINY_A, folder)
     shutil.copy(folder / "config.json", folder / "small.json")
@@ -73,7 +73,7 @@ def test_an_empty_directory_is_refused_with_what_belongs_there(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["2b-it.pt", "model.ckpt", "pytorch_model.bin"])
 def test_pickles_are_not_opened(tmp_path: Path, name: str) -> None:
-    """Neither in a folder nor by themselves."""
+    """Pickles are refused, alone or in a folder."""
     (tmp_path / name).write_bytes(pickle.dumps({"a": 1}))
     (tmp_path / "tokenizer.model").touch()
     for reference in (tmp_path, tmp_path / name):

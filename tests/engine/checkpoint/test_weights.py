@@ -1,4 +1,4 @@
-"""Checkpoints: what is read is what was written, and a file that does not fit the model is named with the reason."""
+"""Checkpoints are read as written, and files that do not fit the model are reported with the reason."""
 
 import re
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ HF_TENSORS: dict[str, tuple[int, ...]] = {
     f"{A}.temporal_block.o_proj.weight": (8, 8),
     f"{A}.temporal_block.o_proj.bias": (8,),
 }
-"""Hugging Face's names and shapes , written out."""
+"""Hugging Face's names and shapes, written out."""
 
 type Tensors = dict[str, np.ndarray]
 
@@ -169,7 +169,7 @@ def test_a_tied_output_is_tolerated(tensors: Tensors, tmp_path: Path) -> None:
 
 
 def refusal(files: list[Path]) -> str:
-    """The text of the error that opening these files gives."""
+    """Returns the error of opening these files."""
     with pytest.raises(CheckpointError) as error, open_checkpoint(files):
         pass
     text = str(error.value)
@@ -208,7 +208,7 @@ def test_a_checkpoint_that_lacks_a_shard_is_refused(tensors: Tensors, tmp_path: 
 
 @pytest.mark.parametrize("size", [0, 5, 300, -8])
 def test_a_file_cut_short_is_named(tensors: Tensors, tmp_path: Path, size: int) -> None:
-    """Empty, within its header's length, within its header, within its data."""
+    """Files that are empty or truncated in the header's length, the header or the data."""
     (file,) = save(tensors, tmp_path)
     file.write_bytes(file.read_bytes()[:size])
     assert f"{file}: is not a whole safetensors file" in refusal([file])
@@ -240,7 +240,7 @@ def test_random_parameters_have_the_scale_that_is_promised() -> None:
 
 
 def test_gates_of_one_channel_are_no_convolution() -> None:
-    """With as many heads as channels their weights are [N, 1, 1], as a convolution's are [E, 1, K]."""
+    """Gate weights of one channel are [N, 1, 1], similar to a convolution's [E, 1, K]."""
     spec = checkpoint_layout(ModelConfig(10, 8, 12, 2, 2, ("recurrent",)))[
         "blocks", 0, "temporal", "rg_lru", "gate_weight"
     ]
@@ -252,7 +252,7 @@ def test_gates_of_one_channel_are_no_convolution() -> None:
 
 
 def test_weights_are_drawn_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which is no matter of the numbers."""
+    """The size of a piece does not change the numbers."""
     abstract = abstract_model(CONFIG, jnp.dtype("bfloat16"))[1]
     whole = random_params(abstract, 5)
     monkeypatch.setattr(weights_module, "_PIECE", 100)

@@ -18,7 +18,7 @@ FIELDS: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_hidden_layers": 6,
 }
-"""What a config has at least."""
+"""Minimal fields of a config."""
 
 
 def changed(**fields: Any) -> ModelConfig:
@@ -44,7 +44,7 @@ def test_fields_left_out_have_the_published_values() -> None:
 
 
 def test_the_blocks_are_a_cycle_under_either_name() -> None:
-    """The 2B has `_block_types`, the 9B `block_types`; where both stand the public one counts."""
+    """2B has `_block_types`, 9B `block_types`; with both, `block_types` counts."""
     cyclic, pattern = ("recurrent", "attention", "recurrent", "attention"), ["recurrent", "attention"]
     assert changed(_block_types=pattern, num_hidden_layers=4).block_types == cyclic
     assert changed(block_types=pattern, num_hidden_layers=4).block_types == cyclic
@@ -143,7 +143,7 @@ def test_presets_have_the_sizes_of_the_published_models(
     depth: int,
     attention_layers: int,
 ) -> None:
-    """The spec's numbers; its states also count one int32 per attention layer, which our slots need not."""
+    """Published sizes, without the int32 per attention layer that the official state has."""
     config = PRESETS[preset]
     assert config.num_parameters == parameters
     assert config.vocab_size * config.width == embedding

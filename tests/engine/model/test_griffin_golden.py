@@ -14,7 +14,7 @@ from small_models import CPU_OPTIONS, TINY_A, SmallModel, counting, ragged, tiny
 type Golden = Mapping[str, np.ndarray]
 
 ROWS, STEPS = 3, 112
-"""One shape for all prefills, so that they share a program; rows are filled up with padding."""
+"""One shape for all prefills, so that they share a program; missing rows are padding."""
 
 close_logits = partial(np.testing.assert_allclose, rtol=0, atol=5e-4)
 close_state = partial(np.testing.assert_allclose, rtol=0, atol=1e-4)
@@ -37,7 +37,7 @@ def model_bf16() -> SmallModel:
 
 
 def prefill(model: SmallModel, prompts: Sequence[np.ndarray]) -> tuple[list[np.ndarray], ModelState]:
-    """The logits of each prompt, all read from nothing in one batch."""
+    """Returns the logits of each prompt after a prefill of all in one batch."""
     prompts = [*prompts, *[np.zeros(0, np.int32)] * (ROWS - len(prompts))]
     lengths = [len(p) for p in prompts]
     logits, state = model.run(ragged(prompts, STEPS), counting(lengths, STEPS), model.zero(ROWS))
@@ -47,13 +47,13 @@ def prefill(model: SmallModel, prompts: Sequence[np.ndarray]) -> tuple[list[np.n
 def decode(
     model: SmallModel, tokens: Sequence[int], positions: Sequence[int], state: ModelState
 ) -> tuple[np.ndarray, ModelState]:
-    """One step of every row: logits `[ROWS, V]`."""
+    """Returns logits `[ROWS, V]` of one decode step."""
     logits, state = model.run(*(np.array(x, np.int32)[:, None] for x in (tokens, positions)), state)
     return logits[:, 0], state
 
 
 def prefill_40_decode_60(model: SmallModel, tokens: np.ndarray) -> tuple[np.ndarray, ModelState, ModelState]:
-    """The steps' logits `[60, V]`, the state after the prefill and at the end; two idle rows beside."""
+    """Returns logits `[60, V]` of decode steps, and the states after prefill and at the end; two rows are idle."""
     _, after_prefill = prefill(model, [tokens[:40]])
     rows, state = [], after_prefill
     for position in range(40, 100):
@@ -63,7 +63,7 @@ def prefill_40_decode_60(model: SmallModel, tokens: np.ndarray) -> tuple[np.ndar
 
 
 def greedy(model: SmallModel, prompts: Sequence[np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """`count` tokens for each prompt, all in one batch, and the logits that they were chosen from."""
+    """Returns `count` greedy tokens for each prompt of a batch, and the logits they were chosen from."""
     prompt_logits, state = prefill(model, prompts)
     logits = [np.stack([row[-1] for row in prompt_logits])]
     tokens = [logits[-1].argmax(axis=-1)]
@@ -106,7 +106,7 @@ def test_prefill_then_decode_past_the_window(model: SmallModel, golden: Golden) 
 
 
 def test_state_of_a_prompt_shorter_than_the_window(model: SmallModel, golden: Golden) -> None:
-    """Beside two longer rows, so that padding stands behind it."""
+    """A row beside two longer ones is followed by padding."""
     tokens = golden["full_tokens"][0]
     _, state = prefill(model, [tokens[:100], tokens[:5], tokens[:40]])
     check_state(state, 0, golden, "state_at_end", 100)
@@ -115,7 +115,7 @@ def test_state_of_a_prompt_shorter_than_the_window(model: SmallModel, golden: Go
 
 
 def test_packed_documents(model: SmallModel, golden: Golden) -> None:
-    """Two documents in one row; the second starts with nothing from the first."""
+    """The second of two documents in a row has nothing of the first."""
     tokens = ragged([golden["packed_tokens"][0], [], []], STEPS)
     positions = ragged([golden["packed_segment_pos"][0], [], []], STEPS, filler=-1)
     logits, _ = model.run(tokens, positions, model.zero(ROWS))
@@ -162,7 +162,7 @@ def test_output_of_every_layer(model: SmallModel) -> None:
 
 
 def test_bfloat16_stays_as_close_to_float32_as_the_official_one(model_bf16: SmallModel, golden: Golden) -> None:
-    """Not to the official bfloat16 logits, which are no one number."""
+    """Compares with float32 logits, because official bfloat16 logits depend on how they are compiled."""
     tokens = golden["full_tokens"][0]
     (full, *_), _ = prefill(model_bf16, [tokens])
     steps, *_ = prefill_40_decode_60(model_bf16, tokens)

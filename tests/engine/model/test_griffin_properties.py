@@ -1,4 +1,4 @@
-"""What holds for every Griffin: it equals its oracle, and no cut, neighbour or padding changes what a row gives."""
+"""Properties of every Griffin: equal to its reference, and unchanged by chunking, other rows and padding."""
 
 import math
 from dataclasses import replace
@@ -21,7 +21,7 @@ from roost.engine.model.state import ModelState, RecurrentState, zero_state
 from small_models import CPU_OPTIONS, SmallModel, counting, noisy_model, ragged, row_of
 
 ROWS, STEPS, BLOCK = 2, 24, 4
-"""Chunks of the tests that draw their lengths and cuts inside one shape."""
+"""Rows, steps and block size of the tests that draw lengths and chunk boundaries within one shape."""
 
 BASE = ModelConfig(
     vocab_size=96,
@@ -32,7 +32,7 @@ BASE = ModelConfig(
     block_types=cycle(("recurrent", "attention"), 3),
     window=7,
 )
-"""Its depth is no multiple of the pattern, its RG-LRU is wider than the stream, its window no power of two."""
+"""Config with a depth that is not a multiple of the pattern, E greater than D, and a window not a power of two."""
 
 VARIANTS = {
     "base": BASE,
@@ -67,7 +67,7 @@ def equal_row(state: ModelState, row: int, expected: ModelState, expected_row: i
 def read_in_chunks(
     model: SmallModel, tokens: np.ndarray, lengths: list[int], cuts: list[int]
 ) -> tuple[list[np.ndarray], ModelState]:
-    """Each row's logits and the state, reading the rows up to each cut in turn, in chunks padded to `STEPS`."""
+    """Returns each row's logits and the state after prefill in chunks that end at the cuts, padded to `STEPS`."""
     state, logits = model.zero(ROWS), [np.zeros((0, BASE.vocab_size), np.float32)] * ROWS
     for start, stop in zip([0, *cuts], [*cuts, STEPS], strict=True):
         sizes = [max(min(n, stop) - start, 0) for n in lengths]
@@ -79,7 +79,7 @@ def read_in_chunks(
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
 def test_equals_the_oracle(config: ModelConfig) -> None:
-    """Past the window, and with every block of the chunk but the first reading the ring."""
+    """Chunks longer than the window, whose later blocks read the ring."""
     model, rng = noisy_model(config, block=BLOCK, seed=1), np.random.default_rng(2)
     tokens = rng.integers(0, config.vocab_size, (ROWS, STEPS), np.int32)
     logits, _ = model.run(tokens, counting([STEPS] * ROWS, STEPS), model.zero(ROWS))
@@ -119,7 +119,7 @@ def test_cuts_on_the_grid_equal_one_pass_bit_for_bit(
 
 
 def test_chunks_of_another_compiled_length_give_the_same_bits(any_model: SmallModel) -> None:
-    """A cut on the grid again, now by a program for shorter chunks."""
+    """Chunks at block boundaries, by a program for shorter chunks."""
     tokens = np.random.default_rng(4).integers(0, BASE.vocab_size, (ROWS, STEPS), np.int32)
     whole, whole_state = any_model.run(tokens, counting([STEPS] * ROWS, STEPS), any_model.zero(ROWS))
     state, parts, length = any_model.zero(ROWS), [], 2 * BLOCK
@@ -139,7 +139,7 @@ def gather(states: SlotStates, slots: jax.Array, fresh: jax.Array) -> ModelState
 
 @pytest.mark.parametrize(("steps", "fewer"), [(1, [3, 1]), (PREFILL_BLOCK, [2, 0]), (PREFILL_BLOCK, [3])])
 def test_a_row_gives_the_same_bits_in_a_batch_of_any_size(any_model: SmallModel, steps: int, fewer: list[int]) -> None:
-    """Four rows at four places, and some of them again. A decode step has at least two rows; a chunk may have one."""
+    """Four rows at four positions, and some of them again. Decode steps have at least two rows, chunks may have one."""
     model, rng, rows = replace(any_model, block=PREFILL_BLOCK), np.random.default_rng(5), 4
     past, tokens = rng.integers(0, BASE.vocab_size, (2, rows, PREFILL_BLOCK), np.int32)
     lengths = [8, 3, PREFILL_BLOCK, 1]
@@ -156,7 +156,7 @@ def test_a_row_gives_the_same_bits_in_a_batch_of_any_size(any_model: SmallModel,
 @given(tokens=TOKENS, lengths=LENGTHS, filler=st.integers(0, BASE.vocab_size - 1))
 @settings(max_examples=25)
 def test_padding_changes_nothing(model: SmallModel, tokens: np.ndarray, lengths: list[int], filler: int) -> None:
-    """Neither which ids stand in it, nor, for a row that is all padding, its state."""
+    """Token ids in padding have no effect, and a row of padding keeps its state."""
     positions = counting(lengths, STEPS, [30] * ROWS)
     _, past = model.run(tokens, counting([STEPS] * ROWS, STEPS), model.zero(ROWS))
     logits, state = model.run(tokens, positions, past)
@@ -177,8 +177,8 @@ def test_an_idle_row_of_a_decode_step_keeps_its_state(model: SmallModel) -> None
     assert any((a != b).any() for a, b in zip(row_of(state, 0), row_of(past, 0), strict=True))
 
 
-def test_a_fresh_row_reads_nothing_of_the_last_tenant(model: SmallModel) -> None:
-    """Even where all that he left is NaN."""
+def test_a_fresh_row_reads_nothing_of_the_previous_sequence(model: SmallModel) -> None:
+    """A fresh row is zeros even if the slot held NaN."""
     tokens = np.arange(ROWS * STEPS, dtype=np.int32).reshape(ROWS, STEPS)
     positions = counting([STEPS, 2], STEPS)
     dirty = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), model.zero(3))
@@ -209,7 +209,7 @@ def rows_of(pool: BlockedStates) -> ModelState:
 @given(rows=st.lists(st.sampled_from([0, 1, 2, 3, 4, 9]), min_size=1, max_size=3), fresh=st.booleans())
 @settings(max_examples=20)
 def test_gather_copies_or_clears(model: SmallModel, rows: list[int], fresh: bool) -> None:
-    """Rows 4 and 9 are past the end, and so all zeros; the first row may be fresh."""
+    """Slots 4 and 9 are past the end and read as zeros; the first row may be fresh."""
     pool = random_pool(model, seed=5)
     taken = gather(pool, jnp.array(rows, jnp.int32), jnp.array([fresh] + [False] * (len(rows) - 1)))
     for index, row in enumerate(rows):
@@ -231,7 +231,7 @@ def test_gather_copies_or_clears(model: SmallModel, rows: list[int], fresh: bool
 @given(rows=st.permutations([0, 1, 2, 3, 4, 9]).map(lambda order: order[:3]), count=st.integers(1, 3))
 @settings(max_examples=20)
 def test_scatter_writes_the_slots_named_and_no_others(model: SmallModel, rows: list[int], count: int) -> None:
-    """Rows 4 and 9 are past the end: they are dropped."""
+    """Slots 4 and 9 are past the end and dropped."""
     pool, rows = random_pool(model, seed=6), rows[:count]
     new = jax.tree.map(lambda x: x + 1, gather(pool, jnp.arange(count), jnp.zeros(count, jnp.bool)))
     before, after = rows_of(pool), rows_of(jax.jit(BlockedStates.scatter)(pool, jnp.array(rows, jnp.int32), new))
@@ -262,7 +262,7 @@ jitted_angles = jax.jit(rope_angles, static_argnums=(1, 2), compiler_options=CPU
 
 
 def exact_angle(position: int, pair: int, theta: int) -> float:
-    """position * theta^(-pair / PAIRS) modulo 2π, with 60 decimal digits on the way."""
+    """Returns position * theta^(-pair / PAIRS) modulo 2π, computed with 60 decimal digits."""
     with localcontext(prec=60):
         angle = position * Decimal(theta) ** (-Decimal(pair) / PAIRS)
         return float(angle % (2 * PI))

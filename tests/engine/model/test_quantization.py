@@ -1,4 +1,4 @@
-"""int8: how far it is off, that its sums are exact, and that a row's bits depend on nothing but the row."""
+"""Int8 products: their error, exact sums, and bits that depend on the row alone."""
 
 import tracemalloc
 from functools import partial
@@ -42,7 +42,7 @@ def on_device(matrix: QuantizedMatrix) -> QuantizedMatrix:
 
 
 def product(rows: int, inputs: int, outputs: int, dtype: str = "float32") -> tuple[jax.Array, QuantizedMatrix]:
-    """Activations with a few large channels, as models have them, and a weight."""
+    """Draws activations with a few large channels, as models have them, and a weight."""
     rng = np.random.default_rng([rows, inputs])
     x = rng.normal(size=(rows, inputs)) * np.exp(rng.normal(size=inputs))
     weight = quantize_on_host(rng.normal(size=(outputs, inputs)).astype(np.float32))
@@ -79,7 +79,7 @@ def test_rows_of_zeros_stay_zeros() -> None:
 
 
 def test_a_matrix_is_quantised_in_pieces_of_any_size() -> None:
-    """One that is larger than a piece, whose last piece is smaller than the others."""
+    """A matrix larger than a piece, whose last piece is smaller than the others."""
     matrix = np.random.default_rng(0).normal(size=(1500, 1000)).astype(jnp.bfloat16)
     whole = matrix.astype(np.float32)
     largest = np.abs(whole).max(axis=1)
@@ -104,7 +104,7 @@ def test_dot_equals_exact_integer_arithmetic(shape: tuple[int, int, int], dtype:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("inputs", [768, 80])
 def test_a_row_of_dot_has_the_same_bits_in_any_batch(inputs: int, dtype: str) -> None:
-    """In batches of all sizes, alone, and as a token of a prompt's chunk."""
+    """Batches of all sizes, a single row, and a token in a prefill chunk."""
     x, weight = product(64, inputs, 96, dtype)
     expected = np.asarray(jit_dot(x, weight))
     for size in (1, 2, 3, 8, 32):
@@ -149,7 +149,7 @@ def test_decode_steps_and_chunks_of_any_batch_give_a_row_the_same_bits() -> None
 
 
 def _row_axis(x: jax.Array, rows: int) -> int:
-    """Where the rows of an array of the state stand: first, but for the inputs of a convolution."""
+    """Returns the axis of the rows in an array of the state: the first, except for convolution inputs."""
     return x.shape.index(rows)
 
 
@@ -179,7 +179,7 @@ def test_random_parameters_are_those_of_float32_quantised() -> None:
 
 
 def test_no_copy_in_full_precision_is_made() -> None:
-    """Sixteen layers; what the host holds at a time stays far below one quarter of their size in float32."""
+    """Host memory stays far below a quarter of sixteen layers in float32."""
     config = ModelConfig(1024, 256, 512, 4, 256, ("recurrent",) * 16)
     abstract = quantized_abstract(config)
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""What int8 costs a trained model: its next-token distributions on a text beside those in float32."""
+"""Loss of a trained model in int8: its next-token distributions compared with those in float32."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def demo() -> ModelSource:
 
 
 def log_probabilities(demo: ModelSource, tokens: list[int], dtype: str, matrices: str | None = None) -> np.ndarray:
-    """`[T, V]`, of what follows each token."""
+    """Returns distributions `[T, V]` of the token after each token."""
     model = read_model(demo, dtype, 64, matrices=matrices)
     logits, _ = model.run(ragged([np.array(tokens)], STEPS), counting([len(tokens)], STEPS), model.zero(1))
     wide = logits[0, : len(tokens)].astype(np.float64)
@@ -33,7 +33,7 @@ def log_probabilities(demo: ModelSource, tokens: list[int], dtype: str, matrices
 
 
 def test_distributions_stay_close_to_those_in_float32(demo: ModelSource) -> None:
-    """Measured: KL 0.0014, where bfloat16 alone has 0.0001, and 97 %; the bounds leave room."""
+    """Bounds are above the measured KL of 0.0014 (bfloat16: 0.0001) and below the measured agreement of 97 %."""
     assert demo.directory is not None
     tokenizer = SentencePieceProcessor(model_file=str(demo.directory / "tokenizer.model"))
     tokens = [tokenizer.bos_id(), *tokenizer.encode(TEXT)][:STEPS]

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a checkpoint ends `roost serve` with a status and one line that names the file and the fix."""
+"""Invalid checkpoints end `roost serve` with an exit status and one line that names the file and the fix."""
 
 import json
 import pickle
@@ -91,7 +91,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 def refusal(folder: Path) -> str:
-    """What `roost serve` says before it ends."""
+    """Returns what `roost serve` prints before it exits."""
     few = ["--compile-cache", "off", "--slots", "2", "--prefill-chunk", "64"]  # programs to be compiled meanwhile
     result = CliRunner().invoke(app, ["serve", str(folder), "--port", "0", *few])
     assert result.exit_code == 1

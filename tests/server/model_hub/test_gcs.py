@@ -30,7 +30,7 @@ def emulator() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(emulator: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """With the golden model's official checkpoint under a path, and its config beside it."""
+    """Storage with the golden model's official checkpoint under a path, and its config beside it."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
     monkeypatch.setattr(gcs, "_TIMEOUT_S", 2.0)
