@@ -1,4 +1,4 @@
-"""Chat templates that several tests need."""
+"""Chat templates that several tests use."""
 
 GEMMA_TEMPLATE = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
@@ -8,4 +8,4 @@ GEMMA_TEMPLATE = (
     "{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
 )
-"""As in Gemma's tokenizer_config.json."""
+"""Template of Gemma's tokenizer_config.json."""

@@ -1,4 +1,4 @@
-"""Tiny tokenizers as checkpoints bring them, made on the spot."""
+"""Generates files of tiny tokenizers."""
 
 import io
 from typing import Any
@@ -16,7 +16,7 @@ A letter came with the news: the bridge would be built after all.
 
 
 def train_sentencepiece(**options: Any) -> bytes:
-    """A tiny Gemma-like model: BPE with byte fallback, turn marks and the newline as user-defined pieces."""
+    """Returns a tiny Gemma-like model: BPE with byte fallback, turn marks and the newline as user-defined pieces."""
     gemma_like: dict[str, Any] = {
         "model_type": "bpe",
         "vocab_size": 400,
@@ -49,7 +49,7 @@ def hf_json(
     normalizer: tokenizers.normalizers.Normalizer | None = None,
     pre_tokenizer: tokenizers.pre_tokenizers.PreTokenizer | None = None,
 ) -> bytes:
-    """A tokenizer.json as converted from a Gemma-like SentencePiece model."""
+    """Returns a tokenizer.json as converted from a Gemma-like SentencePiece model."""
     names = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "\n"]
     letters = [f"<0x{byte:02X}>" for byte in range(256)] + list("▁thequickbrownfxjmpsvlazydg")
     pieces = [*names, *dict.fromkeys(letters), "th", "the", "▁the"]

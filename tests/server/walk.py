@@ -1,4 +1,4 @@
-"""A model that knows nothing: it takes any token that a constraint allows, and is glad to end."""
+"""Random walks through a constraint: any allowed token is taken, and end tokens are preferred."""
 
 import functools
 import random
@@ -10,20 +10,20 @@ from roost.server.text.tokenizer import Tokenizer
 _CLOSERS = frozenset(b'"}],: 0123456789')
 
 
-class OutOfPatienceError(Exception):
+class TooLongError(Exception):
     """The text has become too long."""
 
 
 @functools.cache
 def _kinds(tokenizer: Tokenizer) -> tuple[frozenset[int], frozenset[int]]:
-    """Ids without text, and those that close something."""
+    """Returns ids without text, and ids that close something."""
     texts = {token_id: tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)}
     closers = (token_id for token_id, data in texts.items() if data and set(data) <= _CLOSERS)
     return frozenset(token_id for token_id, data in texts.items() if not data), frozenset(closers)
 
 
 def allowed_ids(constraint: Constraint, vocab_size: int) -> list[int]:
-    """The tokens that may come next, by a mask that was full of ones before."""
+    """Returns the allowed tokens, filled into a mask that was full of ones."""
     mask = np.full(words_of_mask(vocab_size), 2**32 - 1, np.uint32)
     constraint.fill_mask(mask)
     bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
@@ -38,19 +38,21 @@ def walk(
     tokenizer: Tokenizer,
     end_token_ids: tuple[int, ...],
     choose: random.Random,
-    patience: int = 150,
+    max_tokens: int = 150,
 ) -> str:
-    """A whole text. At first any token will do, from a third of the patience on those that close something.
+    """Returns a random text of the constraint.
+
+    From a third of `max_tokens` on, tokens that close something are preferred.
 
     Raises:
-      OutOfPatienceError: it took more tokens than that.
+      TooLongError: The text needs more than `max_tokens`.
     """
     data, (textless, closers) = b"", _kinds(tokenizer)
-    for step in range(patience):
+    for step in range(max_tokens):
         ids = allowed_ids(constraint, tokenizer.vocab_size)
         ends = [token_id for token_id in ids if token_id in end_token_ids]
         assert len(ends) in (0, len(end_token_ids)), "some end tokens are allowed, and others not"
-        hurry = step > patience // 3
+        hurry = step > max_tokens // 3
         if ends and (len(ids) == len(ends) or hurry or choose.random() < 0.2):
             constraint.advance(choose.choice(ends))
             return data.decode()
@@ -60,11 +62,11 @@ def walk(
         token_id = choose.choice(closing if closing and (hurry or choose.random() < 0.5) else texts)
         constraint.advance(token_id)
         data += tokenizer.token_bytes(token_id)
-    raise OutOfPatienceError(data.decode(errors="replace"))
+    raise TooLongError(data.decode(errors="replace"))
 
 
 def spell(constraint: Constraint, tokenizer: Tokenizer, text: str) -> bool:
-    """Whether a text is allowed token by token, as the tokenizer writes it, and may end there."""
+    """Returns whether a text is allowed token by token, as the tokenizer encodes it, and may end there."""
     for token_id in tokenizer.encode(text, control_tokens=False):
         if token_id not in allowed_ids(constraint, tokenizer.vocab_size):
             return False

@@ -74,7 +74,7 @@ async def test_the_text_may_have_a_schema(compiler: GrammarCompiler) -> None:
 @given(seed=st.integers(0, 2**32))
 async def test_any_walk_ends_in_calls(seed: int) -> None:
     grammar = await GrammarCompiler(TOKENIZER, TOKENIZER.end_token_ids).compile(calls_spec(TOOLS, parallel=True))
-    text = walk(grammar.constraint(), TOKENIZER, TOKENIZER.end_token_ids, random.Random(seed), patience=3000)
+    text = walk(grammar.constraint(), TOKENIZER, TOKENIZER.end_token_ids, random.Random(seed), max_tokens=3000)
     reader = CallReader()
     shown, pieces = reader.read(text, is_last=True)
     assert (shown, reader.is_complete) == ("", True)

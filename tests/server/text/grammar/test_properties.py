@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from roost.server.text.grammar import GrammarCompiler, json_spec
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 from roost.server.text.tokenizer import Tokenizer
-from walk import OutOfPatienceError, walk
+from walk import TooLongError, walk
 
 NAMES = st.text('abcé"\\ {', min_size=1, max_size=4)
 TOKENIZER = synthetic_tokenizer(1024)
@@ -80,7 +80,7 @@ def walked(schema: dict[str, Any], tokenizer: Tokenizer, choose: random.Random) 
 def test_any_walk_ends_in_json_of_the_schema(schema: dict[str, Any], seed: int) -> None:
     try:
         text = walked(schema, TOKENIZER, random.Random(seed))
-    except OutOfPatienceError:
+    except TooLongError:
         assume(False)
     value = json.loads(text)
     jsonschema.validate(value, schema, jsonschema.Draft202012Validator)
@@ -92,7 +92,7 @@ def test_any_walk_ends_in_json_of_the_schema(schema: dict[str, Any], seed: int) 
 def test_any_walk_ends_in_an_object(seed: int) -> None:
     try:
         text = walked({"type": "object"}, TOKENIZER, random.Random(seed))
-    except OutOfPatienceError:
+    except TooLongError:
         assume(False)
     assert isinstance(json.loads(text), dict)
 
@@ -115,6 +115,6 @@ REF = {
 def test_schema_may_contain_itself(demo_tokenizer: Tokenizer, seed: int) -> None:
     try:
         text = walked(REF, demo_tokenizer, random.Random(seed))
-    except OutOfPatienceError:
+    except TooLongError:
         assume(False)
     jsonschema.validate(json.loads(text), REF, jsonschema.Draft202012Validator)
