@@ -130,7 +130,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         {"time.time", "time.time_ns", "datetime"},
         (
             "server/api/common/response_builder.py",
-            "server/api/openai/response_builder.py",
+            "server/api/openai/responses_builder.py",
             "server/api/openai/models.py",
             "server/text/served_model.py",
             "server/generation/state_store.py",

@@ -27,9 +27,9 @@ from ..common.sampling import sampling_params
 from ..common.streaming import EventStream, choices_of, respond, stream_events
 from ..common.unknown_fields import check_body
 from .input_items import page
-from .response_builder import ResponsesBuilder
 from .response_schemas import DeletedObject, ItemList, ResponseEvent, ResponseObject
-from .responses_schemas import LOGPROBS, ItemReference, ResponseBody
+from .responses_body import LOGPROBS, ItemReference, ResponseBody
+from .responses_builder import ResponsesBuilder
 from .tool_schemas import OtherTool
 
 router = APIRouter(route_class=JsonRoute)

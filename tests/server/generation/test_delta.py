@@ -19,8 +19,8 @@ from roost.server.api.common.response_builder import ResponseBuilder
 from roost.server.api.native.generate import TokensResponseBuilder
 from roost.server.api.openai.chat_completions import ChatResponseBuilder
 from roost.server.api.openai.completions import CompletionResponseBuilder
-from roost.server.api.openai.response_builder import ResponsesBuilder
-from roost.server.api.openai.responses_schemas import ResponseBody
+from roost.server.api.openai.responses_body import ResponseBody
+from roost.server.api.openai.responses_builder import ResponsesBuilder
 from roost.server.api.openai.schemas import ChatBody, CompletionBody, GenerateBody
 from roost.server.generation.delta import Delta, DeltaJoiner
 from roost.server.generation.prompts import Prompt

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from roost.engine import SAMPLING_FIELDS
 from roost.server.api.anthropic.schemas import MessagesBody
 from roost.server.api.common.sampling_fields import NUMBERS, SamplingFields, requested_numbers, with_numbers
-from roost.server.api.openai.responses_schemas import ResponseBody
+from roost.server.api.openai.responses_body import ResponseBody
 from roost.server.api.openai.schemas import ChatBody, CompletionBody, GenerateBody
 
 MESSAGES = [{"role": "user", "content": "a"}]

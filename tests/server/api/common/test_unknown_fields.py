@@ -8,7 +8,7 @@ import httpx
 import pytest
 from roost.server.api.anthropic.schemas import MessagesBody
 from roost.server.api.common.schema_base import Fields
-from roost.server.api.openai.responses_schemas import ResponseBody
+from roost.server.api.openai.responses_body import ResponseBody
 from roost.server.api.openai.schemas import ChatBody, CompletionBody, GenerateBody
 from roost.server.app import create_app
 from roost.server.generation.service import Service

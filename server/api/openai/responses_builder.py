@@ -18,7 +18,7 @@ from ..common.encoding import TYPED_EVENTS
 from ..common.logprobs import response_delta_logprobs, response_logprobs
 from ..common.response_builder import ResponseBuilder
 from ..common.sampling_fields import requested_numbers
-from .responses_schemas import ResponseBody, ResponseTool
+from .responses_body import ResponseBody, ResponseTool
 
 _TEXT_PLACE: Final = {"output_index": 0, "content_index": 0}
 """Place of the text: the output is one message with one text, or calls."""
