@@ -1,12 +1,151 @@
-"""Input of a response, as the items of OpenAI's list."""
+"""Input items of responses: their schemas, and the items of a stored response's input."""
 
+import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, Final, Literal, get_args
 
-from ...generation.conversation import ConversationMessage
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag
+
+from ...generation.conversation import ConversationMessage, FunctionCall
 from ...generation.response_store import StoredResponse
 from ..common.paging import Order
 from ..common.paging import page as page_of
+from ..common.schema_base import TEXT_OR_LIST, Fields, Several, Text
+from .schemas import RefusalPart, kind_of_part
+from .tool_schemas import FunctionName
+
+
+class ResponseTextPart(BaseModel):
+    """A text, of either side."""
+
+    model_config = ConfigDict(strict=True)
+
+    type: Literal["input_text", "output_text"]
+    text: str
+
+
+ResponsePart = Annotated[
+    Annotated[ResponseTextPart, Tag("<text>")] | Annotated[RefusalPart, Tag("<refusal>")],
+    Discriminator(kind_of_part),
+]
+
+PartedText = Annotated[Text | Annotated[Several[ResponsePart], Tag("<list>")], TEXT_OR_LIST]
+
+
+class MessageItem(Fields):
+    """A message; items of responses may be sent back as they are."""
+
+    type: Literal["message"] = "message"
+    role: str
+    content: PartedText
+
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns the message."""
+        return [ConversationMessage(self.role, _content(self.content))]
+
+
+class CallItem(Fields):
+    """A call of a function."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: FunctionName
+    arguments: str
+
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns a message with the call."""
+        return [ConversationMessage("assistant", calls=(FunctionCall(self.call_id, self.name, self.arguments),))]
+
+
+class CallOutputItem(Fields):
+    """The result of a call."""
+
+    type: Literal["function_call_output", "custom_tool_call_output"]
+    call_id: str
+    output: PartedText
+
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns a message with the result."""
+        return [ConversationMessage("tool", _content(self.output), call_id=self.call_id)]
+
+
+class CustomCallItem(Fields):
+    """A call of a tool that takes any text, made by another server."""
+
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: FunctionName
+    input: str
+
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns a message with the call; its input is an argument."""
+        arguments = json.dumps({"input": self.input}, ensure_ascii=False)
+        return [ConversationMessage("assistant", calls=(FunctionCall(self.call_id, self.name, arguments),))]
+
+
+class ItemReference(Fields):
+    """An item of a stored response, by its id."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
+class OtherItem(Fields):
+    """An item that is left out: what another server's tools did, or how a model reasoned."""
+
+    type: Literal[
+        "apply_patch_call",
+        "apply_patch_call_output",
+        "code_interpreter_call",
+        "compaction",
+        "computer_call",
+        "computer_call_output",
+        "file_search_call",
+        "image_generation_call",
+        "local_shell_call",
+        "local_shell_call_output",
+        "mcp_approval_request",
+        "mcp_approval_response",
+        "mcp_call",
+        "mcp_list_tools",
+        "reasoning",
+        "shell_call",
+        "shell_call_output",
+        "tool_search_call",
+        "tool_search_output",
+        "web_search_call",
+    ]
+
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns no message."""
+        return []
+
+
+_OTHER_ITEMS: Final = frozenset(get_args(OtherItem.model_fields["type"].annotation))
+_ITEM_TAGS: Final = {
+    "function_call": "<function_call>",
+    "function_call_output": "<function_call_output>",
+    "custom_tool_call": "<custom_tool_call>",
+    "custom_tool_call_output": "<function_call_output>",
+    "item_reference": "<item_reference>",
+    **dict.fromkeys(_OTHER_ITEMS, "<other>"),
+}
+
+
+def _kind_of_item(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return _ITEM_TAGS.get(kind, "<message>") if isinstance(kind, str) else "<message>"
+
+
+ResponseItem = Annotated[
+    Annotated[MessageItem, Tag("<message>")]
+    | Annotated[CallItem, Tag("<function_call>")]
+    | Annotated[CallOutputItem, Tag("<function_call_output>")]
+    | Annotated[CustomCallItem, Tag("<custom_tool_call>")]
+    | Annotated[ItemReference, Tag("<item_reference>")]
+    | Annotated[OtherItem, Tag("<other>")],
+    Discriminator(_kind_of_item),
+]
 
 
 def page(stored: StoredResponse, limit: int, order: Order, after: str | None) -> dict[str, Any]:
@@ -29,14 +168,18 @@ def _items(message: ConversationMessage) -> Iterator[dict[str, Any]]:
         yield {"id": "fco", "type": "function_call_output", "call_id": call_id, "output": message.text, **done}
         return
     if message.text or not message.calls:
-        yield {"id": "msg", "type": "message", "role": message.role, "content": _content(message), **done}
+        yield {"id": "msg", "type": "message", "role": message.role, "content": _shown_content(message), **done}
     for call in message.calls:
         function = {"name": call.name, "arguments": call.arguments}
         yield {"id": "fc", "type": "function_call", "call_id": call.id, **function, **done}
 
 
-def _content(message: ConversationMessage) -> list[dict[str, Any]]:
+def _shown_content(message: ConversationMessage) -> list[dict[str, Any]]:
     texts = [message.text] if isinstance(message.content, str) else message.content or ()
     if message.role == "assistant":
         return [{"type": "output_text", "text": text, "annotations": []} for text in texts]
     return [{"type": "input_text", "text": text} for text in texts]
+
+
+def _content(content: str | list[ResponseTextPart | RefusalPart]) -> str | tuple[str, ...]:
+    return content if isinstance(content, str) else tuple(part.text for part in content)

@@ -26,9 +26,9 @@ from ..common.routes import AnyService, JsonRoute, ReadyService
 from ..common.sampling import sampling_params
 from ..common.streaming import EventStream, choices_of, respond, stream_events
 from ..common.unknown_fields import check_body
-from .input_items import page
+from .input_items import ItemReference, page
 from .response_schemas import DeletedObject, ItemList, ResponseEvent, ResponseObject
-from .responses_body import LOGPROBS, ItemReference, ResponseBody
+from .responses_body import LOGPROBS, ResponseBody
 from .responses_builder import ResponsesBuilder
 from .tool_schemas import OtherTool
 

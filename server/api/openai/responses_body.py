@@ -1,12 +1,11 @@
 """Schemas of `/v1/responses`. Fields that no schema names are checked by `unknown_fields.py`."""
 
-import json
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Final, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from ...generation.conversation import ConversationMessage, FunctionCall, ToolOptions
+from ...generation.conversation import ToolOptions
 from ..common.field_rules import RESPONSES_RULES, FieldRules
 from ..common.sampling_fields import SamplingFields, with_numbers
 from ..common.schema_base import (
@@ -18,8 +17,8 @@ from ..common.schema_base import (
     TopLogprobs,
     union,
 )
-from .schemas import RefusalPart, kind_of_part
-from .tool_schemas import MAX_TOOLS, Function, FunctionName, NamedFunction, OtherTool
+from .input_items import ItemReference, OtherItem, ResponseItem
+from .tool_schemas import MAX_TOOLS, Function, NamedFunction, OtherTool
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -34,135 +33,6 @@ Includable = Literal[
     "web_search_call.results",
 ]
 """Parts of a response that may be included; no response here has any but the first."""
-
-
-class ResponseTextPart(BaseModel):
-    """A text, of either side."""
-
-    model_config = ConfigDict(strict=True)
-
-    type: Literal["input_text", "output_text"]
-    text: str
-
-
-ResponsePart = Annotated[
-    Annotated[ResponseTextPart, Tag("<text>")] | Annotated[RefusalPart, Tag("<refusal>")],
-    Discriminator(kind_of_part),
-]
-
-PartedText = Annotated[Text | Annotated[Several[ResponsePart], Tag("<list>")], TEXT_OR_LIST]
-
-
-class MessageItem(Fields):
-    """A message; items of responses may be sent back as they are."""
-
-    type: Literal["message"] = "message"
-    role: str
-    content: PartedText
-
-    def as_messages(self) -> list[ConversationMessage]:
-        """Returns the message."""
-        return [ConversationMessage(self.role, _content(self.content))]
-
-
-class CallItem(Fields):
-    type: Literal["function_call"]
-    call_id: str
-    name: FunctionName
-    arguments: str
-
-    def as_messages(self) -> list[ConversationMessage]:
-        """Returns a message with the call."""
-        return [ConversationMessage("assistant", calls=(FunctionCall(self.call_id, self.name, self.arguments),))]
-
-
-class CallOutputItem(Fields):
-    type: Literal["function_call_output", "custom_tool_call_output"]
-    call_id: str
-    output: PartedText
-
-    def as_messages(self) -> list[ConversationMessage]:
-        """Returns a message with the result."""
-        return [ConversationMessage("tool", _content(self.output), call_id=self.call_id)]
-
-
-class CustomCallItem(Fields):
-    """A call of a tool that takes any text, made by another server."""
-
-    type: Literal["custom_tool_call"]
-    call_id: str
-    name: FunctionName
-    input: str
-
-    def as_messages(self) -> list[ConversationMessage]:
-        """Returns a message with the call; its input is an argument."""
-        arguments = json.dumps({"input": self.input}, ensure_ascii=False)
-        return [ConversationMessage("assistant", calls=(FunctionCall(self.call_id, self.name, arguments),))]
-
-
-class ItemReference(Fields):
-    """An item of a stored response, by its id."""
-
-    type: Literal["item_reference"]
-    id: str
-
-
-class OtherItem(Fields):
-    """An item that is left out: what another server's tools did, or how a model reasoned."""
-
-    type: Literal[
-        "apply_patch_call",
-        "apply_patch_call_output",
-        "code_interpreter_call",
-        "compaction",
-        "computer_call",
-        "computer_call_output",
-        "file_search_call",
-        "image_generation_call",
-        "local_shell_call",
-        "local_shell_call_output",
-        "mcp_approval_request",
-        "mcp_approval_response",
-        "mcp_call",
-        "mcp_list_tools",
-        "reasoning",
-        "shell_call",
-        "shell_call_output",
-        "tool_search_call",
-        "tool_search_output",
-        "web_search_call",
-    ]
-
-    def as_messages(self) -> list[ConversationMessage]:
-        """Returns no message."""
-        return []
-
-
-_OTHER_ITEMS: Final = frozenset(get_args(OtherItem.model_fields["type"].annotation))
-_ITEM_TAGS: Final = {
-    "function_call": "<function_call>",
-    "function_call_output": "<function_call_output>",
-    "custom_tool_call": "<custom_tool_call>",
-    "custom_tool_call_output": "<function_call_output>",
-    "item_reference": "<item_reference>",
-    **dict.fromkeys(_OTHER_ITEMS, "<other>"),
-}
-
-
-def _kind_of_item(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return _ITEM_TAGS.get(kind, "<message>") if isinstance(kind, str) else "<message>"
-
-
-ResponseItem = Annotated[
-    Annotated[MessageItem, Tag("<message>")]
-    | Annotated[CallItem, Tag("<function_call>")]
-    | Annotated[CallOutputItem, Tag("<function_call_output>")]
-    | Annotated[CustomCallItem, Tag("<custom_tool_call>")]
-    | Annotated[ItemReference, Tag("<item_reference>")]
-    | Annotated[OtherItem, Tag("<other>")],
-    Discriminator(_kind_of_item),
-]
 
 
 class ResponseTool(Function):
@@ -240,6 +110,8 @@ class TextFormat(Fields):
 
 
 class ResponseText(Fields):
+    """Options of the text."""
+
     format: TextFormat = TextFormat(type="text")
 
 
@@ -317,7 +189,3 @@ class ResponseBody(SamplingFields):
     def wants_logprobs(self) -> bool:
         """Whether the response includes log-probabilities."""
         return LOGPROBS in self.include
-
-
-def _content(content: str | list[ResponseTextPart | RefusalPart]) -> str | tuple[str, ...]:
-    return content if isinstance(content, str) else tuple(part.text for part in content)
