@@ -42,7 +42,7 @@ from roost.engine.platform import TPU, Platform
 from roost.engine.roofline import DEVICES
 from roost.engine.worker import steps
 from roost.engine.worker.programs import new_pool
-from roost.engine.worker.step_inputs import prefill_columns
+from roost.engine.worker.transfer import prefill_columns
 from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}

@@ -23,8 +23,7 @@ from .core.errors import (
 from .core.mesh import HostGroup, MeshShape
 from .core.output_constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
 from .core.request import FinishReason, Request, TokenLogprobs, TokenOutput
-from .core.sampling_limits import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS
-from .core.sampling_params import SAMPLING_FIELDS, SamplingParams
+from .core.sampling_params import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, SAMPLING_FIELDS, SamplingParams
 from .core.snapshot import Snapshot
 from .core.tenant_store import TenantStore
 from .core.units import shown_bytes

@@ -117,3 +117,8 @@ def join_outputs(outputs: Sequence[TokenOutput]) -> TokenOutput:
         stop_reason=last.stop_reason,
         error=last.error,
     )
+
+
+def error_output(error: RoostError) -> TokenOutput:
+    """Returns the last output of a request that ends with an error."""
+    return TokenOutput(finish_reason=FinishReason.ERROR, error=error)

@@ -20,8 +20,8 @@ from ..core.config import PREFILL_BLOCK
 from ..core.errors import ConfigError, StateFileError
 from ..core.snapshot import Snapshot, SnapshotFormat, first_block, is_finite, num_bytes
 from .cache_folder import CacheFolder
-from .prefix_key import PrefixKey
 from .state_file import pack, unpack
+from .tree import PrefixKey
 
 _MAX_WRITE_BYTES: Final = 256 * 2**20
 """Maximum size of snapshots that wait to be written. Further ones are dropped, as the disk is too slow for them."""

@@ -12,8 +12,8 @@ from ..core.arrays import HostArray
 from ..core.config import MAX_TOKENS, PREFILL_BLOCK
 from ..core.errors import StateFileError
 from ..core.snapshot import Snapshot, SnapshotFormat, first_block, num_bytes
-from .prefix_key import ID_BYTES
 from .state_file import MAX_HEADER_BYTES, pack, unpack
+from .tree import ID_BYTES
 
 _ARRAY_BYTES: Final = 160
 """Memory of an array on the host apart from its data."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-from ..core.sampling_limits import MAX_LOGPROBS
+from ..core.sampling_params import MAX_LOGPROBS
 
 
 class Logprobs(NamedTuple):

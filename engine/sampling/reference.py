@@ -5,8 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from ..core.sampling_limits import PENALTY_WINDOW
-from ..core.sampling_params import SamplingParams
+from ..core.sampling_params import PENALTY_WINDOW, SamplingParams
 
 
 def reference_distribution(

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
-from ..core.sampling_limits import NO_CHOICE, NO_TOKEN
-from ..core.sampling_params import SamplingState
+from ..core.sampling_params import NO_CHOICE, NO_TOKEN, SamplingState
 from .array_ops import column_of, when
 from .draw import draw
 from .logits_processors import has_processors, process_logits

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, UInt32
 
 from ..core.output_constraint import words_of_mask
-from ..core.sampling_limits import NO_TOKEN, PENALTY_WINDOW
-from ..core.sampling_params import SAMPLING_COLUMNS, SamplingState
+from ..core.sampling_params import NO_TOKEN, PENALTY_WINDOW, SAMPLING_COLUMNS, SamplingState
 
 jax.tree_util.register_dataclass(SamplingState)
 

@@ -1,14 +1,168 @@
-"""Restores prompts from the prefix cache, and inserts the snapshots that prefilling them leaves."""
+"""Use of the prefix cache: searches on disk while requests wait, restores when they start, inserts while they run."""
 
+import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
 
-from ..core.request import FinishReason, TokenOutput
+from ..core.request import FinishReason, Request, TokenOutput
 from ..core.snapshot import BlockState, Snapshot
 from ..prefix_cache.cache import PrefixCache
-from ..prefix_cache.prefix_key import PrefixKey
-from .plan import FinishedState
-from .prefetch import Fetch
+from ..prefix_cache.tree import PrefixKey
 from .running_request import RunningRequest
+from .waiting_queue import WaitingQueue
+
+_MAX_SECONDS: Final = 5.0
+"""Seconds after which requests don't wait for a search any longer, as prefill would have been faster."""
+
+
+@dataclass(eq=False, slots=True)
+class Fetch:
+    """Search on disk for the prompt of a waiting request.
+
+    Attributes:
+      request: The waiting request.
+      key: Its prompt.
+      above: Number of tokens that a snapshot in memory covers; only longer snapshots are searched for.
+      started: Time at which the search began, in seconds.
+      found: Snapshot that was found.
+    """
+
+    request: Request
+    key: PrefixKey
+    above: int = 0
+    started: float = math.inf
+    found: Snapshot | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedState:
+    """State of a request that has just ended. It lies in the slot until the next batch is planned.
+
+    Attributes:
+      history: All tokens that the state covers.
+      slot: Slot that the request had.
+    """
+
+    history: PrefixKey
+    slot: int
+
+
+class Prefetcher:
+    """Holds requests in the queue, where they keep their places, until their prompts were searched for on disk.
+
+    Searches begin in about the order in which requests will get slots, as many at a time as the cache allows. Half of
+    them are for tenants that have none. Memory is looked up when a request gets its slot, so that snapshots of requests
+    that ended meanwhile are found, too. If a search takes too long, no request is held until it ends.
+
+    Args:
+      waiting: Requests without a slot.
+      cache: The prefix cache, which limits the number of searches; None holds no request.
+    """
+
+    def __init__(self, waiting: WaitingQueue, cache: PrefixCache | None) -> None:
+        self._waiting = waiting
+        self._cache = cache
+        self._max_fetches = 0 if cache is None else cache.max_fetches
+        self._queued: dict[str, Fetch] = {}
+        self._running: dict[Fetch, None] = {}
+        self._done: dict[str, Fetch] = {}
+        self._forks: dict[str, list[str]] = {}
+        self._is_stuck = False
+        self._is_planned = True
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether nothing has happened since `plan`, so that it has nothing to do before `timeout`."""
+        return self._is_planned
+
+    @property
+    def timeout(self) -> float:
+        """Time at which the oldest search takes too long, in seconds; infinite if no request is held by one."""
+        started = [] if self._is_stuck else [fetch.started for fetch in self._running]
+        return min(started, default=math.inf) + _MAX_SECONDS
+
+    def offer(self, request: Request) -> None:
+        """Holds a request that was just queued, if the disk may have a longer prefix of its prompt than memory."""
+        if self._cache is None or not self._max_fetches or self._is_stuck or request.params.prompt_logprobs is not None:
+            return
+        parent = request.fork_of
+        if parent is not None and parent in self._waiting:  # the parent prefills the prompt for both
+            if self._waiting.is_held(parent):
+                self._forks.setdefault(parent, []).append(request.id)
+                self._waiting.hold(request.id)
+            return
+        fetch = Fetch(request, PrefixKey.of(request.prompt_token_ids, request.cache_salt))
+        if not self._needs_search(fetch):
+            self._done[request.id] = fetch
+            return
+        self._queued[request.id] = fetch
+        self._waiting.hold(request.id)
+        self._is_planned = False
+
+    def plan(self, now: float) -> list[Fetch]:
+        """Returns the searches that are to begin, and books them as running.
+
+        Args:
+          now: Current time, in seconds of `time.monotonic`.
+        """
+        self._is_planned = True
+        self._is_stuck = any(now >= fetch.started + _MAX_SECONDS for fetch in self._running)
+        if self._is_stuck:
+            for request_id in [*self._queued, *(fetch.request.id for fetch in self._running)]:
+                self._release(request_id)
+        return self._begin(now) if self._queued else []
+
+    def commit(self, fetch: Fetch, found: Snapshot | None) -> None:
+        """Books the result of a search, and releases its request."""
+        self._is_planned = False
+        del self._running[fetch]
+        if self._waiting.get(fetch.request.id) is fetch.request:
+            fetch.found = found
+            self._done[fetch.request.id] = fetch
+            self._release(fetch.request.id)
+
+    def take(self, request_id: str) -> Fetch | None:
+        """Forgets a request that no longer waits; returns its search if one has ended."""
+        self._is_planned = False
+        self._release(request_id)
+        return self._done.pop(request_id, None)
+
+    def _begin(self, now: float) -> list[Fetch]:
+        started: list[Fetch] = []
+        found = (fetch for fetch in self._done.values() if fetch.found is not None)
+        taken = Counter(fetch.request.tenant for fetch in (*self._running, *found))
+        for requests in self._waiting.held_in_rounds():
+            for request in requests:
+                fetch = self._queued.get(request.id)
+                room = self._max_fetches // 2 if taken[request.tenant] else self._max_fetches
+                if fetch is None or taken.total() >= room:
+                    continue
+                if self._needs_search(fetch):
+                    fetch.started = now
+                    taken[request.tenant] += 1
+                    self._running[self._queued.pop(request.id)] = None
+                    started.append(fetch)
+                else:
+                    self._done[request.id] = fetch
+                    self._release(request.id)
+            if taken.total() >= self._max_fetches // 2:  # every tenant of a later round has searches by now
+                break
+        return started
+
+    def _needs_search(self, fetch: Fetch) -> bool:
+        """Returns whether the disk may have a longer prefix than memory has by now."""
+        assert self._cache is not None
+        state = fetch.request.state
+        fetch.above = max(self._cache.matched_length(fetch.key), 0 if state is None else state.length)
+        return fetch.above < len(fetch.key)
+
+    def _release(self, request_id: str) -> None:
+        """Releases a request, and the forks that wait for it to prefill their prompt."""
+        self._queued.pop(request_id, None)
+        for each in (request_id, *self._forks.pop(request_id, ())):
+            self._waiting.release(each)
 
 
 class CachedPrefixes:

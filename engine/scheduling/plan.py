@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 
 from ..core.batch import Batch
-from ..core.errors import RoostError
-from ..core.request import FinishReason, TokenOutput
-from ..prefix_cache.prefix_key import PrefixKey
-from .prefetch import Fetch
+from ..core.request import TokenOutput
+from .cached_prefixes import Fetch, FinishedState
 
 type RequestOutput = tuple[str, TokenOutput]
 """A request's id and its output."""
@@ -29,19 +27,6 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class FinishedState:
-    """State of a request that has just ended. It lies in the slot until the next batch is planned.
-
-    Attributes:
-      history: All tokens that the state covers.
-      slot: Slot that the request had.
-    """
-
-    history: PrefixKey
-    slot: int
-
-
-@dataclass(frozen=True, slots=True)
 class Commit:
     """Results of a batch.
 
@@ -52,8 +37,3 @@ class Commit:
 
     outputs: tuple[RequestOutput, ...]
     finished: tuple[FinishedState, ...] = ()
-
-
-def error_output(error: RoostError) -> TokenOutput:
-    """Returns the last output of a request that ends with an error."""
-    return TokenOutput(finish_reason=FinishReason.ERROR, error=error)

@@ -6,9 +6,9 @@ from typing import Final
 
 from ..core.batch import PrefillBatch, PrefillChunk, RestoreBatch
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
-from .fair_shares import FairShares
 from .running_request import RunningRequest
 from .slots import SlotPool
+from .waiting_queue import FairShares
 
 _OLDEST_EVERY: Final = 4
 """Number of a tenant's turns, one of which goes to its oldest prompt, so that shorter prompts cannot starve it."""

@@ -1,27 +1,63 @@
 """Decides what the device does next, and books what it did. Pure host Python: no clock, no thread, no JAX, no files."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..core.batch import Batch, PrefillBatch, RowResult
 from ..core.config import StepLimits
-from ..core.errors import QueueFullError, RoostError
-from ..core.request import Request
+from ..core.errors import QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
+from ..core.request import Request, error_output
 from ..core.snapshot import Snapshot
 from ..prefix_cache.cache import PrefixCache
-from .cached_prefixes import CachedPrefixes
+from .cached_prefixes import CachedPrefixes, Fetch, Prefetcher
 from .decode_planner import DecodePlanner
-from .masks import update_pending_masks
-from .plan import Commit, Plan, RequestOutput, error_output
-from .prefetch import Fetch, Prefetcher
+from .plan import Commit, Plan, RequestOutput
 from .prefill_planner import PrefillPlanner
-from .results import book_result
-from .retry_after import RetryAfterEstimator
-from .running_request import RunningRequest
-from .slot_assignment import SlotAssignment
-from .slots import SlotPool, SlotReserve
-from .timeouts import Timeouts
+from .running_request import RunningRequest, book_result, update_pending_masks
+from .slots import RetryAfterEstimator, SlotAssignment, SlotPool, SlotReserve
 from .token_history import TokenHistories, TokenHistory
 from .waiting_queue import WaitingQueue
+
+
+class Timeouts:
+    """Watches the `start_by` and `deadline` of requests; looks at all of them only when the earliest has passed."""
+
+    def __init__(self) -> None:
+        self._next = math.inf
+
+    @property
+    def next(self) -> float:
+        """Earliest time at which a request may have run out of time, in seconds of `time.monotonic`."""
+        return self._next
+
+    def watch(self, request: Request) -> None:
+        """Takes a request that was just queued into account."""
+        self._next = min(self._next, request.start_by, request.deadline)
+
+    def expired(
+        self, now: float, waiting: Iterable[Request], running: Iterable[Request]
+    ) -> list[tuple[Request, RoostError]]:
+        """Returns requests that have run out of time, each with its error. The caller ends them.
+
+        Args:
+          now: Current time, in seconds of `time.monotonic`.
+          waiting: All requests without a slot.
+          running: All requests with a slot.
+        """
+        if now < self._next:
+            return []
+        limits = [(each, each.start_by) for each in waiting] + [(each, math.inf) for each in running]
+        ends = [(each, _timeout_error(each, start_by, now), min(start_by, each.deadline)) for each, start_by in limits]
+        self._next = min((end for _, error, end in ends if error is None), default=math.inf)
+        return [(each, error) for each, error, _ in ends if error is not None]
+
+
+def _timeout_error(request: Request, start_by: float, now: float) -> RoostError | None:
+    if now >= request.deadline:
+        return RequestTimeoutError("the request took longer than its timeout")
+    if now >= start_by:
+        return QueueTimeoutError("the request got no slot within its queue timeout")
+    return None
 
 
 class Scheduler:

@@ -1,12 +1,32 @@
-"""Slots: which are free, and which tenants may take the last ones.
+"""Slots: which are free, which requests get them, and when one will be free for a refused request.
 
 A slot is a row of the state pool, named by its index.
 """
 
 import heapq
+from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Final
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, RequestFailedError, RoostError
+from ..core.request import Request, error_output
+from .cached_prefixes import CachedPrefixes, Prefetcher
+from .plan import RequestOutput
+from .running_request import RunningRequest, update_mask
+from .waiting_queue import WaitingQueue
+
+_WEIGHT: Final = 0.1
+"""Weight of the latest service time in the moving average: about the last twenty requests count."""
+
+_UNKNOWN_S: Final = 1.0
+"""Estimate while no request has ended."""
+
+_SHORTEST_S: Final = 0.05
+_LONGEST_S: Final = 60.0
+"""Bounds of the estimate. Load changes within a minute, and clients don't wait for longer."""
+
+_NOT_STARTED: Final = "the engine could not start the request; others are not affected"
 
 
 class SlotPool:
@@ -109,3 +129,148 @@ class SlotReserve:
           num_used: Number of slots in use.
         """
         return max(0, self._num_shared - num_used)
+
+
+class RetryAfterEstimator:
+    """Estimates when a slot will be free for a refused request.
+
+    Slots become free one after the other, every (mean service time / slots) seconds. Refused requests come back in the
+    same rhythm: each when as many slots have become free as requests were refused before it.
+
+    Args:
+      slots: Number of slots.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._mean_s: float | None = None
+        self._num_refused = 0
+
+    def released(self, service_s: float) -> None:
+        """Books a slot that became free.
+
+        Args:
+          service_s: Number of seconds for which a request had the slot.
+        """
+        last = service_s if self._mean_s is None else self._mean_s
+        self._mean_s = last + _WEIGHT * (service_s - last)
+        self._num_refused = max(0, self._num_refused - 1)
+
+    def refused(self) -> float:
+        """Books a refused request, and returns the number of seconds after which it should be sent again."""
+        if self._mean_s is None:
+            return _UNKNOWN_S
+        interval = self._mean_s / self._slots
+        estimate = (self._num_refused + 1) * interval
+        if estimate < _LONGEST_S:  # requests beyond that are not counted, as they don't wait for their turn
+            self._num_refused += 1
+        return min(max(estimate, _SHORTEST_S), _LONGEST_S)
+
+
+class SlotAssignment:
+    """Assigns slots in the queue's order. A request keeps its slot until it ends.
+
+    Attributes:
+      running: Requests with a slot by id, oldest first.
+
+    Args:
+      pool: Free and used slots.
+      reserve: Slots kept free for tenants with nothing running.
+      queue: Requests without a slot.
+      prefetcher: Searches on disk for waiting requests.
+      prefixes: Restores the prompt of a request that gets a slot.
+      mask_words: Number of words of a token mask.
+    """
+
+    def __init__(
+        self,
+        pool: SlotPool,
+        reserve: SlotReserve,
+        queue: WaitingQueue,
+        prefetcher: Prefetcher,
+        prefixes: CachedPrefixes,
+        mask_words: int,
+    ) -> None:
+        self.running: dict[str, RunningRequest] = {}
+        self._pool = pool
+        self._reserve = reserve
+        self._queue = queue
+        self._prefetcher = prefetcher
+        self._prefixes = prefixes
+        self._mask_words = mask_words
+        self._probes: deque[Request] = deque()
+
+    @property
+    def num_open(self) -> int:
+        """Number of free slots that any tenant may take."""
+        return self._reserve.num_open(self._pool.num_used)
+
+    @property
+    def has_probes(self) -> bool:
+        """Whether probes wait for a slot."""
+        return bool(self._probes)
+
+    def probe(self, request: Request) -> None:
+        """Queues a request of the engine's own ahead of all others. It uses no prefix cache."""
+        self._probes.append(request)
+
+    def assign(self, now: float) -> list[RequestOutput]:
+        """Gives slots to as many requests as possible.
+
+        Returns:
+          Last outputs of requests that could not be started.
+        """
+        while self._probes and self._pool.num_free:
+            probe = self._probes.popleft()
+            self.running[probe.id] = RunningRequest(probe, self._pool.claim(), now)
+        failed = []
+        while self._pool.num_free and (request := self._queue.pop(self.may_start)) is not None:
+            error = self._start(request, now)
+            if error is not None:
+                failed.append((request.id, error_output(error)))
+        return failed
+
+    def may_start(self, tenant: str) -> bool:
+        """Returns whether a request of this tenant may get a slot now."""
+        if self.num_open:
+            return True
+        return bool(self._pool.num_free) and all(each.request.tenant != tenant for each in self.running.values())
+
+    def parent_of(self, request: Request) -> RunningRequest | None:
+        """Returns the running request whose state this one may copy instead of prefilling the same prompt."""
+        parent = None if request.fork_of is None else self.running.get(request.fork_of)
+        if parent is None or not parent.can_fork or request.params.prompt_logprobs is not None:
+            return None
+        is_same = parent.request.prompt_token_ids == request.prompt_token_ids
+        return (parent.parent or parent) if is_same else None
+
+    def release(self, running: RunningRequest) -> None:
+        """Takes a request's slot back, and charges its tenant for what the request really cost."""
+        request = running.request
+        del self.running[request.id]
+        self._pool.release(running.slot)
+        self._queue.correct_cost(request, running.num_prompt_dispatched + running.num_tokens)
+        self._replace_parent(running)
+
+    def _start(self, request: Request, now: float) -> RoostError | None:
+        """Gives a request a slot. Returns the error that ends the request instead; no other request is affected."""
+        slot = self._pool.claim()
+        try:
+            running = RunningRequest(request, slot, now, self.parent_of(request))
+            self._prefixes.restore(running, self._prefetcher.take(request.id))
+            update_mask(running, self._mask_words)
+        except Exception as error:
+            self._pool.release(slot)
+            self._prefetcher.take(request.id)
+            self._queue.correct_cost(request, 0)
+            return error if isinstance(error, RoostError) else RequestFailedError(_NOT_STARTED)
+        self.running[request.id] = running
+        return None
+
+    def _replace_parent(self, ended: RunningRequest) -> None:
+        """Lets the first fork of an ended request prefill the prompt instead, for all other forks."""
+        forks = [each for each in self.running.values() if each.parent is ended]
+        for fork in forks:
+            fork.parent = None if fork is forks[0] else forks[0]
+            with suppress(Exception):  # a restored snapshot only saves work
+                self._prefixes.restore(fork, self._prefetcher.take(fork.request.id))

@@ -1,20 +1,49 @@
 """Queue of requests without a slot: bounded, fair between tenants, ordered by priority within one."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Final
 
 from ..core.errors import QueueFullError
 from ..core.request import Request
-from .fair_shares import FairShares
 
 OLDEST_EVERY: Final = 8
 """Number of a tenant's requests that get a slot, one of which is its oldest, so that none waits forever."""
 
 _EXPECTED_TOKENS: Final = 256
 """Maximum number of tokens that a request is expected to generate. Its tenant is charged for the real number later."""
+
+
+class FairShares:
+    """Number of tokens that each tenant was served, on a common scale (start-time fair queueing).
+
+    The scale's zero follows the tenant that is served. A tenant that comes back after a pause is not compensated for
+    the pause, but is served before all tenants that have had more since.
+    """
+
+    def __init__(self) -> None:
+        self._zero = 0
+        self._used: dict[str, int] = {}
+
+    def enter(self, tenant: str) -> None:
+        """Adds a tenant that had no waiting request, or brings it up to the scale's zero."""
+        self._used[tenant] = max(self._used.get(tenant, 0), self._zero)
+
+    def first(self, tenants: Iterable[str]) -> str:
+        """Returns the tenant that was served the fewest tokens; among equals, the first."""
+        tenant = min(tenants, key=self.used)
+        self._zero = max(self._zero, self._used[tenant])
+        return tenant
+
+    def used(self, tenant: str) -> int:
+        """Returns the number of tokens of a tenant, on the common scale."""
+        return self._used[tenant]
+
+    def charge(self, tenant: str, tokens: int) -> None:
+        """Charges a tenant for tokens; a negative number corrects an estimate."""
+        self._used[tenant] = self._used.get(tenant, self._zero) + tokens
 
 
 def expected_tokens(request: Request) -> int:

@@ -22,7 +22,6 @@ from ..platform import Platform
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
 from ..sampling.state import zero_sampling_state, zero_token_memory
-from .step_inputs import first_token_columns, prefill_columns
 from .steps import (
     FirstTokenInput,
     Graph,
@@ -39,6 +38,7 @@ from .steps import (
     restore_step,
     score_step,
 )
+from .transfer import first_token_columns, prefill_columns
 
 
 def new_pool(

@@ -16,8 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
-from ..core.sampling_limits import MAX_LOGPROBS, NO_TOKEN
-from ..core.sampling_params import SamplingState
+from ..core.sampling_params import MAX_LOGPROBS, NO_TOKEN, SamplingState
 from ..model.collectives import Collectives
 from ..model.griffin import Griffin, Params
 from ..model.slot_states import SlotStates

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from roost.engine import ModelRunner, builder
-from roost.engine.worker.pending import PendingDecode
+from roost.engine.worker.runner import PendingDecode
 from roost.server.__main__ import main
 
 CALLS_BEFORE = 3

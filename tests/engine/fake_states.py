@@ -7,7 +7,7 @@ import numpy as np
 from roost.engine.core.config import PREFILL_BLOCK
 from roost.engine.core.snapshot import BlockState, Snapshot, SnapshotFormat, chunk_snapshots, from_ring, ring_rows
 from roost.engine.prefix_cache.cache import PrefixCache
-from roost.engine.prefix_cache.prefix_key import PrefixKey
+from roost.engine.prefix_cache.tree import PrefixKey
 
 STATE_BYTES, TOKEN_BYTES, HIDDEN_BYTES = 400, 4, 40
 

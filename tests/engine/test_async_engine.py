@@ -23,8 +23,8 @@ from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.core.snapshot import Snapshot
 from roost.engine.engine_core import EngineCore
 from roost.engine.prefix_cache.cache import PrefixCache
-from roost.engine.prefix_cache.prefix_key import PrefixKey
 from roost.engine.prefix_cache.saved_state import SavedState
+from roost.engine.prefix_cache.tree import PrefixKey
 from roost.engine.scheduling.plan import Plan
 from roost.engine.scheduling.scheduler import Scheduler
 

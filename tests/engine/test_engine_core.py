@@ -11,8 +11,7 @@ from roost.engine.core.batch import DecodeBatch, PrefillBatch, PrefillChunk, Row
 from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import EngineDeadError, NumericError
 from roost.engine.core.request import FinishReason, Request, TokenOutput
-from roost.engine.core.sampling_limits import NO_TOKEN
-from roost.engine.core.sampling_params import SamplingParams
+from roost.engine.core.sampling_params import NO_TOKEN, SamplingParams
 from roost.engine.engine_core import EngineCore
 from roost.engine.scheduling.scheduler import Scheduler
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
 from roost.engine.core.snapshot import ring_rows
-from roost.engine.prefix_cache.prefix_key import PrefixKey
+from roost.engine.prefix_cache.tree import PrefixKey
 from roost.engine.scheduling.scheduler import Scheduler
 
 SLOTS, PLENTY = 4, 10**9

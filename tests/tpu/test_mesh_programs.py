@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh
-from roost.engine.core.sampling_limits import MAX_LOGPROBS
+from roost.engine.core.sampling_params import MAX_LOGPROBS
 from roost.engine.model.collectives import DATA, MODEL, Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model

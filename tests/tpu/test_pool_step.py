@@ -22,7 +22,7 @@ from roost.engine.platform import TPU
 from roost.engine.roofline import DEVICES, compute_roofline
 from roost.engine.worker import steps
 from roost.engine.worker.programs import as_first_token_input, new_pool
-from roost.engine.worker.step_inputs import first_token_columns, prefill_columns
+from roost.engine.worker.transfer import first_token_columns, prefill_columns
 
 pytestmark = pytest.mark.tpu_compile
 

@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from ....engine.scheduling.fair_shares import FairShares
+from ....engine.scheduling.waiting_queue import FairShares
 from .spec import GrammarBusyError
 
 _MICROSECONDS: Final = 1_000_000

@@ -4,8 +4,14 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from roost.engine.core.sampling_fields import Column, Range
-from roost.engine.core.sampling_params import NUMBER_COLUMNS, SAMPLING_COLUMNS, SAMPLING_FIELDS, SamplingParams
+from roost.engine.core.sampling_params import (
+    NUMBER_COLUMNS,
+    SAMPLING_COLUMNS,
+    SAMPLING_FIELDS,
+    Column,
+    Range,
+    SamplingParams,
+)
 from roost.engine.sampling.state import zero_sampling_state
 
 

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 from counted_ids import CountedIds
 from roost.engine.core.errors import ParameterError
-from roost.engine.core.sampling_limits import MAX_BAD_TOKENS, MAX_STOP_IDS
-from roost.engine.core.sampling_params import SamplingParams
+from roost.engine.core.sampling_params import MAX_BAD_TOKENS, MAX_STOP_IDS, SamplingParams
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,17 @@ from collections.abc import Iterable
 import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given
-from roost.engine.core.bad_phrases import BadPhrases, PhraseIndex
-from roost.engine.core.output_constraint import Constraint, StaticMask, TokenMask, mask_of_ids, words_of_mask
-from roost.engine.core.request import Request
+from roost.engine.core.output_constraint import (
+    BadPhrases,
+    Constraint,
+    PhraseIndex,
+    StaticMask,
+    TokenMask,
+    joined_constraint,
+    mask_of_ids,
+    words_of_mask,
+)
 from roost.engine.core.sampling_params import SamplingParams
-from roost.engine.core.token_masks import constraint_of
 
 VOCAB = 70
 WORDS = words_of_mask(VOCAB)
@@ -130,9 +136,9 @@ class Evens:
 def test_request_has_one_combined_constraint() -> None:
     evens = Evens()
     bad = SamplingParams(bad_words=((4, 6), (8,)))
-    assert constraint_of(Request("a", (1,), SamplingParams(bad_words=((8,),)))) is None
-    assert constraint_of(Request("a", (1,), constraint=evens)) is evens
-    both = constraint_of(Request("a", (1,), bad, constraint=evens))
+    assert joined_constraint(None, SamplingParams(bad_words=((8,),)).bad_phrases) is None
+    assert joined_constraint(evens, None) is evens
+    both = joined_constraint(evens, bad.bad_phrases)
     assert both is not None
     walk(both, [4])
     assert allowed_by(both) == set(range(0, VOCAB, 2)) - {6}

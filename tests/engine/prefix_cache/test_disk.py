@@ -18,8 +18,8 @@ from roost.engine.core.errors import ConfigError, StateFileError
 from roost.engine.core.snapshot import BlockState, Snapshot, SnapshotFormat, chunk_snapshots
 from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.prefix_cache.disk import DiskTier
-from roost.engine.prefix_cache.prefix_key import PrefixKey
 from roost.engine.prefix_cache.state_file import pack, unpack
+from roost.engine.prefix_cache.tree import PrefixKey
 
 PLENTY, WINDOW = 10**9, 128
 

@@ -8,8 +8,7 @@ from hypothesis import given
 from roost.engine.core.config import PREFILL_BLOCK
 from roost.engine.core.snapshot import chunk_snapshots, first_block
 from roost.engine.prefix_cache.cache import PrefixCache
-from roost.engine.prefix_cache.prefix_key import PrefixKey
-from roost.engine.prefix_cache.tree import Entry, Node
+from roost.engine.prefix_cache.tree import Entry, Node, PrefixKey
 
 PLENTY = 10**9
 

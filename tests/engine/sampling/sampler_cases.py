@@ -10,12 +10,11 @@ import numpy as np
 from jaxtyping import Array
 from roost.engine.core.output_constraint import mask_of_ids, words_of_mask
 from roost.engine.core.request import Request
-from roost.engine.core.sampling_limits import PENALTY_WINDOW
-from roost.engine.core.sampling_params import SamplingParams, SamplingState
+from roost.engine.core.sampling_params import PENALTY_WINDOW, SamplingParams, SamplingState
 from roost.engine.platform import CPU_OPTIONS
-from roost.engine.sampling.columns import sampling_columns
 from roost.engine.sampling.sampler import Sampled, sample
 from roost.engine.sampling.state import TokenMemory, no_tokens
+from roost.engine.worker.transfer import sampling_columns
 
 DRAWS = 2048
 """Number of rows of `counts`: one distribution, as many seeds."""

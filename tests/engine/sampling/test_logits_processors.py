@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from roost.engine.core.sampling_limits import NO_TOKEN, PENALTY_WINDOW
-from roost.engine.core.sampling_params import SamplingParams
+from roost.engine.core.sampling_params import NO_TOKEN, PENALTY_WINDOW, SamplingParams
 from roost.engine.sampling.reference import reference_distribution
 from roost.engine.sampling.state import (
     no_tokens,

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from roost.engine.core.errors import ParameterError
-from roost.engine.core.sampling_limits import NO_CHOICE, NO_TOKEN
-from roost.engine.core.sampling_params import SamplingParams
+from roost.engine.core.sampling_params import NO_CHOICE, NO_TOKEN, SamplingParams
 from roost.engine.sampling.reference import reference_distribution
 from sampler_cases import FILTERS, ROWS, VOCAB, memory_of, quantised, run
 

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from roost.engine.core.sampling_limits import MAX_LOGPROBS
-from roost.engine.core.sampling_params import SamplingParams
+from roost.engine.core.sampling_params import MAX_LOGPROBS, SamplingParams
 from roost.engine.sampling.logprobs import Logprobs, logprobs, score
 from sampler_cases import (
     ROWS,

@@ -1,6 +1,6 @@
 """Fair sharing of tokens between tenants."""
 
-from roost.engine.scheduling.fair_shares import FairShares
+from roost.engine.scheduling.waiting_queue import FairShares
 
 
 def test_a_tenant_without_waiting_requests_may_be_charged() -> None:

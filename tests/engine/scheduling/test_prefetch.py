@@ -12,8 +12,8 @@ from roost.engine.core.request import Request
 from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.core.snapshot import Snapshot, chunk_snapshots
 from roost.engine.prefix_cache.cache import PrefixCache
-from roost.engine.prefix_cache.prefix_key import PrefixKey
-from roost.engine.scheduling.prefetch import Fetch
+from roost.engine.prefix_cache.tree import PrefixKey
+from roost.engine.scheduling.cached_prefixes import Fetch
 from roost.engine.scheduling.scheduler import Scheduler
 
 LIMITS = StepLimits(512, 512)

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from roost.engine.scheduling.retry_after import RetryAfterEstimator
+from roost.engine.scheduling.slots import RetryAfterEstimator
 
 
 def test_default_while_no_request_has_ended() -> None:

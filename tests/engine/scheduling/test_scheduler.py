@@ -14,8 +14,7 @@ from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import ConfigError, ConstraintError, NumericError, QueueFullError, RequestFailedError
 from roost.engine.core.output_constraint import TokenMask, mask_of_ids
 from roost.engine.core.request import FinishReason, Request, TokenLogprobs
-from roost.engine.core.sampling_limits import NO_CHOICE, NO_TOKEN
-from roost.engine.core.sampling_params import SamplingParams
+from roost.engine.core.sampling_params import NO_CHOICE, NO_TOKEN, SamplingParams
 from roost.engine.core.snapshot import BlockState, Snapshot
 from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.scheduling.plan import RequestOutput
