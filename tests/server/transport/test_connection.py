@@ -10,7 +10,7 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from fake_server import live, until
-from roost.server.generation import choices as generation
+from roost.server.generation import choice_stream
 from roost.server.generation.service import Service
 
 
@@ -59,7 +59,7 @@ async def test_unread_output_is_bounded_in_bytes(
     engine: FakeEngine, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The slot is freed before the timeout; a client that resumes reads without a gap, and then the error."""
-    monkeypatch.setattr(generation, "MAX_UNREAD_BYTES", 1000)
+    monkeypatch.setattr(choice_stream, "MAX_UNREAD_BYTES", 1000)
     async with live(service, stall_s=60.0) as client:
         endless = {"prompt": "a", "stream": True, "max_tokens": 10**9, "return_token_ids": True, "ignore_eos": True}
         with send_without_reading(client.base_url, endless) as reader:
