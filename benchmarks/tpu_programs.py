@@ -42,7 +42,7 @@ from roost.engine.platform import TPU, Platform
 from roost.engine.roofline import DEVICES
 from roost.engine.worker import steps
 from roost.engine.worker.programs import new_pool
-from roost.engine.worker.transfer import prefill_columns
+from roost.engine.worker.transfer import prefill_input
 from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
@@ -136,7 +136,7 @@ def measure_decode(
 def measure_prefill(config: ModelConfig, matrices: jnp.dtype, chip: SingleDeviceSharding, length: int) -> Measure:
     """Program for one chunk of a prompt, into one of 8 slots; scoring its tokens is another program."""
     pool = jax.eval_shape(lambda: new_pool(config, 8, BF16, TPU))
-    inputs = steps.PrefillInput(**prefill_columns((), (), 1, length, 8))
+    inputs = prefill_input((), (), 1, length, 8)
     compiled, params = compile_step(config, matrices, chip, steps.prefill_step, pool, inputs)
     table = config.vocab_size * config.width * matrices.itemsize
     floor = size(params) - table + length * config.width * matrices.itemsize + config.state_bytes(BF16.itemsize)

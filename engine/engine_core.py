@@ -1,6 +1,5 @@
 """The engine without its thread: runs what the scheduler plans, one step at a time."""
 
-import math
 import time
 from bisect import bisect_left
 from collections import deque
@@ -108,10 +107,8 @@ class EngineCore:
     def next_timeout(self) -> float | None:
         """Time at which a step has something to do if nothing arrives, in seconds of `time.monotonic`.
 
-        None if it has something to do already. All requests may be waiting for the disk.
+        None if it has something to do already; infinite if it is idle. All requests may be waiting for the disk.
         """
-        if self.is_idle:
-            return math.inf
         return None if self._in_flight is not None or self._arrived else self._scheduler.next_timeout
 
     @property

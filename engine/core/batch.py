@@ -1,6 +1,6 @@
 """Units of device work and their results, as frozen values: what the scheduler plans and the worker runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .output_constraint import TokenMask
 from .request import Request, TokenLogprobs
@@ -20,6 +20,7 @@ class PrefillChunk:
       snapshot: Snapshot of the tokens before the chunk, restored into the slot first.
       forks: Requests with the same prompt that copy this slot's state, as chunks of their own slots. Only the last
         chunk of a prompt has forks.
+      is_last: Whether the prompt ends here, so that the first token is sampled.
     """
 
     request: Request
@@ -29,11 +30,11 @@ class PrefillChunk:
     mask: TokenMask | None = None
     snapshot: Snapshot | None = None
     forks: "tuple[PrefillChunk, ...]" = ()
+    is_last: bool = field(init=False, repr=False, compare=False)
 
-    @property
-    def is_last(self) -> bool:
-        """Whether the prompt ends here, so that the first token is sampled."""
-        return self.start + self.length == len(self.request.prompt_token_ids)
+    def __post_init__(self) -> None:
+        is_last = self.start + self.length == len(self.request.prompt_token_ids)
+        object.__setattr__(self, "is_last", is_last)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,21 +45,20 @@ class PrefillBatch:
       chunks: At least one chunk, in the order of planning.
       layer_slice: Index of this step's slice of the layers.
       layer_slices: Number of slices; the last one has results.
+      is_last_slice: Whether the chunks have passed all layers after this step.
+      rows: Chunks that get a result: all chunks, then all forks.
     """
 
     chunks: tuple[PrefillChunk, ...]
     layer_slice: int = 0
     layer_slices: int = 1
+    is_last_slice: bool = field(init=False, repr=False)
+    rows: tuple[PrefillChunk, ...] = field(init=False, repr=False)
 
-    @property
-    def is_last_slice(self) -> bool:
-        """Whether the chunks have passed all layers after this step."""
-        return self.layer_slice == self.layer_slices - 1
-
-    @property
-    def rows(self) -> tuple[PrefillChunk, ...]:
-        """Chunks that get a result: all chunks, then all forks."""
-        return (*self.chunks, *(fork for chunk in self.chunks for fork in chunk.forks))
+    def __post_init__(self) -> None:
+        rows = (*self.chunks, *(fork for chunk in self.chunks for fork in chunk.forks))
+        object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "is_last_slice", self.layer_slice == self.layer_slices - 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

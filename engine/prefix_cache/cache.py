@@ -5,14 +5,11 @@ The order of eviction is Greedy-Dual-Size. Caches of cachetools know neither pri
 
 import heapq
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from ..core.config import CacheStats
 from ..core.snapshot import BlockState, Snapshot, chunk_snapshots
 from .tree import Entry, PrefixKey, RadixTree
-
-_UNUSED_WEIGHT: Final = 1 / 8
-"""Eviction weight of a snapshot that was never reused and is neither a branch point nor a prompt end."""
 
 
 class EvictionQueue:
@@ -44,7 +41,7 @@ class EvictionQueue:
             priority, ticket, entry = heapq.heappop(self._heap)
             if entry.ticket != ticket:
                 continue
-            if _priority(entry) > priority:  # its neighbours were evicted since
+            if entry.priority > priority:  # its neighbours were evicted since
                 self._push(entry)
                 continue
             self._age = max(self._age, priority)
@@ -56,16 +53,7 @@ class EvictionQueue:
     def _push(self, entry: Entry) -> None:
         self._num_tickets += 1
         entry.ticket = self._num_tickets
-        heapq.heappush(self._heap, (_priority(entry), entry.ticket, entry))
-
-
-def _priority(entry: Entry) -> float:
-    freed = entry.own_bytes
-    for node in entry.window_nodes():
-        if node.num_users == 1 and node.window is not None:
-            freed += node.window.nbytes
-    weight = 1.0 if entry.is_reused or entry.is_branch_point else _UNUSED_WEIGHT
-    return entry.age + weight * entry.num_tokens_saved / freed
+        heapq.heappush(self._heap, (entry.priority, entry.ticket, entry))
 
 
 @runtime_checkable

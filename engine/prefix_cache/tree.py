@@ -22,6 +22,9 @@ ID_BYTES: Final = array("i").itemsize
 BLOCK_BYTES: Final = ID_BYTES * PREFILL_BLOCK
 """Size of a block's token ids."""
 
+_UNUSED_WEIGHT: Final = 1 / 8
+"""Eviction weight of a snapshot that was never reused and is neither a branch point nor a prompt end."""
+
 
 @dataclass(frozen=True, slots=True)
 class PrefixKey:
@@ -140,6 +143,16 @@ class Entry:
         while node is not None and b"" not in node.entries:
             node = node.parent
         return self.snapshot.length - (0 if node is None else node.length)
+
+    @property
+    def priority(self) -> float:
+        """Priority in the eviction queue: age at the last use, plus tokens saved per byte that eviction frees."""
+        freed = self.own_bytes
+        for node in self.window_nodes():
+            if node.num_users == 1 and node.window is not None:
+                freed += node.window.nbytes
+        weight = 1.0 if self.is_reused or self.is_branch_point else _UNUSED_WEIGHT
+        return self.age + weight * self.num_tokens_saved / freed
 
     def window_nodes(self) -> list[Node]:
         """Returns the nodes that hold the whole blocks of its window, latest first."""

@@ -1,7 +1,7 @@
 """Plans which chunks of which prompts are prefilled in a step."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ..core.batch import PrefillBatch, PrefillChunk, RestoreBatch
@@ -14,24 +14,14 @@ _OLDEST_EVERY: Final = 4
 """Number of a tenant's turns, one of which goes to its oldest prompt, so that shorter prompts cannot starve it."""
 
 
-@dataclass(frozen=True, slots=True)
-class SlicedPrefill:
-    """A prefill batch whose layer slices are dispatched one per step.
-
-    Attributes:
-      batch: Batch of the last slice that was dispatched.
-      rows: Requests of its rows.
-    """
-
-    batch: PrefillBatch
-    rows: tuple[RunningRequest, ...]
-
-
 class PrefillPlanner:
     """Plans prefill batches. A batch in progress is completed before another one starts.
 
     Slots of a batch in progress are pinned: if a request ends meanwhile, its slot is reused after the last slice only,
     since the device still writes to it.
+
+    Attributes:
+      in_progress: Requests whose chunks have passed some of the layers.
 
     Args:
       limits: Compiled sizes of a step.
@@ -39,15 +29,11 @@ class PrefillPlanner:
     """
 
     def __init__(self, limits: StepLimits, pool: SlotPool) -> None:
+        self.in_progress: tuple[RunningRequest, ...] = ()
         self._limits = limits
         self._pool = pool
         self._order = _PrefillOrder()
-        self._in_progress: SlicedPrefill | None = None
-
-    @property
-    def in_progress(self) -> tuple[RunningRequest, ...]:
-        """Requests whose chunks have passed some of the layers."""
-        return () if self._in_progress is None else self._in_progress.rows
+        self._last_slice: PrefillBatch | None = None
 
     def plan(
         self, candidates: Sequence[RunningRequest], running: Mapping[str, RunningRequest], *, is_busy: bool
@@ -62,26 +48,28 @@ class PrefillPlanner:
         Returns:
           The batch, and the requests of its rows.
         """
-        if self._in_progress is not None:
-            rows, last = self._in_progress.rows, self._in_progress.batch
-            batch = replace(last, layer_slice=last.layer_slice + 1)
+        if self._last_slice is not None:
+            rows = self.in_progress
+            batch = replace(self._last_slice, layer_slice=self._last_slice.layer_slice + 1)
         else:
             batch = self._plan_batch(self._order.next(candidates), running, is_busy=is_busy)
             rows = tuple(running[row.request.id] for row in batch.rows)
             self._order.charge(batch)
-        if batch.is_last_slice:
-            self._in_progress = None
-            self._pool.unpin()
-        else:
-            self._in_progress = SlicedPrefill(batch, rows)
+        if not batch.is_last_slice:
+            self._last_slice, self.in_progress = batch, rows
             self._pool.pin(row.slot for row in batch.rows)
+        elif self._last_slice is not None:
+            self._end_slices()
         return batch, rows
 
     def drop_unless_wanted(self, running: Iterable[RunningRequest]) -> None:
         """Gives up the batch in progress if none of its requests is still running."""
-        if self._in_progress is not None and set(self._in_progress.rows).isdisjoint(running):
-            self._in_progress = None
-            self._pool.unpin()
+        if self._last_slice is not None and set(self.in_progress).isdisjoint(running):
+            self._end_slices()
+
+    def _end_slices(self) -> None:
+        self._last_slice, self.in_progress = None, ()
+        self._pool.unpin()
 
     def _plan_batch(
         self, ordered: Sequence[RunningRequest], running: Mapping[str, RunningRequest], *, is_busy: bool
@@ -178,7 +166,7 @@ def _plan_chunk(request: RunningRequest, most: int, running: Mapping[str, Runnin
     is_last = length == request.num_prompt_left
     forks = [each for each in running.values() if is_last and each.parent is request]
     chunk, *fork_chunks = (_plan_row(each, start, length) for each in (request, *forks))
-    return replace(chunk, forks=tuple(fork_chunks))
+    return replace(chunk, forks=tuple(fork_chunks)) if fork_chunks else chunk
 
 
 def _plan_row(running: RunningRequest, start: int, length: int) -> PrefillChunk:

@@ -41,7 +41,7 @@ class RunningRequest:
       num_tokens: Number of generated tokens that were read back.
       started_at: Time at which its first batch was dispatched, in seconds.
       token_ids: Generated tokens, if there is a prefix cache.
-      prompt_logprobs: Log-probabilities of prompt tokens so far, if requested; the first token has none.
+      prompt_logprobs: Log-probabilities of prompt tokens after the first so far, if requested.
       key: Prompt as a key of the prefix cache; None if there is none, and for the engine's own requests.
       restore: Snapshot that is restored into the slot with the first chunk.
       num_cached: Number of prompt tokens that the snapshot covers.
@@ -61,7 +61,7 @@ class RunningRequest:
     num_tokens: int = 0
     started_at: float | None = None
     token_ids: list[int] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     key: PrefixKey | None = None
     restore: Snapshot | None = None
     num_cached: int = 0
@@ -233,7 +233,7 @@ def _prompt_logprobs(running: RunningRequest) -> tuple[TokenLogprobs | None, ...
     request = running.request
     if request.params.prompt_logprobs is None:
         return None
-    return tuple(running.prompt_logprobs[: len(request.prompt_token_ids)])
+    return (None, *running.prompt_logprobs)[: len(request.prompt_token_ids)]
 
 
 def _count_until_end(running: RunningRequest, token_ids: tuple[int, ...]) -> tuple[int, FinishReason | None]:

@@ -141,16 +141,18 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to plan and nothing to report."""
-        return not (self._queue or self._running or self._failed or self._assignment.has_probes)
+        return not (self.num_waiting or self._running or self._failed or self._assignment.probes)
 
     @property
     def next_timeout(self) -> float | None:
         """Time at which there will be something to plan if nothing happens, in seconds of `time.monotonic`.
 
-        None if there is something to plan already.
+        None if there is something to plan already; infinite if the scheduler is idle.
         """
-        has_work = self._queue.num_ready or self._running or self._failed or self._assignment.has_probes
-        if has_work or not self._prefetcher.is_planned:
+        if self.is_idle:
+            return math.inf
+        all_held = self.num_waiting == self._queue.num_held
+        if not all_held or self._running or self._failed or self._assignment.probes or not self._prefetcher.is_planned:
             return None
         return min(self._timeouts.next, self._prefetcher.timeout)
 
@@ -178,7 +180,7 @@ class Scheduler:
 
     def probe(self, request: Request) -> None:
         """Gives a request of the engine's own the next free slot, ahead of the queue. It uses no prefix cache."""
-        self._assignment.probe(request)
+        self._assignment.probes.append(request)
 
     def abort(self, request_id: str) -> bool:
         """Ends a request at once and frees its slot; returns whether it was waiting or running."""

@@ -172,6 +172,7 @@ class SlotAssignment:
 
     Attributes:
       running: Requests with a slot by id, oldest first.
+      probes: Requests of the engine's own, which get slots ahead of all others. They use no prefix cache.
 
     Args:
       pool: Free and used slots.
@@ -198,21 +199,12 @@ class SlotAssignment:
         self._prefetcher = prefetcher
         self._prefixes = prefixes
         self._mask_words = mask_words
-        self._probes: deque[Request] = deque()
+        self.probes: deque[Request] = deque()
 
     @property
     def num_open(self) -> int:
         """Number of free slots that any tenant may take."""
         return self._reserve.num_open(self._pool.num_used)
-
-    @property
-    def has_probes(self) -> bool:
-        """Whether probes wait for a slot."""
-        return bool(self._probes)
-
-    def probe(self, request: Request) -> None:
-        """Queues a request of the engine's own ahead of all others. It uses no prefix cache."""
-        self._probes.append(request)
 
     def assign(self, now: float) -> list[RequestOutput]:
         """Gives slots to as many requests as possible.
@@ -220,8 +212,8 @@ class SlotAssignment:
         Returns:
           Last outputs of requests that could not be started.
         """
-        while self._probes and self._pool.num_free:
-            probe = self._probes.popleft()
+        while self.probes and self._pool.num_free:
+            probe = self.probes.popleft()
             self.running[probe.id] = RunningRequest(probe, self._pool.claim(), now)
         failed = []
         while self._pool.num_free and (request := self._queue.pop(self.may_start)) is not None:

@@ -59,6 +59,10 @@ class WaitingQueue:
     `priority`, then the highest age. With several tenants, none may take more of the queue than it leaves free, so that
     there is room for another. A held request keeps its place, but is passed over until it is released.
 
+    Attributes:
+      num_tokens: Total prompt tokens of waiting requests.
+      num_held: Number of requests that are held.
+
     Args:
       max_requests: Maximum number of requests.
       max_tokens: Maximum number of prompt tokens; None sets no limit.
@@ -73,8 +77,8 @@ class WaitingQueue:
         self._tenants: dict[str, _TenantQueue] = {}
         self._requests: dict[str, Request] = {}
         self._num_added = 0
-        self._num_tokens = 0
-        self._num_held = 0
+        self.num_tokens = 0
+        self.num_held = 0
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -85,21 +89,6 @@ class WaitingQueue:
     def __iter__(self) -> Iterator[Request]:
         return chain.from_iterable(self._tenants.values())
 
-    @property
-    def num_tokens(self) -> int:
-        """Total prompt tokens of waiting requests."""
-        return self._num_tokens
-
-    @property
-    def num_ready(self) -> int:
-        """Number of requests that are not held."""
-        return len(self) - self._num_held
-
-    @property
-    def num_held(self) -> int:
-        """Number of requests that are held."""
-        return self._num_held
-
     def get(self, request_id: str) -> Request | None:
         """Returns a waiting request; None if no waiting request has this id."""
         return self._requests.get(request_id)
@@ -107,14 +96,14 @@ class WaitingQueue:
     def hold(self, request_id: str) -> None:
         """Keeps a request from being popped."""
         request = self._requests[request_id]
-        self._num_held += not self.is_held(request_id)
+        self.num_held += not self.is_held(request_id)
         self._tenants[request.tenant].hold(request)
 
     def release(self, request_id: str) -> None:
         """Ends `hold`; does nothing if the request is not held, or no longer waits."""
         if self.is_held(request_id):
             request = self._requests[request_id]
-            self._num_held -= 1
+            self.num_held -= 1
             self._tenants[request.tenant].release(request)
 
     def is_held(self, request_id: str) -> bool:
@@ -139,11 +128,11 @@ class WaitingQueue:
           QueueFullError: The queue is full, or the request's tenant takes too much of it.
         """
         own, num_tokens = self._tenants.get(request.tenant) or _TenantQueue(), len(request.prompt_token_ids)
-        requests_left, tokens_left = self._max_requests - len(self), (self._max_tokens or 0) - self._num_tokens
+        requests_left, tokens_left = self._max_requests - len(self), (self._max_tokens or 0) - self.num_tokens
         if requests_left <= 0:
             raise QueueFullError(f"the queue is full ({self._max_requests} requests wait); try again later")
         if self._max_tokens is not None and num_tokens > tokens_left:
-            raise QueueFullError(f"the queue is full ({self._num_tokens} tokens of prompts wait); try again later")
+            raise QueueFullError(f"the queue is full ({self.num_tokens} tokens of prompts wait); try again later")
         is_greedy = own.num_requests >= requests_left
         if self._max_tokens is not None:
             is_greedy |= own.num_tokens + num_tokens > tokens_left and own.num_requests > 0
@@ -158,7 +147,7 @@ class WaitingQueue:
         self._tenants[request.tenant].add(_Entry(request, self._num_added))
         self._requests[request.id] = request
         self._num_added += 1
-        self._num_tokens += len(request.prompt_token_ids)
+        self.num_tokens += len(request.prompt_token_ids)
 
     def pop(self, may_start: Callable[[str], bool] = lambda _: True) -> Request | None:
         """Removes the next request, and charges its tenant for the expected cost.
@@ -200,7 +189,7 @@ class WaitingQueue:
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.id]
-        self._num_tokens -= len(request.prompt_token_ids)
+        self.num_tokens -= len(request.prompt_token_ids)
         if not self._tenants[request.tenant].num_requests:
             del self._tenants[request.tenant]
 

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
-from ..core.sampling_params import SamplingState
 from ..model.collectives import Collectives
 from ..model.config import ModelConfig
 from ..model.griffin import Params
@@ -23,9 +22,7 @@ from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
 from ..sampling.state import zero_sampling_state, zero_token_memory
 from .steps import (
-    FirstTokenInput,
     Graph,
-    PrefillInput,
     SlotState,
     StatePool,
     copy_step,
@@ -38,7 +35,7 @@ from .steps import (
     restore_step,
     score_step,
 )
-from .transfer import first_token_columns, prefill_columns
+from .transfer import first_token_input, prefill_input
 
 
 def new_pool(
@@ -267,14 +264,14 @@ def _decode_program(model: ModelShapes, shapes: StepShapes, rows: int) -> Progra
 
 def _first_token_program(model: ModelShapes) -> Program[Sampled]:
     slots, words = model.pool.slots.tokens.shape[0], model.pool.slots.memory.allowed.shape[1]
-    inputs = as_first_token_input(first_token_columns((), first_token_rows(model.shards), slots, words))
+    inputs = first_token_input((), first_token_rows(model.shards), slots, words)
     step = partial(first_token_step, model.graph)
     return Program("first token", step, (inputs,), ("params", "pool", "last"), ("pool",))
 
 
 def _prefill_programs(model: ModelShapes, shapes: StepShapes, shape: PrefillShape) -> tuple[Program[BlockStates], ...]:
     slots, label = model.pool.slots.tokens.shape[0], f"prefill {shape.rows}x{shape.length}"
-    inputs = (PrefillInput(**prefill_columns((), (), shape.rows * model.shards.data, shape.length, slots)),)
+    inputs = (prefill_input((), (), shape.rows * model.shards.data, shape.length, slots),)
     slices = shapes.layer_slices if shape == (1, PREFILL_BLOCK) else (range(model.config.depth),)
     replaces: tuple[ArrayName, ...] = ("pool", "hidden", "last")
 
@@ -314,11 +311,6 @@ def snapshot_shapes(
         jax.ShapeDtypeStruct((recurrent, taps, width), dtype),
         jax.ShapeDtypeStruct((window, attention, 2, size), dtype),
     )
-
-
-def as_first_token_input(columns: Mapping[str, Any]) -> FirstTokenInput:
-    """Returns a `FirstTokenInput` of columns, which are arrays on the host or on the device."""
-    return FirstTokenInput(**{**columns, "sampling": SamplingState(**columns["sampling"])})
 
 
 def _int32(*shape: int) -> jax.ShapeDtypeStruct:

@@ -11,22 +11,20 @@ from ..core.batch import Batch, DecodeBatch, PrefillBatch, PrefillChunk, Restore
 from ..core.config import MAX_PREFILL_ROWS, StepLimits
 from ..core.errors import EngineDeadError
 from ..core.request import Request, TokenLogprobs
-from ..core.snapshot import Snapshot
+from ..core.snapshot import Snapshot, ring_rows
 from ..model.state import BlockStates
 from ..prefix_cache.saved_state import SavedStateFormat
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
 from .executor import Executor
-from .programs import as_first_token_input, first_token_rows
-from .steps import PrefillInput
+from .programs import first_token_rows
 from .transfer import (
     cached_hidden,
-    first_token_columns,
+    first_token_input,
     mask_columns,
-    prefill_columns,
+    prefill_input,
     read_block_states,
     read_slot,
-    restore_inputs,
     score_targets,
 )
 
@@ -169,6 +167,7 @@ class ModelRunner:
         self.keeps_snapshots = keeps_snapshots
         self.restore_seconds = 0.0
         self._layout = executor.layout
+        self._first_token_rows = first_token_rows(executor.layout.shards)
         self._block_states: tuple[BlockStates, ...] = ()
 
     @property
@@ -227,8 +226,8 @@ class ModelRunner:
         shape = self._layout.step_shapes.fit(max(ranks) + 1, max(chunk.length for chunk in chunks))
         places = [home * shape.rows + rank for home, rank in zip(homes, ranks, strict=True)]
         ends = [home * MAX_PREFILL_ROWS + rank for home, rank in zip(homes, ranks, strict=True)]
-        columns = prefill_columns(chunks, places, shape.rows * shards, shape.length, self._layout.rows)
-        result = self.executor.prefill(shape, PrefillInput(**columns), batch.layer_slice)
+        inputs = prefill_input(chunks, places, shape.rows * shards, shape.length, self._layout.rows)
+        result = self.executor.prefill(shape, inputs, batch.layer_slice)
         block_states = self._block_states = (*(self._block_states if batch.layer_slice else ()), result.block_states)
         if not batch.is_last_slice:
             return PendingSlice(batch, result.last)
@@ -254,15 +253,15 @@ class ModelRunner:
         for chunk in batch.chunks:
             for fork in chunk.forks:
                 self.executor.copy_slot(chunk.slot, fork.slot)
-        rows, mask_words = first_token_rows(self._layout.shards), self.limits.mask_words
+        rows, mask_words = self._first_token_rows, self.limits.mask_words
         sampled = []
         for start in range(0, len(firsts), MAX_PREFILL_ROWS):
             some = firsts[start : start + MAX_PREFILL_ROWS]
-            columns = first_token_columns(some, rows, self._layout.rows, mask_words)
-            sampled.append(self.executor.first_token(as_first_token_input(columns)))
+            inputs = first_token_input(some, rows, self._layout.rows, mask_words)
+            sampled.append(self.executor.first_token(inputs))
         return tuple(sampled)
 
     def _restore(self, slot: int, snapshot: Snapshot) -> None:
         start = time.perf_counter()
-        self.executor.restore(slot, restore_inputs(snapshot, self.window))
+        self.executor.restore(slot, (*snapshot.recurrent, ring_rows(snapshot, self.window)))
         self.restore_seconds += time.perf_counter() - start

@@ -11,9 +11,10 @@ from ..core.batch import PrefillChunk
 from ..core.config import PREFILL_BLOCK
 from ..core.output_constraint import TokenMask, mask_of_ids
 from ..core.request import Request
-from ..core.sampling_params import NO_LIMIT, NUMBER_COLUMNS, SAMPLING_COLUMNS
-from ..core.snapshot import BlockState, Snapshot, from_ring, ring_rows
+from ..core.sampling_params import NO_LIMIT, NUMBER_COLUMNS, SAMPLING_COLUMNS, SamplingState
+from ..core.snapshot import BlockState, Snapshot, from_ring
 from ..model.state import BlockStates
+from .steps import FirstTokenInput, PrefillInput
 
 _SMALLEST_NORMAL: Final = float(np.finfo(np.float32).tiny)
 """Processors may flush smaller numbers to 0."""
@@ -62,10 +63,10 @@ def _fill_positions(columns: dict[str, HostArray], row: int, request: Request) -
         columns["last_position"][row] = min(start + params.max_tokens - 1, NO_LIMIT)
 
 
-def prefill_columns(
+def prefill_input(
     chunks: Sequence[PrefillChunk], places: Sequence[int], rows: int, length: int, pool_rows: int
-) -> dict[str, Any]:
-    """Returns the fields of `PrefillInput`.
+) -> PrefillInput:
+    """Returns the input of a prefill step.
 
     Args:
       chunks: Chunks of prompts.
@@ -74,7 +75,7 @@ def prefill_columns(
       length: Number of tokens per row of the compiled shape.
       pool_rows: Number of rows of the state pool.
     """
-    columns = {
+    columns: dict[str, Any] = {
         "tokens": np.zeros((rows, length), np.int32),
         "starts": np.zeros(rows, np.int32),
         "lengths": np.zeros(rows, np.int32),
@@ -85,13 +86,13 @@ def prefill_columns(
         columns["tokens"][row, : chunk.length] = request.prompt_token_ids[chunk.start : end]
         columns["starts"][row], columns["lengths"][row] = chunk.start, chunk.length
         columns["slots"][row] = chunk.slot
-    return columns
+    return PrefillInput(**columns)
 
 
 def score_targets(
     chunks: Sequence[PrefillChunk], places: Sequence[int], rows: int, length: int
 ) -> Int[np.ndarray, "R T"]:
-    """Returns the token that follows each of the chunks' tokens in its prompt; see `prefill_columns`."""
+    """Returns the token that follows each of the chunks' tokens in its prompt; see `prefill_input`."""
     targets = np.zeros((rows, length), np.int32)
     for row, chunk in zip(places, chunks, strict=True):
         following = chunk.request.prompt_token_ids[chunk.start + 1 : chunk.start + chunk.length + 1]
@@ -99,10 +100,10 @@ def score_targets(
     return targets
 
 
-def first_token_columns(
+def first_token_input(
     ends: Sequence[tuple[int, PrefillChunk]], rows: int, pool_rows: int, mask_words: int
-) -> dict[str, Any]:
-    """Returns the fields of `FirstTokenInput`.
+) -> FirstTokenInput:
+    """Returns the input of a step that samples first tokens.
 
     Args:
       ends: Last chunks of prompts and their forks, each with the row of its last token in the activations.
@@ -114,10 +115,10 @@ def first_token_columns(
         "rows": np.zeros(rows, np.int32),
         "slots": np.full(rows, pool_rows, np.int32),
         "lengths": np.zeros(rows, np.int32),
-        "sampling": sampling_columns([chunk.request for _, chunk in ends], rows),
         "in_prompt": np.zeros((rows, mask_words), np.uint32),
         "allowed": np.zeros((rows, mask_words), np.uint32),
     }
+    sampling: dict[str, Any] = sampling_columns([chunk.request for _, chunk in ends], rows)
     prompt_masks: dict[int, TokenMask] = {}  # by identity, as forks share their prompt
     for row, (source, chunk) in enumerate(ends):
         request, params = chunk.request, chunk.request.params
@@ -132,8 +133,8 @@ def first_token_columns(
         if mask is None and params.static_mask is not None:
             mask = params.static_mask.mask(mask_words)
         if mask is not None:
-            columns["allowed"][row], columns["sampling"]["is_masked"][row] = mask, True
-    return columns
+            columns["allowed"][row], sampling["is_masked"][row] = mask, True
+    return FirstTokenInput(sampling=SamplingState(**sampling), **columns)
 
 
 def mask_columns(
@@ -194,11 +195,6 @@ def read_slot(arrays: tuple[Array, Array, Array], length: int) -> Snapshot:
     """
     h, conv, ring = map(np.asarray, arrays)
     return from_ring(length, (h, conv), ring)
-
-
-def restore_inputs(snapshot: Snapshot, window: int) -> tuple[HostArray, ...]:
-    """Returns a snapshot's arrays as `Executor.restore` takes them."""
-    return (*snapshot.recurrent, ring_rows(snapshot, window))
 
 
 def cached_hidden(chunks: Sequence[PrefillChunk], rows: int) -> Float[np.ndarray, "Rmax D"]:

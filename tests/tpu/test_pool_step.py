@@ -21,8 +21,8 @@ from roost.engine.model.griffin import abstract_model
 from roost.engine.platform import TPU
 from roost.engine.roofline import DEVICES, compute_roofline
 from roost.engine.worker import steps
-from roost.engine.worker.programs import as_first_token_input, new_pool
-from roost.engine.worker.transfer import first_token_columns, prefill_columns
+from roost.engine.worker.programs import new_pool
+from roost.engine.worker.transfer import first_token_input, prefill_input
 
 pytestmark = pytest.mark.tpu_compile
 
@@ -78,14 +78,14 @@ def test_decode(chip: SingleDeviceSharding, pool: Any) -> None:
 
 @pytest.mark.parametrize("length", [64, 512])
 def test_prefill(chip: SingleDeviceSharding, pool: Any, length: int) -> None:
-    inputs = steps.PrefillInput(**prefill_columns((), (), 1, length, ROWS))
+    inputs = prefill_input((), (), 1, length, ROWS)
     kernels = ["recurrent_chunk", "window_attention_prefill", "gated_mlp", "gated_mlp"]
     check(compile_step(chip, steps.prefill_step, pool, inputs), pool, *kernels)
 
 
 def test_first_token(chip: SingleDeviceSharding, pool: Any) -> None:
     hidden = jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, LAYERS.width), BF16)
-    inputs = as_first_token_input(first_token_columns((), MAX_PREFILL_ROWS, ROWS, words_of_mask(LAYERS.vocab_size)))
+    inputs = first_token_input((), MAX_PREFILL_ROWS, ROWS, words_of_mask(LAYERS.vocab_size))
     check(compile_step(chip, steps.first_token_step, pool, hidden, inputs), pool)
 
 
