@@ -122,7 +122,7 @@ class EngineCore:
         return EngineStats(
             num_waiting=self._scheduler.num_waiting,
             num_running=self._scheduler.num_running,
-            waiting_tokens=self._scheduler.num_waiting_tokens,
+            waiting_tokens=self._scheduler.queue.num_tokens,
             slots=self._scheduler.slots.size,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,

@@ -67,6 +67,7 @@ class Scheduler:
 
     Attributes:
       slots: Pool of the slots.
+      queue: Requests without a slot.
       cache: The prefix cache, if there is one.
 
     Args:
@@ -93,13 +94,13 @@ class Scheduler:
         self.slots = SlotPool(slots, limits.slot_order or None)
         self.cache = cache
         self._mask_words = limits.mask_words
-        self._queue = WaitingQueue(max_queue, max_queue_tokens, tenants)
-        self._prefetcher = Prefetcher(self._queue, cache)
+        self.queue = WaitingQueue(max_queue, max_queue_tokens, tenants)
+        self._prefetcher = Prefetcher(self.queue, cache)
         self._prefixes = CachedPrefixes(cache)
         self._assignment = SlotAssignment(
             self.slots,
             SlotReserve(slots, reserved_slots),
-            self._queue,
+            self.queue,
             self._prefetcher,
             self._prefixes,
             limits.mask_words,
@@ -121,17 +122,12 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Number of requests without a slot."""
-        return len(self._queue)
+        return len(self.queue)
 
     @property
     def num_running(self) -> int:
         """Number of requests with a slot."""
         return len(self._running)
-
-    @property
-    def num_waiting_tokens(self) -> int:
-        """Total prompt tokens of waiting requests."""
-        return self._queue.num_tokens
 
     @property
     def running(self) -> Mapping[str, int]:
@@ -151,7 +147,7 @@ class Scheduler:
         """
         if self.is_idle:
             return math.inf
-        all_held = self.num_waiting == self._queue.num_held
+        all_held = self.num_waiting == self.queue.num_held
         if not all_held or self._running or self._failed or self._assignment.probes or not self._prefetcher.is_planned:
             return None
         return min(self._timeouts.next, self._prefetcher.timeout)
@@ -167,13 +163,13 @@ class Scheduler:
           QueueFullError: The queue is full, and no slot is free for this request.
           ValueError: The id is in use.
         """
-        if request.id in self._running or request.id in self._queue:
+        if request.id in self._running or request.id in self.queue:
             raise ValueError(f"request id {request.id!r} is in use")
         self._now = now
         if self.num_waiting >= self._assignment.num_open:
             self._failed += self._assignment.assign(now)
             self._check_room(request)
-        self._queue.add(request)
+        self.queue.add(request)
         if self._assignment.parent_of(request) is None:
             self._prefetcher.offer(request)
         self._timeouts.watch(request)
@@ -188,7 +184,7 @@ class Scheduler:
             self._release(self._running[request_id])
             return True
         self._prefetcher.take(request_id)
-        return self._queue.remove(request_id)
+        return self.queue.remove(request_id)
 
     def commit_fetch(self, fetch: Fetch, found: Snapshot | None) -> None:
         """Books the result of a search on disk; its request may get a slot from now on."""
@@ -230,15 +226,15 @@ class Scheduler:
         Raises:
           QueueFullError: The request would have to wait, and there is no room for it in the queue.
         """
-        if self._assignment.may_start(request.tenant) and self._queue.num_held < self.slots.num_free:
+        if self._assignment.may_start(request.tenant) and self.queue.num_held < self.slots.num_free:
             return
         try:
-            self._queue.check_room(request)
+            self.queue.check_room(request)
         except QueueFullError as error:
             raise QueueFullError(str(error), self._retry_after.refused()) from None
 
     def _end_expired(self, now: float) -> list[RequestOutput]:
-        expired = self._timeouts.expired(now, self._queue, (running.request for running in self._running.values()))
+        expired = self._timeouts.expired(now, self.queue, (running.request for running in self._running.values()))
         for request, _ in expired:
             self.abort(request.id)
         return [(request.id, error_output(error)) for request, error in expired]

@@ -754,7 +754,7 @@ def test_long_prompt_is_refused_only_if_it_would_wait() -> None:
     with pytest.raises(QueueFullError, match="0 tokens of prompts wait"):
         add(scheduler, request("c", prompt=100))
     add(scheduler, request("d", prompt=50))
-    assert scheduler.num_waiting_tokens == 50
+    assert scheduler.queue.num_tokens == 50
 
 
 def test_greedy_tenant_does_not_delay_another() -> None:

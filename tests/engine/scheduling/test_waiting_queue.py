@@ -1,4 +1,4 @@
-"""The order of waiting requests, and the limits of the queue."""
+"""The order of waiting requests, the limits of the queue, and shares of tenants."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from roost.engine.core.errors import QueueFullError
 from roost.engine.core.request import Request
 from roost.engine.core.sampling_params import SamplingParams
-from roost.engine.scheduling.waiting_queue import OLDEST_EVERY, WaitingQueue, expected_tokens
+from roost.engine.scheduling.waiting_queue import OLDEST_EVERY, FairShares, WaitingQueue, expected_tokens
 
 TENANTS = st.sampled_from("abc")
 
@@ -182,3 +182,11 @@ def test_no_request_starves(priorities: list[int], place: int) -> None:
         queue.pop()
         pops += 1
     assert pops <= OLDEST_EVERY * len(priorities)
+
+
+def test_a_tenant_without_waiting_requests_may_be_charged() -> None:
+    shares = FairShares()
+    shares.charge("a", 5)
+    shares.enter("b")
+    shares.enter("a")
+    assert shares.first(["a", "b"]) == "b"
