@@ -1,0 +1,59 @@
+"""Pages and pictures that are written from the code are those of the code, and every page is in the site's navigation."""
+
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+sys.path.insert(0, str(ROOT / "tools"))
+try:
+    import draw_pictures
+    import reference_pages
+finally:
+    sys.path.remove(str(ROOT / "tools"))
+
+
+@pytest.mark.parametrize(("name", "page"), reference_pages.PAGES.items())
+def test_reference_pages_are_those_of_the_code(name: str, page: Callable[[], str]) -> None:
+    written = (reference_pages.FOLDER / name).read_text()
+    assert written == page(), "write it anew: python tools/reference_pages.py"
+
+
+@pytest.mark.parametrize(("name", "draw"), draw_pictures.PICTURES.items())
+def test_pictures_are_those_of_the_code(name: str, draw: Callable[[], str]) -> None:
+    drawn = (draw_pictures.FOLDER / name).read_text()
+    assert drawn == draw(), "draw it anew: python tools/draw_pictures.py"
+
+
+def test_a_circle_of_rooms_is_reported() -> None:
+    with pytest.raises(ValueError, match=r"a circle among \['a', 'b'\]"):
+        draw_pictures.levels({"a": {"b"}, "b": {"a"}, "c": {"a"}})
+
+
+def test_an_arrow_that_a_longer_way_replaces_is_not_drawn() -> None:
+    edges = {"a": {"b", "c"}, "b": {"c"}, "c": set()}
+    assert draw_pictures.without_detours(edges) == {"a": {"b"}, "b": {"c"}, "c": set()}
+    assert draw_pictures.levels(edges) == [["a"], ["b"], ["c"]]
+
+
+def linked(entry: Any) -> Iterator[str]:
+    """Yields the pages that a part of the navigation names."""
+    if isinstance(entry, str):
+        yield entry
+    elif isinstance(entry, dict):
+        for each in entry.values():
+            yield from linked(each)
+    else:
+        for each in entry:
+            yield from linked(each)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
+    pages = sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md"))
+    assert sorted(linked(navigation)) == pages
