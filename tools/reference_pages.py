@@ -5,6 +5,7 @@
 `tests/tools/test_documentation.py` fails when a page differs from the code.
 """
 
+import argparse
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -173,8 +174,11 @@ PAGES: Final = {"settings.md": settings_page, "endpoints.md": endpoints_page, "m
 
 def main() -> None:
     """Writes every page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder to write to")
+    folder: Path = parser.parse_args().folder
     for name, page in PAGES.items():
-        (FOLDER / name).write_text(page())
+        (folder / name).write_text(page())
 
 
 if __name__ == "__main__":
