@@ -124,6 +124,12 @@ async def piped(
     return process.returncode, out, err or b""
 
 
+def is_asleep(pid: int) -> bool:
+    """Returns whether a process waits for something, by Linux's `/proc`; True where there is none."""
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].startswith(" S")
+
+
 class Terminal:
     """A process on a pseudo-terminal, of 80 columns."""
 
@@ -152,6 +158,12 @@ class Terminal:
                 await self._more.wait()
         before, _, self._shown = self._shown.partition(text.encode())
         return (before + text.encode()).decode()
+
+    async def waits(self) -> None:
+        """Returns when the program sleeps in readline: CPython does not wake for a signal that comes just before."""
+        async with asyncio.timeout(HANG_S):
+            while not is_asleep(self._process.pid):
+                await asyncio.sleep(0.005)
 
     def types(self, text: str) -> None:
         os.write(self._master, text.encode())
@@ -227,8 +239,12 @@ async def test_ctrl_c_stops_the_response_and_ctrl_d_leaves(tmp_path: Path) -> No
         assert "(stopped)" in await user.sees(PROMPT)
         async with asyncio.timeout(HANG_S):
             await parrot.hung_up.wait()
-        user.types("half a line\x03")
+        user.types("half a line")
+        await user.sees("half a line")
+        await user.waits()
+        user.types("\x03")
         assert "(Ctrl-D leaves)" in await user.sees(PROMPT)
+        await user.waits()
         user.types("go on\n")
         await user.sees(PROMPT)
         user.types("\x04")
