@@ -4,8 +4,10 @@ import gc
 import importlib.util
 import os
 import tempfile
+from collections.abc import Generator
 
 import hypothesis
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -26,3 +28,11 @@ def pytest_collection_finish() -> None:
     """Keeps the garbage collector from what is there before the first test: millions of objects that stay."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escapes lone surrogates in what a test logged: workers send reports as UTF-8."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
