@@ -12,9 +12,8 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers take the folder of the process that starts them
-    _PROGRAMS = tempfile.TemporaryDirectory(prefix="roost-programs-")
-    os.environ["ROOST_COMPILE_CACHE"] = _PROGRAMS.name  # for the servers that tests start: later ones start sooner
+_PROGRAMS = tempfile.TemporaryDirectory(prefix="roost-programs-")
+os.environ["ROOST_COMPILE_CACHE"] = _PROGRAMS.name  # for the servers that tests start: later ones start sooner
 
 # They import other people's clients, which `python3 dev.py test-compat` brings.
 collect_ignore = ["clients"]  # whose clients live in environments without Roost: `python3 dev.py test-clients`

@@ -134,7 +134,7 @@ def test_the_vendored_libraries_are_what_their_table_says() -> None:
 def test_a_wheel_holds_the_page_and_the_licences() -> None:
     """Collects files as setuptools does."""
     dist = pytest.importorskip("setuptools.dist")
-    root = FOLDER.parents[1]
+    root = FOLDER.parents[3]
     if not (root / "pyproject.toml").exists():
         pytest.skip("runs in a checkout only")
     distribution = dist.Distribution({"script_name": "setup.py"})
@@ -146,7 +146,9 @@ def test_a_wheel_holds_the_page_and_the_licences() -> None:
         build.ensure_finalized()
         collected = {Path(name).as_posix() for name in build.get_outputs(include_bytecode=False)}
     shipped = {
-        name.partition("roost/server/chat_page/")[2] for name in collected if "server/api/native/chat_page/" in name
+        name.partition("roost/server/api/native/chat_page/")[2]
+        for name in collected
+        if "server/api/native/chat_page/" in name
     }
     there = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file()}
     assert shipped == {name for name in there if "__pycache__" not in name}
