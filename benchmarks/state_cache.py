@@ -361,7 +361,7 @@ def page(
     mib = 2**20
     return "\n".join(
         [
-            "# Remembered states: what they are worth, what they cost",
+            "# The prefix cache: what it is worth, what it costs",
             "",
             f"Made by `python benchmarks/state_cache.py` on {now()[:10]}: {facts['cpu']}, {facts['cpus']} CPUs, "
             f"jax {packages['jax']}, load average before: {busy:.1f}. Times are milliseconds from a request's first "
