@@ -51,7 +51,7 @@ class HostGroup:
 
     def __post_init__(self) -> None:
         if self.count < 2:
-            raise ConfigError(f"num_hosts must be at least 2 where there is a coordinator, not {self.count}")
+            raise ConfigError(f"num_hosts must be at least 2 with a coordinator, got {self.count}")
         if not 0 <= self.index < self.count:
             raise ConfigError(f"host_index must be from 0 to {self.count - 1}, not {self.index}")
 

@@ -10,7 +10,7 @@ and its process; the followers end when they lose the leader. An orchestrator re
 heartbeat each second, so that one that hangs is found, too.
 
 A frame is the length of a header, the header in JSON, and the arrays' bytes. Connections present a secret that the
-leader draws and a collective hands out, so that nobody else can listen to prompts. JAX's distributed client offers a
+leader draws and a collective hands out, so that no other process can read prompts. JAX's distributed client offers a
 key-value store and barriers, but no ordered stream to its peers, and no public interface. ZeroMQ with msgpack lacks
 the secret and the detection of lost peers, which are most of this module.
 """

@@ -96,7 +96,7 @@ class DiskTier:
         return self._folder.num_bytes
 
     def close(self) -> None:
-        """Returns once every stored snapshot is on disk. Fetches that have not begun are cancelled."""
+        """Returns once every stored snapshot is on disk. Pending fetches are cancelled."""
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._writer.shutdown()
 

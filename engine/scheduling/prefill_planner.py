@@ -159,7 +159,7 @@ def _chunk_length(num_tokens: int, budget: int) -> int:
 
 
 def _plan_chunk(request: RunningRequest, most: int, running: Mapping[str, RunningRequest]) -> PrefillChunk:
-    """Plans the next chunk of a prompt with at most so many tokens, and books it as dispatched."""
+    """Plans the next chunk of a prompt, up to a maximum length, and records it as dispatched."""
     start = request.num_prompt_dispatched
     to_boundary = -start % PREFILL_BLOCK or most  # a restored snapshot may lie between two block boundaries
     length = min(request.num_prompt_left, most, to_boundary)

@@ -24,7 +24,7 @@ def decode_attention_xla(
     blocks: Blocks,
     positions: Int32[Array, " B"],
 ) -> Float32[Array, "B N d"]:
-    """Returns outputs of one query per row; see `decode_attention`. Blocks that no row has begun to fill are not read.
+    """Returns outputs of one query per row; see `decode_attention`. Blocks that are empty in every row are not read.
 
     Rows that are not filled are masked and add exactly 0, so a result does not depend on the rest of the batch.
     """

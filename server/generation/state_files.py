@@ -184,7 +184,7 @@ class StateFileResponse(StreamingResponse):
                 await until_disconnect(receive, self.stream_response(send))
         except ClientDisconnect:
             _logger.debug("the client closed the connection before it had the file")
-        except ApiError:  # the response has begun, so the client cannot be told
+        except ApiError:  # the response has started, so its status cannot change
             _logger.info("a client received a state file too slowly, and others needed its memory")
 
 

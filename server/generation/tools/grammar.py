@@ -8,7 +8,7 @@ from ..conversation import FunctionTool
 from .form import BETWEEN_CALLS, CALL_END, MARK, call_start, parameters
 
 MAX_CALLS: Final = 16
-"""Maximum number of calls in one output. It ends the output of a model that has begun to repeat itself."""
+"""Maximum number of calls in one output. It ends the output of a model that repeats itself."""
 
 
 def calls_spec(tools: Sequence[FunctionTool], *, parallel: bool, coerce_one_of: bool = False) -> GrammarSpec:

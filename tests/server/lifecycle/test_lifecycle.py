@@ -40,6 +40,17 @@ class Process:
         lifecycle = Lifecycle(service, self.signals, Timeouts(lag_s, drain_s, step_s), announce)
         self.task = asyncio.create_task(serve_until_stopped(lifecycle, server, [listener]))
 
+    async def last_event(self, fail: Callable[[], None]) -> str:
+        """Starts a stream, calls `fail` after its first event, and returns its last event."""
+        async with (
+            httpx.AsyncClient(base_url=self.url) as client,
+            client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response,
+        ):
+            lines = response.aiter_lines()
+            await anext(lines)
+            fail()
+            return [line async for line in lines][-2]
+
     async def end(self) -> BaseException | None:
         async with asyncio.timeout(5):
             return await self.task
@@ -72,13 +83,8 @@ async def test_a_failed_load_ends_the_server(engine: FakeEngine, service: Servic
 
 async def test_an_engine_that_dies_ends_the_server(engine: FakeEngine, service: Service) -> None:
     process = Process(service)
-    async with httpx.AsyncClient(base_url=process.url) as client:
-        async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
-            lines = response.aiter_lines()
-            await anext(lines)
-            engine.failure = RuntimeError("out of memory")
-            rest = [line async for line in lines]
-        assert '"error"' in rest[-2]
+    last = await process.last_event(lambda: setattr(engine, "failure", RuntimeError("out of memory")))
+    assert '"error"' in last
     assert await process.end() is engine.failure
 
 
@@ -151,13 +157,8 @@ async def test_an_idle_server_ends_at_once_on_ctrl_c(engine: FakeEngine, service
 
 async def test_a_stuck_step_ends_the_server(engine: FakeEngine, service: Service) -> None:
     process = Process(service, step_s=0.3)
-    async with httpx.AsyncClient(base_url=process.url) as client:
-        async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
-            lines = response.aiter_lines()
-            await anext(lines)
-            engine.step = 7
-            rest = [line async for line in lines]
-        assert '"code":"engine_unavailable"' in rest[-2]
+    last = await process.last_event(lambda: setattr(engine, "step", 7))
+    assert '"code":"engine_unavailable"' in last
     failure = await process.end()
     assert isinstance(failure, EngineDeadError)
     assert str(failure) == "a step has taken more than 0.3 s"
@@ -165,13 +166,10 @@ async def test_a_stuck_step_ends_the_server(engine: FakeEngine, service: Service
 
 async def test_a_lost_host_ends_the_server_without_a_failing_step(engine: FakeEngine, service: Service) -> None:
     process = Process(service)
-    async with httpx.AsyncClient(base_url=process.url) as client:
-        async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
-            lines = response.aiter_lines()
-            await anext(lines)
-            engine.lost = EngineDeadError("a host of the group has been lost")
-            rest = [line async for line in lines]
-        assert '"code":"engine_unavailable"' in rest[-2]
+    last = await process.last_event(
+        lambda: setattr(engine, "lost", EngineDeadError("a host of the group has been lost"))
+    )
+    assert '"code":"engine_unavailable"' in last
     assert await process.end() is engine.lost
 
 
