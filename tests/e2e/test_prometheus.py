@@ -30,7 +30,8 @@ def page(server: ServerProcess) -> str:
     """Returns the metrics after some requests."""
     headers = {"authorization": f"Bearer {API_KEY}"}
     for body in ({"prompt": "a", "max_tokens": 3, "n": 2}, {"prompt": [4, 5], "max_tokens": 1}, {"prompt": 1}):
-        httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=60)
+        whole = {**body, "ignore_eos": True}
+        httpx.post(f"{server.url}/v1/completions", json=whole, headers=headers, timeout=60)
     time.sleep(0.3)  # the page is cached for 0.2 s
     return httpx.get(f"{server.url}/metrics").text
 
