@@ -137,6 +137,7 @@ def test_a_conversation(page: Browser) -> None:
     assert page.until(ANSWERED) == "The capital of Spain is Madrid."
     assert page.script("return document.getElementById('announcer').textContent").endswith("is Madrid.")
     assert ask(page, "And of France?") == "The capital of France is Paris."
+    assert ask(page, "Tell me a story about a boat.")
     assert "tokens/s" in page.text(".assistant:last-child .note")
     assert page.until("document.getElementById('slots-text').textContent").startswith("0 of ")
     page.click("#fresh")

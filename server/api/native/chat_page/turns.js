@@ -103,9 +103,9 @@ export class RunningAnswer {
 
   facts() {
     if (!this.first) return [];
-    const seconds = (this.last - this.first) / 1000;
+    const seconds = (this.last - this.first) / 1000;  // a short answer comes in one read, which has no rate
     const facts = [`${this.tokens} token${this.tokens === 1 ? "" : "s"}`];
-    if (seconds > 0) facts.push(`${rate((this.tokens - this.inFirst) / seconds)} tokens/s`);
+    if (seconds > 0.02) facts.push(`${rate((this.tokens - this.inFirst) / seconds)} tokens/s`);
     facts.push(`first after ${Math.round(this.first - this.asked)} ms`);
     if (this.reason === "length") facts.push("cut at the limit");
     return facts;
