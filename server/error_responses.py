@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ..engine import RoostError
+from .error_kinds import ErrorKind
 from .errors import CLIENT_CLOSED_REQUEST, ApiError, from_exception, from_http, log_reason
 from .observability.logging import error_reason, request_id
 
@@ -45,15 +46,19 @@ class AnthropicErrorBody(TypedDict):
     request_id: str
 
 
+def anthropic_type(status: int) -> str:
+    """Returns Anthropic's class of the errors of an HTTP status."""
+    return _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+
+
 def anthropic_body(error: ApiError) -> AnthropicErrorBody:
     """Returns an error in Anthropic's shape. It has no place for the field that caused it, so the message names it."""
     detail = error.body["error"]
     message, param = detail["message"], detail["param"]
-    kind = "invalid_request_error" if error.status_code < 500 else "api_error"
     return AnthropicErrorBody(
         type="error",
         error=AnthropicErrorDetail(
-            type=_ANTHROPIC_TYPES.get(error.status_code, kind),
+            type=anthropic_type(error.status_code),
             message=message if param is None or param in message else f"{param}: {message}",
         ),
         request_id=request_id.get(),
@@ -99,7 +104,7 @@ def _directions(request: Request) -> Response:
         f"no such URL ({request.method} {request.url.path}): this is the base URL for API clients, such as "
         f'OpenAI(base_url="{page}v1"); the page to chat on is {page}'
     )
-    error = ApiError(404, message)
+    error = ApiError(ErrorKind.NO_SUCH_URL, message)
     error_reason.get([]).append(log_reason(error))
     return JSONResponse({**error.body, "chat_page": page, "endpoints": request.app.state.endpoints}, 404)
 

@@ -1,7 +1,5 @@
 """Errors of the API: every exception becomes a status and one line of text here."""
 
-import http
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypedDict
@@ -19,22 +17,8 @@ from ..engine import (
     RequestTimeoutError,
     RoostError,
 )
+from .error_kinds import ErrorKind, retry_after
 from .validation_errors import describe, path_of
-
-
-def retry_after(seconds: float) -> Mapping[str, str]:
-    """Returns headers with the time until a retry: the standard's in whole seconds, and OpenAI's in milliseconds."""
-    return {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
-
-
-RETRY: Final = retry_after(1.0)
-"""Headers for a retry at an unknown time; clients increase the second by themselves."""
-
-_CLOSE: Final = {**RETRY, "connection": "close"}
-"""Headers for a retry on another connection, and so perhaps at another server."""
-
-NO_RETRY: Final = {"x-should-retry": "false"}
-"""Headers that keep clients from repeating by themselves what will fail again."""
 
 CLIENT_CLOSED_REQUEST: Final = 499
 """Status in the log (nginx's number) of a request whose client has disconnected."""
@@ -44,9 +28,6 @@ _MAX_MESSAGE: Final = 1000
 
 _MAX_REASON: Final = 160
 """Maximum characters of an error's message in the log."""
-
-_INVALID_REQUEST: Final = "invalid_request_error"
-_SERVER_ERROR: Final = "server_error"
 
 
 class ErrorDetail(TypedDict):
@@ -68,32 +49,28 @@ class ApiError(HTTPException):
     """An error that clients receive.
 
     Args:
-      status: HTTP status.
+      kind: Status, class, code and headers.
       message: One line for people.
-      type: OpenAI's class of the error.
       param: Field of the request that caused the error.
-      code: Identifier for programs.
-      headers: Headers of the response.
+      headers: Headers in place of those of the kind.
       is_private: Whether the message may repeat what the client sent in a form that cannot be removed, as a compiler's
         message about a grammar does. Such a message is not logged.
     """
 
     def __init__(
         self,
-        status: int,
+        kind: ErrorKind,
         message: str,
         *,
-        type: str = _INVALID_REQUEST,
         param: str | None = None,
-        code: str | None = None,
         headers: Mapping[str, str] | None = None,
         is_private: bool = False,
     ) -> None:
         message = _one_line(message)
-        super().__init__(status, message, headers)
+        super().__init__(kind.status, message, kind.headers if headers is None else headers)
         self.is_private = is_private
         param = None if param is None else _one_line(param)
-        self.body = ErrorBody(error=ErrorDetail(message=message, type=type, param=param, code=code))
+        self.body = ErrorBody(error=ErrorDetail(message=message, type=kind.type, param=param, code=kind.code))
 
 
 def _one_line(text: str, most: int = _MAX_MESSAGE) -> str:
@@ -104,61 +81,58 @@ def _one_line(text: str, most: int = _MAX_MESSAGE) -> str:
 
 def bad_value(param: str | None, message: str, *, is_private: bool = False) -> ApiError:
     """Returns a 400 for an invalid value of a request."""
-    return ApiError(400, message, param=param, is_private=is_private)
+    return ApiError(ErrorKind.INVALID_REQUEST, message, param=param, is_private=is_private)
 
 
 def unknown_model(name: str) -> ApiError:
     """Returns a 404 for another model than the served one."""
-    return ApiError(404, f"the model {name!r} does not exist", param="model", code="model_not_found")
+    return ApiError(ErrorKind.NO_SUCH_MODEL, f"the model {name!r} does not exist", param="model")
 
 
 def invalid_api_key() -> ApiError:
     """Returns a 401 for a missing or wrong key."""
-    return ApiError(
-        401,
-        "missing or wrong API key: send the header Authorization: Bearer KEY, or x-api-key: KEY",
-        code="invalid_api_key",
-        headers={"www-authenticate": "Bearer"},
-    )
+    message = "missing or wrong API key: send the header Authorization: Bearer KEY, or x-api-key: KEY"
+    return ApiError(ErrorKind.INVALID_API_KEY, message)
 
 
 def prompt_too_long(num_tokens: int, limit: int) -> ApiError:
     """Returns a 400 for a prompt with more tokens than the operator allows."""
     message = f"the prompt has {num_tokens} tokens, and this server takes {limit}"
-    return ApiError(400, message, code="context_length_exceeded")
+    return ApiError(ErrorKind.CONTEXT_TOO_LONG, message)
 
 
 def body_too_large(limit: int) -> ApiError:
     """Returns a 413 for a body of more than `limit` bytes."""
-    return ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
+    return ApiError(ErrorKind.REQUEST_TOO_LARGE, f"the body is larger than {limit} bytes")
 
 
 def request_too_large(limit: int) -> ApiError:
     """Returns a 413 for a request that would take more memory than all requests may hold together."""
     message = f"the request would hold more than {limit / 2**20:.0f} MiB of memory: send fewer or shorter prompts"
-    return ApiError(413, message, code="request_too_large")
+    return ApiError(ErrorKind.REQUEST_TOO_LARGE, message)
 
 
 def encoded_body(encoding: str) -> ApiError:
     """Returns a 415 for a compressed body."""
-    return ApiError(415, f"content-encoding {encoding[:60]!r} is not supported: send the body uncompressed")
+    message = f"content-encoding {encoding[:60]!r} is not supported: send the body uncompressed"
+    return ApiError(ErrorKind.BODY_ENCODED, message)
 
 
 def host_missing() -> ApiError:
     """Returns a 400 for a request without a `Host` header, or with several."""
-    return ApiError(400, "an HTTP/1.1 request needs exactly one Host header")
+    return ApiError(ErrorKind.HOST_MISSING, "an HTTP/1.1 request needs exactly one Host header")
 
 
 def too_many_bytes() -> ApiError:
     """Returns a 503 for a request that comes while others hold all memory."""
     message = "too many large requests at a time: try again later"
-    return ApiError(503, message, type=_SERVER_ERROR, code="overloaded", headers=RETRY)
+    return ApiError(ErrorKind.OVERLOADED, message)
 
 
 def tenant_holds_too_much() -> ApiError:
     """Returns a 429 for a request of a tenant that holds its share of the memory already."""
     message = "this API key's requests hold too much memory at a time: wait for some of them, or send smaller ones"
-    return ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=RETRY)
+    return ApiError(ErrorKind.TENANT_MEMORY_FULL, message)
 
 
 def response_too_large(param: str, num_bytes: int, limit: int, fix: str) -> ApiError:
@@ -169,57 +143,57 @@ def response_too_large(param: str, num_bytes: int, limit: int, fix: str) -> ApiE
 
 def grammars_busy(reason: str) -> ApiError:
     """Returns a 503 for a grammar that other grammars leave no room for."""
-    return ApiError(503, reason, type=_SERVER_ERROR, code="overloaded", headers=RETRY)
+    return ApiError(ErrorKind.OVERLOADED, reason)
 
 
 def too_many_connections() -> ApiError:
     """Returns a 503 for a connection beyond the limit."""
-    return ApiError(503, "too many connections", type=_SERVER_ERROR, code="overloaded", headers=RETRY)
+    return ApiError(ErrorKind.OVERLOADED, "too many connections")
 
 
 def not_http() -> ApiError:
     """Returns a 400 for bytes that are no HTTP request."""
-    return ApiError(400, "this is no HTTP request")
+    return ApiError(ErrorKind.NOT_HTTP, "this is no HTTP request")
 
 
 def head_too_large(limit: int) -> ApiError:
     """Returns a 431 for a URL and headers of more than `limit` bytes together."""
-    return ApiError(431, f"the URL and the headers are together larger than {limit} bytes", code="request_too_large")
+    return ApiError(ErrorKind.HEAD_TOO_LARGE, f"the URL and the headers are together larger than {limit} bytes")
 
 
 def too_slow(what: str, seconds: float) -> ApiError:
     """Returns a 408 for a part of a request that took too long; the connection is closed then."""
-    return ApiError(408, f"{what} did not arrive within {seconds:g} s", code="request_too_slow")
+    return ApiError(ErrorKind.REQUEST_TOO_SLOW, f"{what} did not arrive within {seconds:g} s")
 
 
 def model_loading() -> ApiError:
     """Returns a 503 while the model loads."""
-    return ApiError(503, "the model is still loading", type=_SERVER_ERROR, code="model_loading", headers=RETRY)
+    return ApiError(ErrorKind.MODEL_LOADING, "the model is still loading")
 
 
 def shutting_down() -> ApiError:
     """Returns a 503 while the server drains."""
-    return ApiError(503, "the server is shutting down", type=_SERVER_ERROR, code="shutting_down", headers=_CLOSE)
+    return ApiError(ErrorKind.SHUTTING_DOWN, "the server is shutting down")
 
 
 def not_generating(reason: str) -> ApiError:
     """Returns a 503 for a health check whose token did not come."""
-    return ApiError(503, reason, type=_SERVER_ERROR, code="not_generating", headers=RETRY)
+    return ApiError(ErrorKind.NOT_GENERATING, reason)
 
 
 def request_aborted() -> ApiError:
     """Returns a 409 for a request that another request aborted."""
-    return ApiError(409, "the request was aborted", code="request_aborted", headers=NO_RETRY)
+    return ApiError(ErrorKind.REQUEST_ABORTED, "the request was aborted")
 
 
 def client_too_slow() -> ApiError:
     """Returns a 408 for a stream of which the client has left too much unread."""
-    return ApiError(408, "the stream was read too slowly", code="client_too_slow", headers=NO_RETRY)
+    return ApiError(ErrorKind.CLIENT_TOO_SLOW, "the stream was read too slowly")
 
 
 def internal_error() -> ApiError:
     """Returns a 500 without details, which go to the log."""
-    return ApiError(500, "internal server error", type=_SERVER_ERROR)
+    return ApiError(ErrorKind.INTERNAL_ERROR, "internal server error")
 
 
 def log_reason(error: ApiError) -> str:
@@ -256,20 +230,19 @@ def from_exception(error: Exception) -> ApiError:
         case StarletteHTTPException():
             return from_http(error)
         case QueueFullError():
-            headers = retry_after(error.retry_after_s)
-            return ApiError(429, str(error), type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
+            return ApiError(ErrorKind.QUEUE_FULL, str(error), headers=retry_after(error.retry_after_s))
         case QueueTimeoutError():
-            return ApiError(503, str(error), type=_SERVER_ERROR, code="queue_timeout", headers=RETRY)
+            return ApiError(ErrorKind.QUEUE_TIMEOUT, str(error))
         case RequestTimeoutError():
-            return ApiError(504, str(error), type=_SERVER_ERROR, code="request_timeout", headers=NO_RETRY)
+            return ApiError(ErrorKind.REQUEST_TIMEOUT, str(error))
         case ConstraintError():  # no output can match the constraint
-            return ApiError(400, str(error), code="constraint_failed", is_private=True)
+            return ApiError(ErrorKind.CONSTRAINT_FAILED, str(error), is_private=True)
         case EngineDeadError():
-            return ApiError(503, str(error), type=_SERVER_ERROR, code="engine_unavailable", headers=RETRY)
+            return ApiError(ErrorKind.ENGINE_UNAVAILABLE, str(error))
         case NumericError():
-            return ApiError(500, str(error), type=_SERVER_ERROR, code="numeric_error")
+            return ApiError(ErrorKind.NUMERIC_ERROR, str(error))
         case RoostError():
-            return ApiError(500, str(error), type=_SERVER_ERROR)
+            return ApiError(ErrorKind.INTERNAL_ERROR, str(error))
         case _:
             return internal_error()
 
@@ -282,16 +255,14 @@ def from_http(error: StarletteHTTPException, where: str = "") -> ApiError:
     """
     if isinstance(error, ApiError):
         return error
-    status = error.status_code
-    texts: Mapping[int, str] = {404: f"no such URL{where}", 405: f"no such method here{where}"}
-    message = texts.get(status) or error.detail or http.HTTPStatus(status).phrase
-    return ApiError(
-        status,
-        message,
-        type=_INVALID_REQUEST if status < 500 else _SERVER_ERROR,
-        code="method_not_supported" if status == 405 else None,
-        headers=error.headers,
-    )
+    match error.status_code:
+        case 404:
+            return ApiError(ErrorKind.NO_SUCH_URL, f"no such URL{where}")
+        case 405:
+            return ApiError(ErrorKind.WRONG_METHOD, f"no such method here{where}", headers=error.headers)
+        case status:
+            kind = ErrorKind.INVALID_REQUEST if status < 500 else ErrorKind.INTERNAL_ERROR
+            return ApiError(kind, error.detail, headers=error.headers)
 
 
 def _from_validation(error: RequestValidationError) -> ApiError:

@@ -44,6 +44,7 @@ LEVELS = (
     "server/tenancy",
     "server/settings",
     "server/errors.py",
+    "server/error_kinds.py",
     "server/validation_errors.py",
     "server/__init__.py",
     "engine/__init__.py",

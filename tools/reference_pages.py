@@ -1,4 +1,4 @@
-"""Writes the pages of docs/reference/ that follow from the code: settings, endpoints and metrics.
+"""Writes the pages of docs/reference/ that follow from the code: settings, endpoints, errors and metrics.
 
     python tools/reference_pages.py
 
@@ -15,9 +15,12 @@ from typing import Any, Final, cast
 from prometheus_client import CollectorRegistry
 from roost.engine import EngineStats
 from roost.server.app import create_app
+from roost.server.error_kinds import ErrorKind
+from roost.server.error_responses import anthropic_type
 from roost.server.generation.service import Service
 from roost.server.observability.metrics import Metrics
 from roost.server.settings import SettingReference, settings_reference
+from roost.server.terminal.failure import EXIT_STATUSES
 
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
 
@@ -128,6 +131,67 @@ def _number(value: float) -> str:
     return f"{int(value):,}" if value == int(value) else str(value)
 
 
+_ERRORS_START: Final = """
+# Errors and exit statuses
+
+Each error of the API is an HTTP status and a JSON body in OpenAI's shape. `message` is one line for people, `param` the
+field that caused the error, and `code` an identifier for programs:
+
+```json
+{"error": {"message": "n must be at least 1, got 0", "type": "invalid_request_error", "param": "n", "code": null}}
+```
+
+A response that has begun as a stream keeps its status 200; the error is its last event. Each response has a header
+`x-request-id`, and the log has the reason of each refusal under this id.
+"""
+
+_RETRIES: Final = """
+## When to send a request again
+
+- `retry-after` (seconds) and `retry-after-ms` say when. OpenAI's and Anthropic's clients wait that long and try again
+  by themselves.
+- `x-should-retry: false` says that the same request would fail again. Those clients then don't repeat it.
+- `connection: close` ends the connection, so that a load balancer can choose another server.
+"""
+
+
+def errors_page() -> str:
+    """Returns the page of all errors of the API, and of the exit statuses of commands."""
+    kinds = sorted(ErrorKind, key=lambda each: each.status)
+    lines = [_NOTE, *_ERRORS_START.splitlines()]
+    for title in dict.fromkeys(each.type for each in kinds):
+        lines += ["", f"## `{title}`", "", _row("status", "code", "when", "what to do", "headers"), "|" + " --- |" * 5]
+        lines += [_error_row(each) for each in kinds if each.type == title]
+    lines += [
+        *_RETRIES.splitlines(),
+        "",
+        "## Anthropic's types",
+        "",
+        "`/v1/messages` returns the same errors in Anthropic's shape. Their `type` follows from the status:",
+        "",
+        _row("status", "type"),
+        "| --- | --- |",
+    ]
+    lines += [_row(str(each), f"`{anthropic_type(each)}`") for each in dict.fromkeys(kind.status for kind in kinds)]
+    lines += [
+        "",
+        "## Exit statuses of commands",
+        "",
+        "A command that fails prints one line, `roost: …`, on stderr, or one JSON object with `--log-format json`. A",
+        "traceback is a bug.",
+        "",
+        _row("status", "meaning"),
+        "| --- | --- |",
+    ]
+    return _page([*lines, *(_row(str(status), meaning) for status, meaning in EXIT_STATUSES.items())])
+
+
+def _error_row(kind: ErrorKind) -> str:
+    shown = {"x-should-retry": "x-should-retry: false", "connection": "connection: close"}
+    headers = ", ".join(f"`{shown.get(each, each)}`" for each in kind.headers if each != "retry-after-ms")
+    return _row(str(kind.status), f"`{kind.code}`" if kind.code else "–", kind.when, kind.fix, headers or "–")
+
+
 def metrics_page() -> str:
     """Returns the page of all metrics, under Roost's names and under vLLM's."""
     lines = [
@@ -169,7 +233,12 @@ def _page(lines: Iterable[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES: Final = {"settings.md": settings_page, "endpoints.md": endpoints_page, "metrics.md": metrics_page}
+PAGES: Final = {
+    "settings.md": settings_page,
+    "endpoints.md": endpoints_page,
+    "errors.md": errors_page,
+    "metrics.md": metrics_page,
+}
 
 
 def main() -> None:

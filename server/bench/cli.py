@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..settings import SettingsError, load_settings
-from ..terminal.failure import exit_on_error
+from ..terminal.failure import USAGE_STATUS, exit_on_error
 from ..terminal.help import CommandGroup, model_argument, setting_option
 
 app = typer.Typer(
@@ -16,9 +16,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-_USAGE_STATUS = 2
-"""Exit status for options that cannot be used."""
 
 
 class Workload(StrEnum):
@@ -88,7 +85,7 @@ def engine(
     prefill generates one token per prompt; decode lets all requests decode together; mixed lets requests arrive
     while others decode.
     """
-    with exit_on_error(_USAGE_STATUS):
+    with exit_on_error(USAGE_STATUS):
         flags = {"slots": slots, "dtype": dtype, "quantize": quantize, "prefill_chunk": prefill_chunk, "seed": seed}
         settings = load_settings({"model": model, "config": config, **flags})
         from .engine.benchmark import Options, bench_engine
@@ -159,7 +156,7 @@ def serve(
 
     The server counts tokens; times are those of its chunks.
     """
-    with exit_on_error(_USAGE_STATUS):
+    with exit_on_error(USAGE_STATUS):
         if limits and not goodput:
             raise SettingsError(f"{limits[0]!r}: no argument is expected; a server is given by --url")
         if concurrency is not None and request_rate is not None:
@@ -217,7 +214,7 @@ def length(
     svg: SvgFile = None,
 ) -> None:
     """Let sequences grow, and report speed and memory at every doubling of their length."""
-    with exit_on_error(_USAGE_STATUS):
+    with exit_on_error(USAGE_STATUS):
         flags = {"slots": slots, "dtype": dtype, "quantize": quantize, "prefill_chunk": prefill_chunk, "seed": seed}
         settings = load_settings({"model": model, "config": config, **flags})
         from .engine.length import Options, bench_length

@@ -12,6 +12,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from ...engine import TenantStore
+from ..error_kinds import ErrorKind
 from ..errors import ApiError
 from ..tenancy.tenant import tenant
 from ..tenancy.tenant_locks import TenantLocks
@@ -126,7 +127,7 @@ class ResponseStore:
         """
         stored = self._stored.get(_key(response_id))
         if stored is None:
-            raise ApiError(404, f"there is no stored response with the id {response_id!r}")
+            raise ApiError(ErrorKind.NO_SUCH_OBJECT, f"there is no stored response with the id {response_id!r}")
         return stored
 
     def previous(self, previous_response_id: str | None) -> StoredResponse | None:
@@ -140,10 +141,9 @@ class ResponseStore:
         stored = self._stored.get(_key(previous_response_id))
         if stored is None:
             raise ApiError(
-                400,
+                ErrorKind.NO_PREVIOUS_RESPONSE,
                 f"there is no stored response with the id {previous_response_id!r}",
                 param="previous_response_id",
-                code="previous_response_not_found",
             )
         return stored
 
@@ -221,7 +221,7 @@ def _message_of(item: Mapping[str, Any], message: ConversationMessage) -> Conver
 
 
 def _no_item(item_id: str) -> ApiError:
-    return ApiError(404, f"there is no stored item with the id {item_id[:100]!r}", param="input")
+    return ApiError(ErrorKind.NO_SUCH_OBJECT, f"there is no stored item with the id {item_id[:100]!r}", param="input")
 
 
 def _shrink_log(stored: StoredResponse | None) -> None:

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from ...engine import TenantStore
+from ..error_kinds import ErrorKind
 from ..errors import ApiError, body_too_large, too_many_bytes
 from ..http_requests import refuse_encoding, until_disconnect
 from ..tenancy.tenant import tenant
@@ -196,4 +197,4 @@ async def _pieces(data: bytes) -> AsyncGenerator[bytes]:
 
 def _gave_way() -> ApiError:
     message = f"the file did not arrive within {GRACE_S:g} s, and others needed its memory: send it faster, or later"
-    return ApiError(408, message, code="request_too_slow")
+    return ApiError(ErrorKind.REQUEST_TOO_SLOW, message)

@@ -7,6 +7,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from ...engine import SavedState, TenantStore
+from ..error_kinds import ErrorKind
 from ..errors import ApiError
 
 MAX_STATES: Final = 10_000
@@ -83,12 +84,12 @@ class StateStore:
         """
         store, owner = self._stored, stored.owner
         if len(store) >= MAX_STATES or not store.has_room(owner, stored.num_bytes, limit, is_shared=False):
-            raise ApiError(507, "there is no room for another state: delete one, or raise --state-cache-gib")
+            raise _full("there is no room for another state: delete one, or raise --state-cache-gib")
         is_greedy = store.count_of(owner) >= MAX_STATES - len(store)
         is_greedy |= not store.has_room(owner, stored.num_bytes, limit, is_shared=True)
         if self._is_shared and is_greedy:
             held = f"{store.count_of(owner)} states of {store.bytes_of(owner)} bytes"
-            raise ApiError(507, f"this API key has {held}, and would leave less for others: delete one")
+            raise _full(f"this API key has {held}, and would leave less for others: delete one")
 
     def get(self, state_id: str, owner: str) -> StoredState:
         """Returns a state.
@@ -98,7 +99,7 @@ class StateStore:
         """
         stored = self._stored.get(state_id)
         if stored is None or stored.owner != owner:
-            raise ApiError(404, f"there is no state with the id {state_id!r}")
+            raise ApiError(ErrorKind.NO_SUCH_OBJECT, f"there is no state with the id {state_id!r}")
         return stored
 
     def of(self, owner: str) -> Sequence[StoredState]:
@@ -112,3 +113,7 @@ class StateStore:
           ApiError: See `get`.
         """
         self._stored.pop(self.get(state_id, owner).id)
+
+
+def _full(message: str) -> ApiError:
+    return ApiError(ErrorKind.STATE_STORE_FULL, message)

@@ -8,6 +8,7 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..error_kinds import ErrorKind
 from ..error_responses import send_error
 from ..errors import ApiError, invalid_api_key
 from ..settings import Settings, SettingsError
@@ -126,7 +127,7 @@ class PortSplit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._is_served(scope):
-            error = ApiError(404, "no such URL on this port")
+            error = ApiError(ErrorKind.NO_SUCH_URL, "no such URL on this port")
             await send_error(error, scope, receive, send)
         else:
             await self._app(scope, receive, send)

@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import typer
@@ -10,8 +11,24 @@ import typer
 from ..observability.logging import say
 from ..settings import SettingsError
 
+FAILURE_STATUS: Final = 1
+"""Exit status of a command that failed."""
+
+USAGE_STATUS: Final = 2
+"""Exit status for options that cannot be used, which is Click's too."""
+
 INTERRUPTED_STATUS: Final = 130
 """Exit status after Ctrl-C."""
+
+EXIT_STATUSES: Final[Mapping[int, str]] = {
+    0: "The command is done. `roost serve` was stopped by a signal, and has drained.",
+    FAILURE_STATUS: "The command failed, and the last line on stderr says why and what to do. `roost serve` ends so if "
+    "a setting or a checkpoint cannot be used and if the engine fails, `roost bench serve` if no request completed.",
+    USAGE_STATUS: "A flag or an argument is unknown, missing or invalid.",
+    INTERRUPTED_STATUS: "Ctrl-C ended the command, or a second one ended `roost serve` before it had drained.",
+    128 + signal.SIGTERM: "A second signal, SIGTERM, ended `roost serve` before it had drained.",
+}
+"""Exit statuses of all commands, and what they mean. `docs/reference/errors.md` is written from them."""
 
 
 class CommandError(Exception):
@@ -19,7 +36,7 @@ class CommandError(Exception):
 
 
 @contextlib.contextmanager
-def exit_on_error(usage_status: int = 1, *, as_json: bool | None = None) -> Iterator[None]:
+def exit_on_error(usage_status: int = FAILURE_STATUS, *, as_json: bool | None = None) -> Iterator[None]:
     """Prints an error that a user can fix as one line, and exits. Other errors are bugs and keep their trace.
 
     Args:
@@ -31,13 +48,13 @@ def exit_on_error(usage_status: int = 1, *, as_json: bool | None = None) -> Iter
     except SettingsError as error:
         _fail(error, usage_status, as_json)
     except CommandError as error:
-        _fail(error, 1, as_json)
+        _fail(error, FAILURE_STATUS, as_json)
     except Exception as error:
         from ...engine import RoostError
 
         if not isinstance(error, RoostError):
             raise
-        _fail(error, 1, as_json)
+        _fail(error, FAILURE_STATUS, as_json)
 
 
 def _fail(error: Exception, status: int, as_json: bool | None) -> None:

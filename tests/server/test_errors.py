@@ -1,13 +1,17 @@
 """Every error has OpenAI's shape and reveals nothing of the server's internals."""
 
 import logging
+import re
+from pathlib import Path
 
 import httpx
 import pytest
 from fake_engine import FakeEngine
 from fake_server import make_service, served_model
 from roost.engine import EngineDeadError, QueueFullError
+from roost.server import error_kinds
 from roost.server.app import create_app
+from roost.server.error_kinds import ErrorKind
 from roost.server.errors import bad_value, from_exception
 from roost.server.generation.service import Service
 from roost.server.text.tokenizer import Tokenizer
@@ -124,3 +128,15 @@ def test_known_exceptions_have_their_status() -> None:
     assert from_exception(EngineDeadError("dead")).status_code == 503
     assert from_exception(bad_value("n", "no")).status_code == 400
     assert "secret" not in str(from_exception(KeyError("secret")).body)
+
+
+def test_each_kind_of_error_occurs_in_the_server() -> None:
+    files = [path for path in Path(error_kinds.__file__).parent.rglob("*.py") if path.name != "error_kinds.py"]
+    used = set(re.findall(r"\bErrorKind\.([A-Z_]+)", "".join(path.read_text() for path in files)))
+    assert used == set(ErrorKind.__members__)
+
+
+def test_a_client_that_has_to_wait_is_told_for_how_long() -> None:
+    for kind in ErrorKind:
+        if kind.status in (429, 503):
+            assert kind.headers["retry-after"] == "1"

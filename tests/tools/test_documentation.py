@@ -21,7 +21,7 @@ finally:
 def test_reference_pages_are_those_of_the_code(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-P", ROOT / "tools" / "reference_pages.py", "--folder", tmp_path], check=True)
     written = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert written.keys() == {"settings.md", "endpoints.md", "metrics.md"}
+    assert written.keys() == {"settings.md", "endpoints.md", "errors.md", "metrics.md"}
     for name, text in written.items():
         assert (ROOT / "docs" / "reference" / name).read_text() == text, (
             "write it anew: python tools/reference_pages.py"

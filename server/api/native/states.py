@@ -8,6 +8,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Query, Request, Response
 
 from ....engine import MAX_TOKENS, SavedState, StateFileError, UnknownRequestError
+from ...error_kinds import ErrorKind
 from ...errors import ApiError, bad_value
 from ...generation.service import Service
 from ...generation.state_files import StateFileResponse
@@ -29,7 +30,7 @@ async def save_state(body: StateBody, request: Request, service: ReadyService) -
     """Saves the state of a choice that runs or ended lately, up to the tokens whose text was sent whole."""
     check_body(body, request)
     message = f"no request with the id {body.request_id!r} and a choice {body.index} runs, or has ended lately"
-    unknown = ApiError(404, message, param="request_id")
+    unknown = ApiError(ErrorKind.NO_SUCH_OBJECT, message, param="request_id")
     async with service.saves.hold():
         sent = service.sent.find(body.request_id, body.index)
         if sent is None:

@@ -1,0 +1,245 @@
+"""Table of all errors of the API: status, code, when each one occurs, and what a client can do about it."""
+
+import math
+from collections.abc import Mapping
+from enum import Enum
+from typing import Final
+
+
+def retry_after(seconds: float) -> Mapping[str, str]:
+    """Returns headers with the time until a retry: the standard's in whole seconds, and OpenAI's in milliseconds."""
+    return {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
+
+
+_RETRY: Final = retry_after(1.0)
+"""Headers for a retry at an unknown time; clients increase the second by themselves."""
+
+_CLOSE: Final = {**_RETRY, "connection": "close"}
+"""Headers for a retry on another connection, and so perhaps at another server."""
+
+_NO_RETRY: Final = {"x-should-retry": "false"}
+"""Headers that keep clients from repeating by themselves what will fail again."""
+
+_NO_HEADERS: Final[Mapping[str, str]] = {}
+
+_INVALID_REQUEST: Final = "invalid_request_error"
+_RATE_LIMIT: Final = "rate_limit_error"
+_SERVER_ERROR: Final = "server_error"
+
+_SMALLER: Final = "Send fewer or shorter prompts at a time."
+_LATER: Final = "Send it again later, or to another server."
+
+
+class ErrorKind(Enum):
+    """A row of the table. `docs/reference/errors.md` is written from it.
+
+    Attributes:
+      status: HTTP status.
+      code: Identifier for programs, or None.
+      when: Sentence that says when the error occurs.
+      fix: Sentence that says what the client or the operator can do.
+      headers: Headers of the response.
+      type: OpenAI's class of the error.
+    """
+
+    INVALID_REQUEST = (
+        400,
+        None,
+        "The body is not a JSON object, or the value of a field is missing, invalid or unsupported.",
+        "Correct the field that `param` names. The message says what is accepted.",
+    )
+    CONTEXT_TOO_LONG = (
+        400,
+        "context_length_exceeded",
+        "The prompt has more tokens than `--max-prompt-tokens`.",
+        "Shorten the prompt, or raise the setting.",
+    )
+    CONSTRAINT_FAILED = (
+        400,
+        "constraint_failed",
+        "No token can continue the output under the request's schema, regex or grammar.",
+        "Correct the schema, regex or grammar.",
+    )
+    NO_PREVIOUS_RESPONSE = (
+        400,
+        "previous_response_not_found",
+        "The server does not hold the response that `previous_response_id` names.",
+        "Send the whole conversation as `input`.",
+    )
+    NOT_HTTP = (400, None, "The bytes are not an HTTP request.", "Check the client, and `http://` against `https://`.")
+    HOST_MISSING = (400, None, "The request has no `Host` header, or several.", "Send exactly one `Host` header.")
+    INVALID_API_KEY = (
+        401,
+        "invalid_api_key",
+        "The API key is missing or wrong.",
+        "Send `Authorization: Bearer KEY` or `x-api-key: KEY`.",
+        {"www-authenticate": "Bearer"},
+    )
+    NO_SUCH_URL = (404, None, "The path does not exist on this port.", "`GET /v1` lists the endpoints.")
+    NO_SUCH_MODEL = (
+        404,
+        "model_not_found",
+        "`model` is not the name of the served model.",
+        "Use the name from `GET /v1/models`, or leave `model` out.",
+    )
+    NO_SUCH_OBJECT = (
+        404,
+        None,
+        "The response, item, state or running request does not exist, or belongs to another API key.",
+        "Check the id. Responses and states are lost at a restart, and the oldest responses are dropped.",
+    )
+    WRONG_METHOD = (
+        405,
+        "method_not_supported",
+        "The path exists, but not with this method.",
+        "Use a method from the header `allow`.",
+    )
+    REQUEST_TOO_SLOW = (
+        408,
+        "request_too_slow",
+        "The head or body of the request did not arrive in time; the connection is closed.",
+        "Send it again over a faster connection.",
+    )
+    CLIENT_TOO_SLOW = (
+        408,
+        "client_too_slow",
+        "The client left too much of a stream unread.",
+        "Read the stream as it comes.",
+        _NO_RETRY,
+    )
+    REQUEST_ABORTED = (
+        409,
+        "request_aborted",
+        "`POST /abort_request` or a cancellation ended the request.",
+        "Nothing: this is what was asked for.",
+        _NO_RETRY,
+    )
+    PROFILE_IN_PROGRESS = (
+        409,
+        "profile_in_progress",
+        "Another profile is being recorded.",
+        "Wait for its end.",
+    )
+    REQUEST_TOO_LARGE = (
+        413,
+        "request_too_large",
+        "The body is larger than `--max-body-bytes`, or the request would hold more memory than all requests may.",
+        _SMALLER,
+    )
+    BODY_ENCODED = (415, None, "The body is compressed.", "Send the body uncompressed, without `content-encoding`.")
+    QUEUE_FULL = (
+        429,
+        "rate_limit_exceeded",
+        "All slots are taken and the waiting queue, or the API key's share of it, is full.",
+        "Send it again after `retry-after`, which is estimated from the running requests.",
+        _RETRY,
+        _RATE_LIMIT,
+    )
+    TENANT_MEMORY_FULL = (
+        429,
+        "rate_limit_exceeded",
+        "The requests of this API key hold the key's share of the server's memory.",
+        "Wait for some of them, or send smaller ones.",
+        _RETRY,
+        _RATE_LIMIT,
+    )
+    HEAD_TOO_LARGE = (
+        431,
+        "request_too_large",
+        "The URL and the headers are together larger than 64 KiB.",
+        "Send fewer or shorter headers.",
+    )
+    INTERNAL_ERROR = (
+        500,
+        None,
+        "A bug. The log has the details under the request's `x-request-id`.",
+        "Report it with the log.",
+        _NO_HEADERS,
+        _SERVER_ERROR,
+    )
+    NUMERIC_ERROR = (
+        500,
+        "numeric_error",
+        "The model's activations for this request are not finite. Other requests go on.",
+        "If it continues an imported state, import a sound one. Otherwise check the checkpoint.",
+        _NO_HEADERS,
+        _SERVER_ERROR,
+    )
+    OVERLOADED = (
+        503,
+        "overloaded",
+        "Other requests hold all connections, the memory for bodies, or the queue for grammars.",
+        _LATER,
+        _RETRY,
+        _SERVER_ERROR,
+    )
+    QUEUE_TIMEOUT = (
+        503,
+        "queue_timeout",
+        "The request got no slot within `queue_timeout` seconds.",
+        _LATER,
+        _RETRY,
+        _SERVER_ERROR,
+    )
+    MODEL_LOADING = (
+        503,
+        "model_loading",
+        "The model is being loaded or compiled.",
+        "Wait until `GET /health/ready` returns 200.",
+        _RETRY,
+        _SERVER_ERROR,
+    )
+    SHUTTING_DOWN = (
+        503,
+        "shutting_down",
+        "The server drains before it stops.",
+        "Send it to another server; the connection is closed.",
+        _CLOSE,
+        _SERVER_ERROR,
+    )
+    ENGINE_UNAVAILABLE = (
+        503,
+        "engine_unavailable",
+        "The engine failed or was stopped. The process exits.",
+        "Send it to another server. The log says why the engine failed.",
+        _RETRY,
+        _SERVER_ERROR,
+    )
+    NOT_GENERATING = (
+        503,
+        "not_generating",
+        "`GET /health_generate` got no token in time.",
+        "Check the log and the metrics for a stuck step.",
+        _RETRY,
+        _SERVER_ERROR,
+    )
+    REQUEST_TIMEOUT = (
+        504,
+        "request_timeout",
+        "The request was not done within `timeout` or `--request-timeout` seconds.",
+        "Ask for fewer tokens, or allow more time.",
+        _NO_RETRY,
+        _SERVER_ERROR,
+    )
+    STATE_STORE_FULL = (
+        507,
+        None,
+        "There is no room for another saved state, or the API key has its share of them.",
+        "Delete a state, or raise `--state-cache-gib`.",
+    )
+
+    def __init__(
+        self,
+        status: int,
+        code: str | None,
+        when: str,
+        fix: str,
+        headers: Mapping[str, str] = _NO_HEADERS,
+        type: str = _INVALID_REQUEST,
+    ) -> None:
+        self.status = status
+        self.code = code
+        self.when = when
+        self.fix = fix
+        self.headers = headers
+        self.type = type
