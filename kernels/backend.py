@@ -12,8 +12,9 @@ class Backend:
     Attributes:
       name: Name of the backend.
       rg_lru: Scan of several steps; see `roost.kernels.rg_lru.rg_lru`.
-      decode_attention: Attention of one query per row to rings in one block, which are only read; see
+      decode_attention: Attention of one query per row to rings in one block, and the write of its key; see
         `decode_attention_tpu`.
+      ring_multiple: Number of which the windows of `decode_attention` are multiples.
       prefill_attention: Attention of a chunk per row to rings in one block, which are only read; see
         `prefill_attention_tpu`.
       recurrent_step: Recurrent block of a decode step; see `recurrent_step_tpu`.
@@ -26,6 +27,7 @@ class Backend:
     name: str
     rg_lru: Callable[..., Any] | None = None
     decode_attention: Callable[..., Any] | None = None
+    ring_multiple: int = 1
     prefill_attention: Callable[..., Any] | None = None
     recurrent_step: Callable[..., Any] | None = None
     recurrent_chunk: Callable[..., Any] | None = None

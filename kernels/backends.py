@@ -9,7 +9,7 @@ from .recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
 from .rg_lru.pallas_gpu import rg_lru_gpu
 from .rg_lru.pallas_tpu import rg_lru_tpu
 from .window_attention.pallas_gpu import decode_attention_gpu, prefill_attention_gpu
-from .window_attention.pallas_tpu import decode_attention_tpu, prefill_attention_tpu
+from .window_attention.pallas_tpu import RING_TILE, decode_attention_tpu, prefill_attention_tpu
 
 CPU: Final = Backend("cpu", is_native=True)
 """Native kernels for x86 CPUs. Results have the same bits however a batch is split."""
@@ -18,6 +18,7 @@ TPU: Final = Backend(
     "tpu",
     rg_lru=rg_lru_tpu,
     decode_attention=decode_attention_tpu,
+    ring_multiple=RING_TILE,
     prefill_attention=prefill_attention_tpu,
     recurrent_step=recurrent_step_tpu,
     recurrent_chunk=recurrent_chunk_tpu,

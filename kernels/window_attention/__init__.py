@@ -39,16 +39,16 @@ def decode_attention(
     Returns:
       Outputs of the heads, in float32 or the dtype of q, and the rings.
     """
+    if backend.decode_attention is not None and rings[0][0][0].shape[1] % backend.ring_multiple == 0:
+        ((whole,),) = rings
+        out, whole = backend.decode_attention(q, k, v, *whole, positions)
+        return out, ((whole,),)
+    attend = native.decode_attention if _has_native_kernel(backend, q, rings) else decode_attention_xla
     sizes = [blocks[0][0].shape[0] for blocks in rings]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     rows = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-    if backend.decode_attention is None:
-        attend = native.decode_attention if _has_native_kernel(backend, q, rings) else decode_attention_xla
-        parts = [attend(q[r], k[r], v[r], blocks, positions[r]) for r, blocks in zip(rows, rings, strict=True)]
-        out = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-    else:
-        (((ring_k, ring_v),),) = rings
-        out = backend.decode_attention(q, k, v, ring_k, ring_v, positions)
+    parts = [attend(q[r], k[r], v[r], blocks, positions[r]) for r, blocks in zip(rows, rings, strict=True)]
+    out = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
     out, k, v = jax.lax.optimization_barrier((out, k, v))  # reads before writes: no copy of the rings
     written = [
         write_blocks(blocks, k[r, None], v[r, None], positions[r, None], positions[r])

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Bool, Float, Int32
 
-from .ring import in_order, round_up
+from .ring import Rings, in_order, round_up, write_ring
 from .softmax import Softmax, add_keys, no_keys, scores_of
 
 MIN_TILE: Final = 16
@@ -38,27 +38,30 @@ def decode_attention_gpu(
     q: Float[Array, "B N d"],
     k: Float[Array, "B d"],
     v: Float[Array, "B d"],
-    ring_k: Float[Array, "B W d"],
-    ring_v: Float[Array, "B W d"],
+    ring_k: Float[Array, "P W d"],
+    ring_v: Float[Array, "P W d"],
     positions: Int32[Array, " B"],
     *,
     assumed_fill: float = 1.0,
     interpret: Any = False,
-) -> Float[Array, "B N d"]:
-    """Attends with one query per row to the filled part of its ring and to its own key; rings are only read.
+) -> tuple[Float[Array, "B N d"], Rings]:
+    """Attends with one query per row to the filled part of its ring and to its own key, then writes the key.
 
     The grid walks over rows and spans of their rings. Each program returns a softmax over the filled part of its span,
-    and XLA merges these with the row's own key. Idle rows read nothing and give zeros. The output has the dtype of q.
+    and XLA merges these with the row's own key and writes the key. Idle rows read nothing and give zeros.
 
     Args:
       q: Queries of the new tokens, after RoPE.
       k: Keys of the new tokens, after RoPE.
       v: Values of the new tokens.
-      ring_k: Keys of the W tokens before them.
+      ring_k: Keys of the W tokens before them, in the first B of P ≥ B rings.
       ring_v: Values of the W tokens before them.
       positions: Positions of the new tokens; negative for idle rows.
       assumed_fill: Filled share of the rings in the cost estimate.
       interpret: See `pallas_call`.
+
+    Returns:
+      Outputs of the heads, in the dtype of q, and the rings.
     """
     rows, heads, size = q.shape
     window = ring_k.shape[1]
@@ -86,7 +89,9 @@ def decode_attention_gpu(
         interpret=interpret,
         name="window_attention_decode",
     )(positions, q, ring_k, ring_v)
-    return _merge(q, k, v, Softmax(*parts), positions)
+    out = _merge(q, k, v, Softmax(*parts), positions)
+    out, k, v = jax.lax.optimization_barrier((out, k, v))  # reads before writes: no copy of the rings
+    return out, write_ring((ring_k, ring_v), k[:, None], v[:, None], positions[:, None], positions)
 
 
 def _keys_per_block(keys: Float[Array, "B K d"], num_bytes: int) -> int:

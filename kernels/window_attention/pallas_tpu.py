@@ -1,7 +1,7 @@
 """Window attention for TPUs: filled keys and values pass through on-chip memory once."""
 
 import functools
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -9,47 +9,56 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
-from .ring import in_order, pad_rows, round_up
+from .ring import Rings, in_order, pad_rows, round_up
 from .softmax import Softmax, add_keys, no_keys, scores_of
+
+RING_TILE: Final = 16
+"""Rows of a ring that are copied together: on-chip memory holds whole tiles, in bfloat16 of 16 rows."""
 
 
 def decode_attention_tpu(
     q: Float[Array, "B N d"],
     k: Float[Array, "B d"],
     v: Float[Array, "B d"],
-    ring_k: Float[Array, "B W d"],
-    ring_v: Float[Array, "B W d"],
+    ring_k: Float[Array, "P W d"],
+    ring_v: Float[Array, "P W d"],
     positions: Int32[Array, " B"],
     *,
     assumed_fill: float = 1.0,
     interpret: Any = False,
-) -> Float[Array, "B N d"]:
-    """Attends with one query per row to the filled part of its ring and to its own key; rings are only read.
+) -> tuple[Float[Array, "B N d"], Rings]:
+    """Attends with one query per row to the filled part of its ring and to its own key, then writes the key.
 
     The grid walks over the busy rows and, within a row, over blocks of its ring. A grid step without work maps to the
-    block that is loaded already, so it moves no bytes. Idle rows give zeros. The output has the dtype of q.
+    block that is loaded already, so it moves no bytes. The block with the new token's ring row is always loaded: its
+    tile of rows is replaced in on-chip memory and copied back, so rings are updated in place. Idle rows give zeros and
+    write nothing.
 
     Args:
       q: Queries of the new tokens, after RoPE.
       k: Keys of the new tokens, after RoPE.
       v: Values of the new tokens.
-      ring_k: Keys of the W tokens before them.
+      ring_k: Keys of the W tokens before them, in the first B of P ≥ B rings. W is a multiple of `RING_TILE` unless
+        the kernel is interpreted.
       ring_v: Values of the W tokens before them.
       positions: Positions of the new tokens; negative for idle rows.
       assumed_fill: Filled share of the rings in the cost estimate.
       interpret: See `pallas_call`.
+
+    Returns:
+      Outputs of the heads, in the dtype of q, and the rings.
     """
     rows, heads, size = q.shape
     window = ring_k.shape[1]
     block = _ring_block(window)
+    tile = RING_TILE if window % RING_TILE == 0 else window
     busy = positions >= 0
     order = jnp.argsort(~busy, stable=True).astype(jnp.int32)  # busy rows first
     count = jnp.sum(busy, dtype=jnp.int32)
-    filled = jnp.clip(positions, 0, window)[order]
 
-    def ring_index(i: Any, j: Any, order: Any, filled: Any, count: Any) -> tuple[Any, ...]:
+    def ring_index(i: Any, j: Any, order: Any, position: Any, count: Any) -> tuple[Any, ...]:
         reader = jnp.minimum(i, jnp.maximum(count[0] - 1, 0))
-        last = jnp.maximum(pl.cdiv(filled[reader], block) - 1, 0)
+        last = _block_of(jnp.clip(position[reader], 0, window - 1), block)
         return order[reader], jnp.where(i == reader, jnp.minimum(j, last), last), 0
 
     def row_index(i: Any, j: Any, order: Any, *_: Any) -> tuple[Any, ...]:
@@ -57,28 +66,33 @@ def decode_attention_tpu(
 
     query, own = (pl.BlockSpec((1, n, size), row_index) for n in (heads, 1))
     ring = pl.BlockSpec((1, block, size), ring_index)
-    scratch = [pltpu.VMEM((heads, 1), jnp.float32), pltpu.VMEM((heads, 1), jnp.float32)]
-    moved = 2 * rows * window * size * ring_k.dtype.itemsize * assumed_fill
-    out: Array = pl.pallas_call(
-        functools.partial(_decode_kernel, block=block),
-        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+    in_place = pl.BlockSpec(memory_space=pl.ANY)
+    column, tiles = pltpu.VMEM((heads, 1), jnp.float32), pltpu.VMEM((2, tile, size), ring_k.dtype)
+    read = 2 * rows * window * size * ring_k.dtype.itemsize * assumed_fill
+    written = 2 * rows * tile * size * ring_k.dtype.itemsize
+    out, *rings = pl.pallas_call(
+        functools.partial(_decode_kernel, window=window),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, ring_k, ring_v)],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(rows, window // block),
             in_specs=[query, own, own, ring, ring],
-            out_specs=query,
-            scratch_shapes=[*scratch, pltpu.VMEM((heads, size), jnp.float32)],
+            out_specs=[query, in_place, in_place],
+            scratch_shapes=[
+                column, column, pltpu.VMEM((heads, size), jnp.float32), tiles, pltpu.SemaphoreType.DMA((2,))
+            ],
         ),
+        input_output_aliases={6: 1, 7: 2},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary", "arbitrary")),
         cost_estimate=pl.CostEstimate(
             flops=int(4 * rows * heads * window * size * assumed_fill),
-            bytes_accessed=int(moved) + rows * size * (2 * heads * q.dtype.itemsize + 2 * k.dtype.itemsize),
+            bytes_accessed=int(read) + written + rows * size * (2 * heads * q.dtype.itemsize + 2 * k.dtype.itemsize),
             transcendentals=int(rows * heads * window * assumed_fill),
         ),
         interpret=interpret,
         name="window_attention_decode",
-    )(order, filled, count[None], q, k[:, None], v[:, None], ring_k, ring_v)
-    return out
+    )(order, positions[order], count[None], q, k[:, None], v[:, None], ring_k, ring_v)  # fmt: skip
+    return out, tuple(rings)
 
 
 def _ring_block(window: int) -> int:
@@ -87,13 +101,27 @@ def _ring_block(window: int) -> int:
 
 
 def _decode_kernel(
-    order: Any, filled: Any, count: Any, q: Any, k: Any, v: Any, keys: Any, values: Any, out: Any,
-    top: Any, total: Any, mixed: Any, *, block: int,
+    order: Any, position: Any, count: Any, q: Any, k: Any, v: Any, keys: Any, values: Any, out: Any, ring_k: Any,
+    ring_v: Any, top: Any, total: Any, mixed: Any, tiles: Any, semaphores: Any, *, window: int,
 ) -> None:  # fmt: skip
-    """Kernel of `decode_attention_tpu`: an online softmax whose state is carried in scratch memory."""
+    """Kernel of `decode_attention_tpu`: an online softmax whose state is carried in scratch memory.
+
+    A tile is copied to its ring while the next blocks are computed. `tiles` is free again once that copy is done.
+    """
     i, j = pl.program_id(0), pl.program_id(1)
+    block, tile = keys.shape[1], tiles.shape[1]
     scale = q.shape[-1] ** -0.5
     works = i < count[0]
+    filled = jnp.minimum(position[i], window)
+    slot = jax.lax.rem(jnp.maximum(position[i], 0), jnp.int32(window))
+
+    def copies(row: Any, at: Any) -> list[Any]:
+        targets = (ring.at[row, pl.ds(at, tile)] for ring in (ring_k, ring_v))
+        return [pltpu.make_async_copy(tiles.at[n], target, semaphores.at[n]) for n, target in enumerate(targets)]
+
+    def wait() -> None:
+        for copy in copies(0, 0):
+            copy.wait()
 
     @pl.when(works & (j == 0))
     def start() -> None:
@@ -102,13 +130,24 @@ def _decode_kernel(
         total[...] = jnp.ones_like(total)
         mixed[...] = jnp.broadcast_to(v[0].astype(jnp.float32), mixed.shape)
 
-    @pl.when(works & (j * block < filled[i]))
+    @pl.when(works & (j * block < filled))
     def step() -> None:
-        left = filled[i] - j * block
+        left = filled - j * block
         scores = scores_of(q[0], keys[0]) * scale
         known = jnp.where(_iota(values.shape[1:], 0) < left, values[0], jnp.zeros_like(values[0]))
         running = Softmax(top[...], total[...], mixed[...])
         top[...], total[...], mixed[...] = add_keys(running, scores, _iota(scores.shape, 1) < left, known)
+
+    @pl.when(works & (j == _block_of(slot, block)))
+    def write() -> None:
+        pl.when(i > 0)(wait)
+        local = slot - j * block
+        at = pl.multiple_of(_block_of(local, tile) * tile, tile)
+        is_new = _iota(tiles.shape[1:], 0) == local - at
+        for n, (new, old) in enumerate(((k, keys), (v, values))):
+            tiles[n] = jnp.where(is_new, new[0].astype(tiles.dtype), old[0, pl.ds(at, tile)])
+        for copy in copies(order[i], pl.multiple_of(j * block + at, tile)):
+            copy.start()
 
     @pl.when(i >= count[0])
     def idle() -> None:
@@ -117,6 +156,7 @@ def _decode_kernel(
     @pl.when(works & (j == pl.num_programs(1) - 1))
     def finish() -> None:
         out[0] = (mixed[...] / total[...]).astype(out.dtype)
+        pl.when(i == count[0] - 1)(wait)
 
 
 def _iota(shape: tuple[int, ...], axis: int) -> Array:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-Rings = tuple[Float[Array, "B W d"], Float[Array, "B W d"]]
-"""Keys and values of whole rings."""
+Rings = tuple[Float[Array, "P W d"], Float[Array, "P W d"]]
+"""Keys and values of whole rings; a decode step takes P ≥ B rings, of which the first B belong to its rows."""
 
 Blocks = tuple[tuple[Float[Array, "_ _ d"], Float[Array, "_ _ d"]], ...]
 """Keys and values of rings split along W, so that blocks not filled yet need not be read."""
@@ -45,7 +45,7 @@ def write_ring(
     """Writes a chunk's keys and values into whole rings, without padding and without what later tokens overwrite.
 
     Args:
-      rings: Rings before the chunk.
+      rings: Rings before the chunk, of the chunk's rows and maybe of others behind them.
       k: Keys of the chunk, after RoPE.
       v: Values of the chunk.
       positions: Positions of the tokens; see `prefill_attention`.
@@ -69,7 +69,7 @@ def write_blocks(
     slot = jnp.where(kept, (start[:, None] + step) % window, window)
     row = jnp.arange(k.shape[0])[:, None]
 
-    def write(ring: Float[Array, "B W d"], new: Float[Array, "B T d"], at: int) -> Float[Array, "B W d"]:
+    def write(ring: Float[Array, "P W d"], new: Float[Array, "B T d"], at: int) -> Float[Array, "P W d"]:
         local = jnp.where(slot >= at, slot - at, window)  # a negative index would count from the end of the array
         return ring.at[row, local].set(new.astype(ring.dtype), mode="drop")
 

@@ -47,19 +47,25 @@ def test_rg_lru(kernels: Kernels, steps: int, width: int, data: st.DataObject, s
 @given(seed=SEEDS, data=st.data())
 @settings(max_examples=10)
 def test_decode_attention(kernels: Kernels, window: int, heads: int, size: int, seed: int, data: st.DataObject) -> None:
-    """Idle rows, and empty, partly filled and wrapped rings; unfilled rows hold NaN and have no effect."""
+    """Idle rows, and empty, partly filled and wrapped rings; unfilled rows hold NaN and have no effect.
+
+    The keys are written into the first rings of a larger pool, over those that were just attended to.
+    """
     place = st.integers(0, 3 * window)
     where = np.array([data.draw(st.just(-1) | place) for _ in range(ROWS)], np.int32)
     rng = np.random.default_rng(seed)
     q = rng.normal(size=(ROWS, heads, size)).astype(np.float32)
     k, v = rng.normal(size=(2, ROWS, size)).astype(np.float32)
-    ring_k, ring_v = rng.normal(size=(2, ROWS, window, size)).astype(np.float32)
-    unfilled = np.arange(window) >= where[:, None]
+    ring_k, ring_v = rng.normal(size=(2, ROWS + 1, window, size)).astype(np.float32)
+    unfilled = np.arange(window) >= np.append(where, 0)[:, None]
     dirty = [np.where(unfilled[..., None], np.float32("nan"), ring) for ring in (ring_k, ring_v)]
-    out = np.asarray(kernels.decode(q, k, v, *dirty, where))
-    expected, *_ = window_attention_reference(q[:, None], k[:, None], v[:, None], ring_k, ring_v, where[:, None])
-    close(out[where >= 0], expected[where >= 0, 0])
-    np.testing.assert_array_equal(out[where < 0], 0.0)
+    out, written = kernels.decode(q, k, v, *dirty, where)
+    first = (q[:, None], k[:, None], v[:, None], dirty[0][:ROWS], dirty[1][:ROWS], where[:, None])
+    expected, *rings = window_attention_reference(*first)
+    close(np.asarray(out)[where >= 0], expected[where >= 0, 0])
+    np.testing.assert_array_equal(np.asarray(out)[where < 0], 0.0)
+    for new, ring, old in zip(written, rings, dirty, strict=True):
+        np.testing.assert_array_equal(new, np.concatenate([ring, old[ROWS:]]).astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -98,6 +104,10 @@ def test_bfloat16_stays_within_its_rounding(kernels: Kernels) -> None:
     out = kernels.prefill(q, k, v, ring_k, ring_v, where)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float32(out), expected, rtol=0.02, atol=0.03)
-    one = kernels.decode(q[:, 0], k[:, 0], v[:, 0], ring_k, ring_v, where[:, 0])
+    one, rings = kernels.decode(q[:, 0], k[:, 0], v[:, 0], ring_k, ring_v, where[:, 0])
     assert one.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float32(one), expected[:, 0], rtol=0.02, atol=0.03)
+    _, *expected_rings = window_attention_reference(*(x[:, :1] for x in wide[:3]), *wide[3:], where[:, :1])
+    for new, ring in zip(rings, expected_rings, strict=True):
+        assert new.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(np.float32(new), ring)
