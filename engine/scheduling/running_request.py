@@ -2,13 +2,14 @@
 
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Final
 
 import numpy as np
 
-from ..core.batch import RowResult
+from ..core.batch import PrefillChunk, RowResult
+from ..core.config import PREFILL_BLOCK
 from ..core.errors import ConstraintError, NumericError, RoostError
 from ..core.output_constraint import Constraint, TokenMask, joined_constraint
 from ..core.request import FinishReason, Request, TokenLogprobs, TokenOutput, error_output
@@ -111,6 +112,29 @@ class RunningRequest:
         """Continues the prompt after a snapshot of its first tokens."""
         self.restore = self.last_snapshot = snapshot
         self.num_cached = self.num_prompt_dispatched = snapshot.length
+
+    def take_chunk(self, most: int, running: "Iterable[RunningRequest]") -> PrefillChunk:
+        """Returns the next chunk of the prompt, up to a maximum length, and books it as dispatched.
+
+        Args:
+          most: Maximum number of tokens; 0 if the whole prompt is restored.
+          running: All requests with a slot; the forks among them copy the state with the last chunk.
+        """
+        start = self.num_prompt_dispatched
+        to_boundary = -start % PREFILL_BLOCK or most  # a restored snapshot may lie between two block boundaries
+        length = min(self.num_prompt_left, most, to_boundary)
+        is_last = length == self.num_prompt_left
+        forks = [each for each in running if is_last and each.parent is self]
+        chunk, *fork_chunks = (each._book_chunk(start, length) for each in (self, *forks))
+        return replace(chunk, forks=tuple(fork_chunks)) if fork_chunks else chunk
+
+    def _book_chunk(self, start: int, length: int) -> PrefillChunk:
+        chunk = PrefillChunk(self.request, self.slot, start, length, self.mask, self.restore)
+        self.parent = self.restore = None
+        self.num_prompt_dispatched = start + length
+        if chunk.is_last:
+            self.num_tokens_dispatched = 1
+        return chunk
 
 
 def update_pending_masks(

@@ -3,16 +3,15 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..core.batch import Batch, PrefillBatch, RowResult
+from ..core.batch import Batch, RowResult
 from ..core.config import StepLimits
 from ..core.errors import QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
 from ..core.request import Request, error_output
 from ..core.snapshot import Snapshot
 from ..prefix_cache.cache import PrefixCache
+from .batch_planner import BatchPlanner
 from .cached_prefixes import CachedPrefixes, Fetch, Prefetcher
-from .decode_planner import DecodePlanner
 from .plan import Commit, Plan, RequestOutput
-from .prefill_planner import PrefillPlanner
 from .running_request import RunningRequest, book_result, update_pending_masks
 from .slots import RetryAfterEstimator, SlotAssignment, SlotPool, SlotReserve
 from .token_history import TokenHistories, TokenHistory
@@ -63,8 +62,6 @@ def _timeout_error(request: Request, start_by: float, now: float) -> RoostError 
 class Scheduler:
     """Continuous batching: plans one batch after the other, and books each batch's results.
 
-    Prefill and decode take turns while both have work, so that a decode step waits for one prefill step at most.
-
     Attributes:
       slots: Pool of the slots.
       queue: Requests without a slot.
@@ -107,13 +104,11 @@ class Scheduler:
         )
         self._running = self._assignment.running
         self._timeouts = Timeouts()
-        self._prefill = PrefillPlanner(limits, self.slots)
-        self._decode = DecodePlanner(limits, self.slots)
+        self._planner = BatchPlanner(limits, self.slots)
         self._retry_after = RetryAfterEstimator(slots)
         self._histories = TokenHistories()
         self._now = 0.0
         self._failed: list[RequestOutput] = []  # found by `add`, reported by the next plan
-        self._last_batch: Batch | None = None
         self._in_flight: dict[Batch, tuple[RunningRequest, ...]] = {}
 
     def __repr__(self) -> str:
@@ -202,8 +197,8 @@ class Scheduler:
         failed += self._assignment.assign(now)
         for running, error in update_pending_masks(self._running.values(), self._mask_words):
             failed.append(self._end(running, error))
-        self._last_batch = self._plan_batch()
-        return Plan(self._last_batch, tuple(failed), tuple(fetches))
+        planned = self._planner.plan(self._running)
+        return Plan(None if planned is None else self._book_dispatch(*planned), tuple(failed), tuple(fetches))
 
     def commit(self, batch: Batch, results: Sequence[RowResult]) -> Commit:
         """Books the results of a batch. Tokens of requests that have ended since it was planned are dropped.
@@ -243,22 +238,7 @@ class Scheduler:
         self._release(running)
         return running.request.id, error_output(error)
 
-    def _plan_batch(self) -> Batch | None:
-        running = self._running.values()
-        awaited = {each.parent for each in running if each.awaits_mask}  # a fork needs its mask with the prompt
-        candidates = [each for each in running if each.needs_prefill and each not in awaited]
-        in_progress = self._prefill.in_progress
-        decoding = [each for each in running if each.can_decode and each not in in_progress]
-        needs_prefill = bool(candidates or in_progress)
-        if needs_prefill and not (decoding and isinstance(self._last_batch, PrefillBatch)):
-            is_busy = len(decoding) >= len(candidates)
-            return self._dispatch(*self._prefill.plan(candidates, self._running, is_busy=is_busy))
-        if not decoding:
-            return None
-        batch = self._decode.plan(decoding, running, waits_for_prefill=needs_prefill, may_compact=not in_progress)
-        return self._dispatch(batch, decoding)
-
-    def _dispatch(self, batch: Batch, rows: Sequence[RunningRequest]) -> Batch:
+    def _book_dispatch(self, batch: Batch, rows: Sequence[RunningRequest]) -> Batch:
         self._in_flight[batch] = tuple(rows)
         for running in rows:
             running.started_at = self._now if running.started_at is None else running.started_at
@@ -283,7 +263,7 @@ class Scheduler:
     def _release(self, running: RunningRequest) -> None:
         """Ends a running request, whatever the reason."""
         self._assignment.release(running)
-        self._prefill.drop_unless_wanted(self._running.values())
+        self._planner.drop_unless_wanted(self._running.values())
         self._retry_after.released(self._now - running.assigned_at)
         if (history := running.history) is not None:
             self._histories.keep(running.request.id, history)

@@ -1,10 +1,10 @@
-"""Plans which chunks of which prompts are prefilled in a step."""
+"""Plans batches: which chunks of which prompts are prefilled, and which requests get tokens."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from ..core.batch import PrefillBatch, PrefillChunk, RestoreBatch
+from ..core.batch import Batch, DecodeBatch, PrefillBatch, RestoreBatch
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
 from .running_request import RunningRequest
 from .slots import SlotPool
@@ -14,14 +14,12 @@ _OLDEST_EVERY: Final = 4
 """Number of a tenant's turns, one of which goes to its oldest prompt, so that shorter prompts cannot starve it."""
 
 
-class PrefillPlanner:
-    """Plans prefill batches. A batch in progress is completed before another one starts.
+class BatchPlanner:
+    """Plans one batch after the other, and books what is dispatched.
 
-    Slots of a batch in progress are pinned: if a request ends meanwhile, its slot is reused after the last slice only,
-    since the device still writes to it.
-
-    Attributes:
-      in_progress: Requests whose chunks have passed some of the layers.
+    Prefill and decode take turns while both have work, so that a decode step waits for one prefill step at most. A
+    prefill batch in progress is completed before another one starts. Its slots are pinned: if a request ends meanwhile,
+    its slot is reused after the last slice only, since the device still writes to it.
 
     Args:
       limits: Compiled sizes of a step.
@@ -29,62 +27,82 @@ class PrefillPlanner:
     """
 
     def __init__(self, limits: StepLimits, pool: SlotPool) -> None:
-        self.in_progress: tuple[RunningRequest, ...] = ()
         self._limits = limits
         self._pool = pool
         self._order = _PrefillOrder()
+        self._in_progress: tuple[RunningRequest, ...] = ()  # requests whose chunks have passed some of the layers
         self._last_slice: PrefillBatch | None = None
+        self._was_prefill = False
 
-    def plan(
+    def plan(self, running: Mapping[str, RunningRequest]) -> tuple[Batch, Sequence[RunningRequest]] | None:
+        """Plans the next batch.
+
+        Args:
+          running: All requests with a slot by id, oldest first.
+
+        Returns:
+          The batch, and the requests of its rows; None if there is nothing to run.
+        """
+        requests = running.values()
+        awaited = {each.parent for each in requests if each.awaits_mask}  # a fork needs its mask with the prompt
+        candidates = [each for each in requests if each.needs_prefill and each not in awaited]
+        decoding = [each for each in requests if each.can_decode and each not in self._in_progress]
+        needs_prefill = bool(candidates or self._in_progress)
+        if needs_prefill and not (decoding and self._was_prefill):
+            self._was_prefill = True
+            return self._plan_prefill(candidates, running, is_busy=len(decoding) >= len(candidates))
+        self._was_prefill = False
+        if not decoding:
+            return None
+        return self._plan_decode(decoding, requests, waits_for_prefill=needs_prefill), decoding
+
+    def drop_unless_wanted(self, running: Iterable[RunningRequest]) -> None:
+        """Gives up the prefill batch in progress if none of its requests is still running."""
+        if self._last_slice is not None and set(self._in_progress).isdisjoint(running):
+            self._end_slices()
+
+    def _plan_prefill(
         self, candidates: Sequence[RunningRequest], running: Mapping[str, RunningRequest], *, is_busy: bool
-    ) -> tuple[PrefillBatch, tuple[RunningRequest, ...]]:
+    ) -> tuple[PrefillBatch, Sequence[RunningRequest]]:
         """Plans the next slice of the batch in progress, or else a new batch.
 
         Args:
           candidates: Requests that need prefill, oldest first; at least one unless a batch is in progress.
           running: All requests with a slot, by id.
           is_busy: Whether at least as many requests decode as need prefill, so that they should not wait for long.
-
-        Returns:
-          The batch, and the requests of its rows.
         """
         if self._last_slice is not None:
-            rows = self.in_progress
+            rows = self._in_progress
             batch = replace(self._last_slice, layer_slice=self._last_slice.layer_slice + 1)
         else:
-            batch = self._plan_batch(self._order.next(candidates), running, is_busy=is_busy)
+            batch = self._plan_chunks(self._order.next(candidates), running, is_busy=is_busy)
             rows = tuple(running[row.request.id] for row in batch.rows)
             self._order.charge(batch)
         if not batch.is_last_slice:
-            self._last_slice, self.in_progress = batch, rows
+            self._last_slice, self._in_progress = batch, rows
             self._pool.pin(row.slot for row in batch.rows)
         elif self._last_slice is not None:
             self._end_slices()
         return batch, rows
 
-    def drop_unless_wanted(self, running: Iterable[RunningRequest]) -> None:
-        """Gives up the batch in progress if none of its requests is still running."""
-        if self._last_slice is not None and set(self.in_progress).isdisjoint(running):
-            self._end_slices()
-
     def _end_slices(self) -> None:
-        self._last_slice, self.in_progress = None, ()
+        self._last_slice, self._in_progress = None, ()
         self._pool.unpin()
 
-    def _plan_batch(
+    def _plan_chunks(
         self, ordered: Sequence[RunningRequest], running: Mapping[str, RunningRequest], *, is_busy: bool
     ) -> PrefillBatch:
         """Plans a chunk of the first prompt, and of as many others as fit a compiled shape without padding rows."""
-        first = ordered[0]
+        first, requests = ordered[0], running.values()
         if not first.num_prompt_left:
             restored = [each for each in ordered if not each.num_prompt_left][:MAX_PREFILL_ROWS]
-            return RestoreBatch(tuple(_plan_chunk(each, 0, running) for each in restored))
+            return RestoreBatch(tuple(each.take_chunk(0, requests) for each in restored))
         ordered = [each for each in ordered if each.num_prompt_left]
         is_busy |= any(_blocks_left(each) < _blocks_left(first) for each in ordered)
         budget = self._limits.prefill_beside_decode if is_busy else self._limits.prefill_chunk
         length = _chunk_length(first.num_prompt_left, budget)
         rows = self._choose_rows(ordered, min(budget // length, self._limits.prefill_rows))
-        chunks = tuple(_plan_chunk(each, min(length, budget), running) for each in rows)
+        chunks = tuple(each.take_chunk(min(length, budget), requests) for each in rows)
         is_sliced = len(chunks) == 1 and chunks[0].length <= PREFILL_BLOCK
         return PrefillBatch(chunks, layer_slices=self._limits.prefill_layer_slices if is_sliced else 1)
 
@@ -98,6 +116,44 @@ class PrefillPlanner:
                 shards.setdefault(each.slot // (self._limits.shard_rows or self._pool.size), []).append(each)
         count = _floor_power_of_two(min(most, max(map(len, shards.values()))))
         return [each for shard in shards.values() for each in shard[:count]]
+
+    def _plan_decode(
+        self, requests: Sequence[RunningRequest], running: Collection[RunningRequest], *, waits_for_prefill: bool
+    ) -> DecodeBatch:
+        """Plans tokens for some requests, and books them as dispatched.
+
+        Args:
+          requests: Requests that get tokens; at least one.
+          running: All requests with a slot, oldest first.
+          waits_for_prefill: Whether a prompt needs prefill. Then each request gets one token only.
+        """
+        moves = () if self._in_progress else self._compact(requests, running)
+        steps = 1 if waits_for_prefill else self._max_steps(running)
+        for request in requests:
+            request.num_tokens_dispatched += steps
+        slots = tuple(each.slot for each in requests)
+        masks = tuple((each.slot, each.mask) for each in requests if each.mask is not None)
+        return DecodeBatch(tuple(each.request for each in requests), slots, steps, moves, masks)
+
+    def _max_steps(self, running: Collection[RunningRequest]) -> int:
+        """Returns the number of tokens per request; one token if the host has to see each before the next."""
+        is_stepwise = any(each.request.stepwise or each.mask is not None for each in running)
+        return 1 if is_stepwise else self._limits.decode_steps
+
+    def _compact(
+        self, requests: Sequence[RunningRequest], running: Collection[RunningRequest]
+    ) -> tuple[tuple[int, int], ...]:
+        """Moves states to lower slots if this step and later ones then need fewer rows; returns source and target."""
+        rows = next((rows for rows in self._limits.decode_rows if rows >= len(running)), self._pool.size)
+        if max(each.slot for each in requests) < rows:
+            return ()
+        moves = []
+        for each in running:
+            if each.slot >= rows:
+                source, each.slot = each.slot, self._pool.claim()
+                self._pool.release(source)
+                moves.append((source, each.slot))
+        return tuple(moves)
 
 
 class _PrefillOrder:
@@ -156,26 +212,6 @@ def _chunk_length(num_tokens: int, budget: int) -> int:
     if length >= 4 * PREFILL_BLOCK and 8 * num_tokens <= 5 * length:
         length //= 2  # two steps, the second of which is short, pad less than one
     return length
-
-
-def _plan_chunk(request: RunningRequest, most: int, running: Mapping[str, RunningRequest]) -> PrefillChunk:
-    """Plans the next chunk of a prompt, up to a maximum length, and records it as dispatched."""
-    start = request.num_prompt_dispatched
-    to_boundary = -start % PREFILL_BLOCK or most  # a restored snapshot may lie between two block boundaries
-    length = min(request.num_prompt_left, most, to_boundary)
-    is_last = length == request.num_prompt_left
-    forks = [each for each in running.values() if is_last and each.parent is request]
-    chunk, *fork_chunks = (_plan_row(each, start, length) for each in (request, *forks))
-    return replace(chunk, forks=tuple(fork_chunks)) if fork_chunks else chunk
-
-
-def _plan_row(running: RunningRequest, start: int, length: int) -> PrefillChunk:
-    chunk = PrefillChunk(running.request, running.slot, start, length, running.mask, running.restore)
-    running.parent = running.restore = None
-    running.num_prompt_dispatched = start + length
-    if chunk.is_last:
-        running.num_tokens_dispatched = 1
-    return chunk
 
 
 def _floor_power_of_two(n: int) -> int:
