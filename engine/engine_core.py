@@ -15,8 +15,8 @@ from .core.sampling_params import NO_TOKEN, SamplingParams
 from .core.snapshot import Snapshot
 from .prefix_cache.saved_state import SavedState, SavedStateFormat
 from .prefix_cache.tree import PrefixKey
-from .scheduling.cached_prefixes import Fetch
 from .scheduling.plan import RequestOutput
+from .scheduling.prefetcher import Fetch
 from .scheduling.scheduler import Scheduler
 
 _NEXT_TOKEN: Final = PrefixKey.of([NO_TOKEN], "").tokens

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from ..core.batch import Batch
 from ..core.request import TokenOutput
-from .cached_prefixes import Fetch, FinishedState
+from ..prefix_cache.tree import PrefixKey
+from .prefetcher import Fetch
 
 type RequestOutput = tuple[str, TokenOutput]
 """A request's id and its output."""
@@ -24,6 +25,19 @@ class Plan:
     batch: Batch | None
     failed: tuple[RequestOutput, ...] = ()
     fetches: tuple[Fetch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedState:
+    """State of a request that has just ended. It lies in the slot until the next batch is planned.
+
+    Attributes:
+      history: All tokens that the state covers.
+      slot: Slot that the request had.
+    """
+
+    history: PrefixKey
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)

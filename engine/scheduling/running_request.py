@@ -1,28 +1,31 @@
-"""A request that owns a slot, the token mask that its output constraint sets, and the tokens it has sampled."""
+"""A request that owns a slot, the tokens it has sampled, and the token histories of those that have ended."""
 
+import sys
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Final
 
-import numpy as np
-
 from ..core.batch import PrefillChunk, RowResult
-from ..core.config import PREFILL_BLOCK
+from ..core.config import MAX_TOKENS, PREFILL_BLOCK
 from ..core.errors import ConstraintError, NumericError, RoostError
-from ..core.output_constraint import Constraint, TokenMask, joined_constraint
+from ..core.output_constraint import TokenMask
 from ..core.request import FinishReason, Request, TokenLogprobs, TokenOutput, error_output
 from ..core.sampling_params import NO_CHOICE
 from ..core.snapshot import Snapshot
+from ..core.tenant_store import TenantStore
 from ..prefix_cache.tree import PrefixKey
-from .token_history import TokenHistory
+from .token_constraint import NO_CHOICE_TEXT, TokenConstraint
 
-MASK_WAIT_S: Final = 0.002
-"""Seconds that a step may wait for a mask. Most take a tenth of a millisecond, those of hostile grammars minutes."""
+MAX_BYTES: Final = 16 * 2**20
+MAX_HISTORIES: Final = 1000
+"""Limits of the histories of all ended requests together: bytes of memory, and their number."""
 
-NO_CHOICE_TEXT: Final = "no token is allowed to come next"
-"""Error of a request whose constraint and masks leave no token."""
+_ID_BYTES: Final = 4
+
+_OBJECT_BYTES: Final = 1024
+"""Memory of a history besides token ids and strings: its objects, and entries of three dictionaries."""
 
 _NOT_FINITE: Final = "the model's activations are not finite; the request was ended"
 
@@ -68,12 +71,9 @@ class RunningRequest:
     num_cached: int = 0
     last_snapshot: Snapshot | None = None
     is_finite: bool = True
-    constraint: Constraint | None = field(init=False)
+    constraint: TokenConstraint | None = None
     mask: TokenMask | None = None
     awaits_mask: bool = False
-
-    def __post_init__(self) -> None:
-        self.constraint = joined_constraint(self.request.constraint, self.request.params.bad_phrases)
 
     @property
     def num_prompt_left(self) -> int:
@@ -101,7 +101,7 @@ class RunningRequest:
         return not self.num_tokens_dispatched and self.request.params.prompt_logprobs is None
 
     @property
-    def history(self) -> TokenHistory | None:
+    def history(self) -> "TokenHistory | None":
         """Token history so far; None if no key is known."""
         if self.key is None:
             return None
@@ -112,6 +112,20 @@ class RunningRequest:
         """Continues the prompt after a snapshot of its first tokens."""
         self.restore = self.last_snapshot = snapshot
         self.num_cached = self.num_prompt_dispatched = snapshot.length
+
+    def update_mask(self, wait_s: float = 0.0) -> None:
+        """Asks the constraint for the mask of the next token; sets `awaits_mask` if it is not computed yet.
+
+        Args:
+          wait_s: Maximum number of seconds to wait for the constraint.
+
+        Raises:
+          ConstraintError: The constraint failed, or allows no token.
+        """
+        assert self.constraint is not None
+        mask = self.constraint.mask(wait_s)
+        self.awaits_mask = mask is None
+        self.mask = self.mask if mask is None else mask
 
     def take_chunk(self, most: int, running: "Iterable[RunningRequest]") -> PrefillChunk:
         """Returns the next chunk of the prompt, up to a maximum length, and books it as dispatched.
@@ -137,78 +151,67 @@ class RunningRequest:
         return chunk
 
 
-def update_pending_masks(
-    requests: Iterable[RunningRequest], words: int
-) -> list[tuple[RunningRequest, ConstraintError]]:
-    """Updates masks that were not computed yet. Waits for one constraint at most, to keep the step short.
+@dataclass(frozen=True, slots=True)
+class TokenHistory:
+    """All tokens of a request.
 
-    Args:
-      requests: Running requests, oldest first.
-      words: Number of words of a mask.
-
-    Returns:
-      Requests whose constraint failed.
+    Attributes:
+      prompt: Token ids of the prompt, 4 bytes each, like `PrefixKey.tokens`.
+      generated: Generated token ids, 4 bytes each.
+      salt: The request's `cache_salt`.
+      tenant: The request's `tenant`.
+      is_imported: The request's `state_is_imported`.
     """
-    failed = []
-    wait_s = MASK_WAIT_S
-    for running in [each for each in requests if each.awaits_mask]:
-        try:
-            update_mask(running, words, wait_s)
-        except ConstraintError as error:
-            failed.append((running, error))
-        if running.awaits_mask:
-            wait_s = 0.0
-    return failed
+
+    prompt: bytes
+    generated: bytes = b""
+    salt: str = ""
+    tenant: str = ""
+    is_imported: bool = False
+
+    def __len__(self) -> int:
+        return (len(self.prompt) + len(self.generated)) // _ID_BYTES
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the history takes, in bytes."""
+        sizes = map(sys.getsizeof, (self.prompt, self.generated, self.salt, self.tenant))
+        return sum(sizes) + _OBJECT_BYTES
+
+    def tokens(self, num_generated: int | None = None) -> bytes:
+        """Returns the token ids of the prompt and of generated tokens, 4 bytes each.
+
+        Args:
+          num_generated: Number of generated tokens to include; None includes all.
+        """
+        end = None if num_generated is None else num_generated * _ID_BYTES
+        return self.prompt + self.generated[:end]
 
 
-def advance_constraint(running: RunningRequest, token_id: int, words: int) -> None:
-    """Passes a generated token to the constraint, and updates the mask of the next one.
+class TokenHistories:
+    """Histories of the latest requests. The oldest history of the tenant with the most memory is evicted first."""
 
-    Raises:
-      ConstraintError: The constraint failed, or allows no token.
-    """
-    if running.constraint is None:
-        return
-    try:
-        running.constraint.advance(token_id)
-    except Exception as error:  # a constraint may raise anything; only this request depends on it
-        raise ConstraintError(str(error)) from error
-    update_mask(running, words)
+    def __init__(self) -> None:
+        self._histories: TenantStore[str, TokenHistory] = TenantStore()
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that all histories take, in bytes."""
+        return self._histories.num_bytes
 
-def update_mask(running: RunningRequest, words: int, wait_s: float = 0.0) -> None:
-    """Asks the constraint for the mask of the next token; sets `awaits_mask` if it is not computed yet.
+    def keep(self, request_id: str, history: TokenHistory) -> None:
+        """Stores a history, and replaces an earlier one with the same id."""
+        if len(history) > MAX_TOKENS:
+            return
+        self._histories.put(request_id, history.tenant, history, history.num_bytes + sys.getsizeof(request_id))
+        self._histories.make_room(MAX_HISTORIES, MAX_BYTES)
 
-    Args:
-      running: Request with or without a constraint.
-      words: Number of words of the mask.
-      wait_s: Maximum number of seconds to wait for the constraint.
-
-    Raises:
-      ConstraintError: The constraint failed, or allows no token.
-    """
-    try:
-        _update_mask(running, words, wait_s)
-    except Exception as error:  # a constraint may raise anything; only this request depends on it
-        raise ConstraintError(str(error)) from error
+    def get(self, request_id: str) -> TokenHistory | None:
+        """Returns the history of a request; None if it was evicted or never stored."""
+        return self._histories.get(request_id)
 
 
-def _update_mask(running: RunningRequest, words: int, wait_s: float) -> None:
-    if running.constraint is None:
-        return
-    running.awaits_mask = not running.constraint.is_ready(wait_s)
-    if running.awaits_mask:
-        return
-    mask, static = np.zeros(words, np.uint32), running.request.params.static_mask
-    running.constraint.fill_mask(mask)
-    if static is not None:
-        static.narrow(mask)
-    if not mask.any():
-        raise ConstraintError(NO_CHOICE_TEXT)
-    running.mask = mask
-
-
-def book_result(running: RunningRequest, result: RowResult, mask_words: int) -> list[TokenOutput]:
+def book_result(running: RunningRequest, result: RowResult) -> list[TokenOutput]:
     """Books a row's tokens up to the one that ends the request; the device stopped there too.
 
     Tokens before a sentinel, which stands for non-finite activations or for masks without a token, are valid. Their
@@ -217,7 +220,6 @@ def book_result(running: RunningRequest, result: RowResult, mask_words: int) -> 
     Args:
       running: Request of the row.
       result: Result with at least one token or sentinel.
-      mask_words: Number of words of a token mask.
 
     Returns:
       One or two outputs; only the last one may end the request.
@@ -226,7 +228,7 @@ def book_result(running: RunningRequest, result: RowResult, mask_words: int) -> 
     outputs = []
     if valid:
         output = _book_tokens(running, valid, result.logprobs)
-        outputs.append(_constrained(running, output, mask_words))
+        outputs.append(_constrained(running, output))
     if len(valid) < len(result.token_ids) and not any(output.finish_reason for output in outputs):
         outputs.append(error_output(_sentinel_error(running, result.token_ids[len(valid)])))
     return outputs
@@ -280,12 +282,13 @@ def _stop_reason(running: RunningRequest, token_ids: tuple[int, ...]) -> int | N
     return token_ids[-1] if is_stop else None
 
 
-def _constrained(running: RunningRequest, output: TokenOutput, mask_words: int) -> TokenOutput:
+def _constrained(running: RunningRequest, output: TokenOutput) -> TokenOutput:
     """Returns the output, or an error's if the constraint fails on its last token."""
-    if output.finish_reason is not None:
+    if running.constraint is None or output.finish_reason is not None:
         return output
     try:
-        advance_constraint(running, output.token_ids[-1], mask_words)
+        running.constraint.advance(output.token_ids[-1])
+        running.update_mask()
     except ConstraintError as error:
         return error_output(error)
     return output

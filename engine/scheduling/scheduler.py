@@ -5,16 +5,17 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..core.batch import Batch, RowResult
 from ..core.config import StepLimits
-from ..core.errors import QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
-from ..core.request import Request, error_output
-from ..core.snapshot import Snapshot
+from ..core.errors import ConstraintError, QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
+from ..core.request import FinishReason, Request, TokenOutput, error_output
+from ..core.snapshot import BlockState, Snapshot
 from ..prefix_cache.cache import PrefixCache
+from ..prefix_cache.tree import PrefixKey
 from .batch_planner import BatchPlanner
-from .cached_prefixes import CachedPrefixes, Fetch, Prefetcher
-from .plan import Commit, Plan, RequestOutput
-from .running_request import RunningRequest, book_result, update_pending_masks
+from .plan import Commit, FinishedState, Plan, RequestOutput
+from .prefetcher import Fetch, Prefetcher
+from .running_request import RunningRequest, TokenHistories, TokenHistory, book_result
 from .slots import RetryAfterEstimator, SlotAssignment, SlotPool, SlotReserve
-from .token_history import TokenHistories, TokenHistory
+from .token_constraint import MASK_WAIT_S
 from .waiting_queue import WaitingQueue
 
 
@@ -90,16 +91,14 @@ class Scheduler:
     ) -> None:
         self.slots = SlotPool(slots, limits.slot_order or None)
         self.cache = cache
-        self._mask_words = limits.mask_words
         self.queue = WaitingQueue(max_queue, max_queue_tokens, tenants)
-        self._prefetcher = Prefetcher(self.queue, cache)
-        self._prefixes = CachedPrefixes(cache)
+        self._prefetcher = Prefetcher(self.queue, cache) if cache is not None and cache.max_fetches else None
         self._assignment = SlotAssignment(
             self.slots,
             SlotReserve(slots, reserved_slots),
             self.queue,
+            cache,
             self._prefetcher,
-            self._prefixes,
             limits.mask_words,
         )
         self._running = self._assignment.running
@@ -143,9 +142,9 @@ class Scheduler:
         if self.is_idle:
             return math.inf
         all_held = self.num_waiting == self.queue.num_held
-        if not all_held or self._running or self._failed or self._assignment.probes or not self._prefetcher.is_planned:
+        if self._prefetcher is None or not all_held or self._running or self._failed or self._assignment.probes:
             return None
-        return min(self._timeouts.next, self._prefetcher.timeout)
+        return min(self._timeouts.next, self._prefetcher.timeout) if self._prefetcher.is_planned else None
 
     def add(self, request: Request, now: float) -> None:
         """Queues a request.
@@ -165,7 +164,7 @@ class Scheduler:
             self._failed += self._assignment.assign(now)
             self._check_room(request)
         self.queue.add(request)
-        if self._assignment.parent_of(request) is None:
+        if self._prefetcher is not None and self._assignment.parent_of(request) is None:
             self._prefetcher.offer(request)
         self._timeouts.watch(request)
 
@@ -178,11 +177,13 @@ class Scheduler:
         if request_id in self._running:
             self._release(self._running[request_id])
             return True
-        self._prefetcher.take(request_id)
+        if self._prefetcher is not None:
+            self._prefetcher.take(request_id)
         return self.queue.remove(request_id)
 
     def commit_fetch(self, fetch: Fetch, found: Snapshot | None) -> None:
         """Books the result of a search on disk; its request may get a slot from now on."""
+        assert self._prefetcher is not None
         self._prefetcher.commit(fetch, found)
 
     def schedule(self, now: float) -> Plan:
@@ -193,10 +194,9 @@ class Scheduler:
         """
         self._now = now
         failed, self._failed = self._end_expired(now) + self._failed, []
-        fetches = self._prefetcher.plan(now)
+        fetches = () if self._prefetcher is None else self._prefetcher.plan(now)
         failed += self._assignment.assign(now)
-        for running, error in update_pending_masks(self._running.values(), self._mask_words):
-            failed.append(self._end(running, error))
+        failed += self._update_masks([running for running in self._running.values() if running.awaits_mask])
         planned = self._planner.plan(self._running)
         return Plan(None if planned is None else self._book_dispatch(*planned), tuple(failed), tuple(fetches))
 
@@ -234,6 +234,22 @@ class Scheduler:
             self.abort(request.id)
         return [(request.id, error_output(error)) for request, error in expired]
 
+    def _update_masks(self, waiting: Sequence[RunningRequest]) -> list[RequestOutput]:
+        """Updates masks that were not computed yet. Waits for one constraint at most, to keep the step short.
+
+        Returns:
+          Last outputs of requests whose constraint failed.
+        """
+        failed, wait_s = [], MASK_WAIT_S
+        for running in waiting:
+            try:
+                running.update_mask(wait_s)
+            except ConstraintError as error:
+                failed.append(self._end(running, error))
+            if running.awaits_mask:
+                wait_s = 0.0
+        return failed
+
     def _end(self, running: RunningRequest, error: RoostError) -> RequestOutput:
         self._release(running)
         return running.request.id, error_output(error)
@@ -246,19 +262,40 @@ class Scheduler:
 
     def _commit_row(self, running: RunningRequest, result: RowResult) -> Commit:
         if result.block_states:
-            self._prefixes.insert(running, result.block_states)
+            self._insert(running, result.block_states)
         request_id = running.request.id
         if self._running.get(request_id) is not running:
             return Commit(())
         running.prompt_logprobs.extend(result.prompt_logprobs)
         if not result.token_ids:
             return Commit(())
-        outputs = book_result(running, result, self._mask_words)
+        outputs = book_result(running, result)
         finished = None
         if outputs[-1].finish_reason is not None:
-            finished = self._prefixes.finished_state(running, outputs[-1])
+            finished = self._finished_state(running, outputs[-1])
             self._release(running)
         return Commit(tuple((request_id, output) for output in outputs), () if finished is None else (finished,))
+
+    def _insert(self, running: RunningRequest, block_states: Sequence[BlockState]) -> None:
+        """Inserts the states that a chunk has left, as long as all states of the request were finite.
+
+        The request may have ended: its states are computed, and another request may use them.
+        """
+        running.is_finite = running.is_finite and all(state.is_finite for state in block_states)
+        if self.cache is not None and running.key is not None and running.is_finite:
+            running.last_snapshot = self.cache.insert_chunk(running.key, running.last_snapshot, block_states)
+
+    def _finished_state(self, running: RunningRequest, output: TokenOutput) -> FinishedState | None:
+        """Returns the state that an ended request has left in its slot, if an inexact cache takes it in.
+
+        The last token was sampled, but never processed. After the first token, the state is that of the prompt.
+        """
+        is_whole = output.finish_reason is not FinishReason.ERROR and len(running.token_ids) > 1
+        if not is_whole or self.cache is None or not self.cache.is_inexact:
+            return None
+        request = running.request
+        tokens = request.prompt_token_ids + tuple(running.token_ids[:-1])
+        return FinishedState(PrefixKey.of(tokens, request.cache_salt), running.slot)
 
     def _release(self, running: RunningRequest) -> None:
         """Ends a running request, whatever the reason."""

@@ -5,15 +5,19 @@ A slot is a row of the state pool, named by its index.
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from typing import Final
 
 from ..core.errors import ConfigError, RequestFailedError, RoostError
 from ..core.request import Request, error_output
-from .cached_prefixes import CachedPrefixes, Prefetcher
+from ..core.snapshot import Snapshot
+from ..prefix_cache.cache import PrefixCache
+from ..prefix_cache.tree import PrefixKey
 from .plan import RequestOutput
-from .running_request import RunningRequest, update_mask
+from .prefetcher import Fetch, Prefetcher
+from .running_request import RunningRequest
+from .token_constraint import TokenConstraint
 from .waiting_queue import WaitingQueue
 
 _WEIGHT: Final = 0.1
@@ -170,6 +174,9 @@ class RetryAfterEstimator:
 class SlotAssignment:
     """Assigns slots in the queue's order. A request keeps its slot until it ends.
 
+    A request that gets a slot restores the longest prefix of its prompt that is in memory: files were read while it
+    waited.
+
     Attributes:
       running: Requests with a slot by id, oldest first.
       probes: Requests of the engine's own, which get slots ahead of all others. They use no prefix cache.
@@ -178,8 +185,8 @@ class SlotAssignment:
       pool: Free and used slots.
       reserve: Slots kept free for tenants with nothing running.
       queue: Requests without a slot.
-      prefetcher: Searches on disk for waiting requests.
-      prefixes: Restores the prompt of a request that gets a slot.
+      cache: The prefix cache; None restores only snapshots that come with a request.
+      prefetcher: Searches on disk for waiting requests, if the cache has a tier on disk.
       mask_words: Number of words of a token mask.
     """
 
@@ -188,8 +195,8 @@ class SlotAssignment:
         pool: SlotPool,
         reserve: SlotReserve,
         queue: WaitingQueue,
-        prefetcher: Prefetcher,
-        prefixes: CachedPrefixes,
+        cache: PrefixCache | None,
+        prefetcher: Prefetcher | None,
         mask_words: int,
     ) -> None:
         self.running: dict[str, RunningRequest] = {}
@@ -197,7 +204,7 @@ class SlotAssignment:
         self._reserve = reserve
         self._queue = queue
         self._prefetcher = prefetcher
-        self._prefixes = prefixes
+        self._cache = cache
         self._mask_words = mask_words
         self.probes: deque[Request] = deque()
 
@@ -216,7 +223,7 @@ class SlotAssignment:
             probe = self.probes.popleft()
             self.running[probe.id] = RunningRequest(probe, self._pool.claim(), now)
         failed = []
-        while self._pool.num_free and (request := self._queue.pop(self.may_start)) is not None:
+        while self._pool.num_free and (request := self._queue.pop(self._blocked_tenants())) is not None:
             error = self._start(request, now)
             if error is not None:
                 failed.append((request.id, error_output(error)))
@@ -224,9 +231,7 @@ class SlotAssignment:
 
     def may_start(self, tenant: str) -> bool:
         """Returns whether a request of this tenant may get a slot now."""
-        if self.num_open:
-            return True
-        return bool(self._pool.num_free) and all(each.request.tenant != tenant for each in self.running.values())
+        return bool(self._pool.num_free) and tenant not in self._blocked_tenants()
 
     def parent_of(self, request: Request) -> RunningRequest | None:
         """Returns the running request whose state this one may copy instead of prefilling the same prompt."""
@@ -244,20 +249,30 @@ class SlotAssignment:
         self._queue.correct_cost(request, running.num_prompt_dispatched + running.num_tokens)
         self._replace_parent(running)
 
+    def _blocked_tenants(self) -> Set[str]:
+        """Returns the tenants that may not take a free slot."""
+        return frozenset() if self.num_open else {each.request.tenant for each in self.running.values()}
+
     def _start(self, request: Request, now: float) -> RoostError | None:
         """Gives a request a slot. Returns the error that ends the request instead; no other request is affected."""
         slot = self._pool.claim()
+        fetch = self._take_fetch(request.id)
         try:
             running = RunningRequest(request, slot, now, self.parent_of(request))
-            self._prefixes.restore(running, self._prefetcher.take(request.id))
-            update_mask(running, self._mask_words)
+            self._restore(running, fetch)
+            if request.constraint is not None or request.params.bad_phrases is not None:
+                running.constraint = TokenConstraint(request, self._mask_words)
+                running.update_mask()
         except Exception as error:
             self._pool.release(slot)
-            self._prefetcher.take(request.id)
             self._queue.correct_cost(request, 0)
             return error if isinstance(error, RoostError) else RequestFailedError(_NOT_STARTED)
         self.running[request.id] = running
         return None
+
+    def _take_fetch(self, request_id: str) -> Fetch | None:
+        """Returns the search on disk for a request that no longer waits, if there was one."""
+        return None if self._prefetcher is None else self._prefetcher.take(request_id)
 
     def _replace_parent(self, ended: RunningRequest) -> None:
         """Lets the first fork of an ended request prefill the prompt instead, for all other forks."""
@@ -265,4 +280,42 @@ class SlotAssignment:
         for fork in forks:
             fork.parent = None if fork is forks[0] else forks[0]
             with suppress(Exception):  # a restored snapshot only saves work
-                self._prefixes.restore(fork, self._prefetcher.take(fork.request.id))
+                self._restore(fork, self._take_fetch(fork.request.id))
+
+    def _restore(self, running: RunningRequest, fetch: Fetch | None) -> None:
+        """Restores the longest known prefix of a request's prompt, unless its prompt tokens are scored or it is a fork.
+
+        Args:
+          running: Request that just got its slot, or whose parent has ended.
+          fetch: Search on disk for the same request, if there was one.
+        """
+        if self._cache is not None:
+            running.key = _key_of(running, fetch)
+        if running.parent is not None or running.request.params.prompt_logprobs is not None:
+            return
+        snapshots = (self._look_up(running, fetch), _own_snapshot(running))
+        longest = max(filter(None, snapshots), key=lambda snapshot: snapshot.length, default=None)
+        if longest is not None:
+            running.restore_from(longest)
+
+    def _look_up(self, running: RunningRequest, fetch: Fetch | None) -> Snapshot | None:
+        if self._cache is None or running.key is None:
+            return None
+        return self._cache.match_prefix(running.key, None if fetch is None else fetch.found)
+
+
+def _key_of(running: RunningRequest, fetch: Fetch | None) -> PrefixKey:
+    """Returns the key of a request's prompt, with the parent's or the search's bytes where there are any."""
+    request, parent = running.request, running.parent
+    if parent is not None and parent.key is not None:
+        return PrefixKey(request.cache_salt, parent.key.tokens)
+    if running.key is not None:
+        return running.key
+    return PrefixKey.of(request.prompt_token_ids, request.cache_salt) if fetch is None else fetch.key
+
+
+def _own_snapshot(running: RunningRequest) -> Snapshot | None:
+    """Returns the snapshot that came with the request, if it leaves at least one token to prefill."""
+    snapshot = running.request.state
+    is_useful = snapshot is not None and snapshot.length < len(running.request.prompt_token_ids)
+    return snapshot if is_useful else None

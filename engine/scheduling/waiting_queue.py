@@ -1,7 +1,7 @@
 """Queue of requests without a slot: bounded, fair between tenants, ordered by priority within one."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Final
@@ -149,17 +149,17 @@ class WaitingQueue:
         self._num_added += 1
         self.num_tokens += len(request.prompt_token_ids)
 
-    def pop(self, may_start: Callable[[str], bool] = lambda _: True) -> Request | None:
+    def pop(self, blocked: Collection[str] = ()) -> Request | None:
         """Removes the next request, and charges its tenant for the expected cost.
 
         Args:
-          may_start: Whether requests of a tenant may start now.
+          blocked: Tenants whose requests may not start now.
 
         Returns:
           The request, or None if every waiting request is held or may not start.
         """
         ready = (tenant for tenant, queue in self._tenants.items() if queue.num_requests > queue.num_held)
-        tenants = [tenant for tenant in ready if may_start(tenant)]
+        tenants = [tenant for tenant in ready if tenant not in blocked]
         if not tenants:
             return None
         tenant = self._shares.first(tenants)

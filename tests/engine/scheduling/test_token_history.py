@@ -5,8 +5,8 @@ import tracemalloc
 from array import array
 
 import pytest
-from roost.engine.scheduling import token_history as recent
-from roost.engine.scheduling.token_history import TokenHistories, TokenHistory
+from roost.engine.scheduling import running_request as recent
+from roost.engine.scheduling.running_request import TokenHistories, TokenHistory
 
 
 def packed(token_ids: list[int]) -> bytes:

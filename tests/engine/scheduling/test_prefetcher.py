@@ -13,7 +13,7 @@ from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.core.snapshot import Snapshot, chunk_snapshots
 from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.prefix_cache.tree import PrefixKey
-from roost.engine.scheduling.cached_prefixes import Fetch
+from roost.engine.scheduling.prefetcher import Fetch
 from roost.engine.scheduling.scheduler import Scheduler
 
 LIMITS = StepLimits(512, 512)

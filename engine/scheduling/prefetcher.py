@@ -1,16 +1,14 @@
-"""Use of the prefix cache: searches on disk while requests wait, restores when they start, inserts while they run."""
+"""Searches on disk for the prompts of requests while they wait for a slot."""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ..core.request import FinishReason, Request, TokenOutput
-from ..core.snapshot import BlockState, Snapshot
+from ..core.request import Request
+from ..core.snapshot import Snapshot
 from ..prefix_cache.cache import PrefixCache
 from ..prefix_cache.tree import PrefixKey
-from .running_request import RunningRequest
 from .waiting_queue import WaitingQueue
 
 _MAX_SECONDS: Final = 5.0
@@ -36,19 +34,6 @@ class Fetch:
     found: Snapshot | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedState:
-    """State of a request that has just ended. It lies in the slot until the next batch is planned.
-
-    Attributes:
-      history: All tokens that the state covers.
-      slot: Slot that the request had.
-    """
-
-    history: PrefixKey
-    slot: int
-
-
 class Prefetcher:
     """Holds requests in the queue, where they keep their places, until their prompts were searched for on disk.
 
@@ -58,13 +43,13 @@ class Prefetcher:
 
     Args:
       waiting: Requests without a slot.
-      cache: The prefix cache, which limits the number of searches; None holds no request.
+      cache: A prefix cache with a tier on disk, which limits the number of searches.
     """
 
-    def __init__(self, waiting: WaitingQueue, cache: PrefixCache | None) -> None:
+    def __init__(self, waiting: WaitingQueue, cache: PrefixCache) -> None:
         self._waiting = waiting
         self._cache = cache
-        self._max_fetches = 0 if cache is None else cache.max_fetches
+        self._max_fetches = cache.max_fetches
         self._queued: dict[str, Fetch] = {}
         self._running: dict[Fetch, None] = {}
         self._done: dict[str, Fetch] = {}
@@ -85,7 +70,7 @@ class Prefetcher:
 
     def offer(self, request: Request) -> None:
         """Holds a request that was just queued, if the disk may have a longer prefix of its prompt than memory."""
-        if self._cache is None or not self._max_fetches or self._is_stuck or request.params.prompt_logprobs is not None:
+        if self._is_stuck or request.params.prompt_logprobs is not None:
             return
         parent = request.fork_of
         if parent is not None and parent in self._waiting:  # the parent prefills the prompt for both
@@ -153,7 +138,6 @@ class Prefetcher:
 
     def _needs_search(self, fetch: Fetch) -> bool:
         """Returns whether the disk may have a longer prefix than memory has by now."""
-        assert self._cache is not None
         state = fetch.request.state
         fetch.above = max(self._cache.matched_length(fetch.key), 0 if state is None else state.length)
         return fetch.above < len(fetch.key)
@@ -163,73 +147,3 @@ class Prefetcher:
         self._queued.pop(request_id, None)
         for each in (request_id, *self._forks.pop(request_id, ())):
             self._waiting.release(each)
-
-
-class CachedPrefixes:
-    """Use of the prefix cache by running requests. Only memory is searched: files were read while a request waited.
-
-    Args:
-      cache: The prefix cache; None restores only snapshots that come with a request.
-    """
-
-    def __init__(self, cache: PrefixCache | None) -> None:
-        self._cache = cache
-
-    def restore(self, running: RunningRequest, fetch: Fetch | None) -> None:
-        """Restores the longest known prefix of a request's prompt, unless its prompt tokens are scored or it is a fork.
-
-        Args:
-          running: Request that just got its slot, or whose parent has ended.
-          fetch: Search on disk for the same request, if there was one.
-        """
-        if self._cache is not None:
-            running.key = _key_of(running, fetch)
-        if running.parent is not None or running.request.params.prompt_logprobs is not None:
-            return
-        snapshots = (self._look_up(running, fetch), _own_snapshot(running))
-        longest = max(filter(None, snapshots), key=lambda snapshot: snapshot.length, default=None)
-        if longest is not None:
-            running.restore_from(longest)
-
-    def insert(self, running: RunningRequest, block_states: Sequence[BlockState]) -> None:
-        """Inserts the states that a chunk has left, as long as all states of the request were finite.
-
-        The request may have ended: its states are computed, and another request may use them.
-        """
-        running.is_finite = running.is_finite and all(state.is_finite for state in block_states)
-        if self._cache is not None and running.key is not None and running.is_finite:
-            running.last_snapshot = self._cache.insert_chunk(running.key, running.last_snapshot, block_states)
-
-    def finished_state(self, running: RunningRequest, output: TokenOutput) -> FinishedState | None:
-        """Returns the state that an ended request has left in its slot, if an inexact cache takes it in.
-
-        The last token was sampled, but never processed. After the first token, the state is that of the prompt.
-        """
-        is_whole = output.finish_reason is not FinishReason.ERROR and len(running.token_ids) > 1
-        if not is_whole or self._cache is None or not self._cache.is_inexact:
-            return None
-        request = running.request
-        tokens = request.prompt_token_ids + tuple(running.token_ids[:-1])
-        return FinishedState(PrefixKey.of(tokens, request.cache_salt), running.slot)
-
-    def _look_up(self, running: RunningRequest, fetch: Fetch | None) -> Snapshot | None:
-        if self._cache is None or running.key is None:
-            return None
-        return self._cache.match_prefix(running.key, None if fetch is None else fetch.found)
-
-
-def _key_of(running: RunningRequest, fetch: Fetch | None) -> PrefixKey:
-    """Returns the key of a request's prompt, with the parent's or the search's bytes where there are any."""
-    request, parent = running.request, running.parent
-    if parent is not None and parent.key is not None:
-        return PrefixKey(request.cache_salt, parent.key.tokens)
-    if running.key is not None:
-        return running.key
-    return PrefixKey.of(request.prompt_token_ids, request.cache_salt) if fetch is None else fetch.key
-
-
-def _own_snapshot(running: RunningRequest) -> Snapshot | None:
-    """Returns the snapshot that came with the request, if it leaves at least one token to prefill."""
-    snapshot = running.request.state
-    is_useful = snapshot is not None and snapshot.length < len(running.request.prompt_token_ids)
-    return snapshot if is_useful else None
