@@ -25,8 +25,8 @@ from ..generation.state_files import StateFiles
 from ..generation.state_store import StateStore
 from ..lifecycle.engine_config import engine_config
 from ..lifecycle.engine_loading import LoadProgress, exit_while_loading, is_loading, make_engine
-from ..lifecycle.http_server import HttpServer, Listeners, serve_until_stopped, uvicorn_config
-from ..lifecycle.lifecycle import Lifecycle, Timeouts
+from ..lifecycle.http_server import HttpServer, Listeners, uvicorn_config
+from ..lifecycle.lifecycle import Lifecycle, Timeouts, serve_until_stopped
 from ..lifecycle.signals import Signals, exit_now
 from ..lifecycle.startup_message import greeting, summary
 from ..middleware.auth import Access, load_access

@@ -17,8 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ...engine import ConfigError
 from ..settings import Settings
-from ..transport.limited_connection import LimitedConnection
-from .lifecycle import STOP_TIMEOUT_S, Lifecycle
+from ..transport.connection import LimitedConnection
+from .lifecycle import STOP_TIMEOUT_S
 from .signals import Signals
 
 _KEEP_ALIVE_S: Final = 75
@@ -69,26 +69,6 @@ async def _accept_backlog(listeners: Sequence[socket.socket]) -> None:
         poll.register(listener, select.POLLIN)
     while poll.poll(0):  # noqa: ASYNC110 - the event loop accepts, without an event to wait for
         await asyncio.sleep(_POLL_INTERVAL_S)
-
-
-async def serve_until_stopped(
-    lifecycle: Lifecycle, server: uvicorn.Server, listeners: list[socket.socket]
-) -> BaseException | None:
-    """Accepts requests from before the engine is ready until its lifecycle ends.
-
-    Returns:
-      The engine's failure, if any.
-    """
-
-    async def run() -> BaseException | None:
-        try:
-            return await lifecycle.run()
-        finally:
-            server.should_exit = True
-
-    running = asyncio.create_task(run())
-    await server.serve(sockets=listeners)
-    return await running
 
 
 def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:

@@ -2,21 +2,26 @@
 
 import asyncio
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+import uvicorn
+
 from ...engine import EngineDeadError
 from ..generation.service import Service
 from ..observability.logging import say
 from .signals import Signals
-from .watchdog import Watchdog
 
 STOP_TIMEOUT_S: Final = 2.0
 """Seconds that the engine may take to stop, and then the connections to close, before they are cut off."""
 
 _POLL_INTERVAL_S: Final = 0.05
+
+_MAX_INTERVAL_S: Final = 1.0
+"""Maximum time counted between two checks: while the whole process is frozen, a step cannot advance either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +124,49 @@ class Lifecycle:
         return self._engine.error
 
 
+async def serve_until_stopped(
+    lifecycle: Lifecycle, server: uvicorn.Server, listeners: list[socket.socket]
+) -> BaseException | None:
+    """Accepts requests from before the engine is ready until its lifecycle ends.
+
+    Returns:
+      The engine's failure, if any.
+    """
+    running = asyncio.create_task(lifecycle.run())
+    running.add_done_callback(lambda _: setattr(server, "should_exit", True))
+    await server.serve(sockets=listeners)
+    return await running
+
+
 def _drain_message(num_requests: int, is_busy: bool, seconds: float) -> str:
     if not is_busy:
         return "shutting down: no request is open"
     requests = "1 open request" if num_requests == 1 else f"{num_requests} open requests"
     work = requests if num_requests else "responses in the background"
     return f"shutting down: draining {work} for at most {seconds:g} s; a second Ctrl-C or SIGTERM ends them at once"
+
+
+class Watchdog:
+    """Measures how long the engine has been in one step.
+
+    Args:
+      limit_s: Seconds after which a device step is considered stuck.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._step: int | None = None
+        self._spent_s = 0.0
+        self._last_check: float | None = None
+
+    def is_stuck(self, step: int | None, now: float) -> bool:
+        """Checks the current step. Call it regularly.
+
+        Args:
+          step: Number of the engine's current step; None between two steps.
+          now: Monotonic time in seconds.
+        """
+        passed = 0.0 if self._last_check is None else min(now - self._last_check, _MAX_INTERVAL_S)
+        self._spent_s = self._spent_s + passed if step is not None and step == self._step else 0.0
+        self._step, self._last_check = step, now
+        return self._spent_s >= self._limit_s

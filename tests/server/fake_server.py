@@ -19,7 +19,7 @@ from roost.server.text.generation_defaults import GenerationDefaults
 from roost.server.text.grammar import GrammarCompiler
 from roost.server.text.served_model import ServedModel
 from roost.server.text.tokenizer import Tokenizer
-from roost.server.transport.limited_connection import LimitedConnection
+from roost.server.transport.connection import LimitedConnection
 
 VOCAB_SIZE = 512
 

@@ -12,8 +12,8 @@ from fake_server import until
 from roost.engine import ConfigError
 from roost.server.app import create_app
 from roost.server.generation.service import Service
-from roost.server.lifecycle.http_server import HttpServer, listen, serve_until_stopped
-from roost.server.lifecycle.lifecycle import Lifecycle, Timeouts
+from roost.server.lifecycle.http_server import HttpServer, listen
+from roost.server.lifecycle.lifecycle import Lifecycle, Timeouts, serve_until_stopped
 from roost.server.lifecycle.signals import Signals
 
 

@@ -15,8 +15,7 @@ from fake_server import until
 from roost.engine import CheckpointError, EngineDeadError
 from roost.server.app import create_app
 from roost.server.generation.service import Service
-from roost.server.lifecycle.http_server import serve_until_stopped
-from roost.server.lifecycle.lifecycle import Lifecycle, Timeouts
+from roost.server.lifecycle.lifecycle import Lifecycle, Timeouts, serve_until_stopped
 from roost.server.lifecycle.signals import Signals
 
 LONG = {"prompt": "a", "max_tokens": 1_000_000, "ignore_eos": True}

@@ -1,6 +1,6 @@
 """Watchdog of long steps, stuck steps, and a process that was frozen."""
 
-from roost.server.lifecycle.watchdog import Watchdog
+from roost.server.lifecycle.lifecycle import Watchdog
 
 
 def test_a_step_that_takes_too_long() -> None:

@@ -14,7 +14,7 @@ from fake_engine import FakeEngine
 from fake_server import until
 from roost.server.app import create_app
 from roost.server.generation.service import Service
-from roost.server.transport.limited_connection import MAX_PIPELINED, LimitedConnection
+from roost.server.transport.connection import MAX_PIPELINED, LimitedConnection
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: r\r\nContent-Type: application/json\r\n"
 BODY = b'{"prompt": "a", "max_tokens": 2}'
