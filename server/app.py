@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from .api.anthropic import messages
 from .api.anthropic.response_schemas import MessageEvent
 from .api.common.openapi import ERRORS, with_events
+from .api.common.routes import HeadAndOptions
 from .api.common.unknown_fields import FieldCheck
 from .api.native import abort, debug, generate, health, page, render, states, tokenize
 from .api.native.chat_page import FILES
@@ -23,10 +24,8 @@ from .api.openai.response_schemas import ChatCompletionChunk, Completion, Respon
 from .error_responses import install_error_handlers
 from .generation.service import Service
 from .middleware.auth import Access, KeyAuthentication, PortSplit, needs_admin_key, needs_key
-from .middleware.body_limit import MAX_BODY_BYTES, MAX_KEPT_BYTES, BodyLimit
-from .middleware.drain import Drain
-from .middleware.http_methods import HeadAndOptions
-from .middleware.request_id import RequestScope
+from .middleware.request_body import MAX_BODY_BYTES, MAX_KEPT_BYTES, BodyLimit
+from .middleware.request_id import Drain, RequestScope
 from .request_warnings import HEADER as WARNINGS_HEADER
 
 _ROUTERS: Final = tuple(

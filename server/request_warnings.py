@@ -13,17 +13,13 @@ MAX_WARNINGS: Final = 16
 MAX_LENGTH: Final = 60
 """Maximum characters of one warning."""
 
-_warnings: Final[ContextVar[list[str]]] = ContextVar("warnings")
-
-
-def begin() -> None:
-    """Starts an empty list for the request of the current context."""
-    _warnings.set([])
+request_warnings: Final[ContextVar[list[str]]] = ContextVar("request_warnings")
+"""Warnings of the current HTTP request, in order."""
 
 
 def warn(text: str) -> None:
     """Adds a warning, unless it is there already or there are `MAX_WARNINGS`; longer ones are cut."""
-    warnings, text = _warnings.get([]), text[:MAX_LENGTH]
+    warnings, text = request_warnings.get([]), text[:MAX_LENGTH]
     if text not in warnings and len(warnings) < MAX_WARNINGS:
         warnings.append(text)
 
@@ -32,11 +28,6 @@ def warn_all(texts: Iterable[str]) -> None:
     """Adds several warnings."""
     for text in texts:
         warn(text)
-
-
-def current() -> Sequence[str]:
-    """Returns the warnings of the current request, in order."""
-    return tuple(_warnings.get([]))
 
 
 def header_value(warnings: Sequence[str]) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from .. import request_warnings
 from ..errors import ApiError, bad_value
+from ..request_warnings import warn, warn_all
 from ..text.grammar import GrammarError, GrammarSpec, json_spec, prepare
 from .conversation import FunctionTool, ToolOptions
 from .tools import calls_spec, parameters, text_or_calls_spec
@@ -152,7 +152,7 @@ def _known_tool(tool: FunctionTool) -> FunctionTool:
     except GrammarError:
         if tool.strict:
             raise
-        request_warnings.warn(f"tools.{tool.name}: parameters")
+        warn(f"tools.{tool.name}: parameters")
         return replace(tool, parameters=_ANY_ARGUMENTS)
 
 
@@ -178,7 +178,7 @@ def _enforceable(param: str, schema: Mapping[str, Any], *, is_strict: bool, clos
     prepared = prepare(schema, close_objects=close_objects)
     if is_strict and prepared.dropped:
         raise GrammarError(f"unsupported keyword: {', '.join(prepared.dropped)}")
-    request_warnings.warn_all(f"{param}: {keyword}" for keyword in prepared.dropped)
+    warn_all(f"{param}: {keyword}" for keyword in prepared.dropped)
     return prepared.schema
 
 

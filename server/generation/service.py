@@ -10,10 +10,10 @@ from typing import Final
 from uuid import uuid4
 
 from ...engine import AsyncEngine, EngineDeadError, QueueFullError, RequestTimeoutError, SamplingParams
-from .. import request_warnings
 from ..errors import bad_value, grammars_busy, not_generating, prompt_too_long
 from ..observability.logging import request_id
 from ..observability.metrics import Metrics
+from ..request_warnings import warn
 from ..tenancy.memory import is_large, keep
 from ..tenancy.open_requests import OpenRequests
 from ..tenancy.tenant import tenant
@@ -210,7 +210,7 @@ class Service:
             for fallback in constraint.fallbacks:
                 with suppress(GrammarError):
                     grammar = await self.grammars.compile(fallback.spec)
-                    request_warnings.warn(fallback.warning)
+                    warn(fallback.warning)
                     return grammar
             raise
 

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from ...engine import TenantStore
 from ..error_kinds import ErrorKind
 from ..errors import ApiError, body_too_large, too_many_bytes
-from ..http_requests import refuse_encoding, until_disconnect
+from ..middleware.request_body import refuse_encoding, until_disconnect
 from ..tenancy.tenant import tenant
 from ..tenancy.tenant_locks import TenantLocks
 

@@ -1,13 +1,15 @@
-"""Limits on request bodies: bytes of one body, and of all bodies and requests together."""
+"""Receives requests: limits on their bodies, which must not be compressed, and disconnects of clients."""
 
-from collections.abc import Collection
-from typing import Final
+import asyncio
+from collections.abc import Collection, Coroutine
+from typing import Any, Final
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..error_responses import send_error
-from ..errors import body_too_large
+from ..errors import body_too_large, encoded_body
 from ..tenancy.memory import ByteBudget, RequestMemory, request_memory
 
 MAX_BODY_BYTES: Final = 4 * 2**20
@@ -87,3 +89,45 @@ def _content_length(scope: Scope) -> int:
     """Returns the body's size according to its header, or 0 without one."""
     length = Headers(scope=scope).get("content-length", "0")
     return int(length) if length.isdecimal() else 0
+
+
+async def until_disconnect[T](receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine until it returns or the client disconnects; uvicorn by itself would let it run on.
+
+    Args:
+      receive: ASGI channel of the request, whose body must have been read.
+      work: Coroutine that runs as a task of its own.
+
+    Returns:
+      Result of the coroutine.
+
+    Raises:
+      ClientDisconnect: The client disconnected first; the task was cancelled and has ended.
+    """
+    task = asyncio.create_task(work)
+    watcher = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def refuse_encoding(headers: Headers) -> None:
+    """Checks that a request's body is not compressed.
+
+    Raises:
+      ApiError: The `content-encoding` header names an encoding.
+    """
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise encoded_body(encoding)

@@ -1,4 +1,4 @@
-"""Request ids, the access log, and a response for requests that raise. The outermost middleware."""
+"""Request ids, the access log, responses for requests that raise, and draining of requests on shutdown."""
 
 import logging
 import re
@@ -10,10 +10,11 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .. import request_warnings
 from ..error_responses import send_error
-from ..errors import CLIENT_CLOSED_REQUEST, internal_error
+from ..errors import CLIENT_CLOSED_REQUEST, internal_error, shutting_down
 from ..observability.logging import ACCESS_LOGGER, error_reason, request_id
+from ..request_warnings import HEADER, header_value, request_warnings
+from ..tenancy.open_requests import OpenRequests
 from ..tenancy.tenant import tenant
 
 _SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -25,11 +26,14 @@ _MAX_PATH: Final = 200
 _QUIET: Final = ("/health", "/health/ready", "/health_generate", "/load", "/metrics")
 """Paths that are polled every few seconds, so that they are logged at debug level only."""
 
+_UNCOUNTED: Final = ("/health", "/health/ready", "/load", "/metrics", "/version")
+"""Paths that are served until the end, and that shutdown does not wait for."""
+
 _logger = logging.getLogger(ACCESS_LOGGER)
 
 
 class RequestScope:
-    """Gives each request an id, a log line, and a response even if the application raises."""
+    """Gives each request an id, a log line, and a response even if the application raises. The outermost middleware."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -39,7 +43,7 @@ class RequestScope:
             await self._app(scope, receive, send)
             return
         request_id.set(_request_id(scope))
-        request_warnings.begin()
+        request_warnings.set([])
         error_reason.set([])
         tenant.set("")  # a pipelined request starts in the context of the previous one
         exchange = _Exchange(scope, receive, send)
@@ -83,8 +87,8 @@ class _Exchange:
             headers["x-request-id"] = headers["request-id"] = request_id.get()  # OpenAI's and Anthropic's names
             headers["openai-version"] = "2020-10-01"
             headers["openai-processing-ms"] = f"{self._elapsed() * 1000:.0f}"
-            if warnings := request_warnings.current():
-                headers[request_warnings.HEADER] = request_warnings.header_value(warnings)
+            if warnings := request_warnings.get():
+                headers[HEADER] = header_value(warnings)
         else:
             self._complete = not message.get("more_body", False)
         await self._send(message)
@@ -105,6 +109,31 @@ class _Exchange:
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._started
+
+
+class Drain:
+    """Counts open requests, and refuses new ones once shutdown has closed the server.
+
+    Args:
+      app: Wrapped application.
+      open_requests: Counter that lifecycle and middleware share.
+    """
+
+    def __init__(self, app: ASGIApp, open_requests: OpenRequests) -> None:
+        self._app = app
+        self._open_requests = open_requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in _UNCOUNTED:
+            await self._app(scope, receive, send)
+        elif self._open_requests.is_accepting:
+            self._open_requests.count += 1
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._open_requests.count -= 1
+        else:
+            await send_error(shutting_down(), scope, receive, send)
 
 
 def _path(scope: Scope) -> str:

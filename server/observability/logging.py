@@ -37,7 +37,6 @@ def set_up_logging(level: int = logging.INFO, *, as_json: bool = False, access_l
     """
     handler = _StderrHandler()
     handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter(_FORMAT, datefmt="%Y-%m-%d %H:%M:%S"))
-    handler.addFilter(_add_request_id)
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
     logging.getLogger("roost").setLevel(level)
     logging.getLogger(ACCESS_LOGGER).setLevel(logging.NOTSET if access_log else logging.WARNING)
@@ -92,7 +91,7 @@ class _TextFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        record.message = record.getMessage()
+        record.message, record.request_id = record.getMessage(), request_id.get()
         record.asctime = self.formatTime(record, self.datefmt)
         lines = [_printable(self.formatMessage(record))]
         if record.exc_info:
@@ -134,8 +133,3 @@ class _StderrHandler(logging.Handler):
             print(f"{self.format(record)}\n", end="", file=sys.stderr, flush=True)  # one write per line
         except Exception:  # as in every handler: a lost line must not fail a request
             self.handleError(record)
-
-
-def _add_request_id(record: logging.LogRecord) -> bool:
-    record.request_id = request_id.get()
-    return True

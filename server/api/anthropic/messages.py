@@ -3,12 +3,12 @@
 from fastapi import APIRouter, Request, Response
 
 from ....engine import SamplingParams
-from ... import request_warnings
 from ...errors import bad_value
 from ...generation.conversation import ConversationMessage, ToolOptions
 from ...generation.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
+from ...request_warnings import warn_all
 from ...text.chat_template import Ending
 from ..common.openapi import ANTHROPIC_ERRORS, streamable
 from ..common.routes import AnyService, JsonRoute, ReadyService
@@ -26,7 +26,7 @@ router = APIRouter(route_class=JsonRoute)
 async def create_message(body: MessagesBody, request: Request, service: ReadyService) -> Response:
     """Returns the assistant's next message."""
     check_body(body, request)
-    request_warnings.warn_all(body.dropped)
+    warn_all(body.dropped)
     spec = await messages_spec(body, service)
     counts_cache = body.wants_cache and service.engine.stats.cache.budget > 0
     builder = MessageBuilder(service.model, spec.prompts[0], counts_cache=counts_cache)

@@ -1,9 +1,9 @@
-"""The service dependency of routes, and routes that parse JSON bodies strictly."""
+"""Routes: the service that they depend on, strict parsing of JSON bodies, and HEAD and OPTIONS on every path."""
 
 import codecs
 import gc
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Request, Response
@@ -11,15 +11,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import ApiError, bad_value, from_exception, model_loading
 from ...generation.service import Service
-from ...http_requests import refuse_encoding
+from ...middleware.request_body import refuse_encoding
 from ...tenancy.memory import request_memory, size_of
 from ...tenancy.workers import Workers
 
 MAX_CONTAINERS: Final = 2**17
 """Maximum number of arrays and objects in a body. The maximum number of messages, each with parts, has fewer."""
+
+_METHODS: Final = ("DELETE", "GET", "POST")
 
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
@@ -154,3 +158,58 @@ def parse_json(body: bytes | bytearray) -> Any:
 
 def _not_json(reason: str) -> ApiError:
     return bad_value(None, f"the body is not valid JSON: {reason}")
+
+
+class HeadAndOptions:
+    """Middleware that responds to HEAD like GET without the body, and to OPTIONS with the methods of a path.
+
+    Load balancers probe with them.
+
+    Args:
+      app: Wrapped application.
+      routes: Routes of the application; later additions count.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = scope.get("method")
+        if method == "OPTIONS" and (methods := self._methods(scope)):
+            allow = ", ".join(sorted({*methods, "OPTIONS"})).encode()
+            await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", allow)]})
+            await send({"type": "http.response.body", "body": b""})
+        elif method == "HEAD" and "GET" in self._methods(scope):
+            head = _HeadOnly(receive, send)
+            await self._app({**scope, "method": "GET"}, head.receive, head.send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _methods(self, scope: Scope) -> set[str]:
+        if scope["path"] == "*":
+            return set(_METHODS)
+        methods = {method for method in _METHODS if self._has_route({**scope, "method": method})}
+        return methods | {"HEAD"} if "GET" in methods else methods
+
+    def _has_route(self, scope: Scope) -> bool:
+        return any(route.matches(scope)[0] is Match.FULL for route in self._routes)
+
+
+class _HeadOnly:
+    """Sends a response's head without the body; the application then sees a client that disconnected."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._is_sent = False
+
+    async def receive(self) -> Message:
+        return {"type": "http.disconnect"} if self._is_sent else await self._receive()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] != "http.response.start":
+            return
+        await self._send(message)
+        await self._send({"type": "http.response.body", "body": b""})
+        self._is_sent = True

@@ -13,14 +13,14 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from ... import request_warnings
 from ...errors import from_exception
 from ...generation.choices import Choice
 from ...generation.delta import Delta
 from ...generation.generation import Generation, collect
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
-from ...http_requests import until_disconnect
+from ...middleware.request_body import until_disconnect
+from ...request_warnings import request_warnings
 from ...tenancy.workers import Workers
 from .json_response import made_json_response
 from .response_builder import ResponseBuilder
@@ -74,7 +74,7 @@ async def respond(
       ClientDisconnect: The client disconnected before the response began.
     """
     choices = await choices_of(service, request, spec)
-    report = {"warnings": request_warnings.current()} if report_warnings else {}
+    report = {"warnings": tuple(request_warnings.get([]))} if report_warnings else {}
     async with AsyncExitStack() as resources:
         generation = await resources.enter_async_context(service.generation(builder.id, choices))
         if not stream:

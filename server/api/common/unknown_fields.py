@@ -9,9 +9,9 @@ from typing import Final
 import orjson
 from fastapi import Request
 
-from ... import request_warnings
 from ...errors import ApiError, bad_value, unknown_model
 from ...generation.service import Service
+from ...request_warnings import warn
 from .field_rules import Refusal
 from .schema_base import Body, Fields
 
@@ -55,7 +55,7 @@ class FieldCheck:
         hint = "" if guess is None else f"; did you mean {guess}?"
         if self._strict:
             raise bad_value(name, f"the field {name[:60]!r} is unknown{hint}")
-        request_warnings.warn(name if guess is None else f"{name} ({guess}?)")
+        warn(name if guess is None else f"{name} ({guess}?)")
         if name not in self._logged and len(self._logged) < _MAX_NAMES:
             self._logged.add(name)
             _logger.warning("the unknown field %.60r was ignored%s; this is logged once", name, hint)

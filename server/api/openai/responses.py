@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from ....engine import SamplingParams
-from ... import request_warnings
 from ...errors import ApiError, bad_value
 from ...generation.choices import Choice
 from ...generation.conversation import ConversationMessage, ToolOptions
@@ -17,6 +16,7 @@ from ...generation.output_constraint import OutputConstraint, constraint, json_c
 from ...generation.response_store import pack
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
+from ...request_warnings import warn_all
 from ...text.grammar import OBJECT_SCHEMA
 from ..common.encoding import TYPED_EVENTS, to_json
 from ..common.json_response import json_response
@@ -135,7 +135,7 @@ async def _prepare(body: ResponseBody, service: Service) -> tuple[GenerationSpec
     Raises:
       ApiError: The body cannot be converted.
     """
-    request_warnings.warn_all(body.dropped)
+    warn_all(body.dropped)
     previous = service.responses.previous(body.previous_response_id)
     referred = await service.responses.items(body.references)
     async with service.responses.unpacked(previous) as earlier:

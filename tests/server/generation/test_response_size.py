@@ -23,7 +23,7 @@ from roost.server.api.openai.schemas import ChatBody, CompletionBody, GenerateBo
 from roost.server.app import create_app
 from roost.server.generation.response_size import MAX_RESPONSE_BYTES, response_size
 from roost.server.generation.service import Service
-from roost.server.middleware.body_limit import BodyLimit
+from roost.server.middleware.request_body import BodyLimit
 from roost.server.text.piece_tokenizer import SentencePieceTokenizer
 from roost.server.text.tokenizer import Tokenizer
 from starlette.types import Message, Scope
