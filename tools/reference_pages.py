@@ -7,7 +7,8 @@
 
 import argparse
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, cast
@@ -61,36 +62,86 @@ def _setting_row(setting: SettingReference) -> str:
 
 
 def endpoints_page() -> str:
-    """Returns the page of all endpoints, and of the fields of their bodies."""
+    """Returns the page of all endpoints, of their parameters, and of the fields of their bodies."""
     document = create_app(cast(Service, SimpleNamespace(open_requests=None))).openapi()
     schemas: Mapping[str, Any] = document["components"]["schemas"]
+    operations = {
+        f"{method.upper()} {path}": operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
     lines = [
         _NOTE,
         "",
         "# Endpoints and fields",
         "",
         "`/openapi.json` of a running server has the same in full. [Compatibility](compatibility.md) says what is left",
-        "out, and what happens to fields that aren't listed here.",
+        "out, and what happens to fields that aren't listed here. [Errors](errors.md) lists the statuses. `null` means",
+        "the same as leaving a field out.",
         "",
         "| path | meaning |",
         "| --- | --- |",
+        *(_row(f"`{name}`", _first_line(operation)) for name, operation in operations.items()),
     ]
     bodies: dict[str, list[str]] = {}
-    for path, methods in document["paths"].items():
-        for method, operation in methods.items():
-            name = f"{method.upper()} {path}"
-            lines.append(_row(f"`{name}`", _first_line(operation)))
-            body = _body_of(operation)
-            if body is not None:
-                bodies.setdefault(body, []).append(name)
+    for name, operation in operations.items():
+        body = _body_of(operation)
+        if body is not None:
+            bodies.setdefault(body, []).append(name)
     for body, names in bodies.items():
-        lines += ["", f"## {' and '.join(f'`{each}`' for each in names)}", ""]
-        lines += [_row("field", "type", "default", "meaning"), _RULE]
-        required = set(schemas[body].get("required", ()))
-        for name, schema in schemas[body].get("properties", {}).items():
-            default = "required" if name in required else _default(schema)
-            lines.append(_row(f"`{name}`", _type(schema), default, schema.get("description", "")))
+        lines += ["", f"## {', '.join(f'`{each}`' for each in names)}", "", *_field_rows(schemas[body], schemas)]
+    lines += _parameters(operations, schemas)
+    lines += ["", "## Objects in bodies"]
+    for name in _objects_in(bodies, schemas):
+        lines += ["", f"### {name}", "", *_field_rows(schemas[name], schemas)]
     return _page(lines)
+
+
+def _field_rows(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
+    yield from (_row("field", "type", "default", "meaning"), _RULE)
+    required = set(schema.get("required", ()))
+    for name, field in sorted(schema.get("properties", {}).items(), key=lambda each: each[0] not in required):
+        default = "required" if name in required else _default(field)
+        yield _row(f"`{name}`", _type(field, schemas), default, field.get("description", ""))
+
+
+def _parameters(operations: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the section about parameters in URLs. Ids in paths need no words."""
+    yield from ("", "## Parameters in the URL", "", _row("endpoint", "parameter", "type", "default", "meaning"))
+    yield "|" + " --- |" * 5
+    for name, operation in operations.items():
+        for each in operation.get("parameters", ()):
+            if each["in"] == "query":
+                cells = _type(each["schema"], schemas), _default(each["schema"]), each.get("description", "")
+                yield _row(f"`{name}`", f"`{each['name']}`", *cells)
+
+
+def _objects_in(bodies: Iterable[str], schemas: Mapping[str, Any]) -> Sequence[str]:
+    """Returns the names of all objects that bodies hold, in the order of the bodies' fields."""
+    found: dict[str, None] = {}
+    pending = [schemas[body] for body in reversed(list(bodies))]
+    while pending:
+        schema = pending.pop()
+        inner = []
+        for reference in _references(schema):
+            if reference not in found:
+                found[reference] = None
+                inner.append(schemas[reference])
+        pending += reversed(inner)
+    return [name for name in found if "properties" in schemas[name]]
+
+
+def _references(schema: Any) -> Iterator[str]:
+    """Yields the names of the schemas that a schema refers to."""
+    if isinstance(schema, list):
+        for each in schema:
+            yield from _references(each)
+    elif isinstance(schema, dict):
+        if isinstance(schema.get("$ref"), str):
+            yield schema["$ref"].rpartition("/")[2]
+        for key, value in schema.items():
+            if key not in ("discriminator", "default"):
+                yield from _references(value)
 
 
 def _first_line(operation: Mapping[str, Any]) -> str:
@@ -106,29 +157,32 @@ def _body_of(operation: Mapping[str, Any]) -> str | None:
 
 def _default(schema: Mapping[str, Any]) -> str:
     default = schema.get("default")
-    return "–" if default is None or default in ("", [], {}) else f"`{default}`"
+    return "–" if default is None or default in ("", [], {}) else f"`{json.dumps(default)}`"
 
 
-def _type(schema: Mapping[str, Any]) -> str:
-    """Returns a schema's type with its bounds, such as "number ≥ 0"."""
+def _type(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> str:
+    """Returns a schema's type with its bounds, such as "number ≥ 0", and with a link to an object's section."""
     if "$ref" in schema:
-        return str(schema["$ref"].rpartition("/")[2])
+        name = str(schema["$ref"].rpartition("/")[2])
+        return f"[{name}](#{name.lower()})" if "properties" in schemas[name] else _type(schemas[name], schemas)
     for word in ("anyOf", "oneOf"):
         if word in schema:
-            return " or ".join(dict.fromkeys(_type(each) for each in schema[word] if each.get("type") != "null"))
+            kinds = (_type(each, schemas) for each in schema[word] if each.get("type") != "null")
+            return " or ".join(dict.fromkeys(kinds))
     if "enum" in schema:
         return ", ".join(f"`{each}`" for each in schema["enum"] if each is not None)
     if "const" in schema:
         return f"`{schema['const']}`"
     if schema.get("type") == "array":
-        return f"list of {_type(schema.get('items', {}))}"
+        return f"list of {_type(schema.get('items', {}), schemas)}"
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = ", ".join(f"{sign} {_number(schema[name])}" for name, sign in bounds.items() if name in schema)
     return f"{schema.get('type', 'any')} {limits}".strip()
 
 
 def _number(value: float) -> str:
-    return f"{int(value):,}" if value == int(value) else str(value)
+    powers = {2.0**31: "2^31", -(2.0**31): "-2^31"}
+    return powers.get(value) or (f"{int(value):,}" if value == int(value) else str(value))
 
 
 _ERRORS_START: Final = """

@@ -104,6 +104,7 @@ class SamplingField:
       request: Values that request bodies take; None means that bodies don't have the field as a plain number.
       checkpoint: Values that `generation_config.json` takes; None means that the file cannot set a default.
       column: Device array of the same name; None means that the field is not sent to the device as it is.
+      description: Sentences for the schema of requests; empty where bodies don't have the field as a plain number.
     """
 
     default: Number | None
@@ -111,6 +112,7 @@ class SamplingField:
     request: Range | None = None
     checkpoint: Range | None = None
     column: Column | None = None
+    description: str = ""
 
     @property
     def kind(self) -> type:
@@ -125,9 +127,10 @@ def sampling_field(
     request: Range | None = None,
     checkpoint: Range | None = None,
     column: Column | None = None,
+    description: str = "",
 ) -> Any:
     """Declares a dataclass field as a row of the table; see `SamplingField` for the arguments."""
-    row = SamplingField(default, valid, request, checkpoint, column)
+    row = SamplingField(default, valid, request, checkpoint, column, description)
     return field(default=default, metadata={_KEY: row})
 
 
@@ -149,6 +152,8 @@ _SHARE: Final = Range(ge=0, le=1)
 _LOGIT_CHANGE: Final = Range(ge=-1e30, le=1e30)
 """Biases and penalties with which no logit leaves the range of float32."""
 
+_PENALTIES_LOOK_BACK: Final = f" Penalties look back on {PENALTY_WINDOW} generated tokens."
+
 _FLOAT: Final = "float32"
 _INT: Final = "int32"
 
@@ -159,16 +164,9 @@ class SamplingParams:
 
     Attributes:
       max_tokens: Maximum number of tokens to generate. None generates until the model stops; 0 only reads the prompt.
-      temperature: Divisor of logits. 0, and what float32 rounds to 0, is greedy decoding.
-      top_k: Number of most likely tokens to keep, with ties of the last; 0 keeps all.
-      top_p: Probability mass to keep: the smallest set of most likely tokens that reaches it, after `top_k`.
-      min_p: Probability, relative to that of the most likely token, below which tokens are dropped.
-      typical_p: Probability mass to keep of the remaining tokens, starting with those whose surprise is nearest to the
-        entropy; ties of the last are kept (locally typical sampling, arXiv 2202.00666).
-      frequency_penalty: Subtracted from a token's logit each time it has been generated.
-      presence_penalty: Subtracted once from the logit of each token that has been generated.
-      repetition_penalty: Divisor of positive and factor of negative logits of tokens in the prompt or the output.
-        All three penalties look back on `PENALTY_WINDOW` generated tokens.
+      temperature, top_k, top_p, min_p, typical_p: See the rows' descriptions. A temperature that float32 rounds to 0 is
+        greedy decoding, too; `top_p` is above 0 here.
+      frequency_penalty, presence_penalty, repetition_penalty: See the rows' descriptions.
       logit_bias: Pairs of id and number that is added to the id's logit, before penalties.
       allowed_token_ids: The only ids that may be chosen; None allows all.
       bad_words: Sequences of ids that must not be generated.
@@ -196,6 +194,7 @@ class SamplingParams:
         request=Range(ge=0, le=2),
         checkpoint=Range(ge=0),
         column=Column(_FLOAT, 0.0),
+        description="Divisor of the logits; 0 always takes the most likely token.",
     )
     top_k: int = sampling_field(
         0,
@@ -203,6 +202,7 @@ class SamplingParams:
         request=Range(ge=-1, lt=2**31),
         checkpoint=Range(ge=0),
         column=Column(_INT, 0),
+        description="Number of most likely tokens to keep, with ties of the last; 0 and -1 keep all.",
     )
     top_p: float = sampling_field(
         1.0,
@@ -210,6 +210,8 @@ class SamplingParams:
         request=_SHARE,
         checkpoint=Range(gt=0, le=1),
         column=Column(_FLOAT, 1.0),
+        description="Probability mass to keep: the smallest set of most likely tokens that reaches it, after `top_k`. "
+        "0 takes the most likely token.",
     )
     min_p: float = sampling_field(
         0.0,
@@ -217,6 +219,7 @@ class SamplingParams:
         request=_SHARE,
         checkpoint=_SHARE,
         column=Column(_FLOAT, 0.0),
+        description="Probability, relative to that of the most likely token, below which tokens are dropped.",
     )
     typical_p: float = sampling_field(
         1.0,
@@ -224,16 +227,30 @@ class SamplingParams:
         request=Range(ge=1e-6, le=1),
         checkpoint=Range(gt=0, le=1),
         column=Column(_FLOAT, 1.0),
+        description="Probability mass to keep of the remaining tokens, starting with those whose surprise is nearest "
+        "to the entropy; ties of the last are kept (locally typical sampling, arXiv 2202.00666).",
     )
     frequency_penalty: float = sampling_field(
-        0.0, _LOGIT_CHANGE, request=Range(ge=-2, le=2), column=Column(_FLOAT, 0.0)
+        0.0,
+        _LOGIT_CHANGE,
+        request=Range(ge=-2, le=2),
+        column=Column(_FLOAT, 0.0),
+        description="Number to subtract from a token's logit for each time it was generated." + _PENALTIES_LOOK_BACK,
     )
-    presence_penalty: float = sampling_field(0.0, _LOGIT_CHANGE, request=Range(ge=-2, le=2), column=Column(_FLOAT, 0.0))
+    presence_penalty: float = sampling_field(
+        0.0,
+        _LOGIT_CHANGE,
+        request=Range(ge=-2, le=2),
+        column=Column(_FLOAT, 0.0),
+        description="Number to subtract once from the logit of each token that was generated." + _PENALTIES_LOOK_BACK,
+    )
     repetition_penalty: float = sampling_field(
         1.0,
         Range(ge=1e-6, le=1e6),  # no logit leaves the range of float32
         request=Range(ge=1e-6, le=10),
         column=Column(_FLOAT, 1.0),
+        description="Divisor of positive and factor of negative logits of tokens in the prompt or the output."
+        + _PENALTIES_LOOK_BACK,
     )
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_token_ids: tuple[int, ...] | None = None

@@ -28,6 +28,11 @@ def test_reference_pages_are_those_of_the_code(tmp_path: Path) -> None:
         )
 
 
+def test_each_field_has_a_meaning() -> None:
+    rows = (ROOT / "docs" / "reference" / "endpoints.md").read_text().splitlines()
+    assert [row for row in rows if row.startswith("| `") and row.endswith("|  |")] == []
+
+
 @pytest.mark.parametrize(("name", "draw"), draw_pictures.PICTURES.items())
 def test_pictures_are_those_of_the_code(name: str, draw: Callable[[], str]) -> None:
     drawn = (draw_pictures.FOLDER / name).read_text()

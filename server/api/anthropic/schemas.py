@@ -18,7 +18,10 @@ class TextBlock(Fields):
     """A text. `cache_control` and `citations` are ignored."""
 
     type: Literal["text"]
+    """Kind of block."""
+
     text: str
+    """Text of the block."""
 
 
 Content = Annotated[Text | Annotated[Several[TextBlock], Tag("<list>")], TEXT_OR_LIST]
@@ -28,9 +31,16 @@ class ToolUseBlock(Fields):
     """A call that an assistant's message made."""
 
     type: Literal["tool_use"]
+    """Kind of block."""
+
     id: str
+    """Id of the call, which its result names."""
+
     name: FunctionName
+    """Name of the function."""
+
     input: dict[str, Any]
+    """Arguments of the call."""
 
     def as_call(self) -> FunctionCall:
         """Returns the call with its arguments as JSON text."""
@@ -41,8 +51,13 @@ class ToolResultBlock(Fields):
     """The result of a call. `is_error` is ignored, as the content says what went wrong."""
 
     type: Literal["tool_result"]
+    """Kind of block."""
+
     tool_use_id: str
+    """Id of the call whose result this is."""
+
     content: Content = ""
+    """Result as text."""
 
     def as_message(self) -> ConversationMessage:
         """Returns a message with the result."""
@@ -66,6 +81,7 @@ class OtherBlock(Fields):
         "web_fetch_tool_result",
         "web_search_tool_result",
     ]
+    """Kind of block, which is left out and, unless it is thinking, reported."""
 
 
 _THINKING: Final = ("redacted_thinking", "thinking")
@@ -94,7 +110,10 @@ class AnthropicMessage(Fields):
     """A message."""
 
     role: Literal["user", "assistant", "system"]
+    """Role of the author, in any order. If the last one is the assistant, the output continues its message."""
+
     content: Annotated[Text | Annotated[Several[Block], Tag("<list>")], TEXT_OR_LIST]
+    """Text, or blocks of text, calls and results."""
 
     def as_messages(self) -> list[ConversationMessage]:
         """Returns a message of its own for each result of a call, and one with the texts and calls."""
@@ -112,10 +131,19 @@ class AnthropicTool(Fields):
     """A function."""
 
     type: Literal["custom"] = "custom"
+    """Kind of tool."""
+
     name: FunctionName
+    """Name of the function."""
+
     description: str | None = None
+    """Purpose of the function, which the model reads."""
+
     input_schema: dict[str, Any]
+    """JSON schema of the arguments, an object."""
+
     strict: bool = False
+    """Whether a keyword of `input_schema` that cannot be enforced is a 400. Otherwise it is dropped and reported."""
 
     def as_tool(self) -> FunctionTool:
         """Returns the tool that the function is."""
@@ -126,6 +154,7 @@ class AnthropicOtherTool(OtherTool):
     """A tool that Anthropic's servers run or its models know."""
 
     name: str = ""
+    """Name of the tool."""
 
 
 def _kind_of_tool(value: Any) -> str:
@@ -143,21 +172,30 @@ class OutputFormat(Fields):
     """A JSON schema of the text."""
 
     type: Literal["json_schema"]
+    """Kind of format."""
+
     schema_: dict[str, Any] = Field(alias="schema")
+    """JSON schema of the text."""
 
 
 class OutputConfig(Fields):
     """Constraint on the output. `effort` is ignored."""
 
     format: OutputFormat | None = None
+    """Format of the text; any text by default."""
 
 
 class AnthropicToolChoice(Fields):
     """Whether and which tools the model may call."""
 
     type: Literal["auto", "any", "tool", "none"] = "auto"
+    """Whether the model may (`auto`), must (`any`) or must not call a function, or must call the one named."""
+
     name: FunctionName | None = None
+    """Name of the function, for the type `tool`."""
+
     disable_parallel_tool_use: bool = False
+    """Whether a response may hold only one call."""
 
     @model_validator(mode="after")
     def _names_its_tool(self) -> "AnthropicToolChoice":
@@ -183,10 +221,19 @@ class CountTokensBody(Body):
     field_rules: ClassVar[FieldRules] = MESSAGES_RULES
 
     messages: Annotated[Several[AnthropicMessage], Field(min_length=1)]
+    """Messages of the conversation, oldest first."""
+
     system: Content | None = None
+    """System text in front of the conversation."""
+
     tools: list[AnyAnthropicTool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    """Functions that the model may call. Anthropic's own tools are left out and reported."""
+
     tool_choice: AnthropicToolChoice = AnthropicToolChoice()
+    """Whether the model may or must call a function, or which one."""
+
     cache_control: dict[str, Any] | None = None
+    """Accepted: every prefix is cached. If present, `usage` counts cached tokens as Anthropic does."""
 
     def as_messages(self) -> list[ConversationMessage]:
         """Returns the system text and all messages."""
@@ -231,13 +278,29 @@ class MessagesBody(CountTokensBody, SamplingFields):
     """
 
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)]
+    """Maximum number of tokens to generate."""
+
     stream: bool = False
+    """Whether the response is a stream of server-sent events."""
+
     output_config: OutputConfig = OutputConfig()
+    """Constraint of the output to a JSON schema."""
+
     output_format: OutputFormat | None = None
+    """Constraint of the output to a JSON schema; Anthropic's older name."""
+
     stop_sequences: StopStringList = Field(default_factory=list)
+    """Strings at which the output ends. They are cut off."""
+
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Divisor of the logits; 0 always takes the most likely token. The default is the checkpoint's, or 1."""
+
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    """Number of most likely tokens to keep, with ties of the last; 0 keeps all. The default is the checkpoint's, or
+    0."""
+
     cache_salt: CacheSalt = ""
+    """Name of a separate prefix cache: requests reuse states only of requests with the same salt."""
 
 
 def _content(content: str | list[TextBlock]) -> str | tuple[str, ...]:

@@ -1,11 +1,17 @@
 """Lists in pages, as OpenAI's API has them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
 
 from ...errors import bad_value
 
 Order = Literal["asc", "desc"]
+
+Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of entries of a page.")]
+QueryOrder = Annotated[Order, Query(description="Order of the entries: `desc` begins with the newest.")]
+After = Annotated[str | None, Query(description="Id of the entry that the page follows; none begins with the first.")]
 
 
 def page[Item](

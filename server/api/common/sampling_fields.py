@@ -16,8 +16,13 @@ class SamplingFields(SchedulingFields):
     """Fields of all bodies that generate. The numbers are added by `with_numbers`."""
 
     seed: int | None = None
+    """Seed of all randomness: on CPU, the same request with the same seed gives the same tokens. Random by default."""
+
     ignore_eos: bool = False
+    """Whether generation goes on past end tokens. It then needs a limit of tokens."""
+
     min_tokens: Count = 0
+    """Number of tokens before which no end or stop token is chosen."""
 
 
 def with_numbers[B: BaseModel](*names: str) -> Callable[[type[B]], type[B]]:
@@ -42,5 +47,6 @@ def _number(name: str) -> tuple[Any, Any]:
     row = SAMPLING_FIELDS[name]
     bounds = {} if row.request is None else row.request.bounds
     if row.checkpoint is None:
-        return row.kind, Field(row.default, **bounds)
-    return row.kind | None, Field(None, **bounds)
+        return row.kind, Field(row.default, description=row.description, **bounds)
+    description = f"{row.description} The default is the checkpoint's, or {row.default:g}."
+    return row.kind | None, Field(None, description=description, **bounds)

@@ -59,7 +59,7 @@ class Fields(BaseModel):
       field_rules: Rules for the fields that the schema does not name.
     """
 
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, use_attribute_docstrings=True)
 
     field_rules: ClassVar[FieldRules] = NO_RULES
 
@@ -81,6 +81,7 @@ class Body(Fields):
     """Fields of all bodies."""
 
     model: str | None = None
+    """Name of the served model; any other name is a 404. Every request may leave it out."""
 
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -94,6 +95,13 @@ class SchedulingFields(Body):
     """
 
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
+    """Rank among the waiting requests of the same API key: the lowest number gets a slot first, as in vLLM."""
+
     queue_timeout: Seconds | None = None
+    """Maximum seconds without a slot, after which the request gets a 503; no limit by default."""
+
     timeout: Seconds | None = None
+    """Maximum seconds for the whole request, after which it gets a 504. `--request-timeout` is the upper limit."""
+
     return_warnings: bool = False
+    """Whether the response's field `warnings` lists what was dropped or ignored, as `x-roost-warnings` does."""

@@ -2,10 +2,10 @@
 
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Annotated, Any, Final
+from typing import Any, Final
 from uuid import uuid4
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from ....engine import MAX_TOKENS, SavedState, StateFileError, UnknownRequestError
 from ...error_kinds import ErrorKind
@@ -13,7 +13,7 @@ from ...errors import ApiError, bad_value
 from ...generation.service import Service
 from ...generation.state_files import StateFileResponse
 from ...tenancy.tenant import tenant
-from ..common.paging import Order, page
+from ..common.paging import After, Limit, QueryOrder, page
 from ..common.routes import AnyService, JsonRoute, ReadyService
 from ..common.unknown_fields import check_body
 from ..openai.response_schemas import DeletedObject
@@ -49,9 +49,9 @@ async def save_state(body: StateBody, request: Request, service: ReadyService) -
 @router.get("/v1/states", response_model=StateList)
 async def list_states(
     service: AnyService,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Order = "desc",
-    after: str | None = None,
+    limit: Limit = 20,
+    order: QueryOrder = "desc",
+    after: After = None,
 ) -> dict[str, Any]:
     """Lists the tenant's states, page by page."""
     states = service.states.of(tenant.get())

@@ -18,10 +18,13 @@ from .tool_schemas import FunctionName
 class ResponseTextPart(BaseModel):
     """A text, of either side."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
 
     type: Literal["input_text", "output_text"]
+    """Side that wrote the part."""
+
     text: str
+    """Text of the part."""
 
 
 ResponsePart = Annotated[
@@ -36,8 +39,13 @@ class MessageItem(Fields):
     """A message; items of responses may be sent back as they are."""
 
     type: Literal["message"] = "message"
+    """Kind of item."""
+
     role: str
+    """Role of the author: system, developer, user or assistant."""
+
     content: PartedText
+    """Text, or parts of a text."""
 
     def as_messages(self) -> list[ConversationMessage]:
         """Returns the message."""
@@ -48,9 +56,16 @@ class CallItem(Fields):
     """A call of a function."""
 
     type: Literal["function_call"]
+    """Kind of item."""
+
     call_id: str
+    """Id of the call, which its result names."""
+
     name: FunctionName
+    """Name of the function."""
+
     arguments: str
+    """Arguments as JSON text."""
 
     def as_messages(self) -> list[ConversationMessage]:
         """Returns a message with the call."""
@@ -61,8 +76,13 @@ class CallOutputItem(Fields):
     """The result of a call."""
 
     type: Literal["function_call_output", "custom_tool_call_output"]
+    """Kind of item."""
+
     call_id: str
+    """Id of the call whose result this is."""
+
     output: PartedText
+    """Result as text."""
 
     def as_messages(self) -> list[ConversationMessage]:
         """Returns a message with the result."""
@@ -73,9 +93,16 @@ class CustomCallItem(Fields):
     """A call of a tool that takes any text, made by another server."""
 
     type: Literal["custom_tool_call"]
+    """Kind of item."""
+
     call_id: str
+    """Id of the call, which its result names."""
+
     name: FunctionName
+    """Name of the tool."""
+
     input: str
+    """Text that the tool was given."""
 
     def as_messages(self) -> list[ConversationMessage]:
         """Returns a message with the call; its input is an argument."""
@@ -87,7 +114,10 @@ class ItemReference(Fields):
     """An item of a stored response, by its id."""
 
     type: Literal["item_reference"]
+    """Kind of item."""
+
     id: str
+    """Id of an item of a stored response of the same API key."""
 
 
 class OtherItem(Fields):
@@ -115,6 +145,7 @@ class OtherItem(Fields):
         "tool_search_output",
         "web_search_call",
     ]
+    """Kind of item, which is left out and, unless it is reasoning, reported."""
 
     def as_messages(self) -> list[ConversationMessage]:
         """Returns no message."""

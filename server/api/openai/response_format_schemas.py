@@ -18,18 +18,32 @@ class JsonSchema(Fields):
     """With `strict`, a keyword that cannot be enforced is an error; without, it is dropped and reported."""
 
     name: str | None = None
+    """Name of the schema, without effect."""
+
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    """JSON schema of the output. Any object by default."""
+
     description: str | None = None
+    """Description of the schema, without effect: put it into a message."""
+
     strict: bool = False
+    """Whether a keyword that cannot be enforced is a 400. Otherwise it is dropped and reported."""
 
 
 class ResponseFormat(Fields):
     """OpenAI's constraint to JSON. `schema` beside the type is llama.cpp's form, `value` TGI's."""
 
     type: Literal["text", "json_object", "json_schema", "json", "regex"]
+    """Kind of constraint. `json_object` is any JSON object, `json` and `regex` are TGI's names."""
+
     json_schema: JsonSchema | None = None
+    """Schema for the type `json_schema`, in OpenAI's envelope."""
+
     schema_: Schema | None = Field(default=None, alias="schema")
+    """Schema without an envelope, as llama.cpp takes it."""
+
     value: Schema | None = None
+    """Schema, or regular expression for the type `regex`, as TGI takes it."""
 
 
 class StructuredOutputs(Fields):
@@ -38,11 +52,22 @@ class StructuredOutputs(Fields):
     model_config = ConfigDict(extra="forbid")
 
     json_: Schema | None = Field(default=None, alias="json")
+    """JSON schema, as an object or as text."""
+
     json_object: bool = False
+    """Whether the output is any JSON object."""
+
     regex: str | None = None
+    """Regular expression that the whole output matches."""
+
     choice: Choices | None = None
+    """Strings of which the output is one."""
+
     grammar: str | None = None
+    """Grammar in Lark's notation or in GBNF."""
+
     disable_any_whitespace: bool = True
+    """Accepted without effect: whitespace in JSON is always fixed."""
 
 
 class StructuredFields(Body):
@@ -53,12 +78,31 @@ class StructuredFields(Body):
     """
 
     response_format: ResponseFormat | None = None
+    """OpenAI's constraint of the output to JSON; text by default."""
+
     structured_outputs: StructuredOutputs | None = None
+    """vLLM's constraint of the output: one of JSON, a regular expression, a choice or a grammar."""
+
     guided_json: Schema | None = None
+    """JSON schema of the output, as an object or as text; vLLM's older name."""
+
     guided_regex: str | None = None
+    """Regular expression that the whole output matches; vLLM's older name."""
+
     guided_choice: Choices | None = None
+    """Strings of which the output is one; vLLM's older name."""
+
     guided_grammar: str | None = None
+    """Grammar of the output in Lark's notation or in GBNF; vLLM's older name."""
+
     json_schema: Schema | None = None
+    """JSON schema of the output, as an object or as text; llama.cpp's name."""
+
     grammar: str | None = None
+    """Grammar of the output in Lark's notation or in GBNF; llama.cpp's name. An empty text constrains nothing."""
+
     regex: str | None = None
+    """Regular expression that the whole output matches; SGLang's name. An empty text constrains nothing."""
+
     ebnf: str | None = None
+    """Grammar of the output in Lark's notation or in GBNF; SGLang's name. An empty text constrains nothing."""

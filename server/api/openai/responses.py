@@ -21,7 +21,7 @@ from ...text.grammar import OBJECT_SCHEMA
 from ..common.encoding import TYPED_EVENTS, to_json
 from ..common.json_response import json_response
 from ..common.openapi import streamable, success
-from ..common.paging import Order
+from ..common.paging import After, Limit, QueryOrder
 from ..common.routes import AnyService, JsonRoute, ReadyService
 from ..common.sampling import sampling_params
 from ..common.streaming import EventStream, choices_of, respond, stream_events
@@ -58,8 +58,11 @@ async def create_response(body: ResponseBody, request: Request, service: ReadySe
 async def get_response(
     response_id: str,
     service: AnyService,
-    stream: bool = False,
-    starting_after: Annotated[int | None, Query(ge=0)] = None,
+    stream: Annotated[bool, Query(description="Whether to return the events of a background stream.")] = False,
+    starting_after: Annotated[
+        int | None,
+        Query(ge=0, description="Number of the event after which `stream=true` begins."),
+    ] = None,
 ) -> Response:
     """Returns a stored response as it is now, or its events, those to come included."""
     stored = service.responses.get(response_id)
@@ -76,9 +79,9 @@ async def get_response(
 async def list_input_items(
     response_id: str,
     service: AnyService,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Order = "desc",
-    after: str | None = None,
+    limit: Limit = 20,
+    order: QueryOrder = "desc",
+    after: After = None,
 ) -> Response:
     """Lists the input of a response, the conversation that it continues included."""
     stored = service.responses.get(response_id)

@@ -39,6 +39,7 @@ class ResponseTool(Function):
     """A function tool, with the function's fields beside the type."""
 
     type: Literal["function"]
+    """Kind of tool."""
 
 
 def _kind_of_tool(value: Any) -> str:
@@ -55,19 +56,25 @@ class ResponseNamedTool(NamedFunction):
     """The only function to call."""
 
     type: Literal["function"]
+    """Kind of tool."""
 
 
 class ResponseAllowedTools(Fields):
     """The only tools that may be called."""
 
     type: Literal["allowed_tools"]
+    """Kind of choice."""
+
     mode: Literal["auto", "required"] = "auto"
+    """Whether one of the tools may or must be called."""
+
     tools: list[
         Annotated[
             Annotated[ResponseNamedTool, Tag("<function>")] | Annotated[OtherTool, Tag("<other>")],
             Discriminator(_kind_of_tool),
         ]
     ] = Field(max_length=MAX_TOOLS)
+    """Tools that may be called. Each must be in the request's `tools`."""
 
     @property
     def names(self) -> list[str]:
@@ -97,10 +104,19 @@ class TextFormat(Fields):
     """Format of the text, with the schema's fields beside the type."""
 
     type: Literal["text", "json_object", "json_schema"]
+    """Kind of text; `json_object` is any JSON object."""
+
     name: str | None = None
+    """Name of the schema, without effect."""
+
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    """JSON schema of the text, for the type `json_schema`."""
+
     description: str | None = None
+    """Description of the schema, without effect."""
+
     strict: bool = False
+    """Whether a keyword that cannot be enforced is a 400. Otherwise it is dropped and reported."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> "TextFormat":
@@ -113,12 +129,14 @@ class ResponseText(Fields):
     """Options of the text."""
 
     format: TextFormat = TextFormat(type="text")
+    """Format of the text."""
 
 
 class ResponseStreamOptions(Fields):
     """Options of a stream. They are accepted, and nothing is obfuscated."""
 
     include_obfuscation: bool = False
+    """Accepted without effect: nothing is obfuscated."""
 
 
 @with_numbers("temperature", "top_p", "top_k", "min_p")
@@ -131,25 +149,64 @@ class ResponseBody(SamplingFields):
         Text | Annotated[Several[ResponseItem], Field(min_length=1), Tag("<list>")],
         TEXT_OR_LIST,
     ]
+    """Text of the user, or items of the conversation, oldest first."""
+
     instructions: str | None = None
+    """System text in front of the conversation. Later responses don't inherit it."""
+
     previous_response_id: str | None = None
+    """Id of a stored response that this one continues."""
+
     store: bool = True
+    """Whether the response is kept in memory, to be fetched and continued."""
+
     background: bool = False
+    """Whether the request returns at once, and the response is fetched by its id later. It needs `store`."""
+
     stream: bool = False
+    """Whether the response is a stream of server-sent events."""
+
     stream_options: ResponseStreamOptions | None = None
+    """Options of the stream."""
+
     include: Several[Includable] = Field(default_factory=list)
+    """Further parts of the response: `message.output_text.logprobs`. Other values have no effect."""
+
     max_output_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    """Maximum number of tokens to generate. The default is the checkpoint's, or no limit."""
+
     top_logprobs: TopLogprobs | None = None
+    """Number of alternatives to report for each token. It needs `message.output_text.logprobs` in `include`."""
+
     truncation: Literal["auto", "disabled"] = "disabled"
+    """Returned as it is, without effect: the state has no length that a conversation could exceed."""
+
     text: ResponseText = ResponseText()
+    """Options of the text, such as a JSON schema."""
+
     metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
+    """Names and values that are stored with the response and returned."""
+
     user: str | None = None
+    """Returned as it is, without effect."""
+
     safety_identifier: str | None = None
+    """Returned as it is, without effect."""
+
     prompt_cache_key: str | None = None
+    """Returned as it is, without effect: every prefix is cached."""
+
     tools: list[AnyResponseTool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    """Functions that the model may call. Tools of other types are left out and reported."""
+
     tool_choice: ResponseToolChoice = "auto"
+    """Whether the model may or must call a function, or which one."""
+
     parallel_tool_calls: bool = True
+    """Whether a response may hold several calls."""
+
     cache_salt: CacheSalt = ""
+    """Name of a separate prefix cache: requests reuse states only of requests with the same salt."""
 
     @property
     def functions(self) -> list[ResponseTool]:

@@ -95,8 +95,13 @@ class StreamOptions(Fields):
     """`include_obfuscation` is accepted, and nothing is obfuscated."""
 
     include_usage: bool = False
+    """Whether the last chunk of a stream has the counts of tokens."""
+
     continuous_usage_stats: bool = False
+    """Whether each chunk has the counts of tokens so far."""
+
     include_obfuscation: bool = False
+    """Accepted without effect: nothing is obfuscated."""
 
 
 @with_numbers(*NUMBERS)
@@ -106,22 +111,56 @@ class GenerationBody(StructuredFields, SamplingFields):
     field_rules: ClassVar[FieldRules] = GENERATION_RULES
 
     n: Annotated[int, Field(ge=1, le=128)] = 1
+    """Number of choices for each prompt. The prompt is prefilled once, and each choice has a slot of its own."""
+
     stream: bool = False
+    """Whether the response is a stream of server-sent events."""
+
     stream_options: StreamOptions | None = None
+    """Options of the stream. They have no effect without `stream`."""
+
     max_tokens: Count | None = None
+    """Maximum number of tokens to generate. The default is 16 in `/v1/completions`, and no limit elsewhere unless the
+    checkpoint has one."""
+
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=MAX_BIASES)
+    """Number to add to the logit of each token id, before penalties. Keys are ids as strings."""
+
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
+    """The only token ids that may be chosen; all by default."""
+
     prompt_logprobs: TopLogprobs | None = None
+    """Number of alternatives to report for each prompt token. Not with `stream`, except in `/generate`."""
+
     bad_words: list[StopString] = Field(default_factory=list, fail_fast=True, max_length=MAX_BAD_WORDS)
+    """Strings whose tokens are never generated in sequence, with and without a space in front."""
+
     logprob_token_ids: TokenIds = Field(default_factory=list, max_length=MAX_LOGPROBS)
+    """Token ids whose log-probabilities are reported with each generated token. It needs `logprobs`."""
+
     stop: Stop | None = None
+    """String or strings at which the output ends. They are cut off, unless `include_stop_str_in_output` is set."""
+
     stop_token_ids: TokenIds = Field(default_factory=list, max_length=MAX_STOP_IDS)
+    """Token ids at which the output ends, beside the checkpoint's own end tokens."""
+
     include_stop_str_in_output: bool = False
+    """Whether the text keeps the stop string that ended it."""
+
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
+    """Maximum number of prompt tokens to keep; -1 keeps all, as by default. BOS is always kept."""
+
     truncation_side: Literal["left", "right"] = "left"
+    """Side from which a prompt is cut by `truncate_prompt_tokens`; `left` keeps the last tokens."""
+
     return_token_ids: bool = False
+    """Whether the response has the token ids of the prompt and of each choice."""
+
     return_timings: bool = False
+    """Whether the response has the field `timings`, in milliseconds and under llama.cpp's names."""
+
     cache_salt: CacheSalt = ""
+    """Name of a separate prefix cache: requests reuse states only of requests with the same salt."""
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -138,11 +177,22 @@ class CompletionBody(GenerationBody):
     """`POST /v1/completions`."""
 
     prompt: Prompt
+    """Prompt or prompts: a string, strings, token ids or lists of token ids."""
+
     echo: bool = False
+    """Whether the text begins with the prompt. With `logprobs`, the prompt's tokens are scored too."""
+
     logprobs: TopLogprobs | None = None
+    """Number of alternatives to report for each token; 0 reports only the token's own, the default nothing."""
+
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    """Number of candidates, of which the `n` most likely are returned; `n` by default. Not more with `stream`."""
+
     add_special_tokens: bool = True
+    """Whether a BOS is put in front of prompts that are texts."""
+
     from_state: str | None = None
+    """Id of a saved state that the prompt continues."""
 
     @property
     def num_candidates(self) -> int:
@@ -163,18 +213,33 @@ class GenerateBody(GenerationBody):
     """`POST /generate`."""
 
     token_ids: Annotated[TokenIds, Field(min_length=1)]
+    """Token ids of the prompt, to which nothing is added."""
+
     logprobs: TopLogprobs | None = None
+    """Number of alternatives to report for each token; 0 reports only the token's own, the default nothing."""
+
     from_state: str | None = None
+    """Id of a saved state that the prompt continues."""
 
 
 class TextPart(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     type: Literal["text"]
+    """Kind of part."""
+
     text: str
+    """Text of the part."""
 
 
 class RefusalPart(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     type: Literal["refusal"]
+    """Kind of part."""
+
     refusal: str
+    """Text of the refusal, which becomes part of the prompt."""
 
     @property
     def text(self) -> str:
@@ -191,9 +256,11 @@ ContentPart = Annotated[
 class ChatMessage(BaseModel):
     """A message. Parts of text are joined by line breaks; `name` and the like are let pass."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
 
     role: str
+    """Role of the author: system, developer, user, assistant or tool, in any order."""
+
     content: (
         Annotated[
             Text | Annotated[Several[ContentPart], Tag("<list>")],
@@ -201,8 +268,13 @@ class ChatMessage(BaseModel):
         ]
         | None
     ) = None
+    """Text, or parts of a text."""
+
     tool_calls: Several[ToolCall] | None = None
+    """Calls that the assistant made."""
+
     tool_call_id: str | None = None
+    """Id of the call whose result the message is, for the role tool."""
 
     def as_message(self) -> ConversationMessage:
         """Returns the message in the form that all APIs share."""
@@ -222,10 +294,20 @@ class TemplateFields(Body):
     """Fields that decide how messages become a prompt."""
 
     add_generation_prompt: bool | None = None
+    """Whether the prompt ends with the header of an assistant's message; the default is yes, unless
+    `continue_final_message` is set."""
+
     continue_final_message: bool = False
+    """Whether the output continues the last message instead of answering it."""
+
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Variables for the checkpoint's chat template. Gemma's own format has none."""
+
     tools: list[Tool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    """Functions that the model may call."""
+
     tool_choice: ToolChoice = "auto"
+    """Whether the model may or must call a function, or which one."""
 
     @property
     def ending(self) -> Ending:
@@ -244,11 +326,22 @@ class ChatBody(GenerationBody, TemplateFields):
     """`POST /v1/chat/completions`."""
 
     messages: Messages
+    """Messages of the conversation, oldest first."""
+
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    """Maximum number of tokens to generate; OpenAI's older name for `max_completion_tokens`."""
+
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    """Maximum number of tokens to generate. The default is the checkpoint's, or no limit."""
+
     logprobs: bool = False
+    """Whether to report the log-probability of each generated token, before temperature and masks."""
+
     top_logprobs: TopLogprobs | None = None
+    """Number of alternatives to report for each token. It needs `logprobs`."""
+
     parallel_tool_calls: bool = True
+    """Whether a response may hold several calls."""
 
     @property
     def tool_options(self) -> ToolOptions:
@@ -260,24 +353,34 @@ class TokenizeBody(TemplateFields):
     """`POST /tokenize`, with either `prompt` or `messages`."""
 
     prompt: str | None = None
+    """Text to tokenize. A request has either this or `messages`."""
+
     messages: Messages | None = None
+    """Messages of a chat, whose prompt is tokenized."""
+
     add_special_tokens: bool = True
+    """Whether a BOS is put in front of `prompt`."""
 
 
 class StateBody(Body):
     """`POST /v1/states`; `index` is the choice's."""
 
     request_id: Annotated[str, Field(min_length=1)]
+    """Id of the response whose state is saved."""
+
     index: Count = 0
+    """Index of the choice whose state is saved."""
 
 
 class AbortBody(Fields):
     """`POST /abort_request`."""
 
     request_id: Annotated[str, Field(min_length=1)]
+    """Id of the response that is to end, or the request's `x-request-id`."""
 
 
 class DetokenizeBody(Body):
     """`POST /detokenize`."""
 
     tokens: TokenIds
+    """Token ids to turn into text."""

@@ -30,9 +30,16 @@ class Function(Fields):
     """With `strict`, a keyword of `parameters` that cannot be enforced is an error, else it is dropped and reported."""
 
     name: FunctionName
+    """Name of the function."""
+
     description: str | None = None
+    """Purpose of the function, which the model reads."""
+
     parameters: dict[str, Any] = Field(default_factory=dict)
+    """JSON schema of the arguments, an object."""
+
     strict: bool = False
+    """Whether a keyword of `parameters` that cannot be enforced is a 400. Otherwise it is dropped and reported."""
 
     def as_tool(self) -> FunctionTool:
         """Returns the tool that the function is."""
@@ -41,20 +48,31 @@ class Function(Fields):
 
 class Tool(Fields):
     type: Literal["function"]
+    """Kind of tool; the server knows functions only."""
+
     function: Function
+    """Function that the model may call."""
 
 
 class CalledFunction(Fields):
     name: FunctionName
+    """Name of the function."""
+
     arguments: str
+    """Arguments as JSON text."""
 
 
 class ToolCall(Fields):
     """A call, in an assistant's message."""
 
     id: str
+    """Id of the call."""
+
     type: Literal["function"] = "function"
+    """Kind of call."""
+
     function: CalledFunction
+    """Function that was called."""
 
     def as_call(self) -> FunctionCall:
         """Returns the call without its envelope."""
@@ -65,22 +83,30 @@ class OtherTool(Fields):
     """A tool of a type that the server cannot run, such as a web search."""
 
     type: str
+    """Type of the tool, which is left out and reported."""
 
 
 class NamedFunction(Fields):
     name: FunctionName
+    """Name of the function."""
 
 
 class NamedTool(Fields):
     type: Literal["function"]
+    """Kind of tool."""
+
     function: NamedFunction
+    """The only function to call."""
 
 
 class AllowedFunctions(Fields):
     """Some of the tools; those of types that the server cannot run don't matter, as they are none of `tools` either."""
 
     mode: Literal["auto", "required"] = "auto"
+    """Whether one of the tools may or must be called."""
+
     tools: list[NamedTool | OtherTool] = Field(max_length=MAX_TOOLS)
+    """Tools that may be called. Each must be in the request's `tools`."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -91,7 +117,10 @@ class AllowedTools(Fields):
     """Lets only some of the tools be called, while the prompt, and so its cached prefix, has all of them."""
 
     type: Literal["allowed_tools"]
+    """Kind of choice."""
+
     allowed_tools: AllowedFunctions
+    """Tools that may be called, and whether one must be."""
 
 
 ToolChoice = Annotated[
