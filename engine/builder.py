@@ -8,7 +8,6 @@ from typing import Final
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from .checkpoint.identity import model_identity
 from .checkpoint.source import ModelSource
@@ -22,7 +21,7 @@ from .engine_core import EngineCore
 from .model.collectives import Collectives
 from .model.griffin import Params
 from .model.sharding_rules import slot_bytes
-from .platform import Platform, affordable_slots, choose_mesh_shape, choose_platform, numerics, open_mesh
+from .platform import affordable_slots, choose_mesh_shape, choose_platform, numerics, open_mesh
 from .prefix_cache.cache import PrefixCache
 from .prefix_cache.disk import DiskTier
 from .prefix_cache.saved_state import SavedStateFormat
@@ -38,16 +37,9 @@ from .worker.compilation import (
 )
 from .worker.executor import DeviceLayout, Executor
 from .worker.loading import OpenWeights, open_weights
-from .worker.programs import (
-    DeviceArrays,
-    DevicePrograms,
-    ModelShapes,
-    device_programs,
-    new_pool,
-    snapshot_shapes,
-    step_shapes,
-)
+from .worker.programs import DeviceArrays, new_pool, snapshot_shapes
 from .worker.runner import ModelRunner
+from .worker.served import Devices, ServedPrograms, served_programs
 from .worker.steps import StatePool
 
 type Progress = Callable[[str, int, int], None]
@@ -133,14 +125,13 @@ def _load_executor(source: ModelSource, config: EngineConfig, report: Progress) 
         join(hosts)
     shards = _mesh_shape(source, config)
     platform, mesh = choose_platform(shards), open_mesh(shards)
+    devices = Devices(platform, shards, mesh)
     with open_weights(source, config, shards, platform, mesh) as weights:
-        layout = _device_layout(source, config, weights, shards, platform, mesh)
+        slots = _choose_slots(source, config, weights, devices)
+        served = served_programs(source.config, config, weights, devices, slots)
+        layout, programs = served.layout, served.programs
         pool = _allocate_pool(layout)
-        model = ModelShapes(
-            source.config, weights.graph, weights.abstract, pool, weights.dtype, shards, weights.specs, mesh
-        )
-        programs = device_programs(model, layout.step_shapes, reads_slots=config.state_cache_inexact)
-        params, compiled = _load_and_compile(weights, programs, model, layout, report)
+        params, compiled = _load_and_compile(weights, served, report)
     leader = connect_followers(hosts) if hosts is not None and hosts.is_leader else None
     compiles = CompileCounter()
     compiles.start()
@@ -152,23 +143,14 @@ def _mesh_shape(source: ModelSource, config: EngineConfig) -> Collectives:
     return Collectives(shape.data, shape.model)
 
 
-def _device_layout(
-    source: ModelSource,
-    config: EngineConfig,
-    weights: OpenWeights,
-    shards: Collectives,
-    platform: Platform,
-    mesh: Mesh | None,
-) -> DeviceLayout:
+def _choose_slots(source: ModelSource, config: EngineConfig, weights: OpenWeights, devices: Devices) -> int:
     slots = config.slots or affordable_slots(
-        slot_bytes(source.config, shards, weights.dtype.itemsize), weights.num_bytes, platform, shards
+        slot_bytes(source.config, devices.shards, weights.dtype.itemsize),
+        weights.num_bytes,
+        devices.platform,
+        devices.shards,
     )
-    if config.hosts is not None:
-        slots = min_over_hosts(slots)
-    # A step of one row takes another path, slow and with other bits.
-    rows = -(-max(slots, 2) // shards.count) * shards.count
-    steps = step_shapes(source.config, config.prefill_chunk, platform)
-    return DeviceLayout(source.config, weights.dtype, platform, shards, mesh, slots, rows, steps)
+    return slots if config.hosts is None else min_over_hosts(slots)
 
 
 def _allocate_pool(layout: DeviceLayout) -> StatePool:
@@ -182,14 +164,14 @@ def _allocate_pool(layout: DeviceLayout) -> StatePool:
 
 
 def _load_and_compile(
-    weights: OpenWeights, programs: DevicePrograms, model: ModelShapes, layout: DeviceLayout, report: Progress
+    weights: OpenWeights, served: ServedPrograms, report: Progress
 ) -> tuple[Params, dict[str, CompiledProgram]]:
     """Loads weights and compiles programs at the same time; the first failure ends both."""
     executor = ThreadPoolExecutor(3, "load")
     try:
         params = executor.submit(weights.read, partial(report, "weights"))
-        options = dict(layout.platform.compile_options)
-        compiled = compile_all(lowerings(programs, model), options, executor, partial(report, "compile"))
+        options = dict(served.layout.platform.compile_options)
+        compiled = compile_all(lowerings(served.programs, served.model), options, executor, partial(report, "compile"))
         for done in as_completed([params, *compiled.values()]):
             done.result()
         return params.result(), {label: program.result() for label, program in compiled.items()}

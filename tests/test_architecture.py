@@ -111,6 +111,8 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "engine/worker/steps.py",
             "engine/worker/programs.py",
             "engine/worker/compilation.py",
+            "engine/worker/served.py",
+            "engine/worker/aot.py",
             "engine/worker/loading.py",
             "engine/worker/executor.py",
             "engine/distributed/hosts.py",
@@ -145,7 +147,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "settings": ({"pydantic_settings"}, ("server/settings/*",)),
     "environment variables": (
         {"os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv"},
-        ("server/settings/sources.py",),
+        ("server/settings/sources.py", "engine/worker/aot.py"),
     ),
 }
 

@@ -8,11 +8,12 @@ from typing import Any, Final
 
 import jax
 import jax.monitoring
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from ..core.config import MAX_PREFILL_ROWS
 from ..model.collectives import REPLICATED, SLOTS
 from ..model.sharding_rules import state_partition_specs
+from .program_memory import parse_overflow
 from .programs import ArrayName, ModelShapes, Program
 from .steps import StatePool
 
@@ -32,12 +33,21 @@ def lower(program: Program[Any], model: ModelShapes) -> Any:
     donated = tuple(i for i, name in enumerate(program.reads) if name == "pool" and name in program.replaces)
     shapes = (*(_shape(name, program, model) for name in program.reads), *program.inputs)
     if model.mesh is None:
-        return jax.jit(_as_tuple(program), donate_argnums=donated).lower(*shapes)
+        return jax.jit(_as_tuple(program), donate_argnums=donated).lower(*_on_device(model.device, shapes))
     takes = (*(_spec(name, model) for name in program.reads), *(REPLICATED for _ in program.inputs))
     gives = (*(_spec(name, model) for name in program.replaces), *([REPLICATED] if program.has_result else []))
     step = jax.shard_map(_as_tuple(program), mesh=model.mesh, in_specs=takes, out_specs=gives, check_vma=False)
     placed = tuple(shard_shapes(model.mesh, spec, tree) for spec, tree in zip(takes, shapes, strict=True))
     return jax.jit(step, donate_argnums=donated).lower(*placed)
+
+
+def _on_device(device: jax.Device | None, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns shapes of arrays on a device; on JAX's default device for None."""
+    if device is None:
+        return shapes
+    place = SingleDeviceSharding(device)
+    placed: tuple[Any, ...] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+    return placed
 
 
 def _as_tuple(program: Program[Any]) -> Callable[..., tuple[Any, ...]]:
@@ -89,6 +99,24 @@ def _shape(name: ArrayName, program: Program[Any], model: ModelShapes) -> Any:
     return jax.ShapeDtypeStruct(shape, model.dtype)
 
 
+def compile_lowered(lowered: Any, options: Mapping[str, str]) -> Any:
+    """Compiles a traced program.
+
+    Args:
+      lowered: Program from `lower`.
+      options: Options of XLA's compiler.
+
+    Raises:
+      OutOfMemoryError: The program needs more memory than a device has.
+    """
+    try:
+        return lowered.compile(compiler_options=dict(options))
+    except jax.errors.JaxRuntimeError as error:
+        if (overflow := parse_overflow(str(error))) is None:
+            raise
+        raise overflow from None
+
+
 def compile_all(
     lowerings: Mapping[str, Callable[[], Any]],
     options: Mapping[str, str],
@@ -106,7 +134,7 @@ def compile_all(
     num_done = itertools.count(1)
 
     def compile_program(lowered: Any) -> CompiledProgram:
-        compiled: CompiledProgram = lowered.compile(compiler_options=dict(options))
+        compiled: CompiledProgram = compile_lowered(lowered, options)
         report(next(num_done), len(lowerings))
         return compiled
 

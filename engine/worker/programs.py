@@ -139,6 +139,7 @@ class ModelShapes(NamedTuple):
       shards: Mesh over which the model and its slots are sharded.
       specs: Partition specs of the parameters.
       mesh: Devices; None for a single one.
+      device: The single device to compile for, which need not exist here; None for JAX's default device.
     """
 
     config: ModelConfig
@@ -149,6 +150,7 @@ class ModelShapes(NamedTuple):
     shards: Collectives = Collectives()
     specs: Params = None
     mesh: Mesh | None = None
+    device: jax.Device | None = None
 
 
 type ArrayName = Literal["params", "pool", "hidden", "last"]

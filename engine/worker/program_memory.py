@@ -1,0 +1,87 @@
+"""Device memory of compiled programs, as the compiler counts it."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+_OVERFLOW: Final = (
+    re.compile(r"Used (?P<used>[\d.]+[KMGT]?) of (?P<limit>[\d.]+[KMGT]?) hbm"),
+    re.compile(r"\((?P<used>[\d.]+[KMGT]?)\) exceeds available HBM \((?P<limit>[\d.]+[KMGT]?)\)"),
+)
+"""How the TPU compiler says that a program needs more memory than the chip has."""
+
+_UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramMemory:
+    """Bytes of a compiled program on each device.
+
+    Attributes:
+      argument_bytes: Arguments that the program reads.
+      output_bytes: Outputs, those in place of a donated argument included.
+      alias_bytes: Outputs in place of a donated argument.
+      temp_bytes: Temporaries of all memories, whether or not they exist at the same time.
+      code_bytes: Machine code, which stays on the device as long as the program can run.
+      allocated_bytes: Allocations in the main memory, code excluded: arguments, new outputs, and temporaries that share
+        memory where they don't exist at the same time. 0 if the compiler doesn't count them.
+    """
+
+    argument_bytes: int
+    output_bytes: int
+    alias_bytes: int
+    temp_bytes: int
+    code_bytes: int
+    allocated_bytes: int = 0
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Main memory that the program takes while it runs."""
+        allocated = self.allocated_bytes or self.argument_bytes + self.new_bytes + self.temp_bytes
+        return allocated + self.code_bytes
+
+    @property
+    def new_bytes(self) -> int:
+        """Outputs that take memory of their own."""
+        return self.output_bytes - self.alias_bytes
+
+
+def program_memory(compiled: Any) -> ProgramMemory:
+    """Returns the memory of a compiled program."""
+    stats = compiled.memory_analysis()
+    return ProgramMemory(
+        stats.argument_size_in_bytes,
+        stats.output_size_in_bytes,
+        stats.alias_size_in_bytes,
+        stats.temp_size_in_bytes,
+        stats.generated_code_size_in_bytes,
+        getattr(stats, "total_allocation_bytes", 0),
+    )
+
+
+class OutOfMemoryError(Exception):
+    """The compiler refuses a program that needs more memory than a device has.
+
+    Attributes:
+      used_bytes: Bytes that the program needs, as far as the compiler counted.
+      limit_bytes: Bytes that there are.
+    """
+
+    def __init__(self, used_bytes: int, limit_bytes: int) -> None:
+        super().__init__(f"a program needs {used_bytes:,} bytes of device memory, and there are {limit_bytes:,}")
+        self.used_bytes = used_bytes
+        self.limit_bytes = limit_bytes
+
+
+def parse_overflow(message: str) -> OutOfMemoryError | None:
+    """Returns the bytes that a refused compilation names; None if it was refused for another reason."""
+    for pattern in _OVERFLOW:
+        if (found := pattern.search(message)) is not None:
+            return OutOfMemoryError(_bytes(found["used"]), _bytes(found["limit"]))
+    return None
+
+
+def _bytes(shown: str) -> int:
+    """Returns the bytes of a number in the compiler's notation: "16.45G"."""
+    unit = shown[-1] if shown[-1] in _UNITS else ""
+    return int(float(shown.removesuffix(unit)) * _UNITS[unit])

@@ -1,0 +1,89 @@
+"""The programs that serving a model takes, as shapes: nothing is allocated, read or compiled yet.
+
+A start and a compilation ahead of time both begin here, so that the programs that are measured are those that are
+served.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ..core.config import EngineConfig
+from ..model.collectives import Collectives
+from ..model.config import ModelConfig
+from ..platform import Platform
+from .executor import DeviceLayout
+from .loading import OpenWeights
+from .programs import DevicePrograms, ModelShapes, device_programs, new_pool, step_shapes
+
+
+class ServedPrograms(NamedTuple):
+    """Device programs of a served model.
+
+    Attributes:
+      layout: The model's place on its devices.
+      model: Shapes with which the programs are traced.
+      programs: The programs.
+    """
+
+    layout: DeviceLayout
+    model: ModelShapes
+    programs: DevicePrograms
+
+
+class Devices(NamedTuple):
+    """Devices to compile for.
+
+    Attributes:
+      platform: Decisions that depend on their hardware.
+      shards: Shape of the mesh.
+      mesh: The devices; None for a single one.
+      device: The single device, which need not exist here; None for JAX's default device, or on a mesh.
+    """
+
+    platform: Platform
+    shards: Collectives = Collectives()
+    mesh: Mesh | None = None
+    device: jax.Device | None = None
+
+
+def served_programs(
+    config: ModelConfig, settings: EngineConfig, weights: OpenWeights, devices: Devices, slots: int
+) -> ServedPrograms:
+    """Returns the programs that the engine runs with these settings.
+
+    Args:
+      config: Shape of the model.
+      settings: Settings of the engine; `slots` is not read.
+      weights: Weights of the model, not read yet.
+      devices: Devices that the programs run on.
+      slots: Number of requests that run at a time.
+    """
+    layout = device_layout(config, settings, weights.dtype, devices, slots)
+    pool = jax.eval_shape(partial(new_pool, config, layout.rows, layout.dtype, layout.platform, layout.shards))
+    model = ModelShapes(
+        config,
+        weights.graph,
+        weights.abstract,
+        pool,
+        weights.dtype,
+        devices.shards,
+        weights.specs,
+        devices.mesh,
+        devices.device,
+    )
+    programs = device_programs(model, layout.step_shapes, reads_slots=settings.state_cache_inexact)
+    return ServedPrograms(layout, model, programs)
+
+
+def device_layout(
+    config: ModelConfig, settings: EngineConfig, dtype: np.dtype[Any], devices: Devices, slots: int
+) -> DeviceLayout:
+    """Returns a model's place on its devices; see `served_programs`."""
+    count = devices.shards.count
+    rows = -(-max(slots, 2) // count) * count  # a step of one row takes another path, slow and with other bits
+    steps = step_shapes(config, settings.prefill_chunk, devices.platform)
+    return DeviceLayout(config, dtype, devices.platform, devices.shards, devices.mesh, slots, rows, steps)

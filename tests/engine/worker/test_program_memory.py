@@ -1,0 +1,31 @@
+"""Memory of compiled programs: the arithmetic, and the compiler's refusals."""
+
+from dataclasses import replace
+
+import pytest
+from roost.engine.worker.program_memory import ProgramMemory, parse_overflow
+
+
+def test_memory_counts_a_donated_output_once() -> None:
+    memory = ProgramMemory(argument_bytes=1000, output_bytes=610, alias_bytes=600, temp_bytes=50, code_bytes=7)
+    assert memory.new_bytes == 10
+    assert memory.hbm_bytes == 1067
+    assert replace(memory, allocated_bytes=1030).hbm_bytes == 1037, "temporaries that share memory count once"
+
+
+@pytest.mark.parametrize(
+    ("message", "used", "limit"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 16.50G of 15.75G hbm. Exceeded", 16.5, 15.75),
+        ("temporaries (256.00G) exceeds available HBM (31.25G). HLO module: jit__lambda.", 256, 31.25),
+    ],
+)
+def test_a_refusal_names_its_bytes(message: str, used: float, limit: float) -> None:
+    overflow = parse_overflow(message)
+    assert overflow is not None
+    assert (overflow.used_bytes, overflow.limit_bytes) == (used * 2**30, limit * 2**30)
+
+
+@pytest.mark.parametrize("message", ["INTERNAL: Mosaic failed to compile TPU kernel", "Used 20.9M of 16.0M vmem"])
+def test_other_refusals_are_none_of_memory(message: str) -> None:
+    assert parse_overflow(message) is None
