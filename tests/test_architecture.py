@@ -73,7 +73,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "HTTP and its schemas": ({"fastapi", "starlette", "uvicorn", "pydantic"}, ("server/*",)),
     "text": ({"sentencepiece", "tokenizers", "jinja2"}, ("server/*",)),
     "grammars": ({"llguidance"}, ("server/text/grammar/*", "server/text/grammar_worker/*")),
-    "metrics": ({"prometheus_client"}, ("server/observability/metrics.py", "server/observability/vllm_metrics.py")),
+    "metrics": ({"prometheus_client"}, ("server/observability/*metrics.py",)),
     "traces": ({"opentelemetry"}, ("server/observability/tracing.py",)),
     "threads, locks and queues": (
         {"threading", "_thread", "queue"},

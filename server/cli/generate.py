@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...engine import AsyncEngine, ConfigError, SavedState, StateFileError, shown_bytes
-from ..generation.choices import Choice
 from ..generation.prompts import Prompt
+from ..generation.spec import Choice
 from ..settings import Settings
 from ..terminal.failure import INTERRUPTED_STATUS
 from ..terminal.text import StreamWriter, print_status

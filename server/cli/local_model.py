@@ -6,9 +6,9 @@ from contextlib import closing
 from dataclasses import replace
 
 from ...engine import AsyncEngine, ConfigError, ModelSource, SamplingParams
-from ..generation.choices import Choice
 from ..generation.delta import Delta
 from ..generation.generation import Generation
+from ..generation.spec import Choice
 from ..lifecycle.engine_config import engine_config
 from ..lifecycle.engine_loading import LoadProgress, exit_while_loading, is_loading, make_engine
 from ..model_hub import find_model
@@ -74,7 +74,7 @@ class LocalModel:
 
     async def generate(self, request_id: str, choice: Choice) -> AsyncGenerator[Delta]:
         """Yields the deltas of a choice."""
-        tokenizer = self.model.tokenizer
-        with closing(Generation.start(self.engine, tokenizer, self._metrics, request_id, [choice])) as generation:
+        started = Generation.start(self.engine, self.model.tokenizer, self._metrics.requests, request_id, [choice])
+        with closing(started) as generation:
             async for delta in generation:
                 yield delta

@@ -1,16 +1,20 @@
-"""The stream of one choice, from the engine's outputs to deltas that the reader takes."""
+"""The stream of one choice: decodes the engine's outputs, and joins the deltas that its reader has not taken yet."""
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from dataclasses import replace
-from typing import Final
+from io import StringIO
+from typing import Final, Protocol, runtime_checkable
 
-from ...engine import FinishReason, TokenOutput
+from ...engine import FinishReason, TokenLogprobs, TokenOutput
 from ..errors import client_too_slow, request_aborted
-from ..observability.request_record import RequestRecord
-from .choice_decoder import ChoiceDecoder
-from .delta import Delta, DeltaJoiner
-from .mailbox import Mailbox
+from ..observability.request_metrics import RequestRecord
+from ..text.detokenizer import Detokenizer
+from ..text.tokenizer import Tokenizer
+from .delta import Delta
+from .spec import Choice
+from .tools import CallJoiner, CallReader, join_calls
 
 MAX_UNREAD_BYTES: Final = 256 * 2**10
 """Maximum estimated memory of a choice's deltas that the client does not read: some 10,000 tokens, or 100 with 20
@@ -18,6 +22,25 @@ logprobs each. A choice that exceeds it ends, which frees its slot.
 
 A reader that waits for its turn on the event loop is not to blame for what comes meanwhile. One that has taken a delta
 is sending it: if it does not come back, its client does not read."""
+
+_TOKEN_BYTES: Final = 8
+_LOGPROBS_BYTES: Final = 128
+_LOGPROB_BYTES: Final = 128
+"""Estimated memory of a token id, of an entry of logprobs, and of each alternative in an entry."""
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Mailbox of a request's reader.
+
+    Attributes:
+      has_reader: Whether the reader waits for an item, or was cancelled while it did.
+    """
+
+    has_reader: bool
+
+    def put(self, item: "ChoiceStream | Exception") -> None:
+        """Adds a stream that has a delta to take, or an error."""
 
 
 class ChoiceStream:
@@ -29,7 +52,8 @@ class ChoiceStream:
       is_open: Whether more deltas may come.
 
     Args:
-      decoder: Decodes the outputs.
+      choice: Choice to decode.
+      tokenizer: Tokenizer of the model.
       record: Record of the engine's request.
       inbox: Mailbox of the request's reader; gets this stream when there is a delta to take, and errors.
       abort: Ends the engine's request.
@@ -37,13 +61,14 @@ class ChoiceStream:
 
     def __init__(
         self,
-        decoder: ChoiceDecoder,
+        choice: Choice,
+        tokenizer: Tokenizer,
         record: RequestRecord,
-        inbox: "Mailbox[ChoiceStream | Exception]",
+        inbox: Reader,
         abort: Callable[[], None],
     ) -> None:
         self.is_open = True
-        self._decoder = decoder
+        self._decoder = _ChoiceDecoder(choice, tokenizer)
         self._record = record
         self._inbox = inbox
         self._abort = abort
@@ -93,13 +118,12 @@ class ChoiceStream:
             self._abort()
 
     def _decode(self, output: TokenOutput) -> Delta:
-        self._record.output(output)
+        received_at = self._record.clock()
         delta = self._decoder.decode(output)
-        self._record.tokens(len(delta.token_ids))
-        if delta.finish_reason is None:
-            return delta
-        self._record.finished(delta.finish_reason)
-        return replace(delta, times=self._record.times)
+        times = self._record.add(output, len(delta.token_ids), received_at, delta.finish_reason)
+        if delta.finish_reason is not None:
+            delta.times = times
+        return delta
 
     def _fail(self, error: Exception, cause: Exception | None = None) -> None:
         """Ends the choice with an error for the reader.
@@ -113,3 +137,163 @@ class ChoiceStream:
     def _end(self, cause: Exception | None = None) -> None:
         self.is_open = False
         self._context.run(self._record.end, cause)
+
+
+class _ChoiceDecoder:
+    """Decodes the outputs of a choice, in order."""
+
+    def __init__(self, choice: Choice, tokenizer: Tokenizer) -> None:
+        self._choice = choice
+        self._detokenizer = Detokenizer(tokenizer, choice.stop, include_stop=choice.include_stop)
+        self._calls = CallReader() if choice.may_call else None
+        self._num_tokens = 0
+        self._num_sent = 0
+
+    def decode(self, output: TokenOutput) -> Delta:
+        """Returns the delta of an output. It has a finish reason if a stop string is complete, too."""
+        delta = self._detokenize(output)
+        self._num_tokens += len(delta.token_ids)
+        if self._choice.sends_ids:
+            delta.num_sent = self._num_tokens
+        if self._calls is not None:
+            delta = self._parse_calls(self._calls, delta)
+        self._num_sent = delta.num_sent
+        return delta
+
+    def _detokenize(self, output: TokenOutput) -> Delta:
+        choice, detokenizer = self._choice, self._detokenizer
+        finish_reason: FinishReason | None = output.finish_reason
+        stop_reason: int | str | None = output.stop_reason
+        hides_last = finish_reason is FinishReason.STOP and not choice.include_stop
+        text, num_taken = self._text(output.token_ids[:-1] if hides_last else output.token_ids, len(output.token_ids))
+        if finish_reason is not None:
+            text += detokenizer.finish()
+        if detokenizer.stop_string is not None:
+            finish_reason, stop_reason = FinishReason.STOP, detokenizer.stop_string
+        return Delta(
+            index=choice.index,
+            text=text,
+            token_ids=output.token_ids[:num_taken],
+            logprobs=(output.logprobs or ())[:num_taken],
+            prompt_logprobs=output.prompt_logprobs,
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            num_cached=output.num_cached if choice.fork_of is None else 0,
+            num_sent=detokenizer.num_sent + (hides_last and detokenizer.stop_string is None),
+        )
+
+    def _text(self, visible: tuple[int, ...], num_tokens: int) -> tuple[str, int]:
+        """Returns the text of an output's visible tokens, and how many of its tokens belong to the choice.
+
+        With stop strings, tokens are taken one by one, so that tokens behind a stop string don't count.
+        """
+        if not self._choice.stop:
+            return self._detokenizer.push(visible), num_tokens
+        text, num_taken = "", 0
+        while num_taken < num_tokens and self._detokenizer.stop_string is None:
+            text += self._detokenizer.push(visible[num_taken : num_taken + 1])
+            num_taken += 1
+        return text, num_taken
+
+    def _parse_calls(self, calls: CallReader, delta: Delta) -> Delta:
+        """Returns the delta with tool calls instead of their text. Text that the parser holds back is not sent."""
+        is_last = delta.finish_reason is not None
+        text, pieces = calls.read(delta.text, is_last=is_last)
+        called = delta.finish_reason is FinishReason.STOP and calls.is_complete
+        num_sent = delta.num_sent if is_last or not calls.is_holding else self._num_sent
+        return replace(delta, text=text, calls=pieces, called=called, num_sent=num_sent)
+
+
+class DeltaJoiner:
+    """Joins consecutive deltas of one choice, without keeping each of them."""
+
+    def __init__(self) -> None:
+        self._first: Delta | None = None
+        self._joined: _JoinedDeltas | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything was added since the last `take`."""
+        return self._first is not None
+
+    @property
+    def num_bytes(self) -> int:
+        """Estimated memory of what was added since the last `take`."""
+        if self._joined is not None:
+            return self._joined.num_bytes
+        return 0 if self._first is None else _num_bytes(self._first)
+
+    def add(self, delta: Delta) -> None:
+        """Adds the next delta. Nothing is copied before the second one, since most deltas are taken alone."""
+        if self._first is None:
+            self._first = delta
+            return
+        if self._joined is None:
+            self._joined = _JoinedDeltas(self._first)
+        self._joined.add(delta)
+
+    def take(self) -> Delta:
+        """Returns what was added since the last `take` as one delta. At least one delta must have been added."""
+        first, joined = self._first, self._joined
+        assert first is not None
+        self._first = self._joined = None
+        if joined is not None:
+            return joined.whole()
+        return replace(first, calls=join_calls(first.calls)) if first.calls else first
+
+
+class _JoinedDeltas:
+    """Joined deltas, in no more memory than their content takes."""
+
+    def __init__(self, first: Delta) -> None:
+        self.num_bytes = 0
+        self._first = first
+        self._text = StringIO()
+        self._calls = CallJoiner()
+        self._token_ids = array("i")
+        self._logprobs: list[TokenLogprobs] = []
+        self._num_cached = 0
+        self.add(first)
+
+    def add(self, delta: Delta) -> None:
+        self._last = delta
+        self._text.write(delta.text)
+        for piece in delta.calls:
+            self._calls.add(piece)
+        self._token_ids.extend(delta.token_ids)
+        self._logprobs.extend(delta.logprobs)
+        self._num_cached += delta.num_cached
+        self.num_bytes += _num_bytes(delta)
+
+    def whole(self) -> Delta:
+        """Returns all deltas as one."""
+        first, last = self._first, self._last
+        return Delta(
+            index=first.index,
+            text=self._text.getvalue(),
+            calls=self._calls.joined(),
+            called=last.called,
+            token_ids=tuple(self._token_ids),
+            logprobs=tuple(self._logprobs),
+            prompt_logprobs=first.prompt_logprobs,
+            finish_reason=last.finish_reason,
+            stop_reason=last.stop_reason,
+            num_cached=self._num_cached,
+            times=last.times,
+            num_sent=last.num_sent,
+        )
+
+
+def _num_bytes(delta: Delta) -> int:
+    texts = [delta.text, *(piece.arguments for piece in delta.calls)]
+    num_bytes = sum(len(text) if text.isascii() else 4 * len(text) for text in texts)
+    num_bytes += _TOKEN_BYTES * len(delta.token_ids)
+    for entries in (delta.logprobs, delta.prompt_logprobs):
+        if entries:
+            num_bytes += len(entries) * _entry_bytes(entries)
+    return num_bytes
+
+
+def _entry_bytes(entries: Sequence[TokenLogprobs | None]) -> int:
+    """Returns the memory of each entry: all have equally many alternatives, but a prompt's first one is None."""
+    entry = entries[-1]
+    return 0 if entry is None else _LOGPROBS_BYTES + _LOGPROB_BYTES * (len(entry.top) + len(entry.named))

@@ -1,19 +1,38 @@
 """One stream per request: the choices that run on the engine, merged for one reader."""
 
-from collections import defaultdict
+import asyncio
+from array import array
+from collections import defaultdict, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
-from ...engine import AsyncEngine, EngineDeadError
+from ...engine import AsyncEngine, EngineDeadError, Request
 from ..errors import request_aborted
-from ..observability.metrics import Metrics
+from ..observability.request_metrics import RequestRecord, RequestTracker
 from ..text.tokenizer import Tokenizer
-from .choice_decoder import ChoiceDecoder
-from .choice_stream import ChoiceStream
-from .choices import Choice
-from .delta import Delta, DeltaJoiner
-from .mailbox import Mailbox
-from .sent_responses import SentResponse
+from .choice_stream import ChoiceStream, DeltaJoiner
+from .delta import Delta
+from .spec import Choice
+
+
+@dataclass(slots=True)
+class SentResponse:
+    """Part of one response that the client has received.
+
+    Attributes:
+      num_tokens: Number of generated tokens whose text was sent whole, for each of the engine's requests.
+      order: Index of the engine's request behind each choice of the response; None if they are the same, as in all
+        responses without `best_of`.
+    """
+
+    num_tokens: "array[int]"
+    order: "array[int] | None" = None
+
+    def reorder(self, order: Sequence[int]) -> None:
+        """Records which of the engine's requests the response's choices are."""
+        if list(order) != list(range(len(self.num_tokens))):
+            self.order = array("i", order)
 
 
 class Generation:
@@ -23,12 +42,15 @@ class Generation:
     behind gets fewer, larger ones. A reader that is cancelled while it waits loses nothing. A generation has to be
     closed, which frees the slots of all unfinished choices.
 
+    Args:
+      num_choices: Number of choices.
+
     Attributes:
       sent: What the reader has taken.
     """
 
-    def __init__(self, sent: SentResponse) -> None:
-        self.sent = sent
+    def __init__(self, num_choices: int) -> None:
+        self.sent = SentResponse(array("i", bytes(4 * num_choices)))
         self._inbox: Mailbox[ChoiceStream | Exception] = Mailbox()
         self._choices: list[ChoiceStream] = []
 
@@ -37,20 +59,20 @@ class Generation:
         cls,
         engine: AsyncEngine,
         tokenizer: Tokenizer,
-        metrics: Metrics,
+        tracker: RequestTracker,
         request_id: str,
         choices: Sequence[Choice],
-        sent: SentResponse | None = None,
     ) -> "Generation":
         """Submits choices to the engine.
 
         Args:
+          tracker: Records the engine's requests.
           request_id: Id of all choices together.
-          sent: Record of what the client receives; None makes one.
         """
-        generation = cls(SentResponse.of(len(choices)) if sent is None else sent)
-        for choice in choices:
-            generation._start(engine, metrics, request_id, choice, ChoiceDecoder(choice, tokenizer))
+        generation = cls(len(choices))
+        records = tracker.track([_request(choice, request_id) for choice in choices])
+        for choice, record in zip(choices, records, strict=True):
+            generation._start(engine, tokenizer, choice, record)
         return generation
 
     def __aiter__(self) -> "Generation":
@@ -96,17 +118,37 @@ class Generation:
         for choice in self._choices:
             choice.close()
 
-    def _start(
-        self, engine: AsyncEngine, metrics: Metrics, request_id: str, choice: Choice, decoder: ChoiceDecoder
-    ) -> None:
-        request = choice.request(request_id)
-        record = metrics.track_request(request)
-        stream = ChoiceStream(decoder, record, self._inbox, partial(engine.abort, request.id))
+    def _start(self, engine: AsyncEngine, tokenizer: Tokenizer, choice: Choice, record: RequestRecord) -> None:
+        abort = partial(engine.abort, record.request.id)
+        stream = ChoiceStream(choice, tokenizer, record, self._inbox, abort)
         self._choices.append(stream)
         try:
-            engine.submit(request, stream)
+            engine.submit(record.request, stream)
         except (EngineDeadError, ValueError) as error:
             stream.put(error)
+
+
+def _request(choice: Choice, request_id: str) -> Request:
+    """Returns the engine's request for a choice.
+
+    Args:
+      request_id: Id of all choices together.
+    """
+    return Request(
+        f"{request_id}-{choice.index}",
+        choice.prompt.token_ids,
+        choice.params,
+        stepwise=bool(choice.stop),
+        fork_of=None if choice.fork_of is None else f"{request_id}-{choice.fork_of}",
+        constraint=None if choice.grammar is None else choice.grammar.constraint(),
+        tenant=choice.scheduling.tenant,
+        priority=choice.scheduling.priority,
+        start_by=choice.scheduling.start_by,
+        deadline=choice.scheduling.deadline,
+        cache_salt=choice.cache_salt,
+        state=choice.state,
+        state_is_imported=choice.state_is_imported,
+    )
 
 
 async def collect(generation: Generation) -> list[Delta]:
@@ -115,3 +157,78 @@ async def collect(generation: Generation) -> list[Delta]:
     async for delta in generation:
         choices[delta.index].add(delta)
     return [choices[index].take() for index in sorted(choices)]
+
+
+class Mailbox[Item]:
+    """Queue between callbacks and one reader on the same event loop. A cancelled reader loses nothing.
+
+    `asyncio.Queue` with `asyncio.timeout` does the same, but sets a timer for each item. Here one timer serves all
+    waits of a reader.
+
+    Attributes:
+      has_reader: Whether the reader waits for an item, or was cancelled while it did.
+    """
+
+    def __init__(self) -> None:
+        self.has_reader = False
+        self._items: deque[Item] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._waits_since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        """Number of items that were not taken."""
+        return len(self._items)
+
+    def put(self, item: Item) -> None:
+        """Adds an item, and wakes the reader."""
+        self._items.append(item)
+        self._wake()
+
+    async def get(self, timeout_s: float | None) -> Item | None:
+        """Takes the next item, or returns None after the timeout, which is the same in all calls; None waits forever.
+
+        If there is an item already, other tasks get a turn first: a reader that has fallen behind must not block them.
+        """
+        self.has_reader = True
+        if self._items:
+            await asyncio.sleep(0)
+        else:
+            await self._wait(timeout_s)
+        self.has_reader = False
+        return self._items.popleft() if self._items else None
+
+    def close(self) -> None:
+        """Cancels the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _wait(self, timeout_s: float | None) -> None:
+        """Returns when there is an item, or after the timeout."""
+        loop = asyncio.get_running_loop()
+        if self._timer is None and timeout_s is not None:
+            self._set_timer(timeout_s, timeout_s)
+        self._waiter, self._waits_since = loop.create_future(), loop.time()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _set_timer(self, seconds: float, timeout_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._on_timer, timeout_s)
+
+    def _on_timer(self, timeout_s: float) -> None:
+        """Wakes a reader that has waited for the timeout; sets the timer again for one that has waited less."""
+        self._timer = None
+        if self._waiter is None:
+            return
+        left = self._waits_since + timeout_s - asyncio.get_running_loop().time()
+        if left > 0:
+            self._set_timer(left, timeout_s)
+        else:
+            self._wake()

@@ -23,17 +23,15 @@ from ..text.grammar import Grammar, GrammarBusyError, GrammarCompiler, GrammarEr
 from ..text.served_model import ServedModel
 from ..text.stop_strings import StopStringsBuilder
 from .background import Background
-from .choices import Choice, SchedulingParameters
 from .generation import Generation, collect
 from .output_constraint import OutputConstraint
 from .prompts import Prompt, PromptEncoder
 from .response_size import response_size
 from .response_store import ResponseStore
-from .running import RunningGenerations
-from .sent_responses import SentResponses
-from .spec import GenerationSpec
+from .spec import Choice, GenerationSpec, PromptCopies, SchedulingParameters
 from .state_files import StateFiles
 from .state_store import StateStore, StoredState
+from .tracked_responses import TrackedResponses
 
 _LONGEST_WAIT_S: Final = 3600.0
 """Maximum time for a grammar, since an event loop's timer cannot be endless."""
@@ -53,7 +51,7 @@ class Service:
       state_key: Key that signs exported states and verifies imported ones.
       saves: Turns of saving a state, one per tenant at a time, since each takes a part of an engine step.
       files: Memory of state files that are being sent or received.
-      sent: Record of the tokens that clients have received.
+      tracked: Running responses, and the tokens that clients have received.
       workers: Threads for long work.
     """
 
@@ -68,14 +66,13 @@ class Service:
     proof_s: float = 10.0
     request_timeout_s: float = math.inf
     salt_by_key: bool = False
-    running: RunningGenerations = field(default_factory=RunningGenerations)
     responses: ResponseStore = field(default_factory=ResponseStore)
     background: Background = field(default_factory=Background)
     state_key: bytes | None = field(default=None, repr=False)
     states: StateStore = field(default_factory=StateStore)
     saves: TenantLocks = field(default_factory=TenantLocks)
     files: StateFiles = field(default_factory=StateFiles)
-    sent: SentResponses = field(default_factory=SentResponses)
+    tracked: TrackedResponses = field(default_factory=TrackedResponses)
     stop_strings: StopStringsBuilder = field(default_factory=StopStringsBuilder)
     open_requests: OpenRequests = field(default_factory=OpenRequests)
     workers: Workers = field(default_factory=Workers)
@@ -137,11 +134,14 @@ class Service:
         if self.max_prompt_tokens is not None and longest > self.max_prompt_tokens:
             raise prompt_too_long(longest, self.max_prompt_tokens)
         scheduling = self._scheduling(spec)
-        size = await self.prepare(lambda: response_size(spec, self.model.tokenizer))
-        keep(size.prompt_bytes)
+        params = spec.params
+        if spec.holds_output or spec.copies != PromptCopies():
+            size = await self.prepare(lambda: response_size(spec, self.model.tokenizer))
+            keep(size.prompt_bytes)
+            params = size.params
         stop = await self.stop_strings.build(spec.stop) if spec.stop else ()
         grammar = None if spec.constraint is None else await self._grammar(spec, spec.constraint, scheduling.deadline)
-        pairs = [(prompt, each) for prompt in spec.prompts for each in size.params]
+        pairs = [(prompt, each) for prompt in spec.prompts for each in params]
         return [
             Choice(
                 index,
@@ -221,11 +221,6 @@ class Service:
         Args:
           response_id: Id by which clients and the engine know the choices.
         """
-        firsts = [choice for choice in choices if choice.fork_of is None]
-        for first in firsts:
-            self.metrics.track_prompt(f"{response_id}-{first.index}", len(choices) // len(firsts))
-        with self.sent.track(response_id, len(choices)) as sent:
-            tokenizer = self.model.tokenizer
-            started = Generation.start(self.engine, tokenizer, self.metrics, response_id, choices, sent)
-            with closing(started) as generation, self.running.track(generation, response_id, request_id.get()):
-                yield generation
+        started = Generation.start(self.engine, self.model.tokenizer, self.metrics.requests, response_id, choices)
+        with closing(started) as generation, self.tracked.track(generation, response_id, request_id.get()):
+            yield generation

@@ -1,9 +1,11 @@
-"""The request for a generation, independent of the API that it came through."""
+"""The request for a generation, independent of the API that it came through, and the choices that it becomes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...engine import SamplingParams
+from ...engine import SamplingParams, Snapshot
+from ..text.grammar import Grammar
 from .output_constraint import OutputConstraint
 from .prompts import Prompt
 from .state_store import StoredState
@@ -65,3 +67,44 @@ class GenerationSpec:
     priority: int = 0
     queue_timeout_s: float | None = None
     timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulingParameters:
+    """Scheduling parameters of a request; see `engine.Request`."""
+
+    tenant: str = ""
+    priority: int = 0
+    start_by: float = math.inf
+    deadline: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One choice to generate.
+
+    Attributes:
+      index: Place among the choices of the request.
+      stop: Strings that end the output; the choices of a request share one `StopStrings`.
+      fork_of: Index of the earlier choice with the same prompt, whose prefill this choice shares.
+      include_stop: Whether the output includes the stop string, or the text of the stop token, that ended it.
+      grammar: Grammar that the output matches.
+      may_call: Whether the output may consist of tool calls, which are then parsed.
+      scheduling: Scheduling parameters of the request.
+      cache_salt, state, state_is_imported: See `engine.Request`.
+      sends_ids: Whether clients receive token ids instead of text; then each token counts as sent at once.
+    """
+
+    index: int
+    prompt: Prompt
+    params: SamplingParams
+    stop: Sequence[str] = ()
+    include_stop: bool = False
+    fork_of: int | None = None
+    grammar: Grammar | None = None
+    may_call: bool = False
+    scheduling: SchedulingParameters = SchedulingParameters()
+    cache_salt: str = ""
+    state: Snapshot | None = None
+    state_is_imported: bool = False
+    sends_ids: bool = False

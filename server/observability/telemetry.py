@@ -8,7 +8,7 @@ from starlette.types import ASGIApp
 
 from ...engine import ConfigError
 from ..settings import Settings
-from .request_record import Observer
+from .request_metrics import Observer
 
 
 def _nothing() -> None:

@@ -18,13 +18,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .logging import request_id
-from .request_record import RequestRecord
+from .request_metrics import Observer, RequestRecord
 
 _QUIET: Final = ("/", "/health", "/health/ready", "/health_generate", "/load", "/metrics")
 """Paths that are polled every few seconds and not traced."""
 
 
-class Tracing:
+class Tracing(Observer):
     """Creates spans below the W3C `traceparent` of a request, if it has one.
 
     Args:
@@ -57,9 +57,6 @@ class Tracing:
                 _set_route(span, scope)
 
         return traced
-
-    def on_tokens(self, record: RequestRecord, count: int, gap_s: float) -> None:
-        """Does nothing: spans are created when the request has ended."""
 
     def on_end(self, record: RequestRecord) -> None:
         """Creates the spans of an engine request below the span of its HTTP request."""

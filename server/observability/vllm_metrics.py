@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from ...engine import PREFILL_BLOCK, STEP_TOKEN_BOUNDS, EngineStats
-from .request_record import RequestRecord
+from .request_metrics import Observer, RequestRecord
 
 _LABELS: Final = ("model_name", "engine")
 _SECONDS: Final = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
@@ -62,7 +62,7 @@ class _OpenPrompt:
     longest: int = 0
 
 
-class VllmMetrics:
+class VllmMetrics(Observer):
     """Metrics of requests, choices and the engine under vLLM's names.
 
     Args:
@@ -120,10 +120,9 @@ class VllmMetrics:
             self._ended.labels(**labels, finished_reason=reason)
         registry.register(_EngineCollector(stats, model))
 
-    def track_prompt(self, request_id: str, num_choices: int) -> None:
-        """Records a prompt and its number of choices; see `Metrics.track_prompt`."""
+    def on_start(self, record: RequestRecord, num_choices: int) -> None:
         self._n.observe(num_choices)
-        self._open[request_id] = _OpenPrompt(num_choices)
+        self._open[record.request.id] = _OpenPrompt(num_choices)
         while len(self._open) > _MAX_OPEN:  # choices that never started don't end
             self._open.popitem(last=False)
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 from ...errors import ApiError
 from ...generation.delta import Delta
 from ...generation.prompts import Prompt
-from ...observability.request_record import Times
+from ...observability.request_metrics import Times
 from ...text.served_model import ServedModel
 from .encoding import CHUNKS, SseEncoder
 

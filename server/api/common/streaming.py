@@ -14,11 +14,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ...errors import from_exception
-from ...generation.choices import Choice
 from ...generation.delta import Delta
 from ...generation.generation import Generation, collect
 from ...generation.service import Service
-from ...generation.spec import GenerationSpec
+from ...generation.spec import Choice, GenerationSpec
 from ...middleware.request_body import until_disconnect
 from ...request_warnings import request_warnings
 from ...tenancy.workers import Workers

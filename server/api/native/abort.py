@@ -17,4 +17,4 @@ async def abort_request(body: AbortBody, request: Request, service: AnyService) 
     An unknown id, or one whose request has ended, is no error.
     """
     check_body(body, request)
-    return AbortedRequests(aborted=service.running.abort(body.request_id))
+    return AbortedRequests(aborted=service.tracked.abort(body.request_id))

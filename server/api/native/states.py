@@ -32,7 +32,7 @@ async def save_state(body: StateBody, request: Request, service: ReadyService) -
     message = f"no request with the id {body.request_id!r} and a choice {body.index} runs, or has ended lately"
     unknown = ApiError(ErrorKind.NO_SUCH_OBJECT, message, param="request_id")
     async with service.saves.hold():
-        sent = service.sent.find(body.request_id, body.index)
+        sent = service.tracked.find(body.request_id, body.index)
         if sent is None:
             raise unknown
         try:

@@ -9,13 +9,12 @@ from fastapi import APIRouter, Query, Request, Response
 
 from ....engine import SamplingParams
 from ...errors import ApiError, bad_value
-from ...generation.choices import Choice
 from ...generation.conversation import ConversationMessage, ToolOptions
 from ...generation.event_log import EventLog
 from ...generation.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
 from ...generation.response_store import pack
 from ...generation.service import Service
-from ...generation.spec import GenerationSpec
+from ...generation.spec import Choice, GenerationSpec
 from ...request_warnings import warn_all
 from ...text.grammar import OBJECT_SCHEMA
 from ..common.encoding import TYPED_EVENTS, to_json
@@ -109,7 +108,7 @@ async def delete_response(response_id: str, service: AnyService) -> DeletedObjec
 
 async def _end(service: Service, response_id: str) -> None:
     if service.background.is_running(response_id):
-        service.running.abort(response_id)
+        service.tracked.abort(response_id)
         await service.background.wait(response_id)
 
 

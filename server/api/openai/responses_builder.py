@@ -9,8 +9,9 @@ from uuid import uuid4
 
 from ....engine import FinishReason, SamplingParams
 from ...errors import ApiError
+from ...generation.choice_stream import DeltaJoiner
 from ...generation.conversation import ConversationMessage, FunctionCall
-from ...generation.delta import Delta, DeltaJoiner
+from ...generation.delta import Delta
 from ...generation.prompts import Prompt
 from ...generation.tools import CallJoiner, CallPiece
 from ...text.served_model import ServedModel

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 from ....engine import FinishReason, RoostError
-from ...generation.choices import Choice
 from ...generation.prompts import Prompt
+from ...generation.spec import Choice
 from ...terminal.failure import CommandError
 from ...text.chat_template import ChatFormatError
 from ...text.chat_template import Message as Turn

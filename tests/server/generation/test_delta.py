@@ -22,10 +22,11 @@ from roost.server.api.openai.completions import CompletionResponseBuilder
 from roost.server.api.openai.responses_body import ResponseBody
 from roost.server.api.openai.responses_builder import ResponsesBuilder
 from roost.server.api.openai.schemas import ChatBody, CompletionBody, GenerateBody
-from roost.server.generation.delta import Delta, DeltaJoiner
+from roost.server.generation.choice_stream import DeltaJoiner
+from roost.server.generation.delta import Delta
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.tools import CallReader, call_text
-from roost.server.observability.request_record import Times
+from roost.server.observability.request_metrics import Times
 from roost.server.text.detokenizer import Detokenizer
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 

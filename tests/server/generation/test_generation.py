@@ -11,21 +11,21 @@ from fake_server import until
 from roost.engine import EngineDeadError, FinishReason, OutputSink, Request, SamplingParams, TokenOutput
 from roost.server.errors import ApiError
 from roost.server.generation import choice_stream
-from roost.server.generation.choices import Choice
 from roost.server.generation.delta import Delta
 from roost.server.generation.generation import Generation, collect
 from roost.server.generation.prompts import Prompt
+from roost.server.generation.spec import Choice
 from roost.server.generation.tools import call_text
 from roost.server.observability.logging import request_id
 from roost.server.observability.metrics import Metrics
-from roost.server.observability.request_record import RequestRecord
+from roost.server.observability.request_metrics import Observer, RequestRecord
 from roost.server.text.tokenizer import Tokenizer
 
 EURO = (270, 174, 216)  # the bytes e2 82 ac
 
 
 def start(engine: FakeEngine, tokenizer: Tokenizer, *choices: Choice, request_id: str = "id") -> Generation:
-    return Generation.start(engine, tokenizer, Metrics(lambda: engine.stats), request_id, choices)
+    return Generation.start(engine, tokenizer, Metrics(lambda: engine.stats).requests, request_id, choices)
 
 
 async def run(
@@ -241,13 +241,11 @@ async def test_id_in_use_does_not_abort_the_other_request(engine: FakeEngine, to
     assert not refusing.aborted
 
 
-class NotingObserver:
+class NotingObserver(Observer):
     """Notes the id of the HTTP request in whose context the engine's requests end."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
-
-    def on_tokens(self, record: RequestRecord, count: int, gap_s: float) -> None: ...
 
     def on_end(self, record: RequestRecord) -> None:
         self.ids.append(request_id.get())
@@ -258,7 +256,7 @@ async def test_request_ends_in_the_context_of_its_http_request(tokenizer: Tokeni
     engine, observer = FloodEngine(list(outputs(3, 5))), NotingObserver()
     metrics = Metrics(lambda: engine.stats, observers=[observer])
     token = request_id.set("req-1")
-    generation = Generation.start(engine, tokenizer, metrics, "id", [endless(0), endless(1)])
+    generation = Generation.start(engine, tokenizer, metrics.requests, "id", [endless(0), endless(1)])
     request_id.reset(token)
     await read_all(generation)
     assert observer.ids == ["req-1", "req-1"]

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from roost.server.generation.mailbox import Mailbox
+from roost.server.generation.generation import Mailbox
 
 
 async def test_items_come_in_order_whether_or_not_a_reader_waits() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from roost.engine import CacheStats, EngineDeadError, EngineStats, QueueFullError, Request, TokenOutput
+from roost.engine import CacheStats, EngineDeadError, EngineStats, FinishReason, QueueFullError, Request, TokenOutput
 from roost.server.observability.metrics import Metrics
 
 STATS = EngineStats(
@@ -73,12 +73,10 @@ def test_engine_statistics_are_exported(metrics: Metrics, clock: Clock) -> None:
 
 
 def test_latencies_of_a_request(metrics: Metrics, clock: Clock) -> None:
-    record = metrics.track_request(REQUEST)
-    record.output(TokenOutput(started_at=1000.5))
-    for wait, count in ((2.0, 1), (0.5, 1), (1.0, 2), (9.0, 0)):
+    (record,) = metrics.requests.track([REQUEST])
+    for wait, count, reason in ((2.0, 1, None), (0.5, 1, None), (1.0, 2, None), (9.0, 0, FinishReason.STOP)):
         clock.now += wait
-        record.tokens(count)
-    record.finished("stop")
+        record.add(TokenOutput(started_at=1000.5), count, clock.now, reason)
     record.end()
     samples = read(metrics, clock)
     assert samples["roost_time_to_first_token_seconds_sum"] == 2.0
@@ -103,7 +101,8 @@ def test_latencies_of_a_request(metrics: Metrics, clock: Clock) -> None:
 def test_reasons_of_requests_that_do_not_finish(
     metrics: Metrics, clock: Clock, error: BaseException, reason: str
 ) -> None:
-    metrics.track_request(REQUEST).end(error)
+    (record,) = metrics.requests.track([REQUEST])
+    record.end(error)
     samples = read(metrics, clock)
     assert samples[f"roost_requests_total {reason}"] == 1
     assert samples["roost_e2e_request_latency_seconds_count"] == 0
@@ -124,13 +123,10 @@ def test_page_is_rendered_at_most_every_200_ms(metrics: Metrics, clock: Clock) -
 
 def run_one(metrics: Metrics, clock: Clock, request: Request) -> None:
     """Records a request: 0.5 s of queue, 1.5 s of prefill, and 3 s for three more tokens."""
-    metrics.track_prompt(request.id, 1)
-    record = metrics.track_request(request)
-    for wait, count in ((2.0, 1), (1.0, 1), (2.0, 2)):
+    (record,) = metrics.requests.track([request])
+    for wait, count, reason in ((2.0, 1, None), (1.0, 1, None), (2.0, 2, FinishReason.LENGTH)):
         clock.now += wait
-        record.output(TokenOutput(started_at=clock.now - 1.5))
-        record.tokens(count)
-    record.finished("length")
+        record.add(TokenOutput(started_at=clock.now - 1.5), count, clock.now, reason)
     record.end()
 
 
@@ -219,15 +215,11 @@ def test_longest_choice_of_a_prompt_is_observed_once(clock: Clock) -> None:
     """It is observed once all choices of the prompt have ended; other prompts don't matter."""
     metrics = Metrics(lambda: STATS, clock, vllm_model="m")
     name = "vllm:request_max_num_generation_tokens"
-    metrics.track_prompt("x-0", 2)
-    metrics.track_prompt("x-2", 1)
-    for request_id, fork_of, num_tokens in (("x-0", None, 3), ("x-2", None, 9), ("x-1", "x-0", 5)):
-        samples = read(metrics, clock)
-        assert samples.get(f"{name}_count 0 m", 0) == {"x-0": 0, "x-2": 0, "x-1": 1}[request_id]
-        record = metrics.track_request(Request(request_id, (1,), fork_of=fork_of))
-        record.output(TokenOutput())
-        record.tokens(num_tokens)
-        record.finished("stop")
+    first, fork = metrics.requests.track([Request("x-0", (1,)), Request("x-1", (1,), fork_of="x-0")])
+    (other,) = metrics.requests.track([Request("x-2", (1,))])
+    for record, num_tokens, num_observed in ((first, 3, 0), (other, 9, 0), (fork, 5, 1)):
+        assert read(metrics, clock).get(f"{name}_count 0 m", 0) == num_observed
+        record.add(TokenOutput(), num_tokens, clock.now, FinishReason.STOP)
         record.end()
     samples = read(metrics, clock)
     assert (samples[f"{name}_count 0 m"], samples[f"{name}_sum 0 m"]) == (2, 14)

@@ -7,7 +7,7 @@ from roost.engine import FinishReason
 from roost.server.api.common.response_builder import Report, ReportOptions
 from roost.server.generation.delta import Delta
 from roost.server.generation.prompts import Prompt
-from roost.server.observability.request_record import Times
+from roost.server.observability.request_metrics import Times
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 
 PROMPTS = [Prompt((4, 5, 6, 7))]

@@ -57,7 +57,7 @@ async def test_a_choice_that_has_ended_is_not_alive(client: httpx.AsyncClient, e
 
 async def test_unknown_ids_are_no_error(client: httpx.AsyncClient, service: Service) -> None:
     assert await abort(client, "chatcmpl-nobody") == 0
-    assert service.running.abort("chatcmpl-nobody") == 0
+    assert service.tracked.abort("chatcmpl-nobody") == 0
 
 
 @pytest.mark.parametrize("body", [{}, {"request_id": 5}, {"request_id": ""}])

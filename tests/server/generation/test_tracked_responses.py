@@ -1,17 +1,28 @@
-"""Tests of the records of what clients have received."""
+"""Tests of responses that are found by id, above all of the records of what clients have received."""
 
 import gc
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
-from roost.server.generation import sent_responses
-from roost.server.generation.sent_responses import SentChoice, SentResponses
+from roost.server.generation import tracked_responses
+from roost.server.generation.generation import Generation, SentResponse
+from roost.server.generation.tracked_responses import SentChoice, TrackedResponses
 from roost.server.tenancy.tenant import tenant
 
 
+@contextmanager
+def tracked(responses: TrackedResponses, response_id: str, num_choices: int) -> Iterator[SentResponse]:
+    """Tracks a response without an HTTP request of its own, and gives the record of what was sent."""
+    generation = Generation(num_choices)
+    with responses.track(generation, response_id, "-"):
+        yield generation.sent
+
+
 def test_response_is_found_while_it_is_sent_and_afterwards() -> None:
-    responses = SentResponses()
-    with responses.track("a", 2) as sent:
+    responses = TrackedResponses()
+    with tracked(responses, "a", 2) as sent:
         assert responses.find("a", 1) == SentChoice("a-1", 0)
         sent.num_tokens[1] = 5
         assert responses.find("a", 1) == SentChoice("a-1", 5)
@@ -23,8 +34,8 @@ def test_response_is_found_while_it_is_sent_and_afterwards() -> None:
 
 
 def test_choices_may_be_reordered() -> None:
-    responses = SentResponses()
-    with responses.track("a", 4) as sent:
+    responses = TrackedResponses()
+    with tracked(responses, "a", 4) as sent:
         sent.num_tokens[3] = 9
         sent.reorder([3, 1])
     assert responses.find("a", 0) == SentChoice("a-3", 9)
@@ -33,9 +44,9 @@ def test_choices_may_be_reordered() -> None:
 
 
 def test_responses_of_other_tenants_are_not_found() -> None:
-    responses = SentResponses()
+    responses = TrackedResponses()
     token = tenant.set("one")
-    with responses.track("a", 1):
+    with tracked(responses, "a", 1):
         tenant.set("two")
         assert responses.find("a", 0) is None
     assert responses.find("a", 0) is None
@@ -46,15 +57,15 @@ def test_responses_of_other_tenants_are_not_found() -> None:
 
 def test_oldest_responses_of_the_largest_tenant_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Open responses stay."""
-    monkeypatch.setattr(sent_responses, "MAX_RESPONSES", 10)
-    responses = SentResponses()
+    monkeypatch.setattr(tracked_responses, "MAX_RESPONSES", 10)
+    responses = TrackedResponses()
     token = tenant.set("one")
-    with responses.track("mine", 1):
+    with tracked(responses, "mine", 1):
         pass
     tenant.set("two")
-    with responses.track("running", 1):
+    with tracked(responses, "running", 1):
         for number in range(50):
-            with responses.track(f"{number}", 1):
+            with tracked(responses, f"{number}", 1):
                 pass
         assert responses.find("running", 0) is not None
     assert [number for number in range(50) if responses.find(f"{number}", 0) is not None] == list(range(42, 50))
@@ -66,12 +77,12 @@ def test_oldest_responses_of_the_largest_tenant_are_evicted(monkeypatch: pytest.
 
 @pytest.mark.parametrize("num_choices", [1, 2000])
 def test_num_bytes_is_the_memory_of_the_records(num_choices: int) -> None:
-    responses = SentResponses()
+    responses = TrackedResponses()
     gc.collect()
     tracemalloc.start()
     try:
         for number in range(200):
-            with responses.track(f"{number:020}", num_choices) as sent:
+            with tracked(responses, f"{number:020}", num_choices) as sent:
                 sent.reorder(range(num_choices)[::-1])
         del sent
         gc.collect()

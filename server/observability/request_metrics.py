@@ -1,0 +1,218 @@
+"""Timelines of engine requests, which metrics, traces and responses read, and the metrics of their latencies."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from ...engine import FinishReason, QueueFullError, QueueTimeoutError, Request, RequestTimeoutError, TokenOutput
+
+REASONS: Final = ("stop", "length", "abort", "rejected", "timeout", "error")
+"""Reasons for which requests end."""
+
+_FIRST_TOKEN_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_NEXT_TOKEN_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5)
+_REQUEST_S: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Times of a request in seconds of one clock.
+
+    Attributes:
+      arrived: Arrival of the request.
+      started: Start of prefill.
+      first: First output.
+      last: Last output so far.
+    """
+
+    arrived: float
+    started: float
+    first: float
+    last: float
+
+
+NEVER: Final = Times(0.0, 0.0, 0.0, 0.0)
+"""Times of a request that has not started."""
+
+
+class Observer:
+    """Receives the progress of requests. The base class does nothing."""
+
+    def on_start(self, record: "RequestRecord", num_choices: int) -> None:
+        """Called when a prompt arrives.
+
+        Args:
+          record: Record of the prompt's first request; the others are its forks.
+          num_choices: Number of the prompt's choices, each of which is a request.
+        """
+
+    def on_tokens(self, record: "RequestRecord", count: int, gap_s: float) -> None:
+        """Called when tokens have been generated, before the record counts them.
+
+        Args:
+          record: Record of the request.
+          count: Number of tokens that arrived together.
+          gap_s: Seconds since the previous tokens, or since the arrival.
+        """
+
+    def on_end(self, record: "RequestRecord") -> None:
+        """Called when a request has ended; `record.reason` is set."""
+
+
+class RequestRecord:
+    """Timeline of one engine request, which has to be ended.
+
+    Attributes:
+      request: The engine request.
+      clock: Monotonic clock in seconds.
+      arrived: Time of arrival. All times are seconds of one monotonic clock.
+      started: Time at which prefill started; None before that.
+      first_token: Time of the first token; None before that.
+      last_token: Time of the last token so far; None before the first.
+      num_tokens: Number of tokens so far.
+      detokenize_s: Seconds spent on detokenization.
+      reason: One of `REASONS`, once the request has ended.
+      has_finished: Whether the request ended with all of its output.
+      ended: Time of the end, once the request has ended.
+    """
+
+    def __init__(self, request: Request, observers: Sequence[Observer], clock: Callable[[], float]) -> None:
+        self.request = request
+        self.clock = clock
+        self.arrived = self.ended = clock()
+        self.started: float | None = None
+        self.first_token: float | None = None
+        self.last_token: float | None = None
+        self.num_tokens = 0
+        self.detokenize_s = 0.0
+        self.reason = ""
+        self.has_finished = False
+        self._observers = observers
+        self._first_output: float | None = None
+
+    def add(
+        self, output: TokenOutput, num_tokens: int, received_at: float, finish_reason: FinishReason | None = None
+    ) -> Times:
+        """Records an output that has been detokenized, and reports its tokens to the observers.
+
+        Args:
+          num_tokens: Number of its tokens that belong to the request.
+          received_at: Time at which the output was received and its detokenization started.
+          finish_reason: Why the request ended with all of its output, if it did.
+
+        Returns:
+          Times up to now.
+        """
+        now = self.clock()
+        self.detokenize_s += now - received_at
+        self.started = output.started_at if self.started is None else self.started
+        self._first_output = now if self._first_output is None else self._first_output
+        if num_tokens:
+            self._add_tokens(num_tokens, now)
+        if finish_reason is not None:
+            self.reason, self.has_finished = finish_reason, True
+        started = self._first_output if self.started is None else self.started
+        return Times(self.arrived, started, self._first_output, now)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Reports the end of the request to the observers.
+
+        Args:
+          error: Error that ended it; None if it finished or was aborted.
+        """
+        self.ended = self.clock()
+        self.reason = self.reason or _reason(error)
+        for observer in self._observers:
+            observer.on_end(self)
+
+    def _add_tokens(self, count: int, now: float) -> None:
+        last = self.arrived if self.last_token is None else self.last_token
+        self.first_token = now if self.first_token is None else self.first_token
+        for observer in self._observers:
+            observer.on_tokens(self, count, now - last)
+        self.last_token = now
+        self.num_tokens += count
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTracker:
+    """Makes the records of requests.
+
+    Attributes:
+      observers: Observers of all requests.
+      clock: Monotonic clock in seconds.
+    """
+
+    observers: Sequence[Observer]
+    clock: Callable[[], float]
+
+    def track(self, requests: Sequence[Request]) -> list[RequestRecord]:
+        """Returns the records of the choices of one or several prompts, of which each has equally many."""
+        records = [RequestRecord(request, self.observers, self.clock) for request in requests]
+        firsts = [record for record in records if record.request.fork_of is None]
+        for first in firsts:
+            for observer in self.observers:
+                observer.on_start(first, len(requests) // len(firsts))
+        return records
+
+
+def _reason(error: BaseException | None) -> str:
+    """Returns why a request ended early; a client's disconnect is no `Exception`."""
+    match error:
+        case QueueFullError():
+            return "rejected"
+        case QueueTimeoutError() | RequestTimeoutError():
+            return "timeout"
+        case Exception():
+            return "error"
+        case _:
+            return "abort"
+
+
+class LatencyMetrics(Observer):
+    """Latencies and outcomes of requests."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def histogram(name: str, text: str, buckets: Sequence[float | int]) -> Histogram:
+            return Histogram(f"roost_{name}_seconds", text, buckets=buckets, registry=registry)
+
+        self._first_token = histogram(
+            "time_to_first_token", "Seconds from a request's arrival to its first token.", _FIRST_TOKEN_S
+        )
+        self._next_token = histogram(
+            "inter_token_latency", "Seconds between consecutive tokens of a request.", _NEXT_TOKEN_S
+        )
+        self._whole = histogram(
+            "e2e_request_latency", "Seconds from a request's arrival to its last token.", _REQUEST_S
+        )
+        self._queue = histogram(
+            "request_queue_time", "Seconds from a request's arrival to the start of its prefill.", _FIRST_TOKEN_S
+        )
+        self._prefill = histogram(
+            "request_prefill_time", "Seconds from the start of a request's prefill to its first token.", _FIRST_TOKEN_S
+        )
+        self._decode = histogram("request_decode_time", "Seconds from a request's first token to its last.", _REQUEST_S)
+        self._ended = Counter("roost_requests", "Requests that have ended, by reason.", ["reason"], registry=registry)
+        for reason in REASONS:
+            self._ended.labels(reason)
+
+    def on_tokens(self, record: RequestRecord, count: int, gap_s: float) -> None:
+        """Observes tokens that arrived together as if they had arrived at equal intervals."""
+        if record.last_token is None:
+            self._first_token.observe(gap_s)
+            return
+        for _ in range(count):
+            self._next_token.observe(gap_s / count)
+
+    def on_end(self, record: RequestRecord) -> None:
+        self._ended.labels(record.reason).inc()
+        if not record.has_finished:
+            return
+        self._whole.observe(record.ended - record.arrived)
+        if record.started is not None:
+            self._queue.observe(max(record.started - record.arrived, 0.0))
+        if record.started is not None and record.first_token is not None:
+            self._prefill.observe(max(record.first_token - record.started, 0.0))
+            self._decode.observe(record.ended - record.first_token)
