@@ -37,7 +37,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._include_stop = include_stop
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stop = stop if isinstance(stop, StopStrings) else StopStrings(stop)
+        self._stop = None if not stop else stop if isinstance(stop, StopStrings) else StopStrings(stop)
         self._node = ROOT
         self.num_sent = 0
         self._num_decoded = 0
@@ -55,9 +55,10 @@ class Detokenizer:
         if self.stop_string is not None:
             return ""
         text = self._advance(self._decoder.decode(b"", final=True))
-        rest = self._stop.prefix(self._node, self._stop.depth(self._node))
-        self._node = ROOT
-        return self._count_sent(text + rest)
+        if self._stop is not None:
+            text += self._stop.prefix(self._node, self._stop.depth(self._node))
+            self._node = ROOT
+        return self._count_sent(text)
 
     def _decode(self, token_id: int) -> str:
         """Returns the characters that a token completes, and records where its own last character ends."""
@@ -76,19 +77,21 @@ class Detokenizer:
 
     def _advance(self, new: str) -> str:
         """Matches new text and returns what can be sent; the node stands for the held text, so that is not copied."""
-        if not self._stop:
+        stop = self._stop
+        if stop is None:
             return new
         before, node = self._node, self._node
         for end, code in enumerate(map(ord, new), start=1):
-            node = self._stop.next_node(node, code)
-            if (found := self._stop.found_at(node)) is not None:
+            node = stop.next_node(node, code)
+            if (found := stop.found_at(node)) is not None:
                 self.stop_string = found
                 self._node = ROOT
-                return self._first(before, new, end if self._include_stop else end - len(found))
+                return _first(stop, before, new, end if self._include_stop else end - len(found))
         self._node = node
-        return self._first(before, new, len(new) - self._stop.depth(node))
+        return _first(stop, before, new, len(new) - stop.depth(node))
 
-    def _first(self, node: int, new: str, end: int) -> str:
-        """Returns held text and new text up to `end`, which counts from the new text's start and may be negative."""
-        num_held = self._stop.depth(node)
-        return self._stop.prefix(node, min(num_held, num_held + end)) + new[: max(end, 0)]
+
+def _first(stop: StopStrings, node: int, new: str, end: int) -> str:
+    """Returns held text and new text up to `end`, which counts from the new text's start and may be negative."""
+    num_held = stop.depth(node)
+    return stop.prefix(node, min(num_held, num_held + end)) + new[: max(end, 0)]

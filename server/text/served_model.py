@@ -3,7 +3,7 @@
 import hashlib
 import importlib.metadata
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...engine import EngineConfig, ModelSource
@@ -28,6 +28,7 @@ class ServedModel:
       defaults: Sampling defaults of the checkpoint.
       max_tokens_limit: Maximum tokens that any request may generate; None sets no limit.
       tokenizer_class: Hugging Face's name of the tokenizer; None if there is none.
+      end_token_ids: Tokens that end a generation by default.
     """
 
     id: str
@@ -38,16 +39,11 @@ class ServedModel:
     defaults: GenerationDefaults
     max_tokens_limit: int | None = None
     tokenizer_class: str | None = None
+    end_token_ids: tuple[int, ...] = field(init=False)
 
-    @property
-    def end_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a generation by default."""
-        return tuple(dict.fromkeys(self.tokenizer.end_token_ids + self.defaults.end_token_ids))
-
-    def capped(self, max_tokens: int | None) -> int | None:
-        """Returns the smaller of the requested maximum of tokens and the server's limit; None is no limit."""
-        limits = [limit for limit in (max_tokens, self.max_tokens_limit) if limit is not None]
-        return min(limits, default=None)
+    def __post_init__(self) -> None:
+        end_token_ids = tuple(dict.fromkeys(self.tokenizer.end_token_ids + self.defaults.end_token_ids))
+        object.__setattr__(self, "end_token_ids", end_token_ids)
 
 
 def open_served_model(

@@ -24,7 +24,8 @@ def sampling_params(
     Raises:
       ApiError: Fields contradict each other or do not fit the model.
     """
-    max_tokens = model.capped(max_tokens)
+    limits = [limit for limit in (max_tokens, model.max_tokens_limit) if limit is not None]
+    max_tokens = min(limits, default=None)
     if body.ignore_eos and max_tokens is None:
         raise bad_value("ignore_eos", "ignore_eos needs a limit: set max_tokens")
     if max_tokens is not None and body.min_tokens > max_tokens:

@@ -1,7 +1,6 @@
 """Chat messages to prompt token ids: Gemma's turn format, or a checkpoint's template."""
 
-from .format import ChatFormat, load_chat_format
-from .layout import NEW_TURN, Ending
-from .turns import ChatFormatError, Message
+from .format import NEW_TURN, ChatFormat, ChatFormatError, Ending, Message
+from .template import load_chat_format
 
 __all__ = ["NEW_TURN", "ChatFormat", "ChatFormatError", "Ending", "Message", "load_chat_format"]

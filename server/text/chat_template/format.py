@@ -1,13 +1,80 @@
-"""Renders and encodes chat messages."""
+"""Formats chat messages as a prompt: folds them into turns, lays these out as parts, and encodes the parts."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 from ..tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
-from .layout import NEW_TURN, Ending, Layout, Part, gemma_turns
-from .template import bos_name, load_template
-from .turns import ChatFormatError, Message, normalized
+
+_ROLES: Final = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "model": "assistant",
+}
+
+
+class ChatFormatError(ValueError):
+    """Messages cannot be formatted as a prompt. The message is one line and safe to show to the client."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A chat message.
+
+    Attributes:
+      role: Role of the author.
+      content: Text of the message.
+    """
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a prompt ends, and the variables of a template.
+
+    Attributes:
+      add_header: Whether the header of an assistant's turn ends the prompt, even after an assistant's message.
+      stay_open: Whether the last message, the assistant's, stays open, so that the model continues it. Excludes a
+        header.
+      variables: Variables for a checkpoint's template; Gemma's own format has none.
+    """
+
+    add_header: bool = True
+    stay_open: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_variable(self, name: str, value: Any) -> "Ending":
+        """Returns a copy with one more variable."""
+        return replace(self, variables={**self.variables, name: value})
+
+
+NEW_TURN: Final = Ending()
+"""Ending by the header of a new assistant's turn."""
+
+
+class Part(NamedTuple):
+    """A part of a prompt.
+
+    Attributes:
+      text: Text of the part.
+      markup: Whether names of control tokens become those tokens; never in a message's text.
+    """
+
+    text: str
+    markup: bool = True
+
+
+type Layout = Callable[[Sequence[Message], Ending], list[Part]]
+"""Lays out messages (roles system, user, assistant; in any order) as a prompt."""
+
+type Writer = Callable[[Sequence[Message], bool], list[Part]]
+"""Writes messages, each of them closed; the flag adds the header of an assistant's turn."""
 
 
 class ChatFormat:
@@ -61,29 +128,101 @@ class ChatFormat:
         return self._layout(trimmed, ending)
 
 
-def load_chat_format(directory: Path | None, tokenizer: Tokenizer) -> ChatFormat:
-    """Returns the chat format of a checkpoint: its template if it has one, or else Gemma's turns.
-
-    If the tokenizer has no text, or no marks for Gemma's turns, the format refuses all messages.
-
-    Args:
-      directory: Folder of the checkpoint; None for random weights.
-      tokenizer: Tokenizer of the model.
+def lay_out(messages: Sequence[Message], ending: Ending, write: Writer) -> list[Part]:
+    """Returns the prompt that `write` writes, up to the ending.
 
     Raises:
-      CheckpointError: The checkpoint's template is broken.
+      ChatFormatError: `write` cannot write the messages, or changes the text of the last one.
     """
-    if not tokenizer.has_text:
-        return ChatFormat(tokenizer, _refusal("this checkpoint has no tokenizer: send token ids to /v1/completions"))
-    if directory is not None and (template := load_template(directory, tokenizer)) is not None:
-        return ChatFormat(tokenizer, template, takes_tools=template.takes_tools)
-    for mark in (START_OF_TURN, END_OF_TURN):
-        if not _has_control_token(tokenizer, mark):
-            return ChatFormat(
-                tokenizer,
-                _refusal(f"this checkpoint's tokenizer has no {mark}, and no chat template: use /v1/completions"),
-            )
-    return ChatFormat(tokenizer, gemma_turns)
+    if not ending.stay_open:
+        return write(messages, ending.add_header)
+    if not messages[-1].content:
+        return write(messages[:-1], True)
+    return _open_end(write(messages, False), messages[-1].content)
+
+
+def gemma_turns(messages: Sequence[Message], ending: Ending) -> list[Part]:
+    """Returns a prompt in Gemma's format, which has no system role and whose turns alternate."""
+    return lay_out(fold(messages), ending, _write_turns)
+
+
+def _write_turns(turns: Sequence[Message], add_header: bool) -> list[Part]:
+    """Writes turns. Parts are encoded separately, so that no piece crosses a mark or the end of a header."""
+    parts: list[Part] = []
+    for turn in turns:
+        role = "model" if turn.role == "assistant" else "user"
+        content = Part(turn.content, markup=False)
+        parts += (Part(START_OF_TURN), Part(role), Part("\n"), content, Part(END_OF_TURN), Part("\n"))
+    if add_header:
+        parts += (Part(START_OF_TURN), Part("model"), Part("\n"))
+    return parts
+
+
+def _open_end(parts: list[Part], text: str) -> list[Part]:
+    """Returns the parts up to the last message's text, without the markup that closes it."""
+    last = max(position for position, part in enumerate(parts) if not part.markup)
+    if parts[last].text != text:
+        raise ChatFormatError("the checkpoint's chat template does not end with the last message")
+    return parts[: last + 1]
+
+
+def normalized(messages: Sequence[Message]) -> list[Message]:
+    """Returns messages with stripped texts and the roles system, user and assistant only.
+
+    Raises:
+      ChatFormatError: A role is unknown, or there are no messages.
+    """
+    if not messages:
+        raise ChatFormatError("there must be at least one message")
+    return [Message(_role(message.role), message.content.strip()) for message in messages]
+
+
+def unfolded(messages: Sequence[Message]) -> list[Message]:
+    """Returns messages unchanged, for formats that accept any order of the three roles."""
+    return list(messages)
+
+
+def fold_after_system(messages: Sequence[Message]) -> list[Message]:
+    """Returns one system message and alternating turns, for formats that accept a system role only at the start.
+
+    Leading system messages are joined if a user's message follows them; all others are folded into user turns.
+    """
+    leading = list(itertools.takewhile(lambda message: message.role == "system", messages))
+    rest = messages[len(leading) :]
+    text = _joined(leading)
+    if not text or not rest or rest[0].role != "user":
+        return fold(messages)
+    return [Message("system", text), *fold(rest)]
+
+
+def fold(messages: Sequence[Message]) -> list[Message]:
+    """Returns alternating turns that start with the user's, for formats without a system role.
+
+    System messages count as the user's and keep their position. Adjacent messages of one side are joined by an empty
+    line. An empty user turn precedes a leading assistant's turn. A turn depends only on its own messages, so that the
+    prompt of a longer conversation starts with all closed turns of a shorter one.
+    """
+    turns = [Message(side, _joined(group)) for side, group in itertools.groupby(messages, key=_side)]
+    if turns and turns[0].role == "assistant":
+        turns.insert(0, Message("user", ""))
+    return turns
+
+
+def _joined(messages: Iterable[Message]) -> str:
+    return "\n\n".join(message.content for message in messages if message.content)
+
+
+def _side(message: Message) -> str:
+    return "assistant" if message.role == "assistant" else "user"
+
+
+def _role(role: str) -> str:
+    try:
+        return _ROLES[role]
+    except KeyError:
+        raise ChatFormatError(
+            f"the role {role!r:.100} is not supported; roles are system, developer, user, assistant and tool"
+        ) from None
 
 
 def _continued(role: str, text: str, ending: Ending) -> Message:
@@ -95,13 +234,6 @@ def _continued(role: str, text: str, ending: Ending) -> Message:
     return Message(role, text.lstrip())
 
 
-def _refusal(reason: str) -> Layout:
-    def refuse(messages: Sequence[Message], ending: Ending) -> list[Part]:
-        raise ChatFormatError(reason)
-
-    return refuse
-
-
-def _has_control_token(tokenizer: Tokenizer, name: str) -> bool:
-    ids = tokenizer.encode(name)
-    return len(ids) == 1 and tokenizer.is_control(ids[0])
+def bos_name(tokenizer: Tokenizer) -> str:
+    """Returns the name of the BOS token; empty if there is none."""
+    return "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)

@@ -1,4 +1,4 @@
-"""Layout by a checkpoint's Jinja template."""
+"""Chat formats of checkpoints: layout by a Jinja template, or else Gemma's turns."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +11,22 @@ import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ....engine.core.errors import CheckpointError
-from ..tokenizer import Tokenizer
+from ..tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 from ..tokenizer_loading import read_tokenizer_config
-from .layout import Ending, Part, lay_out
-from .turns import ChatFormatError, Message, fold, fold_after_system, unfolded
+from .format import (
+    ChatFormat,
+    ChatFormatError,
+    Ending,
+    Layout,
+    Message,
+    Part,
+    bos_name,
+    fold,
+    fold_after_system,
+    gemma_turns,
+    lay_out,
+    unfolded,
+)
 
 type Fold = Callable[[Sequence[Message]], list[Message]]
 
@@ -180,7 +192,32 @@ def _raise_exception(message: str) -> Never:
     raise jinja2.TemplateError(message)
 
 
-def load_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+def load_chat_format(directory: Path | None, tokenizer: Tokenizer) -> ChatFormat:
+    """Returns the chat format of a checkpoint: its template if it has one, or else Gemma's turns.
+
+    If the tokenizer has no text, or no marks for Gemma's turns, the format refuses all messages.
+
+    Args:
+      directory: Folder of the checkpoint; None for random weights.
+      tokenizer: Tokenizer of the model.
+
+    Raises:
+      CheckpointError: The checkpoint's template is broken.
+    """
+    if not tokenizer.has_text:
+        return ChatFormat(tokenizer, _refusal("this checkpoint has no tokenizer: send token ids to /v1/completions"))
+    if directory is not None and (template := _load_template(directory, tokenizer)) is not None:
+        return ChatFormat(tokenizer, template, takes_tools=template.takes_tools)
+    for mark in (START_OF_TURN, END_OF_TURN):
+        if not _has_control_token(tokenizer, mark):
+            return ChatFormat(
+                tokenizer,
+                _refusal(f"this checkpoint's tokenizer has no {mark}, and no chat template: use /v1/completions"),
+            )
+    return ChatFormat(tokenizer, gemma_turns)
+
+
+def _load_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
     """Returns the template of a checkpoint, or None if it has none.
 
     Args:
@@ -230,6 +267,13 @@ def _template_variables(tokenizer: Tokenizer) -> dict[str, str]:
     return {"bos_token": bos_name(tokenizer), "eos_token": eos_name}
 
 
-def bos_name(tokenizer: Tokenizer) -> str:
-    """Returns the name of the BOS token; empty if there is none."""
-    return "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
+def _refusal(reason: str) -> Layout:
+    def refuse(messages: Sequence[Message], ending: Ending) -> list[Part]:
+        raise ChatFormatError(reason)
+
+    return refuse
+
+
+def _has_control_token(tokenizer: Tokenizer, name: str) -> bool:
+    ids = tokenizer.encode(name)
+    return len(ids) == 1 and tokenizer.is_control(ids[0])
