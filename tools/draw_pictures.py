@@ -7,69 +7,24 @@ from the code.
 """
 
 import ast
-import html
 import itertools
+import math
+import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from roost.engine.model.config import PRESETS
+
+sys.path.append(str(Path(__file__).parent))  # for an interpreter with -P
+from svg import arrow, box, picture, text
 
 ROOT: Final = Path(__file__).parents[1]
 FOLDER: Final = ROOT / "docs" / "pictures"
 
-_STYLE: Final = """\
-text { font: 13px system-ui, sans-serif; fill: #1f2328; }
-.title { font-size: 16px; font-weight: 600; }
-.small { font-size: 11px; fill: #59636e; }
-.box { fill: #f6f8fa; stroke: #8c959f; }
-.mark { fill: #0969da; }
-.other { fill: #afb8c1; }
-.line { stroke: #8c959f; fill: none; }
-.head { fill: #8c959f; }
-@media (prefers-color-scheme: dark) {
-  text { fill: #e6edf3; }
-  .small { fill: #9198a1; }
-  .box { fill: #21262d; stroke: #6e7681; }
-  .mark { fill: #4493f8; }
-  .other { fill: #484f58; }
-  .line { stroke: #6e7681; }
-  .head { fill: #6e7681; }
-}
-"""
-
 type Edges = Mapping[str, set[str]]
 """Names to the names that they point at."""
-
-
-def picture(width: float, height: float, title: str, parts: Iterable[str]) -> str:
-    """Returns an SVG with a title."""
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img">',
-            f"<title>{html.escape(title)}</title>",
-            f"<style>\n{_STYLE}</style>",
-            '<defs><marker id="head" markerWidth="8" markerHeight="8" refX="7" refY="3" orient="auto">'
-            '<path class="head" d="M0,0 L7,3 L0,6 z"/></marker></defs>',
-            text(20, 28, title, "title"),
-            *parts,
-            "</svg>",
-            "",
-        ]
-    )
-
-
-def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
-    return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{html.escape(words)}</text>'
-
-
-def box(x: float, y: float, width: float, height: float, kind: str = "box") -> str:
-    return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="5" class="{kind}"/>'
-
-
-def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<path class="line" marker-end="url(#head)" d="M{x1:.0f},{y1:.0f} L{x2:.0f},{y2:.0f}"/>'
 
 
 # --- the rooms
@@ -252,6 +207,60 @@ def draw_state() -> str:
         text(20, 250, "Memory of one request in bfloat16, to scale. Computed from the models' shapes.", "small")
     )
     return picture(840, 265, "A state of fixed size beside a KV cache", parts)
+
+
+# --- speed against length
+
+_CHART: Final = (70.0, 90.0, 560.0, 260.0)
+"""Left, top, width and height of the chart's plane."""
+
+
+def draw_lengths(document: Mapping[str, Any]) -> str:
+    """Returns the chart of speed against generated length.
+
+    Args:
+      document: What `benchmarks/length_chart.py` has measured.
+    """
+    options, machine = document["options"], document["machine"]
+    left, top, width, height = _CHART
+    step = _round_step(max(map(max, document["curves"].values())) / 5)
+    levels = [step * number for number in range(int(max(map(max, document["curves"].values())) / step) + 2)]
+    across = [math.log2(length) for length in options["lengths"]]
+    xs = [left + width * (each - across[0]) / (across[-1] - across[0]) for each in across]
+
+    def y_of(speed: float) -> float:
+        return top + height * (1 - speed / levels[-1])
+
+    parts = [text(20, 52, f"Tokens per second of {options['rows']} streams together", "small")]
+    for level in levels:
+        parts.append(f'<path class="grid" d="M{left:g},{y_of(level):.1f} h{width:g}"/>')
+        parts.append(text(left - 8, y_of(level) + 4, f"{level:,.0f}", "small", "end"))
+    for x, length in zip(xs, options["lengths"], strict=True):
+        parts.append(text(x, top + height + 18, f"{length:,}", "small", "middle"))
+    parts.append(text(left + width / 2, top + height + 38, "tokens of each stream", "small", "middle"))
+    ends = _apart({name: y_of(curve[-1]) for name, curve in document["curves"].items()}, 16)
+    for name, curve in document["curves"].items():
+        kind = "ours" if name.startswith("Roost") else "theirs"
+        points = " L".join(f"{x:.1f},{y_of(speed):.1f}" for x, speed in zip(xs, curve, strict=True))
+        parts.append(f'<path class="curve {kind}" d="M{points}"/>')
+        parts.append(text(left + width + 10, ends[name] + 4, f"{name}: {curve[-1]:,.0f}"))
+    where = f"{machine['cpu']}, {options['threads']} cores; {document['started'][:10]}, tree {document['tree']}"
+    parts.append(text(20, top + height + 62, where, "small"))
+    return picture(left + width + 240, top + height + 78, "Speed against generated length", parts)
+
+
+def _round_step(step: float) -> float:
+    """Returns the next number up that is 1, 2 or 5 times a power of ten."""
+    power = 10 ** math.floor(math.log10(step))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step)
+
+
+def _apart(places: Mapping[str, float], gap: float) -> Mapping[str, float]:
+    """Returns the places in the same order, moved down where two would be closer than the gap."""
+    moved: dict[str, float] = {}
+    for name in sorted(places, key=lambda each: places[each]):
+        moved[name] = max([places[name], *(other + gap for other in moved.values())])
+    return moved
 
 
 PICTURES: Final = {"rooms.svg": draw_rooms, "request.svg": draw_request, "state.svg": draw_state}

@@ -1,29 +1,21 @@
 """Results for readers: a table on the terminal, a page in Markdown, and bars."""
 
-import io
 import statistics
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from judge import Agreement, Row, agreements, judge
 from plan import Goal, goals
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+from svg import box, picture, text
 
 HEAD = ("", "ours", "theirs", "ratio", "goal", "stretch", "")
-BLUE, GREY = "#2a78d6", "#b9b7ae"
-STYLE: Any = {
-    "svg.hashsalt": "roost",  # the same numbers give the same file
-    "font.size": 10,
-    "axes.edgecolor": "#c3c2b7",
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": "#52514e",
-}
+BAR = 24.0
+"""Height of a bar in the picture, with the space below it."""
 
 # --- numbers for readers
 
@@ -239,26 +231,24 @@ PANELS: Mapping[str, tuple[Sequence[str], str]] = {
 """Bars, and the tasks that measure them; the last one that was run counts."""
 
 
-def draw(document: Mapping[str, Any]) -> bytes | None:
-    """Returns bars of tokens per second as SVG; None if nothing of them was measured."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
+def draw(document: Mapping[str, Any]) -> str | None:
+    """Returns bars of tokens per second as SVG, readable on light and dark pages; None if nothing was measured."""
     panels = {title: bars(document, *what) for title, what in PANELS.items()}
     panels = {title: found for title, found in panels.items() if found}
     if not panels:
         return None
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 0.8 + sum(0.55 + 0.28 * len(found) for found in panels.values())))
-        figure.set_layout_engine("constrained")
-        heights = [len(found) for found in panels.values()]
-        axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-        for axis, (title, found) in zip(axes, panels.items(), strict=True):
-            draw_bars(axis, f"{title}: tokens per second", found)
-        file = io.BytesIO()
-        metadata: Any = {"Date": None, "Creator": "roost"}
-        figure.savefig(file, format="svg", metadata=metadata)
-    return file.getvalue()
+    parts, y = [], 66.0
+    for title, found in panels.items():
+        parts.append(text(20, y, f"{title}: tokens per second"))
+        for place, (name, value) in enumerate(found.items()):
+            top, kind = y + 12 + BAR * place, "mark" if name.startswith("Roost") else "other"
+            width = 380 * value / max(found.values())
+            parts += [text(350, top + 14, name, anchor="end"), box(360, top, max(width, 1), 18, kind)]
+            parts.append(text(368 + width, top + 14, f"{value:,.0f}", "small"))
+        y += 46 + BAR * len(found)
+    where = f"{document['machine']['cpu']}, {document['options']['threads']} cores; {document['started'][:10]}"
+    parts += [text(20, 46, "More is better.", "small"), text(20, y - 10, where, "small")]
+    return picture(820, y + 4, "Roost beside its peers", parts)
 
 
 def bars(document: Mapping[str, Any], tasks: Sequence[str], field: str) -> dict[str, float]:
@@ -270,16 +260,3 @@ def bars(document: Mapping[str, Any], tasks: Sequence[str], field: str) -> dict[
             if value is not None and name != "engine int8":
                 found[document["entrants"][name]["title"]] = value
     return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def draw_bars(axis: "Axes", title: str, found: Mapping[str, float]) -> None:
-    names = list(found)[::-1]
-    values = [found[name] for name in names]
-    colors = [BLUE if name.startswith("Roost") else GREY for name in names]
-    places = axis.barh(names, values, color=colors, height=0.7)
-    axis.bar_label(places, [f"{value:,.0f}" for value in values], padding=3)
-    axis.set_title(title)
-    axis.set_xlim(0, 1.12 * max(values))
-    axis.tick_params(left=False)
-    axis.xaxis.set_visible(False)
-    axis.spines["bottom"].set_visible(False)

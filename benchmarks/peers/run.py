@@ -9,7 +9,6 @@ loses its own rows only. All contestants of a stage are loaded once; while one i
 """
 
 import argparse
-import importlib.util
 import signal
 import sys
 import tempfile
@@ -70,8 +69,6 @@ def check(arguments: argparse.ArgumentParser, options: argparse.Namespace) -> No
     for file in (options.json, options.results):
         if file is not None and not file.resolve().parent.is_dir():
             arguments.error(f"{file}: give a file in a folder that exists")
-    if options.results and importlib.util.find_spec("matplotlib") is None:
-        arguments.error("--results draws bars, which needs matplotlib: pip install '.[bench]'")
 
 
 def run(options: argparse.Namespace) -> Mapping[str, Any]:
@@ -120,7 +117,7 @@ def write_page(document: Mapping[str, Any], path: Path) -> None:
     """Writes the page, and the bars in a file next to it."""
     svg = draw(document)
     if svg is not None:
-        path.with_name("peers.svg").write_bytes(svg)
+        path.with_name("peers.svg").write_text(svg)
     path.write_text(markdown(document, None if svg is None else "peers.svg"))
 
 

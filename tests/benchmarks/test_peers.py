@@ -305,7 +305,9 @@ def test_the_page_is_written_from_json_alone(tmp_path: Path) -> None:
     assert "| Roost, bf16 | decode 8 | 200 | – | – | 1.50 |" in text
     assert "| Roost, bf16 | 1,234,567 |" in text
     assert "2026-11-25, 3 rounds, 2 minutes." in text
-    assert b"<svg" in (tmp_path / "peers.svg").read_bytes()
+    bars = (tmp_path / "peers.svg").read_text()
+    assert "prefers-color-scheme: dark" in bars
+    assert ">HF</text>" in bars
     assert not any(line.startswith("|") and line.count("|") < 4 for line in text.splitlines())
 
 
