@@ -1,5 +1,6 @@
 """Recurrent block for TPUs: a decode step and a chunk of a prompt, each in one pass over memory."""
 
+import math
 from functools import partial
 from typing import Any, Final
 
@@ -10,13 +11,17 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int32
 
 from ..precision import product_precision
-from ..rg_lru.pallas_tpu import one_minus_exp
 
 _ROWS: Final = 128
 """Rows per block, if the batch has a multiple of them."""
 
 _TILE: Final = 8
 """Time steps in a vector register."""
+
+_LOG2_E: Final = math.log2(math.e)
+
+_LEAST: Final = 1e-37
+"""Square of which a root is taken instead of 0."""
 
 
 def recurrent_step_tpu(
@@ -107,7 +112,8 @@ def _step_kernel(
         tap = conv[taps - 1 - s].astype(jnp.float32) * conv_weight[taps - 1 - s]
         c += jnp.where(position >= s, tap, 0.0)
     c += conv_bias[...]
-    a, scale, gated = _coefficients(c, gate_weight[0], gate_bias[0], log_decay[...])
+    log_a, gated = _gates(0.5 * c, gate_weight[0], gate_bias[0], log_decay[...])
+    a, scale = _decay(log_a)
     moved = a * h[...] + scale * gated
     state = jnp.where(position == 0, gated, jnp.where(position < 0, h[...], moved))
     new_h[...] = state
@@ -217,30 +223,31 @@ def _chunk_kernel(
 ) -> None:  # fmt: skip
     """Kernel of `recurrent_chunk_tpu`: `history` holds the previous inputs and the block's, `last` carries h."""
     row, block_index = pl.program_id(0), pl.program_id(2)
-    taps, block = conv_weight.shape[0], x.shape[1]
+    taps, (block, size) = conv_weight.shape[0], decay.shape
+    begins = (starts[row] == 0) & (lengths[row] > 0) & (block_index == 0)
 
     @pl.when(block_index == 0)
     def start() -> None:
-        last[0] = h0[0]
-        history[pl.ds(_TILE - taps + 1, taps - 1)] = conv[0].astype(jnp.float32)
+        last[0] = jnp.where(begins, 0.0, h0[0])
+        age = taps - 1 - jax.lax.broadcasted_iota(jnp.int32, (taps - 1, size), 0)
+        history[pl.ds(_TILE - taps + 1, taps - 1)] = jnp.where(age <= starts[row], conv[0].astype(jnp.float32), 0.0)
 
     @pl.when(block_index > 0)
     def go_on() -> None:
         history[pl.ds(0, _TILE)] = history[pl.ds(block, _TILE)]
 
     history[pl.ds(_TILE, block)] = x[0].astype(jnp.float32)
-    step = block_index * block + jax.lax.broadcasted_iota(jnp.int32, decay.shape, 0)
-    position = starts[row] + step
-    c = history[pl.ds(_TILE, block)] * conv_weight[pl.ds(taps - 1, 1)]
-    for s in range(1, taps):
-        tap = history[pl.ds(_TILE - s, block)] * conv_weight[pl.ds(taps - 1 - s, 1)]
-        c += jnp.where(position >= s, tap, 0.0)
-    c += conv_bias[...]
-    a, scale, gated = _coefficients(c, gate_weight[0], gate_bias[0], log_decay[...])
-    padding = step >= lengths[row]
-    a = jnp.where(padding, 1.0, jnp.where(position == 0, 0.0, a))
-    b = jnp.where(padding, 0.0, jnp.where(position == 0, gated, scale * gated))
-    decay[...], state[...] = _solve_tiles(a, b, step)
+    c = 0.5 * conv_bias[...]
+    for s in range(taps):
+        c += history[pl.ds(_TILE - s, block)] * (0.5 * conv_weight[pl.ds(taps - 1 - s, 1)])
+    log_a, gated = _gates(c, gate_weight[0], gate_bias[0], log_decay[...])
+    step = block_index * block + jax.lax.broadcasted_iota(jnp.int32, (block, size), 0)
+    a, scale = _decay(jnp.where(step < lengths[row], log_a, 0.0))  # padding keeps h
+    is_first = begins & (step[:_TILE] == 0)
+    scale = jnp.concatenate([jnp.where(is_first, 1.0, scale[:_TILE]), scale[_TILE:]])
+    tiles = (block // _TILE, _TILE, size)
+    solved_a, solved_b = _solve_tiles(a.reshape(tiles), (scale * gated).reshape(tiles))
+    decay[...], state[...] = solved_a.reshape(block, size), solved_b.reshape(block, size)
 
     def tile(i: Any, h: Array) -> Array:
         at = pl.ds(pl.multiple_of(i * _TILE, _TILE), _TILE)
@@ -249,31 +256,43 @@ def _chunk_kernel(
         ending: Array = solved[_TILE - 1 :]
         return ending
 
-    last[0] = jax.lax.fori_loop(0, block // _TILE, tile, last[0])
+    last[0] = jax.lax.fori_loop(0, block // _TILE, tile, last[0], unroll=True)
     for i in range(block // every):
         between[0, i] = state[pl.ds((i + 1) * every - 1, 1)]
     out[0] = (jax.nn.gelu(y[0].astype(jnp.float32), approximate=True) * state[...]).astype(out.dtype)
 
 
-def _solve_tiles(a: Array, b: Array, step: Array) -> tuple[Array, Array]:
+def _solve_tiles(a: Array, b: Array) -> tuple[Array, Array]:
     """Returns, for every step, the product of a and the state from 0 since the start of its tile of 8 steps."""
+    step = jax.lax.broadcasted_iota(jnp.int32, a.shape, 1)
     for distance in (1, 2, 4):
-        earlier_a, earlier_b = (pltpu.roll(v, distance, axis=0) for v in (a, b))
-        inside = jnp.bitwise_and(step, _TILE - 1) >= distance
-        b = jnp.where(inside, a * earlier_b + b, b)
-        a = jnp.where(inside, a * earlier_a, a)
+        inside = step >= distance
+        earlier_a, earlier_b = (pltpu.roll(v, distance, axis=1) for v in (a, b))
+        b += a * jnp.where(inside, earlier_b, 0.0)
+        a *= jnp.where(inside, earlier_a, 1.0)
     return a, b
 
 
-def _coefficients(c: Array, gate_weight: Array, gate_bias: Array, log_decay: Array) -> tuple[Array, Array, Array]:
-    """Returns a, sqrt(1 - a²) and i * c of the recurrence."""
-    gates = jnp.dot(
-        c.astype(gate_weight.dtype),
+def _gates(half: Array, gate_weight: Array, gate_bias: Array, log_decay: Array) -> tuple[Array, Array]:
+    """Returns log a and i * c of the recurrence for c / 2.
+
+    A sigmoid is (1 + tanh(x / 2)) / 2, since the chip has an instruction for tanh and none for a division. That of the
+    recurrence gate must be exact near 0 too, where log a is small, so there it is exp(x) times the sigmoid of -x.
+    """
+    halves = 0.5 * gate_bias + jnp.dot(
+        half.astype(gate_weight.dtype),
         gate_weight,
         preferred_element_type=jnp.float32,
         precision=product_precision(gate_weight.dtype),
     )
-    gates += gate_bias
-    size = c.shape[1]
-    log_a = log_decay * jax.nn.sigmoid(gates[:, size:])
-    return jnp.exp(log_a), jnp.sqrt(one_minus_exp(2.0 * log_a)), jax.nn.sigmoid(gates[:, :size]) * c
+    size = half.shape[1]
+    recurrence = halves[:, size:]
+    log_a = (1.0 + jnp.tanh(jnp.abs(recurrence))) * jnp.exp2((2.0 * _LOG2_E) * jnp.minimum(recurrence, 0.0))
+    return (0.5 * log_decay) * log_a, (1.0 + jnp.tanh(halves[:, :size])) * half
+
+
+def _decay(log_a: Array) -> tuple[Array, Array]:
+    """Returns a and sqrt(1 - a²), where 1 - a² = -tanh(log a) (1 + a²) does not cancel near a = 1."""
+    a = jnp.exp(log_a)
+    rest = -jnp.tanh(log_a) * (1.0 + a * a)
+    return a, rest * jax.lax.rsqrt(jnp.maximum(rest, _LEAST))
