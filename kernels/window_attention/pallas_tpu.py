@@ -1,6 +1,8 @@
 """Window attention for TPUs: filled keys and values pass through on-chip memory once."""
 
 import functools
+import math
+from collections.abc import Callable
 from typing import Any, Final
 
 import jax
@@ -9,8 +11,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
+from ..precision import product_precision
 from .ring import Rings, in_order, pad_rows, round_up
-from .softmax import Softmax, add_keys, no_keys, scores_of
+from .softmax import MASKED, Softmax, add_keys, scores_of
+
+_LANES: Final = 128
+"""Lanes of a vector register."""
 
 RING_TILE: Final = 16
 """Rows of a ring that are copied together: on-chip memory holds whole tiles, in bfloat16 of 16 rows."""
@@ -194,19 +200,25 @@ def prefill_attention_tpu(
     keys = min(256, round_up(window + steps, 16))
     start = jnp.maximum(positions[:, 0], 0)
     begin = window - jnp.minimum(start, window)  # index in the band of the first existing key
-    all_k, all_v = (in_order(ring, new, start, keys) for ring, new in ((ring_k, k), (ring_v, v)))
+    exists = jnp.arange(round_up(window + steps, keys))[:, None] >= begin[:, None, None]
+    all_k, all_v = (
+        jnp.where(exists, in_order(ring, new, start, keys), jnp.zeros((), ring.dtype))
+        for ring, new in ((ring_k, k), (ring_v, v))
+    )
     by_head = jnp.moveaxis(pad_rows(q, queries), 1, 2)
     num_queries, last = by_head.shape[2] // queries, all_k.shape[1] // keys - 1
-    band = (window + queries + keys - 2) // keys + 1
+    most_before = keys - math.gcd(queries, keys)  # keys of a block before the first that a block of queries sees
+    band = -(-(most_before + window + queries) // keys)
 
     def key_index(b: Any, i: Any, j: Any, begin: Any) -> tuple[Any, ...]:
         return b, jnp.clip(_block_of(i * queries, keys) + j, jnp.minimum(_block_of(begin[b], keys), last), last), 0
 
     query = pl.BlockSpec((1, heads, queries, size), lambda b, i, j, _: (b, 0, i, 0))
     key = pl.BlockSpec((1, keys, size), key_index)
+    lanes = _LANES if keys % _LANES == size % _LANES == 0 else 1
     flat = heads * queries
-    column = pltpu.VMEM((flat, 1), jnp.float32)
-    blocks = rows * num_queries * band
+    column = pltpu.VMEM((flat, lanes), jnp.float32)
+    pairs = rows * heads * by_head.shape[2] * band * keys
     out = pl.pallas_call(
         functools.partial(_prefill_kernel, window=window),
         out_shape=jax.ShapeDtypeStruct(by_head.shape, q.dtype),
@@ -219,9 +231,10 @@ def prefill_attention_tpu(
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(
-            flops=4 * blocks * flat * keys * size,
-            bytes_accessed=2 * blocks * keys * size * all_k.dtype.itemsize + 2 * by_head.size * q.dtype.itemsize,
-            transcendentals=blocks * flat * keys,
+            flops=4 * pairs * size,
+            bytes_accessed=2 * rows * num_queries * band * keys * size * all_k.dtype.itemsize
+            + 2 * by_head.size * q.dtype.itemsize,
+            transcendentals=pairs,
         ),
         interpret=interpret,
         name="window_attention_prefill",
@@ -237,29 +250,62 @@ def _block_of(place: Any, size: int) -> Any:
 def _prefill_kernel(
     begin: Any, q: Any, keys: Any, values: Any, out: Any, top: Any, total: Any, mixed: Any, *, window: int
 ) -> None:
-    """Kernel of `prefill_attention_tpu`: an online softmax over `queries` tokens with all their heads."""
+    """Kernel of `prefill_attention_tpu`: an online softmax over `queries` tokens with all their heads.
+
+    Blocks that all queries see need no mask of their own. A query that sees no key of its first blocks collects values
+    with a weight that its first visible key makes 0.
+    """
     b, i, j = (pl.program_id(axis) for axis in range(3))
     heads, queries, size = q.shape[1:]
-    first = (_block_of(i * queries, keys.shape[1]) + j) * keys.shape[1]
-    scale = size**-0.5
+    block = keys.shape[1]
+    first, token = (_block_of(i * queries, block) + j) * block, i * queries
 
     @pl.when(j == 0)
     def start() -> None:
-        top[...], total[...], mixed[...] = no_keys(*mixed.shape)
+        top[...] = jnp.full_like(top, MASKED)
+        total[...], mixed[...] = jnp.zeros_like(total), jnp.zeros_like(mixed)
 
-    sees = (first + keys.shape[1] > jnp.maximum(i * queries, begin[b])) & (first <= window + (i + 1) * queries - 1)
+    sees = (first + block > jnp.maximum(token, begin[b])) & (first <= window + token + queries - 1)
+    is_inside = (first >= token + queries - 1) & (first + block - 1 <= window + token)
+    add = functools.partial(_add_block, q, keys, values, top, total, mixed)
 
-    @pl.when(sees)
-    def step() -> None:
-        scores = scores_of(q[0].reshape(heads * queries, size), keys[0]) * scale
-        token = i * queries + jax.lax.rem(_iota(scores.shape, 0), jnp.int32(queries))
-        place = first + _iota(scores.shape, 1)
-        visible = (place >= jnp.maximum(token, begin[b])) & (place <= window + token)
-        exists = first + _iota(values.shape[1:], 0) >= begin[b]
-        known = jnp.where(exists, values[0], jnp.zeros_like(values[0]))
-        running = Softmax(top[...], total[...], mixed[...])
-        top[...], total[...], mixed[...] = add_keys(running, scores, visible, known)
+    @pl.when(sees & is_inside)
+    def inside() -> None:
+        exists = first + _iota((1, block), 1) >= begin[b]
+        hidden = jnp.where(exists, 0.0, MASKED)
+        add(lambda scores: scores + hidden)
+
+    @pl.when(sees & ~is_inside)
+    def edge() -> None:
+        queried, place = token + _iota((queries, block), 0), first + _iota((queries, block), 1)
+        visible = (place >= jnp.maximum(queried, begin[b])) & (place <= window + queried)
+        add(lambda scores: jnp.where(jnp.concatenate([visible] * heads), scores, MASKED))
 
     @pl.when(j == pl.num_programs(2) - 1)
     def finish() -> None:
-        out[0] = (mixed[...] / total[...]).reshape(heads, queries, size).astype(out.dtype)
+        out[0] = (mixed[...] / _spread(total[...], size)).reshape(heads, queries, size).astype(out.dtype)
+
+
+def _add_block(
+    q: Any, keys: Any, values: Any, top: Any, total: Any, mixed: Any, mask: Callable[[Array], Array]
+) -> None:
+    """Adds a block of keys to the softmax; `mask` lowers the scores of hidden keys."""
+    block, size = keys.shape[1:]
+    base_2 = size**-0.5 * math.log2(math.e)  # factor with which a power of 2 is the exponential of a scaled score
+    scores, before = mask(scores_of(q[0].reshape(-1, size), keys[0])), top[...]
+    highest = jnp.maximum(before, jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp2(scores * base_2 - _spread(highest * base_2, block))
+    shrink = jnp.exp2((before - highest) * base_2)
+    top[...] = highest
+    total[...] = total[...] * shrink + jnp.sum(weights, axis=-1, keepdims=True)
+    mixed[...] = mixed[...] * _spread(shrink, size) + jnp.dot(
+        weights.astype(values.dtype),
+        values[0],
+        preferred_element_type=jnp.float32,
+        precision=product_precision(values.dtype),
+    )
+
+
+def _spread(column: Array, lanes: int) -> Array:
+    """Returns a column, which is held once or in every lane of a register, for an array of `lanes` lanes."""
+    return column if column.shape[1] == 1 else jnp.concatenate([column] * (lanes // column.shape[1]), axis=1)

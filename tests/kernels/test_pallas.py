@@ -93,6 +93,21 @@ def test_prefill_attention(
     assert np.isfinite(out).all()
 
 
+@pytest.mark.parametrize("size", [8, 128])
+def test_prefill_attention_far_into_documents(kernels: Kernels, size: int) -> None:
+    """All queries of a block see whole blocks of keys, in rings that are partly filled, almost full, or full."""
+    steps, window, heads = 140, 600, 2
+    where = np.array([300, 590, 2000])[:ROWS, None] + np.arange(steps, dtype=np.int32)
+    rng = np.random.default_rng(1)
+    q = rng.normal(size=(ROWS, steps, heads, size)).astype(np.float32)
+    k, v = rng.normal(size=(2, ROWS, steps, size)).astype(np.float32)
+    ring_k, ring_v = rng.normal(size=(2, ROWS, window, size)).astype(np.float32)
+    unfilled = np.arange(window) >= where[:, :1]
+    dirty = [np.where(unfilled[..., None], np.float32("nan"), ring) for ring in (ring_k, ring_v)]
+    expected, *_ = window_attention_reference(q, k, v, ring_k, ring_v, where)
+    close(np.asarray(kernels.prefill(q, k, v, *dirty, where)), expected)
+
+
 def test_bfloat16_stays_within_its_rounding(kernels: Kernels) -> None:
     rng = np.random.default_rng(0)
     where = np.tile(np.arange(30, 70, dtype=np.int32), (ROWS, 1))
