@@ -1,5 +1,6 @@
 """Values of several tenants, counted in bytes. cachetools evicts by age or use, but not fairly among tenants."""
 
+import sys
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -28,12 +29,20 @@ class _Shelf[Key: Hashable, Value]:
 class TenantStore[Key: Hashable, Value]:
     """Maps keys to values and counts their bytes per tenant. Operations take constant time per entry.
 
+    Beyond its bounds, the store evicts the oldest entries of the tenant that holds most.
+
+    Args:
+      max_entries: Maximum number of entries.
+      max_bytes: Maximum total size.
+
     Attributes:
       num_bytes: Total size of all entries.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_entries: int = sys.maxsize, max_bytes: int = sys.maxsize) -> None:
         self.num_bytes = 0
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
         self._shelves: dict[str, _Shelf[Key, Value]] = {}
         self._tenants: dict[Key, str] = {}
 
@@ -79,20 +88,26 @@ class TenantStore[Key: Hashable, Value]:
         """
         return max(self._shelves, key=self.bytes_of)
 
-    def put(self, key: Key, tenant: str, value: Value, num_bytes: int) -> None:
-        """Stores a value as the tenant's newest, in place of an earlier one under the same key."""
+    def put(self, key: Key, tenant: str, value: Value, num_bytes: int) -> list[Value]:
+        """Stores a value as the tenant's newest, in place of an earlier one under the same key.
+
+        Returns:
+          Evicted values.
+        """
         self.pop(key)
         shelf = self._shelves.setdefault(tenant, _Shelf())
         shelf.entries[key] = _Entry(value, num_bytes)
         self._tenants[key] = tenant
         self._count(shelf, num_bytes)
+        return self._evict()
 
-    def resize(self, key: Key, num_bytes: int) -> None:
-        """Sets a new size of a stored value, which keeps its place."""
+    def resize(self, key: Key, num_bytes: int) -> list[Value]:
+        """Sets a new size of a stored value, which keeps its place; returns evicted values."""
         shelf = self._shelves[self._tenants[key]]
         entry = shelf.entries[key]
         shelf.entries[key] = _Entry(entry.value, num_bytes)
         self._count(shelf, num_bytes - entry.num_bytes)
+        return self._evict()
 
     def pop(self, key: Key) -> Value | None:
         """Removes a value and returns it; None if there is none."""
@@ -106,12 +121,11 @@ class TenantStore[Key: Hashable, Value]:
             del self._shelves[tenant]
         return entry.value
 
-    def make_room(self, max_entries: int, max_bytes: int) -> list[Value]:
-        """Evicts the oldest entries of the tenant that holds most, until both bounds hold; returns their values."""
+    def _evict(self) -> list[Value]:
         evicted = []
-        while len(self._tenants) > max_entries:
+        while len(self._tenants) > self._max_entries:
             evicted.append(self._pop_oldest(max(self._shelves.values(), key=lambda shelf: len(shelf.entries))))
-        while self.num_bytes > max_bytes:
+        while self.num_bytes > self._max_bytes:
             evicted.append(self._pop_oldest(max(self._shelves.values(), key=lambda shelf: shelf.num_bytes)))
         return evicted
 

@@ -192,7 +192,7 @@ class TokenHistories:
     """Histories of the latest requests. The oldest history of the tenant with the most memory is evicted first."""
 
     def __init__(self) -> None:
-        self._histories: TenantStore[str, TokenHistory] = TenantStore()
+        self._histories = TenantStore[str, TokenHistory](MAX_HISTORIES, MAX_BYTES)
 
     @property
     def num_bytes(self) -> int:
@@ -204,7 +204,6 @@ class TokenHistories:
         if len(history) > MAX_TOKENS:
             return
         self._histories.put(request_id, history.tenant, history, history.num_bytes + sys.getsizeof(request_id))
-        self._histories.make_room(MAX_HISTORIES, MAX_BYTES)
 
     def get(self, request_id: str) -> TokenHistory | None:
         """Returns the history of a request; None if it was evicted or never stored."""

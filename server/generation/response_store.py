@@ -77,9 +77,7 @@ class ResponseStore:
     """Keeps the newest responses. The oldest of the tenant that holds most are evicted for others."""
 
     def __init__(self, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
-        self._max_responses = max_responses
-        self._max_bytes = max_bytes
-        self._stored: TenantStore[_Key, StoredResponse] = TenantStore()
+        self._stored = TenantStore[_Key, StoredResponse](max_responses, max_bytes)
         self._locks = TenantLocks()
 
     @property
@@ -107,8 +105,7 @@ class ResponseStore:
         packed = pack([] if output is None else [output])
         # Copied, since the JSON encoder's own buffer may be twelve times as large.
         stored = StoredResponse(response_id, bytes(memoryview(response)), history, packed, is_background, events)
-        self._stored.put(_key(stored.id), tenant.get(), stored, stored.num_bytes)
-        self._make_room()
+        _shrink_logs(*self._stored.put(_key(stored.id), tenant.get(), stored, stored.num_bytes))
 
     def log(self, response_id: str, log: EventLog, event: bytes) -> None:
         """Appends an event to the log of a response. The log counts as long as the response is stored."""
@@ -116,8 +113,7 @@ class ResponseStore:
         key = _key(response_id)
         stored = self._stored.get(key)
         if stored is not None and stored.events is log:
-            self._stored.resize(key, stored.num_bytes)
-            self._make_room()
+            _shrink_logs(*self._stored.resize(key, stored.num_bytes))
 
     def get(self, response_id: str) -> StoredResponse:
         """Returns a stored response.
@@ -188,11 +184,7 @@ class ResponseStore:
           ApiError: There is no response of this id.
         """
         self.get(response_id)
-        _shrink_log(self._stored.pop(_key(response_id)))
-
-    def _make_room(self) -> None:
-        for stored in self._stored.make_room(self._max_responses, self._max_bytes):
-            _shrink_log(stored)
+        _shrink_logs(self._stored.pop(_key(response_id)))
 
 
 def pack(messages: Sequence[ConversationMessage]) -> bytes:
@@ -224,10 +216,11 @@ def _no_item(item_id: str) -> ApiError:
     return ApiError(ErrorKind.NO_SUCH_OBJECT, f"there is no stored item with the id {item_id[:100]!r}", param="input")
 
 
-def _shrink_log(stored: StoredResponse | None) -> None:
-    """Shrinks the log of a response that is gone, as no new client can follow it."""
-    if stored is not None and stored.events is not None:
-        stored.events.shrink()
+def _shrink_logs(*gone: StoredResponse | None) -> None:
+    """Shrinks the logs of responses that are gone, as no new client can follow them."""
+    for stored in gone:
+        if stored is not None and stored.events is not None:
+            stored.events.shrink()
 
 
 def _key(response_id: str) -> _Key:

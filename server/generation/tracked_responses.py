@@ -47,7 +47,7 @@ class TrackedResponses:
 
     _running: defaultdict[_Key, set[Generation]] = field(default_factory=lambda: defaultdict(set))
     _sent: dict[_Key, SentResponse] = field(default_factory=dict)
-    _ended: TenantStore[_Key, SentResponse] = field(default_factory=TenantStore)
+    _ended: TenantStore[_Key, SentResponse] = field(default_factory=lambda: TenantStore(MAX_RESPONSES, MAX_BYTES))
 
     @property
     def num_bytes(self) -> int:
@@ -89,4 +89,3 @@ class TrackedResponses:
     def _end(self, key: _Key, sent: SentResponse) -> None:
         order_bytes = 0 if sent.order is None else sys.getsizeof(sent.order)
         self._ended.put(key, key[0], sent, sys.getsizeof(sent.num_tokens) + order_bytes + _OBJECT_BYTES)
-        self._ended.make_room(MAX_RESPONSES, MAX_BYTES)

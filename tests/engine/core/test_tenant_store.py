@@ -21,13 +21,12 @@ OPERATIONS = st.lists(
         st.tuples(st.just("put"), st.integers(0, 9), st.sampled_from("abc"), st.integers(0, 20)),
         st.tuples(st.just("resize"), st.integers(0, 9), st.just(""), st.integers(0, 20)),
         st.tuples(st.just("pop"), st.integers(0, 9), st.just(""), st.just(0)),
-        st.tuples(st.just("make_room"), st.integers(0, 6), st.just(""), st.integers(0, 40)),
     ),
     max_size=40,
 )
 
 
-def make_room(items: list[Item], max_entries: int, max_bytes: int) -> list[int]:
+def evict(items: list[Item], max_entries: int, max_bytes: int) -> list[int]:
     """Returns what the model evicts."""
     evicted = []
     while len(items) > max_entries or sum(item.num_bytes for item in items) > max_bytes:
@@ -44,27 +43,28 @@ def make_room(items: list[Item], max_entries: int, max_bytes: int) -> list[int]:
     return evicted
 
 
-@given(operations=OPERATIONS)
-def test_counts_and_order_are_those_of_the_entries(operations: list[tuple[str, int, str, int]]) -> None:
-    store, items = TenantStore[int, int](), list[Item]()
+@given(operations=OPERATIONS, max_entries=st.integers(0, 10), max_bytes=st.integers(0, 60))
+def test_counts_and_order_are_those_of_the_entries(
+    operations: list[tuple[str, int, str, int]], max_entries: int, max_bytes: int
+) -> None:
+    store, items = TenantStore[int, int](max_entries, max_bytes), list[Item]()
     for name, key, tenant, num_bytes in operations:
         present = next((item for item in items if item.key == key), None)
+        evicted = list[int]()
         if name == "put":
-            store.put(key, tenant, key, num_bytes)
+            evicted = store.put(key, tenant, key, num_bytes)
             items = [item for item in items if item.key != key] + [Item(key, tenant, num_bytes)]
         elif name == "resize" and present is not None:
-            store.resize(key, num_bytes)
+            evicted = store.resize(key, num_bytes)
             present.num_bytes = num_bytes
         elif name == "pop":
             assert store.pop(key) == (None if present is None else key)
             items = [item for item in items if item.key != key]
-        elif name == "make_room":
-            evicted = store.make_room(key, num_bytes)
-            expected = make_room(items, key, num_bytes)
-            assert evicted[: len(expected)] == expected
-            items = [item for item in items if item.key not in evicted]
-            assert len(store) <= key
-            assert store.num_bytes <= num_bytes
+        expected = evict(list(items), max_entries, max_bytes)
+        assert evicted[: len(expected)] == expected
+        items = [item for item in items if item.key not in evicted]
+        assert len(store) <= max_entries
+        assert store.num_bytes <= max_bytes
         assert store.num_bytes == sum(item.num_bytes for item in items)
         assert len(store) == len(items)
         for each in "abc":
