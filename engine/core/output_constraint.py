@@ -66,15 +66,13 @@ class StaticMask:
     allows_others: bool
 
     @classmethod
-    def of(cls, allowed: Collection[int] | None, banned: Collection[int]) -> "StaticMask | None":
-        """Returns the mask of the allowed ids without the banned ones; None if every token is allowed.
+    def of(cls, allowed: Collection[int] | None, banned: Collection[int]) -> "StaticMask":
+        """Returns the mask of the allowed ids without the banned ones.
 
         Args:
           allowed: Allowed ids; None allows all.
           banned: Banned ids.
         """
-        if allowed is None and not banned:
-            return None
         words = words_of_mask(1 + max(max(allowed or (0,)), max(banned, default=0)))
         mask = np.full(words, ALL_ALLOWED, np.uint32) if allowed is None else mask_of_ids(allowed, words)
         return cls(mask & ~mask_of_ids(banned, words), allows_others=allowed is None)

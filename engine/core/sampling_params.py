@@ -277,7 +277,8 @@ class SamplingParams:
             raise ParameterError("stop_token_ids", f"be at most {MAX_STOP_IDS} with the end ids")
         bad_tokens = {word[0] for word in self.bad_words if len(word) == 1}
         phrases = [word for word in self.bad_words if len(word) > 1]
-        self._set("static_mask", StaticMask.of(self.allowed_token_ids, bad_tokens))
+        is_masked = self.allowed_token_ids is not None or bad_tokens
+        self._set("static_mask", StaticMask.of(self.allowed_token_ids, bad_tokens) if is_masked else None)
         self._check_choice()
         self._set("bad_phrases", PhraseIndex(phrases) if phrases else None)
 

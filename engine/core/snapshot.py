@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 
 import ml_dtypes
 import numpy as np
@@ -52,12 +52,6 @@ class Snapshot:
     def is_finite(self) -> bool:
         """Whether no value is NaN or infinite."""
         return all(map(is_finite, (*self.recurrent, *self.window, *([] if self.hidden is None else [self.hidden]))))
-
-    @property
-    def own_bytes(self) -> int:
-        """Size without the window, most of which is shared with other snapshots."""
-        hidden = 0 if self.hidden is None else self.hidden.nbytes
-        return sum(array.nbytes for array in self.recurrent) + hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,30 +119,3 @@ def chunk_snapshots(last: Snapshot | None, block_states: Sequence[BlockState], w
         kept = tuple(islice(blocks, len(blocks) - count, None))
         snapshots.append(Snapshot(length, state.recurrent, kept, state.hidden))
     return snapshots
-
-
-def from_ring(length: int, recurrent: tuple[HostArray, ...], ring: HostArray) -> Snapshot:
-    """Returns the snapshot of a slot after `length` tokens; the inverse of `ring_rows`."""
-    oldest = max(0, length - len(ring))
-    edges = [oldest, *range(oldest // PREFILL_BLOCK * PREFILL_BLOCK + PREFILL_BLOCK, length, PREFILL_BLOCK), length]
-    blocks = (ring[np.arange(start, end) % len(ring)] for start, end in pairwise(edges))
-    return Snapshot(length, recurrent, tuple(blocks))
-
-
-def ring_rows(snapshot: Snapshot, window: int) -> HostArray:
-    """Returns a snapshot's keys and values as a ring `[window, ...]`.
-
-    Position p is in row p mod `window`; rows without a position are zeros.
-    """
-    first = snapshot.window[0]
-    ring = np.zeros((window, *first.shape[1:]), first.dtype)
-    position = snapshot.length - sum(map(len, snapshot.window))
-    oldest = max(0, snapshot.length - window)
-    for block in snapshot.window:
-        rows = block[max(0, oldest - position) :]
-        start = max(position, oldest) % window
-        fits = min(len(rows), window - start)
-        ring[start : start + fits] = rows[:fits]
-        ring[: len(rows) - fits] = rows[fits:]
-        position += len(block)
-    return ring

@@ -113,6 +113,7 @@ class Entry:
     Attributes:
       rest: Its tokens behind its node's boundary.
       snapshot: The snapshot; whole blocks of its window are arrays of the tree.
+      own_bytes: Size of the arrays that no other entry shares: all but the whole blocks of the window.
       is_reused: Whether a request was restored from it, or is likely to be.
       age: Age of the eviction queue when the entry was last used.
       ticket: Number of its valid place in the eviction queue; 0 if it has none.
@@ -121,15 +122,10 @@ class Entry:
     node: Node
     rest: bytes
     snapshot: Snapshot
+    own_bytes: int
     is_reused: bool
     age: float = 0.0
     ticket: int = 0
-
-    @property
-    def own_bytes(self) -> int:
-        """Size of the arrays that no other entry shares: all but the whole blocks of the window."""
-        partial = sum(block.nbytes for block in self.snapshot.window if len(block) < PREFILL_BLOCK)
-        return self.snapshot.own_bytes + partial
 
     @property
     def is_branch_point(self) -> bool:
@@ -245,7 +241,8 @@ class RadixTree:
         shared = self._share_window(path, snapshot)
         is_end = not rest and snapshot.length // PREFILL_BLOCK == len(key) // PREFILL_BLOCK
         is_end |= snapshot.hidden is None and snapshot.length == len(key)
-        node.entries[rest] = entry = Entry(node, rest, shared, is_end or (old is not None and old.is_reused))
+        is_reused = is_end or (old is not None and old.is_reused)
+        node.entries[rest] = entry = Entry(node, rest, shared, _own_bytes(shared), is_reused)
         self.num_bytes += entry.own_bytes
         self.num_entries += 1
         return entry
@@ -273,3 +270,9 @@ class RadixTree:
             if not node.num_users and node.window is not None:
                 self.num_bytes -= node.window.nbytes
                 node.window = None
+
+
+def _own_bytes(snapshot: Snapshot) -> int:
+    partial = sum(block.nbytes for block in snapshot.window if len(block) < PREFILL_BLOCK)
+    hidden = 0 if snapshot.hidden is None else snapshot.hidden.nbytes
+    return sum(array.nbytes for array in snapshot.recurrent) + partial + hidden

@@ -11,7 +11,7 @@ from ..core.batch import Batch, DecodeBatch, PrefillBatch, PrefillChunk, Restore
 from ..core.config import MAX_PREFILL_ROWS, StepLimits
 from ..core.errors import EngineDeadError
 from ..core.request import Request, TokenLogprobs
-from ..core.snapshot import Snapshot, ring_rows
+from ..core.snapshot import Snapshot
 from ..model.state import BlockStates
 from ..prefix_cache.saved_state import SavedStateFormat
 from ..sampling.logprobs import Logprobs
@@ -25,6 +25,7 @@ from .transfer import (
     prefill_input,
     read_block_states,
     read_slot,
+    ring_rows,
     score_targets,
 )
 

@@ -1,6 +1,7 @@
 """Copies between the host and the device: inputs of device programs as arrays of a compiled shape, and states."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -12,7 +13,7 @@ from ..core.config import PREFILL_BLOCK
 from ..core.output_constraint import TokenMask, mask_of_ids
 from ..core.request import Request
 from ..core.sampling_params import NO_LIMIT, NUMBER_COLUMNS, SAMPLING_COLUMNS, SamplingState
-from ..core.snapshot import BlockState, Snapshot, from_ring
+from ..core.snapshot import BlockState, Snapshot
 from ..model.state import BlockStates
 from .steps import FirstTokenInput, PrefillInput
 
@@ -205,3 +206,30 @@ def cached_hidden(chunks: Sequence[PrefillChunk], rows: int) -> Float[np.ndarray
         assert chunk.snapshot.hidden is not None
         hidden.append(chunk.snapshot.hidden)
     return np.stack(hidden + hidden[:1] * (rows - len(hidden)))
+
+
+def from_ring(length: int, recurrent: tuple[HostArray, ...], ring: HostArray) -> Snapshot:
+    """Returns the snapshot of a slot after `length` tokens; the inverse of `ring_rows`."""
+    oldest = max(0, length - len(ring))
+    edges = [oldest, *range(oldest // PREFILL_BLOCK * PREFILL_BLOCK + PREFILL_BLOCK, length, PREFILL_BLOCK), length]
+    blocks = (ring[np.arange(start, end) % len(ring)] for start, end in pairwise(edges))
+    return Snapshot(length, recurrent, tuple(blocks))
+
+
+def ring_rows(snapshot: Snapshot, window: int) -> HostArray:
+    """Returns a snapshot's keys and values as a ring `[window, ...]`.
+
+    Position p is in row p mod `window`; rows without a position are zeros.
+    """
+    first = snapshot.window[0]
+    ring = np.zeros((window, *first.shape[1:]), first.dtype)
+    position = snapshot.length - sum(map(len, snapshot.window))
+    oldest = max(0, snapshot.length - window)
+    for block in snapshot.window:
+        rows = block[max(0, oldest - position) :]
+        start = max(position, oldest) % window
+        fits = min(len(rows), window - start)
+        ring[start : start + fits] = rows[:fits]
+        ring[: len(rows) - fits] = rows[fits:]
+        position += len(block)
+    return ring

@@ -5,9 +5,10 @@ from itertools import pairwise
 
 import numpy as np
 from roost.engine.core.config import PREFILL_BLOCK
-from roost.engine.core.snapshot import BlockState, Snapshot, SnapshotFormat, chunk_snapshots, from_ring, ring_rows
+from roost.engine.core.snapshot import BlockState, Snapshot, SnapshotFormat, chunk_snapshots
 from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.prefix_cache.tree import PrefixKey
+from roost.engine.worker.transfer import from_ring, ring_rows
 
 STATE_BYTES, TOKEN_BYTES, HIDDEN_BYTES = 400, 4, 40
 

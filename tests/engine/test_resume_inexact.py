@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
-from roost.engine.core.snapshot import ring_rows
 from roost.engine.prefix_cache.tree import PrefixKey
 from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.worker.transfer import ring_rows
 
 SLOTS, PLENTY = 4, 10**9
 NEAR = {"rtol": 1e-4, "atol": 1e-4}
