@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Protocol, runtime_checkable
 
-from .core.batch import Batch, PrefillBatch, RowResult
 from .core.config import STEP_TOKEN_BOUNDS, CacheStats, EngineStats
 from .core.errors import EngineDeadError, NumericError, UnknownRequestError
-from .core.request import Request
+from .core.request import Batch, PrefillBatch, Request, RowResult
 from .core.sampling_params import NO_TOKEN, SamplingParams
 from .core.snapshot import Snapshot
 from .prefix_cache.saved_state import SavedState, SavedStateFormat

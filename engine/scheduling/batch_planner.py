@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from ..core.batch import Batch, DecodeBatch, PrefillBatch, RestoreBatch
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
+from ..core.request import Batch, DecodeBatch, PrefillBatch, RestoreBatch
 from .running_request import RunningRequest
 from .slots import SlotPool
 from .waiting_queue import FairShares

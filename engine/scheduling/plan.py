@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..core.batch import Batch
-from ..core.request import TokenOutput
+from ..core.request import Batch, TokenOutput
 from ..prefix_cache.tree import PrefixKey
 from .prefetcher import Fetch
 

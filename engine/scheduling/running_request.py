@@ -7,11 +7,10 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Final
 
-from ..core.batch import PrefillChunk, RowResult
 from ..core.config import MAX_TOKENS, PREFILL_BLOCK
 from ..core.errors import ConstraintError, NumericError, RoostError
 from ..core.output_constraint import TokenMask
-from ..core.request import FinishReason, Request, TokenLogprobs, TokenOutput, error_output
+from ..core.request import FinishReason, PrefillChunk, Request, RowResult, TokenLogprobs, TokenOutput, error_output
 from ..core.sampling_params import NO_CHOICE
 from ..core.snapshot import Snapshot
 from ..core.tenant_store import TenantStore

@@ -3,10 +3,9 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..core.batch import Batch, RowResult
 from ..core.config import StepLimits
 from ..core.errors import ConstraintError, QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
-from ..core.request import FinishReason, Request, TokenOutput, error_output
+from ..core.request import Batch, FinishReason, Request, RowResult, TokenOutput, error_output
 from ..core.snapshot import BlockState, Snapshot
 from ..prefix_cache.cache import PrefixCache
 from ..prefix_cache.tree import PrefixKey

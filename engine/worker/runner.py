@@ -7,10 +7,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..core.batch import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RestoreBatch, RowResult
 from ..core.config import MAX_PREFILL_ROWS, StepLimits
 from ..core.errors import EngineDeadError
-from ..core.request import Request, TokenLogprobs
+from ..core.request import (
+    Batch,
+    DecodeBatch,
+    PrefillBatch,
+    PrefillChunk,
+    Request,
+    RestoreBatch,
+    RowResult,
+    TokenLogprobs,
+)
 from ..core.snapshot import Snapshot
 from ..model.state import BlockStates
 from ..prefix_cache.saved_state import SavedStateFormat

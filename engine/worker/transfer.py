@@ -8,10 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..core.arrays import HostArray
-from ..core.batch import PrefillChunk
 from ..core.config import PREFILL_BLOCK
 from ..core.output_constraint import TokenMask, mask_of_ids
-from ..core.request import Request
+from ..core.request import PrefillChunk, Request
 from ..core.sampling_params import NO_LIMIT, NUMBER_COLUMNS, SAMPLING_COLUMNS, SamplingState
 from ..core.snapshot import BlockState, Snapshot
 from ..model.state import BlockStates

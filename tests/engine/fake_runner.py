@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from roost.engine import EngineDeadError
-from roost.engine.core.batch import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult
+from roost.engine.core.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult
 from roost.engine.core.snapshot import Snapshot
 from roost.engine.worker.transfer import from_ring
 

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 import pytest
 from fake_runner import FakePending, FakeRunner
 from roost.engine.async_engine import AsyncEngine
-from roost.engine.core.batch import Batch
 from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import (
     EngineDeadError,
@@ -18,7 +17,7 @@ from roost.engine.core.errors import (
     RequestTimeoutError,
     UnknownRequestError,
 )
-from roost.engine.core.request import FinishReason, Request, TokenOutput
+from roost.engine.core.request import Batch, FinishReason, Request, TokenOutput
 from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.core.snapshot import Snapshot
 from roost.engine.engine_core import EngineCore

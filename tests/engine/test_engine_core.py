@@ -7,10 +7,17 @@ import hypothesis.strategies as st
 import pytest
 from fake_runner import FakeRunner
 from hypothesis import given
-from roost.engine.core.batch import DecodeBatch, PrefillBatch, PrefillChunk, RowResult
 from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import EngineDeadError, NumericError
-from roost.engine.core.request import FinishReason, Request, TokenOutput
+from roost.engine.core.request import (
+    DecodeBatch,
+    FinishReason,
+    PrefillBatch,
+    PrefillChunk,
+    Request,
+    RowResult,
+    TokenOutput,
+)
 from roost.engine.core.sampling_params import NO_TOKEN, SamplingParams
 from roost.engine.engine_core import EngineCore
 from roost.engine.scheduling.scheduler import Scheduler

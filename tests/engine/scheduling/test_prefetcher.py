@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import pytest
 from fake_states import block_states, text
-from roost.engine.core.batch import DecodeBatch, RowResult
 from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import QueueFullError
-from roost.engine.core.request import Request
+from roost.engine.core.request import DecodeBatch, Request, RowResult
 from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.core.snapshot import Snapshot, chunk_snapshots
 from roost.engine.prefix_cache.cache import PrefixCache

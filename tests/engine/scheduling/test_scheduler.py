@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from counted_ids import CountedIds
 from fake_states import block_states, prefill
-from roost.engine.core.batch import Batch, DecodeBatch, PrefillBatch, RowResult
 from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import ConfigError, ConstraintError, NumericError, QueueFullError, RequestFailedError
 from roost.engine.core.output_constraint import TokenMask, mask_of_ids
-from roost.engine.core.request import FinishReason, Request, TokenLogprobs
+from roost.engine.core.request import Batch, DecodeBatch, FinishReason, PrefillBatch, Request, RowResult, TokenLogprobs
 from roost.engine.core.sampling_params import NO_CHOICE, NO_TOKEN, SamplingParams
 from roost.engine.core.snapshot import BlockState, Snapshot
 from roost.engine.prefix_cache.cache import PrefixCache
