@@ -198,11 +198,11 @@ class TokenHistories:
         """Memory that all histories take, in bytes."""
         return self._histories.num_bytes
 
-    def keep(self, request_id: str, history: TokenHistory) -> None:
-        """Stores a history, and replaces an earlier one with the same id."""
-        if len(history) > MAX_TOKENS:
-            return
-        self._histories.put(request_id, history.tenant, history, history.num_bytes + sys.getsizeof(request_id))
+    def keep(self, ended: RunningRequest) -> None:
+        """Stores the history of a request, and replaces an earlier one with the same id."""
+        request_id, history = ended.request.id, ended.history
+        if history is not None and len(history) <= MAX_TOKENS:
+            self._histories.put(request_id, history.tenant, history, history.num_bytes + sys.getsizeof(request_id))
 
     def get(self, request_id: str) -> TokenHistory | None:
         """Returns the history of a request; None if it was evicted or never stored."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..core.config import StepLimits
-from ..core.errors import ConstraintError, QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
+from ..core.errors import ConstraintError, QueueTimeoutError, RequestTimeoutError, RoostError
 from ..core.request import Batch, FinishReason, Request, RowResult, TokenOutput, error_output
 from ..core.snapshot import BlockState, Snapshot
 from ..prefix_cache.cache import PrefixCache
@@ -13,7 +13,7 @@ from .batch_planner import BatchPlanner
 from .plan import Commit, FinishedState, Plan, RequestOutput
 from .prefetcher import Fetch, Prefetcher
 from .running_request import RunningRequest, TokenHistories, TokenHistory, book_result
-from .slots import RetryAfterEstimator, SlotAssignment, SlotPool, SlotReserve
+from .slots import SlotAssignment, SlotPool, SlotReserve
 from .token_constraint import MASK_WAIT_S
 from .waiting_queue import WaitingQueue
 
@@ -103,7 +103,6 @@ class Scheduler:
         self._running = self._assignment.running
         self._timeouts = Timeouts()
         self._planner = BatchPlanner(limits, self.slots)
-        self._retry_after = RetryAfterEstimator(slots)
         self._histories = TokenHistories()
         self._now = 0.0
         self._failed: list[RequestOutput] = []  # found by `add`, reported by the next plan
@@ -161,7 +160,7 @@ class Scheduler:
         self._now = now
         if self.num_waiting >= self._assignment.num_open:
             self._failed += self._assignment.assign(now)
-            self._check_room(request)
+            self._assignment.check_room(request)
         self.queue.add(request)
         if self._prefetcher is not None and self._assignment.parent_of(request) is None:
             self._prefetcher.offer(request)
@@ -214,18 +213,6 @@ class Scheduler:
         """Returns the token history of a request that runs, or ended lately; None without a prefix cache."""
         running = self._running.get(request_id)
         return self._histories.get(request_id) if running is None else running.history
-
-    def _check_room(self, request: Request) -> None:
-        """
-        Raises:
-          QueueFullError: The request would have to wait, and there is no room for it in the queue.
-        """
-        if self._assignment.may_start(request.tenant) and self.queue.num_held < self.slots.num_free:
-            return
-        try:
-            self.queue.check_room(request)
-        except QueueFullError as error:
-            raise QueueFullError(str(error), self._retry_after.refused()) from None
 
     def _end_expired(self, now: float) -> list[RequestOutput]:
         expired = self._timeouts.expired(now, self.queue, (running.request for running in self._running.values()))
@@ -298,8 +285,6 @@ class Scheduler:
 
     def _release(self, running: RunningRequest) -> None:
         """Ends a running request, whatever the reason."""
-        self._assignment.release(running)
+        self._assignment.release(running, self._now)
         self._planner.drop_unless_wanted(self._running.values())
-        self._retry_after.released(self._now - running.assigned_at)
-        if (history := running.history) is not None:
-            self._histories.keep(running.request.id, history)
+        self._histories.keep(running)

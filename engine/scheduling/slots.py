@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from typing import Final
 
-from ..core.errors import ConfigError, RequestFailedError, RoostError
+from ..core.errors import ConfigError, QueueFullError, RequestFailedError, RoostError
 from ..core.request import Request, error_output
 from ..core.snapshot import Snapshot
 from ..prefix_cache.cache import PrefixCache
@@ -206,6 +206,7 @@ class SlotAssignment:
         self._prefetcher = prefetcher
         self._cache = cache
         self._mask_words = mask_words
+        self._retry_after = RetryAfterEstimator(pool.size)
         self.probes: deque[Request] = deque()
 
     @property
@@ -229,9 +230,18 @@ class SlotAssignment:
                 failed.append((request.id, error_output(error)))
         return failed
 
-    def may_start(self, tenant: str) -> bool:
-        """Returns whether a request of this tenant may get a slot now."""
-        return bool(self._pool.num_free) and tenant not in self._blocked_tenants()
+    def check_room(self, request: Request) -> None:
+        """Checks whether a request may wait, unless it is about to get a slot.
+
+        Raises:
+          QueueFullError: There is no room for the request in the queue.
+        """
+        if self._queue.num_held < self._pool.num_free and request.tenant not in self._blocked_tenants():
+            return
+        try:
+            self._queue.check_room(request)
+        except QueueFullError as error:
+            raise QueueFullError(str(error), self._retry_after.refused()) from None
 
     def parent_of(self, request: Request) -> RunningRequest | None:
         """Returns the running request whose state this one may copy instead of prefilling the same prompt."""
@@ -241,12 +251,13 @@ class SlotAssignment:
         is_same = parent.request.prompt_token_ids == request.prompt_token_ids
         return (parent.parent or parent) if is_same else None
 
-    def release(self, running: RunningRequest) -> None:
+    def release(self, running: RunningRequest, now: float) -> None:
         """Takes a request's slot back, and charges its tenant for what the request really cost."""
         request = running.request
         del self.running[request.id]
         self._pool.release(running.slot)
         self._queue.correct_cost(request, running.num_prompt_dispatched + running.num_tokens)
+        self._retry_after.released(now - running.assigned_at)
         self._replace_parent(running)
 
     def _blocked_tenants(self) -> Set[str]:

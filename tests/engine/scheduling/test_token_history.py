@@ -5,16 +5,19 @@ import tracemalloc
 from array import array
 
 import pytest
+from roost.engine.core.request import Request
+from roost.engine.prefix_cache.tree import PrefixKey
 from roost.engine.scheduling import running_request as recent
-from roost.engine.scheduling.running_request import TokenHistories, TokenHistory
+from roost.engine.scheduling.running_request import RunningRequest, TokenHistories, TokenHistory
 
 
 def packed(token_ids: list[int]) -> bytes:
     return array("i", token_ids).tobytes()
 
 
-def history(length: int, generated: int = 0, tenant: str = "") -> TokenHistory:
-    return TokenHistory(packed([7] * length), packed([9] * generated), "salt", tenant)
+def ended(name: str, length: int, generated: int = 0, tenant: str = "", salt: str = "salt") -> RunningRequest:
+    request = Request(name, (7,) * length, tenant=tenant, cache_salt=salt)
+    return RunningRequest(request, 0, token_ids=[9] * generated, key=PrefixKey.of(request.prompt_token_ids, salt))
 
 
 def kept(histories: TokenHistories, names: str) -> str:
@@ -26,11 +29,11 @@ def test_newest_histories_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent, "MAX_HISTORIES", 3)
     histories = TokenHistories()
     for name in "abcbd":
-        histories.keep(name, history(1))
+        histories.keep(ended(name, 1))
     assert kept(histories, "abcd") == "bcd"
-    histories.keep("e", history(5000, 5000))
+    histories.keep(ended("e", 5000, 5000))
     assert kept(histories, "abcde") == "bde"
-    histories.keep("f", history(5000))
+    histories.keep(ended("f", 5000))
     assert kept(histories, "abcdef") == "f"
     assert histories.num_bytes > 20_000
 
@@ -38,8 +41,8 @@ def test_newest_histories_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_histories_too_long_to_import_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent, "MAX_TOKENS", 10)
     histories = TokenHistories()
-    histories.keep("a", history(5, 5))
-    histories.keep("b", history(5, 6))
+    histories.keep(ended("a", 5, 5))
+    histories.keep(ended("b", 5, 6))
     assert kept(histories, "ab") == "a"
 
 
@@ -47,11 +50,11 @@ def test_eviction_spares_tenants_with_less_memory(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(recent, "MAX_BYTES", 100_000)
     monkeypatch.setattr(recent, "MAX_HISTORIES", 20)
     histories = TokenHistories()
-    histories.keep("mine", history(1000, tenant="one"))
+    histories.keep(ended("mine", 1000, tenant="one"))
     for number in range(100):
-        histories.keep(f"many {number}", history(1, tenant="two"))
+        histories.keep(ended(f"many {number}", 1, tenant="two"))
     for number in range(100):
-        histories.keep(f"long {number}", history(5000, tenant="two"))
+        histories.keep(ended(f"long {number}", 5000, tenant="two"))
     assert histories.get("mine") is not None
     assert histories.get("long 99") is not None
     assert histories.num_bytes <= 100_000
@@ -74,10 +77,7 @@ def test_counted_bytes_match_allocated_memory(length: int, generated: int, salt:
     try:
         for number in range(300):
             name = f"{number:04}"
-            histories.keep(
-                name,
-                TokenHistory(packed([7] * length), packed([9] * generated), name + "s" * salt, name + "t" * tenant),
-            )
+            histories.keep(ended(name, length, generated, name + "t" * tenant, name + "s" * salt))
         del name
         gc.collect()
         taken = tracemalloc.get_traced_memory()[0]
