@@ -75,6 +75,9 @@ class AsyncEngine:
     outputs of a step reach the event loop in one call, which puts them into the sinks of their requests. Only the event
     loop uses the sinks, and only the thread uses the core.
 
+    Attributes:
+      error: Error that the engine died of; None while it is alive.
+
     Args:
       build: Builds the core. It is slow, as it loads and compiles, and is called on the thread.
     """
@@ -91,41 +94,25 @@ class AsyncEngine:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready: asyncio.Future[None] | None = None
-        self._stats = EngineStats()
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
         self._core: EngineCore | None = None
         self._num_steps = 0
         self._is_in_step = False
 
     @property
     def stats(self) -> EngineStats:
-        """Statistics as of the last step."""
-        return self._stats
-
-    @property
-    def error(self) -> BaseException | None:
-        """Error that the engine died of; None while it is alive."""
-        return self._error
-
-    @property
-    def unseen_error(self) -> EngineDeadError | None:
-        """Error that ends the engine, though its thread may not have noticed."""
-        return None if self._core is None else self._core.failure
+        """Statistics after the last step or command."""
+        return EngineStats() if self._core is None else self._core.stats
 
     @property
     def is_ready(self) -> bool:
         """Whether the engine is loaded, compiled and alive."""
-        return self._ready is not None and self._ready.done() and self._error is None
-
-    @property
-    def current_step(self) -> int | None:
-        """Number of the step that the thread is in; None between steps."""
-        return self._num_steps if self._is_in_step else None
+        return self._ready is not None and self._ready.done() and self.error is None
 
     @property
     def is_stuck(self) -> bool:
         """Whether the thread still runs though the engine is dead; then only the end of the process ends it."""
-        return self._error is not None and self._thread is not None and self._thread.is_alive()
+        return self.error is not None and self._thread is not None and self._thread.is_alive()
 
     @property
     def state_format(self) -> SavedStateFormat:
@@ -166,6 +153,17 @@ class AsyncEngine:
         """Ends every request, whatever the thread does. To be called on the event loop."""
         self._inbox.put(_Stop())
         self._on_death(error)
+
+    def check(self) -> int | None:
+        """Ends the engine if another host has been lost, which a step that waits for that host cannot notice.
+
+        Returns:
+          Number of the step that the thread is in; None between steps.
+        """
+        hosts = None if self._core is None else self._core.hosts
+        if hosts is not None and hosts.failure is not None and self.error is None:
+            self.fail(hosts.failure)
+        return self._num_steps if self._is_in_step else None
 
     def submit(self, request: Request, sink: OutputSink) -> None:
         """Starts a request, whose outputs go to `sink`. A full queue is reported there, as `QueueFullError`.
@@ -211,7 +209,6 @@ class AsyncEngine:
             self._core = core = self._build()
             self._state_format = core.state_format
             core.wake = lambda: self._inbox.put(_Wake())
-            self._stats = core.stats
             self._call(self._on_ready)
             while self._take_commands(core):
                 self._step(core)
@@ -225,7 +222,6 @@ class AsyncEngine:
         self._is_in_step = True
         outputs = core.step()
         self._is_in_step = False
-        self._stats = core.stats
         if outputs:
             self._hand_over(outputs)
 
@@ -255,7 +251,6 @@ class AsyncEngine:
                     self._hand_over([(request.id, error)])
             case _Abort(request_id):
                 core.abort(request_id)
-                self._stats = core.stats
             case _Save():
                 self._pending_saves.append(command)
 
@@ -268,7 +263,6 @@ class AsyncEngine:
         timeout = None if self._pending_saves else core.next_timeout
         if timeout is None:
             return self._inbox.get(block=False)
-        self._stats = core.stats
         return self._inbox.get(timeout=None if timeout == math.inf else max(0.0, timeout - time.monotonic()))
 
     def _serve_save(self, core: EngineCore) -> None:
@@ -327,9 +321,9 @@ class AsyncEngine:
 
     def _on_death(self, error: BaseException) -> None:
         assert self._ready is not None
-        if self._error is not None:
+        if self.error is not None:
             return
-        self._error = error
+        self.error = error
         if not self._ready.done():
             self._ready.set_exception(error)
             self._ready.exception()  # marks it as retrieved, since `wait_ready` need not have been called

@@ -77,7 +77,7 @@ def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | 
         reserved_slots=_reserved_slots(config, runner.slots),
         cache=_prefix_cache(config, runner),
     )
-    return EngineCore(scheduler, runner, runner.state_format)
+    return EngineCore(scheduler, runner, runner.state_format, runner.executor.leader)
 
 
 def load_runner(source: ModelSource, config: EngineConfig, progress: Progress | None = None) -> ModelRunner:

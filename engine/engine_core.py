@@ -46,10 +46,6 @@ class Runner(Protocol):
     """Runs batches: `ModelRunner` on a device, a fake in tests."""
 
     @property
-    def failure(self) -> EngineDeadError | None:
-        """Error that ends the engine although no step has raised it, such as the loss of another host."""
-
-    @property
     def compiles_since_ready(self) -> int:
         """Number of XLA compilations after warm-up."""
 
@@ -72,11 +68,24 @@ class Runner(Protocol):
         """
 
 
+@runtime_checkable
+class Hosts(Protocol):
+    """Other hosts that serve the model together with this one.
+
+    Attributes:
+      failure: Error that ends the engine, once a host has been lost. Another thread sets it.
+    """
+
+    failure: EngineDeadError | None
+
+
 class EngineCore:
     """Runs one step after the other, with one batch in flight: the host plans and reads while the device computes.
 
     Attributes:
       state_format: Format of saved states; None if states cannot be saved.
+      hosts: Other hosts, if there are any.
+      stats: Statistics after the last call. Any thread may read them.
       wake: Called on another thread when a search on disk has ended, so that the next step has something to do.
 
     Args:
@@ -84,8 +93,15 @@ class EngineCore:
       runner: Runs batches on the device.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, state_format: SavedStateFormat | None = None) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        state_format: SavedStateFormat | None = None,
+        hosts: Hosts | None = None,
+    ) -> None:
         self.state_format = state_format
+        self.hosts = hosts
         self.wake: Callable[[], None] = lambda: None
         self._arrived: deque[tuple[Fetch, Snapshot | None]] = deque()
         self._scheduler = scheduler
@@ -96,6 +112,7 @@ class EngineCore:
         self._step_tokens = [0] * (len(STEP_TOKEN_BOUNDS) + 1)
         self._prompt_tokens = 0
         self._generated_tokens = 0
+        self.stats = self._current_stats()
 
     @property
     def is_idle(self) -> bool:
@@ -110,28 +127,6 @@ class EngineCore:
         """
         return None if self._in_flight is not None or self._arrived else self._scheduler.next_timeout
 
-    @property
-    def failure(self) -> EngineDeadError | None:
-        """Error that ends the engine although no step has raised it; may be read on any thread."""
-        return self._runner.failure
-
-    @property
-    def stats(self) -> EngineStats:
-        """Statistics between two steps."""
-        return EngineStats(
-            num_waiting=self._scheduler.num_waiting,
-            num_running=self._scheduler.num_running,
-            waiting_tokens=self._scheduler.queue.num_tokens,
-            slots=self._scheduler.slots.size,
-            prompt_tokens=self._prompt_tokens,
-            generated_tokens=self._generated_tokens,
-            steps=self._steps,
-            step_tokens=tuple(self._step_tokens),
-            compiles_since_ready=self._runner.compiles_since_ready,
-            restore_seconds=self._runner.restore_seconds,
-            cache=CacheStats() if self._scheduler.cache is None else self._scheduler.cache.stats,
-        )
-
     def add(self, request: Request) -> None:
         """Queues a request.
 
@@ -140,10 +135,13 @@ class EngineCore:
           ValueError: The id is in use.
         """
         self._scheduler.add(request, time.monotonic())
+        self.stats = self._current_stats()
 
     def abort(self, request_id: str) -> bool:
         """Ends a request at once and frees its slot; returns whether it was waiting or running."""
-        return self._scheduler.abort(request_id)
+        was_open = self._scheduler.abort(request_id)
+        self.stats = self._current_stats()
+        return was_open
 
     def save(self, request_id: str, num_generated: int | None = None) -> SavedState:
         """Returns the token history of a request that runs or ended lately, with the longest snapshot of it.
@@ -160,6 +158,7 @@ class EngineCore:
             raise UnknownRequestError(f"no request with the id {request_id!r} is running or ended lately")
         tokens, salt = history.tokens(num_generated), history.salt
         snapshot = cache.match_prefix(PrefixKey(salt, tokens + _NEXT_TOKEN), at_block_boundary=True)
+        self.stats = self._current_stats()
         return SavedState(tokens, snapshot, salt, history.tenant, history.is_imported)
 
     def close(self) -> None:
@@ -184,6 +183,7 @@ class EngineCore:
         self._count_tokens(_num_prompt_tokens(plan.batch), _num_tokens(outputs))
         if (probe := self._canary.check(outputs)) is not None:
             self._scheduler.probe(probe)
+        self.stats = self._current_stats()
         return [output for output in outputs if output[0] != CANARY_ID]
 
     def _start_fetches(self, fetches: Sequence[Fetch]) -> None:
@@ -213,6 +213,21 @@ class EngineCore:
             assert self._scheduler.cache is not None
             self._scheduler.cache.insert_end(state.history, self._runner.snapshot(state.slot, len(state.history)))
         return commit.outputs
+
+    def _current_stats(self) -> EngineStats:
+        return EngineStats(
+            num_waiting=self._scheduler.num_waiting,
+            num_running=self._scheduler.num_running,
+            waiting_tokens=self._scheduler.queue.num_tokens,
+            slots=self._scheduler.slots.size,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            steps=self._steps,
+            step_tokens=tuple(self._step_tokens),
+            compiles_since_ready=self._runner.compiles_since_ready,
+            restore_seconds=self._runner.restore_seconds,
+            cache=CacheStats() if self._scheduler.cache is None else self._scheduler.cache.stats,
+        )
 
     def _count_tokens(self, num_prompt: int, num_generated: int) -> None:
         self._prompt_tokens += num_prompt

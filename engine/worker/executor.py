@@ -15,7 +15,6 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from ..core.arrays import HostArray
-from ..core.errors import EngineDeadError
 from ..core.output_constraint import TokenMask
 from ..distributed.hosts import Leader
 from ..model.collectives import REPLICATED, Collectives
@@ -94,18 +93,13 @@ class Executor:
         self.compiled = dict(compiled)
         self.arrays = arrays
         self.compiles = compiles
-        self._leader = leader
+        self.leader = leader
 
     def close(self) -> None:
         """Stops counting compilations and lets followers end. The devices' memory goes with the last reference."""
         self.compiles.stop()
-        if self._leader is not None:
-            self._leader.close()
-
-    @property
-    def failure(self) -> EngineDeadError | None:
-        """Error that ends the engine outside of a step: a host has been lost."""
-        return None if self._leader is None else self._leader.failure
+        if self.leader is not None:
+            self.leader.close()
 
     def decode(self, active: Bool[np.ndarray, " R"], steps: int) -> Sampled:
         """Generates tokens in the active slots.
@@ -173,8 +167,8 @@ class Executor:
         return self.arrays.last
 
     def _run[Result](self, program: Program[Result], *inputs: Any) -> Result:
-        if self._leader is not None:
-            self._leader.send(program.label, [np.asarray(x) for x in jax.tree.leaves(inputs)])
+        if self.leader is not None:
+            self.leader.send(program.label, [np.asarray(x) for x in jax.tree.leaves(inputs)])
         return self._call(program, inputs)
 
     def _call[Result](self, program: Program[Result], inputs: tuple[Any, ...]) -> Result:

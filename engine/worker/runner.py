@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..core.config import MAX_PREFILL_ROWS, StepLimits
-from ..core.errors import EngineDeadError
 from ..core.request import (
     Batch,
     DecodeBatch,
@@ -188,11 +187,6 @@ class ModelRunner:
     def window(self) -> int:
         """Number of tokens that attention looks back on."""
         return self.state_format.snapshot.window
-
-    @property
-    def failure(self) -> EngineDeadError | None:
-        """Error that ends the engine outside of a step."""
-        return self.executor.failure
 
     @property
     def compiles_since_ready(self) -> int:

@@ -117,9 +117,7 @@ class Lifecycle:
     async def _watch(self) -> BaseException | None:
         """Waits a moment, then checks the engine's thread. Returns the engine's failure, if any."""
         await asyncio.sleep(_POLL_INTERVAL_S)
-        if self._engine.unseen_error is not None and self._engine.error is None:
-            self._engine.fail(self._engine.unseen_error)
-        if self._watchdog.is_stuck(self._engine.current_step, time.monotonic()):
+        if self._watchdog.is_stuck(self._engine.check(), time.monotonic()):
             self._engine.fail(EngineDeadError(f"a step has taken more than {self._timeouts.step_s:g} s"))
         return self._engine.error
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from roost.engine import EngineDeadError
 from roost.engine.core.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult
 from roost.engine.core.snapshot import Snapshot
 from roost.engine.worker.transfer import from_ring
@@ -32,7 +31,6 @@ class FakeRunner:
         self.batches: list[Batch] = []
         self.compiles_since_ready = 0
         self.restore_seconds = 0.0
-        self.failure: EngineDeadError | None = None
         self._last: dict[int, int] = {}
         self._lengths: dict[int, int] = {}
         self._in_progress: PrefillBatch | None = None

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import pytest
 from fake_runner import FakePending, FakeRunner
@@ -267,12 +268,12 @@ class StuckRunner(FakeRunner):
 async def test_engine_with_a_stuck_step_can_fail() -> None:
     runner = StuckRunner()
     async with running(runner) as engine:
-        assert engine.current_step is None
+        assert engine.check() is None
         reader = asyncio.create_task(collect(engine, Request("a", (1,), SamplingParams(max_tokens=None))))
-        await until(lambda: len(runner.batches) == 2 and engine.current_step is not None)
-        step = engine.current_step
+        await until(lambda: len(runner.batches) == 2 and engine.check() is not None)
+        step = engine.check()
         await asyncio.sleep(0.05)
-        assert engine.current_step == step
+        assert engine.check() == step
         assert not engine.is_stuck
         engine.fail(EngineDeadError("stuck"))
         with pytest.raises(EngineDeadError, match="stuck"):
@@ -283,11 +284,36 @@ async def test_engine_with_a_stuck_step_can_fail() -> None:
         assert str(engine.error) == "stuck", "what comes after does not change why"
 
 
+@dataclass
+class FakeHosts:
+    """Other hosts, all of which are there until `failure` is set."""
+
+    failure: EngineDeadError | None = None
+
+
+async def test_lost_host_ends_the_engine_in_a_step() -> None:
+    """The step may wait for that host for a long time."""
+    runner, hosts = StuckRunner(), FakeHosts()
+    engine = AsyncEngine(lambda: EngineCore(Scheduler(1, 1, StepLimits(64, 64)), runner, hosts=hosts))
+    engine.start()
+    await engine.wait_ready()
+    reader = asyncio.create_task(collect(engine, Request("a", (1,), SamplingParams(max_tokens=None))))
+    await until(lambda: len(runner.batches) == 2 and engine.check() is not None)
+    assert engine.error is None
+    hosts.failure = EngineDeadError("a host has been lost")
+    engine.check()
+    with pytest.raises(EngineDeadError, match="a host has been lost"):
+        await reader
+    assert engine.error is hosts.failure
+    runner.gate.set()
+    await engine.stop()
+
+
 async def test_stop_does_not_wait_for_a_stuck_step() -> None:
     runner = StuckRunner()
     async with running(runner) as engine:
         reader = asyncio.create_task(collect(engine, Request("a", (1,), SamplingParams(max_tokens=None))))
-        await until(lambda: len(runner.batches) == 2 and engine.current_step is not None)
+        await until(lambda: len(runner.batches) == 2 and engine.check() is not None)
         await engine.stop(0.05)
         with pytest.raises(EngineDeadError, match="stopped"):
             await reader

@@ -115,10 +115,6 @@ class FakeEngine(AsyncEngine):
         return self.failure
 
     @property
-    def unseen_error(self) -> EngineDeadError | None:
-        return self.lost
-
-    @property
     def is_ready(self) -> bool:
         return self.ready.is_set() and self.failure is None
 
@@ -130,8 +126,9 @@ class FakeEngine(AsyncEngine):
         if self.failure is not None:
             raise self.failure
 
-    @property
-    def current_step(self) -> int | None:
+    def check(self) -> int | None:
+        if self.lost is not None and self.failure is None:
+            self.fail(self.lost)
         return self.step
 
     def fail(self, error: BaseException) -> None:
