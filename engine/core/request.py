@@ -1,4 +1,4 @@
-"""What the rooms of the engine hand each other, as frozen values: requests, batches of their work, and results."""
+"""Requests, batches of their work, and results: the frozen values that the rooms of the engine hand each other."""
 
 import math
 from collections.abc import Sequence
