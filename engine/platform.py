@@ -152,9 +152,10 @@ def device_facts() -> DeviceFacts:
 
 
 def numerics() -> str:
-    """Returns 8 hexadecimal digits for the versions and the device that decide the last bits of a state."""
+    """Returns 8 hexadecimal digits for what decides the last bits of a state: versions, device and kernels."""
     versions = [importlib.metadata.version(package) for package in ("roost", "jaxlib")]
-    facts = repr((versions, jax.local_devices()[0].device_kind, platform.machine(), platform.processor()))
+    device = (jax.local_devices()[0].device_kind, platform.machine(), platform.processor(), native.chosen_products())
+    facts = repr((versions, *device))
     return hashlib.sha256(facts.encode()).hexdigest()[:8]
 
 

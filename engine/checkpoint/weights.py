@@ -17,11 +17,14 @@ from ..model.config import ModelConfig, ParamPath
 from ..model.griffin import Params
 from ..model.quantization import QuantizedMatrix, is_quantized, quantize_on_host
 from .layout import TensorSpec, checkpoint_layout
-from .sharded_placement import HostParam, Placement
+from .sharded_placement import HostParam
 from .tensors import StoredTensor, Tensors
 
 type AbstractParam = jax.ShapeDtypeStruct | QuantizedMatrix
 """Shape and dtype of a parameter."""
+
+type Put = Callable[[tuple[Any, ...], HostParam], Any]
+"""Places a parameter on devices; called with its path, as JAX's tree keys, and its arrays."""
 
 type Progress = Callable[[int, int], None]
 """Called with the number of placed parameters and of all parameters."""
@@ -129,7 +132,7 @@ def load_params(
     checkpoint: Checkpoint,
     abstract: Params,
     progress: Progress | None = None,
-    placement: Placement | None = None,
+    put: Put | None = None,
 ) -> Params:
     """Reads a checkpoint's parameters and places them on devices, one at a time.
 
@@ -137,9 +140,9 @@ def load_params(
       checkpoint: Checkpoint of the model.
       abstract: Shapes and dtypes of the parameters, from `abstract_model`.
       progress: Callback for progress.
-      placement: Placement on a mesh; None places parameters on the default device.
+      put: Places a parameter, given with its path; None places it on the default device.
     """
-    return _place(abstract, checkpoint.read, progress, placement)
+    return _place(abstract, checkpoint.read, progress, put)
 
 
 def checkpoint_tensors(params: Params, config: ModelConfig) -> dict[str, HostArray]:
@@ -168,9 +171,7 @@ def _at(params: Params, path: ParamPath) -> jax.Array:
     return leaf
 
 
-def random_params(
-    abstract: Params, seed: int, progress: Progress | None = None, placement: Placement | None = None
-) -> Params:
+def random_params(abstract: Params, seed: int, progress: Progress | None = None, put: Put | None = None) -> Params:
     """Draws parameters and places them on devices.
 
     Projections have variance 1 / fan-in, and Λ of the RG-LRU is drawn such that a at a recurrence gate of 1 is in
@@ -180,7 +181,7 @@ def random_params(
       abstract: Shapes and dtypes of the parameters, from `abstract_model`.
       seed: Seed of the random numbers.
       progress: Callback for progress.
-      placement: Placement on a mesh; None places parameters on the default device.
+      put: Places a parameter, given with its path; None places it on the default device.
     """
 
     def draw(path: ParamPath, leaf: AbstractParam) -> HostParam:
@@ -196,7 +197,7 @@ def random_params(
             drawn[rows] = piece
         return drawn
 
-    return _place(abstract, draw, progress, placement)
+    return _place(abstract, draw, progress, put)
 
 
 _PIECE: Final = 2**22
@@ -225,7 +226,7 @@ def _place(
     abstract: Params,
     make: Callable[[ParamPath, AbstractParam], HostParam],
     progress: Progress | None,
-    placement: Placement | None,
+    put: Put | None,
 ) -> Params:
     """Makes parameters on two threads and places each on its devices; only a few are in host memory at a time.
 
@@ -237,7 +238,7 @@ def _place(
     def place(index: int) -> tuple[int, Any]:
         path, leaf = leaves[index]
         param = make(tuple(_key(k) for k in path), leaf)
-        return index, jax.device_put(param) if placement is None else placement.put(path, param)
+        return index, jax.device_put(param) if put is None else put(path, param)
 
     placed: dict[int, Any] = {}
     with ThreadPoolExecutor(2, "weights") as pool:

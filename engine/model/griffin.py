@@ -124,9 +124,7 @@ class Griffin(nnx.Module):
 
     def logits(self, x: Float[Array, "*rows D"]) -> Float32[Array, "*own V"]:
         """Returns next-token logits after the soft cap, for all rows or, on a mesh, for this shard's rows."""
-        logits = self.collectives.all_to_all(
-            dot(x, self.embedding.get_value(), self.platform.kernels), split_axis=0, concat_axis=1
-        )
+        logits = self.collectives.all_to_all(dot(x, self.embedding.get_value()), split_axis=0, concat_axis=1)
         logits = logits[..., : self.config.vocab_size]
         cap = self.config.logits_soft_cap
         return cap * jnp.tanh(logits / cap) if cap else logits
@@ -135,7 +133,7 @@ class Griffin(nnx.Module):
         """Returns the token with the largest logit for each of all rows; the lowest id among equals."""
         if self.collectives.model == 1:
             return jnp.argmax(self.logits(x), axis=-1).astype(jnp.int32)
-        logits = dot(x, self.embedding.get_value(), self.platform.kernels)  # the soft cap keeps the order
+        logits = dot(x, self.embedding.get_value())  # the soft cap keeps the order
         first = self.collectives.token_offset(logits.shape[-1])
         is_token = first + jnp.arange(logits.shape[-1]) < self.config.vocab_size
         logits = jnp.where(is_token, logits, -jnp.inf)

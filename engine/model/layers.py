@@ -17,14 +17,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
-from ...kernels import XLA, Backend, gated_mlp, native, recurrent_block
+from ...kernels import Backend, gated_mlp, native, recurrent_block
 from ...kernels.causal_conv1d import causal_conv1d, next_state, states_at_boundaries
 from ...kernels.precision import product_precision
 from ...kernels.rg_lru import rg_lru
 from ...kernels.window_attention import decode_attention, prefill_attention
 from .collectives import Collectives
 from .config import BlockType, ModelConfig
-from .quantization import Matrix, QuantizedMatrix, quantized_dot, zero_matrix
+from .quantization import Matrix, PackedMatrix, QuantizedMatrix, quantized_dot, zero_matrix
 from .state import AttentionBlockStates, AttentionState, LayerBlockStates, RecurrentBlockStates, RecurrentState
 
 _FLOAT32: Final = jnp.dtype("float32")
@@ -42,14 +42,12 @@ def _vector(*shape: int) -> nnx.Param[Any]:
 def dot(
     x: Float[Array, "*rows I"],
     weight: Matrix,
-    backend: Backend = XLA,
     bias: Float32[Array, " O"] | None = None,
     dtype: jnp.dtype = _FLOAT32,
 ) -> Float[Array, "*rows O"]:
     """Returns x · weightᵀ + bias in `dtype`, summed in float32, or in int32 if the weight is quantised."""
     rows = x.reshape(-1, x.shape[-1])
-    is_step = x.ndim == 2 or x.shape[1] == 1
-    if native.has_product(backend, weight.dtype, is_step=is_step):
+    if isinstance(weight, PackedMatrix):
         y = _native_dot(rows, weight, bias, dtype)
     else:
         y = _portable_dot(_pad_rows(rows, weight.dtype), weight)[: rows.shape[0]]
@@ -58,14 +56,14 @@ def dot(
 
 
 def _native_dot(
-    x: Float[Array, "R I"], weight: Matrix, bias: Float32[Array, " O"] | None, dtype: jnp.dtype
+    x: Float[Array, "R I"], weight: PackedMatrix, bias: Float32[Array, " O"] | None, dtype: jnp.dtype
 ) -> Float[Array, "R O"]:
-    if isinstance(weight, QuantizedMatrix):
-        return native.int8_product(x, weight.values, weight.scale, bias, dtype)
-    return native.bf16_product(x, weight, bias, dtype)
+    if weight.scale is None:
+        return native.bf16_product(x, weight.values, bias, dtype)
+    return native.int8_product(x, weight.values, weight.scale, bias, dtype)
 
 
-def _portable_dot(x: Float[Array, "R I"], weight: Matrix) -> Float32[Array, "R O"]:
+def _portable_dot(x: Float[Array, "R I"], weight: Float[Array, "O I"] | QuantizedMatrix) -> Float32[Array, "R O"]:
     if isinstance(weight, QuantizedMatrix):
         return quantized_dot(x, weight)
     return jax.lax.dot_general(
@@ -90,14 +88,10 @@ class Dense(nnx.Module):
       inputs: Input width of the unsharded matrix.
       outputs: Output width of the unsharded matrix.
       dtype: Dtype of the matrix.
-      backend: Backend of the kernels.
       psum_over: Mesh over which inputs are sharded and partial products are summed; None for whole inputs.
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, dtype: jnp.dtype, backend: Backend, psum_over: Collectives | None = None
-    ) -> None:
-        self.backend = backend
+    def __init__(self, inputs: int, outputs: int, dtype: jnp.dtype, psum_over: Collectives | None = None) -> None:
         self.psum_over = psum_over or Collectives()
         self.weight = matrix(outputs, inputs, dtype)
         self.bias = _vector(outputs)
@@ -105,8 +99,8 @@ class Dense(nnx.Module):
     def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
         weight = self.weight.get_value()
         if self.psum_over.model == 1:
-            return dot(x, weight, self.backend, self.bias[...], x.dtype)
-        return self.psum_parts(dot(x, weight, self.backend, dtype=x.dtype))
+            return dot(x, weight, self.bias[...], x.dtype)
+        return self.psum_parts(dot(x, weight, dtype=x.dtype))
 
     def psum_parts(self, parts: Float[Array, "*rows O"]) -> Float[Array, "*rows O"]:
         """Returns the sum of the shards' partial products, plus the bias."""
@@ -131,8 +125,8 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend, collectives: Collectives) -> None:
         self.backend = backend
-        self.gate_up = Dense(config.width, 2 * config.mlp_width, dtype, backend)
-        self.down = Dense(config.mlp_width, config.width, dtype, backend, collectives)
+        self.gate_up = Dense(config.width, 2 * config.mlp_width, dtype)
+        self.down = Dense(config.mlp_width, config.width, dtype, collectives)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         if gated_mlp.has_kernel(self.backend, math.prod(x.shape[:-1]), self.down.weight.get_value().dtype):
@@ -191,11 +185,11 @@ class RecurrentBlock(nnx.Module):
     def __init__(
         self, config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype, backend: Backend, collectives: Collectives
     ) -> None:
-        self.xy = Dense(config.width, 2 * config.lru_width, dtype, backend)
+        self.xy = Dense(config.width, 2 * config.lru_width, dtype)
         self.conv_weight = _vector(config.conv_width, config.lru_width)
         self.conv_bias = _vector(config.lru_width)
         self.rg_lru = RGLRU(config, gate_dtype, backend)
-        self.out = Dense(config.lru_width, config.width, dtype, backend, collectives)
+        self.out = Dense(config.lru_width, config.width, dtype, collectives)
 
     def __call__(
         self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"], block: int
@@ -238,7 +232,7 @@ class AttentionBlock(nnx.Module):
         self.backend = backend
         self.collectives = collectives
         self.qkv = matrix(config.width + 2 * config.head_dim, config.width, dtype)
-        self.out = Dense(config.width, config.width, dtype, backend, collectives)
+        self.out = Dense(config.width, config.width, dtype, collectives)
 
     def __call__(
         self, u: Float[Array, "B T D"], state: AttentionState, positions: Int32[Array, "B T"], block: int
@@ -263,7 +257,7 @@ class AttentionBlock(nnx.Module):
     ) -> tuple[Float[Array, "*rows N d"], Float[Array, "*rows d"], Float[Array, "*rows d"]]:
         """Returns queries of this shard's heads, keys and values of every token, after RoPE."""
         size = self.config.head_dim
-        qkv = dot(u, self.qkv.get_value(), self.backend, dtype=u.dtype)
+        qkv = dot(u, self.qkv.get_value(), dtype=u.dtype)
         width = qkv.shape[-1] - 2 * size
         q, k, v = jnp.split(qkv, [width, width + size], axis=-1)
         q = q.reshape(*u.shape[:-1], width // size, size)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int8, Int32
 
+from ...kernels import native
 from ...kernels.tree_reduce import max_last
 
 _LARGEST: Final = 127.0
@@ -58,7 +59,25 @@ def is_quantized(node: Any) -> bool:
     return isinstance(node, QuantizedMatrix)
 
 
-type Matrix = Float[Array, "O I"] | QuantizedMatrix
+class PackedMatrix(NamedTuple):
+    """Matrix in the layout of the native kernels for CPUs; arrays, or shapes.
+
+    Attributes:
+      values: Packed values; see `roost.kernels.native.pack`.
+      scale: Factor of each of the matrix's rows; None if it is not quantised.
+    """
+
+    values: Any
+    scale: Float32[Any, " O"] | None
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Dtype of the packed values."""
+        kind: jnp.dtype = self.values.dtype
+        return kind
+
+
+type Matrix = Float[Array, "O I"] | QuantizedMatrix | PackedMatrix
 """A weight of shape [out, in]."""
 
 
@@ -70,10 +89,45 @@ def zero_matrix(outputs: int, inputs: int, dtype: jnp.dtype) -> Matrix:
 
 def gather_rows(matrix: Matrix, rows: Int32[Array, "*shape"], dtype: jnp.dtype) -> Float[Array, "*shape I"]:
     """Returns the given rows, dequantised if necessary, in `dtype`."""
+    if isinstance(matrix, PackedMatrix):
+        return _gather_packed(matrix, rows, dtype)
     if not isinstance(matrix, QuantizedMatrix):
         return matrix[rows].astype(dtype)
     wide: Array = matrix.values[rows].astype(jnp.float32) * matrix.scale[rows][..., None]
     return wide.astype(dtype)
+
+
+def _gather_packed(matrix: PackedMatrix, rows: Int32[Array, "*shape"], dtype: jnp.dtype) -> Float[Array, "*shape I"]:
+    strips, places = rows // native.STRIP_OUTPUTS, rows % native.STRIP_OUTPUTS
+    values: Array = matrix.values[strips, :, places].reshape(*rows.shape, -1)
+    if matrix.scale is None:
+        return values.astype(dtype)
+    wide: Array = (values.astype(jnp.float32) - 128.0) * matrix.scale[rows][..., None]
+    return wide.astype(dtype)
+
+
+def pack_shapes(params: Any) -> Any:
+    """Returns shapes of parameters whose matrices are packed, as far as their shapes and dtypes allow it."""
+    return jax.tree.map(_packed_shape, params, is_leaf=is_quantized)
+
+
+def pack_matrix(param: Any) -> Any:
+    """Packs a parameter of host memory in place if `pack_shapes` does; returns it as `PackedMatrix`, or unchanged."""
+    if not _can_pack(param):
+        return param
+    if is_quantized(param):
+        return PackedMatrix(native.pack(param.values), param.scale)
+    return PackedMatrix(native.pack(param), None)
+
+
+def _packed_shape(param: Any) -> Any:
+    if not _can_pack(param):
+        return param
+    return PackedMatrix(native.packed_shape(param.shape, param.dtype), param.scale if is_quantized(param) else None)
+
+
+def _can_pack(param: Any) -> bool:
+    return len(param.shape) == 2 and native.can_pack(param.shape, param.dtype)
 
 
 def quantized_dot(x: Float[Array, "R I"], weight: QuantizedMatrix) -> Float32[Array, "R O"]:

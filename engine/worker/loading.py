@@ -6,18 +6,20 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from ..checkpoint import open_tensors
-from ..checkpoint.sharded_placement import Placement
+from ..checkpoint.sharded_placement import HostParam, Placement
 from ..checkpoint.source import ModelSource
-from ..checkpoint.weights import Checkpoint, load_params, random_params
+from ..checkpoint.weights import Checkpoint, Put, load_params, random_params
 from ..core.config import EngineConfig
 from ..model.collectives import Collectives
 from ..model.config import ModelConfig
 from ..model.griffin import Params, abstract_model
+from ..model.quantization import pack_matrix, pack_shapes
 from ..model.sharding_rules import bytes_per_device, shard_params
 from ..platform import Platform
 from .steps import Graph
@@ -60,18 +62,20 @@ def open_weights(
     Raises:
       CheckpointError: The weights do not fit the model.
     """
-    placement = None if mesh is None else Placement(mesh, source.config, shards)
+    put: Put | None = _put_packed if platform.kernels.is_native else None
+    if mesh is not None:
+        put = Placement(mesh, source.config, shards).put
     if source.is_random:
         dtype, graph, whole = _abstract(source.config, config, shards, source.config.dtype, platform)
-        read: Callable[..., Params] = partial(random_params, whole, config.seed, placement=placement)
-        yield _open(source.config, shards, dtype, graph, whole, read)
+        read: Callable[..., Params] = partial(random_params, whole, config.seed, put=put)
+        yield _open(source.config, shards, dtype, graph, whole, read, is_packed=platform.kernels.is_native)
         return
     with open_tensors(source.weights, source.config) as tensors:
         checkpoint = Checkpoint(source.config, tensors)
         config = replace(config, quantize=source.config.quantize or config.quantize)
         dtype, graph, whole = _abstract(source.config, config, shards, checkpoint.dtype, platform)
-        read = partial(load_params, checkpoint, whole, placement=placement)
-        yield _open(source.config, shards, dtype, graph, whole, read)
+        read = partial(load_params, checkpoint, whole, put=put)
+        yield _open(source.config, shards, dtype, graph, whole, read, is_packed=platform.kernels.is_native)
 
 
 def _open(
@@ -81,9 +85,13 @@ def _open(
     graph: Graph,
     whole: Params,
     read: Callable[..., Params],
+    *,
+    is_packed: bool,
 ) -> OpenWeights:
     abstract, specs = shard_params(whole, model, shards)
     num_bytes = bytes_per_device(abstract, specs, shards)
+    if is_packed:
+        abstract = pack_shapes(abstract)
     return OpenWeights(dtype, graph, abstract, specs, lambda report: read(progress=report), num_bytes)
 
 
@@ -93,3 +101,8 @@ def _abstract(
     dtype = jnp.dtype(stored if config.dtype == "auto" else config.dtype)
     matrix_dtype = None if config.quantize is None else jnp.dtype(config.quantize)
     return dtype, *abstract_model(model, dtype, platform, matrix_dtype, shards)
+
+
+def _put_packed(path: tuple[Any, ...], param: HostParam) -> Any:
+    """Places a parameter on the default device, packed if it can be."""
+    return jax.device_put(pack_matrix(param))

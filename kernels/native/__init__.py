@@ -1,23 +1,35 @@
 """Kernels for x86 CPUs with AVX-512 VNNI and BF16, run by XLA as custom calls if the installation compiled them.
 
-Decoding is bound by memory bandwidth. XLA's products of a few rows reach a third to a half of a CPU's bandwidth, these
-kernels most of it. A row's result depends neither on the other rows nor on the number of threads. Products in int8 have
-the same bits as XLA's; products in bfloat16 differ from XLA's in rounding.
+Matrices are packed when they are loaded, in the order in which products read them. Products of few rows are bound by
+memory bandwidth, and those of many rows by the processor's multipliers. A row's result depends neither on the other
+rows nor on the number of threads. Products in int8 have the same bits as XLA's; products in bfloat16 differ from XLA's
+in rounding.
 """
 
 import ctypes
 import platform
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, BFloat16, Float, Float32, Int8, Int32
+import numpy as np
+from jaxtyping import Array, BFloat16, Float, Float32, Int32, UInt8
 
 from ..backend import Backend
 
 _CALLS: Final = ("roost_int8_product", "roost_bf16_product", "roost_block_product", "roost_decode_attention")
+
+STRIP_OUTPUTS: Final = 16
+"""Number of outputs in a strip of a packed matrix."""
+
+_GROUP_BYTES: Final = 4
+"""Bytes of each output in a group of inputs."""
+
+_PIECE_WORDS: Final = 2**18
+"""Words that are packed at a time, which bounds the memory beside the matrix."""
 
 
 def is_available() -> bool:
@@ -30,10 +42,9 @@ def why_unavailable() -> str | None:
     """Returns why the kernels cannot be used; None if they can, after registering them with XLA."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return f"they are for x86-64 processors, not {platform.machine()}"
-    path = next(iter(sorted(Path(__file__).parent.glob("_cpu*.so"))), None)
-    if path is None:
+    if _path() is None:
         return "they were not compiled by the installation, which needs a C++ compiler"
-    library = ctypes.CDLL(str(path))
+    library = _library()
     if not library.roost_supported():
         return "this processor lacks AVX-512 VNNI or BF16"
     for name in _CALLS:
@@ -41,13 +52,31 @@ def why_unavailable() -> str | None:
     return None
 
 
-def has_product(backend: Backend, dtype: jnp.dtype, *, is_step: bool) -> bool:
-    """Returns whether a native kernel computes products with a matrix of this dtype.
+def _path() -> Path | None:
+    return next(iter(sorted(Path(__file__).parent.glob("_cpu*.so"))), None)
 
-    Int8 products always use it, because their sums are exact. Bfloat16 products use it in steps of one token per row;
-    for prefill chunks XLA is faster. The choice never depends on the number of rows, because a row's bits must not.
-    """
-    return backend.is_native and (dtype == jnp.int8 or (is_step and dtype == jnp.bfloat16))
+
+@cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(str(_path()))
+
+
+class Products(StrEnum):
+    """How products in bfloat16 are computed; results differ in the last bits."""
+
+    PAIRS = "pairs"
+    """By the instruction for pairs, which is the faster way on AMD's processors."""
+
+    WIDE = "wide"
+    """In float32, which is the faster way on Intel's."""
+
+
+@cache
+def chosen_products() -> Products | None:
+    """Returns how this processor computes products in bfloat16; None without native kernels."""
+    if not is_available():
+        return None
+    return Products.PAIRS if _library().roost_is_pair_fast() else Products.WIDE
 
 
 def has_block_product(backend: Backend, dtype: jnp.dtype) -> bool:
@@ -55,9 +84,49 @@ def has_block_product(backend: Backend, dtype: jnp.dtype) -> bool:
     return backend.is_native and dtype == jnp.float32
 
 
+def can_pack(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
+    """Returns whether a matrix of this shape and dtype can be packed: int8 and bfloat16 of whole strips and groups."""
+    outputs, inputs = shape
+    group = _GROUP_BYTES // dtype.itemsize
+    return dtype in (jnp.int8, jnp.bfloat16) and outputs % STRIP_OUTPUTS == 0 and inputs % group == 0
+
+
+def pack(matrix: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+    """Packs a contiguous matrix in place, in the layout that products read.
+
+    A strip of 16 outputs has, for each group of 4 bytes of inputs, that group of every output, so that a register of
+    the processor holds a group and its lanes are outputs. Int8 values have 128 added.
+
+    Args:
+      matrix: Matrix `[O, I]` in int8 or bfloat16; see `can_pack`.
+
+    Returns:
+      The same memory as `[O / 16, I / group, 16, group]`, in uint8 for int8.
+    """
+    outputs, inputs = matrix.shape
+    group = _GROUP_BYTES // matrix.itemsize
+    words = matrix.view(np.uint32).reshape(outputs // STRIP_OUTPUTS, STRIP_OUTPUTS, inputs // group)
+    packed = words.reshape(len(words), inputs // group, STRIP_OUTPUTS)
+    flipped = np.uint32(0x80808080 if matrix.dtype == np.int8 else 0)
+    step = max(1, _PIECE_WORDS // (STRIP_OUTPUTS * words.shape[2]))
+    for start in range(0, len(words), step):
+        some = slice(start, start + step)
+        packed[some] = words[some].transpose(0, 2, 1) ^ flipped
+    dtype = np.dtype("uint8") if matrix.dtype == np.int8 else matrix.dtype
+    return packed.view(dtype).reshape(*packed.shape, group)
+
+
+def packed_shape(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
+    """Returns shape and dtype of a packed matrix; see `pack`."""
+    outputs, inputs = shape
+    group = _GROUP_BYTES // dtype.itemsize
+    packed = (outputs // STRIP_OUTPUTS, inputs // group, STRIP_OUTPUTS, group)
+    return jax.ShapeDtypeStruct(packed, jnp.dtype("uint8") if dtype == jnp.int8 else dtype)
+
+
 def int8_product(
     x: Float[Array, "R I"],
-    values: Int8[Array, "O I"],
+    values: UInt8[Array, "S G 16 4"],
     scale: Float32[Array, " O"],
     bias: Float32[Array, " O"] | None,
     dtype: jnp.dtype,
@@ -66,19 +135,33 @@ def int8_product(
 
     Args:
       x: Activations in float32 or bfloat16.
-      values: Int8 values of the matrix.
+      values: Packed int8 values of the matrix.
       scale: Scale of each of the matrix's rows.
       bias: Bias of each output, or None.
       dtype: Dtype of the result, float32 or bfloat16.
     """
-    return _call("roost_int8_product", (x.shape[0], values.shape[0]), dtype, x, values, scale, _or_empty(bias))
+    return _call("roost_int8_product", (x.shape[0], scale.shape[0]), dtype, x, values, scale, _or_empty(bias))
 
 
 def bf16_product(
-    x: BFloat16[Array, "R I"], weight: BFloat16[Array, "O I"], bias: Float32[Array, " O"] | None, dtype: jnp.dtype
+    x: BFloat16[Array, "R I"],
+    weight: BFloat16[Array, "S G 16 2"],
+    bias: Float32[Array, " O"] | None,
+    dtype: jnp.dtype,
+    products: Products | None = None,
 ) -> Float[Array, "R O"]:
-    """Computes x · weightᵀ + bias, summed in float32 and rounded to `dtype`."""
-    return _call("roost_bf16_product", (x.shape[0], weight.shape[0]), dtype, x, weight, _or_empty(bias))
+    """Computes x · weightᵀ + bias, summed in float32.
+
+    Args:
+      x: Activations.
+      weight: Packed matrix.
+      bias: Bias of each output, or None.
+      dtype: Dtype of the result, float32 or bfloat16.
+      products: How to compute products; None for what is faster here.
+    """
+    in_pairs = (products or chosen_products()) is Products.PAIRS
+    shape = (x.shape[0], weight.shape[0] * STRIP_OUTPUTS)
+    return _call("roost_bf16_product", shape, dtype, x, weight, _or_empty(bias), in_pairs=in_pairs)
 
 
 def block_product(
@@ -112,6 +195,6 @@ def _or_empty(bias: Float32[Array, " O"] | None) -> Float32[Array, " _"]:
     return jnp.zeros(0, jnp.float32) if bias is None else bias
 
 
-def _call(name: str, shape: tuple[int, ...], dtype: jnp.dtype, *inputs: Array) -> Array:
-    result: Array = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(shape, dtype))(*inputs)
+def _call(name: str, shape: tuple[int, ...], dtype: jnp.dtype, *inputs: Array, **attributes: bool) -> Array:
+    result: Array = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(shape, dtype))(*inputs, **attributes)
     return result

@@ -62,6 +62,10 @@ void ForEach(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   }
 }
 
+struct alignas(64) Line {
+  uint8_t bytes[64];
+};
+
 // Grows a scratch buffer that is reused between calls to at least `count` elements.
 template <typename T>
 void Grow(std::vector<T>& scratch, int64_t count) {
@@ -109,33 +113,17 @@ ROOST_INLINE Lanes SumLanes(const Lanes (&acc)[16]) {
   return Add2<Lanes>(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
 }
 
-// ---- inner loops: sixteen dot products at a time, of `Outputs` rows of the matrix with `Rows` rows of x
+// ---- attention's products: sixteen dot products at a time, of `Outputs` keys with `Rows` queries
 
 // Inline assembly, because GCC's intrinsics move every sum to another register and back.
-
-struct Int8 {
-  using Element = int8_t;
-  using Lanes = __m512i;
-  using Sum = int32_t;
-  static constexpr int64_t kStep = 64;
-
-  // Adds 128 to each number, because the instruction takes one unsigned operand; the caller subtracts it again.
-  ROOST_INLINE static __m512i Weights(const int8_t* p) {
-    return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-128));
-  }
-  ROOST_INLINE static __m512i Weights(const int8_t* p, int64_t count) {
-    return _mm512_xor_si512(Row(p, count), _mm512_set1_epi8(-128));
-  }
-  ROOST_INLINE static __m512i Row(const int8_t* p) { return _mm512_loadu_si512(p); }
-  ROOST_INLINE static __m512i Row(const int8_t* p, int64_t count) {
-    return _mm512_maskz_loadu_epi8((uint64_t{1} << count) - 1, p);
-  }
-  ROOST_INLINE static __m512i Zero() { return _mm512_setzero_si512(); }
-  ROOST_INLINE static __m512i MultiplyAdd(__m512i sum, __m512i w, __m512i x) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
-    return sum;
-  }
-};
+ROOST_INLINE __m512i AddInt8(__m512i sum, __m512i w, __m512i x) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+  return sum;
+}
+ROOST_INLINE __m512 AddBf16(__m512 sum, __m512i w, __m512i x) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
+  return sum;
+}
 
 struct Bf16 {
   using Element = uint16_t;
@@ -150,10 +138,7 @@ struct Bf16 {
     return _mm512_maskz_loadu_epi16((uint32_t{1} << count) - 1, p);
   }
   ROOST_INLINE static __m512 Zero() { return _mm512_setzero_ps(); }
-  ROOST_INLINE static __m512 MultiplyAdd(__m512 sum, __m512i w, __m512i x) {
-    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
-    return sum;
-  }
+  ROOST_INLINE static __m512 MultiplyAdd(__m512 sum, __m512i w, __m512i x) { return AddBf16(sum, w, x); }
 };
 
 // Lane r * Outputs + o of the result is row r of x times row o of the matrix. `Fetch` prefetches the following rows.
@@ -247,6 +232,9 @@ ROOST_INLINE void Strips(const typename K::Element* w, int64_t begin, int64_t en
   }
 }
 
+ROOST_INLINE void Store(float* p, __m512 x) { _mm512_storeu_ps(p, x); }
+ROOST_INLINE void Store(uint16_t* p, __m512 x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x)); }
+
 constexpr int64_t kRowBytes = 24 << 10;
 
 // Computes y for any number of rows, in batches that stay in the L1 cache.
@@ -262,131 +250,157 @@ void Product(const typename K::Element* w, int64_t begin, int64_t end, const typ
   }
 }
 
-// Lane r * Outputs + o of the result is p[o].
-template <int Outputs>
-ROOST_INLINE __m512 OfOutputs(const float* p, int64_t outputs) {
-  const __mmask16 mask = (1u << outputs) - 1;
-  if constexpr (Outputs == 16) return _mm512_maskz_loadu_ps(mask, p);
-  if constexpr (Outputs == 8) return _mm512_broadcast_f32x8(_mm256_maskz_loadu_ps(mask, p));
-  return _mm512_broadcast_f32x4(_mm_maskz_loadu_ps(mask, p));
-}
+// ---- products with packed matrices
 
-// Lane r * Outputs + o of the result is p[r]; p has at least as many elements as a tile has rows.
-template <int Outputs>
-ROOST_INLINE __m512i OfRows(const void* p) {
-  if constexpr (Outputs == 16) return _mm512_set1_epi32(*static_cast<const int32_t*>(p));
-  const __m512i order = Outputs == 8 ? _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1)
-                                     : _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-  return _mm512_permutexvar_epi32(order, _mm512_castsi128_si512(_mm_loadu_si128(static_cast<const __m128i*>(p))));
-}
+// A packed matrix consists of strips of sixteen outputs. A strip has a register for each group of inputs: four in int8
+// or two in bfloat16 of each output, so that a lane of a sum is an output. Inputs are added in order, whatever the number
+// of rows, so a row's bits do not depend on the other rows.
 
-// ---- int8 product for many rows, such as a prefill chunk
+constexpr int64_t kStripOutputs = 16;
+constexpr int64_t kGroupBytes = 64;
+constexpr int64_t kBlockGroups = 128;  // groups of three strips that stay in the L1 cache while all rows pass
 
-// Tiles need horizontal sums at their end and prepare the weights again for every four rows. With enough rows to share
-// the cost, a strip of the matrix is transposed first, so that a lane is an output. The sums are the same.
+// Products of int8: sums of x times (w + 128), because the instruction takes one unsigned operand.
+struct Int8Kernel {
+  using X = int8_t;
+  using Lanes = __m512i;
+  using W = __m512i;
+  static constexpr int64_t kGroup = 4;
 
-constexpr int64_t kPanelLeastRows = 40;  // measured; decode steps, bound by memory, have fewer
-constexpr int kPanelParts = 3;           // registers of sixteen outputs each
-constexpr int kPanelRows = 8;            // leaves registers for three vectors of weights and one of x
-constexpr int64_t kPanelOutputs = 16 * kPanelParts;
-constexpr int64_t kPanelStep = 4 * kPanelOutputs;  // bytes of four inputs of each output
-
-struct alignas(64) Line {
-  int8_t bytes[64];
+  ROOST_INLINE static __m512i Zero() { return _mm512_setzero_si512(); }
+  ROOST_INLINE static W Load(const uint8_t* w) { return _mm512_loadu_si512(w); }
+  template <int Parts>
+  ROOST_INLINE static void Add(__m512i (&sums)[Parts], const W (&w)[Parts], const int8_t* x) {
+    int32_t group;
+    std::memcpy(&group, x, sizeof group);
+    const __m512i row = _mm512_set1_epi32(group);
+    ROOST_UNROLL
+    for (int p = 0; p < Parts; ++p) sums[p] = AddInt8(sums[p], w[p], row);
+  }
 };
 
-// Transposes 64 inputs of sixteen outputs, `stride` apart, with 128 added: four inputs of each output at a time.
-ROOST_INLINE void Turn(const int8_t* w, int64_t stride, int8_t* panel) {
-  const __m512i flip = _mm512_set1_epi8(-128);
-  const int8_t* const fours[4] = {w, w + 4 * stride, w + 8 * stride, w + 12 * stride};
-  ROOST_UNROLL
-  for (int chunk = 0; chunk < 4; ++chunk) {
-    __m512i a[4];  // lanes 4 n to 4 n + 3 of a[k] are sixteen inputs of output 4 n + k
+// Products of bfloat16 by the instruction for pairs: twice as fast as `WideKernel` on AMD, half as fast on Intel.
+struct PairKernel {
+  using X = uint16_t;
+  using Lanes = __m512;
+  using W = __m512i;
+  static constexpr int64_t kGroup = 2;
+
+  ROOST_INLINE static __m512 Zero() { return _mm512_setzero_ps(); }
+  ROOST_INLINE static W Load(const uint8_t* w) { return _mm512_loadu_si512(w); }
+  template <int Parts>
+  ROOST_INLINE static void Add(__m512 (&sums)[Parts], const W (&w)[Parts], const uint16_t* x) {
+    int32_t group;
+    std::memcpy(&group, x, sizeof group);
+    const __m512i row = _mm512_set1_epi32(group);
     ROOST_UNROLL
-    for (int k = 0; k < 4; ++k) {
-      const auto piece = [&](int n) {
-        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(fours[n] + k * stride + 16 * chunk));
-      };
-      a[k] = _mm512_castsi128_si512(piece(0));
-      a[k] = _mm512_mask_broadcast_i32x4(a[k], 0x00f0, piece(1));
-      a[k] = _mm512_mask_broadcast_i32x4(a[k], 0x0f00, piece(2));
-      a[k] = _mm512_mask_broadcast_i32x4(a[k], 0xf000, piece(3));
-      a[k] = _mm512_xor_si512(a[k], flip);
+    for (int p = 0; p < Parts; ++p) sums[p] = AddBf16(sums[p], w[p], row);
+  }
+};
+
+// Products of bfloat16 widened to float32, in which they are exact.
+struct WideKernel {
+  struct W {
+    __m512 even, odd;
+  };
+  using X = float;
+  using Lanes = __m512;
+  static constexpr int64_t kGroup = 2;
+
+  ROOST_INLINE static __m512 Zero() { return _mm512_setzero_ps(); }
+  ROOST_INLINE static W Load(const uint8_t* w) {
+    const __m512i pairs = _mm512_loadu_si512(w);
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)),
+            _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000)))};
+  }
+  template <int Parts>
+  ROOST_INLINE static void Add(__m512 (&sums)[Parts], const W (&w)[Parts], const float* x) {
+    const __m512 even = _mm512_set1_ps(x[0]), odd = _mm512_set1_ps(x[1]);
+    ROOST_UNROLL
+    for (int p = 0; p < Parts; ++p) sums[p] = _mm512_fmadd_ps(even, w[p].even, sums[p]);
+    ROOST_UNROLL
+    for (int p = 0; p < Parts; ++p) sums[p] = _mm512_fmadd_ps(odd, w[p].odd, sums[p]);
+  }
+};
+
+// Adds the products of some groups of `Parts` strips with `Rows` rows.
+template <typename K, int Parts, int Rows, bool Fetch>
+ROOST_INLINE void AddGroups(const uint8_t* w, int64_t strip_bytes, const typename K::X* const (&x)[Rows],
+                            int64_t groups, typename K::Lanes (&sums)[Rows][Parts]) {
+  for (int64_t g = 0; g < groups; ++g, w += kGroupBytes) {
+    typename K::W weights[Parts];
+    ROOST_UNROLL
+    for (int p = 0; p < Parts; ++p) {
+      weights[p] = K::Load(w + p * strip_bytes);
+      if constexpr (Fetch) _mm_prefetch(reinterpret_cast<const char*>(w + p * strip_bytes + 1024), _MM_HINT_T0);
     }
-    const __m512i b[4] = {_mm512_unpacklo_epi32(a[0], a[1]), _mm512_unpacklo_epi32(a[2], a[3]),
-                          _mm512_unpackhi_epi32(a[0], a[1]), _mm512_unpackhi_epi32(a[2], a[3])};
-    int8_t* const to = panel + 4 * chunk * kPanelStep;
-    _mm512_store_si512(to, _mm512_unpacklo_epi64(b[0], b[1]));
-    _mm512_store_si512(to + kPanelStep, _mm512_unpackhi_epi64(b[0], b[1]));
-    _mm512_store_si512(to + 2 * kPanelStep, _mm512_unpacklo_epi64(b[2], b[3]));
-    _mm512_store_si512(to + 3 * kPanelStep, _mm512_unpackhi_epi64(b[2], b[3]));
+    ROOST_UNROLL
+    for (int r = 0; r < Rows; ++r) K::template Add<Parts>(sums[r], weights, x[r] + g * K::kGroup);
   }
 }
 
-// Transposes a strip of the matrix, with zeros for missing outputs and inputs.
-void TurnStrip(const int8_t* w, int64_t outputs, int64_t inputs, int8_t* panel) {
-  for (int64_t o = 0; o < kPanelOutputs; o += 16, panel += 64) {
-    const int64_t count = std::clamp<int64_t>(outputs - o, 0, 16), whole = count == 16 ? inputs / 64 * 64 : 0;
-    for (int64_t i = 0; i < whole; i += 64) Turn(w + o * inputs + i, inputs, panel + i / 4 * kPanelStep);
-    for (int64_t i = whole; i < inputs; i += 64) {
-      int8_t some[16 * 64];
-      std::memset(some, -128, sizeof some);  // becomes 0 when 128 is added
-      for (int64_t k = 0; k < count; ++k) {
-        std::memcpy(some + 64 * k, w + (o + k) * inputs + i, std::min<int64_t>(64, inputs - i));
-      }
-      Turn(some, 64, panel + i / 4 * kPanelStep);
-    }
-  }
-}
-
-// Sums products of a strip with some rows of x. Up to three bytes after the last input are read, with weight 0.
-ROOST_INLINE void PanelTile(const int8_t* panel, const int8_t* const (&x)[kPanelRows], int64_t inputs,
-                            __m512i (&acc)[kPanelRows][kPanelParts]) {
-  ROOST_UNROLL
-  for (auto& row : acc) {
-    ROOST_UNROLL
-    for (auto& sum : row) sum = _mm512_setzero_si512();
-  }
-  for (int64_t i = 0; i < inputs; i += 4, panel += kPanelStep) {
-    __m512i w[kPanelParts];
-    ROOST_UNROLL
-    for (int part = 0; part < kPanelParts; ++part) w[part] = _mm512_load_si512(panel + 64 * part);
-    ROOST_UNROLL
-    for (int r = 0; r < kPanelRows; ++r) {
-      int32_t four;
-      std::memcpy(&four, x[r] + i, sizeof four);
-      const __m512i row = _mm512_set1_epi32(four);
-      ROOST_UNROLL
-      for (int part = 0; part < kPanelParts; ++part) acc[r][part] = Int8::MultiplyAdd(acc[r][part], w[part], row);
-    }
-  }
-}
-
-// Computes y for outputs [o, o + kPanelOutputs), or fewer at the end.
-template <typename Y, typename Finish>
-void PanelStrip(const int8_t* w, int64_t o, int64_t end, const int8_t* x, int64_t rows, int64_t inputs, Y* y,
-                int64_t stride, const Finish& finish) {
+// Computes `Parts` strips from output `o` on, for all rows. A block of groups stays in the L1 cache for all rows, whose
+// sums wait in `kept` between blocks.
+template <typename K, int Parts, int Rows, typename Y, typename Finish>
+ROOST_INLINE void PackedStrips(const uint8_t* w, int64_t o, const typename K::X* x, int64_t rows, int64_t inputs, Y* y,
+                               int64_t outputs, const Finish& finish) {
+  const int64_t groups = inputs / K::kGroup, strip_bytes = groups * kGroupBytes;
+  const int64_t block = rows <= Rows ? groups : kBlockGroups;
   thread_local std::vector<Line> lines;
-  Grow(lines, (inputs + 63) / 64 * kPanelOutputs);
-  int8_t* const panel = lines[0].bytes;
-  TurnStrip(w + o * inputs, end - o, inputs, panel);
-  for (int64_t r = 0; r < rows; r += kPanelRows) {
-    const int8_t* taken[kPanelRows];
-    for (int i = 0; i < kPanelRows; ++i) taken[i] = x + std::min(r + i, rows - 1) * inputs;
-    __m512i acc[kPanelRows][kPanelParts];
-    PanelTile(panel, taken, inputs, acc);
-    ROOST_UNROLL
-    for (int part = 0; part < kPanelParts; ++part) {
-      const int64_t from = o + 16 * part, count = std::min<int64_t>(16, end - from);
-      if (count <= 0) break;
+  if (groups > block) Grow(lines, (rows + Rows) * Parts);
+  auto* const kept = reinterpret_cast<typename K::Lanes*>(lines.data());
+  w += o / kStripOutputs * strip_bytes;
+  for (int64_t g = 0; g < groups; g += block) {
+    const int64_t some = std::min(block, groups - g);
+    for (int64_t r = 0; r < rows; r += Rows) {
+      const typename K::X* taken[Rows];
+      for (int i = 0; i < Rows; ++i) taken[i] = x + std::min(r + i, rows - 1) * inputs + g * K::kGroup;
+      typename K::Lanes sums[Rows][Parts];
       ROOST_UNROLL
-      for (int i = 0; i < kPanelRows; ++i) {
-        if (r + i >= rows) break;
-        StoreMasked(y + (r + i) * stride + from, (1u << count) - 1,
-                    finish.template Numbers<16>(acc[i][part], from, count, r + i));
+      for (int i = 0; i < Rows; ++i) {
+        ROOST_UNROLL
+        for (int p = 0; p < Parts; ++p) sums[i][p] = g == 0 ? K::Zero() : kept[(r + i) * Parts + p];
+      }
+      if (r == 0) {
+        AddGroups<K, Parts, Rows, true>(w + g * kGroupBytes, strip_bytes, taken, some, sums);
+      } else {
+        AddGroups<K, Parts, Rows, false>(w + g * kGroupBytes, strip_bytes, taken, some, sums);
+      }
+      const bool is_last = g + some == groups;
+      ROOST_UNROLL
+      for (int i = 0; i < Rows; ++i) {
+        ROOST_UNROLL
+        for (int p = 0; p < Parts; ++p) {
+          const int64_t from = o + p * kStripOutputs;
+          if (!is_last) {
+            kept[(r + i) * Parts + p] = sums[i][p];
+          } else if (r + i < rows) {
+            Store(y + (r + i) * outputs + from, finish(sums[i][p], from, r + i));
+          }
+        }
       }
     }
   }
+}
+
+// Computes outputs [begin, end) of all rows; both are multiples of a strip's outputs.
+template <typename K, int Parts, int Rows, typename Y, typename Finish>
+void PackedRange(const uint8_t* w, int64_t begin, int64_t end, const typename K::X* x, int64_t rows, int64_t inputs,
+                 Y* y, int64_t outputs, const Finish& finish) {
+  int64_t o = begin;
+  for (; o + Parts * kStripOutputs <= end; o += Parts * kStripOutputs) {
+    PackedStrips<K, Parts, Rows>(w, o, x, rows, inputs, y, outputs, finish);
+  }
+  for (; o < end; o += kStripOutputs) PackedStrips<K, 1, Rows>(w, o, x, rows, inputs, y, outputs, finish);
+}
+
+template <typename K, typename Y, typename Finish>
+void PackedProduct(const uint8_t* w, int64_t begin, int64_t end, const typename K::X* x, int64_t rows, int64_t inputs,
+                   Y* y, int64_t outputs, const Finish& finish) {
+  if (rows == 1) return PackedRange<K, 4, 1>(w, begin, end, x, rows, inputs, y, outputs, finish);
+  if (rows == 2) return PackedRange<K, 4, 2>(w, begin, end, x, rows, inputs, y, outputs, finish);
+  if (rows <= 4) return PackedRange<K, 3, 4>(w, begin, end, x, rows, inputs, y, outputs, finish);
+  PackedRange<K, 3, 8>(w, begin, end, x, rows, inputs, y, outputs, finish);
 }
 
 // ---- quantisation to int8
@@ -427,7 +441,7 @@ ROOST_INLINE int32_t LargestBits(const X* x, int64_t inputs) {
 }
 
 // Quantises a row as `quantize_rows` in engine/model/quantization.py does, bit for bit.
-// `offset` is 128 times the sum of the row: the excess that `Int8::Weights` adds.
+// `offset` is 128 times the sum of the row: the excess of `Int8Kernel`.
 // A row with a NaN or an infinity gets the scale NaN, so that all its products are NaN.
 template <typename X>
 void QuantizeRow(const X* x, int64_t inputs, int8_t* out, float* scale, int32_t* offset) {
@@ -460,24 +474,22 @@ void QuantizeRow(const X* x, int64_t inputs, int8_t* out, float* scale, int32_t*
 
 // ---- the calls
 
-constexpr int64_t kOutputsPerPiece = 64;
-
 template <typename Piece>
 void InPieces(ffi::ThreadPool& pool, int64_t outputs, int64_t bytes_per_output, const Piece& piece) {
-  // Pieces of at least 64 KiB, so that threads rarely contend for the shared counter.
-  const int64_t size = std::max<int64_t>(kOutputsPerPiece, (65536 / bytes_per_output + 15) / 16 * 16);
+  // Pieces of at least 64 KiB, so that threads rarely contend for the shared counter, and of whole triples of strips.
+  constexpr int64_t kTriple = 3 * kStripOutputs;
+  const int64_t size = std::max<int64_t>(1, (65536 / bytes_per_output + kTriple - 1) / kTriple) * kTriple;
   ForEach(pool, (outputs + size - 1) / size,
           [&](int64_t i) { piece(i * size, std::min(outputs, (i + 1) * size)); });
-}
-
-template <int Outputs>
-ROOST_INLINE __m512 AddBias(__m512 sums, const float* bias, int64_t o, int64_t outputs) {
-  return bias == nullptr ? sums : _mm512_add_ps(sums, OfOutputs<Outputs>(bias + o, outputs));
 }
 
 // Returns null for an empty array, which means no bias.
 const float* BiasOf(const ffi::Buffer<ffi::F32>& bias) {
   return bias.element_count() == 0 ? nullptr : bias.typed_data();
+}
+
+ROOST_INLINE __m512 AddBias(__m512 sums, const float* bias, int64_t o) {
+  return bias == nullptr ? sums : _mm512_add_ps(sums, _mm512_loadu_ps(bias + o));
 }
 
 struct FinishInt8 {
@@ -486,56 +498,22 @@ struct FinishInt8 {
   const float* scales;
   const float* bias;
 
-  template <int Outputs>
-  ROOST_INLINE __m512 Numbers(__m512i sums, int64_t o, int64_t outputs, int64_t r) const {
-    const __m512 scale = _mm512_mul_ps(_mm512_castsi512_ps(OfRows<Outputs>(row_scales + r)),
-                                       OfOutputs<Outputs>(scales + o, outputs));
-    const __m512i exact = _mm512_sub_epi32(sums, OfRows<Outputs>(offsets + r));
+  // Returns sixteen outputs from `o` on of row `r`.
+  ROOST_INLINE __m512 operator()(__m512i sums, int64_t o, int64_t r) const {
+    const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(row_scales[r]), _mm512_loadu_ps(scales + o));
+    const __m512i exact = _mm512_sub_epi32(sums, _mm512_set1_epi32(offsets[r]));
     // Bounded as in `quantized_dot` in engine/model/quantization.py. The maximum returns its second operand if that is
     // NaN, and keeps product and sum apart, which as one instruction would round once where XLA rounds twice.
     const __m512 lowest = _mm512_set1_ps(std::numeric_limits<float>::lowest());
-    const __m512 product = _mm512_max_ps(lowest, _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale));
-    return AddBias<Outputs>(product, bias, o, outputs);
+    return AddBias(_mm512_max_ps(lowest, _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale)), bias, o);
   }
 };
 
 struct FinishBf16 {
   const float* bias;
 
-  template <int Outputs>
-  ROOST_INLINE __m512 Numbers(__m512 sums, int64_t o, int64_t outputs, int64_t) const {
-    return AddBias<Outputs>(sums, bias, o, outputs);
-  }
+  ROOST_INLINE __m512 operator()(__m512 sums, int64_t o, int64_t) const { return AddBias(sums, bias, o); }
 };
-
-template <typename X, typename Y>
-void Int8Rows(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, const int8_t* w, const float* scale,
-              const float* bias, int64_t outputs, Y* y) {
-  thread_local std::vector<int8_t> quantized;
-  thread_local std::vector<float> row_scales;
-  thread_local std::vector<int32_t> offsets;
-  Grow(quantized, rows * inputs + 3);  // a panel's last read may pass the end by three bytes
-  Grow(row_scales, rows + 4);          // up to four are read at a time
-  Grow(offsets, rows + 4);
-  int8_t* const q = quantized.data();
-  float* const s = row_scales.data();
-  int32_t* const f = offsets.data();
-  const int64_t some = std::max<int64_t>(1, 32768 / inputs);
-  ForEach(pool, (rows + some - 1) / some, [=](int64_t i) {
-    for (int64_t r = i * some; r < std::min(rows, (i + 1) * some); ++r) {
-      QuantizeRow(x + r * inputs, inputs, q + r * inputs, s + r, f + r);
-    }
-  });
-  const FinishInt8 finish{s, f, scale, bias};
-  if (rows < kPanelLeastRows) {
-    return InPieces(pool, outputs, inputs, [=](int64_t begin, int64_t end) {
-      Product<Int8>(w, begin, end, q, rows, inputs, y, outputs, finish);
-    });
-  }
-  ForEach(pool, (outputs + kPanelOutputs - 1) / kPanelOutputs, [=](int64_t i) {
-    PanelStrip(w, i * kPanelOutputs, outputs, q, rows, inputs, y, outputs, finish);
-  });
-}
 
 // Calls with pointers to x and y, each in float32 or bfloat16.
 template <typename Call>
@@ -548,25 +526,70 @@ void WithTypes(const ffi::AnyBuffer& x, ffi::AnyBuffer& y, const Call& call) {
   with_y(static_cast<const float*>(x.untyped_data()));
 }
 
-ffi::Error Int8ProductImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::S8> w,
+// Calls work(r) for every row, some at a time on each thread.
+template <typename Work>
+void ForEachRow(ffi::ThreadPool& pool, int64_t rows, int64_t inputs, const Work& work) {
+  const int64_t some = std::max<int64_t>(1, 32768 / inputs);
+  ForEach(pool, (rows + some - 1) / some, [=, &work](int64_t i) {
+    for (int64_t r = i * some; r < std::min(rows, (i + 1) * some); ++r) work(r);
+  });
+}
+
+template <typename X, typename Y>
+void Int8Rows(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, const uint8_t* w, const float* scale,
+              const float* bias, int64_t outputs, Y* y) {
+  thread_local std::vector<int8_t> quantized;
+  thread_local std::vector<float> row_scales;
+  thread_local std::vector<int32_t> offsets;
+  Grow(quantized, rows * inputs);
+  Grow(row_scales, rows);
+  Grow(offsets, rows);
+  int8_t* const q = quantized.data();
+  float* const s = row_scales.data();
+  int32_t* const f = offsets.data();
+  ForEachRow(pool, rows, inputs, [=](int64_t r) { QuantizeRow(x + r * inputs, inputs, q + r * inputs, s + r, f + r); });
+  const FinishInt8 finish{s, f, scale, bias};
+  InPieces(pool, outputs, inputs, [=](int64_t begin, int64_t end) {
+    PackedProduct<Int8Kernel>(w, begin, end, q, rows, inputs, y, outputs, finish);
+  });
+}
+
+template <typename Y>
+void Bf16Rows(ffi::ThreadPool& pool, const uint16_t* x, int64_t rows, int64_t inputs, const uint8_t* w,
+              const float* bias, int64_t outputs, Y* y, bool in_pairs) {
+  const FinishBf16 finish{bias};
+  if (in_pairs) {
+    return InPieces(pool, outputs, 2 * inputs, [=](int64_t begin, int64_t end) {
+      PackedProduct<PairKernel>(w, begin, end, x, rows, inputs, y, outputs, finish);
+    });
+  }
+  thread_local std::vector<float> widened;
+  Grow(widened, rows * inputs);
+  float* const wide = widened.data();
+  ForEachRow(pool, rows, inputs, [=](int64_t r) {
+    for (int64_t i = r * inputs; i < (r + 1) * inputs; ++i) wide[i] = WidenOne(x[i]);
+  });
+  InPieces(pool, outputs, 2 * inputs, [=](int64_t begin, int64_t end) {
+    PackedProduct<WideKernel>(w, begin, end, wide, rows, inputs, y, outputs, finish);
+  });
+}
+
+ffi::Error Int8ProductImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> w,
                            ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::F32> bias, ffi::Result<ffi::AnyBuffer> y) {
-  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = w.dimensions()[0];
+  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
   WithTypes(x, *y, [&](const auto* from, auto* to) {
     Int8Rows(pool, from, rows, inputs, w.typed_data(), scale.typed_data(), BiasOf(bias), outputs, to);
   });
   return ffi::Error::Success();
 }
 
-ffi::Error Bf16ProductImpl(ffi::ThreadPool pool, ffi::Buffer<ffi::BF16> x, ffi::Buffer<ffi::BF16> w,
+ffi::Error Bf16ProductImpl(ffi::ThreadPool pool, bool in_pairs, ffi::Buffer<ffi::BF16> x, ffi::Buffer<ffi::BF16> w,
                            ffi::Buffer<ffi::F32> bias, ffi::Result<ffi::AnyBuffer> y) {
-  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = w.dimensions()[0];
-  const auto* a = reinterpret_cast<const uint16_t*>(x.untyped_data());
-  const auto* b = reinterpret_cast<const uint16_t*>(w.untyped_data());
-  const FinishBf16 finish{BiasOf(bias)};
-  WithTypes(*y, *y, [&](const auto*, auto* out) {
-    InPieces(pool, outputs, 2 * inputs, [=](int64_t begin, int64_t end) {
-      Product<Bf16>(b, begin, end, a, rows, inputs, out, outputs, finish);
-    });
+  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
+  const auto* a = static_cast<const uint16_t*>(x.untyped_data());
+  const auto* b = static_cast<const uint8_t*>(w.untyped_data());
+  WithTypes(*y, *y, [&](const auto*, auto* to) {
+    Bf16Rows(pool, a, rows, inputs, b, BiasOf(bias), outputs, to, in_pairs);
   });
   return ffi::Error::Success();
 }
@@ -796,7 +819,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int8_product, Int8ProductImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::U8>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::AnyBuffer>());
@@ -804,6 +827,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int8_product, Int8ProductImpl,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_bf16_product, Bf16ProductImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Attr<bool>("in_pairs")
                                   .Arg<ffi::Buffer<ffi::BF16>>()
                                   .Arg<ffi::Buffer<ffi::BF16>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
@@ -826,6 +850,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_decode_attention, DecodeAttentionImpl,
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .RemainingArgs()
                                   .Ret<ffi::Buffer<ffi::F32>>());
+
+// Returns whether `PairKernel` is the faster one here.
+extern "C" int roost_is_pair_fast() { return __builtin_cpu_is("amd") != 0; }
 
 // Returns whether this processor has the instructions.
 extern "C" int roost_supported() {
