@@ -24,7 +24,7 @@ from ...kernels.rg_lru import rg_lru
 from ...kernels.window_attention import decode_attention, prefill_attention
 from .collectives import Collectives
 from .config import BlockType, ModelConfig
-from .quantization import Matrix, PackedMatrix, QuantizedMatrix, quantized_dot, zero_matrix
+from .quantization import Matrix, PackedGates, PackedMatrix, QuantizedMatrix, quantized_dot, zero_matrix
 from .state import AttentionBlockStates, AttentionState, LayerBlockStates, RecurrentBlockStates, RecurrentState
 
 _FLOAT32: Final = jnp.dtype("float32")
@@ -146,7 +146,7 @@ class RGLRU(nnx.Module):
     def __init__(self, config: ModelConfig, gate_dtype: jnp.dtype, backend: Backend) -> None:
         self.backend = backend
         blocks, size = config.num_heads, config.lru_width // config.num_heads
-        self.gate_weight = nnx.Param(jnp.zeros((blocks, size, 2 * size), gate_dtype))
+        self.gate_weight: nnx.Param[Any] = nnx.Param(jnp.zeros((blocks, size, 2 * size), gate_dtype))
         self.gate_bias = _vector(blocks, 2 * size)
         self.a_param = _vector(config.lru_width)
 
@@ -162,10 +162,10 @@ class RGLRU(nnx.Module):
         return -8.0 * jax.nn.softplus(self.a_param[...])
 
     def _gates(self, x: Float32[Array, "B T E"]) -> tuple[Float32[Array, "B T E"], Float32[Array, "B T E"]]:
-        weight = self.gate_weight[...]
-        blocks, size = weight.shape[:2]
-        if native.has_block_product(self.backend, weight.dtype):
-            gates = native.block_product(x.reshape(-1, blocks, size), weight, self.gate_bias[...])
+        weight, bias = self.gate_weight.get_value(), self.gate_bias[...]
+        blocks, size = bias.shape[0], bias.shape[1] // 2
+        if isinstance(weight, PackedGates):
+            gates = native.block_product(x.reshape(-1, blocks, size), weight.values, bias)
             return gates[..., :size].reshape(x.shape), gates[..., size:].reshape(x.shape)
         rows = _pad_rows(x.reshape(-1, blocks, size).astype(weight.dtype), weight.dtype)
         gates = jnp.einsum(
@@ -175,7 +175,7 @@ class RGLRU(nnx.Module):
             precision=product_precision(weight.dtype),
             preferred_element_type=jnp.float32,
         )[: math.prod(x.shape[:2])]
-        gates += self.gate_bias[...]
+        gates += bias
         return gates[..., :size].reshape(x.shape), gates[..., size:].reshape(x.shape)
 
 
@@ -194,7 +194,7 @@ class RecurrentBlock(nnx.Module):
     def __call__(
         self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"], block: int
     ) -> tuple[Float[Array, "B T D"], RecurrentState, RecurrentBlockStates | None]:
-        if recurrent_block.has_kernel(self.rg_lru.backend, self.rg_lru.gate_weight.shape[1]):
+        if recurrent_block.has_kernel(self.rg_lru.backend, self.rg_lru.gate_bias.shape[1] // 2):
             return self._fused(u, state, positions, block)
         x, y = jnp.split(self.xy(u), 2, axis=-1)
         c, conv = causal_conv1d(x, self.conv_weight[...], self.conv_bias[...], state.conv, positions)

@@ -6,6 +6,7 @@ order, so a row's result does not depend on the other rows. Int8 weights with bf
 but on a CPU no faster than bfloat16, because every step would widen every weight.
 """
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -106,28 +107,44 @@ def _gather_packed(matrix: PackedMatrix, rows: Int32[Array, "*shape"], dtype: jn
     return wide.astype(dtype)
 
 
+class PackedGates(NamedTuple):
+    """Weights of the RG-LRU's gates in the layout of the native kernels for CPUs; an array, or a shape.
+
+    Attributes:
+      values: Packed weights; see `roost.kernels.native.pack_gates`.
+    """
+
+    values: Float32[Any, "N S e 32"]
+
+
+def pack_param(param: Any) -> Any:
+    """Packs a parameter of host memory in place, if it is a matrix or gates of a shape and dtype that kernels take.
+
+    Returns:
+      `PackedMatrix`, `PackedGates`, or the parameter itself.
+    """
+    return _packed(param, native.pack, native.pack_gates)
+
+
 def pack_shapes(params: Any) -> Any:
-    """Returns shapes of parameters whose matrices are packed, as far as their shapes and dtypes allow it."""
-    return jax.tree.map(_packed_shape, params, is_leaf=is_quantized)
+    """Returns the shapes of parameters after `pack_param`."""
+
+    def matrix(values: Any) -> jax.ShapeDtypeStruct:
+        return native.packed_shape(values.shape, values.dtype)
+
+    def gates(values: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(native.packed_gates_shape(values.shape), values.dtype)
+
+    return jax.tree.map(lambda param: _packed(param, matrix, gates), params, is_leaf=is_quantized)
 
 
-def pack_matrix(param: Any) -> Any:
-    """Packs a parameter of host memory in place if `pack_shapes` does; returns it as `PackedMatrix`, or unchanged."""
-    if not _can_pack(param):
-        return param
-    if is_quantized(param):
-        return PackedMatrix(native.pack(param.values), param.scale)
-    return PackedMatrix(native.pack(param), None)
-
-
-def _packed_shape(param: Any) -> Any:
-    if not _can_pack(param):
-        return param
-    return PackedMatrix(native.packed_shape(param.shape, param.dtype), param.scale if is_quantized(param) else None)
-
-
-def _can_pack(param: Any) -> bool:
-    return len(param.shape) == 2 and native.can_pack(param.shape, param.dtype)
+def _packed(param: Any, pack_matrix: Callable[[Any], Any], pack_gates: Callable[[Any], Any]) -> Any:
+    values, scale = param if is_quantized(param) else (param, None)
+    if len(values.shape) == 2 and native.can_pack(values.shape, values.dtype):
+        return PackedMatrix(pack_matrix(values), scale)
+    if len(values.shape) == 3 and native.can_pack_gates(values.shape, values.dtype):
+        return PackedGates(pack_gates(values))
+    return param
 
 
 def quantized_dot(x: Float[Array, "R I"], weight: QuantizedMatrix) -> Float32[Array, "R O"]:

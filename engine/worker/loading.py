@@ -19,7 +19,7 @@ from ..core.config import EngineConfig
 from ..model.collectives import Collectives
 from ..model.config import ModelConfig
 from ..model.griffin import Params, abstract_model
-from ..model.quantization import pack_matrix, pack_shapes
+from ..model.quantization import pack_param, pack_shapes
 from ..model.sharding_rules import bytes_per_device, shard_params
 from ..platform import Platform
 from .steps import Graph
@@ -105,4 +105,4 @@ def _abstract(
 
 def _put_packed(path: tuple[Any, ...], param: HostParam) -> Any:
     """Places a parameter on the default device, packed if it can be."""
-    return jax.device_put(pack_matrix(param))
+    return jax.device_put(pack_param(param))

@@ -18,8 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, BFloat16, Float, Float32, Int32, UInt8
 
-from ..backend import Backend
-
 _CALLS: Final = ("roost_int8_product", "roost_bf16_product", "roost_block_product", "roost_decode_attention")
 
 STRIP_OUTPUTS: Final = 16
@@ -77,11 +75,6 @@ def chosen_products() -> Products | None:
     if not is_available():
         return None
     return Products.PAIRS if _library().roost_is_pair_fast() else Products.WIDE
-
-
-def has_block_product(backend: Backend, dtype: jnp.dtype) -> bool:
-    """Returns whether `block_product` computes block-diagonal products with weights of this dtype."""
-    return backend.is_native and dtype == jnp.float32
 
 
 def can_pack(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
@@ -164,11 +157,39 @@ def bf16_product(
     return _call("roost_bf16_product", shape, dtype, x, weight, _or_empty(bias), in_pairs=in_pairs)
 
 
+def can_pack_gates(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
+    """Returns whether weights of gates can be packed: float32, with blocks of whole strips."""
+    _, inputs, outputs = shape
+    return dtype == jnp.float32 and outputs == 2 * inputs and inputs % STRIP_OUTPUTS == 0
+
+
+def pack_gates(weight: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+    """Packs block-diagonal weights of two gates in place, in the layout that `block_product` reads.
+
+    Args:
+      weight: Weights `[N, e, 2 e]`, the input gate's columns first; see `can_pack_gates`.
+
+    Returns:
+      The same memory as `[N, e / 16, e, 32]`: strips with 16 columns of each gate.
+    """
+    packed = weight.reshape(packed_gates_shape(weight.shape))
+    for block, strips in zip(weight, packed, strict=True):
+        columns = block.reshape(len(block), 2, len(strips), STRIP_OUTPUTS).transpose(2, 0, 1, 3)
+        strips[:] = columns.reshape(strips.shape)  # a copy
+    return packed
+
+
+def packed_gates_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of packed gates; see `pack_gates`."""
+    blocks, inputs, _ = shape
+    return blocks, inputs // STRIP_OUTPUTS, inputs, 2 * STRIP_OUTPUTS
+
+
 def block_product(
-    x: Float32[Array, "R N I"], weight: Float32[Array, "N I O"], bias: Float32[Array, "N O"]
-) -> Float32[Array, "R N O"]:
-    """Computes y[r, n] = x[r, n] · weight[n] + bias[n], a block-diagonal product."""
-    return _call("roost_block_product", (*x.shape[:2], weight.shape[2]), jnp.dtype("float32"), x, weight, bias)
+    x: Float32[Array, "R N e"], weight: Float32[Array, "N S e 32"], bias: Float32[Array, "N e2"]
+) -> Float32[Array, "R N e2"]:
+    """Computes y[r, n] = x[r, n] · weight[n] + bias[n], a block-diagonal product with packed weights of two gates."""
+    return _call("roost_block_product", (*x.shape[:2], 2 * x.shape[2]), jnp.dtype("float32"), x, weight, bias)
 
 
 def decode_attention(

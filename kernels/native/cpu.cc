@@ -209,46 +209,39 @@ ROOST_INLINE void Strip(const typename K::Element* w, int64_t o, int64_t end, co
   if constexpr (Rows == 4) JoinRows(tiles, out);
 }
 
-ROOST_INLINE void StoreMasked(float* p, __mmask16 mask, __m512 x) { _mm512_mask_storeu_ps(p, mask, x); }
-ROOST_INLINE void StoreMasked(uint16_t* p, __mmask16 mask, __m512 x) {
-  _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(x));
+// Computes sixteen outputs of rows [r, r + Rows) of x, one cache line of a row of y each.
+template <typename K, int Rows, typename Finish>
+ROOST_INLINE void StoreStrip(const typename K::Element* w, int64_t o, int64_t end, const typename K::Element* x,
+                             int64_t r, int64_t rows, int64_t inputs, float* y, int64_t stride, const Finish& finish) {
+  const __mmask16 mask = (1u << std::min<int64_t>(16, end - o)) - 1;
+  __m512 out[Rows];
+  if (r == 0) {
+    Strip<K, Rows, true>(w, o, end, x, r, rows - 1, inputs, finish, out);
+  } else {
+    Strip<K, Rows, false>(w, o, end, x, r, rows - 1, inputs, finish, out);
+  }
+  for (int i = 0; i < Rows && r + i < rows; ++i) _mm512_mask_storeu_ps(y + (r + i) * stride + o, mask, out[i]);
 }
 
-// Computes y for rows [begin, end) of the matrix and rows [first, rows) of x, one cache line of a row of y at a time.
-template <typename K, int Rows, typename Y, typename Finish>
-ROOST_INLINE void Strips(const typename K::Element* w, int64_t begin, int64_t end, const typename K::Element* x,
-                         int64_t first, int64_t rows, int64_t inputs, Y* y, int64_t stride, const Finish& finish) {
-  for (int64_t o = begin; o < end; o += 16) {
-    const __mmask16 mask = (1u << std::min<int64_t>(16, end - o)) - 1;
-    for (int64_t r = first; r < rows; r += Rows) {
-      __m512 out[Rows];
-      if (r == 0) {
-        Strip<K, Rows, true>(w, o, end, x, r, rows - 1, inputs, finish, out);
+// Computes y for rows [0, end) of the matrix and all rows of x, a few at a time.
+template <typename K, typename Finish>
+void Product(const typename K::Element* w, int64_t end, const typename K::Element* x, int64_t rows, int64_t inputs,
+             float* y, int64_t stride, const Finish& finish) {
+  for (int64_t o = 0; o < end; o += 16) {
+    for (int64_t r = 0; r < rows; r += 4) {
+      if (rows - r == 1) {
+        StoreStrip<K, 1>(w, o, end, x, r, rows, inputs, y, stride, finish);
+      } else if (rows - r == 2) {
+        StoreStrip<K, 2>(w, o, end, x, r, rows, inputs, y, stride, finish);
       } else {
-        Strip<K, Rows, false>(w, o, end, x, r, rows - 1, inputs, finish, out);
+        StoreStrip<K, 4>(w, o, end, x, r, rows, inputs, y, stride, finish);
       }
-      for (int i = 0; i < Rows && r + i < rows; ++i) StoreMasked(y + (r + i) * stride + o, mask, out[i]);
     }
   }
 }
 
 ROOST_INLINE void Store(float* p, __m512 x) { _mm512_storeu_ps(p, x); }
 ROOST_INLINE void Store(uint16_t* p, __m512 x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x)); }
-
-constexpr int64_t kRowBytes = 24 << 10;
-
-// Computes y for any number of rows, in batches that stay in the L1 cache.
-template <typename K, typename Y, typename Finish>
-void Product(const typename K::Element* w, int64_t begin, int64_t end, const typename K::Element* x, int64_t rows,
-             int64_t inputs, Y* y, int64_t stride, const Finish& finish) {
-  if (rows == 1) return Strips<K, 1>(w, begin, end, x, 0, rows, inputs, y, stride, finish);
-  if (rows == 2) return Strips<K, 2>(w, begin, end, x, 0, rows, inputs, y, stride, finish);
-  const int64_t bytes = inputs * static_cast<int64_t>(sizeof(typename K::Element));
-  const int64_t some = std::max<int64_t>(kRowBytes / bytes / 4, 2) * 4;
-  for (int64_t r = 0; r < rows; r += some) {
-    Strips<K, 4>(w, begin, end, x, r, std::min(r + some, rows), inputs, y, stride, finish);
-  }
-}
 
 // ---- products with packed matrices
 
@@ -594,24 +587,26 @@ ffi::Error Bf16ProductImpl(ffi::ThreadPool pool, bool in_pairs, ffi::Buffer<ffi:
   return ffi::Error::Success();
 }
 
-// ---- block-diagonal products of a few rows, in float32
+// ---- block-diagonal products in float32, of the RG-LRU's gates
 
-// Computes 32 outputs of a block for `Rows` rows; rows of x are `x_stride` apart, rows of y `y_stride`.
+// A block has `inputs` channels and the columns of two gates for each. Packed, sixteen channels of both gates are a
+// strip, which has 32 columns for each input.
+constexpr int64_t kGateColumns = 32;
+
+// Computes a strip for `Rows` rows: rows of x are `x_stride` apart, rows of y `y_stride`, and the gates `inputs`.
 template <int Rows>
-ROOST_INLINE void BlockStrip(const float* w, int64_t w_stride, const float* bias, const float* x, int64_t x_stride,
-                             int64_t last, int64_t inputs, int64_t outputs, float* y, int64_t y_stride) {
-  const __mmask16 low = (1u << std::min<int64_t>(16, outputs)) - 1;
-  const __mmask16 high = (1u << std::clamp<int64_t>(outputs - 16, 0, 16)) - 1;
+ROOST_INLINE void GateStrip(const float* w, const float* bias, const float* x, int64_t x_stride, int64_t last,
+                            int64_t inputs, float* y, int64_t y_stride) {
   const float* rows[Rows];
   for (int r = 0; r < Rows; ++r) rows[r] = x + std::min<int64_t>(r, last) * x_stride;
   __m512 acc[Rows][2];
   ROOST_UNROLL
   for (int r = 0; r < Rows; ++r) {
-    acc[r][0] = _mm512_maskz_loadu_ps(low, bias);
-    acc[r][1] = _mm512_maskz_loadu_ps(high, bias + 16);
+    acc[r][0] = _mm512_loadu_ps(bias);
+    acc[r][1] = _mm512_loadu_ps(bias + inputs);
   }
-  for (int64_t i = 0; i < inputs; ++i, w += w_stride) {
-    const __m512 a = _mm512_maskz_loadu_ps(low, w), b = _mm512_maskz_loadu_ps(high, w + 16);
+  for (int64_t i = 0; i < inputs; ++i, w += kGateColumns) {
+    const __m512 a = _mm512_loadu_ps(w), b = _mm512_loadu_ps(w + 16);
     ROOST_UNROLL
     for (int r = 0; r < Rows; ++r) {
       const __m512 factor = _mm512_set1_ps(rows[r][i]);
@@ -620,30 +615,27 @@ ROOST_INLINE void BlockStrip(const float* w, int64_t w_stride, const float* bias
     }
   }
   for (int r = 0; r < Rows && r <= last; ++r) {
-    _mm512_mask_storeu_ps(y + r * y_stride, low, acc[r][0]);
-    _mm512_mask_storeu_ps(y + r * y_stride + 16, high, acc[r][1]);
+    _mm512_storeu_ps(y + r * y_stride, acc[r][0]);
+    _mm512_storeu_ps(y + r * y_stride + inputs, acc[r][1]);
   }
 }
 
 ffi::Error BlockProductImpl(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w,
                             ffi::Buffer<ffi::F32> bias, ffi::ResultBuffer<ffi::F32> y) {
-  const int64_t rows = x.dimensions()[0], blocks = w.dimensions()[0], inputs = w.dimensions()[1];
-  const int64_t outputs = w.dimensions()[2], strips = (outputs + 31) / 32;
+  const int64_t rows = x.dimensions()[0], blocks = w.dimensions()[0], strips = w.dimensions()[1];
+  const int64_t inputs = w.dimensions()[2], outputs = 2 * inputs;
   const float *const from = x.typed_data(), *const weights = w.typed_data(), *const biases = bias.typed_data();
   float* const to = y->typed_data();
-  ForEach(pool, blocks * 2, [=](int64_t piece) {
-    const int64_t block = piece / 2;
-    for (int64_t strip = piece % 2; strip < strips; strip += 2) {
-      const int64_t o = 32 * strip;
-      for (int64_t r = 0; r < rows;) {
-        const auto call = [&](auto strip_of) {
-          strip_of(weights + block * inputs * outputs + o, outputs, biases + block * outputs + o,
-                   from + r * blocks * inputs + block * inputs, blocks * inputs, rows - r - 1, inputs, outputs - o,
-                   to + (r * blocks + block) * outputs + o, blocks * outputs);
-        };
-        rows - r > 2 ? call(BlockStrip<8>) : call(BlockStrip<2>);
-        r += rows - r > 2 ? 8 : 2;
-      }
+  ForEach(pool, blocks * strips, [=](int64_t piece) {
+    const int64_t block = piece / strips, o = piece % strips * 16;
+    for (int64_t r = 0; r < rows;) {
+      const auto call = [&](auto strip) {
+        strip(weights + piece * inputs * kGateColumns, biases + block * outputs + o,
+              from + (r * blocks + block) * inputs, blocks * inputs, rows - r - 1, inputs,
+              to + (r * blocks + block) * outputs + o, blocks * outputs);
+      };
+      rows - r > 2 ? call(GateStrip<8>) : call(GateStrip<2>);
+      r += rows - r > 2 ? 8 : 2;
     }
   });
   return ffi::Error::Success();
@@ -717,9 +709,17 @@ ROOST_INLINE void Mix(const float* weights, int64_t stride, const std::vector<Ri
   }
 }
 
+constexpr int64_t kMostHeads = 6;  // whose sums of 64 elements leave registers for the values
+
+// Mixes values for `heads` heads, at most `Heads`, with as many instructions as they need.
 template <int Heads>
-ROOST_INLINE void MixHeads(const float* weights, int64_t stride, const std::vector<RingBlock>& blocks, int64_t filled,
-                           const float* own, const uint16_t* value, int64_t size, const float* totals, float* out) {
+void MixHeads(int64_t heads, const float* weights, int64_t stride, const std::vector<RingBlock>& blocks, int64_t filled,
+              const float* own, const uint16_t* value, int64_t size, const float* totals, float* out) {
+  if constexpr (Heads > 1) {
+    if (heads < Heads) {
+      return MixHeads<Heads - 1>(heads, weights, stride, blocks, filled, own, value, size, totals, out);
+    }
+  }
   int64_t at = 0;
   for (; at + 64 <= size; at += 64) {
     Mix<Heads, 4>(weights, stride, blocks, filled, own, value, at, size, totals, out);
@@ -741,7 +741,7 @@ void AttendRow(const uint16_t* q, const uint16_t* key, const uint16_t* value, co
   for (const RingBlock& block : blocks) {
     const int64_t count = std::min(block.length, filled - start);
     if (count <= 0) break;
-    Product<Bf16>(block.keys, 0, count, q, heads, size, scores + start, stride, scaled);
+    Product<Bf16>(block.keys, count, q, heads, size, scores + start, stride, scaled);
     start += count;
   }
   for (int64_t n = 0; n < heads; ++n) {
@@ -767,12 +767,12 @@ void AttendRow(const uint16_t* q, const uint16_t* key, const uint16_t* value, co
     own[n] = _mm512_cvtss_f32(Exp(_mm512_sub_ps(_mm512_set1_ps(lanes[0]), top)));
     totals[n] = own[n] + _mm512_reduce_add_ps(sums);
   }
-  int64_t n = 0;
-  for (; n + 4 <= heads; n += 4) {
-    MixHeads<4>(scores + n * stride, stride, blocks, filled, own + n, value, size, totals + n, out + n * size);
-  }
-  for (; n < heads; ++n) {
-    MixHeads<1>(scores + n * stride, stride, blocks, filled, own + n, value, size, totals + n, out + n * size);
+  const int64_t passes = (heads + kMostHeads - 1) / kMostHeads;
+  for (int64_t n = 0, pass = 0; pass < passes; ++pass) {
+    const int64_t some = (heads - n + passes - pass - 1) / (passes - pass);
+    MixHeads<kMostHeads>(some, scores + n * stride, stride, blocks, filled, own + n, value, size, totals + n,
+                         out + n * size);
+    n += some;
   }
 }
 
