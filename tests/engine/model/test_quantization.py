@@ -17,7 +17,16 @@ from roost.engine.core.errors import CheckpointError
 from roost.engine.model.config import ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.layers import dot
-from roost.engine.model.quantization import QuantizedMatrix, gather_rows, quantize_on_host, quantize_rows
+from roost.engine.model.quantization import (
+    QuantizedMatrix,
+    gather_rows,
+    is_quantized,
+    pack_param,
+    pack_shapes,
+    quantize_on_host,
+    quantize_rows,
+)
+from roost.kernels import native
 from small_models import CPU_OPTIONS, SmallModel, counting, ragged, tiny_a
 
 INT8 = jnp.dtype("int8")
@@ -111,6 +120,33 @@ def test_a_row_of_dot_has_the_same_bits_in_any_batch(inputs: int, dtype: str) ->
         np.testing.assert_array_equal(jit_dot(x[-size:], weight), expected[-size:])
     for chunks in (x.reshape(1, 64, inputs), x.reshape(4, 16, inputs), x[:, None]):
         np.testing.assert_array_equal(np.asarray(jit_dot(chunks, weight)).reshape(expected.shape), expected)
+
+
+@pytest.mark.skipif(
+    not native.is_available(), reason="the native kernels are not there, or this processor lacks AVX-512"
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_a_packed_matrix_has_the_products_and_rows_of_the_matrix(rows: int, dtype: str) -> None:
+    x, weight = product(rows, 768, 96, dtype)
+    packed = jax.tree.map(jnp.asarray, pack_param(QuantizedMatrix(*(np.array(part) for part in weight))))
+    np.testing.assert_array_equal(jit_dot(x, packed), jit_dot(x, weight))
+    tokens = jnp.asarray([[0, 95, 17], [16, 15, 95]], jnp.int32)
+    kind = jnp.dtype(dtype)
+    np.testing.assert_array_equal(gather_rows(packed, tokens, kind), gather_rows(weight, tokens, kind))
+
+
+def test_the_shapes_of_packed_parameters_are_told_before_they_are_read() -> None:
+    params = {
+        "matrix": quantize_on_host(np.ones((32, 8), np.float32)),
+        "plain": np.ones((16, 6), np.float32).astype("bfloat16"),
+        "odd": np.ones((15, 6), np.float32).astype("bfloat16"),
+        "gates": np.ones((2, 16, 32), np.float32),
+        "vector": np.ones(16, np.float32),
+    }
+    shapes = pack_shapes(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params))
+    packed = jax.tree.map(pack_param, params, is_leaf=is_quantized)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), packed) == jax.tree.map(lambda x: (x.shape, x.dtype), shapes)
 
 
 def test_dot_is_close_to_that_of_floats() -> None:
