@@ -26,12 +26,14 @@ class Environment:
       python: Required version of Python.
       torch: Packages of torch, installed by name, since the right build depends on the machine.
       builds: Package that is compiled here, with tools of the same lock.
+      cmake: Options of its build.
     """
 
     name: str
     python: str
     torch: tuple[str, ...] = ()
     builds: str | None = None
+    cmake: tuple[str, ...] = ()
 
     @property
     def lock(self) -> Path:
@@ -46,13 +48,23 @@ class Environment:
         return self.folder / "bin" / "python"
 
 
+LLAMA_SERVER = (
+    "-DLLAMA_BUILD_TOOLS=ON",
+    "-DLLAMA_BUILD_SERVER=ON",
+    "-DLLAMA_TOOLS_INSTALL=ON",
+    "-DLLAVA_BUILD=OFF",  # llama.cpp's tools bring it themselves
+    "-DLLAMA_USE_PREBUILT_UI=OFF",  # its web page would be downloaded
+    "-DLLAMA_OPENSSL=OFF",
+)
+"""Options that also build llama.cpp's own server, from the sources that llama-cpp-python brings."""
+
 ENVIRONMENTS: Mapping[str, Environment] = {
     environment.name: environment
     for environment in (
         Environment("official_jax", "3.13"),
         Environment("hf", "3.11", torch=("torch==2.13.0",)),
         Environment("vllm_cpu", "3.11", torch=("torch==2.13.0", "torchvision==0.28.0")),
-        Environment("llama_cpp", "3.11", builds="llama-cpp-python"),
+        Environment("llama_cpp", "3.11", builds="llama-cpp-python", cmake=LLAMA_SERVER),
     )
 }
 
@@ -113,7 +125,8 @@ def install(environment: Environment, index: Sequence[str]) -> None:
     run([*locked, str(tools)], {})
     say(f"{environment.name}: compiling {environment.builds}, which takes many minutes")
     path = os.pathsep.join([str(environment.folder / "bin"), os.environ.get("PATH", "")])
-    run([*locked, str(environment.lock), "--no-build-isolation"], {"PATH": path})
+    build = {"PATH": path, "CMAKE_ARGS": " ".join(environment.cmake)}
+    run([*locked, str(environment.lock), "--no-build-isolation"], build)
 
 
 def without(lock: str, package: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from jobs import equal_jobs, outcome
 from models import GRIFFINS
 from models import Griffin as Shape
 from protocol import Command, answer_all, draw_prompts, versions
@@ -89,6 +90,15 @@ class Peer:
     def prefill(self, rows: int, prompt: int, seed: int) -> Mapping[str, float]:
         return self.decode(rows, prompt, 1, seed)
 
+    def job(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
+        """Generates for all requests as one static batch."""
+        jobs = equal_jobs(rows, prompt, new, self.shape.vocab_size, seed)
+        clock, start = Clock(), time.perf_counter()
+        ids = torch.tensor([ids for ids, _ in jobs])
+        self.generate(ids, torch.ones_like(ids), new, clock)
+        seconds = time.perf_counter() - start
+        return outcome([[now - start for now in clock.times]] * rows, rows * new, seconds)
+
     def agree(self, prompts: Sequence[Sequence[int]], new: int) -> Mapping[str, Any]:
         """Returns the tokens after each prompt alone, and after all in one batch."""
         return {"alone": [self.say([ids], new)[0] for ids in prompts], "together": self.say(prompts, new)}
@@ -125,7 +135,13 @@ def start(wanted: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Co
         "dtype": wanted["dtype"],
         "versions": versions(("torch", "transformers")),
     }
-    return facts, {"warm": peer.warm, "decode": peer.decode, "prefill": peer.prefill, "agree": peer.agree}
+    return facts, {
+        "warm": peer.warm,
+        "decode": peer.decode,
+        "prefill": peer.prefill,
+        "job": peer.job,
+        "agree": peer.agree,
+    }
 
 
 if __name__ == "__main__":

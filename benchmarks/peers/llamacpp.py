@@ -1,7 +1,6 @@
 """Contestant: llama.cpp through llama-cpp-python, with a Llama of the same size in Q8_0.
 
-llama.cpp has no RecurrentGemma. The GGUF file is written here, with random weights. Batches are assembled by hand, like
-llama.cpp's server does.
+llama.cpp has no RecurrentGemma. Batches are assembled by hand, like llama.cpp's server does.
 """
 
 import ctypes
@@ -10,66 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gguf
 import llama_cpp
 import numpy as np
-from models import LLAMA, Llama
+from llamacpp_model import write_gguf
+from models import LLAMA
 from protocol import Command, answer_all, draw_prompts, versions
 
 BATCH = 512
 """Maximum number of tokens in one call: the library's default."""
-
-
-def write_gguf(path: Path, model: Llama) -> None:
-    """Writes random weights of usual sizes, all matrices in Q8_0."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(model.depth)
-    writer.add_context_length(model.max_length)
-    writer.add_embedding_length(model.width)
-    writer.add_feed_forward_length(model.mlp_width)
-    writer.add_head_count(model.heads)
-    writer.add_head_count_kv(model.kv_heads)
-    writer.add_key_length(model.head_size)
-    writer.add_value_length(model.head_size)
-    writer.add_rope_dimension_count(model.head_size)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_vocab_size(model.vocab_size)
-    writer.add_tokenizer_model("no_vocab")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
-    chance = np.random.default_rng(0)
-    for name, shape in shapes(model).items():
-        if len(shape) == 1:
-            writer.add_tensor(name, np.ones(shape, np.float32))
-            continue
-        values = chance.standard_normal(shape, np.float32) / np.sqrt(shape[1])
-        kind = gguf.GGMLQuantizationType.Q8_0
-        writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def shapes(model: Llama) -> dict[str, tuple[int, ...]]:
-    """Yields the shapes of all tensors by llama.cpp's names; the unembedding is the embedding."""
-    d, f, q, kv = model.width, model.mlp_width, model.heads * model.head_size, model.kv_heads * model.head_size
-    found: dict[str, tuple[int, ...]] = {"token_embd.weight": (model.vocab_size, d), "output_norm.weight": (d,)}
-    layer = {
-        "attn_norm": (d,),
-        "attn_q": (q, d),
-        "attn_k": (kv, d),
-        "attn_v": (kv, d),
-        "attn_output": (d, q),
-        "ffn_norm": (d,),
-        "ffn_gate": (f, d),
-        "ffn_up": (f, d),
-        "ffn_down": (d, f),
-    }
-    for number in range(model.depth):
-        found |= {f"blk.{number}.{name}.weight": shape for name, shape in layer.items()}
-    return found
 
 
 class Peer:

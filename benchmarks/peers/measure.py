@@ -12,7 +12,7 @@ from typing import Any
 from contestants import Contestant, ContestantError
 from environments import ENVIRONMENTS, HERE, CannotInstall, prepare, say
 from models import GRIFFINS
-from plan import Entrant, Task, entrants, pairs_of, tasks
+from plan import PACE, Entrant, Ref, Task, entrants, pairs_of, tasks
 
 LOAD_SECONDS = RUN_SECONDS = 1200.0
 
@@ -111,8 +111,7 @@ class Stage:
         facts = self.found.entrants[name] = {"title": entrant.title}
         say(f"loading {entrant.title}")
         try:
-            interpreter = self.interpreter(entrant)
-            contestant = self.alive[name] = self.spawn(name, interpreter)
+            contestant = self.alive[name] = self.spawn(name, self.interpreter(entrant))
             facts |= contestant.load(LOAD_SECONDS)
             facts["load_s"] = time.perf_counter() - began
             facts["loaded"] = contestant.memory()
@@ -138,8 +137,11 @@ class Stage:
             "ROOST_COMPILE_CACHE": str(compiled),
             "VLLM_CACHE_ROOT": str(compiled),
         }
-        command = [str(interpreter), str(HERE / entrant.script)]
-        return Contestant(command, entrant.wanted, environment, options.logs / f"{name.replace(' ', '-')}.log")
+        client = sys.executable if entrant.is_served else str(interpreter)
+        wanted = {**entrant.wanted, "python": str(interpreter)} if entrant.is_served else entrant.wanted
+        return Contestant(
+            [client, str(HERE / entrant.script)], wanted, environment, options.logs / f"{name.replace(' ', '-')}.log"
+        )
 
     def rehearse(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Runs tasks that compile before anything counts, which also fills the folder of compiled programs."""
@@ -154,9 +156,10 @@ class Stage:
             return
         say(f"{'rehearsal' if number is None else f'round {number + 1}'}: {task}, {self.every[name].title}")
         try:
+            arguments = self.arguments(task, number or 0)
             contestant.go_on()
             contestant.do("warm", RUN_SECONDS)
-            result = contestant.do(self.work[task].command, RUN_SECONDS, **self.arguments(task, number or 0))
+            result = contestant.do(self.work[task].command, RUN_SECONDS, **arguments)
             memory = contestant.memory()
             contestant.pause()
         except ContestantError as error:
@@ -164,6 +167,8 @@ class Stage:
             say(f"{self.every[name].title} failed: {error}")
             if contestant.is_gone:
                 self.lose(name, str(error))
+            else:
+                contestant.pause()
             return
         result |= {"peak_gb": memory["peak_bytes"] / 1e9, "resident_gb": memory["resident_bytes"] / 1e9}
         if number is not None:
@@ -172,7 +177,8 @@ class Stage:
     def arguments(self, task: str, number: int) -> Mapping[str, Any]:
         work = self.work[task]
         seed = {"seed": number} if work.seeded else {}
-        return {**work.arguments, **(work.quick if self.options.quick else {}), **seed}
+        rate = {"rate": arrival_rate(self.found.runs, work.paced_by)} if work.paced_by else {}
+        return {**work.arguments, **(work.quick if self.options.quick else {}), **seed, **rate}
 
     def lose(self, name: str, reason: str) -> None:
         """Continues without a contestant."""
@@ -181,6 +187,19 @@ class Stage:
         contestant = self.alive.pop(name, None)
         if contestant is not None:
             contestant.close()
+
+
+def arrival_rate(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]], peers: Sequence[Ref]) -> float:
+    """Returns `PACE` of the largest of the peers' newest capacities.
+
+    Raises:
+      ContestantError: None was measured.
+    """
+    found = [runs.get(ref.task, {}).get(ref.entrant, []) for ref in peers]
+    capacities = [measured[-1][ref.field] for ref, measured in zip(peers, found, strict=True) if measured]
+    if not capacities:
+        raise ContestantError("needs the capacity of a peer, and none was measured")
+    return PACE * max(capacities)
 
 
 def pin(threads: int) -> None:

@@ -116,6 +116,36 @@ class Llama:
         }
 
 
+RESERVED = 4
+"""Number of ids that vocabularies reserve: padding, end, beginning, unknown."""
+
+
+def vocabulary(size: int) -> list[str]:
+    """Returns a text for every token id, for servers that answer in text."""
+    return ["<pad>", "</s>", "<s>", "<unk>", *(f" w{number}" for number in range(RESERVED, size))]
+
+
+def hf_tokenizer(size: int) -> Mapping[str, Any]:
+    """Returns Hugging Face's `tokenizer.json` for the vocabulary."""
+    words = vocabulary(size)
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": number, "content": word, **flags} for number, word in enumerate(words[:RESERVED])],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": {
+            "type": "WordLevel",
+            "vocab": {word: number for number, word in enumerate(words)},
+            "unk_token": "<unk>",
+        },
+    }
+
+
 SMALL = Griffin("small", 768, 12, 6, 2048, 32_000)
 TWO_B = Griffin("2b", 2560, 26, 10, 2048, 256_000)
 NANO = Griffin("nano", 256, 6, 4, 256, 4096)

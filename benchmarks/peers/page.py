@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from judge import Agreement, Row, agreements, judge
-from plan import Goal, goals
+from plan import JOBS, Goal, goals
 from rich.table import Table
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
@@ -75,14 +75,15 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def tables(document: Mapping[str, Any]) -> list[Table]:
-    """Prints the goals, and the contestants that agree with themselves."""
+    """Returns the jobs, the goals, and the contestants that agree with themselves."""
+    found = [job_table(title, rows) for title, rows in job_tables(document)]
     goal_table = Table(title="Roost and its peers: medians, and ratios within a round")
     for place, name in enumerate(HEAD):
         goal_table.add_column(name, justify="right" if 1 <= place <= 5 else "left")
     colors = {"stretch": "green", "reached": "green", "missed": "red", "told": "", "unknown": "yellow"}
     for row in judge(document, goals()):
         goal_table.add_row(*cells(row), style=colors[row.verdict])
-    found = [goal_table] if goal_table.row_count else []
+    found += [goal_table] if goal_table.row_count else []
     if agreed := agreements(document):
         table = Table(title="Alone and in one batch: the same?")
         head, *lines = agreement_rows(agreed)
@@ -92,6 +93,29 @@ def tables(document: Mapping[str, Any]) -> list[Table]:
             table.add_row(*line)
         found.append(table)
     return found
+
+
+def job_table(title: str, rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title)
+    for place, name in enumerate(JOB_HEAD):
+        table.add_column(name, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def job_tables(document: Mapping[str, Any]) -> Iterator[tuple[str, list[Sequence[str]]]]:
+    """Yields title and rows of every job that was measured, the fastest contestant first."""
+    for task, title in JOBS.items():
+        by_entrant = document["runs"].get(task, {})
+        found = [(document["entrants"][name]["title"], runs) for name, runs in by_entrant.items()]
+        found.sort(key=lambda pair: median(pair[1], "job_s") or 0.0)
+        if found:
+            rate = median(found[0][1], "rate")
+            yield (
+                title if rate is None else f"{title}: {rate:.2f} requests per second",
+                [[name, *(number(median(runs, field), "").strip() for field in LATENCIES)] for name, runs in found],
+            )
 
 
 def agreement_rows(agreed: Sequence[Agreement]) -> Iterator[Sequence[str]]:
@@ -122,6 +146,7 @@ def markdown(document: Mapping[str, Any], figure: str | None) -> str:
         "# Roost and its peers",
         INTRODUCTION,
         where(document),
+        *job_blocks(document),
         *([f"![tokens per second]({figure})"] if figure else []),
         "## Goals",
         markdown_table([HEAD, *(cells(row) for row in judge(document, goals()))]),
@@ -136,14 +161,34 @@ def markdown(document: Mapping[str, Any], figure: str | None) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def job_blocks(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the page's part about jobs; nothing if none was measured."""
+    for place, (title, rows) in enumerate(job_tables(document)):
+        if place == 0:
+            yield from ("## Jobs", JOB_NOTES)
+        yield f"### {title[:1].upper()}{title[1:]}"
+        yield markdown_table([JOB_HEAD, *rows])
+
+
 INTRODUCTION = """\
     python benchmarks/peers/run.py --json peers.json --results benchmarks/RESULTS.md
 
 One command measures all of this: it makes an environment for every peer from locked requirements, loads all that
 compete, and lets them work in turn, in rounds, while the others are stopped. So each ratio is one within a round, of
 two runs that follow each other on the same machine; the tables have medians over the rounds. All weights are random.
-Roost is measured over HTTP: a real `roost serve` and a client that streams from it share the cores. Peers are measured
-as loops around their libraries, without a server, and with prompts of equal length: their best case."""
+Jobs are what users have: prompts and tokens together, over HTTP. Phases explain them: decode once all prompts are read,
+and prefill with nothing beside it. There, Roost is still measured over HTTP, while peers are loops around their
+libraries, without a server: their best case."""
+
+JOB_NOTES = """\
+Each request has a prompt of its own. A server gets 32 slots, Roost's default options otherwise, and one client for
+all: that of `roost bench serve`, which streams and shares the cores. Two contestants have no server: transformers
+generates for a job as one static batch, and vLLM's engine is stepped in its own process; neither has a client to feed.
+"Job" is the time from the first request to the last token. The time to first token counts from when a request was due;
+the time between tokens is that between two pieces of a stream, and a piece may have several tokens. Lengths of mixed
+loads are drawn so that their logarithms are uniform, the same for everybody. Poisson arrivals come at 80 % of the
+capacity of the best peer, which is its requests per second at 32 at a time in the same round. Memory is the most that
+server and client ever took, loading included."""
 
 NOTES = """\
 - Decode: prompts of 512 tokens, then 128 new ones, greedy. Tokens per second count from when all requests have their
@@ -162,6 +207,17 @@ AGREEMENT = """\
 The model `nano` (5.9 million parameters) in float32 is asked for 16 new tokens after prompts of different lengths, one
 by one and all in one batch. The distance is that of the log-probabilities of the first new token, among the 20
 likeliest. "Handed out" is what a call of the sampler returns of the new tokens."""
+
+LATENCIES: Mapping[str, str] = {
+    "job_s": "job, s",
+    "output_tokens_per_s": "output tok/s",
+    "ttft_p50_ms": "first token p50, ms",
+    "ttft_p99_ms": "p99, ms",
+    "itl_p50_ms": "between tokens p50, ms",
+    "itl_p99_ms": "p99, ms",
+    "peak_gb": "GB at most",
+}
+JOB_HEAD = ("", *LATENCIES.values())
 
 MEASURED: Mapping[str, str] = {
     "decode_tokens_per_s": "decode, tok/s",
@@ -224,6 +280,8 @@ def entrant_rows(document: Mapping[str, Any]) -> Iterator[Sequence[str]]:
 # --- the bars
 
 PANELS: Mapping[str, tuple[Sequence[str], str]] = {
+    "job, 8 requests of 512 + 128 tokens": (["job 8"], "output_tokens_per_s"),
+    "job, 32 requests of 512 + 128 tokens": (["job 32"], "output_tokens_per_s"),
     "decode, 8 at a time": (["decode 8"], "decode_tokens_per_s"),
     "decode, 32 at a time": (["decode 32"], "decode_tokens_per_s"),
     "prefill, 8 at a time": (["decode 8", "prefill 8"], "prefill_tokens_per_s"),

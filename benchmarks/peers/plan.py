@@ -1,7 +1,7 @@
 """Plan of the comparison: contestants, tasks and goals. Nothing runs here."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,26 @@ PROMPT_LENGTHS = (5, 17, 40, 64)
 """Lengths of the prompts that are sent alone and in one batch."""
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo" / "config.json"
+
+PROMPTS, OUTPUTS = (64, 2048), (16, 512)
+"""Smallest and largest lengths of the requests of a load."""
+
+PACE = 0.8
+"""Share of the best peer's capacity at which requests arrive."""
+
+JOBS: Mapping[str, str] = {
+    "job 8": "8 requests of 512 + 128 tokens at once",
+    "job 32": "32 requests of 512 + 128 tokens at once",
+    "job 64": "64 requests of 512 + 128 tokens at once, for 32 slots",
+    "closed 8": "8 at a time, prompts of 64 to 2,048 tokens, 16 to 512 new ones",
+    "closed 32": "32 at a time, the same lengths",
+    "closed 64": "64 at a time, the same lengths, for 32 slots",
+    "arrivals": "Poisson arrivals, the same lengths",
+}
+"""Titles of the tasks that have a table of latencies."""
+
+SERVERS = ("job roost bf16", "job roost int8", "job vllm serve", "job llama-server")
+"""Contestants over HTTP, Roost first."""
 
 AGREEING = ("official nano", "hf nano", "roost nano")
 """Contestants that get prompts in both ways."""
@@ -29,6 +49,7 @@ class Entrant:
       wanted: Model to load; see `protocol`.
       rehearses: Whether its first run of each task compiles, and does not count.
       seconds: Approximate seconds of loading.
+      is_served: Whether the script is a client in Roost's Python that starts a server in the environment.
     """
 
     stage: str
@@ -38,6 +59,7 @@ class Entrant:
     wanted: Mapping[str, Any]
     rehearses: bool = False
     seconds: float = 10.0
+    is_served: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +72,8 @@ class Task:
       seeded: Whether it takes a seed, a different one in each round.
       once: Whether one round is enough.
       seconds: Approximate seconds of a run, by contestant.
+      paced_by: Capacities of peers in requests per second. Requests arrive at `PACE` of the largest one, measured
+        before in the same round.
     """
 
     command: str
@@ -58,6 +82,7 @@ class Task:
     seconds: Mapping[str, float]
     seeded: bool = True
     once: bool = False
+    paced_by: Sequence["Ref"] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +130,8 @@ def entrants(work: str, threads: int) -> dict[str, Entrant]:
         shape = GRIFFINS.get(model)
         reference = model if shape is None or model == "2b" else f"{work}/{model}/config.json"
         model_argument = reference if shape is None else f"random:{reference}"
-        arguments = [model_argument, "--slots", str(slots), "--state-cache-gib", "0", *options]
+        cache = () if stage == "jobs" else ("--state-cache-gib", "0")
+        arguments = [model_argument, "--slots", str(slots), *cache, *options]
         wanted = {
             "arguments": arguments,
             "vocab_size": json.loads(DEMO.read_text())["vocab_size"] if shape is None else shape.vocab_size,
@@ -118,21 +144,36 @@ def entrants(work: str, threads: int) -> dict[str, Entrant]:
         wanted = {"model": model, "dtype": dtype, "threads": threads}
         return Entrant(stage, title, f"{peer}.py", peer, wanted, peer == "official_jax", seconds)
 
-    def vllm(title: str, eager: bool, seconds: float) -> Entrant:
+    def vllm(stage: str, title: str, eager: bool, seconds: float) -> Entrant:
         wanted = {"folder": f"{work}/llama-small", "dtype": "bfloat16", "eager": eager, "rows": 32, "threads": threads}
-        return Entrant("small", title, "vllm_cpu.py", "vllm_cpu", wanted, seconds=seconds)
+        return Entrant(stage, title, "vllm_cpu.py", "vllm_cpu", wanted, seconds=seconds)
+
+    def served(title: str, server: str, peer: str, dtype: str, packages: Sequence[str], seconds: float) -> Entrant:
+        size = {"rows": 32, "length": sum(map(max, (PROMPTS, OUTPUTS))), "connections": 80, "threads": threads}
+        wanted = {"server": server, "folder": f"{work}/{server}-served", "dtype": dtype, "packages": packages, **size}
+        return Entrant("jobs", title, "http_server.py", peer, wanted, seconds=seconds, is_served=True)
 
     bf16, int8 = ("--dtype", "bfloat16"), ("--dtype", "bfloat16", "--quantize", "int8")
     engine = {"model": f"random:{work}/small/config.json", "slots": 32, "threads": threads}
     llama = {"folder": f"{work}/llama-small", "rows": 32, "length": 640, "threads": threads}
     return {
+        "job roost bf16": roost("jobs", "Roost, bf16", "small", *bf16, slots=32, dtype="bfloat16", seconds=30),
+        "job roost int8": roost("jobs", "Roost, int8", "small", *int8, slots=32, dtype="int8", seconds=30),
+        "job hf": griffin("jobs", "HF transformers, bf16, a static batch", "hf", "small", "bfloat16", 6),
+        "job vllm engine": vllm("jobs", "vLLM's engine, Llama of the same size, bf16, compiled", False, 70),
+        "job vllm serve": served(
+            "vllm serve, Llama of the same size, bf16", "vllm", "vllm_cpu", "bfloat16", ("vllm-cpu", "torch"), 80
+        ),
+        "job llama-server": served(
+            "llama-server, Llama of the same size, Q8_0", "llama.cpp", "llama_cpp", "Q8_0", ("llama-cpp-python",), 5
+        ),
         "roost bf16": roost("small", "Roost, bf16", "small", *bf16, slots=32, dtype="bfloat16", seconds=60),
         "roost int8": roost("small", "Roost, int8", "small", *int8, slots=32, dtype="int8", seconds=60),
         "engine int8": Entrant("small", "Roost's engine loop, int8", "roost_parts.py", None, engine, seconds=60),
         "official": griffin("small", "official JAX sampler, bf16", "official_jax", "small", "bfloat16", 15),
         "hf": griffin("small", "HF transformers, bf16", "hf", "small", "bfloat16", 6),
-        "vllm eager": vllm("vLLM, Llama of the same size, bf16, eager", True, 25),
-        "vllm compiled": vllm("vLLM, Llama of the same size, bf16, compiled", False, 60),
+        "vllm eager": vllm("small", "vLLM, Llama of the same size, bf16, eager", True, 25),
+        "vllm compiled": vllm("small", "vLLM, Llama of the same size, bf16, compiled", False, 60),
         "llama.cpp": Entrant(
             "small", "llama.cpp, Llama of the same size, Q8_0", "llamacpp.py", "llama_cpp", llama, seconds=5
         ),
@@ -169,8 +210,31 @@ def tasks(work: str, cache: str) -> dict[str, Task]:
         "early": 2048,
         "late": 16384,
     }
+
+    def job(rows: int, seconds: Mapping[str, float]) -> Task:
+        return Task("job", {"rows": rows, "prompt": 512, "new": 128}, {"prompt": 64, "new": 16}, seconds)
+
+    def load(command: str, count: int, seconds: float, **arguments: Any) -> Task:
+        lengths = {"count": count, "prompt": PROMPTS, "new": OUTPUTS}
+        quick = {"count": 8, "prompt": (16, 128), "new": (4, 16)}
+        servers = {**dict.fromkeys(SERVERS, seconds), "job roost int8": 0.4 * seconds}
+        paced_by = [] if arguments else [Ref("closed 32", name, "requests_per_s") for name in SERVERS[2:]]
+        return Task(command, {**lengths, **arguments}, quick, servers, paced_by=paced_by)
+
     mixed = {"rows": 6, "prompt": 256, "new": 192, "arrivals": 8, "long": 2048}
+    each = {"job roost bf16": 1.05, "job roost int8": 0.4, "job vllm serve": 0.95, "job llama-server": 1.0}
+    loops = {"job hf": 1.1, "job vllm engine": 0.9}
     return {
+        "job 8": job(8, {name: 1.1 * 8 * seconds for name, seconds in {**each, **loops}.items()}),
+        "job 32": job(32, {name: 32 * seconds for name, seconds in {**each, **loops}.items()}),
+        "job 64": job(64, {name: 64 * seconds for name, seconds in each.items()}),
+        "phases 32": Task(
+            "phases", {"rows": 32, "prompt": 512, "new": 128}, short, {"job roost bf16": 30, "job roost int8": 12}
+        ),
+        "closed 8": load("closed", 16, 20, concurrency=8),
+        "closed 32": load("closed", 48, 50, concurrency=32),
+        "closed 64": load("closed", 80, 80, concurrency=64),
+        "arrivals": load("arrivals", 40, 55),
         "decode 1": decode(1, {"roost bf16": 4, "roost int8": 3, "hf": 5}),
         "decode 8": decode(8, {**fast, "official": 18, "llama.cpp": 16}),
         "decode 32": decode(32, {**many, "official": 52, "llama.cpp": 50}),
@@ -222,8 +286,62 @@ def goals() -> list[Goal]:
         ours = Ref(f"start {name}", "roost anew", "seconds")
         return Goal("start", f"warm start to ready, {title}", ours, None, at_most, 3.0, True, "s", "s")
 
+    def job(task: str, title: str, kind: str, peer: str, at_least: float | None, stretch: float | None) -> Goal:
+        names = {
+            "hf": "a static batch of transformers",
+            "vllm engine": "vLLM's engine, compiled (Llama)",
+            "vllm serve": "`vllm serve` (Llama)",
+            "llama-server": "llama.cpp's server (Llama, Q8_0)",
+        }
+        ours, theirs = (Ref(task, f"job {name}", "output_tokens_per_s") for name in (f"roost {kind}", peer))
+        family = "jobs" if task.startswith("job") else "load"
+        return Goal(family, f"{title}, {kind} against {names[peer]}", ours, theirs, at_least, stretch)
+
+    def jobs(rows: int, kind: str, peer: str, at_least: float | None = None, stretch: float | None = None) -> Goal:
+        return job(f"job {rows}", f"job, {rows} × (512 + 128)", kind, peer, at_least, stretch)
+
+    def parts(kind: str) -> Goal:
+        name = f"job roost {kind}"
+        title = f"job, 32 × (512 + 128), against prompts alone + tokens alone, {kind}"
+        ours, theirs = Ref("job 32", name, "job_s"), Ref("phases 32", name, "phases_s")
+        return Goal("jobs", title, ours, theirs, 1.2, 1.1, True, unit="s")
+
+    def closed(rows: int) -> list[Goal]:
+        title = f"load, {rows} at a time"
+        pairs = (("bf16", "vllm serve"), ("int8", "vllm serve"), ("int8", "llama-server"))
+        return [job(f"closed {rows}", title, kind, peer, None, None) for kind, peer in pairs]
+
+    def arriving(kind: str, peer: str, field: str, what: str) -> Goal:
+        ours, theirs = (Ref("arrivals", f"job {name}", field) for name in (f"roost {kind}", peer))
+        title = f"load, Poisson arrivals, {kind} against {peer}: {what}, p99"
+        return Goal("load", title, ours, theirs, None, None, True, unit="ms")
+
     two_b = "decode 2b"
     return [
+        jobs(32, "bf16", "hf", 1.25, 1.5),
+        jobs(32, "int8", "hf", 3.6, 4.5),
+        jobs(32, "bf16", "vllm engine", 1.05, 1.3),
+        jobs(32, "int8", "vllm engine", 2.9, 3.6),
+        jobs(32, "bf16", "vllm serve", 1.0),
+        jobs(32, "int8", "vllm serve"),
+        jobs(32, "int8", "llama-server"),
+        jobs(8, "bf16", "vllm engine", 1.05),
+        jobs(8, "int8", "vllm engine", 2.7),
+        jobs(8, "bf16", "hf"),
+        jobs(8, "bf16", "vllm serve"),
+        jobs(8, "int8", "llama-server"),
+        jobs(64, "bf16", "vllm serve"),
+        jobs(64, "int8", "llama-server"),
+        parts("bf16"),
+        parts("int8"),
+        *closed(8),
+        *closed(32),
+        *closed(64),
+        *(
+            arriving(kind, peer, *number)
+            for kind, peer in (("bf16", "vllm serve"), ("int8", "llama-server"))
+            for number in (("ttft_p99_ms", "time to first token"), ("itl_p99_ms", "time between tokens"))
+        ),
         decode("official", "official", 8, "bf16", 4, 6),
         decode("official", "official", 8, "int8", 6, 10),
         decode("official", "official", 32, "bf16", 4, 6),

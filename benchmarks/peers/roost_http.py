@@ -4,30 +4,21 @@ Server and client share the cores, so the client's work counts against Roost.
 """
 
 import asyncio
-import os
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
-import uvloop
+from http_server import Launch, RequestError, Server
 from protocol import Command, answer_all, draw_prompts, versions
 from roost.server.bench.latency import percentile
-from roost.server.client.http_client import Address, ClientError, HttpClient, Response
+from roost.server.client.http_client import Response
 from roost.server.client.openai_server import http_failure
 from roost.server.client.sse import EventParser
 
 LONG = 100_000
 """Requested tokens of streams whose client disconnects before their end."""
-
-POLL_S = 0.02
-
-
-class RequestError(Exception):
-    """The server refused a request or did not finish it."""
 
 
 class Stream:
@@ -110,67 +101,19 @@ class Together:
         return sum(begin < now <= end for stream in self.streams for now in stream.times)
 
 
-class Server:
-    """A server in its own process, and a client."""
+class RoostServer(Server):
+    """A `roost serve` process, and a client that also measures its phases.
 
-    def __init__(self, arguments: Sequence[str], vocab_size: int, seconds: float = 600.0) -> None:
-        self.vocab_size = vocab_size
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-P", "-m", "roost.server", "serve", *arguments, "--port", str(port)]
-        self.started_s = time.perf_counter()
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ})
-        self.runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-        self.client = HttpClient(Address("127.0.0.1", port))
-        self.run(self._wait_until_ready(seconds))
-        self.ready_s = time.perf_counter()
-        self.model = self.run(self._get("/v1/models"))["data"][0]["id"]
+    Args:
+      arguments: Arguments of `roost serve`.
+    """
 
-    def run[T](self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine; of a group of requests that failed, the first error is raised."""
-        try:
-            return self.runner.run(work)
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+    def __init__(self, arguments: Sequence[str], vocab_size: int) -> None:
+        command = [sys.executable, "-P", "-m", "roost.server", "serve", *arguments, "--port", "{port}"]
+        super().__init__(Launch(command, "/health/ready"), vocab_size)
 
-    def close(self) -> None:
-        """Kills the server, since no client waits for it."""
-        self.run(self.client.close())
-        self.runner.close()
-        self.process.kill()
-        self.process.wait()
-
-    async def _wait_until_ready(self, seconds: float) -> None:
-        deadline = time.perf_counter() + seconds
-        while time.perf_counter() < deadline:
-            if self.process.poll() is not None:
-                raise RequestError(f"the server ended with status {self.process.returncode}")
-            try:
-                if (await self.client.get("/health/ready")).status == 200:
-                    return
-            except ClientError:
-                pass  # it does not listen yet
-            await asyncio.sleep(POLL_S)
-        raise RequestError("the server did not become ready")
-
-    async def _get(self, path: str) -> Any:
-        return orjson.loads((await self.client.get(path)).body)
-
-    def body(self, prompt: Sequence[int], max_tokens: int, stream: bool = True) -> Mapping[str, Any]:
-        """Returns a greedy request of token ids that only its limit ends."""
-        return {
-            "model": self.model,
-            "prompt": prompt,
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": stream,
-            "return_token_ids": True,
-        }
-
-    async def stream(self, body: Mapping[str, Any], sink: Callable[[bytes, float], None]) -> None:
-        check(await self.client.post("/v1/completions", body, sink))
+    async def stream(self, prompt: Sequence[int], max_tokens: int, sink: Callable[[bytes, float], None]) -> None:
+        check(await self.client.post("/v1/completions", self.body(prompt, max_tokens), sink))
 
     async def ask(self, body: Mapping[str, Any]) -> Any:
         """Returns the whole response."""
@@ -180,14 +123,18 @@ class Server:
 
     # --- commands
 
-    def warm(self) -> None:
-        self.decode(2, 16, 8, 0)
-
     def decode(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
         """Runs streams that all decode; those that started first have a few tokens more than `new` at the end."""
         together, _ = self.run(self._together(rows, prompt, new - 1, seed))
         rate = together.rate()
         return {"decode_tokens_per_s": rate, "step_ms": 1e3 * rows / rate}
+
+    def phases(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
+        """Measures the two phases of a job alone: prompts with one token each, and then all other tokens."""
+        prompts = self.job(rows, prompt, 1, seed)
+        tokens = self.decode(rows, prompt, new, seed)
+        prompts_s, tokens_s = prompts["job_s"], 1e-3 * tokens["step_ms"] * (new - 1)
+        return {"prompts_s": prompts_s, "tokens_s": tokens_s, "phases_s": prompts_s + tokens_s}
 
     def events(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
         """Events per second while all streams run; an event may have several tokens."""
@@ -206,7 +153,7 @@ class Server:
         sent = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for stream, prompt in zip(streams, prompts, strict=True):
-                group.create_task(self.stream(self.body(prompt, 1), stream.feed))
+                group.create_task(self.stream(prompt, 1, stream.feed))
         seconds = max(stream.times[0] for stream in streams) - sent
         return {"prefill_tokens_per_s": sum(map(len, prompts)) / seconds}
 
@@ -222,7 +169,7 @@ class Server:
         together = Together(rows, new)
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self.stream(self.body(ids, LONG), stream.feed))
+                group.create_task(self.stream(ids, LONG, stream.feed))
                 for ids, stream in zip(draw_prompts(rows, prompt, self.vocab_size, seed), together.streams, strict=True)
             ]
             await together.done.wait()
@@ -242,7 +189,7 @@ class Server:
             quiet_until = time.perf_counter()
             for ids in draw_prompts(arrivals, long, self.vocab_size, seed + 1):
                 stream = Stream()
-                await self.stream(self.body(ids, 8), stream.feed)
+                await self.stream(ids, 8, stream.feed)
             return quiet_until, time.perf_counter()
 
         together, (middle, end) = self.run(self._together(rows, prompt, new, seed, arrive))
@@ -259,7 +206,8 @@ class Server:
         return self.run(self._agree(prompts, new))
 
     async def _agree(self, prompts: Sequence[Sequence[int]], new: int) -> Mapping[str, Any]:
-        bodies = [{**self.body(ids, new, stream=False), "logprobs": 20} for ids in prompts]
+        whole = {"stream": False, "stream_options": None, "logprobs": 20}
+        bodies = [{**self.body(ids, new), **whole} for ids in prompts]
         alone = [said(await self.ask(body)) for body in bodies]
         together = await asyncio.gather(*(self.ask(body) for body in bodies))
         return {"alone": alone, "together": [said(answer) for answer in together]}
@@ -296,9 +244,9 @@ def check(answer: Response) -> None:
 
 
 def start(wanted: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Command]]:
-    server = Server(wanted["arguments"], wanted["vocab_size"])
+    server = RoostServer(wanted["arguments"], wanted["vocab_size"])
     facts = {"dtype": wanted["dtype"], "versions": versions(("roost", "jax")), "parameters": wanted["parameters"]}
-    names = ("warm", "decode", "events", "prefill", "mixed", "agree")
+    names = ("warm", "decode", "events", "prefill", "mixed", "agree", "job", "closed", "arrivals", "phases")
     return facts, {name: getattr(server, name) for name in names}
 
 

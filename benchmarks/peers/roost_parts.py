@@ -110,10 +110,10 @@ def length(arguments: Sequence[str], concurrency: int, early: int, late: int) ->
 
 def become_ready(arguments: Sequence[str], cache: str) -> Mapping[str, float]:
     """Returns the seconds from the start of `roost serve` until it is ready, with a folder of compiled programs."""
-    from roost_http import Server
+    from roost_http import RoostServer
 
     os.environ["ROOST_COMPILE_CACHE"] = cache
-    server = Server(arguments, 2)
+    server = RoostServer(arguments, 2)
     server.close()
     return {"seconds": server.ready_s - server.started_s}
 

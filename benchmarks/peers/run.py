@@ -38,7 +38,7 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="NAME",
                            help=f"some rows: {', '.join(FAMILIES)}")  # fmt: skip
-    arguments.add_argument("--rounds", type=int, default=3, help="of each piece of work (3)")
+    arguments.add_argument("--rounds", type=int, default=2, help="of each piece of work (2)")
     arguments.add_argument("--threads", type=int, default=2, help="cores that everybody gets (2)")
     arguments.add_argument("--quick", action="store_true", help="a smoke run: short, one round, numbers mean nothing")
     arguments.add_argument("--json", type=Path, metavar="FILE", help="everything that was measured")

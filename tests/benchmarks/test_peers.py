@@ -11,7 +11,10 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from roost.engine.model.config import config_from_hf
+from roost.server.bench.latency import percentile
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "peers"
 
@@ -25,9 +28,12 @@ def load(name: str) -> Any:
         sys.path.remove(str(FOLDER))
 
 
-contestants, environments, judge, measure, models, page, plan, protocol, roost_http, run = map(
+contestants, environments, http_server, jobs, judge, measure, models, page, plan, protocol, roost_http, run = map(
     load,
-    ["contestants", "environments", "judge", "measure", "models", "page", "plan", "protocol", "roost_http", "run"],
+    [
+        *("contestants", "environments", "http_server", "jobs", "judge", "measure"),
+        *("models", "page", "plan", "protocol", "roost_http", "run"),
+    ],
 )
 
 ECHO = """
@@ -93,6 +99,170 @@ def test_expected_time_grows_with_rounds() -> None:
         return float(measure.expected_seconds(options))
 
     assert expected(1, quick=True) < expected(1) < expected(3) < 900
+
+
+# --- jobs
+
+
+def all_jobs(seed: int) -> list[Any]:
+    """Every job that a server of the stage gets in a round."""
+    found = []
+    for name in (*plan.JOBS, "phases 32"):
+        task = plan.tasks("work", "cache")[name]
+        given = task.arguments
+        if task.command == "job":
+            found += jobs.equal_jobs(given["rows"], given["prompt"], given["new"], 32_000, seed)
+        elif task.command == "phases":
+            found += jobs.equal_jobs(given["rows"], given["prompt"], 1, 32_000, seed)
+            found += [(ids, 1) for ids in protocol.draw_prompts(given["rows"], given["prompt"], 32_000, seed)]
+        else:
+            found += jobs.mixed_jobs(given["count"], given["prompt"], given["new"], 32_000, seed)
+    return found
+
+
+def test_no_prompt_begins_like_another_so_that_no_prefix_cache_helps() -> None:
+    beginnings = [tuple(ids[:32]) for seed in (0, 1) for ids, _ in all_jobs(seed)]
+    assert len(set(beginnings)) == len(beginnings) > 600
+    assert all_jobs(0) == all_jobs(0)
+
+
+def test_mixed_jobs_have_lengths_of_all_sizes() -> None:
+    mixed = jobs.mixed_jobs(2000, (64, 2048), (16, 512), 100, seed=3)
+    prompts, outputs = sorted(len(ids) for ids, _ in mixed), sorted(new for _, new in mixed)
+    assert 64 <= prompts[0] < 70
+    assert 1950 < prompts[-1] <= 2048
+    assert 16 <= outputs[0] <= outputs[-1] <= 512
+    assert prompts[1000] == pytest.approx((64 * 2048) ** 0.5, rel=0.15), "half of them are below the geometric mean"
+    assert all(models.RESERVED <= token < 100 for ids, _ in mixed for token in ids)
+
+
+def test_the_numbers_of_a_job() -> None:
+    found = jobs.outcome([[1.0, 1.5, 2.5], [3.0, 4.0]], tokens=10, seconds=4.0)
+    assert found == {
+        "job_s": 4.0,
+        "output_tokens_per_s": 2.5,
+        "requests_per_s": 0.5,
+        "ttft_p50_ms": pytest.approx(2000),
+        "ttft_p99_ms": pytest.approx(2980),
+        "itl_p50_ms": pytest.approx(1000),
+        "itl_p99_ms": pytest.approx(1000),
+    }
+
+
+def test_a_job_of_one_piece_has_no_time_between_tokens() -> None:
+    found = jobs.outcome([[2.0]], tokens=1, seconds=2.0)
+    assert (found["ttft_p50_ms"], found["ttft_p99_ms"]) == (2000, 2000)
+    assert not any(name.startswith("itl") for name in found)
+
+
+@given(st.lists(st.floats(0, 1e3), min_size=1, max_size=50))
+def test_percentiles_are_those_of_roost_bench(seconds: list[float]) -> None:
+    found, ordered = jobs.percentiles_ms("ttft", seconds), sorted(seconds)
+    for percent in (50, 99):
+        assert found[f"ttft_p{percent}_ms"] == pytest.approx(1e3 * percentile(ordered, percent), abs=1e-6)
+
+
+def test_requests_arrive_at_a_share_of_the_best_peers_newest_capacity() -> None:
+    peers = [plan.Ref("closed 32", name, "requests_per_s") for name in ("one", "other", "absent")]
+    runs = {"closed 32": {"one": [{"requests_per_s": 9.0}, {"requests_per_s": 1.0}], "other": [{"requests_per_s": 2}]}}
+    assert measure.arrival_rate(runs, peers) == pytest.approx(1.6)
+    with pytest.raises(contestants.ContestantError, match="none was measured"):
+        measure.arrival_rate({}, peers)
+
+
+def test_arrivals_come_after_the_capacity_that_paces_them() -> None:
+    order = [task for task, _ in plan.pairs_of(["load"])]
+    paced = plan.tasks("work", "cache")["arrivals"]
+    assert {ref.entrant for ref in paced.paced_by} == {"job vllm serve", "job llama-server"}
+    assert all(order.index(ref.task) < order.index("arrivals") for ref in paced.paced_by)
+
+
+def test_every_job_has_all_of_its_contestants() -> None:
+    pairs = plan.pairs_of(["jobs", "load"])
+    for task in plan.JOBS:
+        assert {name for other, name in pairs if other == task} >= set(plan.SERVERS)
+
+
+def test_vocabularies_have_a_text_for_every_token() -> None:
+    words = models.vocabulary(models.LLAMA.vocab_size)
+    assert len(set(words)) == len(words) == models.LLAMA.vocab_size
+    assert list(models.hf_tokenizer(100)["model"]["vocab"].values()) == list(range(100))
+
+
+# --- servers
+
+SERVER = """
+import json, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_GET(self):
+        body = json.dumps({"data": [{"id": "m"}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        new = asked["max_tokens"] - int(sys.argv[2])
+        for _ in range(new):
+            self.say({"choices": [{"text": "a", "token_ids": [5]}]})
+        usage = {"prompt_tokens": len(asked["prompt"]), "completion_tokens": new}
+        self.say({"choices": [], "usage": usage})
+        self.wfile.write(b"data: [DONE]\\n\\n")
+        self.close_connection = True
+
+    def say(self, chunk):
+        self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\\n\\n")
+
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    made: list[Any] = []
+
+    def make(omitted: int = 0) -> Any:
+        launch = http_server.Launch([sys.executable, "-c", SERVER, "{port}", str(omitted)], "/health")
+        made.append(http_server.Server(launch, vocab_size=100, seconds=60))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_a_client_measures_any_server(server: Any) -> None:
+    one = server()
+    assert one.model == "m"
+    one.warm()
+    whole = one.job(rows=3, prompt=7, new=4, seed=0)
+    assert whole["output_tokens_per_s"] == pytest.approx(12 / whole["job_s"])
+    assert 0 < whole["ttft_p50_ms"] <= 1e3 * whole["job_s"]
+    closed = one.closed(concurrency=2, count=5, prompt=(3, 9), new=(2, 4), seed=0)
+    assert closed["requests_per_s"] == pytest.approx(5 / closed["job_s"])
+    open_loop = one.arrivals(rate=100.0, count=5, prompt=(3, 9), new=(2, 4), seed=0)
+    assert open_loop["rate"] == 100.0
+
+
+def test_a_server_that_does_less_work_is_not_measured(server: Any) -> None:
+    with pytest.raises(http_server.RequestError, match=r"counts 7 \+ 3 tokens, and 7 \+ 4 were asked for"):
+        server(omitted=1).job(rows=1, prompt=7, new=4, seed=0)
+
+
+def test_a_server_that_does_not_start_is_told() -> None:
+    with pytest.raises(http_server.RequestError, match="ended with status 3"):
+        http_server.Server(http_server.Launch([sys.executable, "-c", "exit(3)"], "/health"), 100, seconds=60)
 
 
 # --- contestants
@@ -173,6 +343,18 @@ def test_a_stage_goes_on_without_a_peer(tmp_path: Path, monkeypatch: pytest.Monk
     assert [result["y"] for result in found.runs["do"]["good"]] == [0.5, 0.5]
     assert found.entrants["bad"]["failure"] == "no such Python"
     assert found.failures == {"fail": {"good": "ZeroDivisionError: division by zero"}}
+
+
+def test_a_client_of_a_served_peer_runs_in_our_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER))
+    script = tmp_path / "echo.py"
+    script.write_text(ECHO.replace('"parameters": wanted["n"]', '"parameters": wanted["python"]'))
+    monkeypatch.setattr(measure, "prepare", lambda environment, index: tmp_path / environment.name)
+    every = {"peer": plan.Entrant("s", "Peer", str(script), "hf", {}, is_served=True)}
+    found = measure.Found()
+    options = measure.Options(["f"], 1, False, 2, [], tmp_path, tmp_path, tmp_path)
+    measure.Stage(options, found, every, {}).run([])
+    assert found.entrants["peer"]["parameters"] == str(tmp_path / "hf")
 
 
 # --- streams
@@ -309,6 +491,41 @@ def test_the_page_is_written_from_json_alone(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in bars
     assert ">HF</text>" in bars
     assert not any(line.startswith("|") and line.count("|") < 4 for line in text.splitlines())
+
+
+def test_jobs_come_first_on_the_page_with_their_latencies(tmp_path: Path) -> None:
+    def job(seconds: float, **more: float) -> dict[str, float]:
+        times = {"ttft_p50_ms": 100.0, "ttft_p99_ms": 200.0, "itl_p50_ms": 5.0, "itl_p99_ms": 50.0}
+        return {"job_s": seconds, "output_tokens_per_s": 4096 / seconds, "peak_gb": 1.5, **times, **more}
+
+    document = made_up()
+    document["runs"] |= {
+        "arrivals": {"roost bf16": [job(50, rate=0.75)]},
+        "job 32": {"hf": [job(36), job(38)], "roost bf16": [job(30), job(34)]},
+    }
+    text = page.markdown(document, None)
+    first = "| Roost, bf16 | 32.0 | 129 | 100 | 200 | 5.00 | 50.0 | 1.50 |"
+    places = [text.index(part) for part in ("### 32 requests of 512 + 128", first, "| HF | 37.0 |", "## Goals")]
+    assert places == sorted(places)
+    assert "### Poisson arrivals, the same lengths: 0.75 requests per second" in text
+    assert next(table.title for table in page.tables(document)) == plan.JOBS["job 32"]
+
+
+def test_a_job_is_judged_by_its_speed_and_by_its_phases() -> None:
+    document = made_up()
+    document["options"]["families"] = ["jobs"]
+    document["runs"] = {
+        "job 32": {
+            "job roost bf16": [{"job_s": 33.0, "output_tokens_per_s": 120.0}],
+            "job vllm serve": [{"job_s": 40.0, "output_tokens_per_s": 100.0}],
+        },
+        "phases 32": {"job roost bf16": [{"phases_s": 30.0}]},
+    }
+    found = rows(document)
+    row = found["job, 32 × (512 + 128), bf16 against `vllm serve` (Llama)"]
+    assert (row.ratio, row.verdict) == (1.2, "reached")
+    row = found["job, 32 × (512 + 128), against prompts alone + tokens alone, bf16"]
+    assert (row.ratio, row.verdict) == (1.1, "stretch")
 
 
 def test_nothing_measured_is_a_page_without_bars(tmp_path: Path) -> None:
