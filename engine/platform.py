@@ -40,11 +40,10 @@ class Platform:
       gate_dtype: Dtype of the RG-LRU's gate matrices; None for the dtype of the activations.
       uses_host_memory: Whether weights and slots lie in the host's memory, which all devices share.
       max_slots: Maximum number of slots if the config leaves it open; None for as many as memory allows.
-      decode_bucket: Number of slots of the smallest decode step; the following ones have twice as many each. None for
-        one step of all slots.
+      decode_rows: Numbers of slots of the decode steps beside that of all slots, ascending multiples of the first.
       decode_steps: Maximum number of tokens per row of one decode dispatch.
       ring_block: Number of rows of the first block of an attention ring, after which a step need not read the
-        unfilled ones; None for rings in one block.
+        unfilled ones. Slots are then stored in groups that end at `decode_rows`. None for whole arrays.
       prefill_rows: Maximum number of prompts in one prefill step.
       prefill_beside_decode: Maximum number of prompt tokens in one step while more requests decode than wait for
         prefill; None for a whole chunk.
@@ -61,7 +60,7 @@ class Platform:
     gate_dtype: str | None = None
     uses_host_memory: bool = False
     max_slots: int | None = None
-    decode_bucket: int | None = None
+    decode_rows: tuple[int, ...] = ()
     decode_steps: int = 1
     ring_block: int | None = None
     prefill_rows: int = MAX_PREFILL_ROWS
@@ -82,6 +81,7 @@ GPU: Final = replace(PORTABLE, name="gpu")
 TPU: Final = Platform(
     "tpu",
     kernels=backends.TPU,
+    decode_rows=(8, 32, 128),  # a step of few rows takes as long as reading the weights; each is a program to compile
     jits_layers=False,  # the compiler fuses less across functions: 60 MB more per step of 512 rows of 2B
     has_layer_barrier=True,  # else every layer's output is kept, to be summed at the end
     has_state_barrier=False,
@@ -101,7 +101,7 @@ CPU_MESH: Final = Platform(
 CPU: Final = replace(
     CPU_MESH,
     name="cpu",
-    decode_bucket=4,
+    decode_rows=(4, 8, 16, 32, 64, 128, 256),
     decode_steps=8,
     ring_block=512,
     prefill_rows=1,  # a prompt's tokens fill the cores as well as several prompts'

@@ -94,7 +94,7 @@ class StepLimits:
       prefill_layer_slices: Number of steps for a chunk of one prompt with at most `PREFILL_BLOCK` tokens, each of which
         runs a slice of the layers, so that a decode step waits for one slice only. Other chunks take one step.
       decode_steps: Maximum number of tokens per request and dispatch.
-      decode_rows: Compiled numbers of rows, ascending; a step runs the first rows of the state pool.
+      decode_rows: Compiled numbers of rows, ascending; a step runs the first slots in the order of `slot_order`.
       mask_words: Number of words of a token mask.
       slot_order: All slots in the order in which they are taken; empty stands for ascending order.
       shard_rows: Number of consecutive slots whose prompts are prefilled by the same devices; the limits of prefill are

@@ -1,5 +1,6 @@
 """Sizes of the device mesh, and the hosts that its devices belong to."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -76,3 +77,20 @@ def slot_order(slots: int, rows: int, data: int, model: int) -> tuple[int, ...]:
     shards = data * model
     block = rows // shards
     return tuple((i % data * model + i % shards // data) * block + i // shards for i in range(slots))
+
+
+def decode_places(slots: Sequence[int], sizes: Iterable[int], rows: int, devices: int) -> tuple[int, tuple[int, ...]]:
+    """Returns the number of rows of the smallest decode step that has all of some slots, and their rows in it.
+
+    A step has the same number of first slots of each device, one device after the other.
+
+    Args:
+      slots: The slots; at least one.
+      sizes: Numbers of rows of the decode steps, in rising order; the last one has all slots.
+      rows: Number of rows of the state pool.
+      devices: Number of devices; each holds a block of slots of equal size.
+    """
+    block = rows // devices
+    least = devices * (1 + max(slot % block for slot in slots))
+    size = next(size for size in sizes if size >= least)
+    return size, tuple(slot // block * (size // devices) + slot % block for slot in slots)

@@ -56,6 +56,33 @@ class Collectives(MeshShape):
         """Returns this device's part, `[B / M, …]`, of arrays `[B, …]` that are replicated over `model`."""
         return tree if self.model == 1 else jax.tree.map(lambda x: _local_part(x, MODEL, self.model), tree)
 
+    def first_rows(self, x: Shaped[Array, "*slots"], rows: int, axis: int = 0) -> Shaped[Array, "*rows"]:
+        """Returns rows of the first slots of each device along `model`, which hold blocks of slots of equal size.
+
+        Args:
+          x: Array with a row for each slot of this data shard.
+          rows: Number of rows to return, a multiple of M.
+          axis: Axis of the rows.
+        """
+        if rows == x.shape[axis]:
+            return x
+        first = jax.lax.slice_in_dim(self._by_device(x, axis), 0, rows // self.model, axis=axis + 1)
+        return first.reshape(*x.shape[:axis], rows, *x.shape[axis + 1 :])
+
+    def with_first_rows(
+        self, x: Shaped[Array, "*slots"], new: Shaped[Array, "*rows"], axis: int = 0
+    ) -> Shaped[Array, "*slots"]:
+        """Returns an array with the rows that `first_rows` returns replaced by others; the rest is not copied."""
+        if new.shape == x.shape:
+            return new
+        whole = self._by_device(x, axis)
+        written: Array = jax.lax.dynamic_update_slice(whole, self._by_device(new, axis), (0,) * whole.ndim)
+        return written.reshape(x.shape)
+
+    def _by_device(self, x: Array, axis: int) -> Array:
+        """Returns rows `[M * n, …]` as `[M, n, …]`."""
+        return x.reshape(*x.shape[:axis], self.model, x.shape[axis] // self.model, *x.shape[axis + 1 :])
+
     def all_gather_rows(self, tree: Any) -> Any:
         """Gathers the parts that `local_rows` returns, over `model`."""
         return _all_gather(tree, MODEL, self.model)

@@ -189,6 +189,7 @@ class RecurrentBlock(nnx.Module):
         self.conv_weight = _vector(config.conv_width, config.lru_width)
         self.conv_bias = _vector(config.lru_width)
         self.rg_lru = RGLRU(config, gate_dtype, backend)
+        self.collectives = collectives
         self.out = Dense(config.lru_width, config.width, dtype, collectives)
 
     def __call__(
@@ -197,14 +198,25 @@ class RecurrentBlock(nnx.Module):
         if recurrent_block.has_kernel(self.rg_lru.backend, self.rg_lru.gate_bias.shape[1] // 2):
             return self._fused(u, state, positions, block)
         x, y = jnp.split(self.xy(u), 2, axis=-1)
-        c, conv = causal_conv1d(x, self.conv_weight[...], self.conv_bias[...], state.conv, positions)
-        h, last = self.rg_lru(c, state.h, positions)
+        old = self._first_rows(state, u.shape[0])
+        c, conv = causal_conv1d(x, self.conv_weight[...], self.conv_bias[...], old.conv, positions)
+        h, last = self.rg_lru(c, old.h, positions)
         block_states = None
         if u.shape[1] > 1:
             block_states = RecurrentBlockStates(
-                h[:, block - 1 :: block], states_at_boundaries(x, state.conv, positions, block)
+                h[:, block - 1 :: block], states_at_boundaries(x, old.conv, positions, block)
             )
-        return self.out((h * _gelu(y)).astype(u.dtype)), RecurrentState(last, conv), block_states
+        new = self._with_first_rows(state, RecurrentState(last, conv))
+        return self.out((h * _gelu(y)).astype(u.dtype)), new, block_states
+
+    def _first_rows(self, state: RecurrentState, rows: int) -> RecurrentState:
+        """Returns the rows of a decode step; see `SlotStates.first`."""
+        first = self.collectives.first_rows
+        return RecurrentState(first(state.h, rows), first(state.conv, rows, axis=1))
+
+    def _with_first_rows(self, state: RecurrentState, new: RecurrentState) -> RecurrentState:
+        put = self.collectives.with_first_rows
+        return RecurrentState(put(state.h, new.h), put(state.conv, new.conv, axis=1))
 
     def _fused(
         self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"], block: int
@@ -216,7 +228,7 @@ class RecurrentBlock(nnx.Module):
         weights = (self.conv_weight[...], self.conv_bias[...], rg_lru.gate_weight[...], rg_lru.gate_bias[...])
         inputs = (*weights, rg_lru.log_decay, state.conv, state.h)
         if u.shape[1] == 1:
-            mixed, conv, h = kernels.recurrent_step(xy[:, 0], *inputs, positions[:, 0])
+            mixed, conv, h = kernels.recurrent_step(xy[:, 0], *inputs, positions[:, 0], groups=self.collectives.model)
             return self.out(mixed)[:, None], RecurrentState(h, conv), None
         mixed, h, between = kernels.recurrent_chunk(xy, *inputs, positions, every=block)
         x = xy[..., : h.shape[1]]

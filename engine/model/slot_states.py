@@ -1,14 +1,15 @@
 """States of all slots, behind one interface with two memory layouts.
 
-`ContiguousStates` is one array per part of the state, which may be sharded over a mesh. `BlockedStates` splits slots
-into groups and rings into blocks, so that a step on a CPU reads only the first slots and the filled part of rings.
+`ContiguousStates` is one array per part of the state, which may be sharded over a mesh; kernels read only the first
+slots of it. `BlockedStates` splits slots into groups and rings into blocks, so that a step on a CPU, through XLA, reads
+only the first slots and the filled part of rings.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Final
 
 import jax
@@ -48,11 +49,15 @@ class SlotStates(ABC):
     @property
     @abstractmethod
     def decode_rows(self) -> tuple[int, ...]:
-        """Numbers of slots that `first` accepts, in rising order."""
+        """Numbers of slots that `first` accepts, of the whole mesh, in rising order."""
 
     @abstractmethod
     def first(self, rows: int) -> ModelState:
-        """Returns the states of the first slots for a decode step, without a copy of rings."""
+        """Returns the states of the first slots of each device for a decode step, without a copy.
+
+        The arrays may have more rows than the step: those of the slots behind the first ones, which a layer leaves as
+        they are. `Collectives.first_rows` says where the step's rows lie.
+        """
 
     @abstractmethod
     def with_first(self, rows: int, state: ModelState) -> "SlotStates":
@@ -101,7 +106,7 @@ class SlotStates(ABC):
         return self.scatter(targets, state)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("state",), meta_fields=("collectives",))
+@partial(jax.tree_util.register_dataclass, data_fields=("state",), meta_fields=("collectives", "part_rows"))
 @dataclass(frozen=True, slots=True)
 class ContiguousStates(SlotStates):
     """States of all slots in one array per part, each sharded over the mesh.
@@ -110,14 +115,21 @@ class ContiguousStates(SlotStates):
       state: State of all slots, or of this device's under `jax.shard_map`. RG-LRU states are sharded by slots along
         `data` and by channels along `model`, rings by slots along both.
       collectives: Collectives of the mesh.
+      part_rows: Numbers of slots of the decode steps beside that of all slots.
     """
 
     state: ModelState
     collectives: Collectives = field(default_factory=Collectives)
+    part_rows: tuple[int, ...] = ()
 
     @classmethod
     def zeros(
-        cls, config: ModelConfig, slots: int, dtype: jnp.dtype, collectives: Collectives | None = None
+        cls,
+        config: ModelConfig,
+        slots: int,
+        dtype: jnp.dtype,
+        collectives: Collectives | None = None,
+        part_rows: tuple[int, ...] = (),
     ) -> "ContiguousStates":
         """Returns empty slots.
 
@@ -126,10 +138,11 @@ class ContiguousStates(SlotStates):
           slots: Number of slots of the whole mesh.
           dtype: Dtype of the activations.
           collectives: Collectives of the mesh; None for a single device.
+          part_rows: Numbers of slots of the decode steps beside that of all slots.
         """
         collectives = collectives or Collectives()
         width = padded_lru_width(config, collectives)
-        return cls(zero_state(config, slots, dtype, lru_width=width), collectives)
+        return cls(zero_state(config, slots, dtype, lru_width=width), collectives, part_rows)
 
     def map(self, function: Callable[[ModelState], ModelState]) -> "ContiguousStates":
         return replace(self, state=function(self.state))
@@ -140,7 +153,7 @@ class ContiguousStates(SlotStates):
 
     @property
     def decode_rows(self) -> tuple[int, ...]:
-        return (_num_rows(self.state),)
+        return (*self.part_rows, _num_rows(self.state))
 
     def first(self, rows: int) -> ModelState:
         return self.state
@@ -219,7 +232,7 @@ class BlockedStates(SlotStates):
 
     @classmethod
     def zeros(
-        cls, config: ModelConfig, slots: int, dtype: jnp.dtype, first_group: int, first_block: int
+        cls, config: ModelConfig, slots: int, dtype: jnp.dtype, part_rows: tuple[int, ...], first_block: int
     ) -> "BlockedStates":
         """Returns empty slots.
 
@@ -227,11 +240,12 @@ class BlockedStates(SlotStates):
           config: The model's config.
           slots: Number of slots.
           dtype: Dtype of the activations.
-          first_group: Slots of the first group; each following group doubles the total.
+          part_rows: Numbers of slots of the decode steps beside that of all slots: at each of them a group ends.
           first_block: Ring rows of the first block; each following block doubles the total.
         """
         blocks = block_sizes(config.window, first_block)
-        return cls(tuple(zero_state(config, size, dtype, blocks) for size in block_sizes(slots, first_group)))
+        sizes = [end - start for start, end in pairwise((0, *part_rows, slots))]
+        return cls(tuple(zero_state(config, size, dtype, blocks) for size in sizes))
 
     def map(self, function: Callable[[ModelState], ModelState]) -> "BlockedStates":
         return replace(self, groups=tuple(map(function, self.groups)))

@@ -143,13 +143,13 @@ class BatchPlanner:
     def _compact(
         self, requests: Sequence[RunningRequest], running: Collection[RunningRequest]
     ) -> tuple[tuple[int, int], ...]:
-        """Moves states to lower slots if this step and later ones then need fewer rows; returns source and target."""
+        """Moves states to earlier slots if this step and later ones then need fewer rows; returns source and target."""
         rows = next((rows for rows in self._limits.decode_rows if rows >= len(running)), self._pool.size)
-        if max(each.slot for each in requests) < rows:
+        if max(self._pool.rank(each.slot) for each in requests) < rows:
             return ()
         moves = []
         for each in running:
-            if each.slot >= rows:
+            if self._pool.rank(each.slot) >= rows:
                 source, each.slot = each.slot, self._pool.claim()
                 self._pool.release(source)
                 moves.append((source, each.slot))

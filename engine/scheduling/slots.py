@@ -70,6 +70,10 @@ class SlotPool:
         """Slots that were released while they were pinned."""
         return frozenset(self._retained)
 
+    def rank(self, slot: int) -> int:
+        """Returns the place of a slot in the order."""
+        return self._rank[slot]
+
     def claim(self) -> int:
         """Takes the first free slot.
 

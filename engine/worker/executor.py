@@ -105,7 +105,7 @@ class Executor:
         """Generates tokens in the active slots.
 
         Args:
-          active: Whether each of the first R slots gets tokens; R is one of `programs.decode`.
+          active: Whether each of the first R slots gets tokens, device by device; R is one of `programs.decode`.
           steps: Maximum number of tokens per slot.
 
         Returns:

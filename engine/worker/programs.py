@@ -53,10 +53,28 @@ def new_pool(
     tokens, positions = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.int32)
     memory = zero_token_memory(rows, model.vocab_size)
     slots = SlotState(tokens, positions, jnp.ones(rows, jnp.bool), zero_sampling_state(rows), memory)
-    if platform.decode_bucket is None:
-        return StatePool(ContiguousStates.zeros(model, rows, dtype, shards), slots)
-    ring_block = platform.ring_block or model.window
-    return StatePool(BlockedStates.zeros(model, rows, dtype, platform.decode_bucket, ring_block), slots)
+    parts = part_rows(platform, rows, shards or Collectives())
+    if platform.ring_block is None:
+        return StatePool(ContiguousStates.zeros(model, rows, dtype, shards, parts), slots)
+    return StatePool(BlockedStates.zeros(model, rows, dtype, parts, platform.ring_block), slots)
+
+
+def part_rows(platform: Platform, rows: int, shards: Collectives) -> tuple[int, ...]:
+    """Returns the numbers of slots of the decode steps beside that of all slots, in rising order.
+
+    A step takes the same number of first slots of each device, a multiple of the platform's smallest step. Along
+    `model` the devices' slots lie one after the other, and the multiple has to divide them too.
+
+    Args:
+      platform: Platform of the devices.
+      rows: Number of slots of all shards.
+      shards: Mesh over which the slots are sharded.
+    """
+    own, least = rows // shards.count, min(platform.decode_rows, default=1)
+    if shards.model > 1 and own % least:
+        return ()
+    sizes = {-(-size // (least * shards.count)) * least for size in platform.decode_rows}
+    return tuple(size * shards.count for size in sorted(sizes) if size < own)
 
 
 def decode_rows(pool: StatePool) -> tuple[int, ...]:

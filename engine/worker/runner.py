@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..core.config import MAX_PREFILL_ROWS, StepLimits
+from ..core.mesh import decode_places
 from ..core.request import (
     Batch,
     DecodeBatch,
@@ -43,10 +44,12 @@ class PendingDecode:
 
     Attributes:
       batch: The batch.
-      sampled: Tokens of the steps, for the first slots.
+      places: Row of each request in the steps.
+      sampled: Tokens of the steps.
     """
 
     batch: DecodeBatch
+    places: tuple[int, ...]
     sampled: Sampled
 
     def wait(self) -> tuple[RowResult, ...]:
@@ -54,9 +57,9 @@ class PendingDecode:
         tokens = np.asarray(self.sampled.tokens)[: self.batch.steps].T.tolist()
         return tuple(
             _row_result(
-                request, tuple(tokens[slot]), self.sampled.logprobs, [(t, slot) for t in range(self.batch.steps)]
+                request, tuple(tokens[place]), self.sampled.logprobs, [(t, place) for t in range(self.batch.steps)]
             )
-            for request, slot in zip(self.batch.requests, self.batch.slots, strict=True)
+            for request, place in zip(self.batch.requests, self.places, strict=True)
         )
 
 
@@ -218,9 +221,11 @@ class ModelRunner:
             self.executor.copy_slot(source, target)
         for slots, masks in mask_columns(batch.masks, MAX_PREFILL_ROWS, self._layout.rows, self.limits.mask_words):
             self.executor.set_masks(slots, masks)
-        active = np.zeros(next(rows for rows in self.limits.decode_rows if rows > max(batch.slots)), np.bool)
-        active[list(batch.slots)] = True
-        return PendingDecode(batch, self.executor.decode(active, batch.steps))
+        layout, sizes = self._layout, self.limits.decode_rows
+        rows, places = decode_places(batch.slots, sizes, layout.rows, layout.shards.count)
+        active = np.zeros(rows, np.bool)
+        active[list(places)] = True
+        return PendingDecode(batch, places, self.executor.decode(active, batch.steps))
 
     def _run_prefill(self, batch: PrefillBatch) -> PendingPrefill | PendingSlice:
         chunks, shards = batch.chunks, self._layout.shards.data

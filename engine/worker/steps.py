@@ -106,6 +106,8 @@ def decode_step(
 ) -> tuple[StatePool, Sampled]:
     """Generates tokens in the active slots among the first R; the others' state stays as it is, bit for bit.
 
+    On a mesh these are the first slots of each device, one device after the other.
+
     Args:
       graph: Code of the model.
       max_steps: K, the maximum of `steps`.
@@ -120,7 +122,7 @@ def decode_step(
     model = nnx.merge(graph, params)
     active = model.collectives.local_slots(active)
     layers = pool.states.first(active.shape[0])
-    slots = jax.tree.map(lambda x: x[: active.shape[0]], pool.slots)
+    slots = jax.tree.map(lambda x: model.collectives.first_rows(x, active.shape[0]), pool.slots)
     shape = (max_steps, active.shape[0])
     results = Sampled(jnp.zeros(shape, jnp.int32), no_logprobs(shape, model.config.vocab_size, MAX_LOGPROBS))
 
@@ -134,16 +136,14 @@ def decode_step(
 
     carry = _Carry(jnp.zeros((), jnp.int32), layers, slots, results)
     carry = step(carry) if max_steps == 1 else jax.lax.while_loop(is_wanted, step, carry)
-    pool = StatePool(pool.states.with_first(active.shape[0], carry.layers), _with_progress(pool.slots, carry.slots))
+    states = pool.states.with_first(active.shape[0], carry.layers)
+    pool = StatePool(states, _with_progress(pool.slots, carry.slots, model.collectives))
     return pool, model.collectives.all_gather_slots(carry.results, axis=1)
 
 
-def _with_progress(slots: SlotState, first: SlotState) -> SlotState:
+def _with_progress(slots: SlotState, first: SlotState, shards: Collectives) -> SlotState:
     """Returns all slots, with the fields that decoding changes taken from the first ones; the others are not copied."""
-
-    def put(old: Array, new: Array) -> Array:
-        return new if old.shape == new.shape else old.at[: new.shape[0]].set(new)
-
+    put = shards.with_first_rows
     return slots._replace(
         tokens=put(slots.tokens, first.tokens),
         positions=put(slots.positions, first.positions),

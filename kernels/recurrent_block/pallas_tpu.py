@@ -1,6 +1,7 @@
 """Recurrent block for TPUs: a decode step and a chunk of a prompt, each in one pass over memory."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -31,13 +32,17 @@ def recurrent_step_tpu(
     gate_weight: Float[Array, "N e e2"],
     gate_bias: Float32[Array, "N e2"],
     log_decay: Float32[Array, " E"],
-    conv: Float[Array, "K1 B E"],
-    h: Float32[Array, "B E"],
+    conv: Float[Array, "K1 P E"],
+    h: Float32[Array, "P E"],
     positions: Int32[Array, " B"],
     *,
+    groups: int = 1,
     interpret: Any = False,
-) -> tuple[Float[Array, "B E"], Float[Array, "K1 B E"], Float32[Array, "B E"]]:
+) -> tuple[Float[Array, "B E"], Float[Array, "K1 P E"], Float32[Array, "P E"]]:
     """Computes gelu(y) * RG-LRU(conv(x)) for one token per row; the state is updated in place.
+
+    Of a state with P > B rows, only those of the tokens are read and written: the first B / G of each of G groups of
+    P / G rows. B / G and, with several groups, P / G are then multiples of 8.
 
     Args:
       xy: Input projections of the block, x first.
@@ -49,20 +54,22 @@ def recurrent_step_tpu(
       conv: State of the convolution.
       h: State of the RG-LRU.
       positions: Positions of the tokens; rows with a negative position keep their state, and their output is undefined.
+      groups: G, the number of groups of rows of the state.
       interpret: See `pallas_call`.
 
     Returns:
       Inputs of the output projection, in the dtype of xy; the new conv; the new h.
     """
-    rows, width = h.shape
+    rows, width = xy.shape[0], h.shape[1]
     blocks, size = gate_weight.shape[:2]
     taps = conv_weight.shape[0]
-    block = _ROWS if rows % _ROWS == 0 else rows
+    block, place = _row_blocks(rows, h.shape[0], groups)
     channels = pl.BlockSpec((block, size), lambda n, b: (b, n))
     gate = pl.BlockSpec((block, size), lambda n, b: (b, blocks + n))
-    history = pl.BlockSpec((taps - 1, block, size), lambda n, b: (0, b, n))
+    state = pl.BlockSpec((block, size), lambda n, b: (place(b), n))
+    history = pl.BlockSpec((taps - 1, block, size), lambda n, b: (0, place(b), n))
     per_channel = pl.BlockSpec((1, size), lambda n, b: (0, n))
-    elements, state = rows * width, rows * width * (4 + (taps - 1) * conv.dtype.itemsize)
+    elements, state_bytes = rows * width, rows * width * (4 + (taps - 1) * conv.dtype.itemsize)
     out, new_conv, new_h = pl.pallas_call(
         _step_kernel,
         out_shape=(
@@ -80,15 +87,17 @@ def recurrent_step_tpu(
             pl.BlockSpec((1, 1, 2 * size), lambda n, b: (n, 0, 0)),
             per_channel,
             history,
-            channels,
+            state,
             pl.BlockSpec((block, 1), lambda n, b: (b, 0)),
         ],
-        out_specs=(channels, history, channels),
+        out_specs=(channels, history, state),
         input_output_aliases={7: 1, 8: 2},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         cost_estimate=pl.CostEstimate(
             flops=4 * elements * size + 30 * elements,
-            bytes_accessed=3 * elements * xy.dtype.itemsize + 2 * state + gate_weight.size * gate_weight.dtype.itemsize,
+            bytes_accessed=3 * elements * xy.dtype.itemsize
+            + 2 * state_bytes
+            + gate_weight.size * gate_weight.dtype.itemsize,
             transcendentals=5 * elements,
         ),
         interpret=interpret,
@@ -98,6 +107,20 @@ def recurrent_step_tpu(
         positions[:, None],
     )  # fmt: skip
     return out, new_conv, new_h
+
+
+def _row_blocks(rows: int, pool: int, groups: int) -> tuple[int, Callable[[Any], Any]]:
+    """Returns the rows per grid step of `recurrent_step_tpu`, and a function from a step to its block of the state."""
+    if rows == pool:
+        return _ROWS if rows % _ROWS == 0 else rows, lambda b: b
+    own, group = rows // groups, pool // groups
+    block = math.gcd(own, _ROWS) if groups == 1 else math.gcd(own, group, _ROWS)
+
+    def place(b: Any) -> Any:
+        count = jnp.int32(own // block)
+        return jax.lax.div(b, count) * (group // block) + jax.lax.rem(b, count)
+
+    return block, place
 
 
 def _step_kernel(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int32
 
 from .. import native
 from ..backend import XLA, Backend
-from .ring import Blocks, Rings, block_sizes, join_ring, split_ring, write_blocks, write_ring
+from .ring import Blocks, Rings, block_sizes, first_rings, join_ring, split_ring, write_blocks, write_ring
 from .xla import decode_attention_xla, prefill_attention_xla
 
 __all__ = ["Blocks", "Rings", "block_sizes", "decode_attention", "join_ring", "prefill_attention", "split_ring"]
@@ -30,8 +30,9 @@ def decode_attention(
       q: Queries of the new tokens, after RoPE.
       k: Keys of the new tokens, after RoPE.
       v: Values of the new tokens.
-      rings: Keys and values of the W tokens before them, for consecutive groups of rows. XLA and native kernels
-        take any groups, with rings split into any blocks; other kernels take one group of unsplit rings.
+      rings: Keys and values of the W tokens before them, for consecutive groups of rows; the last group may have more
+        rings than rows are left. XLA and native kernels take any groups, with rings split into any blocks; other
+        kernels take one group of unsplit rings.
       positions: Positions of the new tokens. Rows with a negative position are idle: nothing is written there, and
         their output is undefined.
       backend: Backend of the kernels.
@@ -47,7 +48,10 @@ def decode_attention(
     sizes = [blocks[0][0].shape[0] for blocks in rings]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     rows = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-    parts = [attend(q[r], k[r], v[r], blocks, positions[r]) for r, blocks in zip(rows, rings, strict=True)]
+    parts = [
+        attend(q[r], k[r], v[r], first_rings(blocks, q[r].shape[0]), positions[r])
+        for r, blocks in zip(rows, rings, strict=True)
+    ]
     out = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
     out, k, v = jax.lax.optimization_barrier((out, k, v))  # reads before writes: no copy of the rings
     written = [

@@ -35,6 +35,11 @@ def join_ring(blocks: Blocks) -> Rings:
     return jnp.concatenate([k for k, _ in blocks], axis=1), jnp.concatenate([v for _, v in blocks], axis=1)
 
 
+def first_rings(blocks: Blocks, count: int) -> Blocks:
+    """Returns the first rings of a group."""
+    return tuple((keys[:count], values[:count]) for keys, values in blocks)
+
+
 def write_ring(
     rings: Rings,
     k: Float[Array, "B T d"],

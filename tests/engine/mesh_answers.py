@@ -1,11 +1,15 @@
 """Prints a model's results on a mesh as JSON; a program, since a process has one number of CPU devices.
 
-JAX_NUM_CPU_DEVICES=8 python mesh_answers.py DATA MODEL CHUNK [QUANTIZE]
+JAX_NUM_CPU_DEVICES=8 python mesh_answers.py DATA MODEL CHUNK [int8|parts]
+
+With "parts" there are decode steps of some slots of each device, as on TPUs.
 """
 
 import json
 import sys
+from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 from roost.engine import (
     EngineConfig,
@@ -16,6 +20,7 @@ from roost.engine import (
     SamplingParams,
     load_runner,
     open_model,
+    platform,
 )
 from roost.engine.core.output_constraint import TokenMask, mask_of_ids
 from roost.engine.scheduling.scheduler import Scheduler
@@ -76,9 +81,22 @@ def answers(shards: MeshShape, chunk: int, quantize: str | None = None) -> dict[
     again = run(core, *[r for r in requests() if r.id in ("greedy", "short", "crowd 3")])
     found = {name: as_lists(one) for name, one in told.items()} | {f"{n}, again": as_lists(x) for n, x in again.items()}
     cached = {name: one.num_cached for name, one in again.items()}
-    return {"answers": found, "cached": cached, "compiles": runner.compiles_since_ready}
+    return {
+        "answers": found,
+        "cached": cached,
+        "compiles": runner.compiles_since_ready,
+        "decode": list(runner.executor.programs.decode),
+    }
+
+
+def answers_in_parts(shards: MeshShape, chunk: int) -> dict[str, Any]:
+    """Returns the same as `answers`, from decode steps of one slot of each device and of all slots."""
+    in_parts = replace(platform.CPU_MESH, decode_rows=(1,))
+    with patch.object(platform, "CPU_MESH", in_parts):
+        return answers(shards, chunk)
 
 
 if __name__ == "__main__":
     data, model, chunk = map(int, sys.argv[1:4])
-    print(json.dumps(answers(MeshShape(data, model), chunk, *sys.argv[4:])))
+    shape, more = MeshShape(data, model), sys.argv[4:]
+    print(json.dumps(answers_in_parts(shape, chunk) if more == ["parts"] else answers(shape, chunk, *more)))

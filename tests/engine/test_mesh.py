@@ -53,6 +53,16 @@ def test_answers_are_those_of_one_device(alone: dict[str, Any], data: int, model
         assert difference(found["answers"][name], told) < 1e-4, name
 
 
+@pytest.mark.parametrize(("data", "model"), [(2, 2), (3, 1), (1, 2)])
+def test_steps_of_some_slots_of_each_device(alone: dict[str, Any], data: int, model: int) -> None:
+    """Few requests at a time take small steps, and more of them the step of all slots."""
+    found = on_mesh(data, model, 128, "parts")
+    assert found["decode"] == [data * model, -(-5 // (data * model)) * data * model]
+    assert found["compiles"] == 0
+    for name, told in alone["answers"].items():
+        assert difference(found["answers"][name], told) < 1e-4, name
+
+
 def test_in_int8_they_are_as_near_as_rounding_allows(alone: dict[str, Any]) -> None:
     """Each shard rounds its part of a row by itself, which gives other numbers of the same accuracy."""
 

@@ -12,9 +12,10 @@ def test_this_machine_is_a_cpu() -> None:
     assert choose_platform(MeshShape(2, 1)) == CPU_MESH, "native kernels would each take all cores"
 
 
-def test_accelerators_take_one_step_of_all_slots() -> None:
+def test_accelerators_store_states_whole() -> None:
     for platform in (GPU, TPU, CPU_MESH):
-        assert (platform.decode_bucket, platform.ring_block, platform.layers_per_slice) == (None, None, None)
+        assert (platform.ring_block, platform.layers_per_slice) == (None, None)
+    assert (GPU.decode_rows, CPU_MESH.decode_rows) == ((), ()), "one decode step of all slots"
 
 
 def test_slots_that_do_not_fit_are_refused_with_numbers() -> None:

@@ -1,6 +1,8 @@
 """Operations with Pallas kernels for TPUs only, interpreted on a CPU, against the references."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -20,6 +22,28 @@ EVERY = 64
 step, chunk, mlp = (
     interpreted(kernel) for kernel in (recurrent_step_tpu, partial(recurrent_chunk_tpu, every=EVERY), gated_mlp_tpu)
 )
+
+
+@cache
+def step_of_groups(groups: int) -> Callable[..., Any]:
+    return interpreted(partial(recurrent_step_tpu, groups=groups))
+
+
+@pytest.mark.parametrize(("rows", "pool", "groups"), [(8, 21, 1), (48, 96, 2), (16, 48, 2)])
+@given(seed=SEEDS)
+@settings(max_examples=10)
+def test_recurrent_step_of_some_rows_of_a_state(rows: int, pool: int, groups: int, seed: int) -> None:
+    """The first rows of each group are those of a step by themselves, and the others stay as they are."""
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    where = rng.choice([-1, 0, 1, 50], rows).astype(np.int32)
+    inputs = (draw(rows, 32), draw(4, 16), draw(16), draw(2, 8, 16), draw(2, 16), -np.exp(draw(16)))
+    conv, h = draw(3, pool, 16), draw(pool, 16)
+    own = [group * (pool // groups) + row for group in range(groups) for row in range(rows // groups)]
+    out, new_conv, new_h = step_of_groups(groups)(*inputs, conv, h, where)
+    expected, conv[:, own], h[own] = step(*inputs, conv[:, own], h[own], where)
+    for found, wanted in zip((out, new_conv, new_h), (expected, conv, h), strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize(("rows", "blocks", "size", "taps"), [(ROWS, 2, 12, 4), (256, 1, 128, 2)])

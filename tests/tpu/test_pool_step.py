@@ -64,16 +64,12 @@ def check(compiled: Any, pool: Any, *kernels: str) -> None:
         assert any(kernel in call for call in calls), f"{kernel} is not in the program"
 
 
-def test_decode(chip: SingleDeviceSharding, pool: Any) -> None:
-    active = jax.ShapeDtypeStruct((ROWS,), jnp.bool)
-    check(
-        compile_step(chip, decode_one, pool, active, jax.ShapeDtypeStruct((), jnp.int32)),
-        pool,
-        "recurrent_step",
-        "window_attention_decode",
-        "gated_mlp",
-        "gated_mlp",
-    )
+@pytest.mark.parametrize("rows", [8, ROWS])
+def test_decode(chip: SingleDeviceSharding, pool: Any, rows: int) -> None:
+    """A step of the first slots reads and writes their states only."""
+    active = jax.ShapeDtypeStruct((rows,), jnp.bool)
+    compiled = compile_step(chip, decode_one, pool, active, jax.ShapeDtypeStruct((), jnp.int32))
+    check(compiled, pool, "recurrent_step", "window_attention_decode", "gated_mlp", "gated_mlp")
 
 
 @pytest.mark.parametrize("length", [64, 512])

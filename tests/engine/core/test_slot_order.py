@@ -1,9 +1,9 @@
-"""Order of slots on a mesh."""
+"""Order of slots on a mesh, and their rows in decode steps."""
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from roost.engine.core.mesh import slot_order
+from roost.engine.core.mesh import decode_places, slot_order
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,16 @@ def test_every_row_is_a_slot_once_and_shards_fill_evenly(data: int, model: int, 
     for count in range(rows + 1):
         used = [sum(slot // per_part == part for slot in order[:count]) for part in range(data * model)]
         assert max(used) - min(used) <= 1
+
+
+@given(data=st.integers(1, 3), model=st.integers(1, 3), own=st.integers(1, 6), draws=st.data())
+def test_a_step_has_the_first_slots_of_each_device(data: int, model: int, own: int, draws: st.DataObject) -> None:
+    """As many requests as a step has rows fit into it if they have the first slots in the order."""
+    devices = data * model
+    rows, sizes = devices * own, [devices * n for n in range(1, own + 1)]
+    count = draws.draw(st.integers(1, rows))
+    slots = slot_order(rows, rows, data, model)[:count]
+    size, places = decode_places(slots, sizes, rows, devices)
+    assert size == next(size for size in sizes if size >= count)
+    step = [device * own + n for device in range(devices) for n in range(size // devices)]
+    assert [step[place] for place in places] == list(slots)

@@ -476,6 +476,24 @@ def test_slots_are_compacted_when_a_smaller_step_suffices() -> None:
     assert scheduler.slots.num_used == 4
 
 
+def test_slots_of_a_mesh_are_compacted_in_their_order() -> None:
+    """Two devices of four slots each: a step of two slots of each has slots 0, 1, 4 and 5."""
+    limits = StepLimits(512, 512, decode_rows=(4, 8), slot_order=(0, 4, 1, 5, 2, 6, 3, 7))
+    scheduler = Scheduler(8, 9, limits)
+    for name in "abcdef":
+        add(scheduler, request(name))
+    while shape(plan(scheduler)) != [("e", 3), ("f", 3)]:
+        plan(scheduler)
+    batch = plan(scheduler)
+    assert isinstance(batch, DecodeBatch)
+    assert (batch.slots, batch.moves) == ((0, 4, 1, 5, 2, 6), ())
+    for name in "be":
+        scheduler.abort(name)
+    batch = plan(scheduler)
+    assert isinstance(batch, DecodeBatch)
+    assert (batch.slots, batch.moves) == ((0, 1, 5, 4), ((6, 4),))
+
+
 class Only:
     """Constraint that allows the n-th of a list of tokens at position n, and records the tokens that came."""
 

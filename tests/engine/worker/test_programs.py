@@ -79,6 +79,24 @@ def test_groups_of_slots(rows: int, groups: tuple[int, ...]) -> None:
     assert decode_rows(pool) == tuple(accumulate(groups))
 
 
+@pytest.mark.parametrize(
+    ("rows", "shards", "steps"),
+    [
+        (8, (1, 1), (8,)),
+        (9, (1, 1), (8, 9)),
+        (542, (1, 1), (8, 32, 128, 542)),
+        (256, (4, 1), (32, 128, 256)),
+        (1024, (1, 8), (64, 128, 1024)),
+        (1152, (2, 4), (64, 128, 1152)),
+        (1128, (2, 4), (1128,)),  # 141 slots of each device, which blocks of 8 do not divide
+    ],
+)
+def test_steps_take_some_slots_of_each_device(rows: int, shards: tuple[int, int], steps: tuple[int, ...]) -> None:
+    config = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention"))
+    pool = jax.eval_shape(lambda: new_pool(config, rows, jnp.dtype("bfloat16"), TPU, Collectives(*shards)))
+    assert decode_rows(pool) == steps
+
+
 def test_a_slot_is_copied_in_place_in_a_pool_of_groups() -> None:
     """The program's temporaries hold a slot or two, not the pool."""
     config = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention"))
