@@ -14,7 +14,7 @@ from .api.anthropic import messages
 from .api.anthropic.response_schemas import MessageEvent
 from .api.common.openapi import ERRORS, with_events
 from .api.common.routes import HeadAndOptions
-from .api.common.unknown_fields import FieldCheck
+from .api.common.schema_base import FieldCheck
 from .api.native import abort, debug, generate, health, page, render, states, tokenize
 from .api.native.chat_page import FILES
 from .api.native.response_schemas import TokensChunk

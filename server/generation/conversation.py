@@ -34,18 +34,6 @@ class ConversationMessage:
     calls: tuple[FunctionCall, ...] = ()
     call_id: str | None = None
 
-    @property
-    def text(self) -> str:
-        """Text of all parts, joined by line breaks."""
-        if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        return "\n".join(self.content)
-
-    @property
-    def num_characters(self) -> int:
-        """Number of characters of the text and of the calls' arguments."""
-        return len(self.text) + sum(len(call.arguments) for call in self.calls)
-
 
 @dataclass(frozen=True, slots=True)
 class FunctionTool:

@@ -157,7 +157,7 @@ class PromptEncoder:
         def encode() -> tuple[int, ...]:
             return self._chat(messages, ending, tools, param)
 
-        length = _LONG if len(messages) >= _MANY else sum(message.num_characters for message in messages)
+        length = _LONG if len(messages) >= _MANY else sum(map(_num_characters, messages))
         try:
             token_ids = await self._off_loop(length, encode)
         except ChatFormatError as error:
@@ -220,6 +220,17 @@ class PromptEncoder:
         return await self._workers.run(encode)
 
 
+def message_text(message: ConversationMessage) -> str:
+    """Returns the text of all parts of a message, joined by line breaks."""
+    if message.content is None or isinstance(message.content, str):
+        return message.content or ""
+    return "\n".join(message.content)
+
+
+def _num_characters(message: ConversationMessage) -> int:
+    return len(message_text(message)) + sum(len(call.arguments) for call in message.calls)
+
+
 def _check_results(messages: Sequence[ConversationMessage], param: str) -> None:
     """Raises an error for a result without a call before it, which would read as a user's text."""
     call_ids: set[str | None] = set()
@@ -234,13 +245,13 @@ def _plain(message: ConversationMessage, param: str) -> Message:
     if message.content is None and message.role != "assistant":
         raise bad_value(param, f"a message of the role {message.role!r:.100} needs content")
     if message.role == "tool":
-        return Message("user", result_text(message.text))
+        return Message("user", result_text(message_text(message)))
     if not message.calls:
-        return Message(message.role, message.text)
+        return Message(message.role, message_text(message))
     if message.role != "assistant":
         raise bad_value(param, f"a message of the role {message.role!r:.100} cannot have tool_calls")
     calls = (call_text(call.name, call.arguments) for call in message.calls)
-    return Message("assistant", "\n".join((*filter(None, [message.text]), *calls)))
+    return Message("assistant", "\n".join((*filter(None, [message_text(message)]), *calls)))
 
 
 def _with_tools_text(tools: Sequence[FunctionTool], messages: Sequence[Message]) -> list[Message]:

@@ -89,10 +89,14 @@ class RequestMemory:
         self._raw.reserve(self._owner, num_bytes)
         self._num_raw += num_bytes
 
-    def drop_raw(self) -> None:
-        """Releases the bytes of the unparsed body."""
-        self._raw.release(self._owner, self._num_raw)
-        self._num_raw = 0
+    def replace_raw(self, num_bytes: int) -> None:
+        """Releases the bytes of the unparsed body, and reserves those of the parsed one.
+
+        Raises:
+          ApiError: The budget has no room for them.
+        """
+        self._drop_raw()
+        self.keep(num_bytes)
 
     def keep(self, num_bytes: int) -> None:
         """Reserves bytes until the response ends.
@@ -111,9 +115,13 @@ class RequestMemory:
         """Drops a holder; the last one releases all bytes."""
         self._num_holders -= 1
         if not self._num_holders:
-            self.drop_raw()
+            self._drop_raw()
             self._kept.release(self._owner, self.num_kept)
             self.num_kept = 0
+
+    def _drop_raw(self) -> None:
+        self._raw.release(self._owner, self._num_raw)
+        self._num_raw = 0
 
 
 request_memory: Final[ContextVar[RequestMemory | None]] = ContextVar("request_memory", default=None)

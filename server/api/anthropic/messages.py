@@ -12,9 +12,9 @@ from ...request_warnings import warn_all
 from ...text.chat_template import Ending
 from ..common.openapi import ANTHROPIC_ERRORS, streamable
 from ..common.routes import AnyService, JsonRoute, ReadyService
-from ..common.sampling import sampling_params
+from ..common.sampling_fields import sampling_params
+from ..common.schema_base import check_body
 from ..common.streaming import respond
-from ..common.unknown_fields import check_body
 from .message_builder import MessageBuilder
 from .response_schemas import MessageEvent, MessageObject, TokenCount
 from .schemas import AnthropicOtherTool, CountTokensBody, MessagesBody

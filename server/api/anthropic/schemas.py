@@ -1,4 +1,4 @@
-"""Schemas of Anthropic's `/v1/messages`. Fields that no schema names are checked by `unknown_fields.py`."""
+"""Schemas of Anthropic's `/v1/messages`. Fields that no schema names are checked by `schema_base.check_body`."""
 
 import json
 from collections.abc import Iterator

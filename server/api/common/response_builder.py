@@ -1,61 +1,27 @@
-"""Response builders: what those of all APIs have in common, and what chat, completions and `/generate` share."""
+"""Parts of responses: the fields that chat, completions and `/generate` share, and the encoding as JSON and events."""
 
+import json
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Final, NotRequired, TypedDict
 from uuid import uuid4
 
-from ...errors import ApiError
+import orjson
+
 from ...generation.delta import Delta
 from ...generation.prompts import Prompt
 from ...observability.request_metrics import Times
 from ...text.served_model import ServedModel
-from .encoding import CHUNKS, SseEncoder
 
+_DEPTH: Final = 5
+"""Depth down to which lists are written in slices: response, choices, choice, log-probabilities, list by token."""
 
-class ResponseBuilder(ABC):
-    """Builds one response from deltas, either whole or as the chunks of a stream.
+_ENTRIES: Final = 512
+"""Number of entries of a long list that are written at a time."""
 
-    Attributes:
-      id: Id of the response, by which clients and the engine know it.
-      sse: Encoder of the chunks.
-    """
-
-    id: str
-    sse: SseEncoder = CHUNKS
-
-    @abstractmethod
-    def whole(self, choices: Sequence[Delta]) -> Mapping[str, Any]:
-        """Returns the response to a request that does not stream."""
-
-    def finish(self) -> None:  # noqa: B027 - most builders have nothing to do
-        """Runs on the event loop after `whole`, which may run on a worker thread."""
-
-    def repeats_much(self, delta: Delta) -> bool:
-        """Returns whether the chunks of a delta repeat so much of a prompt that a worker thread builds them."""
-        return False
-
-    def order(self, choices: Sequence[Delta]) -> Sequence[int]:
-        """Returns the indices of the choices that `whole` returns, in the order of the response."""
-        return range(len(choices))
-
-    def opening(self) -> Iterator[Mapping[str, Any]]:
-        """Yields the chunks before any token."""
-        yield from ()
-
-    @abstractmethod
-    def chunks(self, delta: Delta) -> Iterator[Mapping[str, Any]]:
-        """Yields the chunks of a delta; none if there is nothing to report yet."""
-
-    @abstractmethod
-    def closing(self) -> Iterator[Mapping[str, Any]]:
-        """Yields the chunks after the end of the last choice."""
-
-    def failure(self, error: ApiError) -> Iterator[Mapping[str, Any]]:
-        """Yields the chunks that end a stream with an error."""
-        yield error.body
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+DONE: Final = b"data: [DONE]\n\n"
 
 
 class PromptTokensDetails(TypedDict):
@@ -227,3 +193,75 @@ class Report:
 
 def _rate(count: int, seconds: float) -> float:
     return count / seconds if seconds > 0 else 0.0
+
+
+def to_json(value: Any) -> bytes:
+    """Returns the JSON of a value."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # an integer of more than 64 bits, which the client sent and gets back
+        return json.dumps(value).encode()
+
+
+def large_to_json(value: Any) -> bytes:
+    """Returns the same as `to_json`, but releases the interpreter to other threads between slices."""
+    written = bytearray()
+    _write(written, value, 0)
+    return bytes(written)
+
+
+def _write(written: bytearray, value: Any, depth: int) -> None:
+    is_list = isinstance(value, list | tuple)
+    if depth < _DEPTH and isinstance(value, dict):
+        for place, (key, each) in enumerate(value.items()):
+            written += (b"," if place else b"{") + to_json(key) + b":"
+            _write(written, each, depth + 1)
+        written += b"}" if value else b"{}"
+    elif depth < _DEPTH and is_list and len(value) > _ENTRIES:
+        for start in range(0, len(value), _ENTRIES):
+            written += b"," if start else b"["
+            written += to_json(value[start : start + _ENTRIES])[1:-1]
+        written += b"]"
+    elif depth < _DEPTH and is_list:
+        for place, each in enumerate(value):
+            written += b"," if place else b"["
+            _write(written, each, depth + 1)
+        written += b"]" if value else b"[]"
+    else:
+        written += to_json(value)
+
+
+@dataclass(frozen=True, slots=True)
+class SseEncoder:
+    """Encodes events.
+
+    Attributes:
+      is_named: Whether an event's type stands in a line of its own too.
+      keep_alive: Bytes that a silent stream sends, so that proxies and clients see that it is alive.
+      end: Bytes behind the last event of a stream that ended well.
+    """
+
+    is_named: bool
+    keep_alive: bytes = KEEP_ALIVE
+    end: bytes = b""
+
+    def encode(self, event: Mapping[str, Any]) -> bytes:
+        """Returns the bytes of an event."""
+        return self._name(event) + b"data: " + to_json(event) + b"\n\n"
+
+    def encode_large(self, event: Mapping[str, Any]) -> bytes:
+        """Returns the same as `encode`, for worker threads; see `large_to_json`."""
+        return self._name(event) + b"data: " + large_to_json(event) + b"\n\n"
+
+    def _name(self, event: Mapping[str, Any]) -> bytes:
+        return b"event: " + event["type"].encode() + b"\n" if self.is_named else b""
+
+
+CHUNKS: Final = SseEncoder(is_named=False, end=DONE)
+"""Encoder of OpenAI's chat completions and completions."""
+
+TYPED_EVENTS: Final = SseEncoder(is_named=True)
+"""Encoder of OpenAI's responses."""
+
+PINGED_EVENTS: Final = SseEncoder(is_named=True, keep_alive=b'event: ping\ndata: {"type":"ping"}\n\n')
+"""Encoder of Anthropic's messages."""

@@ -38,8 +38,8 @@ async def _service(request: Request) -> Service:
 
 async def _ready_service(request: Request) -> Service:
     service = await _service(request)
-    service.check_alive()
     if not service.engine.is_ready:
+        service.check_alive()
         raise model_loading()
     return service
 
@@ -99,8 +99,7 @@ class _JsonRequest(Request):
             workers: Workers = self.app.state.service.workers
             parsed, num_bytes = await workers.run(lambda: _parse(raw, self._model))
         if memory is not None:
-            memory.drop_raw()
-            memory.keep(num_bytes)
+            memory.replace_raw(num_bytes)
         return parsed
 
 

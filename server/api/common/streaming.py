@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from types import MappingProxyType
 from typing import Any, Final
@@ -13,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from ...errors import from_exception
+from ...errors import ApiError, from_exception
 from ...generation.delta import Delta
 from ...generation.generation import Generation, collect
 from ...generation.service import Service
@@ -22,7 +23,7 @@ from ...middleware.request_body import until_disconnect
 from ...request_warnings import request_warnings
 from ...tenancy.workers import Workers
 from .json_response import made_json_response
-from .response_builder import ResponseBuilder
+from .response_builder import CHUNKS, SseEncoder
 
 FIRST_TOKEN_TIMEOUT_S: Final = 1.0
 """Seconds that a stream waits for its first token before it sends status 200: a full queue is known by then."""
@@ -30,6 +31,49 @@ FIRST_TOKEN_TIMEOUT_S: Final = 1.0
 _HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 _logger = logging.getLogger(__name__)
+
+
+class ResponseBuilder(ABC):
+    """Builds one response from deltas, either whole or as the chunks of a stream.
+
+    Attributes:
+      id: Id of the response, by which clients and the engine know it.
+      sse: Encoder of the chunks.
+    """
+
+    id: str
+    sse: SseEncoder = CHUNKS
+
+    @abstractmethod
+    def whole(self, choices: Sequence[Delta]) -> Mapping[str, Any]:
+        """Returns the response to a request that does not stream."""
+
+    def finish(self) -> None:  # noqa: B027 - most builders have nothing to do
+        """Runs on the event loop after `whole`, which may run on a worker thread."""
+
+    def repeats_much(self, delta: Delta) -> bool:
+        """Returns whether the chunks of a delta repeat so much of a prompt that a worker thread builds them."""
+        return False
+
+    def order(self, choices: Sequence[Delta]) -> Sequence[int]:
+        """Returns the indices of the choices that `whole` returns, in the order of the response."""
+        return range(len(choices))
+
+    def opening(self) -> Iterator[Mapping[str, Any]]:
+        """Yields the chunks before any token."""
+        yield from ()
+
+    @abstractmethod
+    def chunks(self, delta: Delta) -> Iterator[Mapping[str, Any]]:
+        """Yields the chunks of a delta; none if there is nothing to report yet."""
+
+    @abstractmethod
+    def closing(self) -> Iterator[Mapping[str, Any]]:
+        """Yields the chunks after the end of the last choice."""
+
+    def failure(self, error: ApiError) -> Iterator[Mapping[str, Any]]:
+        """Yields the chunks that end a stream with an error."""
+        yield error.body
 
 
 class EventStream(StreamingResponse):

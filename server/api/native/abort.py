@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 
 from ..common.routes import AnyService, JsonRoute
-from ..common.unknown_fields import check_body
+from ..common.schema_base import check_body
 from ..openai.schemas import AbortBody
 from .response_schemas import AbortedRequests
 

@@ -14,12 +14,11 @@ from ...tenancy.memory import is_large, keep
 from ...text.served_model import ServedModel
 from ..common.logprobs import token_logprobs
 from ..common.openapi import streamable
-from ..common.response_builder import Report, ResponseBuilder, choice_end
+from ..common.response_builder import Report, choice_end
 from ..common.routes import JsonRoute, ReadyService
-from ..common.streaming import respond
-from ..common.unknown_fields import check_body
-from ..openai.conversion import constraint_of, report_options, spec_of
-from ..openai.sampling import generate_params
+from ..common.schema_base import check_body
+from ..common.streaming import ResponseBuilder, respond
+from ..openai.conversion import constraint_of, generate_params, report_options, spec_of
 from ..openai.schemas import GenerateBody
 from .response_schemas import Tokens, TokensChunk
 

@@ -12,7 +12,7 @@ from ...tenancy.memory import keep
 from ..common.json_response import made_json_response
 from ..common.openapi import success
 from ..common.routes import AnyService, JsonRoute
-from ..common.unknown_fields import check_body
+from ..common.schema_base import check_body
 from ..openai.schemas import ChatBody, CompletionBody
 from .response_schemas import RenderedPrompt
 
@@ -25,7 +25,8 @@ async def render_chat(body: ChatBody, request: Request, service: AnyService) -> 
     """Returns the prompt of a chat. The paths are vLLM's and llama.cpp's."""
     check_body(body, request)
     messages = await service.prepare(lambda: [message.as_message() for message in body.messages])
-    prompt = await service.prompts.chat(messages, body.ending, tools=body.tool_options.introduced)
+    tools = () if body.tool_options is None else body.tool_options.introduced
+    prompt = await service.prompts.chat(messages, body.ending, tools=tools)
     prompt = service.prompts.truncated(prompt, body.truncate_prompt_tokens, body.truncation_side)
     return await _rendered_response(service, lambda: _rendered(service, prompt), [prompt])
 

@@ -15,7 +15,7 @@ from ...generation.state_files import StateFileResponse
 from ...tenancy.tenant import tenant
 from ..common.paging import After, Limit, QueryOrder, page
 from ..common.routes import AnyService, JsonRoute, ReadyService
-from ..common.unknown_fields import check_body
+from ..common.schema_base import check_body
 from ..openai.response_schemas import DeletedObject
 from ..openai.schemas import StateBody
 from .response_schemas import StateList, StateObject

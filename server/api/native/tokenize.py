@@ -10,7 +10,7 @@ from ...tenancy.memory import keep
 from ..common.json_response import json_response, made_json_response
 from ..common.openapi import success
 from ..common.routes import AnyService, JsonRoute
-from ..common.unknown_fields import check_body
+from ..common.schema_base import check_body
 from ..openai.schemas import DetokenizeBody, TokenizeBody
 from .response_schemas import DetokenizedPrompt, TokenizedPrompt, TokenizerInfo
 
@@ -66,6 +66,7 @@ async def _encode(body: TokenizeBody, service: Service) -> Prompt:
     if body.messages is not None:
         sent = body.messages
         messages = await service.prepare(lambda: [message.as_message() for message in sent])
-        return await service.prompts.chat(messages, body.ending, tools=body.tool_options.introduced)
+        tools = () if body.tool_options is None else body.tool_options.introduced
+        return await service.prompts.chat(messages, body.ending, tools=tools)
     assert body.prompt is not None
     return (await service.prompts.completions([body.prompt], add_bos=body.add_special_tokens))[0]

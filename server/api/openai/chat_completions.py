@@ -17,13 +17,12 @@ from ...generation.tools import CallPiece
 from ...text.served_model import ServedModel
 from ..common.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from ..common.openapi import streamable
-from ..common.response_builder import Report, ResponseBuilder, choice_end
+from ..common.response_builder import Report, choice_end
 from ..common.routes import JsonRoute, ReadyService
-from ..common.streaming import respond
-from ..common.unknown_fields import check_body
-from .conversion import constraint_of, report_options, spec_of
+from ..common.schema_base import check_body
+from ..common.streaming import ResponseBuilder, respond
+from .conversion import chat_params, constraint_of, report_options, spec_of
 from .response_schemas import ChatCompletion, ChatCompletionChunk
-from .sampling import chat_params
 from .schemas import ChatBody
 
 router = APIRouter(route_class=JsonRoute)
@@ -50,17 +49,20 @@ async def chat_spec(body: ChatBody, service: Service) -> GenerationSpec:
     options = body.tool_options
 
     def convert() -> tuple[list[SamplingParams], OutputConstraint | None, list[ConversationMessage]]:
-        params = chat_params(body, service.model)
-        return params, with_tools(constraint_of(body), options), [each.as_message() for each in body.messages]
+        params, constraint = chat_params(body, service.model), constraint_of(body)
+        constraint = constraint if options is None else with_tools(constraint, options)
+        return params, constraint, [each.as_message() for each in body.messages]
 
     params, constraint, messages = await service.prepare(convert)
-    prompt = await service.prompts.chat(messages, body.ending, tools=options.introduced)
-    prompt = service.prompts.truncated(prompt, body.truncate_prompt_tokens, body.truncation_side)
+    tools = () if options is None else options.introduced
+    prompt = await service.prompts.chat(messages, body.ending, tools=tools)
+    if body.truncate_prompt_tokens is not None:
+        prompt = service.prompts.truncated(prompt, body.truncate_prompt_tokens, body.truncation_side)
     spec = spec_of(body, [prompt], params)
     return replace(
         spec,
         constraint=constraint,
-        may_call=bool(options.introduced),
+        may_call=bool(tools),
         limit_param=spec.limit_param if body.max_completion_tokens is None else "max_completion_tokens",
         copies=PromptCopies(int(body.return_token_ids), body.prompt_logprobs),
     )

@@ -15,13 +15,12 @@ from ...text.served_model import ServedModel
 from ...text.tokenizer import Tokenizer
 from ..common.logprobs import CompletionLogprobs, CompletionLogprobsBuilder, join_logprobs, prompt_logprobs, with_top
 from ..common.openapi import streamable
-from ..common.response_builder import Report, ResponseBuilder, choice_end
+from ..common.response_builder import Report, choice_end
 from ..common.routes import JsonRoute, ReadyService
-from ..common.streaming import respond
-from ..common.unknown_fields import check_body
-from .conversion import constraint_of, report_options, spec_of
+from ..common.schema_base import check_body
+from ..common.streaming import ResponseBuilder, respond
+from .conversion import completion_params, constraint_of, report_options, spec_of
 from .response_schemas import Completion
-from .sampling import completion_params
 from .schemas import CompletionBody
 
 router = APIRouter(route_class=JsonRoute)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Discriminator, Tag
 
 from ...generation.conversation import ConversationMessage, FunctionCall
+from ...generation.prompts import message_text
 from ...generation.response_store import StoredResponse
 from ..common.paging import Order
 from ..common.paging import page as page_of
@@ -196,9 +197,9 @@ def _items(message: ConversationMessage) -> Iterator[dict[str, Any]]:
     done = {"status": "completed"}
     if message.role == "tool":
         call_id = message.call_id
-        yield {"id": "fco", "type": "function_call_output", "call_id": call_id, "output": message.text, **done}
+        yield {"id": "fco", "type": "function_call_output", "call_id": call_id, "output": message_text(message), **done}
         return
-    if message.text or not message.calls:
+    if message_text(message) or not message.calls:
         yield {"id": "msg", "type": "message", "role": message.role, "content": _shown_content(message), **done}
     for call in message.calls:
         function = {"name": call.name, "arguments": call.arguments}
@@ -206,7 +207,7 @@ def _items(message: ConversationMessage) -> Iterator[dict[str, Any]]:
 
 
 def _shown_content(message: ConversationMessage) -> list[dict[str, Any]]:
-    texts = [message.text] if isinstance(message.content, str) else message.content or ()
+    texts = [message.content] if isinstance(message.content, str) else message.content or ()
     if message.role == "assistant":
         return [{"type": "output_text", "text": text, "annotations": []} for text in texts]
     return [{"type": "input_text", "text": text} for text in texts]

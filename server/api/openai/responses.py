@@ -17,14 +17,14 @@ from ...generation.service import Service
 from ...generation.spec import Choice, GenerationSpec
 from ...request_warnings import warn_all
 from ...text.grammar import OBJECT_SCHEMA
-from ..common.encoding import TYPED_EVENTS, to_json
 from ..common.json_response import json_response
 from ..common.openapi import streamable, success
 from ..common.paging import After, Limit, QueryOrder
+from ..common.response_builder import TYPED_EVENTS, to_json
 from ..common.routes import AnyService, JsonRoute, ReadyService
-from ..common.sampling import sampling_params
+from ..common.sampling_fields import sampling_params
+from ..common.schema_base import check_body
 from ..common.streaming import EventStream, choices_of, respond, stream_events
-from ..common.unknown_fields import check_body
 from .input_items import ItemReference, page
 from .response_schemas import DeletedObject, ItemList, ResponseEvent, ResponseObject
 from .responses_body import LOGPROBS, ResponseBody

@@ -1,4 +1,4 @@
-"""Schemas of `/v1/responses`. Fields that no schema names are checked by `unknown_fields.py`."""
+"""Schemas of `/v1/responses`. Fields that no schema names are checked by `schema_base.check_body`."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal

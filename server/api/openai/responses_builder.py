@@ -15,10 +15,10 @@ from ...generation.delta import Delta
 from ...generation.prompts import Prompt
 from ...generation.tools import CallJoiner, CallPiece
 from ...text.served_model import ServedModel
-from ..common.encoding import TYPED_EVENTS
 from ..common.logprobs import response_delta_logprobs, response_logprobs
-from ..common.response_builder import ResponseBuilder
+from ..common.response_builder import TYPED_EVENTS
 from ..common.sampling_fields import requested_numbers
+from ..common.streaming import ResponseBuilder
 from .responses_body import ResponseBody, ResponseTool
 
 _TEXT_PLACE: Final = {"output_index": 0, "content_index": 0}

@@ -1,6 +1,6 @@
 """Schemas of OpenAI's chat completions and completions, and of what Roost's own endpoints share with them.
 
-Null means the same as leaving a field out. Fields that no schema names are checked by `unknown_fields.py`.
+Null means the same as leaving a field out. Fields that no schema names are checked by `schema_base.check_body`.
 """
 
 from collections.abc import Sequence
@@ -163,11 +163,6 @@ class GenerationBody(StructuredFields, SamplingFields):
     """Name of a separate prefix cache: requests reuse states only of requests with the same salt."""
 
     @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """The stop strings, one by one."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
-    @property
     def num_candidates(self) -> int:
         """Number of choices to generate for each prompt."""
         return self.n
@@ -317,9 +312,9 @@ class TemplateFields(Body):
         return Ending(add_header, self.continue_final_message, self.chat_template_kwargs)
 
     @property
-    def tool_options(self) -> ToolOptions:
-        """The tools and the tool choice."""
-        return tool_options(self.tools, self.tool_choice)
+    def tool_options(self) -> ToolOptions | None:
+        """The tools and the tool choice; None if the request neither has tools nor asks for a call."""
+        return tool_options(self.tools, self.tool_choice) if self.tools or self.tool_choice != "auto" else None
 
 
 class ChatBody(GenerationBody, TemplateFields):
@@ -344,8 +339,10 @@ class ChatBody(GenerationBody, TemplateFields):
     """Whether a response may hold several calls."""
 
     @property
-    def tool_options(self) -> ToolOptions:
-        """The tools and the tool choice."""
+    def tool_options(self) -> ToolOptions | None:
+        """The tools and the tool choice; None if the request neither has tools nor asks for a call."""
+        if not self.tools and self.tool_choice == "auto":
+            return None
         return tool_options(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
 
 

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from roost.engine import FinishReason, SamplingParams
 from roost.server.api.anthropic.message_builder import MessageBuilder
-from roost.server.api.common.response_builder import ResponseBuilder
+from roost.server.api.common.streaming import ResponseBuilder
 from roost.server.api.native.generate import TokensResponseBuilder
 from roost.server.api.openai.chat_completions import ChatResponseBuilder
 from roost.server.api.openai.completions import CompletionResponseBuilder

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from roost.server.api.common.encoding import to_json
+from roost.server.api.common.response_builder import to_json
 from roost.server.api.openai.input_items import page
 from roost.server.errors import ApiError
 from roost.server.generation.conversation import ConversationMessage, FunctionCall
 from roost.server.generation.event_log import EventLog
+from roost.server.generation.prompts import message_text
 from roost.server.generation.response_store import ResponseStore, pack
 from roost.server.tenancy.tenant import tenant
 
@@ -36,7 +37,7 @@ def known(store: ResponseStore, names: str) -> str:
 
 
 def texts(store: ResponseStore, name: str) -> list[str]:
-    return [message.text for message in store.get(name).conversation()]
+    return [message_text(message) for message in store.get(name).conversation()]
 
 
 def test_the_oldest_make_room() -> None:

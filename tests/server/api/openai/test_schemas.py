@@ -217,7 +217,7 @@ def test_the_newer_name_of_the_limit_wins() -> None:
 def test_parts_of_text_are_joined_by_line_breaks() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]
     body = ChatBody.model_validate({"messages": [{"role": "user", "content": parts}]})
-    assert body.messages[0].as_message().text == "a\nb"
+    assert body.messages[0].as_message().content == ("a", "b")
 
 
 @pytest.mark.parametrize(
