@@ -21,6 +21,7 @@ class Backend:
       recurrent_chunk: Recurrent block of a prefill chunk; see `recurrent_chunk_tpu`.
       gated_mlp: Gated MLP of a decode step; see `gated_mlp_tpu`.
       gated_mlp_rows: Maximum number of rows of `gated_mlp`.
+      sample: Choice of a token per row, from a whole vocabulary's logits; see `sample_tpu`.
       is_native: Whether matrix products and decode attention use `roost.kernels.native`.
     """
 
@@ -33,6 +34,7 @@ class Backend:
     recurrent_chunk: Callable[..., Any] | None = None
     gated_mlp: Callable[..., Any] | None = None
     gated_mlp_rows: int = 0
+    sample: Callable[..., Any] | None = None
     is_native: bool = False
 
 

@@ -8,6 +8,7 @@ from .gated_mlp.pallas_tpu import MAX_ROWS, gated_mlp_tpu
 from .recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
 from .rg_lru.pallas_gpu import rg_lru_gpu
 from .rg_lru.pallas_tpu import rg_lru_tpu
+from .sampling.pallas_tpu import sample_tpu
 from .window_attention.pallas_gpu import decode_attention_gpu, prefill_attention_gpu
 from .window_attention.pallas_tpu import RING_TILE, decode_attention_tpu, prefill_attention_tpu
 
@@ -24,6 +25,7 @@ TPU: Final = Backend(
     recurrent_chunk=recurrent_chunk_tpu,
     gated_mlp=gated_mlp_tpu,
     gated_mlp_rows=MAX_ROWS,
+    sample=sample_tpu,
 )
 """Pallas kernels for TPUs."""
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
 from ..core.sampling_params import SamplingState
-from .array_ops import column_of, when
+from .array_ops import column_of, top_k, when
 from .truncation import candidate_threshold, may_fit_candidates, truncate, without_truncation
 
 _CANDIDATES: Final = 64
@@ -36,8 +36,7 @@ def draw(
       positions: Positions of the tokens, which with a row's seed are all its randomness.
       random: Rows to draw for; the token of other rows is arbitrary.
     """
-    keys = jax.vmap(lambda seed, p: jax.random.fold_in(jax.random.wrap_key_data(seed), p))(state.seed, positions)
-    uniform = jax.vmap(jax.random.uniform)(keys)
+    uniform = uniform_numbers(state, positions)
     state = without_truncation(state, random, logits.shape[1])
     is_cut = may_fit_candidates(state, random)
     tokens, found = when(
@@ -53,12 +52,18 @@ def draw(
     )
 
 
+def uniform_numbers(state: SamplingState[Array], positions: Int32[Array, " R"]) -> Float32[Array, " R"]:
+    """Returns the random number of every row: from 0, below 1, a function of its seed and position alone."""
+    keys = jax.vmap(lambda seed, p: jax.random.fold_in(jax.random.wrap_key_data(seed), p))(state.seed, positions)
+    return jax.vmap(jax.random.uniform)(keys)
+
+
 def draw_from_candidates(
     logits: Float32[Array, "R V"], state: SamplingState[Array], uniform: Float32[Array, " R"]
 ) -> tuple[Int32[Array, " R"], Bool[Array, " R"]]:
     """Returns a token of each row's candidates, and whether the candidates hold every token that the row keeps."""
     count = min(_CANDIDATES, logits.shape[1])
-    best, ids = jax.lax.top_k(logits, count)
+    best, ids = top_k(logits, count)
     temperature = state.temperature[:, None]
     weights = jnp.exp((best - best[:, :1]) / temperature)
     cut = candidate_threshold(weights, state, lambda: jnp.sum(jnp.exp((logits - best[:, :1]) / temperature), axis=-1))

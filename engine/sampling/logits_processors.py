@@ -7,6 +7,7 @@ is not computed. Letters in shapes: see `state`; S ids of a list.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +33,7 @@ def process_logits(
       positions: Positions of the tokens to be chosen.
       active: Rows whose logits are used. The others may keep the model's own.
     """
-    early = active & (positions < state.min_position)
-    masked = active & state.is_masked
-    biased = active & (state.bias_ids[:, 0] >= 0)
-    penalized = active & is_penalized(state)
+    biased, penalized, masked, early = processed_rows(state, positions, active)
 
     def processed() -> Float32[Array, "R V"]:
         x = _where(biased, logits, lambda x: _add_biases(x, state, biased))
@@ -49,9 +47,38 @@ def process_logits(
     return result
 
 
+class ProcessedRows(NamedTuple):
+    """Rows that each processor changes.
+
+    Attributes:
+      biased: Rows with biases.
+      penalized: Rows with penalties.
+      masked: Rows with a token mask.
+      early: Rows in which stop ids are masked.
+    """
+
+    biased: Bool[Array, " R"]
+    penalized: Bool[Array, " R"]
+    masked: Bool[Array, " R"]
+    early: Bool[Array, " R"]
+
+
+def processed_rows(
+    state: SamplingState[Array], positions: Int32[Array, " R"], active: Bool[Array, " R"]
+) -> ProcessedRows:
+    """Returns which of the active rows each processor changes."""
+    return ProcessedRows(
+        biased=active & (state.bias_ids[:, 0] >= 0),
+        penalized=active & is_penalized(state),
+        masked=active & state.is_masked,
+        early=active & (positions < state.min_position),
+    )
+
+
 def has_processors(state: SamplingState[Array], positions: Int32[Array, " R"]) -> Bool[Array, " R"]:
     """Returns which rows' logits `process_logits` may change."""
-    return (positions < state.min_position) | state.is_masked | (state.bias_ids[:, 0] >= 0) | is_penalized(state)
+    biased, penalized, masked, early = processed_rows(state, positions, jnp.ones_like(state.is_masked))
+    return early | masked | biased | penalized
 
 
 def is_penalized(state: SamplingState[Array]) -> Bool[Array, " R"]:

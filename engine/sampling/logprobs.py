@@ -4,13 +4,17 @@ Letters in shapes: V vocabulary, A alternatives, B named tokens, T positions of 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from ..core.sampling_params import MAX_LOGPROBS
+from .array_ops import top_k
+
+_BLOCK: Final = 64
+"""Number of rows whose log-probabilities are computed together if memory is scarce."""
 
 
 class Logprobs(NamedTuple):
@@ -40,10 +44,18 @@ def logprobs(
       named: Named tokens; the result is arbitrary at unused places of the list.
     """
     count = min(MAX_LOGPROBS, logits.shape[-1])
-    top, top_ids = jax.lax.top_k(logits, count)
+    top, top_ids = top_k(logits, count)
     norm = top[..., :1] + jnp.log(jnp.sum(jnp.exp(logits - top[..., :1]), axis=-1, keepdims=True))
     own, others = (jnp.take_along_axis(logits, ids, axis=-1) - norm for ids in (chosen[..., None], named))
     return Logprobs(own[..., 0], top_ids, top - norm, others)
+
+
+def logprobs_by_block(
+    logits: Float32[Array, "R V"], chosen: Int32[Array, " R"], named: Int32[Array, "R B"]
+) -> Logprobs:
+    """Returns the same as `logprobs`, computed by blocks of rows, since a copy of all logits would be large."""
+    result: Logprobs = jax.lax.map(lambda row: logprobs(*row), (logits, chosen, named), batch_size=_BLOCK)
+    return result
 
 
 def no_logprobs(rows: tuple[int, ...], vocab_size: int, num_named: int) -> Logprobs:

@@ -7,16 +7,18 @@ Letters in shapes: R rows, V vocabulary.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
-from ..core.sampling_params import NO_CHOICE, NO_TOKEN, SamplingState
-from .array_ops import column_of, when
-from .draw import draw
-from .logits_processors import has_processors, process_logits
-from .logprobs import Logprobs, logprobs, no_logprobs
+from ...kernels import XLA, Backend
+from ...kernels.sampling import SamplingInputs
+from ..core.sampling_params import NO_CHOICE, NO_TOKEN, NUMBER_COLUMNS, SamplingState
+from .array_ops import column_of, top_k, when
+from .draw import draw, uniform_numbers
+from .logits_processors import has_processors, process_logits, processed_rows
+from .logprobs import Logprobs, logprobs, logprobs_by_block, no_logprobs
 from .state import TokenMemory
+from .truncation import without_truncation
 
 
 class Sampled(NamedTuple):
@@ -37,6 +39,7 @@ def sample(
     memory: TokenMemory,
     positions: Int32[Array, " R"],
     active: Bool[Array, " R"],
+    backend: Backend = XLA,
 ) -> Sampled:
     """Chooses a token for every row.
 
@@ -46,20 +49,63 @@ def sample(
       memory: Token memory of the rows.
       positions: Positions of the tokens to be chosen; with a row's seed they are all its randomness.
       active: Rows whose result is read. The others cost nothing, and their result is arbitrary.
+      backend: Backend of the kernels.
     """
-    processed = process_logits(logits, state, memory, positions, active)
-    greedy = jax.lax.top_k(processed, 1)[1][:, 0]  # a third of what argmax takes on a CPU
-    random = active & (state.temperature > 0)
-    drawn = when(jnp.any(random), lambda: draw(processed, state, positions, random), lambda: greedy)
-    tokens = jnp.where(random, drawn, greedy)
+    if backend.sample is None:
+        logprobs_of = logprobs
+        tokens, best = _choose(logits, state, memory, positions, active)
+    else:
+        logprobs_of = logprobs_by_block
+        tokens, best = backend.sample(logits, kernel_inputs(state, memory, positions, active, logits.shape[1]))
     wanted = jnp.any(active & state.wants_logprobs)
     return Sampled(
-        _mark_invalid(tokens, column_of(processed, greedy)),
+        _mark_invalid(tokens, best),
         when(
             wanted,
-            lambda: logprobs(logits, tokens, state.named_ids),
+            lambda: logprobs_of(logits, tokens, state.named_ids),
             lambda: no_logprobs(logits.shape[:-1], logits.shape[-1], state.named_ids.shape[-1]),
         ),
+    )
+
+
+def _choose(
+    logits: Float32[Array, "R V"],
+    state: SamplingState[Array],
+    memory: TokenMemory,
+    positions: Int32[Array, " R"],
+    active: Bool[Array, " R"],
+) -> tuple[Int32[Array, " R"], Float32[Array, " R"]]:
+    """Returns a token of every row, and its highest logit after the logits processors."""
+    processed = process_logits(logits, state, memory, positions, active)
+    greedy = top_k(processed, 1)[1][:, 0]  # a third of what argmax takes on a CPU
+    random = active & (state.temperature > 0)
+    drawn = when(jnp.any(random), lambda: draw(processed, state, positions, random), lambda: greedy)
+    return jnp.where(random, drawn, greedy), column_of(processed, greedy)
+
+
+def kernel_inputs(
+    state: SamplingState[Array],
+    memory: TokenMemory,
+    positions: Int32[Array, " R"],
+    active: Bool[Array, " R"],
+    vocab_size: int,
+) -> SamplingInputs:
+    """Returns the inputs of a kernel that chooses tokens."""
+    rows, random = processed_rows(state, positions, active), active & (state.temperature > 0)
+    truncation = without_truncation(state, random, vocab_size)
+    return SamplingInputs(
+        is_active=active,
+        is_random=random,
+        numbers={name: getattr(truncation, name).astype(jnp.float32) for name in NUMBER_COLUMNS},
+        uniform=uniform_numbers(state, positions),
+        bias_ids=jnp.where(rows.biased[:, None], state.bias_ids, NO_TOKEN),
+        biases=state.biases,
+        stop_ids=jnp.where(rows.early[:, None], state.stop_ids, NO_TOKEN),
+        is_penalized=rows.penalized,
+        recent=memory.recent,
+        in_prompt=memory.in_prompt,
+        is_masked=rows.masked,
+        allowed=memory.allowed,
     )
 
 

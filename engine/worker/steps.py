@@ -199,8 +199,9 @@ def _sample(
     active: Bool[Array, " R"],
 ) -> Sampled:
     """Samples each row on one of the model shards."""
-    own = model.collectives.local_rows((sampling, memory, positions, active))
-    sampled: Sampled = model.collectives.all_gather_rows(sample(model.logits(hidden), *own))
+    sampling, memory, positions, active = model.collectives.local_rows((sampling, memory, positions, active))
+    chosen = sample(model.logits(hidden), sampling, memory, positions, active, model.platform.kernels)
+    sampled: Sampled = model.collectives.all_gather_rows(chosen)
     return sampled
 
 

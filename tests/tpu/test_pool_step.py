@@ -69,7 +69,7 @@ def test_decode(chip: SingleDeviceSharding, pool: Any, rows: int) -> None:
     """A step of the first slots reads and writes their states only."""
     active = jax.ShapeDtypeStruct((rows,), jnp.bool)
     compiled = compile_step(chip, decode_one, pool, active, jax.ShapeDtypeStruct((), jnp.int32))
-    check(compiled, pool, "recurrent_step", "window_attention_decode", "gated_mlp", "gated_mlp")
+    check(compiled, pool, "recurrent_step", "window_attention_decode", "gated_mlp", "gated_mlp", "sample")
 
 
 @pytest.mark.parametrize("length", [64, 512])
@@ -82,7 +82,7 @@ def test_prefill(chip: SingleDeviceSharding, pool: Any, length: int) -> None:
 def test_first_token(chip: SingleDeviceSharding, pool: Any) -> None:
     hidden = jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, LAYERS.width), BF16)
     inputs = first_token_input((), MAX_PREFILL_ROWS, ROWS, words_of_mask(LAYERS.vocab_size))
-    check(compile_step(chip, steps.first_token_step, pool, hidden, inputs), pool)
+    check(compile_step(chip, steps.first_token_step, pool, hidden, inputs), pool, "sample")
 
 
 def test_slots_are_copied_in_place(chip: SingleDeviceSharding, pool: Any) -> None:

@@ -1,12 +1,14 @@
 """Rows to sample and what their tokens are compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jaxtyping import Array
 from roost.engine.core.output_constraint import mask_of_ids, words_of_mask
 from roost.engine.core.request import Request
@@ -15,6 +17,8 @@ from roost.engine.platform import CPU_OPTIONS
 from roost.engine.sampling.sampler import Sampled, sample
 from roost.engine.sampling.state import TokenMemory, no_tokens
 from roost.engine.worker.transfer import sampling_columns
+from roost.kernels.backends import TPU
+from roost.kernels.sampling.pallas_tpu import sample_tpu
 
 DRAWS = 2048
 """Number of rows of `counts`: one distribution, as many seeds."""
@@ -35,6 +39,16 @@ FILTERS = {
 """Parameters that truncate a distribution, as keyword arguments, since requests are built inside the tests."""
 
 jitted = jax.jit(sample, compiler_options=CPU_OPTIONS)
+
+type Sampler = Callable[..., Sampled]
+
+on_tpu: Sampler = jax.jit(
+    partial(sample, backend=replace(TPU, sample=partial(sample_tpu, interpret=True))),
+    compiler_options={"xla_backend_optimization_level": 0},  # an interpreted kernel is a large program
+)
+"""The sampler with the TPU's kernel, interpreted."""
+
+every_sampler = pytest.mark.parametrize("sampler", [jitted, on_tpu], ids=["xla", "tpu"])
 
 
 def state_of(requests: Sequence[SamplingParams]) -> SamplingState[Array]:
@@ -66,16 +80,21 @@ def run(
     num_tokens: int = 0,
     active: Sequence[bool] | None = None,
     memory: TokenMemory | None = None,
+    sampler: Sampler = jitted,
 ) -> Sampled:
     """Samples the next token of each request after `num_tokens`."""
     positions = np.full(len(requests), PROMPT + num_tokens, np.int32)
     mask = np.array([True] * len(requests) if active is None else active)
     memory = memory_of(requests, logits.shape[1]) if memory is None else memory
-    return jitted(logits.astype(np.float32), state_of(requests), memory, positions, mask)
+    return sampler(logits.astype(np.float32), state_of(requests), memory, positions, mask)
 
 
 def counts(
-    logits: np.ndarray, params: SamplingParams, num_tokens: int = 0, memory: TokenMemory | None = None
+    logits: np.ndarray,
+    params: SamplingParams,
+    num_tokens: int = 0,
+    memory: TokenMemory | None = None,
+    sampler: Sampler = jitted,
 ) -> np.ndarray:
     """Returns how often each token comes in `DRAWS` draws, each with its own seed; `memory` has one row."""
     seeds = np.random.default_rng(params.seed).integers(0, 2**64, DRAWS, np.uint64)
@@ -84,7 +103,7 @@ def counts(
     positions, active = np.full(DRAWS, PROMPT + num_tokens, np.int32), np.ones(DRAWS, np.bool)
     memory = memory_of([params], len(logits)) if memory is None else memory
     memories = jax.tree.map(lambda x: np.repeat(np.asarray(x), DRAWS, axis=0), memory)
-    tokens = jitted(np.tile(logits.astype(np.float32), (DRAWS, 1)), state, memories, positions, active).tokens
+    tokens = sampler(np.tile(logits.astype(np.float32), (DRAWS, 1)), state, memories, positions, active).tokens
     return np.bincount(np.asarray(tokens), minlength=len(logits))
 
 

@@ -14,7 +14,19 @@ from roost.engine.sampling.state import (
     no_tokens,
     record_tokens,
 )
-from sampler_cases import PROMPT, ROWS, VOCAB, check_frequencies, counts, jitted, memory_of, quantised, run, state_of
+from sampler_cases import (
+    PROMPT,
+    ROWS,
+    VOCAB,
+    Sampler,
+    check_frequencies,
+    counts,
+    every_sampler,
+    memory_of,
+    quantised,
+    run,
+    state_of,
+)
 
 RULES = st.fixed_dictionaries(
     {
@@ -34,20 +46,22 @@ RULES = st.fixed_dictionaries(
 noted = jax.jit(record_tokens)
 
 
-def test_stop_ids_do_not_come_before_min_tokens() -> None:
+@every_sampler
+def test_stop_ids_do_not_come_before_min_tokens(sampler: Sampler) -> None:
     """And come right after; here they hold nearly all the mass."""
     logits = np.zeros(VOCAB)
     logits[[1, 107]] = 10.0
     params = SamplingParams(min_tokens=3, end_token_ids=(1,), stop_token_ids=(107,))
     for num_tokens in (0, 2, 3):
-        seen = counts(logits, params, num_tokens)
+        seen = counts(logits, params, num_tokens, sampler=sampler)
         check_frequencies(seen, reference_distribution(logits, params, num_tokens))
         assert seen[[1, 107]].all() == (num_tokens >= 3)
     greedy = [replace(params, temperature=0.0)] * ROWS
-    tokens = [int(run(np.tile(logits, (ROWS, 1)), greedy, n).tokens[0]) for n in (0, 2, 3)]
+    tokens = [int(run(np.tile(logits, (ROWS, 1)), greedy, n, sampler=sampler).tokens[0]) for n in (0, 2, 3)]
     assert tokens == [0, 0, 1]
 
 
+@every_sampler
 @given(
     seed=st.integers(0, 2**32),
     rules=RULES,
@@ -56,16 +70,18 @@ def test_stop_ids_do_not_come_before_min_tokens() -> None:
 )
 @settings(max_examples=25)
 def test_masks_biases_and_penalties_are_those_of_the_reference(
-    seed: int, rules: dict[str, Any], prompt: list[int], generated: list[int]
+    seed: int, rules: dict[str, Any], prompt: list[int], generated: list[int], sampler: Sampler
 ) -> None:
     """The best token under the rules, and how often each comes."""
     logits = np.random.default_rng(seed).normal(size=VOCAB) * 2
     params = SamplingParams(seed=seed, stop_token_ids=(3, 5), **rules)
     memory = memory_of([params], VOCAB, prompt, generated)
     expected = reference_distribution(logits, params, len(generated), prompt, generated)
-    greedy = run(logits[None], [replace(params, temperature=0.0)], len(generated), memory=memory).tokens[0]
+    greedy = run(
+        logits[None], [replace(params, temperature=0.0)], len(generated), memory=memory, sampler=sampler
+    ).tokens[0]
     assert expected[greedy] == pytest.approx(expected.max(), rel=1e-4)
-    check_frequencies(counts(logits, params, len(generated), memory), expected)
+    check_frequencies(counts(logits, params, len(generated), memory, sampler=sampler), expected)
 
 
 def test_penalties_look_back_so_far_and_no_farther() -> None:
@@ -79,14 +95,17 @@ def test_penalties_look_back_so_far_and_no_farther() -> None:
     assert (recent[1] == -1).all()
 
 
+@every_sampler
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("field", ["repetition_penalty", "typical_p"])
 @pytest.mark.parametrize("value", [0.0, 1e-45, 1e-40])
-def test_values_that_no_request_may_have_still_keep_to_the_mask(field: str, value: float, temperature: float) -> None:
+def test_values_that_no_request_may_have_still_keep_to_the_mask(
+    field: str, value: float, temperature: float, sampler: Sampler
+) -> None:
     """Below the range of float32, where -inf * 0 is NaN."""
     params = SamplingParams(temperature=temperature, allowed_token_ids=(5, 200), repetition_penalty=1.5)
     state = replace(state_of([params] * ROWS), **{field: np.full(ROWS, value, np.float32)})
     logits = np.abs(quantised(11, ROWS * VOCAB, 2.0).reshape(ROWS, VOCAB)).astype(np.float32)
     memory = memory_of([params] * ROWS, VOCAB, range(VOCAB))
-    tokens = jitted(logits, state, memory, np.full(ROWS, PROMPT, np.int32), np.ones(ROWS, np.bool)).tokens
+    tokens = sampler(logits, state, memory, np.full(ROWS, PROMPT, np.int32), np.ones(ROWS, np.bool)).tokens
     assert set(tokens.tolist()) <= {5, 200, NO_TOKEN}

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from roost.engine.core.errors import ParameterError
 from roost.engine.core.sampling_params import NO_CHOICE, NO_TOKEN, SamplingParams
 from roost.engine.sampling.reference import reference_distribution
-from sampler_cases import FILTERS, ROWS, VOCAB, memory_of, quantised, run
+from sampler_cases import FILTERS, ROWS, VOCAB, Sampler, every_sampler, memory_of, quantised, run
 
 REQUESTS = st.lists(
     st.fixed_dictionaries(
@@ -55,17 +55,20 @@ EXTREMES = st.fixed_dictionaries(
 )
 
 
+@every_sampler
 @given(seed=st.integers(0, 2**32), fields=REQUESTS, order=st.permutations(range(ROWS)), num_tokens=st.integers(0, 2))
 def test_a_row_does_not_depend_on_the_others(
-    seed: int, fields: list[dict[str, Any]], order: list[int], num_tokens: int
+    seed: int, fields: list[dict[str, Any]], order: list[int], num_tokens: int, sampler: Sampler
 ) -> None:
     """The same bits in any order, and beside other requests or idle rows; so the same seed gives the same tokens."""
     logits, requests = quantised(seed, ROWS * VOCAB, 2.0).reshape(ROWS, VOCAB), [SamplingParams(**f) for f in fields]
-    together = run(logits, requests, num_tokens)
-    turned = run(logits[order], [requests[i] for i in order], num_tokens)
+    together = run(logits, requests, num_tokens, sampler=sampler)
+    turned = run(logits[order], [requests[i] for i in order], num_tokens, sampler=sampler)
     np.testing.assert_array_equal(turned.tokens, together.tokens[jnp.array(order)])
     others = [requests[0], *[SamplingParams(temperature=0.0)] * (ROWS - 1)]
-    alone = run(np.vstack([logits[:1], -logits[1:]]), others, num_tokens, [True] + [False] * (ROWS - 1))
+    alone = run(
+        np.vstack([logits[:1], -logits[1:]]), others, num_tokens, [True] + [False] * (ROWS - 1), sampler=sampler
+    )
     assert alone.tokens[0] == together.tokens[0]
     if requests[0].logprobs is not None:
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), alone.logprobs, together.logprobs)
@@ -79,12 +82,13 @@ def test_greedy_takes_the_lowest_of_the_best_ids(seed: int) -> None:
     np.testing.assert_array_equal(tokens, [int(np.flatnonzero(row == row.max())[0]) for row in logits])
 
 
+@every_sampler
 @pytest.mark.parametrize(
     "narrowing",
     [{"temperature": 0.0}, {}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 1.0}, {"typical_p": 0.5}, {"logprobs": 3}],
 )
 @pytest.mark.parametrize("vocab", [12, VOCAB])
-def test_a_row_in_which_nothing_is_allowed_says_so(vocab: int, narrowing: dict[str, Any]) -> None:
+def test_a_row_in_which_nothing_is_allowed_says_so(vocab: int, narrowing: dict[str, Any], sampler: Sampler) -> None:
     """Every allowed id is a stop id, and none may come yet, with biases and penalties on them. The other rows go on."""
     banned = tuple((i,) for i in range(12, vocab))
     empty = SamplingParams(
@@ -97,24 +101,28 @@ def test_a_row_in_which_nothing_is_allowed_says_so(vocab: int, narrowing: dict[s
     )
     logits = quantised(9, 2 * vocab, 2.0).reshape(2, vocab)
     other = SamplingParams(seed=5, **narrowing)
-    tokens = run(logits, [empty, other]).tokens
+    tokens = run(logits, [empty, other], sampler=sampler).tokens
     assert tokens[0] == NO_CHOICE
-    assert tokens[1] == run(logits, [other, other]).tokens[1]
+    assert tokens[1] == run(logits, [other, other], sampler=sampler).tokens[1]
     assert not reference_distribution(logits[0], empty).any()
 
 
+@every_sampler
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("place", [0, 127, VOCAB - 1])
-def test_logits_that_are_not_numbers_give_no_token(temperature: float, value: float, place: int) -> None:
+def test_logits_that_are_not_numbers_give_no_token(
+    temperature: float, value: float, place: int, sampler: Sampler
+) -> None:
     logits = quantised(10, 2 * VOCAB, 2.0).reshape(2, VOCAB)
     requests = [SamplingParams(temperature=temperature, top_k=k, seed=k) for k in (0, 5)]
-    clean = run(logits, requests).tokens
+    clean = run(logits, requests, sampler=sampler).tokens
     logits[0, place] = value
-    tokens = run(logits, requests).tokens
+    tokens = run(logits, requests, sampler=sampler).tokens
     assert (tokens[0], tokens[1]) == (NO_TOKEN, clean[1])
 
 
+@every_sampler
 @given(
     seed=st.integers(0, 2**32),
     scale=st.sampled_from([0.0, 1e-38, 1.0, 30.0, 1e6]),
@@ -123,7 +131,7 @@ def test_logits_that_are_not_numbers_give_no_token(temperature: float, value: fl
 )
 @settings(max_examples=150)
 def test_extreme_values_give_an_allowed_token(
-    seed: int, scale: float, fields: dict[str, Any], generated: list[int]
+    seed: int, scale: float, fields: dict[str, Any], generated: list[int], sampler: Sampler
 ) -> None:
     """Values that `SamplingParams` accepts; `test_sampling_params` has those that it refuses."""
     try:
@@ -133,7 +141,7 @@ def test_extreme_values_give_an_allowed_token(
     memory = memory_of([params] * ROWS, VOCAB, generated[:5], generated)
     logits = np.random.default_rng(seed).normal(size=(ROWS, VOCAB)) * scale
     requests = [params.with_seed((params.seed + row) % 2**64) for row in range(ROWS)]
-    for token in run(logits, requests, len(generated), memory=memory).tokens.tolist():
+    for token in run(logits, requests, len(generated), memory=memory, sampler=sampler).tokens.tolist():
         assert 0 <= token < VOCAB
         assert params.allowed_token_ids is None or token in params.allowed_token_ids
         assert not params.min_tokens or token not in params.stop_ids

@@ -11,26 +11,30 @@ from roost.engine.sampling.logprobs import Logprobs, logprobs, score
 from sampler_cases import (
     ROWS,
     VOCAB,
+    Sampler,
+    every_sampler,
     log_softmax,
     quantised,
     run,
 )
 
 
-def test_named_tokens_have_their_logprobs() -> None:
+@every_sampler
+def test_named_tokens_have_their_logprobs(sampler: Sampler) -> None:
     logits = quantised(8, ROWS * VOCAB, 2.0).reshape(ROWS, VOCAB)
     params = SamplingParams(logprobs=0, logprob_token_ids=(7, 0, VOCAB - 1), frequency_penalty=1.0)
-    named = run(logits, [params] * ROWS).logprobs.named[:, :3]
+    named = run(logits, [params] * ROWS, sampler=sampler).logprobs.named[:, :3]
     np.testing.assert_allclose(named, log_softmax(logits)[:, [7, 0, VOCAB - 1]], rtol=1e-5, atol=1e-5)
 
 
+@every_sampler
 @pytest.mark.parametrize("vocab", [12, VOCAB])
-def test_logprobs_are_the_models_own(vocab: int) -> None:
+def test_logprobs_are_the_models_own(vocab: int, sampler: Sampler) -> None:
     """Whatever the request makes of the logits; alternatives stand best first, ties by id, and as many as there are."""
     logits = quantised(3, ROWS * vocab, 2.0).reshape(ROWS, vocab)
     banned = int(logits[0].argmax())
     params = SamplingParams(temperature=0.5, top_k=3, min_tokens=1, stop_token_ids=(banned,), logprobs=MAX_LOGPROBS)
-    sampled, expected = run(logits, [params] * ROWS), log_softmax(logits)
+    sampled, expected = run(logits, [params] * ROWS, sampler=sampler), log_softmax(logits)
     tokens = np.asarray(sampled.tokens)
     assert tokens[0] != banned
     np.testing.assert_allclose(sampled.logprobs.chosen, expected[np.arange(ROWS), tokens], rtol=1e-5, atol=1e-5)
@@ -39,12 +43,13 @@ def test_logprobs_are_the_models_own(vocab: int) -> None:
     np.testing.assert_allclose(sampled.logprobs.top, np.take_along_axis(expected, best, -1), rtol=1e-5, atol=1e-5)
 
 
-def test_logprobs_that_no_row_wants_are_zeros() -> None:
+@every_sampler
+def test_logprobs_that_no_row_wants_are_zeros(sampler: Sampler) -> None:
     """One active row that wants them is enough for all rows; an idle row is not."""
     logits = quantised(4, ROWS * VOCAB, 2.0).reshape(ROWS, VOCAB)
     requests = [SamplingParams(temperature=0.0), SamplingParams(temperature=0.0, logprobs=1)] * 2
-    assert np.asarray(run(logits, requests).logprobs.top).all()
-    idle = run(logits, requests, active=[True, False] * 2).logprobs
+    assert np.asarray(run(logits, requests, sampler=sampler).logprobs.top).all()
+    idle = run(logits, requests, active=[True, False] * 2, sampler=sampler).logprobs
     assert not any(np.asarray(x).any() for x in (idle.chosen, idle.top_ids, idle.top))
 
 

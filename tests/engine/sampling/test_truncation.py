@@ -17,16 +17,29 @@ from roost.engine.sampling.state import (
     zero_sampling_state,
     zero_token_memory,
 )
-from sampler_cases import DRAWS, FILTERS, ROWS, VOCAB, check_frequencies, counts, quantised, run, state_of
+from sampler_cases import (
+    DRAWS,
+    FILTERS,
+    ROWS,
+    VOCAB,
+    Sampler,
+    check_frequencies,
+    counts,
+    every_sampler,
+    quantised,
+    run,
+    state_of,
+)
 
 
+@every_sampler
 @pytest.mark.parametrize("vocab", [12, VOCAB])
 @given(
     seed=st.integers(0, 2**32), scale=st.sampled_from([0.0, 0.5, 1.0, 3.0]), narrowing=st.fixed_dictionaries(FILTERS)
 )
 @settings(max_examples=40)
 def test_tokens_come_as_often_as_the_reference_says(
-    vocab: int, seed: int, scale: float, narrowing: dict[str, Any]
+    vocab: int, seed: int, scale: float, narrowing: dict[str, Any], sampler: Sampler
 ) -> None:
     """The support exactly, the frequencies within chance; but for thresholds so near a token that rounding decides."""
     logits, params = quantised(seed, vocab, scale), SamplingParams(seed=seed, **narrowing)
@@ -36,11 +49,12 @@ def test_tokens_come_as_often_as_the_reference_says(
         for temperature in (params.temperature, params.temperature * nudge):
             other = replace(params, **nudged, temperature=temperature)
             assume(np.array_equal(reference_distribution(logits, other) > 0, expected > 0))
-    seen = counts(logits, params)
+    seen = counts(logits, params, sampler=sampler)
     check_frequencies(seen, expected)
     assert seen[expected * DRAWS > 50].all(), "a token that the request allows never came"
 
 
+@every_sampler
 @pytest.mark.parametrize("vocab", [12, VOCAB])
 @pytest.mark.parametrize(
     ("narrowing", "allowed"),
@@ -58,7 +72,7 @@ def test_tokens_come_as_often_as_the_reference_says(
         ({"top_p": 1e-9}, 1),
     ],
 )
-def test_which_tokens_are_allowed(vocab: int, narrowing: dict[str, Any], allowed: int) -> None:
+def test_which_tokens_are_allowed(vocab: int, narrowing: dict[str, Any], allowed: int, sampler: Sampler) -> None:
     """Weights 8, 4, 2, 1, 1 and then seven of 1/8, anywhere in the vocabulary; ties stay or go together.
 
     They sum to 16.875, and top_p counts after top_k: of 14, where that leaves three.
@@ -66,10 +80,11 @@ def test_which_tokens_are_allowed(vocab: int, narrowing: dict[str, Any], allowed
     logits = np.full(vocab, -np.inf)
     best = np.random.default_rng(1).permutation(vocab)[:12]
     logits[best] = np.log([8, 4, 2, 1, 1, *[1 / 8] * 7])
-    seen = counts(logits, SamplingParams(**narrowing))
+    seen = counts(logits, SamplingParams(**narrowing), sampler=sampler)
     assert set(np.flatnonzero(seen)) == set(best[:allowed])
 
 
+@every_sampler
 @pytest.mark.parametrize("vocab", [12, VOCAB])
 @pytest.mark.parametrize(
     ("narrowing", "places"),
@@ -85,34 +100,38 @@ def test_which_tokens_are_allowed(vocab: int, narrowing: dict[str, Any], allowed
         ({"typical_p": 0.7, "min_p": 0.5}, [0, 1]),
     ],
 )
-def test_which_tokens_are_typical(vocab: int, narrowing: dict[str, Any], places: list[int]) -> None:
+def test_which_tokens_are_typical(vocab: int, narrowing: dict[str, Any], places: list[int], sampler: Sampler) -> None:
     """The weights of before, of which the best is not the nearest: the entropy is 1.54 nats, so that the distances are
     0.79 for weight 8, 0.10 for 4, 0.60 for 2, 1.29 for 1 and 3.37 for 1/8. Of 8 and 4 alone, 8 is.
     """
     logits = np.full(vocab, -np.inf)
     best = np.random.default_rng(1).permutation(vocab)[:12]
     logits[best] = np.log([8, 4, 2, 1, 1, *[1 / 8] * 7])
-    seen = counts(logits, SamplingParams(**narrowing))
+    seen = counts(logits, SamplingParams(**narrowing), sampler=sampler)
     assert set(np.flatnonzero(seen)) == set(best[places])
 
 
+@every_sampler
 @given(
     seed=st.integers(0, 2**32),
     temperature=st.floats(1e-30, 1e-3) | st.floats(1e-3, 2.0),
     narrowing=st.fixed_dictionaries({"top_k": st.integers(0, 3), "top_p": st.just(1.0) | st.floats(1e-9, 0.999)}),
 )
-def test_the_best_token_is_always_allowed(seed: int, temperature: float, narrowing: dict[str, Any]) -> None:
+def test_the_best_token_is_always_allowed(
+    seed: int, temperature: float, narrowing: dict[str, Any], sampler: Sampler
+) -> None:
     """It weighs exactly 1 at every temperature, so min_p = 1 leaves it, and those equal to it, and no other."""
     logits = np.random.default_rng(seed).normal(size=(ROWS, VOCAB)).astype(np.float32)
     requests = [SamplingParams(temperature=temperature, min_p=1.0, seed=i, **narrowing) for i in range(ROWS)]
-    np.testing.assert_array_equal(run(logits, requests).tokens, logits.argmax(axis=-1))
+    np.testing.assert_array_equal(run(logits, requests, sampler=sampler).tokens, logits.argmax(axis=-1))
 
 
+@every_sampler
 @pytest.mark.parametrize("temperature", [1e-3, 1e-9, 1e-36])
-def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+def test_a_tiny_temperature_is_greedy(temperature: float, sampler: Sampler) -> None:
     logits = quantised(2, VOCAB, 3.0)
     logits[5] = logits.max() + 0.25
-    assert counts(logits, SamplingParams(temperature=temperature))[5] == DRAWS
+    assert counts(logits, SamplingParams(temperature=temperature), sampler=sampler)[5] == DRAWS
 
 
 @pytest.mark.parametrize("top_k", [63, 64, 65])
@@ -136,6 +155,7 @@ def test_a_vocabulary_is_never_sorted() -> None:
     assert "stablehlo.sort" not in lowered
 
 
-def test_equal_logits_give_every_token_the_same_chance() -> None:
-    seen = counts(np.full(VOCAB, 3.5), SamplingParams(top_k=1, top_p=0.01, min_p=1.0))
+@every_sampler
+def test_equal_logits_give_every_token_the_same_chance(sampler: Sampler) -> None:
+    seen = counts(np.full(VOCAB, 3.5), SamplingParams(top_k=1, top_p=0.01, min_p=1.0), sampler=sampler)
     check_frequencies(seen, np.full(VOCAB, 1 / VOCAB))
