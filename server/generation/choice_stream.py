@@ -93,10 +93,9 @@ class ChoiceStream:
         return self._unread.take()
 
     def close(self) -> None:
-        """Ends the choice, which frees its slot."""
-        if self.is_open:
-            self._end()
-            self._abort()
+        """Ends the choice, which has to be open, and frees its slot."""
+        self._end()
+        self._abort()
 
     def _advance(self, output: TokenOutput) -> None:
         try:

@@ -105,18 +105,21 @@ class Generation:
 
     def abort(self) -> int:
         """Ends the unfinished choices, and returns their number. The reader gets an `ApiError`."""
-        unfinished = [choice for choice in self._choices if choice.is_open]
-        for choice in unfinished:
-            choice.close()
-        if unfinished:
+        num_unfinished = self._end()
+        if num_unfinished:
             self._inbox.put(request_aborted())
-        return len(unfinished)
+        return num_unfinished
 
     def close(self) -> None:
         """Ends the unfinished choices."""
         self._inbox.close()
-        for choice in self._choices:
+        self._end()
+
+    def _end(self) -> int:
+        unfinished = [choice for choice in self._choices if choice.is_open]
+        for choice in unfinished:
             choice.close()
+        return len(unfinished)
 
     def _start(self, engine: AsyncEngine, tokenizer: Tokenizer, choice: Choice, record: RequestRecord) -> None:
         abort = partial(engine.abort, record.request.id)

@@ -181,8 +181,8 @@ class StateFileResponse(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._transfer.may_give_way = True
         try:
-            async with self._resources, aclosing(self._pieces):
-                await until_disconnect(receive, self.stream_response(send))
+            async with self._resources, aclosing(self._pieces), until_disconnect(receive):
+                await self.stream_response(send)
         except ClientDisconnect:
             _logger.debug("the client closed the connection before it had the file")
         except ApiError:  # the response has started, so its status cannot change

@@ -130,10 +130,12 @@ async def serve_until_stopped(
     Returns:
       The engine's failure, if any.
     """
-    running = asyncio.create_task(lifecycle.run())
-    running.add_done_callback(lambda _: setattr(server, "should_exit", True))
-    await server.serve(sockets=listeners)
-    return await running
+    serving = asyncio.create_task(server.serve(sockets=listeners))
+    try:
+        return await lifecycle.run()
+    finally:
+        server.should_exit = True
+        await serving
 
 
 def _drain_message(num_requests: int, is_busy: bool, seconds: float) -> str:

@@ -1,8 +1,9 @@
 """Receives requests: limits on their bodies, which must not be compressed, and disconnects of clients."""
 
 import asyncio
-from collections.abc import Collection, Coroutine
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Collection
+from contextlib import asynccontextmanager
+from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -91,30 +92,41 @@ def _content_length(scope: Scope) -> int:
     return int(length) if length.isdecimal() else 0
 
 
-async def until_disconnect[T](receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine until it returns or the client disconnects; uvicorn by itself would let it run on.
+@asynccontextmanager
+async def until_disconnect(receive: Receive) -> AsyncGenerator[None]:
+    """Cancels the `with` block when the client disconnects; uvicorn by itself would let it run on.
 
     Args:
       receive: ASGI channel of the request, whose body must have been read.
-      work: Coroutine that runs as a task of its own.
-
-    Returns:
-      Result of the coroutine.
 
     Raises:
-      ClientDisconnect: The client disconnected first; the task was cancelled and has ended.
+      ClientDisconnect: The client disconnected, and the block was cancelled.
     """
-    task = asyncio.create_task(work)
+    task, has_ended, is_gone = asyncio.current_task(), False, False
+    assert task is not None
+    num_cancelled = task.cancelling()
+
+    def cancel(watcher: asyncio.Task[None]) -> None:
+        nonlocal is_gone
+        if not has_ended:
+            is_gone = True
+            task.cancel()
+
     watcher = asyncio.create_task(_disconnected(receive))
+    watcher.add_done_callback(cancel)
     try:
-        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+        yield
+    except asyncio.CancelledError:
+        if not is_gone or task.cancelling() > num_cancelled + 1:  # something else cancelled the task, too
+            raise
+        raise ClientDisconnect from None
     finally:
-        task.cancel()
+        has_ended = True  # the callback may be scheduled already
+        watcher.remove_done_callback(cancel)
+        if is_gone:
+            task.uncancel()
         watcher.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
+        await asyncio.gather(watcher, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:

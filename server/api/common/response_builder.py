@@ -135,21 +135,25 @@ class Report:
         """
         for delta in deltas:
             self.count(delta)
-        return {**self._fields(object_name, choices), "usage": self._usage(), **self.timings()}
+        return {**self._fields(object_name, choices), "usage": self._usage(), **self._timings_field()}
 
-    def chunk(self, object_name: str, choice: Any) -> dict[str, Any]:
-        """Returns a chunk with a choice."""
+    def chunk(self, object_name: str, choice: Any, *, with_timings: bool = False) -> dict[str, Any]:
+        """Returns a chunk with a choice.
+
+        Args:
+          with_timings: Whether the chunk holds the timings, if they are requested and the last choice has ended.
+        """
         fields = self._fields(object_name, [choice])
         if self._options.usage:
             fields["usage"] = self._usage() if self._options.continuous_usage else None
-        return fields
+        return {**fields, **self._timings_field()} if with_timings else fields
 
     def last_chunks(self, object_name: str) -> Iterator[dict[str, Any]]:
         """Yields the chunk about usage at the end of a stream, if it is requested."""
         if self._options.usage:
             yield {**self._fields(object_name, []), "usage": self._usage()}
 
-    def timings(self) -> dict[str, Timings]:
+    def _timings_field(self) -> dict[str, Timings]:
         """Returns the field `timings` once the last choice has ended, if it is requested."""
         return {"timings": self._timings()} if self._options.timings and not self._num_open else {}
 

@@ -92,8 +92,8 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with self._resources, aclosing(self._events):
-                await until_disconnect(receive, self.stream_response(send))
+            async with self._resources, aclosing(self._events), until_disconnect(receive):
+                await self.stream_response(send)
         except ClientDisconnect:
             _logger.debug("the client closed the stream")
 
@@ -120,9 +120,10 @@ async def respond(
     report = {"warnings": tuple(request_warnings.get([]))} if report_warnings else {}
     async with AsyncExitStack() as resources:
         generation = await resources.enter_async_context(service.generation(builder.id, choices))
-        if not stream:
-            return await until_disconnect(request.receive, _whole(service, generation, builder, report))
-        first = await until_disconnect(request.receive, first_delta(generation, FIRST_TOKEN_TIMEOUT_S))
+        async with until_disconnect(request.receive):
+            if not stream:
+                return await _whole(service, generation, builder, report)
+            first = await first_delta(generation, FIRST_TOKEN_TIMEOUT_S)
         events = stream_events(generation, first, builder, service.keep_alive_s, service.workers, report)
         return EventStream(events, resources.pop_all())  # from here on the response closes them
 
@@ -136,7 +137,8 @@ async def choices_of(service: Service, request: Request, spec: GenerationSpec) -
     """
     if spec.constraint is None:
         return await service.choices(spec)
-    return await until_disconnect(request.receive, service.choices(spec))
+    async with until_disconnect(request.receive):
+        return await service.choices(spec)
 
 
 async def _whole(

@@ -18,7 +18,7 @@ from ..common.response_builder import Report, choice_end
 from ..common.routes import JsonRoute, ReadyService
 from ..common.schema_base import check_body
 from ..common.streaming import ResponseBuilder, respond
-from ..openai.conversion import constraint_of, generate_params, report_options, spec_of
+from ..openai.conversion import generate_params, report_options, spec_of
 from ..openai.schemas import GenerateBody
 from .response_schemas import Tokens, TokensChunk
 
@@ -40,7 +40,7 @@ async def generate_spec(body: GenerateBody, service: Service) -> GenerationSpec:
     Raises:
       ApiError: The body cannot be converted.
     """
-    params, constraint = await service.prepare(lambda: (generate_params(body, service.model), constraint_of(body)))
+    spec = await service.prepare(lambda: spec_of(body, generate_params(body, service.model)))
     encoded = await service.prepare(lambda: service.prompts.token_ids(body.token_ids, param="token_ids"))
     prompt = service.prompts.truncated(encoded, body.truncate_prompt_tokens, body.truncation_side)
     state = service.saved_state(body.from_state)
@@ -48,8 +48,7 @@ async def generate_spec(body: GenerateBody, service: Service) -> GenerationSpec:
     if state is not None:
         (prompt,) = await service.prompts.after(state.state, [prompt])
     copies = PromptCopies(body.num_candidates if body.return_token_ids else 0, body.prompt_logprobs)
-    spec = spec_of(body, [prompt], params)
-    return replace(spec, constraint=constraint, state=state, sends_ids=True, copies=copies)
+    return replace(spec, prompts=[prompt], state=state, sends_ids=True, copies=copies)
 
 
 class TokensResponseBuilder(ResponseBuilder):
@@ -68,7 +67,7 @@ class TokensResponseBuilder(ResponseBuilder):
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         self._report.count(delta)
-        yield {**self._report.chunk("tokens.chunk", self._choice(delta)), **self._report.timings()}
+        yield self._report.chunk("tokens.chunk", self._choice(delta), with_timings=True)
 
     def closing(self) -> Iterator[dict[str, Any]]:
         return self._report.last_chunks("tokens.chunk")

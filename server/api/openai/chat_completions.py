@@ -6,10 +6,9 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from ....engine import SamplingParams
 from ...generation.conversation import ConversationMessage
 from ...generation.delta import Delta
-from ...generation.output_constraint import OutputConstraint, with_tools
+from ...generation.output_constraint import with_tools
 from ...generation.prompts import Prompt
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec, PromptCopies
@@ -21,7 +20,7 @@ from ..common.response_builder import Report, choice_end
 from ..common.routes import JsonRoute, ReadyService
 from ..common.schema_base import check_body
 from ..common.streaming import ResponseBuilder, respond
-from .conversion import chat_params, constraint_of, report_options, spec_of
+from .conversion import chat_params, report_options, spec_of
 from .response_schemas import ChatCompletion, ChatCompletionChunk
 from .schemas import ChatBody
 
@@ -48,20 +47,20 @@ async def chat_spec(body: ChatBody, service: Service) -> GenerationSpec:
     """
     options = body.tool_options
 
-    def convert() -> tuple[list[SamplingParams], OutputConstraint | None, list[ConversationMessage]]:
-        params, constraint = chat_params(body, service.model), constraint_of(body)
-        constraint = constraint if options is None else with_tools(constraint, options)
-        return params, constraint, [each.as_message() for each in body.messages]
+    def convert() -> tuple[GenerationSpec, list[ConversationMessage]]:
+        spec = spec_of(body, chat_params(body, service.model))
+        if options is not None:
+            spec = replace(spec, constraint=with_tools(spec.constraint, options))
+        return spec, [message.as_message() for message in body.messages]
 
-    params, constraint, messages = await service.prepare(convert)
+    spec, messages = await service.prepare(convert)
     tools = () if options is None else options.introduced
     prompt = await service.prompts.chat(messages, body.ending, tools=tools)
     if body.truncate_prompt_tokens is not None:
         prompt = service.prompts.truncated(prompt, body.truncate_prompt_tokens, body.truncation_side)
-    spec = spec_of(body, [prompt], params)
     return replace(
         spec,
-        constraint=constraint,
+        prompts=[prompt],
         may_call=bool(tools),
         limit_param=spec.limit_param if body.max_completion_tokens is None else "max_completion_tokens",
         copies=PromptCopies(int(body.return_token_ids), body.prompt_logprobs),
@@ -106,8 +105,8 @@ class ChatResponseBuilder(ResponseBuilder):
             yield self._report.chunk(_CHUNK, choice)
         if delta.finish_reason is not None:
             end = choice_end(replace(delta, token_ids=()), with_ids=self._body.return_token_ids)
-            last = self._report.chunk(_CHUNK, {"index": delta.index, "delta": {}, "logprobs": None, **end})
-            yield {**last, **self._report.timings()}
+            last = {"index": delta.index, "delta": {}, "logprobs": None, **end}
+            yield self._report.chunk(_CHUNK, last, with_timings=True)
 
     def closing(self) -> Iterator[dict[str, Any]]:
         return self._report.last_chunks(_CHUNK)

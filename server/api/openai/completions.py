@@ -19,7 +19,7 @@ from ..common.response_builder import Report, choice_end
 from ..common.routes import JsonRoute, ReadyService
 from ..common.schema_base import check_body
 from ..common.streaming import ResponseBuilder, respond
-from .conversion import completion_params, constraint_of, report_options, spec_of
+from .conversion import completion_params, report_options, spec_of
 from .response_schemas import Completion
 from .schemas import CompletionBody
 
@@ -44,7 +44,7 @@ async def completion_spec(body: CompletionBody, service: Service) -> GenerationS
     Raises:
       ApiError: The body cannot be converted.
     """
-    params, constraint = await service.prepare(lambda: (completion_params(body, service.model), constraint_of(body)))
+    spec = await service.prepare(lambda: spec_of(body, completion_params(body, service.model)))
     state = service.saved_state(body.from_state)
     encoded = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens and state is None)
     limit, side = body.truncate_prompt_tokens, body.truncation_side
@@ -53,7 +53,7 @@ async def completion_spec(body: CompletionBody, service: Service) -> GenerationS
         prompts = await service.prompts.after(state.state, prompts)
     id_copies = body.num_candidates if body.return_token_ids else 0
     copies = PromptCopies(id_copies, body.prompt_logprobs, body.echo, body.logprobs)
-    return replace(spec_of(body, prompts, params), constraint=constraint, state=state, copies=copies)
+    return replace(spec, prompts=prompts, state=state, copies=copies)
 
 
 class CompletionResponseBuilder(ResponseBuilder):
@@ -83,7 +83,7 @@ class CompletionResponseBuilder(ResponseBuilder):
         self._report.count(delta)
         choice = self._choices[delta.index]
         if delta.finish_reason is not None or choice.has_news(delta):
-            yield {**self._report.chunk(_OBJECT, choice.build(delta)), **self._report.timings()}
+            yield self._report.chunk(_OBJECT, choice.build(delta), with_timings=True)
 
     def closing(self) -> Iterator[dict[str, Any]]:
         return self._report.last_chunks(_OBJECT)

@@ -6,7 +6,6 @@ from typing import Any, Final
 from ....engine import SamplingParams
 from ...errors import bad_value
 from ...generation.output_constraint import OutputConstraint, constraint, json_constraint
-from ...generation.prompts import Prompt
 from ...generation.spec import GenerationSpec
 from ...text.grammar import (
     OBJECT_SCHEMA,
@@ -33,15 +32,19 @@ type _Draft = tuple[str, Callable[[], _Made]]
 """A field, and the function that returns its constraint."""
 
 
-def spec_of(body: GenerationBody, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> GenerationSpec:
-    """Returns the part of a request's spec that the three endpoints share.
+def spec_of(body: GenerationBody, params: Sequence[SamplingParams]) -> GenerationSpec:
+    """Returns the part of a request's spec that the three endpoints share, without prompts.
 
     Args:
       params: Sampling parameters of the choices of each prompt.
+
+    Raises:
+      ApiError: The output constraint is invalid.
     """
     return GenerationSpec(
-        prompts,
+        (),
         params,
+        constraint_of(body),
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         include_stop=body.include_stop_str_in_output,
         ignore_eos=body.ignore_eos,

@@ -55,9 +55,9 @@ def test_a_stream_tells_it_with_the_last_choice() -> None:
         ended(0, 1, Times(0.0, 0.5, 1.0, 3.0)),
     ):
         of_stream.count(delta)
-        reported.append(of_stream.timings())
-    assert reported[:2] == [{}, {}]
-    assert reported[2]["timings"]["predicted_n"] == 3
+        reported.append(of_stream.chunk("chunk", {}, with_timings=True).get("timings"))
+    assert reported[:2] == [None, None]
+    assert reported[2]["predicted_n"] == 3
 
 
 def test_nothing_is_told_unasked() -> None:
