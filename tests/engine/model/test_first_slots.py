@@ -1,0 +1,75 @@
+"""A model's step on the first slots of a pool, with XLA and with interpreted TPU kernels."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from roost.engine.checkpoint.weights import random_params
+from roost.engine.model.collectives import Collectives
+from roost.engine.model.config import ModelConfig
+from roost.engine.model.griffin import abstract_model
+from roost.engine.model.state import ModelState, RecurrentState, zero_state
+from roost.engine.platform import TPU
+from roost.kernels import XLA, backends
+
+FLOAT32 = jnp.dtype("float32")
+POOL, FIRST, IDLE = 24, 8, 3
+CONFIG = ModelConfig(64, 128, 128, 1, 128, ("recurrent", "attention"), window=16)  # gate blocks that have a kernel
+
+INTERPRETED = replace(
+    backends.TPU,
+    decode_attention=partial(backends.decode_attention_tpu, interpret=True),
+    recurrent_step=partial(backends.recurrent_step_tpu, interpret=True),
+    gated_mlp=None,
+    gated_mlp_rows=0,
+)
+
+
+def rows_of(state: ModelState, rows: slice) -> ModelState:
+    return tuple(
+        RecurrentState(layer.h[rows], layer.conv[:, rows])
+        if isinstance(layer, RecurrentState)
+        else jax.tree.map(lambda x: x[rows], layer)
+        for layer in state
+    )
+
+
+@pytest.mark.parametrize("kernels", [XLA, INTERPRETED], ids=["xla", "tpu"])
+def test_a_step_of_the_first_slots_is_that_of_a_pool_of_them(kernels: Any) -> None:
+    """Positions lie before, at and after the first time around the ring.
+
+    Slots behind the first, and an idle one among them, stay as they are, bit for bit. XLA compiles an array's last
+    elements differently, depending on the array's size, so that other results are only close.
+    """
+    graph, abstract = abstract_model(CONFIG, FLOAT32, replace(TPU, kernels=kernels))
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), zero_state(CONFIG, POOL, FLOAT32))
+    positions = np.array([0, 1, 15, -1, 16, 17, 40, 32], np.int32)
+    assert positions[IDLE] < 0
+    assert len(positions) == FIRST
+
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def step(state: ModelState) -> tuple[jax.Array, ModelState]:
+        model = nnx.merge(graph, random_params(abstract, 0))
+        return model(jnp.arange(FIRST)[:, None], jnp.asarray(positions)[:, None], state, 1)  # type: ignore[no-any-return]
+
+    (hidden, found), (expected, alone) = step(state), step(rows_of(state, slice(FIRST)))
+    busy = positions >= 0
+    np.testing.assert_allclose(hidden[busy], expected[busy], rtol=1e-5, atol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), rows_of(found, slice(FIRST)), alone)
+    for untouched in (slice(FIRST, None), slice(IDLE, IDLE + 1)):
+        jax.tree.map(np.testing.assert_array_equal, rows_of(found, untouched), rows_of(state, untouched))
+
+
+def test_rows_of_each_device() -> None:
+    """Two devices along `model` hold three slots each, of which the first two are taken and put back."""
+    shards, slots = Collectives(1, 2), jnp.arange(12.0).reshape(2, 6)
+    first = shards.first_rows(slots, 4, axis=1)
+    np.testing.assert_array_equal(first, slots[:, [0, 1, 3, 4]])
+    written = shards.with_first_rows(slots, -first, axis=1)
+    np.testing.assert_array_equal(written, slots.at[:, jnp.array([0, 1, 3, 4])].multiply(-1))
