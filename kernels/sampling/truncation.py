@@ -10,18 +10,22 @@ from typing import Final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int32
 
-from .tiles import ROWS, Column, Tile, Tiles, widened
-
-_STEPS: Final = 31
-"""Number of bits to find; each step finds one."""
+from .tiles import LANES, ROWS, Column, Tile, Tiles, widened
 
 _ONE_BITS: Final = 0x3F800000
 """Bits of 1.0, the largest weight. Bits of non-negative floats have the order of the floats."""
 
 _FARTHEST_BITS: Final = 0x43000000
 """Bits of 128.0; the surprises of two weights above 0 differ by less."""
+
+_NEAREST_BITS: Final = 0x30800000
+"""Bits of 2⁻³⁰, below the rounding of a surprise."""
+
+_SMALLEST_REST: Final = 2.0**-24
+"""Smallest share that a `top_p` below 1 drops, in float32."""
 
 type _Bits = Int32[Array, "8 1"]
 type _Measure = Callable[[_Bits], Column]
@@ -36,7 +40,7 @@ def top_k_cut(weights: Tiles, k: Column) -> Column:
         return weights.sum(lambda tile: jnp.where(tile >= cut, 1.0, 0.0))
 
     lowest = jnp.zeros((ROWS, 1), jnp.int32)
-    return _float(_threshold(count, k, lowest, _ONE_BITS, lambda _: jnp.ones_like(k), k > 0))
+    return _float(_threshold(count, k, lowest, range(_ONE_BITS + 1), lambda _: jnp.ones_like(k), k > 0))
 
 
 def top_p_cut(weights: Tiles, p: Column, mass: Column, lowest: Column) -> Column:
@@ -48,9 +52,10 @@ def top_p_cut(weights: Tiles, p: Column, mass: Column, lowest: Column) -> Column
       mass: Sums of the weights at or above `lowest`.
       lowest: Weights below which tokens are dropped already.
     """
-    negligible = (1.0 - p) * mass * (0.5 / (weights.count * 128))  # all weights below it together are less than 1 - p
-    first = jax.lax.bitcast_convert_type(jnp.maximum(lowest, negligible), jnp.int32)
-    found = _threshold(lambda bits: kept_mass(weights, _float(bits)), p * mass, first, _ONE_BITS, _float, p < 1)
+    share = 0.5 / (weights.count * LANES)  # so many weights below this share of 1 - p sum to less than 1 - p
+    first = jax.lax.bitcast_convert_type(jnp.maximum(lowest, (1.0 - p) * mass * share), jnp.int32)
+    bounds = range(_bits(_SMALLEST_REST * share), _ONE_BITS + 1)
+    found = _threshold(lambda bits: kept_mass(weights, _float(bits)), p * mass, first, bounds, _float, p < 1)
     return jnp.where(p < 1, jnp.maximum(_float(found), lowest), lowest)
 
 
@@ -86,8 +91,9 @@ def keep_typical(weights: Tiles, p: Column, cut: Column) -> None:
         return bounds(nearness)[0][:, :1]
 
     lowest = jnp.zeros((ROWS, 1), jnp.int32)
+    nearness = range(_FARTHEST_BITS - _NEAREST_BITS + 1)
     found = _threshold(
-        lambda bits: weights.sum(inside(bits)), p * mass, lowest, _FARTHEST_BITS, lightest, p < 1, is_empty_enough=False
+        lambda bits: weights.sum(inside(bits)), p * mass, lowest, nearness, lightest, p < 1, is_empty_enough=False
     )
     keep, is_cut = inside(found), widened(p) < 1
     weights.update(lambda _, tile: jnp.where(is_cut, keep(tile), tile))
@@ -97,7 +103,7 @@ def _threshold(
     measure: _Measure,
     enough: Column,
     low: _Bits,
-    most: int,
+    bounds: range,
     smallest: Callable[[_Bits], Column],
     rows: Array,
     *,
@@ -109,7 +115,7 @@ def _threshold(
       measure: Size of the set of tokens at or above a threshold.
       enough: Size to reach.
       low: Threshold with a set that is large enough.
-      most: Highest threshold to look at.
+      bounds: Thresholds to look at; `low` is one of them.
       smallest: Lower bound of the size of one token at or above a threshold.
       rows: Rows to look at; the result of the others is `low`.
       is_empty_enough: Whether a set of size 0 may be large enough.
@@ -131,11 +137,16 @@ def _threshold(
         halved: tuple[Array, ...] = jax.lax.cond(any_open, halve, lambda state: state, state)
         return halved
 
-    high = jnp.where(rows, jnp.full_like(low, most + 1), low + 1)
+    high = jnp.where(rows, jnp.full_like(low, bounds.stop), low + 1)
     unknown, nothing = jnp.full((ROWS, 1), jnp.inf, jnp.float32), jnp.zeros((ROWS, 1), jnp.float32)
     state = (low, high, unknown, nothing, jnp.where(rows, 1.0, 0.0))
-    bounds: tuple[Array, ...] = jax.lax.fori_loop(0, _STEPS, step, state)
-    return bounds[0]
+    steps = (len(bounds) - 1).bit_length()  # each finds a bit
+    found: tuple[Array, ...] = jax.lax.fori_loop(0, steps, step, state)
+    return found[0]
+
+
+def _bits(number: float) -> int:
+    return int(np.float32(number).view(np.int32))
 
 
 def _float(bits: _Bits) -> Column:
