@@ -188,7 +188,7 @@ generates for a job as one static batch, and vLLM's engine is stepped in its own
 the time between tokens is that between two pieces of a stream, and a piece may have several tokens. Lengths of mixed
 loads are drawn so that their logarithms are uniform, the same for everybody. Poisson arrivals come at 80 % of the
 capacity of the best peer, which is its requests per second at 32 at a time in the same round. Memory is the most that
-server and client ever took, loading included."""
+server and client ever took, loading included, as the sum over their processes."""
 
 NOTES = """\
 - Decode: prompts of 512 tokens, then 128 new ones, greedy. Tokens per second count from when all requests have their

@@ -216,7 +216,7 @@ def tasks(work: str, cache: str) -> dict[str, Task]:
 
     def load(command: str, count: int, seconds: float, **arguments: Any) -> Task:
         lengths = {"count": count, "prompt": PROMPTS, "new": OUTPUTS}
-        quick = {"count": 8, "prompt": (16, 128), "new": (4, 16)}
+        quick = {"count": count // 4, "prompt": (16, 128), "new": (4, 16)}
         servers = {**dict.fromkeys(SERVERS, seconds), "job roost int8": 0.4 * seconds}
         paced_by = [] if arguments else [Ref("closed 32", name, "requests_per_s") for name in SERVERS[2:]]
         return Task(command, {**lengths, **arguments}, quick, servers, paced_by=paced_by)
@@ -325,6 +325,8 @@ def goals() -> list[Goal]:
         jobs(32, "bf16", "vllm serve", 1.0),
         jobs(32, "int8", "vllm serve"),
         jobs(32, "int8", "llama-server"),
+        parts("bf16"),
+        parts("int8"),
         jobs(8, "bf16", "vllm engine", 1.05),
         jobs(8, "int8", "vllm engine", 2.7),
         jobs(8, "bf16", "hf"),
@@ -332,8 +334,6 @@ def goals() -> list[Goal]:
         jobs(8, "int8", "llama-server"),
         jobs(64, "bf16", "vllm serve"),
         jobs(64, "int8", "llama-server"),
-        parts("bf16"),
-        parts("int8"),
         *closed(8),
         *closed(32),
         *closed(64),
