@@ -1,0 +1,96 @@
+"""The chart of speed against length: how speeds follow from arrivals, what is kept, and what is drawn.
+
+Neither a server nor llama.cpp runs here.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = [str(ROOT / folder) for folder in ("benchmarks", "benchmarks/peers", "tools")]
+
+
+def load(name: str) -> Any:
+    sys.path[:0] = FOLDERS
+    try:
+        return importlib.import_module(name)
+    finally:
+        for folder in FOLDERS:
+            sys.path.remove(folder)
+
+
+draw_pictures, length_chart, roost_at_length = map(load, ["draw_pictures", "length_chart", "roost_at_length"])
+
+DOCUMENT = {
+    "started": "2026-11-26T12:00:00+00:00",
+    "tree": "0123456789",
+    "machine": {"cpu": "A <CPU>", "load_average": 0.1},
+    "options": {"rows": 8, "lengths": [256, 512, 1024], "threads": 2, "window": 64},
+    "curves": {"Roost, int8": [100.0, 101.0, 99.0], "Llama in llama.cpp, Q8_0": [98.0, 60.0, 30.0]},
+}
+
+
+def stream(*seen: tuple[float, int]) -> Any:
+    """Returns a stream with tokens at these times, each with the number so far."""
+    found = roost_at_length.Stream(10, lambda: None)
+    found.seen = list(seen)
+    return found
+
+
+def test_a_speed_counts_while_all_streams_are_within_the_stretch() -> None:
+    early, late = stream((1, 2), (2, 4), (3, 6), (4, 8)), stream((2, 2), (3, 4), (4, 6), (5, 8))
+    assert early.reached(5) == 3
+    assert early.tokens(2, 4) == 4
+    assert roost_at_length.rate([early, late], 2, 8) == (4 + 4) / 2  # from the late one's start to the early one's end
+
+
+def test_streams_that_never_grow_together_have_no_speed() -> None:
+    with pytest.raises(RuntimeError, match="no moment"):
+        roost_at_length.rate([stream((1, 2), (2, 4)), stream((3, 2), (4, 4))], 2, 4)
+
+
+def test_a_stream_says_once_when_it_is_long_enough() -> None:
+    calls: list[int] = []
+    found = roost_at_length.Stream(3, lambda: calls.append(1))
+    for now in range(4):
+        chunk = orjson.dumps({"choices": [{"token_ids": [1, 2]}]})
+        found.feed(b"data: " + chunk + b"\n\n", float(now))
+    assert found.seen == [(0.0, 2), (1.0, 4), (2.0, 6), (3.0, 8)]
+    assert calls == [1]
+
+
+def test_curves_of_an_earlier_run_are_kept_if_its_options_are_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "length.json"
+    assert length_chart.kept_curves(path, DOCUMENT["options"]) == {}
+    path.write_bytes(orjson.dumps(DOCUMENT))
+    assert length_chart.kept_curves(path, DOCUMENT["options"]) == DOCUMENT["curves"]
+    assert length_chart.kept_curves(path, {"rows": 1}) == {}
+
+
+def test_the_chart_names_curves_machine_date_and_tree() -> None:
+    drawn = draw_pictures.draw_lengths(DOCUMENT)
+    for text in (
+        "Roost, int8: 99",
+        "Llama in llama.cpp, Q8_0: 30",
+        "A &lt;CPU&gt;",
+        "2026-11-26",
+        "0123456789",
+        "1,024",
+    ):
+        assert text in drawn
+    assert "prefers-color-scheme: dark" in drawn
+
+
+def test_the_page_has_a_table_of_all_curves() -> None:
+    text = length_chart.page(DOCUMENT)
+    assert "| tokens/s at | 256 | 512 | 1,024 |\n| --- | --- | --- | --- |\n| Roost, int8 | 100 | 101 | 99 |" in text
+    assert "2026-11-26, tree 0123456789" in text
+
+
+def test_neighbouring_labels_are_moved_apart() -> None:
+    assert draw_pictures._apart({"a": 10.0, "b": 12.0, "c": 50.0}, 16) == {"a": 10.0, "b": 26.0, "c": 50.0}
