@@ -27,8 +27,6 @@ FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
 
 _NOTE: Final = "<!-- Written by `python tools/reference_pages.py`; change the code instead. -->"
 
-_RULE: Final = "|" + " --- |" * 4
-
 
 def settings_page() -> str:
     """Returns the page of all settings."""
@@ -42,23 +40,19 @@ def settings_page() -> str:
         "of them matter.",
     ]
     for group, settings in itertools.groupby(settings_reference(), lambda each: each.group):
-        lines += [
-            "",
-            f"## {group.value}",
-            "",
-            "| flag | environment, TOML key | default | meaning |",
-            "|" + " --- |" * 4,
-        ]
-        lines += [_setting_row(each) for each in settings]
+        head = _row("flag", "environment, TOML key", "default", "meaning")
+        lines += ["", f"## {group.value}", "", *_wide_table(head, map(_setting_row, settings))]
     return _page(lines)
 
 
 def _setting_row(setting: SettingReference) -> str:
-    flag = f"`{setting.flag}`" if setting.kind is bool or not setting.metavar else f"`{setting.flag} {setting.metavar}`"
-    if setting.flag == setting.metavar:
-        flag = f"`{setting.flag}`"
-    names = f"`{setting.variable}`, `{setting.name}`"
-    return _row(flag.replace("|", "\\|"), names, setting.default or "–", setting.help)
+    words = [setting.flag]
+    if setting.kind is not bool and setting.metavar and setting.metavar != setting.flag:
+        words.append(setting.metavar)
+    flag = " ".join(words)
+    # A bar would end the cell, and not all renderers take an escape within backticks.
+    flag = f"<code>{flag.replace('|', '&#124;')}</code>" if "|" in flag else f"`{flag}`"
+    return _row(flag, f"`{setting.variable}`, `{setting.name}`", setting.default or "–", setting.help)
 
 
 def endpoints_page() -> str:
@@ -79,8 +73,8 @@ def endpoints_page() -> str:
         "out, and what happens to fields that aren't listed here. [Errors](errors.md) lists the statuses. `null` means",
         "the same as leaving a field out.",
         "",
-        "| path | meaning |",
-        "| --- | --- |",
+        _row("path", "meaning"),
+        _rule(2),
         *(_row(f"`{name}`", _first_line(operation)) for name, operation in operations.items()),
     ]
     bodies: dict[str, list[str]] = {}
@@ -98,22 +92,30 @@ def endpoints_page() -> str:
 
 
 def _field_rows(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
-    yield from (_row("field", "type", "default", "meaning"), _RULE)
     required = set(schema.get("required", ()))
+    rows = []
     for name, field in sorted(schema.get("properties", {}).items(), key=lambda each: each[0] not in required):
         default = "required" if name in required else _default(field)
-        yield _row(f"`{name}`", _type(field, schemas), default, field.get("description", ""))
+        rows.append(_row(f"`{name}`", _type(field, schemas), default, field.get("description", "")))
+    return _wide_table(_row("field", "type", "default", "meaning"), rows)
 
 
 def _parameters(operations: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
     """Yields the section about parameters in URLs. Ids in paths need no words."""
-    yield from ("", "## Parameters in the URL", "", _row("endpoint", "parameter", "type", "default", "meaning"))
-    yield "|" + " --- |" * 5
-    for name, operation in operations.items():
-        for each in operation.get("parameters", ()):
-            if each["in"] == "query":
-                cells = _type(each["schema"], schemas), _default(each["schema"]), each.get("description", "")
-                yield _row(f"`{name}`", f"`{each['name']}`", *cells)
+    rows = [
+        _row(
+            f"`{each['name']}`",
+            _type(each["schema"], schemas),
+            _default(each["schema"]),
+            each.get("description", ""),
+            f"`{name}`",
+        )
+        for name, operation in operations.items()
+        for each in operation.get("parameters", ())
+        if each["in"] == "query"
+    ]
+    yield from ("", "## Parameters in the URL", "")
+    yield from _wide_table(_row("parameter", "type", "default", "meaning", "endpoint"), rows)
 
 
 def _objects_in(bodies: Iterable[str], schemas: Mapping[str, Any]) -> Sequence[str]:
@@ -192,7 +194,14 @@ Each error of the API is an HTTP status and a JSON body in OpenAI's shape. `mess
 field that caused the error, and `code` an identifier for programs:
 
 ```json
-{"error": {"message": "n must be at least 1, got 0", "type": "invalid_request_error", "param": "n", "code": null}}
+{
+  "error": {
+    "message": "n must be at least 1, got 0",
+    "type": "invalid_request_error",
+    "param": "n",
+    "code": null
+  }
+}
 ```
 
 A response that has begun as a stream keeps its status 200; the error is its last event. Each response has a header
@@ -214,8 +223,9 @@ def errors_page() -> str:
     kinds = sorted(ErrorKind, key=lambda each: each.status)
     lines = [_NOTE, *_ERRORS_START.splitlines()]
     for title in dict.fromkeys(each.type for each in kinds):
-        lines += ["", f"## `{title}`", "", _row("status", "code", "when", "what to do", "headers"), "|" + " --- |" * 5]
-        lines += [_error_row(each) for each in kinds if each.type == title]
+        head = _row("status", "code", "headers", "when", "what to do")
+        rows = [_error_row(each) for each in kinds if each.type == title]
+        lines += ["", f"## `{title}`", "", *_wide_table(head, rows)]
     lines += [
         *_RETRIES.splitlines(),
         "",
@@ -224,7 +234,7 @@ def errors_page() -> str:
         "`/v1/messages` returns the same errors in Anthropic's shape. Their `type` follows from the status:",
         "",
         _row("status", "type"),
-        "| --- | --- |",
+        _rule(2),
     ]
     lines += [_row(str(each), f"`{anthropic_type(each)}`") for each in dict.fromkeys(kind.status for kind in kinds)]
     lines += [
@@ -235,7 +245,7 @@ def errors_page() -> str:
         "traceback is a bug.",
         "",
         _row("status", "meaning"),
-        "| --- | --- |",
+        _rule(2),
     ]
     return _page([*lines, *(_row(str(status), meaning) for status, meaning in EXIT_STATUSES.items())])
 
@@ -243,7 +253,7 @@ def errors_page() -> str:
 def _error_row(kind: ErrorKind) -> str:
     shown = {"x-should-retry": "x-should-retry: false", "connection": "connection: close"}
     headers = ", ".join(f"`{shown.get(each, each)}`" for each in kind.headers if each != "retry-after-ms")
-    return _row(str(kind.status), f"`{kind.code}`" if kind.code else "–", kind.when, kind.fix, headers or "–")
+    return _row(str(kind.status), f"`{kind.code}`" if kind.code else "–", headers or "–", kind.when, kind.fix)
 
 
 def metrics_page() -> str:
@@ -270,13 +280,25 @@ def metrics_page() -> str:
 
 
 def _metric_rows(registry: CollectorRegistry, prefix: str) -> Iterator[str]:
-    yield from (_row("metric", "type", "labels", "meaning"), _RULE)
+    rows = []
     for metric in sorted(registry.collect(), key=lambda each: each.name):
         if not metric.name.startswith(prefix):
             continue
         name = f"{metric.name}_total" if metric.type == "counter" else metric.name
         labels = sorted({label for sample in metric.samples for label in sample.labels} - {"le"})
-        yield _row(f"`{name}`", metric.type, ", ".join(f"`{each}`" for each in labels) or "–", metric.documentation)
+        rows.append(
+            _row(f"`{name}`", metric.type, ", ".join(f"`{each}`" for each in labels) or "–", metric.documentation)
+        )
+    return _wide_table(_row("metric", "type", "labels", "meaning"), rows)
+
+
+def _wide_table(head: str, rows: Iterable[str]) -> Iterator[str]:
+    """Yields a table of which the site shows each row as a block where the screen is narrow."""
+    yield from ('<div class="wide" markdown>', "", head, _rule(head.count(" | ") + 1), *rows, "", "</div>")
+
+
+def _rule(columns: int) -> str:
+    return "|" + " --- |" * columns
 
 
 def _row(*cells: str) -> str:
