@@ -2,7 +2,8 @@
 
     python benchmarks/robustness.py [--minutes 20] [--sections soak faults fuzz parsers neighbours] [--seconds 60]
 
-Each section returns rows of counts. Rows are kept in robustness.json, from which the page is written: sections that are
+Each section returns rows of counts. A `note`, a list of lines that somebody added to a section of robustness.json, is
+shown until the section is run again. Rows are kept in robustness.json, from which the page is written: sections that are
 not run keep their previous result with its date. Exits with 1 if anything failed; failures are in the table too. The
 section `led` runs only if it is named, since it requires `pip install atheris`.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from roost.server.bench.environment import machine, now, versions
+from tree import commit
 
 HERE = Path(__file__).resolve().parent
 KEPT, PAGE = HERE / "robustness.json", HERE / "robustness.md"
@@ -168,16 +170,24 @@ def page(kept: Mapping[str, Any]) -> str:
     lines = [
         "# Robustness",
         "",
-        "Made by `python benchmarks/robustness.py`; [soak.py](soak.py),",
-        "[tests/e2e/test_faults.py](../tests/e2e/test_faults.py), [fuzz.py](fuzz.py),",
-        "[fuzz_parsers.py](fuzz_parsers.py), [neighbours.py](neighbours.py) and [attacks.py](attacks.py) say what is",
-        "done, and what is demanded.",
+        "    python benchmarks/robustness.py",
+        "",
+        "**What**: whether a server stays right under load, faults, broken input and hostile neighbours.",
+        "",
+        "**How**: [soak.py](soak.py) holds mixed load against answers known before. A test of",
+        "[test_faults.py](../tests/e2e/test_faults.py) survives if it passes. [fuzz.py](fuzz.py) and",
+        "[fuzz_parsers.py](fuzz_parsers.py) send and load broken input. [neighbours.py](neighbours.py) lets a well-behaved",
+        "client work while another one runs the attacks of [attacks.py](attacks.py).",
+        "",
+        "**Reading**: a count of errors that is not 0, or a line **Wrong**, is a goal that was missed. Each section says when",
+        "and with which tree it was measured. Roost has changed since, unless that is the present tree.",
     ]
     for name, section in SECTIONS.items():
         if name not in kept:
             continue
         found = kept[name]
-        lines += ["", f"## {section.title}", "", f"{found['date']}, {found['machine']}, {found['versions']}.", ""]
+        where = f"{found['date']}, tree {found['tree']}, {found['machine']}, {found['versions']}."
+        lines += ["", f"## {section.title}", "", where, *found.get("note", ()), ""]
         header = found.get("header", ["", ""])
         lines += [_line(header), f"| --- |{' ---: |' * (len(header) - 1)}", *map(_line, found["rows"])]
         lines += [f"\n**Wrong**: {problem}" for problem in found["problems"]]
@@ -193,6 +203,7 @@ def describe(findings: Findings) -> dict[str, Any]:
     here, installed = machine(), versions()
     return {
         "date": now()[:10],
+        "tree": commit(),
         "machine": f"{here['cpus']} cores of {here['cpu']}",
         "versions": ", ".join(f"{name} {installed[name]}" for name in ("python", "jax") if name in installed),
         "header": findings.header,

@@ -45,6 +45,7 @@ from roost.engine.prefix_cache.tree import PrefixKey
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.server.bench.environment import machine, now, resident_bytes, versions
 from roost.server.text.served_model import open_tokenizer
+from tree import commit
 
 SYSTEM_TOKENS, QUESTION_TOKENS = 4000, 32
 REPLY_TOKENS, NEW_TOKENS = 32, 32
@@ -361,15 +362,23 @@ def page(
     mib = 2**20
     return "\n".join(
         [
-            "# The prefix cache: what it is worth, what it costs",
+            "# The prefix cache: what it saves, and what it costs",
             "",
-            f"Made by `python benchmarks/state_cache.py` on {now()[:10]}: {facts['cpu']}, {facts['cpus']} CPUs, "
-            f"jax {packages['jax']}, load average before: {busy:.1f}. Times are milliseconds from a request's first "
-            "byte to its answer of one token, over HTTP, prompts being token ids; medians.",
+            "    python benchmarks/state_cache.py",
+            "",
+            "**What**: time that a cached prefix saves, and the memory and throughput that the cache costs.",
+            "",
+            "**How**: times are milliseconds from a request's first byte to its answer of one token, over HTTP, with token",
+            "ids as prompts; medians. `demo` is the demo model. `small` has 110 million random weights.",
+            "",
+            f"**Measured** on {now()[:10]} with tree {commit()}, on {facts['cpus']} CPUs of {facts['cpu']}, "
+            f"jax {packages['jax']}; load average {busy:.1f} before.",
             "",
             f"## A system prompt of {SYSTEM_TOKENS} tokens, then a question of {QUESTION_TOKENS}",
             "",
-            "| model | new | known | share |",
+            "`new` is the first request with the system prompt, `cached` a later one with another question.",
+            "",
+            "| model | new | cached | cached ÷ new |",
             "| --- | ---: | ---: | ---: |",
             *(
                 f"| {r.model} | {r.system_prompt.cold_ms:.1f} | {r.system_prompt.hit_ms:.1f} "
@@ -379,11 +388,12 @@ def page(
             "",
             f"## The next turn of a conversation: a reply of {REPLY_TOKENS} tokens and {NEW_TOKENS} new ones",
             "",
-            "`cold` is the history alone, read for the first time; `again` the same prompt once more.",
+            "`cold` is the history alone, for the first time. `next turn` adds the reply and the new tokens. `again` is the",
+            "same prompt once more.",
             "",
             *(line for r in results for line in _turns_table(r)),
-            f"The tokenizer takes {', '.join(f'{ms:.1f} ms for {count}' for count, ms in tokenizing)} tokens of text, "
-            "which comes on top where prompts are texts.",
+            f"Prompts that are texts also take the tokenizer's time: "
+            f"{', '.join(f'{ms:.1f} ms for {count}' for count, ms in tokenizing)} tokens.",
             "",
             *_inexact_table(inexact),
             f"## Memory of {memory.states} neighbouring states of the 2B model's shape",
@@ -395,17 +405,17 @@ def page(
             f"arithmetic says {memory.arithmetic / mib:.0f} MiB (states, each block of keys and values once, ends of "
             f"prompts): {100 * (memory.taken / memory.arithmetic - 1):+.1f} %.",
             "",
-            f"## Throughput when every prompt is new: {MISS_PROMPT} tokens read and {MISS_TOKENS} generated",
+            f"## Throughput when every prompt is new: {MISS_PROMPT} prompt tokens and {MISS_TOKENS} generated ones",
             "",
-            "| model | off, tokens/s | on, tokens/s | cost |",
+            "| model | cache off, tokens/s | cache on, tokens/s | cost |",
             "| --- | ---: | ---: | ---: |",
             *(
                 f"| {r.model} | {r.misses.off:.0f} | {r.misses.on:.0f} | {r.misses.cost_percent:+.1f} % |"
                 for r in results
             ),
             "",
-            f"Of {MISS_ROUNDS} rounds in turn, each of {MISS_REQUESTS} requests on 8 slots; the cache is full, so "
-            "every state that comes makes others go.",
+            f"Medians of {MISS_ROUNDS} alternating rounds, each of {MISS_REQUESTS} requests on 8 slots. The cache is full, "
+            "so every new snapshot evicts others.",
             "",
         ]
     )
@@ -413,7 +423,7 @@ def page(
 
 def _turns_table(result: Result) -> Iterator[str]:
     shortest = result.turns[0].next_turn_ms
-    yield f"| {result.model}: history | cold | next turn | to the shortest's | again |"
+    yield f"| {result.model}: history | cold | next turn | ÷ after the shortest | again |"
     yield "| ---: | ---: | ---: | ---: | ---: |"
     for turn in result.turns:
         yield (
