@@ -223,7 +223,7 @@ def errors_page() -> str:
     kinds = sorted(ErrorKind, key=lambda each: each.status)
     lines = [_NOTE, *_ERRORS_START.splitlines()]
     for title in dict.fromkeys(each.type for each in kinds):
-        head = _row("status", "code", "headers", "when", "what to do")
+        head = _row("code", "status", "headers", "when", "what to do")
         rows = [_error_row(each) for each in kinds if each.type == title]
         lines += ["", f"## `{title}`", "", *_wide_table(head, rows)]
     lines += [
@@ -253,7 +253,7 @@ def errors_page() -> str:
 def _error_row(kind: ErrorKind) -> str:
     shown = {"x-should-retry": "x-should-retry: false", "connection": "connection: close"}
     headers = ", ".join(f"`{shown.get(each, each)}`" for each in kind.headers if each != "retry-after-ms")
-    return _row(str(kind.status), f"`{kind.code}`" if kind.code else "–", headers or "–", kind.when, kind.fix)
+    return _row(f"`{kind.code}`" if kind.code else "–", str(kind.status), headers or "–", kind.when, kind.fix)
 
 
 def metrics_page() -> str:
