@@ -10,7 +10,6 @@ first one in the file.
 """
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from environments import ENVIRONMENTS, prepare  # noqa: E402
 from measure import pin, write_configs  # noqa: E402
 from models import LLAMA, SMALL  # noqa: E402
 from roost_at_length import PROMPT  # noqa: E402
+from tree import commit  # noqa: E402
 
 PEERS: Final = HERE / "peers"
 WORK: Final = PEERS / ".work"
@@ -43,7 +43,7 @@ PAIRS: Final[Mapping[str, Sequence[str]]] = {"int8": ("int8", "Q8_0"), "bf16": (
 def main() -> None:
     options = arguments()
     document = opening("length", {name: getattr(options, name) for name in ("rows", "lengths", "window", "threads")})
-    document |= {"tree": tree(), "curves": kept_curves(options.json, document["options"])}
+    document |= {"tree": commit(), "curves": kept_curves(options.json, document["options"])}
     WORK.mkdir(exist_ok=True)
     write_configs(WORK)
     pin(options.threads)
@@ -73,12 +73,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=64, metavar="N", help="least tokens that count per length (64)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="cores that both get (2)")
     return parser.parse_args()
-
-
-def tree() -> str:
-    """Returns the commit that is measured, or nothing outside a clone."""
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short=10", "HEAD"]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
 
 
 def kept_curves(path: Path, options: Mapping[str, Any]) -> dict[str, Sequence[float]]:

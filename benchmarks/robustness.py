@@ -2,9 +2,9 @@
 
     python benchmarks/robustness.py [--minutes 20] [--sections soak faults fuzz parsers neighbours] [--seconds 60]
 
-Each section returns rows of counts. A `note`, a list of lines that somebody added to a section of robustness.json, is
-shown until the section is run again. Rows are kept in robustness.json, from which the page is written: sections that are
-not run keep their previous result with its date. Exits with 1 if anything failed; failures are in the table too. The
+Each section returns rows of counts. Rows are kept in robustness.json, from which the page is written: sections that are
+not run keep their previous result with its date. A `note`, a list of lines that somebody added to a section there, is
+shown until the section is run again. Exits with 1 if anything failed; failures are in the table too. The
 section `led` runs only if it is named, since it requires `pip install atheris`.
 """
 
@@ -176,11 +176,11 @@ def page(kept: Mapping[str, Any]) -> str:
         "",
         "**How**: [soak.py](soak.py) holds mixed load against answers known before. A test of",
         "[test_faults.py](../tests/e2e/test_faults.py) survives if it passes. [fuzz.py](fuzz.py) and",
-        "[fuzz_parsers.py](fuzz_parsers.py) send and load broken input. [neighbours.py](neighbours.py) lets a well-behaved",
-        "client work while another one runs the attacks of [attacks.py](attacks.py).",
+        "[fuzz_parsers.py](fuzz_parsers.py) send and load broken input. [neighbours.py](neighbours.py) lets one client",
+        "work as usual while another one runs the attacks of [attacks.py](attacks.py).",
         "",
-        "**Reading**: a count of errors that is not 0, or a line **Wrong**, is a goal that was missed. Each section says when",
-        "and with which tree it was measured. Roost has changed since, unless that is the present tree.",
+        "**Reading**: a count of errors that is not 0, or a line **Wrong**, is a goal that was missed. Each section",
+        "says when and with which tree it was measured. Roost has changed since, unless that is the present tree.",
     ]
     for name, section in SECTIONS.items():
         if name not in kept:

@@ -368,8 +368,8 @@ def page(
             "",
             "**What**: time that a cached prefix saves, and the memory and throughput that the cache costs.",
             "",
-            "**How**: times are milliseconds from a request's first byte to its answer of one token, over HTTP, with token",
-            "ids as prompts; medians. `demo` is the demo model. `small` has 110 million random weights.",
+            "**How**: times are milliseconds from a request's first byte to its answer of one token, over HTTP, with",
+            "token ids as prompts; medians. `demo` is the demo model. `small` has 110 million random weights.",
             "",
             f"**Measured** on {now()[:10]} with tree {commit()}, on {facts['cpus']} CPUs of {facts['cpu']}, "
             f"jax {packages['jax']}; load average {busy:.1f} before.",
@@ -388,8 +388,8 @@ def page(
             "",
             f"## The next turn of a conversation: a reply of {REPLY_TOKENS} tokens and {NEW_TOKENS} new ones",
             "",
-            "`cold` is the history alone, for the first time. `next turn` adds the reply and the new tokens. `again` is the",
-            "same prompt once more.",
+            "`cold` is the history alone, for the first time. `next turn` adds the reply and the new tokens. `again`",
+            "is the same prompt once more.",
             "",
             *(line for r in results for line in _turns_table(r)),
             f"Prompts that are texts also take the tokenizer's time: "
@@ -414,8 +414,8 @@ def page(
                 for r in results
             ),
             "",
-            f"Medians of {MISS_ROUNDS} alternating rounds, each of {MISS_REQUESTS} requests on 8 slots. The cache is full, "
-            "so every new snapshot evicts others.",
+            f"Medians of {MISS_ROUNDS} alternating rounds, each of {MISS_REQUESTS} requests on 8 slots. The cache is "
+            "full, so every new snapshot evicts others.",
             "",
         ]
     )

@@ -236,7 +236,7 @@ def where(document: Mapping[str, Any]) -> str:
     flags = f" ({', '.join(machine['features'])})" if machine.get("features") else ""
     lines = [
         f"{machine['cpu']}{flags}, {cores}, {memory}, {machine['system']}; {load}.",
-        f"{document['started'][:10]}, {rounds}, {document['seconds'] / 60:.0f} minutes.",
+        f"{document['started'][:10]}, tree {document['tree']}, {rounds}, {document['seconds'] / 60:.0f} minutes.",
     ]
     if options["quick"]:
         lines.append("**A smoke run with short prompts: these numbers mean nothing.**")
@@ -304,7 +304,8 @@ def draw(document: Mapping[str, Any]) -> str | None:
             parts += [text(350, top + 14, name, anchor="end"), box(360, top, max(width, 1), 18, kind)]
             parts.append(text(368 + width, top + 14, f"{value:,.0f}", "small"))
         y += 46 + BAR * len(found)
-    where = f"{document['machine']['cpu']}, {document['options']['threads']} cores; {document['started'][:10]}"
+    machine = f"{document['machine']['cpu']}, {document['options']['threads']} cores"
+    where = f"{machine}; {document['started'][:10]}, tree {document['tree']}"
     parts += [text(20, 46, "More is better.", "small"), text(20, y - 10, where, "small")]
     return picture(820, y + 4, "Roost beside its peers", parts)
 

@@ -27,6 +27,9 @@ from plan import FAMILIES
 from rich.console import Console
 from roost.server.bench.report import opening
 
+sys.path.append(str(HERE.parent))
+from tree import commit
+
 BUSY = 0.5
 """Load average from which on timings are unreliable."""
 
@@ -87,6 +90,7 @@ def run(options: argparse.Namespace) -> Mapping[str, Any]:
         kept = {"families": wanted.families, "rounds": wanted.rounds, "quick": wanted.quick, "threads": wanted.threads}
         document = opening("peers", kept)
         document["machine"] = {**document["machine"], "features": features()}
+        document["tree"] = commit()
         if document["machine"]["load_average"] > BUSY:
             say(f"this machine is busy (load average {document['machine']['load_average']:.1f}): timings say little")
         say(f"this takes about {expected_seconds(wanted) / 60:.0f} minutes, and more where environments are missing")

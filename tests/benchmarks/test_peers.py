@@ -404,6 +404,7 @@ def made_up(**changes: Any) -> dict[str, Any]:
     titles |= {"roost nano": "Roost, nano", "hf nano": "HF, nano", "roost anew": "Roost, anew"}
     document = {
         "started": "2026-11-25T12:00:00+00:00",
+        "tree": "0123456",
         "machine": {"cpu": "A | CPU", "cpus": 2, "memory_bytes": 2**34, "system": "Linux", "load_average": 0.1},
         "options": {"families": ["official", "hf", "start", "agree"], "rounds": 3, "threads": 2, "quick": False},
         "seconds": 120.0,
@@ -487,7 +488,7 @@ def test_the_page_is_written_from_json_alone(tmp_path: Path) -> None:
     assert "| decode, 8 at a time, bf16 against HF generate | 200 tok/s | 100 tok/s | 1.50x | ≥ 1.2x | ≥ 1.5x |" in text
     assert "| Roost, bf16 | decode 8 | 200 | – | – | 1.50 |" in text
     assert "| Roost, bf16 | 1,234,567 |" in text
-    assert "2026-11-25, 3 rounds, 2 minutes." in text
+    assert "2026-11-25, tree 0123456, 3 rounds, 2 minutes." in text
     bars = (tmp_path / "peers.svg").read_text()
     assert "prefers-color-scheme: dark" in bars
     assert ">HF</text>" in bars
