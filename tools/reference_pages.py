@@ -73,9 +73,10 @@ def endpoints_page() -> str:
         "out, and what happens to fields that aren't listed here. [Errors](errors.md) lists the statuses. `null` means",
         "the same as leaving a field out.",
         "",
-        _row("path", "meaning"),
-        _rule(2),
-        *(_row(f"`{name}`", _first_line(operation)) for name, operation in operations.items()),
+        *_wide_table(
+            _row("path", "meaning"),
+            (_row(f"`{name}`", _first_line(operation)) for name, operation in operations.items()),
+        ),
     ]
     bodies: dict[str, list[str]] = {}
     for name, operation in operations.items():
