@@ -86,6 +86,7 @@ def endpoints_page() -> str:
     for body, names in bodies.items():
         lines += ["", f"## {', '.join(f'`{each}`' for each in names)}", "", *_field_rows(schemas[body], schemas)]
     lines += _parameters(operations, schemas)
+    lines += _responses(operations, schemas)
     lines += ["", "## Objects in bodies"]
     for name in _objects_in(bodies, schemas):
         lines += ["", f"### {name}", "", *_field_rows(schemas[name], schemas)]
@@ -117,6 +118,23 @@ def _parameters(operations: Mapping[str, Any], schemas: Mapping[str, Any]) -> It
     ]
     yield from ("", "## Parameters in the URL", "")
     yield from _wide_table(_row("parameter", "type", "default", "meaning", "endpoint"), rows)
+
+
+def _responses(operations: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the section about responses that no other API defines: those whose fields are described."""
+    yield from ("", "## Responses of Roost's own endpoints", "")
+    yield "Other responses have the shapes of OpenAI's and Anthropic's APIs; `/openapi.json` lists their fields."
+    endpoints: dict[str, list[str]] = {}
+    for name, operation in operations.items():
+        for reference in _references(operation["responses"].get("200", {})):
+            fields = schemas[reference].get("properties", {})
+            if fields and all("description" in field for field in fields.values()):
+                endpoints.setdefault(reference, []).append(name)
+    for schema, names in endpoints.items():
+        yield from ("", f"### {schema}", "", f"In the response of {', '.join(f'`{each}`' for each in names)}:")
+        yield from ("", _row("field", "type", "meaning"), _rule(3))
+        for name, field in schemas[schema]["properties"].items():
+            yield _row(f"`{name}`", _type(field, schemas), field["description"])
 
 
 def _objects_in(bodies: Iterable[str], schemas: Mapping[str, Any]) -> Sequence[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from fastapi import FastAPI
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, with_config
 from pydantic.json_schema import GenerateJsonSchema
 
 from ...error_responses import AnthropicErrorBody
@@ -18,6 +18,10 @@ ANTHROPIC_ERRORS: Final[Responses] = {"4XX": {"model": AnthropicErrorBody}, "5XX
 PLAIN_TEXT: Final[Responses] = {200: {"content": {"text/plain": {}}}}
 
 _COMPONENT: Final = "#/components/schemas/{model}"
+
+
+described: Final = with_config(ConfigDict(use_attribute_docstrings=True))
+"""Class decorator of a `TypedDict` whose fields have docstrings, which become their descriptions."""
 
 
 def success(model: Any) -> Responses:
