@@ -129,6 +129,9 @@ class MLP(nnx.Module):
         self.down = Dense(config.mlp_width, config.width, dtype, collectives)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        both, down = self.gate_up.weight.get_value(), self.down.weight.get_value()
+        if isinstance(both, PackedMatrix) and isinstance(down, PackedMatrix) and both.num_strips % 2 == 0:
+            return self._native(x.reshape(-1, x.shape[-1]), both, down).reshape(x.shape)
         if gated_mlp.has_kernel(self.backend, math.prod(x.shape[:-1]), self.down.weight.get_value().dtype):
             rows, is_whole = x.reshape(-1, x.shape[-1]), self.down.psum_over.model == 1
             bias = self.down.bias[...] if is_whole else jnp.zeros_like(self.down.bias[...])
@@ -138,6 +141,12 @@ class MLP(nnx.Module):
             return y if is_whole else self.down.psum_parts(y)
         gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
         return self.down((_gelu(gate) * up).astype(x.dtype))
+
+    def _native(self, rows: Float[Array, "R D"], gate_up: PackedMatrix, down: PackedMatrix) -> Float[Array, "R D"]:
+        biases = self.gate_up.bias[...], self.down.bias[...]
+        if gate_up.scale is None or down.scale is None:
+            return native.bf16_gated_mlp(rows, gate_up.values, biases[0], down.values, biases[1])
+        return native.int8_gated_mlp(rows, gate_up.values, gate_up.scale, biases[0], down.values, down.scale, biases[1])
 
 
 class RGLRU(nnx.Module):

@@ -72,6 +72,12 @@ class PackedMatrix(NamedTuple):
     scale: Float32[Any, " O"] | None
 
     @property
+    def num_strips(self) -> int:
+        """Number of strips of 16 rows."""
+        count: int = self.values.shape[0]
+        return count
+
+    @property
     def dtype(self) -> jnp.dtype:
         """Dtype of the packed values."""
         kind: jnp.dtype = self.values.dtype

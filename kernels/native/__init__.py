@@ -18,7 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, BFloat16, Float, Float32, Int32, UInt8
 
-_CALLS: Final = ("roost_int8_product", "roost_bf16_product", "roost_block_product", "roost_decode_attention")
+_CALLS: Final = (
+    "roost_int8_product",
+    "roost_bf16_product",
+    "roost_int8_gated_mlp",
+    "roost_bf16_gated_mlp",
+    "roost_block_product",
+    "roost_decode_attention",
+)
 
 STRIP_OUTPUTS: Final = 16
 """Number of outputs in a strip of a packed matrix."""
@@ -152,9 +159,42 @@ def bf16_product(
       dtype: Dtype of the result, float32 or bfloat16.
       products: How to compute products; None for what is faster here.
     """
-    in_pairs = (products or chosen_products()) is Products.PAIRS
     shape = (x.shape[0], weight.shape[0] * STRIP_OUTPUTS)
-    return _call("roost_bf16_product", shape, dtype, x, weight, _or_empty(bias), in_pairs=in_pairs)
+    return _call("roost_bf16_product", shape, dtype, x, weight, _or_empty(bias), in_pairs=_in_pairs(products))
+
+
+def int8_gated_mlp(
+    x: Float[Array, "R D"],
+    gate_up: UInt8[Array, "S G 16 4"],
+    gate_up_scale: Float32[Array, " F2"],
+    gate_up_bias: Float32[Array, " F2"],
+    down: UInt8[Array, "S2 G2 16 4"],
+    down_scale: Float32[Array, " D"],
+    down_bias: Float32[Array, " D"],
+) -> Float[Array, "R D"]:
+    """Computes down(gelu(gate(x)) * up(x)) with packed int8 matrices; F is a multiple of 16.
+
+    Rows are quantised before each product; the product of gate and up is rounded to the dtype of x before that.
+    """
+    weights = (gate_up, gate_up_scale, gate_up_bias, down, down_scale, down_bias)
+    return _call("roost_int8_gated_mlp", x.shape, x.dtype, x, *weights)
+
+
+def bf16_gated_mlp(
+    x: BFloat16[Array, "R D"],
+    gate_up: BFloat16[Array, "S G 16 2"],
+    gate_up_bias: Float32[Array, " F2"],
+    down: BFloat16[Array, "S2 G2 16 2"],
+    down_bias: Float32[Array, " D"],
+    products: Products | None = None,
+) -> BFloat16[Array, "R D"]:
+    """Computes down(gelu(gate(x)) * up(x)) with packed bfloat16 matrices; see `int8_gated_mlp` and `bf16_product`."""
+    weights = (gate_up, gate_up_bias, down, down_bias)
+    return _call("roost_bf16_gated_mlp", x.shape, x.dtype, x, *weights, in_pairs=_in_pairs(products))
+
+
+def _in_pairs(products: Products | None) -> bool:
+    return (products or chosen_products()) is Products.PAIRS
 
 
 def can_pack_gates(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:

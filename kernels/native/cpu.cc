@@ -11,6 +11,7 @@
 #include <limits>
 #include <memory>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -318,33 +319,33 @@ struct WideKernel {
 
 // Adds the products of some groups of `Parts` strips with `Rows` rows.
 template <typename K, int Parts, int Rows, bool Fetch>
-ROOST_INLINE void AddGroups(const uint8_t* w, int64_t strip_bytes, const typename K::X* const (&x)[Rows],
-                            int64_t groups, typename K::Lanes (&sums)[Rows][Parts]) {
-  for (int64_t g = 0; g < groups; ++g, w += kGroupBytes) {
+ROOST_INLINE void AddGroups(const uint8_t* const (&w)[Parts], const typename K::X* const (&x)[Rows], int64_t groups,
+                            typename K::Lanes (&sums)[Rows][Parts]) {
+  for (int64_t g = 0; g < groups; ++g) {
     typename K::W weights[Parts];
     ROOST_UNROLL
     for (int p = 0; p < Parts; ++p) {
-      weights[p] = K::Load(w + p * strip_bytes);
-      if constexpr (Fetch) _mm_prefetch(reinterpret_cast<const char*>(w + p * strip_bytes + 1024), _MM_HINT_T0);
+      weights[p] = K::Load(w[p] + g * kGroupBytes);
+      if constexpr (Fetch) _mm_prefetch(reinterpret_cast<const char*>(w[p] + g * kGroupBytes + 1024), _MM_HINT_T0);
     }
     ROOST_UNROLL
     for (int r = 0; r < Rows; ++r) K::template Add<Parts>(sums[r], weights, x[r] + g * K::kGroup);
   }
 }
 
-// Computes `Parts` strips from output `o` on, for all rows. A block of groups stays in the L1 cache for all rows, whose
-// sums wait in `kept` between blocks.
-template <typename K, int Parts, int Rows, typename Y, typename Finish>
-ROOST_INLINE void PackedStrips(const uint8_t* w, int64_t o, const typename K::X* x, int64_t rows, int64_t inputs, Y* y,
-                               int64_t outputs, const Finish& finish) {
-  const int64_t groups = inputs / K::kGroup, strip_bytes = groups * kGroupBytes;
-  const int64_t block = rows <= Rows ? groups : kBlockGroups;
+// Computes `Parts` strips, at w[0] to w[Parts - 1], for all rows, and calls store(sums, r) with those of each row. A block
+// of groups stays in the L1 cache for all rows, whose sums wait in `kept` between blocks.
+template <typename K, int Parts, int Rows, typename Store>
+ROOST_INLINE void PackedStrips(const uint8_t* const (&w)[Parts], const typename K::X* x, int64_t rows, int64_t inputs,
+                               const Store& store) {
+  const int64_t groups = inputs / K::kGroup, block = rows <= Rows ? groups : kBlockGroups;
   thread_local std::vector<Line> lines;
   if (groups > block) Grow(lines, (rows + Rows) * Parts);
   auto* const kept = reinterpret_cast<typename K::Lanes*>(lines.data());
-  w += o / kStripOutputs * strip_bytes;
   for (int64_t g = 0; g < groups; g += block) {
     const int64_t some = std::min(block, groups - g);
+    const uint8_t* at[Parts];
+    for (int p = 0; p < Parts; ++p) at[p] = w[p] + g * kGroupBytes;
     for (int64_t r = 0; r < rows; r += Rows) {
       const typename K::X* taken[Rows];
       for (int i = 0; i < Rows; ++i) taken[i] = x + std::min(r + i, rows - 1) * inputs + g * K::kGroup;
@@ -355,25 +356,37 @@ ROOST_INLINE void PackedStrips(const uint8_t* w, int64_t o, const typename K::X*
         for (int p = 0; p < Parts; ++p) sums[i][p] = g == 0 ? K::Zero() : kept[(r + i) * Parts + p];
       }
       if (r == 0) {
-        AddGroups<K, Parts, Rows, true>(w + g * kGroupBytes, strip_bytes, taken, some, sums);
+        AddGroups<K, Parts, Rows, true>(at, taken, some, sums);
       } else {
-        AddGroups<K, Parts, Rows, false>(w + g * kGroupBytes, strip_bytes, taken, some, sums);
+        AddGroups<K, Parts, Rows, false>(at, taken, some, sums);
       }
       const bool is_last = g + some == groups;
       ROOST_UNROLL
       for (int i = 0; i < Rows; ++i) {
-        ROOST_UNROLL
-        for (int p = 0; p < Parts; ++p) {
-          const int64_t from = o + p * kStripOutputs;
-          if (!is_last) {
-            kept[(r + i) * Parts + p] = sums[i][p];
-          } else if (r + i < rows) {
-            Store(y + (r + i) * outputs + from, finish(sums[i][p], from, r + i));
-          }
+        if (is_last) {
+          if (r + i < rows) store(sums[i], r + i);
+          continue;
         }
+        ROOST_UNROLL
+        for (int p = 0; p < Parts; ++p) kept[(r + i) * Parts + p] = sums[i][p];
       }
     }
   }
+}
+
+// Computes outputs [o, o + 16 * Parts) of all rows.
+template <typename K, int Parts, int Rows, typename Y, typename Finish>
+ROOST_INLINE void StoreStrips(const uint8_t* w, int64_t o, const typename K::X* x, int64_t rows, int64_t inputs, Y* y,
+                              int64_t outputs, const Finish& finish) {
+  const uint8_t* strips[Parts];
+  for (int p = 0; p < Parts; ++p) strips[p] = w + (o / kStripOutputs + p) * (inputs / K::kGroup * kGroupBytes);
+  PackedStrips<K, Parts, Rows>(strips, x, rows, inputs, [&](const typename K::Lanes(&sums)[Parts], int64_t r) {
+    ROOST_UNROLL
+    for (int p = 0; p < Parts; ++p) {
+      const int64_t from = o + p * kStripOutputs;
+      Store(y + r * outputs + from, finish(sums[p], from, r));
+    }
+  });
 }
 
 // Computes outputs [begin, end) of all rows; both are multiples of a strip's outputs.
@@ -382,9 +395,9 @@ void PackedRange(const uint8_t* w, int64_t begin, int64_t end, const typename K:
                  Y* y, int64_t outputs, const Finish& finish) {
   int64_t o = begin;
   for (; o + Parts * kStripOutputs <= end; o += Parts * kStripOutputs) {
-    PackedStrips<K, Parts, Rows>(w, o, x, rows, inputs, y, outputs, finish);
+    StoreStrips<K, Parts, Rows>(w, o, x, rows, inputs, y, outputs, finish);
   }
-  for (; o < end; o += kStripOutputs) PackedStrips<K, 1, Rows>(w, o, x, rows, inputs, y, outputs, finish);
+  for (; o < end; o += kStripOutputs) StoreStrips<K, 1, Rows>(w, o, x, rows, inputs, y, outputs, finish);
 }
 
 template <typename K, typename Y, typename Finish>
@@ -465,6 +478,37 @@ void QuantizeRow(const X* x, int64_t inputs, int8_t* out, float* scale, int32_t*
   *offset = 128 * sum;
 }
 
+// ---- functions of floats
+
+// Returns e^x for x <= 0, to two units in the last place, and NaN for NaN.
+// Below the bound, where the result rounds to 0, the polynomial could overflow. The maximum returns NaN for NaN.
+ROOST_INLINE __m512 Exp(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-1024.0f), x);
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.0f / 5040);
+  ROOST_UNROLL
+  for (const float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+  }
+  return _mm512_scalef_ps(p, n);
+}
+
+// Returns 1 / (1 + e^-x).
+ROOST_INLINE __m512 Sigmoid(__m512 x) {
+  const __m512 one = _mm512_set1_ps(1.0f), tail = Exp(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
+  const __mmask16 is_negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+  return _mm512_div_ps(_mm512_mask_mov_ps(one, is_negative, tail), _mm512_add_ps(one, tail));
+}
+
+// Returns gelu(x) in the approximation by tanh: x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3)).
+ROOST_INLINE __m512 Gelu(__m512 x) {
+  const __m512 cubed = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
+  const __m512 inner = _mm512_fmadd_ps(_mm512_set1_ps(0.044715f), cubed, x);
+  return _mm512_mul_ps(x, Sigmoid(_mm512_mul_ps(_mm512_set1_ps(1.5957691216057308f), inner)));
+}
+
 // ---- the calls
 
 template <typename Piece>
@@ -508,15 +552,16 @@ struct FinishBf16 {
   ROOST_INLINE __m512 operator()(__m512 sums, int64_t o, int64_t) const { return AddBias(sums, bias, o); }
 };
 
-// Calls with pointers to x and y, each in float32 or bfloat16.
+// Calls with a pointer to an array in float32 or bfloat16.
 template <typename Call>
-void WithTypes(const ffi::AnyBuffer& x, ffi::AnyBuffer& y, const Call& call) {
-  const auto with_y = [&](const auto* data) {
-    if (y.element_type() == ffi::BF16) return call(data, static_cast<uint16_t*>(y.untyped_data()));
-    call(data, static_cast<float*>(y.untyped_data()));
-  };
-  if (x.element_type() == ffi::BF16) return with_y(static_cast<const uint16_t*>(x.untyped_data()));
-  with_y(static_cast<const float*>(x.untyped_data()));
+void WithType(const ffi::AnyBuffer& x, const Call& call) {
+  if (x.element_type() == ffi::BF16) return call(static_cast<uint16_t*>(x.untyped_data()));
+  call(static_cast<float*>(x.untyped_data()));
+}
+
+template <typename Call>
+void WithTypes(const ffi::AnyBuffer& x, const ffi::AnyBuffer& y, const Call& call) {
+  WithType(x, [&](auto* from) { WithType(y, [&](auto* to) { call(from, to); }); });
 }
 
 // Calls work(r) for every row, some at a time on each thread.
@@ -528,62 +573,150 @@ void ForEachRow(ffi::ThreadPool& pool, int64_t rows, int64_t inputs, const Work&
   });
 }
 
-template <typename X, typename Y>
-void Int8Rows(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, const uint8_t* w, const float* scale,
-              const float* bias, int64_t outputs, Y* y) {
-  thread_local std::vector<int8_t> quantized;
-  thread_local std::vector<float> row_scales;
-  thread_local std::vector<int32_t> offsets;
-  Grow(quantized, rows * inputs);
-  Grow(row_scales, rows);
-  Grow(offsets, rows);
-  int8_t* const q = quantized.data();
-  float* const s = row_scales.data();
-  int32_t* const f = offsets.data();
-  ForEachRow(pool, rows, inputs, [=](int64_t r) { QuantizeRow(x + r * inputs, inputs, q + r * inputs, s + r, f + r); });
-  const FinishInt8 finish{s, f, scale, bias};
-  InPieces(pool, outputs, inputs, [=](int64_t begin, int64_t end) {
-    PackedProduct<Int8Kernel>(w, begin, end, q, rows, inputs, y, outputs, finish);
+// Rows of activations as a kernel takes them. `Which` tells buffers apart that one call needs at the same time.
+template <typename K>
+struct Rows {
+  const typename K::X* values;
+  const float* scales = nullptr;
+  const int32_t* offsets = nullptr;
+};
+
+template <typename K, int Which, typename X>
+Rows<K> Prepare(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs) {
+  if constexpr (std::is_same_v<typename K::X, X>) {
+    return {x};
+  } else {
+    thread_local std::vector<typename K::X> values;
+    thread_local std::vector<float> scales;
+    thread_local std::vector<int32_t> offsets;
+    Grow(values, rows * inputs);
+    Grow(scales, rows);
+    Grow(offsets, rows);
+    auto* const v = values.data();
+    float* const s = scales.data();
+    int32_t* const f = offsets.data();
+    ForEachRow(pool, rows, inputs, [=](int64_t r) {
+      if constexpr (std::is_same_v<K, Int8Kernel>) {
+        QuantizeRow(x + r * inputs, inputs, v + r * inputs, s + r, f + r);
+      } else {
+        for (int64_t i = r * inputs; i < (r + 1) * inputs; ++i) v[i] = WidenOne(x[i]);
+      }
+    });
+    return {v, s, f};
+  }
+}
+
+// A packed matrix with what its products need.
+struct PackedMatrix {
+  const uint8_t* values;
+  const float* scales;
+  const float* bias;
+  int64_t outputs;
+};
+
+template <typename K>
+auto FinishOf(const Rows<K>& x, const PackedMatrix& w) {
+  if constexpr (std::is_same_v<K, Int8Kernel>) {
+    return FinishInt8{x.scales, x.offsets, w.scales, w.bias};
+  } else {
+    return FinishBf16{w.bias};
+  }
+}
+
+template <typename K, int Which, typename X, typename Y>
+void Multiply(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, const PackedMatrix& w, Y* y) {
+  const Rows<K> prepared = Prepare<K, Which>(pool, x, rows, inputs);
+  const auto finish = FinishOf(prepared, w);
+  InPieces(pool, w.outputs, inputs * 4 / K::kGroup, [=](int64_t begin, int64_t end) {
+    PackedProduct<K>(w.values, begin, end, prepared.values, rows, inputs, y, w.outputs, finish);
   });
 }
 
-template <typename Y>
-void Bf16Rows(ffi::ThreadPool& pool, const uint16_t* x, int64_t rows, int64_t inputs, const uint8_t* w,
-              const float* bias, int64_t outputs, Y* y, bool in_pairs) {
-  const FinishBf16 finish{bias};
-  if (in_pairs) {
-    return InPieces(pool, outputs, 2 * inputs, [=](int64_t begin, int64_t end) {
-      PackedProduct<PairKernel>(w, begin, end, x, rows, inputs, y, outputs, finish);
+// Computes gelu(gate) * up for strips [begin, end) of the gate; the other half of the matrix is up.
+template <typename K, int Count, typename Y, typename Finish>
+void GatedStrips(const PackedMatrix& w, int64_t begin, int64_t end, const typename K::X* x, int64_t rows, int64_t inputs,
+                 Y* y, const Finish& finish) {
+  const int64_t outputs = w.outputs / 2, strip_bytes = inputs / K::kGroup * kGroupBytes;
+  for (int64_t o = begin; o < end; o += kStripOutputs) {
+    const uint8_t* const gate = w.values + o / kStripOutputs * strip_bytes;
+    const uint8_t* const strips[2] = {gate, gate + outputs / kStripOutputs * strip_bytes};
+    PackedStrips<K, 2, Count>(strips, x, rows, inputs, [&](const typename K::Lanes(&sums)[2], int64_t r) {
+      const __m512 up = finish(sums[1], outputs + o, r);
+      Store(y + r * outputs + o, _mm512_mul_ps(Gelu(finish(sums[0], o, r)), up));
     });
   }
-  thread_local std::vector<float> widened;
-  Grow(widened, rows * inputs);
-  float* const wide = widened.data();
-  ForEachRow(pool, rows, inputs, [=](int64_t r) {
-    for (int64_t i = r * inputs; i < (r + 1) * inputs; ++i) wide[i] = WidenOne(x[i]);
-  });
-  InPieces(pool, outputs, 2 * inputs, [=](int64_t begin, int64_t end) {
-    PackedProduct<WideKernel>(w, begin, end, wide, rows, inputs, y, outputs, finish);
-  });
 }
+
+// Computes down(gelu(gate(x)) * up(x)); the product of gate and up is rounded to the type of x.
+template <typename K, typename X>
+void GatedMlp(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, const PackedMatrix& gate_up,
+              const PackedMatrix& down, X* y) {
+  const int64_t width = gate_up.outputs / 2;
+  thread_local std::vector<X> scratch;
+  Grow(scratch, rows * width);
+  X* const inner = scratch.data();
+  const Rows<K> prepared = Prepare<K, 0>(pool, x, rows, inputs);
+  const auto finish = FinishOf(prepared, gate_up);
+  InPieces(pool, width, 2 * inputs * 4 / K::kGroup, [=](int64_t begin, int64_t end) {
+    const auto* const values = prepared.values;
+    if (rows == 1) return GatedStrips<K, 1>(gate_up, begin, end, values, rows, inputs, inner, finish);
+    if (rows <= 4) return GatedStrips<K, 4>(gate_up, begin, end, values, rows, inputs, inner, finish);
+    GatedStrips<K, 8>(gate_up, begin, end, values, rows, inputs, inner, finish);
+  });
+  Multiply<K, 1>(pool, inner, rows, width, down, y);
+}
+
+using Bf16Buffer = ffi::Buffer<ffi::BF16>;
+const uint8_t* BytesOf(const Bf16Buffer& x) { return reinterpret_cast<const uint8_t*>(x.untyped_data()); }
+const uint16_t* Bf16Of(const Bf16Buffer& x) { return reinterpret_cast<const uint16_t*>(x.untyped_data()); }
 
 ffi::Error Int8ProductImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> w,
                            ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::F32> bias, ffi::Result<ffi::AnyBuffer> y) {
-  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
+  const PackedMatrix matrix{w.typed_data(), scale.typed_data(), BiasOf(bias), y->dimensions()[1]};
   WithTypes(x, *y, [&](const auto* from, auto* to) {
-    Int8Rows(pool, from, rows, inputs, w.typed_data(), scale.typed_data(), BiasOf(bias), outputs, to);
+    Multiply<Int8Kernel, 0>(pool, from, x.dimensions()[0], x.dimensions()[1], matrix, to);
   });
   return ffi::Error::Success();
 }
 
 ffi::Error Bf16ProductImpl(ffi::ThreadPool pool, bool in_pairs, ffi::Buffer<ffi::BF16> x, ffi::Buffer<ffi::BF16> w,
                            ffi::Buffer<ffi::F32> bias, ffi::Result<ffi::AnyBuffer> y) {
-  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
-  const auto* a = static_cast<const uint16_t*>(x.untyped_data());
-  const auto* b = static_cast<const uint8_t*>(w.untyped_data());
-  WithTypes(*y, *y, [&](const auto*, auto* to) {
-    Bf16Rows(pool, a, rows, inputs, b, BiasOf(bias), outputs, to, in_pairs);
+  const PackedMatrix matrix{BytesOf(w), nullptr, BiasOf(bias), y->dimensions()[1]};
+  WithType(*y, [&](auto* to) {
+    const auto with = [&](auto kernel) {
+      Multiply<decltype(kernel), 0>(pool, Bf16Of(x), x.dimensions()[0], x.dimensions()[1], matrix, to);
+    };
+    in_pairs ? with(PairKernel{}) : with(WideKernel{});
   });
+  return ffi::Error::Success();
+}
+
+ffi::Error Int8GatedMlpImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> gate_up,
+                            ffi::Buffer<ffi::F32> gate_up_scale, ffi::Buffer<ffi::F32> gate_up_bias,
+                            ffi::Buffer<ffi::U8> down, ffi::Buffer<ffi::F32> down_scale,
+                            ffi::Buffer<ffi::F32> down_bias, ffi::Result<ffi::AnyBuffer> y) {
+  const PackedMatrix first{gate_up.typed_data(), gate_up_scale.typed_data(), gate_up_bias.typed_data(),
+                           static_cast<int64_t>(gate_up_bias.element_count())};
+  const PackedMatrix second{down.typed_data(), down_scale.typed_data(), down_bias.typed_data(), y->dimensions()[1]};
+  WithType(x, [&](auto* from) {
+    auto* const to = static_cast<decltype(from)>(y->untyped_data());
+    GatedMlp<Int8Kernel>(pool, from, x.dimensions()[0], x.dimensions()[1], first, second, to);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error Bf16GatedMlpImpl(ffi::ThreadPool pool, bool in_pairs, ffi::Buffer<ffi::BF16> x,
+                            ffi::Buffer<ffi::BF16> gate_up, ffi::Buffer<ffi::F32> gate_up_bias,
+                            ffi::Buffer<ffi::BF16> down, ffi::Buffer<ffi::F32> down_bias,
+                            ffi::Result<ffi::Buffer<ffi::BF16>> y) {
+  const PackedMatrix first{BytesOf(gate_up), nullptr, gate_up_bias.typed_data(),
+                           static_cast<int64_t>(gate_up_bias.element_count())};
+  const PackedMatrix second{BytesOf(down), nullptr, down_bias.typed_data(), y->dimensions()[1]};
+  auto* const to = static_cast<uint16_t*>(y->untyped_data());
+  const auto with = [&](auto kernel) {
+    GatedMlp<decltype(kernel)>(pool, Bf16Of(x), x.dimensions()[0], x.dimensions()[1], first, second, to);
+  };
+  in_pairs ? with(PairKernel{}) : with(WideKernel{});
   return ffi::Error::Success();
 }
 
@@ -642,21 +775,6 @@ ffi::Error BlockProductImpl(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::
 }
 
 // ---- attention of one query per row
-
-// Returns e^x for x <= 0, to two units in the last place, and NaN for NaN.
-// Below the bound, where the result rounds to 0, the polynomial could overflow. The maximum returns NaN for NaN.
-ROOST_INLINE __m512 Exp(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-1024.0f), x);
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.0f / 5040);
-  ROOST_UNROLL
-  for (const float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-  }
-  return _mm512_scalef_ps(p, n);
-}
 
 struct Scaled {
   float scale;
@@ -832,6 +950,29 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_bf16_product, Bf16ProductImpl,
                                   .Arg<ffi::Buffer<ffi::BF16>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int8_gated_mlp, Int8GatedMlpImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::U8>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::U8>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_bf16_gated_mlp, Bf16GatedMlpImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<bool>("in_pairs")
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::BF16>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_block_product, BlockProductImpl,
                               ffi::Ffi::Bind()

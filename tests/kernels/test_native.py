@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from roost.engine.model.quantization import QuantizedMatrix, quantize_on_host, quantized_dot
 from roost.kernels import XLA, Backend, native
 from roost.kernels.backends import CPU
+from roost.kernels.gated_mlp.reference import gated_mlp_reference
 from roost.kernels.window_attention import decode_attention, split_ring
 from roost.kernels.window_attention.reference import window_attention_reference
 
@@ -206,6 +207,63 @@ def test_attention_equals_the_reference_however_the_ring_is_cut(
 
 
 BROKEN = [np.nan, -np.nan, np.inf, -np.inf]
+
+
+@given(seed=SEEDS, rows=ROWS, width=st.sampled_from([16, 64, 144]), products=EACH_WAY)
+@settings(max_examples=15)
+def test_a_gated_mlp_in_bfloat16_equals_float64(seed: int, rows: int, width: int, products: native.Products) -> None:
+    rng = np.random.default_rng(seed)
+    x, gate_up, down = (
+        np.asarray(jnp.asarray(rng.normal(size=shape) * size, "bfloat16"))
+        for shape, size in (((rows, 48), 1.0), ((2 * width, 48), 0.3), ((48, width), 0.3))
+    )
+    biases = [jnp.asarray(rng.normal(size=n), jnp.float32) for n in (2 * width, 48)]
+    run = jax.jit(native.bf16_gated_mlp, static_argnums=5)
+    actual = np.asarray(run(jnp.asarray(x), packed(gate_up), biases[0], packed(down), biases[1], products), np.float64)
+    expected = gated_mlp_reference(x, gate_up, np.asarray(biases[0]), down, np.asarray(biases[1]))
+    assert np.abs(actual - expected).max() <= 0.01 * np.abs(expected).max()  # both roundings to bfloat16
+    alone = run(jnp.asarray(x[-1:]), packed(gate_up), biases[0], packed(down), biases[1], products)
+    np.testing.assert_array_equal(np.asarray(alone, np.float64), actual[-1:])
+
+
+@given(seed=SEEDS, rows=ROWS, width=st.sampled_from([16, 64, 144]), kind=TYPES)
+@settings(max_examples=15)
+def test_a_gated_mlp_in_int8_is_its_products(seed: int, rows: int, width: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.normal(size=(rows, 48)), kind)
+    gate_up, down = (quantize_on_host(rng.normal(size=shape).astype("f4")) for shape in ((2 * width, 48), (48, width)))
+    biases = [jnp.asarray(rng.normal(size=n), jnp.float32) for n in (2 * width, 48)]
+    weights = (packed(gate_up.values), gate_up.scale, biases[0], packed(down.values), down.scale, biases[1])
+    actual = np.asarray(jax.jit(native.int8_gated_mlp)(x, *map(jnp.asarray, weights)), np.float64)
+    f32 = jnp.dtype("float32")
+    gate, up = np.split(
+        np.asarray(int8(x, gate_up.values, jnp.asarray(gate_up.scale), biases[0], f32), "f8"), 2, axis=1
+    )
+    gelu = 0.5 * gate * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (gate + 0.044715 * gate**3)))
+    inner = jnp.asarray(gelu * up, kind)
+    expected = np.asarray(int8(inner, down.values, jnp.asarray(down.scale), biases[1], f32), np.float64)
+    np.testing.assert_allclose(actual, expected, atol=0.02 * np.abs(expected).max())  # a rounding may differ
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_of_numbers_has_no_gated_mlp_in_int8(value: float) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 48)).astype(np.float32)
+    gate_up, down = (quantize_on_host(rng.normal(size=shape).astype("f4")) for shape in ((64, 48), (48, 32)))
+    weights = (
+        packed(gate_up.values),
+        gate_up.scale,
+        np.ones(64, "f4"),
+        packed(down.values),
+        down.scale,
+        np.ones(48, "f4"),
+    )
+    run = jax.jit(native.int8_gated_mlp)
+    clean = np.asarray(run(jnp.asarray(x), *map(jnp.asarray, weights)))
+    x[2, 7] = value
+    broken = np.asarray(run(jnp.asarray(x), *map(jnp.asarray, weights)))
+    assert np.isnan(broken[2]).all()
+    np.testing.assert_array_equal(np.delete(broken, 2, 0), np.delete(clean, 2, 0))
 
 
 def places(inputs: int) -> list[int]:
