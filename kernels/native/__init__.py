@@ -24,6 +24,7 @@ _CALLS: Final = (
     "roost_int8_gated_mlp",
     "roost_bf16_gated_mlp",
     "roost_block_product",
+    "roost_recurrent_step",
     "roost_decode_attention",
 )
 
@@ -230,6 +231,39 @@ def block_product(
 ) -> Float32[Array, "R N e2"]:
     """Computes y[r, n] = x[r, n] · weight[n] + bias[n], a block-diagonal product with packed weights of two gates."""
     return _call("roost_block_product", (*x.shape[:2], 2 * x.shape[2]), jnp.dtype("float32"), x, weight, bias)
+
+
+def recurrent_step(
+    xy: Float[Array, "B E2"],
+    conv_weight: Float32[Array, "K E"],
+    conv_bias: Float32[Array, " E"],
+    gates: Float32[Array, "N S e 32"],
+    gate_bias: Float32[Array, "N e2"],
+    log_decay: Float32[Array, " E"],
+    conv: Float[Array, "K1 B E"],
+    h: Float32[Array, "B E"],
+    positions: Int32[Array, " B"],
+) -> tuple[Float[Array, "B E"], Float[Array, "K1 B E"], Float32[Array, "B E"]]:
+    """Computes gelu(y) * RG-LRU(conv(x)) for one token per row.
+
+    Args:
+      xy: Input projections of the block, x first, in float32 or bfloat16.
+      conv_weight: Taps; see `causal_conv1d`.
+      conv_bias: Bias of the convolution.
+      gates: Packed weights of the gates.
+      gate_bias: Biases of the gates.
+      log_decay: See `rg_lru`.
+      conv: State of the convolution, in the dtype of xy.
+      h: State of the RG-LRU.
+      positions: Positions of the tokens; rows with a negative position keep their state, and their output is 0.
+
+    Returns:
+      Inputs of the output projection, in the dtype of xy; the new conv; the new h.
+    """
+    results = tuple(jax.ShapeDtypeStruct(x.shape, kind) for x, kind in ((h, xy.dtype), (conv, xy.dtype), (h, h.dtype)))
+    inputs = (xy, conv_weight, conv_bias, gates, gate_bias, log_decay, conv, h, positions)
+    out, new_conv, new_h = jax.ffi.ffi_call("roost_recurrent_step", results)(*inputs)
+    return out, new_conv, new_h
 
 
 def decode_attention(

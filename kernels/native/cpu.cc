@@ -502,6 +502,18 @@ ROOST_INLINE __m512 Sigmoid(__m512 x) {
   return _mm512_div_ps(_mm512_mask_mov_ps(one, is_negative, tail), _mm512_add_ps(one, tail));
 }
 
+// Returns 1 - e^x for x <= 0, accurate near 0.
+ROOST_INLINE __m512 OneMinusExp(__m512 x) {
+  __m512 p = _mm512_set1_ps(1.0f / 362880);
+  ROOST_UNROLL
+  for (const float c : {1.0f / 40320, 1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f}) {
+    p = _mm512_fmadd_ps(p, x, _mm512_set1_ps(c));
+  }
+  const __m512 near = _mm512_mul_ps(_mm512_sub_ps(_mm512_setzero_ps(), x), p);
+  const __mmask16 is_far = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-0.5f), _CMP_LT_OQ);
+  return _mm512_mask_sub_ps(near, is_far, _mm512_set1_ps(1.0f), Exp(x));
+}
+
 // Returns gelu(x) in the approximation by tanh: x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3)).
 ROOST_INLINE __m512 Gelu(__m512 x) {
   const __m512 cubed = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
@@ -726,30 +738,37 @@ ffi::Error Bf16GatedMlpImpl(ffi::ThreadPool pool, bool in_pairs, ffi::Buffer<ffi
 // strip, which has 32 columns for each input.
 constexpr int64_t kGateColumns = 32;
 
-// Computes a strip for `Rows` rows: rows of x are `x_stride` apart, rows of y `y_stride`, and the gates `inputs`.
+// Computes a strip for `Rows` rows of x, which are `x_stride` apart; biases of the gates are `inputs` apart.
 template <int Rows>
-ROOST_INLINE void GateStrip(const float* w, const float* bias, const float* x, int64_t x_stride, int64_t last,
-                            int64_t inputs, float* y, int64_t y_stride) {
+ROOST_INLINE void GateSums(const float* w, const float* bias, const float* x, int64_t x_stride, int64_t last,
+                           int64_t inputs, __m512 (&sums)[Rows][2]) {
   const float* rows[Rows];
   for (int r = 0; r < Rows; ++r) rows[r] = x + std::min<int64_t>(r, last) * x_stride;
-  __m512 acc[Rows][2];
   ROOST_UNROLL
   for (int r = 0; r < Rows; ++r) {
-    acc[r][0] = _mm512_loadu_ps(bias);
-    acc[r][1] = _mm512_loadu_ps(bias + inputs);
+    sums[r][0] = _mm512_loadu_ps(bias);
+    sums[r][1] = _mm512_loadu_ps(bias + inputs);
   }
   for (int64_t i = 0; i < inputs; ++i, w += kGateColumns) {
     const __m512 a = _mm512_loadu_ps(w), b = _mm512_loadu_ps(w + 16);
     ROOST_UNROLL
     for (int r = 0; r < Rows; ++r) {
       const __m512 factor = _mm512_set1_ps(rows[r][i]);
-      acc[r][0] = _mm512_fmadd_ps(factor, a, acc[r][0]);
-      acc[r][1] = _mm512_fmadd_ps(factor, b, acc[r][1]);
+      sums[r][0] = _mm512_fmadd_ps(factor, a, sums[r][0]);
+      sums[r][1] = _mm512_fmadd_ps(factor, b, sums[r][1]);
     }
   }
+}
+
+// Stores a strip for `Rows` rows: rows of y are `y_stride` apart, and the gates `inputs`.
+template <int Rows>
+ROOST_INLINE void GateStrip(const float* w, const float* bias, const float* x, int64_t x_stride, int64_t last,
+                            int64_t inputs, float* y, int64_t y_stride) {
+  __m512 sums[Rows][2];
+  GateSums<Rows>(w, bias, x, x_stride, last, inputs, sums);
   for (int r = 0; r < Rows && r <= last; ++r) {
-    _mm512_storeu_ps(y + r * y_stride, acc[r][0]);
-    _mm512_storeu_ps(y + r * y_stride + inputs, acc[r][1]);
+    _mm512_storeu_ps(y + r * y_stride, sums[r][0]);
+    _mm512_storeu_ps(y + r * y_stride + inputs, sums[r][1]);
   }
 }
 
@@ -770,6 +789,103 @@ ffi::Error BlockProductImpl(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::
       rows - r > 2 ? call(GateStrip<8>) : call(GateStrip<2>);
       r += rows - r > 2 ? 8 : 2;
     }
+  });
+  return ffi::Error::Success();
+}
+
+// ---- the recurrent block of a decode step, between its projections
+
+template <typename X>
+struct RecurrentStep {
+  const X* xy;  // [rows, 2 * width], x first
+  const float* conv_weight;
+  const float* conv_bias;
+  const float* gates;  // packed
+  const float* gate_bias;
+  const float* log_decay;
+  const X* conv;  // [taps - 1, rows, width], oldest first
+  const float* h;
+  const int32_t* positions;
+  int64_t rows, width, taps, blocks;
+  X* out;
+  X* new_conv;
+  float* new_h;
+
+  // Computes the convolution of a row, into c, and its inputs before the next token.
+  void Convolve(int64_t r, float* c) const {
+    const int64_t position = positions[r];
+    const X* const x = xy + r * 2 * width;
+    for (int64_t e = 0; e < width; e += 16) {
+      __m512 sum = _mm512_mul_ps(Widen(x + e), _mm512_loadu_ps(conv_weight + (taps - 1) * width + e));
+      for (int64_t s = 1; s < taps; ++s) {
+        const __m512 product = _mm512_mul_ps(Widen(conv + ((taps - 1 - s) * rows + r) * width + e),
+                                             _mm512_loadu_ps(conv_weight + (taps - 1 - s) * width + e));
+        if (position >= s) sum = _mm512_add_ps(sum, product);
+      }
+      _mm512_storeu_ps(c + r * width + e, _mm512_add_ps(sum, _mm512_loadu_ps(conv_bias + e)));
+    }
+    const int64_t age = position < 0 ? 0 : 1;
+    for (int64_t s = 0; s < taps - 1; ++s) {
+      const X* const from = s + age < taps - 1 ? conv + ((s + age) * rows + r) * width : x;
+      std::memcpy(new_conv + (s * rows + r) * width, from, width * sizeof(X));
+    }
+  }
+
+  // Computes sixteen channels of a row from their gates' pre-activations.
+  ROOST_INLINE void Update(int64_t r, int64_t e, __m512 input_gate, __m512 recurrence_gate, const float* c) const {
+    const __m512 old = _mm512_loadu_ps(h + r * width + e);
+    if (positions[r] < 0) {
+      _mm512_storeu_ps(new_h + r * width + e, old);
+      return Store(out + r * width + e, _mm512_setzero_ps());
+    }
+    const __m512 gated = _mm512_mul_ps(Sigmoid(input_gate), _mm512_loadu_ps(c + r * width + e));
+    __m512 state = gated;
+    if (positions[r] > 0) {
+      const __m512 log_a = _mm512_mul_ps(_mm512_loadu_ps(log_decay + e), Sigmoid(recurrence_gate));
+      const __m512 scale = _mm512_sqrt_ps(OneMinusExp(_mm512_add_ps(log_a, log_a)));
+      state = _mm512_fmadd_ps(Exp(log_a), old, _mm512_mul_ps(scale, gated));
+    }
+    _mm512_storeu_ps(new_h + r * width + e, state);
+    Store(out + r * width + e, _mm512_mul_ps(state, Gelu(Widen(xy + (2 * r + 1) * width + e))));
+  }
+
+  // Computes sixteen channels of a block for rows [r, r + Rows).
+  template <int Rows>
+  ROOST_INLINE void Strip(int64_t piece, int64_t r, const float* c) const {
+    const int64_t size = width / blocks, strips = size / 16;
+    const int64_t block = piece / strips, o = piece % strips * 16;
+    __m512 gate[Rows][2];
+    GateSums<Rows>(gates + piece * size * kGateColumns, gate_bias + block * 2 * size + o, c + r * width + block * size,
+                   width, rows - r - 1, size, gate);
+    for (int i = 0; i < Rows && r + i < rows; ++i) Update(r + i, block * size + o, gate[i][0], gate[i][1], c);
+  }
+
+  void Run(ffi::ThreadPool& pool) const {
+    thread_local std::vector<float> scratch;
+    Grow(scratch, rows * width);
+    float* const c = scratch.data();
+    ForEachRow(pool, rows, width, [&](int64_t r) { Convolve(r, c); });
+    ForEach(pool, width / 16, [&](int64_t piece) {
+      int64_t r = 0;
+      for (; rows - r > 2; r += 8) Strip<8>(piece, r, c);
+      for (; r < rows; r += 2) Strip<2>(piece, r, c);
+    });
+  }
+};
+
+ffi::Error RecurrentStepImpl(ffi::ThreadPool pool, ffi::AnyBuffer xy, ffi::Buffer<ffi::F32> conv_weight,
+                             ffi::Buffer<ffi::F32> conv_bias, ffi::Buffer<ffi::F32> gates,
+                             ffi::Buffer<ffi::F32> gate_bias, ffi::Buffer<ffi::F32> log_decay, ffi::AnyBuffer conv,
+                             ffi::Buffer<ffi::F32> h, ffi::Buffer<ffi::S32> positions, ffi::Result<ffi::AnyBuffer> out,
+                             ffi::Result<ffi::AnyBuffer> new_conv, ffi::ResultBuffer<ffi::F32> new_h) {
+  WithType(xy, [&](auto* x) {
+    using X = std::remove_pointer_t<decltype(x)>;
+    const auto typed = [](const ffi::AnyBuffer& array) { return static_cast<X*>(array.untyped_data()); };
+    RecurrentStep<X>{x, conv_weight.typed_data(), conv_bias.typed_data(), gates.typed_data(), gate_bias.typed_data(),
+                     log_decay.typed_data(), typed(conv), h.typed_data(), positions.typed_data(), h.dimensions()[0],
+                     h.dimensions()[1], conv_weight.dimensions()[0], gates.dimensions()[0], typed(*out),
+                     typed(*new_conv), new_h->typed_data()}
+        .Run(pool);
   });
   return ffi::Error::Success();
 }
@@ -980,6 +1096,22 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_block_product, BlockProductImpl,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_recurrent_step, RecurrentStepImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_decode_attention, DecodeAttentionImpl,

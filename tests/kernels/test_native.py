@@ -14,6 +14,7 @@ from roost.engine.model.quantization import QuantizedMatrix, quantize_on_host, q
 from roost.kernels import XLA, Backend, native
 from roost.kernels.backends import CPU
 from roost.kernels.gated_mlp.reference import gated_mlp_reference
+from roost.kernels.recurrent_block.reference import recurrent_block_reference
 from roost.kernels.window_attention import decode_attention, split_ring
 from roost.kernels.window_attention.reference import window_attention_reference
 
@@ -31,6 +32,7 @@ compiled = jax.jit(lambda f, *x: f(*x), static_argnums=0, compiler_options=CPU_O
 int8_product = jax.jit(native.int8_product, static_argnums=4)
 bf16_product = jax.jit(native.bf16_product, static_argnums=(3, 4))
 block_product = jax.jit(native.block_product)
+step = jax.jit(native.recurrent_step)
 attend = jax.jit(decode_attention, static_argnums=5)
 
 
@@ -164,6 +166,44 @@ def test_block_products_equal_einsum_in_float64(seed: int, rows: int, count: int
     sizes = np.einsum("rni,nio->rno", np.abs(x), np.abs(weight)) + np.abs(bias) + 1e-30
     actual = np.asarray(blocks(*(jnp.asarray(a, jnp.float32) for a in (x, weight, bias))), np.float64)
     assert np.max(np.abs(actual - expected) / sizes) < inputs * 2e-7
+
+
+def step_inputs(seed: int, rows: int, blocks: int, size: int, kind: str) -> list[np.ndarray]:
+    """Returns the inputs of `recurrent_block_reference` but the positions, rounded to their dtypes."""
+    rng, width = np.random.default_rng(seed), blocks * size
+    shapes = ((rows, 2 * width), (4, width), (width,), (blocks, size, 2 * size), (blocks, 2 * size))
+    xy, *weights = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    decay = -rng.choice([1e-4, 1e-2, 1.0, 20.0], width).astype(np.float32)
+    conv, h = rng.normal(size=(3, rows, width)), rng.normal(size=(rows, width)).astype(np.float32)
+    xy, conv = (np.asarray(jnp.asarray(x, kind), np.float32) for x in (xy, conv))
+    return [xy, *weights, decay, conv, h]
+
+
+def recurrent_step(inputs: list[np.ndarray], positions: np.ndarray, kind: str) -> list[np.ndarray]:
+    xy, weight, bias, gates, gate_bias, decay, conv, h = map(jnp.asarray, inputs)
+    gates = jnp.asarray(native.pack_gates(np.array(gates)))
+    of_kind = (xy.astype(kind), weight, bias, gates, gate_bias, decay, conv.astype(kind), h)
+    return [np.asarray(x, np.float64) for x in step(*of_kind, jnp.asarray(positions, jnp.int32))]
+
+
+@given(seed=SEEDS, blocks=st.sampled_from([1, 3]), size=st.sampled_from([16, 32, 64]), kind=TYPES, data=st.data())
+@settings(max_examples=15)
+def test_a_recurrent_step_equals_float64(seed: int, blocks: int, size: int, kind: str, data: st.DataObject) -> None:
+    places = data.draw(st.lists(st.sampled_from([-1, 0, 1, 2, 3, 100]), min_size=1, max_size=12))
+    positions, inputs = np.array(places, np.int32), step_inputs(seed, len(places), blocks, size, kind)
+    out, conv, h = recurrent_step(inputs, positions, kind)
+    xy, *rest = inputs
+    expected, expected_conv, expected_h = recurrent_block_reference(xy[:, None], *rest, positions[:, None])
+    live = positions >= 0
+    np.testing.assert_array_equal(conv, expected_conv)
+    np.testing.assert_allclose(h, expected_h, rtol=2e-5, atol=2e-5)
+    rounding = 2e-5 if kind == "float32" else 1e-2
+    np.testing.assert_allclose(out[live], expected[live, 0], rtol=rounding, atol=rounding)
+    np.testing.assert_array_equal(h[~live], inputs[-1][~live])
+    last = [inputs[0][-1:], *inputs[1:6], inputs[6][:, -1:], inputs[7][-1:]]
+    alone = recurrent_step(last, positions[-1:], kind)
+    for one, whole in zip(alone, (out[-1:], conv[:, -1:], h[-1:]), strict=True):
+        np.testing.assert_array_equal(one, whole)
 
 
 @given(seed=SEEDS, rows=ROWS, keep=st.integers(1, 40), products=EACH_WAY)
