@@ -206,6 +206,9 @@ class RecurrentBlock(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], RecurrentState, RecurrentBlockStates | None]:
         if recurrent_block.has_kernel(self.rg_lru.backend, self.rg_lru.gate_bias.shape[1] // 2):
             return self._fused(u, state, positions, block)
+        gates = self.rg_lru.gate_weight.get_value()
+        if isinstance(gates, PackedGates) and u.shape[1] == 1:
+            return (*self._native_step(u, state, positions, gates), None)
         x, y = jnp.split(self.xy(u), 2, axis=-1)
         old = self._first_rows(state, u.shape[0])
         c, conv = causal_conv1d(x, self.conv_weight[...], self.conv_bias[...], old.conv, positions)
@@ -217,6 +220,14 @@ class RecurrentBlock(nnx.Module):
             )
         new = self._with_first_rows(state, RecurrentState(last, conv))
         return self.out((h * _gelu(y)).astype(u.dtype)), new, block_states
+
+    def _native_step(
+        self, u: Float[Array, "B 1 D"], state: RecurrentState, positions: Int32[Array, "B 1"], gates: PackedGates
+    ) -> tuple[Float[Array, "B 1 D"], RecurrentState]:
+        weights = (self.conv_weight[...], self.conv_bias[...], gates.values, self.rg_lru.gate_bias[...])
+        inputs = (*weights, self.rg_lru.log_decay, state.conv, state.h, positions[:, 0])
+        mixed, conv, h = native.recurrent_step(self.xy(u)[:, 0], *inputs)
+        return self.out(mixed)[:, None], RecurrentState(h, conv)
 
     def _first_rows(self, state: RecurrentState, rows: int) -> RecurrentState:
         """Returns the rows of a decode step; see `SlotStates.first`."""
