@@ -68,13 +68,13 @@ def _library() -> ctypes.CDLL:
 
 
 class Products(StrEnum):
-    """How products in bfloat16 are computed; results differ in the last bits."""
+    """Ways to compute products in bfloat16, whose results differ in the last bits."""
 
     PAIRS = "pairs"
-    """By the instruction for pairs, which is the faster way on AMD's processors."""
+    """The instruction for pairs is the faster way on AMD's processors."""
 
     WIDE = "wide"
-    """In float32, which is the faster way on Intel's."""
+    """Products in float32 are the faster way on Intel's processors."""
 
 
 @cache
@@ -158,7 +158,7 @@ def bf16_product(
       weight: Packed matrix.
       bias: Bias of each output, or None.
       dtype: Dtype of the result, float32 or bfloat16.
-      products: How to compute products; None for what is faster here.
+      products: Way to compute products; None for the faster one here.
     """
     shape = (x.shape[0], weight.shape[0] * STRIP_OUTPUTS)
     return _call("roost_bf16_product", shape, dtype, x, weight, _or_empty(bias), in_pairs=_in_pairs(products))

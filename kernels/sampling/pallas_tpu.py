@@ -15,7 +15,7 @@ from . import SamplingInputs
 from .draw import Tokens, copy_and_summarize, invert, most_likely, weigh
 from .processors import IdLists, add_biases, apply_token_mask, lane_masks, mask_stop_ids, penalize
 from .tiles import LANES, ROWS, Column, Tile, Tiles, padded_size
-from .truncation import keep_typical, kept_mass, top_k_cut, top_p_cut
+from .truncation import keep_typical, kept_mass, top_k_threshold, top_p_threshold
 
 _VMEM_LIMIT: Final = 64 * 2**20
 """Bytes of on-chip memory: enough for 8 rows of a vocabulary of 256,000 three times, two of them to be read ahead."""
@@ -207,7 +207,7 @@ def _draw(
     mass = weigh(rows, jnp.where(top == -jnp.inf, 0.0, top), column("temperature"))
     cut = jnp.zeros_like(mass)
     cut, mass = jax.lax.cond(need(_Need.TOP_K), lambda: _top_k(rows, column("top_k")), lambda: (cut, mass))
-    cut = jax.lax.cond(need(_Need.TOP_P), lambda: top_p_cut(rows, column("top_p"), mass, cut), lambda: cut)
+    cut = jax.lax.cond(need(_Need.TOP_P), lambda: top_p_threshold(rows, column("top_p"), mass, cut), lambda: cut)
     cut = jnp.maximum(cut, column("min_p"))
     pl.when(need(_Need.TYPICAL_P))(lambda: keep_typical(rows, column("typical_p"), cut))
     return invert(rows, cut, column("uniform"), running)
@@ -215,5 +215,5 @@ def _draw(
 
 def _top_k(rows: Tiles, k: Column) -> tuple[Column, Column]:
     """Returns the threshold of top-k and the sum of the weights that it leaves."""
-    cut = top_k_cut(rows, k)
+    cut = top_k_threshold(rows, k)
     return cut, kept_mass(rows, cut)

@@ -32,7 +32,7 @@ type _Measure = Callable[[_Bits], Column]
 """Returns the size of the set of tokens at or above a threshold: their number, or their mass."""
 
 
-def top_k_cut(weights: Tiles, k: Column) -> Column:
+def top_k_threshold(weights: Tiles, k: Column) -> Column:
     """Returns the weight of the k-th most likely token; 0 where k is 0."""
 
     def count(threshold: _Bits) -> Column:
@@ -43,7 +43,7 @@ def top_k_cut(weights: Tiles, k: Column) -> Column:
     return _float(_threshold(count, k, lowest, range(_ONE_BITS + 1), lambda _: jnp.ones_like(k), k > 0))
 
 
-def top_p_cut(weights: Tiles, p: Column, mass: Column, lowest: Column) -> Column:
+def top_p_threshold(weights: Tiles, p: Column, mass: Column, lowest: Column) -> Column:
     """Returns the lowest of the largest weights whose sum reaches the share p of all; `lowest` where p is 1.
 
     Args:
