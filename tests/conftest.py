@@ -3,17 +3,16 @@
 import gc
 import importlib.util
 import os
-import tempfile
 from collections.abc import Generator
 
 import hypothesis
 import pytest
+import shared_programs
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
-_PROGRAMS = tempfile.TemporaryDirectory(prefix="roost-programs-")
-os.environ["ROOST_COMPILE_CACHE"] = _PROGRAMS.name  # for the servers that tests start: later ones start sooner
+_PROGRAMS = shared_programs.open_folder()  # removed at the end
 
 # They import other people's clients, which `python3 dev.py test-compat` brings.
 collect_ignore = ["clients"]  # whose clients live in environments without Roost: `python3 dev.py test-clients`

@@ -20,5 +20,5 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(tiny_config: Path) -> Iterator[ServerProcess]:
     """Server whose only model is `MODEL`."""
     arguments = [*SHAPES, "--max-queue", str(MAX_QUEUE), "--metrics-compat", "vllm"]
-    with serving(f"random:{tiny_config}", *arguments, ROOST_API_KEY=API_KEY) as process:
+    with serving(f"random:{tiny_config}", *arguments, programs="tiny", ROOST_API_KEY=API_KEY) as process:
         yield process

@@ -8,12 +8,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from shared_programs import compiled_once
 
 API_KEY = "sesame"
 MODEL = "tiny-random"
@@ -80,25 +81,36 @@ def start(
 
 @contextmanager
 def launched(
-    *arguments: str, program: Sequence[str] = PROGRAM, wrapper: Sequence[str] = (), **environment: str
+    *arguments: str,
+    program: Sequence[str] = PROGRAM,
+    wrapper: Sequence[str] = (),
+    programs: str = "",
+    **environment: str,
 ) -> Iterator[ServerProcess]:
-    """Yields a server that is ready, and kills it afterwards if it still runs."""
+    """Yields a server that is ready, and kills it afterwards if it still runs.
+
+    Args:
+      programs: Name of its compiled programs, if other servers have the same; see `compiled_once`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "stderr"
-        with log.open("w") as stderr:
-            arguments = ("serve", *arguments, "--port", "0")
-            process = start(*arguments, stderr=stderr, program=program, wrapper=wrapper, **environment)
-        try:
-            yield ServerProcess(process, _wait_for_address(process, log), log)
-        finally:
-            process.kill()
-            process.communicate()
+        with ExitStack() as stack:
+            with compiled_once(programs) if programs else nullcontext():
+                with log.open("w") as stderr:
+                    arguments = ("serve", *arguments, "--port", "0")
+                    process = start(*arguments, stderr=stderr, program=program, wrapper=wrapper, **environment)
+                stack.callback(process.communicate)
+                stack.callback(process.kill)
+                address = _wait_for_address(process, log)
+            yield ServerProcess(process, address, log)
 
 
 @contextmanager
-def serving(*arguments: str, wrapper: Sequence[str] = (), **environment: str) -> Iterator[ServerProcess]:
-    """Yields a server that is ready, and checks that it exits cleanly on SIGTERM."""
-    with launched(*arguments, wrapper=wrapper, **environment) as server:
+def serving(
+    *arguments: str, wrapper: Sequence[str] = (), programs: str = "", **environment: str
+) -> Iterator[ServerProcess]:
+    """Yields a server that is ready, and checks that it exits cleanly on SIGTERM; see `launched`."""
+    with launched(*arguments, wrapper=wrapper, programs=programs, **environment) as server:
         yield server
         server.process.send_signal(signal.SIGTERM)
         status = server.ends()

@@ -12,7 +12,7 @@ from server_process import serving
 @pytest.fixture(scope="module")
 def demo() -> Iterator[httpx.Client]:
     """Yields README's first command, and a client of it."""
-    with serving("demo") as server, httpx.Client(base_url=server.url, timeout=120) as client:
+    with serving("demo", programs="demo") as server, httpx.Client(base_url=server.url, timeout=120) as client:
         yield client
 
 

@@ -23,7 +23,7 @@ def golden() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
     with (
-        serving(str(GOLDEN / "hf"), "--dtype", "float32", *SHAPES) as server,
+        serving(str(GOLDEN / "hf"), "--dtype", "float32", *SHAPES, programs="golden") as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         yield client

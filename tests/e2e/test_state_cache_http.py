@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from server_process import API_KEY, ServerProcess, serving
+from server_process import API_KEY, SHAPES, ServerProcess, serving
 
 _fresh = itertools.count(1)
 
@@ -86,7 +86,7 @@ def test_a_conversation_goes_on_where_it_was(client: httpx.Client) -> None:
 def test_an_inexact_cache_spares_the_reply_too(tiny_config: Path) -> None:
     """All of the reply is cached but its last token, which was sampled and not processed."""
     with (
-        serving(f"random:{tiny_config}", "--slots", "2", "--prefill-chunk", "64", "--state-cache-inexact") as server,
+        serving(f"random:{tiny_config}", *SHAPES, "--state-cache-inexact", programs="tiny-inexact") as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         history, counts = prompt(100), []
@@ -112,11 +112,11 @@ def test_metrics(client: httpx.Client) -> None:
 
 def test_a_conversation_survives_a_restart(tiny_config: Path, tmp_path: Path) -> None:
     """The next turn processes only the last reply and new tokens, even after a restart or beside a corrupt file."""
-    arguments = [f"random:{tiny_config}", "--slots", "2", "--prefill-chunk", "64", "--state-cache-dir", str(tmp_path)]
+    arguments = [f"random:{tiny_config}", *SHAPES, "--state-cache-dir", str(tmp_path)]
     history, counts = prompt(300), []
     first = history
     for _ in range(2):
-        with serving(*arguments) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        with serving(*arguments, programs="tiny") as server, httpx.Client(base_url=server.url, timeout=60) as client:
             for _ in range(2):
                 reply, num_cached = ask(client, history)
                 counts.append((len(history), num_cached))

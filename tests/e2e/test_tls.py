@@ -51,7 +51,7 @@ def trust(certificate: Path) -> ssl.SSLContext:
 @pytest.fixture(scope="module")
 def secured(tiny_config: Path, certificate: Path) -> Iterator[ServerProcess]:
     files = "--ssl-certfile", str(certificate), "--ssl-keyfile", str(certificate.with_name("key.pem"))
-    with serving(f"random:{tiny_config}", *SHAPES, *files) as server:
+    with serving(f"random:{tiny_config}", *SHAPES, *files, programs="tiny") as server:
         yield server
 
 

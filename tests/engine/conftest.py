@@ -1,12 +1,12 @@
 """The runner that tests of the engine share, since compiling takes long."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cache_settings import restored
 from roost.engine import EngineConfig, ModelRunner, load_runner, open_model
+from shared_programs import compiled_once, folder
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny-a"
 SLOTS = 4
@@ -18,9 +18,9 @@ def golden_runner() -> Iterator[ModelRunner]:
 
     `e2e/test_golden_http.py` shares the other programs through the compile cache.
     """
-    programs = Path(os.environ["ROOST_COMPILE_CACHE"])  # of this run's own
+    programs = folder()
     config = EngineConfig(SLOTS, prefill_chunk=128, dtype="float32", state_cache_inexact=True, compile_cache=programs)
-    with restored():
+    with compiled_once("golden"), restored():
         runner = load_runner(open_model(str(TINY / "hf")), config)
     yield runner
     runner.close()
