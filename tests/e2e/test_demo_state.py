@@ -42,7 +42,7 @@ def tokenizer(source: ModelSource) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def runner(source: ModelSource) -> Iterator[ModelRunner]:
-    runner = load_runner(source, EngineConfig(slots=2, prefill_chunk=CHUNK))
+    runner = load_runner(source, EngineConfig(slots=1, prefill_chunk=CHUNK))
     yield runner
     runner.close()
 
@@ -59,7 +59,7 @@ def forget(runner: ModelRunner) -> None:
 
 def answer(runner: ModelRunner, tokenizer: Tokenizer, prompt: list[int], forget_after: int | None) -> str:
     """Returns the greedy output when the state is zeroed after this many prompt tokens."""
-    core = EngineCore(Scheduler(2, 4, runner.limits), runner)
+    core = EngineCore(Scheduler(1, 4, runner.limits), runner)
     params = SamplingParams(max_tokens=20, temperature=0.0, end_token_ids=tokenizer.end_token_ids)
     core.add(Request("a", tuple(prompt), params))
     token_ids: list[int] = []
