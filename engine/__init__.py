@@ -34,6 +34,7 @@ from .prefix_cache.cache import PrefixCache
 from .prefix_cache.saved_state import SavedState, SavedStateFormat
 from .roofline import CPU, DEVICES, Roofline, Setup, compute_roofline, find_device, setups_that_fit
 from .scheduling.scheduler import Scheduler
+from .verification import Verification, VerifiedProgram, verify_plan
 from .worker.profiling import record_profile
 from .worker.runner import ModelRunner
 
@@ -88,6 +89,8 @@ __all__ = [
     "TokenMask",
     "TokenOutput",
     "UnknownRequestError",
+    "Verification",
+    "VerifiedProgram",
     "compute_roofline",
     "convert",
     "device_facts",
@@ -100,5 +103,6 @@ __all__ = [
     "record_profile",
     "setups_that_fit",
     "shown_bytes",
+    "verify_plan",
     "words_of_mask",
 ]

@@ -1,8 +1,9 @@
 """Builds engines: joins hosts, loads weights, allocates the state pool and compiles every program; slow."""
 
+import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
@@ -12,16 +13,19 @@ import numpy as np
 from .checkpoint.identity import model_identity
 from .checkpoint.source import ModelSource
 from .core.config import EngineConfig, StepLimits
+from .core.errors import ConfigError
 from .core.host_memory import available_memory, release_freed_memory
 from .core.mesh import slot_order
 from .core.output_constraint import words_of_mask
 from .core.snapshot import SnapshotFormat
+from .core.units import shown_bytes
 from .distributed.hosts import connect_followers, connect_leader, join, min_over_hosts
 from .engine_core import EngineCore
 from .model.collectives import Collectives
+from .model.config import ModelConfig
 from .model.griffin import Params
 from .model.sharding_rules import slot_bytes
-from .platform import affordable_slots, choose_mesh_shape, choose_platform, numerics, open_mesh
+from .platform import affordable_slots, choose_mesh_shape, choose_platform, device_memory, numerics, open_mesh
 from .prefix_cache.cache import PrefixCache
 from .prefix_cache.disk import DiskTier
 from .prefix_cache.saved_state import SavedStateFormat
@@ -29,18 +33,21 @@ from .scheduling.scheduler import Scheduler
 from .startup import configure_jax
 from .worker.compilation import (
     CompileCounter,
-    CompiledProgram,
-    compile_all,
-    lowerings,
+    CompiledPrograms,
+    compile_served,
     pool_partition_specs,
     shard_shapes,
 )
-from .worker.executor import DeviceLayout, Executor
+from .worker.executor import Executor
+from .worker.fitting import Attempt, estimated_slots, fit_slots, memory_of_served
+from .worker.known_slots import read_slots, slots_key, write_slots
 from .worker.loading import OpenWeights, open_weights
 from .worker.programs import DeviceArrays, new_pool, snapshot_shapes
 from .worker.runner import ModelRunner
-from .worker.served import Devices, ServedPrograms, served_programs
+from .worker.served import DeviceLayout, Devices, served_programs
 from .worker.steps import StatePool
+
+_logger = logging.getLogger(__name__)
 
 type Progress = Callable[[str, int, int], None]
 """Called with a stage ("weights", "compile"), how much of it is done, and how much there is; by several threads."""
@@ -127,30 +134,18 @@ def _load_executor(source: ModelSource, config: EngineConfig, report: Progress) 
     platform, mesh = choose_platform(shards), open_mesh(shards)
     devices = Devices(platform, shards, mesh)
     with open_weights(source, config, shards, platform, mesh) as weights:
-        slots = _choose_slots(source, config, weights, devices)
-        served = served_programs(source.config, config, weights, devices, slots)
-        layout, programs = served.layout, served.programs
-        pool = _allocate_pool(layout)
-        params, compiled = _load_and_compile(weights, served, report)
+        params, compiled = _load_and_compile(source, config, weights, devices, report)
+    layout, programs = compiled.served.layout, compiled.served.programs
+    pool = _allocate_pool(layout)
     leader = connect_followers(hosts) if hosts is not None and hosts.is_leader else None
     compiles = CompileCounter()
     compiles.start()
-    return Executor(layout, programs, compiled, DeviceArrays(params, pool), compiles, leader)
+    return Executor(layout, programs, compiled.outcomes, DeviceArrays(params, pool), compiles, leader)
 
 
 def _mesh_shape(source: ModelSource, config: EngineConfig) -> Collectives:
     shape = config.shards or choose_mesh_shape(source.config.num_parameters * _BYTES_PER_WEIGHT[config.quantize])
     return Collectives(shape.data, shape.model)
-
-
-def _choose_slots(source: ModelSource, config: EngineConfig, weights: OpenWeights, devices: Devices) -> int:
-    slots = config.slots or affordable_slots(
-        slot_bytes(source.config, devices.shards, weights.dtype.itemsize),
-        weights.num_bytes,
-        devices.platform,
-        devices.shards,
-    )
-    return slots if config.hosts is None else min_over_hosts(slots)
 
 
 def _allocate_pool(layout: DeviceLayout) -> StatePool:
@@ -164,20 +159,71 @@ def _allocate_pool(layout: DeviceLayout) -> StatePool:
 
 
 def _load_and_compile(
-    weights: OpenWeights, served: ServedPrograms, report: Progress
-) -> tuple[Params, dict[str, CompiledProgram]]:
+    source: ModelSource, config: EngineConfig, weights: OpenWeights, devices: Devices, report: Progress
+) -> tuple[Params, CompiledPrograms]:
     """Loads weights and compiles programs at the same time; the first failure ends both."""
+    limit = None if devices.platform.uses_host_memory else device_memory()
     executor = ThreadPoolExecutor(3, "load")
     try:
-        params = executor.submit(weights.read, partial(report, "weights"))
-        options = dict(served.layout.platform.compile_options)
-        compiled = compile_all(lowerings(served.programs, served.model), options, executor, partial(report, "compile"))
-        for done in as_completed([params, *compiled.values()]):
-            done.result()
-        return params.result(), {label: program.result() for label, program in compiled.items()}
+        params: Future[Params] = executor.submit(weights.read, partial(report, "weights"))
+
+        def check_weights() -> None:
+            if params.done():
+                params.result()
+
+        def compile_for(slots: int) -> CompiledPrograms:
+            served = served_programs(source.config, config, weights, devices, slots)
+            return compile_served(served, executor, partial(report, "compile"), check_weights)
+
+        compiled = _compile_to_fit(source.config, config, weights, devices, limit, compile_for)
+        return params.result(), compiled
     finally:
         executor.shutdown(cancel_futures=True)
         release_freed_memory()
+
+
+def _compile_to_fit(
+    model: ModelConfig,
+    config: EngineConfig,
+    weights: OpenWeights,
+    devices: Devices,
+    limit_bytes: int | None,
+    compile_for: Callable[[int], CompiledPrograms],
+) -> CompiledPrograms:
+    """Compiles programs for a number of slots that fits the devices' memory; hosts agree on it."""
+    agree = min_over_hosts if config.hosts is not None else int
+    if limit_bytes is None:
+        each = slot_bytes(model, devices.shards, weights.dtype.itemsize)
+        return compile_for(agree(config.slots or affordable_slots(each, weights.num_bytes, devices.platform)))
+    if config.slots is not None:
+        return _check_slots(compile_for(agree(config.slots)), limit_bytes)
+    memory = memory_of_served(model, config, weights, devices, limit_bytes)
+    key = slots_key(numerics(), model, config, weights.dtype.name, devices.shards, limit_bytes)
+    first = read_slots(config.compile_cache, key) or estimated_slots(memory, devices.shards)
+
+    def attempt(slots: int) -> Attempt[CompiledPrograms]:
+        compiled = compile_for(slots)
+        return Attempt(compiled, compiled.excess_bytes(limit_bytes))
+
+    slots, compiled = fit_slots(first, attempt, memory.row_bytes, devices.shards, agree)
+    if slots != first:
+        _logger.warning("programs for %d slots need more memory than a device has; serving %d", first, slots)
+    write_slots(config.compile_cache, key, slots)
+    return compiled
+
+
+def _check_slots(compiled: CompiledPrograms, limit_bytes: int) -> CompiledPrograms:
+    """Returns the programs for the number of slots that the config asks for.
+
+    Raises:
+      ConfigError: They need more memory than a device has.
+    """
+    if not (excess := compiled.excess_bytes(limit_bytes)):
+        return compiled
+    raise ConfigError(
+        f"slots={compiled.served.layout.slots} needs {shown_bytes(limit_bytes + excess)} on each device, which has "
+        f"{shown_bytes(limit_bytes)}; set fewer, or auto"
+    )
 
 
 def _step_limits(executor: Executor, config: EngineConfig) -> StepLimits:

@@ -26,7 +26,7 @@ CPU_OPTIONS: Final = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TY
 """XLA options for CPUs: only single dots go to the fast library. Fused with a reduction or an exponential, they would
 round differently at different numbers of rows, and a request's tokens must not depend on its neighbours."""
 
-_MIN_SLOTS: Final = 8
+MIN_SLOTS: Final = 8
 """Minimum number of slots that memory has to allow if the config leaves the number open."""
 
 
@@ -51,6 +51,8 @@ class Platform:
       jits_layers: Whether a layer is a jitted function of its own, so that layers of one kind are traced once.
       has_layer_barrier: Whether an optimization barrier follows every layer of a prefill.
       has_state_barrier: Whether an optimization barrier separates reads of the state pool from its writes.
+      logits_per_row: Number of float32 logits of the whole vocabulary that a row takes among a decode step's
+        temporaries, by measurement.
       skips_logits: Whether a step of greedy rows takes the argmax without materializing the logits.
       compile_options: Options of XLA's compiler, each with its value.
     """
@@ -69,6 +71,7 @@ class Platform:
     jits_layers: bool = True
     has_layer_barrier: bool = False
     has_state_barrier: bool = True
+    logits_per_row: float = 4.0
     skips_logits: bool = False
     compile_options: tuple[tuple[str, str], ...] = ()
 
@@ -85,6 +88,7 @@ TPU: Final = Platform(
     jits_layers=False,  # the compiler fuses less across functions: 60 MB more per step of 512 rows of 2B
     has_layer_barrier=True,  # else every layer's output is kept, to be summed at the end
     has_state_barrier=False,
+    logits_per_row=2.4,
     skips_logits=True,  # the compiler finds the argmax without writing the logits, a megabyte per row
 )
 
@@ -184,29 +188,28 @@ def choose_mesh_shape(weight_bytes: int) -> MeshShape:
     return MeshShape(len(devices) // model, model)
 
 
-def affordable_slots(slot_bytes: int, weight_bytes: int, on: Platform, shards: MeshShape) -> int:
-    """Returns the number of slots that fit into nine tenths of the memory left by the weights.
+def affordable_slots(slot_bytes: int, weight_bytes: int, on: Platform) -> int:
+    """Returns the number of slots that fit into nine tenths of the host's memory that the weights leave.
 
     Args:
       slot_bytes: Bytes of a slot's state.
-      weight_bytes: Bytes that the weights will take on each device.
-      on: Platform of the devices.
-      shards: Shape of the mesh; every device holds its share of the slots.
+      weight_bytes: Bytes that the weights will take.
+      on: Platform whose devices use the host's memory.
 
     Raises:
       ConfigError: Fewer than 8 slots fit.
     """
-    free = (available_memory() if on.uses_host_memory else _available_on_device()) - weight_bytes
+    free = available_memory() - weight_bytes
     slots = int(0.9 * free) // slot_bytes
-    if slots < _MIN_SLOTS:
+    if slots < MIN_SLOTS:
         raise ConfigError(
             f"memory left for slots is {shown_bytes(max(free, 0))} and a slot takes {shown_bytes(slot_bytes)}, "
-            f"so not even {_MIN_SLOTS} fit; set slots to the number you want to try"
+            f"so not even {MIN_SLOTS} fit; set slots to the number you want to try"
         )
-    slots = slots if on.uses_host_memory else slots * shards.count
     return slots if on.max_slots is None else min(slots, on.max_slots)
 
 
-def _available_on_device() -> int:
+def device_memory() -> int:
+    """Returns the bytes of the first device's own memory that are free."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return int(stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0))

@@ -5,14 +5,20 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
+from .core.config import EngineConfig
 from .core.errors import ConfigError
 from .core.host_memory import available_memory
 from .core.mesh import ONE_DEVICE, MeshShape
 from .model.config import ModelConfig
 from .model.sharding_rules import slot_bytes, weight_bytes
+from .platform import TPU
+from .worker.fitting import memory_model
 
 FREE_SHARE: Final = 0.08
-"""Share of a device's memory left to programs and their temporaries."""
+"""Share of memory left to programs and their temporaries on devices whose programs were not compiled."""
+
+PREFILL_CHUNK: Final = EngineConfig().prefill_chunk
+"""Maximum number of tokens of a prefill step, unless the settings say otherwise."""
 
 _MAX_MESH: Final = 64
 """Maximum number of model shards of a proposed mesh."""
@@ -44,19 +50,21 @@ class Device:
     """One chip, or this machine's CPU.
 
     Attributes:
-      memory_bytes: Size of the main memory.
+      memory_bytes: Size of the main memory, by the datasheet.
       peak: Peak rates; None if no datasheet has them.
+      hbm_bytes: Memory that the device's compiler gives to programs and their arrays; None if none was asked.
     """
 
     memory_bytes: int
     peak: Peak | None = None
+    hbm_bytes: int | None = None
 
 
 DEVICES: Final[Mapping[str, Device]] = {
     "v4": Device(32 * 10**9, Peak(1228e9, 275e12, 275e12)),
-    "v5e": Device(16 * 10**9, Peak(819e9, 197e12, 394e12)),
-    "v5p": Device(95 * 10**9, Peak(2765e9, 459e12, 918e12)),
-    "v6e": Device(32 * 10**9, Peak(1640e9, 918e12, 1836e12)),
+    "v5e": Device(16 * 10**9, Peak(819e9, 197e12, 394e12), int(15.75 * 2**30)),
+    "v5p": Device(95 * 10**9, Peak(2765e9, 459e12, 918e12), int(95.73 * 2**30)),
+    "v6e": Device(32 * 10**9, Peak(1640e9, 918e12, 1836e12), int(31.24 * 2**30)),
     "a100": Device(80 * 10**9, Peak(2039e9, 312e12, 624e12)),
     "a100-40gb": Device(40 * 10**9, Peak(1555e9, 312e12, 624e12)),
     "h100": Device(80 * 10**9, Peak(3350e9, 989e12, 1979e12)),
@@ -167,6 +175,7 @@ def compute_roofline(
     *,
     is_quantized: bool = False,
     shards: MeshShape = ONE_DEVICE,
+    chunk: int = PREFILL_CHUNK,
 ) -> Roofline:
     """Returns the roofline of a model on a device, or on a mesh of devices of its kind.
 
@@ -176,13 +185,38 @@ def compute_roofline(
       dtype_bytes: Bytes of an activation, and of a weight that is not int8: 2 or 4.
       is_quantized: Whether the matrices are int8.
       shards: Mesh over which the model and its slots are sharded.
+      chunk: Maximum number of tokens of a prefill step.
     """
     weights = weight_bytes(config, shards, _DTYPES[dtype_bytes], "int8" if is_quantized else None)
     whole = slot_bytes(config, shards, dtype_bytes)
     rings = config.block_types.count("attention") * 2 * config.window * config.head_dim * dtype_bytes
-    left = (1 - FREE_SHARE) * device.memory_bytes - weights
-    slots = max(0, int(left // whole)) * shards.count
+    slots = shards.count * _rows(config, device, weights, dtype_bytes, whole, shards, chunk, is_quantized)
     return Roofline(config, device, shards, weights, whole, whole - rings, slots, is_quantized)
+
+
+def _rows(
+    config: ModelConfig,
+    device: Device,
+    weights: int,
+    dtype_bytes: int,
+    slot: int,
+    shards: MeshShape,
+    chunk: int,
+    is_quantized: bool,
+) -> int:
+    """Returns the number of slots that fit beside the weights and the programs on each device."""
+    if device.hbm_bytes is None:
+        return max(0, int(((1 - FREE_SHARE) * device.memory_bytes - weights) // slot))
+    return memory_model(
+        config,
+        TPU,
+        shards,
+        limit_bytes=device.hbm_bytes,
+        weight_bytes=weights,
+        dtype_bytes=dtype_bytes,
+        chunk=chunk,
+        is_quantized=is_quantized,
+    ).rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ for both. Nothing is allocated, and a checkpoint's tensors are not read.
         compiled.memory.hbm_bytes, compiled.cost["optimal_seconds"], compiled.text
 """
 
+import importlib.util
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from typing import Any, Final, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from ..checkpoint.source import ModelSource
 from ..core.config import EngineConfig
@@ -38,6 +39,7 @@ _ENVIRONMENT: Final = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 """Variables with which libtpu starts on a machine without a TPU, whatever chip it compiles for."""
 
@@ -79,18 +81,14 @@ def _topology(chip: str, count: int) -> list[jax.Device]:
     sizes = next((sizes for sizes in _TOPOLOGIES[chip] if math.prod(sizes) >= count), None)
     if sizes is None:
         raise ConfigError(f"mesh of {count} chips is more than the {math.prod(_TOPOLOGIES[chip][-1])} that are known")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError("the TPU compiler is missing; in a clone of Roost, pip install '.[tpu]' (Linux x86-64)")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
     name = f"{chip}:{'x'.join(str(size) for size in (sizes if chip == 'v5p' else sizes[:2]))}"
-    try:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=name, chips_per_host_bounds=sizes)
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise ConfigError(_NO_COMPILER) from error
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=name, chips_per_host_bounds=sizes)
     return list(topology.devices)
-
-
-_NO_COMPILER: Final = "the TPU compiler is missing; in a clone of Roost, pip install '.[tpu]' (Linux x86-64)"
 
 
 @contextmanager
@@ -144,4 +142,25 @@ def compile_for_chips(
         compiled = compile_lowered(lowered, {**dict(served.layout.platform.compile_options), **(options or {})})
     except OutOfMemoryError as error:
         return error
-    return AheadOfTime(program_memory(compiled), compiled.cost_analysis() or {}, compiled.as_text() or "")
+    return ahead_of_time(compiled)
+
+
+def ahead_of_time(compiled: Any) -> AheadOfTime:
+    """Returns what the compiler knows of a compiled program."""
+    memory = program_memory(compiled)
+    assert isinstance(memory, ProgramMemory)
+    return AheadOfTime(memory, compiled.cost_analysis() or {}, compiled.as_text() or "")
+
+
+def hbm_limit(devices: Devices) -> int:
+    """Returns the bytes of memory on each chip that the compiler gives to programs, in its own rounding.
+
+    A program that no chip has room for is refused with this number.
+    """
+    chip = devices.device if devices.mesh is None else devices.mesh.devices.flat[0]
+    huge = jax.ShapeDtypeStruct((2**20, 2**20), np.dtype("float32"), sharding=SingleDeviceSharding(chip))
+    try:
+        compile_lowered(jax.jit(lambda x: x + 1).lower(huge), {})
+    except OutOfMemoryError as error:
+        return error.limit_bytes
+    raise AssertionError("the compiler accepts a program of four tebibytes")

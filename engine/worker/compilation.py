@@ -2,9 +2,9 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, as_completed
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.monitoring
@@ -13,8 +13,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from ..core.config import MAX_PREFILL_ROWS
 from ..model.collectives import REPLICATED, SLOTS
 from ..model.sharding_rules import state_partition_specs
-from .program_memory import parse_overflow
+from .fitting import demands
+from .program_memory import OutOfMemoryError, ProgramMemory, parse_overflow, program_memory
 from .programs import ArrayName, ModelShapes, Program
+from .served import ServedPrograms
 from .steps import StatePool
 
 type CompiledProgram = Callable[..., tuple[Any, ...]]
@@ -115,6 +117,51 @@ def compile_lowered(lowered: Any, options: Mapping[str, str]) -> Any:
         if (overflow := parse_overflow(str(error))) is None:
             raise
         raise overflow from None
+
+
+class CompiledPrograms(NamedTuple):
+    """Served programs and what became of their compilation.
+
+    Attributes:
+      served: The programs.
+      outcomes: Compiled program by label, or why the compiler refused it.
+    """
+
+    served: ServedPrograms
+    outcomes: Mapping[str, Any]
+
+    @property
+    def memory(self) -> dict[str, ProgramMemory | OutOfMemoryError]:
+        """Memory of each program by label, or why the compiler refused it."""
+        return {label: program_memory(outcome) for label, outcome in self.outcomes.items()}
+
+    def excess_bytes(self, limit_bytes: int) -> int:
+        """Returns the bytes that the most demanding program needs beyond a device's memory; 0 if all programs fit."""
+        missing = (demand for demand in demands(self.memory, limit_bytes).values() if not demand.fits)
+        return max((max(demand.hbm_bytes - limit_bytes, 1) for demand in missing), default=0)
+
+
+def compile_served(
+    served: ServedPrograms,
+    executor: Executor,
+    report: Callable[[int, int], None],
+    check: Callable[[], None] = lambda: None,
+) -> CompiledPrograms:
+    """Compiles all programs of a served model with the options of its platform.
+
+    Args:
+      served: The programs.
+      executor: Threads that compile.
+      report: Called with the number of compiled programs and of all.
+      check: Called after each program; may raise what ends the start.
+    """
+    options = dict(served.layout.platform.compile_options)
+    compiled = compile_all(lowerings(served.programs, served.model), options, executor, report)
+    for done in as_completed(compiled.values()):
+        if not isinstance(done.exception(), OutOfMemoryError):
+            done.result()
+        check()
+    return CompiledPrograms(served, {label: each.exception() or each.result() for label, each in compiled.items()})
 
 
 def compile_all(

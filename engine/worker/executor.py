@@ -5,52 +5,25 @@ executors repeat it.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from ..core.arrays import HostArray
 from ..core.output_constraint import TokenMask
 from ..distributed.hosts import Leader
-from ..model.collectives import REPLICATED, Collectives
-from ..model.config import ModelConfig
+from ..model.collectives import REPLICATED
 from ..model.state import BlockStates, RowArrays
-from ..platform import Platform
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
 from .compilation import CompileCounter, CompiledProgram
-from .programs import DeviceArrays, DevicePrograms, PrefillShape, Program, StepShapes
+from .programs import DeviceArrays, DevicePrograms, PrefillShape, Program
+from .served import DeviceLayout
 from .steps import FirstTokenInput, PrefillInput
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceLayout:
-    """A model's place on its devices.
-
-    Attributes:
-      model: Shape of the model.
-      dtype: Dtype of the activations.
-      platform: Platform of the devices.
-      shards: Mesh over which the model and its slots are sharded.
-      mesh: Devices; None for a single one.
-      slots: Number of requests that run at a time.
-      rows: Number of rows of the state pool: the slots, with padding so that every shard has as many.
-      step_shapes: Shapes for which programs are compiled.
-    """
-
-    model: ModelConfig
-    dtype: np.dtype[Any]
-    platform: Platform
-    shards: Collectives
-    mesh: Mesh | None
-    slots: int
-    rows: int
-    step_shapes: StepShapes
 
 
 class PrefillResult(NamedTuple):

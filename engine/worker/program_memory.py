@@ -13,6 +13,20 @@ _OVERFLOW: Final = (
 _UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
+class OutOfMemoryError(Exception):
+    """The compiler refuses a program that needs more memory than a device has.
+
+    Attributes:
+      used_bytes: Bytes that the program needs, as far as the compiler counted.
+      limit_bytes: Bytes that there are.
+    """
+
+    def __init__(self, used_bytes: int, limit_bytes: int) -> None:
+        super().__init__(f"a program needs {used_bytes:,} bytes of device memory, and there are {limit_bytes:,}")
+        self.used_bytes = used_bytes
+        self.limit_bytes = limit_bytes
+
+
 @dataclass(frozen=True, slots=True)
 class ProgramMemory:
     """Bytes of a compiled program on each device.
@@ -46,8 +60,10 @@ class ProgramMemory:
         return self.output_bytes - self.alias_bytes
 
 
-def program_memory(compiled: Any) -> ProgramMemory:
-    """Returns the memory of a compiled program."""
+def program_memory(compiled: Any) -> ProgramMemory | OutOfMemoryError:
+    """Returns the memory of a compiled program, or the error of one that was refused."""
+    if isinstance(compiled, OutOfMemoryError):
+        return compiled
     stats = compiled.memory_analysis()
     return ProgramMemory(
         stats.argument_size_in_bytes,
@@ -57,20 +73,6 @@ def program_memory(compiled: Any) -> ProgramMemory:
         stats.generated_code_size_in_bytes,
         getattr(stats, "total_allocation_bytes", 0),
     )
-
-
-class OutOfMemoryError(Exception):
-    """The compiler refuses a program that needs more memory than a device has.
-
-    Attributes:
-      used_bytes: Bytes that the program needs, as far as the compiler counted.
-      limit_bytes: Bytes that there are.
-    """
-
-    def __init__(self, used_bytes: int, limit_bytes: int) -> None:
-        super().__init__(f"a program needs {used_bytes:,} bytes of device memory, and there are {limit_bytes:,}")
-        self.used_bytes = used_bytes
-        self.limit_bytes = limit_bytes
 
 
 def parse_overflow(message: str) -> OutOfMemoryError | None:

@@ -4,6 +4,7 @@ A start and a compilation ahead of time both begin here, so that the programs th
 served.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,9 +16,33 @@ from ..core.config import EngineConfig
 from ..model.collectives import Collectives
 from ..model.config import ModelConfig
 from ..platform import Platform
-from .executor import DeviceLayout
 from .loading import OpenWeights
-from .programs import DevicePrograms, ModelShapes, device_programs, new_pool, step_shapes
+from .programs import DevicePrograms, ModelShapes, StepShapes, device_programs, new_pool, step_shapes
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLayout:
+    """A model's place on its devices.
+
+    Attributes:
+      model: Shape of the model.
+      dtype: Dtype of the activations.
+      platform: Platform of the devices.
+      shards: Mesh over which the model and its slots are sharded.
+      mesh: Devices; None for a single one.
+      slots: Number of requests that run at a time.
+      rows: Number of rows of the state pool: the slots, with padding so that every shard has as many.
+      step_shapes: Shapes for which programs are compiled.
+    """
+
+    model: ModelConfig
+    dtype: np.dtype[Any]
+    platform: Platform
+    shards: Collectives
+    mesh: Mesh | None
+    slots: int
+    rows: int
+    step_shapes: StepShapes
 
 
 class ServedPrograms(NamedTuple):

@@ -8,7 +8,7 @@ import typer
 
 from ..bench.cli import app as bench
 from ..settings import is_json_wanted, load_settings
-from ..terminal.failure import exit_on_error
+from ..terminal.failure import FAILURE_STATUS, exit_on_error
 from ..terminal.help import MODEL_HELP, CommandGroup, setting_option, takes_settings
 from .sampling_options import MaxTokens, SamplingOptions, SamplingSeed, Temperature, TopK, TopP
 
@@ -160,14 +160,27 @@ def plan(
     mesh: Annotated[
         str, typer.Option(help="Chips that share slots (data) and the weights (model).", metavar="data=N,model=M")
     ] = "data=1,model=1",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compile the programs of serve for a TPU (v5e, v5p, v6e); takes minutes.")
+    ] = False,
+    slots: Annotated[str | None, setting_option("slots", help="With --verify: as in serve.")] = None,
+    prefill_chunk: Annotated[int | None, setting_option("prefill_chunk", help="With --verify: as in serve.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --verify: print one JSON object.")] = False,
 ) -> None:
     """Show what MODEL needs on one device or several, how many requests fit, and what the roofline allows.
 
-    Everything is computed; nothing is loaded or measured.
+    Everything is computed; nothing is loaded or measured. With --verify, the TPU compiler of the [tpu] extra says what
+    each program of serve takes on a chip, without one; the status is 1 if a program does not fit.
     """
     with exit_on_error():
         from .plan import print_plan
+        from .plan_verification import print_verification
 
+        if verify:
+            flags = {"model": model, "dtype": dtype, "quantize": quantize, "mesh": mesh, "slots": slots}
+            settings = load_settings({**flags, "prefill_chunk": prefill_chunk})
+            fits = print_verification(settings, device, as_json=as_json)
+            raise typer.Exit(0 if fits else FAILURE_STATUS)
         print_plan(model, device, dtype, quantize, mesh)
 
 

@@ -20,10 +20,10 @@ def test_accelerators_store_states_whole() -> None:
 
 def test_slots_that_do_not_fit_are_refused_with_numbers() -> None:
     with pytest.raises(ConfigError, match=r"a slot takes 1,048,576\.00 TiB"):
-        affordable_slots(2**60, 0, CPU, ONE_DEVICE)
+        affordable_slots(2**60, 0, CPU)
 
 
 def test_weights_are_taken_into_account_before_they_are_loaded() -> None:
-    assert affordable_slots(2**10, 0, CPU, ONE_DEVICE) == CPU.max_slots
+    assert affordable_slots(2**10, 0, CPU) == CPU.max_slots
     with pytest.raises(ConfigError, match="memory left for slots is 0 B"):
-        affordable_slots(2**10, 2**60, CPU, ONE_DEVICE)
+        affordable_slots(2**10, 2**60, CPU)

@@ -23,14 +23,21 @@ SMALL = ModelConfig(96, 32, 48, 2, 64, cycle(("recurrent", "recurrent", "attenti
 
 @pytest.mark.parametrize(
     ("model", "device", "slots", "limit"),
-    [("2b", "v5e", 542, 29_675), ("2b", "v6e", 1396, 76_129), ("9b", "v6e", 468, 25_640), ("9b", "v5e", 0, 0)],
+    [("2b", "v5e", 542, 29_675), ("2b", "v6e", 1396, 76_129), ("9b", "v6e", 468, 25_640)],
 )
-def test_slots_and_decode_limit(model: str, device: str, slots: int, limit: int) -> None:
-    """As a roofline on paper has them, within a hundredth."""
+def test_decode_limit(model: str, device: str, slots: int, limit: int) -> None:
+    """As a roofline on paper has it, within a hundredth."""
     roofline = compute_roofline(PRESETS[model], DEVICES[device], 2)
-    assert roofline.slots == pytest.approx(slots, rel=0.01)
-    if slots:
-        assert roofline.decode_tokens_per_second(roofline.slots) == pytest.approx(limit, rel=0.01)
+    assert roofline.decode_tokens_per_second(slots) == pytest.approx(limit, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "is_quantized", "slots"),
+    [("2b", "v5e", False, 568), ("2b", "v6e", False, 1408), ("9b", "v5e", True, 264), ("9b", "v5e", False, 0)],
+)
+def test_slots_are_those_of_a_start(model: str, device: str, is_quantized: bool, slots: int) -> None:
+    """Slots leave room for the programs, as `roost plan --verify` compiles them."""
+    assert compute_roofline(PRESETS[model], DEVICES[device], 2, is_quantized=is_quantized).slots == slots
 
 
 def test_one_slot_is_bound_by_the_weights() -> None:
@@ -48,7 +55,7 @@ def test_prefill_limit(model: str, limit: int) -> None:
 def test_memory_grows_by_a_slot_at_a_time() -> None:
     roofline = compute_roofline(PRESETS["9b"], DEVICES["v6e"], 2)
     assert roofline.memory_bytes(3) - roofline.memory_bytes(2) == roofline.slot_bytes == 26_230_784
-    assert roofline.memory_bytes(roofline.slots) <= 0.92 * DEVICES["v6e"].memory_bytes
+    assert roofline.memory_bytes(roofline.slots) < DEVICES["v6e"].hbm_bytes
 
 
 @pytest.mark.parametrize("matrices", [None, "int8"])
@@ -64,13 +71,12 @@ def test_weights_have_the_bytes_that_are_planned(dtype: str, matrices: str | Non
 
 
 @pytest.mark.parametrize(
-    ("model", "device", "slots", "limit"),
-    [("2b", "v5e", 698, 21_185), ("9b", "v6e", 795, 17_386), ("9b", "v5e", 234, 8_683)],
+    ("model", "device", "limit"), [("2b", "v5e", 21_185), ("9b", "v6e", 17_386), ("9b", "v5e", 8_683)]
 )
-def test_int8_makes_room(model: str, device: str, slots: int, limit: int) -> None:
+def test_int8_makes_room(model: str, device: str, limit: int) -> None:
     """As a roofline on paper has it, which takes every parameter for one byte; the limit is that of 128 slots."""
-    roofline = compute_roofline(PRESETS[model], DEVICES[device], 2, is_quantized=True)
-    assert roofline.slots == pytest.approx(slots, rel=0.015)
+    plain, roofline = (compute_roofline(PRESETS[model], DEVICES[device], 2, is_quantized=q) for q in (False, True))
+    assert roofline.slots > plain.slots + 100
     assert roofline.decode_tokens_per_second(128) == pytest.approx(limit, rel=0.01)
 
 
@@ -112,17 +118,16 @@ def test_a_slot_has_the_bytes_of_the_pool(shards: MeshShape) -> None:
 
 @pytest.mark.parametrize(
     ("device", "shards", "weights", "slots"),
-    [("v5e", MeshShape(1, 4), 4.33, 1584), ("v5e", MeshShape(2, 4), 4.33, 3168), ("v6e", MeshShape(2, 2), 8.61, 3176)],
+    [("v5e", MeshShape(1, 4), 4.33, 1664), ("v5e", MeshShape(2, 4), 4.33, 3328), ("v6e", MeshShape(2, 2), 8.61, 3392)],
     ids=str,
 )
 def test_9b_over_a_mesh(device: str, shards: MeshShape, weights: float, slots: int) -> None:
-    """By hand: 16 heads divide by all of these, so a device has its part of 17.17 GB, and all of the norms and biases;
-    then 0.92 of its memory but for that, divided by 26.23 MB, times the devices."""
+    """By hand: 16 heads divide by all of these, so a device has its part of 17.17 GB, and all norms and biases."""
     roofline = compute_roofline(PRESETS["9b"], DEVICES[device], 2, shards=shards)
     assert roofline.weight_bytes / 1e9 == pytest.approx(weights, abs=0.005)
     assert roofline.slot_bytes == 26_230_784
     assert roofline.slots == slots
-    assert roofline.memory_bytes(slots) <= 0.92 * DEVICES[device].memory_bytes
+    assert roofline.memory_bytes(slots) < DEVICES[device].hbm_bytes
 
 
 def test_heads_that_do_not_divide_cost_memory() -> None:
@@ -157,15 +162,14 @@ def fitting(model: str, setup: Setup) -> list[tuple[Setup, int]]:
 
 
 def test_a_model_that_does_not_fit_would_with_one_change() -> None:
-    """By hand: of 9B's 17.17 GB a v5e has 14.72 for weights and slots, so there is room for (14.72 - 8.61) / 0.02623 on
-    each of two chips; 22.08 GB of an L4 or an RTX 4090, and 29.44 of a v4, leave 187 and 467 slots. The int8 figure
-    is that of `test_int8_makes_room`."""
+    """By hand: 22.08 GB of an L4 or an RTX 4090, and 29.44 of a v4, leave 187 and 467 slots beside 9B's 17.17 GB."""
     setup = Setup("v5e", 2, is_quantized=False, shards=MeshShape())
     found = fitting("9b", setup)
     assert found[0][0] == replace(setup, is_quantized=True)
-    assert found[0][1] == pytest.approx(234, rel=0.015)
+    assert found[0][1] == compute_roofline(PRESETS["9b"], DEVICES["v5e"], 2, is_quantized=True).slots
+    two = compute_roofline(PRESETS["9b"], DEVICES["v5e"], 2, shards=MeshShape(1, 2)).slots
     assert found[1:] == [
-        (replace(setup, shards=MeshShape(1, 2)), 464),
+        (replace(setup, shards=MeshShape(1, 2)), two),
         (replace(setup, device="l4"), 187),
         (replace(setup, device="rtx4090"), 187),
         (replace(setup, device="v4"), 467),

@@ -1,0 +1,267 @@
+"""Number of slots that fit on devices with memory of their own: an estimate, and its correction by compiled programs.
+
+A device holds the weights, its share of the slots, the code of all programs, arrays that live from one program to the
+next, and the temporaries of the program that runs. The estimate adds them up from shapes and from constants measured on
+compiled programs. Then all programs are compiled, and if one needs more than there is, slots are taken away and all
+programs are compiled again. Everything here is arithmetic; a start and
+`roost plan --verify` both use it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..core.config import MAX_PREFILL_ROWS, EngineConfig
+from ..core.errors import ConfigError
+from ..core.mesh import MeshShape
+from ..core.units import shown_bytes
+from ..model.config import ModelConfig
+from ..model.sharding_rules import slot_bytes
+from ..platform import MIN_SLOTS, Platform
+from ..sampling.state import zero_sampling_state, zero_token_memory
+from .loading import OpenWeights
+from .program_memory import OutOfMemoryError, ProgramMemory
+from .programs import step_shapes
+from .served import Devices
+
+MAX_REDUCTIONS: Final = 2
+"""Maximum number of times that slots are taken away because a program did not fit."""
+
+_ROW_TILE: Final = 8
+"""Rows that a device computes together; numbers of slots are multiples of it, on each device."""
+
+_CODE_BYTES: Final = 400_000
+"""Bytes of code per layer of one program, on average over the programs of a TPU."""
+
+_OTHER_CODE_BYTES: Final = 32 * 2**20
+"""Bytes of code of the programs without layers."""
+
+_GATHERED_STATES: Final = 2
+"""Number of copies of the prompts' states among the temporaries of a prefill step."""
+
+_MLP_ACTIVATIONS: Final = 4
+"""Number of activations of the MLP's width per token among the temporaries of a prefill step."""
+
+_INT8_BYTES: Final = 50
+"""Bytes per row and unit of the MLP's width that int8 products take among the temporaries of a decode step."""
+
+_FIXED_BYTES: Final = 64 * 2**20
+"""Bytes of temporaries that depend neither on slots nor on the model, and of results that wait for the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryModel:
+    """Memory of one device as a function of its number of rows.
+
+    Attributes:
+      limit_bytes: Memory of the device for programs and their arrays.
+      weight_bytes: Weights on the device.
+      row_bytes: State of one row, decoding state included.
+      decode_row_bytes: Temporaries of a decode step per row.
+      prefill_bytes: Temporaries of the largest prefill step.
+      code_bytes: Code of all programs.
+    """
+
+    limit_bytes: int
+    weight_bytes: int
+    row_bytes: int
+    decode_row_bytes: int
+    prefill_bytes: int
+    code_bytes: int
+
+    @property
+    def free_bytes(self) -> int:
+        """Memory that is left for rows and temporaries."""
+        return self.limit_bytes - self.weight_bytes - self.code_bytes - _FIXED_BYTES
+
+    @property
+    def rows(self) -> int:
+        """Maximum number of rows beside the temporaries of any program, a multiple of the row tile if it is large."""
+        decode = self.free_bytes // (self.row_bytes + self.decode_row_bytes)
+        prefill = (self.free_bytes - self.prefill_bytes) // self.row_bytes
+        return _whole_tiles(max(0, min(decode, prefill)))
+
+
+def memory_model(
+    config: ModelConfig,
+    platform: Platform,
+    shards: MeshShape,
+    *,
+    limit_bytes: int,
+    weight_bytes: int,
+    dtype_bytes: int,
+    chunk: int,
+    is_quantized: bool,
+) -> MemoryModel:
+    """Returns the memory of a device that serves a model.
+
+    Args:
+      config: Shape of the model.
+      platform: Platform of the device.
+      shards: Shape of the mesh.
+      limit_bytes: Memory of the device for programs and their arrays.
+      weight_bytes: Weights on the device.
+      dtype_bytes: Bytes of an activation.
+      chunk: Maximum number of tokens of a prefill step, per data shard.
+      is_quantized: Whether the matrices are int8.
+    """
+    model_rows = slot_bytes(config, shards, dtype_bytes)
+    logits = platform.logits_per_row * 4 * config.vocab_size
+    int8 = _INT8_BYTES * config.mlp_width if is_quantized else 0
+    states = _GATHERED_STATES * MAX_PREFILL_ROWS * model_rows
+    num_programs = len(platform.decode_rows) + 1 + len(step_shapes(config, chunk, platform).prefill)
+    activations = _MLP_ACTIVATIONS * chunk * config.mlp_width * dtype_bytes // shards.model
+    return MemoryModel(
+        limit_bytes,
+        weight_bytes,
+        row_bytes=model_rows + shards.model * decoding_state_bytes(config.vocab_size),
+        decode_row_bytes=int(logits) + int8,
+        prefill_bytes=states + activations,
+        code_bytes=num_programs * config.depth * _CODE_BYTES + _OTHER_CODE_BYTES,
+    )
+
+
+@cache
+def decoding_state_bytes(vocab_size: int) -> int:
+    """Returns the bytes of a slot beside the model's state: sampling parameters, masks and recent tokens."""
+    shapes = jax.eval_shape(lambda: (zero_sampling_state(1), zero_token_memory(1, vocab_size)))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+
+
+def estimated_slots(memory: MemoryModel, shards: MeshShape) -> int:
+    """Returns the estimated number of slots on all devices.
+
+    Raises:
+      ConfigError: Fewer than 8 slots fit.
+    """
+    slots = memory.rows * shards.count
+    if slots < MIN_SLOTS:
+        raise ConfigError(
+            f"memory left for slots is {shown_bytes(max(memory.free_bytes, 0))} on each device and a slot takes "
+            f"{shown_bytes(memory.row_bytes)}, so not even {MIN_SLOTS} fit; set slots to the number you want to try"
+        )
+    return slots
+
+
+def _whole_tiles(rows: int) -> int:
+    return rows // _ROW_TILE * _ROW_TILE or rows
+
+
+class Demand(NamedTuple):
+    """Memory of a device while one program runs.
+
+    Attributes:
+      hbm_bytes: The program's own memory, and that of everything that stays on the device beside it.
+      fits: Whether the compiler accepts the program and the device has that much.
+    """
+
+    hbm_bytes: int
+    fits: bool
+
+
+def demands(programs: Mapping[str, ProgramMemory | OutOfMemoryError], limit_bytes: int) -> dict[str, Demand]:
+    """Returns the memory of a device while each program runs, by label.
+
+    Beside a program's own memory there are the weights and slots that it does not take, the code of the other
+    programs, and outputs of two earlier steps: one whose results the host reads, and the last prefill's.
+
+    Args:
+      programs: Memory of all programs, or why the compiler refused them.
+      limit_bytes: Memory of the device.
+    """
+    compiled = [memory for memory in programs.values() if isinstance(memory, ProgramMemory)]
+    arguments = max((memory.argument_bytes for memory in compiled), default=0)
+    outputs = 2 * max((memory.new_bytes for memory in compiled), default=0)
+    code = sum(memory.code_bytes for memory in compiled)
+
+    def demand(memory: ProgramMemory | OutOfMemoryError) -> Demand:
+        if isinstance(memory, OutOfMemoryError):
+            return Demand(memory.used_bytes + outputs + code, fits=False)
+        own = memory.hbm_bytes - memory.argument_bytes - memory.code_bytes
+        total = arguments + outputs + code + own
+        return Demand(total, total <= limit_bytes)
+
+    return {label: demand(memory) for label, memory in programs.items()}
+
+
+def fewer_slots(slots: int, excess_bytes: int, row_bytes: int, shards: MeshShape) -> int:
+    """Returns a number of slots that saves at least `excess_bytes` on each device.
+
+    Raises:
+      ConfigError: Fewer than 8 slots would be left.
+    """
+    rows = slots // shards.count - -(-excess_bytes // row_bytes)
+    left = _whole_tiles(max(rows, 0)) * shards.count
+    if left < MIN_SLOTS:
+        raise ConfigError(
+            f"with {slots:,} slots the programs need {shown_bytes(excess_bytes)} more memory than a device has, "
+            f"and without it fewer than {MIN_SLOTS} are left"
+        )
+    return left
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt[Compiled]:
+    """Programs for one number of slots.
+
+    Attributes:
+      compiled: The programs.
+      excess_bytes: Bytes that the most demanding program needs beyond the memory of a device; 0 if all fit.
+    """
+
+    compiled: Compiled
+    excess_bytes: int
+
+
+def fit_slots[Compiled](
+    first: int,
+    attempt: Callable[[int], Attempt[Compiled]],
+    row_bytes: int,
+    shards: MeshShape,
+    agree: Callable[[int], int],
+) -> tuple[int, Compiled]:
+    """Compiles programs for fewer and fewer slots until all fit.
+
+    Args:
+      first: Number of slots to begin with.
+      attempt: Function that compiles all programs for a number of slots.
+      row_bytes: Memory that one slot less saves on a device that holds it.
+      shards: Shape of the mesh.
+      agree: Function that returns the smallest of all hosts' numbers.
+
+    Returns:
+      The number of slots, and the programs.
+
+    Raises:
+      ConfigError: The programs do not fit after `MAX_REDUCTIONS` reductions.
+    """
+    slots = agree(first)
+    for _ in range(MAX_REDUCTIONS + 1):
+        tried = attempt(slots)
+        wanted = fewer_slots(slots, tried.excess_bytes, row_bytes, shards) if tried.excess_bytes else slots
+        if (agreed := agree(wanted)) == slots:
+            return slots, tried.compiled
+        slots = agreed
+    raise ConfigError(
+        f"the model's programs do not fit with {slots:,} slots after {MAX_REDUCTIONS} reductions; set slots lower"
+    )
+
+
+def memory_of_served(
+    model: ModelConfig, settings: EngineConfig, weights: OpenWeights, devices: Devices, limit_bytes: int
+) -> MemoryModel:
+    """Returns the memory of a device that serves a model with these settings; see `memory_model`."""
+    return memory_model(
+        model,
+        devices.platform,
+        devices.shards,
+        limit_bytes=limit_bytes,
+        weight_bytes=weights.num_bytes,
+        dtype_bytes=weights.dtype.itemsize,
+        chunk=settings.prefill_chunk,
+        is_quantized=any(x.dtype == jnp.int8 for x in jax.tree.leaves(weights.abstract)),
+    )

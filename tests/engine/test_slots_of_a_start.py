@@ -1,0 +1,90 @@
+"""Slots of a start on devices with memory of their own, with programs whose memory is made up."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from roost.engine import ConfigError, EngineConfig, builder, open_model
+from roost.engine.model.collectives import Collectives
+from roost.engine.platform import CPU_MESH, PORTABLE, Platform
+from roost.engine.worker.compilation import CompiledPrograms
+from roost.engine.worker.fitting import estimated_slots, memory_of_served
+from roost.engine.worker.loading import OpenWeights, open_weights
+from roost.engine.worker.served import Devices, served_programs
+
+TINY = open_model(str(Path(__file__).parents[1] / "golden" / "tiny-a" / "hf"))
+LIMIT = 200 * 2**20
+
+type Start = Callable[..., CompiledPrograms]
+
+
+class Compiled:
+    """A compiled program whose temporaries take some bytes."""
+
+    def __init__(self, temporaries: int) -> None:
+        self._temporaries = temporaries
+
+    def memory_analysis(self) -> Any:
+        names = ("argument", "output", "alias", "generated_code")
+        return SimpleNamespace(**{f"{name}_size_in_bytes": 0 for name in names}, temp_size_in_bytes=self._temporaries)
+
+
+@pytest.fixture
+def weights() -> Iterator[OpenWeights]:
+    with open_weights(TINY, EngineConfig(), Collectives(), PORTABLE, None) as weights:
+        yield weights
+
+
+@pytest.fixture
+def start(weights: OpenWeights, tmp_path: Path) -> tuple[Start, list[int]]:
+    """Returns a function that starts where a slot takes some bytes, and the numbers of slots it compiled for."""
+    tried: list[int] = []
+
+    def start(bytes_per_slot: int, slots: int | None = None, platform: Platform = PORTABLE) -> CompiledPrograms:
+        devices, config = Devices(platform), EngineConfig(slots, compile_cache=tmp_path)
+
+        def compile_for(slots: int) -> CompiledPrograms:
+            tried.append(slots)
+            served = served_programs(TINY.config, config, weights, devices, slots)
+            return CompiledPrograms(served, {each.label: Compiled(slots * bytes_per_slot) for each in served.programs})
+
+        limit = None if platform.uses_host_memory else LIMIT
+        return builder._compile_to_fit(TINY.config, config, weights, devices, limit, compile_for)
+
+    return start, tried
+
+
+def test_slots_are_taken_away_until_programs_fit_and_then_known(
+    start: tuple[Start, list[int]], weights: OpenWeights, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, tried = start
+    memory = memory_of_served(TINY.config, EngineConfig(), weights, Devices(PORTABLE), LIMIT)
+    estimate = estimated_slots(memory, Collectives())
+    too_large = int(1.02 * LIMIT / estimate)
+    slots = run(too_large).served.layout.slots
+    assert tried == [estimate, slots]
+    assert slots * too_large <= LIMIT
+    (record,) = caplog.records
+    assert record.getMessage() == (f"programs for {estimate} slots need more memory than a device has; serving {slots}")
+    tried.clear()
+    assert run(too_large).served.layout.slots == slots
+    assert tried == [slots], "the second start begins with the number of the first"
+
+
+def test_slots_of_the_config_are_kept_or_refused(start: tuple[Start, list[int]]) -> None:
+    run, tried = start
+    assert run(LIMIT // 64, 64).served.layout.slots == 64
+    with pytest.raises(ConfigError, match=r"slots=128 needs 400\.0 MiB on .*, which has 200\.0 MiB; set fewer"):
+        run(LIMIT // 64, 128)
+    assert tried == [64, 128]
+
+
+def test_the_memory_of_the_host_is_not_compared(start: tuple[Start, list[int]]) -> None:
+    """A CPU's slots come from the host's free memory, whatever its programs take."""
+    run, tried = start
+    cpu = replace(CPU_MESH, max_slots=12)
+    assert run(LIMIT, platform=cpu).served.layout.slots == 12
+    assert tried == [12]
