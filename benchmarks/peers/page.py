@@ -181,9 +181,10 @@ and prefill with nothing beside it. There, Roost is still measured over HTTP, wh
 libraries, without a server: their best case."""
 
 JOB_NOTES = """\
-Each request has a prompt of its own. A server gets 32 slots, Roost's default options otherwise, and one client for
-all: that of `roost bench serve`, which streams and shares the cores. Two contestants have no server: transformers
-generates for a job as one static batch, and vLLM's engine is stepped in its own process; neither has a client to feed.
+Each request has a prompt of its own. Every server has 32 slots and its own defaults otherwise, except that vLLM gets
+all cores, and llama.cpp's server enough threads for its connections. All have the same client: that of `roost bench
+serve`, which streams and shares the cores. Two contestants have no server and no client: transformers generates for a
+job as one static batch, and vLLM's engine is stepped in its own process.
 "Job" is the time from the first request to the last token. The time to first token counts from when a request was due;
 the time between tokens is that between two pieces of a stream, and a piece may have several tokens. Lengths of mixed
 loads are drawn so that their logarithms are uniform, the same for everybody. Poisson arrivals come at 80 % of the
