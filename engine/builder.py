@@ -25,7 +25,15 @@ from .model.collectives import Collectives
 from .model.config import ModelConfig
 from .model.griffin import Params
 from .model.sharding_rules import slot_bytes
-from .platform import affordable_slots, choose_mesh_shape, choose_platform, device_memory, numerics, open_mesh
+from .platform import (
+    affordable_slots,
+    choose_mesh_shape,
+    choose_platform,
+    device_memory,
+    numerics,
+    open_mesh,
+    without_kernels,
+)
 from .prefix_cache.cache import PrefixCache
 from .prefix_cache.disk import DiskTier
 from .prefix_cache.saved_state import SavedStateFormat
@@ -42,6 +50,7 @@ from .worker.executor import Executor
 from .worker.fitting import Attempt, estimated_slots, fit_slots, memory_of_served
 from .worker.known_slots import read_slots, slots_key, write_slots
 from .worker.loading import OpenWeights, open_weights
+from .worker.program_memory import KernelRefusedError
 from .worker.programs import DeviceArrays, new_pool, snapshot_shapes
 from .worker.runner import ModelRunner
 from .worker.served import DeviceLayout, Devices, served_programs
@@ -133,8 +142,7 @@ def _load_executor(source: ModelSource, config: EngineConfig, report: Progress) 
     shards = _mesh_shape(source, config)
     platform, mesh = choose_platform(shards), open_mesh(shards)
     devices = Devices(platform, shards, mesh)
-    with open_weights(source, config, shards, platform, mesh) as weights:
-        params, compiled = _load_and_compile(source, config, weights, devices, report)
+    params, compiled = _with_kernels_or_xla(devices, partial(_load_and_compile, source, config, report))
     layout, programs = compiled.served.layout, compiled.served.programs
     pool = _allocate_pool(layout)
     leader = connect_followers(hosts) if hosts is not None and hosts.is_leader else None
@@ -158,28 +166,38 @@ def _allocate_pool(layout: DeviceLayout) -> StatePool:
     return pool
 
 
+def _with_kernels_or_xla[Result](devices: Devices, load: Callable[[Devices], Result]) -> Result:
+    """Loads with the platform's kernels, or with XLA in their place if the compiler refuses one."""
+    try:
+        return load(devices)
+    except KernelRefusedError as error:
+        _logger.warning("%s; XLA computes in the place of all kernels", error)
+        return load(devices._replace(platform=without_kernels(devices.platform)))
+
+
 def _load_and_compile(
-    source: ModelSource, config: EngineConfig, weights: OpenWeights, devices: Devices, report: Progress
+    source: ModelSource, config: EngineConfig, report: Progress, devices: Devices
 ) -> tuple[Params, CompiledPrograms]:
     """Loads weights and compiles programs at the same time; the first failure ends both."""
-    limit = None if devices.platform.uses_host_memory else device_memory()
-    executor = ThreadPoolExecutor(3, "load")
-    try:
-        params: Future[Params] = executor.submit(weights.read, partial(report, "weights"))
+    with open_weights(source, config, devices.shards, devices.platform, devices.mesh) as weights:
+        limit = None if devices.platform.uses_host_memory else device_memory()
+        executor = ThreadPoolExecutor(3, "load")
+        try:
+            params: Future[Params] = executor.submit(weights.read, partial(report, "weights"))
 
-        def check_weights() -> None:
-            if params.done():
-                params.result()
+            def check_weights() -> None:
+                if params.done():
+                    params.result()
 
-        def compile_for(slots: int) -> CompiledPrograms:
-            served = served_programs(source.config, config, weights, devices, slots)
-            return compile_served(served, executor, partial(report, "compile"), check_weights)
+            def compile_for(slots: int) -> CompiledPrograms:
+                served = served_programs(source.config, config, weights, devices, slots)
+                return compile_served(served, executor, partial(report, "compile"), check_weights)
 
-        compiled = _compile_to_fit(source.config, config, weights, devices, limit, compile_for)
-        return params.result(), compiled
-    finally:
-        executor.shutdown(cancel_futures=True)
-        release_freed_memory()
+            compiled = _compile_to_fit(source.config, config, weights, devices, limit, compile_for)
+            return params.result(), compiled
+        finally:
+            executor.shutdown(cancel_futures=True)
+            release_freed_memory()
 
 
 def _compile_to_fit(

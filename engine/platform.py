@@ -128,6 +128,11 @@ def choose_platform(shards: MeshShape) -> Platform:
             return GPU
 
 
+def without_kernels(platform: Platform) -> Platform:
+    """Returns the platform with XLA in the place of its kernels."""
+    return replace(platform, kernels=XLA)
+
+
 class DeviceFacts(NamedTuple):
     """The devices that models run on, for reports.
 

@@ -14,7 +14,13 @@ from ..core.config import MAX_PREFILL_ROWS
 from ..model.collectives import REPLICATED, SLOTS
 from ..model.sharding_rules import state_partition_specs
 from .fitting import demands
-from .program_memory import OutOfMemoryError, ProgramMemory, parse_overflow, program_memory
+from .program_memory import (
+    OutOfMemoryError,
+    ProgramMemory,
+    parse_overflow,
+    parse_refused_kernel,
+    program_memory,
+)
 from .programs import ArrayName, ModelShapes, Program
 from .served import ServedPrograms
 from .steps import StatePool
@@ -110,13 +116,14 @@ def compile_lowered(lowered: Any, options: Mapping[str, str]) -> Any:
 
     Raises:
       OutOfMemoryError: The program needs more memory than a device has.
+      KernelRefusedError: A Pallas kernel of the program does not compile for the device.
     """
     try:
         return lowered.compile(compiler_options=dict(options))
     except jax.errors.JaxRuntimeError as error:
-        if (overflow := parse_overflow(str(error))) is None:
+        if (reason := parse_overflow(str(error)) or parse_refused_kernel(str(error))) is None:
             raise
-        raise overflow from None
+        raise reason from None
 
 
 class CompiledPrograms(NamedTuple):

@@ -4,11 +4,16 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ..core.errors import ConfigError
+
 _OVERFLOW: Final = (
     re.compile(r"Used (?P<used>[\d.]+[KMGT]?) of (?P<limit>[\d.]+[KMGT]?) hbm"),
     re.compile(r"\((?P<used>[\d.]+[KMGT]?)\) exceeds available HBM \((?P<limit>[\d.]+[KMGT]?)\)"),
 )
 """How the TPU compiler says that a program needs more memory than the chip has."""
+
+_KERNEL: Final = re.compile(r"memory space vmem|Mosaic failed")
+"""How the TPU compiler says that a kernel is at fault."""
 
 _UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -25,6 +30,10 @@ class OutOfMemoryError(Exception):
         super().__init__(f"a program needs {used_bytes:,} bytes of device memory, and there are {limit_bytes:,}")
         self.used_bytes = used_bytes
         self.limit_bytes = limit_bytes
+
+
+class KernelRefusedError(ConfigError):
+    """The compiler refuses a Pallas kernel on this chip, such as one that needs more on-chip memory than there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,13 @@ def parse_overflow(message: str) -> OutOfMemoryError | None:
         if (found := pattern.search(message)) is not None:
             return OutOfMemoryError(_bytes(found["used"]), _bytes(found["limit"]))
     return None
+
+
+def parse_refused_kernel(message: str) -> KernelRefusedError | None:
+    """Returns the reason why a kernel does not compile; None if a compilation failed for another reason."""
+    if _KERNEL.search(message) is None:
+        return None
+    return KernelRefusedError(f"a kernel does not compile for this chip: {message.splitlines()[0]}")
 
 
 def _bytes(shown: str) -> int:

@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 from roost.engine import ConfigError, EngineConfig, builder, open_model
 from roost.engine.model.collectives import Collectives
-from roost.engine.platform import CPU_MESH, PORTABLE, Platform
+from roost.engine.platform import CPU_MESH, PORTABLE, TPU, Platform
 from roost.engine.worker.compilation import CompiledPrograms
 from roost.engine.worker.fitting import estimated_slots, memory_of_served
 from roost.engine.worker.loading import OpenWeights, open_weights
+from roost.engine.worker.program_memory import KernelRefusedError
 from roost.engine.worker.served import Devices, served_programs
+from roost.kernels import XLA
 
 TINY = open_model(str(Path(__file__).parents[1] / "golden" / "tiny-a" / "hf"))
 LIMIT = 200 * 2**20
+
 
 type Start = Callable[..., CompiledPrograms]
 
@@ -88,3 +91,17 @@ def test_the_memory_of_the_host_is_not_compared(start: tuple[Start, list[int]]) 
     cpu = replace(CPU_MESH, max_slots=12)
     assert run(LIMIT, platform=cpu).served.layout.slots == 12
     assert tried == [12]
+
+
+def test_xla_takes_the_place_of_kernels_that_do_not_compile(caplog: pytest.LogCaptureFixture) -> None:
+    tried: list[str] = []
+
+    def load(devices: Devices) -> str:
+        tried.append(devices.platform.kernels.name)
+        if devices.platform.kernels is not XLA:
+            raise KernelRefusedError("a kernel does not compile for this chip: Used 20.88M of 16.00M vmem")
+        return "loaded"
+
+    assert builder._with_kernels_or_xla(Devices(TPU), load) == "loaded"
+    assert tried == ["tpu", "xla"]
+    assert "20.88M of 16.00M vmem; XLA computes in the place of all kernels" in caplog.text

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import jax
 import pytest
-from roost.engine.worker.program_memory import ProgramMemory, parse_overflow
+from roost.engine.worker.compilation import compile_lowered
+from roost.engine.worker.program_memory import KernelRefusedError, OutOfMemoryError, ProgramMemory, parse_overflow
 
 
 def test_memory_counts_a_donated_output_once() -> None:
@@ -29,3 +31,26 @@ def test_a_refusal_names_its_bytes(message: str, used: float, limit: float) -> N
 @pytest.mark.parametrize("message", ["INTERNAL: Mosaic failed to compile TPU kernel", "Used 20.9M of 16.0M vmem"])
 def test_other_refusals_are_none_of_memory(message: str) -> None:
     assert parse_overflow(message) is None
+
+
+VMEM = "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 20.88M of 16.00M vmem.\nMore."
+
+
+@pytest.mark.parametrize(("message", "error"), [(VMEM, KernelRefusedError), ("Used 2G of 1G hbm", OutOfMemoryError)])
+def test_a_refused_compilation_raises_its_reason(message: str, error: type[Exception]) -> None:
+    class Lowered:
+        def compile(self, compiler_options: dict[str, str]) -> None:
+            raise jax.errors.JaxRuntimeError(message)
+
+    with pytest.raises(error) as raised:
+        compile_lowered(Lowered(), {})
+    assert "\n" not in str(raised.value)
+
+
+def test_other_failures_of_the_compiler_keep_their_trace() -> None:
+    class Lowered:
+        def compile(self, compiler_options: dict[str, str]) -> None:
+            raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        compile_lowered(Lowered(), {})
