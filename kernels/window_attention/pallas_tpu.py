@@ -15,6 +15,9 @@ from ..precision import product_precision
 from .ring import Rings, in_order, pad_rows, round_up
 from .softmax import MASKED, Softmax, add_keys, scores_of
 
+_MAX_QUERY_BYTES: Final = 2560 * 256 * 2
+"""Maximum bytes of a block of 256 tokens' queries that fit in on-chip memory with their scores and results."""
+
 _LANES: Final = 128
 """Lanes of a vector register."""
 
@@ -196,7 +199,8 @@ def prefill_attention_tpu(
     """
     rows, steps, heads, size = q.shape
     window = ring_k.shape[1]
-    queries = min(128, round_up(steps, 16))
+    is_small = 256 * heads * size * q.dtype.itemsize <= _MAX_QUERY_BYTES
+    queries = min(256 if is_small else 128, round_up(steps, 16))
     keys = min(256, round_up(window + steps, 16))
     start = jnp.maximum(positions[:, 0], 0)
     begin = window - jnp.minimum(start, window)  # index in the band of the first existing key

@@ -54,7 +54,14 @@ def test_decode_attention(
 
 @pytest.mark.parametrize(
     ("dtype", "rows", "steps", "heads", "size", "window"),
-    [(BF16, 1, 2048, 10, 256, 2048), (BF16, 1, 64, 16, 256, 2048), (F32, 2, 64, 4, 48, 128), (F32, 2, 70, 1, 16, 50)],
+    [
+        (BF16, 1, 2048, 10, 256, 2048),
+        (BF16, 1, 512, 16, 256, 2048),
+        (BF16, 1, 64, 16, 256, 2048),
+        (F32, 2, 512, 10, 256, 2048),
+        (F32, 2, 64, 4, 48, 128),
+        (F32, 2, 70, 1, 16, 50),
+    ],
 )
 def test_prefill_attention(
     chip: SingleDeviceSharding, dtype: Any, rows: int, steps: int, heads: int, size: int, window: int
