@@ -1,214 +1,316 @@
-"""Compiles the engine's programs with the real TPU compiler and reports bytes, temporaries, HBM and estimated time.
+"""Compiles served programs with the real TPU compiler and estimates their time in two independent ways.
 
 Requires libtpu, but no TPU.
 
-    python benchmarks/tpu_programs.py --model 2b --chip v5e [--quantize int8] [--json]
+    python benchmarks/tpu_programs.py --model 2b --chip v5e [--quantize int8] [--slots N] [--rows 8 128] [--json]
+    python benchmarks/tpu_programs.py --markdown results.jsonl...
 
-Every program is compiled for one chip like the runner compiles it, in bfloat16, with the state pool donated. Decode is
-greedy, since the compiler counts all bytes of a branch that is rarely taken. `floor_bytes` is what must move: every
-weight once (in prefill only the embedding's rows that are looked up) and, in decode, the filled part of every slot's
-state once. A custom call counts by its `CostEstimate`. One compiler option excludes moves between on-chip memories from
-the count.
+The programs are those that `roost serve` compiles on the chip: same options, donation, sampling branches and, without
+`--slots`, number of slots. Every decode program and the prefill program of a whole chunk are compiled once each.
+
+`greedy` and `sampled` (temperature and top-p 0.9 in every row) are the same decode program. Its text is costed
+instruction by instruction (`tpu_hlo`), and of the conditional around the sampler only the branch that runs. The
+conditionals inside of it, for penalties, masks and log-probabilities, take the cheaper branch. So `bytes_accessed` are
+the bytes of main memory that one run moves. `floor_bytes` is what must move: every weight once (in prefill only the
+embedding's rows that are looked up) and, in decode, the filled part of the computed slots' state once.
+
+`optimal_seconds` adds up one instruction after the other, by the compiler's rule: products at the chip's peak (int8 at
+int8's), or bytes at the bandwidth that the compiler counts on. A Pallas kernel counts by its `CostEstimate`. Copies
+between memories that run beside other work are added too.
+
+`scheduled_seconds` adds up the bundles of every function's final schedule (`tpu_schedule`), at one cycle each, or the
+time above where that is longer; copies that run beside other work count only if all bytes together take longer. It is a
+lower bound: waits that no schedule shows are not in it.
+
+The "quarter" row is the program of all slots with rings filled by a quarter: the attention kernel skips what is not
+filled, so a quarter of its bytes and bundles is counted.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from typing import Any
-from unittest.mock import patch
-
-os.environ |= {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_ID": "0",
-}
+from pathlib import Path
+from typing import Any, Final
 
 import jax
-import jax.numpy as jnp
 import orjson
-from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
-from rich.console import Console
-from rich.table import Table
-from roost.engine.checkpoint.source import open_model
-from roost.engine.model.config import PRESETS, ModelConfig
-from roost.engine.model.griffin import abstract_model
-from roost.engine.platform import TPU, Platform
+from roost.engine.checkpoint.source import ModelSource, open_model
+from roost.engine.core.config import EngineConfig
+from roost.engine.core.mesh import ONE_DEVICE
 from roost.engine.roofline import DEVICES
-from roost.engine.worker import steps
-from roost.engine.worker.programs import new_pool
-from roost.engine.worker.transfer import prefill_input
-from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu
+from roost.engine.worker.aot import AheadOfTime, compile_for_chips, hbm_limit, open_chips, served_on
+from roost.engine.worker.fitting import estimated_slots, memory_of_served
+from roost.engine.worker.loading import open_weights
+from roost.engine.worker.program_memory import OutOfMemoryError
+from roost.engine.worker.programs import PrefillShape, Program
+from roost.engine.worker.served import Devices, ServedPrograms
+from roost.kernels.sampling.pallas_tpu import _Need
+from tpu_hlo import Cost, Instruction, Module, Rates, cost_of, executed, parse_module
+from tpu_report import as_markdown, as_table
+from tpu_schedule import Dump
 
-TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
-COUNT_HBM_ONLY = {f"xla_{chip}_vmem_memory_space_assignment": "false" for chip in ("vf", "gf")}
-"""Chips under the compiler's names of v5e and v6e."""
+CLOCKS: Final[Mapping[str, float]] = {"v5e": 1.5e9, "v6e": 1.75e9}
+"""Cycles per second: peak operations by the operations of all matrix units per cycle."""
 
-BF16 = jnp.dtype("bfloat16")
-QUARTER = 0.25
-PROMPT = 2048
+BANDWIDTHS: Final[Mapping[str, float]] = {"v5e": 737.7e9, "v6e": 1638e9}
+"""Bytes of main memory per second that the compiler counts on; of the peak these are 0.9 and 1."""
 
-OFFICIAL = {
-    ("2b", "v5e", "decode", 8): (5.78e9, 7.8e-3),
-    ("2b", "v5e", "decode", 128): (8.94e9, 12.1e-3),
-    ("2b", "v5e", "decode", 512): (19.13e9, 29.9e-3),
-    ("2b", "v5e", "prefill", 1): (22.24e9, 68.5e-3),
-}
-"""Official Flax programs (recurrentgemma 1.0.1, native scan, donated cache), compiled and counted in the same way:
-bytes accessed and `optimal_seconds`. They read whole rings, so a ring filled by a quarter costs the same.
-"""
+QUARTER: Final = 0.25
+
+DUMP_OPTIONS: Final = (
+    "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final_bundles|hlo-details"
+)
+
+SAMPLED_NEEDS: Final = tuple(int(need in (_Need.ANYTHING, _Need.DRAW, _Need.TOP_P)) for need in _Need)
+"""Row of the sampler's table of needs for 8 rows with a temperature and top-p."""
+
+ATTENTION: Final = "window_attention_decode"
 
 
 @dataclass(frozen=True)
-class Measure:
-    """One program according to the compiler: bytes, and seconds by its own estimate."""
+class Row:
+    """One program according to the compiler.
 
+    Attributes:
+      model: Name of the model.
+      chip: Name of the chip.
+      slots: Number of slots of the pool.
+      program: "decode" or "prefill".
+      rows: Slots that the program computes, or prompts that it prefills.
+      tokens: Tokens that one run generates or prefills.
+      window: Filled part of the attention windows: "full" or "quarter".
+      sampling: "greedy" or "sampled".
+      kv_dtype: Dtype of keys and values.
+      quantize: Dtype of quantised matrices, or None.
+      floor_bytes, bytes_accessed, optimal_seconds, scheduled_seconds: See the module; 0 if the program does not fit.
+      temp_bytes: Bytes of temporaries.
+      hbm_bytes: Main memory that the program takes while it runs.
+      custom_calls: Number of calls of Pallas kernels.
+      fits: Whether the compiler accepts the program.
+    """
+
+    model: str
+    chip: str
+    slots: int
     program: str
     rows: int
+    tokens: int
     window: str
-    floor_bytes: int
-    bytes_accessed: int
-    temp_bytes: int
-    hbm_bytes: int
-    optimal_seconds: float
-    custom_calls: int
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens that one run of the program prefills or generates."""
-        return self.rows if self.program == "decode" else PROMPT
+    sampling: str
+    kv_dtype: str
+    quantize: str | None
+    floor_bytes: int = 0
+    bytes_accessed: int = 0
+    temp_bytes: int = 0
+    hbm_bytes: int = 0
+    optimal_seconds: float = 0.0
+    scheduled_seconds: float = 0.0
+    custom_calls: int = 0
+    fits: bool = False
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--model", default="2b", help="2b, 9b, or what `random:` takes")
-    arguments.add_argument("--chip", choices=TOPOLOGIES, default="v5e")
+    arguments.add_argument("--chip", choices=CLOCKS, default="v5e")
     arguments.add_argument("--quantize", choices=["int8"], help="matrices in int8")
-    arguments.add_argument("--rows", type=int, nargs="*", default=[8, 128, 512], help="slots of the decode programs")
-    arguments.add_argument("--json", action="store_true", help="one line per program")
+    arguments.add_argument("--slots", type=int, help="slots of the pool; without it as many as serve chooses")
+    arguments.add_argument(
+        "--rows", nargs="*", help='decode programs to compile, such as "8 all"; without it every one'
+    )
+    arguments.add_argument("--programs", nargs="+", choices=["decode", "prefill"], default=["decode", "prefill"])
+    arguments.add_argument("--prefill-chunk", type=int, default=EngineConfig().prefill_chunk)
+    arguments.add_argument("--json", action="store_true", help="one line per row")
+    arguments.add_argument("--markdown", nargs="+", type=Path, help="print tables of files that --json wrote")
     options = arguments.parse_args()
-    config = PRESETS.get(options.model) or open_model(f"random:{options.model}").config
-    measures = []
-    matrices = jnp.dtype(options.quantize or BF16)
-    for measure in measure_all(config, matrices, options.chip, options.rows):
-        measures.append(measure)
+    if options.markdown:
+        print(as_markdown([orjson.loads(line) for path in options.markdown for line in path.open("rb")]))
+        return
+    rows = []
+    for row in measure(options):
+        rows.append(asdict(row))
         if options.json:
-            print(orjson.dumps(asdict(measure)).decode(), flush=True)
+            print(orjson.dumps(asdict(row)).decode(), flush=True)
         else:
-            print(f"{measure.program} x {measure.rows}, {measure.window} windows: compiled", file=sys.stderr)
+            print(f"{row.program} x {row.rows}, {row.sampling}, {row.window} windows", file=sys.stderr)
     if not options.json:
-        Console(width=160).print(as_table(measures, options.model, options.chip, options.quantize))
+        print(as_table(rows))
 
 
-def measure_all(config: ModelConfig, matrices: jnp.dtype, chip_name: str, rows: list[int]) -> Iterator[Measure]:
-    """Compiles every program, the fastest first; matrices have the given type, all else is bfloat16."""
-    topology = topologies.get_topology_desc(
-        platform="tpu", topology_name=TOPOLOGIES[chip_name], chips_per_host_bounds=(2, 2, 1)
-    )
-    chip = SingleDeviceSharding(topology.devices[0])
-    for count in rows:
-        yield measure_decode(config, matrices, chip, count, "full")
-    if rows:
-        yield measure_decode(config, matrices, chip, max(rows), "quarter")
-    yield measure_prefill(config, matrices, chip, PROMPT)
+def measure(options: argparse.Namespace) -> Iterator[Row]:
+    """Compiles the decode programs in rising order of rows, then the prefill program of a whole chunk."""
+    with dumped_schedules() as folder:
+        devices = open_chips(options.chip, ONE_DEVICE)
+        source = open_model(f"random:{options.model}")
+        config = EngineConfig(quantize=options.quantize, prefill_chunk=options.prefill_chunk)
+        slots = options.slots or automatic_slots(devices, source, config)
+        with served_on(devices, source, config, slots) as served:
+            bench = Bench(served, options.chip, options.quantize, options.model, folder)
+            if "decode" in options.programs:
+                for rows in wanted_rows(served, options.rows):
+                    yield from bench.decode(rows)
+            if "prefill" in options.programs:
+                yield bench.prefill(PrefillShape(1, options.prefill_chunk))
 
 
-def measure_decode(
-    config: ModelConfig, matrices: jnp.dtype, chip: SingleDeviceSharding, rows: int, window: str
-) -> Measure:
-    """Program for one greedy token of each of `rows` slots."""
-    fill = QUARTER if window == "quarter" else 1.0
-    attend = partial(decode_attention_tpu, assumed_fill=fill)
-    platform = replace(TPU, kernels=replace(TPU.kernels, decode_attention=attend))
-    pool = jax.eval_shape(lambda: new_pool(config, rows, BF16, platform))
-    active = jax.ShapeDtypeStruct((rows,), jnp.bool)
-    compiled, params = compile_step(config, matrices, chip, greedy_step, pool, active, platform=platform)
-    rings = rows * config.block_types.count("attention") * 2 * config.window * config.head_dim * BF16.itemsize
-    floor = size(params) + size(pool.states) - int((1 - fill) * rings)
-    return as_measure("decode", rows, window, floor, compiled)
+def wanted_rows(served: ServedPrograms, wanted: list[str] | None) -> list[int]:
+    """Returns the numbers of slots of the decode programs to compile; "all" means that of all slots."""
+    every = list(served.programs.decode)
+    return [rows for rows in every if wanted is None or str(rows) in wanted or ("all" in wanted and rows == max(every))]
 
 
-def measure_prefill(config: ModelConfig, matrices: jnp.dtype, chip: SingleDeviceSharding, length: int) -> Measure:
-    """Program for one chunk of a prompt, into one of 8 slots; scoring its tokens is another program."""
-    pool = jax.eval_shape(lambda: new_pool(config, 8, BF16, TPU))
-    inputs = prefill_input((), (), 1, length, 8)
-    compiled, params = compile_step(config, matrices, chip, steps.prefill_step, pool, inputs)
-    table = config.vocab_size * config.width * matrices.itemsize
-    floor = size(params) - table + length * config.width * matrices.itemsize + config.state_bytes(BF16.itemsize)
-    return as_measure("prefill", 1, "full", floor, compiled)
+@contextmanager
+def dumped_schedules() -> Iterator[Path]:
+    """Yields the folder into which libtpu, which must not be loaded yet, writes schedules."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LIBTPU_INIT_ARGS"] = DUMP_OPTIONS.format(folder)
+        yield Path(folder)
 
 
-def greedy_step(graph: Any, params: Any, pool: steps.StatePool, active: jax.Array) -> Any:
-    """`decode_step` without the branch for rows that do not sample greedily."""
-    with patch.object(steps, "sample_or_greedy", lambda model, hidden, *_: steps.greedy_sample(model, hidden)):
-        return steps.decode_step(graph, 1, params, pool, active, jnp.ones((), jnp.int32))
+def automatic_slots(devices: Devices, source: ModelSource, config: EngineConfig) -> int:
+    """Returns the number of slots with which a start compiles its programs first."""
+    with open_weights(source, config, devices.shards, devices.platform, devices.mesh) as weights:
+        memory = memory_of_served(source.config, config, weights, devices, hbm_limit(devices))
+    return estimated_slots(memory, devices.shards)
 
 
-def compile_step(
-    config: ModelConfig,
-    matrices: jnp.dtype,
-    chip: SingleDeviceSharding,
-    step: Callable[..., Any],
-    pool: Any,
-    *inputs: Any,
-    platform: Platform = TPU,
-) -> tuple[Any, Any]:
-    """Returns the compiled program and the parameters' shapes."""
-    graph, params = abstract_model(config, BF16, platform, matrix_dtype=matrices)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), (params, pool, *inputs))
-    lowered = jax.jit(partial(step, graph), donate_argnums=1).trace(*shapes).lower(lowering_platforms=("tpu",))
-    return lowered.compile(compiler_options=COUNT_HBM_ONLY), params
+@dataclass(frozen=True)
+class Bench:
+    """Measures the programs of a served model.
+
+    Attributes:
+      served: The programs.
+      chip: Name of the chip.
+      quantize: Dtype of quantised matrices, or None.
+      name: Name of the model.
+      dumps: Folder into which the compiler writes schedules.
+    """
+
+    served: ServedPrograms
+    chip: str
+    quantize: str | None
+    name: str
+    dumps: Path
+
+    def decode(self, rows: int) -> Iterator[Row]:
+        """Yields rows of the program for the first `rows` slots; for all slots one of unfilled windows too."""
+        compiled = self._compile(self.served.programs.decode[rows])
+        states = self._state_bytes(rows)
+        row = self._row("decode", rows, rows, floor_bytes=size(self.served.model.params) + states)
+        for sampling in ("greedy", "sampled"):
+            yield self._measured(replace(row, sampling=sampling), compiled)
+        if rows == max(self.served.programs.decode):
+            unfilled = int((1 - QUARTER) * self._ring_bytes(rows))
+            yield self._measured(replace(row, window="quarter", floor_bytes=row.floor_bytes - unfilled), compiled)
+
+    def prefill(self, shape: PrefillShape) -> Row:
+        """Returns the row of the program for a chunk of one prompt; scoring its tokens is another program."""
+        model = self.served.model
+        (program,) = self.served.programs.prefill[shape]
+        table = model.params["embedding"]
+        looked_up = shape.length * model.config.width * jax.tree.leaves(table)[0].dtype.itemsize
+        floor = size(model.params) - size(table) + looked_up + model.config.state_bytes(model.dtype.itemsize)
+        return self._measured(self._row("prefill", 1, shape.length, floor_bytes=floor), self._compile(program))
+
+    def _row(self, program: str, rows: int, tokens: int, floor_bytes: int) -> Row:
+        kept = self.served.layout
+        kv_dtype = next(x.dtype.name for x in jax.tree.leaves(self.served.model.pool.states) if x.ndim == 3)
+        return Row(
+            self.name,
+            self.chip,
+            kept.slots,
+            program,
+            rows,
+            tokens,
+            "full",
+            "greedy",
+            kv_dtype,
+            self.quantize,
+            floor_bytes,
+        )
+
+    def _state_bytes(self, rows: int) -> int:
+        return size(self.served.model.pool.states) * rows // self.served.layout.rows
+
+    def _ring_bytes(self, rows: int) -> int:
+        config = self.served.model.config
+        per_slot = 2 * config.window * config.head_dim * self.served.model.dtype.itemsize
+        return rows * config.block_types.count("attention") * per_slot
+
+    def _compile(self, program: Program[Any]) -> "Compiled | OutOfMemoryError":
+        for path in self.dumps.iterdir():
+            path.unlink()
+        compiled = compile_for_chips(self.served, program)
+        if isinstance(compiled, OutOfMemoryError):
+            return compiled
+        return Compiled(compiled, parse_module(compiled.text), Dump(self.dumps))
+
+    def _measured(self, row: Row, compiled: "Compiled | OutOfMemoryError") -> Row:
+        if isinstance(compiled, OutOfMemoryError):
+            return replace(row, hbm_bytes=compiled.used_bytes)
+        peak = DEVICES[self.chip].peak
+        assert peak is not None
+        rates = Rates(peak.flops_per_second, peak.int8_per_second, BANDWIDTHS[self.chip], CLOCKS[self.chip])
+        times = estimate(compiled.module, compiled.dump, rates, row)
+        memory = compiled.program.memory
+        return replace(
+            row,
+            bytes_accessed=times.hbm_bytes,
+            temp_bytes=memory.temp_bytes,
+            hbm_bytes=memory.hbm_bytes,
+            optimal_seconds=times.optimal_seconds,
+            scheduled_seconds=times.scheduled_seconds,
+            custom_calls=compiled.program.custom_calls,
+            fits=True,
+        )
 
 
-def as_measure(program: str, rows: int, window: str, floor: int, compiled: Any) -> Measure:
-    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    in_place = memory.alias_size_in_bytes
-    return Measure(
-        program,
-        rows,
-        window,
-        floor_bytes=floor,
-        bytes_accessed=int(cost["bytes accessed"]),
-        temp_bytes=memory.temp_size_in_bytes,
-        hbm_bytes=memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - in_place
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes,
-        optimal_seconds=cost["optimal_seconds"],
-        custom_calls=compiled.as_text().count('custom_call_target="tpu_custom_call"'),
-    )
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled program, its instructions and its schedules."""
+
+    program: AheadOfTime
+    module: Module
+    dump: Dump
+
+
+@dataclass(frozen=True)
+class Times:
+    """Bytes and both estimates of one run."""
+
+    hbm_bytes: int
+    optimal_seconds: float
+    scheduled_seconds: float
+
+
+def estimate(module: Module, dump: Dump, rates: Rates, row: Row) -> Times:
+    """Returns the bytes and times of a run with the row's sampling and windows."""
+    moved, optimal, scheduled = 0, 0.0, dump.top_level / rates.cycles_per_second
+    for computation, instruction, times in executed(module, 1 if row.sampling == "sampled" else 0, rates):
+        share = QUARTER if row.window == "quarter" and instruction.name.startswith(ATTENTION) else 1.0
+        cost = cost_of(module, computation, instruction)
+        cost = Cost(cost.flops, cost.int8_ops, int(share * cost.hbm_bytes))
+        seconds, cycles = rates.seconds(cost), share * cycles_of(dump, instruction)
+        moved += times * cost.hbm_bytes
+        optimal += times * seconds
+        if not instruction.is_asynchronous:
+            scheduled += times * max(seconds, cycles / rates.cycles_per_second)
+    return Times(moved, optimal, max(scheduled, moved / rates.bytes_per_second))
+
+
+def cycles_of(dump: Dump, instruction: Instruction) -> int:
+    """Returns the cycles of an instruction's own function; the sampler's for rows with a temperature and top-p."""
+    if instruction.is_free:
+        return 0
+    return dump.cycles(instruction.name, SAMPLED_NEEDS if instruction.name.startswith("sample") else ())
 
 
 def size(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def as_table(measures: list[Measure], model: str, chip: str, quantize: str | None) -> Table:
-    """Prints gigabytes, milliseconds, the ratio to the floor, and the official program if it was measured."""
-    quantized = f", matrices in {quantize}" if quantize else ""
-    table = Table(title=f"{model} on one {chip} chip, bfloat16{quantized}")
-    names = ("program", "rows", "window", "floor", "accessed", "over floor", "official", "temp", "HBM", "fits")
-    for name in (*names, "estimate ms", "tokens/s", "official", "kernels"):
-        table.add_column(name, justify="left" if name in ("program", "window") else "right")
-    for m in measures:
-        floor, accessed, temp, hbm = (
-            f"{x / 1e9:.3f}" for x in (m.floor_bytes, m.bytes_accessed, m.temp_bytes, m.hbm_bytes)
-        )
-        theirs = None if quantize else OFFICIAL.get((model, chip, m.program, m.rows))
-        ratio, speed = (
-            ("", "") if theirs is None else (f"{theirs[0] / m.floor_bytes:.2f}", f"{m.tokens / theirs[1]:,.0f}")
-        )
-        fits = "yes" if m.hbm_bytes < DEVICES[chip].memory_bytes else "no"
-        over, estimate = f"{m.bytes_accessed / m.floor_bytes:.3f}", f"{m.optimal_seconds * 1e3:.1f}"
-        ours = (floor, accessed, over, ratio, temp, hbm, fits, estimate, f"{m.tokens / m.optimal_seconds:,.0f}", speed)
-        table.add_row(m.program, str(m.rows), m.window, *ours, str(m.custom_calls))
-    return table
 
 
 if __name__ == "__main__":

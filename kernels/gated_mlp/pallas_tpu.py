@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Float32
 
 from ..precision import product_precision
 
-MAX_ROWS: Final = 512
+MAX_ROWS: Final = 640
 """Maximum number of rows that fit in on-chip memory beside the weights."""
 
 
