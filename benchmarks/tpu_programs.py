@@ -5,8 +5,9 @@ Requires libtpu, but no TPU.
     python benchmarks/tpu_programs.py --model 2b --chip v5e [--quantize int8] [--slots N] [--rows 8 128] [--json]
     python benchmarks/tpu_programs.py --markdown results.jsonl...
 
-The programs are those that `roost serve` compiles on the chip: same options, donation, sampling branches and, without
-`--slots`, number of slots. Every decode program and the prefill program of a whole chunk are compiled once each.
+The programs are those that `roost serve` compiles on the chip: same options, donation, sampling branches and, with the
+`--slots` that `roost plan --verify` reports, number of slots. Every decode program and the prefill program of a whole
+chunk are compiled once each.
 
 `greedy` and `sampled` (temperature and top-p 0.9 in every row) are the same decode program. Its text is costed
 instruction by instruction (`tpu_hlo`), and of the conditional around the sampler only the branch that runs. The
@@ -38,16 +39,15 @@ from typing import Any, Final
 
 import jax
 import orjson
-from roost.engine.checkpoint.source import ModelSource, open_model
+from roost.engine.checkpoint.source import open_model
 from roost.engine.core.config import EngineConfig
 from roost.engine.core.mesh import ONE_DEVICE
-from roost.engine.roofline import DEVICES
-from roost.engine.worker.aot import AheadOfTime, compile_for_chips, hbm_limit, open_chips, served_on
-from roost.engine.worker.fitting import estimated_slots, memory_of_served
-from roost.engine.worker.loading import open_weights
+from roost.engine.model.config import ModelConfig
+from roost.engine.roofline import DEVICES, compute_roofline
+from roost.engine.worker.aot import AheadOfTime, compile_for_chips, open_chips, served_on
 from roost.engine.worker.program_memory import OutOfMemoryError
 from roost.engine.worker.programs import PrefillShape, Program
-from roost.engine.worker.served import Devices, ServedPrograms
+from roost.engine.worker.served import ServedPrograms
 from roost.kernels.sampling.pallas_tpu import _Need
 from tpu_hlo import Cost, Instruction, Module, Rates, cost_of, executed, parse_module
 from tpu_report import as_markdown, as_table
@@ -118,7 +118,7 @@ def main() -> None:
     arguments.add_argument("--model", default="2b", help="2b, 9b, or what `random:` takes")
     arguments.add_argument("--chip", choices=CLOCKS, default="v5e")
     arguments.add_argument("--quantize", choices=["int8"], help="matrices in int8")
-    arguments.add_argument("--slots", type=int, help="slots of the pool; without it as many as serve chooses")
+    arguments.add_argument("--slots", type=int, help="slots of the pool; without it as many as roost plan names")
     arguments.add_argument(
         "--rows", nargs="*", help='decode programs to compile, such as "8 all"; without it every one'
     )
@@ -147,7 +147,7 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
         devices = open_chips(options.chip, ONE_DEVICE)
         source = open_model(f"random:{options.model}")
         config = EngineConfig(quantize=options.quantize, prefill_chunk=options.prefill_chunk)
-        slots = options.slots or automatic_slots(devices, source, config)
+        slots = options.slots or planned_slots(source.config, options.chip, options.quantize)
         with served_on(devices, source, config, slots) as served:
             bench = Bench(served, options.chip, options.quantize, options.model, folder)
             if "decode" in options.programs:
@@ -163,19 +163,17 @@ def wanted_rows(served: ServedPrograms, wanted: list[str] | None) -> list[int]:
     return [rows for rows in every if wanted is None or str(rows) in wanted or ("all" in wanted and rows == max(every))]
 
 
+def planned_slots(model: ModelConfig, chip: str, quantize: str | None) -> int:
+    """Returns the number of slots that `roost plan` names for the chip."""
+    return compute_roofline(model, DEVICES[chip], 2, is_quantized=quantize is not None).slots
+
+
 @contextmanager
 def dumped_schedules() -> Iterator[Path]:
     """Yields the folder into which libtpu, which must not be loaded yet, writes schedules."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LIBTPU_INIT_ARGS"] = DUMP_OPTIONS.format(folder)
         yield Path(folder)
-
-
-def automatic_slots(devices: Devices, source: ModelSource, config: EngineConfig) -> int:
-    """Returns the number of slots with which a start compiles its programs first."""
-    with open_weights(source, config, devices.shards, devices.platform, devices.mesh) as weights:
-        memory = memory_of_served(source.config, config, weights, devices, hbm_limit(devices))
-    return estimated_slots(memory, devices.shards)
 
 
 @dataclass(frozen=True)

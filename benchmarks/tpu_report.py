@@ -1,0 +1,166 @@
+"""Tables of the rows that `tpu_programs.py` measures."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, Final, NamedTuple
+
+type Row = dict[str, Any]
+
+COLUMNS: Final = (
+    "program", "rows", "sampling", "windows", "floor", "accessed", "over floor", "temporaries", "HBM", "fits",
+    "estimate", "scheduled", "tokens/s", "kernels",
+)  # fmt: skip
+
+
+def seconds(row: Row) -> float:
+    """Returns the slower of both estimates; infinity if the program does not fit."""
+    return max(row["optimal_seconds"], row["scheduled_seconds"]) if row["fits"] else float("inf")
+
+
+def speed(row: Row) -> float:
+    """Returns tokens per second by the slower of both estimates."""
+    return float(row["tokens"]) / seconds(row)
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """Returns the text of a row's columns: gigabytes, milliseconds, and tokens per second by the slower estimate."""
+    floor, accessed, temp, hbm = (
+        f"{row[name] / 1e9:.3f}" for name in ("floor_bytes", "bytes_accessed", "temp_bytes", "hbm_bytes")
+    )
+    name = "decode" if row["program"] == "decode" else f"prefill {row['tokens']}"
+    known = (name, str(row["rows"]), row["sampling"], row["window"], floor)
+    if not row["fits"]:
+        return (*known, "", "", "", hbm, "no", "", "", "", "")
+    ratio = f"{row['bytes_accessed'] / row['floor_bytes']:.3f}"
+    times = (f"{1e3 * row[name]:.2f} ms" for name in ("optimal_seconds", "scheduled_seconds"))
+    return (*known, accessed, ratio, temp, hbm, "yes", *times, f"{speed(row):,.0f}", str(row["custom_calls"]))
+
+
+def title(row: Row) -> str:
+    """Returns a line that names the model, the chip and the number of slots."""
+    quantized = f", matrices in {row['quantize']}" if row["quantize"] else ""
+    name = {"2b": "RecurrentGemma 2B", "9b": "RecurrentGemma 9B"}.get(row["model"], row["model"])
+    return f"{name} on one {row['chip']} chip, bfloat16{quantized}, {row['slots']:,} slots"
+
+
+def as_table(rows: Sequence[Row]) -> str:
+    """Returns the rows of one model and chip as a Markdown table under its title."""
+    lines = [f"{title(rows[0])}; bytes in GB:", "", _line(COLUMNS), _line("---" for _ in COLUMNS)]
+    return "\n".join([*lines, *(_line(cells(row)) for row in rows)])
+
+
+def _line(texts: Iterable[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+class Goal(NamedTuple):
+    """A figure to reach.
+
+    Attributes:
+      name: Name of the figure.
+      value: Function that returns the figure from all rows; None if they don't have it.
+      least, stretch: Figures to reach at least, and further on.
+      limit: Figure that cannot be passed, or None.
+      is_ceiling: Whether smaller is better.
+    """
+
+    name: str
+    value: Callable[[Sequence[Row]], float | None]
+    least: float
+    stretch: float
+    limit: float | None = None
+    is_ceiling: bool = False
+
+
+def goals() -> tuple[Goal, ...]:
+    """Returns the goals for programs at automatic slots, on one chip, by the slower of both estimates."""
+    return (
+        Goal("slots, 2B on a v5e", _slots("2b", "v5e", None), 500, 540),
+        Goal("slots, 9B int8 on a v5e", _slots("9b", "v5e", "int8"), 210, 230),
+        Goal("slots, 2B on a v6e", _slots("2b", "v6e", None), 1300, 1450),
+        Goal("2B decode on a v5e, all rows sampled with top-p, tokens/s", _decode("sampled"), 13e3, 16e3, 18e3),
+        Goal("2B decode on a v5e, all rows greedy, tokens/s", _decode("greedy"), 18.5e3, 20e3, 26.6e3),
+        Goal("temporaries of that program, GB", _temporaries, 1.1, 0.3, is_ceiling=True),
+        Goal("8 busy of all slots, time over a pool of 8", _eight_of_all, 1.15, 1.05, 1.0, is_ceiling=True),
+        Goal("2B prefill of 512 tokens on a v5e, tokens/s", _prefill, 40e3, 43e3, 46e3),
+    )
+
+
+def _of(measured: Sequence[Row], /, **wanted: Any) -> list[Row]:
+    return [row for row in measured if all(row[name] == value for name, value in wanted.items())]
+
+
+def _slots(model: str, chip: str, quantize: str | None) -> Callable[[Sequence[Row]], float | None]:
+    def value(rows: Sequence[Row]) -> float | None:
+        own = _of(rows, model=model, chip=chip, quantize=quantize)
+        most = max((row["slots"] for row in own), default=None)
+        return most if all(row["fits"] for row in own if row["slots"] == most) else None
+
+    return value
+
+
+def _largest_decode(rows: Sequence[Row], sampling: str) -> Row | None:
+    own = _of(rows, model="2b", chip="v5e", quantize=None, program="decode", sampling=sampling, window="full")
+    return max((row for row in own if row["fits"]), key=lambda row: row["rows"], default=None)
+
+
+def _decode(sampling: str) -> Callable[[Sequence[Row]], float | None]:
+    def value(rows: Sequence[Row]) -> float | None:
+        row = _largest_decode(rows, sampling)
+        return None if row is None else speed(row)
+
+    return value
+
+
+def _temporaries(rows: Sequence[Row]) -> float | None:
+    row = _largest_decode(rows, "greedy")
+    return None if row is None else row["temp_bytes"] / 1e9
+
+
+def _eight_of_all(rows: Sequence[Row]) -> float | None:
+    own = _of(rows, model="2b", chip="v5e", quantize=None, program="decode", sampling="greedy", rows=8)
+    pools = sorted((row for row in own if row["fits"]), key=lambda row: row["slots"])
+    return seconds(pools[-1]) / seconds(pools[0]) if len(pools) > 1 and pools[0]["slots"] == 8 else None
+
+
+def _prefill(rows: Sequence[Row]) -> float | None:
+    own = _of(rows, model="2b", chip="v5e", quantize=None, program="prefill", tokens=512)
+    largest = max((row for row in own if row["fits"]), key=lambda row: row["slots"], default=None)
+    return None if largest is None else speed(largest)
+
+
+def verdict(goal: Goal, value: float | None) -> str:
+    """Returns whether a figure reaches its goal, and by how many percent it misses the least or the further one."""
+    if value is None:
+        return "not measured"
+    missed = [(value / wanted if goal.is_ceiling else wanted / value) - 1 for wanted in (goal.least, goal.stretch)]
+    if missed[0] > 0:
+        return f"missed by {missed[0]:.0%}"
+    return "reached, stretch too" if missed[1] <= 0 else f"reached; stretch missed by {missed[1]:.1%}"
+
+
+def as_goals(rows: Sequence[Row]) -> str:
+    """Returns the goals and what is reached of them, as a Markdown table."""
+    names = ("figure", "measured", "at least", "stretch", "limit", "")
+    lines = [_line(names), _line("---" for _ in names)]
+    for goal in goals():
+        value = goal.value(rows)
+        numbers = (_number(n) for n in (value, goal.least, goal.stretch, goal.limit))
+        lines.append(_line((goal.name, *numbers, verdict(goal, value))))
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """Returns the goals and a table per model, chip and number of slots."""
+    return "\n\n".join([as_goals(rows), *_tables(rows)])
+
+
+def _tables(rows: Sequence[Row]) -> Iterator[str]:
+    for _, own in groupby(rows, key=title):
+        yield as_table(list(own))

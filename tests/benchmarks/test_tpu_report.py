@@ -1,0 +1,72 @@
+"""The report of the TPU programs says what is reached, and by how much the rest is missed."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from tpu_report import Goal, as_markdown, goals, seconds, verdict
+
+ROW: dict[str, Any] = {
+    "model": "2b", "chip": "v5e", "slots": 512, "program": "decode", "rows": 512, "tokens": 512, "window": "full",
+    "sampling": "greedy", "kv_dtype": "bfloat16", "quantize": None, "floor_bytes": 10**9, "bytes_accessed": 2 * 10**9,
+    "temp_bytes": 5 * 10**8, "hbm_bytes": 14 * 10**9, "optimal_seconds": 0.02, "scheduled_seconds": 0.0256,
+    "custom_calls": 53, "fits": True,
+}  # fmt: skip
+PREFILL = ROW | {"program": "prefill", "rows": 1, "optimal_seconds": 0.0128, "scheduled_seconds": 0.0127}
+
+
+def test_the_slower_estimate_counts() -> None:
+    assert (seconds(ROW), seconds(PREFILL)) == (0.0256, 0.0128)
+    assert seconds(ROW | {"fits": False}) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("is_ceiling", "value", "expected"),
+    [
+        (False, 16.0, "reached, stretch too"),
+        (False, 10.0, "reached; stretch missed by 50.0%"),
+        (False, 5.0, "missed by 100%"),
+        (True, 5.0, "reached, stretch too"),
+        (True, 12.0, "missed by 20%"),
+        (False, None, "not measured"),
+    ],
+)
+def test_verdict(is_ceiling: bool, value: float | None, expected: str) -> None:
+    goal = Goal("figure", lambda rows: None, 10, 10 if is_ceiling else 15, is_ceiling=is_ceiling)
+    assert verdict(goal, value) == expected
+
+
+def test_goals_find_their_rows() -> None:
+    sampled = ROW | {"sampling": "sampled", "scheduled_seconds": 0.032}
+    eights = [
+        ROW | {"rows": 8, "tokens": 8, "slots": slots, "scheduled_seconds": time}
+        for slots, time in [(512, 0.03), (8, 0.0256)]
+    ]
+    values = {goal.name: goal.value([ROW, sampled, PREFILL, *eights]) for goal in goals()}
+    assert values["slots, 2B on a v5e"] == 512
+    assert values["slots, 9B int8 on a v5e"] is None
+    assert values["2B decode on a v5e, all rows sampled with top-p, tokens/s"] == pytest.approx(16_000)
+    assert values["2B decode on a v5e, all rows greedy, tokens/s"] == pytest.approx(20_000)
+    assert values["temporaries of that program, GB"] == 0.5
+    assert values["8 busy of all slots, time over a pool of 8"] == pytest.approx(0.03 / 0.0256)
+    assert values["2B prefill of 512 tokens on a v5e, tokens/s"] == pytest.approx(40_000)
+
+
+def test_slots_count_only_if_all_their_programs_fit() -> None:
+    refused = PREFILL | {"fits": False}
+    assert goals()[0].value([ROW, refused]) is None
+
+
+def test_one_table_per_model_chip_and_pool() -> None:
+    page = as_markdown([ROW, PREFILL, ROW | {"slots": 8, "fits": False}])
+    assert "RecurrentGemma 2B on one v5e chip, bfloat16, 512 slots" in page
+    assert (
+        "| decode | 512 | greedy | full | 1.000 | 2.000 | 2.000 | 0.500 | 14.000 | yes | 20.00 ms | 25.60 ms |" in page
+    )
+    assert "| prefill 512 | 1 |" in page
+    assert "8 slots" in page
+    assert "| 14.000 | no |" in page
