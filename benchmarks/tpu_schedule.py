@@ -248,8 +248,8 @@ class _Machine:
         address = self._address(operand)
         if address is None or address in self.memory:
             return None if address is None else self.memory[address]
-        found = re.fullmatch(r"\[smem:\[#allocation\d+ \+ (\d+)\]\]", address)
-        column = TABLE_WIDTH if found is None else int(found[1]) % TABLE_WIDTH
+        found = re.fullmatch(r"\[smem:\[#allocation\d+(?: \+ (?:\$(0x[0-9a-f]+)|(\d+)))?\]\]", address)
+        column = TABLE_WIDTH if found is None else int(found[1] or found[2] or "0", 0) % TABLE_WIDTH
         return self.table[column] if column < len(self.table) else None
 
 

@@ -51,7 +51,7 @@ def test_goals_find_their_rows() -> None:
     assert values["slots, 9B int8 on a v5e"] is None
     assert values["2B decode on a v5e, all rows sampled with top-p, tokens/s"] == pytest.approx(16_000)
     assert values["2B decode on a v5e, all rows greedy, tokens/s"] == pytest.approx(20_000)
-    assert values["temporaries of that program, GB"] == 0.5
+    assert values["2B decode on a v5e, temporaries of 512 rows, GB"] == 0.5
     assert values["8 busy of all slots, time over a pool of 8"] == pytest.approx(0.03 / 0.0256)
     assert values["2B prefill of 512 tokens on a v5e, tokens/s"] == pytest.approx(40_000)
 

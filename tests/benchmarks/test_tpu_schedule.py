@@ -81,6 +81,13 @@ def test_a_body_under_an_unknown_condition_counts(table: tuple[int, ...], cycles
     assert count_cycles(parse_schedule(unknown("%p1_p0")), table) == cycles
 
 
+@pytest.mark.parametrize(("address", "table"), [(" + $0xa", (5,) * 10 + (0,)), ("", (0, 5))])
+def test_a_table_of_one_row_has_constant_addresses(address: str, table: tuple[int, ...]) -> None:
+    text = unknown("%p1_p0").replace("[#allocation2 + %s3_s1]", f"[#allocation2{address}]")
+    schedule = parse_schedule(text)
+    assert (count_cycles(schedule), count_cycles(schedule, table)) == (13, 10)
+
+
 def test_what_an_unknown_condition_guards_is_executed() -> None:
     """A body's first instructions may move before its branch, with its condition as their predicate."""
     schedule = unknown("%p1_p0").replace("%9 = sbr", "%s10_s5 = smov (!%p1_p0), 7  ;;  %9 = sbr")
