@@ -132,7 +132,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "the time of day, which may jump": (  # for people to read; whatever is measured or waited for is time.monotonic's
         {"time.time", "time.time_ns", "datetime"},
         (
-            "server/api/common/response_builder.py",
+            "server/api/common/response_parts.py",
             "server/api/openai/responses_builder.py",
             "server/api/openai/models.py",
             "server/text/served_model.py",

@@ -12,7 +12,7 @@ from ...generation.delta import Delta
 from ...generation.prompts import Prompt
 from ...generation.tools import CallPiece
 from ...text.served_model import ServedModel
-from ..common.response_builder import PINGED_EVENTS
+from ..common.response_parts import PINGED_EVENTS
 from ..common.streaming import ResponseBuilder
 
 _EMPTY_TEXT: Final = {"type": "text", "text": ""}

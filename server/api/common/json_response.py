@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from ...generation.service import Service
 from ...tenancy.memory import is_large
-from .response_builder import large_to_json, to_json
+from .response_parts import large_to_json, to_json
 
 _MANY_VALUES: Final = 1024
 """Number of tokens and alternatives of a response that take some milliseconds to write."""

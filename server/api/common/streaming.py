@@ -23,7 +23,7 @@ from ...middleware.request_body import until_disconnect
 from ...request_warnings import request_warnings
 from ...tenancy.workers import Workers
 from .json_response import made_json_response
-from .response_builder import CHUNKS, SseEncoder
+from .response_parts import CHUNKS, SseEncoder
 
 FIRST_TOKEN_TIMEOUT_S: Final = 1.0
 """Seconds that a stream waits for its first token before it sends status 200: a full queue is known by then."""

@@ -14,7 +14,7 @@ from ...tenancy.memory import is_large, keep
 from ...text.served_model import ServedModel
 from ..common.logprobs import token_logprobs
 from ..common.openapi import streamable
-from ..common.response_builder import Report, choice_end
+from ..common.response_parts import Report, choice_end
 from ..common.routes import JsonRoute, ReadyService
 from ..common.schema_base import check_body
 from ..common.streaming import ResponseBuilder, respond

@@ -4,7 +4,7 @@ from typing import Literal, NotRequired, TypedDict
 
 from ..common.logprobs import IdLogprobs
 from ..common.openapi import described
-from ..common.response_builder import ChoiceEnd, Usage
+from ..common.response_parts import ChoiceEnd, Usage
 from ..openai.response_schemas import ReportFields
 
 

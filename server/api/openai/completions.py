@@ -15,7 +15,7 @@ from ...text.served_model import ServedModel
 from ...text.tokenizer import Tokenizer
 from ..common.logprobs import CompletionLogprobs, CompletionLogprobsBuilder, join_logprobs, prompt_logprobs, with_top
 from ..common.openapi import streamable
-from ..common.response_builder import Report, choice_end
+from ..common.response_parts import Report, choice_end
 from ..common.routes import JsonRoute, ReadyService
 from ..common.schema_base import check_body
 from ..common.streaming import ResponseBuilder, respond

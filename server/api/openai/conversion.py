@@ -18,7 +18,7 @@ from ...text.grammar import (
 )
 from ...text.served_model import ServedModel
 from ...text.tokenizer import TextUnavailableError
-from ..common.response_builder import ReportOptions
+from ..common.response_parts import ReportOptions
 from ..common.sampling_fields import sampling_params
 from .response_format_schemas import ResponseFormat, StructuredFields, StructuredOutputs
 from .schemas import MAX_BAD_WORD_CHARACTERS, ChatBody, CompletionBody, GenerateBody, GenerationBody

@@ -3,7 +3,7 @@
 from typing import Any, Literal, NotRequired, TypedDict
 
 from ..common.logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprob, ResponseTokenLogprob
-from ..common.response_builder import ChoiceEnd, Timings, Usage
+from ..common.response_parts import ChoiceEnd, Timings, Usage
 
 
 class ReportFields(TypedDict):

@@ -20,7 +20,7 @@ from ...text.grammar import OBJECT_SCHEMA
 from ..common.json_response import json_response
 from ..common.openapi import streamable, success
 from ..common.paging import After, Limit, QueryOrder
-from ..common.response_builder import TYPED_EVENTS, to_json
+from ..common.response_parts import TYPED_EVENTS, to_json
 from ..common.routes import AnyService, JsonRoute, ReadyService
 from ..common.sampling_fields import sampling_params
 from ..common.schema_base import check_body

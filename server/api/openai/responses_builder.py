@@ -16,7 +16,7 @@ from ...generation.prompts import Prompt
 from ...generation.tools import CallJoiner, CallPiece
 from ...text.served_model import ServedModel
 from ..common.logprobs import response_delta_logprobs, response_logprobs
-from ..common.response_builder import TYPED_EVENTS
+from ..common.response_parts import TYPED_EVENTS
 from ..common.sampling_fields import requested_numbers
 from ..common.streaming import ResponseBuilder
 from .responses_body import ResponseBody, ResponseTool

@@ -14,7 +14,7 @@ from fake_engine import FakeEngine
 from fake_server import make_service, served_model
 from fastapi import FastAPI
 from pydantic import BaseModel, field_validator
-from roost.server.api.common.response_builder import large_to_json, to_json
+from roost.server.api.common.response_parts import large_to_json, to_json
 from roost.server.api.common.routes import JsonRoute
 from roost.server.api.native.generate import generate_spec
 from roost.server.api.openai.chat_completions import chat_spec

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from roost.server.api.common.response_builder import to_json
+from roost.server.api.common.response_parts import to_json
 from roost.server.api.openai.input_items import page
 from roost.server.errors import ApiError
 from roost.server.generation.conversation import ConversationMessage, FunctionCall

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from fake_server import live, make_service, until
-from roost.server.api.common.response_builder import KEEP_ALIVE
+from roost.server.api.common.response_parts import KEEP_ALIVE
 from roost.server.api.common.streaming import stream_events
 from roost.server.api.openai.chat_completions import ChatResponseBuilder
 from roost.server.api.openai.schemas import ChatBody

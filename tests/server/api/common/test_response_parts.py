@@ -4,7 +4,7 @@ from typing import Any
 
 from fake_server import VOCAB_SIZE, served_model
 from roost.engine import FinishReason
-from roost.server.api.common.response_builder import Report, ReportOptions
+from roost.server.api.common.response_parts import Report, ReportOptions
 from roost.server.generation.delta import Delta
 from roost.server.generation.prompts import Prompt
 from roost.server.observability.request_metrics import Times
