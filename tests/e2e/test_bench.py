@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_process import API_KEY, MODEL, SLOTS, ServerProcess, start
+from server_process import API_KEY, MODEL, SHAPES, SLOTS, ServerProcess, start
 
 
 def bench(*arguments: str) -> dict[str, Any]:
@@ -67,15 +67,14 @@ def test_ctrl_c_prints_what_was_measured(server: ServerProcess) -> None:
 
 def test_the_engine_alone(tiny_config: Path) -> None:
     lengths = "--input-len", "70", "--output-len", "12", "--repeat", "2"
-    options = "--slots", "2", "--num-prompts", "6", "--prefill-chunk", "64"
-    document = bench("engine", f"random:{tiny_config}", *lengths, *options)
+    document = bench("engine", f"random:{tiny_config}", *SHAPES, *lengths, "--num-prompts", "6")
     workloads = document["result"]["workloads"]
     tokens = {name: [run["generated_tokens"] for run in found["runs"]] for name, found in workloads.items()}
     assert (tokens["prefill"], tokens["mixed"]) == ([6, 6], [72, 72])
-    assert all(count >= 2 * 12 for count in tokens["decode"])
+    assert all(count >= SLOTS * 12 for count in tokens["decode"])
     assert workloads["mixed"]["median"]["prompt_tokens"] == 6 * 70
     assert workloads["decode"]["median"]["decode_step_ms"]["p99"] > 0
-    assert document["model"]["slots"] == 2
+    assert document["model"]["slots"] == SLOTS
     assert document["device"]["kind"] == "cpu"
 
 
