@@ -14,13 +14,13 @@ from jaxtyping import Array, Bool, Float32, Int32, UInt32
 from . import SamplingInputs
 from .draw import Tokens, copy_and_summarize, invert, most_likely, weigh
 from .processors import IdLists, add_biases, apply_token_mask, lane_masks, mask_stop_ids, penalize
-from .tiles import LANES, ROWS, Column, Tile, Tiles, padded_size
+from .tiles import LANES, ROWS, Column, Tile, Tiles, num_chunks, padded_size
 from .truncation import keep_typical, kept_mass, top_k_threshold, top_p_threshold
 
-_VMEM_LIMIT: Final = 64 * 2**20
-"""Bytes of on-chip memory: enough for 8 rows of a vocabulary of 256,000 three times, two of them to be read ahead."""
+_VMEM_LIMIT: Final = 48 * 2**20
+"""Bytes of on-chip memory: enough for 8 rows of a vocabulary of 256,000 three times, once to be read ahead."""
 
-_PASSES: Final = 40
+_PASSES: Final = 32
 """Number of times that a block is read from on-chip memory if rows have a `top_p`."""
 
 
@@ -60,21 +60,30 @@ def sample_tpu(
     """
     count, vocab = logits.shape
     width = padded_size(vocab)
-    rows = -(-count // ROWS) * ROWS
     logits = _with_rows(logits, max(count, ROWS))  # the kernel does not mind if its last block is cut
     if width > vocab:
         logits = jnp.pad(logits, ((0, 0), (0, width - vocab)), constant_values=-jnp.inf)
-    inputs = jax.tree.map(lambda x: _with_rows(x, rows), inputs)
-    numbers = _numbers(inputs)
-    vectors = (
-        logits,
-        jnp.stack([*numbers.values()], axis=1),
+    inputs = jax.tree.map(lambda x: _with_rows(x, -(-count // ROWS) * ROWS), inputs)
+    masks = (
         _lane_masks(inputs.in_prompt, inputs.is_penalized, vocab, 0),
         _lane_masks(inputs.allowed, inputs.is_masked, vocab, _ALL),
     )
-    lists = _id_lists(inputs, vocab)
+    tokens, best = _call(logits, inputs, masks, _id_lists(inputs, vocab), interpret)
+    return tokens[:count, 0], best[:count, 0]
+
+
+def _call(
+    logits: Float32[Array, "L V"],
+    inputs: SamplingInputs,
+    masks: tuple[UInt32[Array, "R M"], UInt32[Array, "R M"]],
+    lists: IdLists,
+    interpret: Any,
+) -> tuple[Int32[Array, "R 1"], Float32[Array, "R 1"]]:
+    """Runs the kernel for whole blocks of rows, of which the logits may lack the last ones."""
+    rows, width, numbers = inputs.uniform.shape[0], logits.shape[1], _numbers(inputs)
+    vectors = (logits, jnp.stack([*numbers.values()], axis=1), *masks)
     result = pl.BlockSpec((ROWS, 1), lambda block, _: (block, 0))
-    tokens, best = pl.pallas_call(
+    chosen: tuple[Array, Array] = pl.pallas_call(
         partial(_kernel, tuple(numbers)),
         out_shape=(jax.ShapeDtypeStruct((rows, 1), jnp.int32), jax.ShapeDtypeStruct((rows, 1), jnp.float32)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -84,7 +93,7 @@ def sample_tpu(
             out_specs=(result, result),
             scratch_shapes=[
                 pltpu.VMEM((ROWS, width), jnp.float32),
-                pltpu.VMEM((width // LANES, ROWS, LANES), jnp.float32),
+                pltpu.VMEM((num_chunks(width), ROWS, LANES), jnp.float32),
             ],
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=_VMEM_LIMIT),
@@ -94,7 +103,7 @@ def sample_tpu(
         interpret=interpret,
         name="sample",
     )(_needs(inputs), *vectors, lists)
-    return tokens[:count, 0], best[:count, 0]
+    return chosen
 
 
 def _with_rows(x: Array, rows: int) -> Array:

@@ -51,6 +51,12 @@ def padded_size(vocab_size: int) -> int:
     return tiles * LANES
 
 
+def num_chunks(size: int) -> int:
+    """Returns the number of chunks of a row whose size is a `padded_size`: as few as the longest chunk allows."""
+    tiles = size // LANES
+    return next(n for n in range(-(-tiles // _LONGEST_CHUNK), tiles + 1) if tiles % n == 0)
+
+
 def lanes() -> Int32[Array, "8 128"]:
     """Returns the number of each lane."""
     return jax.lax.broadcasted_iota(jnp.int32, (ROWS, LANES), 1)
@@ -94,12 +100,12 @@ class Tiles:
     @property
     def chunk(self) -> int:
         """Number of tiles per chunk."""
-        return max(size for size in range(1, _LONGEST_CHUNK + 1) if self.count % size == 0)
+        return self.count // self.chunks
 
     @property
     def chunks(self) -> int:
         """Number of chunks."""
-        return self.count // self.chunk
+        return num_chunks(int(self.ref.shape[1]))
 
     def __getitem__(self, place: Place) -> Array:
         value: Array = self._chunk(place)[:, _lanes_of(place.offset)]

@@ -18,7 +18,7 @@ from roost.engine.sampling.reference import reference_distribution
 from roost.kernels.sampling import SamplingInputs
 from roost.kernels.sampling.pallas_tpu import sample_tpu
 from roost.kernels.sampling.processors import lane_masks
-from roost.kernels.sampling.tiles import LANES, padded_size
+from roost.kernels.sampling.tiles import LANES, num_chunks, padded_size
 
 LONG = 10_500
 """Size of a vocabulary of 83 tiles, padded to 96: two chunks of 48."""
@@ -144,6 +144,16 @@ def test_lane_masks_hold_the_bits_of_a_lane(vocab: int, seed: int) -> None:
     tile, lane = tokens // LANES, tokens % LANES
     bits = masks[tile // 32 * LANES + lane] >> (tile % 32).astype(np.uint32) & 1
     np.testing.assert_array_equal(np.flatnonzero(bits), ids)
+
+
+@given(vocab=st.integers(1, 300_000))
+def test_rows_split_into_chunks_that_fit_registers(vocab: int) -> None:
+    """Of up to 80 tiles; in long rows of at least 16, so that a loop is worth its step."""
+    size = padded_size(vocab)
+    tiles, chunks = size // LANES, num_chunks(size)
+    assert vocab <= size < vocab + 16 * LANES
+    assert tiles % chunks == 0
+    assert min(tiles, 16) <= tiles // chunks <= 80
 
 
 def test_the_kernel_reads_the_logits_once() -> None:
