@@ -46,7 +46,10 @@ _GATHERED_STATES: Final = 2
 _MLP_ACTIVATIONS: Final = 4
 """Number of activations of the MLP's width per token among the temporaries of a prefill step."""
 
-_INT8_BYTES: Final = 50
+_LOGITS_ROWS: Final = 266
+"""Rows of float32 logits among the temporaries of a decode step, whatever its number of rows."""
+
+_INT8_BYTES: Final = 12
 """Bytes per row and unit of the MLP's width that int8 products take among the temporaries of a decode step."""
 
 _FIXED_BYTES: Final = 64 * 2**20
@@ -61,6 +64,7 @@ class MemoryModel:
       limit_bytes: Memory of the device for programs and their arrays.
       weight_bytes: Weights on the device.
       row_bytes: State of one row, decoding state included.
+      decode_bytes: Temporaries of a decode step, whatever its number of rows.
       decode_row_bytes: Temporaries of a decode step per row.
       prefill_bytes: Temporaries of the largest prefill step.
       code_bytes: Code of all programs.
@@ -69,6 +73,7 @@ class MemoryModel:
     limit_bytes: int
     weight_bytes: int
     row_bytes: int
+    decode_bytes: int
     decode_row_bytes: int
     prefill_bytes: int
     code_bytes: int
@@ -81,7 +86,7 @@ class MemoryModel:
     @property
     def rows(self) -> int:
         """Maximum number of rows beside the temporaries of any program, a multiple of the row tile if it is large."""
-        decode = self.free_bytes // (self.row_bytes + self.decode_row_bytes)
+        decode = (self.free_bytes - self.decode_bytes) // (self.row_bytes + self.decode_row_bytes)
         prefill = (self.free_bytes - self.prefill_bytes) // self.row_bytes
         return _whole_tiles(max(0, min(decode, prefill)))
 
@@ -110,7 +115,7 @@ def memory_model(
       is_quantized: Whether the matrices are int8.
     """
     model_rows = slot_bytes(config, shards, dtype_bytes)
-    logits = platform.logits_per_row * 4 * config.vocab_size
+    logits = 4 * config.vocab_size
     int8 = _INT8_BYTES * config.mlp_width if is_quantized else 0
     states = _GATHERED_STATES * MAX_PREFILL_ROWS * model_rows
     num_programs = len(platform.decode_rows) + 1 + len(step_shapes(config, chunk, platform).prefill)
@@ -119,7 +124,8 @@ def memory_model(
         limit_bytes,
         weight_bytes,
         row_bytes=model_rows + shards.model * decoding_state_bytes(config.vocab_size),
-        decode_row_bytes=int(logits) + int8,
+        decode_bytes=_LOGITS_ROWS * logits,
+        decode_row_bytes=int(platform.logits_per_row * logits) + int8,
         prefill_bytes=states + activations,
         code_bytes=num_programs * config.depth * _CODE_BYTES + _OTHER_CODE_BYTES,
     )
