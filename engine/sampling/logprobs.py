@@ -14,7 +14,7 @@ from ..core.sampling_params import MAX_LOGPROBS
 from .array_ops import top_k
 
 _BLOCK: Final = 64
-"""Number of rows whose log-probabilities are computed together if memory is scarce."""
+"""Maximum number of rows whose log-probabilities are computed together if memory is scarce."""
 
 
 class Logprobs(NamedTuple):
@@ -54,8 +54,15 @@ def logprobs_by_block(
     logits: Float32[Array, "R V"], chosen: Int32[Array, " R"], named: Int32[Array, "R B"]
 ) -> Logprobs:
     """Returns the same as `logprobs`, computed by blocks of rows, since a copy of all logits would be large."""
-    result: Logprobs = jax.lax.map(lambda row: logprobs(*row), (logits, chosen, named), batch_size=_BLOCK)
+    size = block_size(logits.shape[0])
+    result: Logprobs = jax.lax.map(lambda row: logprobs(*row), (logits, chosen, named), batch_size=size)
     return result
+
+
+def block_size(rows: int) -> int:
+    """Returns the size of equal blocks, a multiple of 8 if there is one: a shorter last block would copy all logits."""
+    sizes = [size for size in range(1, _BLOCK + 1) if rows % size == 0]
+    return max(sizes, key=lambda size: (size % 8 == 0, size))
 
 
 def no_logprobs(rows: tuple[int, ...], vocab_size: int, num_named: int) -> Logprobs:

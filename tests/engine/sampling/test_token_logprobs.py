@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from roost.engine.core.sampling_params import MAX_LOGPROBS, SamplingParams
-from roost.engine.sampling.logprobs import Logprobs, logprobs, score
+from roost.engine.sampling.logprobs import Logprobs, block_size, logprobs, score
 from sampler_cases import (
     ROWS,
     VOCAB,
@@ -51,6 +51,12 @@ def test_logprobs_that_no_row_wants_are_zeros(sampler: Sampler) -> None:
     assert np.asarray(run(logits, requests, sampler=sampler).logprobs.top).all()
     idle = run(logits, requests, active=[True, False] * 2, sampler=sampler).logprobs
     assert not any(np.asarray(x).any() for x in (idle.chosen, idle.top_ids, idle.top))
+
+
+@pytest.mark.parametrize(("rows", "size"), [(512, 64), (520, 40), (1400, 56), (8, 8), (12, 12), (3, 3), (67, 1)])
+def test_blocks_are_equal(rows: int, size: int) -> None:
+    """520 rows are 13 blocks of 40, a multiple of 8; 52 is none."""
+    assert block_size(rows) == size
 
 
 def test_scores_of_a_chunk_are_the_logprobs_of_its_targets() -> None:
