@@ -34,6 +34,9 @@ _BUNDLE: Final = re.compile(r"^ *0?x?([0-9a-f]+) +(?:[A-Z]{2})?:[ >]*\{(.*)\}(.*
 _COMMENT: Final = re.compile(r"/\*.*?\*/", re.DOTALL)
 _REGION: Final = re.compile(r"Start(?:/End empty)? region (\d+)")
 _ASSIGNMENT: Final = re.compile(r"%[a-z]*\d+(?:_([sp]\d+))? = ([\w.]+)(.*)")
+_TRAILING_PREDICATE: Final = re.compile(r"^(.*\]) (\(!?%\w+\))\s*$")
+"""Predicate of a load, which stands behind its address."""
+
 _PREDICATE: Final = re.compile(r"^ *\((!?)%[a-z]*\d+_(p\d+)(?:, [^)]*)?\),?")
 _REGISTER: Final = re.compile(r"(!?)%[a-z]*\d+_([sp]\d+)")
 
@@ -95,7 +98,7 @@ def _instructions(bundle: str) -> Iterator[Instruction]:
         found = _ASSIGNMENT.match(slot.strip())
         if found is None or (found[1] is None and found[2] not in ("sst", "sbr.rel")) or found[2] == "sphi":
             continue  # a phi's registers are one and the same
-        rest = found[3]
+        rest = _TRAILING_PREDICATE.sub(r"\2, \1", found[3])
         negated = _PREDICATE.match(rest)
         predicate = None if negated is None else (negated[2], negated[1] == "!")
         rest = rest if negated is None else rest[negated.end() :]

@@ -149,3 +149,11 @@ def test_instructions_with_the_same_code_share_a_function(dump: Dump) -> None:
 
 def test_the_top_level_is_what_lies_between_the_functions(dump: Dump) -> None:
     assert dump.top_level == 9
+
+
+def test_the_predicate_of_a_load_may_stand_behind_its_address() -> None:
+    (bundle,) = parse_schedule(
+        "     0   :  { %s4_s2 = sld [smem:[#allocation2 + %s3_s1]] (!%p1_p0) }\n"
+    ).scalar.values()
+    (load,) = bundle
+    assert (load.opcode, load.target, load.predicate) == ("sld", "s2", ("p0", True))
