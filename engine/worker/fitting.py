@@ -46,7 +46,7 @@ _GATHERED_STATES: Final = 2
 _MLP_ACTIVATIONS: Final = 4
 """Number of activations of the MLP's width per token among the temporaries of a prefill step."""
 
-_LOGITS_ROWS: Final = 266
+_LOGITS_ROWS: Final = 130
 """Rows of float32 logits among the temporaries of a decode step, whatever its number of rows."""
 
 _INT8_BYTES: Final = 12

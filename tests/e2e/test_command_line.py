@@ -124,7 +124,7 @@ def test_plan_prints_what_fits_without_loading_anything() -> None:
     process = start("plan", "random:9b", "--device", "v6e")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert "552" in out
+    assert "576" in out
     assert "25.0 MiB" in out
 
 
@@ -134,7 +134,7 @@ def test_a_plan_for_a_mesh() -> None:
     assert process.returncode == 0, err
     assert "on 2 x 4 v5e, bfloat16" in out
     assert "weights on each chip" in out
-    assert "3,328" in out
+    assert "3,520" in out
 
 
 @pytest.mark.parametrize("mesh", ["auto", "data=2,rows=4"])

@@ -33,7 +33,7 @@ def test_decode_limit(model: str, device: str, slots: int, limit: int) -> None:
 
 @pytest.mark.parametrize(
     ("model", "device", "is_quantized", "slots"),
-    [("2b", "v5e", False, 568), ("2b", "v6e", False, 1424), ("9b", "v5e", True, 264), ("9b", "v5e", False, 0)],
+    [("2b", "v5e", False, 608), ("2b", "v6e", False, 1512), ("9b", "v5e", True, 280), ("9b", "v5e", False, 0)],
 )
 def test_slots_are_those_of_a_start(model: str, device: str, is_quantized: bool, slots: int) -> None:
     """Slots leave room for the programs, as `roost plan --verify` compiles them."""
@@ -118,7 +118,7 @@ def test_a_slot_has_the_bytes_of_the_pool(shards: MeshShape) -> None:
 
 @pytest.mark.parametrize(
     ("device", "shards", "weights", "slots"),
-    [("v5e", MeshShape(1, 4), 4.33, 1664), ("v5e", MeshShape(2, 4), 4.33, 3328), ("v6e", MeshShape(2, 2), 8.61, 3424)],
+    [("v5e", MeshShape(1, 4), 4.33, 1760), ("v5e", MeshShape(2, 4), 4.33, 3520), ("v6e", MeshShape(2, 2), 8.61, 3552)],
     ids=str,
 )
 def test_9b_over_a_mesh(device: str, shards: MeshShape, weights: float, slots: int) -> None:
