@@ -49,6 +49,9 @@ _MLP_ACTIVATIONS: Final = 4
 _LOGITS_ROWS: Final = 130
 """Rows of float32 logits among the temporaries of a decode step, whatever its number of rows."""
 
+_EXCHANGED_LOGITS_ROWS: Final = 136
+"""Further such rows where devices along `model` exchange their logits, which also takes each row's logits once more."""
+
 _INT8_BYTES: Final = 12
 """Bytes per row and unit of the MLP's width that int8 products take among the temporaries of a decode step."""
 
@@ -117,6 +120,7 @@ def memory_model(
     model_rows = slot_bytes(config, shards, dtype_bytes)
     logits = 4 * config.vocab_size
     int8 = _INT8_BYTES * config.mlp_width if is_quantized else 0
+    is_exchanged = shards.model > 1
     states = _GATHERED_STATES * MAX_PREFILL_ROWS * model_rows
     num_programs = len(platform.decode_rows) + 1 + len(step_shapes(config, chunk, platform).prefill)
     activations = _MLP_ACTIVATIONS * chunk * config.mlp_width * dtype_bytes // shards.model
@@ -124,8 +128,8 @@ def memory_model(
         limit_bytes,
         weight_bytes,
         row_bytes=model_rows + shards.model * decoding_state_bytes(config.vocab_size),
-        decode_bytes=_LOGITS_ROWS * logits,
-        decode_row_bytes=int(platform.logits_per_row * logits) + int8,
+        decode_bytes=(_LOGITS_ROWS + is_exchanged * _EXCHANGED_LOGITS_ROWS) * logits,
+        decode_row_bytes=int((platform.logits_per_row + is_exchanged) * logits) + int8,
         prefill_bytes=states + activations,
         code_bytes=num_programs * config.depth * _CODE_BYTES + _OTHER_CODE_BYTES,
     )

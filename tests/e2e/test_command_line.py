@@ -134,7 +134,7 @@ def test_a_plan_for_a_mesh() -> None:
     assert process.returncode == 0, err
     assert "on 2 x 4 v5e, bfloat16" in out
     assert "weights on each chip" in out
-    assert "3,520" in out
+    assert "3,328" in out
 
 
 @pytest.mark.parametrize("mesh", ["auto", "data=2,rows=4"])
