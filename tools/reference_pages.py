@@ -223,8 +223,8 @@ field that caused the error, and `code` an identifier for programs:
 }
 ```
 
-A response that has begun as a stream keeps its status 200; the error is its last event. Each response has a header
-`x-request-id`, and the log has the reason of each refusal under this id.
+If an error occurs in a stream that has begun, the status stays 200, and the error is the stream's last event. Each
+response has a header `x-request-id`, under which the log gives the reason of each refusal.
 """
 
 _RETRIES: Final = """

@@ -132,7 +132,7 @@ class MLP(nnx.Module):
         both, down = self.gate_up.weight.get_value(), self.down.weight.get_value()
         if isinstance(both, PackedMatrix) and isinstance(down, PackedMatrix) and both.num_strips % 2 == 0:
             return self._native(x.reshape(-1, x.shape[-1]), both, down).reshape(x.shape)
-        if gated_mlp.has_kernel(self.backend, math.prod(x.shape[:-1]), self.down.weight.get_value().dtype):
+        if gated_mlp.has_kernel(self.backend, math.prod(x.shape[:-1]), down.dtype):
             rows, is_whole = x.reshape(-1, x.shape[-1]), self.down.psum_over.model == 1
             bias = self.down.bias[...] if is_whole else jnp.zeros_like(self.down.bias[...])
             weights = (self.gate_up.weight[...], self.gate_up.bias[...], self.down.weight[...], bias)

@@ -117,10 +117,6 @@ ROOST_INLINE Lanes SumLanes(const Lanes (&acc)[16]) {
 // ---- attention's products: sixteen dot products at a time, of `Outputs` keys with `Rows` queries
 
 // Inline assembly, because GCC's intrinsics move every sum to another register and back.
-ROOST_INLINE __m512i AddInt8(__m512i sum, __m512i w, __m512i x) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
-  return sum;
-}
 ROOST_INLINE __m512 AddBf16(__m512 sum, __m512i w, __m512i x) {
   asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
   return sum;
@@ -254,43 +250,46 @@ constexpr int64_t kStripOutputs = 16;
 constexpr int64_t kGroupBytes = 64;
 constexpr int64_t kBlockGroups = 128;  // groups of three strips that stay in the L1 cache while all rows pass
 
-// Products of int8: sums of x times (w + 128), because the instruction takes one unsigned operand.
-struct Int8Kernel {
-  using X = int8_t;
+// Sums of products of four int8 each; w is unsigned.
+struct Int8Sums {
   using Lanes = __m512i;
-  using W = __m512i;
-  static constexpr int64_t kGroup = 4;
+  ROOST_INLINE static Lanes Add(Lanes sum, __m512i w, __m512i x) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+    return sum;
+  }
+};
 
-  ROOST_INLINE static __m512i Zero() { return _mm512_setzero_si512(); }
+// Sums of products of two bfloat16 each.
+struct Bf16Sums {
+  using Lanes = __m512;
+  ROOST_INLINE static Lanes Add(Lanes sum, __m512i w, __m512i x) { return AddBf16(sum, w, x); }
+};
+
+// Products by an instruction that adds those of a whole group of 32 bits.
+template <typename Element, typename Sums>
+struct GroupKernel {
+  using X = Element;
+  using Lanes = typename Sums::Lanes;
+  using W = __m512i;
+  static constexpr int64_t kGroup = 4 / sizeof(Element);
+
+  ROOST_INLINE static Lanes Zero() { return Lanes{}; }
   ROOST_INLINE static W Load(const uint8_t* w) { return _mm512_loadu_si512(w); }
   template <int Parts>
-  ROOST_INLINE static void Add(__m512i (&sums)[Parts], const W (&w)[Parts], const int8_t* x) {
+  ROOST_INLINE static void Add(Lanes (&sums)[Parts], const W (&w)[Parts], const X* x) {
     int32_t group;
     std::memcpy(&group, x, sizeof group);
     const __m512i row = _mm512_set1_epi32(group);
     ROOST_UNROLL
-    for (int p = 0; p < Parts; ++p) sums[p] = AddInt8(sums[p], w[p], row);
+    for (int p = 0; p < Parts; ++p) sums[p] = Sums::Add(sums[p], w[p], row);
   }
 };
+
+// Products of int8: sums of x times (w + 128), because the instruction takes one unsigned operand.
+using Int8Kernel = GroupKernel<int8_t, Int8Sums>;
 
 // Products of bfloat16 by the instruction for pairs: twice as fast as `WideKernel` on AMD, half as fast on Intel.
-struct PairKernel {
-  using X = uint16_t;
-  using Lanes = __m512;
-  using W = __m512i;
-  static constexpr int64_t kGroup = 2;
-
-  ROOST_INLINE static __m512 Zero() { return _mm512_setzero_ps(); }
-  ROOST_INLINE static W Load(const uint8_t* w) { return _mm512_loadu_si512(w); }
-  template <int Parts>
-  ROOST_INLINE static void Add(__m512 (&sums)[Parts], const W (&w)[Parts], const uint16_t* x) {
-    int32_t group;
-    std::memcpy(&group, x, sizeof group);
-    const __m512i row = _mm512_set1_epi32(group);
-    ROOST_UNROLL
-    for (int p = 0; p < Parts; ++p) sums[p] = AddBf16(sums[p], w[p], row);
-  }
-};
+using PairKernel = GroupKernel<uint16_t, Bf16Sums>;
 
 // Products of bfloat16 widened to float32, in which they are exact.
 struct WideKernel {

@@ -52,7 +52,7 @@ def top_p_threshold(weights: Tiles, p: Column, mass: Column, lowest: Column) -> 
       mass: Sums of the weights at or above `lowest`.
       lowest: Weights below which tokens are dropped already.
     """
-    share = 0.5 / (weights.count * LANES)  # so many weights below this share of 1 - p sum to less than 1 - p
+    share = 0.5 / (weights.count * LANES)  # all weights together, each below it, sum to less than 1 - p
     first = jax.lax.bitcast_convert_type(jnp.maximum(lowest, (1.0 - p) * mass * share), jnp.int32)
     bounds = range(_bits(_SMALLEST_REST * share), _ONE_BITS + 1)
     found = _threshold(lambda bits: kept_mass(weights, _float(bits)), p * mass, first, bounds, _float, p < 1)
