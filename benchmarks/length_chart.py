@@ -32,6 +32,7 @@ from tree import commit  # noqa: E402
 
 PEERS: Final = HERE / "peers"
 WORK: Final = PEERS / ".work"
+CHART: Final = HERE.parent / "docs/pictures/length.svg"
 LIMIT_S: Final = 1800.0
 
 LENGTHS: Final = (256, 512, 1024, 2048, 4096, 8192, 16_384)
@@ -56,7 +57,7 @@ def main() -> None:
     print(table(document))
     if options.results:
         options.results.write_text(page(document))
-        options.results.with_suffix(".svg").write_text(draw_lengths(document))
+        CHART.write_text(draw_lengths(document))
 
 
 def write(document: Mapping[str, Any], path: Path) -> None:
@@ -66,7 +67,7 @@ def write(document: Mapping[str, Any], path: Path) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="everything that was measured")
-    parser.add_argument("--results", type=Path, metavar="FILE.md", help="a page; beside it, the chart")
+    parser.add_argument("--results", type=Path, metavar="FILE.md", help="a page; the chart goes to docs/pictures")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS), help="number formats (all)")
     parser.add_argument("--rows", type=int, default=8, metavar="N", help="streams at a time (8)")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="N", help="ascending")
@@ -130,7 +131,7 @@ def page(document: Mapping[str, Any]) -> str:
 
     python benchmarks/length_chart.py --json benchmarks/length.json --results benchmarks/length.md
 
-![Tokens per second of Roost and of a Llama of the same size, against the tokens of each stream](length.svg)
+![Tokens per second of Roost and of a Llama of the same size, against generated tokens](../docs/pictures/length.svg)
 
 **What**: tokens per second of {options["rows"]} greedy streams together, once each has this many tokens. Both models
 have 110 million parameters: a RecurrentGemma with a window of 2,048 tokens, and a Llama.
