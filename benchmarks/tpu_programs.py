@@ -91,6 +91,7 @@ class Row:
       hbm_bytes: Main memory that the program takes while it runs.
       custom_calls: Number of calls of Pallas kernels.
       fits: Whether the compiler accepts the program.
+      without_end: Number of executed instructions whose schedules have no known end, so that their loops count once.
     """
 
     model: str
@@ -111,6 +112,7 @@ class Row:
     scheduled_seconds: float = 0.0
     custom_calls: int = 0
     fits: bool = False
+    without_end: int = 0
 
 
 def main() -> None:
@@ -264,6 +266,7 @@ class Bench:
             scheduled_seconds=times.scheduled_seconds,
             custom_calls=compiled.program.custom_calls,
             fits=True,
+            without_end=times.without_end,
         )
 
 
@@ -278,33 +281,39 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Times:
-    """Bytes and both estimates of one run."""
+    """Bytes and both estimates of one run; `without_end` as in `Row`."""
 
     hbm_bytes: int
     optimal_seconds: float
     scheduled_seconds: float
+    without_end: int
 
 
 def estimate(module: Module, dump: Dump, rates: Rates, row: Row) -> Times:
     """Returns the bytes and times of a run with the row's sampling and windows."""
-    moved, optimal, scheduled = 0, 0.0, dump.top_level / rates.cycles_per_second
+    moved, optimal, scheduled, without_end = 0, 0.0, dump.top_level / rates.cycles_per_second, 0
     for computation, instruction, times in executed(module, 1 if row.sampling == "sampled" else 0, rates):
         share = QUARTER if row.window == "quarter" and instruction.name.startswith(ATTENTION) else 1.0
         cost = cost_of(module, computation, instruction)
         cost = Cost(cost.flops, cost.int8_ops, int(share * cost.hbm_bytes))
-        seconds, cycles = rates.seconds(cost), share * cycles_of(dump, instruction)
+        seconds, (cycles, has_end) = rates.seconds(cost), cycles_of(dump, instruction)
         moved += times * cost.hbm_bytes
         optimal += times * seconds
         if not instruction.is_asynchronous:
-            scheduled += times * max(seconds, cycles / rates.cycles_per_second)
-    return Times(moved, optimal, max(scheduled, moved / rates.bytes_per_second))
+            scheduled += times * max(seconds, share * cycles / rates.cycles_per_second)
+            without_end += not has_end
+    return Times(moved, optimal, max(scheduled, moved / rates.bytes_per_second), without_end)
 
 
-def cycles_of(dump: Dump, instruction: Instruction) -> int:
-    """Returns the cycles of an instruction's own function; the sampler's for rows with a temperature and top-p."""
+def cycles_of(dump: Dump, instruction: Instruction) -> tuple[int, bool]:
+    """Returns the cycles of an instruction's own function, and whether its end is known.
+
+    The sampler's cycles are those of rows with a temperature and top-p.
+    """
     if instruction.is_free:
-        return 0
-    return dump.cycles(instruction.name, SAMPLED_NEEDS if instruction.name.startswith("sample") else ())
+        return 0, True
+    table = SAMPLED_NEEDS if instruction.name.startswith("sample") else ()
+    return dump.cycles(instruction.name, table), dump.has_end(instruction.name, table)
 
 
 def size(tree: Any) -> int:

@@ -23,7 +23,10 @@ def speed(row: Row) -> float:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """Returns the text of a row's columns: gigabytes, milliseconds, and tokens per second by the slower estimate."""
+    """Returns the text of a row's columns: gigabytes, milliseconds, and tokens per second by the slower estimate.
+
+    If a function's loops count once for want of a known end, the scheduled time is a minimum and the speed a maximum.
+    """
     floor, accessed, temp, hbm = (
         f"{row[name] / 1e9:.3f}" for name in ("floor_bytes", "bytes_accessed", "temp_bytes", "hbm_bytes")
     )
@@ -32,8 +35,10 @@ def cells(row: Row) -> tuple[str, ...]:
     if not row["fits"]:
         return (*known, "", "", "", hbm, "no", "", "", "", "")
     ratio = f"{row['bytes_accessed'] / row['floor_bytes']:.3f}"
-    times = (f"{1e3 * row[name]:.2f} ms" for name in ("optimal_seconds", "scheduled_seconds"))
-    return (*known, accessed, ratio, temp, hbm, "yes", *times, f"{speed(row):,.0f}", str(row["custom_calls"]))
+    at_least, at_most = ("> ", "< ") if row["without_end"] else ("", "")
+    times = (f"{1e3 * row['optimal_seconds']:.2f} ms", f"{at_least}{1e3 * row['scheduled_seconds']:.2f} ms")
+    rate = f"{at_most}{speed(row):,.0f}"
+    return (*known, accessed, ratio, temp, hbm, "yes", *times, rate, str(row["custom_calls"]))
 
 
 def title(row: Row) -> str:

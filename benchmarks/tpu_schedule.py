@@ -7,7 +7,8 @@ calls, in the top-level function. `*-hlo-details.txt` says which function each H
 
 Loops and `pl.when` are followed by interpreting the scalar instructions, which hold grid indices and trip counts. A
 value from memory is unknown; a branch that depends on one is not taken, so its body counts, and a loop whose end
-depends on one counts once. Waits for memory are not in a schedule, so the count is a lower bound.
+depends on one counts once. A function whose end is never reached has no count; its bundles are a lower bound. Waits for
+memory are not in a schedule, so every count is a lower bound.
 """
 
 import operator
@@ -25,7 +26,7 @@ TABLE_WIDTH: Final = 128
 """Words in a row of a table in scalar memory."""
 
 MAX_SCALAR_BUNDLES: Final = 5_000_000
-"""Number of interpreted bundles after which a function has no known end, so that each of its bundles counts once."""
+"""Number of interpreted bundles after which a function has no known end."""
 
 type Value = int | bool | None
 """Value of a scalar or predicate register; None if unknown."""
@@ -139,8 +140,8 @@ _COMPARISONS: Final[Mapping[str, Callable[[int, int], bool]]] = {
 }
 
 
-def count_cycles(schedule: Schedule, table: Sequence[int] = ()) -> int:
-    """Returns the number of bundles that are executed, each of which takes at least one cycle.
+def count_cycles(schedule: Schedule, table: Sequence[int] = ()) -> int | None:
+    """Returns the number of executed bundles, each of which takes at least one cycle; None without a known end.
 
     Args:
       schedule: Schedule of a function.
@@ -164,7 +165,7 @@ def count_cycles(schedule: Schedule, table: Sequence[int] = ()) -> int:
             at = ahead
         interpreted += 1
         if interpreted > MAX_SCALAR_BUNDLES:
-            return schedule.size
+            return None
     return cycles
 
 
@@ -290,7 +291,7 @@ class Dump:
             for path in sorted(folder.glob("*-final_bundles.txt"))
             if "schedule-analysis" not in path.name
         }
-        self._cycles: dict[tuple[str, tuple[int, ...]], int] = {}
+        self._cycles: dict[tuple[str, tuple[int, ...]], int | None] = {}
         self._details = "".join(path.read_text() for path in sorted(folder.glob("*-hlo-details.txt")))
 
     def cycles(self, instruction: str, table: Sequence[int] = ()) -> int:
@@ -298,14 +299,21 @@ class Dump:
 
         Args:
           instruction: Name of the instruction.
-          table: See `count_cycles`.
+          table: See `count_cycles`. Without a known end, each bundle of the function counts once.
         """
         if instruction not in self._names:
             return 0
-        key = (self._names[instruction], tuple(table))
-        if key not in self._cycles:
-            self._cycles[key] = count_cycles(self._schedule(key[0]), table)
-        return self._cycles[key]
+        counted = self._counted(self._names[instruction], tuple(table))
+        return self._schedule(self._names[instruction]).size if counted is None else counted
+
+    def has_end(self, instruction: str, table: Sequence[int] = ()) -> bool:
+        """Returns whether the end of an HLO instruction's function is known; see `cycles`."""
+        return instruction not in self._names or self._counted(self._names[instruction], tuple(table)) is not None
+
+    def _counted(self, name: str, table: tuple[int, ...]) -> int | None:
+        if (name, table) not in self._cycles:
+            self._cycles[name, table] = count_cycles(self._schedule(name), table)
+        return self._cycles[name, table]
 
     @cached_property
     def top_level(self) -> int:

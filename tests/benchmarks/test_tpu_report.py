@@ -14,7 +14,7 @@ ROW: dict[str, Any] = {
     "model": "2b", "chip": "v5e", "slots": 512, "program": "decode", "rows": 512, "tokens": 512, "window": "full",
     "sampling": "greedy", "kv_dtype": "bfloat16", "quantize": None, "floor_bytes": 10**9, "bytes_accessed": 2 * 10**9,
     "temp_bytes": 5 * 10**8, "hbm_bytes": 14 * 10**9, "optimal_seconds": 0.02, "scheduled_seconds": 0.0256,
-    "custom_calls": 53, "fits": True,
+    "custom_calls": 53, "fits": True, "without_end": 0,
 }  # fmt: skip
 PREFILL = ROW | {"program": "prefill", "rows": 1, "optimal_seconds": 0.0128, "scheduled_seconds": 0.0127}
 
@@ -70,3 +70,8 @@ def test_one_table_per_model_chip_and_pool() -> None:
     assert "| prefill 512 | 1 |" in page
     assert "8 slots" in page
     assert "| 14.000 | no |" in page
+
+
+def test_a_row_without_a_known_end_is_marked() -> None:
+    page = as_markdown([ROW | {"without_end": 2}])
+    assert "| 20.00 ms | > 25.60 ms | < 20,000 |" in page

@@ -121,9 +121,12 @@ def test_negative_numbers_and_logic() -> None:
     assert count_cycles(parse_schedule(loop)) == 1 + 10 * 8 + 1
 
 
-def test_a_loop_without_a_known_end_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+ENDLESS = LOOP.replace(", 10", ", 2147483647")
+
+
+def test_a_loop_without_a_known_end_has_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tpu_schedule.MAX_SCALAR_BUNDLES", 1000)
-    assert count_cycles(parse_schedule(LOOP.replace(", 10", ", 2147483647"))) == 9
+    assert count_cycles(parse_schedule(ENDLESS)) is None
 
 
 @pytest.fixture
@@ -144,6 +147,16 @@ def test_instructions_with_the_same_code_share_a_function(dump: Dump) -> None:
     assert dump.cycles("fusion.7") == dump.cycles("fusion.9") == 72
     assert dump.cycles("copy.1") == 133
     assert dump.cycles("bitcast.3") == 0
+
+
+def test_a_function_without_a_known_end_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tpu_schedule.MAX_SCALAR_BUNDLES", 1000)
+    for name, text in [("fusion.7", LOOP), ("fusion.8", ENDLESS)]:
+        (tmp_path / f"17-{name}-01-final_bundles.txt").write_text(text)
+    dump = Dump(tmp_path)
+    assert (dump.cycles("fusion.7"), dump.has_end("fusion.7")) == (72, True)
+    assert (dump.cycles("fusion.8"), dump.has_end("fusion.8")) == (9, False)
+    assert dump.has_end("bitcast.3")
 
 
 def test_the_top_level_is_what_lies_between_the_functions(dump: Dump) -> None:
