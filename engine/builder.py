@@ -167,12 +167,15 @@ def _allocate_pool(layout: DeviceLayout) -> StatePool:
 
 
 def _with_kernels_or_xla[Result](devices: Devices, load: Callable[[Devices], Result]) -> Result:
-    """Loads with the platform's kernels, or with XLA in their place if the compiler refuses one."""
+    """Loads with the platform's kernels, and with XLA in the place of those that the compiler refuses."""
     try:
         return load(devices)
     except KernelRefusedError as error:
-        _logger.warning("%s; XLA computes in the place of all kernels", error)
-        return load(devices._replace(platform=without_kernels(devices.platform)))
+        fewer = without_kernels(devices.platform, error.reasons)
+        if fewer == devices.platform:
+            raise
+        _logger.warning("%s; XLA computes in their place", error)
+        return _with_kernels_or_xla(devices._replace(platform=fewer), load)
 
 
 def _load_and_compile(

@@ -8,6 +8,7 @@ compiled ahead of time for a TPU, on a machine without one, by passing `TPU`.
 import hashlib
 import importlib.metadata
 import platform
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -128,9 +129,11 @@ def choose_platform(shards: MeshShape) -> Platform:
             return GPU
 
 
-def without_kernels(platform: Platform) -> Platform:
-    """Returns the platform with XLA in the place of its kernels."""
-    return replace(platform, kernels=XLA)
+def without_kernels(platform: Platform, kernels: Collection[str]) -> Platform:
+    """Returns the platform with XLA in the place of some kernels; see `Backend.without`."""
+    rest = platform.kernels.without(kernels)
+    sampled = platform if rest.sample is not None else PORTABLE
+    return replace(platform, kernels=rest, logits_per_row=sampled.logits_per_row)
 
 
 class DeviceFacts(NamedTuple):

@@ -1,8 +1,19 @@
 """Record of a backend's kernels."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
+
+_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "rg_lru": ("rg_lru",),
+    "window_attention_decode": ("decode_attention",),
+    "window_attention_prefill": ("prefill_attention",),
+    "recurrent_step": ("recurrent_step", "recurrent_chunk"),
+    "recurrent_chunk": ("recurrent_step", "recurrent_chunk"),
+    "gated_mlp": ("gated_mlp", "gated_mlp_rows"),
+    "sample": ("sample",),
+}
+"""Fields of a backend by the name that a kernel has in compiled programs; those of one block go together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +47,17 @@ class Backend:
     gated_mlp_rows: int = 0
     sample: Callable[..., Any] | None = None
     is_native: bool = False
+
+    def without(self, kernels: Collection[str]) -> "Backend":
+        """Returns the backend with XLA in the place of some kernels, and of all if one of them is not known.
+
+        Args:
+          kernels: Names of the kernels in compiled programs.
+        """
+        if not set(kernels) <= _FIELDS.keys():
+            return XLA
+        fields = {field for kernel in kernels for field in _FIELDS[kernel]}
+        return replace(self, **{field: getattr(XLA, field) for field in fields})
 
 
 XLA: Final = Backend("xla")

@@ -1,6 +1,7 @@
 """Compilation of device programs ahead of the first request, and the count of compilations after that."""
 
 import itertools
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future, as_completed
 from functools import partial
@@ -15,6 +16,7 @@ from ..model.collectives import REPLICATED, SLOTS
 from ..model.sharding_rules import state_partition_specs
 from .fitting import demands
 from .program_memory import (
+    KernelRefusedError,
     OutOfMemoryError,
     ProgramMemory,
     parse_overflow,
@@ -161,14 +163,21 @@ def compile_served(
       executor: Threads that compile.
       report: Called with the number of compiled programs and of all.
       check: Called after each program; may raise what ends the start.
+
+    Raises:
+      KernelRefusedError: Kernels do not compile for the devices; it names all that the programs were refused for.
     """
     options = dict(served.layout.platform.compile_options)
     compiled = compile_all(lowerings(served.programs, served.model), options, executor, report)
     for done in as_completed(compiled.values()):
-        if not isinstance(done.exception(), OutOfMemoryError):
+        if not isinstance(done.exception(), OutOfMemoryError | KernelRefusedError):
             done.result()
         check()
-    return CompiledPrograms(served, {label: each.exception() or each.result() for label, each in compiled.items()})
+    outcomes = {label: each.exception() or each.result() for label, each in compiled.items()}
+    refused = [outcome.reasons for outcome in outcomes.values() if isinstance(outcome, KernelRefusedError)]
+    if refused:
+        raise KernelRefusedError(dict(ChainMap(*refused)))
+    return CompiledPrograms(served, outcomes)
 
 
 def compile_all(

@@ -1,6 +1,7 @@
 """Device memory of compiled programs, as the compiler counts it."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +15,9 @@ _OVERFLOW: Final = (
 
 _KERNEL: Final = re.compile(r"memory space vmem|Mosaic failed")
 """How the TPU compiler says that a kernel is at fault."""
+
+_NAME: Final = re.compile(r'op_name="[^"]*?(\w+)/pallas_call"')
+"""How the TPU compiler names the kernel that its list of on-chip memory begins with."""
 
 _UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -33,7 +37,16 @@ class OutOfMemoryError(Exception):
 
 
 class KernelRefusedError(ConfigError):
-    """The compiler refuses a Pallas kernel on this chip, such as one that needs more on-chip memory than there is."""
+    """The compiler refuses Pallas kernels on this chip, such as one that needs more on-chip memory than there is.
+
+    Attributes:
+      reasons: The compiler's first line by the name of a kernel; "" is one that the compiler does not name.
+    """
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        lines = (f"{f'kernel {name}' if name else 'a kernel'}: {reasons[name]}" for name in sorted(reasons))
+        super().__init__(f"kernels do not compile for this chip: {'; '.join(lines)}")
+        self.reasons = dict(reasons)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +109,8 @@ def parse_refused_kernel(message: str) -> KernelRefusedError | None:
     """Returns the reason why a kernel does not compile; None if a compilation failed for another reason."""
     if _KERNEL.search(message) is None:
         return None
-    return KernelRefusedError(f"a kernel does not compile for this chip: {message.splitlines()[0]}")
+    named = _NAME.search(message)
+    return KernelRefusedError({named[1] if named else "": message.splitlines()[0]})
 
 
 def _bytes(shown: str) -> int:

@@ -15,7 +15,7 @@ from roost.engine.worker.fitting import estimated_slots, memory_of_served
 from roost.engine.worker.loading import OpenWeights, open_weights
 from roost.engine.worker.program_memory import KernelRefusedError
 from roost.engine.worker.served import Devices, served_programs
-from roost.kernels import XLA
+from roost.kernels import XLA, Backend, backends
 
 TINY = open_model(str(Path(__file__).parents[1] / "golden" / "tiny-a" / "hf"))
 LIMIT = 200 * 2**20
@@ -94,14 +94,34 @@ def test_the_memory_of_the_host_is_not_compared(start: tuple[Start, list[int]]) 
 
 
 def test_xla_takes_the_place_of_kernels_that_do_not_compile(caplog: pytest.LogCaptureFixture) -> None:
-    tried: list[str] = []
+    """The MLP's refusal shows only once the sampler no longer hides it; the other kernels stay."""
+    refused = {"sample": "Used 24.56M of 16.00M vmem", "gated_mlp": "Used 20.88M of 16.00M vmem"}
+    tried: list[Platform] = []
 
     def load(devices: Devices) -> str:
-        tried.append(devices.platform.kernels.name)
-        if devices.platform.kernels is not XLA:
-            raise KernelRefusedError("a kernel does not compile for this chip: Used 20.88M of 16.00M vmem")
+        tried.append(devices.platform)
+        for kernel, reason in refused.items():
+            if getattr(devices.platform.kernels, kernel) is not None:
+                raise KernelRefusedError({kernel: reason})
         return "loaded"
 
     assert builder._with_kernels_or_xla(Devices(TPU), load) == "loaded"
-    assert tried == ["tpu", "xla"]
-    assert "20.88M of 16.00M vmem; XLA computes in the place of all kernels" in caplog.text
+    assert [each.kernels for each in tried] == [
+        backends.TPU,
+        replace(backends.TPU, sample=None),
+        replace(backends.TPU, sample=None, gated_mlp=None, gated_mlp_rows=0),
+    ]
+    assert [each.logits_per_row for each in tried] == [0.95, 4.0, 4.0], "XLA's sampler takes more memory"
+    assert "kernel gated_mlp: Used 20.88M of 16.00M vmem; XLA computes in their place" in caplog.text
+
+
+def test_xla_takes_the_place_of_all_kernels_if_the_compiler_names_none() -> None:
+    tried: list[Backend] = []
+
+    def load(devices: Devices) -> str:
+        tried.append(devices.platform.kernels)
+        raise KernelRefusedError({"": "Mosaic failed to compile TPU kernel"})
+
+    with pytest.raises(KernelRefusedError, match="a kernel: Mosaic failed"):
+        builder._with_kernels_or_xla(Devices(TPU), load)
+    assert tried == [backends.TPU, XLA]

@@ -3,6 +3,8 @@
 The largest decode program and one prefill of 2B and 9B stand for all programs, whose code is estimated.
 """
 
+import re
+
 import pytest
 from roost.engine.checkpoint.source import open_model
 from roost.engine.core.config import EngineConfig
@@ -13,6 +15,7 @@ from roost.engine.worker.fitting import demands, estimated_slots, memory_of_serv
 from roost.engine.worker.loading import open_weights
 from roost.engine.worker.programs import PrefillShape
 from roost.engine.worker.served import served_programs
+from roost.kernels import XLA, Backend, backends
 
 pytestmark = pytest.mark.tpu_compile
 
@@ -49,8 +52,16 @@ def test_programs_at_automatic_slots_fit(
     measured = {label: each.memory for label, each in compiled.items() if isinstance(each, AheadOfTime)}
     assert len(measured) == len(programs)
     assert tuple(each.custom_calls for each in compiled.values()) >= kernels
+    assert not any(replaceable(each.text) == XLA for each in compiled.values() if isinstance(each, AheadOfTime))
     code = memory.code_bytes - sum(each.code_bytes for each in measured.values())
     most = max(demand.hbm_bytes for demand in demands(measured, limit).values()) + code
     assert most <= limit
     unused = (limit - most) / (memory.row_bytes + memory.decode_row_bytes)
     assert unused < max(0.02 * slots, 8), "the estimate is within a fiftieth, or a row tile, of what would fit"
+
+
+def replaceable(text: str) -> Backend:
+    """Returns the TPU backend without a program's kernels: XLA if the backend does not know one by its name."""
+    names = set(re.findall(r'op_name="[^"]*?(\w+)/pallas_call"', text))
+    assert names
+    return backends.TPU.without(names)

@@ -5,7 +5,13 @@ from dataclasses import replace
 import jax
 import pytest
 from roost.engine.worker.compilation import compile_lowered
-from roost.engine.worker.program_memory import KernelRefusedError, OutOfMemoryError, ProgramMemory, parse_overflow
+from roost.engine.worker.program_memory import (
+    KernelRefusedError,
+    OutOfMemoryError,
+    ProgramMemory,
+    parse_overflow,
+    parse_refused_kernel,
+)
 
 
 def test_memory_counts_a_donated_output_once() -> None:
@@ -45,6 +51,15 @@ def test_a_refused_compilation_raises_its_reason(message: str, error: type[Excep
     with pytest.raises(error) as raised:
         compile_lowered(Lowered(), {})
     assert "\n" not in str(raised.value)
+
+
+def test_a_refused_kernel_is_named() -> None:
+    more = '\n\n  1. Size: 7.81M\n     Operator: op_name="jit(decode_step)/cond/branch_1_fun/sample/pallas_call"\n'
+    named, unnamed = parse_refused_kernel(VMEM + more), parse_refused_kernel("INTERNAL: Mosaic failed to compile")
+    assert named is not None
+    assert named.reasons == {"sample": VMEM.splitlines()[0]}
+    assert unnamed is not None
+    assert unnamed.reasons == {"": "INTERNAL: Mosaic failed to compile"}
 
 
 def test_other_failures_of_the_compiler_keep_their_trace() -> None:
