@@ -98,6 +98,7 @@ def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | 
 
 def load_runner(source: ModelSource, config: EngineConfig, progress: Progress | None = None) -> ModelRunner:
     """Returns a runner whose programs are all compiled; see `load_engine`."""
+    source = source.with_kv_dtype(config.kv_dtype)
     executor = _load_executor(source, config, progress or _no_progress)
     layout = executor.layout
     h, conv, ring = ((x.shape, x.dtype.name) for x in snapshot_shapes(layout.model, layout.dtype))
@@ -126,7 +127,7 @@ def follow(
       EngineDeadError: The leader has been lost.
     """
     assert config.hosts is not None
-    executor = _load_executor(source, config, progress or _no_progress)
+    executor = _load_executor(source.with_kv_dtype(config.kv_dtype), config, progress or _no_progress)
     executor.follow(connect_leader(config.hosts, on_loss).calls())
 
 

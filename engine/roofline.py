@@ -189,7 +189,7 @@ def compute_roofline(
     """
     weights = weight_bytes(config, shards, _DTYPES[dtype_bytes], "int8" if is_quantized else None)
     whole = slot_bytes(config, shards, dtype_bytes)
-    rings = config.block_types.count("attention") * 2 * config.window * config.head_dim * dtype_bytes
+    rings = config.block_types.count("attention") * config.window * config.token_bytes(dtype_bytes)
     slots = shards.count * _rows(config, device, weights, dtype_bytes, whole, shards, chunk, is_quantized)
     return Roofline(config, device, shards, weights, whole, whole - rings, slots, is_quantized)
 

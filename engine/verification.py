@@ -86,6 +86,7 @@ def verify_plan(
       ConfigError: The chip is unknown, the TPU compiler is missing, or fewer than 8 slots fit.
       CheckpointError: The weights do not fit the model.
     """
+    source = source.with_kv_dtype(settings.kv_dtype)
     devices = open_chips(chip, settings.shards or ONE_DEVICE)
     limit = hbm_limit(devices)
     with (

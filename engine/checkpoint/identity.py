@@ -19,13 +19,16 @@ def model_identity(source: ModelSource, dtype: str, quantize: str | None, seed: 
     """Returns 32 hexadecimal digits that identify the weights and dtypes, wherever the files are.
 
     Args:
-      source: The model's config and files.
+      source: The model's config and files. An int8 window makes another model.
       dtype: Dtype of the activations.
       quantize: "int8" if matrices are quantised, or None.
       seed: Seed of random weights.
     """
     drawn = seed if source.is_random else None
-    digest = hashlib.sha256(repr((source.config, dtype, quantize, drawn)).encode())
+    facts: tuple[object, ...] = (source.config, dtype, quantize, drawn)
+    if source.config.kv_dtype is not None:
+        facts += (source.config.kv_dtype,)
+    digest = hashlib.sha256(repr(facts).encode())
     for path in source.files:
         for piece in _pieces(path):
             digest.update(piece)

@@ -1,7 +1,7 @@
 """Model references: `open_model` finds the config and files of the model that a command line names."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +34,10 @@ class ModelSource:
     def is_random(self) -> bool:
         """Whether the weights are drawn at random instead of read."""
         return not self.weights
+
+    def with_kv_dtype(self, kv_dtype: str | None) -> "ModelSource":
+        """Returns the model with its window's keys and values in a dtype of their own; None for the activations'."""
+        return replace(self, config=replace(self.config, kv_dtype=kv_dtype))
 
     @property
     def files(self) -> Iterator[Path]:

@@ -31,6 +31,7 @@ class EngineConfig:
       prefill_chunk: Maximum number of prompt tokens per prefill step, a multiple of `PREFILL_BLOCK`.
       dtype: "float32", "bfloat16", or "auto" for the checkpoint's own.
       quantize: "int8" stores and multiplies matrices in int8; all else keeps `dtype`. None quantises nothing.
+      kv_dtype: "int8" keeps keys and values of the attention window in int8, None in the dtype of the activations.
       seed: Seed of random weights; requests bring their own seeds.
       state_cache_gib: Size of the prefix cache in host memory; None takes an eighth of the free memory, 0 disables it.
       state_cache_inexact: Whether the cache also keeps states that decoding leaves. They differ in the last bits from
@@ -52,6 +53,7 @@ class EngineConfig:
     dtype: str = "auto"
     seed: int = 0
     quantize: str | None = None
+    kv_dtype: str | None = None
     state_cache_gib: float | None = None
     state_cache_inexact: bool = False
     state_cache_dir: Path | None = None
@@ -80,6 +82,8 @@ class EngineConfig:
             raise ConfigError(f"state_cache_gib must be at least 0, got {self.state_cache_gib}")
         if self.quantize not in (None, "int8"):
             raise ConfigError(f"quantize must be int8 or None, got {self.quantize!r}")
+        if self.kv_dtype not in (None, "int8"):
+            raise ConfigError(f"kv_dtype must be int8 or None, got {self.kv_dtype!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Final
 
 import ml_dtypes
 import numpy as np
 
 from .arrays import ArrayFormat, HostArray
 from .config import PREFILL_BLOCK
+
+SCALE_BYTES: Final = 4
+"""Bytes of the float32 scale behind each key and value in int8."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -18,7 +22,8 @@ class BlockState:
 
     Attributes:
       recurrent: h and the convolutions' last inputs, of all recurrent layers.
-      window: Keys and values of the tokens since the last block boundary, `[n, ...]` with 1 <= n <= `PREFILL_BLOCK`.
+      window: Keys and values of the tokens since the last block boundary, `[n, ...]` with 1 <= n <= `PREFILL_BLOCK`;
+        in int8, each has `SCALE_BYTES` more columns with its scale.
       hidden: Activations of the last token, from which logits are computed; only at the end of a prompt.
     """
 
@@ -88,7 +93,9 @@ def num_bytes(*formats: ArrayFormat) -> int:
 
 
 def is_finite(array: HostArray) -> bool:
-    """Returns whether an array holds neither NaN nor infinity."""
+    """Returns whether an array holds neither NaN nor infinity; of keys and values in int8, whether their scales do."""
+    if array.dtype == np.int8:
+        array = np.ascontiguousarray(array[..., -SCALE_BYTES:]).view(np.float32)
     if array.dtype == ml_dtypes.bfloat16 and array.size:  # by its bits: `np.isfinite` takes ten times as long
         return bool((array.view(np.uint16) & 0x7FFF).max() < 0x7F80)
     return bool(np.isfinite(array).all())

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from ..core.errors import CheckpointError
+from ..core.snapshot import SCALE_BYTES
 
 BlockType = Literal["recurrent", "attention"]
 type ParamPath = tuple[str | int, ...]
@@ -34,6 +35,8 @@ class ModelConfig:
       rms_norm_eps: Constant added to the mean square in RMSNorm.
       dtype: Dtype in which the config declares the checkpoint to be stored.
       quantize: "int8" if the config declares the checkpoint's matrices to be stored in int8.
+      kv_dtype: "int8" if the window's keys and values are kept in int8; None for the activations' dtype. It is a choice
+        of the engine's settings, which no checkpoint declares, and not part of the config's text form.
     """
 
     vocab_size: int
@@ -50,6 +53,7 @@ class ModelConfig:
     rms_norm_eps: float = 1e-6
     dtype: str = "float32"
     quantize: Literal["int8"] | None = None
+    kv_dtype: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "mlp_width", "num_heads", "lru_width", "window"):
@@ -90,14 +94,20 @@ class ModelConfig:
         return self.vocab_size * d + sum(2 * d + mlp + blocks[b] for b in self.block_types) + d
 
     def state_bytes(self, activation_bytes: int) -> int:
-        """Returns the bytes of one slot's state: h in float32, convolution inputs and rings in the activations' dtype.
+        """Returns the bytes of one slot's state: h in float32, all else in the activations' dtype, or rings in int8.
 
         Args:
           activation_bytes: Itemsize of the activations' dtype.
         """
         recurrent = self.lru_width * 4 + (self.conv_width - 1) * self.lru_width * activation_bytes
-        attention = 2 * self.window * self.head_dim * activation_bytes
+        attention = self.window * self.token_bytes(activation_bytes)
         return sum(recurrent if b == "recurrent" else attention for b in self.block_types)
+
+    def token_bytes(self, activation_bytes: int) -> int:
+        """Returns the bytes of one token's key and value in an attention layer, scales included."""
+        if self.kv_dtype is None:
+            return 2 * self.head_dim * activation_bytes
+        return 2 * (self.head_dim + SCALE_BYTES)
 
 
 def cycle(pattern: Sequence[BlockType], depth: int) -> tuple[BlockType, ...]:

@@ -21,7 +21,7 @@ from ...kernels import Backend, gated_mlp, native, recurrent_block
 from ...kernels.causal_conv1d import causal_conv1d, next_state, states_at_boundaries
 from ...kernels.precision import product_precision
 from ...kernels.rg_lru import rg_lru
-from ...kernels.window_attention import decode_attention, prefill_attention
+from ...kernels.window_attention import Vectors, decode_attention, prefill_attention, quantize
 from .collectives import Collectives
 from .config import BlockType, ModelConfig
 from .quantization import Matrix, PackedGates, PackedMatrix, QuantizedMatrix, quantized_dot, zero_matrix
@@ -281,13 +281,13 @@ class AttentionBlock(nnx.Module):
             q, k, v = self._project(u, positions)
             mixed, whole = prefill_attention(q, k, v, whole, positions, block, self.backend)
             rings, block_states = ((whole,),), AttentionBlockStates(k, v)
-        rows = self.out(mixed.reshape(*k.shape[:-1], -1).astype(u.dtype))
-        return rows.reshape(u.shape), AttentionState(rings), block_states
+        rows = mixed.reshape(*mixed.shape[:-2], -1).astype(u.dtype)
+        return self.out(rows).reshape(u.shape), AttentionState(rings), block_states
 
     def _project(
         self, u: Float[Array, "*rows D"], positions: Int32[Array, "*rows"]
-    ) -> tuple[Float[Array, "*rows N d"], Float[Array, "*rows d"], Float[Array, "*rows d"]]:
-        """Returns queries of this shard's heads, keys and values of every token, after RoPE."""
+    ) -> tuple[Float[Array, "*rows N d"], Vectors, Vectors]:
+        """Returns queries of this shard's heads, keys and values of every token, after RoPE and as rings hold them."""
         size = self.config.head_dim
         qkv = dot(u, self.qkv.get_value(), dtype=u.dtype)
         width = qkv.shape[-1] - 2 * size
@@ -295,7 +295,8 @@ class AttentionBlock(nnx.Module):
         q = q.reshape(*u.shape[:-1], width // size, size)
         angles = rope_angles(positions, size // 4, self.config.rope_theta)
         q, k = _rotate(q, angles[..., None, :]), _rotate(k, angles)
-        return q.astype(u.dtype), k.astype(u.dtype), v
+        q, k = q.astype(u.dtype), k.astype(u.dtype)
+        return (q, quantize(k), quantize(v)) if self.config.kv_dtype == "int8" else (q, k, v)
 
 
 class ResidualBlock(nnx.Module):

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
 
 from ...kernels.window_attention import Blocks, block_sizes, join_ring, split_ring
 from .collectives import Collectives
@@ -92,7 +92,7 @@ class SlotStates(ABC):
         slots: Int32[Array, " 1"],
         h: Float32[Array, "L E"],
         conv: Float[Array, "L K1 E"],
-        ring: Float[Array, "W A 2 d"],
+        ring: Shaped[Array, "W A 2 d"],
     ) -> "SlotStates":
         """Writes a state as `read` returns it into one slot."""
 
@@ -200,7 +200,7 @@ class ContiguousStates(SlotStates):
         slots: Int32[Array, " 1"],
         h: Float32[Array, "L E"],
         conv: Float[Array, "L K1 E"],
-        ring: Float[Array, "W A 2 d"],
+        ring: Shaped[Array, "W A 2 d"],
     ) -> "ContiguousStates":
         width = next((layer.h.shape[1] for layer in self.state if isinstance(layer, RecurrentState)), 0)
         h, conv = (self.collectives.local_channels(x, width) for x in (h, conv))
@@ -310,7 +310,7 @@ class BlockedStates(SlotStates):
         slots: Int32[Array, " 1"],
         h: Float32[Array, "L E"],
         conv: Float[Array, "L K1 E"],
-        ring: Float[Array, "W A 2 d"],
+        ring: Shaped[Array, "W A 2 d"],
     ) -> "BlockedStates":
         return self.scatter(slots, state_of_row(self.groups[0], h, conv, ring))
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Shaped
 
-from ...kernels.window_attention import Blocks
+from ...kernels.window_attention import Blocks, Int8Vectors, Vectors, pack, unpack, zero_ring
 from .config import ModelConfig
 
 
@@ -54,12 +54,12 @@ class AttentionBlockStates(NamedTuple):
     """Keys and values that an attention layer adds to its rings in a chunk.
 
     Attributes:
-      k: Keys, after RoPE.
-      v: Values.
+      k: Keys, after RoPE, as the rings hold them.
+      v: Values, likewise.
     """
 
-    k: Float[Array, "B T d"]
-    v: Float[Array, "B T d"]
+    k: Float[Array, "B T d"] | Int8Vectors
+    v: Float[Array, "B T d"] | Int8Vectors
 
 
 class BlockStates(NamedTuple):
@@ -70,12 +70,12 @@ class BlockStates(NamedTuple):
     Attributes:
       h: RG-LRU states after each block.
       conv: Convolution inputs after each block.
-      window: Keys and values of each token.
+      window: Keys and values of each token; in int8, d + 4 bytes each, of which the last are the scale.
     """
 
     h: Float32[Array, "B M L E"]
     conv: Float[Array, "B M L K1 E"]
-    window: Float[Array, "B T A 2 d"]
+    window: Shaped[Array, "B T A 2 d"]
 
 
 type LayerState = RecurrentState | AttentionState
@@ -87,8 +87,8 @@ type LayerBlockStates = RecurrentBlockStates | AttentionBlockStates
 type ModelState = tuple[LayerState, ...]
 """States of consecutive layers."""
 
-type RowArrays = tuple[Float32[Array, "L E"], Float[Array, "L K1 E"], Float[Array, "W A 2 d"]]
-"""State of one row, stacked by kind of layer: h, convolution inputs, and the ring's keys and values."""
+type RowArrays = tuple[Float32[Array, "L E"], Float[Array, "L K1 E"], Shaped[Array, "W A 2 d"]]
+"""State of one row, stacked by kind of layer: h, convolution inputs, and keys and values as in `BlockStates`."""
 
 
 def zero_state(
@@ -104,11 +104,14 @@ def zero_state(
       lru_width: Width of the RG-LRU with the padding of a mesh; None for the config's.
     """
     width = config.lru_width if lru_width is None else lru_width
+    kv_dtype = jnp.dtype(config.kv_dtype or dtype)
+
+    def ring(size: int) -> Vectors:
+        return zero_ring(rows, size, config.head_dim, kv_dtype)
 
     def layer(kind: str) -> LayerState:
         if kind == "attention":
-            shapes = [(rows, size, config.head_dim) for size in blocks or [config.window]]
-            return AttentionState((tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes),))
+            return AttentionState((tuple((ring(size), ring(size)) for size in blocks or [config.window]),))
         h = jnp.zeros((rows, width), jnp.float32)
         return RecurrentState(h, jnp.zeros((config.conv_width - 1, rows, width), dtype))
 
@@ -124,7 +127,7 @@ def stack_block_states(layers: Sequence[LayerBlockStates | None], block: int) ->
     """
     recurrent = [layer for layer in layers if isinstance(layer, RecurrentBlockStates)]
     attention = [layer for layer in layers if isinstance(layer, AttentionBlockStates)]
-    windows = [jnp.stack([layer.k, layer.v], axis=2) for layer in attention]
+    windows = [jnp.stack([pack(layer.k), pack(layer.v)], axis=2) for layer in attention]
     if not recurrent:
         rows, steps = windows[0].shape[:2]
         empty = jnp.zeros((rows, steps // block, 0, 0))
@@ -136,7 +139,7 @@ def stack_block_states(layers: Sequence[LayerBlockStates | None], block: int) ->
 
 
 def state_of_row(
-    layers: ModelState, h: Float32[Array, "L E"], conv: Float[Array, "L K1 E"], ring: Float[Array, "W A 2 d"]
+    layers: ModelState, h: Float32[Array, "L E"], conv: Float[Array, "L K1 E"], ring: Shaped[Array, "W A 2 d"]
 ) -> ModelState:
     """Returns the state of one row, with rings in one block.
 
@@ -151,7 +154,7 @@ def state_of_row(
     def layer(kind: LayerState) -> LayerState:
         if isinstance(kind, AttentionState):
             at = next(attention)
-            return AttentionState((((ring[None, :, at, 0], ring[None, :, at, 1]),),))
+            return AttentionState((((unpack(ring[None, :, at, 0]), unpack(ring[None, :, at, 1])),),))
         at = next(recurrent)
         return RecurrentState(h[at, None], conv[at, :, None])
 
@@ -164,5 +167,5 @@ def arrays_of_row(state: ModelState) -> RowArrays:
     rings = [layer.rings[0][0] for layer in state if isinstance(layer, AttentionState)]
     h = jnp.stack([layer.h[0] for layer in recurrent]) if recurrent else jnp.zeros((0, 0))
     conv = jnp.stack([layer.conv[:, 0] for layer in recurrent]) if recurrent else jnp.zeros((0, 1, 0))
-    pairs = [jnp.stack([keys[0], values[0]], axis=1) for keys, values in rings]
+    pairs = [jnp.stack([pack(keys)[0], pack(values)[0]], axis=1) for keys, values in rings]
     return h, conv, jnp.stack(pairs, axis=1) if pairs else jnp.zeros((1, 0, 2, 0), conv.dtype)

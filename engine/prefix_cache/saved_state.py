@@ -11,7 +11,7 @@ import numpy as np
 from ..core.arrays import HostArray
 from ..core.config import MAX_TOKENS, PREFILL_BLOCK
 from ..core.errors import StateFileError
-from ..core.snapshot import Snapshot, SnapshotFormat, first_block, num_bytes
+from ..core.snapshot import Snapshot, SnapshotFormat, first_block, is_finite, num_bytes
 from .state_file import MAX_HEADER_BYTES, pack, unpack
 from .tree import ID_BYTES
 
@@ -139,7 +139,7 @@ class SavedStateFormat:
             found = None if array is None else (array.shape, array.dtype.name)
             if found != wanted:
                 raise StateFileError(f"has {name} as {found}, expected {wanted}")
-            if not np.isfinite(arrays[name]).all():
+            if not is_finite(arrays[name]):
                 raise StateFileError(f"has values in {name} that are not finite numbers")
         return Snapshot(length, (arrays["h"], arrays["conv"]), tuple(np.split(arrays["window"], blocks)))
 

@@ -15,6 +15,8 @@ from ..core.arrays import HostArray
 from ..core.errors import StateFileError
 
 FORMAT: Final = "roost-state-1"
+INT8_FORMAT: Final = "roost-state-2"
+"""Format of files with keys and values in int8."""
 
 MAX_HEADER_BYTES: Final = 16 * 2**10
 """Maximum size of a file's header. Names, shapes and metadata take some 600 bytes; parsed JSON takes up to thirty times
@@ -23,7 +25,13 @@ its size."""
 _CHECKSUM_KEY: Final = b"roost"
 """Key of the digest in files that are not signed."""
 
-_DTYPES: Final[Mapping[str, Any]] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I32": np.int32}
+_DTYPES: Final[Mapping[str, Any]] = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I32": np.int32,
+    "I8": np.int8,
+}
 
 
 def pack(arrays: Mapping[str, HostArray], facts: Mapping[str, str], key: bytes | None = None) -> bytes:
@@ -34,7 +42,7 @@ def pack(arrays: Mapping[str, HostArray], facts: Mapping[str, str], key: bytes |
       facts: Further metadata.
       key: Key of the signature; None adds a digest that only detects accidents.
     """
-    facts = {**facts, "format": FORMAT, "signed": "no" if key is None else "hmac-sha256"}
+    facts = {**facts, "format": _format_of(arrays), "signed": "no" if key is None else "hmac-sha256"}
     data: bytes = safetensors.numpy.save(dict(arrays), metadata={**facts, "digest": _digest(arrays, facts, key)})
     return data
 
@@ -54,14 +62,18 @@ def unpack(data: bytes, key: bytes | None = None) -> tuple[dict[str, HostArray],
         found = {name: _array(tensor) for name, tensor in safetensors.deserialize(data)}  # type: ignore[no-untyped-call]
     except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         raise StateFileError(f"is no whole state file ({type(error).__name__})") from None
-    if facts.get("format") != FORMAT:
-        raise StateFileError(f"has the format {facts.get('format')!r}, expected {FORMAT!r}")
+    if facts.get("format") != (expected := _format_of(found)):
+        raise StateFileError(f"has the format {facts.get('format')!r}, expected {expected!r}")
     digest = facts.pop("digest", "")
     if key is not None and facts.get("signed") != "hmac-sha256":
         raise StateFileError("is not signed, and this server takes only what its key has signed")
     if not hmac.compare_digest(digest.encode(), _digest(found, facts, key).encode()):
         raise StateFileError("was changed" if key is None else "was changed, or signed with another key")
     return found, facts
+
+
+def _format_of(arrays: Mapping[str, HostArray]) -> str:
+    return INT8_FORMAT if any(array.dtype == np.int8 for array in arrays.values()) else FORMAT
 
 
 def _array(tensor: Mapping[str, Any]) -> HostArray:

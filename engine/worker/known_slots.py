@@ -24,7 +24,7 @@ def slots_key(
       shards: Shape of the mesh.
       limit_bytes: Memory of a device.
     """
-    chosen = (settings.quantize, settings.prefill_chunk, settings.state_cache_inexact)
+    chosen = (settings.quantize, settings.kv_dtype, settings.prefill_chunk, settings.state_cache_inexact)
     facts = repr((numerics, model, chosen, dtype, shards.data, shards.model, limit_bytes))
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 

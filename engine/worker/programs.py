@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
+from ..core.snapshot import SCALE_BYTES
 from ..model.collectives import Collectives
 from ..model.config import ModelConfig
 from ..model.griffin import Params
@@ -326,10 +327,13 @@ def snapshot_shapes(
     recurrent, attention = (model.block_types.count(kind) for kind in ("recurrent", "attention"))
     width, taps = (model.lru_width, model.conv_width - 1) if recurrent else (0, 0)
     window, size = (model.window, model.head_dim) if attention else (1, 0)
+    kv_dtype = dtype
+    if model.kv_dtype is not None and attention:
+        kv_dtype, size = np.dtype(model.kv_dtype), size + SCALE_BYTES
     return (
         jax.ShapeDtypeStruct((recurrent, width), jnp.float32),
         jax.ShapeDtypeStruct((recurrent, taps, width), dtype),
-        jax.ShapeDtypeStruct((window, attention, 2, size), dtype),
+        jax.ShapeDtypeStruct((window, attention, 2, size), kv_dtype),
     )
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped, UInt32
 
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from ..core.sampling_params import MAX_LOGPROBS, NO_TOKEN, SamplingState
@@ -344,7 +344,7 @@ def restore_step(
     slots: Int32[Array, " 1"],
     h: Float32[Array, "L E"],
     conv: Float[Array, "L K1 E"],
-    ring: Float[Array, "W A 2 d"],
+    ring: Shaped[Array, "W A 2 d"],
 ) -> StatePool:
     """Scatters a snapshot's state, as `read_step` returns it, into a slot."""
     return pool._replace(states=pool.states.restore(slots, h, conv, ring))

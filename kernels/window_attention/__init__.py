@@ -4,22 +4,39 @@ A ring is `[B, W, d]`: the key of position p is in row p mod W. A query at posit
 p - W … p, both included. A decode step therefore attends first, and then writes its own key over that of p - W.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from .. import native
 from ..backend import XLA, Backend
-from .ring import Blocks, Rings, block_sizes, first_rings, join_ring, split_ring, write_blocks, write_ring
+from .int8 import Int8Vectors, Vectors, pack, quantize, unpack, with_token_axis
+from .ring import Blocks, Rings, block_sizes, first_rings, join_ring, split_ring, write_blocks, write_ring, zero_ring
 from .xla import decode_attention_xla, prefill_attention_xla
 
-__all__ = ["Blocks", "Rings", "block_sizes", "decode_attention", "join_ring", "prefill_attention", "split_ring"]
+__all__ = [
+    "Blocks",
+    "Int8Vectors",
+    "Rings",
+    "Vectors",
+    "block_sizes",
+    "decode_attention",
+    "join_ring",
+    "pack",
+    "prefill_attention",
+    "quantize",
+    "split_ring",
+    "unpack",
+    "zero_ring",
+]
 
 
 def decode_attention(
     q: Float[Array, "B N d"],
-    k: Float[Array, "B d"],
-    v: Float[Array, "B d"],
+    k: Float[Array, "B d"] | Int8Vectors,
+    v: Float[Array, "B d"] | Int8Vectors,
     rings: tuple[Blocks, ...],
     positions: Int32[Array, " B"],
     backend: Backend = XLA,
@@ -28,8 +45,8 @@ def decode_attention(
 
     Args:
       q: Queries of the new tokens, after RoPE.
-      k: Keys of the new tokens, after RoPE.
-      v: Values of the new tokens.
+      k: Keys of the new tokens, after RoPE, in int8 if the rings are.
+      v: Values of the new tokens, likewise.
       rings: Keys and values of the W tokens before them, for consecutive groups of rows; the last group may have more
         rings than rows are left. XLA and native kernels take any groups, with rings split into any blocks; other
         kernels take one group of unsplit rings.
@@ -40,25 +57,35 @@ def decode_attention(
     Returns:
       Outputs of the heads, in float32 or the dtype of q, and the rings.
     """
-    if backend.decode_attention is not None and rings[0][0][0].shape[1] % backend.ring_multiple == 0:
+    has_kernel = backend.decode_attention is not None and not isinstance(k, Int8Vectors)
+    if has_kernel and rings[0][0][0].shape[1] % backend.ring_multiple == 0:
+        assert backend.decode_attention is not None
         ((whole,),) = rings
         out, whole = backend.decode_attention(q, k, v, *whole, positions)
         return out, ((whole,),)
-    attend = native.decode_attention if _has_native_kernel(backend, q, rings) else decode_attention_xla
+    attend: Callable[..., Array] = (
+        native.decode_attention if _has_native_kernel(backend, q, rings) else decode_attention_xla
+    )
     sizes = [blocks[0][0].shape[0] for blocks in rings]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     rows = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
     parts = [
-        attend(q[r], k[r], v[r], first_rings(blocks, q[r].shape[0]), positions[r])
+        attend(q[r], _rows(k, r), _rows(v, r), first_rings(blocks, q[r].shape[0]), positions[r])
         for r, blocks in zip(rows, rings, strict=True)
     ]
     out = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
     out, k, v = jax.lax.optimization_barrier((out, k, v))  # reads before writes: no copy of the rings
+    new_k, new_v = with_token_axis(k), with_token_axis(v)
     written = [
-        write_blocks(blocks, k[r, None], v[r, None], positions[r, None], positions[r])
+        write_blocks(blocks, _rows(new_k, r), _rows(new_v, r), positions[r, None], positions[r])
         for r, blocks in zip(rows, rings, strict=True)
     ]
     return out, tuple(written)
+
+
+def _rows[Tree](tree: Tree, rows: slice) -> Tree:
+    taken: Tree = jax.tree.map(lambda x: x[rows], tree)
+    return taken
 
 
 def _has_native_kernel(backend: Backend, q: Float[Array, "B N d"], rings: tuple[Blocks, ...]) -> bool:
@@ -68,8 +95,8 @@ def _has_native_kernel(backend: Backend, q: Float[Array, "B N d"], rings: tuple[
 
 def prefill_attention(
     q: Float[Array, "B T N d"],
-    k: Float[Array, "B T d"],
-    v: Float[Array, "B T d"],
+    k: Float[Array, "B T d"] | Int8Vectors,
+    v: Float[Array, "B T d"] | Int8Vectors,
     rings: Rings,
     positions: Int32[Array, "B T"],
     block: int,
@@ -79,8 +106,8 @@ def prefill_attention(
 
     Args:
       q: Queries of the chunk, after RoPE.
-      k: Keys of the chunk, after RoPE.
-      v: Values of the chunk.
+      k: Keys of the chunk, after RoPE, in int8 if the rings are.
+      v: Values of the chunk, likewise.
       rings: Keys and values of the W tokens before the chunk.
       positions: Positions of the tokens; see `roost.kernels`. They are consecutive within a row, except that XLA
         supports documents that begin inside a row, for training.
@@ -90,7 +117,7 @@ def prefill_attention(
     Returns:
       Outputs of the heads, in float32 or the dtype of q, and the rings.
     """
-    if backend.prefill_attention is None:
+    if backend.prefill_attention is None or isinstance(k, Int8Vectors):
         return prefill_attention_xla(q, k, v, rings, positions, block)
     out = backend.prefill_attention(q, k, v, *rings, positions)
     return out, write_ring(rings, k, v, positions, positions[:, 0])

@@ -6,11 +6,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-Rings = tuple[Float[Array, "P W d"], Float[Array, "P W d"]]
+from .int8 import Int8Vectors, Vectors, map_tokens
+
+Rings = tuple[Float[Array, "P W d"] | Int8Vectors, Float[Array, "P W d"] | Int8Vectors]
 """Keys and values of whole rings; a decode step takes P ≥ B rings, of which the first B belong to its rows."""
 
-Blocks = tuple[tuple[Float[Array, "_ _ d"], Float[Array, "_ _ d"]], ...]
+Blocks = tuple[tuple[Float[Array, "_ _ d"] | Int8Vectors, Float[Array, "_ _ d"] | Int8Vectors], ...]
 """Keys and values of rings split along W, so that blocks not filled yet need not be read."""
+
+
+def zero_ring(rows: int, size: int, head_dim: int, dtype: jnp.dtype) -> Vectors:
+    """Returns empty keys or values of rings `[rows, size, head_dim]`, with scales if `dtype` is int8."""
+    zeros = jnp.zeros((rows, size, head_dim), dtype)
+    return Int8Vectors(zeros, jnp.zeros((rows, 1, size), jnp.float32)) if dtype == jnp.int8 else zeros
 
 
 def block_sizes(length: int, first: int) -> tuple[int, ...]:
@@ -24,26 +32,39 @@ def block_sizes(length: int, first: int) -> tuple[int, ...]:
 def split_ring(rings: Rings, sizes: Sequence[int]) -> Blocks:
     """Splits rings into blocks of these numbers of rows."""
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    keys, values = ([x[:, at : at + size] for at, size in zip(starts, sizes, strict=True)] for x in rings)
+    keys, values = ([slice_ring(x, at, at + size) for at, size in zip(starts, sizes, strict=True)] for x in rings)
     return tuple(zip(keys, values, strict=True))
+
+
+def slice_ring(ring: Vectors, start: int, stop: int) -> Vectors:
+    """Returns the rows of a ring from `start` to `stop`."""
+    sliced: Vectors = map_tokens(lambda axis, x: jax.lax.slice_in_dim(x, start, stop, axis=axis), ring)
+    return sliced
+
+
+def concatenate_rings(first: Vectors, *others: Vectors) -> Vectors:
+    """Returns rings of the same rows one behind the other."""
+    joined: Vectors = map_tokens(lambda axis, *parts: jnp.concatenate(parts, axis=axis), first, *others)
+    return joined
 
 
 def join_ring(blocks: Blocks) -> Rings:
     """Joins the blocks of rings split by `split_ring`."""
     if len(blocks) == 1:
         return blocks[0]
-    return jnp.concatenate([k for k, _ in blocks], axis=1), jnp.concatenate([v for _, v in blocks], axis=1)
+    return concatenate_rings(*(k for k, _ in blocks)), concatenate_rings(*(v for _, v in blocks))
 
 
 def first_rings(blocks: Blocks, count: int) -> Blocks:
     """Returns the first rings of a group."""
-    return tuple((keys[:count], values[:count]) for keys, values in blocks)
+    first: Blocks = jax.tree.map(lambda x: x[:count], blocks)
+    return first
 
 
 def write_ring(
     rings: Rings,
-    k: Float[Array, "B T d"],
-    v: Float[Array, "B T d"],
+    k: Float[Array, "B T d"] | Int8Vectors,
+    v: Float[Array, "B T d"] | Int8Vectors,
     positions: Int32[Array, "B T"],
     start: Int32[Array, " B"],
 ) -> Rings:
@@ -62,8 +83,8 @@ def write_ring(
 
 def write_blocks(
     blocks: Blocks,
-    k: Float[Array, "B T d"],
-    v: Float[Array, "B T d"],
+    k: Float[Array, "B T d"] | Int8Vectors,
+    v: Float[Array, "B T d"] | Int8Vectors,
     positions: Int32[Array, "B T"],
     start: Int32[Array, " B"],
 ) -> Blocks:
@@ -74,9 +95,16 @@ def write_blocks(
     slot = jnp.where(kept, (start[:, None] + step) % window, window)
     row = jnp.arange(k.shape[0])[:, None]
 
-    def write(ring: Float[Array, "P W d"], new: Float[Array, "B T d"], at: int) -> Float[Array, "P W d"]:
+    def write(ring: Vectors, new: Vectors, at: int) -> Vectors:
         local = jnp.where(slot >= at, slot - at, window)  # a negative index would count from the end of the array
-        return ring.at[row, local].set(new.astype(ring.dtype), mode="drop")
+
+        def put(axis: int, ring: Array, new: Array) -> Array:
+            if axis == 1:
+                return ring.at[row, local].set(new.astype(ring.dtype), mode="drop")
+            return ring.at[row, 0, local].set(new[:, 0], mode="drop")
+
+        written: Vectors = map_tokens(put, ring, new)
+        return written
 
     starts = [sum(keys.shape[1] for keys, _ in blocks[:i]) for i in range(len(blocks))]
     return tuple((write(keys, k, at), write(values, v, at)) for (keys, values), at in zip(blocks, starts, strict=True))

@@ -2,7 +2,7 @@
 
 from functools import partial
 from itertools import accumulate
-from typing import Final
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from ..precision import product_precision
 from ..tree_reduce import max_last, sum_last
-from .ring import Blocks, Rings, block_sizes, write_ring
+from .int8 import Int8Vectors, Vectors, map_tokens
+from .ring import Blocks, Rings, block_sizes, concatenate_rings, slice_ring, write_ring
 from .softmax import MASKED
 
 _FIRST_ROWS: Final = 256
@@ -19,8 +20,8 @@ _FIRST_ROWS: Final = 256
 
 def decode_attention_xla(
     q: Float[Array, "B N d"],
-    k: Float[Array, "B d"],
-    v: Float[Array, "B d"],
+    k: Float[Array, "B d"] | Int8Vectors,
+    v: Float[Array, "B d"] | Int8Vectors,
     blocks: Blocks,
     positions: Int32[Array, " B"],
 ) -> Float32[Array, "B N d"]:
@@ -35,26 +36,54 @@ def decode_attention_xla(
 
 def _attend_blocks(
     q: Float[Array, "B N d"],
-    k: Float[Array, "B d"],
-    v: Float[Array, "B d"],
+    k: Float[Array, "B d"] | Int8Vectors,
+    v: Float[Array, "B d"] | Int8Vectors,
     blocks: Blocks,
     positions: Int32[Array, " B"],
 ) -> Float32[Array, "B N d"]:
     scale = q.shape[-1] ** -0.5
-    own = jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32)[:, None], axis=-1, keepdims=True) * scale
+    own = jnp.sum(q.astype(jnp.float32) * _widened(k)[:, None], axis=-1, keepdims=True) * scale
     top, scores, start = own, [], 0
     for keys, _ in blocks:
         filled = start + jnp.arange(keys.shape[1]) < positions[:, None]
-        scores.append(jnp.where(filled[:, None], _product("bnd,bwd->bnw", q, keys) * scale, MASKED))
+        scores.append(jnp.where(filled[:, None], _scores("bnd,bwd->bnw", q, keys) * scale, MASKED))
         top = jnp.maximum(top, jnp.max(scores[-1], axis=-1, keepdims=True))
         start += keys.shape[1]
     total = jnp.exp(own - top)
-    mixed = total * v.astype(jnp.float32)[:, None]
+    mixed = total * _widened(v)[:, None]
     for (_, values), score in zip(blocks, scores, strict=True):
         weights = jnp.exp(score - top)
         total += jnp.sum(weights, axis=-1, keepdims=True)
-        mixed += _product("bnw,bwd->bnd", weights.astype(values.dtype), values)
+        mixed += _mixed("bnw,bwd->bnd", weights, values, q.dtype)
     return mixed / total
+
+
+def _widened(x: Vectors) -> Float32[Array, "B d"]:
+    """Returns one token per row in float32."""
+    if isinstance(x, Int8Vectors):
+        return x.values.astype(jnp.float32) * x.scale
+    return x.astype(jnp.float32)
+
+
+def _scores(subscripts: str, q: Array, keys: Vectors) -> Array:
+    """Returns the products of queries and keys in float32; int8 is exact in any dtype of q, and scaled afterwards."""
+    if isinstance(keys, Int8Vectors):
+        product = _product(subscripts, q, keys.values.astype(q.dtype))
+        return product * _for_scores(keys.scale, product)
+    return _product(subscripts, q, keys)
+
+
+def _mixed(subscripts: str, weights: Array, values: Vectors, dtype: jnp.dtype) -> Array:
+    """Returns the sums of values times weights, rounded to the dtype of the values or, for int8, to `dtype`."""
+    if isinstance(values, Int8Vectors):
+        scaled = weights * _for_scores(values.scale, weights)
+        return _product(subscripts, scaled.astype(dtype), values.values.astype(dtype))
+    return _product(subscripts, weights.astype(values.dtype), values)
+
+
+def _for_scores(scale: Float32[Array, "B 1 W"], scores: Array) -> Array:
+    """Returns scales of keys with the axes of scores, `[B, …, W]`."""
+    return scale.reshape(scale.shape[0], *[1] * (scores.ndim - 2), scale.shape[2])
 
 
 def _product(subscripts: str, x: Array, y: Array) -> Array:
@@ -64,8 +93,8 @@ def _product(subscripts: str, x: Array, y: Array) -> Array:
 
 def prefill_attention_xla(
     q: Float[Array, "B T N d"],
-    k: Float[Array, "B T d"],
-    v: Float[Array, "B T d"],
+    k: Float[Array, "B T d"] | Int8Vectors,
+    v: Float[Array, "B T d"] | Int8Vectors,
     rings: Rings,
     positions: Int32[Array, "B T"],
     block: int,
@@ -76,41 +105,47 @@ def prefill_attention_xla(
     its position in the document but not in the chunk, so a sequence split at any multiples of `block` gives the same
     bits. Documents may begin inside a row if its rings are not used afterwards.
     """
-    one_by_one = (q, k, v, *rings, positions)  # the scores of a single row already fill a cache
-    out, ring_k, ring_v = jax.lax.map(lambda row: _prefill_row(*(x[None] for x in row), block=block), one_by_one)
-    return out, (ring_k, ring_v)
+    one_by_one = (q, k, v, rings, positions)  # the scores of a single row already fill a cache
+
+    def attend(row: tuple[Any, ...]) -> tuple[Array, tuple[Vectors, Vectors]]:
+        return _prefill_row(*jax.tree.map(lambda x: x[None], row), block=block)
+
+    attended: tuple[Array, Rings] = jax.lax.map(attend, one_by_one)
+    return attended
 
 
 def _prefill_row(
     q: Float[Array, "1 T N d"],
-    k: Float[Array, "1 T d"],
-    v: Float[Array, "1 T d"],
-    ring_k: Float[Array, "1 W d"],
-    ring_v: Float[Array, "1 W d"],
+    k: Float[Array, "1 T d"] | Int8Vectors,
+    v: Float[Array, "1 T d"] | Int8Vectors,
+    rings: Rings,
     positions: Int32[Array, "1 T"],
     *,
     block: int,
-) -> tuple[Float32[Array, "T N d"], Float[Array, "W d"], Float[Array, "W d"]]:
+) -> tuple[Float32[Array, "T N d"], tuple[Vectors, Vectors]]:
+    """Returns outputs and rings of one row, without the axis of rows."""
     count = q.shape[1] // block
     starts = positions[:, 0] + block * jnp.arange(count)[:, None]
 
-    def split(x: Array) -> Array:
-        return x.reshape(count, 1, block, *x.shape[2:])
+    def split(axis: int, x: Array) -> Array:
+        return x.reshape(count, *x.shape[:axis], block, *x.shape[axis + 1 :])
 
-    def step(rings: Rings, inputs: tuple[Array, ...]) -> tuple[Rings, Array]:
+    def step(rings: Rings, inputs: tuple[Any, ...]) -> tuple[Rings, Array]:
         q, k, v, positions, start = inputs
         out = _attend_filled(q, k, v, rings, positions, start)
         out, k, v = jax.lax.optimization_barrier((out, k, v))  # reads before writes: no copy of the rings
         return write_ring(rings, k, v, positions, start), out
 
-    (ring_k, ring_v), out = jax.lax.scan(step, (ring_k, ring_v), (*map(split, (q, k, v, positions)), starts))
-    return out.reshape(q.shape[1:]), ring_k[0], ring_v[0]
+    inputs = (split(1, q), map_tokens(split, k), map_tokens(split, v))
+    rings, out = jax.lax.scan(step, rings, (*inputs, split(1, positions), starts))
+    written: tuple[Vectors, Vectors] = jax.tree.map(lambda x: x[0], rings)
+    return out.reshape(q.shape[1:]), written
 
 
 def _attend_filled(
     q: Float[Array, "1 C N d"],
-    k: Float[Array, "1 C d"],
-    v: Float[Array, "1 C d"],
+    k: Float[Array, "1 C d"] | Int8Vectors,
+    v: Float[Array, "1 C d"] | Int8Vectors,
     rings: Rings,
     positions: Int32[Array, "1 C"],
     start: Int32[Array, " 1"],
@@ -124,22 +159,27 @@ def _attend_filled(
 
 def _attend_block(
     q: Float[Array, "B C N d"],
-    k: Float[Array, "B C d"],
-    v: Float[Array, "B C d"],
+    k: Float[Array, "B C d"] | Int8Vectors,
+    v: Float[Array, "B C d"] | Int8Vectors,
     rings: Rings,
     positions: Int32[Array, "B C"],
     start: Int32[Array, " B"],
     end: int,
 ) -> Float32[Array, "B C N d"]:
     """Attends to the first `end` rows of the rings and to the block itself."""
-    keys = jnp.concatenate([rings[0][:, :end], k.astype(rings[0].dtype)], axis=1)
-    values = jnp.concatenate([rings[1][:, :end], v.astype(rings[1].dtype)], axis=1)
-    scores = _product("bcnd,bwd->bcnw", q, keys) * q.shape[-1] ** -0.5
+    keys, values = (
+        concatenate_rings(slice_ring(ring, 0, end), _as_ring(new, ring)) for ring, new in ((rings[0], k), (rings[1], v))
+    )
+    scores = _scores("bcnd,bwd->bcnw", q, keys) * q.shape[-1] ** -0.5
     visible = _visible(positions, start, rings[0].shape[1], end)
     scores = jnp.where(visible[:, :, None], scores, MASKED)
     weights = jnp.exp(scores - max_last(scores))
-    out = _product("bcnw,bwd->bcnd", weights.astype(values.dtype), values)
-    return out / sum_last(weights)
+    return _mixed("bcnw,bwd->bcnd", weights, values, q.dtype) / sum_last(weights)
+
+
+def _as_ring(x: Vectors, ring: Vectors) -> Vectors:
+    """Returns vectors in the ring's dtype; those in int8 are so already."""
+    return x if isinstance(x, Int8Vectors) else x.astype(ring.dtype)
 
 
 def _visible(

@@ -30,6 +30,7 @@ Model = Annotated[str | None, model_argument()]
 Slots = Annotated[str | None, setting_option("slots")]
 Dtype = Annotated[str | None, setting_option("dtype")]
 Quantize = Annotated[str | None, setting_option("quantize")]
+KvDtype = Annotated[str | None, setting_option("kv_dtype")]
 PrefillChunk = Annotated[int | None, setting_option("prefill_chunk")]
 Seed = Annotated[int | None, setting_option("seed", "Seed of random weights and of prompts.")]
 Config = Annotated[Path | None, setting_option("config", "TOML file of settings, as `roost serve` reads it.")]
@@ -75,6 +76,7 @@ def engine(
     slots: Slots = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
+    kv_dtype: KvDtype = None,
     prefill_chunk: PrefillChunk = None,
     seed: Seed = None,
     config: Config = None,
@@ -86,7 +88,8 @@ def engine(
     while others decode.
     """
     with exit_on_error(USAGE_STATUS):
-        flags = {"slots": slots, "dtype": dtype, "quantize": quantize, "prefill_chunk": prefill_chunk, "seed": seed}
+        numbers = {"dtype": dtype, "quantize": quantize, "kv_dtype": kv_dtype, "seed": seed}
+        flags = {"slots": slots, "prefill_chunk": prefill_chunk, **numbers}
         settings = load_settings({"model": model, "config": config, **flags})
         from .engine.benchmark import Options, bench_engine
         from .report import Outputs
@@ -207,6 +210,7 @@ def length(
     ] = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
+    kv_dtype: KvDtype = None,
     prefill_chunk: PrefillChunk = None,
     seed: Seed = None,
     config: Config = None,
@@ -215,7 +219,8 @@ def length(
 ) -> None:
     """Let sequences grow, and report speed and memory at every doubling of their length."""
     with exit_on_error(USAGE_STATUS):
-        flags = {"slots": slots, "dtype": dtype, "quantize": quantize, "prefill_chunk": prefill_chunk, "seed": seed}
+        numbers = {"dtype": dtype, "quantize": quantize, "kv_dtype": kv_dtype, "seed": seed}
+        flags = {"slots": slots, "prefill_chunk": prefill_chunk, **numbers}
         settings = load_settings({"model": model, "config": config, **flags})
         from .engine.length import Options, bench_length
         from .report import Outputs

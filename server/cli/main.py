@@ -57,6 +57,7 @@ def serve(**flags: Any) -> None:
 
 Dtype = Annotated[str | None, setting_option("dtype")]
 Quantize = Annotated[str | None, setting_option("quantize")]
+KvDtype = Annotated[str | None, setting_option("kv_dtype")]
 
 
 @app.command(options_metavar="[OPTIONS] [MODEL]")
@@ -77,6 +78,7 @@ def generate(
     seed: SamplingSeed = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
+    kv_dtype: KvDtype = None,
     load_state: Annotated[
         Path | None, typer.Option(help="Continue from a saved state.", metavar="FILE", show_default=False)
     ] = None,
@@ -93,7 +95,7 @@ def generate(
 
         *model, prompt = words
         flags = {"model": model[0] if model else "demo", "dtype": dtype, "quantize": quantize}
-        settings = load_settings(flags)
+        settings = load_settings({**flags, "kv_dtype": kv_dtype})
         sampling = SamplingOptions(max_tokens, temperature, top_p, top_k, seed)
         status = run(Options(settings, prompt, raw, sampling, load_state, save_state))
     raise typer.Exit(status)
@@ -134,6 +136,7 @@ def chat(
     seed: SamplingSeed = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
+    kv_dtype: KvDtype = None,
 ) -> None:
     """Chat with a model that is loaded here, or with a running server. /help lists the commands.
 
@@ -144,7 +147,7 @@ def chat(
         from .chat.command import chat as run
 
         sampling = SamplingOptions(max_tokens, temperature, top_p, top_k, seed)
-        status = run(Options(model, url, api_key, system, sampling, dtype, quantize))
+        status = run(Options(model, url, api_key, system, sampling, dtype, quantize, kv_dtype))
     raise typer.Exit(status)
 
 
@@ -157,6 +160,7 @@ def plan(
     ] = "v5e",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
     quantize: Quantize = None,
+    kv_dtype: KvDtype = None,
     mesh: Annotated[
         str, typer.Option(help="Chips that share slots (data) and the weights (model).", metavar="data=N,model=M")
     ] = "data=1,model=1",
@@ -178,10 +182,10 @@ def plan(
 
         if verify:
             flags = {"model": model, "dtype": dtype, "quantize": quantize, "mesh": mesh, "slots": slots}
-            settings = load_settings({**flags, "prefill_chunk": prefill_chunk})
+            settings = load_settings({**flags, "kv_dtype": kv_dtype, "prefill_chunk": prefill_chunk})
             fits = print_verification(settings, device, as_json=as_json)
             raise typer.Exit(0 if fits else FAILURE_STATUS)
-        print_plan(model, device, dtype, quantize, mesh)
+        print_plan(model, device, dtype, quantize, mesh, kv_dtype)
 
 
 @app.command()

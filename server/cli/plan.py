@@ -29,13 +29,20 @@ _CPU_NOTE = (
 )
 
 
-def print_plan(model: str, device: str, dtype: str, quantize: str | None = None, mesh: str = "data=1,model=1") -> None:
+def print_plan(
+    model: str,
+    device: str,
+    dtype: str,
+    quantize: str | None = None,
+    mesh: str = "data=1,model=1",
+    kv_dtype: str | None = None,
+) -> None:
     """Prints the memory that a model needs on a device or a mesh of devices, and the limits of its speed.
 
     If not one slot fits, prints the options that make it fit.
 
     Raises:
-      ConfigError: The device, the dtype, the quantisation or the mesh is not known.
+      ConfigError: The device, a dtype, the quantisation or the mesh is not known.
       CheckpointError: The model does not exist.
     """
     found = find_device(device)
@@ -44,14 +51,17 @@ def print_plan(model: str, device: str, dtype: str, quantize: str | None = None,
         raise ConfigError(f"dtype must be float32 or bfloat16, not {dtype!r}")
     if quantize not in (None, "int8"):
         raise ConfigError(f"quantize must be int8, not {quantize!r}")
+    if kv_dtype not in (None, "int8"):
+        raise ConfigError(f"kv_dtype must be int8, not {kv_dtype!r}")
     shards = _shards(mesh)
     if device == CPU and shards.count > 1:
         raise ConfigError(f"mesh must be data=1,model=1 for device {CPU}, which is one device, not {mesh!r}")
-    source = find_model(model)
+    source = find_model(model).with_kv_dtype(kv_dtype)
     quantize = quantize or source.config.quantize
     roofline = compute_roofline(source.config, found, sizes[dtype], is_quantized=quantize is not None, shards=shards)
     console = Console(highlight=False)
     numbers = f"{dtype}, quantised to {quantize}" if quantize else dtype
+    numbers += f", window in {kv_dtype}" if kv_dtype else ""
     console.print(_title(roofline, source.name, device, numbers), style="italic", markup=False)
     table = Table("", "", show_header=False)
     table.columns[1].justify = "right"

@@ -20,14 +20,15 @@ def summary(
 ) -> Sequence[str]:
     """Returns what is served and how, in lines of a name and a value."""
     dtype = source.config.dtype if config.dtype == "auto" else config.dtype
-    state_bytes = source.config.state_bytes(4 if dtype == "float32" else 2)
+    state_bytes = source.with_kv_dtype(config.kv_dtype).config.state_bytes(4 if dtype == "float32" else 2)
     quantize = config.quantize or source.config.quantize
     quantized = f", quantised to {quantize}" if quantize else ""
+    window = f", window in {config.kv_dtype}" if config.kv_dtype else ""
     noise = "  (random weights: its answers are noise)" if source.is_random else f", {_folder(source)}"
     return (
         f"address     {address}/v1",
         f"model       {model_id}{noise}",
-        f"parameters  {_millions(source.config.num_parameters)}, {dtype}{quantized}",
+        f"parameters  {_millions(source.config.num_parameters)}, {dtype}{quantized}{window}",
         f"slots       {slots}, {shown_bytes(state_bytes)} of state each, {shown_bytes(slots * state_bytes)} together",
         f"capacity    {slots} requests at a time, {config.max_queue} more may wait",
         f"device      {_device(device, config.shards)}",

@@ -62,6 +62,15 @@ class Settings(BaseSettings):
             "int8",
         ),
     ] = None
+    kv_dtype: Annotated[
+        Literal["int8"] | None,
+        Option(
+            Group.MODEL,
+            "int8: keys and values of the attention window take half the memory; answers are almost the same.",
+            "int8",
+            default="as activations",
+        ),
+    ] = None
     seed: Annotated[int, Field(ge=0, lt=2**32), Option(Group.MODEL, "Seed of random weights.")] = 0
     max_tokens_limit: Annotated[
         PositiveInt | None, Option(Group.MODEL, "Maximum number of tokens that a request may generate.")

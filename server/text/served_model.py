@@ -98,5 +98,6 @@ def open_tokenizer(source: ModelSource) -> Tokenizer:
 def _fingerprint(source: ModelSource, config: EngineConfig) -> str:
     versions = [f"{package} {importlib.metadata.version(package)}" for package in ("roost", "jaxlib")]
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
-    facts = repr((versions, source.config, files, config.dtype, config.seed, config.quantize))
+    numbers = (config.dtype, config.seed, config.quantize, *([] if config.kv_dtype is None else [config.kv_dtype]))
+    facts = repr((versions, source.config, files, *numbers))
     return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:12]

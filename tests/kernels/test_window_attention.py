@@ -12,18 +12,21 @@ from chunk_cases import CPU_OPTIONS, SEEDS, cut, positions
 from hypothesis import given, settings
 from roost.kernels.window_attention import (
     Blocks,
+    Int8Vectors,
     block_sizes,
     decode_attention,
     join_ring,
     prefill_attention,
+    quantize,
     split_ring,
 )
 from roost.kernels.window_attention.reference import window_attention_reference
 
 ROWS, STEPS, SIZE = 3, 12, 4
 POSITIONS = positions(ROWS, STEPS)
-SHAPES = [(3, 1, 4), (5, 2, 4), (16, 3, 6)]
-"""(window, heads, block): a window below the block, one between block and chunk, one above the chunk; one head."""
+SHAPES = [(3, 1, 4, "float32"), (5, 2, 4, "float32"), (16, 3, 6, "float32"), (5, 2, 4, "int8")]
+"""(window, heads, block, dtype of keys and values): a window below the block, one between block and chunk, one above
+the chunk; one head."""
 
 prefill = jax.jit(prefill_attention, static_argnums=5, compiler_options=CPU_OPTIONS)
 decode = jax.jit(decode_attention, compiler_options=CPU_OPTIONS)
@@ -31,56 +34,91 @@ decode = jax.jit(decode_attention, compiler_options=CPU_OPTIONS)
 close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
 
 
+type Ring = np.ndarray | Int8Vectors
+"""Keys or values of all rows."""
+
+
 @dataclass(frozen=True)
 class Case:
     """Draws the arguments of one call except positions; q, k and v are one array `[B, T, N + 2, d]`.
 
-    A decode step's rows stand in `groups`, and their rings are cut after the `first` rows.
+    A decode step's rows stand in `groups`, and their rings are cut after the `first` rows. Keys and values of a case in
+    int8 are quantised before every call, and its queries are in float32.
     """
 
     qkv: np.ndarray
-    rings: tuple[np.ndarray, np.ndarray]
+    rings: tuple[Ring, Ring]
     block: int
     groups: tuple[int, ...] = (ROWS,)
     first: int = 100
 
     @classmethod
-    def of(cls, seed: int, shape: tuple[int, int, int], dtype: str = "float32") -> "Case":
-        rng, (window, heads, block), kind = np.random.default_rng(seed), shape, jnp.dtype(dtype)
-        qkv = (2 * rng.normal(size=(ROWS, STEPS, heads + 2, SIZE))).astype(kind)
-        ring_k, ring_v = (rng.normal(size=(2, ROWS, window, SIZE))).astype(kind)
-        return cls(qkv, (ring_k, ring_v), block)
+    def of(cls, seed: int, shape: tuple[int, int, int, str], dtype: str = "") -> "Case":
+        rng, (window, heads, block, kind) = np.random.default_rng(seed), (*shape[:3], dtype or shape[3])
+        qkv = 2 * rng.normal(size=(ROWS, STEPS, heads + 2, SIZE))
+        ring_k, ring_v = rng.normal(size=(2, ROWS, window, SIZE))
+        return cls(
+            qkv.astype("float32" if kind == "int8" else kind), (stored(ring_k, kind), stored(ring_v, kind)), block
+        )
 
-    def prefill(self, positions: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    @property
+    def dtype(self) -> str:
+        return self.rings[0].dtype.name
+
+    def prefill(self, positions: np.ndarray) -> tuple[np.ndarray, tuple[Ring, Ring]]:
         q, k, v = self.qkv[:, :, :-2], self.qkv[:, :, -2], self.qkv[:, :, -1]
-        out, rings = prefill(q, k, v, self.rings, positions, self.block)
-        return np.asarray(out), (np.asarray(rings[0]), np.asarray(rings[1]))
+        out, rings = prefill(q, stored(k, self.dtype), stored(v, self.dtype), self.rings, positions, self.block)
+        return np.asarray(out), jax.tree.map(np.asarray, rings)
 
-    def decode(self, positions: np.ndarray, t: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    def decode(self, positions: np.ndarray, t: int) -> tuple[np.ndarray, tuple[Ring, Ring]]:
         """Returns step t alone."""
         q, k, v = self.qkv[:, t, :-2], self.qkv[:, t, -2], self.qkv[:, t, -1]
-        out, groups = decode(q, k, v, self.in_groups(), positions[:, t])
-        whole = [join_ring(blocks) for blocks in groups]
-        return np.asarray(out), (np.concatenate([k for k, _ in whole]), np.concatenate([v for _, v in whole]))
+        out, groups = decode(q, stored(k, self.dtype), stored(v, self.dtype), self.in_groups(), positions[:, t])
+        return np.asarray(out), jax.tree.map(lambda *x: np.concatenate(x), *map(join_ring, groups))
 
     def in_groups(self) -> tuple[Blocks, ...]:
         sizes, ends = block_sizes(self.rings[0].shape[1], self.first), np.cumsum(self.groups)
-        parts = zip(*(np.split(ring, ends[:-1]) for ring in self.rings), strict=True)
-        return tuple(split_ring((jnp.asarray(k), jnp.asarray(v)), sizes) for k, v in parts)
+        parts = [
+            jax.tree.map(lambda x, a=end - size, b=end: jnp.asarray(x[a:b]), self.rings)
+            for size, end in zip(self.groups, ends, strict=True)
+        ]
+        return tuple(split_ring(rings, sizes) for rings in parts)
 
     def reference(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        qkv, ring_k, ring_v = (x.astype(np.float32) for x in (self.qkv, *self.rings))
-        return window_attention_reference(qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1], ring_k, ring_v, positions)
+        q, k, v = self.qkv[:, :, :-2].astype(np.float32), self.qkv[:, :, -2], self.qkv[:, :, -1]
+        seen = (as_floats(x) for x in (stored(k, self.dtype), stored(v, self.dtype), *self.rings))
+        return window_attention_reference(q, *seen, positions)
 
 
-def equal_rings(actual: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, np.ndarray]) -> None:
+def stored(x: np.ndarray, dtype: str) -> Ring:
+    """Keys or values as rings of this dtype hold them."""
+    if dtype == "int8":
+        return jax.tree.map(np.asarray, quantize_jit(x.astype(np.float32)))
+    return x.astype(jnp.dtype(dtype))
+
+
+quantize_jit = jax.jit(quantize)
+
+
+def as_floats(ring: Ring) -> np.ndarray:
+    """The vectors that queries attend to."""
+    if isinstance(ring, Int8Vectors):
+        return np.asarray(ring.values) * np.swapaxes(np.asarray(ring.scale), 1, 2)
+    return np.asarray(ring).astype(np.float32)
+
+
+def first_rows(rings: tuple[Ring, Ring], count: int) -> tuple[Ring, Ring]:
+    return jax.tree.map(lambda x: x[:count], rings)
+
+
+def equal_rings(actual: tuple[Ring, Ring], expected: tuple[Ring, Ring]) -> None:
     for one, other in zip(actual, expected, strict=True):
-        np.testing.assert_array_equal(one.astype(np.float32), other.astype(np.float32))
+        np.testing.assert_array_equal(as_floats(one), as_floats(other))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @given(seed=SEEDS, positions=POSITIONS)
-def test_prefill_equals_the_reference(shape: tuple[int, int, int], seed: int, positions: np.ndarray) -> None:
+def test_prefill_equals_the_reference(shape: tuple[int, int, int, str], seed: int, positions: np.ndarray) -> None:
     case, valid = Case.of(seed, shape), positions >= 0
     out, rings = case.prefill(positions)
     expected, *expected_rings = case.reference(positions)
@@ -93,7 +131,7 @@ def test_prefill_equals_the_reference(shape: tuple[int, int, int], seed: int, po
 @given(seed=SEEDS, positions=POSITIONS)
 @settings(max_examples=50)
 def test_single_steps_equal_the_reference(
-    shape: tuple[int, int, int], groups: tuple[int, ...], first: int, seed: int, positions: np.ndarray
+    shape: tuple[int, int, int, str], groups: tuple[int, ...], first: int, seed: int, positions: np.ndarray
 ) -> None:
     """A row decodes past its ring's end while idle rows keep theirs, in one block and in groups and blocks."""
     case = replace(Case.of(seed, shape), groups=groups, first=first)
@@ -149,7 +187,7 @@ def test_a_query_sees_exactly_its_own_key_and_those_of_the_window_before_it(wind
 @pytest.mark.parametrize("shape", SHAPES)
 @given(seed=SEEDS, positions=POSITIONS, at=st.integers(0, STEPS))
 @settings(max_examples=30)
-def test_any_cut_equals_one_pass(shape: tuple[int, int, int], seed: int, positions: np.ndarray, at: int) -> None:
+def test_any_cut_equals_one_pass(shape: tuple[int, int, int, str], seed: int, positions: np.ndarray, at: int) -> None:
     """Chunks agree within rounding, and bit for bit if they are split at block boundaries."""
     case = Case.of(seed, shape)
     whole, rings = case.prefill(positions)
@@ -165,7 +203,7 @@ def test_any_cut_equals_one_pass(shape: tuple[int, int, int], seed: int, positio
 @pytest.mark.parametrize("shape", SHAPES)
 @given(seed=SEEDS, positions=POSITIONS, garbage=st.sampled_from([0.0, -1e4, 1e30]))
 @settings(max_examples=20)
-def test_padding_is_inert(shape: tuple[int, int, int], seed: int, positions: np.ndarray, garbage: float) -> None:
+def test_padding_is_inert(shape: tuple[int, int, int, str], seed: int, positions: np.ndarray, garbage: float) -> None:
     """Finite numbers in padding have no effect. NaN would, as 0 * NaN, but the model makes none in padding."""
     case, valid = Case.of(seed, shape), positions >= 0
     out, rings = case.prefill(positions)
@@ -176,7 +214,7 @@ def test_padding_is_inert(shape: tuple[int, int, int], seed: int, positions: np.
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_row_of_padding_keeps_its_ring(shape: tuple[int, int, int]) -> None:
+def test_a_row_of_padding_keeps_its_ring(shape: tuple[int, int, int, str]) -> None:
     case = Case.of(1, shape)
     nowhere = np.full((ROWS, STEPS), -1, np.int32)
     equal_rings(case.prefill(nowhere)[1], case.rings)
@@ -187,13 +225,17 @@ def test_a_row_of_padding_keeps_its_ring(shape: tuple[int, int, int]) -> None:
 @given(seed=SEEDS, positions=POSITIONS)
 @settings(max_examples=20)
 def test_rows_of_the_ring_that_are_not_filled_yet_are_never_read(
-    shape: tuple[int, int, int], seed: int, positions: np.ndarray
+    shape: tuple[int, int, int, str], seed: int, positions: np.ndarray
 ) -> None:
     """Unfilled rows are masked by position, whatever they hold."""
-    case, (window, *_) = Case.of(seed, shape), shape
+    case, window = Case.of(seed, shape), shape[0]
     unfilled = np.arange(window) >= positions[:, :1]
-    dirty = tuple(np.where(unfilled[..., None], np.float32(1e4), ring) for ring in case.rings)
-    other, valid = replace(case, rings=(dirty[0], dirty[1])), positions >= 0
+
+    def spoil(x: np.ndarray) -> np.ndarray:
+        garbage = np.int8(127) if x.dtype == np.int8 else x.dtype.type(1e4)
+        return np.where(unfilled[..., None] if x.shape[1] == window else unfilled[:, None], garbage, x)
+
+    other, valid = replace(case, rings=jax.tree.map(spoil, case.rings)), positions >= 0
     np.testing.assert_array_equal(other.prefill(positions)[0][valid], case.prefill(positions)[0][valid])
     np.testing.assert_array_equal(other.decode(positions, 0)[0][valid[:, 0]], case.decode(positions, 0)[0][valid[:, 0]])
 
@@ -201,7 +243,7 @@ def test_rows_of_the_ring_that_are_not_filled_yet_are_never_read(
 @pytest.mark.parametrize("shape", SHAPES)
 @given(seed=SEEDS, begin=st.integers(0, STEPS))
 @settings(max_examples=20)
-def test_documents_in_one_row_do_not_see_each_other(shape: tuple[int, int, int], seed: int, begin: int) -> None:
+def test_documents_in_one_row_do_not_see_each_other(shape: tuple[int, int, int, str], seed: int, begin: int) -> None:
     case = Case.of(seed, shape)
     packed = np.tile(np.r_[np.arange(begin), np.arange(STEPS - begin)].astype(np.int32), (ROWS, 1))
     out, _ = case.prefill(packed)
@@ -212,7 +254,9 @@ def test_documents_in_one_row_do_not_see_each_other(shape: tuple[int, int, int],
 @pytest.mark.parametrize("shape", SHAPES)
 @given(seed=SEEDS, place=st.lists(st.integers(-1, 20), min_size=ROWS, max_size=ROWS))
 @settings(max_examples=20)
-def test_blocks_that_only_others_fill_change_nothing(shape: tuple[int, int, int], seed: int, place: list[int]) -> None:
+def test_blocks_that_only_others_fill_change_nothing(
+    shape: tuple[int, int, int, str], seed: int, place: list[int]
+) -> None:
     """A row's step has the same bits whether the batch reads one block of the rings or all."""
     case = replace(Case.of(seed, shape), first=2)
     positions = np.array(place, np.int32)[:, None].repeat(STEPS, 1)
@@ -221,35 +265,39 @@ def test_blocks_that_only_others_fill_change_nothing(shape: tuple[int, int, int]
     positions[1:] = 50
     together, other_rings = case.decode(positions, 0)
     np.testing.assert_array_equal(alone[:1][positions[:1, 0] >= 0], together[:1][positions[:1, 0] >= 0])
-    equal_rings((rings[0][:1], rings[1][:1]), (other_rings[0][:1], other_rings[1][:1]))
+    equal_rings(first_rows(rings, 1), first_rows(other_rings, 1))
 
 
-@pytest.mark.parametrize("start", [0, 192, 256, 320, 512, 576, 1000])
-def test_a_long_ring_is_read_as_far_as_it_is_filled(start: int) -> None:
+@pytest.mark.parametrize(
+    ("start", "dtype"),
+    [*((start, "float32") for start in (0, 192, 256, 320, 512, 576, 1000)), (256, "int8"), (576, "int8")],
+)
+def test_a_long_ring_is_read_as_far_as_it_is_filled(start: int, dtype: str) -> None:
     """Rows at different positions in one batch depend neither on each other nor on how rings are split."""
     window, block, steps = 600, 64, 128
     rng = np.random.default_rng(start)
     qkv = (2 * rng.normal(size=(2, steps, 4, SIZE))).astype(np.float32)
-    ring_k, ring_v = (rng.normal(size=(2, 2, window, SIZE))).astype(np.float32)
+    ring_k, ring_v = (stored(ring, dtype) for ring in rng.normal(size=(2, 2, window, SIZE)))
     case = Case(qkv, (ring_k, ring_v), block)
     positions = np.stack([start + np.arange(steps), 700 + np.arange(steps)]).astype(np.int32)
     out, rings = case.prefill(positions)
     expected, *expected_rings = case.reference(positions)
     close(out, expected)
     equal_rings(rings, (expected_rings[0], expected_rings[1]))
-    alone = Case(qkv[:1], (ring_k[:1], ring_v[:1]), block)
+    alone = Case(qkv[:1], first_rows(case.rings, 1), block)
     carried = alone.rings
     for at in range(0, steps, block):
         part = slice(at, at + block)
         piece, carried = Case(qkv[:1, part], carried, block).prefill(positions[:1, part])
         np.testing.assert_array_equal(piece[0], out[0, part])
-    equal_rings(carried, (rings[0][:1], rings[1][:1]))
+    equal_rings(carried, first_rows(rings, 1))
 
 
-def test_rows_do_not_depend_on_their_number() -> None:
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[3]])
+def test_rows_do_not_depend_on_their_number(shape: tuple[int, int, int, str]) -> None:
     """A row's bits are the same in a batch of two as in one of three."""
-    case = Case.of(2, SHAPES[1])
+    case = Case.of(2, shape)
     positions = np.tile(np.arange(30, 30 + STEPS, dtype=np.int32), (ROWS, 1))
-    pair = replace(case, qkv=case.qkv[:2], rings=(case.rings[0][:2], case.rings[1][:2]), groups=(2,))
+    pair = replace(case, qkv=case.qkv[:2], rings=first_rows(case.rings, 2), groups=(2,))
     np.testing.assert_array_equal(pair.prefill(positions[:2])[0], case.prefill(positions)[0][:2])
     np.testing.assert_array_equal(pair.decode(positions[:2], 0)[0], case.decode(positions, 0)[0][:2])

@@ -42,19 +42,21 @@ def make_request(name: str, prompt: Sequence[int], max_tokens: int | None) -> Re
 def model_facts(source: ModelSource, settings: Settings, core: EngineCore) -> Mapping[str, Any]:
     """Returns facts about the model and its slots."""
     dtype = source.config.dtype if settings.dtype == "auto" else settings.dtype
+    config = source.with_kv_dtype(settings.kv_dtype).config
     return {
         "name": source.name,
         "parameters": source.config.num_parameters,
         "dtype": dtype,
         "quantize": settings.quantize or source.config.quantize,
+        "kv_dtype": settings.kv_dtype,
         "slots": core.stats.slots,
-        "state_bytes_per_slot": source.config.state_bytes(4 if dtype == "float32" else 2),
+        "state_bytes_per_slot": config.state_bytes(4 if dtype == "float32" else 2),
     }
 
 
 def settings_as_json(settings: Settings) -> Mapping[str, Any]:
     """Returns the settings that matter to an engine; None slots stands for what memory allows."""
-    return settings.model_dump(include={"model", "slots", "dtype", "quantize", "prefill_chunk", "seed"})
+    return settings.model_dump(include={"model", "slots", "dtype", "quantize", "kv_dtype", "prefill_chunk", "seed"})
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ class Options:
       api_key: Key of the server; None sends none.
       system: System prompt; empty sends none.
       sampling: Sampling options.
-      dtype, quantize: Settings of a model in this process.
+      dtype, quantize, kv_dtype: Settings of a model in this process.
     """
 
     model: str | None = None
@@ -33,6 +33,7 @@ class Options:
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     dtype: str | None = None
     quantize: str | None = None
+    kv_dtype: str | None = None
 
 
 def chat(options: Options) -> int:
@@ -75,14 +76,14 @@ def _backend(options: Options) -> Backend:
         from .local_backend import LocalBackend
 
         flags = {"model": options.model or "demo", "dtype": options.dtype, "quantize": options.quantize}
-        settings = load_settings(flags)
+        settings = load_settings({**flags, "kv_dtype": options.kv_dtype})
         return LocalBackend(LocalModel(settings), options.sampling)
     from ...client.http_client import Address, UrlError
     from .server_backend import ServerBackend
 
-    for name in ("dtype", "quantize"):
+    for name in ("dtype", "quantize", "kv_dtype"):
         if getattr(options, name) is not None:
-            raise SettingsError(f"--{name} is for a model that is loaded here, not with --url")
+            raise SettingsError(f"--{name.replace('_', '-')} is for a model that is loaded here, not with --url")
     try:
         address = Address.parse(options.url)
     except UrlError as error:

@@ -1,0 +1,102 @@
+"""Keys and values in int8: a float32 scale for each token and head.
+
+A vector is quantised once, before any query attends to it, and queries attend to value * scale. Results therefore don't
+depend on whether a key is read from the ring, from its own chunk or as a token's own.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int8
+
+from ..tree_reduce import max_last
+
+SCALE_BYTES: Final = 4
+"""Bytes of a packed vector's scale."""
+
+_LARGEST: Final = 127.0
+"""Largest absolute value of an element; -128 is not used, so that rounding is symmetric."""
+
+_STEP: Final = 1.0 / _LARGEST
+
+_FLOOR: Final = 1e-30
+"""Least absolute maximum of a vector in computing its scale, by which elements are divided."""
+
+
+class Int8Vectors(NamedTuple):
+    """Keys or values of tokens in int8, with their scales. The one head has an axis in the scales only.
+
+    Attributes:
+      values: Vectors: `[B, d]` for one token per row, `[B, T, d]` for several.
+      scale: Factors of the vectors: `[B, 1]` or `[B, 1, T]`. Tokens are the last axis, as they are in scores.
+    """
+
+    values: Int8[Array, "*rows d"]
+    scale: Float32[Array, "*heads T"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the vectors."""
+        shape: tuple[int, ...] = self.values.shape
+        return shape
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Dtype of the vectors' elements."""
+        kind: jnp.dtype = self.values.dtype
+        return kind
+
+
+type Vectors = Float[Array, "..."] | Int8Vectors
+"""Keys or values of tokens, in a floating-point dtype or in int8."""
+
+
+def quantize(x: Float[Array, "*rows d"]) -> Int8Vectors:
+    """Quantises each vector so that its largest absolute value becomes 127; halves are rounded to even.
+
+    Args:
+      x: Vectors `[B, d]` or `[B, T, d]`. A vector with a NaN or an infinity gets a scale that is not finite.
+    """
+    wide = x.astype(jnp.float32)
+    largest = jnp.maximum(max_last(jnp.abs(wide)), _FLOOR)
+    values = jnp.round(wide * (_LARGEST / largest)).astype(jnp.int8)
+    scale = largest * _STEP
+    return Int8Vectors(values, scale if x.ndim == 2 else jnp.swapaxes(scale, 1, 2))
+
+
+def pack(x: Vectors) -> Array:
+    """Returns vectors of several tokens as one array; int8 vectors have the bytes of their scale behind them."""
+    if not isinstance(x, Int8Vectors):
+        return x
+    scale = jax.lax.bitcast_convert_type(x.scale[:, 0], jnp.int8)
+    return jnp.concatenate([x.values, scale], axis=-1)
+
+
+def unpack(packed: Array) -> Vectors:
+    """Returns the vectors of an array from `pack`."""
+    if packed.dtype != jnp.int8:
+        return packed
+    values, scale = packed[..., :-SCALE_BYTES], packed[..., -SCALE_BYTES:]
+    return Int8Vectors(values, jax.lax.bitcast_convert_type(scale, jnp.float32)[:, None])
+
+
+def with_token_axis(x: Vectors) -> Vectors:
+    """Returns one token per row, `[B, d]`, as a chunk of one token, `[B, 1, d]`."""
+    return Int8Vectors(x.values[:, None], x.scale[..., None]) if isinstance(x, Int8Vectors) else x[:, None]
+
+
+def map_tokens(function: Callable[..., Any], first: Vectors, *others: Vectors) -> Any:
+    """Applies `function(axis, *arrays)` to the vectors and, if they are in int8, to the scales.
+
+    Args:
+      function: Takes the axis of the tokens, then arrays.
+      first, others: Vectors of several tokens, all of one kind.
+    """
+    if not isinstance(first, Int8Vectors):
+        return function(1, first, *others)
+    rest = [other for other in others if isinstance(other, Int8Vectors)]
+    assert len(rest) == len(others)
+    values = function(1, first.values, *(other.values for other in rest))
+    return Int8Vectors(values, function(2, first.scale, *(other.scale for other in rest)))
