@@ -37,27 +37,66 @@ namespace {
 
 // ---- threads
 
-// Calls work(i) for i in [0, count), on the pool's threads and on this one. The caller waits only for items that a
-// thread has started, so busy pool threads cost speed but cannot block it.
+// Consecutive items, of which one thread takes the first and others the last.
+class alignas(64) Range {
+ public:
+  void Set(uint32_t begin, uint32_t end) { ends_.store(uint64_t{begin} << 32 | end, std::memory_order_relaxed); }
+  int64_t TakeFirst() { return Take(uint64_t{1} << 32, 0); }
+  int64_t TakeLast() { return Take(0, 1); }
+
+ private:
+  // Returns an item after moving the ends, or -1 if there is none.
+  int64_t Take(uint64_t begins, uint32_t ends) {
+    uint64_t old = ends_.load(std::memory_order_relaxed);
+    while (old >> 32 < static_cast<uint32_t>(old)) {
+      if (ends_.compare_exchange_weak(old, old + begins - ends, std::memory_order_relaxed)) {
+        return begins ? old >> 32 : static_cast<uint32_t>(old) - 1;
+      }
+    }
+    return -1;
+  }
+
+  std::atomic<uint64_t> ends_{0};  // the begin in the upper half
+};
+
+// Items of one call, split into a range for each thread. A thread whose range is empty takes from the others' ends.
 struct Shared {
-  std::atomic<int64_t> next{0};
+  Shared(int64_t count, int64_t threads) : ranges(threads) {
+    for (int64_t t = 0; t < threads; ++t) ranges[t].Set(count * t / threads, count * (t + 1) / threads);
+  }
+
+  int64_t Take(int64_t thread) {
+    int64_t item = ranges[thread].TakeFirst();
+    for (size_t other = 1; item < 0 && other < ranges.size(); ++other) {
+      item = ranges[(thread + other) % ranges.size()].TakeLast();
+    }
+    return item;
+  }
+
+  std::vector<Range> ranges;
   std::atomic<int64_t> done{0};
 };
 
+// Calls work(i) for i in [0, count), on the pool's threads and on this one. A thread's items are mostly consecutive. The
+// caller waits only for items that a thread has started, so busy pool threads cost speed but cannot block it.
 template <typename Work>
 void ForEach(ffi::ThreadPool& pool, int64_t count, const Work& work) {
-  auto shared = std::make_shared<Shared>();
-  auto take = [shared, count, &work] {
-    for (int64_t i = shared->next++; i < count; i = shared->next++) {
+  const int64_t threads = std::max<int64_t>(1, std::min<int64_t>(pool.num_threads(), count));
+  if (threads == 1) {
+    for (int64_t i = 0; i < count; ++i) work(i);
+    return;
+  }
+  auto shared = std::make_shared<Shared>(count, threads);
+  auto take = [shared, &work](int64_t thread) {
+    for (int64_t i = shared->Take(thread); i >= 0; i = shared->Take(thread)) {
       work(i);
       shared->done.fetch_add(1, std::memory_order_release);
     }
   };
-  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
-  for (int64_t i = 0; i < helpers; ++i) {
-    pool.Schedule(decltype(take)(take));  // a late thread finds no item and never touches `work`
+  for (int64_t t = 1; t < threads; ++t) {
+    pool.Schedule([take, t] { take(t); });  // a late thread finds no item and never touches `work`
   }
-  take();
+  take(0);
   for (int spins = 0; shared->done.load(std::memory_order_acquire) < count; ++spins) {
     spins < 4096 ? _mm_pause() : std::this_thread::yield();
   }
@@ -138,6 +177,12 @@ struct Bf16 {
   ROOST_INLINE static __m512 MultiplyAdd(__m512 sum, __m512i w, __m512i x) { return AddBf16(sum, w, x); }
 };
 
+constexpr int64_t kAhead = 8192;  // bytes between what is read and what is prefetched
+
+ROOST_INLINE void Prefetch(const void* p, int64_t offset) {
+  _mm_prefetch(static_cast<const char*>(p) + offset, _MM_HINT_T0);
+}
+
 // Lane r * Outputs + o of the result is row r of x times row o of the matrix. `Fetch` prefetches the following rows.
 template <typename K, int Outputs, int Rows, bool Fetch>
 ROOST_INLINE typename K::Lanes Tile(const typename K::Element* const (&w)[Outputs],
@@ -154,7 +199,7 @@ ROOST_INLINE typename K::Lanes Tile(const typename K::Element* const (&w)[Output
     ROOST_UNROLL
     for (int o = 0; o < Outputs; ++o) {
       const __m512i weights = K::Weights(w[o] + i);
-      if constexpr (Fetch) _mm_prefetch(reinterpret_cast<const char*>(w[o] + i + Outputs * inputs), _MM_HINT_T0);
+      if constexpr (Fetch) Prefetch(w[o] + i, kAhead);
       ROOST_UNROLL
       for (int r = 0; r < Rows; ++r) acc[r * Outputs + o] = K::MultiplyAdd(acc[r * Outputs + o], weights, row[r]);
     }
@@ -316,16 +361,19 @@ struct WideKernel {
   }
 };
 
-// Adds the products of some groups of `Parts` strips with `Rows` rows.
-template <typename K, int Parts, int Rows, bool Fetch>
-ROOST_INLINE void AddGroups(const uint8_t* const (&w)[Parts], const typename K::X* const (&x)[Rows], int64_t groups,
-                            typename K::Lanes (&sums)[Rows][Parts]) {
-  for (int64_t g = 0; g < groups; ++g) {
+// Adds the products of some groups of `Parts` strips with `Rows` rows, while cache lines `ahead` bytes behind the groups
+// are prefetched into the cache of level `Level`; 0 means none.
+template <typename K, int Level, int Parts, int Rows>
+ROOST_INLINE void AddGroups(const uint8_t* const (&w)[Parts], const typename K::X* const (&x)[Rows], int64_t begin,
+                            int64_t end, int64_t ahead, typename K::Lanes (&sums)[Rows][Parts]) {
+  for (int64_t g = begin; g < end; ++g) {
     typename K::W weights[Parts];
     ROOST_UNROLL
     for (int p = 0; p < Parts; ++p) {
       weights[p] = K::Load(w[p] + g * kGroupBytes);
-      if constexpr (Fetch) _mm_prefetch(reinterpret_cast<const char*>(w[p] + g * kGroupBytes + 1024), _MM_HINT_T0);
+      const char* const line = reinterpret_cast<const char*>(w[p] + g * kGroupBytes + ahead);
+      if constexpr (Level == 1) _mm_prefetch(line, _MM_HINT_T0);
+      if constexpr (Level == 2) _mm_prefetch(line, _MM_HINT_T1);
     }
     ROOST_UNROLL
     for (int r = 0; r < Rows; ++r) K::template Add<Parts>(sums[r], weights, x[r] + g * K::kGroup);
@@ -333,16 +381,20 @@ ROOST_INLINE void AddGroups(const uint8_t* const (&w)[Parts], const typename K::
 }
 
 // Computes `Parts` strips, at w[0] to w[Parts - 1], for all rows, and calls store(sums, r) with those of each row. A block
-// of groups stays in the L1 cache for all rows, whose sums wait in `kept` between blocks.
+// of groups stays in the L1 cache for all rows, whose sums wait in `kept` between blocks. Meanwhile the next block comes
+// into the L2 cache, a share with each pass; `next` bytes behind each strip is the one that is computed after it.
 template <typename K, int Parts, int Rows, typename Store>
-ROOST_INLINE void PackedStrips(const uint8_t* const (&w)[Parts], const typename K::X* x, int64_t rows, int64_t inputs,
-                               const Store& store) {
-  const int64_t groups = inputs / K::kGroup, block = rows <= Rows ? groups : kBlockGroups;
+ROOST_INLINE void PackedStrips(const uint8_t* const (&w)[Parts], int64_t next, const typename K::X* x, int64_t rows,
+                               int64_t inputs, const Store& store) {
+  const int64_t groups = inputs / K::kGroup, blocks = rows <= Rows ? 1 : (groups + kBlockGroups - 1) / kBlockGroups;
+  const int64_t block = (groups + blocks - 1) / blocks, passes = (rows + Rows - 1) / Rows;
   thread_local std::vector<Line> lines;
-  if (groups > block) Grow(lines, (rows + Rows) * Parts);
+  if (blocks > 1) Grow(lines, (rows + Rows) * Parts);
   auto* const kept = reinterpret_cast<typename K::Lanes*>(lines.data());
   for (int64_t g = 0; g < groups; g += block) {
-    const int64_t some = std::min(block, groups - g);
+    const int64_t some = std::min(block, groups - g), share = (some + passes - 1) / passes;
+    const bool is_last = g + some == groups;
+    const int64_t next_block = is_last ? next - g * kGroupBytes : some * kGroupBytes;
     const uint8_t* at[Parts];
     for (int p = 0; p < Parts; ++p) at[p] = w[p] + g * kGroupBytes;
     for (int64_t r = 0; r < rows; r += Rows) {
@@ -354,12 +406,15 @@ ROOST_INLINE void PackedStrips(const uint8_t* const (&w)[Parts], const typename 
         ROOST_UNROLL
         for (int p = 0; p < Parts; ++p) sums[i][p] = g == 0 ? K::Zero() : kept[(r + i) * Parts + p];
       }
-      if (r == 0) {
-        AddGroups<K, Parts, Rows, true>(at, taken, some, sums);
+      if (passes == 1) {
+        constexpr int64_t kAheadGroups = std::max(16, 8 * Rows);
+        const int64_t near = std::max<int64_t>(0, some - kAheadGroups);
+        AddGroups<K, 1>(at, taken, 0, near, kAheadGroups * kGroupBytes, sums);
+        AddGroups<K, 1>(at, taken, near, some, next - near * kGroupBytes, sums);
       } else {
-        AddGroups<K, Parts, Rows, false>(at, taken, some, sums);
+        AddGroups<K, 2>(at, taken, 0, share, next_block + r / Rows * share * kGroupBytes, sums);
+        AddGroups<K, 0>(at, taken, share, some, 0, sums);
       }
-      const bool is_last = g + some == groups;
       ROOST_UNROLL
       for (int i = 0; i < Rows; ++i) {
         if (is_last) {
@@ -377,9 +432,10 @@ ROOST_INLINE void PackedStrips(const uint8_t* const (&w)[Parts], const typename 
 template <typename K, int Parts, int Rows, typename Y, typename Finish>
 ROOST_INLINE void StoreStrips(const uint8_t* w, int64_t o, const typename K::X* x, int64_t rows, int64_t inputs, Y* y,
                               int64_t outputs, const Finish& finish) {
+  const int64_t strip_bytes = inputs / K::kGroup * kGroupBytes;
   const uint8_t* strips[Parts];
-  for (int p = 0; p < Parts; ++p) strips[p] = w + (o / kStripOutputs + p) * (inputs / K::kGroup * kGroupBytes);
-  PackedStrips<K, Parts, Rows>(strips, x, rows, inputs, [&](const typename K::Lanes(&sums)[Parts], int64_t r) {
+  for (int p = 0; p < Parts; ++p) strips[p] = w + (o / kStripOutputs + p) * strip_bytes;
+  PackedStrips<K, Parts, Rows>(strips, Parts * strip_bytes, x, rows, inputs, [&](const typename K::Lanes(&sums)[Parts], int64_t r) {
     ROOST_UNROLL
     for (int p = 0; p < Parts; ++p) {
       const int64_t from = o + p * kStripOutputs;
@@ -651,7 +707,7 @@ void GatedStrips(const PackedMatrix& w, int64_t begin, int64_t end, const typena
   for (int64_t o = begin; o < end; o += kStripOutputs) {
     const uint8_t* const gate = w.values + o / kStripOutputs * strip_bytes;
     const uint8_t* const strips[2] = {gate, gate + outputs / kStripOutputs * strip_bytes};
-    PackedStrips<K, 2, Count>(strips, x, rows, inputs, [&](const typename K::Lanes(&sums)[2], int64_t r) {
+    PackedStrips<K, 2, Count>(strips, strip_bytes, x, rows, inputs, [&](const typename K::Lanes(&sums)[2], int64_t r) {
       const __m512 up = finish(sums[1], outputs + o, r);
       Store(y + r * outputs + o, _mm512_mul_ps(Gelu(finish(sums[0], o, r)), up));
     });
@@ -923,6 +979,8 @@ ROOST_INLINE void Mix(const float* weights, int64_t stride, const std::vector<Ri
       __m512 v[Parts];
       ROOST_UNROLL
       for (int c = 0; c < Parts; ++c) v[c] = Widen(row + 16 * c);
+      ROOST_UNROLL
+      for (int c = 0; c < Parts; c += 2) Prefetch(row + 16 * c, kAhead);
       ROOST_UNROLL
       for (int n = 0; n < Heads; ++n) {
         const __m512 p = _mm512_set1_ps(weights[n * stride + w]);
