@@ -8,12 +8,13 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 from .core.config import EngineStats
 from .core.errors import EngineDeadError, QueueFullError, UnknownRequestError
 from .core.request import FinishReason, Request, TokenOutput, join_outputs
 from .engine_core import EngineCore
+from .prefix_cache.request_checkpoint import CheckpointFormat, RequestCheckpoint
 from .prefix_cache.saved_state import SavedState, SavedStateFormat
 
 type Item = TokenOutput | Exception
@@ -49,12 +50,11 @@ class _Abort:
 
 
 @dataclass(frozen=True, slots=True)
-class _Save:
-    """Saves the state of a request."""
+class _Read[Result]:
+    """Reads the state of a request."""
 
-    request_id: str
-    num_generated: int | None
-    future: "asyncio.Future[SavedState]"
+    read: Callable[[EngineCore], Result]
+    future: "asyncio.Future[Result]"
 
 
 class _Wake:
@@ -65,7 +65,7 @@ class _Stop:
     """Ends the thread."""
 
 
-type _Command = _Add | _Abort | _Save | _Wake | _Stop
+type _Command = _Add | _Abort | _Read[Any] | _Wake | _Stop
 
 
 class AsyncEngine:
@@ -88,9 +88,10 @@ class AsyncEngine:
         self._outbox: deque[Sequence[tuple[str, Item]]] = deque()
         self._is_delivery_due = False
         self._sinks: dict[str, OutputSink] = {}
-        self._saves: set[asyncio.Future[SavedState]] = set()
-        self._pending_saves: deque[_Save] = deque()
+        self._reads: set[asyncio.Future[Any]] = set()
+        self._pending_reads: deque[_Read[Any]] = deque()
         self._state_format: SavedStateFormat | None = None
+        self._checkpoint_format: CheckpointFormat | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready: asyncio.Future[None] | None = None
@@ -119,6 +120,12 @@ class AsyncEngine:
         """Format of the states that `save` returns; known once the engine is ready."""
         assert self._state_format is not None
         return self._state_format
+
+    @property
+    def checkpoint_format(self) -> CheckpointFormat:
+        """Format of files of the checkpoints that `checkpoint` returns; known once the engine is ready."""
+        assert self._checkpoint_format is not None
+        return self._checkpoint_format
 
     def start(self) -> None:
         """Starts the thread; to be called once, on the event loop on which requests are submitted."""
@@ -188,26 +195,44 @@ class AsyncEngine:
     async def save(self, request_id: str, num_generated: int | None = None) -> SavedState:
         """Returns the token history of a request with its longest snapshot; see `EngineCore.save`.
 
-        At most one save is served per engine step, as each takes time in proportion to the history.
-
         Raises:
           UnknownRequestError: No request with this id runs or ended recently.
           EngineDeadError: The engine died or was stopped.
         """
+        return await self._read(lambda core: core.save(request_id, num_generated))
+
+    async def checkpoint(self, request_id: str) -> RequestCheckpoint:
+        """Returns the state of a running request, from which it can go on; see `EngineCore.checkpoint`.
+
+        Outputs with all tokens that the checkpoint counts reach the sink before or soon after it is returned.
+
+        Raises:
+          UnknownRequestError: No such request runs, or it has not generated a token yet.
+          EngineDeadError: The engine died or was stopped.
+        """
+        return await self._read(lambda core: core.checkpoint(request_id))
+
+    async def _read[Result](self, read: Callable[[EngineCore], Result]) -> Result:
+        """Reads a request's state on the thread. At most one is read per engine step, as each takes time.
+
+        Raises:
+          UnknownRequestError: There is no such request.
+          EngineDeadError: The engine died or was stopped.
+        """
         if not self.is_ready:
             raise EngineDeadError("the engine is not running")
-        future: asyncio.Future[SavedState] = asyncio.get_running_loop().create_future()
-        self._saves.add(future)
-        self._inbox.put(_Save(request_id, num_generated, future))
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._reads.add(future)
+        self._inbox.put(_Read(read, future))
         try:
             return await future
         finally:
-            self._saves.discard(future)
+            self._reads.discard(future)
 
     def _run(self) -> None:
         try:
             self._core = core = self._build()
-            self._state_format = core.state_format
+            self._state_format, self._checkpoint_format = core.state_format, core.checkpoint_format
             core.wake = lambda: self._inbox.put(_Wake())
             self._call(self._on_ready)
             while self._take_commands(core):
@@ -229,7 +254,7 @@ class AsyncEngine:
         """Applies queued commands, and waits for one if there is nothing else to do. Returns False on `_Stop`.
 
         A step waits for `_MAX_COMMANDS` at most, so that clients that connect and disconnect quickly don't delay all
-        others. Saves take turns: one of them is served before each step.
+        others. Reads take turns: one of them is served before each step.
         """
         for _ in range(_MAX_COMMANDS):
             try:
@@ -239,7 +264,7 @@ class AsyncEngine:
             if isinstance(command, _Stop):
                 return False
             self._apply(core, command)
-        self._serve_save(core)
+        self._serve_read(core)
         return True
 
     def _apply(self, core: EngineCore, command: _Command) -> None:
@@ -251,30 +276,30 @@ class AsyncEngine:
                     self._hand_over([(request.id, error)])
             case _Abort(request_id):
                 core.abort(request_id)
-            case _Save():
-                self._pending_saves.append(command)
+            case _Read():
+                self._pending_reads.append(command)
 
     def _next_command(self, core: EngineCore) -> _Command:
-        """Returns the next command; waits for it while neither a step nor a save has something to do.
+        """Returns the next command; waits for it while neither a step nor a read has something to do.
 
         Raises:
-          queue.Empty: There is no command, and a step or a save has something to do.
+          queue.Empty: There is no command, and a step or a read has something to do.
         """
-        timeout = None if self._pending_saves else core.next_timeout
+        timeout = None if self._pending_reads else core.next_timeout
         if timeout is None:
             return self._inbox.get(block=False)
         return self._inbox.get(timeout=None if timeout == math.inf else max(0.0, timeout - time.monotonic()))
 
-    def _serve_save(self, core: EngineCore) -> None:
-        """Serves the oldest pending save that is still waited for."""
-        while self._pending_saves:
-            save = self._pending_saves.popleft()
-            if save.future.cancelled():
+    def _serve_read(self, core: EngineCore) -> None:
+        """Serves the oldest pending read that is still waited for."""
+        while self._pending_reads:
+            command = self._pending_reads.popleft()
+            if command.future.cancelled():
                 continue
             try:
-                self._call(self._settle, save.future, core.save(save.request_id, save.num_generated))
+                self._call(self._settle, command.future, command.read(core))
             except UnknownRequestError as error:
-                self._call(self._settle, save.future, error)
+                self._call(self._settle, command.future, error)
             return
 
     def _call[*Args](self, function: Callable[[*Args], None], *args: *Args) -> None:
@@ -311,7 +336,7 @@ class AsyncEngine:
         if sink is not None:
             sink.put(item)
 
-    def _settle(self, future: "asyncio.Future[SavedState]", result: SavedState | Exception) -> None:
+    def _settle(self, future: "asyncio.Future[Any]", result: object) -> None:
         if future.done():  # cancelled
             return
         if isinstance(result, Exception):
@@ -330,7 +355,7 @@ class AsyncEngine:
         reported = error if isinstance(error, EngineDeadError) else EngineDeadError("the engine died")
         for request_id in list(self._sinks):
             self._put(request_id, reported)
-        for future in self._saves:
+        for future in self._reads:
             self._settle(future, reported)
 
 

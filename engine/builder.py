@@ -36,6 +36,7 @@ from .platform import (
 )
 from .prefix_cache.cache import PrefixCache
 from .prefix_cache.disk import DiskTier
+from .prefix_cache.request_checkpoint import CheckpointFormat
 from .prefix_cache.saved_state import SavedStateFormat
 from .scheduling.scheduler import Scheduler
 from .startup import configure_jax
@@ -93,7 +94,8 @@ def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | 
         reserved_slots=_reserved_slots(config, runner.slots),
         cache=_prefix_cache(config, runner),
     )
-    return EngineCore(scheduler, runner, runner.state_format, runner.executor.leader)
+    checkpoint_format = _checkpoint_format(runner) if config.checkpoints else None
+    return EngineCore(scheduler, runner, runner.state_format, runner.executor.leader, checkpoint_format)
 
 
 def load_runner(source: ModelSource, config: EngineConfig, progress: Progress | None = None) -> ModelRunner:
@@ -272,6 +274,14 @@ def _affordable_steps(executor: Executor) -> int:
         executor.decode(active, 1).tokens.block_until_ready()
         times.append(time.perf_counter() - start)
     return max(1, min(int(_DISPATCH_SECONDS / min(times)), executor.layout.step_shapes.decode_steps))
+
+
+def _checkpoint_format(runner: ModelRunner) -> CheckpointFormat:
+    """Returns the format of checkpoints, which only engines read whose states have the same bits."""
+    layout, formats = runner.executor.layout, runner.state_format
+    mesh = f"data={layout.shards.data},model={layout.shards.model}"
+    engine = f"{formats.model}-{numerics()}-{mesh}-{layout.platform.name}"
+    return CheckpointFormat(engine, formats.snapshot)
 
 
 def _reserved_slots(config: EngineConfig, slots: int) -> int:

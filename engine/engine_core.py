@@ -12,6 +12,7 @@ from .core.errors import EngineDeadError, NumericError, UnknownRequestError
 from .core.request import Batch, PrefillBatch, Request, RowResult
 from .core.sampling_params import NO_TOKEN, SamplingParams
 from .core.snapshot import Snapshot
+from .prefix_cache.request_checkpoint import CheckpointFormat, RequestCheckpoint
 from .prefix_cache.saved_state import SavedState, SavedStateFormat
 from .prefix_cache.tree import PrefixKey
 from .scheduling.plan import RequestOutput
@@ -84,6 +85,7 @@ class EngineCore:
 
     Attributes:
       state_format: Format of saved states; None if states cannot be saved.
+      checkpoint_format: Format of checkpoints' files; None if there are no checkpoints.
       hosts: Other hosts, if there are any.
       stats: Statistics after the last call. Any thread may read them.
       wake: Called on another thread when a search on disk has ended, so that the next step has something to do.
@@ -99,14 +101,17 @@ class EngineCore:
         runner: Runner,
         state_format: SavedStateFormat | None = None,
         hosts: Hosts | None = None,
+        checkpoint_format: CheckpointFormat | None = None,
     ) -> None:
         self.state_format = state_format
+        self.checkpoint_format = checkpoint_format
         self.hosts = hosts
         self.wake: Callable[[], None] = lambda: None
         self._arrived: deque[tuple[Fetch, Snapshot | None]] = deque()
         self._scheduler = scheduler
         self._runner = runner
         self._in_flight: tuple[Batch, Pending] | None = None
+        self._committed: list[RequestOutput] = []  # by `checkpoint`, reported by the next step
         self._canary = Canary()
         self._steps = 0
         self._step_tokens = [0] * (len(STEP_TOKEN_BOUNDS) + 1)
@@ -117,7 +122,7 @@ class EngineCore:
     @property
     def is_idle(self) -> bool:
         """Whether a step would do nothing."""
-        return self._in_flight is None and not self._arrived and self._scheduler.is_idle
+        return self._in_flight is None and not self._arrived and not self._committed and self._scheduler.is_idle
 
     @property
     def next_timeout(self) -> float | None:
@@ -125,7 +130,8 @@ class EngineCore:
 
         None if it has something to do already; infinite if it is idle. All requests may be waiting for the disk.
         """
-        return None if self._in_flight is not None or self._arrived else self._scheduler.next_timeout
+        is_due = self._in_flight is not None or self._arrived or self._committed
+        return None if is_due else self._scheduler.next_timeout
 
     def add(self, request: Request) -> None:
         """Queues a request.
@@ -161,6 +167,23 @@ class EngineCore:
         self.stats = self._current_stats()
         return SavedState(tokens, snapshot, salt, history.tenant, history.is_imported)
 
+    def checkpoint(self, request_id: str) -> RequestCheckpoint:
+        """Returns the state of a running request, from which it can go on; waits for the batch in flight.
+
+        Args:
+          request_id: Id of a request that has generated a token.
+
+        Raises:
+          UnknownRequestError: No such request runs, or it has not generated a token yet.
+        """
+        in_flight, self._in_flight = self._in_flight, None
+        self._committed += self._commit(in_flight)
+        running = self._scheduler.generating(request_id)
+        if running is None:
+            raise UnknownRequestError(f"no request with the id {request_id!r} is generating tokens")
+        length = len(running.request.prompt_token_ids) + running.num_tokens - 1
+        return RequestCheckpoint(running.num_tokens, self._runner.snapshot(running.slot, length))
+
     def close(self) -> None:
         """Closes the runner, and writes what the prefix cache still has to write."""
         self._runner.close()
@@ -179,7 +202,8 @@ class EngineCore:
         plan = self._scheduler.schedule(now)
         in_flight, self._in_flight = self._in_flight, self._dispatch(plan.batch)
         self._start_fetches(plan.fetches)
-        outputs = [*plan.failed, *self._commit(in_flight)]
+        committed, self._committed = self._committed, []
+        outputs = [*committed, *plan.failed, *self._commit(in_flight)]
         self._count_tokens(_num_prompt_tokens(plan.batch), _num_tokens(outputs))
         if (probe := self._canary.check(outputs)) is not None:
             self._scheduler.probe(probe)

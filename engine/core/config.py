@@ -39,6 +39,7 @@ class EngineConfig:
       state_cache_dir: Folder in which snapshots outlive the process; None keeps none.
       state_cache_dir_gib: Maximum size of this model's snapshots in the folder.
       state_key: Key that signs files of saved states; files without this signature are refused. None signs nothing.
+      checkpoints: Whether running requests can be checkpointed, and go on after tokens generated before.
       compile_cache: Folder of compiled programs, reused by later starts; None keeps none.
       shards: Mesh over which the model and its slots are sharded; None takes all devices.
       hosts: Hosts that the devices belong to, if there is more than one.
@@ -59,6 +60,7 @@ class EngineConfig:
     state_cache_dir: Path | None = None
     state_cache_dir_gib: float = 16.0
     state_key: bytes | None = field(default=None, repr=False)
+    checkpoints: bool = False
     compile_cache: Path | None = None
     shards: MeshShape | None = ONE_DEVICE
     hosts: HostGroup | None = None

@@ -11,8 +11,8 @@ import numpy as np
 from ..core.arrays import HostArray
 from ..core.config import MAX_TOKENS, PREFILL_BLOCK
 from ..core.errors import StateFileError
-from ..core.snapshot import Snapshot, SnapshotFormat, first_block, is_finite, num_bytes
-from .state_file import MAX_HEADER_BYTES, pack, unpack
+from ..core.snapshot import Snapshot, SnapshotFormat, first_block, num_bytes
+from .state_file import MAX_HEADER_BYTES, check_arrays, pack, parse_length, shown, unpack
 from .tree import ID_BYTES
 
 _ARRAY_BYTES: Final = 160
@@ -20,9 +20,6 @@ _ARRAY_BYTES: Final = 160
 
 _OBJECT_BYTES: Final = 512
 """Memory of a state apart from its arrays, token ids and strings."""
-
-_LONGEST_FACT: Final = 100
-"""Maximum number of characters of a file's own text in an error message."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -112,8 +109,8 @@ class SavedStateFormat:
         """
         arrays, facts = unpack(data, key)
         if facts.get("model") != self.model:
-            raise StateFileError(f"is of another model ({_shown(facts.get('model'))}; this one is {self.model})")
-        tokens, length = self._tokens(arrays), _length(facts.get("length", "0"))
+            raise StateFileError(f"is of another model ({shown(facts.get('model'))}; this one is {self.model})")
+        tokens, length = self._tokens(arrays), parse_length(facts.get("length", "0"))
         if not length:
             return SavedState(tokens.tobytes(), is_imported=True)
         if length % PREFILL_BLOCK or not 0 < length <= len(tokens):
@@ -134,27 +131,5 @@ class SavedStateFormat:
         formats = self.snapshot
         blocks = length // PREFILL_BLOCK - first_block(length, formats.window)
         expected = {"h": formats.h, "conv": formats.conv, "window": formats.blocks(blocks)}
-        for name, wanted in expected.items():
-            array = arrays.get(name)
-            found = None if array is None else (array.shape, array.dtype.name)
-            if found != wanted:
-                raise StateFileError(f"has {name} as {found}, expected {wanted}")
-            if not is_finite(arrays[name]):
-                raise StateFileError(f"has values in {name} that are not finite numbers")
+        check_arrays(arrays, expected)
         return Snapshot(length, (arrays["h"], arrays["conv"]), tuple(np.split(arrays["window"], blocks)))
-
-
-def _length(fact: str) -> int:
-    """Returns a history's length from a file's metadata.
-
-    Raises:
-      StateFileError: The text is no whole number, or larger than any length.
-    """
-    if not (fact.isascii() and fact.isdecimal() and len(fact) <= len(str(MAX_TOKENS))):
-        raise StateFileError(f"has the length {_shown(fact)!r}")
-    return int(fact)
-
-
-def _shown(fact: str | None) -> str | None:
-    """Returns a file's own text, shortened for an error message."""
-    return fact if fact is None or len(fact) <= _LONGEST_FACT else f"{fact[:_LONGEST_FACT]}…"

@@ -11,8 +11,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ..core.arrays import HostArray
+from ..core.arrays import ArrayFormat, HostArray
+from ..core.config import MAX_TOKENS
 from ..core.errors import StateFileError
+from ..core.snapshot import is_finite
 
 FORMAT: Final = "roost-state-1"
 INT8_FORMAT: Final = "roost-state-2"
@@ -21,6 +23,9 @@ INT8_FORMAT: Final = "roost-state-2"
 MAX_HEADER_BYTES: Final = 16 * 2**10
 """Maximum size of a file's header. Names, shapes and metadata take some 600 bytes; parsed JSON takes up to thirty times
 its size."""
+
+_LONGEST_FACT: Final = 100
+"""Maximum number of characters of a file's own text in an error message."""
 
 _CHECKSUM_KEY: Final = b"roost"
 """Key of the digest in files that are not signed."""
@@ -34,20 +39,27 @@ _DTYPES: Final[Mapping[str, Any]] = {
 }
 
 
-def pack(arrays: Mapping[str, HostArray], facts: Mapping[str, str], key: bytes | None = None) -> bytes:
+def pack(
+    arrays: Mapping[str, HostArray], facts: Mapping[str, str], key: bytes | None = None, name: str | None = None
+) -> bytes:
     """Returns the content of a file.
 
     Args:
       arrays: Arrays by name.
       facts: Further metadata.
       key: Key of the signature; None adds a digest that only detects accidents.
+      name: Name of the format; None names that of saved states.
     """
-    facts = {**facts, "format": _format_of(arrays), "signed": "no" if key is None else "hmac-sha256"}
+    facts = {
+        **facts,
+        "format": name or _format_of(arrays),
+        "signed": "no" if key is None else "hmac-sha256",
+    }
     data: bytes = safetensors.numpy.save(dict(arrays), metadata={**facts, "digest": _digest(arrays, facts, key)})
     return data
 
 
-def unpack(data: bytes, key: bytes | None = None) -> tuple[dict[str, HostArray], dict[str, str]]:
+def unpack(data: bytes, key: bytes | None = None, name: str = FORMAT) -> tuple[dict[str, HostArray], dict[str, str]]:
     """Returns the arrays and the metadata of a file.
 
     Raises:
@@ -59,11 +71,11 @@ def unpack(data: bytes, key: bytes | None = None) -> tuple[dict[str, HostArray],
     try:
         header = json.loads(data[8 : 8 + header_bytes])
         facts: dict[str, str] = dict(header["__metadata__"])
-        found = {name: _array(tensor) for name, tensor in safetensors.deserialize(data)}  # type: ignore[no-untyped-call]
+        found = {array: _array(tensor) for array, tensor in safetensors.deserialize(data)}  # type: ignore[no-untyped-call]
     except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         raise StateFileError(f"is no whole state file ({type(error).__name__})") from None
-    if facts.get("format") != (expected := _format_of(found)):
-        raise StateFileError(f"has the format {facts.get('format')!r}, expected {expected!r}")
+    if facts.get("format") != (expected := name or _format_of(found)):
+        raise StateFileError(f"has the format {shown(facts.get('format'))!r}, expected {expected!r}")
     digest = facts.pop("digest", "")
     if key is not None and facts.get("signed") != "hmac-sha256":
         raise StateFileError("is not signed, and this server takes only what its key has signed")
@@ -74,6 +86,37 @@ def unpack(data: bytes, key: bytes | None = None) -> tuple[dict[str, HostArray],
 
 def _format_of(arrays: Mapping[str, HostArray]) -> str:
     return INT8_FORMAT if any(array.dtype == np.int8 for array in arrays.values()) else FORMAT
+
+
+def check_arrays(arrays: Mapping[str, HostArray], expected: Mapping[str, ArrayFormat]) -> None:
+    """Checks the arrays of a file.
+
+    Raises:
+      StateFileError: One is missing, has another shape or dtype, or holds a value that is not finite.
+    """
+    for name, wanted in expected.items():
+        array = arrays.get(name)
+        found = None if array is None else (array.shape, array.dtype.name)
+        if found != wanted:
+            raise StateFileError(f"has {name} as {found}, expected {wanted}")
+        if not is_finite(arrays[name]):
+            raise StateFileError(f"has values in {name} that are not finite numbers")
+
+
+def parse_length(fact: str) -> int:
+    """Returns a number of tokens from a file's metadata.
+
+    Raises:
+      StateFileError: The text is no whole number, or larger than any length.
+    """
+    if not (fact.isascii() and fact.isdecimal() and len(fact) <= len(str(MAX_TOKENS))):
+        raise StateFileError(f"has the length {shown(fact)!r}")
+    return int(fact)
+
+
+def shown(fact: str | None) -> str | None:
+    """Returns a file's own text, shortened for an error message."""
+    return fact if fact is None or len(fact) <= _LONGEST_FACT else f"{fact[:_LONGEST_FACT]}…"
 
 
 def _array(tensor: Mapping[str, Any]) -> HostArray:

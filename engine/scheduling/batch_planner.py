@@ -129,15 +129,16 @@ class BatchPlanner:
         """
         moves = () if self._in_progress else self._compact(requests, running)
         steps = 1 if waits_for_prefill else self._max_steps(running)
+        replays = tuple(each.take_replayed() for each in requests if each.replays_next)
         for request in requests:
             request.num_tokens_dispatched += steps
         slots = tuple(each.slot for each in requests)
         masks = tuple((each.slot, each.mask) for each in requests if each.mask is not None)
-        return DecodeBatch(tuple(each.request for each in requests), slots, steps, moves, masks)
+        return DecodeBatch(tuple(each.request for each in requests), slots, steps, moves, masks, replays)
 
     def _max_steps(self, running: Collection[RunningRequest]) -> int:
         """Returns the number of tokens per request; one token if the host has to see each before the next."""
-        is_stepwise = any(each.request.stepwise or each.mask is not None for each in running)
+        is_stepwise = any(each.request.stepwise or each.mask is not None or each.replays_next for each in running)
         return 1 if is_stepwise else self._limits.decode_steps
 
     def _compact(

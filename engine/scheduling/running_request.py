@@ -10,7 +10,16 @@ from typing import Final
 from ..core.config import MAX_TOKENS, PREFILL_BLOCK
 from ..core.errors import ConstraintError, NumericError, RoostError
 from ..core.output_constraint import TokenMask
-from ..core.request import FinishReason, PrefillChunk, Request, RowResult, TokenLogprobs, TokenOutput, error_output
+from ..core.request import (
+    FinishReason,
+    PrefillChunk,
+    ReplayedRow,
+    Request,
+    RowResult,
+    TokenLogprobs,
+    TokenOutput,
+    error_output,
+)
 from ..core.sampling_params import NO_CHOICE
 from ..core.snapshot import Snapshot
 from ..core.tenant_store import TenantStore
@@ -46,7 +55,7 @@ class RunningRequest:
       token_ids: Generated tokens, if there is a prefix cache.
       prompt_logprobs: Log-probabilities of prompt tokens after the first so far, if requested.
       key: Prompt as a key of the prefix cache; None if there is none, and for the engine's own requests.
-      restore: Snapshot that is restored into the slot with the first chunk.
+      restore: Snapshot that is restored into the slot with the first chunk, or before the first replayed token.
       num_cached: Number of prompt tokens that the snapshot covers.
       last_snapshot: Snapshot of the last committed chunk, or the restored one.
       is_finite: Whether every committed chunk left finite values. If not, no more snapshots are taken.
@@ -95,6 +104,11 @@ class RunningRequest:
         return self.num_tokens_dispatched > 0 and not waits and (limit is None or self.num_tokens_dispatched < limit)
 
     @property
+    def replays_next(self) -> bool:
+        """Whether its next decode step processes a replayed token."""
+        return 0 < self.num_tokens_dispatched <= self.request.num_replayed
+
+    @property
     def can_fork(self) -> bool:
         """Whether other requests may still copy its state when its prompt is prefilled."""
         return not self.num_tokens_dispatched and self.request.params.prompt_logprobs is None
@@ -111,6 +125,32 @@ class RunningRequest:
         """Continues the prompt after a snapshot of its first tokens."""
         self.restore = self.last_snapshot = snapshot
         self.num_cached = self.num_prompt_dispatched = snapshot.length
+
+    def replay_from(self, snapshot: Snapshot) -> None:
+        """Goes on after a snapshot of the prompt and some replayed tokens."""
+        assert self.request.replay is not None
+        self.num_prompt_dispatched = len(self.request.prompt_token_ids)
+        self.num_tokens = self.num_tokens_dispatched = snapshot.length - self.num_prompt_dispatched + 1
+        self.token_ids = list(self.request.replay.token_ids[: self.num_tokens]) if self.key is not None else []
+        self.restore = snapshot
+
+    def take_replayed(self) -> ReplayedRow:
+        """Returns the row that the next decode step processes. A mask counts after the last replayed token only."""
+        row = ReplayedRow(self.request, self.slot, self.num_tokens_dispatched, self.mask, self.restore)
+        self.restore = None
+        return row
+
+    def advance_constraint(self) -> None:
+        """Passes the tokens that a snapshot covers to the constraint, and asks it for the mask of the next one.
+
+        Raises:
+          ConstraintError: The constraint failed, or allows no token.
+        """
+        assert self.constraint is not None
+        if self.request.replay is not None:
+            for token_id in self.request.replay.token_ids[: self.num_tokens]:
+                self.constraint.advance(token_id)
+        self.update_mask()
 
     def update_mask(self, wait_s: float = 0.0) -> None:
         """Asks the constraint for the mask of the next token; sets `awaits_mask` if it is not computed yet.
@@ -220,8 +260,10 @@ def book_result(running: RunningRequest, result: RowResult) -> list[TokenOutput]
       result: Result with at least one token or sentinel.
 
     Returns:
-      One or two outputs; only the last one may end the request.
+      Up to two outputs, none for a replayed token; only the last one may end the request.
     """
+    if running.num_tokens < running.request.num_replayed:
+        return _book_replayed(running, result.token_ids[0])
     valid = tuple(takewhile(lambda token_id: token_id >= 0, result.token_ids))
     outputs = []
     if valid:
@@ -232,11 +274,24 @@ def book_result(running: RunningRequest, result: RowResult) -> list[TokenOutput]
     return outputs
 
 
+def _book_replayed(running: RunningRequest, sampled: int) -> list[TokenOutput]:
+    """Books the next replayed token, whatever was sampled in its place. It returns an output only for an error."""
+    assert running.request.replay is not None
+    if sampled < 0:
+        return [error_output(_sentinel_error(running, sampled))]
+    token_id = running.request.replay.token_ids[running.num_tokens]
+    running.num_tokens += 1
+    if running.key is not None:
+        running.token_ids.append(token_id)
+    output = _constrained(running, TokenOutput((token_id,)))
+    return [output] if output.error is not None else []
+
+
 def _book_tokens(
     running: RunningRequest, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...] | None
 ) -> TokenOutput:
     """Returns the output of valid tokens; the first output also describes the prompt."""
-    is_first = not running.num_tokens
+    is_first = running.num_tokens == running.request.num_replayed
     count, reason = _count_until_end(running, token_ids)
     tokens = token_ids[:count]
     running.num_tokens += count
@@ -255,7 +310,7 @@ def _book_tokens(
 
 def _prompt_logprobs(running: RunningRequest) -> tuple[TokenLogprobs | None, ...] | None:
     request = running.request
-    if request.params.prompt_logprobs is None:
+    if request.params.prompt_logprobs is None or request.replay is not None:
         return None
     return (None, *running.prompt_logprobs)[: len(request.prompt_token_ids)]
 

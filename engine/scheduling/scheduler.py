@@ -209,6 +209,11 @@ class Scheduler:
         outputs = tuple(output for commit in commits for output in commit.outputs)
         return Commit(outputs, tuple(state for commit in commits for state in commit.finished))
 
+    def generating(self, request_id: str) -> RunningRequest | None:
+        """Returns a running request whose slot has the state of its prompt and generated tokens; None if none has."""
+        running = self._running.get(request_id)
+        return None if running is None or not running.num_tokens or running.restore is not None else running
+
     def history_of(self, request_id: str) -> TokenHistory | None:
         """Returns the token history of a request that runs, or ended lately; None without a prefix cache."""
         running = self._running.get(request_id)
@@ -257,7 +262,7 @@ class Scheduler:
             return Commit(())
         outputs = book_result(running, result)
         finished = None
-        if outputs[-1].finish_reason is not None:
+        if outputs and outputs[-1].finish_reason is not None:
             finished = self._finished_state(running, outputs[-1])
             self._release(running)
         return Commit(tuple((request_id, output) for output in outputs), () if finished is None else (finished,))

@@ -277,7 +277,7 @@ class SlotAssignment:
             self._restore(running, fetch)
             if request.constraint is not None or request.params.bad_phrases is not None:
                 running.constraint = TokenConstraint(request, self._mask_words)
-                running.update_mask()
+                running.advance_constraint()
         except Exception as error:
             self._pool.release(slot)
             self._queue.correct_cost(request, 0)
@@ -306,6 +306,9 @@ class SlotAssignment:
         """
         if self._cache is not None:
             running.key = _key_of(running, fetch)
+        if running.request.replay is not None and running.request.replay.snapshot is not None:
+            running.replay_from(running.request.replay.snapshot)
+            return
         if running.parent is not None or running.request.params.prompt_logprobs is not None:
             return
         snapshots = (self._look_up(running, fetch), _own_snapshot(running))

@@ -23,7 +23,7 @@ from ..sampling.sampler import Sampled
 from .compilation import CompileCounter, CompiledProgram
 from .programs import DeviceArrays, DevicePrograms, PrefillShape, Program
 from .served import DeviceLayout
-from .steps import FirstTokenInput, PrefillInput
+from .steps import FirstTokenInput, PrefillInput, ReplayInput
 
 
 class PrefillResult(NamedTuple):
@@ -126,6 +126,11 @@ class Executor:
         """Gathers a slot's state, after all programs so far."""
         assert self.programs.read_slot is not None
         return self._run(self.programs.read_slot, _slot(slot))
+
+    def replay(self, inputs: ReplayInput) -> None:
+        """Sets the decoding state of some slots."""
+        assert self.programs.replay is not None
+        self._run(self.programs.replay, inputs)
 
     def follow(self, calls: Iterable[tuple[str, list[HostArray]]]) -> None:
         """Repeats the leader's calls, each given as a program's label and the leaves of its inputs."""

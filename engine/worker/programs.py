@@ -33,10 +33,11 @@ from .steps import (
     mask_step,
     prefill_step,
     read_step,
+    replay_step,
     restore_step,
     score_step,
 )
-from .transfer import first_token_input, prefill_input
+from .transfer import first_token_input, prefill_input, replay_input
 
 
 def new_pool(
@@ -227,7 +228,8 @@ class DevicePrograms:
       copy_slot: Copies a slot onto another.
       restore: Scatters a snapshot's state into a slot.
       set_last: Replaces `last` by the activations of restored prompts.
-      read_slot: Gathers a slot's state; None if the prefix cache takes no snapshots after decoding.
+      read_slot: Gathers a slot's state; None if nobody takes snapshots after decoding.
+      replay: Sets the decoding state of some slots; None if no request goes on after tokens generated before.
     """
 
     decode: Mapping[int, Program[Sampled]]
@@ -239,6 +241,7 @@ class DevicePrograms:
     restore: Program[None]
     set_last: Program[None]
     read_slot: Program[RowArrays] | None = None
+    replay: Program[None] | None = None
 
     def __iter__(self) -> Iterator[Program[Any]]:
         """Yields every program."""
@@ -248,17 +251,19 @@ class DevicePrograms:
             yield from slices
         yield from self.score.values()
         yield from (self.set_mask, self.copy_slot, self.restore, self.set_last)
-        if self.read_slot is not None:
-            yield self.read_slot
+        yield from filter(None, (self.read_slot, self.replay))
 
 
-def device_programs(model: ModelShapes, shapes: StepShapes, *, reads_slots: bool = False) -> DevicePrograms:
+def device_programs(
+    model: ModelShapes, shapes: StepShapes, *, reads_slots: bool = False, replays: bool = False
+) -> DevicePrograms:
     """Returns all programs of a model.
 
     Args:
       model: Shapes with which the programs are traced.
       shapes: Shapes of the steps.
       reads_slots: Whether there is a program that reads a slot's state.
+      replays: Whether there is a program that sets slots' decoding states.
     """
     config, shards, words = model.config, model.shards, model.pool.slots.memory.allowed.shape[1]
     masks = jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, words), jnp.uint32)
@@ -274,6 +279,7 @@ def device_programs(model: ModelShapes, shapes: StepShapes, *, reads_slots: bool
         restore=_pool_program("restore", restore_step, slot, *snapshot),
         set_last=Program("set last", lambda x: x, (last,), (), ("last",), has_result=False),
         read_slot=Program("read", partial(read_step, config.lru_width), (slot,), ("pool",)) if reads_slots else None,
+        replay=_replay_program(model) if replays else None,
     )
 
 
@@ -311,7 +317,13 @@ def _score_program(model: ModelShapes, length: int) -> Program[Logprobs]:
     return Program(f"score {length}", partial(score_step, model.graph), inputs, ("params", "hidden"))
 
 
-def _pool_program(label: str, step: Callable[..., StatePool], *inputs: jax.ShapeDtypeStruct) -> Program[None]:
+def _replay_program(model: ModelShapes) -> Program[None]:
+    slots, words = model.pool.slots.tokens.shape[0], model.pool.slots.memory.allowed.shape[1]
+    inputs = replay_input((), MAX_PREFILL_ROWS, slots, words)
+    return _pool_program("replay", partial(replay_step, model.shards), inputs)
+
+
+def _pool_program(label: str, step: Callable[..., StatePool], *inputs: Any) -> Program[None]:
     return Program(label, step, inputs, ("pool",), ("pool",), has_result=False)
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import batched
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -14,6 +15,7 @@ from ..core.request import (
     DecodeBatch,
     PrefillBatch,
     PrefillChunk,
+    ReplayedRow,
     Request,
     RestoreBatch,
     RowResult,
@@ -33,6 +35,7 @@ from .transfer import (
     prefill_input,
     read_block_states,
     read_slot,
+    replay_input,
     ring_rows,
     score_targets,
 )
@@ -219,6 +222,7 @@ class ModelRunner:
     def _run_decode(self, batch: DecodeBatch) -> PendingDecode:
         for source, target in batch.moves:
             self.executor.copy_slot(source, target)
+        self._replay(batch.replays)
         for slots, masks in mask_columns(batch.masks, MAX_PREFILL_ROWS, self._layout.rows, self.limits.mask_words):
             self.executor.set_masks(slots, masks)
         layout, sizes = self._layout, self.limits.decode_rows
@@ -226,6 +230,15 @@ class ModelRunner:
         active = np.zeros(rows, np.bool)
         active[list(places)] = True
         return PendingDecode(batch, places, self.executor.decode(active, batch.steps))
+
+    def _replay(self, rows: Sequence[ReplayedRow]) -> None:
+        """Sets slots' decoding states, some at a time; restores the snapshots that come with them."""
+        for row in rows:
+            if row.snapshot is not None:
+                self._restore(row.slot, row.snapshot)
+        for some in batched(rows, MAX_PREFILL_ROWS):
+            inputs = replay_input(some, MAX_PREFILL_ROWS, self._layout.rows, self.limits.mask_words)
+            self.executor.replay(inputs)
 
     def _run_prefill(self, batch: PrefillBatch) -> PendingPrefill | PendingSlice:
         chunks, shards = batch.chunks, self._layout.shards.data

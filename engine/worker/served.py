@@ -100,7 +100,8 @@ def served_programs(
         devices.mesh,
         devices.device,
     )
-    programs = device_programs(model, layout.step_shapes, reads_slots=settings.state_cache_inexact)
+    reads_slots = settings.state_cache_inexact or settings.checkpoints
+    programs = device_programs(model, layout.step_shapes, reads_slots=reads_slots, replays=settings.checkpoints)
     return ServedPrograms(layout, model, programs)
 
 

@@ -96,6 +96,24 @@ class FirstTokenInput(NamedTuple):
     allowed: UInt32[Array, "R W"]
 
 
+class ReplayInput(NamedTuple):
+    """Slots that go on after a token generated before. Padding rows have a slot past the pool.
+
+    Attributes:
+      slots: Slots.
+      tokens: Last token of each, which the next decode step processes.
+      positions: Position of that token.
+      sampling: Sampling parameters of the requests.
+      memory: Tokens that penalties and masks refer to.
+    """
+
+    slots: Int32[Array, " R"]
+    tokens: Int32[Array, " R"]
+    positions: Int32[Array, " R"]
+    sampling: SamplingState[Array]
+    memory: TokenMemory
+
+
 def decode_step(
     graph: Graph,
     max_steps: int,
@@ -304,6 +322,13 @@ def first_token_step(
     recent = record_tokens(memory.recent, sampled.tokens, inputs.lengths, is_penalized(sampling))
     new = SlotState(sampled.tokens, inputs.lengths, goes_on, sampling, memory._replace(recent=recent))
     return pool._replace(slots=_scatter(pool.slots, slots, new, model.collectives)), sampled
+
+
+def replay_step(shards: Collectives, pool: StatePool, inputs: ReplayInput) -> StatePool:
+    """Sets the decoding state of some slots; their model state is that of the tokens before."""
+    goes_on = jnp.ones(inputs.slots.shape, jnp.bool)
+    new = SlotState(inputs.tokens, inputs.positions, goes_on, inputs.sampling, inputs.memory)
+    return pool._replace(slots=_scatter(pool.slots, inputs.slots, new, shards))
 
 
 def score_step(graph: Graph, params: Params, hidden: Float[Array, "R T D"], targets: Int32[Array, "R T"]) -> Logprobs:

@@ -10,11 +10,19 @@ from jaxtyping import Array, Float, Int
 from ..core.arrays import HostArray
 from ..core.config import PREFILL_BLOCK
 from ..core.output_constraint import TokenMask, mask_of_ids
-from ..core.request import PrefillChunk, Request
-from ..core.sampling_params import NO_LIMIT, NUMBER_COLUMNS, SAMPLING_COLUMNS, SamplingState
+from ..core.request import PrefillChunk, ReplayedRow, Request
+from ..core.sampling_params import (
+    NO_LIMIT,
+    NO_TOKEN,
+    NUMBER_COLUMNS,
+    PENALTY_WINDOW,
+    SAMPLING_COLUMNS,
+    SamplingState,
+)
 from ..core.snapshot import BlockState, Snapshot
 from ..model.state import BlockStates
-from .steps import FirstTokenInput, PrefillInput
+from ..sampling.state import TokenMemory
+from .steps import FirstTokenInput, PrefillInput, ReplayInput
 
 _SMALLEST_NORMAL: Final = float(np.finfo(np.float32).tiny)
 """Processors may flush smaller numbers to 0."""
@@ -115,26 +123,65 @@ def first_token_input(
         "rows": np.zeros(rows, np.int32),
         "slots": np.full(rows, pool_rows, np.int32),
         "lengths": np.zeros(rows, np.int32),
-        "in_prompt": np.zeros((rows, mask_words), np.uint32),
-        "allowed": np.zeros((rows, mask_words), np.uint32),
     }
-    sampling: dict[str, Any] = sampling_columns([chunk.request for _, chunk in ends], rows)
-    prompt_masks: dict[int, TokenMask] = {}  # by identity, as forks share their prompt
     for row, (source, chunk) in enumerate(ends):
-        request, params = chunk.request, chunk.request.params
         columns["rows"][row], columns["slots"][row] = source, chunk.slot
         columns["lengths"][row] = chunk.start + chunk.length
+    sampling, masks = _sampling_and_masks([(chunk.request, chunk.mask) for _, chunk in ends], rows, mask_words)
+    return FirstTokenInput(sampling=SamplingState(**sampling), **masks, **columns)
+
+
+def replay_input(rows: Sequence[ReplayedRow], size: int, pool_rows: int, mask_words: int) -> ReplayInput:
+    """Returns the input of a step that sets slots' decoding states.
+
+    Args:
+      rows: Slots and their requests.
+      size: Number of rows of the compiled shape.
+      pool_rows: Number of rows of the state pool.
+      mask_words: Number of words of a token mask.
+    """
+    columns: dict[str, Any] = {
+        "slots": np.full(size, pool_rows, np.int32),
+        "tokens": np.zeros(size, np.int32),
+        "positions": np.zeros(size, np.int32),
+    }
+    recent: Any = np.full((size, PENALTY_WINDOW), NO_TOKEN, np.int32)
+    for place, row in enumerate(rows):
+        assert row.request.replay is not None
+        token_ids = row.request.replay.token_ids[: row.num_tokens]
+        position, last = len(row.request.prompt_token_ids) + row.num_tokens - 1, token_ids[-PENALTY_WINDOW:]
+        columns["slots"][place], columns["tokens"][place] = row.slot, token_ids[-1]
+        columns["positions"][place] = position
+        recent[place, np.arange(position - len(last) + 1, position + 1) % PENALTY_WINDOW] = last
+    sampling, masks = _sampling_and_masks([(row.request, row.mask) for row in rows], size, mask_words)
+    memory = TokenMemory(recent=recent, **masks)
+    return ReplayInput(sampling=SamplingState(**sampling), memory=memory, **columns)
+
+
+def _sampling_and_masks(
+    requests: Sequence[tuple[Request, TokenMask | None]], rows: int, mask_words: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the arrays of `SamplingState`, and both masks of `TokenMemory`, by name.
+
+    Args:
+      requests: Requests of the first rows, each with the mask of its output constraint.
+      rows: Number of rows.
+      mask_words: Number of words of a token mask.
+    """
+    sampling: dict[str, Any] = sampling_columns([request for request, _ in requests], rows)
+    masks: dict[str, Any] = {name: np.zeros((rows, mask_words), np.uint32) for name in ("in_prompt", "allowed")}
+    prompt_masks: dict[int, TokenMask] = {}  # by identity, as forks share their prompt
+    for row, (request, mask) in enumerate(requests):
+        params, prompt = request.params, request.prompt_token_ids
         if params.repetition_penalty != 1:
-            prompt = request.prompt_token_ids
             if id(prompt) not in prompt_masks:
                 prompt_masks[id(prompt)] = mask_of_ids(prompt, mask_words)
-            columns["in_prompt"][row] = prompt_masks[id(prompt)]
-        mask = chunk.mask
+            masks["in_prompt"][row] = prompt_masks[id(prompt)]
         if mask is None and params.static_mask is not None:
             mask = params.static_mask.mask(mask_words)
         if mask is not None:
-            columns["allowed"][row], sampling["is_masked"][row] = mask, True
-    return FirstTokenInput(sampling=SamplingState(**sampling), **columns)
+            masks["allowed"][row], sampling["is_masked"][row] = mask, True
+    return sampling, masks
 
 
 def mask_columns(

@@ -14,12 +14,12 @@ SLOTS = 4
 
 @pytest.fixture(scope="session")
 def golden_runner() -> Iterator[ModelRunner]:
-    """Runs the golden model in float32, with chunks of 64 and 128, and the program that reads slots.
+    """Runs the golden model in float32, with chunks of 64 and 128, and the programs that read slots and replay tokens.
 
     `e2e/test_golden_http.py` shares the other programs through the compile cache.
     """
     programs = folder()
-    config = EngineConfig(SLOTS, prefill_chunk=128, dtype="float32", state_cache_inexact=True, compile_cache=programs)
+    config = EngineConfig(SLOTS, prefill_chunk=128, dtype="float32", checkpoints=True, compile_cache=programs)
     with compiled_once("golden"), restored():
         runner = load_runner(open_model(str(TINY / "hf")), config)
     yield runner

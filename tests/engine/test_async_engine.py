@@ -515,6 +515,24 @@ async def test_cancelled_save_is_skipped() -> None:
     await engine.stop()
 
 
+async def test_checkpoints_lose_no_token() -> None:
+    engine = AsyncEngine(lambda: LoggingCore([], GatedRunner([])))
+    engine.start()
+    await engine.wait_ready()
+    stream = generate(engine, Request("long", (1,), SamplingParams(max_tokens=300)))
+    tokens = [*(await anext(stream)).token_ids]
+    counts = []
+    async for output in stream:
+        tokens += output.token_ids
+        if output.finish_reason is None and len(counts) < 20:
+            counts.append((await engine.checkpoint("long")).num_tokens)
+    with pytest.raises(UnknownRequestError):
+        await engine.checkpoint("long")
+    assert tokens == list(range(2, 302))
+    assert counts == sorted(counts)
+    await engine.stop()
+
+
 async def test_stop_ends_pending_saves() -> None:
     log: list[str] = []
     runner = GatedRunner(log)

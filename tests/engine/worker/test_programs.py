@@ -65,9 +65,10 @@ def test_labels_are_unique() -> None:
     graph, params = abstract_model(model, dtype, CPU)
     pool = jax.eval_shape(lambda: new_pool(model, 6, dtype, CPU))
     shapes = ModelShapes(model, graph, params, pool, dtype)
-    labels = [program.label for program in device_programs(shapes, step_shapes(model, 128, CPU), reads_slots=True)]
+    programs = device_programs(shapes, step_shapes(model, 128, CPU), reads_slots=True, replays=True)
+    labels = [program.label for program in programs]
     assert len(set(labels)) == len(labels)
-    assert {"decode 4", "decode 6", "prefill 1x64 slice 2", "prefill 1x128", "score 64"} < set(labels)
+    assert {"decode 4", "decode 6", "prefill 1x64 slice 2", "prefill 1x128", "score 64", "replay"} < set(labels)
 
 
 @pytest.mark.parametrize(
