@@ -65,6 +65,8 @@ def test_loading_keeps_to_the_plan(folder: Path, name: str, dtype: str, matrices
     roofline = compute_roofline(
         CONFIG, DEVICES["v5e"], np.dtype(jnp.dtype(dtype)).itemsize, is_quantized=matrices is not None
     )
-    # Other threads of this process and caches that are filled once only add to it.
-    peak = min(peak_of_loading(open_model(str(folder / name)), dtype, matrices) for _ in range(3))
+    peak = roofline.loading_bytes
+    for _ in range(3):  # other threads of this process and caches that are filled once only add to it
+        if peak >= roofline.loading_bytes:
+            peak = min(peak, peak_of_loading(open_model(str(folder / name)), dtype, matrices))
     assert roofline.weight_bytes < peak < roofline.loading_bytes

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Final
 
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import settings
 from jaxtyping import Array
 from roost.engine.core.output_constraint import mask_of_ids, words_of_mask
 from roost.engine.core.request import Request
@@ -49,6 +51,9 @@ on_tpu: Sampler = jax.jit(
 """The sampler with the TPU's kernel, interpreted."""
 
 every_sampler = pytest.mark.parametrize("sampler", [jitted, on_tpu], ids=["xla", "tpu"])
+
+FEW: Final = settings(max_examples=12)
+"""Number of examples for the interpreted kernel, which takes five times as long as XLA."""
 
 
 def state_of(requests: Sequence[SamplingParams]) -> SamplingState[Array]:

@@ -15,6 +15,7 @@ from roost.engine.sampling.state import (
     record_tokens,
 )
 from sampler_cases import (
+    FEW,
     PROMPT,
     ROWS,
     VOCAB,
@@ -22,7 +23,9 @@ from sampler_cases import (
     check_frequencies,
     counts,
     every_sampler,
+    jitted,
     memory_of,
+    on_tpu,
     quantised,
     run,
     state_of,
@@ -61,15 +64,31 @@ def test_stop_ids_do_not_come_before_min_tokens(sampler: Sampler) -> None:
     assert tokens == [0, 0, 1]
 
 
-@every_sampler
-@given(
+processed_logits = given(
     seed=st.integers(0, 2**32),
     rules=RULES,
     prompt=st.lists(st.integers(0, VOCAB - 1), max_size=9),
     generated=st.lists(st.integers(0, 19), max_size=30),
 )
+
+
+@processed_logits
 @settings(max_examples=25)
 def test_masks_biases_and_penalties_are_those_of_the_reference(
+    seed: int, rules: dict[str, Any], prompt: list[int], generated: list[int]
+) -> None:
+    check_against_reference(seed, rules, prompt, generated, jitted)
+
+
+@processed_logits
+@FEW
+def test_masks_biases_and_penalties_of_the_tpu_kernel_are_those_of_the_reference(
+    seed: int, rules: dict[str, Any], prompt: list[int], generated: list[int]
+) -> None:
+    check_against_reference(seed, rules, prompt, generated, on_tpu)
+
+
+def check_against_reference(
     seed: int, rules: dict[str, Any], prompt: list[int], generated: list[int], sampler: Sampler
 ) -> None:
     """The best token under the rules, and how often each comes."""
