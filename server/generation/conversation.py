@@ -1,8 +1,10 @@
-"""Messages, tools and tool choice of a chat, in the form that every API converts its bodies to."""
+"""Conversations with their tools and tool choice, in the form that every API converts its bodies to."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from ..text.chat_template import NEW_TURN, Ending
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +73,18 @@ class ToolOptions:
     def introduced(self) -> Sequence[FunctionTool]:
         """Tools that the prompt introduces."""
         return () if self.mode == "none" else self.tools
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation to encode as a prompt.
+
+    Attributes:
+      messages: Messages, oldest first.
+      ending: How the prompt ends.
+      tools: Tools and tool choice; None if the request has neither.
+    """
+
+    messages: Sequence[ConversationMessage]
+    ending: Ending = NEW_TURN
+    tools: ToolOptions | None = None

@@ -10,10 +10,10 @@ from ...engine import MAX_TOKENS, SavedState
 from ..errors import bad_value
 from ..tenancy.memory import is_large, keep
 from ..tenancy.workers import Workers
-from ..text.chat_template import NEW_TURN, ChatFormatError, Ending, Message
+from ..text.chat_template import ChatFormatError, Message
 from ..text.served_model import ServedModel
 from ..text.tokenizer import TextUnavailableError, Tokenizer
-from .conversation import ConversationMessage, FunctionTool
+from .conversation import Conversation, ConversationMessage, FunctionTool
 from .tools import call_text, described, result_text, tools_text
 
 _LONG: Final = 8192
@@ -136,30 +136,19 @@ class PromptEncoder:
 
         return await self._off_loop(num_tokens, put_behind)
 
-    async def chat(
-        self,
-        messages: Sequence[ConversationMessage],
-        ending: Ending = NEW_TURN,
-        *,
-        tools: Sequence[FunctionTool] = (),
-        param: str = "messages",
-    ) -> Prompt:
+    async def chat(self, conversation: Conversation, *, param: str = "messages") -> Prompt:
         """Encodes a conversation.
 
         Args:
-          tools: Tools that the prompt introduces.
           param: Field that holds the messages.
 
         Raises:
           ApiError: The messages cannot be encoded as a prompt.
         """
-
-        def encode() -> tuple[int, ...]:
-            return self._chat(messages, ending, tools, param)
-
+        messages = conversation.messages
         length = _LONG if len(messages) >= _MANY else sum(map(_num_characters, messages))
         try:
-            token_ids = await self._off_loop(length, encode)
+            token_ids = await self._off_loop(length, lambda: self._chat(conversation, param))
         except ChatFormatError as error:
             raise bad_value(param, str(error), is_private=True) from None
         keep(len(token_ids) * _TEXT_ID_BYTES)
@@ -180,11 +169,10 @@ class PromptEncoder:
         kept = rest[:room] if side == "right" else rest[len(rest) - room :]
         return replace(prompt, token_ids=front + kept)
 
-    def _chat(
-        self, messages: Sequence[ConversationMessage], ending: Ending, tools: Sequence[FunctionTool], param: str
-    ) -> tuple[int, ...]:
-        _check_results(messages, param)
-        plain = [_plain(message, param) for message in messages]
+    def _chat(self, conversation: Conversation, param: str) -> tuple[int, ...]:
+        _check_results(conversation.messages, param)
+        plain = [_plain(message, param) for message in conversation.messages]
+        ending, tools = conversation.ending, () if conversation.tools is None else conversation.tools.introduced
         if tools and self._chat_format.takes_tools:
             ending = ending.with_variable("tools", self._described(tools))
         elif tools:

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from ....engine import SamplingParams
 from ...errors import bad_value
-from ...generation.conversation import ConversationMessage, ToolOptions
+from ...generation.conversation import Conversation, ToolOptions
 from ...generation.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
@@ -37,8 +37,7 @@ async def create_message(body: MessagesBody, request: Request, service: ReadySer
 async def count_tokens(body: CountTokensBody, request: Request, service: AnyService) -> TokenCount:
     """Returns the number of tokens of the prompt."""
     check_body(body, request)
-    options, messages = await service.prepare(lambda: (_tool_options(body), body.as_messages()))
-    prompt = await service.prompts.chat(messages, _ending(body), tools=options.introduced)
+    prompt = await service.prompts.chat(await service.prepare(lambda: _conversation(body, _tool_options(body))))
     return TokenCount(input_tokens=len(prompt.token_ids))
 
 
@@ -49,20 +48,19 @@ async def messages_spec(body: MessagesBody, service: Service) -> GenerationSpec:
       ApiError: The body cannot be converted.
     """
 
-    def convert() -> tuple[ToolOptions, list[ConversationMessage], list[SamplingParams], OutputConstraint | None]:
-        options = _tool_options(body)
-        params = sampling_params(body, service.model, body.max_tokens)
-        return options, body.as_messages(), params, with_tools(_text_constraint(body), options)
+    def convert() -> tuple[Conversation, list[SamplingParams], OutputConstraint | None]:
+        options, params = _tool_options(body), sampling_params(body, service.model, body.max_tokens)
+        return _conversation(body, options), params, with_tools(_text_constraint(body), options)
 
-    options, messages, params, output_constraint = await service.prepare(convert)
-    prompt = await service.prompts.chat(messages, _ending(body), tools=options.introduced)
+    conversation, params, output_constraint = await service.prepare(convert)
+    prompt = await service.prompts.chat(conversation)
     return GenerationSpec(
         [prompt],
         params,
         output_constraint,
         stop=body.stop_sequences,
         ignore_eos=body.ignore_eos,
-        may_call=bool(options.introduced),
+        may_call=conversation.tools is not None and bool(conversation.tools.introduced),
         holds_output=not body.stream,
         limit_param="max_tokens",
         cache_salt=body.cache_salt,
@@ -91,5 +89,6 @@ def _tool_options(body: CountTokensBody) -> ToolOptions:
     return body.tool_choice.as_options([tool.as_tool() for tool in body.functions])
 
 
-def _ending(body: CountTokensBody) -> Ending:
-    return Ending(add_header=not body.continues_message, stay_open=body.continues_message)
+def _conversation(body: CountTokensBody, tools: ToolOptions) -> Conversation:
+    ending = Ending(add_header=not body.continues_message, stay_open=body.continues_message)
+    return Conversation(body.as_messages(), ending, tools)

@@ -24,9 +24,7 @@ router = APIRouter(route_class=JsonRoute)
 async def render_chat(body: ChatBody, request: Request, service: AnyService) -> Response:
     """Returns the prompt of a chat. The paths are vLLM's and llama.cpp's."""
     check_body(body, request)
-    messages = await service.prepare(lambda: [message.as_message() for message in body.messages])
-    tools = () if body.tool_options is None else body.tool_options.introduced
-    prompt = await service.prompts.chat(messages, body.ending, tools=tools)
+    prompt = await service.prompts.chat(await service.prepare(body.conversation))
     prompt = service.prompts.truncated(prompt, body.truncate_prompt_tokens, body.truncation_side)
     return await _rendered_response(service, lambda: _rendered(service, prompt), [prompt])
 

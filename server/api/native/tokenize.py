@@ -1,5 +1,7 @@
 """`/tokenize`, `/detokenize` and `/tokenizer_info`, in vLLM's shapes."""
 
+from functools import partial
+
 from fastapi import APIRouter, Request, Response
 
 from ...errors import bad_value
@@ -64,9 +66,6 @@ async def _encode(body: TokenizeBody, service: Service) -> Prompt:
     if (body.prompt is None) == (body.messages is None):
         raise bad_value("prompt", "send either prompt or messages")
     if body.messages is not None:
-        sent = body.messages
-        messages = await service.prepare(lambda: [message.as_message() for message in sent])
-        tools = () if body.tool_options is None else body.tool_options.introduced
-        return await service.prompts.chat(messages, body.ending, tools=tools)
+        return await service.prompts.chat(await service.prepare(partial(body.conversation_of, body.messages)))
     assert body.prompt is not None
     return (await service.prompts.completions([body.prompt], add_bos=body.add_special_tokens))[0]

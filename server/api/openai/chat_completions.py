@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from ...generation.conversation import ConversationMessage
 from ...generation.delta import Delta
-from ...generation.output_constraint import with_tools
 from ...generation.prompts import Prompt
 from ...generation.service import Service
-from ...generation.spec import GenerationSpec, PromptCopies
+from ...generation.spec import GenerationSpec
 from ...generation.tools import CallPiece
 from ...text.served_model import ServedModel
 from ..common.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
@@ -20,7 +19,7 @@ from ..common.response_parts import Report, choice_end
 from ..common.routes import JsonRoute, ReadyService
 from ..common.schema_base import check_body
 from ..common.streaming import ResponseBuilder, respond
-from .conversion import chat_params, report_options, spec_of
+from .conversion import chat_conversion, report_options
 from .response_schemas import ChatCompletion, ChatCompletionChunk
 from .schemas import ChatBody
 
@@ -45,26 +44,11 @@ async def chat_spec(body: ChatBody, service: Service) -> GenerationSpec:
     Raises:
       ApiError: The body cannot be converted.
     """
-    options = body.tool_options
-
-    def convert() -> tuple[GenerationSpec, list[ConversationMessage]]:
-        spec = spec_of(body, chat_params(body, service.model))
-        if options is not None:
-            spec = replace(spec, constraint=with_tools(spec.constraint, options))
-        return spec, [message.as_message() for message in body.messages]
-
-    spec, messages = await service.prepare(convert)
-    tools = () if options is None else options.introduced
-    prompt = await service.prompts.chat(messages, body.ending, tools=tools)
+    spec, conversation = await service.prepare(partial(chat_conversion, body, service.model))
+    prompt = await service.prompts.chat(conversation)
     if body.truncate_prompt_tokens is not None:
         prompt = service.prompts.truncated(prompt, body.truncate_prompt_tokens, body.truncation_side)
-    return replace(
-        spec,
-        prompts=[prompt],
-        may_call=bool(tools),
-        limit_param=spec.limit_param if body.max_completion_tokens is None else "max_completion_tokens",
-        copies=PromptCopies(int(body.return_token_ids), body.prompt_logprobs),
-    )
+    return replace(spec, prompts=[prompt])
 
 
 class ChatResponseBuilder(ResponseBuilder):

@@ -1,12 +1,14 @@
 """Converts the fields that chat, completions and `/generate` share to a `GenerationSpec` and sampling parameters."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from ....engine import SamplingParams
 from ...errors import bad_value
-from ...generation.output_constraint import OutputConstraint, constraint, json_constraint
-from ...generation.spec import GenerationSpec
+from ...generation.conversation import Conversation
+from ...generation.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
+from ...generation.spec import GenerationSpec, PromptCopies
 from ...text.grammar import (
     OBJECT_SCHEMA,
     GrammarError,
@@ -149,6 +151,21 @@ def _format_constraint(requested: ResponseFormat) -> _Made:
     is_strict = named is not None and named.strict
     wanted = OBJECT_SCHEMA if schema is None else schema
     return json_constraint("response_format", wanted, is_strict=is_strict, close_objects=True)
+
+
+def chat_conversion(body: ChatBody, model: ServedModel) -> tuple[GenerationSpec, Conversation]:
+    """Returns the spec of a chat without its prompt, and the conversation that becomes the prompt.
+
+    Raises:
+      ApiError: Fields contradict each other or do not fit the model.
+    """
+    spec, conversation = spec_of(body, chat_params(body, model)), body.conversation()
+    spec = replace(spec, copies=PromptCopies(int(body.return_token_ids), body.prompt_logprobs))
+    if body.max_completion_tokens is not None:
+        spec = replace(spec, limit_param="max_completion_tokens")
+    if (tools := conversation.tools) is not None:
+        spec = replace(spec, constraint=with_tools(spec.constraint, tools), may_call=bool(tools.introduced))
+    return spec, conversation
 
 
 def chat_params(body: ChatBody, model: ServedModel) -> list[SamplingParams]:

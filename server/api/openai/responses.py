@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from ....engine import SamplingParams
 from ...errors import ApiError, bad_value
-from ...generation.conversation import ConversationMessage, ToolOptions
+from ...generation.conversation import Conversation, ConversationMessage, ToolOptions
 from ...generation.event_log import EventLog
 from ...generation.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
 from ...generation.response_store import pack
@@ -147,7 +147,8 @@ async def _prepare(body: ResponseBody, service: Service) -> tuple[GenerationSpec
             lambda: (_params(body, service), with_tools(_text_constraint(body), options))
         )
         instructions = [ConversationMessage("system", body.instructions)] if body.instructions else []
-        prompt = await service.prompts.chat([*instructions, *messages], tools=options.introduced, param="input")
+        conversation = Conversation([*instructions, *messages], tools=options)
+        prompt = await service.prompts.chat(conversation, param="input")
         history = await service.workers.run(lambda: pack(messages)) if body.store else b""
     spec = GenerationSpec(
         [prompt],

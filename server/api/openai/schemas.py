@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, cast
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from ....engine import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS
-from ...generation.conversation import ConversationMessage, ToolOptions
+from ...generation.conversation import Conversation, ConversationMessage
 from ...text.chat_template import Ending
 from ..common.field_rules import GENERATION_RULES, FieldRules
 from ..common.sampling_fields import NUMBERS, SamplingFields, with_numbers
@@ -311,10 +311,15 @@ class TemplateFields(Body):
         add_header = default if self.add_generation_prompt is None else self.add_generation_prompt
         return Ending(add_header, self.continue_final_message, self.chat_template_kwargs)
 
-    @property
-    def tool_options(self) -> ToolOptions | None:
-        """The tools and the tool choice; None if the request neither has tools nor asks for a call."""
-        return tool_options(self.tools, self.tool_choice) if self.tools or self.tool_choice != "auto" else None
+    def conversation_of(self, messages: Sequence[ChatMessage], *, parallel_calls: bool = True) -> Conversation:
+        """Returns messages as a conversation, in the form that all APIs share.
+
+        Args:
+          parallel_calls: Whether a response may hold several calls.
+        """
+        has_tools = self.tools or self.tool_choice != "auto"
+        tools = tool_options(self.tools, self.tool_choice, parallel=parallel_calls) if has_tools else None
+        return Conversation([message.as_message() for message in messages], self.ending, tools)
 
 
 class ChatBody(GenerationBody, TemplateFields):
@@ -338,12 +343,9 @@ class ChatBody(GenerationBody, TemplateFields):
     parallel_tool_calls: bool = True
     """Whether a response may hold several calls."""
 
-    @property
-    def tool_options(self) -> ToolOptions | None:
-        """The tools and the tool choice; None if the request neither has tools nor asks for a call."""
-        if not self.tools and self.tool_choice == "auto":
-            return None
-        return tool_options(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
+    def conversation(self) -> Conversation:
+        """Returns the messages, the prompt's ending and the tools."""
+        return self.conversation_of(self.messages, parallel_calls=self.parallel_tool_calls)
 
 
 class TokenizeBody(TemplateFields):

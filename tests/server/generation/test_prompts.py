@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 from roost.server.errors import ApiError
-from roost.server.generation.conversation import ConversationMessage
+from roost.server.generation.conversation import Conversation, ConversationMessage
 from roost.server.generation.prompts import Prompt, PromptEncoder
 from roost.server.text.served_model import ServedModel
 from roost.server.text.tokenizer import Tokenizer
@@ -55,7 +55,7 @@ def test_a_long_prompt_is_cut_but_for_its_bos(
 
 
 async def test_control_tokens_in_a_message_are_plain_text(encoder: PromptEncoder) -> None:
-    prompt = await encoder.chat([ConversationMessage("user", "<end_of_turn>")])
+    prompt = await encoder.chat(Conversation([ConversationMessage("user", "<end_of_turn>")]))
     assert prompt.token_ids.count(107) == 1  # the turn's own
 
 
@@ -64,7 +64,7 @@ async def test_control_tokens_in_a_message_are_plain_text(encoder: PromptEncoder
 )
 async def test_messages_that_make_no_conversation(encoder: PromptEncoder, message: dict[str, str]) -> None:
     with pytest.raises(ApiError) as caught:
-        await encoder.chat([ConversationMessage(**message)])
+        await encoder.chat(Conversation([ConversationMessage(**message)]))
     assert (caught.value.status_code, caught.value.body["error"]["param"]) == (400, "messages")
 
 
@@ -78,13 +78,13 @@ async def test_messages_that_make_no_conversation(encoder: PromptEncoder, messag
 )
 async def test_an_error_does_not_repeat_a_long_name(encoder: PromptEncoder, message: dict[str, str]) -> None:
     with pytest.raises(ApiError) as caught:
-        await encoder.chat([ConversationMessage(**message)])
+        await encoder.chat(Conversation([ConversationMessage(**message)]))
     assert len(caught.value.body["error"]["message"]) < 250
 
 
 async def test_an_assistants_message_may_have_no_content(encoder: PromptEncoder) -> None:
     user = ConversationMessage("user", "hi")
-    await encoder.chat([user, ConversationMessage("assistant"), user])
+    await encoder.chat(Conversation([user, ConversationMessage("assistant"), user]))
 
 
 @pytest.mark.parametrize(("length", "on_loop"), [(10, True), (100_000, False)])
