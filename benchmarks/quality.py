@@ -1,10 +1,13 @@
 """Measures how a precision changes the demo model: next-token distributions compared with float32, and scores.
 
+For windows in int8, the error of attention is measured too, also on keys with outliers.
+
     python benchmarks/quality.py CORPUS [--texts 200] [--json]
 
 CORPUS is the folder of the demo corpus (`chat-val.jsonl.xz`, `tinystories-val.jsonl.xz`, `demo-eval-public.jsonl`). KL
 is the mean over all tokens of the divergence of a precision's distribution from float32's, in nats; `same` is the share
-of tokens with the same argmax. Scores are those of tools/eval_demo.py with a server.
+of tokens with the same argmax, and `greedy` that share where float32 generates 1,000 tokens. Scores are those of
+tools/eval_demo.py with a server.
 """
 
 import argparse
@@ -26,12 +29,15 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 from rich.table import Table
+from roost.engine import EngineConfig, Request, SamplingParams, load_engine
 from roost.engine.checkpoint import open_tensors
 from roost.engine.checkpoint.source import ModelSource, open_model
 from roost.engine.checkpoint.weights import Checkpoint, load_params
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.state import zero_state
 from roost.engine.platform import CPU, CPU_OPTIONS
+from roost.kernels.window_attention import decode_attention, quantize
+from roost.kernels.window_attention.reference import window_attention_reference
 from roost.server.text.chat_template import Ending, Message, load_chat_format
 from roost.server.text.tokenizer import Tokenizer
 from roost.server.text.tokenizer_loading import load_tokenizer
@@ -42,11 +48,12 @@ ROWS, STEPS, BLOCK = 8, 512, 64
 
 @dataclass(frozen=True)
 class Precision:
-    """Data type of activations, and of matrices if it differs."""
+    """Data type of activations, and of matrices and of the window if they differ."""
 
     name: str
     dtype: str
     quantize: str | None = None
+    kv_dtype: str | None = None
 
 
 PRECISIONS: Final = (
@@ -54,7 +61,17 @@ PRECISIONS: Final = (
     Precision("bfloat16", "bfloat16"),
     Precision("int8, else float32", "float32", "int8"),
     Precision("int8, else bfloat16", "bfloat16", "int8"),
+    Precision("float32, window in int8", "float32", kv_dtype="int8"),
+    Precision("bfloat16, window in int8", "bfloat16", kv_dtype="int8"),
+    Precision("int8, else bfloat16, window in int8", "bfloat16", "int8", "int8"),
 )
+
+GREEDY_TOKENS: Final = 1000
+"""Tokens that float32 generates for each of `GREEDY_PROMPTS` dialogues' beginnings."""
+
+GREEDY_PROMPTS, PROMPT_TOKENS = 4, 24
+WINDOW, HEADS, HEAD_SIZE, OUTLIER = 2048, 10, 256, 20
+"""Sizes of 2B's attention, and the factor of the outliers: all keys' first RoPE pair, 20 times the median."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,8 @@ class Quality:
       weight_bytes: Bytes of all parameters on a CPU.
       dialogues: Distance on unseen dialogues.
       stories: Distance on unseen stories.
+      greedy: Distance on what float32 generates.
+      attention, outliers: Relative errors of attention, on normal keys and on keys with outliers.
       scores: Share of correct answers by part of the list.
     """
 
@@ -81,6 +100,9 @@ class Quality:
     weight_bytes: int
     dialogues: Distance
     stories: Distance
+    greedy: Distance
+    attention: float
+    outliers: float
     scores: Mapping[str, str]
 
 
@@ -90,19 +112,21 @@ class Model:
     def __init__(self, source: ModelSource, precision: Precision) -> None:
         self._dtype = jnp.dtype(precision.dtype)
         matrices = None if precision.quantize is None else jnp.dtype(precision.quantize)
+        source = source.with_kv_dtype(precision.kv_dtype)
         graph, abstract = abstract_model(source.config, self._dtype, CPU, matrix_dtype=matrices)
         with open_tensors(source.weights, source.config) as tensors:
             self._params = load_params(Checkpoint(source.config, tensors), abstract)
-        self._state = zero_state(source.config, ROWS, self._dtype)
+        self._zero = partial(zero_state, source.config, ROWS, self._dtype)
         self._forward = jax.jit(partial(_forward, graph), compiler_options=CPU_OPTIONS)
         self.weight_bytes = sum(x.nbytes for x in jax.tree.leaves(self._params))
 
     def __call__(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Returns log-probabilities `[ROWS, STEPS, V]` of at most `ROWS` texts."""
-        tokens, positions = np.zeros((ROWS, STEPS), np.int32), np.full((ROWS, STEPS), -1, np.int32)
+        """Returns log-probabilities `[ROWS, T, V]` of at most `ROWS` texts; T is `STEPS` or a multiple of it."""
+        steps = STEPS * -(-max(map(len, texts)) // STEPS)
+        tokens, positions = np.zeros((ROWS, steps), np.int32), np.full((ROWS, steps), -1, np.int32)
         for row, text in enumerate(texts):
             tokens[row, : len(text)], positions[row, : len(text)] = text, np.arange(len(text))
-        return np.asarray(self._forward(self._params, tokens, positions, self._state))
+        return np.asarray(self._forward(self._params, tokens, positions, self._zero()))
 
 
 def _forward(graph: Any, params: Any, tokens: jax.Array, positions: jax.Array, state: Any) -> jax.Array:
@@ -121,6 +145,44 @@ def distance(exact: Model, other: Model, texts: Sequence[Sequence[int]]) -> Dist
             same += int((p.argmax(axis=-1) == q.argmax(axis=-1)).sum())
             tokens += len(text)
     return Distance(tokens, divergence / tokens, same / tokens)
+
+
+def greedy_texts(source: ModelSource, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Returns prompts with what float32 generates after them, greedily and past the ends of responses."""
+    core = load_engine(source, EngineConfig(slots=len(prompts), dtype="float32"))
+    texts = {str(i): list(prompt) for i, prompt in enumerate(prompts)}
+    for name, prompt in texts.items():
+        core.add(Request(name, tuple(prompt), SamplingParams(max_tokens=GREEDY_TOKENS, temperature=0.0)))
+    while not core.is_idle:
+        for name, output in core.step():
+            texts[name] += output.token_ids
+    core.close()
+    return list(texts.values())
+
+
+def attention_error(precision: Precision, outlier: float) -> float:
+    """Returns the relative error of a decode step's attention over full windows, in the Frobenius norm.
+
+    Args:
+      precision: Dtypes of queries and windows.
+      outlier: Factor of the keys' first RoPE pair.
+    """
+    rng, dtype = np.random.default_rng(0), jnp.dtype(precision.dtype)
+    q = rng.normal(size=(ROWS, 1, HEADS, HEAD_SIZE)).astype(dtype)
+    keys, values = rng.normal(size=(2, ROWS, WINDOW + 1, HEAD_SIZE))
+    keys[..., [0, HEAD_SIZE // 4]] *= outlier
+    where = np.full((ROWS, 1), WINDOW, np.int32)
+    wanted, *_ = window_attention_reference(
+        q.astype(np.float64), keys[:, -1:], values[:, -1:], keys[:, :-1], values[:, :-1], where
+    )
+
+    def stored(x: np.ndarray) -> Any:
+        x = jnp.asarray(x, dtype)
+        return quantize(x) if precision.kv_dtype == "int8" else x
+
+    k, v, ring_k, ring_v = map(stored, (keys[:, -1], values[:, -1], keys[:, :-1], values[:, :-1]))
+    found, _ = jax.jit(decode_attention)(q[:, 0], k, v, (((ring_k, ring_v),),), where[:, 0])
+    return float(np.linalg.norm(found - wanted[:, 0]) / np.linalg.norm(wanted))
 
 
 def read_rows(path: Path, count: int) -> Iterator[Mapping[str, Any]]:
@@ -146,6 +208,8 @@ def scores(precision: Precision, questions: Path) -> dict[str, str]:
     options = ["--dtype", precision.dtype, "--port", "0", "--slots", "8"]
     if precision.quantize is not None:
         options += ["--quantize", precision.quantize]
+    if precision.kv_dtype is not None:
+        options += ["--kv-dtype", precision.kv_dtype]
     command = [sys.executable, "-m", "roost.server", "serve", "demo", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
@@ -161,11 +225,14 @@ def scores(precision: Precision, questions: Path) -> dict[str, str]:
 def as_table(measured: Sequence[Quality]) -> Table:
     table = Table(title="the demo model on a CPU")
     parts = list(measured[0].scores)
-    for name in ("precision", "weights MB", "KL dialogues", "same", "KL stories", "same", *parts):
+    distances = ("KL dialogues", "same", "KL stories", "same", "greedy", "attention", "outliers")
+    for name in ("precision", "weights MB", *distances, *parts):
         table.add_column(name, justify="left" if name == "precision" else "right")
     for q in measured:
-        distances = (f(d) for d in (q.dialogues, q.stories) for f in (_divergence, _same))
-        table.add_row(q.precision, f"{q.weight_bytes / 1e6:.1f}", *distances, *(q.scores[part] for part in parts))
+        measures = (f(d) for d in (q.dialogues, q.stories) for f in (_divergence, _same))
+        errors = (_same(q.greedy), f"{q.attention:.5f}", f"{q.outliers:.5f}")
+        weights = f"{q.weight_bytes / 1e6:.1f}"
+        table.add_row(q.precision, weights, *measures, *errors, *(q.scores[part] for part in parts))
     return table
 
 
@@ -190,12 +257,14 @@ def main() -> None:
     talks = dialogues(options.corpus, options.texts, source, tokenizer)
     tales = stories(options.corpus, options.texts, tokenizer)
     exact = Model(source, PRECISIONS[0])
+    generated = greedy_texts(source, [talk[:PROMPT_TOKENS] for talk in talks[:GREEDY_PROMPTS]])
     measured = []
     for precision in PRECISIONS:
         model = Model(source, precision)
-        distances = [distance(exact, model, texts) for texts in (talks, tales)]
+        distances = [distance(exact, model, texts) for texts in (talks, tales, generated)]
+        errors = [attention_error(precision, outlier) for outlier in (1, OUTLIER)]
         answers = scores(precision, options.corpus / "demo-eval-public.jsonl")
-        measured.append(Quality(precision.name, model.weight_bytes, *distances, answers))
+        measured.append(Quality(precision.name, model.weight_bytes, *distances, *errors, answers))
         if options.json:
             print(json.dumps(asdict(measured[-1])), flush=True)
     if not options.json:

@@ -2,7 +2,8 @@
 
 Requires libtpu, but no TPU.
 
-    python benchmarks/tpu_programs.py --model 2b --chip v5e [--quantize int8] [--slots N] [--rows 8 128] [--json]
+    python benchmarks/tpu_programs.py --model 2b --chip v5e [--quantize int8] [--kv-dtype int8] [--slots N]
+        [--rows 8 128] [--json]
     python benchmarks/tpu_programs.py --markdown results.jsonl...
 
 The programs are those that `roost serve` compiles on the chip: same options, donation, sampling branches and, with the
@@ -120,6 +121,7 @@ def main() -> None:
     arguments.add_argument("--model", default="2b", help="2b, 9b, or what `random:` takes")
     arguments.add_argument("--chip", choices=CLOCKS, default="v5e")
     arguments.add_argument("--quantize", choices=["int8"], help="matrices in int8")
+    arguments.add_argument("--kv-dtype", choices=["int8"], help="attention windows in int8")
     arguments.add_argument("--slots", type=int, help="slots of the pool; without it as many as roost plan names")
     arguments.add_argument(
         "--rows", nargs="*", help='decode programs to compile, such as "8 all"; without it every one'
@@ -147,8 +149,8 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
     """Compiles the decode programs in rising order of rows, then the prefill program of a whole chunk."""
     with dumped_schedules() as folder:
         devices = open_chips(options.chip, ONE_DEVICE)
-        source = open_model(f"random:{options.model}")
-        config = EngineConfig(quantize=options.quantize, prefill_chunk=options.prefill_chunk)
+        source = open_model(f"random:{options.model}").with_kv_dtype(options.kv_dtype)
+        config = EngineConfig(quantize=options.quantize, kv_dtype=options.kv_dtype, prefill_chunk=options.prefill_chunk)
         slots = options.slots or planned_slots(source.config, options.chip, options.quantize)
         with served_on(devices, source, config, slots) as served:
             bench = Bench(served, options.chip, options.quantize, options.model, folder)
@@ -218,7 +220,7 @@ class Bench:
 
     def _row(self, program: str, rows: int, tokens: int, floor_bytes: int) -> Row:
         kept = self.served.layout
-        kv_dtype = next(x.dtype.name for x in jax.tree.leaves(self.served.model.pool.states) if x.ndim == 3)
+        kv_dtype = self.served.model.config.kv_dtype or self.served.model.dtype.name
         return Row(
             self.name,
             self.chip,
@@ -238,7 +240,7 @@ class Bench:
 
     def _ring_bytes(self, rows: int) -> int:
         config = self.served.model.config
-        per_slot = 2 * config.window * config.head_dim * self.served.model.dtype.itemsize
+        per_slot = config.window * config.token_bytes(self.served.model.dtype.itemsize)
         return rows * config.block_types.count("attention") * per_slot
 
     def _compile(self, program: Program[Any]) -> "Compiled | OutOfMemoryError":

@@ -44,6 +44,7 @@ def cells(row: Row) -> tuple[str, ...]:
 def title(row: Row) -> str:
     """Returns a line that names the model, the chip and the number of slots."""
     quantized = f", matrices in {row['quantize']}" if row["quantize"] else ""
+    quantized += ", windows in int8" if row["kv_dtype"] == "int8" else ""
     name = {"2b": "RecurrentGemma 2B", "9b": "RecurrentGemma 9B"}.get(row["model"], row["model"])
     return f"{name} on one {row['chip']} chip, bfloat16{quantized}, {row['slots']:,} slots"
 

@@ -26,8 +26,10 @@ class Backend:
       decode_attention: Attention of one query per row to rings in one block, and the write of its key; see
         `decode_attention_tpu`.
       ring_multiple: Number of which the windows of `decode_attention` are multiples.
+      decode_attention_int8, ring_multiple_int8: The same for rings in int8; see `decode_attention_int8_tpu`.
       prefill_attention: Attention of a chunk per row to rings in one block, which are only read; see
         `prefill_attention_tpu`.
+      prefills_int8: Whether `prefill_attention` takes rings in int8.
       recurrent_step: Recurrent block of a decode step; see `recurrent_step_tpu`.
       recurrent_chunk: Recurrent block of a prefill chunk; see `recurrent_chunk_tpu`.
       gated_mlp: Gated MLP of a decode step; see `gated_mlp_tpu`.
@@ -40,7 +42,10 @@ class Backend:
     rg_lru: Callable[..., Any] | None = None
     decode_attention: Callable[..., Any] | None = None
     ring_multiple: int = 1
+    decode_attention_int8: Callable[..., Any] | None = None
+    ring_multiple_int8: int = 1
     prefill_attention: Callable[..., Any] | None = None
+    prefills_int8: bool = False
     recurrent_step: Callable[..., Any] | None = None
     recurrent_chunk: Callable[..., Any] | None = None
     gated_mlp: Callable[..., Any] | None = None

@@ -9,6 +9,7 @@ from .recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
 from .rg_lru.pallas_gpu import rg_lru_gpu
 from .rg_lru.pallas_tpu import rg_lru_tpu
 from .sampling.pallas_tpu import sample_tpu
+from .window_attention.int8_pallas_tpu import INT8_RING_MULTIPLE, decode_attention_int8_tpu
 from .window_attention.pallas_gpu import decode_attention_gpu, prefill_attention_gpu
 from .window_attention.pallas_tpu import RING_TILE, decode_attention_tpu, prefill_attention_tpu
 
@@ -20,7 +21,10 @@ TPU: Final = Backend(
     rg_lru=rg_lru_tpu,
     decode_attention=decode_attention_tpu,
     ring_multiple=RING_TILE,
+    decode_attention_int8=decode_attention_int8_tpu,
+    ring_multiple_int8=INT8_RING_MULTIPLE,
     prefill_attention=prefill_attention_tpu,
+    prefills_int8=True,
     recurrent_step=recurrent_step_tpu,
     recurrent_chunk=recurrent_chunk_tpu,
     gated_mlp=gated_mlp_tpu,

@@ -57,11 +57,12 @@ def decode_attention(
     Returns:
       Outputs of the heads, in float32 or the dtype of q, and the rings.
     """
-    has_kernel = backend.decode_attention is not None and not isinstance(k, Int8Vectors)
-    if has_kernel and rings[0][0][0].shape[1] % backend.ring_multiple == 0:
-        assert backend.decode_attention is not None
+    kernel, multiple = backend.decode_attention, backend.ring_multiple
+    if isinstance(k, Int8Vectors):
+        kernel, multiple = backend.decode_attention_int8, backend.ring_multiple_int8
+    if kernel is not None and rings[0][0][0].shape[1] % multiple == 0:
         ((whole,),) = rings
-        out, whole = backend.decode_attention(q, k, v, *whole, positions)
+        out, whole = kernel(q, k, v, *whole, positions)
         return out, ((whole,),)
     attend: Callable[..., Array] = (
         native.decode_attention if _has_native_kernel(backend, q, rings) else decode_attention_xla
@@ -117,7 +118,7 @@ def prefill_attention(
     Returns:
       Outputs of the heads, in float32 or the dtype of q, and the rings.
     """
-    if backend.prefill_attention is None or isinstance(k, Int8Vectors):
+    if backend.prefill_attention is None or (isinstance(k, Int8Vectors) and not backend.prefills_int8):
         return prefill_attention_xla(q, k, v, rings, positions, block)
     out = backend.prefill_attention(q, k, v, *rings, positions)
     return out, write_ring(rings, k, v, positions, positions[:, 0])

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import jax
@@ -12,6 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
 from ..precision import product_precision
+from .int8 import Int8Vectors, map_tokens
 from .ring import Rings, in_order, pad_rows, round_up
 from .softmax import MASKED, Softmax, add_keys, scores_of
 
@@ -67,7 +68,7 @@ def decode_attention_tpu(
 
     def ring_index(i: Any, j: Any, order: Any, position: Any, count: Any) -> tuple[Any, ...]:
         reader = jnp.minimum(i, jnp.maximum(count[0] - 1, 0))
-        last = _block_of(jnp.clip(position[reader], 0, window - 1), block)
+        last = block_of(jnp.clip(position[reader], 0, window - 1), block)
         return order[reader], jnp.where(i == reader, jnp.minimum(j, last), last), 0
 
     def row_index(i: Any, j: Any, order: Any, *_: Any) -> tuple[Any, ...]:
@@ -143,16 +144,16 @@ def _decode_kernel(
     def step() -> None:
         left = filled - j * block
         scores = scores_of(q[0], keys[0]) * scale
-        known = jnp.where(_iota(values.shape[1:], 0) < left, values[0], jnp.zeros_like(values[0]))
+        known = jnp.where(iota(values.shape[1:], 0) < left, values[0], jnp.zeros_like(values[0]))
         running = Softmax(top[...], total[...], mixed[...])
-        top[...], total[...], mixed[...] = add_keys(running, scores, _iota(scores.shape, 1) < left, known)
+        top[...], total[...], mixed[...] = add_keys(running, scores, iota(scores.shape, 1) < left, known)
 
-    @pl.when(works & (j == _block_of(slot, block)))
+    @pl.when(works & (j == block_of(slot, block)))
     def write() -> None:
         pl.when(i > 0)(wait)
         local = slot - j * block
-        at = pl.multiple_of(_block_of(local, tile) * tile, tile)
-        is_new = _iota(tiles.shape[1:], 0) == local - at
+        at = pl.multiple_of(block_of(local, tile) * tile, tile)
+        is_new = iota(tiles.shape[1:], 0) == local - at
         for n, (new, old) in enumerate(((k, keys), (v, values))):
             tiles[n] = jnp.where(is_new, new[0].astype(tiles.dtype), old[0, pl.ds(at, tile)])
         for copy in copies(order[i], pl.multiple_of(j * block + at, tile)):
@@ -168,16 +169,16 @@ def _decode_kernel(
         pl.when(i == count[0] - 1)(wait)
 
 
-def _iota(shape: tuple[int, ...], axis: int) -> Array:
+def iota(shape: tuple[int, ...], axis: int) -> Array:
     return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
 
 
 def prefill_attention_tpu(
     q: Float[Array, "B T N d"],
-    k: Float[Array, "B T d"],
-    v: Float[Array, "B T d"],
-    ring_k: Float[Array, "B W d"],
-    ring_v: Float[Array, "B W d"],
+    k: Float[Array, "B T d"] | Int8Vectors,
+    v: Float[Array, "B T d"] | Int8Vectors,
+    ring_k: Float[Array, "B W d"] | Int8Vectors,
+    ring_v: Float[Array, "B W d"] | Int8Vectors,
     positions: Int32[Array, "B T"],
     *,
     interpret: Any = False,
@@ -185,13 +186,13 @@ def prefill_attention_tpu(
     """Attends with a chunk of queries per row to the ring and the chunk; rings are only read.
 
     Ring and chunk are laid out in order of position, so that a token sees a band of W + 1 keys. The grid walks over the
-    band of a block of queries; blocks of keys from before the document's start are skipped. The output has the dtype of
-    q.
+    band of a block of queries; blocks of keys from before the document's start are skipped. Products take int8 as
+    numbers of q's dtype, which holds them exactly; scales multiply scores and weights. The output has the dtype of q.
 
     Args:
       q: Queries of the chunk, after RoPE.
-      k: Keys of the chunk, after RoPE.
-      v: Values of the chunk.
+      k: Keys of the chunk, after RoPE, in int8 if the rings are.
+      v: Values of the chunk, likewise.
       ring_k: Keys of the W tokens before the chunk.
       ring_v: Values of the W tokens before the chunk.
       positions: Positions of the tokens; see `prefill_attention`. No document begins inside a row.
@@ -204,24 +205,34 @@ def prefill_attention_tpu(
     keys = min(256, round_up(window + steps, 16))
     start = jnp.maximum(positions[:, 0], 0)
     begin = window - jnp.minimum(start, window)  # index in the band of the first existing key
-    exists = jnp.arange(round_up(window + steps, keys))[:, None] >= begin[:, None, None]
-    all_k, all_v = (
-        jnp.where(exists, in_order(ring, new, start, keys), jnp.zeros((), ring.dtype))
-        for ring, new in ((ring_k, k), (ring_v, v))
-    )
+    exists = jnp.arange(round_up(window + steps, keys)) >= begin[:, None]
+
+    def clear(axis: int, x: Array) -> Array:
+        return jnp.where(jnp.expand_dims(exists, 3 - axis), x, jnp.zeros((), x.dtype))
+
+    all_k, all_v = (map_tokens(clear, in_order(ring, new, start, keys)) for ring, new in ((ring_k, k), (ring_v, v)))
+    arrays: tuple[Array, ...] = (all_k, all_v)
+    if isinstance(all_k, Int8Vectors):
+        arrays = (all_k.values, all_v.values, all_k.scale, all_v.scale)
     by_head = jnp.moveaxis(pad_rows(q, queries), 1, 2)
     num_queries, last = by_head.shape[2] // queries, all_k.shape[1] // keys - 1
     most_before = keys - math.gcd(queries, keys)  # keys of a block before the first that a block of queries sees
     band = -(-(most_before + window + queries) // keys)
 
     def key_index(b: Any, i: Any, j: Any, begin: Any) -> tuple[Any, ...]:
-        return b, jnp.clip(_block_of(i * queries, keys) + j, jnp.minimum(_block_of(begin[b], keys), last), last), 0
+        return b, jnp.clip(block_of(i * queries, keys) + j, jnp.minimum(block_of(begin[b], keys), last), last), 0
 
     query = pl.BlockSpec((1, heads, queries, size), lambda b, i, j, _: (b, 0, i, 0))
-    key = pl.BlockSpec((1, keys, size), key_index)
+
+    def scale_index(*args: Any) -> tuple[Any, ...]:
+        b, at, _ = key_index(*args)
+        return b, 0, at
+
+    key, scale = pl.BlockSpec((1, keys, size), key_index), pl.BlockSpec((1, 1, keys), scale_index)
     lanes = _LANES if keys % _LANES == size % _LANES == 0 else 1
     flat = heads * queries
     column = pltpu.VMEM((flat, lanes), jnp.float32)
+    key_bytes = sum(x.size * x.dtype.itemsize for x in arrays) // all_k.shape[1]
     pairs = rows * heads * by_head.shape[2] * band * keys
     out = pl.pallas_call(
         functools.partial(_prefill_kernel, window=window),
@@ -229,40 +240,38 @@ def prefill_attention_tpu(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(rows, num_queries, band),
-            in_specs=[query, key, key],
+            in_specs=[query, key, key, scale, scale][: 1 + len(arrays)],
             out_specs=query,
             scratch_shapes=[column, column, pltpu.VMEM((flat, size), jnp.float32)],
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(
             flops=4 * pairs * size,
-            bytes_accessed=2 * rows * num_queries * band * keys * size * all_k.dtype.itemsize
-            + 2 * by_head.size * q.dtype.itemsize,
+            bytes_accessed=num_queries * band * keys * key_bytes + 2 * by_head.size * q.dtype.itemsize,
             transcendentals=pairs,
         ),
         interpret=interpret,
         name="window_attention_prefill",
-    )(begin, by_head, all_k, all_v)
+    )(begin, by_head, *arrays)
     return jnp.moveaxis(out, 2, 1)[:, :steps]
 
 
-def _block_of(place: Any, size: int) -> Any:
+def block_of(place: Any, size: int) -> Any:
     """Returns place // size for place ≥ 0, without the handling of signs that `//` adds."""
     return jax.lax.div(place, jnp.int32(size))
 
 
-def _prefill_kernel(
-    begin: Any, q: Any, keys: Any, values: Any, out: Any, top: Any, total: Any, mixed: Any, *, window: int
-) -> None:
+def _prefill_kernel(begin: Any, q: Any, keys: Any, values: Any, *refs: Any, window: int) -> None:
     """Kernel of `prefill_attention_tpu`: an online softmax over `queries` tokens with all their heads.
 
     Blocks that all queries see need no mask of their own. A query that sees no key of its first blocks collects values
     with a weight that its first visible key makes 0.
     """
+    *scales, out, top, total, mixed = refs
     b, i, j = (pl.program_id(axis) for axis in range(3))
     heads, queries, size = q.shape[1:]
     block = keys.shape[1]
-    first, token = (_block_of(i * queries, block) + j) * block, i * queries
+    first, token = (block_of(i * queries, block) + j) * block, i * queries
 
     @pl.when(j == 0)
     def start() -> None:
@@ -271,17 +280,17 @@ def _prefill_kernel(
 
     sees = (first + block > jnp.maximum(token, begin[b])) & (first <= window + token + queries - 1)
     is_inside = (first >= token + queries - 1) & (first + block - 1 <= window + token)
-    add = functools.partial(_add_block, q, keys, values, top, total, mixed)
+    add = functools.partial(_add_block, q, keys, values, scales, top, total, mixed)
 
     @pl.when(sees & is_inside)
     def inside() -> None:
-        exists = first + _iota((1, block), 1) >= begin[b]
+        exists = first + iota((1, block), 1) >= begin[b]
         hidden = jnp.where(exists, 0.0, MASKED)
         add(lambda scores: scores + hidden)
 
     @pl.when(sees & ~is_inside)
     def edge() -> None:
-        queried, place = token + _iota((queries, block), 0), first + _iota((queries, block), 1)
+        queried, place = token + iota((queries, block), 0), first + iota((queries, block), 1)
         visible = (place >= jnp.maximum(queried, begin[b])) & (place <= window + queried)
         add(lambda scores: jnp.where(jnp.concatenate([visible] * heads), scores, MASKED))
 
@@ -291,22 +300,28 @@ def _prefill_kernel(
 
 
 def _add_block(
-    q: Any, keys: Any, values: Any, top: Any, total: Any, mixed: Any, mask: Callable[[Array], Array]
-) -> None:
-    """Adds a block of keys to the softmax; `mask` lowers the scores of hidden keys."""
+    q: Any, keys: Any, values: Any, scales: Sequence[Any], top: Any, total: Any, mixed: Any,
+    mask: Callable[[Array], Array],
+) -> None:  # fmt: skip
+    """Adds a block of keys to the softmax; `mask` lowers the scores of hidden keys.
+
+    Keys and values in int8 have scales, which multiply scores and weights.
+    """
     block, size = keys.shape[1:]
+    dtype = q.dtype if scales else values.dtype
     base_2 = size**-0.5 * math.log2(math.e)  # factor with which a power of 2 is the exponential of a scaled score
-    scores, before = mask(scores_of(q[0].reshape(-1, size), keys[0])), top[...]
+    products = scores_of(q[0].reshape(-1, size), keys[0].astype(dtype))
+    scores, before = mask(products * scales[0][0] if scales else products), top[...]
     highest = jnp.maximum(before, jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp2(scores * base_2 - _spread(highest * base_2, block))
     shrink = jnp.exp2((before - highest) * base_2)
     top[...] = highest
     total[...] = total[...] * shrink + jnp.sum(weights, axis=-1, keepdims=True)
     mixed[...] = mixed[...] * _spread(shrink, size) + jnp.dot(
-        weights.astype(values.dtype),
-        values[0],
+        (weights * scales[1][0] if scales else weights).astype(dtype),
+        values[0].astype(dtype),
         preferred_element_type=jnp.float32,
-        precision=product_precision(values.dtype),
+        precision=product_precision(dtype),
     )
 
 

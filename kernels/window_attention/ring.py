@@ -1,6 +1,7 @@
 """Rings of keys and values of the last W tokens: position p is in row p mod W."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,12 +111,14 @@ def write_blocks(
     return tuple((write(keys, k, at), write(values, v, at)) for (keys, values), at in zip(blocks, starts, strict=True))
 
 
-def in_order(
-    ring: Float[Array, "B W d"], new: Float[Array, "B T d"], start: Int32[Array, " B"], multiple: int
-) -> Float[Array, "B W_plus_T d"]:
+def in_order(ring: Vectors, new: Vectors, start: Int32[Array, " B"], multiple: int) -> Any:
     """Returns the ring's W rows in order of position, then the new ones, then zeros up to a multiple of `multiple`."""
-    oldest_first = jax.vmap(lambda rows, s: jnp.roll(rows, -s, axis=0))(ring, start % ring.shape[1])
-    return pad_rows(jnp.concatenate([oldest_first, new.astype(ring.dtype)], axis=1), multiple)
+
+    def order(axis: int, ring: Array, new: Array) -> Array:
+        oldest_first = jax.vmap(lambda rows, s: jnp.roll(rows, -s, axis=axis - 1))(ring, start % ring.shape[axis])
+        return pad_rows(jnp.concatenate([oldest_first, new.astype(ring.dtype)], axis=axis), multiple, axis)
+
+    return map_tokens(order, ring, new)
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -123,6 +126,6 @@ def round_up(n: int, multiple: int) -> int:
     return n + -n % multiple
 
 
-def pad_rows(x: Array, multiple: int) -> Array:
-    """Pads the second axis with zeros up to a multiple of `multiple`."""
-    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple), *[(0, 0)] * (x.ndim - 2)])
+def pad_rows(x: Array, multiple: int, axis: int = 1) -> Array:
+    """Pads an axis with zeros up to a multiple of `multiple`."""
+    return jnp.pad(x, [(0, -size % multiple if place == axis else 0) for place, size in enumerate(x.shape)])

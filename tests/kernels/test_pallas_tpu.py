@@ -5,6 +5,7 @@ from functools import cache, partial
 from typing import Any
 
 import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
 from chunk_cases import SEEDS, positions
@@ -14,6 +15,10 @@ from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
 from roost.kernels.gated_mlp.reference import gated_mlp_reference
 from roost.kernels.recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
 from roost.kernels.recurrent_block.reference import recurrent_block_reference
+from roost.kernels.window_attention import Int8Vectors, quantize
+from roost.kernels.window_attention.int8_pallas_tpu import decode_attention_int8_tpu
+from roost.kernels.window_attention.pallas_tpu import prefill_attention_tpu
+from roost.kernels.window_attention.reference import window_attention_reference
 
 ROWS = 3
 
@@ -22,6 +27,7 @@ EVERY = 64
 step, chunk, mlp = (
     interpreted(kernel) for kernel in (recurrent_step_tpu, partial(recurrent_chunk_tpu, every=EVERY), gated_mlp_tpu)
 )
+decode_int8, prefill_int8 = interpreted(decode_attention_int8_tpu), interpreted(prefill_attention_tpu)
 
 
 @cache
@@ -101,3 +107,75 @@ def test_gated_mlp(rows: int, width: int, hidden: int, seed: int) -> None:
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     x, weights = draw(rows, width), (draw(2 * hidden, width), draw(2 * hidden), draw(width, hidden), draw(width))
     np.testing.assert_allclose(mlp(x, *weights), gated_mlp_reference(x, *weights), rtol=2e-4, atol=2e-3)
+
+
+def int8(x: np.ndarray) -> Int8Vectors:
+    return jax.tree.map(np.asarray, jax.jit(quantize)(x))
+
+
+def as_floats(x: Int8Vectors) -> np.ndarray:
+    """The vectors that queries attend to."""
+    return x.values * (np.swapaxes(x.scale, 1, 2) if x.values.ndim == 3 else x.scale)
+
+
+def keys_with_outliers(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Keys of which one RoPE pair is 20 times as large as the others, as in trained models."""
+    keys = rng.normal(size=shape).astype(np.float32)
+    pair, quarter = rng.integers(shape[-1] // 4), shape[-1] // 4
+    keys[..., [pair, pair + quarter]] *= 20
+    return keys
+
+
+def spoiled(ring: Int8Vectors, unfilled: np.ndarray) -> Int8Vectors:
+    """What is not filled of rings holds any values, with scales that are no numbers."""
+    values = np.where(unfilled[..., None], np.int8(99), ring.values)
+    return Int8Vectors(values, np.where(unfilled[:, None], np.float32("nan"), ring.scale))
+
+
+@pytest.mark.parametrize(("window", "heads", "size"), [(16, 1, 8), (50, 3, 8), (2048, 2, 8), (384, 10, 48)])
+@given(seed=SEEDS, data=st.data())
+@settings(max_examples=10)
+def test_decode_attention_over_rings_in_int8(
+    window: int, heads: int, size: int, seed: int, data: st.DataObject
+) -> None:
+    """Outputs are those of the values that the rings hold, the row's own included; writes are bit for bit."""
+    place = st.integers(0, 3 * window)
+    where = np.array([data.draw(st.just(-1) | place) for _ in range(ROWS)], np.int32)
+    rng = np.random.default_rng(seed)
+    q = rng.normal(size=(ROWS, heads, size)).astype(np.float32) / 20
+    k, v = int8(keys_with_outliers(rng, ROWS, size)), int8(rng.normal(size=(ROWS, size)).astype(np.float32))
+    unfilled = np.arange(window) >= np.append(where, 0)[:, None]
+    pool = (ROWS + 1, window, size)
+    rings = [int8(x) for x in (keys_with_outliers(rng, *pool), rng.normal(size=pool).astype(np.float32))]
+    dirty = [spoiled(ring, unfilled) for ring in rings]
+    out, written = decode_int8(q, k, v, *dirty, where)
+    seen = (as_floats(k)[:, None], as_floats(v)[:, None], *(as_floats(ring)[:ROWS] for ring in rings))
+    expected, *_ = window_attention_reference(q[:, None], *seen, where[:, None])
+    busy = where >= 0
+    np.testing.assert_allclose(np.asarray(out)[busy], expected[busy, 0], rtol=5e-5, atol=5e-5)
+    np.testing.assert_array_equal(np.asarray(out)[~busy], 0.0)
+    for found, old, new in zip(written, dirty, (k, v), strict=True):
+        wanted = jax.tree.map(np.copy, old)
+        wanted.values[np.flatnonzero(busy), where[busy] % window] = new.values[busy]
+        wanted.scale[np.flatnonzero(busy), 0, where[busy] % window] = new.scale[busy, 0]
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize(("steps", "window", "heads", "size"), [(12, 5, 2, 8), (300, 50, 3, 8), (20, 300, 10, 48)])
+@given(seed=SEEDS, data=st.data())
+@settings(max_examples=8)
+def test_prefill_attention_over_rings_in_int8(
+    steps: int, window: int, heads: int, size: int, seed: int, data: st.DataObject
+) -> None:
+    """Queries attend to the values in int8, those of their own chunk included."""
+    where = data.draw(positions(ROWS, steps))
+    rng = np.random.default_rng(seed)
+    q = rng.normal(size=(ROWS, steps, heads, size)).astype(np.float32) / 20
+    chunk, ring = (ROWS, steps, size), (ROWS, window, size)
+    k, ring_k = (int8(keys_with_outliers(rng, *shape)) for shape in (chunk, ring))
+    v, ring_v = (int8(rng.normal(size=shape).astype(np.float32)) for shape in (chunk, ring))
+    unfilled = np.arange(window) >= where[:, :1]
+    out = np.asarray(prefill_int8(q, k, v, spoiled(ring_k, unfilled), spoiled(ring_v, unfilled), where))
+    expected, *_ = window_attention_reference(q, *map(as_floats, (k, v, ring_k, ring_v)), where)
+    np.testing.assert_allclose(out[where >= 0], expected[where >= 0], rtol=5e-5, atol=5e-5)
+    assert np.isfinite(out).all()

@@ -11,11 +11,13 @@ from jax.sharding import SingleDeviceSharding
 from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
 from roost.kernels.recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
 from roost.kernels.rg_lru.pallas_tpu import rg_lru_tpu
+from roost.kernels.window_attention import Int8Vectors
+from roost.kernels.window_attention.int8_pallas_tpu import decode_attention_int8_tpu
 from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu, prefill_attention_tpu
 
 pytestmark = pytest.mark.tpu_compile
 
-F32, BF16, INT = jnp.dtype("float32"), jnp.dtype("bfloat16"), jnp.dtype("int32")
+F32, BF16, INT, INT8 = map(jnp.dtype, ("float32", "bfloat16", "int32", "int8"))
 
 
 def compile_kernel(chip: SingleDeviceSharding, kernel: Callable[..., Any], *shapes: tuple[Any, ...]) -> Any:
@@ -50,6 +52,45 @@ def test_decode_attention(
         chip, decode_attention_tpu, (dtype, rows, heads, size), token, token, ring, ring, (INT, rows)
     )
     assert counted >= 2 * rows * window * size * dtype.itemsize, "both rings"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "heads", "size", "window"),
+    [(BF16, 512, 10, 256, 2048), (BF16, 224, 16, 256, 2048), (F32, 32, 4, 48, 128)],
+)
+def test_decode_attention_over_rings_in_int8(
+    chip: SingleDeviceSharding, dtype: Any, rows: int, heads: int, size: int, window: int
+) -> None:
+    """Rings of a larger pool, of which only the first are read and written, in place."""
+    token = ((INT8, rows, size), (F32, rows, 1))
+    ring = ((INT8, 2 * rows, window, size), (F32, 2 * rows, 1, window))
+
+    def kernel(q: Any, *arrays: Any) -> Any:
+        *parts, positions = arrays
+        vectors = [Int8Vectors(*parts[i : i + 2]) for i in range(0, len(parts), 2)]
+        return decode_attention_int8_tpu(q, *vectors, positions)
+
+    counted = compile_kernel(chip, kernel, (dtype, rows, heads, size), *token, *token, *ring, *ring, (INT, rows))
+    assert counted >= 2 * rows * window * (size + 4), "both rings"
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "heads", "size", "window"), [(1, 512, 10, 256, 2048), (8, 64, 16, 256, 2048)]
+)
+def test_prefill_attention_over_rings_in_int8(
+    chip: SingleDeviceSharding, rows: int, steps: int, heads: int, size: int, window: int
+) -> None:
+    chunk = ((INT8, rows, steps, size), (F32, rows, 1, steps))
+    ring = ((INT8, rows, window, size), (F32, rows, 1, window))
+
+    def kernel(q: Any, *arrays: Any) -> Any:
+        *parts, positions = arrays
+        vectors = [Int8Vectors(*parts[i : i + 2]) for i in range(0, len(parts), 2)]
+        return prefill_attention_tpu(q, *vectors, positions)
+
+    query = (BF16, rows, steps, heads, size)
+    counted = compile_kernel(chip, kernel, query, *chunk, *chunk, *ring, *ring, (INT, rows, steps))
+    assert counted >= 2 * rows * (window + steps) * (size + 4), "rings and chunk"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ a slot that it does not change.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,14 +35,22 @@ LAYERS = ModelConfig(
 )
 
 
+@pytest.fixture(scope="module", params=[None, "int8"], ids=["bfloat16", "int8"])
+def model(request: pytest.FixtureRequest) -> ModelConfig:
+    """The model, with windows of either dtype."""
+    return replace(LAYERS, kv_dtype=request.param)
+
+
 @pytest.fixture(scope="module")
-def pool() -> Any:
-    return jax.eval_shape(lambda: new_pool(LAYERS, ROWS, BF16, TPU))
+def pool(model: ModelConfig) -> Any:
+    return jax.eval_shape(lambda: new_pool(model, ROWS, BF16, TPU))
 
 
-def compile_step(chip: SingleDeviceSharding, step: Callable[..., Any], pool: Any, *inputs: Any) -> Any:
+def compile_step(
+    chip: SingleDeviceSharding, model: ModelConfig, step: Callable[..., Any], pool: Any, *inputs: Any
+) -> Any:
     """Compiles a step for shapes of arguments, with the pool donated."""
-    graph, params = abstract_model(LAYERS, BF16, TPU)
+    graph, params = abstract_model(model, BF16, TPU)
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), (params, pool, *inputs))
     lowered = jax.jit(partial(step, graph), donate_argnums=1).trace(*arguments).lower(lowering_platforms=("tpu",))
     return lowered.compile(compiler_options={"xla_vf_vmem_memory_space_assignment": "false"})
@@ -65,27 +74,27 @@ def check(compiled: Any, pool: Any, *kernels: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [8, ROWS])
-def test_decode(chip: SingleDeviceSharding, pool: Any, rows: int) -> None:
+def test_decode(chip: SingleDeviceSharding, model: ModelConfig, pool: Any, rows: int) -> None:
     """A step of the first slots reads and writes their states only."""
     active = jax.ShapeDtypeStruct((rows,), jnp.bool)
-    compiled = compile_step(chip, decode_one, pool, active, jax.ShapeDtypeStruct((), jnp.int32))
+    compiled = compile_step(chip, model, decode_one, pool, active, jax.ShapeDtypeStruct((), jnp.int32))
     check(compiled, pool, "recurrent_step", "window_attention_decode", "gated_mlp", "gated_mlp", "sample")
 
 
 @pytest.mark.parametrize("length", [64, 512])
-def test_prefill(chip: SingleDeviceSharding, pool: Any, length: int) -> None:
+def test_prefill(chip: SingleDeviceSharding, model: ModelConfig, pool: Any, length: int) -> None:
     inputs = prefill_input((), (), 1, length, ROWS)
     kernels = ["recurrent_chunk", "window_attention_prefill", "gated_mlp", "gated_mlp"]
-    check(compile_step(chip, steps.prefill_step, pool, inputs), pool, *kernels)
+    check(compile_step(chip, model, steps.prefill_step, pool, inputs), pool, *kernels)
 
 
-def test_first_token(chip: SingleDeviceSharding, pool: Any) -> None:
+def test_first_token(chip: SingleDeviceSharding, model: ModelConfig, pool: Any) -> None:
     hidden = jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, LAYERS.width), BF16)
     inputs = first_token_input((), MAX_PREFILL_ROWS, ROWS, words_of_mask(LAYERS.vocab_size))
-    check(compile_step(chip, steps.first_token_step, pool, hidden, inputs), pool, "sample")
+    check(compile_step(chip, model, steps.first_token_step, pool, hidden, inputs), pool, "sample")
 
 
-def test_slots_are_copied_in_place(chip: SingleDeviceSharding, pool: Any) -> None:
+def test_slots_are_copied_in_place(chip: SingleDeviceSharding, model: ModelConfig, pool: Any) -> None:
     """A fork moves the bytes of its slot, whatever the size of the pool."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), pool)
     slots = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=chip)
@@ -96,13 +105,13 @@ def test_slots_are_copied_in_place(chip: SingleDeviceSharding, pool: Any) -> Non
     )
     memory = lowered.compile().memory_analysis()
     assert memory.alias_size_in_bytes >= sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.states))
-    assert memory.temp_size_in_bytes < 4 * LAYERS.state_bytes(2)
+    assert memory.temp_size_in_bytes < 4 * model.state_bytes(2)
 
 
-def test_the_roofline_knows_the_memory_of_a_step(chip: SingleDeviceSharding, pool: Any) -> None:
+def test_the_roofline_knows_the_memory_of_a_step(chip: SingleDeviceSharding, model: ModelConfig, pool: Any) -> None:
     """The roofline adds up weights and slots; the compiler adds the program's own memory."""
     active = jax.ShapeDtypeStruct((ROWS,), jnp.bool)
-    memory = compile_step(chip, decode_one, pool, active, jax.ShapeDtypeStruct((), jnp.int32)).memory_analysis()
+    memory = compile_step(chip, model, decode_one, pool, active, jax.ShapeDtypeStruct((), jnp.int32)).memory_analysis()
     taken = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     taken += memory.temp_size_in_bytes
-    assert compute_roofline(LAYERS, DEVICES["v5e"], 2).memory_bytes(ROWS) == pytest.approx(taken, rel=0.05)
+    assert compute_roofline(model, DEVICES["v5e"], 2).memory_bytes(ROWS) == pytest.approx(taken, rel=0.05)
