@@ -1,6 +1,8 @@
 """Rooflines, against figures worked out elsewhere."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,14 @@ from roost.engine.roofline import DEVICES, Device, Setup, compute_roofline, find
 from roost.engine.worker.programs import new_pool
 
 SMALL = ModelConfig(96, 32, 48, 2, 64, cycle(("recurrent", "recurrent", "attention"), 5), window=7)
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+PRESET_LINE = re.compile(
+    r"^\| `tpu-(?P<chip>v\d\w)-[\w-]+` \| (?P<model>\d)B .*?(?P<slots>[\d,]+) requests"
+    r"(?:.*`--mesh data=(?P<data>\d),model=(?P<shards>\d)`)?",
+    re.MULTILINE,
+)
+"""Line of a TPU in the table of presets."""
 
 
 @pytest.mark.parametrize(
@@ -215,3 +225,13 @@ def test_gpus(device: str, model: str, slots: int, limit: int) -> None:
     roofline = compute_roofline(PRESETS[model], DEVICES[device], 2)
     assert roofline.slots == pytest.approx(slots, rel=0.005)
     assert roofline.decode_tokens_per_second(1) == pytest.approx(limit, rel=0.01)
+
+
+def test_the_deployments_promise_what_plan_gives() -> None:
+    """`roost plan --verify` has compiled the programs of each preset with this number (benchmarks/tpu-programs.md)."""
+    promises = list(PRESET_LINE.finditer((DEPLOY / "README.md").read_text()))
+    assert len(promises) == len(list((DEPLOY / "presets").glob("tpu-*.yaml")))
+    for found in promises:
+        shards = MeshShape(int(found["data"] or 1), int(found["shards"] or 1))
+        roofline = compute_roofline(PRESETS[f"{found['model']}b"], DEVICES[found["chip"]], 2, shards=shards)
+        assert f"{roofline.slots:,}" == found["slots"], found[0]
