@@ -1,4 +1,4 @@
-"""The programs that serve compiles at automatic slots fit one chip, and the estimate leaves little of it unused.
+"""The programs that serve compiles at automatic slots fit their chips, and the estimate leaves little of it unused.
 
 The largest decode program and one prefill of 2B and 9B stand for all programs, whose code is estimated.
 """
@@ -8,7 +8,7 @@ import re
 import pytest
 from roost.engine.checkpoint.source import open_model
 from roost.engine.core.config import EngineConfig
-from roost.engine.core.mesh import ONE_DEVICE
+from roost.engine.core.mesh import ONE_DEVICE, MeshShape
 from roost.engine.roofline import DEVICES, compute_roofline
 from roost.engine.worker.aot import CHIPS, AheadOfTime, compile_for_chips, hbm_limit, open_chips
 from roost.engine.worker.fitting import demands, estimated_slots, memory_of_served
@@ -26,26 +26,28 @@ def test_the_roofline_has_the_limit_of_the_compiler(chip: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "chip", "quantize", "least", "kernels"),
+    ("model", "chip", "shards", "quantize", "least", "kernels"),
     [
-        ("2b", "v5e", None, 500, (27, 26)),
-        ("9b", "v5e", "int8", 210, (39, 38)),
-        ("2b", "v6e", None, 1300, (27, 26)),
-        ("9b", "v6e", None, 500, (39, 38)),
+        ("2b", "v5e", ONE_DEVICE, None, 500, (27, 26)),
+        ("9b", "v5e", ONE_DEVICE, "int8", 210, (39, 38)),
+        ("2b", "v6e", ONE_DEVICE, None, 1300, (27, 26)),
+        ("9b", "v6e", ONE_DEVICE, None, 500, (39, 38)),
+        ("9b", "v5e", MeshShape(1, 4), None, 1600, (39, 38)),
     ],
+    ids=str,
 )
 def test_programs_at_automatic_slots_fit(
-    model: str, chip: str, quantize: str | None, least: int, kernels: tuple[int, int]
+    model: str, chip: str, shards: MeshShape, quantize: str | None, least: int, kernels: tuple[int, int]
 ) -> None:
     """Decode has the kernels of temporal blocks and of sampling; more rows than 512 leave the MLP to the compiler."""
     source, settings = open_model(f"random:{model}"), EngineConfig(quantize=quantize, dtype="bfloat16")
-    devices = open_chips(chip, ONE_DEVICE)
+    devices = open_chips(chip, shards)
     limit = hbm_limit(devices)
-    with open_weights(source, settings, devices.shards, devices.platform, None) as weights:
+    with open_weights(source, settings, devices.shards, devices.platform, devices.mesh) as weights:
         memory = memory_of_served(source.config, settings, weights, devices, limit)
         slots = estimated_slots(memory, devices.shards)
         served = served_programs(source.config, settings, weights, devices, slots)
-    roofline = compute_roofline(source.config, DEVICES[chip], 2, is_quantized=quantize is not None)
+    roofline = compute_roofline(source.config, DEVICES[chip], 2, is_quantized=quantize is not None, shards=shards)
     assert least <= slots == roofline.slots, "roost plan and a start give the same number"
     programs = (served.programs.decode[slots], served.programs.prefill[PrefillShape(1, 512)][0])
     compiled = {program.label: compile_for_chips(served, program) for program in programs}
