@@ -1,0 +1,209 @@
+"""Shows where the time of a decode step on a CPU goes, beside what the processor needs at least.
+
+    python benchmarks/cpu_step.py [--model MODEL] [--quantize int8] [--rows 32] [--filled 600] [--steps 300]
+
+The step is the engine's own program with greedy rows, each with `filled` tokens in its window. It is timed, and then
+traced: the table has the time of each native kernel and of XLA's operations, as a low percentile over the traced steps,
+so that a moment when something else runs does not count. The floor is the larger of two times: that of reading the
+matrices and states, at the rate at which a product of one row reads a matrix, and that of the products, at the rate of
+a matrix in the cache with many rows. Both rates are measured in the same process.
+"""
+
+import argparse
+import gzip
+import re
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orjson
+from roost.engine.builder import load_runner
+from roost.engine.checkpoint.source import open_model
+from roost.engine.core.config import EngineConfig
+from roost.engine.model.quantization import PackedMatrix
+from roost.engine.model.state import AttentionState
+from roost.engine.worker.executor import Executor
+from roost.kernels import native
+
+sys.path[:0] = [str(Path(__file__).resolve().parent / "peers")]
+
+from models import SMALL  # noqa: E402
+
+TRACED_STEPS: Final = 60
+LOW: Final = 0.1
+"""Share of the traced steps that may be faster than the time shown."""
+
+CALL: Final = re.compile(r'custom_call_target="(?:roost_)?([^"]+)"')
+DEFINITION: Final = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (?:\([^)]*\)|\S+)\s+([\w\-]+)\((.*)")
+
+
+class Rates(NamedTuple):
+    """What the processor does at best.
+
+    Attributes:
+      read: Bytes of a matrix read per second.
+      products: Multiplications and additions per second.
+    """
+
+    read: float
+    products: float
+
+
+class Need(NamedTuple):
+    """What a step has to do.
+
+    Attributes:
+      bytes: Bytes of matrices and states that are read.
+      products: Multiplications and additions with matrices.
+    """
+
+    bytes: float
+    products: float
+
+
+def main() -> None:
+    options = arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        runner = load_runner(open_model(options.model or small(Path(folder))), config(options))
+        executor: Executor = runner.executor
+        fill(executor, options.filled)
+        step = stepper(executor, options.rows)
+        times = sorted(timed(step) for _ in range(options.steps))
+        calls = traced(step, Path(folder), executor.compiled[f"decode {options.rows}"].as_text())
+    need, rates = need_of(executor, options.rows, options.filled), measured_rates(options.quantize)
+    print(page(times, calls, need, rates))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="what `roost serve` takes; random weights of `small` by default")
+    parser.add_argument("--quantize", choices=["int8"], help="format of the matrices (bfloat16)")
+    parser.add_argument("--rows", type=int, default=32, metavar="N", help="rows of the step, 4, 8, 16 or 32 (32)")
+    parser.add_argument("--filled", type=int, default=600, metavar="N", help="tokens before the step in each row (600)")
+    parser.add_argument("--steps", type=int, default=300, metavar="N", help="steps that are timed (300)")
+    return parser.parse_args()
+
+
+def small(folder: Path) -> str:
+    path = folder / "config.json"
+    path.write_bytes(orjson.dumps(SMALL.hf_config("bfloat16")))
+    return f"random:{path}"
+
+
+def config(options: argparse.Namespace) -> EngineConfig:
+    return EngineConfig(slots=32, quantize=options.quantize, dtype="bfloat16", state_cache_gib=0.0)
+
+
+def fill(executor: Executor, filled: int) -> None:
+    """Makes every slot a greedy request with `filled` tokens before it and no end."""
+    pool = executor.arrays.pool
+    slots = pool.slots
+    sampling = replace(slots.sampling, last_position=jnp.full_like(slots.sampling.last_position, 2**30))
+    slots = slots._replace(
+        positions=jnp.full_like(slots.positions, filled), goes_on=jnp.ones_like(slots.goes_on), sampling=sampling
+    )
+    executor.arrays.pool = pool._replace(slots=slots)
+
+
+def stepper(executor: Executor, rows: int) -> Callable[[], None]:
+    active = np.ones(rows, np.bool_)
+    return lambda: executor.decode(active, 1).tokens.block_until_ready()
+
+
+def timed(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def traced(step: Callable[[], None], folder: Path, program: str) -> Mapping[str, tuple[float, float]]:
+    """Returns seconds and calls per step of each operation."""
+    with jax.profiler.trace(str(folder)):
+        for _ in range(TRACED_STEPS):
+            step()
+    (trace,) = folder.glob("plugins/profile/*/*.trace.json.gz")
+    names = dict(operations(program))
+    durations = defaultdict(list)
+    for event in orjson.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]:
+        if event.get("ph") == "X" and event["name"] in names:
+            durations[event["name"]].append(event["dur"] * 1e-6)
+    calls: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    for name, each in durations.items():
+        count, (seconds, before) = len(each) / TRACED_STEPS, calls[names[name]]
+        calls[names[name]] = (seconds + count * sorted(each)[int(LOW * len(each))], before + count)
+    return calls
+
+
+def operations(program: str) -> Iterator[tuple[str, str]]:
+    """Yields each instruction of a compiled program with the row of the table that it counts in."""
+    for match in filter(None, map(DEFINITION.match, program.splitlines())):
+        target = CALL.search(match[3])
+        if match[2] not in ("while", "conditional", "call"):  # their instructions count
+            yield match[1], target[1].replace("_", " ") if target else f"XLA: {match[2]}"
+
+
+def need_of(executor: Executor, rows: int, filled: int) -> Need:
+    """Returns what a step of the first slots needs at least."""
+    params, states = executor.arrays.params, executor.arrays.pool.states.first(rows)
+    weights = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, PackedMatrix))
+    elements = sum(x.values.size for x in weights if isinstance(x, PackedMatrix))
+    read = sum(x.nbytes for x in jax.tree.leaves(params))
+    for layer in states:
+        is_ring = isinstance(layer, AttentionState)
+        for x in jax.tree.leaves(layer):
+            read += x.nbytes if not is_ring else 0
+        if is_ring:
+            keys = layer.rings[0][0][0]
+            window = sum(block.shape[1] for block, _ in layer.rings[0])
+            read += rows * min(filled, window) * 2 * keys.shape[2] * keys.dtype.itemsize
+    return Need(read, 2.0 * rows * elements)
+
+
+def measured_rates(quantize: str | None) -> Rates:
+    def fastest(rows: int, outputs: int, inputs: int) -> float:
+        packed = native.packed_shape((outputs, inputs), jnp.dtype(quantize or "bfloat16"))
+        values = jnp.zeros(packed.shape, packed.dtype)
+        x, f32 = jnp.ones((rows, inputs), jnp.bfloat16), jnp.dtype("float32")
+        if quantize:
+            product = jax.jit(lambda x, w, s: native.int8_product(x, w, s, None, f32))
+            inputs_of = (x, values, jnp.ones(outputs, jnp.float32))
+        else:
+            product, inputs_of = jax.jit(lambda x, w: native.bf16_product(x, w, None, f32)), (x, values)
+        return min(timed(lambda: product(*inputs_of).block_until_ready()) for _ in range(50))
+
+    width = 1 if quantize else 2
+    read = 65536 * 2048 * width / fastest(1, 65536, 2048)
+    return Rates(read, 2.0 * 256 * 768 * 1536 / fastest(256, 1536, 768))
+
+
+def page(times: list[float], calls: Mapping[str, tuple[float, float]], need: Need, rates: Rates) -> str:
+    reading, products = need.bytes / rates.read, need.products / rates.products
+    step, floor = times[len(times) // 2], max(reading, products)
+    whole = sum(seconds for seconds, _ in calls.values())
+    lines = [
+        "| part of the step | ms | share | calls |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {name} | {1e3 * seconds:.2f} | {seconds / whole:.0%} | {count:.0f} |"
+            for name, (seconds, count) in sorted(calls.items(), key=lambda item: -item[1][0])
+            if seconds > 0.002 * whole
+        ),
+        "",
+        f"Step: {1e3 * times[0]:.2f} ms at least, {1e3 * step:.2f} ms in the median. Floor: {1e3 * floor:.2f} ms, of "
+        f"{need.bytes / 1e6:.0f} MB at {rates.read / 1e9:.1f} GB/s ({1e3 * reading:.2f} ms) and "
+        f"{need.products / 1e9:.1f} GOP at {rates.products / 1e12:.2f} TOP/s ({1e3 * products:.2f} ms). "
+        f"Median ÷ floor: {step / floor:.2f}; least ÷ floor: {times[0] / floor:.2f}.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
