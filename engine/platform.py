@@ -164,10 +164,13 @@ def device_facts() -> DeviceFacts:
 
 
 def numerics() -> str:
-    """Returns 8 hexadecimal digits for what decides the last bits of a state: versions, device and kernels."""
+    """Returns 8 hexadecimal digits for what decides the last bits of a state: versions, device and kernels.
+
+    Hosts with AVX2, AVX-512 or AMX differ, because XLA and the native kernels run other code on each of them.
+    """
     versions = [importlib.metadata.version(package) for package in ("roost", "jaxlib")]
-    device = (jax.local_devices()[0].device_kind, platform.machine(), platform.processor(), native.chosen_products())
-    facts = repr((versions, *device))
+    device = (jax.local_devices()[0].device_kind, platform.machine(), platform.processor(), native.instruction_sets())
+    facts = repr((versions, *device, native.chosen_products()))
     return hashlib.sha256(facts.encode()).hexdigest()[:8]
 
 

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
+from ...kernels import native
+from ..core.sampling_params import NO_TOKEN
 from ..platform import PORTABLE, Platform
 from .collectives import Collectives
 from .config import ModelConfig
 from .layers import ResidualBlock, RMSNorm, dot, matrix
-from .quantization import gather_rows
+from .quantization import PackedMatrix, gather_rows
 from .state import BlockStates, LayerBlockStates, LayerState, ModelState, stack_block_states
 
 type Params = Any
@@ -125,13 +127,25 @@ class Griffin(nnx.Module):
 
     def logits(self, x: Float[Array, "*rows D"]) -> Float32[Array, "*own V"]:
         """Returns next-token logits after the soft cap, for all rows or, on a mesh, for this shard's rows."""
-        logits = self.collectives.all_to_all(dot(x, self.embedding.get_value()), split_axis=0, concat_axis=1)
+        table, cap = self.embedding.get_value(), self.config.logits_soft_cap
+        if isinstance(table, PackedMatrix):
+            native_logits = native.logits(x.reshape(-1, x.shape[-1]), table.values, table.scale, cap)
+            return native_logits.reshape(*x.shape[:-1], -1)
+        logits = self.collectives.all_to_all(dot(x, table), split_axis=0, concat_axis=1)
         logits = logits[..., : self.config.vocab_size]
-        cap = self.config.logits_soft_cap
         return cap * jnp.tanh(logits / cap) if cap else logits
+
+    @property
+    def skips_logits(self) -> bool:
+        """Whether a step of greedy rows takes `argmax` without materializing the logits."""
+        return self.platform.skips_logits or isinstance(self.embedding.get_value(), PackedMatrix)
 
     def argmax(self, x: Float[Array, "B D"]) -> Int32[Array, " B"]:
         """Returns the token with the largest logit for each of all rows; the lowest id among equals."""
+        table = self.embedding.get_value()
+        if isinstance(table, PackedMatrix):
+            tokens, largest = native.argmax(x, table.values, table.scale, self.config.logits_soft_cap)
+            return jnp.where(jnp.isfinite(largest), tokens, NO_TOKEN)  # as the sampler does
         if self.collectives.model == 1:
             return jnp.argmax(self.logits(x), axis=-1).astype(jnp.int32)
         logits = dot(x, self.embedding.get_value())  # the soft cap keeps the order

@@ -194,13 +194,13 @@ def _decode_once(
 
 
 def sample_or_greedy(model: Griffin, hidden: Float[Array, "R D"], slots: SlotState, live: Bool[Array, " R"]) -> Sampled:
-    """Samples, or takes the argmax without the logits if no row needs more and the platform gains from that."""
+    """Samples, or takes the argmax without the logits if no row needs more and the model gains from that."""
     positions = slots.positions + 1
 
     def sampled() -> Sampled:
         return _sample(model, hidden, slots.sampling, slots.memory, positions, live)
 
-    if not model.platform.skips_logits:
+    if not model.skips_logits:
         return sampled()
     greedy = partial(greedy_sample, model, hidden)
     is_logits_needed = model.collectives.any_device(live & needs_logits(slots.sampling, positions))

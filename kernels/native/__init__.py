@@ -21,12 +21,21 @@ from jaxtyping import Array, BFloat16, Float, Float32, Int32, UInt8
 _CALLS: Final = (
     "roost_int8_product",
     "roost_bf16_product",
+    "roost_int8_logits",
+    "roost_int8_argmax",
+    "roost_bf16_logits",
+    "roost_bf16_argmax",
     "roost_int8_gated_mlp",
     "roost_bf16_gated_mlp",
     "roost_block_product",
     "roost_recurrent_step",
     "roost_decode_attention",
 )
+
+_CPUINFO: Final = Path("/proc/cpuinfo")
+
+_INSTRUCTION_SETS: Final = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+"""Instruction sets, as Linux names them, whose sums are rounded in different places."""
 
 STRIP_OUTPUTS: Final = 16
 """Number of outputs in a strip of a packed matrix."""
@@ -65,6 +74,18 @@ def _path() -> Path | None:
 @cache
 def _library() -> ctypes.CDLL:
     return ctypes.CDLL(str(_path()))
+
+
+@cache
+def instruction_sets() -> tuple[str, ...]:
+    """Returns the instruction sets of this x86 processor that XLA's code and these kernels choose from."""
+    return named_instruction_sets(_CPUINFO.read_text() if _CPUINFO.is_file() else "")
+
+
+def named_instruction_sets(cpuinfo: str) -> tuple[str, ...]:
+    """Returns the instruction sets that Linux's description of the processors names for the first of them."""
+    flags = next((line.split(":", 1)[1].split() for line in cpuinfo.splitlines() if line.startswith("flags")), [])
+    return tuple(name for name in _INSTRUCTION_SETS if name in flags)
 
 
 class Products(StrEnum):
@@ -192,6 +213,55 @@ def bf16_gated_mlp(
     """Computes down(gelu(gate(x)) * up(x)) with packed bfloat16 matrices; see `int8_gated_mlp` and `bf16_product`."""
     weights = (gate_up, gate_up_bias, down, down_bias)
     return _call("roost_bf16_gated_mlp", x.shape, x.dtype, x, *weights, in_pairs=_in_pairs(products))
+
+
+def logits(
+    x: Float[Array, "R D"],
+    values: UInt8[Array, "S G 16 4"] | BFloat16[Array, "S G 16 2"],
+    scale: Float32[Array, " V"] | None,
+    cap: float | None,
+    products: Products | None = None,
+) -> Float32[Array, "R V"]:
+    """Computes a model's logits, cap * tanh(x · weightᵀ / cap).
+
+    Args:
+      x: Activations, in bfloat16 if the matrix is.
+      values: Packed matrix, in int8 or bfloat16.
+      scale: Scale of each of the matrix's rows in int8; None in bfloat16.
+      cap: Soft cap; None for the products themselves.
+      products: Way to compute products in bfloat16; None for the faster one here.
+    """
+    shape = (x.shape[0], values.shape[0] * STRIP_OUTPUTS)
+    result = jax.ShapeDtypeStruct(shape, jnp.float32)
+    y: Array = _output_layer("logits", result, x, values, scale, cap, products)
+    return y
+
+
+def argmax(
+    x: Float[Array, "R D"],
+    values: UInt8[Array, "S G 16 4"] | BFloat16[Array, "S G 16 2"],
+    scale: Float32[Array, " V"] | None,
+    cap: float | None,
+    products: Products | None = None,
+) -> tuple[Int32[Array, " R"], Float32[Array, " R"]]:
+    """Returns the token with the largest logit of each row, and that logit, without storing the logits.
+
+    The logits have the bits of `logits`, and are ordered as in `jax.lax.top_k`: NaN is the largest, and of equal ones
+    the lowest token is taken.
+    """
+    results = tuple(jax.ShapeDtypeStruct(x.shape[:1], dtype) for dtype in (jnp.int32, jnp.float32))
+    tokens, largest = _output_layer("argmax", results, x, values, scale, cap, products)
+    return tokens, largest
+
+
+def _output_layer(
+    call: str, results: Any, x: Array, values: Array, scale: Array | None, cap: float | None, products: Products | None
+) -> Any:
+    run: Any = jax.ffi.ffi_call(f"roost_{'bf16' if scale is None else 'int8'}_{call}", results)
+    factor = np.float32(cap or 0.0)
+    if scale is None:
+        return run(x, values, in_pairs=_in_pairs(products), cap=factor)
+    return run(x, values, scale, cap=factor)
 
 
 def _in_pairs(products: Products | None) -> bool:

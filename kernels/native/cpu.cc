@@ -576,13 +576,25 @@ ROOST_INLINE __m512 Gelu(__m512 x) {
   return _mm512_mul_ps(x, Sigmoid(_mm512_mul_ps(_mm512_set1_ps(1.5957691216057308f), inner)));
 }
 
+// Returns tanh(x), accurate near 0, and NaN for NaN.
+ROOST_INLINE __m512 Tanh(__m512 x) {
+  const __m512 minus = _mm512_set1_ps(-0.0f), tail = _mm512_mul_ps(_mm512_set1_ps(-2.0f), _mm512_abs_ps(x));
+  const __m512 size = _mm512_div_ps(OneMinusExp(tail), _mm512_add_ps(_mm512_set1_ps(1.0f), Exp(tail)));
+  return _mm512_or_ps(size, _mm512_and_ps(minus, x));
+}
+
 // ---- the calls
+
+// Returns the outputs in a piece of a matrix: at least 64 KiB, so that threads rarely contend for the next one, and whole
+// triples of strips.
+int64_t PieceOutputs(int64_t bytes_per_output) {
+  constexpr int64_t kTriple = 3 * kStripOutputs;
+  return std::max<int64_t>(1, (65536 / bytes_per_output + kTriple - 1) / kTriple) * kTriple;
+}
 
 template <typename Piece>
 void InPieces(ffi::ThreadPool& pool, int64_t outputs, int64_t bytes_per_output, const Piece& piece) {
-  // Pieces of at least 64 KiB, so that threads rarely contend for the shared counter, and of whole triples of strips.
-  constexpr int64_t kTriple = 3 * kStripOutputs;
-  const int64_t size = std::max<int64_t>(1, (65536 / bytes_per_output + kTriple - 1) / kTriple) * kTriple;
+  const int64_t size = PieceOutputs(bytes_per_output);
   ForEach(pool, (outputs + size - 1) / size,
           [&](int64_t i) { piece(i * size, std::min(outputs, (i + 1) * size)); });
 }
@@ -733,6 +745,91 @@ void GatedMlp(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, c
   Multiply<K, 1>(pool, inner, rows, width, down, y);
 }
 
+// ---- logits and their argmax
+
+// A model's output layer: logits are cap * tanh(products / cap), or the products if the cap is 0.
+template <typename K>
+struct OutputLayer {
+  Rows<K> x;
+  int64_t rows, inputs;
+  PackedMatrix w;
+  float cap;
+
+  int64_t BytesPerOutput() const { return inputs * 4 / K::kGroup; }
+
+  // Computes logits [begin, end) of all rows; y is where logit 0 of the first row would be, and rows are `stride` apart.
+  void Piece(int64_t begin, int64_t end, float* y, int64_t stride) const {
+    PackedProduct<K>(w.values, begin, end, x.values, rows, inputs, y, stride, FinishOf(x, w));
+    if (cap == 0.0f) return;
+    const __m512 factor = _mm512_set1_ps(cap);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (float* at = y + r * stride + begin; at < y + r * stride + end; at += 16) {
+        Store(at, _mm512_mul_ps(factor, Tanh(_mm512_div_ps(Widen(at), factor))));
+      }
+    }
+  }
+};
+
+// Converts between bits of floats and integers in their order: -NaN, -inf, ..., -0, 0, ..., inf, NaN.
+ROOST_INLINE int32_t InOrder(int32_t bits) { return bits ^ ((bits >> 31) & kSizeBits); }
+ROOST_INLINE __m512i InOrder(__m512i bits) {
+  return _mm512_xor_si512(bits, _mm512_and_si512(_mm512_srai_epi32(bits, 31), _mm512_set1_epi32(kSizeBits)));
+}
+
+// A largest logit, as an integer in order, and the lowest of its tokens.
+struct Best {
+  int32_t key, token;
+};
+
+// Returns the best of logits [begin, end); both are multiples of 16.
+ROOST_INLINE Best BestOf(const float* logits, int64_t begin, int64_t end) {
+  __m512i keys = InOrder(Bits(Widen(logits + begin)));
+  __m512i at = _mm512_set1_epi32(begin);
+  for (int64_t o = begin + 16; o < end; o += 16) {
+    const __m512i others = InOrder(Bits(Widen(logits + o)));
+    const __mmask16 is_larger = _mm512_cmpgt_epi32_mask(others, keys);
+    keys = _mm512_mask_mov_epi32(keys, is_larger, others);
+    at = _mm512_mask_mov_epi32(at, is_larger, _mm512_set1_epi32(o));
+  }
+  const int32_t largest = _mm512_reduce_max_epi32(keys);
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __mmask16 is_largest = _mm512_cmpeq_epi32_mask(keys, _mm512_set1_epi32(largest));
+  return {largest, _mm512_mask_reduce_min_epi32(is_largest, _mm512_add_epi32(at, lanes))};
+}
+
+// Computes the logits of all rows.
+template <typename K>
+void Logits(ffi::ThreadPool& pool, const OutputLayer<K>& layer, float* y) {
+  InPieces(pool, layer.w.outputs, layer.BytesPerOutput(),
+           [&](int64_t begin, int64_t end) { layer.Piece(begin, end, y, layer.w.outputs); });
+}
+
+// Computes the largest logit of each row and the lowest of its tokens, a piece at a time, whose logits stay in the cache.
+template <typename K>
+void Argmax(ffi::ThreadPool& pool, const OutputLayer<K>& layer, int32_t* tokens, float* largest) {
+  const int64_t size = PieceOutputs(layer.BytesPerOutput()), pieces = (layer.w.outputs + size - 1) / size;
+  thread_local std::vector<Best> scratch;
+  Grow(scratch, pieces * layer.rows);
+  Best* const best = scratch.data();
+  ForEach(pool, pieces, [&](int64_t i) {
+    thread_local std::vector<float> logits;
+    Grow(logits, layer.rows * size);
+    const int64_t begin = i * size, end = std::min(layer.w.outputs, begin + size);
+    float* const y = logits.data() - begin;
+    layer.Piece(begin, end, y, size);
+    for (int64_t r = 0; r < layer.rows; ++r) best[i * layer.rows + r] = BestOf(y + r * size, begin, end);
+  });
+  for (int64_t r = 0; r < layer.rows; ++r) {
+    Best row = best[r];
+    for (int64_t i = 1; i < pieces; ++i) {
+      if (best[i * layer.rows + r].key > row.key) row = best[i * layer.rows + r];
+    }
+    const int32_t bits = InOrder(row.key);
+    tokens[r] = row.token;
+    std::memcpy(largest + r, &bits, sizeof bits);
+  }
+}
+
 using Bf16Buffer = ffi::Buffer<ffi::BF16>;
 const uint8_t* BytesOf(const Bf16Buffer& x) { return reinterpret_cast<const uint8_t*>(x.untyped_data()); }
 const uint16_t* Bf16Of(const Bf16Buffer& x) { return reinterpret_cast<const uint16_t*>(x.untyped_data()); }
@@ -756,6 +853,55 @@ ffi::Error Bf16ProductImpl(ffi::ThreadPool pool, bool in_pairs, ffi::Buffer<ffi:
     in_pairs ? with(PairKernel{}) : with(WideKernel{});
   });
   return ffi::Error::Success();
+}
+
+// Calls with an `OutputLayer` of int8.
+template <typename Call>
+ffi::Error WithInt8Layer(ffi::ThreadPool& pool, float cap, const ffi::AnyBuffer& x, const ffi::Buffer<ffi::U8>& w,
+                         const ffi::Buffer<ffi::F32>& scale, const Call& call) {
+  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1];
+  const PackedMatrix matrix{w.typed_data(), scale.typed_data(), nullptr, static_cast<int64_t>(scale.element_count())};
+  WithType(x, [&](const auto* from) {
+    call(OutputLayer<Int8Kernel>{Prepare<Int8Kernel, 0>(pool, from, rows, inputs), rows, inputs, matrix, cap});
+  });
+  return ffi::Error::Success();
+}
+
+// Calls with an `OutputLayer` of bfloat16.
+template <typename Call>
+ffi::Error WithBf16Layer(ffi::ThreadPool& pool, bool in_pairs, float cap, const Bf16Buffer& x, const Bf16Buffer& w,
+                         const Call& call) {
+  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1];
+  const PackedMatrix matrix{BytesOf(w), nullptr, nullptr, w.dimensions()[0] * kStripOutputs};
+  const auto with = [&](auto kernel) {
+    using K = decltype(kernel);
+    call(OutputLayer<K>{Prepare<K, 0>(pool, Bf16Of(x), rows, inputs), rows, inputs, matrix, cap});
+  };
+  in_pairs ? with(PairKernel{}) : with(WideKernel{});
+  return ffi::Error::Success();
+}
+
+ffi::Error Int8LogitsImpl(ffi::ThreadPool pool, float cap, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> w,
+                          ffi::Buffer<ffi::F32> scale, ffi::ResultBuffer<ffi::F32> y) {
+  return WithInt8Layer(pool, cap, x, w, scale, [&](const auto& layer) { Logits(pool, layer, y->typed_data()); });
+}
+
+ffi::Error Int8ArgmaxImpl(ffi::ThreadPool pool, float cap, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> w,
+                          ffi::Buffer<ffi::F32> scale, ffi::ResultBuffer<ffi::S32> tokens,
+                          ffi::ResultBuffer<ffi::F32> largest) {
+  return WithInt8Layer(pool, cap, x, w, scale,
+                       [&](const auto& layer) { Argmax(pool, layer, tokens->typed_data(), largest->typed_data()); });
+}
+
+ffi::Error Bf16LogitsImpl(ffi::ThreadPool pool, bool in_pairs, float cap, Bf16Buffer x, Bf16Buffer w,
+                          ffi::ResultBuffer<ffi::F32> y) {
+  return WithBf16Layer(pool, in_pairs, cap, x, w, [&](const auto& layer) { Logits(pool, layer, y->typed_data()); });
+}
+
+ffi::Error Bf16ArgmaxImpl(ffi::ThreadPool pool, bool in_pairs, float cap, Bf16Buffer x, Bf16Buffer w,
+                          ffi::ResultBuffer<ffi::S32> tokens, ffi::ResultBuffer<ffi::F32> largest) {
+  return WithBf16Layer(pool, in_pairs, cap, x, w,
+                       [&](const auto& layer) { Argmax(pool, layer, tokens->typed_data(), largest->typed_data()); });
 }
 
 ffi::Error Int8GatedMlpImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> gate_up,
@@ -1123,6 +1269,44 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_bf16_product, Bf16ProductImpl,
                                   .Arg<ffi::Buffer<ffi::BF16>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int8_logits, Int8LogitsImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<float>("cap")
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::U8>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int8_argmax, Int8ArgmaxImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<float>("cap")
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::U8>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_bf16_logits, Bf16LogitsImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<bool>("in_pairs")
+                                  .Attr<float>("cap")
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_bf16_argmax, Bf16ArgmaxImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<bool>("in_pairs")
+                                  .Attr<float>("cap")
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int8_gated_mlp, Int8GatedMlpImpl,
                               ffi::Ffi::Bind()

@@ -246,6 +246,52 @@ def test_attention_equals_the_reference_however_the_ring_is_cut(
         np.testing.assert_array_equal(whole, other)
 
 
+def output_layer(seed: int, rows: int, kind: str) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Draws activations and a packed matrix of logits; some outputs are equal."""
+    x, weight = draw(seed, rows, 48), draw(seed + 1, 208, 48).astype(np.float32)
+    weight[[3, 70, 207]] = weight[100]
+    if kind == "bfloat16":
+        return jnp.asarray(x, kind), packed(jnp.asarray(weight, kind)), None
+    matrix = quantize_on_host(weight)
+    return jnp.asarray(x, "float32"), packed(matrix.values), jnp.asarray(matrix.scale)
+
+
+CAPS = st.sampled_from([None, 30.0, 0.5])
+logits_of = jax.jit(native.logits, static_argnums=(3, 4))
+argmax_of = jax.jit(native.argmax, static_argnums=(3, 4))
+
+
+@given(seed=SEEDS, rows=ROWS, kind=TYPES, cap=CAPS, products=EACH_WAY)
+@settings(max_examples=15)
+def test_logits_are_capped_products(
+    seed: int, rows: int, kind: str, cap: float | None, products: native.Products
+) -> None:
+    x, values, scale = output_layer(seed, rows, kind)
+    f32 = jnp.dtype("float32")
+    plain = bf16_product(x, values, None, f32, products) if scale is None else int8_product(x, values, scale, None, f32)
+    actual = np.asarray(logits_of(x, values, scale, cap, products))
+    wide = np.asarray(plain, np.float64)
+    expected = wide if cap is None else cap * np.tanh(wide / cap)
+    np.testing.assert_allclose(actual, expected, rtol=0.0 if cap is None else 1e-6)
+    np.testing.assert_array_equal(logits_of(x[-1:], values, scale, cap, products), actual[-1:])
+
+
+@given(seed=SEEDS, rows=ROWS, kind=TYPES, cap=CAPS, products=EACH_WAY)
+@settings(max_examples=15)
+def test_argmax_is_the_first_of_the_largest_logits(
+    seed: int, rows: int, kind: str, cap: float | None, products: native.Products
+) -> None:
+    """Among equal logits, also those that the cap makes equal, and with logits that are not numbers."""
+    x, values, scale = output_layer(seed, rows, kind)
+    broken = jnp.asarray(np.random.default_rng(seed).choice([1.0, *BROKEN]), x.dtype)
+    x = x.at[0].multiply(1e4).at[-1, 7].set(broken)
+    logits = logits_of(x, values, scale, cap, products)
+    largest, places = jax.lax.top_k(logits, 1)
+    tokens, best = argmax_of(x, values, scale, cap, products)
+    np.testing.assert_array_equal(tokens, places[:, 0])
+    np.testing.assert_array_equal(best, largest[:, 0])
+
+
 BROKEN = [np.nan, -np.nan, np.inf, -np.inf]
 
 
@@ -390,6 +436,21 @@ def test_attention_is_finite_where_xlas_is(part: str, value: float, filled: int)
         else:
             np.testing.assert_array_equal(np.isfinite(actual), np.isfinite(expected))
         np.testing.assert_array_equal(np.delete(actual, 1, 0), np.delete(clean, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fpu sse2 avx avx2 fma", ("avx2", "fma")),
+        ("fpu avx2 fma avx512f avx512_bf16 avx512_vnni", ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16")),
+        ("fpu avx512_vnni amx_bf16 amx_tile amx_int8", ("avx512_vnni", "amx_int8", "amx_bf16")),
+    ],
+)
+def test_processors_differ_by_their_instruction_sets(flags: str, expected: tuple[str, ...]) -> None:
+    others = "flags\t\t: avx2 amx_int8\n"
+    cpuinfo = f"processor\t: 0\nvmx flags\t: avx2\nflags\t\t: {flags}\n\n{others}"
+    assert native.named_instruction_sets(cpuinfo) == expected
+    assert native.named_instruction_sets("Features\t: fp asimd\n") == ()
 
 
 def test_it_is_there_when_a_compiler_is() -> None:
