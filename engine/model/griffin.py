@@ -51,7 +51,7 @@ class Griffin(nnx.Module):
             ResidualBlock(config, kind, matrices, gates, platform.kernels, self.collectives)
             for kind in config.block_types
         )
-        self.final_norm = RMSNorm(config.width, config.rms_norm_eps)
+        self.final_norm = RMSNorm(config.width, config.rms_norm_eps, platform.kernels)
 
     def __call__(
         self, tokens: Int32[Array, "B T"], positions: Int32[Array, "B T"], state: ModelState, block: int

@@ -110,14 +110,30 @@ class Dense(nnx.Module):
 class RMSNorm(nnx.Module):
     """RMSNorm y = x * rsqrt(mean(x²) + eps) * (1 + scale), computed in float32."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, backend: Backend) -> None:
         self.scale = _vector(width)
         self.eps = eps
+        self.backend = backend
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        if self._is_native(x):
+            return native.rms_norm(x.reshape(-1, x.shape[-1]), self.scale[...], self.eps).reshape(x.shape)
         wide = x.astype(jnp.float32)
         variance = jnp.mean(wide * wide, axis=-1, keepdims=True)
         return (wide * jax.lax.rsqrt(variance + self.eps) * (1.0 + self.scale[...])).astype(x.dtype)
+
+    def of_sum(
+        self, x: Float[Array, "*rows D"], y: Float[Array, "*rows D"]
+    ) -> tuple[Float[Array, "*rows D"], Float[Array, "*rows D"]]:
+        """Returns x + y and its norm."""
+        if not self._is_native(x):
+            return x + y, self(x + y)
+        rows, others = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+        total, normed = native.add_rms_norm(rows, others, self.scale[...], self.eps)
+        return total.reshape(x.shape), normed.reshape(x.shape)
+
+    def _is_native(self, x: Float[Array, "*rows D"]) -> bool:
+        return self.backend.is_native and x.dtype == jnp.bfloat16 and x.shape[-1] % 16 == 0
 
 
 class MLP(nnx.Module):
@@ -311,13 +327,13 @@ class ResidualBlock(nnx.Module):
         backend: Backend,
         collectives: Collectives,
     ) -> None:
-        self.temporal_norm = RMSNorm(config.width, config.rms_norm_eps)
+        self.temporal_norm = RMSNorm(config.width, config.rms_norm_eps, backend)
         self.temporal: RecurrentBlock | AttentionBlock = (
             AttentionBlock(config, dtype, backend, collectives)
             if kind == "attention"
             else RecurrentBlock(config, dtype, gate_dtype, backend, collectives)
         )
-        self.mlp_norm = RMSNorm(config.width, config.rms_norm_eps)
+        self.mlp_norm = RMSNorm(config.width, config.rms_norm_eps, backend)
         self.mlp = MLP(config, dtype, backend, collectives)
 
     def __call__(
@@ -336,8 +352,8 @@ class ResidualBlock(nnx.Module):
         else:
             assert isinstance(state, RecurrentState)
             mixed, new_state, block_states = self.temporal(u, state, positions, block)
-        x += mixed
-        return x + self.mlp(self.mlp_norm(x)), new_state, block_states
+        x, u = self.mlp_norm.of_sum(x, mixed)
+        return x + self.mlp(u), new_state, block_states
 
 
 def _gelu(x: Float[Array, "*shape"]) -> Float32[Array, "*shape"]:

@@ -27,6 +27,8 @@ _CALLS: Final = (
     "roost_bf16_argmax",
     "roost_int8_gated_mlp",
     "roost_bf16_gated_mlp",
+    "roost_rms_norm",
+    "roost_add_rms_norm",
     "roost_block_product",
     "roost_recurrent_step",
     "roost_decode_attention",
@@ -266,6 +268,22 @@ def _output_layer(
 
 def _in_pairs(products: Products | None) -> bool:
     return (products or chosen_products()) is Products.PAIRS
+
+
+def rms_norm(x: BFloat16[Array, "R D"], scale: Float32[Array, " D"], eps: float) -> BFloat16[Array, "R D"]:
+    """Computes x * rsqrt(mean(x²) + eps) * (1 + scale) in float32; D is a multiple of 16."""
+    run: Any = jax.ffi.ffi_call("roost_rms_norm", jax.ShapeDtypeStruct(x.shape, x.dtype))
+    y: Array = run(x, scale, eps=np.float32(eps))
+    return y
+
+
+def add_rms_norm(
+    x: BFloat16[Array, "R D"], y: BFloat16[Array, "R D"], scale: Float32[Array, " D"], eps: float
+) -> tuple[BFloat16[Array, "R D"], BFloat16[Array, "R D"]]:
+    """Returns x + y, rounded to bfloat16, and the `rms_norm` of that."""
+    run: Any = jax.ffi.ffi_call("roost_add_rms_norm", [jax.ShapeDtypeStruct(x.shape, x.dtype)] * 2)
+    total, normed = run(x, y, scale, eps=np.float32(eps))
+    return total, normed
 
 
 def can_pack_gates(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:

@@ -933,6 +933,43 @@ ffi::Error Bf16GatedMlpImpl(ffi::ThreadPool pool, bool in_pairs, ffi::Buffer<ffi
   return ffi::Error::Success();
 }
 
+// ---- RMSNorm
+
+// Computes x * rsqrt(mean(x²) + eps) * (1 + scale) of a row, whose squares are added in the same order in any batch.
+void NormRow(const uint16_t* x, const float* scale, float eps, int64_t width, uint16_t* out) {
+  __m512 squares = _mm512_setzero_ps();
+  for (int64_t e = 0; e < width; e += 16) squares = _mm512_fmadd_ps(Widen(x + e), Widen(x + e), squares);
+  const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / width + eps));
+  for (int64_t e = 0; e < width; e += 16) {
+    const __m512 gain = _mm512_add_ps(_mm512_set1_ps(1.0f), _mm512_loadu_ps(scale + e));
+    Store(out + e, _mm512_mul_ps(_mm512_mul_ps(Widen(x + e), factor), gain));
+  }
+}
+
+ffi::Error RmsNormImpl(ffi::ThreadPool pool, float eps, Bf16Buffer x, ffi::Buffer<ffi::F32> scale,
+                       ffi::Result<Bf16Buffer> out) {
+  const int64_t rows = x.dimensions()[0], width = x.dimensions()[1];
+  auto* const to = static_cast<uint16_t*>(out->untyped_data());
+  ForEachRow(pool, rows, width, [&](int64_t r) {
+    NormRow(Bf16Of(x) + r * width, scale.typed_data(), eps, width, to + r * width);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error AddRmsNormImpl(ffi::ThreadPool pool, float eps, Bf16Buffer x, Bf16Buffer y, ffi::Buffer<ffi::F32> scale,
+                          ffi::Result<Bf16Buffer> sum, ffi::Result<Bf16Buffer> out) {
+  const int64_t rows = x.dimensions()[0], width = x.dimensions()[1];
+  auto* const sums = static_cast<uint16_t*>(sum->untyped_data());
+  auto* const to = static_cast<uint16_t*>(out->untyped_data());
+  ForEachRow(pool, rows, width, [&](int64_t r) {
+    for (int64_t e = r * width; e < (r + 1) * width; e += 16) {
+      Store(sums + e, _mm512_add_ps(Widen(Bf16Of(x) + e), Widen(Bf16Of(y) + e)));
+    }
+    NormRow(sums + r * width, scale.typed_data(), eps, width, to + r * width);
+  });
+  return ffi::Error::Success();
+}
+
 // ---- block-diagonal products in float32, of the RG-LRU's gates
 
 // A block has `inputs` channels and the columns of two gates for each. Packed, sixteen channels of both gates are a
@@ -1329,6 +1366,24 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_bf16_gated_mlp, Bf16GatedMlpImpl,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::BF16>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::BF16>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_rms_norm, RmsNormImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<float>("eps")
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::BF16>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_add_rms_norm, AddRmsNormImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<float>("eps")
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::BF16>>()
                                   .Ret<ffi::Buffer<ffi::BF16>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_block_product, BlockProductImpl,

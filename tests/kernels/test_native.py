@@ -292,6 +292,30 @@ def test_argmax_is_the_first_of_the_largest_logits(
     np.testing.assert_array_equal(best, largest[:, 0])
 
 
+@given(seed=SEEDS, rows=ROWS, width=st.sampled_from([16, 48, 768]))
+@settings(max_examples=15)
+def test_a_norm_equals_float64(seed: int, rows: int, width: int) -> None:
+    x, y = (jnp.asarray(draw(seed + i, rows, width), "bfloat16") for i in range(2))
+    scale, eps = jnp.asarray(draw(seed + 2, width), "float32"), 1e-6
+    total, normed = jax.jit(native.add_rms_norm, static_argnums=3)(x, y, scale, eps)
+    wide = np.asarray(x, np.float64) + np.asarray(y, np.float64)
+    np.testing.assert_array_equal(total, jnp.asarray(wide, "float32").astype("bfloat16"))
+    wide = np.asarray(total, np.float64)
+    expected = wide / np.sqrt(np.mean(wide**2, axis=1, keepdims=True) + eps) * (1.0 + np.asarray(scale, np.float64))
+    np.testing.assert_allclose(np.asarray(normed, np.float64), expected, rtol=2.0**-8, atol=1e-30)
+    norm = jax.jit(native.rms_norm, static_argnums=2)
+    np.testing.assert_array_equal(norm(total, scale, eps), normed)
+    np.testing.assert_array_equal(norm(total[-1:], scale, eps), normed[-1:])
+
+
+def test_a_norm_of_a_row_that_is_not_of_numbers_has_none() -> None:
+    x, scale = np.ones((3, 32), np.float32), jnp.zeros(32, jnp.float32)
+    x[1, 5] = np.nan
+    normed = np.asarray(native.rms_norm(jnp.asarray(x, "bfloat16"), scale, 1e-6), np.float32)
+    assert np.isnan(normed[1]).all()
+    assert (normed[[0, 2]] == 1.0).all()
+
+
 BROKEN = [np.nan, -np.nan, np.inf, -np.inf]
 
 
