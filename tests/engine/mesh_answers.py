@@ -1,8 +1,8 @@
 """Prints a model's results on a mesh as JSON; a program, since a process has one number of CPU devices.
 
-JAX_NUM_CPU_DEVICES=8 python mesh_answers.py DATA MODEL CHUNK [int8|parts]
+JAX_NUM_CPU_DEVICES=8 python mesh_answers.py DATA MODEL CHUNK [int8|window|parts]
 
-With "parts" there are decode steps of some slots of each device, as on TPUs.
+"int8" is the dtype of matrices, and of the attention window with "window". With "parts" there are decode steps of some slots of each device, as on TPUs.
 """
 
 import json
@@ -71,9 +71,13 @@ def as_lists(told: Received) -> list[Any]:
     return [told.tokens, [entry and [entry.logprob, [list(pair) for pair in entry.top]] for entry in told.logprobs]]
 
 
-def answers(shards: MeshShape, chunk: int, quantize: str | None = None) -> dict[str, Any]:
+def answers(
+    shards: MeshShape, chunk: int, quantize: str | None = None, kv_dtype: str | None = None
+) -> dict[str, Any]:
     """Returns tokens and log-probabilities of all requests together, then of some again, from the prefix cache."""
-    config = EngineConfig(SLOTS, prefill_chunk=chunk, dtype="float32", shards=shards, quantize=quantize)
+    config = EngineConfig(
+        SLOTS, prefill_chunk=chunk, dtype="float32", shards=shards, quantize=quantize, kv_dtype=kv_dtype
+    )
     runner = load_runner(open_model(str(TINY_MODEL)), config)
     cache = PrefixCache(runner.window, 10**9)
     core = EngineCore(Scheduler(runner.slots, 100, runner.limits, cache=cache), runner)
@@ -99,4 +103,11 @@ def answers_in_parts(shards: MeshShape, chunk: int) -> dict[str, Any]:
 if __name__ == "__main__":
     data, model, chunk = map(int, sys.argv[1:4])
     shape, more = MeshShape(data, model), sys.argv[4:]
-    print(json.dumps(answers_in_parts(shape, chunk) if more == ["parts"] else answers(shape, chunk, *more)))
+    match more:
+        case ["parts"]:
+            found = answers_in_parts(shape, chunk)
+        case ["window"]:
+            found = answers(shape, chunk, kv_dtype="int8")
+        case _:
+            found = answers(shape, chunk, *more)
+    print(json.dumps(found))

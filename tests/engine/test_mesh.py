@@ -75,6 +75,16 @@ def test_in_int8_they_are_as_near_as_rounding_allows(alone: dict[str, Any]) -> N
     assert (on_one != on_four).any()
 
 
+def test_with_a_window_in_int8_answers_are_those_of_one_device() -> None:
+    """Each device holds scales beside its rings; keys are quantised once, whole, so no rounding differs."""
+    alone = json.loads(json.dumps(answers(MeshShape(), 128, kv_dtype="int8")))
+    found = on_mesh(2, 2, 128, "window")
+    assert found["cached"] == alone["cached"]
+    assert found["compiles"] == 0
+    differences = [difference(found["answers"][name], told) for name, told in alone["answers"].items()]
+    assert sum(each < 0.05 for each in differences) >= 0.9 * len(differences), differences
+
+
 def test_too_few_devices() -> None:
     config = EngineConfig(2, prefill_chunk=64, shards=MeshShape(4, 2))
     with pytest.raises(ConfigError, match=r"mesh data=4,model=2 takes 8 devices, but there are 1"):
