@@ -2,7 +2,8 @@
 
 JAX_NUM_CPU_DEVICES=8 python mesh_answers.py DATA MODEL CHUNK [int8|window|parts]
 
-"int8" is the dtype of matrices, and of the attention window with "window". With "parts" there are decode steps of some slots of each device, as on TPUs.
+"int8" is the dtype of matrices, and of the attention window with "window". With "parts" there are decode steps of some
+slots of each device, as on TPUs.
 """
 
 import json
@@ -71,9 +72,7 @@ def as_lists(told: Received) -> list[Any]:
     return [told.tokens, [entry and [entry.logprob, [list(pair) for pair in entry.top]] for entry in told.logprobs]]
 
 
-def answers(
-    shards: MeshShape, chunk: int, quantize: str | None = None, kv_dtype: str | None = None
-) -> dict[str, Any]:
+def answers(shards: MeshShape, chunk: int, quantize: str | None = None, kv_dtype: str | None = None) -> dict[str, Any]:
     """Returns tokens and log-probabilities of all requests together, then of some again, from the prefix cache."""
     config = EngineConfig(
         SLOTS, prefill_chunk=chunk, dtype="float32", shards=shards, quantize=quantize, kv_dtype=kv_dtype
