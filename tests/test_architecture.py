@@ -45,6 +45,7 @@ LEVELS = (
     "server/errors.py",
     "server/error_kinds.py",
     "server/validation_errors.py",
+    "server/store",
     "server/__init__.py",
     "engine/__init__.py",
     "engine/async_engine.py",
@@ -142,6 +143,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "server/observability/tracing.py",
         ),
     ),
+    "databases": ({"sqlite3", "psycopg"}, ("server/store/dialects.py",)),
     "checkpoint formats": (
         {"safetensors", "tensorstore", "orbax"},
         ("engine/checkpoint/safetensors_files.py", "engine/checkpoint/orbax.py", "engine/prefix_cache/state_file.py"),

@@ -1,0 +1,28 @@
+"""Responses in a database: what is stored, and which replica may continue an unfinished response.
+
+`response_table.py` has all statements. A response that is being generated belongs to one replica at a time: its owner
+holds a lease, which ends by the database's clock, and each new owner gets a higher fencing number, which all writes
+check.
+"""
+
+from .address import StoreAddress
+from .database import Database
+from .errors import FencedError, StoreFullError, StoreUnavailableError
+from .group_commit import GroupCommit
+from .records import Claim, Job, Lease, LogEntry, ResponseRecord
+from .stats import StoreStats
+
+__all__ = [
+    "Claim",
+    "Database",
+    "FencedError",
+    "GroupCommit",
+    "Job",
+    "Lease",
+    "LogEntry",
+    "ResponseRecord",
+    "StoreAddress",
+    "StoreFullError",
+    "StoreStats",
+    "StoreUnavailableError",
+]

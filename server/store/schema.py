@@ -1,0 +1,100 @@
+"""Tables of the store, and their upgrades.
+
+Old and new replicas work on one database while a fleet is upgraded. An upgrade therefore only adds tables, indexes and
+columns that have a default, and statements name their columns. An upgrade after which older code would do harm raises
+the oldest version that may still use the database; such code then refuses to start.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from .database import Transaction
+from .dialects import Dialect
+from .errors import StoreUnavailableError
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """Step from the version before to this one.
+
+    Attributes:
+      statements: Statements in both dialects' words.
+      oldest: Oldest version of the code that may use the database afterwards.
+    """
+
+    statements: Sequence[str]
+    oldest: int
+
+
+_FIRST: Final = Upgrade(
+    (
+        """
+        CREATE TABLE roost_responses (
+            tenant TEXT NOT NULL,
+            id TEXT NOT NULL,
+            created DOUBLE PRECISION NOT NULL,
+            response {bytes} NOT NULL,
+            history {bytes} NOT NULL,
+            output {bytes} NOT NULL,
+            num_bytes BIGINT NOT NULL,
+            is_background INTEGER NOT NULL,
+            is_streamed INTEGER NOT NULL,
+            is_running INTEGER NOT NULL,
+            model TEXT,
+            request {bytes},
+            prompt {bytes},
+            owner TEXT,
+            fence BIGINT NOT NULL,
+            lease_until DOUBLE PRECISION NOT NULL,
+            num_stalls INTEGER NOT NULL,
+            checkpoint TEXT,
+            checkpoint_tokens BIGINT,
+            PRIMARY KEY (tenant, id)
+        )
+        """,
+        "CREATE INDEX roost_responses_leases ON roost_responses (lease_until) WHERE is_running = 1",
+        "CREATE INDEX roost_responses_age ON roost_responses (tenant, created)",
+        """
+        CREATE TABLE roost_events (
+            tenant TEXT NOT NULL,
+            id TEXT NOT NULL,
+            number BIGINT NOT NULL,
+            first_event BIGINT NOT NULL,
+            num_events INTEGER NOT NULL,
+            first_token BIGINT NOT NULL,
+            num_tokens INTEGER NOT NULL,
+            delta {bytes} NOT NULL,
+            events {bytes} NOT NULL,
+            PRIMARY KEY (tenant, id, number)
+        )
+        """,
+    ),
+    oldest=1,
+)
+
+UPGRADES: Final[Sequence[Upgrade]] = (_FIRST,)
+"""All upgrades; the n-th one leads to version n."""
+
+
+def upgrade(transaction: Transaction, dialect: Dialect, upgrades: Sequence[Upgrade] = UPGRADES) -> None:
+    """Brings the tables to this code's version, unless they are newer. Call it in a transaction that writes.
+
+    Raises:
+      StoreUnavailableError: The database belongs to code that is too new for this one.
+    """
+    if dialect.lock_schema is not None:
+        transaction.execute(dialect.lock_schema)
+    transaction.execute("CREATE TABLE IF NOT EXISTS roost_schema (version INTEGER NOT NULL, oldest INTEGER NOT NULL)")
+    found = transaction.rows("SELECT version, oldest FROM roost_schema")
+    version, oldest = found[0] if found else (0, 0)
+    if oldest > len(upgrades):
+        message = f"the store's tables have version {version}, and this server knows up to {len(upgrades)}: upgrade it"
+        raise StoreUnavailableError(message)
+    if version >= len(upgrades):
+        return
+    for step in upgrades[version:]:
+        for statement in step.statements:
+            transaction.execute(statement)
+    transaction.execute("DELETE FROM roost_schema")
+    transaction.execute("INSERT INTO roost_schema VALUES (?, ?)", len(upgrades), upgrades[-1].oldest)

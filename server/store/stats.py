@@ -1,0 +1,23 @@
+"""Counts of the store for metrics."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class StoreStats:
+    """Counts of one replica, and what the database held at the last look.
+
+    Attributes:
+      ended: Number of background responses that this replica ended, by status.
+      adoptions: Number of responses that this replica adopted.
+      refusals: Number of this replica's writes that were refused by their fencing number.
+      running: Number of running responses of all replicas.
+      orphaned: Number of those without a live owner.
+    """
+
+    ended: Counter[str] = field(default_factory=Counter)
+    adoptions: int = 0
+    refusals: int = 0
+    running: int = 0
+    orphaned: int = 0

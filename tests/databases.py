@@ -1,0 +1,136 @@
+"""Databases for tests: SQLite in a folder, and a PostgreSQL of the tests' own on loopback."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from roost.server.store import Database
+    from roost.server.store.database import Transaction
+
+KINDS = ("sqlite", "postgresql")
+
+
+def postgresql_program(name: str) -> str | None:
+    """Returns one of PostgreSQL's programs, which Debian keeps out of the path."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(map(str, folders)))
+
+
+def unprivileged() -> str | None:
+    """Returns the user that PostgreSQL runs as, since it refuses to run as root; None is the present one."""
+    if os.getuid() != 0:
+        return None
+    known = {entry.pw_name for entry in pwd.getpwall()}
+    return next(name for name in ("postgres", "nobody") if name in known)
+
+
+@dataclass
+class PostgresqlServer:
+    """A server of the tests' own.
+
+    Attributes:
+      process: Its first process.
+      port: Port on loopback.
+    """
+
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://roost:sesame@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Starts the server, and waits until it takes connections."""
+        server = postgresql_program("postgres")
+        assert server is not None
+        options = ["-F", "-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=60"]
+        command = [server, "-D", str(self.folder), *options]
+        with (self.folder.parent / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, user=unprivileged(), stdout=log, stderr=log, cwd="/")
+        deadline = time.monotonic() + 30
+        while not self._accepts():
+            assert time.monotonic() < deadline, (self.folder.parent / "log").read_text()
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Stops the server at once, as if its machine had gone."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait(30)
+
+    def _accepts(self) -> bool:
+        import psycopg
+
+        try:
+            psycopg.connect(self.url).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+@contextmanager
+def postgresql_server(folder: Path) -> Iterator[PostgresqlServer]:
+    """Runs PostgreSQL on a free port; skips the test where it is not installed."""
+    initdb = postgresql_program("initdb")
+    if initdb is None:
+        pytest.skip("PostgreSQL is not installed")
+    user = unprivileged()
+    data = folder / "data"
+    if user is not None:
+        for each in (folder, *folder.parents):
+            if each.stat().st_uid == os.getuid() and str(each).startswith("/tmp/"):
+                each.chmod(each.stat().st_mode | 0o011)
+        shutil.chown(folder, user)
+    password = folder / "password"
+    password.write_text("sesame")
+    password.chmod(0o644)
+    options = ["-U", "roost", "-A", "scram-sha-256", "--pwfile", str(password), "--no-sync", "--no-instructions"]
+    subprocess.run([initdb, "-D", str(data), *options], user=user, check=True, capture_output=True, cwd="/")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = PostgresqlServer(data, port)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def opened(address: str, *, clocked: bool = False) -> "Database":
+    """Returns a database with the store's tables, empty.
+
+    Args:
+      clocked: Whether a table holds the clock, so that a test can move it.
+    """
+    from roost.server.store import Database, StoreAddress, schema  # only where Roost is installed
+    from roost.server.store.dialects import dialect_of
+
+    dialect = dialect_of(StoreAddress.parse(address))
+    if clocked:
+        dialect.words = {**dialect.words, "now": "(SELECT now FROM test_clock)"}
+    database = Database(dialect)
+
+    def prepare(transaction: "Transaction") -> None:
+        schema.upgrade(transaction, dialect)
+        transaction.execute("DELETE FROM roost_events")
+        transaction.execute("DELETE FROM roost_responses")
+        transaction.execute("CREATE TABLE IF NOT EXISTS test_clock (now DOUBLE PRECISION)")
+        transaction.execute("DELETE FROM test_clock")
+        transaction.execute("INSERT INTO test_clock VALUES (1000)")
+
+    database.run_now(prepare, writes=True)
+    return database

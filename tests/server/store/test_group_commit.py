@@ -1,0 +1,149 @@
+"""Writes that share a transaction, and databases that go away, are slow or full."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from databases import PostgresqlServer, opened, postgresql_server
+from roost.server.store import (
+    Database,
+    FencedError,
+    GroupCommit,
+    ResponseRecord,
+    StoreAddress,
+    StoreFullError,
+    StoreUnavailableError,
+    response_table,
+)
+from roost.server.store.database import Transaction
+from roost.server.store.dialects import Sqlite, dialect_of
+
+
+def record(number: int) -> ResponseRecord:
+    return ResponseRecord("", f"r{number}", b"{}", b"[]", b"[]")
+
+
+@pytest.fixture
+async def database(address: str) -> AsyncIterator[Database]:
+    database = opened(address)
+    yield database
+    database.close()
+
+
+def num_stored(database: Database) -> int:
+    ((count,),) = database.run_now(lambda each: each.rows("SELECT count(*) FROM roost_responses"))
+    return int(count)
+
+
+async def test_writes_of_a_moment_share_a_transaction(database: Database) -> None:
+    commits, began = GroupCommit(database), time.monotonic()
+    transactions = set()
+
+    def work(number: int, transaction: Transaction) -> int:
+        transactions.add(id(transaction))
+        response_table.put(transaction, record(number))
+        return number
+
+    first = asyncio.create_task(commits.write(lambda each: work(0, each), 5.0))
+    await asyncio.sleep(0.02)
+    later = [commits.write(lambda each, n=n: work(n, each), 5.0) for n in range(1, 50)]  # type: ignore[misc]
+    assert await asyncio.gather(first, *later) == list(range(50))
+    assert len(transactions) <= 3
+    assert time.monotonic() - began >= 0.05
+    assert num_stored(database) == 50
+
+
+async def test_a_refused_write_leaves_the_others_alone(database: Database) -> None:
+    commits = GroupCommit(database)
+
+    def refuse(_: Transaction) -> None:
+        raise FencedError("not mine")
+
+    def fail(transaction: Transaction) -> None:
+        transaction.execute("SELECT nothing FROM nowhere_at_all WHERE 1 = 1 / (SELECT 0)")
+        raise AssertionError
+
+    results = await asyncio.gather(
+        commits.write(lambda each: response_table.put(each, record(1)), 5.0),
+        commits.write(refuse, 5.0),
+        commits.write(lambda each: response_table.put(each, record(2)), 5.0),
+        return_exceptions=True,
+    )
+    assert [type(each) for each in results] == [type(None), FencedError, type(None)]
+    assert num_stored(database) == 2
+
+
+async def test_a_bug_in_a_write_leaves_the_others_alone(database: Database) -> None:
+    commits = GroupCommit(database)
+
+    def break_down(_: Transaction) -> None:
+        raise KeyError("bug")
+
+    writes = [commits.write(lambda each: response_table.put(each, record(1)), 5.0), commits.write(break_down, 5.0)]
+    results = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(each) for each in results] == [type(None), KeyError]
+    assert num_stored(database) == 1
+
+
+async def test_a_full_database_says_so(tmp_path: Path) -> None:
+    database = opened(f"sqlite://{tmp_path / 'store.db'}")
+    big = ResponseRecord("", "big", bytes(2**20), b"", b"")
+
+    def limited(transaction: Transaction) -> None:
+        transaction.execute("PRAGMA max_page_count = 40")
+        response_table.put(transaction, big)
+
+    with pytest.raises(StoreFullError, match="full"):
+        await GroupCommit(database).write(limited, 0.2)
+    assert num_stored(database) == 0
+    database.close()
+
+
+async def test_a_folder_that_is_missing_says_so(tmp_path: Path) -> None:
+    database = Database(Sqlite(str(tmp_path / "missing" / "store.db")))
+    with pytest.raises(StoreUnavailableError, match="unable to open"):
+        await database.run(lambda each: num_stored(database))
+    database.close()
+
+
+async def test_a_slow_database_is_given_up(database: Database) -> None:
+    """The transaction goes on; what waits for it does not."""
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailableError, match=r"not responded within 0\.1 s"):
+        await database.run(lambda _: time.sleep(0.5), timeout_s=0.1)
+    assert time.monotonic() - began < 0.4
+    assert database.is_stuck
+    await asyncio.sleep(0.6)
+    assert not database.is_stuck
+
+
+async def test_writes_wait_for_a_database_that_comes_back(tmp_path: Path) -> None:
+    with postgresql_server(tmp_path) as server:
+        database = opened(server.url)
+        commits = GroupCommit(database)
+        await commits.write(lambda each: response_table.put(each, record(0)), 5.0)
+        server.stop()
+        kept = asyncio.create_task(commits.write(lambda each: response_table.put(each, record(1)), 30.0))
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailableError, match="cannot be used"):
+            await commits.write(lambda each: response_table.put(each, record(2)), 0.5)
+        with pytest.raises(StoreUnavailableError) as caught:
+            await database.run(lambda each: response_table.find(each, "", "r0"))
+        assert time.monotonic() - began < 5
+        assert "sesame" not in str(caught.value)
+        assert not kept.done()
+        await asyncio.to_thread(server.start)
+        await kept
+        assert await database.run(lambda each: response_table.find(each, "", "r1")) == record(1)
+        assert await database.run(lambda each: response_table.find(each, "", "r2")) is None
+        database.close()
+
+
+def test_a_wrong_password_is_not_shown(postgresql: PostgresqlServer) -> None:
+    address = StoreAddress.parse(postgresql.url.replace("sesame", "a-wrong-one"))
+    with pytest.raises(StoreUnavailableError) as caught:
+        Database(dialect_of(address)).run_now(lambda each: each.rows("SELECT 1"))
+    assert "a-wrong-one" not in str(caught.value)
+    assert caught.value.__cause__ is None
