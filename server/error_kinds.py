@@ -86,7 +86,7 @@ class ErrorKind(Enum):
         404,
         None,
         "The response, item, state or running request does not exist, or belongs to another API key.",
-        "Check the id. Responses and states are lost at a restart, and the oldest responses are dropped.",
+        "Check the id. A restart loses states, and responses without `--store`; the oldest responses are dropped.",
     )
     WRONG_METHOD = (
         405,
@@ -205,6 +205,14 @@ class ErrorKind(Enum):
         _RETRY,
         _SERVER_ERROR,
     )
+    STORE_UNAVAILABLE = (
+        503,
+        "store_unavailable",
+        "The database of `--store` cannot be reached, or does not respond in time.",
+        "Send it again later, or with `store: false` if the response need not be kept. The log says what is wrong.",
+        _RETRY,
+        _SERVER_ERROR,
+    )
     NOT_GENERATING = (
         503,
         "not_generating",
@@ -220,6 +228,12 @@ class ErrorKind(Enum):
         "Ask for fewer tokens, or allow more time.",
         _NO_RETRY,
         _SERVER_ERROR,
+    )
+    STORE_FULL = (
+        507,
+        None,
+        "The database of `--store` has no room left.",
+        "Make room, or lower `--store-days`.",
     )
     STATE_STORE_FULL = (
         507,

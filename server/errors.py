@@ -18,6 +18,7 @@ from ..engine import (
     RoostError,
 )
 from .error_kinds import ErrorKind, retry_after
+from .store import StoreFullError, StoreUnavailableError
 from .validation_errors import describe, path_of
 
 CLIENT_CLOSED_REQUEST: Final = 499
@@ -241,6 +242,10 @@ def from_exception(error: Exception) -> ApiError:
             return ApiError(ErrorKind.ENGINE_UNAVAILABLE, str(error))
         case NumericError():
             return ApiError(ErrorKind.NUMERIC_ERROR, str(error))
+        case StoreFullError():
+            return ApiError(ErrorKind.STORE_FULL, "the store of responses is full")
+        case StoreUnavailableError():
+            return ApiError(ErrorKind.STORE_UNAVAILABLE, "the store of responses is not available")
         case RoostError():
             return ApiError(ErrorKind.INTERNAL_ERROR, str(error))
         case _:

@@ -21,6 +21,7 @@ from roost.server.error_responses import anthropic_type
 from roost.server.generation.service import Service
 from roost.server.observability.metrics import Metrics
 from roost.server.settings import SettingReference, settings_reference
+from roost.server.store import StoreStats
 from roost.server.terminal.failure import EXIT_STATUSES
 
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
@@ -287,7 +288,7 @@ def metrics_page() -> str:
         "",
         "## Roost's names",
         "",
-        *_metric_rows(Metrics(EngineStats, tenants=("TENANT",)).registry, "roost_"),
+        *_metric_rows(Metrics(EngineStats, tenants=("TENANT",), store=StoreStats()).registry, "roost_"),
         "",
         "## vLLM's names",
         "",

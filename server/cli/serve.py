@@ -5,6 +5,7 @@ import gc
 import logging
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -18,8 +19,11 @@ from ...engine import (
     device_facts,
     follow,
 )
+from ..api.openai.adoption import Adopter
 from ..app import create_app
+from ..generation.durable_responses import DurableResponses
 from ..generation.prompts import PromptEncoder
+from ..generation.response_store import ResponseStore
 from ..generation.service import Service
 from ..generation.state_files import StateFiles
 from ..generation.state_store import StateStore
@@ -27,6 +31,7 @@ from ..lifecycle.engine_config import engine_config
 from ..lifecycle.engine_loading import LoadProgress, exit_while_loading, is_loading, make_engine
 from ..lifecycle.http_server import HttpServer, Listeners, uvicorn_config
 from ..lifecycle.lifecycle import Lifecycle, Timeouts, serve_until_stopped
+from ..lifecycle.response_store import is_stuck, open_responses, store_address, with_closed
 from ..lifecycle.signals import Signals, exit_now
 from ..lifecycle.startup_message import greeting, summary
 from ..middleware.auth import Access, load_access
@@ -67,7 +72,9 @@ def serve(settings: Settings) -> int:
     telemetry = open_telemetry(settings, model.id)
     progress = LoadProgress(config.compile_cache)
     engine = make_engine(source, config, progress)
-    service = _service(settings, config, engine, model, _metrics(settings, engine, model, access, telemetry))
+    responses = open_responses(settings)
+    metrics = _metrics(settings, engine, model, access, telemetry, responses)
+    service = _service(settings, config, engine, model, metrics, responses)
     app = create_app(
         service, access, max_body_bytes=settings.max_body_bytes, strict=settings.strict, trace=telemetry.trace
     )
@@ -76,14 +83,15 @@ def serve(settings: Settings) -> int:
         service,
         signals,
         Timeouts(settings.drain_lag, settings.drain_timeout, settings.step_timeout),
-        on_ready=lambda: _announce(source, config, engine.stats.slots, model.id, listeners.url(settings)),
+        on_ready=lambda: _start(service, partial(_announce, source, config, service, listeners.url(settings))),
     )
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        failure = runner.run(serve_until_stopped(lifecycle, server, listeners.sockets()))
+        serving = serve_until_stopped(lifecycle, server, listeners.sockets())
+        failure = runner.run(with_closed(serving, responses))
         if is_loading(engine):
             exit_while_loading(progress, 0)
     telemetry.close()
-    return _exit_status(failure, engine)
+    return _exit_status(failure, is_stuck=engine.is_stuck or is_stuck(responses))
 
 
 def _prepare_process(settings: Settings) -> Signals:
@@ -102,18 +110,29 @@ def _prepare_process(settings: Settings) -> Signals:
 
 
 def _metrics(
-    settings: Settings, engine: AsyncEngine, model: ServedModel, access: Access, telemetry: Telemetry
+    settings: Settings,
+    engine: AsyncEngine,
+    model: ServedModel,
+    access: Access,
+    telemetry: Telemetry,
+    responses: ResponseStore,
 ) -> Metrics:
     return Metrics(
         lambda: engine.stats,
         tenants=access.keys.owners,
         vllm_model=model.id if settings.metrics_compat == "vllm" else None,
         observers=telemetry.observers,
+        store=responses.stats if isinstance(responses, DurableResponses) else None,
     )
 
 
 def _service(
-    settings: Settings, config: EngineConfig, engine: AsyncEngine, model: ServedModel, metrics: Metrics
+    settings: Settings,
+    config: EngineConfig,
+    engine: AsyncEngine,
+    model: ServedModel,
+    metrics: Metrics,
+    responses: ResponseStore,
 ) -> Service:
     workers = Workers(tenants=config.tenants)
     return Service(
@@ -130,14 +149,23 @@ def _service(
         state_key=config.state_key,
         states=StateStore(config.tenants),
         files=StateFiles(config.tenants),
+        responses=responses,
+        store_address=str(store_address(settings)),
     )
 
 
-def _announce(source: ModelSource, config: EngineConfig, slots: int, model_id: str, url: str) -> None:
+def _start(service: Service, announce: Callable[[], None]) -> None:
+    """Begins to adopt other replicas' responses, if there may be any, and announces the server."""
+    if isinstance(service.responses, DurableResponses):
+        Adopter(service, service.responses).start()
+    announce()
+
+
+def _announce(source: ModelSource, config: EngineConfig, service: Service, url: str) -> None:
     """Prints the address and what is served, and warns if an accelerator is not used."""
     gc.freeze()  # a full collection would visit all objects of the libraries and the model, which takes 100 ms and more
     device = device_facts()
-    lines = summary(source, config, slots, model_id, url, device)
+    lines = summary(source, config, service.engine.stats.slots, service.model.id, url, device, service.store_address)
     if is_json():
         say(greeting(url), fields=dict(line.split(maxsplit=1) for line in lines))
     else:
@@ -156,8 +184,8 @@ def _follow(source: ModelSource, config: EngineConfig) -> int:
     return 0
 
 
-def _exit_status(failure: BaseException | None, engine: AsyncEngine) -> int:
-    """Returns the exit status; ends the process at once if the engine's thread is stuck.
+def _exit_status(failure: BaseException | None, *, is_stuck: bool) -> int:
+    """Returns the exit status; ends the process at once if a thread is stuck.
 
     Raises:
       RoostError: The engine's failure, if a user can fix it.
@@ -167,6 +195,6 @@ def _exit_status(failure: BaseException | None, engine: AsyncEngine) -> int:
     if failure is not None:
         _logger.critical("the engine died: %s", failure, exc_info=None if isinstance(failure, RoostError) else failure)
     status = 0 if failure is None else 1
-    if engine.is_stuck:
+    if is_stuck:
         exit_now(status)
     return status

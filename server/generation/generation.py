@@ -4,12 +4,13 @@ import asyncio
 from array import array
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from ...engine import AsyncEngine, EngineDeadError, Request
+from ...engine import AsyncEngine, EngineDeadError, Request, SamplingParams
 from ..errors import request_aborted
 from ..observability.request_metrics import RequestRecord, RequestTracker
+from ..text.grammar import Grammar, GrammarConstraint
 from ..text.tokenizer import Tokenizer
 from .choice_stream import ChoiceStream, DeltaJoiner
 from .delta import Delta
@@ -139,11 +140,11 @@ def _request(choice: Choice, request_id: str) -> Request:
     """
     return Request(
         f"{request_id}-{choice.index}",
-        choice.prompt.token_ids,
-        choice.params,
+        choice.prompt.token_ids + choice.generated,
+        _remaining(choice.params, len(choice.generated)),
         stepwise=bool(choice.stop),
         fork_of=None if choice.fork_of is None else f"{request_id}-{choice.fork_of}",
-        constraint=None if choice.grammar is None else choice.grammar.constraint(),
+        constraint=None if choice.grammar is None else _constraint(choice.grammar, choice.generated),
         tenant=choice.scheduling.tenant,
         priority=choice.scheduling.priority,
         start_by=choice.scheduling.start_by,
@@ -152,6 +153,22 @@ def _request(choice: Choice, request_id: str) -> Request:
         state=choice.state,
         state_is_imported=choice.state_is_imported,
     )
+
+
+def _remaining(params: SamplingParams, num_generated: int) -> SamplingParams:
+    """Returns the parameters of what is left to generate."""
+    if not num_generated:
+        return params
+    max_tokens = None if params.max_tokens is None else params.max_tokens - num_generated
+    return replace(params, max_tokens=max_tokens, min_tokens=max(params.min_tokens - num_generated, 0))
+
+
+def _constraint(grammar: Grammar, generated: Sequence[int]) -> GrammarConstraint:
+    """Returns the constraint after the tokens that were generated already."""
+    constraint = grammar.constraint()
+    for token_id in generated:
+        constraint.advance(token_id)
+    return constraint
 
 
 async def collect(generation: Generation) -> list[Delta]:

@@ -1,9 +1,9 @@
-"""Stored responses, which clients may fetch or continue. They are kept in memory, and each tenant sees its own only."""
+"""Stored responses, which clients may fetch or continue. Each tenant sees its own only."""
 
 import asyncio
 import json
 import re
-import sys
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,25 +11,12 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter
 
-from ...engine import TenantStore
 from ..error_kinds import ErrorKind
 from ..errors import ApiError
-from ..tenancy.tenant import tenant
+from ..store import Job
 from ..tenancy.tenant_locks import TenantLocks
 from .conversation import ConversationMessage
-from .event_log import EventLog
-
-type _Key = tuple[str, str]
-"""Tenant and response id."""
-
-MAX_RESPONSES: Final = 1000
-MAX_BYTES: Final = 64 * 2**20
-
-_OBJECT_BYTES: Final = 1024
-"""Memory of an entry beside its JSON and its events: the objects, its id, and its places in dictionaries."""
-
-_LOG_BYTES: Final = 2048
-"""Memory of a log beside its events."""
+from .delta import Delta
 
 _LONG: Final = 64 * 2**10
 """Bytes of JSON from which on a worker thread parses: it takes a millisecond or so."""
@@ -47,22 +34,15 @@ class StoredResponse:
       history: All messages before the response's own, packed; instructions are no part of them.
       output: List with the response's message, packed; empty while it is being generated.
       is_background: Whether the response was generated in the background, and may be cancelled.
-      events: Log of its stream, if that may be followed again.
+      is_streamed: Whether its events may be followed again.
     """
 
     id: str
     response: bytes
     history: bytes
     output: bytes
-    is_background: bool
-    events: EventLog | None
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the response now. Messages of earlier responses count too, as those may be gone."""
-        sizes = map(sys.getsizeof, (self.response, self.history, self.output))
-        events = 0 if self.events is None else self.events.num_bytes + _LOG_BYTES
-        return sum(sizes) + events + _OBJECT_BYTES
+    is_background: bool = False
+    is_streamed: bool = False
 
     def input_messages(self) -> list[ConversationMessage]:
         """Returns all messages before the response's own."""
@@ -73,60 +53,95 @@ class StoredResponse:
         return [*self.input_messages(), *_MESSAGES.validate_json(self.output)]
 
 
-class ResponseStore:
-    """Keeps the newest responses. The oldest of the tenant that holds most are evicted for others."""
+class ResponseLog(ABC):
+    """Log of a background response that this replica generates."""
 
-    def __init__(self, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
-        self._stored = TenantStore[_Key, StoredResponse](max_responses, max_bytes)
+    @abstractmethod
+    async def append(self, events: Sequence[bytes], delta: Delta | None = None) -> None:
+        """Appends events, and the delta that they were built from. When this returns, they may be sent.
+
+        Raises:
+          FencedError: The response was adopted, ended or deleted by another replica.
+          StoreUnavailableError: The store was away for too long.
+        """
+
+    @abstractmethod
+    async def end(self, events: Sequence[bytes], response: bytes, output: ConversationMessage, status: str) -> None:
+        """Appends the last events, and stores the final response and its message.
+
+        Args:
+          status: Status of the response.
+
+        Raises:
+          FencedError, StoreUnavailableError: See `append`.
+        """
+
+    @abstractmethod
+    async def release(self) -> bool:
+        """Leaves the response to other replicas. Returns whether there may be any."""
+
+
+class ResponseStore(ABC):
+    """Keeps responses, in memory or in a database."""
+
+    def __init__(self) -> None:
         self._locks = TenantLocks()
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory of all responses."""
-        return self._stored.num_bytes
-
-    def keep(
-        self,
-        response_id: str,
-        response: bytes,
-        history: bytes,
-        events: EventLog | None = None,
-        output: ConversationMessage | None = None,
-        *,
-        is_background: bool = False,
-    ) -> None:
-        """Stores a response, in place of an earlier state of the same response.
+    @abstractmethod
+    async def keep(self, response_id: str, response: bytes, history: bytes, output: ConversationMessage) -> None:
+        """Stores a response that has ended.
 
         Args:
           response: JSON of the response.
           history: Messages before the response's own, from `pack`.
-          output: The response's own message, once it is whole.
+          output: The response's own message.
         """
-        packed = pack([] if output is None else [output])
-        # Copied, since the JSON encoder's own buffer may be twelve times as large.
-        stored = StoredResponse(response_id, bytes(memoryview(response)), history, packed, is_background, events)
-        _shrink_logs(*self._stored.put(_key(stored.id), tenant.get(), stored, stored.num_bytes))
 
-    def log(self, response_id: str, log: EventLog, event: bytes) -> None:
-        """Appends an event to the log of a response. The log counts as long as the response is stored."""
-        log.append(event)
-        key = _key(response_id)
-        stored = self._stored.get(key)
-        if stored is not None and stored.events is log:
-            _shrink_logs(*self._stored.resize(key, stored.num_bytes))
+    @abstractmethod
+    async def open(self, pending: StoredResponse, job: Job) -> ResponseLog:
+        """Stores a background response before its first token.
 
-    def get(self, response_id: str) -> StoredResponse:
+        Args:
+          pending: The response without output.
+          job: All that another replica needs to generate it.
+        """
+
+    @abstractmethod
+    async def find(self, response_id: str) -> StoredResponse | None:
+        """Returns a response of the current tenant; None if there is none."""
+
+    @abstractmethod
+    async def seize(self, response_id: str) -> tuple[ResponseLog, int] | None:
+        """Takes a running response from another replica, in order to end it.
+
+        Returns:
+          The response's log and the number of its next event, or None if no other replica can run it.
+        """
+
+    @abstractmethod
+    async def remove(self, response_id: str) -> None:
+        """Deletes a response, if there is one."""
+
+    @abstractmethod
+    def follow(self, stored: StoredResponse, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
+        """Returns the event of this number and all later ones, and None whenever the next takes longer than `pause_s`.
+
+        Raises:
+          ApiError: The event is not kept any more.
+        """
+
+    async def get(self, response_id: str) -> StoredResponse:
         """Returns a stored response.
 
         Raises:
           ApiError: 404, the response was never stored, is not finished yet, or was evicted.
         """
-        stored = self._stored.get(_key(response_id))
+        stored = await self.find(response_id)
         if stored is None:
             raise ApiError(ErrorKind.NO_SUCH_OBJECT, f"there is no stored response with the id {response_id!r}")
         return stored
 
-    def previous(self, previous_response_id: str | None) -> StoredResponse | None:
+    async def previous(self, previous_response_id: str | None) -> StoredResponse | None:
         """Returns the response that another continues.
 
         Raises:
@@ -134,7 +149,7 @@ class ResponseStore:
         """
         if previous_response_id is None:
             return None
-        stored = self._stored.get(_key(previous_response_id))
+        stored = await self.find(previous_response_id)
         if stored is None:
             raise ApiError(
                 ErrorKind.NO_PREVIOUS_RESPONSE,
@@ -165,26 +180,31 @@ class ResponseStore:
         """
         if not item_ids:
             return {}
-        holders = {item_id: self._holder(item_id) for item_id in item_ids}
         async with self._locks.hold():
+            holders = await self._holders(item_ids)
             return await asyncio.to_thread(_messages_of, holders)
 
-    def _holder(self, item_id: str) -> StoredResponse:
-        """Returns the response of an output item, whose id holds the response's."""
-        parts = _ITEM_ID.fullmatch(item_id)
-        stored = None if parts is None else self._stored.get(_key(f"resp_{parts[1]}"))
-        if stored is None:
-            raise _no_item(item_id)
-        return stored
+    async def _holders(self, item_ids: Sequence[str]) -> dict[str, StoredResponse]:
+        """Returns the response of each output item, whose id holds the response's. Each response is read once."""
+        read: dict[str, StoredResponse] = {}
+        holders = {}
+        for item_id in item_ids:
+            parts = _ITEM_ID.fullmatch(item_id)
+            response_id = "" if parts is None else f"resp_{parts[1]}"
+            stored = read.get(response_id) or await self.find(response_id)
+            if stored is None:
+                raise _no_item(item_id)
+            holders[item_id] = read[response_id] = stored
+        return holders
 
-    def delete(self, response_id: str) -> None:
+    async def delete(self, response_id: str) -> None:
         """Deletes a response.
 
         Raises:
           ApiError: There is no response of this id.
         """
-        self.get(response_id)
-        _shrink_logs(self._stored.pop(_key(response_id)))
+        await self.get(response_id)
+        await self.remove(response_id)
 
 
 def pack(messages: Sequence[ConversationMessage]) -> bytes:
@@ -214,14 +234,3 @@ def _message_of(item: Mapping[str, Any], message: ConversationMessage) -> Conver
 
 def _no_item(item_id: str) -> ApiError:
     return ApiError(ErrorKind.NO_SUCH_OBJECT, f"there is no stored item with the id {item_id[:100]!r}", param="input")
-
-
-def _shrink_logs(*gone: StoredResponse | None) -> None:
-    """Shrinks the logs of responses that are gone, as no new client can follow them."""
-    for stored in gone:
-        if stored is not None and stored.events is not None:
-            stored.events.shrink()
-
-
-def _key(response_id: str) -> _Key:
-    return tenant.get(), response_id

@@ -24,6 +24,7 @@ from ..text.served_model import ServedModel
 from ..text.stop_strings import StopStringsBuilder
 from .background import Background
 from .generation import Generation, collect
+from .memory_responses import MemoryResponses
 from .output_constraint import OutputConstraint
 from .prompts import Prompt, PromptEncoder
 from .response_size import response_size
@@ -53,6 +54,7 @@ class Service:
       files: Memory of state files that are being sent or received.
       tracked: Running responses, and the tokens that clients have received.
       workers: Threads for long work.
+      store_address: Address of the store of responses, without a password.
     """
 
     engine: AsyncEngine
@@ -66,7 +68,7 @@ class Service:
     proof_s: float = 10.0
     request_timeout_s: float = math.inf
     salt_by_key: bool = False
-    responses: ResponseStore = field(default_factory=ResponseStore)
+    responses: ResponseStore = field(default_factory=MemoryResponses)
     background: Background = field(default_factory=Background)
     state_key: bytes | None = field(default=None, repr=False)
     states: StateStore = field(default_factory=StateStore)
@@ -76,6 +78,7 @@ class Service:
     stop_strings: StopStringsBuilder = field(default_factory=StopStringsBuilder)
     open_requests: OpenRequests = field(default_factory=OpenRequests)
     workers: Workers = field(default_factory=Workers)
+    store_address: str = "memory:"
 
     @property
     def is_busy(self) -> bool:

@@ -93,6 +93,8 @@ class Choice:
       scheduling: Scheduling parameters of the request.
       cache_salt, state, state_is_imported: See `engine.Request`.
       sends_ids: Whether clients receive token ids instead of text; then each token counts as sent at once.
+      generated: Tokens of the choice that another replica has generated. They are read as part of the prompt, so what
+        follows may differ from what that replica would have generated.
     """
 
     index: int
@@ -108,3 +110,4 @@ class Choice:
     state: Snapshot | None = None
     state_is_imported: bool = False
     sends_ids: bool = False
+    generated: tuple[int, ...] = ()

@@ -16,7 +16,13 @@ def greeting(address: str) -> str:
 
 
 def summary(
-    source: ModelSource, config: EngineConfig, slots: int, model_id: str, address: str, device: DeviceFacts
+    source: ModelSource,
+    config: EngineConfig,
+    slots: int,
+    model_id: str,
+    address: str,
+    device: DeviceFacts,
+    store: str = "memory:",
 ) -> Sequence[str]:
     """Returns what is served and how, in lines of a name and a value."""
     dtype = source.config.dtype if config.dtype == "auto" else config.dtype
@@ -34,6 +40,7 @@ def summary(
         f"device      {_device(device, config.shards)}",
         f"programs    {config.compile_cache or 'not kept: every start compiles anew (--compile-cache)'}",
         f"prefixes    {_prefix_cache(config)}",
+        f"responses   kept in {'memory, until the server stops' if store == 'memory:' else store}",
         "stop        Ctrl-C finishes open requests first; a second one stops at once",
     )
 

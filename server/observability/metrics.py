@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from ...engine import EngineStats
+from ..store import StoreStats
 from .request_metrics import LatencyMetrics, Observer, RequestRecord, RequestTracker
 from .vllm_metrics import VllmMetrics
 
@@ -34,6 +35,7 @@ class Metrics:
       tenants: Tenants whose requests are counted by name, which bounds the number of series.
       vllm_model: Name of the model for vLLM's metrics; None leaves these out.
       observers: Further observers of requests.
+      store: Counts of the store of responses; None if it is in memory.
 
     Attributes:
       requests: Makes the records of requests.
@@ -47,10 +49,13 @@ class Metrics:
         tenants: Sequence[str] = (),
         vllm_model: str | None = None,
         observers: Sequence[Observer] = (),
+        store: StoreStats | None = None,
     ) -> None:
         self._clock = clock
         self.registry = CollectorRegistry()
         self.registry.register(_EngineCollector(stats))
+        if store is not None:
+            self.registry.register(_StoreCollector(store))
         all_observers: list[Observer] = [LatencyMetrics(self.registry), *observers]
         if tenants:
             all_observers.append(_TenantMetrics(self.registry, tenants))
@@ -149,3 +154,35 @@ class _EngineCollector(Collector):
         yield bytes_used
         for name, text, total in counters:
             yield CounterMetricFamily(f"roost_{name}", text, total)
+
+
+class _StoreCollector(Collector):
+    """Reads the counts of a store of responses in a database."""
+
+    def __init__(self, stats: StoreStats) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats
+        running = GaugeMetricFamily(
+            "roost_store_responses_running",
+            "Background responses of all replicas that have not ended, by whether a live replica owns them.",
+            labels=["owned"],
+        )
+        running.add_metric(["yes"], stats.running - stats.orphaned)
+        running.add_metric(["no"], stats.orphaned)
+        yield running
+        ended = CounterMetricFamily(
+            "roost_store_responses_ended", "Background responses that this replica ended, by status.", labels=["status"]
+        )
+        for status in ("completed", "incomplete", "failed", "cancelled"):
+            ended.add_metric([status], stats.ended[status])
+        yield ended
+        yield CounterMetricFamily(
+            "roost_store_adoptions", "Background responses of other replicas that this one continued.", stats.adoptions
+        )
+        yield CounterMetricFamily(
+            "roost_store_fencing_refusals",
+            "Writes of this replica that were refused since another one owned the response, or it was cancelled.",
+            stats.refusals,
+        )

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
+from ..store import StoreAddress
+
 _MAX_DEVICES_PER_AXIS: Final = 64
 
 
@@ -21,6 +23,7 @@ class Group(StrEnum):
     HTTP = "HTTP"
     SECURITY = "Security"
     CACHE = "Cache"
+    STORE = "Stored responses"
     SHUTDOWN = "Timeouts and shutdown"
     LOGS = "Logs and metrics"
 
@@ -96,6 +99,11 @@ def mesh_sizes(value: str) -> tuple[int, int] | None:
     return sizes["data"], sizes["model"]
 
 
+def _check_store(value: SecretStr) -> SecretStr:
+    StoreAddress.parse(value.get_secret_value())
+    return value
+
+
 def _check_mesh(value: str) -> str:
     mesh_sizes(value)
     return value
@@ -106,6 +114,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Store = Annotated[SecretStr, AfterValidator(_check_store)]
 Mesh = Annotated[str, AfterValidator(_check_mesh)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_not_empty)]

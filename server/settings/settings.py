@@ -19,6 +19,7 @@ from .fields import (
     PositiveFloat,
     PositiveInt,
     Secrets,
+    Store,
     Words,
 )
 from .names import PREFIX, Labels
@@ -210,6 +211,20 @@ class Settings(BaseSettings):
             default="the user's cache folder",
         ),
     ] = "auto"
+
+    store: Annotated[
+        Store,
+        Option(
+            Group.STORE,
+            "Where responses are kept: memory:, sqlite:///FILE for one machine, or postgresql://USER:PASSWORD@HOST/DB "
+            "for several. Background responses then survive the server. A password is better in ROOST_STORE.",
+            "URL",
+            default="memory:",
+        ),
+    ] = SecretStr("memory:")
+    store_days: Annotated[
+        PositiveFloat, Option(Group.STORE, "Days after which a response in a database is deleted.", "DAYS")
+    ] = 30.0
 
     request_timeout: Annotated[
         PositiveFloat | None, OFF, Option(Group.SHUTDOWN, "Seconds that a request may take.", "SECONDS|off")

@@ -23,6 +23,7 @@ class ServedModel:
       id: Name of the model in the API.
       created: Time at which it was opened, in seconds since 1970.
       fingerprint: Changes with everything that may change outputs: weights, dtype, quantization, seed, versions.
+      identity: Is the same wherever the same model is served, whatever the machine, its paths and its versions.
       tokenizer: Tokenizer of the model.
       chat_format: Format of chat prompts.
       defaults: Sampling defaults of the checkpoint.
@@ -39,6 +40,7 @@ class ServedModel:
     defaults: GenerationDefaults
     max_tokens_limit: int | None = None
     tokenizer_class: str | None = None
+    identity: str = ""
     end_token_ids: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,6 +67,7 @@ def open_served_model(
         id=name or source.name,
         created=int(time.time()),
         fingerprint=_fingerprint(source, config),
+        identity=_identity(source, config),
         tokenizer=tokenizer,
         chat_format=load_chat_format(source.directory, tokenizer),
         defaults=read_defaults(source.directory, source.config.vocab_size),
@@ -101,3 +104,9 @@ def _fingerprint(source: ModelSource, config: EngineConfig) -> str:
     numbers = (config.dtype, config.seed, config.quantize, *([] if config.kv_dtype is None else [config.kv_dtype]))
     facts = repr((versions, source.config, files, *numbers))
     return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:12]
+
+
+def _identity(source: ModelSource, config: EngineConfig) -> str:
+    files = [(path.name, path.stat().st_size) for path in source.files]
+    facts = repr((source.config, sorted(files), config.dtype, config.seed, config.quantize))
+    return "model_" + hashlib.sha256(facts.encode()).hexdigest()[:24]

@@ -5,7 +5,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from ...generation.service import Service
 from ...generation.spec import Choice, GenerationSpec
 from ...middleware.request_body import until_disconnect
 from ...request_warnings import request_warnings
+from ...store import StoreUnavailableError as StoreError
 from ...tenancy.workers import Workers
 from .json_response import made_json_response
 from .response_parts import CHUNKS, SseEncoder
@@ -48,8 +49,8 @@ class ResponseBuilder(ABC):
     def whole(self, choices: Sequence[Delta]) -> Mapping[str, Any]:
         """Returns the response to a request that does not stream."""
 
-    def finish(self) -> None:  # noqa: B027 - most builders have nothing to do
-        """Runs on the event loop after `whole`, which may run on a worker thread."""
+    async def finish(self) -> None:  # noqa: B027 - most builders have nothing to do
+        """Runs on the event loop before the response, or a stream's last event, is sent."""
 
     def repeats_much(self, delta: Delta) -> bool:
         """Returns whether the chunks of a delta repeat so much of a prompt that a worker thread builds them."""
@@ -148,7 +149,7 @@ async def _whole(
     generation.sent.reorder(builder.order(choices))
     num_values = sum(_num_values(choice) for choice in choices)
     response = await made_json_response(service, lambda: {**builder.whole(choices), **report}, num_values=num_values)
-    builder.finish()
+    await builder.finish()
     return response
 
 
@@ -208,15 +209,20 @@ async def stream_events(
                 yield event
             if events:
                 silent_since = now()
-        for chunk in builder.closing():
-            yield encoder.encode(chunk)
+        events = [encoder.encode(chunk) for chunk in builder.closing()]
+        await builder.finish()
+        for event in events:
+            yield event
         yield builder.sse.end
     except Exception as error:
         api_error = from_exception(error)
         if api_error.status_code == 500:
             _logger.exception("a stream failed")
-        for chunk in builder.failure(api_error):
-            yield encoder.encode(chunk)
+        events = [encoder.encode(chunk) for chunk in builder.failure(api_error)]
+        with suppress(StoreError):  # the client learns of the first error
+            await builder.finish()
+        for event in events:
+            yield event
 
 
 class _ChunkEncoder:

@@ -217,3 +217,6 @@ class ServerInfo(TypedDict):
 
     state_cache_bytes: int
     """Budget of the prefix cache in bytes of host memory."""
+
+    store: str
+    """Address of the store of responses, without a password."""

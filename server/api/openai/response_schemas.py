@@ -186,6 +186,7 @@ class ResponseObject(TypedDict):
     truncation: str
     usage: ResponseUsage | None
     user: str | None
+    inexact: NotRequired[bool]
     warnings: NotRequired[list[str]]
 
 

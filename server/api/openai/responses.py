@@ -2,20 +2,20 @@
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
 from ....engine import SamplingParams
-from ...errors import ApiError, bad_value
+from ...errors import ApiError, bad_value, from_exception
 from ...generation.conversation import Conversation, ConversationMessage, ToolOptions
-from ...generation.event_log import EventLog
 from ...generation.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
-from ...generation.response_store import pack
+from ...generation.prompts import Prompt
+from ...generation.response_store import StoredResponse, pack
 from ...generation.service import Service
-from ...generation.spec import Choice, GenerationSpec
+from ...generation.spec import GenerationSpec
 from ...request_warnings import warn_all
+from ...store import StoreUnavailableError
 from ...text.grammar import OBJECT_SCHEMA
 from ..common.json_response import json_response
 from ..common.openapi import streamable, success
@@ -24,7 +24,8 @@ from ..common.response_parts import TYPED_EVENTS, to_json
 from ..common.routes import AnyService, JsonRoute, ReadyService
 from ..common.sampling_fields import sampling_params
 from ..common.schema_base import check_body
-from ..common.streaming import EventStream, choices_of, respond, stream_events
+from ..common.streaming import EventStream, choices_of, respond
+from .background_responses import BackgroundRun, end_early, job_of
 from .input_items import ItemReference, page
 from .response_schemas import DeletedObject, ItemList, ResponseEvent, ResponseObject
 from .responses_body import LOGPROBS, ResponseBody
@@ -41,16 +42,27 @@ async def create_response(body: ResponseBody, request: Request, service: ReadySe
     if body.background and not body.store:
         raise bad_value("background", "background needs store: true, as the answer is fetched later")
     spec, history = await _prepare(body, service)
-    log = EventLog() if body.background and body.stream else None
-    keeper = _Keeper(service, body, history, log)
-    builder = ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0], keeper.keep)
-    if not body.background:
-        return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
-    choices = await choices_of(service, request, spec)
-    pending = builder.in_progress()
-    keeper.keep(pending)
-    service.background.start(builder.id, _run(service, choices, builder, log))
-    return json_response(pending) if log is None else _follow(service, log, 0)
+    if body.background:
+        return await _create_background(body, service, spec, history, request)
+
+    async def keep(response: dict[str, Any], output: ConversationMessage) -> None:
+        await service.responses.keep(response["id"], to_json(response), history, output)
+
+    builder = ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0], keep if body.store else None)
+    return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
+
+
+async def _create_background(
+    body: ResponseBody, service: Service, spec: GenerationSpec, history: bytes, request: Request
+) -> Response:
+    """Starts a background response, which is in the store before the client learns its id."""
+    (choice,) = await choices_of(service, request, spec)
+    builder = ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0])
+    response = to_json(builder.in_progress())
+    pending = StoredResponse(builder.id, bytes(memoryview(response)), history, pack([]), True, body.stream)
+    log = await service.responses.open(pending, job_of(body, choice, service.model.identity))
+    service.background.start(builder.id, BackgroundRun(service, builder, choice, log).run())
+    return await _follow(service, pending, 0) if body.stream else Response(response, media_type="application/json")
 
 
 @router.get("/v1/responses/{response_id}", responses=streamable(ResponseObject, ResponseEvent))
@@ -64,14 +76,14 @@ async def get_response(
     ] = None,
 ) -> Response:
     """Returns a stored response as it is now, or its events, those to come included."""
-    stored = service.responses.get(response_id)
+    stored = await service.responses.get(response_id)
     if not stream:
         if starting_after is not None:
             raise bad_value("starting_after", "starting_after needs stream=true")
         return Response(stored.response, media_type="application/json")
-    if stored.events is None:
+    if not stored.is_streamed:
         raise bad_value("stream", "only responses made with background: true and stream: true can be streamed again")
-    return _follow(service, stored.events, 0 if starting_after is None else starting_after + 1)
+    return await _follow(service, stored, 0 if starting_after is None else starting_after + 1)
 
 
 @router.get("/v1/responses/{response_id}/input_items", responses=success(ItemList))
@@ -83,48 +95,57 @@ async def list_input_items(
     after: After = None,
 ) -> Response:
     """Lists the input of a response, the conversation that it continues included."""
-    stored = service.responses.get(response_id)
+    stored = await service.responses.get(response_id)
     return json_response(await service.workers.run(lambda: page(stored, limit, order, after)))
 
 
 @router.post("/v1/responses/{response_id}/cancel", responses=success(ResponseObject))
 async def cancel_response(response_id: str, service: AnyService) -> Response:
     """Cancels a background response; one that has ended already stays as it is."""
-    if not service.responses.get(response_id).is_background:
+    if not (await service.responses.get(response_id)).is_background:
         message = "only background responses can be cancelled: close the connection of others, or POST /abort_request"
         raise bad_value(None, message)
     await _end(service, response_id)
-    return Response(service.responses.get(response_id).response, media_type="application/json")
+    return Response((await service.responses.get(response_id)).response, media_type="application/json")
 
 
 @router.delete("/v1/responses/{response_id}")
 async def delete_response(response_id: str, service: AnyService) -> DeletedObject:
     """Deletes a response; one that still runs in the background is cancelled first."""
-    service.responses.get(response_id)
+    await service.responses.get(response_id)
     await _end(service, response_id)
-    service.responses.delete(response_id)
+    await service.responses.delete(response_id)
     return DeletedObject(id=response_id, object="response", deleted=True)
 
 
 async def _end(service: Service, response_id: str) -> None:
+    """Cancels a response, whichever replica generates it."""
     if service.background.is_running(response_id):
         service.tracked.abort(response_id)
         await service.background.wait(response_id)
+    elif seized := await service.responses.seize(response_id):
+        log, number = seized
+        pending = (await service.responses.get(response_id)).response
+        await end_early(log, number, pending, status="cancelled")
 
 
-def _follow(service: Service, log: EventLog, number: int) -> Response:
-    log.check(number)
-    return EventStream(replay(log, number, service.keep_alive_s), AsyncExitStack())
+async def _follow(service: Service, stored: StoredResponse, number: int) -> Response:
+    events = service.responses.follow(stored, number, service.keep_alive_s)
+    return EventStream(replay(events, number), AsyncExitStack())
 
 
-async def replay(log: EventLog, number: int, keep_alive_s: float) -> AsyncGenerator[bytes]:
-    """Yields the bytes of a stored stream from the event of this number on."""
+async def replay(events: AsyncGenerator[bytes | None], number: int) -> AsyncGenerator[bytes]:
+    """Yields the bytes of a stored stream, which an error may end.
+
+    Args:
+      number: Number of the first event.
+    """
     try:
-        async for event in log.follow(number, keep_alive_s):
+        async for event in events:
             number += event is not None
             yield TYPED_EVENTS.keep_alive if event is None else event
-    except ApiError as error:  # the client reads more slowly than the log drops events
-        detail = error.body["error"]
+    except (ApiError, StoreUnavailableError) as error:  # a log that drops events a client is slow to read, or an outage
+        detail = from_exception(error).body["error"]
         about = {"code": detail["code"], "message": detail["message"], "param": detail["param"]}
         yield TYPED_EVENTS.encode({"type": "error", "sequence_number": number, **about})
 
@@ -138,31 +159,46 @@ async def _prepare(body: ResponseBody, service: Service) -> tuple[GenerationSpec
       ApiError: The body cannot be converted.
     """
     warn_all(body.dropped)
-    previous = service.responses.previous(body.previous_response_id)
+    previous = await service.responses.previous(body.previous_response_id)
     referred = await service.responses.items(body.references)
     async with service.responses.unpacked(previous) as earlier:
         messages = [*earlier, *await service.prepare(lambda: _input_messages(body, referred))]
         options = _tool_options(body)
-        params, constraint = await service.prepare(
-            lambda: (_params(body, service), with_tools(_text_constraint(body), options))
-        )
+        params, constraint = await service.prepare(lambda: generation_options(body, service))
         instructions = [ConversationMessage("system", body.instructions)] if body.instructions else []
         conversation = Conversation([*instructions, *messages], tools=options)
         prompt = await service.prompts.chat(conversation, param="input")
         history = await service.workers.run(lambda: pack(messages)) if body.store else b""
-    spec = GenerationSpec(
+    return generation_spec(body, prompt, params, constraint), history
+
+
+def generation_options(
+    body: ResponseBody, service: Service
+) -> tuple[Sequence[SamplingParams], OutputConstraint | None]:
+    """Returns the sampling parameters and the output constraint of a body.
+
+    Raises:
+      ApiError: The body asks for what cannot be done.
+    """
+    return _params(body, service), with_tools(_text_constraint(body), body.tool_options)
+
+
+def generation_spec(
+    body: ResponseBody, prompt: Prompt, params: Sequence[SamplingParams], constraint: OutputConstraint | None
+) -> GenerationSpec:
+    """Returns the spec of a body, given what was prepared for it."""
+    return GenerationSpec(
         [prompt],
         params,
         constraint,
         ignore_eos=body.ignore_eos,
-        may_call=bool(options.introduced),
+        may_call=bool(body.tool_options.introduced),
         limit_param=None if body.max_output_tokens is None else "max_output_tokens",
         cache_salt=body.cache_salt,
         priority=body.priority,
         queue_timeout_s=body.queue_timeout,
         timeout_s=body.timeout,
     )
-    return spec, history
 
 
 def _input_messages(body: ResponseBody, referred: Mapping[str, ConversationMessage]) -> list[ConversationMessage]:
@@ -207,37 +243,3 @@ def _params(body: ResponseBody, service: Service) -> list[SamplingParams]:
     max_tokens = body.max_output_tokens or service.model.defaults.max_tokens
     logprobs = (body.top_logprobs or 0) if body.wants_logprobs else None
     return sampling_params(body, service.model, max_tokens, logprobs=logprobs)
-
-
-@dataclass(frozen=True, slots=True)
-class _Keeper:
-    """Stores the states of a response, if the request allows it."""
-
-    service: Service
-    body: ResponseBody
-    history: bytes
-    log: EventLog | None
-
-    def keep(self, response: dict[str, Any], output: ConversationMessage | None = None) -> None:
-        """Stores the response as it is now."""
-        if self.body.store:
-            self.service.responses.keep(
-                response["id"],
-                to_json(response),
-                self.history,
-                self.log,
-                output,
-                is_background=self.body.background,
-            )
-
-
-async def _run(service: Service, choices: Sequence[Choice], builder: ResponsesBuilder, log: EventLog | None) -> None:
-    """Generates a background response, which ends in the store. Its events go to the log."""
-    try:
-        async with service.generation(builder.id, choices) as generation:
-            async for event in stream_events(generation, None, builder, keep_alive_s=None):
-                if log is not None and event:
-                    service.responses.log(builder.id, log, event)
-    finally:
-        if log is not None:
-            log.close()

@@ -158,7 +158,7 @@ class ResponseBody(SamplingFields):
     """Id of a stored response that this one continues."""
 
     store: bool = True
-    """Whether the response is kept in memory, to be fetched and continued."""
+    """Whether the response is kept, to be fetched and continued."""
 
     background: bool = False
     """Whether the request returns at once, and the response is fetched by its id later. It needs `store`."""

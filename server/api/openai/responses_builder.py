@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 from uuid import uuid4
@@ -24,7 +24,7 @@ from .responses_body import ResponseBody, ResponseTool
 _TEXT_PLACE: Final = {"output_index": 0, "content_index": 0}
 """Place of the text: the output is one message with one text, or calls."""
 
-_NO_OUTPUT: Final = ConversationMessage("assistant", "")
+NO_OUTPUT: Final = ConversationMessage("assistant", "")
 
 
 class ResponsesBuilder(ResponseBuilder):
@@ -32,7 +32,11 @@ class ResponsesBuilder(ResponseBuilder):
 
     Args:
       params: Sampling parameters; the response shows those that the client left to the server.
-      keep: Stores the final response and its message.
+      keep: Stores the final response and its message before the client gets them.
+      pending: Unfinished response that another replica has begun; None for a new one.
+
+    Attributes:
+      ended: The final response and its message; None before the end.
     """
 
     sse = TYPED_EVENTS
@@ -43,11 +47,13 @@ class ResponsesBuilder(ResponseBuilder):
         model: ServedModel,
         prompt: Prompt,
         params: SamplingParams,
-        keep: Callable[[dict[str, Any], ConversationMessage], None],
+        keep: Callable[[dict[str, Any], ConversationMessage], Awaitable[None]] | None = None,
+        pending: Mapping[str, Any] | None = None,
     ) -> None:
-        self.id = f"resp_{uuid4().hex}"
+        self.id = f"resp_{uuid4().hex}" if pending is None else str(pending["id"])
         self._item_id = self.id.replace("resp_", "msg_")  # the store finds items by their response's id
-        self._created = int(time.time())
+        self._created = int(time.time()) if pending is None else int(pending["created_at"])
+        self._is_inexact = False
         self._body = body
         self._model = model
         self._prompt = prompt
@@ -59,17 +65,17 @@ class ResponsesBuilder(ResponseBuilder):
         self._call = CallJoiner()
         self._has_message = False
         self._call_item_id = ""
-        self._ended: tuple[dict[str, Any], ConversationMessage] | None = None
+        self.ended: tuple[dict[str, Any], ConversationMessage] | None = None
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         (choice,) = choices
         response = self._finished(choice)
-        self._ended = response, _message(choice)
+        self.ended = response, _message(choice)
         return response
 
-    def finish(self) -> None:
-        if self._ended is not None:
-            self._keep(*self._ended)
+    async def finish(self) -> None:
+        if self.ended is not None and self._keep is not None:
+            await self._keep(*self.ended)
 
     def opening(self) -> Iterator[dict[str, Any]]:
         yield self._event("response.created", response=self.in_progress())
@@ -92,15 +98,26 @@ class ResponsesBuilder(ResponseBuilder):
             yield from self._ended_call(choice.calls[-1], response["output"][-1])
         else:
             yield from self._ended_message(choice, response["output"][0])
-        self._keep(response, _message(choice))
+        self.ended = response, _message(choice)
         yield self._event(f"response.{response['status']}", response=response)
 
     def failure(self, error: ApiError) -> Iterator[dict[str, Any]]:
         """Yields the event about an error. A cancelled background response has the same event, as there is no other."""
         is_cancelled = self._body.background and error.body["error"]["code"] == "request_aborted"
         response = self._response("cancelled") if is_cancelled else self._failed(error)
-        self._keep(response, _NO_OUTPUT)
+        self.ended = response, NO_OUTPUT
         yield self._event("response.failed", response=response)
+
+    def replay(self, deltas: Sequence[Delta], num_events: int) -> None:
+        """Takes deltas whose events were sent by another replica, and continues with the number after theirs.
+
+        The response is inexact from then on: their tokens are read as a prompt instead of decoded.
+        """
+        self._is_inexact = bool(deltas)
+        for delta in deltas:
+            for _ in self.chunks(delta):
+                pass
+        self._numbers = itertools.count(num_events)
 
     def in_progress(self) -> dict[str, Any]:
         """Returns the response before it has any output."""
@@ -188,6 +205,7 @@ class ResponsesBuilder(ResponseBuilder):
             "truncation": body.truncation,
             "usage": None,
             "user": body.user,
+            **({"inexact": True} if self._is_inexact else {}),
             **changes,
         }
 

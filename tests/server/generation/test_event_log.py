@@ -85,7 +85,7 @@ async def test_silence_is_told_of() -> None:
 
 async def test_a_client_that_is_too_slow_is_told_so() -> None:
     log = EventLog(max_bytes=60)
-    stream = replay(log, 0, 1.0)
+    stream = replay(log.follow(0, 1.0), 0)
     log.append(b"one")
     assert await anext(stream) == b"one"
     for event in (b"two", b"six"):

@@ -2,7 +2,7 @@
 
 import gc
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -11,44 +11,67 @@ from roost.server.api.openai.input_items import page
 from roost.server.errors import ApiError
 from roost.server.generation.conversation import ConversationMessage, FunctionCall
 from roost.server.generation.event_log import EventLog
+from roost.server.generation.memory_responses import MemoryResponses
 from roost.server.generation.prompts import message_text
-from roost.server.generation.response_store import ResponseStore, pack
+from roost.server.generation.response_store import StoredResponse, pack
 from roost.server.tenancy.tenant import tenant
 
 HELLO = ConversationMessage("user", "hello")
 
 
-def keep(store: ResponseStore, name: str, text: str = "", *, events: EventLog | None = None, **fields: Any) -> None:
+def keep(store: MemoryResponses, name: str, text: str = "", *, events: EventLog | None = None, **fields: Any) -> None:
     response = {"id": name, "instructions": None, "text": text, **fields}
-    store.keep(name, to_json(response), pack([HELLO]), events)
+    put(store, name, to_json(response), events=events)
 
 
-def knows(store: ResponseStore, name: str) -> bool:
+def put(
+    store: MemoryResponses,
+    name: str,
+    response: bytes = b"{}",
+    history: Sequence[ConversationMessage] = (HELLO,),
+    output: Sequence[ConversationMessage] = (),
+    events: EventLog | None = None,
+) -> None:
+    copied = bytes(memoryview(response))
+    store.put(StoredResponse(name, copied, pack(history), pack(output), is_streamed=events is not None), events)
+
+
+def now[T](work: Coroutine[Any, Any, T]) -> T:
+    """Returns the result of a coroutine that never waits."""
     try:
-        store.get(name)
+        work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError("it waits")
+
+
+def knows(store: MemoryResponses, name: str) -> bool:
+    try:
+        now(store.get(name))
     except ApiError as error:
         return error.status_code != 404
     else:
         return True
 
 
-def known(store: ResponseStore, names: str) -> str:
+def known(store: MemoryResponses, names: str) -> str:
     return "".join(name for name in names if knows(store, name))
 
 
-def texts(store: ResponseStore, name: str) -> list[str]:
-    return [message_text(message) for message in store.get(name).conversation()]
+def texts(store: MemoryResponses, name: str) -> list[str]:
+    return [message_text(message) for message in now(store.get(name)).conversation()]
 
 
 def test_the_oldest_make_room() -> None:
-    store = ResponseStore(max_responses=2)
+    store = MemoryResponses(max_responses=2)
     for name in "abc":
         keep(store, name)
     assert known(store, "abc") == "bc"
 
 
 def test_a_new_state_replaces_the_old_one() -> None:
-    store = ResponseStore(max_responses=2)
+    store = MemoryResponses(max_responses=2)
     for name in ("a", "b", "a", "a"):
         keep(store, name, "x")
     assert known(store, "ab") == "ab"
@@ -65,7 +88,7 @@ def test_a_new_state_replaces_the_old_one() -> None:
     ],
 )
 def test_whatever_a_response_holds_makes_room(fields: dict[str, Any]) -> None:
-    store = ResponseStore(max_bytes=40_000)
+    store = MemoryResponses(max_bytes=40_000)
     for name in "abcdefgh":
         keep(store, name, **fields)
     assert store.num_bytes <= 40_000
@@ -76,18 +99,18 @@ def test_whatever_a_response_holds_makes_room(fields: dict[str, Any]) -> None:
 
 
 def test_messages_make_room() -> None:
-    store = ResponseStore(max_bytes=40_000)
+    store = MemoryResponses(max_bytes=40_000)
     for name in "abcdefgh":
         messages = [ConversationMessage("user", "x" * 10_000)]
-        store.keep(name, b"{}", pack(messages))
+        put(store, name, history=messages)
     assert len(known(store, "abcdefgh")) == 3
     output = ConversationMessage("assistant", "x" * 10_000)
-    store.keep("h", b"{}", pack(messages), None, output)
+    put(store, "h", history=messages, output=[output])
     assert len(known(store, "abcdefgh")) == 2
 
 
 def test_events_count_while_they_come() -> None:
-    store, log = ResponseStore(max_bytes=40_000), EventLog()
+    store, log = MemoryResponses(max_bytes=40_000), EventLog()
     keep(store, "a")
     keep(store, "b", events=log)
     before = store.num_bytes
@@ -103,11 +126,11 @@ def test_events_count_while_they_come() -> None:
 
 def test_a_log_that_nobody_can_ask_for_is_only_a_tail() -> None:
     """Its response is gone, but still being made."""
-    store, log = ResponseStore(), EventLog()
+    store, log = MemoryResponses(), EventLog()
     keep(store, "a", events=log)
     for _ in range(1000):
         store.log("a", log, bytes(1000))
-    store.delete("a")
+    now(store.delete("a"))
     for _ in range(1000):
         store.log("a", log, bytes(1000))
     assert log.num_bytes <= 64 * 2**10
@@ -115,7 +138,7 @@ def test_a_log_that_nobody_can_ask_for_is_only_a_tail() -> None:
 
 
 def test_a_tenant_takes_nothing_from_one_that_holds_less() -> None:
-    store = ResponseStore(max_responses=6, max_bytes=60_000)
+    store = MemoryResponses(max_responses=6, max_bytes=60_000)
     keep(store, "a", "x" * 10_000)
     token = tenant.set("greedy")
     for name in "bcdefgh":
@@ -128,24 +151,23 @@ def test_a_tenant_takes_nothing_from_one_that_holds_less() -> None:
 
 
 def test_an_answer_is_part_of_the_conversation() -> None:
-    store = ResponseStore()
+    store = MemoryResponses()
     keep(store, "a")
     assert texts(store, "a") == ["hello"]
-    store.keep("a", b"{}", pack([HELLO]), None, ConversationMessage("assistant", "you"), is_background=True)
+    put(store, "a", output=[ConversationMessage("assistant", "you")])
     assert texts(store, "a") == ["hello", "you"]
-    assert store.get("a").is_background
 
 
 def test_what_is_gone_cannot_be_gone_on_from() -> None:
-    store = ResponseStore()
+    store = MemoryResponses()
     keep(store, "a")
-    assert store.previous("a") is store.get("a")
-    assert store.previous(None) is None
-    store.delete("a")
+    assert now(store.previous("a")) is now(store.get("a"))
+    assert now(store.previous(None)) is None
+    now(store.delete("a"))
     with pytest.raises(ApiError):
-        store.delete("a")
+        now(store.delete("a"))
     with pytest.raises(ApiError) as missing:
-        store.previous("a")
+        now(store.previous("a"))
     assert missing.value.status_code == 400
 
 
@@ -157,13 +179,13 @@ async def test_messages_are_kept_as_they_were() -> None:
         ConversationMessage("tool", "", call_id="call_1"),
         ConversationMessage("assistant", ("no",)),
     ]
-    store = ResponseStore()
-    store.keep("a", b"{}", pack(messages))
-    async with store.unpacked(store.get("a")) as unpacked:
+    store = MemoryResponses()
+    put(store, "a", history=messages)
+    async with store.unpacked(now(store.get("a"))) as unpacked:
         assert unpacked == messages
     async with store.unpacked(None) as unpacked:
         assert unpacked == []
-    listed = page(store.get("a"), 20, "asc", None)["data"]
+    listed = page(now(store.get("a")), 20, "asc", None)["data"]
     assert [item["type"] for item in listed] == ["message", "function_call", "function_call_output", "message"]
 
 
@@ -171,20 +193,18 @@ def text(size: int) -> str:
     return "x" * size
 
 
-KEEPERS: dict[str, Callable[[ResponseStore, int], None]] = {
+KEEPERS: dict[str, Callable[[MemoryResponses, int], None]] = {
     "instructions": lambda store, i: keep(store, f"{i}", instructions=text(20_000)),
     "tools": lambda store, i: keep(store, f"{i}", tools=[{"parameters": {f"{k}": {"t": [k]} for k in range(1000)}}]),
     "metadata": lambda store, i: keep(store, f"{i}", metadata={f"{k}": text(500) for k in range(16)}),
     "nothing": lambda store, i: keep(store, f"{i}"),
-    "messages": lambda store, i: store.keep(
-        f"{i}", b"{}", pack([ConversationMessage("user", "hi") for _ in range(300)])
-    ),
-    "answer": lambda store, i: store.keep(f"{i}", b"{}", b"[]", None, ConversationMessage("assistant", text(20_000))),
+    "messages": lambda store, i: put(store, f"{i}", history=[ConversationMessage("user", "hi") for _ in range(300)]),
+    "answer": lambda store, i: put(store, f"{i}", history=[], output=[ConversationMessage("assistant", text(20_000))]),
     "events": lambda store, i: keep_events(store, f"{i}"),
 }
 
 
-def keep_events(store: ResponseStore, name: str) -> None:
+def keep_events(store: MemoryResponses, name: str) -> None:
     log = EventLog()
     keep(store, name, events=log)
     for number in range(100):
@@ -193,7 +213,7 @@ def keep_events(store: ResponseStore, name: str) -> None:
 
 @pytest.mark.parametrize("field", KEEPERS)
 def test_what_is_counted_is_what_is_taken(field: str) -> None:
-    store, keep_one, count = ResponseStore(), KEEPERS[field], 40
+    store, keep_one, count = MemoryResponses(), KEEPERS[field], 40
     keep_one(store, -1)
     counted = store.num_bytes
     gc.collect()

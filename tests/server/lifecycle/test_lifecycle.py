@@ -138,7 +138,7 @@ async def test_shutdown_drains_a_background_response(engine: FakeEngine, service
         assert not engine.stopped
         engine.gate.set()
         assert await process.end() is None
-    assert json.loads(service.responses.get(begun["id"]).response)["status"] == "completed"
+    assert json.loads((await service.responses.get(begun["id"])).response)["status"] == "completed"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -205,7 +205,7 @@ def test_an_address_is_ignored_as_a_port_only(monkeypatch: pytest.MonkeyPatch) -
         load_settings({})
 
 
-@pytest.mark.parametrize("name", ["api_key", "admin_key", "state_key"])
+@pytest.mark.parametrize("name", ["api_key", "admin_key", "state_key", "store"])
 def test_errors_never_show_a_secret(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(f"ROOST_{name.upper()}", "")
     with pytest.raises(SettingsError, match=rf"\AROOST_{name.upper()} must"):

@@ -1,0 +1,113 @@
+"""Adoption: this replica continues responses whose owner has died, was stopped, or has lost the database."""
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import Final
+
+import orjson
+
+from ...generation.durable_responses import DurableLog, DurableResponses
+from ...generation.logged_delta import unpack_delta
+from ...generation.prompts import Prompt
+from ...generation.service import Service
+from ...store import Claim, FencedError, StoreUnavailableError
+from ...tenancy.tenant import tenant
+from .background_responses import BackgroundRun, body_of, end_early, prompt_ids
+from .responses import generation_options, generation_spec
+from .responses_builder import ResponsesBuilder
+
+_PAUSE_S: Final = 2.0
+"""Seconds between two looks for responses without an owner. Leases, which last longer, are extended as often."""
+
+_EXPIRE_PAUSES: Final = 30
+"""Number of looks after which old responses are deleted."""
+
+_MAX_CLAIMS: Final = 8
+"""Maximum number of responses to adopt at a time."""
+
+_MAX_STALLS: Final = 5
+"""Number of adoptions without any progress after which a response fails: it may be what ends its owners."""
+
+_logger: Final = logging.getLogger(__name__)
+
+
+class Adopter:
+    """Keeps the leases of this replica's responses, and adopts those of others.
+
+    Args:
+      service: Service that generates.
+      responses: The service's store.
+    """
+
+    def __init__(self, service: Service, responses: DurableResponses) -> None:
+        self._service = service
+        self._responses = responses
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins, once the engine is ready."""
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        looks = 0
+        while True:
+            try:
+                await self.look()
+                if looks % _EXPIRE_PAUSES == 0:
+                    await self._responses.expire()
+            except StoreUnavailableError as error:
+                _logger.debug("%s", error)
+            except Exception:
+                _logger.exception("responses of other replicas were not adopted")
+            looks += 1
+            await asyncio.sleep(_PAUSE_S)
+
+    async def look(self) -> None:
+        """Extends leases, stops responses that others have taken, and adopts what has no owner."""
+        for owner, response_id in await self._responses.renew():
+            tenant.set(owner)  # of this task only
+            self._service.tracked.abort(response_id)
+        if limit := self._num_free():
+            for claim in await self._responses.claim(self._service.model.identity, limit):
+                tenant.set(claim.record.tenant)
+                await self._adopt(claim)
+
+    def _num_free(self) -> int:
+        """Returns how many responses may be adopted now: only those that get a slot at once."""
+        service = self._service
+        if service.open_requests.is_draining or not service.engine.is_ready:
+            return 0
+        stats = service.engine.stats
+        return max(min(stats.slots - stats.num_running - stats.num_waiting, _MAX_CLAIMS), 0)
+
+    async def _adopt(self, claim: Claim) -> None:
+        log = self._responses.log_of(claim)
+        try:
+            if claim.num_stalls > _MAX_STALLS:
+                error = {"code": "server_error", "message": f"{claim.num_stalls} replicas made no progress with it"}
+                await end_early(log, log.num_events, claim.record.response, status="failed", error=error)
+                return
+            run = await self._continued(claim, log)
+        except FencedError as error:
+            _logger.info("%s", error)
+        except Exception:
+            _logger.exception("%s cannot be continued here", claim.lease.id)
+            await log.release()
+        else:
+            _logger.info("continues %s after event %d", claim.lease.id, log.num_events - 1)
+            self._service.background.start(claim.lease.id, run.run())
+
+    async def _continued(self, claim: Claim, log: DurableLog) -> BackgroundRun:
+        """Returns the rest of a response's generation."""
+        service, job = self._service, claim.job
+        body, prompt = body_of(job), Prompt(prompt_ids(job))
+        params, constraint = generation_options(body, service)
+        spec = generation_spec(body, prompt, params, constraint)
+        (choice,) = await service.choices(spec)
+        deltas = [unpack_delta(entry.delta) for entry in claim.entries if entry.delta]
+        generated = tuple(token_id for delta in deltas for token_id in delta.token_ids)
+        builder = ResponsesBuilder(body, service.model, prompt, params[0], pending=orjson.loads(claim.record.response))
+        builder.replay(deltas, log.num_events)
+        choice = replace(choice, generated=generated)
+        return BackgroundRun(service, builder, choice, log, is_pending=not claim.entries, is_adopted=True)

@@ -1,0 +1,118 @@
+"""Background responses: they are generated without a client, and may be continued by another replica."""
+
+import logging
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from ....engine import EngineDeadError, QueueFullError
+from ...errors import ApiError, from_exception
+from ...generation.generation import Generation
+from ...generation.response_store import ResponseLog
+from ...generation.service import Service
+from ...generation.spec import Choice
+from ...store import FencedError, Job, StoreUnavailableError
+from ..common.response_parts import TYPED_EVENTS, to_json
+from .responses_body import ResponseBody
+from .responses_builder import NO_OUTPUT, ResponsesBuilder
+
+_logger: Final = logging.getLogger(__name__)
+
+
+def job_of(body: ResponseBody, choice: Choice, model_identity: str) -> Job:
+    """Returns all that another replica needs to continue a response, but for the log."""
+    seeded = body.model_copy(update={"seed": choice.params.seed})
+    request = seeded.model_dump_json(by_alias=True, exclude_unset=True, exclude={"input"}).encode()
+    return Job(model_identity, request, array("i", choice.prompt.token_ids).tobytes())
+
+
+def body_of(job: Job) -> ResponseBody:
+    """Returns the body of a job, without its input, which is in the prompt."""
+    return ResponseBody.model_validate({**orjson.loads(job.request), "input": "-"})
+
+
+def prompt_ids(job: Job) -> tuple[int, ...]:
+    """Returns the token ids of a job's prompt."""
+    return tuple(array("i", job.prompt))
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundRun:
+    """Generation of a background response, from its first or any later event to its end in the store.
+
+    Attributes:
+      log: Log of the response, which this replica owns.
+      is_pending: Whether the response has no event yet.
+      is_adopted: Whether another replica has begun it.
+    """
+
+    service: Service
+    builder: ResponsesBuilder
+    choice: Choice
+    log: ResponseLog
+    is_pending: bool = True
+    is_adopted: bool = False
+
+    async def run(self) -> None:
+        """Generates the response. Its owner is another replica, or it has ended, when this returns."""
+        try:
+            await self._run()
+        except FencedError as error:
+            _logger.info("%s", error)
+        except StoreUnavailableError as error:
+            _logger.warning("%s is left to other replicas: %s", self.builder.id, error)
+
+    async def _run(self) -> None:
+        try:
+            async with self.service.generation(self.builder.id, [self.choice]) as generation:
+                await self._generate(generation)
+        except (FencedError, StoreUnavailableError):
+            raise
+        except Exception as error:
+            if not (self._is_for_others(error) and await self.log.release()):
+                await self._fail(from_exception(error), error)
+
+    def _is_for_others(self, error: Exception) -> bool:
+        """Returns whether the error is this replica's, so that others may continue."""
+        return isinstance(error, EngineDeadError) or (self.is_adopted and isinstance(error, QueueFullError))
+
+    async def _generate(self, generation: Generation) -> None:
+        builder = self.builder
+        if self.is_pending:
+            await self.log.append(_encoded(builder.opening()))
+        last: list[bytes] = []
+        async for delta in generation:
+            last = _encoded(builder.chunks(delta))
+            if delta.finish_reason is None and (last or delta.token_ids):
+                await self.log.append(last, delta)
+        await self._end([*last, *_encoded(builder.closing())])
+
+    async def _fail(self, error: ApiError, cause: Exception) -> None:
+        if error.status_code == 500:
+            _logger.error("a background response failed", exc_info=cause)
+        await self._end(_encoded(self.builder.failure(error)))
+
+    async def _end(self, events: Sequence[bytes]) -> None:
+        assert self.builder.ended is not None
+        response, output = self.builder.ended
+        await self.log.end(events, to_json(response), output, response["status"])
+
+
+async def end_early(log: ResponseLog, number: int, pending: bytes, **changes: Any) -> None:
+    """Ends a response that another replica has begun, without generating anything.
+
+    Args:
+      number: Number of its next event.
+      pending: JSON of the unfinished response.
+      changes: Fields of the final response.
+    """
+    response = {**orjson.loads(pending), **changes}
+    event = {"type": "response.failed", "sequence_number": number, "response": response}
+    await log.end(_encoded([event]), to_json(response), NO_OUTPUT, response["status"])
+
+
+def _encoded(chunks: Iterable[Mapping[str, Any]]) -> list[bytes]:
+    return [TYPED_EVENTS.encode(chunk) for chunk in chunks]

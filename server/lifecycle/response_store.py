@@ -1,0 +1,48 @@
+"""Opens the store of responses that the settings name."""
+
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+from ..generation.durable_responses import DurableResponses
+from ..generation.memory_responses import MemoryResponses
+from ..generation.response_store import ResponseStore
+from ..settings import Settings
+from ..store import Database, StoreAddress, schema
+from ..store.dialects import dialect_of
+
+_DAY_S = 86400.0
+
+
+def store_address(settings: Settings) -> StoreAddress:
+    """Returns the address of the store."""
+    return StoreAddress.parse(settings.store.get_secret_value())
+
+
+def open_responses(settings: Settings) -> ResponseStore:
+    """Returns the store, whose tables exist and are of this version or a later one.
+
+    Raises:
+      StoreUnavailableError: The database cannot be used.
+    """
+    address = store_address(settings)
+    if address.kind == "memory":
+        return MemoryResponses()
+    dialect = dialect_of(address)
+    database = Database(dialect)
+    database.run_now(partial(schema.upgrade, dialect=dialect), writes=True)
+    return DurableResponses(database, settings.store_days * _DAY_S)
+
+
+async def with_closed[T](work: Coroutine[Any, Any, T], responses: ResponseStore) -> T:
+    """Returns the result of `work`, after which a database's running responses are left to other replicas."""
+    try:
+        return await work
+    finally:
+        if isinstance(responses, DurableResponses):
+            await responses.close()
+
+
+def is_stuck(responses: ResponseStore) -> bool:
+    """Tells whether a database's thread would delay the end of the process."""
+    return isinstance(responses, DurableResponses) and responses.is_stuck

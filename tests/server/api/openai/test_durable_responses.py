@@ -1,0 +1,441 @@
+"""Responses in a database: two replicas around the fake engine, of which one goes away.
+
+The engine counts, so a continued response is right exactly if it counts on.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+import pytest
+from client_types import checked
+from databases import opened
+from fake_engine import FakeEngine
+from fake_server import VOCAB_SIZE, make_service, until
+from openai.types.responses import Response
+from roost.engine import EngineDeadError, Request, TokenOutput
+from roost.server.api.openai.adoption import Adopter
+from roost.server.app import create_app
+from roost.server.generation.durable_responses import DurableResponses
+from roost.server.generation.service import Service
+from roost.server.middleware.api_keys import ApiKeys
+from roost.server.middleware.auth import Access
+from roost.server.store import Database, StoreAddress
+from roost.server.store.dialects import dialect_of
+from roost.server.text.served_model import ServedModel
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class PacedEngine(FakeEngine):
+    """An engine that gives each request a number of tokens, and then waits."""
+
+    def __init__(self) -> None:
+        super().__init__(VOCAB_SIZE)
+        self.allowed = 1000
+
+    async def _count(self, request: Request) -> AsyncGenerator[TokenOutput]:
+        count = 0
+        async for output in super()._count(request):
+            while count >= self.allowed:
+                await asyncio.sleep(0.005)
+            count += 1
+            yield output
+
+
+@dataclass
+class Replica:
+    """A server without a socket.
+
+    Attributes:
+      client: Client of it.
+      adopter: What its loop does every two seconds.
+    """
+
+    service: Service
+    engine: PacedEngine
+    responses: DurableResponses
+    client: httpx.AsyncClient
+    adopter: Adopter
+
+    async def created(self, **fields: Any) -> dict[str, Any]:
+        body = {"input": "hi", "max_output_tokens": 10, "background": True, **fields}
+        response = await self.client.post("/v1/responses", json=body)
+        assert response.status_code == 200, response.text
+        if not fields.get("stream"):
+            return dict(response.json())
+        return dict(events_of(response.text)[0]["response"])
+
+    async def fetched(self, response_id: str) -> dict[str, Any]:
+        response = await self.client.get(f"/v1/responses/{response_id}")
+        assert response.status_code == 200, response.text
+        return dict(response.json())
+
+    async def ended(self, response_id: str) -> dict[str, Any]:
+        """The response, once it has ended on any replica."""
+        async with asyncio.timeout(10):
+            while (response := await self.fetched(response_id))["status"] == "in_progress":
+                await asyncio.sleep(0.02)
+        checked(Response, json.dumps(response), frozenset({"inexact"}))
+        return response
+
+    async def events(self, response_id: str, after: int = -1) -> list[dict[str, Any]]:
+        """All events after a number, until the end."""
+        query = "" if after < 0 else f"&starting_after={after}"
+        return events_of((await self.client.get(f"/v1/responses/{response_id}?stream=true{query}")).text)
+
+    async def dies(self) -> None:
+        """Ends all work, and with it all writes, as `kill -9` does."""
+        for task in list(self.service.background._tasks.values()):
+            task.cancel()
+        await until(lambda: not self.service.background.is_busy)
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+
+
+def text_of(response: dict[str, Any]) -> str:
+    return "".join(part["text"] for item in response["output"] for part in item["content"])
+
+
+@asynccontextmanager
+async def replica(address: str, model: ServedModel, access: Access | None = None) -> AsyncIterator[Replica]:
+    engine = PacedEngine()
+    responses = DurableResponses(Database(dialect_of(StoreAddress.parse(address))), 1000.0)
+    service = replace(make_service(engine, replace(model, identity="counter"), keep_alive_s=0.5), responses=responses)
+    transport = httpx.ASGITransport(create_app(service, access or Access()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://roost", timeout=30) as client:
+        yield Replica(service, engine, responses, client, Adopter(service, responses))
+    for task in list(service.background._tasks.values()):
+        task.cancel()
+    await responses.close()
+
+
+@pytest.fixture
+async def replicas(address: str, model: ServedModel) -> AsyncIterator[tuple[Replica, Replica]]:
+    opened(address).close()
+    async with replica(address, model) as first, replica(address, model) as second:
+        yield first, second
+
+
+@contextmanager
+def database_of(address: str) -> Iterator[Database]:
+    database = Database(dialect_of(StoreAddress.parse(address)))
+    yield database
+    database.close()
+
+
+def expire_leases(address: str) -> None:
+    with database_of(address) as database:
+        database.run_now(lambda each: each.execute("UPDATE roost_responses SET lease_until = 0"), writes=True)
+
+
+async def num_tokens_logged(replica: Replica, address: str, at_least: int) -> None:
+    """Waits until so many tokens are in the log."""
+
+    def total(database: Database) -> int:
+        ((count,),) = database.run_now(lambda each: each.rows("SELECT coalesce(sum(num_tokens), 0) FROM roost_events"))
+        return int(count)
+
+    with database_of(address) as database:
+        await until(lambda: total(database) >= at_least, 10)
+
+
+async def test_a_stored_response_is_everywhere(replicas: tuple[Replica, Replica]) -> None:
+    """Also one that another replica's response continues."""
+    first, second = replicas
+    made = (await first.client.post("/v1/responses", json={"input": "hi", "max_output_tokens": 3})).json()
+    assert await second.fetched(made["id"]) == made
+    body = {"input": "more", "max_output_tokens": 2, "previous_response_id": made["id"]}
+    assert (await second.client.post("/v1/responses", json=body)).status_code == 200
+    items = (await second.client.get(f"/v1/responses/{made['id']}/input_items")).json()
+    assert [item["content"][0]["text"] for item in items["data"]] == ["hi"]
+    assert (await second.client.delete(f"/v1/responses/{made['id']}")).json()["deleted"]
+    assert (await first.client.get(f"/v1/responses/{made['id']}")).status_code == 404
+    assert (await first.client.post("/v1/responses", json=body)).json()["error"][
+        "code"
+    ] == "previous_response_not_found"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_streamed_response_is_stored_before_its_last_event(
+    replicas: tuple[Replica, Replica], stream: bool
+) -> None:
+    first, second = replicas
+    body = {"input": "hi", "max_output_tokens": 3, "stream": stream}
+    text = (await first.client.post("/v1/responses", json=body)).text
+    last = events_of(text)[-1]["response"] if stream else json.loads(text)
+    assert await second.fetched(last["id"]) == last
+
+
+async def test_a_background_response_is_fetched_from_another_replica(replicas: tuple[Replica, Replica]) -> None:
+    first, second = replicas
+    first.engine.allowed = 0
+    made = await first.created(max_output_tokens=5)
+    assert (await second.fetched(made["id"])) == made
+    first.engine.allowed = 1000
+    done = await second.ended(made["id"])
+    assert (text_of(done), done["status"], done["background"]) == ("ABCDE", "incomplete", True)
+    assert "inexact" not in done
+    assert first.responses.stats.ended == {"incomplete": 1}
+
+
+@pytest.mark.parametrize("killed", ["before any token", "in the middle"])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"include": ["message.output_text.logprobs"], "top_logprobs": 2}, {"stream": True}],
+    ids=["plain", "logprobs", "stream"],
+)
+async def test_a_dead_replicas_response_is_continued(
+    replicas: tuple[Replica, Replica], address: str, fields: dict[str, Any], killed: str
+) -> None:
+    first, second = replicas
+    uninterrupted = await first.ended((await first.created(**{**fields, "stream": False}))["id"])
+    at = 4 if killed == "in the middle" else 0
+    first.engine.allowed = at
+    creating = asyncio.create_task(first.created(**fields))
+    if fields.get("stream"):
+        await until(lambda: first.engine.running)
+        with database_of(address) as database:
+            ((name,),) = database.run_now(lambda e: e.rows("SELECT id FROM roost_responses WHERE is_running = 1"))
+    else:
+        name = (await creating)["id"]
+    await num_tokens_logged(first, address, at)
+    await first.dies()
+    assert await second.adopter.look() is None
+    assert not second.engine.running, "the lease has not ended"
+    expire_leases(address)
+    await second.adopter.look()
+    done = await second.ended(name)
+    assert done.pop("inexact", False) is (at > 0), "nothing was generated before the end of the first"
+    for response in (done, uninterrupted):
+        for changing in ("id", "created_at", "completed_at"):
+            response.pop(changing, None)
+        for item in response["output"]:
+            item.pop("id")
+    assert done == uninterrupted
+    assert len(second.engine.requests[0].prompt_token_ids) == len(first.engine.requests[0].prompt_token_ids) + at
+    assert second.responses.stats.adoptions == 1
+    if fields.get("stream"):
+        events = await second.events(name)
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        deltas = "".join(each["delta"] for each in events if each["type"] == "response.output_text.delta")
+        assert deltas == LETTERS[:10]
+        seen = (await creating)["id"]
+        assert seen == name
+        for after in range(len(events)):
+            assert await first.events(name, after) == events[after + 1 :]
+
+
+async def test_a_stream_is_followed_while_it_changes_its_replica(
+    replicas: tuple[Replica, Replica], address: str
+) -> None:
+    """A client of each replica gets every event once, and in order."""
+    first, second = replicas
+    first.engine.allowed = 3
+    creating = asyncio.create_task(first.created(stream=True, max_output_tokens=20))
+    await num_tokens_logged(first, address, 3)
+    with database_of(address) as database:
+        ((name,),) = database.run_now(lambda each: each.rows("SELECT id FROM roost_responses"))
+    followers = [asyncio.create_task(each.events(name)) for each in replicas]
+    await asyncio.sleep(0.3)
+    await first.dies()
+    expire_leases(address)
+    await second.adopter.look()
+    events = [await follower for follower in followers]
+    assert events[0] == events[1]
+    assert [event["sequence_number"] for event in events[0]] == list(range(len(events[0])))
+    assert "".join(event.get("delta", "") for event in events[0]) == LETTERS[:20]
+    await creating
+
+
+async def test_a_frozen_owner_writes_nothing_when_it_comes_back(
+    replicas: tuple[Replica, Replica], address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    first, second = replicas
+    first.engine.allowed = 3
+    made = await first.created()
+    await num_tokens_logged(first, address, 3)
+    expire_leases(address)  # it is frozen for as long as that
+    await second.adopter.look()
+    done = await second.ended(made["id"])
+    first.engine.allowed = 1000
+    await until(lambda: not first.service.background.is_busy)
+    assert first.responses.stats.refusals == 1
+    assert "adopted, ended or deleted by another replica" in caplog.text
+    assert not first.engine.running
+    assert await second.fetched(made["id"]) == done
+    assert text_of(done) == LETTERS[:10]
+
+
+async def test_an_owner_without_tokens_learns_that_it_lost(replicas: tuple[Replica, Replica], address: str) -> None:
+    """Its own look finds it, though it has nothing to write."""
+    first, second = replicas
+    first.engine.allowed = 2
+    made = await first.created()
+    await num_tokens_logged(first, address, 2)
+    expire_leases(address)
+    await second.adopter.look()
+    await second.ended(made["id"])
+    assert first.engine.running
+    await first.adopter.look()
+    await until(lambda: not first.engine.running and not first.service.background.is_busy)
+
+
+async def test_a_response_is_cancelled_from_any_replica(replicas: tuple[Replica, Replica], address: str) -> None:
+    first, second = replicas
+    first.engine.allowed = 2
+    creating = asyncio.create_task(first.created(stream=True))
+    await num_tokens_logged(first, address, 2)
+    with database_of(address) as database:
+        ((name,),) = database.run_now(lambda each: each.rows("SELECT id FROM roost_responses"))
+    cancelled = (await second.client.post(f"/v1/responses/{name}/cancel")).json()
+    assert (cancelled["id"], cancelled["status"]) == (name, "cancelled")
+    await creating
+    events = await first.events(name)
+    assert (events[-1]["type"], events[-1]["response"]) == ("response.failed", cancelled)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    await first.adopter.look()
+    await until(lambda: not first.engine.running)
+    assert await first.fetched(name) == cancelled
+
+
+async def test_a_running_response_is_deleted_from_any_replica(replicas: tuple[Replica, Replica], address: str) -> None:
+    first, second = replicas
+    first.engine.allowed = 2
+    made = await first.created()
+    await num_tokens_logged(first, address, 2)
+    assert (await second.client.delete(f"/v1/responses/{made['id']}")).json()["deleted"]
+    first.engine.allowed = 1000
+    await until(lambda: not first.service.background.is_busy)
+    assert (await first.client.get(f"/v1/responses/{made['id']}")).status_code == 404
+
+
+async def test_a_response_whose_engine_died_is_left_to_others(replicas: tuple[Replica, Replica]) -> None:
+    first, second = replicas
+    first.engine.dies_after = 4
+    made = await first.created()
+    await until(lambda: not first.service.background.is_busy)
+    assert (await second.fetched(made["id"]))["status"] == "in_progress"
+    await second.adopter.look()
+    assert text_of(await second.ended(made["id"])) == LETTERS[:10]
+
+
+async def test_a_shutdown_leaves_responses_to_others(replicas: tuple[Replica, Replica], address: str) -> None:
+    first, second = replicas
+    first.engine.allowed = 4
+    made = await first.created()
+    await num_tokens_logged(first, address, 4)
+    await first.engine.stop()
+    first.engine.allowed = 1000
+    await first.responses.close()
+    await second.adopter.look()
+    assert text_of(await second.ended(made["id"])) == LETTERS[:10]
+
+
+async def test_a_response_that_kills_its_owners_fails(replicas: tuple[Replica, Replica], address: str) -> None:
+    first, second = replicas
+    first.engine.dies_after = second.engine.dies_after = 0
+    made = await first.created()
+    for _ in range(20):
+        if (await second.fetched(made["id"]))["status"] != "in_progress":
+            break
+        await until(lambda: not second.service.background.is_busy and not first.service.background.is_busy)
+        expire_leases(address)
+        await second.adopter.look()
+    failed = await second.ended(made["id"])
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "server_error")
+    assert "made no progress" in failed["error"]["message"]
+
+
+async def test_a_full_replica_adopts_nothing(replicas: tuple[Replica, Replica], address: str) -> None:
+    first, second = replicas
+    first.engine.allowed, second.engine.allowed = 2, 0
+    made = [await first.created() for _ in range(6)]
+    await first.dies()
+    expire_leases(address)
+    for _ in range(3):
+        await second.adopter.look()
+    assert len(second.engine.running) == 4, "all slots of the fake engine"
+    second.engine.allowed = 1000
+    await until(lambda: not second.engine.running)
+    await second.adopter.look()
+    assert [text_of(await second.ended(each["id"])) for each in made] == [LETTERS[:10]] * 6
+
+
+async def test_tenants_see_their_own_only(address: str, model: ServedModel) -> None:
+    opened(address).close()
+    access = Access(keys=ApiKeys(["alice:key-of-alice", "bob:key-of-bob"]))
+    async with replica(address, model, access) as first, replica(address, model, access) as second:
+        first.engine.allowed = 2
+        first.client.headers["authorization"] = "Bearer key-of-alice"
+        second.client.headers["authorization"] = "Bearer key-of-bob"
+        made = await first.created()
+        path = f"/v1/responses/{made['id']}"
+        for method, url in (
+            ("GET", path),
+            ("GET", f"{path}?stream=true"),
+            ("GET", f"{path}/input_items"),
+            ("POST", f"{path}/cancel"),
+            ("DELETE", path),
+        ):
+            assert (await second.client.request(method, url)).status_code == 404
+        body = {"input": "x", "previous_response_id": made["id"]}
+        assert (await second.client.post("/v1/responses", json=body)).status_code == 400
+        await num_tokens_logged(first, address, 2)
+        await first.dies()
+        expire_leases(address)
+        await second.adopter.look()
+        await until(lambda: second.engine.requests)
+        assert second.engine.requests[0].tenant == "alice"
+        assert text_of(await first.ended(made["id"])) == LETTERS[:10]
+        assert (await second.client.get(path)).status_code == 404
+
+
+async def test_an_unknown_id_is_not_looked_up(replicas: tuple[Replica, Replica]) -> None:
+    for name in ("x", "resp_%00", "resp_" + "0" * 32, "resp_" + "g" * 32):
+        assert (await replicas[0].client.get(f"/v1/responses/{name}")).status_code == 404
+
+
+@pytest.mark.parametrize("address", ["sqlite"], indirect=True)
+async def test_a_database_that_is_away_is_an_error(
+    replicas: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that store nothing are not concerned."""
+    first, _ = replicas
+    monkeypatch.setattr("roost.server.generation.durable_responses.REPLY_S", 0.3)
+    monkeypatch.setattr(first.responses._database, "_begin", _away)
+    for body in ({"background": True}, {}, {"stream": True}):
+        response = await first.client.post("/v1/responses", json={"input": "hi", "max_output_tokens": 3, **body})
+        if body.get("stream"):
+            last = events_of(response.text)[-1]
+            assert (last["type"], last["response"]["error"]["code"]) == ("response.failed", "server_error")
+        else:
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
+            assert "secret" not in response.text
+    assert not first.engine.running
+    response = await first.client.post("/v1/responses", json={"input": "hi", "max_output_tokens": 3, "store": False})
+    assert response.status_code == 200
+    assert (await first.client.get("/v1/responses/resp_" + "0" * 32)).status_code == 503
+
+
+def _away(_: str) -> None:
+    import sqlite3
+
+    raise sqlite3.OperationalError("secret detail")
+
+
+async def test_engine_error_of_no_database_is_as_before(service: Service, engine: FakeEngine) -> None:
+    engine.fails_after, engine.fails_with = 1, EngineDeadError("gone")
+    transport = httpx.ASGITransport(create_app(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+        made = (await client.post("/v1/responses", json={"input": "hi", "background": True})).json()
+        await until(lambda: not service.background.is_busy)
+        assert (await client.get(f"/v1/responses/{made['id']}")).json()["status"] == "failed"
