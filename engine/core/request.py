@@ -117,25 +117,21 @@ class PrefillChunk:
       slot: Slot that the request owned when the chunk was planned.
       start: Number of prompt tokens before the chunk.
       length: Number of tokens in the chunk; 0 if the whole prompt is restored.
+      is_last: Whether the prompt ends here, so that the first token is sampled.
       mask: Mask of the first generated token, if an output constraint decides it.
       snapshot: Snapshot of the tokens before the chunk, restored into the slot first.
       forks: Requests with the same prompt that copy this slot's state, as chunks of their own slots. Only the last
         chunk of a prompt has forks.
-      is_last: Whether the prompt ends here, so that the first token is sampled.
     """
 
     request: Request
     slot: int
     start: int
     length: int
+    is_last: bool
     mask: TokenMask | None = None
     snapshot: Snapshot | None = None
     forks: "tuple[PrefillChunk, ...]" = ()
-    is_last: bool = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        is_last = self.start + self.length == len(self.request.prompt_token_ids)
-        object.__setattr__(self, "is_last", is_last)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

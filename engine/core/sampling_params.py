@@ -83,15 +83,12 @@ class Column:
     Attributes:
       dtype: Name of the numpy dtype.
       neutral: Value of rows whose request leaves the field alone, and of unused places of a list.
-      width: Number of places of a list; None means that the array has shape `[R]` instead of `[R, width]`.
+      shape: Shape of a row: `()` for one value, `(n,)` for a list of n places.
     """
 
     dtype: str
     neutral: Number
-    width: int | None = None
-
-    def shape(self, rows: int) -> tuple[int, ...]:
-        return (rows,) if self.width is None else (rows, self.width)
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,14 +388,14 @@ NUMBER_COLUMNS: Final[Mapping[str, Column]] = {
 """Columns of `SamplingState` that hold a number of `SamplingParams` as it is."""
 
 _DERIVED_COLUMNS: Final[Mapping[str, Column]] = {
-    "bias_ids": Column(_INT, NO_TOKEN, MAX_BIASES),
-    "biases": Column(_FLOAT, 0.0, MAX_BIASES),
+    "bias_ids": Column(_INT, NO_TOKEN, (MAX_BIASES,)),
+    "biases": Column(_FLOAT, 0.0, (MAX_BIASES,)),
     "is_masked": Column("bool", False),
-    "seed": Column("uint32", 0, 2),
+    "seed": Column("uint32", 0, (2,)),
     "min_position": Column(_INT, 0),
     "last_position": Column(_INT, NO_LIMIT),
-    "stop_ids": Column(_INT, NO_TOKEN, MAX_STOP_IDS),
-    "named_ids": Column(_INT, NO_TOKEN, MAX_LOGPROBS),
+    "stop_ids": Column(_INT, NO_TOKEN, (MAX_STOP_IDS,)),
+    "named_ids": Column(_INT, NO_TOKEN, (MAX_LOGPROBS,)),
     "wants_logprobs": Column("bool", False),
 }
 

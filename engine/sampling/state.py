@@ -33,7 +33,7 @@ def zero_sampling_state(rows: int) -> SamplingState[Array]:
     """Returns the sampling state of rows that decode greedily without a limit."""
     return SamplingState(
         **{
-            name: jnp.full(column.shape(rows), column.neutral, column.dtype)
+            name: jnp.full((rows, *column.shape), column.neutral, column.dtype)
             for name, column in SAMPLING_COLUMNS.items()
         }
     )

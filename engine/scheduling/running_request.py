@@ -178,14 +178,14 @@ class RunningRequest:
         length = min(self.num_prompt_left, most, to_boundary)
         is_last = length == self.num_prompt_left
         forks = [each for each in running if is_last and each.parent is self]
-        chunk, *fork_chunks = (each._book_chunk(start, length) for each in (self, *forks))
+        chunk, *fork_chunks = (each._book_chunk(start, length, is_last=is_last) for each in (self, *forks))
         return replace(chunk, forks=tuple(fork_chunks)) if fork_chunks else chunk
 
-    def _book_chunk(self, start: int, length: int) -> PrefillChunk:
-        chunk = PrefillChunk(self.request, self.slot, start, length, self.mask, self.restore)
+    def _book_chunk(self, start: int, length: int, *, is_last: bool) -> PrefillChunk:
+        chunk = PrefillChunk(self.request, self.slot, start, length, is_last, self.mask, self.restore)
         self.parent = self.restore = None
         self.num_prompt_dispatched = start + length
-        if chunk.is_last:
+        if is_last:
             self.num_tokens_dispatched = 1
         return chunk
 

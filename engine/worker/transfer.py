@@ -36,7 +36,7 @@ def sampling_columns(requests: Sequence[Request], rows: int) -> dict[str, HostAr
       rows: Number of rows. `is_masked` is False in all of them.
     """
     columns = {
-        name: np.full(column.shape(rows), column.neutral, column.dtype) for name, column in SAMPLING_COLUMNS.items()
+        name: np.full((rows, *column.shape), column.neutral, column.dtype) for name, column in SAMPLING_COLUMNS.items()
     }
     for row, request in enumerate(requests):
         _fill_numbers(columns, row, request)

@@ -8,7 +8,6 @@ from roost.engine.core.sampling_params import (
     NUMBER_COLUMNS,
     SAMPLING_COLUMNS,
     SAMPLING_FIELDS,
-    Column,
     Range,
     SamplingParams,
 )
@@ -50,10 +49,5 @@ def test_rows_without_a_request_decode_greedily_without_truncation() -> None:
     assert neutral == {name: SAMPLING_FIELDS[name].default for name in NUMBER_COLUMNS} | {"temperature": 0.0}
     for name, column in SAMPLING_COLUMNS.items():
         array = np.asarray(getattr(state, name))
-        assert (array.shape, array.dtype.name) == (column.shape(3), column.dtype)
+        assert (array.shape, array.dtype.name) == ((3, *column.shape), column.dtype)
         assert (array == column.neutral).all()
-
-
-def test_shape_of_a_column() -> None:
-    assert Column("int32", 0).shape(4) == (4,)
-    assert Column("int32", -1, 7).shape(4) == (4, 7)
