@@ -29,6 +29,7 @@ SPINNER = "|/-\\"
 TICK_S = 0.2  # between two looks of the spinner on a terminal
 LINE_EVERY_S = 10.0  # between two lines where there is no terminal
 DOCS = "docs"
+GPU_COMPILE = "gpu-compile"
 CLIENTS = ("clients", "clients-openai2")  # locks that are installed without Roost, each for some of tests/clients
 NO_TESTS = 5  # how pytest ends that was left without a test
 NODE_CLIENTS = ROOT / "tests" / "clients" / "node"
@@ -43,6 +44,7 @@ usage: python3 dev.py <job> [arguments]
   test-robust  load and faults, done to real servers for some minutes; arguments go to pytest
   test-mesh    serve from several devices, and from several processes as hosts; arguments go to pytest
   test-tpu     compile for a real TPU, without one (Linux x86-64); arguments go to pytest
+  test-gpu     compile for NVIDIA GPUs, without one (Linux x86-64); arguments go to pytest
   test-deploy  check the Helm chart, manifests, alerts and Dockerfile (Linux x86-64); arguments go to pytest
   manifests    render deploy/manifests anew from the Helm chart (Linux x86-64)
   docs         build the documentation into site/; --serve shows it and follows changes
@@ -298,6 +300,11 @@ def test_tpu(python: Path, arguments: Sequence[str]) -> int:
     return test(python, ["-m", "tpu_compile", *arguments])
 
 
+def test_gpu(python: Path, arguments: Sequence[str]) -> int:
+    """Runs the tests that compile for NVIDIA GPUs."""
+    return test(python, ["-m", "gpu_compile", *arguments])
+
+
 def test_compat(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests that need other people's clients and validators, whose warnings are not ours to heed."""
     return test(python, ["-m", "compat", "-W", "default", *arguments])
@@ -392,7 +399,7 @@ def lock(_: Path, arguments: Sequence[str]) -> int:
     uv = shutil.which("uv")
     if uv is None:
         raise Problem("lock needs uv: pip install uv")
-    for name in ("dev", "cpu", "tpu", "cuda13", "gcs", "otel", "compat", "deploy", DOCS, *CLIENTS):
+    for name in ("dev", "cpu", "tpu", "cuda13", "gcs", "otel", "compat", "deploy", GPU_COMPILE, DOCS, *CLIENTS):
         say(f"locking requirements/{name}.txt")
         call([uv, *lock_arguments(name), *arguments], f"could not lock {name}; the lines above say why")
     return 0
@@ -407,6 +414,8 @@ def lock_arguments(name: str) -> list[str]:
     inputs = ["pyproject.toml", "requirements/build.in", *extra, *constraint]
     if name == "deploy":  # tools alone: what they need of other packages is in `dev`, the rest they carry for nothing
         inputs = ["requirements/deploy.in", "--no-deps", *constraint]
+    if name == GPU_COMPILE:  # at the versions with which programs run
+        inputs = [f"requirements/{name}.in", "--no-deps", "--constraint", "requirements/cuda13.txt"]
     if name in (DOCS, *CLIENTS):
         inputs = [f"requirements/{name}.in"]  # they share no environment with Roost, whose versions some cannot take
     return ["pip", "compile", "--quiet", *inputs, *how, *header, "--output-file", f"requirements/{name}.txt"]
@@ -416,6 +425,7 @@ JOBS = {
     "serve": Job(("cpu",), serve),
     "test": Job(("dev",), test),
     "test-tpu": Job(("dev", "tpu"), test_tpu, venv=".venv-tpu"),
+    "test-gpu": Job(("dev", GPU_COMPILE), test_gpu, venv=".venv-gpu"),
     "test-compat": Job(("dev", "compat"), test_compat, venv=".venv-compat"),
     "test-clients": Job(("dev",), test_clients),
     "test-robust": Job(("dev",), test_robust),

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ..kernels import XLA, Backend, backends, native
+from ..kernels import XLA, Backend, GpuSizes, backends, native
 from .core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from .core.errors import ConfigError
 from .core.host_memory import available_memory
@@ -26,6 +26,9 @@ from .core.units import shown_bytes
 CPU_OPTIONS: Final = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 """XLA options for CPUs: only single dots go to the fast library. Fused with a reduction or an exponential, they would
 round differently at different numbers of rows, and a request's tokens must not depend on its neighbours."""
+
+MIN_CAPABILITY: Final = (8, 0)
+"""Minimum compute capability of NVIDIA GPUs with kernels of their own; Triton refuses older ones."""
 
 MIN_SLOTS: Final = 8
 """Minimum number of slots that memory has to allow if the config leaves the number open."""
@@ -81,6 +84,7 @@ PORTABLE: Final = Platform("portable")
 """XLA's own kernels, with nothing tuned: the base of the platforms below. Training and shape arithmetic use it."""
 
 GPU: Final = replace(PORTABLE, name="gpu")
+"""GPUs without kernels of their own: those of AMD, and NVIDIA's below `MIN_CAPABILITY`."""
 
 TPU: Final = Platform(
     "tpu",
@@ -116,6 +120,25 @@ CPU: Final = replace(
 CPU_NATIVE: Final = replace(CPU, name="cpu-native", kernels=backends.CPU)
 
 
+def gpu_platform(capability: tuple[int, int], sizes: GpuSizes) -> Platform:
+    """Returns the platform of NVIDIA GPUs of this compute capability and these sizes."""
+    if capability < MIN_CAPABILITY:
+        return GPU
+    # Kernels skip the slots behind a step's, and each number of slots is a program to compile.
+    return replace(GPU, kernels=backends.gpu_backend(sizes), decode_rows=(8, 32, 128, 512))
+
+
+def gpu_capability(device: jax.Device) -> tuple[int, int]:
+    """Returns the compute capability of a GPU; (0, 0) if it is not NVIDIA's."""
+    major, _, minor = str(getattr(device, "compute_capability", "")).partition(".")
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else (0, 0)
+
+
+def gpu_sizes(device: jax.Device) -> GpuSizes:
+    """Returns the sizes of a GPU of this machine."""
+    return GpuSizes(device.shared_memory_per_block_optin, device.core_count)
+
+
 def choose_platform(shards: MeshShape) -> Platform:
     """Returns the platform of this process's devices for a model on a mesh of this shape."""
     match jax.default_backend():
@@ -126,7 +149,9 @@ def choose_platform(shards: MeshShape) -> Platform:
         case "cpu":
             return CPU_NATIVE if native.is_available() else CPU
         case _:
-            return GPU
+            device = jax.local_devices()[0]
+            capability = gpu_capability(device)
+            return gpu_platform(capability, gpu_sizes(device)) if capability >= MIN_CAPABILITY else GPU
 
 
 def without_kernels(platform: Platform, kernels: Collection[str]) -> Platform:

@@ -10,6 +10,6 @@ The caller passes a `Backend`, because JAX reports the machine that compiles, no
 for. `roost.kernels.backends` has a record of each backend's kernels; XLA computes what a backend has no kernel for.
 """
 
-from .backend import XLA, Backend
+from .backend import XLA, Backend, GpuSizes
 
-__all__ = ["XLA", "Backend"]
+__all__ = ["XLA", "Backend", "GpuSizes"]

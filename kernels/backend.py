@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 _FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "rg_lru": ("rg_lru",),
@@ -63,6 +63,18 @@ class Backend:
             return XLA
         fields = {field for kernel in kernels for field in _FIELDS[kernel]}
         return replace(self, **{field: getattr(XLA, field) for field in fields})
+
+
+class GpuSizes(NamedTuple):
+    """Sizes of a GPU that decide on the blocks of its kernels.
+
+    Attributes:
+      block_memory: Bytes of shared memory that a block of threads may have.
+      multiprocessors: Number of multiprocessors.
+    """
+
+    block_memory: int
+    multiprocessors: int
 
 
 XLA: Final = Backend("xla")

@@ -1,9 +1,10 @@
 """Backends that have kernels of their own: one record each."""
 
 from collections.abc import Mapping
+from functools import cache, partial
 from typing import Final
 
-from .backend import XLA, Backend
+from .backend import XLA, Backend, GpuSizes
 from .gated_mlp.pallas_tpu import MAX_ROWS, gated_mlp_tpu
 from .recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
 from .rg_lru.pallas_gpu import rg_lru_gpu
@@ -33,14 +34,19 @@ TPU: Final = Backend(
 )
 """Pallas kernels for TPUs."""
 
-GPU: Final = Backend(
-    "gpu", rg_lru=rg_lru_gpu, decode_attention=decode_attention_gpu, prefill_attention=prefill_attention_gpu
-)
-"""Pallas kernels for NVIDIA GPUs.
 
-They use Pallas' Triton backend, which JAX 0.11 deprecated without a date. Its successor, Mosaic GPU, has no exact
-float32 product and an interface declared unstable. On a GPU without Triton, use `XLA`.
-"""
+@cache
+def gpu_backend(sizes: GpuSizes) -> Backend:
+    """Returns the Pallas kernels for NVIDIA GPUs of compute capability 8.0 or above, with blocks for these sizes.
 
-BACKENDS: Final[Mapping[str, Backend]] = {backend.name: backend for backend in (XLA, CPU, TPU, GPU)}
-"""All backends by name."""
+    They use Pallas' Triton backend, which JAX 0.11 deprecated without a date. Moving to its successor, Mosaic GPU,
+    would take another kernel for each generation's tensor cores, which its products name, and an exact float32
+    product, which it lacks. On a GPU without Triton, use `XLA`.
+    """
+    kernels = (rg_lru_gpu, decode_attention_gpu, prefill_attention_gpu)
+    scan, decode, prefill = (partial(kernel, gpu=sizes) for kernel in kernels)
+    return Backend("gpu", rg_lru=scan, decode_attention=decode, prefill_attention=prefill)
+
+
+BACKENDS: Final[Mapping[str, Backend]] = {backend.name: backend for backend in (XLA, CPU, TPU)}
+"""Backends by name, except those of GPUs."""

@@ -1,9 +1,9 @@
 """RG-LRU for NVIDIA GPUs: gates, scaling and recurrence in one pass over memory.
 
-A program walks along 32 channels of one row, one block of time after the other. Within a block, each warp has a segment
-of `STEPS` steps and each of its threads a channel: the thread loads all steps, composes their maps h -> a * h + b, and
-then applies them to the h that the preceding segments lead to. This spreads the gates' exponentials and the loads over
-several warps even for a single row. Only the result is written to memory.
+A program walks along some channels of one row, one block of time after the other. Within a block there are segments of
+`STEPS` steps, and each thread has a channel of one segment: the thread loads all steps, composes their maps
+h -> a * h + b, and then applies them to the h that the preceding segments lead to. This spreads the gates' exponentials
+and the loads over several warps even for a single row. Only the result is written to memory.
 """
 
 import functools
@@ -16,16 +16,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from ..backend import GpuSizes
 from .sequential import decay_and_input
 
-CHANNELS: Final = 32
-"""Channels of a program, one for each thread of a warp."""
+WARP: Final = 32
+"""Threads of a warp. A program has as many channels, or half of them if that fills more multiprocessors: 64 bytes of
+float32 are still whole transactions of memory."""
 
 STEPS: Final = 16
 """Steps of a segment. Their inputs and composed maps take 113 of a thread's 255 registers."""
 
-MAX_SEGMENTS: Final = 8
-"""Maximum number of segments in a block of time, one per warp: two for each of a multiprocessor's four schedulers."""
+MAX_WARPS: Final = 8
+"""Maximum number of warps of a program: two for each of a multiprocessor's four schedulers."""
 
 type _Map = tuple[Array, Array]
 """The maps h -> a * h + b of all segments and channels, as a and b of shape `[S, C]`."""
@@ -39,24 +41,26 @@ def rg_lru_gpu(
     h0: Float32[Array, "B E"],
     positions: Int32[Array, "B T"],
     *,
+    gpu: GpuSizes,
     interpret: Any = False,
 ) -> tuple[Float32[Array, "B T E"], Float32[Array, "B E"]]:
-    """Returns h of every step and the last h; see `rg_lru`."""
-    segments, whole, sequence, state = _blocks(x.shape[1])
+    """Returns h of every step and the last h; see `rg_lru`. Blocks are for a GPU of these sizes."""
+    channels = _channels(x.shape[0], x.shape[2], gpu)
+    segments, whole, sequence, state = _blocks(x.shape[1], channels)
     y, last = pl.pallas_call(
         functools.partial(_rg_lru_kernel, steps=x.shape[1], segments=segments),
         out_shape=(jax.ShapeDtypeStruct(x.shape, jnp.float32), jax.ShapeDtypeStruct(h0.shape, jnp.float32)),
-        grid=(pl.cdiv(x.shape[2], CHANNELS), x.shape[0]),
+        grid=(pl.cdiv(x.shape[2], channels), x.shape[0]),
         in_specs=[
             pl.BlockSpec((None, whole), lambda e, b: (b, 0)),
             sequence,
             sequence,
             sequence,
-            pl.BlockSpec((CHANNELS,), lambda e, b: (e,)),
+            pl.BlockSpec((channels,), lambda e, b: (e,)),
             state,
         ],
         out_specs=(sequence, state),
-        compiler_params=plgpu.CompilerParams(num_warps=segments, num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=pl.cdiv(segments * channels, WARP), num_stages=1),
         cost_estimate=pl.CostEstimate(
             flops=15 * x.size,
             bytes_accessed=x.size * (3 * x.dtype.itemsize + 4) + 8 * h0.size + 4 * log_decay.size + 4 * positions.size,
@@ -68,16 +72,21 @@ def rg_lru_gpu(
     return y, last
 
 
-def _blocks(steps: int) -> tuple[int, int, pl.BlockSpec, pl.BlockSpec]:
+def _channels(rows: int, width: int, gpu: GpuSizes) -> int:
+    """Returns the channels of a program."""
+    return WARP if rows * pl.cdiv(width, WARP) >= gpu.multiprocessors else WARP // 2
+
+
+def _blocks(steps: int, channels: int) -> tuple[int, int, pl.BlockSpec, pl.BlockSpec]:
     """Returns the segments of a block of time, the padded number of steps, and a program's blocks of inputs and state.
 
     The inputs are `[B, T, E]` and the state `[B, E]`. Loads beyond an array return undefined numbers; stores there are
     dropped.
     """
-    segments = min(MAX_SEGMENTS, pl.next_power_of_2(pl.cdiv(steps, STEPS)))
+    segments = min(MAX_WARPS * WARP // channels, pl.next_power_of_2(pl.cdiv(steps, STEPS)))
     whole = pl.cdiv(steps, segments * STEPS) * segments * STEPS
-    sequence = pl.BlockSpec((None, whole, CHANNELS), lambda e, b: (b, 0, e))
-    return segments, whole, sequence, pl.BlockSpec((None, CHANNELS), lambda e, b: (b, e))
+    sequence = pl.BlockSpec((None, whole, channels), lambda e, b: (b, 0, e))
+    return segments, whole, sequence, pl.BlockSpec((None, channels), lambda e, b: (b, e))
 
 
 def _rg_lru_kernel(

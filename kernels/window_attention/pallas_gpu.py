@@ -13,6 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Bool, Float, Int32
 
+from ..backend import GpuSizes
 from .ring import Rings, in_order, round_up, write_ring
 from .softmax import Softmax, add_keys, no_keys, scores_of
 
@@ -23,12 +24,24 @@ DECODE_BYTES: Final = 16 * 1024
 """Bytes of a block of keys in decode: few enough for several programs per multiprocessor, with the values and the next
 block in flight, so that one program computes while another waits for memory."""
 
-PREFILL_BLOCKS: Final = {2: (64, 32 * 1024), 4: (32, 16 * 1024)}
-"""Queries of a program and bytes of a block of keys, by itemsize. They about fill the registers of eight warps at a
+PREFILL_QUERIES: Final = {2: 64, 4: 32}
+"""Queries of a program in prefill, by itemsize: the tile and its softmax about fill the registers of eight warps at a
 head size of 256."""
 
-MIN_PROGRAMS: Final = 2 * 132
-"""Minimum number of programs, two per multiprocessor of an H100; with fewer rows, several programs share a ring."""
+PREFILL_BYTES: Final = {2: 32 * 1024, 4: 16 * 1024}
+"""Maximum bytes of a block of keys in prefill, by itemsize."""
+
+PREFILL_WARPS: Final = 8
+"""Warps of a program in prefill. With fewer, the softmax spills from registers."""
+
+STAGES: Final = 2
+"""Blocks of keys and values in flight: the one that is computed with, and the next."""
+
+SCRATCH_BYTES: Final = 4 * 1024
+"""Bytes of shared memory beside queries, keys and values, which reductions and changes of layout take."""
+
+PROGRAMS_PER_MULTIPROCESSOR: Final = 2
+"""Minimum number of programs in decode per multiprocessor; with few rows, several programs share a ring."""
 
 MIN_SPAN: Final = 128
 """Minimum keys of a program's span of a ring, so that it writes at most an eighth of what it reads (up to 16 heads)."""
@@ -42,6 +55,7 @@ def decode_attention_gpu(
     ring_v: Float[Array, "P W d"],
     positions: Int32[Array, " B"],
     *,
+    gpu: GpuSizes,
     assumed_fill: float = 1.0,
     interpret: Any = False,
 ) -> tuple[Float[Array, "B N d"], Rings]:
@@ -57,6 +71,7 @@ def decode_attention_gpu(
       ring_k: Keys of the W tokens before them, in the first B of P ≥ B rings.
       ring_v: Values of the W tokens before them.
       positions: Positions of the new tokens; negative for idle rows.
+      gpu: Sizes of the GPU.
       assumed_fill: Filled share of the rings in the cost estimate.
       interpret: See `pallas_call`.
 
@@ -66,7 +81,8 @@ def decode_attention_gpu(
     rows, heads, size = q.shape
     window = ring_k.shape[1]
     block, width = _keys_per_block(ring_k, DECODE_BYTES), _power_of_two(size)
-    span = round_up(min(window, max(MIN_SPAN, pl.cdiv(rows * window, MIN_PROGRAMS))), block)
+    programs = PROGRAMS_PER_MULTIPROCESSOR * gpu.multiprocessors
+    span = round_up(min(window, max(MIN_SPAN, pl.cdiv(rows * window, programs))), block)
     spans = pl.cdiv(window, span)
     tile = _power_of_two(heads)
     query = pl.BlockSpec((None, tile, width), lambda b, s: (b, 0, 0))
@@ -80,7 +96,7 @@ def decode_attention_gpu(
         grid=(rows, spans),
         in_specs=[pl.BlockSpec((1,), lambda b, s: (b,)), query, ring, ring],
         out_specs=[column, column, pl.BlockSpec((None, None, tile, width), lambda b, s: (b, s, 0, 0))],
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=STAGES),
         cost_estimate=pl.CostEstimate(
             flops=int(4 * rows * heads * window * size * assumed_fill),
             bytes_accessed=int(moved) + q.size * q.dtype.itemsize + 4 * rows * spans * heads * (size + 2),
@@ -163,6 +179,7 @@ def prefill_attention_gpu(
     ring_v: Float[Array, "B W d"],
     positions: Int32[Array, "B T"],
     *,
+    gpu: GpuSizes,
     interpret: Any = False,
 ) -> Float[Array, "B T N d"]:
     """Attends with a chunk of queries per row to the ring and the chunk; rings are only read.
@@ -178,12 +195,13 @@ def prefill_attention_gpu(
       ring_k: Keys of the W tokens before the chunk.
       ring_v: Values of the W tokens before the chunk.
       positions: Positions of the tokens; see `prefill_attention`. No document begins inside a row.
+      gpu: Sizes of the GPU.
       interpret: See `pallas_call`.
     """
     rows, steps, heads, size = q.shape
     window = ring_k.shape[1]
-    tile, num_bytes = PREFILL_BLOCKS[q.dtype.itemsize]
-    block, width = _keys_per_block(ring_k, num_bytes), _power_of_two(size)
+    tile, width = PREFILL_QUERIES[q.dtype.itemsize], _power_of_two(size)
+    block = _keys_per_block(ring_k, _prefill_bytes(tile * width * q.dtype.itemsize, q.dtype.itemsize, gpu))
     start = jnp.maximum(positions[:, 0], 0)
     begin = window - jnp.minimum(start, window)  # index in the band of the first existing key
     end = window + jnp.sum(positions >= 0, axis=1, dtype=jnp.int32)
@@ -199,7 +217,7 @@ def prefill_attention_gpu(
         grid=(rows, tiles),
         in_specs=[limit, limit, query, key, key],
         out_specs=query,
-        compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=2),
+        compiler_params=plgpu.CompilerParams(num_warps=PREFILL_WARPS, num_stages=STAGES),
         cost_estimate=pl.CostEstimate(
             flops=4 * keys_seen * tile * size,
             bytes_accessed=2 * keys_seen * size * all_k.dtype.itemsize + 2 * q.size * q.dtype.itemsize,
@@ -209,6 +227,14 @@ def prefill_attention_gpu(
         name="window_attention_prefill",
     )(begin, end, q.reshape(rows, steps * heads, size), all_k, all_v)
     return out.reshape(q.shape)
+
+
+def _prefill_bytes(query_bytes: int, itemsize: int, gpu: GpuSizes) -> int:
+    """Returns the bytes of a block of keys: the maximum, halved until all that is in flight fits shared memory."""
+    num_bytes, left = PREFILL_BYTES[itemsize], gpu.block_memory - query_bytes - SCRATCH_BYTES
+    while 2 * STAGES * num_bytes > left and num_bytes > 1024:
+        num_bytes //= 2
+    return num_bytes
 
 
 def _prefill_kernel(

@@ -3,8 +3,8 @@
 import pytest
 from roost.engine.core.errors import ConfigError
 from roost.engine.core.mesh import ONE_DEVICE, MeshShape
-from roost.engine.platform import CPU, CPU_MESH, CPU_NATIVE, GPU, TPU, affordable_slots, choose_platform
-from roost.kernels import native
+from roost.engine.platform import CPU, CPU_MESH, CPU_NATIVE, GPU, TPU, affordable_slots, choose_platform, gpu_platform
+from roost.kernels import XLA, GpuSizes, native
 
 
 def test_this_machine_is_a_cpu() -> None:
@@ -16,6 +16,15 @@ def test_accelerators_store_states_whole() -> None:
     for platform in (GPU, TPU, CPU_MESH):
         assert (platform.ring_block, platform.layers_per_slice) == (None, None)
     assert (GPU.decode_rows, CPU_MESH.decode_rows) == ((), ()), "one decode step of all slots"
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernels"), [((7, 5), "xla"), ((8, 0), "gpu"), ((8, 9), "gpu"), ((10, 0), "gpu")]
+)
+def test_nvidia_gpus_get_kernels_that_triton_compiles(capability: tuple[int, int], kernels: str) -> None:
+    platform = gpu_platform(capability, GpuSizes(101_376, 58))
+    assert platform.kernels.name == kernels
+    assert bool(platform.decode_rows) == (platform.kernels != XLA), "XLA would copy the first slots' rings"
 
 
 def test_slots_that_do_not_fit_are_refused_with_numbers() -> None:

@@ -5,12 +5,16 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+from roost.kernels import GpuSizes
 from roost.kernels.rg_lru.pallas_gpu import rg_lru_gpu
 from roost.kernels.rg_lru.pallas_tpu import rg_lru_tpu
 from roost.kernels.window_attention.pallas_gpu import decode_attention_gpu, prefill_attention_gpu
 from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu, prefill_attention_tpu
 
-__all__ = ["KERNELS", "Kernels", "compiled", "interpreted"]
+__all__ = ["GPU_SIZES", "KERNELS", "Kernels", "compiled", "interpreted"]
+
+GPU_SIZES = GpuSizes(101_376, 58)
+"""Sizes of an L4, whose blocks are the smallest."""
 
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """Compiles without optimisation: interpreted kernels are large programs that run only briefly."""
@@ -30,5 +34,7 @@ class Kernels(NamedTuple):
 
 KERNELS = {
     "tpu": Kernels(*map(interpreted, (rg_lru_tpu, decode_attention_tpu, prefill_attention_tpu))),
-    "gpu": Kernels(*map(interpreted, (rg_lru_gpu, decode_attention_gpu, prefill_attention_gpu))),
+    "gpu": Kernels(
+        *(interpreted(partial(f, gpu=GPU_SIZES)) for f in (rg_lru_gpu, decode_attention_gpu, prefill_attention_gpu))
+    ),
 }

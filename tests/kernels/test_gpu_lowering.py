@@ -1,6 +1,7 @@
 """Every kernel for GPUs lowers to a Triton program for an H100, at the models' shapes and at odd ones."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas import triton as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
-from roost.kernels import gated_mlp, recurrent_block
-from roost.kernels.backends import GPU
+from roost.kernels import GpuSizes, gated_mlp, recurrent_block
+from roost.kernels.backends import gpu_backend
 from roost.kernels.rg_lru import rg_lru
 from roost.kernels.rg_lru.pallas_gpu import rg_lru_gpu
 from roost.kernels.window_attention import decode_attention, prefill_attention
@@ -19,6 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is dep
 
 F32, BF16, INT = jnp.dtype("float32"), jnp.dtype("bfloat16"), jnp.dtype("int32")
 H100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="cuda")
+SIZES = GpuSizes(block_memory=232_448, multiprocessors=132)
+GPU = gpu_backend(SIZES)
 
 SCANS = [(F32, 1, 2048, 2560), (F32, 8, 512, 4096), (BF16, 2, 70, 100), (F32, 3, 2, 24)]
 """2B, 9B, then lengths and widths that fill no block."""
@@ -48,19 +51,20 @@ def scan_shapes(dtype: Any, rows: int, steps: int, width: int) -> list[tuple[Any
 
 @pytest.mark.parametrize(("dtype", "rows", "steps", "width"), SCANS)
 def test_rg_lru(dtype: Any, rows: int, steps: int, width: int) -> None:
-    assert kernels_in(rg_lru_gpu, *scan_shapes(dtype, rows, steps, width)) == ["rg_lru"]
+    assert kernels_in(partial(rg_lru_gpu, gpu=SIZES), *scan_shapes(dtype, rows, steps, width)) == ["rg_lru"]
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize(("rows", "steps", "heads", "size", "window"), ATTENTION)
 def test_attention(dtype: Any, rows: int, steps: int, heads: int, size: int, window: int) -> None:
     token, chunk, ring = (dtype, rows, size), (dtype, rows, steps, size), (dtype, rows, window, size)
-    assert kernels_in(decode_attention_gpu, (dtype, rows, heads, size), token, token, ring, ring, (INT, rows)) == [
+    decode, prefill = partial(decode_attention_gpu, gpu=SIZES), partial(prefill_attention_gpu, gpu=SIZES)
+    assert kernels_in(decode, (dtype, rows, heads, size), token, token, ring, ring, (INT, rows)) == [
         "window_attention_decode"
     ]
-    assert kernels_in(
-        prefill_attention_gpu, (dtype, rows, steps, heads, size), chunk, chunk, ring, ring, (INT, rows, steps)
-    ) == ["window_attention_prefill"]
+    assert kernels_in(prefill, (dtype, rows, steps, heads, size), chunk, chunk, ring, ring, (INT, rows, steps)) == [
+        "window_attention_prefill"
+    ]
 
 
 def test_the_backend_takes_them() -> None:

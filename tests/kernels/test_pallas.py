@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from chunk_cases import SEEDS, positions
 from hypothesis import given, settings
-from interpreted import KERNELS, Kernels
+from interpreted import KERNELS, Kernels, interpreted
+from roost.kernels import GpuSizes
+from roost.kernels.rg_lru.pallas_gpu import rg_lru_gpu
 from roost.kernels.rg_lru.reference import rg_lru_reference
 from roost.kernels.window_attention.reference import window_attention_reference
 
@@ -126,3 +128,17 @@ def test_bfloat16_stays_within_its_rounding(kernels: Kernels) -> None:
     for new, ring in zip(rings, expected_rings, strict=True):
         assert new.dtype == jnp.bfloat16
         np.testing.assert_array_equal(np.float32(new), ring)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 1000])
+def test_channels_of_a_program_do_not_change_the_scan(multiprocessors: int) -> None:
+    """A GPU with few multiprocessors walks along 32 channels at a time, one with many along 16."""
+    scan = interpreted(partial(rg_lru_gpu, gpu=GpuSizes(101_376, multiprocessors)))
+    rng = np.random.default_rng(2)
+    x, input_gate, recurrence_gate = (2 * rng.normal(size=(3, 2, 300, 40))).astype(np.float32)
+    log_decay, h0 = -np.exp(rng.normal(size=40)).astype(np.float32), rng.normal(size=(2, 40)).astype(np.float32)
+    where = np.tile(np.arange(5, 305, dtype=np.int32), (2, 1))
+    y, last = scan(x, input_gate, recurrence_gate, log_decay, h0, where)
+    expected, expected_last = rg_lru_reference(x, input_gate, recurrence_gate, log_decay, h0, where)
+    close(y, expected)
+    close(last, expected_last)
