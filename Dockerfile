@@ -51,6 +51,7 @@ CMD ["serve", "--host", "0.0.0.0"]
 FROM runtime AS tpu
 COPY --from=whole-tpu /opt/roost /opt/roost
 
+# For NVIDIA GPUs of compute capability 8.0 and above, with a driver for CUDA 13 (580 or later).
 FROM runtime AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=whole-cuda /opt/roost /opt/roost

@@ -7,6 +7,7 @@ compiled ahead of time for a TPU, on a machine without one, by passing `TPU`.
 
 import hashlib
 import importlib.metadata
+import logging
 import platform
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -32,6 +33,9 @@ MIN_CAPABILITY: Final = (8, 0)
 
 MIN_SLOTS: Final = 8
 """Minimum number of slots that memory has to allow if the config leaves the number open."""
+
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,17 @@ def gpu_platform(capability: tuple[int, int], sizes: GpuSizes) -> Platform:
     return replace(GPU, kernels=backends.gpu_backend(sizes), decode_rows=(8, 32, 128, 512))
 
 
+def gpu_warning(kind: str, capability: tuple[int, int]) -> str | None:
+    """Returns what XLA's kernels cost on a GPU that has no others; None if it has."""
+    if capability >= MIN_CAPABILITY:
+        return None
+    least = ".".join(map(str, MIN_CAPABILITY))
+    return (
+        f"{kind} is no NVIDIA GPU of compute capability {least} or above, so XLA computes in the place of kernels: a "
+        "prefill then launches more than 50 kernels for every token, and long prompts take many times longer"
+    )
+
+
 def gpu_capability(device: jax.Device) -> tuple[int, int]:
     """Returns the compute capability of a GPU; (0, 0) if it is not NVIDIA's."""
     major, _, minor = str(getattr(device, "compute_capability", "")).partition(".")
@@ -151,6 +166,8 @@ def choose_platform(shards: MeshShape) -> Platform:
         case _:
             device = jax.local_devices()[0]
             capability = gpu_capability(device)
+            if warning := gpu_warning(device.device_kind, capability):
+                _logger.warning("%s", warning)
             return gpu_platform(capability, gpu_sizes(device)) if capability >= MIN_CAPABILITY else GPU
 
 

@@ -13,8 +13,8 @@ _OVERFLOW: Final = (
 )
 """How the TPU compiler says that a program needs more memory than the chip has."""
 
-_KERNEL: Final = re.compile(r"memory space vmem|Mosaic failed")
-"""How the TPU compiler says that a kernel is at fault."""
+_KERNEL: Final = re.compile(r"memory space vmem|Mosaic failed|Shared memory size limit exceeded")
+"""How the compilers for TPUs and GPUs say that a kernel is at fault."""
 
 _NAME: Final = re.compile(r'op_name="[^"]*?(\w+)/pallas_call"')
 """How the TPU compiler names the kernel that its list of on-chip memory begins with."""

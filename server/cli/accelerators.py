@@ -7,6 +7,9 @@ from typing import Final
 _GOOGLE: Final = "0x1ae0"
 """PCI vendor id of TPUs."""
 
+_CUDA13_DRIVER: Final = 580
+"""Minimum version of NVIDIA's driver for CUDA 13."""
+
 
 def unused_accelerator(platform: str, chosen: str, root: Path = Path("/")) -> str | None:
     """Returns a warning if the model runs on the CPU of a machine with an accelerator, unless that was chosen.
@@ -19,7 +22,7 @@ def unused_accelerator(platform: str, chosen: str, root: Path = Path("/")) -> st
     if platform != "cpu" or "cpu" in chosen.split(","):
         return None
     if found := _first(root / "dev", r"nvidia\d+"):
-        return _warning(f"an NVIDIA GPU (/dev/{found})", "cuda13")
+        return _warning(f"an NVIDIA GPU (/dev/{found})", "cuda13") + _old_driver(root)
     if found := _first(root / "dev", r"accel\d+"):
         return _warning(f"a TPU (/dev/{found})", "tpu")
     if _has_google_device(root) and (found := _first(root / "dev/vfio", r"\d+")):
@@ -32,6 +35,16 @@ def _warning(device: str, extra: str) -> str:
         f"running on the CPU, though this machine has {device}: the model will be many times slower. Install JAX for "
         f"it with pip install '.[{extra}]' and check its driver, or set JAX_PLATFORMS=cpu if the CPU is meant"
     )
+
+
+def _old_driver(root: Path) -> str:
+    """Returns a remark if the driver of NVIDIA GPUs is too old for the newest CUDA that JAX supports."""
+    file = root / "proc/driver/nvidia/version"
+    found = re.search(r"Kernel Module.*?\s(\d+)\.\d+", file.read_text()) if file.is_file() else None
+    if found is None or int(found[1]) >= _CUDA13_DRIVER:
+        return ""
+    needed = f"CUDA 13, which needs {_CUDA13_DRIVER}"
+    return f". Its driver {found[1]} is too old for {needed}: update it, or install '.[cuda12]'"
 
 
 def _first(folder: Path, pattern: str) -> str | None:

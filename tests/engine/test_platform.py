@@ -3,7 +3,17 @@
 import pytest
 from roost.engine.core.errors import ConfigError
 from roost.engine.core.mesh import ONE_DEVICE, MeshShape
-from roost.engine.platform import CPU, CPU_MESH, CPU_NATIVE, GPU, TPU, affordable_slots, choose_platform, gpu_platform
+from roost.engine.platform import (
+    CPU,
+    CPU_MESH,
+    CPU_NATIVE,
+    GPU,
+    TPU,
+    affordable_slots,
+    choose_platform,
+    gpu_platform,
+    gpu_warning,
+)
 from roost.kernels import XLA, GpuSizes, native
 
 
@@ -24,6 +34,7 @@ def test_accelerators_store_states_whole() -> None:
 def test_nvidia_gpus_get_kernels_that_triton_compiles(capability: tuple[int, int], kernels: str) -> None:
     platform = gpu_platform(capability, GpuSizes(101_376, 58))
     assert platform.kernels.name == kernels
+    assert (gpu_warning("a card", capability) is None) == (kernels == "gpu")
     assert bool(platform.decode_rows) == (platform.kernels != XLA), "XLA would copy the first slots' rings"
 
 

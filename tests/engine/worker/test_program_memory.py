@@ -42,7 +42,13 @@ def test_other_refusals_are_none_of_memory(message: str) -> None:
 VMEM = "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 20.88M of 16.00M vmem.\nMore."
 
 
-@pytest.mark.parametrize(("message", "error"), [(VMEM, KernelRefusedError), ("Used 2G of 1G hbm", OutOfMemoryError)])
+SHARED = "RESOURCE_EXHAUSTED: Shared memory size limit exceeded: requested 107520, available: 101376, context: []"
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [(VMEM, KernelRefusedError), (SHARED, KernelRefusedError), ("Used 2G of 1G hbm", OutOfMemoryError)],
+)
 def test_a_refused_compilation_raises_its_reason(message: str, error: type[Exception]) -> None:
     class Lowered:
         def compile(self, compiler_options: dict[str, str]) -> None:

@@ -34,6 +34,17 @@ def test_it_is_named_with_what_to_do(tmp_path: Path, files: list[str], vendor: s
     assert re.search(names, warning)
 
 
+@pytest.mark.parametrize(("version", "is_old"), [("535.183.01", True), ("580.65.06", False)])
+@pytest.mark.parametrize("module", ["x86_64 Kernel Module ", "Open Kernel Module for x86_64 "])
+def test_an_old_driver_is_named(tmp_path: Path, module: str, version: str, is_old: bool) -> None:
+    root = machine(tmp_path, "nvidia0")
+    (root / "proc/driver/nvidia").mkdir(parents=True)
+    (root / "proc/driver/nvidia/version").write_text(f"NVRM version: NVIDIA UNIX {module} {version}  Release\n")
+    warning = unused_accelerator("cpu", "", root)
+    assert warning is not None
+    assert ("535 is too old for CUDA 13, which needs 580" in warning) == is_old
+
+
 @pytest.mark.parametrize(
     ("files", "vendor"),
     [
