@@ -118,6 +118,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "engine/worker/fitting.py",
             "engine/verification.py",
             "engine/worker/aot.py",
+            "engine/worker/gpu_cards.py",
             "engine/worker/loading.py",
             "engine/worker/executor.py",
             "engine/distributed/hosts.py",
@@ -153,7 +154,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "settings": ({"pydantic_settings"}, ("server/settings/*",)),
     "environment variables": (
         {"os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv"},
-        ("server/settings/sources.py", "engine/worker/aot.py"),
+        ("server/settings/sources.py", "engine/worker/aot.py", "engine/startup.py"),
     ),
 }
 
