@@ -257,6 +257,8 @@ def _used(module: Module, inner: Computation, value: Instruction) -> int:
                 continue
             case "bitcast":
                 total += _used(module, inner, user)
+            case "fusion" if "output_to_operand_aliasing" in user.attributes:  # the same memory, in another tiling
+                total += _used(module, inner, user)
             case "fusion":
                 total += sum(_read(module, module.computations[user.called[0]], i) for i in places)
             case _:

@@ -27,6 +27,19 @@ HloModule jit_step, is_scheduled=true
   ROOT %slice = f32[2,256]{1,0:T(8,128)} dynamic-slice(%p0.1, %p1.1, %zero.1), dynamic_slice_sizes={2,256}
 }
 
+%retiling (r: f32[64,256]) -> f32[64,256] {
+  %r = f32[64,256]{1,0:T(8,128)} parameter(0)
+  ROOT %copied = f32[64,256]{1,0:T(4,128)} copy(%r)
+}
+
+%retiled_rows (p0.2: f32[64,256], p1.2: s32[]) -> f32[2,256] {
+  %p0.2 = f32[64,256]{1,0:T(8,128)} parameter(0)
+  %p1.2 = s32[]{:T(128)} parameter(1)
+  %zero.2 = s32[]{:T(128)} constant(0)
+  %view = f32[64,256]{1,0:T(4,128)} fusion(%p0.2), kind=kLoop, output_to_operand_aliasing={{}: (0, {})}, calls=%retiling
+  ROOT %slice.1 = f32[2,256]{1,0:T(4,128)} dynamic-slice(%view, %p1.2, %zero.2), dynamic_slice_sizes={2,256}
+}
+
 %wrapped (w0: bf16[512,256]) -> bf16[512,256] {
   %w0 = bf16[512,256]{1,0:T(8,128)(2,1)} parameter(0)
   ROOT %cast = bf16[512,256]{1,0:T(8,128)(2,1)} bitcast(%w0)
@@ -80,6 +93,7 @@ k: s8[512,256]) -> f32[64,256] {
   %q = s8[16,256]{1,0:T(8,128)(4,1)} parameter(4)
   %k = s8[512,256]{1,0:T(8,128)(4,1)} parameter(5)
   %some = f32[2,256]{1,0:T(8,128)S(1)} fusion(%pool, %at), kind=kLoop, calls=%rows
+  %retiled = f32[2,256]{1,0:T(4,128)S(1)} fusion(%pool, %at), kind=kLoop, calls=%retiled_rows
   %copy-start = (bf16[512,256]{1,0:T(8,128)(2,1)S(1)}, bf16[512,256]{1,0:T(8,128)(2,1)}, \
 u32[]{:S(2)}) copy-start(%table)
   %copy-done = bf16[512,256]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start)
@@ -112,6 +126,7 @@ def module() -> Module:
     [
         ("pool", Cost(0, 0, 0)),
         ("some", Cost(0, 0, 2 * ROW)),  # and an index
+        ("retiled", Cost(0, 0, 2 * ROW)),  # its copy of the pool is the same memory
         ("copy-start", Cost(0, 0, TABLE)),
         ("copy-done", Cost(0, 0, 0)),
         ("half", Cost(0, 0, TABLE // 2)),
