@@ -11,6 +11,8 @@ _FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "recurrent_step": ("recurrent_step", "recurrent_chunk"),
     "recurrent_chunk": ("recurrent_step", "recurrent_chunk"),
     "gated_mlp": ("gated_mlp", "gated_mlp_rows"),
+    "int8_product": ("int8_product",),
+    "int8_gated_mlp": ("int8_gated_mlp",),
     "sample": ("sample",),
 }
 """Fields of a backend by the name that a kernel has in compiled programs; those of one block go together."""
@@ -34,6 +36,8 @@ class Backend:
       recurrent_chunk: Recurrent block of a prefill chunk; see `recurrent_chunk_tpu`.
       gated_mlp: Gated MLP of a decode step; see `gated_mlp_tpu`.
       gated_mlp_rows: Maximum number of rows of `gated_mlp`.
+      int8_product: Product of rows, quantised to int8, and an int8 matrix; see `int8_product_tpu`.
+      int8_gated_mlp: Gated MLP with int8 matrices; see `int8_gated_mlp_tpu`.
       sample: Choice of a token per row, from a whole vocabulary's logits; see `sample_tpu`.
       is_native: Whether matrix products and decode attention use `roost.kernels.native`.
     """
@@ -50,6 +54,8 @@ class Backend:
     recurrent_chunk: Callable[..., Any] | None = None
     gated_mlp: Callable[..., Any] | None = None
     gated_mlp_rows: int = 0
+    int8_product: Callable[..., Any] | None = None
+    int8_gated_mlp: Callable[..., Any] | None = None
     sample: Callable[..., Any] | None = None
     is_native: bool = False
 

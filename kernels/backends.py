@@ -6,6 +6,8 @@ from typing import Final
 
 from .backend import XLA, Backend, GpuSizes
 from .gated_mlp.pallas_tpu import MAX_ROWS, gated_mlp_tpu
+from .gated_mlp.pallas_tpu_int8 import int8_gated_mlp_tpu
+from .int8_product.pallas_tpu import int8_product_tpu
 from .recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
 from .rg_lru.pallas_gpu import rg_lru_gpu
 from .rg_lru.pallas_tpu import rg_lru_tpu
@@ -30,6 +32,8 @@ TPU: Final = Backend(
     recurrent_chunk=recurrent_chunk_tpu,
     gated_mlp=gated_mlp_tpu,
     gated_mlp_rows=MAX_ROWS,
+    int8_product=int8_product_tpu,
+    int8_gated_mlp=int8_gated_mlp_tpu,
     sample=sample_tpu,
 )
 """Pallas kernels for TPUs."""

@@ -9,6 +9,7 @@ dtype of matrices, quantised if int8; activations keep the dtype of the input.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Final
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
-from ...kernels import Backend, gated_mlp, native, recurrent_block
+from ...kernels import XLA, Backend, gated_mlp, int8_product, native, recurrent_block
 from ...kernels.causal_conv1d import causal_conv1d, next_state, states_at_boundaries
 from ...kernels.precision import product_precision
 from ...kernels.rg_lru import rg_lru
@@ -44,11 +45,15 @@ def dot(
     weight: Matrix,
     bias: Float32[Array, " O"] | None = None,
     dtype: jnp.dtype = _FLOAT32,
+    backend: Backend = XLA,
 ) -> Float[Array, "*rows O"]:
     """Returns x · weightᵀ + bias in `dtype`, summed in float32, or in int32 if the weight is quantised."""
     rows = x.reshape(-1, x.shape[-1])
     if isinstance(weight, PackedMatrix):
         y = _native_dot(rows, weight, bias, dtype)
+    elif isinstance(weight, QuantizedMatrix) and int8_product.has_kernel(backend, weight.shape):
+        assert backend.int8_product is not None
+        y = backend.int8_product(rows, *weight, bias, dtype)
     else:
         y = _portable_dot(_pad_rows(rows, weight.dtype), weight)[: rows.shape[0]]
         y = (y if bias is None else y + bias).astype(dtype)
@@ -88,10 +93,14 @@ class Dense(nnx.Module):
       inputs: Input width of the unsharded matrix.
       outputs: Output width of the unsharded matrix.
       dtype: Dtype of the matrix.
+      backend: Backend of the product.
       psum_over: Mesh over which inputs are sharded and partial products are summed; None for whole inputs.
     """
 
-    def __init__(self, inputs: int, outputs: int, dtype: jnp.dtype, psum_over: Collectives | None = None) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, dtype: jnp.dtype, backend: Backend, psum_over: Collectives | None = None
+    ) -> None:
+        self.backend = backend
         self.psum_over = psum_over or Collectives()
         self.weight = matrix(outputs, inputs, dtype)
         self.bias = _vector(outputs)
@@ -99,8 +108,8 @@ class Dense(nnx.Module):
     def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
         weight = self.weight.get_value()
         if self.psum_over.model == 1:
-            return dot(x, weight, self.bias[...], x.dtype)
-        return self.psum_parts(dot(x, weight, dtype=x.dtype))
+            return dot(x, weight, self.bias[...], x.dtype, self.backend)
+        return self.psum_parts(dot(x, weight, dtype=x.dtype, backend=self.backend))
 
     def psum_parts(self, parts: Float[Array, "*rows O"]) -> Float[Array, "*rows O"]:
         """Returns the sum of the shards' partial products, plus the bias."""
@@ -141,22 +150,30 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend, collectives: Collectives) -> None:
         self.backend = backend
-        self.gate_up = Dense(config.width, 2 * config.mlp_width, dtype)
-        self.down = Dense(config.mlp_width, config.width, dtype, collectives)
+        self.gate_up = Dense(config.width, 2 * config.mlp_width, dtype, backend)
+        self.down = Dense(config.mlp_width, config.width, dtype, backend, collectives)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         both, down = self.gate_up.weight.get_value(), self.down.weight.get_value()
         if isinstance(both, PackedMatrix) and isinstance(down, PackedMatrix) and both.num_strips % 2 == 0:
             return self._native(x.reshape(-1, x.shape[-1]), both, down).reshape(x.shape)
         if gated_mlp.has_kernel(self.backend, math.prod(x.shape[:-1]), down.dtype):
-            rows, is_whole = x.reshape(-1, x.shape[-1]), self.down.psum_over.model == 1
-            bias = self.down.bias[...] if is_whole else jnp.zeros_like(self.down.bias[...])
-            weights = (self.gate_up.weight[...], self.gate_up.bias[...], self.down.weight[...], bias)
-            assert self.backend.gated_mlp is not None
-            y: Array = self.backend.gated_mlp(rows, *weights).reshape(x.shape)
-            return y if is_whole else self.down.psum_parts(y)
+            return self._fused(x, self.backend.gated_mlp, (both,), (down,))
+        if isinstance(down, QuantizedMatrix) and gated_mlp.has_int8_kernel(self.backend, both.shape, down.shape):
+            return self._fused(x, self.backend.int8_gated_mlp, both, down)
         gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
         return self.down((_gelu(gate) * up).astype(x.dtype))
+
+    def _fused(
+        self, x: Float[Array, "B T D"], kernel: Callable[..., Any] | None, gate_up: Any, down: Any
+    ) -> Float[Array, "B T D"]:
+        """Computes the MLP with one kernel, which takes the arrays of each matrix before its bias."""
+        assert kernel is not None
+        is_whole = self.down.psum_over.model == 1
+        bias = self.down.bias[...] if is_whole else jnp.zeros_like(self.down.bias[...])
+        rows = x.reshape(-1, x.shape[-1])
+        y: Array = kernel(rows, *gate_up, self.gate_up.bias[...], *down, bias).reshape(x.shape)
+        return y if is_whole else self.down.psum_parts(y)
 
     def _native(self, rows: Float[Array, "R D"], gate_up: PackedMatrix, down: PackedMatrix) -> Float[Array, "R D"]:
         biases = self.gate_up.bias[...], self.down.bias[...]
@@ -210,12 +227,12 @@ class RecurrentBlock(nnx.Module):
     def __init__(
         self, config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype, backend: Backend, collectives: Collectives
     ) -> None:
-        self.xy = Dense(config.width, 2 * config.lru_width, dtype)
+        self.xy = Dense(config.width, 2 * config.lru_width, dtype, backend)
         self.conv_weight = _vector(config.conv_width, config.lru_width)
         self.conv_bias = _vector(config.lru_width)
         self.rg_lru = RGLRU(config, gate_dtype, backend)
         self.collectives = collectives
-        self.out = Dense(config.lru_width, config.width, dtype, collectives)
+        self.out = Dense(config.lru_width, config.width, dtype, backend, collectives)
 
     def __call__(
         self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"], block: int
@@ -280,7 +297,7 @@ class AttentionBlock(nnx.Module):
         self.backend = backend
         self.collectives = collectives
         self.qkv = matrix(config.width + 2 * config.head_dim, config.width, dtype)
-        self.out = Dense(config.width, config.width, dtype, collectives)
+        self.out = Dense(config.width, config.width, dtype, backend, collectives)
 
     def __call__(
         self, u: Float[Array, "B T D"], state: AttentionState, positions: Int32[Array, "B T"], block: int
@@ -305,7 +322,7 @@ class AttentionBlock(nnx.Module):
     ) -> tuple[Float[Array, "*rows N d"], Vectors, Vectors]:
         """Returns queries of this shard's heads, keys and values of every token, after RoPE and as rings hold them."""
         size = self.config.head_dim
-        qkv = dot(u, self.qkv.get_value(), dtype=u.dtype)
+        qkv = dot(u, self.qkv.get_value(), dtype=u.dtype, backend=self.backend)
         width = qkv.shape[-1] - 2 * size
         q, k, v = jnp.split(qkv, [width, width + size], axis=-1)
         q = q.reshape(*u.shape[:-1], width // size, size)

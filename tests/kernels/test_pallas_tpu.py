@@ -6,13 +6,18 @@ from typing import Any
 
 import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from chunk_cases import SEEDS, positions
 from hypothesis import given, settings
 from interpreted import interpreted
+from roost.engine.model.quantization import QuantizedMatrix, quantized_dot
 from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
-from roost.kernels.gated_mlp.reference import gated_mlp_reference
+from roost.kernels.gated_mlp.pallas_tpu_int8 import int8_gated_mlp_tpu
+from roost.kernels.gated_mlp.reference import gated_mlp_reference, int8_gated_mlp_reference
+from roost.kernels.int8_product.pallas_tpu import block_of_rows, int8_product_tpu
+from roost.kernels.int8_product.reference import int8_product_reference
 from roost.kernels.recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
 from roost.kernels.recurrent_block.reference import recurrent_block_reference
 from roost.kernels.window_attention import Int8Vectors, quantize
@@ -24,10 +29,20 @@ ROWS = 3
 
 EVERY = 64
 
-step, chunk, mlp = (
-    interpreted(kernel) for kernel in (recurrent_step_tpu, partial(recurrent_chunk_tpu, every=EVERY), gated_mlp_tpu)
+step, chunk, mlp, int8_mlp, int8_product = (
+    interpreted(kernel)
+    for kernel in (
+        recurrent_step_tpu,
+        partial(recurrent_chunk_tpu, every=EVERY),
+        gated_mlp_tpu,
+        int8_gated_mlp_tpu,
+        partial(int8_product_tpu, dtype=jnp.dtype("float32")),
+    )
 )
 decode_int8, prefill_int8 = interpreted(decode_attention_int8_tpu), interpreted(prefill_attention_tpu)
+
+
+xla_product = jax.jit(quantized_dot)
 
 
 @cache
@@ -179,3 +194,61 @@ def test_prefill_attention_over_rings_in_int8(
     expected, *_ = window_attention_reference(q, *map(as_floats, (k, v, ring_k, ring_v)), where)
     np.testing.assert_allclose(out[where >= 0], expected[where >= 0], rtol=5e-5, atol=5e-5)
     assert np.isfinite(out).all()
+
+
+def int8_matrix(rng: np.random.Generator, outputs: int, inputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draws values, scales and biases, so that products are about as large as their inputs."""
+    values = rng.integers(-127, 128, (outputs, inputs), np.int8)
+    return values, (rng.uniform(0.5, 1.5, outputs) / 64 / inputs**0.5).astype(np.float32), draw_float32(rng, outputs)
+
+
+def draw_float32(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.normal(size=shape).astype(np.float32)
+
+
+def with_outliers(rng: np.random.Generator, rows: int, width: int) -> np.ndarray:
+    """Draws activations with a few large channels, as models have them, and a row of zeros."""
+    x = draw_float32(rng, rows, width) * np.exp(draw_float32(rng, width))
+    x[rng.integers(rows)] = 0.0
+    return x
+
+
+@pytest.mark.parametrize(("rows", "width", "outputs"), [(1, 16, 24), (5, 1024, 600)])
+@given(seed=SEEDS)
+@settings(max_examples=10)
+def test_int8_product(rows: int, width: int, outputs: int, seed: int) -> None:
+    """One or several tiles, the last one not whole. XLA's product quantises the same way, up to its last bits.
+
+    Rounding may differ from the reference's in an input that is halfway between two steps.
+    """
+    rng = np.random.default_rng(seed)
+    x, (values, scale, bias) = with_outliers(rng, rows, width), int8_matrix(rng, outputs, width)
+    found = np.asarray(int8_product(x, values, scale, bias))
+    one_step = np.abs(x).max(axis=1, keepdims=True) * scale  # of an input, times the largest weight
+    assert (np.abs(found - int8_product_reference(x, values, scale, bias)) <= one_step + 1e-5).all()
+    np.testing.assert_allclose(found, xla_product(x, QuantizedMatrix(values, scale)) + bias, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "width", "hidden"), [(1, 16, 24), (5, 256, 512)])
+@given(seed=SEEDS)
+@settings(max_examples=10)
+def test_int8_gated_mlp(rows: int, width: int, hidden: int, seed: int) -> None:
+    """One or several tiles of each matrix.
+
+    The products between the matrices are quantised by whole rows. Rounding differs from the reference's in a number
+    that is halfway between two steps: in one of the inputs, and in a few of the products.
+    """
+    rng = np.random.default_rng(seed)
+    x = with_outliers(rng, rows, width)
+    gate_up, down = int8_matrix(rng, 2 * hidden, width), int8_matrix(rng, width, hidden)
+    expected, products = int8_gated_mlp_reference(x, *gate_up, *down)
+    few_steps = 3 * np.abs(products).max(axis=1, keepdims=True) * down[1]
+    found = np.asarray(int8_mlp(x, *gate_up, *down))
+    assert (np.abs(found - expected) <= few_steps + 1e-4).all()
+
+
+@pytest.mark.parametrize("rows", [1, 640, 2048])
+def test_rows_in_blocks_of_equal_size(rows: int) -> None:
+    """As many rows as fit, in multiples of 32; here 1,100 at most."""
+    block = block_of_rows(rows, row_bytes=2**16, fixed_bytes=2**20)
+    assert block == {1: 1, 640: 640, 2048: 1024}[rows]

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
+from roost.kernels.gated_mlp.pallas_tpu_int8 import int8_gated_mlp_tpu
+from roost.kernels.int8_product.pallas_tpu import int8_product_tpu
 from roost.kernels.recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
 from roost.kernels.rg_lru.pallas_tpu import rg_lru_tpu
 from roost.kernels.window_attention import Int8Vectors
@@ -164,3 +166,26 @@ def test_gated_mlp(chip: SingleDeviceSharding, dtype: Any, rows: int, width: int
     weights = ((dtype, 2 * hidden, width), (F32, 2 * hidden), (dtype, width, hidden), (F32, width))
     counted = compile_kernel(chip, gated_mlp_tpu, (dtype, rows, width), *weights)
     assert counted >= 3 * width * hidden * dtype.itemsize, "the weights"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "inputs", "outputs"),
+    [(BF16, 608, 2560, 5120), (BF16, 2048, 4096, 4608), (BF16, 8, 4096, 256000), (F32, 32, 256, 384)],
+)
+def test_int8_product(chip: SingleDeviceSharding, dtype: Any, rows: int, inputs: int, outputs: int) -> None:
+    """Projections of a decode step and of a long prefill, and logits."""
+    kernel = partial(int8_product_tpu, dtype=dtype)
+    weights = ((INT8, outputs, inputs), (F32, outputs), (F32, outputs))
+    counted = compile_kernel(chip, kernel, (dtype, rows, inputs), *weights)
+    assert counted >= outputs * inputs + rows * (inputs + outputs) * dtype.itemsize, "the matrix, inputs and outputs"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "width", "hidden"),
+    [(BF16, 608, 2560, 7680), (BF16, 8, 4096, 12288), (BF16, 2048, 4096, 12288), (F32, 32, 256, 384)],
+)
+def test_int8_gated_mlp(chip: SingleDeviceSharding, dtype: Any, rows: int, width: int, hidden: int) -> None:
+    gate_up = ((INT8, 2 * hidden, width), (F32, 2 * hidden), (F32, 2 * hidden))
+    down = ((INT8, width, hidden), (F32, width), (F32, width))
+    counted = compile_kernel(chip, int8_gated_mlp_tpu, (dtype, rows, width), *gate_up, *down)
+    assert counted >= 3 * width * hidden, "the weights"

@@ -1,6 +1,9 @@
 """Int8 products: their error, exact sums, and bits that depend on the row alone."""
 
 import tracemalloc
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
 from roost.engine.checkpoint.weights import checkpoint_tensors, random_params
@@ -26,7 +30,9 @@ from roost.engine.model.quantization import (
     quantize_on_host,
     quantize_rows,
 )
-from roost.kernels import native
+from roost.engine.model.state import zero_state
+from roost.engine.platform import PORTABLE
+from roost.kernels import XLA, Backend, backends, native
 from small_models import CPU_OPTIONS, SmallModel, counting, ragged, tiny_a
 
 INT8 = jnp.dtype("int8")
@@ -200,6 +206,42 @@ def test_matrices_are_int8_and_nothing_else_is(quantized: SmallModel) -> None:
 
 def quantized_abstract(config: ModelConfig) -> Any:
     return abstract_model(config, jnp.dtype("bfloat16"), matrix_dtype=INT8)[1]
+
+
+def test_kernels_for_tpus_compute_projections_and_mlps() -> None:
+    """Outputs are XLA's, except for products that are halfway between two steps of int8."""
+    config = ModelConfig(128, 128, 256, 1, 128, cycle(("recurrent", "attention"), 2), window=16)
+    names = []
+
+    def interpreted(name: str) -> Callable[..., Any]:
+        def kernel(*arguments: Any) -> Any:
+            names.append(name)
+            return getattr(backends.TPU, name)(*arguments, interpret=True)
+
+        return kernel
+
+    kernels = Backend("tpu", **{name: interpreted(name) for name in ("int8_product", "int8_gated_mlp")})
+    tokens = jnp.arange(24, dtype=jnp.int32).reshape(2, 12)
+    positions = jnp.broadcast_to(jnp.arange(12, dtype=jnp.int32), tokens.shape)
+
+    def logits(backend: Backend) -> np.ndarray:
+        on = replace(PORTABLE, kernels=backend, jits_layers=False)
+        graph, abstract = abstract_model(config, jnp.dtype("float32"), on, INT8)
+        params = random_params(abstract, 0)
+
+        @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+        def run(params: Any) -> jax.Array:
+            model = nnx.merge(graph, params)
+            x, _ = model(tokens, positions, zero_state(config, 2, jnp.dtype("float32")), 12)
+            found: jax.Array = model.logits(x)
+            return found
+
+        return np.asarray(run(params))
+
+    expected = logits(XLA)
+    assert not names
+    np.testing.assert_allclose(logits(kernels), expected, atol=0.02 * np.abs(expected).max())
+    assert Counter(names) == {"int8_product": 4, "int8_gated_mlp": 2}
 
 
 def test_random_parameters_are_those_of_float32_quantised() -> None:
