@@ -162,7 +162,8 @@ def recurrent_chunk_tpu(
 ) -> tuple[Float[Array, "B T E"], Float32[Array, "B E"], Float32[Array, "B M E"]]:
     """Computes gelu(y) * RG-LRU(conv(x)) for a chunk per row.
 
-    The grid walks over rows, gate blocks and, in order, blocks of time; h and the last inputs stay in on-chip memory.
+    The grid walks over gate blocks, whose weights are read once, rows and, in order, blocks of time; h and the last
+    inputs stay in on-chip memory.
     Within a tile of 8 steps the recurrence is solved by recursive doubling, so that only one step in 8 waits for the
     one before.
 
@@ -189,9 +190,9 @@ def recurrent_chunk_tpu(
     block = min(256, steps + -steps % every)
     padded = jnp.pad(xy, ((0, 0), (0, -steps % block), (0, 0)))
     lengths = jnp.sum(positions >= 0, axis=1, dtype=jnp.int32)
-    per_channel = pl.BlockSpec((1, size), lambda b, n, t, *_: (0, n))
-    state = pl.BlockSpec((1, 1, size), lambda b, n, t, *_: (b, 0, n))
-    sequence = pl.BlockSpec((1, block, size), lambda b, n, t, *_: (b, t, n))
+    per_channel = pl.BlockSpec((1, size), lambda n, b, t, *_: (0, n))
+    state = pl.BlockSpec((1, 1, size), lambda n, b, t, *_: (b, 0, n))
+    sequence = pl.BlockSpec((1, block, size), lambda n, b, t, *_: (b, t, n))
     scratch = pltpu.VMEM((block, size), jnp.float32)
     elements = rows * padded.shape[1] * width
     out, last, between = pl.pallas_call(
@@ -203,22 +204,22 @@ def recurrent_chunk_tpu(
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(rows, blocks, padded.shape[1] // block),
+            grid=(blocks, rows, padded.shape[1] // block),
             in_specs=[
                 sequence,
-                pl.BlockSpec((1, block, size), lambda b, n, t, *_: (b, t, blocks + n)),
-                pl.BlockSpec((taps, size), lambda b, n, t, *_: (0, n)),
+                pl.BlockSpec((1, block, size), lambda n, b, t, *_: (b, t, blocks + n)),
+                pl.BlockSpec((taps, size), lambda n, b, t, *_: (0, n)),
                 per_channel,
-                pl.BlockSpec((1, size, 2 * size), lambda b, n, t, *_: (n, 0, 0)),
-                pl.BlockSpec((1, 1, 2 * size), lambda b, n, t, *_: (n, 0, 0)),
+                pl.BlockSpec((1, size, 2 * size), lambda n, b, t, *_: (n, 0, 0)),
+                pl.BlockSpec((1, 1, 2 * size), lambda n, b, t, *_: (n, 0, 0)),
                 per_channel,
-                pl.BlockSpec((1, taps - 1, size), lambda b, n, t, *_: (b, 0, n)),
+                pl.BlockSpec((1, taps - 1, size), lambda n, b, t, *_: (b, 0, n)),
                 state,
             ],
             out_specs=(
                 sequence,
                 state,
-                pl.BlockSpec((1, block // every, 1, size), lambda b, n, t, *_: (b, t, 0, n)),
+                pl.BlockSpec((1, block // every, 1, size), lambda n, b, t, *_: (b, t, 0, n)),
             ),
             scratch_shapes=[pltpu.VMEM((_TILE + block, size), jnp.float32), scratch, scratch],
         ),
@@ -226,7 +227,7 @@ def recurrent_chunk_tpu(
         cost_estimate=pl.CostEstimate(
             flops=4 * elements * size + 40 * elements,
             bytes_accessed=3 * elements * xy.dtype.itemsize
-            + rows * gate_weight.size * gate_weight.dtype.itemsize
+            + gate_weight.size * gate_weight.dtype.itemsize
             + rows * width * (2 * 4 + (taps - 1) * conv.dtype.itemsize),
             transcendentals=5 * elements,
         ),
@@ -245,7 +246,7 @@ def _chunk_kernel(
     state: Any,
 ) -> None:  # fmt: skip
     """Kernel of `recurrent_chunk_tpu`: `history` holds the previous inputs and the block's, `last` carries h."""
-    row, block_index = pl.program_id(0), pl.program_id(2)
+    row, block_index = pl.program_id(1), pl.program_id(2)
     taps, (block, size) = conv_weight.shape[0], decay.shape
     begins = (starts[row] == 0) & (lengths[row] > 0) & (block_index == 0)
 
