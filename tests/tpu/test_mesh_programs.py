@@ -48,13 +48,15 @@ KINDS = "all-reduce|all-to-all|all-gather|reduce-scatter|collective-permute"
 HOSTS = {"v5e:2x2": (2, 2, 1), "v5e:2x4": (2, 4, 1), "v6e:2x2": (2, 2, 1), "v6e:2x4": (2, 4, 1)}
 
 
-def shapes(config: ModelConfig, topology: str, shards: Collectives, slots: int) -> ModelShapes:
-    """Returns the shapes of a model on the chips of one host."""
+def shapes(
+    config: ModelConfig, topology: str, shards: Collectives, slots: int, matrices: jnp.dtype = BF16
+) -> ModelShapes:
+    """Returns the shapes of a model on the chips of one host, with matrices of this dtype."""
     chips = topologies.get_topology_desc(
         platform="tpu", topology_name=topology, chips_per_host_bounds=HOSTS[topology]
     ).devices
     mesh = Mesh(np.array(chips[: shards.count]).reshape(shards.data, shards.model), (DATA, MODEL))
-    graph, whole = abstract_model(config, BF16, TPU, collectives=shards)
+    graph, whole = abstract_model(config, BF16, TPU, matrices, shards)
     params, specs = shard_params(whole, config, shards)
     pool = jax.eval_shape(lambda: new_pool(config, slots, BF16, TPU, shards))
     return ModelShapes(config, graph, params, pool, BF16, shards, specs, mesh)
@@ -119,6 +121,16 @@ def test_rings_are_not_copied(rows: int) -> None:
     assert memory.temp_size_in_bytes < ring
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model.pool.states))
     assert memory.alias_size_in_bytes >= state // 4, "the pool is updated in place"
+
+
+def test_each_chip_multiplies_its_part_of_int8_matrices_in_kernels() -> None:
+    """Two projections and an MLP of each layer, in a decode step and in prefill."""
+    model = shapes(LAYERS, "v5e:2x2", Collectives(1, 4), 64, jnp.dtype("int8"))
+    step, (prefill,) = programs(model).decode[64], programs(model).prefill[PrefillShape(1, 512)]
+    for program in (step, prefill):
+        text = compiled(model, program).as_text()
+        counts = Counter(re.findall(r"%(int8_[a-z_]+)[.\w]* = .* custom-call", text))
+        assert counts == {"int8_product": 2 * LAYERS.depth, "int8_gated_mlp": LAYERS.depth}
 
 
 def test_9b_in_bfloat16_fits_four_small_chips() -> None:
