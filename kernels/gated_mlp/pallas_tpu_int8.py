@@ -13,6 +13,7 @@ from ..int8_product.pallas_tpu import (
     add_to_maxima,
     block_of_rows,
     compiler_params,
+    in_main_memory,
     quantize_rows,
     quantized_block,
     rounded,
@@ -68,6 +69,7 @@ def int8_gated_mlp_tpu(
     gate, up = (pl.BlockSpec((tile, width), lambda r, s, n=n: (n + first(s), 0)) for n in (0, steps))
     gate_column, up_column = (pl.BlockSpec((1, tile), lambda r, s, n=n: (0, n + first(s))) for n in (0, steps))
     out_column = pl.BlockSpec((1, out_tile), lambda r, s: (0, second(s)))
+    gate_up, down = (in_main_memory(weight, interpret) for weight in (gate_up, down))
     out: Array = pl.pallas_call(
         _kernel,
         out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),

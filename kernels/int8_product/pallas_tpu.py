@@ -80,7 +80,7 @@ def int8_product_tpu(
         ),
         interpret=interpret,
         name="int8_product",
-    )(x, values, scale[None], (jnp.zeros_like(scale) if bias is None else bias)[None])
+    )(x, in_main_memory(values, interpret), scale[None], (jnp.zeros_like(scale) if bias is None else bias)[None])
     return out
 
 
@@ -104,6 +104,11 @@ def quantized_block(rows: int, width: int) -> list[Any]:
         pltpu.VMEM((rows, 1), jnp.float32),
         pltpu.VMEM((rows, lanes), jnp.float32),
     ]
+
+
+def in_main_memory(weight: Array, interpret: Any) -> Array:
+    """Returns a matrix that XLA does not copy to on-chip memory ahead of the kernel, which streams it anyway."""
+    return weight if interpret else pltpu.with_memory_space_constraint(weight, pltpu.HBM)
 
 
 def compiler_params(block_bytes: int) -> pltpu.CompilerParams:
