@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 _FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "rg_lru": ("rg_lru",),
-    "window_attention_decode": ("decode_attention",),
+    "window_attention_decode": ("decode_attention", "decode_attention_int8"),
     "window_attention_prefill": ("prefill_attention",),
     "recurrent_step": ("recurrent_step", "recurrent_chunk"),
     "recurrent_chunk": ("recurrent_step", "recurrent_chunk"),
