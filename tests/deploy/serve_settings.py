@@ -22,7 +22,8 @@ def settings_of(container: dict[str, Any], monkeypatch: pytest.MonkeyPatch, inde
     """
     for variable in container["env"]:
         if variable["name"].startswith("ROOST_"):
-            monkeypatch.setenv(variable["name"], variable["value"])
+            value = variable.get("value", "postgresql://database/roost")  # the only one that a secret holds
+            monkeypatch.setenv(variable["name"], value)
     variables = SET_VARIABLES | {"LWS_WORKER_INDEX": str(index)}
     arguments = [re.sub(r"\$\((\w+)\)", lambda found: variables[found[1]], each) for each in container["args"]]
     assert arguments[0] == "serve"

@@ -27,6 +27,7 @@ EVERYTHING: dict[str, dict[str, Any]] = {
         "model": {"name": "/models/2b-it", "volume": {"bucket": "weights"}, "servedName": "gemma"},
         "cache": {"programs": {"bucket": "programs"}, "states": {"size": "20Gi"}},
         "apiKeys": {"secret": "keys"},
+        "store": {"secret": "database"},
         "settings": {
             "otlp_traces_endpoint": "http://otel:4318/v1/traces",
             "max_queue": 64,
@@ -206,6 +207,15 @@ def test_keys_come_from_a_secret(tmp_path: Path) -> None:
     assert "--api-key-file=/etc/roost/keys" in container(made)["args"]
 
 
+def test_a_database_comes_from_a_secret_and_may_be_reached(tmp_path: Path) -> None:
+    made = made_with(tmp_path, {"store": {"secret": "database", "port": 6543}})
+    (variable,) = (each for each in container(made)["env"] if each["name"] == "ROOST_STORE")
+    assert variable["valueFrom"] == {"secretKeyRef": {"name": "database", "key": "url"}}
+    (policy,) = (each for each in made if each["kind"] == "NetworkPolicy")
+    assert {"ports": [{"port": 6543}]} in policy["spec"]["egress"]
+    assert not any(each["name"] == "ROOST_STORE" for each in container(made_with(tmp_path, {}))["env"])
+
+
 def test_a_pool_reads_metrics_where_it_sends_requests(tmp_path: Path) -> None:
     made = made_with(tmp_path, {"inferencePool": {"enabled": True}})
     assert "--metrics-compat=vllm" in container(made)["args"]
@@ -258,10 +268,12 @@ def test_groups_are_scaled_as_a_whole(kind: str, tmp_path: Path) -> None:
 
 
 def test_followers_get_no_secrets_of_the_api(tmp_path: Path) -> None:
-    values = {"apiKeys": {"secret": "mine"}, "cache": {"states": {"claim": "states"}}}
+    values = {"apiKeys": {"secret": "mine"}, "cache": {"states": {"claim": "states"}}, "store": {"secret": "database"}}
     leader, follower = pod_templates(made_with(tmp_path, values, GROUPS[0]))
     names = [{volume["name"] for volume in each["spec"]["volumes"]} for each in (leader, follower)]
     assert names[0] - names[1] == {"keys", "states"}
     for template, volumes in zip((leader, follower), names, strict=True):
         (only,) = template["spec"]["containers"]
         assert {mount["name"] for mount in only["volumeMounts"]} == volumes
+        has_store = any(each["name"] == "ROOST_STORE" for each in only["env"])
+        assert has_store == (template is leader)

@@ -102,6 +102,13 @@ spec:
               name: {{ .Values.model.hubTokenSecret.name }}
               key: {{ .Values.model.hubTokenSecret.key }}
         {{- end }}
+        {{- if and .Values.store.secret (ne $.role "follower") }}
+        - name: ROOST_STORE
+          valueFrom:
+            secretKeyRef:
+              name: {{ .Values.store.secret }}
+              key: {{ .Values.store.key }}
+        {{- end }}
         {{- range $name, $value := .Values.settings }}
         - name: ROOST_{{ upper $name }}
           value: {{ toString $value | quote }}
