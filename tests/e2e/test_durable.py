@@ -1,0 +1,149 @@
+"""Real replicas with one database, of which those that own a response are killed, stopped and frozen."""
+
+import json
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from server_process import SHAPES, ServerProcess, launched
+
+pytestmark = [pytest.mark.robust, pytest.mark.timeout(600)]
+
+NUM_TOKENS = 20_000
+BODY = {
+    "input": "Tell me everything.",
+    "background": True,
+    "stream": True,
+    "ignore_eos": True,
+    "max_output_tokens": NUM_TOKENS,
+    "seed": 7,
+}
+
+
+class Replicas:
+    """Servers that come and go.
+
+    Attributes:
+      running: Those that run, oldest first.
+    """
+
+    def __init__(self, stack: ExitStack, model: str, address: str) -> None:
+        self._stack = stack
+        self._model = model
+        self._address = address
+        self.running: list[ServerProcess] = []
+
+    def start(self) -> ServerProcess:
+        arguments = (self._model, *SHAPES, "--drain-timeout", "1")
+        server = self._stack.enter_context(launched(*arguments, programs="tiny", ROOST_STORE=self._address))
+        self.running.append(server)
+        return server
+
+    def end(self, server: ServerProcess, number: int) -> None:
+        """Ends a replica with a signal."""
+        self.running.remove(server)
+        server.process.send_signal(number)
+        server.ends()
+
+
+@pytest.fixture
+def replicas(address: str, tiny_config: Path) -> Iterator[Replicas]:
+    with ExitStack() as stack:
+        yield Replicas(stack, f"random:{tiny_config}", address)
+
+
+def read_events(url: str, response_id: str, after: int, most: int | None = None) -> list[dict[str, Any]]:
+    """Follows a stream until its end, until the connection breaks, or until so many events."""
+    events: list[dict[str, Any]] = []
+    query = "?stream=true" if after < 0 else f"?stream=true&starting_after={after}"
+    try:
+        with httpx.stream("GET", f"{url}/v1/responses/{response_id}{query}", timeout=60) as response:
+            assert response.status_code == 200, response.read()
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    events.append(json.loads(line.removeprefix("data: ")))
+                if most is not None and len(events) >= most:
+                    break
+    except httpx.RemoteProtocolError:
+        pass  # the replica was killed
+    return events
+
+
+def begun(server: ServerProcess) -> str:
+    """Starts a response, and returns its id from the first event."""
+    with httpx.stream("POST", f"{server.url}/v1/responses", json=BODY, timeout=60) as response:
+        assert response.status_code == 200, response.read()
+        first = next(line for line in response.iter_lines() if line.startswith("data: "))
+        return str(json.loads(first.removeprefix("data: "))["response"]["id"])
+
+
+def check_whole(events: list[dict[str, Any]], server: ServerProcess, response_id: str) -> dict[str, Any]:
+    """Checks that nothing is missing or repeated, and returns the final response."""
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    final = events[-1]["response"]
+    assert events[-1]["type"] == "response.incomplete"
+    assert final["usage"]["output_tokens"] == NUM_TOKENS
+    text = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+    assert final["output"][0]["content"][0]["text"] == text
+    assert httpx.get(f"{server.url}/v1/responses/{response_id}").json() == final
+    return dict(final)
+
+
+def metric(server: ServerProcess, name: str) -> float:
+    page = httpx.get(f"{server.url}/metrics").text
+    return float(next(line.split()[-1] for line in page.splitlines() if line.startswith(name)))
+
+
+def owner_of(replicas: Replicas) -> ServerProcess:
+    """The replica that generates now."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for server in replicas.running:
+            if metric(server, "roost_num_requests_running"):
+                return server
+        time.sleep(0.05)
+    pytest.fail("nobody generates")
+
+
+def test_a_stream_survives_three_owners(replicas: Replicas) -> None:
+    """Two of them are killed, one is stopped. A client goes on from its last event, at another replica."""
+    draw = random.Random(1)
+    for _ in range(4):
+        last = replicas.start()
+    response_id = begun(last)
+    events: list[dict[str, Any]] = []
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        owner = owner_of(replicas)
+        other = next(server for server in replicas.running if server is not owner)
+        events += read_events(other.url, response_id, len(events) - 1, draw.randrange(3, 12))
+        replicas.end(owner, number)
+    (left,) = replicas.running
+    events += read_events(left.url, response_id, len(events) - 1)
+    assert check_whole(events, left, response_id)["inexact"] is True
+    assert metric(left, "roost_store_adoptions_total") == 1
+
+
+def test_a_frozen_owner_comes_back_and_writes_nothing(replicas: Replicas) -> None:
+    owner, other = replicas.start(), replicas.start()
+    response_id = begun(owner)
+    events = read_events(other.url, response_id, -1, 5)
+    owner.process.send_signal(signal.SIGSTOP)
+    try:
+        events += read_events(other.url, response_id, len(events) - 1)
+    finally:
+        owner.process.send_signal(signal.SIGCONT)
+    deadline = time.monotonic() + 30
+    while not metric(owner, "roost_store_fencing_refusals_total"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    check_whole(events, other, response_id)
+    check_whole(read_events(owner.url, response_id, -1), owner, response_id)
+    assert metric(other, "roost_store_adoptions_total") == 1
+    for server in tuple(replicas.running):
+        replicas.end(server, signal.SIGTERM)
