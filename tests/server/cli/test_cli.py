@@ -50,6 +50,7 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "--api-key": "k",
         "--dtype": "float32",
         "--quantize": "int8",
+        "--kv-dtype": "int8",
         "--seed": "2",
         "--slots": "3",
         "--max-queue": "4",
@@ -80,6 +81,8 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "--state-cache-dir": "states",
         "--state-cache-dir-gib": "2",
         "--state-key": "sixteen characters and more",
+        "--store": "sqlite:///responses.db",
+        "--store-days": "3",
         "--mesh": "data=2,model=4",
         "--coordinator": "first:8482",
         "--num-hosts": "2",
@@ -92,6 +95,7 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
     assert [key.get_secret_value() for key in settings.pop("api_key")] == ["k"]
     assert [key.get_secret_value() for key in settings.pop("admin_key")] == ["root"]
     assert settings.pop("state_key").get_secret_value() == "sixteen characters and more"
+    assert settings.pop("store").get_secret_value() == "sqlite:///responses.db"
     assert settings == {
         "config": None,
         "model": "random:2b",
@@ -100,6 +104,7 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "served_model_name": "m",
         "dtype": "float32",
         "quantize": "int8",
+        "kv_dtype": "int8",
         "seed": 2,
         "slots": 3,
         "max_queue": 4,
@@ -130,6 +135,7 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "state_cache_inexact": True,
         "state_cache_dir": Path("states"),
         "state_cache_dir_gib": 2.0,
+        "store_days": 3.0,
         "cache_salt_by_key": True,
         "mesh": "data=2,model=4",
         "coordinator": "first:8482",
