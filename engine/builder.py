@@ -255,7 +255,6 @@ def _step_limits(executor: Executor, config: EngineConfig) -> StepLimits:
     shapes, shards = layout.step_shapes, layout.shards
     return StepLimits(
         prefill_chunk=config.prefill_chunk,
-        prefill_beside_decode=layout.platform.prefill_beside_decode or config.prefill_chunk,
         prefill_rows=shapes.prefill_rows,
         prefill_layer_slices=len(shapes.layer_slices),
         decode_steps=_affordable_steps(executor) if shapes.decode_steps > 1 else 1,
@@ -263,6 +262,7 @@ def _step_limits(executor: Executor, config: EngineConfig) -> StepLimits:
         mask_words=words_of_mask(layout.model.vocab_size),
         slot_order=slot_order(layout.slots, layout.rows, shards.data, shards.model),
         shard_rows=layout.rows // shards.data,
+        itl_target_s=None if config.itl_target_ms is None else config.itl_target_ms / 1e3,
     )
 
 

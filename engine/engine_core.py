@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from .core.config import STEP_TOKEN_BOUNDS, CacheStats, EngineStats
 from .core.errors import EngineDeadError, NumericError, UnknownRequestError
@@ -69,6 +69,20 @@ class Runner(Protocol):
         """
 
 
+class _Dispatched(NamedTuple):
+    """A batch in flight.
+
+    Attributes:
+      batch: The batch.
+      pending: The batch on the device, which starts it once the one before has ended.
+      start: Time at which it was dispatched, in seconds.
+    """
+
+    batch: Batch
+    pending: Pending
+    start: float
+
+
 @runtime_checkable
 class Hosts(Protocol):
     """Other hosts that serve the model together with this one.
@@ -110,7 +124,8 @@ class EngineCore:
         self._arrived: deque[tuple[Fetch, Snapshot | None]] = deque()
         self._scheduler = scheduler
         self._runner = runner
-        self._in_flight: tuple[Batch, Pending] | None = None
+        self._in_flight: _Dispatched | None = None
+        self._last_end = 0.0
         self._committed: list[RequestOutput] = []  # by `checkpoint`, reported by the next step
         self._canary = Canary()
         self._steps = 0
@@ -221,18 +236,20 @@ class EngineCore:
         self._arrived.append((fetch, found))
         self.wake()
 
-    def _dispatch(self, batch: Batch | None) -> tuple[Batch, Pending] | None:
+    def _dispatch(self, batch: Batch | None) -> _Dispatched | None:
         if batch is None:
             return None
         self._steps += 1
-        return batch, self._runner.run(batch)
+        start = time.monotonic()
+        return _Dispatched(batch, self._runner.run(batch), start)
 
-    def _commit(self, in_flight: tuple[Batch, Pending] | None) -> Sequence[RequestOutput]:
+    def _commit(self, in_flight: _Dispatched | None) -> Sequence[RequestOutput]:
         """Waits for a batch, and books its results. Snapshots finished requests before their slots are reused."""
         if in_flight is None:
             return ()
-        batch, pending = in_flight
-        commit = self._scheduler.commit(batch, pending.wait())
+        results = in_flight.pending.wait()
+        start, self._last_end = max(in_flight.start, self._last_end), time.monotonic()
+        commit = self._scheduler.commit(in_flight.batch, results, self._last_end - start)
         for state in commit.finished:
             assert self._scheduler.cache is not None
             self._scheduler.cache.insert_end(state.history, self._runner.snapshot(state.slot, len(state.history)))

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ..kernels import XLA, Backend, GpuSizes, backends, native
-from .core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
+from .core.config import MAX_PREFILL_ROWS
 from .core.errors import ConfigError
 from .core.host_memory import available_memory
 from .core.mesh import DATA, MODEL, MeshShape
@@ -53,8 +53,6 @@ class Platform:
       ring_block: Number of rows of the first block of an attention ring, after which a step need not read the
         unfilled ones. Slots are then stored in groups that end at `decode_rows`. None for whole arrays.
       prefill_rows: Maximum number of prompts in one prefill step.
-      prefill_beside_decode: Maximum number of prompt tokens in one step while more requests decode than wait for
-        prefill; None for a whole chunk.
       layers_per_slice: Number of layers in one step of a prefill chunk of `PREFILL_BLOCK` tokens; None for all layers.
       jits_layers: Whether a layer is a jitted function of its own, so that layers of one kind are traced once.
       has_layer_barrier: Whether an optimization barrier follows every layer of a prefill.
@@ -74,7 +72,6 @@ class Platform:
     decode_steps: int = 1
     ring_block: int | None = None
     prefill_rows: int = MAX_PREFILL_ROWS
-    prefill_beside_decode: int | None = None
     layers_per_slice: int | None = None
     jits_layers: bool = True
     has_layer_barrier: bool = False
@@ -106,7 +103,6 @@ CPU_MESH: Final = Platform(
     gate_dtype="float32",  # no fast path for bfloat16
     uses_host_memory=True,
     max_slots=32,  # more rows gain nothing and slow down a lone request
-    prefill_beside_decode=PREFILL_BLOCK,
     has_state_barrier=True,  # else reads stray behind the writes, and the pool is copied
     compile_options=tuple(CPU_OPTIONS.items()),
 )

@@ -29,6 +29,8 @@ class EngineConfig:
       reserved_slots: Number of slots kept free for tenants with nothing running; None keeps one if there are several
         tenants.
       prefill_chunk: Maximum number of prompt tokens per prefill step, a multiple of `PREFILL_BLOCK`.
+      itl_target_ms: Target for the time between two tokens of a request while prompts are prefilled, in milliseconds;
+        0 stands for throughput, None for 2.9 decode steps.
       dtype: "float32", "bfloat16", or "auto" for the checkpoint's own.
       quantize: "int8" stores and multiplies matrices in int8; all else keeps `dtype`. None quantises nothing.
       kv_dtype: "int8" keeps keys and values of the attention window in int8, None in the dtype of the activations.
@@ -51,6 +53,7 @@ class EngineConfig:
     tenants: int = 1
     reserved_slots: int | None = None
     prefill_chunk: int = 512
+    itl_target_ms: float | None = None
     dtype: str = "auto"
     seed: int = 0
     quantize: str | None = None
@@ -78,6 +81,8 @@ class EngineConfig:
             raise ConfigError(f"reserved_slots must be less than slots ({self.slots}), got {self.reserved_slots}")
         if self.prefill_chunk < PREFILL_BLOCK or self.prefill_chunk % PREFILL_BLOCK:
             raise ConfigError(f"prefill_chunk must be a multiple of {PREFILL_BLOCK}, got {self.prefill_chunk}")
+        if self.itl_target_ms is not None and not 0 <= self.itl_target_ms < float("inf"):
+            raise ConfigError(f"itl_target_ms must be at least 0, got {self.itl_target_ms}")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"dtype must be auto, float32 or bfloat16, got {self.dtype!r}")
         if self.state_cache_gib is not None and not 0 <= self.state_cache_gib < float("inf"):
@@ -94,8 +99,6 @@ class StepLimits:
 
     Attributes:
       prefill_chunk: Maximum number of prompt tokens per step.
-      prefill_beside_decode: The same limit while at least as many requests decode as need prefill, so that they wait
-        for a short step only. Both are `PREFILL_BLOCK` times a power of two.
       prefill_rows: Maximum number of prompts per step.
       prefill_layer_slices: Number of steps for a chunk of one prompt with at most `PREFILL_BLOCK` tokens, each of which
         runs a slice of the layers, so that a decode step waits for one slice only. Other chunks take one step.
@@ -105,10 +108,11 @@ class StepLimits:
       slot_order: All slots in the order in which they are taken; empty stands for ascending order.
       shard_rows: Number of consecutive slots whose prompts are prefilled by the same devices; the limits of prefill are
         per such group. 0 stands for all slots.
+      itl_target_s: Target for the time between two tokens of a request beside prefill, in seconds; 0 stands for
+        throughput, None for a multiple of a decode step.
     """
 
     prefill_chunk: int
-    prefill_beside_decode: int
     prefill_rows: int = MAX_PREFILL_ROWS
     prefill_layer_slices: int = 1
     decode_steps: int = 1
@@ -116,6 +120,7 @@ class StepLimits:
     mask_words: int = 0
     slot_order: tuple[int, ...] = ()
     shard_rows: int = 0
+    itl_target_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

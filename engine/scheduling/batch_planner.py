@@ -6,6 +6,7 @@ from typing import Final
 
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
 from ..core.request import Batch, DecodeBatch, PrefillBatch, RestoreBatch
+from .prefill_budget import PrefillBudget
 from .running_request import RunningRequest
 from .slots import SlotPool
 from .waiting_queue import FairShares
@@ -17,22 +18,24 @@ _OLDEST_EVERY: Final = 4
 class BatchPlanner:
     """Plans one batch after the other, and books what is dispatched.
 
-    Prefill and decode take turns while both have work, so that a decode step waits for one prefill step at most. A
-    prefill batch in progress is completed before another one starts. Its slots are pinned: if a request ends meanwhile,
-    its slot is reused after the last slice only, since the device still writes to it.
+    While some requests need prefill and others decode, prefill steps run between two decode steps for as long as the
+    target for the time between two tokens allows, but at least one. A prefill batch in progress is completed before
+    another one starts. Its slots are pinned: if a request ends meanwhile, its slot is reused after the last slice only,
+    since the device still writes to it.
 
     Args:
       limits: Compiled sizes of a step.
       pool: Pool of the slots.
+      budget: Time for prefill between two decode steps.
     """
 
-    def __init__(self, limits: StepLimits, pool: SlotPool) -> None:
+    def __init__(self, limits: StepLimits, pool: SlotPool, budget: PrefillBudget) -> None:
         self._limits = limits
         self._pool = pool
+        self._budget = budget
         self._order = _PrefillOrder()
         self._in_progress: tuple[RunningRequest, ...] = ()  # requests whose chunks have passed some of the layers
         self._last_slice: PrefillBatch | None = None
-        self._was_prefill = False
 
     def plan(self, running: Mapping[str, RunningRequest]) -> tuple[Batch, Sequence[RunningRequest]] | None:
         """Plans the next batch.
@@ -47,14 +50,14 @@ class BatchPlanner:
         awaited = {each.parent for each in requests if each.awaits_mask}  # a fork needs its mask with the prompt
         candidates = [each for each in requests if each.needs_prefill and each not in awaited]
         decoding = [each for each in requests if each.can_decode and each not in self._in_progress]
-        needs_prefill = bool(candidates or self._in_progress)
-        if needs_prefill and not (decoding and self._was_prefill):
-            self._was_prefill = True
-            return self._plan_prefill(candidates, running, is_busy=len(decoding) >= len(candidates))
-        self._was_prefill = False
+        if (planned := self._plan_prefill(candidates, running, len(decoding))) is not None:
+            self._budget.spend(planned[0], num_decoding=len(decoding))
+            return planned
+        beside_prefill = bool(self._budget.has_delayed or candidates or self._in_progress)
+        self._budget.renew()
         if not decoding:
             return None
-        return self._plan_decode(decoding, requests, waits_for_prefill=needs_prefill), decoding
+        return self._plan_decode(decoding, requests, beside_prefill=beside_prefill), decoding
 
     def drop_unless_wanted(self, running: Iterable[RunningRequest]) -> None:
         """Gives up the prefill batch in progress if none of its requests is still running."""
@@ -62,20 +65,25 @@ class BatchPlanner:
             self._end_slices()
 
     def _plan_prefill(
-        self, candidates: Sequence[RunningRequest], running: Mapping[str, RunningRequest], *, is_busy: bool
-    ) -> tuple[PrefillBatch, Sequence[RunningRequest]]:
-        """Plans the next slice of the batch in progress, or else a new batch.
+        self, candidates: Sequence[RunningRequest], running: Mapping[str, RunningRequest], num_decoding: int
+    ) -> tuple[PrefillBatch, Sequence[RunningRequest]] | None:
+        """Plans the next slice of the batch in progress, or else a new batch, if the budget allows it.
 
         Args:
-          candidates: Requests that need prefill, oldest first; at least one unless a batch is in progress.
+          candidates: Requests that need prefill, oldest first.
           running: All requests with a slot, by id.
-          is_busy: Whether at least as many requests decode as need prefill, so that they should not wait for long.
+          num_decoding: Number of requests that decode.
         """
         if self._last_slice is not None:
             rows = self._in_progress
             batch = replace(self._last_slice, layer_slice=self._last_slice.layer_slice + 1)
+            if not self._budget.allows(batch, num_decoding, max(len(candidates), len(rows))):
+                return None
         else:
-            batch = self._plan_chunks(self._order.next(candidates), running, is_busy=is_busy)
+            most = self._budget.max_tokens(num_decoding, len(candidates)) if candidates else 0
+            if not most:
+                return None
+            batch = self._plan_chunks(self._order.next(candidates), running, most)
             rows = tuple(running[row.request.id] for row in batch.rows)
             self._order.charge(batch)
         if not batch.is_last_slice:
@@ -90,19 +98,25 @@ class BatchPlanner:
         self._pool.unpin()
 
     def _plan_chunks(
-        self, ordered: Sequence[RunningRequest], running: Mapping[str, RunningRequest], *, is_busy: bool
+        self, ordered: Sequence[RunningRequest], running: Mapping[str, RunningRequest], most: int
     ) -> PrefillBatch:
-        """Plans a chunk of the first prompt, and of as many others as fit a compiled shape without padding rows."""
+        """Plans a chunk of the first prompt, and of as many others as fit a compiled shape without padding rows.
+
+        Args:
+          ordered: Requests that need prefill, in order; at least one.
+          running: All requests with a slot, by id.
+          most: Maximum number of tokens.
+        """
         first, requests = ordered[0], running.values()
         if not first.num_prompt_left:
             restored = [each for each in ordered if not each.num_prompt_left][:MAX_PREFILL_ROWS]
             return RestoreBatch(tuple(each.take_chunk(0, requests) for each in restored))
         ordered = [each for each in ordered if each.num_prompt_left]
-        is_busy |= any(_blocks_left(each) < _blocks_left(first) for each in ordered)
-        budget = self._limits.prefill_beside_decode if is_busy else self._limits.prefill_chunk
-        length = _chunk_length(first.num_prompt_left, budget)
-        rows = self._choose_rows(ordered, min(budget // length, self._limits.prefill_rows))
-        chunks = tuple(each.take_chunk(min(length, budget), requests) for each in rows)
+        if self._limits.itl_target_s != 0 and any(_blocks_left(each) < _blocks_left(first) for each in ordered):
+            most = PREFILL_BLOCK
+        length = _chunk_length(first.num_prompt_left, most)
+        rows = self._choose_rows(ordered, min(most // length, self._limits.prefill_rows))
+        chunks = tuple(each.take_chunk(min(length, most), requests) for each in rows)
         is_sliced = len(chunks) == 1 and chunks[0].length <= PREFILL_BLOCK
         return PrefillBatch(chunks, layer_slices=self._limits.prefill_layer_slices if is_sliced else 1)
 
@@ -118,17 +132,17 @@ class BatchPlanner:
         return [each for shard in shards.values() for each in shard[:count]]
 
     def _plan_decode(
-        self, requests: Sequence[RunningRequest], running: Collection[RunningRequest], *, waits_for_prefill: bool
+        self, requests: Sequence[RunningRequest], running: Collection[RunningRequest], *, beside_prefill: bool
     ) -> DecodeBatch:
         """Plans tokens for some requests, and books them as dispatched.
 
         Args:
           requests: Requests that get tokens; at least one.
           running: All requests with a slot, oldest first.
-          waits_for_prefill: Whether a prompt needs prefill. Then each request gets one token only.
+          beside_prefill: Whether a prefill step comes before or after it. Then each request gets one token only.
         """
         moves = () if self._in_progress else self._compact(requests, running)
-        steps = 1 if waits_for_prefill else self._max_steps(running)
+        steps = 1 if beside_prefill else self._max_steps(running)
         replays = tuple(each.take_replayed() for each in requests if each.replays_next)
         for request in requests:
             request.num_tokens_dispatched += steps

@@ -12,6 +12,7 @@ from ..prefix_cache.tree import PrefixKey
 from .batch_planner import BatchPlanner
 from .plan import Commit, FinishedState, Plan, RequestOutput
 from .prefetcher import Fetch, Prefetcher
+from .prefill_budget import PrefillBudget, StepTimes
 from .running_request import RunningRequest, TokenHistories, TokenHistory, book_result
 from .slots import SlotAssignment, SlotPool, SlotReserve
 from .token_constraint import MASK_WAIT_S
@@ -102,7 +103,8 @@ class Scheduler:
         )
         self._running = self._assignment.running
         self._timeouts = Timeouts()
-        self._planner = BatchPlanner(limits, self.slots)
+        self._times = StepTimes(limits)
+        self._planner = BatchPlanner(limits, self.slots, PrefillBudget(limits, self._times))
         self._histories = TokenHistories()
         self._now = 0.0
         self._failed: list[RequestOutput] = []  # found by `add`, reported by the next plan
@@ -198,13 +200,15 @@ class Scheduler:
         planned = self._planner.plan(self._running)
         return Plan(None if planned is None else self._book_dispatch(*planned), tuple(failed), tuple(fetches))
 
-    def commit(self, batch: Batch, results: Sequence[RowResult]) -> Commit:
+    def commit(self, batch: Batch, results: Sequence[RowResult], seconds: float) -> Commit:
         """Books the results of a batch. Tokens of requests that have ended since it was planned are dropped.
 
         Args:
           batch: A batch of `schedule`; each is committed once.
           results: Results of its rows, in their order.
+          seconds: Time that the device took for it.
         """
+        self._times.record(batch, seconds)
         commits = [self._commit_row(*row) for row in zip(self._in_flight.pop(batch), results, strict=True)]
         outputs = tuple(output for commit in commits for output in commit.outputs)
         return Commit(outputs, tuple(state for commit in commits for state in commit.finished))

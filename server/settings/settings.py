@@ -165,6 +165,16 @@ class Settings(BaseSettings):
         Option(Group.CAPACITY, "Prompt tokens of waiting requests together.", default="no limit"),
     ] = None
     prefill_chunk: Annotated[PositiveInt, Option(Group.CAPACITY, "Maximum number of prompt tokens in one step.")] = 512
+    itl_target_ms: Annotated[
+        NonNegativeFloat | None,
+        AUTO,
+        Option(
+            Group.CAPACITY,
+            "Milliseconds between two tokens of a request that prompts of others should keep; 0 for throughput.",
+            "auto|MS",
+            default="2.9 decode steps",
+        ),
+    ] = None
 
     mesh: Annotated[
         Mesh,

@@ -48,7 +48,7 @@ class FailingRunner(FakeRunner):
 
 @asynccontextmanager
 async def running(runner: FakeRunner | None = None, slots: int = 2, max_queue: int = 100) -> AsyncIterator[AsyncEngine]:
-    core = EngineCore(Scheduler(slots, max_queue, StepLimits(64, 64)), runner or SlowRunner())
+    core = EngineCore(Scheduler(slots, max_queue, StepLimits(64)), runner or SlowRunner())
     engine = AsyncEngine(lambda: core)
     engine.start()
     await engine.wait_ready()
@@ -239,7 +239,7 @@ async def test_engine_is_not_ready_before_it_is_built() -> None:
 
     def build() -> EngineCore:
         gate.wait()
-        return EngineCore(Scheduler(1, 1, StepLimits(64, 64)), FakeRunner())
+        return EngineCore(Scheduler(1, 1, StepLimits(64)), FakeRunner())
 
     engine = AsyncEngine(build)
     engine.start()
@@ -294,7 +294,7 @@ class FakeHosts:
 async def test_lost_host_ends_the_engine_in_a_step() -> None:
     """The step may wait for that host for a long time."""
     runner, hosts = StuckRunner(), FakeHosts()
-    engine = AsyncEngine(lambda: EngineCore(Scheduler(1, 1, StepLimits(64, 64)), runner, hosts=hosts))
+    engine = AsyncEngine(lambda: EngineCore(Scheduler(1, 1, StepLimits(64)), runner, hosts=hosts))
     engine.start()
     await engine.wait_ready()
     reader = asyncio.create_task(collect(engine, Request("a", (1,), SamplingParams(max_tokens=None))))
@@ -370,7 +370,7 @@ class CountingScheduler(Scheduler):
 
 @asynccontextmanager
 async def running_on(tier: SlowTier) -> AsyncIterator[tuple[AsyncEngine, CountingScheduler]]:
-    scheduler = CountingScheduler(2, 100, StepLimits(64, 64), cache=PrefixCache(64, 10**6, tier))
+    scheduler = CountingScheduler(2, 100, StepLimits(64), cache=PrefixCache(64, 10**6, tier))
     engine = AsyncEngine(lambda: EngineCore(scheduler, FakeRunner()))
     engine.start()
     await engine.wait_ready()
@@ -422,7 +422,7 @@ class LoggingCore(EngineCore):
     """Notes each save among the batches."""
 
     def __init__(self, log: list[str], runner: GatedRunner) -> None:
-        super().__init__(Scheduler(2, 100, StepLimits(64, 64), cache=PrefixCache(64, 10**6)), runner)
+        super().__init__(Scheduler(2, 100, StepLimits(64), cache=PrefixCache(64, 10**6)), runner)
         self._log = log
 
     def save(self, request_id: str, num_generated: int | None = None) -> SavedState:

@@ -45,7 +45,6 @@ def make_core(
 ) -> tuple[EngineCore, Scheduler, FakeRunner]:
     limits = StepLimits(
         prefill_chunk=128,
-        prefill_beside_decode=64,
         prefill_rows=2 if prefill_layer_slices == 1 else 1,
         prefill_layer_slices=prefill_layer_slices,
         decode_steps=decode_steps,
@@ -176,7 +175,7 @@ def ask(core: EngineCore, name: str, last: int) -> TokenOutput:
 def test_non_finite_requests_in_a_row_end_the_engine() -> None:
     """The engine's own prompt fails as well. As long as other requests get tokens, nothing is suspected."""
     runner = BrokenRunner()
-    core = EngineCore(Scheduler(1, 9, StepLimits(64, 64)), runner)
+    core = EngineCore(Scheduler(1, 9, StepLimits(64)), runner)
     for number in range(20):
         assert isinstance(ask(core, f"a{number}", 666).error, NumericError)
         assert ask(core, f"b{number}", 5).token_ids == (6,)
@@ -191,7 +190,7 @@ def test_non_finite_requests_in_a_row_end_the_engine() -> None:
 
 def test_requests_that_fail_by_themselves_do_not_end_the_engine() -> None:
     """Not even if all choices of one request fail in one step; others are still served."""
-    core = EngineCore(Scheduler(8, 99, StepLimits(64, 64)), BrokenRunner())
+    core = EngineCore(Scheduler(8, 99, StepLimits(64)), BrokenRunner())
     for number in range(30):
         core.add(Request(f"bad{number}", (666,), SamplingParams(max_tokens=2)))
     failed = run_out(core)
@@ -202,7 +201,7 @@ def test_requests_that_fail_by_themselves_do_not_end_the_engine() -> None:
 
 def test_failures_of_imported_states_are_not_counted() -> None:
     runner = BrokenRunner()
-    core = EngineCore(Scheduler(1, 9, StepLimits(64, 64)), runner)
+    core = EngineCore(Scheduler(1, 9, StepLimits(64)), runner)
     for number in range(20):
         core.add(Request(f"a{number}", (666,), SamplingParams(max_tokens=1), state_is_imported=True))
         run_out(core)

@@ -15,7 +15,7 @@ from roost.engine.prefix_cache.tree import PrefixKey
 from roost.engine.scheduling.prefetcher import Fetch
 from roost.engine.scheduling.scheduler import Scheduler
 
-LIMITS = StepLimits(512, 512)
+LIMITS = StepLimits(512, itl_target_s=0.0)
 WINDOW = 128
 
 
@@ -78,7 +78,7 @@ def run(scheduler: Scheduler, now: float = 0.0) -> tuple[list[tuple[str, int]], 
             length = chunk.start + chunk.length
             left = block_states(chunk.request.prompt_token_ids, chunk.start, length) if chunk.length else []
             done.append(RowResult((7,) if chunk.is_last else (), block_states=tuple(left)))
-        begun += [(name, output.num_cached) for name, output in scheduler.commit(plan.batch, done).outputs]
+        begun += [(name, output.num_cached) for name, output in scheduler.commit(plan.batch, done, 1.0).outputs]
 
 
 def test_request_waits_for_its_search_and_restores_the_result() -> None:
@@ -220,7 +220,7 @@ def test_found_snapshots_count_until_they_are_restored() -> None:
             found += 1
         if plan.batch is not None:
             order += [row.request.id for row in plan.batch.rows]  # type: ignore[union-attr]
-            scheduler.commit(plan.batch, [RowResult((7,))])
+            scheduler.commit(plan.batch, [RowResult((7,))], 1.0)
         assert found - len(order) <= 2
     assert order == [str(index) for index in range(20)]
 

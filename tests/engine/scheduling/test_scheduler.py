@@ -19,7 +19,7 @@ from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.scheduling.plan import RequestOutput
 from roost.engine.scheduling.scheduler import Scheduler
 
-LIMITS = StepLimits(64, 64)
+LIMITS = StepLimits(64)
 
 
 def request(name: str, prompt: int = 3, **params: object) -> Request:
@@ -39,7 +39,7 @@ def plan(scheduler: Scheduler, now: float = 0.0) -> Batch | None:
 
 def commit(scheduler: Scheduler, batch: Batch, results: Sequence[RowResult]) -> list[RequestOutput]:
     """Returns the outputs of a batch."""
-    return list(scheduler.commit(batch, results).outputs)
+    return list(scheduler.commit(batch, results, 1.0).outputs)
 
 
 def results(batch: Batch, token: int = 7) -> list[RowResult]:
@@ -210,7 +210,7 @@ def shape(batch: Batch | None) -> list[tuple[str, int]]:
 
 def test_short_prompts_are_prefilled_together() -> None:
     """Their number is a power of two, so that a compiled shape has no padding rows."""
-    scheduler = Scheduler(8, 9, StepLimits(256, 256))
+    scheduler = Scheduler(8, 9, StepLimits(256, itl_target_s=0.0))
     for name, length in zip("abcdefg", (10, 64, 3, 100, 5, 6, 7), strict=True):
         add(scheduler, request(name, prompt=length))
     assert shape(plan(scheduler)) == [("a", 10), ("b", 64), ("c", 3), ("e", 5)]
@@ -219,7 +219,7 @@ def test_short_prompts_are_prefilled_together() -> None:
 
 
 def test_first_prompt_decides_the_chunk_length() -> None:
-    scheduler = Scheduler(4, 9, StepLimits(256, 256))
+    scheduler = Scheduler(4, 9, StepLimits(256, itl_target_s=0.0))
     for name, length in zip("abcd", (200, 70, 300, 65), strict=True):
         add(scheduler, request(name, prompt=length))
     assert shape(plan(scheduler)) == [("b", 70), ("d", 65)]
@@ -246,7 +246,7 @@ def prefill_until_first_token(scheduler: Scheduler, name: str, most: int = 10_00
 @pytest.mark.parametrize("tenant", ["", "other"])
 def test_short_prompt_waits_for_one_chunk_of_a_long_one(tenant: str) -> None:
     """Chunks are short once another prompt waits, with and without tenants."""
-    scheduler = Scheduler(4, 9, StepLimits(512, 64, prefill_rows=1))
+    scheduler = Scheduler(4, 9, StepLimits(512, prefill_rows=1))
     add(scheduler, replace(request("long", prompt=200_000), tenant="long"))
     first = plan(scheduler)
     assert shape(first) == [("long", 512)]
@@ -256,7 +256,7 @@ def test_short_prompt_waits_for_one_chunk_of_a_long_one(tenant: str) -> None:
 
 def test_long_prompt_advances_while_short_ones_keep_arriving() -> None:
     """It gets every fourth turn of its tenant."""
-    scheduler = Scheduler(64, 1000, StepLimits(512, 64, prefill_rows=1))
+    scheduler = Scheduler(64, 1000, StepLimits(512, prefill_rows=1))
     add(scheduler, request("long", prompt=640))
     for number in range(48):
         add(scheduler, request(f"short{number}", prompt=9, max_tokens=1))
@@ -268,7 +268,7 @@ def test_long_prompt_advances_while_short_ones_keep_arriving() -> None:
 
 def test_tenants_prefill_the_same_number_of_tokens() -> None:
     """The number of their prompts does not matter."""
-    scheduler = Scheduler(9, 9, StepLimits(64, 64, prefill_rows=1))
+    scheduler = Scheduler(9, 9, StepLimits(64, prefill_rows=1))
     for number in range(6):
         add(scheduler, replace(request(f"a{number}", prompt=3000), tenant="a"))
     add(scheduler, replace(request("b", prompt=1280), tenant="b"))
@@ -282,7 +282,7 @@ def test_restored_prompts_do_not_starve_prefill() -> None:
     cache = PrefixCache(64, 10**9)
     known = tuple(range(1, 65))
     prefill(cache, known)
-    scheduler = Scheduler(4, 99, StepLimits(64, 64, prefill_rows=1), cache=cache)
+    scheduler = Scheduler(4, 99, StepLimits(64, prefill_rows=1), cache=cache)
     add(scheduler, replace(request("victim", prompt=128), tenant="victim"))
     add(scheduler, Request("again0", known, SamplingParams(max_tokens=1), tenant="again"))
     steps = 0
@@ -298,7 +298,7 @@ def test_restored_prompts_do_not_starve_prefill() -> None:
 
 
 def test_chunks_are_small_while_most_requests_decode() -> None:
-    scheduler = Scheduler(4, 9, StepLimits(256, 64))
+    scheduler = Scheduler(4, 9, StepLimits(256))
     add(scheduler, request("a"))
     add(scheduler, request("b", prompt=300))
     assert shape(plan(scheduler)) == [("a", 3), ("b", 64)]
@@ -313,7 +313,7 @@ def test_chunks_are_small_while_most_requests_decode() -> None:
 
 def test_each_shard_prefills_its_own_oldest_prompts() -> None:
     """Two shards of three slots: limits are per shard, and the shard with more prompts decides the number of rows."""
-    limits = StepLimits(256, 256, decode_rows=(6,), slot_order=(0, 1, 2, 3, 5), shard_rows=3)
+    limits = StepLimits(256, itl_target_s=0.0, decode_rows=(6,), slot_order=(0, 1, 2, 3, 5), shard_rows=3)
     scheduler = Scheduler(5, 9, limits)
     for name in "abcde":
         add(scheduler, request(name, prompt=64))
@@ -323,7 +323,7 @@ def test_each_shard_prefills_its_own_oldest_prompts() -> None:
 
 
 def test_scored_prompt_is_prefilled_alone() -> None:
-    scheduler = Scheduler(4, 9, StepLimits(256, 256))
+    scheduler = Scheduler(4, 9, StepLimits(256, itl_target_s=0.0))
     for name, scored in zip("abcd", (None, 0, None, None), strict=True):
         add(scheduler, request(name, prompt_logprobs=scored))
     assert shape(plan(scheduler)) == [("a", 3), ("c", 3)]
@@ -333,7 +333,7 @@ def test_scored_prompt_is_prefilled_alone() -> None:
     assert shape(plan(scheduler)) == [("d", 3)]
 
 
-SLICED = StepLimits(128, 64, prefill_rows=1, prefill_layer_slices=3)
+SLICED = StepLimits(128, prefill_rows=1, prefill_layer_slices=3)
 
 
 def layer_slice(batch: Batch | None) -> tuple[list[str], int, int]:
@@ -401,7 +401,7 @@ def test_slot_of_a_sliced_prefill_is_retained_until_the_last_slice() -> None:
     assert names(plan(scheduler)) == ("decode", ["fork"])
 
 
-AHEAD = StepLimits(64, 64, decode_steps=4)
+AHEAD = StepLimits(64, decode_steps=4)
 
 
 def steps(batch: Batch | None) -> int:
@@ -418,7 +418,7 @@ def test_several_tokens_per_dispatch_while_no_prompt_waits() -> None:
     plan(scheduler)
     assert steps(plan(scheduler)) == 1, "b's prompt needs prefill"
     plan(scheduler)
-    assert [steps(plan(scheduler)) for _ in range(2)] == [4, 4]
+    assert [steps(plan(scheduler)) for _ in range(3)] == [1, 4, 4], "one token after the time that prefill took"
 
 
 def test_stepwise_request_limits_all_to_one_token() -> None:
@@ -455,7 +455,7 @@ def test_limit_holds_within_a_batch_and_between_batches() -> None:
 
 
 def test_slots_are_compacted_when_a_smaller_step_suffices() -> None:
-    scheduler = Scheduler(8, 9, StepLimits(512, 512, decode_rows=(2, 4, 8)))
+    scheduler = Scheduler(8, 9, StepLimits(512, itl_target_s=0.0, decode_rows=(2, 4, 8)))
     for name in "abcdef":
         add(scheduler, request(name))
     while shape(plan(scheduler)) != [("e", 3), ("f", 3)]:
@@ -478,7 +478,7 @@ def test_slots_are_compacted_when_a_smaller_step_suffices() -> None:
 
 def test_slots_of_a_mesh_are_compacted_in_their_order() -> None:
     """Two devices of four slots each: a step of two slots of each has slots 0, 1, 4 and 5."""
-    limits = StepLimits(512, 512, decode_rows=(4, 8), slot_order=(0, 4, 1, 5, 2, 6, 3, 7))
+    limits = StepLimits(512, itl_target_s=0.0, decode_rows=(4, 8), slot_order=(0, 4, 1, 5, 2, 6, 3, 7))
     scheduler = Scheduler(8, 9, limits)
     for name in "abcdef":
         add(scheduler, request(name))
@@ -512,7 +512,7 @@ class Only:
         self.came.append(token_id)
 
 
-MASKS = StepLimits(64, 64, decode_steps=4, mask_words=1)
+MASKS = StepLimits(64, decode_steps=4, mask_words=1)
 
 
 def test_constraint_sees_each_token_before_the_next_is_dispatched() -> None:
@@ -575,7 +575,7 @@ def test_static_mask_is_not_rebuilt_for_each_token() -> None:
 
 def test_row_without_an_allowed_token_ends_its_request_alone() -> None:
     """Tokens before it are delivered, and the error is not a `NumericError`."""
-    scheduler = Scheduler(2, 9, StepLimits(64, 64, decode_steps=4))
+    scheduler = Scheduler(2, 9, StepLimits(64, decode_steps=4))
     add(scheduler, request("a", max_tokens=9))
     add(scheduler, request("b", max_tokens=9))
     while names(decode := plan(scheduler)) != ("decode", ["a", "b"]):
@@ -828,7 +828,7 @@ def test_failure_to_start_during_add_is_reported_by_the_next_plan() -> None:
 
 
 def test_tokens_before_non_finite_activations_are_delivered() -> None:
-    scheduler = Scheduler(1, 9, StepLimits(64, 64, decode_steps=4))
+    scheduler = Scheduler(1, 9, StepLimits(64, decode_steps=4))
     add(scheduler, request("a", max_tokens=9))
     first, decode = plan(scheduler), plan(scheduler)
     assert first is not None
@@ -843,7 +843,7 @@ def test_tokens_before_non_finite_activations_are_delivered() -> None:
 
 def test_non_finite_state_is_never_inserted() -> None:
     """Later states are not inserted either, even if they look finite."""
-    scheduler = Scheduler(1, 9, StepLimits(128, 128, prefill_rows=1), cache=PrefixCache(64, 10**9))
+    scheduler = Scheduler(1, 9, StepLimits(128, itl_target_s=0.0, prefill_rows=1), cache=PrefixCache(64, 10**9))
     tokens = tuple(range(1, 257))
     add(scheduler, Request("a", tokens, SamplingParams(max_tokens=1)))
     good = [

@@ -1,8 +1,9 @@
 """The engine on a device: a request's results do not depend on the requests beside it or before it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from roost.engine import EngineCore, ModelRunner, Request, SamplingParams
+from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import ConstraintError, NumericError
 from roost.engine.core.output_constraint import TokenMask, mask_of_ids
-from roost.engine.core.request import FinishReason, TokenOutput
+from roost.engine.core.request import Batch, FinishReason, PrefillBatch, RowResult, TokenOutput
+from roost.engine.scheduling.plan import Commit
 from roost.engine.scheduling.scheduler import Scheduler
 
 TINY = Path(__file__).parents[2] / "golden" / "tiny-a"
@@ -27,9 +30,11 @@ def golden() -> Any:
     return np.load(TINY / "golden.npz")
 
 
-def serve(runner: ModelRunner, requests: list[Request], *, stagger: int = 0) -> dict[str, list[TokenOutput]]:
+def serve(
+    runner: ModelRunner, requests: list[Request], *, stagger: int = 0, scheduler: Scheduler | None = None
+) -> dict[str, list[TokenOutput]]:
     """Runs requests to completion, adding one every `stagger` steps, and returns their outputs by id."""
-    core = EngineCore(Scheduler(SLOTS, 100, runner.limits), runner)
+    core = EngineCore(scheduler or Scheduler(SLOTS, 100, runner.limits), runner)
     outputs: dict[str, list[TokenOutput]] = {r.id: [] for r in requests}
     waiting = list(requests)
     step = 0
@@ -116,6 +121,53 @@ def test_in_any_crowd_a_request_gets_what_it_gets_alone(
     together = serve(runner, batch, stagger=stagger)
     for request in batch:
         assert serve(runner, [request])[request.id] == together[request.id]
+
+
+class SchedulerOnAnotherDevice(Scheduler):
+    """Scheduler that is told other durations than the device's."""
+
+    def __init__(self, limits: StepLimits, seconds: Iterator[float]) -> None:
+        super().__init__(SLOTS, 100, limits)
+        self.seconds = seconds
+        self.chunks: set[int] = set()
+
+    def commit(self, batch: Batch, results: Sequence[RowResult], seconds: float) -> Commit:
+        if isinstance(batch, PrefillBatch):
+            self.chunks |= {chunk.length for chunk in batch.chunks}
+        return super().commit(batch, results, next(self.seconds))
+
+
+@settings(max_examples=8)
+@given(
+    crowd=requests(),
+    stagger=st.integers(0, 4),
+    target_s=st.none() | st.sampled_from([0.0, 1e-4, 0.01, 0.1]),
+    durations=st.lists(st.sampled_from([1e-5, 1e-3, 0.01, 0.1]), min_size=1, max_size=5),
+)
+def test_no_target_and_no_duration_changes_a_bit(
+    runner: ModelRunner,
+    crowd: list[tuple[list[int], dict[str, Any]]],
+    stagger: int,
+    target_s: float | None,
+    durations: list[float],
+) -> None:
+    """They decide when prompts are prefilled and how long the chunks are, which no token depends on."""
+    batch = [Request(str(i), tuple(ids), SamplingParams(**params)) for i, (ids, params) in enumerate(crowd)]
+    limits = replace(runner.limits, itl_target_s=target_s)
+    scheduler = SchedulerOnAnotherDevice(limits, cycle(durations))
+    together = serve(runner, batch, stagger=stagger, scheduler=scheduler)
+    for request in batch:
+        assert serve(runner, [request])[request.id] == together[request.id]
+
+
+@pytest.mark.parametrize(("target_s", "longest"), [(1e-4, 64), (0.0, 128)])
+def test_the_target_decides_the_chunks_of_equal_bits(runner: ModelRunner, target_s: float, longest: int) -> None:
+    prompts = [tuple(np.random.default_rng(seed).integers(3, 320, 256).tolist()) for seed in range(2)]
+    first, second = (Request(str(i), ids, SamplingParams(max_tokens=40, seed=i)) for i, ids in enumerate(prompts))
+    scheduler = SchedulerOnAnotherDevice(replace(runner.limits, itl_target_s=target_s), repeat(0.01))
+    together = serve(runner, [replace(first, prompt_token_ids=(5,)), second], stagger=4, scheduler=scheduler)
+    assert max(scheduler.chunks) == longest
+    assert together["1"] == serve(runner, [second])["1"]
 
 
 def test_greedy_tokens_are_the_official_ones(runner: ModelRunner, golden: Any) -> None:

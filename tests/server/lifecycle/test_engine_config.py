@@ -29,6 +29,7 @@ ENGINE_SETTINGS: dict[str, Any] = {
     "max_queue_tokens": 5,
     "reserved_slots": 2,
     "prefill_chunk": 64,
+    "itl_target_ms": 50.5,
     "dtype": "float32",
     "seed": 7,
     "quantize": "int8",

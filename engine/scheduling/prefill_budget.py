@@ -1,0 +1,236 @@
+"""Decides how much prefill runs between two decode steps, by the measured durations of steps."""
+
+import math
+from collections import Counter
+from typing import Final, NamedTuple
+
+from ..core.config import PREFILL_BLOCK, StepLimits
+from ..core.request import Batch, DecodeBatch, PrefillBatch, RestoreBatch
+
+_DEFAULT_TARGET: Final = 2.9
+"""Default target for the time between two tokens, in decode steps with nothing beside."""
+
+_HEADROOM: Final = 0.85
+"""Share of a target that is planned for, as durations vary from step to step."""
+
+_PATIENCE: Final = 8
+"""Number of decoding requests that wait as long as the target for each further prompt that waits. With 8, a burst of 32
+prompts is prefilled in long chunks until the last few."""
+
+_THROUGHPUT_STEPS: Final = 32
+"""Duration of prefill between two decode steps at throughput, in decode steps, which then cost 3 % but never starve."""
+
+_WEIGHT: Final = 1 / 8
+"""Weight of a new duration in the mean."""
+
+_MAX_GROWTH: Final = 2.0
+"""Maximum ratio of a duration to its estimate that counts, so that a single hiccup changes little."""
+
+
+class PrefillBudget:
+    """Time for prefill since the last decode step.
+
+    At least one prefill step runs between two decode steps, so that neither kind starves. More of them, and longer
+    chunks, run as long as the target for the time between two tokens allows by the measured durations.
+
+    Args:
+      limits: Compiled sizes of a step, and the target.
+      times: Durations of steps.
+    """
+
+    def __init__(self, limits: StepLimits, times: "StepTimes") -> None:
+        self._limits = limits
+        self._times = times
+        self._sizes = _sizes(limits.prefill_chunk)
+        self._spent = 0.0
+        self._has_delayed = False
+
+    @property
+    def has_delayed(self) -> bool:
+        """Whether requests that decode have waited for prefill since the last decode step."""
+        return self._has_delayed
+
+    def spend(self, batch: PrefillBatch, num_decoding: int) -> None:
+        """Books a prefill step, for which some requests wait; one of unknown duration takes the whole budget."""
+        self._spent += self._times.step(batch) or math.inf
+        self._has_delayed |= num_decoding > 0
+
+    def renew(self) -> None:
+        """Starts anew after a decode step."""
+        self._spent, self._has_delayed = 0.0, False
+
+    def allows(self, next_slice: PrefillBatch, num_decoding: int, num_waiting: int) -> bool:
+        """Returns whether the next slice of a batch in progress may run before the next decode step."""
+        if not self._spent or not num_decoding:
+            return True
+        return (self._times.step(next_slice) or math.inf) <= self._left(num_decoding, num_waiting)
+
+    def max_tokens(self, num_decoding: int, num_waiting: int) -> int:
+        """Returns the maximum number of tokens of a new prefill batch now; 0 if a decode step comes first.
+
+        Args:
+          num_decoding: Number of requests that decode.
+          num_waiting: Number of requests that need prefill; at least one.
+        """
+        if not num_decoding:
+            return self._sizes[0]
+        left = self._left(num_decoding, num_waiting)
+        if (fitting := next((size for size in self._sizes if self._seconds(size) <= left), 0)) or self._spent:
+            return fitting
+        return self._sizes[0 if self._limits.itl_target_s == 0 else -1]
+
+    def _left(self, num_decoding: int, num_waiting: int) -> float:
+        seconds = prefill_seconds(self._limits.itl_target_s, self._times, num_decoding, num_waiting)
+        return seconds - self._spent
+
+    def _seconds(self, size: int) -> float:
+        """Returns the seconds of the first step of a new batch."""
+        layer_slices = self._limits.prefill_layer_slices if size == PREFILL_BLOCK else 1
+        return self._times.prefill(size, layer_slices) or math.inf
+
+
+def prefill_seconds(target_s: float | None, times: "StepTimes", num_decoding: int, num_waiting: int) -> float:
+    """Returns the time for prefill between two decode steps; 0 or less if a decode step alone takes all of it.
+
+    A target is a promise to requests that decode. A single prompt at a time keeps it. The target grows with the number
+    of prompts that wait behind the first one, as they wait longer than any token does.
+
+    Args:
+      target_s: Seconds between two tokens of a request; 0 stands for throughput, None for the default.
+      times: Durations of steps.
+      num_decoding: Number of requests that decode; at least one.
+      num_waiting: Number of requests that need prefill; at least one.
+    """
+    step, quiet = times.decode(num_decoding), times.quiet(num_decoding)
+    if step is None or quiet is None:
+        return 0.0
+    if target_s == 0:
+        return _THROUGHPUT_STEPS * step
+    target = _DEFAULT_TARGET * quiet if target_s is None else target_s
+    patience = max(1.0, _PATIENCE * (num_waiting - 1) / num_decoding)
+    return _HEADROOM * target * patience - step
+
+
+def _sizes(chunk: int) -> tuple[int, ...]:
+    """Returns the maximum numbers of tokens of a prefill batch, in falling order: a chunk, and powers of two below."""
+    sizes = [PREFILL_BLOCK]
+    while 2 * sizes[-1] < chunk:
+        sizes.append(2 * sizes[-1])
+    return tuple(dict.fromkeys((chunk, *reversed(sizes))))
+
+
+class _Prefill(NamedTuple):
+    """A kind of prefill step.
+
+    Attributes:
+      tokens: Number of tokens of its compiled shape, per data shard.
+      layer_slice: Index of the slice of the layers.
+      layer_slices: Number of slices.
+      samples: Whether first tokens are sampled after it.
+    """
+
+    tokens: int
+    layer_slice: int = 0
+    layer_slices: int = 1
+    samples: bool = False
+
+
+class StepTimes:
+    """Durations of steps by size, as exponentially weighted means of the served steps.
+
+    They decide when chunks are prefilled and how long the chunks are, but no bit of a result: states at block
+    boundaries don't depend on how a prompt is split. What was never measured is estimated from the nearest size, and
+    twice its tokens are expected to take no longer, so that the next larger size is tried.
+
+    Args:
+      limits: Compiled sizes of a step.
+    """
+
+    def __init__(self, limits: StepLimits) -> None:
+        self._limits = limits
+        self._prefill: dict[_Prefill, float] = {}
+        self._decode: dict[int, float] = {}
+        self._quiet: dict[int, float] = {}
+        self._restore: float | None = None
+
+    def record(self, batch: Batch, seconds: float) -> None:
+        """Takes the duration of a batch into account."""
+        match batch:
+            case DecodeBatch(steps=1):
+                rows = self._rows(len(batch.slots))
+                self._decode[rows] = _updated(self._decode.get(rows), seconds)
+            case DecodeBatch():
+                rows = self._rows(len(batch.slots))
+                self._quiet[rows] = _updated(self._quiet.get(rows), seconds / batch.steps)
+            case RestoreBatch():
+                self._restore = _updated(self._restore, seconds)
+            case PrefillBatch():
+                self._record_prefill(self._kind(batch), seconds)
+
+    def decode(self, num_requests: int) -> float | None:
+        """Returns the seconds of a step with a token for each request; None if no decode step was measured."""
+        return _nearest(self._decode, self._rows(num_requests)) or self.quiet(num_requests)
+
+    def quiet(self, num_requests: int) -> float | None:
+        """Returns the seconds per token of each request with nothing beside; None if no decode step was measured."""
+        rows = self._rows(num_requests)
+        return self._quiet.get(rows) or _nearest(self._decode, rows) or _nearest(self._quiet, rows)
+
+    def prefill(self, tokens: int, layer_slices: int = 1) -> float | None:
+        """Returns the seconds of a new prefill step; None if no prefill step was measured.
+
+        Args:
+          tokens: Number of tokens per data shard.
+          layer_slices: Number of slices of the layers; the step takes the first one.
+        """
+        return self._estimate(_Prefill(tokens, layer_slices=layer_slices))
+
+    def step(self, batch: PrefillBatch) -> float | None:
+        """Returns the seconds of a planned prefill step; None if no step of its kind was measured."""
+        if isinstance(batch, RestoreBatch):
+            return self._restore
+        return self._estimate(self._kind(batch))
+
+    def _record_prefill(self, kind: _Prefill, seconds: float) -> None:
+        known = self._prefill.get(kind)
+        first = min(seconds, _MAX_GROWTH * (self._estimate(kind) or math.inf))
+        self._prefill[kind] = first if known is None else _updated(known, seconds)
+
+    def _estimate(self, kind: _Prefill) -> float | None:
+        if (known := self._prefill.get(kind)) is not None:
+            return known
+        if not self._prefill:
+            return None
+        nearest = min(self._prefill, key=lambda other: _distance(kind, other))
+        ratio = kind.tokens / nearest.tokens
+        scale = (max(ratio / 2, 1) if ratio > 1 else ratio) * nearest.layer_slices / kind.layer_slices
+        return scale * self._prefill[nearest]
+
+    def _kind(self, batch: PrefillBatch) -> _Prefill:
+        group = self._limits.shard_rows
+        rows = max(Counter(chunk.slot // group if group else 0 for chunk in batch.chunks).values())
+        length = PREFILL_BLOCK
+        while length < max(chunk.length for chunk in batch.chunks):
+            length *= 2
+        samples = batch.is_last_slice and any(chunk.is_last for chunk in batch.chunks)
+        return _Prefill(rows * length, batch.layer_slice, batch.layer_slices, samples)
+
+    def _rows(self, num_requests: int) -> int:
+        """Returns the number of rows of the step that is compiled for some requests."""
+        return next((rows for rows in self._limits.decode_rows if rows >= num_requests), num_requests)
+
+
+def _updated(mean: float | None, seconds: float) -> float:
+    if mean is None:
+        return seconds
+    return mean + _WEIGHT * (min(seconds, _MAX_GROWTH * mean) - mean)
+
+
+def _nearest(table: dict[int, float], size: int) -> float | None:
+    """Returns the entry of the nearest size by ratio; None if there is none."""
+    return table[min(table, key=lambda other: abs(math.log(other / size)))] if table else None
+
+
+def _distance(kind: _Prefill, other: _Prefill) -> tuple[float, bool, bool]:
+    ratio = abs(math.log(other.tokens / kind.tokens))
+    return ratio, other.layer_slices != kind.layer_slices, other.samples != kind.samples

@@ -1,0 +1,73 @@
+"""A device on a clock of its own, whose steps take a known time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from roost.engine.core.config import StepLimits
+from roost.engine.core.request import Batch, DecodeBatch, Request, RowResult
+from roost.engine.core.sampling_params import SamplingParams
+from roost.engine.scheduling.scheduler import Scheduler
+
+LIMITS = StepLimits(512, prefill_rows=1, prefill_layer_slices=6, decode_steps=2, decode_rows=(4, 8, 16, 32))
+
+DECODE = {4: 0.006, 8: 0.008, 16: 0.014, 32: 0.026}
+PREFILL = {64: 0.030, 128: 0.048, 256: 0.086, 512: 0.163}
+"""Seconds by rows and by tokens: about those of the model "small" in int8 on two cores."""
+
+
+def seconds_of(batch: Batch) -> float:
+    """Returns the seconds that the device takes for a batch."""
+    if isinstance(batch, DecodeBatch):
+        return batch.steps * DECODE[next(rows for rows in DECODE if rows >= len(batch.slots))]
+    tokens = next(size for size in PREFILL if size >= max(chunk.length for chunk in batch.chunks))
+    return PREFILL[tokens] / batch.layer_slices
+
+
+@dataclass
+class Simulation:
+    """Runs a scheduler on the device, with one batch in flight like `EngineCore`.
+
+    Attributes:
+      batches: Batches in order, each with the time at which it ended.
+      arrivals: Times at which outputs of each request came.
+    """
+
+    scheduler: Scheduler
+    now: float = 0.0
+    batches: list[tuple[Batch, float]] = field(default_factory=list)
+    arrivals: dict[str, list[float]] = field(default_factory=dict)
+    _in_flight: Batch | None = None
+
+    def add(self, name: str, prompt: int, new: int) -> None:
+        self.arrivals[name] = []
+        self.scheduler.add(Request(name, (1,) * prompt, SamplingParams(max_tokens=new)), self.now)
+
+    def step(self) -> bool:
+        """Returns whether there was something to do."""
+        planned, ended = self.scheduler.schedule(self.now).batch, self._in_flight
+        if ended is not None:
+            seconds = seconds_of(ended)
+            self.now += seconds
+            self.batches.append((ended, self.now))
+            for name, _ in self.scheduler.commit(ended, results(ended), seconds).outputs:
+                self.arrivals[name].append(self.now)
+        self._in_flight = planned
+        return planned is not None or ended is not None
+
+    def run(self) -> "Simulation":
+        """Runs to the end."""
+        while self.step():
+            pass
+        return self
+
+    def gaps(self, name: str, since: float = 0.0) -> list[float]:
+        """Returns the seconds between outputs of a request that came after a time."""
+        times = self.arrivals[name]
+        return [after - before for before, after in pairwise(times) if before >= since]
+
+
+def results(batch: Batch) -> Sequence[RowResult]:
+    if isinstance(batch, DecodeBatch):
+        return [RowResult((7,) * batch.steps) for _ in batch.slots]
+    return [RowResult((7,) if chunk.is_last and batch.is_last_slice else ()) for chunk in batch.rows]
