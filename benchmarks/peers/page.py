@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from judge import Agreement, Row, agreements, judge
-from plan import JOBS, Goal, goals
+from plan import JOBS, TARGET_TASK, TARGETS, Goal, goals
 from rich.table import Table
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
@@ -136,18 +136,18 @@ def judgement(same: bool, apart: float) -> str:
 # --- the page
 
 
-def markdown(document: Mapping[str, Any], figure: str | None) -> str:
+def markdown(document: Mapping[str, Any], figures: Mapping[str, str]) -> str:
     """Returns the whole page.
 
     Args:
-      figure: Path of the file with the bars, relative to the page; None for none.
+      figures: Paths of pictures, relative to the page, by title.
     """
     blocks = [
         "# Roost and its peers",
         INTRODUCTION,
         where(document),
         *job_blocks(document),
-        *([f"![tokens per second]({figure})"] if figure else []),
+        *(f"![{title}]({path})" for title, path in figures.items()),
         "## Goals",
         markdown_table([HEAD, *(cells(row) for row in judge(document, goals()))]),
         NOTES,
@@ -309,6 +309,41 @@ def draw(document: Mapping[str, Any]) -> str | None:
     where = f"{machine}; {document['started'][:10]}, tree {document['tree']}"
     parts += [text(20, 46, "More is better.", "small"), text(20, y - 10, where, "small")]
     return picture(820, y + 4, "Roost beside its peers", parts)
+
+
+def draw_targets(document: Mapping[str, Any]) -> str | None:
+    """Returns the time between tokens against throughput as SVG, a point for each target; None without two points."""
+    points = target_points(document)
+    if len(points) < 2:
+        return None
+    left, bottom, width, height = 90.0, 300.0, 560.0, 220.0
+    most_x, most_y = (1.1 * max(axis) for axis in zip(*points.values(), strict=True))
+    places = {name: (left + width * x / most_x, bottom - height * y / most_y) for name, (x, y) in points.items()}
+    way = " L".join(f"{x:.1f},{y:.1f}" for x, y in sorted(places.values()))
+    parts = [
+        text(20, 50, "Milliseconds between tokens, p99, against output tokens per second", "small"),
+        f'<path class="line" d="M{left:g},{bottom - height:g} V{bottom:g} H{left + width:g}"/>',
+        f'<path class="curve ours" d="M{way}"/>',
+    ]
+    for name, (x, y) in places.items():
+        rate, milliseconds = points[name]
+        parts += [
+            box(x - 4, y - 4, 8, 8, "mark"),
+            text(x - 10, y - 10, name, anchor="end"),
+            text(x - 10, y + 5, f"{rate:,.0f} tok/s, {milliseconds:,.0f} ms", "small", "end"),
+        ]
+    return picture(700, bottom + 20, "Targets for the time between tokens", parts)
+
+
+def target_points(document: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Returns output tokens per second and the 99th percentile between tokens in milliseconds, by setting."""
+    found = {}
+    for name, setting in TARGETS.items():
+        runs = document["runs"].get(TARGET_TASK, {}).get(name, [])
+        rate, milliseconds = (median(runs, field) for field in ("output_tokens_per_s", "itl_p99_ms"))
+        if rate is not None and milliseconds is not None:
+            found[setting] = rate, milliseconds
+    return found
 
 
 def bars(document: Mapping[str, Any], tasks: Sequence[str], field: str) -> dict[str, float]:

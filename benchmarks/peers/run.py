@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 from environments import HERE, lock_all, say
 from measure import Found, Options, expected_seconds, measure, pin
-from page import draw, markdown, tables
+from page import draw, draw_targets, markdown, tables
 from plan import FAMILIES
 from rich.console import Console
 from roost.server.bench.report import opening
@@ -46,7 +46,7 @@ def main() -> int:
     arguments.add_argument("--quick", action="store_true", help="a smoke run: short, one round, numbers mean nothing")
     arguments.add_argument("--json", type=Path, metavar="FILE", help="everything that was measured")
     arguments.add_argument("--from-json", type=Path, metavar="FILE", help="show that, and measure nothing")
-    arguments.add_argument("--results", type=Path, metavar="FILE.md", help="a page; beside it, peers.svg")
+    arguments.add_argument("--results", type=Path, metavar="FILE.md", help="a page; beside it, its pictures")
     arguments.add_argument("--index-url", metavar="URL", help="where pip finds torch for a CPU")
     arguments.add_argument("--lock", action="store_true", help="resolve requirements/*.txt anew, with uv; nothing else")
     options = arguments.parse_args()
@@ -118,11 +118,17 @@ def features() -> list[str]:
 
 
 def write_page(document: Mapping[str, Any], path: Path) -> None:
-    """Writes the page, and the bars in a file next to it."""
-    svg = draw(document)
-    if svg is not None:
-        path.with_name("peers.svg").write_text(svg)
-    path.write_text(markdown(document, None if svg is None else "peers.svg"))
+    """Writes the page, and its pictures in files next to it."""
+    pictures = {
+        "tokens per second": ("peers.svg", draw(document)),
+        "time between tokens against throughput": ("targets.svg", draw_targets(document)),
+    }
+    figures = {}
+    for title, (name, svg) in pictures.items():
+        if svg is not None:
+            path.with_name(name).write_text(svg)
+            figures[title] = name
+    path.write_text(markdown(document, figures))
 
 
 if __name__ == "__main__":

@@ -505,7 +505,7 @@ def test_jobs_come_first_on_the_page_with_their_latencies(tmp_path: Path) -> Non
         "arrivals": {"roost bf16": [job(50, rate=0.75)]},
         "job 32": {"hf": [job(36), job(38)], "roost bf16": [job(30), job(34)]},
     }
-    text = page.markdown(document, None)
+    text = page.markdown(document, {})
     first = "| Roost, bf16 | 32.0 | 129 | 100 | 200 | 5.00 | 50.0 | 1.50 |"
     places = [text.index(part) for part in ("### 32 requests of 512 + 128", first, "| HF | 37.0 |", "## Goals")]
     assert places == sorted(places)
@@ -519,6 +519,7 @@ def test_a_job_is_judged_by_its_speed_and_by_its_phases() -> None:
     document["runs"] = {
         "job 32": {
             "job roost bf16": [{"job_s": 33.0, "output_tokens_per_s": 120.0}],
+            "job roost bf16 throughput": [{"job_s": 36.0}],
             "job vllm serve": [{"job_s": 40.0, "output_tokens_per_s": 100.0}],
         },
         "phases 32": {"job roost bf16": [{"phases_s": 30.0}]},
@@ -528,6 +529,31 @@ def test_a_job_is_judged_by_its_speed_and_by_its_phases() -> None:
     assert (row.ratio, row.verdict) == (1.2, "reached")
     row = found["job, 32 × (512 + 128), against prompts alone + tokens alone, bf16"]
     assert (row.ratio, row.verdict) == (1.1, "stretch")
+    row = found["job, 32 × (512 + 128), against prompts alone + tokens alone, bf16, for throughput"]
+    assert (row.ratio, row.verdict) == (1.2, "missed")
+
+
+def test_targets_are_a_curve_of_latency_against_throughput(tmp_path: Path) -> None:
+    document = made_up()
+    document["options"]["families"] = ["target"]
+    document["entrants"] |= {name: {"title": name} for name in plan.TARGETS}
+    document["runs"] = {
+        plan.TARGET_TASK: {
+            name: [{"output_tokens_per_s": rate, "itl_p99_ms": 10.0 * place}]
+            for place, (name, rate) in enumerate(zip(plan.TARGETS, (200.0, 250.0, 300.0), strict=True), 2)
+        }
+    }
+    row = rows(document)["32 at a time, int8, --itl-target-ms 0 against the default: output tokens"]
+    assert (row.ours, row.theirs, row.ratio) == (300.0, 250.0, 1.2)
+    row = rows(document)["32 at a time, int8, --itl-target-ms 20 against the default: time between tokens, p99"]
+    assert (row.ours, row.theirs) == (20.0, 30.0)
+    run.write_page(document, tmp_path / "RESULTS.md")
+    assert "(targets.svg)" in (tmp_path / "RESULTS.md").read_text()
+    curve = (tmp_path / "targets.svg").read_text()
+    assert ">250 tok/s, 30 ms</text>" in curve
+    assert ">--itl-target-ms 0</text>" in curve
+    del document["runs"][plan.TARGET_TASK]["job roost int8"], document["runs"][plan.TARGET_TASK]["job roost int8 20 ms"]
+    assert page.draw_targets(document) is None, "one point is no curve"
 
 
 def test_nothing_measured_is_a_page_without_bars(tmp_path: Path) -> None:
