@@ -34,13 +34,13 @@ class FakeRunner:
         self._last: dict[int, int] = {}
         self._lengths: dict[int, int] = {}
         self._in_progress: PrefillBatch | None = None
+        self._touched: set[int] = set()  # slots of other work since the first slice
 
     def run(self, batch: Batch) -> FakePending:
         self.batches.append(batch)
         if isinstance(batch, DecodeBatch):
             assert len(set(batch.slots)) == len(batch.slots)
-            in_progress = set() if self._in_progress is None else {row.slot for row in self._in_progress.rows}
-            assert in_progress.isdisjoint([*batch.slots, *(slot for move in batch.moves for slot in move)])
+            self._touched |= {*batch.slots, *(slot for move in batch.moves for slot in move)}
             for source, target in batch.moves:
                 for kept in (self._last, self._lengths):  # a slot whose prompt waits for prefill is empty
                     if source in kept:
@@ -51,6 +51,9 @@ class FakeRunner:
             assert last is not None
             assert (last.layer_slice + 1, last.layer_slices) == (batch.layer_slice, batch.layer_slices)
             assert last.chunks == batch.chunks
+            assert self._touched.isdisjoint(row.slot for row in batch.rows)
+        else:
+            self._touched.clear()
         self._in_progress = None if batch.is_last_slice else batch
         return FakePending([self._prefill(c) if batch.is_last_slice else RowResult() for c in batch.chunks])
 

@@ -108,6 +108,22 @@ def test_every_request_gets_its_own_tokens(
             assert client.reason is (FinishReason.STOP if stopped else FinishReason.LENGTH)
 
 
+def test_slot_of_a_given_up_prefill_is_used_at_once() -> None:
+    """A state moves there, though the device has run some slices of the prefill."""
+    core, scheduler, runner = make_core(5, prefill_layer_slices=3)
+    for name, max_tokens in (("a", 6), ("b", 500), ("c", 500)):
+        core.add(Request(name, (1,), SamplingParams(max_tokens=max_tokens)))
+    while scheduler.running.keys() != {"b", "c"} or runner.batches[-1].requests[0].id == "a":
+        core.step()
+    core.add(Request("d", (1,) * 64))
+    while isinstance(runner.batches[-1], DecodeBatch):
+        core.step()
+    assert scheduler.running == {"b": 1, "c": 2, "d": 0}
+    core.abort("d")
+    core.step()
+    assert scheduler.running == {"b": 1, "c": 0}
+
+
 def test_one_batch_is_in_flight_and_its_tokens_come_a_step_later() -> None:
     core, _, runner = make_core(1)
     core.add(Request("a", (5,), SamplingParams(max_tokens=2)))
