@@ -16,7 +16,7 @@ REQUEST = Request("a", (1,) * 4096)
 
 
 def prefill(tokens: int, layer_slice: int = 0, layer_slices: int = 1) -> PrefillBatch:
-    return PrefillBatch((PrefillChunk(REQUEST, 0, 0, tokens),), layer_slice, layer_slices)
+    return PrefillBatch((PrefillChunk(REQUEST, 0, 0, tokens, is_last=False),), layer_slice, layer_slices)
 
 
 def decode(rows: int, steps: int = 1) -> DecodeBatch:

@@ -10,7 +10,7 @@ LIMITS = StepLimits(512, decode_rows=(4, 8, 16), prefill_layer_slices=3)
 
 
 def prefill(*lengths: int, slots: int = 8, layer_slice: int = 0, layer_slices: int = 1) -> PrefillBatch:
-    chunks = tuple(PrefillChunk(REQUEST, slot % slots, 0, length) for slot, length in enumerate(lengths))
+    chunks = tuple(PrefillChunk(REQUEST, slot % slots, 0, length, is_last=False) for slot, length in enumerate(lengths))
     return PrefillBatch(chunks, layer_slice, layer_slices)
 
 
@@ -21,7 +21,7 @@ def decode(rows: int, steps: int = 1) -> DecodeBatch:
 def test_nothing_is_known_at_first() -> None:
     times = StepTimes(LIMITS)
     assert times.decode(1) is times.quiet(1) is times.prefill(64) is times.step(prefill(64)) is None
-    assert times.step(RestoreBatch((PrefillChunk(REQUEST, 0, 4096, 0),))) is None
+    assert times.step(RestoreBatch((PrefillChunk(REQUEST, 0, 4096, 0, is_last=True),))) is None
 
 
 def test_requests_are_rounded_up_to_compiled_rows() -> None:
@@ -76,7 +76,7 @@ def test_slices_and_first_tokens_are_kinds_of_their_own() -> None:
     times = StepTimes(LIMITS)
     for index in range(3):
         times.record(prefill(64, layer_slice=index, layer_slices=3), 0.01 + 0.001 * index)
-    end = PrefillBatch((PrefillChunk(REQUEST, 0, 4032, 64),), 2, 3)
+    end = PrefillBatch((PrefillChunk(REQUEST, 0, 4032, 64, is_last=True),), 2, 3)
     times.record(end, 0.02)
     assert times.step(prefill(64, layer_slice=1, layer_slices=3)) == pytest.approx(0.011)
     assert times.step(end) == pytest.approx(0.02)
@@ -89,6 +89,6 @@ def test_tokens_count_with_padding_and_per_shard() -> None:
 
 
 def test_restored_prompts_are_no_prefill() -> None:
-    times, restored = StepTimes(LIMITS), RestoreBatch((PrefillChunk(REQUEST, 0, 4096, 0),))
+    times, restored = StepTimes(LIMITS), RestoreBatch((PrefillChunk(REQUEST, 0, 4096, 0, is_last=True),))
     times.record(restored, 0.004)
     assert (times.step(restored), times.prefill(64)) == (0.004, None)
