@@ -25,7 +25,9 @@ import numpy as np
 import orjson
 from rich.console import Console
 from rich.table import Table
-from roost.kernels.backends import BACKENDS
+from roost.engine.platform import gpu_sizes
+from roost.kernels.backend import Backend
+from roost.kernels.backends import BACKENDS, gpu_backend
 from roost.kernels.causal_conv1d import causal_conv1d
 from roost.kernels.causal_conv1d.reference import causal_conv1d_reference
 from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
@@ -159,7 +161,12 @@ def scans(backend: str) -> dict[str, Function]:
 
 def ways(backend: str, function: Function) -> dict[str, Function]:
     """Returns a function on its backend and, if that is another one, on XLA."""
-    return {name: partial(function, backend=BACKENDS[name]) for name in dict.fromkeys((backend, "xla"))}
+    return {name: partial(function, backend=backend_named(name)) for name in dict.fromkeys((backend, "xla"))}
+
+
+def backend_named(name: str) -> Backend:
+    """Returns a backend's kernels, for a GPU those that a server on this machine uses."""
+    return gpu_backend(gpu_sizes(jax.local_devices()[0])) if name == "gpu" else BACKENDS[name]
 
 
 def gradient(function: Function, *arguments: jax.Array) -> Any:

@@ -120,6 +120,10 @@ CPU: Final = replace(
 CPU_NATIVE: Final = replace(CPU, name="cpu-native", kernels=backends.CPU)
 
 
+_SMALL_GPU: Final = GpuSizes(block_memory=101_376, multiprocessors=58)
+"""An L4. Blocks that fit it fit all other GPUs from `MIN_CAPABILITY` on."""
+
+
 def gpu_platform(capability: tuple[int, int], sizes: GpuSizes) -> Platform:
     """Returns the platform of NVIDIA GPUs of this compute capability and these sizes."""
     if capability < MIN_CAPABILITY:
@@ -146,8 +150,9 @@ def gpu_capability(device: jax.Device) -> tuple[int, int]:
 
 
 def gpu_sizes(device: jax.Device) -> GpuSizes:
-    """Returns the sizes of a GPU of this machine."""
-    return GpuSizes(device.shared_memory_per_block_optin, device.core_count)
+    """Returns the sizes of a GPU of this machine; those of `_SMALL_GPU` where JAX does not tell them."""
+    memory = getattr(device, "shared_memory_per_block_optin", _SMALL_GPU.block_memory)
+    return GpuSizes(memory, getattr(device, "core_count", _SMALL_GPU.multiprocessors))
 
 
 def choose_platform(shards: MeshShape) -> Platform:

@@ -1,7 +1,7 @@
 """NVIDIA GPUs that programs can be compiled for on a machine without one.
 
 JAX's CUDA plugin has the whole compiler, down to a card's machine code. What it needs to know about a card is in
-`CARDS`, from XLA's own descriptions of these devices and NVIDIA's datasheets.
+`CARDS`. These numbers were written from published descriptions of the devices; none was read from a card.
 """
 
 import importlib.util
