@@ -59,8 +59,10 @@ def pack(
     return data
 
 
-def unpack(data: bytes, key: bytes | None = None, name: str = FORMAT) -> tuple[dict[str, HostArray], dict[str, str]]:
-    """Returns the arrays and the metadata of a file.
+def unpack(
+    data: bytes, key: bytes | None = None, name: str | None = None
+) -> tuple[dict[str, HostArray], dict[str, str]]:
+    """Returns the arrays and the metadata of a file; see `pack`.
 
     Raises:
       StateFileError: The data is no such file, has another version, was changed, or is not signed with the key.
