@@ -34,11 +34,11 @@ def inputs(rows: int, vocab: int) -> SamplingInputs:
     def column(dtype: str, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), jnp.dtype(dtype))
 
-    flag, mask, width = column("bool"), column("uint32", words_of_mask(vocab)), SAMPLING_COLUMNS["bias_ids"].width or 0
+    flag, mask, width = column("bool"), column("uint32", words_of_mask(vocab)), SAMPLING_COLUMNS["bias_ids"].shape
     recent = jax.eval_shape(lambda: zero_token_memory(rows, vocab)).recent
-    ids, stop_ids = column("int32", width), column("int32", SAMPLING_COLUMNS["stop_ids"].width or 0)
+    ids, stop_ids = column("int32", *width), column("int32", *SAMPLING_COLUMNS["stop_ids"].shape)
     numbers = {name: column("float32") for name in NUMBER_COLUMNS}
-    biases = column("float32", width)
+    biases = column("float32", *width)
     return SamplingInputs(flag, flag, numbers, column("float32"), ids, biases, stop_ids, flag, recent, mask, flag, mask)
 
 
