@@ -38,6 +38,7 @@ from test_runner import (  # noqa: F401 - collected here again
     test_prompt_logprobs_do_not_depend_on_the_chunks,
     test_what_is_no_number_ends_its_own_request_alone,
 )
+from test_runner_int8 import test_most_greedy_tokens_are_the_official_ones  # noqa: F401 - likewise
 
 PROMPT = tuple(np.random.default_rng(3).integers(3, 320, 300).tolist())
 
@@ -71,17 +72,6 @@ def saved(runner: ModelRunner) -> bytes:
     core = make_core(runner)
     ask(core, "a", PROMPT)
     return runner.state_format.export(core.save("a"))
-
-
-def test_most_greedy_tokens_are_the_official_ones(runner: ModelRunner) -> None:
-    """Tokens are compared up to the first difference, after which the texts diverge."""
-    same, params = [], SamplingParams(max_tokens=24, temperature=0.0)
-    with np.load(TINY / "golden.npz") as golden:
-        for i in range(3):
-            prompt, expected = golden[f"sampler_prompt_{i}"].ravel(), golden["sampler_alone_tokens"][i]
-            tokens = ids(serve(runner, [Request("a", tuple(prompt.tolist()), params)])["a"])
-            same.append(int(np.cumprod(np.array(tokens) == expected).sum()))
-    assert np.mean(same) >= 5, same
 
 
 def test_an_exported_state_is_resumed_as_if_prefilled(runner: ModelRunner) -> None:
