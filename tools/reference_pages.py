@@ -224,7 +224,7 @@ field that caused the error, and `code` an identifier for programs:
 }
 ```
 
-If an error occurs in a stream that has begun, the status stays 200, and the error is the stream's last event. Each
+If an error occurs after a stream has started, the status stays 200, and the error is the stream's last event. Each
 response has a header `x-request-id`, under which the log gives the reason of each refusal.
 """
 

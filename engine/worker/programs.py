@@ -228,7 +228,7 @@ class DevicePrograms:
       copy_slot: Copies a slot onto another.
       restore: Scatters a snapshot's state into a slot.
       set_last: Replaces `last` by the activations of restored prompts.
-      read_slot: Gathers a slot's state; None if nobody takes snapshots after decoding.
+      read_slot: Gathers a slot's state; None if no snapshots are taken after decoding.
       replay: Sets the decoding state of some slots; None if no request goes on after tokens generated before.
     """
 

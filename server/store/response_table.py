@@ -173,7 +173,7 @@ def claim(transaction: Transaction, owner: str, model: str, limit: int) -> list[
 
 
 def seize(transaction: Transaction, owner: str, tenant: str, response_id: str) -> Claim | None:
-    """Makes a replica the owner of a running response, whoever owns it; None if no such response is running."""
+    """Makes a replica the owner of a running response in place of any other; None if no such response is running."""
     found = transaction.rows(
         "SELECT 1 FROM roost_responses WHERE tenant = ? AND id = ? AND is_running = 1 {lock}", tenant, response_id
     )

@@ -46,7 +46,7 @@ class BackgroundRun:
     Attributes:
       log: Log of the response, which this replica owns.
       is_pending: Whether the response has no event yet.
-      is_adopted: Whether another replica has begun it.
+      is_adopted: Whether another replica started it.
     """
 
     service: Service
@@ -102,7 +102,7 @@ class BackgroundRun:
 
 
 async def end_early(log: ResponseLog, number: int, pending: bytes, **changes: Any) -> None:
-    """Ends a response that another replica has begun, without generating anything.
+    """Ends a response that another replica started, without generating anything.
 
     Args:
       number: Number of its next event.

@@ -33,7 +33,7 @@ class ResponsesBuilder(ResponseBuilder):
     Args:
       params: Sampling parameters; the response shows those that the client left to the server.
       keep: Stores the final response and its message before the client gets them.
-      pending: Unfinished response that another replica has begun; None for a new one.
+      pending: Unfinished response that another replica started; None for a new one.
 
     Attributes:
       ended: The final response and its message; None before the end.
