@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from judge import Agreement, Row, agreements, judge
-from plan import JOBS, TARGET_TASK, TARGETS, Goal, goals
+from plan import FAMILIES, JOBS, TARGET_TASK, TARGETS, Goal, goals
 from rich.table import Table
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
@@ -144,6 +144,7 @@ def markdown(document: Mapping[str, Any], figures: Mapping[str, str]) -> str:
     """
     blocks = [
         "# Roost and its peers",
+        command(document),
         INTRODUCTION,
         where(document),
         *job_blocks(document),
@@ -151,14 +152,20 @@ def markdown(document: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         "## Goals",
         markdown_table([HEAD, *(cells(row) for row in judge(document, goals()))]),
         NOTES,
-        "## Every number",
-        markdown_table([("", "work", *MEASURED.values(), "GB at most"), *numbers(document)]),
+        *number_blocks(document),
         "## Who took part",
         markdown_table([("", "parameters", "type", "seconds to load", "versions"), *entrant_rows(document)]),
     ]
     if agreed := agreements(document):
         blocks += ["## Alone and in one batch", AGREEMENT, markdown_table(list(agreement_rows(agreed)))]
     return "\n\n".join(blocks) + "\n"
+
+
+def number_blocks(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the page's part about phases; nothing if none was measured."""
+    if rows := list(numbers(document)):
+        yield "## Every number"
+        yield markdown_table([("", "work", *MEASURED.values(), "GB at most"), *rows])
 
 
 def job_blocks(document: Mapping[str, Any]) -> Iterator[str]:
@@ -171,8 +178,6 @@ def job_blocks(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 INTRODUCTION = """\
-    python benchmarks/peers/run.py --json peers.json --results benchmarks/RESULTS.md
-
 One command measures all of this: it makes an environment for every peer from locked requirements, loads all that
 compete, and lets them work in turn, in rounds, while the others are stopped. So each ratio is one within a round, of
 two runs that follow each other on the same machine; the tables have medians over the rounds. All weights are random.
@@ -225,6 +230,13 @@ MEASURED: Mapping[str, str] = {
     "prefill_tokens_per_s": "prefill, tok/s",
     "step_ms": "step, ms",
 }
+
+
+def command(document: Mapping[str, Any]) -> str:
+    """Returns the command that measures what the page shows."""
+    families = document["options"]["families"]
+    only = f"--only {' '.join(families)} " if len(families) < len(FAMILIES) else ""
+    return f"    python benchmarks/peers/run.py {only}--json peers.json --results FILE.md"
 
 
 def where(document: Mapping[str, Any]) -> str:
@@ -302,13 +314,13 @@ def draw(document: Mapping[str, Any]) -> str | None:
         for place, (name, value) in enumerate(found.items()):
             top, kind = y + 12 + BAR * place, "mark" if name.startswith("Roost") else "other"
             width = 380 * value / max(found.values())
-            parts += [text(350, top + 14, name, anchor="end"), box(360, top, max(width, 1), 18, kind)]
-            parts.append(text(368 + width, top + 14, f"{value:,.0f}", "small"))
+            parts += [text(390, top + 14, name, anchor="end"), box(400, top, max(width, 1), 18, kind)]
+            parts.append(text(408 + width, top + 14, f"{value:,.0f}", "small"))
         y += 46 + BAR * len(found)
     machine = f"{document['machine']['cpu']}, {document['options']['threads']} cores"
     where = f"{machine}; {document['started'][:10]}, tree {document['tree']}"
     parts += [text(20, 46, "More is better.", "small"), text(20, y - 10, where, "small")]
-    return picture(820, y + 4, "Roost beside its peers", parts)
+    return picture(860, y + 4, "Roost beside its peers", parts)
 
 
 def draw_targets(document: Mapping[str, Any]) -> str | None:

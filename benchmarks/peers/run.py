@@ -118,10 +118,10 @@ def features() -> list[str]:
 
 
 def write_page(document: Mapping[str, Any], path: Path) -> None:
-    """Writes the page, and its pictures in files next to it."""
+    """Writes the page, and its pictures in files next to it that have its name."""
     pictures = {
-        "tokens per second": ("peers.svg", draw(document)),
-        "time between tokens against throughput": ("targets.svg", draw_targets(document)),
+        "tokens per second": (f"{path.stem}.svg", draw(document)),
+        "time between tokens against throughput": (f"{path.stem}-targets.svg", draw_targets(document)),
     }
     figures = {}
     for title, (name, svg) in pictures.items():

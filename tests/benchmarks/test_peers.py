@@ -484,12 +484,12 @@ def test_the_page_is_written_from_json_alone(tmp_path: Path) -> None:
     kept = orjson.loads(orjson.dumps(made_up()))
     run.write_page(kept, tmp_path / "RESULTS.md")
     text = (tmp_path / "RESULTS.md").read_text()
-    assert "![tokens per second](peers.svg)" in text
+    assert "![tokens per second](RESULTS.svg)" in text
     assert "| decode, 8 at a time, bf16 against HF generate | 200 tok/s | 100 tok/s | 1.50x | ≥ 1.2x | ≥ 1.5x |" in text
     assert "| Roost, bf16 | decode 8 | 200 | – | – | 1.50 |" in text
     assert "| Roost, bf16 | 1,234,567 |" in text
     assert "2026-11-25, tree 0123456, 3 rounds, 2 minutes." in text
-    bars = (tmp_path / "peers.svg").read_text()
+    bars = (tmp_path / "RESULTS.svg").read_text()
     assert "prefers-color-scheme: dark" in bars
     assert ">HF</text>" in bars
     assert not any(line.startswith("|") and line.count("|") < 4 for line in text.splitlines())
@@ -548,8 +548,8 @@ def test_targets_are_a_curve_of_latency_against_throughput(tmp_path: Path) -> No
     row = rows(document)["32 at a time, int8, --itl-target-ms 20 against the default: time between tokens, p99"]
     assert (row.ours, row.theirs) == (20.0, 30.0)
     run.write_page(document, tmp_path / "RESULTS.md")
-    assert "(targets.svg)" in (tmp_path / "RESULTS.md").read_text()
-    curve = (tmp_path / "targets.svg").read_text()
+    assert "(RESULTS-targets.svg)" in (tmp_path / "RESULTS.md").read_text()
+    curve = (tmp_path / "RESULTS-targets.svg").read_text()
     assert ">250 tok/s, 30 ms</text>" in curve
     assert ">--itl-target-ms 0</text>" in curve
     del document["runs"][plan.TARGET_TASK]["job roost int8"], document["runs"][plan.TARGET_TASK]["job roost int8 20 ms"]
@@ -558,8 +558,8 @@ def test_targets_are_a_curve_of_latency_against_throughput(tmp_path: Path) -> No
 
 def test_nothing_measured_is_a_page_without_bars(tmp_path: Path) -> None:
     run.write_page(made_up(runs={}), tmp_path / "RESULTS.md")
-    assert "peers.svg" not in (tmp_path / "RESULTS.md").read_text()
-    assert not (tmp_path / "peers.svg").exists()
+    assert "RESULTS.svg" not in (tmp_path / "RESULTS.md").read_text()
+    assert not (tmp_path / "RESULTS.svg").exists()
 
 
 def test_tables_for_the_terminal() -> None:
