@@ -39,6 +39,7 @@ class Backend:
       int8_product: Product of rows, quantised to int8, and an int8 matrix; see `int8_product_tpu`.
       int8_gated_mlp: Gated MLP with int8 matrices; see `int8_gated_mlp_tpu`.
       sample: Choice of a token per row, from a whole vocabulary's logits; see `sample_tpu`.
+      top_k: The k largest elements of each row; see `top_k_by_blocks`.
       is_native: Whether matrix products and decode attention use `roost.kernels.native`.
     """
 
@@ -57,6 +58,7 @@ class Backend:
     int8_product: Callable[..., Any] | None = None
     int8_gated_mlp: Callable[..., Any] | None = None
     sample: Callable[..., Any] | None = None
+    top_k: Callable[..., Any] | None = None
     is_native: bool = False
 
     def without(self, kernels: Collection[str]) -> "Backend":

@@ -12,6 +12,7 @@ from .recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
 from .rg_lru.pallas_gpu import rg_lru_gpu
 from .rg_lru.pallas_tpu import rg_lru_tpu
 from .sampling.pallas_tpu import sample_tpu
+from .sampling.top_k import top_k_by_blocks
 from .window_attention.int8_pallas_tpu import INT8_RING_MULTIPLE, decode_attention_int8_tpu
 from .window_attention.pallas_gpu import decode_attention_gpu, prefill_attention_gpu
 from .window_attention.pallas_tpu import RING_TILE, decode_attention_tpu, prefill_attention_tpu
@@ -49,7 +50,7 @@ def gpu_backend(sizes: GpuSizes) -> Backend:
     """
     kernels = (rg_lru_gpu, decode_attention_gpu, prefill_attention_gpu)
     scan, decode, prefill = (partial(kernel, gpu=sizes) for kernel in kernels)
-    return Backend("gpu", rg_lru=scan, decode_attention=decode, prefill_attention=prefill)
+    return Backend("gpu", rg_lru=scan, decode_attention=decode, prefill_attention=prefill, top_k=top_k_by_blocks)
 
 
 BACKENDS: Final[Mapping[str, Backend]] = {backend.name: backend for backend in (XLA, CPU, TPU)}

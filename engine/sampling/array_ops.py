@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32, Shaped
 
+from ...kernels import XLA, Backend
+
 
 def when[Result](condition: Bool[Array, ""], yes: Callable[[], Result], no: Callable[[], Result]) -> Result:
     """Returns `jax.lax.cond(condition, yes, no)` with the branches' type."""
@@ -13,13 +15,15 @@ def when[Result](condition: Bool[Array, ""], yes: Callable[[], Result], no: Call
     return result
 
 
-def top_k(x: Float32[Array, "*rows C"], k: int) -> tuple[Float32[Array, "*rows k"], Int32[Array, "*rows k"]]:
+def top_k(
+    x: Float32[Array, "*rows C"], k: int, backend: Backend = XLA
+) -> tuple[Float32[Array, "*rows k"], Int32[Array, "*rows k"]]:
     """Returns the k largest elements and their places; of equal ones, the first.
 
     The barrier hides what the result is used for. Otherwise XLA for TPUs merges it with a following slice, and then
     sorts whole rows.
     """
-    largest, places = jax.lax.optimization_barrier(tuple(jax.lax.top_k(x, k)))
+    largest, places = jax.lax.optimization_barrier(tuple((backend.top_k or jax.lax.top_k)(x, k)))
     return largest, places
 
 

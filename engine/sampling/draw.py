@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
+from ...kernels import XLA, Backend
 from ..core.sampling_params import SamplingState
 from .array_ops import column_of, top_k, when
 from .truncation import candidate_threshold, may_fit_candidates, truncate, without_truncation
@@ -27,6 +28,7 @@ def draw(
     state: SamplingState[Array],
     positions: Int32[Array, " R"],
     random: Bool[Array, " R"],
+    backend: Backend = XLA,
 ) -> Int32[Array, " R"]:
     """Returns a token per row, drawn from the truncated softmax(logits / temperature).
 
@@ -35,13 +37,14 @@ def draw(
       state: Sampling state of the rows.
       positions: Positions of the tokens, which with a row's seed are all its randomness.
       random: Rows to draw for; the token of other rows is arbitrary.
+      backend: Backend of the kernels.
     """
     uniform = uniform_numbers(state, positions)
     state = without_truncation(state, random, logits.shape[1])
     is_cut = may_fit_candidates(state, random)
     tokens, found = when(
         jnp.any(is_cut),
-        lambda: draw_from_candidates(logits, state, uniform),
+        lambda: draw_from_candidates(logits, state, uniform, backend),
         lambda: (jnp.zeros(logits.shape[0], jnp.int32), jnp.zeros(logits.shape[0], jnp.bool)),
     )
     rest = random & ~(found & is_cut)
@@ -59,11 +62,11 @@ def uniform_numbers(state: SamplingState[Array], positions: Int32[Array, " R"]) 
 
 
 def draw_from_candidates(
-    logits: Float32[Array, "R V"], state: SamplingState[Array], uniform: Float32[Array, " R"]
+    logits: Float32[Array, "R V"], state: SamplingState[Array], uniform: Float32[Array, " R"], backend: Backend = XLA
 ) -> tuple[Int32[Array, " R"], Bool[Array, " R"]]:
     """Returns a token of each row's candidates, and whether the candidates hold every token that the row keeps."""
     count = min(_CANDIDATES, logits.shape[1])
-    best, ids = top_k(logits, count)
+    best, ids = top_k(logits, count, backend)
     temperature = state.temperature[:, None]
     weights = jnp.exp((best - best[:, :1]) / temperature)
     cut = candidate_threshold(weights, state, lambda: jnp.sum(jnp.exp((logits - best[:, :1]) / temperature), axis=-1))

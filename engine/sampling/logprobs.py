@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
+from ...kernels import XLA, Backend
 from ..core.sampling_params import MAX_LOGPROBS
 from .array_ops import top_k
 
@@ -34,7 +35,10 @@ class Logprobs(NamedTuple):
 
 
 def logprobs(
-    logits: Float32[Array, "*rows V"], chosen: Int32[Array, "*rows"], named: Int32[Array, "*rows B"]
+    logits: Float32[Array, "*rows V"],
+    chosen: Int32[Array, "*rows"],
+    named: Int32[Array, "*rows B"],
+    backend: Backend = XLA,
 ) -> Logprobs:
     """Returns log softmax at the chosen, the most likely and the named tokens.
 
@@ -42,9 +46,10 @@ def logprobs(
       logits: The model's own.
       chosen: Chosen tokens.
       named: Named tokens; the result is arbitrary at unused places of the list.
+      backend: Backend of the kernels.
     """
     count = min(MAX_LOGPROBS, logits.shape[-1])
-    top, top_ids = top_k(logits, count)
+    top, top_ids = top_k(logits, count, backend)
     norm = top[..., :1] + jnp.log(jnp.sum(jnp.exp(logits - top[..., :1]), axis=-1, keepdims=True))
     own, others = (jnp.take_along_axis(logits, ids, axis=-1) - norm for ids in (chosen[..., None], named))
     return Logprobs(own[..., 0], top_ids, top - norm, others)

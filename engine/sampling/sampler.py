@@ -5,6 +5,8 @@ A row's token depends on its logits, its parameters and (seed, position) alone. 
 Letters in shapes: R rows, V vocabulary.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -52,8 +54,8 @@ def sample(
       backend: Backend of the kernels.
     """
     if backend.sample is None:
-        logprobs_of = logprobs
-        tokens, best = _choose(logits, state, memory, positions, active)
+        logprobs_of: Callable[..., Logprobs] = partial(logprobs, backend=backend)
+        tokens, best = _choose(logits, state, memory, positions, active, backend)
     else:
         logprobs_of = logprobs_by_block
         tokens, best = backend.sample(logits, kernel_inputs(state, memory, positions, active, logits.shape[1]))
@@ -74,12 +76,13 @@ def _choose(
     memory: TokenMemory,
     positions: Int32[Array, " R"],
     active: Bool[Array, " R"],
+    backend: Backend,
 ) -> tuple[Int32[Array, " R"], Float32[Array, " R"]]:
     """Returns a token of every row, and its highest logit after the logits processors."""
     processed = process_logits(logits, state, memory, positions, active)
-    greedy = top_k(processed, 1)[1][:, 0]  # a third of what argmax takes on a CPU
+    greedy = top_k(processed, 1, backend)[1][:, 0]  # a third of what argmax takes on a CPU
     random = active & (state.temperature > 0)
-    drawn = when(jnp.any(random), lambda: draw(processed, state, positions, random), lambda: greedy)
+    drawn = when(jnp.any(random), lambda: draw(processed, state, positions, random, backend), lambda: greedy)
     return jnp.where(random, drawn, greedy), column_of(processed, greedy)
 
 

@@ -346,7 +346,8 @@ def score_step(graph: Graph, params: Params, hidden: Float[Array, "R T D"], targ
     def score_block(hidden: Float[Array, "T D"], targets: Int32[Array, " T"]) -> Logprobs:
         padding = -PREFILL_BLOCK % shards.model  # every model shard scores as many
         hidden, own = jnp.pad(hidden, ((0, padding), (0, 0))), shards.local_rows(jnp.pad(targets, (0, padding)))
-        scored = shards.all_gather_rows(logprobs(model.logits(hidden), own, jnp.zeros((own.shape[0], 0), jnp.int32)))
+        named, kernels = jnp.zeros((own.shape[0], 0), jnp.int32), model.platform.kernels
+        scored = shards.all_gather_rows(logprobs(model.logits(hidden), own, named, kernels))
         unpadded: Logprobs = jax.tree.map(lambda x: x[:PREFILL_BLOCK], scored)
         return unpadded
 

@@ -1,5 +1,7 @@
 """The sampler as a whole: rows are independent, and broken or masked rows are reported."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import hypothesis.strategies as st
@@ -10,7 +12,11 @@ import pytest
 from hypothesis import assume, given, settings
 from roost.engine.core.errors import ParameterError
 from roost.engine.core.sampling_params import NO_CHOICE, NO_TOKEN, SamplingParams
+from roost.engine.platform import CPU_OPTIONS
 from roost.engine.sampling.reference import reference_distribution
+from roost.engine.sampling.sampler import sample
+from roost.kernels import XLA
+from roost.kernels.sampling.top_k import top_k_by_blocks
 from sampler_cases import FILTERS, ROWS, VOCAB, Sampler, every_sampler, memory_of, quantised, run
 
 REQUESTS = st.lists(
@@ -80,6 +86,25 @@ def test_greedy_takes_the_lowest_of_the_best_ids(seed: int) -> None:
     logits = np.random.default_rng(seed).integers(0, 4, (ROWS, VOCAB)).astype(np.float32)
     tokens = run(logits, [SamplingParams(temperature=0.0)] * ROWS).tokens
     np.testing.assert_array_equal(tokens, [int(np.flatnonzero(row == row.max())[0]) for row in logits])
+
+
+def test_candidates_found_by_blocks_give_the_same_tokens() -> None:
+    """As on GPUs: drawn from the candidates, from the vocabulary or greedy, with ties, masks and log-probabilities."""
+    vocab = 6000
+    narrowings: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"top_k": 40},
+        {"top_p": 0.9},
+        {"min_p": 0.2, "top_p": 0.5},
+        {"typical_p": 0.5},
+        {"allowed_token_ids": tuple(range(0, vocab, 700)), "top_k": 40},
+    ]
+    requests = [SamplingParams(seed=seed, logprobs=3, **fields) for seed, fields in enumerate(narrowings)]
+    logits = quantised(3, len(requests) * vocab, 2.0).reshape(-1, vocab)
+    by_blocks = jax.jit(partial(sample, backend=replace(XLA, top_k=top_k_by_blocks)), compiler_options=CPU_OPTIONS)
+    for num_tokens in range(8):
+        expected = run(logits, requests, num_tokens)
+        jax.tree.map(np.testing.assert_array_equal, run(logits, requests, num_tokens, sampler=by_blocks), expected)
 
 
 @every_sampler
