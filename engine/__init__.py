@@ -24,6 +24,7 @@ from .core.mesh import HostGroup, MeshShape
 from .core.output_constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
 from .core.request import FinishReason, Request, TokenLogprobs, TokenOutput
 from .core.sampling_params import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, SAMPLING_FIELDS, SamplingParams
+from .core.simulation import SIMULATED, Simulation
 from .core.snapshot import Snapshot
 from .core.tenant_store import TenantStore
 from .core.units import shown_bytes
@@ -48,6 +49,7 @@ __all__ = [
     "MAX_TOKENS",
     "PREFILL_BLOCK",
     "SAMPLING_FIELDS",
+    "SIMULATED",
     "STEP_TOKEN_BOUNDS",
     "AsyncEngine",
     "CacheStats",
@@ -82,6 +84,7 @@ __all__ = [
     "SavedStateFormat",
     "Scheduler",
     "Setup",
+    "Simulation",
     "Snapshot",
     "StateFileError",
     "TenantStore",

@@ -12,14 +12,12 @@ import numpy as np
 
 from .checkpoint.identity import model_identity
 from .checkpoint.source import ModelSource
-from .core.config import EngineConfig, StepLimits
+from .core.config import EngineConfig
 from .core.errors import ConfigError
 from .core.host_memory import available_memory, release_freed_memory
-from .core.mesh import slot_order
-from .core.output_constraint import words_of_mask
-from .core.snapshot import SnapshotFormat
+from .core.simulation import SIMULATED
 from .core.units import shown_bytes
-from .distributed.hosts import connect_followers, connect_leader, join, min_over_hosts
+from .distributed.hosts import Leader, connect_followers, connect_leader, join, min_over_hosts
 from .engine_core import EngineCore
 from .model.collectives import Collectives
 from .model.config import ModelConfig
@@ -37,8 +35,9 @@ from .platform import (
 from .prefix_cache.cache import PrefixCache
 from .prefix_cache.disk import DiskTier
 from .prefix_cache.request_checkpoint import CheckpointFormat
-from .prefix_cache.saved_state import SavedStateFormat
 from .scheduling.scheduler import Scheduler
+from .simulation.loading import simulated_runner
+from .simulation.runner import SimulatedRunner
 from .startup import configure_jax
 from .worker.compilation import (
     CompileCounter,
@@ -52,9 +51,9 @@ from .worker.fitting import Attempt, estimated_slots, fit_slots, memory_of_serve
 from .worker.known_slots import read_slots, slots_key, write_slots
 from .worker.loading import OpenWeights, open_weights
 from .worker.program_memory import KernelRefusedError
-from .worker.programs import DeviceArrays, new_pool, snapshot_shapes
+from .worker.programs import DeviceArrays, new_pool
 from .worker.runner import ModelRunner
-from .worker.served import DeviceLayout, Devices, served_programs
+from .worker.served import DeviceLayout, Devices, served_programs, state_format, step_limits
 from .worker.steps import StatePool
 
 _logger = logging.getLogger(__name__)
@@ -84,7 +83,23 @@ def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | 
       CheckpointError: The weights do not fit the model.
       ConfigError: The slots do not fit into memory, there are too few devices, or a host is missing.
     """
+    if config.simulate is not None:
+        return _engine(config, simulated_runner(source, config, config.simulate), SIMULATED)
     runner = load_runner(source, config, progress)
+    return _engine(config, runner, numerics(), runner.executor.leader)
+
+
+def _engine(
+    config: EngineConfig, runner: ModelRunner | SimulatedRunner, bits: str, leader: Leader | None = None
+) -> EngineCore:
+    """Returns an engine around a runner.
+
+    Args:
+      config: Settings of the engine.
+      runner: Runs batches.
+      bits: Name of what decides the last bits of states; see `numerics`.
+      leader: Connections to other hosts, if there are any.
+    """
     scheduler = Scheduler(
         runner.slots,
         config.max_queue,
@@ -92,10 +107,10 @@ def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | 
         config.max_queue_tokens,
         config.tenants,
         reserved_slots=_reserved_slots(config, runner.slots),
-        cache=_prefix_cache(config, runner),
+        cache=_prefix_cache(config, runner, bits),
     )
-    checkpoint_format = _checkpoint_format(runner) if config.checkpoints else None
-    return EngineCore(scheduler, runner, runner.state_format, runner.executor.leader, checkpoint_format)
+    checkpoint_format = _checkpoint_format(runner, bits) if config.checkpoints else None
+    return EngineCore(scheduler, runner, runner.state_format, leader, checkpoint_format)
 
 
 def load_runner(source: ModelSource, config: EngineConfig, progress: Progress | None = None) -> ModelRunner:
@@ -103,13 +118,10 @@ def load_runner(source: ModelSource, config: EngineConfig, progress: Progress | 
     source = source.with_kv_dtype(config.kv_dtype)
     executor = _load_executor(source, config, progress or _no_progress)
     layout = executor.layout
-    h, conv, ring = ((x.shape, x.dtype.name) for x in snapshot_shapes(layout.model, layout.dtype))
-    window, token = ring[0][0], (ring[0][1:], ring[1])
-    model = model_identity(source, layout.dtype.name, config.quantize, config.seed)
-    snapshot = SnapshotFormat(window, h, conv, token, ((layout.model.width,), layout.dtype.name))
-    state_format = SavedStateFormat(model, layout.model.vocab_size, snapshot)
-    limits = _step_limits(executor, config)
-    return ModelRunner(executor, limits, state_format, keeps_snapshots=config.state_cache_gib != 0)
+    steps = _affordable_steps(executor) if layout.step_shapes.decode_steps > 1 else 1
+    limits = step_limits(layout, executor.programs.decode, config, steps)
+    identity = model_identity(source, layout.dtype.name, config.quantize, config.seed)
+    return ModelRunner(executor, limits, state_format(layout, identity), keeps_snapshots=config.state_cache_gib != 0)
 
 
 def follow(
@@ -250,22 +262,6 @@ def _check_slots(compiled: CompiledPrograms, limit_bytes: int) -> CompiledProgra
     )
 
 
-def _step_limits(executor: Executor, config: EngineConfig) -> StepLimits:
-    layout, programs = executor.layout, executor.programs
-    shapes, shards = layout.step_shapes, layout.shards
-    return StepLimits(
-        prefill_chunk=config.prefill_chunk,
-        prefill_rows=shapes.prefill_rows,
-        prefill_layer_slices=len(shapes.layer_slices),
-        decode_steps=_affordable_steps(executor) if shapes.decode_steps > 1 else 1,
-        decode_rows=tuple(programs.decode),
-        mask_words=words_of_mask(layout.model.vocab_size),
-        slot_order=slot_order(layout.slots, layout.rows, shards.data, shards.model),
-        shard_rows=layout.rows // shards.data,
-        itl_target_s=None if config.itl_target_ms is None else config.itl_target_ms / 1e3,
-    )
-
-
 def _affordable_steps(executor: Executor) -> int:
     """Returns the number of tokens per dispatch within `_DISPATCH_SECONDS`, measured on the largest step."""
     active, times = np.ones(executor.layout.rows, np.bool), []
@@ -276,11 +272,11 @@ def _affordable_steps(executor: Executor) -> int:
     return max(1, min(int(_DISPATCH_SECONDS / min(times)), executor.layout.step_shapes.decode_steps))
 
 
-def _checkpoint_format(runner: ModelRunner) -> CheckpointFormat:
+def _checkpoint_format(runner: ModelRunner | SimulatedRunner, bits: str) -> CheckpointFormat:
     """Returns the format of checkpoints, which only engines read whose states have the same bits."""
-    layout, formats = runner.executor.layout, runner.state_format
+    layout, formats = runner.layout, runner.state_format
     mesh = f"data={layout.shards.data},model={layout.shards.model}"
-    engine = f"{formats.model}-{numerics()}-{mesh}-{layout.platform.name}"
+    engine = f"{formats.model}-{bits}-{mesh}-{layout.platform.name}"
     return CheckpointFormat(engine, formats.snapshot)
 
 
@@ -290,14 +286,14 @@ def _reserved_slots(config: EngineConfig, slots: int) -> int:
     return 1 if config.tenants > 1 and slots > 1 else 0
 
 
-def _prefix_cache(config: EngineConfig, runner: ModelRunner) -> PrefixCache | None:
+def _prefix_cache(config: EngineConfig, runner: ModelRunner | SimulatedRunner, bits: str) -> PrefixCache | None:
     gib = config.state_cache_gib
     budget = int(_CACHE_SHARE * available_memory()) if gib is None else int(gib * 2**30)
     if not budget:
         return None
     disk = None
     if config.state_cache_dir is not None:
-        kind = f"{numerics()}-inexact" if config.state_cache_inexact else numerics()
+        kind = f"{bits}-inexact" if config.state_cache_inexact else bits
         model, limit = f"{runner.state_format.model}-{kind}", int(config.state_cache_dir_gib * 2**30)
         disk = DiskTier(config.state_cache_dir, model, runner.state_format.snapshot, limit, config.state_key)
     return PrefixCache(runner.window, budget, disk, is_inexact=config.state_cache_inexact)

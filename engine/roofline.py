@@ -140,9 +140,44 @@ class Roofline:
         Raises:
           ValueError: The device's peak rates are unknown.
         """
-        moved = self.memory_bytes(slots) + self._share(slots) * self.written_bytes
-        memory = moved / self._peak.bytes_per_second
-        return slots / max(memory, slots / self.shards.count * self._seconds_per_token(logits=True))
+        return slots / self.decode_seconds(slots)
+
+    def decode_seconds(self, slots: int, window_tokens: int | None = None) -> float:
+        """Returns the lower bound of the duration of a decode step.
+
+        Args:
+          slots: Number of slots that the step takes.
+          window_tokens: Total tokens in their attention windows, which are all that is read of them; None fills them.
+
+        Raises:
+          ValueError: The device's peak rates are unknown.
+        """
+        share, window = self._share(slots), self.config.window
+        filled = 1.0 if window_tokens is None else window_tokens / (slots * window)
+        windows = share * (self.slot_bytes - self.written_bytes) * filled
+        moved = self.weight_bytes + windows + 2 * share * self.written_bytes
+        computed = slots / self.shards.count * self._seconds_per_token(logits=True)
+        return max(moved / self._peak.bytes_per_second, computed)
+
+    def prefill_seconds(self, tokens: int) -> float:
+        """Returns the lower bound of the duration of a prefill step without logits.
+
+        Each step reads the weights, but for the embedding, and computes every product.
+
+        Raises:
+          ValueError: The device's peak rates are unknown.
+        """
+        moved = self.weight_bytes * (1 - self._embedding_share)
+        computed = tokens / self.shards.count * self._seconds_per_token(logits=False)
+        return max(moved / self._peak.bytes_per_second, computed)
+
+    def logits_seconds(self) -> float:
+        """Returns the lower bound of the duration of computing the logits of a few rows: reading the embedding.
+
+        Raises:
+          ValueError: The device's peak rates are unknown.
+        """
+        return self.weight_bytes * self._embedding_share / self._peak.bytes_per_second
 
     def prefill_tokens_per_second(self) -> float:
         """Returns the upper bound of prefill throughput by computation; only a prompt's last token has logits."""
@@ -153,6 +188,11 @@ class Roofline:
         if self.device.peak is None:
             raise ValueError("the device's peak rates are unknown")
         return self.device.peak
+
+    @property
+    def _embedding_share(self) -> float:
+        """Share of the embedding in the parameters."""
+        return self.config.vocab_size * self.config.width / self.config.num_parameters
 
     def _share(self, slots: int) -> int:
         return -(-slots // self.shards.count)

@@ -51,6 +51,7 @@ LEVELS = (
     "engine/async_engine.py",
     "engine/builder.py",
     "engine/engine_core.py",
+    "engine/simulation",
     "engine/roofline.py",
     "engine/verification.py",
     "engine/worker",

@@ -6,6 +6,7 @@ from typing import Final
 
 from .errors import ConfigError
 from .mesh import ONE_DEVICE, HostGroup, MeshShape
+from .simulation import Simulation
 
 PREFILL_BLOCK: Final = 64
 """Tokens between two block boundaries. States at block boundaries don't depend on how a prompt is split into chunks."""
@@ -45,6 +46,7 @@ class EngineConfig:
       compile_cache: Folder of compiled programs, reused by later starts; None keeps none.
       shards: Mesh over which the model and its slots are sharded; None takes all devices.
       hosts: Hosts that the devices belong to, if there is more than one.
+      simulate: Device that takes a real one's time and runs no model; None loads the model.
     """
 
     slots: int | None = None
@@ -67,6 +69,7 @@ class EngineConfig:
     compile_cache: Path | None = None
     shards: MeshShape | None = ONE_DEVICE
     hosts: HostGroup | None = None
+    simulate: Simulation | None = None
 
     def __post_init__(self) -> None:
         if self.slots is not None and self.slots < 1:
@@ -91,6 +94,8 @@ class EngineConfig:
             raise ConfigError(f"quantize must be int8 or None, got {self.quantize!r}")
         if self.kv_dtype not in (None, "int8"):
             raise ConfigError(f"kv_dtype must be int8 or None, got {self.kv_dtype!r}")
+        if self.simulate is not None and self.hosts is not None:
+            raise ConfigError("simulate takes one host; leave coordinator out")
 
 
 @dataclass(frozen=True, slots=True)

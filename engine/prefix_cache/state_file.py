@@ -55,7 +55,8 @@ def pack(
         "format": name or _format_of(arrays),
         "signed": "no" if key is None else "hmac-sha256",
     }
-    data: bytes = safetensors.numpy.save(dict(arrays), metadata={**facts, "digest": _digest(arrays, facts, key)})
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors ignores strides
+    data: bytes = safetensors.numpy.save(whole, metadata={**facts, "digest": _digest(whole, facts, key)})
     return data
 
 

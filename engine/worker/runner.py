@@ -164,6 +164,7 @@ class ModelRunner:
       keeps_snapshots: Whether prefill steps return block states for the prefix cache.
 
     Attributes:
+      layout: The model's place on its devices.
       restore_seconds: Seconds spent on restoring snapshots into slots.
     """
 
@@ -180,14 +181,14 @@ class ModelRunner:
         self.state_format = state_format
         self.keeps_snapshots = keeps_snapshots
         self.restore_seconds = 0.0
-        self._layout = executor.layout
+        self.layout = executor.layout
         self._first_token_rows = first_token_rows(executor.layout.shards)
         self._block_states: tuple[BlockStates, ...] = ()
 
     @property
     def slots(self) -> int:
         """Number of requests that run at a time."""
-        return self._layout.slots
+        return self.layout.slots
 
     @property
     def window(self) -> int:
@@ -211,7 +212,7 @@ class ModelRunner:
             if chunk.snapshot is not None and not batch.layer_slice:
                 self._restore(chunk.slot, chunk.snapshot)
         if isinstance(batch, RestoreBatch):
-            last = self.executor.set_last(cached_hidden(batch.chunks, MAX_PREFILL_ROWS * self._layout.shards.data))
+            last = self.executor.set_last(cached_hidden(batch.chunks, MAX_PREFILL_ROWS * self.layout.shards.data))
             return PendingPrefill(batch, (), (), last, self._sample_first(batch, range(len(batch.chunks))))
         return self._run_prefill(batch)
 
@@ -223,9 +224,9 @@ class ModelRunner:
         for source, target in batch.moves:
             self.executor.copy_slot(source, target)
         self._replay(batch.replays)
-        for slots, masks in mask_columns(batch.masks, MAX_PREFILL_ROWS, self._layout.rows, self.limits.mask_words):
+        for slots, masks in mask_columns(batch.masks, MAX_PREFILL_ROWS, self.layout.rows, self.limits.mask_words):
             self.executor.set_masks(slots, masks)
-        layout, sizes = self._layout, self.limits.decode_rows
+        layout, sizes = self.layout, self.limits.decode_rows
         rows, places = decode_places(batch.slots, sizes, layout.rows, layout.shards.count)
         active = np.zeros(rows, np.bool)
         active[list(places)] = True
@@ -237,17 +238,17 @@ class ModelRunner:
             if row.snapshot is not None:
                 self._restore(row.slot, row.snapshot)
         for some in batched(rows, MAX_PREFILL_ROWS):
-            inputs = replay_input(some, MAX_PREFILL_ROWS, self._layout.rows, self.limits.mask_words)
+            inputs = replay_input(some, MAX_PREFILL_ROWS, self.layout.rows, self.limits.mask_words)
             self.executor.replay(inputs)
 
     def _run_prefill(self, batch: PrefillBatch) -> PendingPrefill | PendingSlice:
-        chunks, shards = batch.chunks, self._layout.shards.data
+        chunks, shards = batch.chunks, self.layout.shards.data
         homes = [chunk.slot // self.limits.shard_rows for chunk in chunks]
         ranks = [homes[:place].count(home) for place, home in enumerate(homes)]
-        shape = self._layout.step_shapes.fit(max(ranks) + 1, max(chunk.length for chunk in chunks))
+        shape = self.layout.step_shapes.fit(max(ranks) + 1, max(chunk.length for chunk in chunks))
         places = [home * shape.rows + rank for home, rank in zip(homes, ranks, strict=True)]
         ends = [home * MAX_PREFILL_ROWS + rank for home, rank in zip(homes, ranks, strict=True)]
-        inputs = prefill_input(chunks, places, shape.rows * shards, shape.length, self._layout.rows)
+        inputs = prefill_input(chunks, places, shape.rows * shards, shape.length, self.layout.rows)
         result = self.executor.prefill(shape, inputs, batch.layer_slice)
         block_states = self._block_states = (*(self._block_states if batch.layer_slice else ()), result.block_states)
         if not batch.is_last_slice:
@@ -278,7 +279,7 @@ class ModelRunner:
         sampled = []
         for start in range(0, len(firsts), MAX_PREFILL_ROWS):
             some = firsts[start : start + MAX_PREFILL_ROWS]
-            inputs = first_token_input(some, rows, self._layout.rows, mask_words)
+            inputs = first_token_input(some, rows, self.layout.rows, mask_words)
             sampled.append(self.executor.first_token(inputs))
         return tuple(sampled)
 

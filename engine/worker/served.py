@@ -4,6 +4,7 @@ A start and a compilation ahead of time both begin here, so that the programs th
 served.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,12 +13,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ..core.config import EngineConfig
+from ..core.config import EngineConfig, StepLimits
+from ..core.mesh import slot_order
+from ..core.output_constraint import words_of_mask
+from ..core.snapshot import SnapshotFormat
 from ..model.collectives import Collectives
 from ..model.config import ModelConfig
 from ..platform import Platform
+from ..prefix_cache.saved_state import SavedStateFormat
 from .loading import OpenWeights
-from .programs import DevicePrograms, ModelShapes, StepShapes, device_programs, new_pool, step_shapes
+from .programs import DevicePrograms, ModelShapes, StepShapes, device_programs, new_pool, snapshot_shapes, step_shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +118,41 @@ def device_layout(
     rows = -(-max(slots, 2) // count) * count  # a step of one row takes another path, slow and with other bits
     steps = step_shapes(config, settings.prefill_chunk, devices.platform)
     return DeviceLayout(config, dtype, devices.platform, devices.shards, devices.mesh, slots, rows, steps)
+
+
+def state_format(layout: DeviceLayout, identity: str) -> SavedStateFormat:
+    """Returns the format of a model's saved states.
+
+    Args:
+      layout: The model's place on its devices.
+      identity: Identity of the model; see `model_identity`.
+    """
+    h, conv, ring = ((x.shape, x.dtype.name) for x in snapshot_shapes(layout.model, layout.dtype))
+    window, token = ring[0][0], (ring[0][1:], ring[1])
+    snapshot = SnapshotFormat(window, h, conv, token, ((layout.model.width,), layout.dtype.name))
+    return SavedStateFormat(identity, layout.model.vocab_size, snapshot)
+
+
+def step_limits(
+    layout: DeviceLayout, decode_rows: Iterable[int], config: EngineConfig, decode_steps: int = 1
+) -> StepLimits:
+    """Returns the limits of a step.
+
+    Args:
+      layout: The model's place on its devices.
+      decode_rows: Numbers of rows of the decode programs, in rising order.
+      config: Settings of the engine.
+      decode_steps: Maximum number of tokens per request and dispatch.
+    """
+    shapes, shards = layout.step_shapes, layout.shards
+    return StepLimits(
+        prefill_chunk=config.prefill_chunk,
+        prefill_rows=shapes.prefill_rows,
+        prefill_layer_slices=len(shapes.layer_slices),
+        decode_steps=decode_steps,
+        decode_rows=tuple(decode_rows),
+        mask_words=words_of_mask(layout.model.vocab_size),
+        slot_order=slot_order(layout.slots, layout.rows, shards.data, shards.model),
+        shard_rows=layout.rows // shards.data,
+        itl_target_s=None if config.itl_target_ms is None else config.itl_target_ms / 1e3,
+    )

@@ -11,7 +11,9 @@ from functools import partial
 from typing import Final
 
 from ...engine import (
+    SIMULATED,
     AsyncEngine,
+    DeviceFacts,
     EngineConfig,
     EngineDeadError,
     ModelSource,
@@ -123,6 +125,7 @@ def _metrics(
         vllm_model=model.id if settings.metrics_compat == "vllm" else None,
         observers=telemetry.observers,
         store=responses.stats if isinstance(responses, DurableResponses) else None,
+        simulated=model.simulated,
     )
 
 
@@ -164,7 +167,7 @@ def _start(service: Service, announce: Callable[[], None]) -> None:
 def _announce(source: ModelSource, config: EngineConfig, service: Service, url: str) -> None:
     """Prints the address and what is served, and warns if an accelerator is not used."""
     gc.freeze()  # a full collection would visit all objects of the libraries and the model, which takes 100 ms and more
-    device = device_facts()
+    device = _device_facts(config)
     lines = summary(source, config, service.engine.stats.slots, service.model.id, url, device, service.store_address)
     if is_json():
         say(greeting(url), fields=dict(line.split(maxsplit=1) for line in lines))
@@ -172,6 +175,14 @@ def _announce(source: ModelSource, config: EngineConfig, service: Service, url: 
         say("\n".join(["", greeting(url), "", *lines, ""]))
     if warning := unused_accelerator(device.platform, chosen_platforms()):
         _logger.warning("%s", warning)
+
+
+def _device_facts(config: EngineConfig) -> DeviceFacts:
+    """Returns facts about the devices; a simulation does not ask JAX, which would take an accelerator for itself."""
+    if config.simulate is None:
+        return device_facts()
+    _logger.warning("simulating %s: no model runs; times are made up, and so are texts", config.simulate.text)
+    return DeviceFacts(config.simulate.text, 1 if config.shards is None else config.shards.count, None, SIMULATED)
 
 
 def _follow(source: ModelSource, config: EngineConfig) -> int:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import platformdirs
 
-from ...engine import ConfigError, EngineConfig, HostGroup, MeshShape
+from ...engine import DEVICES, ConfigError, EngineConfig, HostGroup, MeshShape, Simulation
 from ..settings import Settings, mesh_sizes
 
 
@@ -25,7 +25,7 @@ def engine_config(settings: Settings) -> EngineConfig:
 
 def _shared_settings(settings: Settings) -> dict[str, Any]:
     """Returns the settings that `EngineConfig` has under the same name, unless they need conversion."""
-    names = {field.name for field in fields(EngineConfig)} - {"state_key", "compile_cache"}
+    names = {field.name for field in fields(EngineConfig)} - {"state_key", "compile_cache", "simulate"}
     return settings.model_dump(include=names)
 
 
@@ -37,7 +37,15 @@ def _converted_settings(settings: Settings) -> dict[str, Any]:
         "compile_cache": _compile_cache(settings.compile_cache),
         "shards": None if sizes is None else MeshShape(*sizes),
         "hosts": _hosts(settings),
+        "simulate": None if settings.simulate is None else _simulation(settings.simulate),
     }
+
+
+def _simulation(text: str) -> Simulation:
+    simulation = Simulation.parse(text)
+    if simulation.device not in DEVICES:
+        raise ConfigError(f"simulate takes one of {', '.join(DEVICES)}, not {simulation.device!r}")
+    return simulation
 
 
 def _hosts(settings: Settings) -> HostGroup | None:

@@ -30,7 +30,10 @@ def summary(
     quantize = config.quantize or source.config.quantize
     quantized = f", quantised to {quantize}" if quantize else ""
     window = f", window in {config.kv_dtype}" if config.kv_dtype else ""
+    is_simulated = config.simulate is not None
     noise = "  (random weights: its answers are noise)" if source.is_random else f", {_folder(source)}"
+    noise = "  (simulated: no model runs, and its answers are noise)" if is_simulated else noise
+    programs = config.compile_cache or "not kept: every start compiles anew (--compile-cache)"
     return (
         f"address     {address}/v1",
         f"model       {model_id}{noise}",
@@ -38,7 +41,7 @@ def summary(
         f"slots       {slots}, {shown_bytes(state_bytes)} of state each, {shown_bytes(slots * state_bytes)} together",
         f"capacity    {slots} requests at a time, {config.max_queue} more may wait",
         f"device      {_device(device, config.shards)}",
-        f"programs    {config.compile_cache or 'not kept: every start compiles anew (--compile-cache)'}",
+        f"programs    {'none are compiled' if is_simulated else programs}",
         f"prefixes    {_prefix_cache(config)}",
         f"responses   kept in {'memory, until the server stops' if store == 'memory:' else store}",
         "stop        Ctrl-C finishes open requests first; a second one stops at once",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -36,6 +36,7 @@ class Metrics:
       vllm_model: Name of the model for vLLM's metrics; None leaves these out.
       observers: Further observers of requests.
       store: Counts of the store of responses; None if it is in memory.
+      simulated: Device that is simulated; None if the model runs.
 
     Attributes:
       requests: Makes the records of requests.
@@ -50,12 +51,18 @@ class Metrics:
         vllm_model: str | None = None,
         observers: Sequence[Observer] = (),
         store: StoreStats | None = None,
+        simulated: str | None = None,
     ) -> None:
         self._clock = clock
         self.registry = CollectorRegistry()
         self.registry.register(_EngineCollector(stats))
         if store is not None:
             self.registry.register(_StoreCollector(store))
+        if simulated is not None:
+            gauge = Gauge(
+                "roost_simulated", "1 on a server that simulates its device.", ["device"], registry=self.registry
+            )
+            gauge.labels(simulated).set(1)
         all_observers: list[Observer] = [LatencyMetrics(self.registry), *observers]
         if tenants:
             all_observers.append(_TenantMetrics(self.registry, tenants))

@@ -184,6 +184,15 @@ class Settings(BaseSettings):
             "auto|data=N,model=M",
         ),
     ] = "data=1,model=1"
+    simulate: Annotated[
+        str | None,
+        Option(
+            Group.DEVICES,
+            "Run no model, but take the time that it takes on this device, with options such as step_ms, "
+            "prefill_tokens_per_s, efficiency, jitter, output_tokens or fault; for load tests.",
+            "DEVICE[,OPTION=VALUE…]",
+        ),
+    ] = None
     coordinator: Annotated[
         Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$")] | None,
         Option(Group.DEVICES, "Address of the first of several hosts.", "HOST:PORT"),

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...engine import EngineConfig, ModelSource
+from ...engine import SIMULATED, EngineConfig, ModelSource
 from .chat_template import ChatFormat, load_chat_format
 from .generation_defaults import GenerationDefaults, read_defaults
 from .special_tokens import check_special_tokens
@@ -29,6 +29,7 @@ class ServedModel:
       defaults: Sampling defaults of the checkpoint.
       max_tokens_limit: Maximum tokens that any request may generate; None sets no limit.
       tokenizer_class: Hugging Face's name of the tokenizer; None if there is none.
+      simulated: Device that is simulated, as `--simulate` says; None if the model runs.
       end_token_ids: Tokens that end a generation by default.
     """
 
@@ -41,6 +42,7 @@ class ServedModel:
     max_tokens_limit: int | None = None
     tokenizer_class: str | None = None
     identity: str = ""
+    simulated: str | None = None
     end_token_ids: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +66,7 @@ def open_served_model(
     """
     tokenizer = open_tokenizer(source)
     return ServedModel(
-        id=name or source.name,
+        id=name or _default_name(source, config),
         created=int(time.time()),
         fingerprint=_fingerprint(source, config),
         identity=_identity(source, config),
@@ -73,7 +75,12 @@ def open_served_model(
         defaults=read_defaults(source.directory, source.config.vocab_size),
         max_tokens_limit=max_tokens_limit,
         tokenizer_class=_tokenizer_class(source.directory, tokenizer),
+        simulated=None if config.simulate is None else config.simulate.text,
     )
+
+
+def _default_name(source: ModelSource, config: EngineConfig) -> str:
+    return source.name if config.simulate is None else f"{source.name}-{SIMULATED}"
 
 
 def _tokenizer_class(directory: Path | None, tokenizer: Tokenizer) -> str | None:
@@ -103,10 +110,10 @@ def _fingerprint(source: ModelSource, config: EngineConfig) -> str:
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
     numbers = (config.dtype, config.seed, config.quantize, *([] if config.kv_dtype is None else [config.kv_dtype]))
     facts = repr((versions, source.config, files, *numbers))
-    return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:12]
+    return ("fp_" if config.simulate is None else f"fp_{SIMULATED}_") + hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
 def _identity(source: ModelSource, config: EngineConfig) -> str:
     files = [(path.name, path.stat().st_size) for path in source.files]
     facts = repr((source.config, sorted(files), config.dtype, config.seed, config.quantize))
-    return "model_" + hashlib.sha256(facts.encode()).hexdigest()[:24]
+    return ("model_" if config.simulate is None else f"{SIMULATED}_") + hashlib.sha256(facts.encode()).hexdigest()[:24]

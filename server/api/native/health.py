@@ -79,6 +79,7 @@ async def server_info(service: AnyService) -> ServerInfo:
         "max_model_len": None,
         "state_cache_bytes": service.engine.stats.cache.budget,
         "store": service.store_address,
+        "simulated": model.simulated,
     }
 
 

@@ -220,3 +220,6 @@ class ServerInfo(TypedDict):
 
     store: str
     """Address of the store of responses, without a password."""
+
+    simulated: str | None
+    """Device that is simulated instead of running the model, as `--simulate` says; null if the model runs."""

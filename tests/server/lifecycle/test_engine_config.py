@@ -5,6 +5,7 @@ from typing import Any
 
 import platformdirs
 import pytest
+from roost.engine import ConfigError
 from roost.server.lifecycle.engine_config import engine_config
 from roost.server.settings import load_settings
 
@@ -44,3 +45,13 @@ def test_the_engine_gets_the_settings_that_it_shares_a_name_with() -> None:
     config = engine_config(load_settings({**ENGINE_SETTINGS, "state_key": "sixteen characters and more"}))
     assert {name: getattr(config, name) for name in ENGINE_SETTINGS} == ENGINE_SETTINGS
     assert config.state_key == b"sixteen characters and more"
+
+
+def test_a_simulated_device_is_one_that_is_known() -> None:
+    simulation = engine_config(load_settings({"simulate": "v6e,jitter=0.1"})).simulate
+    assert simulation is not None
+    assert (simulation.device, simulation.jitter) == ("v6e", 0.1)
+    with pytest.raises(ConfigError, match=r"^--simulate takes one of v4, v5e"):
+        engine_config(load_settings({"simulate": "v7x"}))
+    with pytest.raises(ConfigError, match=r"^--simulate takes step_ms=a positive number"):
+        engine_config(load_settings({"simulate": "step_ms=0"}))

@@ -1,0 +1,72 @@
+"""Builds the runner of a simulated device, from shapes alone."""
+
+import numpy as np
+
+from ..checkpoint.identity import model_identity
+from ..checkpoint.source import ModelSource
+from ..core.config import EngineConfig
+from ..core.errors import ConfigError
+from ..core.mesh import ONE_DEVICE
+from ..core.simulation import SIMULATED, Simulation
+from ..core.units import shown_bytes
+from ..model.collectives import Collectives
+from ..platform import TPU
+from ..roofline import Roofline, compute_roofline, find_device
+from ..worker.programs import part_rows
+from ..worker.served import Devices, device_layout, state_format, step_limits
+from .device import SimulatedDevice
+from .runner import SimulatedRunner
+from .step_times import StepTimes
+
+
+def simulated_runner(source: ModelSource, config: EngineConfig, simulation: Simulation) -> SimulatedRunner:
+    """Returns a runner with the shapes of a TPU's programs, whatever the device.
+
+    Args:
+      source: The model, whose weights are not read.
+      config: Settings of the engine.
+      simulation: The device.
+
+    Raises:
+      ConfigError: The device is unknown, or the model does not fit it.
+    """
+    source = source.with_kv_dtype(config.kv_dtype)
+    dtype = source.config.dtype if config.dtype == "auto" else config.dtype
+    quantize = config.quantize or source.config.quantize
+    shards = config.shards or ONE_DEVICE
+    roofline = compute_roofline(
+        source.config,
+        find_device(simulation.device),
+        np.dtype(dtype).itemsize,
+        is_quantized=quantize is not None,
+        shards=shards,
+        chunk=config.prefill_chunk,
+    )
+    devices = Devices(TPU, Collectives(shards.data, shards.model))
+    slots = config.slots or _slots(roofline, simulation)
+    layout = device_layout(source.config, config, np.dtype(dtype), devices, slots)
+    rows = (*part_rows(layout.platform, layout.rows, layout.shards), layout.rows)
+    identity = f"{SIMULATED}-{model_identity(source, dtype, quantize, config.seed)}"
+    return SimulatedRunner(
+        layout,
+        step_limits(layout, rows, config),
+        state_format(layout, identity),
+        StepTimes(roofline, simulation),
+        SimulatedDevice(simulation, config.seed),
+        output_tokens=simulation.output_tokens,
+        keeps_snapshots=config.state_cache_gib != 0,
+    )
+
+
+def _slots(roofline: Roofline, simulation: Simulation) -> int:
+    """
+    Raises:
+      ConfigError: The model does not fit the device.
+    """
+    if not roofline.slots:
+        device, needed = shown_bytes(roofline.device.memory_bytes), shown_bytes(roofline.memory_bytes(1))
+        raise ConfigError(
+            f"simulate: {simulation.device} has {device}, and the model with one slot needs {needed}; "
+            "set slots, or simulate another device"
+        )
+    return roofline.slots

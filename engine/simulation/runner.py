@@ -1,0 +1,180 @@
+"""Runs batches on a simulated device: the real scheduler's, with states of the true size that hold nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ..core.arrays import ArrayFormat, HostArray
+from ..core.config import PREFILL_BLOCK, StepLimits
+from ..core.mesh import decode_places
+from ..core.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, Request, RowResult, TokenLogprobs
+from ..core.snapshot import BlockState, Snapshot
+from ..prefix_cache.saved_state import SavedStateFormat
+from ..worker.served import DeviceLayout
+from .device import SimulatedDevice, wait_until
+from .step_times import StepTimes
+from .tokens import SlotTokens
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedBatch:
+    """A batch on a simulated device.
+
+    Attributes:
+      results: One result per row.
+      end: Time at which the device is done, in seconds of `time.monotonic`.
+    """
+
+    results: tuple[RowResult, ...]
+    end: float
+
+    def wait(self) -> tuple[RowResult, ...]:
+        """Waits for the device and returns one result per row."""
+        wait_until(self.end)
+        return self.results
+
+
+class SimulatedRunner:
+    """Stands in for `ModelRunner`; `simulated_runner` builds one.
+
+    Args:
+      layout: The model's place on its devices.
+      limits: Limits of a step.
+      state_format: Format of saved states.
+      times: Durations of steps.
+      device: Clock of the device.
+      output_tokens: Mean length of texts.
+      keeps_snapshots: Whether prefill steps return block states for the prefix cache.
+    """
+
+    compiles_since_ready = 0
+    restore_seconds = 0.0
+
+    def __init__(
+        self,
+        layout: DeviceLayout,
+        limits: StepLimits,
+        state_format: SavedStateFormat,
+        times: StepTimes,
+        device: SimulatedDevice,
+        *,
+        output_tokens: int,
+        keeps_snapshots: bool = True,
+    ) -> None:
+        self.layout = layout
+        self.limits = limits
+        self.state_format = state_format
+        self._times = times
+        self._device = device
+        self._keeps_snapshots = keeps_snapshots
+        self._tokens = SlotTokens(layout.rows, layout.model.vocab_size, output_tokens)
+
+    @property
+    def slots(self) -> int:
+        """Number of requests that run at a time."""
+        return self.layout.slots
+
+    @property
+    def window(self) -> int:
+        """Number of tokens that attention looks back on."""
+        return self.state_format.snapshot.window
+
+    def close(self) -> None:
+        """Does nothing: there is nothing to release."""
+
+    def run(self, batch: Batch) -> SimulatedBatch:
+        """Dispatches a batch to the device and returns at once.
+
+        Raises:
+          EngineDeadError: The device is lost, by a fault of the simulation.
+        """
+        return self._run_decode(batch) if isinstance(batch, DecodeBatch) else self._run_prefill(batch)
+
+    def snapshot(self, slot: int, length: int) -> Snapshot:
+        """Returns a state of the size of the slot's after `length` tokens."""
+        formats, oldest = self.state_format.snapshot, max(0, length - self.window)
+        starts = range(oldest // PREFILL_BLOCK * PREFILL_BLOCK + PREFILL_BLOCK, length, PREFILL_BLOCK)
+        blocks = (self._window(end - start) for start, end in pairwise((oldest, *starts, length)))
+        return Snapshot(length, (_unfilled(formats.h), _unfilled(formats.conv)), tuple(blocks))
+
+    def _run_decode(self, batch: DecodeBatch) -> SimulatedBatch:
+        for source, target in batch.moves:
+            self._tokens.move(source, target)
+        for row in batch.replays:
+            position = len(row.request.prompt_token_ids) + row.num_tokens - 1
+            self._tokens.start(row.slot, row.request, position, row.mask)
+        for slot, mask in batch.masks:
+            self._tokens.set_mask(slot, mask)
+        layout, slots = self.layout, np.array(batch.slots)
+        rows, _ = decode_places(batch.slots, self.limits.decode_rows, layout.rows, layout.shards.count)
+        seconds = self._times.decode_seconds(rows, self._tokens.window_tokens(slots, self.window))
+        drawn = zip(batch.requests, self._tokens.draw(slots), strict=True)
+        results = tuple(self._result(request, token) for request, token in drawn)
+        return SimulatedBatch(results, self._device.dispatch(seconds))
+
+    def _run_prefill(self, batch: PrefillBatch) -> SimulatedBatch:
+        lasts = [chunk for chunk in batch.rows if chunk.is_last]
+        for chunk in lasts:
+            self._tokens.start(chunk.slot, chunk.request, len(chunk.request.prompt_token_ids) - 1, chunk.mask)
+        firsts = iter(self._tokens.draw(np.array([chunk.slot for chunk in lasts], np.int64)))
+        results = [self._result(row.request, next(firsts)) if row.is_last else RowResult() for row in batch.rows]
+        for row, chunk in enumerate(batch.chunks):
+            results[row] = replace(
+                results[row], prompt_logprobs=self._scores(chunk), block_states=self._block_states(chunk)
+            )
+        seconds = self._times.prefill_seconds(self._padded_tokens(batch.chunks), samples=bool(lasts))
+        return SimulatedBatch(tuple(results), self._device.dispatch(seconds))
+
+    def _padded_tokens(self, chunks: Sequence[PrefillChunk]) -> int:
+        """Returns the number of tokens of the compiled shape that takes the chunks; 0 if all are restored."""
+        length = max(chunk.length for chunk in chunks)
+        if not length:
+            return 0
+        homes = [chunk.slot // self.limits.shard_rows for chunk in chunks]
+        shape = self.layout.step_shapes.fit(max(map(homes.count, homes)), length)
+        return shape.rows * shape.length * self.layout.shards.data
+
+    def _result(self, request: Request, token: int) -> RowResult:
+        num_top, named = request.params.logprobs, request.params.logprob_token_ids
+        if num_top is None:
+            return RowResult((token,))
+        return RowResult((token,), (_logprobs(token, num_top, self.layout.model.vocab_size, named),))
+
+    def _scores(self, chunk: PrefillChunk) -> tuple[TokenLogprobs, ...]:
+        request, num_top = chunk.request, chunk.request.params.prompt_logprobs
+        if num_top is None:
+            return ()
+        following = request.prompt_token_ids[chunk.start + 1 : chunk.start + chunk.length + 1]
+        return tuple(_logprobs(token, num_top, self.layout.model.vocab_size) for token in following)
+
+    def _block_states(self, chunk: PrefillChunk) -> tuple[BlockState, ...]:
+        if not self._keeps_snapshots:
+            return ()
+        formats = self.state_format.snapshot
+        recurrent = _unfilled(formats.h), _unfilled(formats.conv)
+        ends = [min(start + PREFILL_BLOCK, chunk.length) for start in range(0, chunk.length, PREFILL_BLOCK)]
+        hidden = _unfilled(formats.hidden) if chunk.is_last else None
+        return tuple(
+            BlockState(recurrent, self._window(end - start), hidden if end == chunk.length else None)
+            for start, end in pairwise((0, *ends))
+        )
+
+    def _window(self, tokens: int) -> HostArray:
+        shape, dtype = self.state_format.snapshot.token
+        return _unfilled(((tokens, *shape), dtype))
+
+
+def _unfilled(of: ArrayFormat) -> HostArray:
+    """Returns zeros that count as many bytes as an array of this format, and take a few."""
+    shape, dtype = of
+    zero: Any = np.zeros((), dtype)
+    return np.broadcast_to(zero, shape)
+
+
+def _logprobs(token: int, num_top: int, vocab_size: int, named: Sequence[int] = ()) -> TokenLogprobs:
+    """Returns log-probabilities -1 of the token itself, and -1, -2, … of it and the ids after it."""
+    top = tuple(((token + rank) % vocab_size, -1.0 - rank) for rank in range(num_top))
+    return TokenLogprobs(-1.0, top, tuple((each, -1.0) for each in named))

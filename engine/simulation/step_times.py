@@ -1,0 +1,71 @@
+"""Durations of the steps of a simulated device."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from ..core.simulation import Simulation
+from ..roofline import Roofline
+
+
+class Efficiency(NamedTuple):
+    """Share of the roofline's speed that steps reach.
+
+    Attributes:
+      decode: Share in decode steps.
+      prefill: Share in prefill steps.
+    """
+
+    decode: float
+    prefill: float
+
+
+EFFICIENCIES: Final[Mapping[str, Efficiency]] = {"v5e": Efficiency(0.62, 0.92), "v6e": Efficiency(0.66, 0.71)}
+"""Efficiencies of 2B by device, for decode steps of all slots and prefill steps of 512 tokens, from the schedules of
+the TPU's compiler (benchmarks/tpu-programs.md). Decode steps of few slots are quicker: 0.88 for 8 slots of a v5e."""
+
+_OTHERS: Final = Efficiency(0.62, 0.71)
+"""Efficiency of devices for which nobody has compiled programs and read their schedules."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Durations of steps in seconds.
+
+    Attributes:
+      roofline: Roofline of the model on its devices.
+      simulation: Settings, which may replace the roofline's durations.
+    """
+
+    roofline: Roofline
+    simulation: Simulation
+
+    def decode_seconds(self, rows: int, window_tokens: int) -> float:
+        """Returns the duration of a decode step.
+
+        Args:
+          rows: Number of slots that the step takes, also those without a request.
+          window_tokens: Total tokens in the attention windows of its requests.
+        """
+        if self.simulation.step_ms is not None:
+            return self.simulation.step_ms / 1e3
+        return self.roofline.decode_seconds(rows, window_tokens) / self._efficiency.decode
+
+    def prefill_seconds(self, tokens: int, *, samples: bool) -> float:
+        """Returns the duration of a prefill step.
+
+        Args:
+          tokens: Number of tokens with padding; 0 if whole prompts are restored.
+          samples: Whether a prompt ends, so that its first token is sampled.
+        """
+        if self.simulation.prefill_tokens_per_s is not None:
+            return tokens / self.simulation.prefill_tokens_per_s
+        roofline = self.roofline
+        prefill = roofline.prefill_seconds(tokens) if tokens else 0.0
+        return (prefill + samples * roofline.logits_seconds()) / self._efficiency.prefill
+
+    @property
+    def _efficiency(self) -> Efficiency:
+        if self.simulation.efficiency is not None:
+            return Efficiency(self.simulation.efficiency, self.simulation.efficiency)
+        return EFFICIENCIES.get(self.simulation.device, _OTHERS)
