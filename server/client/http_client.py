@@ -7,7 +7,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 from urllib.parse import SplitResult, urlsplit
 
@@ -31,10 +31,11 @@ class UrlError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """Status and body of a response; the body is empty if a sink received it."""
+    """Status, body and headers of a response; the body is empty if a sink received it, names are in lower case."""
 
     status: int
     body: bytes
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +109,9 @@ class HttpClient:
         """
         pieces: list[bytes] = []
         response = await self._exchange(self._head("GET", path), lambda piece, now: pieces.append(piece))
-        return Response(response.status, response.body or b"".join(pieces))
+        return Response(response.status, response.body or b"".join(pieces), response.headers)
 
-    async def post(self, path: str, body: Mapping[str, Any], sink: Sink) -> Response:
+    async def post(self, path: str, body: Mapping[str, Any] | orjson.Fragment, sink: Sink) -> Response:
         """Sends JSON, and passes the body of a successful response to the sink, piece by piece as it arrives.
 
         Raises:
@@ -207,7 +208,8 @@ class _Connection(asyncio.Protocol):
         """Sends a whole request and waits for the whole response."""
         assert self._transport is not None
         self._sink, self._has_started = sink, False
-        self._status, self._has_length, self._error_body = 0, False, bytearray()
+        self._status, self._error_body = 0, bytearray()
+        self._headers: dict[bytes, bytes] = {}
         self._parser = httptools.HttpResponseParser(self)
         self._response = asyncio.get_running_loop().create_future()
         self._transport.write(request)
@@ -241,13 +243,16 @@ class _Connection(asyncio.Protocol):
             return
         if not self._has_started:
             self._fail(_StaleConnection())
-        elif self._status and not self._has_length:
+        elif self._status and not self._has_length():
             self.on_message_complete()  # a response without a length ends with its connection
         else:
             self._fail(ClientError("the server closed the connection in the middle of the answer"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._has_length |= name.lower() in (b"content-length", b"transfer-encoding")
+        self._headers[name.lower()] = value
+
+    def _has_length(self) -> bool:
+        return b"content-length" in self._headers or b"transfer-encoding" in self._headers
 
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()
@@ -261,9 +266,9 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._status < 200:
             return  # an interim response, such as 100 Continue
-        self._keeps_alive &= self._has_length and self._parser.should_keep_alive()
+        self._keeps_alive &= self._has_length() and self._parser.should_keep_alive()
         if self._response is not None and not self._response.done():
-            self._response.set_result(Response(self._status, bytes(self._error_body)))
+            self._response.set_result(Response(self._status, bytes(self._error_body), self._headers))
 
     def _fail(self, error: Exception) -> None:
         self._keeps_alive = False
