@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Float32, Int32
 from ..precision import product_precision
 
 _ROWS: Final = 128
-"""Rows per block, if the batch has a multiple of them."""
+"""Maximum rows per block: with blocks of these, on-chip memory does not depend on the size of the batch."""
 
 _TILE: Final = 8
 """Time steps in a vector register."""
@@ -77,7 +77,7 @@ def recurrent_step_tpu(
             jax.ShapeDtypeStruct(conv.shape, conv.dtype),
             jax.ShapeDtypeStruct(h.shape, h.dtype),
         ),
-        grid=(blocks, rows // block),
+        grid=(blocks, pl.cdiv(rows, block)),
         in_specs=[
             channels,
             gate,
@@ -110,9 +110,12 @@ def recurrent_step_tpu(
 
 
 def _row_blocks(rows: int, pool: int, groups: int) -> tuple[int, Callable[[Any], Any]]:
-    """Returns the rows per grid step of `recurrent_step_tpu`, and a function from a step to its block of the state."""
+    """Returns the rows per grid step of `recurrent_step_tpu`, and a function from a step to its block of the state.
+
+    The last block of a whole state may reach past its end. That of some rows may not: it would write rows behind them.
+    """
     if rows == pool:
-        return _ROWS if rows % _ROWS == 0 else rows, lambda b: b
+        return min(rows, _ROWS), lambda b: b
     own, group = rows // groups, pool // groups
     block = math.gcd(own, _ROWS) if groups == 1 else math.gcd(own, group, _ROWS)
 

@@ -67,11 +67,11 @@ def test_recurrent_step_of_some_rows_of_a_state(rows: int, pool: int, groups: in
         np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize(("rows", "blocks", "size", "taps"), [(ROWS, 2, 12, 4), (256, 1, 128, 2)])
+@pytest.mark.parametrize(("rows", "blocks", "size", "taps"), [(ROWS, 2, 12, 4), (256, 1, 128, 2), (200, 1, 128, 2)])
 @given(seed=SEEDS)
 @settings(max_examples=10)
 def test_recurrent_step(rows: int, blocks: int, size: int, taps: int, seed: int) -> None:
-    """Rows at, near and far from a document start, and idle rows; one or several blocks of rows."""
+    """Rows at, near and far from a document start, and idle rows; one or several blocks, the last one not whole."""
     rng, width = np.random.default_rng(seed), blocks * size
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     where = rng.choice([-1, 0, 1, 2, 3, 50], rows).astype(np.int32)

@@ -117,9 +117,10 @@ def test_prefill_attention(
 
 @pytest.mark.parametrize(
     ("dtype", "rows", "blocks", "size"),
-    [(BF16, 512, 10, 256), (BF16, 8, 16, 256), (F32, 32, 2, 128), (BF16, 6, 1, 128)],
+    [(BF16, 512, 10, 256), (BF16, 3000, 10, 256), (BF16, 8, 16, 256), (F32, 1112, 2, 128), (BF16, 6, 1, 128)],
 )
 def test_recurrent_step(chip: SingleDeviceSharding, dtype: Any, rows: int, blocks: int, size: int) -> None:
+    """Rows of 2B up to a v6e's slots with windows in int8, which fill no whole number of blocks, and others."""
     width = blocks * size
     counted = compile_kernel(
         chip,
