@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int32
 
 from ..precision import product_precision
 from .int8 import Int8Vectors
-from .pallas_tpu import block_of, iota
+from .pallas_tpu import iota
 from .softmax import MASKED, scores_of
+from .tpu_grid import RingWalk, block_of, busy_rows_first, row_index
 
 INT8_RING_MULTIPLE: Final = 128
 """Number of which windows are multiples: a copied tile of scales has that many."""
@@ -54,26 +55,11 @@ def decode_attention_int8_tpu(
     """
     rows, heads, size = q.shape
     window = ring_k.shape[1]
-    block = _ring_block(window)
+    walk, scalars = RingWalk.over(window, 1024), busy_rows_first(positions)
     tile, lanes = (n if window % n == 0 else window for n in (_TILE, INT8_RING_MULTIPLE))
-    busy = positions >= 0
-    order = jnp.argsort(~busy, stable=True).astype(jnp.int32)  # busy rows first
-    count = jnp.sum(busy, dtype=jnp.int32)
-
-    def ring_index(i: Any, j: Any, order: Any, position: Any, count: Any, *_: Any) -> tuple[Any, ...]:
-        reader = jnp.minimum(i, jnp.maximum(count[0] - 1, 0))
-        last = block_of(jnp.clip(position[reader], 0, window - 1), block)
-        return order[reader], jnp.where(i == reader, jnp.minimum(j, last), last), 0
-
-    def scale_index(*args: Any) -> tuple[Any, ...]:
-        row, at, _ = ring_index(*args)
-        return row, 0, at
-
-    def row_index(i: Any, j: Any, order: Any, *_: Any) -> tuple[Any, ...]:
-        return order[i], 0, 0
-
     query, own = (pl.BlockSpec((1, n, size), row_index) for n in (heads, 1))
-    ring, scale = pl.BlockSpec((1, block, size), ring_index), pl.BlockSpec((1, 1, block), scale_index)
+    ring = pl.BlockSpec((1, walk.block, size), walk.ring_index)
+    scale = pl.BlockSpec((1, 1, walk.block), walk.scale_index)
     in_place = pl.BlockSpec(memory_space=pl.ANY)
     column = pltpu.VMEM((heads, 1), jnp.float32)
     arrays = (ring_k.values, ring_v.values, ring_k.scale, ring_v.scale)
@@ -82,7 +68,7 @@ def decode_attention_int8_tpu(
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, *arrays)],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=5,
-            grid=(rows, window // block),
+            grid=(rows, walk.num_blocks),
             in_specs=[query, own, own, ring, ring, scale, scale],
             out_specs=[query, *[in_place] * 4],
             scratch_shapes=[
@@ -96,7 +82,7 @@ def decode_attention_int8_tpu(
         interpret=interpret,
         name="window_attention_decode",
     )(
-        order, positions[order], count[None], k.scale[order, 0], v.scale[order, 0],
+        *scalars, k.scale[scalars.order, 0], v.scale[scalars.order, 0],
         q, k.values[:, None], v.values[:, None], *arrays,
     )  # fmt: skip
     return out, (Int8Vectors(keys, key_scale), Int8Vectors(values, value_scale))
@@ -111,11 +97,6 @@ def _cost(q: Float[Array, "B N d"], window: int, tile: int, lanes: int, fill: fl
         bytes_accessed=int(rows * window * token * fill) + rows * (token + written) + queries,
         transcendentals=int(rows * heads * window * fill),
     )
-
-
-def _ring_block(window: int) -> int:
-    """Returns the ring rows per grid step: few enough to skip unfilled rows, many enough to saturate memory."""
-    return next((n for n in (1024, 512, 256, 128) if window % n == 0), window)
 
 
 def _kernel(

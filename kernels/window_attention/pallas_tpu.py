@@ -15,6 +15,7 @@ from ..precision import product_precision
 from .int8 import Int8Vectors, map_tokens
 from .ring import Rings, in_order, pad_rows, round_up
 from .softmax import MASKED, Softmax, add_keys, scores_of
+from .tpu_grid import RingWalk, block_of, busy_rows_first, row_index
 
 _MAX_QUERY_BYTES: Final = 2560 * 256 * 2
 """Maximum bytes of a block of 256 tokens' queries that fit in on-chip memory with their scores and results."""
@@ -60,22 +61,10 @@ def decode_attention_tpu(
     """
     rows, heads, size = q.shape
     window = ring_k.shape[1]
-    block = _ring_block(window)
+    walk, scalars = RingWalk.over(window, 512), busy_rows_first(positions)
     tile = RING_TILE if window % RING_TILE == 0 else window
-    busy = positions >= 0
-    order = jnp.argsort(~busy, stable=True).astype(jnp.int32)  # busy rows first
-    count = jnp.sum(busy, dtype=jnp.int32)
-
-    def ring_index(i: Any, j: Any, order: Any, position: Any, count: Any) -> tuple[Any, ...]:
-        reader = jnp.minimum(i, jnp.maximum(count[0] - 1, 0))
-        last = block_of(jnp.clip(position[reader], 0, window - 1), block)
-        return order[reader], jnp.where(i == reader, jnp.minimum(j, last), last), 0
-
-    def row_index(i: Any, j: Any, order: Any, *_: Any) -> tuple[Any, ...]:
-        return order[i], 0, 0
-
     query, own = (pl.BlockSpec((1, n, size), row_index) for n in (heads, 1))
-    ring = pl.BlockSpec((1, block, size), ring_index)
+    ring = pl.BlockSpec((1, walk.block, size), walk.ring_index)
     in_place = pl.BlockSpec(memory_space=pl.ANY)
     column, tiles = pltpu.VMEM((heads, 1), jnp.float32), pltpu.VMEM((2, tile, size), ring_k.dtype)
     read = 2 * rows * window * size * ring_k.dtype.itemsize * assumed_fill
@@ -85,7 +74,7 @@ def decode_attention_tpu(
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, ring_k, ring_v)],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(rows, window // block),
+            grid=(rows, walk.num_blocks),
             in_specs=[query, own, own, ring, ring],
             out_specs=[query, in_place, in_place],
             scratch_shapes=[
@@ -101,13 +90,8 @@ def decode_attention_tpu(
         ),
         interpret=interpret,
         name="window_attention_decode",
-    )(order, positions[order], count[None], q, k[:, None], v[:, None], ring_k, ring_v)  # fmt: skip
+    )(*scalars, q, k[:, None], v[:, None], ring_k, ring_v)  # fmt: skip
     return out, tuple(rings)
-
-
-def _ring_block(window: int) -> int:
-    """Returns the ring rows per grid step: few enough to skip unfilled rows, many enough to saturate memory."""
-    return next((n for n in (512, 256, 128) if window % n == 0), window)
 
 
 def _decode_kernel(
@@ -254,11 +238,6 @@ def prefill_attention_tpu(
         name="window_attention_prefill",
     )(begin, by_head, *arrays)
     return jnp.moveaxis(out, 2, 1)[:, :steps]
-
-
-def block_of(place: Any, size: int) -> Any:
-    """Returns place // size for place ≥ 0, without the handling of signs that `//` adds."""
-    return jax.lax.div(place, jnp.int32(size))
 
 
 def _prefill_kernel(begin: Any, q: Any, keys: Any, values: Any, *refs: Any, window: int) -> None:
