@@ -15,15 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int8, Int32
 
 from ...kernels import native
-from ...kernels.tree_reduce import max_last
-
-_LARGEST: Final = 127.0
-"""Largest absolute value of an int8 element; -128 is not used, so that rounding is symmetric."""
-
-_STEP: Final = 1.0 / _LARGEST
-
-_FLOOR: Final = 1e-30
-"""Least absolute maximum of a row in computing its scale, which must not be 0."""
+from ...kernels.int8_rounding import FLOOR, LARGEST, STEP, round_to_int8
 
 _LOWEST: Final = float(np.finfo(np.float32).min)
 
@@ -163,11 +155,9 @@ def quantized_dot(x: Float[Array, "R I"], weight: QuantizedMatrix) -> Float32[Ar
 
 
 def quantize_rows(x: Float[Array, "R I"]) -> QuantizedMatrix:
-    """Quantises each row so that its largest absolute value becomes 127; halves are rounded to even."""
-    wide = x.astype(jnp.float32)
-    largest = jnp.maximum(max_last(jnp.abs(wide))[:, 0], _FLOOR)
-    values = jnp.round(wide * (_LARGEST / largest)[:, None]).astype(jnp.int8)
-    return QuantizedMatrix(values, largest * _STEP)
+    """Quantises each row; see `round_to_int8`."""
+    values, scale = round_to_int8(x)
+    return QuantizedMatrix(values, scale[:, 0])
 
 
 def quantize_on_host(matrix: np.ndarray[Any, np.dtype[Any]]) -> QuantizedMatrix:
@@ -177,7 +167,7 @@ def quantize_on_host(matrix: np.ndarray[Any, np.dtype[Any]]) -> QuantizedMatrix:
     for start in range(0, len(matrix), step):
         rows = slice(start, start + step)
         piece = matrix[rows].astype(np.float32)
-        largest = np.maximum(np.maximum(piece.max(axis=1), -piece.min(axis=1)), np.float32(_FLOOR))
-        piece *= (np.float32(_LARGEST) / largest)[:, None]
-        values[rows], scale[rows] = np.rint(piece, out=piece), largest * np.float32(_STEP)
+        largest = np.maximum(np.maximum(piece.max(axis=1), -piece.min(axis=1)), np.float32(FLOOR))
+        piece *= (np.float32(LARGEST) / largest)[:, None]
+        values[rows], scale[rows] = np.rint(piece, out=piece), largest * np.float32(STEP)
     return QuantizedMatrix(values, scale)

@@ -9,11 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int8
 
-_LARGEST: Final = 127.0
-"""Largest absolute value of an int8 element."""
-
-_FLOOR: Final = 1e-30
-"""Least absolute maximum of a row in computing its scale, which must not be 0."""
+from ..int8_rounding import FLOOR, LARGEST, STEP
 
 _LANES: Final = 128
 """Lanes of a vector register."""
@@ -127,7 +123,7 @@ def _kernel(x: Any, weight: Any, scale: Any, bias: Any, out: Any, quantized: Any
 
 
 def quantize_rows(x: Any, quantized: Any, row_scale: Any, largest: Any) -> None:
-    """Quantises a block of rows as `roost.engine.model.quantization.quantize_rows` does; see `quantized_block`."""
+    """Quantises a block of rows as `round_to_int8` does; see `quantized_block`."""
     piece = math.gcd(x.shape[1], _PIECE)
 
     def columns(i: Any) -> Any:
@@ -154,9 +150,9 @@ def add_to_maxima(largest: Any, x: Array) -> None:
 
 def take_scales(largest: Any, row_scale: Any) -> Array:
     """Writes the scales of rows with these absolute maxima, and returns the factors that quantise the rows."""
-    top = jnp.maximum(jnp.max(largest[...], axis=1, keepdims=True), _FLOOR)
-    row_scale[...] = top * (1.0 / _LARGEST)
-    factor: Array = _LARGEST / top
+    top = jnp.maximum(jnp.max(largest[...], axis=1, keepdims=True), FLOOR)
+    row_scale[...] = top * STEP
+    factor: Array = LARGEST / top
     return factor
 
 

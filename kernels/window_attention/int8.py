@@ -11,18 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int8
 
-from ..tree_reduce import max_last
+from ..int8_rounding import round_to_int8
 
 SCALE_BYTES: Final = 4
 """Bytes of a packed vector's scale."""
-
-_LARGEST: Final = 127.0
-"""Largest absolute value of an element; -128 is not used, so that rounding is symmetric."""
-
-_STEP: Final = 1.0 / _LARGEST
-
-_FLOOR: Final = 1e-30
-"""Least absolute maximum of a vector in computing its scale, by which elements are divided."""
 
 
 class Int8Vectors(NamedTuple):
@@ -54,15 +46,8 @@ type Vectors = Float[Array, "..."] | Int8Vectors
 
 
 def quantize(x: Float[Array, "*rows d"]) -> Int8Vectors:
-    """Quantises each vector so that its largest absolute value becomes 127; halves are rounded to even.
-
-    Args:
-      x: Vectors `[B, d]` or `[B, T, d]`. A vector with a NaN or an infinity gets a scale that is not finite.
-    """
-    wide = x.astype(jnp.float32)
-    largest = jnp.maximum(max_last(jnp.abs(wide)), _FLOOR)
-    values = jnp.round(wide * (_LARGEST / largest)).astype(jnp.int8)
-    scale = largest * _STEP
+    """Quantises vectors `[B, d]` or `[B, T, d]`; see `round_to_int8`."""
+    values, scale = round_to_int8(x)
     return Int8Vectors(values, scale if x.ndim == 2 else jnp.swapaxes(scale, 1, 2))
 
 
