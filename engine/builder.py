@@ -22,7 +22,7 @@ from .engine_core import EngineCore
 from .model.collectives import Collectives
 from .model.config import ModelConfig
 from .model.griffin import Params
-from .model.sharding_rules import slot_bytes
+from .model.sharding_rules import matrices_without_kernel, slot_bytes
 from .platform import (
     affordable_slots,
     choose_mesh_shape,
@@ -198,6 +198,7 @@ def _load_and_compile(
 ) -> tuple[Params, CompiledPrograms]:
     """Loads weights and compiles programs at the same time; the first failure ends both."""
     with open_weights(source, config, devices.shards, devices.platform, devices.mesh) as weights:
+        _warn_of_odd_matrices(weights, devices)
         limit = None if devices.platform.uses_host_memory else device_memory()
         executor = ThreadPoolExecutor(3, "load")
         try:
@@ -216,6 +217,17 @@ def _load_and_compile(
         finally:
             executor.shutdown(cancel_futures=True)
             release_freed_memory()
+
+
+def _warn_of_odd_matrices(weights: OpenWeights, devices: Devices) -> None:
+    """Logs which int8 matrices XLA multiplies because no kernel takes their sizes."""
+    odd = matrices_without_kernel(weights.abstract, weights.specs, devices.shards, devices.platform.kernels)
+    if odd:
+        _logger.warning(
+            "no kernel multiplies int8 matrices with a side that is no multiple of 128, so XLA does, more slowly: %s "
+            "on each device; another number of devices along model may help",
+            ", ".join(f"{name} is {size}" for name, size in odd.items()),
+        )
 
 
 def _compile_to_fit(

@@ -4,6 +4,7 @@ Only shapes and copies on the host are computed here. `roost.engine.model.collec
 sharded along the axis named in `_RULES`.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from ...kernels import Backend, int8_product
 from ..core.arrays import HostArray
 from ..core.mesh import MODEL, MeshShape
 from .collectives import REPLICATED, RINGS, SLOTS
@@ -144,6 +146,36 @@ def bytes_per_device(shapes: Params, specs: Params, mesh: MeshShape) -> int:
         lambda x, spec: x.size * x.dtype.itemsize // (1 if spec == REPLICATED else mesh.model), shapes, specs
     )
     return sum(jax.tree.leaves(sizes))
+
+
+def matrices_without_kernel(shapes: Params, specs: Params, mesh: MeshShape, kernels: Backend) -> dict[str, str]:
+    """Returns names of int8 matrices, and sizes of their parts on each device, that XLA multiplies despite a kernel.
+
+    The embedding is not among them: its products are XLA's on every backend.
+
+    Args:
+      shapes: Global shapes, from `shard_params`.
+      specs: Their partition specs.
+      mesh: Sizes of the mesh's axes.
+      kernels: Backend of the products; one without a kernel for them has no such matrices.
+    """
+    if kernels.int8_product is None:
+        return {}
+    found = {}
+    for (path, shape), spec in zip(
+        jax.tree_util.tree_leaves_with_path(shapes["blocks"], is_leaf=is_quantized),
+        jax.tree.leaves(specs["blocks"], is_leaf=is_quantized),
+        strict=True,
+    ):
+        if isinstance(shape, QuantizedMatrix):
+            part = tuple(
+                size // (mesh.model if name == MODEL else 1)
+                for size, name in itertools.zip_longest(shape.shape, spec.values)
+            )
+            if not int8_product.has_kernel(kernels, part):
+                name = ".".join(str(key.key) for key in path[1:]).removesuffix(".weight")
+                found[name] = " x ".join(map(str, part))
+    return found
 
 
 def weight_bytes(config: ModelConfig, mesh: MeshShape, dtype: str, matrix_dtype: str | None = None) -> int:

@@ -15,11 +15,13 @@ from roost.engine.model.griffin import abstract_model
 from roost.engine.model.sharding_rules import (
     Segment,
     ShardingRule,
+    matrices_without_kernel,
     padded_lru_width,
     quantized_rule,
     shard_params,
     sharding_rule,
 )
+from roost.kernels import XLA, backends
 
 SMALL = ModelConfig(50, 24, 36, 6, 30, cycle(("recurrent", "attention"), 2))
 
@@ -99,3 +101,16 @@ def test_padded_lru_width(model: str, shards: int, wide: int) -> None:
 def test_queries_are_sharded_by_heads_and_their_key_and_value_are_replicated() -> None:
     rule: Any = sharding_rule(("blocks", 1, "temporal", "qkv"), SMALL)
     assert rule == ShardingRule(0, (Segment(24, 4), Segment(8, is_sharded=False)))
+
+
+@pytest.mark.parametrize(("shards", "odd"), [(1, {}), (4, {}), (8, {"mlp.down": "2560 x 960"})])
+def test_int8_matrices_without_a_kernel_are_named(shards: int, odd: dict[str, str]) -> None:
+    """2B's hidden width over 8 shards fills no whole number of vector registers. Other backends have no kernel."""
+    wide = PRESETS["2b"]
+    layers = cycle(("recurrent", "attention"), 2)
+    config = ModelConfig(256, wide.width, wide.mlp_width, wide.num_heads, wide.lru_width, layers)
+    mesh = Collectives(1, shards)
+    _, whole = abstract_model(config, jnp.dtype("bfloat16"), matrix_dtype=jnp.dtype("int8"))
+    shapes, specs = shard_params(whole, config, mesh)
+    assert matrices_without_kernel(shapes, specs, mesh, backends.TPU) == odd
+    assert matrices_without_kernel(shapes, specs, mesh, XLA) == {}
