@@ -80,17 +80,62 @@ class Goal(NamedTuple):
 
 def goals() -> tuple[Goal, ...]:
     """Returns the goals for programs on one chip; times are those of the slower estimate."""
+    return (*_goals_in_bfloat16(), *_goals_in_int8())
+
+
+def _goals_in_bfloat16() -> tuple[Goal, ...]:
     return (
         Goal("slots, 2B on a v5e", _slots("2b", "v5e", None), 500, 540),
         Goal("slots, 9B int8 on a v5e", _slots("9b", "v5e", "int8"), 210, 230),
         Goal("slots, 2B on a v6e", _slots("2b", "v6e", None), 1300, 1450),
         Goal("2B decode on a v5e, all rows sampled with top-p, tokens/s", _decode("sampled"), 13e3, 16e3, 18e3),
         Goal("2B decode on a v5e, all rows greedy, tokens/s", _decode("greedy"), 18.5e3, 20e3, 26.6e3),
-        Goal("2B decode on a v5e, 512 rows greedy, window in int8, tokens/s", _decode_int8_window, 22e3, 23.3e3),
         Goal("2B decode on a v5e, temporaries of 512 rows, GB", _temporaries, 1.1, 0.3, is_ceiling=True),
         Goal("8 busy of all slots, time over a pool of 8", _eight_of_all, 1.15, 1.05, 1.0, is_ceiling=True),
-        Goal("2B prefill of 512 tokens on a v5e, tokens/s", _prefill, 40e3, 43e3, 46e3),
+        Goal("2B prefill of 512 tokens on a v5e, tokens/s", _prefill("2b", None), 40e3, 43e3, 46e3),
     )
+
+
+def _goals_in_int8() -> tuple[Goal, ...]:
+    """Returns the goals for matrices (`--quantize int8`) and windows (`--kv-dtype int8`) in int8."""
+    both = {"quantize": "int8", "kv_dtype": "int8"}
+    decode_2b, decode_9b = (f"{model} decode on a v5e" for model in ("2B", "9B"))
+    prefill = "prefill of 512 tokens on a v5e, matrices in int8, tokens/s"
+    return (
+        Goal(
+            f"{decode_2b}, 512 rows greedy, window in int8, tokens/s",
+            _decode("greedy", rows=512, kv_dtype="int8"),
+            22e3, 23.3e3, 26.6e3,
+        ),
+        Goal(
+            f"{decode_2b}, 512 rows greedy, both in int8, tokens/s",
+            _decode("greedy", rows=512, **both),
+            27e3, 32e3, 50e3,
+        ),
+        Goal(
+            f"{decode_2b}, 512 rows with top-p, both in int8, tokens/s",
+            _decode("sampled", rows=512, **both),
+            18e3, 22e3,
+        ),
+        Goal(
+            f"{decode_9b}, 224 rows greedy, matrices in int8, tokens/s",
+            _decode("greedy", model="9b", rows=224, quantize="int8"),
+            9.5e3, 11.5e3, 11.4e3,
+        ),
+        Goal(
+            f"{decode_9b}, 224 rows greedy, both in int8, tokens/s",
+            _decode("greedy", model="9b", rows=224, **both),
+            11e3, 11.5e3, 14e3,
+        ),
+        Goal("slots, 9B on a v5e, both in int8", _slots("9b", "v5e", **both), 400, 448),
+        Goal(
+            f"{decode_9b}, all rows greedy, both in int8, tokens/s",
+            _decode("greedy", model="9b", **both),
+            12e3, 13e3,
+        ),
+        Goal(f"2B {prefill}", _prefill("2b", "int8"), 55e3, 61e3, 92e3),
+        Goal(f"9B {prefill}", _prefill("9b", "int8"), 17e3, 19.6e3, 25e3),
+    )  # fmt: skip
 
 
 def _of(measured: Sequence[Row], /, **wanted: Any) -> list[Row]:
@@ -99,32 +144,31 @@ def _of(measured: Sequence[Row], /, **wanted: Any) -> list[Row]:
     return [row for row in measured if all(row[name] == value for name, value in wanted.items())]
 
 
-def _slots(model: str, chip: str, quantize: str | None) -> Callable[[Sequence[Row]], float | None]:
+def _slots(
+    model: str, chip: str, quantize: str | None, kv_dtype: str = "bfloat16"
+) -> Callable[[Sequence[Row]], float | None]:
     def value(rows: Sequence[Row]) -> float | None:
-        own = _of(rows, model=model, chip=chip, quantize=quantize)
+        own = _of(rows, model=model, chip=chip, quantize=quantize, kv_dtype=kv_dtype)
         most = max((row["slots"] for row in own), default=None)
         return most if all(row["fits"] for row in own if row["slots"] == most) else None
 
     return value
 
 
-def _largest_decode(rows: Sequence[Row], sampling: str) -> Row | None:
-    own = _of(rows, model="2b", chip="v5e", quantize=None, program="decode", sampling=sampling, window="full")
-    return max((row for row in own if row["fits"]), key=lambda row: row["rows"], default=None)
+def _decode(sampling: str, **wanted: Any) -> Callable[[Sequence[Row]], float | None]:
+    """Returns a function for the speed of the largest decode program on a v5e, of 2B unless another model is wanted."""
+    wanted = {"model": "2b", "quantize": None, **wanted}
+    return lambda rows: _speed_of_largest(rows, program="decode", sampling=sampling, window="full", **wanted)
 
 
-def _decode(sampling: str) -> Callable[[Sequence[Row]], float | None]:
-    def value(rows: Sequence[Row]) -> float | None:
-        row = _largest_decode(rows, sampling)
-        return None if row is None else speed(row)
-
-    return value
+def _prefill(model: str, quantize: str | None) -> Callable[[Sequence[Row]], float | None]:
+    return lambda rows: _speed_of_largest(rows, model=model, program="prefill", tokens=512, quantize=quantize)
 
 
-def _decode_int8_window(rows: Sequence[Row]) -> float | None:
-    wanted = {"program": "decode", "rows": 512, "sampling": "greedy", "window": "full", "fits": True}
-    own = _of(rows, model="2b", chip="v5e", quantize=None, kv_dtype="int8", **wanted)
-    return speed(own[0]) if own else None
+def _speed_of_largest(measured: Sequence[Row], **wanted: Any) -> float | None:
+    """Returns the speed of the row with the most rows, then slots, among those on a v5e that fit."""
+    own = _of(measured, chip="v5e", fits=True, **wanted)
+    return speed(max(own, key=lambda row: (row["rows"], row["slots"]))) if own else None
 
 
 def _temporaries(rows: Sequence[Row]) -> float | None:
@@ -136,12 +180,6 @@ def _eight_of_all(rows: Sequence[Row]) -> float | None:
     own = _of(rows, model="2b", chip="v5e", quantize=None, program="decode", sampling="greedy", rows=8)
     pools = sorted((row for row in own if row["fits"]), key=lambda row: row["slots"])
     return seconds(pools[-1]) / seconds(pools[0]) if len(pools) > 1 and pools[0]["slots"] == 8 else None
-
-
-def _prefill(rows: Sequence[Row]) -> float | None:
-    own = _of(rows, model="2b", chip="v5e", quantize=None, program="prefill", tokens=512)
-    largest = max((row for row in own if row["fits"]), key=lambda row: row["slots"], default=None)
-    return None if largest is None else speed(largest)
 
 
 def verdict(goal: Goal, value: float | None) -> str:

@@ -56,6 +56,22 @@ def test_goals_find_their_rows() -> None:
     assert values["2B prefill of 512 tokens on a v5e, tokens/s"] == pytest.approx(40_000)
 
 
+def test_goals_in_int8_find_their_rows() -> None:
+    """Rows in bfloat16, of fewer slots, or of another model are not theirs."""
+    both = {"quantize": "int8", "kv_dtype": "int8"}
+    all_rows = {"slots": 456, "rows": 456, "tokens": 456, "scheduled_seconds": 0.0304}
+    part = all_rows | {"slots": 224, "rows": 224, "tokens": 224}
+    measured = [ROW, PREFILL, ROW | both, *(ROW | both | {"model": "9b"} | own for own in (all_rows, part))]
+    values = {goal.name: goal.value(measured) for goal in goals()}
+    assert values["2B decode on a v5e, all rows greedy, tokens/s"] == pytest.approx(20_000)
+    assert values["2B decode on a v5e, 512 rows greedy, both in int8, tokens/s"] == pytest.approx(20_000)
+    assert values["2B decode on a v5e, 512 rows greedy, window in int8, tokens/s"] is None
+    assert values["slots, 9B on a v5e, both in int8"] == 456
+    assert values["9B decode on a v5e, all rows greedy, both in int8, tokens/s"] == pytest.approx(15_000)
+    assert values["9B decode on a v5e, 224 rows greedy, both in int8, tokens/s"] == pytest.approx(224 / 0.0304)
+    assert values["9B prefill of 512 tokens on a v5e, matrices in int8, tokens/s"] is None
+
+
 def test_slots_count_only_if_all_their_programs_fit() -> None:
     refused = PREFILL | {"fits": False}
     assert goals()[0].value([ROW, refused]) is None
