@@ -151,10 +151,19 @@ class AsyncEngine:
         """
         if self._thread is None:
             return
-        self._inbox.put(_Stop())
-        await asyncio.to_thread(self._thread.join, timeout_s)
+        await asyncio.to_thread(self.join, timeout_s)
         if self._thread.is_alive():
             self.fail(EngineDeadError("the engine was stopped"))
+
+    def join(self, timeout_s: float | None = None) -> None:
+        """Ends the thread after the step it is in, and waits for that. Callable on any thread and more than once.
+
+        Args:
+          timeout_s: Maximum seconds to wait; None waits for the step.
+        """
+        self._inbox.put(_Stop())
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
 
     def fail(self, error: BaseException) -> None:
         """Ends every request, whatever the thread does. To be called on the event loop."""

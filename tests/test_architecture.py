@@ -9,6 +9,7 @@ import ast
 import fnmatch
 import re
 import tomllib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ ROOMS = ("server", "engine", "kernels", "configs")
 
 # Rooms from the top down: a file may import from its own room and those after it. Names with a suffix are single files.
 LEVELS = (
+    "__init__.py",
     "server/__main__.py",
     "server/cli",
     "server/bench",
     "server/client",
+    "server/python_api",
     "server/lifecycle",
     "server/transport",
     "server/app.py",
@@ -84,6 +87,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "engine/async_engine.py",
             "engine/distributed/hosts.py",
             "engine/prefix_cache/disk.py",
+            "server/python_api/event_loop.py",
             "server/text/grammar/process.py",
             "server/observability/logging.py",  # the hook for what threads raise
         ),
@@ -170,8 +174,8 @@ type Rule = Callable[[Sources], list[str]]
 
 
 def sources() -> Sources:
-    """Returns every Python file of the rooms."""
-    paths = (path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))
+    """Returns every Python file of the rooms, and the one of the package itself."""
+    paths = [ROOT / "__init__.py", *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))]
     return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
 
 
@@ -368,13 +372,15 @@ def setuptools_settings() -> dict[str, Any]:
 
 
 def folder_of(package: str) -> str:
-    """Returns where a package lies: roost.engine.model is engine/model."""
-    return package.removeprefix("roost.").replace(".", "/")
+    """Returns where a package lies: roost.engine.model is engine/model, and roost the checkout itself."""
+    return package.removeprefix("roost").lstrip(".").replace(".", "/") or "."
 
 
 def files_in_rooms(root: Path) -> set[str]:
     """Returns the rooms' own files, without what Python and the compiler leave behind."""
-    paths = (path for room in ROOMS for path in (root / room).rglob("*") if path.is_file())
+    own = (root / "__init__.py", root / "py.typed")
+    paths = [path for room in ROOMS for path in (root / room).rglob("*")]
+    paths = [path for path in (*own, *paths) if path.is_file()]
     return {
         path.relative_to(root).as_posix() for path in paths if "__pycache__" not in path.parts and path.suffix != ".so"
     }
@@ -415,6 +421,22 @@ def test_every_data_file_ships() -> None:
     settings = setuptools_settings()
     found = unshipped(ROOT, settings["packages"], settings["package-data"])
     assert not found, "\n".join([unshipped.__doc__ or "", *found])
+
+
+def test_a_wheel_takes_one_module_from_the_root() -> None:
+    """Collects modules as setuptools does: `dev.py` stays at home."""
+    dist = pytest.importorskip("setuptools.dist")
+    distribution = dist.Distribution({"script_name": "setup.py"})
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # setuptools calls extension modules in pyproject.toml experimental
+        patch.chdir(ROOT)
+        distribution.parse_config_files(["pyproject.toml"])
+        build = distribution.get_command_obj("build_py")
+        build.ensure_finalized()
+        own = [Path(file).as_posix() for package, _, file in build.find_all_modules() if package == "roost"]
+        data = {name for package, _, _, names in build.data_files for name in names if package == "roost"}
+    assert own == ["__init__.py"]
+    assert data == {"py.typed"}
 
 
 @pytest.fixture

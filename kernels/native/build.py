@@ -1,4 +1,7 @@
-"""Build step that compiles `cpu.cc` if there is a C++ compiler; without one, XLA computes the same operations."""
+"""Build steps: compiles `cpu.cc` if there is a C++ compiler, and leaves the checkout's scripts out of the package.
+
+Without a compiler, XLA computes the same operations.
+"""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -6,6 +9,7 @@ from typing import Final
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 _OPTIONS: Final = ("-O3", "-std=c++20", "-Wall")
@@ -26,3 +30,12 @@ class BuildNative(build_ext):
             raise CompileError("jaxlib, whose headers are needed, is not installed in the build environment")
         ext.extra_compile_args = [*_OPTIONS, "-isystem", str(Path(jaxlib.origin).parent / "include")]
         super().build_extension(ext)
+
+
+class BuildModules(build_py):
+    """Setuptools command that takes `__init__.py` alone from the root of the checkout, which is the package `roost`."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        """Returns package, name and file of each module of a package."""
+        modules: list[tuple[str, str, str]] = super().find_package_modules(package, package_dir)
+        return [each for each in modules if package != "roost" or each[1] == "__init__"]

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,16 +23,14 @@ from ...engine import (
 from ..api.openai.adoption import Adopter
 from ..app import create_app
 from ..generation.durable_responses import DurableResponses
-from ..generation.prompts import PromptEncoder
 from ..generation.response_store import ResponseStore
 from ..generation.service import Service
-from ..generation.state_files import StateFiles
-from ..generation.state_store import StateStore
 from ..lifecycle.engine_config import engine_config
 from ..lifecycle.engine_loading import LoadProgress, exit_while_loading, is_loading, make_engine
 from ..lifecycle.http_server import HttpServer, Listeners, uvicorn_config
 from ..lifecycle.lifecycle import Lifecycle, Timeouts, serve_until_stopped
-from ..lifecycle.response_store import is_stuck, open_responses, store_address, with_closed
+from ..lifecycle.response_store import is_stuck, open_responses, with_closed
+from ..lifecycle.service import make_service
 from ..lifecycle.signals import Signals, exit_now
 from ..lifecycle.startup_message import greeting, summary
 from ..middleware.auth import Access, load_access
@@ -42,8 +39,6 @@ from ..observability.logging import is_json, log_warnings_and_uncaught, say, set
 from ..observability.metrics import Metrics
 from ..observability.telemetry import Telemetry, open_telemetry
 from ..settings import Settings, chosen_platforms
-from ..tenancy.workers import Workers
-from ..text.grammar import GrammarCompiler
 from ..text.served_model import ServedModel, open_served_model
 from .accelerators import unused_accelerator
 
@@ -76,7 +71,7 @@ def serve(settings: Settings) -> int:
     engine = make_engine(source, config, progress)
     responses = open_responses(settings)
     metrics = _metrics(settings, engine, model, access, telemetry, responses)
-    service = _service(settings, config, engine, model, metrics, responses)
+    service = make_service(settings, config, engine, model, metrics, responses)
     app = create_app(
         service, access, max_body_bytes=settings.max_body_bytes, strict=settings.strict, trace=telemetry.trace
     )
@@ -126,34 +121,6 @@ def _metrics(
         observers=telemetry.observers,
         store=responses.stats if isinstance(responses, DurableResponses) else None,
         simulated=model.simulated,
-    )
-
-
-def _service(
-    settings: Settings,
-    config: EngineConfig,
-    engine: AsyncEngine,
-    model: ServedModel,
-    metrics: Metrics,
-    responses: ResponseStore,
-) -> Service:
-    workers = Workers(tenants=config.tenants)
-    return Service(
-        engine=engine,
-        model=model,
-        metrics=metrics,
-        prompts=PromptEncoder(model, workers),
-        workers=workers,
-        grammars=GrammarCompiler(model.tokenizer, model.end_token_ids, tenants=config.tenants),
-        max_choices=config.max_queue,
-        request_timeout_s=math.inf if settings.request_timeout is None else settings.request_timeout,
-        max_prompt_tokens=settings.max_prompt_tokens,
-        salt_by_key=settings.cache_salt_by_key,
-        state_key=config.state_key,
-        states=StateStore(config.tenants),
-        files=StateFiles(config.tenants),
-        responses=responses,
-        store_address=str(store_address(settings)),
     )
 
 

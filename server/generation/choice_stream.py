@@ -57,6 +57,7 @@ class ChoiceStream:
       record: Record of the engine's request.
       inbox: Mailbox of the request's reader; gets this stream when there is a delta to take, and errors.
       abort: Ends the engine's request.
+      max_unread_bytes: Maximum estimated memory of deltas that a slow reader leaves unread.
     """
 
     def __init__(
@@ -66,12 +67,14 @@ class ChoiceStream:
         record: RequestRecord,
         inbox: Reader,
         abort: Callable[[], None],
+        max_unread_bytes: int = MAX_UNREAD_BYTES,
     ) -> None:
         self.is_open = True
         self._decoder = _ChoiceDecoder(choice, tokenizer)
         self._record = record
         self._inbox = inbox
         self._abort = abort
+        self._max_unread_bytes = max_unread_bytes
         self._unread = DeltaJoiner()
         self._context = copy_context()  # of the HTTP request, which the spans of its choices belong to
 
@@ -104,7 +107,7 @@ class ChoiceStream:
             self._fail(error, error)
             self._abort()
             return
-        if not self._inbox.has_reader and self._unread.num_bytes >= MAX_UNREAD_BYTES:
+        if not self._inbox.has_reader and self._unread.num_bytes >= self._max_unread_bytes:
             self._fail(client_too_slow())
             self._abort()
             return

@@ -12,7 +12,7 @@ from ..errors import request_aborted
 from ..observability.request_metrics import RequestRecord, RequestTracker
 from ..text.grammar import Grammar, GrammarConstraint
 from ..text.tokenizer import Tokenizer
-from .choice_stream import ChoiceStream, DeltaJoiner
+from .choice_stream import MAX_UNREAD_BYTES, ChoiceStream, DeltaJoiner
 from .delta import Delta
 from .spec import Choice
 
@@ -63,17 +63,19 @@ class Generation:
         tracker: RequestTracker,
         request_id: str,
         choices: Sequence[Choice],
+        max_unread_bytes: int = MAX_UNREAD_BYTES,
     ) -> "Generation":
         """Submits choices to the engine.
 
         Args:
           tracker: Records the engine's requests.
           request_id: Id of all choices together.
+          max_unread_bytes: Maximum estimated memory of a choice's deltas that a slow reader leaves unread.
         """
         generation = cls(len(choices))
         records = tracker.track([_request(choice, request_id) for choice in choices])
         for choice, record in zip(choices, records, strict=True):
-            generation._start(engine, tokenizer, choice, record)
+            generation._start(engine, tokenizer, choice, record, max_unread_bytes)
         return generation
 
     def __aiter__(self) -> "Generation":
@@ -122,9 +124,16 @@ class Generation:
             choice.close()
         return len(unfinished)
 
-    def _start(self, engine: AsyncEngine, tokenizer: Tokenizer, choice: Choice, record: RequestRecord) -> None:
+    def _start(
+        self,
+        engine: AsyncEngine,
+        tokenizer: Tokenizer,
+        choice: Choice,
+        record: RequestRecord,
+        max_unread_bytes: int,
+    ) -> None:
         abort = partial(engine.abort, record.request.id)
-        stream = ChoiceStream(choice, tokenizer, record, self._inbox, abort)
+        stream = ChoiceStream(choice, tokenizer, record, self._inbox, abort, max_unread_bytes)
         self._choices.append(stream)
         try:
             engine.submit(record.request, stream)

@@ -23,6 +23,7 @@ from ..text.grammar import Grammar, GrammarBusyError, GrammarCompiler, GrammarEr
 from ..text.served_model import ServedModel
 from ..text.stop_strings import StopStringsBuilder
 from .background import Background
+from .choice_stream import MAX_UNREAD_BYTES
 from .generation import Generation, collect
 from .memory_responses import MemoryResponses
 from .output_constraint import OutputConstraint
@@ -55,6 +56,7 @@ class Service:
       tracked: Running responses, and the tokens that clients have received.
       workers: Threads for long work.
       store_address: Address of the store of responses, without a password.
+      max_unread_bytes: Maximum estimated memory of a choice's deltas that a slow reader leaves unread.
     """
 
     engine: AsyncEngine
@@ -79,6 +81,7 @@ class Service:
     open_requests: OpenRequests = field(default_factory=OpenRequests)
     workers: Workers = field(default_factory=Workers)
     store_address: str = "memory:"
+    max_unread_bytes: int = MAX_UNREAD_BYTES
 
     @property
     def is_busy(self) -> bool:
@@ -224,6 +227,8 @@ class Service:
         Args:
           response_id: Id by which clients and the engine know the choices.
         """
-        started = Generation.start(self.engine, self.model.tokenizer, self.metrics.requests, response_id, choices)
+        started = Generation.start(
+            self.engine, self.model.tokenizer, self.metrics.requests, response_id, choices, self.max_unread_bytes
+        )
         with closing(started) as generation, self.tracked.track(generation, response_id, request_id.get()):
             yield generation

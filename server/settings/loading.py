@@ -1,7 +1,7 @@
 """Loads the settings from all sources and turns what is wrong with them into one line."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,17 @@ from pydantic import ValidationError
 
 from ..validation_errors import describe
 from .fields import is_secret
-from .names import Labels
+from .names import Labels, flag_name
 from .settings import Settings
 from .sources import SettingsError, config_path, read_environment, read_file, variable_value
 
 
-def load_settings(flags: Mapping[str, Any]) -> Settings:
+def load_settings(flags: Mapping[str, Any], flag_label: Callable[[str], str] = flag_name) -> Settings:
     """Gathers the settings from flags, the environment and the config file.
 
     Args:
       flags: Values from the command line, by the setting's name. None and empty lists are flags that were not given.
+      flag_label: Returns how errors name the flag of a setting.
 
     Raises:
       SettingsError: A value cannot be used; the file is missing, broken or has an unknown key; or an environment
@@ -31,8 +32,8 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     try:
         settings = Settings(**given)
     except ValidationError as error:
-        raise SettingsError(_error_line(error, _labels(given, environment.given))) from None
-    settings.remember_sources(_labels(given, environment.given), environment.warnings)
+        raise SettingsError(_error_line(error, _labels(given, environment.given, flag_label))) from None
+    settings.remember_sources(_labels(given, environment.given, flag_label), environment.warnings)
     return settings
 
 
@@ -41,10 +42,10 @@ def is_json_wanted(log_format: str | None) -> bool:
     return "json" in (log_format, variable_value("log_format"))
 
 
-def _labels(flags: Mapping[str, Any], variables: frozenset[str]) -> Labels:
+def _labels(flags: Mapping[str, Any], variables: frozenset[str], flag_label: Callable[[str], str]) -> Labels:
     path = config_path(flags)
     in_file = read_file(path, Settings.model_fields)
-    return Labels(frozenset(flags), variables, None if path is None else str(path), frozenset(in_file))
+    return Labels(frozenset(flags), variables, None if path is None else str(path), frozenset(in_file), flag_label)
 
 
 def _error_line(error: ValidationError, labels: Labels) -> str:

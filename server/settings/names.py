@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,22 +36,24 @@ class Labels:
       flags, variables: Names of the settings given on the command line and by environment variables.
       file: Path of the config file; None if there is none.
       in_file: Names of the settings that the file gives.
+      flag_label: Returns how a setting's flag is written.
     """
 
     flags: frozenset[str] = frozenset()
     variables: frozenset[str] = frozenset()
     file: str | None = None
     in_file: frozenset[str] = frozenset()
+    flag_label: Callable[[str], str] = flag_name
 
     def label(self, name: str) -> str:
         """Returns `--slots`, `ROOST_SLOTS` or `config roost.toml: slots`; a default gets the flag's name."""
         if name in self.flags:
-            return flag_name(name)
+            return self.flag_label(name)
         if name in self.variables:
             return variable_name(name)
         if name in self.in_file:
             return f"config {self.file}: {name}"
-        return flag_name(name)
+        return self.flag_label(name)
 
     def rename(self, text: str, names: Collection[str]) -> str:
         """Replaces the names of settings in a message by their labels."""

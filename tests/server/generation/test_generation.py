@@ -110,13 +110,11 @@ async def test_error_of_one_choice_is_raised(engine: FakeEngine, tokenizer: Toke
     assert not engine.running
 
 
-async def test_unread_deltas_are_bounded(
-    engine: FakeEngine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unread_deltas_are_bounded(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     """Exceeding the bound frees the slots. A client that reads again gets the unread deltas, then the error."""
-    monkeypatch.setattr(choice_stream, "MAX_UNREAD_BYTES", 100)
     choices = [Choice(i, Prompt((4,)), SamplingParams(max_tokens=None)) for i in range(2)]
-    generation = start(engine, tokenizer, *choices)
+    tracker = Metrics(lambda: engine.stats).requests
+    generation = Generation.start(engine, tokenizer, tracker, "id", choices, max_unread_bytes=100)
     first = await anext(generation)
     await until(lambda: len(engine.requests) == 2 and not engine.running)
     left = [await anext(generation), await anext(generation)]

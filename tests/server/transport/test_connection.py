@@ -4,13 +4,12 @@ import asyncio
 import errno
 import json
 import socket
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import httpx
-import pytest
 from fake_engine import FakeEngine
 from fake_server import live, until
-from roost.server.generation import choice_stream
 from roost.server.generation.service import Service
 
 
@@ -55,12 +54,9 @@ async def test_client_that_reads_slowly_is_served(engine: FakeEngine, service: S
     assert b"data: [DONE]" in received
 
 
-async def test_unread_output_is_bounded_in_bytes(
-    engine: FakeEngine, service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unread_output_is_bounded_in_bytes(engine: FakeEngine, service: Service) -> None:
     """The slot is freed before the timeout; a client that resumes reads without a gap, and then the error."""
-    monkeypatch.setattr(choice_stream, "MAX_UNREAD_BYTES", 1000)
-    async with live(service, stall_s=60.0) as client:
+    async with live(replace(service, max_unread_bytes=1000), stall_s=60.0) as client:
         endless = {"prompt": "a", "stream": True, "max_tokens": 10**9, "return_token_ids": True, "ignore_eos": True}
         with send_without_reading(client.base_url, endless) as reader:
             await until(lambda: engine.running)

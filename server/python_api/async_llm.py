@@ -1,0 +1,117 @@
+"""`AsyncLLM`: a model in this process, for programs with an event loop."""
+
+import asyncio
+import weakref
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from types import TracebackType
+from typing import Unpack
+
+from .bodies import ChatOptions, Conversation, Prompt
+from .local_service import STOP_TIMEOUT_S, open_service
+from .outputs import RequestOutput
+from .requests import GenerationRequest, chat, completion, outputs
+from .sampling_params import RequestOutputKind, SamplingParams
+from .settings import ModelSettings
+
+
+class AsyncLLM:
+    """A model in this process, for programs with an event loop.
+
+    The model is loaded by the first request, or on entering `async with`; all requests have to be made on one event
+    loop. Requests run side by side, in the batches in which `roost serve` would run them, and give the same results.
+
+        async with AsyncLLM("demo") as llm:
+            async for output in llm.chat([{"role": "user", "content": "Hello!"}]):
+                print(output.outputs[0].text)
+
+    Args:
+      model: A directory, a name on Hugging Face, `random:2b` or `demo`: whatever `roost serve` takes.
+      settings: Settings of `roost serve` under their names.
+
+    Raises:
+      RoostError: A setting is wrong, or the model cannot be opened.
+    """
+
+    def __init__(self, model: str, **settings: Unpack[ModelSettings]) -> None:
+        self._service = open_service(model, settings)
+        self._loading: asyncio.Future[None] | None = None
+        self._stop_engine = weakref.finalize(self, self._service.engine.join, STOP_TIMEOUT_S)
+
+    async def generate(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
+    ) -> AsyncGenerator[RequestOutput]:
+        """Yields what the model generates after a prompt; `SamplingParams.output_kind` decides what an output holds.
+
+        Breaking out of the loop ends the request once the generator is closed.
+
+        Args:
+          prompt: Text, to which a BOS is added, or token ids.
+          sampling_params: Parameters. By default at most 16 tokens, as in vLLM, but with the temperature and the like
+            of `generation_config.json`.
+          request_id: Id of the request, which no other has. Random by default.
+
+        Raises:
+          RequestError: The request is invalid.
+          RoostError: The model cannot be loaded, or the request failed.
+        """
+        params = sampling_params or SamplingParams()
+        async with aclosing(self._outputs(completion(prompt, params, request_id), params.output_kind)) as found:
+            async for output in found:
+                yield output
+
+    async def chat(
+        self,
+        messages: Conversation,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> AsyncGenerator[RequestOutput]:
+        """Yields the model's next message of a conversation; see `generate`.
+
+        Args:
+          messages: Messages, oldest first.
+          sampling_params: Parameters. Without `max_tokens` the model decides when to end, unless the checkpoint sets a
+            limit; vLLM's default is 16 tokens.
+          request_id: Id of the request, which no other has. Random by default.
+          options: Options of the prompt, such as tools.
+
+        Raises:
+          RequestError: The request is invalid.
+          RoostError: The model cannot be loaded, or the request failed.
+        """
+        params = sampling_params or SamplingParams()
+        async with aclosing(self._outputs(chat(messages, params, options, request_id), params.output_kind)) as found:
+            async for output in found:
+                yield output
+
+    async def start(self) -> None:
+        """Loads the weights and compiles, if that has not been done.
+
+        Raises:
+          RoostError: The weights do not match the model, or the model does not fit the memory.
+        """
+        if self._loading is None:
+            self._service.engine.start()
+            self._loading = asyncio.ensure_future(self._service.engine.wait_ready())
+        await asyncio.shield(self._loading)
+
+    async def close(self) -> None:
+        """Ends unfinished requests with an error and frees the model's memory. Callable more than once."""
+        self._stop_engine.detach()
+        await self._service.engine.stop(STOP_TIMEOUT_S)
+
+    async def __aenter__(self) -> "AsyncLLM":
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _outputs(self, request: GenerationRequest, kind: RequestOutputKind) -> AsyncGenerator[RequestOutput]:
+        await self.start()
+        async with aclosing(outputs(self._service, request, kind)) as found:
+            async for output in found:
+                yield output

@@ -1,0 +1,132 @@
+"""Parameters of a request, under vLLM's names."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+
+class RequestOutputKind(StrEnum):
+    """Content of the outputs that `AsyncLLM` yields for one request.
+
+    Attributes:
+      CUMULATIVE: Each output holds everything generated so far.
+      DELTA: Each output holds what is new.
+      FINAL_ONLY: There is one output, at the end.
+    """
+
+    CUMULATIVE = "cumulative"
+    DELTA = "delta"
+    FINAL_ONLY = "final_only"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredOutputsParams:
+    """Constraint of the output, of which exactly one attribute is set.
+
+    Attributes:
+      json: JSON schema, as an object or as text.
+      regex: Regular expression that the whole output matches.
+      choice: Strings of which the output is one.
+      grammar: Grammar in Lark's notation or in GBNF.
+      json_object: Whether the output is any JSON object.
+    """
+
+    json: str | Mapping[str, Any] | None = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """Parameters of a request. None, the default, means what leaving a field out of an HTTP request means.
+
+    So the defaults of `temperature`, `top_k`, `top_p`, `min_p` and `typical_p` are those of the checkpoint's
+    `generation_config.json`, also for parameters that set other values; vLLM then takes its own defaults. `max_tokens`
+    is 16 for `generate`, as in vLLM, but without limit for `chat`, where vLLM's is 16 too. Values are checked when a
+    request is made.
+
+    Attributes:
+      n: Number of choices. The prompt is prefilled once.
+      max_tokens: Maximum number of tokens to generate.
+      min_tokens: Number of tokens before which no end or stop token is chosen.
+      temperature: Divisor of the logits; 0 always takes the most likely token.
+      top_p: Probability mass to keep.
+      top_k: Number of most likely tokens to keep; 0 and -1 keep all.
+      min_p: Probability, relative to that of the most likely token, below which tokens are dropped.
+      typical_p: Probability mass to keep by locally typical sampling.
+      presence_penalty: Number to subtract once from the logit of each token that was generated.
+      frequency_penalty: Number to subtract from a token's logit for each time it was generated.
+      repetition_penalty: Divisor of positive and factor of negative logits of tokens in the prompt or the output.
+      seed: Seed of all randomness; choice i of n has the seed plus i. Random by default.
+      stop: String or strings at which the output ends.
+      stop_token_ids: Token ids at which the output ends, beside the checkpoint's own end tokens.
+      bad_words: Strings whose tokens are never generated in sequence.
+      include_stop_str_in_output: Whether the text keeps the stop string that ended it.
+      ignore_eos: Whether generation goes on past end tokens.
+      logit_bias: Number to add to the logit of each token id, before penalties.
+      allowed_token_ids: The only token ids that may be chosen.
+      logprobs: Number of alternatives to report for each generated token; 0 reports only the token's own.
+      logprob_token_ids: Token ids whose log-probabilities are reported with each token. It needs `logprobs`.
+      prompt_logprobs: Number of alternatives to report for each prompt token.
+      structured_outputs: Constraint of the output.
+      truncate_prompt_tokens: Maximum number of prompt tokens to keep, from the end; -1 keeps all.
+      priority: Rank among the waiting requests: the lowest number gets a slot first.
+      timeout: Maximum seconds for the whole request. A request that takes longer raises an error.
+      cache_salt: Name of a separate prefix cache.
+      output_kind: Content of the outputs that `AsyncLLM` yields; no other method reads it.
+    """
+
+    n: int = 1
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    logprobs: int | None = None
+    logprob_token_ids: Sequence[int] | None = None
+    prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputsParams | None = None
+    truncate_prompt_tokens: int | None = None
+    priority: int | None = None
+    timeout: float | None = None
+    cache_salt: str | None = None
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+
+    def body_fields(self) -> dict[str, Any]:
+        """Returns the fields of an HTTP request that mean the same, as JSON types, without those that are None."""
+        return {name: _as_json(value) for name, value in _items(self) if name != "output_kind"}
+
+
+def _items(params: Any) -> list[tuple[str, Any]]:
+    named = [(each.name, getattr(params, each.name)) for each in fields(params)]
+    return [(name, value) for name, value in named if value is not None]
+
+
+def _as_json(value: Any) -> Any:
+    match value:
+        case StructuredOutputsParams():
+            return {name: _as_json(each) for name, each in _items(value)}
+        case Mapping():
+            return {str(key): each for key, each in value.items()}
+        case str():
+            return value
+        case Sequence():
+            return list(value)
+        case _:
+            return value

@@ -1,0 +1,264 @@
+"""`LLM` and `AsyncLLM` give what the server gives over HTTP, bit for bit, from notebooks and scripts alike."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from roost import (
+    LLM,
+    AsyncLLM,
+    CompletionOutput,
+    Logprob,
+    RequestError,
+    RequestOutputKind,
+    RoostError,
+    SamplingParams,
+    StructuredOutputsParams,
+)
+from server_process import API_KEY, SLOTS, ServerProcess
+from shared_programs import compiled_once
+
+SEEDED = SamplingParams(seed=7, temperature=0.9, max_tokens=12, ignore_eos=True, logprobs=2)
+QUESTION = [{"role": "user", "content": "Tell me a story."}]
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_config: Path) -> Iterator[LLM]:
+    with compiled_once("tiny"):
+        llm = LLM(f"random:{tiny_config}", slots=SLOTS, prefill_chunk=128)
+    with llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def client(server: ServerProcess) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, headers={"x-api-key": API_KEY}, timeout=60) as client:
+        yield client
+
+
+def choices_over_http(client: httpx.Client, path: str, **body: Any) -> list[dict[str, Any]]:
+    response = client.post(path, json={"return_token_ids": True, **body})
+    assert response.status_code == 200, response.text
+    choices: list[dict[str, Any]] = response.json()["choices"]
+    return choices
+
+
+def own_logprobs(output: CompletionOutput) -> list[float]:
+    assert output.logprobs is not None
+    return [entry[token_id].logprob for token_id, entry in zip(output.token_ids, output.logprobs, strict=True)]
+
+
+def test_completions_equal_https_bit_for_bit(llm: LLM, client: httpx.Client) -> None:
+    prompts = ["the boat", [5, 6, 7], {"prompt_token_ids": [9] * 200}, {"prompt": "a"}]
+    outputs = llm.generate(prompts, SEEDED)
+    fields = SEEDED.body_fields()
+    for output, prompt in zip(outputs, ["the boat", [5, 6, 7], [9] * 200, "a"], strict=True):
+        (choice,) = choices_over_http(client, "/v1/completions", prompt=prompt, **fields)
+        (own,) = output.outputs
+        assert (list(own.token_ids), own.text) == (choice["token_ids"], choice["text"])
+        assert own_logprobs(own) == choice["logprobs"]["token_logprobs"]
+        assert list(output.prompt_token_ids) == choice["prompt_token_ids"]
+        assert (own.finish_reason, output.finished) == ("length", True)
+
+
+def test_choices_equal_https_bit_for_bit(llm: LLM, client: httpx.Client) -> None:
+    params = SamplingParams(n=3, seed=1, max_tokens=8, temperature=1.5, ignore_eos=True, stop_token_ids=[3])
+    (output,) = llm.generate("once", params)
+    choices = choices_over_http(client, "/v1/completions", prompt="once", **params.body_fields())
+    assert [list(each.token_ids) for each in output.outputs] == [choice["token_ids"] for choice in choices]
+    assert len({each.token_ids for each in output.outputs}) == 3
+
+
+def test_chats_equal_https_bit_for_bit(llm: LLM, client: httpx.Client) -> None:
+    params = SamplingParams(seed=3, max_tokens=10, logprobs=1, prompt_logprobs=1, ignore_eos=True)
+    (output,) = llm.chat(QUESTION, params)
+    body = {name: value for name, value in params.body_fields().items() if name != "logprobs"}
+    response = client.post(
+        "/v1/chat/completions",
+        json={"messages": QUESTION, "return_token_ids": True, "logprobs": True, "top_logprobs": 1, **body},
+    ).json()
+    (choice,) = response["choices"]
+    (own,) = output.outputs
+    assert (list(own.token_ids), own.text) == (choice["token_ids"], choice["message"]["content"])
+    assert own_logprobs(own) == [entry["logprob"] for entry in choice["logprobs"]["content"]]
+    assert list(output.prompt_token_ids) == response["prompt_token_ids"]
+    assert output.prompt is not None
+    assert "Tell me a story." in output.prompt
+    theirs = response["prompt_logprobs"]
+    assert output.prompt_logprobs is not None
+    assert output.prompt_logprobs[0] is theirs[0] is None
+    for mine, entry in zip(output.prompt_logprobs[1:], theirs[1:], strict=True):
+        assert mine is not None
+        assert {str(token_id): each.logprob for token_id, each in mine.items()} == {
+            token_id: each["logprob"] for token_id, each in entry.items()
+        }
+
+
+def test_defaults_are_https(llm: LLM, client: httpx.Client) -> None:
+    """A completion has 16 tokens; a chat ends by itself, or at its limit."""
+    (output,) = llm.generate("the boat", SamplingParams(seed=2, ignore_eos=True))
+    (choice,) = choices_over_http(client, "/v1/completions", prompt="the boat", seed=2, ignore_eos=True)
+    assert list(output.outputs[0].token_ids) == choice["token_ids"]
+    assert len(output.outputs[0].token_ids) == 16
+    (answer,) = llm.chat(QUESTION, SamplingParams(seed=11))
+    assert answer.outputs[0].finish_reason == "stop"
+    assert len(answer.outputs[0].token_ids) > 16
+
+
+def test_each_prompt_may_have_parameters_of_its_own(llm: LLM) -> None:
+    outputs = llm.generate(["a", "b"], [SamplingParams(max_tokens=2), SamplingParams(max_tokens=3)])
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [2, 3]
+    with pytest.raises(RequestError, match="one for all or one for each of 2 prompts, got 1"):
+        llm.generate(["a", "b"], [SamplingParams()])
+    assert llm.generate([]) == []
+
+
+def test_more_prompts_than_slots_come_back_in_order(llm: LLM) -> None:
+    outputs = llm.generate([[5 + index] for index in range(3 * SLOTS)], SamplingParams(max_tokens=2))
+    assert [output.prompt_token_ids for output in outputs] == [(5 + index,) for index in range(3 * SLOTS)]
+
+
+def test_output_matches_its_constraint(llm: LLM) -> None:
+    wanted = StructuredOutputsParams(choice=("yes", "no"))
+    (output,) = llm.chat(QUESTION, SamplingParams(structured_outputs=wanted))
+    assert output.outputs[0].text in ("yes", "no")
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "x-unit": "m", "multipleOf": 3}}}
+    (output,) = llm.chat(
+        QUESTION, SamplingParams(structured_outputs=StructuredOutputsParams(json=schema), max_tokens=40)
+    )
+    assert output.outputs[0].text.startswith("{")
+
+
+def test_a_called_tool_is_an_output(llm: LLM) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    (output,) = llm.chat(QUESTION, tools=[tool], tool_choice="required")
+    (call, *_) = output.outputs[0].tool_calls
+    assert (call.name, output.outputs[0].finish_reason) == ("f", "tool_calls")
+
+
+def test_a_stream_is_the_whole_in_pieces(llm: LLM) -> None:
+    (whole,) = llm.generate("the boat", SEEDED)
+    pieces = [output.outputs[0] for output in llm.stream("the boat", SEEDED)]
+    assert "".join(piece.text for piece in pieces) == whole.outputs[0].text
+    assert sum((piece.token_ids for piece in pieces), ()) == whole.outputs[0].token_ids
+    assert [piece.finished() for piece in pieces[-2:]] == [False, True]
+    chat = list(llm.stream(QUESTION, SamplingParams(max_tokens=3)))
+    assert chat[-1].finished
+
+
+def test_a_closed_stream_ends_its_request(llm: LLM) -> None:
+    endless = SamplingParams(ignore_eos=True, max_tokens=10**9)
+    for _ in range(SLOTS + 1):
+        stream = llm.stream("the boat", endless)
+        next(stream)
+        stream.close()
+    assert llm.generate("the boat")[0].finished
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "message"),
+    [
+        ("a", SamplingParams(temperature=-1.0), "temperature must be at least 0"),
+        ("a", SamplingParams(n=0), "n must be at least 1"),
+        ([], SamplingParams(), None),
+        ([10**6], SamplingParams(), "token id 1000000 is outside the vocabulary of 512 tokens"),
+        ({"text": "a"}, SamplingParams(), "prompt: a dict must have the key prompt or prompt_token_ids"),
+        ("a", SamplingParams(structured_outputs=StructuredOutputsParams(regex="(")), "structured_outputs"),
+        ("a", SamplingParams(stop="x" * 5000), "stop must have at most 4096 characters"),
+    ],
+)
+def test_what_is_wrong_is_one_line(llm: LLM, prompt: Any, params: SamplingParams, message: str | None) -> None:
+    if message is None:
+        assert llm.generate(prompt, params) == []
+        return
+    with pytest.raises(RequestError) as caught:
+        llm.generate(prompt, params)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_unknown_names_are_errors() -> None:
+    with pytest.raises(TypeError, match="max_num_seqs is vLLM's name: use slots"):
+        LLM("demo", max_num_seqs=4)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="there is no setting 'slot'; did you mean slots"):
+        LLM("demo", slot=4)  # type: ignore[call-arg]
+    with pytest.raises(RoostError, match=r"^slots must be at least 1, got 0$"):
+        LLM("demo", slots=0)
+
+
+async def test_a_running_event_loop_does_not_matter(llm: LLM) -> None:
+    """Notebooks run one."""
+    assert llm.generate("a", SamplingParams(max_tokens=1))[0].finished
+
+
+async def test_async_outputs_are_cumulative_deltas_or_final(llm: LLM, tiny_config: Path) -> None:
+    (whole,) = llm.generate("the boat", SEEDED)
+    async with AsyncLLM(f"random:{tiny_config}", slots=SLOTS, prefill_chunk=128) as async_llm:
+
+        async def outputs(kind: RequestOutputKind) -> list[CompletionOutput]:
+            params = SamplingParams(**{**SEEDED.body_fields(), "output_kind": kind})
+            return [output.outputs[0] async for output in async_llm.generate("the boat", params)]
+
+        cumulative, deltas, final = await asyncio.gather(*map(outputs, RequestOutputKind))
+        assert cumulative[-1] == final[0] == whole.outputs[0]
+        assert [len(each.token_ids) for each in cumulative] == sorted({len(each.token_ids) for each in cumulative})
+        assert sum((each.token_ids for each in deltas), ()) == whole.outputs[0].token_ids
+        assert len(final) == 1
+        chat = [output async for output in async_llm.chat(QUESTION, SamplingParams(max_tokens=2))]
+        assert chat[-1].finished
+    with pytest.raises(RoostError):
+        [output async for output in async_llm.generate("a")]
+
+
+def test_a_logprob_has_rank_and_name(llm: LLM) -> None:
+    (output,) = llm.generate("the boat", SamplingParams(temperature=0.0, logprobs=2, max_tokens=1))
+    logprobs = output.outputs[0].logprobs
+    assert logprobs is not None
+    first, second = logprobs[0].values()
+    assert isinstance(first, Logprob)
+    assert (first.rank, second.rank) == (1, 2)
+    assert first.logprob >= second.logprob
+    assert output.outputs[0].cumulative_logprob == first.logprob
+
+
+def test_a_closed_llm_says_so(tiny_config: Path) -> None:
+    with LLM(f"random:{tiny_config}", slots=SLOTS, prefill_chunk=128) as llm:
+        stream = llm.stream("a", SamplingParams(ignore_eos=True, max_tokens=10**9))
+        next(stream)
+    with pytest.raises(RoostError, match="this LLM was closed"):
+        llm.generate("a")
+    with pytest.raises(RoostError, match="this LLM was closed"):
+        next(stream)
+    llm.close()
+
+
+SCRIPT = """
+from roost import LLM, SamplingParams
+llm = LLM({model!r}, slots=4, prefill_chunk=128)
+output = llm.generate([5, 6, 7], SamplingParams(temperature=0, max_tokens=4, ignore_eos=True))[0]
+print(len(output.outputs[0].token_ids))
+stream = llm.stream([5], SamplingParams(ignore_eos=True, max_tokens=10**9))
+next(stream)
+"""
+
+
+def test_a_script_ends_by_itself(llm: LLM, tiny_config: Path, tmp_path: Path) -> None:
+    """Without `if __name__`, without closing anything, and with a request that runs."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(model=f"random:{tiny_config}"))
+    done = subprocess.run([sys.executable, "-P", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_importing_roost_loads_neither_jax_nor_the_server() -> None:
+    program = "import sys, roost; print(roost.__version__, *{'jax', 'fastapi', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "0.1.0\n"
