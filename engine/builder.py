@@ -55,6 +55,7 @@ from .worker.programs import DeviceArrays, new_pool
 from .worker.runner import ModelRunner
 from .worker.served import DeviceLayout, Devices, served_programs, state_format, step_limits
 from .worker.steps import StatePool
+from .worker.trace_cache import open_trace_cache
 
 _logger = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ def _load_and_compile(
         limit = None if devices.platform.uses_host_memory else device_memory()
         executor = ThreadPoolExecutor(3, "load")
         try:
-            params: Future[Params] = executor.submit(weights.read, partial(report, "weights"))
+            params: Future[Params] = executor.submit(_read_weights, weights, partial(report, "weights"))
 
             def check_weights() -> None:
                 if params.done():
@@ -210,7 +211,8 @@ def _load_and_compile(
 
             def compile_for(slots: int) -> CompiledPrograms:
                 served = served_programs(source.config, config, weights, devices, slots)
-                return compile_served(served, executor, partial(report, "compile"), check_weights)
+                traces = open_trace_cache(config.compile_cache, served.layout)
+                return compile_served(served, executor, partial(report, "compile"), check_weights, traces)
 
             compiled = _compile_to_fit(source.config, config, weights, devices, limit, compile_for)
             return params.result(), compiled
@@ -228,6 +230,13 @@ def _warn_of_odd_matrices(weights: OpenWeights, devices: Devices) -> None:
             "on each device; another number of devices along model may help",
             ", ".join(f"{name} is {size}" for name, size in odd.items()),
         )
+
+
+def _read_weights(weights: OpenWeights, report: Callable[[int, int], None]) -> Params:
+    start = time.monotonic()
+    params = weights.read(report)
+    _logger.debug("weights: read in %.2f s", time.monotonic() - start)
+    return params
 
 
 def _compile_to_fit(

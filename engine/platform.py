@@ -61,6 +61,8 @@ class Platform:
         measurement.
       skips_logits: Whether a step of greedy rows takes the argmax without materializing the logits.
       compile_options: Options of XLA's compiler, each with its value.
+      exports_programs: Whether traced programs may be kept for later starts. Pallas kernels are lowered in another way
+        when they are exported, which was not measured.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Platform:
     logits_per_row: float = 4.0
     skips_logits: bool = False
     compile_options: tuple[tuple[str, str], ...] = ()
+    exports_programs: bool = False
 
 
 PORTABLE: Final = Platform("portable")
@@ -115,6 +118,7 @@ CPU: Final = replace(
     ring_block=512,
     prefill_rows=1,  # a prompt's tokens fill the cores as well as several prompts'
     layers_per_slice=2,  # takes as long as one decode step of eight slots
+    exports_programs=True,
 )
 
 CPU_NATIVE: Final = replace(CPU, name="cpu-native", kernels=backends.CPU)

@@ -120,6 +120,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "engine/worker/programs.py",
             "engine/worker/compilation.py",
             "engine/worker/served.py",
+            "engine/worker/trace_cache.py",
             "engine/worker/fitting.py",
             "engine/verification.py",
             "engine/worker/aot.py",

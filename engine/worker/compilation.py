@@ -1,6 +1,8 @@
 """Compilation of device programs ahead of the first request, and the count of compilations after that."""
 
 import itertools
+import logging
+import time
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future, as_completed
@@ -26,29 +28,36 @@ from .program_memory import (
 from .programs import ArrayName, ModelShapes, Program
 from .served import ServedPrograms
 from .steps import StatePool
+from .trace_cache import TraceCache
 
 type CompiledProgram = Callable[..., tuple[Any, ...]]
 """A compiled program; takes and returns arrays as its `Program` says."""
 
+_logger = logging.getLogger(__name__)
+
 _COMPILE_EVENT: Final = "/jax/core/compile/backend_compile_duration"
 
 
-def lower(program: Program[Any], model: ModelShapes) -> Any:
+def lower(program: Program[Any], model: ModelShapes, traces: TraceCache | None = None) -> Any:
     """Traces a program, ready to be compiled.
 
     Args:
       program: Program to trace.
       model: Model of the program.
+      traces: Traced programs of earlier starts, if they are kept; only on a single device.
     """
     donated = tuple(i for i, name in enumerate(program.reads) if name == "pool" and name in program.replaces)
     shapes = (*(_shape(name, program, model) for name in program.reads), *program.inputs)
     if model.mesh is None:
-        return jax.jit(_as_tuple(program), donate_argnums=donated).lower(*_on_device(model.device, shapes))
+        step = _as_tuple(program)
+        if traces is not None:
+            step = traces.traced(program.label, step, shapes, donated)
+        return jax.jit(step, donate_argnums=donated).lower(*_on_device(model.device, shapes))
     takes = (*(_spec(name, model) for name in program.reads), *(REPLICATED for _ in program.inputs))
     gives = (*(_spec(name, model) for name in program.replaces), *([REPLICATED] if program.has_result else []))
-    step = jax.shard_map(_as_tuple(program), mesh=model.mesh, in_specs=takes, out_specs=gives, check_vma=False)
+    shards = jax.shard_map(_as_tuple(program), mesh=model.mesh, in_specs=takes, out_specs=gives, check_vma=False)
     placed = tuple(shard_shapes(model.mesh, spec, tree) for spec, tree in zip(takes, shapes, strict=True))
-    return jax.jit(step, donate_argnums=donated).lower(*placed)
+    return jax.jit(shards, donate_argnums=donated).lower(*placed)
 
 
 def _on_device(device: jax.Device | None, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -155,6 +164,7 @@ def compile_served(
     executor: Executor,
     report: Callable[[int, int], None],
     check: Callable[[], None] = lambda: None,
+    traces: TraceCache | None = None,
 ) -> CompiledPrograms:
     """Compiles all programs of a served model with the options of its platform.
 
@@ -163,16 +173,20 @@ def compile_served(
       executor: Threads that compile.
       report: Called with the number of compiled programs and of all.
       check: Called after each program; may raise what ends the start.
+      traces: Traced programs of earlier starts, if they are kept.
 
     Raises:
       KernelRefusedError: Kernels do not compile for the devices; it names all that the programs were refused for.
     """
     options = dict(served.layout.platform.compile_options)
-    compiled = compile_all(lowerings(served.programs, served.model), options, executor, report)
+    start = time.monotonic()
+    compiled = compile_all(lowerings(served.programs, served.model, traces), options, executor, report)
+    traced = time.monotonic()
     for done in as_completed(compiled.values()):
         if not isinstance(done.exception(), OutOfMemoryError | KernelRefusedError):
             done.result()
         check()
+    _logger.debug("programs: traced in %.2f s, compiled %.2f s later", traced - start, time.monotonic() - traced)
     outcomes = {label: each.exception() or each.result() for label, each in compiled.items()}
     refused = [outcome.reasons for outcome in outcomes.values() if isinstance(outcome, KernelRefusedError)]
     if refused:
@@ -204,9 +218,11 @@ def compile_all(
     return {label: executor.submit(compile_program, trace()) for label, trace in lowerings.items()}
 
 
-def lowerings(programs: Iterable[Program[Any]], model: ModelShapes) -> dict[str, Callable[[], Any]]:
-    """Returns a function per label that traces the program."""
-    return {program.label: partial(lower, program, model) for program in programs}
+def lowerings(
+    programs: Iterable[Program[Any]], model: ModelShapes, traces: TraceCache | None = None
+) -> dict[str, Callable[[], Any]]:
+    """Returns a function per label that traces the program; see `lower`."""
+    return {program.label: partial(lower, program, model, traces) for program in programs}
 
 
 class CompileCounter:

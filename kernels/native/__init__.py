@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, BFloat16, Float, Float32, Int32, UInt8
 
-_CALLS: Final = (
+CALLS: Final = (
     "roost_int8_product",
     "roost_bf16_product",
     "roost_int8_logits",
@@ -33,6 +33,7 @@ _CALLS: Final = (
     "roost_recurrent_step",
     "roost_decode_attention",
 )
+"""Names of the custom calls."""
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
 
@@ -64,7 +65,7 @@ def why_unavailable() -> str | None:
     library = _library()
     if not library.roost_supported():
         return "this processor lacks AVX-512 VNNI or BF16"
-    for name in _CALLS:
+    for name in CALLS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return None
 

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -101,6 +102,7 @@ def _prepare_process(settings: Settings) -> Signals:
     set_up_logging(level, as_json=as_json, access_log=settings.access_log)
     if as_json:
         log_warnings_and_uncaught()
+    _logger.debug("imports and settings: %.2f s of processor time", time.process_time())
     for warning in settings.warnings:
         _logger.warning("%s", warning)
     return signals

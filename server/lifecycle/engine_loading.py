@@ -1,5 +1,6 @@
 """Loads an engine, shows progress on stderr, and ends the process while loading."""
 
+import logging
 import time
 from pathlib import Path
 from typing import Final, NoReturn
@@ -13,6 +14,8 @@ from .signals import exit_now
 
 _LINE_INTERVAL_S: Final = 10.0
 """Maximum time between two progress lines of one stage, if stderr is not a terminal."""
+
+_logger = logging.getLogger(__name__)
 
 _VERBS: Final = {"weights": "loading weights", "compile": "compiling"}
 
@@ -86,10 +89,12 @@ def make_engine(source: ModelSource, config: EngineConfig, progress: LoadProgres
     """Returns an engine that loads once it is started."""
 
     def build() -> EngineCore:
+        start = time.monotonic()
         try:
             return load_engine(source, config, progress)
         finally:
             progress.close()
+            _logger.debug("engine: loaded in %.2f s", time.monotonic() - start)
 
     return AsyncEngine(build)
 

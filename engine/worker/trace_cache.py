@@ -1,0 +1,171 @@
+"""Traced programs of earlier starts, kept beside the compiled ones.
+
+Tracing a model in Python takes longer than reading its compiled programs. What tracing yields, a program in StableHLO,
+is therefore kept in a file that `jax.export` defines, and a later start only compiles the call of that program.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from ...kernels import native
+from ..model.state import BlockStates
+from ..platform import numerics
+from ..sampling.logprobs import Logprobs
+from ..sampling.sampler import Sampled
+from .served import DeviceLayout
+
+type Step = Callable[..., tuple[Any, ...]]
+"""A function of trees of arrays that returns a tuple of them."""
+
+_PACKAGES: Final = ("flax", "jax", "jaxlib", "numpy")
+"""Packages whose code runs while a program is traced."""
+
+_SOURCES: Final = ("engine", "kernels")
+"""Folders of Roost's own code that runs while a program is traced."""
+
+_DIGEST_BYTES: Final = 32
+
+for _result in (BlockStates, Logprobs, Sampled):
+    export.register_namedtuple_serialization(_result, serialized_name=f"roost.{_result.__name__}")
+
+
+class TraceCache:
+    """Folder of traced programs, one file each.
+
+    A file's name is a hash of all that tracing depends on: versions, Roost's source, JAX's flags, the model's layout
+    and the arguments' shapes. A file that is torn or was not written for its name is ignored, and replaced.
+
+    Args:
+      folder: The folder.
+      layout: Layout of the model, on a single device.
+    """
+
+    def __init__(self, folder: Path, layout: DeviceLayout) -> None:
+        self._folder = folder
+        self._facts = (source_fingerprint(), _versions(), _flags(), numerics(), layout)
+
+    def traced(self, label: str, step: Step, arguments: tuple[Any, ...], donated: tuple[int, ...]) -> Step:
+        """Returns the step as a call of a traced program, which is read from the folder or traced and kept there.
+
+        Args:
+          label: Name of the program.
+          step: Function to trace.
+          arguments: Shapes of its arguments.
+          donated: Indices of the donated arguments, in whose place the step returns its first outputs.
+        """
+        leaves, tree = jax.tree.flatten(arguments)
+        path = self._folder / f"traced-{self._key(label, tree, leaves, donated)}"
+        exported = _read(path)
+        if exported is None:
+            exported = _export(_flattened(step, tree, len(donated)), leaves)
+            _write(path, exported)
+        return _unflattened(exported, donated)
+
+    def _key(self, label: str, tree: Any, leaves: list[Any], donated: tuple[int, ...]) -> str:
+        shapes = [(leaf.shape, str(leaf.dtype)) for leaf in leaves]
+        facts = repr((self._facts, label, str(tree), shapes, donated))
+        return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def open_trace_cache(folder: Path | None, layout: DeviceLayout) -> TraceCache | None:
+    """Returns the cache in the folder of compiled programs; None without one, or where programs cannot be exported.
+
+    Args:
+      folder: Folder of compiled programs; None if none are kept.
+      layout: The model's place on its devices.
+    """
+    if folder is None or not layout.platform.exports_programs:
+        return None
+    return TraceCache(folder, layout)
+
+
+@cache
+def source_fingerprint() -> str:
+    """Returns a digest of Roost's code that may run while a program is traced."""
+    root, digest = Path(__file__).parents[2], hashlib.sha256()
+    for path in sorted(path for folder in _SOURCES for path in (root / folder).rglob("*.py")):
+        digest.update(f"{path.relative_to(root)} {path.stat().st_size} ".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _versions() -> tuple[str, ...]:
+    return platform.python_version(), *(importlib.metadata.version(package) for package in _PACKAGES)
+
+
+def _flags() -> list[tuple[str, str]]:
+    """Returns JAX's flags, except those of the cache of compiled programs, on which no traced program depends."""
+    return [(name, repr(value)) for name, value in sorted(jax.config.values.items()) if "cache" not in name]
+
+
+def _flattened(step: Step, tree: Any, num_replaced: int) -> Step:
+    """Returns the step as a function of leaves, with the leaves of what it replaces as a list each."""
+
+    def flat(*leaves: Any) -> tuple[Any, ...]:
+        outputs = step(*jax.tree.unflatten(tree, leaves))
+        return *map(jax.tree.leaves, outputs[:num_replaced]), *outputs[num_replaced:]
+
+    return flat
+
+
+def _unflattened(exported: export.Exported, donated: tuple[int, ...]) -> Step:
+    """Returns the reverse of `_flattened`."""
+
+    def step(*arguments: Any) -> tuple[Any, ...]:
+        outputs = exported.call(*_read_leaves(exported, jax.tree.leaves(arguments)))
+        trees = (jax.tree.structure(arguments[index]) for index in donated)
+        replaced = (jax.tree.unflatten(tree, leaves) for tree, leaves in zip(trees, outputs, strict=False))
+        return *replaced, *outputs[len(donated) :]
+
+    return step
+
+
+def _read_leaves(exported: export.Exported, leaves: list[Any]) -> list[Any]:
+    """Returns the leaves with zeros in the place of those that the program does not read, which `jit` then drops."""
+    read = set(exported.module_kept_var_idx)
+    return [leaf if index in read else jnp.zeros_like(leaf) for index, leaf in enumerate(leaves)]
+
+
+def _export(step: Step, leaves: list[Any]) -> export.Exported:
+    # JAX vouches for calls that it knows. The key holds what decides on ours.
+    checks = [export.DisabledSafetyCheck.custom_call(name) for name in native.CALLS]
+    exported: export.Exported = export.export(jax.jit(step), disabled_checks=checks)(*leaves)
+    return exported
+
+
+def _read(path: Path) -> export.Exported | None:
+    """Returns the traced program in a file; None if there is none, or another one."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, program = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    if digest != _digest(path, program):
+        return None
+    exported: export.Exported = export.deserialize(bytearray(program))
+    return exported
+
+
+def _write(path: Path, exported: export.Exported) -> None:
+    """Keeps a traced program, unless the folder takes no files."""
+    program = bytes(exported.serialize())
+    with contextlib.suppress(OSError):
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(_digest(path, program) + program)
+        os.replace(file.name, path)
+
+
+def _digest(path: Path, program: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + program).digest()

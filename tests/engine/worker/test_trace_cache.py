@@ -1,0 +1,213 @@
+"""Traced programs that are kept: the same bits as without, and nothing stale, torn or foreign is run."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cache_settings import restored
+from roost.engine import EngineConfig, ModelRunner, open_model
+from roost.engine.model.config import ModelConfig
+from roost.engine.platform import CPU, TPU
+from roost.engine.worker import trace_cache
+from roost.engine.worker.compilation import compile_lowered, lower
+from roost.engine.worker.loading import open_weights
+from roost.engine.worker.program_memory import program_memory
+from roost.engine.worker.served import Devices, device_layout, served_programs
+from roost.engine.worker.trace_cache import TraceCache, open_trace_cache
+from roost.kernels import native
+
+TINY = Path(__file__).parents[2] / "golden" / "tiny-a"
+SLOTS = 4
+DTYPE = jnp.dtype("float32")
+LAYOUT = device_layout(
+    ModelConfig(64, 64, 64, 1, 64, ("recurrent",)), EngineConfig(prefill_chunk=64), DTYPE, Devices(CPU), 4
+)
+
+
+class Pool(NamedTuple):
+    """A donated argument."""
+
+    values: Any
+    counts: Any
+
+
+ARGUMENTS = ({"w": jnp.arange(3.0)}, Pool(jnp.ones((2, 3)), jnp.zeros(2, jnp.int32)), jnp.float32(2))
+SHAPES = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), ARGUMENTS)
+
+
+class Step:
+    """A program that counts how often it is traced."""
+
+    def __init__(self) -> None:
+        self.traced = 0
+
+    def __call__(self, params: Any, pool: Pool, x: Any) -> tuple[Any, ...]:
+        self.traced += 1
+        return Pool(pool.values * params["w"] + x, pool.counts + 1), pool.values.sum()
+
+    def run(self, cache: TraceCache, label: str = "step", shapes: Any = SHAPES) -> Any:
+        arguments = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes) if shapes is not SHAPES else ARGUMENTS
+        return jax.jit(cache.traced(label, self, shapes, (1,)))(*arguments)
+
+
+def test_a_later_start_traces_nothing(tmp_path: Path) -> None:
+    first, later = Step(), Step()
+    pool, total = first.run(TraceCache(tmp_path, LAYOUT))
+    again, same = later.run(TraceCache(tmp_path, LAYOUT))
+    assert (first.traced, later.traced) == (1, 0)
+    assert isinstance(again, Pool)
+    assert (again.values.tolist(), again.counts.tolist(), float(same)) == ([[2, 3, 4]] * 2, [1, 1], 6)
+    assert (pool.values.tolist(), float(total)) == (again.values.tolist(), 6)
+
+
+def _longer(shapes: Any) -> Any:
+    pool = shapes[1]._replace(values=jax.ShapeDtypeStruct((4, 3), DTYPE))
+    return shapes[0], pool, shapes[2]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"label": "another"},
+        {"shapes": _longer(SHAPES)},
+        {"shapes": ({"v": SHAPES[0]["w"], "w": SHAPES[0]["w"]}, *SHAPES[1:])},
+    ],
+)
+def test_another_program_has_another_file(changed: dict[str, Any], tmp_path: Path) -> None:
+    step = Step()
+    step.run(TraceCache(tmp_path, LAYOUT))
+    step.run(TraceCache(tmp_path, LAYOUT), **changed)
+    assert step.traced == len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        lambda patch: patch.setattr(trace_cache, "source_fingerprint", lambda: "changed"),
+        lambda patch: patch.setattr(trace_cache, "numerics", lambda: "12345678"),
+        lambda patch: patch.setattr(trace_cache.importlib.metadata, "version", lambda package: "0"),
+        lambda patch: patch.setitem(trace_cache.__dict__, "_flags", lambda: [("jax_enable_x64", "True")]),
+    ],
+    ids=["source", "numerics", "versions", "flags"],
+)
+def test_what_another_start_traced_is_not_run(
+    fact: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Step()
+    step.run(TraceCache(tmp_path, LAYOUT))
+    fact(monkeypatch)
+    step.run(TraceCache(tmp_path, LAYOUT))
+    assert step.traced == 2
+
+
+def test_another_layout_has_other_files(tmp_path: Path) -> None:
+    step = Step()
+    step.run(TraceCache(tmp_path, LAYOUT))
+    step.run(TraceCache(tmp_path, replace(LAYOUT, rows=8)))
+    assert step.traced == 2
+
+
+def test_flags_that_change_what_is_traced_are_in_the_key() -> None:
+    before = trace_cache._flags()
+    with jax.numpy_dtype_promotion("strict"):
+        assert trace_cache._flags() != before
+    with restored():
+        jax.config.update("jax_compilation_cache_dir", "/another")
+        assert trace_cache._flags() == before
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:40], lambda content: b""])
+def test_a_torn_file_is_written_anew(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    step = Step()
+    step.run(TraceCache(tmp_path, LAYOUT))
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert float(step.run(TraceCache(tmp_path, LAYOUT))[1]) == 6
+    assert (step.traced, [path.name for path in tmp_path.iterdir()]) == (2, [file.name])
+    step.run(TraceCache(tmp_path, LAYOUT))
+    assert step.traced == 2
+
+
+def test_a_file_of_another_name_is_written_anew(tmp_path: Path) -> None:
+    step, other = Step(), Step()
+    step.run(TraceCache(tmp_path, LAYOUT))
+    (file,) = tmp_path.iterdir()
+    other.run(TraceCache(tmp_path, LAYOUT), label="other")
+    (foreign,) = set(tmp_path.iterdir()) - {file}
+    file.write_bytes(foreign.read_bytes())
+    step.run(TraceCache(tmp_path, LAYOUT))
+    assert step.traced == 2
+
+
+def test_without_a_folder_that_takes_files_everything_is_traced(tmp_path: Path) -> None:
+    step = Step()
+    for _ in range(2):
+        assert float(step.run(TraceCache(tmp_path / "missing", LAYOUT))[1]) == 6
+    assert step.traced == 2
+
+
+def test_programs_are_kept_in_a_folder_on_cpus() -> None:
+    assert open_trace_cache(Path(), LAYOUT) is not None
+    assert open_trace_cache(None, LAYOUT) is None
+    assert open_trace_cache(Path(), replace(LAYOUT, platform=TPU)) is None
+
+
+@pytest.mark.skipif(not native.is_available(), reason=str(native.why_unavailable()))
+def test_native_calls_are_kept(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    matrix = random.integers(-127, 128, (32, 64), np.int8)
+    arguments = (
+        jnp.asarray(random.normal(size=(4, 64)), jnp.bfloat16),
+        jnp.asarray(native.pack(matrix)),
+        jnp.asarray(random.uniform(size=32), jnp.float32),
+    )
+
+    def step(x: Any, values: Any, scale: Any) -> tuple[Any, ...]:
+        return (native.int8_product(x, values, scale, None, DTYPE),)
+
+    expected = jax.jit(step)(*arguments)[0]
+    for _ in range(2):
+        (y,) = jax.jit(TraceCache(tmp_path, LAYOUT).traced("product", step, arguments, ()))(*arguments)
+        assert (y == expected).all()
+
+
+@pytest.mark.parametrize("label", ["decode 4", "first token"])
+def test_served_programs_have_the_bits_and_the_memory_of_direct_ones(label: str, golden_runner: ModelRunner) -> None:
+    """The shared runner's programs were traced with a folder; the same without one is compiled here."""
+    executor = golden_runner.executor
+    layout, settings = executor.layout, EngineConfig(SLOTS, prefill_chunk=128, dtype="float32", checkpoints=True)
+    source, devices = open_model(str(TINY / "hf")), Devices(layout.platform)
+    with open_weights(source, settings, layout.shards, layout.platform, None) as weights:
+        served = served_programs(source.config, settings, weights, devices, SLOTS)
+    (program,) = (each for each in served.programs if each.label == label)
+    with restored():
+        direct = compile_lowered(lower(program, served.model), dict(layout.platform.compile_options))
+    kept: Any = executor.compiled[label]
+    assert program_memory(kept) == program_memory(direct)
+
+    def outputs(compiled: Any) -> list[Any]:
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(compiled(*_arguments(direct)))]
+
+    for one, other in zip(outputs(kept), outputs(direct), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def _arguments(compiled: Any) -> Any:
+    """Returns small random arguments of a compiled program."""
+    random = np.random.default_rng(1)
+
+    def draw(info: Any) -> Any:
+        kind = np.dtype(info.dtype)
+        if kind == np.bool_:
+            return jnp.ones(info.shape, kind)
+        if np.issubdtype(kind, np.integer):
+            return jnp.asarray(random.integers(0, 2, info.shape), kind)
+        return jnp.asarray(random.normal(0, 0.1, info.shape), kind)
+
+    return jax.tree.map(draw, compiled.in_avals[0])
