@@ -22,7 +22,7 @@ from .core.errors import (
 )
 from .core.mesh import HostGroup, MeshShape
 from .core.output_constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
-from .core.request import FinishReason, Request, TokenLogprobs, TokenOutput
+from .core.request import FinishReason, Replay, Request, TokenLogprobs, TokenOutput
 from .core.sampling_params import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, SAMPLING_FIELDS, SamplingParams
 from .core.simulation import SIMULATED, Simulation
 from .core.snapshot import Snapshot
@@ -32,6 +32,7 @@ from .engine_core import EngineCore
 from .model.config import ModelConfig
 from .platform import DeviceFacts, device_facts
 from .prefix_cache.cache import PrefixCache
+from .prefix_cache.request_checkpoint import CheckpointFormat, RequestCheckpoint
 from .prefix_cache.saved_state import SavedState, SavedStateFormat
 from .roofline import CPU, DEVICES, Roofline, Setup, compute_roofline, find_device, setups_that_fit
 from .scheduling.scheduler import Scheduler
@@ -54,6 +55,7 @@ __all__ = [
     "AsyncEngine",
     "CacheStats",
     "CheckpointError",
+    "CheckpointFormat",
     "ConfigError",
     "Constraint",
     "ConstraintError",
@@ -75,7 +77,9 @@ __all__ = [
     "Progress",
     "QueueFullError",
     "QueueTimeoutError",
+    "Replay",
     "Request",
+    "RequestCheckpoint",
     "RequestTimeoutError",
     "Roofline",
     "RoostError",

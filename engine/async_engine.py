@@ -57,6 +57,10 @@ class _Read[Result]:
     future: "asyncio.Future[Result]"
 
 
+class _Pause:
+    """Ends all stepping."""
+
+
 class _Wake:
     """Wakes the thread: a step has something to do."""
 
@@ -65,7 +69,7 @@ class _Stop:
     """Ends the thread."""
 
 
-type _Command = _Add | _Abort | _Read[Any] | _Wake | _Stop
+type _Command = _Add | _Abort | _Read[Any] | _Pause | _Wake | _Stop
 
 
 class AsyncEngine:
@@ -99,6 +103,7 @@ class AsyncEngine:
         self._core: EngineCore | None = None
         self._num_steps = 0
         self._is_in_step = False
+        self._is_paused = False
 
     @property
     def stats(self) -> EngineStats:
@@ -122,9 +127,8 @@ class AsyncEngine:
         return self._state_format
 
     @property
-    def checkpoint_format(self) -> CheckpointFormat:
-        """Format of files of the checkpoints that `checkpoint` returns; known once the engine is ready."""
-        assert self._checkpoint_format is not None
+    def checkpoint_format(self) -> CheckpointFormat | None:
+        """Format of files of checkpoints; None if there are no checkpoints, or the engine is not ready yet."""
         return self._checkpoint_format
 
     def start(self) -> None:
@@ -201,6 +205,10 @@ class AsyncEngine:
             self._inbox.put(_Abort(request_id))
             self._put(request_id, TokenOutput(finish_reason=FinishReason.ABORT))
 
+    def pause(self) -> None:
+        """Ends all stepping after the step in progress, whose outputs are delivered. States can still be read."""
+        self._inbox.put(_Pause())
+
     async def save(self, request_id: str, num_generated: int | None = None) -> SavedState:
         """Returns the token history of a request with its longest snapshot; see `EngineCore.save`.
 
@@ -245,7 +253,8 @@ class AsyncEngine:
             core.wake = lambda: self._inbox.put(_Wake())
             self._call(self._on_ready)
             while self._take_commands(core):
-                self._step(core)
+                if not self._is_paused:
+                    self._step(core)
             core.close()
             self._call(self._on_death, EngineDeadError("the engine was stopped"))
         except BaseException as error:  # the state was donated to the step that failed, so no other step can run
@@ -287,6 +296,10 @@ class AsyncEngine:
                 core.abort(request_id)
             case _Read():
                 self._pending_reads.append(command)
+            case _Pause():
+                self._is_paused = True
+                if outputs := core.settle():
+                    self._hand_over(outputs)
 
     def _next_command(self, core: EngineCore) -> _Command:
         """Returns the next command; waits for it while neither a step nor a read has something to do.
@@ -294,7 +307,7 @@ class AsyncEngine:
         Raises:
           queue.Empty: There is no command, and a step or a read has something to do.
         """
-        timeout = None if self._pending_reads else core.next_timeout
+        timeout = None if self._pending_reads else math.inf if self._is_paused else core.next_timeout
         if timeout is None:
             return self._inbox.get(block=False)
         return self._inbox.get(timeout=None if timeout == math.inf else max(0.0, timeout - time.monotonic()))

@@ -199,6 +199,14 @@ class EngineCore:
         length = len(running.request.prompt_token_ids) + running.num_tokens - 1
         return RequestCheckpoint(running.num_tokens, self._runner.snapshot(running.slot, length))
 
+    def settle(self) -> list[RequestOutput]:
+        """Commits the batch in flight without dispatching another one; returns the requests' new outputs."""
+        in_flight, self._in_flight = self._in_flight, None
+        outputs, self._committed = [*self._committed, *self._commit(in_flight)], []
+        self._count_tokens(0, _num_tokens(outputs))
+        self.stats = self._current_stats()
+        return [output for output in outputs if output[0] != CANARY_ID]
+
     def close(self) -> None:
         """Closes the runner, and writes what the prefix cache still has to write."""
         self._runner.close()

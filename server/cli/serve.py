@@ -23,6 +23,7 @@ from ...engine import (
 )
 from ..api.openai.adoption import Adopter
 from ..app import create_app
+from ..generation.checkpointer import Checkpointer
 from ..generation.durable_responses import DurableResponses
 from ..generation.response_store import ResponseStore
 from ..generation.service import Service
@@ -30,7 +31,7 @@ from ..lifecycle.engine_config import engine_config
 from ..lifecycle.engine_loading import LoadProgress, exit_while_loading, is_loading, make_engine
 from ..lifecycle.http_server import HttpServer, Listeners, uvicorn_config
 from ..lifecycle.lifecycle import Lifecycle, Timeouts, serve_until_stopped
-from ..lifecycle.response_store import is_stuck, open_responses, with_closed
+from ..lifecycle.response_store import is_stuck, make_checkpointer, open_responses, with_closed
 from ..lifecycle.service import make_service
 from ..lifecycle.signals import Signals, exit_now
 from ..lifecycle.startup_message import greeting, summary
@@ -77,11 +78,15 @@ def serve(settings: Settings) -> int:
         service, access, max_body_bytes=settings.max_body_bytes, strict=settings.strict, trace=telemetry.trace
     )
     server = HttpServer(uvicorn_config(app, settings), signals)
+    checkpointer = make_checkpointer(settings, engine, responses)
     lifecycle = Lifecycle(
         service,
         signals,
         Timeouts(settings.drain_lag, settings.drain_timeout, settings.step_timeout),
-        on_ready=lambda: _start(service, partial(_announce, source, config, service, listeners.url(settings))),
+        on_ready=lambda: _start(
+            service, checkpointer, partial(_announce, source, config, service, listeners.url(settings))
+        ),
+        evacuate=None if checkpointer is None else checkpointer.evacuate,
     )
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         serving = serve_until_stopped(lifecycle, server, listeners.sockets())
@@ -126,8 +131,10 @@ def _metrics(
     )
 
 
-def _start(service: Service, announce: Callable[[], None]) -> None:
-    """Begins to adopt other replicas' responses, if there may be any, and announces the server."""
+def _start(service: Service, checkpointer: Checkpointer | None, announce: Callable[[], None]) -> None:
+    """Begins to take checkpoints and to adopt other replicas' responses, if there may be any; announces the server."""
+    if checkpointer is not None:
+        checkpointer.start()
     if isinstance(service.responses, DurableResponses):
         Adopter(service, service.responses).start()
     announce()

@@ -150,8 +150,8 @@ class _ChoiceDecoder:
         self._calls = CallReader() if choice.may_call else None
         self._num_tokens = 0
         self._num_sent = 0
-        if choice.generated:  # another replica has sent what they decode to
-            self.decode(TokenOutput(choice.generated))
+        if choice.earlier_ids:  # another replica has sent what they decode to
+            self.decode(TokenOutput(choice.earlier_ids))
 
     def decode(self, output: TokenOutput) -> Delta:
         """Returns the delta of an output. It has a finish reason if a stop string is complete, too."""
@@ -182,7 +182,7 @@ class _ChoiceDecoder:
             prompt_logprobs=output.prompt_logprobs,
             finish_reason=finish_reason,
             stop_reason=stop_reason,
-            num_cached=0 if choice.fork_of is not None or choice.generated else output.num_cached,
+            num_cached=0 if choice.fork_of is not None or choice.earlier_ids else output.num_cached,
             num_sent=detokenizer.num_sent + (hides_last and detokenizer.stop_string is None),
         )
 

@@ -8,7 +8,9 @@ from functools import partial
 from typing import Final
 from uuid import uuid4
 
+from ...engine import CheckpointFormat, RequestCheckpoint
 from ..store import (
+    Checkpoint,
     Claim,
     Database,
     FencedError,
@@ -23,6 +25,7 @@ from ..store import (
 from ..store import StoreUnavailableError as UnavailableError
 from ..store.response_table import LEASE_S
 from ..tenancy.tenant import tenant
+from .checkpoint_files import CheckpointFiles
 from .conversation import ConversationMessage
 from .delta import Delta
 from .logged_delta import pack_delta
@@ -55,17 +58,28 @@ class DurableResponses(ResponseStore):
     Args:
       database: Database with the store's tables.
       retention_s: Age from which on responses are deleted.
+      files: Files of checkpoints; None if none are taken.
+      adopt_after_s: Seconds for which a response without an owner is left to replicas that continue it exactly.
 
     Attributes:
       stats: Counts for metrics.
     """
 
-    def __init__(self, database: Database, retention_s: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        retention_s: float,
+        adopt_after_s: float = 60.0,
+        files: CheckpointFiles | None = None,
+        stats: StoreStats | None = None,
+    ) -> None:
         super().__init__()
-        self.stats = StoreStats()
+        self.stats = stats or StoreStats()
+        self.files = files
         self._database = database
         self._commits = GroupCommit(database)
         self._retention_s = retention_s
+        self._adopt_after_s = adopt_after_s
         self._replica = uuid4().hex
         self._logs: dict[tuple[str, str], DurableLog] = {}
         self._changed: dict[tuple[str, str], asyncio.Event] = {}
@@ -74,6 +88,11 @@ class DurableResponses(ResponseStore):
     def is_stuck(self) -> bool:
         """Whether a transaction would delay the end of the process."""
         return self._database.is_stuck
+
+    @property
+    def running_logs(self) -> Sequence["DurableLog"]:
+        """Logs of the responses that this replica owns."""
+        return list(self._logs.values())
 
     async def keep(self, response_id: str, response: bytes, history: bytes, output: ConversationMessage) -> None:
         record = ResponseRecord(tenant.get(), response_id, bytes(response), history, pack([output]))
@@ -91,7 +110,8 @@ class DurableResponses(ResponseStore):
             is_running=True,
         )
         insert = partial(response_table.insert, record=record, job=job, owner=self._replica)
-        return self._log(await self._commits.write(insert, REPLY_S), is_streamed=pending.is_streamed)
+        lease = await self._commits.write(insert, REPLY_S)
+        return self._log(lease, is_streamed=pending.is_streamed, is_exact=job.engine is not None)
 
     async def find(self, response_id: str) -> StoredResponse | None:
         if not _RESPONSE_ID.fullmatch(response_id):
@@ -140,22 +160,31 @@ class DurableResponses(ResponseStore):
                     raise
                 await asyncio.sleep(_POLL_S)
 
-    async def claim(self, model: str, limit: int) -> Sequence[Claim]:
+    async def claim(self, model: str, limit: int, engine: str | None) -> Sequence[Claim]:
         """Adopts responses without a live owner.
 
         Args:
           model: Identity of the served model.
           limit: Maximum number of responses.
+          engine: Identity of the engine; None if it cannot continue responses exactly.
         """
-        claim = partial(response_table.claim, owner=self._replica, model=model, limit=limit)
+        claim = partial(
+            response_table.claim,
+            owner=self._replica,
+            model=model,
+            limit=limit,
+            engine=engine,
+            after_s=self._adopt_after_s,
+        )
         claims = await self._commits.write(claim, REPLY_S)
         self.stats.adoptions += len(claims)
         return claims
 
     def log_of(self, claim: Claim) -> "DurableLog":
         """Returns the log of an adopted response, after its last entry."""
-        log = self._log(claim.lease, is_streamed=claim.record.is_streamed)
+        log = self._log(claim.lease, is_streamed=claim.record.is_streamed, is_exact=claim.is_exact)
         log.skip(claim.entries)
+        log.checkpoint = claim.checkpoint
         return log
 
     async def renew(self) -> Sequence[tuple[str, str]]:
@@ -172,11 +201,13 @@ class DurableResponses(ResponseStore):
         return [key for key, lease in written.items() if lease not in held and key in self._logs]
 
     async def expire(self) -> None:
-        """Deletes responses beyond the bounds."""
+        """Deletes responses beyond the bounds, and files of checkpoints that no response refers to."""
         expire = partial(
             response_table.expire, max_age_s=self._retention_s, max_responses=MAX_RESPONSES, max_bytes=MAX_BYTES
         )
         await self._commits.write(expire, REPLY_S)
+        if self.files is not None:
+            await self.files.sweep(await self._database.run(response_table.checkpoint_names, timeout_s=REPLY_S))
 
     async def close(self) -> None:
         """Leaves this replica's running responses to others, and closes the database."""
@@ -187,6 +218,8 @@ class DurableResponses(ResponseStore):
         except UnavailableError as error:
             _logger.warning("running responses can be adopted in %g s only: %s", LEASE_S, error)
         self._database.close()
+        if self.files is not None:
+            self.files.close()
 
     async def write_entry(self, log: "DurableLog", entry: LogEntry, final: tuple[bytes, bytes] | None = None) -> None:
         """Commits an entry of a log, and with the last one the final response and its packed message.
@@ -208,17 +241,45 @@ class DurableResponses(ResponseStore):
         except UnavailableError:
             self._forget(log)
             raise
+        log.num_committed = entry.first_token + entry.num_tokens
         self._wake(log)
         if final is not None:
             self._forget(log)
+            await self._replace_checkpoint(log, None)
+
+    async def set_checkpoint(self, log: "DurableLog", checkpoint: Checkpoint) -> None:
+        """Refers to the file of a checkpoint once the log has all of its tokens, and deletes the one before.
+
+        Raises:
+          FencedError: The response has ended, or another replica owns it.
+          UnavailableError: The database is away.
+        """
+        while log.num_committed < checkpoint.num_tokens:
+            if self._logs.get(log.key) is not log:
+                raise FencedError(f"{log.lease.id} has ended, or was left to others")
+            await self._changed[log.key].wait()
+        lease = log.lease
+        await self._commits.write(lambda each: response_table.set_checkpoint(each, lease, checkpoint), REPLY_S)
+        await self._replace_checkpoint(log, checkpoint)
+
+    async def checkpoint_of(self, claim: Claim, formats: CheckpointFormat) -> RequestCheckpoint | None:
+        """Returns the latest checkpoint of an adopted response; None if there is no usable one."""
+        if self.files is None or claim.checkpoint is None:
+            return None
+        return await self.files.read(claim.checkpoint.name, formats)
+
+    async def _replace_checkpoint(self, log: "DurableLog", checkpoint: Checkpoint | None) -> None:
+        earlier, log.checkpoint = log.checkpoint, checkpoint
+        if self.files is not None and earlier is not None and earlier != checkpoint:
+            await self.files.delete(earlier.name)
 
     async def give_up(self, log: "DurableLog") -> None:
         """Ends the lease of a log, so that others may adopt its response at once."""
         self._forget(log)
         await self._commits.write(lambda each: response_table.release(each, [log.lease]), 1.0)
 
-    def _log(self, lease: Lease, *, is_streamed: bool) -> "DurableLog":
-        log = DurableLog(self, lease, is_streamed=is_streamed)
+    def _log(self, lease: Lease, *, is_streamed: bool, is_exact: bool) -> "DurableLog":
+        log = DurableLog(self, lease, is_streamed=is_streamed, is_exact=is_exact)
         self._logs[log.key] = log
         self._changed[log.key] = asyncio.Event()
         return log
@@ -240,13 +301,19 @@ class DurableLog(ResponseLog):
     Attributes:
       lease: Lease that all writes are checked against.
       key: Tenant and response id.
+      is_exact: Whether one engine decodes all tokens, so that a checkpoint is of use.
       num_events: Number of events so far.
+      num_committed: Number of tokens in the database.
+      checkpoint: Latest checkpoint in the database; None if there is none.
     """
 
-    def __init__(self, store: DurableResponses, lease: Lease, *, is_streamed: bool) -> None:
+    def __init__(self, store: DurableResponses, lease: Lease, *, is_streamed: bool, is_exact: bool) -> None:
         self.lease = lease
         self.key = lease.tenant, lease.id
+        self.is_exact = is_exact
         self.num_events = 0
+        self.num_committed = 0
+        self.checkpoint: Checkpoint | None = None
         self._store = store
         self._is_streamed = is_streamed
         self._num_entries = 0
@@ -255,10 +322,8 @@ class DurableLog(ResponseLog):
     def skip(self, entries: Sequence[LogEntry]) -> None:
         """Continues after the entries of earlier owners."""
         if entries:
-            last = entries[-1]
-            self._num_entries = last.number + 1
-            self.num_events = last.first_event + last.num_events
-            self._num_tokens = last.first_token + last.num_tokens
+            self._count(entries[-1])
+            self.num_committed = self._num_tokens
 
     async def append(self, events: Sequence[bytes], delta: Delta | None = None) -> None:
         await self._store.write_entry(self, self._next(events, delta))
@@ -282,8 +347,13 @@ class DurableLog(ResponseLog):
             b"" if delta is None else pack_delta(delta),
             b"".join(events) if self._is_streamed else b"",
         )
-        self.skip([entry])
+        self._count(entry)
         return entry
+
+    def _count(self, last: LogEntry) -> None:
+        self._num_entries = last.number + 1
+        self.num_events = last.first_event + last.num_events
+        self._num_tokens = last.first_token + last.num_tokens
 
 
 def stored_response(record: ResponseRecord) -> StoredResponse:

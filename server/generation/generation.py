@@ -141,6 +141,11 @@ class Generation:
             stream.put(error)
 
 
+def engine_request_id(response_id: str, index: int) -> str:
+    """Returns the id of the engine's request behind a choice of a response."""
+    return f"{response_id}-{index}"
+
+
 def _request(choice: Choice, request_id: str) -> Request:
     """Returns the engine's request for a choice.
 
@@ -148,11 +153,11 @@ def _request(choice: Choice, request_id: str) -> Request:
       request_id: Id of all choices together.
     """
     return Request(
-        f"{request_id}-{choice.index}",
+        engine_request_id(request_id, choice.index),
         choice.prompt.token_ids + choice.generated,
         _remaining(choice.params, len(choice.generated)),
         stepwise=bool(choice.stop),
-        fork_of=None if choice.fork_of is None else f"{request_id}-{choice.fork_of}",
+        fork_of=None if choice.fork_of is None else engine_request_id(request_id, choice.fork_of),
         constraint=None if choice.grammar is None else _constraint(choice.grammar, choice.generated),
         tenant=choice.scheduling.tenant,
         priority=choice.scheduling.priority,
@@ -161,6 +166,7 @@ def _request(choice: Choice, request_id: str) -> Request:
         cache_salt=choice.cache_salt,
         state=choice.state,
         state_is_imported=choice.state_is_imported,
+        replay=choice.replay,
     )
 
 

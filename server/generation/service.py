@@ -84,6 +84,12 @@ class Service:
     max_unread_bytes: int = MAX_UNREAD_BYTES
 
     @property
+    def engine_identity(self) -> str | None:
+        """Identity of the engine, whose tokens only the same one repeats bit for bit; None if it has no checkpoints."""
+        formats = self.engine.checkpoint_format
+        return None if formats is None else formats.engine
+
+    @property
     def is_busy(self) -> bool:
         """Whether a request is open, or a response is generated in the background."""
         return self.open_requests.count > 0 or self.background.is_busy

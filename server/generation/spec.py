@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...engine import SamplingParams, Snapshot
+from ...engine import Replay, SamplingParams, Snapshot
 from ..text.grammar import Grammar
 from .output_constraint import OutputConstraint
 from .prompts import Prompt
@@ -95,6 +95,7 @@ class Choice:
       sends_ids: Whether clients receive token ids instead of text; then each token counts as sent at once.
       generated: Tokens of the choice that another replica has generated. They are read as part of the prompt, so what
         follows may differ from what that replica would have generated.
+      replay: The same, decoded again on an engine like that replica's, so that nothing differs.
     """
 
     index: int
@@ -111,3 +112,9 @@ class Choice:
     state_is_imported: bool = False
     sends_ids: bool = False
     generated: tuple[int, ...] = ()
+    replay: Replay | None = None
+
+    @property
+    def earlier_ids(self) -> tuple[int, ...]:
+        """Tokens of the choice that another replica has generated and sent."""
+        return self.generated if self.replay is None else self.replay.token_ids

@@ -9,7 +9,7 @@ from typing import Final
 
 from ...engine import TenantStore
 from ..tenancy.tenant import tenant
-from .generation import Generation, SentResponse
+from .generation import Generation, SentResponse, engine_request_id
 
 MAX_RESPONSES: Final = 1000
 """Maximum number of ended responses whose records are kept."""
@@ -84,7 +84,7 @@ class TrackedResponses:
         places = range(len(sent.num_tokens)) if sent.order is None else sent.order
         if index >= len(places):
             return None
-        return SentChoice(f"{response_id}-{places[index]}", sent.num_tokens[places[index]])
+        return SentChoice(engine_request_id(response_id, places[index]), sent.num_tokens[places[index]])
 
     def _end(self, key: _Key, sent: SentResponse) -> None:
         order_bytes = 0 if sent.order is None else sys.getsizeof(sent.order)

@@ -9,6 +9,7 @@ import platformdirs
 
 from ...engine import DEVICES, ConfigError, EngineConfig, HostGroup, MeshShape, Simulation
 from ..settings import Settings, mesh_sizes
+from .response_store import store_address
 
 
 def engine_config(settings: Settings) -> EngineConfig:
@@ -34,6 +35,8 @@ def _converted_settings(settings: Settings) -> dict[str, Any]:
     key = settings.state_key
     return {
         "state_key": None if key is None else key.get_secret_value().encode(),
+        # A follower compiles what its leader calls, but isn't given the leader's store.
+        "checkpoints": settings.num_hosts > 1 or store_address(settings).kind != "memory",
         "compile_cache": _compile_cache(settings.compile_cache),
         "shards": None if sizes is None else MeshShape(*sizes),
         "hosts": _hosts(settings),

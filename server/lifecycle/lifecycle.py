@@ -4,7 +4,7 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,10 +47,16 @@ class Lifecycle:
       signals: Signals that the process has received.
       timeouts: Limits of shutdown and of a step.
       on_ready: Called once, when the engine is ready.
+      evacuate: Saves the work of requests that have not ended within the drain, before the engine stops.
     """
 
     def __init__(
-        self, service: Service, signals: Signals, timeouts: Timeouts, on_ready: Callable[[], None] = lambda: None
+        self,
+        service: Service,
+        signals: Signals,
+        timeouts: Timeouts,
+        on_ready: Callable[[], None] = lambda: None,
+        evacuate: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._engine = service.engine
         self._requests = service.open_requests
@@ -58,6 +64,7 @@ class Lifecycle:
         self._signals = signals
         self._timeouts = timeouts
         self._on_ready = on_ready
+        self._evacuate = evacuate
         self._watchdog = Watchdog(timeouts.step_s)
 
     async def run(self) -> BaseException | None:
@@ -106,6 +113,8 @@ class Lifecycle:
             if failure := await self._watch():
                 return failure
         self._requests.is_accepting = False
+        if self._evacuate is not None:
+            await self._evacuate()
         await self._engine.stop(STOP_TIMEOUT_S)
         return None
 

@@ -4,11 +4,14 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
+from ...engine import AsyncEngine
+from ..generation.checkpoint_files import CheckpointFiles
+from ..generation.checkpointer import Checkpointer, CheckpointSettings
 from ..generation.durable_responses import DurableResponses
 from ..generation.memory_responses import MemoryResponses
 from ..generation.response_store import ResponseStore
 from ..settings import Settings
-from ..store import Database, StoreAddress, schema
+from ..store import Database, StoreAddress, StoreStats, schema
 from ..store.dialects import dialect_of
 
 _DAY_S = 86400.0
@@ -31,7 +34,26 @@ def open_responses(settings: Settings) -> ResponseStore:
     dialect = dialect_of(address)
     database = Database(dialect)
     database.run_now(partial(schema.upgrade, dialect=dialect), writes=True)
-    return DurableResponses(database, settings.store_days * _DAY_S)
+    stats = StoreStats()
+    return DurableResponses(
+        database, settings.store_days * _DAY_S, settings.adopt_after, _checkpoint_files(settings, stats), stats
+    )
+
+
+def _checkpoint_files(settings: Settings, stats: StoreStats) -> CheckpointFiles | None:
+    if settings.state_store is None:
+        return None
+    key = settings.state_key
+    return CheckpointFiles(settings.state_store, None if key is None else key.get_secret_value().encode(), stats)
+
+
+def make_checkpointer(settings: Settings, engine: AsyncEngine, responses: ResponseStore) -> Checkpointer | None:
+    """Returns what takes checkpoints; None if there is no folder for them."""
+    if not isinstance(responses, DurableResponses) or responses.files is None:
+        return None
+    rate = settings.checkpoint_mib_per_s * 2**20
+    limits = CheckpointSettings(settings.checkpoint_seconds, rate, settings.evacuate_seconds)
+    return Checkpointer(engine, responses, responses.files, limits)
 
 
 async def with_closed[T](work: Coroutine[Any, Any, T], responses: ResponseStore) -> T:

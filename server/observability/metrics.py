@@ -193,3 +193,21 @@ class _StoreCollector(Collector):
             "Writes of this replica that were refused since another one owned the response, or it was cancelled.",
             stats.refusals,
         )
+        yield CounterMetricFamily(
+            "roost_store_checkpoints", "Checkpoints of running responses that were written.", stats.checkpoints
+        )
+        yield CounterMetricFamily("roost_store_checkpoint_bytes", "Bytes of those checkpoints.", stats.checkpoint_bytes)
+        yield CounterMetricFamily(
+            "roost_store_checkpoint_seconds", "Seconds spent on writing checkpoints.", stats.checkpoint_seconds
+        )
+        yield CounterMetricFamily(
+            "roost_store_checkpoint_errors",
+            "Checkpoints that could not be written or read.",
+            stats.checkpoint_errors,
+        )
+        if stats.evacuation_seconds is not None:
+            yield GaugeMetricFamily(
+                "roost_store_evacuation_seconds",
+                "Estimated seconds for checkpoints of all slots, to compare with --evacuate-seconds.",
+                stats.evacuation_seconds,
+            )

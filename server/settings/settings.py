@@ -244,6 +244,32 @@ class Settings(BaseSettings):
     store_days: Annotated[
         PositiveFloat, Option(Group.STORE, "Days after which a response in a database is deleted.", "DAYS")
     ] = 30.0
+    adopt_after: Annotated[
+        NonNegativeFloat,
+        Option(
+            Group.STORE,
+            "Seconds for which an interrupted response waits for a replica that continues it bit for bit, before one "
+            "with other hardware or another version does so inexactly.",
+            "SECONDS",
+        ),
+    ] = 60.0
+    state_store: Annotated[
+        Path | None,
+        LOCAL_FOLDER,
+        Option(
+            Group.STORE,
+            "Folder for checkpoints of running background responses, from which another replica continues them. All "
+            "replicas share it; a mounted bucket will do.",
+            "DIR",
+        ),
+    ] = None
+    checkpoint_seconds: Annotated[
+        PositiveFloat, Option(Group.STORE, "Seconds between two checkpoints of a response.", "SECONDS")
+    ] = 10.0
+    checkpoint_mib_per_s: Annotated[
+        PositiveFloat,
+        Option(Group.STORE, "Maximum MiB per second of checkpoints; with more to write, they come later.", "MIB"),
+    ] = 100.0
 
     request_timeout: Annotated[
         PositiveFloat | None, OFF, Option(Group.SHUTDOWN, "Seconds that a request may take.", "SECONDS|off")
@@ -268,6 +294,14 @@ class Settings(BaseSettings):
         NonNegativeFloat,
         Option(Group.SHUTDOWN, "Seconds after SIGTERM in which new requests are still accepted.", "SECONDS"),
     ] = 2.0
+    evacuate_seconds: Annotated[
+        NonNegativeFloat,
+        Option(
+            Group.SHUTDOWN,
+            "Seconds after the drain in which background responses are saved to --state-store for other replicas.",
+            "SECONDS",
+        ),
+    ] = 5.0
 
     _labels: Labels = PrivateAttr(default_factory=Labels)
     _warnings: tuple[str, ...] = PrivateAttr(default=())
@@ -293,6 +327,8 @@ class Settings(BaseSettings):
             raise ValueError("several hosts need both coordinator and num_hosts")
         if self.host_index >= self.num_hosts:
             raise ValueError(f"host_index must be less than num_hosts ({self.num_hosts}), not {self.host_index}")
+        if self.state_store is not None and self.store.get_secret_value() == "memory:":
+            raise ValueError("state_store needs a store that replicas share, such as postgresql://…")
         return self
 
     @classmethod

@@ -9,10 +9,11 @@ from .address import StoreAddress
 from .database import Database
 from .errors import FencedError, StoreFullError, StoreUnavailableError
 from .group_commit import GroupCommit
-from .records import Claim, Job, Lease, LogEntry, ResponseRecord
+from .records import Checkpoint, Claim, Job, Lease, LogEntry, ResponseRecord
 from .stats import StoreStats
 
 __all__ = [
+    "Checkpoint",
     "Claim",
     "Database",
     "FencedError",

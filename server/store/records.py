@@ -12,11 +12,14 @@ class Job:
       model: Identity of the model; only replicas that serve the same one may adopt the response.
       request: JSON of the request, without its input.
       prompt: Token ids of the prompt, as little-endian int32.
+      engine: Identity of the engine that generates it. Only the same one repeats its tokens bit for bit. None if the
+        engine has no checkpoints, or a replica of an older version stored the job.
     """
 
     model: str
     request: bytes
     prompt: bytes
+    engine: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,7 @@ class Claim:
 
     Attributes:
       num_stalls: Number of adoptions since the last progress, this one included.
+      is_exact: Whether every logged token was decoded by an engine like the claiming replica's, one after the other.
       checkpoint: Latest saved state; None if there is none.
       entries: The whole log.
     """
@@ -105,5 +109,6 @@ class Claim:
     record: ResponseRecord
     job: Job
     num_stalls: int
+    is_exact: bool = False
     checkpoint: Checkpoint | None = None
     entries: Sequence[LogEntry] = field(default=())

@@ -1,8 +1,12 @@
 """All statements on stored responses and their logs, as functions of a transaction.
 
 The protocol of leases: `insert` makes the writer the owner under fencing number 1. Each write of an owner checks its
-number and extends its lease. When a lease has ended, any replica that serves the same model may `claim` the response,
+number and extends its lease. When a lease has ended, a replica that serves the same model may `claim` the response,
 which gives it the next number. `seize` does so at once, to cancel. A response that has ended has no owner.
+
+The column `engine` names the engine whose tokens are in the log, and `exact_fence` is the number of the last owner that
+continued them exactly. An owner that reads them as a prompt leaves both as they are, as do replicas of older versions,
+so the log is exact for as long as `exact_fence` equals `fence`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -42,12 +46,13 @@ def insert(transaction: Transaction, record: ResponseRecord, job: Job, owner: st
 
 def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None, owner: str) -> None:
     num_bytes = len(record.response) + len(record.history) + len(record.output)
+    engine = None if job is None else job.engine
     work = (None, None, None) if job is None else (job.model, job.request, job.prompt)
     transaction.execute(
         f"""
         INSERT INTO roost_responses ({_RECORD}, num_bytes, created,
-            model, request, prompt, owner, fence, lease_until, num_stalls)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}}, ?, ?, ?, ?, 1, {{now}} + {LEASE_S}, 0)
+            model, request, prompt, owner, engine, exact_fence, fence, lease_until, num_stalls)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}}, ?, ?, ?, ?, ?, ?, 1, {{now}} + {LEASE_S}, 0)
         ON CONFLICT (tenant, id) DO NOTHING
         """,
         record.tenant,
@@ -61,6 +66,8 @@ def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None, o
         num_bytes,
         *work,
         owner,
+        engine,
+        None if engine is None else 1,
     )
 
 
@@ -143,6 +150,12 @@ def set_checkpoint(transaction: Transaction, lease: Lease, checkpoint: Checkpoin
     _check(changed.rowcount, lease)
 
 
+def checkpoint_names(transaction: Transaction) -> list[str]:
+    """Returns the names of all state files that running responses refer to."""
+    rows = transaction.rows("SELECT checkpoint FROM roost_responses WHERE is_running = 1 AND checkpoint IS NOT NULL")
+    return [name for (name,) in rows]
+
+
 def renew(transaction: Transaction, owner: str) -> list[Lease]:
     """Extends all leases of an owner, and returns them."""
     held = "owner = ? AND is_running = 1"
@@ -155,21 +168,38 @@ def renew(transaction: Transaction, owner: str) -> list[Lease]:
 def release(transaction: Transaction, leases: Iterable[Lease]) -> None:
     """Ends leases, so that others may adopt the responses at once."""
     for lease in leases:
-        transaction.execute(f"UPDATE roost_responses SET owner = NULL, lease_until = 0 WHERE {_HELD}", *_values(lease))
+        transaction.execute(
+            f"UPDATE roost_responses SET owner = NULL, lease_until = {{now}} WHERE {_HELD}", *_values(lease)
+        )
 
 
-def claim(transaction: Transaction, owner: str, model: str, limit: int) -> list[Claim]:
+def claim(
+    transaction: Transaction, owner: str, model: str, limit: int, engine: str | None = None, after_s: float = 0.0
+) -> list[Claim]:
     """Makes a replica the owner of responses whose leases have ended, oldest first. Locked ones are left to others.
 
     Args:
       model: Identity of the model that the replica serves.
       limit: Maximum number of responses.
+      engine: Identity of the replica's engine.
+      after_s: Seconds for which a response that another engine can continue exactly is left to one.
     """
-    expired = "is_running = 1 AND model = ? AND lease_until < {now}"
     found = transaction.rows(
-        f"SELECT tenant, id FROM roost_responses WHERE {expired} ORDER BY created LIMIT ? {{skip_locked}}", model, limit
+        """
+        SELECT tenant, id FROM roost_responses
+        WHERE is_running = 1 AND model = ? AND (owner IS NULL OR lease_until < {now}) AND (
+            lease_until < {now} - ? OR engine = ? OR coalesce(exact_fence, 0) <> fence OR NOT EXISTS (
+                SELECT 1 FROM roost_events
+                WHERE roost_events.tenant = roost_responses.tenant AND roost_events.id = roost_responses.id
+                    AND num_tokens > 0))
+        ORDER BY created LIMIT ? {skip_locked}
+        """,
+        model,
+        after_s,
+        engine,
+        limit,
     )
-    return [_own(transaction, owner, tenant, response_id) for tenant, response_id in found]
+    return [_own(transaction, owner, tenant, response_id, engine) for tenant, response_id in found]
 
 
 def seize(transaction: Transaction, owner: str, tenant: str, response_id: str) -> Claim | None:
@@ -177,31 +207,41 @@ def seize(transaction: Transaction, owner: str, tenant: str, response_id: str) -
     found = transaction.rows(
         "SELECT 1 FROM roost_responses WHERE tenant = ? AND id = ? AND is_running = 1 {lock}", tenant, response_id
     )
-    return _own(transaction, owner, tenant, response_id) if found else None
+    return _own(transaction, owner, tenant, response_id, None) if found else None
 
 
-def _own(transaction: Transaction, owner: str, tenant: str, response_id: str) -> Claim:
+def _own(transaction: Transaction, owner: str, tenant: str, response_id: str, engine: str | None) -> Claim:
+    """Makes a replica the owner of a response, whose row the transaction has locked."""
+    columns = "model, request, prompt, engine, exact_fence, fence, num_stalls, checkpoint, checkpoint_tokens"
+    query = f"SELECT {columns}, {_RECORD} FROM roost_responses WHERE tenant = ? AND id = ?"
+    ((model, request, prompt, earlier, exact_fence, fence, num_stalls, name, num_tokens, *record),) = transaction.rows(
+        query, tenant, response_id
+    )
+    log = entries(transaction, tenant, response_id)
+    is_unread = not any(entry.num_tokens for entry in log)
+    is_exact = engine is not None and (is_unread or (engine == earlier and exact_fence == fence))
     transaction.execute(
         f"""
-        UPDATE roost_responses SET owner = ?, fence = fence + 1, lease_until = {{now}} + {LEASE_S},
-            num_stalls = num_stalls + 1
+        UPDATE roost_responses SET owner = ?, fence = ?, lease_until = {{now}} + {LEASE_S}, num_stalls = ?, engine = ?,
+            exact_fence = ?
         WHERE tenant = ? AND id = ?
         """,
         owner,
+        fence + 1,
+        num_stalls + 1,
+        engine if is_exact else earlier,
+        fence + 1 if is_exact else exact_fence,
         tenant,
         response_id,
     )
-    columns = f"{_RECORD}, model, request, prompt, fence, num_stalls, checkpoint, checkpoint_tokens"
-    query = f"SELECT {columns} FROM roost_responses WHERE tenant = ? AND id = ?"
-    (row,) = transaction.rows(query, tenant, response_id)
-    *record, model, request, prompt, fence, num_stalls, name, num_tokens = row
     return Claim(
-        Lease(tenant, response_id, fence),
+        Lease(tenant, response_id, fence + 1),
         _record(record),
-        Job(model, request, prompt),
-        num_stalls,
+        Job(model, request, prompt, engine if is_exact else earlier),
+        num_stalls + 1,
+        is_exact,
         None if name is None else Checkpoint(name, num_tokens),
-        entries(transaction, tenant, response_id),
+        log,
     )
 
 
@@ -265,7 +305,7 @@ def count_running(transaction: Transaction) -> tuple[int, int]:
     """Returns the number of running responses of all replicas, and of those among them whose lease has ended."""
     ((running, expired),) = transaction.rows(
         """
-        SELECT count(*), coalesce(sum(CASE WHEN lease_until < {now} THEN 1 ELSE 0 END), 0)
+        SELECT count(*), coalesce(sum(CASE WHEN owner IS NULL OR lease_until < {now} THEN 1 ELSE 0 END), 0)
         FROM roost_responses WHERE is_running = 1
         """
     )

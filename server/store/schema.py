@@ -73,7 +73,15 @@ _FIRST: Final = Upgrade(
     oldest=1,
 )
 
-UPGRADES: Final[Sequence[Upgrade]] = (_FIRST,)
+_EXACT: Final = Upgrade(
+    (
+        "ALTER TABLE roost_responses ADD COLUMN engine TEXT",
+        "ALTER TABLE roost_responses ADD COLUMN exact_fence BIGINT",
+    ),
+    oldest=1,
+)
+
+UPGRADES: Final[Sequence[Upgrade]] = (_FIRST, _EXACT)
 """All upgrades; the n-th one leads to version n."""
 
 

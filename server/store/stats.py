@@ -14,6 +14,11 @@ class StoreStats:
       refusals: Number of this replica's writes that were refused by their fencing number.
       running: Number of running responses of all replicas.
       orphaned: Number of those without a live owner.
+      checkpoints: Number of checkpoint files that this replica wrote.
+      checkpoint_bytes: Bytes of those files.
+      checkpoint_seconds: Seconds spent on writing them.
+      checkpoint_errors: Number of checkpoint files that could not be written or read.
+      evacuation_seconds: Estimated seconds for checkpoints of all slots; None without a folder for them.
     """
 
     ended: Counter[str] = field(default_factory=Counter)
@@ -21,3 +26,8 @@ class StoreStats:
     refusals: int = 0
     running: int = 0
     orphaned: int = 0
+    checkpoints: int = 0
+    checkpoint_bytes: int = 0
+    checkpoint_seconds: float = 0.0
+    checkpoint_errors: int = 0
+    evacuation_seconds: float | None = None

@@ -12,6 +12,7 @@ import yaml
 from crd_schemas import SPECS, schema
 from deploy_tools import load, missing, program, run, templated
 from kubernetes_objects import CHART, DEPLOY, GROUPS, PRESETS, container, objects, one, pod, pod_templates
+from roost.server.lifecycle.lifecycle import STOP_TIMEOUT_S
 from serve_settings import settings_of
 
 pytestmark = pytest.mark.deploy
@@ -27,7 +28,7 @@ EVERYTHING: dict[str, dict[str, Any]] = {
         "model": {"name": "/models/2b-it", "volume": {"bucket": "weights"}, "servedName": "gemma"},
         "cache": {"programs": {"bucket": "programs"}, "states": {"size": "20Gi"}},
         "apiKeys": {"secret": "keys"},
-        "store": {"secret": "database"},
+        "store": {"secret": "database", "states": {"bucket": "checkpoints"}},
         "settings": {
             "otlp_traces_endpoint": "http://otel:4318/v1/traces",
             "max_queue": 64,
@@ -176,6 +177,7 @@ def test_kustomize_builds_the_manifests(preset: str) -> None:
         ({"rollout": {"maxSurge": 0, "maxUnavailable": 0}}, "rollout"),
         ({"spot": True, "drain": {"timeoutSeconds": 30}}, "spot nodes give a Pod 15 s"),
         ({"drain": {"lagSeconds": 90}}, "drain.lagSeconds"),
+        ({"store": {"states": {"claim": "states"}}}, "secret"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(values: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -192,6 +194,21 @@ def test_spot_pods_are_gone_within_15_seconds(tmp_path: Path) -> None:
     assert pod(made)["nodeSelector"] == {"cloud.google.com/gke-spot": "true"}
     assert "lifecycle" not in container(made)
     assert "--drain-timeout=9" in container(made)["args"]
+
+
+@pytest.mark.parametrize("states", [{"claim": "states"}, {"bucket": "states"}])
+@pytest.mark.parametrize("is_spot", [False, True])
+def test_pods_with_checkpoints_have_time_to_write_them(states: dict[str, str], is_spot: bool, tmp_path: Path) -> None:
+    """Drain, evacuation and the server's own end fit into the grace, which on spot nodes is 15 seconds at most."""
+    values = {"spot": is_spot, "store": {"secret": "database", "states": states}, "drain": {"preStopSeconds": 0}}
+    made = made_with(tmp_path, values)
+    arguments = dict(each.removeprefix("--").split("=", 1) for each in container(made)["args"] if "=" in each)
+    drain, evacuation = int(arguments["drain-timeout"]), int(arguments["evacuate-seconds"])
+    assert (drain, evacuation) == ((3, 6) if is_spot else (60, 20))
+    grace = pod(made)["terminationGracePeriodSeconds"]
+    assert drain + evacuation + 2 * STOP_TIMEOUT_S < grace
+    assert not is_spot or grace <= 15
+    assert {"name": "checkpoints", "mountPath": arguments["state-store"]} in container(made)["volumeMounts"]
 
 
 def test_privileges_for_tpus_are_a_switch(tmp_path: Path) -> None:
@@ -268,10 +285,14 @@ def test_groups_are_scaled_as_a_whole(kind: str, tmp_path: Path) -> None:
 
 
 def test_followers_get_no_secrets_of_the_api(tmp_path: Path) -> None:
-    values = {"apiKeys": {"secret": "mine"}, "cache": {"states": {"claim": "states"}}, "store": {"secret": "database"}}
+    values = {
+        "apiKeys": {"secret": "mine"},
+        "cache": {"states": {"claim": "states"}},
+        "store": {"secret": "database", "states": {"claim": "checkpoints"}},
+    }
     leader, follower = pod_templates(made_with(tmp_path, values, GROUPS[0]))
     names = [{volume["name"] for volume in each["spec"]["volumes"]} for each in (leader, follower)]
-    assert names[0] - names[1] == {"keys", "states"}
+    assert names[0] - names[1] == {"keys", "states", "checkpoints"}
     for template, volumes in zip((leader, follower), names, strict=True):
         (only,) = template["spec"]["containers"]
         assert {mount["name"] for mount in only["volumeMounts"]} == volumes

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from databases import PostgresqlServer
 from server_process import SHAPES, TINY, ServerProcess, launched
 
 pytestmark = [pytest.mark.robust, pytest.mark.timeout(600)]
@@ -34,16 +35,19 @@ class Replicas:
 
     Attributes:
       running: Those that run, oldest first.
+      states: Folder with their checkpoints.
     """
 
-    def __init__(self, stack: ExitStack, model: str, address: str) -> None:
+    def __init__(self, stack: ExitStack, model: str, address: str, states: Path) -> None:
         self._stack = stack
         self._model = model
         self._address = address
+        self.states = states
         self.running: list[ServerProcess] = []
 
     def start(self) -> ServerProcess:
-        arguments = (self._model, *SHAPES, "--drain-timeout", "1")
+        states = ("--state-store", str(self.states), "--checkpoint-seconds", "1")
+        arguments = (self._model, *SHAPES, "--drain-timeout", "1", *states)
         server = self._stack.enter_context(launched(*arguments, programs="durable", ROOST_STORE=self._address))
         self.running.append(server)
         return server
@@ -60,7 +64,7 @@ def replicas(address: str, tmp_path: Path) -> Iterator[Replicas]:
     config = tmp_path / "config.json"
     config.write_text(json.dumps({**TINY, "hidden_size": WIDTH, "lru_width": WIDTH, "intermediate_size": 6 * WIDTH}))
     with ExitStack() as stack:
-        yield Replicas(stack, f"random:{config}", address)
+        yield Replicas(stack, f"random:{config}", address, tmp_path / "states")
 
 
 def read_events(url: str, response_id: str, after: int, most: int | None = None) -> list[dict[str, Any]]:
@@ -80,20 +84,22 @@ def read_events(url: str, response_id: str, after: int, most: int | None = None)
     return events
 
 
-def begun(server: ServerProcess) -> str:
+def begun(server: ServerProcess, **fields: Any) -> str:
     """Starts a response, and returns its id from the first event."""
-    with httpx.stream("POST", f"{server.url}/v1/responses", json=BODY, timeout=60) as response:
+    with httpx.stream("POST", f"{server.url}/v1/responses", json={**BODY, **fields}, timeout=60) as response:
         assert response.status_code == 200, response.read()
         first = next(line for line in response.iter_lines() if line.startswith("data: "))
         return str(json.loads(first.removeprefix("data: "))["response"]["id"])
 
 
-def check_whole(events: list[dict[str, Any]], server: ServerProcess, response_id: str) -> dict[str, Any]:
+def check_whole(
+    events: list[dict[str, Any]], server: ServerProcess, response_id: str, num_tokens: int = NUM_TOKENS
+) -> dict[str, Any]:
     """Checks that nothing is missing or repeated, and returns the final response."""
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     final = events[-1]["response"]
     assert events[-1]["type"] == "response.incomplete"
-    assert final["usage"]["output_tokens"] == NUM_TOKENS
+    assert final["usage"]["output_tokens"] == num_tokens
     text = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
     assert final["output"][0]["content"][0]["text"] == text
     assert httpx.get(f"{server.url}/v1/responses/{response_id}").json() == final
@@ -116,6 +122,13 @@ def owner_of(replicas: Replicas) -> ServerProcess:
     pytest.fail("nobody generates")
 
 
+def undisturbed(server: ServerProcess, **fields: Any) -> str:
+    """The text of the same response, made by one replica."""
+    body = {**BODY, "background": False, "stream": False, **fields}
+    made = httpx.post(f"{server.url}/v1/responses", json=body, timeout=300)
+    return str(made.json()["output"][0]["content"][0]["text"])
+
+
 def test_a_stream_survives_three_owners(replicas: Replicas) -> None:
     """Two of them are killed, one is stopped. A client goes on from its last event, at another replica."""
     draw = random.Random(1)
@@ -130,7 +143,9 @@ def test_a_stream_survives_three_owners(replicas: Replicas) -> None:
         replicas.end(owner, number)
     (left,) = replicas.running
     events += read_events(left.url, response_id, len(events) - 1)
-    assert check_whole(events, left, response_id)["inexact"] is True
+    final = check_whole(events, left, response_id)
+    assert "inexact" not in final
+    assert final["output"][0]["content"][0]["text"] == undisturbed(left)
     assert metric(left, "roost_store_adoptions_total") == 1
 
 
@@ -153,3 +168,49 @@ def test_a_frozen_owner_comes_back_and_writes_nothing(replicas: Replicas) -> Non
     assert metric(other, "roost_store_adoptions_total") == 1
     for server in tuple(replicas.running):
         replicas.end(server, signal.SIGTERM)
+
+
+NUM_DEATHS = 13
+"""Deaths of replicas with up to four responses each: some fifty interruptions."""
+
+
+@pytest.mark.parametrize("address", ["sqlite"], indirect=True)
+def test_four_responses_survive_fifty_interruptions(replicas: Replicas) -> None:
+    """Replicas die at random moments, by SIGTERM and by SIGKILL; some leave torn checkpoints behind."""
+    draw, length, num_interruptions = random.Random(2), 12_000, 0
+    for _ in range(2):
+        first = replicas.start()
+    fields = [{"seed": seed, "max_output_tokens": length} for seed in range(4)]
+    names = [begun(first, **each) for each in fields]
+    for death in range(NUM_DEATHS):
+        owner = owner_of(replicas)
+        time.sleep(draw.uniform(0.1, 1.0))
+        num_interruptions += int(metric(owner, "roost_num_requests_running"))
+        replicas.end(owner, signal.SIGKILL if death % 4 == 0 else signal.SIGTERM)
+        if death % 3 == 0:
+            for path in replicas.states.iterdir():
+                path.write_bytes(path.read_bytes()[: draw.randrange(1000)])
+        replicas.start()
+    left = replicas.running[-1]
+    for name, each in zip(names, fields, strict=True):
+        events = read_events(left.url, name, -1)
+        final = check_whole(events, left, name, length)
+        assert "inexact" not in final
+        assert final["output"][0]["content"][0]["text"] == undisturbed(left, **each)
+    assert num_interruptions >= 45, num_interruptions
+
+
+@pytest.mark.parametrize("address", ["postgresql"], indirect=True)
+def test_a_response_waits_for_a_database_that_is_away(replicas: Replicas, postgresql: PostgresqlServer) -> None:
+    server = replicas.start()
+    response_id = begun(server)
+    events = read_events(server.url, response_id, -1, 5)
+    postgresql.stop()
+    time.sleep(10)
+    postgresql.start()
+    events += read_events(server.url, response_id, len(events) - 1)
+    final = check_whole(events, server, response_id)
+    assert "inexact" not in final
+    assert final["output"][0]["content"][0]["text"] == undisturbed(server)
+    assert metric(server, "roost_store_adoptions_total") == 0
+    replicas.end(server, signal.SIGTERM)

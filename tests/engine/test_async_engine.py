@@ -533,6 +533,26 @@ async def test_checkpoints_lose_no_token() -> None:
     await engine.stop()
 
 
+async def test_a_paused_engine_delivers_its_last_step_and_serves_reads() -> None:
+    """So its checkpoints count no token that was not delivered."""
+    async with running() as engine:
+        sink = QueueSink()
+        engine.submit(Request("endless", (1,), SamplingParams(max_tokens=None)), sink)
+        first = await sink.items.get()
+        assert isinstance(first, TokenOutput)
+        engine.pause()
+        checkpoint = await engine.checkpoint("endless")
+        tokens = list(first.token_ids)
+        while len(tokens) < checkpoint.num_tokens:
+            item = await asyncio.wait_for(sink.items.get(), 5)
+            assert isinstance(item, TokenOutput)
+            tokens += item.token_ids
+        assert tokens == [2 + k for k in range(checkpoint.num_tokens)]
+        for _ in range(3):
+            assert (await engine.checkpoint("endless")).num_tokens == checkpoint.num_tokens
+        assert sink.items.empty()
+
+
 async def test_stop_ends_pending_saves() -> None:
     log: list[str] = []
     runner = GatedRunner(log)

@@ -187,7 +187,7 @@ def test_a_file_holds_the_checkpoint(runner: ModelRunner, length: int, key: byte
     outputs(core, "a", until=5)
     checkpoint = core.checkpoint("a")
     formats = CheckpointFormat("model-numerics", runner.state_format.snapshot)
-    loaded = formats.load(formats.export(checkpoint, key), key)
+    loaded = formats.load(formats.export(checkpoint, "file", key), "file", key)
     assert (loaded.num_tokens, loaded.snapshot.length) == (checkpoint.num_tokens, checkpoint.snapshot.length)
     for ours, theirs in zip(loaded.snapshot.recurrent, checkpoint.snapshot.recurrent, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -201,14 +201,15 @@ def test_a_file_that_is_not_ours_is_refused(runner: ModelRunner) -> None:
     core.add(request("a", 70, {"max_tokens": 60, "temperature": 0.0}))
     outputs(core, "a", until=2)
     checkpoint, formats = core.checkpoint("a"), CheckpointFormat("model-numerics", runner.state_format.snapshot)
-    data = formats.export(checkpoint, KEY)
+    data = formats.export(checkpoint, "file", KEY)
     for broken, message in (
         (data[:-1], "no whole state file"),
         (data[:-1] + bytes([data[-1] ^ 1]), "was changed"),
-        (formats.export(checkpoint), "not signed"),
-        (replace(formats, engine="other").export(checkpoint, KEY), "of another engine"),
-        (formats.export(RequestCheckpoint(0, checkpoint.snapshot), KEY), "0 generated tokens"),
+        (formats.export(checkpoint, "file"), "not signed"),
+        (formats.export(checkpoint, "other", KEY), "is another file \\(other\\)"),
+        (replace(formats, engine="other").export(checkpoint, "file", KEY), "of another engine"),
+        (formats.export(RequestCheckpoint(0, checkpoint.snapshot), "file", KEY), "0 generated tokens"),
         (runner.state_format.export(core.save("a"), KEY), "expected 'roost-checkpoint-1'"),
     ):
         with pytest.raises(StateFileError, match=message):
-            formats.load(broken, KEY)
+            formats.load(broken, "file", KEY)

@@ -12,6 +12,7 @@ import numpy as np
 from roost.engine import (
     AsyncEngine,
     CacheStats,
+    CheckpointFormat,
     ConstraintError,
     EngineDeadError,
     EngineStats,
@@ -19,6 +20,7 @@ from roost.engine import (
     OutputSink,
     QueueFullError,
     Request,
+    RequestCheckpoint,
     RoostError,
     SavedState,
     SavedStateFormat,
@@ -74,6 +76,7 @@ class FakeEngine(AsyncEngine):
       fails_after, fails_with: the same, but only the request fails, with this.
       num_cached: what it says of every prompt.
       constraint_error: what ends every request that has a constraint, after its first token.
+      checkpoints: format of its checkpoints, if it has any.
       ready, failure, step: what the engine says of itself.
       lost: what is wrong though the engine has not noticed.
     """
@@ -96,6 +99,7 @@ class FakeEngine(AsyncEngine):
         self.breaks_after: int | None = None
         self.constraint_error: str | None = None
         self.num_cached = 0
+        self.checkpoints: CheckpointFormat | None = None
         self.ready = asyncio.Event()
         self.ready.set()
         self.failure: BaseException | None = None
@@ -172,6 +176,10 @@ class FakeEngine(AsyncEngine):
         self._serving.pop(request.id, None)
 
     @property
+    def checkpoint_format(self) -> CheckpointFormat | None:
+        return self.checkpoints
+
+    @property
     def state_format(self) -> SavedStateFormat:
         return STATE_FORMAT
 
@@ -191,6 +199,21 @@ class FakeEngine(AsyncEngine):
             request.state_is_imported,
         )
 
+    def pause(self) -> None:
+        self.gate.clear()
+
+    async def checkpoint(self, request_id: str) -> RequestCheckpoint:
+        """Zeros, as nothing is thought here, after the tokens that were given."""
+        request = next((r for r in self.requests if r.id == request_id and r.id in self.running), None)
+        given = [] if request is None else self.given.get(request_id, [])
+        if request is None or not given:
+            raise UnknownRequestError(f"no request {request_id!r}")
+        num_tokens = request.num_replayed + len(given)
+        length = len(request.prompt_token_ids) + num_tokens - 1
+        arrays = np.zeros((1, 2), np.float32), np.zeros((1, 3, 2), np.float32)
+        window = np.zeros((min(length, 64), 1, 2, 2), np.float32)
+        return RequestCheckpoint(num_tokens, Snapshot(length, arrays, (window,)))
+
     async def _count(self, request: Request) -> AsyncGenerator[TokenOutput]:
         params = request.params
         first = TokenOutput(started_at=time.monotonic(), num_cached=self.num_cached)
@@ -201,6 +224,10 @@ class FakeEngine(AsyncEngine):
             yield replace(first, finish_reason=FinishReason.LENGTH)
             return
         token_id, num_tokens = request.prompt_token_ids[-1], 0
+        for token_id in () if request.replay is None else request.replay.token_ids:
+            num_tokens += 1
+            if request.constraint is not None:
+                request.constraint.advance(token_id)
         while True:
             for _ in range(TURNS_PER_TOKEN):
                 await asyncio.sleep(0)

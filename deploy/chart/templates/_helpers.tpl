@@ -27,23 +27,28 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{ ternary "http" "metrics" .Values.inferencePool.enabled }}
 {{- end }}
 
-{{/* Seconds, as YAML: preStop, lag, timeout, grace. The server itself takes up to 4 more after its timeout. */}}
+{{/* Seconds, as YAML: preStop, lag, timeout, evacuate, grace. The server itself takes up to 4 more after those. */}}
 {{- define "roost.drain" -}}
-{{- $default := ternary (dict "preStop" 0 "lag" 2 "timeout" 9) (dict "preStop" 5 "lag" 2 "timeout" 60) .Values.spot -}}
+{{- $default := dict "preStop" 5 "lag" 2 "timeout" 60 "evacuate" (ternary 20 0 (not (empty .Values.store.states))) -}}
+{{- if .Values.spot -}}
+{{- $default = ternary (dict "preStop" 0 "lag" 2 "timeout" 9 "evacuate" 0) (dict "preStop" 0 "lag" 2 "timeout" 3 "evacuate" 6) (empty .Values.store.states) -}}
+{{- end -}}
 {{- $given := .Values.drain -}}
 {{- $preStop := ternary $default.preStop $given.preStopSeconds (kindIs "invalid" $given.preStopSeconds) | int -}}
 {{- $lag := ternary $default.lag $given.lagSeconds (kindIs "invalid" $given.lagSeconds) | int -}}
 {{- $timeout := ternary $default.timeout $given.timeoutSeconds (kindIs "invalid" $given.timeoutSeconds) | int -}}
-{{- $grace := add $preStop $timeout 5 -}}
+{{- $evacuate := ternary $default.evacuate $given.evacuateSeconds (kindIs "invalid" $given.evacuateSeconds) | int -}}
+{{- $grace := add $preStop $timeout $evacuate 5 -}}
 {{- if gt $lag $timeout -}}
 {{- fail (printf "drain.lagSeconds (%d) must not be more than drain.timeoutSeconds (%d)" $lag $timeout) -}}
 {{- end -}}
 {{- if and .Values.spot (gt (int $grace) 15) -}}
-{{- fail (printf "spot nodes give a Pod 15 s; drain.preStopSeconds + drain.timeoutSeconds must be at most 10, not %d" (add $preStop $timeout)) -}}
+{{- fail (printf "spot nodes give a Pod 15 s; drain.preStopSeconds + drain.timeoutSeconds + drain.evacuateSeconds must be at most 10, not %d" (add $preStop $timeout $evacuate)) -}}
 {{- end -}}
 preStop: {{ $preStop }}
 lag: {{ $lag }}
 timeout: {{ $timeout }}
+evacuate: {{ $evacuate }}
 grace: {{ $grace }}
 {{- end }}
 
@@ -70,7 +75,7 @@ emptyDir:
 {{- end }}
 
 {{- define "roost.usesGcsFuse" -}}
-{{- if or .Values.model.volume.bucket .Values.cache.downloads.bucket .Values.cache.programs.bucket .Values.cache.states.bucket -}}
+{{- if or .Values.model.volume.bucket .Values.cache.downloads.bucket .Values.cache.programs.bucket .Values.cache.states.bucket .Values.store.states.bucket -}}
 true
 {{- end -}}
 {{- end }}

@@ -82,6 +82,10 @@ spec:
         {{- end }}
         - --drain-lag={{ $drain.lag }}
         - --drain-timeout={{ $drain.timeout }}
+        {{- if .Values.store.states }}
+        - --state-store=/cache/checkpoints
+        - --evacuate-seconds={{ $drain.evacuate }}
+        {{- end }}
         {{- end }}
       env:
         - name: HOME
@@ -184,6 +188,10 @@ spec:
         - name: states
           mountPath: /cache/states
         {{- end }}
+        {{- if and .Values.store.states (ne $.role "follower") }}
+        - name: checkpoints
+          mountPath: /cache/checkpoints
+        {{- end }}
         {{- if .Values.model.volume }}
         - name: models
           mountPath: /models
@@ -205,6 +213,10 @@ spec:
     {{- if and .Values.cache.states (ne $.role "follower") }}
     - name: states
       {{- include "roost.volume" (dict "volume" .Values.cache.states "readOnly" false) | nindent 6 }}
+    {{- end }}
+    {{- if and .Values.store.states (ne $.role "follower") }}
+    - name: checkpoints
+      {{- include "roost.volume" (dict "volume" .Values.store.states "readOnly" false) | nindent 6 }}
     {{- end }}
     {{- if .Values.model.volume }}
     - name: models

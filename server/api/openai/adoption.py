@@ -7,6 +7,7 @@ from typing import Final
 
 import orjson
 
+from ....engine import Replay, Snapshot
 from ...generation.durable_responses import DurableLog, DurableResponses
 from ...generation.logged_delta import unpack_delta
 from ...generation.prompts import Prompt
@@ -69,7 +70,8 @@ class Adopter:
             tenant.set(owner)  # of this task only
             self._service.tracked.abort(response_id)
         if limit := self._num_free():
-            for claim in await self._responses.claim(self._service.model.identity, limit):
+            service = self._service
+            for claim in await self._responses.claim(service.model.identity, limit, service.engine_identity):
                 tenant.set(claim.record.tenant)
                 await self._adopt(claim)
 
@@ -95,7 +97,8 @@ class Adopter:
             _logger.exception("%s cannot be continued here", claim.lease.id)
             await log.release()
         else:
-            _logger.info("continues %s after event %d", claim.lease.id, log.num_events - 1)
+            how = "exactly" if claim.is_exact else "inexactly"
+            _logger.info("continues %s %s after event %d", claim.lease.id, how, log.num_events - 1)
             self._service.background.start(claim.lease.id, run.run())
 
     async def _continued(self, claim: Claim, log: DurableLog) -> BackgroundRun:
@@ -108,6 +111,21 @@ class Adopter:
         deltas = [unpack_delta(entry.delta) for entry in claim.entries if entry.delta]
         generated = tuple(token_id for delta in deltas for token_id in delta.token_ids)
         builder = ResponsesBuilder(body, service.model, prompt, params[0], pending=orjson.loads(claim.record.response))
-        builder.replay(deltas, log.num_events)
-        choice = replace(choice, generated=generated)
+        builder.replay(deltas, log.num_events, is_exact=claim.is_exact)
+        if claim.is_exact and generated:
+            choice = replace(choice, replay=Replay(generated, await self._snapshot(claim, prompt, len(generated))))
+        else:
+            choice = replace(choice, generated=generated)
         return BackgroundRun(service, builder, choice, log, is_pending=not claim.entries, is_adopted=True)
+
+    async def _snapshot(self, claim: Claim, prompt: Prompt, num_generated: int) -> Snapshot | None:
+        """Returns the state of the latest checkpoint, after which fewer tokens are decoded again."""
+        formats = self._service.engine.checkpoint_format
+        checkpoint = None if formats is None else await self._responses.checkpoint_of(claim, formats)
+        if checkpoint is None:
+            return None
+        num_tokens = checkpoint.snapshot.length - len(prompt.token_ids) + 1
+        if num_tokens != checkpoint.num_tokens or num_tokens > num_generated:
+            _logger.warning("the checkpoint of %s is of other tokens: it is decoded again", claim.lease.id)
+            return None
+        return checkpoint.snapshot

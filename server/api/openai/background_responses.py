@@ -22,11 +22,12 @@ from .responses_builder import NO_OUTPUT, ResponsesBuilder
 _logger: Final = logging.getLogger(__name__)
 
 
-def job_of(body: ResponseBody, choice: Choice, model_identity: str) -> Job:
+def job_of(body: ResponseBody, choice: Choice, service: Service) -> Job:
     """Returns all that another replica needs to continue a response, but for the log."""
     seeded = body.model_copy(update={"seed": choice.params.seed})
     request = seeded.model_dump_json(by_alias=True, exclude_unset=True, exclude={"input"}).encode()
-    return Job(model_identity, request, array("i", choice.prompt.token_ids).tobytes())
+    prompt = array("i", choice.prompt.token_ids).tobytes()
+    return Job(service.model.identity, request, prompt, service.engine_identity)
 
 
 def body_of(job: Job) -> ResponseBody:

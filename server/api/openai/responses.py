@@ -60,7 +60,7 @@ async def _create_background(
     builder = ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0])
     response = to_json(builder.in_progress())
     pending = StoredResponse(builder.id, bytes(memoryview(response)), history, pack([]), True, body.stream)
-    log = await service.responses.open(pending, job_of(body, choice, service.model.identity))
+    log = await service.responses.open(pending, job_of(body, choice, service))
     service.background.start(builder.id, BackgroundRun(service, builder, choice, log).run())
     return await _follow(service, pending, 0) if body.stream else Response(response, media_type="application/json")
 

@@ -108,12 +108,14 @@ class ResponsesBuilder(ResponseBuilder):
         self.ended = response, NO_OUTPUT
         yield self._event("response.failed", response=response)
 
-    def replay(self, deltas: Sequence[Delta], num_events: int) -> None:
+    def replay(self, deltas: Sequence[Delta], num_events: int, *, is_exact: bool) -> None:
         """Takes deltas whose events were sent by another replica, and continues with the number after theirs.
 
-        The response is inexact from then on: their tokens are read as a prompt instead of decoded.
+        Args:
+          is_exact: Whether the response goes on as on that replica. If not, it is marked as inexact, unless it has no
+            output yet.
         """
-        self._is_inexact = bool(deltas)
+        self._is_inexact = bool(deltas) and not is_exact
         for delta in deltas:
             for _ in self.chunks(delta):
                 pass

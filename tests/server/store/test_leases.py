@@ -1,7 +1,7 @@
 """The protocol of leases against a model of it, on both databases."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from databases import opened
@@ -14,7 +14,11 @@ from roost.server.store.records import Checkpoint
 from roost.server.store.response_table import LEASE_S
 
 JOB = Job("model", b"{}", b"\1\0\0\0")
-REPLICAS = ("a", "b", "c")
+REPLICAS = {"a": "x86", "b": "x86", "c": "arm"}
+"""Replicas, and the engine of each."""
+
+AFTER_S = 2 * LEASE_S
+"""Time for which a response is left to replicas with its own engine."""
 
 
 def running(number: int, tenant: str = "") -> ResponseRecord:
@@ -27,14 +31,32 @@ def entry(number: int, text: bytes = b"x") -> LogEntry:
 
 @dataclass
 class Modelled:
-    """A response as it should be."""
+    """A response as it should be.
+
+    Attributes:
+      engine: Engine that decoded the log.
+      is_exact: Whether it decoded all of the log.
+    """
 
     owner: str
     fence: int
     lease_until: float
+    engine: str
+    is_exact: bool = True
     log: list[bytes] = field(default_factory=list)
     is_running: bool = True
     num_stalls: int = 0
+
+    def may_be_claimed(self, engine: str, now: float) -> bool:
+        is_free = self.is_running and (not self.owner or self.lease_until < now)
+        is_left_to_others = self.is_exact and self.log and engine != self.engine
+        return is_free and not (is_left_to_others and self.lease_until >= now - AFTER_S)
+
+    def take(self, owner: str, engine: str | None, now: float) -> None:
+        self.is_exact = engine is not None and (not self.log or (self.is_exact and engine == self.engine))
+        self.engine = engine if engine is not None and self.is_exact else self.engine
+        self.owner, self.fence, self.lease_until = owner, self.fence + 1, now + LEASE_S
+        self.num_stalls += 1
 
 
 class Leases(RuleBasedStateMachine):
@@ -56,15 +78,16 @@ class Leases(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.database.close()
 
-    @rule(replica=st.sampled_from(REPLICAS))
+    @rule(replica=st.sampled_from(sorted(REPLICAS)))
     def insert(self, replica: str) -> None:
         record = running(self.count)
         self.count += 1
-        lease = self.database.run_now(lambda each: response_table.insert(each, record, JOB, replica), writes=True)
-        self.responses[record.id] = Modelled(replica, 1, self.now + LEASE_S)
+        job = replace(JOB, engine=REPLICAS[replica])
+        lease = self.database.run_now(lambda each: response_table.insert(each, record, job, replica), writes=True)
+        self.responses[record.id] = Modelled(replica, 1, self.now + LEASE_S, REPLICAS[replica])
         self.leases.append((replica, lease))
 
-    @rule(seconds=st.sampled_from([1.0, LEASE_S / 2, LEASE_S + 1, -LEASE_S]))
+    @rule(seconds=st.sampled_from([1.0, LEASE_S / 2, LEASE_S + 1, AFTER_S, -LEASE_S]))
     def move_clock(self, seconds: float) -> None:
         """Also back: the clock of a database's new machine may be behind."""
         self.now += seconds
@@ -97,38 +120,44 @@ class Leases(RuleBasedStateMachine):
         else:
             model.lease_until, model.num_stalls = self.now + LEASE_S, 0
 
-    @rule(replica=st.sampled_from(REPLICAS), limit=st.integers(1, 3))
+    @rule(replica=st.sampled_from(sorted(REPLICAS)), limit=st.integers(1, 3))
     def claim(self, replica: str, limit: int) -> None:
-        claims = self.database.run_now(lambda each: response_table.claim(each, replica, "model", limit), writes=True)
-        expired = [name for name, each in self.responses.items() if each.is_running and each.lease_until < self.now]
-        assert len(claims) == min(limit, len(expired))
+        engine = REPLICAS[replica]
+        claims = self.database.run_now(
+            lambda each: response_table.claim(each, replica, "model", limit, engine, AFTER_S), writes=True
+        )
+        free = [name for name, each in self.responses.items() if each.may_be_claimed(engine, self.now)]
+        assert len(claims) == min(limit, len(free))
         for each in claims:
             model = self.responses[each.lease.id]
-            assert each.lease.id in expired
+            assert each.lease.id in free
             assert [line.events for line in each.entries] == model.log
-            model.owner, model.fence, model.lease_until = replica, model.fence + 1, self.now + LEASE_S
-            model.num_stalls += 1
-            assert (each.lease.fence, each.num_stalls, each.job) == (model.fence, model.num_stalls, JOB)
+            model.take(replica, engine, self.now)
+            assert (each.lease.fence, each.num_stalls, each.is_exact) == (
+                model.fence,
+                model.num_stalls,
+                model.is_exact,
+            )
+            assert each.job == replace(JOB, engine=model.engine)
             self.leases.append((replica, each.lease))
 
-    @rule(replica=st.sampled_from(REPLICAS))
+    @rule(replica=st.sampled_from(sorted(REPLICAS)))
     def claim_another_model(self, replica: str) -> None:
         assert self.database.run_now(lambda each: response_table.claim(each, replica, "other", 9), writes=True) == []
 
     @precondition(lambda self: self.responses)
-    @rule(data=st.data(), replica=st.sampled_from(REPLICAS))
+    @rule(data=st.data(), replica=st.sampled_from(sorted(REPLICAS)))
     def seize(self, data: st.DataObject, replica: str) -> None:
         name = data.draw(st.sampled_from(sorted(self.responses)))
         model = self.responses[name]
         claim = self.database.run_now(lambda each: response_table.seize(each, replica, "", name), writes=True)
         assert (claim is not None) == model.is_running
         if claim is not None:
-            model.owner, model.fence, model.lease_until = replica, model.fence + 1, self.now + LEASE_S
-            model.num_stalls += 1
+            model.take(replica, None, self.now)
             assert claim.lease.fence == model.fence
             self.leases.append((replica, claim.lease))
 
-    @rule(replica=st.sampled_from(REPLICAS))
+    @rule(replica=st.sampled_from(sorted(REPLICAS)))
     def renew(self, replica: str) -> None:
         held = self.database.run_now(lambda each: response_table.renew(each, replica), writes=True)
         owned = {name: each for name, each in self.responses.items() if each.is_running and each.owner == replica}
@@ -143,7 +172,7 @@ class Leases(RuleBasedStateMachine):
         self.run(lambda each: response_table.release(each, [lease]))
         model = self.responses.get(lease.id)
         if model is not None and model.is_running and model.fence == lease.fence:
-            model.owner, model.lease_until = "", 0
+            model.owner, model.lease_until = "", self.now
 
     @precondition(lambda self: self.responses)
     @rule(data=st.data())
@@ -234,6 +263,21 @@ def test_a_checkpoint_is_kept_until_the_end(address: str) -> None:
     assert claim.checkpoint == Checkpoint("state-1", 7)  # type: ignore[attr-defined]
     with pytest.raises(FencedError):
         run(database, "set_checkpoint", lease, Checkpoint("state-2", 8))
+    database.close()
+
+
+def test_a_log_that_an_older_replica_continued_is_inexact(address: str) -> None:
+    """Such a replica knows nothing of engines, and reads the tokens as a prompt."""
+    database = opened(address)
+    lease = run(database, "insert", running(1), replace(JOB, engine="x86"), "a")
+    run(database, "append", lease, entry(0))
+    database.run_now(lambda each: each.execute("UPDATE roost_responses SET fence = fence + 1"), writes=True)
+    run(database, "release", [Lease("", "r1", 2)])
+    (claim,) = run(database, "claim", "b", "model", 1, "x86", 1e9)  # type: ignore[misc]
+    assert (claim.lease.fence, claim.is_exact) == (3, False)
+    run(database, "release", [claim.lease])
+    (claim,) = run(database, "claim", "c", "model", 1, "x86", 1e9)  # type: ignore[misc]
+    assert not claim.is_exact, "it never becomes exact again"
     database.close()
 
 

@@ -29,15 +29,15 @@ def test_old_and_new_replicas_share_an_upgraded_database(address: str) -> None:
     database.run_now(lambda each: response_table.put(each, record), writes=True)
     assert database.run_now(lambda each: response_table.find(each, "", "r1")) == record
     assert database.run_now(lambda each: each.rows("SELECT colour FROM roost_responses")) == [("red",)]
-    assert database.run_now(lambda each: each.rows("SELECT version, oldest FROM roost_schema")) == [(2, 1)]
+    assert database.run_now(lambda each: each.rows("SELECT version, oldest FROM roost_schema")) == [(3, 1)]
     drop(database)
     database.close()
 
 
 def test_a_replica_that_is_too_old_refuses_to_start(address: str) -> None:
     database = opened(address)
-    upgrade(address, database, Upgrade(["ALTER TABLE roost_responses ADD COLUMN colour TEXT"], oldest=2))
-    with pytest.raises(StoreUnavailableError, match="version 2, and this server knows up to 1"):
+    upgrade(address, database, Upgrade(["ALTER TABLE roost_responses ADD COLUMN colour TEXT"], oldest=3))
+    with pytest.raises(StoreUnavailableError, match="version 3, and this server knows up to 2"):
         upgrade(address, database)
     drop(database)
     database.close()
@@ -48,5 +48,5 @@ def test_replicas_that_start_together_upgrade_once(address: str) -> None:
     drop(database)
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: upgrade(address, database), range(4)))
-    assert database.run_now(lambda each: each.rows("SELECT version, oldest FROM roost_schema")) == [(1, 1)]
+    assert database.run_now(lambda each: each.rows("SELECT version, oldest FROM roost_schema")) == [(2, 1)]
     database.close()

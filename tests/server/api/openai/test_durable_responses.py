@@ -4,23 +4,28 @@ The engine counts, so a continued response is right exactly if it counts on.
 """
 
 import asyncio
+import itertools
 import json
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from client_types import checked
 from databases import opened
-from fake_engine import FakeEngine
+from fake_engine import STATE_FORMAT, FakeEngine
 from fake_server import VOCAB_SIZE, make_service, until
 from openai.types.responses import Response
-from roost.engine import EngineDeadError, Request, TokenOutput
+from roost.engine import CheckpointFormat, EngineDeadError, Request, TokenOutput
 from roost.server.api.openai.adoption import Adopter
 from roost.server.app import create_app
+from roost.server.generation.checkpoint_files import CheckpointFiles
+from roost.server.generation.checkpointer import Checkpointer, CheckpointSettings
 from roost.server.generation.durable_responses import DurableResponses
 from roost.server.generation.service import Service
 from roost.server.middleware.api_keys import ApiKeys
@@ -40,12 +45,32 @@ class PacedEngine(FakeEngine):
         self.allowed = 1000
 
     async def _count(self, request: Request) -> AsyncGenerator[TokenOutput]:
-        count = 0
-        async for output in super()._count(request):
+        outputs = super()._count(request)
+        for count in itertools.count():
             while count >= self.allowed:
                 await asyncio.sleep(0.005)
-            count += 1
-            yield output
+            try:
+                yield await anext(outputs)
+            except StopAsyncIteration:
+                return
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """For checkpoints; the first one makes it."""
+    return tmp_path / "checkpoints"
+
+
+def files_in(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+def make_file(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+
+
+on_sqlite = pytest.mark.parametrize("address", ["sqlite"], indirect=True)
 
 
 @dataclass
@@ -131,9 +156,10 @@ def database_of(address: str) -> Iterator[Database]:
     database.close()
 
 
-def expire_leases(address: str) -> None:
+def expire_leases(address: str, seconds_ago: float = 1e6) -> None:
     with database_of(address) as database:
-        database.run_now(lambda each: each.execute("UPDATE roost_responses SET lease_until = 0"), writes=True)
+        sql = "UPDATE roost_responses SET lease_until = {now} - ?"
+        database.run_now(lambda each: each.execute(sql, seconds_ago), writes=True)
 
 
 async def num_tokens_logged(replica: Replica, address: str, at_least: int) -> None:
@@ -183,7 +209,7 @@ async def test_a_background_response_is_fetched_from_another_replica(replicas: t
     done = await second.ended(made["id"])
     assert (text_of(done), done["status"], done["background"]) == ("ABCDE", "incomplete", True)
     assert "inexact" not in done
-    assert first.responses.stats.ended == {"incomplete": 1}
+    await until(lambda: first.responses.stats.ended == {"incomplete": 1})
 
 
 @pytest.mark.parametrize("killed", ["before any token", "in the middle"])
@@ -231,6 +257,195 @@ async def test_a_dead_replicas_response_is_continued(
         assert seen == name
         for after in range(len(events)):
             assert await first.events(name, after) == events[after + 1 :]
+
+
+@pytest.mark.parametrize("second_engine", ["x86", "arm"])
+async def test_an_engine_like_the_owners_continues_exactly(
+    replicas: tuple[Replica, Replica], address: str, second_engine: str
+) -> None:
+    """Another one leaves the response to such engines for a time, and then reads its tokens as a prompt."""
+    first, second = replicas
+    first.engine.checkpoints = CheckpointFormat("x86", STATE_FORMAT.snapshot)
+    second.engine.checkpoints = CheckpointFormat(second_engine, STATE_FORMAT.snapshot)
+    first.engine.allowed = 4
+    made = await first.created(include=["message.output_text.logprobs"])
+    await num_tokens_logged(first, address, 4)
+    await first.dies()
+    expire_leases(address, seconds_ago=30.0)
+    await second.adopter.look()
+    if second_engine != "x86":
+        assert not second.engine.requests
+        expire_leases(address, seconds_ago=61.0)
+        await second.adopter.look()
+    done = await second.ended(made["id"])
+    assert text_of(done) == LETTERS[:10]
+    assert len(done["output"][0]["content"][0]["logprobs"]) == 10
+    prompt, (request,) = first.engine.requests[0].prompt_token_ids, second.engine.requests
+    if second_engine == "x86":
+        assert "inexact" not in done
+        assert request.replay is not None
+        assert (request.prompt_token_ids, request.params.max_tokens) == (prompt, 10)
+        assert request.replay.token_ids == tuple(first.engine.given[first.engine.requests[0].id][:4])
+    else:
+        assert done["inexact"] is True
+        assert request.replay is None
+        assert (len(request.prompt_token_ids), request.params.max_tokens) == (len(prompt) + 4, 6)
+
+
+def with_checkpoints(replica: Replica, folder: Path, evacuation_s: float = 5.0) -> Checkpointer:
+    """Gives a replica a folder for checkpoints, and returns what takes them."""
+    replica.engine.checkpoints = CheckpointFormat("x86", STATE_FORMAT.snapshot)
+    replica.responses.files = CheckpointFiles(folder, None, replica.responses.stats)
+    limits = CheckpointSettings(0.0, 1e9, evacuation_s)
+    return Checkpointer(replica.engine, replica.responses, replica.responses.files, limits)
+
+
+@on_sqlite
+@pytest.mark.parametrize("file", ["whole", "torn", "of another response", "missing"])
+async def test_a_response_goes_on_from_its_checkpoint(
+    replicas: tuple[Replica, Replica], address: str, folder: Path, file: str
+) -> None:
+    """Or from its start, if the file is of no use."""
+    first, second = replicas
+    checkpointer = with_checkpoints(first, folder)
+    with_checkpoints(second, folder)
+    first.engine.allowed = 4
+    made = await first.created(include=["message.output_text.logprobs"])
+    await num_tokens_logged(first, address, 4)
+    await checkpointer._look()
+    (path,) = files_in(folder)
+    first.engine.allowed = 6
+    await num_tokens_logged(first, address, 6)
+    await first.dies()
+    match file:
+        case "torn":
+            path.write_bytes(path.read_bytes()[:-5])
+        case "of another response":
+            formats = CheckpointFormat("x86", STATE_FORMAT.snapshot)
+            path.write_bytes(formats.export(formats.load(path.read_bytes(), path.stem), "other"))
+        case "missing":
+            path.unlink()
+    expire_leases(address)
+    await second.adopter.look()
+    done = await second.ended(made["id"])
+    assert text_of(done) == LETTERS[:10]
+    assert "inexact" not in done
+    replay = second.engine.requests[0].replay
+    assert replay is not None
+    assert len(replay.token_ids) == 6
+    assert (replay.snapshot is not None) == (file == "whole")
+    assert second.responses.stats.checkpoint_errors == (file != "whole")
+    await until(lambda: not files_in(folder))  # the response has ended
+
+
+@on_sqlite
+async def test_a_checkpoint_takes_the_place_of_the_one_before(
+    replicas: tuple[Replica, Replica], address: str, folder: Path
+) -> None:
+    first, _ = replicas
+    checkpointer = with_checkpoints(first, folder)
+    first.engine.allowed = 2
+    made = await first.created()
+    names = []
+    for count in (2, 4):
+        first.engine.allowed = count
+        await num_tokens_logged(first, address, count)
+        await checkpointer._look()
+        (path,) = files_in(folder)
+        names.append(path.name)
+    assert names[0] != names[1]
+    assert first.responses.stats.checkpoints == 2
+    await first.client.delete(f"/v1/responses/{made['id']}")
+    await until(lambda: not files_in(folder))
+
+
+@on_sqlite
+async def test_an_evacuation_saves_what_was_generated(
+    replicas: tuple[Replica, Replica], address: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    first, second = replicas
+    checkpointer = with_checkpoints(first, folder)
+    with_checkpoints(second, folder)
+    first.engine.allowed = 5
+    made = [await first.created(seed=1) for _ in range(3)]
+    await num_tokens_logged(first, address, 15)
+    await checkpointer.evacuate()
+    assert "checkpointed 3 of 3 responses" in caplog.text
+    await first.engine.stop()
+    first.engine.allowed = 1000
+    await until(lambda: not first.service.background.is_busy)
+    await second.adopter.look()
+    assert [text_of(await second.ended(each["id"])) for each in made] == [LETTERS[:10]] * 3
+    for request in second.engine.requests:
+        assert request.replay is not None
+        assert request.replay.snapshot is not None
+
+
+@on_sqlite
+async def test_an_evacuation_ends_in_time(
+    replicas: tuple[Replica, Replica], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, _ = replicas
+    checkpointer = with_checkpoints(first, folder, evacuation_s=0.2)
+    first.engine.allowed = 2
+    await first.created()
+    (log,) = first.responses.running_logs
+    await until(lambda: log.num_committed == 2)
+    log.num_committed = -1000  # as if the database were away
+    started = time.monotonic()
+    await checkpointer.evacuate()
+    assert time.monotonic() - started < 2.0
+    assert "see --evacuate-seconds" in caplog.text
+
+
+@on_sqlite
+async def test_a_folder_that_cannot_be_written_costs_the_checkpoints_only(
+    replicas: tuple[Replica, Replica], address: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = replicas
+    make_file(folder)
+    checkpointer = with_checkpoints(first, folder)
+    with_checkpoints(second, folder)
+    await checkpointer._measure()
+    first.engine.allowed = 4
+    made = await first.created()
+    await num_tokens_logged(first, address, 4)
+    await checkpointer._look()
+    await checkpointer._look()
+    assert caplog.text.count("checkpoints cannot be written") == 1
+    assert first.responses.stats.checkpoint_errors == 2
+    await first.dies()
+    expire_leases(address)
+    await second.adopter.look()
+    assert text_of(await second.ended(made["id"])) == LETTERS[:10]
+
+
+@on_sqlite
+async def test_files_that_nobody_needs_are_swept(replicas: tuple[Replica, Replica], folder: Path) -> None:
+    first, _ = replicas
+    with_checkpoints(first, folder)
+    files = first.responses.files
+    assert files is not None
+    for name in ("a.checkpoint", "b.checkpoint", ".new-c", "theirs"):
+        make_file(folder / name)
+    await files.sweep(["a"])
+    make_file(folder / "new.checkpoint")
+    assert len(files_in(folder)) == 5
+    await files.sweep(["a"])
+    assert {path.name for path in files_in(folder)} == {"a.checkpoint", "new.checkpoint", "theirs"}
+
+
+@on_sqlite
+async def test_too_little_time_for_an_evacuation_is_reported(
+    replicas: tuple[Replica, Replica], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, _ = replicas
+    await with_checkpoints(first, folder, evacuation_s=0.0)._measure()
+    assert "checkpoints of all 4 slots take" in caplog.text
+    assert first.responses.stats.evacuation_seconds is not None
+    assert first.responses.stats.evacuation_seconds > 0
+    assert not files_in(folder)
 
 
 async def test_a_stream_is_followed_while_it_changes_its_replica(
@@ -404,7 +619,7 @@ async def test_an_unknown_id_is_not_looked_up(replicas: tuple[Replica, Replica])
         assert (await replicas[0].client.get(f"/v1/responses/{name}")).status_code == 404
 
 
-@pytest.mark.parametrize("address", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_a_database_that_is_away_is_an_error(
     replicas: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch
 ) -> None:
