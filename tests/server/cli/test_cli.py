@@ -93,6 +93,7 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "--coordinator": "first:8482",
         "--num-hosts": "2",
         "--host-index": "1",
+        "--simulate": "v5e",
     }
     switches = ["--strict", "--cache-salt-by-key", "--state-cache-inexact"]
     arguments = [*(word for pair in flags.items() for word in pair), *switches]
@@ -153,6 +154,7 @@ def test_every_setting_is_a_flag(served: list[Settings]) -> None:
         "coordinator": "first:8482",
         "num_hosts": 2,
         "host_index": 1,
+        "simulate": "v5e",
     }
 
 
