@@ -7,6 +7,7 @@ all-to-all of queries and one of outputs. No other large array crosses a link.
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -86,14 +87,19 @@ def hbm(program: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    ("topology", "shards"),
-    [("v5e:2x2", Collectives(1, 4)), ("v5e:2x4", Collectives(1, 8)), ("v6e:2x4", Collectives(2, 4))],
+    ("topology", "shards", "kv_dtype"),
+    [
+        ("v5e:2x2", Collectives(1, 4), None),
+        ("v5e:2x2", Collectives(1, 4), "int8"),
+        ("v5e:2x4", Collectives(1, 8), None),
+        ("v6e:2x4", Collectives(2, 4), None),
+    ],
 )
-def test_what_crosses_links(topology: str, shards: Collectives) -> None:
+def test_what_crosses_links(topology: str, shards: Collectives, kv_dtype: str | None) -> None:
     """The embedding takes one all-reduce of activations and each layer two; other large arrays are listed here."""
     slots = 64
     rows, width, sums = slots // shards.data, LAYERS.width, 1 + 2 * LAYERS.depth
-    model = shapes(LAYERS, topology, shards, slots)
+    model = shapes(replace(LAYERS, kv_dtype=kv_dtype), topology, shards, slots)
     heads = -(-LAYERS.num_heads // shards.model) * shards.model
 
     decode = collectives(compiled(model, programs(model).decode[slots]))
@@ -105,19 +111,26 @@ def test_what_crosses_links(topology: str, shards: Collectives) -> None:
 
     prefill = collectives(compiled(model, programs(model).prefill[PrefillShape(1, 512)][0]))
     assert prefill.pop(("all-reduce", "bf16", 512 * width)) == sums
-    assert prefill.pop(("all-reduce", "bf16", LAYERS.window * LAYERS.head_dim)) == 2, "a row's keys and values"
+    ring = LAYERS.window * LAYERS.head_dim
+    if kv_dtype is None:
+        assert prefill.pop(("all-reduce", "bf16", ring)) == 2, "a row's keys and values"
+    else:
+        assert prefill.pop(("all-reduce", "u32", ring // 4)) == 2, "the same, of which the compiler packs four"
+        assert prefill.pop(("all-reduce", "f32", LAYERS.window)) == 2, "and their scales"
     assert all(kind == "all-gather" for kind, _, _ in prefill), "the rest is what is remembered of the chunk"
 
 
-@pytest.mark.parametrize("rows", [32, 256])
-def test_rings_are_not_copied(rows: int) -> None:
-    """A step's temporaries are smaller than one ring, so no ring is gathered or copied.
+@pytest.mark.parametrize(("rows", "kv_dtype"), [(32, None), (256, None), (32, "int8"), (256, "int8")])
+def test_rings_are_not_copied(rows: int, kv_dtype: str | None) -> None:
+    """A step's temporaries are smaller than one ring, so no ring is gathered or copied, and its kernel is the TPU's.
 
     A step of 32 rows takes 8 slots of each device.
     """
-    model = shapes(LAYERS, "v5e:2x2", Collectives(2, 2), 256)
-    memory = compiled(model, programs(model).decode[rows]).memory_analysis()
-    ring = 256 // 4 * LAYERS.window * LAYERS.head_dim * BF16.itemsize
+    model = shapes(replace(LAYERS, kv_dtype=kv_dtype), "v5e:2x2", Collectives(2, 2), 256)
+    program = compiled(model, programs(model).decode[rows])
+    assert "window_attention_decode" in program.as_text()
+    memory = program.memory_analysis()
+    ring = 256 // 4 * LAYERS.window * LAYERS.head_dim * (BF16 if kv_dtype is None else jnp.dtype(kv_dtype)).itemsize
     assert memory.temp_size_in_bytes < ring
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model.pool.states))
     assert memory.alias_size_in_bytes >= state // 4, "the pool is updated in place"
