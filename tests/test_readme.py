@@ -51,10 +51,18 @@ NOT_RUN = {
     "OPENAI_API_KEY=none lm_eval": "wants lm-eval and a task; tests/e2e/test_compat_lm_eval.py runs one",
     "import dspy": "wants DSPy; tests/clients/test_dspy.py runs it",
     "docker ": "needs a container engine",
+    "python examples/": "asks on port 8000; test_every_file_of_examples_runs runs all of them on another",
+    "pip install openai anthropic": "downloads packages that the tests' environment has",
     "helm ": "needs a cluster",
     "kubectl ": "needs a cluster",
 }
 """Beginnings of commands, and why they are not run here."""
+
+INTERPRETERS = {".py": ".venv/bin/python", ".sh": "bash"}
+"""Programs that run the files of examples/, by their suffix."""
+
+EXAMPLES_NOT_RUN: dict[str, str] = {}
+"""Files of examples/ that are not run here, and why."""
 
 CLONE = "git clone REPOSITORY roost && cd roost"
 SERVE = "python3 dev.py serve"
@@ -114,9 +122,10 @@ def reason_not_to_run(command: str) -> str | None:
     return next((reason for start, reason in NOT_RUN.items() if command.startswith(start)), None)
 
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [block for document in DOCUMENTS for block in blocks(document.read_text())]
 SHELL = [block for block in BLOCKS if block.language == "sh"]
+EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.suffix in INTERPRETERS)
 
 
 # --- a newcomer's machine
@@ -300,6 +309,24 @@ def test_every_command_runs_or_has_a_reason_not_to(newcomer: Newcomer, block: Bl
 def test_every_python_example_runs(newcomer: Newcomer, block: Block) -> None:
     (newcomer.home / "example.py").write_text(newcomer.concrete(block.text))
     assert newcomer.type(f".venv/bin/python {newcomer.home}/example.py").strip()
+
+
+@pytest.mark.readme
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize(
+    "path", [path for path in EXAMPLES if path.name not in EXAMPLES_NOT_RUN], ids=lambda path: path.name
+)
+def test_every_file_of_examples_runs(newcomer: Newcomer, path: Path) -> None:
+    copy = newcomer.home / path.name
+    copy.write_text(newcomer.concrete(path.read_text()))
+    assert newcomer.type(f"{INTERPRETERS[path.suffix]} {copy}").strip()
+
+
+def test_every_example_is_listed_and_every_reason_is_about_one() -> None:
+    listed = re.findall(r"^\| \[([\w.]+)\]\(\1\) \|", (ROOT / "examples" / "README.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == [path.name for path in EXAMPLES]
+    assert EXAMPLES_NOT_RUN.keys() <= set(listed)
 
 
 def test_every_reason_is_about_a_command() -> None:
