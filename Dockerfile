@@ -2,6 +2,7 @@
 #   docker build --target cpu  -t roost:0.1.0-cpu  .
 #   docker build --target tpu  -t roost:0.1.0-tpu  .
 #   docker build --target cuda -t roost:0.1.0-cuda .
+# For a release, add --build-arg REVISION="$(git rev-parse HEAD)", which becomes a label.
 # Any base with a Python from 3.12 on will do; for a release, name it with its digest (--build-arg BASE=…@sha256:…).
 ARG BASE=python:3.13-slim-trixie
 
@@ -47,6 +48,12 @@ WORKDIR /tmp
 EXPOSE 8000
 ENTRYPOINT ["roost"]
 CMD ["serve", "--host", "0.0.0.0"]
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Roost" \
+    org.opencontainers.image.description="An inference server for RecurrentGemma and other Griffin models" \
+    org.opencontainers.image.version="0.1.0" \
+    org.opencontainers.image.revision="${REVISION}" \
+    org.opencontainers.image.licenses="Apache-2.0 AND MIT"
 
 FROM runtime AS tpu
 COPY --from=whole-tpu /opt/roost /opt/roost
