@@ -47,6 +47,7 @@ usage: python3 dev.py <job> [arguments]
   test-gpu     compile for NVIDIA GPUs, without one (Linux x86-64); arguments go to pytest
   test-deploy  check the Helm chart, manifests, alerts and Dockerfile (Linux x86-64); arguments go to pytest
   manifests    render deploy/manifests anew from the Helm chart (Linux x86-64)
+  release      build the sdist and wheels of this commit into dist/ and try them; --tag vX.Y.Z checks a tag
   docs         build the documentation into site/; --serve shows it and follows changes
   lint         ruff and mypy
   lock         resolve requirements/*.txt anew; arguments go to `uv pip compile`, such as --upgrade
@@ -366,6 +367,27 @@ def manifests(python: Path, _: Sequence[str]) -> int:
     return subprocess.run([str(python), "deploy/render.py"], cwd=ROOT).returncode
 
 
+def release(python: Path, arguments: Sequence[str]) -> int:
+    """Builds a release into dist/, and installs it on each Python that Roost takes and that is here."""
+    built = subprocess.run([str(python), "tools/build_release.py", *arguments], cwd=ROOT)
+    if built.returncode != 0:
+        return built.returncode
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    folders = [*search_folders(), *sorted(map(str, pyenv.glob("versions/*/bin")))]
+    found = {version: find_version(version, folders) for version in sorted(VERSIONS)}
+    for version in (version for version, interpreter in found.items() if interpreter is None):
+        say(f"there is no Python {version} that makes environments here, so the wheels are not tried on it")
+    named = [word for interpreter in found.values() if interpreter for word in ("--python", interpreter.path)]
+    return subprocess.run([str(python), "tools/check_release.py", *named], cwd=ROOT).returncode
+
+
+def find_version(version: str, folders: Sequence[str]) -> Interpreter | None:
+    """Returns the first Python of exactly this version, such as 3.12, that makes environments."""
+    probed = (probe(path) for path in candidates(folders) if Path(path).name == f"python{version}")
+    wanted = tuple(map(int, version.split(".")))
+    return next((found for found in probed if found and found.version == wanted and found.makes_venvs), None)
+
+
 def docs(python: Path, arguments: Sequence[str]) -> int:
     """Builds the site, and fails on a warning such as a link that leads nowhere; or shows it."""
     program = [str(python.with_name("zensical"))]
@@ -432,6 +454,7 @@ JOBS = {
     "test-mesh": Job(("dev",), test_mesh),
     "test-deploy": Job(("dev", "deploy"), test_deploy, venv=".venv-deploy"),
     "manifests": Job(("dev", "deploy"), manifests, venv=".venv-deploy"),
+    "release": Job(("dev", "deploy"), release, venv=".venv-deploy"),
     "docs": Job((DOCS,), docs, venv=".venv-docs", checkout=False),
     "lint": Job(("dev",), lint),
     "lock": Job((), lock),

@@ -61,7 +61,7 @@ def why_unavailable() -> str | None:
     if platform.machine() not in ("x86_64", "AMD64"):
         return f"they are for x86-64 processors, not {platform.machine()}"
     if _path() is None:
-        return "they were not compiled by the installation, which needs a C++ compiler"
+        return "this installation has none; the wheel for Linux on x86-64 has, and so has one built with a C++ compiler"
     library = _library()
     if not library.roost_supported():
         return "this processor lacks AVX-512 VNNI or BF16"

@@ -1,18 +1,21 @@
-"""Build steps: compiles `cpu.cc` if there is a C++ compiler, and leaves the checkout's scripts out of the package.
+"""Build steps: `cpu.cc` is compiled if there is a C++ compiler, and the checkout's scripts stay out of the package.
 
-Without a compiler, XLA computes the same operations.
+Without a compiler, XLA computes the same operations. The library is loaded by path and uses nothing of Python's, so
+one wheel serves every version of Python.
 """
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from setuptools import Extension
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
-_OPTIONS: Final = ("-O3", "-std=c++20", "-Wall")
+_OPTIONS: Final = ("-O3", "-g0", "-std=c++20", "-Wall")
+"""Options of the compiler. Debug information would name folders of the machine that builds."""
 
 
 class BuildNative(build_ext):
@@ -39,3 +42,21 @@ class BuildModules(build_py):
         """Returns package, name and file of each module of a package."""
         modules: list[tuple[str, str, str]] = super().find_package_modules(package, package_dir)
         return [each for each in modules if package != "roost" or each[1] == "__init__"]
+
+
+class BuildWheel(bdist_wheel):
+    """Setuptools command with the option `--pure`: a wheel for any platform, without the native kernels."""
+
+    user_options: Final[list[Any]] = [*bdist_wheel.user_options, ("pure", None, "leave out the native kernels")]
+    boolean_options: Final[list[str]] = [*bdist_wheel.boolean_options, "pure"]
+
+    def initialize_options(self) -> None:
+        """Sets the options to their defaults."""
+        super().initialize_options()
+        self.pure = False
+
+    def finalize_options(self) -> None:
+        """Removes the extension before the wheel's tags are chosen, if the wheel is for any platform."""
+        if self.pure:
+            self.distribution.ext_modules = []
+        super().finalize_options()

@@ -3,19 +3,22 @@
 import importlib.util
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 from kubernetes_objects import DEPLOY
 
 
-def load(name: str) -> ModuleType:
-    """A script of deploy/."""
-    spec = importlib.util.spec_from_file_location(name, DEPLOY / f"{name}.py")
+def load(name: str, folder: Path = DEPLOY) -> ModuleType:
+    """A script of deploy/, or of another folder."""
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module
 

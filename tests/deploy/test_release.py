@@ -1,0 +1,82 @@
+"""A release of this checkout: built twice, looked into, and served from an environment without a compiler."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+from deploy_tools import load, program
+from kubernetes_objects import DEPLOY
+
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
+
+ROOT = DEPLOY.parent
+build_release, check_release = load("build_release", ROOT / "tools"), load("check_release", ROOT / "tools")
+VERSION = build_release.version_of(ROOT)
+PURE = f"roost-{VERSION}-py3-none-any.whl"
+NATIVE = f"roost-{VERSION}-cp312-abi3-manylinux_2_34_x86_64.whl"
+
+
+def commit() -> str:
+    """Returns a commit of the tracked files as they are now; it is on no branch."""
+    author = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    made = subprocess.run(["git", *author, "stash", "create"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return made.stdout.strip() or "HEAD"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files of a release."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no git checkout, of which a release could be built")
+    program("g++", "install a C++ compiler")
+    built = tmp_path_factory.mktemp("dist")
+    for path in build_release.build_all(commit(), tmp_path_factory.mktemp("build")):
+        shutil.copy(path, built)
+    return built
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """An environment that sees the packages of ours, but not our Roost, so that pip need not download them."""
+    made = check_release.make_environment(sys.executable, tmp_path_factory.mktemp("home"))
+    base = str(made.home / "venv")
+    packages = sysconfig.get_path("purelib", vars={"base": base, "platbase": base})
+    (Path(packages) / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return made
+
+
+def test_a_release_is_an_sdist_and_two_wheels_with_what_belongs_there(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == {f"roost-{VERSION}.tar.gz", PURE, NATIVE}
+    assert build_release.faults(sorted(folder.iterdir()), VERSION) == []
+
+
+def test_what_does_not_belong_there_is_reported(folder: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / PURE
+    with zipfile.ZipFile(folder / NATIVE) as old, zipfile.ZipFile(wrong, "w") as new:
+        for name in old.namelist():
+            if not name.endswith("demo/model.safetensors"):
+                new.writestr(name, old.read(name))
+        new.writestr("tests/test_x.py", "")
+    assert build_release.faults([wrong], VERSION) == [
+        f"{PURE}: roost/configs/demo/model.safetensors is missing",
+        f"{PURE}: roost/kernels/native/_cpu.abi3.so does not belong there",
+        f"{PURE}: tests/test_x.py does not belong there",
+    ]
+
+
+def test_pip_chooses_the_native_kernels_here(folder: Path, environment: object) -> None:
+    assert check_release.chosen_wheel(environment, folder, VERSION).name == NATIVE
+
+
+@pytest.mark.parametrize("name", [PURE, NATIVE])
+def test_an_installed_wheel_serves(
+    folder: Path, environment: object, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROOST_SLOTS", "4")  # few programs to compile
+    monkeypatch.setenv("ROOST_PREFILL_CHUNK", "128")
+    environment.pip("install", "--no-index", "--no-deps", "--force-reinstall", folder / name)  # type: ignore[attr-defined]
+    assert "Madrid" in check_release.check(environment, folder / name, VERSION)
