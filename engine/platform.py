@@ -59,7 +59,7 @@ class Platform:
       has_state_barrier: Whether an optimization barrier separates reads of the state pool from its writes.
       logits_per_row: Number of arrays of float32 logits that each row adds to a decode step's temporaries, by
         measurement.
-      skips_logits: Whether a step of greedy rows takes the argmax without materializing the logits.
+      skips_logits: Whether a step of greedy rows takes the argmax in a branch of its own, without the sampler.
       compile_options: Options of XLA's compiler, each with its value.
       exports_programs: Whether traced programs may be kept for later starts. Pallas kernels are lowered in another way
         when they are exported, which was not measured.
@@ -133,7 +133,12 @@ def gpu_platform(capability: tuple[int, int], sizes: GpuSizes) -> Platform:
     if capability < MIN_CAPABILITY:
         return GPU
     # Kernels skip the slots behind a step's, and each number of slots is a program to compile.
-    return replace(GPU, kernels=backends.gpu_backend(sizes), decode_rows=(8, 32, 128, 512))
+    return replace(
+        GPU,
+        kernels=backends.gpu_backend(sizes),
+        decode_rows=(8, 32, 128, 512),
+        skips_logits=True,  # else a step of greedy rows copies the logits past each processor that it skips
+    )
 
 
 def gpu_warning(kind: str, capability: tuple[int, int]) -> str | None:

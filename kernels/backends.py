@@ -8,6 +8,7 @@ from .backend import XLA, Backend, GpuSizes
 from .gated_mlp.pallas_tpu import MAX_ROWS, gated_mlp_tpu
 from .gated_mlp.pallas_tpu_int8 import int8_gated_mlp_tpu
 from .int8_product.pallas_tpu import int8_product_tpu
+from .recurrent_block.pallas_gpu import recurrent_step_gpu
 from .recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
 from .rg_lru.pallas_gpu import rg_lru_gpu
 from .rg_lru.pallas_tpu import rg_lru_tpu
@@ -50,7 +51,14 @@ def gpu_backend(sizes: GpuSizes) -> Backend:
     """
     kernels = (rg_lru_gpu, decode_attention_gpu, prefill_attention_gpu)
     scan, decode, prefill = (partial(kernel, gpu=sizes) for kernel in kernels)
-    return Backend("gpu", rg_lru=scan, decode_attention=decode, prefill_attention=prefill, top_k=top_k_by_blocks)
+    return Backend(
+        "gpu",
+        rg_lru=scan,
+        decode_attention=decode,
+        prefill_attention=prefill,
+        recurrent_step=recurrent_step_gpu,
+        top_k=top_k_by_blocks,
+    )
 
 
 BACKENDS: Final[Mapping[str, Backend]] = {backend.name: backend for backend in (XLA, CPU, TPU)}

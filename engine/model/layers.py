@@ -237,7 +237,7 @@ class RecurrentBlock(nnx.Module):
     def __call__(
         self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"], block: int
     ) -> tuple[Float[Array, "B T D"], RecurrentState, RecurrentBlockStates | None]:
-        if recurrent_block.has_kernel(self.rg_lru.backend, self.rg_lru.gate_bias.shape[1] // 2):
+        if recurrent_block.has_kernel(self.rg_lru.backend, u.shape[1], self.rg_lru.gate_bias.shape[1] // 2):
             return self._fused(u, state, positions, block)
         gates = self.rg_lru.gate_weight.get_value()
         if isinstance(gates, PackedGates) and u.shape[1] == 1:
@@ -276,13 +276,13 @@ class RecurrentBlock(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], RecurrentState, RecurrentBlockStates | None]:
         """Computes the block with one kernel between its projections; see `__call__`."""
         rg_lru, xy, kernels = self.rg_lru, self.xy(u), self.rg_lru.backend
-        assert kernels.recurrent_step is not None
-        assert kernels.recurrent_chunk is not None
         weights = (self.conv_weight[...], self.conv_bias[...], rg_lru.gate_weight[...], rg_lru.gate_bias[...])
         inputs = (*weights, rg_lru.log_decay, state.conv, state.h)
         if u.shape[1] == 1:
+            assert kernels.recurrent_step is not None
             mixed, conv, h = kernels.recurrent_step(xy[:, 0], *inputs, positions[:, 0], groups=self.collectives.model)
             return self.out(mixed)[:, None], RecurrentState(h, conv), None
+        assert kernels.recurrent_chunk is not None
         mixed, h, between = kernels.recurrent_chunk(xy, *inputs, positions, every=block)
         x = xy[..., : h.shape[1]]
         block_states = RecurrentBlockStates(between, states_at_boundaries(x, state.conv, positions, block))

@@ -79,6 +79,19 @@ def test_prefill_attention(compiler: Compiler, dtype: Any, heads: int) -> None:
     assert "triton" in compiler.compile(compiler.kernels.prefill_attention, *shapes)
 
 
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+def test_recurrent_step(compiler: Compiler, dtype: Any, heads: int) -> None:
+    """The first 128 of 640 rows of a state, which is updated in place."""
+    rows, pool, width = 128, 640, heads * 256
+    weights = ((F32, 4, width), (F32, width), (dtype, heads, 256, 512), (F32, heads, 512), (F32, width))
+    state = ((dtype, 3, pool, width), (F32, pool, width))
+    assert compiler.kernels.recurrent_step is not None
+    assert "triton" in compiler.compile(
+        compiler.kernels.recurrent_step, (dtype, rows, 2 * width), *weights, *state, (INT, rows)
+    )
+
+
 def test_spills_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """The flag with which the tests above compile refuses a kernel with too few threads for its registers."""
     jax.clear_caches()  # the kernel has been traced for the same shapes above

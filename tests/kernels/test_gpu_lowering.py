@@ -88,5 +88,6 @@ def test_the_backend_takes_them() -> None:
 
 
 def test_what_only_tpus_have_is_not_promised_to_gpus() -> None:
-    assert not recurrent_block.has_kernel(GPU, 128)
+    assert recurrent_block.has_kernel(GPU, 1, 128)
+    assert not recurrent_block.has_kernel(GPU, 64, 128)
     assert not gated_mlp.has_kernel(GPU, 1, jnp.dtype("bfloat16"))
