@@ -2,7 +2,7 @@
 
 For windows in int8, the error of attention is measured too, also on keys with outliers.
 
-    python benchmarks/quality.py CORPUS [--texts 200] [--json]
+    python benchmarks/quality.py CORPUS [--texts 200] [--only "int8, else bfloat16"] [--json]
 
 CORPUS is the folder of the demo corpus (`chat-val.jsonl.xz`, `tinystories-val.jsonl.xz`, `demo-eval-public.jsonl`). KL
 is the mean over all tokens of the divergence of a precision's distribution from float32's, in nats; `same` is the share
@@ -248,6 +248,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compares precisions on the demo model.")
     parser.add_argument("corpus", type=Path, help="folder of the demo corpus")
     parser.add_argument("--texts", type=int, default=200, help="of each kind (default: %(default)s)")
+    names = [precision.name for precision in PRECISIONS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="PRECISION", help="leave out others")
     parser.add_argument("--json", action="store_true", help="one line of JSON for each precision")
     options = parser.parse_args()
 
@@ -260,6 +262,8 @@ def main() -> None:
     generated = greedy_texts(source, [talk[:PROMPT_TOKENS] for talk in talks[:GREEDY_PROMPTS]])
     measured = []
     for precision in PRECISIONS:
+        if precision.name not in options.only:
+            continue
         model = Model(source, precision)
         distances = [distance(exact, model, texts) for texts in (talks, tales, generated)]
         errors = [attention_error(precision, outlier) for outlier in (1, OUTLIER)]
