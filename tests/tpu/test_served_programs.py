@@ -4,6 +4,7 @@ The largest decode program and one prefill of 2B and 9B stand for all programs, 
 """
 
 import re
+from typing import NamedTuple
 
 import pytest
 from roost.engine.checkpoint.source import open_model
@@ -11,7 +12,7 @@ from roost.engine.core.config import EngineConfig
 from roost.engine.core.mesh import ONE_DEVICE, MeshShape
 from roost.engine.roofline import DEVICES, compute_roofline
 from roost.engine.worker.aot import CHIPS, AheadOfTime, compile_for_chips, hbm_limit, open_chips
-from roost.engine.worker.fitting import demands, estimated_slots, memory_of_served
+from roost.engine.worker.fitting import MemoryModel, demands, estimated_slots, memory_of_served
 from roost.engine.worker.loading import open_weights
 from roost.engine.worker.programs import PrefillShape
 from roost.engine.worker.served import served_programs
@@ -40,26 +41,60 @@ def test_programs_at_automatic_slots_fit(
     model: str, chip: str, shards: MeshShape, quantize: str | None, least: int, kernels: tuple[int, int]
 ) -> None:
     """Decode has the kernels of temporal blocks and of sampling; more rows than 512 leave the MLP to the compiler."""
-    source, settings = open_model(f"random:{model}"), EngineConfig(quantize=quantize, dtype="bfloat16")
+    found = start(model, chip, shards, EngineConfig(quantize=quantize, dtype="bfloat16"))
+    assert found.slots >= least
+    assert found.custom_calls >= kernels
+    unused = found.unused_bytes / (found.memory.row_bytes + found.memory.decode_row_bytes)
+    assert unused < max(0.02 * found.slots, 8), "the estimate is within a fiftieth, or a row tile, of what would fit"
+
+
+@pytest.mark.parametrize(("model", "least", "kernels"), [("2b", 1300, (105, 104)), ("9b", 400, (153, 152))])
+def test_programs_with_matrices_and_windows_in_int8_fit(model: str, least: int, kernels: tuple[int, int]) -> None:
+    """A slot takes half the memory, so that what a start keeps free counts for twice as many."""
+    found = start(model, "v5e", ONE_DEVICE, EngineConfig(quantize="int8", kv_dtype="int8", dtype="bfloat16"))
+    assert found.slots >= least
+    assert found.custom_calls == kernels, "two or three of each layer, and the sampler"
+    assert found.unused_bytes < 0.02 * found.memory.limit_bytes
+
+
+class Start(NamedTuple):
+    """Programs of a start at automatic slots, all of which fit.
+
+    Attributes:
+      slots: Number of slots.
+      memory: Memory of a chip.
+      custom_calls: Kernels of the largest decode step, and of a prefill.
+      unused_bytes: Memory that both leave.
+    """
+
+    slots: int
+    memory: MemoryModel
+    custom_calls: tuple[int, ...]
+    unused_bytes: int
+
+
+def start(model: str, chip: str, shards: MeshShape, settings: EngineConfig) -> Start:
+    """Compiles the largest decode program and a prefill as a start does; other programs' code is estimated."""
+    source = open_model(f"random:{model}").with_kv_dtype(settings.kv_dtype)
     devices = open_chips(chip, shards)
     limit = hbm_limit(devices)
     with open_weights(source, settings, devices.shards, devices.platform, devices.mesh) as weights:
         memory = memory_of_served(source.config, settings, weights, devices, limit)
         slots = estimated_slots(memory, devices.shards)
         served = served_programs(source.config, settings, weights, devices, slots)
-    roofline = compute_roofline(source.config, DEVICES[chip], 2, is_quantized=quantize is not None, shards=shards)
-    assert least <= slots == roofline.slots, "roost plan and a start give the same number"
+    is_quantized = settings.quantize is not None
+    roofline = compute_roofline(source.config, DEVICES[chip], 2, is_quantized=is_quantized, shards=shards)
+    assert slots == roofline.slots, "roost plan and a start give the same number"
     programs = (served.programs.decode[slots], served.programs.prefill[PrefillShape(1, 512)][0])
     compiled = {program.label: compile_for_chips(served, program) for program in programs}
-    measured = {label: each.memory for label, each in compiled.items() if isinstance(each, AheadOfTime)}
+    measured = {label: each for label, each in compiled.items() if isinstance(each, AheadOfTime)}
     assert len(measured) == len(programs)
-    assert tuple(each.custom_calls for each in compiled.values()) >= kernels
-    assert not any(replaceable(each.text) == XLA for each in compiled.values() if isinstance(each, AheadOfTime))
-    code = memory.code_bytes - sum(each.code_bytes for each in measured.values())
-    most = max(demand.hbm_bytes for demand in demands(measured, limit).values()) + code
+    assert not any(replaceable(each.text) == XLA for each in measured.values())
+    sizes = {label: each.memory for label, each in measured.items()}
+    code = memory.code_bytes - sum(each.code_bytes for each in sizes.values())
+    most = max(demand.hbm_bytes for demand in demands(sizes, limit).values()) + code
     assert most <= limit
-    unused = (limit - most) / (memory.row_bytes + memory.decode_row_bytes)
-    assert unused < max(0.02 * slots, 8), "the estimate is within a fiftieth, or a row tile, of what would fit"
+    return Start(slots, memory, tuple(each.custom_calls for each in measured.values()), limit - most)
 
 
 def replaceable(text: str) -> Backend:
