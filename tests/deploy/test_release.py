@@ -11,7 +11,7 @@ import pytest
 from deploy_tools import load, program
 from kubernetes_objects import DEPLOY
 
-pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(900)]
 
 ROOT = DEPLOY.parent
 build_release, check_release = load("build_release", ROOT / "tools"), load("check_release", ROOT / "tools")
