@@ -197,8 +197,20 @@ class DurableResponses(ResponseStore):
         held = set(await self._commits.write(lambda each: response_table.renew(each, self._replica), REPLY_S))
         if strays := held - {log.lease for log in self._logs.values()}:  # given up while the database was away
             await self._commits.write(lambda each: response_table.release(each, strays), REPLY_S)
-        self.stats.running, self.stats.orphaned = await self._database.run(response_table.count_running)
+        await self._count_running()
         return [key for key, lease in written.items() if lease not in held and key in self._logs]
+
+    async def _count_running(self) -> None:
+        """Counts running responses for metrics, and says when more of them than before wait in vain."""
+        patience_s = self._adopt_after_s + 2 * LEASE_S
+        count = partial(response_table.count_running, patience_s=patience_s)
+        earlier = self.stats.abandoned
+        self.stats.running, self.stats.orphaned, self.stats.abandoned = await self._database.run(count)
+        if self.stats.abandoned > earlier:
+            text = (
+                "%d background responses have waited for over %g s: no replica that serves their model has a free slot"
+            )
+            _logger.warning(text, self.stats.abandoned, patience_s)
 
     async def expire(self) -> None:
         """Deletes responses beyond the bounds, and files of checkpoints that no response refers to."""

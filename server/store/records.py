@@ -99,7 +99,7 @@ class Claim:
     """A running response that a replica has adopted.
 
     Attributes:
-      num_stalls: Number of adoptions since the last progress, this one included.
+      num_stalls: Number of adoptions since the last token or checkpoint, this one included.
       is_exact: Whether every logged token was decoded by an engine like the claiming replica's, one after the other.
       checkpoint: Latest saved state; None if there is none.
       entries: The whole log.

@@ -136,13 +136,13 @@ def _append(transaction: Transaction, lease: Lease, entry: LogEntry) -> None:
 
 
 def set_checkpoint(transaction: Transaction, lease: Lease, checkpoint: Checkpoint) -> None:
-    """Stores the reference to a saved state, in place of an earlier one.
+    """Stores the reference to a saved state, in place of an earlier one. It counts as progress, as a token does.
 
     Raises:
       FencedError: The lease's holder is no longer the owner.
     """
     changed = transaction.execute(
-        f"UPDATE roost_responses SET checkpoint = ?, checkpoint_tokens = ? WHERE {_HELD}",
+        f"UPDATE roost_responses SET checkpoint = ?, checkpoint_tokens = ?, num_stalls = 0 WHERE {_HELD}",
         checkpoint.name,
         checkpoint.num_tokens,
         *_values(lease),
@@ -273,7 +273,7 @@ def delete(transaction: Transaction, tenant: str, response_id: str) -> bool:
 
 
 def expire(transaction: Transaction, max_age_s: float, max_responses: int, max_bytes: int, limit: int = 1000) -> int:
-    """Deletes the oldest responses that have ended, and returns their number.
+    """Deletes the oldest responses that have ended, and those that nobody adopts; returns their number.
 
     Args:
       max_age_s: Age from which on responses are deleted.
@@ -296,20 +296,30 @@ def expire(transaction: Transaction, max_age_s: float, max_responses: int, max_b
         max_bytes,
         limit,
     )
+    query = "SELECT tenant, id FROM roost_responses WHERE is_running = 1 AND lease_until < {now} - ? LIMIT ?"
+    rows += transaction.rows(query, max_age_s, limit)
     for tenant, response_id in rows:
         delete(transaction, tenant, response_id)
     return len(rows)
 
 
-def count_running(transaction: Transaction) -> tuple[int, int]:
-    """Returns the number of running responses of all replicas, and of those among them whose lease has ended."""
-    ((running, expired),) = transaction.rows(
+def count_running(transaction: Transaction, patience_s: float) -> tuple[int, int, int]:
+    """Returns the number of running responses of all replicas, of those without an owner, and of those long without.
+
+    Args:
+      patience_s: Seconds without an owner from which on a response counts among the last.
+    """
+    (counts,) = transaction.rows(
         """
-        SELECT count(*), coalesce(sum(CASE WHEN owner IS NULL OR lease_until < {now} THEN 1 ELSE 0 END), 0)
+        SELECT count(*),
+            coalesce(sum(CASE WHEN owner IS NULL OR lease_until < {now} THEN 1 ELSE 0 END), 0),
+            coalesce(sum(CASE WHEN lease_until < {now} - ? THEN 1 ELSE 0 END), 0)
         FROM roost_responses WHERE is_running = 1
-        """
+        """,
+        patience_s,
     )
-    return int(running), int(expired)
+    running, orphaned, abandoned = map(int, counts)
+    return running, orphaned, abandoned
 
 
 def _values(lease: Lease) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ class StoreStats:
       refusals: Number of this replica's writes that were refused by their fencing number.
       running: Number of running responses of all replicas.
       orphaned: Number of those without a live owner.
+      abandoned: Number of those that should have been adopted long ago.
       checkpoints: Number of checkpoint files that this replica wrote.
       checkpoint_bytes: Bytes of those files.
       checkpoint_seconds: Seconds spent on writing them.
@@ -26,6 +27,7 @@ class StoreStats:
     refusals: int = 0
     running: int = 0
     orphaned: int = 0
+    abandoned: int = 0
     checkpoints: int = 0
     checkpoint_bytes: int = 0
     checkpoint_seconds: float = 0.0

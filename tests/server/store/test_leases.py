@@ -261,6 +261,9 @@ def test_a_checkpoint_is_kept_until_the_end(address: str) -> None:
     run(database, "set_checkpoint", lease, Checkpoint("state-1", 7))
     claim = run(database, "seize", "b", "", "r1")
     assert claim.checkpoint == Checkpoint("state-1", 7)  # type: ignore[attr-defined]
+    assert claim.num_stalls == 1  # type: ignore[attr-defined]
+    run(database, "set_checkpoint", claim.lease, Checkpoint("state-3", 9))  # type: ignore[attr-defined]
+    assert run(database, "seize", "c", "", "r1").num_stalls == 1, "a checkpoint is progress"  # type: ignore[attr-defined]
     with pytest.raises(FencedError):
         run(database, "set_checkpoint", lease, Checkpoint("state-2", 8))
     database.close()
@@ -301,5 +304,19 @@ def test_the_oldest_of_a_tenant_expire(address: str) -> None:
     assert left() == ["r4", "r5"]
     assert run(database, "find", "little", "x") is not None
     assert run(database, "find", "much", "r9") is not None, "it is still running"
-    assert run(database, "count_running") == (1, 0)
+    assert run(database, "count_running", 60.0) == (1, 0, 0)
+    database.close()
+
+
+def test_what_nobody_adopts_is_counted_and_expires(address: str) -> None:
+    database = opened(address, clocked=True)
+    leases = [run(database, "insert", running(number), JOB, "a") for number in range(3)]
+    run(database, "release", leases[:1])
+    assert run(database, "count_running", 60.0) == (3, 1, 0)
+    database.run_now(lambda each: each.execute("UPDATE test_clock SET now = now + 70"), writes=True)
+    run(database, "append", leases[2], entry(0))
+    assert run(database, "count_running", 60.0) == (3, 2, 1)
+    assert run(database, "expire", 69.0, 5, 10**9) == 1
+    assert run(database, "find", "", "r0") is None
+    assert run(database, "count_running", 60.0) == (2, 1, 0)
     database.close()
