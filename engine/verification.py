@@ -1,4 +1,4 @@
-"""Verification of a plan: the programs that a start would compile on TPUs, compiled without one.
+"""Verification of a plan: the programs that a start would compile on TPUs or a GPU, compiled without one.
 
 Slots are chosen as at a start: from the estimate, with fewer of them while a program does not fit.
 """
@@ -6,22 +6,26 @@ Slots are chosen as at a start: from the estimate, with fewer of them while a pr
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from .checkpoint.source import ModelSource
 from .core.config import EngineConfig
-from .core.mesh import ONE_DEVICE
-from .worker.aot import ahead_of_time, hbm_limit, open_chips
+from .core.errors import ConfigError
+from .core.mesh import ONE_DEVICE, MeshShape
+from .startup import GPU_MEMORY_SHARE
+from .worker.aot import CHIPS, ahead_of_time, hbm_limit, open_chips
 from .worker.compilation import CompiledPrograms, compile_served
 from .worker.fitting import Attempt, Demand, demands, estimated_slots, fit_slots, memory_of_served
+from .worker.gpu_cards import CARDS, open_card, tracing_for
 from .worker.loading import open_weights
 from .worker.program_memory import OutOfMemoryError
 from .worker.programs import Program
-from .worker.served import served_programs
+from .worker.served import Devices, served_programs
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +76,24 @@ class Verification:
 def verify_plan(
     source: ModelSource, settings: EngineConfig, chip: str, report: Callable[[int, int, int], None]
 ) -> Verification:
-    """Compiles all programs of a served model for a chip; takes minutes, and no chip.
+    """Compiles all programs of a served model for a TPU chip or a GPU; takes minutes, and neither of them.
 
     Call it before anything else asks JAX for devices.
 
     Args:
       source: The model.
       settings: Settings of the engine. Without `slots`, as many are taken as a start would take.
-      chip: One of `roost.engine.worker.aot.CHIPS`.
+      chip: One of `roost.engine.worker.aot.CHIPS` or `roost.engine.worker.gpu_cards.CARDS`.
       report: Called with the number of slots, of compiled programs, and of all programs.
 
     Raises:
-      ConfigError: The chip is unknown, the TPU compiler is missing, or fewer than 8 slots fit.
+      ConfigError: The chip is unknown, its compiler is missing, the mesh has several GPUs, or fewer than 8 slots fit.
       CheckpointError: The weights do not fit the model.
     """
     source = source.with_kv_dtype(settings.kv_dtype)
-    devices = open_chips(chip, settings.shards or ONE_DEVICE)
-    limit = hbm_limit(devices)
+    devices, limit, tracing = _target(chip, settings.shards or ONE_DEVICE)
     with (
+        tracing,
         open_weights(source, settings, devices.shards, devices.platform, devices.mesh) as weights,
         ThreadPoolExecutor(os.cpu_count(), "compile") as executor,
     ):
@@ -109,6 +113,24 @@ def verify_plan(
         first = estimated_slots(memory, devices.shards)
         _, compiled = fit_slots(first, attempt, memory.row_bytes, devices.shards, int)
         return _verification(compiled, limit, first)
+
+
+class _Target(NamedTuple):
+    """Devices to compile for, their memory for programs and arrays in bytes, and the context to trace in."""
+
+    devices: Devices
+    limit_bytes: int
+    tracing: AbstractContextManager[None]
+
+
+def _target(chip: str, shape: MeshShape) -> _Target:
+    if chip in CARDS:
+        limit = int(GPU_MEMORY_SHARE * CARDS[chip].memory_bytes)
+        return _Target(open_card(chip, shape), limit, tracing_for(chip))
+    if chip not in CHIPS:
+        raise ConfigError(f"device {chip!r} has no compiler here; give one of {', '.join((*CHIPS, *CARDS))}")
+    devices = open_chips(chip, shape)
+    return _Target(devices, hbm_limit(devices), nullcontext())
 
 
 def _verification(compiled: CompiledPrograms, limit_bytes: int, estimated: int | None) -> Verification:

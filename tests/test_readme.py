@@ -46,6 +46,7 @@ NOT_RUN = {
     "roost serve random:2b": "takes 5 GiB and minutes",
     "roost plan random:2b --device v5e --verify": "takes minutes; tests/tpu/test_served_programs.py does most",
     "roost plan random:9b --device v5e --quantize int8 --verify": "takes minutes, as above",
+    "roost plan random:2b --device l4 --verify": "takes minutes; tests/gpu/test_gpu_programs.py verifies a small model",
     "roost bench engine": "takes minutes; tests/server/bench/test_bench_engine.py runs a small one",
     "roost bench length": "takes minutes; tests/server/bench/test_bench_engine.py runs a small one",
     "OPENAI_API_KEY=none lm_eval": "wants lm-eval and a task; tests/e2e/test_compat_lm_eval.py runs one",

@@ -50,6 +50,9 @@ _TOPOLOGIES: Final[Mapping[str, tuple[tuple[int, ...], ...]]] = {
 }
 """Topologies by chip, in rising order of size."""
 
+_PALLAS_TARGETS: Final = ("tpu_custom_call", "__gpu$xla.gpu.triton")
+"""How compiled programs for TPUs and GPUs call Pallas kernels."""
+
 CHIPS: Final = tuple(_TOPOLOGIES)
 """Names of the chips that can be compiled for."""
 
@@ -124,7 +127,7 @@ class AheadOfTime(NamedTuple):
     @property
     def custom_calls(self) -> int:
         """Number of calls of Pallas kernels."""
-        return self.text.count('custom_call_target="tpu_custom_call"')
+        return sum(self.text.count(f'custom_call_target="{target}"') for target in _PALLAS_TARGETS)
 
 
 def compile_for_chips(

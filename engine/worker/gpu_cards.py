@@ -7,6 +7,7 @@ JAX's CUDA plugin has the whole compiler, down to a card's machine code. What it
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import jax
@@ -22,6 +23,10 @@ from .served import Devices
 
 _TOOLKIT: Final = "13.0.0"
 """Version of CUDA that the descriptions name."""
+
+
+_UNTUNED: Final = (("xla_gpu_enable_triton_gemm", "False"),)
+"""Options of XLA's compiler: products call cuBLAS, since there is no card to tune generated kernels on."""
 
 
 class Card(NamedTuple):
@@ -85,7 +90,7 @@ def open_card(name: str, shape: MeshShape) -> Devices:
     card = CARDS[name]
     topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=_description(card))
     platform = gpu_platform(card.capability, GpuSizes(card.block_memory, card.multiprocessors))
-    return Devices(platform, Collectives(), device=topology.devices[0])
+    return Devices(replace(platform, compile_options=_UNTUNED), Collectives(), device=topology.devices[0])
 
 
 @contextmanager

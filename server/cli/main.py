@@ -219,7 +219,10 @@ def plan(
         str, typer.Option(help="Chips that share slots (data) and the weights (model).", metavar="data=N,model=M")
     ] = "data=1,model=1",
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compile the programs of serve for a TPU (v5e, v5p, v6e); takes minutes.")
+        bool,
+        typer.Option(
+            "--verify", help="Compile the programs of serve for v5e, v5p, v6e, a100, b200, h100 or l4; takes minutes."
+        ),
     ] = False,
     slots: Annotated[str | None, setting_option("slots", help="With --verify: as in serve.")] = None,
     prefill_chunk: Annotated[int | None, setting_option("prefill_chunk", help="With --verify: as in serve.")] = None,
@@ -227,8 +230,8 @@ def plan(
 ) -> None:
     """Show what MODEL needs on one device or several, how many requests fit, and what the roofline allows.
 
-    Everything is computed; nothing is loaded or measured. With --verify, the TPU compiler of the [tpu] extra says what
-    each program of serve takes on a chip, without one; the status is 1 if a program does not fit.
+    Everything is computed; nothing is loaded or measured. With --verify, the compiler of the [tpu] or [cuda13]
+    extra says what each program of serve takes on a chip, without one; the status is 1 if a program does not fit.
     """
     with exit_on_error():
         from .plan import print_plan

@@ -1,4 +1,4 @@
-"""`roost plan --verify`: compiles the programs that `serve` would compile on a TPU, and prints whether they fit."""
+"""`roost plan --verify`: compiles the programs of `serve` for a TPU or GPU, and prints whether they fit."""
 
 import sys
 from dataclasses import asdict

@@ -1,0 +1,266 @@
+"""Compiles served programs to machine code for an NVIDIA GPU, without one, and counts what they launch.
+
+Requires JAX's CUDA plugin (`pip install '.[cuda13]'`), but no GPU.
+
+    python benchmarks/gpu_programs.py --model 2b|9b --card h100|a100|l4 [--quantize int8] [--kv-dtype int8] [--slots N]
+        [--programs decode-128 prefill-1x512 ...] [--json]
+    python benchmarks/gpu_programs.py --markdown results.jsonl...
+
+The programs are those that `roost serve` compiles on the card: same options, donation, sampling branches and, without
+`--slots`, the number of slots that a start estimates. There is no card to tune products on, so they call cuBLAS.
+
+`launches` are the kernels and copies that a step of greedy rows starts, `launches_in_graphs` those of them that XLA
+starts together as CUDA graphs, and `while_loops` the loops around launches. `copies_of_pool` and `full_sorts` count on
+every path, penalties, masks and draws included: copies of an array of the state pool, and sorts along the vocabulary.
+
+The roofline of a program is the longest of three times: `memory_seconds` to move weights and states once at the card's
+bandwidth, `tensor_seconds` for all products at its peak, and `launch_seconds` at 2 µs for every launch.
+"""
+
+import argparse
+import math
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+import orjson
+from gpu_thunks import (
+    count,
+    count_copies,
+    count_graph_launches,
+    count_launches,
+    count_sorts,
+    parse_thunks,
+)
+from roost.engine.checkpoint.source import open_model
+from roost.engine.core.config import EngineConfig
+from roost.engine.core.mesh import ONE_DEVICE
+from roost.engine.model.config import ModelConfig
+from roost.engine.roofline import DEVICES, Device, Peak, compute_roofline
+from roost.engine.startup import GPU_MEMORY_SHARE
+from roost.engine.worker.compilation import compile_lowered, lower
+from roost.engine.worker.fitting import estimated_slots, memory_of_served
+from roost.engine.worker.gpu_cards import CARDS, open_card, tracing_for
+from roost.engine.worker.loading import open_weights
+from roost.engine.worker.program_memory import ProgramMemory, program_memory
+from roost.engine.worker.programs import PrefillShape, Program
+from roost.engine.worker.served import ServedPrograms, served_programs
+
+PROGRAMS: Final = ("prefill-1x512", "prefill-8x64", "prefill-1x2048", "decode-128", "decode-512")
+
+LAUNCH_SECONDS: Final = 2e-6
+
+INT8_PRODUCT: Final = re.compile(r"= \(?s32\S* custom-call.*__cublas\$lt")
+
+COLUMNS: Final = (
+    "model", "card", "slots", "program", "launches", "in graphs", "loops", "copies of pool", "full sorts",
+    "int8 products", "temporaries", "memory", "fits", "by memory", "by products", "by launches", "tokens/s",
+)  # fmt: skip
+
+SHORT_TYPES: Final = {"bfloat16": "bf16", "float32": "f32", "int32": "s32", "int8": "s8"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compiled program; see the module for the counts and times.
+
+    Attributes:
+      rows: Slots that the program computes, or prompts that it prefills.
+      tokens: Tokens that one run generates or prefills.
+      temp_bytes: Bytes of temporaries.
+      memory_bytes: Memory that the program takes while it runs, with weights and all slots.
+      fits: Whether JAX's share of the card's memory is as much.
+      graphs: Number of CUDA graphs on the greedy path.
+      int8_products: Number of products of int8 matrices that call cuBLASLt.
+    """
+
+    model: str
+    card: str
+    slots: int
+    quantize: str | None
+    kv_dtype: str
+    program: str
+    rows: int
+    tokens: int
+    launches: int
+    launches_in_graphs: int
+    graphs: int
+    while_loops: int
+    copies_of_pool: int
+    full_sorts: int
+    int8_products: int
+    temp_bytes: int
+    memory_bytes: int
+    fits: bool
+    memory_seconds: float
+    tensor_seconds: float
+    launch_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Roofline of one run."""
+        return max(self.memory_seconds, self.tensor_seconds, self.launch_seconds)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--model", default="2b", help="2b, 9b, or what `random:` takes")
+    arguments.add_argument("--card", choices=sorted(CARDS.keys() & DEVICES.keys()), default="h100")
+    arguments.add_argument("--quantize", choices=["int8"], help="matrices in int8")
+    arguments.add_argument("--kv-dtype", choices=["int8"], help="attention windows in int8")
+    arguments.add_argument("--slots", type=int, help="slots of the pool; without it as many as a start estimates")
+    arguments.add_argument("--prefill-chunk", type=int, default=2048)
+    arguments.add_argument("--programs", nargs="+", default=PROGRAMS, help="such as decode-128 or prefill-1x512")
+    arguments.add_argument("--json", action="store_true", help="one line per program")
+    arguments.add_argument("--markdown", nargs="+", type=Path, help="print tables of files that --json wrote")
+    options = arguments.parse_args()
+    if options.markdown:
+        print(as_markdown([Row(**orjson.loads(line)) for path in options.markdown for line in path.open("rb")]))
+        return
+    rows = []
+    for row in measure(options):
+        rows.append(row)
+        if options.json:
+            print(orjson.dumps(asdict(row)).decode(), flush=True)
+        else:
+            print(f"{row.program}: {row.launches} launches", file=sys.stderr)
+    if not options.json:
+        print(as_markdown(rows))
+
+
+def measure(options: argparse.Namespace) -> Iterator[Row]:
+    """Compiles the wanted programs, one after the other."""
+    devices = open_card(options.card, ONE_DEVICE)
+    limit = int(GPU_MEMORY_SHARE * CARDS[options.card].memory_bytes)
+    source = open_model(f"random:{options.model}").with_kv_dtype(options.kv_dtype)
+    settings = EngineConfig(
+        dtype="bfloat16",
+        quantize=options.quantize,
+        kv_dtype=options.kv_dtype,
+        prefill_chunk=options.prefill_chunk,
+    )
+    with ExitStack() as stack:
+        stack.enter_context(tracing_for(options.card))
+        weights = stack.enter_context(open_weights(source, settings, devices.shards, devices.platform, devices.mesh))
+        memory = memory_of_served(source.config, settings, weights, devices, limit)
+        slots = options.slots or estimated_slots(memory, devices.shards)
+        served = served_programs(source.config, settings, weights, devices, slots)
+        for name in options.programs:
+            yield measured(served, name, options, limit)
+
+
+def measured(served: ServedPrograms, name: str, options: argparse.Namespace, limit_bytes: int) -> Row:
+    """Compiles one program and returns its row."""
+    program, rows, tokens = find_program(served, name)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {**dict(served.layout.platform.compile_options), "xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = compile_lowered(lower(program, served.model), settings)
+        (dump,) = Path(folder).glob("*thunk_sequence_after_thunk_passes.txt")
+        thunks = parse_thunks(dump.read_text())
+    text, memory = compiled.as_text(), program_memory(compiled)
+    assert isinstance(memory, ProgramMemory)
+    times = roofline_seconds(served.model.config, DEVICES[options.card], options.quantize, rows, tokens)
+    launches = count_launches(thunks)
+    return Row(
+        model=options.model,
+        card=options.card,
+        slots=served.layout.slots,
+        quantize=options.quantize,
+        kv_dtype=options.kv_dtype or "bfloat16",
+        program=name,
+        rows=rows,
+        tokens=tokens,
+        launches=launches,
+        launches_in_graphs=count_graph_launches(thunks),
+        graphs=count(thunks, "kCommandBuffer"),
+        while_loops=count(thunks, "kWhile"),
+        copies_of_pool=count_copies(text, pool_types(served)),
+        full_sorts=count_sorts(text, served.model.config.vocab_size),
+        int8_products=len(INT8_PRODUCT.findall(text)),
+        temp_bytes=memory.temp_bytes,
+        memory_bytes=memory.hbm_bytes,
+        fits=memory.hbm_bytes <= limit_bytes,
+        memory_seconds=times[0],
+        tensor_seconds=times[1],
+        launch_seconds=launches * LAUNCH_SECONDS,
+    )
+
+
+def find_program(served: ServedPrograms, name: str) -> tuple[Program[Any], int, int]:
+    """Returns a program by its name here, its rows, and the tokens of one run."""
+    kind, _, shape = name.partition("-")
+    if kind == "decode":
+        return served.programs.decode[int(shape)], int(shape), int(shape)
+    rows, length = map(int, shape.split("x"))
+    (program,) = served.programs.prefill[PrefillShape(rows, length)]
+    return program, rows, rows * length
+
+
+def pool_types(served: ServedPrograms) -> set[str]:
+    """Returns the types of the state pool's arrays in XLA's notation."""
+    leaves = jax.tree.leaves(served.model.pool.states)
+    return {f"{SHORT_TYPES[x.dtype.name]}[{','.join(map(str, x.shape))}]" for x in leaves}
+
+
+def roofline_seconds(
+    config: ModelConfig, device: Device, quantize: str | None, rows: int, tokens: int
+) -> tuple[float, float]:
+    """Returns the times of one run by memory alone and by products alone."""
+    assert device.peak is not None
+    unlimited = (
+        Peak(device.peak.bytes_per_second, math.inf, math.inf),
+        replace(device.peak, bytes_per_second=math.inf),
+    )
+    lines = [
+        compute_roofline(config, replace(device, peak=peak), 2, is_quantized=quantize is not None) for peak in unlimited
+    ]
+    if tokens == rows:
+        by_memory, by_products = (rows / line.decode_tokens_per_second(rows) for line in lines)
+        return by_memory, by_products
+    by_memory = lines[0].memory_bytes(rows) / device.peak.bytes_per_second
+    return by_memory, tokens / lines[1].prefill_tokens_per_second()
+
+
+# --- tables
+
+
+def as_markdown(rows: list[Row]) -> str:
+    """Returns a table of the programs."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "| --- " * len(COLUMNS) + "|"]
+    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
+    return "\n".join(lines)
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    model = row.model + (", int8" if row.quantize else "") + (", windows in int8" if row.kv_dtype == "int8" else "")
+    counts = (
+        row.launches,
+        row.launches_in_graphs,
+        row.while_loops,
+        row.copies_of_pool,
+        row.full_sorts,
+        row.int8_products,
+    )
+    sizes = (f"{size / 1e9:.2f} GB" for size in (row.temp_bytes, row.memory_bytes))
+    times = (row.memory_seconds, row.tensor_seconds, row.launch_seconds)
+    return (
+        model,
+        row.card,
+        f"{row.slots:,}",
+        row.program,
+        *map(str, counts),
+        *sizes,
+        "yes" if row.fits else "no",
+        *(f"{1e3 * seconds:.2f} ms" for seconds in times),
+        f"{row.tokens / row.seconds:,.0f}",
+    )
+
+
+if __name__ == "__main__":
+    main()
