@@ -52,7 +52,7 @@ class Simulation:
       text: The settings as they were written.
       device: Name of the device whose memory and roofline are taken; see `roost.engine.roofline.DEVICES`.
       efficiency: Share of the roofline's speed that steps reach; None takes the device's, from
-        `roost.engine.simulation.step_times`.
+        `roost.engine.simulation.durations`.
       step_ms: Milliseconds of a decode step; None takes the roofline's.
       prefill_tokens_per_s: Prompt tokens per second; None takes the roofline's.
       jitter: Maximum relative deviation of a step's duration.

@@ -143,7 +143,7 @@ class BatchPlanner:
         """
         moves = () if self._in_progress else self._compact(requests, running)
         steps = 1 if beside_prefill else self._max_steps(running)
-        replays = tuple(each.take_replayed() for each in requests if each.replays_next)
+        replays = tuple(each.take_replayed() for each in requests if each.request.replay and each.replays_next)
         for request in requests:
             request.num_tokens_dispatched += steps
         slots = tuple(each.slot for each in requests)
@@ -152,6 +152,8 @@ class BatchPlanner:
 
     def _max_steps(self, running: Collection[RunningRequest]) -> int:
         """Returns the number of tokens per request; one token if the host has to see each before the next."""
+        if self._limits.decode_steps == 1:
+            return 1
         is_stepwise = any(each.request.stepwise or each.mask is not None or each.replays_next for each in running)
         return 1 if is_stepwise else self._limits.decode_steps
 

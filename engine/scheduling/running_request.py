@@ -262,14 +262,16 @@ def book_result(running: RunningRequest, result: RowResult) -> list[TokenOutput]
     Returns:
       Up to two outputs, none for a replayed token; only the last one may end the request.
     """
-    if running.num_tokens < running.request.num_replayed:
+    if running.request.replay is not None and running.num_tokens < running.request.num_replayed:
         return _book_replayed(running, result.token_ids[0])
+    if min(result.token_ids) >= 0:  # as in nearly every row
+        return [_constrained(running, _book_tokens(running, result.token_ids, result.logprobs))]
     valid = tuple(takewhile(lambda token_id: token_id >= 0, result.token_ids))
     outputs = []
     if valid:
         output = _book_tokens(running, valid, result.logprobs)
         outputs.append(_constrained(running, output))
-    if len(valid) < len(result.token_ids) and not any(output.finish_reason for output in outputs):
+    if not any(output.finish_reason for output in outputs):
         outputs.append(error_output(_sentinel_error(running, result.token_ids[len(valid)])))
     return outputs
 
@@ -302,7 +304,7 @@ def _book_tokens(
         logprobs=logprobs[:count] if logprobs and count else None,
         prompt_logprobs=_prompt_logprobs(running) if is_first else None,
         finish_reason=reason,
-        stop_reason=_stop_reason(running, tokens),
+        stop_reason=_stop_reason(running, tokens) if reason is FinishReason.STOP else None,
         started_at=running.started_at if is_first else None,
         num_cached=running.num_cached if is_first else 0,
     )

@@ -209,9 +209,15 @@ class Scheduler:
           seconds: Time that the device took for it.
         """
         self._times.record(batch, seconds)
-        commits = [self._commit_row(*row) for row in zip(self._in_flight.pop(batch), results, strict=True)]
-        outputs = tuple(output for commit in commits for output in commit.outputs)
-        return Commit(outputs, tuple(state for commit in commits for state in commit.finished))
+        outputs: list[RequestOutput] = []
+        finished: list[FinishedState] = []
+        for running, result in zip(self._in_flight.pop(batch), results, strict=True):
+            booked = self._commit_row(running, result)
+            outputs += [(running.request.id, output) for output in booked]
+            if booked and booked[-1].finish_reason is not None:
+                finished += self._finished_state(running, booked[-1])
+                self._release(running)
+        return Commit(tuple(outputs), tuple(finished))
 
     def generating(self, request_id: str) -> RunningRequest | None:
         """Returns a running request whose slot has the state of its prompt and generated tokens; None if none has."""
@@ -255,21 +261,15 @@ class Scheduler:
             running.started_at = self._now if running.started_at is None else running.started_at
         return batch
 
-    def _commit_row(self, running: RunningRequest, result: RowResult) -> Commit:
+    def _commit_row(self, running: RunningRequest, result: RowResult) -> Sequence[TokenOutput]:
+        """Books a row's result; returns its outputs, none for a request that has ended since."""
         if result.block_states:
             self._insert(running, result.block_states)
-        request_id = running.request.id
-        if self._running.get(request_id) is not running:
-            return Commit(())
-        running.prompt_logprobs.extend(result.prompt_logprobs)
-        if not result.token_ids:
-            return Commit(())
-        outputs = book_result(running, result)
-        finished = None
-        if outputs and outputs[-1].finish_reason is not None:
-            finished = self._finished_state(running, outputs[-1])
-            self._release(running)
-        return Commit(tuple((request_id, output) for output in outputs), () if finished is None else (finished,))
+        if self._running.get(running.request.id) is not running:
+            return ()
+        if result.prompt_logprobs:
+            running.prompt_logprobs.extend(result.prompt_logprobs)
+        return book_result(running, result) if result.token_ids else ()
 
     def _insert(self, running: RunningRequest, block_states: Sequence[BlockState]) -> None:
         """Inserts the states that a chunk has left, as long as all states of the request were finite.
@@ -280,17 +280,17 @@ class Scheduler:
         if self.cache is not None and running.key is not None and running.is_finite:
             running.last_snapshot = self.cache.insert_chunk(running.key, running.last_snapshot, block_states)
 
-    def _finished_state(self, running: RunningRequest, output: TokenOutput) -> FinishedState | None:
+    def _finished_state(self, running: RunningRequest, output: TokenOutput) -> Sequence[FinishedState]:
         """Returns the state that an ended request has left in its slot, if an inexact cache takes it in.
 
         The last token was sampled, but never processed. After the first token, the state is that of the prompt.
         """
         is_whole = output.finish_reason is not FinishReason.ERROR and len(running.token_ids) > 1
         if not is_whole or self.cache is None or not self.cache.is_inexact:
-            return None
+            return ()
         request = running.request
         tokens = request.prompt_token_ids + tuple(running.token_ids[:-1])
-        return FinishedState(PrefixKey.of(tokens, request.cache_salt), running.slot)
+        return (FinishedState(PrefixKey.of(tokens, request.cache_salt), running.slot),)
 
     def _release(self, running: RunningRequest) -> None:
         """Ends a running request, whatever the reason."""

@@ -15,8 +15,8 @@ from ..roofline import Roofline, compute_roofline, find_device
 from ..worker.programs import part_rows
 from ..worker.served import Devices, device_layout, state_format, step_limits
 from .device import SimulatedDevice
+from .durations import StepDurations
 from .runner import SimulatedRunner
-from .step_times import StepTimes
 
 
 def simulated_runner(source: ModelSource, config: EngineConfig, simulation: Simulation) -> SimulatedRunner:
@@ -51,7 +51,7 @@ def simulated_runner(source: ModelSource, config: EngineConfig, simulation: Simu
         layout,
         step_limits(layout, rows, config),
         state_format(layout, identity),
-        StepTimes(roofline, simulation),
+        StepDurations(roofline, simulation),
         SimulatedDevice(simulation, config.seed),
         output_tokens=simulation.output_tokens,
         keeps_snapshots=config.state_cache_gib != 0,

@@ -15,7 +15,7 @@ from ..core.snapshot import BlockState, Snapshot
 from ..prefix_cache.saved_state import SavedStateFormat
 from ..worker.served import DeviceLayout
 from .device import SimulatedDevice, wait_until
-from .step_times import StepTimes
+from .durations import StepDurations
 from .tokens import SlotTokens
 
 
@@ -44,7 +44,7 @@ class SimulatedRunner:
       layout: The model's place on its devices.
       limits: Limits of a step.
       state_format: Format of saved states.
-      times: Durations of steps.
+      durations: Durations of steps.
       device: Clock of the device.
       output_tokens: Mean length of texts.
       keeps_snapshots: Whether prefill steps return block states for the prefix cache.
@@ -58,7 +58,7 @@ class SimulatedRunner:
         layout: DeviceLayout,
         limits: StepLimits,
         state_format: SavedStateFormat,
-        times: StepTimes,
+        durations: StepDurations,
         device: SimulatedDevice,
         *,
         output_tokens: int,
@@ -67,7 +67,7 @@ class SimulatedRunner:
         self.layout = layout
         self.limits = limits
         self.state_format = state_format
-        self._times = times
+        self._durations = durations
         self._device = device
         self._keeps_snapshots = keeps_snapshots
         self._tokens = SlotTokens(layout.rows, layout.model.vocab_size, output_tokens)
@@ -110,7 +110,7 @@ class SimulatedRunner:
             self._tokens.set_mask(slot, mask)
         layout, slots = self.layout, np.array(batch.slots)
         rows, _ = decode_places(batch.slots, self.limits.decode_rows, layout.rows, layout.shards.count)
-        seconds = self._times.decode_seconds(rows, self._tokens.window_tokens(slots, self.window))
+        seconds = self._durations.decode_seconds(rows, self._tokens.window_tokens(slots, self.window))
         drawn = zip(batch.requests, self._tokens.draw(slots), strict=True)
         results = tuple(self._result(request, token) for request, token in drawn)
         return SimulatedBatch(results, self._device.dispatch(seconds))
@@ -125,7 +125,7 @@ class SimulatedRunner:
             results[row] = replace(
                 results[row], prompt_logprobs=self._scores(chunk), block_states=self._block_states(chunk)
             )
-        seconds = self._times.prefill_seconds(self._padded_tokens(batch.chunks), samples=bool(lasts))
+        seconds = self._durations.prefill_seconds(self._padded_tokens(batch.chunks), samples=bool(lasts))
         return SimulatedBatch(tuple(results), self._device.dispatch(seconds))
 
     def _padded_tokens(self, chunks: Sequence[PrefillChunk]) -> int:

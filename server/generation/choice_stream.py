@@ -122,9 +122,9 @@ class ChoiceStream:
     def _decode(self, output: TokenOutput) -> Delta:
         received_at = self._record.clock()
         delta = self._decoder.decode(output)
-        times = self._record.add(output, len(delta.token_ids), received_at, delta.finish_reason)
+        self._record.add(output, len(delta.token_ids), received_at, delta.finish_reason)
         if delta.finish_reason is not None:
-            delta.times = times
+            delta.times = self._record.times
         return delta
 
     def _fail(self, error: Exception, cause: Exception | None = None) -> None:
@@ -169,7 +169,11 @@ class _ChoiceDecoder:
         finish_reason: FinishReason | None = output.finish_reason
         stop_reason: int | str | None = output.stop_reason
         hides_last = finish_reason is FinishReason.STOP and not choice.include_stop
-        text, num_taken = self._text(output.token_ids[:-1] if hides_last else output.token_ids, len(output.token_ids))
+        visible, num_taken = output.token_ids[:-1] if hides_last else output.token_ids, len(output.token_ids)
+        if choice.stop:
+            text, num_taken = self._text_until_stop(visible, num_taken)
+        else:
+            text = detokenizer.push(visible)
         if finish_reason is not None:
             text += detokenizer.finish()
         if detokenizer.stop_string is not None:
@@ -186,13 +190,11 @@ class _ChoiceDecoder:
             num_sent=detokenizer.num_sent + (hides_last and detokenizer.stop_string is None),
         )
 
-    def _text(self, visible: tuple[int, ...], num_tokens: int) -> tuple[str, int]:
+    def _text_until_stop(self, visible: tuple[int, ...], num_tokens: int) -> tuple[str, int]:
         """Returns the text of an output's visible tokens, and how many of its tokens belong to the choice.
 
-        With stop strings, tokens are taken one by one, so that tokens behind a stop string don't count.
+        Tokens are taken one by one, so that tokens behind a stop string don't count.
         """
-        if not self._choice.stop:
-            return self._detokenizer.push(visible), num_tokens
         text, num_taken = "", 0
         while num_taken < num_tokens and self._detokenizer.stop_string is None:
             text += self._detokenizer.push(visible[num_taken : num_taken + 1])

@@ -95,7 +95,7 @@ class Generation:
           ApiError: The request was aborted, or the client reads too slowly.
           Exception: Any error of a choice.
         """
-        if not self._inbox and not any(choice.is_open for choice in self._choices):
+        if not self._inbox and not self._is_open:
             raise StopAsyncIteration
         item = await self._inbox.get(timeout_s)
         if item is None:
@@ -105,6 +105,14 @@ class Generation:
         delta = item.take()
         self.sent.num_tokens[delta.index] = delta.num_sent
         return delta
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether more deltas may come."""
+        for choice in self._choices:  # noqa: SIM110 - `any` would make a generator for each event
+            if choice.is_open:
+                return True
+        return False
 
     def abort(self) -> int:
         """Ends the unfinished choices, and returns their number. The reader gets an `ApiError`."""
@@ -229,7 +237,14 @@ class Mailbox[Item]:
         if self._items:
             await asyncio.sleep(0)
         else:
-            await self._wait(timeout_s)
+            loop = asyncio.get_running_loop()
+            if self._timer is None and timeout_s is not None:
+                self._set_timer(timeout_s, timeout_s)
+            self._waiter, self._waits_since = loop.create_future(), loop.time()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         self.has_reader = False
         return self._items.popleft() if self._items else None
 
@@ -238,17 +253,6 @@ class Mailbox[Item]:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    async def _wait(self, timeout_s: float | None) -> None:
-        """Returns when there is an item, or after the timeout."""
-        loop = asyncio.get_running_loop()
-        if self._timer is None and timeout_s is not None:
-            self._set_timer(timeout_s, timeout_s)
-        self._waiter, self._waits_since = loop.create_future(), loop.time()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -1,10 +1,16 @@
 """Timelines of engine requests, which metrics, traces and responses read, and the metrics of their latencies."""
 
-from collections.abc import Callable, Sequence
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from ...engine import FinishReason, QueueFullError, QueueTimeoutError, Request, RequestTimeoutError, TokenOutput
 
@@ -91,30 +97,35 @@ class RequestRecord:
         self.has_finished = False
         self._observers = observers
         self._first_output: float | None = None
+        self._last_output = self.arrived
 
     def add(
         self, output: TokenOutput, num_tokens: int, received_at: float, finish_reason: FinishReason | None = None
-    ) -> Times:
+    ) -> None:
         """Records an output that has been detokenized, and reports its tokens to the observers.
 
         Args:
           num_tokens: Number of its tokens that belong to the request.
           received_at: Time at which the output was received and its detokenization started.
           finish_reason: Why the request ended with all of its output, if it did.
-
-        Returns:
-          Times up to now.
         """
-        now = self.clock()
+        now = self._last_output = self.clock()
         self.detokenize_s += now - received_at
-        self.started = output.started_at if self.started is None else self.started
-        self._first_output = now if self._first_output is None else self._first_output
+        if self._first_output is None:
+            self._first_output = now
+        if self.started is None:
+            self.started = output.started_at
         if num_tokens:
             self._add_tokens(num_tokens, now)
         if finish_reason is not None:
             self.reason, self.has_finished = finish_reason, True
+
+    @property
+    def times(self) -> Times:
+        """Times up to the last output, of which there was one."""
+        assert self._first_output is not None
         started = self._first_output if self.started is None else self.started
-        return Times(self.arrived, started, self._first_output, now)
+        return Times(self.arrived, started, self._first_output, self._last_output)
 
     def end(self, error: BaseException | None = None) -> None:
         """Reports the end of the request to the observers.
@@ -128,8 +139,9 @@ class RequestRecord:
             observer.on_end(self)
 
     def _add_tokens(self, count: int, now: float) -> None:
-        last = self.arrived if self.last_token is None else self.last_token
-        self.first_token = now if self.first_token is None else self.first_token
+        last = self.last_token
+        if last is None:
+            last, self.first_token = self.arrived, now
         for observer in self._observers:
             observer.on_tokens(self, count, now - last)
         self.last_token = now
@@ -171,12 +183,39 @@ def _reason(error: BaseException | None) -> str:
             return "abort"
 
 
+class Histogram(Collector):
+    """A histogram that a single thread observes and collects. The library's takes two locks for each observation.
+
+    Args:
+      name: Name of the metric.
+      text: Description.
+      bounds: Upper bounds of the buckets but the last, in rising order.
+      registry: Registry that collects it.
+    """
+
+    def __init__(self, name: str, text: str, bounds: Sequence[float | int], registry: CollectorRegistry) -> None:
+        self._name, self._text, self._bounds = name, text, tuple(bounds)
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+        registry.register(self)
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """Counts a value that was observed `count` times."""
+        self._counts[bisect_left(self._bounds, value)] += count
+        self._sum += value * count
+
+    def collect(self) -> Iterator[Metric]:
+        labels = [floatToGoString(bound) for bound in (*self._bounds, math.inf)]  # type: ignore[no-untyped-call]
+        buckets = list(zip(labels, map(float, accumulate(self._counts)), strict=True))
+        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
+
+
 class LatencyMetrics(Observer):
     """Latencies and outcomes of requests."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def histogram(name: str, text: str, buckets: Sequence[float | int]) -> Histogram:
-            return Histogram(f"roost_{name}_seconds", text, buckets=buckets, registry=registry)
+        def histogram(name: str, text: str, bounds: Sequence[float | int]) -> Histogram:
+            return Histogram(f"roost_{name}_seconds", text, bounds, registry)
 
         self._first_token = histogram(
             "time_to_first_token", "Seconds from a request's arrival to its first token.", _FIRST_TOKEN_S
@@ -203,8 +242,7 @@ class LatencyMetrics(Observer):
         if record.last_token is None:
             self._first_token.observe(gap_s)
             return
-        for _ in range(count):
-            self._next_token.observe(gap_s / count)
+        self._next_token.observe(gap_s / count, count)
 
     def on_end(self, record: RequestRecord) -> None:
         self._ended.labels(record.reason).inc()

@@ -48,6 +48,13 @@ class Detokenizer:
         """Adds token ids and returns the text that can be sent now, which is often empty."""
         if self.stop_string is not None:
             return ""
+        if self._stop is None and not self._ends and len(token_ids) == 1:
+            piece = self._tokenizer.token_bytes(token_ids[0])
+            if piece.isascii():  # it is whole, and is sent at once
+                self._num_decoded += len(piece)
+                self._num_returned += len(piece)
+                self.num_sent += 1
+                return piece.decode()
         return self._count_sent(self._advance("".join(map(self._decode, token_ids))))
 
     def finish(self) -> str:

@@ -110,8 +110,12 @@ class Report:
         self, prefix: str, model: ServedModel, prompts: Sequence[Prompt], num_choices: int, options: ReportOptions
     ) -> None:
         self.id = f"{prefix}-{uuid4().hex}"
-        self._created = int(time.time())
-        self._model = model
+        self._constants = {
+            "created": int(time.time()),
+            "model": model.id,
+            "system_fingerprint": model.fingerprint,
+            **({"service_tier": "default"} if options.service_tier else {}),
+        }
         self._options = options
         self._num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         self._num_tokens = 0
@@ -158,15 +162,7 @@ class Report:
         return {"timings": self._timings()} if self._options.timings and not self._num_open else {}
 
     def _fields(self, object_name: str, choices: Sequence[Any]) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": object_name,
-            "created": self._created,
-            "model": self._model.id,
-            "system_fingerprint": self._model.fingerprint,
-            **({"service_tier": "default"} if self._options.service_tier else {}),
-            "choices": choices,
-        }
+        return {"id": self.id, "object": object_name, **self._constants, "choices": choices}
 
     def _usage(self) -> Usage:
         return Usage(

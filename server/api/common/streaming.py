@@ -91,10 +91,18 @@ class EventStream(StreamingResponse):
         self._events = events
         self._resources = resources
 
+    async def stream_response(self, send: Send) -> None:
+        """Sends the events. Starlette's own method checks the type of each one, which takes a while."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for event in self._events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with self._resources, aclosing(self._events), until_disconnect(receive):
-                await self.stream_response(send)
+                # In a task of its own: an event would otherwise resume the coroutines of all middleware, one by one.
+                await asyncio.create_task(self.stream_response(send))
         except ClientDisconnect:
             _logger.debug("the client closed the stream")
 
@@ -194,7 +202,7 @@ async def stream_events(
         for chunk in builder.opening():
             yield encoder.encode(chunk)
         if first is not None:
-            for event in await encoder.encode_delta(first):
+            for event in await encoder.encode_large(first) if encoder.is_large(first) else encoder.encode_delta(first):
                 yield event
         silent_since = now()
         while True:
@@ -202,7 +210,12 @@ async def stream_events(
                 delta = await generation.next_within(keep_alive_s)
             except StopAsyncIteration:
                 break
-            events = [] if delta is None else await encoder.encode_delta(delta)
+            if delta is None:
+                events = []
+            elif encoder.is_large(delta):
+                events = await encoder.encode_large(delta)
+            else:
+                events = encoder.encode_delta(delta)
             if not events and (delta is None or now() - silent_since >= timeout_s):
                 events = [builder.sse.keep_alive]
             for event in events:
@@ -237,10 +250,17 @@ class _ChunkEncoder:
         """Returns the bytes of a chunk."""
         return self._builder.sse.encode(self._reported(chunk))
 
-    async def encode_delta(self, delta: Delta) -> list[bytes]:
+    def is_large(self, delta: Delta) -> bool:
+        """Returns whether a worker thread encodes a delta."""
+        return self._workers is not None and self._builder.repeats_much(delta)
+
+    def encode_delta(self, delta: Delta) -> list[bytes]:
         """Returns the bytes of the chunks of a delta."""
-        if self._workers is None or not self._builder.repeats_much(delta):
-            return [self.encode(chunk) for chunk in self._builder.chunks(delta)]
+        return [self.encode(chunk) for chunk in self._builder.chunks(delta)]
+
+    async def encode_large(self, delta: Delta) -> list[bytes]:
+        """Returns the bytes of the chunks of a large delta, encoded by a worker thread."""
+        assert self._workers is not None
         encode = self._builder.sse.encode_large
         return await self._workers.run(lambda: [encode(self._reported(chunk)) for chunk in self._builder.chunks(delta)])
 

@@ -8,7 +8,7 @@ import pytest
 from roost.engine import EngineDeadError, Simulation, compute_roofline, find_device
 from roost.engine.model.config import PRESETS
 from roost.engine.simulation.device import SimulatedDevice, wait_until
-from roost.engine.simulation.step_times import StepTimes
+from roost.engine.simulation.durations import StepDurations
 
 
 def durations(text: str, count: int = 20, seconds: float = 100.0) -> list[float]:
@@ -48,8 +48,8 @@ def test_waiting_ends_at_the_time() -> None:
     assert time.monotonic() >= end
 
 
-def times(text: str) -> StepTimes:
-    return StepTimes(compute_roofline(PRESETS["2b"], find_device("v5e"), 2), Simulation.parse(text))
+def times(text: str) -> StepDurations:
+    return StepDurations(compute_roofline(PRESETS["2b"], find_device("v5e"), 2), Simulation.parse(text))
 
 
 def test_the_pace_is_near_the_schedules_of_compiled_programs() -> None:

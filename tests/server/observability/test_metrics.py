@@ -1,9 +1,12 @@
 """Prometheus metrics of requests, tenants and the engine."""
 
+import prometheus_client
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from roost.engine import CacheStats, EngineDeadError, EngineStats, FinishReason, QueueFullError, Request, TokenOutput
 from roost.server.observability.metrics import Metrics
+from roost.server.observability.request_metrics import Histogram
 
 STATS = EngineStats(
     num_waiting=3,
@@ -240,3 +243,19 @@ def test_tokens_per_step_are_a_histogram(clock: Clock) -> None:
 
 def test_vllms_names_are_exported_on_demand_only(metrics: Metrics, clock: Clock) -> None:
     assert not any(name.startswith("vllm:") for name in read(metrics, clock))
+
+
+def test_a_histogram_counts_values_up_to_each_bound() -> None:
+    registry = CollectorRegistry()
+    histogram = Histogram("seconds", "Seconds.", (1, 2.5), registry)
+    histogram.observe(1.0)
+    histogram.observe(2.0, 3)
+    histogram.observe(9.0)
+    page = prometheus_client.generate_latest(registry).decode()
+    assert [line for line in page.splitlines() if not line.startswith("#")] == [
+        'seconds_bucket{le="1.0"} 1.0',
+        'seconds_bucket{le="2.5"} 4.0',
+        'seconds_bucket{le="+Inf"} 5.0',
+        "seconds_count 5.0",
+        "seconds_sum 16.0",
+    ]

@@ -29,7 +29,7 @@ _OTHERS: Final = Efficiency(0.62, 0.71)
 
 
 @dataclass(frozen=True, slots=True)
-class StepTimes:
+class StepDurations:
     """Durations of steps in seconds.
 
     Attributes:

@@ -1,0 +1,287 @@
+"""Measures the processor time of a streamed event: Roost on a simulated device, beside uvicorn and Starlette alone.
+
+    python benchmarks/event_path.py [--streams 512] [--step-ms 9.8] [--seconds 10] [--rounds 3] [--api chat]
+
+Each round starts both servers, one after the other, with the same number of streams and the same pace. The bare server
+sends one of Roost's own events again and again: each of its streams waits for the next step, and yields the event. Time
+is that of all threads of the server's process, user and system, from the moment at which every stream has had an event.
+It is processor time, so a busy machine is tolerable, as long as an event has one token: a server that falls behind
+joins the tokens of several steps into one event.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import selectors
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+TICKS: Final = os.sysconf("SC_CLK_TCK")
+MODEL: Final = "random:2b"
+READY_WITHIN_S: Final = 120.0
+READ_EVERY_S: Final = 0.005
+"""Seconds between two rounds of reading, so that the client does not preempt the server at each event."""
+
+PATHS: Final = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+
+
+class Cost(NamedTuple):
+    """What a server's streams took.
+
+    Attributes:
+      user_us, system_us: User and system time of the server's process per event, in microseconds.
+      events_per_s: Events of all streams together per second.
+      event: One of the events, with the empty line after it.
+    """
+
+    user_us: float
+    system_us: float
+    events_per_s: float
+    event: bytes
+
+
+# --- the bare server
+
+
+class Ticker:
+    """Lets all waiting streams go on at once, at a pace.
+
+    Args:
+      seconds: Time between two steps.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._next: asyncio.Future[None] | None = None
+
+    def next(self) -> "asyncio.Future[None]":
+        """Returns a future of the next step."""
+        if self._next is None:
+            loop = asyncio.get_running_loop()
+            self._next = loop.create_future()
+            loop.call_at(self._seconds * (loop.time() // self._seconds + 1), self._tick)
+        return self._next
+
+    def _tick(self) -> None:
+        assert self._next is not None
+        self._next.set_result(None)
+        self._next = None
+
+
+def serve_bare(port: int, event: bytes, step_ms: float) -> None:
+    """Serves endless streams of one event with uvicorn and Starlette alone."""
+    ticker = Ticker(step_ms / 1e3)
+
+    async def events() -> AsyncGenerator[bytes]:
+        while True:
+            await ticker.next()
+            yield event
+
+    async def stream(_: Request) -> Response:
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    async def ready(_: Request) -> Response:
+        return Response("ready")
+
+    routes = [Route(path, stream, methods=["POST"]) for path in PATHS.values()]
+    app = Starlette(routes=[*routes, Route("/health/ready", ready)])
+    uvicorn.run(app, port=port, log_level="critical", access_log=False, ws="none", lifespan="off", backlog=2048)
+
+
+# --- servers as processes
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextmanager
+def running(command: list[str], port: int) -> Iterator[int]:
+    """Yields the id of a server's process once it is ready."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            _wait_until_ready(process, port)
+            yield process.pid
+        except Exception:
+            log.seek(0)
+            sys.stderr.write(log.read().decode())
+            raise
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int) -> None:
+    deadline = time.monotonic() + READY_WITHIN_S
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5).close()
+            return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def roost_command(port: int, streams: int, step_ms: float, options: list[str]) -> list[str]:
+    pace = f"step_ms={step_ms},prefill_tokens_per_s=1e7"
+    fixed = ["--simulate", pace, "--slots", str(streams), "--max-queue", str(streams), "--port", str(port)]
+    return [sys.executable, "-P", "-m", "roost.server", "serve", MODEL, *fixed, *options]
+
+
+def bare_command(port: int, event: Path, step_ms: float) -> list[str]:
+    return [sys.executable, "-P", __file__, "--bare", str(event), "--port", str(port), "--step-ms", str(step_ms)]
+
+
+# --- the client
+
+
+def cpu_seconds(pid: int) -> tuple[float, float]:
+    """Returns the user time and the system time of all threads of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return int(fields[11]) / TICKS, int(fields[12]) / TICKS
+
+
+def body(api: str, number: int) -> dict[str, Any]:
+    """Returns a request whose stream does not end while it is measured."""
+    messages = [{"role": "user", "content": f"Hello, {number}."}]
+    asked = {"messages": messages} if api == "chat" else {"prompt": f"Hello, {number}."}
+    return {**asked, "stream": True, "temperature": 0, "ignore_eos": True, "max_tokens": 10**6}
+
+
+class Client:
+    """Open streams, read with as little work as possible.
+
+    Attributes:
+      num_events: Number of events of all streams so far.
+      last: Last bytes that were received.
+    """
+
+    def __init__(self, port: int, api: str, streams: int) -> None:
+        self.num_events = 0
+        self.last = b""
+        self._selector = selectors.EpollSelector()
+        self._silent = set(range(streams))
+        for number in range(streams):
+            self._open(port, api, number)
+
+    def _open(self, port: int, api: str, number: int) -> None:
+        content = json.dumps(body(api, number)).encode()
+        head = f"POST {PATHS[api]} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection = socket.create_connection(("127.0.0.1", port))
+        connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        self._selector.register(connection, selectors.EVENT_READ, number)
+
+    def read(self, seconds: float) -> None:
+        """Reads all streams for some seconds."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._read_ready()
+
+    def read_until_all_speak(self) -> None:
+        """Reads until each stream has had a token."""
+        deadline = time.monotonic() + READY_WITHIN_S
+        while self._silent:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(self._silent)} streams had no event within {READY_WITHIN_S:g} s")
+            self._read_ready()
+
+    def _read_ready(self) -> None:
+        time.sleep(READ_EVERY_S)
+        for key, _ in self._selector.select(0):
+            assert isinstance(key.fileobj, socket.socket)
+            data = key.fileobj.recv(65536)
+            if not data:
+                raise ConnectionError(f"stream {key.data} ended: {self.last!r}")
+            self.last = data
+            if found := data.count(b"data: {"):
+                self.num_events += found
+                self._silent.discard(key.data)
+
+    def an_event(self) -> bytes:
+        """Returns one whole event."""
+        while True:
+            start, end = self.last.find(b"data: {"), self.last.find(b"\n\n")
+            if 0 <= start < end:
+                return self.last[start : end + 2]
+            self.read(0.01)
+
+    def close(self) -> None:
+        for key in list(self._selector.get_map().values()):
+            assert isinstance(key.fileobj, socket.socket)
+            key.fileobj.close()
+        self._selector.close()
+
+
+def measure(command: list[str], port: int, api: str, streams: int, seconds: float) -> Cost:
+    """Returns the cost of a server's streams."""
+    with running(command, port) as pid:
+        client = Client(port, api, streams)
+        client.read_until_all_speak()
+        client.read(1.0)
+        start, before, events = time.monotonic(), cpu_seconds(pid), client.num_events
+        client.read(seconds)
+        num_events = client.num_events - events
+        user, system = (1e6 * (now - then) / num_events for now, then in zip(cpu_seconds(pid), before, strict=True))
+        cost = Cost(user, system, num_events / (time.monotonic() - start), client.an_event())
+        client.close()
+        return cost
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=512)
+    parser.add_argument("--step-ms", type=float, default=9.8, help="milliseconds between two events of a stream")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--api", choices=PATHS, default="chat")
+    parser.add_argument("--serve", nargs="*", default=[], metavar="OPTION", help="further options of roost serve")
+    parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.bare is not None:
+        serve_bare(options.port, options.bare.read_bytes(), options.step_ms)
+        return
+    roost, bare = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        event = Path(folder) / "event"
+        for _ in range(options.rounds):
+            port = free_port()
+            command = roost_command(port, options.streams, options.step_ms, options.serve)
+            roost.append(measure(command, port, options.api, options.streams, options.seconds))
+            event.write_bytes(roost[-1].event)
+            port = free_port()
+            command = bare_command(port, event, options.step_ms)
+            bare.append(measure(command, port, options.api, options.streams, options.seconds))
+    wanted = options.streams / options.step_ms * 1e3
+    size = len(roost[0].event)
+    print(f"{options.api}, {options.streams} streams, {wanted:,.0f} tokens/s wanted, events of {size} bytes")
+    for name, costs in (("roost", roost), ("uvicorn and Starlette", bare)):
+        rate = statistics.median(cost.events_per_s for cost in costs)
+        user, system = (statistics.median(each) for each in ([c.user_us for c in costs], [c.system_us for c in costs]))
+        rounds = ", ".join(f"{cost.user_us + cost.system_us:.1f}" for cost in costs)
+        print(f"{name:<22} {user + system:6.1f} µs per event, {system:.1f} of them in the system ({rounds})", end="")
+        print(f"; {rate:,.0f} events/s")
+
+
+if __name__ == "__main__":
+    main()
