@@ -1,14 +1,12 @@
 """Numbers of slots that earlier starts found to fit, kept beside the compiled programs."""
 
-import contextlib
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
 from ..core.config import EngineConfig
 from ..core.mesh import MeshShape
 from ..model.config import ModelConfig
+from .kept_file import keep_file
 
 
 def slots_key(
@@ -42,12 +40,8 @@ def read_slots(folder: Path | None, key: str) -> int | None:
 
 def write_slots(folder: Path | None, key: str, slots: int) -> None:
     """Keeps a number of slots for later starts, unless the folder takes no files."""
-    if folder is None:
-        return
-    with contextlib.suppress(OSError):
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
-            file.write(f"{slots}\n")
-        os.replace(file.name, _file(folder, key))
+    if folder is not None:
+        keep_file(_file(folder, key), f"{slots}\n".encode())
 
 
 def _file(folder: Path, key: str) -> Path:

@@ -4,12 +4,9 @@ Tracing a model in Python takes longer than reading its compiled programs. What 
 is therefore kept in a file that `jax.export` defines, and a later start only compiles the call of that program.
 """
 
-import contextlib
 import hashlib
 import importlib.metadata
-import os
 import platform
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -24,6 +21,7 @@ from ..model.state import BlockStates
 from ..platform import numerics
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
+from .kept_file import keep_file
 from .served import DeviceLayout
 
 type Step = Callable[..., tuple[Any, ...]]
@@ -134,8 +132,8 @@ def _unflattened(exported: export.Exported, donated: tuple[int, ...]) -> Step:
 
 def _read_leaves(exported: export.Exported, leaves: list[Any]) -> list[Any]:
     """Returns the leaves with zeros in the place of those that the program does not read, which `jit` then drops."""
-    read = set(exported.module_kept_var_idx)
-    return [leaf if index in read else jnp.zeros_like(leaf) for index, leaf in enumerate(leaves)]
+    read, zeros = set(exported.module_kept_var_idx), cache(jnp.zeros)  # hundreds, of few shapes
+    return [leaf if index in read else zeros(leaf.shape, leaf.dtype) for index, leaf in enumerate(leaves)]
 
 
 def _export(step: Step, leaves: list[Any]) -> export.Exported:
@@ -159,12 +157,8 @@ def _read(path: Path) -> export.Exported | None:
 
 
 def _write(path: Path, exported: export.Exported) -> None:
-    """Keeps a traced program, unless the folder takes no files."""
     program = bytes(exported.serialize())
-    with contextlib.suppress(OSError):
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(_digest(path, program) + program)
-        os.replace(file.name, path)
+    keep_file(path, _digest(path, program) + program)
 
 
 def _digest(path: Path, program: bytes) -> bytes:

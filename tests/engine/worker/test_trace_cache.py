@@ -1,5 +1,7 @@
 """Traced programs that are kept: the same bits as without, and nothing stale, torn or foreign is run."""
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +152,17 @@ def test_without_a_folder_that_takes_files_everything_is_traced(tmp_path: Path) 
     for _ in range(2):
         assert float(step.run(TraceCache(tmp_path / "missing", LAYOUT))[1]) == 6
     assert step.traced == 2
+
+
+def test_a_full_folder_keeps_no_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    Step().run(TraceCache(tmp_path, LAYOUT))
+    assert not list(tmp_path.iterdir())
 
 
 def test_programs_are_kept_in_a_folder_on_cpus() -> None:
