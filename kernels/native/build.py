@@ -4,6 +4,7 @@ Without a compiler, XLA computes the same operations. The library is loaded by p
 one wheel serves every version of Python.
 """
 
+import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -59,4 +60,6 @@ class BuildWheel(bdist_wheel):
         """Removes the extension before the wheel's tags are chosen, if the wheel is for any platform."""
         if self.pure:
             self.distribution.ext_modules = []
+        if sysconfig.get_config_var("Py_GIL_DISABLED"):  # a Python that takes no wheel of the limited API
+            self.py_limited_api = False
         super().finalize_options()
