@@ -137,6 +137,7 @@ def gpu_platform(capability: tuple[int, int], sizes: GpuSizes) -> Platform:
         GPU,
         kernels=backends.gpu_backend(sizes),
         decode_rows=(8, 32, 128, 512),
+        logits_per_row=2.0,
         skips_logits=True,  # else a step of greedy rows copies the logits past each processor that it skips
     )
 

@@ -40,6 +40,8 @@ class Backend:
       int8_gated_mlp: Gated MLP with int8 matrices; see `int8_gated_mlp_tpu`.
       sample: Choice of a token per row, from a whole vocabulary's logits; see `sample_tpu`.
       top_k: The k largest elements of each row; see `top_k_by_blocks`.
+      sampled_rows: Maximum number of rows that XLA samples at a time, since it keeps several copies of their logits;
+        None for all rows.
       is_native: Whether matrix products and decode attention use `roost.kernels.native`.
     """
 
@@ -59,6 +61,7 @@ class Backend:
     int8_gated_mlp: Callable[..., Any] | None = None
     sample: Callable[..., Any] | None = None
     top_k: Callable[..., Any] | None = None
+    sampled_rows: int | None = None
     is_native: bool = False
 
     def without(self, kernels: Collection[str]) -> "Backend":

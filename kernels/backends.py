@@ -58,6 +58,7 @@ def gpu_backend(sizes: GpuSizes) -> Backend:
         prefill_attention=prefill,
         recurrent_step=recurrent_step_gpu,
         top_k=top_k_by_blocks,
+        sampled_rows=64,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
@@ -53,6 +54,35 @@ def sample(
       active: Rows whose result is read. The others cost nothing, and their result is arbitrary.
       backend: Backend of the kernels.
     """
+    rows, at_a_time = logits.shape[0], backend.sampled_rows
+    if at_a_time is None or rows <= at_a_time:
+        return _sample(logits, state, memory, positions, active, backend)
+    inputs = (logits, state, memory, positions, active)
+
+    def sample_block(i: Array, results: Sampled) -> Sampled:
+        start = jnp.minimum(i * at_a_time, rows - at_a_time)  # the last block takes some rows a second time
+        take = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=at_a_time)
+        block: tuple[Array, SamplingState[Array], TokenMemory, Array, Array] = jax.tree.map(take, inputs)
+        own_logits, own_state, own_memory, own_positions, own_active = block
+        new = _sample(own_logits, own_state, own_memory, own_positions, own_active, backend)
+        put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
+        put_all: Sampled = jax.tree.map(put, results, new)
+        return put_all
+
+    nothing = Sampled(jnp.zeros(rows, jnp.int32), no_logprobs((rows,), logits.shape[1], state.named_ids.shape[1]))
+    sampled: Sampled = jax.lax.fori_loop(0, -(-rows // at_a_time), sample_block, nothing)
+    return sampled
+
+
+def _sample(
+    logits: Float32[Array, "R V"],
+    state: SamplingState[Array],
+    memory: TokenMemory,
+    positions: Int32[Array, " R"],
+    active: Bool[Array, " R"],
+    backend: Backend,
+) -> Sampled:
+    """Chooses a token for every row, all at a time; see `sample`."""
     if backend.sample is None:
         logprobs_of: Callable[..., Logprobs] = partial(logprobs, backend=backend)
         tokens, best = _choose(logits, state, memory, positions, active, backend)

@@ -88,7 +88,7 @@ def test_greedy_takes_the_lowest_of_the_best_ids(seed: int) -> None:
     np.testing.assert_array_equal(tokens, [int(np.flatnonzero(row == row.max())[0]) for row in logits])
 
 
-def test_candidates_found_by_blocks_give_the_same_tokens() -> None:
+def test_blocks_of_rows_and_of_candidates_give_the_same_tokens() -> None:
     """As on GPUs: drawn from the candidates, from the vocabulary or greedy, with ties, masks and log-probabilities."""
     vocab = 6000
     narrowings: list[dict[str, Any]] = [
@@ -101,7 +101,8 @@ def test_candidates_found_by_blocks_give_the_same_tokens() -> None:
     ]
     requests = [SamplingParams(seed=seed, logprobs=3, **fields) for seed, fields in enumerate(narrowings)]
     logits = quantised(3, len(requests) * vocab, 2.0).reshape(-1, vocab)
-    by_blocks = jax.jit(partial(sample, backend=replace(XLA, top_k=top_k_by_blocks)), compiler_options=CPU_OPTIONS)
+    backend = replace(XLA, top_k=top_k_by_blocks, sampled_rows=4)  # the second block of rows overlaps the first
+    by_blocks = jax.jit(partial(sample, backend=backend), compiler_options=CPU_OPTIONS)
     for num_tokens in range(8):
         expected = run(logits, requests, num_tokens)
         jax.tree.map(np.testing.assert_array_equal, run(logits, requests, num_tokens, sampler=by_blocks), expected)
