@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .server.python_api.llm import LLM
     from .server.python_api.outputs import CompletionOutput, Logprob, RequestOutput, ToolCall
     from .server.python_api.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+    from .server.python_api.scoring import Score
+    from .server.python_api.states import State
 
     __version__: str
 
@@ -28,6 +30,8 @@ __all__ = [
     "RequestOutputKind",
     "RoostError",
     "SamplingParams",
+    "Score",
+    "State",
     "StructuredOutputsParams",
     "ToolCall",
     "__version__",
@@ -43,6 +47,8 @@ _MODULES: Final = {
     "RequestOutputKind": "server.python_api.sampling_params",
     "RoostError": "engine",
     "SamplingParams": "server.python_api.sampling_params",
+    "Score": "server.python_api.scoring",
+    "State": "server.python_api.states",
     "StructuredOutputsParams": "server.python_api.sampling_params",
     "ToolCall": "server.python_api.outputs",
 }

@@ -4,15 +4,19 @@ import asyncio
 import weakref
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from pathlib import Path
 from types import TracebackType
 from typing import Unpack
 
+from . import states
 from .bodies import ChatOptions, Conversation, Prompt
 from .local_service import STOP_TIMEOUT_S, open_service
 from .outputs import RequestOutput
 from .requests import GenerationRequest, chat, completion, outputs
 from .sampling_params import RequestOutputKind, SamplingParams
+from .scoring import Score, score
 from .settings import ModelSettings
+from .states import State
 
 
 class AsyncLLM:
@@ -39,7 +43,12 @@ class AsyncLLM:
         self._stop_engine = weakref.finalize(self, self._service.engine.join, STOP_TIMEOUT_S)
 
     async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        from_state: State | None = None,
     ) -> AsyncGenerator[RequestOutput]:
         """Yields what the model generates after a prompt; `SamplingParams.output_kind` decides what an output holds.
 
@@ -50,13 +59,15 @@ class AsyncLLM:
           sampling_params: Parameters. By default at most 16 tokens, as in vLLM, but with the temperature and the like
             of `generation_config.json`.
           request_id: Id of the request, which no other has. Random by default.
+          from_state: Saved state that the prompt continues, without a BOS between them.
 
         Raises:
           RequestError: The request is invalid.
           RoostError: The model cannot be loaded, or the request failed.
         """
         params = sampling_params or SamplingParams()
-        async with aclosing(self._outputs(completion(prompt, params, request_id), params.output_kind)) as found:
+        request = completion(prompt, params, request_id, from_state)
+        async with aclosing(self._outputs(request, params.output_kind)) as found:
             async for output in found:
                 yield output
 
@@ -84,6 +95,28 @@ class AsyncLLM:
         async with aclosing(self._outputs(chat(messages, params, options, request_id), params.output_kind)) as found:
             async for output in found:
                 yield output
+
+    async def score(self, context: Prompt, continuation: Prompt) -> Score:
+        """Returns the log-likelihood of a continuation after a context; see `LLM.score`."""
+        await self.start()
+        return await score(self._service, context, continuation)
+
+    async def save_state(self, request: RequestOutput | str, index: int = 0) -> State:
+        """Saves the state of a choice that runs or ended lately; see `LLM.save_state`."""
+        return await states.save(self._service, request, index)
+
+    async def export_state(self, state: State, path: str | Path) -> None:
+        """Writes a state into a file; see `LLM.export_state`."""
+        await states.export(self._service, state, Path(path))
+
+    async def load_state(self, path: str | Path) -> State:
+        """Saves the state in a file; see `LLM.load_state`."""
+        await self.start()
+        return await states.load(self._service, Path(path))
+
+    async def delete_state(self, state: State) -> None:
+        """Deletes a state; see `LLM.delete_state`."""
+        states.delete(self._service, state)
 
     async def start(self) -> None:
         """Loads the weights and compiles, if that has not been done.

@@ -97,13 +97,16 @@ def params_of(params: SamplingParams | Sequence[SamplingParams] | None, count: i
     return list(params)
 
 
-def completion_body(prompt: Prompt, params: SamplingParams) -> CompletionBody:
+def completion_body(prompt: Prompt, params: SamplingParams, state_id: str | None = None) -> CompletionBody:
     """Returns the body of `/v1/completions`.
+
+    Args:
+      state_id: Id of a saved state that the prompt continues.
 
     Raises:
       RequestError: The prompt or a parameter has the wrong type or is out of range.
     """
-    return _checked(CompletionBody, {**params.body_fields(), "prompt": _content(prompt)})
+    return _checked(CompletionBody, {**params.body_fields(), "prompt": prompt_content(prompt), "from_state": state_id})
 
 
 def chat_body(messages: Conversation, params: SamplingParams, options: ChatOptions) -> ChatBody:
@@ -122,21 +125,29 @@ def chat_body(messages: Conversation, params: SamplingParams, options: ChatOptio
     return _checked(ChatBody, {**fields, "messages": _plain(messages), **_plain(options)})
 
 
-def _content(prompt: Prompt) -> str | list[int]:
-    """Returns the text or the token ids of a prompt."""
+def prompt_content(prompt: Prompt, param: str = "prompt", *, may_be_empty: bool = False) -> str | list[int]:
+    """Returns the text or the token ids of a prompt.
+
+    Args:
+      param: Name of the parameter in errors.
+      may_be_empty: Whether there may be no token ids.
+
+    Raises:
+      RequestError: The prompt has the wrong type or no token ids.
+    """
     if isinstance(prompt, Mapping):
         found: Any = prompt.get("prompt_token_ids", prompt.get("prompt"))
         if found is None:
-            raise RequestError("prompt: a dict must have the key prompt or prompt_token_ids", "prompt")
-        return _content(found)
+            raise RequestError(f"{param}: a dict must have the key prompt or prompt_token_ids", param)
+        return prompt_content(found, param, may_be_empty=may_be_empty)
     if isinstance(prompt, str):
         return prompt
     try:
         token_ids = [operator.index(token_id) for token_id in prompt]  # also NumPy's integers
     except TypeError:
-        raise RequestError("prompt must be text or token ids", "prompt") from None
-    if not token_ids:
-        raise RequestError("prompt: the list of token ids is empty", "prompt")
+        raise RequestError(f"{param} must be text or token ids", param) from None
+    if not token_ids and not may_be_empty:
+        raise RequestError(f"{param}: the list of token ids is empty", param)
     return token_ids
 
 

@@ -1,10 +1,16 @@
 """Event loop on a thread of its own, for callers without one and for notebooks, whose own loop is busy."""
 
 import asyncio
+import queue
 import threading
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from concurrent.futures import Future
+from contextlib import aclosing
 from typing import Any
+
+
+class _End:
+    """Mark behind the last item."""
 
 
 class EventLoopThread:
@@ -21,6 +27,7 @@ class EventLoopThread:
 
         Raises:
           Exception: Any error of the coroutine.
+          CancelledError: The loop was stopped.
         """
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
@@ -28,6 +35,31 @@ class EventLoopThread:
         except KeyboardInterrupt:
             future.cancel()
             raise
+
+    def iterate[T](self, items: AsyncGenerator[T]) -> Generator[T]:
+        """Yields the items of an asynchronous generator, which is closed at the end.
+
+        A task reads ahead, since a task that is cancelled with the loop closes the generator in order.
+
+        Raises:
+          Exception: Any error of the generator.
+          CancelledError: The loop was stopped.
+        """
+        found: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
+
+        async def read() -> None:
+            async with aclosing(items):
+                async for item in items:
+                    found.put(item)
+
+        reading = asyncio.run_coroutine_threadsafe(read(), self._loop)
+        reading.add_done_callback(lambda _: found.put(_End()))
+        try:
+            while not isinstance(item := found.get(), _End):
+                yield item
+            reading.result()
+        finally:
+            reading.cancel()
 
     def stop(self) -> None:
         """Cancels what runs, and ends the thread. Callable more than once."""

@@ -1,8 +1,11 @@
 """`LLM`: a model in this process, for scripts and notebooks."""
 
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Unpack, cast
 
@@ -10,13 +13,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ...engine import AsyncEngine, EngineDeadError
+from . import states
 from .bodies import ChatOptions, Conversation, Prompt, as_conversation, conversations_of, params_of, prompts_of
+from .errors import RequestError
 from .event_loop import EventLoopThread
 from .local_service import STOP_TIMEOUT_S, open_service
 from .outputs import RequestOutput
-from .requests import GenerationRequest, chat, completion, final_outputs, outputs
+from .requests import GenerationRequest, chat, completion, final_output, outputs, run_all
 from .sampling_params import RequestOutputKind, SamplingParams
+from .scoring import Score, score
 from .settings import ModelSettings
+from .states import State
 
 _DEFAULTS: Final[Mapping[str, Any]] = {"itl_target_ms": 0.0}
 """Settings with another default than HTTP's: a batch needs throughput, not a short time between two tokens."""
@@ -53,6 +60,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        from_state: State | None = None,
     ) -> list[RequestOutput]:
         """Returns what the model generates after each prompt, in the order of the prompts.
 
@@ -61,6 +69,7 @@ class LLM:
           sampling_params: Parameters of all prompts, or of each. By default at most 16 tokens, as in vLLM, but with the
             temperature and the like of `generation_config.json`.
           use_tqdm: Whether a terminal shows a progress bar.
+          from_state: Saved state that each prompt continues, without a BOS between them.
 
         Raises:
           RequestError: A prompt or a parameter is invalid.
@@ -68,7 +77,8 @@ class LLM:
         """
         listed = prompts_of(prompts)
         params = params_of(sampling_params, len(listed))
-        return self._finish(list(map(completion, listed, params)), params, use_tqdm=use_tqdm)
+        requests = [completion(prompt, own, state=from_state) for prompt, own in zip(listed, params, strict=True)]
+        return self._finish(requests, params, use_tqdm=use_tqdm)
 
     def chat(
         self,
@@ -100,6 +110,8 @@ class LLM:
         self,
         prompt: Prompt | Conversation,
         sampling_params: SamplingParams | None = None,
+        *,
+        from_state: State | None = None,
         **options: Unpack[ChatOptions],
     ) -> Generator[RequestOutput]:
         """Yields what the model generates, as it comes; each output holds what is new.
@@ -109,6 +121,7 @@ class LLM:
         Args:
           prompt: Text or token ids as for `generate`, or the messages of a conversation as for `chat`.
           sampling_params: Parameters, with the defaults of `generate` or `chat`.
+          from_state: Saved state that a prompt continues; not for a conversation.
           options: Options of a conversation's prompt.
 
         Raises:
@@ -117,17 +130,80 @@ class LLM:
         """
         params = sampling_params or SamplingParams()
         conversation = as_conversation(prompt)
-        if conversation is not None:
+        if conversation is None:
+            request = completion(cast(Prompt, prompt), params, state=from_state)
+        elif from_state is None:
             request = chat(conversation, params, options)
         else:
-            request = completion(cast(Prompt, prompt), params)
-        found = outputs(self._service, request, RequestOutputKind.DELTA)
-        try:
-            while (output := self._run(_next(found))) is not None:
-                yield output
-        finally:
-            if self._stop.alive:
-                self._run(found.aclose())
+            raise RequestError("from_state: a conversation cannot continue a state: its prefix is cached anyway")
+        with self._open():
+            yield from self._loop.iterate(outputs(self._service, request, RequestOutputKind.DELTA))
+
+    def fork(
+        self,
+        state: State,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Continues a state with each prompt on its own; see `generate`. The state stays as it is."""
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, from_state=state)
+
+    def score(self, pairs: Sequence[tuple[Prompt, Prompt]], *, use_tqdm: bool = True) -> list[Score]:
+        """Returns the log-likelihood of a continuation after a context, for each pair, as lm-eval defines it.
+
+        A pair of texts is encoded as one text, and white space at the context's end counts for the continuation. A BOS
+        is put in front of every pair; `("", text)` scores a whole text. vLLM's method of this name compares embeddings.
+
+        Args:
+          pairs: Context and continuation, both text or both token ids.
+          use_tqdm: Whether a terminal shows a progress bar.
+
+        Raises:
+          RequestError: A pair is invalid.
+          RoostError: A request failed.
+        """
+        service = self._service
+        jobs = [partial(score, service, context, continuation) for context, continuation in pairs]
+        return self._run_all(jobs, service.max_choices, is_shown=use_tqdm)
+
+    def save_state(self, request: RequestOutput | str, index: int = 0) -> State:
+        """Saves the state of a choice that was generated lately, or is being streamed, so that requests continue it.
+
+        Args:
+          request: Output of the request, or its id.
+          index: Index of the choice.
+
+        Raises:
+          RequestError: There is no such choice any more.
+          RoostError: There is no room for the state.
+        """
+        return self._run(states.save(self._service, request, index))
+
+    def export_state(self, state: State, path: str | Path) -> None:
+        """Writes a state into a file, which `load_state`, `roost serve` and `roost generate` take.
+
+        Raises:
+          RoostError: The state was deleted, or the file cannot be written.
+        """
+        self._run(states.export(self._service, state, Path(path)))
+
+    def load_state(self, path: str | Path) -> State:
+        """Saves the state in a file.
+
+        Raises:
+          RoostError: The file cannot be read, is broken, of another model, or not signed with `state_key`.
+        """
+        return self._run(states.load(self._service, Path(path)))
+
+    def delete_state(self, state: State) -> None:
+        """Deletes a state and frees its memory.
+
+        Raises:
+          RequestError: The state was deleted before.
+        """
+        states.delete(self._service, state)
 
     def close(self) -> None:
         """Ends unfinished requests with an error and frees the model's memory. Callable more than once."""
@@ -146,23 +222,40 @@ class LLM:
     ) -> list[RequestOutput]:
         service = self._service
         max_running = service.max_choices // max((each.n for each in params), default=1)
-        with _progress_bar(len(requests), is_shown=use_tqdm) as advance:
-            return self._run(final_outputs(service, requests, max(max_running, 1), advance))
+        jobs = [partial(final_output, service, request) for request in requests]
+        return self._run_all(jobs, max(max_running, 1), is_shown=use_tqdm)
+
+    def _run_all[Result](
+        self, jobs: Sequence[Callable[[], Coroutine[Any, Any, Result]]], max_running: int, *, is_shown: bool
+    ) -> list[Result]:
+        with _progress_bar(len(jobs), is_shown=is_shown) as advance:
+            return self._run(run_all(jobs, max_running, advance))
 
     def _run[T](self, work: Coroutine[Any, Any, T]) -> T:
-        if not self._stop.alive:
+        try:
+            with self._open():
+                return self._loop.run(work)
+        except EngineDeadError:
             work.close()
+            raise
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """
+        Raises:
+          EngineDeadError: The instance was closed before or meanwhile.
+        """
+        if not self._stop.alive:
             raise EngineDeadError("this LLM was closed")
-        return self._loop.run(work)
+        try:
+            yield
+        except CancelledError:
+            raise EngineDeadError("this LLM was closed") from None
 
 
 async def _load(engine: AsyncEngine) -> None:
     engine.start()
     await engine.wait_ready()
-
-
-async def _next(outputs: AsyncGenerator[RequestOutput]) -> RequestOutput | None:
-    return await anext(outputs, None)
 
 
 def _stop(engine: AsyncEngine, loop: EventLoopThread) -> None:

@@ -15,6 +15,7 @@ from .bodies import ChatOptions, Conversation, Prompt, chat_body, completion_bod
 from .errors import python_errors
 from .outputs import OutputBuilder, RequestOutput
 from .sampling_params import RequestOutputKind, SamplingParams
+from .states import State
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,15 @@ class GenerationRequest:
     id: str
 
 
-def completion(prompt: Prompt, params: SamplingParams, request_id: str | None = None) -> GenerationRequest:
-    """Returns the request to continue a prompt.
+def completion(
+    prompt: Prompt, params: SamplingParams, request_id: str | None = None, state: State | None = None
+) -> GenerationRequest:
+    """Returns the request to continue a prompt, and the state before it if there is one.
 
     Raises:
       RequestError: The prompt or a parameter has the wrong type or is out of range.
     """
-    body = completion_body(prompt, params)
+    body = completion_body(prompt, params, None if state is None else state.id)
     return GenerationRequest(lambda service: completion_spec(body, service), request_id or f"cmpl-{uuid4().hex}")
 
 
@@ -53,7 +56,7 @@ def chat(
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class PreparedRequest:
     """A request that can be generated."""
 
     spec: GenerationSpec
@@ -74,7 +77,7 @@ async def outputs(
       RoostError: The request failed for another reason.
     """
     with python_errors():
-        prepared = await asyncio.create_task(_prepare(service, request))  # in a context of its own
+        prepared = await asyncio.create_task(prepare(service, request))
         (prompt,) = prepared.spec.prompts
         num_prompt_logprobs = prepared.spec.copies.logprobs
         num_choices, tokenizer = len(prepared.choices), service.model.tokenizer
@@ -88,44 +91,50 @@ async def outputs(
             yield builder.so_far()
 
 
-async def _prepare(service: Service, request: GenerationRequest) -> _Prepared:
+async def prepare(service: Service, request: GenerationRequest) -> PreparedRequest:
+    """Encodes a request's prompt. To be run as a task, since the warnings belong to its context.
+
+    Raises:
+      ApiError: The request is invalid.
+    """
     warnings: list[str] = []
     request_warnings.set(warnings)
     spec = await request.spec(service)
     choices = await service.choices(spec)
-    return _Prepared(spec, choices, tuple(warnings))
+    return PreparedRequest(spec, choices, tuple(warnings))
 
 
-async def final_outputs(
-    service: Service,
-    requests: Sequence[GenerationRequest],
-    max_running: int,
-    on_finished: Callable[[], None] = lambda: None,
-) -> list[RequestOutput]:
-    """Returns the outputs of requests, in their order. The first error ends the others.
+async def final_output(service: Service, request: GenerationRequest) -> RequestOutput:
+    """Returns the whole output of a request; see `outputs`."""
+    async with aclosing(outputs(service, request, RequestOutputKind.FINAL_ONLY)) as generated:
+        return await anext(generated)
+
+
+async def run_all[Result](
+    jobs: Sequence[Callable[[], Awaitable[Result]]], max_running: int, on_finished: Callable[[], None] = lambda: None
+) -> list[Result]:
+    """Returns the results of jobs, in their order. The first error ends the others.
 
     Args:
-      max_running: Maximum number of requests at the same time.
-      on_finished: Called after each request.
+      max_running: Maximum number of jobs at the same time.
+      on_finished: Called after each job.
 
     Raises:
-      RequestError: A request is invalid.
-      RoostError: A request failed for another reason.
+      Exception: Any error of a job.
     """
-    found: dict[int, RequestOutput] = {}
-    pending = iter(enumerate(requests))
+    found: dict[int, Result] = {}
+    pending = iter(enumerate(jobs))
 
     async def work() -> None:
-        for index, request in pending:
-            async with aclosing(outputs(service, request, RequestOutputKind.FINAL_ONLY)) as generated:
-                found[index] = await anext(generated)
+        for index, job in pending:
+            found[index] = await job()
             on_finished()
 
-    tasks = [asyncio.create_task(work()) for _ in range(min(max_running, len(requests)))]
+    tasks = [asyncio.create_task(work()) for _ in range(min(max_running, len(jobs)))]
     try:
         await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return [found[index] for index in range(len(requests))]
+    return [found[index] for index in range(len(jobs))]

@@ -18,8 +18,10 @@ from roost import (
     RequestOutputKind,
     RoostError,
     SamplingParams,
+    State,
     StructuredOutputsParams,
 )
+from roost.engine import EngineDeadError
 from server_process import API_KEY, SLOTS, ServerProcess
 from shared_programs import compiled_once
 
@@ -160,6 +162,71 @@ def test_a_closed_stream_ends_its_request(llm: LLM) -> None:
     assert llm.generate("the boat")[0].finished
 
 
+def test_a_state_is_continued_as_its_history_would_be(llm: LLM, tmp_path: Path) -> None:
+    (first,) = llm.generate([9] * 200, SEEDED)
+    state = llm.save_state(first)
+    assert state.num_tokens == 200 + 12
+    whole = [*first.prompt_token_ids, *first.outputs[0].token_ids]
+    forks = llm.fork(state, [[5], [6]], SEEDED)
+    for fork, token_id in zip(forks, (5, 6), strict=True):
+        assert list(fork.prompt_token_ids) == [*whole, token_id]
+        assert fork.num_cached_tokens >= 128
+    assert forks[0].outputs[0].token_ids == llm.generate([*whole, 5], SEEDED)[0].outputs[0].token_ids
+    pieces = list(llm.stream([5], SEEDED, from_state=state))
+    assert sum((piece.outputs[0].token_ids for piece in pieces), ()) == forks[0].outputs[0].token_ids
+    file = tmp_path / "boat.state"
+    llm.export_state(state, file)
+    llm.delete_state(state)
+    with pytest.raises(RequestError, match="there is no state with the id"):
+        llm.fork(state, [5])
+    again = llm.load_state(file)
+    assert llm.fork(again, [5], SEEDED)[0].outputs[0].token_ids == forks[0].outputs[0].token_ids
+
+
+def test_a_state_that_cannot_be_is_one_line(llm: LLM, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no request with the id 'cmpl-1' and a choice 0 runs"):
+        llm.save_state("cmpl-1")
+    file = tmp_path / "no.state"
+    with pytest.raises(RoostError, match="cannot be read"):
+        llm.load_state(file)
+    file.write_bytes(b"nothing")
+    with pytest.raises(RoostError, match=f"^{file} "):
+        llm.load_state(file)
+    with pytest.raises(RequestError, match="a conversation cannot continue a state"):
+        next(llm.stream(QUESTION, from_state=State("state_1", 1, 1)))
+
+
+def test_scores_are_the_log_probabilities_over_http(llm: LLM, client: httpx.Client) -> None:
+    context, continuation = [5, 6, 7], [8, 9, 300]
+    (score, whole) = llm.score([(context, continuation), ([], continuation)])
+    bos = llm.generate("", SamplingParams(max_tokens=0))[0].prompt_token_ids
+    for each, before in ((score, [*bos, *context]), (whole, [*bos])):
+        body = {"token_ids": before + continuation, "prompt_logprobs": 0, "max_tokens": 0}
+        choice = client.post("/generate", json=body).raise_for_status().json()["choices"][0]
+        assert list(each.token_logprobs) == choice["prompt_logprobs"]["own"][len(before) :]
+        assert each.logprob == pytest.approx(sum(each.token_logprobs))
+        assert each.token_ids == tuple(continuation)
+
+
+def test_a_greedy_continuation_is_greedy(llm: LLM) -> None:
+    prompt = [5] * 9
+    bos = llm.generate("", SamplingParams(max_tokens=0))[0].prompt_token_ids
+    (output,) = llm.generate([*bos, *prompt], SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True))
+    ids = list(output.outputs[0].token_ids)
+    greedy, other = llm.score([(prompt, ids), (prompt, [*ids[:2], (ids[2] + 1) % 512])])
+    assert (greedy.is_greedy, other.is_greedy) == (True, False)
+    assert greedy.logprob > other.logprob
+
+
+def test_texts_are_scored_as_one_text(llm: LLM) -> None:
+    with_space, without = llm.score([("the boat ", "went"), ("the boat", " went")])
+    assert with_space == without
+    with pytest.raises(RequestError, match="must be text if context is"):
+        llm.score([("the boat", [5])])
+    with pytest.raises(RequestError, match="no tokens of its own"):
+        llm.score([("the boat", "")])
+
+
 @pytest.mark.parametrize(
     ("prompt", "params", "message"),
     [
@@ -212,6 +279,11 @@ async def test_async_outputs_are_cumulative_deltas_or_final(llm: LLM, tiny_confi
         assert len(final) == 1
         chat = [output async for output in async_llm.chat(QUESTION, SamplingParams(max_tokens=2))]
         assert chat[-1].finished
+        assert await async_llm.score("the boat", " went") == llm.score([("the boat", " went")])[0]
+        state = await async_llm.save_state(chat[-1])
+        params = SamplingParams(max_tokens=1)
+        (forked,) = [output async for output in async_llm.generate([5], params, from_state=state)]
+        assert len(forked.prompt_token_ids) == state.num_tokens + 1
     with pytest.raises(RoostError):
         [output async for output in async_llm.generate("a")]
 
@@ -233,8 +305,8 @@ def test_a_closed_llm_says_so(tiny_config: Path) -> None:
         next(stream)
     with pytest.raises(RoostError, match="this LLM was closed"):
         llm.generate("a")
-    with pytest.raises(RoostError, match="this LLM was closed"):
-        next(stream)
+    with pytest.raises(EngineDeadError):
+        list(stream)
     llm.close()
 
 

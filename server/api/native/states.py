@@ -1,16 +1,13 @@
 """`/v1/states`: saves the state of a request under an id, to be continued, exported and imported."""
 
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import Any, Final
-from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
 
-from ....engine import MAX_TOKENS, SavedState, StateFileError, UnknownRequestError
-from ...error_kinds import ErrorKind
-from ...errors import ApiError, bad_value
-from ...generation.service import Service
+from ....engine import StateFileError
+from ...errors import bad_value
+from ...generation import saved_states
 from ...generation.state_files import StateFileResponse
 from ...tenancy.tenant import tenant
 from ..common.paging import After, Limit, QueryOrder, page
@@ -29,21 +26,7 @@ router = APIRouter(route_class=JsonRoute)
 async def save_state(body: StateBody, request: Request, service: ReadyService) -> dict[str, Any]:
     """Saves the state of a choice that runs or ended lately, up to the tokens whose text was sent whole."""
     check_body(body, request)
-    message = f"no request with the id {body.request_id!r} and a choice {body.index} runs, or has ended lately"
-    unknown = ApiError(ErrorKind.NO_SUCH_OBJECT, message, param="request_id")
-    async with service.saves.hold():
-        sent = service.tracked.find(body.request_id, body.index)
-        if sent is None:
-            raise unknown
-        try:
-            state = await service.engine.save(sent.request_id, sent.num_tokens)
-        except UnknownRequestError:
-            raise unknown from None
-    if state.tenant != tenant.get():
-        raise unknown
-    if state.num_tokens > MAX_TOKENS:
-        raise bad_value("request_id", f"request_id: a state may have {MAX_TOKENS} tokens, not {state.num_tokens}")
-    return service.states.keep(state, tenant.get(), _limit(service)).described()
+    return (await saved_states.save_state(service, body.request_id, body.index)).described()
 
 
 @router.get("/v1/states", response_model=StateList)
@@ -79,7 +62,7 @@ async def export_state(state_id: str, service: ReadyService) -> Response:
         transfer = await resources.enter_async_context(service.files.transfer())
         transfer.may_give_way = False
         service.files.grow(transfer, stored.num_bytes, kind.max_file_bytes)
-        data = await service.files.run(lambda: kind.export(stored.state, service.state_key))
+        data = await saved_states.export_state(service, stored)
         return StateFileResponse(data, f"{state_id}.safetensors", transfer, resources.pop_all())
 
 
@@ -89,18 +72,7 @@ async def import_state(request: Request, service: ReadyService) -> dict[str, Any
     kind = service.engine.state_format
     async with service.files.transfer() as transfer:
         data = await service.files.receive(request, transfer, kind.max_file_bytes)
-
-        def load() -> SavedState:
-            return kind.load(bytes(data), service.state_key)
-
         try:
-            state = await service.files.run(load)
+            return (await saved_states.import_state(service, bytes(data))).described()
         except StateFileError as error:
             raise bad_value(None, f"the file {error}") from None
-    state = replace(state, salt=f"import-{uuid4().hex}")  # a secret, so that no other request shares it
-    return service.states.keep(state, tenant.get(), _limit(service)).described()
-
-
-def _limit(service: Service) -> int:
-    """Returns the maximum bytes of all saved states: as much as the prefix cache may take."""
-    return service.engine.stats.cache.budget
