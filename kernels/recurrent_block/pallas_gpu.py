@@ -23,8 +23,8 @@ ROWS: Final = 16
 COLUMNS: Final = 64
 """Channels of a gate block that are computed at a time; more take more registers than there are."""
 
-INNER_BYTES: Final = 128
-"""Bytes of the gates' inputs, per row, that are multiplied at a time: weights of two steps in flight fit any GPU."""
+INNER_BYTES: Final = 64
+"""Bytes of the gates' inputs, per row, that are multiplied at a time: with more, some cards spill registers."""
 
 WARPS: Final = 8
 """Warps of a program, so that its weights, pointers and sums fit the registers."""
