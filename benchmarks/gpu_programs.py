@@ -56,7 +56,7 @@ PROGRAMS: Final = ("prefill-1x512", "prefill-8x64", "prefill-1x2048", "decode-12
 
 LAUNCH_SECONDS: Final = 2e-6
 
-INT8_PRODUCT: Final = re.compile(r"= \(?s32\S* custom-call.*__cublas\$lt")
+INT8_PRODUCT: Final = re.compile(r'= \(s32\[.* custom-call\(.*"__cublas\$lt')
 
 COLUMNS: Final = (
     "model", "card", "slots", "program", "launches", "in graphs", "loops", "copies of pool", "full sorts",
