@@ -100,20 +100,21 @@ def test_a_server_runs_more_lines_than_it_takes_at_a_time(server: ServerProcess,
 
 
 @pytest.mark.robust
+@pytest.mark.timeout(1200)
 def test_a_batch_that_is_killed_gives_what_an_undisturbed_one_gives(tmp_path: Path) -> None:
     """The demo model. Ctrl-C once in the end lets lines end that have begun."""
-    (tmp_path / "in.jsonl").write_bytes(b"".join(requests(600)))
+    (tmp_path / "in.jsonl").write_bytes(b"".join(requests(400)))
 
     def begun(name: str) -> subprocess.Popen[str]:
-        return start("batch", str(tmp_path / "in.jsonl"), str(tmp_path / name), "--slots", "8")
+        return start("batch", str(tmp_path / "in.jsonl"), str(tmp_path / name), *SHAPES)
 
     process = begun("whole.jsonl")
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     chance, out = random.Random(7), tmp_path / "out.jsonl"
     for end in (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
         process = begun("out.jsonl")
-        goal = num_lines(out) + chance.randrange(1, 120)
+        goal = num_lines(out) + chance.randrange(1, 80)
         while num_lines(out) < goal:
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.01)
@@ -122,10 +123,10 @@ def test_a_batch_that_is_killed_gives_what_an_undisturbed_one_gives(tmp_path: Pa
         assert process.returncode == (130 if end == signal.SIGINT else -end), err
     assert err.endswith("lines left; run the same command again to go on\n")
     process = begun("out.jsonl")
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert contents(out) == contents(tmp_path / "whole.jsonl")
-    assert len(contents(out)) == 600
+    assert len(contents(out)) == 400
 
 
 def num_lines(path: Path) -> int:

@@ -100,7 +100,7 @@ def _backend(options: Options, signals: Signals) -> Backend:
             raise SettingsError("--concurrency is for servers: give --url, or --slots for a model that is loaded here")
         from .local_backend import LocalBackend
 
-        settings = load_settings({**options.model_settings, "itl_target_ms": 0})
+        settings = load_settings({**options.model_settings, "itl_target_ms": 0, "request_timeout": "off"})
         return LocalBackend(settings, lambda: signals.first is not None)
     from ...client.http_client import Address, UrlError
     from .server_backend import ServerBackend

@@ -6,17 +6,15 @@ from typing import Final
 
 from ...api.openai.batch_lines import BatchLine
 from ...app import create_app
-from ...generation.prompts import PromptEncoder
-from ...generation.service import Service
+from ...generation.memory_responses import MemoryResponses
 from ...lifecycle.engine_config import engine_config
 from ...lifecycle.engine_loading import LoadProgress, exit_while_loading, make_engine
+from ...lifecycle.service import make_service
 from ...model_hub import find_model
 from ...observability.metrics import Metrics
 from ...settings import Settings
-from ...tenancy.workers import Workers
 from ...terminal.failure import INTERRUPTED_STATUS, CommandError
 from ...terminal.text import print_status
-from ...text.grammar import GrammarCompiler
 from ...text.served_model import open_served_model
 from ...transport.in_process import post_json
 from .backend import LineResponse
@@ -45,17 +43,7 @@ class LocalBackend:
         self._progress = LoadProgress(config.compile_cache)
         self._engine = engine = make_engine(source, config, self._progress)
         self._is_stopping = is_stopping
-        workers = Workers()
-        service = Service(
-            engine=engine,
-            model=model,
-            metrics=Metrics(lambda: engine.stats),
-            prompts=PromptEncoder(model, workers),
-            grammars=GrammarCompiler(model.tokenizer, model.end_token_ids),
-            workers=workers,
-            max_choices=config.max_queue,
-            max_prompt_tokens=settings.max_prompt_tokens,
-        )
+        service = make_service(settings, config, engine, model, Metrics(lambda: engine.stats), MemoryResponses())
         self._app = create_app(service, max_body_bytes=settings.max_body_bytes, strict=settings.strict)
         if source.is_random:
             print_status(f"{model.id} has random weights: its answers are noise")
