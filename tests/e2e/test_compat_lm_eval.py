@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from roost import LLM, SamplingParams
 from server_process import API_KEY, MODEL, ServerProcess
 
 pytestmark = pytest.mark.compat
@@ -112,3 +113,24 @@ def test_chat_generates(tasks: Path, server: ServerProcess, client: httpx.Client
         }
         answer = client.post("/v1/chat/completions", json=body).raise_for_status().json()
         assert sample["resps"] == [[answer["choices"][0]["message"]["content"]]]
+
+
+def test_a_model_without_a_server_scores_alike(tasks: Path, tiny_config: Path) -> None:
+    """`examples/lm_eval_model.py` gives lm-eval the numbers of `LLM`."""
+    example = Path(__file__).parents[2] / "examples" / "lm_eval_model.py"
+    home = {"HF_HOME": str(tasks / "home"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    command = [sys.executable, "-P", str(example), "run", "--model", "roost", "--tasks", "roost_scored,roost_generated"]
+    command += ["--model_args", f"model=random:{tiny_config},slots=4,prefill_chunk=128"]
+    command += ["--include_path", str(tasks), "--output_path", str(tasks / "out"), "--log_samples"]
+    run = subprocess.run(command, env={**os.environ, **home}, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr[-3000:]
+    (scored,) = (tasks / "out").rglob("samples_roost_scored_*.jsonl")
+    (generated,) = (tasks / "out").rglob("samples_roost_generated_*.jsonl")
+    with LLM(f"random:{tiny_config}", slots=4, prefill_chunk=128) as llm:
+        for sample in map(json.loads, scored.read_text().splitlines()):
+            doc = sample["doc"]
+            wanted = llm.score([(doc["context"], doc["good"]), (doc["context"], doc["bad"])])
+            assert [float(response[0]) for response in sample["filtered_resps"]] == [each.logprob for each in wanted]
+        for sample in map(json.loads, generated.read_text().splitlines()):
+            params = SamplingParams(max_tokens=6, temperature=0.0, stop=["\n\n"])
+            assert sample["resps"] == [[llm.generate(sample["doc"]["context"], params)[0].outputs[0].text]]
