@@ -222,6 +222,7 @@ class EngineCore:
         now = time.monotonic()
         while self._arrived:
             self._scheduler.commit_fetch(*self._arrived.popleft())
+        self._preempt()
         plan = self._scheduler.schedule(now)
         in_flight, self._in_flight = self._in_flight, self._dispatch(plan.batch)
         self._start_fetches(plan.fetches)
@@ -232,6 +233,20 @@ class EngineCore:
             self._scheduler.probe(probe)
         self.stats = self._current_stats()
         return [output for output in outputs if output[0] != CANARY_ID]
+
+    def _preempt(self) -> None:
+        """Takes slots from batch requests for others that can start. Their states are copied to the host."""
+        can_replay = self.checkpoint_format is not None
+        if not self._scheduler.victims(can_replay=can_replay):
+            return
+        in_flight, self._in_flight = self._in_flight, None
+        self._committed += self._commit(in_flight)
+        for running in self._scheduler.victims(can_replay=can_replay):
+            length = len(running.request.prompt_token_ids) + running.num_tokens - 1
+            snapshot = None
+            if running.num_tokens:  # a slot whose state is not restored yet has another one
+                snapshot = running.restore or self._runner.snapshot(running.slot, length)
+            self._scheduler.preempt(running, snapshot)
 
     def _start_fetches(self, fetches: Sequence[Fetch]) -> None:
         """Starts searches on disk; each calls back from another thread."""
@@ -267,6 +282,9 @@ class EngineCore:
         return EngineStats(
             num_waiting=self._scheduler.num_waiting,
             num_running=self._scheduler.num_running,
+            num_batch_running=self._scheduler.num_batch_running,
+            num_batch_waiting=self._scheduler.num_batch_waiting,
+            preemptions=self._scheduler.num_preempted,
             waiting_tokens=self._scheduler.queue.num_tokens,
             slots=self._scheduler.slots.size,
             prompt_tokens=self._prompt_tokens,

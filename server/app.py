@@ -18,8 +18,8 @@ from .api.common.schema_base import FieldCheck
 from .api.native import abort, debug, generate, health, page, render, states, tokenize
 from .api.native.chat_page import FILES
 from .api.native.response_schemas import TokensChunk
+from .api.openai import batches, completions, files, models, responses
 from .api.openai import chat_completions as chat
-from .api.openai import completions, models, responses
 from .api.openai.response_schemas import ChatCompletionChunk, Completion, ResponseEvent
 from .error_responses import install_error_handlers
 from .generation.service import Service
@@ -34,6 +34,8 @@ _ROUTERS: Final = tuple(
         chat,
         completions,
         responses,
+        files,
+        batches,
         messages,
         generate,
         models,
@@ -97,7 +99,7 @@ def create_app(
     app.add_middleware(
         BodyLimit,
         max_bytes=max_body_bytes,
-        exempt_paths=(states.IMPORT_PATH,),
+        exempt_paths=(states.IMPORT_PATH, files.PATH),
         tenants=tenants,
         max_kept_bytes=max_kept_bytes,
     )

@@ -126,8 +126,8 @@ def opened(address: str, *, clocked: bool = False) -> "Database":
 
     def prepare(transaction: "Transaction") -> None:
         schema.upgrade(transaction, dialect)
-        transaction.execute("DELETE FROM roost_events")
-        transaction.execute("DELETE FROM roost_responses")
+        for table in ("events", "responses", "batch_claims", "batches", "file_lines", "files"):
+            transaction.execute(f"DELETE FROM roost_{table}")
         transaction.execute("CREATE TABLE IF NOT EXISTS test_clock (now DOUBLE PRECISION)")
         transaction.execute("DELETE FROM test_clock")
         transaction.execute("INSERT INTO test_clock VALUES (1000)")

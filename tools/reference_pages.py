@@ -288,7 +288,9 @@ def metrics_page() -> str:
         "",
         "## Roost's names",
         "",
-        *_metric_rows(Metrics(EngineStats, tenants=("TENANT",), store=StoreStats()).registry, "roost_"),
+        *_metric_rows(
+            Metrics(EngineStats, tenants=("TENANT",), store=StoreStats(), batches=lambda: None).registry, "roost_"
+        ),
         "",
         "## vLLM's names",
         "",

@@ -168,6 +168,9 @@ class EngineStats:
     Attributes:
       num_waiting: Number of requests without a slot.
       num_running: Number of requests with a slot.
+      num_batch_running: Number of those that are of a batch.
+      num_batch_waiting: Number of batch requests without a slot, which `num_waiting` leaves out.
+      preemptions: Total times that a batch request gave its slot up.
       waiting_tokens: Total prompt tokens of waiting requests.
       slots: Number of slots.
       prompt_tokens: Total prompt tokens that were prefilled.
@@ -181,6 +184,9 @@ class EngineStats:
 
     num_waiting: int = 0
     num_running: int = 0
+    num_batch_running: int = 0
+    num_batch_waiting: int = 0
+    preemptions: int = 0
     waiting_tokens: int = 0
     slots: int = 0
     prompt_tokens: int = 0

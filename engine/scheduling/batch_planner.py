@@ -49,6 +49,7 @@ class BatchPlanner:
         requests = running.values()
         awaited = {each.parent for each in requests if each.awaits_mask}  # a fork needs its mask with the prompt
         candidates = [each for each in requests if each.needs_prefill and each not in awaited]
+        candidates = [each for each in candidates if not each.request.is_batch] or candidates
         decoding = [each for each in requests if each.can_decode and each not in self._in_progress]
         if (planned := self._plan_prefill(candidates, running, len(decoding))) is not None:
             self._budget.spend(planned[0], num_decoding=len(decoding))
@@ -201,8 +202,8 @@ class _PrefillOrder:
         return [first, *sorted((each for each in requests if each is not first), key=_blocks_left)]
 
     def charge(self, batch: PrefillBatch) -> None:
-        """Charges tenants for a batch; a chunk that only restores a snapshot costs a block."""
-        for chunk in batch.chunks:
+        """Charges tenants for a batch, but not for lines of batch files; a chunk that only restores costs a block."""
+        for chunk in (each for each in batch.chunks if not each.request.is_batch):
             self._shares.charge(chunk.request.tenant, max(chunk.length, PREFILL_BLOCK))
 
     def _first_of(self, tenant: str, requests: Sequence[RunningRequest]) -> RunningRequest:

@@ -13,6 +13,7 @@ from ..core.output_constraint import TokenMask
 from ..core.request import (
     FinishReason,
     PrefillChunk,
+    Replay,
     ReplayedRow,
     Request,
     RowResult,
@@ -62,6 +63,7 @@ class RunningRequest:
       constraint: Output constraint that follows the generated tokens, if there is one.
       mask: Mask of the next token, if a constraint decides it.
       awaits_mask: Whether the constraint has not computed the mask yet. The request sits out until then.
+      has_output: Whether an output has been returned.
     """
 
     request: Request
@@ -82,6 +84,12 @@ class RunningRequest:
     constraint: TokenConstraint | None = None
     mask: TokenMask | None = None
     awaits_mask: bool = False
+    has_output: bool = False
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether `token_ids` has the generated tokens: for the prefix cache, and to go on after a preemption."""
+        return self.key is not None or self.request.is_batch
 
     @property
     def num_prompt_left(self) -> int:
@@ -131,8 +139,22 @@ class RunningRequest:
         assert self.request.replay is not None
         self.num_prompt_dispatched = len(self.request.prompt_token_ids)
         self.num_tokens = self.num_tokens_dispatched = snapshot.length - self.num_prompt_dispatched + 1
-        self.token_ids = list(self.request.replay.token_ids[: self.num_tokens]) if self.key is not None else []
+        self.token_ids = list(self.request.replay.token_ids[: self.num_tokens]) if self.keeps_tokens else []
         self.restore = snapshot
+
+    def preempted(self, snapshot: Snapshot | None) -> "PreemptedRequest":
+        """Returns the request as it waits for another slot, after all tokens that were read back.
+
+        Args:
+          snapshot: State after the prompt and all generated tokens but the last one; None if there is no token.
+        """
+        replay = self.request.replay if snapshot is None else Replay(tuple(self.token_ids), snapshot)
+        return PreemptedRequest(replace(self.request, replay=replay), self)
+
+    def resume(self, last: "RunningRequest") -> None:
+        """Goes on with what a preempted request has besides its tokens."""
+        self.started_at, self.num_cached, self.has_output = last.started_at, last.num_cached, last.has_output
+        self.constraint, self.mask, self.awaits_mask = last.constraint, last.mask, last.awaits_mask
 
     def take_replayed(self) -> ReplayedRow:
         """Returns the row that the next decode step processes. A mask counts after the last replayed token only."""
@@ -188,6 +210,19 @@ class RunningRequest:
         if is_last:
             self.num_tokens_dispatched = 1
         return chunk
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PreemptedRequest:
+    """A request that has lost its slot, and waits for another one.
+
+    Attributes:
+      request: The request, to be replayed.
+      last: The request as it was when it lost its slot.
+    """
+
+    request: Request
+    last: RunningRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +318,7 @@ def _book_replayed(running: RunningRequest, sampled: int) -> list[TokenOutput]:
         return [error_output(_sentinel_error(running, sampled))]
     token_id = running.request.replay.token_ids[running.num_tokens]
     running.num_tokens += 1
-    if running.key is not None:
+    if running.keeps_tokens:
         running.token_ids.append(token_id)
     output = _constrained(running, TokenOutput((token_id,)))
     return [output] if output.error is not None else []
@@ -293,11 +328,11 @@ def _book_tokens(
     running: RunningRequest, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...] | None
 ) -> TokenOutput:
     """Returns the output of valid tokens; the first output also describes the prompt."""
-    is_first = running.num_tokens == running.request.num_replayed
+    is_first, running.has_output = not running.has_output, True
     count, reason = _count_until_end(running, token_ids)
     tokens = token_ids[:count]
     running.num_tokens += count
-    if running.key is not None:
+    if running.keeps_tokens:
         running.token_ids += tokens
     return TokenOutput(
         token_ids=tokens,

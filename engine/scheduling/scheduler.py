@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 from ..core.config import StepLimits
 from ..core.errors import ConstraintError, QueueTimeoutError, RequestTimeoutError, RoostError
@@ -124,6 +125,21 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def num_batch_running(self) -> int:
+        """Number of batch requests with a slot."""
+        return self._assignment.num_batch_running
+
+    @property
+    def num_batch_waiting(self) -> int:
+        """Number of batch requests without a slot."""
+        return self._assignment.num_batch_waiting
+
+    @property
+    def num_preempted(self) -> int:
+        """Total times that a batch request gave its slot up."""
+        return self._assignment.num_preempted
+
+    @property
     def running(self) -> Mapping[str, int]:
         """Slots of running requests, by request id."""
         return {request_id: running.slot for request_id, running in self._running.items()}
@@ -131,7 +147,8 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to plan and nothing to report."""
-        return not (self.num_waiting or self._running or self._failed or self._assignment.probes)
+        is_waited_for = self.num_waiting or self.num_batch_waiting or self._assignment.probes
+        return not (is_waited_for or self._running or self._failed)
 
     @property
     def next_timeout(self) -> float | None:
@@ -141,7 +158,7 @@ class Scheduler:
         """
         if self.is_idle:
             return math.inf
-        all_held = self.num_waiting == self.queue.num_held
+        all_held = self.num_waiting == self.queue.num_held and not self.num_batch_waiting
         if self._prefetcher is None or not all_held or self._running or self._failed or self._assignment.probes:
             return None
         return min(self._timeouts.next, self._prefetcher.timeout) if self._prefetcher.is_planned else None
@@ -157,9 +174,13 @@ class Scheduler:
           QueueFullError: The queue is full, and no slot is free for this request.
           ValueError: The id is in use.
         """
-        if request.id in self._running or request.id in self.queue:
+        if request.id in self._running or request.id in self.queue or self._assignment.is_batch_waiting(request.id):
             raise ValueError(f"request id {request.id!r} is in use")
         self._now = now
+        if request.is_batch:
+            self._assignment.add_batch(request)
+            self._timeouts.watch(request)
+            return
         if self.num_waiting >= self._assignment.num_open:
             self._failed += self._assignment.assign(now)
             self._assignment.check_room(request)
@@ -179,7 +200,24 @@ class Scheduler:
             return True
         if self._prefetcher is not None:
             self._prefetcher.take(request_id)
-        return self.queue.remove(request_id)
+        return self._assignment.remove_batch(request_id) or self.queue.remove(request_id)
+
+    def victims(self, *, can_replay: bool) -> Sequence[RunningRequest]:
+        """Returns the batch requests that should give their slots up before the next batch is planned.
+
+        Args:
+          can_replay: Whether requests can go on that have generated a token.
+        """
+        return self._assignment.victims(can_replay=can_replay)
+
+    def preempt(self, running: RunningRequest, snapshot: Snapshot | None) -> None:
+        """Takes the slot of one of the `victims`; no batch may be in flight.
+
+        Args:
+          snapshot: State of the slot if the request has generated a token.
+        """
+        self._assignment.preempt(running, snapshot)
+        self._planner.drop_unless_wanted(self._running.values())
 
     def commit_fetch(self, fetch: Fetch, found: Snapshot | None) -> None:
         """Books the result of a search on disk; its request may get a slot from now on."""
@@ -230,7 +268,8 @@ class Scheduler:
         return self._histories.get(request_id) if running is None else running.history
 
     def _end_expired(self, now: float) -> list[RequestOutput]:
-        expired = self._timeouts.expired(now, self.queue, (running.request for running in self._running.values()))
+        waiting = chain(self.queue, self._assignment.batch_waiting)
+        expired = self._timeouts.expired(now, waiting, (running.request for running in self._running.values()))
         for request, _ in expired:
             self.abort(request.id)
         return [(request.id, error_output(error)) for request, error in expired]

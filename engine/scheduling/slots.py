@@ -4,9 +4,10 @@ A slot is a row of the state pool, named by its index.
 """
 
 import heapq
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
+from itertools import islice
 from typing import Final
 
 from ..core.errors import ConfigError, QueueFullError, RequestFailedError, RoostError
@@ -16,7 +17,7 @@ from ..prefix_cache.cache import PrefixCache
 from ..prefix_cache.tree import PrefixKey
 from .plan import RequestOutput
 from .prefetcher import Fetch, Prefetcher
-from .running_request import RunningRequest
+from .running_request import PreemptedRequest, RunningRequest
 from .token_constraint import TokenConstraint
 from .waiting_queue import WaitingQueue
 
@@ -29,6 +30,9 @@ _UNKNOWN_S: Final = 1.0
 _SHORTEST_S: Final = 0.05
 _LONGEST_S: Final = 60.0
 """Bounds of the estimate. Load changes within a minute, and clients don't wait for longer."""
+
+_MAX_PREEMPTIONS: Final = 4
+"""Maximum number of slots that batch requests give up in one step, since the states are copied to the host."""
 
 _NOT_STARTED: Final = "the engine could not start the request; others are not affected"
 
@@ -97,6 +101,10 @@ class SlotPool:
         else:
             self._used.remove(slot)
             heapq.heappush(self._free, self._rank[slot])
+
+    def is_pinned(self, slot: int) -> bool:
+        """Returns whether a slot is kept from being reused."""
+        return slot in self._pinned
 
     def pin(self, slots: Iterable[int]) -> None:
         """Keeps used slots from being reused until `unpin`, even if they are released before."""
@@ -176,7 +184,10 @@ class RetryAfterEstimator:
 
 
 class SlotAssignment:
-    """Assigns slots in the queue's order. A request keeps its slot until it ends.
+    """Assigns slots in the queue's order. A request keeps its slot until it ends, unless it is of a batch.
+
+    Batch requests take slots that are free when no other request can start, whatever is reserved, and give them up when
+    one can. They are not part of any tenant's share, nor of the queue.
 
     A request that gets a slot restores the longest prefix of its prompt that is in memory: files were read while it
     waited.
@@ -184,6 +195,8 @@ class SlotAssignment:
     Attributes:
       running: Requests with a slot by id, oldest first.
       probes: Requests of the engine's own, which get slots ahead of all others. They use no prefix cache.
+      num_batch_running: Number of batch requests with a slot.
+      num_preempted: Total times that a batch request gave its slot up.
 
     Args:
       pool: Free and used slots.
@@ -212,11 +225,36 @@ class SlotAssignment:
         self._mask_words = mask_words
         self._retry_after = RetryAfterEstimator(pool.size)
         self.probes: deque[Request] = deque()
+        self.num_batch_running = 0
+        self.num_preempted = 0
+        self._batch: OrderedDict[str, Request | PreemptedRequest] = OrderedDict()
 
     @property
     def num_open(self) -> int:
-        """Number of free slots that any tenant may take."""
-        return self._reserve.num_open(self._pool.num_used)
+        """Number of slots that any tenant may take: those that are free, or that batch requests have."""
+        return self._reserve.num_open(self._pool.num_used - self.num_batch_running)
+
+    @property
+    def num_batch_waiting(self) -> int:
+        """Number of batch requests without a slot."""
+        return len(self._batch)
+
+    @property
+    def batch_waiting(self) -> Iterable[Request]:
+        """Batch requests without a slot."""
+        return (each if isinstance(each, Request) else each.request for each in self._batch.values())
+
+    def add_batch(self, request: Request) -> None:
+        """Adds a request of a batch behind all others."""
+        self._batch[request.id] = request
+
+    def remove_batch(self, request_id: str) -> bool:
+        """Removes a request of a batch; returns whether it was waiting."""
+        return self._batch.pop(request_id, None) is not None
+
+    def is_batch_waiting(self, request_id: str) -> bool:
+        """Returns whether a request of a batch waits for a slot."""
+        return request_id in self._batch
 
     def assign(self, now: float) -> list[RequestOutput]:
         """Gives slots to as many requests as possible.
@@ -232,7 +270,43 @@ class SlotAssignment:
             error = self._start(request, now)
             if error is not None:
                 failed.append((request.id, error_output(error)))
+        while self._pool.num_free and self._batch:
+            request_id, waiting = self._batch.popitem(last=False)
+            preempted = waiting if isinstance(waiting, PreemptedRequest) else None
+            request = waiting if isinstance(waiting, Request) else waiting.request
+            error = self._start(request, now, preempted)
+            if error is not None:
+                failed.append((request_id, error_output(error)))
         return failed
+
+    def victims(self, *, can_replay: bool) -> list[RunningRequest]:
+        """Returns the batch requests that should give their slots up to requests that can start; the newest first.
+
+        Args:
+          can_replay: Whether requests can go on that have generated a token.
+        """
+        if not self.num_batch_running or not len(self._queue):
+            return []
+        num_wanted = self._queue.num_ready(self._blocked_tenants()) - self._pool.num_free
+        num_wanted = min(num_wanted, max(self.num_open - self._pool.num_free, 1), _MAX_PREEMPTIONS)
+        found = (each for each in reversed(self.running.values()) if self._is_preemptible(each, can_replay=can_replay))
+        return list(islice(found, max(num_wanted, 0)))
+
+    def preempt(self, running: RunningRequest, snapshot: Snapshot | None) -> None:
+        """Takes the slot of a batch request, which waits for another one ahead of all other batch requests.
+
+        Args:
+          snapshot: State of its slot if it has generated a token; see `RunningRequest.preempted`.
+        """
+        request_id = running.request.id
+        self._free(running)
+        self._batch[request_id] = running.preempted(snapshot)
+        self._batch.move_to_end(request_id, last=False)
+        self.num_preempted += 1
+
+    def _is_preemptible(self, running: RunningRequest, *, can_replay: bool) -> bool:
+        is_free_to_go = running.request.is_batch and not self._pool.is_pinned(running.slot)
+        return is_free_to_go and (can_replay or not running.num_tokens_dispatched)
 
     def check_room(self, request: Request) -> None:
         """Checks whether a request may wait, unless it is about to get a slot.
@@ -240,7 +314,8 @@ class SlotAssignment:
         Raises:
           QueueFullError: There is no room for the request in the queue.
         """
-        if self._queue.num_held < self._pool.num_free and request.tenant not in self._blocked_tenants():
+        num_free = self._pool.num_free + self.num_batch_running
+        if self._queue.num_held < num_free and request.tenant not in self._blocked_tenants():
             return
         try:
             self._queue.check_room(request)
@@ -257,32 +332,46 @@ class SlotAssignment:
 
     def release(self, running: RunningRequest, now: float) -> None:
         """Takes a request's slot back, and charges its tenant for what the request really cost."""
-        request = running.request
-        del self.running[request.id]
+        self._free(running)
+        if not running.request.is_batch:
+            self._queue.correct_cost(running.request, running.num_prompt_dispatched + running.num_tokens)
+            self._retry_after.released(now - running.assigned_at)
+
+    def _free(self, running: RunningRequest) -> None:
+        del self.running[running.request.id]
         self._pool.release(running.slot)
-        self._queue.correct_cost(request, running.num_prompt_dispatched + running.num_tokens)
-        self._retry_after.released(now - running.assigned_at)
+        self.num_batch_running -= running.request.is_batch
         self._replace_parent(running)
 
     def _blocked_tenants(self) -> Set[str]:
         """Returns the tenants that may not take a free slot."""
-        return frozenset() if self.num_open else {each.request.tenant for each in self.running.values()}
+        if self.num_open:
+            return frozenset()
+        return {each.request.tenant for each in self.running.values() if not each.request.is_batch}
 
-    def _start(self, request: Request, now: float) -> RoostError | None:
-        """Gives a request a slot. Returns the error that ends the request instead; no other request is affected."""
+    def _start(self, request: Request, now: float, preempted: PreemptedRequest | None = None) -> RoostError | None:
+        """Gives a request a slot. Returns the error that ends the request instead; no other request is affected.
+
+        Args:
+          preempted: The same request, if it has had a slot before.
+        """
         slot = self._pool.claim()
         fetch = self._take_fetch(request.id)
         try:
             running = RunningRequest(request, slot, now, self.parent_of(request))
             self._restore(running, fetch)
-            if request.constraint is not None or request.params.bad_phrases is not None:
+            if preempted is not None:
+                running.resume(preempted.last)
+            elif request.constraint is not None or request.params.bad_phrases is not None:
                 running.constraint = TokenConstraint(request, self._mask_words)
                 running.advance_constraint()
         except Exception as error:
             self._pool.release(slot)
-            self._queue.correct_cost(request, 0)
+            if not request.is_batch:
+                self._queue.correct_cost(request, 0)
             return error if isinstance(error, RoostError) else RequestFailedError(_NOT_STARTED)
         self.running[request.id] = running
+        self.num_batch_running += request.is_batch
         return None
 
     def _take_fetch(self, request_id: str) -> Fetch | None:

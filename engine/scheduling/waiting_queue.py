@@ -111,6 +111,15 @@ class WaitingQueue:
         request = self._requests.get(request_id)
         return request is not None and self._tenants[request.tenant].is_held(request)
 
+    def num_ready(self, blocked: Collection[str] = ()) -> int:
+        """Returns the number of requests that `pop` could return one after the other.
+
+        Args:
+          blocked: Tenants whose requests may not start now.
+        """
+        queues = ((tenant, queue) for tenant, queue in self._tenants.items() if tenant not in blocked)
+        return sum(queue.num_requests - queue.num_held for _, queue in queues)
+
     def held_in_rounds(self) -> Iterator[list[Request]]:
         """Yields each tenant's first held request, then each tenant's second, and so on.
 

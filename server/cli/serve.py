@@ -23,15 +23,23 @@ from ...engine import (
 )
 from ..api.openai.adoption import Adopter
 from ..app import create_app
+from ..generation.batches import BatchStore
 from ..generation.checkpointer import Checkpointer
 from ..generation.durable_responses import DurableResponses
 from ..generation.response_store import ResponseStore
 from ..generation.service import Service
+from ..lifecycle.batch_worker import BatchWorker
 from ..lifecycle.engine_config import engine_config
 from ..lifecycle.engine_loading import LoadProgress, exit_while_loading, is_loading, make_engine
 from ..lifecycle.http_server import HttpServer, Listeners, uvicorn_config
 from ..lifecycle.lifecycle import Lifecycle, Timeouts, serve_until_stopped
-from ..lifecycle.response_store import is_stuck, make_checkpointer, open_responses, with_closed
+from ..lifecycle.response_store import (
+    is_store_stuck,
+    make_checkpointer,
+    open_batches,
+    open_responses,
+    with_closed,
+)
 from ..lifecycle.service import make_service
 from ..lifecycle.signals import Signals, exit_now
 from ..lifecycle.startup_message import greeting, summary
@@ -72,8 +80,9 @@ def serve(settings: Settings) -> int:
     progress = LoadProgress(config.compile_cache)
     engine = make_engine(source, config, progress)
     responses = open_responses(settings)
-    metrics = _metrics(settings, engine, model, access, telemetry, responses)
-    service = make_service(settings, config, engine, model, metrics, responses)
+    batches = open_batches(settings)
+    metrics = _metrics(settings, engine, model, access, telemetry, responses, batches)
+    service = make_service(settings, config, engine, model, metrics, responses, batches)
     app = create_app(
         service, access, max_body_bytes=settings.max_body_bytes, strict=settings.strict, trace=telemetry.trace
     )
@@ -84,17 +93,18 @@ def serve(settings: Settings) -> int:
         signals,
         Timeouts(settings.drain_lag, settings.drain_timeout, settings.step_timeout),
         on_ready=lambda: _start(
-            service, checkpointer, partial(_announce, source, config, service, listeners.url(settings))
+            settings, service, checkpointer, partial(_announce, source, config, service, listeners.url(settings))
         ),
         evacuate=None if checkpointer is None else checkpointer.evacuate,
     )
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         serving = serve_until_stopped(lifecycle, server, listeners.sockets())
-        failure = runner.run(with_closed(serving, responses))
+        failure = runner.run(with_closed(serving, responses, batches))
         if is_loading(engine):
             exit_while_loading(progress, 0)
     telemetry.close()
-    return _exit_status(failure, is_stuck=engine.is_stuck or is_stuck(responses))
+    is_stuck = engine.is_stuck or is_store_stuck(responses, batches)
+    return _exit_status(failure, is_stuck=is_stuck)
 
 
 def _prepare_process(settings: Settings) -> Signals:
@@ -120,6 +130,7 @@ def _metrics(
     access: Access,
     telemetry: Telemetry,
     responses: ResponseStore,
+    batches: BatchStore | None,
 ) -> Metrics:
     return Metrics(
         lambda: engine.stats,
@@ -127,16 +138,22 @@ def _metrics(
         vllm_model=model.id if settings.metrics_compat == "vllm" else None,
         observers=telemetry.observers,
         store=responses.stats if isinstance(responses, DurableResponses) else None,
+        batches=None if batches is None else (lambda: batches.totals),
         simulated=model.simulated,
     )
 
 
-def _start(service: Service, checkpointer: Checkpointer | None, announce: Callable[[], None]) -> None:
-    """Begins to take checkpoints and to adopt other replicas' responses, if there may be any; announces the server."""
+def _start(
+    settings: Settings, service: Service, checkpointer: Checkpointer | None, announce: Callable[[], None]
+) -> None:
+    """Begins to take checkpoints, to adopt responses and to run lines of batches, and announces the server."""
     if checkpointer is not None:
         checkpointer.start()
     if isinstance(service.responses, DurableResponses):
         Adopter(service, service.responses).start()
+    if service.batches is not None:
+        app = create_app(service, max_body_bytes=settings.max_body_bytes, strict=settings.strict)
+        BatchWorker(service, app, service.batches).start()
     announce()
 
 

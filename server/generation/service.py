@@ -14,6 +14,7 @@ from ..errors import bad_value, grammars_busy, not_generating, prompt_too_long
 from ..observability.logging import request_id
 from ..observability.metrics import Metrics
 from ..request_warnings import warn
+from ..tenancy.batch_line import is_batch_line
 from ..tenancy.memory import is_large, keep
 from ..tenancy.open_requests import OpenRequests
 from ..tenancy.tenant import tenant
@@ -23,6 +24,7 @@ from ..text.grammar import Grammar, GrammarBusyError, GrammarCompiler, GrammarEr
 from ..text.served_model import ServedModel
 from ..text.stop_strings import StopStringsBuilder
 from .background import Background
+from .batches import BatchStore
 from .choice_stream import MAX_UNREAD_BYTES
 from .generation import Generation, collect
 from .memory_responses import MemoryResponses
@@ -57,6 +59,7 @@ class Service:
       workers: Threads for long work.
       store_address: Address of the store of responses, without a password.
       max_unread_bytes: Maximum estimated memory of a choice's deltas that a slow reader leaves unread.
+      batches: Files and batches; None without a database.
     """
 
     engine: AsyncEngine
@@ -82,6 +85,7 @@ class Service:
     workers: Workers = field(default_factory=Workers)
     store_address: str = "memory:"
     max_unread_bytes: int = MAX_UNREAD_BYTES
+    batches: BatchStore | None = None
 
     @property
     def engine_identity(self) -> str | None:
@@ -187,11 +191,16 @@ class Service:
         return f"{tenant.get()}\n{spec.cache_salt}" if self.salt_by_key else spec.cache_salt
 
     def _scheduling(self, spec: GenerationSpec) -> SchedulingParameters:
-        """Returns the scheduling parameters, with times from now on. The operator's timeout holds for every request."""
+        """Returns the scheduling parameters, with times from now on.
+
+        The operator's timeout holds for every request but lines of batches, which may wait for hours.
+        """
         now = time.monotonic()
         start_by = math.inf if spec.queue_timeout_s is None else now + spec.queue_timeout_s
-        timeout_s = min(math.inf if spec.timeout_s is None else spec.timeout_s, self.request_timeout_s)
-        return SchedulingParameters(tenant.get(), spec.priority, start_by, now + timeout_s)
+        is_batch = is_batch_line.get()
+        longest_s = math.inf if is_batch else self.request_timeout_s
+        timeout_s = min(math.inf if spec.timeout_s is None else spec.timeout_s, longest_s)
+        return SchedulingParameters(tenant.get(), spec.priority, start_by, now + timeout_s, is_batch)
 
     async def _grammar(self, spec: GenerationSpec, constraint: OutputConstraint, deadline: float) -> Grammar:
         """Returns the compiled grammar. It ends the output, so no other field may ask for more."""

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from ...engine import AsyncEngine
+from ..generation.batches import BatchStore
 from ..generation.checkpoint_files import CheckpointFiles
 from ..generation.checkpointer import Checkpointer, CheckpointSettings
 from ..generation.durable_responses import DurableResponses
@@ -56,15 +57,29 @@ def make_checkpointer(settings: Settings, engine: AsyncEngine, responses: Respon
     return Checkpointer(engine, responses, responses.files, limits)
 
 
-async def with_closed[T](work: Coroutine[Any, Any, T], responses: ResponseStore) -> T:
+def open_batches(settings: Settings) -> BatchStore | None:
+    """Returns the store of files and batches, with connections of its own; None without a database.
+
+    Call it after `open_responses`, which makes the tables.
+    """
+    address = store_address(settings)
+    if address.kind == "memory":
+        return None
+    return BatchStore(Database(dialect_of(address)), settings.store_days * _DAY_S)
+
+
+async def with_closed[T](work: Coroutine[Any, Any, T], responses: ResponseStore, batches: BatchStore | None) -> T:
     """Returns the result of `work`, after which a database's running responses are left to other replicas."""
     try:
         return await work
     finally:
         if isinstance(responses, DurableResponses):
             await responses.close()
+        if batches is not None:
+            batches.close()
 
 
-def is_stuck(responses: ResponseStore) -> bool:
+def is_store_stuck(responses: ResponseStore, batches: BatchStore | None) -> bool:
     """Tells whether a database's thread would delay the end of the process."""
-    return isinstance(responses, DurableResponses) and responses.is_stuck
+    is_stuck = isinstance(responses, DurableResponses) and responses.is_stuck
+    return is_stuck or (batches is not None and batches.is_stuck)

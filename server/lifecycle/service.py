@@ -3,6 +3,7 @@
 import math
 
 from ...engine import AsyncEngine, EngineConfig
+from ..generation.batches import BatchStore
 from ..generation.prompts import PromptEncoder
 from ..generation.response_store import ResponseStore
 from ..generation.service import Service
@@ -23,6 +24,7 @@ def make_service(
     model: ServedModel,
     metrics: Metrics,
     responses: ResponseStore,
+    batches: BatchStore | None = None,
 ) -> Service:
     """Returns the service of an engine, which need not be started."""
     workers = Workers(tenants=config.tenants)
@@ -42,4 +44,5 @@ def make_service(
         files=StateFiles(config.tenants),
         responses=responses,
         store_address=str(store_address(settings)),
+        batches=batches,
     )

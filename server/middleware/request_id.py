@@ -14,6 +14,7 @@ from ..error_responses import send_error
 from ..errors import CLIENT_CLOSED_REQUEST, internal_error, shutting_down
 from ..observability.logging import ACCESS_LOGGER, error_reason, request_id
 from ..request_warnings import HEADER, header_value, request_warnings
+from ..tenancy.batch_line import SCOPE_KEY, is_batch_line
 from ..tenancy.open_requests import OpenRequests
 from ..tenancy.tenant import tenant
 
@@ -45,7 +46,9 @@ class RequestScope:
         request_id.set(_request_id(scope))
         request_warnings.set([])
         error_reason.set([])
-        tenant.set("")  # a pipelined request starts in the context of the previous one
+        batch_tenant: str | None = scope.get(SCOPE_KEY)
+        is_batch_line.set(batch_tenant is not None)
+        tenant.set(batch_tenant or "")  # a pipelined request starts in the context of the previous one
         exchange = _Exchange(scope, receive, send)
         try:
             await self._app(scope, exchange.receive, exchange.send)

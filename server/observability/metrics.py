@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from ...engine import EngineStats
 from ..store import StoreStats
+from ..store.batch_records import BatchStatus, BatchTotals
 from .request_metrics import LatencyMetrics, Observer, RequestRecord, RequestTracker
 from .vllm_metrics import VllmMetrics
 
@@ -51,6 +52,7 @@ class Metrics:
         vllm_model: str | None = None,
         observers: Sequence[Observer] = (),
         store: StoreStats | None = None,
+        batches: Callable[[], BatchTotals | None] | None = None,
         simulated: str | None = None,
     ) -> None:
         self._clock = clock
@@ -58,6 +60,8 @@ class Metrics:
         self.registry.register(_EngineCollector(stats))
         if store is not None:
             self.registry.register(_StoreCollector(store))
+        if batches is not None:
+            self.registry.register(_BatchCollector(batches))
         if simulated is not None:
             gauge = Gauge(
                 "roost_simulated", "1 on a server that simulates its device.", ["device"], registry=self.registry
@@ -129,6 +133,8 @@ class _EngineCollector(Collector):
             ("slots", "Maximum number of requests that run at the same time.", stats.slots),
             ("slots_used", "Slots in use.", stats.num_running),
             ("state_cache_snapshots", "Snapshots in the prefix cache.", stats.cache.snapshots),
+            ("batch_requests_running", "Lines of batches that have a slot.", stats.num_batch_running),
+            ("batch_requests_waiting", "Lines of batches that wait here for a slot.", stats.num_batch_waiting),
         )
         counters: tuple[tuple[str, str, float], ...] = (
             (
@@ -137,6 +143,7 @@ class _EngineCollector(Collector):
                 stats.prompt_tokens,
             ),
             ("generation_tokens", "Tokens generated.", stats.generated_tokens),
+            ("batch_preemptions", "Times that a line of a batch gave its slot to another request.", stats.preemptions),
             ("engine_steps", "Engine steps run on the device.", stats.steps),
             ("compiles_since_ready", "Compilations after warm-up; must stay 0.", stats.compiles_since_ready),
             ("state_cache_queries", "Prompts looked up in the prefix cache.", stats.cache.queries),
@@ -211,3 +218,24 @@ class _StoreCollector(Collector):
                 "Estimated seconds for checkpoints of all slots, to compare with --evacuate-seconds.",
                 stats.evacuation_seconds,
             )
+
+
+class _BatchCollector(Collector):
+    """Reads the counts of batches in a database."""
+
+    def __init__(self, totals: Callable[[], BatchTotals | None]) -> None:
+        self._totals = totals
+
+    def collect(self) -> Iterator[Metric]:
+        totals = self._totals() or BatchTotals({}, 0, 0, 0.0)
+        batches = GaugeMetricFamily("roost_batches", "Batches of all replicas, by status.", labels=["status"])
+        for status in BatchStatus:
+            batches.add_metric([status.value], totals.batches.get(status.value, 0))
+        yield batches
+        lines = GaugeMetricFamily(
+            "roost_batch_lines", "Lines of batches in progress that have not ended, by state.", labels=["state"]
+        )
+        lines.add_metric(["claimed"], totals.running_lines)
+        lines.add_metric(["waiting"], max(totals.waiting_lines - totals.running_lines, 0))
+        yield lines
+        yield GaugeMetricFamily("roost_batch_age_seconds", "Age of the oldest batch in progress.", totals.oldest_s)

@@ -2,9 +2,12 @@
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp, Message
+
+from ..tenancy.batch_line import SCOPE_KEY
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +25,21 @@ class InProcessResponse:
     body: bytes
 
 
-async def post_json(app: ASGIApp, path: str, body: bytes) -> InProcessResponse:
+async def post_json(app: ASGIApp, path: str, body: bytes, batch_tenant: str | None = None) -> InProcessResponse:
     """Sends JSON to an application, and returns its response. Cancelling it is a client that disconnects.
 
     Args:
       path: Path of the route.
       body: JSON of the body.
+      batch_tenant: Tenant of the batch whose line is sent; None for a request of its own.
     """
     exchange = _Exchange(body)
-    await app(_scope(path, len(body)), exchange.receive, exchange.send)
+    scope = _scope(path, len(body)) | ({} if batch_tenant is None else {SCOPE_KEY: batch_tenant})
+    await app(scope, exchange.receive, exchange.send)
     return exchange.response()
 
 
-def _scope(path: str, num_bytes: int) -> Scope:
+def _scope(path: str, num_bytes: int) -> dict[str, Any]:
     headers = {"host": "localhost", "content-type": "application/json", "content-length": str(num_bytes)}
     return {
         "type": "http",

@@ -1,0 +1,91 @@
+"""Checks the lines of an uploaded batch file while they arrive."""
+
+from array import array
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+
+from ...errors import ApiError, bad_value
+from .batch_lines import MAX_LINE_BYTES, LineError, parse_line
+
+
+class LineSplitter:
+    """Splits pieces of a file into lines with their newlines. Empty lines are dropped."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """Returns the lines that a piece completes.
+
+        Raises:
+          ApiError: A line is too long.
+        """
+        self._rest += piece
+        if b"\n" not in piece:
+            self._check(len(self._rest))
+            return []
+        *lines, rest = bytes(self._rest).split(b"\n")
+        self._rest = bytearray(rest)
+        self._check(max(map(len, lines)))
+        return [line + b"\n" for line in lines if line.strip()]
+
+    def end(self) -> list[bytes]:
+        """Returns the last line, if it has no newline."""
+        rest, self._rest = bytes(self._rest), bytearray()
+        return [rest + b"\n"] if rest.strip() else []
+
+    def _check(self, num_bytes: int) -> None:
+        if num_bytes > MAX_LINE_BYTES:
+            raise bad_value("file", f"file: a line is longer than {MAX_LINE_BYTES} bytes")
+
+
+class InputCheck:
+    """Checks that every line is a request, and that each `custom_id` occurs once.
+
+    Attributes:
+      num_lines: Number of lines so far.
+      urls: Endpoints that they name.
+    """
+
+    def __init__(self) -> None:
+        self.num_lines = 0
+        self.urls: set[str] = set()
+        self._hashes = array("Q")
+
+    def add(self, lines: Sequence[bytes]) -> None:
+        """Checks the next lines.
+
+        Raises:
+          ApiError: A line is not a request.
+        """
+        for raw in lines:
+            self.num_lines += 1
+            try:
+                line, _ = parse_line(raw, self.num_lines)
+            except LineError as error:
+                raise self._error(self.num_lines, str(error)) from None
+            self.urls.add(line.url)
+            digest = blake2b(line.custom_id.encode(), digest_size=8).digest()
+            self._hashes.append(int.from_bytes(digest))
+
+    def finish(self) -> str:
+        """Returns the endpoint of all lines; empty if they name several.
+
+        Raises:
+          ApiError: There is no line, or a `custom_id` occurs twice.
+        """
+        if not self.num_lines:
+            raise bad_value("file", "file: has no line")
+        hashes = np.frombuffer(self._hashes, np.uint64)
+        order = np.argsort(hashes, kind="stable")
+        equal = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+        if len(equal):
+            first, second = order[equal[0]] + 1, order[equal[0] + 1] + 1
+            raise self._error(int(second), f"custom_id is that of line {first}; each must occur once")
+        return next(iter(self.urls)) if len(self.urls) == 1 else ""
+
+    @staticmethod
+    def _error(number: int, message: str) -> ApiError:
+        return bad_value("file", f"file: line {number} of the requests: {message}")

@@ -1,0 +1,156 @@
+"""Runs lines of batches in slots that nobody else wants, as one of any number of replicas that share a database."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Final
+
+from starlette.types import ASGIApp
+
+from ..api.openai.batch_lines import LineError, error_line, line_id, parse_line, response_line
+from ..generation.batches import BatchStore
+from ..generation.service import Service
+from ..store import StoreUnavailableError
+from ..store.batch_records import LineClaim, LineLease, LineResult
+from ..transport.in_process import post_json
+
+_PAUSE_S: Final = 0.25
+"""Maximum seconds between two looks for lines."""
+
+_RENEW_S: Final = 2.0
+"""Seconds between two renewals of all leases, which last longer."""
+
+_CLEAN_S: Final = 30.0
+"""Seconds between two deletions of what is too old."""
+
+_MAX_CLAIMS: Final = 5
+"""Number of replicas that claim a line without ending it, after which it fails: it may be what ends them."""
+
+_BUSY: Final = frozenset({429, 503})
+"""Statuses that are this replica's, so that a line is left to others."""
+
+_logger: Final = logging.getLogger(__name__)
+
+
+class BatchWorker:
+    """Claims lines and sends them to this replica's own application, without a socket or a key.
+
+    It has twice as many lines open as there are slots for them, so that a slot that becomes free has its next request.
+
+    Args:
+      service: Service that generates.
+      app: Application with the service's routes, which trusts its caller.
+      batches: Store of the batches.
+    """
+
+    def __init__(self, service: Service, app: ASGIApp, batches: BatchStore) -> None:
+        self._service = service
+        self._app = app
+        self._batches = batches
+        self._open: dict[LineLease, asyncio.Task[None]] = {}
+        self._ended = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._renewed_at = self._cleaned_at = 0.0
+
+    def start(self) -> None:
+        """Begins, once the engine is ready."""
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.look()
+            except StoreUnavailableError as error:
+                _logger.debug("%s", error)
+            except Exception:
+                _logger.exception("lines of batches were not claimed")
+            self._ended.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PAUSE_S):
+                    await self._ended.wait()
+
+    async def look(self) -> None:
+        """Extends leases, ends lines that were cancelled or lost, and begins new ones."""
+        if self._service.open_requests.is_draining or not self._service.engine.is_ready:
+            await self._give_back(self._open)
+            return
+        now = time.monotonic()
+        is_due = now - self._renewed_at >= _RENEW_S
+        if is_due:
+            self._renewed_at = now
+            await self._renew()
+        if now - self._cleaned_at >= _CLEAN_S:
+            self._cleaned_at = now
+            await self._batches.look()
+        limit = self._num_wanted()
+        if limit > 0 or is_due:
+            identity = self._service.model.identity
+            for claim in await self._batches.claim(identity, max(limit, 1), expired_only=limit <= 0):
+                self._begin(claim)
+
+    def _num_wanted(self) -> int:
+        """Returns how many more lines to claim: none while other requests want all slots."""
+        stats = self._service.engine.stats
+        num_others = stats.num_running - stats.num_batch_running + stats.num_waiting
+        return 2 * max(stats.slots - num_others, 0) - len(self._open)
+
+    async def _renew(self) -> None:
+        renewed = set(await self._batches.renew())
+        for lease in self._open.keys() - renewed:
+            self._open[lease].cancel()
+        if unknown := renewed - self._open.keys():  # a claim whose commit was slower than its timeout
+            await self._batches.release(unknown)
+
+    async def _give_back(self, leases: Iterable[LineLease]) -> None:
+        """Stops lines and leaves them to other replicas."""
+        stopped = {lease: task for lease in leases if not (task := self._open[lease]).done()}
+        if stopped:
+            for task in stopped.values():
+                task.cancel()
+            await asyncio.wait(stopped.values())
+            await self._batches.release(stopped)
+
+    def _begin(self, claim: LineClaim) -> None:
+        task = asyncio.create_task(self._end(claim))
+        self._open[claim.lease] = task
+        task.add_done_callback(lambda _: self._forget(claim.lease))
+
+    def _forget(self, lease: LineLease) -> None:
+        del self._open[lease]
+        self._ended.set()
+
+    async def _end(self, claim: LineClaim) -> None:
+        """Runs a line and stores what it has ended with."""
+        try:
+            if (result := await self._result(claim)) is None:
+                await asyncio.sleep(_PAUSE_S)
+                await self._batches.release([claim.lease])
+            else:
+                await self._batches.end(claim.lease, result)
+        except StoreUnavailableError as error:
+            _logger.warning("line %d of %s is left to other replicas: %s", claim.lease.number, claim.lease.batch, error)
+        except Exception:
+            _logger.exception("line %d of %s was not ended", claim.lease.number, claim.lease.batch)
+
+    async def _result(self, claim: LineClaim) -> LineResult | None:
+        """Returns what a line has ended with; None if this replica cannot run it now."""
+        lease = claim.lease
+        id = line_id(lease.number, lease.batch.removeprefix("batch_"))
+        try:
+            line, _ = parse_line(claim.data, lease.number)
+        except LineError as error:  # of a file that another version has checked
+            return LineResult(error_line(id, error.custom_id, "invalid_line", str(error)), is_failed=True)
+        if claim.is_expired:
+            message = "the batch expired before this line ran"
+            return LineResult(error_line(id, line.custom_id, "batch_expired", message), is_failed=True)
+        if claim.num_claims > _MAX_CLAIMS:
+            message = f"{claim.num_claims - 1} replicas began this line and did not end it"
+            return LineResult(error_line(id, line.custom_id, "server_error", message), is_failed=True)
+        response = await post_json(self._app, line.url, line.body, lease.tenant)
+        if response.status in _BUSY:
+            return None
+        request_id = response.headers.get("x-request-id", "")
+        written = response_line(id, line.custom_id, response.status, request_id, response.body)
+        return LineResult(written, is_failed=response.status != 200)

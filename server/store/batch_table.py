@@ -1,0 +1,268 @@
+"""All statements on batches and on claims to their lines, as functions of a transaction.
+
+A batch counts the lines that were ever claimed: they are those up to `next_line`, and only claimed lines that have not
+ended have rows of their own. `claim` gives a replica the next lines, and lines whose leases have ended, under the next
+fencing number. `end` checks the number, removes the claim and stores the output line in one transaction, so that each
+line of the input has one line of output. The end of a batch's last line makes its files whole.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from . import file_table
+from .batch_records import BatchRecord, BatchStatus, BatchTotals, LineClaim, LineLease, LineResult
+from .database import Transaction
+from .errors import FencedError
+
+LEASE_S: Final = 15.0
+"""Seconds after the last renewal from which on others may claim a line."""
+
+_MAX_BATCHES: Final = 4
+"""Maximum number of batches from which a replica claims lines at a time."""
+
+_BATCH: Final = (
+    "tenant, id, status, model, url, input_file, output_file, error_file, time_window, metadata, created, expires, "
+    "ended, num_lines, num_completed, num_failed"
+)
+_HELD: Final = "tenant = ? AND batch = ? AND number = ? AND fence = ?"
+
+
+def insert(transaction: Transaction, batch: BatchRecord, window_s: float) -> BatchRecord:
+    """Stores a new batch, whose lines may be claimed from now on, and returns it with its times.
+
+    Args:
+      window_s: Seconds until it expires.
+    """
+    transaction.execute(
+        f"""
+        INSERT INTO roost_batches ({_BATCH}, next_line, claimed)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}}, {{now}} + ?, NULL, ?, 0, 0, 1, 0)
+        ON CONFLICT (tenant, id) DO NOTHING
+        """,
+        batch.tenant,
+        batch.id,
+        batch.status.value,
+        batch.model,
+        batch.url,
+        batch.input_file,
+        batch.output_file,
+        batch.error_file,
+        batch.window,
+        batch.metadata,
+        window_s,
+        batch.num_lines,
+    )
+    stored = find(transaction, batch.tenant, batch.id)
+    assert stored is not None
+    return stored
+
+
+def find(transaction: Transaction, tenant: str, batch_id: str) -> BatchRecord | None:
+    """Returns a batch; None if there is none."""
+    rows = transaction.rows(f"SELECT {_BATCH} FROM roost_batches WHERE tenant = ? AND id = ?", tenant, batch_id)
+    return _record(rows[0]) if rows else None
+
+
+def every(transaction: Transaction, tenant: str) -> list[BatchRecord]:
+    """Returns all batches of a tenant, oldest first."""
+    query = f"SELECT {_BATCH} FROM roost_batches WHERE tenant = ? ORDER BY created, id"
+    return [_record(row) for row in transaction.rows(query, tenant)]
+
+
+def is_input(transaction: Transaction, tenant: str, file_id: str) -> bool:
+    """Returns whether a batch in progress reads a file."""
+    query = "SELECT 1 FROM roost_batches WHERE tenant = ? AND input_file = ? AND status = ?"
+    return bool(transaction.rows(query, tenant, file_id, BatchStatus.IN_PROGRESS.value))
+
+
+def cancel(transaction: Transaction, tenant: str, batch_id: str) -> BatchRecord | None:
+    """Ends a batch that is in progress, and returns it; None if there is none. Writes for its lines are refused."""
+    locked = transaction.rows("SELECT status FROM roost_batches WHERE tenant = ? AND id = ? {lock}", tenant, batch_id)
+    if locked and locked[0][0] == BatchStatus.IN_PROGRESS:
+        transaction.execute("DELETE FROM roost_batch_claims WHERE tenant = ? AND batch = ?", tenant, batch_id)
+        _close(transaction, tenant, batch_id, BatchStatus.CANCELLED)
+    return find(transaction, tenant, batch_id)
+
+
+def claim(
+    transaction: Transaction, owner: str, model: str, limit: int, *, expired_only: bool = False
+) -> list[LineClaim]:
+    """Makes a replica the owner of lines: of those whose leases have ended, then of the next lines of batches.
+
+    Batches take turns. Rows that another replica has locked are left to it.
+
+    Args:
+      owner: Name of the replica.
+      model: Identity of the model that it serves.
+      limit: Maximum number of lines.
+      expired_only: Whether to claim only new lines of batches that have expired.
+    """
+    leases = [] if expired_only else _lost_leases(transaction, owner, model, limit)
+    leases += _new_leases(transaction, owner, model, limit - len(leases), expired_only=expired_only)
+    return [claimed for lease in leases if (claimed := _claimed(transaction, lease)) is not None]
+
+
+def _lost_leases(transaction: Transaction, owner: str, model: str, limit: int) -> list[LineLease]:
+    rows = transaction.rows(
+        """
+        SELECT tenant, batch, number, fence FROM roost_batch_claims WHERE model = ? AND lease_until < {now}
+        ORDER BY lease_until LIMIT ? {skip_locked}
+        """,
+        model,
+        limit,
+    )
+    for row in rows:
+        transaction.execute(
+            f"""
+            UPDATE roost_batch_claims SET owner = ?, fence = fence + 1, num_claims = num_claims + 1,
+                lease_until = {{now}} + {LEASE_S}
+            WHERE {_HELD}
+            """,
+            owner,
+            *row,
+        )
+    return [LineLease(tenant, batch, number, fence + 1) for tenant, batch, number, fence in rows]
+
+
+def _new_leases(transaction: Transaction, owner: str, model: str, limit: int, *, expired_only: bool) -> list[LineLease]:
+    rows = transaction.rows(
+        f"""
+        SELECT tenant, id, next_line, num_lines FROM roost_batches
+        WHERE status = 'in_progress' AND model = ? AND next_line <= num_lines
+            {"AND expires < {now}" if expired_only else ""}
+        ORDER BY claimed LIMIT ? {{skip_locked}}
+        """,
+        model,
+        min(limit, _MAX_BATCHES),
+    )
+    leases: list[LineLease] = []
+    for place, (tenant, batch, first, last) in enumerate(rows):
+        share = -(-(limit - len(leases)) // (len(rows) - place))
+        end = min(first + share, last + 1)
+        transaction.execute(
+            "UPDATE roost_batches SET next_line = ?, claimed = {now} + ? WHERE tenant = ? AND id = ?",
+            end,
+            1e-6 * (end - first),  # among batches claimed from at once, the one that got most comes last
+            tenant,
+            batch,
+        )
+        for number in range(first, end):
+            transaction.execute(
+                f"""
+                INSERT INTO roost_batch_claims (tenant, batch, number, model, owner, fence, num_claims, lease_until)
+                VALUES (?, ?, ?, ?, ?, 1, 1, {{now}} + {LEASE_S})
+                """,
+                tenant,
+                batch,
+                number,
+                model,
+                owner,
+            )
+            leases.append(LineLease(tenant, batch, number, 1))
+    return leases
+
+
+def _claimed(transaction: Transaction, lease: LineLease) -> LineClaim | None:
+    rows = transaction.rows(
+        """
+        SELECT line, num_claims, expires < {now} FROM roost_batch_claims
+        JOIN roost_batches ON roost_batches.tenant = roost_batch_claims.tenant AND id = batch
+        JOIN roost_file_lines ON roost_file_lines.tenant = roost_batch_claims.tenant AND file = input_file
+            AND roost_file_lines.number = roost_batch_claims.number
+        WHERE roost_batch_claims.tenant = ? AND batch = ? AND roost_batch_claims.number = ?
+        """,
+        lease.tenant,
+        lease.batch,
+        lease.number,
+    )
+    if not rows:
+        return None
+    line, num_claims, is_expired = rows[0]
+    return LineClaim(lease, bytes(line), num_claims, bool(is_expired))
+
+
+def renew(transaction: Transaction, owner: str) -> list[LineLease]:
+    """Extends all leases of a replica, and returns them."""
+    transaction.execute(f"UPDATE roost_batch_claims SET lease_until = {{now}} + {LEASE_S} WHERE owner = ?", owner)
+    query = "SELECT tenant, batch, number, fence FROM roost_batch_claims WHERE owner = ?"
+    return [LineLease(*row) for row in transaction.rows(query, owner)]
+
+
+def release(transaction: Transaction, leases: Iterable[LineLease]) -> None:
+    """Ends leases, so that others may claim the lines at once. The claims do not count as attempts."""
+    for lease in leases:
+        transaction.execute(
+            f"""
+            UPDATE roost_batch_claims SET owner = NULL, lease_until = 0, num_claims = num_claims - 1 WHERE {_HELD}
+            """,
+            *_values(lease),
+        )
+
+
+def end(transaction: Transaction, lease: LineLease, result: LineResult) -> None:
+    """Stores what a line has ended with. The batch ends with its last line.
+
+    Raises:
+      FencedError: The lease's holder is no longer the owner.
+    """
+    deleted = transaction.execute(f"DELETE FROM roost_batch_claims WHERE {_HELD}", *_values(lease))
+    if not deleted.rowcount:
+        raise FencedError(f"line {lease.number} of {lease.batch} was claimed by another replica, or cancelled")
+    column = "num_failed" if result.is_failed else "num_completed"
+    transaction.execute(
+        f"UPDATE roost_batches SET {column} = {column} + 1 WHERE tenant = ? AND id = ?", lease.tenant, lease.batch
+    )
+    batch = find(transaction, lease.tenant, lease.batch)
+    assert batch is not None
+    file_id = batch.error_file if result.is_failed else batch.output_file
+    file_table.put_line(transaction, lease.tenant, file_id, lease.number, result.line)
+    if batch.num_completed + batch.num_failed == batch.num_lines:
+        status = "CASE WHEN expires < {now} THEN 'expired' ELSE 'completed' END"
+        ((name,),) = transaction.rows(
+            f"SELECT {status} FROM roost_batches WHERE tenant = ? AND id = ?", lease.tenant, lease.batch
+        )
+        _close(transaction, lease.tenant, lease.batch, BatchStatus(name))
+
+
+def _close(transaction: Transaction, tenant: str, batch_id: str, status: BatchStatus) -> None:
+    """Ends a batch, and makes the files whole that have a line."""
+    transaction.execute(
+        "UPDATE roost_batches SET status = ?, ended = {now} WHERE tenant = ? AND id = ?", status.value, tenant, batch_id
+    )
+    batch = find(transaction, tenant, batch_id)
+    assert batch is not None
+    for count, file_id, kind in (
+        (batch.num_completed, batch.output_file, "output"),
+        (batch.num_failed, batch.error_file, "error"),
+    ):
+        if count:
+            file_table.begin(transaction, tenant, file_id, "batch_output", f"{batch_id}_{kind}.jsonl")
+            file_table.finish(transaction, tenant, file_id)
+
+
+def expire(transaction: Transaction, max_age_s: float) -> None:
+    """Deletes batches of this age that have ended."""
+    transaction.execute("DELETE FROM roost_batches WHERE status <> 'in_progress' AND created < {now} - ?", max_age_s)
+
+
+def totals(transaction: Transaction) -> BatchTotals:
+    """Returns the counts for metrics."""
+    statuses = transaction.rows("SELECT status, count(*) FROM roost_batches GROUP BY status")
+    ((lines, oldest),) = transaction.rows(
+        """
+        SELECT coalesce(sum(num_lines - num_completed - num_failed), 0), coalesce(max({now} - created), 0)
+        FROM roost_batches WHERE status = 'in_progress'
+        """
+    )
+    ((running,),) = transaction.rows("SELECT count(*) FROM roost_batch_claims WHERE lease_until >= {now}")
+    return BatchTotals({status: int(count) for status, count in statuses}, int(lines), int(running), float(oldest))
+
+
+def _values(lease: LineLease) -> tuple[Any, ...]:
+    return lease.tenant, lease.batch, lease.number, lease.fence
+
+
+def _record(row: Sequence[Any]) -> BatchRecord:
+    tenant, batch_id, status, model, url, input_file, output_file, error_file, window, metadata, *rest = row
+    ids = (input_file, output_file, error_file)
+    return BatchRecord(tenant, batch_id, BatchStatus(status), model, url, *ids, window, bytes(metadata), *rest)

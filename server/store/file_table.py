@@ -1,0 +1,154 @@
+"""All statements on stored files, as functions of a transaction. A file is a sequence of numbered lines."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from .batch_records import FileRecord
+from .database import Transaction
+
+_FILE: Final = "tenant, id, created, purpose, name, num_bytes, num_lines, url"
+
+_ABANDONED_S: Final = 3600.0
+"""Seconds after which a file is deleted whose upload has not ended."""
+
+_MAX_BYTES: Final = 2**20
+"""Maximum bytes of lines that are read at a time, but for the first line."""
+
+
+def begin(transaction: Transaction, tenant: str, file_id: str, purpose: str, name: str) -> None:
+    """Stores an empty file, which is found only once it is whole."""
+    transaction.execute(
+        """
+        INSERT INTO roost_files (tenant, id, created, purpose, name, num_bytes, num_lines, url, is_whole)
+        VALUES (?, ?, {now}, ?, ?, 0, 0, ?, 0) ON CONFLICT (tenant, id) DO NOTHING
+        """,
+        tenant,
+        file_id,
+        purpose,
+        name,
+        "",
+    )
+
+
+def add_lines(transaction: Transaction, tenant: str, file_id: str, first: int, lines: Sequence[bytes]) -> None:
+    """Adds lines to a file that is not whole. Repeating it changes nothing.
+
+    Args:
+      first: Number of the first line, from 1.
+      lines: Lines with their newlines.
+    """
+    for number, line in enumerate(lines, first):
+        put_line(transaction, tenant, file_id, number, line)
+
+
+def put_line(transaction: Transaction, tenant: str, file_id: str, number: int, line: bytes) -> None:
+    """Adds a line with its newline, unless the file has a line of this number."""
+    transaction.execute(
+        """
+        INSERT INTO roost_file_lines (tenant, file, number, line) VALUES (?, ?, ?, ?)
+        ON CONFLICT (tenant, file, number) DO NOTHING
+        """,
+        tenant,
+        file_id,
+        number,
+        line,
+    )
+
+
+def finish(transaction: Transaction, tenant: str, file_id: str, url: str = "") -> FileRecord | None:
+    """Makes a file whole and returns it; None if it was deleted meanwhile."""
+    ((num_lines, num_bytes),) = transaction.rows(
+        "SELECT count(*), coalesce(sum(length(line)), 0) FROM roost_file_lines WHERE tenant = ? AND file = ?",
+        tenant,
+        file_id,
+    )
+    transaction.execute(
+        "UPDATE roost_files SET is_whole = 1, num_lines = ?, num_bytes = ?, url = ? WHERE tenant = ? AND id = ?",
+        num_lines,
+        num_bytes,
+        url,
+        tenant,
+        file_id,
+    )
+    return find(transaction, tenant, file_id)
+
+
+def find(transaction: Transaction, tenant: str, file_id: str) -> FileRecord | None:
+    """Returns a whole file; None if there is none."""
+    rows = transaction.rows(
+        f"SELECT {_FILE} FROM roost_files WHERE tenant = ? AND id = ? AND is_whole = 1", tenant, file_id
+    )
+    return _record(rows[0]) if rows else None
+
+
+def every(transaction: Transaction, tenant: str) -> list[FileRecord]:
+    """Returns all whole files of a tenant, oldest first."""
+    query = f"SELECT {_FILE} FROM roost_files WHERE tenant = ? AND is_whole = 1 ORDER BY created, id"
+    return [_record(row) for row in transaction.rows(query, tenant)]
+
+
+def total_bytes(transaction: Transaction, tenant: str) -> int:
+    """Returns the size of all whole files of a tenant."""
+    query = "SELECT coalesce(sum(num_bytes), 0) FROM roost_files WHERE tenant = ? AND is_whole = 1"
+    ((num_bytes,),) = transaction.rows(query, tenant)
+    return int(num_bytes)
+
+
+def lines(transaction: Transaction, tenant: str, file_id: str, after: int, limit: int) -> list[tuple[int, bytes]]:
+    """Returns the next lines of a file with their numbers; none at its end.
+
+    Args:
+      after: Number of the line that they follow.
+      limit: Maximum number of lines.
+    """
+    rows = transaction.rows(
+        """
+        SELECT number, line FROM (
+            SELECT number, line, sum(length(line)) OVER (ORDER BY number) - length(line) AS size_before FROM (
+                SELECT number, line FROM roost_file_lines WHERE tenant = ? AND file = ? AND number > ?
+                ORDER BY number LIMIT ?
+            ) AS following
+        ) AS counted
+        WHERE size_before < ? ORDER BY number
+        """,
+        tenant,
+        file_id,
+        after,
+        limit,
+        _MAX_BYTES,
+    )
+    return [(int(number), bytes(line)) for number, line in rows]
+
+
+def delete(transaction: Transaction, tenant: str, file_id: str) -> None:
+    """Deletes a file and its lines, if there is one."""
+    transaction.execute("DELETE FROM roost_file_lines WHERE tenant = ? AND file = ?", tenant, file_id)
+    transaction.execute("DELETE FROM roost_files WHERE tenant = ? AND id = ?", tenant, file_id)
+
+
+def expire(transaction: Transaction, max_age_s: float, limit: int = 8) -> int:
+    """Deletes the oldest files and uploads that were given up, and returns their number.
+
+    Args:
+      max_age_s: Age from which on files are deleted, unless a batch in progress reads them.
+      limit: Maximum number of files to delete at a time.
+    """
+    rows = transaction.rows(
+        """
+        SELECT tenant, id FROM roost_files
+        WHERE (created < {now} - ? OR (is_whole = 0 AND created < {now} - ?)) AND NOT EXISTS (
+            SELECT 1 FROM roost_batches WHERE roost_batches.tenant = roost_files.tenant
+            AND roost_batches.input_file = roost_files.id AND roost_batches.status = 'in_progress')
+        ORDER BY created LIMIT ?
+        """,
+        max_age_s,
+        _ABANDONED_S,
+        limit,
+    )
+    for tenant, file_id in rows:
+        delete(transaction, tenant, file_id)
+    return len(rows)
+
+
+def _record(row: Sequence[Any]) -> FileRecord:
+    return FileRecord(*row)

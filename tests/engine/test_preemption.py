@@ -1,0 +1,72 @@
+"""Batch requests give their slots up to others, and have the same tokens as without that."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
+from roost.engine.prefix_cache.request_checkpoint import CheckpointFormat
+from roost.engine.scheduling.scheduler import Scheduler
+
+SLOTS = 4
+
+
+def make_core(runner: ModelRunner) -> EngineCore:
+    scheduler = Scheduler(SLOTS, 100, runner.limits, cache=PrefixCache(runner.window, 10**9))
+    return EngineCore(scheduler, runner, checkpoint_format=CheckpointFormat("test", runner.state_format.snapshot))
+
+
+def request(name: str, length: int, max_tokens: int, *, is_batch: bool = False, seed: int | None = None) -> Request:
+    prompt = tuple(np.random.default_rng(length).integers(3, 320, length).tolist())
+    params = SamplingParams(max_tokens=max_tokens, temperature=0.0 if seed is None else 1.2, seed=seed or 0)
+    return Request(name, prompt, params, is_batch=is_batch)
+
+
+def run(core: EngineCore, tokens: dict[str, list[int]], steps: int = 2000) -> None:
+    for _ in range(steps):
+        if core.is_idle:
+            return
+        for name, output in core.step():
+            assert output.error is None
+            tokens.setdefault(name, []).extend(output.token_ids)
+
+
+def test_a_preempted_request_has_the_tokens_of_an_undisturbed_one(runner: ModelRunner) -> None:
+    """Others come again and again, so that each line loses its slot several times, in prefill too."""
+    lines = [request(f"line {number}", 20 + 60 * number, 25, is_batch=True, seed=number or None) for number in range(6)]
+    alone: dict[str, list[int]] = {}
+    for line in lines:
+        core = make_core(runner)
+        core.add(replace(line, is_batch=False))
+        run(core, alone)
+    core, together = make_core(runner), dict[str, list[int]]()
+    for line in lines:
+        core.add(line)
+    for number in range(12):
+        run(core, together, steps=3)
+        core.add(request(f"other {number}", 9, 6))
+    run(core, together)
+    assert core.stats.preemptions > len(lines)
+    assert {line.id: together[line.id] for line in lines} == alone
+    assert all(len(together[f"other {number}"]) == 6 for number in range(12))
+
+
+def test_other_requests_get_slots_before_batch_requests(runner: ModelRunner) -> None:
+    core = make_core(runner)
+    for number in range(9):
+        core.add(request(f"line {number}", 9, 50, is_batch=True))
+    core.step()
+    assert (core.stats.num_batch_running, core.stats.num_batch_waiting) == (SLOTS, 9 - SLOTS)
+    for number in range(SLOTS + 2):
+        core.add(request(f"other {number}", 9, 50))
+    for _ in range(4):
+        core.step()
+    assert (core.stats.num_batch_running, core.stats.num_running, core.stats.num_waiting) == (0, SLOTS, 2)
+    assert core.stats.preemptions == SLOTS
+    core.abort("line 0")
+    assert core.stats.num_batch_waiting == 8
+    with pytest.raises(ValueError, match="in use"):
+        core.add(request("line 1", 9, 5, is_batch=True))
+    tokens: dict[str, list[int]] = {}
+    run(core, tokens)
+    assert core.is_idle
