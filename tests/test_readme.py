@@ -49,6 +49,7 @@ NOT_RUN = {
     "roost plan random:2b --device l4 --verify": "takes minutes; tests/gpu/test_gpu_programs.py verifies a small model",
     "roost bench engine": "takes minutes; tests/server/bench/test_bench_engine.py runs a small one",
     "roost bench length": "takes minutes; tests/server/bench/test_bench_engine.py runs a small one",
+    "python examples/ray_data.py": "wants Ray; tests/e2e/test_compat_ray.py runs it",
     "python examples/lm_eval_model.py": "wants lm-eval and a task; tests/e2e/test_compat_lm_eval.py runs it",
     "OPENAI_API_KEY=none lm_eval": "wants lm-eval and a task; tests/e2e/test_compat_lm_eval.py runs one",
     "import dspy": "wants DSPy; tests/clients/test_dspy.py runs it",
@@ -63,7 +64,10 @@ NOT_RUN = {
 INTERPRETERS = {".py": ".venv/bin/python", ".sh": "bash"}
 """Programs that run the files of examples/, by their suffix."""
 
-EXAMPLES_NOT_RUN = {"lm_eval_model.py": "wants lm-eval and a task; tests/e2e/test_compat_lm_eval.py runs it"}
+EXAMPLES_NOT_RUN = {
+    "lm_eval_model.py": "wants lm-eval and a task; tests/e2e/test_compat_lm_eval.py runs it",
+    "ray_data.py": "wants Ray; tests/e2e/test_compat_ray.py runs it",
+}
 """Files of examples/ that are not run here, and why."""
 
 CLONE = "git clone REPOSITORY roost && cd roost"
