@@ -1,7 +1,7 @@
 """Prometheus metrics under vLLM's names, for dashboards, autoscalers and the Gateway API Inference Extension.
 
 Slots stand for the KV cache: a slot is all that a request needs, so the share of slots in use is exact, and no request
-is ever preempted.
+but a batch's is ever preempted.
 """
 
 from collections import OrderedDict
@@ -199,7 +199,7 @@ class _EngineCollector(Collector):
                 stats.prompt_tokens + stats.cache.hit_tokens,
             ),
             ("prefix_cache_hits", "Prompt tokens served from the prefix cache.", stats.cache.hit_tokens),
-            ("num_preemptions", "Always 0: a running request keeps its slot.", 0),
+            ("num_preemptions", "Times that a line of a batch gave its slot to another request.", stats.preemptions),
         )
         for name, text, value in gauges:
             gauge = GaugeMetricFamily(f"vllm:{name}", text, labels=_LABELS)

@@ -129,7 +129,7 @@ def test_a_cancelled_batch_refuses_later_lines(database: Database, run: Callable
 def test_each_line_ends_once_whatever_replicas_do(database: Database, run: Callable[..., Any]) -> None:
     """Replicas claim, end, forget and lose lines while the clock moves."""
     chance, now, open_claims = random.Random(3), 1000.0, list[LineClaim]()
-    run(make_batch, name="b", num_lines=40)
+    run(make_batch, name="b", num_lines=12)
     while run(batch_table.find, tenant="", batch_id="b").status == BatchStatus.IN_PROGRESS:
         open_claims += claimed(run, chance.choice("rst"), chance.randrange(1, 5))
         chance.shuffle(open_claims)
@@ -140,7 +140,7 @@ def test_each_line_ends_once_whatever_replicas_do(database: Database, run: Calla
                 open_claims.remove(claim)
         now += chance.choice((1.0, LEASE_S + 1))
         at(database, now)
-    assert output(database, "out-b") == [(number + 1, b"done %d\n" % number) for number in range(40)]
+    assert output(database, "out-b") == [(number + 1, b"done %d\n" % number) for number in range(12)]
 
 
 def test_old_files_and_batches_are_deleted(database: Database, run: Callable[..., Any]) -> None:
