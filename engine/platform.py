@@ -53,7 +53,7 @@ class Platform:
       ring_block: Number of rows of the first block of an attention ring, after which a step need not read the
         unfilled ones. Slots are then stored in groups that end at `decode_rows`. None for whole arrays.
       prefill_rows: Maximum number of prompts in one prefill step.
-      layers_per_slice: Number of layers in one step of a prefill chunk of `PREFILL_BLOCK` tokens; None for all layers.
+      layers_per_slice: Number of layers in one step of a prefill batch; None for all layers.
       jits_layers: Whether a layer is a jitted function of its own, so that layers of one kind are traced once.
       has_layer_barrier: Whether an optimization barrier follows every layer of a prefill.
       has_state_barrier: Whether an optimization barrier separates reads of the state pool from its writes.
@@ -117,7 +117,7 @@ CPU: Final = replace(
     decode_steps=8,
     ring_block=512,
     prefill_rows=1,  # a prompt's tokens fill the cores as well as several prompts'
-    layers_per_slice=2,  # takes as long as one decode step of eight slots
+    layers_per_slice=3,  # with 128 tokens, they take as long as one decode step of eight slots
     exports_programs=True,
 )
 

@@ -105,8 +105,8 @@ class StepLimits:
     Attributes:
       prefill_chunk: Maximum number of prompt tokens per step.
       prefill_rows: Maximum number of prompts per step.
-      prefill_layer_slices: Number of steps for a chunk of one prompt with at most `PREFILL_BLOCK` tokens, each of which
-        runs a slice of the layers, so that a decode step waits for one slice only. Other chunks take one step.
+      prefill_layer_slices: Number of steps of a prefill batch, each of which runs a slice of the layers, so that a
+        decode step waits for one slice only.
       decode_steps: Maximum number of tokens per request and dispatch.
       decode_rows: Compiled numbers of rows, ascending; a step runs the first slots in the order of `slot_order`.
       mask_words: Number of words of a token mask.

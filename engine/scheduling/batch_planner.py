@@ -118,8 +118,7 @@ class BatchPlanner:
         length = _chunk_length(first.num_prompt_left, most)
         rows = self._choose_rows(ordered, min(most // length, self._limits.prefill_rows))
         chunks = tuple(each.take_chunk(min(length, most), requests) for each in rows)
-        is_sliced = len(chunks) == 1 and chunks[0].length <= PREFILL_BLOCK
-        return PrefillBatch(chunks, layer_slices=self._limits.prefill_layer_slices if is_sliced else 1)
+        return PrefillBatch(chunks, layer_slices=self._limits.prefill_layer_slices)
 
     def _choose_rows(self, ordered: Sequence[RunningRequest], most: int) -> list[RunningRequest]:
         """Returns the first requests of each shard, a power of two; one whose prompt tokens are scored goes alone."""

@@ -85,8 +85,7 @@ class PrefillBudget:
 
     def _seconds(self, size: int) -> float:
         """Returns the seconds of the first step of a new batch."""
-        layer_slices = self._limits.prefill_layer_slices if size == PREFILL_BLOCK else 1
-        return self._times.prefill(size, layer_slices) or math.inf
+        return self._times.prefill(size, self._limits.prefill_layer_slices) or math.inf
 
 
 def prefill_seconds(target_s: float | None, times: "StepTimes", num_decoding: int, num_waiting: int) -> float:

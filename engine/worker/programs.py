@@ -102,7 +102,7 @@ class StepShapes(NamedTuple):
     Attributes:
       decode_steps: Maximum number of tokens per row of a decode dispatch.
       prefill: Shapes of prefill steps.
-      layer_slices: Layers of each step of a chunk of `PREFILL_BLOCK` tokens; other shapes take all layers in one step.
+      layer_slices: Layers of each step of a prefill batch.
     """
 
     decode_steps: int
@@ -299,7 +299,7 @@ def _first_token_program(model: ModelShapes) -> Program[Sampled]:
 def _prefill_programs(model: ModelShapes, shapes: StepShapes, shape: PrefillShape) -> tuple[Program[BlockStates], ...]:
     slots, label = model.pool.slots.tokens.shape[0], f"prefill {shape.rows}x{shape.length}"
     inputs = (prefill_input((), (), shape.rows * model.shards.data, shape.length, slots),)
-    slices = shapes.layer_slices if shape == (1, PREFILL_BLOCK) else (range(model.config.depth),)
+    slices = shapes.layer_slices
     replaces: tuple[ArrayName, ...] = ("pool", "hidden", "last")
 
     def program(index: int, layers: range) -> Program[BlockStates]:

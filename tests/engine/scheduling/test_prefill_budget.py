@@ -27,8 +27,8 @@ def measured(limits: StepLimits = LIMITS) -> StepTimes:
     """Returns the durations of the simulated device, all measured."""
     times = StepTimes(limits)
     slices = limits.prefill_layer_slices
-    sliced = [prefill(64, index, slices) for index in range(slices)]
-    for batch in (*sliced, *map(prefill, PREFILL), *map(decode, DECODE), *(decode(rows, 8) for rows in DECODE)):
+    chunks = [prefill(tokens, index, slices) for tokens in PREFILL for index in range(slices)]
+    for batch in (*chunks, *map(decode, DECODE), *(decode(rows, 8) for rows in DECODE)):
         times.record(batch, seconds_of(batch))
     return times
 
@@ -56,9 +56,9 @@ def test_no_time_is_known_before_a_decode_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target_ms", "tokens"), [(1, 64), (30, 64), (70, 128), (120, 256), (210, 512), (1000, 512), (0, 512)]
+    ("target_ms", "tokens"), [(1, 64), (17, 64), (20, 128), (30, 256), (45, 512), (1000, 512), (0, 512)]
 )
-def test_the_longest_chunk_that_fits_is_next(target_ms: float, tokens: int) -> None:
+def test_the_longest_chunk_of_which_a_slice_fits_is_next(target_ms: float, tokens: int) -> None:
     budget = PrefillBudget(replace(LIMITS, itl_target_s=target_ms / 1e3), measured())
     assert budget.max_tokens(num_decoding=8, num_waiting=1) == tokens
 
@@ -72,7 +72,7 @@ def test_nothing_limits_prefill_while_no_request_decodes() -> None:
 
 def test_slices_run_until_the_time_is_spent() -> None:
     """Three of 5 ms fit beside a decode step of 8 ms."""
-    budget = PrefillBudget(replace(LIMITS, itl_target_s=0.024 / 0.85), measured())
+    budget = PrefillBudget(replace(LIMITS, prefill_chunk=64, itl_target_s=0.024 / 0.85), measured())
     assert budget.max_tokens(8, 1) == 64
     for index in range(3):
         assert budget.allows(prefill(64, index, 6), 8, 1)

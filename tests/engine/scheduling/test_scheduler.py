@@ -354,10 +354,10 @@ def test_decode_waits_for_one_layer_slice_of_a_chunk() -> None:
     assert names(plan(scheduler)) == ("decode", ["a", "b"])
 
 
-def test_longer_chunks_are_not_sliced() -> None:
+def test_longer_chunks_are_sliced() -> None:
     scheduler = Scheduler(1, 4, SLICED)
     add(scheduler, request("a", prompt=140))
-    assert layer_slice(plan(scheduler)) == (["a"], 0, 1)
+    assert [layer_slice(plan(scheduler)) for _ in range(3)] == [(["a"], index, 3) for index in range(3)]
     assert layer_slice(plan(scheduler)) == (["a"], 0, 3)
 
 
@@ -367,7 +367,7 @@ def test_short_chunk_of_a_long_prompt_is_sliced() -> None:
     add(scheduler, replace(request("a", prompt=300), state=Snapshot(100, (), ())))
     batches = [plan(scheduler) for _ in range(4)]
     assert [shape(batch) for batch in batches] == [[("a", 28)]] * 3 + [[("a", 128)]]
-    assert [layer_slice(batch)[1:] for batch in batches] == [(0, 3), (1, 3), (2, 3), (0, 1)]
+    assert [layer_slice(batch)[1:] for batch in batches] == [(0, 3), (1, 3), (2, 3), (0, 3)]
 
 
 def test_only_the_last_layer_slice_samples_a_token() -> None:

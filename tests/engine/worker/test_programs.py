@@ -44,7 +44,7 @@ def test_layer_slices(depth: int, size: int | None, slices: list[tuple[int, int]
     assert [(part.start, part.stop) for part in layer_slices(depth, size)] == slices
 
 
-def test_a_cpu_prefills_prompts_one_by_one_and_the_shortest_chunk_in_slices() -> None:
+def test_a_cpu_prefills_prompts_one_by_one_and_in_slices_of_the_layers() -> None:
     model = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention") * 2)
     alone = step_shapes(model, 256, CPU)
     assert (alone.prefill, alone.prefill_rows, len(alone.layer_slices)) == (((1, 64), (1, 128), (1, 256)), 1, 2)
@@ -68,7 +68,7 @@ def test_labels_are_unique() -> None:
     programs = device_programs(shapes, step_shapes(model, 128, CPU), reads_slots=True, replays=True)
     labels = [program.label for program in programs]
     assert len(set(labels)) == len(labels)
-    assert {"decode 4", "decode 6", "prefill 1x64 slice 2", "prefill 1x128", "score 64", "replay"} < set(labels)
+    assert {"decode 4", "decode 6", "prefill 1x64 slice 2", "prefill 1x128 slice 2", "score 64", "replay"} < set(labels)
 
 
 @pytest.mark.parametrize(
