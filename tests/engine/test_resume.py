@@ -155,7 +155,7 @@ def test_conversation_prefills_the_last_reply_and_the_new_turn(runner: ModelRunn
 def test_retry_of_an_aborted_prefill_resumes_it(runner: ModelRunner) -> None:
     core = make_core(runner)
     core.add(ask("a", (1, 400), (2, 400)))
-    for _ in range(3):
+    for _ in range(3 * runner.limits.prefill_layer_slices):
         core.step()
     core.abort("a")
     retry = run(core, ask("b", (1, 400), (2, 400)))["b"]
@@ -168,7 +168,8 @@ def test_slot_reused_during_its_last_chunk_caches_the_right_state(runner: ModelR
     """The chunk of the aborted request is still on the device when the next request gets its slot."""
     core = EngineCore(Scheduler(1, 100, runner.limits, cache=PrefixCache(runner.window, PLENTY)), runner)
     core.add(ask("a", (1, 300)))
-    core.step()
+    for _ in range(runner.limits.prefill_layer_slices):
+        core.step()
     core.abort("a")
     run(core, ask("b", (2, 300)))
     retry = run(core, ask("c", (1, 300)))["c"]
