@@ -130,7 +130,8 @@ def _responses(operations: Mapping[str, Any], schemas: Mapping[str, Any]) -> Ite
         for reference in _references(operation["responses"].get("200", {})):
             fields = schemas[reference].get("properties", {})
             if fields and all("description" in field for field in fields.values()):
-                endpoints.setdefault(reference, []).append(name)
+                for each in dict.fromkeys((reference, *_objects_in([reference], schemas))):
+                    endpoints.setdefault(each, []).append(name)
     for schema, names in endpoints.items():
         yield from ("", f"### {schema}", "", f"In the response of {', '.join(f'`{each}`' for each in names)}:")
         yield from ("", _row("field", "type", "meaning"), _rule(3))
