@@ -114,10 +114,11 @@ def commands(block: str) -> list[str]:
 
 
 def is_whole(text: str) -> bool:
-    """Tells whether a shell would run a text, and whether that would come to anything."""
+    """Returns whether a shell would run a text, whether that would come to anything, and no here-document lacks its end."""
     if text.endswith("\\") or (text.endswith(")") and re.match(r"\w+=\$\(", text)):
         return False
-    return subprocess.run(["bash", "-n", "-c", text], capture_output=True).returncode == 0
+    done = subprocess.run(["bash", "-n", "-c", text], capture_output=True)
+    return done.returncode == 0 and b"here-document" not in done.stderr
 
 
 def words(command: str) -> list[str]:
