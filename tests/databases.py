@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,17 +84,28 @@ class PostgresqlServer:
 
 
 @contextmanager
-def postgresql_server(folder: Path) -> Iterator[PostgresqlServer]:
-    """Runs PostgreSQL on a free port; skips the test where it is not installed."""
+def postgresql_server() -> Iterator[PostgresqlServer]:
+    """Runs PostgreSQL on a free port; skips the test where it is not installed.
+
+    Its folder lies apart from pytest's, which each run of pytest closes to the user that PostgreSQL runs as.
+    """
+    with tempfile.TemporaryDirectory(prefix="roost-postgresql-") as folder:
+        server = _made(Path(folder))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+def _made(folder: Path) -> PostgresqlServer:
+    """Returns a server with an empty database in a folder."""
     initdb = postgresql_program("initdb")
     if initdb is None:
         pytest.skip("PostgreSQL is not installed")
     user = unprivileged()
     data = folder / "data"
     if user is not None:
-        for each in (folder, *folder.parents):
-            if each.stat().st_uid == os.getuid() and str(each).startswith("/tmp/"):
-                each.chmod(each.stat().st_mode | 0o011)
         shutil.chown(folder, user)
     password = folder / "password"
     password.write_text("sesame")
@@ -102,12 +114,7 @@ def postgresql_server(folder: Path) -> Iterator[PostgresqlServer]:
     subprocess.run([initdb, "-D", str(data), *options], user=user, check=True, capture_output=True, cwd="/")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    server = PostgresqlServer(data, port)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
+    return PostgresqlServer(data, port)
 
 
 def opened(address: str, *, clocked: bool = False) -> "Database":

@@ -114,7 +114,7 @@ def commands(block: str) -> list[str]:
 
 
 def is_whole(text: str) -> bool:
-    """Returns whether a shell would run a text, whether that would come to anything, and no here-document lacks its end."""
+    """Returns whether a shell would run a text, that would come to anything, and no here-document lacks its end."""
     if text.endswith("\\") or (text.endswith(")") and re.match(r"\w+=\$\(", text)):
         return False
     done = subprocess.run(["bash", "-n", "-c", text], capture_output=True)

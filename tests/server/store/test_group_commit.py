@@ -119,8 +119,8 @@ async def test_a_slow_database_is_given_up(database: Database) -> None:
     assert not database.is_stuck
 
 
-async def test_writes_wait_for_a_database_that_comes_back(tmp_path: Path) -> None:
-    with postgresql_server(tmp_path) as server:
+async def test_writes_wait_for_a_database_that_comes_back() -> None:
+    with postgresql_server() as server:
         database = opened(server.url)
         commits = GroupCommit(database)
         await commits.write(lambda each: response_table.put(each, record(0)), 5.0)
