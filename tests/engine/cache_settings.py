@@ -8,7 +8,8 @@ import jax
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Restores the settings at exit."""
+    """Restores the settings at exit. A cache that an engine of an earlier test has opened is closed before."""
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
     names = [name for name in jax.config.values if "cache" in name]
     before = {name: jax.config.values[name] for name in names}
     try:

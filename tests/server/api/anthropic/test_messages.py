@@ -9,6 +9,7 @@ from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from client_types import checked, events
 from fake_engine import FakeEngine
 from fake_server import live, make_service, until
+from roost.server.api.common import streaming
 from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.middleware.api_keys import ApiKeys
@@ -70,10 +71,11 @@ async def test_the_events_of_a_stream(client: httpx.AsyncClient) -> None:
     assert (end["usage"]["input_tokens"], end["usage"]["output_tokens"]) == (14, 3)
 
 
-async def test_a_silent_stream_pings(engine: FakeEngine, model: ServedModel) -> None:
+async def test_a_silent_stream_pings(engine: FakeEngine, model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "FIRST_TOKEN_TIMEOUT_S", 0.1)
     engine.gate.clear()
     async with live(make_service(engine, model, keep_alive_s=0.02)) as client:
-        asyncio.get_running_loop().call_later(1.2, engine.gate.set)
+        asyncio.get_running_loop().call_later(1.0, engine.gate.set)
         names = [name for name, _ in events((await create(client, stream=True)).text)]
     assert names.count("ping") > 3
     assert names[-1] == "message_stop"
