@@ -25,7 +25,7 @@ EFFICIENCIES: Final[Mapping[str, Efficiency]] = {"v5e": Efficiency(0.62, 0.92), 
 the TPU's compiler (benchmarks/tpu-programs.md). Decode steps of few slots are quicker: 0.88 for 8 slots of a v5e."""
 
 _OTHERS: Final = Efficiency(0.62, 0.71)
-"""Efficiency of devices for which nobody has compiled programs and read their schedules."""
+"""Efficiency of devices whose schedules were not measured: the lower one of the measured devices in each."""
 
 
 @dataclass(frozen=True, slots=True)

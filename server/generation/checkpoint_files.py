@@ -77,7 +77,7 @@ class CheckpointFiles:
             await self._run(self._path(name).unlink)
 
     async def sweep(self, used: Collection[str]) -> None:
-        """Deletes files that nobody needed at this call and at the one before.
+        """Deletes files that no response referred to at this call and at the one before.
 
         Args:
           used: Names of the files that running responses refer to. A file is written a moment before.

@@ -1,4 +1,4 @@
-"""Runs lines of batches in slots that nobody else wants, as one of any number of replicas that share a database."""
+"""Runs lines of batches in free slots; any number of replicas that share a database do so."""
 
 import asyncio
 import logging

@@ -273,7 +273,7 @@ def delete(transaction: Transaction, tenant: str, response_id: str) -> bool:
 
 
 def expire(transaction: Transaction, max_age_s: float, max_responses: int, max_bytes: int, limit: int = 1000) -> int:
-    """Deletes the oldest responses that have ended, and those that nobody adopts; returns their number.
+    """Deletes the oldest responses that have ended, and those long without an owner; returns their number.
 
     Args:
       max_age_s: Age from which on responses are deleted.

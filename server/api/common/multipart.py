@@ -19,7 +19,7 @@ class UploadReader:
 
     Attributes:
       fields: Fields that have arrived so far.
-      filename: Name of the file; None before its part has begun.
+      filename: Name of the file; None until the header of its part has arrived.
 
     Args:
       content_type: Value of the request's header `content-type`.

@@ -1,4 +1,4 @@
-"""Runs the lines of a batch: so many at a time, each until it has a response that is worth keeping."""
+"""Sends the lines of a batch, a limited number at a time, and sends a line again while servers are busy or away."""
 
 import asyncio
 import random
