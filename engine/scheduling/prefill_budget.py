@@ -14,8 +14,11 @@ _HEADROOM: Final = 0.85
 """Share of a target that is planned for, as durations vary from step to step."""
 
 _PATIENCE: Final = 8
-"""Number of decoding requests that wait as long as the target for each further prompt that waits. With 8, a burst of 32
-prompts is prefilled in long chunks until the last few."""
+"""Number of decoding requests that wait as long as the target for each further prompt that waits."""
+
+_FEW_PROMPTS: Final = 2
+"""Number of waiting prompts beyond which each further one adds a target, however many requests decode. With 2, a burst
+of 32 prompts is prefilled in long chunks until the last three."""
 
 _THROUGHPUT_STEPS: Final = 32
 """Duration of prefill between two decode steps at throughput, in decode steps, which then cost 3 % but never starve."""
@@ -92,7 +95,8 @@ def prefill_seconds(target_s: float | None, times: "StepTimes", num_decoding: in
     """Returns the time for prefill between two decode steps; 0 or less if a decode step alone takes all of it.
 
     A target is a promise to requests that decode. A single prompt at a time keeps it. The target grows with the number
-    of prompts that wait behind the first one, as they wait longer than any token does.
+    of prompts that wait, as they wait longer than any token does: soon where few requests decode, and from the third
+    prompt on however many do.
 
     Args:
       target_s: Seconds between two tokens of a request; 0 stands for throughput, None for the default.
@@ -106,7 +110,7 @@ def prefill_seconds(target_s: float | None, times: "StepTimes", num_decoding: in
     if target_s == 0:
         return _THROUGHPUT_STEPS * step
     target = _DEFAULT_TARGET * quiet if target_s is None else target_s
-    patience = max(1.0, _PATIENCE * (num_waiting - 1) / num_decoding)
+    patience = max(1.0, _PATIENCE * (num_waiting - 1) / num_decoding, num_waiting - _FEW_PROMPTS)
     return _HEADROOM * target * patience - step
 
 
