@@ -42,6 +42,9 @@ class Reader(Protocol):
     def put(self, item: "ChoiceStream | Exception") -> None:
         """Adds a stream that has a delta to take, or an error."""
 
+    def offer(self, delta: Delta) -> bool:
+        """Lets a reader that waits take a delta at once; returns whether it has."""
+
 
 class ChoiceStream:
     """Sink of one choice's outputs: decodes them as they come, and joins the deltas that were not taken yet.
@@ -103,6 +106,8 @@ class ChoiceStream:
     def _advance(self, output: TokenOutput) -> None:
         try:
             delta = self._decode(output)
+            if delta.finish_reason is None and not self._unread and self._inbox.offer(delta):
+                return
         except Exception as error:  # a bug here must not end the requests that are delivered after this one
             self._fail(error, error)
             self._abort()

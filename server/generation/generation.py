@@ -3,7 +3,7 @@
 import asyncio
 from array import array
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -52,7 +52,7 @@ class Generation:
 
     def __init__(self, num_choices: int) -> None:
         self.sent = SentResponse(array("i", bytes(4 * num_choices)))
-        self._inbox: Mailbox[ChoiceStream | Exception] = Mailbox()
+        self._inbox = _Inbox()
         self._choices: list[ChoiceStream] = []
 
     @classmethod
@@ -105,6 +105,21 @@ class Generation:
         delta = item.take()
         self.sent.num_tokens[delta.index] = delta.num_sent
         return delta
+
+    def offer_deltas(self, take: Callable[[Delta], bool]) -> None:
+        """Offers each delta to a callback while the reader waits, before the reader is woken for it.
+
+        Args:
+          take: Returns whether it has taken the delta. It is called on the event loop, and not for last deltas.
+        """
+
+        def take_and_count(delta: Delta) -> bool:
+            if not take(delta):
+                return False
+            self.sent.num_tokens[delta.index] = delta.num_sent
+            return True
+
+        self._inbox.take = take_and_count
 
     @property
     def _is_open(self) -> bool:
@@ -272,3 +287,22 @@ class Mailbox[Item]:
             self._set_timer(left, timeout_s)
         else:
             self._wake()
+
+
+class _Inbox(Mailbox[ChoiceStream | Exception]):
+    """Mailbox of a generation's reader.
+
+    Attributes:
+      take: Takes a delta at once, if it can, and returns whether it did; see `Generation.offer_deltas`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.take: Callable[[Delta], bool] | None = None
+
+    def offer(self, delta: Delta) -> bool:
+        """Offers a delta to `take` if the reader waits; returns whether it was taken. The timeout begins anew then."""
+        if self.take is None or self._waiter is None or self._waiter.done() or not self.take(delta):
+            return False
+        self._waits_since = asyncio.get_running_loop().time()
+        return True

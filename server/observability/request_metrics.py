@@ -2,9 +2,10 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter
@@ -191,15 +192,23 @@ class Histogram(Collector):
       text: Description.
       bounds: Upper bounds of the buckets but the last, in rising order.
       registry: Registry that collects it.
+      labels: Labels of its only series.
     """
 
-    def __init__(self, name: str, text: str, bounds: Sequence[float | int], registry: CollectorRegistry) -> None:
-        self._name, self._text, self._bounds = name, text, tuple(bounds)
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        bounds: Sequence[float | int],
+        registry: CollectorRegistry,
+        labels: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._name, self._text, self._bounds, self._labels = name, text, tuple(bounds), labels
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
         registry.register(self)
 
-    def observe(self, value: float, count: int = 1) -> None:
+    def observe(self, value: float | int, count: int = 1) -> None:
         """Counts a value that was observed `count` times."""
         self._counts[bisect_left(self._bounds, value)] += count
         self._sum += value * count
@@ -207,7 +216,9 @@ class Histogram(Collector):
     def collect(self) -> Iterator[Metric]:
         labels = [floatToGoString(bound) for bound in (*self._bounds, math.inf)]  # type: ignore[no-untyped-call]
         buckets = list(zip(labels, map(float, accumulate(self._counts)), strict=True))
-        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
+        family = HistogramMetricFamily(self._name, self._text, labels=tuple(self._labels))
+        family.add_metric(tuple(self._labels.values()), buckets, self._sum)
+        yield family
 
 
 class LatencyMetrics(Observer):

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ...engine import PREFILL_BLOCK, STEP_TOKEN_BOUNDS, EngineStats
-from .request_metrics import Observer, RequestRecord
+from .request_metrics import Histogram, Observer, RequestRecord
 
 _LABELS: Final = ("model_name", "engine")
 _SECONDS: Final = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
@@ -75,9 +75,7 @@ class VllmMetrics(Observer):
         labels = {"model_name": model, "engine": "0"}
 
         def histogram(name: str, text: str, buckets: Sequence[float | int]) -> Histogram:
-            family = Histogram(f"vllm:{name}", text, _LABELS, buckets=buckets, registry=registry)
-            child: Histogram = family.labels(**labels)
-            return child
+            return Histogram(f"vllm:{name}", text, buckets, registry, labels)
 
         self._labels = labels
         self._first_token = histogram(
@@ -130,8 +128,7 @@ class VllmMetrics(Observer):
         if record.last_token is None:
             self._first_token.observe(gap_s)
             return
-        for _ in range(count):
-            self._next_token.observe(gap_s / count)
+        self._next_token.observe(gap_s / count, count)
 
     def on_end(self, record: RequestRecord) -> None:
         self._count_longest(record)

@@ -16,6 +16,7 @@ import httptools
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from ..api.common.streaming import BODY_WRITER
 from ..error_responses import error_response
 from ..errors import ApiError, head_too_large, host_missing, not_http, too_many_connections, too_slow
 
@@ -60,6 +61,22 @@ async def _until_close(app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, 
     await app(scope, receive, send_plain)
 
 
+class _ChunkWriter:
+    """Writes chunks of a response; see `BodyWriter`. Middleware and the coroutines of `send` take time for each one."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    @property
+    def is_open(self) -> bool:
+        cycle = self._cycle
+        is_sending = cycle.response_started and not cycle.response_complete and cycle.chunked_encoding
+        return bool(is_sending) and not cycle.flow.write_paused and not cycle.disconnected
+
+    def write(self, data: bytes) -> None:
+        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
 class Connection(HttpToolsProtocol):
     """A connection that is reset when its client reads nothing of a full write buffer for `stall_s`.
 
@@ -96,6 +113,7 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        cycle.scope["extensions"] = {BODY_WRITER: {"writer": _ChunkWriter(cycle)}}
         is_old = cycle.scope["http_version"] == "1.0"
         super()._start_asgi_task(cycle, partial(_until_close, app, cycle) if is_old else app)
 

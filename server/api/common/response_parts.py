@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NotRequired, TypedDict
 from uuid import uuid4
@@ -22,6 +22,9 @@ _ENTRIES: Final = 512
 
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 DONE: Final = b"data: [DONE]\n\n"
+
+_MARK: Final = uuid4().hex
+"""Text in whose place a template gets others."""
 
 
 class PromptTokensDetails(TypedDict):
@@ -255,6 +258,26 @@ class SseEncoder:
 
     def _name(self, event: Mapping[str, Any]) -> bytes:
         return b"event: " + event["type"].encode() + b"\n" if self.is_named else b""
+
+
+class TextEvents:
+    """Events of which only the text varies, one for each choice: the bytes around the text are encoded once.
+
+    Args:
+      encode: Returns the event of a choice, by its index, with a text.
+    """
+
+    def __init__(self, encode: Callable[[int, str], bytes]) -> None:
+        self._encode = encode
+        self._around: dict[int, tuple[bytes, bytes]] = {}
+
+    def event(self, index: int, text: str) -> bytes:
+        """Returns the same bytes as `encode`."""
+        around = self._around.get(index)
+        if around is None:
+            head, _, tail = self._encode(index, _MARK).partition(to_json(_MARK))
+            around = self._around[index] = (head, tail)
+        return around[0] + to_json(text) + around[1]
 
 
 CHUNKS: Final = SseEncoder(is_named=False, end=DONE)

@@ -15,7 +15,7 @@ from ...generation.tools import CallPiece
 from ...text.served_model import ServedModel
 from ..common.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from ..common.openapi import streamable
-from ..common.response_parts import Report, choice_end
+from ..common.response_parts import Report, TextEvents, choice_end
 from ..common.routes import JsonRoute, ReadyService
 from ..common.schema_base import check_body
 from ..common.streaming import ResponseBuilder, respond
@@ -62,6 +62,8 @@ class ChatResponseBuilder(ResponseBuilder):
         self._prompt = prompt
         self._tokenizer = model.tokenizer
         self._reports_tokens = body.logprobs or body.return_token_ids
+        self._has_text_events = not (self._reports_tokens or options.continuous_usage)
+        self._text_events = TextEvents(lambda index, text: self.sse.encode(self._chunk(Delta(index, text))))
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         response = self._report.whole(_WHOLE, [self._whole_choice(choice) for choice in choices], choices)
@@ -78,22 +80,31 @@ class ChatResponseBuilder(ResponseBuilder):
         """Yields the last tokens in a chunk before the one that finishes, whose `delta` is empty."""
         self._report.count(delta)
         if delta.text or delta.calls or (delta.token_ids and self._reports_tokens):
-            choice = {
-                "index": delta.index,
-                "delta": _content(delta),
-                "logprobs": self._logprobs(delta),
-                "finish_reason": None,
-            }
-            if self._body.return_token_ids:
-                choice["token_ids"] = delta.token_ids
-            yield self._report.chunk(_CHUNK, choice)
+            yield self._chunk(delta)
         if delta.finish_reason is not None:
             end = choice_end(replace(delta, token_ids=()), with_ids=self._body.return_token_ids)
             last = {"index": delta.index, "delta": {}, "logprobs": None, **end}
             yield self._report.chunk(_CHUNK, last, with_timings=True)
 
+    def text_event(self, delta: Delta) -> bytes | None:
+        if not self._has_text_events or not delta.text or delta.calls or delta.finish_reason is not None:
+            return None
+        self._report.count(delta)
+        return self._text_events.event(delta.index, delta.text)
+
     def closing(self) -> Iterator[dict[str, Any]]:
         return self._report.last_chunks(_CHUNK)
+
+    def _chunk(self, delta: Delta) -> dict[str, Any]:
+        choice = {
+            "index": delta.index,
+            "delta": _content(delta),
+            "logprobs": self._logprobs(delta),
+            "finish_reason": None,
+        }
+        if self._body.return_token_ids:
+            choice["token_ids"] = delta.token_ids
+        return self._report.chunk(_CHUNK, choice)
 
     def _whole_choice(self, choice: Delta) -> dict[str, Any]:
         return {

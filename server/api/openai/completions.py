@@ -15,7 +15,7 @@ from ...text.served_model import ServedModel
 from ...text.tokenizer import Tokenizer
 from ..common.logprobs import CompletionLogprobs, CompletionLogprobsBuilder, join_logprobs, prompt_logprobs, with_top
 from ..common.openapi import streamable
-from ..common.response_parts import Report, choice_end
+from ..common.response_parts import Report, TextEvents, choice_end
 from ..common.routes import JsonRoute, ReadyService
 from ..common.schema_base import check_body
 from ..common.streaming import ResponseBuilder, respond
@@ -61,9 +61,12 @@ class CompletionResponseBuilder(ResponseBuilder):
 
     def __init__(self, body: CompletionBody, model: ServedModel, prompts: Sequence[Prompt]) -> None:
         num_choices = len(prompts) * body.num_candidates
-        self._report = Report("cmpl", model, prompts, num_choices, report_options(body))
+        options = report_options(body)
+        self._report = Report("cmpl", model, prompts, num_choices, options)
         self.id = self._report.id
         self._body = body
+        self._has_text_events = not (body.logprobs is not None or body.return_token_ids or options.continuous_usage)
+        self._text_events = TextEvents(lambda index, text: self.sse.encode(self._chunk(Delta(index, text))))
         self._choices = [
             ChoiceBuilder(body, model.tokenizer, prompt) for prompt in prompts for _ in range(body.num_candidates)
         ]
@@ -81,12 +84,21 @@ class CompletionResponseBuilder(ResponseBuilder):
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         self._report.count(delta)
-        choice = self._choices[delta.index]
-        if delta.finish_reason is not None or choice.has_news(delta):
-            yield self._report.chunk(_OBJECT, choice.build(delta), with_timings=True)
+        if delta.finish_reason is not None or self._choices[delta.index].has_news(delta):
+            yield self._chunk(delta)
+
+    def text_event(self, delta: Delta) -> bytes | None:
+        is_first = self._choices[delta.index].is_new
+        if not self._has_text_events or is_first or not delta.text or delta.finish_reason is not None:
+            return None
+        self._report.count(delta)
+        return self._text_events.event(delta.index, delta.text)
 
     def closing(self) -> Iterator[dict[str, Any]]:
         return self._report.last_chunks(_OBJECT)
+
+    def _chunk(self, delta: Delta) -> dict[str, Any]:
+        return self._report.chunk(_OBJECT, self._choices[delta.index].build(delta), with_timings=True)
 
 
 def most_likely(choices: Sequence[Delta], kept: int, candidates: int) -> list[Delta]:

@@ -305,6 +305,58 @@ async def test_tool_call_counts_as_sent_once_its_pieces_are(engine: FakeEngine, 
     generation.close()
 
 
+async def test_a_reader_that_waits_is_offered_each_delta_before_it_is_woken(
+    engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
+    """It takes "c" and "d" at once, so that its task gets the others only."""
+    generation = start(engine, tokenizer, Choice(0, Prompt((4,)), SamplingParams(max_tokens=5)))
+    taken: list[str] = []
+
+    def take(delta: Delta) -> bool:
+        if delta.text in "cd":
+            taken.append(delta.text)
+        return delta.text in "cd"
+
+    generation.offer_deltas(take)
+    first = await anext(generation)
+    assert (first.text, list(generation.sent.num_tokens)) == ("b", [1])
+    second = await anext(generation)
+    assert (second.text, taken, list(generation.sent.num_tokens)) == ("e", ["c", "d"], [4])
+    last = await anext(generation)
+    assert (last.text, last.finish_reason) == ("f", FinishReason.LENGTH), "the last delta is not offered"
+    generation.close()
+
+
+async def test_a_reader_that_does_not_wait_is_offered_nothing(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+    generation = start(engine, tokenizer, Choice(0, Prompt((4,)), SamplingParams(max_tokens=4)))
+    taken: list[Delta] = []
+    generation.offer_deltas(lambda delta: taken.append(delta) or True)  # type: ignore[func-returns-value]
+    await until(lambda: not engine.running)
+    assert ((await anext(generation)).text, taken) == ("bcde", [])
+    generation.close()
+
+
+async def test_a_delta_that_is_taken_at_once_begins_the_timeout_anew(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+    engine.gate.clear()
+    generation = start(engine, tokenizer, Choice(0, Prompt((4,)), SamplingParams(max_tokens=9)))
+    generation.offer_deltas(lambda delta: engine.gate.clear() is None)
+    loop, began = asyncio.get_running_loop(), asyncio.get_running_loop().time()
+    loop.call_later(0.05, engine.gate.set)
+    assert await generation.next_within(0.3) is None
+    assert loop.time() - began >= 0.05 + 0.3 - 0.001
+    assert list(generation.sent.num_tokens) == [1]
+    generation.close()
+
+
+async def test_an_error_of_the_callback_ends_the_request(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+    generation = start(engine, tokenizer, Choice(0, Prompt((4,)), SamplingParams(max_tokens=9)))
+    generation.offer_deltas(lambda delta: bool(1 // 0))
+    with pytest.raises(ZeroDivisionError):
+        await anext(generation)
+    assert not engine.running
+    generation.close()
+
+
 async def test_items_come_in_order_whether_or_not_a_reader_waits() -> None:
     mailbox: Mailbox[int] = Mailbox()
     mailbox.put(1)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 from fake_engine import FakeEngine
 from fake_server import live, until
 from roost.server.generation.service import Service
@@ -24,10 +25,13 @@ def send_without_reading(url: httpx.URL, body: dict[str, object]) -> socket.sock
     return client
 
 
-async def test_client_that_stops_reading_is_reset_and_its_slot_is_freed(engine: FakeEngine, service: Service) -> None:
+@pytest.mark.parametrize("with_ids", [True, False], ids=["with ids", "text only"])
+async def test_client_that_stops_reading_is_reset_and_its_slot_is_freed(
+    engine: FakeEngine, service: Service, with_ids: bool
+) -> None:
     """Other requests are served meanwhile."""
     async with live(service, stall_s=0.5) as client:
-        endless = {"prompt": "a", "stream": True, "max_tokens": 10**9, "return_token_ids": True, "ignore_eos": True}
+        endless = {"prompt": "a", "stream": True, "max_tokens": 10**9, "return_token_ids": with_ids, "ignore_eos": True}
         with send_without_reading(client.base_url, endless) as client_socket:
             await until(lambda: engine.running)
             assert (await client.post("/v1/completions", json={"prompt": "b"})).status_code == 200
@@ -40,10 +44,11 @@ def has_failed(client: socket.socket) -> bool:
     return client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
 
 
-async def test_client_that_reads_slowly_is_served(engine: FakeEngine, service: Service) -> None:
+@pytest.mark.parametrize("with_ids", [True, False], ids=["with ids", "text only"])
+async def test_client_that_reads_slowly_is_served(engine: FakeEngine, service: Service, with_ids: bool) -> None:
     """The client pauses often, each time for less than the timeout, and receives everything."""
     async with live(service, stall_s=2.0) as client:
-        body = {"prompt": "a", "stream": True, "max_tokens": 1500, "return_token_ids": True, "ignore_eos": True}
+        body = {"prompt": "a", "stream": True, "max_tokens": 1500, "return_token_ids": with_ids, "ignore_eos": True}
         with send_without_reading(client.base_url, body) as reader:
             reader.setblocking(False)
             received = b""
@@ -51,7 +56,10 @@ async def test_client_that_reads_slowly_is_served(engine: FakeEngine, service: S
             while not received.endswith(b"0\r\n\r\n"):
                 await asyncio.sleep(0.02)
                 received += await loop.sock_recv(reader, 2**16)
+        whole = (await client.post("/v1/completions", json={**body, "stream": False})).json()
     assert b"data: [DONE]" in received
+    chunks = [json.loads(line[6:]) for line in received.splitlines() if line.startswith(b"data: {")]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["choices"][0]["text"]
 
 
 async def test_unread_output_is_bounded_in_bytes(engine: FakeEngine, service: Service) -> None:
