@@ -4,10 +4,11 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
-from .core.config import STEP_TOKEN_BOUNDS, CacheStats, EngineStats
+from .core.config import STEP_TOKEN_BOUNDS, EngineStats
 from .core.errors import EngineDeadError, NumericError, UnknownRequestError
 from .core.request import Batch, PrefillBatch, Request, RowResult
 from .core.sampling_params import NO_TOKEN, SamplingParams
@@ -279,21 +280,14 @@ class EngineCore:
         return commit.outputs
 
     def _current_stats(self) -> EngineStats:
-        return EngineStats(
-            num_waiting=self._scheduler.num_waiting,
-            num_running=self._scheduler.num_running,
-            num_batch_running=self._scheduler.num_batch_running,
-            num_batch_waiting=self._scheduler.num_batch_waiting,
-            preemptions=self._scheduler.num_preempted,
-            waiting_tokens=self._scheduler.queue.num_tokens,
-            slots=self._scheduler.slots.size,
+        return replace(
+            self._scheduler.stats,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,
             steps=self._steps,
             step_tokens=tuple(self._step_tokens),
             compiles_since_ready=self._runner.compiles_since_ready,
             restore_seconds=self._runner.restore_seconds,
-            cache=CacheStats() if self._scheduler.cache is None else self._scheduler.cache.stats,
         )
 
     def _count_tokens(self, num_prompt: int, num_generated: int) -> None:

@@ -43,13 +43,13 @@ class Recorder:
     """Records calls between functions of Roost.
 
     Attributes:
-      files: Files with a function that was entered.
-      calls: Pairs of caller and callee in different files.
+      files: Files with a function that was entered, in the order of their first one.
+      calls: Pairs of caller and callee in different files, in the order of their first call.
     """
 
     def __init__(self) -> None:
-        self.files: set[str] = set()
-        self.calls: set[tuple[Function, Function]] = set()
+        self.files: dict[str, None] = {}
+        self.calls: dict[tuple[Function, Function], None] = {}
         self._client = 0
 
     def start(self) -> None:
@@ -70,12 +70,12 @@ class Recorder:
         if threading.get_ident() == self._client:
             return None
         callee = _function(code)
-        self.files.add(callee[0])
+        self.files[callee[0]] = None
         frame = sys._getframe(1).f_back
         while frame is not None and not frame.f_code.co_filename.startswith(ROOMS):
             frame = frame.f_back
         if frame is not None and (caller := _function(frame.f_code))[0] != callee[0]:
-            self.calls.add((caller, callee))
+            self.calls[caller, callee] = None
         return None
 
 
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="demo", help="model to serve")
     parser.add_argument("--max-tokens", type=int, default=1, help="tokens to generate")
-    parser.add_argument("--files", action="store_true", help="also list the files and the calls between them")
+    parser.add_argument("--files", action="store_true", help="also list the files and the calls between them, in order")
     options = parser.parse_args()
     recorder, port = Recorder(), _free_port()
     arguments = (f"http://127.0.0.1:{port}", options.max_tokens, recorder)
@@ -119,9 +119,9 @@ def main() -> None:
     with contextlib.suppress(SystemExit):
         run_roost()
     if options.files:
-        for file in sorted(recorder.files):
+        for file in recorder.files:
             print(file)
-        for caller, callee in sorted(recorder.calls):
+        for caller, callee in recorder.calls:
             print(f"{' '.join(caller)} -> {' '.join(callee)}")
     print(f"{len(recorder.files)} files, {len(recorder.calls)} changes of file")
 

@@ -54,8 +54,7 @@ class BatchPlanner:
         if (planned := self._plan_prefill(candidates, running, len(decoding))) is not None:
             self._budget.spend(planned[0], num_decoding=len(decoding))
             return planned
-        beside_prefill = bool(self._budget.has_delayed or candidates or self._in_progress)
-        self._budget.renew()
+        beside_prefill = self._budget.renew() or bool(candidates or self._in_progress)
         if not decoding:
             return None
         return self._plan_decode(decoding, requests, beside_prefill=beside_prefill), decoding

@@ -48,19 +48,15 @@ class PrefillBudget:
         self._spent = 0.0
         self._has_delayed = False
 
-    @property
-    def has_delayed(self) -> bool:
-        """Whether requests that decode have waited for prefill since the last decode step."""
-        return self._has_delayed
-
     def spend(self, batch: PrefillBatch, num_decoding: int) -> None:
         """Books a prefill step, for which some requests wait; one of unknown duration takes the whole budget."""
         self._spent += self._times.step(batch) or math.inf
         self._has_delayed |= num_decoding > 0
 
-    def renew(self) -> None:
-        """Starts anew after a decode step."""
-        self._spent, self._has_delayed = 0.0, False
+    def renew(self) -> bool:
+        """Starts anew with a decode step; returns whether requests that decode have waited for prefill before it."""
+        has_delayed, self._spent, self._has_delayed = self._has_delayed, 0.0, False
+        return has_delayed
 
     def allows(self, next_slice: PrefillBatch, num_decoding: int, num_waiting: int) -> bool:
         """Returns whether the next slice of a batch in progress may run before the next decode step."""

@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 
-from ..core.config import StepLimits
+from ..core.config import CacheStats, EngineStats, StepLimits
 from ..core.errors import ConstraintError, QueueTimeoutError, RequestTimeoutError, RoostError
 from ..core.request import Batch, FinishReason, Request, RowResult, TokenOutput, error_output
 from ..core.snapshot import BlockState, Snapshot
@@ -116,8 +115,8 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        """Number of requests without a slot."""
-        return len(self.queue)
+        """Number of requests without a slot that are of no batch."""
+        return self.queue.num_requests
 
     @property
     def num_running(self) -> int:
@@ -125,19 +124,18 @@ class Scheduler:
         return len(self._running)
 
     @property
-    def num_batch_running(self) -> int:
-        """Number of batch requests with a slot."""
-        return self._assignment.num_batch_running
-
-    @property
-    def num_batch_waiting(self) -> int:
-        """Number of batch requests without a slot."""
-        return self._assignment.num_batch_waiting
-
-    @property
-    def num_preempted(self) -> int:
-        """Total times that a batch request gave its slot up."""
-        return self._assignment.num_preempted
+    def stats(self) -> EngineStats:
+        """Statistics of requests, slots and the cache. Those of steps are left at 0."""
+        return EngineStats(
+            num_waiting=self.num_waiting,
+            num_running=self.num_running,
+            num_batch_running=self._assignment.num_batch_running,
+            num_batch_waiting=self.queue.num_batch,
+            preemptions=self._assignment.num_preempted,
+            waiting_tokens=self.queue.num_tokens,
+            slots=self.slots.size,
+            cache=CacheStats() if self.cache is None else self.cache.stats,
+        )
 
     @property
     def running(self) -> Mapping[str, int]:
@@ -147,7 +145,7 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to plan and nothing to report."""
-        is_waited_for = self.num_waiting or self.num_batch_waiting or self._assignment.probes
+        is_waited_for = self.num_waiting or self.queue.num_batch or self._assignment.probes
         return not (is_waited_for or self._running or self._failed)
 
     @property
@@ -158,7 +156,7 @@ class Scheduler:
         """
         if self.is_idle:
             return math.inf
-        all_held = self.num_waiting == self.queue.num_held and not self.num_batch_waiting
+        all_held = self.num_waiting == self.queue.num_held and not self.queue.num_batch
         if self._prefetcher is None or not all_held or self._running or self._failed or self._assignment.probes:
             return None
         return min(self._timeouts.next, self._prefetcher.timeout) if self._prefetcher.is_planned else None
@@ -174,18 +172,14 @@ class Scheduler:
           QueueFullError: The queue is full, and no slot is free for this request.
           ValueError: The id is in use.
         """
-        if request.id in self._running or request.id in self.queue or self._assignment.is_batch_waiting(request.id):
+        if request.id in self._running or request.id in self.queue:
             raise ValueError(f"request id {request.id!r} is in use")
         self._now = now
-        if request.is_batch:
-            self._assignment.add_batch(request)
-            self._timeouts.watch(request)
-            return
-        if self.num_waiting >= self._assignment.num_open:
+        if not request.is_batch and self.num_waiting >= self._assignment.num_open:
             self._failed += self._assignment.assign(now)
             self._assignment.check_room(request)
         self.queue.add(request)
-        if self._prefetcher is not None and self._assignment.parent_of(request) is None:
+        if self._prefetcher is not None and not request.is_batch and self._assignment.parent_of(request) is None:
             self._prefetcher.offer(request)
         self._timeouts.watch(request)
 
@@ -200,7 +194,7 @@ class Scheduler:
             return True
         if self._prefetcher is not None:
             self._prefetcher.take(request_id)
-        return self._assignment.remove_batch(request_id) or self.queue.remove(request_id)
+        return self.queue.remove(request_id)
 
     def victims(self, *, can_replay: bool) -> Sequence[RunningRequest]:
         """Returns the batch requests that should give their slots up before the next batch is planned.
@@ -268,8 +262,7 @@ class Scheduler:
         return self._histories.get(request_id) if running is None else running.history
 
     def _end_expired(self, now: float) -> list[RequestOutput]:
-        waiting = chain(self.queue, self._assignment.batch_waiting)
-        expired = self._timeouts.expired(now, waiting, (running.request for running in self._running.values()))
+        expired = self._timeouts.expired(now, self.queue, (running.request for running in self._running.values()))
         for request, _ in expired:
             self.abort(request.id)
         return [(request.id, error_output(error)) for request, error in expired]

@@ -4,7 +4,7 @@ A slot is a row of the state pool, named by its index.
 """
 
 import heapq
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from itertools import islice
@@ -17,7 +17,7 @@ from ..prefix_cache.cache import PrefixCache
 from ..prefix_cache.tree import PrefixKey
 from .plan import RequestOutput
 from .prefetcher import Fetch, Prefetcher
-from .running_request import PreemptedRequest, RunningRequest
+from .running_request import RunningRequest
 from .token_constraint import TokenConstraint
 from .waiting_queue import WaitingQueue
 
@@ -187,7 +187,7 @@ class SlotAssignment:
     """Assigns slots in the queue's order. A request keeps its slot until it ends, unless it is of a batch.
 
     Batch requests take slots that are free when no other request can start, whatever is reserved, and give them up when
-    one can. They are not part of any tenant's share, nor of the queue.
+    one can.
 
     A request that gets a slot restores the longest prefix of its prompt that is in memory: files were read while it
     waited.
@@ -227,34 +227,11 @@ class SlotAssignment:
         self.probes: deque[Request] = deque()
         self.num_batch_running = 0
         self.num_preempted = 0
-        self._batch: OrderedDict[str, Request | PreemptedRequest] = OrderedDict()
 
     @property
     def num_open(self) -> int:
         """Number of slots that any tenant may take: those that are free, or that batch requests have."""
         return self._reserve.num_open(self._pool.num_used - self.num_batch_running)
-
-    @property
-    def num_batch_waiting(self) -> int:
-        """Number of batch requests without a slot."""
-        return len(self._batch)
-
-    @property
-    def batch_waiting(self) -> Iterable[Request]:
-        """Batch requests without a slot."""
-        return (each if isinstance(each, Request) else each.request for each in self._batch.values())
-
-    def add_batch(self, request: Request) -> None:
-        """Adds a request of a batch behind all others."""
-        self._batch[request.id] = request
-
-    def remove_batch(self, request_id: str) -> bool:
-        """Removes a request of a batch; returns whether it was waiting."""
-        return self._batch.pop(request_id, None) is not None
-
-    def is_batch_waiting(self, request_id: str) -> bool:
-        """Returns whether a request of a batch waits for a slot."""
-        return request_id in self._batch
 
     def assign(self, now: float) -> list[RequestOutput]:
         """Gives slots to as many requests as possible.
@@ -266,17 +243,11 @@ class SlotAssignment:
             probe = self.probes.popleft()
             self.running[probe.id] = RunningRequest(probe, self._pool.claim(), now)
         failed = []
-        while self._pool.num_free and (request := self._queue.pop(self._blocked_tenants())) is not None:
-            error = self._start(request, now)
+        while self._pool.num_free and (waiting := self._queue.pop(self._blocked_tenants())) is not None:
+            request, last = (waiting, None) if isinstance(waiting, Request) else (waiting.request, waiting.last)
+            error = self._start(request, now, last)
             if error is not None:
                 failed.append((request.id, error_output(error)))
-        while self._pool.num_free and self._batch:
-            request_id, waiting = self._batch.popitem(last=False)
-            preempted = waiting if isinstance(waiting, PreemptedRequest) else None
-            request = waiting if isinstance(waiting, Request) else waiting.request
-            error = self._start(request, now, preempted)
-            if error is not None:
-                failed.append((request_id, error_output(error)))
         return failed
 
     def victims(self, *, can_replay: bool) -> list[RunningRequest]:
@@ -285,7 +256,7 @@ class SlotAssignment:
         Args:
           can_replay: Whether requests can go on that have generated a token.
         """
-        if not self.num_batch_running or not len(self._queue):
+        if not self.num_batch_running or not self._queue.num_requests:
             return []
         num_wanted = self._queue.num_ready(self._blocked_tenants()) - self._pool.num_free
         num_wanted = min(num_wanted, max(self.num_open - self._pool.num_free, 1), _MAX_PREEMPTIONS)
@@ -298,10 +269,8 @@ class SlotAssignment:
         Args:
           snapshot: State of its slot if it has generated a token; see `RunningRequest.preempted`.
         """
-        request_id = running.request.id
         self._free(running)
-        self._batch[request_id] = running.preempted(snapshot)
-        self._batch.move_to_end(request_id, last=False)
+        self._queue.put_back(running.preempted(snapshot))
         self.num_preempted += 1
 
     def _is_preemptible(self, running: RunningRequest, *, can_replay: bool) -> bool:
@@ -349,19 +318,19 @@ class SlotAssignment:
             return frozenset()
         return {each.request.tenant for each in self.running.values() if not each.request.is_batch}
 
-    def _start(self, request: Request, now: float, preempted: PreemptedRequest | None = None) -> RoostError | None:
+    def _start(self, request: Request, now: float, last: RunningRequest | None) -> RoostError | None:
         """Gives a request a slot. Returns the error that ends the request instead; no other request is affected.
 
         Args:
-          preempted: The same request, if it has had a slot before.
+          last: The request as it was when it lost its last slot, if it has had one.
         """
         slot = self._pool.claim()
         fetch = self._take_fetch(request.id)
         try:
             running = RunningRequest(request, slot, now, self.parent_of(request))
             self._restore(running, fetch)
-            if preempted is not None:
-                running.resume(preempted.last)
+            if last is not None:
+                running.resume(last)
             elif request.constraint is not None or request.params.bad_phrases is not None:
                 running.constraint = TokenConstraint(request, self._mask_words)
                 running.advance_constraint()

@@ -1,4 +1,4 @@
-"""Queue of requests without a slot: bounded, fair between tenants, ordered by priority within one."""
+"""Queue of requests without a slot: bounded, fair between tenants, ordered by priority within one; then batches."""
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
@@ -8,12 +8,16 @@ from typing import Final
 
 from ..core.errors import QueueFullError
 from ..core.request import Request
+from .running_request import PreemptedRequest
 
 OLDEST_EVERY: Final = 8
 """Number of a tenant's requests that get a slot, one of which is its oldest, so that none waits forever."""
 
 _EXPECTED_TOKENS: Final = 256
 """Maximum number of tokens that a request is expected to generate. Its tenant is charged for the real number later."""
+
+type Waiting = Request | PreemptedRequest
+"""A request without a slot; a batch request may have had one before."""
 
 
 class FairShares:
@@ -59,9 +63,13 @@ class WaitingQueue:
     `priority`, then the highest age. With several tenants, none may take more of the queue than it leaves free, so that
     there is room for another. A held request keeps its place, but is passed over until it is released.
 
+    Batch requests wait behind all others. They belong to no tenant's share, and the limits don't count them.
+
     Attributes:
-      num_tokens: Total prompt tokens of waiting requests.
-      num_held: Number of requests that are held.
+      num_requests: Number of requests that are of no batch.
+      num_tokens: Total prompt tokens of these requests.
+      num_held: Number of these requests that are held.
+      num_batch: Number of batch requests.
 
     Args:
       max_requests: Maximum number of requests.
@@ -76,21 +84,25 @@ class WaitingQueue:
         self._is_shared = tenants > 1
         self._tenants: dict[str, _TenantQueue] = {}
         self._requests: dict[str, Request] = {}
+        self._batch: OrderedDict[str, Waiting] = OrderedDict()
         self._num_added = 0
+        self.num_requests = 0
+        self.num_batch = 0
         self.num_tokens = 0
         self.num_held = 0
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return self.num_requests + self.num_batch
 
     def __contains__(self, request_id: object) -> bool:
-        return request_id in self._requests
+        return request_id in self._requests or request_id in self._batch
 
     def __iter__(self) -> Iterator[Request]:
-        return chain.from_iterable(self._tenants.values())
+        yield from chain.from_iterable(self._tenants.values())
+        yield from (_request_of(each) for each in self._batch.values())
 
     def get(self, request_id: str) -> Request | None:
-        """Returns a waiting request; None if no waiting request has this id."""
+        """Returns a waiting request that is of no batch; None if none has this id."""
         return self._requests.get(request_id)
 
     def hold(self, request_id: str) -> None:
@@ -112,7 +124,7 @@ class WaitingQueue:
         return request is not None and self._tenants[request.tenant].is_held(request)
 
     def num_ready(self, blocked: Collection[str] = ()) -> int:
-        """Returns the number of requests that `pop` could return one after the other.
+        """Returns the number of requests of no batch that `pop` could return one after the other.
 
         Args:
           blocked: Tenants whose requests may not start now.
@@ -137,7 +149,7 @@ class WaitingQueue:
           QueueFullError: The queue is full, or the request's tenant takes too much of it.
         """
         own, num_tokens = self._tenants.get(request.tenant) or _TenantQueue(), len(request.prompt_token_ids)
-        requests_left, tokens_left = self._max_requests - len(self), (self._max_tokens or 0) - self.num_tokens
+        requests_left, tokens_left = self._max_requests - self.num_requests, (self._max_tokens or 0) - self.num_tokens
         if requests_left <= 0:
             raise QueueFullError(f"the queue is full ({self._max_requests} requests wait); try again later")
         if self._max_tokens is not None and num_tokens > tokens_left:
@@ -150,19 +162,30 @@ class WaitingQueue:
 
     def add(self, request: Request) -> None:
         """Adds a request with a new id, whether or not there is room for it."""
+        if request.is_batch:
+            self._batch[request.id] = request
+            self.num_batch += 1
+            return
         if request.tenant not in self._tenants:
             self._tenants[request.tenant] = _TenantQueue()
             self._shares.enter(request.tenant)
         self._tenants[request.tenant].add(_Entry(request, self._num_added))
         self._requests[request.id] = request
         self._num_added += 1
+        self.num_requests += 1
         self.num_tokens += len(request.prompt_token_ids)
 
-    def pop(self, blocked: Collection[str] = ()) -> Request | None:
-        """Removes the next request, and charges its tenant for the expected cost.
+    def put_back(self, preempted: PreemptedRequest) -> None:
+        """Adds a batch request that has lost its slot, ahead of all other batch requests."""
+        self._batch[preempted.request.id] = preempted
+        self._batch.move_to_end(preempted.request.id, last=False)
+        self.num_batch += 1
+
+    def pop(self, blocked: Collection[str] = ()) -> Waiting | None:
+        """Removes the next request, and charges its tenant for the expected cost unless it is of a batch.
 
         Args:
-          blocked: Tenants whose requests may not start now.
+          blocked: Tenants whose requests may not start now, but for batch requests.
 
         Returns:
           The request, or None if every waiting request is held or may not start.
@@ -170,7 +193,7 @@ class WaitingQueue:
         ready = (tenant for tenant, queue in self._tenants.items() if queue.num_requests > queue.num_held)
         tenants = [tenant for tenant in ready if tenant not in blocked]
         if not tenants:
-            return None
+            return self._pop_batch()
         tenant = self._shares.first(tenants)
         request = self._tenants[tenant].pop()
         self._shares.charge(tenant, expected_tokens(request))
@@ -188,6 +211,9 @@ class WaitingQueue:
 
     def remove(self, request_id: str) -> bool:
         """Removes a request; returns whether it was waiting."""
+        if self._batch.pop(request_id, None) is not None:
+            self.num_batch -= 1
+            return True
         request = self._requests.get(request_id)
         if request is None:
             return False
@@ -196,11 +222,22 @@ class WaitingQueue:
         self._forget(request)
         return True
 
+    def _pop_batch(self) -> Waiting | None:
+        if not self._batch:
+            return None
+        self.num_batch -= 1
+        return self._batch.popitem(last=False)[1]
+
     def _forget(self, request: Request) -> None:
         del self._requests[request.id]
+        self.num_requests -= 1
         self.num_tokens -= len(request.prompt_token_ids)
         if not self._tenants[request.tenant].num_requests:
             del self._tenants[request.tenant]
+
+
+def _request_of(waiting: Waiting) -> Request:
+    return waiting if isinstance(waiting, Request) else waiting.request
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,13 +33,7 @@ from ..lifecycle.engine_config import engine_config
 from ..lifecycle.engine_loading import LoadProgress, exit_while_loading, is_loading, make_engine
 from ..lifecycle.http_server import HttpServer, Listeners, uvicorn_config
 from ..lifecycle.lifecycle import Lifecycle, Timeouts, serve_until_stopped
-from ..lifecycle.response_store import (
-    is_store_stuck,
-    make_checkpointer,
-    open_batches,
-    open_responses,
-    with_closed,
-)
+from ..lifecycle.response_store import close_stores, is_store_stuck, make_checkpointer, open_batches, open_responses
 from ..lifecycle.service import make_service
 from ..lifecycle.signals import Signals, exit_now
 from ..lifecycle.startup_message import greeting, summary
@@ -98,8 +92,8 @@ def serve(settings: Settings) -> int:
         evacuate=None if checkpointer is None else checkpointer.evacuate,
     )
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        serving = serve_until_stopped(lifecycle, server, listeners.sockets())
-        failure = runner.run(with_closed(serving, responses, batches))
+        close = partial(close_stores, responses, batches)
+        failure = runner.run(serve_until_stopped(lifecycle, server, listeners.sockets(), close))
         if is_loading(engine):
             exit_while_loading(progress, 0)
     telemetry.close()

@@ -1,6 +1,7 @@
 """Server lifecycle: loading, ready, draining, stopped."""
 
 import asyncio
+import contextlib
 import signal
 import socket
 import time
@@ -132,19 +133,28 @@ class Lifecycle:
 
 
 async def serve_until_stopped(
-    lifecycle: Lifecycle, server: uvicorn.Server, listeners: list[socket.socket]
+    lifecycle: Lifecycle,
+    server: uvicorn.Server,
+    listeners: list[socket.socket],
+    close: Callable[[], Awaitable[None]] | None = None,
 ) -> BaseException | None:
     """Accepts requests from before the engine is ready until its lifecycle ends.
+
+    Args:
+      close: Closes what requests have used, once all connections are closed.
 
     Returns:
       The engine's failure, if any.
     """
-    serving = asyncio.create_task(server.serve(sockets=listeners))
-    try:
-        return await lifecycle.run()
-    finally:
-        server.should_exit = True
-        await serving
+    async with contextlib.AsyncExitStack() as stack:
+        if close is not None:
+            stack.push_async_callback(close)
+        serving = asyncio.create_task(server.serve(sockets=listeners))
+        try:
+            return await lifecycle.run()
+        finally:
+            server.should_exit = True
+            await serving
 
 
 def _drain_message(num_requests: int, is_busy: bool, seconds: float) -> str:

@@ -1,8 +1,6 @@
 """Opens the store of responses that the settings name."""
 
-from collections.abc import Coroutine
 from functools import partial
-from typing import Any
 
 from ...engine import AsyncEngine
 from ..generation.batches import BatchStore
@@ -68,15 +66,12 @@ def open_batches(settings: Settings) -> BatchStore | None:
     return BatchStore(Database(dialect_of(address)), settings.store_days * _DAY_S)
 
 
-async def with_closed[T](work: Coroutine[Any, Any, T], responses: ResponseStore, batches: BatchStore | None) -> T:
-    """Returns the result of `work`, after which a database's running responses are left to other replicas."""
-    try:
-        return await work
-    finally:
-        if isinstance(responses, DurableResponses):
-            await responses.close()
-        if batches is not None:
-            batches.close()
+async def close_stores(responses: ResponseStore, batches: BatchStore | None) -> None:
+    """Closes connections to a database, and leaves its running responses to other replicas."""
+    if isinstance(responses, DurableResponses):
+        await responses.close()
+    if batches is not None:
+        batches.close()
 
 
 def is_store_stuck(responses: ResponseStore, batches: BatchStore | None) -> bool:

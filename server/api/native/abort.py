@@ -1,13 +1,22 @@
 """`POST /abort_request`: ends a request from outside."""
 
+from typing import Annotated
+
 from fastapi import APIRouter, Request
+from pydantic import Field
 
 from ..common.routes import AnyService, JsonRoute
-from ..common.schema_base import check_body
-from ..openai.schemas import AbortBody
+from ..common.schema_base import Fields, check_body
 from .response_schemas import AbortedRequests
 
 router = APIRouter(route_class=JsonRoute)
+
+
+class AbortBody(Fields):
+    """`POST /abort_request`."""
+
+    request_id: Annotated[str, Field(min_length=1)]
+    """Id of the response that is to end, or the request's `x-request-id`."""
 
 
 @router.post("/abort_request")

@@ -1,6 +1,7 @@
 """Prompts as the model sees them, without running it: for debugging, and for `/generate`."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -13,6 +14,7 @@ from ..common.json_response import made_json_response
 from ..common.openapi import success
 from ..common.routes import AnyService, JsonRoute
 from ..common.schema_base import check_body
+from ..openai.conversion import chat_conversation
 from ..openai.schemas import ChatBody, CompletionBody
 from .response_schemas import RenderedPrompt
 
@@ -24,7 +26,7 @@ router = APIRouter(route_class=JsonRoute)
 async def render_chat(body: ChatBody, request: Request, service: AnyService) -> Response:
     """Returns the prompt of a chat. The paths are vLLM's and llama.cpp's."""
     check_body(body, request)
-    prompt = await service.prompts.chat(await service.prepare(body.conversation))
+    prompt = await service.prompts.chat(await service.prepare(partial(chat_conversation, body)))
     prompt = service.prompts.truncated(prompt, body.truncate_prompt_tokens, body.truncation_side)
     return await _rendered_response(service, lambda: _rendered(service, prompt), [prompt])
 

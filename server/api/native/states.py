@@ -1,9 +1,10 @@
 """`/v1/states`: saves the state of a request under an id, to be continued, exported and imported."""
 
 from contextlib import AsyncExitStack
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Request, Response
+from pydantic import Field
 
 from ....engine import StateFileError
 from ...errors import bad_value
@@ -12,14 +13,23 @@ from ...generation.state_files import StateFileResponse
 from ...tenancy.tenant import tenant
 from ..common.paging import After, Limit, QueryOrder, page
 from ..common.routes import AnyService, JsonRoute, ReadyService
-from ..common.schema_base import check_body
+from ..common.schema_base import Body, Count, check_body
 from ..openai.response_schemas import DeletedObject
-from ..openai.schemas import StateBody
 from .response_schemas import StateList, StateObject
 
 IMPORT_PATH: Final = "/v1/states/import"
 
 router = APIRouter(route_class=JsonRoute)
+
+
+class StateBody(Body):
+    """`POST /v1/states`; `index` is the choice's."""
+
+    request_id: Annotated[str, Field(min_length=1)]
+    """Id of the response whose state is saved."""
+
+    index: Count = 0
+    """Index of the choice whose state is saved."""
 
 
 @router.post("/v1/states", response_model=StateObject)

@@ -12,11 +12,32 @@ from ...tenancy.memory import keep
 from ..common.json_response import json_response, made_json_response
 from ..common.openapi import success
 from ..common.routes import AnyService, JsonRoute
-from ..common.schema_base import check_body
-from ..openai.schemas import DetokenizeBody, TokenizeBody
+from ..common.schema_base import Body, TokenIds, check_body
+from ..openai.conversion import conversation_of
+from ..openai.schemas import Messages, TemplateFields
 from .response_schemas import DetokenizedPrompt, TokenizedPrompt, TokenizerInfo
 
 router = APIRouter(route_class=JsonRoute)
+
+
+class TokenizeBody(TemplateFields):
+    """`POST /tokenize`, with either `prompt` or `messages`."""
+
+    prompt: str | None = None
+    """Text to tokenize. A request has either this or `messages`."""
+
+    messages: Messages | None = None
+    """Messages of a chat, whose prompt is tokenized."""
+
+    add_special_tokens: bool = True
+    """Whether a BOS is put in front of `prompt`."""
+
+
+class DetokenizeBody(Body):
+    """`POST /detokenize`."""
+
+    tokens: TokenIds
+    """Token ids to turn into text."""
 
 
 @router.post("/tokenize", responses=success(TokenizedPrompt))
@@ -66,6 +87,7 @@ async def _encode(body: TokenizeBody, service: Service) -> Prompt:
     if (body.prompt is None) == (body.messages is None):
         raise bad_value("prompt", "send either prompt or messages")
     if body.messages is not None:
-        return await service.prompts.chat(await service.prepare(partial(body.conversation_of, body.messages)))
+        conversation = await service.prepare(partial(conversation_of, body, body.messages))
+        return await service.prompts.chat(conversation)
     assert body.prompt is not None
     return (await service.prompts.completions([body.prompt], add_bos=body.add_special_tokens))[0]

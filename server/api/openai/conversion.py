@@ -6,9 +6,10 @@ from typing import Any, Final
 
 from ....engine import SamplingParams
 from ...errors import bad_value
-from ...generation.conversation import Conversation
+from ...generation.conversation import Conversation, ConversationMessage
 from ...generation.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
 from ...generation.spec import GenerationSpec, PromptCopies
+from ...text.chat_template import Ending
 from ...text.grammar import (
     OBJECT_SCHEMA,
     GrammarError,
@@ -23,7 +24,16 @@ from ...text.tokenizer import TextUnavailableError
 from ..common.response_parts import ReportOptions
 from ..common.sampling_fields import sampling_params
 from .response_format_schemas import ResponseFormat, StructuredFields, StructuredOutputs
-from .schemas import MAX_BAD_WORD_CHARACTERS, ChatBody, CompletionBody, GenerateBody, GenerationBody
+from .schemas import (
+    MAX_BAD_WORD_CHARACTERS,
+    ChatBody,
+    ChatMessage,
+    CompletionBody,
+    GenerateBody,
+    GenerationBody,
+    TemplateFields,
+)
+from .tool_schemas import tool_options
 
 _DEFAULT_COMPLETION_TOKENS: Final = 16
 """Default of `max_tokens` in `/v1/completions` only; OpenAI's."""
@@ -159,13 +169,46 @@ def chat_conversion(body: ChatBody, model: ServedModel) -> tuple[GenerationSpec,
     Raises:
       ApiError: Fields contradict each other or do not fit the model.
     """
-    spec, conversation = spec_of(body, chat_params(body, model)), body.conversation()
+    spec, conversation = spec_of(body, chat_params(body, model)), chat_conversation(body)
     spec = replace(spec, copies=PromptCopies(int(body.return_token_ids), body.prompt_logprobs))
     if body.max_completion_tokens is not None:
         spec = replace(spec, limit_param="max_completion_tokens")
     if (tools := conversation.tools) is not None:
         spec = replace(spec, constraint=with_tools(spec.constraint, tools), may_call=bool(tools.introduced))
     return spec, conversation
+
+
+def chat_conversation(body: ChatBody) -> Conversation:
+    """Returns the conversation of a chat."""
+    return conversation_of(body, body.messages, parallel_calls=body.parallel_tool_calls)
+
+
+def conversation_of(
+    body: TemplateFields, messages: Sequence[ChatMessage], *, parallel_calls: bool = True
+) -> Conversation:
+    """Returns messages as a conversation, in the form that all APIs share.
+
+    Args:
+      body: Body with the fields that decide how messages become a prompt.
+      messages: Messages of the body.
+      parallel_calls: Whether a response may hold several calls.
+    """
+    default = not body.continue_final_message
+    add_header = default if body.add_generation_prompt is None else body.add_generation_prompt
+    ending = Ending(add_header, body.continue_final_message, body.chat_template_kwargs)
+    has_tools = body.tools or body.tool_choice != "auto"
+    tools = tool_options(body.tools, body.tool_choice, parallel=parallel_calls) if has_tools else None
+    return Conversation([_conversation_message(message) for message in messages], ending, tools)
+
+
+def _conversation_message(message: ChatMessage) -> ConversationMessage:
+    content = message.content
+    return ConversationMessage(
+        message.role,
+        tuple(part.text for part in content) if isinstance(content, list) else content,
+        tuple(call.as_call() for call in message.tool_calls or ()),
+        message.tool_call_id,
+    )
 
 
 def chat_params(body: ChatBody, model: ServedModel) -> list[SamplingParams]:

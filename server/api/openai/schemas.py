@@ -1,4 +1,4 @@
-"""Schemas of OpenAI's chat completions and completions, and of what Roost's own endpoints share with them.
+"""Schemas of OpenAI's chat completions and completions, and of the fields that other endpoints share with them.
 
 Null means the same as leaving a field out. Fields that no schema names are checked by `schema_base.check_body`.
 """
@@ -9,8 +9,6 @@ from typing import Annotated, Any, ClassVar, Final, Literal, cast
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from ....engine import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS
-from ...generation.conversation import Conversation, ConversationMessage
-from ...text.chat_template import Ending
 from ..common.field_rules import GENERATION_RULES, FieldRules
 from ..common.sampling_fields import NUMBERS, SamplingFields, with_numbers
 from ..common.schema_base import (
@@ -27,7 +25,7 @@ from ..common.schema_base import (
     union,
 )
 from .response_format_schemas import StructuredFields
-from .tool_schemas import MAX_TOOLS, Tool, ToolCall, ToolChoice, tool_options
+from .tool_schemas import MAX_TOOLS, Tool, ToolCall, ToolChoice
 
 MAX_STOP_STRINGS: Final = 64
 """Maximum number of stop strings; OpenAI allows 4."""
@@ -271,16 +269,6 @@ class ChatMessage(BaseModel):
     tool_call_id: str | None = None
     """Id of the call whose result the message is, for the role tool."""
 
-    def as_message(self) -> ConversationMessage:
-        """Returns the message in the form that all APIs share."""
-        content = self.content
-        return ConversationMessage(
-            self.role,
-            tuple(part.text for part in content) if isinstance(content, list) else content,
-            tuple(call.as_call() for call in self.tool_calls or ()),
-            self.tool_call_id,
-        )
-
 
 Messages = Annotated[Several[ChatMessage], Field(min_length=1)]
 
@@ -304,23 +292,6 @@ class TemplateFields(Body):
     tool_choice: ToolChoice = "auto"
     """Whether the model may or must call a function, or which one."""
 
-    @property
-    def ending(self) -> Ending:
-        """The prompt's ending: the header of an assistant's message, unless the request declines it."""
-        default = not self.continue_final_message
-        add_header = default if self.add_generation_prompt is None else self.add_generation_prompt
-        return Ending(add_header, self.continue_final_message, self.chat_template_kwargs)
-
-    def conversation_of(self, messages: Sequence[ChatMessage], *, parallel_calls: bool = True) -> Conversation:
-        """Returns messages as a conversation, in the form that all APIs share.
-
-        Args:
-          parallel_calls: Whether a response may hold several calls.
-        """
-        has_tools = self.tools or self.tool_choice != "auto"
-        tools = tool_options(self.tools, self.tool_choice, parallel=parallel_calls) if has_tools else None
-        return Conversation([message.as_message() for message in messages], self.ending, tools)
-
 
 class ChatBody(GenerationBody, TemplateFields):
     """`POST /v1/chat/completions`."""
@@ -342,44 +313,3 @@ class ChatBody(GenerationBody, TemplateFields):
 
     parallel_tool_calls: bool = True
     """Whether a response may hold several calls."""
-
-    def conversation(self) -> Conversation:
-        """Returns the messages, the prompt's ending and the tools."""
-        return self.conversation_of(self.messages, parallel_calls=self.parallel_tool_calls)
-
-
-class TokenizeBody(TemplateFields):
-    """`POST /tokenize`, with either `prompt` or `messages`."""
-
-    prompt: str | None = None
-    """Text to tokenize. A request has either this or `messages`."""
-
-    messages: Messages | None = None
-    """Messages of a chat, whose prompt is tokenized."""
-
-    add_special_tokens: bool = True
-    """Whether a BOS is put in front of `prompt`."""
-
-
-class StateBody(Body):
-    """`POST /v1/states`; `index` is the choice's."""
-
-    request_id: Annotated[str, Field(min_length=1)]
-    """Id of the response whose state is saved."""
-
-    index: Count = 0
-    """Index of the choice whose state is saved."""
-
-
-class AbortBody(Fields):
-    """`POST /abort_request`."""
-
-    request_id: Annotated[str, Field(min_length=1)]
-    """Id of the response that is to end, or the request's `x-request-id`."""
-
-
-class DetokenizeBody(Body):
-    """`POST /detokenize`."""
-
-    tokens: TokenIds
-    """Token ids to turn into text."""

@@ -9,8 +9,9 @@ from fake_server import VOCAB_SIZE, make_service, served_model
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.server.api.anthropic.schemas import MessagesBody
+from roost.server.api.native.tokenize import DetokenizeBody, TokenizeBody
 from roost.server.api.openai.responses_body import ResponseBody
-from roost.server.api.openai.schemas import ChatBody, CompletionBody, DetokenizeBody, GenerateBody, TokenizeBody
+from roost.server.api.openai.schemas import ChatBody, CompletionBody, GenerateBody
 from roost.server.app import create_app
 from roost.server.text.tokenizer import Tokenizer
 

@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine
+from roost.server.api.openai.conversion import chat_conversation
 from roost.server.api.openai.schemas import ChatBody, CompletionBody
 from roost.server.app import create_app
 from roost.server.generation.service import Service
@@ -217,7 +218,7 @@ def test_the_newer_name_of_the_limit_wins() -> None:
 def test_parts_of_text_are_joined_by_line_breaks() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]
     body = ChatBody.model_validate({"messages": [{"role": "user", "content": parts}]})
-    assert body.messages[0].as_message().content == ("a", "b")
+    assert chat_conversation(body).messages[0].content == ("a", "b")
 
 
 @pytest.mark.parametrize(
