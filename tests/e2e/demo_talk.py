@@ -1,5 +1,8 @@
 """Conversations with the demo model: a name, then two stories that are longer than its attention windows."""
 
+SLOTS, CHUNK = 4, 64
+"""Slots, and tokens per prefill step, of few programs, which two modules share."""
+
 STORIES = (
     "Once upon a time, a small boat lived by a big lake. Every day the boat wanted to see the other side. "
     "One day the wind was soft and the sun was warm, so the boat went out on the water. It saw a duck and a fish. "

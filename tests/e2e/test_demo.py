@@ -5,14 +5,21 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from demo_talk import NAMES, far, near, turns
+from demo_talk import CHUNK, NAMES, SLOTS, far, near, turns
 from server_process import serving
 
+FEW = ("--slots", str(SLOTS), "--prefill-chunk", str(CHUNK))
+"""Options for few program shapes: those of `test_demo_state`."""
 
-@pytest.fixture(scope="module")
-def demo() -> Iterator[httpx.Client]:
-    """Yields README's first command, and a client of it."""
-    with serving("demo", programs="demo") as server, httpx.Client(base_url=server.url, timeout=120) as client:
+
+@pytest.fixture(scope="module", params=[FEW, pytest.param((), marks=pytest.mark.robust)], ids=["few", "all"])
+def demo(request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
+    """Yields a client of the bundled model's server, with few programs, and with those of README's first command."""
+    programs = "demo" if request.param else ""
+    with (
+        serving("demo", *request.param, programs=programs) as server,
+        httpx.Client(base_url=server.url, timeout=120) as client,
+    ):
         yield client
 
 

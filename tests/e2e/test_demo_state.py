@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import pytest
-from demo_talk import far
+from cache_settings import restored
+from demo_talk import CHUNK, SLOTS, far
 from roost.engine import (
     EngineConfig,
     EngineCore,
@@ -21,9 +22,7 @@ from roost.engine.scheduling.scheduler import Scheduler
 from roost.server.text.chat_template import Message, load_chat_format
 from roost.server.text.tokenizer import Tokenizer
 from roost.server.text.tokenizer_loading import load_tokenizer
-
-CHUNK = 64
-"""Tokens after which the name has been prefilled."""
+from shared_programs import compiled_once, folder
 
 REACH = 2 * 127 + 4 * 3
 """Tokens that two attention layers of window 128 and four convolutions can relay a fact."""
@@ -42,7 +41,10 @@ def tokenizer(source: ModelSource) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def runner(source: ModelSource) -> Iterator[ModelRunner]:
-    runner = load_runner(source, EngineConfig(slots=1, prefill_chunk=CHUNK))
+    """Runs the demo model with the programs of the server in `test_demo`."""
+    config = EngineConfig(SLOTS, prefill_chunk=CHUNK, compile_cache=folder())
+    with compiled_once("demo"), restored():
+        runner = load_runner(source, config)
     yield runner
     runner.close()
 
@@ -58,8 +60,8 @@ def forget(runner: ModelRunner) -> None:
 
 
 def answer(runner: ModelRunner, tokenizer: Tokenizer, prompt: list[int], forget_after: int | None) -> str:
-    """Returns the greedy output when the state is zeroed after this many prompt tokens."""
-    core = EngineCore(Scheduler(1, 4, runner.limits), runner)
+    """Returns the greedy output when the state is zeroed after this many prompt tokens, which include the name."""
+    core = EngineCore(Scheduler(SLOTS, 4, runner.limits), runner)
     params = SamplingParams(max_tokens=20, temperature=0.0, end_token_ids=tokenizer.end_token_ids)
     core.add(Request("a", tuple(prompt), params))
     token_ids: list[int] = []
