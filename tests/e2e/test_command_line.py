@@ -4,7 +4,6 @@ import signal
 import subprocess
 from pathlib import Path
 
-import pytest
 from server_process import API_KEY, ServerProcess, start
 
 
@@ -83,13 +82,6 @@ def test_ctrl_c_while_loading_ends_a_chat(tiny_config: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_a_state_that_is_missing_is_named(tiny_config: Path) -> None:
-    process = start("generate", f"random:{tiny_config}", "hello", "--load-state", "nowhere")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert err == "roost: nowhere: no such file\n"
-
-
 def test_port_in_use_is_an_error(server: ServerProcess) -> None:
     process = start("serve", "--port", server.url.rsplit(":", 1)[1])
     _, err = process.communicate(timeout=60)
@@ -126,28 +118,3 @@ def test_plan_prints_what_fits_without_loading_anything() -> None:
     assert process.returncode == 0, err
     assert "576" in out
     assert "25.0 MiB" in out
-
-
-def test_a_plan_for_a_mesh() -> None:
-    process = start("plan", "random:9b", "--device", "v5e", "--mesh", "data=2,model=4")
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert "on 2 x 4 v5e, bfloat16" in out
-    assert "weights on each chip" in out
-    assert "3,328" in out
-
-
-@pytest.mark.parametrize("mesh", ["auto", "data=2,rows=4"])
-def test_mesh_of_a_plan_must_be_numbers(mesh: str) -> None:
-    process = start("plan", "random:9b", "--mesh", mesh)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert err == f"roost: mesh must be like \"data=2,model=4\", not '{mesh}'\n"
-
-
-def test_a_plan_for_an_unknown_device_names_those_that_are_known() -> None:
-    process = start("plan", "random:9b", "--device", "v99")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    known = "v4, v5e, v5p, v6e, a100, a100-40gb, h100, h200, l4, l40s, a6000, rtx4090 or cpu"
-    assert err == f"roost: device 'v99' is not known; give one of {known}\n"

@@ -188,6 +188,12 @@ def test_an_error_that_a_user_can_fix_is_one_line(arguments: list[str]) -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_a_state_that_is_missing_is_named() -> None:
+    result = runner.invoke(app, ["generate", "demo", "hello", "--load-state", "nowhere"])
+    assert result.exit_code == 1
+    assert result.stderr == "roost: nowhere: no such file\n"
+
+
 def test_convert_says_what_came_of_it(tmp_path: Path) -> None:
     result = runner.invoke(app, ["convert", "demo", str(tmp_path / "it"), "--quantize", "int8"])
     assert result.exit_code == 0

@@ -44,6 +44,13 @@ def test_the_advice_holds(model: str) -> None:
             assert "does not fit" not in out
 
 
+def test_a_plan_for_a_mesh() -> None:
+    out = printed("random:9b", "--device", "v5e", "--mesh", "data=2,model=4")
+    assert "on 2 x 4 v5e, bfloat16" in out
+    assert "weights on each chip" in out
+    assert "3,328" in out
+
+
 def test_limits_are_called_theoretical() -> None:
     out = printed("random:2b", "--device", "a100")
     assert "decode limit, 1 slot " in out
@@ -81,3 +88,17 @@ def test_an_unknown_value_is_one_line(arguments: tuple[str, ...], field: str) ->
     assert result.exit_code == 1
     assert result.stderr.startswith(f"roost: {field} ")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("mesh", ["auto", "data=2,rows=4"])
+def test_a_mesh_must_be_numbers(mesh: str) -> None:
+    result = runner.invoke(app, ["plan", "random:9b", "--mesh", mesh])
+    assert result.exit_code == 1
+    assert result.stderr == f"roost: mesh must be like \"data=2,model=4\", not '{mesh}'\n"
+
+
+def test_an_unknown_device_names_those_that_are_known() -> None:
+    result = runner.invoke(app, ["plan", "random:9b", "--device", "v99"])
+    assert result.exit_code == 1
+    known = "v4, v5e, v5p, v6e, a100, a100-40gb, h100, h200, l4, l40s, a6000, rtx4090 or cpu"
+    assert result.stderr == f"roost: device 'v99' is not known; give one of {known}\n"
