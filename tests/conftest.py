@@ -20,14 +20,22 @@ _PROGRAMS = shared_programs.open_folder()  # removed at the end
 collect_ignore = ["clients"]  # whose clients live in environments without Roost: `python3 dev.py test-clients`
 collect_ignore_glob = [] if importlib.util.find_spec("schemathesis") else ["*/test_compat_*.py"]
 
+gc.disable()  # until all tests are collected: imports make millions of objects, and no garbage
+
 hypothesis.settings.register_profile("roost", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("roost")
 
 
 def pytest_collection_finish() -> None:
-    """Keeps the garbage collector from what is there before the first test: millions of objects that stay."""
+    """Keeps the garbage collector from what is there before the first test, and lets it run less often than usual.
+
+    Those are millions of objects that stay. JAX makes many more each time it traces a program, and few of them are in
+    cycles.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
