@@ -285,25 +285,29 @@ def serve(python: Path, arguments: Sequence[str]) -> int:
     become(python, "roost.server", "serve", *arguments)
 
 
-IN_PARALLEL = ("--numprocesses", "2", "--dist", "loadfile", "--no-loadscope-reorder")
-"""How pytest runs the whole suite. A file's tests share what they start, so they stay in one process. Files keep their
-order, since those with the fewest tests take longest: the servers' come early, and no worker idles at the end."""
+WORKERS = ("--numprocesses", "2")
+BY_FILE = (*WORKERS, "--dist", "loadfile", "--no-loadscope-reorder")
+"""How pytest runs a suite on two cores. A file's tests share what they start, so they stay in one process. Files keep
+their order, since those with the fewest tests take longest: the servers' come early, and no worker idles at the end."""
+
+BY_TEST = (*WORKERS, "--dist", "worksteal")
+"""The same for tests that share nothing, some of which take a minute."""
 
 
 def test(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests that need no accelerator: all of them on two cores, or on one those that the arguments name."""
     os.chdir(ROOT)
-    become(python, "pytest", *(arguments or IN_PARALLEL))
+    become(python, "pytest", *(arguments or BY_FILE))
 
 
 def test_tpu(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests that compile for a real TPU."""
-    return test(python, ["-m", "tpu_compile", *arguments])
+    return test(python, ["-m", "tpu_compile", *(arguments or ("tests/tpu", *BY_TEST))])
 
 
 def test_gpu(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests that compile for NVIDIA GPUs."""
-    return test(python, ["-m", "gpu_compile", *arguments])
+    return test(python, ["-m", "gpu_compile", *(arguments or ("tests/gpu", *BY_TEST))])
 
 
 def test_compat(python: Path, arguments: Sequence[str]) -> int:
@@ -354,12 +358,12 @@ def test_robust(python: Path, arguments: Sequence[str]) -> int:
 
 def test_mesh(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests of models that are cut over devices and hosts; the devices are made of the CPU."""
-    return test(python, ["-m", "mesh", *arguments])
+    return test(python, ["-m", "mesh", *(arguments or BY_FILE)])
 
 
 def test_deploy(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests that need helm, validators of Kubernetes' objects, and Prometheus."""
-    return test(python, ["-m", "deploy", *arguments])
+    return test(python, ["-m", "deploy", *(arguments or ("tests/deploy", *BY_FILE))])
 
 
 def manifests(python: Path, _: Sequence[str]) -> int:

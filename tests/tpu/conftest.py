@@ -9,6 +9,7 @@ os.environ |= {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # each of pytest's workers compiles
 }
 
 from jax.sharding import SingleDeviceSharding
