@@ -133,7 +133,7 @@ def opened(address: str, *, clocked: bool = False) -> "Database":
 
     def prepare(transaction: "Transaction") -> None:
         schema.upgrade(transaction, dialect)
-        for table in ("events", "responses", "batch_claims", "batches", "file_lines", "files"):
+        for table in ("events", "responses", "batch_claims", "batches", "file_lines", "file_order", "files"):
             transaction.execute(f"DELETE FROM roost_{table}")
         transaction.execute("CREATE TABLE IF NOT EXISTS test_clock (now DOUBLE PRECISION)")
         transaction.execute("DELETE FROM test_clock")

@@ -56,7 +56,16 @@ class Snapshot:
     @property
     def is_finite(self) -> bool:
         """Whether no value is NaN or infinite."""
-        return all(map(is_finite, (*self.recurrent, *self.window, *([] if self.hidden is None else [self.hidden]))))
+        return all(map(is_finite, self._arrays))
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of its arrays, also of those that other snapshots share."""
+        return sum(array.nbytes for array in self._arrays)
+
+    @property
+    def _arrays(self) -> tuple[HostArray, ...]:
+        return *self.recurrent, *self.window, *([] if self.hidden is None else [self.hidden])
 
 
 @dataclass(frozen=True, slots=True)

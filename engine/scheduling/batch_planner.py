@@ -51,7 +51,7 @@ class BatchPlanner:
         candidates = [each for each in requests if each.needs_prefill and each not in awaited]
         candidates = [each for each in candidates if not each.request.is_batch] or candidates
         decoding = [each for each in requests if each.can_decode and each not in self._in_progress]
-        if (planned := self._plan_prefill(candidates, running, len(decoding))) is not None:
+        if (planned := self._plan_prefill(candidates, running, decoding)) is not None:
             self._budget.spend(planned[0], num_decoding=len(decoding))
             return planned
         beside_prefill = self._budget.renew() or bool(candidates or self._in_progress)
@@ -65,22 +65,28 @@ class BatchPlanner:
             self._end_slices()
 
     def _plan_prefill(
-        self, candidates: Sequence[RunningRequest], running: Mapping[str, RunningRequest], num_decoding: int
+        self,
+        candidates: Sequence[RunningRequest],
+        running: Mapping[str, RunningRequest],
+        decoding: Sequence[RunningRequest],
     ) -> tuple[PrefillBatch, Sequence[RunningRequest]] | None:
         """Plans the next slice of the batch in progress, or else a new batch, if the budget allows it.
 
         Args:
-          candidates: Requests that need prefill, oldest first.
+          candidates: Requests that need prefill, oldest first: lines of batches only if there are no others.
           running: All requests with a slot, by id.
-          num_decoding: Number of requests that decode.
+          decoding: Requests that decode.
         """
+        num_decoding, num_batch = len(decoding), sum(each.request.is_batch for each in decoding)
         if self._last_slice is not None:
             rows = self._in_progress
             batch = replace(self._last_slice, layer_slice=self._last_slice.layer_slice + 1)
-            if not self._budget.allows(batch, num_decoding, max(len(candidates), len(rows))):
+            num_waiting = max(_num_urgent(candidates), _num_urgent(rows))
+            if not self._budget.allows(batch, num_decoding, num_waiting, num_batch):
                 return None
         else:
-            most = self._budget.max_tokens(num_decoding, len(candidates)) if candidates else 0
+            num_waiting = _num_urgent(candidates)
+            most = self._budget.max_tokens(num_decoding, num_waiting, num_batch) if candidates else 0
             if not most:
                 return None
             batch = self._plan_chunks(self._order.next(candidates), running, most)
@@ -112,7 +118,8 @@ class BatchPlanner:
             restored = [each for each in ordered if not each.num_prompt_left][:MAX_PREFILL_ROWS]
             return RestoreBatch(tuple(each.take_chunk(0, requests) for each in restored))
         ordered = [each for each in ordered if each.num_prompt_left]
-        if self._limits.itl_target_s != 0 and any(_blocks_left(each) < _blocks_left(first) for each in ordered):
+        is_urgent = self._limits.itl_target_s != 0 and not first.request.is_batch
+        if is_urgent and any(_blocks_left(each) < _blocks_left(first) for each in ordered):
             most = PREFILL_BLOCK
         length = _chunk_length(first.num_prompt_left, most)
         rows = self._choose_rows(ordered, min(most // length, self._limits.prefill_rows))
@@ -213,6 +220,11 @@ class _PrefillOrder:
 def _blocks_left(running: RunningRequest) -> int:
     """Returns the number of blocks that are left of a prompt, which is the cost of its prefill."""
     return -(-running.num_prompt_left // PREFILL_BLOCK)
+
+
+def _num_urgent(requests: Sequence[RunningRequest]) -> int:
+    """Returns the number of requests for which tokens of others may wait longer: lines of batches count as one."""
+    return max(1, sum(not each.request.is_batch for each in requests))
 
 
 def _chunk_length(num_tokens: int, budget: int) -> int:

@@ -1,4 +1,4 @@
-"""Decides how much prefill runs between two decode steps, by the measured durations of steps."""
+"""Decides how much prefill, and how many lines of batches, run beside other requests, by the durations of steps."""
 
 import math
 from collections import Counter
@@ -58,36 +58,63 @@ class PrefillBudget:
         has_delayed, self._spent, self._has_delayed = self._has_delayed, 0.0, False
         return has_delayed
 
-    def allows(self, next_slice: PrefillBatch, num_decoding: int, num_waiting: int) -> bool:
-        """Returns whether the next slice of a batch in progress may run before the next decode step."""
+    def allows(self, next_slice: PrefillBatch, num_decoding: int, num_waiting: int, num_batch: int = 0) -> bool:
+        """Returns whether the next slice of a batch in progress may run before the next decode step.
+
+        Args:
+          num_decoding, num_waiting, num_batch: See `max_tokens`.
+        """
         if not self._spent or not num_decoding:
             return True
-        return (self._times.step(next_slice) or math.inf) <= self._left(num_decoding, num_waiting)
+        return (self._times.step(next_slice) or math.inf) <= self._left(num_decoding, num_waiting, num_batch)
 
-    def max_tokens(self, num_decoding: int, num_waiting: int) -> int:
+    def max_tokens(self, num_decoding: int, num_waiting: int, num_batch: int = 0) -> int:
         """Returns the maximum number of tokens of a new prefill batch now; 0 if a decode step comes first.
 
         Args:
           num_decoding: Number of requests that decode.
           num_waiting: Number of requests that need prefill; at least one.
+          num_batch: Number of decoding requests that are lines of batches, whose tokens nobody waits for.
         """
         if not num_decoding:
             return self._sizes[0]
-        left = self._left(num_decoding, num_waiting)
+        left = self._left(num_decoding, num_waiting, num_batch)
         if (fitting := next((size for size in self._sizes if self._seconds(size) <= left), 0)) or self._spent:
             return fitting
-        return self._sizes[0 if self._limits.itl_target_s == 0 else -1]
+        return self._sizes[0 if self._own_target_s(num_decoding, num_batch) == 0 else -1]
 
-    def _left(self, num_decoding: int, num_waiting: int) -> float:
-        seconds = prefill_seconds(self._limits.itl_target_s, self._times, num_decoding, num_waiting)
-        return seconds - self._spent
+    def max_rows(self, num_others: int, slots: int) -> int:
+        """Returns the number of rows that a decode step may have if lines of batches fill it up.
 
-    def _seconds(self, size: int) -> float:
+        A slice of a prompt has to fit beside it, so that the target is kept.
+
+        Args:
+          num_others: Number of requests with a slot that are no lines.
+          slots: Number of slots.
+        """
+        quiet = self._times.quiet(num_others) if num_others and self._limits.itl_target_s != 0 else None
+        if quiet is None:
+            return slots
+        room = _HEADROOM * _target_s(self._limits.itl_target_s, quiet) - self._seconds(PREFILL_BLOCK, unknown=0.0)
+        sizes = [rows for rows in (*self._limits.decode_rows, slots) if rows >= num_others]
+        fitting = (rows for rows in reversed(sizes) if (self._times.decode(rows) or 0.0) <= room)
+        return next(fitting, sizes[0])  # rows that are padding otherwise cost nothing
+
+    def _left(self, num_decoding: int, num_waiting: int, num_batch: int) -> float:
+        target_s = self._own_target_s(num_decoding, num_batch)
+        return prefill_seconds(target_s, self._times, num_decoding, num_waiting, num_batch) - self._spent
+
+    def _own_target_s(self, num_decoding: int, num_batch: int) -> float | None:
+        return self._limits.itl_target_s if num_batch < num_decoding else 0.0
+
+    def _seconds(self, size: int, unknown: float = math.inf) -> float:
         """Returns the seconds of the first step of a new batch."""
-        return self._times.prefill(size, self._limits.prefill_layer_slices) or math.inf
+        return self._times.prefill(size, self._limits.prefill_layer_slices) or unknown
 
 
-def prefill_seconds(target_s: float | None, times: "StepTimes", num_decoding: int, num_waiting: int) -> float:
+def prefill_seconds(
+    target_s: float | None, times: "StepTimes", num_decoding: int, num_waiting: int, num_batch: int = 0
+) -> float:
     """Returns the time for prefill between two decode steps; 0 or less if a decode step alone takes all of it.
 
     A target is a promise to requests that decode. A single prompt at a time keeps it. The target grows with the number
@@ -99,15 +126,29 @@ def prefill_seconds(target_s: float | None, times: "StepTimes", num_decoding: in
       times: Durations of steps.
       num_decoding: Number of requests that decode; at least one.
       num_waiting: Number of requests that need prefill; at least one.
+      num_batch: Number of decoding requests that are lines of batches. The promise is none to them, and they must not
+        make it weaker; so it needs other requests that decode, or a target of 0.
     """
-    step, quiet = times.decode(num_decoding), times.quiet(num_decoding)
-    if step is None or quiet is None:
+    step = times.decode(num_decoding)
+    if step is None:
         return 0.0
     if target_s == 0:
         return _THROUGHPUT_STEPS * step
-    target = _DEFAULT_TARGET * quiet if target_s is None else target_s
-    patience = max(1.0, _PATIENCE * (num_waiting - 1) / num_decoding, num_waiting - _FEW_PROMPTS)
+    quiet = times.quiet(num_decoding - num_batch)
+    assert quiet is not None
+    target, num_streams = _target_s(target_s, quiet), num_decoding - num_batch
+    patience = max(1.0, _PATIENCE * (num_waiting - 1) / num_streams, num_waiting - _FEW_PROMPTS)
     return _HEADROOM * target * patience - step
+
+
+def _target_s(target_s: float | None, quiet: float) -> float:
+    """Returns the target for the time between two tokens, in seconds.
+
+    Args:
+      target_s: The target that was set; None stands for the default.
+      quiet: Seconds of a decode step with nothing beside.
+    """
+    return _DEFAULT_TARGET * quiet if target_s is None else target_s
 
 
 def _sizes(chunk: int) -> tuple[int, ...]:

@@ -224,6 +224,12 @@ class PreemptedRequest:
     request: Request
     last: RunningRequest
 
+    @property
+    def num_bytes(self) -> int:
+        """Host memory that its state takes."""
+        replay = self.request.replay
+        return 0 if replay is None or replay.snapshot is None else replay.snapshot.num_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class TokenHistory:

@@ -93,6 +93,8 @@ class Scheduler:
         self.cache = cache
         self.queue = WaitingQueue(max_queue, max_queue_tokens, tenants)
         self._prefetcher = Prefetcher(self.queue, cache) if cache is not None and cache.max_fetches else None
+        self._times = StepTimes(limits)
+        budget = PrefillBudget(limits, self._times)
         self._assignment = SlotAssignment(
             self.slots,
             SlotReserve(slots, reserved_slots),
@@ -100,11 +102,11 @@ class Scheduler:
             cache,
             self._prefetcher,
             limits.mask_words,
+            lambda num_others: budget.max_rows(num_others, slots),
         )
         self._running = self._assignment.running
         self._timeouts = Timeouts()
-        self._times = StepTimes(limits)
-        self._planner = BatchPlanner(limits, self.slots, PrefillBudget(limits, self._times))
+        self._planner = BatchPlanner(limits, self.slots, budget)
         self._histories = TokenHistories()
         self._now = 0.0
         self._failed: list[RequestOutput] = []  # found by `add`, reported by the next plan
@@ -210,7 +212,9 @@ class Scheduler:
         Args:
           snapshot: State of the slot if the request has generated a token.
         """
-        self._assignment.preempt(running, snapshot)
+        error = self._assignment.preempt(running, snapshot)
+        if error is not None:
+            self._failed.append((running.request.id, error_output(error)))
         self._planner.drop_unless_wanted(self._running.values())
 
     def commit_fetch(self, fetch: Fetch, found: Snapshot | None) -> None:

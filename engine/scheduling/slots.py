@@ -5,7 +5,7 @@ A slot is a row of the state pool, named by its index.
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import suppress
 from itertools import islice
 from typing import Final
@@ -19,7 +19,7 @@ from .plan import RequestOutput
 from .prefetcher import Fetch, Prefetcher
 from .running_request import RunningRequest
 from .token_constraint import TokenConstraint
-from .waiting_queue import WaitingQueue
+from .waiting_queue import Waiting, WaitingQueue
 
 _WEIGHT: Final = 0.1
 """Weight of the latest service time in the moving average: about the last twenty requests count."""
@@ -33,6 +33,11 @@ _LONGEST_S: Final = 60.0
 
 _MAX_PREEMPTIONS: Final = 4
 """Maximum number of slots that batch requests give up in one step, since the states are copied to the host."""
+
+_NO_MEMORY: Final = (
+    "a request with precedence got the slot of this line of a batch, whose state has no room in host memory; "
+    "give --state-cache-gib more memory"
+)
 
 _NOT_STARTED: Final = "the engine could not start the request; others are not affected"
 
@@ -187,7 +192,7 @@ class SlotAssignment:
     """Assigns slots in the queue's order. A request keeps its slot until it ends, unless it is of a batch.
 
     Batch requests take slots that are free when no other request can start, whatever is reserved, and give them up when
-    one can.
+    one can, or when a step with all of them takes the others too long.
 
     A request that gets a slot restores the longest prefix of its prompt that is in memory: files were read while it
     waited.
@@ -205,6 +210,8 @@ class SlotAssignment:
       cache: The prefix cache; None restores only snapshots that come with a request.
       prefetcher: Searches on disk for waiting requests, if the cache has a tier on disk.
       mask_words: Number of words of a token mask.
+      max_rows: Returns the number of requests that may run if some are of batches, by the number of the others; None
+        sets no limit.
     """
 
     def __init__(
@@ -215,6 +222,7 @@ class SlotAssignment:
         cache: PrefixCache | None,
         prefetcher: Prefetcher | None,
         mask_words: int,
+        max_rows: Callable[[int], int] | None = None,
     ) -> None:
         self.running: dict[str, RunningRequest] = {}
         self._pool = pool
@@ -223,8 +231,11 @@ class SlotAssignment:
         self._prefetcher = prefetcher
         self._cache = cache
         self._mask_words = mask_words
+        self._max_rows = max_rows or (lambda num_others: pool.size)
+        self._max_bytes = 0 if cache is None else cache.stats.budget  # of preempted states: as much again as the cache
         self._retry_after = RetryAfterEstimator(pool.size)
         self.probes: deque[Request] = deque()
+        self._probe_ids: set[str] = set()
         self.num_batch_running = 0
         self.num_preempted = 0
 
@@ -242,36 +253,55 @@ class SlotAssignment:
         while self.probes and self._pool.num_free:
             probe = self.probes.popleft()
             self.running[probe.id] = RunningRequest(probe, self._pool.claim(), now)
+            self._probe_ids.add(probe.id)
         failed = []
-        while self._pool.num_free and (waiting := self._queue.pop(self._blocked_tenants())) is not None:
+        while self._pool.num_free and (waiting := self._pop()) is not None:
             request, last = (waiting, None) if isinstance(waiting, Request) else (waiting.request, waiting.last)
             error = self._start(request, now, last)
             if error is not None:
                 failed.append((request.id, error_output(error)))
         return failed
 
+    def _pop(self) -> Waiting | None:
+        return self._queue.pop(self._blocked_tenants(), takes_batch=self._num_lines_over() < 0)
+
     def victims(self, *, can_replay: bool) -> list[RunningRequest]:
-        """Returns the batch requests that should give their slots up to requests that can start; the newest first.
+        """Returns the batch requests that should give their slots up, the newest first.
+
+        Others can start, or are delayed too much by a step with so many rows.
 
         Args:
           can_replay: Whether requests can go on that have generated a token.
         """
-        if not self.num_batch_running or not self._queue.num_requests:
+        if not self.num_batch_running:
             return []
         num_wanted = self._queue.num_ready(self._blocked_tenants()) - self._pool.num_free
-        num_wanted = min(num_wanted, max(self.num_open - self._pool.num_free, 1), _MAX_PREEMPTIONS)
+        num_wanted = min(num_wanted, max(self.num_open - self._pool.num_free, 1))
+        num_wanted = min(max(num_wanted, self._num_lines_over()), _MAX_PREEMPTIONS)
         found = (each for each in reversed(self.running.values()) if self._is_preemptible(each, can_replay=can_replay))
         return list(islice(found, max(num_wanted, 0)))
 
-    def preempt(self, running: RunningRequest, snapshot: Snapshot | None) -> None:
+    def preempt(self, running: RunningRequest, snapshot: Snapshot | None) -> RoostError | None:
         """Takes the slot of a batch request, which waits for another one ahead of all other batch requests.
 
         Args:
           snapshot: State of its slot if it has generated a token; see `RunningRequest.preempted`.
+
+        Returns:
+          The error that ends the request instead if its state has no room in memory; None if it waits.
         """
         self._free(running)
-        self._queue.put_back(running.preempted(snapshot))
         self.num_preempted += 1
+        preempted = running.preempted(snapshot)
+        if preempted.num_bytes and preempted.num_bytes + self._queue.num_preempted_bytes > self._max_bytes:
+            return QueueFullError(_NO_MEMORY)
+        self._queue.put_back(preempted)
+        return None
+
+    def _num_lines_over(self) -> int:
+        """Returns by how many the batch requests with a slot are too many beside the others; negative: too few."""
+        num_others = len(self.running) - self.num_batch_running - len(self._probe_ids & self.running.keys())
+        return num_others + self.num_batch_running - self._max_rows(num_others)
 
     def _is_preemptible(self, running: RunningRequest, *, can_replay: bool) -> bool:
         is_free_to_go = running.request.is_batch and not self._pool.is_pinned(running.slot)

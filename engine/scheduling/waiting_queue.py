@@ -123,6 +123,11 @@ class WaitingQueue:
         request = self._requests.get(request_id)
         return request is not None and self._tenants[request.tenant].is_held(request)
 
+    @property
+    def num_preempted_bytes(self) -> int:
+        """Host memory of the states of batch requests that have lost their slots."""
+        return sum(each.num_bytes for each in self._batch.values() if isinstance(each, PreemptedRequest))
+
     def num_ready(self, blocked: Collection[str] = ()) -> int:
         """Returns the number of requests of no batch that `pop` could return one after the other.
 
@@ -181,11 +186,12 @@ class WaitingQueue:
         self._batch.move_to_end(preempted.request.id, last=False)
         self.num_batch += 1
 
-    def pop(self, blocked: Collection[str] = ()) -> Waiting | None:
+    def pop(self, blocked: Collection[str] = (), *, takes_batch: bool = True) -> Waiting | None:
         """Removes the next request, and charges its tenant for the expected cost unless it is of a batch.
 
         Args:
           blocked: Tenants whose requests may not start now, but for batch requests.
+          takes_batch: Whether a batch request may start now.
 
         Returns:
           The request, or None if every waiting request is held or may not start.
@@ -193,7 +199,7 @@ class WaitingQueue:
         ready = (tenant for tenant, queue in self._tenants.items() if queue.num_requests > queue.num_held)
         tenants = [tenant for tenant in ready if tenant not in blocked]
         if not tenants:
-            return self._pop_batch()
+            return self._pop_batch() if takes_batch else None
         tenant = self._shares.first(tenants)
         request = self._tenants[tenant].pop()
         self._shares.charge(tenant, expected_tokens(request))

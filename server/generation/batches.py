@@ -84,22 +84,32 @@ class BatchStore:
         add = partial(file_table.add_lines, tenant=tenant.get(), file_id=file_id, first=first, lines=lines)
         await self._commits.write(add, _REPLY_S)
 
-    async def finish_file(self, file_id: str, url: str) -> FileRecord:
+    async def put_order(self, file_id: str, segment: int, offsets: Sequence[int]) -> None:
+        """Stores the order in which the lines of a segment of a file run; see `file_table.put_order`."""
+        put = partial(file_table.put_order, tenant=tenant.get(), file_id=file_id, segment=segment, offsets=offsets)
+        await self._commits.write(put, _REPLY_S)
+
+    async def finish_file(self, file_id: str, num_lines: int, num_bytes: int, url: str) -> FileRecord:
         """Makes a file whole, and returns it.
 
         Args:
+          num_lines: Number of its lines.
+          num_bytes: Size of all its lines.
           url: Endpoint of all its lines; empty if they name several.
         """
-        finish = partial(file_table.finish, tenant=tenant.get(), file_id=file_id, url=url)
-        record = await self._commits.write(finish, _REPLY_S)
+        owner = tenant.get()
+        record = await self._commits.write(
+            lambda each: file_table.finish(each, owner, file_id, num_lines, num_bytes, url), _REPLY_S
+        )
         if record is None:
             raise _no_file(file_id)
         return record
 
     async def drop_file(self, file_id: str) -> None:
-        """Deletes a file, if there is one."""
+        """Deletes an upload that has failed; the next `look` of a replica deletes what is left of a large one."""
         owner = tenant.get()
-        await self._commits.write(lambda each: file_table.delete(each, owner, file_id), _REPLY_S)
+        await self._commits.write(lambda each: file_table.hide(each, owner, file_id), _REPLY_S)
+        await self._commits.write(lambda each: file_table.remove(each, owner, file_id), _REPLY_S)
 
     async def delete_file(self, file_id: str) -> None:
         """Deletes a file.
@@ -109,9 +119,8 @@ class BatchStore:
         """
         owner = tenant.get()
         await self.file(file_id)
-        if await self._database.run(lambda each: batch_table.is_input(each, owner, file_id), timeout_s=_REPLY_S):
+        if not await self._commits.write(lambda each: batch_table.hide_file(each, owner, file_id), _REPLY_S):
             raise bad_value(None, f"{file_id} is the input of a batch in progress: cancel the batch first")
-        await self.drop_file(file_id)
 
     async def file(self, file_id: str, param: str | None = None) -> FileRecord:
         """Returns a file.
@@ -147,6 +156,9 @@ class BatchStore:
           model: Identity of the model.
           window: The client's `completion_window`, which is `window_s` seconds.
           metadata: JSON of the client's metadata.
+
+        Raises:
+          ApiError: The file was deleted meanwhile.
         """
         name = uuid4().hex
         batch = BatchRecord(
@@ -165,7 +177,10 @@ class BatchStore:
             ended=None,
             num_lines=source.num_lines,
         )
-        return await self._commits.write(partial(batch_table.insert, batch=batch, window_s=window_s), _REPLY_S)
+        stored = await self._commits.write(partial(batch_table.insert, batch=batch, window_s=window_s), _REPLY_S)
+        if stored is None:
+            raise _no_file(source.id, "input_file_id")
+        return stored
 
     async def batch(self, batch_id: str) -> BatchRecord:
         """Returns a batch.
@@ -193,15 +208,14 @@ class BatchStore:
         cancel = partial(batch_table.cancel, tenant=tenant.get(), batch_id=batch_id)
         return _found(batch_id, await self._commits.write(cancel, _REPLY_S))
 
-    async def claim(self, model: str, limit: int, *, expired_only: bool = False) -> Sequence[LineClaim]:
+    async def claim(self, model: str | None, limit: int) -> Sequence[LineClaim]:
         """Claims lines of any tenant for this replica.
 
         Args:
-          model: Identity of the served model.
+          model: Identity of the served model; None claims lines of batches that have expired, whatever their model.
           limit: Maximum number of lines.
-          expired_only: Whether to claim only lines of batches that have expired, which need no slot.
         """
-        claim = partial(batch_table.claim, owner=self._replica, model=model, limit=limit, expired_only=expired_only)
+        claim = partial(batch_table.claim, owner=self._replica, model=model, limit=limit)
         return await self._commits.write(claim, _REPLY_S)
 
     async def renew(self) -> Sequence[LineLease]:
@@ -222,10 +236,15 @@ class BatchStore:
         return True
 
     async def look(self) -> None:
-        """Deletes what is too old, and counts for metrics."""
-        await self._commits.write(lambda each: batch_table.expire(each, self._retention_s), _REPLY_S)
-        await self._commits.write(lambda each: file_table.expire(each, self._retention_s), _REPLY_S)
+        """Counts for metrics, and deletes what is too old and files that were deleted by clients."""
         self.totals = await self._database.run(batch_table.totals)
+        await self._commits.write(lambda each: batch_table.expire(each, self._retention_s), _REPLY_S)
+        for owner, file_id in await self._commits.write(
+            lambda each: file_table.expired(each, self._retention_s), _REPLY_S
+        ):
+            remove = partial(file_table.remove, tenant=owner, file_id=file_id)
+            while await self._commits.write(remove, _REPLY_S):
+                pass
 
 
 def _found(batch_id: str, batch: BatchRecord | None) -> BatchRecord:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -24,6 +24,9 @@ _RENEW_S: Final = 2.0
 
 _CLEAN_S: Final = 30.0
 """Seconds between two deletions of what is too old."""
+
+_MAX_EXPIRED: Final = 200
+"""Maximum number of lines of expired batches that end at a time."""
 
 _MAX_CLAIMS: Final = 5
 """Number of replicas that claim a line without ending it, after which it fails: it may be what ends them."""
@@ -51,43 +54,41 @@ class BatchWorker:
         self._batches = batches
         self._open: dict[LineLease, asyncio.Task[None]] = {}
         self._ended = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._renewed_at = self._cleaned_at = 0.0
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._renewed_at = 0.0
 
     def start(self) -> None:
         """Begins, once the engine is ready."""
-        self._task = asyncio.create_task(self._run())
+        self._tasks = asyncio.create_task(self._run()), asyncio.create_task(self._clean())
 
     async def _run(self) -> None:
         while True:
-            try:
-                await self.look()
-            except StoreUnavailableError as error:
-                _logger.debug("%s", error)
-            except Exception:
-                _logger.exception("lines of batches were not claimed")
             self._ended.clear()
+            await _survive(self.look())
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PAUSE_S):
                     await self._ended.wait()
 
+    async def _clean(self) -> None:
+        while True:
+            await _survive(self._batches.look())
+            await asyncio.sleep(_CLEAN_S)
+
     async def look(self) -> None:
-        """Extends leases, ends lines that were cancelled or lost, and begins new ones."""
+        """Extends leases, ends lines that were cancelled, lost or have expired, and begins new ones."""
         if self._service.open_requests.is_draining or not self._service.engine.is_ready:
             await self._give_back(self._open)
             return
         now = time.monotonic()
         is_due = now - self._renewed_at >= _RENEW_S
         if is_due:
-            self._renewed_at = now
             await self._renew()
-        if now - self._cleaned_at >= _CLEAN_S:
-            self._cleaned_at = now
-            await self._batches.look()
-        limit = self._num_wanted()
-        if limit > 0 or is_due:
-            identity = self._service.model.identity
-            for claim in await self._batches.claim(identity, max(limit, 1), expired_only=limit <= 0):
+            if await self._end_expired() < _MAX_EXPIRED:
+                self._renewed_at = now
+            else:
+                self._ended.set()  # so that the next look comes at once
+        if (limit := self._num_wanted()) > 0:
+            for claim in await self._batches.claim(self._service.model.identity, limit):
                 self._begin(claim)
 
     def _num_wanted(self) -> int:
@@ -102,6 +103,12 @@ class BatchWorker:
             self._open[lease].cancel()
         if unknown := renewed - self._open.keys():  # a claim whose commit was slower than its timeout
             await self._batches.release(unknown)
+
+    async def _end_expired(self) -> int:
+        """Ends lines of expired batches, also of models that no replica serves, and returns their number."""
+        claims = await self._batches.claim(None, _MAX_EXPIRED)
+        await asyncio.gather(*(self._end(claim) for claim in claims))
+        return len(claims)
 
     async def _give_back(self, leases: Iterable[LineLease]) -> None:
         """Stops lines and leaves them to other replicas."""
@@ -143,7 +150,10 @@ class BatchWorker:
         except LineError as error:  # of a file that another version has checked
             return LineResult(error_line(id, error.custom_id, "invalid_line", str(error)), is_failed=True)
         if claim.is_expired:
-            message = "the batch expired before this line ran"
+            is_served = claim.model == self._service.model.identity
+            message = "the batch expired before " + (
+                "this line ran" if is_served else "a server with its model ran this line"
+            )
             return LineResult(error_line(id, line.custom_id, "batch_expired", message), is_failed=True)
         if claim.num_claims > _MAX_CLAIMS:
             message = f"{claim.num_claims - 1} replicas began this line and did not end it"
@@ -154,3 +164,13 @@ class BatchWorker:
         request_id = response.headers.get("x-request-id", "")
         written = response_line(id, line.custom_id, response.status, request_id, response.body)
         return LineResult(written, is_failed=response.status != 200)
+
+
+async def _survive(work: Awaitable[None]) -> None:
+    """Awaits work that is repeated anyway, and logs its failures."""
+    try:
+        await work
+    except StoreUnavailableError as error:
+        _logger.debug("%s", error)
+    except Exception:
+        _logger.exception("lines of batches were not claimed, or old ones not deleted")

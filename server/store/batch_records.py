@@ -93,12 +93,14 @@ class LineClaim:
 
     Attributes:
       data: The line of the input.
+      model: Identity of its batch's model.
       num_claims: Number of replicas that have claimed it, this one included.
       is_expired: Whether its batch has passed its completion window, so that it is not run any more.
     """
 
     lease: LineLease
     data: bytes
+    model: str
     num_claims: int
     is_expired: bool
 

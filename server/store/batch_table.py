@@ -1,9 +1,10 @@
 """All statements on batches and on claims to their lines, as functions of a transaction.
 
-A batch counts the lines that were ever claimed: they are those up to `next_line`, and only claimed lines that have not
-ended have rows of their own. `claim` gives a replica the next lines, and lines whose leases have ended, under the next
-fencing number. `end` checks the number, removes the claim and stores the output line in one transaction, so that each
-line of the input has one line of output. The end of a batch's last line makes its files whole.
+Lines have places in the order in which they run. Those before the place `next_line` were claimed, and only claimed
+lines that have not ended have rows of their own. `claim` gives a replica the next lines, and lines whose leases have
+ended, under the next fencing number. `end` checks the number, removes the claim and stores the output line in one
+transaction, so that each line of the input has one line of output. The end of a batch's last line makes its files
+whole.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,12 +28,17 @@ _BATCH: Final = (
 _HELD: Final = "tenant = ? AND batch = ? AND number = ? AND fence = ?"
 
 
-def insert(transaction: Transaction, batch: BatchRecord, window_s: float) -> BatchRecord:
+def insert(transaction: Transaction, batch: BatchRecord, window_s: float) -> BatchRecord | None:
     """Stores a new batch, whose lines may be claimed from now on, and returns it with its times.
 
     Args:
       window_s: Seconds until it expires.
+
+    Returns:
+      The batch; None if its input was deleted.
     """
+    if not _locked_file(transaction, batch.tenant, batch.input_file):
+        return None
     transaction.execute(
         f"""
         INSERT INTO roost_batches ({_BATCH}, next_line, claimed)
@@ -52,9 +58,7 @@ def insert(transaction: Transaction, batch: BatchRecord, window_s: float) -> Bat
         window_s,
         batch.num_lines,
     )
-    stored = find(transaction, batch.tenant, batch.id)
-    assert stored is not None
-    return stored
+    return find(transaction, batch.tenant, batch.id)
 
 
 def find(transaction: Transaction, tenant: str, batch_id: str) -> BatchRecord | None:
@@ -69,10 +73,21 @@ def every(transaction: Transaction, tenant: str) -> list[BatchRecord]:
     return [_record(row) for row in transaction.rows(query, tenant)]
 
 
-def is_input(transaction: Transaction, tenant: str, file_id: str) -> bool:
-    """Returns whether a batch in progress reads a file."""
+def hide_file(transaction: Transaction, tenant: str, file_id: str) -> bool:
+    """Hides a file unless a batch in progress reads it; returns whether it is hidden."""
     query = "SELECT 1 FROM roost_batches WHERE tenant = ? AND input_file = ? AND status = ?"
-    return bool(transaction.rows(query, tenant, file_id, BatchStatus.IN_PROGRESS.value))
+    if _locked_file(transaction, tenant, file_id) and transaction.rows(
+        query, tenant, file_id, BatchStatus.IN_PROGRESS.value
+    ):
+        return False
+    file_table.hide(transaction, tenant, file_id)
+    return True
+
+
+def _locked_file(transaction: Transaction, tenant: str, file_id: str) -> bool:
+    """Locks a whole file, so that it is not deleted while a batch of it is created; returns whether there is one."""
+    query = "SELECT 1 FROM roost_files WHERE tenant = ? AND id = ? AND is_whole = 1 {lock}"
+    return bool(transaction.rows(query, tenant, file_id))
 
 
 def cancel(transaction: Transaction, tenant: str, batch_id: str) -> BatchRecord | None:
@@ -84,31 +99,34 @@ def cancel(transaction: Transaction, tenant: str, batch_id: str) -> BatchRecord 
     return find(transaction, tenant, batch_id)
 
 
-def claim(
-    transaction: Transaction, owner: str, model: str, limit: int, *, expired_only: bool = False
-) -> list[LineClaim]:
+def claim(transaction: Transaction, owner: str, model: str | None, limit: int) -> list[LineClaim]:
     """Makes a replica the owner of lines: of those whose leases have ended, then of the next lines of batches.
 
     Batches take turns. Rows that another replica has locked are left to it.
 
     Args:
       owner: Name of the replica.
-      model: Identity of the model that it serves.
+      model: Identity of the model that it serves; None claims lines of all batches that have expired, whatever their
+        model, since they do not run any more.
       limit: Maximum number of lines.
-      expired_only: Whether to claim only new lines of batches that have expired.
     """
-    leases = [] if expired_only else _lost_leases(transaction, owner, model, limit)
-    leases += _new_leases(transaction, owner, model, limit - len(leases), expired_only=expired_only)
+    leases = _lost_leases(transaction, owner, model, limit)
+    leases += _new_leases(transaction, owner, model, limit - len(leases))
     return [claimed for lease in leases if (claimed := _claimed(transaction, lease)) is not None]
 
 
-def _lost_leases(transaction: Transaction, owner: str, model: str, limit: int) -> list[LineLease]:
+def _lost_leases(transaction: Transaction, owner: str, model: str | None, limit: int) -> list[LineLease]:
+    is_expired = """
+        EXISTS (SELECT 1 FROM roost_batches WHERE roost_batches.tenant = roost_batch_claims.tenant
+            AND id = roost_batch_claims.batch AND expires < {now})
+    """
     rows = transaction.rows(
-        """
-        SELECT tenant, batch, number, fence FROM roost_batch_claims WHERE model = ? AND lease_until < {now}
-        ORDER BY lease_until LIMIT ? {skip_locked}
+        f"""
+        SELECT tenant, batch, number, fence FROM roost_batch_claims
+        WHERE lease_until < {{now}} AND {is_expired if model is None else "model = ?"}
+        ORDER BY lease_until LIMIT ? {{skip_locked}}
         """,
-        model,
+        *([] if model is None else [model]),
         limit,
     )
     for row in rows:
@@ -124,29 +142,29 @@ def _lost_leases(transaction: Transaction, owner: str, model: str, limit: int) -
     return [LineLease(tenant, batch, number, fence + 1) for tenant, batch, number, fence in rows]
 
 
-def _new_leases(transaction: Transaction, owner: str, model: str, limit: int, *, expired_only: bool) -> list[LineLease]:
+def _new_leases(transaction: Transaction, owner: str, model: str | None, limit: int) -> list[LineLease]:
     rows = transaction.rows(
         f"""
-        SELECT tenant, id, next_line, num_lines FROM roost_batches
-        WHERE status = 'in_progress' AND model = ? AND next_line <= num_lines
-            {"AND expires < {now}" if expired_only else ""}
-        ORDER BY claimed LIMIT ? {{skip_locked}}
+        SELECT tenant, id, model, input_file, next_line, num_lines FROM roost_batches
+        WHERE status = 'in_progress' AND next_line <= num_lines
+            AND {"expires < {now}" if model is None else "model = ?"}
+        ORDER BY claimed, created, tenant, id LIMIT ? {{skip_locked}}
         """,
-        model,
+        *([] if model is None else [model]),
         min(limit, _MAX_BATCHES),
     )
     leases: list[LineLease] = []
-    for place, (tenant, batch, first, last) in enumerate(rows):
-        share = -(-(limit - len(leases)) // (len(rows) - place))
+    for turn, (tenant, batch, batch_model, input_file, first, last) in enumerate(rows):
+        share = -(-(limit - len(leases)) // (len(rows) - turn))
         end = min(first + share, last + 1)
         transaction.execute(
             "UPDATE roost_batches SET next_line = ?, claimed = {now} + ? WHERE tenant = ? AND id = ?",
             end,
-            1e-6 * (end - first),  # among batches claimed from at once, the one that got most comes last
+            1e-6 * (turn or len(rows)),  # the first of them, which got the most, is the last of them next time
             tenant,
             batch,
         )
-        for number in range(first, end):
+        for number in file_table.numbers_at(transaction, tenant, input_file, first, end):
             transaction.execute(
                 f"""
                 INSERT INTO roost_batch_claims (tenant, batch, number, model, owner, fence, num_claims, lease_until)
@@ -155,7 +173,7 @@ def _new_leases(transaction: Transaction, owner: str, model: str, limit: int, *,
                 tenant,
                 batch,
                 number,
-                model,
+                batch_model,
                 owner,
             )
             leases.append(LineLease(tenant, batch, number, 1))
@@ -165,7 +183,7 @@ def _new_leases(transaction: Transaction, owner: str, model: str, limit: int, *,
 def _claimed(transaction: Transaction, lease: LineLease) -> LineClaim | None:
     rows = transaction.rows(
         """
-        SELECT line, num_claims, expires < {now} FROM roost_batch_claims
+        SELECT line, roost_batches.model, num_claims, expires < {now} FROM roost_batch_claims
         JOIN roost_batches ON roost_batches.tenant = roost_batch_claims.tenant AND id = batch
         JOIN roost_file_lines ON roost_file_lines.tenant = roost_batch_claims.tenant AND file = input_file
             AND roost_file_lines.number = roost_batch_claims.number
@@ -177,8 +195,8 @@ def _claimed(transaction: Transaction, lease: LineLease) -> LineClaim | None:
     )
     if not rows:
         return None
-    line, num_claims, is_expired = rows[0]
-    return LineClaim(lease, bytes(line), num_claims, bool(is_expired))
+    line, model, num_claims, is_expired = rows[0]
+    return LineClaim(lease, bytes(line), model, num_claims, bool(is_expired))
 
 
 def renew(transaction: Transaction, owner: str) -> list[LineLease]:
@@ -208,9 +226,12 @@ def end(transaction: Transaction, lease: LineLease, result: LineResult) -> None:
     deleted = transaction.execute(f"DELETE FROM roost_batch_claims WHERE {_HELD}", *_values(lease))
     if not deleted.rowcount:
         raise FencedError(f"line {lease.number} of {lease.batch} was claimed by another replica, or cancelled")
-    column = "num_failed" if result.is_failed else "num_completed"
+    lines, size = ("num_failed", "error_bytes") if result.is_failed else ("num_completed", "output_bytes")
     transaction.execute(
-        f"UPDATE roost_batches SET {column} = {column} + 1 WHERE tenant = ? AND id = ?", lease.tenant, lease.batch
+        f"UPDATE roost_batches SET {lines} = {lines} + 1, {size} = {size} + ? WHERE tenant = ? AND id = ?",
+        len(result.line),
+        lease.tenant,
+        lease.batch,
     )
     batch = find(transaction, lease.tenant, lease.batch)
     assert batch is not None
@@ -229,15 +250,12 @@ def _close(transaction: Transaction, tenant: str, batch_id: str, status: BatchSt
     transaction.execute(
         "UPDATE roost_batches SET status = ?, ended = {now} WHERE tenant = ? AND id = ?", status.value, tenant, batch_id
     )
-    batch = find(transaction, tenant, batch_id)
-    assert batch is not None
-    for count, file_id, kind in (
-        (batch.num_completed, batch.output_file, "output"),
-        (batch.num_failed, batch.error_file, "error"),
-    ):
-        if count:
+    for kind, count in (("output", "num_completed"), ("error", "num_failed")):
+        query = f"SELECT {kind}_file, {count}, {kind}_bytes FROM roost_batches WHERE tenant = ? AND id = ?"
+        ((file_id, num_lines, num_bytes),) = transaction.rows(query, tenant, batch_id)
+        if num_lines:
             file_table.begin(transaction, tenant, file_id, "batch_output", f"{batch_id}_{kind}.jsonl")
-            file_table.finish(transaction, tenant, file_id)
+            file_table.finish(transaction, tenant, file_id, num_lines, num_bytes)
 
 
 def expire(transaction: Transaction, max_age_s: float) -> None:

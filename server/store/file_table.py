@@ -1,10 +1,18 @@
-"""All statements on stored files, as functions of a transaction. A file is a sequence of numbered lines."""
+"""All statements on stored files, as functions of a transaction. A file is a sequence of numbered lines.
 
+The lines of an input run in an order of their own, which is stored by segments: for each place of a segment, the line's
+offset from the segment's first line, in two bytes.
+"""
+
+import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
 from .batch_records import FileRecord
 from .database import Transaction
+
+SEGMENT_LINES: Final = 2**16
+"""Number of lines of a segment. Lines run in the segments' order."""
 
 _FILE: Final = "tenant, id, created, purpose, name, num_bytes, num_lines, url"
 
@@ -13,6 +21,9 @@ _ABANDONED_S: Final = 3600.0
 
 _MAX_BYTES: Final = 2**20
 """Maximum bytes of lines that are read at a time, but for the first line."""
+
+_MAX_DELETED: Final = 2000
+"""Maximum number of lines that one transaction deletes."""
 
 
 def begin(transaction: Transaction, tenant: str, file_id: str, purpose: str, name: str) -> None:
@@ -55,15 +66,63 @@ def put_line(transaction: Transaction, tenant: str, file_id: str, number: int, l
     )
 
 
-def finish(transaction: Transaction, tenant: str, file_id: str, url: str = "") -> FileRecord | None:
-    """Makes a file whole and returns it; None if it was deleted meanwhile."""
-    ((num_lines, num_bytes),) = transaction.rows(
-        "SELECT count(*), coalesce(sum(length(line)), 0) FROM roost_file_lines WHERE tenant = ? AND file = ?",
+def put_order(transaction: Transaction, tenant: str, file_id: str, segment: int, offsets: Sequence[int]) -> None:
+    """Stores the order in which the lines of a segment run. Without it they run in the file's order.
+
+    Args:
+      segment: Index of the segment.
+      offsets: For each place, the index of the line that runs there, from the segment's first line.
+    """
+    transaction.execute(
+        """
+        INSERT INTO roost_file_order (tenant, file, segment, offsets) VALUES (?, ?, ?, ?)
+        ON CONFLICT (tenant, file, segment) DO NOTHING
+        """,
         tenant,
         file_id,
+        segment,
+        struct.pack(f"<{len(offsets)}H", *offsets),
     )
+
+
+def numbers_at(transaction: Transaction, tenant: str, file_id: str, first: int, end: int) -> list[int]:
+    """Returns the numbers of the lines that run at some places.
+
+    Args:
+      first: First place, from 1.
+      end: Place after the last one.
+    """
+    numbers: list[int] = []
+    while first < end:
+        segment, start = divmod(first - 1, SEGMENT_LINES)
+        count = min(end - first, SEGMENT_LINES - start)
+        rows = transaction.rows(
+            "SELECT substr(offsets, ?, ?) FROM roost_file_order WHERE tenant = ? AND file = ? AND segment = ?",
+            2 * start + 1,
+            2 * count,
+            tenant,
+            file_id,
+            segment,
+        )
+        offsets = struct.unpack(f"<{count}H", rows[0][0]) if rows else range(start, start + count)
+        numbers += [segment * SEGMENT_LINES + 1 + offset for offset in offsets]
+        first += count
+    return numbers
+
+
+def finish(
+    transaction: Transaction, tenant: str, file_id: str, num_lines: int, num_bytes: int, url: str = ""
+) -> FileRecord | None:
+    """Makes a file whole and returns it; None if it was deleted meanwhile.
+
+    Args:
+      num_lines: Number of its lines.
+      num_bytes: Size of all its lines. Adding it up here would take longer than a transaction may.
+      url: Endpoint of all lines of an input.
+    """
     transaction.execute(
-        "UPDATE roost_files SET is_whole = 1, num_lines = ?, num_bytes = ?, url = ? WHERE tenant = ? AND id = ?",
+        "UPDATE roost_files SET is_whole = 1, num_lines = ?, num_bytes = ?, url = ? "
+        "WHERE tenant = ? AND id = ? AND created > 0",  # unless it was hidden meanwhile
         num_lines,
         num_bytes,
         url,
@@ -120,14 +179,33 @@ def lines(transaction: Transaction, tenant: str, file_id: str, after: int, limit
     return [(int(number), bytes(line)) for number, line in rows]
 
 
-def delete(transaction: Transaction, tenant: str, file_id: str) -> None:
-    """Deletes a file and its lines, if there is one."""
-    transaction.execute("DELETE FROM roost_file_lines WHERE tenant = ? AND file = ?", tenant, file_id)
+def hide(transaction: Transaction, tenant: str, file_id: str) -> None:
+    """Lets a file not be found any more. `remove` deletes it; `expired` names it if that was interrupted."""
+    transaction.execute("UPDATE roost_files SET is_whole = 0, created = 0 WHERE tenant = ? AND id = ?", tenant, file_id)
+
+
+def remove(transaction: Transaction, tenant: str, file_id: str, limit: int = _MAX_DELETED) -> bool:
+    """Deletes the next lines of a hidden file, then the file; returns whether some are left."""
+    deleted = transaction.execute(
+        """
+        DELETE FROM roost_file_lines WHERE tenant = ? AND file = ? AND number IN (
+            SELECT number FROM roost_file_lines WHERE tenant = ? AND file = ? ORDER BY number LIMIT ?)
+        """,
+        tenant,
+        file_id,
+        tenant,
+        file_id,
+        limit,
+    )
+    if deleted.rowcount == limit:
+        return True
+    transaction.execute("DELETE FROM roost_file_order WHERE tenant = ? AND file = ?", tenant, file_id)
     transaction.execute("DELETE FROM roost_files WHERE tenant = ? AND id = ?", tenant, file_id)
+    return False
 
 
-def expire(transaction: Transaction, max_age_s: float, limit: int = 8) -> int:
-    """Deletes the oldest files and uploads that were given up, and returns their number.
+def expired(transaction: Transaction, max_age_s: float, limit: int = 8) -> list[tuple[str, str]]:
+    """Hides the oldest files and uploads that were given up; returns tenants and ids of hidden files.
 
     Args:
       max_age_s: Age from which on files are deleted, unless a batch in progress reads them.
@@ -146,8 +224,8 @@ def expire(transaction: Transaction, max_age_s: float, limit: int = 8) -> int:
         limit,
     )
     for tenant, file_id in rows:
-        delete(transaction, tenant, file_id)
-    return len(rows)
+        hide(transaction, tenant, file_id)
+    return [(tenant, file_id) for tenant, file_id in rows]
 
 
 def _record(row: Sequence[Any]) -> FileRecord:

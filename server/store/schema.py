@@ -148,7 +148,32 @@ _BATCHES: Final = Upgrade(
     oldest=1,
 )
 
-UPGRADES: Final[Sequence[Upgrade]] = (_FIRST, _EXACT, _BATCHES)
+_RUN_ORDER: Final = Upgrade(
+    (
+        """
+        CREATE TABLE roost_file_order (
+            tenant TEXT NOT NULL,
+            file TEXT NOT NULL,
+            segment BIGINT NOT NULL,
+            offsets {bytes} NOT NULL,
+            PRIMARY KEY (tenant, file, segment)
+        )
+        """,
+        "ALTER TABLE roost_batches ADD COLUMN output_bytes BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE roost_batches ADD COLUMN error_bytes BIGINT NOT NULL DEFAULT 0",
+        *(
+            f"""
+            UPDATE roost_batches SET {kind}_bytes = (
+                SELECT coalesce(sum(length(line)), 0) FROM roost_file_lines
+                WHERE roost_file_lines.tenant = roost_batches.tenant AND file = {kind}_file)
+            """
+            for kind in ("output", "error")
+        ),
+    ),
+    oldest=4,  # older code takes lines by their numbers, and would run some twice and others never
+)
+
+UPGRADES: Final[Sequence[Upgrade]] = (_FIRST, _EXACT, _BATCHES, _RUN_ORDER)
 """All upgrades; the n-th one leads to version n."""
 
 

@@ -5,14 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
+from roost.engine.core.errors import QueueFullError
 from roost.engine.prefix_cache.request_checkpoint import CheckpointFormat
 from roost.engine.scheduling.scheduler import Scheduler
 
 SLOTS = 4
 
 
-def make_core(runner: ModelRunner) -> EngineCore:
-    scheduler = Scheduler(SLOTS, 100, runner.limits, cache=PrefixCache(runner.window, 10**9))
+def make_core(runner: ModelRunner, budget: int = 10**9) -> EngineCore:
+    scheduler = Scheduler(SLOTS, 100, runner.limits, cache=PrefixCache(runner.window, budget))
     return EngineCore(scheduler, runner, checkpoint_format=CheckpointFormat("test", runner.state_format.snapshot))
 
 
@@ -33,7 +34,7 @@ def run(core: EngineCore, tokens: dict[str, list[int]], steps: int = 2000) -> No
 
 def test_a_preempted_request_has_the_tokens_of_an_undisturbed_one(runner: ModelRunner) -> None:
     """Others come again and again, so that each line loses its slot several times, in prefill too."""
-    lines = [request(f"line {number}", 20 + 60 * number, 25, is_batch=True, seed=number or None) for number in range(6)]
+    lines = [request(f"line {number}", 20 + 60 * number, 60, is_batch=True, seed=number or None) for number in range(6)]
     alone: dict[str, list[int]] = {}
     for line in lines:
         core = make_core(runner)
@@ -70,3 +71,25 @@ def test_other_requests_get_slots_before_batch_requests(runner: ModelRunner) -> 
     tokens: dict[str, list[int]] = {}
     run(core, tokens)
     assert core.is_idle
+
+
+def test_states_of_preempted_requests_have_a_bound(runner: ModelRunner) -> None:
+    """It is the size of the prefix cache. A line whose state has no room ends with an error that says so."""
+    size = runner.snapshot(0, 20).num_bytes
+    core, errors, tokens = make_core(runner, budget=2 * size), dict[str, str](), dict[str, list[int]]()
+    for number in range(SLOTS):
+        core.add(request(f"line {number}", 9, 50, is_batch=True))
+    run(core, tokens, steps=8)
+    for number in range(SLOTS):
+        core.add(request(f"other {number}", 9, 5))
+    while not core.is_idle:
+        for name, output in core.step():
+            tokens.setdefault(name, []).extend(output.token_ids)
+            if output.error is not None:
+                assert isinstance(output.error, QueueFullError)
+                errors[name] = str(output.error)
+    assert core.stats.preemptions == SLOTS
+    assert len(errors) == SLOTS - 2
+    assert all("give --state-cache-gib more memory" in error for error in errors.values())
+    assert [len(tokens[f"other {number}"]) for number in range(SLOTS)] == [5] * SLOTS
+    assert [len(tokens[name]) for name in tokens if name.startswith("line") and name not in errors] == [50, 50]

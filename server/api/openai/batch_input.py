@@ -1,4 +1,4 @@
-"""Checks the lines of an uploaded batch file while they arrive."""
+"""Checks and orders the lines of an uploaded batch file while they arrive."""
 
 from array import array
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import numpy as np
 
 from ...errors import ApiError, bad_value
 from .batch_lines import MAX_LINE_BYTES, LineError, parse_line
+from .batch_order import SegmentOrder
 
 
 class LineSplitter:
@@ -42,36 +43,45 @@ class LineSplitter:
 
 
 class InputCheck:
-    """Checks that every line is a request, and that each `custom_id` occurs once.
+    """Checks that every line is a request, and that each `custom_id` occurs once; decides in which order they run.
 
     Attributes:
       num_lines: Number of lines so far.
+      num_bytes: Size of these lines.
       urls: Endpoints that they name.
     """
 
     def __init__(self) -> None:
         self.num_lines = 0
+        self.num_bytes = 0
         self.urls: set[str] = set()
         self._hashes = array("Q")
+        self._order = SegmentOrder()
 
-    def add(self, lines: Sequence[bytes]) -> None:
-        """Checks the next lines.
+    def add(self, lines: Sequence[bytes]) -> list[Sequence[int]]:
+        """Checks the next lines, and returns the orders of the segments that they complete; see `SegmentOrder`.
 
         Raises:
           ApiError: A line is not a request.
         """
+        segments = []
         for raw in lines:
             self.num_lines += 1
+            self.num_bytes += len(raw)
             try:
-                line, _ = parse_line(raw, self.num_lines)
+                line, facts = parse_line(raw, self.num_lines)
             except LineError as error:
                 raise self._error(self.num_lines, str(error)) from None
             self.urls.add(line.url)
             digest = blake2b(line.custom_id.encode(), digest_size=8).digest()
             self._hashes.append(int.from_bytes(digest))
+            self._order.add(facts)
+            if self._order.is_full:
+                segments.append(self._order.take())
+        return segments
 
-    def finish(self) -> str:
-        """Returns the endpoint of all lines; empty if they name several.
+    def finish(self) -> tuple[str, Sequence[int]]:
+        """Returns the endpoint of all lines, empty if they name several, and the order of the last segment.
 
         Raises:
           ApiError: There is no line, or a `custom_id` occurs twice.
@@ -84,7 +94,7 @@ class InputCheck:
         if len(equal):
             first, second = order[equal[0]] + 1, order[equal[0] + 1] + 1
             raise self._error(int(second), f"custom_id is that of line {first}; each must occur once")
-        return next(iter(self.urls)) if len(self.urls) == 1 else ""
+        return next(iter(self.urls)) if len(self.urls) == 1 else "", self._order.take()
 
     @staticmethod
     def _error(number: int, message: str) -> ApiError:

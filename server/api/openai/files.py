@@ -13,6 +13,7 @@ from ...generation.service import Service
 from ...middleware.request_body import refuse_encoding
 from ...store import StoreUnavailableError
 from ...store.batch_records import FileRecord
+from ...store.file_table import SEGMENT_LINES
 from ..common.multipart import UploadReader
 from ..common.paging import After, QueryOrder, page
 from ..common.routes import AnyService, JsonRoute
@@ -127,7 +128,7 @@ async def _receive(request: Request, service: Service, batches: BatchStore) -> F
         file_id = file_id or await batches.begin_file(reader.filename or "file")
         await _add(service, batches, file_id, check, lines)
         _check_purpose(reader.fields.get("purpose"))
-        return await batches.finish_file(file_id, check.finish())
+        return await _finish(service, batches, file_id, check)
     except BaseException:
         if file_id:
             with suppress(StoreUnavailableError):
@@ -142,8 +143,17 @@ def _check_purpose(purpose: str | None) -> None:
 
 async def _add(service: Service, batches: BatchStore, file_id: str, check: InputCheck, lines: list[bytes]) -> None:
     first = check.num_lines + 1
-    await service.workers.run(lambda: check.add(lines))
+    segments = await service.workers.run(lambda: check.add(lines))
     await batches.add_lines(file_id, first, lines)
+    for index, offsets in enumerate(segments, (first - 1) // SEGMENT_LINES):
+        await batches.put_order(file_id, index, offsets)
+
+
+async def _finish(service: Service, batches: BatchStore, file_id: str, check: InputCheck) -> FileRecord:
+    url, offsets = await service.workers.run(check.finish)
+    if offsets:
+        await batches.put_order(file_id, check.num_lines // SEGMENT_LINES, offsets)
+    return await batches.finish_file(file_id, check.num_lines, check.num_bytes, url)
 
 
 def _described(record: FileRecord) -> dict[str, Any]:

@@ -5,18 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
 import numpy as np
 
 from ...api.openai.batch_lines import MAX_LINE_BYTES, BatchLine, LineError, line_id, parse_line
+from ...api.openai.batch_order import Column, group_hash, run_order
 from ...terminal.failure import CommandError
 
 _MAX_SHOWN: Final = 5
 """Maximum number of duplicates that an error names."""
-
-type Column = np.ndarray[Any, np.dtype[Any]]
-"""A value for each line of the input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,21 +121,6 @@ class InputFile:
         raise CommandError(f"{self.path}: a custom_id must occur once: {', '.join(shown)}{more}")
 
 
-def run_order(groups: Column, num_tokens: Column) -> Column:
-    """Returns the places of all lines in the order in which they should run.
-
-    Lines of a group are neighbours, so that the prefix cache serves their common prefix. Groups keep the order of the
-    file. Within a group, long and short lines alternate, so that slots do not become free all at once.
-    """
-    _, first, members = np.unique(groups, return_index=True, return_inverse=True)
-    starts = first[members]
-    by_length = np.lexsort((-num_tokens.astype(np.int64), starts))
-    _, begin, sizes = np.unique(starts[by_length], return_index=True, return_counts=True)
-    begin, sizes = np.repeat(begin, sizes), np.repeat(sizes, sizes)
-    turn = np.arange(len(by_length)) - begin
-    return by_length[begin + np.where(turn % 2 == 0, turn // 2, sizes - 1 - turn // 2)]
-
-
 def id_hash(custom_id: str | None, number_id: str) -> int:
     """Returns the hash by which a line is known in the input and in the output.
 
@@ -145,11 +128,8 @@ def id_hash(custom_id: str | None, number_id: str) -> int:
       custom_id: The line's `custom_id`, if it has a valid one.
       number_id: Id from `line_id`, which stands for it otherwise.
     """
-    return _hash((f"\0{number_id}" if custom_id is None else custom_id).encode("utf-8", "surrogatepass"))
-
-
-def _hash(data: bytes) -> int:
-    return int.from_bytes(blake2b(data, digest_size=8).digest())
+    known_by = (f"\0{number_id}" if custom_id is None else custom_id).encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(known_by, digest_size=8).digest())
 
 
 def _index(file: BinaryIO) -> InputIndex:
@@ -170,7 +150,7 @@ def _facts(raw: bytes, number: int) -> tuple[int, int, int]:
         line, facts = parse_line(raw, number)
     except LineError as error:
         return id_hash(error.custom_id, line_id(number)), 0, 0
-    return id_hash(line.custom_id, line_id(number)), _hash(facts.prefix), facts.num_tokens
+    return id_hash(line.custom_id, line_id(number)), group_hash(facts), facts.num_tokens
 
 
 def _skip_rest(file: BinaryIO, raw: bytes) -> int:

@@ -39,9 +39,10 @@ class Simulation:
     arrivals: dict[str, list[float]] = field(default_factory=dict)
     _in_flight: Batch | None = None
 
-    def add(self, name: str, prompt: int, new: int) -> None:
+    def add(self, name: str, prompt: int, new: int, *, is_batch: bool = False) -> None:
         self.arrivals[name] = []
-        self.scheduler.add(Request(name, (1,) * prompt, SamplingParams(max_tokens=new)), self.now)
+        request = Request(name, (1,) * prompt, SamplingParams(max_tokens=new), is_batch=is_batch)
+        self.scheduler.add(request, self.now)
 
     def step(self) -> bool:
         """Returns whether there was something to do."""

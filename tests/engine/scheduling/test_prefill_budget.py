@@ -51,6 +51,33 @@ def test_time_between_decode_steps(target_s: float | None, decoding: int, waitin
     assert prefill_seconds(target_s, measured(), decoding, waiting) == pytest.approx(seconds)
 
 
+def test_lines_of_batches_do_not_weaken_the_target() -> None:
+    """It is that of the other requests alone, though all rows are in the step."""
+    assert prefill_seconds(None, measured(), 16, 1, num_batch=8) == pytest.approx(0.85 * 2.9 * 0.008 - 0.014)
+    assert prefill_seconds(0.1, measured(), 16, 3, num_batch=12) == pytest.approx(0.85 * 0.1 * 4 - 0.014)
+    budget = PrefillBudget(replace(LIMITS, itl_target_s=0.001), measured())
+    assert budget.max_tokens(8, 1, num_batch=7) == 64
+    assert budget.max_tokens(8, 1, num_batch=8) == 512  # nobody waits for tokens
+
+
+@pytest.mark.parametrize(
+    ("target_s", "others", "rows"),
+    [
+        (None, 0, 32),
+        (None, 3, 8),
+        (None, 4, 8),
+        (None, 6, 16),
+        (None, 9, 32),
+        (0.001, 6, 8),
+        (0.04, 1, 32),
+        (0.0, 4, 32),
+    ],
+)
+def test_lines_take_rows_for_which_a_step_keeps_the_target(target_s: float | None, others: int, rows: int) -> None:
+    """A slice of a prompt fits beside it. Rows that are computed anyway cost nothing."""
+    assert PrefillBudget(replace(LIMITS, itl_target_s=target_s), measured()).max_rows(others, 32) == rows
+
+
 def test_no_time_is_known_before_a_decode_step() -> None:
     times = StepTimes(LIMITS)
     times.record(prefill(512), 0.2)
@@ -102,11 +129,11 @@ def test_chunks_stay_within_the_limit(chunk: int) -> None:
 # --- with a scheduler
 
 
-def burst(target_s: float | None) -> Simulation:
+def burst(target_s: float | None, *, is_batch: bool = False) -> Simulation:
     """Runs 32 requests of 512 + 128 tokens that arrive at once."""
     simulation = Simulation(Scheduler(32, 100, replace(LIMITS, itl_target_s=target_s)))
     for number in range(32):
-        simulation.add(str(number), 512, 128)
+        simulation.add(str(number), 512, 128, is_batch=is_batch)
     return simulation.run()
 
 
@@ -114,6 +141,30 @@ def test_time_of_a_burst_is_near_that_of_its_phases() -> None:
     phases = 32 * PREFILL[512] + 127 * DECODE[32]
     assert burst(0.0).now <= 1.10 * phases
     assert burst(None).now <= 1.10 * phases
+
+
+def test_lines_of_batches_run_for_throughput() -> None:
+    """If no other request decodes, whatever the target."""
+    assert burst(0.01, is_batch=True).now == burst(0.0).now < burst(0.01).now
+
+
+def test_streams_keep_the_target_above_lines_of_batches() -> None:
+    """Prompts of lines come one after the other, and take no longer than one prompt of another request may."""
+    simulation = Simulation(Scheduler(32, 100, replace(LIMITS, itl_target_s=0.06)))
+    for number in range(6):
+        simulation.add(f"stream {number}", 64, 400)
+    while simulation.now < 1:
+        simulation.step()
+    for number in range(60):
+        simulation.add(f"line {number}", 512, 20, is_batch=True)
+    while not simulation.arrivals["line 3"]:  # steps with more rows are measured
+        simulation.step()
+    begin = simulation.now
+    while not simulation.arrivals["line 12"]:
+        simulation.step()
+    gaps = [gap for number in range(6) for gap in simulation.gaps(f"stream {number}", begin)]
+    assert len(gaps) > 50
+    assert statistics.quantiles(gaps, n=100)[98] <= 0.06
 
 
 @pytest.mark.parametrize("target_s", [None, 0.03, 0.06, 0.1])

@@ -9,13 +9,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import pytest
 from roost.server.api.openai import batch_lines
 from roost.server.api.openai.batch_lines import BatchLine
 from roost.server.cli.batch.backend import LineResponse, NoResponseError
-from roost.server.cli.batch.input_file import InputFile, run_order
+from roost.server.cli.batch.input_file import InputFile
 from roost.server.cli.batch.output_file import OutputFile
 from roost.server.cli.batch.run import BatchRun, Counts
 from roost.server.cli.main import app
@@ -195,13 +194,6 @@ def test_two_runs_do_not_write_one_file(make_input: Callable[..., InputFile], tm
         pytest.raises(CommandError, match="another roost batch is writing it"),
     ):
         OutputFile(tmp_path / "out.jsonl", source.index)
-
-
-def test_lines_of_a_group_are_neighbours_and_mix_lengths() -> None:
-    groups = np.array([7, 9, 7, 7, 9, 7, 1], np.uint64)
-    num_tokens = np.array([10, 5, 40, 20, 6, 30, 1], np.uint64)
-    assert run_order(groups, num_tokens).tolist() == [2, 0, 5, 3, 4, 1, 6]
-    assert run_order(groups[:0], num_tokens[:0]).tolist() == []
 
 
 def test_a_line_that_is_too_long_is_skipped(

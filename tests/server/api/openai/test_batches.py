@@ -19,9 +19,11 @@ from roost.server.app import create_app
 from roost.server.errors import ApiError
 from roost.server.generation.batches import BatchStore
 from roost.server.generation.service import Service
-from roost.server.lifecycle.batch_worker import BatchWorker
+from roost.server.lifecycle.batch_worker import _MAX_EXPIRED, BatchWorker
 from roost.server.middleware.api_keys import ApiKeys
 from roost.server.middleware.auth import Access
+from roost.server.store import Database, schema
+from roost.server.store.dialects import Sqlite
 from roost.server.text.served_model import ServedModel
 
 
@@ -62,6 +64,12 @@ async def api(service: Service) -> AsyncIterator[openai.AsyncOpenAI]:
         openai.AsyncOpenAI(base_url="http://roost/v1", api_key="none", http_client=client, max_retries=0) as api,
     ):
         yield api
+
+
+def change(service: Service, columns: str) -> None:
+    """Changes columns of all batches."""
+    assert service.batches is not None
+    service.batches._database.run_now(lambda each: each.execute(f"UPDATE roost_batches SET {columns}"), writes=True)
 
 
 async def ended(api: openai.AsyncOpenAI, batch_id: str) -> Any:
@@ -157,13 +165,101 @@ async def test_a_cancelled_batch_keeps_what_it_has(
 
 async def test_an_expired_batch_says_so_of_each_line(api: openai.AsyncOpenAI, service: Service) -> None:
     batch = await started(api, lines(3), "1h")
-    assert service.batches is not None
-    service.batches._database.run_now(lambda each: each.execute("UPDATE roost_batches SET expires = 0"), writes=True)
+    change(service, "expires = 0")
     async with working(service):
         batch = await ended(api, batch.id)
     assert (batch.status, batch.output_file_id, batch.request_counts.failed) == ("expired", None, 3)
     found = await outputs(api, batch.error_file_id)
-    assert {each["error"]["code"] for each in found} == {"batch_expired"}
+    assert {(each["error"]["code"], each["error"]["message"]) for each in found} == {
+        ("batch_expired", "the batch expired before this line ran")
+    }
+
+
+async def test_a_batch_expires_if_nobody_serves_its_model(
+    api: openai.AsyncOpenAI, service: Service, engine: FakeEngine
+) -> None:
+    """Even more lines than end at a time, and while other requests have all slots."""
+    engine.running |= {str(number) for number in range(4)}
+    batch = await started(api, lines(_MAX_EXPIRED + 3), "1h")
+    change(service, "model = 'another', expires = 0")
+    async with working(service):
+        batch = await ended(api, batch.id)
+    assert (batch.status, batch.request_counts.failed) == ("expired", _MAX_EXPIRED + 3)
+    found = await outputs(api, batch.error_file_id)
+    assert {each["error"]["message"] for each in found} == {
+        "the batch expired before a server with its model ran this line"
+    }
+    assert len({each["custom_id"] for each in found}) == _MAX_EXPIRED + 3
+
+
+async def test_lines_with_a_common_prefix_run_next_to_each_other(api: openai.AsyncOpenAI, service: Service) -> None:
+    prompts = [[5 + number % 3] for number in range(12)]
+    batch = await started(api, b"\n".join(line(str(at), prompt=prompt) for at, prompt in enumerate(prompts)))
+    assert service.batches is not None
+    claims = [claim for _ in range(4) for claim in await service.batches.claim(service.model.identity, 3)]
+    assert [json.loads(claim.data)["body"]["prompt"] for claim in claims] == [[5]] * 4 + [[6]] * 4 + [[7]] * 4
+    await service.batches.release([claim.lease for claim in claims])
+    async with working(service):
+        batch = await ended(api, batch.id)
+    found = await outputs(api, batch.output_file_id)
+    assert [each["custom_id"] for each in found] == [str(place) for place in range(12)]
+
+
+class SmallDisk(Sqlite):
+    """A database on a disk that is full while `max_pages` is not 0: the file may not have more pages."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.max_pages = 0
+
+    def connect(self) -> Any:
+        connection = super().connect()
+        disk = self
+
+        class Limited:
+            def execute(self, sql: str, values: Any = ()) -> Any:
+                if sql.startswith("BEGIN"):
+                    connection.execute(f"PRAGMA max_page_count = {disk.max_pages or 2**30}")
+                return connection.execute(sql, values)
+
+            def close(self) -> None:
+                connection.close()
+
+        return Limited()
+
+
+async def test_a_full_disk_stops_uploads_and_lets_batches_wait(
+    engine: FakeEngine, model: ServedModel, tmp_path: Path
+) -> None:
+    """Nothing half-written is served, and a batch goes on when there is room again."""
+    disk = SmallDisk(str(tmp_path / "store.db"))
+    database = Database(disk)
+    database.run_now(lambda each: schema.upgrade(each, disk), writes=True)
+    service = replace(make_service(engine, model), batches=BatchStore(database, 1000.0))
+    transport = httpx.ASGITransport(create_app(service))
+    async with (
+        httpx.AsyncClient(transport=transport) as client,
+        openai.AsyncOpenAI(base_url="http://roost/v1", api_key="none", http_client=client, max_retries=0) as api,
+    ):
+        batch = await started(api, lines(30))
+        ((num_pages,),) = database.run_now(lambda each: each.rows("PRAGMA page_count"))
+        disk.max_pages = num_pages
+        with pytest.raises(openai.APIStatusError, match="full") as failure:
+            await api.files.create(file=("in.jsonl", lines(5000)), purpose="batch")
+        assert failure.value.status_code == 507
+        assert [each.id async for each in api.files.list()] == [batch.input_file_id]
+        async with working(service):
+            await asyncio.sleep(1.0)
+            batch = await api.batches.retrieve(batch.id)
+            assert (batch.status, batch.output_file_id) == ("in_progress", None)
+            disk.max_pages = 0
+            batch = await ended(api, batch.id)
+        found = await outputs(api, batch.output_file_id)
+    assert (batch.status, [each["custom_id"] for each in found]) == (
+        "completed",
+        [f"line {number}" for number in range(30)],
+    )
+    database.close()
 
 
 async def test_a_busy_replica_claims_nothing(api: openai.AsyncOpenAI, service: Service, engine: FakeEngine) -> None:
