@@ -9,6 +9,8 @@ thread but the client's. Two numbers follow:
 - files: files with a function that was entered;
 - changes of file: pairs of functions, caller and callee, in different files. A pair counts once however often it
   is called, so that the number does not depend on how many tokens are generated.
+
+Neither number includes what an idle server does all the time, such as watching the engine's thread.
 """
 
 import argparse
@@ -32,6 +34,9 @@ ROOMS: Final = tuple(os.path.join(ROOT, room, "") for room in ("server", "engine
 _TOOL: Final = sys.monitoring.PROFILER_ID
 _EVENTS: Final = sys.monitoring.events
 _START_S: Final = 120.0
+_IDLE_S: Final = 0.5
+"""Seconds in which the idle server is watched; it does something every 0.05 s."""
+
 _REST_S: Final = 0.3
 """Seconds in which the server finishes what it does after the end of a stream."""
 
@@ -40,17 +45,29 @@ type Function = tuple[str, str]
 
 
 class Recorder:
-    """Records calls between functions of Roost.
-
-    Attributes:
-      files: Files with a function that was entered, in the order of their first one.
-      calls: Pairs of caller and callee in different files, in the order of their first call.
-    """
+    """Records calls between functions of Roost, in the order in which they are first called."""
 
     def __init__(self) -> None:
-        self.files: dict[str, None] = {}
-        self.calls: dict[tuple[Function, Function], None] = {}
+        self._calls: dict[tuple[Function | None, Function], None] = {}
+        self._idle: frozenset[tuple[Function | None, Function]] = frozenset()
         self._client = 0
+
+    @property
+    def files(self) -> list[str]:
+        """Files with a function that was entered."""
+        return list(dict.fromkeys(callee[0] for _, callee in self._new()))
+
+    @property
+    def calls(self) -> list[tuple[Function, Function]]:
+        """Pairs of caller and callee in different files."""
+        return [(caller, callee) for caller, callee in self._new() if caller is not None and caller[0] != callee[0]]
+
+    def _new(self) -> list[tuple[Function | None, Function]]:
+        return [call for call in self._calls if call not in self._idle]
+
+    def forget(self) -> None:
+        """Leaves the calls so far out of the results, also if they come again."""
+        self._idle = frozenset(self._calls)
 
     def start(self) -> None:
         """Starts recording on every thread but the current one."""
@@ -69,13 +86,10 @@ class Recorder:
             return sys.monitoring.DISABLE
         if threading.get_ident() == self._client:
             return None
-        callee = _function(code)
-        self.files[callee[0]] = None
         frame = sys._getframe(1).f_back
         while frame is not None and not frame.f_code.co_filename.startswith(ROOMS):
             frame = frame.f_back
-        if frame is not None and (caller := _function(frame.f_code))[0] != callee[0]:
-            self.calls[caller, callee] = None
+        self._calls[None if frame is None else _function(frame.f_code), _function(code)] = None
         return None
 
 
@@ -94,6 +108,8 @@ def _ask(url: str, max_tokens: int, recorder: Recorder) -> None:
                 status = client.post("/v1/chat/completions", json={**body, "stream": True}).status_code
             time.sleep(0.1)
         recorder.start()
+        time.sleep(_IDLE_S)
+        recorder.forget()
         client.post("/v1/chat/completions", json={**body, "stream": True}).raise_for_status()
         time.sleep(_REST_S)
         recorder.stop()

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
-from ..core.request import Batch, DecodeBatch, PrefillBatch, RestoreBatch
+from ..core.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ReplayedRow, RestoreBatch
 from .prefill_budget import PrefillBudget
 from .running_request import RunningRequest
 from .slots import SlotPool
@@ -48,9 +48,9 @@ class BatchPlanner:
         """
         requests = running.values()
         awaited = {each.parent for each in requests if each.awaits_mask}  # a fork needs its mask with the prompt
-        candidates = [each for each in requests if each.needs_prefill and each not in awaited]
+        candidates = [each for each in requests if _needs_prefill(each) and each not in awaited]
         candidates = [each for each in candidates if not each.request.is_batch] or candidates
-        decoding = [each for each in requests if each.can_decode and each not in self._in_progress]
+        decoding = [each for each in requests if _can_decode(each) and each not in self._in_progress]
         if (planned := self._plan_prefill(candidates, running, decoding)) is not None:
             self._budget.spend(planned[0], num_decoding=len(decoding))
             return planned
@@ -114,16 +114,16 @@ class BatchPlanner:
           most: Maximum number of tokens.
         """
         first, requests = ordered[0], running.values()
-        if not first.num_prompt_left:
-            restored = [each for each in ordered if not each.num_prompt_left][:MAX_PREFILL_ROWS]
-            return RestoreBatch(tuple(each.take_chunk(0, requests) for each in restored))
-        ordered = [each for each in ordered if each.num_prompt_left]
+        if not _num_left(first):
+            restored = [each for each in ordered if not _num_left(each)][:MAX_PREFILL_ROWS]
+            return RestoreBatch(tuple(_take_chunk(each, 0, requests) for each in restored))
+        ordered = [each for each in ordered if _num_left(each)]
         is_urgent = self._limits.itl_target_s != 0 and not first.request.is_batch
         if is_urgent and any(_blocks_left(each) < _blocks_left(first) for each in ordered):
             most = PREFILL_BLOCK
-        length = _chunk_length(first.num_prompt_left, most)
+        length = _chunk_length(_num_left(first), most)
         rows = self._choose_rows(ordered, min(most // length, self._limits.prefill_rows))
-        chunks = tuple(each.take_chunk(min(length, most), requests) for each in rows)
+        chunks = tuple(_take_chunk(each, min(length, most), requests) for each in rows)
         return PrefillBatch(chunks, layer_slices=self._limits.prefill_layer_slices)
 
     def _choose_rows(self, ordered: Sequence[RunningRequest], most: int) -> list[RunningRequest]:
@@ -149,7 +149,7 @@ class BatchPlanner:
         """
         moves = () if self._in_progress else self._compact(requests, running)
         steps = 1 if beside_prefill else self._max_steps(running)
-        replays = tuple(each.take_replayed() for each in requests if each.request.replay and each.replays_next)
+        replays = tuple(_take_replayed(each) for each in requests if each.request.replay and _replays_next(each))
         for request in requests:
             request.num_tokens_dispatched += steps
         slots = tuple(each.slot for each in requests)
@@ -160,7 +160,7 @@ class BatchPlanner:
         """Returns the number of tokens per request; one token if the host has to see each before the next."""
         if self._limits.decode_steps == 1:
             return 1
-        is_stepwise = any(each.request.stepwise or each.mask is not None or each.replays_next for each in running)
+        is_stepwise = any(each.request.stepwise or each.mask is not None or _replays_next(each) for each in running)
         return 1 if is_stepwise else self._limits.decode_steps
 
     def _compact(
@@ -217,9 +217,67 @@ class _PrefillOrder:
         return own[0] if turn % _OLDEST_EVERY == 0 else min(own, key=_blocks_left)
 
 
+def _needs_prefill(running: RunningRequest) -> bool:
+    """Returns whether a request's own prompt has to be prefilled or restored, and its first token sampled."""
+    return running.parent is None and not running.num_tokens_dispatched and not running.awaits_mask
+
+
+def _can_decode(running: RunningRequest) -> bool:
+    """Returns whether one more token may be dispatched, though others may be in flight.
+
+    A constraint must have seen the last token before the next one is sampled.
+    """
+    limit, dispatched = running.request.params.max_tokens, running.num_tokens_dispatched
+    waits = running.awaits_mask or (running.constraint is not None and running.num_tokens < dispatched)
+    return dispatched > 0 and not waits and (limit is None or dispatched < limit)
+
+
+def _replays_next(running: RunningRequest) -> bool:
+    """Returns whether a request's next decode step processes a replayed token."""
+    return 0 < running.num_tokens_dispatched <= running.request.num_replayed
+
+
+def _num_left(running: RunningRequest) -> int:
+    """Returns the number of prompt tokens that are not dispatched yet."""
+    return len(running.request.prompt_token_ids) - running.num_prompt_dispatched
+
+
 def _blocks_left(running: RunningRequest) -> int:
     """Returns the number of blocks that are left of a prompt, which is the cost of its prefill."""
-    return -(-running.num_prompt_left // PREFILL_BLOCK)
+    return -(-_num_left(running) // PREFILL_BLOCK)
+
+
+def _take_chunk(running: RunningRequest, most: int, others: Iterable[RunningRequest]) -> PrefillChunk:
+    """Returns the next chunk of a prompt, up to a maximum length, and books it as dispatched.
+
+    Args:
+      running: Request with the prompt.
+      most: Maximum number of tokens; 0 if the whole prompt is restored.
+      others: All requests with a slot; the forks among them copy the state with the last chunk.
+    """
+    start, left = running.num_prompt_dispatched, _num_left(running)
+    to_boundary = -start % PREFILL_BLOCK or most  # a restored snapshot may lie between two block boundaries
+    length = min(left, most, to_boundary)
+    is_last = length == left
+    forks = [each for each in others if is_last and each.parent is running]
+    chunk, *fork_chunks = [_book_chunk(each, start, length, is_last=is_last) for each in (running, *forks)]
+    return replace(chunk, forks=tuple(fork_chunks)) if fork_chunks else chunk
+
+
+def _book_chunk(running: RunningRequest, start: int, length: int, *, is_last: bool) -> PrefillChunk:
+    chunk = PrefillChunk(running.request, running.slot, start, length, is_last, running.mask, running.restore)
+    running.parent = running.restore = None
+    running.num_prompt_dispatched = start + length
+    if is_last:
+        running.num_tokens_dispatched = 1
+    return chunk
+
+
+def _take_replayed(running: RunningRequest) -> ReplayedRow:
+    """Returns the row that the next decode step processes. A mask counts after the last replayed token only."""
+    row = ReplayedRow(running.request, running.slot, running.num_tokens_dispatched, running.mask, running.restore)
+    running.restore = None
+    return row
 
 
 def _num_urgent(requests: Sequence[RunningRequest]) -> int:

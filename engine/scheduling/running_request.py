@@ -2,19 +2,16 @@
 
 import sys
 from array import array
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Final
 
-from ..core.config import MAX_TOKENS, PREFILL_BLOCK
+from ..core.config import MAX_TOKENS
 from ..core.errors import ConstraintError, NumericError, RoostError
 from ..core.output_constraint import TokenMask
 from ..core.request import (
     FinishReason,
-    PrefillChunk,
     Replay,
-    ReplayedRow,
     Request,
     RowResult,
     TokenLogprobs,
@@ -92,31 +89,6 @@ class RunningRequest:
         return self.key is not None or self.request.is_batch
 
     @property
-    def num_prompt_left(self) -> int:
-        """Number of prompt tokens that are not dispatched yet."""
-        return len(self.request.prompt_token_ids) - self.num_prompt_dispatched
-
-    @property
-    def needs_prefill(self) -> bool:
-        """Whether its own prompt has to be prefilled or restored, and its first token sampled."""
-        return self.parent is None and not self.num_tokens_dispatched and not self.awaits_mask
-
-    @property
-    def can_decode(self) -> bool:
-        """Whether one more token may be dispatched, though others may be in flight.
-
-        A constraint must have seen the last token before the next one is sampled.
-        """
-        limit = self.request.params.max_tokens
-        waits = self.awaits_mask or (self.constraint is not None and self.num_tokens < self.num_tokens_dispatched)
-        return self.num_tokens_dispatched > 0 and not waits and (limit is None or self.num_tokens_dispatched < limit)
-
-    @property
-    def replays_next(self) -> bool:
-        """Whether its next decode step processes a replayed token."""
-        return 0 < self.num_tokens_dispatched <= self.request.num_replayed
-
-    @property
     def can_fork(self) -> bool:
         """Whether other requests may still copy its state when its prompt is prefilled."""
         return not self.num_tokens_dispatched and self.request.params.prompt_logprobs is None
@@ -156,12 +128,6 @@ class RunningRequest:
         self.started_at, self.num_cached, self.has_output = last.started_at, last.num_cached, last.has_output
         self.constraint, self.mask, self.awaits_mask = last.constraint, last.mask, last.awaits_mask
 
-    def take_replayed(self) -> ReplayedRow:
-        """Returns the row that the next decode step processes. A mask counts after the last replayed token only."""
-        row = ReplayedRow(self.request, self.slot, self.num_tokens_dispatched, self.mask, self.restore)
-        self.restore = None
-        return row
-
     def advance_constraint(self) -> None:
         """Passes the tokens that a snapshot covers to the constraint, and asks it for the mask of the next one.
 
@@ -187,29 +153,6 @@ class RunningRequest:
         mask = self.constraint.mask(wait_s)
         self.awaits_mask = mask is None
         self.mask = self.mask if mask is None else mask
-
-    def take_chunk(self, most: int, running: "Iterable[RunningRequest]") -> PrefillChunk:
-        """Returns the next chunk of the prompt, up to a maximum length, and books it as dispatched.
-
-        Args:
-          most: Maximum number of tokens; 0 if the whole prompt is restored.
-          running: All requests with a slot; the forks among them copy the state with the last chunk.
-        """
-        start = self.num_prompt_dispatched
-        to_boundary = -start % PREFILL_BLOCK or most  # a restored snapshot may lie between two block boundaries
-        length = min(self.num_prompt_left, most, to_boundary)
-        is_last = length == self.num_prompt_left
-        forks = [each for each in running if is_last and each.parent is self]
-        chunk, *fork_chunks = (each._book_chunk(start, length, is_last=is_last) for each in (self, *forks))
-        return replace(chunk, forks=tuple(fork_chunks)) if fork_chunks else chunk
-
-    def _book_chunk(self, start: int, length: int, *, is_last: bool) -> PrefillChunk:
-        chunk = PrefillChunk(self.request, self.slot, start, length, is_last, self.mask, self.restore)
-        self.parent = self.restore = None
-        self.num_prompt_dispatched = start + length
-        if is_last:
-            self.num_tokens_dispatched = 1
-        return chunk
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from ..tenancy.memory import hold
+from ..middleware.request_body import hold
 from ..tenancy.tenant import tenant
 
 

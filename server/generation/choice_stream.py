@@ -127,9 +127,7 @@ class ChoiceStream:
     def _decode(self, output: TokenOutput) -> Delta:
         received_at = self._record.clock()
         delta = self._decoder.decode(output)
-        self._record.add(output, len(delta.token_ids), received_at, delta.finish_reason)
-        if delta.finish_reason is not None:
-            delta.times = self._record.times
+        delta.times = self._record.add(output, len(delta.token_ids), received_at, delta.finish_reason)
         return delta
 
     def _fail(self, error: Exception, cause: Exception | None = None) -> None:

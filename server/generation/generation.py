@@ -175,13 +175,14 @@ def _request(choice: Choice, request_id: str) -> Request:
     Args:
       request_id: Id of all choices together.
     """
+    read = choice.earlier_ids if choice.replay is None else ()
     return Request(
         engine_request_id(request_id, choice.index),
-        choice.prompt.token_ids + choice.generated,
-        _remaining(choice.params, len(choice.generated)),
+        choice.prompt.token_ids + read,
+        _remaining(choice.params, len(read)),
         stepwise=bool(choice.stop),
         fork_of=None if choice.fork_of is None else engine_request_id(request_id, choice.fork_of),
-        constraint=None if choice.grammar is None else _constraint(choice.grammar, choice.generated),
+        constraint=None if choice.grammar is None else _constraint(choice.grammar, read),
         tenant=choice.scheduling.tenant,
         priority=choice.scheduling.priority,
         start_by=choice.scheduling.start_by,

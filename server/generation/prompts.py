@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from ...engine import MAX_TOKENS, SavedState
 from ..errors import bad_value
-from ..tenancy.memory import is_large, keep
+from ..middleware.request_body import is_large, keep
 from ..tenancy.workers import Workers
 from ..text.chat_template import ChatFormatError, Message
 from ..text.served_model import ServedModel

@@ -11,11 +11,11 @@ from uuid import uuid4
 
 from ...engine import AsyncEngine, EngineDeadError, QueueFullError, RequestTimeoutError, SamplingParams
 from ..errors import bad_value, grammars_busy, not_generating, prompt_too_long
+from ..middleware.request_body import is_large, keep
 from ..observability.logging import request_id
 from ..observability.metrics import Metrics
 from ..request_warnings import warn
 from ..tenancy.batch_line import is_batch_line
-from ..tenancy.memory import is_large, keep
 from ..tenancy.open_requests import OpenRequests
 from ..tenancy.tenant import tenant
 from ..tenancy.tenant_locks import TenantLocks

@@ -94,9 +94,9 @@ class Choice:
       scheduling: Scheduling parameters of the request.
       cache_salt, state, state_is_imported: See `engine.Request`.
       sends_ids: Whether clients receive token ids instead of text; then each token counts as sent at once.
-      generated: Tokens of the choice that another replica has generated. They are read as part of the prompt, so what
-        follows may differ from what that replica would have generated.
-      replay: The same, decoded again on an engine like that replica's, so that nothing differs.
+      earlier_ids: Tokens of the choice that another replica has generated. They are read as part of the prompt,
+        so what follows may differ from what that replica would have generated.
+      replay: The same tokens, decoded again on an engine like that replica's, so that nothing differs; None otherwise.
     """
 
     index: int
@@ -112,10 +112,5 @@ class Choice:
     state: Snapshot | None = None
     state_is_imported: bool = False
     sends_ids: bool = False
-    generated: tuple[int, ...] = ()
+    earlier_ids: tuple[int, ...] = ()
     replay: Replay | None = None
-
-    @property
-    def earlier_ids(self) -> tuple[int, ...]:
-        """Tokens of the choice that another replica has generated and sent."""
-        return self.generated if self.replay is None else self.replay.token_ids

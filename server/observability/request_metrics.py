@@ -98,19 +98,21 @@ class RequestRecord:
         self.has_finished = False
         self._observers = observers
         self._first_output: float | None = None
-        self._last_output = self.arrived
 
     def add(
         self, output: TokenOutput, num_tokens: int, received_at: float, finish_reason: FinishReason | None = None
-    ) -> None:
+    ) -> Times:
         """Records an output that has been detokenized, and reports its tokens to the observers.
 
         Args:
           num_tokens: Number of its tokens that belong to the request.
           received_at: Time at which the output was received and its detokenization started.
           finish_reason: Why the request ended with all of its output, if it did.
+
+        Returns:
+          Times of the request if it ended; `NEVER` before that.
         """
-        now = self._last_output = self.clock()
+        now = self.clock()
         self.detokenize_s += now - received_at
         if self._first_output is None:
             self._first_output = now
@@ -118,15 +120,11 @@ class RequestRecord:
             self.started = output.started_at
         if num_tokens:
             self._add_tokens(num_tokens, now)
-        if finish_reason is not None:
-            self.reason, self.has_finished = finish_reason, True
-
-    @property
-    def times(self) -> Times:
-        """Times up to the last output, of which there was one."""
-        assert self._first_output is not None
+        if finish_reason is None:
+            return NEVER
+        self.reason, self.has_finished = finish_reason, True
         started = self._first_output if self.started is None else self.started
-        return Times(self.arrived, started, self._first_output, self._last_output)
+        return Times(self.arrived, started, self._first_output, now)
 
     def end(self, error: BaseException | None = None) -> None:
         """Reports the end of the request to the observers.

@@ -1,1 +1,1 @@
-"""Tenants and the resources they share fairly: memory budgets, worker threads, locks, open requests."""
+"""Tenants and the resources they share fairly: worker threads, locks, open requests."""

@@ -7,7 +7,7 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from ...generation.service import Service
-from ...tenancy.memory import is_large
+from ...middleware.request_body import is_large
 from .response_parts import large_to_json, to_json
 
 _MANY_VALUES: Final = 1024

@@ -3,6 +3,7 @@
 import codecs
 import gc
 import re
+import sys
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Annotated, Any, Final
 
@@ -16,8 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import ApiError, bad_value, from_exception, model_loading
 from ...generation.service import Service
-from ...middleware.request_body import refuse_encoding
-from ...tenancy.memory import request_memory, size_of
+from ...middleware.request_body import refuse_encoding, request_memory
 from ...tenancy.workers import Workers
 
 MAX_CONTAINERS: Final = 2**17
@@ -119,6 +119,52 @@ def _parse(raw: bytearray, model: type[BaseModel] | None) -> tuple[Any, int]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def size_of(value: Any) -> int:
+    """Returns an upper bound, at most 25% too large, of the bytes that a parsed body takes.
+
+    Visits about 10 million values per second.
+
+    Args:
+      value: Tree of pydantic models and JSON types. Only keys of objects may occur twice in it.
+    """
+    total, stack = 0, [value]
+    keys = set[int]()
+    while stack:
+        item = stack.pop()
+        kind = type(item)
+        if kind is list:
+            total += _allocated(item)
+            if {*map(type, item)} == {int}:
+                total += sum(_allocated(number) for number in item if number > _LARGEST_SHARED_INT)
+            else:
+                stack += item
+        elif kind is dict:
+            total += _allocated(item)
+            new = [key for key in item if id(key) not in keys]
+            keys.update(map(id, new))
+            total += sum(map(_allocated, new))
+            stack += item.values()
+        elif isinstance(item, BaseModel):
+            total += _allocated(item) + _allocated(item.__dict__) + _allocated(item.__pydantic_fields_set__)
+            stack += item.__dict__.values()
+            if item.__pydantic_extra__ is not None:
+                stack.append(item.__pydantic_extra__)
+        elif kind is str and len(item) <= 1:
+            continue  # CPython shares strings of one character, except rare ones
+        elif item is not None and kind is not bool:
+            total += _allocated(item)
+    return total
+
+
+_LARGEST_SHARED_INT: Final = 256
+"""Largest integer that CPython caches."""
+
+
+def _allocated(value: object) -> int:
+    """Returns an object's own bytes; CPython allocates in multiples of 16."""
+    return (sys.getsizeof(value) + 15) & ~15
 
 
 def _check_containers(raw: bytes | bytearray) -> None:

@@ -10,7 +10,7 @@ from ...generation.delta import Delta
 from ...generation.prompts import ID_BYTES, Prompt
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec, PromptCopies
-from ...tenancy.memory import is_large, keep
+from ...middleware.request_body import is_large, keep
 from ...text.served_model import ServedModel
 from ..common.logprobs import token_logprobs
 from ..common.openapi import streamable

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from ...generation.prompts import Prompt
 from ...generation.response_size import text_response_bytes
 from ...generation.service import Service
-from ...tenancy.memory import keep
+from ...middleware.request_body import keep
 from ..common.json_response import made_json_response
 from ..common.openapi import success
 from ..common.routes import AnyService, JsonRoute

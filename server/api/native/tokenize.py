@@ -8,7 +8,7 @@ from ...errors import bad_value
 from ...generation.prompts import Prompt
 from ...generation.response_size import text_response_bytes
 from ...generation.service import Service
-from ...tenancy.memory import keep
+from ...middleware.request_body import keep
 from ..common.json_response import json_response, made_json_response
 from ..common.openapi import success
 from ..common.routes import AnyService, JsonRoute

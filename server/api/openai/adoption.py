@@ -112,10 +112,9 @@ class Adopter:
         generated = tuple(token_id for delta in deltas for token_id in delta.token_ids)
         builder = ResponsesBuilder(body, service.model, prompt, params[0], pending=orjson.loads(claim.record.response))
         builder.replay(deltas, log.num_events, is_exact=claim.is_exact)
+        choice = replace(choice, earlier_ids=generated)
         if claim.is_exact and generated:
             choice = replace(choice, replay=Replay(generated, await self._snapshot(claim, prompt, len(generated))))
-        else:
-            choice = replace(choice, generated=generated)
         return BackgroundRun(service, builder, choice, log, is_pending=not claim.entries, is_adopted=True)
 
     async def _snapshot(self, claim: Claim, prompt: Prompt, num_generated: int) -> Snapshot | None:

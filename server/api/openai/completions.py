@@ -10,7 +10,7 @@ from ...generation.delta import Delta
 from ...generation.prompts import Prompt
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec, PromptCopies
-from ...tenancy.memory import is_large
+from ...middleware.request_body import is_large
 from ...text.served_model import ServedModel
 from ...text.tokenizer import Tokenizer
 from ..common.logprobs import CompletionLogprobs, CompletionLogprobsBuilder, join_logprobs, prompt_logprobs, with_top

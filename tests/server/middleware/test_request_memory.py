@@ -15,7 +15,7 @@ from fake_server import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from roost.server.api.anthropic.schemas import MessagesBody
-from roost.server.api.common.routes import parse_json
+from roost.server.api.common.routes import parse_json, size_of
 from roost.server.api.openai.responses_body import ResponseBody
 from roost.server.api.openai.schemas import ChatBody, CompletionBody, GenerateBody
 from roost.server.app import create_app
@@ -23,7 +23,7 @@ from roost.server.errors import ApiError
 from roost.server.generation.service import Service
 from roost.server.middleware.api_keys import ApiKeys
 from roost.server.middleware.auth import Access
-from roost.server.tenancy.memory import ByteBudget, size_of
+from roost.server.middleware.request_body import ByteBudget
 
 JSON = {"content-type": "application/json"}
 ROOM = 1000
