@@ -205,9 +205,16 @@ class AsyncEngine:
             self._inbox.put(_Abort(request_id))
             self._put(request_id, TokenOutput(finish_reason=FinishReason.ABORT))
 
-    def pause(self) -> None:
-        """Ends all stepping after the step in progress, whose outputs are delivered. States can still be read."""
+    async def pause(self) -> None:
+        """Ends all stepping after the step in progress. States can still be read.
+
+        All outputs have reached their sinks when this returns.
+
+        Raises:
+          EngineDeadError: The engine died or was stopped.
+        """
         self._inbox.put(_Pause())
+        await self._read(lambda _: None)
 
     async def save(self, request_id: str, num_generated: int | None = None) -> SavedState:
         """Returns the token history of a request with its longest snapshot; see `EngineCore.save`.

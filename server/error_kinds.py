@@ -205,6 +205,14 @@ class ErrorKind(Enum):
         _RETRY,
         _SERVER_ERROR,
     )
+    STREAM_MOVED = (
+        503,
+        "stream_moved",
+        "The server stopped in the midst of a stream. Other servers with the same `--store` continue the response.",
+        "`GET` the path in `resume` at another server: it returns the events that follow.",
+        _NO_HEADERS,
+        _SERVER_ERROR,
+    )
     STORE_UNAVAILABLE = (
         503,
         "store_unavailable",

@@ -177,6 +177,11 @@ def shutting_down() -> ApiError:
     return ApiError(ErrorKind.SHUTTING_DOWN, "the server is shutting down")
 
 
+def stream_moved(path: str) -> ApiError:
+    """Returns the error that ends a stream which other servers continue."""
+    return ApiError(ErrorKind.STREAM_MOVED, f"this server stops: continue with GET {path}, at any server")
+
+
 def not_generating(reason: str) -> ApiError:
     """Returns a 503 for a health check whose token did not come."""
     return ApiError(ErrorKind.NOT_GENERATING, reason)

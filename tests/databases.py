@@ -44,10 +44,12 @@ class PostgresqlServer:
     Attributes:
       process: Its first process.
       port: Port on loopback.
+      waits_for_disk: Whether each commit does, as by default.
     """
 
     folder: Path
     port: int
+    waits_for_disk: bool = False
     process: subprocess.Popen[bytes] | None = field(default=None)
 
     @property
@@ -58,7 +60,8 @@ class PostgresqlServer:
         """Starts the server, and waits until it takes connections."""
         server = postgresql_program("postgres")
         assert server is not None
-        options = ["-F", "-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=60"]
+        options = ["-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=60"]
+        options += [] if self.waits_for_disk else ["-F"]
         command = [server, "-D", str(self.folder), *options]
         with (self.folder.parent / "log").open("ab") as log:
             self.process = subprocess.Popen(command, user=unprivileged(), stdout=log, stderr=log, cwd="/")
@@ -84,13 +87,14 @@ class PostgresqlServer:
 
 
 @contextmanager
-def postgresql_server() -> Iterator[PostgresqlServer]:
+def postgresql_server(*, waits_for_disk: bool = False) -> Iterator[PostgresqlServer]:
     """Runs PostgreSQL on a free port; skips the test where it is not installed.
 
     Its folder lies apart from pytest's, which each run of pytest closes to the user that PostgreSQL runs as.
     """
     with tempfile.TemporaryDirectory(prefix="roost-postgresql-") as folder:
         server = _made(Path(folder))
+        server.waits_for_disk = waits_for_disk
         server.start()
         try:
             yield server

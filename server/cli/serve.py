@@ -33,7 +33,14 @@ from ..lifecycle.engine_config import engine_config
 from ..lifecycle.engine_loading import LoadProgress, exit_while_loading, is_loading, make_engine
 from ..lifecycle.http_server import HttpServer, Listeners, uvicorn_config
 from ..lifecycle.lifecycle import Lifecycle, Timeouts, serve_until_stopped
-from ..lifecycle.response_store import close_stores, is_store_stuck, make_checkpointer, open_batches, open_responses
+from ..lifecycle.response_store import (
+    close_stores,
+    evacuation,
+    is_store_stuck,
+    make_checkpointer,
+    open_batches,
+    open_responses,
+)
 from ..lifecycle.service import make_service
 from ..lifecycle.signals import Signals, exit_now
 from ..lifecycle.startup_message import greeting, summary
@@ -81,7 +88,7 @@ def serve(settings: Settings) -> int:
         service, access, max_body_bytes=settings.max_body_bytes, strict=settings.strict, trace=telemetry.trace
     )
     server = HttpServer(uvicorn_config(app, settings), signals)
-    checkpointer = make_checkpointer(settings, engine, responses)
+    checkpointer = make_checkpointer(settings, engine, responses, telemetry.observers)
     lifecycle = Lifecycle(
         service,
         signals,
@@ -89,7 +96,7 @@ def serve(settings: Settings) -> int:
         on_ready=lambda: _start(
             settings, service, checkpointer, partial(_announce, source, config, service, listeners.url(settings))
         ),
-        evacuate=None if checkpointer is None else checkpointer.evacuate,
+        evacuate=evacuation(responses, checkpointer),
     )
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         close = partial(close_stores, responses, batches)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ...engine import AsyncEngine, CheckpointFormat, EngineDeadError, UnknownRequestError
+from ...engine import AsyncEngine, CheckpointFormat, EngineDeadError, RequestCheckpoint, UnknownRequestError
+from ..observability.request_metrics import Fact, Observer, observed
 from ..store import Checkpoint, FencedError, StoreUnavailableError
 from .checkpoint_files import CheckpointFiles
 from .durable_responses import DurableLog, DurableResponses
@@ -21,6 +22,9 @@ _LOG_S: Final = 10.0
 
 _AT_A_TIME: Final = 8
 """Number of checkpoints in memory during an evacuation."""
+
+_READERS_S: Final = 0.05
+"""Seconds in which open streams send their last tokens, so that no checkpoint is ahead of them."""
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -48,15 +52,22 @@ class Checkpointer:
       responses: Responses of this replica.
       files: Files of checkpoints.
       settings: When checkpoints are taken.
+      observers: Observers of checkpoints and of the evacuation.
     """
 
     def __init__(
-        self, engine: AsyncEngine, responses: DurableResponses, files: CheckpointFiles, settings: CheckpointSettings
+        self,
+        engine: AsyncEngine,
+        responses: DurableResponses,
+        files: CheckpointFiles,
+        settings: CheckpointSettings,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self._engine = engine
         self._responses = responses
         self._files = files
         self._settings = settings
+        self._observers = observers
         self._taken_at: dict[DurableLog, float] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -68,23 +79,34 @@ class Checkpointer:
         """Takes a last checkpoint of every response, as far as there is time. Nothing is generated any more."""
         if self._task is not None:
             self._task.cancel()
-        logs, start = self._exact_logs(), time.monotonic()
-        if not logs or not self._engine.is_ready:
+        if not (self._exact_logs() or self._responses.streams) or not self._engine.is_ready:
             return
         try:
-            async with asyncio.timeout(self._settings.evacuation_s):
-                self._engine.pause()
-                turns = asyncio.Semaphore(_AT_A_TIME)
-                taken = await asyncio.gather(*(self._take_in_turn(log, turns) for log in logs))
+            with observed(self._observers, "evacuation") as facts:
+                async with asyncio.timeout(self._settings.evacuation_s):
+                    await self._save_all(facts)
         except TimeoutError:
-            _logger.warning(
-                "not all of %d responses were checkpointed before the end: see --evacuate-seconds", len(logs)
-            )
+            text = "not all of %d responses were checkpointed before the end: see --evacuate-seconds"
+            _logger.warning(text, len(self._exact_logs()))
         except EngineDeadError as error:
             _logger.warning("%s", error)
-        else:
-            seconds = time.monotonic() - start
-            _logger.info("checkpointed %d of %d responses in %.1f s", sum(map(bool, taken)), len(logs), seconds)
+
+    async def _save_all(self, facts: dict[str, Fact]) -> None:
+        """Stops the engine's stepping, and takes a checkpoint of every response, open streams included.
+
+        Args:
+          facts: Receives what was done.
+        """
+        start = time.monotonic()
+        await self._engine.pause()
+        await asyncio.sleep(_READERS_S)
+        await self._responses.hand_over_streams()
+        logs, turns = self._exact_logs(), asyncio.Semaphore(_AT_A_TIME)
+        facts["responses"] = len(logs)
+        taken = await asyncio.gather(*(self._take_in_turn(log, turns) for log in logs))
+        facts["checkpoints"] = num_taken = sum(map(bool, taken))
+        seconds = time.monotonic() - start
+        _logger.info("checkpointed %d of %d responses in %.1f s", num_taken, len(logs), seconds)
 
     async def _run(self) -> None:
         await self._measure()
@@ -131,10 +153,17 @@ class Checkpointer:
 
     async def _take(self, log: DurableLog) -> int:
         """Takes a checkpoint of a response, and returns the size of its file; 0 if it has none."""
-        try:
-            checkpoint = await self._engine.checkpoint(engine_request_id(log.lease.id, 0))
-        except UnknownRequestError:
-            return 0  # it has no token yet, or has ended
+        with observed(self._observers, "checkpoint", response=log.lease.id) as facts:
+            try:
+                checkpoint = await self._engine.checkpoint(engine_request_id(log.lease.id, 0))
+            except UnknownRequestError:
+                return 0  # it has no token yet, or has ended
+            num_bytes = await self._keep(log, checkpoint)
+            facts.update(tokens=checkpoint.num_tokens, bytes=num_bytes)
+            return num_bytes
+
+    async def _keep(self, log: DurableLog, checkpoint: RequestCheckpoint) -> int:
+        """Writes a checkpoint's file and refers to it, and returns the file's size; 0 if it cannot be written."""
         name = f"{log.lease.id}-{log.lease.fence}-{checkpoint.num_tokens}"
         if not (num_bytes := await self._files.write(name, self._formats, checkpoint)):
             return 0

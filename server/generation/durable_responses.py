@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 from uuid import uuid4
 
 from ...engine import CheckpointFormat, RequestCheckpoint
@@ -38,6 +38,9 @@ MAX_BYTES: Final = 2**30
 REPLY_S: Final = 5.0
 """Seconds after which a client gets an error while the database is away."""
 
+_LAST_S: Final = 1.0
+"""Seconds for the last writes of a replica that stops."""
+
 _OWNER_S: Final = 2 * LEASE_S
 """Seconds for which an owner tries to write. Its lease has ended by then, so others may continue the response."""
 
@@ -52,6 +55,17 @@ _RESPONSE_ID: Final = re.compile("resp_[0-9a-f]{32}")
 _logger = logging.getLogger(__name__)
 
 
+class OpenStream(Protocol):
+    """Stream of a stored response in the foreground, which other replicas can continue."""
+
+    async def hand_over(self) -> None:
+        """Stores what another replica needs to continue.
+
+        Raises:
+          StoreUnavailableError: The database is away, full or too slow.
+        """
+
+
 class DurableResponses(ResponseStore):
     """Keeps responses in a database that other replicas may share.
 
@@ -63,6 +77,7 @@ class DurableResponses(ResponseStore):
 
     Attributes:
       stats: Counts for metrics.
+      streams: Open streams in the foreground.
     """
 
     def __init__(
@@ -76,6 +91,7 @@ class DurableResponses(ResponseStore):
         super().__init__()
         self.stats = stats or StoreStats()
         self.files = files
+        self.streams: set[OpenStream] = set()
         self._database = database
         self._commits = GroupCommit(database)
         self._retention_s = retention_s
@@ -112,6 +128,31 @@ class DurableResponses(ResponseStore):
         insert = partial(response_table.insert, record=record, job=job, owner=self._replica)
         lease = await self._commits.write(insert, REPLY_S)
         return self._log(lease, is_streamed=pending.is_streamed, is_exact=job.engine is not None)
+
+    async def hand_over(self, record: ResponseRecord, job: Job, entry: LogEntry) -> "DurableLog":
+        """Stores a response that another replica is to continue.
+
+        Args:
+          entry: All of its events and tokens so far.
+
+        Raises:
+          StoreUnavailableError: The database is away, full or too slow.
+        """
+        insert = partial(response_table.insert, record=record, job=job, owner=self._replica, entry=entry)
+        lease = await self._commits.write(insert, _LAST_S)
+        self.stats.handovers += 1
+        log = self._log(lease, is_streamed=True, is_exact=job.engine is not None)
+        log.skip([entry])
+        log.is_left = True
+        return log
+
+    async def hand_over_streams(self) -> None:
+        """Stores the responses of all open streams, which nothing is sent of any more."""
+        streams = list(self.streams)
+        results = await asyncio.gather(*(stream.hand_over() for stream in streams), return_exceptions=True)
+        if failures := [result for result in results if isinstance(result, Exception)]:
+            text = "%d of %d streams cannot be continued by other replicas: %s"
+            _logger.warning(text, len(failures), len(streams), failures[0])
 
     async def find(self, response_id: str) -> StoredResponse | None:
         if not _RESPONSE_ID.fullmatch(response_id):
@@ -226,7 +267,7 @@ class DurableResponses(ResponseStore):
         leases = [log.lease for log in self._logs.values()]
         try:
             if leases:
-                await self._commits.write(lambda each: response_table.release(each, leases), 1.0)
+                await self._commits.write(lambda each: response_table.release(each, leases), _LAST_S)
         except UnavailableError as error:
             _logger.warning("running responses can be adopted in %g s only: %s", LEASE_S, error)
         self._database.close()
@@ -267,7 +308,7 @@ class DurableResponses(ResponseStore):
           UnavailableError: The database is away.
         """
         while log.num_committed < checkpoint.num_tokens:
-            if self._logs.get(log.key) is not log:
+            if self._logs.get(log.key) is not log or log.is_left:
                 raise FencedError(f"{log.lease.id} has ended, or was left to others")
             await self._changed[log.key].wait()
         lease = log.lease
@@ -288,7 +329,7 @@ class DurableResponses(ResponseStore):
     async def give_up(self, log: "DurableLog") -> None:
         """Ends the lease of a log, so that others may adopt its response at once."""
         self._forget(log)
-        await self._commits.write(lambda each: response_table.release(each, [log.lease]), 1.0)
+        await self._commits.write(lambda each: response_table.release(each, [log.lease]), _LAST_S)
 
     def _log(self, lease: Lease, *, is_streamed: bool, is_exact: bool) -> "DurableLog":
         log = DurableLog(self, lease, is_streamed=is_streamed, is_exact=is_exact)
@@ -317,6 +358,7 @@ class DurableLog(ResponseLog):
       num_events: Number of events so far.
       num_committed: Number of tokens in the database.
       checkpoint: Latest checkpoint in the database; None if there is none.
+      is_left: Whether only other replicas append to the log.
     """
 
     def __init__(self, store: DurableResponses, lease: Lease, *, is_streamed: bool, is_exact: bool) -> None:
@@ -326,6 +368,7 @@ class DurableLog(ResponseLog):
         self.num_events = 0
         self.num_committed = 0
         self.checkpoint: Checkpoint | None = None
+        self.is_left = False
         self._store = store
         self._is_streamed = is_streamed
         self._num_entries = 0

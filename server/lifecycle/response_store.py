@@ -1,5 +1,6 @@
 """Opens the store of responses that the settings name."""
 
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from ...engine import AsyncEngine
@@ -9,6 +10,7 @@ from ..generation.checkpointer import Checkpointer, CheckpointSettings
 from ..generation.durable_responses import DurableResponses
 from ..generation.memory_responses import MemoryResponses
 from ..generation.response_store import ResponseStore
+from ..observability.request_metrics import Observer
 from ..settings import Settings
 from ..store import Database, StoreAddress, StoreStats, schema
 from ..store.dialects import dialect_of
@@ -46,13 +48,22 @@ def _checkpoint_files(settings: Settings, stats: StoreStats) -> CheckpointFiles 
     return CheckpointFiles(settings.state_store, None if key is None else key.get_secret_value().encode(), stats)
 
 
-def make_checkpointer(settings: Settings, engine: AsyncEngine, responses: ResponseStore) -> Checkpointer | None:
+def make_checkpointer(
+    settings: Settings, engine: AsyncEngine, responses: ResponseStore, observers: Sequence[Observer] = ()
+) -> Checkpointer | None:
     """Returns what takes checkpoints; None if there is no folder for them."""
     if not isinstance(responses, DurableResponses) or responses.files is None:
         return None
     rate = settings.checkpoint_mib_per_s * 2**20
     limits = CheckpointSettings(settings.checkpoint_seconds, rate, settings.evacuate_seconds)
-    return Checkpointer(engine, responses, responses.files, limits)
+    return Checkpointer(engine, responses, responses.files, limits, observers)
+
+
+def evacuation(responses: ResponseStore, checkpointer: Checkpointer | None) -> Callable[[], Awaitable[None]] | None:
+    """Returns what saves unfinished work for other replicas before the engine stops; None without any."""
+    if checkpointer is not None:
+        return checkpointer.evacuate
+    return responses.hand_over_streams if isinstance(responses, DurableResponses) else None
 
 
 def open_batches(settings: Settings) -> BatchStore | None:

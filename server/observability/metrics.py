@@ -196,6 +196,11 @@ class _StoreCollector(Collector):
             "roost_store_adoptions", "Background responses of other replicas that this one continued.", stats.adoptions
         )
         yield CounterMetricFamily(
+            "roost_store_handovers",
+            "Streams in the foreground that this replica left to others when it stopped.",
+            stats.handovers,
+        )
+        yield CounterMetricFamily(
             "roost_store_fencing_refusals",
             "Writes of this replica that were refused since another one owned the response, or it was cancelled.",
             stats.refusals,

@@ -1,8 +1,10 @@
 """Timelines of engine requests, which metrics, traces and responses read, and the metrics of their latencies."""
 
 import math
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from types import MappingProxyType
@@ -44,6 +46,29 @@ NEVER: Final = Times(0.0, 0.0, 0.0, 0.0)
 """Times of a request that has not started."""
 
 
+type Fact = str | bool | int | float
+"""Value that describes work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Work for responses in a database that is done beside their generation.
+
+    Attributes:
+      name: What was done, such as "checkpoint".
+      began: Monotonic time in seconds.
+      ended: Monotonic time in seconds.
+      facts: Values that describe it, by name.
+      error: Class of the error that ended it; None if it succeeded.
+    """
+
+    name: str
+    began: float
+    ended: float
+    facts: Mapping[str, Fact]
+    error: str | None
+
+
 class Observer:
     """Receives the progress of requests. The base class does nothing."""
 
@@ -66,6 +91,24 @@ class Observer:
 
     def on_end(self, record: "RequestRecord") -> None:
         """Called when a request has ended; `record.reason` is set."""
+
+    def on_work(self, work: Work) -> None:
+        """Called when work for responses in a database has ended."""
+
+
+@contextmanager
+def observed(observers: Sequence[Observer], name: str, **facts: Fact) -> Iterator[dict[str, Fact]]:
+    """Reports the work of the `with` block to observers. The block may add to the yielded facts."""
+    began, error = time.monotonic(), None
+    try:
+        yield facts
+    except BaseException as raised:
+        error = type(raised).__name__
+        raise
+    finally:
+        work = Work(name, began, time.monotonic(), facts, error)
+        for observer in observers:
+            observer.on_work(work)
 
 
 class RequestRecord:

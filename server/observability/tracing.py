@@ -1,4 +1,4 @@
-"""OpenTelemetry spans of HTTP requests, of their engine requests, and of the phases of these.
+"""OpenTelemetry spans of HTTP requests, of their engine requests, of the phases of these, and of durable work.
 
 Spans have names, numbers and times, but no prompt or output text.
 """
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -18,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .logging import request_id
-from .request_metrics import Observer, RequestRecord
+from .request_metrics import Observer, RequestRecord, Work
 
 _QUIET: Final = ("/", "/health", "/health/ready", "/health_generate", "/load", "/metrics")
 """Paths that are polled every few seconds and not traced."""
@@ -85,6 +86,19 @@ class Tracing(Observer):
             span("decode", first_token, record.ended, {"roost.generated_tokens": record.num_tokens}, request)
             together = {"roost.sum": True}  # the sum of many short intervals, as one
             span("detokenize", first_token, first_token + record.detokenize_s, together, request)
+
+    def on_work(self, work: Work) -> None:
+        """Creates a span of work for responses in a database, in a trace of its own."""
+        epoch_s = time.time() - time.monotonic()
+        attributes = {f"roost.{name}": value for name, value in work.facts.items()}
+        if work.error is not None:
+            attributes["error.type"] = work.error
+        span = self._tracer.start_span(
+            work.name, Context(), attributes=attributes, start_time=int((work.began + epoch_s) * 1e9)
+        )
+        if work.error is not None:
+            span.set_status(Status(StatusCode.ERROR))
+        span.end(int((work.ended + epoch_s) * 1e9))
 
     def shut_down(self) -> None:
         """Exports the spans that are still buffered."""

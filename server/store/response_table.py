@@ -38,10 +38,19 @@ def put(transaction: Transaction, record: ResponseRecord) -> None:
     _insert(transaction, record, None, "")
 
 
-def insert(transaction: Transaction, record: ResponseRecord, job: Job, owner: str) -> Lease:
-    """Stores a response that its owner begins to generate."""
+def insert(
+    transaction: Transaction, record: ResponseRecord, job: Job, owner: str, entry: LogEntry | None = None
+) -> Lease:
+    """Stores a response that its owner begins to generate.
+
+    Args:
+      entry: First entry of its log, if its owner has begun already.
+    """
     _insert(transaction, record, job, owner)
-    return Lease(record.tenant, record.id, 1)
+    lease = Lease(record.tenant, record.id, 1)
+    if entry is not None:
+        _append(transaction, lease, entry)
+    return lease
 
 
 def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None, owner: str) -> None:

@@ -11,6 +11,7 @@ class StoreStats:
     Attributes:
       ended: Number of background responses that this replica ended, by status.
       adoptions: Number of responses that this replica adopted.
+      handovers: Number of this replica's streams that were left to others.
       refusals: Number of this replica's writes that were refused by their fencing number.
       running: Number of running responses of all replicas.
       orphaned: Number of those without a live owner.
@@ -24,6 +25,7 @@ class StoreStats:
 
     ended: Counter[str] = field(default_factory=Counter)
     adoptions: int = 0
+    handovers: int = 0
     refusals: int = 0
     running: int = 0
     orphaned: int = 0

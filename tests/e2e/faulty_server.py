@@ -1,6 +1,6 @@
 """`roost` with a fault: a program whose first argument names the fault, before the usual arguments.
 
-The faults are in the stand-ins for the device, so that HTTP, threads and scheduling are real.
+The faults are in the stand-ins for the device or in the database, so that HTTP, threads and scheduling are real.
 """
 
 import sys
@@ -13,9 +13,13 @@ import numpy as np
 from roost.engine import ModelRunner, builder
 from roost.engine.worker.runner import PendingDecode
 from roost.server.__main__ import main
+from roost.server.store.dialects import Connection, Sqlite
 
 CALLS_BEFORE = 3
 """Number of calls that succeed before the fault, so that streams are running."""
+
+MAX_PAGES = 60
+"""Pages of 4 KiB of a database that is soon full; its empty tables take about half of them."""
 
 
 def fail(*_: Any) -> Any:
@@ -80,8 +84,22 @@ def jump_clock() -> None:
     time.time = jumping
 
 
+def limit_database() -> None:
+    """Leaves an SQLite database room for a few responses only."""
+    connect = Sqlite.connect
+
+    def connect_limited(self: Sqlite) -> Connection:
+        connection = connect(self)
+        connection.execute(f"PRAGMA max_page_count = {MAX_PAGES}")
+        return connection
+
+    Sqlite.connect = connect_limited  # type: ignore[method-assign]
+
+
 def install(fault: str) -> None:
-    if fault == "clock":
+    if fault == "full":
+        limit_database()
+    elif fault == "clock":
         jump_clock()
     elif fault == "numbers":
         after_loading(spoil)

@@ -1,8 +1,12 @@
 """Real replicas with one database, of which those that own a response are killed, stopped and frozen."""
 
 import json
+import os
 import random
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +17,16 @@ from typing import Any
 import httpx
 import pytest
 from databases import PostgresqlServer
-from server_process import SHAPES, TINY, ServerProcess, launched
+from server_process import SLOTS, TINY, ServerProcess, launched
 
 pytestmark = [pytest.mark.robust, pytest.mark.timeout(600)]
 
 WIDTH = 384
 """Width of the model, of which a step takes a millisecond: a response lasts longer than finding its owner."""
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "durable-responses.md"
+
+OTHER_SLOTS = 12
 
 NUM_TOKENS = 20_000
 BODY = {
@@ -46,10 +54,11 @@ class Replicas:
         self.states = states
         self.running: list[ServerProcess] = []
 
-    def start(self) -> ServerProcess:
+    def start(self, slots: int = SLOTS) -> ServerProcess:
         states = ("--state-store", str(self.states), "--checkpoint-seconds", "1")
-        arguments = (self._model, *SHAPES, "--drain-timeout", "1", *states)
-        server = self._stack.enter_context(launched(*arguments, programs="durable", ROOST_STORE=self._address))
+        shapes = ("--slots", str(slots), "--prefill-chunk", "128")
+        arguments = (self._model, "--served-model-name", "demo", *shapes, "--drain-timeout", "1", *states)
+        server = self._stack.enter_context(launched(*arguments, programs=f"durable-{slots}", ROOST_STORE=self._address))
         self.running.append(server)
         return server
 
@@ -129,10 +138,13 @@ def undisturbed(server: ServerProcess, **fields: Any) -> str:
 
 
 def test_a_stream_survives_three_owners(replicas: Replicas) -> None:
-    """Two of them are killed, one is stopped. A client goes on from its last event, at another replica."""
+    """Two of them are killed, one is stopped. A client goes on from its last event, at another replica.
+
+    Some have more slots than others, and so other shapes of their steps, which changes no bit.
+    """
     draw = random.Random(1)
-    for _ in range(4):
-        last = replicas.start()
+    for slots in (SLOTS, OTHER_SLOTS, OTHER_SLOTS, SLOTS):
+        last = replicas.start(slots)
     response_id = begun(last)
     events: list[dict[str, Any]] = []
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
@@ -146,6 +158,57 @@ def test_a_stream_survives_three_owners(replicas: Replicas) -> None:
     assert "inexact" not in final
     assert final["output"][0]["content"][0]["text"] == undisturbed(left)
     assert metric(left, "roost_store_adoptions_total") == 1
+
+
+@pytest.mark.parametrize("address", ["sqlite"], indirect=True)
+def test_the_documented_lines_survive_three_deaths(replicas: Replicas, tmp_path: Path) -> None:
+    """They print the text of an undisturbed response of as many tokens, while its owners are killed."""
+    for _ in range(4):
+        replicas.start()
+    (lines,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    urls = json.dumps([f"{server.url}/v1" for server in replicas.running])
+    lines = lines.replace('["http://localhost:8000/v1"]', urls)
+    lines = lines.replace('"extra_body": {', '"extra_body": {"seed": 7, ')
+    assert urls in lines
+    assert f'"max_output_tokens": {NUM_TOKENS:_},' in lines
+    with (tmp_path / "printed").open("w") as printed:
+        client = subprocess.Popen([sys.executable, "-c", lines], stdout=printed, env={**os.environ, "PYTHONUTF8": "1"})
+    try:
+        for _ in range(3):
+            owner = owner_of(replicas)
+            time.sleep(0.5)
+            replicas.end(owner, signal.SIGKILL)
+        assert client.wait(120) == 0
+    finally:
+        client.kill()
+    (left,) = replicas.running
+    assert metric(left, "roost_store_adoptions_total") == 1
+    assert (tmp_path / "printed").read_text() == undisturbed(left)
+
+
+@pytest.mark.parametrize("address", ["sqlite"], indirect=True)
+def test_a_stream_in_the_foreground_goes_on_elsewhere(replicas: Replicas) -> None:
+    """Its owner is stopped. Its last event names the path under which another replica has the rest."""
+    owner, other = replicas.start(), replicas.start()
+    events = []
+    with httpx.stream("POST", f"{owner.url}/v1/responses", json={**BODY, "background": False}, timeout=60) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: "):
+                events.append(json.loads(line.removeprefix("data: ")))
+            if len(events) == 500:
+                replicas.running.remove(owner)
+                owner.process.send_signal(signal.SIGTERM)
+    moved = events.pop()
+    assert (moved["type"], moved["code"]) == ("error", "stream_moved")
+    assert moved["sequence_number"] == len(events) - 1 >= 500
+    assert owner.ends() == 0
+    response_id = moved["response_id"]
+    assert moved["resume"] == f"/v1/responses/{response_id}?stream=true&starting_after={len(events) - 1}"
+    events += read_events(other.url, response_id, len(events) - 1)
+    final = check_whole(events, other, response_id)
+    assert "inexact" not in final
+    assert final["output"][0]["content"][0]["text"] == undisturbed(other)
+    assert list(replicas.states.iterdir()) == []
 
 
 def test_a_frozen_owner_comes_back_and_writes_nothing(replicas: Replicas) -> None:

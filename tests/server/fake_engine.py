@@ -199,7 +199,7 @@ class FakeEngine(AsyncEngine):
             request.state_is_imported,
         )
 
-    def pause(self) -> None:
+    async def pause(self) -> None:
         self.gate.clear()
 
     async def checkpoint(self, request_id: str) -> RequestCheckpoint:

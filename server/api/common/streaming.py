@@ -81,9 +81,19 @@ class ResponseBuilder(ABC):
     def closing(self) -> Iterator[Mapping[str, Any]]:
         """Yields the chunks after the end of the last choice."""
 
+    async def interrupt(self, error: Exception) -> None:  # noqa: B027 - most builders have nothing to do
+        """Runs before `failure`; a builder may leave its response to another server.
+
+        Args:
+          error: Error of the generation.
+        """
+
     def failure(self, error: ApiError) -> Iterator[Mapping[str, Any]]:
         """Yields the chunks that end a stream with an error."""
         yield error.body
+
+    def close(self) -> None:  # noqa: B027 - most builders have nothing to do
+        """Runs when a stream has ended, however it did."""
 
 
 @runtime_checkable
@@ -236,8 +246,8 @@ async def stream_events(
         return True
 
     try:
-        for chunk in builder.opening():
-            yield encoder.encode(chunk)
+        for event in [encoder.encode(chunk) for chunk in builder.opening()]:
+            yield event
         if first is not None:
             for event in await encoder.encode_large(first) if encoder.is_large(first) else encoder.encode_delta(first):
                 yield event
@@ -270,11 +280,15 @@ async def stream_events(
         api_error = from_exception(error)
         if api_error.status_code == 500:
             _logger.exception("a stream failed")
-        events = [encoder.encode(chunk) for chunk in builder.failure(api_error)]
         with suppress(StoreError):  # the client learns of the first error
+            await builder.interrupt(error)
+        events = [encoder.encode(chunk) for chunk in builder.failure(api_error)]
+        with suppress(StoreError):
             await builder.finish()
         for event in events:
             yield event
+    finally:
+        builder.close()
 
 
 class _ChunkEncoder:

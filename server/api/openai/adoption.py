@@ -12,6 +12,7 @@ from ...generation.durable_responses import DurableLog, DurableResponses
 from ...generation.logged_delta import unpack_delta
 from ...generation.prompts import Prompt
 from ...generation.service import Service
+from ...observability.request_metrics import Fact, observed
 from ...store import Claim, FencedError, StoreUnavailableError
 from ...tenancy.tenant import tenant
 from .background_responses import BackgroundRun, body_of, end_early, prompt_ids
@@ -73,7 +74,8 @@ class Adopter:
             service = self._service
             for claim in await self._responses.claim(service.model.identity, limit, service.engine_identity):
                 tenant.set(claim.record.tenant)
-                await self._adopt(claim)
+                with observed(service.metrics.requests.observers, "adoption", response=claim.lease.id) as facts:
+                    await self._adopt(claim, facts)
 
     def _num_free(self) -> int:
         """Returns how many responses may be adopted now: only those that get a slot at once."""
@@ -83,17 +85,26 @@ class Adopter:
         stats = service.engine.stats
         return max(min(stats.slots - stats.num_running - stats.num_waiting, _MAX_CLAIMS), 0)
 
-    async def _adopt(self, claim: Claim) -> None:
+    async def _adopt(self, claim: Claim, facts: dict[str, Fact]) -> None:
+        """Continues a response, or ends it if it may be what ends its owners.
+
+        Args:
+          facts: Receives what is continued, and from where.
+        """
         log = self._responses.log_of(claim)
+        facts.update(tenant=claim.record.tenant, tokens=log.num_committed, exact=claim.is_exact)
         try:
             if claim.num_stalls > _MAX_STALLS:
                 error = {"code": "server_error", "message": f"{claim.num_stalls} replicas made no progress with it"}
                 await end_early(log, log.num_events, claim.record.response, status="failed", error=error)
                 return
             run = await self._continued(claim, log)
+            replay = run.choice.replay
+            facts["checkpoint"] = replay is not None and replay.snapshot is not None
         except FencedError as error:
             _logger.info("%s", error)
         except Exception:
+            facts["failed"] = True
             _logger.exception("%s cannot be continued here", claim.lease.id)
             await log.release()
         else:

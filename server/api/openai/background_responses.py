@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import orjson
 
-from ....engine import EngineDeadError, QueueFullError
+from ....engine import EngineDeadError, QueueFullError, SamplingParams
 from ...errors import ApiError, from_exception
 from ...generation.generation import Generation
+from ...generation.prompts import Prompt
 from ...generation.response_store import ResponseLog
 from ...generation.service import Service
 from ...generation.spec import Choice
@@ -22,12 +23,12 @@ from .responses_builder import NO_OUTPUT, ResponsesBuilder
 _logger: Final = logging.getLogger(__name__)
 
 
-def job_of(body: ResponseBody, choice: Choice, service: Service) -> Job:
+def job_of(body: ResponseBody, prompt: Prompt, params: SamplingParams, service: Service) -> Job:
     """Returns all that another replica needs to continue a response, but for the log."""
-    seeded = body.model_copy(update={"seed": choice.params.seed})
+    seeded = body.model_copy(update={"seed": params.seed})
     request = seeded.model_dump_json(by_alias=True, exclude_unset=True, exclude={"input"}).encode()
-    prompt = array("i", choice.prompt.token_ids).tobytes()
-    return Job(service.model.identity, request, prompt, service.engine_identity)
+    token_ids = array("i", prompt.token_ids).tobytes()
+    return Job(service.model.identity, request, token_ids, service.engine_identity)
 
 
 def body_of(job: Job) -> ResponseBody:

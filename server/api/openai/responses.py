@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from ....engine import SamplingParams
 from ...errors import ApiError, bad_value, from_exception
 from ...generation.conversation import Conversation, ConversationMessage, ToolOptions
+from ...generation.durable_responses import DurableResponses
 from ...generation.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
 from ...generation.prompts import Prompt
 from ...generation.response_store import StoredResponse, pack
@@ -30,6 +31,7 @@ from .input_items import ItemReference, page
 from .response_schemas import DeletedObject, ItemList, ResponseEvent, ResponseObject
 from .responses_body import LOGPROBS, ResponseBody
 from .responses_builder import ResponsesBuilder
+from .resumable_stream import ResumableBuilder
 from .tool_schemas import OtherTool
 
 router = APIRouter(route_class=JsonRoute)
@@ -44,12 +46,20 @@ async def create_response(body: ResponseBody, request: Request, service: ReadySe
     spec, history = await _prepare(body, service)
     if body.background:
         return await _create_background(body, service, spec, history, request)
+    builder = _builder(body, service, spec, history)
+    return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
+
+
+def _builder(body: ResponseBody, service: Service, spec: GenerationSpec, history: bytes) -> ResponsesBuilder:
+    """Returns the builder of a response in the foreground."""
 
     async def keep(response: dict[str, Any], output: ConversationMessage) -> None:
         await service.responses.keep(response["id"], to_json(response), history, output)
 
-    builder = ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0], keep if body.store else None)
-    return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
+    responses = service.responses
+    if body.store and body.stream and isinstance(responses, DurableResponses):
+        return ResumableBuilder(body, service, responses, spec, history, keep)
+    return ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0], keep if body.store else None)
 
 
 async def _create_background(
@@ -60,7 +70,7 @@ async def _create_background(
     builder = ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0])
     response = to_json(builder.in_progress())
     pending = StoredResponse(builder.id, bytes(memoryview(response)), history, pack([]), True, body.stream)
-    log = await service.responses.open(pending, job_of(body, choice, service))
+    log = await service.responses.open(pending, job_of(body, choice.prompt, choice.params, service))
     service.background.start(builder.id, BackgroundRun(service, builder, choice, log).run())
     return await _follow(service, pending, 0) if body.stream else Response(response, media_type="application/json")
 
@@ -72,7 +82,7 @@ async def get_response(
     stream: Annotated[bool, Query(description="Whether to return the events of a background stream.")] = False,
     starting_after: Annotated[
         int | None,
-        Query(ge=0, description="Number of the event after which `stream=true` begins."),
+        Query(ge=-1, description="Number of the event after which `stream=true` begins; -1 begins with the first."),
     ] = None,
 ) -> Response:
     """Returns a stored response as it is now, or its events, those to come included."""
@@ -137,6 +147,8 @@ async def _follow(service: Service, stored: StoredResponse, number: int) -> Resp
 async def replay(events: AsyncGenerator[bytes | None], number: int) -> AsyncGenerator[bytes]:
     """Yields the bytes of a stored stream, which an error may end.
 
+    An error has the number of the last event before it, so that a client which goes on after it misses nothing.
+
     Args:
       number: Number of the first event.
     """
@@ -147,7 +159,7 @@ async def replay(events: AsyncGenerator[bytes | None], number: int) -> AsyncGene
     except (ApiError, StoreUnavailableError) as error:  # a log that drops events a client is slow to read, or an outage
         detail = from_exception(error).body["error"]
         about = {"code": detail["code"], "message": detail["message"], "param": detail["param"]}
-        yield TYPED_EVENTS.encode({"type": "error", "sequence_number": number, **about})
+        yield TYPED_EVENTS.encode({"type": "error", "sequence_number": number - 1, **about})
 
 
 async def _prepare(body: ResponseBody, service: Service) -> tuple[GenerationSpec, bytes]:

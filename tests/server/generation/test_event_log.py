@@ -92,7 +92,7 @@ async def test_a_client_that_is_too_slow_is_told_so() -> None:
         log.append(event)
     last = await anext(stream)
     assert last.startswith(b"event: error\n")
-    assert b'"sequence_number":1' in last
+    assert b'"sequence_number":0' in last, "of the last event that it got"
     assert [event async for event in stream] == []
 
 

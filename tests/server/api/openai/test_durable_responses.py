@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -19,10 +20,11 @@ import pytest
 from client_types import checked
 from databases import opened
 from fake_engine import STATE_FORMAT, FakeEngine
-from fake_server import VOCAB_SIZE, make_service, until
-from openai.types.responses import Response
+from fake_server import VOCAB_SIZE, live, make_service, until
+from openai.types.responses import Response, ResponseErrorEvent
 from roost.engine import CheckpointFormat, EngineDeadError, Request, TokenOutput
 from roost.server.api.openai.adoption import Adopter
+from roost.server.api.openai.resumable_stream import ResumableBuilder
 from roost.server.app import create_app
 from roost.server.generation.checkpoint_files import CheckpointFiles
 from roost.server.generation.checkpointer import Checkpointer, CheckpointSettings
@@ -30,6 +32,8 @@ from roost.server.generation.durable_responses import DurableResponses
 from roost.server.generation.service import Service
 from roost.server.middleware.api_keys import ApiKeys
 from roost.server.middleware.auth import Access
+from roost.server.observability.metrics import Metrics
+from roost.server.observability.request_metrics import Observer, Work
 from roost.server.store import Database, StoreAddress
 from roost.server.store.dialects import dialect_of
 from roost.server.text.served_model import ServedModel
@@ -53,6 +57,14 @@ class PacedEngine(FakeEngine):
                 yield await anext(outputs)
             except StopAsyncIteration:
                 return
+
+
+class NotingObserver(Observer):
+    def __init__(self) -> None:
+        self.works: list[Work] = []
+
+    def on_work(self, work: Work) -> None:
+        self.works.append(work)
 
 
 @pytest.fixture
@@ -80,6 +92,7 @@ class Replica:
     Attributes:
       client: Client of it.
       adopter: What its loop does every two seconds.
+      works: What its observers were told.
     """
 
     service: Service
@@ -87,6 +100,7 @@ class Replica:
     responses: DurableResponses
     client: httpx.AsyncClient
     adopter: Adopter
+    works: list[Work]
 
     async def created(self, **fields: Any) -> dict[str, Any]:
         body = {"input": "hi", "max_output_tokens": 10, "background": True, **fields}
@@ -133,10 +147,15 @@ def text_of(response: dict[str, Any]) -> str:
 async def replica(address: str, model: ServedModel, access: Access | None = None) -> AsyncIterator[Replica]:
     engine = PacedEngine()
     responses = DurableResponses(Database(dialect_of(StoreAddress.parse(address))), 1000.0)
-    service = replace(make_service(engine, replace(model, identity="counter"), keep_alive_s=0.5), responses=responses)
+    notes = NotingObserver()
+    service = replace(
+        make_service(engine, replace(model, identity="counter"), keep_alive_s=0.5),
+        responses=responses,
+        metrics=Metrics(lambda: engine.stats, observers=[notes]),
+    )
     transport = httpx.ASGITransport(create_app(service, access or Access()))
     async with httpx.AsyncClient(transport=transport, base_url="http://roost", timeout=30) as client:
-        yield Replica(service, engine, responses, client, Adopter(service, responses))
+        yield Replica(service, engine, responses, client, Adopter(service, responses), notes.works)
     for task in list(service.background._tasks.values()):
         task.cancel()
     await responses.close()
@@ -297,7 +316,8 @@ def with_checkpoints(replica: Replica, folder: Path, evacuation_s: float = 5.0) 
     replica.engine.checkpoints = CheckpointFormat("x86", STATE_FORMAT.snapshot)
     replica.responses.files = CheckpointFiles(folder, None, replica.responses.stats)
     limits = CheckpointSettings(0.0, 1e9, evacuation_s)
-    return Checkpointer(replica.engine, replica.responses, replica.responses.files, limits)
+    observers = replica.service.metrics.requests.observers
+    return Checkpointer(replica.engine, replica.responses, replica.responses.files, limits, observers)
 
 
 @on_sqlite
@@ -377,6 +397,14 @@ async def test_an_evacuation_saves_what_was_generated(
     await until(lambda: not first.service.background.is_busy)
     await second.adopter.look()
     assert [text_of(await second.ended(each["id"])) for each in made] == [LETTERS[:10]] * 3
+    assert [work.name for work in first.works] == ["checkpoint"] * 3 + ["evacuation"]
+    assert first.works[-1].facts == {"responses": 3, "checkpoints": 3}
+    for checkpoint in first.works[:3]:
+        assert (checkpoint.facts["tokens"], int(checkpoint.facts["bytes"]) > 0) == (5, True)
+    assert [work.name for work in second.works] == ["adoption"] * 3
+    for adoption, each in zip(second.works, made, strict=True):
+        about = {"response": each["id"], "tenant": "", "tokens": 5, "exact": True, "checkpoint": True}
+        assert (adoption.facts, adoption.error) == (about, None)
     for request in second.engine.requests:
         assert request.replay is not None
         assert request.replay.snapshot is not None
@@ -672,3 +700,187 @@ async def test_engine_error_of_no_database_is_as_before(service: Service, engine
         made = (await client.post("/v1/responses", json={"input": "hi", "background": True})).json()
         await until(lambda: not service.background.is_busy)
         assert (await client.get(f"/v1/responses/{made['id']}")).json()["status"] == "failed"
+
+
+def streaming(replica: Replica, **fields: Any) -> "asyncio.Task[httpx.Response]":
+    """A stream in the foreground, which the client reads to its end."""
+    body = {"input": "hi", "max_output_tokens": 10, "stream": True, **fields}
+    return asyncio.create_task(replica.client.post("/v1/responses", json=body))
+
+
+async def num_tokens_streamed(replica: Replica, count: int) -> None:
+    """Waits until the only stream has so many tokens in its events."""
+    await until(lambda: replica.responses.streams)
+    (stream,) = replica.responses.streams
+    assert isinstance(stream, ResumableBuilder)
+    await until(lambda: sum(stream._sizes._num_tokens) == count)
+
+
+def same(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Checked events without what differs between two streams: where deltas part, ids, times, background."""
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    text = re.sub(r'"((?:resp|msg)_)[0-9a-f]{32}"', r'"\1"', json.dumps(events))
+    text = re.sub(r'"(created_at|completed_at|background|sequence_number)": (\w+)', r'"\1": 0', text)
+    found: list[dict[str, Any]] = []
+    for event in json.loads(text):
+        if found and event["type"] == found[-1]["type"] == "response.output_text.delta":
+            found[-1]["delta"] += event["delta"]
+            found[-1]["logprobs"] += event["logprobs"]
+        else:
+            found.append(event)
+    return found
+
+
+STREAMS = pytest.mark.parametrize(
+    "fields",
+    [{}, {"include": ["message.output_text.logprobs"], "top_logprobs": 2}, {"store": True, "metadata": {"a": "b"}}],
+    ids=["plain", "logprobs", "metadata"],
+)
+
+
+@STREAMS
+@pytest.mark.parametrize("how", ["without checkpoints", "with checkpoints", "its engine dies"])
+async def test_a_stream_that_a_stop_cuts_goes_on_elsewhere(
+    replicas: tuple[Replica, Replica], folder: Path, fields: dict[str, Any], how: str
+) -> None:
+    """Its last event says where. What the client has and what comes there are the events of an undisturbed stream."""
+    first, second = replicas
+    whole = events_of((await streaming(second, **fields)).text)
+    checkpointer = with_checkpoints(first, folder)
+    with_checkpoints(second, folder)
+    first.engine.allowed = 4
+    reading = streaming(first, **fields)
+    await num_tokens_streamed(first, 4)
+    if how == "with checkpoints":
+        await checkpointer.evacuate()
+    elif how == "without checkpoints":
+        await first.responses.hand_over_streams()
+    if how == "its engine dies":
+        first.engine.fail(EngineDeadError("gone"))
+    else:
+        await first.engine.stop()
+    first.engine.allowed = 1000
+    *got, last = events_of((await reading).text)
+    assert (last["type"], last["code"], last["sequence_number"]) == ("error", "stream_moved", len(got) - 1)
+    checked(ResponseErrorEvent, last, frozenset({"response_id", "resume"}))
+    assert last["response_id"] == got[0]["response"]["id"]
+    assert not first.responses.streams
+    assert first.responses.stats.handovers == 1
+    await second.adopter.look()
+    rest = events_of((await second.client.get(last["resume"])).text)
+    assert same([*got, *rest]) == same(whole)
+    assert await second.events(last["response_id"]) == [*got, *rest]
+    ended = await second.ended(last["response_id"])
+    assert ended == rest[-1]["response"]
+    assert (ended["background"], "inexact" in ended) == (True, False)
+    replay = second.engine.requests[-1].replay
+    assert replay is not None
+    assert len(replay.token_ids) == 4
+    assert (replay.snapshot is not None) == (how == "with checkpoints")
+
+
+@on_sqlite
+async def test_a_stream_without_tokens_goes_on_elsewhere(replicas: tuple[Replica, Replica]) -> None:
+    first, second = replicas
+    first.engine.allowed = 0
+    reading = streaming(first)
+    await until(lambda: first.responses.streams, 10)
+    await first.responses.hand_over_streams()
+    await first.engine.stop()
+    first.engine.allowed = 1000
+    *got, last = events_of((await reading).text)
+    await second.adopter.look()
+    rest = events_of((await second.client.get(last["resume"])).text)
+    assert [event["sequence_number"] for event in (*got, *rest)] == list(range(len(got) + len(rest)))
+    assert text_of(rest[-1]["response"]) == LETTERS[:10]
+
+
+@on_sqlite
+async def test_tokens_after_a_hand_over_are_not_sent(replicas: tuple[Replica, Replica]) -> None:
+    """They are generated again elsewhere, even if they were the last."""
+    first, second = replicas
+    first.engine.allowed = 4
+    reading = streaming(first)
+    await num_tokens_streamed(first, 4)
+    await first.responses.hand_over_streams()
+    first.engine.allowed = 1000
+    *got, last = events_of((await reading).text)
+    assert "".join(event.get("delta", "") for event in got) == LETTERS[:4]
+    await second.adopter.look()
+    rest = events_of((await second.client.get(last["resume"])).text)
+    assert "".join(event.get("delta", "") for event in rest) == LETTERS[4:10]
+
+
+@on_sqlite
+async def test_a_moved_stream_is_cancelled_like_any_background_response(replicas: tuple[Replica, Replica]) -> None:
+    first, second = replicas
+    first.engine.allowed = second.engine.allowed = 4
+    reading = streaming(first)
+    await num_tokens_streamed(first, 4)
+    await first.responses.hand_over_streams()
+    await first.engine.stop()
+    first.engine.allowed = 1000
+    last = events_of((await reading).text)[-1]
+    await second.adopter.look()
+    cancelled = (await second.client.post(f"/v1/responses/{last['response_id']}/cancel")).json()
+    assert cancelled["status"] == "cancelled"
+    (event,) = events_of((await second.client.get(last["resume"])).text)
+    assert (event["type"], event["response"]) == ("response.failed", cancelled)
+
+
+@on_sqlite
+@pytest.mark.parametrize("fields", [{"store": False}, {"background": True}])
+async def test_other_streams_end_as_before(
+    replicas: tuple[Replica, Replica], address: str, fields: dict[str, Any]
+) -> None:
+    first, second = replicas
+    first.engine.allowed = 4
+    reading = streaming(first, **fields)
+    await until(lambda: len(next(iter(first.engine.given.values()), ())) == 4)
+    assert not first.responses.streams
+    await first.responses.hand_over_streams()
+    await first.engine.stop()
+    first.engine.allowed = 1000
+    await until(lambda: not first.service.background.is_busy)
+    await second.adopter.look()
+    last = events_of((await reading).text)[-1]
+    if fields.get("background"):
+        assert text_of(last["response"]) == LETTERS[:10]
+    else:
+        assert (last["type"], last["response"]["error"]["code"]) == ("response.failed", "server_error")
+        assert (await second.client.get(f"/v1/responses/{last['response']['id']}")).status_code == 404
+
+
+@on_sqlite
+async def test_a_stream_that_cannot_be_stored_fails(
+    replicas: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, _ = replicas
+    for name in ("_LAST_S", "REPLY_S"):
+        monkeypatch.setattr(f"roost.server.generation.durable_responses.{name}", 0.2)
+    first.engine.allowed = 4
+    reading = streaming(first)
+    await num_tokens_streamed(first, 4)
+    monkeypatch.setattr(first.responses._database, "_begin", _away)
+    await first.responses.hand_over_streams()
+    assert "1 of 1 streams cannot be continued by other replicas" in caplog.text
+    await first.engine.stop()
+    first.engine.allowed = 1000
+    last = events_of((await reading).text)[-1]
+    assert (last["type"], last["response"]["error"]["code"]) == ("response.failed", "server_error")
+    assert "secret" not in json.dumps(last)
+
+
+@on_sqlite
+async def test_a_stream_whose_client_has_left_is_not_continued(replicas: tuple[Replica, Replica]) -> None:
+    first, second = replicas
+    first.engine.allowed = 4
+    async with live(first.service) as client:
+        body = {"input": "hi", "max_output_tokens": 10, "stream": True}
+        async with client.stream("POST", "/v1/responses", json=body):
+            await num_tokens_streamed(first, 4)
+        await until(lambda: not first.responses.streams)
+    await first.responses.hand_over_streams()
+    await first.engine.stop()
+    await second.adopter.look()
+    assert not second.engine.requests

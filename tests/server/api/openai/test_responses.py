@@ -347,7 +347,7 @@ async def test_other_responses_cannot_be_cancelled_or_followed(client: httpx.Asy
     await error_of(await client.post(f"{path}/cancel"))
     assert (await error_of(await client.get(f"{path}?stream=true")))["param"] == "stream"
     assert (await error_of(await client.get(f"{path}?starting_after=2")))["param"] == "starting_after"
-    assert (await error_of(await client.get(f"{path}?stream=true&starting_after=-1")))["param"] == "starting_after"
+    assert (await error_of(await client.get(f"{path}?stream=true&starting_after=-2")))["param"] == "starting_after"
     await error_of(await client.get("/v1/responses/resp_0?stream=true"), 404)
 
 
