@@ -35,6 +35,7 @@ NOT_RUN = {
     "pip install '.[otel]'": "downloads OpenTelemetry",
     "python3 -m venv": "makes the environment that dev.py has made",
     "python benchmarks/kernels.py": "takes minutes",
+    "python benchmarks/fleet.py": "takes minutes; tests/benchmarks/test_fleet.py has its model",
     "ROOST_SLOTS=64 roost serve google/": "downloads weights, with an account",
     "roost serve --config": "wants the file that is shown below it; tests/server/settings/test_settings.py reads one",
     "roost serve --otlp": "wants a collector; tests/server/observability/test_tracing.py has one",

@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, cast
 from urllib.parse import SplitResult, urlsplit
 
@@ -111,14 +112,24 @@ class HttpClient:
         response = await self._exchange(self._head("GET", path), lambda piece, now: pieces.append(piece))
         return Response(response.status, response.body or b"".join(pieces), response.headers)
 
-    async def post(self, path: str, body: Mapping[str, Any] | orjson.Fragment, sink: Sink) -> Response:
+    async def post(
+        self,
+        path: str,
+        body: Mapping[str, Any] | orjson.Fragment,
+        sink: Sink,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> Response:
         """Sends JSON, and passes the body of a successful response to the sink, piece by piece as it arrives.
+
+        Args:
+          headers: Further headers of the request.
 
         Raises:
           ClientError: The exchange failed; the sink may have received pieces before.
         """
         data = orjson.dumps(body)
-        head = f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+        further = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head = f"{further}Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
         return await self._exchange(self._head("POST", path, head) + data, sink)
 
     async def close(self) -> None:
