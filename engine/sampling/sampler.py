@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
 from ...kernels import XLA, Backend
-from ...kernels.sampling import SamplingInputs
+from ...kernels.sampling import NUMBERS, SamplingInputs
 from ..core.sampling_params import NO_CHOICE, NO_TOKEN, NUMBER_COLUMNS, SamplingState
 from .array_ops import column_of, top_k, when
 from .draw import draw, uniform_numbers
@@ -83,7 +83,7 @@ def _sample(
     backend: Backend,
 ) -> Sampled:
     """Chooses a token for every row, all at a time; see `sample`."""
-    if backend.sample is None:
+    if backend.sample is None or not NUMBER_COLUMNS.keys() <= NUMBERS:
         logprobs_of: Callable[..., Logprobs] = partial(logprobs, backend=backend)
         tokens, best = _choose(logits, state, memory, positions, active, backend)
     else:

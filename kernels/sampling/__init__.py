@@ -8,11 +8,25 @@ places of a list.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
-__all__ = ["SamplingInputs"]
+__all__ = ["NUMBERS", "SamplingInputs"]
+
+NUMBERS: Final = frozenset(
+    {
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "typical_p",
+        "frequency_penalty",
+        "presence_penalty",
+        "repetition_penalty",
+    }
+)
+"""Names of the sampling fields that the kernel reads. While there is another one, XLA chooses all tokens."""
 
 
 class SamplingInputs(NamedTuple):

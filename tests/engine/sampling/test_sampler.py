@@ -13,9 +13,11 @@ from hypothesis import assume, given, settings
 from roost.engine.core.errors import ParameterError
 from roost.engine.core.sampling_params import NO_CHOICE, NO_TOKEN, SamplingParams
 from roost.engine.platform import CPU_OPTIONS
+from roost.engine.sampling import sampler as sampler_module
 from roost.engine.sampling.reference import reference_distribution
 from roost.engine.sampling.sampler import sample
 from roost.kernels import XLA
+from roost.kernels.backends import TPU
 from roost.kernels.sampling.top_k import top_k_by_blocks
 from sampler_cases import FILTERS, ROWS, VOCAB, Sampler, every_sampler, memory_of, quantised, run
 
@@ -171,3 +173,19 @@ def test_extreme_values_give_an_allowed_token(
         assert 0 <= token < VOCAB
         assert params.allowed_token_ids is None or token in params.allowed_token_ids
         assert not params.min_tokens or token not in params.stop_ids
+
+
+def test_xla_samples_while_the_kernel_does_not_read_every_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new sampling field works on TPUs before their kernel knows it."""
+
+    class KernelCalledError(Exception):
+        pass
+
+    def kernel(*arguments: Any) -> Any:
+        raise KernelCalledError
+
+    traced = partial(jax.eval_shape, partial(sample, backend=replace(TPU, sample=kernel)))
+    with pytest.raises(KernelCalledError):
+        run(np.zeros((1, VOCAB)), [SamplingParams()], sampler=traced)
+    monkeypatch.setattr(sampler_module, "NUMBERS", sampler_module.NUMBERS - {"min_p"})
+    assert run(np.zeros((1, VOCAB)), [SamplingParams()], sampler=traced).tokens.shape == (1,)
