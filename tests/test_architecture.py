@@ -11,6 +11,7 @@ import re
 import tomllib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,26 @@ def may_import(path: str, target: str) -> bool:
     return LEVELS.index(here) <= LEVELS.index(there)
 
 
+def modules_form_no_circle(files: Sources) -> list[str]:
+    """No module imports itself through others, in a room or across rooms."""
+    graph = {
+        path: {module for _, target in inner_imports(path, text) if (module := module_of(target, files)) != path}
+        for path, text in files.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [f"imports form a circle: {' <- '.join(error.args[1])}"]
+    return []
+
+
+def module_of(target: str, files: Sources) -> str:
+    """Returns the file that an imported module or name lies in; the target itself if there is none."""
+    parent = target.rpartition("/")[0]
+    candidates = (f"{target}.py", f"{target}/__init__.py", f"{parent}.py", f"{parent}/__init__.py")
+    return next((path for path in candidates if path in files), target)
+
+
 def imports_between_rooms_are_relative(files: Sources) -> list[str]:
     """Our own packages are imported relatively: absolute names depend on how the checkout is installed."""
     return [
@@ -275,6 +296,23 @@ def assert_holds(rule: Rule) -> None:
 
 def test_imports_point_down() -> None:
     assert_holds(imports_point_down)
+
+
+def test_modules_form_no_circle() -> None:
+    assert_holds(modules_form_no_circle)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"engine/x.py": "from .y import a", "engine/y.py": "from . import x"},
+        {"server/text/__init__.py": "def f():\n    from .x import a", "server/text/x.py": "from . import f"},
+        {"a/x.py": "from ..b.y import a", "b/y.py": "from ..c import z", "c/z.py": "from ..a.x import b"},
+    ],
+)
+def test_a_circle_is_seen(files: dict[str, str]) -> None:
+    assert modules_form_no_circle(files)
+    assert not modules_form_no_circle(dict(list(files.items())[:-1]))
 
 
 def test_imports_between_rooms_are_relative() -> None:

@@ -57,13 +57,3 @@ def _why_not_there(reference: str) -> str:
     if reference.startswith("~"):
         return f"{reference}: no such directory; the shell replaces ~ by the home folder only without quotes"
     return f"{reference}: no such directory; MODEL is {MODEL_CHOICES}"
-
-
-def missing_extra(reference: str, extra: str) -> CheckpointError:
-    """Returns the error for a missing optional library.
-
-    Args:
-      reference: Reference of the model.
-      extra: Optional dependency group of Roost that has the library.
-    """
-    return CheckpointError(f"{reference}: needs one more library; in a clone of Roost, pip install '.[{extra}]'")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ...engine import CheckpointError
-from . import missing_extra
+from .extras import missing_extra
 
 _TIMEOUT_S: Final = 30.0
 """Timeout of each request in seconds, retries included."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from ...engine import CheckpointError
-from . import missing_extra
+from .extras import missing_extra
 
 _SETTINGS: Final = "https://www.kaggle.com/settings"
 
