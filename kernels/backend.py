@@ -33,6 +33,8 @@ class Backend:
         `prefill_attention_tpu`.
       prefills_int8: Whether `prefill_attention` takes rings in int8.
       recurrent_step: Recurrent block of a decode step; see `recurrent_step_tpu`.
+      step_takes_sums: Whether `recurrent_step` takes its projections as float32 sums and rounds them itself, where XLA
+        would do so in an operation of its own.
       recurrent_chunk: Recurrent block of a prefill chunk; see `recurrent_chunk_tpu`.
       gated_mlp: Gated MLP of a decode step; see `gated_mlp_tpu`.
       gated_mlp_rows: Maximum number of rows of `gated_mlp`.
@@ -54,6 +56,7 @@ class Backend:
     prefill_attention: Callable[..., Any] | None = None
     prefills_int8: bool = False
     recurrent_step: Callable[..., Any] | None = None
+    step_takes_sums: bool = False
     recurrent_chunk: Callable[..., Any] | None = None
     gated_mlp: Callable[..., Any] | None = None
     gated_mlp_rows: int = 0

@@ -57,6 +57,7 @@ def gpu_backend(sizes: GpuSizes) -> Backend:
         decode_attention=decode,
         prefill_attention=prefill,
         recurrent_step=recurrent_step_gpu,
+        step_takes_sums=True,
         top_k=top_k_by_blocks,
         sampled_rows=64,
     )

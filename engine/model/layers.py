@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Float32, Int32
 from ...kernels import XLA, Backend, gated_mlp, int8_product, native, recurrent_block
 from ...kernels.causal_conv1d import causal_conv1d, next_state, states_at_boundaries
 from ...kernels.precision import product_precision
-from ...kernels.rg_lru import rg_lru
+from ...kernels.rg_lru import log_decay_of, rg_lru
 from ...kernels.window_attention import Vectors, decode_attention, prefill_attention, quantize
 from .collectives import Collectives
 from .config import BlockType, ModelConfig
@@ -105,11 +105,12 @@ class Dense(nnx.Module):
         self.weight = matrix(outputs, inputs, dtype)
         self.bias = _vector(outputs)
 
-    def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
-        weight = self.weight.get_value()
+    def __call__(self, x: Float[Array, "*rows I"], dtype: jnp.dtype | None = None) -> Float[Array, "*rows O"]:
+        """Returns y in `dtype`; None for that of x."""
+        weight, dtype = self.weight.get_value(), dtype or x.dtype
         if self.psum_over.model == 1:
-            return dot(x, weight, self.bias[...], x.dtype, self.backend)
-        return self.psum_parts(dot(x, weight, dtype=x.dtype, backend=self.backend))
+            return dot(x, weight, self.bias[...], dtype, self.backend)
+        return self.psum_parts(dot(x, weight, dtype=dtype, backend=self.backend))
 
     def psum_parts(self, parts: Float[Array, "*rows O"]) -> Float[Array, "*rows O"]:
         """Returns the sum of the shards' partial products, plus the bias."""
@@ -196,12 +197,8 @@ class RGLRU(nnx.Module):
         self, x: Float32[Array, "B T E"], h0: Float32[Array, "B E"], positions: Int32[Array, "B T"]
     ) -> tuple[Float32[Array, "B T E"], Float32[Array, "B E"]]:
         input_gate, recurrence_gate = self._gates(x)
-        return rg_lru(x, input_gate, recurrence_gate, self.log_decay, h0, positions, self.backend)
-
-    @property
-    def log_decay(self) -> Float32[Array, " E"]:
-        """-8 * softplus(Λ): log a at a recurrence gate of 1."""
-        return -8.0 * jax.nn.softplus(self.a_param[...])
+        log_decay = log_decay_of(self.a_param[...])
+        return rg_lru(x, input_gate, recurrence_gate, log_decay, h0, positions, self.backend)
 
     def _gates(self, x: Float32[Array, "B T E"]) -> tuple[Float32[Array, "B T E"], Float32[Array, "B T E"]]:
         weight, bias = self.gate_weight.get_value(), self.gate_bias[...]
@@ -258,7 +255,7 @@ class RecurrentBlock(nnx.Module):
         self, u: Float[Array, "B 1 D"], state: RecurrentState, positions: Int32[Array, "B 1"], gates: PackedGates
     ) -> tuple[Float[Array, "B 1 D"], RecurrentState]:
         weights = (self.conv_weight[...], self.conv_bias[...], gates.values, self.rg_lru.gate_bias[...])
-        inputs = (*weights, self.rg_lru.log_decay, state.conv, state.h, positions[:, 0])
+        inputs = (*weights, self.rg_lru.a_param[...], state.conv, state.h, positions[:, 0])
         mixed, conv, h = native.recurrent_step(self.xy(u)[:, 0], *inputs)
         return self.out(mixed)[:, None], RecurrentState(h, conv)
 
@@ -275,14 +272,16 @@ class RecurrentBlock(nnx.Module):
         self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"], block: int
     ) -> tuple[Float[Array, "B T D"], RecurrentState, RecurrentBlockStates | None]:
         """Computes the block with one kernel between its projections; see `__call__`."""
-        rg_lru, xy, kernels = self.rg_lru, self.xy(u), self.rg_lru.backend
+        rg_lru, kernels = self.rg_lru, self.rg_lru.backend
         weights = (self.conv_weight[...], self.conv_bias[...], rg_lru.gate_weight[...], rg_lru.gate_bias[...])
-        inputs = (*weights, rg_lru.log_decay, state.conv, state.h)
+        inputs = (*weights, rg_lru.a_param[...], state.conv, state.h)
         if u.shape[1] == 1:
             assert kernels.recurrent_step is not None
+            xy = self.xy(u, _FLOAT32 if kernels.step_takes_sums else None)
             mixed, conv, h = kernels.recurrent_step(xy[:, 0], *inputs, positions[:, 0], groups=self.collectives.model)
             return self.out(mixed)[:, None], RecurrentState(h, conv), None
         assert kernels.recurrent_chunk is not None
+        xy = self.xy(u)
         mixed, h, between = kernels.recurrent_chunk(xy, *inputs, positions, every=block)
         x = xy[..., : h.shape[1]]
         block_states = RecurrentBlockStates(between, states_at_boundaries(x, state.conv, positions, block))

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, BFloat16, Float, Float32, Int32, UInt8
 
+from ..rg_lru.sequential import log_decay_of
+
 CALLS: Final = (
     "roost_int8_product",
     "roost_bf16_product",
@@ -328,7 +330,7 @@ def recurrent_step(
     conv_bias: Float32[Array, " E"],
     gates: Float32[Array, "N S e 32"],
     gate_bias: Float32[Array, "N e2"],
-    log_decay: Float32[Array, " E"],
+    a_param: Float32[Array, " E"],
     conv: Float[Array, "K1 B E"],
     h: Float32[Array, "B E"],
     positions: Int32[Array, " B"],
@@ -341,7 +343,7 @@ def recurrent_step(
       conv_bias: Bias of the convolution.
       gates: Packed weights of the gates.
       gate_bias: Biases of the gates.
-      log_decay: See `rg_lru`.
+      a_param: Λ of the RG-LRU.
       conv: State of the convolution, in the dtype of xy.
       h: State of the RG-LRU.
       positions: Positions of the tokens; rows with a negative position keep their state, and their output is 0.
@@ -350,7 +352,7 @@ def recurrent_step(
       Inputs of the output projection, in the dtype of xy; the new conv; the new h.
     """
     results = tuple(jax.ShapeDtypeStruct(x.shape, kind) for x, kind in ((h, xy.dtype), (conv, xy.dtype), (h, h.dtype)))
-    inputs = (xy, conv_weight, conv_bias, gates, gate_bias, log_decay, conv, h, positions)
+    inputs = (xy, conv_weight, conv_bias, gates, gate_bias, log_decay_of(a_param), conv, h, positions)
     out, new_conv, new_h = jax.ffi.ffi_call("roost_recurrent_step", results)(*inputs)
     return out, new_conv, new_h
 

@@ -15,7 +15,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Float32, Int32
 
 from ..precision import product_precision
-from ..rg_lru.sequential import decay_and_input
+from ..rg_lru.sequential import decay_and_input, log_decay_of
 
 ROWS: Final = 16
 """Rows of a program, the fewest of a product on tensor cores: programs for 128 rows about fill a GPU."""
@@ -39,7 +39,7 @@ def recurrent_step_gpu(
     conv_bias: Float32[Array, " E"],
     gate_weight: Float[Array, "N e e2"],
     gate_bias: Float32[Array, "N e2"],
-    log_decay: Float32[Array, " E"],
+    a_param: Float32[Array, " E"],
     conv: Float[Array, "K1 P E"],
     h: Float32[Array, "P E"],
     positions: Int32[Array, " B"],
@@ -49,7 +49,8 @@ def recurrent_step_gpu(
 ) -> tuple[Float[Array, "B E"], Float[Array, "K1 P E"], Float32[Array, "P E"]]:
     """Computes gelu(y) * RG-LRU(conv(x)) for one token per row; the state is updated in place.
 
-    Arguments and results are those of `recurrent_step_tpu`, with any numbers of rows; e is a multiple of 64.
+    Arguments and results are those of `recurrent_step_tpu`, with any numbers of rows; e is a multiple of 64. xy may be
+    float32, whatever the dtype of conv: it is rounded to that one, which is also that of the output.
     """
     rows, (pool, width) = xy.shape[0], h.shape
     blocks, size = gate_weight.shape[:2]
@@ -59,7 +60,7 @@ def recurrent_step_gpu(
     out, new_conv, new_h = pl.pallas_call(
         partial(_step_kernel, size=size, own=own, group=pool // groups, has_barrier=not interpret),
         out_shape=(
-            jax.ShapeDtypeStruct((rows, width), xy.dtype),
+            jax.ShapeDtypeStruct((rows, width), conv.dtype),
             jax.ShapeDtypeStruct(conv.shape, conv.dtype),
             jax.ShapeDtypeStruct(h.shape, h.dtype),
         ),
@@ -77,12 +78,12 @@ def recurrent_step_gpu(
         ),
         interpret=interpret,
         name="recurrent_step",
-    )(xy, conv_weight, conv_bias, gate_weight, gate_bias, log_decay, conv, h, positions)
+    )(xy, conv_weight, conv_bias, gate_weight, gate_bias, a_param, conv, h, positions)
     return out, new_conv, new_h
 
 
 def _step_kernel(
-    xy: Any, conv_weight: Any, conv_bias: Any, gate_weight: Any, gate_bias: Any, log_decay: Any, conv: Any, h: Any,
+    xy: Any, conv_weight: Any, conv_bias: Any, gate_weight: Any, gate_bias: Any, a_param: Any, conv: Any, h: Any,
     positions: Any, out: Any, new_conv: Any, new_h: Any, *, size: int, own: int, group: int, has_barrier: bool,
 ) -> None:  # fmt: skip
     n, first = pl.program_id(0), pl.program_id(2) * ROWS
@@ -91,17 +92,20 @@ def _step_kernel(
     tokens, slots = pl.ds(pl.program_id(1) * own + first, ROWS), pl.ds(pl.program_id(1) * group + first, ROWS)
     position = plgpu.load(positions.at[tokens], mask=exists, other=-1)
 
-    def load(ref: Any, count: int) -> Array:
+    def load(ref: Any, count: Any) -> Array:
         mask = jnp.broadcast_to(exists[:, None], (ROWS, count))
         loaded: Array = plgpu.load(ref, mask=mask, other=0.0)
         return loaded
+
+    def projected(channels: pl.Slice) -> Float[Array, "R C"]:
+        return load(xy.at[tokens, channels], channels.size).astype(conv.dtype)
 
     def store(ref: Any, value: Array) -> None:
         plgpu.store(ref, value.astype(ref.dtype), mask=jnp.broadcast_to(exists[:, None], value.shape))
 
     def convolved(start: Any, count: int) -> Float32[Array, "R C"]:
         channels = pl.ds(n * size + start, count)
-        c = load(xy.at[tokens, channels], count).astype(jnp.float32) * conv_weight[taps - 1, channels]
+        c = projected(channels).astype(jnp.float32) * conv_weight[taps - 1, channels]
         for s in range(1, taps):
             tap = load(conv.at[jnp.int32(taps - 1 - s), slots, channels], count).astype(jnp.float32)
             c += jnp.where((position >= s)[:, None], tap * conv_weight[taps - 1 - s, channels], 0.0)
@@ -121,11 +125,10 @@ def _step_kernel(
         no_inputs = tuple(jnp.broadcast_to(bias[None], (ROWS, COLUMNS)) for bias in biases)
         input_gate, recurrence_gate = jax.lax.fori_loop(0, size // inner, multiply, no_inputs)
         channels = pl.ds(n * size + start, COLUMNS)
-        a, gated = decay_and_input(
-            convolved(start, COLUMNS), input_gate, recurrence_gate, log_decay[channels], position
-        )
+        log_decay = log_decay_of(a_param[channels])
+        a, gated = decay_and_input(convolved(start, COLUMNS), input_gate, recurrence_gate, log_decay, position)
         state = a * load(h.at[slots, channels], COLUMNS) + gated
-        y = load(xy.at[tokens, pl.ds(width + n * size + start, COLUMNS)], COLUMNS).astype(jnp.float32)
+        y = projected(pl.ds(width + n * size + start, COLUMNS)).astype(jnp.float32)
         store(new_h.at[slots, channels], state)
         store(out.at[tokens, channels], state * jax.nn.gelu(y, approximate=True))
     if has_barrier:  # the interpreter has none
@@ -133,7 +136,7 @@ def _step_kernel(
     for start in range(0, size, COLUMNS):
         channels = pl.ds(n * size + start, COLUMNS)
         history = [load(conv.at[jnp.int32(s), slots, channels], COLUMNS) for s in range(taps - 1)]
-        history.append(load(xy.at[tokens, channels], COLUMNS).astype(conv.dtype))
+        history.append(projected(channels))
         for s in range(taps - 1):
             store(
                 new_conv.at[jnp.int32(s), slots, channels],

@@ -12,6 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int32
 
 from ..precision import product_precision
+from ..rg_lru.sequential import log_decay_of
 
 _ROWS: Final = 128
 """Maximum rows per block: with blocks of these, on-chip memory does not depend on the size of the batch."""
@@ -31,7 +32,7 @@ def recurrent_step_tpu(
     conv_bias: Float32[Array, " E"],
     gate_weight: Float[Array, "N e e2"],
     gate_bias: Float32[Array, "N e2"],
-    log_decay: Float32[Array, " E"],
+    a_param: Float32[Array, " E"],
     conv: Float[Array, "K1 P E"],
     h: Float32[Array, "P E"],
     positions: Int32[Array, " B"],
@@ -50,7 +51,7 @@ def recurrent_step_tpu(
       conv_bias: Bias of the convolution.
       gate_weight: Weights of the N diagonal gate blocks, the input gate's columns first.
       gate_bias: Biases of the gates.
-      log_decay: See `rg_lru`.
+      a_param: Λ of the RG-LRU.
       conv: State of the convolution.
       h: State of the RG-LRU.
       positions: Positions of the tokens; rows with a negative position keep their state, and their output is undefined.
@@ -103,7 +104,7 @@ def recurrent_step_tpu(
         interpret=interpret,
         name="recurrent_step",
     )(
-        xy, xy, conv_weight, conv_bias[None], gate_weight, gate_bias[:, None], log_decay[None], conv, h,
+        xy, xy, conv_weight, conv_bias[None], gate_weight, gate_bias[:, None], log_decay_of(a_param)[None], conv, h,
         positions[:, None],
     )  # fmt: skip
     return out, new_conv, new_h
@@ -155,7 +156,7 @@ def recurrent_chunk_tpu(
     conv_bias: Float32[Array, " E"],
     gate_weight: Float[Array, "N e e2"],
     gate_bias: Float32[Array, "N e2"],
-    log_decay: Float32[Array, " E"],
+    a_param: Float32[Array, " E"],
     conv: Float[Array, "K1 B E"],
     h: Float32[Array, "B E"],
     positions: Int32[Array, "B T"],
@@ -176,7 +177,7 @@ def recurrent_chunk_tpu(
       conv_bias: Bias of the convolution.
       gate_weight: Weights of the N diagonal gate blocks, the input gate's columns first.
       gate_bias: Biases of the gates.
-      log_decay: See `rg_lru`.
+      a_param: Λ of the RG-LRU.
       conv: State of the convolution.
       h: State of the RG-LRU.
       positions: Positions of the tokens; see `roost.kernels`. No document begins inside a row.
@@ -238,7 +239,7 @@ def recurrent_chunk_tpu(
         name="recurrent_chunk",
     )(
         jnp.maximum(positions[:, 0], 0), lengths, padded, padded, conv_weight, conv_bias[None], gate_weight,
-        gate_bias[:, None], log_decay[None], jnp.moveaxis(conv, 0, 1), h[:, None],
+        gate_bias[:, None], log_decay_of(a_param)[None], jnp.moveaxis(conv, 0, 1), h[:, None],
     )  # fmt: skip
     return out[:, :steps], last[:, 0], between[:, : -(-steps // every), 0]
 

@@ -13,7 +13,7 @@ def recurrent_block_reference(
     conv_bias: Float[np.ndarray, " E"],
     gate_weight: Float[np.ndarray, "N e e2"],
     gate_bias: Float[np.ndarray, "N e2"],
-    log_decay: Float[np.ndarray, " E"],
+    a_param: Float[np.ndarray, " E"],
     conv: Float[np.ndarray, "K1 B E"],
     h: Float[np.ndarray, "B E"],
     positions: Int[np.ndarray, "B T"],
@@ -24,6 +24,7 @@ def recurrent_block_reference(
     blocks, size = gate_weight.shape[:2]
     gates = np.einsum("rni,nio->rno", c.reshape(-1, blocks, size), np.asarray(gate_weight, np.float64)) + gate_bias
     input_gate, recurrence_gate = (g.reshape(c.shape) for g in np.split(gates, 2, axis=2))
+    log_decay = -8.0 * np.log1p(np.exp(np.asarray(a_param, np.float64)))
     states, h = rg_lru_reference(c, input_gate, recurrence_gate, log_decay, h, positions)
     gelu = 0.5 * y * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (y + 0.044715 * y**3)))
     return gelu * states, conv, h

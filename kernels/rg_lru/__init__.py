@@ -6,9 +6,9 @@ Only XLA's implementation has gradients, with which tools/train_demo.py trains.
 from jaxtyping import Array, Float32, Int32
 
 from ..backend import XLA, Backend
-from .sequential import rg_lru_sequential
+from .sequential import log_decay_of, rg_lru_sequential
 
-__all__ = ["rg_lru"]
+__all__ = ["log_decay_of", "rg_lru"]
 
 
 def rg_lru(
@@ -28,7 +28,7 @@ def rg_lru(
       x: Inputs.
       input_gate: Pre-activations of the input gate.
       recurrence_gate: Pre-activations of the recurrence gate.
-      log_decay: -8 * softplus(Λ), at most 0.
+      log_decay: Result of `log_decay_of`, at most 0.
       h0: State before this chunk.
       positions: Position of each token in its document; see `roost.kernels`.
       backend: Backend of the scan. A single step is elementwise and left to XLA on every backend.

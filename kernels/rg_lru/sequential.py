@@ -50,6 +50,11 @@ def decay_and_input(
     return a, b
 
 
+def log_decay_of(a_param: Float32[Array, " E"]) -> Float32[Array, " E"]:
+    """Returns -8 * softplus(Λ), which is log a at a recurrence gate of 1."""
+    return -8.0 * jax.nn.softplus(a_param)
+
+
 @jax.custom_jvp
 def bounded_sqrt(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Returns sqrt(x), with a derivative of at most `MAX_SQRT_GRADIENT`."""

@@ -82,13 +82,13 @@ def test_prefill_attention(compiler: Compiler, dtype: Any, heads: int) -> None:
 @pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
 def test_recurrent_step(compiler: Compiler, dtype: Any, heads: int) -> None:
-    """The first 128 of 640 rows of a state, which is updated in place."""
+    """The first 128 of 640 rows of a state, which is updated in place, from the sums of the projections."""
     rows, pool, width = 128, 640, heads * 256
     weights = ((F32, 4, width), (F32, width), (dtype, heads, 256, 512), (F32, heads, 512), (F32, width))
     state = ((dtype, 3, pool, width), (F32, pool, width))
     assert compiler.kernels.recurrent_step is not None
     assert "triton" in compiler.compile(
-        compiler.kernels.recurrent_step, (dtype, rows, 2 * width), *weights, *state, (INT, rows)
+        compiler.kernels.recurrent_step, (F32, rows, 2 * width), *weights, *state, (INT, rows)
     )
 
 

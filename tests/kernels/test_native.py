@@ -173,16 +173,16 @@ def step_inputs(seed: int, rows: int, blocks: int, size: int, kind: str) -> list
     rng, width = np.random.default_rng(seed), blocks * size
     shapes = ((rows, 2 * width), (4, width), (width,), (blocks, size, 2 * size), (blocks, 2 * size))
     xy, *weights = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
-    decay = -rng.choice([1e-4, 1e-2, 1.0, 20.0], width).astype(np.float32)
+    a_param = rng.choice([-11.0, -6.5, -2.0, 2.5], width).astype(np.float32)
     conv, h = rng.normal(size=(3, rows, width)), rng.normal(size=(rows, width)).astype(np.float32)
     xy, conv = (np.asarray(jnp.asarray(x, kind), np.float32) for x in (xy, conv))
-    return [xy, *weights, decay, conv, h]
+    return [xy, *weights, a_param, conv, h]
 
 
 def recurrent_step(inputs: list[np.ndarray], positions: np.ndarray, kind: str) -> list[np.ndarray]:
-    xy, weight, bias, gates, gate_bias, decay, conv, h = map(jnp.asarray, inputs)
+    xy, weight, bias, gates, gate_bias, a_param, conv, h = map(jnp.asarray, inputs)
     gates = jnp.asarray(native.pack_gates(np.array(gates)))
-    of_kind = (xy.astype(kind), weight, bias, gates, gate_bias, decay, conv.astype(kind), h)
+    of_kind = (xy.astype(kind), weight, bias, gates, gate_bias, a_param, conv.astype(kind), h)
     return [np.asarray(x, np.float64) for x in step(*of_kind, jnp.asarray(positions, jnp.int32))]
 
 

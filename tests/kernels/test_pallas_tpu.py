@@ -58,7 +58,7 @@ def test_recurrent_step_of_some_rows_of_a_state(rows: int, pool: int, groups: in
     rng = np.random.default_rng(seed)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     where = rng.choice([-1, 0, 1, 50], rows).astype(np.int32)
-    inputs = (draw(rows, 32), draw(4, 16), draw(16), draw(2, 8, 16), draw(2, 16), -np.exp(draw(16)))
+    inputs = (draw(rows, 32), draw(4, 16), draw(16), draw(2, 8, 16), draw(2, 16), 2 * draw(16) - 2)
     conv, h = draw(3, pool, 16), draw(pool, 16)
     own = [group * (pool // groups) + row for group in range(groups) for row in range(rows // groups)]
     out, new_conv, new_h = step_of_groups(groups)(*inputs, conv, h, where)
@@ -77,10 +77,10 @@ def test_recurrent_step(rows: int, blocks: int, size: int, taps: int, seed: int)
     where = rng.choice([-1, 0, 1, 2, 3, 50], rows).astype(np.int32)
     xy, conv, h = draw(rows, 2 * width), draw(taps - 1, rows, width), draw(rows, width)
     weights = (draw(taps, width), draw(width), draw(blocks, size, 2 * size), draw(blocks, 2 * size))
-    log_decay = -np.exp(draw(width))
-    out, new_conv, new_h = step(xy, *weights, log_decay, conv, h, where)
+    a_param = 2 * draw(width) - 2
+    out, new_conv, new_h = step(xy, *weights, a_param, conv, h, where)
     expected, expected_conv, expected_h = recurrent_block_reference(
-        xy[:, None], *weights, log_decay, conv, h, where[:, None]
+        xy[:, None], *weights, a_param, conv, h, where[:, None]
     )
     busy = where >= 0
     np.testing.assert_allclose(np.asarray(out)[busy], expected[busy, 0], rtol=1e-4, atol=1e-4)
@@ -99,13 +99,13 @@ def test_recurrent_chunk(steps: int, blocks: int, size: int, taps: int, data: st
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     xy, conv, h = draw(ROWS, steps, 2 * width), draw(taps - 1, ROWS, width), draw(ROWS, width)
     weights = (draw(taps, width), draw(width), draw(blocks, size, 2 * size), draw(blocks, 2 * size))
-    log_decay = -np.exp(2 * draw(width))
-    out, new_h, between = chunk(xy, *weights, log_decay, conv, h, where)
-    expected, _, expected_h = recurrent_block_reference(xy, *weights, log_decay, conv, h, where)
+    a_param = 4 * draw(width) - 2
+    out, new_h, between = chunk(xy, *weights, a_param, conv, h, where)
+    expected, _, expected_h = recurrent_block_reference(xy, *weights, a_param, conv, h, where)
     assert between.shape == (ROWS, -(-steps // EVERY), width)
     for place in sorted({0, between.shape[1] // 2, between.shape[1] - 1}):
         earlier = np.where(np.arange(steps) < (place + 1) * EVERY, where, -1)
-        *_, expected_then = recurrent_block_reference(xy, *weights, log_decay, conv, h, earlier)
+        *_, expected_then = recurrent_block_reference(xy, *weights, a_param, conv, h, earlier)
         np.testing.assert_allclose(between[:, place], expected_then, rtol=2e-4, atol=2e-4)
     np.testing.assert_allclose(np.asarray(out)[where >= 0], expected[where >= 0], rtol=2e-4, atol=2e-4)
     np.testing.assert_allclose(new_h, expected_h, rtol=2e-4, atol=2e-4)
