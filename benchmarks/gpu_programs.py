@@ -12,6 +12,7 @@ The programs are those that `roost serve` compiles on the card: same options, do
 `launches` are the kernels and copies that a step of greedy rows starts, `launches_in_graphs` those of them that XLA
 starts together as CUDA graphs, and `while_loops` the loops around launches. `copies_of_pool` and `full_sorts` count on
 every path, penalties, masks and draws included: copies of an array of the state pool, and sorts along the vocabulary.
+`kernels` has what Roost's own kernels take; its registers are null where nvJitLink is not installed.
 
 The roofline of a program is the longest of three times: `memory_seconds` to move weights and states once at the card's
 bandwidth, `tensor_seconds` for all products at its peak, and `launch_seconds` at 2 µs for every launch.
@@ -22,7 +23,7 @@ import math
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from typing import Any, Final
 
 import jax
 import orjson
+from gpu_kernels import KernelResources, kernel_resources
 from gpu_thunks import (
     count,
     count_copies,
@@ -54,6 +56,9 @@ from roost.engine.worker.served import ServedPrograms, served_programs
 
 PROGRAMS: Final = ("prefill-1x512", "prefill-8x64", "prefill-1x2048", "decode-128", "decode-512")
 
+KERNELS: Final = ("recurrent_step", "rg_lru", "window_attention_decode", "window_attention_prefill")
+"""Names of Roost's own kernels."""
+
 LAUNCH_SECONDS: Final = 2e-6
 
 INT8_PRODUCT: Final = re.compile(r'= \(s32\[.* custom-call\(.*"__cublas\$lt')
@@ -61,6 +66,11 @@ INT8_PRODUCT: Final = re.compile(r'= \(s32\[.* custom-call\(.*"__cublas\$lt')
 COLUMNS: Final = (
     "model", "card", "slots", "program", "launches", "in graphs", "loops", "copies of pool", "full sorts",
     "int8 products", "temporaries", "memory", "fits", "by memory", "by products", "by launches", "tokens/s",
+)  # fmt: skip
+
+KERNEL_COLUMNS: Final = (
+    "model", "card", "program", "kernel", "launches", "threads", "registers", "spilled bytes", "shared memory",
+    "blocks per multiprocessor",
 )  # fmt: skip
 
 SHORT_TYPES: Final = {"bfloat16": "bf16", "float32": "f32", "int32": "s32", "int8": "s8"}
@@ -77,7 +87,8 @@ class Row:
       memory_bytes: Memory that the program takes while it runs, with weights and all slots.
       fits: Whether JAX's share of the card's memory is as much.
       graphs: Number of CUDA graphs on the greedy path.
-      int8_products: Number of products of int8 matrices that call cuBLASLt.
+      int8_products: Number of products of int8 matrices that call cuBLASLt, on any path.
+      kernels: What Roost's own kernels take.
     """
 
     model: str
@@ -101,6 +112,7 @@ class Row:
     memory_seconds: float
     tensor_seconds: float
     launch_seconds: float
+    kernels: tuple[KernelResources, ...]
 
     @property
     def seconds(self) -> float:
@@ -121,7 +133,7 @@ def main() -> None:
     arguments.add_argument("--markdown", nargs="+", type=Path, help="print tables of files that --json wrote")
     options = arguments.parse_args()
     if options.markdown:
-        print(as_markdown([Row(**orjson.loads(line)) for path in options.markdown for line in path.open("rb")]))
+        print(as_markdown([parse_row(line) for path in options.markdown for line in path.open("rb")]))
         return
     rows = []
     for row in measure(options):
@@ -132,6 +144,12 @@ def main() -> None:
             print(f"{row.program}: {row.launches} launches", file=sys.stderr)
     if not options.json:
         print(as_markdown(rows))
+
+
+def parse_row(line: bytes) -> Row:
+    """Returns a row that `--json` printed."""
+    fields = orjson.loads(line)
+    return Row(**fields | {"kernels": tuple(KernelResources(**kernel) for kernel in fields["kernels"])})
 
 
 def measure(options: argparse.Namespace) -> Iterator[Row]:
@@ -159,10 +177,12 @@ def measured(served: ServedPrograms, name: str, options: argparse.Namespace, lim
     """Compiles one program and returns its row."""
     program, rows, tokens = find_program(served, name)
     with tempfile.TemporaryDirectory() as folder:
-        settings = {**dict(served.layout.platform.compile_options), "xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        dumps = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_emitter_re": "^ptx$"}
+        settings = dict(served.layout.platform.compile_options) | dumps
         compiled = compile_lowered(lower(program, served.model), settings)
         (dump,) = Path(folder).glob("*thunk_sequence_after_thunk_passes.txt")
         thunks = parse_thunks(dump.read_text())
+        kernels = kernel_resources(KERNELS, thunks, Path(folder), CARDS[options.card])
     text, memory = compiled.as_text(), program_memory(compiled)
     assert isinstance(memory, ProgramMemory)
     times = roofline_seconds(served.model.config, DEVICES[options.card], options.quantize, rows, tokens)
@@ -189,6 +209,7 @@ def measured(served: ServedPrograms, name: str, options: argparse.Namespace, lim
         memory_seconds=times[0],
         tensor_seconds=times[1],
         launch_seconds=launches * LAUNCH_SECONDS,
+        kernels=kernels,
     )
 
 
@@ -231,14 +252,26 @@ def roofline_seconds(
 
 
 def as_markdown(rows: list[Row]) -> str:
-    """Returns a table of the programs."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "| --- " * len(COLUMNS) + "|"]
-    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
-    return "\n".join(lines)
+    """Returns a table of the programs and one of their kernels."""
+    kernels = [kernel_cells(row, kernel) for row in rows for kernel in row.kernels]
+    return f"{table(COLUMNS, map(cells, rows))}\n\n{table(KERNEL_COLUMNS, kernels)}"
+
+
+def table(columns: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ("---",) * len(columns), *lines))
+
+
+def model_of(row: Row) -> str:
+    return row.model + (", int8" if row.quantize else "") + (", windows in int8" if row.kv_dtype == "int8" else "")
+
+
+def kernel_cells(row: Row, kernel: KernelResources) -> tuple[str, ...]:
+    numbers = (kernel.registers, kernel.spilled_bytes, f"{kernel.shared_bytes:,}", kernel.blocks_per_multiprocessor)
+    known = ("unknown" if number is None else str(number) for number in numbers)
+    return model_of(row), row.card, row.program, kernel.name, str(kernel.launches), str(kernel.threads), *known
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    model = row.model + (", int8" if row.quantize else "") + (", windows in int8" if row.kv_dtype == "int8" else "")
     counts = (
         row.launches,
         row.launches_in_graphs,
@@ -250,7 +283,7 @@ def cells(row: Row) -> tuple[str, ...]:
     sizes = (f"{size / 1e9:.2f} GB" for size in (row.temp_bytes, row.memory_bytes))
     times = (row.memory_seconds, row.tensor_seconds, row.launch_seconds)
     return (
-        model,
+        model_of(row),
         row.card,
         f"{row.slots:,}",
         row.program,

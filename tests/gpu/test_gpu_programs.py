@@ -45,6 +45,10 @@ def test_launches_of_a_small_model(config: Path) -> None:
         assert 20 < row["launches"] < 150
         assert row["launches_in_graphs"] == row["launches"]
         assert (row["while_loops"], row["copies_of_pool"], row["full_sorts"]) == (0, 0, 0)
+        assert all(kernel["registers"] > 0 and kernel["spilled_bytes"] == 0 for kernel in row["kernels"])
+        assert all(kernel["blocks_per_multiprocessor"] > 0 for kernel in row["kernels"])
+    assert [kernel["name"] for kernel in decode["kernels"]] == ["recurrent_step", "window_attention_decode"]
+    assert [kernel["name"] for kernel in prefill["kernels"]] == ["rg_lru", "window_attention_prefill"]
 
 
 def test_a_plan_is_verified_for_a_card(config: Path) -> None:
