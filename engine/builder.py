@@ -28,7 +28,7 @@ from .platform import (
     choose_mesh_shape,
     choose_platform,
     device_memory,
-    int8_warnings,
+    int8_window_warning,
     numerics,
     open_mesh,
     without_kernels,
@@ -201,7 +201,8 @@ def _load_and_compile(
     """Loads weights and compiles programs at the same time; the first failure ends both."""
     with open_weights(source, config, devices.shards, devices.platform, devices.mesh) as weights:
         _warn_of_odd_matrices(weights, devices)
-        _warn_of_int8(weights, config, devices)
+        if config.kv_dtype == "int8" and (warning := int8_window_warning(devices.platform)):
+            _logger.warning("%s", warning)
         limit = None if devices.platform.uses_host_memory else device_memory()
         executor = ThreadPoolExecutor(3, "load")
         try:
@@ -239,15 +240,6 @@ def _read_weights(weights: OpenWeights, report: Callable[[int, int], None]) -> P
     params = weights.read(report)
     _logger.debug("weights: read in %.2f s", time.monotonic() - start)
     return params
-
-
-def _warn_of_int8(weights: OpenWeights, config: EngineConfig, devices: Devices) -> None:
-    """Logs what int8 costs where no kernels compute with it."""
-    has_matrices = any(x.dtype == np.int8 for x in jax.tree.leaves(weights.abstract))
-    for line in int8_warnings(
-        devices.platform, has_int8_matrices=has_matrices, has_int8_windows=config.kv_dtype == "int8"
-    ):
-        _logger.warning("%s", line)
 
 
 def _compile_to_fit(

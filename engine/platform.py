@@ -153,19 +153,11 @@ def gpu_warning(kind: str, capability: tuple[int, int]) -> str | None:
     )
 
 
-def int8_warnings(on: Platform, *, has_int8_matrices: bool, has_int8_windows: bool) -> tuple[str, ...]:
-    """Returns what int8 costs on a GPU, which has no kernels for it; nothing on other platforms."""
+def int8_window_warning(on: Platform) -> str | None:
+    """Returns what attention windows in int8 cost on a GPU, which has no kernel for them; None on other platforms."""
     if on.name != GPU.name:
-        return ()
-    matrices = (
-        "int8 matrices save memory on a GPU, but are slow: XLA widens each of them to float32 in every step",
-        has_int8_matrices,
-    )
-    windows = (
-        "attention windows in int8 have no kernel for GPUs, so XLA attends to them, more slowly",
-        has_int8_windows,
-    )
-    return tuple(line for line, applies in (matrices, windows) if applies)
+        return None
+    return "attention windows in int8 have no kernel for GPUs, so XLA attends to them, more slowly"
 
 
 def gpu_capability(device: jax.Device) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AbstractMesh, use_abstract_mesh
 from jaxtyping import Array, Float, Float32, Int32
 
 from ...kernels import native
@@ -179,5 +180,7 @@ def abstract_model(
     collectives: Collectives | None = None,
 ) -> tuple[nnx.GraphDef[Griffin], Params]:
     """Returns the graph of a model (see `Griffin`) and the shapes of its unsharded parameters; allocates nothing."""
-    graph, params = nnx.split(nnx.eval_shape(lambda: Griffin(config, dtype, platform, matrix_dtype, collectives)))
+    with use_abstract_mesh(AbstractMesh((), ())):  # within another one, `nnx.eval_shape` drops the scales of matrices
+        model = nnx.eval_shape(lambda: Griffin(config, dtype, platform, matrix_dtype, collectives))
+    graph, params = nnx.split(model)
     return graph, nnx.to_pure_dict(params)

@@ -51,6 +51,15 @@ def test_launches_of_a_small_model(config: Path) -> None:
     assert [kernel["name"] for kernel in prefill["kernels"]] == ["rg_lru", "window_attention_prefill"]
 
 
+def test_int8_matrices_are_multiplied_in_int8(config: Path) -> None:
+    """All products of layers, and those of the logits with and without a sampler."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_programs.py"), "--model", str(config), "--json"]
+    options = ["--card", "h100", "--slots", "32", "--quantize", "int8", "--programs", "decode-8"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True, timeout=280)
+    layers = len(open_model(f"random:{config}").config.block_types)
+    assert json.loads(done.stdout)["int8_products"] == 4 * layers + 2
+
+
 def test_a_plan_is_verified_for_a_card(config: Path) -> None:
     """With the small model's slots given; every program fits, and those with layers have their kernels."""
     reported: list[tuple[int, int, int]] = []

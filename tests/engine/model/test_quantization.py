@@ -32,6 +32,7 @@ from roost.engine.model.quantization import (
 )
 from roost.engine.model.state import zero_state
 from roost.engine.platform import PORTABLE
+from roost.engine.worker.gpu_cards import tracing_for
 from roost.kernels import XLA, Backend, backends, native
 from small_models import CPU_OPTIONS, SmallModel, counting, ragged, tiny_a
 
@@ -206,6 +207,14 @@ def test_matrices_are_int8_and_nothing_else_is(quantized: SmallModel) -> None:
 
 def quantized_abstract(config: ModelConfig) -> Any:
     return abstract_model(config, jnp.dtype("bfloat16"), matrix_dtype=INT8)[1]
+
+
+def test_matrices_have_scales_in_programs_that_are_compiled_for_a_card() -> None:
+    """Without them, their products are not in int8, in programs that nobody serves."""
+    expected = quantized_abstract(CONFIG)
+    with tracing_for("h100"):
+        assert quantized_abstract(CONFIG) == expected
+    assert isinstance(expected["embedding"], QuantizedMatrix)
 
 
 def test_kernels_for_tpus_compute_projections_and_mlps() -> None:
