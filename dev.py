@@ -285,13 +285,13 @@ def serve(python: Path, arguments: Sequence[str]) -> int:
     become(python, "roost.server", "serve", *arguments)
 
 
-WORKERS = ("--numprocesses", "2")
-BY_FILE = (*WORKERS, "--dist", "loadfile", "--no-loadscope-reorder")
-"""How pytest runs a suite on two cores. A file's tests share what they start, so they stay in one process. Files keep
-their order, since those with the fewest tests take longest: the servers' come early, and no worker idles at the end."""
+BY_FILE = ("--numprocesses", "3", "--dist", "loadfile", "--no-loadscope-reorder")
+"""How pytest runs a suite on two cores: a third process works while others wait for servers, databases and timers. A
+file's tests share what they start, so they stay in one process. Files keep their order, since those with the fewest
+tests take longest: the servers' come early, and no worker idles at the end."""
 
-BY_TEST = (*WORKERS, "--dist", "worksteal")
-"""The same for tests that share nothing, some of which take a minute."""
+BY_TEST = ("--numprocesses", "2", "--dist", "worksteal")
+"""The same for tests that compile, never wait, share nothing, and take up to a minute."""
 
 
 def test(python: Path, arguments: Sequence[str]) -> int:

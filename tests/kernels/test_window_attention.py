@@ -129,7 +129,7 @@ def test_prefill_equals_the_reference(shape: tuple[int, int, int, str], seed: in
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("groups", "first"), [((ROWS,), 100), ((1, 2), 2)])
 @given(seed=SEEDS, positions=POSITIONS)
-@settings(max_examples=50)
+@settings(max_examples=25)
 def test_single_steps_equal_the_reference(
     shape: tuple[int, int, int, str], groups: tuple[int, ...], first: int, seed: int, positions: np.ndarray
 ) -> None:

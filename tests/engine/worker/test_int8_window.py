@@ -45,7 +45,7 @@ PROMPT = tuple(np.random.default_rng(3).integers(3, 320, 300).tolist())
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[ModelRunner]:
-    config = EngineConfig(SLOTS, prefill_chunk=128, dtype="bfloat16", kv_dtype="int8", state_cache_inexact=True)
+    config = EngineConfig(SLOTS, prefill_chunk=64, dtype="bfloat16", kv_dtype="int8", state_cache_inexact=True)
     runner = load_runner(open_model(str(TINY / "hf")), config)
     yield runner
     assert runner.compiles_since_ready == 0
