@@ -2,7 +2,6 @@
 
 import math
 import sys
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
+from markdown_page import paragraph, table, where
 from svg import picture, text
 
 COMMAND: Final = "python benchmarks/fleet.py --json benchmarks/fleet.json --results benchmarks/fleet.md"
@@ -29,41 +29,41 @@ def page(document: Mapping[str, Any]) -> str:
 
 
 def _of_servers(part: Mapping[str, Any]) -> Iterator[str]:
-    results, chip, machine = part["results"], part["results"]["chip"], part["machine"]
+    results, chip = part["results"], part["results"]["chip"]
     yield "## Servers"
-    yield _paragraph(
-        f"""{machine["cpu"]}, {machine["cpus"]} cores, load average {machine["load_average"]:.2f} before;
-        {part["started"][:10]}, tree {part["tree"]}. Each replica is a `roost serve random:2b --simulate` with
-        {chip["slots"]} slots, a step of {1e3 * chip["step_s"]:g} ms, 8,000 prompt tokens/s and room for
-        {results["cached_prefixes"]} prefixes; its process has {results["resident_mb"]:.0f} MB of its own.
-        Requests have one of 64 prefixes of 1,024 tokens, drawn by Zipf's law, a question of 32 tokens, and a
-        reply of 64 to 192. They arrive at random, as many as take 70 % of the time of replicas that have all
-        prefixes. Times are seconds; the first 5 s of each load are left out."""
+    yield paragraph(
+        f"""{where(part["machine"])}; {part["started"][:10]}, tree {part["tree"]}. Each replica is a `roost
+        serve random:2b --simulate` with {chip["slots"]} slots, a step of {1e3 * chip["step_s"]:g} ms, 8,000
+        prompt tokens/s and room for {results["cached_prefixes"]} prefixes; its process has
+        {results["resident_mb"]:.0f} MB of its own. Requests have one of 64 prefixes of 1,024 tokens, drawn by
+        Zipf's law, a question of 32 tokens, and a reply of 64 to 192. They arrive at random, as many as take 70
+        % of the time of replicas that have all prefixes. Times are seconds; the first 5 s of each load are left
+        out."""
     )
     yield "### The model against servers"
-    yield _paragraph(
+    yield paragraph(
         """The same requests, to replicas in turn. The last column is the share of this machine's processors
         that servers and clients took: they must not matter."""
     )
-    yield _table(
+    yield table(
         ["replicas", "", "tokens/s", "first token, mean", "p99", "whole reply, mean", "hits", "processors"],
         [row for each in results["calibration"] for row in _calibration_rows(each)],
     )
     yield "### Routing, four replicas"
-    yield _table(
+    yield table(
         ["by", "how", "hits", "first token p50", "p99", "whole reply, mean"],
         [[each["by"], each["way"], _percent(each["hit_share"]), *_times(each)] for each in results["routing"]],
     )
     if results["faults"]:
         yield "### Replicas that end, four behind HAProxy"
-        yield _paragraph(
+        yield paragraph(
             """Half of the load; no client tries again. HAProxy asks `/health/ready` every 0.2 s, and tries
             another replica while no answer has begun."""
         )
-        yield _table(["what", "requests", "whole replies", "cut", "first token p99"], _rows(results["faults"], "cut"))
+        yield table(["what", "requests", "whole replies", "cut", "first token p99"], _rows(results["faults"], "cut"))
     yield "### More than fits, two replicas with a queue of eight"
-    yield _paragraph("One and a half times the load that fits. Tries are those of clients, per request.")
-    yield _table(["what", "requests", "whole replies", "tries", "first token p99"], _rows(results["overload"], "tries"))
+    yield paragraph("One and a half times the load that fits. Tries are those of clients, per request.")
+    yield table(["what", "requests", "whole replies", "tries", "first token p99"], _rows(results["overload"], "tries"))
 
 
 def _times(entry: Mapping[str, Any]) -> list[str]:
@@ -97,16 +97,16 @@ def _calibration_rows(entry: Mapping[str, Any]) -> Iterator[list[str]]:
 def _of_model(part: Mapping[str, Any]) -> Iterator[str]:
     results = part["results"]
     yield "## The model"
-    yield _paragraph(
+    yield paragraph(
         f"""A simulation by discrete events of replicas like those above; {part["started"][:10]}, tree
         {part["tree"]}. There are 16 prefixes for each replica, which has room for {results["cached_prefixes"]}."""
     )
     yield "![Load that fits, hot prefixes, autoscaling and reclaims](fleet.svg)"
     yield "### How many replicas a load needs"
-    yield _paragraph("Requests per second of each replica at which 99 % of the first tokens come within a second.")
+    yield paragraph("Requests per second of each replica at which 99 % of the first tokens come within a second.")
     yield _matrix(results["need"], "router", "replicas", "requests_per_s", "{:,}", "{:.2f}")
     yield "10,000 replicas at 70 %:"
-    yield _table(
+    yield table(
         ["", "requests", "hits", "first token p50", "p99", "given up"],
         [
             [
@@ -122,7 +122,7 @@ def _of_model(part: Mapping[str, Any]) -> Iterator[str]:
     yield "### What fails first"
     yield "First tokens (p99, seconds) of 100 replicas at 70 %, by the share of requests that one prefix has on top:"
     yield _matrix(results["hot"], "router", "share", "ttft_p99_s", "{:.0%}", "{:,.2f}")
-    yield _paragraph(
+    yield paragraph(
         """First tokens (p99, seconds) while the load of 40 replicas doubles within a minute, by the share of
         slots that the autoscaler aims at and the seconds that a replica takes to start. It looks every 15 s.
         Clients try four times."""
@@ -130,29 +130,21 @@ def _of_model(part: Mapping[str, Any]) -> Iterator[str]:
     yield _matrix(results["scaling"], "target", "start_s", "ttft_p99_s", "{:g} s", "{:,.2f}")
     yield "Requests given up meanwhile:"
     yield _matrix(results["scaling"], "target", "start_s", "failed", "{:g} s", "{:.1%}")
-    yield _paragraph(
+    yield paragraph(
         """Replies of 1,024 to 3,072 tokens (41 s) that a reclaim cuts, of all requests, by the seconds of
         notice and the reclaims of each replica per hour. A replica with notice takes no more requests."""
     )
     yield _matrix(results["spot"], "notice_s", "per_hour", "cut", "{:g} / h", "{:.2%}")
 
 
-def _paragraph(words: str) -> str:
-    return textwrap.fill(" ".join(words.split()), 118)
-
-
 def _matrix(entries: Sequence[Mapping[str, Any]], row: str, column: str, value: str, head: str, cell: str) -> str:
     columns = list(dict.fromkeys(each[column] for each in entries))
     rows = list(dict.fromkeys(each[row] for each in entries))
     found = {(each[row], each[column]): each[value] for each in entries}
-    return _table(
+    return table(
         [row.removesuffix("_s"), *(head.format(each) for each in columns)],
         [[str(each), *(cell.format(found[each, other]) for other in columns)] for each in rows],
     )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def _seconds(entry: Mapping[str, Any], *names: str) -> list[str]:

@@ -39,7 +39,7 @@ SLOT_METRICS: Final = ("vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 class Server:
     """One `roost serve --simulate`, which may be stopped and started again on its port."""
 
-    def __init__(self, chip: Chip, cache_gib: float, log: Path) -> None:
+    def __init__(self, chip: Chip, cache_gib: float, log: Path, options: Sequence[str] = ()) -> None:
         self.port = free_port()
         self.log = log
         pace = f"step_ms={1e3 * chip.step_s:g},prefill_tokens_per_s={chip.prefill_tokens_per_s:g}"
@@ -125,10 +125,14 @@ def parse_metrics(page: str) -> dict[str, float]:
 
 
 @contextmanager
-def serving(count: int, chip: Chip, cache_gib: float) -> Iterator[list[Server]]:
-    """Yields servers that are ready."""
+def serving(count: int, chip: Chip, cache_gib: float, options: Sequence[str] = ()) -> Iterator[list[Server]]:
+    """Yields servers that are ready.
+
+    Args:
+      options: Further options of `roost serve`.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        servers = [Server(chip, cache_gib, Path(folder) / f"{number}.log") for number in range(count)]
+        servers = [Server(chip, cache_gib, Path(folder) / f"{number}.log", options) for number in range(count)]
         try:
             for server in servers:
                 server.start()

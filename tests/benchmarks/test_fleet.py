@@ -25,6 +25,7 @@ def load(name: str) -> Any:
 
 
 fleet_load, model, servers, fleet_page = map(load, ["fleet_load", "fleet_model", "fleet_servers", "fleet_page"])
+host_chips, event_path = map(load, ["host_chips", "event_path"])
 Arrival, Chip, Workload = fleet_load.Arrival, fleet_load.Chip, fleet_load.Workload
 Fleet, Policy, Replica, Job = model.Fleet, model.Policy, model.Replica, model.Job
 
@@ -226,3 +227,22 @@ def test_the_page_has_every_table_and_the_picture_is_svg() -> None:
     picture = ET.fromstring(fleet_page.picture_of(of_model))
     curves = [each for each in picture.iter("{http://www.w3.org/2000/svg}path") if "curve" in each.get("class", "")]
     assert len(curves) == 2 * 4
+
+
+def test_a_front_end_keeps_up_if_most_tokens_have_an_event_of_their_own() -> None:
+    Delivery = host_chips.Delivery
+    found = [Delivery(1, 4, 40_000.0, 38_000.0, 15.0), Delivery(1, 4, 50_000.0, 47_000.0, 17.0)]
+    cached = [{"name": "one process", "memory_mb": 260.0, "hit_share": 0.75, "ttft_p50_s": 0.03, "ttft_p99_s": 1.2}]
+    facts = {"cpu": "A CPU", "cpus": 2, "load_average": 0.1, "date": "2026-11-26", "tree": "abc"}
+    page = host_chips.page(found, cached, facts)
+    assert "| 1 | 4 | 40,000 | 38,000 | 15.0 | yes |" in page
+    assert "| 1 | 4 | 50,000 | 47,000 | 17.0 | no |" in page
+    assert "| one process | 260 | 75 % | 30 | 1,200 |" in page
+
+
+def test_costs_of_rounds_are_medians() -> None:
+    costs = [event_path.Cost(user, 4.0, 25_000.0, b"data: {}\n\n") for user in (9.0, 8.0, 12.0)]
+    bare = [event_path.Cost(5.0, 4.0, 25_600.0, b"data: {}\n\n")]
+    table = event_path.costs_table([event_path.Comparison("chat", costs, bare)])
+    assert "| chat | Roost | 13.0 | 4.0 | 13.0, 12.0, 16.0 | 25,000 |" in table
+    assert "| chat | uvicorn and Starlette | 9.0 | 4.0 | 9.0 | 25,600 |" in table
