@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from ...engine import CheckpointFormat, RequestCheckpoint
 from ..store import (
+    Append,
     Checkpoint,
     Claim,
     Database,
@@ -284,7 +285,7 @@ class DurableResponses(ResponseStore):
         lease = log.lease
         try:
             if final is None:
-                await self._commits.write(lambda each: response_table.append(each, lease, entry), _OWNER_S)
+                await self._commits.write(Append(lease, entry), _OWNER_S)
             else:
                 await self._commits.write(lambda each: response_table.end(each, lease, entry, *final), _OWNER_S)
         except FencedError:
@@ -370,7 +371,7 @@ class DurableLog(ResponseLog):
         self.checkpoint: Checkpoint | None = None
         self.is_left = False
         self._store = store
-        self._is_streamed = is_streamed
+        self.is_streamed = is_streamed
         self._num_entries = 0
         self._num_tokens = 0
 
@@ -400,7 +401,7 @@ class DurableLog(ResponseLog):
             self._num_tokens,
             num_tokens,
             b"" if delta is None else pack_delta(delta),
-            b"".join(events) if self._is_streamed else b"",
+            b"".join(events) if self.is_streamed else b"",
         )
         self._count(entry)
         return entry

@@ -99,6 +99,7 @@ class _MemoryLog(ResponseLog):
         self._store = store
         self._pending = pending
         self._events = events
+        self.is_streamed = events is not None
 
     async def append(self, events: Sequence[bytes], delta: Delta | None = None) -> None:
         if self._events is not None:

@@ -54,7 +54,13 @@ class StoredResponse:
 
 
 class ResponseLog(ABC):
-    """Log of a background response that this replica generates."""
+    """Log of a background response that this replica generates.
+
+    Attributes:
+      is_streamed: Whether clients may follow its events.
+    """
+
+    is_streamed: bool
 
     @abstractmethod
     async def append(self, events: Sequence[bytes], delta: Delta | None = None) -> None:

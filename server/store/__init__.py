@@ -8,11 +8,12 @@ check.
 from .address import StoreAddress
 from .database import Database
 from .errors import FencedError, StoreFullError, StoreUnavailableError
-from .group_commit import GroupCommit
+from .group_commit import Append, GroupCommit
 from .records import Checkpoint, Claim, Job, Lease, LogEntry, ResponseRecord
 from .stats import StoreStats
 
 __all__ = [
+    "Append",
     "Checkpoint",
     "Claim",
     "Database",

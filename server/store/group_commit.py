@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from . import response_table
 from .database import Database, Transaction
 from .errors import FencedError, StoreUnavailableError
+from .records import Lease, LogEntry
 
 INTERVAL_S: Final = 0.05
 """Minimum seconds between the beginnings of two transactions."""
@@ -19,17 +21,33 @@ _MAX_WRITES: Final = 256
 """Maximum number of writes in one transaction."""
 
 
+@dataclass(frozen=True, slots=True)
+class Append:
+    """An entry that an owner appends to its log.
+
+    All entries of a transaction take two statements together. After each statement its thread has to wait for the
+    interpreter, which the engine's thread uses most of the time.
+    """
+
+    lease: Lease
+    entry: LogEntry
+
+
+type Work[T] = Append | Callable[[Transaction], T]
+"""An append, or a function of the transaction. It may run several times, and must change nothing if it raises."""
+
+
 @dataclass(slots=True)
 class _Write:
     """A write that waits for its commit.
 
     Attributes:
-      work: Function of the transaction. It may run several times, and must change nothing if it raises.
+      work: What is to be done.
       give_up_at: Time, on the event loop's clock, until which it is repeated while the database is away.
       done: Result.
     """
 
-    work: Callable[[Transaction], Any]
+    work: Work[Any]
     give_up_at: float
     done: asyncio.Future[Any]
 
@@ -49,7 +67,7 @@ class GroupCommit:
         self._task: asyncio.Task[None] | None = None
         self._last_start = -interval_s
 
-    async def write[T](self, work: Callable[[Transaction], T], timeout_s: float) -> T:
+    async def write[T](self, work: Work[T], timeout_s: float) -> T:
         """Runs a write in a shared transaction and returns its result once that has committed.
 
         Args:
@@ -109,10 +127,15 @@ class GroupCommit:
             await self._commit([write])
 
 
-def _run_all(transaction: Transaction, works: Sequence[Callable[[Transaction], Any]]) -> list[Any]:
-    """Returns the result of each write, or the error with which it was refused."""
+def _run_all(transaction: Transaction, works: Sequence[Work[Any]]) -> list[Any]:
+    """Returns the result of each write, or the error with which it was refused. Appends come first."""
+    appends = [(work.lease, work.entry) for work in works if isinstance(work, Append)]
+    held = response_table.append_all(transaction, appends) if appends else set()
     results: list[Any] = []
     for work in works:
+        if isinstance(work, Append):
+            results.append(None if work.lease in held else response_table.refused(work.lease))
+            continue
         try:
             results.append(work(transaction))
         except FencedError as error:

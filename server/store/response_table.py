@@ -49,7 +49,7 @@ def insert(
     _insert(transaction, record, job, owner)
     lease = Lease(record.tenant, record.id, 1)
     if entry is not None:
-        _append(transaction, lease, entry)
+        _append_entries(transaction, [(lease, entry)])
     return lease
 
 
@@ -80,17 +80,28 @@ def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None, o
     )
 
 
-def append(transaction: Transaction, lease: Lease, entry: LogEntry) -> None:
-    """Appends to the log and extends the lease. Repeating it changes nothing.
+def append_all(transaction: Transaction, appends: Sequence[tuple[Lease, LogEntry]]) -> set[Lease]:
+    """Appends to logs and extends their leases, in two statements. Repeating it changes nothing.
 
-    Raises:
-      FencedError: The lease's holder is no longer the owner.
+    Returns:
+      The leases whose holders are still the owners. Nothing is appended to the other logs.
     """
-    changed = transaction.execute(
-        f"UPDATE roost_responses SET num_stalls = 0, lease_until = {{now}} + {LEASE_S} WHERE {_HELD}", *_values(lease)
+    held = _extend(transaction, [lease for lease, _ in appends])
+    _append_entries(transaction, [(lease, entry) for lease, entry in appends if lease in held])
+    return held
+
+
+def _extend(transaction: Transaction, leases: Sequence[Lease]) -> set[Lease]:
+    """Extends leases after progress, and returns those that are still held."""
+    places = ", ".join(["(?, ?, ?)"] * len(leases))
+    rows = transaction.rows(
+        f"""
+        UPDATE roost_responses SET num_stalls = 0, lease_until = {{now}} + {LEASE_S}
+        WHERE is_running = 1 AND (tenant, id, fence) IN (VALUES {places}) RETURNING tenant, id, fence
+        """,
+        *(value for lease in leases for value in _values(lease)),
     )
-    _check(changed.rowcount, lease)
-    _append(transaction, lease, entry)
+    return {Lease(*row) for row in rows}
 
 
 def end(transaction: Transaction, lease: Lease, entry: LogEntry, response: bytes, output: bytes) -> None:
@@ -110,7 +121,7 @@ def end(transaction: Transaction, lease: Lease, entry: LogEntry, response: bytes
         *_values(lease),
     )
     _check(changed.rowcount, lease)
-    _append(transaction, lease, entry)
+    _append_entries(transaction, [(lease, entry)])
     transaction.execute(
         "DELETE FROM roost_events WHERE tenant = ? AND id = ? AND events = ?", lease.tenant, lease.id, b""
     )
@@ -126,22 +137,22 @@ def end(transaction: Transaction, lease: Lease, entry: LogEntry, response: bytes
     )
 
 
-def _append(transaction: Transaction, lease: Lease, entry: LogEntry) -> None:
+def _append_entries(transaction: Transaction, appends: Sequence[tuple[Lease, LogEntry]]) -> None:
+    if not appends:
+        return
+    places = ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?)"] * len(appends))
     transaction.execute(
         f"""
-        INSERT INTO roost_events (tenant, id, {_ENTRY}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+        INSERT INTO roost_events (tenant, id, {_ENTRY}) VALUES {places}
         ON CONFLICT (tenant, id, number) DO NOTHING
         """,
-        lease.tenant,
-        lease.id,
-        entry.number,
-        entry.first_event,
-        entry.num_events,
-        entry.first_token,
-        entry.num_tokens,
-        entry.delta,
-        entry.events,
+        *(value for lease, entry in appends for value in (lease.tenant, lease.id, *_entry_values(entry))),
     )
+
+
+def _entry_values(entry: LogEntry) -> tuple[Any, ...]:
+    counts = entry.number, entry.first_event, entry.num_events, entry.first_token, entry.num_tokens
+    return (*counts, entry.delta, entry.events)
 
 
 def set_checkpoint(transaction: Transaction, lease: Lease, checkpoint: Checkpoint) -> None:
@@ -335,9 +346,14 @@ def _values(lease: Lease) -> tuple[Any, ...]:
     return lease.tenant, lease.id, lease.fence
 
 
+def refused(lease: Lease) -> FencedError:
+    """Returns the error for a write of a former owner."""
+    return FencedError(f"{lease.id} was adopted, ended or deleted by another replica")
+
+
 def _check(num_rows: int, lease: Lease) -> None:
     if not num_rows:
-        raise FencedError(f"{lease.id} was adopted, ended or deleted by another replica")
+        raise refused(lease)
 
 
 def _record(row: Sequence[Any]) -> ResponseRecord:

@@ -1,8 +1,10 @@
 """Background responses: they are generated without a client, and may be continued by another replica."""
 
+import asyncio
 import logging
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,6 +12,8 @@ import orjson
 
 from ....engine import EngineDeadError, QueueFullError, SamplingParams
 from ...errors import ApiError, from_exception
+from ...generation.choice_stream import DeltaJoiner
+from ...generation.delta import Delta
 from ...generation.generation import Generation
 from ...generation.prompts import Prompt
 from ...generation.response_store import ResponseLog
@@ -19,6 +23,9 @@ from ...store import FencedError, Job, StoreUnavailableError
 from ..common.response_parts import TYPED_EVENTS, to_json
 from .responses_body import ResponseBody
 from .responses_builder import NO_OUTPUT, ResponsesBuilder
+
+_UNSEEN_S: Final = 0.25
+"""Seconds between two writes to a log whose events no client follows."""
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -86,11 +93,30 @@ class BackgroundRun:
         if self.is_pending:
             await self.log.append(_encoded(builder.opening()))
         last: list[bytes] = []
-        async for delta in generation:
-            last = _encoded(builder.chunks(delta))
-            if delta.finish_reason is None and (last or delta.token_ids):
-                await self.log.append(last, delta)
+        async with aclosing(self._deltas(generation)) as deltas:
+            async for delta in deltas:
+                last = _encoded(builder.chunks(delta))
+                if delta.finish_reason is None and (last or delta.token_ids):
+                    await self.log.append(last, delta)
         await self._end([*last, *_encoded(builder.closing())])
+
+    async def _deltas(self, generation: Generation) -> AsyncGenerator[Delta]:
+        """Yields the deltas to log. Without followers, those of a moment are one."""
+        if self.log.is_streamed:
+            async for delta in generation:
+                yield delta
+            return
+        now, unlogged = asyncio.get_running_loop().time, DeltaJoiner()
+        logged_at = now()
+        with suppress(StopAsyncIteration):
+            while True:
+                newest = await generation.next_within(_UNSEEN_S)
+                if newest is not None:
+                    unlogged.add(newest)
+                is_last = newest is not None and newest.finish_reason is not None
+                if unlogged and (is_last or newest is None or now() - logged_at >= _UNSEEN_S):
+                    yield unlogged.take()
+                    logged_at = now()
 
     async def _fail(self, error: ApiError, cause: Exception) -> None:
         if error.status_code == 500:

@@ -3,14 +3,20 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from databases import PostgresqlServer, opened, postgresql_server
 from roost.server.store import (
+    Append,
     Database,
     FencedError,
     GroupCommit,
+    Job,
+    LogEntry,
     ResponseRecord,
     StoreAddress,
     StoreFullError,
@@ -73,6 +79,34 @@ async def test_a_refused_write_leaves_the_others_alone(database: Database) -> No
     )
     assert [type(each) for each in results] == [type(None), FencedError, type(None)]
     assert num_stored(database) == 2
+
+
+async def test_appends_of_a_moment_take_two_statements(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of a former owner is refused alone; one that is repeated changes nothing."""
+    commits, job = GroupCommit(database), Job("model", b"{}", b"")
+    records = [replace(record(number), is_background=True, is_running=True) for number in range(5)]
+    leases = [
+        await commits.write(partial(response_table.insert, record=each, job=job, owner="me"), 5.0) for each in records
+    ]
+    await commits.write(lambda each: response_table.seize(each, "other", "", "r3"), 5.0)
+    statements: list[str] = []
+    execute = Transaction.execute
+
+    def noted(self: Transaction, sql: str, *values: Any) -> Any:
+        statements.append(sql)
+        return execute(self, sql, *values)
+
+    monkeypatch.setattr(Transaction, "execute", noted)
+    entries = [LogEntry(0, 0, 1, 0, 10**number, b"delta", b"event") for number in range(5)]
+    for _ in range(2):
+        statements.clear()
+        appends = [Append(lease, entry) for lease, entry in zip(leases, entries, strict=True)]
+        results = await asyncio.gather(*(commits.write(each, 5.0) for each in appends), return_exceptions=True)
+        assert [type(each) for each in results] == [type(None)] * 3 + [FencedError, type(None)]
+        assert len(statements) == 2
+    for number, entry in enumerate(entries):
+        logged = database.run_now(lambda each, n=number: response_table.entries(each, "", f"r{n}"))  # type: ignore[misc]
+        assert logged == ([] if number == 3 else [entry])
 
 
 async def test_a_bug_in_a_write_leaves_the_others_alone(database: Database) -> None:

@@ -105,8 +105,8 @@ class Leases(RuleBasedStateMachine):
         def work(each: Transaction) -> None:
             if ends:
                 response_table.end(each, lease, line, b"done", b"[1]")
-            else:
-                response_table.append(each, lease, line)
+            elif lease not in response_table.append_all(each, [(lease, line)]):
+                raise response_table.refused(lease)
 
         if not may:
             with pytest.raises(FencedError):
@@ -224,7 +224,7 @@ def test_a_repeated_write_changes_nothing(address: str) -> None:
     lease = run(database, "insert", running(1), JOB, "a")
     assert run(database, "insert", running(1), JOB, "a") == lease
     for _ in range(2):
-        run(database, "append", lease, entry(0))
+        run(database, "append_all", [(lease, entry(0))])
     assert [each.number for each in run(database, "entries", "", "r1")] == [0]  # type: ignore[attr-defined]
     database.close()
 
@@ -243,9 +243,9 @@ def test_tenants_are_apart(address: str) -> None:
 def test_a_stream_is_followed_from_any_event(address: str) -> None:
     database = opened(address)
     lease = run(database, "insert", running(1), JOB, "a")
-    run(database, "append", lease, LogEntry(0, 0, 2, 0, 0, b"", b"ab"))
-    run(database, "append", lease, LogEntry(1, 2, 0, 0, 3, b"held back", b""))
-    run(database, "append", lease, LogEntry(2, 2, 1, 3, 1, b"delta", b"c"))
+    run(database, "append_all", [(lease, LogEntry(0, 0, 2, 0, 0, b"", b"ab"))])
+    run(database, "append_all", [(lease, LogEntry(1, 2, 0, 0, 3, b"held back", b""))])
+    run(database, "append_all", [(lease, LogEntry(2, 2, 1, 3, 1, b"delta", b"c"))])
     texts = [b"".join(each.events for each in run(database, "follow", "", "r1", n)[0]) for n in range(4)]  # type: ignore[index]
     assert texts == [b"abc", b"abc", b"c", b""]
     assert run(database, "follow", "", "r1", 3) == ([], True)
@@ -273,7 +273,7 @@ def test_a_log_that_an_older_replica_continued_is_inexact(address: str) -> None:
     """Such a replica knows nothing of engines, and reads the tokens as a prompt."""
     database = opened(address)
     lease = run(database, "insert", running(1), replace(JOB, engine="x86"), "a")
-    run(database, "append", lease, entry(0))
+    run(database, "append_all", [(lease, entry(0))])
     database.run_now(lambda each: each.execute("UPDATE roost_responses SET fence = fence + 1"), writes=True)
     run(database, "release", [Lease("", "r1", 2)])
     (claim,) = run(database, "claim", "b", "model", 1, "x86", 1e9)  # type: ignore[misc]
@@ -314,7 +314,7 @@ def test_what_nobody_adopts_is_counted_and_expires(address: str) -> None:
     run(database, "release", leases[:1])
     assert run(database, "count_running", 60.0) == (3, 1, 0)
     database.run_now(lambda each: each.execute("UPDATE test_clock SET now = now + 70"), writes=True)
-    run(database, "append", leases[2], entry(0))
+    run(database, "append_all", [(leases[2], entry(0))])
     assert run(database, "count_running", 60.0) == (3, 2, 1)
     assert run(database, "expire", 69.0, 5, 10**9) == 1
     assert run(database, "find", "", "r0") is None
