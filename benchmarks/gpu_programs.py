@@ -4,7 +4,7 @@ Requires JAX's CUDA plugin (`pip install '.[cuda13]'`), but no GPU.
 
     python benchmarks/gpu_programs.py --model 2b|9b --card h100|a100|l4 [--quantize int8] [--kv-dtype int8] [--slots N]
         [--programs decode-128 prefill-1x512 ...] [--json]
-    python benchmarks/gpu_programs.py --markdown results.jsonl...
+    python benchmarks/gpu_programs.py --markdown results.jsonl... [--page benchmarks/gpu-programs.md]
 
 The programs are those that `roost serve` compiles on the card: same options, donation, sampling branches and, without
 `--slots`, the number of slots that a start estimates. There is no card to tune products on, so they call cuBLAS.
@@ -131,9 +131,14 @@ def main() -> None:
     arguments.add_argument("--programs", nargs="+", default=PROGRAMS, help="such as decode-128 or prefill-1x512")
     arguments.add_argument("--json", action="store_true", help="one line per program")
     arguments.add_argument("--markdown", nargs="+", type=Path, help="print tables of files that --json wrote")
+    arguments.add_argument("--page", type=Path, help="put the tables of --markdown in the place of a page's tables")
     options = arguments.parse_args()
     if options.markdown:
-        print(as_markdown([parse_row(line) for path in options.markdown for line in path.open("rb")]))
+        rows = [parse_row(line) for path in options.markdown for line in path.open("rb")]
+        if options.page:
+            options.page.write_text(with_tables(options.page.read_text(), rows))
+        else:
+            print(as_markdown(rows))
         return
     rows = []
     for row in measure(options):
@@ -253,12 +258,27 @@ def roofline_seconds(
 
 def as_markdown(rows: list[Row]) -> str:
     """Returns a table of the programs and one of their kernels."""
+    return "\n".join(tables(rows))
+
+
+def with_tables(page: str, rows: list[Row]) -> str:
+    """Returns a page with the tables of these rows in the place of those with the same columns."""
+    for lines in tables(rows):
+        header = lines.partition("\n")[0]
+        page, count = re.subn(rf"^{re.escape(header)}\n(?:\|.*\n)*", lambda _, new=lines: new, page, flags=re.MULTILINE)
+        if not count:
+            raise SystemExit(f"the page has no table with the columns {header}")
+    return page
+
+
+def tables(rows: list[Row]) -> tuple[str, str]:
+    """Returns the tables of programs and of kernels, with a line break after each line."""
     kernels = [kernel_cells(row, kernel) for row in rows for kernel in row.kernels]
-    return f"{table(COLUMNS, map(cells, rows))}\n\n{table(KERNEL_COLUMNS, kernels)}"
+    return table(COLUMNS, map(cells, rows)), table(KERNEL_COLUMNS, kernels)
 
 
 def table(columns: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ("---",) * len(columns), *lines))
+    return "".join(f"| {' | '.join(line)} |\n" for line in (columns, ("---",) * len(columns), *lines))
 
 
 def model_of(row: Row) -> str:
