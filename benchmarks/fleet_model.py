@@ -201,14 +201,9 @@ class Replica:
         patience = max(1.0, PATIENCE * (num_prefilling - 1) / num_decoding)
         room = (TARGET_STEPS * patience - 1) * chip.step_s * chip.prefill_tokens_per_s
         left = sum(job.prefill_left for job in self._prefilling)
-        tokens = min(_floor_blocks(room, chip.chunk), max(left, BLOCK))
+        tokens = min(max(room // BLOCK * BLOCK, BLOCK), max(left, BLOCK))
         cycle = chip.step_s + tokens / chip.prefill_tokens_per_s
         return tokens / cycle, 1 / cycle
-
-
-def _floor_blocks(tokens: float, most: int) -> float:
-    """Returns the largest chunk that fits: a block, times a power of two."""
-    return BLOCK * 2.0 ** max(0, math.floor(math.log2(max(min(tokens, most), BLOCK) / BLOCK)))
 
 
 # --- routing

@@ -53,11 +53,11 @@ def test_a_cached_prefix_is_not_prefilled_again_until_others_take_its_place() ->
 
 
 def test_prefill_makes_the_steps_of_others_longer() -> None:
-    """1,088 tokens in chunks of 128, which with a step of 20 ms keep to 2.465 steps between two tokens."""
+    """192 of 1,088 tokens at a time, which with a step of 20 ms keep to 2.465 steps between two tokens."""
     first, second = run(Arrival(0.0, 0, 100), Arrival(1.0, 1, 10)).jobs
-    cycle_s = 0.02 + 128 / 8000
+    cycle_s = 0.02 + 192 / 8000
     waits_s = 0.5 * 0.02 + model.OVERHEAD_S
-    assert second.ttft_s == pytest.approx(waits_s + 1088 / 128 * cycle_s)
+    assert second.ttft_s == pytest.approx(waits_s + 1088 / 192 * cycle_s)
     assert first.end == pytest.approx(COLD_S + 99 * 0.02 + 1088 / 8000)
 
 
