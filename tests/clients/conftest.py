@@ -27,9 +27,10 @@ from server_process import API_KEY, SHAPES, ServerProcess, serving  # noqa: E402
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
-    """Server with the bundled demo model under the name `demo`."""
+    """Server with the bundled demo model under the name `demo`, and a database for batches."""
     with tempfile.TemporaryDirectory() as folder:
-        environment = {"ROOST_COMPILE_CACHE": folder, **os.environ, "ROOST_API_KEY": API_KEY, "JAX_PLATFORMS": "cpu"}
+        own = {"ROOST_API_KEY": API_KEY, "ROOST_STORE": f"sqlite://{folder}/store.db", "JAX_PLATFORMS": "cpu"}
+        environment = {"ROOST_COMPILE_CACHE": folder, **os.environ, **own}
         with serving(*SHAPES, **environment) as process:
             yield process
 

@@ -37,6 +37,18 @@ def test_openais(server: ServerProcess) -> None:
     assert found["failure"] == [404, "model_not_found"]
 
 
+def test_openais_batch(server: ServerProcess) -> None:
+    found = run_program("openai-batch.mjs", server)
+    assert found["file"] == ["file", "batchinput.jsonl", "batch"]
+    assert found["status"] == "completed"
+    assert found["counts"] == {"total": 2, "completed": 2, "failed": 0}
+    assert [name for name, _ in found["answers"]] == ["request-1", "request-2"]
+    assert all(ANSWER in text for _, text in found["answers"])
+    assert found["cancelled"] == "cancelled"
+    assert found["listed"] == ["second", "first"]
+    assert found["deleted"]
+
+
 def test_anthropics(server: ServerProcess) -> None:
     found = run_program("anthropic.mjs", server)
     assert ANSWER in found["chat"]

@@ -229,9 +229,10 @@ class SmallDisk(Sqlite):
 
 
 async def test_a_full_disk_stops_uploads_and_lets_batches_wait(
-    engine: FakeEngine, model: ServedModel, tmp_path: Path
+    engine: FakeEngine, model: ServedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing half-written is served, and a batch goes on when there is room again."""
+    monkeypatch.setattr("roost.server.generation.batches._REPLY_S", 0.3)
     disk = SmallDisk(str(tmp_path / "store.db"))
     database = Database(disk)
     database.run_now(lambda each: schema.upgrade(each, disk), writes=True)
