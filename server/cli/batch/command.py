@@ -79,6 +79,7 @@ async def _run(
 ) -> Counts:
     try:
         await backend.start()
+        progress.begin()
         lines = source.lines(output.is_done)
         run = BatchRun(backend, lines, output, lambda: signals.first is not None, progress.show)
         await run.run()

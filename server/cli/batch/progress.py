@@ -52,6 +52,10 @@ class BatchProgress:
     ) -> None:
         self._bar.stop()
 
+    def begin(self) -> None:
+        """Measures speeds from now on: the model is loaded."""
+        self._began = time.monotonic()
+
     def show(self, counts: Counts) -> None:
         """Shows what has been done, unless it was shown a moment ago."""
         now = time.monotonic()
