@@ -1,0 +1,221 @@
+"""Batches of real servers: replicas that are killed, cancelled batches, lines that give way, and a large file.
+
+`BATCH_ROUNDS=5 python3 dev.py test-robust tests/e2e/test_server_batches.py` kills replicas in five rounds.
+"""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from server_process import SHAPES, SLOTS, ServerProcess, launched
+
+pytestmark = [pytest.mark.robust, pytest.mark.timeout(1800)]
+
+URL = "/v1/completions"
+NUM_LINES = 2000
+ROUNDS = int(os.environ.get("BATCH_ROUNDS", "1"))
+
+MIB = 2**20
+
+
+@contextmanager
+def replica(tiny_config: Path, address: str) -> Iterator[ServerProcess]:
+    arguments = (f"random:{tiny_config}", *SHAPES, "--access-log", "off")
+    with launched(*arguments, programs="tiny", ROOST_STORE=address) as server:
+        yield server
+
+
+def line(number: int, tokens: int) -> bytes:
+    """Returns a greedy line or a seeded one; every group of twenty has a common prefix."""
+    sampling = {"temperature": 0} if number % 2 else {"seed": number}
+    prompt = f"group {number % 100} " * 8 + f"the number {number}"
+    body = {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, **sampling}
+    fields = {"custom_id": f"line {number}", "method": "POST", "url": URL, "body": body}
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def upload(server: ServerProcess, lines: Sequence[bytes]) -> str:
+    files = {"file": ("in.jsonl", b"".join(lines))}
+    response = httpx.post(f"{server.url}/v1/files", files=files, data={"purpose": "batch"}, timeout=120)
+    assert response.status_code == 200, response.text
+    return str(response.json()["id"])
+
+
+def begin(server: ServerProcess, file_id: str) -> str:
+    body = {"input_file_id": file_id, "endpoint": URL, "completion_window": "24h"}
+    return str(httpx.post(f"{server.url}/v1/batches", json=body).json()["id"])
+
+
+def look(server: ServerProcess, batch_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{server.url}/v1/batches/{batch_id}", timeout=30).json()
+    return found
+
+
+def wait_for(server: ServerProcess, batch_id: str, num_lines: int, seconds: float = 600) -> None:
+    """Waits until so many lines have ended."""
+    deadline = time.monotonic() + seconds
+    while look(server, batch_id)["request_counts"]["completed"] < num_lines:
+        assert time.monotonic() < deadline, look(server, batch_id)
+        time.sleep(0.02)
+
+
+def texts(server: ServerProcess, batch: dict[str, Any]) -> dict[str, str]:
+    """Returns the texts of a batch's output by `custom_id`. No line may occur twice."""
+    found: dict[str, str] = {}
+    content = httpx.get(f"{server.url}/v1/files/{batch['output_file_id']}/content", timeout=60).content
+    for each in map(orjson.loads, content.splitlines()):
+        assert each["custom_id"] not in found
+        assert each["response"]["status_code"] == 200
+        found[each["custom_id"]] = each["response"]["body"]["choices"][0]["text"]
+    return found
+
+
+def run(server: ServerProcess, file_id: str, num_lines: int) -> dict[str, str]:
+    """Returns the texts of a batch that runs undisturbed."""
+    batch_id = begin(server, file_id)
+    wait_for(server, batch_id, num_lines)
+    return texts(server, look(server, batch_id))
+
+
+def metric(server: ServerProcess, name: str) -> float:
+    page = httpx.get(f"{server.url}/metrics", timeout=30).text
+    return float(next(line.split()[-1] for line in page.splitlines() if line.startswith(name)))
+
+
+@pytest.mark.parametrize("turn", range(ROUNDS))
+def test_each_line_has_one_response_whatever_dies(tiny_config: Path, address: str, turn: int) -> None:
+    """Two of three replicas are killed at random moments; another one starts."""
+    draw, lines = random.Random(turn), [line(number, 2 + number % 11) for number in range(NUM_LINES)]
+    with ExitStack() as stack:
+        replicas = [stack.enter_context(replica(tiny_config, address)) for _ in range(3)]
+        file_id = upload(replicas[0], lines)
+        batch_id, done = begin(replicas[0], file_id), 0
+        for _ in range(2):
+            done += draw.randrange(100, 700)
+            wait_for(replicas[-1], batch_id, done)
+            victim = replicas.pop(draw.randrange(len(replicas)))
+            victim.process.send_signal(signal.SIGKILL)
+            victim.ends()
+        (left,) = replicas
+        wait_for(left, batch_id, NUM_LINES)
+        batch = look(left, batch_id)
+        assert batch["status"] == "completed"
+        assert batch["request_counts"] == {"total": NUM_LINES, "completed": NUM_LINES, "failed": 0}
+        found = texts(left, batch)
+        assert found.keys() == {f"line {number}" for number in range(NUM_LINES)}
+        assert found == run(left, file_id, NUM_LINES)
+
+
+@pytest.mark.parametrize("address", ["sqlite"], indirect=True)
+def test_lines_give_way_and_have_the_texts_of_undisturbed_ones(tiny_config: Path, address: str) -> None:
+    """Other requests come while lines have all slots."""
+    lines = [line(number, 4000) for number in range(2 * SLOTS)]
+    with replica(tiny_config, address) as server:
+        file_id = upload(server, lines)
+        alone = run(server, file_id, len(lines))
+        assert metric(server, "roost_batch_preemptions_total") == 0
+        batch_id = begin(server, file_id)
+        while metric(server, "roost_batch_requests_running") < SLOTS:
+            assert look(server, batch_id)["status"] == "in_progress"
+            time.sleep(0.01)
+        while look(server, batch_id)["status"] == "in_progress":
+            response = httpx.post(f"{server.url}{URL}", json={"prompt": "a", "max_tokens": 4}, timeout=30)
+            assert response.status_code == 200, response.text
+        assert metric(server, "roost_batch_preemptions_total") > 0
+        assert texts(server, look(server, batch_id)) == alone
+
+
+@pytest.mark.parametrize("address", ["sqlite"], indirect=True)
+def test_batches_are_cancelled_at_random_moments(tiny_config: Path, address: str) -> None:
+    """What had ended is kept, no line ends later, and the slots become free."""
+    draw, lines = random.Random(5), [line(number, 2 + number % 60) for number in range(200)]
+    with replica(tiny_config, address) as server:
+        file_id = upload(server, lines)
+        for _ in range(8):
+            batch_id = begin(server, file_id)
+            wait_for(server, batch_id, draw.choice((0, 1, draw.randrange(2, 150))))
+            time.sleep(draw.random() / 10)
+            batch = httpx.post(f"{server.url}/v1/batches/{batch_id}/cancel").json()
+            completed = batch["request_counts"]["completed"]
+            assert (batch["status"], batch["request_counts"]["failed"]) == ("cancelled", 0)
+            if completed:
+                assert len(texts(server, batch)) == completed
+            else:
+                assert batch["output_file_id"] is None
+            deadline = time.monotonic() + 10
+            while metric(server, "roost_batch_requests_running"):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert look(server, batch_id) == batch
+
+
+NUM_MIB = 1024
+MAX_GROWTH_MIB = 200
+
+
+@pytest.mark.parametrize("address", ["sqlite"], indirect=True)
+def test_a_gigabyte_passes_in_flat_memory(tiny_config: Path, address: str) -> None:
+    """The file is uploaded, checked and ordered, then downloaded and deleted."""
+    with replica(tiny_config, address) as server:
+        warm = upload(server, [line(number, 1) for number in range(2000)])
+        httpx.delete(f"{server.url}/v1/files/{warm}").raise_for_status()
+        before = resident_bytes(server)
+        with watched(server) as peaks:
+            headers = {"content-type": "multipart/form-data; boundary=b"}
+            response = httpx.post(f"{server.url}/v1/files", headers=headers, content=big_form(), timeout=1200)
+            assert response.status_code == 200, response.text
+            file = response.json()
+            assert file["bytes"] >= 10**9
+            num_bytes = 0
+            with httpx.stream("GET", f"{server.url}/v1/files/{file['id']}/content", timeout=120) as content:
+                for piece in content.iter_raw():
+                    num_bytes += len(piece)
+            assert num_bytes == file["bytes"]
+            httpx.delete(f"{server.url}/v1/files/{file['id']}", timeout=60).raise_for_status()
+        assert (max(peaks) - before) / MIB < MAX_GROWTH_MIB
+
+
+def big_form() -> Iterator[bytes]:
+    """Yields a form with a file of a gigabyte, of lines of a kilobyte."""
+    yield b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+    yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n'
+    filler = "x" * 930
+    for first in range(0, NUM_MIB * 1024, 1024):
+        yield b"".join(
+            b'{"custom_id":"%d","method":"POST","url":"%s","body":{"prompt":"%d %s"}}\n'
+            % (number, URL.encode(), number % 1000, filler.encode())
+            for number in range(first, first + 1024)
+        ).ljust(MIB, b"\n")
+    yield b"\r\n--b--\r\n"
+
+
+def resident_bytes(server: ServerProcess) -> int:
+    pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def watched(server: ServerProcess) -> Iterator[list[int]]:
+    """Yields a list that receives the server's memory again and again."""
+    peaks, is_over = [resident_bytes(server)], threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.05):
+            peaks.append(resident_bytes(server))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        is_over.set()
+        thread.join()
