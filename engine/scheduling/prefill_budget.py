@@ -13,6 +13,9 @@ _DEFAULT_TARGET: Final = 2.9
 _HEADROOM: Final = 0.85
 """Share of a target that is planned for, as durations vary from step to step."""
 
+_MAX_DELAY: Final = 1.2
+"""Maximum ratio of a decode step with lines of batches and a slice of a prompt to one without lines."""
+
 _PATIENCE: Final = 8
 """Number of decoding requests that wait as long as the target for each further prompt that waits."""
 
@@ -86,7 +89,7 @@ class PrefillBudget:
     def max_rows(self, num_others: int, slots: int) -> int:
         """Returns the number of rows that a decode step may have if lines of batches fill it up.
 
-        A slice of a prompt has to fit beside it, so that the target is kept.
+        The step and a slice of a prompt have to keep the target, or take little longer than without the lines.
 
         Args:
           num_others: Number of requests with a slot that are no lines.
@@ -95,7 +98,9 @@ class PrefillBudget:
         quiet = self._times.quiet(num_others) if num_others and self._limits.itl_target_s != 0 else None
         if quiet is None:
             return slots
-        room = _HEADROOM * _target_s(self._limits.itl_target_s, quiet) - self._seconds(PREFILL_BLOCK, unknown=0.0)
+        piece = self._seconds(PREFILL_BLOCK, unknown=0.0)
+        target = _HEADROOM * _target_s(self._limits.itl_target_s, quiet)
+        room = max(target, _MAX_DELAY * ((self._times.decode(num_others) or 0.0) + piece)) - piece
         sizes = [rows for rows in (*self._limits.decode_rows, slots) if rows >= num_others]
         fitting = (rows for rows in reversed(sizes) if (self._times.decode(rows) or 0.0) <= room)
         return next(fitting, sizes[0])  # rows that are padding otherwise cost nothing

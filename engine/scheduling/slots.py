@@ -31,8 +31,11 @@ _SHORTEST_S: Final = 0.05
 _LONGEST_S: Final = 60.0
 """Bounds of the estimate. Load changes within a minute, and clients don't wait for longer."""
 
-_MAX_PREEMPTIONS: Final = 4
+_MAX_PREEMPTIONS: Final = 8
 """Maximum number of slots that batch requests give up in one step, since the states are copied to the host."""
+
+_LINGER_S: Final = 0.25
+"""Seconds for which batch requests leave room for others that have ended, since the next ones often follow at once."""
 
 _NO_MEMORY: Final = (
     "a request with precedence got the slot of this line of a batch, whose state has no room in host memory; "
@@ -236,6 +239,8 @@ class SlotAssignment:
         self._retry_after = RetryAfterEstimator(pool.size)
         self.probes: deque[Request] = deque()
         self._probe_ids: set[str] = set()
+        self._num_expected = 0  # the most others that have run at a time lately
+        self._expected_until = 0.0
         self.num_batch_running = 0
         self.num_preempted = 0
 
@@ -254,6 +259,7 @@ class SlotAssignment:
             probe = self.probes.popleft()
             self.running[probe.id] = RunningRequest(probe, self._pool.claim(), now)
             self._probe_ids.add(probe.id)
+        self._expect(now)
         failed = []
         while self._pool.num_free and (waiting := self._pop()) is not None:
             request, last = (waiting, None) if isinstance(waiting, Request) else (waiting.request, waiting.last)
@@ -298,9 +304,19 @@ class SlotAssignment:
         self._queue.put_back(preempted)
         return None
 
+    @property
+    def _num_others(self) -> int:
+        """Number of requests with a slot that are neither of a batch nor the engine's own."""
+        return len(self.running) - self.num_batch_running - len(self._probe_ids & self.running.keys())
+
+    def _expect(self, now: float) -> None:
+        num_others = self._num_others
+        if num_others >= self._num_expected or now >= self._expected_until:
+            self._num_expected, self._expected_until = num_others, now + _LINGER_S
+
     def _num_lines_over(self) -> int:
         """Returns by how many the batch requests with a slot are too many beside the others; negative: too few."""
-        num_others = len(self.running) - self.num_batch_running - len(self._probe_ids & self.running.keys())
+        num_others = max(self._num_others, self._num_expected)
         return num_others + self.num_batch_running - self._max_rows(num_others)
 
     def _is_preemptible(self, running: RunningRequest, *, can_replay: bool) -> bool:

@@ -7,13 +7,16 @@ import pytest
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
 from roost.engine.core.errors import QueueFullError
 from roost.engine.prefix_cache.request_checkpoint import CheckpointFormat
+from roost.engine.scheduling import slots
 from roost.engine.scheduling.scheduler import Scheduler
 
 SLOTS = 4
 
 
 def make_core(runner: ModelRunner, budget: int = 10**9) -> EngineCore:
-    scheduler = Scheduler(SLOTS, 100, runner.limits, cache=PrefixCache(runner.window, budget))
+    """Returns a core that serves for throughput: lines have all free slots, however long a step takes with them."""
+    limits = replace(runner.limits, itl_target_s=0.0)
+    scheduler = Scheduler(SLOTS, 100, limits, cache=PrefixCache(runner.window, budget))
     return EngineCore(scheduler, runner, checkpoint_format=CheckpointFormat("test", runner.state_format.snapshot))
 
 
@@ -32,8 +35,11 @@ def run(core: EngineCore, tokens: dict[str, list[int]], steps: int = 2000) -> No
             tokens.setdefault(name, []).extend(output.token_ids)
 
 
-def test_a_preempted_request_has_the_tokens_of_an_undisturbed_one(runner: ModelRunner) -> None:
+def test_a_preempted_request_has_the_tokens_of_an_undisturbed_one(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Others come again and again, so that each line loses its slot several times, in prefill too."""
+    monkeypatch.setattr(slots, "_LINGER_S", 0.0)
     lines = [request(f"line {number}", 20 + 60 * number, 60, is_batch=True, seed=number or None) for number in range(6)]
     alone: dict[str, list[int]] = {}
     for line in lines:
@@ -43,13 +49,13 @@ def test_a_preempted_request_has_the_tokens_of_an_undisturbed_one(runner: ModelR
     core, together = make_core(runner), dict[str, list[int]]()
     for line in lines:
         core.add(line)
-    for number in range(12):
-        run(core, together, steps=3)
+    for number in range(24):
+        run(core, together, steps=6 if number % 2 else 0)
         core.add(request(f"other {number}", 9, 6))
     run(core, together)
     assert core.stats.preemptions > len(lines)
     assert {line.id: together[line.id] for line in lines} == alone
-    assert all(len(together[f"other {number}"]) == 6 for number in range(12))
+    assert all(len(together[f"other {number}"]) == 6 for number in range(24))
 
 
 def test_other_requests_get_slots_before_batch_requests(runner: ModelRunner) -> None:

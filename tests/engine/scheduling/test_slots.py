@@ -3,7 +3,9 @@
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from roost.engine.scheduling.slots import RetryAfterEstimator, SlotPool
+from roost.engine.core.request import Request
+from roost.engine.scheduling.slots import RetryAfterEstimator, SlotAssignment, SlotPool, SlotReserve
+from roost.engine.scheduling.waiting_queue import WaitingQueue
 
 
 def test_claims_the_lowest_free_slot() -> None:
@@ -88,3 +90,31 @@ def test_estimates_are_bounded(slots: int, times: list[float], refused: int) -> 
     for each in times:
         estimator.released(each)
     assert all(0.05 <= estimator.refused() <= 60 for _ in range(refused))
+
+
+def test_lines_of_batches_leave_room_for_others_and_for_a_moment_after_them() -> None:
+    """Beside others, four requests may run in all. Probes are the engine's own, and count for none."""
+    queue = WaitingQueue(10)
+    slots = SlotAssignment(
+        SlotPool(8), SlotReserve(8, 0), queue, None, None, 0, max_rows=lambda num_others: 4 if num_others else 8
+    )
+    slots.probes.append(Request("probe", (1,)))
+    for number in range(10):
+        queue.add(Request(f"line {number}", (1,), is_batch=True))
+    slots.assign(0.0)
+    assert slots.num_batch_running == 7
+    slots.release(slots.running["probe"], 0.0)
+    queue.add(Request("other", (1,)))
+    assert slots.victims(can_replay=True) == []  # a slot is free
+    slots.assign(0.1)
+    over = slots.victims(can_replay=True)
+    assert [running.request.id for running in over] == ["line 6", "line 5", "line 4", "line 3"]
+    for running in over:
+        slots.preempt(running, None)
+    slots.assign(0.2)
+    assert (slots.num_batch_running, slots.victims(can_replay=True)) == (3, [])
+    slots.release(slots.running["other"], 0.3)
+    slots.assign(0.4)
+    assert slots.num_batch_running == 3
+    slots.assign(0.5)
+    assert slots.num_batch_running == 8
