@@ -221,7 +221,7 @@ def room_of(path: str) -> str | None:
 
 
 def is_part_of(name: str, module: str) -> bool:
-    """Tells whether a dotted name is a module or lies inside it."""
+    """Returns whether a dotted name is a module or lies inside it."""
     return name == module or name.startswith(f"{module}.")
 
 
@@ -239,7 +239,7 @@ def imports_point_down(files: Sources) -> list[str]:
 
 
 def may_import(path: str, target: str) -> bool:
-    """Tells whether one file may import another, or a name of another, both as paths from the root."""
+    """Returns whether one file may import another, or a name of another, both as paths from the root."""
     here, there = room_of(path), room_of(target)
     if here is None or there is None or (here, there) in BESIDE or (there, here) in BESIDE:
         return False

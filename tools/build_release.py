@@ -159,7 +159,7 @@ def build_native(tree: Path, folder: Path, epoch: int) -> Path:
 
 
 def builds_native() -> bool:
-    """Tells whether this machine builds the wheel with the native kernels."""
+    """Returns whether this machine builds the wheel with the native kernels."""
     return (sys.platform, platform.machine()) == ("linux", "x86_64")
 
 

@@ -26,7 +26,7 @@ _INFINITY_BITS: Final = 0x7F800000
 """Bits of infinity, the largest distance."""
 
 type _IsEnough = Callable[[Bool[Array, "R V"]], Bool[Array, " R"]]
-"""Tells whether a set of tokens is large enough for a row."""
+"""Returns whether a set of tokens is large enough for a row."""
 
 
 def without_truncation(state: SamplingState[Array], rows: Bool[Array, " R"], vocab_size: int) -> SamplingState[Array]:

@@ -16,7 +16,7 @@ _HEADROOM: Final = 0.85
 _MAX_DELAY: Final = 1.2
 """Maximum ratio of a decode step with lines of batches and a slice of a prompt to one without lines."""
 
-_PATIENCE: Final = 8
+_STREAMS_PER_PROMPT: Final = 8
 """Number of decoding requests that wait as long as the target for each further prompt that waits."""
 
 _FEW_PROMPTS: Final = 2
@@ -142,8 +142,8 @@ def prefill_seconds(
     quiet = times.quiet(num_decoding - num_batch)
     assert quiet is not None
     target, num_streams = _target_s(target_s, quiet), num_decoding - num_batch
-    patience = max(1.0, _PATIENCE * (num_waiting - 1) / num_streams, num_waiting - _FEW_PROMPTS)
-    return _HEADROOM * target * patience - step
+    num_targets = max(1.0, _STREAMS_PER_PROMPT * (num_waiting - 1) / num_streams, num_waiting - _FEW_PROMPTS)
+    return _HEADROOM * target * num_targets - step
 
 
 def _target_s(target_s: float | None, quiet: float) -> float:

@@ -102,7 +102,7 @@ class Scheduler:
             cache,
             self._prefetcher,
             limits.mask_words,
-            lambda num_others: budget.max_rows(num_others, slots),
+            budget,
         )
         self._running = self._assignment.running
         self._timeouts = Timeouts()

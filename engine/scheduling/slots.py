@@ -5,7 +5,7 @@ A slot is a row of the state pool, named by its index.
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from itertools import islice
 from typing import Final
@@ -17,6 +17,7 @@ from ..prefix_cache.cache import PrefixCache
 from ..prefix_cache.tree import PrefixKey
 from .plan import RequestOutput
 from .prefetcher import Fetch, Prefetcher
+from .prefill_budget import PrefillBudget
 from .running_request import RunningRequest
 from .token_constraint import TokenConstraint
 from .waiting_queue import Waiting, WaitingQueue
@@ -213,8 +214,7 @@ class SlotAssignment:
       cache: The prefix cache; None restores only snapshots that come with a request.
       prefetcher: Searches on disk for waiting requests, if the cache has a tier on disk.
       mask_words: Number of words of a token mask.
-      max_rows: Returns the number of requests that may run if some are of batches, by the number of the others; None
-        sets no limit.
+      budget: Bounds the number of requests that may run if some are of batches.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class SlotAssignment:
         cache: PrefixCache | None,
         prefetcher: Prefetcher | None,
         mask_words: int,
-        max_rows: Callable[[int], int] | None = None,
+        budget: PrefillBudget,
     ) -> None:
         self.running: dict[str, RunningRequest] = {}
         self._pool = pool
@@ -234,7 +234,7 @@ class SlotAssignment:
         self._prefetcher = prefetcher
         self._cache = cache
         self._mask_words = mask_words
-        self._max_rows = max_rows or (lambda num_others: pool.size)
+        self._budget = budget
         self._max_bytes = 0 if cache is None else cache.stats.budget  # of preempted states: as much again as the cache
         self._retry_after = RetryAfterEstimator(pool.size)
         self.probes: deque[Request] = deque()
@@ -269,7 +269,8 @@ class SlotAssignment:
         return failed
 
     def _pop(self) -> Waiting | None:
-        return self._queue.pop(self._blocked_tenants(), takes_batch=self._num_lines_over() < 0)
+        takes_batch = self._queue.num_batch > 0 and self._num_lines_over() < 0
+        return self._queue.pop(self._blocked_tenants(), takes_batch=takes_batch)
 
     def victims(self, *, can_replay: bool) -> list[RunningRequest]:
         """Returns the batch requests that should give their slots up, the newest first.
@@ -317,7 +318,7 @@ class SlotAssignment:
     def _num_lines_over(self) -> int:
         """Returns by how many the batch requests with a slot are too many beside the others; negative: too few."""
         num_others = max(self._num_others, self._num_expected)
-        return num_others + self.num_batch_running - self._max_rows(num_others)
+        return num_others + self.num_batch_running - self._budget.max_rows(num_others, self._pool.size)
 
     def _is_preemptible(self, running: RunningRequest, *, can_replay: bool) -> bool:
         is_free_to_go = running.request.is_batch and not self._pool.is_pinned(running.slot)

@@ -55,6 +55,6 @@ def _first(folder: Path, pattern: str) -> str | None:
 
 
 def _has_google_device(root: Path) -> bool:
-    """Tells whether the machine has a TPU: /dev/vfio also holds other devices that are passed to a virtual machine."""
+    """Returns whether the machine has a TPU: /dev/vfio also holds other devices passed to a virtual machine."""
     vendors = (root / "sys/bus/pci/devices").glob("*/vendor")
     return any(vendor.read_text().strip() == _GOOGLE for vendor in vendors)

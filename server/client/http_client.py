@@ -212,7 +212,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def is_reusable(self) -> bool:
-        """Tells whether another exchange may follow."""
+        """Returns whether another exchange may follow."""
         return self._keeps_alive and self._transport is not None and not self._transport.is_closing()
 
     async def exchange(self, request: bytes, sink: Sink) -> Response:

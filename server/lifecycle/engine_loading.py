@@ -100,7 +100,7 @@ def make_engine(source: ModelSource, config: EngineConfig, progress: LoadProgres
 
 
 def is_loading(engine: AsyncEngine) -> bool:
-    """Tells whether a started engine is neither ready nor dead."""
+    """Returns whether a started engine is neither ready nor dead."""
     return not engine.is_ready and engine.error is None
 
 

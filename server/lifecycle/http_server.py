@@ -56,7 +56,7 @@ class HttpServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _has_idle_connection(self, before: AbstractSet[object]) -> bool:
-        """Tells whether a connection that is not in `before` has not sent a request yet."""
+        """Returns whether a connection that is not in `before` has not sent a request yet."""
         new = self.server_state.connections - before
         return any(isinstance(each, HttpToolsProtocol) and each.cycle is None for each in new)
 

@@ -86,6 +86,6 @@ async def close_stores(responses: ResponseStore, batches: BatchStore | None) -> 
 
 
 def is_store_stuck(responses: ResponseStore, batches: BatchStore | None) -> bool:
-    """Tells whether a database's thread would delay the end of the process."""
+    """Returns whether a database's thread would delay the end of the process."""
     is_stuck = isinstance(responses, DurableResponses) and responses.is_stuck
     return is_stuck or (batches is not None and batches.is_stuck)

@@ -133,6 +133,6 @@ def plain_type(annotation: Any) -> Any:
 
 
 def is_secret(annotation: Any) -> bool:
-    """Tells whether a field's values must never be shown."""
+    """Returns whether a field's values must never be shown."""
     kind = plain_type(annotation)
     return kind is SecretStr or SecretStr in get_args(kind)

@@ -38,7 +38,7 @@ def load_settings(flags: Mapping[str, Any], flag_label: Callable[[str], str] = f
 
 
 def is_json_wanted(log_format: str | None) -> bool:
-    """Tells whether the flag or its variable asks for JSON, for errors that occur before the settings are loaded."""
+    """Returns whether the flag or its variable asks for JSON, for errors that occur before the settings are loaded."""
     return "json" in (log_format, variable_value("log_format"))
 
 

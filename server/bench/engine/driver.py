@@ -68,7 +68,7 @@ class Driver:
 
     @property
     def is_idle(self) -> bool:
-        """Tells whether a step would do nothing."""
+        """Returns whether a step would do nothing."""
         return self._core.is_idle
 
     @property

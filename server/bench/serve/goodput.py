@@ -35,7 +35,7 @@ class Objective:
         return cls(limits) if limits else None
 
     def is_met_by(self, trace: RequestTrace) -> bool:
-        """Tells whether a request succeeded within every limit. A time that is not known is within any limit."""
+        """Returns whether a request succeeded within every limit. A time that is not known is within any limit."""
         if trace.failure is not None:
             return False
         gaps = sorted(trace.gaps_s)

@@ -72,7 +72,7 @@ class _StreamReader:
                 self._read(event)
 
     def is_truncated(self) -> bool:
-        """Tells whether the token limit ended the response. Call it after the last piece.
+        """Returns whether the token limit ended the response. Call it after the last piece.
 
         Raises:
           CommandError: The stream contained an error, or ended before the response did.
