@@ -144,21 +144,18 @@ class PrefillBatch:
     Attributes:
       chunks: At least one chunk, in the order of planning.
       layer_slice: Index of this step's slice of the layers.
-      layer_slices: Number of slices; the last one has results.
-      is_last_slice: Whether the chunks have passed all layers after this step.
+      is_last_slice: Whether the chunks have passed all layers after this step, which then has results.
       rows: Chunks that get a result: all chunks, then all forks.
     """
 
     chunks: tuple[PrefillChunk, ...]
     layer_slice: int = 0
-    layer_slices: int = 1
-    is_last_slice: bool = field(init=False, repr=False)
+    is_last_slice: bool = True
     rows: tuple[PrefillChunk, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         rows = (*self.chunks, *(fork for chunk in self.chunks for fork in chunk.forks))
         object.__setattr__(self, "rows", rows)
-        object.__setattr__(self, "is_last_slice", self.layer_slice == self.layer_slices - 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -80,7 +80,9 @@ class BatchPlanner:
         num_decoding, num_batch = len(decoding), sum(each.request.is_batch for each in decoding)
         if self._last_slice is not None:
             rows = self._in_progress
-            batch = replace(self._last_slice, layer_slice=self._last_slice.layer_slice + 1)
+            index = self._last_slice.layer_slice + 1
+            is_last = index == self._limits.prefill_layer_slices - 1
+            batch = replace(self._last_slice, layer_slice=index, is_last_slice=is_last)
             num_waiting = max(_num_urgent(candidates), _num_urgent(rows))
             if not self._budget.allows(batch, num_decoding, num_waiting, num_batch):
                 return None
@@ -124,7 +126,7 @@ class BatchPlanner:
         length = _chunk_length(_num_left(first), most)
         rows = self._choose_rows(ordered, min(most // length, self._limits.prefill_rows))
         chunks = tuple(_take_chunk(each, min(length, most), requests) for each in rows)
-        return PrefillBatch(chunks, layer_slices=self._limits.prefill_layer_slices)
+        return PrefillBatch(chunks, is_last_slice=self._limits.prefill_layer_slices == 1)
 
     def _choose_rows(self, ordered: Sequence[RunningRequest], most: int) -> list[RunningRequest]:
         """Returns the first requests of each shard, a power of two; one whose prompt tokens are scored goes alone."""

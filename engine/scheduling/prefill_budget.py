@@ -114,7 +114,7 @@ class PrefillBudget:
 
     def _seconds(self, size: int, unknown: float = math.inf) -> float:
         """Returns the seconds of the first step of a new batch."""
-        return self._times.prefill(size, self._limits.prefill_layer_slices) or unknown
+        return self._times.prefill(size) or unknown
 
 
 def prefill_seconds(
@@ -170,13 +170,11 @@ class _Prefill(NamedTuple):
     Attributes:
       tokens: Number of tokens of its compiled shape, per data shard.
       layer_slice: Index of the slice of the layers.
-      layer_slices: Number of slices.
       samples: Whether first tokens are sampled after it.
     """
 
     tokens: int
     layer_slice: int = 0
-    layer_slices: int = 1
     samples: bool = False
 
 
@@ -221,14 +219,13 @@ class StepTimes:
         rows = self._rows(num_requests)
         return self._quiet.get(rows) or _nearest(self._decode, rows) or _nearest(self._quiet, rows)
 
-    def prefill(self, tokens: int, layer_slices: int = 1) -> float | None:
-        """Returns the seconds of a new prefill step; None if no prefill step was measured.
+    def prefill(self, tokens: int) -> float | None:
+        """Returns the seconds of the first step of a new batch; None if no prefill step was measured.
 
         Args:
           tokens: Number of tokens per data shard.
-          layer_slices: Number of slices of the layers; the step takes the first one.
         """
-        return self._estimate(_Prefill(tokens, layer_slices=layer_slices))
+        return self._estimate(_Prefill(tokens))
 
     def step(self, batch: PrefillBatch) -> float | None:
         """Returns the seconds of a planned prefill step; None if no step of its kind was measured."""
@@ -248,8 +245,7 @@ class StepTimes:
             return None
         nearest = min(self._prefill, key=lambda other: _distance(kind, other))
         ratio = kind.tokens / nearest.tokens
-        scale = (max(ratio / 2, 1) if ratio > 1 else ratio) * nearest.layer_slices / kind.layer_slices
-        return scale * self._prefill[nearest]
+        return (max(ratio / 2, 1) if ratio > 1 else ratio) * self._prefill[nearest]
 
     def _kind(self, batch: PrefillBatch) -> _Prefill:
         group = self._limits.shard_rows
@@ -258,7 +254,7 @@ class StepTimes:
         while length < max(chunk.length for chunk in batch.chunks):
             length *= 2
         samples = batch.is_last_slice and any(chunk.is_last for chunk in batch.chunks)
-        return _Prefill(rows * length, batch.layer_slice, batch.layer_slices, samples)
+        return _Prefill(rows * length, batch.layer_slice, samples)
 
     def _rows(self, num_requests: int) -> int:
         """Returns the number of rows of the step that is compiled for some requests."""
@@ -276,6 +272,6 @@ def _nearest(table: dict[int, float], size: int) -> float | None:
     return table[min(table, key=lambda other: abs(math.log(other / size)))] if table else None
 
 
-def _distance(kind: _Prefill, other: _Prefill) -> tuple[float, bool, bool]:
+def _distance(kind: _Prefill, other: _Prefill) -> tuple[float, bool]:
     ratio = abs(math.log(other.tokens / kind.tokens))
-    return ratio, other.layer_slices != kind.layer_slices, other.samples != kind.samples
+    return ratio, other.samples != kind.samples

@@ -49,7 +49,7 @@ class FakeRunner:
         if batch.layer_slice:
             last = self._in_progress
             assert last is not None
-            assert (last.layer_slice + 1, last.layer_slices) == (batch.layer_slice, batch.layer_slices)
+            assert last.layer_slice + 1 == batch.layer_slice
             assert last.chunks == batch.chunks
             assert self._touched.isdisjoint(row.slot for row in batch.rows)
         else:

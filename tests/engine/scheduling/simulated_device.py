@@ -16,12 +16,12 @@ PREFILL = {64: 0.030, 128: 0.048, 256: 0.086, 512: 0.163}
 """Seconds by rows and by tokens: about those of the model "small" in int8 on two cores."""
 
 
-def seconds_of(batch: Batch) -> float:
+def seconds_of(batch: Batch, layer_slices: int = LIMITS.prefill_layer_slices) -> float:
     """Returns the seconds that the device takes for a batch."""
     if isinstance(batch, DecodeBatch):
         return batch.steps * DECODE[next(rows for rows in DECODE if rows >= len(batch.slots))]
     tokens = next(size for size in PREFILL if size >= max(chunk.length for chunk in batch.chunks))
-    return PREFILL[tokens] / batch.layer_slices
+    return PREFILL[tokens] / layer_slices
 
 
 @dataclass

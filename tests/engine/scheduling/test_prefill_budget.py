@@ -15,8 +15,8 @@ from simulated_device import DECODE, LIMITS, PREFILL, Simulation, seconds_of
 REQUEST = Request("a", (1,) * 4096)
 
 
-def prefill(tokens: int, layer_slice: int = 0, layer_slices: int = 1) -> PrefillBatch:
-    return PrefillBatch((PrefillChunk(REQUEST, 0, 0, tokens, is_last=False),), layer_slice, layer_slices)
+def prefill(tokens: int, layer_slice: int = 0) -> PrefillBatch:
+    return PrefillBatch((PrefillChunk(REQUEST, 0, 0, tokens, is_last=False),), layer_slice)
 
 
 def decode(rows: int, steps: int = 1) -> DecodeBatch:
@@ -27,9 +27,9 @@ def measured(limits: StepLimits = LIMITS) -> StepTimes:
     """Returns the durations of the simulated device, all measured."""
     times = StepTimes(limits)
     slices = limits.prefill_layer_slices
-    chunks = [prefill(tokens, index, slices) for tokens in PREFILL for index in range(slices)]
+    chunks = [prefill(tokens, index) for tokens in PREFILL for index in range(slices)]
     for batch in (*chunks, *map(decode, DECODE), *(decode(rows, 8) for rows in DECODE)):
-        times.record(batch, seconds_of(batch))
+        times.record(batch, seconds_of(batch, slices))
     return times
 
 
@@ -104,19 +104,19 @@ def test_slices_run_until_the_time_is_spent() -> None:
     budget = PrefillBudget(replace(LIMITS, prefill_chunk=64, itl_target_s=0.024 / 0.85), measured())
     assert budget.max_tokens(8, 1) == 64
     for index in range(3):
-        assert budget.allows(prefill(64, index, 6), 8, 1)
-        budget.spend(prefill(64, index, 6), num_decoding=8)
-    assert not budget.allows(prefill(64, 3, 6), 8, 1)
+        assert budget.allows(prefill(64, index), 8, 1)
+        budget.spend(prefill(64, index), num_decoding=8)
+    assert not budget.allows(prefill(64, 3), 8, 1)
     budget.renew()
-    assert budget.allows(prefill(64, 3, 6), 8, 1)
+    assert budget.allows(prefill(64, 3), 8, 1)
 
 
 def test_a_single_step_runs_between_two_decode_steps_however_long_it_takes() -> None:
     budget = PrefillBudget(replace(LIMITS, itl_target_s=0.001), measured())
     assert budget.max_tokens(8, 1) == 64
-    budget.spend(prefill(64, 0, 6), num_decoding=8)
+    budget.spend(prefill(64, 0), num_decoding=8)
     assert budget.max_tokens(8, 1) == 0
-    assert not budget.allows(prefill(64, 1, 6), 8, 1)
+    assert not budget.allows(prefill(64, 1), 8, 1)
 
 
 @pytest.mark.parametrize("chunk", [64, 128, 192, 320, 512])
@@ -227,6 +227,6 @@ def test_prefill_takes_no_longer_than_its_time(target_s: float | None, decoding:
     budget, durations = PrefillBudget(limits, times), list[float]()
     while tokens := budget.max_tokens(decoding, waiting):
         budget.spend(prefill(tokens), num_decoding=8)
-        durations.append(seconds_of(prefill(tokens)))
+        durations.append(seconds_of(prefill(tokens), limits.prefill_layer_slices))
     assert durations
     assert sum(durations) <= prefill_seconds(target_s, times, decoding, waiting) + 1e-9 or len(durations) == 1

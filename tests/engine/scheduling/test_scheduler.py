@@ -336,29 +336,29 @@ def test_scored_prompt_is_prefilled_alone() -> None:
 SLICED = StepLimits(128, prefill_rows=1, prefill_layer_slices=3)
 
 
-def layer_slice(batch: Batch | None) -> tuple[list[str], int, int]:
-    """Returns the ids of a prefill batch's requests, its layer slice and the number of slices."""
+def layer_slice(batch: Batch | None) -> tuple[list[str], int, bool]:
+    """Returns the ids of a prefill batch's requests, its layer slice and whether that is the last one."""
     assert isinstance(batch, PrefillBatch)
-    return [row.request.id for row in batch.rows], batch.layer_slice, batch.layer_slices
+    return [row.request.id for row in batch.rows], batch.layer_slice, batch.is_last_slice
 
 
 def test_decode_waits_for_one_layer_slice_of_a_chunk() -> None:
     scheduler = Scheduler(2, 4, SLICED)
     add(scheduler, request("a"))
-    assert [layer_slice(plan(scheduler)) for _ in range(3)] == [(["a"], n, 3) for n in range(3)]
+    assert [layer_slice(plan(scheduler)) for _ in range(3)] == [(["a"], n, n == 2) for n in range(3)]
     add(scheduler, request("b", prompt=70))
     for _ in range(2):  # chunks
         for n in range(3):
             assert names(plan(scheduler)) == ("decode", ["a"])
-            assert layer_slice(plan(scheduler)) == (["b"], n, 3)
+            assert layer_slice(plan(scheduler)) == (["b"], n, n == 2)
     assert names(plan(scheduler)) == ("decode", ["a", "b"])
 
 
 def test_longer_chunks_are_sliced() -> None:
     scheduler = Scheduler(1, 4, SLICED)
     add(scheduler, request("a", prompt=140))
-    assert [layer_slice(plan(scheduler)) for _ in range(3)] == [(["a"], index, 3) for index in range(3)]
-    assert layer_slice(plan(scheduler)) == (["a"], 0, 3)
+    assert [layer_slice(plan(scheduler)) for _ in range(3)] == [(["a"], index, index == 2) for index in range(3)]
+    assert layer_slice(plan(scheduler)) == (["a"], 0, False)
 
 
 def test_short_chunk_of_a_long_prompt_is_sliced() -> None:
@@ -367,7 +367,7 @@ def test_short_chunk_of_a_long_prompt_is_sliced() -> None:
     add(scheduler, replace(request("a", prompt=300), state=Snapshot(100, (), ())))
     batches = [plan(scheduler) for _ in range(4)]
     assert [shape(batch) for batch in batches] == [[("a", 28)]] * 3 + [[("a", 128)]]
-    assert [layer_slice(batch)[1:] for batch in batches] == [(0, 3), (1, 3), (2, 3), (0, 3)]
+    assert [layer_slice(batch)[1:] for batch in batches] == [(0, False), (1, False), (2, True), (0, False)]
 
 
 def test_only_the_last_layer_slice_samples_a_token() -> None:
@@ -385,7 +385,7 @@ def test_sliced_prefill_of_aborted_requests_is_given_up() -> None:
     add(scheduler, request("b"))
     plan(scheduler)
     scheduler.abort("a")
-    assert layer_slice(plan(scheduler)) == (["b"], 0, 3)
+    assert layer_slice(plan(scheduler)) == (["b"], 0, False)
 
 
 def test_slot_of_a_sliced_prefill_is_retained_until_the_last_slice() -> None:
@@ -393,10 +393,10 @@ def test_slot_of_a_sliced_prefill_is_retained_until_the_last_slice() -> None:
     scheduler = Scheduler(3, 4, SLICED)
     add(scheduler, request("a"))
     add(scheduler, replace(request("fork"), fork_of="a"))
-    assert layer_slice(plan(scheduler)) == (["a", "fork"], 0, 3)
+    assert layer_slice(plan(scheduler)) == (["a", "fork"], 0, False)
     scheduler.abort("a")
     assert (scheduler.num_running, scheduler.slots.num_used) == (1, 2)
-    assert [layer_slice(plan(scheduler)) for _ in range(2)] == [(["a", "fork"], n, 3) for n in (1, 2)]
+    assert [layer_slice(plan(scheduler)) for _ in range(2)] == [(["a", "fork"], n, n == 2) for n in (1, 2)]
     assert (scheduler.num_running, scheduler.slots.num_used) == (1, 1)
     assert names(plan(scheduler)) == ("decode", ["fork"])
 

@@ -9,9 +9,9 @@ REQUEST = Request("a", (1,) * 4096)
 LIMITS = StepLimits(512, decode_rows=(4, 8, 16), prefill_layer_slices=3)
 
 
-def prefill(*lengths: int, slots: int = 8, layer_slice: int = 0, layer_slices: int = 1) -> PrefillBatch:
+def prefill(*lengths: int, slots: int = 8, layer_slice: int = 0) -> PrefillBatch:
     chunks = tuple(PrefillChunk(REQUEST, slot % slots, 0, length, is_last=False) for slot, length in enumerate(lengths))
-    return PrefillBatch(chunks, layer_slice, layer_slices)
+    return PrefillBatch(chunks, layer_slice)
 
 
 def decode(rows: int, steps: int = 1) -> DecodeBatch:
@@ -67,18 +67,17 @@ def test_unmeasured_sizes_are_estimated_from_the_nearest() -> None:
     times = StepTimes(LIMITS)
     times.record(prefill(128), 0.1)
     assert [times.prefill(tokens) for tokens in (64, 128, 256, 512)] == pytest.approx([0.05, 0.1, 0.1, 0.2])
-    assert times.prefill(64, layer_slices=5) == pytest.approx(0.01)
-    times.record(prefill(64, layer_slices=5), 0.015)
+    times.record(prefill(64), 0.075)
     assert times.prefill(64) == pytest.approx(0.075)
 
 
 def test_slices_and_first_tokens_are_kinds_of_their_own() -> None:
     times = StepTimes(LIMITS)
     for index in range(3):
-        times.record(prefill(64, layer_slice=index, layer_slices=3), 0.01 + 0.001 * index)
-    end = PrefillBatch((PrefillChunk(REQUEST, 0, 4032, 64, is_last=True),), 2, 3)
+        times.record(prefill(64, layer_slice=index), 0.01 + 0.001 * index)
+    end = PrefillBatch((PrefillChunk(REQUEST, 0, 4032, 64, is_last=True),), 2)
     times.record(end, 0.02)
-    assert times.step(prefill(64, layer_slice=1, layer_slices=3)) == pytest.approx(0.011)
+    assert times.step(prefill(64, layer_slice=1)) == pytest.approx(0.011)
     assert times.step(end) == pytest.approx(0.02)
 
 
