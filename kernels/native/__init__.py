@@ -37,6 +37,9 @@ CALLS: Final = (
 )
 """Names of the custom calls."""
 
+_CALLS_VERSION: Final = 2
+"""Version of the calls' arguments, raised together with that in cpu.cc. An editable install keeps what it compiled."""
+
 _CPUINFO: Final = Path("/proc/cpuinfo")
 
 _INSTRUCTION_SETS: Final = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -65,6 +68,9 @@ def why_unavailable() -> str | None:
     if _path() is None:
         return "this installation has none; the wheel for Linux on x86-64 has, and so has one built with a C++ compiler"
     library = _library()
+    version = getattr(library, "roost_calls_version", None)
+    if version is None or version() != _CALLS_VERSION:
+        return "they were compiled from another cpu.cc; `pip install --no-deps -e .` compiles them again"
     if not library.roost_supported():
         return "this processor lacks AVX-512 VNNI or BF16"
     for name in CALLS:
@@ -361,20 +367,32 @@ def decode_attention(
     q: BFloat16[Array, "B N d"],
     k: BFloat16[Array, "B d"],
     v: BFloat16[Array, "B d"],
-    blocks: tuple[tuple[BFloat16[Array, "B _ d"], BFloat16[Array, "B _ d"]], ...],
+    rings: tuple[tuple[tuple[BFloat16[Array, "_ _ d"], BFloat16[Array, "_ _ d"]], ...], ...],
     positions: Int32[Array, " B"],
-) -> Float32[Array, "B N d"]:
-    """Attends with one query per row and head to the filled part of a ring and to the token's own key.
+) -> tuple[Float32[Array, "B N d"], Any]:
+    """Attends with one query per row and head to the filled part of a ring and to the token's own key, then writes it.
 
     Args:
       q: Queries of the new tokens; d is a multiple of 16.
       k: Keys of the new tokens.
       v: Values of the new tokens.
-      blocks: Keys and values of the tokens before them, as a ring split along its rows.
-      positions: Positions of the new tokens; rows with a negative position give zeros.
+      rings: Keys and values of the tokens before them, for consecutive groups of rows: the blocks of rings that are
+        split along their rows. They are updated in place if they are donated. The last group may have more rings than
+        rows are left.
+      positions: Positions of the new tokens; rows with a negative position give zeros and write nothing.
+
+    Returns:
+      Outputs of the heads, and the rings.
     """
-    rings = (ring for block in blocks for ring in block)
-    return _call("roost_decode_attention", q.shape, jnp.dtype("float32"), q, k, v, positions, *rings)
+    arrays, structure = jax.tree.flatten(rings)
+    out = jax.ShapeDtypeStruct(q.shape, jnp.float32)
+    results = (out, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays))
+    inputs = (q, k, v, positions, *arrays)
+    aliases = {len(inputs) - len(arrays) + i: 1 + i for i in range(len(arrays))}
+    call: Any = jax.ffi.ffi_call("roost_decode_attention", results, input_output_aliases=aliases)
+    window = sum(keys.shape[1] for keys, _ in rings[0])
+    mixed, *written = call(*inputs, window=np.int64(window))
+    return mixed, jax.tree.unflatten(structure, written)
 
 
 def _or_empty(bias: Float32[Array, " O"] | None) -> Float32[Array, " _"]:

@@ -177,16 +177,16 @@ struct Bf16 {
   ROOST_INLINE static __m512 MultiplyAdd(__m512 sum, __m512i w, __m512i x) { return AddBf16(sum, w, x); }
 };
 
-constexpr int64_t kAhead = 8192;  // bytes between what is read and what is prefetched
-
-ROOST_INLINE void Prefetch(const void* p, int64_t offset) {
-  _mm_prefetch(static_cast<const char*>(p) + offset, _MM_HINT_T0);
+// Prefetches what lies `ahead` bytes behind p.
+ROOST_INLINE void Prefetch(const void* p, int64_t ahead) {
+  _mm_prefetch(static_cast<const char*>(p) + ahead, _MM_HINT_T0);
 }
 
-// Lane r * Outputs + o of the result is row r of x times row o of the matrix. `Fetch` prefetches the following rows.
+// Lane r * Outputs + o of the result is row r of x times row o of the matrix. `Fetch` prefetches `ahead` bytes behind the
+// matrix.
 template <typename K, int Outputs, int Rows, bool Fetch>
 ROOST_INLINE typename K::Lanes Tile(const typename K::Element* const (&w)[Outputs],
-                                    const typename K::Element* const (&x)[Rows], int64_t inputs) {
+                                    const typename K::Element* const (&x)[Rows], int64_t inputs, int64_t ahead) {
   static_assert(Outputs * Rows == 16);
   typename K::Lanes acc[16];
   ROOST_UNROLL
@@ -199,7 +199,7 @@ ROOST_INLINE typename K::Lanes Tile(const typename K::Element* const (&w)[Output
     ROOST_UNROLL
     for (int o = 0; o < Outputs; ++o) {
       const __m512i weights = K::Weights(w[o] + i);
-      if constexpr (Fetch) Prefetch(w[o] + i, kAhead);
+      if constexpr (Fetch) Prefetch(w[o] + i, ahead);
       ROOST_UNROLL
       for (int r = 0; r < Rows; ++r) acc[r * Outputs + o] = K::MultiplyAdd(acc[r * Outputs + o], weights, row[r]);
     }
@@ -230,7 +230,7 @@ ROOST_INLINE void JoinRows(const __m512 (&tiles)[4], __m512 (&rows)[4]) {
 // Computes sixteen outputs, or fewer at the end, of up to `Rows` rows into `Rows` registers.
 template <typename K, int Rows, bool Fetch, typename Finish>
 ROOST_INLINE void Strip(const typename K::Element* w, int64_t o, int64_t end, const typename K::Element* x, int64_t r,
-                        int64_t last, int64_t inputs, const Finish& finish, __m512 (&out)[Rows]) {
+                        int64_t last, int64_t inputs, int64_t ahead, const Finish& finish, __m512 (&out)[Rows]) {
   constexpr int kOutputs = 16 / Rows;
   const typename K::Element* taken[Rows];
   for (int i = 0; i < Rows; ++i) taken[i] = x + std::min(r + i, last) * inputs;
@@ -240,7 +240,7 @@ ROOST_INLINE void Strip(const typename K::Element* w, int64_t o, int64_t end, co
     const int64_t from = o + t * kOutputs;
     const typename K::Element* weights[kOutputs];
     for (int i = 0; i < kOutputs; ++i) weights[i] = w + std::min(from + i, end - 1) * inputs;
-    tiles[t] = finish.template Numbers<kOutputs>(Tile<K, kOutputs, Rows, Fetch>(weights, taken, inputs),
+    tiles[t] = finish.template Numbers<kOutputs>(Tile<K, kOutputs, Rows, Fetch>(weights, taken, inputs, ahead),
                                                  std::min(from, end - 1), std::min<int64_t>(kOutputs, std::max<int64_t>(end - from, 1)), r);
   }
   if constexpr (Rows == 1) out[0] = tiles[0];
@@ -254,29 +254,32 @@ ROOST_INLINE void Strip(const typename K::Element* w, int64_t o, int64_t end, co
 // Computes sixteen outputs of rows [r, r + Rows) of x, one cache line of a row of y each.
 template <typename K, int Rows, typename Finish>
 ROOST_INLINE void StoreStrip(const typename K::Element* w, int64_t o, int64_t end, const typename K::Element* x,
-                             int64_t r, int64_t rows, int64_t inputs, float* y, int64_t stride, const Finish& finish) {
+                             int64_t r, int64_t rows, int64_t inputs, int64_t ahead, float* y, int64_t stride,
+                             const Finish& finish) {
   const __mmask16 mask = (1u << std::min<int64_t>(16, end - o)) - 1;
   __m512 out[Rows];
   if (r == 0) {
-    Strip<K, Rows, true>(w, o, end, x, r, rows - 1, inputs, finish, out);
+    Strip<K, Rows, true>(w, o, end, x, r, rows - 1, inputs, ahead, finish, out);
   } else {
-    Strip<K, Rows, false>(w, o, end, x, r, rows - 1, inputs, finish, out);
+    Strip<K, Rows, false>(w, o, end, x, r, rows - 1, inputs, ahead, finish, out);
   }
   for (int i = 0; i < Rows && r + i < rows; ++i) _mm512_mask_storeu_ps(y + (r + i) * stride + o, mask, out[i]);
 }
 
-// Computes y for rows [0, end) of the matrix and all rows of x, a few at a time.
-template <typename K, typename Finish>
+// Computes y for rows [0, end) of the matrix and all rows of x, a few at a time. What lies ahead(p) bytes behind a place
+// p of the matrix is prefetched when that place is read.
+template <typename K, typename Finish, typename Ahead>
 void Product(const typename K::Element* w, int64_t end, const typename K::Element* x, int64_t rows, int64_t inputs,
-             float* y, int64_t stride, const Finish& finish) {
+             float* y, int64_t stride, const Finish& finish, const Ahead& ahead) {
   for (int64_t o = 0; o < end; o += 16) {
+    const int64_t distance = ahead(w + o * inputs);
     for (int64_t r = 0; r < rows; r += 4) {
       if (rows - r == 1) {
-        StoreStrip<K, 1>(w, o, end, x, r, rows, inputs, y, stride, finish);
+        StoreStrip<K, 1>(w, o, end, x, r, rows, inputs, distance, y, stride, finish);
       } else if (rows - r == 2) {
-        StoreStrip<K, 2>(w, o, end, x, r, rows, inputs, y, stride, finish);
+        StoreStrip<K, 2>(w, o, end, x, r, rows, inputs, distance, y, stride, finish);
       } else {
-        StoreStrip<K, 4>(w, o, end, x, r, rows, inputs, y, stride, finish);
+        StoreStrip<K, 4>(w, o, end, x, r, rows, inputs, distance, y, stride, finish);
       }
     }
   }
@@ -1139,47 +1142,69 @@ struct Scaled {
   }
 };
 
+// The filled part of a block of a row's ring.
 struct RingBlock {
   const uint16_t* keys;
   const uint16_t* values;
   int64_t length;
 };
 
-// Computes the weighted sum of values for `Heads` heads and 16 * `Parts` elements of each; weights are `stride` apart.
+constexpr int64_t kLead = 16384;  // bytes between what is read and what is prefetched: a third of an L1 cache
+
+// Keys and values in the order in which a thread reads them: a row's keys, its values, then those of the row after it.
+class Reading {
+ public:
+  void Add(const std::vector<RingBlock>& blocks, int64_t size) {
+    for (const RingBlock& block : blocks) parts_.push_back({block.keys, block.length * size * 2});
+    for (const RingBlock& block : blocks) parts_.push_back({block.values, block.length * size * 2});
+  }
+
+  // Returns how far behind `at` lies what is read `kLead` bytes after it; `read` bytes are read before it.
+  int64_t Ahead(const void* at, int64_t read) const {
+    int64_t left = read + kLead;
+    for (const Part& part : parts_) {
+      if (left < part.bytes) return reinterpret_cast<intptr_t>(part.begin) + left - reinterpret_cast<intptr_t>(at);
+      left -= part.bytes;
+    }
+    return 0;
+  }
+
+ private:
+  struct Part {
+    const void* begin;
+    int64_t bytes;
+  };
+  std::vector<Part> parts_;
+};
+
+// Adds `count` tokens' values, times their weights, to the sums of `Heads` heads and 16 * `Parts` elements of each;
+// weights of heads are `stride` apart.
 template <int Heads, int Parts>
-ROOST_INLINE void Mix(const float* weights, int64_t stride, const std::vector<RingBlock>& blocks, int64_t filled,
-                      const float* own, const uint16_t* value, int64_t offset, int64_t size, const float* totals, float* out) {
+ROOST_INLINE void Mix(const float* weights, int64_t stride, const uint16_t* values, int64_t count, int64_t size,
+                      int64_t ahead, float* sums) {
   __m512 acc[Heads][Parts];
   ROOST_UNROLL
   for (int n = 0; n < Heads; ++n) {
     ROOST_UNROLL
-    for (int c = 0; c < Parts; ++c) acc[n][c] = _mm512_mul_ps(_mm512_set1_ps(own[n]), Widen(value + offset + 16 * c));
+    for (int c = 0; c < Parts; ++c) acc[n][c] = _mm512_loadu_ps(sums + n * size + 16 * c);
   }
-  for (const RingBlock& block : blocks) {
-    const int64_t count = std::min(block.length, filled);
-    const uint16_t* row = block.values + offset;
-    for (int64_t w = 0; w < count; ++w, row += size) {
-      __m512 v[Parts];
+  for (int64_t w = 0; w < count; ++w, values += size) {
+    __m512 v[Parts];
+    ROOST_UNROLL
+    for (int c = 0; c < Parts; ++c) v[c] = Widen(values + 16 * c);
+    ROOST_UNROLL
+    for (int c = 0; c < Parts; c += 2) Prefetch(values + 16 * c, ahead);
+    ROOST_UNROLL
+    for (int n = 0; n < Heads; ++n) {
+      const __m512 p = _mm512_set1_ps(weights[n * stride + w]);
       ROOST_UNROLL
-      for (int c = 0; c < Parts; ++c) v[c] = Widen(row + 16 * c);
-      ROOST_UNROLL
-      for (int c = 0; c < Parts; c += 2) Prefetch(row + 16 * c, kAhead);
-      ROOST_UNROLL
-      for (int n = 0; n < Heads; ++n) {
-        const __m512 p = _mm512_set1_ps(weights[n * stride + w]);
-        ROOST_UNROLL
-        for (int c = 0; c < Parts; ++c) acc[n][c] = _mm512_fmadd_ps(p, v[c], acc[n][c]);
-      }
+      for (int c = 0; c < Parts; ++c) acc[n][c] = _mm512_fmadd_ps(p, v[c], acc[n][c]);
     }
-    weights += count;
-    filled -= count;
   }
   ROOST_UNROLL
   for (int n = 0; n < Heads; ++n) {
     ROOST_UNROLL
-    for (int c = 0; c < Parts; ++c) {
-      _mm512_storeu_ps(out + n * size + offset + 16 * c, _mm512_div_ps(acc[n][c], _mm512_set1_ps(totals[n])));
-    }
+    for (int c = 0; c < Parts; ++c) _mm512_storeu_ps(sums + n * size + 16 * c, acc[n][c]);
   }
 }
 
@@ -1187,97 +1212,189 @@ constexpr int64_t kMostHeads = 6;  // whose sums of 64 elements leave registers 
 
 // Mixes values for `heads` heads, at most `Heads`, with as many instructions as they need.
 template <int Heads>
-void MixHeads(int64_t heads, const float* weights, int64_t stride, const std::vector<RingBlock>& blocks, int64_t filled,
-              const float* own, const uint16_t* value, int64_t size, const float* totals, float* out) {
+void MixHeads(int64_t heads, const float* weights, int64_t stride, const uint16_t* values, int64_t count, int64_t size,
+              int64_t ahead, float* sums) {
   if constexpr (Heads > 1) {
-    if (heads < Heads) {
-      return MixHeads<Heads - 1>(heads, weights, stride, blocks, filled, own, value, size, totals, out);
-    }
+    if (heads < Heads) return MixHeads<Heads - 1>(heads, weights, stride, values, count, size, ahead, sums);
   }
-  int64_t at = 0;
-  for (; at + 64 <= size; at += 64) {
-    Mix<Heads, 4>(weights, stride, blocks, filled, own, value, at, size, totals, out);
-  }
-  for (; at < size; at += 16) Mix<Heads, 1>(weights, stride, blocks, filled, own, value, at, size, totals, out);
+  int64_t e = 0;
+  for (; e + 64 <= size; e += 64) Mix<Heads, 4>(weights, stride, values + e, count, size, ahead, sums + e);
+  for (; e < size; e += 16) Mix<Heads, 1>(weights, stride, values + e, count, size, ahead, sums + e);
 }
 
-// Attends in one row with N query heads to one head of keys and values, `filled` of which are in the ring's blocks.
-void AttendRow(const uint16_t* q, const uint16_t* key, const uint16_t* value, const std::vector<RingBlock>& blocks,
-               int64_t filled, int64_t heads, int64_t size, float* out) {
-  const int64_t stride = (filled + 15) / 16 * 16;
-  thread_local std::vector<float> scratch;
-  scratch.resize(heads * stride + 2 * heads);
-  float* const scores = scratch.data();
-  float* const own = scores + heads * stride;
-  float* const totals = own + heads;
-  const Scaled scaled{1.0f / std::sqrt(static_cast<float>(size))};
-  int64_t start = 0;
-  for (const RingBlock& block : blocks) {
-    const int64_t count = std::min(block.length, filled - start);
-    if (count <= 0) break;
-    Product<Bf16>(block.keys, count, q, heads, size, scores + start, stride, scaled);
-    start += count;
+constexpr int64_t kMixBytes = 16384;  // bytes of values that stay in the L1 cache for all heads and elements
+
+// A row's attention: N query heads and one head of keys and values.
+struct AttentionRow {
+  const uint16_t* q;
+  const uint16_t* key;  // the token's own
+  const uint16_t* value;
+  const std::vector<RingBlock>& blocks;
+  const Reading& reading;
+  int64_t heads, size;
+  float* out;
+
+  void Attend() const {
+    int64_t filled = 0;
+    for (const RingBlock& block : blocks) filled += block.length;
+    const int64_t stride = (filled + 15) / 16 * 16;
+    thread_local std::vector<float> scratch;
+    Grow(scratch, heads * stride + 2 * heads);
+    float* const scores = scratch.data();
+    float* const own = scores + heads * stride;
+    float* const totals = own + heads;
+    Score(scores, stride);
+    for (int64_t n = 0; n < heads; ++n) Weigh(q + n * size, scores + n * stride, filled, own + n, totals + n);
+    MixValues(scores, stride, filled, own);
+    for (int64_t n = 0; n < heads; ++n) {
+      for (float* at = out + n * size; at < out + (n + 1) * size; at += 16) {
+        Store(at, _mm512_div_ps(Widen(at), _mm512_set1_ps(totals[n])));
+      }
+    }
   }
-  for (int64_t n = 0; n < heads; ++n) {
+
+ private:
+  Scaled ScaledProducts() const { return {1.0f / std::sqrt(static_cast<float>(size))}; }
+
+  // Computes the scores of all heads.
+  void Score(float* scores, int64_t stride) const {
+    int64_t before = 0;
+    for (const RingBlock& block : blocks) {
+      const auto ahead = [&](const uint16_t* at) { return reading.Ahead(at, 2 * (before * size + (at - block.keys))); };
+      Product<Bf16>(block.keys, block.length, q, heads, size, scores + before, stride, ScaledProducts(), ahead);
+      before += block.length;
+    }
+  }
+
+  // Turns a head's scores into weights, and computes the weight of the token's own key and the sum of all.
+  void Weigh(const uint16_t* query, float* scores, int64_t filled, float* own, float* total) const {
     alignas(64) float lanes[16];
     const uint16_t* keys[16];
-    const uint16_t* const rows[1] = {q + n * size};
+    const uint16_t* const queries[1] = {query};
     for (auto& k : keys) k = key;
-    _mm512_store_ps(lanes, scaled.Numbers<16>(Tile<Bf16, 16, 1, false>(keys, rows, size), 0, 16, 0));
-    float* const row = scores + n * stride;
+    _mm512_store_ps(lanes, ScaledProducts().Numbers<16>(Tile<Bf16, 16, 1, false>(keys, queries, size, 0), 0, 16, 0));
     __m512 largest = _mm512_set1_ps(lanes[0]);
     for (int64_t w = 0; w < filled; w += 16) {
       const __mmask16 mask = (1u << std::min<int64_t>(16, filled - w)) - 1;
-      largest = _mm512_mask_max_ps(largest, mask, largest, _mm512_maskz_loadu_ps(mask, row + w));
+      largest = _mm512_mask_max_ps(largest, mask, largest, _mm512_maskz_loadu_ps(mask, scores + w));
     }
     const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
     __m512 sums = _mm512_setzero_ps();
     for (int64_t w = 0; w < filled; w += 16) {
       const __mmask16 mask = (1u << std::min<int64_t>(16, filled - w)) - 1;
-      const __m512 weights = Exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, row + w), top));
+      const __m512 weights = Exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, scores + w), top));
       sums = _mm512_mask_add_ps(sums, mask, sums, weights);
-      _mm512_mask_storeu_ps(row + w, mask, weights);
+      _mm512_mask_storeu_ps(scores + w, mask, weights);
     }
-    own[n] = _mm512_cvtss_f32(Exp(_mm512_sub_ps(_mm512_set1_ps(lanes[0]), top)));
-    totals[n] = own[n] + _mm512_reduce_add_ps(sums);
+    *own = _mm512_cvtss_f32(Exp(_mm512_sub_ps(_mm512_set1_ps(lanes[0]), top)));
+    *total = *own + _mm512_reduce_add_ps(sums);
   }
-  const int64_t passes = (heads + kMostHeads - 1) / kMostHeads;
-  for (int64_t n = 0, pass = 0; pass < passes; ++pass) {
-    const int64_t some = (heads - n + passes - pass - 1) / (passes - pass);
-    MixHeads<kMostHeads>(some, scores + n * stride, stride, blocks, filled, own + n, value, size, totals + n,
-                         out + n * size);
-    n += some;
-  }
-}
 
-ffi::Error DecodeAttentionImpl(ffi::ThreadPool pool, ffi::Buffer<ffi::BF16> q, ffi::Buffer<ffi::BF16> k,
-                               ffi::Buffer<ffi::BF16> v, ffi::Buffer<ffi::S32> positions, ffi::RemainingArgs rings,
-                               ffi::ResultBuffer<ffi::F32> out) {
-  const int64_t rows = q.dimensions()[0], heads = q.dimensions()[1], size = q.dimensions()[2];
-  std::vector<ffi::Buffer<ffi::BF16>> arrays;
-  int64_t window = 0;
-  for (size_t i = 0; i < rings.size(); ++i) {
-    auto array = rings.get<ffi::Buffer<ffi::BF16>>(i);
-    if (!array.has_value()) return array.error();
-    arrays.push_back(*array);
-    if (i % 2 == 0) window += array->dimensions()[1];
+  // Computes the weighted sums of values, a few tokens at a time.
+  void MixValues(const float* weights, int64_t stride, int64_t filled, const float* own) const {
+    for (int64_t n = 0; n < heads; ++n) {
+      for (int64_t e = 0; e < size; e += 16) {
+        Store(out + n * size + e, _mm512_mul_ps(_mm512_set1_ps(own[n]), Widen(value + e)));
+      }
+    }
+    const int64_t passes = (heads + kMostHeads - 1) / kMostHeads, some = std::max<int64_t>(1, kMixBytes / (2 * size));
+    int64_t before = 0;
+    for (const RingBlock& block : blocks) {
+      for (int64_t w = 0; w < block.length; w += some) {
+        const uint16_t* const at = block.values + w * size;
+        const int64_t ahead = reading.Ahead(at, 2 * size * (filled + before + w));
+        for (int64_t pass = 0; pass < passes; ++pass) {
+          const int64_t n = heads * pass / passes, next = heads * (pass + 1) / passes;
+          MixHeads<kMostHeads>(next - n, weights + n * stride + before + w, stride, at, std::min(some, block.length - w),
+                               size, ahead, out + n * size);
+        }
+      }
+      before += block.length;
+    }
   }
-  const auto data = [](const ffi::Buffer<ffi::BF16>& x) { return static_cast<const uint16_t*>(x.untyped_data()); };
-  ForEach(pool, rows, [&](int64_t b) {
-    float* const to = out->typed_data() + b * heads * size;
-    const int64_t position = positions.typed_data()[b];
-    if (position < 0) {
-      std::fill(to, to + heads * size, 0.0f);
-      return;
+};
+
+// Attention of a decode step over the rings of all rows, which are in consecutive groups with blocks of their own.
+struct DecodeAttention {
+  using Rings = std::vector<std::pair<Bf16Buffer, Bf16Buffer>>;  // keys and values of blocks, group after group
+
+  const uint16_t* q;
+  const uint16_t* k;
+  const uint16_t* v;
+  const int32_t* positions;
+  const Rings& rings;
+  int64_t rows, heads, size, window;
+  float* out;
+
+  void Run(ffi::ThreadPool& pool) const {
+    ForEach(pool, rows, [&](int64_t b) {
+      float* const to = out + b * heads * size;
+      if (positions[b] < 0) {
+        std::fill(to, to + heads * size, 0.0f);
+        return;
+      }
+      const std::vector<RingBlock> blocks = Filled(b);
+      Reading reading;
+      reading.Add(blocks, size);
+      if (b + 1 < rows) reading.Add(Filled(b + 1), size);
+      AttentionRow{q + b * heads * size, k + b * size, v + b * size, blocks, reading, heads, size, to}.Attend();
+      Write(b);
+    });
+  }
+
+ private:
+  // Calls with keys and values of each of a row's blocks, the first token in them, and their number of tokens.
+  template <typename Call>
+  void ForEachBlock(int64_t b, const Call& call) const {
+    int64_t begin = 0;
+    for (const auto& [keys, values] : rings) {
+      const int64_t group = keys.dimensions()[0], length = keys.dimensions()[1];
+      const auto of_row = [&](const Bf16Buffer& x) { return static_cast<uint16_t*>(x.untyped_data()) + b * length * size; };
+      if (b < group) call(of_row(keys), of_row(values), begin, length);
+      begin += length;
+      if (begin == window) {  // the next group begins
+        if (b < group) return;
+        b -= group;
+        begin = 0;
+      }
     }
+  }
+
+  std::vector<RingBlock> Filled(int64_t b) const {
     std::vector<RingBlock> blocks;
-    for (size_t i = 0; i < arrays.size(); i += 2) {
-      const int64_t length = arrays[i].dimensions()[1];
-      blocks.push_back({data(arrays[i]) + b * length * size, data(arrays[i + 1]) + b * length * size, length});
-    }
-    AttendRow(data(q) + b * heads * size, data(k) + b * size, data(v) + b * size, blocks, std::min(position, window),
-              heads, size, to);
-  });
+    ForEachBlock(b, [&](uint16_t* keys, uint16_t* values, int64_t begin, int64_t length) {
+      const int64_t filled = std::min<int64_t>(length, positions[b] - begin);
+      if (filled > 0) blocks.push_back({keys, values, filled});
+    });
+    return blocks;
+  }
+
+  // Writes the token's key and value over those of the token `window` before it.
+  void Write(int64_t b) const {
+    const int64_t place = positions[b] % window;
+    ForEachBlock(b, [&](uint16_t* keys, uint16_t* values, int64_t begin, int64_t length) {
+      if (place < begin || place >= begin + length) return;
+      std::memcpy(keys + (place - begin) * size, k + b * size, 2 * size);
+      std::memcpy(values + (place - begin) * size, v + b * size, 2 * size);
+    });
+  }
+};
+
+// The new rings have the memory of the old ones, which are the remaining arguments.
+ffi::Error DecodeAttentionImpl(ffi::ThreadPool pool, int64_t window, Bf16Buffer q, Bf16Buffer k, Bf16Buffer v,
+                               ffi::Buffer<ffi::S32> positions, ffi::RemainingArgs, ffi::ResultBuffer<ffi::F32> out,
+                               ffi::RemainingRets rings) {
+  DecodeAttention::Rings blocks;
+  for (size_t i = 0; i + 1 < rings.size(); i += 2) {
+    const auto keys = rings.get<Bf16Buffer>(i), values = rings.get<Bf16Buffer>(i + 1);
+    if (!keys.has_value()) return keys.error();
+    if (!values.has_value()) return values.error();
+    blocks.emplace_back(**keys, **values);
+  }
+  const auto sizes = q.dimensions();
+  DecodeAttention{Bf16Of(q), Bf16Of(k), Bf16Of(v), positions.typed_data(), blocks, sizes[0], sizes[1], sizes[2], window,
+                  out->typed_data()}
+      .Run(pool);
   return ffi::Error::Success();
 }
 
@@ -1413,12 +1530,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_recurrent_step, RecurrentStepImpl,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_decode_attention, DecodeAttentionImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Attr<int64_t>("window")
                                   .Arg<ffi::Buffer<ffi::BF16>>()
                                   .Arg<ffi::Buffer<ffi::BF16>>()
                                   .Arg<ffi::Buffer<ffi::BF16>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .RemainingArgs()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .RemainingRets());
+
+// Returns the version of the calls' arguments, which is `_CALLS_VERSION` in __init__.py.
+extern "C" int roost_calls_version() { return 2; }
 
 // Returns whether `PairKernel` is the faster one here.
 extern "C" int roost_is_pair_fast() { return __builtin_cpu_is("amd") != 0; }

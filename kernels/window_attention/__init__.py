@@ -64,14 +64,14 @@ def decode_attention(
         ((whole,),) = rings
         out, whole = kernel(q, k, v, *whole, positions)
         return out, ((whole,),)
-    attend: Callable[..., Array] = (
-        native.decode_attention if _has_native_kernel(backend, q, rings) else decode_attention_xla
-    )
+    if _has_native_kernel(backend, q, rings):
+        attend: Callable[..., tuple[Array, tuple[Blocks, ...]]] = native.decode_attention
+        return attend(q, k, v, rings, positions)
     sizes = [blocks[0][0].shape[0] for blocks in rings]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     rows = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
     parts = [
-        attend(q[r], _rows(k, r), _rows(v, r), first_rings(blocks, q[r].shape[0]), positions[r])
+        decode_attention_xla(q[r], _rows(k, r), _rows(v, r), first_rings(blocks, q[r].shape[0]), positions[r])
         for r, blocks in zip(rows, rings, strict=True)
     ]
     out = parts[0] if len(parts) == 1 else jnp.concatenate(parts)

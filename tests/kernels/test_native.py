@@ -15,7 +15,7 @@ from roost.kernels import XLA, Backend, native
 from roost.kernels.backends import CPU
 from roost.kernels.gated_mlp.reference import gated_mlp_reference
 from roost.kernels.recurrent_block.reference import recurrent_block_reference
-from roost.kernels.window_attention import decode_attention, split_ring
+from roost.kernels.window_attention import decode_attention, join_ring, split_ring
 from roost.kernels.window_attention.reference import window_attention_reference
 
 pytestmark = pytest.mark.skipif(
@@ -223,27 +223,53 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(
 
 @given(seed=SEEDS, heads=st.sampled_from([1, 2, 4, 6, 10]), size=st.sampled_from([16, 48, 128]), data=st.data())
 @settings(max_examples=10)
-def test_attention_equals_the_reference_however_the_ring_is_cut(
+def test_attention_equals_the_reference_however_rings_and_rows_are_cut(
     seed: int, heads: int, size: int, data: st.DataObject
 ) -> None:
     rows, window = 3, 40
     places = data.draw(st.lists(st.integers(-1, 100), min_size=rows, max_size=rows))
     rng = np.random.default_rng(seed)
     qkv = np.asarray(jnp.asarray(rng.normal(size=(rows, heads + 2, size)), "bfloat16"))
-    rings = tuple(np.asarray(jnp.asarray(rng.normal(size=(rows, window, size)), "bfloat16")) for _ in "kv")
+    rings = tuple(np.asarray(jnp.asarray(rng.normal(size=(rows + 1, window, size)), "bfloat16")) for _ in "kv")
     q, k, v, positions = qkv[:, :-2], qkv[:, -2], qkv[:, -1], np.array(places, np.int32)
-    expected, *_ = window_attention_reference(
-        q[:, None], k[:, None], v[:, None], *(ring.astype(np.float64) for ring in rings), positions[:, None]
+    expected, *written = window_attention_reference(
+        q[:, None], k[:, None], v[:, None], *(ring[:rows].astype(np.float64) for ring in rings), positions[:, None]
     )
-    cuts = [(window,), (16, 16, 8), (7, 33)]
-    whole, *others = (
-        np.asarray(attend(q, k, v, (split_ring(tuple(map(jnp.asarray, rings)), sizes),), positions, CPU)[0])
-        for sizes in cuts
-    )
+    cuts = [((window,), (3,)), ((16, 16, 8), (1, 2)), ((7, 33), (2, 2))]  # the last group has a ring without a row
+    whole, *others = (attended(qkv, rings, positions, sizes, groups) for sizes, groups in cuts)
     live = positions >= 0
-    np.testing.assert_allclose(whole[live], expected[live, 0], rtol=1e-5, atol=1e-5)
-    for other in others:
-        np.testing.assert_array_equal(whole, other)
+    np.testing.assert_allclose(whole[0][live], expected[live, 0], rtol=1e-5, atol=1e-5)
+    for out, new in (whole, *others):
+        np.testing.assert_array_equal(out, whole[0])
+        for ring, old, wanted in zip(new, rings, written, strict=True):
+            np.testing.assert_array_equal(ring[:rows].astype(np.float64), wanted)
+            np.testing.assert_array_equal(ring[rows:], old[rows : len(ring)])
+
+
+def attended(
+    qkv: np.ndarray,
+    rings: tuple[np.ndarray, ...],
+    positions: np.ndarray,
+    sizes: tuple[int, ...],
+    groups: tuple[int, ...],
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Attends with rings in groups of these numbers of rows and blocks of these sizes; returns outputs and rings."""
+    ends = np.cumsum(groups)
+    cut = tuple(
+        split_ring((jnp.asarray(rings[0][end - count : end]), jnp.asarray(rings[1][end - count : end])), sizes)
+        for count, end in zip(groups, ends, strict=True)
+    )
+    out, new = attend(qkv[:, :-2], qkv[:, -2], qkv[:, -1], cut, positions, CPU)
+    return np.asarray(out), jax.tree.map(lambda *x: np.concatenate(x), *map(join_ring, new))
+
+
+def test_attention_writes_into_donated_rings() -> None:
+    rings = tuple((jnp.ones((2, 16, 16), "bfloat16") + i, jnp.ones((2, 16, 16), "bfloat16") - i) for i in range(2))
+    places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(rings)]
+    q, k = jnp.ones((2, 3, 16), "bfloat16"), jnp.ones((2, 16), "bfloat16")
+    step = jax.jit(decode_attention, static_argnums=5, donate_argnums=3)
+    _, new = step(q, k, k, (rings,), jnp.array([5, 40], jnp.int32), CPU)
+    assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(new)] == places
 
 
 def output_layer(seed: int, rows: int, kind: str) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -475,6 +501,11 @@ def test_processors_differ_by_their_instruction_sets(flags: str, expected: tuple
     cpuinfo = f"processor\t: 0\nvmx flags\t: avx2\nflags\t\t: {flags}\n\n{others}"
     assert native.named_instruction_sets(cpuinfo) == expected
     assert native.named_instruction_sets("Features\t: fp asimd\n") == ()
+
+
+def test_kernels_compiled_from_other_code_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_CALLS_VERSION", 0)
+    assert "compiled from another cpu.cc" in native.why_unavailable.__wrapped__()
 
 
 def test_it_is_there_when_a_compiler_is() -> None:
