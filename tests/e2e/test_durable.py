@@ -183,7 +183,7 @@ def test_the_documented_lines_survive_three_deaths(replicas: Replicas, tmp_path:
         client.kill()
     (left,) = replicas.running
     assert metric(left, "roost_store_adoptions_total") == 1
-    assert (tmp_path / "printed").read_text() == undisturbed(left)
+    assert (tmp_path / "printed").read_text() == undisturbed(left, ignore_eos=False, min_tokens=NUM_TOKENS)
 
 
 @pytest.mark.parametrize("address", ["sqlite"], indirect=True)
