@@ -271,7 +271,8 @@ def workload_of(replicas: int, hot_share: float = 0.0) -> Workload:
 def simulated(replicas: int, workload: Workload, router: Router, use: float, until: float) -> Outcome:
     """Returns the outcome of a steady load; `use` is a share of the capacity with all prefixes."""
     rate = use * replicas * capacity(MODEL_CHIP, workload, 1.0)
-    return Fleet(MODEL_CHIP, workload, router).run(replicas, steady(workload, rate, until, 1), until + 30)
+    load = steady(workload, rate, until, 1)
+    return Fleet(MODEL_CHIP, workload, router).run(replicas, load, until + 30, is_warm=True)
 
 
 def settled(outcome: Outcome, after: float) -> dict[str, float]:
@@ -302,8 +303,8 @@ def simulate_largest() -> Any:
     """Yields how 10,000 replicas fare at the same use."""
     for name, router in ROUTERS.items():
         started = time.process_time()
-        outcome = simulated(LARGEST, workload_of(LARGEST), router(), USE, 20.0)
-        fared = settled(outcome, 10.0)
+        outcome = simulated(LARGEST, workload_of(LARGEST), router(), USE, 12.0)
+        fared = settled(outcome, 6.0)
         say(f"model: {name}, {LARGEST}: {fared}, {time.process_time() - started:.0f} s")
         yield {"router": name, "replicas": LARGEST, "use": USE, "requests": len(outcome.jobs), **fared}
 

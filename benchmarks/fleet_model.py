@@ -103,6 +103,13 @@ class Replica:
     def has(self, prefix: int) -> bool:
         return prefix in self._cache
 
+    def remember(self, prefix: int) -> None:
+        """Takes a prefix into the cache, and evicts the one that was used the longest time ago if it is full."""
+        self._cache[prefix] = None
+        self._cache.move_to_end(prefix)
+        if len(self._cache) > self._chip.cached_prefixes:
+            self._cache.popitem(last=False)
+
     def submit(self, job: Job) -> bool:
         """Takes a request; returns False if the queue is full."""
         if self.load >= self._chip.slots + self._chip.max_queue:
@@ -129,10 +136,7 @@ class Replica:
         """Gives a request a slot; its prefill begins after some steps."""
         prefix = job.arrival.prefix
         job.was_hit = prefix in self._cache
-        self._cache[prefix] = None
-        self._cache.move_to_end(prefix)
-        while len(self._cache) > self._chip.cached_prefixes:
-            self._cache.popitem(last=False)
+        self.remember(prefix)
         new = 0 if job.was_hit else self._workload.prefix_tokens
         job.prefill_left = new + blocks(self._workload.question_tokens)
         self._starting.add(job)
@@ -411,11 +415,18 @@ class Fleet:
         self._asked: dict[int, float] = {}
         self._outcome = Outcome()
 
-    def run(self, replicas: int, load: Iterable[Arrival], until: float) -> Outcome:
-        """Runs the load on a number of replicas that are ready at the start, and until all requests have ended."""
+    def run(self, replicas: int, load: Iterable[Arrival], until: float, *, is_warm: bool = False) -> Outcome:
+        """Runs the load on a number of replicas that are ready at the start.
+
+        Args:
+          until: Seconds after which the simulation ends.
+          is_warm: Whether each prefix is in the cache of a replica that the router picks for it.
+        """
         self._wanted = replicas
         for _ in range(replicas):
             self._ready(self._ask())
+        for prefix in range(self._workload.prefixes if is_warm else 0):
+            self._router.pick(Job(Arrival(0.0, prefix, 1))).remember(prefix)
         self._env.process(self._send(load))
         if self._policy.target:
             self._env.process(self._scale())

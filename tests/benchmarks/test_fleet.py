@@ -89,6 +89,13 @@ def test_more_than_the_capacity_does_not_fit() -> None:
     assert outcome.num_refused == len(outcome.jobs) - done
 
 
+def test_a_warm_fleet_has_each_prefix_where_its_router_looks_for_it() -> None:
+    load = [Arrival(float(prefix), prefix, 10) for prefix in range(8)]
+    chip = Chip(slots=2, step_s=0.02, prefill_tokens_per_s=8000.0, cached_prefixes=8)
+    outcome = Fleet(chip, WORK, model.PrefixHash()).run(4, load, 100.0, is_warm=True)
+    assert all(job.was_hit for job in outcome.jobs)
+
+
 # --- routers
 
 
