@@ -192,7 +192,8 @@ def test_the_documented_lines_survive_three_deaths(replicas: Replicas, tmp_path:
 def test_a_stream_in_the_foreground_goes_on_elsewhere(replicas: Replicas) -> None:
     """Its owner is stopped. Its last event names the path under which another replica has the rest."""
     owner, other = replicas.start(), replicas.start()
-    events, num_tokens = [], NUM_TOKENS // 4
+    events: list[dict[str, Any]] = []
+    num_tokens = NUM_TOKENS // 4
     body = {**BODY, "background": False, "max_output_tokens": num_tokens}
     with httpx.stream("POST", f"{owner.url}/v1/responses", json=body, timeout=60) as response:
         for line in response.iter_lines():
