@@ -27,7 +27,7 @@ from typing import Any, Final
 import orjson
 from fleet_load import Arrival, Chip, Workload, arrivals, capacity, steady
 from fleet_model import Fleet, InTurn, LeastOfTwo, Outcome, Picker, Policy, PrefixHash, Router, percentile
-from fleet_page import page, picture_of
+from fleet_page import NEVER_S, page, picture_of
 from fleet_servers import BALANCES, Run, Server, find_program, proxying, run_load, serving
 from roost.server.bench.report import opening
 from tree import commit
@@ -278,7 +278,7 @@ def simulated(replicas: int, workload: Workload, router: Router, use: float, unt
 def settled(outcome: Outcome, after: float) -> dict[str, float]:
     """Returns how requests fared that arrived after the caches were warm."""
     jobs = [job for job in outcome.jobs if job.arrival.at >= after]
-    ttft = [job.ttft_s if job.first is not None else 999.0 for job in jobs]
+    ttft = [job.ttft_s if job.first is not None else NEVER_S for job in jobs]
     hits = sum(job.was_hit for job in jobs) / len(jobs)
     failed = sum(job.failure != "" for job in jobs) / len(jobs)
     return {"ttft_p50_s": percentile(ttft, 50), "ttft_p99_s": percentile(ttft, 99), "hits": hits, "failed": failed}

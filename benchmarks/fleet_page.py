@@ -14,6 +14,9 @@ from svg import picture, text
 
 COMMAND: Final = "python benchmarks/fleet.py --json benchmarks/fleet.json --results benchmarks/fleet.md"
 
+NEVER_S: Final = 999.0
+"""Time to first token of a request that was given up."""
+
 _STYLES: Final = (("ours", ""), ("theirs", ""), ("ours", "7 4"), ("theirs", "3 3"))
 """Class and dashes of each curve of a panel."""
 
@@ -98,8 +101,9 @@ def _of_model(part: Mapping[str, Any]) -> Iterator[str]:
     results = part["results"]
     yield "## The model"
     yield paragraph(
-        f"""A simulation by discrete events of replicas like those above; {part["started"][:10]}, tree
-        {part["tree"]}. There are 16 prefixes for each replica, which has room for {results["cached_prefixes"]}."""
+        f"""A simulation by discrete events of replicas of 16 slots, a step of 20 ms and 8,000 prompt tokens/s,
+        with the requests of fleet.py; {part["started"][:10]}, tree {part["tree"]}. There are 16 prefixes for
+        each replica, which has room for {results["cached_prefixes"]}."""
     )
     yield "![Load that fits, hot prefixes, autoscaling and reclaims](fleet.svg)"
     yield "### How many replicas a load needs"
@@ -113,14 +117,14 @@ def _of_model(part: Mapping[str, Any]) -> Iterator[str]:
                 each["router"],
                 f"{each['requests']:,}",
                 _percent(each["hits"]),
-                *_times(each)[:2],
+                *_seconds(each, "ttft_p50_s", "ttft_p99_s"),
                 _percent(each["failed"]),
             ]
             for each in results["largest"]
         ],
     )
     yield "### What fails first"
-    yield "First tokens (p99, seconds) of 100 replicas at 70 %, by the share of requests that one prefix has on top:"
+    yield "First tokens (p99, s) of 100 replicas at 70 %, by the share of requests that one prefix has on top:"
     yield _matrix(results["hot"], "router", "share", "ttft_p99_s", "{:.0%}", "{:,.2f}")
     yield paragraph(
         """First tokens (p99, seconds) while the load of 40 replicas doubles within a minute, by the share of
@@ -143,12 +147,17 @@ def _matrix(entries: Sequence[Mapping[str, Any]], row: str, column: str, value: 
     found = {(each[row], each[column]): each[value] for each in entries}
     return table(
         [row.removesuffix("_s"), *(head.format(each) for each in columns)],
-        [[str(each), *(cell.format(found[each, other]) for other in columns)] for each in rows],
+        [[str(each), *(_shown(found[each, other], cell) for other in columns)] for each in rows],
     )
 
 
 def _seconds(entry: Mapping[str, Any], *names: str) -> list[str]:
-    return [f"{entry[name]:.3f}" if entry[name] < 10 else f"{entry[name]:.1f}" for name in names]
+    return [_shown(entry[name], "{:.3f}" if entry[name] < 10 else "{:.1f}") for name in names]
+
+
+def _shown(value: float, form: str) -> str:
+    """Returns a value, or that it stands for requests that were given up."""
+    return "given up" if value >= NEVER_S else form.format(value)
 
 
 def _percent(share: float) -> str:
@@ -215,7 +224,7 @@ def _curves(
 
 def _panel(panel: Panel, left: float, top: float) -> Iterator[str]:
     x0, y0, width, height = left + 60, top + 50, 240.0, 200.0
-    values = [max(value, 0.01) if panel.is_log else value for curve in panel.curves.values() for value in curve]
+    values = [value for curve in panel.curves.values() for value in curve if value < NEVER_S]
     ticks = _log_ticks(values) if panel.is_log else _ticks(max(values))
 
     def y_of(value: float) -> float:
@@ -232,8 +241,9 @@ def _panel(panel: Panel, left: float, top: float) -> Iterator[str]:
     for x, label in zip(xs, panel.labels, strict=True):
         yield text(x, y0 + height + 16, label, "small", "middle")
     yield text(x0 + width / 2, y0 + height + 34, panel.below, "small", "middle")
-    ends = _apart({name: y_of(curve[-1]) for name, curve in panel.curves.items()}, 15.0)
-    for (name, curve), (kind, dashes) in zip(panel.curves.items(), _STYLES, strict=False):
+    drawn = {name: [min(value, ticks[-1]) for value in curve] for name, curve in panel.curves.items()}
+    ends = _apart({name: y_of(curve[-1]) for name, curve in drawn.items()}, 15.0)
+    for (name, curve), (kind, dashes) in zip(drawn.items(), _STYLES, strict=False):
         points = " L".join(f"{x:.1f},{y_of(value):.1f}" for x, value in zip(xs, curve, strict=True))
         yield f'<path class="curve {kind}" stroke-dasharray="{dashes}" d="M{points}"/>'
         yield text(x0 + width + 8, ends[name] + 4, name, "small")

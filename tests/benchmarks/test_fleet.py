@@ -202,8 +202,18 @@ def test_series_of_one_name_are_added() -> None:
 
 
 def test_the_page_has_every_table_and_the_picture_is_svg() -> None:
-    fared = {"ttft_p50_s": 0.1, "ttft_p99_s": 2.5, "ttft_mean_s": 0.2, "e2e_mean_s": 3.0, "hits": 0.5, "failed": 0.0}
-    seen = {**fared, "tokens_per_s": 1000.0, "hit_share": 0.995, "requests": 200, "done": 199, "cut": 1, "tries": 1.5}
+    fared = {"ttft_p50_s": 0.1, "ttft_p99_s": 2.5, "hits": 0.5, "failed": 0.0}
+    seen = {
+        **fared,
+        "ttft_mean_s": 0.2,
+        "e2e_mean_s": 3.0,
+        "tokens_per_s": 1000.0,
+        "hit_share": 0.995,
+        "requests": 200,
+        "done": 199,
+        "cut": 1,
+        "tries": 1.5,
+    }
     routers = ("a", "b")
     facts = {"machine": {"cpu": "A <CPU>", "cpus": 2, "load_average": 0.1}, "started": "2026-11-26T", "tree": "abc"}
     of_servers = {
@@ -230,6 +240,9 @@ def test_the_page_has_every_table_and_the_picture_is_svg() -> None:
     assert "| clients wait | 200 | 99.5 % | 1.50 | 2.500 |" in page
     assert "| 0.7 | 2.50 | 2.50 |" in page
     assert "| a | 1,000,000 | 50 % | 0.100 | 2.500 | 0 % |" in page
+    never = [{**each, "ttft_p99_s": 999.0} for each in of_model["scaling"]]
+    without = fleet_page.page({"model": {**facts, "results": {**of_model, "scaling": never}}})
+    assert "| 0.5 | given up | given up |" in without
     assert max(map(len, page.splitlines())) < 130
     picture = ET.fromstring(fleet_page.picture_of(of_model))
     curves = [each for each in picture.iter("{http://www.w3.org/2000/svg}path") if "curve" in each.get("class", "")]
