@@ -180,7 +180,7 @@ def test_the_documented_lines_survive_three_deaths(replicas: Replicas, tmp_path:
             owner = owner_of(replicas)
             time.sleep(0.5)
             replicas.end(owner, signal.SIGKILL)
-        assert client.wait(120) == 0
+        assert client.wait(300) == 0
     finally:
         client.kill()
     (left,) = replicas.running
