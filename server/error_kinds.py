@@ -210,7 +210,7 @@ class ErrorKind(Enum):
         "stream_moved",
         "The server stopped in the midst of a stream. Other servers with the same `--store` continue the response.",
         "`GET` the path in `resume` at another server: it returns the events that follow.",
-        _NO_HEADERS,
+        _CLOSE,
         _SERVER_ERROR,
     )
     STORE_UNAVAILABLE = (

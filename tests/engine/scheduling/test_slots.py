@@ -3,7 +3,9 @@
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from roost.engine.core.request import Request
+from roost.engine.core.config import StepLimits
+from roost.engine.core.request import DecodeBatch, Request
+from roost.engine.scheduling.prefill_budget import PrefillBudget, StepTimes
 from roost.engine.scheduling.slots import RetryAfterEstimator, SlotAssignment, SlotPool, SlotReserve
 from roost.engine.scheduling.waiting_queue import WaitingQueue
 
@@ -93,11 +95,13 @@ def test_estimates_are_bounded(slots: int, times: list[float], refused: int) -> 
 
 
 def test_lines_of_batches_leave_room_for_others_and_for_a_moment_after_them() -> None:
-    """Beside others, four requests may run in all. Probes are the engine's own, and count for none."""
-    queue = WaitingQueue(10)
-    slots = SlotAssignment(
-        SlotPool(8), SlotReserve(8, 0), queue, None, None, 0, max_rows=lambda num_others: 4 if num_others else 8
-    )
+    """Beside others, four requests may run in all, as more take too long. Probes are the engine's own, and count for
+    none."""
+    limits = StepLimits(512, decode_rows=(4, 8))
+    times, queue = StepTimes(limits), WaitingQueue(10)
+    for rows, seconds in ((4, 0.01), (8, 1.0)):
+        times.record(DecodeBatch((Request("a", (1,)),) * rows, tuple(range(rows))), seconds)
+    slots = SlotAssignment(SlotPool(8), SlotReserve(8, 0), queue, None, None, 0, PrefillBudget(limits, times))
     slots.probes.append(Request("probe", (1,)))
     for number in range(10):
         queue.add(Request(f"line {number}", (1,), is_batch=True))
