@@ -338,6 +338,7 @@ def page(found: Mapping[str, Figures], options: argparse.Namespace) -> str:
         for name, figures in found.items()
         if figures.gaps
     ]
+    missed = "; ".join(f"{name}: {what}" for name, figures in found.items() for what in figures.missed())
     return f"""# Batches beside a client that sends the same lines
 
     python benchmarks/batches.py {arguments} --results benchmarks/batches.md
@@ -352,6 +353,8 @@ Four streams of {STREAM_PROMPT} + {STREAM_TOKENS} tokens at a time, one after th
 beneath them:
 
 {table(("model", "p99 between tokens alone, ms", "with a batch, ms", "ratio"), gaps)}
+
+The goals are {MIN_SPEED} of the client's speed at least, and a ratio of {MAX_GAP} at most. Missed: {missed or "none"}.
 """
 
 
