@@ -77,7 +77,7 @@ class PrefillBudget:
         Args:
           num_decoding: Number of requests that decode.
           num_waiting: Number of requests that need prefill; at least one.
-          num_batch: Number of decoding requests that are lines of batches, whose tokens nobody waits for.
+          num_batch: Number of decoding requests that are lines of batches. No target holds for their tokens.
         """
         if not num_decoding:
             return self._sizes[0]
@@ -131,19 +131,19 @@ def prefill_seconds(
       times: Durations of steps.
       num_decoding: Number of requests that decode; at least one.
       num_waiting: Number of requests that need prefill; at least one.
-      num_batch: Number of decoding requests that are lines of batches. The promise is none to them, and they must not
-        make it weaker; so it needs other requests that decode, or a target of 0.
+      num_batch: Number of decoding requests that are lines of batches. The promise is not made to them, and they must
+        not weaken it; so there are other requests that decode, or the target is 0.
     """
     step = times.decode(num_decoding)
     if step is None:
         return 0.0
     if target_s == 0:
         return _THROUGHPUT_STEPS * step
-    quiet = times.quiet(num_decoding - num_batch)
+    num_streams = num_decoding - num_batch
+    quiet = times.quiet(num_streams)
     assert quiet is not None
-    target, num_streams = _target_s(target_s, quiet), num_decoding - num_batch
     num_targets = max(1.0, _STREAMS_PER_PROMPT * (num_waiting - 1) / num_streams, num_waiting - _FEW_PROMPTS)
-    return _HEADROOM * target * num_targets - step
+    return _HEADROOM * _target_s(target_s, quiet) * num_targets - step
 
 
 def _target_s(target_s: float | None, quiet: float) -> float:

@@ -238,7 +238,7 @@ class SlotAssignment:
         self._max_bytes = 0 if cache is None else cache.stats.budget  # of preempted states: as much again as the cache
         self._retry_after = RetryAfterEstimator(pool.size)
         self.probes: deque[Request] = deque()
-        self._probe_ids: set[str] = set()
+        self._probe_ids: set[str] = set()  # of those that run
         self._num_expected = 0  # the most others that have run at a time lately
         self._expected_until = 0.0
         self.num_batch_running = 0
@@ -275,7 +275,7 @@ class SlotAssignment:
     def victims(self, *, can_replay: bool) -> list[RunningRequest]:
         """Returns the batch requests that should give their slots up, the newest first.
 
-        Others can start, or are delayed too much by a step with so many rows.
+        They do so when other requests can start, or when a step with so many rows would delay others too much.
 
         Args:
           can_replay: Whether requests can go on that have generated a token.
@@ -308,7 +308,7 @@ class SlotAssignment:
     @property
     def _num_others(self) -> int:
         """Number of requests with a slot that are neither of a batch nor the engine's own."""
-        return len(self.running) - self.num_batch_running - len(self._probe_ids & self.running.keys())
+        return len(self.running) - self.num_batch_running - len(self._probe_ids)
 
     def _expect(self, now: float) -> None:
         num_others = self._num_others
@@ -355,6 +355,7 @@ class SlotAssignment:
 
     def _free(self, running: RunningRequest) -> None:
         del self.running[running.request.id]
+        self._probe_ids.discard(running.request.id)
         self._pool.release(running.slot)
         self.num_batch_running -= running.request.is_batch
         self._replace_parent(running)

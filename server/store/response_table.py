@@ -44,7 +44,7 @@ def insert(
     """Stores a response that its owner begins to generate.
 
     Args:
-      entry: First entry of its log, if its owner has begun already.
+      entry: First entry of its log, if its owner has already generated a part of it; None otherwise.
     """
     _insert(transaction, record, job, owner)
     lease = Lease(record.tenant, record.id, 1)
