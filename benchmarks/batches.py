@@ -24,12 +24,11 @@ import json
 import random
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from itertools import count, pairwise
 from pathlib import Path
@@ -37,6 +36,8 @@ from typing import Any, Final
 
 import httpx
 import orjson
+import served
+from markdown_page import table
 from peers.models import SMALL
 from roost.server.bench.environment import machine, now
 from roost.server.bench.latency import percentile
@@ -223,23 +224,10 @@ async def local_command(workload: Workload, lines: Sequence[bytes]) -> float:
     return generated / speed
 
 
-@contextmanager
-def serving(workload: Workload, folder: Path) -> Iterator[str]:
-    """Yields the URL of a server that is ready."""
-    store, log = folder / "store.db", folder / "log"
-    options = ["--store", f"sqlite:///{store}", "--max-queue", "4096", "--port", "0", "--access-log", "off"]
-    command = [sys.executable, "-P", "-m", "roost.server", "serve", *workload.model, *options]
-    with log.open("w") as stderr:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
-    try:
-        while not (found := re.search(r"^address +(http\S+)/v1$", log.read_text(), re.MULTILINE)):
-            if process.poll() is not None:
-                raise RuntimeError(f"the server did not start:\n{log.read_text()}")
-            time.sleep(0.1)
-        yield found[1]
-    finally:
-        process.kill()
-        process.wait()
+def serving(workload: Workload, folder: Path) -> AbstractContextManager[str]:
+    """Returns the context of a server of a workload; see `served.serving`."""
+    options = ["--store", f"sqlite:///{folder / 'store.db'}", "--max-queue", "4096", "--access-log", "off"]
+    return served.serving(folder / "log", *workload.model, *options)
 
 
 # --- rounds
@@ -356,11 +344,6 @@ beneath them:
 
 The goals are {MIN_SPEED} of the client's speed at least, and a ratio of {MAX_GAP} at most. Missed: {missed or "none"}.
 """
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def say(text: str) -> None:

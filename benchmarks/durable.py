@@ -16,9 +16,7 @@ Where PostgreSQL is not installed, SQLite is measured alone.
 """
 
 import argparse
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +28,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import httpx
+import served
 from rich.console import Console
 from roost.server.bench.environment import machine, now, versions
 from tree import commit
@@ -40,7 +39,6 @@ sys.path.append(str(HERE.parent / "tests"))
 from databases import postgresql_program, postgresql_server  # noqa: E402 - the tests' PostgreSQL
 
 POLL_S: Final = 0.05
-START_S: Final = 600.0
 REQUEST_S: Final = 3600.0
 PROMPT: Final = "Once upon a time there was a little boat."
 
@@ -71,26 +69,11 @@ class Row(NamedTuple):
 @contextmanager
 def serving(folder: Path, model: str, *arguments: str) -> Iterator[httpx.Client]:
     """Yields a client of a server that is ready."""
-    log = folder / "stderr"
-    command = [sys.executable, "-P", "-m", "roost.server", "serve", model, "--port", "0", "--access-log", "off"]
-    with log.open("w") as stderr:
-        process = subprocess.Popen([*command, *arguments], stderr=stderr)
-    try:
-        with httpx.Client(base_url=address(process, log), timeout=REQUEST_S, limits=httpx.Limits()) as client:
-            yield client
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def address(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    """Waits until a server is ready, and returns its address."""
-    deadline = time.monotonic() + START_S
-    while (found := re.search(r"^address +(http://\S+)/v1$", log.read_text(), re.MULTILINE)) is None:
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the server did not start:\n{log.read_text()}")
-        time.sleep(0.2)
-    return found[1]
+    with (
+        served.serving(folder / "stderr", model, "--access-log", "off", *arguments) as url,
+        httpx.Client(base_url=url, timeout=REQUEST_S, limits=httpx.Limits()) as client,
+    ):
+        yield client
 
 
 def stores(stack: ExitStack, folder: Path) -> dict[str, str]:

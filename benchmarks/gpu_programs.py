@@ -23,7 +23,7 @@ import math
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,6 +40,7 @@ from gpu_thunks import (
     count_sorts,
     parse_thunks,
 )
+from markdown_page import table
 from roost.engine.checkpoint.source import open_model
 from roost.engine.core.config import EngineConfig
 from roost.engine.core.mesh import ONE_DEVICE
@@ -274,11 +275,7 @@ def with_tables(page: str, rows: list[Row]) -> str:
 def tables(rows: list[Row]) -> tuple[str, str]:
     """Returns the tables of programs and of kernels, with a line break after each line."""
     kernels = [kernel_cells(row, kernel) for row in rows for kernel in row.kernels]
-    return table(COLUMNS, map(cells, rows)), table(KERNEL_COLUMNS, kernels)
-
-
-def table(columns: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in (columns, ("---",) * len(columns), *lines))
+    return table(COLUMNS, list(map(cells, rows))) + "\n", table(KERNEL_COLUMNS, kernels) + "\n"
 
 
 def model_of(row: Row) -> str:

@@ -15,14 +15,11 @@
 import argparse
 import json
 import os
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +42,7 @@ from roost.engine.prefix_cache.tree import PrefixKey
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.server.bench.environment import machine, now, resident_bytes, versions
 from roost.server.text.served_model import open_tokenizer
+from served import serving
 from tree import commit
 
 SYSTEM_TOKENS, QUESTION_TOKENS = 4000, 32
@@ -187,24 +185,6 @@ def measure_turns(asker: Asker, histories: Sequence[int], repeats: int) -> Itera
         yield Turns(length, cold, statistics.median(turns), statistics.median(again))
 
 
-@contextmanager
-def serving(model: str, folder: Path) -> Iterator[str]:
-    """Yields a server's address."""
-    log = folder / "stderr"
-    command = [sys.executable, "-m", "roost.server", "serve", model, "--port", "0", "--slots", "8"]
-    with log.open("w") as stderr:
-        process = subprocess.Popen([*command, "--state-cache-gib", "4"], stderr=stderr)
-    try:
-        while (found := re.search(r"^address +(http://\S+)/v1$", log.read_text(), re.MULTILINE)) is None:
-            if process.poll() is not None:
-                raise RuntimeError(f"the server did not start:\n{log.read_text()}")
-            time.sleep(0.2)
-        yield found[1]
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def measure_tokenizing() -> Iterator[tuple[int, float]]:
     """Returns the tokens of a text, and the milliseconds to encode it, with the demo model's tokenizer."""
     tokenizer = open_tokenizer(open_model("demo"))
@@ -342,7 +322,7 @@ def measure_model(name: str, options: argparse.Namespace, folder: Path) -> Resul
         config.write_text(json.dumps(SMALL))
         model = f"random:{config}"
     misses = measure_misses(model)
-    with serving(model, folder) as url:
+    with serving(folder / "stderr", model, "--slots", "8", "--state-cache-gib", "4") as url:
         asker = Asker(url, open_model(model).config.vocab_size)
         asker.first_token_ms(asker.tokens(1000), cached=range(1))
         system_prompt = measure_system_prompt(asker, options.repeats)

@@ -1,27 +1,13 @@
 """The hostile-neighbour suite without a server: what it sends is allowed, and what it measures is judged."""
 
-import importlib
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from benchmark_scripts import load
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
-
-def load(name: str) -> Any:
-    """`benchmarks/` is no package: its scripts find each other by their folder."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(FOLDER))
-
-
-attacks, neighbours = load("attacks"), load("neighbours")
+attacks, neighbours = load(["benchmarks"], "attacks", "neighbours")
 
 MAKERS = (
     attacks.escaped_references,

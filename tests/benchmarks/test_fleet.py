@@ -3,29 +3,16 @@
 No server and no proxy runs here.
 """
 
-import importlib
-import sys
 import xml.etree.ElementTree as ET
-from pathlib import Path
 from typing import Any
 
 import pytest
 import simpy
+from benchmark_scripts import load
 
-FOLDERS = [str(Path(__file__).parents[2] / folder) for folder in ("benchmarks", "tools")]
-
-
-def load(name: str) -> Any:
-    sys.path[:0] = FOLDERS
-    try:
-        return importlib.import_module(name)
-    finally:
-        for folder in FOLDERS:
-            sys.path.remove(folder)
-
-
-fleet_load, model, servers, fleet_page = map(load, ["fleet_load", "fleet_model", "fleet_servers", "fleet_page"])
-host_chips, event_path = map(load, ["host_chips", "event_path"])
+fleet_load, model, servers, fleet_page, host_chips, event_path = load(
+    ["benchmarks", "tools"], "fleet_load", "fleet_model", "fleet_servers", "fleet_page", "host_chips", "event_path"
+)
 Arrival, Chip, Workload = fleet_load.Arrival, fleet_load.Chip, fleet_load.Workload
 Fleet, Policy, Replica, Job = model.Fleet, model.Policy, model.Replica, model.Job
 

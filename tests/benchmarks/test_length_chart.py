@@ -3,28 +3,16 @@
 Neither a server nor llama.cpp runs here.
 """
 
-import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from benchmark_scripts import load
 
-ROOT = Path(__file__).parents[2]
-FOLDERS = [str(ROOT / folder) for folder in ("benchmarks", "benchmarks/peers", "tools")]
-
-
-def load(name: str) -> Any:
-    sys.path[:0] = FOLDERS
-    try:
-        return importlib.import_module(name)
-    finally:
-        for folder in FOLDERS:
-            sys.path.remove(folder)
-
-
-draw_pictures, length_chart, roost_at_length = map(load, ["draw_pictures", "length_chart", "roost_at_length"])
+draw_pictures, length_chart, roost_at_length = load(
+    ["benchmarks", "benchmarks/peers", "tools"], "draw_pictures", "length_chart", "roost_at_length"
+)
 
 DOCUMENT = {
     "started": "2026-11-26T12:00:00+00:00",

@@ -3,7 +3,6 @@
 No peer runs here.
 """
 
-import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from benchmark_scripts import load
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.engine.model.config import config_from_hf
@@ -18,22 +18,10 @@ from roost.server.bench.latency import percentile
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "peers"
 
-
-def load(name: str) -> Any:
-    """`benchmarks/` is no package: its scripts find each other by their folder."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(FOLDER))
-
-
-contestants, environments, http_server, jobs, judge, measure, models, page, plan, protocol, roost_http, run = map(
-    load,
-    [
-        *("contestants", "environments", "http_server", "jobs", "judge", "measure"),
-        *("models", "page", "plan", "protocol", "roost_http", "run"),
-    ],
+contestants, environments, http_server, jobs, judge, measure, models, page, plan, protocol, roost_http, run = load(
+    ["benchmarks/peers"],
+    *("contestants", "environments", "http_server", "jobs", "judge", "measure"),
+    *("models", "page", "plan", "protocol", "roost_http", "run"),
 )
 
 ECHO = """
