@@ -814,7 +814,7 @@ async def test_tokens_after_a_hand_over_are_not_sent(replicas: tuple[Replica, Re
 @on_sqlite
 async def test_a_moved_stream_is_cancelled_like_any_background_response(replicas: tuple[Replica, Replica]) -> None:
     first, second = replicas
-    first.engine.allowed = second.engine.allowed = 4
+    first.engine.allowed, second.engine.allowed = 4, 0
     reading = streaming(first)
     await num_tokens_streamed(first, 4)
     await first.responses.hand_over_streams()
