@@ -49,6 +49,13 @@ _ROUTERS: Final = tuple(
 )
 """Routers of all endpoints, in the order of `/openapi.json`; the debug endpoints need an admin key."""
 
+_ROUTES: Final = APIRouter(responses=ERRORS)
+"""Routes of all endpoints, which the applications of a process share: FastAPI prepares a router's routes when it first
+looks for one there, which takes milliseconds."""
+
+for _router in _ROUTERS:
+    _ROUTES.include_router(_router)
+
 _EVENTS: Final = (ChatCompletionChunk, Completion, ResponseEvent, MessageEvent, TokensChunk)
 """Models of the events of streams, for `/openapi.json`."""
 
@@ -84,11 +91,10 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         responses=ERRORS,
+        routes=_ROUTES.routes,
     )
     app.state.service = service
     app.state.check_fields = FieldCheck(strict=strict)
-    for router in _ROUTERS:
-        app.include_router(router)
     app.openapi = with_events(app, _EVENTS)  # type: ignore[method-assign]
     app.state.endpoints = tuple(each for router in _ROUTERS for each in _endpoints(router))
     if access.admin_keys:
