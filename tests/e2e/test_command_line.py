@@ -5,20 +5,24 @@ import subprocess
 from pathlib import Path
 
 from server_process import API_KEY, ServerProcess, start
+from shared_programs import compiled_once
+
+ONE_SLOT = {"ROOST_PREFILL_CHUNK": "64"}
+"""Settings of models in the command's own process, for few programs, which `test_local_model.py` shares."""
 
 
 def test_generate_writes_to_stdout_and_continues_a_state(tiny_config: Path, tmp_path: Path) -> None:
     """The state has been saved by another process."""
     model, options, state = f"random:{tiny_config}", ["--max-tokens", "5", "--seed", "1"], str(tmp_path / "state")
-    few = {"ROOST_PREFILL_CHUNK": "64"}  # number of programs to compile
-    process = start("generate", model, "hello " * 40, *options, "--save-state", state, **few)
-    out, err = process.communicate(timeout=120)
+    with compiled_once("one-slot"):
+        process = start("generate", model, "hello " * 40, *options, "--save-state", state, **ONE_SLOT)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert out.endswith("\n")
     assert "noise" in err
     assert "5 tokens" in err
     assert f"the state is in {state}, " in err
-    process = start("generate", model, "and then?", *options, "--load-state", state, **few)
+    process = start("generate", model, "and then?", *options, "--load-state", state, **ONE_SLOT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "5 tokens" in err
@@ -33,7 +37,7 @@ def test_messages_of_generate_have_their_own_lines(tiny_config: Path, tmp_path: 
         "hello",
         *("--max-tokens", "5", "--seed", "1", "--save-state", str(state)),
         stderr=subprocess.STDOUT,
-        ROOST_PREFILL_CHUNK="64",
+        **ONE_SLOT,
     )
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
@@ -46,8 +50,7 @@ def test_messages_of_generate_have_their_own_lines(tiny_config: Path, tmp_path: 
 
 def test_local_chat_continues_from_its_state(tiny_config: Path) -> None:
     """Each line of a pipe is a message."""
-    few = {"ROOST_PREFILL_CHUNK": "64"}
-    process = start("chat", f"random:{tiny_config}", "--max-tokens", "5", stdin=subprocess.PIPE, **few)
+    process = start("chat", f"random:{tiny_config}", "--max-tokens", "5", stdin=subprocess.PIPE, **ONE_SLOT)
     out, err = process.communicate("hello\nand then?\n/retry\n", timeout=120)
     assert process.returncode == 0, err
     assert out.count("\n") >= 3

@@ -11,6 +11,7 @@ from roost.server.cli.local_model import LocalModel
 from roost.server.cli.sampling_options import SamplingOptions
 from roost.server.settings import load_settings
 from roost.server.terminal.failure import CommandError
+from shared_programs import compiled_once
 
 TINY = {
     "model_type": "recurrent_gemma",
@@ -34,7 +35,8 @@ def local(tmp_path: Path) -> LocalModel:
 async def test_a_turn_prefills_only_what_is_new(local: LocalModel) -> None:
     """Prefilled are the last prompt's rest after its last block boundary, the response, the message and turn tokens."""
     backend = LocalBackend(local, SamplingOptions(max_tokens=4, seed=1))
-    await backend.start()
+    with compiled_once("one-slot"):
+        await backend.start()
     messages: list[Message] = []
     lengths, read = [], []
     try:
