@@ -5,11 +5,13 @@ import importlib.util
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 import shared_programs
 from databases import KINDS, PostgresqlServer, postgresql_server
+from workers import SharedScheduling
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -24,6 +26,10 @@ gc.disable()  # until all tests are collected: imports make millions of objects,
 
 hypothesis.settings.register_profile("roost", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("roost")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedScheduling | None:
+    return SharedScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_finish() -> None:

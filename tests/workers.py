@@ -1,0 +1,39 @@
+"""Distribution of test files to pytest's processes: files with the same programs or the same server go to one."""
+
+from typing import Final
+
+from xdist.scheduler import LoadFileScheduling
+
+_SAMPLERS: Final = ("tests/engine/sampling/",)
+
+_GOLDEN_RUNNER: Final = (
+    "tests/engine/prefix_cache/test_saved_state.py",
+    "tests/engine/test_preemption.py",
+    "tests/engine/test_replay.py",
+    "tests/engine/test_resume.py",
+    "tests/engine/test_resume_inexact.py",
+    "tests/engine/worker/test_runner.py",
+)
+
+_SERVER: Final = (
+    "tests/e2e/test_anthropic_client.py",
+    "tests/e2e/test_batch.py",
+    "tests/e2e/test_bench.py",
+    "tests/e2e/test_command_line.py",
+    "tests/e2e/test_openai_client.py",
+    "tests/e2e/test_prometheus.py",
+    "tests/e2e/test_python_api.py",
+    "tests/e2e/test_state_cache_http.py",
+    "tests/e2e/test_structured_http.py",
+)
+
+_GROUPS: Final = (_SAMPLERS, _GOLDEN_RUNNER, _SERVER)
+"""Paths, or their beginnings, of the files of each process. What they share takes seconds to compile or to start."""
+
+
+class SharedScheduling(LoadFileScheduling):
+    """Gives the files of a group to one process, and other files to any."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        group = next((group for group in _GROUPS if nodeid.startswith(group)), None)
+        return super()._split_scope(nodeid) if group is None else group[0]
