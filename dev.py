@@ -39,6 +39,7 @@ usage: python3 dev.py <job> [arguments]
 
   serve        start the server; arguments go to `roost serve`
   test         run the tests; arguments go to pytest
+  test-sweep   run the cases and examples of large programs that `test` leaves out; arguments go to pytest
   test-compat  ask the server through other people's clients and validators; arguments go to pytest
   test-clients  the same for agents' frameworks, clients for Node, and proxies; arguments go to pytest
   test-robust  load and faults, done to real servers for some minutes; arguments go to pytest
@@ -300,6 +301,12 @@ def test(python: Path, arguments: Sequence[str]) -> int:
     become(python, "pytest", *(arguments or BY_FILE))
 
 
+def test_sweep(python: Path, arguments: Sequence[str]) -> int:
+    """Runs more cases of kernels, samplers and engines than `test`, and property tests with more examples."""
+    options = ["-m", "sweep", "--hypothesis-profile", "sweep"]
+    return test(python, [*options, *(arguments or ("tests/engine", "tests/kernels", *BY_FILE))])
+
+
 def test_tpu(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests that compile for a real TPU."""
     return test(python, ["-m", "tpu_compile", *(arguments or ("tests/tpu", *BY_TEST))])
@@ -450,6 +457,7 @@ def lock_arguments(name: str) -> list[str]:
 JOBS = {
     "serve": Job(("cpu",), serve),
     "test": Job(("dev",), test),
+    "test-sweep": Job(("dev",), test_sweep),
     "test-tpu": Job(("dev", "tpu"), test_tpu, venv=".venv-tpu"),
     "test-gpu": Job(("dev", GPU_COMPILE), test_gpu, venv=".venv-gpu"),
     "test-compat": Job(("dev", "compat"), test_compat, venv=".venv-compat"),

@@ -10,6 +10,7 @@ from typing import Any
 import hypothesis
 import pytest
 import shared_programs
+import sweeps
 from databases import KINDS, PostgresqlServer, postgresql_server
 from workers import SharedScheduling
 
@@ -25,6 +26,7 @@ collect_ignore_glob = [] if importlib.util.find_spec("schemathesis") else ["*/te
 gc.disable()  # until all tests are collected: imports make millions of objects, and no garbage
 
 hypothesis.settings.register_profile("roost", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.register_profile(sweeps.PROFILE, hypothesis.settings.get_profile("roost"))
 hypothesis.settings.load_profile("roost")
 
 

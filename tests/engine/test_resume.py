@@ -7,10 +7,11 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
 from roost.engine.core.request import TokenOutput
 from roost.engine.scheduling.scheduler import Scheduler
+from sweeps import examples
 
 SLOTS = 4
 TINY_MODEL = Path(__file__).parents[1] / "golden" / "tiny-a" / "hf"
@@ -83,7 +84,7 @@ CROWD = st.lists(
 )
 
 
-@settings(max_examples=20)
+@examples(8, sweep=20)
 @given(
     crowd=CROWD,
     stagger=st.integers(0, 6),

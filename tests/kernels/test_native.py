@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from chunk_cases import CPU_OPTIONS, SEEDS
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from roost.engine.model.quantization import QuantizedMatrix, quantize_on_host, quantized_dot
 from roost.kernels import XLA, Backend, native
 from roost.kernels.backends import CPU
@@ -17,6 +17,7 @@ from roost.kernels.gated_mlp.reference import gated_mlp_reference
 from roost.kernels.recurrent_block.reference import recurrent_block_reference
 from roost.kernels.window_attention import decode_attention, join_ring, split_ring
 from roost.kernels.window_attention.reference import window_attention_reference
+from sweeps import examples, swept
 
 pytestmark = pytest.mark.skipif(
     not native.is_available(),
@@ -75,7 +76,7 @@ def draw(seed: int, *shape: int) -> np.ndarray:
 
 @given(seed=SEEDS, rows=ROWS, outputs=OUTPUTS, inputs=INPUTS, kind=TYPES, result=TYPES, has_bias=st.booleans())
 @example(seed=0, rows=8, outputs=1008, inputs=7680, kind="bfloat16", result="bfloat16", has_bias=True)
-@settings(max_examples=15)
+@examples(5, sweep=15)
 def test_products_in_int8_are_xlas(
     seed: int, rows: int, outputs: int, inputs: int, kind: str, result: str, has_bias: bool
 ) -> None:
@@ -88,7 +89,7 @@ def test_products_in_int8_are_xlas(
     np.testing.assert_array_equal(np.asarray(actual), np.asarray(expected))
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 7, 40, 130])
+@pytest.mark.parametrize("rows", [3, 130, *swept(1, 2, 7, 40)])
 @pytest.mark.parametrize(("outputs", "inputs"), [(96, 64), (48, 512), (64, 516), (16, 4), (32, 1024), (208, 1532)])
 def test_products_of_many_rows_in_int8_are_those_of_each_row(rows: int, outputs: int, inputs: int) -> None:
     """Whole and partial groups of rows and of strips, with inputs in one block, in several and at their borders."""
@@ -138,7 +139,7 @@ EACH_WAY = st.sampled_from(native.Products)
 
 
 @given(seed=SEEDS, rows=ROWS, outputs=OUTPUTS, inputs=INPUTS, has_bias=st.booleans(), products=EACH_WAY)
-@settings(max_examples=20)
+@examples(6, sweep=20)
 def test_products_in_bfloat16_are_summed_in_float32(
     seed: int, rows: int, outputs: int, inputs: int, has_bias: bool, products: native.Products
 ) -> None:
@@ -157,7 +158,7 @@ def test_products_in_bfloat16_are_summed_in_float32(
 
 
 @given(seed=SEEDS, rows=ROWS, count=st.sampled_from([1, 3]), inputs=st.sampled_from([16, 48, 128]))
-@settings(max_examples=10)
+@examples(4, sweep=10)
 def test_block_products_equal_einsum_in_float64(seed: int, rows: int, count: int, inputs: int) -> None:
     x, weight = draw(seed, rows, count, inputs), draw(seed + 1, count, inputs, 2 * inputs)
     bias = draw(seed + 2, count, 2 * inputs)
@@ -187,7 +188,7 @@ def recurrent_step(inputs: list[np.ndarray], positions: np.ndarray, kind: str) -
 
 
 @given(seed=SEEDS, blocks=st.sampled_from([1, 3]), size=st.sampled_from([16, 32, 64]), kind=TYPES, data=st.data())
-@settings(max_examples=15)
+@examples(5, sweep=15)
 def test_a_recurrent_step_equals_float64(seed: int, blocks: int, size: int, kind: str, data: st.DataObject) -> None:
     places = data.draw(st.lists(st.sampled_from([-1, 0, 1, 2, 3, 100]), min_size=1, max_size=12))
     positions, inputs = np.array(places, np.int32), step_inputs(seed, len(places), blocks, size, kind)
@@ -207,7 +208,7 @@ def test_a_recurrent_step_equals_float64(seed: int, blocks: int, size: int, kind
 
 
 @given(seed=SEEDS, rows=ROWS, keep=st.integers(1, 40), products=EACH_WAY)
-@settings(max_examples=15)
+@examples(5, sweep=15)
 def test_a_row_does_not_depend_on_the_rows_beside_it(
     seed: int, rows: int, keep: int, products: native.Products
 ) -> None:
@@ -222,7 +223,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(
 
 
 @given(seed=SEEDS, heads=st.sampled_from([1, 2, 4, 6, 10]), size=st.sampled_from([16, 48, 128]), data=st.data())
-@settings(max_examples=10)
+@examples(4, sweep=10)
 def test_attention_equals_the_reference_however_rings_and_rows_are_cut(
     seed: int, heads: int, size: int, data: st.DataObject
 ) -> None:
@@ -288,7 +289,7 @@ argmax_of = jax.jit(native.argmax, static_argnums=(3, 4))
 
 
 @given(seed=SEEDS, rows=ROWS, kind=TYPES, cap=CAPS, products=EACH_WAY)
-@settings(max_examples=15)
+@examples(5, sweep=15)
 def test_logits_are_capped_products(
     seed: int, rows: int, kind: str, cap: float | None, products: native.Products
 ) -> None:
@@ -303,7 +304,7 @@ def test_logits_are_capped_products(
 
 
 @given(seed=SEEDS, rows=ROWS, kind=TYPES, cap=CAPS, products=EACH_WAY)
-@settings(max_examples=15)
+@examples(5, sweep=15)
 def test_argmax_is_the_first_of_the_largest_logits(
     seed: int, rows: int, kind: str, cap: float | None, products: native.Products
 ) -> None:
@@ -319,7 +320,7 @@ def test_argmax_is_the_first_of_the_largest_logits(
 
 
 @given(seed=SEEDS, rows=ROWS, width=st.sampled_from([16, 48, 768]))
-@settings(max_examples=15)
+@examples(5, sweep=15)
 def test_a_norm_equals_float64(seed: int, rows: int, width: int) -> None:
     x, y = (jnp.asarray(draw(seed + i, rows, width), "bfloat16") for i in range(2))
     scale, eps = jnp.asarray(draw(seed + 2, width), "float32"), 1e-6
@@ -346,7 +347,7 @@ BROKEN = [np.nan, -np.nan, np.inf, -np.inf]
 
 
 @given(seed=SEEDS, rows=ROWS, width=st.sampled_from([16, 64, 144]), products=EACH_WAY)
-@settings(max_examples=15)
+@examples(5, sweep=15)
 def test_a_gated_mlp_in_bfloat16_equals_float64(seed: int, rows: int, width: int, products: native.Products) -> None:
     rng = np.random.default_rng(seed)
     x, gate_up, down = (
@@ -363,7 +364,7 @@ def test_a_gated_mlp_in_bfloat16_equals_float64(seed: int, rows: int, width: int
 
 
 @given(seed=SEEDS, rows=ROWS, width=st.sampled_from([16, 64, 144]), kind=TYPES)
-@settings(max_examples=15)
+@examples(5, sweep=15)
 def test_a_gated_mlp_in_int8_is_its_products(seed: int, rows: int, width: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
     x = jnp.asarray(rng.normal(size=(rows, 48)), kind)
@@ -408,7 +409,7 @@ def places(inputs: int) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
-@pytest.mark.parametrize("rows", [1, 2, 5, 40])
+@pytest.mark.parametrize("rows", [1, 5, *swept(2, 40)])
 @pytest.mark.parametrize("inputs", [8, 64, 100])
 def test_a_row_that_is_not_of_numbers_has_no_products_in_int8(rows: int, inputs: int, kind: str) -> None:
     """A row with a non-finite number gives NaN, as zeros would give meaningless tokens; other rows keep their bits."""

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from chunk_cases import SEEDS, positions
-from hypothesis import given, settings
+from hypothesis import given
 from interpreted import KERNELS, Kernels, interpreted
 from roost.kernels import GpuSizes
 from roost.kernels.rg_lru.pallas_gpu import rg_lru_gpu
 from roost.kernels.rg_lru.reference import rg_lru_reference
 from roost.kernels.window_attention.reference import window_attention_reference
+from sweeps import examples, swept
 
 ROWS = 3
 
@@ -24,9 +25,12 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
     return KERNELS[request.param]
 
 
-@pytest.mark.parametrize(("steps", "width"), [(1, 24), (20, 24), (20, 256), (300, 128)])
+@pytest.mark.parametrize(
+    ("steps", "width"),
+    [(1, 24), (300, 256), *swept((20, 24), (20, 256), (300, 128))],
+)
 @given(data=st.data(), seed=SEEDS)
-@settings(max_examples=10)
+@examples(3, sweep=10)
 def test_rg_lru(kernels: Kernels, steps: int, width: int, data: st.DataObject, seed: int) -> None:
     """One or several blocks of time, full or partial registers, resets anywhere, and padding."""
     where = data.draw(positions(ROWS, steps, several_documents=True))
@@ -45,9 +49,12 @@ def test_rg_lru(kernels: Kernels, steps: int, width: int, data: st.DataObject, s
     np.testing.assert_array_equal(np.asarray(last)[idle], h0[idle])
 
 
-@pytest.mark.parametrize(("window", "heads", "size"), [(16, 1, 8), (50, 3, 8), (1024, 2, 8), (300, 10, 48)])
+@pytest.mark.parametrize(
+    ("window", "heads", "size"),
+    [(16, 1, 8), (300, 10, 48), *swept((50, 3, 8), (1024, 2, 8))],
+)
 @given(seed=SEEDS, data=st.data())
-@settings(max_examples=10)
+@examples(3, sweep=10)
 def test_decode_attention(kernels: Kernels, window: int, heads: int, size: int, seed: int, data: st.DataObject) -> None:
     """Idle rows, and empty, partly filled and wrapped rings; unfilled rows hold NaN and have no effect.
 
@@ -71,10 +78,15 @@ def test_decode_attention(kernels: Kernels, window: int, heads: int, size: int, 
 
 
 @pytest.mark.parametrize(
-    ("steps", "window", "heads", "size"), [(12, 5, 2, 8), (40, 300, 1, 8), (300, 50, 3, 8), (20, 16, 10, 48)]
+    ("steps", "window", "heads", "size"),
+    [
+        (40, 300, 1, 8),
+        (300, 50, 3, 8),
+        *swept((12, 5, 2, 8), (20, 16, 10, 48)),
+    ],
 )
 @given(seed=SEEDS, data=st.data())
-@settings(max_examples=8)
+@examples(3, sweep=8)
 def test_prefill_attention(
     kernels: Kernels, steps: int, window: int, heads: int, size: int, seed: int, data: st.DataObject
 ) -> None:
@@ -95,7 +107,7 @@ def test_prefill_attention(
     assert np.isfinite(out).all()
 
 
-@pytest.mark.parametrize("size", [8, 128])
+@pytest.mark.parametrize("size", [*swept(8), 128])
 def test_prefill_attention_far_into_documents(kernels: Kernels, size: int) -> None:
     """All queries of a block see whole blocks of keys, in rings that are partly filled, almost full, or full."""
     steps, window, heads = 140, 600, 2
@@ -130,7 +142,7 @@ def test_bfloat16_stays_within_its_rounding(kernels: Kernels) -> None:
         np.testing.assert_array_equal(np.float32(new), ring)
 
 
-@pytest.mark.parametrize("multiprocessors", [1, 1000])
+@pytest.mark.parametrize("multiprocessors", [1, *swept(1000)])
 def test_channels_of_a_program_do_not_change_the_scan(multiprocessors: int) -> None:
     """A GPU with few multiprocessors walks along 32 channels at a time, one with many along 16."""
     scan = interpreted(partial(rg_lru_gpu, gpu=GpuSizes(101_376, multiprocessors)))

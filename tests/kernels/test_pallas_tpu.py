@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from chunk_cases import SEEDS, positions
-from hypothesis import given, settings
+from hypothesis import given
 from interpreted import interpreted
 from roost.engine.model.quantization import QuantizedMatrix, quantized_dot
 from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
@@ -24,6 +24,7 @@ from roost.kernels.window_attention import Int8Vectors, quantize
 from roost.kernels.window_attention.int8_pallas_tpu import decode_attention_int8_tpu
 from roost.kernels.window_attention.pallas_tpu import prefill_attention_tpu
 from roost.kernels.window_attention.reference import window_attention_reference
+from sweeps import examples, swept
 
 ROWS = 3
 
@@ -52,7 +53,7 @@ def step_of_groups(groups: int) -> Callable[..., Any]:
 
 @pytest.mark.parametrize(("rows", "pool", "groups"), [(8, 21, 1), (48, 96, 2), (16, 48, 2)])
 @given(seed=SEEDS)
-@settings(max_examples=10)
+@examples(3, sweep=10)
 def test_recurrent_step_of_some_rows_of_a_state(rows: int, pool: int, groups: int, seed: int) -> None:
     """The first rows of each group are those of a step by themselves, and the others stay as they are."""
     rng = np.random.default_rng(seed)
@@ -69,7 +70,7 @@ def test_recurrent_step_of_some_rows_of_a_state(rows: int, pool: int, groups: in
 
 @pytest.mark.parametrize(("rows", "blocks", "size", "taps"), [(ROWS, 2, 12, 4), (256, 1, 128, 2), (200, 1, 128, 2)])
 @given(seed=SEEDS)
-@settings(max_examples=10)
+@examples(3, sweep=10)
 def test_recurrent_step(rows: int, blocks: int, size: int, taps: int, seed: int) -> None:
     """Rows at, near and far from a document start, and idle rows; one or several blocks, the last one not whole."""
     rng, width = np.random.default_rng(seed), blocks * size
@@ -91,7 +92,7 @@ def test_recurrent_step(rows: int, blocks: int, size: int, taps: int, seed: int)
 
 @pytest.mark.parametrize(("steps", "blocks", "size", "taps"), [(5, 2, 12, 4), (300, 1, 128, 2)])
 @given(data=st.data(), seed=SEEDS)
-@settings(max_examples=10)
+@examples(3, sweep=10)
 def test_recurrent_chunk(steps: int, blocks: int, size: int, taps: int, data: st.DataObject, seed: int) -> None:
     """Rows that begin or continue a document, of any length; one or several blocks of time."""
     where, width = data.draw(positions(ROWS, steps)), blocks * size
@@ -115,7 +116,7 @@ def test_recurrent_chunk(steps: int, blocks: int, size: int, taps: int, data: st
 
 @pytest.mark.parametrize(("rows", "width", "hidden"), [(1, 16, 24), (5, 32, 512)])
 @given(seed=SEEDS)
-@settings(max_examples=10)
+@examples(3, sweep=10)
 def test_gated_mlp(rows: int, width: int, hidden: int, seed: int) -> None:
     """Hidden widths of one or several blocks."""
     rng = np.random.default_rng(seed)
@@ -147,9 +148,12 @@ def spoiled(ring: Int8Vectors, unfilled: np.ndarray) -> Int8Vectors:
     return Int8Vectors(values, np.where(unfilled[:, None], np.float32("nan"), ring.scale))
 
 
-@pytest.mark.parametrize(("window", "heads", "size"), [(16, 1, 8), (50, 3, 8), (2048, 2, 8), (384, 10, 48)])
+@pytest.mark.parametrize(
+    ("window", "heads", "size"),
+    [(50, 3, 8), (384, 10, 48), *swept((16, 1, 8), (2048, 2, 8))],
+)
 @given(seed=SEEDS, data=st.data())
-@settings(max_examples=10)
+@examples(3, sweep=10)
 def test_decode_attention_over_rings_in_int8(
     window: int, heads: int, size: int, seed: int, data: st.DataObject
 ) -> None:
@@ -178,7 +182,7 @@ def test_decode_attention_over_rings_in_int8(
 
 @pytest.mark.parametrize(("steps", "window", "heads", "size"), [(12, 5, 2, 8), (300, 50, 3, 8), (20, 300, 10, 48)])
 @given(seed=SEEDS, data=st.data())
-@settings(max_examples=8)
+@examples(3, sweep=8)
 def test_prefill_attention_over_rings_in_int8(
     steps: int, window: int, heads: int, size: int, seed: int, data: st.DataObject
 ) -> None:
@@ -215,7 +219,7 @@ def with_outliers(rng: np.random.Generator, rows: int, width: int) -> np.ndarray
 
 @pytest.mark.parametrize(("rows", "width", "outputs"), [(1, 16, 24), (5, 1024, 600)])
 @given(seed=SEEDS)
-@settings(max_examples=10)
+@examples(3, sweep=10)
 def test_int8_product(rows: int, width: int, outputs: int, seed: int) -> None:
     """One or several tiles, the last one not whole. XLA's product quantises the same way, up to its last bits.
 
@@ -231,7 +235,7 @@ def test_int8_product(rows: int, width: int, outputs: int, seed: int) -> None:
 
 @pytest.mark.parametrize(("rows", "width", "hidden"), [(1, 16, 24), (5, 256, 512)])
 @given(seed=SEEDS)
-@settings(max_examples=10)
+@examples(3, sweep=10)
 def test_int8_gated_mlp(rows: int, width: int, hidden: int, seed: int) -> None:
     """One or several tiles of each matrix.
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from interpreted import interpreted
 from roost.engine.core.output_constraint import mask_of_ids, words_of_mask
 from roost.engine.core.sampling_params import SamplingParams
@@ -19,6 +19,7 @@ from roost.kernels.sampling import SamplingInputs
 from roost.kernels.sampling.pallas_tpu import sample_tpu
 from roost.kernels.sampling.processors import lane_masks
 from roost.kernels.sampling.tiles import LANES, ROWS, num_chunks, padded_size
+from sweeps import examples, swept
 
 LONG = 10_500
 """Size of a vocabulary of 83 tiles, padded to 96: two chunks of 48."""
@@ -65,7 +66,11 @@ def drawn_by_block(logits: np.ndarray, inputs: SamplingInputs) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "numbers",
-    [{}, {"top_k": 7}, {"top_k": 700, "top_p": 0.8}, {"top_p": 0.95}, {"min_p": 0.02}, {"typical_p": 0.6}],
+    [
+        {"top_k": 700, "top_p": 0.8},
+        {"typical_p": 0.6},
+        *swept({}, {"top_k": 7}, {"top_p": 0.95}, {"min_p": 0.02}),
+    ],
 )
 def test_long_rows_are_drawn_from_the_references_support(numbers: dict[str, Any]) -> None:
     """Uniform numbers at equal steps reach every token that is more likely than a step, and none outside the support.
@@ -93,7 +98,7 @@ def test_uniform_numbers_walk_through_the_lanes_in_order() -> None:
 
 
 @given(seed=st.integers(0, 2**32), share=st.sampled_from([0.001, 0.02, 0.5, 1.0]))
-@settings(max_examples=8)
+@examples(3, sweep=8)
 def test_no_uniform_number_gives_a_token_of_weight_0(seed: int, share: float) -> None:
     rng = np.random.default_rng(seed)
     logits = np.where(rng.random((ROWS, LONG)) < share, 3 * rng.normal(size=(ROWS, LONG)), -np.inf)
@@ -104,7 +109,7 @@ def test_no_uniform_number_gives_a_token_of_weight_0(seed: int, share: float) ->
 
 
 @given(seed=st.integers(0, 2**32), k=st.integers(1, LONG))
-@settings(max_examples=8)
+@examples(3, sweep=8)
 def test_greedy_rows_and_top_1_take_the_most_likely_token(seed: int, k: int) -> None:
     """Greedy rows take the first of equals. Rows of one block may differ in everything."""
     logits = np.random.default_rng(seed).integers(0, 50, (ROWS, LONG)).astype(np.float32)
@@ -143,7 +148,7 @@ def test_logits_that_are_not_numbers_are_reported() -> None:
 
 
 @given(vocab=st.integers(1, LONG), seed=st.integers(0, 2**32))
-@settings(max_examples=8)
+@examples(3, sweep=8)
 def test_lane_masks_hold_the_bits_of_a_lane(vocab: int, seed: int) -> None:
     ids = np.flatnonzero(np.random.default_rng(seed).random(vocab) < 0.5).tolist()
     masks = np.asarray(lane_masks(jnp.asarray(mask_of_ids(ids, words_of_mask(vocab)))[None], vocab))[0]

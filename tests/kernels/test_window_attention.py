@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from chunk_cases import CPU_OPTIONS, SEEDS, cut, positions
-from hypothesis import given, settings
+from hypothesis import given
 from roost.kernels.window_attention import (
     Blocks,
     Int8Vectors,
@@ -21,6 +21,7 @@ from roost.kernels.window_attention import (
     split_ring,
 )
 from roost.kernels.window_attention.reference import window_attention_reference
+from sweeps import examples, swept
 
 ROWS, STEPS, SIZE = 3, 12, 4
 POSITIONS = positions(ROWS, STEPS)
@@ -74,15 +75,15 @@ class Case:
         """Returns step t alone."""
         q, k, v = self.qkv[:, t, :-2], self.qkv[:, t, -2], self.qkv[:, t, -1]
         out, groups = decode(q, stored(k, self.dtype), stored(v, self.dtype), self.in_groups(), positions[:, t])
-        return np.asarray(out), jax.tree.map(lambda *x: np.concatenate(x), *map(join_ring, groups))
+        return np.asarray(out), jax.tree.map(lambda *x: np.concatenate(x), *joined(groups))
 
     def in_groups(self) -> tuple[Blocks, ...]:
         sizes, ends = block_sizes(self.rings[0].shape[1], self.first), np.cumsum(self.groups)
         parts = [
-            jax.tree.map(lambda x, a=end - size, b=end: jnp.asarray(x[a:b]), self.rings)
+            jax.tree.map(lambda x, a=end - size, b=end: x[a:b], self.rings)
             for size, end in zip(self.groups, ends, strict=True)
         ]
-        return tuple(split_ring(rings, sizes) for rings in parts)
+        return tuple(split(rings, sizes) for rings in parts)
 
     def reference(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         q, k, v = self.qkv[:, :, :-2].astype(np.float32), self.qkv[:, :, -2], self.qkv[:, :, -1]
@@ -98,6 +99,8 @@ def stored(x: np.ndarray, dtype: str) -> Ring:
 
 
 quantize_jit = jax.jit(quantize)
+split = jax.jit(split_ring, static_argnums=1)
+joined = jax.jit(lambda groups: tuple(map(join_ring, groups)))
 
 
 def as_floats(ring: Ring) -> np.ndarray:
@@ -118,6 +121,7 @@ def equal_rings(actual: tuple[Ring, Ring], expected: tuple[Ring, Ring]) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @given(seed=SEEDS, positions=POSITIONS)
+@examples(15, sweep=50)
 def test_prefill_equals_the_reference(shape: tuple[int, int, int, str], seed: int, positions: np.ndarray) -> None:
     case, valid = Case.of(seed, shape), positions >= 0
     out, rings = case.prefill(positions)
@@ -127,9 +131,9 @@ def test_prefill_equals_the_reference(shape: tuple[int, int, int, str], seed: in
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("groups", "first"), [((ROWS,), 100), ((1, 2), 2)])
+@pytest.mark.parametrize(("groups", "first"), [*swept(((ROWS,), 100)), ((1, 2), 2)])
 @given(seed=SEEDS, positions=POSITIONS)
-@settings(max_examples=25)
+@examples(10, sweep=100)
 def test_single_steps_equal_the_reference(
     shape: tuple[int, int, int, str], groups: tuple[int, ...], first: int, seed: int, positions: np.ndarray
 ) -> None:
@@ -144,6 +148,7 @@ def test_single_steps_equal_the_reference(
 
 
 @given(seed=SEEDS, positions=POSITIONS)
+@examples(15, sweep=50)
 def test_bfloat16_differs_by_the_rounding_of_weights_and_values(seed: int, positions: np.ndarray) -> None:
     case, valid = Case.of(seed, SHAPES[1], "bfloat16"), positions >= 0
     out, rings = case.prefill(positions)
@@ -155,7 +160,7 @@ def test_bfloat16_differs_by_the_rounding_of_weights_and_values(seed: int, posit
     np.testing.assert_allclose(step[valid[:, 0]], expected[valid[:, 0], 0], rtol=0.02, atol=0.03)
 
 
-@pytest.mark.parametrize("window", [3, 5, 16])
+@pytest.mark.parametrize("window", [3, 16, *swept(5)])
 def test_a_query_sees_exactly_its_own_key_and_those_of_the_window_before_it(window: int) -> None:
     """q = 0 weighs all visible keys equally, and one-hot values identify them in the output.
 
@@ -186,7 +191,7 @@ def test_a_query_sees_exactly_its_own_key_and_those_of_the_window_before_it(wind
 
 @pytest.mark.parametrize("shape", SHAPES)
 @given(seed=SEEDS, positions=POSITIONS, at=st.integers(0, STEPS))
-@settings(max_examples=30)
+@examples(10, sweep=30)
 def test_any_cut_equals_one_pass(shape: tuple[int, int, int, str], seed: int, positions: np.ndarray, at: int) -> None:
     """Chunks agree within rounding, and bit for bit if they are split at block boundaries."""
     case = Case.of(seed, shape)
@@ -202,7 +207,7 @@ def test_any_cut_equals_one_pass(shape: tuple[int, int, int, str], seed: int, po
 
 @pytest.mark.parametrize("shape", SHAPES)
 @given(seed=SEEDS, positions=POSITIONS, garbage=st.sampled_from([0.0, -1e4, 1e30]))
-@settings(max_examples=20)
+@examples(8, sweep=20)
 def test_padding_is_inert(shape: tuple[int, int, int, str], seed: int, positions: np.ndarray, garbage: float) -> None:
     """Finite numbers in padding have no effect. NaN would, as 0 * NaN, but the model makes none in padding."""
     case, valid = Case.of(seed, shape), positions >= 0
@@ -223,7 +228,7 @@ def test_a_row_of_padding_keeps_its_ring(shape: tuple[int, int, int, str]) -> No
 
 @pytest.mark.parametrize("shape", SHAPES)
 @given(seed=SEEDS, positions=POSITIONS)
-@settings(max_examples=20)
+@examples(8, sweep=20)
 def test_rows_of_the_ring_that_are_not_filled_yet_are_never_read(
     shape: tuple[int, int, int, str], seed: int, positions: np.ndarray
 ) -> None:
@@ -242,7 +247,7 @@ def test_rows_of_the_ring_that_are_not_filled_yet_are_never_read(
 
 @pytest.mark.parametrize("shape", SHAPES)
 @given(seed=SEEDS, begin=st.integers(0, STEPS))
-@settings(max_examples=20)
+@examples(8, sweep=20)
 def test_documents_in_one_row_do_not_see_each_other(shape: tuple[int, int, int, str], seed: int, begin: int) -> None:
     case = Case.of(seed, shape)
     packed = np.tile(np.r_[np.arange(begin), np.arange(STEPS - begin)].astype(np.int32), (ROWS, 1))
@@ -251,9 +256,9 @@ def test_documents_in_one_row_do_not_see_each_other(shape: tuple[int, int, int, 
     close(out, expected)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*swept((SHAPES[0],), (SHAPES[2],)), SHAPES[1], SHAPES[3]])
 @given(seed=SEEDS, place=st.lists(st.integers(-1, 20), min_size=ROWS, max_size=ROWS))
-@settings(max_examples=20)
+@examples(8, sweep=20)
 def test_blocks_that_only_others_fill_change_nothing(
     shape: tuple[int, int, int, str], seed: int, place: list[int]
 ) -> None:

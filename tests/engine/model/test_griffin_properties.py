@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis.extra import numpy as hnp
 from reference_griffin import reference_logits
 from roost.engine.core.config import PREFILL_BLOCK
@@ -19,6 +19,7 @@ from roost.engine.model.layers import rope_angles
 from roost.engine.model.slot_states import BlockedStates, ContiguousStates, SlotStates
 from roost.engine.model.state import ModelState, RecurrentState, zero_state
 from small_models import CPU_OPTIONS, SmallModel, counting, noisy_model, ragged, row_of
+from sweeps import examples, swept
 
 ROWS, STEPS, BLOCK = 2, 24, 4
 """Rows, steps and block size of the tests that draw lengths and chunk boundaries within one shape."""
@@ -96,7 +97,7 @@ def test_single_steps_equal_the_oracle(model: SmallModel) -> None:
 
 
 @given(tokens=TOKENS, lengths=LENGTHS, cuts=st.sets(st.integers(1, STEPS - 1), max_size=4))
-@settings(max_examples=25)
+@examples(10, sweep=25)
 def test_any_cuts_equal_one_pass(model: SmallModel, tokens: np.ndarray, lengths: list[int], cuts: set[int]) -> None:
     logits, state = read_in_chunks(model, tokens, lengths, sorted(cuts))
     whole, whole_state = read_in_chunks(model, tokens, lengths, [])
@@ -107,7 +108,7 @@ def test_any_cuts_equal_one_pass(model: SmallModel, tokens: np.ndarray, lengths:
 
 
 @given(tokens=TOKENS, lengths=LENGTHS, blocks=st.sets(st.integers(1, STEPS // BLOCK - 1)))
-@settings(max_examples=25)
+@examples(10, sweep=25)
 def test_cuts_on_the_grid_equal_one_pass_bit_for_bit(
     any_model: SmallModel, tokens: np.ndarray, lengths: list[int], blocks: set[int]
 ) -> None:
@@ -137,7 +138,7 @@ def gather(states: SlotStates, slots: jax.Array, fresh: jax.Array) -> ModelState
     return states.gather(slots, fresh)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [*swept("float32"), "bfloat16"])
 @pytest.mark.parametrize(("steps", "fewer"), [(1, [3, 1]), (PREFILL_BLOCK, [2, 0]), (PREFILL_BLOCK, [3])])
 def test_a_row_gives_the_same_bits_in_a_batch_of_any_size(dtype: str, steps: int, fewer: list[int]) -> None:
     """Four rows at four positions, and some of them again. Decode steps have at least two rows, chunks may have one."""
@@ -156,7 +157,7 @@ def test_a_row_gives_the_same_bits_in_a_batch_of_any_size(dtype: str, steps: int
 
 
 @given(tokens=TOKENS, lengths=LENGTHS, filler=st.integers(0, BASE.vocab_size - 1))
-@settings(max_examples=25)
+@examples(10, sweep=25)
 def test_padding_changes_nothing(model: SmallModel, tokens: np.ndarray, lengths: list[int], filler: int) -> None:
     """Token ids in padding have no effect, and a row of padding keeps its state."""
     positions = counting(lengths, STEPS, [30] * ROWS)
@@ -209,7 +210,7 @@ def rows_of(pool: BlockedStates) -> ModelState:
 
 
 @given(rows=st.lists(st.sampled_from([0, 1, 2, 3, 4, 9]), min_size=1, max_size=3), fresh=st.booleans())
-@settings(max_examples=20)
+@examples(8, sweep=20)
 def test_gather_copies_or_clears(model: SmallModel, rows: list[int], fresh: bool) -> None:
     """Slots 4 and 9 are past the end and read as zeros; the first row may be fresh."""
     pool = random_pool(model, seed=5)
@@ -231,7 +232,7 @@ def test_gather_copies_or_clears(model: SmallModel, rows: list[int], fresh: bool
 
 
 @given(rows=st.permutations([0, 1, 2, 3, 4, 9]).map(lambda order: order[:3]), count=st.integers(1, 3))
-@settings(max_examples=20)
+@examples(8, sweep=20)
 def test_scatter_writes_the_slots_named_and_no_others(model: SmallModel, rows: list[int], count: int) -> None:
     """Slots 4 and 9 are past the end and dropped."""
     pool, rows = random_pool(model, seed=6), rows[:count]
@@ -242,7 +243,7 @@ def test_scatter_writes_the_slots_named_and_no_others(model: SmallModel, rows: l
 
 
 @given(pairs=st.permutations([0, 1, 2, 3, 9]).map(lambda order: order[:3]), sources=st.permutations(range(4)))
-@settings(max_examples=20)
+@examples(8, sweep=20)
 def test_copy_reads_all_before_it_writes(model: SmallModel, pairs: list[int], sources: list[int]) -> None:
     pool = random_pool(model, seed=8)
     copied = jax.jit(BlockedStates.copy)(pool, jnp.array(sources[:3], jnp.int32), jnp.array(pairs, jnp.int32))

@@ -35,6 +35,7 @@ from roost.engine.platform import PORTABLE
 from roost.engine.worker.gpu_cards import tracing_for
 from roost.kernels import XLA, Backend, backends, native
 from small_models import CPU_OPTIONS, SmallModel, counting, ragged, tiny_a
+from sweeps import swept
 
 INT8 = jnp.dtype("int8")
 CONFIG = ModelConfig(
@@ -118,7 +119,7 @@ def test_dot_equals_exact_integer_arithmetic(shape: tuple[int, int, int], dtype:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("inputs", [768, 80])
+@pytest.mark.parametrize("inputs", [*swept(768), 80])
 def test_a_row_of_dot_has_the_same_bits_in_any_batch(inputs: int, dtype: str) -> None:
     """Batches of all sizes, a single row, and a token in a prefill chunk."""
     x, weight = product(64, inputs, 96, dtype)
@@ -162,7 +163,7 @@ def test_dot_is_close_to_that_of_floats() -> None:
     assert np.abs(np.asarray(jit_dot(x, weight)) - exact).mean() < 0.05 * np.abs(exact).mean()
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=[*swept("float32"), "bfloat16"])
 def quantized(request: pytest.FixtureRequest) -> SmallModel:
     return tiny_a(request.param, matrices="int8")
 

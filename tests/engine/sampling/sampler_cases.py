@@ -3,14 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Final
 
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import settings
 from jaxtyping import Array
 from roost.engine.core.output_constraint import mask_of_ids, words_of_mask
 from roost.engine.core.request import Request
@@ -21,6 +19,7 @@ from roost.engine.sampling.state import TokenMemory, no_tokens
 from roost.engine.worker.transfer import sampling_columns
 from roost.kernels.backends import TPU
 from roost.kernels.sampling.pallas_tpu import sample_tpu
+from sweeps import examples
 
 DRAWS = 2048
 """Number of rows of `counts`: one distribution, as many seeds."""
@@ -52,7 +51,7 @@ on_tpu: Sampler = jax.jit(
 
 every_sampler = pytest.mark.parametrize("sampler", [jitted, on_tpu], ids=["xla", "tpu"])
 
-FEW: Final = settings(max_examples=12)
+few_examples = examples(4, sweep=12)
 """Number of examples for the interpreted kernel, which takes five times as long as XLA."""
 
 
@@ -73,9 +72,9 @@ def memory_of(
     for place, token in enumerate(generated, PROMPT):
         recent[:, place % PENALTY_WINDOW] = token
     return TokenMemory(
-        in_prompt=jnp.tile(mask_of_ids(prompt, words), (rows, 1)),
-        allowed=jnp.stack([everything if p.static_mask is None else p.static_mask.mask(words) for p in requests]),
-        recent=jnp.asarray(recent),
+        in_prompt=np.tile(mask_of_ids(prompt, words), (rows, 1)),
+        allowed=np.stack([everything if p.static_mask is None else p.static_mask.mask(words) for p in requests]),
+        recent=recent,
     )
 
 

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from roost.engine.core.sampling_params import NO_TOKEN, PENALTY_WINDOW, SamplingParams
 from roost.engine.sampling.reference import reference_distribution
 from roost.engine.sampling.state import (
@@ -15,7 +15,6 @@ from roost.engine.sampling.state import (
     record_tokens,
 )
 from sampler_cases import (
-    FEW,
     PROMPT,
     ROWS,
     VOCAB,
@@ -23,6 +22,7 @@ from sampler_cases import (
     check_frequencies,
     counts,
     every_sampler,
+    few_examples,
     jitted,
     memory_of,
     on_tpu,
@@ -30,6 +30,7 @@ from sampler_cases import (
     run,
     state_of,
 )
+from sweeps import examples
 
 RULES = st.fixed_dictionaries(
     {
@@ -73,7 +74,7 @@ processed_logits = given(
 
 
 @processed_logits
-@settings(max_examples=25)
+@examples(8, sweep=25)
 def test_masks_biases_and_penalties_are_those_of_the_reference(
     seed: int, rules: dict[str, Any], prompt: list[int], generated: list[int]
 ) -> None:
@@ -81,7 +82,7 @@ def test_masks_biases_and_penalties_are_those_of_the_reference(
 
 
 @processed_logits
-@FEW
+@few_examples
 def test_masks_biases_and_penalties_of_the_tpu_kernel_are_those_of_the_reference(
     seed: int, rules: dict[str, Any], prompt: list[int], generated: list[int]
 ) -> None:
@@ -96,9 +97,9 @@ def check_against_reference(
     params = SamplingParams(seed=seed, stop_token_ids=(3, 5), **rules)
     memory = memory_of([params], VOCAB, prompt, generated)
     expected = reference_distribution(logits, params, len(generated), prompt, generated)
-    greedy = run(
-        logits[None], [replace(params, temperature=0.0)], len(generated), memory=memory, sampler=sampler
-    ).tokens[0]
+    memories = jax.tree.map(lambda x: np.repeat(x, ROWS, axis=0), memory)
+    best, several = [replace(params, temperature=0.0)] * ROWS, np.tile(logits, (ROWS, 1))
+    greedy = run(several, best, len(generated), memory=memories, sampler=sampler).tokens[0]
     assert expected[greedy] == pytest.approx(expected.max(), rel=1e-4)
     check_frequencies(counts(logits, params, len(generated), memory, sampler=sampler), expected)
 

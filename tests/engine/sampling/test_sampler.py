@@ -6,10 +6,9 @@ from typing import Any
 
 import hypothesis.strategies as st
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from roost.engine.core.errors import ParameterError
 from roost.engine.core.sampling_params import NO_CHOICE, NO_TOKEN, SamplingParams
 from roost.engine.platform import CPU_OPTIONS
@@ -20,6 +19,7 @@ from roost.kernels import XLA
 from roost.kernels.backends import TPU
 from roost.kernels.sampling.top_k import top_k_by_blocks
 from sampler_cases import FILTERS, ROWS, VOCAB, Sampler, every_sampler, memory_of, quantised, run
+from sweeps import examples
 
 REQUESTS = st.lists(
     st.fixed_dictionaries(
@@ -65,6 +65,7 @@ EXTREMES = st.fixed_dictionaries(
 
 @every_sampler
 @given(seed=st.integers(0, 2**32), fields=REQUESTS, order=st.permutations(range(ROWS)), num_tokens=st.integers(0, 2))
+@examples(12, sweep=50)
 def test_a_row_does_not_depend_on_the_others(
     seed: int, fields: list[dict[str, Any]], order: list[int], num_tokens: int, sampler: Sampler
 ) -> None:
@@ -72,18 +73,19 @@ def test_a_row_does_not_depend_on_the_others(
     logits, requests = quantised(seed, ROWS * VOCAB, 2.0).reshape(ROWS, VOCAB), [SamplingParams(**f) for f in fields]
     together = run(logits, requests, num_tokens, sampler=sampler)
     turned = run(logits[order], [requests[i] for i in order], num_tokens, sampler=sampler)
-    np.testing.assert_array_equal(turned.tokens, together.tokens[jnp.array(order)])
+    np.testing.assert_array_equal(turned.tokens, np.asarray(together.tokens)[order])
     others = [requests[0], *[SamplingParams(temperature=0.0)] * (ROWS - 1)]
     alone = run(
         np.vstack([logits[:1], -logits[1:]]), others, num_tokens, [True] + [False] * (ROWS - 1), sampler=sampler
     )
     assert alone.tokens[0] == together.tokens[0]
     if requests[0].logprobs is not None:
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), alone.logprobs, together.logprobs)
+        logprobs = jax.tree.map(np.asarray, (alone.logprobs, together.logprobs))
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), *logprobs)
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=20)
+@examples(8, sweep=20)
 def test_greedy_takes_the_lowest_of_the_best_ids(seed: int) -> None:
     logits = np.random.default_rng(seed).integers(0, 4, (ROWS, VOCAB)).astype(np.float32)
     tokens = run(logits, [SamplingParams(temperature=0.0)] * ROWS).tokens
@@ -158,7 +160,7 @@ def test_logits_that_are_not_numbers_give_no_token(
     fields=EXTREMES,
     generated=st.lists(st.integers(0, 40), max_size=30),
 )
-@settings(max_examples=150)
+@examples(40, sweep=150)
 def test_extreme_values_give_an_allowed_token(
     seed: int, scale: float, fields: dict[str, Any], generated: list[int], sampler: Sampler
 ) -> None:

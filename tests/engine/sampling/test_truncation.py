@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.sampling.draw import draw_from_candidates
 from roost.engine.sampling.reference import reference_distribution
@@ -19,7 +19,6 @@ from roost.engine.sampling.state import (
 )
 from sampler_cases import (
     DRAWS,
-    FEW,
     FILTERS,
     ROWS,
     VOCAB,
@@ -27,30 +26,32 @@ from sampler_cases import (
     check_frequencies,
     counts,
     every_sampler,
+    few_examples,
     jitted,
     on_tpu,
     quantised,
     run,
     state_of,
 )
+from sweeps import examples, swept
 
 filtered_logits = given(
     seed=st.integers(0, 2**32), scale=st.sampled_from([0.0, 0.5, 1.0, 3.0]), narrowing=st.fixed_dictionaries(FILTERS)
 )
 
 
-@pytest.mark.parametrize("vocab", [12, VOCAB])
+@pytest.mark.parametrize("vocab", [*swept(12), VOCAB])
 @filtered_logits
-@settings(max_examples=40)
+@examples(10, sweep=40)
 def test_tokens_come_as_often_as_the_reference_says(
     vocab: int, seed: int, scale: float, narrowing: dict[str, Any]
 ) -> None:
     check_against_reference(vocab, seed, scale, narrowing, jitted)
 
 
-@pytest.mark.parametrize("vocab", [12, VOCAB])
+@pytest.mark.parametrize("vocab", [*swept(12), VOCAB])
 @filtered_logits
-@FEW
+@few_examples
 def test_tokens_of_the_tpu_kernel_come_as_often_as_the_reference_says(
     vocab: int, seed: int, scale: float, narrowing: dict[str, Any]
 ) -> None:
@@ -72,7 +73,7 @@ def check_against_reference(vocab: int, seed: int, scale: float, narrowing: dict
 
 
 @every_sampler
-@pytest.mark.parametrize("vocab", [12, VOCAB])
+@pytest.mark.parametrize("vocab", [*swept(12), VOCAB])
 @pytest.mark.parametrize(
     ("narrowing", "allowed"),
     [
@@ -102,7 +103,7 @@ def test_which_tokens_are_allowed(vocab: int, narrowing: dict[str, Any], allowed
 
 
 @every_sampler
-@pytest.mark.parametrize("vocab", [12, VOCAB])
+@pytest.mark.parametrize("vocab", [*swept(12), VOCAB])
 @pytest.mark.parametrize(
     ("narrowing", "places"),
     [
@@ -134,6 +135,7 @@ def test_which_tokens_are_typical(vocab: int, narrowing: dict[str, Any], places:
     temperature=st.floats(1e-30, 1e-3) | st.floats(1e-3, 2.0),
     narrowing=st.fixed_dictionaries({"top_k": st.integers(0, 3), "top_p": st.just(1.0) | st.floats(1e-9, 0.999)}),
 )
+@examples(15, sweep=50)
 def test_the_best_token_is_always_allowed(
     seed: int, temperature: float, narrowing: dict[str, Any], sampler: Sampler
 ) -> None:

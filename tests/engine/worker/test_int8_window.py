@@ -1,4 +1,7 @@
-"""The engine with `kv_dtype="int8"`: the invariance tests of other modules, and states in int8."""
+"""The engine with `kv_dtype="int8"`: the invariance tests of other modules, and states in int8.
+
+By default, matrices are in int8 too.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +27,7 @@ from roost.engine.model.config import PRESETS
 from roost.engine.prefix_cache.state_file import unpack
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.worker.known_slots import slots_key
+from sweeps import swept
 from test_resume import (  # noqa: F401 - collected here again, with this module's runner
     test_outputs_with_cache_equal_outputs_without,
     test_restore_between_two_block_boundaries,
@@ -38,14 +42,19 @@ from test_runner import (  # noqa: F401 - collected here again
     test_prompt_logprobs_do_not_depend_on_the_chunks,
     test_what_is_no_number_ends_its_own_request_alone,
 )
-from test_runner_int8 import test_most_greedy_tokens_are_the_official_ones  # noqa: F401 - likewise
+from test_runner_int8 import (  # noqa: F401 - likewise
+    test_in_a_crowd_a_request_gets_what_it_gets_alone,
+    test_most_greedy_tokens_are_the_official_ones,
+    test_one_broken_number_ends_its_request,
+)
 
 PROMPT = tuple(np.random.default_rng(3).integers(3, 320, 300).tolist())
 
 
-@pytest.fixture(scope="module")
-def runner() -> Iterator[ModelRunner]:
-    config = EngineConfig(SLOTS, prefill_chunk=64, dtype="bfloat16", kv_dtype="int8", state_cache_inexact=True)
+@pytest.fixture(scope="module", params=["int8", *swept(None)], ids=["int8", "bfloat16"])
+def runner(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
+    kinds = {"dtype": "bfloat16", "quantize": request.param, "kv_dtype": "int8"}
+    config = EngineConfig(SLOTS, prefill_chunk=64, state_cache_inexact=True, **kinds)
     runner = load_runner(open_model(str(TINY / "hf")), config)
     yield runner
     assert runner.compiles_since_ready == 0

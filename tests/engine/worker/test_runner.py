@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from roost.engine import EngineCore, ModelRunner, Request, SamplingParams
 from roost.engine.core.config import StepLimits
 from roost.engine.core.errors import ConstraintError, NumericError
@@ -20,6 +20,7 @@ from roost.engine.core.output_constraint import TokenMask, mask_of_ids
 from roost.engine.core.request import Batch, FinishReason, PrefillBatch, RowResult, TokenOutput
 from roost.engine.scheduling.plan import Commit
 from roost.engine.scheduling.scheduler import Scheduler
+from sweeps import examples
 
 TINY = Path(__file__).parents[2] / "golden" / "tiny-a"
 SLOTS = 4
@@ -108,7 +109,7 @@ def requests(draw: st.DrawFn) -> list[tuple[list[int], dict[str, Any]]]:
     return crowd
 
 
-@settings(max_examples=15)
+@examples(6, sweep=15)
 @given(crowd=requests(), stagger=st.integers(0, 4))
 def test_in_any_crowd_a_request_gets_what_it_gets_alone(
     runner: ModelRunner, crowd: list[tuple[list[int], dict[str, Any]]], stagger: int
@@ -137,7 +138,7 @@ class SchedulerOnAnotherDevice(Scheduler):
         return super().commit(batch, results, next(self.seconds))
 
 
-@settings(max_examples=8)
+@examples(4, sweep=8)
 @given(
     crowd=requests(),
     stagger=st.integers(0, 4),

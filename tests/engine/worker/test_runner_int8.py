@@ -1,4 +1,7 @@
-"""The engine with `quantize="int8"`: results do not depend on neighbours, and are close to those in float."""
+"""The engine with `quantize="int8"`: results do not depend on neighbours, and are close to those in float.
+
+By default, `test_int8_window.py` runs these tests, with windows in int8 too.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +28,7 @@ from roost.engine.model.collectives import Collectives
 from roost.engine.model.quantization import QuantizedMatrix
 from roost.engine.platform import CPU
 from roost.engine.worker.loading import open_weights
+from sweeps import swept
 from test_runner import SLOTS, TINY, ids, put_states, serve, states_of, uncounted_compiles
 
 CROWD: list[tuple[int, dict[str, Any]]] = [
@@ -39,7 +43,7 @@ CROWD: list[tuple[int, dict[str, Any]]] = [
 """Length of each prompt and its sampling parameters; there are more requests than slots."""
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=swept("float32", "bfloat16"))
 def runner(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
     config = EngineConfig(SLOTS, prefill_chunk=64, dtype=request.param, quantize="int8")
     runner = load_runner(open_model(str(TINY / "hf")), config)
@@ -72,16 +76,17 @@ def test_most_greedy_tokens_are_the_official_ones(runner: ModelRunner) -> None:
 
 
 def spoil(runner: ModelRunner, leaf: int, value: float) -> bool:
-    """Overwrites slot 0's first number in one array of the state; returns whether there is such an array."""
+    """Overwrites slot 0's first number in one array of floats of the state; returns whether there is such an array."""
     states = states_of(runner)
     with uncounted_compiles(runner):
         slots = jnp.zeros(1, jnp.int32)
         parts, tree = jax.tree.flatten(states.gather(slots, jnp.zeros(1, jnp.bool)))
-        if leaf >= len(parts):
+        places = [place for place, part in enumerate(parts) if part.dtype != jnp.int8]
+        if leaf >= len(places):
             return False
-        host = np.array(parts[leaf])
+        host = np.array(parts[places[leaf]])
         host.flat[0] = value
-        parts[leaf] = jnp.asarray(host)
+        parts[places[leaf]] = jnp.asarray(host)
         put_states(runner, states.scatter(slots, jax.tree.unflatten(tree, parts)))
     return True
 
