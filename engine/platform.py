@@ -230,7 +230,7 @@ def numerics() -> str:
     """
     versions = [importlib.metadata.version(package) for package in ("roost", "jaxlib")]
     device = (jax.local_devices()[0].device_kind, platform.machine(), platform.processor(), native.instruction_sets())
-    facts = repr((versions, *device, native.chosen_products()))
+    facts = repr((versions, *device, native.chosen_products(), native.CALLS_VERSION))
     return hashlib.sha256(facts.encode()).hexdigest()[:8]
 
 

@@ -203,9 +203,6 @@ class RGLRU(nnx.Module):
     def _gates(self, x: Float32[Array, "B T E"]) -> tuple[Float32[Array, "B T E"], Float32[Array, "B T E"]]:
         weight, bias = self.gate_weight.get_value(), self.gate_bias[...]
         blocks, size = bias.shape[0], bias.shape[1] // 2
-        if isinstance(weight, PackedGates):
-            gates = native.block_product(x.reshape(-1, blocks, size), weight.values, bias)
-            return gates[..., :size].reshape(x.shape), gates[..., size:].reshape(x.shape)
         rows = _pad_rows(x.reshape(-1, blocks, size).astype(weight.dtype), weight.dtype)
         gates = jnp.einsum(
             "rni,nio->rno",
@@ -237,8 +234,8 @@ class RecurrentBlock(nnx.Module):
         if recurrent_block.has_kernel(self.rg_lru.backend, u.shape[1], self.rg_lru.gate_bias.shape[1] // 2):
             return self._fused(u, state, positions, block)
         gates = self.rg_lru.gate_weight.get_value()
-        if isinstance(gates, PackedGates) and u.shape[1] == 1:
-            return (*self._native_step(u, state, positions, gates), None)
+        if isinstance(gates, PackedGates):
+            return self._native(u, state, positions, block, gates)
         x, y = jnp.split(self.xy(u), 2, axis=-1)
         old = self._first_rows(state, u.shape[0])
         c, conv = causal_conv1d(x, self.conv_weight[...], self.conv_bias[...], old.conv, positions)
@@ -251,13 +248,21 @@ class RecurrentBlock(nnx.Module):
         new = self._with_first_rows(state, RecurrentState(last, conv))
         return self.out((h * _gelu(y)).astype(u.dtype)), new, block_states
 
-    def _native_step(
-        self, u: Float[Array, "B 1 D"], state: RecurrentState, positions: Int32[Array, "B 1"], gates: PackedGates
-    ) -> tuple[Float[Array, "B 1 D"], RecurrentState]:
+    def _native(
+        self,
+        u: Float[Array, "B T D"],
+        state: RecurrentState,
+        positions: Int32[Array, "B T"],
+        block: int,
+        gates: PackedGates,
+    ) -> tuple[Float[Array, "B T D"], RecurrentState, RecurrentBlockStates | None]:
         weights = (self.conv_weight[...], self.conv_bias[...], gates.values, self.rg_lru.gate_bias[...])
-        inputs = (*weights, self.rg_lru.a_param[...], state.conv, state.h, positions[:, 0])
-        mixed, conv, h = native.recurrent_step(self.xy(u)[:, 0], *inputs)
-        return self.out(mixed)[:, None], RecurrentState(h, conv)
+        inputs, xy = (*weights, self.rg_lru.a_param[...], state.conv, state.h), self.xy(u)
+        if u.shape[1] == 1:
+            mixed, conv, h = native.recurrent_step(xy[:, 0], *inputs, positions[:, 0])
+            return self.out(mixed)[:, None], RecurrentState(h, conv), None
+        mixed, conv, h, kept_conv, kept_h = native.recurrent_chunk(xy, *inputs, positions, every=block)
+        return self.out(mixed), RecurrentState(h, conv), RecurrentBlockStates(kept_h, kept_conv)
 
     def _first_rows(self, state: RecurrentState, rows: int) -> RecurrentState:
         """Returns the rows of a decode step; see `SlotStates.first`."""

@@ -31,14 +31,18 @@ CALLS: Final = (
     "roost_bf16_gated_mlp",
     "roost_rms_norm",
     "roost_add_rms_norm",
-    "roost_block_product",
     "roost_recurrent_step",
+    "roost_recurrent_chunk",
     "roost_decode_attention",
+    "roost_prefill_attention",
 )
 """Names of the custom calls."""
 
-_CALLS_VERSION: Final = 2
-"""Version of the calls' arguments, raised together with that in cpu.cc. An editable install keeps what it compiled."""
+CALLS_VERSION: Final = 3
+"""Version of the calls' arguments and of their results' bits, raised together with that in cpu.cc.
+
+An editable install keeps what it compiled.
+"""
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
 
@@ -69,7 +73,7 @@ def why_unavailable() -> str | None:
         return "this installation has none; the wheel for Linux on x86-64 has, and so has one built with a C++ compiler"
     library = _library()
     version = getattr(library, "roost_calls_version", None)
-    if version is None or version() != _CALLS_VERSION:
+    if version is None or version() != CALLS_VERSION:
         return "they were compiled from another cpu.cc; `pip install --no-deps -e .` compiles them again"
     if not library.roost_supported():
         return "this processor lacks AVX-512 VNNI or BF16"
@@ -302,7 +306,7 @@ def can_pack_gates(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
 
 
 def pack_gates(weight: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
-    """Packs block-diagonal weights of two gates in place, in the layout that `block_product` reads.
+    """Packs block-diagonal weights of two gates in place, in the layout that `recurrent_step` reads.
 
     Args:
       weight: Weights `[N, e, 2 e]`, the input gate's columns first; see `can_pack_gates`.
@@ -321,13 +325,6 @@ def packed_gates_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the shape of packed gates; see `pack_gates`."""
     blocks, inputs, _ = shape
     return blocks, inputs // STRIP_OUTPUTS, inputs, 2 * STRIP_OUTPUTS
-
-
-def block_product(
-    x: Float32[Array, "R N e"], weight: Float32[Array, "N S e 32"], bias: Float32[Array, "N e2"]
-) -> Float32[Array, "R N e2"]:
-    """Computes y[r, n] = x[r, n] · weight[n] + bias[n], a block-diagonal product with packed weights of two gates."""
-    return _call("roost_block_product", (*x.shape[:2], 2 * x.shape[2]), jnp.dtype("float32"), x, weight, bias)
 
 
 def recurrent_step(
@@ -363,6 +360,52 @@ def recurrent_step(
     return out, new_conv, new_h
 
 
+def recurrent_chunk(
+    xy: Float[Array, "B T E2"],
+    conv_weight: Float32[Array, "K E"],
+    conv_bias: Float32[Array, " E"],
+    gates: Float32[Array, "N S e 32"],
+    gate_bias: Float32[Array, "N e2"],
+    a_param: Float32[Array, " E"],
+    conv: Float[Array, "K1 B E"],
+    h: Float32[Array, "B E"],
+    positions: Int32[Array, "B T"],
+    every: int,
+) -> tuple[
+    Float[Array, "B T E"],
+    Float[Array, "K1 B E"],
+    Float32[Array, "B E"],
+    Float[Array, "B M K1 E"],
+    Float32[Array, "B M E"],
+]:
+    """Computes `recurrent_step` for a chunk of tokens per row, with the bits of steps one after the other.
+
+    Args:
+      xy: Input projections of the block, x first, in float32 or bfloat16.
+      conv_weight, conv_bias, gates, gate_bias, a_param: See `recurrent_step`.
+      conv: State of the convolution before the chunk, in the dtype of xy.
+      h: State of the RG-LRU before the chunk.
+      positions: Positions of the tokens; padding, with negative positions, comes last.
+      every: Number of tokens between states that are kept.
+
+    Returns:
+      Inputs of the output projection, in the dtype of xy; the new conv; the new h; the conv and the h after every
+      `every` tokens, of which there are M = T // every.
+    """
+    (rows, steps, _), (taps, width), kind = xy.shape, conv_weight.shape, xy.dtype
+    results = (
+        jax.ShapeDtypeStruct((rows, steps, width), kind),
+        jax.ShapeDtypeStruct(conv.shape, kind),
+        jax.ShapeDtypeStruct(h.shape, h.dtype),
+        jax.ShapeDtypeStruct((rows, steps // every, taps - 1, width), kind),
+        jax.ShapeDtypeStruct((rows, steps // every, width), h.dtype),
+    )
+    inputs = (xy, conv_weight, conv_bias, gates, gate_bias, log_decay_of(a_param), conv, h, positions)
+    call: Any = jax.ffi.ffi_call("roost_recurrent_chunk", results)
+    out, new_conv, new_h, kept_conv, kept_h = call(*inputs, every=np.int64(every))
+    return out, new_conv, new_h, kept_conv, kept_h
+
+
 def decode_attention(
     q: BFloat16[Array, "B N d"],
     k: BFloat16[Array, "B d"],
@@ -393,6 +436,35 @@ def decode_attention(
     window = sum(keys.shape[1] for keys, _ in rings[0])
     mixed, *written = call(*inputs, window=np.int64(window))
     return mixed, jax.tree.unflatten(structure, written)
+
+
+def prefill_attention(
+    q: BFloat16[Array, "B T N d"],
+    k: BFloat16[Array, "B T d"],
+    v: BFloat16[Array, "B T d"],
+    ring_k: BFloat16[Array, "B W d"],
+    ring_v: BFloat16[Array, "B W d"],
+    positions: Int32[Array, "B T"],
+    products: Products | None = None,
+) -> BFloat16[Array, "B T N d"]:
+    """Attends with a chunk of queries per row to a ring, which is only read, and to the chunk.
+
+    A query's bits do not depend on the chunk that it is in.
+
+    Args:
+      q: Queries of the chunk; d is a multiple of 16.
+      k: Keys of the chunk.
+      v: Values of the chunk.
+      ring_k: Keys of the W tokens before the chunk.
+      ring_v: Values of those tokens.
+      positions: Positions of the tokens, consecutive within a row; padding, with negative positions, comes last.
+      products: Way to compute products; None for the faster one here.
+
+    Returns:
+      Outputs of the heads, zeros in padding.
+    """
+    inputs = (q, k, v, ring_k, ring_v, positions)
+    return _call("roost_prefill_attention", q.shape, q.dtype, *inputs, in_pairs=_in_pairs(products))
 
 
 def _or_empty(bias: Float32[Array, " O"] | None) -> Float32[Array, " _"]:

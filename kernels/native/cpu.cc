@@ -431,14 +431,21 @@ ROOST_INLINE void PackedStrips(const uint8_t* const (&w)[Parts], int64_t next, c
   }
 }
 
+// A packed matrix, or columns of one: strips of `inputs` inputs that are `strip_bytes` apart.
+template <typename K>
+struct Strips {
+  const uint8_t* begin;
+  int64_t inputs;
+  int64_t strip_bytes = inputs / K::kGroup * kGroupBytes;
+};
+
 // Computes outputs [o, o + 16 * Parts) of all rows.
 template <typename K, int Parts, int Rows, typename Y, typename Finish>
-ROOST_INLINE void StoreStrips(const uint8_t* w, int64_t o, const typename K::X* x, int64_t rows, int64_t inputs, Y* y,
-                              int64_t outputs, const Finish& finish) {
-  const int64_t strip_bytes = inputs / K::kGroup * kGroupBytes;
+ROOST_INLINE void StoreStrips(const Strips<K>& w, int64_t o, const typename K::X* x, int64_t rows, Y* y, int64_t outputs,
+                              const Finish& finish) {
   const uint8_t* strips[Parts];
-  for (int p = 0; p < Parts; ++p) strips[p] = w + (o / kStripOutputs + p) * strip_bytes;
-  PackedStrips<K, Parts, Rows>(strips, Parts * strip_bytes, x, rows, inputs, [&](const typename K::Lanes(&sums)[Parts], int64_t r) {
+  for (int p = 0; p < Parts; ++p) strips[p] = w.begin + (o / kStripOutputs + p) * w.strip_bytes;
+  PackedStrips<K, Parts, Rows>(strips, Parts * w.strip_bytes, x, rows, w.inputs, [&](const typename K::Lanes(&sums)[Parts], int64_t r) {
     ROOST_UNROLL
     for (int p = 0; p < Parts; ++p) {
       const int64_t from = o + p * kStripOutputs;
@@ -449,22 +456,22 @@ ROOST_INLINE void StoreStrips(const uint8_t* w, int64_t o, const typename K::X* 
 
 // Computes outputs [begin, end) of all rows; both are multiples of a strip's outputs.
 template <typename K, int Parts, int Rows, typename Y, typename Finish>
-void PackedRange(const uint8_t* w, int64_t begin, int64_t end, const typename K::X* x, int64_t rows, int64_t inputs,
-                 Y* y, int64_t outputs, const Finish& finish) {
+void PackedRange(const Strips<K>& w, int64_t begin, int64_t end, const typename K::X* x, int64_t rows, Y* y,
+                 int64_t outputs, const Finish& finish) {
   int64_t o = begin;
   for (; o + Parts * kStripOutputs <= end; o += Parts * kStripOutputs) {
-    StoreStrips<K, Parts, Rows>(w, o, x, rows, inputs, y, outputs, finish);
+    StoreStrips<K, Parts, Rows>(w, o, x, rows, y, outputs, finish);
   }
-  for (; o < end; o += kStripOutputs) StoreStrips<K, 1, Rows>(w, o, x, rows, inputs, y, outputs, finish);
+  for (; o < end; o += kStripOutputs) StoreStrips<K, 1, Rows>(w, o, x, rows, y, outputs, finish);
 }
 
 template <typename K, typename Y, typename Finish>
-void PackedProduct(const uint8_t* w, int64_t begin, int64_t end, const typename K::X* x, int64_t rows, int64_t inputs,
-                   Y* y, int64_t outputs, const Finish& finish) {
-  if (rows == 1) return PackedRange<K, 4, 1>(w, begin, end, x, rows, inputs, y, outputs, finish);
-  if (rows == 2) return PackedRange<K, 4, 2>(w, begin, end, x, rows, inputs, y, outputs, finish);
-  if (rows <= 4) return PackedRange<K, 3, 4>(w, begin, end, x, rows, inputs, y, outputs, finish);
-  PackedRange<K, 3, 8>(w, begin, end, x, rows, inputs, y, outputs, finish);
+void PackedProduct(const Strips<K>& w, int64_t begin, int64_t end, const typename K::X* x, int64_t rows, Y* y,
+                   int64_t outputs, const Finish& finish) {
+  if (rows == 1) return PackedRange<K, 4, 1>(w, begin, end, x, rows, y, outputs, finish);
+  if (rows == 2) return PackedRange<K, 4, 2>(w, begin, end, x, rows, y, outputs, finish);
+  if (rows <= 4) return PackedRange<K, 3, 4>(w, begin, end, x, rows, y, outputs, finish);
+  PackedRange<K, 3, 8>(w, begin, end, x, rows, y, outputs, finish);
 }
 
 // ---- quantisation to int8
@@ -560,8 +567,8 @@ ROOST_INLINE __m512 Sigmoid(__m512 x) {
   return _mm512_div_ps(_mm512_mask_mov_ps(one, is_negative, tail), _mm512_add_ps(one, tail));
 }
 
-// Returns 1 - e^x for x <= 0, accurate near 0.
-ROOST_INLINE __m512 OneMinusExp(__m512 x) {
+// Returns 1 - e^x for x <= 0, accurate near 0, given e^x.
+ROOST_INLINE __m512 OneMinusExp(__m512 x, __m512 exp) {
   __m512 p = _mm512_set1_ps(1.0f / 362880);
   ROOST_UNROLL
   for (const float c : {1.0f / 40320, 1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f}) {
@@ -569,7 +576,7 @@ ROOST_INLINE __m512 OneMinusExp(__m512 x) {
   }
   const __m512 near = _mm512_mul_ps(_mm512_sub_ps(_mm512_setzero_ps(), x), p);
   const __mmask16 is_far = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-0.5f), _CMP_LT_OQ);
-  return _mm512_mask_sub_ps(near, is_far, _mm512_set1_ps(1.0f), Exp(x));
+  return _mm512_mask_sub_ps(near, is_far, _mm512_set1_ps(1.0f), exp);
 }
 
 // Returns gelu(x) in the approximation by tanh: x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3)).
@@ -582,7 +589,8 @@ ROOST_INLINE __m512 Gelu(__m512 x) {
 // Returns tanh(x), accurate near 0, and NaN for NaN.
 ROOST_INLINE __m512 Tanh(__m512 x) {
   const __m512 minus = _mm512_set1_ps(-0.0f), tail = _mm512_mul_ps(_mm512_set1_ps(-2.0f), _mm512_abs_ps(x));
-  const __m512 size = _mm512_div_ps(OneMinusExp(tail), _mm512_add_ps(_mm512_set1_ps(1.0f), Exp(tail)));
+  const __m512 exp = Exp(tail);
+  const __m512 size = _mm512_div_ps(OneMinusExp(tail, exp), _mm512_add_ps(_mm512_set1_ps(1.0f), exp));
   return _mm512_or_ps(size, _mm512_and_ps(minus, x));
 }
 
@@ -710,7 +718,7 @@ void Multiply(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, c
   const Rows<K> prepared = Prepare<K, Which>(pool, x, rows, inputs);
   const auto finish = FinishOf(prepared, w);
   InPieces(pool, w.outputs, inputs * 4 / K::kGroup, [=](int64_t begin, int64_t end) {
-    PackedProduct<K>(w.values, begin, end, prepared.values, rows, inputs, y, w.outputs, finish);
+    PackedProduct<K>(Strips<K>{w.values, inputs}, begin, end, prepared.values, rows, y, w.outputs, finish);
   });
 }
 
@@ -762,7 +770,7 @@ struct OutputLayer {
 
   // Computes logits [begin, end) of all rows; y is where logit 0 of the first row would be, and rows are `stride` apart.
   void Piece(int64_t begin, int64_t end, float* y, int64_t stride) const {
-    PackedProduct<K>(w.values, begin, end, x.values, rows, inputs, y, stride, FinishOf(x, w));
+    PackedProduct<K>(Strips<K>{w.values, inputs}, begin, end, x.values, rows, y, stride, FinishOf(x, w));
     if (cap == 0.0f) return;
     const __m512 factor = _mm512_set1_ps(cap);
     for (int64_t r = 0; r < rows; ++r) {
@@ -973,27 +981,27 @@ ffi::Error AddRmsNormImpl(ffi::ThreadPool pool, float eps, Bf16Buffer x, Bf16Buf
   return ffi::Error::Success();
 }
 
-// ---- block-diagonal products in float32, of the RG-LRU's gates
+// ---- the recurrent block between its projections
 
-// A block has `inputs` channels and the columns of two gates for each. Packed, sixteen channels of both gates are a
-// strip, which has 32 columns for each input.
+// A diagonal block of the RG-LRU's gates has `inputs` channels and the columns of two gates for each. Packed, sixteen
+// channels of both gates are a strip, which has 32 columns for each input.
 constexpr int64_t kGateColumns = 32;
 
-// Computes a strip for `Rows` rows of x, which are `x_stride` apart; biases of the gates are `inputs` apart.
-template <int Rows>
+// Computes a strip for `Tokens` rows of x, which are `x_stride` apart; biases of the gates are `inputs` apart.
+template <int Tokens>
 ROOST_INLINE void GateSums(const float* w, const float* bias, const float* x, int64_t x_stride, int64_t last,
-                           int64_t inputs, __m512 (&sums)[Rows][2]) {
-  const float* rows[Rows];
-  for (int r = 0; r < Rows; ++r) rows[r] = x + std::min<int64_t>(r, last) * x_stride;
+                           int64_t inputs, __m512 (&sums)[Tokens][2]) {
+  const float* rows[Tokens];
+  for (int r = 0; r < Tokens; ++r) rows[r] = x + std::min<int64_t>(r, last) * x_stride;
   ROOST_UNROLL
-  for (int r = 0; r < Rows; ++r) {
+  for (int r = 0; r < Tokens; ++r) {
     sums[r][0] = _mm512_loadu_ps(bias);
     sums[r][1] = _mm512_loadu_ps(bias + inputs);
   }
   for (int64_t i = 0; i < inputs; ++i, w += kGateColumns) {
     const __m512 a = _mm512_loadu_ps(w), b = _mm512_loadu_ps(w + 16);
     ROOST_UNROLL
-    for (int r = 0; r < Rows; ++r) {
+    for (int r = 0; r < Tokens; ++r) {
       const __m512 factor = _mm512_set1_ps(rows[r][i]);
       sums[r][0] = _mm512_fmadd_ps(factor, a, sums[r][0]);
       sums[r][1] = _mm512_fmadd_ps(factor, b, sums[r][1]);
@@ -1001,44 +1009,11 @@ ROOST_INLINE void GateSums(const float* w, const float* bias, const float* x, in
   }
 }
 
-// Stores a strip for `Rows` rows: rows of y are `y_stride` apart, and the gates `inputs`.
-template <int Rows>
-ROOST_INLINE void GateStrip(const float* w, const float* bias, const float* x, int64_t x_stride, int64_t last,
-                            int64_t inputs, float* y, int64_t y_stride) {
-  __m512 sums[Rows][2];
-  GateSums<Rows>(w, bias, x, x_stride, last, inputs, sums);
-  for (int r = 0; r < Rows && r <= last; ++r) {
-    _mm512_storeu_ps(y + r * y_stride, sums[r][0]);
-    _mm512_storeu_ps(y + r * y_stride + inputs, sums[r][1]);
-  }
-}
-
-ffi::Error BlockProductImpl(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w,
-                            ffi::Buffer<ffi::F32> bias, ffi::ResultBuffer<ffi::F32> y) {
-  const int64_t rows = x.dimensions()[0], blocks = w.dimensions()[0], strips = w.dimensions()[1];
-  const int64_t inputs = w.dimensions()[2], outputs = 2 * inputs;
-  const float *const from = x.typed_data(), *const weights = w.typed_data(), *const biases = bias.typed_data();
-  float* const to = y->typed_data();
-  ForEach(pool, blocks * strips, [=](int64_t piece) {
-    const int64_t block = piece / strips, o = piece % strips * 16;
-    for (int64_t r = 0; r < rows;) {
-      const auto call = [&](auto strip) {
-        strip(weights + piece * inputs * kGateColumns, biases + block * outputs + o,
-              from + (r * blocks + block) * inputs, blocks * inputs, rows - r - 1, inputs,
-              to + (r * blocks + block) * outputs + o, blocks * outputs);
-      };
-      rows - r > 2 ? call(GateStrip<8>) : call(GateStrip<2>);
-      r += rows - r > 2 ? 8 : 2;
-    }
-  });
-  return ffi::Error::Success();
-}
-
-// ---- the recurrent block of a decode step, between its projections
-
+// The block for `steps` tokens of each row. Tokens are numbered row after row, and a row's padding comes last. A token's
+// bits depend on its row's state and on its tokens up to this one, but not on where chunks of the row begin.
 template <typename X>
-struct RecurrentStep {
-  const X* xy;  // [rows, 2 * width], x first
+struct RecurrentBlock {
+  const X* xy;  // [rows, steps, 2 * width], x first
   const float* conv_weight;
   const float* conv_bias;
   const float* gates;  // packed
@@ -1047,72 +1022,132 @@ struct RecurrentStep {
   const X* conv;  // [taps - 1, rows, width], oldest first
   const float* h;
   const int32_t* positions;
-  int64_t rows, width, taps, blocks;
+  int64_t rows, steps, width, taps, blocks;
   X* out;
   X* new_conv;
   float* new_h;
-
-  // Computes the convolution of a row, into c, and its inputs before the next token.
-  void Convolve(int64_t r, float* c) const {
-    const int64_t position = positions[r];
-    const X* const x = xy + r * 2 * width;
-    for (int64_t e = 0; e < width; e += 16) {
-      __m512 sum = _mm512_mul_ps(Widen(x + e), _mm512_loadu_ps(conv_weight + (taps - 1) * width + e));
-      for (int64_t s = 1; s < taps; ++s) {
-        const __m512 product = _mm512_mul_ps(Widen(conv + ((taps - 1 - s) * rows + r) * width + e),
-                                             _mm512_loadu_ps(conv_weight + (taps - 1 - s) * width + e));
-        if (position >= s) sum = _mm512_add_ps(sum, product);
-      }
-      _mm512_storeu_ps(c + r * width + e, _mm512_add_ps(sum, _mm512_loadu_ps(conv_bias + e)));
-    }
-    const int64_t age = position < 0 ? 0 : 1;
-    for (int64_t s = 0; s < taps - 1; ++s) {
-      const X* const from = s + age < taps - 1 ? conv + ((s + age) * rows + r) * width : x;
-      std::memcpy(new_conv + (s * rows + r) * width, from, width * sizeof(X));
-    }
-  }
-
-  // Computes sixteen channels of a row from their gates' pre-activations.
-  ROOST_INLINE void Update(int64_t r, int64_t e, __m512 input_gate, __m512 recurrence_gate, const float* c) const {
-    const __m512 old = _mm512_loadu_ps(h + r * width + e);
-    if (positions[r] < 0) {
-      _mm512_storeu_ps(new_h + r * width + e, old);
-      return Store(out + r * width + e, _mm512_setzero_ps());
-    }
-    const __m512 gated = _mm512_mul_ps(Sigmoid(input_gate), _mm512_loadu_ps(c + r * width + e));
-    __m512 state = gated;
-    if (positions[r] > 0) {
-      const __m512 log_a = _mm512_mul_ps(_mm512_loadu_ps(log_decay + e), Sigmoid(recurrence_gate));
-      const __m512 scale = _mm512_sqrt_ps(OneMinusExp(_mm512_add_ps(log_a, log_a)));
-      state = _mm512_fmadd_ps(Exp(log_a), old, _mm512_mul_ps(scale, gated));
-    }
-    _mm512_storeu_ps(new_h + r * width + e, state);
-    Store(out + r * width + e, _mm512_mul_ps(state, Gelu(Widen(xy + (2 * r + 1) * width + e))));
-  }
-
-  // Computes sixteen channels of a block for rows [r, r + Rows).
-  template <int Rows>
-  ROOST_INLINE void Strip(int64_t piece, int64_t r, const float* c) const {
-    const int64_t size = width / blocks, strips = size / 16;
-    const int64_t block = piece / strips, o = piece % strips * 16;
-    __m512 gate[Rows][2];
-    GateSums<Rows>(gates + piece * size * kGateColumns, gate_bias + block * 2 * size + o, c + r * width + block * size,
-                   width, rows - r - 1, size, gate);
-    for (int i = 0; i < Rows && r + i < rows; ++i) Update(r + i, block * size + o, gate[i][0], gate[i][1], c);
-  }
+  int64_t every = 0;       // steps after which a state is kept; 0 means none
+  float* kept_h = nullptr;  // [rows, steps / every, width]
+  X* kept_conv = nullptr;   // [rows, steps / every, taps - 1, width]
 
   void Run(ffi::ThreadPool& pool) const {
+    const int64_t tokens = rows * steps;
     thread_local std::vector<float> scratch;
-    Grow(scratch, rows * width);
+    Grow(scratch, tokens * width);
     float* const c = scratch.data();
-    ForEachRow(pool, rows, width, [&](int64_t r) { Convolve(r, c); });
+    ForEachRow(pool, tokens, width, [&](int64_t n) {
+      Convolve(n / steps, n % steps, c + n * width);
+      if ((n + 1) % steps == 0) KeepInputs(n / steps);
+    });
     ForEach(pool, width / 16, [&](int64_t piece) {
-      int64_t r = 0;
-      for (; rows - r > 2; r += 8) Strip<8>(piece, r, c);
-      for (; r < rows; r += 2) Strip<2>(piece, r, c);
+      Place place;
+      int64_t n = 0;
+      for (; tokens - n > 2; n += 8) Strip<8>(piece, n, c, place);
+      for (; n < tokens; n += 2) Strip<2>(piece, n, c, place);
     });
   }
+
+ private:
+  // The row and step of the next token of a strip, and the RG-LRU's state before it.
+  struct Place {
+    int64_t row = 0, step = 0;
+    __m512 state{};
+  };
+
+  // Returns the inputs of a row's token; steps before the first are in the state of the convolution.
+  const X* Inputs(int64_t r, int64_t t) const {
+    return t < 0 ? conv + ((taps - 1 + t) * rows + r) * width : xy + (r * steps + t) * 2 * width;
+  }
+
+  // Computes the convolution of a row's token into c.
+  void Convolve(int64_t r, int64_t t, float* c) const {
+    const int64_t position = positions[r * steps + t];
+    std::copy(conv_bias, conv_bias + width, c);
+    for (int64_t s = 0; s < taps && s <= std::max<int64_t>(position, 0); ++s) {
+      const X* const x = Inputs(r, t - s);
+      const float* const weight = conv_weight + (taps - 1 - s) * width;
+      for (int64_t e = 0; e < width; e += 16) {
+        _mm512_storeu_ps(c + e, _mm512_fmadd_ps(Widen(x + e), _mm512_loadu_ps(weight + e), _mm512_loadu_ps(c + e)));
+      }
+    }
+  }
+
+  // Keeps the last inputs of a row, and those before each of its kept states.
+  void KeepInputs(int64_t r) const {
+    int64_t length = steps;
+    while (length > 0 && positions[r * steps + length - 1] < 0) --length;
+    CopyInputs(r, length, new_conv + r * width, rows * width);
+    const int64_t count = every == 0 ? 0 : steps / every;
+    for (int64_t m = 0; m < count; ++m) {
+      CopyInputs(r, std::min((m + 1) * every, length), kept_conv + (r * count + m) * (taps - 1) * width, width);
+    }
+  }
+
+  // Copies the inputs before a step, which become `stride` elements apart.
+  void CopyInputs(int64_t r, int64_t end, X* to, int64_t stride) const {
+    for (int64_t s = 0; s < taps - 1; ++s) {
+      std::memcpy(to + s * stride, Inputs(r, end - (taps - 1) + s), width * sizeof(X));
+    }
+  }
+
+  // Computes sixteen channels of a block for tokens [n, n + Tokens), and takes their place behind them.
+  template <int Tokens>
+  ROOST_INLINE void Strip(int64_t piece, int64_t n, const float* c, Place& place) const {
+    const int64_t size = width / blocks, strips = size / 16, tokens = rows * steps;
+    const int64_t block = piece / strips, o = piece % strips * 16;
+    __m512 gate[Tokens][2];
+    GateSums<Tokens>(gates + piece * size * kGateColumns, gate_bias + block * 2 * size + o, c + n * width + block * size,
+                     width, tokens - n - 1, size, gate);
+    for (int i = 0; i < Tokens && n + i < tokens; ++i) {
+      Update(n + i, block * size + o, gate[i][0], gate[i][1], c + (n + i) * width, place);
+    }
+  }
+
+  // Computes sixteen channels of a token from their gates' pre-activations and its convolution.
+  ROOST_INLINE void Update(int64_t n, int64_t e, __m512 input_gate, __m512 recurrence_gate, const float* c,
+                           Place& place) const {
+    if (place.step == 0) place.state = _mm512_loadu_ps(h + place.row * width + e);
+    __m512 mixed = _mm512_setzero_ps();
+    if (positions[n] >= 0) {
+      const __m512 gated = _mm512_mul_ps(Sigmoid(input_gate), _mm512_loadu_ps(c + e));
+      place.state = positions[n] == 0 ? gated : After(place.state, e, recurrence_gate, gated);
+      mixed = _mm512_mul_ps(place.state, Gelu(Widen(xy + (2 * n + 1) * width + e)));
+    }
+    Store(out + n * width + e, mixed);
+    ++place.step;
+    if (every != 0 && place.step % every == 0) {
+      const int64_t before = place.row * (steps / every) + place.step / every - 1;
+      _mm512_storeu_ps(kept_h + before * width + e, place.state);
+    }
+    if (place.step == steps) {
+      _mm512_storeu_ps(new_h + place.row * width + e, place.state);
+      ++place.row;
+      place.step = 0;
+    }
+  }
+
+  // Returns sixteen channels of the RG-LRU's state after a token.
+  ROOST_INLINE __m512 After(__m512 state, int64_t e, __m512 recurrence_gate, __m512 gated) const {
+    const __m512 log_a = _mm512_mul_ps(_mm512_loadu_ps(log_decay + e), Sigmoid(recurrence_gate)), a = Exp(log_a);
+    const __m512 rest = OneMinusExp(_mm512_add_ps(log_a, log_a), _mm512_mul_ps(a, a));
+    return _mm512_fmadd_ps(a, state, _mm512_mul_ps(_mm512_sqrt_ps(rest), gated));
+  }
 };
+
+// Returns the block with the arguments that calls for a step and for a chunk share; `steps` is 1 in a step.
+template <typename X>
+RecurrentBlock<X> BlockOf(X* xy, int64_t steps, const ffi::Buffer<ffi::F32>& conv_weight,
+                          const ffi::Buffer<ffi::F32>& conv_bias, const ffi::Buffer<ffi::F32>& gates,
+                          const ffi::Buffer<ffi::F32>& gate_bias, const ffi::Buffer<ffi::F32>& log_decay,
+                          const ffi::AnyBuffer& conv, const ffi::Buffer<ffi::F32>& h,
+                          const ffi::Buffer<ffi::S32>& positions, ffi::Result<ffi::AnyBuffer>& out,
+                          ffi::Result<ffi::AnyBuffer>& new_conv, ffi::ResultBuffer<ffi::F32>& new_h) {
+  const auto typed = [](const ffi::AnyBuffer& array) { return static_cast<X*>(array.untyped_data()); };
+  return {xy, conv_weight.typed_data(), conv_bias.typed_data(), gates.typed_data(), gate_bias.typed_data(),
+          log_decay.typed_data(), typed(conv), h.typed_data(), positions.typed_data(), h.dimensions()[0], steps,
+          h.dimensions()[1], conv_weight.dimensions()[0], gates.dimensions()[0], typed(*out), typed(*new_conv),
+          new_h->typed_data()};
+}
 
 ffi::Error RecurrentStepImpl(ffi::ThreadPool pool, ffi::AnyBuffer xy, ffi::Buffer<ffi::F32> conv_weight,
                              ffi::Buffer<ffi::F32> conv_bias, ffi::Buffer<ffi::F32> gates,
@@ -1120,13 +1155,25 @@ ffi::Error RecurrentStepImpl(ffi::ThreadPool pool, ffi::AnyBuffer xy, ffi::Buffe
                              ffi::Buffer<ffi::F32> h, ffi::Buffer<ffi::S32> positions, ffi::Result<ffi::AnyBuffer> out,
                              ffi::Result<ffi::AnyBuffer> new_conv, ffi::ResultBuffer<ffi::F32> new_h) {
   WithType(xy, [&](auto* x) {
-    using X = std::remove_pointer_t<decltype(x)>;
-    const auto typed = [](const ffi::AnyBuffer& array) { return static_cast<X*>(array.untyped_data()); };
-    RecurrentStep<X>{x, conv_weight.typed_data(), conv_bias.typed_data(), gates.typed_data(), gate_bias.typed_data(),
-                     log_decay.typed_data(), typed(conv), h.typed_data(), positions.typed_data(), h.dimensions()[0],
-                     h.dimensions()[1], conv_weight.dimensions()[0], gates.dimensions()[0], typed(*out),
-                     typed(*new_conv), new_h->typed_data()}
+    BlockOf(x, 1, conv_weight, conv_bias, gates, gate_bias, log_decay, conv, h, positions, out, new_conv, new_h)
         .Run(pool);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error RecurrentChunkImpl(ffi::ThreadPool pool, int64_t every, ffi::AnyBuffer xy, ffi::Buffer<ffi::F32> conv_weight,
+                              ffi::Buffer<ffi::F32> conv_bias, ffi::Buffer<ffi::F32> gates,
+                              ffi::Buffer<ffi::F32> gate_bias, ffi::Buffer<ffi::F32> log_decay, ffi::AnyBuffer conv,
+                              ffi::Buffer<ffi::F32> h, ffi::Buffer<ffi::S32> positions, ffi::Result<ffi::AnyBuffer> out,
+                              ffi::Result<ffi::AnyBuffer> new_conv, ffi::ResultBuffer<ffi::F32> new_h,
+                              ffi::Result<ffi::AnyBuffer> kept_conv, ffi::ResultBuffer<ffi::F32> kept_h) {
+  WithType(xy, [&](auto* x) {
+    auto block = BlockOf(x, xy.dimensions()[1], conv_weight, conv_bias, gates, gate_bias, log_decay, conv, h, positions,
+                         out, new_conv, new_h);
+    block.every = every;
+    block.kept_h = kept_h->typed_data();
+    block.kept_conv = static_cast<decltype(x)>(kept_conv->untyped_data());
+    block.Run(pool);
   });
   return ffi::Error::Success();
 }
@@ -1398,6 +1445,136 @@ ffi::Error DecodeAttentionImpl(ffi::ThreadPool pool, int64_t window, Bf16Buffer 
   return ffi::Error::Success();
 }
 
+// ---- attention of a chunk
+
+constexpr int64_t kTileTokens = 8;  // tokens whose scores, of all heads, stay in the L2 cache
+
+// Attention of a row's chunk to the window before it and to itself. Keys and values become packed matrices whose first
+// position is a multiple of 16, and are added in the order of positions. So a query's bits depend on its position and on
+// what it sees, but not on where chunks begin.
+template <typename K>
+struct ChunkAttention {
+  const typename K::X* q;  // [tokens, heads, size]
+  const uint16_t* k;       // [tokens, size]
+  const uint16_t* v;
+  const uint16_t* ring_k;  // [window, size]
+  const uint16_t* ring_v;
+  int64_t start, tokens, heads, size, window;
+  uint16_t* out;  // [tokens, heads, size]
+
+  void Run(ffi::ThreadPool& pool) const {
+    const int64_t begin = std::max<int64_t>(0, start - window) / 16 * 16, strips = (start + tokens - begin + 15) / 16;
+    thread_local std::vector<Line> lines;
+    Grow(lines, strips * size + size / 32 + 1);
+    Packed packed{begin, strips * 16, reinterpret_cast<uint8_t*>(lines.data()), nullptr};
+    packed.values = packed.keys + strips * 32 * size;
+    auto* const zeros = reinterpret_cast<uint16_t*>(packed.values + strips * 32 * size);
+    std::fill(zeros, zeros + size, 0);
+    ForEach(pool, strips, [=, this](int64_t i) { Pack(packed, 16 * i, zeros); });
+    ForEach(pool, (tokens + kTileTokens - 1) / kTileTokens, [=, this](int64_t i) {
+      Attend(packed, i * kTileTokens, std::min(tokens, (i + 1) * kTileTokens));
+    });
+  }
+
+ private:
+  // Keys, with an output for each of `count` positions from `begin` on, and values, with an input for each.
+  struct Packed {
+    int64_t begin, count;
+    uint8_t* keys;
+    uint8_t* values;
+  };
+
+  // Returns the key or value at a position, or zeros where there is none.
+  const uint16_t* At(const uint16_t* chunk, const uint16_t* ring, int64_t position, const uint16_t* zeros) const {
+    if (position >= start + tokens || position < start - window) return zeros;
+    return position >= start ? chunk + (position - start) * size : ring + position % window * size;
+  }
+
+  // Packs sixteen positions from the `i`th on.
+  void Pack(const Packed& packed, int64_t i, const uint16_t* zeros) const {
+    auto* const keys = reinterpret_cast<uint32_t*>(packed.keys + i * 2 * size);
+    for (int64_t lane = 0; lane < 16; ++lane) {
+      const uint16_t* const key = At(k, ring_k, packed.begin + i + lane, zeros);
+      for (int64_t e = 0; e < size; e += 2) std::memcpy(keys + e * 8 + lane, key + e, sizeof *keys);
+    }
+    for (int64_t j = i; j < i + 16; j += 2) {
+      const uint16_t* const even = At(v, ring_v, packed.begin + j, zeros);
+      const uint16_t* const odd = At(v, ring_v, packed.begin + j + 1, zeros);
+      for (int64_t e = 0; e < size; e += 16) {
+        const __m512i low = _mm512_srli_epi32(Bits(Widen(even + e)), 16);
+        _mm512_storeu_si512(packed.values + (e / 16 * packed.count + j) * 32, _mm512_or_si512(low, Bits(Widen(odd + e))));
+      }
+    }
+  }
+
+  // Attends with all heads of tokens [first, last).
+  void Attend(const Packed& packed, int64_t first, int64_t last) const {
+    const int64_t from = (std::max<int64_t>(0, start + first - window) - packed.begin) / 16 * 16;
+    const int64_t count = (start + last - packed.begin + 15) / 16 * 16 - from, rows = (last - first) * heads;
+    thread_local std::vector<float> scores, totals;
+    thread_local std::vector<typename K::X> weights;
+    Grow(scores, rows * count);
+    Grow(totals, rows);
+    Grow(weights, rows * count);
+    const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(static_cast<float>(size)));
+    PackedProduct<K>(Strips<K>{packed.keys + from * 2 * size, size}, 0, count, q + first * heads * size, rows,
+                     scores.data(), count, [=](__m512 sums, int64_t, int64_t) { return _mm512_mul_ps(sums, scale); });
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t position = start + first + r / heads, own = position - packed.begin - from;
+      const int64_t oldest = std::max<int64_t>(0, position - window) - packed.begin - from;
+      totals[r] = Weigh(scores.data() + r * count, count, oldest, own + 1, weights.data() + r * count);
+    }
+    const float* const divisors = totals.data();
+    PackedProduct<K>(Strips<K>{packed.values + from * 32, count, packed.count * 32}, 0, size, weights.data(), rows,
+                     out + first * heads * size, size, [=](__m512 sums, int64_t, int64_t r) {
+                       return _mm512_div_ps(sums, _mm512_set1_ps(divisors[r]));
+                     });
+  }
+
+  // Computes weights from scores [begin, end), and zeros from the others; returns the sum of the weights.
+  static float Weigh(const float* scores, int64_t count, int64_t begin, int64_t end, typename K::X* weights) {
+    const auto seen = [=](int64_t w) -> __mmask16 {
+      const int64_t low = std::clamp<int64_t>(begin - w, 0, 16), high = std::clamp<int64_t>(end - w, 0, 16);
+      return ((1u << high) - 1) & ~((1u << low) - 1);
+    };
+    __m512 largest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    for (int64_t w = 0; w < count; w += 16) largest = _mm512_mask_max_ps(largest, seen(w), largest, Widen(scores + w));
+    const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
+    __m512 sums = _mm512_setzero_ps();
+    for (int64_t w = 0; w < count; w += 16) {
+      const __m512 some = _mm512_maskz_mov_ps(seen(w), Exp(_mm512_sub_ps(Widen(scores + w), top)));
+      sums = _mm512_add_ps(sums, some);
+      Store(weights + w, some);
+    }
+    return _mm512_reduce_add_ps(sums);
+  }
+};
+
+ffi::Error PrefillAttentionImpl(ffi::ThreadPool pool, bool in_pairs, Bf16Buffer q, Bf16Buffer k, Bf16Buffer v,
+                                Bf16Buffer ring_k, Bf16Buffer ring_v, ffi::Buffer<ffi::S32> positions,
+                                ffi::Result<Bf16Buffer> out) {
+  const auto sizes = q.dimensions();
+  const int64_t rows = sizes[0], steps = sizes[1], heads = sizes[2], size = sizes[3], window = ring_k.dimensions()[1];
+  auto* const to = static_cast<uint16_t*>(out->untyped_data());
+  const auto with = [&](auto kernel) {
+    using K = decltype(kernel);
+    const auto queries = Prepare<K, 0>(pool, Bf16Of(q), rows * steps, heads * size);
+    for (int64_t b = 0; b < rows; ++b) {
+      const int32_t* const at = positions.typed_data() + b * steps;
+      const int64_t tokens = std::find_if(at, at + steps, [](int32_t position) { return position < 0; }) - at;
+      const int64_t first = b * steps, ring = b * window * size;
+      std::fill(to + (first + tokens) * heads * size, to + (first + steps) * heads * size, 0);
+      if (tokens == 0) continue;
+      ChunkAttention<K>{queries.values + first * heads * size, Bf16Of(k) + first * size, Bf16Of(v) + first * size,
+                        Bf16Of(ring_k) + ring, Bf16Of(ring_v) + ring, at[0], tokens, heads, size, window,
+                        to + first * heads * size}
+          .Run(pool);
+    }
+  };
+  in_pairs ? with(PairKernel{}) : with(WideKernel{});
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 #if defined(__clang__)
@@ -1503,14 +1680,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_add_rms_norm, AddRmsNormImpl,
                                   .Ret<ffi::Buffer<ffi::BF16>>()
                                   .Ret<ffi::Buffer<ffi::BF16>>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_block_product, BlockProductImpl,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
-
 XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_recurrent_step, RecurrentStepImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
@@ -1527,6 +1696,25 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_recurrent_step, RecurrentStepImpl,
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_recurrent_chunk, RecurrentChunkImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<int64_t>("every")
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_decode_attention, DecodeAttentionImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
@@ -1539,8 +1727,20 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_decode_attention, DecodeAttentionImpl,
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .RemainingRets());
 
-// Returns the version of the calls' arguments, which is `_CALLS_VERSION` in __init__.py.
-extern "C" int roost_calls_version() { return 2; }
+XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_prefill_attention, PrefillAttentionImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<bool>("in_pairs")
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::BF16>>());
+
+// Returns the version of the calls' arguments and bits, which is `CALLS_VERSION` in __init__.py.
+extern "C" int roost_calls_version() { return 3; }
 
 // Returns whether `PairKernel` is the faster one here.
 extern "C" int roost_is_pair_fast() { return __builtin_cpu_is("amd") != 0; }

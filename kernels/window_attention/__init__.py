@@ -64,7 +64,7 @@ def decode_attention(
         ((whole,),) = rings
         out, whole = kernel(q, k, v, *whole, positions)
         return out, ((whole,),)
-    if _has_native_kernel(backend, q, rings):
+    if _has_native_kernel(backend, q, rings[0][0][0]):
         attend: Callable[..., tuple[Array, tuple[Blocks, ...]]] = native.decode_attention
         return attend(q, k, v, rings, positions)
     sizes = [blocks[0][0].shape[0] for blocks in rings]
@@ -89,9 +89,8 @@ def _rows[Tree](tree: Tree, rows: slice) -> Tree:
     return taken
 
 
-def _has_native_kernel(backend: Backend, q: Float[Array, "B N d"], rings: tuple[Blocks, ...]) -> bool:
-    types = {q.dtype, rings[0][0][0].dtype}
-    return backend.is_native and types == {jnp.dtype(jnp.bfloat16)} and q.shape[-1] % 16 == 0
+def _has_native_kernel(backend: Backend, q: Float[Array, "*rows N d"], keys: Vectors) -> bool:
+    return backend.is_native and {q.dtype, keys.dtype} == {jnp.dtype(jnp.bfloat16)} and q.shape[-1] % 16 == 0
 
 
 def prefill_attention(
@@ -118,6 +117,11 @@ def prefill_attention(
     Returns:
       Outputs of the heads, in float32 or the dtype of q, and the rings.
     """
+    if _has_native_kernel(backend, q, rings[0]):
+        attend: Callable[..., Array] = native.prefill_attention
+        mixed = attend(q, k, v, *rings, positions)
+        mixed, k, v = jax.lax.optimization_barrier((mixed, k, v))  # reads before writes: no copy of the rings
+        return mixed, write_ring(rings, k, v, positions, positions[:, 0])
     if backend.prefill_attention is None or (isinstance(k, Int8Vectors) and not backend.prefills_int8):
         return prefill_attention_xla(q, k, v, rings, positions, block)
     out = backend.prefill_attention(q, k, v, *rings, positions)

@@ -1,7 +1,9 @@
 """Native kernels against XLA's products, bit for bit, or against float64; rows are independent of each other."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import jax
@@ -17,6 +19,7 @@ from roost.kernels.gated_mlp.reference import gated_mlp_reference
 from roost.kernels.recurrent_block.reference import recurrent_block_reference
 from roost.kernels.window_attention import decode_attention, join_ring, split_ring
 from roost.kernels.window_attention.reference import window_attention_reference
+from roost.kernels.window_attention.ring import write_ring
 from sweeps import examples, swept
 
 pytestmark = pytest.mark.skipif(
@@ -32,9 +35,11 @@ TYPES = st.sampled_from(["float32", "bfloat16"])
 compiled = jax.jit(lambda f, *x: f(*x), static_argnums=0, compiler_options=CPU_OPTIONS)
 int8_product = jax.jit(native.int8_product, static_argnums=4)
 bf16_product = jax.jit(native.bf16_product, static_argnums=(3, 4))
-block_product = jax.jit(native.block_product)
 step = jax.jit(native.recurrent_step)
+chunk = jax.jit(native.recurrent_chunk, static_argnums=9)
 attend = jax.jit(decode_attention, static_argnums=5)
+attend_chunk = jax.jit(native.prefill_attention, static_argnums=6)
+write = jax.jit(write_ring)
 
 
 def packed(matrix: jax.Array | np.ndarray) -> jax.Array:
@@ -60,11 +65,6 @@ def bf16(
     products: native.Products | None = None,
 ) -> jax.Array:
     product: jax.Array = bf16_product(x, packed(weight), bias, dtype, products)
-    return product
-
-
-def blocks(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
-    product: jax.Array = block_product(x, jnp.asarray(native.pack_gates(np.array(weight))), bias)
     return product
 
 
@@ -157,41 +157,42 @@ def test_products_in_bfloat16_are_summed_in_float32(
     np.testing.assert_array_equal(np.asarray(rounded), np.asarray(jnp.asarray(actual, jnp.float32).astype("bfloat16")))
 
 
-@given(seed=SEEDS, rows=ROWS, count=st.sampled_from([1, 3]), inputs=st.sampled_from([16, 48, 128]))
-@examples(4, sweep=10)
-def test_block_products_equal_einsum_in_float64(seed: int, rows: int, count: int, inputs: int) -> None:
-    x, weight = draw(seed, rows, count, inputs), draw(seed + 1, count, inputs, 2 * inputs)
-    bias = draw(seed + 2, count, 2 * inputs)
-    x, weight, bias = (a.astype(np.float32).astype(np.float64) for a in (x, weight, bias))
-    expected = np.einsum("rni,nio->rno", x, weight) + bias
-    sizes = np.einsum("rni,nio->rno", np.abs(x), np.abs(weight)) + np.abs(bias) + 1e-30
-    actual = np.asarray(blocks(*(jnp.asarray(a, jnp.float32) for a in (x, weight, bias))), np.float64)
-    assert np.max(np.abs(actual - expected) / sizes) < inputs * 2e-7
+def block_inputs(seed: int, tokens: tuple[int, ...], blocks: int, size: int, kind: str) -> list[np.ndarray]:
+    """Returns the inputs of `recurrent_block_reference` but the positions, rounded to their dtypes.
 
-
-def step_inputs(seed: int, rows: int, blocks: int, size: int, kind: str) -> list[np.ndarray]:
-    """Returns the inputs of `recurrent_block_reference` but the positions, rounded to their dtypes."""
+    `tokens` has the number of rows and, for a chunk, of tokens per row.
+    """
     rng, width = np.random.default_rng(seed), blocks * size
-    shapes = ((rows, 2 * width), (4, width), (width,), (blocks, size, 2 * size), (blocks, 2 * size))
+    shapes = ((*tokens, 2 * width), (4, width), (width,), (blocks, size, 2 * size), (blocks, 2 * size))
     xy, *weights = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
     a_param = rng.choice([-11.0, -6.5, -2.0, 2.5], width).astype(np.float32)
-    conv, h = rng.normal(size=(3, rows, width)), rng.normal(size=(rows, width)).astype(np.float32)
+    conv, h = rng.normal(size=(3, tokens[0], width)), rng.normal(size=(tokens[0], width)).astype(np.float32)
     xy, conv = (np.asarray(jnp.asarray(x, kind), np.float32) for x in (xy, conv))
     return [xy, *weights, a_param, conv, h]
 
 
 def recurrent_step(inputs: list[np.ndarray], positions: np.ndarray, kind: str) -> list[np.ndarray]:
+    return run_block(step, inputs, positions, kind)
+
+
+def recurrent_chunk(inputs: list[np.ndarray], positions: np.ndarray, kind: str, every: int) -> list[np.ndarray]:
+    return run_block(chunk, inputs, positions, kind, every)
+
+
+def run_block(
+    call: Callable[..., Any], inputs: list[np.ndarray], positions: np.ndarray, kind: str, *options: int
+) -> list[np.ndarray]:
     xy, weight, bias, gates, gate_bias, a_param, conv, h = map(jnp.asarray, inputs)
     gates = jnp.asarray(native.pack_gates(np.array(gates)))
     of_kind = (xy.astype(kind), weight, bias, gates, gate_bias, a_param, conv.astype(kind), h)
-    return [np.asarray(x, np.float64) for x in step(*of_kind, jnp.asarray(positions, jnp.int32))]
+    return [np.asarray(x, np.float64) for x in call(*of_kind, jnp.asarray(positions, jnp.int32), *options)]
 
 
 @given(seed=SEEDS, blocks=st.sampled_from([1, 3]), size=st.sampled_from([16, 32, 64]), kind=TYPES, data=st.data())
 @examples(5, sweep=15)
 def test_a_recurrent_step_equals_float64(seed: int, blocks: int, size: int, kind: str, data: st.DataObject) -> None:
     places = data.draw(st.lists(st.sampled_from([-1, 0, 1, 2, 3, 100]), min_size=1, max_size=12))
-    positions, inputs = np.array(places, np.int32), step_inputs(seed, len(places), blocks, size, kind)
+    positions, inputs = np.array(places, np.int32), block_inputs(seed, (len(places),), blocks, size, kind)
     out, conv, h = recurrent_step(inputs, positions, kind)
     xy, *rest = inputs
     expected, expected_conv, expected_h = recurrent_block_reference(xy[:, None], *rest, positions[:, None])
@@ -207,19 +208,52 @@ def test_a_recurrent_step_equals_float64(seed: int, blocks: int, size: int, kind
         np.testing.assert_array_equal(one, whole)
 
 
+def chunk_positions(data: st.DataObject, steps: int) -> np.ndarray:
+    """Draws positions of a chunk of `steps` tokens for two rows, whose padding comes last."""
+    lengths = np.array([[data.draw(st.integers(0, steps))] for _ in range(2)])
+    starts = np.array([[data.draw(st.sampled_from([0, 1, 2, 100]))] for _ in range(2)])
+    return np.where(np.arange(steps) < lengths, starts + np.arange(steps), -1).astype(np.int32)
+
+
+@given(seed=SEEDS, blocks=st.sampled_from([1, 3]), kind=TYPES, data=st.data())
+@examples(5, sweep=15)
+def test_a_recurrent_chunk_equals_float64(seed: int, blocks: int, kind: str, data: st.DataObject) -> None:
+    positions = chunk_positions(data, steps=12)
+    inputs = block_inputs(seed, positions.shape, blocks, 16, kind)
+    out, conv, h, *_ = recurrent_chunk(inputs, positions, kind, 4)
+    expected, expected_conv, expected_h = recurrent_block_reference(*inputs, positions)
+    np.testing.assert_array_equal(conv, expected_conv)
+    np.testing.assert_allclose(h, expected_h, rtol=2e-5, atol=2e-5)
+    live, rounding = positions >= 0, 2e-5 if kind == "float32" else 1e-2
+    np.testing.assert_allclose(out[live], expected[live], rtol=rounding, atol=rounding)
+
+
+@given(seed=SEEDS, kind=TYPES, data=st.data())
+@examples(5, sweep=15)
+def test_a_recurrent_chunk_has_the_bits_of_its_steps(seed: int, kind: str, data: st.DataObject) -> None:
+    positions, every = chunk_positions(data, steps=12), 4
+    xy, *weights, conv, h = block_inputs(seed, positions.shape, 2, 16, kind)
+    whole, *states, kept_conv, kept_h = recurrent_chunk([xy, *weights, conv, h], positions, kind, every)
+    for t in range(positions.shape[1]):
+        out, conv, h = recurrent_step([xy[:, t], *weights, conv.astype("f4"), h.astype("f4")], positions[:, t], kind)
+        np.testing.assert_array_equal(whole[:, t], out)
+        if (t + 1) % every == 0:
+            np.testing.assert_array_equal(kept_conv[:, t // every], np.moveaxis(conv, 0, 1))
+            np.testing.assert_array_equal(kept_h[:, t // every], h)
+    for state, last in zip(states, (conv, h), strict=True):
+        np.testing.assert_array_equal(state, last)
+
+
 @given(seed=SEEDS, rows=ROWS, keep=st.integers(1, 40), products=EACH_WAY)
 @examples(5, sweep=15)
 def test_a_row_does_not_depend_on_the_rows_beside_it(
     seed: int, rows: int, keep: int, products: native.Products
 ) -> None:
     x, weight = jnp.asarray(draw(seed, rows, 600), "bfloat16"), jnp.asarray(draw(seed + 1, 80, 600), "bfloat16")
-    wide, gates = jnp.asarray(draw(seed, rows, 2, 48), "float32"), jnp.asarray(draw(seed + 1, 2, 48, 96), "float32")
-    bias, f32 = jnp.asarray(draw(seed, 2, 96), "float32"), jnp.dtype("float32")
-    some = slice(max(rows - keep, 0), rows)
+    some, f32 = slice(max(rows - keep, 0), rows), jnp.dtype("float32")
     np.testing.assert_array_equal(
         bf16(x, weight, None, f32, products)[some], bf16(x[some], weight, None, f32, products)
     )
-    np.testing.assert_array_equal(blocks(wide, gates, bias)[some], blocks(wide[some], gates, bias))
 
 
 @given(seed=SEEDS, heads=st.sampled_from([1, 2, 4, 6, 10]), size=st.sampled_from([16, 48, 128]), data=st.data())
@@ -271,6 +305,44 @@ def test_attention_writes_into_donated_rings() -> None:
     step = jax.jit(decode_attention, static_argnums=5, donate_argnums=3)
     _, new = step(q, k, k, (rings,), jnp.array([5, 40], jnp.int32), CPU)
     assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(new)] == places
+
+
+@given(
+    seed=SEEDS,
+    shape=st.sampled_from([(1, 48, 40), (3, 16, 5), (10, 16, 40)]),
+    products=EACH_WAY,
+    data=st.data(),
+    cut=st.sampled_from([1, 7]),
+)
+@examples(8, sweep=20)
+def test_attention_of_a_chunk_equals_the_reference_wherever_it_is_cut(
+    seed: int, shape: tuple[int, int, int], products: native.Products, data: st.DataObject, cut: int
+) -> None:
+    heads, size, window = shape
+    positions, rng = chunk_positions(data, steps=12), np.random.default_rng(seed)
+    qkv = np.asarray(jnp.asarray(rng.normal(size=(*positions.shape, heads + 2, size)), "bfloat16"))
+    rings = tuple(np.asarray(jnp.asarray(rng.normal(size=(2, window, size)), "bfloat16")) for _ in "kv")
+    whole, written = chunk_attention(qkv, rings, positions, products)
+    q, k, v = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
+    expected, *expected_rings = window_attention_reference(q, k, v, *rings, positions)
+    live = positions >= 0
+    np.testing.assert_allclose(whole[live], expected[live], rtol=1e-2, atol=2e-2)  # weights in bfloat16
+    assert not whole[~live].any()
+    first, between = chunk_attention(qkv[:, :cut], rings, positions[:, :cut], products)
+    last, after = chunk_attention(qkv[:, cut:], between, positions[:, cut:], products)
+    np.testing.assert_array_equal(np.concatenate([first, last], axis=1), whole)
+    for one, other, wanted in zip(after, written, expected_rings, strict=True):
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(one.astype(np.float64), wanted)
+
+
+def chunk_attention(
+    qkv: np.ndarray, rings: tuple[np.ndarray, ...], positions: np.ndarray, products: native.Products
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Attends with a chunk; returns outputs and the rings after it."""
+    q, k, v = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
+    out = attend_chunk(q, k, v, *rings, positions, products)
+    return np.asarray(out, np.float64), jax.tree.map(np.asarray, write(rings, k, v, positions, positions[:, 0]))
 
 
 def output_layer(seed: int, rows: int, kind: str) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -439,24 +511,36 @@ def test_a_product_in_int8_beyond_float32_is_xlas(inputs: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 9])
-def test_a_row_that_is_not_of_numbers_ends_in_none_in_the_other_products(rows: int) -> None:
+def test_a_row_that_is_not_of_numbers_has_no_products_in_bfloat16(rows: int) -> None:
     """A NaN makes all of a row's outputs NaN, an infinity all infinite or NaN; other rows keep their bits."""
     rng, f32 = np.random.default_rng(rows), jnp.dtype("float32")
     weight = jnp.asarray(rng.normal(size=(48, 100)), "bfloat16")
-    gates, bias = jnp.asarray(rng.normal(size=(1, 96, 192)), f32), jnp.ones((1, 192), f32)
-
-    def products(x: np.ndarray) -> list[np.ndarray]:
-        in_blocks = blocks(jnp.asarray(x, f32)[:, None, :96], gates, bias)[:, 0]
-        return [np.asarray(bf16(jnp.asarray(x, "bfloat16"), weight, None, f32)), np.asarray(in_blocks)]
-
     good = rng.normal(size=(rows, 100)).astype(np.float32)
-    clean = products(good)
+    clean = np.asarray(bf16(jnp.asarray(good, "bfloat16"), weight, None, f32))
     for row, place, value in ((row, place, v) for row in {0, rows - 1} for place in places(96) for v in BROKEN):
         x = good.copy()
         x[row, place] = value
-        for actual, before in zip(products(x), clean, strict=True):
-            assert (np.isnan(actual[row]) if np.isnan(value) else ~np.isfinite(actual[row])).all()
-            np.testing.assert_array_equal(np.delete(actual, row, 0), np.delete(before, row, 0))
+        actual = np.asarray(bf16(jnp.asarray(x, "bfloat16"), weight, None, f32))
+        assert (np.isnan(actual[row]) if np.isnan(value) else ~np.isfinite(actual[row])).all()
+        np.testing.assert_array_equal(np.delete(actual, row, 0), np.delete(clean, row, 0))
+
+
+@pytest.mark.parametrize("value", BROKEN)
+@pytest.mark.parametrize("place", [0, 17, 31])
+def test_a_token_that_is_not_of_numbers_breaks_its_channel_of_a_recurrent_chunk(place: int, value: float) -> None:
+    """From that token on; a NaN also breaks all channels of its block of gates. Other rows keep their bits."""
+    positions = np.tile(np.arange(8, dtype=np.int32), (3, 1))
+    xy, *rest = block_inputs(place, positions.shape, 2, 32, "float32")
+    clean, *_ = recurrent_chunk([xy, *rest], positions, "float32", 4)
+    broken = xy.copy()
+    broken[1, 5, place] = value
+    out, _, h, *_ = recurrent_chunk([broken, *rest], positions, "float32", 4)
+    assert not np.isfinite(out[1, 5:, place]).any()
+    assert not np.isfinite(h[1, place])
+    if np.isnan(value):
+        assert np.isnan(out[1, 5:, :32]).all()
+    np.testing.assert_array_equal(out[[0, 2]], clean[[0, 2]])
+    np.testing.assert_array_equal(out[1, :5], clean[1, :5])
 
 
 @pytest.mark.parametrize("value", [*BROKEN, 3e38, -3e38])
@@ -505,7 +589,7 @@ def test_processors_differ_by_their_instruction_sets(flags: str, expected: tuple
 
 
 def test_kernels_compiled_from_other_code_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_CALLS_VERSION", 0)
+    monkeypatch.setattr(native, "CALLS_VERSION", 0)
     assert "compiled from another cpu.cc" in native.why_unavailable.__wrapped__()
 
 
