@@ -654,10 +654,13 @@ void WithTypes(const ffi::AnyBuffer& x, const ffi::AnyBuffer& y, const Call& cal
   WithType(x, [&](auto* from) { WithType(y, [&](auto* to) { call(from, to); }); });
 }
 
-// Calls work(r) for every row, some at a time on each thread.
+// Calls work(r) for every row, some at a time on each thread: as many as there are for it, within bounds.
 template <typename Work>
 void ForEachRow(ffi::ThreadPool& pool, int64_t rows, int64_t inputs, const Work& work) {
-  const int64_t some = std::max<int64_t>(1, 32768 / inputs);
+  constexpr int64_t kLeast = 8192, kMost = 32768;  // elements; fewer are done before another thread wakes
+  const int64_t threads = std::max<int64_t>(1, pool.num_threads());
+  const int64_t some = std::clamp((rows + threads - 1) / threads, std::max(int64_t{1}, kLeast / inputs),
+                                  std::max(int64_t{1}, kMost / inputs));
   ForEach(pool, (rows + some - 1) / some, [=, &work](int64_t i) {
     for (int64_t r = i * some; r < std::min(rows, (i + 1) * some); ++r) work(r);
   });
@@ -758,29 +761,6 @@ void GatedMlp(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, c
 
 // ---- logits and their argmax
 
-// A model's output layer: logits are cap * tanh(products / cap), or the products if the cap is 0.
-template <typename K>
-struct OutputLayer {
-  Rows<K> x;
-  int64_t rows, inputs;
-  PackedMatrix w;
-  float cap;
-
-  int64_t BytesPerOutput() const { return inputs * 4 / K::kGroup; }
-
-  // Computes logits [begin, end) of all rows; y is where logit 0 of the first row would be, and rows are `stride` apart.
-  void Piece(int64_t begin, int64_t end, float* y, int64_t stride) const {
-    PackedProduct<K>(Strips<K>{w.values, inputs}, begin, end, x.values, rows, y, stride, FinishOf(x, w));
-    if (cap == 0.0f) return;
-    const __m512 factor = _mm512_set1_ps(cap);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (float* at = y + r * stride + begin; at < y + r * stride + end; at += 16) {
-        Store(at, _mm512_mul_ps(factor, Tanh(_mm512_div_ps(Widen(at), factor))));
-      }
-    }
-  }
-};
-
 // Converts between bits of floats and integers in their order: -NaN, -inf, ..., -0, 0, ..., inf, NaN.
 ROOST_INLINE int32_t InOrder(int32_t bits) { return bits ^ ((bits >> 31) & kSizeBits); }
 ROOST_INLINE __m512i InOrder(__m512i bits) {
@@ -792,30 +772,71 @@ struct Best {
   int32_t key, token;
 };
 
-// Returns the best of logits [begin, end); both are multiples of 16.
-ROOST_INLINE Best BestOf(const float* logits, int64_t begin, int64_t end) {
-  __m512i keys = InOrder(Bits(Widen(logits + begin)));
-  __m512i at = _mm512_set1_epi32(begin);
-  for (int64_t o = begin + 16; o < end; o += 16) {
-    const __m512i others = InOrder(Bits(Widen(logits + o)));
-    const __mmask16 is_larger = _mm512_cmpgt_epi32_mask(others, keys);
-    keys = _mm512_mask_mov_epi32(keys, is_larger, others);
-    at = _mm512_mask_mov_epi32(at, is_larger, _mm512_set1_epi32(o));
+// A model's output layer: logits are cap * tanh(products / cap), or the products if the cap is 0.
+template <typename K>
+struct OutputLayer {
+  Rows<K> x;
+  int64_t rows, inputs;
+  PackedMatrix w;
+  float cap;
+
+  int64_t BytesPerOutput() const { return inputs * 4 / K::kGroup; }
+
+  // Computes products [begin, end) of all rows; y is where product 0 of the first row would be, and rows are `stride` apart.
+  void Products(int64_t begin, int64_t end, float* y, int64_t stride) const {
+    PackedProduct<K>(Strips<K>{w.values, inputs}, begin, end, x.values, rows, y, stride, FinishOf(x, w));
   }
-  const int32_t largest = _mm512_reduce_max_epi32(keys);
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __mmask16 is_largest = _mm512_cmpeq_epi32_mask(keys, _mm512_set1_epi32(largest));
-  return {largest, _mm512_mask_reduce_min_epi32(is_largest, _mm512_add_epi32(at, lanes))};
-}
+
+  // Returns the logits of products.
+  ROOST_INLINE __m512 Logits(__m512 products) const {
+    if (cap == 0.0f) return products;
+    const __m512 factor = _mm512_set1_ps(cap);
+    return _mm512_mul_ps(factor, Tanh(_mm512_div_ps(products, factor)));
+  }
+
+  // Returns the best of a row's logits [begin, end), given their products; both are multiples of 16.
+  Best BestOf(const float* products, int64_t begin, int64_t end) const {
+    const __m512 bound = _mm512_set1_ps(Bound(products, begin, end));
+    __m512i keys = _mm512_set1_epi32(std::numeric_limits<int32_t>::min()), at = _mm512_set1_epi32(begin);
+    for (int64_t o = begin; o < end; o += 16) {
+      const __m512 some = Widen(products + o);
+      if (_mm512_cmp_ps_mask(some, bound, _CMP_NLT_UQ) == 0) continue;
+      const __m512i others = InOrder(Bits(Logits(some)));
+      const __mmask16 is_larger = _mm512_cmpgt_epi32_mask(others, keys);
+      keys = _mm512_mask_mov_epi32(keys, is_larger, others);
+      at = _mm512_mask_mov_epi32(at, is_larger, _mm512_set1_epi32(o));
+    }
+    const int32_t largest = _mm512_reduce_max_epi32(keys);
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __mmask16 is_largest = _mm512_cmpeq_epi32_mask(keys, _mm512_set1_epi32(largest));
+    return {largest, _mm512_mask_reduce_min_epi32(is_largest, _mm512_add_epi32(at, lanes))};
+  }
+
+ private:
+  // Returns a bound below which no product has the largest logit. Where the curve is steep, a thousandth of the cap makes
+  // a hundred times the difference that rounding makes. Where it is flat, many logits may be equal.
+  float Bound(const float* products, int64_t begin, int64_t end) const {
+    __m512 largest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    for (int64_t o = begin; o < end; o += 16) largest = _mm512_max_ps(Widen(products + o), largest);  // without NaNs
+    const float top = _mm512_reduce_max_ps(largest);
+    return std::abs(top) < 2.0f * cap ? top - cap / 1024.0f : -std::numeric_limits<float>::infinity();
+  }
+};
 
 // Computes the logits of all rows.
 template <typename K>
 void Logits(ffi::ThreadPool& pool, const OutputLayer<K>& layer, float* y) {
-  InPieces(pool, layer.w.outputs, layer.BytesPerOutput(),
-           [&](int64_t begin, int64_t end) { layer.Piece(begin, end, y, layer.w.outputs); });
+  const int64_t outputs = layer.w.outputs;
+  InPieces(pool, outputs, layer.BytesPerOutput(), [&](int64_t begin, int64_t end) {
+    layer.Products(begin, end, y, outputs);
+    if (layer.cap == 0.0f) return;
+    for (int64_t r = 0; r < layer.rows; ++r) {
+      for (float* at = y + r * outputs + begin; at < y + r * outputs + end; at += 16) Store(at, layer.Logits(Widen(at)));
+    }
+  });
 }
 
-// Computes the largest logit of each row and the lowest of its tokens, a piece at a time, whose logits stay in the cache.
+// Computes the largest logit of each row and the lowest of its tokens, a piece at a time, whose products stay in the cache.
 template <typename K>
 void Argmax(ffi::ThreadPool& pool, const OutputLayer<K>& layer, int32_t* tokens, float* largest) {
   const int64_t size = PieceOutputs(layer.BytesPerOutput()), pieces = (layer.w.outputs + size - 1) / size;
@@ -823,12 +844,12 @@ void Argmax(ffi::ThreadPool& pool, const OutputLayer<K>& layer, int32_t* tokens,
   Grow(scratch, pieces * layer.rows);
   Best* const best = scratch.data();
   ForEach(pool, pieces, [&](int64_t i) {
-    thread_local std::vector<float> logits;
-    Grow(logits, layer.rows * size);
+    thread_local std::vector<float> products;
+    Grow(products, layer.rows * size);
     const int64_t begin = i * size, end = std::min(layer.w.outputs, begin + size);
-    float* const y = logits.data() - begin;
-    layer.Piece(begin, end, y, size);
-    for (int64_t r = 0; r < layer.rows; ++r) best[i * layer.rows + r] = BestOf(y + r * size, begin, end);
+    float* const y = products.data() - begin;
+    layer.Products(begin, end, y, size);
+    for (int64_t r = 0; r < layer.rows; ++r) best[i * layer.rows + r] = layer.BestOf(y + r * size, begin, end);
   });
   for (int64_t r = 0; r < layer.rows; ++r) {
     Best row = best[r];
