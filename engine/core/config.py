@@ -170,6 +170,7 @@ class EngineStats:
       num_running: Number of requests with a slot.
       num_batch_running: Number of those that are of a batch.
       num_batch_waiting: Number of batch requests without a slot, which `num_waiting` leaves out.
+      num_batch_slots: Number of slots that batch requests may have beside the others that run.
       preemptions: Total times that a batch request gave its slot up.
       waiting_tokens: Total prompt tokens of waiting requests.
       slots: Number of slots.
@@ -186,6 +187,7 @@ class EngineStats:
     num_running: int = 0
     num_batch_running: int = 0
     num_batch_waiting: int = 0
+    num_batch_slots: int = 0
     preemptions: int = 0
     waiting_tokens: int = 0
     slots: int = 0

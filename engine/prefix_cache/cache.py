@@ -174,6 +174,23 @@ class PrefixCache:
             self._hit_tokens += found.length
         return found
 
+    def extend_match(self, key: PrefixKey, matched: int) -> Snapshot | None:
+        """Returns the snapshot of a longer cached prefix than the one that `match_prefix` has found; None if none is.
+
+        It counts as if `match_prefix` had found it.
+
+        Args:
+          matched: Number of tokens of the prefix that was found; 0 for none.
+        """
+        entry = self._find(key)
+        if entry is None or entry.snapshot.length <= matched:
+            return None
+        entry.is_reused = True
+        self.evictions.use(entry)
+        self._hits += not matched
+        self._hit_tokens += entry.snapshot.length - matched
+        return entry.snapshot
+
     def insert(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> None:
         """Adds snapshots of prefixes of a key, shortest first, here and below; entries that exist count as used."""
         if self._disk is not None:

@@ -1,11 +1,12 @@
 """Plans batches: which chunks of which prompts are prefilled, and which requests get tokens."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
 from ..core.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ReplayedRow, RestoreBatch
+from ..prefix_cache.tree import ID_BYTES
 from .prefill_budget import PrefillBudget
 from .running_request import RunningRequest
 from .slots import SlotPool
@@ -27,15 +28,24 @@ class BatchPlanner:
       limits: Compiled sizes of a step.
       pool: Pool of the slots.
       budget: Time for prefill between two decode steps.
+      extend_restored: Restores more of a prompt that is about to be prefilled, if more of it is cached by now.
     """
 
-    def __init__(self, limits: StepLimits, pool: SlotPool, budget: PrefillBudget) -> None:
+    def __init__(
+        self,
+        limits: StepLimits,
+        pool: SlotPool,
+        budget: PrefillBudget,
+        extend_restored: Callable[[RunningRequest], None],
+    ) -> None:
+        self._extend_restored = extend_restored
         self._limits = limits
         self._pool = pool
         self._budget = budget
         self._order = _PrefillOrder()
         self._in_progress: tuple[RunningRequest, ...] = ()  # requests whose chunks have passed some of the layers
         self._last_slice: PrefillBatch | None = None
+        self._in_flight: tuple[RunningRequest, ...] = ()  # requests of the last batch, if it has left snapshots
 
     def plan(self, running: Mapping[str, RunningRequest]) -> tuple[Batch, Sequence[RunningRequest]] | None:
         """Plans the next batch.
@@ -49,15 +59,24 @@ class BatchPlanner:
         requests = running.values()
         awaited = {each.parent for each in requests if each.awaits_mask}  # a fork needs its mask with the prompt
         candidates = [each for each in requests if _needs_prefill(each) and each not in awaited]
-        candidates = [each for each in candidates if not each.request.is_batch] or candidates
         decoding = [each for each in requests if _can_decode(each) and each not in self._in_progress]
-        if (planned := self._plan_prefill(candidates, running, decoding)) is not None:
-            self._budget.spend(planned[0], num_decoding=len(decoding))
+        num_others = sum(not each.request.is_batch for each in decoding)
+        urgent = [each for each in candidates if not each.request.is_batch]
+        if urgent or (num_others and self._budget.is_in_debt):
+            candidates = urgent
+        in_flight, self._in_flight = self._in_flight, ()
+        ready = [each for each in candidates if not any(_shares_chunk(each, other) for other in in_flight)]
+        if (planned := self._plan_prefill(ready, running, decoding)) is not None:
+            self._in_flight = tuple(planned[1]) if planned[0].is_last_slice else ()
+            is_for_lines = all(each.request.is_batch for each in planned[1])
+            self._budget.spend(planned[0], len(decoding), num_others if is_for_lines else 0)
             return planned
         beside_prefill = self._budget.renew() or bool(candidates or self._in_progress)
         if not decoding:
             return None
-        return self._plan_decode(decoding, requests, beside_prefill=beside_prefill), decoding
+        batch = self._plan_decode(decoding, requests, beside_prefill=beside_prefill)
+        self._budget.repay(len(decoding), batch.steps)
+        return batch, decoding
 
     def drop_unless_wanted(self, running: Iterable[RunningRequest]) -> None:
         """Gives up the prefill batch in progress if none of its requests is still running."""
@@ -83,11 +102,11 @@ class BatchPlanner:
             index = self._last_slice.layer_slice + 1
             is_last = index == self._limits.prefill_layer_slices - 1
             batch = replace(self._last_slice, layer_slice=index, is_last_slice=is_last)
-            num_waiting = max(_num_urgent(candidates), _num_urgent(rows))
+            num_waiting = max(_num_waiting(candidates, decoding), _num_waiting(rows, decoding))
             if not self._budget.allows(batch, num_decoding, num_waiting, num_batch):
                 return None
         else:
-            num_waiting = _num_urgent(candidates)
+            num_waiting = _num_waiting(candidates, decoding)
             most = self._budget.max_tokens(num_decoding, num_waiting, num_batch) if candidates else 0
             if not most:
                 return None
@@ -116,6 +135,8 @@ class BatchPlanner:
           most: Maximum number of tokens.
         """
         first, requests = ordered[0], running.values()
+        for each in ordered[: self._limits.prefill_rows]:
+            self._extend_restored(each)
         if not _num_left(first):
             restored = [each for each in ordered if not _num_left(each)][:MAX_PREFILL_ROWS]
             return RestoreBatch(tuple(_take_chunk(each, 0, requests) for each in restored))
@@ -244,6 +265,23 @@ def _num_left(running: RunningRequest) -> int:
     return len(running.request.prompt_token_ids) - running.num_prompt_dispatched
 
 
+def _shares_chunk(running: RunningRequest, other: RunningRequest) -> bool:
+    """Returns whether the next block of a prompt is in the last chunk of another one, whose snapshots come soon."""
+    start = running.num_prompt_dispatched
+    end = start - start % PREFILL_BLOCK + PREFILL_BLOCK
+    if (
+        running is other
+        or running.key is None
+        or other.key is None
+        or running.request.params.prompt_logprobs is not None
+    ):
+        return False
+    is_cached_soon = (
+        end <= other.num_prompt_dispatched and running.key.salt == other.key.salt and end < len(running.key)
+    )
+    return is_cached_soon and running.key.tokens[: end * ID_BYTES] == other.key.tokens[: end * ID_BYTES]
+
+
 def _blocks_left(running: RunningRequest) -> int:
     """Returns the number of blocks that are left of a prompt, which is the cost of its prefill."""
     return -(-_num_left(running) // PREFILL_BLOCK)
@@ -282,9 +320,15 @@ def _take_replayed(running: RunningRequest) -> ReplayedRow:
     return row
 
 
-def _num_urgent(requests: Sequence[RunningRequest]) -> int:
-    """Returns the number of requests for which tokens of others may wait longer: lines of batches count as one."""
-    return max(1, sum(not each.request.is_batch for each in requests))
+def _num_waiting(requests: Sequence[RunningRequest], decoding: Sequence[RunningRequest]) -> int:
+    """Returns the number of requests for which tokens of others may wait longer: beside others, lines count as one.
+
+    Args:
+      requests: Requests that need prefill.
+      decoding: Requests that decode.
+    """
+    is_for_throughput = all(each.request.is_batch for each in decoding)
+    return max(1, sum(is_for_throughput or not each.request.is_batch for each in requests))
 
 
 def _chunk_length(num_tokens: int, budget: int) -> int:

@@ -13,8 +13,14 @@ _DEFAULT_TARGET: Final = 2.9
 _HEADROOM: Final = 0.85
 """Share of a target that is planned for, as durations vary from step to step."""
 
-_MAX_DELAY: Final = 1.2
-"""Maximum ratio of a decode step with lines of batches and a slice of a prompt to one without lines."""
+_MAX_DELAY: Final = 1.15
+"""Maximum ratio of a decode step with lines of batches to one without them, beside other requests."""
+
+_ENTRY_DELAY: Final = 1.05
+"""The same ratio for further lines, so that none comes and goes with the noise of the durations."""
+
+_LINES_SHARE: Final = 1 / 10
+"""Maximum time for prompts of lines beside other requests that decode, as a share of their decode steps."""
 
 _STREAMS_PER_PROMPT: Final = 8
 """Number of decoding requests that wait as long as the target for each further prompt that waits."""
@@ -24,7 +30,8 @@ _FEW_PROMPTS: Final = 2
 of 32 prompts is prefilled in long chunks until the last three."""
 
 _THROUGHPUT_STEPS: Final = 32
-"""Duration of prefill between two decode steps at throughput, in decode steps, which then cost 3 % but never starve."""
+"""Duration of prefill between two decode steps at throughput, in decode steps, if few requests decode. It falls with
+the share of requests that wait, as a step that lacks few rows loses little, and the host prepares prefill during it."""
 
 _WEIGHT: Final = 1 / 8
 """Weight of a new duration in the mean."""
@@ -50,11 +57,28 @@ class PrefillBudget:
         self._sizes = _sizes(limits.prefill_chunk)
         self._spent = 0.0
         self._has_delayed = False
+        self._debt = 0.0  # of lines to other requests that decode, in seconds
 
-    def spend(self, batch: PrefillBatch, num_decoding: int) -> None:
-        """Books a prefill step, for which some requests wait; one of unknown duration takes the whole budget."""
-        self._spent += self._times.step(batch) or math.inf
+    @property
+    def is_in_debt(self) -> bool:
+        """Whether prompts of lines have taken more than their share beside other requests that decode."""
+        return self._debt > 0
+
+    def spend(self, batch: PrefillBatch, num_decoding: int, num_delayed: int = 0) -> None:
+        """Books a prefill step, for which some requests wait; one of unknown duration takes the whole budget.
+
+        Args:
+          num_delayed: Number of requests of no batch that decode, if the step is for lines of batches.
+        """
+        seconds = self._times.step(batch)
+        self._spent += seconds or math.inf
         self._has_delayed |= num_decoding > 0
+        if num_delayed:
+            self._debt += seconds or 0.0
+
+    def repay(self, num_rows: int, steps: int) -> None:
+        """Books a decode step with the share of its time that prompts of lines may take."""
+        self._debt = max(self._debt - _LINES_SHARE * steps * (self._times.decode(num_rows) or math.inf), 0.0)
 
     def renew(self) -> bool:
         """Starts anew with a decode step; returns whether requests that decode have waited for prefill before it."""
@@ -86,24 +110,28 @@ class PrefillBudget:
             return fitting
         return self._sizes[0 if self._own_target_s(num_decoding, num_batch) == 0 else -1]
 
-    def max_rows(self, num_others: int, slots: int) -> int:
+    def max_rows(self, num_others: int, slots: int, *, is_entry: bool = False) -> int:
         """Returns the number of rows that a decode step may have if lines of batches fill it up.
 
-        The step and a slice of a prompt have to keep the target, or take little longer than without the lines.
+        Rows that are computed anyway cost nothing. What a step takes without lines is measured before any line gets
+        others.
 
         Args:
           num_others: Number of requests with a slot that are no lines.
           slots: Number of slots.
+          is_entry: Whether further lines are to get slots, rather than those that run to keep theirs.
         """
-        quiet = self._times.quiet(num_others) if num_others and self._limits.itl_target_s != 0 else None
-        if quiet is None:
+        target_s = self._limits.itl_target_s
+        if not num_others or target_s == 0:
             return slots
-        piece = self._seconds(PREFILL_BLOCK, unknown=0.0)
-        target = _HEADROOM * _target_s(self._limits.itl_target_s, quiet)
-        room = max(target, _MAX_DELAY * ((self._times.decode(num_others) or 0.0) + piece)) - piece
         sizes = [rows for rows in (*self._limits.decode_rows, slots) if rows >= num_others]
+        if not self._times.has_decode(num_others):
+            return sizes[0]
+        room = (_ENTRY_DELAY if is_entry else _MAX_DELAY) * (self._times.decode(num_others) or 0.0)
+        if target_s is not None:
+            room = max(room, _HEADROOM * target_s - self._seconds(PREFILL_BLOCK, unknown=0.0))
         fitting = (rows for rows in reversed(sizes) if (self._times.decode(rows) or 0.0) <= room)
-        return next(fitting, sizes[0])  # rows that are padding otherwise cost nothing
+        return next(fitting, sizes[0])
 
     def _left(self, num_decoding: int, num_waiting: int, num_batch: int) -> float:
         target_s = self._own_target_s(num_decoding, num_batch)
@@ -138,7 +166,7 @@ def prefill_seconds(
     if step is None:
         return 0.0
     if target_s == 0:
-        return _THROUGHPUT_STEPS * step
+        return _THROUGHPUT_STEPS * step * num_waiting / (num_decoding + num_waiting)
     num_streams = num_decoding - num_batch
     quiet = times.quiet(num_streams)
     assert quiet is not None
@@ -191,6 +219,7 @@ class StepTimes:
 
     def __init__(self, limits: StepLimits) -> None:
         self._limits = limits
+        self._rank = {slot: rank for rank, slot in enumerate(limits.slot_order)}
         self._prefill: dict[_Prefill, float] = {}
         self._decode: dict[int, float] = {}
         self._quiet: dict[int, float] = {}
@@ -200,10 +229,10 @@ class StepTimes:
         """Takes the duration of a batch into account."""
         match batch:
             case DecodeBatch(steps=1):
-                rows = self._rows(len(batch.slots))
+                rows = self._rows_of(batch)
                 self._decode[rows] = _updated(self._decode.get(rows), seconds)
             case DecodeBatch():
-                rows = self._rows(len(batch.slots))
+                rows = self._rows_of(batch)
                 self._quiet[rows] = _updated(self._quiet.get(rows), seconds / batch.steps)
             case RestoreBatch():
                 self._restore = _updated(self._restore, seconds)
@@ -212,12 +241,18 @@ class StepTimes:
 
     def decode(self, num_requests: int) -> float | None:
         """Returns the seconds of a step with a token for each request; None if no decode step was measured."""
-        return _nearest(self._decode, self._rows(num_requests)) or self.quiet(num_requests)
+        rows = self._rows(num_requests)
+        return self._decode.get(rows) or self._quiet.get(rows) or self.quiet(num_requests)
 
     def quiet(self, num_requests: int) -> float | None:
         """Returns the seconds per token of each request with nothing beside; None if no decode step was measured."""
         rows = self._rows(num_requests)
         return self._quiet.get(rows) or _nearest(self._decode, rows) or _nearest(self._quiet, rows)
+
+    def has_decode(self, num_requests: int) -> bool:
+        """Returns whether a decode step of this compiled size was measured."""
+        rows = self._rows(num_requests)
+        return rows in self._decode or rows in self._quiet
 
     def prefill(self, tokens: int) -> float | None:
         """Returns the seconds of the first step of a new batch; None if no prefill step was measured.
@@ -255,6 +290,10 @@ class StepTimes:
             length *= 2
         samples = batch.is_last_slice and any(chunk.is_last for chunk in batch.chunks)
         return _Prefill(rows * length, batch.layer_slice, samples)
+
+    def _rows_of(self, batch: DecodeBatch) -> int:
+        """Returns the number of rows of a step, which may have free slots between those of its requests."""
+        return self._rows(1 + max(self._rank.get(slot, slot) for slot in batch.slots))
 
     def _rows(self, num_requests: int) -> int:
         """Returns the number of rows of the step that is compiled for some requests."""

@@ -106,7 +106,7 @@ class Scheduler:
         )
         self._running = self._assignment.running
         self._timeouts = Timeouts()
-        self._planner = BatchPlanner(limits, self.slots, budget)
+        self._planner = BatchPlanner(limits, self.slots, budget, self._assignment.extend_restored)
         self._histories = TokenHistories()
         self._now = 0.0
         self._failed: list[RequestOutput] = []  # found by `add`, reported by the next plan
@@ -133,6 +133,7 @@ class Scheduler:
             num_running=self.num_running,
             num_batch_running=self._assignment.num_batch_running,
             num_batch_waiting=self.queue.num_batch,
+            num_batch_slots=self._assignment.num_batch_slots,
             preemptions=self._assignment.num_preempted,
             waiting_tokens=self.queue.num_tokens,
             slots=self.slots.size,

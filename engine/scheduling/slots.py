@@ -199,7 +199,7 @@ class SlotAssignment:
     one can, or when a step with all of them takes the others too long.
 
     A request that gets a slot restores the longest prefix of its prompt that is in memory: files were read while it
-    waited.
+    waited. When its prefill begins, it restores more if another request has prefilled more of the same prefix since.
 
     Attributes:
       running: Requests with a slot by id, oldest first.
@@ -249,6 +249,11 @@ class SlotAssignment:
         """Number of slots that any tenant may take: those that are free, or that batch requests have."""
         return self._reserve.num_open(self._pool.num_used - self.num_batch_running)
 
+    @property
+    def num_batch_slots(self) -> int:
+        """Number of slots that batch requests may have beside the others that run."""
+        return self._budget.max_rows(self._num_others, self._pool.size) - self._num_others
+
     def assign(self, now: float) -> list[RequestOutput]:
         """Gives slots to as many requests as possible.
 
@@ -269,7 +274,7 @@ class SlotAssignment:
         return failed
 
     def _pop(self) -> Waiting | None:
-        takes_batch = self._queue.num_batch > 0 and self._num_lines_over() < 0
+        takes_batch = self._queue.num_batch > 0 and self._num_lines_over(is_entry=True) < 0
         return self._queue.pop(self._blocked_tenants(), takes_batch=takes_batch)
 
     def victims(self, *, can_replay: bool) -> list[RunningRequest]:
@@ -315,10 +320,15 @@ class SlotAssignment:
         if num_others >= self._num_expected or now >= self._expected_until:
             self._num_expected, self._expected_until = num_others, now + _LINGER_S
 
-    def _num_lines_over(self) -> int:
-        """Returns by how many the batch requests with a slot are too many beside the others; negative: too few."""
+    def _num_lines_over(self, *, is_entry: bool = False) -> int:
+        """Returns by how many the batch requests with a slot are too many beside the others; negative: too few.
+
+        Args:
+          is_entry: Whether further ones are to get slots; see `PrefillBudget.max_rows`.
+        """
         num_others = max(self._num_others, self._num_expected)
-        return num_others + self.num_batch_running - self._budget.max_rows(num_others, self._pool.size)
+        most = self._budget.max_rows(num_others, self._pool.size, is_entry=is_entry)
+        return num_others + self.num_batch_running - most
 
     def _is_preemptible(self, running: RunningRequest, *, can_replay: bool) -> bool:
         is_free_to_go = running.request.is_batch and not self._pool.is_pinned(running.slot)
@@ -421,6 +431,15 @@ class SlotAssignment:
         longest = max(filter(None, snapshots), key=lambda snapshot: snapshot.length, default=None)
         if longest is not None:
             running.restore_from(longest)
+
+    def extend_restored(self, running: RunningRequest) -> None:
+        """Restores more of a prompt of which nothing is prefilled yet, if another request has prefilled that since."""
+        num_restored = 0 if running.restore is None else running.restore.length
+        is_scored = running.request.params.prompt_logprobs is not None
+        if self._cache is None or running.key is None or running.num_prompt_dispatched != num_restored or is_scored:
+            return
+        if (longer := self._cache.extend_match(running.key, num_restored)) is not None:
+            running.restore_from(longer)
 
     def _look_up(self, running: RunningRequest, fetch: Fetch | None) -> Snapshot | None:
         if self._cache is None or running.key is None:

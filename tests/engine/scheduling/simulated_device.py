@@ -1,12 +1,13 @@
 """A device on a clock of its own, whose steps take a known time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from roost.engine.core.config import StepLimits
 from roost.engine.core.request import Batch, DecodeBatch, Request, RowResult
 from roost.engine.core.sampling_params import SamplingParams
+from roost.engine.core.snapshot import Snapshot
 from roost.engine.scheduling.scheduler import Scheduler
 
 LIMITS = StepLimits(512, prefill_rows=1, prefill_layer_slices=6, decode_steps=2, decode_rows=(4, 8, 16, 32))
@@ -16,10 +17,12 @@ PREFILL = {64: 0.030, 128: 0.048, 256: 0.086, 512: 0.163}
 """Seconds by rows and by tokens: about those of the model "small" in int8 on two cores."""
 
 
-def seconds_of(batch: Batch, layer_slices: int = LIMITS.prefill_layer_slices) -> float:
+def seconds_of(
+    batch: Batch, layer_slices: int = LIMITS.prefill_layer_slices, decode: Mapping[int, float] = DECODE
+) -> float:
     """Returns the seconds that the device takes for a batch."""
     if isinstance(batch, DecodeBatch):
-        return batch.steps * DECODE[next(rows for rows in DECODE if rows >= len(batch.slots))]
+        return batch.steps * decode[next(rows for rows in decode if rows > max(batch.slots))]
     tokens = next(size for size in PREFILL if size >= max(chunk.length for chunk in batch.chunks))
     return PREFILL[tokens] / layer_slices
 
@@ -31,12 +34,14 @@ class Simulation:
     Attributes:
       batches: Batches in order, each with the time at which it ended.
       arrivals: Times at which outputs of each request came.
+      decode: Seconds of a decode step by rows.
     """
 
     scheduler: Scheduler
     now: float = 0.0
     batches: list[tuple[Batch, float]] = field(default_factory=list)
     arrivals: dict[str, list[float]] = field(default_factory=dict)
+    decode: Mapping[int, float] = field(default_factory=lambda: DECODE)
     _in_flight: Batch | None = None
 
     def add(self, name: str, prompt: int, new: int, *, is_batch: bool = False) -> None:
@@ -46,20 +51,34 @@ class Simulation:
 
     def step(self) -> bool:
         """Returns whether there was something to do."""
+        self._preempt()
         planned, ended = self.scheduler.schedule(self.now).batch, self._in_flight
-        if ended is not None:
-            seconds = seconds_of(ended)
-            self.now += seconds
-            self.batches.append((ended, self.now))
-            for name, _ in self.scheduler.commit(ended, results(ended), seconds).outputs:
-                self.arrivals[name].append(self.now)
+        self._commit()
         self._in_flight = planned
         return planned is not None or ended is not None
 
+    def _commit(self) -> None:
+        ended, self._in_flight = self._in_flight, None
+        if ended is None:
+            return
+        seconds = seconds_of(ended, decode=self.decode)
+        self.now += seconds
+        self.batches.append((ended, self.now))
+        for name, _ in self.scheduler.commit(ended, results(ended), seconds).outputs:
+            self.arrivals[name].append(self.now)
+
+    def _preempt(self) -> None:
+        if self.scheduler.victims(can_replay=True):
+            self._commit()
+        for running in self.scheduler.victims(can_replay=True):
+            length = len(running.request.prompt_token_ids) + running.num_tokens - 1
+            self.scheduler.preempt(running, Snapshot(length, (), ()) if running.num_tokens else None)
+
     def run(self) -> "Simulation":
-        """Runs to the end."""
-        while self.step():
-            pass
+        """Runs to the end. Lines may wait for a moment that no step takes."""
+        while self.step() or not self.scheduler.is_idle:
+            if self._in_flight is None:
+                self.now += 0.01
         return self
 
     def gaps(self, name: str, since: float = 0.0) -> list[float]:
