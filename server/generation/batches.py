@@ -1,13 +1,14 @@
 """Files and batches in a database that replicas share."""
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 from uuid import uuid4
 
 from ..error_kinds import ErrorKind
 from ..errors import ApiError, bad_value
-from ..store import Database, FencedError, GroupCommit, batch_table, file_table
+from ..store import Database, GroupCommit, batch_table, file_table
 from ..store.batch_records import (
     BatchRecord,
     BatchStatus,
@@ -29,6 +30,9 @@ _REPLY_S: Final = 5.0
 _OWNER_S: Final = 2 * batch_table.LEASE_S
 """Seconds for which the end of a line is written. Its lease has ended by then, so others may claim the line."""
 
+_INTERVAL_S: Final = 0.01
+"""Minimum seconds between the beginnings of two transactions. An upload waits for several, one after the other."""
+
 _PAGE_LINES: Final = 1000
 """Maximum number of lines that are read at a time."""
 
@@ -38,6 +42,7 @@ class BatchStore:
 
     Attributes:
       uploads: Turns of receiving a file, one per tenant at a time.
+      has_work: Set when a batch was created here, and by a worker when it has room for lines.
       totals: Counts of all replicas at the last look; None before it.
       num_refused: Total writes of this replica that were refused by their fencing number.
 
@@ -48,10 +53,11 @@ class BatchStore:
 
     def __init__(self, database: Database, retention_s: float) -> None:
         self.uploads = TenantLocks()
+        self.has_work = asyncio.Event()
         self.totals: BatchTotals | None = None
         self.num_refused = 0
         self._database = database
-        self._commits = GroupCommit(database)
+        self._commits = GroupCommit(database, _INTERVAL_S)
         self._retention_s = retention_s
         self._replica = uuid4().hex
 
@@ -180,6 +186,7 @@ class BatchStore:
         stored = await self._commits.write(partial(batch_table.insert, batch=batch, window_s=window_s), _REPLY_S)
         if stored is None:
             raise _no_file(source.id, "input_file_id")
+        self.has_work.set()
         return stored
 
     async def batch(self, batch_id: str) -> BatchRecord:
@@ -226,14 +233,10 @@ class BatchStore:
         """Leaves lines to other replicas."""
         await self._commits.write(partial(batch_table.release, leases=list(leases)), 1.0)
 
-    async def end(self, lease: LineLease, result: LineResult) -> bool:
-        """Stores what a line has ended with. Returns False if the line belongs to another replica, or to none."""
-        try:
-            await self._commits.write(partial(batch_table.end, lease=lease, result=result), _OWNER_S)
-        except FencedError:
-            self.num_refused += 1
-            return False
-        return True
+    async def end(self, results: Mapping[LineLease, LineResult]) -> None:
+        """Stores what lines have ended with, but for lines that belong to another replica by now, or to none."""
+        held = await self._commits.write(partial(batch_table.end, results=results), _OWNER_S)
+        self.num_refused += len(results) - len(held)
 
     async def look(self) -> None:
         """Counts for metrics, and deletes what is too old and files that were deleted by clients."""

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
+from itertools import islice
 from typing import Final
 
 from starlette.types import ASGIApp
@@ -28,6 +29,16 @@ _CLEAN_S: Final = 30.0
 _MAX_EXPIRED: Final = 200
 """Maximum number of lines of expired batches that end at a time."""
 
+_STORE_S: Final = 0.05
+"""Minimum seconds between two transactions that store results."""
+
+_MAX_STORED: Final = 256
+"""Maximum number of lines whose results are stored in one transaction."""
+
+_SHARE_CLAIMED: Final = 8
+"""Share of the room for lines that has to be free, as its reciprocal, before more are claimed: each claim takes several
+statements, however many lines it brings."""
+
 _MAX_CLAIMS: Final = 5
 """Number of replicas that claim a line without ending it, after which it fails: it may be what ends them."""
 
@@ -41,6 +52,7 @@ class BatchWorker:
     """Claims lines and sends them to this replica's own application, without a socket or a key.
 
     It has twice as many lines open as there are slots for them, so that a slot that becomes free has its next request.
+    What lines have ended with is stored meanwhile, many lines at a time, and takes none of their places.
 
     Args:
       service: Service that generates.
@@ -53,21 +65,47 @@ class BatchWorker:
         self._app = app
         self._batches = batches
         self._open: dict[LineLease, asyncio.Task[None]] = {}
-        self._ended = asyncio.Event()
+        self._results: dict[LineLease, LineResult] = {}  # not stored yet
+        self._has_results = asyncio.Event()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._renewed_at = 0.0
 
     def start(self) -> None:
         """Begins, once the engine is ready."""
-        self._tasks = asyncio.create_task(self._run()), asyncio.create_task(self._clean())
+        self._tasks = tuple(map(asyncio.create_task, (self.run(), self._clean())))
 
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Runs lines until it is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._store_results())
+            group.create_task(self._look_again())
+
+    async def _look_again(self) -> None:
+        has_work = self._batches.has_work
         while True:
-            self._ended.clear()
+            has_work.clear()
             await _survive(self.look())
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PAUSE_S):
-                    await self._ended.wait()
+                    await has_work.wait()
+
+    async def _store_results(self) -> None:
+        while True:
+            await self._has_results.wait()
+            self._has_results.clear()
+            while some := dict(islice(self._results.items(), _MAX_STORED)):
+                await self._store(some)
+                for lease in some:
+                    del self._results[lease]
+            await asyncio.sleep(_STORE_S)
+
+    async def _store(self, results: Mapping[LineLease, LineResult]) -> None:
+        try:
+            await self._batches.end(results)
+        except StoreUnavailableError as error:
+            _logger.warning("%d lines of batches are left to other replicas: %s", len(results), error)
+        except Exception:
+            _logger.exception("%d lines of batches were not ended", len(results))
 
     async def _clean(self) -> None:
         while True:
@@ -77,7 +115,7 @@ class BatchWorker:
     async def look(self) -> None:
         """Extends leases, ends lines that were cancelled, lost or have expired, and begins new ones."""
         if self._service.open_requests.is_draining or not self._service.engine.is_ready:
-            await self._give_back(self._open)
+            await self._give_back()
             return
         now = time.monotonic()
         is_due = now - self._renewed_at >= _RENEW_S
@@ -86,60 +124,68 @@ class BatchWorker:
             if await self._end_expired() < _MAX_EXPIRED:
                 self._renewed_at = now
             else:
-                self._ended.set()  # so that the next look comes at once
-        if (limit := self._num_wanted()) > 0:
-            for claim in await self._batches.claim(self._service.model.identity, limit):
+                self._batches.has_work.set()  # so that the next look comes at once
+        wanted, room = self._num_wanted()
+        if wanted >= max(room // _SHARE_CLAIMED, 1):
+            for claim in await self._batches.claim(self._service.model.identity, wanted):
                 self._begin(claim)
 
-    def _num_wanted(self) -> int:
-        """Returns how many more lines to claim: none while other requests want all slots."""
+    def _num_wanted(self) -> tuple[int, int]:
+        """Returns how many more lines to claim, and how many to have: none where other requests leave no slot."""
         stats = self._service.engine.stats
-        num_others = stats.num_running - stats.num_batch_running + stats.num_waiting
-        return 2 * max(stats.slots - num_others, 0) - len(self._open)
+        room = 2 * max(stats.num_batch_slots - stats.num_waiting, 0)
+        return room - len(self._open), room
 
     async def _renew(self) -> None:
         renewed = set(await self._batches.renew())
         for lease in self._open.keys() - renewed:
             self._open[lease].cancel()
-        if unknown := renewed - self._open.keys():  # a claim whose commit was slower than its timeout
+        if (
+            unknown := renewed - self._open.keys() - self._results.keys()
+        ):  # a claim that was committed after its timeout
             await self._batches.release(unknown)
 
     async def _end_expired(self) -> int:
         """Ends lines of expired batches, also of models that no replica serves, and returns their number."""
         claims = await self._batches.claim(None, _MAX_EXPIRED)
-        await asyncio.gather(*(self._end(claim) for claim in claims))
+        results = {claim.lease: await self._result(claim) for claim in claims}
+        ended = {lease: result for lease, result in results.items() if result is not None}
+        if ended:
+            await self._batches.end(ended)
         return len(claims)
 
-    async def _give_back(self, leases: Iterable[LineLease]) -> None:
-        """Stops lines and leaves them to other replicas."""
-        stopped = {lease: task for lease in leases if not (task := self._open[lease]).done()}
+    async def _give_back(self) -> None:
+        """Stops all lines and leaves them to other replicas."""
+        stopped = {lease: task for lease, task in self._open.items() if not task.done()}
         if stopped:
             for task in stopped.values():
                 task.cancel()
             await asyncio.wait(stopped.values())
-            await self._batches.release(stopped)
+            await self._batches.release(stopped.keys() - self._results.keys())
 
     def _begin(self, claim: LineClaim) -> None:
-        task = asyncio.create_task(self._end(claim))
+        task = asyncio.create_task(self._run_line(claim))
         self._open[claim.lease] = task
         task.add_done_callback(lambda _: self._forget(claim.lease))
 
     def _forget(self, lease: LineLease) -> None:
         del self._open[lease]
-        self._ended.set()
+        self._batches.has_work.set()
 
-    async def _end(self, claim: LineClaim) -> None:
-        """Runs a line and stores what it has ended with."""
+    async def _run_line(self, claim: LineClaim) -> None:
+        """Runs a line. What it has ended with is stored later."""
+        lease = claim.lease
         try:
             if (result := await self._result(claim)) is None:
                 await asyncio.sleep(_PAUSE_S)
-                await self._batches.release([claim.lease])
+                await self._batches.release([lease])
             else:
-                await self._batches.end(claim.lease, result)
+                self._results[lease] = result
+                self._has_results.set()
         except StoreUnavailableError as error:
-            _logger.warning("line %d of %s is left to other replicas: %s", claim.lease.number, claim.lease.batch, error)
+            _logger.warning("line %d of %s is left to other replicas: %s", lease.number, lease.batch, error)
         except Exception:
-            _logger.exception("line %d of %s was not ended", claim.lease.number, claim.lease.batch)
+            _logger.exception("line %d of %s was not ended", lease.number, lease.batch)
 
     async def _result(self, claim: LineClaim) -> LineResult | None:
         """Returns what a line has ended with; None if this replica cannot run it now."""

@@ -7,13 +7,12 @@ transaction, so that each line of the input has one line of output. The end of a
 whole.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from . import file_table
 from .batch_records import BatchRecord, BatchStatus, BatchTotals, LineClaim, LineLease, LineResult
 from .database import Transaction
-from .errors import FencedError
 
 LEASE_S: Final = 15.0
 """Seconds after the last renewal from which on others may claim a line."""
@@ -112,7 +111,7 @@ def claim(transaction: Transaction, owner: str, model: str | None, limit: int) -
     """
     leases = _lost_leases(transaction, owner, model, limit)
     leases += _new_leases(transaction, owner, model, limit - len(leases))
-    return [claimed for lease in leases if (claimed := _claimed(transaction, lease)) is not None]
+    return _claims(transaction, leases)
 
 
 def _lost_leases(transaction: Transaction, owner: str, model: str | None, limit: int) -> list[LineLease]:
@@ -164,45 +163,48 @@ def _new_leases(transaction: Transaction, owner: str, model: str | None, limit: 
             tenant,
             batch,
         )
-        for number in file_table.numbers_at(transaction, tenant, input_file, first, end):
-            transaction.execute(
-                f"""
-                INSERT INTO roost_batch_claims (tenant, batch, number, model, owner, fence, num_claims, lease_until)
-                VALUES (?, ?, ?, ?, ?, 1, 1, {{now}} + {LEASE_S})
-                """,
-                tenant,
-                batch,
-                number,
-                batch_model,
-                owner,
-            )
-            leases.append(LineLease(tenant, batch, number, 1))
+        numbers = file_table.numbers_at(transaction, tenant, input_file, first, end)
+        transaction.execute(
+            f"""
+            INSERT INTO roost_batch_claims (tenant, batch, number, model, owner, fence, num_claims, lease_until)
+            VALUES {", ".join([f"(?, ?, ?, ?, ?, 1, 1, {{now}} + {LEASE_S})"] * len(numbers))}
+            """,
+            *(value for number in numbers for value in (tenant, batch, number, batch_model, owner)),
+        )
+        leases += [LineLease(tenant, batch, number, 1) for number in numbers]
     return leases
 
 
-def _claimed(transaction: Transaction, lease: LineLease) -> LineClaim | None:
+def _claims(transaction: Transaction, leases: Sequence[LineLease]) -> list[LineClaim]:
+    """Returns the lines of some leases, but for those whose batch or file was deleted."""
+    if not leases:
+        return []
     rows = transaction.rows(
-        """
-        SELECT line, roost_batches.model, num_claims, expires < {now} FROM roost_batch_claims
+        f"""
+        SELECT roost_batch_claims.tenant, batch, roost_batch_claims.number, line, roost_batches.model, num_claims,
+            expires < {{now}} FROM roost_batch_claims
         JOIN roost_batches ON roost_batches.tenant = roost_batch_claims.tenant AND id = batch
         JOIN roost_file_lines ON roost_file_lines.tenant = roost_batch_claims.tenant AND file = input_file
             AND roost_file_lines.number = roost_batch_claims.number
-        WHERE roost_batch_claims.tenant = ? AND batch = ? AND roost_batch_claims.number = ?
+        WHERE (roost_batch_claims.tenant, batch, roost_batch_claims.number)
+            IN (VALUES {_places(len(leases), 3)})
         """,
-        lease.tenant,
-        lease.batch,
-        lease.number,
+        *(value for lease in leases for value in (lease.tenant, lease.batch, lease.number)),
     )
-    if not rows:
-        return None
-    line, model, num_claims, is_expired = rows[0]
-    return LineClaim(lease, bytes(line), model, num_claims, bool(is_expired))
+    found = {
+        (tenant, batch, number): (bytes(line), model, num_claims, bool(is_expired))
+        for tenant, batch, number, line, model, num_claims, is_expired in rows
+    }
+    known = ((lease, found.get((lease.tenant, lease.batch, lease.number))) for lease in leases)
+    return [LineClaim(lease, *fields) for lease, fields in known if fields is not None]
 
 
 def renew(transaction: Transaction, owner: str) -> list[LineLease]:
     """Extends all leases of a replica, and returns them."""
-    transaction.execute(f"UPDATE roost_batch_claims SET lease_until = {{now}} + {LEASE_S} WHERE owner = ?", owner)
-    query = "SELECT tenant, batch, number, fence FROM roost_batch_claims WHERE owner = ?"
+    query = f"""
+        UPDATE roost_batch_claims SET lease_until = {{now}} + {LEASE_S} WHERE owner = ?
+        RETURNING tenant, batch, number, fence
+    """
     return [LineLease(*row) for row in transaction.rows(query, owner)]
 
 
@@ -217,32 +219,68 @@ def release(transaction: Transaction, leases: Iterable[LineLease]) -> None:
         )
 
 
-def end(transaction: Transaction, lease: LineLease, result: LineResult) -> None:
-    """Stores what a line has ended with. The batch ends with its last line.
+def end(transaction: Transaction, results: Mapping[LineLease, LineResult]) -> set[LineLease]:
+    """Stores what lines have ended with. A batch ends with its last line.
 
-    Raises:
-      FencedError: The lease's holder is no longer the owner.
+    All lines take few statements together: after each statement its thread has to wait for the interpreter, which the
+    engine's thread uses most of the time.
+
+    Args:
+      results: At least one result.
+
+    Returns:
+      The leases whose holders were still the owners. Nothing is stored for the others, whose lines other replicas have
+      claimed, or whose batches have ended.
     """
-    deleted = transaction.execute(f"DELETE FROM roost_batch_claims WHERE {_HELD}", *_values(lease))
-    if not deleted.rowcount:
-        raise FencedError(f"line {lease.number} of {lease.batch} was claimed by another replica, or cancelled")
-    lines, size = ("num_failed", "error_bytes") if result.is_failed else ("num_completed", "output_bytes")
-    transaction.execute(
-        f"UPDATE roost_batches SET {lines} = {lines} + 1, {size} = {size} + ? WHERE tenant = ? AND id = ?",
-        len(result.line),
-        lease.tenant,
-        lease.batch,
-    )
-    batch = find(transaction, lease.tenant, lease.batch)
-    assert batch is not None
-    file_id = batch.error_file if result.is_failed else batch.output_file
-    file_table.put_line(transaction, lease.tenant, file_id, lease.number, result.line)
-    if batch.num_completed + batch.num_failed == batch.num_lines:
-        status = "CASE WHEN expires < {now} THEN 'expired' ELSE 'completed' END"
-        ((name,),) = transaction.rows(
-            f"SELECT {status} FROM roost_batches WHERE tenant = ? AND id = ?", lease.tenant, lease.batch
+    names = sorted({(lease.tenant, lease.batch) for lease in results})
+    locked = (
+        transaction.rows(  # in one order, and before claims as in `cancel`, so that replicas never block each other
+            f"""
+        SELECT tenant, id, output_file, error_file FROM roost_batches
+        WHERE (tenant, id) IN (VALUES {_places(len(names), 2)}) ORDER BY tenant, id {{lock}}
+        """,
+            *(value for name in names for value in name),
         )
-        _close(transaction, lease.tenant, lease.batch, BatchStatus(name))
+    )
+    held = _delete_claims(transaction, list(results))
+    for tenant, batch, output_file, error_file in locked:
+        own = {lease.number: results[lease] for lease in held if (lease.tenant, lease.batch) == (tenant, batch)}
+        if own:
+            files = {False: output_file, True: error_file}
+            lines = [(files[result.is_failed], number, result.line) for number, result in own.items()]
+            file_table.put_lines(transaction, tenant, lines)
+            _count(transaction, tenant, batch, list(own.values()))
+    return held
+
+
+def _delete_claims(transaction: Transaction, leases: Sequence[LineLease]) -> set[LineLease]:
+    """Deletes claims, and returns the leases that were still held."""
+    rows = transaction.rows(
+        f"""
+        DELETE FROM roost_batch_claims WHERE (tenant, batch, number, fence) IN (VALUES {_places(len(leases), 4)})
+        RETURNING tenant, batch, number, fence
+        """,
+        *(value for lease in leases for value in _values(lease)),
+    )
+    return {LineLease(*row) for row in rows}
+
+
+def _count(transaction: Transaction, tenant: str, batch_id: str, results: Sequence[LineResult]) -> None:
+    """Counts results of a batch, and ends the batch if they are the last."""
+    sizes = {failed: [len(each.line) for each in results if each.is_failed is failed] for failed in (False, True)}
+    ((is_over, status),) = transaction.rows(
+        """
+        UPDATE roost_batches SET num_completed = num_completed + ?, output_bytes = output_bytes + ?,
+            num_failed = num_failed + ?, error_bytes = error_bytes + ?
+        WHERE tenant = ? AND id = ?
+        RETURNING num_completed + num_failed = num_lines, CASE WHEN expires < {now} THEN 'expired' ELSE 'completed' END
+        """,
+        *(value for each in sizes.values() for value in (len(each), sum(each))),
+        tenant,
+        batch_id,
+    )
+    if is_over:
+        _close(transaction, tenant, batch_id, BatchStatus(status))
 
 
 def _close(transaction: Transaction, tenant: str, batch_id: str, status: BatchStatus) -> None:
@@ -274,6 +312,11 @@ def totals(transaction: Transaction) -> BatchTotals:
     )
     ((running,),) = transaction.rows("SELECT count(*) FROM roost_batch_claims WHERE lease_until >= {now}")
     return BatchTotals({status: int(count) for status, count in statuses}, int(lines), int(running), float(oldest))
+
+
+def _places(num_rows: int, num_columns: int) -> str:
+    """Returns placeholders for the rows of a statement."""
+    return ", ".join([f"({', '.join('?' * num_columns)})"] * num_rows)
 
 
 def _values(lease: LineLease) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ offset from the segment's first line, in two bytes.
 
 import struct
 from collections.abc import Sequence
+from itertools import batched
 from typing import Any, Final
 
 from .batch_records import FileRecord
@@ -21,6 +22,9 @@ _ABANDONED_S: Final = 3600.0
 
 _MAX_BYTES: Final = 2**20
 """Maximum bytes of lines that are read at a time, but for the first line."""
+
+_MAX_INSERTED: Final = 1000
+"""Maximum number of lines that one statement adds; SQLite takes 32,766 values, and PostgreSQL 65,535."""
 
 _MAX_DELETED: Final = 2000
 """Maximum number of lines that one transaction deletes."""
@@ -48,22 +52,24 @@ def add_lines(transaction: Transaction, tenant: str, file_id: str, first: int, l
       first: Number of the first line, from 1.
       lines: Lines with their newlines.
     """
-    for number, line in enumerate(lines, first):
-        put_line(transaction, tenant, file_id, number, line)
+    put_lines(transaction, tenant, [(file_id, number, line) for number, line in enumerate(lines, first)])
 
 
-def put_line(transaction: Transaction, tenant: str, file_id: str, number: int, line: bytes) -> None:
-    """Adds a line with its newline, unless the file has a line of this number."""
-    transaction.execute(
-        """
-        INSERT INTO roost_file_lines (tenant, file, number, line) VALUES (?, ?, ?, ?)
-        ON CONFLICT (tenant, file, number) DO NOTHING
-        """,
-        tenant,
-        file_id,
-        number,
-        line,
-    )
+def put_lines(transaction: Transaction, tenant: str, lines: Sequence[tuple[str, int, bytes]]) -> None:
+    """Adds lines with their newlines, each unless its file has a line of its number.
+
+    Args:
+      lines: Each line with its file and its number.
+    """
+    for some in batched(lines, _MAX_INSERTED):
+        places = ", ".join(["(?, ?, ?, ?)"] * len(some))
+        transaction.execute(
+            f"""
+            INSERT INTO roost_file_lines (tenant, file, number, line) VALUES {places}
+            ON CONFLICT (tenant, file, number) DO NOTHING
+            """,
+            *(value for line in some for value in (tenant, *line)),
+        )
 
 
 def put_order(transaction: Transaction, tenant: str, file_id: str, segment: int, offsets: Sequence[int]) -> None:

@@ -110,8 +110,15 @@ class FakeEngine(AsyncEngine):
     @property
     def stats(self) -> EngineStats:
         cache = CacheStats(budget=4000, num_bytes=1000, hit_tokens=7)
+        num_others = len(self.running - {request.id for request in self.requests if request.is_batch})
         return EngineStats(
-            num_running=len(self.running), slots=4, prompt_tokens=30, generated_tokens=20, steps=10, cache=cache
+            num_running=len(self.running),
+            num_batch_slots=max(4 - num_others, 0),
+            slots=4,
+            prompt_tokens=30,
+            generated_tokens=20,
+            steps=10,
+            cache=cache,
         )
 
     @property

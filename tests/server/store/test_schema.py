@@ -84,8 +84,8 @@ def test_an_upgrade_counts_the_output_of_batches(address: str) -> None:
         ),
         writes=True,
     )
-    database.run_now(lambda each: file_table.put_line(each, "", "out", 1, b"12345\n"), writes=True)
-    database.run_now(lambda each: file_table.put_line(each, "", "err", 2, b"12\n"), writes=True)
+    database.run_now(lambda each: file_table.put_lines(each, "", [("out", 1, b"12345\n")]), writes=True)
+    database.run_now(lambda each: file_table.put_lines(each, "", [("err", 2, b"12\n")]), writes=True)
     upgrade(address, database)
     sizes = database.run_now(lambda each: each.rows("SELECT output_bytes, error_bytes FROM roost_batches"))
     assert sizes == [(6, 3)]

@@ -48,7 +48,7 @@ async def working(service: Service) -> AsyncIterator[BatchWorker]:
     """Runs a replica's worker in the background of a test."""
     assert service.batches is not None
     worker = BatchWorker(service, create_app(service), service.batches)
-    task = asyncio.create_task(worker._run())
+    task = asyncio.create_task(worker.run())
     try:
         yield worker
     finally:
