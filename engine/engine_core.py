@@ -230,10 +230,11 @@ class EngineCore:
         committed, self._committed = self._committed, []
         outputs = [*committed, *plan.failed, *self._commit(in_flight)]
         self._count_tokens(_num_prompt_tokens(plan.batch), _num_tokens(outputs))
+        has_canary = self._canary.is_running
         if (probe := self._canary.check(outputs)) is not None:
             self._scheduler.probe(probe)
         self.stats = self._current_stats()
-        return [output for output in outputs if output[0] != CANARY_ID]
+        return [output for output in outputs if output[0] != CANARY_ID] if has_canary else outputs
 
     def _preempt(self) -> None:
         """Takes slots from batch requests for others that can start. Their states are copied to the host."""
@@ -309,11 +310,15 @@ def _num_tokens(outputs: Sequence[RequestOutput]) -> int:
 
 
 class Canary:
-    """Runs a request of the engine's own if one request after the other fails with a `NumericError`."""
+    """Runs a request of the engine's own if one request after the other fails with a `NumericError`.
+
+    Attributes:
+      is_running: Whether the engine's own request has not ended.
+    """
 
     def __init__(self) -> None:
+        self.is_running = False
         self._num_failures = 0
-        self._is_running = False
 
     def check(self, outputs: Sequence[RequestOutput]) -> Request | None:
         """Books the outputs of a step; returns a request that the engine has to run, if it is time to check.
@@ -321,19 +326,21 @@ class Canary:
         Raises:
           EngineDeadError: The engine's own request failed as well, so the parameters are broken.
         """
+        if not self._num_failures and not self.is_running and all(output.error is None for _, output in outputs):
+            return None  # as after nearly every step
         for request_id, output in outputs:
             error = output.error if isinstance(output.error, NumericError) else None
             if request_id == CANARY_ID:
-                self._is_running = output.finish_reason is None
+                self.is_running = output.finish_reason is None
                 if error is not None:
                     raise EngineDeadError(_message())
             elif error is not None:
                 self._num_failures += not error.from_imported_state
             elif output.token_ids:
                 self._num_failures = 0
-        if self._num_failures < _MAX_FAILURES or self._is_running:
+        if self._num_failures < _MAX_FAILURES or self.is_running:
             return None
-        self._num_failures, self._is_running = 0, True
+        self._num_failures, self.is_running = 0, True
         return _CANARY_REQUEST
 
 

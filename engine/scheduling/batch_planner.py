@@ -58,7 +58,8 @@ class BatchPlanner:
         """
         requests = running.values()
         awaited = {each.parent for each in requests if each.awaits_mask}  # a fork needs its mask with the prompt
-        candidates = [each for each in requests if _needs_prefill(each) and each not in awaited]
+        new = [each for each in requests if not each.num_tokens_dispatched]
+        candidates = [each for each in new if _needs_prefill(each) and each not in awaited]
         decoding = [each for each in requests if _can_decode(each) and each not in self._in_progress]
         num_others = sum(not each.request.is_batch for each in decoding)
         urgent = [each for each in candidates if not each.request.is_batch]
@@ -96,6 +97,8 @@ class BatchPlanner:
           running: All requests with a slot, by id.
           decoding: Requests that decode.
         """
+        if self._last_slice is None and not candidates:
+            return None
         num_decoding, num_batch = len(decoding), sum(each.request.is_batch for each in decoding)
         if self._last_slice is not None:
             rows = self._in_progress
@@ -107,7 +110,7 @@ class BatchPlanner:
                 return None
         else:
             num_waiting = _num_waiting(candidates, decoding)
-            most = self._budget.max_tokens(num_decoding, num_waiting, num_batch) if candidates else 0
+            most = self._budget.max_tokens(num_decoding, num_waiting, num_batch)
             if not most:
                 return None
             batch = self._plan_chunks(self._order.next(candidates), running, most)
@@ -191,7 +194,7 @@ class BatchPlanner:
     ) -> tuple[tuple[int, int], ...]:
         """Moves states to earlier slots if this step and later ones then need fewer rows; returns source and target."""
         rows = next((rows for rows in self._limits.decode_rows if rows >= len(running)), self._pool.size)
-        if max(self._pool.rank(each.slot) for each in requests) < rows:
+        if rows == self._pool.size or max(self._pool.rank(each.slot) for each in requests) < rows:
             return ()
         moves = []
         for each in running:
@@ -240,9 +243,9 @@ class _PrefillOrder:
         return own[0] if turn % _OLDEST_EVERY == 0 else min(own, key=_blocks_left)
 
 
-def _needs_prefill(running: RunningRequest) -> bool:
-    """Returns whether a request's own prompt has to be prefilled or restored, and its first token sampled."""
-    return running.parent is None and not running.num_tokens_dispatched and not running.awaits_mask
+def _needs_prefill(new: RunningRequest) -> bool:
+    """Returns whether a new request's own prompt has to be prefilled or restored, and its first token sampled."""
+    return new.parent is None and not new.awaits_mask
 
 
 def _can_decode(running: RunningRequest) -> bool:

@@ -283,15 +283,14 @@ def _book_tokens(
     running.num_tokens += count
     if running.keeps_tokens:
         running.token_ids += tokens
-    return TokenOutput(
-        token_ids=tokens,
-        logprobs=logprobs[:count] if logprobs and count else None,
-        prompt_logprobs=_prompt_logprobs(running) if is_first else None,
-        finish_reason=reason,
-        stop_reason=_stop_reason(running, tokens) if reason is FinishReason.STOP else None,
-        started_at=running.started_at if is_first else None,
-        num_cached=running.num_cached if is_first else 0,
-    )
+    output = TokenOutput(tokens, logprobs[:count] if logprobs and count else None)
+    if reason is not None:
+        stop_reason = _stop_reason(running, tokens) if reason is FinishReason.STOP else None
+        output = output._replace(finish_reason=reason, stop_reason=stop_reason)
+    if is_first:
+        scores, started_at = _prompt_logprobs(running), running.started_at
+        output = output._replace(prompt_logprobs=scores, started_at=started_at, num_cached=running.num_cached)
+    return output
 
 
 def _prompt_logprobs(running: RunningRequest) -> tuple[TokenLogprobs | None, ...] | None:
@@ -303,15 +302,12 @@ def _prompt_logprobs(running: RunningRequest) -> tuple[TokenLogprobs | None, ...
 
 def _count_until_end(running: RunningRequest, token_ids: tuple[int, ...]) -> tuple[int, FinishReason | None]:
     """Returns the number of tokens that belong to the request, and why it ends with them if it does."""
-    params = running.request.params
-    if params.max_tokens == 0:
-        return 0, FinishReason.LENGTH
-    for count, token_id in enumerate(token_ids, 1):
-        if token_id in params.stop_ids:
-            return count, FinishReason.STOP
-        if running.num_tokens + count == params.max_tokens:
-            return count, FinishReason.LENGTH
-    return len(token_ids), None
+    params, count = running.request.params, len(token_ids)
+    most = count + 1 if params.max_tokens is None else params.max_tokens - running.num_tokens
+    if params.stop_ids.isdisjoint(token_ids):  # as in nearly every row
+        return (count, None) if count < most else (most, FinishReason.LENGTH)
+    count = 1 + next(place for place, token_id in enumerate(token_ids) if token_id in params.stop_ids)
+    return (count, FinishReason.STOP) if count <= most else (most, FinishReason.LENGTH)
 
 
 def _stop_reason(running: RunningRequest, token_ids: tuple[int, ...]) -> int | None:

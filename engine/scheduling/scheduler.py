@@ -295,7 +295,8 @@ class Scheduler:
     def _book_dispatch(self, batch: Batch, rows: Sequence[RunningRequest]) -> Batch:
         self._in_flight[batch] = tuple(rows)
         for running in rows:
-            running.started_at = self._now if running.started_at is None else running.started_at
+            if running.started_at is None:
+                running.started_at = self._now
         return batch
 
     def _commit_row(self, running: RunningRequest, result: RowResult) -> Sequence[TokenOutput]:

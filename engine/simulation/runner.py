@@ -1,7 +1,7 @@
 """Runs batches on a simulated device: the real scheduler's, with states of the true size that hold nothing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -122,9 +122,8 @@ class SimulatedRunner:
         firsts = iter(self._tokens.draw(np.array([chunk.slot for chunk in lasts], np.int64)))
         results = [self._result(row.request, next(firsts)) if row.is_last else RowResult() for row in batch.rows]
         for row, chunk in enumerate(batch.chunks):
-            results[row] = replace(
-                results[row], prompt_logprobs=self._scores(chunk), block_states=self._block_states(chunk)
-            )
+            scores, states = self._scores(chunk), self._block_states(chunk)
+            results[row] = results[row]._replace(prompt_logprobs=scores, block_states=states)
         seconds = self._durations.prefill_seconds(self._padded_tokens(batch.chunks), samples=bool(lasts))
         return SimulatedBatch(tuple(results), self._device.dispatch(seconds))
 
@@ -138,9 +137,10 @@ class SimulatedRunner:
         return shape.rows * shape.length * self.layout.shards.data
 
     def _result(self, request: Request, token: int) -> RowResult:
-        num_top, named = request.params.logprobs, request.params.logprob_token_ids
+        num_top = request.params.logprobs
         if num_top is None:
             return RowResult((token,))
+        named = request.params.logprob_token_ids
         return RowResult((token,), (_logprobs(token, num_top, self.layout.model.vocab_size, named),))
 
     def _scores(self, chunk: PrefillChunk) -> tuple[TokenLogprobs, ...]:

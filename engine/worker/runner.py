@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import batched
 
 import numpy as np
@@ -97,7 +97,7 @@ class PendingPrefill:
             chunks = self.batch.chunks
             read = read_block_states(self.block_states, self.last, chunks, self.places, self.ends)
             for row, states in enumerate(read):
-                results[row] = replace(results[row], block_states=states)
+                results[row] = results[row]._replace(block_states=states)
         return tuple(results)
 
     def _row(self, row: int, chunk: PrefillChunk, firsts: Iterator[tuple[Sampled, int]]) -> RowResult:
@@ -113,7 +113,7 @@ class PendingPrefill:
         count = chunk.length - chunk.is_last  # the token after the prompt is sampled, not scored
         place = self.places[row]
         scores = tuple(_token_logprobs(self.scores, (place, t), num_top) for t in range(count))
-        return replace(result, prompt_logprobs=scores)
+        return result._replace(prompt_logprobs=scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +138,10 @@ def _row_result(
     request: Request, tokens: tuple[int, ...], logprobs: Logprobs, places: Sequence[tuple[int, ...]]
 ) -> RowResult:
     """Returns one row's tokens, with the log-probabilities at their places if the request wants them."""
-    num_top, named = request.params.logprobs, request.params.logprob_token_ids
+    num_top = request.params.logprobs
     if num_top is None:
         return RowResult(tokens)
+    named = request.params.logprob_token_ids
     return RowResult(tokens, tuple(_token_logprobs(logprobs, place, num_top, named) for place in places))
 
 

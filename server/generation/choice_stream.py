@@ -42,8 +42,15 @@ class Reader(Protocol):
     def put(self, item: "ChoiceStream | Exception") -> None:
         """Adds a stream that has a delta to take, or an error."""
 
-    def offer(self, delta: Delta) -> bool:
-        """Lets a reader that waits take a delta at once; returns whether it has."""
+    def offer(self, index: int, text: str, num_tokens: int, num_sent: int) -> bool:
+        """Lets a reader that waits take a delta of text alone at once; returns whether it has.
+
+        Args:
+          index: Index of the choice.
+          text: New text, which may be empty.
+          num_tokens: Number of new tokens.
+          num_sent: See `Delta.num_sent`.
+        """
 
 
 class ChoiceStream:
@@ -73,6 +80,7 @@ class ChoiceStream:
         max_unread_bytes: int = MAX_UNREAD_BYTES,
     ) -> None:
         self.is_open = True
+        self._index = choice.index
         self._decoder = _ChoiceDecoder(choice, tokenizer)
         self._record = record
         self._inbox = inbox
@@ -106,7 +114,7 @@ class ChoiceStream:
     def _advance(self, output: TokenOutput) -> None:
         try:
             delta = self._decode(output)
-            if delta.finish_reason is None and not self._unread and self._inbox.offer(delta):
+            if delta is None:
                 return
         except Exception as error:  # a bug here must not end the requests that are delivered after this one
             self._fail(error, error)
@@ -124,10 +132,19 @@ class ChoiceStream:
         if output.finish_reason is None and not self.is_open:  # a stop string is complete
             self._abort()
 
-    def _decode(self, output: TokenOutput) -> Delta:
+    def _decode(self, output: TokenOutput) -> Delta | None:
+        """Returns the delta of an output; None if the reader has taken it already."""
         received_at = self._record.clock()
+        text = self._decoder.decode_text(output)
+        if text is not None:  # no delta is made for it, as it is nearly every output
+            self._record.add(output, len(output.token_ids), received_at)
+            if self._inbox.offer(self._index, text, len(output.token_ids), self._decoder.num_sent):
+                return None
+            return Delta(self._index, text, token_ids=output.token_ids, num_sent=self._decoder.num_sent)
         delta = self._decoder.decode(output)
         delta.times = self._record.add(output, len(delta.token_ids), received_at, delta.finish_reason)
+        if delta.is_text and self._inbox.offer(self._index, delta.text, len(delta.token_ids), delta.num_sent):
+            return None
         return delta
 
     def _fail(self, error: Exception, cause: Exception | None = None) -> None:
@@ -145,16 +162,34 @@ class ChoiceStream:
 
 
 class _ChoiceDecoder:
-    """Decodes the outputs of a choice, in order."""
+    """Decodes the outputs of a choice, in order.
+
+    Attributes:
+      num_sent: See `Delta.num_sent`.
+    """
 
     def __init__(self, choice: Choice, tokenizer: Tokenizer) -> None:
+        self.num_sent = 0
+        self._has_text_only = not (choice.stop or choice.may_call or choice.sends_ids)
         self._choice = choice
         self._detokenizer = Detokenizer(tokenizer, choice.stop, include_stop=choice.include_stop)
         self._calls = CallReader() if choice.may_call else None
         self._num_tokens = 0
-        self._num_sent = 0
         if choice.earlier_ids:  # another replica has sent what they decode to
             self.decode(TokenOutput(choice.earlier_ids))
+
+    def decode_text(self, output: TokenOutput) -> str | None:
+        """Returns the text of an output whose delta has nothing but text and the ids of its tokens.
+
+        None, and nothing is decoded, for all other outputs, and for choices that look for stop strings or tool calls.
+        """
+        if not self._has_text_only or output.finish_reason is not None or output.num_cached:
+            return None
+        if output.logprobs is not None or output.prompt_logprobs is not None:
+            return None
+        text = self._detokenizer.push(output.token_ids)
+        self.num_sent = self._detokenizer.num_sent
+        return text
 
     def decode(self, output: TokenOutput) -> Delta:
         """Returns the delta of an output. It has a finish reason if a stop string is complete, too."""
@@ -164,7 +199,7 @@ class _ChoiceDecoder:
             delta.num_sent = self._num_tokens
         if self._calls is not None:
             delta = self._parse_calls(self._calls, delta)
-        self._num_sent = delta.num_sent
+        self.num_sent = delta.num_sent
         return delta
 
     def _detokenize(self, output: TokenOutput) -> Delta:
@@ -209,7 +244,7 @@ class _ChoiceDecoder:
         is_last = delta.finish_reason is not None
         text, pieces = calls.read(delta.text, is_last=is_last)
         called = delta.finish_reason is FinishReason.STOP and calls.is_complete
-        num_sent = delta.num_sent if is_last or not calls.is_holding else self._num_sent
+        num_sent = delta.num_sent if is_last or not calls.is_holding else self.num_sent
         return replace(delta, text=text, calls=pieces, called=called, num_sent=num_sent)
 
 

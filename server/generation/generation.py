@@ -16,6 +16,10 @@ from .choice_stream import MAX_UNREAD_BYTES, ChoiceStream, DeltaJoiner
 from .delta import Delta
 from .spec import Choice
 
+type TakeText = Callable[[int, str, int], bool]
+"""Returns whether it has taken a choice's new text: the choice's index, the text and the number of its tokens. It is
+called on the event loop."""
+
 
 @dataclass(slots=True)
 class SentResponse:
@@ -52,7 +56,7 @@ class Generation:
 
     def __init__(self, num_choices: int) -> None:
         self.sent = SentResponse(array("i", bytes(4 * num_choices)))
-        self._inbox = _Inbox()
+        self._inbox = _Inbox(self.sent)
         self._choices: list[ChoiceStream] = []
 
     @classmethod
@@ -106,20 +110,9 @@ class Generation:
         self.sent.num_tokens[delta.index] = delta.num_sent
         return delta
 
-    def offer_deltas(self, take: Callable[[Delta], bool]) -> None:
-        """Offers each delta to a callback while the reader waits, before the reader is woken for it.
-
-        Args:
-          take: Returns whether it has taken the delta. It is called on the event loop, and not for last deltas.
-        """
-
-        def take_and_count(delta: Delta) -> bool:
-            if not take(delta):
-                return False
-            self.sent.num_tokens[delta.index] = delta.num_sent
-            return True
-
-        self._inbox.take = take_and_count
+    def offer_text(self, take: TakeText) -> None:
+        """Offers each delta of text alone to a callback while the reader waits, before the reader is woken for it."""
+        self._inbox.take = take
 
     @property
     def _is_open(self) -> bool:
@@ -293,17 +286,26 @@ class Mailbox[Item]:
 class _Inbox(Mailbox[ChoiceStream | Exception]):
     """Mailbox of a generation's reader.
 
+    Args:
+      sent: Counts what `take` takes.
+
     Attributes:
-      take: Takes a delta at once, if it can, and returns whether it did; see `Generation.offer_deltas`.
+      take: Takes text at once, if it can; see `Generation.offer_text`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sent: SentResponse) -> None:
         super().__init__()
-        self.take: Callable[[Delta], bool] | None = None
+        self.take: TakeText | None = None
+        self._sent = sent
 
-    def offer(self, delta: Delta) -> bool:
-        """Offers a delta to `take` if the reader waits; returns whether it was taken. The timeout begins anew then."""
-        if self.take is None or self._waiter is None or self._waiter.done() or not self.take(delta):
+    def offer(self, index: int, text: str, num_tokens: int, num_sent: int) -> bool:
+        """Offers text to `take` if the reader waits, which it does for an empty mailbox only.
+
+        The timeout begins anew if the text is taken. See `choice_stream.Reader`.
+        """
+        waiter, take = self._waiter, self.take
+        if take is None or waiter is None or waiter.done() or not take(index, text, num_tokens):
             return False
+        self._sent.num_tokens[index] = num_sent
         self._waits_since = asyncio.get_running_loop().time()
         return True

@@ -67,11 +67,12 @@ class Metrics:
                 "roost_simulated", "1 on a server that simulates its device.", ["device"], registry=self.registry
             )
             gauge.labels(simulated).set(1)
-        all_observers: list[Observer] = [LatencyMetrics(self.registry), *observers]
+        latencies = LatencyMetrics(self.registry)
+        all_observers: list[Observer] = [latencies, *observers]
         if tenants:
             all_observers.append(_TenantMetrics(self.registry, tenants))
         if vllm_model is not None:
-            all_observers.append(VllmMetrics(self.registry, stats, vllm_model))
+            all_observers.append(VllmMetrics(self.registry, stats, vllm_model, latencies))
         self.requests = RequestTracker(all_observers, clock)
         self._page: tuple[float, bytes] | None = None
 

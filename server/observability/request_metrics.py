@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.metrics_core import HistogramMetricFamily, Metric
@@ -140,6 +140,7 @@ class RequestRecord:
         self.reason = ""
         self.has_finished = False
         self._observers = observers
+        self._token_observers = [each for each in observers if type(each).on_tokens is not Observer.on_tokens]
         self._first_output: float | None = None
 
     def add(
@@ -184,7 +185,7 @@ class RequestRecord:
         last = self.last_token
         if last is None:
             last, self.first_token = self.arrived, now
-        for observer in self._observers:
+        for observer in self._token_observers:
             observer.on_tokens(self, count, now - last)
         self.last_token = now
         self.num_tokens += count
@@ -225,6 +226,22 @@ def _reason(error: BaseException | None) -> str:
             return "abort"
 
 
+class _Series(NamedTuple):
+    """The only series of a metric.
+
+    Attributes:
+      name: Name of the metric.
+      text: Description.
+      bounds: Upper bounds of the buckets but the last, in rising order.
+      labels: Labels of the series.
+    """
+
+    name: str
+    text: str
+    bounds: tuple[float | int, ...]
+    labels: Mapping[str, str]
+
+
 class Histogram(Collector):
     """A histogram that a single thread observes and collects. The library's takes two locks for each observation.
 
@@ -244,10 +261,19 @@ class Histogram(Collector):
         registry: CollectorRegistry,
         labels: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._name, self._text, self._bounds, self._labels = name, text, tuple(bounds), labels
-        self._counts = [0] * (len(bounds) + 1)
+        self._series: list[_Series] = []
+        self._bounds: list[float | int] = []
+        self.show_as(name, text, bounds, labels)
         self._sum = 0.0
         registry.register(self)
+
+    def show_as(
+        self, name: str, text: str, bounds: Sequence[float | int], labels: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Shows the values in another metric too; to be called before the first one is observed."""
+        self._series.append(_Series(name, text, tuple(bounds), labels))
+        self._bounds = sorted({*self._bounds, *bounds})
+        self._counts = [0] * (len(self._bounds) + 1)
 
     def observe(self, value: float | int, count: int = 1) -> None:
         """Counts a value that was observed `count` times."""
@@ -255,24 +281,31 @@ class Histogram(Collector):
         self._sum += value * count
 
     def collect(self) -> Iterator[Metric]:
-        labels = [floatToGoString(bound) for bound in (*self._bounds, math.inf)]  # type: ignore[no-untyped-call]
-        buckets = list(zip(labels, map(float, accumulate(self._counts)), strict=True))
-        family = HistogramMetricFamily(self._name, self._text, labels=tuple(self._labels))
-        family.add_metric(tuple(self._labels.values()), buckets, self._sum)
-        yield family
+        totals = dict(zip((*self._bounds, math.inf), accumulate(self._counts), strict=True))
+        for name, text, bounds, labels in self._series:
+            ends = (*bounds, math.inf)
+            buckets = [(floatToGoString(end), float(totals[end])) for end in ends]  # type: ignore[no-untyped-call]
+            family = HistogramMetricFamily(name, text, labels=tuple(labels))
+            family.add_metric(tuple(labels.values()), buckets, self._sum)
+            yield family
 
 
 class LatencyMetrics(Observer):
-    """Latencies and outcomes of requests."""
+    """Latencies and outcomes of requests.
+
+    Attributes:
+      first_token: Seconds from a request's arrival to its first token.
+      next_token: Seconds between consecutive tokens of a request.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def histogram(name: str, text: str, bounds: Sequence[float | int]) -> Histogram:
             return Histogram(f"roost_{name}_seconds", text, bounds, registry)
 
-        self._first_token = histogram(
+        self.first_token = histogram(
             "time_to_first_token", "Seconds from a request's arrival to its first token.", _FIRST_TOKEN_S
         )
-        self._next_token = histogram(
+        self.next_token = histogram(
             "inter_token_latency", "Seconds between consecutive tokens of a request.", _NEXT_TOKEN_S
         )
         self._whole = histogram(
@@ -292,9 +325,9 @@ class LatencyMetrics(Observer):
     def on_tokens(self, record: RequestRecord, count: int, gap_s: float) -> None:
         """Observes tokens that arrived together as if they had arrived at equal intervals."""
         if record.last_token is None:
-            self._first_token.observe(gap_s)
+            self.first_token.observe(gap_s)
             return
-        self._next_token.observe(gap_s / count, count)
+        self.next_token.observe(gap_s / count, count)
 
     def on_end(self, record: RequestRecord) -> None:
         self._ended.labels(record.reason).inc()

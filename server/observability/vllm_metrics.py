@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from ...engine import PREFILL_BLOCK, STEP_TOKEN_BOUNDS, EngineStats
-from .request_metrics import Histogram, Observer, RequestRecord
+from .request_metrics import Histogram, LatencyMetrics, Observer, RequestRecord
 
 _LABELS: Final = ("model_name", "engine")
 _SECONDS: Final = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
@@ -69,20 +69,29 @@ class VllmMetrics(Observer):
       registry: Registry that the metrics are added to.
       stats: Returns the engine's latest statistics.
       model: Name of the model, a label of every series.
+      latencies: Latencies of tokens, which are observed once for all metrics.
     """
 
-    def __init__(self, registry: CollectorRegistry, stats: Callable[[], EngineStats], model: str) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, stats: Callable[[], EngineStats], model: str, latencies: LatencyMetrics
+    ) -> None:
         labels = {"model_name": model, "engine": "0"}
 
         def histogram(name: str, text: str, buckets: Sequence[float | int]) -> Histogram:
             return Histogram(f"vllm:{name}", text, buckets, registry, labels)
 
         self._labels = labels
-        self._first_token = histogram(
-            "time_to_first_token_seconds", "Seconds from a request's arrival to its first token.", _FIRST_TOKEN_S
+        latencies.first_token.show_as(
+            "vllm:time_to_first_token_seconds",
+            "Seconds from a request's arrival to its first token.",
+            _FIRST_TOKEN_S,
+            labels,
         )
-        self._next_token = histogram(
-            "inter_token_latency_seconds", "Seconds between consecutive tokens of a request.", _NEXT_TOKEN_S
+        latencies.next_token.show_as(
+            "vllm:inter_token_latency_seconds",
+            "Seconds between consecutive tokens of a request.",
+            _NEXT_TOKEN_S,
+            labels,
         )
         self._per_token = histogram(
             "request_time_per_output_token_seconds",
@@ -123,12 +132,6 @@ class VllmMetrics(Observer):
         self._open[record.request.id] = _OpenPrompt(num_choices)
         while len(self._open) > _MAX_OPEN:  # choices that never started don't end
             self._open.popitem(last=False)
-
-    def on_tokens(self, record: RequestRecord, count: int, gap_s: float) -> None:
-        if record.last_token is None:
-            self._first_token.observe(gap_s)
-            return
-        self._next_token.observe(gap_s / count, count)
 
     def on_end(self, record: RequestRecord) -> None:
         self._count_longest(record)

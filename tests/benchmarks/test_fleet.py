@@ -247,6 +247,11 @@ def test_a_front_end_keeps_up_if_most_tokens_have_an_event_of_their_own() -> Non
     assert "| one process | 260 | 75 % | 30 | 1,200 |" in page
 
 
+def test_parts_of_a_chips_time_are_shown_as_shares_of_its_tokens() -> None:
+    chip = event_path.ChipDelivery([event_path.Part(52_240.0, 52_200.0, 0.8, 0.25)], 512)
+    assert "| 1 | 52,240 | 52,200 | 99.9 % | 0.80 | 0.25 |" in event_path.chip_table(chip)
+
+
 def test_costs_of_rounds_are_medians() -> None:
     costs = [event_path.Cost(user, 4.0, 25_000.0, b"data: {}\n\n") for user in (9.0, 8.0, 12.0)]
     bare = [event_path.Cost(5.0, 4.0, 25_600.0, b"data: {}\n\n")]

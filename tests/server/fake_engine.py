@@ -6,7 +6,6 @@ Or it says what it was given. Where there is a constraint, it asks it before eac
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import replace
 
 import numpy as np
 from roost.engine import (
@@ -226,9 +225,9 @@ class FakeEngine(AsyncEngine):
         first = TokenOutput(started_at=time.monotonic(), num_cached=self.num_cached)
         if params.prompt_logprobs is not None:
             scored = [entry(token_id, params.prompt_logprobs) for token_id in request.prompt_token_ids[1:]]
-            first = replace(first, prompt_logprobs=(None, *scored))
+            first = first._replace(prompt_logprobs=(None, *scored))
         if params.max_tokens == 0:
-            yield replace(first, finish_reason=FinishReason.LENGTH)
+            yield first._replace(finish_reason=FinishReason.LENGTH)
             return
         token_id, num_tokens = request.prompt_token_ids[-1], 0
         for token_id in () if request.replay is None else request.replay.token_ids:
@@ -257,8 +256,7 @@ class FakeEngine(AsyncEngine):
                 finish_reason = FinishReason.STOP
             elif num_tokens == params.max_tokens:
                 finish_reason = FinishReason.LENGTH
-            yield replace(
-                first,
+            yield first._replace(
                 token_ids=(token_id,),
                 logprobs=None
                 if params.logprobs is None

@@ -126,6 +126,10 @@ class Report:
         self._num_open = num_choices
         self._times: list[Times] = []
 
+    def count_tokens(self, count: int) -> None:
+        """Counts the tokens of a delta of text alone."""
+        self._num_tokens += count
+
     def count(self, delta: Delta) -> None:
         """Counts the next delta."""
         self._num_tokens += len(delta.token_ids)

@@ -69,11 +69,16 @@ class ResponseBuilder(ABC):
     def chunks(self, delta: Delta) -> Iterator[Mapping[str, Any]]:
         """Yields the chunks of a delta; none if there is nothing to report yet."""
 
-    def text_event(self, delta: Delta) -> bytes | None:
-        """Returns the event of a delta whose one chunk differs from the choice's other ones by its text only.
+    def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
+        """Returns the event of a delta of text alone if it differs from the choice's other ones by its text only.
 
         It is faster than `chunks`, and counts the delta as `chunks` does. None, and nothing is counted, for all other
         deltas.
+
+        Args:
+          index: Index of the choice.
+          text: New text.
+          num_tokens: Number of new tokens.
         """
         return None
 
@@ -237,9 +242,9 @@ async def stream_events(
     encoder, now = _ChunkEncoder(builder, workers, report), asyncio.get_running_loop().time
     silent_since = now()
 
-    def write_text(writer: BodyWriter, delta: Delta) -> bool:
+    def write_text(writer: BodyWriter, index: int, text: str, num_tokens: int) -> bool:
         nonlocal silent_since
-        if not writer.is_open or (event := encoder.text_event(delta)) is None:
+        if not writer.is_open or (event := encoder.text_event(index, text, num_tokens)) is None:
             return False
         writer.write(event)
         silent_since = now()
@@ -253,7 +258,7 @@ async def stream_events(
                 yield event
         silent_since = now()
         if writer is not None:
-            generation.offer_deltas(partial(write_text, writer))
+            generation.offer_text(partial(write_text, writer))
         while True:
             try:
                 delta = await generation.next_within(keep_alive_s)
@@ -309,12 +314,12 @@ class _ChunkEncoder:
 
     def encode_delta(self, delta: Delta) -> list[bytes]:
         """Returns the bytes of the chunks of a delta."""
-        event = self.text_event(delta)
+        event = self.text_event(delta.index, delta.text, len(delta.token_ids)) if delta.is_text else None
         return [self.encode(chunk) for chunk in self._builder.chunks(delta)] if event is None else [event]
 
-    def text_event(self, delta: Delta) -> bytes | None:
-        """Returns the only event of a delta if its builder has a quick way to encode it."""
-        return None if self._report else self._builder.text_event(delta)
+    def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
+        """Returns the only event of a delta of text if its builder has a quick way to encode it."""
+        return None if self._report else self._builder.text_event(index, text, num_tokens)
 
     async def encode_large(self, delta: Delta) -> list[bytes]:
         """Returns the bytes of the chunks of a large delta, encoded by a worker thread."""

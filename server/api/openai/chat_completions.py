@@ -86,11 +86,11 @@ class ChatResponseBuilder(ResponseBuilder):
             last = {"index": delta.index, "delta": {}, "logprobs": None, **end}
             yield self._report.chunk(_CHUNK, last, with_timings=True)
 
-    def text_event(self, delta: Delta) -> bytes | None:
-        if not self._has_text_events or not delta.text or delta.calls or delta.finish_reason is not None:
+    def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
+        if not self._has_text_events or not text:
             return None
-        self._report.count(delta)
-        return self._text_events.event(delta.index, delta.text)
+        self._report.count_tokens(num_tokens)
+        return self._text_events.event(index, text)
 
     def closing(self) -> Iterator[dict[str, Any]]:
         return self._report.last_chunks(_CHUNK)

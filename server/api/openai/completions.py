@@ -87,12 +87,11 @@ class CompletionResponseBuilder(ResponseBuilder):
         if delta.finish_reason is not None or self._choices[delta.index].has_news(delta):
             yield self._chunk(delta)
 
-    def text_event(self, delta: Delta) -> bytes | None:
-        is_first = self._choices[delta.index].is_new
-        if not self._has_text_events or is_first or not delta.text or delta.finish_reason is not None:
+    def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
+        if not self._has_text_events or not text or self._choices[index].is_new:
             return None
-        self._report.count(delta)
-        return self._text_events.event(delta.index, delta.text)
+        self._report.count_tokens(num_tokens)
+        return self._text_events.event(index, text)
 
     def closing(self) -> Iterator[dict[str, Any]]:
         return self._report.last_chunks(_OBJECT)

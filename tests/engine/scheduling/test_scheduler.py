@@ -853,7 +853,7 @@ def test_non_finite_state_is_never_inserted() -> None:
     for some in ((good[0], nan), (good[2], good[3])):
         batch = plan(scheduler)
         assert batch is not None
-        commit(scheduler, batch, [replace(result, block_states=some) for result in results(batch)])
+        commit(scheduler, batch, [result._replace(block_states=some) for result in results(batch)])
     assert scheduler.cache is not None
     assert scheduler.cache.stats.snapshots == 0
 
@@ -907,7 +907,7 @@ def test_probe_takes_the_next_slot_and_leaves_no_snapshot() -> None:
     assert names(batch) == ("prefill", ["probe"])
     assert batch is not None
     commit(
-        scheduler, batch, [replace(result, block_states=tuple(block_states((1, 2, 3)))) for result in results(batch)]
+        scheduler, batch, [result._replace(block_states=tuple(block_states((1, 2, 3)))) for result in results(batch)]
     )
     assert cache.stats.snapshots == 0
     assert names(plan(scheduler)) == ("prefill", ["a"])

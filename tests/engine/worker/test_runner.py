@@ -67,13 +67,14 @@ def uncounted_compiles(runner: ModelRunner) -> Iterator[None]:
 
 
 def one_by_one(output: TokenOutput) -> list[TokenOutput]:
-    """Splits an output into one per token, since the number of tokens per output is not part of a request's result."""
+    """Splits an output into one per token, without its time: neither is part of a request's result."""
+    output = output._replace(started_at=None)
     count = len(output.token_ids)
     if count < 2:
         return [output]
     logprobs = [None] * count if output.logprobs is None else [(entry,) for entry in output.logprobs]
     single = [TokenOutput((t,), entry) for t, entry in zip(output.token_ids, logprobs, strict=True)]
-    single[-1] = replace(single[-1], finish_reason=output.finish_reason, stop_reason=output.stop_reason)
+    single[-1] = single[-1]._replace(finish_reason=output.finish_reason, stop_reason=output.stop_reason)
     return single
 
 

@@ -312,12 +312,13 @@ async def test_a_reader_that_waits_is_offered_each_delta_before_it_is_woken(
     generation = start(engine, tokenizer, Choice(0, Prompt((4,)), SamplingParams(max_tokens=5)))
     taken: list[str] = []
 
-    def take(delta: Delta) -> bool:
-        if delta.text in "cd":
-            taken.append(delta.text)
-        return delta.text in "cd"
+    def take(index: int, text: str, num_tokens: int) -> bool:
+        assert (index, num_tokens) == (0, 1)
+        if text in "cd":
+            taken.append(text)
+        return text in "cd"
 
-    generation.offer_deltas(take)
+    generation.offer_text(take)
     first = await anext(generation)
     assert (first.text, list(generation.sent.num_tokens)) == ("b", [1])
     second = await anext(generation)
@@ -329,8 +330,8 @@ async def test_a_reader_that_waits_is_offered_each_delta_before_it_is_woken(
 
 async def test_a_reader_that_does_not_wait_is_offered_nothing(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     generation = start(engine, tokenizer, Choice(0, Prompt((4,)), SamplingParams(max_tokens=4)))
-    taken: list[Delta] = []
-    generation.offer_deltas(lambda delta: taken.append(delta) or True)  # type: ignore[func-returns-value]
+    taken: list[str] = []
+    generation.offer_text(lambda index, text, num_tokens: taken.append(text) or True)  # type: ignore[func-returns-value]
     await until(lambda: not engine.running)
     assert ((await anext(generation)).text, taken) == ("bcde", [])
     generation.close()
@@ -339,7 +340,7 @@ async def test_a_reader_that_does_not_wait_is_offered_nothing(engine: FakeEngine
 async def test_a_delta_that_is_taken_at_once_begins_the_timeout_anew(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     engine.gate.clear()
     generation = start(engine, tokenizer, Choice(0, Prompt((4,)), SamplingParams(max_tokens=9)))
-    generation.offer_deltas(lambda delta: engine.gate.clear() is None)
+    generation.offer_text(lambda *_: engine.gate.clear() is None)
     loop, began = asyncio.get_running_loop(), asyncio.get_running_loop().time()
     loop.call_later(0.05, engine.gate.set)
     assert await generation.next_within(0.3) is None
@@ -350,7 +351,7 @@ async def test_a_delta_that_is_taken_at_once_begins_the_timeout_anew(engine: Fak
 
 async def test_an_error_of_the_callback_ends_the_request(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     generation = start(engine, tokenizer, Choice(0, Prompt((4,)), SamplingParams(max_tokens=9)))
-    generation.offer_deltas(lambda delta: bool(1 // 0))
+    generation.offer_text(lambda *_: bool(1 // 0))
     with pytest.raises(ZeroDivisionError):
         await anext(generation)
     assert not engine.running

@@ -245,6 +245,24 @@ def test_vllms_names_are_exported_on_demand_only(metrics: Metrics, clock: Clock)
     assert not any(name.startswith("vllm:") for name in read(metrics, clock))
 
 
+def test_a_histogram_is_shown_with_other_bounds_too() -> None:
+    registry = CollectorRegistry()
+    histogram = Histogram("seconds", "Seconds.", (1, 2.5), registry)
+    histogram.show_as("other", "Seconds.", (0.5, 2.5), {"model": "m"})
+    histogram.observe(0.7)
+    histogram.observe(2.0, 3)
+    page = prometheus_client.generate_latest(registry).decode()
+    assert [line for line in page.splitlines() if "_bucket" in line] == [
+        'seconds_bucket{le="1.0"} 1.0',
+        'seconds_bucket{le="2.5"} 4.0',
+        'seconds_bucket{le="+Inf"} 4.0',
+        'other_bucket{le="0.5",model="m"} 0.0',
+        'other_bucket{le="2.5",model="m"} 4.0',
+        'other_bucket{le="+Inf",model="m"} 4.0',
+    ]
+    assert page.count("_count") == page.count("_sum") == 2
+
+
 def test_a_histogram_counts_values_up_to_each_bound() -> None:
     registry = CollectorRegistry()
     histogram = Histogram("seconds", "Seconds.", (1, 2.5), registry)

@@ -1,6 +1,7 @@
 """Events that only differ in their text are encoded the quick way, with the bytes of the slow one."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ def test_a_text_event_has_the_bytes_of_its_chunk(
     quick, slow = builder(api, fields), builder(api, fields)
     for index, text in texts:
         delta = Delta(index, text, token_ids=(7, 8))
-        event = quick.text_event(delta)
+        event = quick.text_event(index, text, 2)
         assert event is not None
         assert without_id(event) == without_id(encoded(slow, delta))
     ends = [Delta(index, finish_reason=FinishReason.STOP) for index in range(2)]
@@ -66,30 +67,44 @@ def test_a_text_event_has_the_bytes_of_its_chunk(
     assert without_id(b"".join(last[0])) == without_id(b"".join(last[1])), "their tokens are counted"
 
 
-TEXT = Delta(0, "a", token_ids=(4,), logprobs=ENTRIES)
+TEXT = Delta(0, "a", token_ids=(4,))
 CONTINUOUS: dict[str, Any] = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 
 
 @pytest.mark.parametrize(
     ("api", "fields", "delta"),
     [
-        ("chat", {"logprobs": True}, TEXT),
-        ("completions", {"logprobs": 1}, TEXT),
+        ("chat", {"logprobs": True}, replace(TEXT, logprobs=ENTRIES)),
+        ("completions", {"logprobs": 1}, replace(TEXT, logprobs=ENTRIES)),
         *((api, {"return_token_ids": True}, TEXT) for api in ("chat", "completions")),
         *((api, CONTINUOUS, TEXT) for api in ("chat", "completions")),
         *((api, {}, Delta(0, token_ids=(4,))) for api in ("chat", "completions")),
-        *((api, {}, Delta(0, "a", finish_reason=FinishReason.STOP)) for api in ("chat", "completions")),
-        ("chat", {}, Delta(0, calls=(CallPiece(0, "{", "id", "f"),))),
     ],
 )
 def test_other_deltas_have_none_and_are_not_counted(api: str, fields: dict[str, Any], delta: Delta) -> None:
     made, other = builder(api, fields), builder(api, fields)
-    assert made.text_event(delta) is None
+    assert made.text_event(0, delta.text, 1) is None
     assert without_id(encoded(made, delta)) == without_id(encoded(other, delta))
 
 
 def test_the_first_completion_of_a_choice_tells_of_the_prompt() -> None:
     made = CompletionResponseBuilder(CompletionBody(prompt="hi", echo=True, stream=True), MODEL, [PROMPT])
-    assert made.text_event(TEXT) is None
+    assert made.text_event(0, "a", 1) is None
     assert b'"text":"aba"' in encoded(made, TEXT)
-    assert made.text_event(TEXT) is not None
+    assert made.text_event(0, "a", 1) is not None
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"finish_reason": FinishReason.STOP},
+        {"calls": (CallPiece(0, "{", "id", "f"),)},
+        {"logprobs": ENTRIES},
+        {"prompt_logprobs": (None,)},
+        {"num_cached": 1},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_a_delta_with_more_than_text_is_none_of_text(more: dict[str, Any]) -> None:
+    assert TEXT.is_text
+    assert not replace(TEXT, **more).is_text
