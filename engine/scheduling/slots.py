@@ -181,6 +181,13 @@ class RetryAfterEstimator:
         self._mean_s = last + _WEIGHT * (service_s - last)
         self._num_refused = max(0, self._num_refused - 1)
 
+    def forget_refused(self) -> None:
+        """Forgets refused requests, since nothing runs any more: a client that comes back now gets a slot at once.
+
+        Some never come back, and those that come back early are refused, and counted, again and again.
+        """
+        self._num_refused = 0
+
     def refused(self) -> float:
         """Books a refused request, and returns the number of seconds after which it should be sent again."""
         if self._mean_s is None:
@@ -362,6 +369,8 @@ class SlotAssignment:
         if not running.request.is_batch:
             self._queue.correct_cost(running.request, running.num_prompt_dispatched + running.num_tokens)
             self._retry_after.released(now - running.assigned_at)
+        if not self._num_others and not self._queue.num_requests:
+            self._retry_after.forget_refused()
 
     def _free(self, running: RunningRequest) -> None:
         del self.running[running.request.id]

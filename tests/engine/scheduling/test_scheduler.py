@@ -764,6 +764,21 @@ def test_refused_requests_get_an_estimate_to_retry_after() -> None:
     assert waits == [1.5, 3.0]
 
 
+def test_requests_that_were_refused_before_an_idle_time_count_no_more() -> None:
+    scheduler = Scheduler(1, 0, LIMITS)
+    for began in (10.0, 20.0, 30.0):
+        add(scheduler, request("a"), began)
+        plan(scheduler, began)
+        waits = []
+        for _ in range(5):
+            with pytest.raises(QueueFullError) as refused:
+                add(scheduler, request("b"), began)
+            waits.append(refused.value.retry_after_s)
+        plan(scheduler, began + 2.0)
+        scheduler.abort("a")
+    assert waits == [2.0, 4.0, 6.0, 8.0, 10.0]
+
+
 def test_long_prompt_is_refused_only_if_it_would_wait() -> None:
     scheduler = Scheduler(2, 9, LIMITS, max_queue_tokens=50)
     add(scheduler, request("a", prompt=100))
