@@ -2,8 +2,9 @@
 
     python benchmarks/fleet.py --json benchmarks/fleet.json --results benchmarks/fleet.md [--only servers model]
 
-"servers" takes about seven minutes, with nginx and HAProxy where they are installed (on Debian, apt-get install nginx
-haproxy). Every replica is a `roost serve --simulate` process, at a pace that leaves more than half of two cores idle:
+"servers" takes less than eight minutes, with nginx and HAProxy where they are installed (on Debian, apt-get install
+nginx haproxy). Every replica is a `roost serve --simulate` process, at a pace that leaves more than half of two cores
+idle:
 
 - the model of a replica against 1, 4 and 16 servers, with the same requests;
 - routing: random, by connections, by a hash of the prefix, and by the scores of the Gateway API Inference Extension's
@@ -42,9 +43,15 @@ CACHE_GIB: Final = 0.25
 USE: Final = 0.7
 """Share of the capacity of chips that have all prefixes, at which they are measured."""
 
-SECONDS: Final = 20.0
+SECONDS: Final = 14.0
 WARM_S: Final = 5.0
 """Seconds after the start of a load, whose requests are left out."""
+
+SHORT: Final = 0.5
+"""Share of the seconds for loads whose figures are counts, or that fill a queue of eight at once."""
+
+UPDATE_S: Final = 40.0
+"""Seconds of the load during a rolling update, which takes nearly as long."""
 
 CALIBRATED: Final = (1, 4, 16)
 TARGET_TTFT_S: Final = 1.0
@@ -169,7 +176,7 @@ def measure_routing(servers: Sequence[Server], seconds: float) -> Any:
     """Yields a result for each way of choosing a replica, with the same requests and prefixes of its own."""
     load = steady(LOAD, offered(len(servers)), seconds + WARM_S, seed=7)
     ways = [(name, balance) for name in ("nginx", "haproxy") if find_program(name) for balance in BALANCES]
-    ways = [(name, balance) for name, balance in ways if getattr(BALANCES[balance], name) is not None]
+    ways = [way for way in ways if getattr(BALANCES[way[1]], way[0]) is not None and way != ("nginx", "random")]
     for salt, (name, balance) in enumerate(ways):
         say(f"routing: {name}, {balance}")
         with proxying(name, servers, balance) as proxy:
@@ -182,7 +189,6 @@ def measure_routing(servers: Sequence[Server], seconds: float) -> Any:
 
 def measure_faults(servers: Sequence[Server], seconds: float) -> Any:
     """Yields what becomes of requests while replicas end, behind HAProxy."""
-    load = steady(LOAD, offered(len(servers), 0.5), seconds + WARM_S, seed=8)
 
     def killed() -> None:
         time.sleep(WARM_S + 2)
@@ -207,6 +213,8 @@ def measure_faults(servers: Sequence[Server], seconds: float) -> Any:
     }
     for salt, (name, scene) in enumerate(scenes.items()):
         say(f"faults: {name}")
+        lasts_s = UPDATE_S if scene is updated else SHORT * seconds
+        load = steady(LOAD, offered(len(servers), 0.5), lasts_s + WARM_S, seed=8)
         started = time.perf_counter()
         with proxying("haproxy", servers, "least connections") as proxy:
             run = run_load(servers, LOAD, load, proxy=proxy, salt=200 + salt, beside=scene)
@@ -220,7 +228,7 @@ def measure_faults(servers: Sequence[Server], seconds: float) -> Any:
 
 def measure_overload(servers: Sequence[Server], seconds: float) -> Any:
     """Yields what becomes of half more requests than fit, with a queue of eight."""
-    load = steady(LOAD, offered(len(servers), 1.5), seconds + WARM_S, seed=9)
+    load = steady(LOAD, offered(len(servers), 1.5), SHORT * seconds + WARM_S, seed=9)
     clients: Mapping[str, Mapping[str, Any]] = {
         "clients give up": {"retries": 0},
         "clients try again after 0.5 s": {"retries": 5, "waits": False},
@@ -230,11 +238,17 @@ def measure_overload(servers: Sequence[Server], seconds: float) -> Any:
         say(f"overload: {name}")
         run = run_load(servers, LOAD, load, picks="in turn", salt=300 + salt, **behaviour)
         yield {"what": name, "failures": dict(run.failures), **of_run(run)}
-    if find_program("nginx") is not None:
-        say("overload: nginx tries the other replica")
-        with proxying("nginx", servers, "random", retries="429") as proxy:
-            run = run_load(servers, LOAD, load, proxy=proxy, salt=310)
-        yield {"what": "nginx tries the other replica once", "failures": dict(run.failures), **of_run(run)}
+    proxies = {
+        "nginx": "nginx tries the other replica once",
+        "haproxy": "HAProxy tries any replica up to three times more",
+    }
+    for salt, (name, title) in enumerate(proxies.items()):
+        if find_program(name) is None:
+            continue
+        say(f"overload: {title}")
+        with proxying(name, servers, "random", retries="429") as proxy:
+            run = run_load(servers, LOAD, load, proxy=proxy, salt=310 + salt)
+        yield {"what": title, "failures": dict(run.failures), **of_run(run)}
 
 
 # --- the model

@@ -264,7 +264,7 @@ class Proxy:
 
 _RETRIES: Final = {
     "nginx": {"connections": "error timeout", "429": "error timeout http_429 non_idempotent"},
-    "haproxy": {"connections": "conn-failure empty-response"},
+    "haproxy": {"connections": "conn-failure empty-response", "429": "conn-failure empty-response 429"},
 }
 
 
@@ -275,7 +275,7 @@ def proxying(name: str, servers: Sequence[Server], balance: str, retries: str = 
     Args:
       name: nginx or haproxy.
       balance: One of `BALANCES` that the proxy has.
-      retries: connections, or 429 for nginx.
+      retries: connections, or 429 too.
     """
     program, port = find_program(name), free_port()
     assert program is not None
