@@ -8,7 +8,8 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from server_process import SHAPES, ServerProcess, launched, serving, start
 
 pytestmark = pytest.mark.robust
 
-ONE_SLOT = ("--slots", "1", "--prefill-chunk", "64")
+SIMULATED = ("--simulate", "step_ms=2,prefill_tokens_per_s=100000", "--prefill-chunk", "64")
+"""Options for tests of what happens around steps: nothing is compiled, and durations are known."""
+
 FAULTY = str(Path(__file__).parent / "faulty_server.py")
 LONG: dict[str, Any] = {"prompt": [5, 6, 7], "max_tokens": 10**7, "ignore_eos": True, "stream": True}
 SHORT: dict[str, Any] = {"prompt": [5, 6, 7], "max_tokens": 20, "temperature": 0}
@@ -63,6 +66,13 @@ def wait_until_idle(server: ServerProcess, seconds: float = 20) -> None:
     while gauge(server, "roost_slots_used") or gauge(server, "roost_num_requests_waiting"):
         assert time.monotonic() < deadline, "slots are still taken"
         time.sleep(0.25)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.02)
 
 
 def wait_until_unready(server: ServerProcess, seconds: float = 5) -> None:
@@ -199,9 +209,13 @@ def test_server_responds_while_it_compiles(model: str) -> None:
 
 def test_sigterm_drains(model: str) -> None:
     """Running requests are served for a while, new ones are refused, and the exit status is 0."""
-    with launched(model, *SHAPES, "--drain-timeout", "3", "--drain-lag", "0.5") as server:
+    many = 40
+    options = (*SIMULATED, "--slots", str(many + 1), "--drain-timeout", "6", "--drain-lag", "0.5")
+    with launched(model, *options) as server, ThreadPoolExecutor(many) as clients:
         stream = events(server, LONG)
         next(stream)
+        others = [clients.submit(ask, server, {**LONG, "stream": False, "max_tokens": 700}) for _ in range(many)]
+        wait_until(lambda: gauge(server, "roost_slots_used") == many + 1)
         server.process.send_signal(signal.SIGTERM)
         wait_until_unready(server)
         assert ask(server).status_code == 200, "the lag is not over"
@@ -210,6 +224,8 @@ def test_sigterm_drains(model: str) -> None:
             assert time.monotonic() < deadline, "the lag never ends"
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert httpx.get(f"{server.url}/health").status_code == 200
+        usages = [other.result().json()["usage"] for other in others]
+        assert [usage["completion_tokens"] for usage in usages] == [700] * many, "they had time"
         *tokens, last = stream
         assert tokens
         assert last["error"]["code"] == "engine_unavailable"
@@ -218,7 +234,7 @@ def test_sigterm_drains(model: str) -> None:
 
 
 def test_second_signal_exits_at_once(model: str) -> None:
-    with launched(model, *SHAPES, "--drain-timeout", "60") as server:
+    with launched(model, *SIMULATED, "--slots", "4", "--drain-timeout", "60") as server:
         stream = events(server, LONG)
         next(stream)
         server.process.send_signal(signal.SIGTERM)
@@ -267,7 +283,7 @@ def test_client_that_stops_reading_is_disconnected(model: str) -> None:
 
 def test_deadlines(model: str) -> None:
     """Deadlines hold in the queue and in total, for streams and whole responses."""
-    with serving(model, *ONE_SLOT, "--request-timeout", "4") as server:
+    with serving(model, *SIMULATED, "--slots", "1", "--request-timeout", "4") as server:
         stream = events(server, LONG)
         next(stream)
         waiting = ask(server, {**SHORT, "queue_timeout": 0.5})
@@ -282,8 +298,8 @@ def test_deadlines(model: str) -> None:
 
 def test_retry_after_of_refused_clients_is_right(model: str) -> None:
     """Clients that wait as told are served."""
-    with serving(model, *ONE_SLOT, "--max-queue", "1") as server:
-        body = {**SHORT, "max_tokens": 400, "ignore_eos": True}
+    with serving(model, *SIMULATED, "--slots", "1", "--max-queue", "1") as server:
+        body = {**SHORT, "max_tokens": 200, "ignore_eos": True}
         ask(server, body)
         outcomes: list[int] = []
 
@@ -295,13 +311,13 @@ def test_retry_after_of_refused_clients_is_right(model: str) -> None:
                     return
                 time.sleep(int(answer.headers["retry-after-ms"]) / 1000)
 
-        clients = [threading.Thread(target=persist) for _ in range(8)]
+        clients = [threading.Thread(target=persist) for _ in range(16)]
         for each in clients:
             each.start()
         for each in clients:
             each.join(60)
-        assert outcomes.count(200) == 8
-        assert 0 < outcomes.count(429) < 80
+        assert outcomes.count(200) == 16
+        assert 0 < outcomes.count(429) < 160
 
 
 # --- the disk
