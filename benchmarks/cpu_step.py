@@ -1,12 +1,14 @@
-"""Shows where the time of a decode step on a CPU goes, beside what the processor needs at least.
+"""Shows where the time of a decode step or of a prefill chunk on a CPU goes, beside what the processor needs at least.
 
     python benchmarks/cpu_step.py [--model MODEL] [--quantize int8] [--rows 32] [--filled 600] [--steps 300]
+    python benchmarks/cpu_step.py [--model MODEL] [--quantize int8] --prefill 512 [--steps 50]
 
-The step is the engine's own program with greedy rows, each with `filled` tokens in its window. It is timed, and then
-traced: the table has the time of each native kernel and of XLA's operations, as a low percentile over the traced steps,
-so that a moment when something else runs does not count. The floor is the larger of two times: that of reading the
-matrices and states, at the rate at which a product of one row reads a matrix, and that of the products, at the rate of
-a matrix in the cache with many rows. Both rates are measured in the same process.
+A step is the engine's own program with greedy rows, each with `filled` tokens in its window; a chunk is the engine's
+programs for the beginning of one prompt, a slice of the layers each. It is timed, and then traced: the table has the
+time of each native kernel and of XLA's operations, as a low percentile over the traced runs, so that a moment when
+something else runs does not count. The floor is the larger of two times: that of reading the matrices and states, at
+the rate at which a product of one row reads a matrix, and that of the products, at the rate of a matrix in the cache
+with many rows. Both rates are measured in the same process.
 """
 
 import argparse
@@ -16,8 +18,9 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -31,6 +34,8 @@ from roost.engine.core.config import EngineConfig
 from roost.engine.model.quantization import PackedMatrix
 from roost.engine.model.state import AttentionState
 from roost.engine.worker.executor import Executor
+from roost.engine.worker.programs import PrefillShape
+from roost.engine.worker.steps import PrefillInput
 from roost.kernels import native
 
 sys.path[:0] = [str(Path(__file__).resolve().parent / "peers")]
@@ -43,6 +48,10 @@ LOW: Final = 0.1
 
 CALL: Final = re.compile(r'custom_call_target="(?:roost_)?([^"]+)"')
 DEFINITION: Final = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (?:\([^)]*\)|\S+)\s+([\w\-]+)\((.*)")
+
+
+type Programs = Mapping[str, Callable[[], jax.Array]]
+"""Programs of a step or a chunk by label, as functions that run them and return a result that need not be ready."""
 
 
 class Rates(NamedTuple):
@@ -75,11 +84,17 @@ def main() -> None:
         runner = load_runner(open_model(options.model or small(Path(folder))), config(options))
         executor: Executor = runner.executor
         fill(executor, options.filled)
-        step = stepper(executor, options.rows)
-        times = sorted(timed(step) for _ in range(options.steps))
-        calls = traced(step, Path(folder), executor.compiled[f"decode {options.rows}"].as_text())
-    need, rates = need_of(executor, options.rows, options.filled), measured_rates(options.quantize)
-    print(page(times, calls, need, rates))
+        programs = chunk(executor, options.prefill) if options.prefill else decode_step(executor, options.rows)
+        times = sorted(timed(partial(run, programs.values())) for _ in range(options.steps))
+        calls = total_of(
+            traced(partial(run, [program]), Path(folder) / label, executor.compiled[label].as_text())
+            for label, program in programs.items()
+        )
+    if options.prefill:
+        need = need_of_chunk(executor, options.prefill)
+    else:
+        need = need_of_step(executor, options.rows, options.filled)
+    print(page(times, calls, need, measured_rates(options.quantize)))
 
 
 def arguments() -> argparse.Namespace:
@@ -88,7 +103,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quantize", choices=["int8"], help="format of the matrices (bfloat16)")
     parser.add_argument("--rows", type=int, default=32, metavar="N", help="rows of the step, 4, 8, 16 or 32 (32)")
     parser.add_argument("--filled", type=int, default=600, metavar="N", help="tokens before the step in each row (600)")
-    parser.add_argument("--steps", type=int, default=300, metavar="N", help="steps that are timed (300)")
+    parser.add_argument("--prefill", type=int, metavar="N", help="time a chunk of 64, 128, 256 or 512 tokens instead")
+    parser.add_argument("--steps", type=int, default=300, metavar="N", help="steps or chunks that are timed (300)")
     return parser.parse_args()
 
 
@@ -113,9 +129,28 @@ def fill(executor: Executor, filled: int) -> None:
     executor.arrays.pool = pool._replace(slots=slots)
 
 
-def stepper(executor: Executor, rows: int) -> Callable[[], None]:
+def decode_step(executor: Executor, rows: int) -> Programs:
     active = np.ones(rows, np.bool_)
-    return lambda: executor.decode(active, 1).tokens.block_until_ready()
+    return {executor.programs.decode[rows].label: lambda: executor.decode(active, 1).tokens}
+
+
+def chunk(executor: Executor, tokens: int) -> Programs:
+    """Returns the programs of a chunk in a slot of its own, one for each slice of the layers."""
+    shape = PrefillShape(1, tokens)
+    start, length = np.zeros(1, np.int32), np.full(1, tokens, np.int32)
+    inputs = PrefillInput(np.zeros((1, tokens), np.int32), start, length, slots=start)
+
+    def run_slice(index: int) -> jax.Array:
+        return executor.prefill(shape, inputs, index).last
+
+    slices = executor.programs.prefill[shape]
+    return {program.label: partial(run_slice, index) for index, program in enumerate(slices)}
+
+
+def run(programs: Iterable[Callable[[], jax.Array]]) -> None:
+    """Runs programs one after the other, and waits for the last."""
+    results = [program() for program in programs]
+    results[-1].block_until_ready()
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -142,6 +177,15 @@ def traced(step: Callable[[], None], folder: Path, program: str) -> Mapping[str,
     return calls
 
 
+def total_of(traces: Iterable[Mapping[str, tuple[float, float]]]) -> Mapping[str, tuple[float, float]]:
+    """Returns seconds and calls of each operation in all programs."""
+    total: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    for trace in traces:
+        for name, (seconds, calls) in trace.items():
+            total[name] = (total[name][0] + seconds, total[name][1] + calls)
+    return total
+
+
 def operations(program: str) -> Iterator[tuple[str, str]]:
     """Yields each instruction of a compiled program with the row of the table that it counts in."""
     for match in filter(None, map(DEFINITION.match, program.splitlines())):
@@ -150,12 +194,24 @@ def operations(program: str) -> Iterator[tuple[str, str]]:
             yield match[1], target[1].replace("_", " ") if target else f"XLA: {match[2]}"
 
 
-def need_of(executor: Executor, rows: int, filled: int) -> Need:
-    """Returns what a step of the first slots needs at least."""
-    params, states = executor.arrays.params, executor.arrays.pool.states.first(rows)
+def need_of_chunk(executor: Executor, tokens: int) -> Need:
+    """Returns what a chunk needs at least: all weights but those of the embedding, whose rows are few."""
+    elements, read = size_of(executor.arrays.params)
+    others, rest = size_of(executor.arrays.params["embedding"])
+    return Need(read - rest, 2.0 * tokens * (elements - others))
+
+
+def size_of(params: Any) -> tuple[int, int]:
+    """Returns the number of elements of matrices, and the bytes of all parameters."""
     weights = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, PackedMatrix))
     elements = sum(x.values.size for x in weights if isinstance(x, PackedMatrix))
-    read = sum(x.nbytes for x in jax.tree.leaves(params))
+    return elements, sum(x.nbytes for x in jax.tree.leaves(params))
+
+
+def need_of_step(executor: Executor, rows: int, filled: int) -> Need:
+    """Returns what a step of the first slots needs at least."""
+    elements, read = size_of(executor.arrays.params)
+    states = executor.arrays.pool.states.first(rows)
     for layer in states:
         is_ring = isinstance(layer, AttentionState)
         for x in jax.tree.leaves(layer):
@@ -189,7 +245,7 @@ def page(times: list[float], calls: Mapping[str, tuple[float, float]], need: Nee
     step, floor = times[len(times) // 2], max(reading, products)
     whole = sum(seconds for seconds, _ in calls.values())
     lines = [
-        "| part of the step | ms | share | calls |",
+        "| part | ms | share | calls |",
         "| --- | --- | --- | --- |",
         *(
             f"| {name} | {1e3 * seconds:.2f} | {seconds / whole:.0%} | {count:.0f} |"
@@ -197,7 +253,7 @@ def page(times: list[float], calls: Mapping[str, tuple[float, float]], need: Nee
             if seconds > 0.002 * whole
         ),
         "",
-        f"Step: {1e3 * times[0]:.2f} ms at least, {1e3 * step:.2f} ms in the median. Floor: {1e3 * floor:.2f} ms, of "
+        f"In all: {1e3 * times[0]:.2f} ms at least, {1e3 * step:.2f} ms in the median. Floor: {1e3 * floor:.2f} ms, of "
         f"{need.bytes / 1e6:.0f} MB at {rates.read / 1e9:.1f} GB/s ({1e3 * reading:.2f} ms) and "
         f"{need.products / 1e9:.1f} GOP at {rates.products / 1e12:.2f} TOP/s ({1e3 * products:.2f} ms). "
         f"Median ÷ floor: {step / floor:.2f}; least ÷ floor: {times[0] / floor:.2f}.",

@@ -1,4 +1,4 @@
-"""The report of a decode step on a CPU counts every instruction once, and names what limits the step."""
+"""The report of a step or a chunk on a CPU counts every instruction once, and names what limits the step."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from cpu_step import Need, Rates, operations, page
+from cpu_step import Need, Rates, operations, page, total_of
 
 PROGRAM = """
 ENTRY %main (x: f32[4]) -> f32[4] {
@@ -27,6 +27,11 @@ def test_instructions_have_the_rows_of_their_kernels_or_kinds() -> None:
         "add.3": "XLA: fusion",
         "copy.5": "XLA: copy",
     }
+
+
+def test_operations_of_several_programs_are_added() -> None:
+    total = total_of([{"rms norm": (0.5, 3.0)}, {"rms norm": (0.25, 4.0), "XLA: copy": (0.125, 1.0)}])
+    assert total == {"rms norm": (0.75, 7.0), "XLA: copy": (0.125, 1.0)}
 
 
 @pytest.mark.parametrize(
