@@ -8,7 +8,10 @@ lines take turns:
 - a client sends every line at once over HTTP, on as many connections, and reads every response;
 - the server runs the same lines as a batch: the time is that from the upload to the downloaded output;
 - `roost batch --url` sends them to the server;
-- `roost batch` runs them on a model in its own process, from the moment at which it is loaded.
+- `roost batch` runs them on a model in its own process.
+
+The command's time is that of its own report: from the moment at which it has read the input and a server or its model
+is ready.
 
 Lines are prompts of token ids: groups of lines with a common prefix, in random order. They generate different numbers
 of tokens, all of which count. Each run has a `cache_salt` of its own, so that none finds what another one has cached.
@@ -127,15 +130,18 @@ class Server:
         await self._api.aclose()
 
     async def client(self, lines: Sequence[bytes]) -> float:
-        """Sends all lines at once."""
+        """Sends all lines at once, and closes its connections at the end."""
         bodies = [orjson.Fragment(orjson.dumps(orjson.loads(line)["body"])) for line in lines]
+        http = HttpClient(Address.parse(self.url), timeout_s=3600)
         began = time.perf_counter()
-        await asyncio.gather(*map(self._send, bodies))
-        return time.perf_counter() - began
+        await asyncio.gather(*(self._send(http, body) for body in bodies))
+        seconds = time.perf_counter() - began
+        await http.close()
+        return seconds
 
-    async def _send(self, body: orjson.Fragment) -> None:
+    async def _send(self, http: HttpClient, body: orjson.Fragment) -> None:
         pieces: list[bytes] = []
-        response = await self._http.post(URL, body, lambda piece, _: pieces.append(piece))
+        response = await http.post(URL, body, lambda piece, _: pieces.append(piece))
         if response.status != 200:
             raise RuntimeError(f"a line of the client got {response.status}: {response.body!r}")
 
@@ -143,13 +149,23 @@ class Server:
         """Uploads a file, runs it as a batch, and downloads its output."""
         began = time.perf_counter()
         batch_id = await self.begin_batch(await self.upload(lines))
-        while (batch := (await self._api.get(f"/v1/batches/{batch_id}")).json())["status"] == "in_progress":  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+        batch = await self._ended(batch_id, began)
         output = (await self._api.get(f"/v1/files/{batch['output_file_id']}/content")).content
         seconds = time.perf_counter() - began
         if output.count(b"\n") != len(lines):
             raise RuntimeError(f"the batch has {output.count(b'\n')} responses: {batch}")
         return seconds
+
+    async def _ended(self, batch_id: str, began: float) -> dict[str, Any]:
+        """Returns a batch that has ended.
+
+        It looks ever more often towards the end, as each look takes time of the cores.
+        """
+        while (batch := (await self._api.get(f"/v1/batches/{batch_id}")).json())["status"] == "in_progress":
+            done, total = (batch["request_counts"][name] for name in ("completed", "total"))
+            left_s = (time.perf_counter() - began) * (total - done) / max(done, 1)
+            await asyncio.sleep(min(max(left_s / 2, 0.05), 1.0))
+        return dict(batch)
 
     async def upload(self, lines: Sequence[bytes]) -> str:
         """Returns the id of a new file."""
@@ -181,9 +197,7 @@ class Server:
 
     async def command(self, lines: Sequence[bytes]) -> float:
         """Runs `roost batch --url`."""
-        began = time.perf_counter()
-        await run_command(lines, ["--url", self.url])
-        return time.perf_counter() - began
+        return await run_command(lines, ["--url", self.url])
 
     async def stream_gaps(self, workload: Workload, seconds: float, seed: int) -> list[float]:
         """Returns the seconds between two events of streams that follow each other on some connections."""
@@ -202,8 +216,8 @@ class Server:
             gaps += [after - before for before, after in pairwise(times)]
 
 
-async def run_command(lines: Sequence[bytes], arguments: Sequence[str]) -> str:
-    """Runs `roost batch`, and returns its last line: the summary."""
+async def run_command(lines: Sequence[bytes], arguments: Sequence[str]) -> float:
+    """Runs `roost batch`; returns the seconds of the lines by its summary, without those of its start."""
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder) / "in.jsonl", Path(folder) / "out.jsonl"
         source.write_bytes(b"".join(lines))
@@ -212,12 +226,7 @@ async def run_command(lines: Sequence[bytes], arguments: Sequence[str]) -> str:
         _, err = await process.communicate()
         if process.returncode or output.read_bytes().count(b'"status_code":200') != len(lines):
             raise RuntimeError(err.decode())
-        return err.decode().strip().splitlines()[-1]
-
-
-async def local_command(workload: Workload, lines: Sequence[bytes]) -> float:
-    """Runs `roost batch` on a model in its own process; returns the seconds of the lines, without loading."""
-    summary = await run_command(lines, ["--model", *workload.model])
+    summary = err.decode().strip().splitlines()[-1]
     found = re.search(r"and ([\d,]+) generated, ([\d,]+) per second", summary)
     assert found is not None, summary
     generated, speed = (int(number.replace(",", "")) for number in found.groups())
@@ -280,7 +289,7 @@ async def measure(name: str, workload: Workload, options: argparse.Namespace) ->
         ways: dict[str, Run] = {"client": server.client, "server's batch": server.batch}
         if not options.server_only:
             ways["roost batch --url"] = server.command
-            ways[LOCAL] = lambda lines: local_command(workload, lines)
+            ways[LOCAL] = lambda lines: run_command(lines, ["--model", *workload.model])
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         lines = workload.lines("")
         num_tokens = sum(orjson.loads(line)["body"]["max_tokens"] for line in lines)
@@ -332,8 +341,9 @@ def page(found: Mapping[str, Figures], options: argparse.Namespace) -> str:
     python benchmarks/batches.py {arguments} --results benchmarks/batches.md
 
 {here["cpu"]}, {here["cpus"]} cores. {now()[:10]}, tree {commit()}. The demo model runs 2,000 lines; `small` (random
-weights, int8 matrices) 200. The client sends all of them at once; client and server share the cores. Medians over the
-rounds, in which the ways take turns; a ratio is one within a round.
+weights, int8 matrices) 200. The client sends all of them at once; client and server share the cores. `roost batch`
+counts from the moment at which a server or its model is ready. Medians over the rounds, in which the ways take turns;
+a ratio is one within a round.
 
 {table(("model", "lines sent by", "generated tokens/s", "of the client's"), speed)}
 
