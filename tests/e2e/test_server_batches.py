@@ -5,11 +5,13 @@
 
 import os
 import random
+import resource
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,59 @@ def test_batches_are_cancelled_at_random_moments(tiny_config: Path, address: str
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             assert look(server, batch_id) == batch
+
+
+@pytest.mark.parametrize("address", ["sqlite"], indirect=True)
+def test_a_batch_expires_while_it_runs(tiny_config: Path, address: str) -> None:
+    """What had ended is kept, every other line says why it did not run, and lines that run then end as usual."""
+    lines = [line(number, 200) for number in range(200)]
+    with replica(tiny_config, address) as server:
+        batch_id = begin(server, upload(server, lines))
+        wait_for(server, batch_id, 20)
+        with closing(sqlite3.connect(address.removeprefix("sqlite://"), timeout=30)) as database, database:
+            database.execute("UPDATE roost_batches SET expires = 0")
+        deadline = time.monotonic() + 60
+        while (batch := look(server, batch_id))["status"] == "in_progress":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        counts = batch["request_counts"]
+        assert (batch["status"], counts["total"]) == ("expired", counts["completed"] + counts["failed"])
+        assert min(counts["completed"], counts["failed"]) > 0
+        failed = error_lines(server, batch)
+        assert {each["error"]["code"] for each in failed} == {"batch_expired"}
+        names = {each["custom_id"] for each in failed}
+        assert len(failed) == len(names) == counts["failed"]
+        assert names | texts(server, batch).keys() == {f"line {number}" for number in range(len(lines))}
+
+
+def error_lines(server: ServerProcess, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    content = httpx.get(f"{server.url}/v1/files/{batch['error_file_id']}/content", timeout=60).content
+    return [dict(orjson.loads(each)) for each in content.splitlines()]
+
+
+@pytest.mark.parametrize("address", ["sqlite"], indirect=True)
+def test_a_batch_waits_while_nothing_can_be_written(tiny_config: Path, address: str) -> None:
+    """The system refuses the database's files to grow. Uploads fail with a clear error, and the batch ends later."""
+    lines, path = [line(number, 2) for number in range(600)], Path(address.removeprefix("sqlite://"))
+    with replica(tiny_config, address) as server:
+        file_id = upload(server, lines)
+        batch_id = begin(server, file_id)
+        wait_for(server, batch_id, 50)
+        before = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+        sizes = [each.stat().st_size for each in path.parent.glob(f"{path.name}*")]
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (min(filter(None, sizes)), before[1]))
+        files = {"file": ("in.jsonl", b"".join(lines))}
+        refused = httpx.post(f"{server.url}/v1/files", files=files, data={"purpose": "batch"}, timeout=120)
+        assert refused.status_code in (503, 507), refused.text
+        assert refused.json()["error"]["message"].startswith("the store")
+        assert look(server, batch_id)["status"] == "in_progress"
+        assert look(server, batch_id)["output_file_id"] is None
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, before)
+        wait_for(server, batch_id, len(lines), seconds=120)
+        assert len(texts(server, look(server, batch_id))) == len(lines)
+        log = server.log.read_text()
+        assert "the store's file cannot be used" in log
+        assert "Traceback" not in log
 
 
 NUM_MIB = 1024
