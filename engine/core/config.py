@@ -170,7 +170,7 @@ class EngineStats:
       num_running: Number of requests with a slot.
       num_batch_running: Number of those that are of a batch.
       num_batch_waiting: Number of batch requests without a slot, which `num_waiting` leaves out.
-      num_batch_slots: Number of slots that batch requests may have beside the others that run.
+      num_batch_slots: Number of slots that batch requests may get beside the others that run.
       preemptions: Total times that a batch request gave its slot up.
       waiting_tokens: Total prompt tokens of waiting requests.
       slots: Number of slots.

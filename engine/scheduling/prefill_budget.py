@@ -113,8 +113,8 @@ class PrefillBudget:
     def max_rows(self, num_others: int, slots: int, *, is_entry: bool = False) -> int:
         """Returns the number of rows that a decode step may have if lines of batches fill it up.
 
-        Rows that are computed anyway cost nothing. What a step takes without lines is measured before any line gets
-        others.
+        Rows that are computed anyway cost nothing. While it is unknown what a step takes without lines, those that run
+        stay, since each would copy its state, and no others come, until the step is measured.
 
         Args:
           num_others: Number of requests with a slot that are no lines.
@@ -126,7 +126,7 @@ class PrefillBudget:
             return slots
         sizes = [rows for rows in (*self._limits.decode_rows, slots) if rows >= num_others]
         if not self._times.has_decode(num_others):
-            return sizes[0]
+            return sizes[0] if is_entry else slots
         room = (_ENTRY_DELAY if is_entry else _MAX_DELAY) * (self._times.decode(num_others) or 0.0)
         if target_s is not None:
             room = max(room, _HEADROOM * target_s - self._seconds(PREFILL_BLOCK, unknown=0.0))

@@ -258,8 +258,8 @@ class SlotAssignment:
 
     @property
     def num_batch_slots(self) -> int:
-        """Number of slots that batch requests may have beside the others that run."""
-        return self._budget.max_rows(self._num_others, self._pool.size) - self._num_others
+        """Number of slots that batch requests may get beside the others that run."""
+        return self._budget.max_rows(self._num_others, self._pool.size, is_entry=True) - self._num_others
 
     def assign(self, now: float) -> list[RequestOutput]:
         """Gives slots to as many requests as possible.

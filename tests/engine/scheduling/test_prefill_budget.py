@@ -98,13 +98,13 @@ def test_lines_neither_come_nor_go_where_they_delay_others_by_a_tenth() -> None:
     assert (budget.max_rows(2, 16), budget.max_rows(2, 16, is_entry=True)) == (8, 4)
 
 
-def test_a_step_without_lines_is_measured_before_lines_get_rows_beside_others() -> None:
+def test_no_line_comes_beside_others_before_a_step_without_lines_is_measured() -> None:
     times = StepTimes(LIMITS)
     times.record(decode(32), 0.026)
     budget = PrefillBudget(LIMITS, times)
-    assert budget.max_rows(3, 32) == 4
+    assert (budget.max_rows(3, 32), budget.max_rows(3, 32, is_entry=True)) == (32, 4)
     times.record(decode(4), 0.025)
-    assert budget.max_rows(3, 32) == 32
+    assert (budget.max_rows(3, 32), budget.max_rows(3, 32, is_entry=True)) == (32, 32)
 
 
 def test_prompts_of_lines_take_a_tenth_of_the_time_of_decode_steps() -> None:
