@@ -27,13 +27,18 @@ _SERVER: Final = (
     "tests/e2e/test_structured_http.py",
 )
 
-_GROUPS: Final = (_SAMPLERS, _GOLDEN_RUNNER, _SERVER)
+GROUPS: Final = (_SAMPLERS, _GOLDEN_RUNNER, _SERVER)
 """Paths, or their beginnings, of the files of each process. What they share takes seconds to compile or to start."""
+
+
+def scope_of(test_id: str) -> str:
+    """Returns the name of the tests that run in the same process: the first file of a group, or the test's own file."""
+    group = next((group for group in GROUPS if test_id.startswith(group)), None)
+    return test_id.partition("::")[0] if group is None else group[0]
 
 
 class SharedScheduling(LoadFileScheduling):
     """Gives the files of a group to one process, and other files to any."""
 
     def _split_scope(self, nodeid: str) -> str:
-        group = next((group for group in _GROUPS if nodeid.startswith(group)), None)
-        return super()._split_scope(nodeid) if group is None else group[0]
+        return scope_of(nodeid)

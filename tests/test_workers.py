@@ -1,0 +1,18 @@
+"""Test files that share programs or a server are there, and go to one process."""
+
+from pathlib import Path
+
+import pytest
+from workers import GROUPS, scope_of
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_files_of_a_group_have_one_scope(group: tuple[str, ...]) -> None:
+    assert all((ROOT / path).exists() for path in group), group
+    assert {scope_of(f"{path}::test_a[b::c]") for path in group} == {group[0]}
+
+
+def test_another_file_has_its_own() -> None:
+    assert scope_of("tests/test_workers.py::test_a[b::c]") == "tests/test_workers.py"
