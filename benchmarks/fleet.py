@@ -43,7 +43,7 @@ CACHE_GIB: Final = 0.25
 USE: Final = 0.7
 """Share of the capacity of chips that have all prefixes, at which they are measured."""
 
-SECONDS: Final = 14.0
+SECONDS: Final = 13.0
 WARM_S: Final = 5.0
 """Seconds after the start of a load, whose requests are left out."""
 
