@@ -11,6 +11,7 @@ from ...generation.spec import GenerationSpec
 from ...request_warnings import warn_all
 from ...text.chat_template import Ending
 from ..common.openapi import ANTHROPIC_ERRORS, streamable
+from ..common.response_parts import PINGED_EVENTS
 from ..common.routes import AnyService, JsonRoute, ReadyService
 from ..common.sampling_fields import sampling_params
 from ..common.schema_base import check_body
@@ -22,7 +23,7 @@ from .schemas import AnthropicOtherTool, CountTokensBody, MessagesBody
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/v1/messages", responses=streamable(MessageObject, MessageEvent) | ANTHROPIC_ERRORS)
+@router.post("/v1/messages", responses=streamable(MessageObject, MessageEvent, PINGED_EVENTS) | ANTHROPIC_ERRORS)
 async def create_message(body: MessagesBody, request: Request, service: ReadyService) -> Response:
     """Returns the assistant's next message."""
     check_body(body, request)

@@ -9,6 +9,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from ...error_responses import AnthropicErrorBody
 from ...errors import ErrorBody
+from .response_parts import CHUNKS, DONE, SseEncoder
 
 type Responses = dict[int | str, dict[str, Any]]
 
@@ -29,10 +30,26 @@ def success(model: Any) -> Responses:
     return {200: {"model": model}}
 
 
-def streamable(model: Any, event: type) -> Responses:
+def streamable(model: Any, event: type, sse: SseEncoder = CHUNKS) -> Responses:
     """Returns the description of a response that is a JSON object or a stream of events; see `with_events`."""
-    stream = {"schema": {"$ref": _COMPONENT.format(model=event.__name__)}}
+    stream = {"itemSchema": _item_schema(event, sse)}
     return {200: {"model": model, "content": {"application/json": {}, "text/event-stream": stream}}}
+
+
+def _item_schema(event: type, sse: SseEncoder) -> dict[str, Any]:
+    """Returns the JSON schema of one server-sent event, as OpenAPI 3.2 has it and FastAPI writes it."""
+    content: dict[str, Any] = _reference(event)
+    if not sse.is_named:
+        content = {"anyOf": [content, _reference(ErrorBody)]}  # named events have errors among them
+    data: dict[str, Any] = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+    if sse.end == DONE:
+        data = {"anyOf": [{"const": "[DONE]"}, data]}
+    properties = {"event": {"type": "string"}, "data": data} if sse.is_named else {"data": data}
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _reference(model: type) -> dict[str, Any]:
+    return {"$ref": _COMPONENT.format(model=model.__name__)}
 
 
 def with_events(app: FastAPI, events: Sequence[type]) -> Callable[[], dict[str, Any]]:

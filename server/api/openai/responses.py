@@ -37,7 +37,7 @@ from .tool_schemas import OtherTool
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/v1/responses", responses=streamable(ResponseObject, ResponseEvent))
+@router.post("/v1/responses", responses=streamable(ResponseObject, ResponseEvent, TYPED_EVENTS))
 async def create_response(body: ResponseBody, request: Request, service: ReadyService) -> Response:
     """Returns the assistant's next message, after those of a previous response if one is named."""
     check_body(body, request)
@@ -75,7 +75,7 @@ async def _create_background(
     return await _follow(service, pending, 0) if body.stream else Response(response, media_type="application/json")
 
 
-@router.get("/v1/responses/{response_id}", responses=streamable(ResponseObject, ResponseEvent))
+@router.get("/v1/responses/{response_id}", responses=streamable(ResponseObject, ResponseEvent, TYPED_EVENTS))
 async def get_response(
     response_id: str,
     service: AnyService,

@@ -42,3 +42,19 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", app)
 @settings(max_examples=30, suppress_health_check=list(HealthCheck))
 def test_the_description_is_true(case: schemathesis.Case) -> None:
     case.call_and_validate(checks=CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+        ("/v1/completions", {"prompt": "hi"}),
+        ("/v1/responses", {"input": "hi"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}),
+        ("/generate", {"token_ids": [4, 5]}),
+    ],
+)
+def test_the_description_of_streams_is_true(path: str, body: dict[str, Any]) -> None:
+    case = schema[path]["POST"].Case(body={**body, "stream": True}, media_type="application/json")
+    response = case.call_and_validate(checks=CHECKS)
+    assert response.headers["content-type"][0].startswith("text/event-stream")
