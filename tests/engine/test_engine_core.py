@@ -41,7 +41,7 @@ class Client:
 
 
 def make_core(
-    slots: int, decode_steps: int = 1, prefill_layer_slices: int = 1
+    slots: int, decode_steps: int = 1, prefill_layer_slices: int = 1, itl_target_s: float | None = None
 ) -> tuple[EngineCore, Scheduler, FakeRunner]:
     limits = StepLimits(
         prefill_chunk=128,
@@ -49,6 +49,7 @@ def make_core(
         prefill_layer_slices=prefill_layer_slices,
         decode_steps=decode_steps,
         decode_rows=(1, 2, slots),
+        itl_target_s=itl_target_s,
     )
     scheduler, runner = Scheduler(slots, 1000, limits), FakeRunner()
     return EngineCore(scheduler, runner), scheduler, runner
@@ -110,7 +111,7 @@ def test_every_request_gets_its_own_tokens(
 
 def test_slot_of_a_given_up_prefill_is_used_at_once() -> None:
     """A state moves there, though the device has run some slices of the prefill."""
-    core, scheduler, runner = make_core(5, prefill_layer_slices=3)
+    core, scheduler, runner = make_core(5, prefill_layer_slices=3, itl_target_s=0.0)  # prefill begins at once
     for name, max_tokens in (("a", 6), ("b", 500), ("c", 500)):
         core.add(Request(name, (1,), SamplingParams(max_tokens=max_tokens)))
 

@@ -15,4 +15,4 @@ def test_files_of_a_group_have_one_scope(group: tuple[str, ...]) -> None:
 
 
 def test_another_file_has_its_own() -> None:
-    assert scope_of("tests/test_workers.py::test_a[b::c]") == "tests/test_workers.py"
+    assert scope_of("tests/test_files_that_share.py::test_a[b::c]") == "tests/test_files_that_share.py"
