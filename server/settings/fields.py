@@ -9,8 +9,6 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
-from ..store import StoreAddress
-
 _MAX_DEVICES_PER_AXIS: Final = 64
 
 
@@ -100,6 +98,8 @@ def mesh_sizes(value: str) -> tuple[int, int] | None:
 
 
 def _check_store(value: SecretStr) -> SecretStr:
+    from ..store import StoreAddress  # which imports the engine, and with it JAX
+
     StoreAddress.parse(value.get_secret_value())
     return value
 

@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).with_name("mesh_answers.py")
 
 
 def on_mesh(data: int, model: int, chunk: int, *more: str) -> dict[str, Any]:
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(SCRIPT.parent)}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": os.pathsep.join(map(str, SCRIPT.parents[:2]))}
     command = [sys.executable, str(SCRIPT), *map(str, (data, model, chunk)), *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

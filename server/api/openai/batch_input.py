@@ -7,6 +7,7 @@ from hashlib import blake2b
 import numpy as np
 
 from ...errors import ApiError, bad_value
+from ...store.file_table import SEGMENT_LINES
 from .batch_lines import MAX_LINE_BYTES, LineError, parse_line
 from .batch_order import SegmentOrder
 
@@ -56,7 +57,7 @@ class InputCheck:
         self.num_bytes = 0
         self.urls: set[str] = set()
         self._hashes = array("Q")
-        self._order = SegmentOrder()
+        self._order = SegmentOrder(SEGMENT_LINES)
 
     def add(self, lines: Sequence[bytes]) -> list[Sequence[int]]:
         """Checks the next lines, and returns the orders of the segments that they complete; see `SegmentOrder`.

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ...store.file_table import SEGMENT_LINES
 from .batch_lines import LineFacts
 
 type Column = np.ndarray[Any, np.dtype[Any]]
@@ -39,15 +38,20 @@ def group_hash(facts: LineFacts) -> int:
 
 
 class SegmentOrder:
-    """Orders the lines of an upload by segments, so that memory does not grow with the file."""
+    """Orders the lines of an upload by segments, so that memory does not grow with the file.
 
-    def __init__(self) -> None:
+    Args:
+      size: Number of lines of a segment.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
         self._groups, self._num_tokens = array("Q"), array("Q")
 
     @property
     def is_full(self) -> bool:
         """Whether a segment is complete. It must be taken before the next line is added."""
-        return len(self._groups) == SEGMENT_LINES
+        return len(self._groups) == self._size
 
     def add(self, facts: LineFacts) -> None:
         """Adds the next line."""

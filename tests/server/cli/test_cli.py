@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,15 @@ def test_version() -> None:
     result = runner.invoke(app, ["--version"])
     assert result.exit_code == 0
     assert result.output.startswith("roost ")
+
+
+def test_help_and_clients_of_servers_do_not_import_jax() -> None:
+    """It takes a second and more."""
+    modules = "cli.main", "cli.batch.command", "cli.batch.server_backend", "cli.chat.command", "cli.chat.server_backend"
+    imports = "".join(f"import roost.server.{name}\n" for name in (*modules, "bench.cli", "bench.serve.benchmark"))
+    script = f"import sys\n{imports}print('jax' in sys.modules)"
+    found = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
 
 
 def test_every_setting_is_a_flag(served: list[Settings]) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from roost.server.api.openai import batch_order
+from roost.server.api.openai import batch_input
 from roost.server.api.openai.batch_input import InputCheck
 from roost.server.api.openai.batch_order import run_order
 
@@ -15,7 +15,7 @@ def test_lines_of_a_group_are_neighbours_and_mix_lengths() -> None:
 
 
 def test_an_upload_is_ordered_by_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_order, "SEGMENT_LINES", 4)
+    monkeypatch.setattr(batch_input, "SEGMENT_LINES", 4)
     check = InputCheck()
     prompts = ["a", "b", "a", "b", "c", "a", "c"]
     lines = [
