@@ -274,7 +274,7 @@ class Figures:
     def missed(self) -> list[str]:
         """Returns the goals that were missed."""
         slow = [way for way in self.seconds if way != "client" and self.ratio(way) < MIN_SPEED]
-        found = [f"{way}: {self.ratio(way):.2f} of the client's tokens per second" for way in slow]
+        found = [f"{way}: {self.ratio(way):.3f} of the client's tokens per second" for way in slow]
         if self.gaps and self.gap_ratio > MAX_GAP:
             found.append(f"p99 between tokens: {self.gap_ratio:.2f} times that without a batch")
         return found
