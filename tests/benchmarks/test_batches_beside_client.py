@@ -31,7 +31,7 @@ def test_ratios_are_medians_of_those_within_a_round() -> None:
     assert figures.speed("batch") == 100.0
     assert figures.gap_ratio == pytest.approx(1.25)
     assert figures.missed() == [
-        "command: 0.67 of the client's tokens per second",
+        "command: 0.667 of the client's tokens per second",
         "p99 between tokens: 1.25 times that without a batch",
     ]
     text = page({"demo": figures}, argparse.Namespace(rounds=3, seconds=10.0))

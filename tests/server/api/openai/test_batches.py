@@ -232,7 +232,7 @@ async def test_a_full_disk_stops_uploads_and_lets_batches_wait(
     engine: FakeEngine, model: ServedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing half-written is served, and a batch goes on when there is room again."""
-    monkeypatch.setattr("roost.server.generation.batches._REPLY_S", 0.3)
+    monkeypatch.setattr("roost.server.generation.batches._REPLY_S", 1.5)
     disk = SmallDisk(str(tmp_path / "store.db"))
     database = Database(disk)
     database.run_now(lambda each: schema.upgrade(each, disk), writes=True)
@@ -250,7 +250,7 @@ async def test_a_full_disk_stops_uploads_and_lets_batches_wait(
         assert failure.value.status_code == 507
         assert [each.id async for each in api.files.list()] == [batch.input_file_id]
         async with working(service):
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(2.0)
             batch = await api.batches.retrieve(batch.id)
             assert (batch.status, batch.output_file_id) == ("in_progress", None)
             disk.max_pages = 0
