@@ -47,6 +47,11 @@ class PrefixKey:
     def __len__(self) -> int:
         return len(self.tokens) // ID_BYTES
 
+    def shares(self, other: "PrefixKey", length: int) -> bool:
+        """Returns whether the first `length` tokens, and the salt, are also those of another key."""
+        end = length * ID_BYTES
+        return self.salt == other.salt and self.tokens[:end] == other.tokens[:end]
+
     def block(self, index: int) -> bytes:
         """Returns the tokens of a whole block."""
         return self.tokens[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]

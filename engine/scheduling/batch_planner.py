@@ -6,7 +6,6 @@ from typing import Final
 
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
 from ..core.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ReplayedRow, RestoreBatch
-from ..prefix_cache.tree import ID_BYTES
 from .prefill_budget import PrefillBudget
 from .running_request import RunningRequest
 from .slots import SlotPool
@@ -270,19 +269,11 @@ def _num_left(running: RunningRequest) -> int:
 
 def _shares_chunk(running: RunningRequest, other: RunningRequest) -> bool:
     """Returns whether the next block of a prompt is in the last chunk of another one, whose snapshots come soon."""
-    start = running.num_prompt_dispatched
-    end = start - start % PREFILL_BLOCK + PREFILL_BLOCK
-    if (
-        running is other
-        or running.key is None
-        or other.key is None
-        or running.request.params.prompt_logprobs is not None
-    ):
+    key, other_key, is_scored = running.key, other.key, running.request.params.prompt_logprobs is not None
+    if running is other or key is None or other_key is None or is_scored:
         return False
-    is_cached_soon = (
-        end <= other.num_prompt_dispatched and running.key.salt == other.key.salt and end < len(running.key)
-    )
-    return is_cached_soon and running.key.tokens[: end * ID_BYTES] == other.key.tokens[: end * ID_BYTES]
+    end = (running.num_prompt_dispatched // PREFILL_BLOCK + 1) * PREFILL_BLOCK
+    return end <= other.num_prompt_dispatched and end < len(key) and key.shares(other_key, end)
 
 
 def _blocks_left(running: RunningRequest) -> int:

@@ -287,7 +287,8 @@ class SlotAssignment:
     def victims(self, *, can_replay: bool) -> list[RunningRequest]:
         """Returns the batch requests that should give their slots up, the newest first.
 
-        They do so when other requests can start, or when a step with so many rows would delay others too much.
+        A batch request gives its slot up for another request that can start, and when a decode step with all batch
+        requests takes the others too long.
 
         Args:
           can_replay: Whether requests can go on that have generated a token.

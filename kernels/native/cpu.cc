@@ -1505,7 +1505,7 @@ struct ChunkAttention {
     uint8_t* values;
   };
 
-  // Returns the key or value at a position, or zeros where there is none.
+  // Returns the key or value of a position; `zeros` for positions outside of the window and the chunk.
   const uint16_t* At(const uint16_t* chunk, const uint16_t* ring, int64_t position, const uint16_t* zeros) const {
     if (position >= start + tokens || position < start - window) return zeros;
     return position >= start ? chunk + (position - start) * size : ring + position % window * size;

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from . import file_table
 from .batch_records import BatchRecord, BatchStatus, BatchTotals, LineClaim, LineLease, LineResult
-from .database import Transaction
+from .database import Transaction, placeholders
 
 LEASE_S: Final = 15.0
 """Seconds after the last renewal from which on others may claim a line."""
@@ -187,7 +187,7 @@ def _claims(transaction: Transaction, leases: Sequence[LineLease]) -> list[LineC
         JOIN roost_file_lines ON roost_file_lines.tenant = roost_batch_claims.tenant AND file = input_file
             AND roost_file_lines.number = roost_batch_claims.number
         WHERE (roost_batch_claims.tenant, batch, roost_batch_claims.number)
-            IN (VALUES {_places(len(leases), 3)})
+            IN (VALUES {placeholders(len(leases), 3)})
         """,
         *(value for lease in leases for value in (lease.tenant, lease.batch, lease.number)),
     )
@@ -233,14 +233,13 @@ def end(transaction: Transaction, results: Mapping[LineLease, LineResult]) -> se
       claimed, or whose batches have ended.
     """
     names = sorted({(lease.tenant, lease.batch) for lease in results})
-    locked = (
-        transaction.rows(  # in one order, and before claims as in `cancel`, so that replicas never block each other
-            f"""
+    # Batches are locked in one order, and before claims as in `cancel`, so that replicas never block each other.
+    locked = transaction.rows(
+        f"""
         SELECT tenant, id, output_file, error_file FROM roost_batches
-        WHERE (tenant, id) IN (VALUES {_places(len(names), 2)}) ORDER BY tenant, id {{lock}}
+        WHERE (tenant, id) IN (VALUES {placeholders(len(names), 2)}) ORDER BY tenant, id {{lock}}
         """,
-            *(value for name in names for value in name),
-        )
+        *(value for name in names for value in name),
     )
     held = _delete_claims(transaction, list(results))
     for tenant, batch, output_file, error_file in locked:
@@ -257,7 +256,7 @@ def _delete_claims(transaction: Transaction, leases: Sequence[LineLease]) -> set
     """Deletes claims, and returns the leases that were still held."""
     rows = transaction.rows(
         f"""
-        DELETE FROM roost_batch_claims WHERE (tenant, batch, number, fence) IN (VALUES {_places(len(leases), 4)})
+        DELETE FROM roost_batch_claims WHERE (tenant, batch, number, fence) IN (VALUES {placeholders(len(leases), 4)})
         RETURNING tenant, batch, number, fence
         """,
         *(value for lease in leases for value in _values(lease)),
@@ -312,11 +311,6 @@ def totals(transaction: Transaction) -> BatchTotals:
     )
     ((running,),) = transaction.rows("SELECT count(*) FROM roost_batch_claims WHERE lease_until >= {now}")
     return BatchTotals({status: int(count) for status, count in statuses}, int(lines), int(running), float(oldest))
-
-
-def _places(num_rows: int, num_columns: int) -> str:
-    """Returns placeholders for the rows of a statement."""
-    return ", ".join([f"({', '.join('?' * num_columns)})"] * num_rows)
 
 
 def _values(lease: LineLease) -> tuple[Any, ...]:

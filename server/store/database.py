@@ -21,6 +21,11 @@ TIMEOUT_S: Final = 2.0 * STATEMENT_TIMEOUT_S
 _logger: Final = logging.getLogger(__name__)
 
 
+def placeholders(rows: int, columns: int) -> str:
+    """Returns the placeholders of a statement's rows, such as `(?, ?), (?, ?)`."""
+    return ", ".join([f"({', '.join('?' * columns)})"] * rows)
+
+
 class Transaction:
     """One transaction, whose statements have `?` for values and the dialect's words in braces."""
 

@@ -10,7 +10,7 @@ from itertools import batched
 from typing import Any, Final
 
 from .batch_records import FileRecord
-from .database import Transaction
+from .database import Transaction, placeholders
 
 SEGMENT_LINES: Final = 2**16
 """Number of lines of a segment. Lines run in the segments' order."""
@@ -62,10 +62,9 @@ def put_lines(transaction: Transaction, tenant: str, lines: Sequence[tuple[str, 
       lines: Each line with its file and its number.
     """
     for some in batched(lines, _MAX_INSERTED):
-        places = ", ".join(["(?, ?, ?, ?)"] * len(some))
         transaction.execute(
             f"""
-            INSERT INTO roost_file_lines (tenant, file, number, line) VALUES {places}
+            INSERT INTO roost_file_lines (tenant, file, number, line) VALUES {placeholders(len(some), 4)}
             ON CONFLICT (tenant, file, number) DO NOTHING
             """,
             *(value for line in some for value in (tenant, *line)),

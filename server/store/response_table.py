@@ -12,7 +12,7 @@ so the log is exact for as long as `exact_fence` equals `fence`.
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from .database import Transaction
+from .database import Transaction, placeholders
 from .errors import FencedError
 from .records import Checkpoint, Claim, Job, Lease, LogEntry, ResponseRecord
 
@@ -93,11 +93,11 @@ def append_all(transaction: Transaction, appends: Sequence[tuple[Lease, LogEntry
 
 def _extend(transaction: Transaction, leases: Sequence[Lease]) -> set[Lease]:
     """Extends leases after progress, and returns those that are still held."""
-    places = ", ".join(["(?, ?, ?)"] * len(leases))
     rows = transaction.rows(
         f"""
         UPDATE roost_responses SET num_stalls = 0, lease_until = {{now}} + {LEASE_S}
-        WHERE is_running = 1 AND (tenant, id, fence) IN (VALUES {places}) RETURNING tenant, id, fence
+        WHERE is_running = 1 AND (tenant, id, fence) IN (VALUES {placeholders(len(leases), 3)})
+        RETURNING tenant, id, fence
         """,
         *(value for lease in leases for value in _values(lease)),
     )
@@ -140,10 +140,9 @@ def end(transaction: Transaction, lease: Lease, entry: LogEntry, response: bytes
 def _append_entries(transaction: Transaction, appends: Sequence[tuple[Lease, LogEntry]]) -> None:
     if not appends:
         return
-    places = ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?)"] * len(appends))
     transaction.execute(
         f"""
-        INSERT INTO roost_events (tenant, id, {_ENTRY}) VALUES {places}
+        INSERT INTO roost_events (tenant, id, {_ENTRY}) VALUES {placeholders(len(appends), 9)}
         ON CONFLICT (tenant, id, number) DO NOTHING
         """,
         *(value for lease, entry in appends for value in (lease.tenant, lease.id, *_entry_values(entry))),
