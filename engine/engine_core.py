@@ -238,6 +238,8 @@ class EngineCore:
 
     def _preempt(self) -> None:
         """Takes slots from batch requests for others that can start. Their states are copied to the host."""
+        if not self.stats.num_batch_running:
+            return
         can_replay = self.checkpoint_format is not None
         if not self._scheduler.victims(can_replay=can_replay):
             return

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..core.config import CacheStats, EngineStats, StepLimits
-from ..core.errors import ConstraintError, QueueTimeoutError, RequestTimeoutError, RoostError
+from ..core.errors import ConstraintError, QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
 from ..core.request import Batch, FinishReason, Request, RowResult, TokenOutput, error_output
 from ..core.snapshot import BlockState, Snapshot
 from ..prefix_cache.cache import PrefixCache
@@ -175,13 +175,15 @@ class Scheduler:
           QueueFullError: The queue is full, and no slot is free for this request.
           ValueError: The id is in use.
         """
-        if request.id in self._running or request.id in self.queue:
+        if request.id in self._running:
             raise ValueError(f"request id {request.id!r} is in use")
         self._now = now
-        if not request.is_batch and self.num_waiting >= self._assignment.num_open:
+        try:
+            self.queue.put(request)
+        except QueueFullError:
             self._failed += self._assignment.assign(now)
             self._assignment.check_room(request)
-        self.queue.add(request)
+            self.queue.add(request)
         if self._prefetcher is not None and not request.is_batch and self._assignment.parent_of(request) is None:
             self._prefetcher.offer(request)
         self._timeouts.watch(request)

@@ -293,8 +293,6 @@ class SlotAssignment:
         Args:
           can_replay: Whether requests can go on that have generated a token.
         """
-        if not self.num_batch_running:
-            return []
         num_wanted = self._queue.num_ready(self._blocked_tenants()) - self._pool.num_free
         num_wanted = min(num_wanted, max(self.num_open - self._pool.num_free, 1))
         num_wanted = min(max(num_wanted, self._num_lines_over()), _MAX_PREEMPTIONS)

@@ -165,6 +165,19 @@ class WaitingQueue:
         if self._is_shared and is_greedy:
             raise QueueFullError(f"too many requests of this API key wait ({own.num_requests}); try again later")
 
+    def put(self, request: Request) -> None:
+        """Adds a request if there is room for it. There is always room for batch requests.
+
+        Raises:
+          QueueFullError: See `check_room`.
+          ValueError: A waiting request has the same id.
+        """
+        if request.id in self:
+            raise ValueError(f"request id {request.id!r} is in use")
+        if not request.is_batch:
+            self.check_room(request)
+        self.add(request)
+
     def add(self, request: Request) -> None:
         """Adds a request with a new id, whether or not there is room for it."""
         if request.is_batch:
