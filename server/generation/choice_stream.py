@@ -143,7 +143,7 @@ class ChoiceStream:
             return Delta(self._index, text, token_ids=output.token_ids, num_sent=self._decoder.num_sent)
         delta = self._decoder.decode(output)
         delta.times = self._record.add(output, len(delta.token_ids), received_at, delta.finish_reason)
-        if delta.is_text and self._inbox.offer(self._index, delta.text, len(delta.token_ids), delta.num_sent):
+        if _is_text(delta) and self._inbox.offer(self._index, delta.text, len(delta.token_ids), delta.num_sent):
             return None
         return delta
 
@@ -325,6 +325,12 @@ class _JoinedDeltas:
             times=last.times,
             num_sent=last.num_sent,
         )
+
+
+def _is_text(delta: Delta) -> bool:
+    """Returns whether there is nothing but text, which may be empty, and the ids of its tokens."""
+    has_more = delta.calls or delta.logprobs or delta.prompt_logprobs or delta.num_cached
+    return delta.finish_reason is None and not has_more
 
 
 def _num_bytes(delta: Delta) -> int:

@@ -39,9 +39,3 @@ class Delta:
     num_cached: int = 0
     times: Times = NEVER
     num_sent: int = 0
-
-    @property
-    def is_text(self) -> bool:
-        """Whether there is nothing but text, which may be empty, and the ids of its tokens."""
-        has_more = self.calls or self.logprobs or self.prompt_logprobs or self.num_cached
-        return self.finish_reason is None and not has_more

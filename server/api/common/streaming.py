@@ -314,8 +314,7 @@ class _ChunkEncoder:
 
     def encode_delta(self, delta: Delta) -> list[bytes]:
         """Returns the bytes of the chunks of a delta."""
-        event = self.text_event(delta.index, delta.text, len(delta.token_ids)) if delta.is_text else None
-        return [self.encode(chunk) for chunk in self._builder.chunks(delta)] if event is None else [event]
+        return [self.encode(chunk) for chunk in self._builder.chunks(delta)]
 
     def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
         """Returns the only event of a delta of text if its builder has a quick way to encode it."""

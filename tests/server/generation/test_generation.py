@@ -1,16 +1,27 @@
 """Tests of generations: every way to end, held-back text, slow readers, and errors."""
 
 import asyncio
+import time
 import tracemalloc
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import Context
+from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
 from fake_server import until
-from roost.engine import EngineDeadError, FinishReason, OutputSink, Request, SamplingParams, TokenOutput
+from roost.engine import (
+    EngineDeadError,
+    FinishReason,
+    OutputSink,
+    Request,
+    SamplingParams,
+    TokenLogprobs,
+    TokenOutput,
+)
 from roost.server.errors import ApiError
 from roost.server.generation import choice_stream
+from roost.server.generation.choice_stream import ChoiceStream
 from roost.server.generation.delta import Delta
 from roost.server.generation.generation import Generation, Mailbox, collect
 from roost.server.generation.prompts import Prompt
@@ -18,7 +29,7 @@ from roost.server.generation.spec import Choice
 from roost.server.generation.tools import call_text
 from roost.server.observability.logging import request_id
 from roost.server.observability.metrics import Metrics
-from roost.server.observability.request_metrics import Observer, RequestRecord
+from roost.server.observability.request_metrics import Observer, RequestRecord, RequestTracker
 from roost.server.text.tokenizer import Tokenizer
 
 EURO = (270, 174, 216)  # the bytes e2 82 ac
@@ -335,6 +346,54 @@ async def test_a_reader_that_does_not_wait_is_offered_nothing(engine: FakeEngine
     await until(lambda: not engine.running)
     assert ((await anext(generation)).text, taken) == ("bcde", [])
     generation.close()
+
+
+class WillingReader:
+    """Reader that waits, and takes every text that it is offered."""
+
+    def __init__(self) -> None:
+        self.has_reader = True
+        self.offered: list[str] = []
+        self.woken = 0
+
+    def put(self, item: ChoiceStream | Exception) -> None:
+        self.woken += 1
+
+    def offer(self, index: int, text: str, num_tokens: int, num_sent: int) -> bool:
+        self.offered.append(text)
+        return True
+
+
+def put(tokenizer: Tokenizer, reader: WillingReader, outputs: Sequence[TokenOutput], **fields: Any) -> None:
+    """Puts outputs into the stream of a choice with these fields."""
+    params = SamplingParams()
+    record = RequestTracker((), time.monotonic).track([Request("id", (4,), params)])[0]
+    stream = ChoiceStream(Choice(0, Prompt((4,)), params, **fields), tokenizer, record, reader, lambda: None)
+    for output in outputs:
+        stream.put(output)
+
+
+@pytest.mark.parametrize("fields", [{}, {"stop": ("zz",)}], ids=["plain", "stop"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"finish_reason": FinishReason.LENGTH},
+        {"logprobs": (TokenLogprobs(-1.0),)},
+        {"prompt_logprobs": (None,)},
+        {"num_cached": 1},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_only_text_alone_is_offered(tokenizer: Tokenizer, fields: dict[str, Any], more: dict[str, Any]) -> None:
+    reader = WillingReader()
+    put(tokenizer, reader, [TokenOutput((5,)), TokenOutput((5,))._replace(**more)], **fields)
+    assert (reader.offered, reader.woken) == (["b"], 1)
+
+
+def test_a_tool_call_is_not_offered(tokenizer: Tokenizer) -> None:
+    reader, call = WillingReader(), tokenizer.encode(call_text("f", '{"a": 1}'), control_tokens=False)
+    put(tokenizer, reader, [TokenOutput(tuple(call))], may_call=True)
+    assert (reader.offered, reader.woken) == ([], 1)
 
 
 async def test_a_delta_that_is_taken_at_once_begins_the_timeout_anew(engine: FakeEngine, tokenizer: Tokenizer) -> None:

@@ -15,7 +15,6 @@ from roost.server.api.openai.completions import CompletionResponseBuilder
 from roost.server.api.openai.schemas import ChatBody, CompletionBody
 from roost.server.generation.delta import Delta
 from roost.server.generation.prompts import Prompt
-from roost.server.generation.tools import CallPiece
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 
 MODEL = served_model(synthetic_tokenizer(VOCAB_SIZE))
@@ -92,19 +91,3 @@ def test_the_first_completion_of_a_choice_tells_of_the_prompt() -> None:
     assert made.text_event(0, "a", 1) is None
     assert b'"text":"aba"' in encoded(made, TEXT)
     assert made.text_event(0, "a", 1) is not None
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"finish_reason": FinishReason.STOP},
-        {"calls": (CallPiece(0, "{", "id", "f"),)},
-        {"logprobs": ENTRIES},
-        {"prompt_logprobs": (None,)},
-        {"num_cached": 1},
-    ],
-    ids=lambda more: next(iter(more)),
-)
-def test_a_delta_with_more_than_text_is_none_of_text(more: dict[str, Any]) -> None:
-    assert TEXT.is_text
-    assert not replace(TEXT, **more).is_text
