@@ -1,22 +1,16 @@
-"""Transfer of state files: each has tens of megabytes, and some clients are slow."""
+"""Memory of state files that are being sent or received: each has tens of megabytes, and some clients are slow."""
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from fastapi.responses import StreamingResponse
-from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive, Scope, Send
-
 from ...engine import TenantStore
 from ..error_kinds import ErrorKind
-from ..errors import ApiError, body_too_large, too_many_bytes
-from ..middleware.request_body import refuse_encoding, until_disconnect
+from ..errors import ApiError, too_many_bytes
 from ..tenancy.tenant import tenant
 from ..tenancy.tenant_locks import TenantLocks
 
@@ -25,11 +19,6 @@ FILES_AT_A_TIME: Final = 8
 
 GRACE_S: Final = 5.0
 """Seconds after which a transfer may be ended for another one when memory is short."""
-
-_PIECE_BYTES: Final = 256 * 2**10
-"""Size of the pieces that are handed to a connection."""
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -113,28 +102,6 @@ class StateFiles:
         transfer.num_bytes += num_bytes
         self._transfers.resize(transfer, transfer.num_bytes)
 
-    async def receive(self, request: Request, transfer: Transfer, limit: int) -> bytearray:
-        """Returns a request's body.
-
-        Args:
-          limit: Maximum size.
-
-        Raises:
-          ApiError: The body is, or is announced as, larger than the limit; or it is compressed; or there is no room.
-        """
-        refuse_encoding(request.headers)
-        announced = request.headers.get("content-length", "0")
-        if announced.isdecimal() and int(announced) > limit:
-            raise body_too_large(limit)
-        data = bytearray()
-        async for chunk in request.stream():
-            if len(data) + len(chunk) > limit:
-                raise body_too_large(limit)
-            self.grow(transfer, len(chunk), limit)
-            data += chunk
-        transfer.may_give_way = False
-        return data
-
     async def run[Result](self, work: Callable[[], Result]) -> Result:
         """Runs work on a file on a thread, one piece of work per tenant at a time."""
         async with self._locks.hold():
@@ -161,38 +128,6 @@ class StateFiles:
         transfer.gave_way = True
         transfer.scope.reschedule(0)
         self._transfers.pop(transfer)
-
-
-class StateFileResponse(StreamingResponse):
-    """Response with a file, whose memory counts until the client has received it.
-
-    Args:
-      transfer: Transfer of the file.
-      resources: Closes the transfer.
-    """
-
-    def __init__(self, data: bytes, name: str, transfer: Transfer, resources: AsyncExitStack) -> None:
-        headers = {"content-length": str(len(data)), "content-disposition": f'attachment; filename="{name}"'}
-        self._pieces = _pieces(data)
-        super().__init__(self._pieces, headers=headers, media_type="application/octet-stream")
-        self._transfer = transfer
-        self._resources = resources
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._transfer.may_give_way = True
-        try:
-            async with self._resources, aclosing(self._pieces), until_disconnect(receive):
-                await self.stream_response(send)
-        except ClientDisconnect:
-            _logger.debug("the client closed the connection before it had the file")
-        except ApiError:  # the response has started, so its status cannot change
-            _logger.info("a client received a state file too slowly, and others needed its memory")
-
-
-async def _pieces(data: bytes) -> AsyncGenerator[bytes]:
-    """Yields a file in pieces, so that a connection buffers no more than one."""
-    for start in range(0, len(data), _PIECE_BYTES):
-        yield data[start : start + _PIECE_BYTES]
 
 
 def _gave_way() -> ApiError:

@@ -1,18 +1,15 @@
-"""Receives requests: limits on their bodies, the memory that they hold until they end, and disconnects of clients."""
+"""Limits on the bodies of requests, and the memory that requests hold until they end."""
 
-import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from typing import Final
 
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..error_responses import send_error
-from ..errors import body_too_large, encoded_body, request_too_large, tenant_holds_too_much, too_many_bytes
+from ..errors import body_too_large, request_too_large, tenant_holds_too_much, too_many_bytes
 from ..tenancy.tenant import tenant
 
 MAX_BODY_BYTES: Final = 4 * 2**20
@@ -184,7 +181,7 @@ class BodyLimit:
     Args:
       app: Wrapped application.
       max_bytes: Maximum bytes of one body.
-      exempt_paths: Paths whose routes limit bodies themselves; see `StateFiles.receive`.
+      exempt_paths: Paths whose routes limit bodies themselves.
       tenants: Number of tenants that share the budgets.
       max_kept_bytes: Maximum bytes that all requests hold together; raised if one body could grow to more.
     """
@@ -233,56 +230,3 @@ def _content_length(scope: Scope) -> int:
     """Returns the body's size according to its header, or 0 without one."""
     length = Headers(scope=scope).get("content-length", "0")
     return int(length) if length.isdecimal() else 0
-
-
-@asynccontextmanager
-async def until_disconnect(receive: Receive) -> AsyncGenerator[None]:
-    """Cancels the `with` block when the client disconnects; uvicorn by itself would let it run on.
-
-    Args:
-      receive: ASGI channel of the request, whose body must have been read.
-
-    Raises:
-      ClientDisconnect: The client disconnected, and the block was cancelled.
-    """
-    task, has_ended, is_gone = asyncio.current_task(), False, False
-    assert task is not None
-    num_cancelled = task.cancelling()
-
-    def cancel(watcher: asyncio.Task[None]) -> None:
-        nonlocal is_gone
-        if not has_ended:
-            is_gone = True
-            task.cancel()
-
-    watcher = asyncio.create_task(_disconnected(receive))
-    watcher.add_done_callback(cancel)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not is_gone or task.cancelling() > num_cancelled + 1:  # something else cancelled the task, too
-            raise
-        raise ClientDisconnect from None
-    finally:
-        has_ended = True  # the callback may be scheduled already
-        watcher.remove_done_callback(cancel)
-        if is_gone:
-            task.uncancel()
-        watcher.cancel()
-        await asyncio.gather(watcher, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def refuse_encoding(headers: Headers) -> None:
-    """Checks that a request's body is not compressed.
-
-    Raises:
-      ApiError: The `content-encoding` header names an encoding.
-    """
-    encoding = headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise encoded_body(encoding)

@@ -12,12 +12,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
+from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...errors import ApiError, bad_value, from_exception, model_loading
+from ...errors import ApiError, bad_value, encoded_body, from_exception, model_loading
 from ...generation.service import Service
-from ...middleware.request_body import refuse_encoding, request_memory
+from ...middleware.request_body import request_memory
 from ...tenancy.workers import Workers
 
 MAX_CONTAINERS: Final = 2**17
@@ -101,6 +102,17 @@ class _JsonRequest(Request):
         if memory is not None:
             memory.replace_raw(num_bytes)
         return parsed
+
+
+def refuse_encoding(headers: Headers) -> None:
+    """Checks that a request's body is not compressed.
+
+    Raises:
+      ApiError: The `content-encoding` header names an encoding.
+    """
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise encoded_body(encoding)
 
 
 def _parse(raw: bytearray, model: type[BaseModel] | None) -> tuple[Any, int]:

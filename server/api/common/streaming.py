@@ -5,7 +5,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Protocol, runtime_checkable
@@ -20,7 +20,6 @@ from ...generation.delta import Delta
 from ...generation.generation import Generation, collect
 from ...generation.service import Service
 from ...generation.spec import Choice, GenerationSpec
-from ...middleware.request_body import until_disconnect
 from ...request_warnings import request_warnings
 from ...store import StoreUnavailableError as StoreError
 from ...tenancy.workers import Workers
@@ -114,6 +113,41 @@ class BodyWriter(Protocol):
 
 
 BODY_WRITER: Final = "roost.body_writer"
+
+
+@asynccontextmanager
+async def until_disconnect(receive: Receive) -> AsyncGenerator[None]:
+    """Cancels the `with` block when the client disconnects; uvicorn by itself would let it run on.
+
+    Args:
+      receive: ASGI channel of the request, whose body must have been read.
+
+    Raises:
+      ClientDisconnect: The client disconnected, and the block was cancelled.
+    """
+    task, is_gone = asyncio.current_task(), False
+    assert task is not None
+    num_cancelled = task.cancelling()
+
+    async def watch() -> None:
+        nonlocal is_gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        is_gone = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not is_gone or task.cancelling() > num_cancelled + 1:  # something else cancelled the task, too
+            raise
+        raise ClientDisconnect from None
+    finally:
+        if is_gone:
+            task.uncancel()
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
 
 
 class EventStream(StreamingResponse):

@@ -9,13 +9,13 @@ from pydantic import Field
 from ....engine import StateFileError
 from ...errors import bad_value
 from ...generation import saved_states
-from ...generation.state_files import StateFileResponse
 from ...tenancy.tenant import tenant
 from ..common.paging import After, Limit, QueryOrder, page
 from ..common.routes import AnyService, JsonRoute, ReadyService
 from ..common.schema_base import Body, Count, check_body
 from ..openai.response_schemas import DeletedObject
 from .response_schemas import StateList, StateObject
+from .state_transfer import StateFileResponse, receive_file
 
 IMPORT_PATH: Final = "/v1/states/import"
 
@@ -81,7 +81,7 @@ async def import_state(request: Request, service: ReadyService) -> dict[str, Any
     """Saves a state from the file of an export, which is the body."""
     kind = service.engine.state_format
     async with service.files.transfer() as transfer:
-        data = await service.files.receive(request, transfer, kind.max_file_bytes)
+        data = await receive_file(request, service.files, transfer, kind.max_file_bytes)
         try:
             return (await saved_states.import_state(service, bytes(data))).described()
         except StateFileError as error:

@@ -10,13 +10,12 @@ from ...error_kinds import ErrorKind
 from ...errors import ApiError, bad_value
 from ...generation.batches import BatchStore
 from ...generation.service import Service
-from ...middleware.request_body import refuse_encoding
 from ...store import StoreUnavailableError
 from ...store.batch_records import FileRecord
 from ...store.file_table import SEGMENT_LINES
 from ..common.multipart import UploadReader
 from ..common.paging import After, QueryOrder, page
-from ..common.routes import AnyService, JsonRoute
+from ..common.routes import AnyService, JsonRoute, refuse_encoding
 from .batch_input import InputCheck, LineSplitter
 from .batch_schemas import FileList, FileObject
 from .response_schemas import DeletedObject
