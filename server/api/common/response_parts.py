@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NotRequired, TypedDict
+from typing import Any, Final, NamedTuple, NotRequired, TypedDict
 from uuid import uuid4
 
 import orjson
@@ -24,7 +24,7 @@ KEEP_ALIVE: Final = b": keep-alive\n\n"
 DONE: Final = b"data: [DONE]\n\n"
 
 _MARK: Final = uuid4().hex
-"""Text in whose place a template gets others."""
+"""Text in whose place an event gets others."""
 
 
 class PromptTokensDetails(TypedDict):
@@ -101,18 +101,41 @@ class ReportOptions:
     service_tier: bool = False
 
 
+class ResponseKind(NamedTuple):
+    """Names of a kind of response.
+
+    Attributes:
+      id_prefix: Prefix of ids.
+      whole: Value of `object` in a whole response.
+      chunk: Value of `object` in the chunks of a stream.
+    """
+
+    id_prefix: str
+    whole: str
+    chunk: str
+
+
 class Report:
-    """Fields that all chunks of a response have in common, with usage and timings counted over all choices.
+    """Builds responses and chunks around their choices, with usage and timings counted over all choices.
 
     Args:
-      prefix: Prefix of the response's id.
+      kind: Kind of the response.
       num_choices: Number of choices that the engine generates.
+
+    Attributes:
+      id: Id of the response.
     """
 
     def __init__(
-        self, prefix: str, model: ServedModel, prompts: Sequence[Prompt], num_choices: int, options: ReportOptions
+        self,
+        kind: ResponseKind,
+        model: ServedModel,
+        prompts: Sequence[Prompt],
+        num_choices: int,
+        options: ReportOptions,
     ) -> None:
-        self.id = f"{prefix}-{uuid4().hex}"
+        self.id = f"{kind.id_prefix}-{uuid4().hex}"
+        self._kind = kind
         self._constants = {
             "created": int(time.time()),
             "model": model.id,
@@ -125,44 +148,68 @@ class Report:
         self._num_cached = 0
         self._num_open = num_choices
         self._times: list[Times] = []
+        self._around_text: dict[int, tuple[bytes, bytes]] = {}
 
-    def count_tokens(self, count: int) -> None:
-        """Counts the tokens of a delta of text alone."""
-        self._num_tokens += count
+    def whole(self, choices: Sequence[Any], deltas: Sequence[Delta]) -> dict[str, Any]:
+        """Returns a response that is no stream.
 
-    def count(self, delta: Delta) -> None:
-        """Counts the next delta."""
+        Args:
+          choices: Choices of the response.
+          deltas: All choices that were generated, whole.
+        """
+        for delta in deltas:
+            self._count(delta)
+        return {**self._fields(self._kind.whole, choices), "usage": self._usage(), **self._timings_field()}
+
+    def chunk(self, choice: Any) -> dict[str, Any]:
+        """Returns a chunk with a choice."""
+        fields = self._fields(self._kind.chunk, [choice])
+        if self._options.usage:
+            fields["usage"] = self._usage() if self._options.continuous_usage else None
+        return fields
+
+    def chunks(self, delta: Delta, choices: Sequence[Any]) -> Iterator[dict[str, Any]]:
+        """Counts a delta, and yields its chunks; the last chunk of the last choice holds the timings, if requested.
+
+        Args:
+          delta: Next delta of a choice.
+          choices: What the delta adds to the choice, for one chunk each.
+        """
+        self._count(delta)
+        for place, choice in enumerate(choices, start=1):
+            yield {**self.chunk(choice), **(self._timings_field() if place == len(choices) else {})}
+
+    def text_event(self, index: int, text: str, num_tokens: int, choice: Callable[[Delta], Any]) -> bytes | None:
+        """Counts a delta of text alone, and returns the event of its chunk, the bytes around the text encoded once.
+
+        None, and nothing is counted, if chunks differ by more than their text.
+
+        Args:
+          index: Index of the choice.
+          text: New text.
+          num_tokens: Number of new tokens.
+          choice: Returns what a delta of text alone adds to the choice.
+        """
+        if self._options.continuous_usage:
+            return None
+        self._num_tokens += num_tokens
+        around = self._around_text.get(index)
+        if around is None:
+            head, _, tail = CHUNKS.encode(self.chunk(choice(Delta(index, _MARK)))).partition(to_json(_MARK))
+            around = self._around_text[index] = (head, tail)
+        return around[0] + to_json(text) + around[1]
+
+    def last_chunks(self) -> Iterator[dict[str, Any]]:
+        """Yields the chunk about usage at the end of a stream, if it is requested."""
+        if self._options.usage:
+            yield {**self._fields(self._kind.chunk, []), "usage": self._usage()}
+
+    def _count(self, delta: Delta) -> None:
         self._num_tokens += len(delta.token_ids)
         self._num_cached += delta.num_cached
         if delta.finish_reason is not None:
             self._num_open -= 1
             self._times.append(delta.times)
-
-    def whole(self, object_name: str, choices: Sequence[Any], deltas: Sequence[Delta]) -> dict[str, Any]:
-        """Returns a response that is no stream.
-
-        Args:
-          deltas: All choices that were generated, whole.
-        """
-        for delta in deltas:
-            self.count(delta)
-        return {**self._fields(object_name, choices), "usage": self._usage(), **self._timings_field()}
-
-    def chunk(self, object_name: str, choice: Any, *, with_timings: bool = False) -> dict[str, Any]:
-        """Returns a chunk with a choice.
-
-        Args:
-          with_timings: Whether the chunk holds the timings, if they are requested and the last choice has ended.
-        """
-        fields = self._fields(object_name, [choice])
-        if self._options.usage:
-            fields["usage"] = self._usage() if self._options.continuous_usage else None
-        return {**fields, **self._timings_field()} if with_timings else fields
-
-    def last_chunks(self, object_name: str) -> Iterator[dict[str, Any]]:
-        """Yields the chunk about usage at the end of a stream, if it is requested."""
-        if self._options.usage:
-            yield {**self._fields(object_name, []), "usage": self._usage()}
 
     def _timings_field(self) -> dict[str, Timings]:
         """Returns the field `timings` once the last choice has ended, if it is requested."""
@@ -262,26 +309,6 @@ class SseEncoder:
 
     def _name(self, event: Mapping[str, Any]) -> bytes:
         return b"event: " + event["type"].encode() + b"\n" if self.is_named else b""
-
-
-class TextEvents:
-    """Events of which only the text varies, one for each choice: the bytes around the text are encoded once.
-
-    Args:
-      encode: Returns the event of a choice, by its index, with a text.
-    """
-
-    def __init__(self, encode: Callable[[int, str], bytes]) -> None:
-        self._encode = encode
-        self._around: dict[int, tuple[bytes, bytes]] = {}
-
-    def event(self, index: int, text: str) -> bytes:
-        """Returns the same bytes as `encode`."""
-        around = self._around.get(index)
-        if around is None:
-            head, _, tail = self._encode(index, _MARK).partition(to_json(_MARK))
-            around = self._around[index] = (head, tail)
-        return around[0] + to_json(text) + around[1]
 
 
 CHUNKS: Final = SseEncoder(is_named=False, end=DONE)

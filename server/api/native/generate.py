@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
@@ -14,7 +14,7 @@ from ...middleware.request_body import is_large, keep
 from ...text.served_model import ServedModel
 from ..common.logprobs import token_logprobs
 from ..common.openapi import streamable
-from ..common.response_parts import Report, choice_end
+from ..common.response_parts import Report, ResponseKind, choice_end
 from ..common.routes import JsonRoute, ReadyService
 from ..common.schema_base import check_body
 from ..common.streaming import ResponseBuilder, respond
@@ -23,6 +23,8 @@ from ..openai.schemas import GenerateBody
 from .response_schemas import Tokens, TokensChunk
 
 router = APIRouter(route_class=JsonRoute)
+
+_KIND: Final = ResponseKind("gen", "tokens", "tokens.chunk")
 
 
 @router.post("/generate", responses=streamable(Tokens, TokensChunk))
@@ -55,22 +57,21 @@ class TokensResponseBuilder(ResponseBuilder):
     """Builds responses of token ids. Whole responses and chunks have one shape."""
 
     def __init__(self, body: GenerateBody, model: ServedModel, prompt: Prompt) -> None:
-        self._report = Report("gen", model, [prompt], body.n, report_options(body))
+        self._report = Report(_KIND, model, [prompt], body.n, report_options(body))
         self.id = self._report.id
         self._body = body
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
-        return self._report.whole("tokens", [self._choice(choice) for choice in choices], choices)
+        return self._report.whole([self._choice(choice) for choice in choices], choices)
 
     def repeats_much(self, delta: Delta) -> bool:
         return delta.prompt_logprobs is not None and is_large()
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        self._report.count(delta)
-        yield self._report.chunk("tokens.chunk", self._choice(delta), with_timings=True)
+        return self._report.chunks(delta, [self._choice(delta)])
 
     def closing(self) -> Iterator[dict[str, Any]]:
-        return self._report.last_chunks("tokens.chunk")
+        return self._report.last_chunks()
 
     def _choice(self, delta: Delta) -> dict[str, Any]:
         reports_logprobs, reports_prompt = self._body.logprobs is not None, delta.prompt_logprobs is not None

@@ -15,7 +15,7 @@ from ...generation.tools import CallPiece
 from ...text.served_model import ServedModel
 from ..common.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from ..common.openapi import streamable
-from ..common.response_parts import Report, TextEvents, choice_end
+from ..common.response_parts import Report, ResponseKind, choice_end
 from ..common.routes import JsonRoute, ReadyService
 from ..common.schema_base import check_body
 from ..common.streaming import ResponseBuilder, respond
@@ -25,8 +25,7 @@ from .schemas import ChatBody
 
 router = APIRouter(route_class=JsonRoute)
 
-_WHOLE: Final = "chat.completion"
-_CHUNK: Final = "chat.completion.chunk"
+_KIND: Final = ResponseKind("chatcmpl", "chat.completion", "chat.completion.chunk")
 
 
 @router.post("/v1/chat/completions", responses=streamable(ChatCompletion, ChatCompletionChunk))
@@ -56,46 +55,45 @@ class ChatResponseBuilder(ResponseBuilder):
 
     def __init__(self, body: ChatBody, model: ServedModel, prompt: Prompt) -> None:
         options = replace(report_options(body), service_tier="service_tier" in (body.model_extra or {}))
-        self._report = Report("chatcmpl", model, [prompt], body.n, options)
+        self._report = Report(_KIND, model, [prompt], body.n, options)
         self.id = self._report.id
         self._body = body
         self._prompt = prompt
         self._tokenizer = model.tokenizer
         self._reports_tokens = body.logprobs or body.return_token_ids
-        self._has_text_events = not (self._reports_tokens or options.continuous_usage)
-        self._text_events = TextEvents(lambda index, text: self.sse.encode(self._chunk(Delta(index, text))))
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
-        response = self._report.whole(_WHOLE, [self._whole_choice(choice) for choice in choices], choices)
+        response = self._report.whole([self._whole_choice(choice) for choice in choices], choices)
         return {**response, **self._prompt_token_ids(), **self._prompt_logprobs(choices[0])}
 
     def opening(self) -> Iterator[dict[str, Any]]:
         for index in range(self._body.n):
             start = {"role": "assistant", "content": ""}
-            choice = {"index": index, "delta": start, "logprobs": None, "finish_reason": None}
-            chunk = self._report.chunk(_CHUNK, choice)
+            chunk = self._report.chunk({"index": index, "delta": start, "logprobs": None, "finish_reason": None})
             yield {**chunk, **self._prompt_token_ids()} if index == 0 else chunk
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        """Yields the last tokens in a chunk before the one that finishes, whose `delta` is empty."""
-        self._report.count(delta)
-        if delta.text or delta.calls or (delta.token_ids and self._reports_tokens):
-            yield self._chunk(delta)
-        if delta.finish_reason is not None:
-            end = choice_end(replace(delta, token_ids=()), with_ids=self._body.return_token_ids)
-            last = {"index": delta.index, "delta": {}, "logprobs": None, **end}
-            yield self._report.chunk(_CHUNK, last, with_timings=True)
+        return self._report.chunks(delta, self._choices(delta))
 
     def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
-        if not self._has_text_events or not text:
+        if self._reports_tokens or not text:
             return None
-        self._report.count_tokens(num_tokens)
-        return self._text_events.event(index, text)
+        return self._report.text_event(index, text, num_tokens, self._choice)
 
     def closing(self) -> Iterator[dict[str, Any]]:
-        return self._report.last_chunks(_CHUNK)
+        return self._report.last_chunks()
 
-    def _chunk(self, delta: Delta) -> dict[str, Any]:
+    def _choices(self, delta: Delta) -> Sequence[dict[str, Any]]:
+        """Returns what a delta adds to its choice: text or calls, then the end, whose `delta` is empty."""
+        choices = []
+        if delta.text or delta.calls or (delta.token_ids and self._reports_tokens):
+            choices.append(self._choice(delta))
+        if delta.finish_reason is not None:
+            end = choice_end(replace(delta, token_ids=()), with_ids=self._body.return_token_ids)
+            choices.append({"index": delta.index, "delta": {}, "logprobs": None, **end})
+        return choices
+
+    def _choice(self, delta: Delta) -> dict[str, Any]:
         choice = {
             "index": delta.index,
             "delta": _content(delta),
@@ -104,7 +102,7 @@ class ChatResponseBuilder(ResponseBuilder):
         }
         if self._body.return_token_ids:
             choice["token_ids"] = delta.token_ids
-        return self._report.chunk(_CHUNK, choice)
+        return choice
 
     def _whole_choice(self, choice: Delta) -> dict[str, Any]:
         return {

@@ -15,7 +15,7 @@ from ...text.served_model import ServedModel
 from ...text.tokenizer import Tokenizer
 from ..common.logprobs import CompletionLogprobs, CompletionLogprobsBuilder, join_logprobs, prompt_logprobs, with_top
 from ..common.openapi import streamable
-from ..common.response_parts import Report, TextEvents, choice_end
+from ..common.response_parts import Report, ResponseKind, choice_end
 from ..common.routes import JsonRoute, ReadyService
 from ..common.schema_base import check_body
 from ..common.streaming import ResponseBuilder, respond
@@ -25,7 +25,7 @@ from .schemas import CompletionBody
 
 router = APIRouter(route_class=JsonRoute)
 
-_OBJECT: Final = "text_completion"
+_KIND: Final = ResponseKind("cmpl", "text_completion", "text_completion")
 
 
 @router.post("/v1/completions", responses=streamable(Completion, Completion))
@@ -61,12 +61,10 @@ class CompletionResponseBuilder(ResponseBuilder):
 
     def __init__(self, body: CompletionBody, model: ServedModel, prompts: Sequence[Prompt]) -> None:
         num_choices = len(prompts) * body.num_candidates
-        options = report_options(body)
-        self._report = Report("cmpl", model, prompts, num_choices, options)
+        self._report = Report(_KIND, model, prompts, num_choices, report_options(body))
         self.id = self._report.id
         self._body = body
-        self._has_text_events = not (body.logprobs is not None or body.return_token_ids or options.continuous_usage)
-        self._text_events = TextEvents(lambda index, text: self.sse.encode(self._chunk(Delta(index, text))))
+        self._reports_tokens = body.logprobs is not None or body.return_token_ids
         self._choices = [
             ChoiceBuilder(body, model.tokenizer, prompt) for prompt in prompts for _ in range(body.num_candidates)
         ]
@@ -77,27 +75,25 @@ class CompletionResponseBuilder(ResponseBuilder):
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         kept = enumerate(most_likely(choices, self._body.n, self._body.num_candidates))
         built = [self._choices[each.index].build(replace(each, index=index)) for index, each in kept]
-        return self._report.whole(_OBJECT, built, choices)
+        return self._report.whole(built, choices)
 
     def order(self, choices: Sequence[Delta]) -> Sequence[int]:
         return [each.index for each in most_likely(choices, self._body.n, self._body.num_candidates)]
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        self._report.count(delta)
-        if delta.finish_reason is not None or self._choices[delta.index].has_news(delta):
-            yield self._chunk(delta)
+        has_news = delta.finish_reason is not None or self._choices[delta.index].has_news(delta)
+        return self._report.chunks(delta, [self._choice(delta)] if has_news else [])
 
     def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
-        if not self._has_text_events or not text or self._choices[index].is_new:
+        if self._reports_tokens or not text or self._choices[index].is_new:
             return None
-        self._report.count_tokens(num_tokens)
-        return self._text_events.event(index, text)
+        return self._report.text_event(index, text, num_tokens, self._choice)
 
     def closing(self) -> Iterator[dict[str, Any]]:
-        return self._report.last_chunks(_OBJECT)
+        return self._report.last_chunks()
 
-    def _chunk(self, delta: Delta) -> dict[str, Any]:
-        return self._report.chunk(_OBJECT, self._choices[delta.index].build(delta), with_timings=True)
+    def _choice(self, delta: Delta) -> dict[str, Any]:
+        return self._choices[delta.index].build(delta)
 
 
 def most_likely(choices: Sequence[Delta], kept: int, candidates: int) -> list[Delta]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from fake_server import VOCAB_SIZE, served_model
 from roost.engine import FinishReason
-from roost.server.api.common.response_parts import Report, ReportOptions
+from roost.server.api.common.response_parts import Report, ReportOptions, ResponseKind
 from roost.server.generation.delta import Delta
 from roost.server.generation.prompts import Prompt
 from roost.server.observability.request_metrics import Times
@@ -15,11 +15,11 @@ PROMPTS = [Prompt((4, 5, 6, 7))]
 
 def report(wanted: bool = True, num_choices: int = 1) -> Report:
     model = served_model(synthetic_tokenizer(VOCAB_SIZE))
-    return Report("x", model, PROMPTS, num_choices, ReportOptions(timings=wanted))
+    return Report(ResponseKind("x", "x", "chunk"), model, PROMPTS, num_choices, ReportOptions(timings=wanted))
 
 
 def timings_of(report: Report, *choices: Delta) -> Any:
-    return report.whole("x", [], choices).get("timings")
+    return report.whole([], choices).get("timings")
 
 
 def ended(index: int, num_tokens: int, times: Times) -> Delta:
@@ -54,10 +54,9 @@ def test_a_stream_tells_it_with_the_last_choice() -> None:
         ended(1, 1, Times(0.0, 0.5, 1.0, 2.0)),
         ended(0, 1, Times(0.0, 0.5, 1.0, 3.0)),
     ):
-        of_stream.count(delta)
-        reported.append(of_stream.chunk("chunk", {}, with_timings=True).get("timings"))
-    assert reported[:2] == [None, None]
-    assert reported[2]["predicted_n"] == 3
+        reported += [chunk.get("timings") for chunk in of_stream.chunks(delta, [{}, {}])]
+    assert reported[:5] == [None] * 5
+    assert reported[5]["predicted_n"] == 3
 
 
 def test_nothing_is_told_unasked() -> None:
