@@ -29,7 +29,6 @@ from ..sampling.sampler import Sampled
 from .executor import Executor
 from .programs import first_token_rows
 from .transfer import (
-    cached_hidden,
     first_token_input,
     mask_columns,
     prefill_input,
@@ -213,7 +212,7 @@ class ModelRunner:
             if chunk.snapshot is not None and not batch.layer_slice:
                 self._restore(chunk.slot, chunk.snapshot)
         if isinstance(batch, RestoreBatch):
-            last = self.executor.set_last(cached_hidden(batch.chunks, MAX_PREFILL_ROWS * self.layout.shards.data))
+            last = self.executor.set_last(_cached_hidden(batch.chunks, MAX_PREFILL_ROWS * self.layout.shards.data))
             return PendingPrefill(batch, (), (), last, self._sample_first(batch, range(len(batch.chunks))))
         return self._run_prefill(batch)
 
@@ -288,3 +287,13 @@ class ModelRunner:
         start = time.perf_counter()
         self.executor.restore(slot, (*snapshot.recurrent, ring_rows(snapshot, self.window)))
         self.restore_seconds += time.perf_counter() - start
+
+
+def _cached_hidden(chunks: Sequence[PrefillChunk], rows: int) -> Float[np.ndarray, "Rmax D"]:
+    """Returns the activations at the ends of prompts that the prefix cache holds whole, padded to `rows` rows."""
+    hidden = []
+    for chunk in chunks:
+        assert chunk.snapshot is not None
+        assert chunk.snapshot.hidden is not None
+        hidden.append(chunk.snapshot.hidden)
+    return np.stack(hidden + hidden[:1] * (rows - len(hidden)))

@@ -244,16 +244,6 @@ def read_slot(arrays: tuple[Array, Array, Array], length: int) -> Snapshot:
     return from_ring(length, (h, conv), ring)
 
 
-def cached_hidden(chunks: Sequence[PrefillChunk], rows: int) -> Float[np.ndarray, "Rmax D"]:
-    """Returns the activations at the ends of prompts that the prefix cache holds whole, padded to `rows` rows."""
-    hidden: list[HostArray] = []
-    for chunk in chunks:
-        assert chunk.snapshot is not None
-        assert chunk.snapshot.hidden is not None
-        hidden.append(chunk.snapshot.hidden)
-    return np.stack(hidden + hidden[:1] * (rows - len(hidden)))
-
-
 def from_ring(length: int, recurrent: tuple[HostArray, ...], ring: HostArray) -> Snapshot:
     """Returns the snapshot of a slot after `length` tokens; the inverse of `ring_rows`."""
     oldest = max(0, length - len(ring))

@@ -91,8 +91,12 @@ class Generation:
         assert delta is not None
         return delta
 
-    async def next_within(self, timeout_s: float | None) -> Delta | None:
-        """Returns the next delta, or None after the timeout, which is the same in all calls; None waits forever.
+    async def next_within(self, timeout_s: float | None, take: TakeText | None = None) -> Delta | None:
+        """Returns the next delta, or None after the timeout.
+
+        Args:
+          timeout_s: Seconds to wait, the same in all calls; None waits forever.
+          take: Callback that is offered each delta of text alone before the waiting reader is woken for it.
 
         Raises:
           StopAsyncIteration: All choices have ended.
@@ -101,6 +105,7 @@ class Generation:
         """
         if not self._inbox and not self._is_open:
             raise StopAsyncIteration
+        self._inbox.take = take
         item = await self._inbox.get(timeout_s)
         if item is None:
             return None
@@ -109,10 +114,6 @@ class Generation:
         delta = item.take()
         self.sent.num_tokens[delta.index] = delta.num_sent
         return delta
-
-    def offer_text(self, take: TakeText) -> None:
-        """Offers each delta of text alone to a callback while the reader waits, before the reader is woken for it."""
-        self._inbox.take = take
 
     @property
     def _is_open(self) -> bool:
@@ -290,7 +291,7 @@ class _Inbox(Mailbox[ChoiceStream | Exception]):
       sent: Counts what `take` takes.
 
     Attributes:
-      take: Takes text at once, if it can; see `Generation.offer_text`.
+      take: Takes text at once, if it can; see `Generation.next_within`.
     """
 
     def __init__(self, sent: SentResponse) -> None:

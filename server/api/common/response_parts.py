@@ -169,7 +169,9 @@ class Report:
         return fields
 
     def chunks(self, delta: Delta, choices: Sequence[Any]) -> Iterator[dict[str, Any]]:
-        """Counts a delta, and yields its chunks; the last chunk of the last choice holds the timings, if requested.
+        """Counts a delta, and yields its chunks.
+
+        After the end of the last choice, its last chunk holds the timings and one about usage follows, if requested.
 
         Args:
           delta: Next delta of a choice.
@@ -178,6 +180,8 @@ class Report:
         self._count(delta)
         for place, choice in enumerate(choices, start=1):
             yield {**self.chunk(choice), **(self._timings_field() if place == len(choices) else {})}
+        if self._options.usage and not self._num_open:
+            yield {**self._fields(self._kind.chunk, []), "usage": self._usage()}
 
     def text_event(self, index: int, text: str, num_tokens: int, choice: Callable[[Delta], Any]) -> bytes | None:
         """Counts a delta of text alone, and returns the event of its chunk, the bytes around the text encoded once.
@@ -198,11 +202,6 @@ class Report:
             head, _, tail = CHUNKS.encode(self.chunk(choice(Delta(index, _MARK)))).partition(to_json(_MARK))
             around = self._around_text[index] = (head, tail)
         return around[0] + to_json(text) + around[1]
-
-    def last_chunks(self) -> Iterator[dict[str, Any]]:
-        """Yields the chunk about usage at the end of a stream, if it is requested."""
-        if self._options.usage:
-            yield {**self._fields(self._kind.chunk, []), "usage": self._usage()}
 
     def _count(self, delta: Delta) -> None:
         self._num_tokens += len(delta.token_ids)

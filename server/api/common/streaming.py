@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
-from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -81,9 +80,9 @@ class ResponseBuilder(ABC):
         """
         return None
 
-    @abstractmethod
     def closing(self) -> Iterator[Mapping[str, Any]]:
-        """Yields the chunks after the end of the last choice."""
+        """Yields the chunks after the end of the last choice that `chunks` has not yielded."""
+        yield from ()
 
     async def interrupt(self, error: Exception) -> None:  # noqa: B027 - most builders have nothing to do
         """Runs before `failure`; a builder may leave its response to another server.
@@ -276,9 +275,9 @@ async def stream_events(
     encoder, now = _ChunkEncoder(builder, workers, report), asyncio.get_running_loop().time
     silent_since = now()
 
-    def write_text(writer: BodyWriter, index: int, text: str, num_tokens: int) -> bool:
+    def write_text(index: int, text: str, num_tokens: int) -> bool:
         nonlocal silent_since
-        if not writer.is_open or (event := encoder.text_event(index, text, num_tokens)) is None:
+        if writer is None or not writer.is_open or (event := encoder.text_event(index, text, num_tokens)) is None:
             return False
         writer.write(event)
         silent_since = now()
@@ -291,11 +290,9 @@ async def stream_events(
             for event in await encoder.encode_large(first) if encoder.is_large(first) else encoder.encode_delta(first):
                 yield event
         silent_since = now()
-        if writer is not None:
-            generation.offer_text(partial(write_text, writer))
         while True:
             try:
-                delta = await generation.next_within(keep_alive_s)
+                delta = await generation.next_within(keep_alive_s, write_text)
             except StopAsyncIteration:
                 break
             if delta is None:

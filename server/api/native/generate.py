@@ -70,9 +70,6 @@ class TokensResponseBuilder(ResponseBuilder):
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         return self._report.chunks(delta, [self._choice(delta)])
 
-    def closing(self) -> Iterator[dict[str, Any]]:
-        return self._report.last_chunks()
-
     def _choice(self, delta: Delta) -> dict[str, Any]:
         reports_logprobs, reports_prompt = self._body.logprobs is not None, delta.prompt_logprobs is not None
         return {

@@ -80,9 +80,6 @@ class ChatResponseBuilder(ResponseBuilder):
             return None
         return self._report.text_event(index, text, num_tokens, self._choice)
 
-    def closing(self) -> Iterator[dict[str, Any]]:
-        return self._report.last_chunks()
-
     def _choices(self, delta: Delta) -> Sequence[dict[str, Any]]:
         """Returns what a delta adds to its choice: text or calls, then the end, whose `delta` is empty."""
         choices = []

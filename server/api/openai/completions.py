@@ -89,9 +89,6 @@ class CompletionResponseBuilder(ResponseBuilder):
             return None
         return self._report.text_event(index, text, num_tokens, self._choice)
 
-    def closing(self) -> Iterator[dict[str, Any]]:
-        return self._report.last_chunks()
-
     def _choice(self, delta: Delta) -> dict[str, Any]:
         return self._choices[delta.index].build(delta)
 

@@ -329,12 +329,14 @@ async def test_a_reader_that_waits_is_offered_each_delta_before_it_is_woken(
             taken.append(text)
         return text in "cd"
 
-    generation.offer_text(take)
-    first = await anext(generation)
+    first = await generation.next_within(None, take)
+    assert first is not None
     assert (first.text, list(generation.sent.num_tokens)) == ("b", [1])
-    second = await anext(generation)
+    second = await generation.next_within(None, take)
+    assert second is not None
     assert (second.text, taken, list(generation.sent.num_tokens)) == ("e", ["c", "d"], [4])
-    last = await anext(generation)
+    last = await generation.next_within(None, take)
+    assert last is not None
     assert (last.text, last.finish_reason) == ("f", FinishReason.LENGTH), "the last delta is not offered"
     generation.close()
 
@@ -342,9 +344,15 @@ async def test_a_reader_that_waits_is_offered_each_delta_before_it_is_woken(
 async def test_a_reader_that_does_not_wait_is_offered_nothing(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     generation = start(engine, tokenizer, Choice(0, Prompt((4,)), SamplingParams(max_tokens=4)))
     taken: list[str] = []
-    generation.offer_text(lambda index, text, num_tokens: taken.append(text) or True)  # type: ignore[func-returns-value]
+
+    def take(index: int, text: str, num_tokens: int) -> bool:
+        taken.append(text)
+        return True
+
     await until(lambda: not engine.running)
-    assert ((await anext(generation)).text, taken) == ("bcde", [])
+    delta = await generation.next_within(None, take)
+    assert delta is not None
+    assert (delta.text, taken) == ("bcde", [])
     generation.close()
 
 
@@ -399,10 +407,9 @@ def test_a_tool_call_is_not_offered(tokenizer: Tokenizer) -> None:
 async def test_a_delta_that_is_taken_at_once_begins_the_timeout_anew(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     engine.gate.clear()
     generation = start(engine, tokenizer, Choice(0, Prompt((4,)), SamplingParams(max_tokens=9)))
-    generation.offer_text(lambda *_: engine.gate.clear() is None)
     loop, began = asyncio.get_running_loop(), asyncio.get_running_loop().time()
     loop.call_later(0.05, engine.gate.set)
-    assert await generation.next_within(0.3) is None
+    assert await generation.next_within(0.3, lambda *_: engine.gate.clear() is None) is None
     assert loop.time() - began >= 0.05 + 0.3 - 0.001
     assert list(generation.sent.num_tokens) == [1]
     generation.close()
@@ -410,9 +417,8 @@ async def test_a_delta_that_is_taken_at_once_begins_the_timeout_anew(engine: Fak
 
 async def test_an_error_of_the_callback_ends_the_request(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     generation = start(engine, tokenizer, Choice(0, Prompt((4,)), SamplingParams(max_tokens=9)))
-    generation.offer_text(lambda *_: bool(1 // 0))
     with pytest.raises(ZeroDivisionError):
-        await anext(generation)
+        await generation.next_within(None, lambda *_: bool(1 // 0))
     assert not engine.running
     generation.close()
 

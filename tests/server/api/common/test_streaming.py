@@ -14,7 +14,7 @@ from roost.server.api.common.streaming import stream_events
 from roost.server.api.openai.chat_completions import ChatResponseBuilder
 from roost.server.api.openai.schemas import ChatBody
 from roost.server.generation.delta import Delta
-from roost.server.generation.generation import Generation
+from roost.server.generation.generation import Generation, TakeText
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.service import Service
 from roost.server.text.served_model import ServedModel
@@ -86,7 +86,7 @@ class Scripted(Generation):
     def __init__(self, deltas: Sequence[Delta]) -> None:
         self._deltas = iter(deltas)
 
-    async def next_within(self, timeout_s: float | None) -> Delta | None:
+    async def next_within(self, timeout_s: float | None, take: TakeText | None = None) -> Delta | None:
         for delta in self._deltas:
             return delta
         raise StopAsyncIteration
