@@ -38,7 +38,8 @@ DATA: Final = (
     "roost/__init__.py",
     "roost/configs/demo/config.json",
     "roost/configs/demo/model.safetensors",
-    "roost/kernels/native/cpu.cc",
+    "roost/kernels/native/csrc/handlers.cc",
+    "roost/kernels/native/csrc/threads.h",
     "roost/server/api/native/chat_page/index.html",
     "roost/server/py.typed",
 )
@@ -151,7 +152,7 @@ def build_native(tree: Path, folder: Path, epoch: int) -> Path:
     """Builds the wheel with the native kernels for x86-64; auditwheel checks what they need of the system."""
     plain = build(tree, folder / "plain", epoch, "--wheel")
     if NATIVE not in zipfile.ZipFile(plain).namelist():
-        raise ReleaseError("kernels/native/cpu.cc does not compile here: `pip install --verbose .` says why")
+        raise ReleaseError("kernels/native/csrc does not compile here: `pip install --verbose .` says why")
     audit = [sys.executable, "-P", "-m", "auditwheel", "repair", "--plat", PLATFORM, "--only-plat"]
     run([*audit, "--wheel-dir", folder / "repaired", plain], environment=builder(epoch))
     (repaired,) = (folder / "repaired").iterdir()

@@ -39,7 +39,7 @@ CALLS: Final = (
 """Names of the custom calls."""
 
 CALLS_VERSION: Final = 3
-"""Version of the calls' arguments and of their results' bits, raised together with that in cpu.cc.
+"""Version of the calls' arguments and of their results' bits, raised together with that in csrc/handlers.cc.
 
 An editable install keeps what it compiled.
 """
@@ -74,7 +74,7 @@ def why_unavailable() -> str | None:
     library = _library()
     version = getattr(library, "roost_calls_version", None)
     if version is None or version() != CALLS_VERSION:
-        return "they were compiled from another cpu.cc; `pip install --no-deps -e .` compiles them again"
+        return "they were compiled from other sources; `pip install --no-deps -e .` compiles them again"
     if not library.roost_supported():
         return "this processor lacks AVX-512 VNNI or BF16"
     for name in CALLS:

@@ -1,4 +1,4 @@
-"""Build steps: `cpu.cc` is compiled if there is a C++ compiler, and the checkout's scripts stay out of the package.
+"""Build steps: `csrc` is compiled if there is a C++ compiler, and the checkout's scripts stay out of the package.
 
 Without a compiler, XLA computes the same operations. The library is loaded by path and uses nothing of Python's, so
 one wheel serves every version of Python.
@@ -14,6 +14,9 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
+
+_HEADERS: Final = sorted(map(str, (Path(__file__).parent / "csrc").glob("*.h")))
+"""Headers of the kernels. A build that finds an older library compiles again if one of them changed."""
 
 _OPTIONS: Final = ("-O3", "-g0", "-std=c++20", "-Wall")
 """Options of the compiler. Debug information would name folders of the machine that builds."""
@@ -32,6 +35,7 @@ class BuildNative(build_ext):
         jaxlib = find_spec("jaxlib")
         if jaxlib is None or jaxlib.origin is None:
             raise CompileError("jaxlib, whose headers are needed, is not installed in the build environment")
+        ext.depends = _HEADERS
         ext.extra_compile_args = [*_OPTIONS, "-isystem", str(Path(jaxlib.origin).parent / "include")]
         super().build_extension(ext)
 

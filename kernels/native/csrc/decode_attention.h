@@ -1,0 +1,291 @@
+// Attention of a decode step: one query `[N, d]` per row to the filled part of the row's ring and to the token's own
+// key, which is then written into the ring. N heads of queries share one head of keys and values; all are in bfloat16.
+//
+// A ring is `[W, d]`, and may be split into blocks along W. Rows come in groups with blocks `[B, length, d]` of their own.
+// Holds the call `decode_attention`. Instruction sets: AVX-512 F, BW and BF16.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "activations.h"
+#include "buffers.h"
+#include "dot_products.h"
+#include "threads.h"
+#include "vectors.h"
+
+ROOST_TARGET_BEGIN
+namespace {
+
+struct Scaled {
+  float scale;
+
+  template <int Outputs>
+  ROOST_INLINE __m512 Numbers(__m512 sums, int64_t, int64_t, int64_t) const {
+    return _mm512_mul_ps(sums, _mm512_set1_ps(scale));
+  }
+};
+
+// The filled part of a block of a row's ring.
+struct RingBlock {
+  const uint16_t* keys;
+  const uint16_t* values;
+  int64_t length;
+};
+
+constexpr int64_t kLead = 16384;  // bytes between what is read and what is prefetched: a third of an L1 cache
+
+// Keys and values in the order in which a thread reads them: a row's keys, its values, then those of the row after it.
+class Reading {
+ public:
+  void Add(const std::vector<RingBlock>& blocks, int64_t size) {
+    for (const RingBlock& block : blocks) parts_.push_back({block.keys, block.length * size * 2});
+    for (const RingBlock& block : blocks) parts_.push_back({block.values, block.length * size * 2});
+  }
+
+  // Returns how far behind `at` lies what is read `kLead` bytes after it; `read` bytes are read before it.
+  int64_t Ahead(const void* at, int64_t read) const {
+    int64_t left = read + kLead;
+    for (const Part& part : parts_) {
+      if (left < part.bytes) return reinterpret_cast<intptr_t>(part.begin) + left - reinterpret_cast<intptr_t>(at);
+      left -= part.bytes;
+    }
+    return 0;
+  }
+
+ private:
+  struct Part {
+    const void* begin;
+    int64_t bytes;
+  };
+  std::vector<Part> parts_;
+};
+
+// Adds `count` tokens' values, times their weights, to the sums of `Heads` heads and 16 * `Parts` elements of each;
+// weights of heads are `stride` apart.
+template <int Heads, int Parts>
+ROOST_INLINE void Mix(const float* weights, int64_t stride, const uint16_t* values, int64_t count, int64_t size,
+                      int64_t ahead, float* sums) {
+  __m512 acc[Heads][Parts];
+  ROOST_UNROLL
+  for (int n = 0; n < Heads; ++n) {
+    ROOST_UNROLL
+    for (int c = 0; c < Parts; ++c) acc[n][c] = _mm512_loadu_ps(sums + n * size + 16 * c);
+  }
+  for (int64_t w = 0; w < count; ++w, values += size) {
+    __m512 v[Parts];
+    ROOST_UNROLL
+    for (int c = 0; c < Parts; ++c) v[c] = Widen(values + 16 * c);
+    ROOST_UNROLL
+    for (int c = 0; c < Parts; c += 2) Prefetch(values + 16 * c, ahead);
+    ROOST_UNROLL
+    for (int n = 0; n < Heads; ++n) {
+      const __m512 p = _mm512_set1_ps(weights[n * stride + w]);
+      ROOST_UNROLL
+      for (int c = 0; c < Parts; ++c) acc[n][c] = _mm512_fmadd_ps(p, v[c], acc[n][c]);
+    }
+  }
+  ROOST_UNROLL
+  for (int n = 0; n < Heads; ++n) {
+    ROOST_UNROLL
+    for (int c = 0; c < Parts; ++c) _mm512_storeu_ps(sums + n * size + 16 * c, acc[n][c]);
+  }
+}
+
+constexpr int64_t kMostHeads = 6;  // whose sums of 64 elements leave registers for the values
+
+// Mixes values for `heads` heads, at most `Heads`, with as many instructions as they need.
+template <int Heads>
+void MixHeads(int64_t heads, const float* weights, int64_t stride, const uint16_t* values, int64_t count, int64_t size,
+              int64_t ahead, float* sums) {
+  if constexpr (Heads > 1) {
+    if (heads < Heads) return MixHeads<Heads - 1>(heads, weights, stride, values, count, size, ahead, sums);
+  }
+  int64_t e = 0;
+  for (; e + 64 <= size; e += 64) Mix<Heads, 4>(weights, stride, values + e, count, size, ahead, sums + e);
+  for (; e < size; e += 16) Mix<Heads, 1>(weights, stride, values + e, count, size, ahead, sums + e);
+}
+
+constexpr int64_t kMixBytes = 16384;  // bytes of values that stay in the L1 cache for all heads and elements
+
+// A row's attention: N query heads and one head of keys and values.
+struct AttentionRow {
+  const uint16_t* q;
+  const uint16_t* key;  // the token's own
+  const uint16_t* value;
+  const std::vector<RingBlock>& blocks;
+  const Reading& reading;
+  int64_t heads, size;
+  float* out;
+
+  void Attend() const {
+    int64_t filled = 0;
+    for (const RingBlock& block : blocks) filled += block.length;
+    const int64_t stride = (filled + 15) / 16 * 16;
+    thread_local std::vector<float> scratch;
+    Grow(scratch, heads * stride + 2 * heads);
+    float* const scores = scratch.data();
+    float* const own = scores + heads * stride;
+    float* const totals = own + heads;
+    Score(scores, stride);
+    for (int64_t n = 0; n < heads; ++n) Weigh(q + n * size, scores + n * stride, filled, own + n, totals + n);
+    MixValues(scores, stride, filled, own);
+    for (int64_t n = 0; n < heads; ++n) {
+      for (float* at = out + n * size; at < out + (n + 1) * size; at += 16) {
+        Store(at, _mm512_div_ps(Widen(at), _mm512_set1_ps(totals[n])));
+      }
+    }
+  }
+
+ private:
+  Scaled ScaledProducts() const { return {1.0f / std::sqrt(static_cast<float>(size))}; }
+
+  // Computes the scores of all heads.
+  void Score(float* scores, int64_t stride) const {
+    int64_t before = 0;
+    for (const RingBlock& block : blocks) {
+      const auto ahead = [&](const uint16_t* at) { return reading.Ahead(at, 2 * (before * size + (at - block.keys))); };
+      Product<Bf16>(block.keys, block.length, q, heads, size, scores + before, stride, ScaledProducts(), ahead);
+      before += block.length;
+    }
+  }
+
+  // Turns a head's scores into weights, and computes the weight of the token's own key and the sum of all.
+  void Weigh(const uint16_t* query, float* scores, int64_t filled, float* own, float* total) const {
+    alignas(64) float lanes[16];
+    const uint16_t* keys[16];
+    const uint16_t* const queries[1] = {query};
+    for (auto& k : keys) k = key;
+    _mm512_store_ps(lanes, ScaledProducts().Numbers<16>(Tile<Bf16, 16, 1, false>(keys, queries, size, 0), 0, 16, 0));
+    __m512 largest = _mm512_set1_ps(lanes[0]);
+    for (int64_t w = 0; w < filled; w += 16) {
+      const __mmask16 mask = (1u << std::min<int64_t>(16, filled - w)) - 1;
+      largest = _mm512_mask_max_ps(largest, mask, largest, _mm512_maskz_loadu_ps(mask, scores + w));
+    }
+    const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
+    __m512 sums = _mm512_setzero_ps();
+    for (int64_t w = 0; w < filled; w += 16) {
+      const __mmask16 mask = (1u << std::min<int64_t>(16, filled - w)) - 1;
+      const __m512 weights = Exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, scores + w), top));
+      sums = _mm512_mask_add_ps(sums, mask, sums, weights);
+      _mm512_mask_storeu_ps(scores + w, mask, weights);
+    }
+    *own = _mm512_cvtss_f32(Exp(_mm512_sub_ps(_mm512_set1_ps(lanes[0]), top)));
+    *total = *own + _mm512_reduce_add_ps(sums);
+  }
+
+  // Computes the weighted sums of values, a few tokens at a time.
+  void MixValues(const float* weights, int64_t stride, int64_t filled, const float* own) const {
+    for (int64_t n = 0; n < heads; ++n) {
+      for (int64_t e = 0; e < size; e += 16) {
+        Store(out + n * size + e, _mm512_mul_ps(_mm512_set1_ps(own[n]), Widen(value + e)));
+      }
+    }
+    const int64_t passes = (heads + kMostHeads - 1) / kMostHeads, some = std::max<int64_t>(1, kMixBytes / (2 * size));
+    int64_t before = 0;
+    for (const RingBlock& block : blocks) {
+      for (int64_t w = 0; w < block.length; w += some) {
+        const uint16_t* const at = block.values + w * size;
+        const int64_t ahead = reading.Ahead(at, 2 * size * (filled + before + w));
+        for (int64_t pass = 0; pass < passes; ++pass) {
+          const int64_t n = heads * pass / passes, next = heads * (pass + 1) / passes;
+          MixHeads<kMostHeads>(next - n, weights + n * stride + before + w, stride, at, std::min(some, block.length - w),
+                               size, ahead, out + n * size);
+        }
+      }
+      before += block.length;
+    }
+  }
+};
+
+// Attention of a decode step over the rings of all rows, which are in consecutive groups with blocks of their own.
+struct DecodeAttention {
+  using Rings = std::vector<std::pair<Bf16Buffer, Bf16Buffer>>;  // keys and values of blocks, group after group
+
+  const uint16_t* q;
+  const uint16_t* k;
+  const uint16_t* v;
+  const int32_t* positions;
+  const Rings& rings;
+  int64_t rows, heads, size, window;
+  float* out;
+
+  void Run(ffi::ThreadPool& pool) const {
+    ForEach(pool, rows, [&](int64_t b) {
+      float* const to = out + b * heads * size;
+      if (positions[b] < 0) {
+        std::fill(to, to + heads * size, 0.0f);
+        return;
+      }
+      const std::vector<RingBlock> blocks = Filled(b);
+      Reading reading;
+      reading.Add(blocks, size);
+      if (b + 1 < rows) reading.Add(Filled(b + 1), size);
+      AttentionRow{q + b * heads * size, k + b * size, v + b * size, blocks, reading, heads, size, to}.Attend();
+      Write(b);
+    });
+  }
+
+ private:
+  // Calls with keys and values of each of a row's blocks, the first token in them, and their number of tokens.
+  template <typename Call>
+  void ForEachBlock(int64_t b, const Call& call) const {
+    int64_t begin = 0;
+    for (const auto& [keys, values] : rings) {
+      const int64_t group = keys.dimensions()[0], length = keys.dimensions()[1];
+      const auto of_row = [&](const Bf16Buffer& x) { return static_cast<uint16_t*>(x.untyped_data()) + b * length * size; };
+      if (b < group) call(of_row(keys), of_row(values), begin, length);
+      begin += length;
+      if (begin == window) {  // the next group begins
+        if (b < group) return;
+        b -= group;
+        begin = 0;
+      }
+    }
+  }
+
+  std::vector<RingBlock> Filled(int64_t b) const {
+    std::vector<RingBlock> blocks;
+    ForEachBlock(b, [&](uint16_t* keys, uint16_t* values, int64_t begin, int64_t length) {
+      const int64_t filled = std::min<int64_t>(length, positions[b] - begin);
+      if (filled > 0) blocks.push_back({keys, values, filled});
+    });
+    return blocks;
+  }
+
+  // Writes the token's key and value over those of the token `window` before it.
+  void Write(int64_t b) const {
+    const int64_t place = positions[b] % window;
+    ForEachBlock(b, [&](uint16_t* keys, uint16_t* values, int64_t begin, int64_t length) {
+      if (place < begin || place >= begin + length) return;
+      std::memcpy(keys + (place - begin) * size, k + b * size, 2 * size);
+      std::memcpy(values + (place - begin) * size, v + b * size, 2 * size);
+    });
+  }
+};
+
+// The new rings have the memory of the old ones, which are the remaining arguments.
+ffi::Error DecodeAttentionImpl(ffi::ThreadPool pool, int64_t window, Bf16Buffer q, Bf16Buffer k, Bf16Buffer v,
+                               ffi::Buffer<ffi::S32> positions, ffi::RemainingArgs, ffi::ResultBuffer<ffi::F32> out,
+                               ffi::RemainingRets rings) {
+  DecodeAttention::Rings blocks;
+  for (size_t i = 0; i + 1 < rings.size(); i += 2) {
+    const auto keys = rings.get<Bf16Buffer>(i), values = rings.get<Bf16Buffer>(i + 1);
+    if (!keys.has_value()) return keys.error();
+    if (!values.has_value()) return values.error();
+    blocks.emplace_back(**keys, **values);
+  }
+  const auto sizes = q.dimensions();
+  DecodeAttention{Bf16Of(q), Bf16Of(k), Bf16Of(v), positions.typed_data(), blocks, sizes[0], sizes[1], sizes[2], window,
+                  out->typed_data()}
+      .Run(pool);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+ROOST_TARGET_END

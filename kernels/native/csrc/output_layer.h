@@ -1,0 +1,173 @@
+// Output layer with a packed matrix `[V, D]`: logits `[R, V]` of x `[R, D]`, or only the largest one of each row and
+// its token, both `[R]`.
+//
+// Holds the calls `int8_logits`, `bf16_logits`, `int8_argmax` and `bf16_argmax`. Instruction sets: AVX-512 F and DQ,
+// and those of packed_matrix.h.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "activations.h"
+#include "products.h"
+
+ROOST_TARGET_BEGIN
+namespace {
+
+// Converts between bits of floats and integers in their order: -NaN, -inf, ..., -0, 0, ..., inf, NaN.
+ROOST_INLINE int32_t InOrder(int32_t bits) { return bits ^ ((bits >> 31) & kSizeBits); }
+ROOST_INLINE __m512i InOrder(__m512i bits) {
+  return _mm512_xor_si512(bits, _mm512_and_si512(_mm512_srai_epi32(bits, 31), _mm512_set1_epi32(kSizeBits)));
+}
+
+// A largest logit, as an integer in order, and the lowest of its tokens.
+struct Best {
+  int32_t key, token;
+};
+
+// A model's output layer: logits are cap * tanh(products / cap), or the products if the cap is 0.
+template <typename K>
+struct OutputLayer {
+  Rows<K> x;
+  int64_t rows, inputs;
+  PackedMatrix w;
+  float cap;
+
+  int64_t BytesPerOutput() const { return inputs * 4 / K::kGroup; }
+
+  // Computes products [begin, end) of all rows; y is where product 0 of the first row would be, and rows are `stride` apart.
+  void Products(int64_t begin, int64_t end, float* y, int64_t stride) const {
+    PackedProduct<K>(Strips<K>{w.values, inputs}, begin, end, x.values, rows, y, stride, FinishOf(x, w));
+  }
+
+  // Returns the logits of products.
+  ROOST_INLINE __m512 Logits(__m512 products) const {
+    if (cap == 0.0f) return products;
+    const __m512 factor = _mm512_set1_ps(cap);
+    return _mm512_mul_ps(factor, Tanh(_mm512_div_ps(products, factor)));
+  }
+
+  // Returns the best of a row's logits [begin, end), given their products; both are multiples of 16.
+  Best BestOf(const float* products, int64_t begin, int64_t end) const {
+    const __m512 bound = _mm512_set1_ps(Bound(products, begin, end));
+    __m512i keys = _mm512_set1_epi32(std::numeric_limits<int32_t>::min()), at = _mm512_set1_epi32(begin);
+    for (int64_t o = begin; o < end; o += 16) {
+      const __m512 some = Widen(products + o);
+      if (_mm512_cmp_ps_mask(some, bound, _CMP_NLT_UQ) == 0) continue;
+      const __m512i others = InOrder(Bits(Logits(some)));
+      const __mmask16 is_larger = _mm512_cmpgt_epi32_mask(others, keys);
+      keys = _mm512_mask_mov_epi32(keys, is_larger, others);
+      at = _mm512_mask_mov_epi32(at, is_larger, _mm512_set1_epi32(o));
+    }
+    const int32_t largest = _mm512_reduce_max_epi32(keys);
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __mmask16 is_largest = _mm512_cmpeq_epi32_mask(keys, _mm512_set1_epi32(largest));
+    return {largest, _mm512_mask_reduce_min_epi32(is_largest, _mm512_add_epi32(at, lanes))};
+  }
+
+ private:
+  // Returns a bound below which no product has the largest logit. Where the curve is steep, a thousandth of the cap makes
+  // a hundred times the difference that rounding makes. Where it is flat, many logits may be equal.
+  float Bound(const float* products, int64_t begin, int64_t end) const {
+    __m512 largest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    for (int64_t o = begin; o < end; o += 16) largest = _mm512_max_ps(Widen(products + o), largest);  // without NaNs
+    const float top = _mm512_reduce_max_ps(largest);
+    return std::abs(top) < 2.0f * cap ? top - cap / 1024.0f : -std::numeric_limits<float>::infinity();
+  }
+};
+
+// Computes the logits of all rows.
+template <typename K>
+void Logits(ffi::ThreadPool& pool, const OutputLayer<K>& layer, float* y) {
+  const int64_t outputs = layer.w.outputs;
+  InPieces(pool, outputs, layer.BytesPerOutput(), [&](int64_t begin, int64_t end) {
+    layer.Products(begin, end, y, outputs);
+    if (layer.cap == 0.0f) return;
+    for (int64_t r = 0; r < layer.rows; ++r) {
+      for (float* at = y + r * outputs + begin; at < y + r * outputs + end; at += 16) Store(at, layer.Logits(Widen(at)));
+    }
+  });
+}
+
+// Computes the largest logit of each row and the lowest of its tokens, a piece at a time, whose products stay in the cache.
+template <typename K>
+void Argmax(ffi::ThreadPool& pool, const OutputLayer<K>& layer, int32_t* tokens, float* largest) {
+  const int64_t size = PieceOutputs(layer.BytesPerOutput()), pieces = (layer.w.outputs + size - 1) / size;
+  thread_local std::vector<Best> scratch;
+  Grow(scratch, pieces * layer.rows);
+  Best* const best = scratch.data();
+  ForEach(pool, pieces, [&](int64_t i) {
+    thread_local std::vector<float> products;
+    Grow(products, layer.rows * size);
+    const int64_t begin = i * size, end = std::min(layer.w.outputs, begin + size);
+    float* const y = products.data() - begin;
+    layer.Products(begin, end, y, size);
+    for (int64_t r = 0; r < layer.rows; ++r) best[i * layer.rows + r] = layer.BestOf(y + r * size, begin, end);
+  });
+  for (int64_t r = 0; r < layer.rows; ++r) {
+    Best row = best[r];
+    for (int64_t i = 1; i < pieces; ++i) {
+      if (best[i * layer.rows + r].key > row.key) row = best[i * layer.rows + r];
+    }
+    const int32_t bits = InOrder(row.key);
+    tokens[r] = row.token;
+    std::memcpy(largest + r, &bits, sizeof bits);
+  }
+}
+
+// Calls with an `OutputLayer` of int8.
+template <typename Call>
+ffi::Error WithInt8Layer(ffi::ThreadPool& pool, float cap, const ffi::AnyBuffer& x, const ffi::Buffer<ffi::U8>& w,
+                         const ffi::Buffer<ffi::F32>& scale, const Call& call) {
+  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1];
+  const PackedMatrix matrix{w.typed_data(), scale.typed_data(), nullptr, static_cast<int64_t>(scale.element_count())};
+  WithType(x, [&](const auto* from) {
+    call(OutputLayer<Int8Kernel>{Prepare<Int8Kernel, 0>(pool, from, rows, inputs), rows, inputs, matrix, cap});
+  });
+  return ffi::Error::Success();
+}
+
+// Calls with an `OutputLayer` of bfloat16.
+template <typename Call>
+ffi::Error WithBf16Layer(ffi::ThreadPool& pool, bool in_pairs, float cap, const Bf16Buffer& x, const Bf16Buffer& w,
+                         const Call& call) {
+  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1];
+  const PackedMatrix matrix{BytesOf(w), nullptr, nullptr, w.dimensions()[0] * kStripOutputs};
+  const auto with = [&](auto kernel) {
+    using K = decltype(kernel);
+    call(OutputLayer<K>{Prepare<K, 0>(pool, Bf16Of(x), rows, inputs), rows, inputs, matrix, cap});
+  };
+  in_pairs ? with(PairKernel{}) : with(WideKernel{});
+  return ffi::Error::Success();
+}
+
+ffi::Error Int8LogitsImpl(ffi::ThreadPool pool, float cap, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> w,
+                          ffi::Buffer<ffi::F32> scale, ffi::ResultBuffer<ffi::F32> y) {
+  return WithInt8Layer(pool, cap, x, w, scale, [&](const auto& layer) { Logits(pool, layer, y->typed_data()); });
+}
+
+ffi::Error Int8ArgmaxImpl(ffi::ThreadPool pool, float cap, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> w,
+                          ffi::Buffer<ffi::F32> scale, ffi::ResultBuffer<ffi::S32> tokens,
+                          ffi::ResultBuffer<ffi::F32> largest) {
+  return WithInt8Layer(pool, cap, x, w, scale,
+                       [&](const auto& layer) { Argmax(pool, layer, tokens->typed_data(), largest->typed_data()); });
+}
+
+ffi::Error Bf16LogitsImpl(ffi::ThreadPool pool, bool in_pairs, float cap, Bf16Buffer x, Bf16Buffer w,
+                          ffi::ResultBuffer<ffi::F32> y) {
+  return WithBf16Layer(pool, in_pairs, cap, x, w, [&](const auto& layer) { Logits(pool, layer, y->typed_data()); });
+}
+
+ffi::Error Bf16ArgmaxImpl(ffi::ThreadPool pool, bool in_pairs, float cap, Bf16Buffer x, Bf16Buffer w,
+                          ffi::ResultBuffer<ffi::S32> tokens, ffi::ResultBuffer<ffi::F32> largest) {
+  return WithBf16Layer(pool, in_pairs, cap, x, w,
+                       [&](const auto& layer) { Argmax(pool, layer, tokens->typed_data(), largest->typed_data()); });
+}
+
+}  // namespace
+ROOST_TARGET_END

@@ -1,0 +1,70 @@
+// Quantisation of activations to int8: a row `[I]` in float32 or bfloat16 becomes int8 values, a scale and an offset.
+//
+// Instruction sets: AVX-512 F.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "vectors.h"
+
+ROOST_TARGET_BEGIN
+namespace {
+
+// Returns the bits of a row's largest absolute value, a NaN if there is one: maxima of floats would lose it.
+template <typename X>
+ROOST_INLINE int32_t LargestBits(const X* x, int64_t inputs) {
+  const __m512i size = _mm512_set1_epi32(kSizeBits);
+  __m512i lanes = _mm512_setzero_si512();
+  int64_t i = 0;
+  for (; i + 16 <= inputs; i += 16) {
+    lanes = _mm512_max_epi32(lanes, _mm512_and_si512(_mm512_castps_si512(Widen(x + i)), size));
+  }
+  int32_t largest = _mm512_reduce_max_epi32(lanes);
+  for (; i < inputs; ++i) {
+    const float value = WidenOne(x[i]);
+    int32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    largest = std::max(largest, bits & kSizeBits);
+  }
+  return largest;
+}
+
+// Quantises a row as `quantize_rows` in engine/model/quantization.py does, bit for bit.
+// `offset` is 128 times the sum of the row: the excess of `Int8Kernel`.
+// A row with a NaN or an infinity gets the scale NaN, so that all its products are NaN.
+template <typename X>
+void QuantizeRow(const X* x, int64_t inputs, int8_t* out, float* scale, int32_t* offset) {
+  const int32_t bits = LargestBits(x, inputs);
+  if (bits >= kInfinityBits) {
+    std::memset(out, 0, inputs);
+    *scale = std::numeric_limits<float>::quiet_NaN();
+    *offset = 0;
+    return;
+  }
+  float largest;
+  std::memcpy(&largest, &bits, sizeof largest);
+  largest = std::max(largest, 1e-30f);
+  const float factor = 127.0f / largest;
+  __m512i sums = _mm512_setzero_si512();
+  int64_t i = 0;
+  for (; i + 16 <= inputs; i += 16) {
+    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(Widen(x + i), _mm512_set1_ps(factor)));
+    sums = _mm512_add_epi32(sums, rounded);
+    _mm_storeu_si128((__m128i*)(out + i), _mm512_cvtepi32_epi8(rounded));
+  }
+  int32_t sum = _mm512_reduce_add_epi32(sums);
+  for (; i < inputs; ++i) {
+    out[i] = static_cast<int8_t>(std::nearbyint(WidenOne(x[i]) * factor));
+    sum += out[i];
+  }
+  *scale = largest * static_cast<float>(1.0 / 127.0);
+  *offset = 128 * sum;
+}
+
+}  // namespace
+ROOST_TARGET_END

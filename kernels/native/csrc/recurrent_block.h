@@ -1,0 +1,218 @@
+// Recurrent block between its projections: convolution, gates, RG-LRU and product with gelu(y), for B rows of T tokens
+// and E channels (arXiv 2402.19427, section 2.3).
+//
+// xy is `[B, T, 2 E]`, the state of the convolution `[K - 1, B, E]`, and that of the RG-LRU `[B, E]`. Holds the calls
+// `recurrent_step`, where T is 1, and `recurrent_chunk`. Instruction sets: AVX-512 F and DQ, and BF16 to round results.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "activations.h"
+#include "buffers.h"
+#include "threads.h"
+#include "vectors.h"
+
+ROOST_TARGET_BEGIN
+namespace {
+
+// A diagonal block of the RG-LRU's gates has `inputs` channels and the columns of two gates for each. Packed, sixteen
+// channels of both gates are a strip, which has 32 columns for each input.
+constexpr int64_t kGateColumns = 32;
+
+// Computes a strip for `Tokens` rows of x, which are `x_stride` apart; biases of the gates are `inputs` apart.
+template <int Tokens>
+ROOST_INLINE void GateSums(const float* w, const float* bias, const float* x, int64_t x_stride, int64_t last,
+                           int64_t inputs, __m512 (&sums)[Tokens][2]) {
+  const float* rows[Tokens];
+  for (int r = 0; r < Tokens; ++r) rows[r] = x + std::min<int64_t>(r, last) * x_stride;
+  ROOST_UNROLL
+  for (int r = 0; r < Tokens; ++r) {
+    sums[r][0] = _mm512_loadu_ps(bias);
+    sums[r][1] = _mm512_loadu_ps(bias + inputs);
+  }
+  for (int64_t i = 0; i < inputs; ++i, w += kGateColumns) {
+    const __m512 a = _mm512_loadu_ps(w), b = _mm512_loadu_ps(w + 16);
+    ROOST_UNROLL
+    for (int r = 0; r < Tokens; ++r) {
+      const __m512 factor = _mm512_set1_ps(rows[r][i]);
+      sums[r][0] = _mm512_fmadd_ps(factor, a, sums[r][0]);
+      sums[r][1] = _mm512_fmadd_ps(factor, b, sums[r][1]);
+    }
+  }
+}
+
+// The block for `steps` tokens of each row. Tokens are numbered row after row, and a row's padding comes last. A token's
+// bits depend on its row's state and on its tokens up to this one, but not on where chunks of the row begin.
+template <typename X>
+struct RecurrentBlock {
+  const X* xy;  // [rows, steps, 2 * width], x first
+  const float* conv_weight;
+  const float* conv_bias;
+  const float* gates;  // packed
+  const float* gate_bias;
+  const float* log_decay;
+  const X* conv;  // [taps - 1, rows, width], oldest first
+  const float* h;
+  const int32_t* positions;
+  int64_t rows, steps, width, taps, blocks;
+  X* out;
+  X* new_conv;
+  float* new_h;
+  int64_t every = 0;       // steps after which a state is kept; 0 means none
+  float* kept_h = nullptr;  // [rows, steps / every, width]
+  X* kept_conv = nullptr;   // [rows, steps / every, taps - 1, width]
+
+  void Run(ffi::ThreadPool& pool) const {
+    const int64_t tokens = rows * steps;
+    thread_local std::vector<float> scratch;
+    Grow(scratch, tokens * width);
+    float* const c = scratch.data();
+    ForEachRow(pool, tokens, width, [&](int64_t n) {
+      Convolve(n / steps, n % steps, c + n * width);
+      if ((n + 1) % steps == 0) KeepInputs(n / steps);
+    });
+    ForEach(pool, width / 16, [&](int64_t piece) {
+      Place place;
+      int64_t n = 0;
+      for (; tokens - n > 2; n += 8) Strip<8>(piece, n, c, place);
+      for (; n < tokens; n += 2) Strip<2>(piece, n, c, place);
+    });
+  }
+
+ private:
+  // The row and step of the next token of a strip, and the RG-LRU's state before it.
+  struct Place {
+    int64_t row = 0, step = 0;
+    __m512 state{};
+  };
+
+  // Returns the inputs of a row's token; steps before the first are in the state of the convolution.
+  const X* Inputs(int64_t r, int64_t t) const {
+    return t < 0 ? conv + ((taps - 1 + t) * rows + r) * width : xy + (r * steps + t) * 2 * width;
+  }
+
+  // Computes the convolution of a row's token into c.
+  void Convolve(int64_t r, int64_t t, float* c) const {
+    const int64_t position = positions[r * steps + t];
+    std::copy(conv_bias, conv_bias + width, c);
+    for (int64_t s = 0; s < taps && s <= std::max<int64_t>(position, 0); ++s) {
+      const X* const x = Inputs(r, t - s);
+      const float* const weight = conv_weight + (taps - 1 - s) * width;
+      for (int64_t e = 0; e < width; e += 16) {
+        _mm512_storeu_ps(c + e, _mm512_fmadd_ps(Widen(x + e), _mm512_loadu_ps(weight + e), _mm512_loadu_ps(c + e)));
+      }
+    }
+  }
+
+  // Keeps the last inputs of a row, and those before each of its kept states.
+  void KeepInputs(int64_t r) const {
+    int64_t length = steps;
+    while (length > 0 && positions[r * steps + length - 1] < 0) --length;
+    CopyInputs(r, length, new_conv + r * width, rows * width);
+    const int64_t count = every == 0 ? 0 : steps / every;
+    for (int64_t m = 0; m < count; ++m) {
+      CopyInputs(r, std::min((m + 1) * every, length), kept_conv + (r * count + m) * (taps - 1) * width, width);
+    }
+  }
+
+  // Copies the inputs before a step, which become `stride` elements apart.
+  void CopyInputs(int64_t r, int64_t end, X* to, int64_t stride) const {
+    for (int64_t s = 0; s < taps - 1; ++s) {
+      std::memcpy(to + s * stride, Inputs(r, end - (taps - 1) + s), width * sizeof(X));
+    }
+  }
+
+  // Computes sixteen channels of a block for tokens [n, n + Tokens), and takes their place behind them.
+  template <int Tokens>
+  ROOST_INLINE void Strip(int64_t piece, int64_t n, const float* c, Place& place) const {
+    const int64_t size = width / blocks, strips = size / 16, tokens = rows * steps;
+    const int64_t block = piece / strips, o = piece % strips * 16;
+    __m512 gate[Tokens][2];
+    GateSums<Tokens>(gates + piece * size * kGateColumns, gate_bias + block * 2 * size + o, c + n * width + block * size,
+                     width, tokens - n - 1, size, gate);
+    for (int i = 0; i < Tokens && n + i < tokens; ++i) {
+      Update(n + i, block * size + o, gate[i][0], gate[i][1], c + (n + i) * width, place);
+    }
+  }
+
+  // Computes sixteen channels of a token from their gates' pre-activations and its convolution.
+  ROOST_INLINE void Update(int64_t n, int64_t e, __m512 input_gate, __m512 recurrence_gate, const float* c,
+                           Place& place) const {
+    if (place.step == 0) place.state = _mm512_loadu_ps(h + place.row * width + e);
+    __m512 mixed = _mm512_setzero_ps();
+    if (positions[n] >= 0) {
+      const __m512 gated = _mm512_mul_ps(Sigmoid(input_gate), _mm512_loadu_ps(c + e));
+      place.state = positions[n] == 0 ? gated : After(place.state, e, recurrence_gate, gated);
+      mixed = _mm512_mul_ps(place.state, Gelu(Widen(xy + (2 * n + 1) * width + e)));
+    }
+    Store(out + n * width + e, mixed);
+    ++place.step;
+    if (every != 0 && place.step % every == 0) {
+      const int64_t before = place.row * (steps / every) + place.step / every - 1;
+      _mm512_storeu_ps(kept_h + before * width + e, place.state);
+    }
+    if (place.step == steps) {
+      _mm512_storeu_ps(new_h + place.row * width + e, place.state);
+      ++place.row;
+      place.step = 0;
+    }
+  }
+
+  // Returns sixteen channels of the RG-LRU's state after a token.
+  ROOST_INLINE __m512 After(__m512 state, int64_t e, __m512 recurrence_gate, __m512 gated) const {
+    const __m512 log_a = _mm512_mul_ps(_mm512_loadu_ps(log_decay + e), Sigmoid(recurrence_gate)), a = Exp(log_a);
+    const __m512 rest = OneMinusExp(_mm512_add_ps(log_a, log_a), _mm512_mul_ps(a, a));
+    return _mm512_fmadd_ps(a, state, _mm512_mul_ps(_mm512_sqrt_ps(rest), gated));
+  }
+};
+
+// Returns the block with the arguments that calls for a step and for a chunk share; `steps` is 1 in a step.
+template <typename X>
+RecurrentBlock<X> BlockOf(X* xy, int64_t steps, const ffi::Buffer<ffi::F32>& conv_weight,
+                          const ffi::Buffer<ffi::F32>& conv_bias, const ffi::Buffer<ffi::F32>& gates,
+                          const ffi::Buffer<ffi::F32>& gate_bias, const ffi::Buffer<ffi::F32>& log_decay,
+                          const ffi::AnyBuffer& conv, const ffi::Buffer<ffi::F32>& h,
+                          const ffi::Buffer<ffi::S32>& positions, ffi::Result<ffi::AnyBuffer>& out,
+                          ffi::Result<ffi::AnyBuffer>& new_conv, ffi::ResultBuffer<ffi::F32>& new_h) {
+  const auto typed = [](const ffi::AnyBuffer& array) { return static_cast<X*>(array.untyped_data()); };
+  return {xy, conv_weight.typed_data(), conv_bias.typed_data(), gates.typed_data(), gate_bias.typed_data(),
+          log_decay.typed_data(), typed(conv), h.typed_data(), positions.typed_data(), h.dimensions()[0], steps,
+          h.dimensions()[1], conv_weight.dimensions()[0], gates.dimensions()[0], typed(*out), typed(*new_conv),
+          new_h->typed_data()};
+}
+
+ffi::Error RecurrentStepImpl(ffi::ThreadPool pool, ffi::AnyBuffer xy, ffi::Buffer<ffi::F32> conv_weight,
+                             ffi::Buffer<ffi::F32> conv_bias, ffi::Buffer<ffi::F32> gates,
+                             ffi::Buffer<ffi::F32> gate_bias, ffi::Buffer<ffi::F32> log_decay, ffi::AnyBuffer conv,
+                             ffi::Buffer<ffi::F32> h, ffi::Buffer<ffi::S32> positions, ffi::Result<ffi::AnyBuffer> out,
+                             ffi::Result<ffi::AnyBuffer> new_conv, ffi::ResultBuffer<ffi::F32> new_h) {
+  WithType(xy, [&](auto* x) {
+    BlockOf(x, 1, conv_weight, conv_bias, gates, gate_bias, log_decay, conv, h, positions, out, new_conv, new_h)
+        .Run(pool);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error RecurrentChunkImpl(ffi::ThreadPool pool, int64_t every, ffi::AnyBuffer xy, ffi::Buffer<ffi::F32> conv_weight,
+                              ffi::Buffer<ffi::F32> conv_bias, ffi::Buffer<ffi::F32> gates,
+                              ffi::Buffer<ffi::F32> gate_bias, ffi::Buffer<ffi::F32> log_decay, ffi::AnyBuffer conv,
+                              ffi::Buffer<ffi::F32> h, ffi::Buffer<ffi::S32> positions, ffi::Result<ffi::AnyBuffer> out,
+                              ffi::Result<ffi::AnyBuffer> new_conv, ffi::ResultBuffer<ffi::F32> new_h,
+                              ffi::Result<ffi::AnyBuffer> kept_conv, ffi::ResultBuffer<ffi::F32> kept_h) {
+  WithType(xy, [&](auto* x) {
+    auto block = BlockOf(x, xy.dimensions()[1], conv_weight, conv_bias, gates, gate_bias, log_decay, conv, h, positions,
+                         out, new_conv, new_h);
+    block.every = every;
+    block.kept_h = kept_h->typed_data();
+    block.kept_conv = static_cast<decltype(x)>(kept_conv->untyped_data());
+    block.Run(pool);
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+ROOST_TARGET_END

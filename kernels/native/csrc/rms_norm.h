@@ -1,0 +1,53 @@
+// RMSNorm of rows `[R, D]` in bfloat16, alone or of the sum of two arrays; D is a multiple of 16.
+//
+// Holds the calls `rms_norm` and `add_rms_norm`. Instruction sets: AVX-512 F and BF16.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "buffers.h"
+#include "threads.h"
+#include "vectors.h"
+
+ROOST_TARGET_BEGIN
+namespace {
+
+// Computes x * rsqrt(mean(x²) + eps) * (1 + scale) of a row, whose squares are added in the same order in any batch.
+void NormRow(const uint16_t* x, const float* scale, float eps, int64_t width, uint16_t* out) {
+  __m512 squares = _mm512_setzero_ps();
+  for (int64_t e = 0; e < width; e += 16) squares = _mm512_fmadd_ps(Widen(x + e), Widen(x + e), squares);
+  const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / width + eps));
+  for (int64_t e = 0; e < width; e += 16) {
+    const __m512 gain = _mm512_add_ps(_mm512_set1_ps(1.0f), _mm512_loadu_ps(scale + e));
+    Store(out + e, _mm512_mul_ps(_mm512_mul_ps(Widen(x + e), factor), gain));
+  }
+}
+
+ffi::Error RmsNormImpl(ffi::ThreadPool pool, float eps, Bf16Buffer x, ffi::Buffer<ffi::F32> scale,
+                       ffi::Result<Bf16Buffer> out) {
+  const int64_t rows = x.dimensions()[0], width = x.dimensions()[1];
+  auto* const to = static_cast<uint16_t*>(out->untyped_data());
+  ForEachRow(pool, rows, width, [&](int64_t r) {
+    NormRow(Bf16Of(x) + r * width, scale.typed_data(), eps, width, to + r * width);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error AddRmsNormImpl(ffi::ThreadPool pool, float eps, Bf16Buffer x, Bf16Buffer y, ffi::Buffer<ffi::F32> scale,
+                          ffi::Result<Bf16Buffer> sum, ffi::Result<Bf16Buffer> out) {
+  const int64_t rows = x.dimensions()[0], width = x.dimensions()[1];
+  auto* const sums = static_cast<uint16_t*>(sum->untyped_data());
+  auto* const to = static_cast<uint16_t*>(out->untyped_data());
+  ForEachRow(pool, rows, width, [&](int64_t r) {
+    for (int64_t e = r * width; e < (r + 1) * width; e += 16) {
+      Store(sums + e, _mm512_add_ps(Widen(Bf16Of(x) + e), Widen(Bf16Of(y) + e)));
+    }
+    NormRow(sums + r * width, scale.typed_data(), eps, width, to + r * width);
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+ROOST_TARGET_END
