@@ -12,7 +12,7 @@ ROOST_TARGET_BEGIN
 namespace {
 
 // Returns e^x for x <= 0, to two units in the last place, and NaN for NaN.
-// Below the bound, where the result rounds to 0, the polynomial could overflow. The maximum returns NaN for NaN.
+// Below -1024, where the result rounds to 0, the polynomial could overflow. The maximum returns NaN for NaN.
 ROOST_INLINE __m512 Exp(__m512 x) {
   x = _mm512_max_ps(_mm512_set1_ps(-1024.0f), x);
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);

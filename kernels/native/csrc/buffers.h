@@ -13,12 +13,12 @@ namespace ffi = xla::ffi;
 ROOST_TARGET_BEGIN
 namespace {
 
-// Returns null for an empty array, which means no bias.
+// Returns null for an empty array, which stands for no bias.
 const float* BiasOf(const ffi::Buffer<ffi::F32>& bias) {
   return bias.element_count() == 0 ? nullptr : bias.typed_data();
 }
 
-// Calls with a pointer to an array in float32 or bfloat16.
+// Calls `call` with a pointer to the elements of an array in float32 or bfloat16.
 template <typename Call>
 void WithType(const ffi::AnyBuffer& x, const Call& call) {
   if (x.element_type() == ffi::BF16) return call(static_cast<uint16_t*>(x.untyped_data()));

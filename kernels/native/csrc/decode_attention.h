@@ -1,8 +1,8 @@
 // Attention of a decode step: one query `[N, d]` per row to the filled part of the row's ring and to the token's own
 // key, which is then written into the ring. N heads of queries share one head of keys and values; all are in bfloat16.
 //
-// A ring is `[W, d]`, and may be split into blocks along W. Rows come in groups with blocks `[B, length, d]` of their own.
-// Holds the call `decode_attention`. Instruction sets: AVX-512 F, BW and BF16.
+// A ring is `[W, d]`, and may be split into blocks along W. Rows come in groups with blocks `[B, length, d]` of their
+// own. Holds the call `decode_attention`. Instruction sets: AVX-512 F, BW and BF16.
 
 #pragma once
 
@@ -22,6 +22,7 @@
 ROOST_TARGET_BEGIN
 namespace {
 
+// Multiplies scores by 1 / sqrt(d).
 struct Scaled {
   float scale;
 
@@ -31,14 +32,14 @@ struct Scaled {
   }
 };
 
-// The filled part of a block of a row's ring.
+// Keys and values of the `length` tokens that a block of a row's ring holds.
 struct RingBlock {
   const uint16_t* keys;
   const uint16_t* values;
   int64_t length;
 };
 
-constexpr int64_t kLead = 16384;  // bytes between what is read and what is prefetched: a third of an L1 cache
+constexpr int64_t kLead = 16384;  // bytes read between a cache line's prefetch and its use: a third of an L1 cache
 
 // Keys and values in the order in which a thread reads them: a row's keys, its values, then those of the row after it.
 class Reading {
@@ -48,7 +49,8 @@ class Reading {
     for (const RingBlock& block : blocks) parts_.push_back({block.values, block.length * size * 2});
   }
 
-  // Returns how far behind `at` lies what is read `kLead` bytes after it; `read` bytes are read before it.
+  // Returns the distance in bytes from `at` to the memory that is read `kLead` bytes later, or 0 if there is none.
+  // `read` bytes are read before `at`.
   int64_t Ahead(const void* at, int64_t read) const {
     int64_t left = read + kLead;
     for (const Part& part : parts_) {
@@ -66,8 +68,8 @@ class Reading {
   std::vector<Part> parts_;
 };
 
-// Adds `count` tokens' values, times their weights, to the sums of `Heads` heads and 16 * `Parts` elements of each;
-// weights of heads are `stride` apart.
+// Adds the values of `count` tokens, times their weights, to the sums of `Heads` heads and 16 * `Parts` elements of
+// each. The weights of two heads are `stride` apart.
 template <int Heads, int Parts>
 ROOST_INLINE void Mix(const float* weights, int64_t stride, const uint16_t* values, int64_t count, int64_t size,
                       int64_t ahead, float* sums) {
@@ -97,9 +99,9 @@ ROOST_INLINE void Mix(const float* weights, int64_t stride, const uint16_t* valu
   }
 }
 
-constexpr int64_t kMostHeads = 6;  // whose sums of 64 elements leave registers for the values
+constexpr int64_t kMostHeads = 6;  // heads whose sums of 64 elements leave registers for the values
 
-// Mixes values for `heads` heads, at most `Heads`, with as many instructions as they need.
+// Calls `Mix` for all elements of `heads` heads, at most `Heads`.
 template <int Heads>
 void MixHeads(int64_t heads, const float* weights, int64_t stride, const uint16_t* values, int64_t count, int64_t size,
               int64_t ahead, float* sums) {
@@ -155,7 +157,7 @@ struct AttentionRow {
     }
   }
 
-  // Turns a head's scores into weights, and computes the weight of the token's own key and the sum of all.
+  // Replaces a head's scores by weights, and computes the weight of the token's own key and the sum of all weights.
   void Weigh(const uint16_t* query, float* scores, int64_t filled, float* own, float* total) const {
     alignas(64) float lanes[16];
     const uint16_t* keys[16];
@@ -194,8 +196,8 @@ struct AttentionRow {
         const int64_t ahead = reading.Ahead(at, 2 * size * (filled + before + w));
         for (int64_t pass = 0; pass < passes; ++pass) {
           const int64_t n = heads * pass / passes, next = heads * (pass + 1) / passes;
-          MixHeads<kMostHeads>(next - n, weights + n * stride + before + w, stride, at, std::min(some, block.length - w),
-                               size, ahead, out + n * size);
+          MixHeads<kMostHeads>(next - n, weights + n * stride + before + w, stride, at,
+                               std::min(some, block.length - w), size, ahead, out + n * size);
         }
       }
       before += block.length;
@@ -232,13 +234,16 @@ struct DecodeAttention {
   }
 
  private:
-  // Calls with keys and values of each of a row's blocks, the first token in them, and their number of tokens.
+  // Calls `call` with keys and values of each of a row's blocks, the place of its first token in the ring, and its
+  // number of tokens.
   template <typename Call>
   void ForEachBlock(int64_t b, const Call& call) const {
     int64_t begin = 0;
     for (const auto& [keys, values] : rings) {
       const int64_t group = keys.dimensions()[0], length = keys.dimensions()[1];
-      const auto of_row = [&](const Bf16Buffer& x) { return static_cast<uint16_t*>(x.untyped_data()) + b * length * size; };
+      const auto of_row = [&](const Bf16Buffer& x) {
+        return static_cast<uint16_t*>(x.untyped_data()) + b * length * size;
+      };
       if (b < group) call(of_row(keys), of_row(values), begin, length);
       begin += length;
       if (begin == window) {  // the next group begins
@@ -249,6 +254,7 @@ struct DecodeAttention {
     }
   }
 
+  // Returns the filled part of each of a row's blocks.
   std::vector<RingBlock> Filled(int64_t b) const {
     std::vector<RingBlock> blocks;
     ForEachBlock(b, [&](uint16_t* keys, uint16_t* values, int64_t begin, int64_t length) {
@@ -269,7 +275,7 @@ struct DecodeAttention {
   }
 };
 
-// The new rings have the memory of the old ones, which are the remaining arguments.
+// Updates the rings in place: the remaining results have the memory of the remaining arguments.
 ffi::Error DecodeAttentionImpl(ffi::ThreadPool pool, int64_t window, Bf16Buffer q, Bf16Buffer k, Bf16Buffer v,
                                ffi::Buffer<ffi::S32> positions, ffi::RemainingArgs, ffi::ResultBuffer<ffi::F32> out,
                                ffi::RemainingRets rings) {

@@ -1,8 +1,8 @@
-// Dot products of bfloat16 rows, which are decode attention's scores: y `[R, O]` in float32 is x `[R, I]` times the rows
-// of a matrix `[O, I]` that is not packed.
+// Dot products of bfloat16 rows, which are decode attention's scores: y `[R, O]` in float32 is x `[R, I]` times the
+// rows of a matrix `[O, I]` that is not packed.
 //
-// A register of a row and one of the matrix are multiplied lane by lane. Sixteen such sums are in registers at a time, and
-// their lanes are added at the end. Instruction sets: AVX-512 F, BW and BF16.
+// A register of a row and one of the matrix are multiplied lane by lane. Sixteen such sums are in registers at a time,
+// and their lanes are added at the end. Instruction sets: AVX-512 F, BW and BF16.
 
 #pragma once
 
@@ -15,8 +15,7 @@
 ROOST_TARGET_BEGIN
 namespace {
 
-// ---- attention's products: sixteen dot products at a time, of `Outputs` keys with `Rows` queries
-
+// Loads and products of bfloat16; `count` elements are loaded at the end of a row.
 struct Bf16 {
   using Element = uint16_t;
   using Lanes = __m512;
@@ -33,8 +32,8 @@ struct Bf16 {
   ROOST_INLINE static __m512 MultiplyAdd(__m512 sum, __m512i w, __m512i x) { return AddBf16(sum, w, x); }
 };
 
-// Lane r * Outputs + o of the result is row r of x times row o of the matrix. `Fetch` prefetches `ahead` bytes behind the
-// matrix.
+// Computes sixteen dot products: lane r * Outputs + o of the result is row r of x times row o of the matrix. With
+// `Fetch`, the memory `ahead` bytes after the matrix is prefetched.
 template <typename K, int Outputs, int Rows, bool Fetch>
 ROOST_INLINE typename K::Lanes Tile(const typename K::Element* const (&w)[Outputs],
                                     const typename K::Element* const (&x)[Rows], int64_t inputs, int64_t ahead) {
@@ -78,7 +77,7 @@ ROOST_INLINE void JoinRows(const __m512 (&tiles)[4], __m512 (&rows)[4]) {
   rows[3] = _mm512_shuffle_f32x4(c, d, 0xdd);
 }
 
-// Computes sixteen outputs, or fewer at the end, of up to `Rows` rows into `Rows` registers.
+// Computes outputs [o, o + 16), or fewer at the end of the matrix, of rows [r, r + Rows): one register for each row.
 template <typename K, int Rows, bool Fetch, typename Finish>
 ROOST_INLINE void Strip(const typename K::Element* w, int64_t o, int64_t end, const typename K::Element* x, int64_t r,
                         int64_t last, int64_t inputs, int64_t ahead, const Finish& finish, __m512 (&out)[Rows]) {
@@ -91,8 +90,9 @@ ROOST_INLINE void Strip(const typename K::Element* w, int64_t o, int64_t end, co
     const int64_t from = o + t * kOutputs;
     const typename K::Element* weights[kOutputs];
     for (int i = 0; i < kOutputs; ++i) weights[i] = w + std::min(from + i, end - 1) * inputs;
-    tiles[t] = finish.template Numbers<kOutputs>(Tile<K, kOutputs, Rows, Fetch>(weights, taken, inputs, ahead),
-                                                 std::min(from, end - 1), std::min<int64_t>(kOutputs, std::max<int64_t>(end - from, 1)), r);
+    tiles[t] = finish.template Numbers<kOutputs>(
+        Tile<K, kOutputs, Rows, Fetch>(weights, taken, inputs, ahead), std::min(from, end - 1),
+        std::min<int64_t>(kOutputs, std::max<int64_t>(end - from, 1)), r);
   }
   if constexpr (Rows == 1) out[0] = tiles[0];
   if constexpr (Rows == 2) {
@@ -102,7 +102,7 @@ ROOST_INLINE void Strip(const typename K::Element* w, int64_t o, int64_t end, co
   if constexpr (Rows == 4) JoinRows(tiles, out);
 }
 
-// Computes sixteen outputs of rows [r, r + Rows) of x, one cache line of a row of y each.
+// Computes and stores outputs [o, o + 16) of rows [r, r + Rows).
 template <typename K, int Rows, typename Finish>
 ROOST_INLINE void StoreStrip(const typename K::Element* w, int64_t o, int64_t end, const typename K::Element* x,
                              int64_t r, int64_t rows, int64_t inputs, int64_t ahead, float* y, int64_t stride,
@@ -117,8 +117,8 @@ ROOST_INLINE void StoreStrip(const typename K::Element* w, int64_t o, int64_t en
   for (int i = 0; i < Rows && r + i < rows; ++i) _mm512_mask_storeu_ps(y + (r + i) * stride + o, mask, out[i]);
 }
 
-// Computes y for rows [0, end) of the matrix and all rows of x, a few at a time. What lies ahead(p) bytes behind a place
-// p of the matrix is prefetched when that place is read.
+// Computes y for rows [0, end) of the matrix and all rows of x. While position p of the matrix is read, the memory
+// `ahead(p)` bytes after p is prefetched.
 template <typename K, typename Finish, typename Ahead>
 void Product(const typename K::Element* w, int64_t end, const typename K::Element* x, int64_t rows, int64_t inputs,
              float* y, int64_t stride, const Finish& finish, const Ahead& ahead) {

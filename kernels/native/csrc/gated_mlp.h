@@ -14,10 +14,11 @@
 ROOST_TARGET_BEGIN
 namespace {
 
-// Computes gelu(gate) * up for strips [begin, end) of the gate; the other half of the matrix is up.
+// Computes gelu(gate) * up for outputs [begin, end) of the gate, which is the first half of the matrix; up is the
+// second.
 template <typename K, int Count, typename Y, typename Finish>
-void GatedStrips(const PackedMatrix& w, int64_t begin, int64_t end, const typename K::X* x, int64_t rows, int64_t inputs,
-                 Y* y, const Finish& finish) {
+void GatedStrips(const PackedMatrix& w, int64_t begin, int64_t end, const typename K::X* x, int64_t rows,
+                 int64_t inputs, Y* y, const Finish& finish) {
   const int64_t outputs = w.outputs / 2, strip_bytes = inputs / K::kGroup * kGroupBytes;
   for (int64_t o = begin; o < end; o += kStripOutputs) {
     const uint8_t* const gate = w.values + o / kStripOutputs * strip_bytes;

@@ -176,10 +176,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_prefill_attention, PrefillAttentionImpl,
 // Returns the version of the calls' arguments and bits, which is `CALLS_VERSION` in __init__.py.
 extern "C" int roost_calls_version() { return 3; }
 
-// Returns whether `PairKernel` is the faster one here.
+// Returns whether `PairKernel` is faster than `WideKernel` on this processor.
 extern "C" int roost_is_pair_fast() { return __builtin_cpu_is("amd") != 0; }
 
-// Returns whether this processor has the instructions.
+// Returns whether this processor has the instruction sets of target.h.
 extern "C" int roost_supported() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&

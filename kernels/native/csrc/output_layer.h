@@ -19,13 +19,13 @@
 ROOST_TARGET_BEGIN
 namespace {
 
-// Converts between bits of floats and integers in their order: -NaN, -inf, ..., -0, 0, ..., inf, NaN.
+// Converts bits of floats to integers in the order of the floats, and back: -NaN, -inf, ..., -0, 0, ..., inf, NaN.
 ROOST_INLINE int32_t InOrder(int32_t bits) { return bits ^ ((bits >> 31) & kSizeBits); }
 ROOST_INLINE __m512i InOrder(__m512i bits) {
   return _mm512_xor_si512(bits, _mm512_and_si512(_mm512_srai_epi32(bits, 31), _mm512_set1_epi32(kSizeBits)));
 }
 
-// A largest logit, as an integer in order, and the lowest of its tokens.
+// The largest of some logits, as an integer of `InOrder`, and the lowest token that has it.
 struct Best {
   int32_t key, token;
 };
@@ -40,7 +40,8 @@ struct OutputLayer {
 
   int64_t BytesPerOutput() const { return inputs * 4 / K::kGroup; }
 
-  // Computes products [begin, end) of all rows; y is where product 0 of the first row would be, and rows are `stride` apart.
+  // Computes products [begin, end) of all rows. `y` is the position of product 0 of the first row; rows are `stride`
+  // apart.
   void Products(int64_t begin, int64_t end, float* y, int64_t stride) const {
     PackedProduct<K>(Strips<K>{w.values, inputs}, begin, end, x.values, rows, y, stride, FinishOf(x, w));
   }
@@ -71,11 +72,11 @@ struct OutputLayer {
   }
 
  private:
-  // Returns a bound below which no product has the largest logit. Where the curve is steep, a thousandth of the cap makes
-  // a hundred times the difference that rounding makes. Where it is flat, many logits may be equal.
+  // Returns a bound below which no product has the largest logit. Where tanh is steep, products that differ by cap /
+  // 1024 have logits that differ by a hundred times the rounding error. Where it is flat, many logits may be equal.
   float Bound(const float* products, int64_t begin, int64_t end) const {
     __m512 largest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-    for (int64_t o = begin; o < end; o += 16) largest = _mm512_max_ps(Widen(products + o), largest);  // without NaNs
+    for (int64_t o = begin; o < end; o += 16) largest = _mm512_max_ps(Widen(products + o), largest);  // ignores NaNs
     const float top = _mm512_reduce_max_ps(largest);
     return std::abs(top) < 2.0f * cap ? top - cap / 1024.0f : -std::numeric_limits<float>::infinity();
   }
@@ -89,12 +90,14 @@ void Logits(ffi::ThreadPool& pool, const OutputLayer<K>& layer, float* y) {
     layer.Products(begin, end, y, outputs);
     if (layer.cap == 0.0f) return;
     for (int64_t r = 0; r < layer.rows; ++r) {
-      for (float* at = y + r * outputs + begin; at < y + r * outputs + end; at += 16) Store(at, layer.Logits(Widen(at)));
+      for (float* at = y + r * outputs + begin; at < y + r * outputs + end; at += 16) {
+        Store(at, layer.Logits(Widen(at)));
+      }
     }
   });
 }
 
-// Computes the largest logit of each row and the lowest of its tokens, a piece at a time, whose products stay in the cache.
+// Computes the largest logit of each row and the lowest token that has it. Products of a piece stay in the cache.
 template <typename K>
 void Argmax(ffi::ThreadPool& pool, const OutputLayer<K>& layer, int32_t* tokens, float* largest) {
   const int64_t size = PieceOutputs(layer.BytesPerOutput()), pieces = (layer.w.outputs + size - 1) / size;
@@ -120,7 +123,7 @@ void Argmax(ffi::ThreadPool& pool, const OutputLayer<K>& layer, int32_t* tokens,
   }
 }
 
-// Calls with an `OutputLayer` of int8.
+// Calls `call` with an `OutputLayer` in int8.
 template <typename Call>
 ffi::Error WithInt8Layer(ffi::ThreadPool& pool, float cap, const ffi::AnyBuffer& x, const ffi::Buffer<ffi::U8>& w,
                          const ffi::Buffer<ffi::F32>& scale, const Call& call) {
@@ -132,7 +135,7 @@ ffi::Error WithInt8Layer(ffi::ThreadPool& pool, float cap, const ffi::AnyBuffer&
   return ffi::Error::Success();
 }
 
-// Calls with an `OutputLayer` of bfloat16.
+// Calls `call` with an `OutputLayer` in bfloat16.
 template <typename Call>
 ffi::Error WithBf16Layer(ffi::ThreadPool& pool, bool in_pairs, float cap, const Bf16Buffer& x, const Bf16Buffer& w,
                          const Call& call) {

@@ -17,9 +17,9 @@
 ROOST_TARGET_BEGIN
 namespace {
 
-// A packed matrix consists of strips of sixteen outputs. A strip has a register for each group of inputs: four in int8
-// or two in bfloat16 of each output, so that a lane of a sum is an output. Inputs are added in order, whatever the number
-// of rows, so a row's bits do not depend on the other rows.
+// A packed matrix consists of strips of sixteen outputs. A strip has one register for each group of inputs, which are
+// four in int8 and two in bfloat16. A lane of the register is an output, and so is a lane of a sum. Inputs are added in
+// the same order for any number of rows, so a row's bits do not depend on the other rows.
 
 constexpr int64_t kStripOutputs = 16;
 constexpr int64_t kGroupBytes = 64;
@@ -91,8 +91,8 @@ struct WideKernel {
   }
 };
 
-// Adds the products of some groups of `Parts` strips with `Rows` rows, while cache lines `ahead` bytes behind the groups
-// are prefetched into the cache of level `Level`; 0 means none.
+// Adds the products of groups [begin, end) of `Parts` strips with `Rows` rows. The memory `ahead` bytes after the
+// groups is prefetched into the cache of level `Level`; 0 means none.
 template <typename K, int Level, int Parts, int Rows>
 ROOST_INLINE void AddGroups(const uint8_t* const (&w)[Parts], const typename K::X* const (&x)[Rows], int64_t begin,
                             int64_t end, int64_t ahead, typename K::Lanes (&sums)[Rows][Parts]) {
@@ -110,9 +110,10 @@ ROOST_INLINE void AddGroups(const uint8_t* const (&w)[Parts], const typename K::
   }
 }
 
-// Computes `Parts` strips, at w[0] to w[Parts - 1], for all rows, and calls store(sums, r) with those of each row. A block
-// of groups stays in the L1 cache for all rows, whose sums wait in `kept` between blocks. Meanwhile the next block comes
-// into the L2 cache, a share with each pass; `next` bytes behind each strip is the one that is computed after it.
+// Computes `Parts` strips, at w[0] to w[Parts - 1], for all rows, and calls store(sums, r) with the sums of each row. A
+// block of groups stays in the L1 cache for all rows, whose sums are in `kept` between blocks. Each pass over `Rows`
+// rows prefetches a share of the next block into the L2 cache. The strip that is computed next is `next` bytes after
+// each strip.
 template <typename K, int Parts, int Rows, typename Store>
 ROOST_INLINE void PackedStrips(const uint8_t* const (&w)[Parts], int64_t next, const typename K::X* x, int64_t rows,
                                int64_t inputs, const Store& store) {
@@ -166,22 +167,23 @@ struct Strips {
   int64_t strip_bytes = inputs / K::kGroup * kGroupBytes;
 };
 
-// Computes outputs [o, o + 16 * Parts) of all rows.
+// Computes and stores outputs [o, o + 16 * Parts) of all rows.
 template <typename K, int Parts, int Rows, typename Y, typename Finish>
-ROOST_INLINE void StoreStrips(const Strips<K>& w, int64_t o, const typename K::X* x, int64_t rows, Y* y, int64_t outputs,
-                              const Finish& finish) {
+ROOST_INLINE void StoreStrips(const Strips<K>& w, int64_t o, const typename K::X* x, int64_t rows, Y* y,
+                              int64_t outputs, const Finish& finish) {
   const uint8_t* strips[Parts];
   for (int p = 0; p < Parts; ++p) strips[p] = w.begin + (o / kStripOutputs + p) * w.strip_bytes;
-  PackedStrips<K, Parts, Rows>(strips, Parts * w.strip_bytes, x, rows, w.inputs, [&](const typename K::Lanes(&sums)[Parts], int64_t r) {
+  const auto store = [&](const typename K::Lanes(&sums)[Parts], int64_t r) {
     ROOST_UNROLL
     for (int p = 0; p < Parts; ++p) {
       const int64_t from = o + p * kStripOutputs;
       Store(y + r * outputs + from, finish(sums[p], from, r));
     }
-  });
+  };
+  PackedStrips<K, Parts, Rows>(strips, Parts * w.strip_bytes, x, rows, w.inputs, store);
 }
 
-// Computes outputs [begin, end) of all rows; both are multiples of a strip's outputs.
+// Computes outputs [begin, end) of all rows, `Parts` strips and `Rows` rows at a time; both bounds are multiples of 16.
 template <typename K, int Parts, int Rows, typename Y, typename Finish>
 void PackedRange(const Strips<K>& w, int64_t begin, int64_t end, const typename K::X* x, int64_t rows, Y* y,
                  int64_t outputs, const Finish& finish) {
@@ -192,6 +194,7 @@ void PackedRange(const Strips<K>& w, int64_t begin, int64_t end, const typename 
   for (; o < end; o += kStripOutputs) StoreStrips<K, 1, Rows>(w, o, x, rows, y, outputs, finish);
 }
 
+// Computes outputs [begin, end) of all rows: `finish(sums, o, r)` of the sums for row r and outputs [o, o + 16).
 template <typename K, typename Y, typename Finish>
 void PackedProduct(const Strips<K>& w, int64_t begin, int64_t end, const typename K::X* x, int64_t rows, Y* y,
                    int64_t outputs, const Finish& finish) {

@@ -24,8 +24,8 @@ namespace {
 constexpr int64_t kTileTokens = 8;  // tokens whose scores, of all heads, stay in the L2 cache
 
 // Attention of a row's chunk to the window before it and to itself. Keys and values become packed matrices whose first
-// position is a multiple of 16, and are added in the order of positions. So a query's bits depend on its position and on
-// what it sees, but not on where chunks begin.
+// position is a multiple of 16, and are added in the order of positions. So a query's bits depend on its position and
+// on the keys and values up to there, but not on where chunks begin.
 template <typename K>
 struct ChunkAttention {
   const typename K::X* q;  // [tokens, heads, size]
@@ -51,7 +51,7 @@ struct ChunkAttention {
   }
 
  private:
-  // Keys, with an output for each of `count` positions from `begin` on, and values, with an input for each.
+  // Packed keys and values of positions [begin, begin + count). A position is an output of keys and an input of values.
   struct Packed {
     int64_t begin, count;
     uint8_t* keys;
@@ -64,7 +64,7 @@ struct ChunkAttention {
     return position >= start ? chunk + (position - start) * size : ring + position % window * size;
   }
 
-  // Packs sixteen positions from the `i`th on.
+  // Packs positions [begin + i, begin + i + 16).
   void Pack(const Packed& packed, int64_t i, const uint16_t* zeros) const {
     auto* const keys = reinterpret_cast<uint32_t*>(packed.keys + i * 2 * size);
     for (int64_t lane = 0; lane < 16; ++lane) {
@@ -76,12 +76,13 @@ struct ChunkAttention {
       const uint16_t* const odd = At(v, ring_v, packed.begin + j + 1, zeros);
       for (int64_t e = 0; e < size; e += 16) {
         const __m512i low = _mm512_srli_epi32(Bits(Widen(even + e)), 16);
-        _mm512_storeu_si512(packed.values + (e / 16 * packed.count + j) * 32, _mm512_or_si512(low, Bits(Widen(odd + e))));
+        _mm512_storeu_si512(packed.values + (e / 16 * packed.count + j) * 32,
+                            _mm512_or_si512(low, Bits(Widen(odd + e))));
       }
     }
   }
 
-  // Attends with all heads of tokens [first, last).
+  // Computes the outputs of all heads of tokens [first, last).
   void Attend(const Packed& packed, int64_t first, int64_t last) const {
     const int64_t from = (std::max<int64_t>(0, start + first - window) - packed.begin) / 16 * 16;
     const int64_t count = (start + last - packed.begin + 15) / 16 * 16 - from, rows = (last - first) * heads;
@@ -105,7 +106,7 @@ struct ChunkAttention {
                      });
   }
 
-  // Computes weights from scores [begin, end), and zeros from the others; returns the sum of the weights.
+  // Computes the weights of scores [begin, end), and zeros for the others. Returns the sum of the weights.
   static float Weigh(const float* scores, int64_t count, int64_t begin, int64_t end, typename K::X* weights) {
     const auto seen = [=](int64_t w) -> __mmask16 {
       const int64_t low = std::clamp<int64_t>(begin - w, 0, 16), high = std::clamp<int64_t>(end - w, 0, 16);

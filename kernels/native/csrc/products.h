@@ -20,13 +20,14 @@
 ROOST_TARGET_BEGIN
 namespace {
 
-// Returns the outputs in a piece of a matrix: at least 64 KiB, so that threads rarely contend for the next one, and whole
-// triples of strips.
+// Returns the number of outputs in a piece of a matrix, which one thread computes: whole triples of strips of at least
+// 64 KiB, so that threads rarely contend for the next piece.
 int64_t PieceOutputs(int64_t bytes_per_output) {
   constexpr int64_t kTriple = 3 * kStripOutputs;
   return std::max<int64_t>(1, (65536 / bytes_per_output + kTriple - 1) / kTriple) * kTriple;
 }
 
+// Calls piece(begin, end) for the pieces of a matrix's outputs, on all threads.
 template <typename Piece>
 void InPieces(ffi::ThreadPool& pool, int64_t outputs, int64_t bytes_per_output, const Piece& piece) {
   const int64_t size = PieceOutputs(bytes_per_output);
@@ -38,6 +39,7 @@ ROOST_INLINE __m512 AddBias(__m512 sums, const float* bias, int64_t o) {
   return bias == nullptr ? sums : _mm512_add_ps(sums, _mm512_loadu_ps(bias + o));
 }
 
+// Scales sums of int8 products to float32, and adds the bias.
 struct FinishInt8 {
   const float* row_scales;
   const int32_t* offsets;
@@ -55,13 +57,14 @@ struct FinishInt8 {
   }
 };
 
+// Adds the bias to sums of bfloat16 products.
 struct FinishBf16 {
   const float* bias;
 
   ROOST_INLINE __m512 operator()(__m512 sums, int64_t o, int64_t) const { return AddBias(sums, bias, o); }
 };
 
-// Rows of activations as a kernel takes them. `Which` tells buffers apart that one call needs at the same time.
+// Rows of activations in the dtype that a kernel multiplies; in int8, with the scale and offset of each row.
 template <typename K>
 struct Rows {
   const typename K::X* values;
@@ -69,6 +72,7 @@ struct Rows {
   const int32_t* offsets = nullptr;
 };
 
+// Quantises or widens rows for a kernel. `Which` distinguishes scratch buffers that one call needs at the same time.
 template <typename K, int Which, typename X>
 Rows<K> Prepare(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs) {
   if constexpr (std::is_same_v<typename K::X, X>) {
@@ -94,7 +98,7 @@ Rows<K> Prepare(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs)
   }
 }
 
-// A packed matrix with what its products need.
+// A packed matrix with its scales, which are null in bfloat16, and the bias of its outputs, or null.
 struct PackedMatrix {
   const uint8_t* values;
   const float* scales;
@@ -111,6 +115,7 @@ auto FinishOf(const Rows<K>& x, const PackedMatrix& w) {
   }
 }
 
+// Computes the product of all rows with a packed matrix.
 template <typename K, int Which, typename X, typename Y>
 void Multiply(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, const PackedMatrix& w, Y* y) {
   const Rows<K> prepared = Prepare<K, Which>(pool, x, rows, inputs);

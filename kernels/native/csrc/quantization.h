@@ -15,7 +15,7 @@
 ROOST_TARGET_BEGIN
 namespace {
 
-// Returns the bits of a row's largest absolute value, a NaN if there is one: maxima of floats would lose it.
+// Returns the bits of a row's largest absolute value, or of a NaN if there is one, which maxima of floats would lose.
 template <typename X>
 ROOST_INLINE int32_t LargestBits(const X* x, int64_t inputs) {
   const __m512i size = _mm512_set1_epi32(kSizeBits);
@@ -34,9 +34,9 @@ ROOST_INLINE int32_t LargestBits(const X* x, int64_t inputs) {
   return largest;
 }
 
-// Quantises a row as `quantize_rows` in engine/model/quantization.py does, bit for bit.
-// `offset` is 128 times the sum of the row: the excess of `Int8Kernel`.
-// A row with a NaN or an infinity gets the scale NaN, so that all its products are NaN.
+// Quantises a row, with the bits of `quantize_rows` in engine/model/quantization.py. `offset` is 128 times the sum of
+// the row, by which the sums of `Int8Kernel` are too large. A row with a NaN or an infinity gets the scale NaN, so that
+// all its products are NaN.
 template <typename X>
 void QuantizeRow(const X* x, int64_t inputs, int8_t* out, float* scale, int32_t* offset) {
   const int32_t bits = LargestBits(x, inputs);

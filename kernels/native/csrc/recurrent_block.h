@@ -19,11 +19,12 @@
 ROOST_TARGET_BEGIN
 namespace {
 
-// A diagonal block of the RG-LRU's gates has `inputs` channels and the columns of two gates for each. Packed, sixteen
-// channels of both gates are a strip, which has 32 columns for each input.
+// Number of columns in a packed strip of the RG-LRU's gates: sixteen channels of each of the two gates. A diagonal
+// block of the gates has `inputs` channels, and a strip has 32 columns for each input.
 constexpr int64_t kGateColumns = 32;
 
-// Computes a strip for `Tokens` rows of x, which are `x_stride` apart; biases of the gates are `inputs` apart.
+// Computes a strip of both gates for `Tokens` rows of x, which are `x_stride` apart. The biases of the two gates are
+// `inputs` apart.
 template <int Tokens>
 ROOST_INLINE void GateSums(const float* w, const float* bias, const float* x, int64_t x_stride, int64_t last,
                            int64_t inputs, __m512 (&sums)[Tokens][2]) {
@@ -45,8 +46,8 @@ ROOST_INLINE void GateSums(const float* w, const float* bias, const float* x, in
   }
 }
 
-// The block for `steps` tokens of each row. Tokens are numbered row after row, and a row's padding comes last. A token's
-// bits depend on its row's state and on its tokens up to this one, but not on where chunks of the row begin.
+// The block for `steps` tokens of each row. Tokens are numbered row after row, and a row's padding comes last. A
+// token's bits depend on its row's state and on its tokens up to this one, but not on where chunks of the row begin.
 template <typename X>
 struct RecurrentBlock {
   const X* xy;  // [rows, steps, 2 * width], x first
@@ -119,21 +120,21 @@ struct RecurrentBlock {
     }
   }
 
-  // Copies the inputs before a step, which become `stride` elements apart.
+  // Copies the taps - 1 inputs before step `end` to positions that are `stride` elements apart.
   void CopyInputs(int64_t r, int64_t end, X* to, int64_t stride) const {
     for (int64_t s = 0; s < taps - 1; ++s) {
       std::memcpy(to + s * stride, Inputs(r, end - (taps - 1) + s), width * sizeof(X));
     }
   }
 
-  // Computes sixteen channels of a block for tokens [n, n + Tokens), and takes their place behind them.
+  // Computes sixteen channels of a block for tokens [n, n + Tokens), and moves `place` past them.
   template <int Tokens>
   ROOST_INLINE void Strip(int64_t piece, int64_t n, const float* c, Place& place) const {
     const int64_t size = width / blocks, strips = size / 16, tokens = rows * steps;
     const int64_t block = piece / strips, o = piece % strips * 16;
     __m512 gate[Tokens][2];
-    GateSums<Tokens>(gates + piece * size * kGateColumns, gate_bias + block * 2 * size + o, c + n * width + block * size,
-                     width, tokens - n - 1, size, gate);
+    GateSums<Tokens>(gates + piece * size * kGateColumns, gate_bias + block * 2 * size + o,
+                     c + n * width + block * size, width, tokens - n - 1, size, gate);
     for (int i = 0; i < Tokens && n + i < tokens; ++i) {
       Update(n + i, block * size + o, gate[i][0], gate[i][1], c + (n + i) * width, place);
     }
@@ -170,7 +171,7 @@ struct RecurrentBlock {
   }
 };
 
-// Returns the block with the arguments that calls for a step and for a chunk share; `steps` is 1 in a step.
+// Returns the block of a call, with the arguments that `recurrent_step` and `recurrent_chunk` share.
 template <typename X>
 RecurrentBlock<X> BlockOf(X* xy, int64_t steps, const ffi::Buffer<ffi::F32>& conv_weight,
                           const ffi::Buffer<ffi::F32>& conv_bias, const ffi::Buffer<ffi::F32>& gates,

@@ -7,14 +7,17 @@
 
 #include <immintrin.h>
 
+#define ROOST_PRAGMA_OF(text) _Pragma(#text)
+#define ROOST_PRAGMA(text) ROOST_PRAGMA_OF(text)
+#define ROOST_TARGET target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma")
+
 #if defined(__clang__)
-#define ROOST_TARGET_BEGIN _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma\"))), apply_to = function)")
-#define ROOST_TARGET_END _Pragma("clang attribute pop")
+#define ROOST_TARGET_BEGIN ROOST_PRAGMA(clang attribute push(__attribute__((ROOST_TARGET)), apply_to = function))
+#define ROOST_TARGET_END ROOST_PRAGMA(clang attribute pop)
 #else
-#define ROOST_TARGET_BEGIN \
-  _Pragma("GCC push_options") _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma\")")
-#define ROOST_TARGET_END _Pragma("GCC pop_options")
+#define ROOST_TARGET_BEGIN ROOST_PRAGMA(GCC push_options) ROOST_PRAGMA(GCC ROOST_TARGET)
+#define ROOST_TARGET_END ROOST_PRAGMA(GCC pop_options)
 #endif
 
 #define ROOST_INLINE inline __attribute__((always_inline))
-#define ROOST_UNROLL _Pragma("GCC unroll 16")  // early enough for an array of registers to become registers
+#define ROOST_UNROLL ROOST_PRAGMA(GCC unroll 16)  // early enough for an array of registers to become registers

@@ -19,7 +19,7 @@ namespace ffi = xla::ffi;
 ROOST_TARGET_BEGIN
 namespace {
 
-// Consecutive items, of which one thread takes the first and others the last.
+// Consecutive items. The thread that owns them takes the first, and other threads take the last.
 class alignas(64) Range {
  public:
   void Set(uint32_t begin, uint32_t end) { ends_.store(uint64_t{begin} << 32 | end, std::memory_order_relaxed); }
@@ -27,7 +27,7 @@ class alignas(64) Range {
   int64_t TakeLast() { return Take(0, 1); }
 
  private:
-  // Returns an item after moving the ends, or -1 if there is none.
+  // Moves the ends, and returns the item that this removes, or -1 if there is none.
   int64_t Take(uint64_t begins, uint32_t ends) {
     uint64_t old = ends_.load(std::memory_order_relaxed);
     while (old >> 32 < static_cast<uint32_t>(old)) {
@@ -59,8 +59,8 @@ struct Shared {
   std::atomic<int64_t> done{0};
 };
 
-// Calls work(i) for i in [0, count), on the pool's threads and on this one. A thread's items are mostly consecutive. The
-// caller waits only for items that a thread has started, so busy pool threads cost speed but cannot block it.
+// Calls work(i) for i in [0, count), on the pool's threads and on this one. A thread's items are mostly consecutive.
+// The caller waits only for items that a thread has started, so busy pool threads cost speed but cannot block it.
 template <typename Work>
 void ForEach(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   const int64_t threads = std::max<int64_t>(1, std::min<int64_t>(pool.num_threads(), count));
@@ -84,6 +84,7 @@ void ForEach(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   }
 }
 
+// A cache line, for scratch buffers whose vectors are aligned.
 struct alignas(64) Line {
   uint8_t bytes[64];
 };
@@ -94,10 +95,10 @@ void Grow(std::vector<T>& scratch, int64_t count) {
   if (static_cast<int64_t>(scratch.size()) < count) scratch.resize(count);
 }
 
-// Calls work(r) for every row, some at a time on each thread: as many as there are for it, within bounds.
+// Calls work(r) for every row. A thread takes several rows at a time: its share of them, between two bounds.
 template <typename Work>
 void ForEachRow(ffi::ThreadPool& pool, int64_t rows, int64_t inputs, const Work& work) {
-  constexpr int64_t kLeast = 8192, kMost = 32768;  // elements; fewer are done before another thread wakes
+  constexpr int64_t kLeast = 8192, kMost = 32768;  // elements; fewer take less time than waking a thread
   const int64_t threads = std::max<int64_t>(1, pool.num_threads());
   const int64_t some = std::clamp((rows + threads - 1) / threads, std::max(int64_t{1}, kLeast / inputs),
                                   std::max(int64_t{1}, kMost / inputs));

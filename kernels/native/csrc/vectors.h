@@ -13,20 +13,23 @@
 ROOST_TARGET_BEGIN
 namespace {
 
-// Inline assembly, because GCC's intrinsics move every sum to another register and back.
+// Adds the products of 32 bfloat16, in pairs, to sixteen sums. Inline assembly, because GCC's intrinsics move every sum
+// to another register and back.
 ROOST_INLINE __m512 AddBf16(__m512 sum, __m512i w, __m512i x) {
   asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
   return sum;
 }
 
-// Prefetches what lies `ahead` bytes behind p.
+// Prefetches the cache line `ahead` bytes after p.
 ROOST_INLINE void Prefetch(const void* p, int64_t ahead) {
   _mm_prefetch(static_cast<const char*>(p) + ahead, _MM_HINT_T0);
 }
 
+// Stores sixteen numbers in float32, or rounded to bfloat16.
 ROOST_INLINE void Store(float* p, __m512 x) { _mm512_storeu_ps(p, x); }
 ROOST_INLINE void Store(uint16_t* p, __m512 x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x)); }
 
+// Loads sixteen numbers in float32 or bfloat16 as float32.
 ROOST_INLINE __m512 Widen(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
@@ -39,12 +42,11 @@ ROOST_INLINE float WidenOne(uint16_t x) {
 }
 ROOST_INLINE float WidenOne(float x) { return x; }
 
-// Bits of infinity. Without the sign, bits of floats are ordered as the floats are, with NaNs last.
+// Bits of floats without their sign, as integers, have the order of absolute values, with NaNs last.
 constexpr int32_t kInfinityBits = 0x7f800000;
-constexpr int32_t kSizeBits = 0x7fffffff;
+constexpr int32_t kSizeBits = 0x7fffffff;  // all but the sign
 
-// ---- horizontal sums of sixteen registers, all added in the same order
-
+// Sums, bits and their conversion, for registers of float32 and of int32.
 ROOST_INLINE __m512 Sum(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
 ROOST_INLINE __m512i Sum(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
 ROOST_INLINE __m512i Bits(__m512 a) { return _mm512_castps_si512(a); }
@@ -52,6 +54,7 @@ ROOST_INLINE __m512i Bits(__m512i a) { return a; }
 ROOST_INLINE void Set(__m512& a, __m512i bits) { a = _mm512_castsi512_ps(bits); }
 ROOST_INLINE void Set(__m512i& a, __m512i bits) { a = bits; }
 
+// Adds two registers that are given as bits.
 template <typename Lanes>
 ROOST_INLINE Lanes Add2(__m512i low, __m512i high) {
   Lanes a, b;
@@ -60,7 +63,7 @@ ROOST_INLINE Lanes Add2(__m512i low, __m512i high) {
   return Sum(a, b);
 }
 
-// Lane i of the result is the sum of the lanes of acc[i].
+// Lane i of the result is the sum of the lanes of acc[i]. The lanes of all registers are added in the same order.
 template <typename Lanes>
 ROOST_INLINE Lanes SumLanes(const Lanes (&acc)[16]) {
   Lanes pairs[8], quads[4];
