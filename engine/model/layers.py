@@ -256,12 +256,14 @@ class RecurrentBlock(nnx.Module):
         block: int,
         gates: PackedGates,
     ) -> tuple[Float[Array, "B T D"], RecurrentState, RecurrentBlockStates | None]:
-        weights = (self.conv_weight[...], self.conv_bias[...], gates.values, self.rg_lru.gate_bias[...])
-        inputs, xy = (*weights, self.rg_lru.a_param[...], state.conv, state.h), self.xy(u)
+        rg_lru = self.rg_lru
+        taps, bias = self.conv_weight[...], self.conv_bias[...]
+        weights = native.RecurrentWeights(taps, bias, gates.values, rg_lru.gate_bias[...], rg_lru.a_param[...])
+        xy = self.xy(u)
         if u.shape[1] == 1:
-            mixed, conv, h = native.recurrent_step(xy[:, 0], *inputs, positions[:, 0])
+            mixed, conv, h = native.recurrent_step(xy[:, 0], weights, state.conv, state.h, positions[:, 0])
             return self.out(mixed)[:, None], RecurrentState(h, conv), None
-        mixed, conv, h, kept_conv, kept_h = native.recurrent_chunk(xy, *inputs, positions, every=block)
+        mixed, conv, h, kept_conv, kept_h = native.recurrent_chunk(xy, weights, state.conv, state.h, positions, block)
         return self.out(mixed), RecurrentState(h, conv), RecurrentBlockStates(kept_h, kept_conv)
 
     def _first_rows(self, state: RecurrentState, rows: int) -> RecurrentState:

@@ -16,6 +16,7 @@ from roost.engine.model.quantization import QuantizedMatrix, quantize_on_host, q
 from roost.kernels import XLA, Backend, native
 from roost.kernels.backends import CPU
 from roost.kernels.gated_mlp.reference import gated_mlp_reference
+from roost.kernels.native import library
 from roost.kernels.recurrent_block.reference import recurrent_block_reference
 from roost.kernels.window_attention import decode_attention, join_ring, split_ring
 from roost.kernels.window_attention.reference import window_attention_reference
@@ -36,7 +37,7 @@ compiled = jax.jit(lambda f, *x: f(*x), static_argnums=0, compiler_options=CPU_O
 int8_product = jax.jit(native.int8_product, static_argnums=4)
 bf16_product = jax.jit(native.bf16_product, static_argnums=(3, 4))
 step = jax.jit(native.recurrent_step)
-chunk = jax.jit(native.recurrent_chunk, static_argnums=9)
+chunk = jax.jit(native.recurrent_chunk, static_argnums=5)
 attend = jax.jit(decode_attention, static_argnums=5)
 attend_chunk = jax.jit(native.prefill_attention, static_argnums=6)
 write = jax.jit(write_ring)
@@ -184,8 +185,9 @@ def run_block(
 ) -> list[np.ndarray]:
     xy, weight, bias, gates, gate_bias, a_param, conv, h = map(jnp.asarray, inputs)
     gates = jnp.asarray(native.pack_gates(np.array(gates)))
-    of_kind = (xy.astype(kind), weight, bias, gates, gate_bias, a_param, conv.astype(kind), h)
-    return [np.asarray(x, np.float64) for x in call(*of_kind, jnp.asarray(positions, jnp.int32), *options)]
+    weights = native.RecurrentWeights(weight, bias, gates, gate_bias, a_param)
+    of_kind = (xy.astype(kind), weights, conv.astype(kind), h, jnp.asarray(positions, jnp.int32))
+    return [np.asarray(x, np.float64) for x in call(*of_kind, *options)]
 
 
 @given(seed=SEEDS, blocks=st.sampled_from([1, 3]), size=st.sampled_from([16, 32, 64]), kind=TYPES, data=st.data())
@@ -589,8 +591,8 @@ def test_processors_differ_by_their_instruction_sets(flags: str, expected: tuple
 
 
 def test_kernels_compiled_from_other_code_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "CALLS_VERSION", 0)
-    assert "compiled from other sources" in native.why_unavailable.__wrapped__()
+    monkeypatch.setattr(library, "CALLS_VERSION", 0)
+    assert "compiled from other sources" in library.why_unavailable.__wrapped__()
 
 
 def test_it_is_there_when_a_compiler_is() -> None:

@@ -173,7 +173,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_prefill_attention, PrefillAttentionImpl,
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::BF16>>());
 
-// Returns the version of the calls' arguments and bits, which is `CALLS_VERSION` in __init__.py.
+// Returns the version of the calls' arguments and bits, which is `CALLS_VERSION` in library.py.
 extern "C" int roost_calls_version() { return 3; }
 
 // Returns whether `PairKernel` is faster than `WideKernel` on this processor.
