@@ -172,6 +172,11 @@ def test_a_changed_file_installs_again_in_place(venv: Path, commands: Commands, 
     assert commands.made_venvs() == 0
 
 
+def test_every_source_of_the_native_kernels_counts() -> None:
+    native = ROOT / "kernels/native"
+    assert set(dev.NATIVE) == {native / "build.py", *(native / "csrc").iterdir()}
+
+
 def test_a_moved_checkout_installs_again(venv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = dev.fingerprint(("cpu",))
     monkeypatch.setattr(dev, "ROOT", dev.ROOT / "requirements" / "..")

@@ -3,12 +3,10 @@
 // Decoding reads every weight once per step; these kernels read them at memory bandwidth. They also compute prefill
 // chunks. A row's result depends neither on the other rows nor on the number of threads.
 //
-// The headers are one translation unit, so that loops are compiled for each kind of product that they are used with.
+// Each header holds one subject. All are one translation unit, so that functions are inlined across headers.
 
 #if defined(__x86_64__)
 
-#include "dot_products.h"
-#include "packed_matrix.h"
 #include "products.h"
 #include "gated_mlp.h"
 #include "output_layer.h"

@@ -1,8 +1,8 @@
 // Packed matrices, and the loops that multiply rows with them: y `[R, O]` is x `[R, I]` times a matrix `[O, I]` in int8
 // or bfloat16.
 //
-// A packed matrix is `[O / 16, I / group, 16, group]`, as `pack` in Python makes it. Instruction sets: AVX-512 VNNI for
-// int8; AVX-512 BF16 or the fused multiply-adds of AVX-512 F for bfloat16.
+// A packed matrix is `[O / 16, I / group, 16, group]`, as `pack` in packing.py makes it. Instruction sets: AVX-512 VNNI
+// for int8; AVX-512 BF16 or the fused multiply-adds of AVX-512 F for bfloat16.
 
 #pragma once
 
