@@ -93,6 +93,7 @@ class PrefixCache:
       evictions: Order in which they are evicted.
       is_inexact: Whether requests are also restored between two block boundaries, and from states that `insert_end`
         has added. Both give other bits than prefilling the whole prompt.
+      num_inserts: Number of times that snapshots were added, without which no look-up finds more than the last one.
 
     Args:
       window: Number of tokens that attention looks back on.
@@ -104,6 +105,7 @@ class PrefixCache:
         self.is_inexact = is_inexact
         self.tree = RadixTree()
         self.evictions = EvictionQueue()
+        self.num_inserts = 0
         self._window = window
         self._budget = budget
         self._disk = disk
@@ -222,6 +224,7 @@ class PrefixCache:
         return self.tree.find(key, at_block_boundary=at_block_boundary or not self.is_inexact)
 
     def _insert(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> None:
+        self.num_inserts += 1
         for entry in self.tree.insert(key, snapshots):
             self.evictions.use(entry)
         while self.tree.num_bytes > self._budget:

@@ -53,6 +53,7 @@ class RunningRequest:
       token_ids: Generated tokens, if there is a prefix cache.
       prompt_logprobs: Log-probabilities of prompt tokens after the first so far, if requested.
       key: Prompt as a key of the prefix cache; None if there is none, and for the engine's own requests.
+      looked_up_at: `PrefixCache.num_inserts` when the prompt was last looked up.
       restore: Snapshot that is restored into the slot with the first chunk, or before the first replayed token.
       num_cached: Number of prompt tokens that the snapshot covers.
       last_snapshot: Snapshot of the last committed chunk, or the restored one.
@@ -74,6 +75,7 @@ class RunningRequest:
     token_ids: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     key: PrefixKey | None = None
+    looked_up_at: int | None = None
     restore: Snapshot | None = None
     num_cached: int = 0
     last_snapshot: Snapshot | None = None

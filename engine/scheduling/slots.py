@@ -212,6 +212,7 @@ class SlotAssignment:
       running: Requests with a slot by id, oldest first.
       probes: Requests of the engine's own, which get slots ahead of all others. They use no prefix cache.
       num_batch_running: Number of batch requests with a slot.
+      num_batch_slots: Number of slots that batch requests may get beside the others that run, by the last assignment.
       num_preempted: Total times that a batch request gave its slot up.
 
     Args:
@@ -249,17 +250,13 @@ class SlotAssignment:
         self._num_expected = 0  # the most others that have run at a time lately
         self._expected_until = 0.0
         self.num_batch_running = 0
+        self.num_batch_slots = pool.size
         self.num_preempted = 0
 
     @property
     def num_open(self) -> int:
         """Number of slots that any tenant may take: those that are free, or that batch requests have."""
         return self._reserve.num_open(self._pool.num_used - self.num_batch_running)
-
-    @property
-    def num_batch_slots(self) -> int:
-        """Number of slots that batch requests may get beside the others that run."""
-        return self._budget.max_rows(self._num_others, self._pool.size, is_entry=True) - self._num_others
 
     def assign(self, now: float) -> list[RequestOutput]:
         """Gives slots to as many requests as possible.
@@ -278,6 +275,8 @@ class SlotAssignment:
             error = self._start(request, now, last)
             if error is not None:
                 failed.append((request.id, error_output(error)))
+        num_others = self._num_others
+        self.num_batch_slots = self._budget.max_rows(num_others, self._pool.size, is_entry=True) - num_others
         return failed
 
     def _pop(self) -> Waiting | None:
@@ -368,8 +367,10 @@ class SlotAssignment:
         if not running.request.is_batch:
             self._queue.correct_cost(running.request, running.num_prompt_dispatched + running.num_tokens)
             self._retry_after.released(now - running.assigned_at)
-        if not self._num_others and not self._queue.num_requests:
-            self._retry_after.forget_refused()
+        if not self._num_others:
+            self.num_batch_slots = self._pool.size
+            if not self._queue.num_requests:
+                self._retry_after.forget_refused()
 
     def _free(self, running: RunningRequest) -> None:
         del self.running[running.request.id]
@@ -442,17 +443,22 @@ class SlotAssignment:
 
     def extend_restored(self, running: RunningRequest) -> None:
         """Restores more of a prompt of which nothing is prefilled yet, if another request has prefilled that since."""
+        if self._cache is None or running.key is None or running.looked_up_at == self._cache.num_inserts:
+            return
         num_restored = 0 if running.restore is None else running.restore.length
         is_scored = running.request.params.prompt_logprobs is not None
-        if self._cache is None or running.key is None or running.num_prompt_dispatched != num_restored or is_scored:
+        if running.num_prompt_dispatched != num_restored or is_scored:
             return
+        running.looked_up_at = self._cache.num_inserts
         if (longer := self._cache.extend_match(running.key, num_restored)) is not None:
             running.restore_from(longer)
 
     def _look_up(self, running: RunningRequest, fetch: Fetch | None) -> Snapshot | None:
         if self._cache is None or running.key is None:
             return None
-        return self._cache.match_prefix(running.key, None if fetch is None else fetch.found)
+        found = self._cache.match_prefix(running.key, None if fetch is None else fetch.found)
+        running.looked_up_at = self._cache.num_inserts
+        return found
 
 
 def _key_of(running: RunningRequest, fetch: Fetch | None) -> PrefixKey:
