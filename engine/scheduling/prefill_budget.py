@@ -10,8 +10,18 @@ from ..core.request import Batch, DecodeBatch, PrefillBatch, RestoreBatch
 _DEFAULT_TARGET: Final = 2.9
 """Default target for the time between two tokens, in decode steps with nothing beside."""
 
-_HEADROOM: Final = 0.85
-"""Share of a target that is planned for, as durations vary from step to step."""
+_PUNCTUAL: Final = 0.995
+"""Share of the times between two tokens beside prefill that are planned to keep a target, so that the 99th percentile
+does."""
+
+_OVERRUN: Final = 1 / 0.85
+"""First estimate of `Overrun.ratio`."""
+
+_OVERRUN_STEP: Final = 0.1
+"""Growth of that estimate by a time that exceeds it, less what all others take off."""
+
+_OVERRUNS: Final = (1.05, 2.0)
+"""Bounds of that estimate."""
 
 _MAX_DELAY: Final = 1.15
 """Maximum ratio of a decode step with lines of batches to one without them, beside other requests."""
@@ -30,8 +40,7 @@ _FEW_PROMPTS: Final = 2
 of 32 prompts is prefilled in long chunks until the last three."""
 
 _THROUGHPUT_STEPS: Final = 32
-"""Duration of prefill between two decode steps at throughput, in decode steps, if few requests decode. It falls with
-the share of requests that wait, as a step that lacks few rows loses little, and the host prepares prefill during it."""
+"""Maximum duration of prefill between two decode steps at throughput, in decode steps."""
 
 _WEIGHT: Final = 1 / 8
 """Weight of a new duration in the mean."""
@@ -129,7 +138,7 @@ class PrefillBudget:
             return sizes[0] if is_entry else slots
         room = (_ENTRY_DELAY if is_entry else _MAX_DELAY) * (self._times.decode(num_others) or 0.0)
         if target_s is not None:
-            room = max(room, _HEADROOM * target_s - self._seconds(PREFILL_BLOCK, unknown=0.0))
+            room = max(room, target_s / self._times.overrun - self._seconds(PREFILL_BLOCK, unknown=0.0))
         fitting = (rows for rows in reversed(sizes) if (self._times.decode(rows) or 0.0) <= room)
         return next(fitting, sizes[0])
 
@@ -166,12 +175,12 @@ def prefill_seconds(
     if step is None:
         return 0.0
     if target_s == 0:
-        return _THROUGHPUT_STEPS * step * num_waiting / (num_decoding + num_waiting)
+        return _THROUGHPUT_STEPS * step
     num_streams = num_decoding - num_batch
     quiet = times.quiet(num_streams)
     assert quiet is not None
     num_targets = max(1.0, _STREAMS_PER_PROMPT * (num_waiting - 1) / num_streams, num_waiting - _FEW_PROMPTS)
-    return _HEADROOM * _target_s(target_s, quiet) * num_targets - step
+    return _target_s(target_s, quiet) * num_targets / times.overrun - step
 
 
 def _target_s(target_s: float | None, quiet: float) -> float:
@@ -206,6 +215,44 @@ class _Prefill(NamedTuple):
     samples: bool = False
 
 
+class Overrun:
+    """Estimates by how much the time between two tokens exceeds what was planned.
+
+    The estimate is a percentile by stochastic approximation: a time that exceeds it adds nearly a step, and each other
+    takes off so little that both balance where the share `_PUNCTUAL` of all times lies below.
+
+    Attributes:
+      ratio: Percentile of the ratio of the time from one decode step to the next, with prefill between them, to the sum
+        of the mean durations of its steps.
+    """
+
+    def __init__(self) -> None:
+        self.ratio = _OVERRUN
+        self._planned = self._taken = 0.0
+        self._has_prefill = False
+
+    def add(self, batch: Batch, planned: float | None, taken: float) -> None:
+        """Takes the next step into account.
+
+        Args:
+          planned: Mean duration of steps of its kind, in seconds; None if it is the first one.
+          taken: Its duration, in seconds.
+        """
+        self._planned += math.nan if planned is None else planned
+        self._taken += taken
+        if not isinstance(batch, DecodeBatch):
+            self._has_prefill = True
+            return
+        if self._has_prefill and not math.isnan(self._planned):
+            self._update(self._taken > self.ratio * self._planned)
+        self._planned = self._taken = 0.0
+        self._has_prefill = False
+
+    def _update(self, is_above: bool) -> None:
+        least, most = _OVERRUNS
+        self.ratio = min(max(self.ratio + _OVERRUN_STEP * (is_above - (1 - _PUNCTUAL)), least), most)
+
+
 class StepTimes:
     """Durations of steps by size, as exponentially weighted means of the served steps.
 
@@ -224,9 +271,16 @@ class StepTimes:
         self._decode: dict[int, float] = {}
         self._quiet: dict[int, float] = {}
         self._restore: float | None = None
+        self._overrun = Overrun()
+
+    @property
+    def overrun(self) -> float:
+        """See `Overrun.ratio`."""
+        return self._overrun.ratio
 
     def record(self, batch: Batch, seconds: float) -> None:
         """Takes the duration of a batch into account."""
+        self._overrun.add(batch, self._mean(batch), seconds)
         match batch:
             case DecodeBatch(steps=1):
                 rows = self._rows_of(batch)
@@ -267,6 +321,16 @@ class StepTimes:
         if isinstance(batch, RestoreBatch):
             return self._restore
         return self._estimate(self._kind(batch))
+
+    def _mean(self, batch: Batch) -> float | None:
+        """Returns the mean duration of steps of the same kind; None if there was none."""
+        match batch:
+            case DecodeBatch():
+                return self._decode.get(self._rows_of(batch))
+            case RestoreBatch():
+                return self._restore
+            case PrefillBatch():
+                return self._prefill.get(self._kind(batch))
 
     def _record_prefill(self, kind: _Prefill, seconds: float) -> None:
         known = self._prefill.get(kind)

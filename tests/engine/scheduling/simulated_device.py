@@ -1,6 +1,6 @@
 """A device on a clock of its own, whose steps take a known time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -35,6 +35,7 @@ class Simulation:
       batches: Batches in order, each with the time at which it ended.
       arrivals: Times at which outputs of each request came.
       decode: Seconds of a decode step by rows.
+      noise: Returns the ratio of the next step's duration to the known one.
     """
 
     scheduler: Scheduler
@@ -42,6 +43,7 @@ class Simulation:
     batches: list[tuple[Batch, float]] = field(default_factory=list)
     arrivals: dict[str, list[float]] = field(default_factory=dict)
     decode: Mapping[int, float] = field(default_factory=lambda: DECODE)
+    noise: Callable[[], float] = lambda: 1.0
     _in_flight: Batch | None = None
 
     def add(self, name: str, prompt: int, new: int, *, is_batch: bool = False) -> None:
@@ -61,7 +63,7 @@ class Simulation:
         ended, self._in_flight = self._in_flight, None
         if ended is None:
             return
-        seconds = seconds_of(ended, decode=self.decode)
+        seconds = seconds_of(ended, decode=self.decode) * self.noise()
         self.now += seconds
         self.batches.append((ended, self.now))
         for name, _ in self.scheduler.commit(ended, results(ended), seconds).outputs:

@@ -1,5 +1,7 @@
 """How much prefill runs between two decode steps."""
 
+import math
+import random
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
@@ -53,8 +55,8 @@ def record_all(times: StepTimes, limits: StepLimits = LIMITS, decode_s: Mapping[
         (0.1, 8, 4, 0.85 * 0.1 * 3 - 0.008),
         (0.1, 32, 3, 0.85 * 0.1 - 0.026),
         (0.1, 32, 4, 0.85 * 0.1 * 2 - 0.026),
-        (0.0, 8, 1, 32 * 0.008 / 9),
-        (0.0, 8, 24, 32 * 0.008 * 3 / 4),
+        (0.0, 8, 1, 32 * 0.008),
+        (0.0, 8, 24, 32 * 0.008),
     ],
 )
 def test_time_between_decode_steps(target_s: float | None, decoding: int, waiting: int, seconds: float) -> None:
@@ -236,7 +238,8 @@ def test_lines_delay_streams_little(
             num_others = sum(start < last + LINGER_S for _, last in spans)
             if is_beside and not is_between_slices:  # when no state can be moved to a lower row
                 most = 1.15 * table[next(rows for rows in table if rows >= num_others)]
-                most = max(most, 0.85 * target_s - PREFILL[64] / LIMITS.prefill_layer_slices if target_s else 0.0)
+                room = target_s / 1.05 if target_s else 0.0  # what is planned of a target where durations don't vary
+                most = max(most, room - PREFILL[64] / LIMITS.prefill_layer_slices)
                 assert (end - start) / batch.steps <= most + 1e-9
             steps += is_beside * (end - start)
         else:
@@ -245,24 +248,45 @@ def test_lines_delay_streams_little(
     assert prompts <= 0.1 * steps + PREFILL[512]
 
 
-@pytest.mark.parametrize("target_s", [None, 0.03, 0.06, 0.1])
-def test_one_prompt_after_the_other_keeps_the_target(target_s: float | None) -> None:
-    simulation = Simulation(Scheduler(32, 100, replace(LIMITS, itl_target_s=target_s)))
+def gaps_beside_prompts(simulation: Simulation) -> list[float]:
+    """Returns the times between tokens of six streams while long prompts arrive one after the other."""
     for number in range(6):
-        simulation.add(f"stream {number}", 64, 400)
+        simulation.add(f"stream {number}", 64, 1000)
     while simulation.now < 1:
         simulation.step()
-    simulation.add("warm", 2048, 1)  # its chunks are measured
-    while not simulation.arrivals["warm"]:
-        simulation.step()
     begin = simulation.now
-    for number in range(2):
+    for number in range(6):
+        if number == 2:  # all sizes are measured by then
+            begin = simulation.now
         simulation.add(f"long {number}", 2048, 1)
         while not simulation.arrivals[f"long {number}"]:
             simulation.step()
-    gaps = [gap for number in range(6) for gap in simulation.gaps(f"stream {number}", begin)]
-    assert len(gaps) > 100
+    return [gap for number in range(6) for gap in simulation.gaps(f"stream {number}", begin)]
+
+
+@pytest.mark.parametrize("target_s", [None, 0.03, 0.06, 0.1])
+@pytest.mark.parametrize("deviation", [0.0, 0.2])
+def test_one_prompt_after_the_other_keeps_the_target(target_s: float | None, deviation: float) -> None:
+    """The 99th percentile does, whether or not durations vary."""
+    draw = random.Random(7)
+    simulation = Simulation(
+        Scheduler(32, 100, replace(LIMITS, itl_target_s=target_s)), noise=lambda: math.exp(draw.gauss(0, deviation))
+    )
+    gaps = gaps_beside_prompts(simulation)
+    assert len(gaps) > 250
     assert statistics.quantiles(gaps, n=100)[98] <= (2.9 * DECODE[8] if target_s is None else target_s)
+
+
+def test_steady_durations_leave_more_time_for_prompts() -> None:
+    def seconds(deviation: float) -> float:
+        draw = random.Random(7)
+        simulation = Simulation(
+            Scheduler(32, 100, replace(LIMITS, itl_target_s=0.06)), noise=lambda: math.exp(draw.gauss(0, deviation))
+        )
+        gaps_beside_prompts(simulation)
+        return simulation.now
+
+    assert seconds(0.0) < 0.95 * seconds(0.2)
 
 
 @settings(max_examples=40)

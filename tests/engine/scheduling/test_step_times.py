@@ -1,5 +1,10 @@
 """Durations of steps, and estimates of those that were never measured."""
 
+import math
+import random
+import statistics
+from collections.abc import Iterable
+
 import pytest
 from roost.engine.core.config import StepLimits
 from roost.engine.core.request import DecodeBatch, PrefillBatch, PrefillChunk, Request, RestoreBatch
@@ -91,3 +96,47 @@ def test_restored_prompts_are_no_prefill() -> None:
     times, restored = StepTimes(LIMITS), RestoreBatch((PrefillChunk(REQUEST, 0, 4096, 0, is_last=True),))
     times.record(restored, 0.004)
     assert (times.step(restored), times.prefill(64)) == (0.004, None)
+
+
+def record_pairs(times: StepTimes, ratios: Iterable[float]) -> None:
+    """Records a slice and a decode step after it for each ratio of their durations to the usual ones."""
+    for ratio in ratios:
+        times.record(prefill(64), ratio * 0.006)
+        times.record(decode(8), ratio * 0.004)
+
+
+def test_little_room_is_left_where_durations_are_steady() -> None:
+    times = StepTimes(LIMITS)
+    assert times.overrun == pytest.approx(1 / 0.85)
+    record_pairs(times, [1.0] * 2000)
+    assert times.overrun == 1.05
+
+
+def test_one_time_in_two_hundred_exceeds_the_overrun() -> None:
+    times, chance = StepTimes(LIMITS), random.Random(3)
+    ratios = [math.exp(chance.gauss(0, 0.2)) for _ in range(20_000)]
+    record_pairs(times, ratios[:2000])
+    found = []
+    for ratio in ratios[2000:]:
+        record_pairs(times, [ratio])
+        found.append(times.overrun)
+    exact = statistics.quantiles(ratios, n=200)[-1] / statistics.mean(ratios)
+    assert statistics.mean(found) == pytest.approx(exact, rel=0.1)
+
+
+def test_a_hiccup_is_one_time_of_many() -> None:
+    times = StepTimes(LIMITS)
+    record_pairs(times, [1.0, 1000.0])
+    assert 1 / 0.85 < times.overrun < 1 / 0.85 + 0.1
+
+
+def test_overruns_are_those_of_measured_steps_beside_prefill() -> None:
+    """Neither a first step, of which nothing was known, nor a quiet step is one."""
+    times = StepTimes(LIMITS)
+    times.record(decode(8), 0.004)
+    times.record(prefill(64), 1.0)
+    times.record(decode(8), 1.0)
+    for _ in range(10):
+        times.record(decode(8), 1.0)
+        times.record(decode(8, steps=2), 1.0)
+    assert times.overrun == pytest.approx(1 / 0.85)
