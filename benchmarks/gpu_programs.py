@@ -47,10 +47,11 @@ from roost.engine.core.mesh import ONE_DEVICE
 from roost.engine.model.config import ModelConfig
 from roost.engine.roofline import DEVICES, Device, Peak, compute_roofline
 from roost.engine.startup import GPU_MEMORY_SHARE
-from roost.engine.worker.compilation import compile_lowered, lower
+from roost.engine.worker.compilation import compile_lowered
 from roost.engine.worker.fitting import estimated_slots, memory_of_served
 from roost.engine.worker.gpu_cards import CARDS, open_card, tracing_for
 from roost.engine.worker.loading import open_weights
+from roost.engine.worker.lowering import lower
 from roost.engine.worker.program_memory import ProgramMemory, program_memory
 from roost.engine.worker.programs import PrefillShape, Program
 from roost.engine.worker.served import ServedPrograms, served_programs

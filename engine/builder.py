@@ -44,15 +44,15 @@ from .worker.compilation import (
     CompileCounter,
     CompiledPrograms,
     compile_served,
-    pool_partition_specs,
-    shard_shapes,
 )
+from .worker.device_arrays import DeviceArrays
 from .worker.executor import Executor
 from .worker.fitting import Attempt, estimated_slots, fit_slots, memory_of_served
 from .worker.known_slots import read_slots, slots_key, write_slots
 from .worker.loading import OpenWeights, open_weights
+from .worker.lowering import pool_partition_specs, shard_shapes
 from .worker.program_memory import KernelRefusedError
-from .worker.programs import DeviceArrays, new_pool
+from .worker.programs import new_pool
 from .worker.runner import ModelRunner
 from .worker.served import DeviceLayout, Devices, served_programs, state_format, step_limits
 from .worker.steps import StatePool

@@ -1,7 +1,7 @@
 """Compiles served programs ahead of time for TPUs that this machine needs not have.
 
 libtpu (the `[tpu]` extra) has the whole compiler, which counts a program's memory and time. The programs, their shapes,
-donation and compiler options are those of a start: `open_weights`, `served_programs` and `compilation.lower` make them
+donation and compiler options are those of a start: `open_weights`, `served_programs` and `lowering.lower` make them
 for both. Nothing is allocated, and a checkpoint's tensors are not read.
 
     chips = open_chips("v5e", MeshShape(1, 1))
@@ -28,8 +28,9 @@ from ..core.errors import ConfigError
 from ..core.mesh import DATA, MODEL, MeshShape
 from ..model.collectives import Collectives
 from ..platform import TPU
-from .compilation import compile_lowered, lower
+from .compilation import compile_lowered
 from .loading import open_weights
+from .lowering import lower
 from .program_memory import OutOfMemoryError, ProgramMemory, program_memory
 from .programs import Program
 from .served import Devices, ServedPrograms, served_programs

@@ -11,12 +11,10 @@ from typing import Any, Final, NamedTuple
 
 import jax
 import jax.monitoring
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from ..core.config import MAX_PREFILL_ROWS
-from ..model.collectives import REPLICATED, SLOTS
-from ..model.sharding_rules import state_partition_specs
+from .device_arrays import Leaves
 from .fitting import demands
+from .lowering import idle_bytes, lower
 from .program_memory import (
     KernelRefusedError,
     OutOfMemoryError,
@@ -25,104 +23,23 @@ from .program_memory import (
     parse_refused_kernel,
     program_memory,
 )
-from .programs import ArrayName, ModelShapes, Program
+from .programs import ModelShapes, Program
 from .served import ServedPrograms
-from .steps import StatePool
 from .trace_cache import TraceCache
 
-type CompiledProgram = Callable[..., tuple[Any, ...]]
-"""A compiled program; takes and returns arrays as its `Program` says."""
+type CompiledProgram = Callable[..., tuple[Leaves, Any]]
+"""A compiled program; takes and returns what `lowering.lower` says."""
 
 _logger = logging.getLogger(__name__)
 
 _COMPILE_EVENT: Final = "/jax/core/compile/backend_compile_duration"
 
 
-def lower(program: Program[Any], model: ModelShapes, traces: TraceCache | None = None) -> Any:
-    """Traces a program, ready to be compiled.
-
-    Args:
-      program: Program to trace.
-      model: Model of the program.
-      traces: Traced programs of earlier starts, if they are kept; only on a single device.
-    """
-    donated = tuple(i for i, name in enumerate(program.reads) if name == "pool" and name in program.replaces)
-    shapes = (*(_shape(name, program, model) for name in program.reads), *program.inputs)
-    if model.mesh is None:
-        step = _as_tuple(program)
-        if traces is not None:
-            step = traces.traced(program.label, step, shapes, donated)
-        return jax.jit(step, donate_argnums=donated).lower(*_on_device(model.device, shapes))
-    takes = (*(_spec(name, model) for name in program.reads), *(REPLICATED for _ in program.inputs))
-    gives = (*(_spec(name, model) for name in program.replaces), *([REPLICATED] if program.has_result else []))
-    shards = jax.shard_map(_as_tuple(program), mesh=model.mesh, in_specs=takes, out_specs=gives, check_vma=False)
-    placed = tuple(shard_shapes(model.mesh, spec, tree) for spec, tree in zip(takes, shapes, strict=True))
-    return jax.jit(shards, donate_argnums=donated).lower(*placed)
-
-
-def _on_device(device: jax.Device | None, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Returns shapes of arrays on a device; on JAX's default device for None."""
-    if device is None:
-        return shapes
-    place = SingleDeviceSharding(device)
-    placed: tuple[Any, ...] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
-    return placed
-
-
-def _as_tuple(program: Program[Any]) -> Callable[..., tuple[Any, ...]]:
-    """Returns the step with a tuple of its outputs, even of a single one."""
-    if len(program.replaces) + program.has_result > 1:
-        return program.step
-
-    def step(*arguments: Any) -> tuple[Any, ...]:
-        return (program.step(*arguments),)
-
-    return step
-
-
-def shard_shapes(mesh: Mesh, spec: Any, tree: Any) -> Any:
-    """Returns shapes of arrays that are sharded over a mesh.
-
-    Args:
-      mesh: Devices.
-      spec: Partition specs, as a prefix of the tree.
-      tree: Arrays or their shapes.
-    """
-    return jax.tree.map(
-        lambda spec, part: jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)), part
-        ),
-        spec,
-        tree,
-        is_leaf=lambda node: isinstance(node, PartitionSpec),
-    )
-
-
-def pool_partition_specs(pool: StatePool) -> StatePool:
-    """Returns the partition specs of the state pool."""
-    return StatePool(pool.states.map(state_partition_specs), SLOTS)  # type: ignore[arg-type]
-
-
-def _spec(name: ArrayName, model: ModelShapes) -> Any:
-    if name == "params":
-        return model.specs
-    return {"pool": pool_partition_specs(model.pool), "hidden": SLOTS}.get(name, REPLICATED)
-
-
-def _shape(name: ArrayName, program: Program[Any], model: ModelShapes) -> Any:
-    shapes = {"params": model.params, "pool": model.pool}
-    if name in shapes:
-        return shapes[name]
-    width, data = model.config.width, model.shards.data
-    shape = (data * MAX_PREFILL_ROWS, width) if name == "last" else (*jax.tree.leaves(program.inputs)[0].shape, width)
-    return jax.ShapeDtypeStruct(shape, model.dtype)
-
-
 def compile_lowered(lowered: Any, options: Mapping[str, str]) -> Any:
     """Compiles a traced program.
 
     Args:
-      lowered: Program from `lower`.
+      lowered: Program from `lowering.lower`.
       options: Options of XLA's compiler.
 
     Raises:
@@ -178,9 +95,10 @@ def compile_served(
     Raises:
       KernelRefusedError: Kernels do not compile for the devices; it names all that the programs were refused for.
     """
-    options = dict(served.layout.platform.compile_options)
     start = time.monotonic()
-    compiled = compile_all(lowerings(served.programs, served.model, traces), options, executor, report)
+    compiled = compile_all(
+        lowerings(served.programs, served.model, traces), partial(_compile_beside_all, served), executor, report
+    )
     traced = time.monotonic()
     for done in as_completed(compiled.values()):
         if not isinstance(done.exception(), OutOfMemoryError | KernelRefusedError):
@@ -194,24 +112,34 @@ def compile_served(
     return CompiledPrograms(served, outcomes)
 
 
+def _compile_beside_all(served: ServedPrograms, lowered: Any) -> CompiledProgram:
+    """Compiles a program; one that is refused needs memory for the parameters and slots that it does not take too."""
+    try:
+        compiled: CompiledProgram = compile_lowered(lowered, dict(served.layout.platform.compile_options))
+    except OutOfMemoryError as error:
+        used_bytes = error.used_bytes + idle_bytes(lowered, served.model)
+        raise OutOfMemoryError(used_bytes, error.limit_bytes) from None
+    return compiled
+
+
 def compile_all(
     lowerings: Mapping[str, Callable[[], Any]],
-    options: Mapping[str, str],
+    compile_one: Callable[[Any], CompiledProgram],
     executor: Executor,
     report: Callable[[int, int], None],
 ) -> dict[str, Future[CompiledProgram]]:
     """Traces one program after the other, while those before it are compiled.
 
     Args:
-      lowerings: Function that traces each program, by label; see `lower`.
-      options: Options of XLA's compiler.
+      lowerings: Function that traces each program, by label; see `lowering.lower`.
+      compile_one: Function that compiles a traced program.
       executor: Threads that compile. Shutting it down cancels what is left.
       report: Called with the number of compiled programs and of all.
     """
     num_done = itertools.count(1)
 
     def compile_program(lowered: Any) -> CompiledProgram:
-        compiled: CompiledProgram = compile_lowered(lowered, options)
+        compiled = compile_one(lowered)
         report(next(num_done), len(lowerings))
         return compiled
 
@@ -221,7 +149,7 @@ def compile_all(
 def lowerings(
     programs: Iterable[Program[Any]], model: ModelShapes, traces: TraceCache | None = None
 ) -> dict[str, Callable[[], Any]]:
-    """Returns a function per label that traces the program; see `lower`."""
+    """Returns a function per label that traces the program; see `lowering.lower`."""
     return {program.label: partial(lower, program, model, traces) for program in programs}
 
 

@@ -21,7 +21,8 @@ from ..model.state import BlockStates, RowArrays
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
 from .compilation import CompileCounter, CompiledProgram
-from .programs import DeviceArrays, DevicePrograms, PrefillShape, Program
+from .device_arrays import DeviceArrays, taken_leaves
+from .programs import DevicePrograms, PrefillShape, Program
 from .served import DeviceLayout
 from .steps import FirstTokenInput, PrefillInput, ReplayInput
 
@@ -64,6 +65,7 @@ class Executor:
         self.layout = layout
         self.programs = programs
         self.compiled = dict(compiled)
+        self._taken = {label: taken_leaves(program) for label, program in compiled.items()}
         self.arrays = arrays
         self.compiles = compiles
         self.leader = leader
@@ -95,12 +97,12 @@ class Executor:
           layer_slice: Index of the slice; slices run in order, with nothing between them that prefills.
         """
         block_states = self._run(self.programs.prefill[shape][layer_slice], inputs)
-        return PrefillResult(self._last, block_states)
+        return PrefillResult(self.arrays.last, block_states)
 
     def set_last(self, hidden: Float[np.ndarray, "R D"]) -> Float[Array, "R D"]:
         """Moves the activations of restored prompts' last tokens to the devices, for `first_token`."""
         self._run(self.programs.set_last, hidden)
-        return self._last
+        return self.arrays.last
 
     def first_token(self, inputs: FirstTokenInput) -> Sampled:
         """Samples the token after each prompt of the last prefill, and makes its slot ready to decode."""
@@ -139,23 +141,17 @@ class Executor:
             program = by_label[label]
             self._call(program, jax.tree.unflatten(jax.tree.structure(program.inputs), leaves))
 
-    @property
-    def _last(self) -> Float[Array, "R D"]:
-        assert self.arrays.last is not None
-        return self.arrays.last
-
     def _run[Result](self, program: Program[Result], *inputs: Any) -> Result:
         if self.leader is not None:
             self.leader.send(program.label, [np.asarray(x) for x in jax.tree.leaves(inputs)])
         return self._call(program, inputs)
 
     def _call[Result](self, program: Program[Result], inputs: tuple[Any, ...]) -> Result:
-        arrays = (getattr(self.arrays, name) for name in program.reads)
-        outputs = (*self.compiled[program.label](*arrays, *self._place(inputs)), None)
-        for name, array in zip(program.replaces, outputs, strict=False):
-            setattr(self.arrays, name, array)
-        result: Result = outputs[len(program.replaces)]
-        return result
+        kept, donated = map(self.arrays.take, self._taken[program.label])
+        written, result = self.compiled[program.label](kept, donated, *self._place(inputs))
+        self.arrays.replace(written)
+        returned: Result = result
+        return returned
 
     def _place(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         if self.layout.mesh is None:

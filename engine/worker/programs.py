@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array
 
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from ..core.snapshot import SCALE_BYTES
@@ -22,6 +21,7 @@ from ..platform import Platform
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
 from ..sampling.state import zero_sampling_state, zero_token_memory
+from .device_arrays import ArrayName
 from .steps import (
     Graph,
     SlotState,
@@ -171,26 +171,6 @@ class ModelShapes(NamedTuple):
     specs: Params = None
     mesh: Mesh | None = None
     device: jax.Device | None = None
-
-
-type ArrayName = Literal["params", "pool", "hidden", "last"]
-
-
-@dataclass(slots=True)
-class DeviceArrays:
-    """Arrays that stay on the devices from one program to the next.
-
-    Attributes:
-      params: Parameters of the model.
-      pool: State pool, donated to each program that replaces it.
-      hidden: Activations of all tokens of the last prefill step.
-      last: Activations of each row's last token of the last prefill step, or of restored prompts.
-    """
-
-    params: Params
-    pool: StatePool
-    hidden: Array | None = None
-    last: Array | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

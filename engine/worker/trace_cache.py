@@ -10,10 +10,9 @@ import platform
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import export
 
 from ...kernels import native
@@ -24,8 +23,8 @@ from ..sampling.sampler import Sampled
 from .kept_file import keep_file
 from .served import DeviceLayout
 
-type Step = Callable[..., tuple[Any, ...]]
-"""A function of trees of arrays that returns a tuple of them."""
+type Step = Callable[..., tuple[list[Any], Any]]
+"""A function that returns a list of arrays, with None in the place of those that it does not change, and a result."""
 
 _PACKAGES: Final = ("flax", "jax", "jaxlib", "numpy")
 """Packages whose code runs while a program is traced."""
@@ -37,6 +36,20 @@ _DIGEST_BYTES: Final = 32
 
 for _result in (BlockStates, Logprobs, Sampled):
     export.register_namedtuple_serialization(_result, serialized_name=f"roost.{_result.__name__}")
+
+
+class TracedStep(NamedTuple):
+    """A step that was traced.
+
+    Attributes:
+      step: The step, as a function of the leaves of its arguments.
+      used: Indices of the leaves that decide on what it returns.
+      is_written: Whether there is an array in each place of the list that it returns.
+    """
+
+    step: Step
+    used: frozenset[int]
+    is_written: tuple[bool, ...]
 
 
 class TraceCache:
@@ -54,27 +67,32 @@ class TraceCache:
         self._folder = folder
         self._facts = (source_fingerprint(), _versions(), _flags(), numerics(), layout)
 
-    def traced(self, label: str, step: Step, arguments: tuple[Any, ...], donated: tuple[int, ...]) -> Step:
-        """Returns the step as a call of a traced program, which is read from the folder or traced and kept there.
+    def traced(self, label: str, step: Step, arguments: tuple[Any, ...]) -> TracedStep:
+        """Returns a traced step, which is read from the folder or traced and kept there.
 
         Args:
           label: Name of the program.
           step: Function to trace.
           arguments: Shapes of its arguments.
-          donated: Indices of the donated arguments, in whose place the step returns its first outputs.
         """
         leaves, tree = jax.tree.flatten(arguments)
-        path = self._folder / f"traced-{self._key(label, tree, leaves, donated)}"
+        path = self._folder / f"traced-{self._key(label, tree, leaves)}"
         exported = _read(path)
         if exported is None:
-            exported = _export(_flattened(step, tree, len(donated)), leaves)
+            exported = _export(step, tree, leaves)
             _write(path, exported)
-        return _unflattened(exported, donated)
+        return TracedStep(exported.call, frozenset(exported.module_kept_var_idx), is_written(exported.out_tree))
 
-    def _key(self, label: str, tree: Any, leaves: list[Any], donated: tuple[int, ...]) -> str:
+    def _key(self, label: str, tree: Any, leaves: list[Any]) -> str:
         shapes = [(leaf.shape, str(leaf.dtype)) for leaf in leaves]
-        facts = repr((self._facts, label, str(tree), shapes, donated))
+        facts = repr((self._facts, label, str(tree), shapes))
         return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def is_written(outputs: Any) -> tuple[bool, ...]:
+    """Returns whether a step writes each array of its list, from the structure of its outputs."""
+    written, _ = jax.tree.unflatten(outputs, [True] * outputs.num_leaves)
+    return tuple(each is not None for each in written)
 
 
 def open_trace_cache(folder: Path | None, layout: DeviceLayout) -> TraceCache | None:
@@ -108,38 +126,13 @@ def _flags() -> list[tuple[str, str]]:
     return [(name, repr(value)) for name, value in sorted(jax.config.values.items()) if "cache" not in name]
 
 
-def _flattened(step: Step, tree: Any, num_replaced: int) -> Step:
-    """Returns the step as a function of leaves, with the leaves of what it replaces as a list each."""
+def _export(step: Step, tree: Any, leaves: list[Any]) -> export.Exported:
+    def flat(*leaves: Any) -> tuple[list[Any], Any]:
+        return step(*jax.tree.unflatten(tree, leaves))
 
-    def flat(*leaves: Any) -> tuple[Any, ...]:
-        outputs = step(*jax.tree.unflatten(tree, leaves))
-        return *map(jax.tree.leaves, outputs[:num_replaced]), *outputs[num_replaced:]
-
-    return flat
-
-
-def _unflattened(exported: export.Exported, donated: tuple[int, ...]) -> Step:
-    """Returns the reverse of `_flattened`."""
-
-    def step(*arguments: Any) -> tuple[Any, ...]:
-        outputs = exported.call(*_read_leaves(exported, jax.tree.leaves(arguments)))
-        trees = (jax.tree.structure(arguments[index]) for index in donated)
-        replaced = (jax.tree.unflatten(tree, leaves) for tree, leaves in zip(trees, outputs, strict=False))
-        return *replaced, *outputs[len(donated) :]
-
-    return step
-
-
-def _read_leaves(exported: export.Exported, leaves: list[Any]) -> list[Any]:
-    """Returns the leaves with zeros in the place of those that the program does not read, which `jit` then drops."""
-    read, zeros = set(exported.module_kept_var_idx), cache(jnp.zeros)  # hundreds, of few shapes
-    return [leaf if index in read else zeros(leaf.shape, leaf.dtype) for index, leaf in enumerate(leaves)]
-
-
-def _export(step: Step, leaves: list[Any]) -> export.Exported:
     # JAX vouches for calls that it knows. The key holds what decides on ours.
     checks = [export.DisabledSafetyCheck.custom_call(name) for name in native.CALLS]
-    exported: export.Exported = export.export(jax.jit(step), disabled_checks=checks)(*leaves)
+    exported: export.Exported = export.export(jax.jit(flat), disabled_checks=checks)(*leaves)
     return exported
 
 

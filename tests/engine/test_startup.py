@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from cache_settings import restored
 from roost.engine.core.errors import ConfigError
 from roost.engine.startup import configure_jax
-from roost.engine.worker.compilation import compile_all
+from roost.engine.worker.compilation import compile_all, compile_lowered
 
 
 @pytest.fixture
@@ -32,7 +33,9 @@ def test_compiled_programs_are_kept(tmp_path: Path) -> None:
     twice = jax.jit(lambda x: 2 * x + jnp.float32(0.125))
     lower: dict[str, Any] = {"twice": lambda: twice.lower(jnp.zeros(3)), "again": lambda: twice.lower(jnp.zeros(5))}
     with ThreadPoolExecutor(1) as executor:
-        compiled = compile_all(lower, {}, executor, lambda done, total: reports.append((done, total)))
+        compiled = compile_all(
+            lower, partial(compile_lowered, options={}), executor, lambda done, total: reports.append((done, total))
+        )
     assert compiled["twice"].result()(jnp.ones(3)).tolist() == [2.125] * 3
     assert reports == [(1, 2), (2, 2)]
     assert any(folder.iterdir())

@@ -23,7 +23,7 @@ from roost.engine.model.griffin import abstract_model
 from roost.engine.model.sharding_rules import shard_params
 from roost.engine.platform import TPU
 from roost.engine.roofline import DEVICES
-from roost.engine.worker.compilation import lower
+from roost.engine.worker.lowering import lower
 from roost.engine.worker.programs import (
     DevicePrograms,
     ModelShapes,

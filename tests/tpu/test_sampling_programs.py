@@ -13,7 +13,7 @@ from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.platform import TPU
 from roost.engine.sampling.state import zero_token_memory
-from roost.engine.worker.compilation import lower
+from roost.engine.worker.lowering import lower
 from roost.engine.worker.programs import ModelShapes, device_programs, new_pool, step_shapes
 from roost.kernels.sampling import SamplingInputs
 from roost.kernels.sampling.pallas_tpu import sample_tpu

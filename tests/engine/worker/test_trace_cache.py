@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ from roost.engine import EngineConfig, ModelRunner, open_model
 from roost.engine.model.config import ModelConfig
 from roost.engine.platform import CPU, TPU
 from roost.engine.worker import trace_cache
-from roost.engine.worker.compilation import compile_lowered, lower
+from roost.engine.worker.compilation import compile_lowered
 from roost.engine.worker.loading import open_weights
+from roost.engine.worker.lowering import lower
 from roost.engine.worker.program_memory import program_memory
 from roost.engine.worker.served import Devices, device_layout, served_programs
 from roost.engine.worker.trace_cache import TraceCache, open_trace_cache
@@ -31,45 +32,41 @@ LAYOUT = device_layout(
 )
 
 
-class Pool(NamedTuple):
-    """A donated argument."""
-
-    values: Any
-    counts: Any
-
-
-ARGUMENTS = ({"w": jnp.arange(3.0)}, Pool(jnp.ones((2, 3)), jnp.zeros(2, jnp.int32)), jnp.float32(2))
+ARGUMENTS = ([jnp.arange(3.0), jnp.ones((2, 3)), jnp.zeros(2, jnp.int32), jnp.zeros(1)], jnp.float32(2))
 SHAPES = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), ARGUMENTS)
 
 
 class Step:
-    """A program that counts how often it is traced."""
+    """A program that counts how often it is traced; it neither reads nor writes the last array."""
 
     def __init__(self) -> None:
         self.traced = 0
 
-    def __call__(self, params: Any, pool: Pool, x: Any) -> tuple[Any, ...]:
+    def __call__(self, leaves: list[Any], x: Any) -> tuple[list[Any], Any]:
         self.traced += 1
-        return Pool(pool.values * params["w"] + x, pool.counts + 1), pool.values.sum()
+        weights, values, counts, _ = leaves
+        return [None, values * weights + x, counts + 1, None], values.sum()
 
     def run(self, cache: TraceCache, label: str = "step", shapes: Any = SHAPES) -> Any:
         arguments = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes) if shapes is not SHAPES else ARGUMENTS
-        return jax.jit(cache.traced(label, self, shapes, (1,)))(*arguments)
+        traced = cache.traced(label, self, shapes)
+        assert (traced.used, traced.is_written) == ({0, 1, 2, 4}, (False, True, True, False))
+        return jax.jit(traced.step)(*jax.tree.leaves(arguments))
 
 
 def test_a_later_start_traces_nothing(tmp_path: Path) -> None:
     first, later = Step(), Step()
-    pool, total = first.run(TraceCache(tmp_path, LAYOUT))
-    again, same = later.run(TraceCache(tmp_path, LAYOUT))
+    (_, values, *_), total = first.run(TraceCache(tmp_path, LAYOUT))
+    (weights, *written, last), same = later.run(TraceCache(tmp_path, LAYOUT))
     assert (first.traced, later.traced) == (1, 0)
-    assert isinstance(again, Pool)
-    assert (again.values.tolist(), again.counts.tolist(), float(same)) == ([[2, 3, 4]] * 2, [1, 1], 6)
-    assert (pool.values.tolist(), float(total)) == (again.values.tolist(), 6)
+    assert (*(x.tolist() for x in written), float(same)) == ([[2, 3, 4]] * 2, [1, 1], 6)
+    assert (values.tolist(), float(total)) == (written[0].tolist(), 6)
+    assert weights is last is None
 
 
 def _longer(shapes: Any) -> Any:
-    pool = shapes[1]._replace(values=jax.ShapeDtypeStruct((4, 3), DTYPE))
-    return shapes[0], pool, shapes[2]
+    leaves, x = shapes
+    return [leaves[0], jax.ShapeDtypeStruct((4, 3), DTYPE), *leaves[2:]], x
 
 
 @pytest.mark.parametrize(
@@ -77,7 +74,7 @@ def _longer(shapes: Any) -> Any:
     [
         {"label": "another"},
         {"shapes": _longer(SHAPES)},
-        {"shapes": ({"v": SHAPES[0]["w"], "w": SHAPES[0]["w"]}, *SHAPES[1:])},
+        {"shapes": (tuple(SHAPES[0]), SHAPES[1])},
     ],
 )
 def test_another_program_has_another_file(changed: dict[str, Any], tmp_path: Path) -> None:
@@ -181,12 +178,12 @@ def test_native_calls_are_kept(tmp_path: Path) -> None:
         jnp.asarray(random.uniform(size=32), jnp.float32),
     )
 
-    def step(x: Any, values: Any, scale: Any) -> tuple[Any, ...]:
-        return (native.int8_product(x, values, scale, None, DTYPE),)
+    def step(x: Any, values: Any, scale: Any) -> tuple[list[Any], Any]:
+        return [], native.int8_product(x, values, scale, None, DTYPE)
 
-    expected = jax.jit(step)(*arguments)[0]
+    _, expected = jax.jit(step)(*arguments)
     for _ in range(2):
-        (y,) = jax.jit(TraceCache(tmp_path, LAYOUT).traced("product", step, arguments, ()))(*arguments)
+        _, y = jax.jit(TraceCache(tmp_path, LAYOUT).traced("product", step, arguments).step)(*arguments)
         assert (y == expected).all()
 
 

@@ -1,0 +1,187 @@
+"""Lowering of device programs to functions of just the leaves that they use.
+
+A program's step takes and returns whole arrays, such as the state pool. A call of a compiled program costs the host
+time for every leaf, and on a CPU the threads that compute wait meanwhile. So a program is traced first, which shows
+the leaves that it reads and those that it returns as they were; compiled is a function of the others.
+"""
+
+import math
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.interpreters import partial_eval
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from ..core.config import MAX_PREFILL_ROWS
+from ..model.collectives import REPLICATED, SLOTS
+from ..model.sharding_rules import state_partition_specs
+from .device_arrays import ArrayName, Leaves, leaf_slices, leaf_structures, taken_leaves
+from .programs import ModelShapes, Program
+from .steps import StatePool
+from .trace_cache import Step, TraceCache, TracedStep, is_written
+
+
+def lower(program: Program[Any], model: ModelShapes, traces: TraceCache | None = None) -> Any:
+    """Traces a program, ready to be compiled.
+
+    What is compiled takes two `Leaves` of `DeviceArrays` and then the program's inputs: leaves that it only reads, and
+    donated ones, which it reads and replaces. It returns `Leaves` that it replaces, and the result or None.
+
+    Args:
+      program: Program to trace.
+      model: Model of the program.
+      traces: Traced programs of earlier starts, if they are kept; only on a single device.
+    """
+    leaves, inputs = _device_leaves(program, model), _placed(model, program.inputs, REPLICATED)
+    step = _step_on_leaves(program, model)
+    if traces is None:
+        traced = _trace(step, (leaves, *inputs))
+    else:
+        traced = traces.traced(program.label, step, (leaves, *inputs))
+    return _lower_used(traced, leaves, inputs)
+
+
+def _trace(step: Step, arguments: tuple[Any, ...]) -> TracedStep:
+    jitted = jax.jit(step)
+    traced = jitted.trace(*arguments)
+    jaxpr, tree = traced.jaxpr.jaxpr, jax.tree.structure(arguments)
+    _, is_read = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+
+    def call(*leaves: Any) -> tuple[list[Any], Any]:
+        outputs: tuple[list[Any], Any] = jitted(*jax.tree.unflatten(tree, leaves))  # JAX does not trace it again
+        return outputs
+
+    used = frozenset(place for place, read in enumerate(is_read) if read)
+    return TracedStep(call, used, is_written(jax.tree.structure(traced.out_info)))
+
+
+def _lower_used(traced: TracedStep, leaves: list[Any], inputs: tuple[Any, ...]) -> Any:
+    """Lowers a traced step as a function of the leaves that it uses."""
+    present = [index for index, leaf in enumerate(leaves) if leaf is not None]
+    read = [index for place, index in enumerate(present) if place in traced.used]
+    written = tuple(index for index, written in enumerate(traced.is_written) if written)
+    kept = tuple(index for index in read if index not in written)
+    donated = tuple(index for index in read if index in written)
+    flat = jax.tree.leaves((leaves, inputs))
+
+    def run(kept: Leaves, donated: Leaves, *inputs: Any) -> tuple[Leaves, Any]:
+        zeros = cache(jnp.zeros)  # hundreds in the place of unused leaves, of few shapes; `jit` drops them
+        taken = dict(zip((*kept.indices, *donated.indices), (*kept.arrays, *donated.arrays), strict=True))
+        given = (*map(taken.get, present), *jax.tree.leaves(inputs))
+        arguments = (
+            x if place in traced.used else zeros(shape.shape, shape.dtype)
+            for place, (x, shape) in enumerate(zip(given, flat, strict=True))
+        )
+        replaced, result = traced.step(*arguments)
+        return Leaves(tuple(replaced[index] for index in written), written), result
+
+    shapes = (Leaves(tuple(leaves[index] for index in indices), indices) for indices in (kept, donated))
+    return jax.jit(run, donate_argnums=1).lower(*shapes, *inputs)
+
+
+def _step_on_leaves(program: Program[Any], model: ModelShapes) -> Step:
+    """Returns the program's step as a function of the leaves of `DeviceArrays` and the inputs.
+
+    It takes None in the place of a leaf that the program does not take. It returns a list of all leaves, with None in
+    the place of those that stay as they are, and the result or None.
+    """
+    slices, structures = leaf_slices(model.params, model.pool), leaf_structures(model.params, model.pool)
+
+    def step(leaves: list[Any], *inputs: Any) -> tuple[list[Any], Any]:
+        arrays = (jax.tree.unflatten(structures[name], leaves[slices[name]]) for name in program.reads)
+        outputs = program.step(*arrays, *inputs)
+        if len(program.replaces) + program.has_result == 1:
+            outputs = (outputs,)
+        new = list(leaves)
+        for name, array in zip(program.replaces, outputs, strict=False):
+            new[slices[name]] = jax.tree.leaves(array)
+        changed = [after if after is not before else None for before, after in zip(leaves, new, strict=True)]
+        return changed, outputs[-1] if program.has_result else None
+
+    if model.mesh is None:
+        return step
+    specs = _leaf_specs(model)
+    takes, gives = (specs, *(REPLICATED for _ in program.inputs)), (specs, REPLICATED)
+    sharded: Step = jax.shard_map(step, mesh=model.mesh, in_specs=takes, out_specs=gives, check_vma=False)
+    return sharded
+
+
+def _device_leaves(program: Program[Any], model: ModelShapes) -> list[Any]:
+    """Returns the shapes of the leaves of `DeviceArrays`, with None in the place of arrays that the program leaves."""
+    slices = leaf_slices(model.params, model.pool)
+    leaves: list[Any] = [None] * slices["last"].stop
+    for name in program.reads:
+        shapes = _placed(model, _shape(name, program, model), _spec(name, model))
+        leaves[slices[name]] = jax.tree.leaves(shapes)
+    return leaves
+
+
+def _leaf_specs(model: ModelShapes) -> list[PartitionSpec]:
+    """Returns the partition spec of each leaf of `DeviceArrays`."""
+    stay = _placed(model, (model.params, model.pool), (_spec("params", model), _spec("pool", model)))
+    return [*(leaf.sharding.spec for leaf in jax.tree.leaves(stay)), _spec("hidden", model), _spec("last", model)]
+
+
+def idle_bytes(lowered: Any, model: ModelShapes) -> int:
+    """Returns the bytes of parameters and state pool on each device that a program of `lower` does not take."""
+    taken = {index for indices in taken_leaves(lowered) for index in indices}
+    stay = _placed(model, (model.params, model.pool), (_spec("params", model), _spec("pool", model)))
+    return sum(_device_bytes(leaf) for index, leaf in enumerate(jax.tree.leaves(stay)) if index not in taken)
+
+
+def _device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    shape: tuple[int, ...] = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+    itemsize: int = leaf.dtype.itemsize
+    return math.prod(shape) * itemsize
+
+
+def _placed[Tree](model: ModelShapes, tree: Tree, spec: Any) -> Tree:
+    """Returns shapes of arrays on the model's devices; see `shard_shapes`."""
+    if model.mesh is not None:
+        sharded: Tree = shard_shapes(model.mesh, spec, tree)
+        return sharded
+    if model.device is None:
+        return tree
+    place = SingleDeviceSharding(model.device)
+    placed: Tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+    return placed
+
+
+def shard_shapes(mesh: Mesh, spec: Any, tree: Any) -> Any:
+    """Returns shapes of arrays that are sharded over a mesh.
+
+    Args:
+      mesh: Devices.
+      spec: Partition specs, as a prefix of the tree.
+      tree: Arrays or their shapes.
+    """
+    return jax.tree.map(
+        lambda spec, part: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)), part
+        ),
+        spec,
+        tree,
+        is_leaf=lambda node: isinstance(node, PartitionSpec),
+    )
+
+
+def pool_partition_specs(pool: StatePool) -> StatePool:
+    """Returns the partition specs of the state pool."""
+    return StatePool(pool.states.map(state_partition_specs), SLOTS)  # type: ignore[arg-type]
+
+
+def _spec(name: ArrayName, model: ModelShapes) -> Any:
+    if name == "params":
+        return model.specs
+    return {"pool": pool_partition_specs(model.pool), "hidden": SLOTS}.get(name, REPLICATED)
+
+
+def _shape(name: ArrayName, program: Program[Any], model: ModelShapes) -> Any:
+    shapes = {"params": model.params, "pool": model.pool}
+    if name in shapes:
+        return shapes[name]
+    width, data = model.config.width, model.shards.data
+    shape = (data * MAX_PREFILL_ROWS, width) if name == "last" else (*jax.tree.leaves(program.inputs)[0].shape, width)
+    return jax.ShapeDtypeStruct(shape, model.dtype)

@@ -1,0 +1,131 @@
+"""Compiled programs take and return the leaves that they use, and no others."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from roost.engine.core.config import EngineConfig
+from roost.engine.model.config import ModelConfig
+from roost.engine.model.griffin import abstract_model
+from roost.engine.platform import CPU, PORTABLE, Platform
+from roost.engine.worker import compilation
+from roost.engine.worker.device_arrays import DeviceArrays, Leaves, leaf_slices, taken_leaves
+from roost.engine.worker.lowering import idle_bytes, lower
+from roost.engine.worker.program_memory import OutOfMemoryError
+from roost.engine.worker.programs import DevicePrograms, ModelShapes, Program, device_programs, new_pool
+from roost.engine.worker.served import Devices, ServedPrograms, device_layout
+from roost.engine.worker.steps import StatePool
+
+CONFIG = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention") * 3)
+DTYPE = jnp.dtype("float32")
+
+
+def served_on(platform: Platform) -> ServedPrograms:
+    """Returns the programs of eight slots, which are two groups on a CPU."""
+    graph, params = abstract_model(CONFIG, DTYPE, platform)
+    pool = jax.eval_shape(lambda: new_pool(CONFIG, 8, DTYPE, platform))
+    model = ModelShapes(CONFIG, graph, params, pool, DTYPE)
+    layout = device_layout(CONFIG, EngineConfig(prefill_chunk=64), DTYPE, Devices(platform), 8)
+    return ServedPrograms(layout, model, device_programs(model, layout.step_shapes, reads_slots=True))
+
+
+@pytest.fixture(scope="module")
+def served() -> ServedPrograms:
+    return served_on(CPU)
+
+
+def names(tree: Any) -> list[str]:
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+type Taken = tuple[set[str], set[str]]
+
+
+def taken(served: ServedPrograms, program: Program[Any]) -> Taken:
+    """Returns the names of the leaves that a program reads only, and of those that it replaces."""
+    every = [*names({"params": served.model.params, "pool": served.model.pool}), "hidden", "last"]
+    kept, donated = taken_leaves(lower(program, served.model))
+    return {every[index] for index in kept}, {every[index] for index in donated}
+
+
+def stays(served: ServedPrograms) -> set[str]:
+    return set(names({"params": served.model.params, "pool": served.model.pool}))
+
+
+@pytest.mark.parametrize("platform", [CPU, PORTABLE], ids=["groups", "one array"])
+def test_a_step_of_all_slots_takes_all_parameters_and_the_whole_pool(platform: Platform) -> None:
+    """From its arguments follows the memory of everything that stays on a device; see `fitting.demands`."""
+    served = served_on(platform)
+    kept, donated = taken(served, served.programs.decode[8])
+    assert kept | donated == stays(served)
+    assert all(name.startswith("['pool']") for name in donated)
+    assert not any("sampling" in name or "allowed" in name for name in donated), "they stay as they are"
+
+
+def test_a_step_of_the_first_slots_leaves_the_other_groups_alone(served: ServedPrograms) -> None:
+    kept, donated = taken(served, served.programs.decode[4])
+    second = {name for name in stays(served) if "groups[1]" in name}
+    assert second
+    assert kept | donated == stays(served) - second
+
+
+def test_a_slice_takes_its_layers_parameters_and_states(served: ServedPrograms) -> None:
+    first, second = (taken(served, program) for program in next(iter(served.programs.prefill.values())))
+    assert not any(".slots" in name for kept, donated in (first, second) for name in kept | donated)
+    assert not {name for name in first[0] & second[0] if "embedding" not in name}
+    assert first[1] | second[1] == {name for name in stays(served) if ".states" in name} | {"hidden"}
+    assert "hidden" in second[1] - first[1]
+
+
+PARTS: dict[str, tuple[Callable[[DevicePrograms], Any], str]] = {
+    "copy": (lambda programs: programs.copy_slot, "['pool']"),
+    "mask": (lambda programs: programs.set_mask, "['pool'].slots.memory.allowed"),
+    "restore": (lambda programs: programs.restore, "['pool'].states"),
+}
+
+
+@pytest.mark.parametrize("label", PARTS)
+def test_a_copy_takes_what_it_replaces(served: ServedPrograms, label: str) -> None:
+    program, part = PARTS[label]
+    expected = {name for name in stays(served) if name.startswith(part)}
+    assert taken(served, program(served.programs)) == (set(), expected)
+
+
+def test_a_program_that_reads_replaces_nothing(served: ServedPrograms) -> None:
+    assert served.programs.read_slot is not None
+    kept, donated = taken(served, served.programs.read_slot)
+    assert kept == {name for name in stays(served) if ".states" in name}
+    assert not donated
+
+
+def size(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def test_a_refused_program_needs_memory_for_what_it_does_not_take(
+    served: ServedPrograms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(lowered: Any, options: Any) -> None:
+        raise OutOfMemoryError(1000, 10)
+
+    lowered = lower(served.programs.copy_slot, served.model)
+    assert idle_bytes(lowered, served.model) == size(served.model.params)
+    monkeypatch.setattr(compilation, "compile_lowered", refuse)
+    with pytest.raises(OutOfMemoryError) as raised:
+        compilation._compile_beside_all(served, lowered)
+    assert raised.value.used_bytes == 1000 + size(served.model.params)
+
+
+def test_arrays_are_taken_and_replaced_leaf_by_leaf() -> None:
+    pool = StatePool(jnp.zeros(1), jnp.ones(2))  # type: ignore[arg-type]
+    arrays = DeviceArrays({"a": jnp.zeros(3), "b": jnp.zeros(4)}, pool)
+    slices = leaf_slices(arrays.params, pool)
+    assert slices == {"params": slice(0, 2), "pool": slice(2, 4), "hidden": slice(4, 5), "last": slice(5, 6)}
+    assert [x.size for x in arrays.take((3, 1)).arrays] == [2, 4]
+    arrays.replace(Leaves((jnp.full(1, 7), jnp.full(5, 8)), (2, 5)))
+    assert (arrays.pool.states.tolist(), arrays.last.tolist()) == ([7], [8] * 5)  # type: ignore[attr-defined]
+    arrays.pool = StatePool(jnp.full(1, 9), arrays.pool.slots)  # type: ignore[arg-type]
+    arrays.params = {"a": jnp.ones(3), "b": jnp.ones(4)}
+    assert [x.tolist() for x in arrays.take((2, 0)).arrays] == [[9], [1, 1, 1]]
