@@ -51,7 +51,7 @@ from roost.engine.worker.compilation import compile_lowered
 from roost.engine.worker.fitting import estimated_slots, memory_of_served
 from roost.engine.worker.gpu_cards import CARDS, open_card, tracing_for
 from roost.engine.worker.loading import open_weights
-from roost.engine.worker.lowering import lower
+from roost.engine.worker.lowering import idle_bytes, lower
 from roost.engine.worker.program_memory import ProgramMemory, program_memory
 from roost.engine.worker.programs import PrefillShape, Program
 from roost.engine.worker.served import ServedPrograms, served_programs
@@ -186,12 +186,14 @@ def measured(served: ServedPrograms, name: str, options: argparse.Namespace, lim
     with tempfile.TemporaryDirectory() as folder:
         dumps = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_emitter_re": "^ptx$"}
         settings = dict(served.layout.platform.compile_options) | dumps
-        compiled = compile_lowered(lower(program, served.model), settings)
+        lowered = lower(program, served.model)
+        compiled = compile_lowered(lowered, settings)
         (dump,) = Path(folder).glob("*thunk_sequence_after_thunk_passes.txt")
         thunks = parse_thunks(dump.read_text())
         kernels = kernel_resources(KERNELS, thunks, Path(folder), CARDS[options.card])
     text, memory = compiled.as_text(), program_memory(compiled)
     assert isinstance(memory, ProgramMemory)
+    memory_bytes = memory.hbm_bytes + idle_bytes(lowered, served.model)
     times = roofline_seconds(served.model.config, DEVICES[options.card], options.quantize, rows, tokens)
     launches = count_launches(thunks)
     return Row(
@@ -211,8 +213,8 @@ def measured(served: ServedPrograms, name: str, options: argparse.Namespace, lim
         full_sorts=count_sorts(text, served.model.config.vocab_size),
         int8_products=len(INT8_PRODUCT.findall(text)),
         temp_bytes=memory.temp_bytes,
-        memory_bytes=memory.hbm_bytes,
-        fits=memory.hbm_bytes <= limit_bytes,
+        memory_bytes=memory_bytes,
+        fits=memory_bytes <= limit_bytes,
         memory_seconds=times[0],
         tensor_seconds=times[1],
         launch_seconds=launches * LAUNCH_SECONDS,
