@@ -253,14 +253,20 @@ async def test_engine_is_not_ready_before_it_is_built() -> None:
 
 
 class StuckRunner(FakeRunner):
-    """Returns from its third batch only when the gate is open."""
+    """Returns from its third batch only when the gate is open.
+
+    Attributes:
+      is_stuck: Set when it waits for the gate.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.gate = threading.Event()
+        self.is_stuck = threading.Event()
 
     def run(self, batch: Batch) -> FakePending:
         if len(self.batches) == 2:
+            self.is_stuck.set()
             self.gate.wait()
         return super().run(batch)
 
@@ -270,7 +276,7 @@ async def test_engine_with_a_stuck_step_can_fail() -> None:
     async with running(runner) as engine:
         assert engine.check() is None
         reader = asyncio.create_task(collect(engine, Request("a", (1,), SamplingParams(max_tokens=None))))
-        await until(lambda: len(runner.batches) == 2 and engine.check() is not None)
+        await until(runner.is_stuck.is_set)
         step = engine.check()
         await asyncio.sleep(0.05)
         assert engine.check() == step
@@ -298,7 +304,7 @@ async def test_lost_host_ends_the_engine_in_a_step() -> None:
     engine.start()
     await engine.wait_ready()
     reader = asyncio.create_task(collect(engine, Request("a", (1,), SamplingParams(max_tokens=None))))
-    await until(lambda: len(runner.batches) == 2 and engine.check() is not None)
+    await until(runner.is_stuck.is_set)
     assert engine.error is None
     hosts.failure = EngineDeadError("a host has been lost")
     engine.check()
@@ -313,7 +319,7 @@ async def test_stop_does_not_wait_for_a_stuck_step() -> None:
     runner = StuckRunner()
     async with running(runner) as engine:
         reader = asyncio.create_task(collect(engine, Request("a", (1,), SamplingParams(max_tokens=None))))
-        await until(lambda: len(runner.batches) == 2 and engine.check() is not None)
+        await until(runner.is_stuck.is_set)
         await engine.stop(0.05)
         with pytest.raises(EngineDeadError, match="stopped"):
             await reader
