@@ -45,8 +45,7 @@ from .worker.compilation import (
     CompiledPrograms,
     compile_served,
 )
-from .worker.device_arrays import DeviceArrays
-from .worker.executor import Executor
+from .worker.executor import DeviceArrays, Executor
 from .worker.fitting import Attempt, estimated_slots, fit_slots, memory_of_served
 from .worker.known_slots import read_slots, slots_key, write_slots
 from .worker.loading import OpenWeights, open_weights

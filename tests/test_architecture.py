@@ -118,7 +118,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "engine/sampling/state.py",
             "engine/sampling/truncation.py",
             "engine/worker/steps.py",
-            "engine/worker/device_arrays.py",
+            "engine/worker/leaves.py",
             "engine/worker/programs.py",
             "engine/worker/lowering.py",
             "engine/worker/compilation.py",

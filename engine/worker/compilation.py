@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 import jax
 import jax.monitoring
 
-from .device_arrays import Leaves
 from .fitting import demands
+from .leaves import Leaves
 from .lowering import idle_bytes, lower
 from .program_memory import (
     KernelRefusedError,

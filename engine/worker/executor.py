@@ -17,14 +17,15 @@ from ..core.arrays import HostArray
 from ..core.output_constraint import TokenMask
 from ..distributed.hosts import Leader
 from ..model.collectives import REPLICATED
+from ..model.griffin import Params
 from ..model.state import BlockStates, RowArrays
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
 from .compilation import CompileCounter, CompiledProgram
-from .device_arrays import DeviceArrays, taken_leaves
+from .leaves import ArrayName, Leaves, leaf_slices, leaf_structures, taken_leaves
 from .programs import DevicePrograms, PrefillShape, Program
 from .served import DeviceLayout
-from .steps import FirstTokenInput, PrefillInput, ReplayInput
+from .steps import FirstTokenInput, PrefillInput, ReplayInput, StatePool
 
 
 class PrefillResult(NamedTuple):
@@ -37,6 +38,65 @@ class PrefillResult(NamedTuple):
 
     last: Float[Array, "R D"]
     block_states: BlockStates
+
+
+class DeviceArrays:
+    """Arrays that stay on the devices from one program to the next.
+
+    Beside parameters and state pool these are `hidden`, the activations of all tokens of the last prefill step, and
+    `last`, those of each row's last token of the last prefill step, or of restored prompts.
+
+    Args:
+      params: Parameters of the model.
+      pool: State pool.
+    """
+
+    def __init__(self, params: Params, pool: StatePool) -> None:
+        self._structures = leaf_structures(params, pool)
+        self._slices = leaf_slices(params, pool)
+        self._leaves: list[Array | None] = [*jax.tree.leaves((params, pool)), None, None]
+
+    def take(self, indices: tuple[int, ...]) -> Leaves:
+        """Returns the leaves with these indices."""
+        leaves = self._leaves
+        return Leaves(tuple([leaves[index] for index in indices]), indices)
+
+    def replace(self, written: Leaves) -> None:
+        """Replaces leaves by those that a program returned."""
+        leaves = self._leaves
+        for index, array in zip(written.indices, written.arrays, strict=True):
+            leaves[index] = array
+
+    @property
+    def params(self) -> Params:
+        """Parameters of the model."""
+        return self._tree("params")
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        self._set_tree("params", params)
+
+    @property
+    def pool(self) -> StatePool:
+        """State pool; a program that replaces a leaf of it takes the old one's memory."""
+        pool: StatePool = self._tree("pool")
+        return pool
+
+    @pool.setter
+    def pool(self, pool: StatePool) -> None:
+        self._set_tree("pool", pool)
+
+    @property
+    def last(self) -> Array:
+        """Activations of each row's last token."""
+        last: Array = self._tree("last")
+        return last
+
+    def _tree(self, name: ArrayName) -> Any:
+        return jax.tree.unflatten(self._structures[name], self._leaves[self._slices[name]])
+
+    def _set_tree(self, name: ArrayName, tree: Any) -> None:
+        self._leaves[self._slices[name]] = self._structures[name].flatten_up_to(tree)
 
 
 class Executor:

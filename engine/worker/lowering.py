@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from ..core.config import MAX_PREFILL_ROWS
 from ..model.collectives import REPLICATED, SLOTS
 from ..model.sharding_rules import state_partition_specs
-from .device_arrays import ArrayName, Leaves, leaf_slices, leaf_structures, taken_leaves
+from .leaves import ArrayName, Leaves, leaf_slices, leaf_structures, taken_leaves
 from .programs import ModelShapes, Program
 from .steps import StatePool
 from .trace_cache import Step, TraceCache, TracedStep, is_written

@@ -21,7 +21,7 @@ from ..platform import Platform
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
 from ..sampling.state import zero_sampling_state, zero_token_memory
-from .device_arrays import ArrayName
+from .leaves import ArrayName
 from .steps import (
     Graph,
     SlotState,

@@ -11,7 +11,8 @@ from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import abstract_model
 from roost.engine.platform import CPU, PORTABLE, Platform
 from roost.engine.worker import compilation
-from roost.engine.worker.device_arrays import DeviceArrays, Leaves, leaf_slices, taken_leaves
+from roost.engine.worker.executor import DeviceArrays
+from roost.engine.worker.leaves import Leaves, leaf_slices, taken_leaves
 from roost.engine.worker.lowering import idle_bytes, lower
 from roost.engine.worker.program_memory import OutOfMemoryError
 from roost.engine.worker.programs import DevicePrograms, ModelShapes, Program, device_programs, new_pool
