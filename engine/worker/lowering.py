@@ -20,7 +20,7 @@ from ..model.sharding_rules import state_partition_specs
 from .leaves import ArrayName, Leaves, leaf_slices, leaf_structures, taken_leaves
 from .programs import ModelShapes, Program
 from .steps import StatePool
-from .trace_cache import Step, TraceCache, TracedStep, is_written
+from .trace_cache import Step, TraceCache, TracedStep, is_written, on_leaves
 
 
 def lower(program: Program[Any], model: ModelShapes, traces: TraceCache | None = None) -> Any:
@@ -48,11 +48,7 @@ def _trace(step: Step, arguments: tuple[Any, ...]) -> TracedStep:
     traced = jitted.trace(*arguments)
     jaxpr, tree = traced.jaxpr.jaxpr, jax.tree.structure(arguments)
     _, is_read = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-
-    def call(*leaves: Any) -> tuple[list[Any], Any]:
-        outputs: tuple[list[Any], Any] = jitted(*jax.tree.unflatten(tree, leaves))  # JAX does not trace it again
-        return outputs
-
+    call = on_leaves(jitted, tree)  # which JAX does not trace again
     used = frozenset(place for place, read in enumerate(is_read) if read)
     return TracedStep(call, used, is_written(jax.tree.structure(traced.out_info)))
 
@@ -120,15 +116,20 @@ def _device_leaves(program: Program[Any], model: ModelShapes) -> list[Any]:
 
 def _leaf_specs(model: ModelShapes) -> list[PartitionSpec]:
     """Returns the partition spec of each leaf of `DeviceArrays`."""
-    stay = _placed(model, (model.params, model.pool), (_spec("params", model), _spec("pool", model)))
-    return [*(leaf.sharding.spec for leaf in jax.tree.leaves(stay)), _spec("hidden", model), _spec("last", model)]
+    return [*(leaf.sharding.spec for leaf in _resident_leaves(model)), _spec("hidden", model), _spec("last", model)]
+
+
+def _resident_leaves(model: ModelShapes) -> list[jax.ShapeDtypeStruct]:
+    """Returns the shapes of the leaves of the parameters and the state pool."""
+    specs = _spec("params", model), _spec("pool", model)
+    leaves: list[jax.ShapeDtypeStruct] = jax.tree.leaves(_placed(model, (model.params, model.pool), specs))
+    return leaves
 
 
 def idle_bytes(lowered: Any, model: ModelShapes) -> int:
     """Returns the bytes of parameters and state pool on each device that a program of `lower` does not take."""
     taken = {index for indices in taken_leaves(lowered) for index in indices}
-    stay = _placed(model, (model.params, model.pool), (_spec("params", model), _spec("pool", model)))
-    return sum(_device_bytes(leaf) for index, leaf in enumerate(jax.tree.leaves(stay)) if index not in taken)
+    return sum(_device_bytes(leaf) for index, leaf in enumerate(_resident_leaves(model)) if index not in taken)
 
 
 def _device_bytes(leaf: jax.ShapeDtypeStruct) -> int:

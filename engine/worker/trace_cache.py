@@ -126,13 +126,19 @@ def _flags() -> list[tuple[str, str]]:
     return [(name, repr(value)) for name, value in sorted(jax.config.values.items()) if "cache" not in name]
 
 
-def _export(step: Step, tree: Any, leaves: list[Any]) -> export.Exported:
+def on_leaves(step: Step, tree: Any) -> Step:
+    """Returns the step as a function of the leaves of its arguments, given their structure."""
+
     def flat(*leaves: Any) -> tuple[list[Any], Any]:
         return step(*jax.tree.unflatten(tree, leaves))
 
+    return flat
+
+
+def _export(step: Step, tree: Any, leaves: list[Any]) -> export.Exported:
     # JAX vouches for calls that it knows. The key holds what decides on ours.
     checks = [export.DisabledSafetyCheck.custom_call(name) for name in native.CALLS]
-    exported: export.Exported = export.export(jax.jit(flat), disabled_checks=checks)(*leaves)
+    exported: export.Exported = export.export(jax.jit(on_leaves(step, tree)), disabled_checks=checks)(*leaves)
     return exported
 
 

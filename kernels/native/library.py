@@ -9,6 +9,7 @@ from typing import Final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 CALLS: Final = (
@@ -108,7 +109,7 @@ def in_pairs(products: Products | None) -> bool:
     return (products or chosen_products()) is Products.PAIRS
 
 
-def call(name: str, shape: tuple[int, ...], dtype: jnp.dtype, *inputs: Array, **attributes: bool) -> Array:
+def call(name: str, shape: tuple[int, ...], dtype: jnp.dtype, *inputs: Array, **attributes: bool | np.float32) -> Array:
     """Returns the array of this shape and dtype that a custom call computes from its inputs."""
     result: Array = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(shape, dtype))(*inputs, **attributes)
     return result
