@@ -45,11 +45,13 @@ class _Write:
       work: What is to be done.
       give_up_at: Time, on the event loop's clock, until which it is repeated while the database is away.
       done: Result.
+      error: Why the first attempt failed, which is what a client is told. Later ones may have too little time left.
     """
 
     work: Work[Any]
     give_up_at: float
     done: asyncio.Future[Any]
+    error: StoreUnavailableError | None = None
 
 
 class GroupCommit:
@@ -116,8 +118,9 @@ class GroupCommit:
     def _retry(self, batch: Sequence[_Write], error: StoreUnavailableError, now: float) -> None:
         self._waiting.extendleft(write for write in reversed(batch) if write.give_up_at > now)
         for write in batch:
+            write.error = write.error or error
             if write.give_up_at <= now:
-                _finish(write, error)
+                _finish(write, write.error)
 
     async def _isolate(self, batch: Sequence[_Write], error: Exception) -> None:
         if len(batch) == 1:

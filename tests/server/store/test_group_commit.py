@@ -135,6 +135,24 @@ async def test_a_full_database_says_so(tmp_path: Path) -> None:
     database.close()
 
 
+async def test_a_full_database_that_becomes_slow_says_that_it_is_full(tmp_path: Path) -> None:
+    """The last attempt has what is left of the write's time, which is too little on a busy machine."""
+    database = opened(f"sqlite://{tmp_path / 'store.db'}")
+    attempts: list[None] = []
+
+    def limited(transaction: Transaction) -> None:
+        attempts.append(None)
+        if len(attempts) > 1:
+            time.sleep(0.5)
+        transaction.execute("PRAGMA max_page_count = 40")
+        response_table.put(transaction, ResponseRecord("", "big", bytes(2**20), b"", b""))
+
+    with pytest.raises(StoreFullError, match="full"):
+        await GroupCommit(database).write(limited, 0.4)
+    assert len(attempts) == 2
+    database.close()
+
+
 async def test_a_folder_that_is_missing_says_so(tmp_path: Path) -> None:
     database = Database(Sqlite(str(tmp_path / "missing" / "store.db")))
     with pytest.raises(StoreUnavailableError, match="unable to open"):

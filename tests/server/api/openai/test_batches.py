@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -228,14 +228,24 @@ class SmallDisk(Sqlite):
         return Limited()
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> SmallDisk:
+    return SmallDisk(str(tmp_path / "store.db"))
+
+
+@pytest.fixture
+def database(disk: SmallDisk) -> Iterator[Database]:
+    database = Database(disk)
+    database.run_now(lambda each: schema.upgrade(each, disk), writes=True)
+    yield database
+    database.close()
+
+
 async def test_a_full_disk_stops_uploads_and_lets_batches_wait(
-    engine: FakeEngine, model: ServedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: FakeEngine, model: ServedModel, disk: SmallDisk, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing half-written is served, and a batch goes on when there is room again."""
     monkeypatch.setattr("roost.server.generation.batches._REPLY_S", 1.5)
-    disk = SmallDisk(str(tmp_path / "store.db"))
-    database = Database(disk)
-    database.run_now(lambda each: schema.upgrade(each, disk), writes=True)
     service = replace(make_service(engine, model), batches=BatchStore(database, 1000.0))
     transport = httpx.ASGITransport(create_app(service))
     async with (
@@ -260,7 +270,6 @@ async def test_a_full_disk_stops_uploads_and_lets_batches_wait(
         "completed",
         [f"line {number}" for number in range(30)],
     )
-    database.close()
 
 
 async def test_a_busy_replica_claims_nothing(api: openai.AsyncOpenAI, service: Service, engine: FakeEngine) -> None:
