@@ -12,9 +12,9 @@ from starlette.types import ASGIApp
 
 from .api.anthropic import messages
 from .api.anthropic.response_schemas import MessageEvent
+from .api.common.field_check import FieldCheck
 from .api.common.openapi import ERRORS, with_events
 from .api.common.routes import HeadAndOptions
-from .api.common.schema_base import FieldCheck
 from .api.native import abort, debug, generate, health, page, render, states, tokenize
 from .api.native.chat_page import FILES
 from .api.native.response_schemas import TokensChunk

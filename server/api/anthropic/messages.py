@@ -10,11 +10,11 @@ from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...request_warnings import warn_all
 from ...text.chat_template import Ending
+from ..common.field_check import check_body
 from ..common.openapi import ANTHROPIC_ERRORS, streamable
 from ..common.response_parts import PINGED_EVENTS
 from ..common.routes import AnyService, JsonRoute, ReadyService
 from ..common.sampling_fields import sampling_params
-from ..common.schema_base import check_body
 from ..common.streaming import respond
 from .message_builder import MessageBuilder
 from .response_schemas import MessageEvent, MessageObject, TokenCount

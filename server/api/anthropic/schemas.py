@@ -1,4 +1,4 @@
-"""Schemas of Anthropic's `/v1/messages`. Fields that no schema names are checked by `schema_base.check_body`."""
+"""Schemas of Anthropic's `/v1/messages`. Fields that no schema names are checked by `field_check.check_body`."""
 
 import json
 from collections.abc import Iterator
@@ -7,7 +7,17 @@ from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from ...generation.conversation import ConversationMessage, FunctionCall, FunctionTool, ToolOptions
-from ..common.field_rules import MESSAGES_RULES, FieldRules
+from ..common.field_rules import (
+    CALL_RULES,
+    COUNT_TOKENS_RULES,
+    LEFT_OUT,
+    MESSAGES_RULES,
+    OUTPUT_OPTIONS_RULES,
+    PART_RULES,
+    RESULT_RULES,
+    TOOL_RULES,
+    FieldRules,
+)
 from ..common.sampling_fields import SamplingFields, with_numbers
 from ..common.schema_base import TEXT_OR_LIST, Body, CacheSalt, Fields, Several, Text
 from ..openai.schemas import StopStringList
@@ -16,6 +26,8 @@ from ..openai.tool_schemas import MAX_TOOLS, FunctionName, OtherTool
 
 class TextBlock(Fields):
     """A text. `cache_control` and `citations` are ignored."""
+
+    field_rules: ClassVar[FieldRules] = PART_RULES
 
     type: Literal["text"]
     """Kind of block."""
@@ -29,6 +41,8 @@ Content = Annotated[Text | Annotated[Several[TextBlock], Tag("<list>")], TEXT_OR
 
 class ToolUseBlock(Fields):
     """A call that an assistant's message made."""
+
+    field_rules: ClassVar[FieldRules] = CALL_RULES
 
     type: Literal["tool_use"]
     """Kind of block."""
@@ -50,6 +64,8 @@ class ToolUseBlock(Fields):
 class ToolResultBlock(Fields):
     """The result of a call. `is_error` is ignored, as the content says what went wrong."""
 
+    field_rules: ClassVar[FieldRules] = RESULT_RULES
+
     type: Literal["tool_result"]
     """Kind of block."""
 
@@ -66,6 +82,8 @@ class ToolResultBlock(Fields):
 
 class OtherBlock(Fields):
     """A block that is left out: how a model thought, or what another server's tools did."""
+
+    field_rules: ClassVar[FieldRules] = LEFT_OUT
 
     type: Literal[
         "bash_code_execution_tool_result",
@@ -130,6 +148,8 @@ class AnthropicMessage(Fields):
 class AnthropicTool(Fields):
     """A function."""
 
+    field_rules: ClassVar[FieldRules] = TOOL_RULES
+
     type: Literal["custom"] = "custom"
     """Kind of tool."""
 
@@ -181,6 +201,8 @@ class OutputFormat(Fields):
 class OutputConfig(Fields):
     """Constraint on the output. `effort` is ignored."""
 
+    field_rules: ClassVar[FieldRules] = OUTPUT_OPTIONS_RULES
+
     format: OutputFormat | None = None
     """Format of the text; any text by default."""
 
@@ -218,7 +240,7 @@ class AnthropicToolChoice(Fields):
 class CountTokensBody(Body):
     """Body of `POST /v1/messages/count_tokens`."""
 
-    field_rules: ClassVar[FieldRules] = MESSAGES_RULES
+    field_rules: ClassVar[FieldRules] = COUNT_TOKENS_RULES
 
     messages: Annotated[Several[AnthropicMessage], Field(min_length=1)]
     """Messages of the conversation, oldest first."""
@@ -276,6 +298,8 @@ class MessagesBody(CountTokensBody, SamplingFields):
 
     The bounds of `temperature` and `top_k` are Anthropic's.
     """
+
+    field_rules: ClassVar[FieldRules] = MESSAGES_RULES
 
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)]
     """Maximum number of tokens to generate."""

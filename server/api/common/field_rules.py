@@ -4,7 +4,7 @@ Names are those of OpenAI, Anthropic, vLLM, SGLang, llama.cpp, TGI, Ollama and O
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 
@@ -23,15 +23,24 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class FieldRules:
-    """Rules for the fields that the schema of a body does not name.
+    """Rules for the fields that the schema of an object does not name.
 
     Attributes:
       refused: Fields that are refused unless they hold a neutral value.
       ignored: Fields that change nothing here, whatever they hold.
+      ignores_all: Whether all fields change nothing, since their object is left out.
     """
 
-    refused: Mapping[str, Refusal]
-    ignored: frozenset[str]
+    refused: Mapping[str, Refusal] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+    ignores_all: bool = False
+
+    def has_effect(self, name: str, value: Any) -> bool:
+        """Returns whether a field is unknown, or holds what is refused."""
+        if value is None or name in self.ignored:
+            return False
+        refusal = self.refused.get(name)
+        return refusal is None or value not in refusal.neutral
 
 
 _OFF: Final = (0, False)
@@ -85,6 +94,7 @@ _SAMPLER_DETAILS: Final = frozenset(
 _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
     **_SAMPLERS,
     "adapter_id": Refusal(_NONE),
+    "background": Refusal(_OFF, "use it in /v1/responses"),
     "best_of": Refusal((1,), "use it in /v1/completions"),
     "chat_template": Refusal(("",), "put the template beside the checkpoint as chat_template.jinja"),
     "custom_logit_processor": Refusal(_NONE),
@@ -92,6 +102,7 @@ _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
     "early_stopping": Refusal(_OFF),
     "echo": Refusal(_OFF, "use it in /v1/completions"),
     "format": Refusal(("",), "use response_format"),
+    "from_state": Refusal((), "use it in /v1/completions or /generate"),
     "function_call": Refusal(("none", "auto"), "use tool_choice"),
     "functions": Refusal(([],), "use tools"),
     "grammar_lazy": Refusal(_OFF),
@@ -99,13 +110,19 @@ _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
     "guided_whitespace_pattern": Refusal(("",)),
     "image_data": Refusal(([],)),
     "images": Refusal(([],)),
+    "input": Refusal((), "use it in /v1/responses"),
+    "instructions": Refusal(("",), "use it in /v1/responses"),
     "length_penalty": Refusal((1,)),
     "logits_processors": Refusal(([],)),
     "lora": Refusal(_NONE),
     "lora_path": Refusal(_NONE),
     "lora_request": Refusal(_NONE),
+    "max_completion_tokens": Refusal((), "use max_tokens"),
     "max_length": Refusal((), "use max_tokens"),
     "max_new_tokens": Refusal((), "use max_tokens"),
+    "max_output_tokens": Refusal((), "use max_tokens"),
+    "max_tokens_to_sample": Refusal((), "use max_tokens"),
+    "messages": Refusal(([],), "use it in /v1/chat/completions"),
     "min_length": Refusal(_OFF, "use min_tokens"),
     "min_new_tokens": Refusal(_OFF, "use min_tokens"),
     "modalities": Refusal((["text"],)),
@@ -117,7 +134,11 @@ _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
     "num_beams": Refusal((1,)),
     "num_predict": Refusal((-1,), "use max_tokens"),
     "options": Refusal(({},), "send its fields at the top of the body"),
+    "output_config": Refusal(({},), "use response_format"),
+    "output_format": Refusal(({},), "use response_format"),
     "plugins": Refusal(([],)),
+    "previous_response_id": Refusal((), "use it in /v1/responses"),
+    "prompt": Refusal(_NONE, "use it in /v1/completions"),
     "prompt_embeds": Refusal(_NONE),
     "response_fields": Refusal(([],)),
     "return_hidden_states": Refusal(_OFF),
@@ -127,11 +148,15 @@ _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
     "session_params": Refusal(({},), "use from_state"),
     "skip_special_tokens": Refusal((True,)),
     "stop_regex": Refusal(_NONE, "use stop"),
+    "stop_sequences": Refusal(([],), "use stop"),
     "structural_tag": Refusal(("",), "use tools or structured_outputs"),
     "suffix": Refusal(("",), "the model was not trained to fill in"),
+    "system": Refusal(_NONE, "send it as a message of the role system"),
     "t_max_predict_ms": Refusal(_OFF, "use timeout"),
+    "token_ids": Refusal(([],), "use it in /generate"),
     "tool_choice": Refusal(("none", "auto"), "use it in /v1/chat/completions"),
     "tools": Refusal(([],), "use them in /v1/chat/completions"),
+    "top_logprobs": Refusal(_OFF, "use logprobs"),
     "transforms": Refusal(([],)),
     "use_beam_search": Refusal(_OFF),
     "vllm_xargs": Refusal(({},)),
@@ -177,35 +202,137 @@ _GENERATION_IGNORED: Final = _SAMPLER_DETAILS | {
     "verbosity",
 }
 
+_CHAT_FIELDS: Final[Mapping[str, Refusal]] = {
+    "add_generation_prompt": Refusal((True,)),
+    "allowed_token_ids": Refusal(([],)),
+    "bad_words": Refusal(([],)),
+    "chat_template_kwargs": Refusal(({},)),
+    "continue_final_message": Refusal(_OFF),
+    "ebnf": Refusal(("",)),
+    "frequency_penalty": Refusal((0,)),
+    "grammar": Refusal(("",)),
+    "guided_choice": Refusal(([],)),
+    "guided_grammar": Refusal(("",)),
+    "guided_json": Refusal(("",)),
+    "guided_regex": Refusal(("",)),
+    "include_stop_str_in_output": Refusal(_OFF),
+    "json_schema": Refusal(("",)),
+    "logit_bias": Refusal(({},)),
+    "logprob_token_ids": Refusal(([],)),
+    "logprobs": Refusal(_OFF),
+    "n": Refusal((1,)),
+    "presence_penalty": Refusal((0,)),
+    "prompt_logprobs": Refusal(()),
+    "regex": Refusal(("",)),
+    "repetition_penalty": Refusal((1,)),
+    "response_format": Refusal(({"type": "text"},)),
+    "return_timings": Refusal(_OFF),
+    "return_token_ids": Refusal(_OFF),
+    "stop": Refusal(_NONE),
+    "stop_token_ids": Refusal(([],)),
+    "structured_outputs": Refusal(({},)),
+    "truncate_prompt_tokens": Refusal((-1,)),
+    "truncation_side": Refusal(("left",)),
+    "typical_p": Refusal((1,)),
+}
+"""Fields of chat completions that responses and messages lack."""
+
+
+def _with_hints(hints: Mapping[str, str]) -> Mapping[str, Refusal]:
+    """Returns the rules of an endpoint that has fewer fields than chat completions.
+
+    Args:
+      hints: What to do instead, for fields that the endpoint has under another name.
+    """
+    there = "in /v1/chat/completions"
+    rules = dict[str, Refusal]()
+    for name, rule in {**_GENERATION_REFUSED, **_CHAT_FIELDS}.items():
+        of_chat = rule.instead.removeprefix("use ") in (*_CHAT_FIELDS, "response_format", "top_logprobs")
+        default = f"{rule.instead} {there}" if of_chat else rule.instead
+        rules[name] = Refusal(rule.neutral, hints.get(name, f"use it {there}" if name in _CHAT_FIELDS else default))
+    return rules
+
+
+_LENGTHS: Final = (
+    "max_completion_tokens",
+    "max_length",
+    "max_new_tokens",
+    "max_output_tokens",
+    "max_tokens_to_sample",
+    "n_predict",
+    "num_predict",
+)
+_SCHEMAS: Final = ("format", "guided_json", "json_schema", "response_format", "structured_outputs")
+
 _RESPONSES_REFUSED: Final[Mapping[str, Refusal]] = {
+    **_with_hints(
+        dict.fromkeys(_LENGTHS, "use max_output_tokens")
+        | dict.fromkeys((*_SCHEMAS, "output_config", "output_format"), "use text.format")
+        | dict.fromkeys(("logprobs", "n_probs"), 'use include: ["message.output_text.logprobs"]')
+        | {"messages": "use input", "system": "use instructions"}
+    ),
     "context_management": Refusal(([],)),
     "conversation": Refusal((), "use previous_response_id"),
+    "max_tokens": Refusal((), "use max_output_tokens"),
     "prompt": Refusal((), "send the text as instructions and input"),
 }
 
-_RESPONSES_IGNORED: Final = frozenset(
-    {
-        "max_tool_calls",
-        "moderation",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "reasoning",
-        "service_tier",
-    }
-)
+_RESPONSES_IGNORED: Final = frozenset({"max_tool_calls"})
 
 _MESSAGES_REFUSED: Final[Mapping[str, Refusal]] = {
+    **_with_hints(
+        dict.fromkeys(_LENGTHS, "use max_tokens")
+        | dict.fromkeys(_SCHEMAS, "use output_config.format")
+        | dict.fromkeys(("input", "prompt"), "use messages")
+        | {"instructions": "use system", "stop": "use stop_sequences"}
+        | dict.fromkeys(("n_probs", "top_logprobs"), "use it in /v1/chat/completions")
+    ),
     "container": Refusal(),
     "mcp_servers": Refusal(([],), "the server calls nobody"),
+    "parallel_tool_calls": Refusal((True,), "use tool_choice.disable_parallel_tool_use"),
 }
 
-_MESSAGES_IGNORED: Final = frozenset(
-    {"context_management", "inference_geo", "metadata", "service_tier", "speed", "thinking"}
-)
+_MESSAGES_IGNORED: Final = frozenset({"context_management", "inference_geo", "speed", "stream_options"})
 
-NO_RULES: Final = FieldRules({}, frozenset())
-"""Rules of bodies without fields of other servers: every name that the schema lacks is unknown."""
+NO_RULES: Final = FieldRules()
+"""Rules of objects without fields of other servers: every name that the schema lacks is unknown."""
 
 GENERATION_RULES: Final = FieldRules(_GENERATION_REFUSED, _GENERATION_IGNORED)
-RESPONSES_RULES: Final = FieldRules({**_SAMPLERS, **_RESPONSES_REFUSED}, _SAMPLER_DETAILS | _RESPONSES_IGNORED)
-MESSAGES_RULES: Final = FieldRules({**_SAMPLERS, **_MESSAGES_REFUSED}, _SAMPLER_DETAILS | _MESSAGES_IGNORED)
+RESPONSES_RULES: Final = FieldRules(_RESPONSES_REFUSED, _GENERATION_IGNORED | _RESPONSES_IGNORED)
+MESSAGES_RULES: Final = FieldRules(
+    _MESSAGES_REFUSED, (_GENERATION_IGNORED | _MESSAGES_IGNORED) - {"parallel_tool_calls"}
+)
+
+COUNT_TOKENS_RULES: Final = FieldRules(
+    {name: _MESSAGES_REFUSED[name] for name in ("container", "mcp_servers")},
+    MESSAGES_RULES.ignored
+    | {"max_tokens", "output_config", "output_format", "stop_sequences", "stream", "temperature", "top_k", "top_p"},
+)
+"""Rules of bodies whose tokens are counted, which may have all fields of a message's body."""
+
+LEFT_OUT: Final = FieldRules(ignores_all=True)
+"""Rules of objects that are left out of the prompt as a whole."""
+
+_MARKS: Final = frozenset({"cache_control", "provider_specific_fields"})
+"""Fields that clients put into any part of a conversation."""
+
+MESSAGE_RULES: Final = FieldRules(
+    {
+        "audio": Refusal((), "the model reads text"),
+        "function_call": Refusal((), "use tool_calls"),
+        "images": Refusal(([],), "the model reads text"),
+    },
+    _MARKS
+    | {"annotations", "name", "parsed", "reasoning", "reasoning_content", "reasoning_details", "thinking_blocks"},
+)
+PART_RULES: Final = FieldRules(
+    ignored=_MARKS | {"annotations", "citations", "logprobs", "parsed", "prompt_cache_breakpoint"}
+)
+CALL_RULES: Final = FieldRules(ignored=_MARKS | {"caller", "extra_content", "index", "parsed_arguments"})
+RESULT_RULES: Final = FieldRules(ignored=_MARKS | {"is_error"})
+TOOL_RULES: Final = FieldRules(ignored=_MARKS | {"allowed_callers", "defer_loading", "eager_input_streaming"})
+ITEM_RULES: Final = FieldRules(
+    ignored=_MARKS | {"caller", "created_by", "id", "namespace", "parsed_arguments", "phase", "status"}
+)
+TEXT_OPTIONS_RULES: Final = FieldRules(ignored=frozenset({"verbosity"}))
+OUTPUT_OPTIONS_RULES: Final = FieldRules(ignored=frozenset({"effort", "task_budget"}))

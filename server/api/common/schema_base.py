@@ -1,23 +1,16 @@
-"""Types and base classes of all schemas, and the check of what a body's schema does not name.
+"""Types and base classes of all schemas.
 
 Null means the same as leaving a field out.
 """
 
-import difflib
-import logging
-from collections.abc import Iterable
-from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Final
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Final, NamedTuple
 
-import orjson
-from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from ....engine import MAX_LOGPROBS
-from ...errors import ApiError, bad_value, unknown_model
-from ...generation.service import Service
-from ...request_warnings import warn
-from .field_rules import NO_RULES, FieldRules, Refusal
+from ...validation_errors import path_of
+from .field_rules import NO_RULES, FieldRules
 
 MAX_MESSAGES: Final = 16_384
 """Maximum number of messages of a conversation, and of parts of a message. Each takes microseconds."""
@@ -28,13 +21,8 @@ MAX_STOP_CHARACTERS: Final = 4096
 MAX_FIELDS: Final = 256
 """Maximum number of fields of an object, unknown ones included."""
 
-_MAX_NAMES: Final = 100
-"""Maximum number of unknown names that are logged, so that made-up names fill neither the log nor the memory."""
-
-_MAX_GUESSES: Final = 4
-"""Maximum number of unknown names of a request that are compared with the known ones; each takes a millisecond."""
-
-_logger = logging.getLogger(__name__)
+_MAX_UNNAMED: Final = 100
+"""Maximum number of different fields without a name in the schema that a body remembers."""
 
 type Several[T] = Annotated[list[T], Field(fail_fast=True, max_length=MAX_MESSAGES)]
 """A list whose first invalid entry ends validation, or millions of errors would be written down."""
@@ -72,8 +60,8 @@ TEXT_OR_LIST: Final = union(is_list, "must be a string or an array")
 """Discriminator of `Text` and a list tagged `<list>`."""
 
 
-class Fields(BaseModel):
-    """An object in which null means absent.
+class JsonObject(BaseModel):
+    """An object of which a body may have thousands, such as a message.
 
     Attributes:
       field_rules: Rules for the fields that the schema does not name.
@@ -82,6 +70,10 @@ class Fields(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", frozen=True, use_attribute_docstrings=True)
 
     field_rules: ClassVar[FieldRules] = NO_RULES
+
+
+class Fields(JsonObject):
+    """An object in which null means absent, and whose number of fields is bounded."""
 
     @model_validator(mode="before")
     @classmethod
@@ -96,8 +88,79 @@ class Fields(BaseModel):
 CacheSalt = Annotated[str, Field(max_length=256)]
 """Requests share cached states only with those of the same salt."""
 
+type _Place = tuple[str | int, ...]
+"""Names and indexes that lead from a body to an object within it."""
 
-class Body(Fields):
+
+class UnnamedField(NamedTuple):
+    """A field that the schema of its object does not name, and that may have an effect elsewhere.
+
+    Attributes:
+      kind: Schema of the object.
+      place: Place of the object; empty for the body.
+    """
+
+    kind: type[JsonObject]
+    place: _Place
+    name: str
+    value: Any
+
+    @property
+    def path(self) -> str:
+        """The field's path, such as `messages[0].contnt`."""
+        return f"{path_of(self.place)}.{self.name}" if self.place else self.name
+
+    @property
+    def param(self) -> str:
+        """The field of the body that holds this field."""
+        return str(self.place[0]) if self.place else self.name
+
+    @property
+    def pattern(self) -> str:
+        """The path without indexes, which is the same for all messages of a conversation."""
+        return ".".join((*(step for step in self.place if isinstance(step, str)), self.name))
+
+
+class RequestBody(Fields):
+    """A body, which remembers the fields that no schema names.
+
+    They are found when the body is validated, on a worker thread if it is large.
+    """
+
+    _unnamed: Sequence[UnnamedField] = PrivateAttr(default=())
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Finds the fields that no schema names."""
+        found = dict[tuple[type[JsonObject], str], UnnamedField]()
+        for field in _unnamed_fields(self, ()):
+            if len(found) < _MAX_UNNAMED or field.name in field.kind.field_rules.refused:
+                found.setdefault((field.kind, field.name), field)
+        self._unnamed = tuple(found.values())
+
+    @property
+    def unnamed(self) -> Sequence[UnnamedField]:
+        """The first of each of these fields, in the body and in the objects within it."""
+        return self._unnamed
+
+
+def _unnamed_fields(item: JsonObject, place: _Place) -> Iterator[UnnamedField]:
+    """Yields fields that are neither ignored nor neutral, those of an object before those within it."""
+    kind = type(item)
+    rules = kind.field_rules
+    if rules.ignores_all:
+        return
+    for name, value in (item.__pydantic_extra__ or {}).items():
+        if rules.has_effect(name, value):
+            yield UnnamedField(kind, place, name, value)
+    for name, value in item.__dict__.items():
+        if isinstance(value, JsonObject):
+            yield from _unnamed_fields(value, (*place, name))
+        elif isinstance(value, list) and value and isinstance(value[0], JsonObject):
+            for index, each in enumerate(value):
+                yield from _unnamed_fields(each, (*place, name, index))
+
+
+class Body(RequestBody):
     """Fields of all bodies."""
 
     model: str | None = None
@@ -125,67 +188,3 @@ class SchedulingFields(Body):
 
     return_warnings: bool = False
     """Whether the response's field `warnings` lists what was dropped or ignored, as `x-roost-warnings` does."""
-
-
-class FieldCheck:
-    """Refuses fields without effect here, and reports unknown names: in a header, and each once in the log.
-
-    Args:
-      strict: Whether unknown names are refused as well.
-    """
-
-    def __init__(self, *, strict: bool = False) -> None:
-        self._strict = strict
-        self._logged: set[str] = set()
-
-    def __call__(self, body: Fields) -> None:
-        """Checks a body.
-
-        Raises:
-          ApiError: A field would change the response and has no effect here, or it is unknown and the check is strict.
-        """
-        rules, unknown = body.field_rules, []
-        for name, value in (body.model_extra or {}).items():
-            refusal = rules.refused.get(name)
-            if refusal is None and name not in rules.ignored:
-                unknown.append(name)
-            elif refusal is not None and value not in refusal.neutral:
-                raise _refused(name, refusal)
-        for index, name in enumerate(unknown[:_MAX_NAMES]):
-            self._report(name, closest_field(type(body), name) if index < _MAX_GUESSES else None)
-
-    def _report(self, name: str, guess: str | None) -> None:
-        hint = "" if guess is None else f"; did you mean {guess}?"
-        if self._strict:
-            raise bad_value(name, f"the field {name[:60]!r} is unknown{hint}")
-        warn(name if guess is None else f"{name} ({guess}?)")
-        if name not in self._logged and len(self._logged) < _MAX_NAMES:
-            self._logged.add(name)
-            _logger.warning("the unknown field %.60r was ignored%s; this is logged once", name, hint)
-
-
-def check_body(body: Fields, request: Request) -> None:
-    """Checks that a body names this model, and the fields that its schema does not name.
-
-    Raises:
-      ApiError: The model is another one, or a field is refused.
-    """
-    service: Service = request.app.state.service
-    if isinstance(body, Body) and body.model is not None and body.model != service.model.id:
-        raise unknown_model(body.model)
-    check_fields: FieldCheck = request.app.state.check_fields
-    check_fields(body)
-
-
-@lru_cache(maxsize=1024)
-def closest_field(kind: type[Fields], name: str) -> str | None:
-    """Returns the known field that a misspelt name is closest to, if any is close."""
-    rules = kind.field_rules
-    known: Iterable[str] = {*kind.model_fields, *rules.refused, *rules.ignored}
-    return next(iter(difflib.get_close_matches(name[:60], sorted(known), n=1, cutoff=0.8)), None)
-
-
-def _refused(name: str, refusal: Refusal) -> ApiError:
-    values = " or ".join(orjson.dumps(value).decode() for value in refusal.neutral)
-    leave_out = f"leave it out, or send {values}" if values else "leave it out"
-    return bad_value(name, f"{name} is not supported: {refusal.instead or leave_out}")

@@ -5,14 +5,15 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import Field
 
+from ..common.field_check import check_body
 from ..common.routes import AnyService, JsonRoute
-from ..common.schema_base import Fields, check_body
+from ..common.schema_base import RequestBody
 from .response_schemas import AbortedRequests
 
 router = APIRouter(route_class=JsonRoute)
 
 
-class AbortBody(Fields):
+class AbortBody(RequestBody):
     """`POST /abort_request`."""
 
     request_id: Annotated[str, Field(min_length=1)]

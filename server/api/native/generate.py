@@ -12,11 +12,11 @@ from ...generation.service import Service
 from ...generation.spec import GenerationSpec, PromptCopies
 from ...middleware.request_body import is_large, keep
 from ...text.served_model import ServedModel
+from ..common.field_check import check_body
 from ..common.logprobs import token_logprobs
 from ..common.openapi import streamable
 from ..common.response_parts import Report, ResponseKind, choice_end
 from ..common.routes import JsonRoute, ReadyService
-from ..common.schema_base import check_body
 from ..common.streaming import ResponseBuilder, respond
 from ..openai.conversion import generate_params, report_options, spec_of
 from ..openai.schemas import GenerateBody

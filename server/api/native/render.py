@@ -10,10 +10,10 @@ from ...generation.prompts import Prompt
 from ...generation.response_size import text_response_bytes
 from ...generation.service import Service
 from ...middleware.request_body import keep
+from ..common.field_check import check_body
 from ..common.json_response import made_json_response
 from ..common.openapi import success
 from ..common.routes import AnyService, JsonRoute
-from ..common.schema_base import check_body
 from ..openai.conversion import chat_conversation
 from ..openai.schemas import ChatBody, CompletionBody
 from .response_schemas import RenderedPrompt

@@ -10,9 +10,10 @@ from ....engine import StateFileError
 from ...errors import bad_value
 from ...generation import saved_states
 from ...tenancy.tenant import tenant
+from ..common.field_check import check_body
 from ..common.paging import After, Limit, QueryOrder, page
 from ..common.routes import AnyService, JsonRoute, ReadyService
-from ..common.schema_base import Body, Count, check_body
+from ..common.schema_base import Body, Count
 from ..openai.response_schemas import DeletedObject
 from .response_schemas import StateList, StateObject
 from .state_transfer import StateFileResponse, receive_file

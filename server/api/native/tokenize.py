@@ -9,10 +9,11 @@ from ...generation.prompts import Prompt
 from ...generation.response_size import text_response_bytes
 from ...generation.service import Service
 from ...middleware.request_body import keep
+from ..common.field_check import check_body
 from ..common.json_response import json_response, made_json_response
 from ..common.openapi import success
 from ..common.routes import AnyService, JsonRoute
-from ..common.schema_base import Body, TokenIds, check_body
+from ..common.schema_base import Body, TokenIds
 from ..openai.conversion import conversation_of
 from ..openai.schemas import Messages, TemplateFields
 from .response_schemas import DetokenizedPrompt, TokenizedPrompt, TokenizerInfo

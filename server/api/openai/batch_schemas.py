@@ -4,16 +4,18 @@ from typing import Annotated, ClassVar, Literal, TypedDict
 
 from pydantic import Field
 
-from ..common.field_rules import FieldRules
+from ..common.field_rules import FieldRules, Refusal
 from ..common.openapi import described
-from ..common.schema_base import Fields
+from ..common.schema_base import RequestBody
 from .batch_lines import BatchUrl
 
 
-class BatchBody(Fields):
+class BatchBody(RequestBody):
     """`POST /v1/batches`."""
 
-    field_rules: ClassVar[FieldRules] = FieldRules({}, frozenset({"output_expires_after"}))
+    field_rules: ClassVar[FieldRules] = FieldRules(
+        {"output_expires_after": Refusal((), "files are kept for --store-days")}
+    )
 
     input_file_id: Annotated[str, Field(min_length=1)]
     """Id of an uploaded file of requests."""

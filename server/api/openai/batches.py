@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request
 
 from ...errors import bad_value
 from ...store.batch_records import BatchRecord, BatchStatus
+from ..common.field_check import check_body
 from ..common.paging import After, Limit, QueryOrder, page
 from ..common.routes import AnyService, JsonRoute
-from ..common.schema_base import check_body
 from .batch_schemas import BatchBody, BatchList, BatchObject
 from .files import Batches
 

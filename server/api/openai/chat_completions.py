@@ -13,11 +13,11 @@ from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...generation.tools import CallPiece
 from ...text.served_model import ServedModel
+from ..common.field_check import check_body
 from ..common.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from ..common.openapi import streamable
 from ..common.response_parts import Report, ResponseKind, choice_end
 from ..common.routes import JsonRoute, ReadyService
-from ..common.schema_base import check_body
 from ..common.streaming import ResponseBuilder, respond
 from .conversion import chat_conversion, report_options
 from .response_schemas import ChatCompletion, ChatCompletionChunk

@@ -13,11 +13,11 @@ from ...generation.spec import GenerationSpec, PromptCopies
 from ...middleware.request_body import is_large
 from ...text.served_model import ServedModel
 from ...text.tokenizer import Tokenizer
+from ..common.field_check import check_body
 from ..common.logprobs import CompletionLogprobs, CompletionLogprobsBuilder, join_logprobs, prompt_logprobs, with_top
 from ..common.openapi import streamable
 from ..common.response_parts import Report, ResponseKind, choice_end
 from ..common.routes import JsonRoute, ReadyService
-from ..common.schema_base import check_body
 from ..common.streaming import ResponseBuilder, respond
 from .conversion import completion_params, report_options, spec_of
 from .response_schemas import Completion

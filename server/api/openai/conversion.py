@@ -202,13 +202,17 @@ def conversation_of(
 
 
 def _conversation_message(message: ChatMessage) -> ConversationMessage:
-    content = message.content
-    return ConversationMessage(
-        message.role,
-        tuple(part.text for part in content) if isinstance(content, list) else content,
-        tuple(call.as_call() for call in message.tool_calls or ()),
-        message.tool_call_id,
-    )
+    calls = tuple(call.as_call() for call in message.tool_calls or ())
+    return ConversationMessage(message.role, _content(message), calls, message.tool_call_id)
+
+
+def _content(message: ChatMessage) -> str | tuple[str, ...] | None:
+    """Returns the text of a message or its parts; a refusal is the last of them."""
+    content, refusal = message.content, message.refusal
+    if refusal is None:
+        return tuple(part.text for part in content) if isinstance(content, list) else content
+    texts = [content] if isinstance(content, str) else [part.text for part in content or ()]
+    return (*texts, refusal)
 
 
 def chat_params(body: ChatBody, model: ServedModel) -> list[SamplingParams]:

@@ -2,24 +2,25 @@
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Tag
+from pydantic import Discriminator, Tag
 
 from ...generation.conversation import ConversationMessage, FunctionCall
 from ...generation.prompts import message_text
 from ...generation.response_store import StoredResponse
+from ..common.field_rules import ITEM_RULES, LEFT_OUT, PART_RULES, FieldRules
 from ..common.paging import Order
 from ..common.paging import page as page_of
-from ..common.schema_base import TEXT_OR_LIST, Fields, Several, Text
+from ..common.schema_base import TEXT_OR_LIST, Fields, JsonObject, Several, Text
 from .schemas import RefusalPart, kind_of_part
 from .tool_schemas import FunctionName
 
 
-class ResponseTextPart(BaseModel):
+class ResponseTextPart(JsonObject):
     """A text, of either side."""
 
-    model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
+    field_rules: ClassVar[FieldRules] = PART_RULES
 
     type: Literal["input_text", "output_text"]
     """Side that wrote the part."""
@@ -39,6 +40,8 @@ PartedText = Annotated[Text | Annotated[Several[ResponsePart], Tag("<list>")], T
 class MessageItem(Fields):
     """A message; items of responses may be sent back as they are."""
 
+    field_rules: ClassVar[FieldRules] = ITEM_RULES
+
     type: Literal["message"] = "message"
     """Kind of item."""
 
@@ -55,6 +58,8 @@ class MessageItem(Fields):
 
 class CallItem(Fields):
     """A call of a function."""
+
+    field_rules: ClassVar[FieldRules] = ITEM_RULES
 
     type: Literal["function_call"]
     """Kind of item."""
@@ -76,6 +81,8 @@ class CallItem(Fields):
 class CallOutputItem(Fields):
     """The result of a call."""
 
+    field_rules: ClassVar[FieldRules] = ITEM_RULES
+
     type: Literal["function_call_output", "custom_tool_call_output"]
     """Kind of item."""
 
@@ -92,6 +99,8 @@ class CallOutputItem(Fields):
 
 class CustomCallItem(Fields):
     """A call of a tool that takes any text, made by another server."""
+
+    field_rules: ClassVar[FieldRules] = ITEM_RULES
 
     type: Literal["custom_tool_call"]
     """Kind of item."""
@@ -114,6 +123,8 @@ class CustomCallItem(Fields):
 class ItemReference(Fields):
     """An item of a stored response, by its id."""
 
+    field_rules: ClassVar[FieldRules] = ITEM_RULES
+
     type: Literal["item_reference"]
     """Kind of item."""
 
@@ -123,6 +134,8 @@ class ItemReference(Fields):
 
 class OtherItem(Fields):
     """An item that is left out: what another server's tools did, or how a model reasoned."""
+
+    field_rules: ClassVar[FieldRules] = LEFT_OUT
 
     type: Literal[
         "apply_patch_call",

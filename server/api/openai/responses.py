@@ -18,13 +18,13 @@ from ...generation.spec import GenerationSpec
 from ...request_warnings import warn_all
 from ...store import StoreUnavailableError
 from ...text.grammar import OBJECT_SCHEMA
+from ..common.field_check import check_body
 from ..common.json_response import json_response
 from ..common.openapi import streamable, success
 from ..common.paging import After, Limit, QueryOrder
 from ..common.response_parts import TYPED_EVENTS, to_json
 from ..common.routes import AnyService, JsonRoute, ReadyService
 from ..common.sampling_fields import sampling_params
-from ..common.schema_base import check_body
 from ..common.streaming import EventStream, choices_of, respond
 from .background_responses import BackgroundRun, end_early, job_of
 from .input_items import ItemReference, page

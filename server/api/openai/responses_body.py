@@ -1,4 +1,4 @@
-"""Schemas of `/v1/responses`. Fields that no schema names are checked by `schema_base.check_body`."""
+"""Schemas of `/v1/responses`. Fields that no schema names are checked by `field_check.check_body`."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from ...generation.conversation import ToolOptions
-from ..common.field_rules import RESPONSES_RULES, FieldRules
+from ..common.field_rules import RESPONSES_RULES, TEXT_OPTIONS_RULES, FieldRules
 from ..common.sampling_fields import SamplingFields, with_numbers
 from ..common.schema_base import (
     TEXT_OR_LIST,
@@ -126,7 +126,9 @@ class TextFormat(Fields):
 
 
 class ResponseText(Fields):
-    """Options of the text."""
+    """Options of the text. `verbosity` is ignored."""
+
+    field_rules: ClassVar[FieldRules] = TEXT_OPTIONS_RULES
 
     format: TextFormat = TextFormat(type="text")
     """Format of the text."""

@@ -1,15 +1,15 @@
 """Schemas of OpenAI's chat completions and completions, and of the fields that other endpoints share with them.
 
-Null means the same as leaving a field out. Fields that no schema names are checked by `schema_base.check_body`.
+Null means the same as leaving a field out. Fields that no schema names are checked by `field_check.check_body`.
 """
 
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from ....engine import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS
-from ..common.field_rules import GENERATION_RULES, FieldRules
+from ..common.field_rules import GENERATION_RULES, MESSAGE_RULES, PART_RULES, FieldRules
 from ..common.sampling_fields import NUMBERS, SamplingFields, with_numbers
 from ..common.schema_base import (
     MAX_STOP_CHARACTERS,
@@ -17,6 +17,7 @@ from ..common.schema_base import (
     CacheSalt,
     Count,
     Fields,
+    JsonObject,
     Several,
     Text,
     TokenIds,
@@ -215,8 +216,8 @@ class GenerateBody(GenerationBody):
     """Id of a saved state that the prompt continues."""
 
 
-class TextPart(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
+class TextPart(JsonObject):
+    field_rules: ClassVar[FieldRules] = PART_RULES
 
     type: Literal["text"]
     """Kind of part."""
@@ -225,8 +226,8 @@ class TextPart(BaseModel):
     """Text of the part."""
 
 
-class RefusalPart(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
+class RefusalPart(JsonObject):
+    field_rules: ClassVar[FieldRules] = PART_RULES
 
     type: Literal["refusal"]
     """Kind of part."""
@@ -246,10 +247,10 @@ ContentPart = Annotated[
 ]
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(JsonObject):
     """A message. Parts of text are joined by line breaks; `name` and the like are let pass."""
 
-    model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
+    field_rules: ClassVar[FieldRules] = MESSAGE_RULES
 
     role: str
     """Role of the author: system, developer, user, assistant or tool, in any order."""
@@ -262,6 +263,9 @@ class ChatMessage(BaseModel):
         | None
     ) = None
     """Text, or parts of a text."""
+
+    refusal: str | None = None
+    """Text of the assistant's refusal, which becomes part of the prompt like `content`."""
 
     tool_calls: Several[ToolCall] | None = None
     """Calls that the assistant made."""

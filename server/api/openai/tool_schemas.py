@@ -1,11 +1,12 @@
 """Schemas of tools: functions that the model may call, and their calls in a conversation."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field, Tag
 
 from ...generation.conversation import FunctionCall, FunctionTool, ToolOptions
+from ..common.field_rules import CALL_RULES, LEFT_OUT, TOOL_RULES, FieldRules
 from ..common.schema_base import Fields, union
 
 MAX_TOOLS: Final = 128
@@ -29,6 +30,8 @@ def _kind_of_choice(value: Any) -> str | None:
 class Function(Fields):
     """With `strict`, a keyword of `parameters` that cannot be enforced is an error, else it is dropped and reported."""
 
+    field_rules: ClassVar[FieldRules] = TOOL_RULES
+
     name: FunctionName
     """Name of the function."""
 
@@ -47,6 +50,8 @@ class Function(Fields):
 
 
 class Tool(Fields):
+    field_rules: ClassVar[FieldRules] = TOOL_RULES
+
     type: Literal["function"]
     """Kind of tool; the server knows functions only."""
 
@@ -55,6 +60,8 @@ class Tool(Fields):
 
 
 class CalledFunction(Fields):
+    field_rules: ClassVar[FieldRules] = CALL_RULES
+
     name: FunctionName
     """Name of the function."""
 
@@ -64,6 +71,8 @@ class CalledFunction(Fields):
 
 class ToolCall(Fields):
     """A call, in an assistant's message."""
+
+    field_rules: ClassVar[FieldRules] = CALL_RULES
 
     id: str
     """Id of the call."""
@@ -81,6 +90,8 @@ class ToolCall(Fields):
 
 class OtherTool(Fields):
     """A tool of a type that the server cannot run, such as a web search."""
+
+    field_rules: ClassVar[FieldRules] = LEFT_OUT
 
     type: str
     """Type of the tool, which is left out and reported."""

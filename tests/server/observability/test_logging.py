@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from roost.server.api.common.schema_base import FieldCheck
+from roost.server.api.common.field_check import FieldCheck
 from roost.server.api.openai.schemas import CompletionBody
 from roost.server.app import create_app
 from roost.server.generation.service import Service

@@ -52,10 +52,13 @@ def test_bodies_and_their_numbers() -> None:
         ("/v1/messages", {"messages": MESSAGES, "max_tokens": 1}),
     ],
 )
-async def test_numbers_of_other_apis_have_no_effect(
+async def test_numbers_of_other_apis_are_refused_unless_neutral(
     client: httpx.AsyncClient, engine: FakeEngine, path: str, body: dict[str, Any]
 ) -> None:
-    sent = {**body, "top_k": 5, "typical_p": 0.5, "frequency_penalty": 1, "repetition_penalty": {"a": 1}}
-    assert (await client.post(path, json=sent)).status_code == 200
-    params = engine.requests[-1].params
-    assert (params.top_k, params.typical_p, params.frequency_penalty, params.repetition_penalty) == (5, 1.0, 0.0, 1.0)
+    neutral = {"typical_p": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
+    assert (await client.post(path, json={**body, "top_k": 5, **neutral})).status_code == 200
+    assert engine.requests[-1].params.top_k == 5
+    for name in neutral:
+        response = await client.post(path, json={**body, name: 0.5})
+        assert response.status_code == 400
+        assert f"{name} is not supported: use it in /v1/chat/completions" in response.text

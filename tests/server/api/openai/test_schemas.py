@@ -168,7 +168,7 @@ HARMLESS: dict[str, Any] = {
     "fields",
     [
         HARMLESS,
-        dict.fromkeys([*ChatBody.model_fields, *HARMLESS]) | {"prompt": "a", "messages": HI, "max_tokens": 2},
+        dict.fromkeys({*ChatBody.model_fields, *HARMLESS} - {"messages"}) | {"max_tokens": 2},
         {"top_k": -1, "top_p": 1, "min_p": 0, "temperature": 2, "seed": -(2**70)},
         {"stop": ["1", "2", "3", "4", "5", "6"]},
     ],
@@ -219,6 +219,14 @@ def test_parts_of_text_are_joined_by_line_breaks() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]
     body = ChatBody.model_validate({"messages": [{"role": "user", "content": parts}]})
     assert chat_conversation(body).messages[0].content == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"), [(None, ("no",)), ("a", ("a", "no")), ([{"type": "text", "text": "a"}], ("a", "no"))]
+)
+def test_a_refusal_is_the_last_part_of_a_message(content: Any, texts: tuple[str, ...]) -> None:
+    message = {"role": "assistant", "content": content, "refusal": "no"}
+    assert chat_conversation(ChatBody.model_validate({"messages": [*HI, message]})).messages[1].content == texts
 
 
 @pytest.mark.parametrize(
