@@ -38,6 +38,7 @@ from roost.engine import (
 from roost.engine.core.config import PREFILL_BLOCK
 from roost.engine.core.snapshot import BlockState
 from roost.engine.model.config import PRESETS
+from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.prefix_cache.tree import PrefixKey
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.server.bench.environment import machine, now, resident_bytes, versions
