@@ -1,5 +1,6 @@
 """`/v1/files`: input of batches, and what they have ended with."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Annotated, Any, Final, Literal
 
@@ -10,6 +11,7 @@ from ...error_kinds import ErrorKind
 from ...errors import ApiError, bad_value
 from ...generation.batches import BatchStore
 from ...generation.service import Service
+from ...request_warnings import warn
 from ...store import StoreUnavailableError
 from ...store.batch_records import FileRecord
 from ...store.file_table import SEGMENT_LINES
@@ -127,6 +129,7 @@ async def _receive(request: Request, service: Service, batches: BatchStore) -> F
         file_id = file_id or await batches.begin_file(reader.filename or "file")
         await _add(service, batches, file_id, check, lines)
         _check_purpose(reader.fields.get("purpose"))
+        _check_others(reader.fields.keys() - {"purpose"})
         return await _finish(service, batches, file_id, check)
     except BaseException:
         if file_id:
@@ -138,6 +141,18 @@ async def _receive(request: Request, service: Service, batches: BatchStore) -> F
 def _check_purpose(purpose: str | None) -> None:
     if purpose != "batch":
         raise bad_value("purpose", f'purpose must be "batch", got {purpose!r}')
+
+
+def _check_others(names: Iterable[str]) -> None:
+    """Reports fields of the form that are unknown.
+
+    Raises:
+      ApiError: A field asks for the file's end, which is the same for all files.
+    """
+    for name in sorted(names):
+        if name.startswith("expires_after"):
+            raise bad_value("expires_after", "expires_after is not supported: files are kept for --store-days")
+        warn(name)
 
 
 async def _add(service: Service, batches: BatchStore, file_id: str, check: InputCheck, lines: list[bytes]) -> None:

@@ -356,6 +356,16 @@ async def test_other_requests_are_refused(api: openai.AsyncOpenAI) -> None:
         await api.files.create(file=("in.jsonl", lines(1)), purpose="fine-tune")
     with pytest.raises(openai.BadRequestError, match=r"the lines of .* name /v1/completions, not /v1/responses"):
         await api.batches.create(input_file_id=file.id, endpoint="/v1/responses", completion_window="24h")
+    expiry: Any = {"anchor": "created_at", "seconds": 3600}
+    with pytest.raises(openai.BadRequestError, match="expires_after is not supported: files are kept for --store-days"):
+        await api.files.create(file=("in.jsonl", lines(1)), purpose="batch", expires_after=expiry)
+    with pytest.raises(openai.BadRequestError, match="output_expires_after is not supported: files are kept for"):
+        await api.batches.create(
+            input_file_id=file.id,
+            endpoint="/v1/completions",
+            completion_window="24h",
+            extra_body={"output_expires_after": expiry},
+        )
     window: Any = "soon"
     with pytest.raises(openai.BadRequestError, match="completion_window"):
         await api.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window=window)
