@@ -85,9 +85,10 @@ def bad_value(param: str | None, message: str, *, is_private: bool = False) -> A
     return ApiError(ErrorKind.INVALID_REQUEST, message, param=param, is_private=is_private)
 
 
-def unknown_model(name: str) -> ApiError:
+def unknown_model(name: str, served: str) -> ApiError:
     """Returns a 404 for another model than the served one."""
-    return ApiError(ErrorKind.NO_SUCH_MODEL, f"the model {name!r} does not exist", param="model")
+    message = f"the model {name!r} does not exist: this server has {served!r}"
+    return ApiError(ErrorKind.NO_SUCH_MODEL, message, param="model")
 
 
 def invalid_api_key() -> ApiError:

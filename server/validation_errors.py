@@ -1,6 +1,7 @@
 """Error messages for values that a schema refuses: the field, the accepted values, and the value sent."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import Any, Final
 
 import orjson
@@ -65,6 +66,8 @@ def describe(detail: _Detail, location: Sequence[str | int]) -> str:
         return f"{path} is required"
     if kind == "extra_forbidden":
         return f"{path} is unknown"
+    if kind == "too_short" and isinstance(value, str):  # a secret, which pydantic measures like a list
+        kind = "string_too_short"
     if kind in _SIZES:
         rule = _SIZES[kind].format(**detail["ctx"]).replace(" 1 characters", " 1 character")
         return f"{path} {rule.replace(' 1 entries', ' 1 entry')}, got {len(value or ())}"
@@ -98,6 +101,8 @@ def _shown(value: Any) -> str:
     """Returns the value as JSON, or its type if it has no short form."""
     if value is None:
         return "null"
+    if isinstance(value, float) and not isfinite(value):
+        return "a number that is not finite"
     if isinstance(value, dict | list):
         return _KINDS[type(value)] if value else orjson.dumps(value).decode()
     try:

@@ -108,6 +108,7 @@ def _open_random(reference: str) -> ModelSource:
         return ModelSource(f"recurrentgemma-{reference}-random", PRESETS[reference], None, ())
     path = Path(reference)
     if not path.is_file():
-        raise CheckpointError(f"random:{reference}: give {' or '.join(PRESETS)}, or the path of a config.json")
+        sizes = " or ".join(PRESETS)
+        raise CheckpointError(f"random:{reference}: is no size and no file; give {sizes}, or the path of a config.json")
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
     return ModelSource(f"{name}-random", read_config(path), path.parent, ())

@@ -76,7 +76,7 @@ def unpack(
         facts: dict[str, str] = dict(header["__metadata__"])
         found = {array: _array(tensor) for array, tensor in safetensors.deserialize(data)}  # type: ignore[no-untyped-call]
     except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
-        raise StateFileError(f"is no whole state file ({type(error).__name__})") from None
+        raise StateFileError("is no whole state file: it is cut off, or holds something else") from error
     if facts.get("format") != (expected := name or _format_of(found)):
         raise StateFileError(f"has the format {shown(facts.get('format'))!r}, expected {expected!r}")
     digest = facts.pop("digest", "")

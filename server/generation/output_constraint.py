@@ -1,6 +1,7 @@
 """Output constraints: JSON schemas, regular expressions, grammars and tool calls, as one grammar per request."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -108,7 +109,8 @@ def _callable_tools(options: ToolOptions) -> tuple[list[FunctionTool], bool]:
     """
     tools = {tool.name: tool for tool in options.tools}
     if len(tools) < len(options.tools):
-        raise bad_value("tools", "tools: two functions have the same name")
+        repeated = next(name for name, count in Counter(tool.name for tool in options.tools).items() if count > 1)
+        raise bad_value("tools", f"tools: several functions have the name {repeated!r}")
     names, is_forced = list(tools if options.names is None else options.names), options.mode == "required"
     for name in names:
         if name not in tools:

@@ -223,6 +223,8 @@ def _check_results(messages: Sequence[ConversationMessage], param: str) -> None:
     """Raises an error for a result without a call before it, which would read as a user's text."""
     call_ids: set[str | None] = set()
     for message in messages:
+        if message.role == "tool" and message.call_id is None:
+            raise bad_value(param, f"{param}: a message of the role 'tool' needs tool_call_id")
         if message.role == "tool" and message.call_id not in call_ids:
             raise bad_value(param, f"{param}: no call before it has the id of the result, {message.call_id!r:.100}")
         call_ids.update(call.id for call in message.calls)

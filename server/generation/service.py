@@ -130,9 +130,10 @@ class Service:
         Raises:
           ApiError: The request asks for too many choices.
         """
-        if num_prompts * num_candidates > self.max_choices:
-            param = "prompt" if num_prompts > 1 else "n"
-            raise bad_value(param, f"one request may ask for {self.max_choices} choices (prompts times n)")
+        requested = num_prompts * num_candidates
+        if requested > self.max_choices:
+            limit = f"one request may ask for at most {self.max_choices} choices (prompts times n), got {requested}"
+            raise bad_value("prompt" if num_prompts > 1 else "n", limit)
 
     async def prepare[T](self, work: Callable[[], T]) -> T:
         """Runs `work` on a worker thread if the current request is large, otherwise at once."""
@@ -183,7 +184,7 @@ class Service:
         Raises:
           ApiError: There is no state of this id.
         """
-        return None if state_id is None else self.states.get(state_id, tenant.get())
+        return None if state_id is None else self.states.get(state_id, tenant.get(), "from_state")
 
     def _salt(self, spec: GenerationSpec) -> str:
         if spec.state is not None:

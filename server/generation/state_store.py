@@ -91,15 +91,18 @@ class StateStore:
             held = f"{store.count_of(owner)} states of {store.bytes_of(owner)} bytes"
             raise _full(f"this API key has {held}, and would leave less for others: delete one")
 
-    def get(self, state_id: str, owner: str) -> StoredState:
+    def get(self, state_id: str, owner: str, param: str | None = None) -> StoredState:
         """Returns a state.
+
+        Args:
+          param: Field of the request that names the state.
 
         Raises:
           ApiError: There is none with this id, or it is another tenant's.
         """
         stored = self._stored.get(state_id)
         if stored is None or stored.owner != owner:
-            raise ApiError(ErrorKind.NO_SUCH_OBJECT, f"there is no state with the id {state_id!r}")
+            raise ApiError(ErrorKind.NO_SUCH_OBJECT, f"there is no state with the id {state_id!r}", param=param)
         return stored
 
     def of(self, owner: str) -> Sequence[StoredState]:

@@ -12,7 +12,7 @@ from ..generation.memory_responses import MemoryResponses
 from ..generation.response_store import ResponseStore
 from ..observability.request_metrics import Observer
 from ..settings import Settings
-from ..store import Database, StoreAddress, StoreStats, schema
+from ..store import Database, StoreAddress, StoreStats, StoreUnavailableError, schema
 from ..store.dialects import dialect_of
 
 _DAY_S = 86400.0
@@ -34,7 +34,10 @@ def open_responses(settings: Settings) -> ResponseStore:
         return MemoryResponses()
     dialect = dialect_of(address)
     database = Database(dialect)
-    database.run_now(partial(schema.upgrade, dialect=dialect), writes=True)
+    try:
+        database.run_now(partial(schema.upgrade, dialect=dialect), writes=True)
+    except StoreUnavailableError as error:
+        raise StoreUnavailableError(f"--store {address}: {error}") from None
     stats = StoreStats()
     return DurableResponses(
         database, settings.store_days * _DAY_S, settings.adopt_after, _checkpoint_files(settings, stats), stats

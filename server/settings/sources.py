@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic.fields import FieldInfo
+
 from .names import PREFIX, closest, flag_name, variable_name
 
 _ADDRESS: Final = re.compile(r"(?:tcp|udp|sctp)://")
@@ -85,12 +87,12 @@ def config_path(flags: Mapping[str, Any]) -> Path | None:
     return Path(path) if path else None
 
 
-def read_file(path: Path | None, names: Collection[str]) -> dict[str, Any]:
+def read_file(path: Path | None, settings: Mapping[str, FieldInfo]) -> dict[str, Any]:
     """Reads the config file, if there is one.
 
     Args:
       path: Path of the file; None gives no values.
-      names: Names of all settings.
+      settings: All settings, by their names.
 
     Raises:
       SettingsError: The file cannot be read, is not valid TOML, or has a key that is not a setting.
@@ -103,10 +105,13 @@ def read_file(path: Path | None, names: Collection[str]) -> dict[str, Any]:
         raise SettingsError(f"config {path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise SettingsError(f"config {path}: is not valid TOML ({error})") from None
-    known = set(names) - {"config"}
+    known = set(settings) - {"config"}
     if unknown := sorted(content.keys() - known):
         hints = ", ".join(_with_hint(key, content[key], known) for key in unknown)
         raise SettingsError(f"config {path}: unknown setting {hints}")
+    for name, value in content.items():
+        if isinstance(value, bool) and settings[name].annotation is not bool:  # which pydantic would take for 0 or 1
+            raise SettingsError(f"config {path}: {name} must not be {str(value).lower()}, as it is no switch")
     return content
 
 

@@ -23,8 +23,10 @@ INTERRUPTED_STATUS: Final = 130
 EXIT_STATUSES: Final[Mapping[int, str]] = {
     0: "The command is done. `roost serve` was stopped by a signal, and has drained.",
     FAILURE_STATUS: "The command failed, and the last line on stderr says why and what to do. `roost serve` ends so if "
-    "a setting or a checkpoint cannot be used and if the engine fails, `roost bench serve` if no request completed.",
-    USAGE_STATUS: "A flag or an argument is unknown, missing or invalid.",
+    "the value of a setting or a checkpoint cannot be used and if the engine fails, `roost bench serve` if no request "
+    "completed.",
+    USAGE_STATUS: "A flag or an argument is unknown or missing, or not of its type. `roost bench` ends so for each "
+    "option that cannot be used.",
     INTERRUPTED_STATUS: "Ctrl-C ended the command, or a second one ended `roost serve` before it had drained.",
     128 + signal.SIGTERM: "A second signal, SIGTERM, ended `roost serve` before it had drained.",
 }

@@ -47,6 +47,14 @@ async def message(client: httpx.AsyncClient, path: str, **fields: Any) -> str:
         ({"response_format": {"type": "xml" * 100}}, '"json" or "regex", got "xmlxml'),
         ({"structured_outputs": {"x": 1}}, "structured_outputs.x is unknown"),
         ({"timeout": 0}, "timeout must be above 0, got 0"),
+        (
+            {"messages": [*HI, {"role": "tool", "content": "x"}]},
+            "messages: a message of the role 'tool' needs tool_call_id",
+        ),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}}] * 2},
+            "tools: several functions have the name 'f'",
+        ),
         ({"chat_template_kwargs": [1]}, "chat_template_kwargs must be an object, got an array"),
     ],
 )
@@ -66,6 +74,12 @@ async def test_chat(client: httpx.AsyncClient, fields: dict[str, Any], expected:
 )
 async def test_completions(client: httpx.AsyncClient, prompt: Any, expected: str) -> None:
     assert await message(client, COMPLETIONS, prompt=prompt) == expected
+
+
+async def test_the_number_of_choices_is_named(client: httpx.AsyncClient) -> None:
+    text = await message(client, COMPLETIONS, prompt=["a"] * 100, n=128)
+    assert text.startswith("one request may ask for at most ")
+    assert text.endswith(" choices (prompts times n), got 12800")
 
 
 async def test_what_a_union_of_objects_takes(client: httpx.AsyncClient) -> None:

@@ -65,7 +65,7 @@ def check_body(body: RequestBody, request: Request) -> None:
     """
     service: Service = request.app.state.service
     if isinstance(body, Body) and body.model is not None and body.model != service.model.id:
-        raise unknown_model(body.model)
+        raise unknown_model(body.model, service.model.id)
     check_fields: FieldCheck = request.app.state.check_fields
     check_fields(body)
 

@@ -32,7 +32,7 @@ async def list_models(service: ReadyService, anthropic_version: AnthropicVersion
 async def get_model(model_id: str, service: ReadyService, anthropic_version: AnthropicVersion = None) -> Response:
     """Describes the served model."""
     if model_id != service.model.id:
-        raise unknown_model(model_id)
+        raise unknown_model(model_id, service.model.id)
     describe = _describe if anthropic_version is None else _describe_to_anthropic
     return json_response(describe(service.model))
 

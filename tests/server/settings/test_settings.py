@@ -116,6 +116,13 @@ def test_a_bad_value_is_named_in_one_line(name: str, value: Any) -> None:
         load_settings({name: value})
 
 
+def test_numbers_and_keys_are_described_as_such() -> None:
+    with pytest.raises(SettingsError, match=r"got a number that is not finite\Z"):
+        load_settings({"drain_timeout": float("inf")})
+    with pytest.raises(SettingsError, match=r"\A--state-key must have at least 16 characters\Z"):
+        load_settings({"state_key": "short"})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -130,6 +137,7 @@ def test_a_bad_value_is_named_in_one_line(name: str, value: Any) -> None:
         ("slots = 0", r"\Aconfig .*roost\.toml: slots must be at least 1, got 0\Z"),
         ("strict = 'perhaps'", r'roost\.toml: strict must be true or false, got "perhaps"\Z'),
         ("mesh = {data = 2}", r"roost\.toml: mesh must be a string"),
+        ("slots = true", r"\Aconfig .*roost\.toml: slots must not be true, as it is no switch\Z"),
     ],
 )
 def test_a_bad_file(tmp_path: Path, text: str, message: str) -> None:

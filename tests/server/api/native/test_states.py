@@ -541,3 +541,9 @@ async def test_a_small_request_does_not_ask_for_a_long_history_many_times(servic
         assert response.status_code == 400
         assert response.json()["error"]["param"] == "prompt"
         assert (await client.post("/v1/completions", json={**body, "prompt": ["a"] * 2})).status_code == 200
+
+
+async def test_a_request_that_continues_an_unknown_state_is_told_the_field(client: httpx.AsyncClient) -> None:
+    response = await client.post("/generate", json={"token_ids": [7], "from_state": "state_0"})
+    assert response.status_code == 404
+    assert response.json()["error"]["param"] == "from_state"
