@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from .api.anthropic import messages
 from .api.anthropic.response_schemas import MessageEvent
-from .api.common.field_check import FieldCheck
+from .api.common.body_check import BodyCheck
 from .api.common.openapi import ERRORS, with_events
 from .api.common.routes import HeadAndOptions
 from .api.native import abort, debug, generate, health, page, render, states, tokenize
@@ -94,7 +94,7 @@ def create_app(
         routes=_ROUTES.routes,
     )
     app.state.service = service
-    app.state.check_fields = FieldCheck(strict=strict)
+    app.state.check_body = BodyCheck(service.model.id, strict=strict)
     app.openapi = with_events(app, _EVENTS)  # type: ignore[method-assign]
     app.state.endpoints = tuple(each for router in _ROUTERS for each in _endpoints(router))
     if access.admin_keys:

@@ -10,7 +10,6 @@ from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...request_warnings import warn_all
 from ...text.chat_template import Ending
-from ..common.field_check import check_body
 from ..common.openapi import ANTHROPIC_ERRORS, streamable
 from ..common.response_parts import PINGED_EVENTS
 from ..common.routes import AnyService, JsonRoute, ReadyService
@@ -26,7 +25,6 @@ router = APIRouter(route_class=JsonRoute)
 @router.post("/v1/messages", responses=streamable(MessageObject, MessageEvent, PINGED_EVENTS) | ANTHROPIC_ERRORS)
 async def create_message(body: MessagesBody, request: Request, service: ReadyService) -> Response:
     """Returns the assistant's next message."""
-    check_body(body, request)
     warn_all(body.dropped)
     spec = await messages_spec(body, service)
     counts_cache = body.wants_cache and service.engine.stats.cache.budget > 0
@@ -35,9 +33,8 @@ async def create_message(body: MessagesBody, request: Request, service: ReadySer
 
 
 @router.post("/v1/messages/count_tokens", responses=ANTHROPIC_ERRORS)
-async def count_tokens(body: CountTokensBody, request: Request, service: AnyService) -> TokenCount:
+async def count_tokens(body: CountTokensBody, service: AnyService) -> TokenCount:
     """Returns the number of tokens of the prompt."""
-    check_body(body, request)
     prompt = await service.prompts.chat(await service.prepare(lambda: _conversation(body, _tool_options(body))))
     return TokenCount(input_tokens=len(prompt.token_ids))
 

@@ -1,4 +1,4 @@
-"""Schemas of Anthropic's `/v1/messages`. Fields that no schema names are checked by `field_check.check_body`."""
+"""Schemas of Anthropic's `/v1/messages`. Fields that no schema names are checked by `body_check`."""
 
 import json
 from collections.abc import Iterator

@@ -5,6 +5,7 @@ import gc
 import re
 import sys
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Request, Response
@@ -20,6 +21,8 @@ from ...errors import ApiError, bad_value, encoded_body, from_exception, model_l
 from ...generation.service import Service
 from ...middleware.request_body import request_memory
 from ...tenancy.workers import Workers
+from .body_check import BodyCheck
+from .schema_base import JsonObject
 
 MAX_CONTAINERS: Final = 2**17
 """Maximum number of arrays and objects in a body. The maximum number of messages, each with parts, has fewer."""
@@ -55,7 +58,8 @@ ReadyService = Annotated[Service, Depends(_ready_service)]
 class JsonRoute(APIRoute):
     """Parses JSON more strictly than Python: no NaN, no lone surrogates, no nesting deeper than 200.
 
-    The body is validated before FastAPI sees it, so that a worker thread can do it and only the model stays in memory.
+    The body is validated and checked before FastAPI sees it, so that a worker thread can do it and only the model stays
+    in memory.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -77,7 +81,7 @@ class _JsonRequest(Request):
       model: Model of the body; None if the route takes no body.
     """
 
-    def __init__(self, request: Request, model: type[BaseModel] | None) -> None:
+    def __init__(self, request: Request, model: type[JsonObject] | None) -> None:
         super().__init__(request.scope, request.receive)
         self._model = model
         self._raw = bytearray()
@@ -94,11 +98,12 @@ class _JsonRequest(Request):
     async def json(self) -> Any:
         raw, self._raw = self._raw, bytearray()
         memory = request_memory.get()
+        parse = partial(_parse, raw, self._model, self.app.state.check_body)
         if len(raw) < _LONG:
-            parsed, num_bytes = _parse(raw, self._model)
+            parsed, num_bytes = parse()
         else:
             workers: Workers = self.app.state.service.workers
-            parsed, num_bytes = await workers.run(lambda: _parse(raw, self._model))
+            parsed, num_bytes = await workers.run(parse)
         if memory is not None:
             memory.replace_raw(num_bytes)
         return parsed
@@ -115,19 +120,22 @@ def refuse_encoding(headers: Headers) -> None:
         raise encoded_body(encoding)
 
 
-def _parse(raw: bytearray, model: type[BaseModel] | None) -> tuple[Any, int]:
+def _parse(raw: bytearray, model: type[JsonObject] | None, check: BodyCheck) -> tuple[Any, int]:
     """Returns a body as its model, and the bytes of memory that the model takes.
 
     Raises:
-      ApiError: The body is not JSON, is nested too deeply, or does not fit the model.
+      ApiError: The body is not JSON, is nested too deeply, does not fit the model, or does not pass the check.
     """
     _check_containers(raw)
     was_enabled = gc.isenabled()
     gc.disable()  # a million new objects would trigger many collections, each of which stops all threads
     try:
         parsed = parse_json(raw)
-        checked = parsed if model is None else _checked(parsed, model)
-        return checked, size_of(checked)
+        if model is None:
+            return parsed, size_of(parsed)
+        body = _validated(parsed, model)
+        check(body)
+        return body, size_of(body)
     finally:
         if was_enabled:
             gc.enable()
@@ -193,7 +201,7 @@ def _num_containers(raw: bytes | bytearray) -> int:
     return raw.count(b"[") + raw.count(b"{")
 
 
-def _checked(parsed: Any, model: type[BaseModel]) -> BaseModel:
+def _validated(parsed: Any, model: type[JsonObject]) -> JsonObject:
     try:
         return model.model_validate(parsed)
     except ValidationError as error:

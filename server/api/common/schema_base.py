@@ -3,13 +3,11 @@
 Null means the same as leaving a field out.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Final, NamedTuple
+from typing import Annotated, Any, ClassVar, Final
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from ....engine import MAX_LOGPROBS
-from ...validation_errors import path_of
 from .field_rules import NO_RULES, FieldRules
 
 MAX_MESSAGES: Final = 16_384
@@ -20,9 +18,6 @@ MAX_STOP_CHARACTERS: Final = 4096
 
 MAX_FIELDS: Final = 256
 """Maximum number of fields of an object, unknown ones included."""
-
-_MAX_UNNAMED: Final = 100
-"""Maximum number of different fields without a name in the schema that a body remembers."""
 
 type Several[T] = Annotated[list[T], Field(fail_fast=True, max_length=MAX_MESSAGES)]
 """A list whose first invalid entry ends validation, or millions of errors would be written down."""
@@ -88,79 +83,8 @@ class Fields(JsonObject):
 CacheSalt = Annotated[str, Field(max_length=256)]
 """Requests share cached states only with those of the same salt."""
 
-type _Place = tuple[str | int, ...]
-"""Names and indexes that lead from a body to an object within it."""
 
-
-class UnnamedField(NamedTuple):
-    """A field that the schema of its object does not name, and that may have an effect elsewhere.
-
-    Attributes:
-      kind: Schema of the object.
-      place: Place of the object; empty for the body.
-    """
-
-    kind: type[JsonObject]
-    place: _Place
-    name: str
-    value: Any
-
-    @property
-    def path(self) -> str:
-        """The field's path, such as `messages[0].contnt`."""
-        return f"{path_of(self.place)}.{self.name}" if self.place else self.name
-
-    @property
-    def param(self) -> str:
-        """The field of the body that holds this field."""
-        return str(self.place[0]) if self.place else self.name
-
-    @property
-    def pattern(self) -> str:
-        """The path without indexes, which is the same for all messages of a conversation."""
-        return ".".join((*(step for step in self.place if isinstance(step, str)), self.name))
-
-
-class RequestBody(Fields):
-    """A body, which remembers the fields that no schema names.
-
-    They are found when the body is validated, on a worker thread if it is large.
-    """
-
-    _unnamed: Sequence[UnnamedField] = PrivateAttr(default=())
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Finds the fields that no schema names."""
-        found = dict[tuple[type[JsonObject], str], UnnamedField]()
-        for field in _unnamed_fields(self, ()):
-            if len(found) < _MAX_UNNAMED or field.name in field.kind.field_rules.refused:
-                found.setdefault((field.kind, field.name), field)
-        self._unnamed = tuple(found.values())
-
-    @property
-    def unnamed(self) -> Sequence[UnnamedField]:
-        """The first of each of these fields, in the body and in the objects within it."""
-        return self._unnamed
-
-
-def _unnamed_fields(item: JsonObject, place: _Place) -> Iterator[UnnamedField]:
-    """Yields fields that are neither ignored nor neutral, those of an object before those within it."""
-    kind = type(item)
-    rules = kind.field_rules
-    if rules.ignores_all:
-        return
-    for name, value in (item.__pydantic_extra__ or {}).items():
-        if rules.has_effect(name, value):
-            yield UnnamedField(kind, place, name, value)
-    for name, value in item.__dict__.items():
-        if isinstance(value, JsonObject):
-            yield from _unnamed_fields(value, (*place, name))
-        elif isinstance(value, list) and value and isinstance(value[0], JsonObject):
-            for index, each in enumerate(value):
-                yield from _unnamed_fields(each, (*place, name, index))
-
-
-class Body(RequestBody):
+class Body(Fields):
     """Fields of all bodies."""
 
     model: str | None = None

@@ -2,18 +2,17 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import Field
 
-from ..common.field_check import check_body
 from ..common.routes import AnyService, JsonRoute
-from ..common.schema_base import RequestBody
+from ..common.schema_base import Fields
 from .response_schemas import AbortedRequests
 
 router = APIRouter(route_class=JsonRoute)
 
 
-class AbortBody(RequestBody):
+class AbortBody(Fields):
     """`POST /abort_request`."""
 
     request_id: Annotated[str, Field(min_length=1)]
@@ -21,10 +20,9 @@ class AbortBody(RequestBody):
 
 
 @router.post("/abort_request")
-async def abort_request(body: AbortBody, request: Request, service: AnyService) -> AbortedRequests:
+async def abort_request(body: AbortBody, service: AnyService) -> AbortedRequests:
     """Ends all choices of a request, by the response's id or its `x-request-id`, and returns how many still ran.
 
     An unknown id, or one whose request has ended, is no error.
     """
-    check_body(body, request)
     return AbortedRequests(aborted=service.tracked.abort(body.request_id))

@@ -12,7 +12,6 @@ from ...generation.service import Service
 from ...generation.spec import GenerationSpec, PromptCopies
 from ...middleware.request_body import is_large, keep
 from ...text.served_model import ServedModel
-from ..common.field_check import check_body
 from ..common.logprobs import token_logprobs
 from ..common.openapi import streamable
 from ..common.response_parts import Report, ResponseKind, choice_end
@@ -30,7 +29,6 @@ _KIND: Final = ResponseKind("gen", "tokens", "tokens.chunk")
 @router.post("/generate", responses=streamable(Tokens, TokensChunk))
 async def generate(body: GenerateBody, request: Request, service: ReadyService) -> Response:
     """Returns continuations of the token ids."""
-    check_body(body, request)
     spec = await generate_spec(body, service)
     builder = TokensResponseBuilder(body, service.model, spec.prompts[0])
     return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)

@@ -4,13 +4,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from ...generation.prompts import Prompt
 from ...generation.response_size import text_response_bytes
 from ...generation.service import Service
 from ...middleware.request_body import keep
-from ..common.field_check import check_body
 from ..common.json_response import made_json_response
 from ..common.openapi import success
 from ..common.routes import AnyService, JsonRoute
@@ -23,18 +22,16 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/v1/chat/completions/render", responses=success(RenderedPrompt))
 @router.post("/apply-template", responses=success(RenderedPrompt))
-async def render_chat(body: ChatBody, request: Request, service: AnyService) -> Response:
+async def render_chat(body: ChatBody, service: AnyService) -> Response:
     """Returns the prompt of a chat. The paths are vLLM's and llama.cpp's."""
-    check_body(body, request)
     prompt = await service.prompts.chat(await service.prepare(partial(chat_conversation, body)))
     prompt = service.prompts.truncated(prompt, body.truncate_prompt_tokens, body.truncation_side)
     return await _rendered_response(service, lambda: _rendered(service, prompt), [prompt])
 
 
 @router.post("/v1/completions/render", responses=success(list[RenderedPrompt]))
-async def render_completions(body: CompletionBody, request: Request, service: AnyService) -> Response:
+async def render_completions(body: CompletionBody, service: AnyService) -> Response:
     """Returns the prompts of a completion, in their order."""
-    check_body(body, request)
     service.check_count(len(body.prompts))
     prompts = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens)
     limit, side = body.truncate_prompt_tokens, body.truncation_side

@@ -10,7 +10,6 @@ from ....engine import StateFileError
 from ...errors import bad_value
 from ...generation import saved_states
 from ...tenancy.tenant import tenant
-from ..common.field_check import check_body
 from ..common.paging import After, Limit, QueryOrder, page
 from ..common.routes import AnyService, JsonRoute, ReadyService
 from ..common.schema_base import Body, Count
@@ -34,9 +33,8 @@ class StateBody(Body):
 
 
 @router.post("/v1/states", response_model=StateObject)
-async def save_state(body: StateBody, request: Request, service: ReadyService) -> dict[str, Any]:
+async def save_state(body: StateBody, service: ReadyService) -> dict[str, Any]:
     """Saves the state of a choice that runs or ended lately, up to the tokens whose text was sent whole."""
-    check_body(body, request)
     return (await saved_states.save_state(service, body.request_id, body.index)).described()
 
 

@@ -2,14 +2,13 @@
 
 from functools import partial
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from ...errors import bad_value
 from ...generation.prompts import Prompt
 from ...generation.response_size import text_response_bytes
 from ...generation.service import Service
 from ...middleware.request_body import keep
-from ..common.field_check import check_body
 from ..common.json_response import json_response, made_json_response
 from ..common.openapi import success
 from ..common.routes import AnyService, JsonRoute
@@ -42,9 +41,8 @@ class DetokenizeBody(Body):
 
 
 @router.post("/tokenize", responses=success(TokenizedPrompt))
-async def tokenize(body: TokenizeBody, request: Request, service: AnyService) -> Response:
+async def tokenize(body: TokenizeBody, service: AnyService) -> Response:
     """Returns the token ids of a text or a chat."""
-    check_body(body, request)
     token_ids = (await _encode(body, service)).token_ids
     return await made_json_response(
         service, lambda: {"tokens": token_ids, "count": len(token_ids), "max_model_len": None}
@@ -52,9 +50,8 @@ async def tokenize(body: TokenizeBody, request: Request, service: AnyService) ->
 
 
 @router.post("/detokenize", responses=success(DetokenizedPrompt))
-async def detokenize(body: DetokenizeBody, request: Request, service: AnyService) -> Response:
+async def detokenize(body: DetokenizeBody, service: AnyService) -> Response:
     """Returns the text of token ids: control tokens are spelled out, except for a leading BOS."""
-    check_body(body, request)
     tokenizer = service.model.tokenizer
     if not tokenizer.has_text:
         raise bad_value("tokens", "this checkpoint has no tokenizer, so its tokens have no text")

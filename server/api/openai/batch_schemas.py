@@ -6,11 +6,11 @@ from pydantic import Field
 
 from ..common.field_rules import FieldRules, Refusal
 from ..common.openapi import described
-from ..common.schema_base import RequestBody
+from ..common.schema_base import Fields
 from .batch_lines import BatchUrl
 
 
-class BatchBody(RequestBody):
+class BatchBody(Fields):
     """`POST /v1/batches`."""
 
     field_rules: ClassVar[FieldRules] = FieldRules(

@@ -3,11 +3,10 @@
 from typing import Any, Final
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 
 from ...errors import bad_value
 from ...store.batch_records import BatchRecord, BatchStatus
-from ..common.field_check import check_body
 from ..common.paging import After, Limit, QueryOrder, page
 from ..common.routes import AnyService, JsonRoute
 from .batch_schemas import BatchBody, BatchList, BatchObject
@@ -20,9 +19,8 @@ router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/batches", response_model=BatchObject)
-async def create_batch(body: BatchBody, request: Request, service: AnyService, batches: Batches) -> dict[str, Any]:
+async def create_batch(body: BatchBody, service: AnyService, batches: Batches) -> dict[str, Any]:
     """Starts a batch. Any replica with this model and database runs its lines."""
-    check_body(body, request)
     source = await batches.file(body.input_file_id, "input_file_id")
     if source.purpose != "batch":
         raise bad_value("input_file_id", f'input_file_id: the purpose of {source.id} is {source.purpose}, not "batch"')

@@ -13,7 +13,6 @@ from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...generation.tools import CallPiece
 from ...text.served_model import ServedModel
-from ..common.field_check import check_body
 from ..common.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from ..common.openapi import streamable
 from ..common.response_parts import Report, ResponseKind, choice_end
@@ -31,7 +30,6 @@ _KIND: Final = ResponseKind("chatcmpl", "chat.completion", "chat.completion.chun
 @router.post("/v1/chat/completions", responses=streamable(ChatCompletion, ChatCompletionChunk))
 async def create_chat_completion(body: ChatBody, request: Request, service: ReadyService) -> Response:
     """Returns the assistant's next message."""
-    check_body(body, request)
     spec = await chat_spec(body, service)
     builder = ChatResponseBuilder(body, service.model, spec.prompts[0])
     return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)

@@ -13,7 +13,6 @@ from ...generation.spec import GenerationSpec, PromptCopies
 from ...middleware.request_body import is_large
 from ...text.served_model import ServedModel
 from ...text.tokenizer import Tokenizer
-from ..common.field_check import check_body
 from ..common.logprobs import CompletionLogprobs, CompletionLogprobsBuilder, join_logprobs, prompt_logprobs, with_top
 from ..common.openapi import streamable
 from ..common.response_parts import Report, ResponseKind, choice_end
@@ -31,7 +30,6 @@ _KIND: Final = ResponseKind("cmpl", "text_completion", "text_completion")
 @router.post("/v1/completions", responses=streamable(Completion, Completion))
 async def create_completion(body: CompletionBody, request: Request, service: ReadyService) -> Response:
     """Returns continuations of each prompt."""
-    check_body(body, request)
     service.check_count(len(body.prompts), body.num_candidates)
     spec = await completion_spec(body, service)
     builder = CompletionResponseBuilder(body, service.model, spec.prompts)

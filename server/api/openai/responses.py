@@ -18,7 +18,6 @@ from ...generation.spec import GenerationSpec
 from ...request_warnings import warn_all
 from ...store import StoreUnavailableError
 from ...text.grammar import OBJECT_SCHEMA
-from ..common.field_check import check_body
 from ..common.json_response import json_response
 from ..common.openapi import streamable, success
 from ..common.paging import After, Limit, QueryOrder
@@ -40,7 +39,6 @@ router = APIRouter(route_class=JsonRoute)
 @router.post("/v1/responses", responses=streamable(ResponseObject, ResponseEvent, TYPED_EVENTS))
 async def create_response(body: ResponseBody, request: Request, service: ReadyService) -> Response:
     """Returns the assistant's next message, after those of a previous response if one is named."""
-    check_body(body, request)
     if body.background and not body.store:
         raise bad_value("background", "background needs store: true, as the answer is fetched later")
     spec, history = await _prepare(body, service)

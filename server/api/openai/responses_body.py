@@ -1,4 +1,4 @@
-"""Schemas of `/v1/responses`. Fields that no schema names are checked by `field_check.check_body`."""
+"""Schemas of `/v1/responses`. Fields that no schema names are checked by `body_check`."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal

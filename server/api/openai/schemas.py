@@ -1,6 +1,6 @@
 """Schemas of OpenAI's chat completions and completions, and of the fields that other endpoints share with them.
 
-Null means the same as leaving a field out. Fields that no schema names are checked by `field_check.check_body`.
+Null means the same as leaving a field out. Fields that no schema names are checked by `body_check`.
 """
 
 from collections.abc import Sequence

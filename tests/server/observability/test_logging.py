@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from roost.server.api.common.field_check import FieldCheck
+from roost.server.api.common.body_check import BodyCheck
 from roost.server.api.openai.schemas import CompletionBody
 from roost.server.app import create_app
 from roost.server.generation.service import Service
@@ -123,7 +123,7 @@ async def test_client_cannot_forge_a_text_line(capsys: pytest.CaptureFixture[str
         assert (
             await client.get(path, headers={"x-client-request-id": "a b", "x-request-id": "c d"})
         ).status_code == 500
-    FieldCheck()(CompletionBody.model_validate({"prompt": "", FORGED[:-1]: 1}))
+    BodyCheck("")(CompletionBody.model_validate({"prompt": "", FORGED[:-1]: 1}))
     logging.getLogger("asyncio").error("connection lost: %s", FORGED)
     written = capsys.readouterr().err
     assert all(line.isprintable() for line in written.split("\n"))
