@@ -4,10 +4,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Final
 from uuid import uuid4
 
+from ..api.common.field_check import FieldCheck
 from ..api.openai.chat_completions import chat_spec
 from ..api.openai.completions import completion_spec
+from ..api.openai.schemas import ChatBody
 from ..generation.service import Service
 from ..generation.spec import Choice, GenerationSpec
 from ..request_warnings import request_warnings
@@ -16,6 +19,8 @@ from .errors import python_errors
 from .outputs import OutputBuilder, RequestOutput
 from .sampling_params import RequestOutputKind, SamplingParams
 from .states import State
+
+_check_fields: Final = FieldCheck()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,13 @@ def chat(
       RequestError: A message, a parameter or an option has the wrong type or is out of range.
     """
     body = chat_body(messages, params, options)
-    return GenerationRequest(lambda service: chat_spec(body, service), request_id or f"chatcmpl-{uuid4().hex}")
+    return GenerationRequest(lambda service: _chat_spec(body, service), request_id or f"chatcmpl-{uuid4().hex}")
+
+
+async def _chat_spec(body: ChatBody, service: Service) -> GenerationSpec:
+    """Returns the spec of a chat, whose messages and tools may have fields that no schema names."""
+    _check_fields(body)
+    return await chat_spec(body, service)
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,14 @@ def test_output_matches_its_constraint(llm: LLM) -> None:
     assert output.outputs[0].text.startswith("{")
 
 
+def test_unknown_and_refused_fields_of_a_message_are_https(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=1)
+    (output,) = llm.chat([{"role": "user", "content": "a", "contnt": "b"}], params)  # type: ignore[typeddict-unknown-key]
+    assert output.warnings == ("messages[0].contnt (content?)",)
+    with pytest.raises(RequestError, match=r"^messages\[1\].function_call is not supported: use tool_calls$"):
+        llm.chat([*QUESTION, {"role": "assistant", "function_call": {"name": "f"}}], params)  # type: ignore[typeddict-unknown-key]
+
+
 def test_a_called_tool_is_an_output(llm: LLM) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
     (output,) = llm.chat(QUESTION, tools=[tool], tool_choice="required")

@@ -46,6 +46,10 @@ async def message(client: httpx.AsyncClient, path: str, **fields: Any) -> str:
         ({"tool_choice": "must"}, 'tool_choice must be "none", "auto" or "required", got "must"'),
         ({"response_format": {"type": "xml" * 100}}, '"json" or "regex", got "xmlxml'),
         ({"structured_outputs": {"x": 1}}, "structured_outputs.x is unknown"),
+        (
+            {"response_format": {"type": "text", "json_schema": {"schema": {}}}},
+            "response_format: the type text takes no schema: use the type json_schema",
+        ),
         ({"timeout": 0}, "timeout must be above 0, got 0"),
         (
             {"messages": [*HI, {"role": "tool", "content": "x"}]},
@@ -85,3 +89,5 @@ async def test_the_number_of_choices_is_named(client: httpx.AsyncClient) -> None
 async def test_what_a_union_of_objects_takes(client: httpx.AsyncClient) -> None:
     text = await message(client, "/v1/responses", metadata={"a": 5})
     assert text == "metadata.a must be a string, got 5"
+    text = await message(client, "/v1/responses", text={"format": {"type": "json_object", "schema": {}}})
+    assert text == "text.format: the type json_object takes no schema: use the type json_schema"

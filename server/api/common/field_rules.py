@@ -277,7 +277,7 @@ _RESPONSES_REFUSED: Final[Mapping[str, Refusal]] = {
     "prompt": Refusal((), "send the text as instructions and input"),
 }
 
-_RESPONSES_IGNORED: Final = frozenset({"max_tool_calls"})
+_RESPONSES_IGNORED: Final = frozenset({"access_programs", "background_options", "image", "max_tool_calls"})
 
 _MESSAGES_REFUSED: Final[Mapping[str, Refusal]] = {
     **_with_hints(
@@ -287,12 +287,27 @@ _MESSAGES_REFUSED: Final[Mapping[str, Refusal]] = {
         | {"instructions": "use system", "stop": "use stop_sequences"}
         | dict.fromkeys(("n_probs", "top_logprobs"), "use it in /v1/chat/completions")
     ),
+    "compaction": Refusal((), "send the whole conversation"),
     "container": Refusal(),
     "mcp_servers": Refusal(([],), "the server calls nobody"),
     "parallel_tool_calls": Refusal((True,), "use tool_choice.disable_parallel_tool_use"),
+    "thread": Refusal((), "send the whole conversation"),
 }
 
-_MESSAGES_IGNORED: Final = frozenset({"context_management", "inference_geo", "speed", "stream_options"})
+_MESSAGES_IGNORED: Final = frozenset(
+    {
+        "billing_policy",
+        "context_management",
+        "diagnostics",
+        "fallback_credit_token",
+        "fallbacks",
+        "inference_geo",
+        "speed",
+        "stream_options",
+        "user_profile_id",
+        "workspace_id",
+    }
+)
 
 NO_RULES: Final = FieldRules()
 """Rules of objects without fields of other servers: every name that the schema lacks is unknown."""
@@ -328,11 +343,13 @@ MESSAGE_RULES: Final = FieldRules(
 PART_RULES: Final = FieldRules(
     ignored=_MARKS | {"annotations", "citations", "logprobs", "parsed", "prompt_cache_breakpoint"}
 )
-CALL_RULES: Final = FieldRules(ignored=_MARKS | {"caller", "extra_content", "index", "parsed_arguments"})
-RESULT_RULES: Final = FieldRules(ignored=_MARKS | {"is_error"})
+CALL_RULES: Final = FieldRules(
+    ignored=_MARKS | {"caller", "extra_content", "index", "parsed_arguments", "toolset_name"}
+)
+RESULT_RULES: Final = FieldRules(ignored=_MARKS | {"is_error", "toolset_name"})
 TOOL_RULES: Final = FieldRules(ignored=_MARKS | {"allowed_callers", "defer_loading", "eager_input_streaming"})
 ITEM_RULES: Final = FieldRules(
-    ignored=_MARKS | {"caller", "created_by", "id", "namespace", "parsed_arguments", "phase", "status"}
+    ignored=_MARKS | {"async", "caller", "created_by", "id", "name", "namespace", "parsed_arguments", "phase", "status"}
 )
 TEXT_OPTIONS_RULES: Final = FieldRules(ignored=frozenset({"verbosity"}))
 OUTPUT_OPTIONS_RULES: Final = FieldRules(ignored=frozenset({"effort", "task_budget"}))

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, Tag
+from pydantic import ConfigDict, Field, Tag, model_validator
 
 from ...text.grammar import MAX_CHOICES
 from ..common.schema_base import TEXT_OR_OBJECT, Body, Fields, Text
@@ -44,6 +44,12 @@ class ResponseFormat(Fields):
 
     value: Schema | None = None
     """Schema, or regular expression for the type `regex`, as TGI takes it."""
+
+    @model_validator(mode="after")
+    def _takes_its_schema(self) -> "ResponseFormat":
+        if self.type == "text" and (self.json_schema or self.schema_ is not None or self.value is not None):
+            raise ValueError("the type text takes no schema: use the type json_schema")
+        return self
 
 
 class StructuredOutputs(Fields):

@@ -122,6 +122,8 @@ class TextFormat(Fields):
     def _is_whole(self) -> "TextFormat":
         if self.type == "json_schema" and self.schema_ is None:
             raise ValueError("the type json_schema needs schema")
+        if self.type != "json_schema" and self.schema_ is not None:
+            raise ValueError(f"the type {self.type} takes no schema: use the type json_schema")
         return self
 
 

@@ -5,12 +5,18 @@ from typing import Any
 
 import httpx
 import pytest
-from anthropic.types import ModelInfo
+from anthropic.types import ModelInfo, message_count_tokens_params, message_create_params
 from client_types import checked
 from fake_engine import FakeEngine
-from openai.types import Completion, Model
+from openai.types import Completion, Model, completion_create_params
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 from pydantic import BaseModel, ConfigDict
+from roost.server.api.anthropic.schemas import CountTokensBody, MessagesBody
+from roost.server.api.common.schema_base import Fields
+from roost.server.api.openai.responses_body import ResponseBody
+from roost.server.api.openai.schemas import ChatBody, CompletionBody
 
 HI = [{"role": "user", "content": "hi"}]
 OURS = frozenset({"stop_reason", "token_ids", "prompt_token_ids", "prompt_logprobs", "timings"})
@@ -116,3 +122,18 @@ async def test_errors_whole_and_streamed(client: httpx.AsyncClient, engine: Fake
     ]
     for answer in answers:
         checked(Error, answer["error"])
+
+
+@pytest.mark.parametrize(
+    ("sent", "body"),
+    [
+        (chat_create_params.CompletionCreateParamsBase, ChatBody),
+        (completion_create_params.CompletionCreateParamsBase, CompletionBody),
+        (response_create_params.ResponseCreateParamsBase, ResponseBody),
+        (message_create_params.MessageCreateParamsBase, MessagesBody),
+        (message_count_tokens_params.MessageCountTokensParams, CountTokensBody),
+    ],
+)
+def test_each_field_of_the_clients_is_supported_refused_or_ignored(sent: Any, body: type[Fields]) -> None:
+    known = {*body.model_fields, *body.field_rules.refused, *body.field_rules.ignored}
+    assert not sent.__annotations__.keys() - known
