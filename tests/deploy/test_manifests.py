@@ -198,6 +198,13 @@ def test_hosts_are_reached_by_their_own_kind_only(group: list[dict[str, Any]]) -
 # --- dashboard and alerts
 
 
+def test_the_tutorial_forwards_the_port_of_the_service() -> None:
+    services = {each["metadata"]["name"]: each for each in committed("cpu") if each["kind"] == "Service"}
+    (port,) = (each["port"] for each in services["roost"]["spec"]["ports"])
+    tutorial = (DEPLOY.parent / "docs" / "tutorials" / "kubernetes.md").read_text()
+    assert f"kubectl port-forward service/roost 8000:{port}\n" in tutorial
+
+
 def told_by_the_server() -> set[str]:
     families = text_string_to_metric_families(Metrics(lambda: STATS).page().decode())
     return {sample.name for family in families for sample in family.samples}
