@@ -135,8 +135,9 @@ def _target(chip: str, shape: MeshShape) -> _Target:
 
 def _verification(compiled: CompiledPrograms, limit_bytes: int, estimated: int | None) -> Verification:
     needs = demands(compiled.memory, limit_bytes)
-    programs = (_verified(each, compiled.outcomes[each.label], needs[each.label]) for each in compiled.served.programs)
-    return Verification(compiled.served.layout.slots, estimated, limit_bytes, tuple(programs))
+    served, outcomes = compiled.served, compiled.outcomes
+    programs = (_verified(each, outcomes[each.label], needs[each.label]) for each in served.programs.traced)
+    return Verification(served.layout.slots, estimated, limit_bytes, tuple(programs))
 
 
 def _verified(program: Program[Any], outcome: Any, need: Demand) -> VerifiedProgram:

@@ -97,7 +97,7 @@ def compile_served(
     """
     start = time.monotonic()
     compiled = compile_all(
-        lowerings(served.programs, served.model, traces), partial(_compile_beside_all, served), executor, report
+        lowerings(served.programs.traced, served.model, traces), partial(_compile_beside_all, served), executor, report
     )
     traced = time.monotonic()
     for done in as_completed(compiled.values()):

@@ -22,7 +22,7 @@ from ..model.state import BlockStates, RowArrays
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
 from .compilation import CompileCounter, CompiledProgram
-from .leaves import ArrayName, Leaves, leaf_slices, leaf_structures, taken_leaves
+from .leaves import ArrayName, Leaves, leaf_slices, leaf_structures, used_leaves
 from .programs import DevicePrograms, PrefillShape, Program
 from .served import DeviceLayout
 from .steps import FirstTokenInput, PrefillInput, ReplayInput, StatePool
@@ -56,15 +56,15 @@ class DeviceArrays:
         self._slices = leaf_slices(params, pool)
         self._leaves: list[Array | None] = [*jax.tree.leaves((params, pool)), None, None]
 
-    def take(self, indices: tuple[int, ...]) -> Leaves:
+    def take(self, indices: tuple[int, ...]) -> tuple[Array | None, ...]:
         """Returns the leaves with these indices."""
         leaves = self._leaves
-        return Leaves(tuple([leaves[index] for index in indices]), indices)
+        return tuple([leaves[index] for index in indices])
 
-    def replace(self, written: Leaves) -> None:
-        """Replaces leaves by those that a program returned."""
+    def replace(self, indices: tuple[int, ...], arrays: tuple[Array, ...]) -> None:
+        """Replaces the leaves with these indices by those that a program returned."""
         leaves = self._leaves
-        for index, array in zip(written.indices, written.arrays, strict=True):
+        for index, array in zip(indices, arrays, strict=True):
             leaves[index] = array
 
     @property
@@ -105,7 +105,7 @@ class Executor:
     Args:
       layout: The model's place on its devices.
       programs: The model's programs.
-      compiled: The compiled programs, by label.
+      compiled: The compiled programs, by the label of the one that was traced.
       arrays: Parameters and state pool.
       compiles: Counter of compilations since all programs were compiled.
       leader: Connections to the followers, if this process leads several hosts.
@@ -124,8 +124,9 @@ class Executor:
     ) -> None:
         self.layout = layout
         self.programs = programs
-        self.compiled = dict(compiled)
-        self._taken = {label: taken_leaves(program) for label, program in compiled.items()}
+        self.compiled = {program.label: compiled[program.traced.label] for program in programs}
+        self._traced = {label: used_leaves(program) for label, program in self.compiled.items()}
+        self._used = {program.label: self._traced[program.label].moved(program.moves) for program in programs}
         self.arrays = arrays
         self.compiles = compiles
         self.leader = leader
@@ -207,9 +208,10 @@ class Executor:
         return self._call(program, inputs)
 
     def _call[Result](self, program: Program[Result], inputs: tuple[Any, ...]) -> Result:
-        kept, donated = map(self.arrays.take, self._taken[program.label])
+        traced, used, take = self._traced[program.label], self._used[program.label], self.arrays.take
+        kept, donated = Leaves(take(used.kept), traced.kept), Leaves(take(used.donated), traced.donated)
         written, result = self.compiled[program.label](kept, donated, *self._place(inputs))
-        self.arrays.replace(written)
+        self.arrays.replace(used.written, written.arrays)
         returned: Result = result
         return returned
 

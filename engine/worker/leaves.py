@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -21,7 +21,7 @@ class Leaves:
 
     Attributes:
       arrays: The leaves.
-      indices: Index of each among all leaves, which is part of the program.
+      indices: Index of each among all leaves when the program was traced; `Program.moves` says which are passed.
     """
 
     arrays: tuple[Any, ...]
@@ -46,11 +46,45 @@ def leaf_structures(params: Params, pool: StatePool) -> Mapping[ArrayName, Any]:
     return {"params": jax.tree.structure(params), "pool": jax.tree.structure(pool), "hidden": leaf, "last": leaf}
 
 
-def taken_leaves(program: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the indices of the leaves that a lowered or compiled program reads only, and of those that it replaces.
+class UsedLeaves(NamedTuple):
+    """Indices of the leaves that a program uses.
+
+    Attributes:
+      kept: Leaves that it only reads.
+      donated: Leaves that it reads and replaces.
+      written: Leaves that it returns: the donated ones, and those that it does not read.
+    """
+
+    kept: tuple[int, ...]
+    donated: tuple[int, ...]
+    written: tuple[int, ...]
+
+    def moved(self, moves: Mapping[int, int]) -> "UsedLeaves":
+        """Returns the leaves that are used in the place of these; see `leaf_moves`."""
+        return UsedLeaves(*(tuple(moves.get(index, index) for index in indices) for indices in self))
+
+
+def used_leaves(program: Any) -> UsedLeaves:
+    """Returns the leaves that a lowered or compiled program of `lowering.lower` uses."""
+    (kept, donated, *_), _ = jax.tree.unflatten(program.in_tree, [None] * program.in_tree.num_leaves)
+    written, _ = jax.tree.unflatten(program.out_tree, [None] * program.out_tree.num_leaves)
+    return UsedLeaves(kept.indices, donated.indices, written.indices)
+
+
+def leaf_moves(params: Params, pool: StatePool, source: range, target: range) -> dict[int, int]:
+    """Returns, by the index of each leaf of some layers, that of the same leaf of other layers.
 
     Args:
-      program: Program of `lowering.lower`.
+      params: Parameters of the model, or their shapes.
+      pool: State pool, or its shapes.
+      source: The layers.
+      target: As many other layers, of the same kinds.
     """
-    (kept, donated, *_), _ = jax.tree.unflatten(program.in_tree, [None] * program.in_tree.num_leaves)
-    return kept.indices, donated.indices
+    slices, structures = leaf_slices(params, pool), leaf_structures(params, pool)
+    indices = range(slices["last"].stop)
+    all_params, all_pool = (jax.tree.unflatten(structures[name], indices[slices[name]]) for name in ("params", "pool"))
+
+    def leaves(layers: range) -> list[int]:
+        return jax.tree.leaves(([all_params["blocks"][layer] for layer in layers], all_pool.states.layers(layers)))
+
+    return dict(zip(leaves(source), leaves(target), strict=True))

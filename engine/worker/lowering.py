@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from ..core.config import MAX_PREFILL_ROWS
 from ..model.collectives import REPLICATED, SLOTS
 from ..model.sharding_rules import state_partition_specs
-from .leaves import ArrayName, Leaves, leaf_slices, leaf_structures, taken_leaves
+from .leaves import ArrayName, Leaves, leaf_slices, leaf_structures, used_leaves
 from .programs import ModelShapes, Program
 from .steps import StatePool
 from .trace_cache import Step, TraceCache, TracedStep, is_written, on_leaves
@@ -128,7 +128,8 @@ def _resident_leaves(model: ModelShapes) -> list[jax.ShapeDtypeStruct]:
 
 def idle_bytes(lowered: Any, model: ModelShapes) -> int:
     """Returns the bytes of parameters and state pool on each device that a program of `lower` does not take."""
-    taken = {index for indices in taken_leaves(lowered) for index in indices}
+    used = used_leaves(lowered)
+    taken = {*used.kept, *used.donated}
     return sum(_device_bytes(leaf) for index, leaf in enumerate(_resident_leaves(model)) if index not in taken)
 
 

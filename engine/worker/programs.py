@@ -1,7 +1,7 @@
 """The device programs of a model: which there are for every shape, and what each takes and returns."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from ..platform import Platform
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
 from ..sampling.state import zero_sampling_state, zero_token_memory
-from .leaves import ArrayName
+from .leaves import ArrayName, leaf_moves
 from .steps import (
     Graph,
     SlotState,
@@ -147,6 +147,20 @@ def layer_slices(depth: int, size: int | None) -> tuple[range, ...]:
     return tuple(range(start, min(start + size, depth)) for start in range(0, depth, size))
 
 
+def equal_slices(slices: Sequence[range], kinds: Sequence[str]) -> tuple[int, ...]:
+    """Returns, for each layer slice, the index of the first one that computes the same with its own layers.
+
+    The first slice embeds tokens, the last one normalizes activations, and the others do what their kinds of layers do.
+
+    Args:
+      slices: Layers of each slice.
+      kinds: Kind of each layer.
+    """
+    last = len(slices) - 1
+    codes = [(index == 0, index == last, kinds[each.start : each.stop]) for index, each in enumerate(slices)]
+    return tuple(map(codes.index, codes))
+
+
 class ModelShapes(NamedTuple):
     """Shapes and dtypes of a model and its state pool, and their place on a mesh.
 
@@ -185,6 +199,8 @@ class Program[Result]:
       reads: Device arrays that the step takes.
       replaces: Device arrays that the step returns anew.
       has_result: Whether the step returns a `Result`.
+      equal: Program that is compiled in this one's place, and differs in its layers only; None without one.
+      moves: Leaf of this program's layers, by that of the layers of `equal`.
     """
 
     label: str
@@ -193,6 +209,13 @@ class Program[Result]:
     reads: tuple[ArrayName, ...]
     replaces: tuple[ArrayName, ...] = ()
     has_result: bool = True
+    equal: "Program[Result] | None" = None
+    moves: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def traced(self) -> "Program[Result]":
+        """The program that is traced and compiled for this one: itself, or `equal`."""
+        return self.equal or self
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -232,6 +255,11 @@ class DevicePrograms:
         yield from self.score.values()
         yield from (self.set_mask, self.copy_slot, self.restore, self.set_last)
         yield from filter(None, (self.read_slot, self.replay))
+
+    @property
+    def traced(self) -> tuple[Program[Any], ...]:
+        """Programs that are traced and compiled: all but those that have an equal one."""
+        return tuple(program for program in self if program.equal is None)
 
 
 def device_programs(
@@ -289,7 +317,12 @@ def _prefill_programs(model: ModelShapes, shapes: StepShapes, shape: PrefillShap
             return Program(name, step, inputs, ("params", "pool", "hidden"), replaces)
         return Program(name, partial(prefill_step, model.graph, layers=layers), inputs, ("params", "pool"), replaces)
 
-    return tuple(program(index, layers) for index, layers in enumerate(slices))
+    programs = [program(index, layers) for index, layers in enumerate(slices)]
+    for index, first in enumerate(equal_slices(slices, model.config.block_types)):
+        if first != index:
+            moves = leaf_moves(model.params, model.pool, slices[first], slices[index])
+            programs[index] = replace(programs[index], equal=programs[first], moves=moves)
+    return tuple(programs)
 
 
 def _score_program(model: ModelShapes, length: int) -> Program[Logprobs]:

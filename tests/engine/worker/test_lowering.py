@@ -12,7 +12,7 @@ from roost.engine.model.griffin import abstract_model
 from roost.engine.platform import CPU, PORTABLE, Platform
 from roost.engine.worker import compilation
 from roost.engine.worker.executor import DeviceArrays
-from roost.engine.worker.leaves import Leaves, leaf_slices, taken_leaves
+from roost.engine.worker.leaves import leaf_slices, used_leaves
 from roost.engine.worker.lowering import idle_bytes, lower
 from roost.engine.worker.program_memory import OutOfMemoryError
 from roost.engine.worker.programs import DevicePrograms, ModelShapes, Program, device_programs, new_pool
@@ -47,8 +47,8 @@ type Taken = tuple[set[str], set[str]]
 def taken(served: ServedPrograms, program: Program[Any]) -> Taken:
     """Returns the names of the leaves that a program reads only, and of those that it replaces."""
     every = [*names({"params": served.model.params, "pool": served.model.pool}), "hidden", "last"]
-    kept, donated = taken_leaves(lower(program, served.model))
-    return {every[index] for index in kept}, {every[index] for index in donated}
+    used = used_leaves(lower(program.traced, served.model)).moved(program.moves)
+    return {every[index] for index in used.kept}, {every[index] for index in used.donated}
 
 
 def stays(served: ServedPrograms) -> set[str]:
@@ -124,9 +124,9 @@ def test_arrays_are_taken_and_replaced_leaf_by_leaf() -> None:
     arrays = DeviceArrays({"a": jnp.zeros(3), "b": jnp.zeros(4)}, pool)
     slices = leaf_slices(arrays.params, pool)
     assert slices == {"params": slice(0, 2), "pool": slice(2, 4), "hidden": slice(4, 5), "last": slice(5, 6)}
-    assert [x.size for x in arrays.take((3, 1)).arrays] == [2, 4]
-    arrays.replace(Leaves((jnp.full(1, 7), jnp.full(5, 8)), (2, 5)))
+    assert [x.size for x in arrays.take((3, 1)) if x is not None] == [2, 4]
+    arrays.replace((2, 5), (jnp.full(1, 7), jnp.full(5, 8)))
     assert (arrays.pool.states.tolist(), arrays.last.tolist()) == ([7], [8] * 5)  # type: ignore[attr-defined]
     arrays.pool = StatePool(jnp.full(1, 9), arrays.pool.slots)  # type: ignore[arg-type]
     arrays.params = {"a": jnp.ones(3), "b": jnp.ones(4)}
-    assert [x.tolist() for x in arrays.take((2, 0)).arrays] == [[9], [1, 1, 1]]
+    assert [x.tolist() for x in arrays.take((2, 0)) if x is not None] == [[9], [1, 1, 1]]
