@@ -208,7 +208,6 @@ class Window:
       gap: Seconds from one event to the next.
       chat: Seconds of a whole chat.
       health: Seconds of `/health`.
-      waits: Tokens that the engine processed for any tenant while the victim waited for a first token.
       problems: The victim's requests that failed or had another text.
       peak_bytes: Maximum memory of the server.
     """
@@ -217,7 +216,6 @@ class Window:
     gap: list[float] = field(default_factory=list)
     chat: list[float] = field(default_factory=list)
     health: list[float] = field(default_factory=list)
-    waits: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     peak_bytes: int = 0
 
@@ -232,7 +230,6 @@ class Window:
             self.gap + other.gap,
             self.chat + other.chat,
             self.health + other.health,
-            self.waits + other.waits,
             self.problems + other.problems,
             max(self.peak_bytes, other.peak_bytes),
         )
@@ -315,11 +312,11 @@ class Victim:
             window.fail(f"the victim's chat {question!r} had another answer")
 
     async def _stream(self, window: Window, question: str) -> None:
-        salt = f"victim-{next(self._number)}"  # so that the prefix cache does not skip the prefill
-        body = {**_body(question, STREAM_TOKENS), "stream": True, "cache_salt": salt}
-        done, text, last = await self._work_done(), "", time.perf_counter()
-        is_first = True
-        async with self._client.stream("POST", "/v1/chat/completions", json=body) as response:
+        name = f"victim-{next(self._number)}"  # as a salt, so that the prefix cache does not skip the prefill
+        body = {**_body(question, STREAM_TOKENS), "stream": True, "cache_salt": name}
+        is_first, text, last = True, "", time.perf_counter()
+        headers = {"x-request-id": name}
+        async with self._client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
             if response.status_code != 200:
                 window.fail(f"a stream of the victim got {response.status_code}: {(await response.aread())[:150]!r}")
                 return
@@ -328,8 +325,6 @@ class Victim:
                     continue
                 now = time.perf_counter()
                 (window.first if is_first else window.gap).append(now - last)
-                if is_first:
-                    window.waits.append(await self._work_done() - done)
                 is_first, text, last = False, text + content, time.perf_counter()
         if text != self._answers[question, STREAM_TOKENS]:
             window.fail(f"the victim's stream {question!r} had another text")
@@ -374,11 +369,6 @@ class Victim:
     async def _weigh(self, window: Window) -> None:
         window.peak_bytes = max(window.peak_bytes, self._server.resident_bytes())
         await asyncio.sleep(0.02)
-
-    async def _work_done(self) -> int:
-        """Returns the number of tokens that the engine has processed or generated so far."""
-        load = await self._load()
-        return int(load["prompt_tokens"] + load["generated_tokens"])
 
     async def _load(self) -> dict[str, int]:
         response = await self._client.get("/load")

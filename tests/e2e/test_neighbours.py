@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from shared_programs import compiled_once
 
 pytestmark = [pytest.mark.robust, pytest.mark.timeout(240)]
 
@@ -22,8 +23,8 @@ WATCHED = str(Path(__file__).with_name("watched_server.py"))
 SECONDS: Final = 1.5
 
 MAX_WORK: Final = 8 * 512
-"""Tokens that the engine may process between a victim's request and its first token: 8 prefill steps of the default
-size. Some steps pass while the victim's own HTTP requests are being sent.
+"""Tokens that the engine may process between the arrival of a victim's stream and its first token: 8 prefill steps of
+the default size. Some steps pass while the server reads the request and sends the token.
 """
 
 MAX_OCCUPANCY: Final = 60
@@ -50,9 +51,9 @@ class House:
     All are replaced after an attack that broke something, so that no other attack is blamed for it.
     """
 
-    def __init__(self, occupancy: Path) -> None:
+    def __init__(self, file: Path) -> None:
         self._runner = asyncio.Runner()
-        self._occupancy = occupancy
+        self._file = file
         self._stack: ExitStack | None = None
 
     def attack(self, attack: Any) -> list[str]:
@@ -71,12 +72,14 @@ class House:
 
     def _open(self) -> None:
         with ExitStack() as stack:
-            self._server = stack.enter_context(neighbours.serving((WATCHED, str(self._occupancy))))
+            with compiled_once("demo-all"):
+                self._server = stack.enter_context(neighbours.serving((WATCHED, str(self._file))))
             self._victim = neighbours.Victim(self._server)
             stack.callback(lambda: self._runner.run(self._victim.close()))
             self._attacker = stack.enter_context(self._entered(neighbours.attacking()))
             self._runner.run(self._victim.learn())
             self._runner.run(self._victim.watch(1))
+            assert self._counts()["wait"], "the server does not count what passes before the victim's first tokens"
             self._start_bytes = self._server.resident_bytes()
             self._stack = stack.pop_all()
 
@@ -87,35 +90,35 @@ class House:
         self._runner.run(manager.__aexit__(None, None, None))
 
     async def _attack(self, attack: Any) -> list[str]:
-        self._occupied()
+        self._counts()
         reason = await self._attacker.prepare(attack, self._server)
         if reason is not None:
             return [reason]
         window, _, problems = await neighbours.attack_once(attack, self._server, self._victim, self._attacker, SECONDS)
         if self._server.status is not None:
             return list(problems)
-        occupied = self._occupied()
-        counts = (
-            ("tokens before a first token of the victim", max(window.waits, default=0), MAX_WORK),
-            ("units of work of the event loop at a stretch", occupied["loop"], MAX_OCCUPANCY),
-            ("units of work of the engine in one step", occupied["engine"], MAX_OCCUPANCY),
+        counts = self._counts()
+        limits = (
+            ("tokens before a first token of the victim", counts["wait"], MAX_WORK),
+            ("units of work of the event loop at a stretch", counts["loop"], MAX_OCCUPANCY),
+            ("units of work of the engine in one step", counts["engine"], MAX_OCCUPANCY),
             ("bytes more than at the start", window.peak_bytes - self._start_bytes, sum(neighbours.BUDGETS.values())),
         )
-        return [*problems, *(f"{count:,} {what}, at most {most:,}" for what, count, most in counts if count > most)]
+        return [*problems, *(f"{count:,} {what}, at most {most:,}" for what, count, most in limits if count > most)]
 
-    def _occupied(self) -> dict[str, int]:
-        """Returns the maximum units that the loop and the engine were occupied since the last call."""
-        most = {"loop": 0, "engine": 0}
-        for line in self._occupancy.read_text().splitlines():
-            who, units = line.split()
-            most[who] = max(most[who], int(units))
-        self._occupancy.write_text("")
+    def _counts(self) -> dict[str, int]:
+        """Returns the maximum of each count of the server since the last call."""
+        most = {"loop": 0, "engine": 0, "wait": 0}
+        for line in self._file.read_text().splitlines():
+            what, count = line.split()
+            most[what] = max(most[what], int(count))
+        self._file.write_text("")
         return most
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    house = House(tmp_path_factory.mktemp("neighbours") / "occupancy")
+    house = House(tmp_path_factory.mktemp("neighbours") / "counts")
     yield house
     house.close()
 

@@ -5,22 +5,32 @@ the cost of the callbacks in between, for which `/health` had to wait. The engin
 of each step: the time for which other requests had to wait. CPU time is counted in units of a fixed piece of work,
 measured in the same process, so that the counts depend neither on the machine's speed nor on its load. Each occupancy
 above `REPORTED_UNITS` becomes a line of the file: `loop` or `engine`, and a number of units.
+
+The tokens that the engine processes from the arrival of a victim's stream to its first token become a line as well:
+`wait`, and their number. They are counted here, since the victim's own process may have to wait for a core.
 """
 
 import asyncio
+import re
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
 from roost.engine.engine_core import EngineCore
 from roost.server.__main__ import main
+from starlette.types import Message, Receive, Scope, Send
 
 TICK_S: Final = 0.002
 REPORTED_UNITS: Final = 10
 ITERATIONS: Final = 100_000
+VICTIM: Final = b"victim-"
+"""Beginning of the ids of a victim's streams, which its client chooses."""
+
+TEXT: Final = re.compile(rb'"content":"[^"]')
 
 
 def unit_s() -> float:
@@ -66,33 +76,76 @@ def watch_loops(report: Callable[[float], None]) -> None:
     uvicorn.Config.get_loop_factory = watched  # type: ignore[method-assign]
 
 
-def watch_engine(report: Callable[[float], None]) -> None:
-    """Reports the CPU seconds from the end of a step to the end of the next one."""
-    step, last = EngineCore.step, 0.0
+def watch_streams(report: Callable[[int], None], work_done: Callable[[], int]) -> None:
+    """Reports the tokens that the engine processes before the first token of each of a victim's streams.
+
+    Args:
+      work_done: Returns the number of tokens that the engine has processed so far.
+    """
+    load = uvicorn.Config.load
+
+    def watched(self: uvicorn.Config) -> None:
+        load(self)
+        app = self.loaded_app
+
+        async def run(scope: Scope, receive: Receive, send: Send) -> None:
+            is_victim = dict(scope.get("headers", ())).get(b"x-request-id", b"").startswith(VICTIM)
+            await app(scope, receive, until_text(send, report, work_done) if is_victim else send)
+
+        self.loaded_app = run
+
+    uvicorn.Config.load = watched  # type: ignore[method-assign]
+
+
+def until_text(send: Send, report: Callable[[int], None], work_done: Callable[[], int]) -> Send:
+    """Returns a `send` that reports the tokens processed between this call and the first text."""
+    began, is_first = work_done(), True
+
+    async def watched(message: Message) -> None:
+        nonlocal is_first
+        if is_first and TEXT.search(message.get("body", b"")):
+            is_first = False
+            report(work_done() - began)
+        await send(message)
+
+    return watched
+
+
+def watch_engine(report: Callable[[float], None]) -> Callable[[], int]:
+    """Reports the CPU seconds from the end of a step to the end of the next one.
+
+    Returns a function that returns the number of tokens that steps have processed.
+    """
+    step, last, num_tokens = EngineCore.step, 0.0, 0
 
     def watched(self: EngineCore) -> Any:
-        nonlocal last
+        nonlocal last, num_tokens
         outputs = step(self)
+        num_tokens = self.stats.prompt_tokens + self.stats.generated_tokens
         if last:
             report(time.thread_time() - last)
         last = time.thread_time()
         return outputs
 
     EngineCore.step = watched  # type: ignore[method-assign]
+    return lambda: num_tokens
 
 
 def install(path: Path) -> None:
     file, unit = path.open("a"), unit_s()
 
+    def write(what: str, count: int) -> None:
+        print(what, count, file=file, flush=True)
+
     def reporter(who: str) -> Callable[[float], None]:
         def report(seconds: float) -> None:
             if (units := seconds / unit) > REPORTED_UNITS:
-                print(who, round(units), file=file, flush=True)
+                write(who, round(units))
 
         return report
 
     watch_loops(reporter("loop"))
-    watch_engine(reporter("engine"))
+    watch_streams(partial(write, "wait"), watch_engine(reporter("engine")))
 
 
 if __name__ == "__main__":
