@@ -4,7 +4,9 @@ Without a compiler, XLA computes the same operations. The library is loaded by p
 one wheel serves every version of Python.
 """
 
+import hashlib
 import sysconfig
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -15,18 +17,20 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
-_HEADERS: Final = sorted(map(str, (Path(__file__).parent / "csrc").glob("*.h")))
-"""Headers of the kernels. A build that finds an older library compiles again if one of them changed."""
+_SOURCES: Final = Path(__file__).parent / "csrc"
 
 _OPTIONS: Final = ("-O3", "-g0", "-std=c++20", "-Wall")
 """Options of the compiler. Debug information would name folders of the machine that builds."""
 
 
 class BuildNative(build_ext):
-    """Setuptools command that adds the folder of jaxlib's headers, known only on the machine that builds."""
+    """Setuptools command that adds the folder of jaxlib's headers, known only on the machine that builds.
+
+    It keeps what it compiles in `build/native`, where the installs of other environments find it.
+    """
 
     def build_extension(self, ext: Extension) -> None:
-        """Compiles the extension.
+        """Compiles the extension, unless an earlier build of the same sources has.
 
         Raises:
           CompileError: The extension cannot be compiled here. Setuptools reports this and continues, because the
@@ -35,9 +39,32 @@ class BuildNative(build_ext):
         jaxlib = find_spec("jaxlib")
         if jaxlib is None or jaxlib.origin is None:
             raise CompileError("jaxlib, whose headers are needed, is not installed in the build environment")
-        ext.depends = _HEADERS
         ext.extra_compile_args = [*_OPTIONS, "-isystem", str(Path(jaxlib.origin).parent / "include")]
+        built = Path(self.get_ext_fullpath(ext.name))
+        kept = Path(self.get_finalized_command("build").build_base, "native", self._fingerprint() + built.suffix)
+        if kept.exists():
+            _copy(kept, built)
+            return
+        self.force = True  # a library that lies there may be of other sources
         super().build_extension(ext)
+        _copy(built, kept)
+
+    def _fingerprint(self) -> str:
+        """Returns a hash of all that the library depends on."""
+        commands = [getattr(self.compiler, name) for name in sorted(self.compiler.executables)]
+        digest = hashlib.sha256(repr((commands, version("jaxlib"))).encode())
+        for path in (Path(__file__), *sorted(_SOURCES.iterdir())):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a library to a place where another process may look for it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_suffix(".part")
+    unfinished.write_bytes(source.read_bytes())
+    unfinished.chmod(source.stat().st_mode)
+    unfinished.replace(target)
 
 
 class BuildModules(build_py):

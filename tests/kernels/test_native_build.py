@@ -1,14 +1,17 @@
-"""The build step: which sources are compiled, which wheel has the native kernels, and for which Pythons it is."""
+"""The build step: which sources are compiled and when, which wheel has the native kernels, and for which Pythons."""
 
 import re
 import sysconfig
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from roost.kernels import native
-from roost.kernels.native.build import BuildWheel
+from roost.kernels.native import build
+from roost.kernels.native.build import BuildNative, BuildWheel
 from setuptools import Distribution, Extension
+from setuptools.command.build_ext import build_ext
 
 
 @pytest.mark.parametrize(
@@ -35,3 +38,55 @@ def test_every_header_is_compiled_and_no_two_include_each_other() -> None:
     included = {name: re.findall(r'#include "(\w+\.h)"', path.read_text()) for name, path in sources.items()}
     TopologicalSorter(included).prepare()  # raises CycleError
     assert {name for names in included.values() for name in names} == set(sources) - {"handlers.cc"}
+
+
+class Checkout:
+    """A folder with sources, and a compiler that copies them.
+
+    Attributes:
+      source: File with the sources.
+      num_compiled: Number of times that the compiler has run.
+    """
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.source, self.num_compiled = folder / "csrc" / "handlers.cc", 0
+        self.source.parent.mkdir()
+        self.source.write_text("calls")
+        monkeypatch.setattr(build, "_SOURCES", self.source.parent)
+        monkeypatch.setattr(build_ext, "build_extension", self._compile)
+        monkeypatch.chdir(folder)
+
+    def _compile(self, ext: Extension) -> None:
+        self.num_compiled += 1
+        Path("_cpu.so").write_text(self.source.read_text())
+
+    def install(self, compiler: str = "c++") -> str:
+        """Builds the library as the install of a new environment does; returns its content."""
+        library = Path("_cpu.so")
+        library.unlink(missing_ok=True)
+        command = BuildNative(Distribution())
+        command.compiler = SimpleNamespace(executables={"compiler_cxx": None}, compiler_cxx=[compiler])
+        command.get_ext_fullpath = lambda name: str(library.absolute())
+        command.build_extension(Extension("_cpu", ["handlers.cc"]))
+        return library.read_text()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
+    return Checkout(tmp_path, monkeypatch)
+
+
+def test_environments_of_a_checkout_share_what_was_compiled(checkout: Checkout) -> None:
+    assert [checkout.install(), checkout.install()] == ["calls", "calls"]
+    assert checkout.num_compiled == 1
+
+
+def test_other_sources_and_compilers_give_another_library(checkout: Checkout) -> None:
+    checkout.install()
+    checkout.source.write_text("other calls")
+    assert checkout.install() == "other calls"
+    checkout.install("another c++")
+    assert checkout.num_compiled == 3
+    checkout.source.write_text("calls")
+    assert checkout.install() == "calls"
+    assert checkout.num_compiled == 3, "the first library is still there"
