@@ -360,12 +360,12 @@ def install_node_clients(folder: Path) -> None:
 
 def test_robust(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests that put load on servers and do them harm."""
-    return test(python, ["-m", "robust", *arguments])
+    return test(python, ["-m", "robust", *(arguments or ("tests/e2e", *BY_FILE))])
 
 
 def test_mesh(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests of models that are cut over devices and hosts; the devices are made of the CPU."""
-    return test(python, ["-m", "mesh", *(arguments or BY_FILE)])
+    return test(python, ["-m", "mesh", *(arguments or ("tests/engine", "tests/e2e", *BY_FILE))])
 
 
 def test_deploy(python: Path, arguments: Sequence[str]) -> int:

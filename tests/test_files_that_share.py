@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from workers import GROUPS, scope_of
+from workers import APART, GROUPS, scope_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,3 +16,9 @@ def test_files_of_a_group_have_one_scope(group: tuple[str, ...]) -> None:
 
 def test_another_file_has_its_own() -> None:
     assert scope_of("tests/test_files_that_share.py::test_a[b::c]") == "tests/test_files_that_share.py"
+
+
+@pytest.mark.parametrize("path", APART)
+def test_tests_of_servers_of_their_own_have_each_a_scope(path: str) -> None:
+    assert (ROOT / path).exists()
+    assert scope_of(f"{path}::test_a[b]") != scope_of(f"{path}::test_a[c]")

@@ -1,4 +1,7 @@
-"""Distribution of test files to pytest's processes: files with the same programs or the same server go to one."""
+"""Distribution of test files to pytest's processes: files with the same programs or the same server go to one.
+
+Files whose tests share nothing, and take minutes, go to several.
+"""
 
 from typing import Final
 
@@ -30,9 +33,17 @@ _SERVER: Final = (
 GROUPS: Final = (_SAMPLERS, _GOLDEN_RUNNER, _SERVER)
 """Paths, or their beginnings, of the files of each process. What they share takes seconds to compile or to start."""
 
+APART: Final = ("tests/e2e/test_durable.py", "tests/e2e/test_server_batches.py")
+"""Paths of the files whose tests each start servers of their own."""
+
 
 def scope_of(test_id: str) -> str:
-    """Returns the name of the tests that run in the same process: the first file of a group, or the test's own file."""
+    """Returns the name of the tests that run in the same process.
+
+    It is the first file of a group, the test's own file, or the test.
+    """
+    if test_id.startswith(APART):
+        return test_id
     group = next((group for group in GROUPS if test_id.startswith(group)), None)
     return test_id.partition("::")[0] if group is None else group[0]
 

@@ -15,7 +15,7 @@ FEW = ("--slots", str(SLOTS), "--prefill-chunk", str(CHUNK))
 @pytest.fixture(scope="module", params=[FEW, pytest.param((), marks=pytest.mark.robust)], ids=["few", "all"])
 def demo(request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
     """Yields a client of the bundled model's server, with few programs, and with those of README's first command."""
-    programs = "demo" if request.param else ""
+    programs = "demo" if request.param else "demo-all"
     with (
         serving("demo", *request.param, programs=programs) as server,
         httpx.Client(base_url=server.url, timeout=120) as client,

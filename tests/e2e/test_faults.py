@@ -35,7 +35,7 @@ def model(tiny_config: Path) -> str:
 
 @contextmanager
 def faulty(fault: str, model: str, *arguments: str) -> Iterator[ServerProcess]:
-    with launched(model, *SHAPES, *arguments, program=(FAULTY, fault)) as server:
+    with launched(model, *SHAPES, *arguments, program=(FAULTY, fault), programs="tiny") as server:
         yield server
 
 
@@ -164,7 +164,7 @@ def test_the_time_of_day_does_not_matter(model: str) -> None:
 
 def test_killed_in_the_middle_of_a_stream(model: str) -> None:
     """Clients see that the response is incomplete; a new process generates the same tokens."""
-    with launched(model, *SHAPES) as server:
+    with launched(model, *SHAPES, programs="tiny") as server:
         whole = ask(server).json()["choices"][0]["text"]
         stream = events(server, LONG)
         next(stream)
@@ -172,7 +172,7 @@ def test_killed_in_the_middle_of_a_stream(model: str) -> None:
         with pytest.raises(httpx.RemoteProtocolError):
             list(stream)
         assert server.ends() == -signal.SIGKILL
-    with serving(model, *SHAPES) as server:
+    with serving(model, *SHAPES, programs="tiny") as server:
         assert ask(server).json()["choices"][0]["text"] == whole
 
 
@@ -248,7 +248,7 @@ def test_second_signal_exits_at_once(model: str) -> None:
 
 def test_frozen_process_continues(model: str) -> None:
     """The process is stopped for longer than the step timeout, as when a machine sleeps."""
-    with serving(model, *SHAPES, "--step-timeout", "2") as server:
+    with serving(model, *SHAPES, "--step-timeout", "2", programs="tiny") as server:
         stream = events(server, {**LONG, "max_tokens": 3000})
         next(stream)
         server.process.send_signal(signal.SIGSTOP)
@@ -262,7 +262,7 @@ def test_frozen_process_continues(model: str) -> None:
 
 def test_client_that_stops_reading_is_disconnected(model: str) -> None:
     """The batch continues, the client is disconnected, and its slot is freed."""
-    with serving(model, *SHAPES, "--stall-timeout", "2") as server:
+    with serving(model, *SHAPES, "--stall-timeout", "2", programs="tiny") as server:
         port = int(server.url.rpartition(":")[2])
         with socket.socket() as sleeper:
             sleeper.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from server_process import SHAPES, SLOTS, ServerProcess, launched
+from server_process import PROGRAM, SHAPES, SLOTS, ServerProcess, launched
 
 pytestmark = [pytest.mark.robust, pytest.mark.timeout(1800)]
 
@@ -29,10 +29,20 @@ ROUNDS = int(os.environ.get("BATCH_ROUNDS", "1"))
 MIB = 2**20
 
 
+PATIENT = """
+from roost.server.__main__ import main
+from roost.server.transport.connection import LimitedConnection
+
+LimitedConnection.body_s = 600.0
+main()
+"""
+"""A server that waits longer for a body: a gigabyte takes a busy machine more than the usual minute."""
+
+
 @contextmanager
-def replica(tiny_config: Path, address: str) -> Iterator[ServerProcess]:
+def replica(tiny_config: Path, address: str, program: Sequence[str] = PROGRAM) -> Iterator[ServerProcess]:
     arguments = (f"random:{tiny_config}", *SHAPES, "--access-log", "off")
-    with launched(*arguments, programs="tiny", ROOST_STORE=address) as server:
+    with launched(*arguments, program=program, programs="tiny", ROOST_STORE=address) as server:
         yield server
 
 
@@ -220,7 +230,7 @@ MAX_GROWTH_MIB = 200
 @pytest.mark.parametrize("address", ["sqlite"], indirect=True)
 def test_a_gigabyte_passes_in_flat_memory(tiny_config: Path, address: str) -> None:
     """The file is uploaded, checked and ordered, then downloaded and deleted."""
-    with replica(tiny_config, address) as server:
+    with replica(tiny_config, address, ("-c", PATIENT)) as server:
         warm = upload(server, [line(number, 1) for number in range(2000)])
         httpx.delete(f"{server.url}/v1/files/{warm}").raise_for_status()
         before = resident_bytes(server)
