@@ -13,7 +13,7 @@ import pytest
 import shared_programs
 import sweeps
 from databases import KINDS, PostgresqlServer, postgresql_server
-from workers import SharedScheduling
+from workers import FIRST, SharedScheduling
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -36,6 +36,10 @@ hypothesis.settings.load_profile("roost")
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedScheduling | None:
     return SharedScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
 def pytest_collection_finish() -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from workers import APART, GROUPS, scope_of
+from workers import APART, FIRST, GROUPS, scope_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,6 +16,10 @@ def test_files_of_a_group_have_one_scope(group: tuple[str, ...]) -> None:
 
 def test_another_file_has_its_own() -> None:
     assert scope_of("tests/test_files_that_share.py::test_a[b::c]") == "tests/test_files_that_share.py"
+
+
+def test_the_file_that_comes_first_is_there() -> None:
+    assert (ROOT / FIRST).exists()
 
 
 @pytest.mark.parametrize("path", APART)

@@ -36,6 +36,9 @@ GROUPS: Final = (_SAMPLERS, _GOLDEN_RUNNER, _SERVER)
 APART: Final = ("tests/e2e/test_durable.py", "tests/e2e/test_server_batches.py")
 """Paths of the files whose tests each start servers of their own."""
 
+FIRST: Final = "tests/e2e/test_soak.py"
+"""Path of a file that takes two minutes on any machine, and so would end last."""
+
 
 def scope_of(test_id: str) -> str:
     """Returns the name of the tests that run in the same process.
