@@ -227,6 +227,13 @@ def test_without_the_key_it_is_asked_for(page: Browser, demo: ServerProcess) -> 
     page.script("sessionStorage.clear()")
     page.open(f"{demo.url}/")
     page.until("document.getElementById('settings').open")
+    assert page.script("return document.activeElement.id") == "key"
+    assert page.text("#model") == "The server wants an API key: give it under Settings."
+    page.press("wrong")
+    page.click("#settings .main")
+    page.until("document.getElementById('model').textContent.startsWith('The server refused the API key')")
+    page.until("document.getElementById('settings').open")
+    page.script("document.getElementById('key').value = ''")
     page.type("#key", API_KEY)
     page.click("#settings .main")
     page.until(f"document.getElementById('model').textContent === '{MODEL}'")

@@ -4,6 +4,8 @@ import { apiKey } from "./settings.js";
 
 const UNREACHABLE = "The server can't be reached; try again.";
 const LOST = "The connection to the server was lost; try again.";
+const NO_KEY = "The server wants an API key: give it under Settings.";
+const WRONG_KEY = "The server refused the API key: change it under Settings.";
 
 export async function request(path, options = {}) {
   const key = apiKey();
@@ -16,7 +18,9 @@ export async function request(path, options = {}) {
   }
   if (response.ok) return response;
   const body = await response.json().catch(() => null);
-  const error = new Error(body?.error?.message ?? `The server answered with status ${response.status}.`);
+  const unauthorized = response.status === 401 ? (key ? WRONG_KEY : NO_KEY) : undefined;
+  const message = unauthorized ?? body?.error?.message ?? `The server answered with status ${response.status}.`;
+  const error = new Error(message);
   error.status = response.status;
   throw error;
 }

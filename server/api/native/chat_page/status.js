@@ -16,9 +16,14 @@ export async function showModel() {
     isOffline ||= Boolean(error.isOffline);
     $("model").textContent = error.message;
     $("model").title = error.message;
-    if (error.status === 401 && !$("settings").open) $("settings").showModal();
+    if (error.status === 401 && !$("settings").open) askForKey();
     else if (error.status === 503) setTimeout(showModel, 1000);
   }
+}
+
+function askForKey() {
+  $("settings").showModal();
+  $("key").focus();
 }
 
 export async function showLoad() {
