@@ -40,7 +40,8 @@ async def first_model(client: HttpClient) -> str:
         raise CommandError(f"the server cannot be asked for its models: {error}; see --url") from None
     except (KeyError, IndexError, TypeError):
         reason = http_failure(response) if response.status != 200 else "it lists none"
-        raise CommandError(f"the server does not tell its models ({reason}); name one with --model") from None
+        fix = "give its key with --api-key or ROOST_API_KEY" if response.status == 401 else "name one with --model"
+        raise CommandError(f"the server does not tell its models ({reason}); {fix}") from None
 
 
 def http_failure(response: Response) -> str:

@@ -70,6 +70,7 @@ def test_a_chat_with_a_server(server: ServerProcess) -> None:
         if status:
             assert out == ""
             assert err.startswith("roost: the server does not tell its models (HTTP 401")
+            assert err.endswith("; give its key with --api-key or ROOST_API_KEY\n")
             assert err.count("\n") == 1
         else:
             assert out.count("\n") >= 2

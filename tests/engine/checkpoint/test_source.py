@@ -98,4 +98,5 @@ def test_a_directory_without_a_config_is_refused_with_the_file_missed(tmp_path: 
 def test_an_unknown_random_model_is_refused_with_the_known_ones(reference: str) -> None:
     with pytest.raises(CheckpointError) as error:
         open_model(reference)
-    assert str(error.value) == f"{reference}: give 2b or 9b, or the path of a config.json"
+    message = "is no size and no file; give 2b or 9b, or the path of a config.json"
+    assert str(error.value) == f"{reference}: {message}"
