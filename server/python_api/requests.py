@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import uuid4
 
-from ..api.common.field_check import FieldCheck
+from ..api.common.body_check import BodyCheck
 from ..api.openai.chat_completions import chat_spec
 from ..api.openai.completions import completion_spec
 from ..api.openai.schemas import ChatBody
@@ -20,7 +20,8 @@ from .outputs import OutputBuilder, RequestOutput
 from .sampling_params import RequestOutputKind, SamplingParams
 from .states import State
 
-_check_fields: Final = FieldCheck()
+_check_body: Final = BodyCheck("")
+"""Check of bodies, which name no model here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def chat(
 
 async def _chat_spec(body: ChatBody, service: Service) -> GenerationSpec:
     """Returns the spec of a chat, whose messages and tools may have fields that no schema names."""
-    _check_fields(body)
+    _check_body(body)
     return await chat_spec(body, service)
 
 
