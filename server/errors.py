@@ -87,7 +87,7 @@ def bad_value(param: str | None, message: str, *, is_private: bool = False) -> A
 
 def unknown_model(name: str, served: str) -> ApiError:
     """Returns a 404 for another model than the served one."""
-    message = f"the model {name!r:.100} does not exist: this server has {served!r}"
+    message = f"the model {name!r:.100} does not exist: this server has {served}"
     return ApiError(ErrorKind.NO_SUCH_MODEL, message, param="model")
 
 
