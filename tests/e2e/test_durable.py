@@ -246,17 +246,17 @@ def test_a_frozen_owner_comes_back_and_writes_nothing(replicas: Replicas) -> Non
 
 
 NUM_DEATHS = int(os.environ.get("DURABLE_DEATHS", "5"))
-"""Deaths of replicas with up to four responses each."""
+"""Deaths of replicas with up to four responses each. There are more if some had fewer."""
 
 
 @pytest.mark.parametrize("address", ["sqlite"], indirect=True)
 def test_four_responses_survive_every_death(replicas: Replicas) -> None:
     """Replicas die at random moments, by SIGTERM and by SIGKILL; some leave torn checkpoints behind."""
-    draw, num_interruptions, num_tokens = random.Random(2), 0, 1600 * NUM_DEATHS
+    draw, death, num_interruptions, num_tokens = random.Random(2), 0, 0, 1600 * NUM_DEATHS
     for _ in range(2):
         first = replicas.start()
     names = [begun(first, seed=seed, max_output_tokens=num_tokens) for seed in range(4)]
-    for death in range(NUM_DEATHS):
+    while death < NUM_DEATHS or num_interruptions < 3.5 * NUM_DEATHS:
         owner = owner_of(replicas)
         time.sleep(draw.uniform(0.1, 1.0))
         num_interruptions += int(metric(owner, "roost_num_requests_running"))
@@ -265,13 +265,13 @@ def test_four_responses_survive_every_death(replicas: Replicas) -> None:
             for path in replicas.states.iterdir():
                 path.write_bytes(path.read_bytes()[: draw.randrange(1000)])
         replicas.start()
+        death += 1
     left = replicas.running[-1]
     finals = [check_whole(read_events(left.url, name, -1), left, name, num_tokens) for name in names]
     assert not any("inexact" in final for final in finals)
     with ThreadPoolExecutor(4) as threads:
         texts = list(threads.map(lambda seed: undisturbed(left, seed=seed, max_output_tokens=num_tokens), range(4)))
     assert [final["output"][0]["content"][0]["text"] for final in finals] == texts
-    assert num_interruptions >= 3.5 * NUM_DEATHS
 
 
 @pytest.mark.parametrize("address", ["postgresql"], indirect=True)
