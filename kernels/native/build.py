@@ -50,7 +50,7 @@ class BuildNative(build_ext):
         _copy(built, kept)
 
     def _fingerprint(self) -> str:
-        """Returns a hash of all that the library depends on."""
+        """Returns a hash of all that the library depends on, apart from the version of the compiler."""
         commands = [getattr(self.compiler, name) for name in sorted(self.compiler.executables)]
         digest = hashlib.sha256(repr((commands, version("jaxlib"))).encode())
         for path in (Path(__file__), *sorted(_SOURCES.iterdir())):
