@@ -182,7 +182,7 @@ class Scheduler:
             self.queue.put(request)
         except QueueFullError:
             self._failed += self._assignment.assign(now)
-            self._assignment.check_room(request)
+            self._assignment.check_room(request, now)
             self.queue.add(request)
         if self._prefetcher is not None and not request.is_batch and self._assignment.parent_of(request) is None:
             self._prefetcher.offer(request)

@@ -160,7 +160,9 @@ class RetryAfterEstimator:
     """Estimates when a slot will be free for a refused request.
 
     Slots become free one after the other, every (mean service time / slots) seconds. Refused requests come back in the
-    same rhythm: each when as many slots have become free as requests were refused before it.
+    same rhythm: each when as many slots have become free as requests were refused before it. The mean service time is
+    that of the latest requests that ended, but no less than the mean time for which the running ones have had their
+    slots: long requests are noticed while they run.
 
     Args:
       slots: Number of slots.
@@ -169,14 +171,25 @@ class RetryAfterEstimator:
     def __init__(self, slots: int) -> None:
         self._slots = slots
         self._mean_s: float | None = None
+        self._num_running = 0
+        self._assigned_sum = 0.0  # of the times at which the running requests got their slots
         self._num_refused = 0
 
-    def released(self, service_s: float) -> None:
+    def assigned(self, now: float) -> None:
+        """Books a slot that a request got."""
+        self._num_running += 1
+        self._assigned_sum += now
+
+    def released(self, assigned_at: float, now: float) -> None:
         """Books a slot that became free.
 
         Args:
-          service_s: Number of seconds for which a request had the slot.
+          assigned_at: Time at which the request got the slot.
+          now: Current time.
         """
+        self._num_running -= 1
+        self._assigned_sum = self._assigned_sum - assigned_at if self._num_running else 0.0
+        service_s = now - assigned_at
         last = service_s if self._mean_s is None else self._mean_s
         self._mean_s = last + _WEIGHT * (service_s - last)
         self._num_refused = max(0, self._num_refused - 1)
@@ -188,11 +201,12 @@ class RetryAfterEstimator:
         """
         self._num_refused = 0
 
-    def refused(self) -> float:
+    def refused(self, now: float) -> float:
         """Books a refused request, and returns the number of seconds after which it should be sent again."""
         if self._mean_s is None:
             return _UNKNOWN_S
-        interval = self._mean_s / self._slots
+        age = now - self._assigned_sum / self._num_running if self._num_running else 0.0
+        interval = max(self._mean_s, age) / self._slots
         estimate = (self._num_refused + 1) * interval
         if estimate < _LONGEST_S:  # requests beyond that are not counted, as they don't wait for their turn
             self._num_refused += 1
@@ -339,8 +353,11 @@ class SlotAssignment:
         is_free_to_go = running.request.is_batch and not self._pool.is_pinned(running.slot)
         return is_free_to_go and (can_replay or not running.num_tokens_dispatched)
 
-    def check_room(self, request: Request) -> None:
+    def check_room(self, request: Request, now: float) -> None:
         """Checks whether a request may wait, unless it is about to get a slot.
+
+        Args:
+          now: Current time, in seconds.
 
         Raises:
           QueueFullError: There is no room for the request in the queue.
@@ -351,7 +368,7 @@ class SlotAssignment:
         try:
             self._queue.check_room(request)
         except QueueFullError as error:
-            raise QueueFullError(str(error), self._retry_after.refused()) from None
+            raise QueueFullError(str(error), self._retry_after.refused(now)) from None
 
     def parent_of(self, request: Request) -> RunningRequest | None:
         """Returns the running request whose state this one may copy instead of prefilling the same prompt."""
@@ -363,10 +380,11 @@ class SlotAssignment:
 
     def release(self, running: RunningRequest, now: float) -> None:
         """Takes a request's slot back, and charges its tenant for what the request really cost."""
+        was_queued = running.request.id not in self._probe_ids
         self._free(running)
-        if not running.request.is_batch:
+        if was_queued and not running.request.is_batch:
             self._queue.correct_cost(running.request, running.num_prompt_dispatched + running.num_tokens)
-            self._retry_after.released(now - running.assigned_at)
+            self._retry_after.released(running.assigned_at, now)
         if not self._num_others:
             self.num_batch_slots = self._pool.size
             if not self._queue.num_requests:
@@ -408,6 +426,8 @@ class SlotAssignment:
             return error if isinstance(error, RoostError) else RequestFailedError(_NOT_STARTED)
         self.running[request.id] = running
         self.num_batch_running += request.is_batch
+        if not request.is_batch:
+            self._retry_after.assigned(now)
         return None
 
     def _take_fetch(self, request_id: str) -> Fetch | None:

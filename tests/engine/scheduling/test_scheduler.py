@@ -764,6 +764,22 @@ def test_refused_requests_get_an_estimate_to_retry_after() -> None:
     assert waits == [1.5, 3.0]
 
 
+def test_probes_do_not_shorten_the_estimate_to_retry_after() -> None:
+    scheduler = Scheduler(1, 0, LIMITS)
+    add(scheduler, request("a"), 10.0)
+    plan(scheduler, 10.0)
+    plan(scheduler, 14.0)
+    scheduler.abort("a")
+    for _ in range(9):
+        scheduler.probe(request("probe"))
+        plan(scheduler, 14.0)
+        scheduler.abort("probe")
+    add(scheduler, request("b"), 14.0)
+    with pytest.raises(QueueFullError) as refused:
+        add(scheduler, request("c"), 14.0)
+    assert refused.value.retry_after_s == 4.0
+
+
 def test_requests_that_were_refused_before_an_idle_time_count_no_more() -> None:
     scheduler = Scheduler(1, 0, LIMITS)
     for began in (10.0, 20.0, 30.0):
