@@ -95,10 +95,18 @@ async def test_a_failed_first_request_ends_the_benchmark() -> None:
             await Run(replace(OPTIONS, address=address, model="m", warmup=1)).all()
 
 
-@pytest.mark.parametrize("answer", [error("401 No", b""), error("200 OK", b'{"data":[]}'), error("200 OK", b"<html>")])
-async def test_a_server_without_models_needs_the_model_option(answer: bytes) -> None:
+@pytest.mark.parametrize(
+    ("answer", "option"),
+    [
+        (error("401 No", b""), "--api-key"),
+        (error("404 No", b""), "--model"),
+        (error("200 OK", b'{"data":[]}'), "--model"),
+        (error("200 OK", b"<html>"), "--model"),
+    ],
+)
+async def test_a_server_that_tells_no_model_needs_an_option(answer: bytes, option: str) -> None:
     async with scripted(Script([answer])) as address:
-        with pytest.raises(CommandError, match="--model"):
+        with pytest.raises(CommandError, match=option):
             await Run(replace(OPTIONS, address=address)).all()
 
 

@@ -13,9 +13,11 @@ import pytest
 from fake_engine import FakeEngine
 from fake_server import make_service, served_model
 from fastapi import FastAPI
-from pydantic import BaseModel, field_validator
+from pydantic import field_validator
+from roost.server.api.common.body_check import BodyCheck
 from roost.server.api.common.response_parts import large_to_json, to_json
 from roost.server.api.common.routes import JsonRoute
+from roost.server.api.common.schema_base import Fields
 from roost.server.api.native.generate import generate_spec
 from roost.server.api.openai.chat_completions import chat_spec
 from roost.server.api.openai.completions import completion_spec
@@ -301,7 +303,7 @@ async def _peak(service: Service, path: str, content: dict[str, Any]) -> int:
 async def test_a_large_body_becomes_its_model_elsewhere(service: Service) -> None:
     threads: list[threading.Thread] = []
 
-    class Watched(BaseModel):
+    class Watched(Fields):
         texts: list[str]
 
         @field_validator("texts")
@@ -312,7 +314,7 @@ async def test_a_large_body_becomes_its_model_elsewhere(service: Service) -> Non
 
     app = FastAPI()
     app.router.route_class = JsonRoute
-    app.state.service = service
+    app.state.service, app.state.check_body = service, BodyCheck(service.model.id)
 
     @app.post("/")
     async def count(body: Watched) -> int:
