@@ -5,6 +5,7 @@ one wheel serves every version of Python.
 """
 
 import hashlib
+import shutil
 import sysconfig
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -62,8 +63,7 @@ def _copy(source: Path, target: Path) -> None:
     """Copies a library to a place where another process may look for it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".part")
-    unfinished.write_bytes(source.read_bytes())
-    unfinished.chmod(source.stat().st_mode)
+    shutil.copy(source, unfinished)
     unfinished.replace(target)
 
 

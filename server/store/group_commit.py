@@ -45,7 +45,8 @@ class _Write:
       work: What is to be done.
       give_up_at: Time, on the event loop's clock, until which it is repeated while the database is away.
       done: Result.
-      error: Why the first attempt failed, which is what a client is told. Later ones may have too little time left.
+      error: Error of the first attempt, which the caller gets if none succeeds. A later attempt may fail just because
+        too little time is left.
     """
 
     work: Work[Any]

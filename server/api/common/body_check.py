@@ -4,7 +4,7 @@ import difflib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -40,7 +40,6 @@ class UnnamedField(NamedTuple):
     kind: type[JsonObject]
     place: _Place
     name: str
-    value: Any
 
     @property
     def path(self) -> str:
@@ -116,7 +115,7 @@ def _all_unnamed(item: JsonObject, place: _Place) -> Iterator[UnnamedField]:
         return
     for name, value in (item.__pydantic_extra__ or {}).items():
         if rules.has_effect(name, value):
-            yield UnnamedField(kind, place, name, value)
+            yield UnnamedField(kind, place, name)
     for name, value in item.__dict__.items():
         if isinstance(value, JsonObject):
             yield from _all_unnamed(value, (*place, name))
