@@ -56,7 +56,7 @@ class BatchPlanner:
           The batch, and the requests of its rows; None if there is nothing to run.
         """
         requests = running.values()
-        awaited = {each.parent for each in requests if each.awaits_mask}  # a fork needs its mask with the prompt
+        awaited = {each.parent for each in requests if not each.may_sample}  # a fork needs its mask with the prompt
         new = [each for each in requests if not each.num_tokens_dispatched]
         candidates = [each for each in new if _needs_prefill(each) and each not in awaited]
         decoding = [each for each in requests if _can_decode(each) and each not in self._in_progress]
@@ -175,18 +175,17 @@ class BatchPlanner:
         moves = () if self._in_progress else self._compact(requests, running)
         steps = 1 if beside_prefill else self._max_steps(running)
         replays = tuple(_take_replayed(each) for each in requests if each.request.replay and _replays_next(each))
+        slots = tuple(each.slot for each in requests)
+        masks = tuple((each.slot, mask) for each in requests if (mask := each.mask) is not None)
         for request in requests:
             request.num_tokens_dispatched += steps
-        slots = tuple(each.slot for each in requests)
-        masks = tuple((each.slot, each.mask) for each in requests if each.mask is not None)
         return DecodeBatch(tuple(each.request for each in requests), slots, steps, moves, masks, replays)
 
     def _max_steps(self, running: Collection[RunningRequest]) -> int:
         """Returns the number of tokens per request; one token if the host has to see each before the next."""
         if self._limits.decode_steps == 1:
             return 1
-        is_stepwise = any(each.request.stepwise or each.mask is not None or _replays_next(each) for each in running)
-        return 1 if is_stepwise else self._limits.decode_steps
+        return 1 if any(map(_is_stepwise, running)) else self._limits.decode_steps
 
     def _compact(
         self, requests: Sequence[RunningRequest], running: Collection[RunningRequest]
@@ -244,17 +243,18 @@ class _PrefillOrder:
 
 def _needs_prefill(new: RunningRequest) -> bool:
     """Returns whether a new request's own prompt has to be prefilled or restored, and its first token sampled."""
-    return new.parent is None and not new.awaits_mask
+    return new.parent is None and new.may_sample
 
 
 def _can_decode(running: RunningRequest) -> bool:
-    """Returns whether one more token may be dispatched, though others may be in flight.
-
-    A constraint must have seen the last token before the next one is sampled.
-    """
+    """Returns whether one more token may be dispatched, though others may be in flight."""
     limit, dispatched = running.request.params.max_tokens, running.num_tokens_dispatched
-    waits = running.awaits_mask or (running.constraint is not None and running.num_tokens < dispatched)
-    return dispatched > 0 and not waits and (limit is None or dispatched < limit)
+    return dispatched > 0 and (limit is None or dispatched < limit) and running.may_sample
+
+
+def _is_stepwise(running: RunningRequest) -> bool:
+    """Returns whether the host has to see each token of a request before the next."""
+    return running.request.stepwise or running.constraint is not None or _replays_next(running)
 
 
 def _replays_next(running: RunningRequest) -> bool:

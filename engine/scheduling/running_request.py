@@ -59,8 +59,6 @@ class RunningRequest:
       last_snapshot: Snapshot of the last committed chunk, or the restored one.
       is_finite: Whether every committed chunk left finite values. If not, no more snapshots are taken.
       constraint: Output constraint that follows the generated tokens, if there is one.
-      mask: Mask of the next token, if a constraint decides it.
-      awaits_mask: Whether the constraint has not computed the mask yet. The request sits out until then.
       has_output: Whether an output has been returned.
     """
 
@@ -81,14 +79,35 @@ class RunningRequest:
     last_snapshot: Snapshot | None = None
     is_finite: bool = True
     constraint: TokenConstraint | None = None
-    mask: TokenMask | None = None
-    awaits_mask: bool = False
     has_output: bool = False
 
     @property
     def keeps_tokens(self) -> bool:
         """Whether `token_ids` has the generated tokens: for the prefix cache, and to go on after a preemption."""
         return self.key is not None or self.request.is_batch
+
+    @property
+    def awaits_mask(self) -> bool:
+        """Whether the constraint has not computed the mask of the next token yet."""
+        return self.constraint is not None and self.constraint.mask is None
+
+    @property
+    def may_sample(self) -> bool:
+        """Whether one more token may be sampled: a constraint must have seen all tokens before, and given their mask.
+
+        A token that is replayed needs no mask.
+        """
+        if self.constraint is None or self.num_tokens_dispatched < self.request.num_replayed:
+            return True
+        return self.mask is not None
+
+    @property
+    def mask(self) -> TokenMask | None:
+        """Mask of the next token to dispatch; None if no constraint decides it, or has not given it yet."""
+        constraint = self.constraint
+        if constraint is None or constraint.num_tokens != self.num_tokens_dispatched:
+            return None
+        return constraint.mask
 
     @property
     def can_fork(self) -> bool:
@@ -122,39 +141,16 @@ class RunningRequest:
         Args:
           snapshot: State after the prompt and all generated tokens but the last one; None if there is no token.
         """
-        replay = self.request.replay if snapshot is None else Replay(tuple(self.token_ids), snapshot)
+        replay = self.request.replay
+        if snapshot is not None:
+            left = () if replay is None else replay.token_ids[self.num_tokens :]
+            replay = Replay((*self.token_ids, *left), snapshot)
         return PreemptedRequest(replace(self.request, replay=replay), self)
 
     def resume(self, last: "RunningRequest") -> None:
         """Goes on with what a preempted request has besides its tokens."""
         self.started_at, self.num_cached, self.has_output = last.started_at, last.num_cached, last.has_output
-        self.constraint, self.mask, self.awaits_mask = last.constraint, last.mask, last.awaits_mask
-
-    def advance_constraint(self) -> None:
-        """Passes the tokens that a snapshot covers to the constraint, and asks it for the mask of the next one.
-
-        Raises:
-          ConstraintError: The constraint failed, or allows no token.
-        """
-        assert self.constraint is not None
-        if self.request.replay is not None:
-            for token_id in self.request.replay.token_ids[: self.num_tokens]:
-                self.constraint.advance(token_id)
-        self.update_mask()
-
-    def update_mask(self, wait_s: float = 0.0) -> None:
-        """Asks the constraint for the mask of the next token; sets `awaits_mask` if it is not computed yet.
-
-        Args:
-          wait_s: Maximum number of seconds to wait for the constraint.
-
-        Raises:
-          ConstraintError: The constraint failed, or allows no token.
-        """
-        assert self.constraint is not None
-        mask = self.constraint.mask(wait_s)
-        self.awaits_mask = mask is None
-        self.mask = self.mask if mask is None else mask
+        self.constraint = last.constraint
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -251,12 +247,11 @@ def book_result(running: RunningRequest, result: RowResult) -> list[TokenOutput]
     if running.request.replay is not None and running.num_tokens < running.request.num_replayed:
         return _book_replayed(running, result.token_ids[0])
     if min(result.token_ids) >= 0:  # as in nearly every row
-        return [_constrained(running, _book_tokens(running, result.token_ids, result.logprobs))]
+        return [_book_constrained(running, result.token_ids, result.logprobs)]
     valid = tuple(takewhile(lambda token_id: token_id >= 0, result.token_ids))
     outputs = []
     if valid:
-        output = _book_tokens(running, valid, result.logprobs)
-        outputs.append(_constrained(running, output))
+        outputs.append(_book_constrained(running, valid, result.logprobs))
     if not any(output.finish_reason for output in outputs):
         outputs.append(error_output(_sentinel_error(running, result.token_ids[len(valid)])))
     return outputs
@@ -271,8 +266,25 @@ def _book_replayed(running: RunningRequest, sampled: int) -> list[TokenOutput]:
     running.num_tokens += 1
     if running.keeps_tokens:
         running.token_ids.append(token_id)
-    output = _constrained(running, TokenOutput((token_id,)))
-    return [output] if output.error is not None else []
+    return []
+
+
+def _book_constrained(
+    running: RunningRequest, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...] | None
+) -> TokenOutput:
+    """Returns the output of valid tokens, or an error's if a constraint refuses the token or fails after it."""
+    constraint = running.constraint
+    if constraint is None:
+        return _book_tokens(running, token_ids, logprobs)
+    try:
+        (token_id,) = token_ids  # more are not dispatched before the constraint has seen this one
+        constraint.take(token_id)
+        output = _book_tokens(running, token_ids, logprobs)
+        if output.finish_reason is None:
+            constraint.update()
+    except ConstraintError as error:
+        return error_output(error)
+    return output
 
 
 def _book_tokens(
@@ -317,18 +329,6 @@ def _stop_reason(running: RunningRequest, token_ids: tuple[int, ...]) -> int | N
     params = running.request.params
     is_stop = bool(token_ids) and token_ids[-1] in params.stop_token_ids and token_ids[-1] not in params.end_token_ids
     return token_ids[-1] if is_stop else None
-
-
-def _constrained(running: RunningRequest, output: TokenOutput) -> TokenOutput:
-    """Returns the output, or an error's if the constraint fails on its last token."""
-    if running.constraint is None or output.finish_reason is not None:
-        return output
-    try:
-        running.constraint.advance(output.token_ids[-1])
-        running.update_mask()
-    except ConstraintError as error:
-        return error_output(error)
-    return output
 
 
 def _sentinel_error(running: RunningRequest, sentinel: int) -> RoostError:

@@ -282,8 +282,9 @@ class Scheduler:
         """
         failed, wait_s = [], MASK_WAIT_S
         for running in waiting:
+            assert running.constraint is not None
             try:
-                running.update_mask(wait_s)
+                running.constraint.update(wait_s)
             except ConstraintError as error:
                 failed.append(self._end(running, error))
             if running.awaits_mask:

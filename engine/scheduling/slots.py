@@ -418,7 +418,6 @@ class SlotAssignment:
                 running.resume(last)
             elif request.constraint is not None or request.params.bad_phrases is not None:
                 running.constraint = TokenConstraint(request, self._mask_words)
-                running.advance_constraint()
         except Exception as error:
             self._pool.release(slot)
             if not request.is_batch:

@@ -1,5 +1,6 @@
 """The output constraint of a running request, and the masks that it gives tokens."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -14,24 +15,36 @@ MASK_WAIT_S: Final = 0.002
 NO_CHOICE_TEXT: Final = "no token is allowed to come next"
 """Error of a request whose constraint and masks leave no token."""
 
+_NOT_ALLOWED: Final = "a token was sampled that the constraint does not allow"
+"""Error of a request that got a token without, or against, the mask of its constraint. It never reaches the client."""
+
 
 class TokenConstraint:
     """Masks tokens by a request's constraint, its bad words and its allowed tokens. Any failure is a `ConstraintError`.
 
     Args:
-      request: Request with a constraint, or with bad words of several tokens.
+      request: Request with a constraint, or with bad words of several tokens. Its replayed tokens are taken at once.
       words: Number of words of a mask.
+
+    Attributes:
+      num_tokens: Number of tokens that the constraint has taken.
+      mask: Mask of the token after them; None if it is not computed yet.
     """
 
     def __init__(self, request: Request, words: int) -> None:
         constraint = joined_constraint(request.constraint, request.params.bad_phrases)
         assert constraint is not None
+        self.num_tokens = 0
+        self.mask: TokenMask | None = None
         self._constraint = constraint
         self._static = request.params.static_mask
         self._words = words
+        if request.replay is not None:
+            self._advance(request.replay.token_ids)
+        self.update()
 
-    def mask(self, wait_s: float = 0.0) -> TokenMask | None:
-        """Returns the mask of the next token; None if it is not computed yet.
+    def update(self, wait_s: float = 0.0) -> None:
+        """Sets the mask of the next token, if it is computed.
 
         Args:
           wait_s: Maximum number of seconds to wait for the constraint.
@@ -40,22 +53,31 @@ class TokenConstraint:
           ConstraintError: The constraint failed, or allows no token.
         """
         try:
-            return self._mask() if self._constraint.is_ready(wait_s) else None
+            if self.mask is None and self._constraint.is_ready(wait_s):
+                self.mask = self._compute_mask()
         except Exception as error:  # a constraint may raise anything; only this request depends on it
             raise ConstraintError(str(error)) from error
 
-    def advance(self, token_id: int) -> None:
-        """Passes a generated token to the constraint.
+    def take(self, token_id: int) -> None:
+        """Takes a token that was sampled under the mask.
 
         Raises:
-          ConstraintError: The constraint failed.
+          ConstraintError: The mask does not allow the token, or the constraint failed.
         """
+        if self.mask is None or not self.mask[token_id >> 5] >> np.uint32(token_id & 31) & 1:
+            raise ConstraintError(_NOT_ALLOWED)
+        self._advance((token_id,))
+
+    def _advance(self, token_ids: Sequence[int]) -> None:
+        self.mask = None
+        self.num_tokens += len(token_ids)
         try:
-            self._constraint.advance(token_id)
+            for token_id in token_ids:
+                self._constraint.advance(token_id)
         except Exception as error:  # as above
             raise ConstraintError(str(error)) from error
 
-    def _mask(self) -> TokenMask:
+    def _compute_mask(self) -> TokenMask:
         mask = np.zeros(self._words, np.uint32)
         self._constraint.fill_mask(mask)
         if self._static is not None:

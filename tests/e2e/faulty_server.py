@@ -1,11 +1,15 @@
 """`roost` with a fault: a program whose first argument names the fault, before the usual arguments.
 
-The faults are in the stand-ins for the device or in the database, so that HTTP, threads and scheduling are real.
+The faults are in the stand-ins for the device, in the database or in the grammars' processes, so that HTTP, threads and
+scheduling are real.
 """
 
+import importlib
+import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +18,7 @@ from roost.engine import ModelRunner, builder
 from roost.engine.worker.runner import PendingDecode
 from roost.server.__main__ import main
 from roost.server.store.dialects import Connection, Sqlite
+from roost.server.text.grammar import process
 
 CALLS_BEFORE = 3
 """Number of calls that succeed before the fault, so that streams are running."""
@@ -96,9 +101,18 @@ def limit_database() -> None:
     Sqlite.connect = connect_limited  # type: ignore[method-assign]
 
 
+def slow_grammars() -> None:
+    """Lets every mask come late."""
+    folder = Path(__file__).parent
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    process.grammar_worker = importlib.import_module("slow_grammar_worker")
+
+
 def install(fault: str) -> None:
     if fault == "full":
         limit_database()
+    elif fault == "grammar":
+        slow_grammars()
     elif fault == "clock":
         jump_clock()
     elif fault == "numbers":

@@ -20,12 +20,10 @@ from typing import Any
 import httpx
 import pytest
 from databases import PostgresqlServer
-from server_process import SLOTS, TINY, ServerProcess, launched
+from replicas import Replicas, metric, read_events, write_model
+from server_process import SLOTS, ServerProcess
 
 pytestmark = [pytest.mark.robust, pytest.mark.timeout(600)]
-
-WIDTH = 384
-"""Width of the model, of which a step takes a millisecond: a response lasts longer than finding its owner."""
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "durable-responses.md"
 
@@ -47,59 +45,10 @@ BODY = {
 }
 
 
-class Replicas:
-    """Servers that come and go.
-
-    Attributes:
-      running: Those that run, oldest first.
-      states: Folder with their checkpoints.
-    """
-
-    def __init__(self, stack: ExitStack, model: str, address: str, states: Path) -> None:
-        self._stack = stack
-        self._model = model
-        self._address = address
-        self.states = states
-        self.running: list[ServerProcess] = []
-
-    def start(self, slots: int = SLOTS) -> ServerProcess:
-        states = ("--state-store", str(self.states), "--checkpoint-seconds", "1")
-        shapes = ("--slots", str(slots), "--prefill-chunk", "128")
-        arguments = (self._model, "--served-model-name", "demo", *shapes, "--drain-timeout", "1", *states)
-        server = self._stack.enter_context(launched(*arguments, programs=f"durable-{slots}", ROOST_STORE=self._address))
-        self.running.append(server)
-        return server
-
-    def end(self, server: ServerProcess, number: int) -> None:
-        """Ends a replica with a signal."""
-        self.running.remove(server)
-        server.process.send_signal(number)
-        server.ends()
-
-
 @pytest.fixture
 def replicas(address: str, tmp_path: Path) -> Iterator[Replicas]:
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps({**TINY, "hidden_size": WIDTH, "lru_width": WIDTH, "intermediate_size": 6 * WIDTH}))
     with ExitStack() as stack:
-        yield Replicas(stack, f"random:{config}", address, tmp_path / "states")
-
-
-def read_events(url: str, response_id: str, after: int, most: int | None = None) -> list[dict[str, Any]]:
-    """Follows a stream until its end, until the connection breaks, or until so many events."""
-    events: list[dict[str, Any]] = []
-    query = "?stream=true" if after < 0 else f"?stream=true&starting_after={after}"
-    try:
-        with httpx.stream("GET", f"{url}/v1/responses/{response_id}{query}", timeout=60) as response:
-            assert response.status_code == 200, response.read()
-            for line in response.iter_lines():
-                if line.startswith("data: "):
-                    events.append(json.loads(line.removeprefix("data: ")))
-                if most is not None and len(events) >= most:
-                    break
-    except httpx.RemoteProtocolError:
-        pass  # the replica was killed
-    return events
+        yield Replicas(stack, write_model(tmp_path), address, tmp_path / "states")
 
 
 def begun(server: ServerProcess, **fields: Any) -> str:
@@ -122,11 +71,6 @@ def check_whole(
     assert final["output"][0]["content"][0]["text"] == text
     assert httpx.get(f"{server.url}/v1/responses/{response_id}").json() == final
     return dict(final)
-
-
-def metric(server: ServerProcess, name: str) -> float:
-    page = httpx.get(f"{server.url}/metrics").text
-    return float(next(line.split()[-1] for line in page.splitlines() if line.startswith(name)))
 
 
 def owner_of(replicas: Replicas) -> ServerProcess:

@@ -18,7 +18,7 @@ class GrammarFailedError(RoostError):
 class GrammarConstraint:
     """A `Constraint` of one output. End tokens are allowed exactly where the grammar may end.
 
-    Masks are computed in the grammar's process as soon as the preceding token is known.
+    Masks are computed in the grammar's process. The first call of `is_ready` after new tokens requests the next one.
 
     Args:
       process: Process that has compiled the grammar.
@@ -27,17 +27,18 @@ class GrammarConstraint:
     def __init__(self, process: GrammarProcess) -> None:
         self._process = process
         self._follower = process.new_follower()
+        self._unsent: list[int] = []
         self._is_requested = False
         weakref.finalize(self, process.drop, self._follower).atexit = False
 
     def advance(self, token_id: int) -> None:
-        """Requests the mask after a token. `fill_mask` raises if the token was not allowed."""
-        self._process.request_mask(self._follower, token_id)
-        self._is_requested = True
+        """Takes the output's next token. `fill_mask` raises if it was not allowed."""
+        self._unsent.append(token_id)
+        self._is_requested = False
 
     def is_ready(self, wait_s: float) -> bool:
         """Waits up to `wait_s` seconds, and returns whether `fill_mask` would return at once."""
-        self._request_first()
+        self._request()
         return self._process.wait(self._follower, wait_s)
 
     def fill_mask(self, mask: TokenMask) -> None:
@@ -49,16 +50,18 @@ class GrammarConstraint:
         Raises:
           GrammarFailedError: The mask takes too much work, or the last token was not allowed.
         """
-        self._request_first()
+        self._request()
         result = self._process.result(self._follower)
         if result.kind is not Kind.MASK:
             reason = one_line(result.payload.decode())
             raise GrammarFailedError(f"the grammar cannot be followed any further: {reason}")
         mask[:] = np.frombuffer(result.payload, np.uint32)[: mask.size]
 
-    def _request_first(self) -> None:
+    def _request(self) -> None:
+        """Requests the mask after all tokens, unless that was done."""
         if not self._is_requested:
-            self._process.request_mask(self._follower)
+            self._process.request_mask(self._follower, self._unsent)
+            self._unsent.clear()
             self._is_requested = True
 
 

@@ -18,7 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from io import FileIO
 from typing import Final
 
@@ -65,11 +65,15 @@ class GrammarProcess:
         self._commands, self._replies = commands, replies
         self._tokenize = tokenize
         self._reader = FrameReader()
-        self._poll = select.poll()
-        self._poll.register(replies, select.POLLIN)
+        self._poll_replies, self._poll_both = select.poll(), select.poll()
+        self._poll_replies.register(replies, select.POLLIN)
+        self._poll_both.register(replies, select.POLLIN)
+        self._poll_both.register(commands, select.POLLOUT)
         self._numbers = itertools.count(1)
-        self._results: dict[int, Frame | None] = {}
+        self._followers: dict[int, _Follower] = {}
         self._dropped: deque[int] = deque()
+        self._unsent: deque[bytes] = deque()
+        self._sending = threading.Lock()
         self._is_dead = False
 
     @property
@@ -87,13 +91,11 @@ class GrammarProcess:
           GrammarError: The grammar is wrong, uses an unsupported feature, or exceeds the limits.
         """
         kind = Kind.COMPILE_GBNF if spec.is_gbnf else Kind.COMPILE
-        self._results[0] = None
+        self._followers[0] = _Follower(num_awaited=1)
         self._send(Frame(kind, payload=spec.source.encode()))
-        os.set_blocking(
-            self._commands.fileno(), False
-        )  # further messages are short, and a process must not block the engine
+        os.set_blocking(self._commands.fileno(), False)  # from here on, a process must not block the engine
         self.wait(0, None)
-        result = self._results.pop(0)
+        result = self._followers.pop(0).result
         if result is None:
             raise GrammarError(_too_complex(self._limits))
         self.cpu_s, self.num_bytes = COST.unpack_from(result.payload)
@@ -104,45 +106,73 @@ class GrammarProcess:
         """Returns the number of a new follower, which has to be dropped in the end."""
         return next(self._numbers)
 
-    def request_mask(self, follower: int, token_id: int | None = None) -> None:
+    def request_mask(self, follower: int, token_ids: Sequence[int] = ()) -> None:
         """Requests a follower's next mask, and returns at once.
 
         Args:
           follower: Number of the follower.
-          token_id: Token that advances the follower; None for the first mask.
+          token_ids: Tokens that advance the follower; none for the first mask.
         """
-        self._results[follower] = None
-        self._send(Frame(Kind.NEXT, follower, b"" if token_id is None else TOKEN.pack(token_id)))
+        self._followers.setdefault(follower, _Follower()).num_awaited += 1
+        self._send(Frame(Kind.NEXT, follower, b"".join(map(TOKEN.pack, token_ids))))
 
     def wait(self, follower: int, seconds: float | None) -> bool:
-        """Waits for the requested mask, and returns whether the wait is over: it arrived, or the process has ended."""
-        while self._results[follower] is None and not self._is_dead:
-            if not self._poll.poll(None if seconds is None else 1e3 * seconds):
+        """Waits for the reply to the last request, and returns whether it is there, or the process has ended."""
+        while self._followers[follower].num_awaited and not self._is_dead:
+            if not self._wait_for_io(seconds):
                 return False
-            self._receive()
         return True
 
     def result(self, follower: int) -> Frame:
-        """Waits for and returns the reply to the last request: a mask or a failure."""
+        """Waits for and returns the reply to the last request: a mask, or the first failure of the follower."""
         self.wait(follower, None)
-        return self._results[follower] or Frame(Kind.FAILED, follower, _DIED.encode())
+        state = self._followers[follower]
+        is_over = state.result is not None and (not state.num_awaited or state.result.kind is Kind.FAILED)
+        return state.result if is_over and state.result else Frame(Kind.FAILED, follower, _DIED.encode())
 
     def drop(self, follower: int) -> None:
         """Drops a follower. Callable on any thread."""
         self._dropped.append(follower)
         self._send(Frame(Kind.DROP, follower))
 
+    def _wait_for_io(self, seconds: float | None) -> bool:
+        """Waits until a pipe can be used, and reads and writes what it can; returns False after the timeout."""
+        self._flush()
+        poll = self._poll_both if self._unsent else self._poll_replies
+        ready = poll.poll(None if seconds is None else 1e3 * seconds)
+        if any(descriptor == self._replies.fileno() for descriptor, _ in ready):
+            self._receive()
+        return bool(ready)
+
     def _send(self, frame: Frame) -> None:
-        data = memoryview(frame.to_bytes())
-        try:
-            while data and not self._commands.closed:
-                sent = self._commands.write(data)
-                if sent is None:  # the process has not read thousands of messages
-                    self._is_dead = True
-                    return
-                data = data[sent:]
-        except BrokenPipeError:
-            self._is_dead = True
+        self._unsent.append(frame.to_bytes())
+        self._flush()
+
+    def _flush(self) -> None:
+        """Writes as much as the process takes now. Another thread that writes already writes all of it."""
+        while self._unsent and self._sending.acquire(blocking=False):
+            try:
+                is_blocked = self._write()
+            finally:
+                self._sending.release()
+            if is_blocked:
+                return
+
+    def _write(self) -> bool:
+        """Writes waiting messages; returns whether the pipe is full before the end."""
+        while self._unsent:
+            data = self._unsent[0]
+            try:
+                sent = len(data) if self._commands.closed else self._commands.write(data)
+            except BrokenPipeError:
+                self._is_dead, sent = True, len(data)
+            if sent is None:
+                return True
+            if sent < len(data):
+                self._unsent[0] = data[sent:]
+            else:
+                self._unsent.popleft()
+        return False
 
     def _receive(self) -> None:
         data = self._replies.read(_READ_BYTES)
@@ -150,13 +180,31 @@ class GrammarProcess:
             self._is_dead = True
             return
         while self._dropped:
-            self._results.pop(self._dropped.popleft(), None)
+            self._followers.pop(self._dropped.popleft(), None)
         for frame in self._reader.feed(data):
             if frame.kind is Kind.TOKENIZE:
                 token_ids = self._tokenize(frame.payload)
                 self._send(Frame(Kind.TOKENS, payload=b"".join(map(TOKEN.pack, token_ids))))
-            elif frame.follower in self._results:
-                self._results[frame.follower] = frame
+            elif frame.follower in self._followers:
+                self._followers[frame.follower].add(frame)
+
+
+@dataclass(slots=True)
+class _Follower:
+    """Replies to a follower's requests, which come in their order.
+
+    Attributes:
+      num_awaited: Number of requests without a reply.
+      result: Latest reply, or the first failure. It is of no use while another reply is awaited.
+    """
+
+    num_awaited: int = 0
+    result: Frame | None = None
+
+    def add(self, reply: Frame) -> None:
+        self.num_awaited -= 1
+        if self.result is None or self.result.kind is not Kind.FAILED:
+            self.result = reply
 
 
 class GrammarProcessFactory:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -124,8 +124,9 @@ def follow(matcher: LLMatcher, server: Server, limits: Limits) -> None:
             if frame.follower not in followers:
                 followers[frame.follower] = (matcher.deep_copy(), Allowance(limits))  # the copy is cheap
             follower, allowance = followers[frame.follower]
-            with allowance.spend():
-                mask = _next_mask(follower, frame.payload)
+            token_ids = [token_id for (token_id,) in TOKEN.iter_unpack(frame.payload)]
+            with allowance.spend(len(token_ids)):
+                mask = _next_mask(follower, token_ids)
             server.write(Frame(Kind.MASK, frame.follower, mask))
         except GrammarFailure as error:
             server.write(Frame(Kind.FAILED, frame.follower, str(error)[:_MAX_MESSAGE].encode()))
@@ -133,15 +134,15 @@ def follow(matcher: LLMatcher, server: Server, limits: Limits) -> None:
             server.write(Frame(Kind.FAILED, frame.follower, b"computing the next token mask takes too much work"))
 
 
-def _next_mask(matcher: LLMatcher, token: bytes) -> bytes:
+def _next_mask(matcher: LLMatcher, token_ids: Sequence[int]) -> bytes:
     """Advances a matcher and returns its token mask.
 
     Args:
       matcher: Matcher of one output.
-      token: Token id as sent by the server; empty for the first mask.
+      token_ids: Next tokens of the output; none for the first mask.
     """
-    if token:
-        matcher.consume_token(TOKEN.unpack(token)[0])
+    for token_id in token_ids:
+        matcher.consume_token(token_id)
         _check(matcher)
     mask = matcher.compute_bitmask()
     _check(matcher)

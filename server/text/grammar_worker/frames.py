@@ -18,7 +18,7 @@ class Kind(IntEnum):
     Attributes:
       COMPILE: To the process, first: source of the grammar in one of llguidance's notations.
       COMPILE_GBNF: To the process, first: source of the grammar in GBNF.
-      NEXT: To the process: token that advances a follower, or nothing for its first mask. The reply is MASK or FAILED.
+      NEXT: To the process: tokens that advance a follower, none for its first mask. The reply is MASK or FAILED.
       DROP: To the process: a follower has ended.
       TOKENS: To the process: token ids, the reply to TOKENIZE.
       COMPILED: To the server: cost of the compilation, which has succeeded.

@@ -40,17 +40,21 @@ class Allowance:
         self._left_s = limits.follow_cpu_s
 
     @contextlib.contextmanager
-    def spend(self) -> Iterator[None]:
+    def spend(self, num_tokens: int = 1) -> Iterator[None]:
         """Subtracts the CPU time of the `with` block, in which the system ends a process that exceeds the allowance.
+
+        Args:
+          num_tokens: Number of tokens that the block follows; all but the first one add to its allowance.
 
         Raises:
           TooMuchWorkError: The allowance is used up afterwards.
         """
         began = time.process_time()
-        with cpu_limit(self._left_s):
+        available_s = self._left_s + max(num_tokens - 1, 0) * self._limits.token_cpu_s
+        with cpu_limit(available_s):
             yield
         spent = time.process_time() - began
-        self._left_s = min(self._left_s - spent + self._limits.token_cpu_s, self._limits.follow_cpu_s)
+        self._left_s = min(available_s - spent + self._limits.token_cpu_s, self._limits.follow_cpu_s)
         if self._left_s <= 0:
             raise TooMuchWorkError
 

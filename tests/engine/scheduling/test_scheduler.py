@@ -556,6 +556,21 @@ def test_failed_constraint_ends_its_request_alone() -> None:
     assert scheduler.schedule(0.0).failed == (), "each failure is reported once"
 
 
+def test_token_against_its_mask_reaches_nobody() -> None:
+    """If the device sampled one all the same, the request ends with an error in its place."""
+    scheduler, only = Scheduler(1, 4, MASKS), Only(3, 4, 5)
+    add(scheduler, Request("a", (1,), constraint=only))
+    first = plan(scheduler)
+    assert first is not None
+    assert [output.token_ids for _, output in commit(scheduler, first, results(first, 3))] == [(3,)]
+    second = plan(scheduler)
+    assert second is not None
+    ((_, output),) = commit(scheduler, second, results(second, 7))
+    assert (output.token_ids, output.finish_reason) == ((), FinishReason.ERROR)
+    assert str(output.error) == "a token was sampled that the constraint does not allow"
+    assert only.came == [3]
+
+
 def test_static_mask_is_not_rebuilt_for_each_token() -> None:
     """The mask of allowed ids is built with the request; only a constraint's mask changes from token to token."""
     scheduler = Scheduler(1, 9, MASKS)

@@ -1,0 +1,101 @@
+"""A grammar process whose side of the pipes is played by the test, so that its replies come when the test wants."""
+
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from io import FileIO
+
+from roost.engine.core.output_constraint import mask_of_ids
+from roost.server.text.grammar.process import GrammarProcess
+from roost.server.text.grammar_worker.frames import TOKEN, Frame, FrameReader, Kind
+from roost.server.text.grammar_worker.limits import Limits
+
+
+class PlayedProcess:
+    """The process's side.
+
+    Attributes:
+      process: The server's side.
+    """
+
+    def __init__(self, process: GrammarProcess, commands: int, replies: int) -> None:
+        self.process = process
+        self._commands, self._replies = commands, replies
+        self._reader = FrameReader()
+        os.set_blocking(commands, False)
+
+    def requests(self) -> list[tuple[int, list[int]]]:
+        """Returns the followers and tokens of all requests that have arrived since the last call."""
+        frames: list[Frame] = []
+        with suppress(BlockingIOError):
+            while data := os.read(self._commands, 2**16):
+                frames += self._reader.feed(data)
+        return [(each.follower, _tokens(each)) for each in frames if each.kind is Kind.NEXT]
+
+    def allow(self, follower: int, token_ids: Sequence[int], words: int) -> None:
+        """Replies with a mask."""
+        self.reply(Frame(Kind.MASK, follower, mask_of_ids(token_ids, words).tobytes()))
+
+    def reply(self, frame: Frame) -> None:
+        """Sends a reply."""
+        os.write(self._replies, frame.to_bytes())
+
+    def end(self) -> None:
+        """Ends the process: the server's side sees its pipe close."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._replies)
+        os.close(null)
+
+
+def _tokens(frame: Frame) -> list[int]:
+    return [token_id for (token_id,) in TOKEN.iter_unpack(frame.payload)]
+
+
+@contextmanager
+def played() -> Iterator[PlayedProcess]:
+    """Yields a process that has compiled a grammar."""
+    commands, our_commands = os.pipe()
+    our_replies, replies = os.pipe()
+    os.set_blocking(our_commands, False)
+    ours = FileIO(our_commands, "w"), FileIO(our_replies)
+    yield PlayedProcess(GrammarProcess(*ours, list, Limits()), commands, replies)
+    for file in ours:
+        file.close()
+    os.close(commands)
+    os.close(replies)
+
+
+class LateMasks:
+    """Replies to requests one by one, each of them after a number of turns.
+
+    Args:
+      allowed: Returns the tokens that may follow an output's tokens.
+      words: Number of words of a mask.
+      num_turns: Number of turns from one reply to the next.
+    """
+
+    def __init__(
+        self, played: PlayedProcess, allowed: Callable[[Sequence[int]], Sequence[int]], words: int, num_turns: int
+    ) -> None:
+        self._played = played
+        self._allowed = allowed
+        self._words = words
+        self._num_turns = num_turns
+        self._turn = 0
+        self._outputs: defaultdict[int, list[int]] = defaultdict(list)
+        self._waiting: deque[tuple[int, list[int]]] = deque()
+
+    def turn(self) -> None:
+        """Lets a turn pass: takes what was requested, and replies to the oldest request if it is time."""
+        self._waiting += self._played.requests()
+        self._turn += 1
+        if self._turn % (self._num_turns + 1) == 0:
+            self.reply()
+
+    def reply(self) -> None:
+        """Replies to the oldest request, if there is one."""
+        if self._waiting:
+            follower, token_ids = self._waiting.popleft()
+            self._outputs[follower] += token_ids
+            self._played.allow(follower, self._allowed(self._outputs[follower]), self._words)
