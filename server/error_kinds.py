@@ -216,7 +216,7 @@ class ErrorKind(Enum):
     STORE_UNAVAILABLE = (
         503,
         "store_unavailable",
-        "The database of `--store` cannot be reached, or does not respond in time.",
+        "The database of `--store` cannot be reached, does not respond in time, or refuses reads or writes.",
         "Send it again later, or with `store: false` if the response need not be kept. The log says what is wrong.",
         _RETRY,
         _SERVER_ERROR,

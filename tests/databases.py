@@ -121,6 +121,64 @@ def _made(folder: Path) -> PostgresqlServer:
     return PostgresqlServer(data, port)
 
 
+FAULTS = {
+    "read-only": (
+        "ALTER DATABASE faulty SET default_transaction_read_only = on",
+        "ALTER DATABASE faulty RESET default_transaction_read_only",
+    ),
+    "no privilege": (
+        "REVOKE ALL ON roost_responses, roost_events FROM clerk",
+        "GRANT ALL ON roost_responses, roost_events TO clerk",
+    ),
+    "no privilege for the log": ("REVOKE INSERT ON roost_events FROM clerk", "GRANT INSERT ON roost_events TO clerk"),
+    "no table": ("ALTER TABLE roost_responses RENAME TO lost", "ALTER TABLE lost RENAME TO roost_responses"),
+}
+"""What makes each fault of a database, and what mends it."""
+
+
+@dataclass
+class FaultyDatabase:
+    """A database of its own user, who is no superuser, and whose administrator makes faults."""
+
+    server: PostgresqlServer
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://clerk:sesame@127.0.0.1:{self.server.port}/faulty"
+
+    def make(self, fault: str) -> None:
+        """Makes a fault, and ends all sessions, as a failover does."""
+        self.administer(FAULTS[fault][0])
+        self.administer("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'clerk'")
+
+    def mend(self, fault: str) -> None:
+        """Mends a fault. Sessions that have begun meanwhile go on, and stay as they are."""
+        self.administer(FAULTS[fault][1])
+
+    def administer(self, sql: str, name: str = "faulty") -> None:
+        """Runs a statement as a superuser, in a session that may write."""
+        import psycopg
+
+        url = f"postgresql://roost:sesame@127.0.0.1:{self.server.port}/{name}"
+        with psycopg.connect(url, autocommit=True, options="-c default_transaction_read_only=off") as connection:
+            connection.execute(sql)
+
+
+@contextmanager
+def faulty_database(server: PostgresqlServer) -> Iterator[FaultyDatabase]:
+    """Makes an empty database with the store's tables, and drops it."""
+    database = FaultyDatabase(server)
+    database.administer("CREATE DATABASE faulty", "postgres")
+    database.administer("CREATE ROLE clerk LOGIN PASSWORD 'sesame'", "postgres")
+    try:
+        database.administer("GRANT ALL ON SCHEMA public TO clerk")
+        opened(database.url).close()
+        yield database
+    finally:
+        database.administer("DROP DATABASE faulty WITH (FORCE)", "postgres")
+        database.administer("DROP ROLE clerk", "postgres")
+
+
 def opened(address: str, *, clocked: bool = False) -> "Database":
     """Returns a database with the store's tables, empty.
 

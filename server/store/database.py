@@ -55,7 +55,8 @@ class Database:
         self._idle: deque[Connection] = deque()
         self._running: set[object] = set()
         self._is_closed = False
-        self._is_away = False
+        self._num_errors = 0
+        self._failing: set[bool] = set()
 
     @property
     def is_stuck(self) -> bool:
@@ -68,7 +69,7 @@ class Database:
         """Runs a transaction on a thread. It may still commit after the timeout, so writes have to be idempotent.
 
         Raises:
-          StoreUnavailableError: The database is away, full, or too slow.
+          StoreUnavailableError: The database is away, full, too slow, or refuses the transaction for now.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -81,9 +82,9 @@ class Database:
         """Runs a transaction on the current thread.
 
         Raises:
-          StoreUnavailableError: The database is away, full, or too slow.
+          StoreUnavailableError: The database is away, full, too slow, or refuses the transaction for now.
         """
-        token = object()
+        token, num_errors = object(), self._num_errors
         self._running.add(token)
         try:
             connection = self._begin(self._dialect.begin_write if writes else "BEGIN")
@@ -93,12 +94,16 @@ class Database:
             except BaseException:
                 self._drop(connection)
                 raise
-            self._put_back(connection)
-            self._note(None)
+            self._put_back(connection, num_errors)
+            self._note(None, writes=writes)
             return result
         except self._dialect.errors as error:
             unavailable = self._dialect.unavailable(error)
-            self._note(unavailable)
+            if unavailable is None:
+                raise
+            self._num_errors += 1
+            self._drop_idle()
+            self._note(unavailable, writes=writes)
             raise unavailable from None
         finally:
             self._running.discard(token)
@@ -107,8 +112,7 @@ class Database:
         """Takes no more transactions, and closes all connections that are not in use."""
         self._is_closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        while self._idle:
-            self._drop(self._idle.pop())
+        self._drop_idle()
 
     def _begin(self, statement: str) -> Connection:
         """Begins a transaction on an idle connection, or on a new one if that was lost meanwhile."""
@@ -128,19 +132,29 @@ class Database:
             raise
         return connection
 
-    def _note(self, error: StoreUnavailableError | None) -> None:
-        """Logs once when the database goes away, and once when it is back."""
-        if error is not None and not self._is_away:
-            _logger.warning("%s", error)
-        elif error is None and self._is_away:
-            _logger.info("the store's database can be used again")
-        self._is_away = error is not None
+    def _note(self, error: StoreUnavailableError | None, *, writes: bool) -> None:
+        """Logs once when the database goes away, and once when it is back: one that can be read may refuse writes."""
+        if error is not None:
+            if not self._failing:
+                _logger.warning("%s", error)
+            self._failing.add(writes)
+        elif self._failing:
+            self._failing -= {False, writes}
+            if not self._failing:
+                _logger.info("the store's database can be used again")
 
-    def _put_back(self, connection: Connection) -> None:
-        if self._is_closed:
+    def _put_back(self, connection: Connection, num_errors: int) -> None:
+        """Keeps a connection for later, unless the database has failed since `num_errors` was read."""
+        if self._is_closed or num_errors != self._num_errors:
             self._drop(connection)
         else:
             self._idle.append(connection)
+
+    def _drop_idle(self) -> None:
+        """Closes all idle connections: each may still lead to a server that was demoted, or to a read-only session."""
+        with suppress(IndexError):  # other threads pop, too
+            while True:
+                self._drop(self._idle.pop())
 
     def _drop(self, connection: Connection) -> None:
         """Closes a connection, which rolls back."""

@@ -59,7 +59,7 @@ class Dialect(Protocol):
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
-        """Exceptions of the driver that mean that the database is not available."""
+        """All exceptions of the driver."""
 
     def connect(self) -> Connection:
         """Returns a new connection."""
@@ -67,8 +67,11 @@ class Dialect(Protocol):
     def sql(self, text: str) -> str:
         """Returns a statement in the words of this database."""
 
-    def unavailable(self, error: Exception) -> StoreUnavailableError:
-        """Returns the store's error for one of `errors`, without passwords."""
+    def unavailable(self, error: Exception) -> StoreUnavailableError | None:
+        """Returns the store's error for one of `errors`, without passwords.
+
+        None if the statement or its values are wrong, which is a bug: no database would take them later.
+        """
 
 
 class Sqlite:
@@ -79,7 +82,8 @@ class Sqlite:
 
     begin_write = "BEGIN IMMEDIATE"
     lock_schema = None
-    errors = (sqlite3.OperationalError, sqlite3.InterfaceError)
+    errors = (sqlite3.Error,)
+    _bugs = (sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.IntegrityError, sqlite3.NotSupportedError)
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -91,16 +95,22 @@ class Sqlite:
         connection = sqlite3.connect(
             self._path, timeout=STATEMENT_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+        except sqlite3.Error:  # the file is no database, or cannot be written
+            connection.close()
+            raise
         return connection
 
     def sql(self, text: str) -> str:
         """Returns a statement in SQLite's words."""
         return text.format_map(self.words)
 
-    def unavailable(self, error: Exception) -> StoreUnavailableError:
-        """Returns the store's error."""
+    def unavailable(self, error: Exception) -> StoreUnavailableError | None:
+        """Returns the store's error: the file is locked, full, read-only or corrupt, or has lost a table."""
+        if isinstance(error, self._bugs):
+            return None
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         kind = StoreFullError if code == sqlite3.SQLITE_FULL else StoreUnavailableError
         return kind(f"the store's file cannot be used: {error}")
@@ -118,7 +128,13 @@ class Postgresql:
         self._url = url
         self._connect: Callable[..., Any] = psycopg.connect
         self._full: type[Exception] = psycopg.errors.DiskFull
-        self.errors: tuple[type[Exception], ...] = (psycopg.OperationalError, psycopg.InterfaceError)
+        self._bugs: tuple[type[Exception], ...] = (
+            psycopg.DataError,
+            psycopg.IntegrityError,
+            psycopg.errors.SyntaxError,
+        )
+        self._misuse: type[Exception] = psycopg.ProgrammingError
+        self.errors: tuple[type[Exception], ...] = (psycopg.Error,)
         now = "(extract(epoch from clock_timestamp())::float8)"
         skip_locked, lock = "FOR UPDATE SKIP LOCKED", "FOR UPDATE"
         self.words: Mapping[str, str] = {"now": now, "skip_locked": skip_locked, "lock": lock, "bytes": "BYTEA"}
@@ -142,8 +158,15 @@ class Postgresql:
         """Returns a statement in PostgreSQL's words and psycopg's placeholders."""
         return text.format_map(self.words).replace("?", "%s")
 
-    def unavailable(self, error: Exception) -> StoreUnavailableError:
-        """Returns the store's error. The driver's text may name host and user, which are for the log only."""
+    def unavailable(self, error: Exception) -> StoreUnavailableError | None:
+        """Returns the store's error. The driver's text may name host and user, which are for the log only.
+
+        Servers that are read-only, have lost a table or refuse a role raise an `InternalError` or a `ProgrammingError`,
+        which pass when the server is put right. Only the driver itself raises a `ProgrammingError` without a code.
+        """
+        is_drivers = isinstance(error, self._misuse) and getattr(error, "sqlstate", None) is None
+        if is_drivers or isinstance(error, self._bugs):
+            return None
         kind = StoreFullError if isinstance(error, self._full) else StoreUnavailableError
         return kind(f"the store's database cannot be used: {' '.join(str(error).split())[:300]}")
 

@@ -218,6 +218,8 @@ def claim(
         engine,
         limit,
     )
+    if found:  # fails where logs cannot be written, so that this is no adoption without progress
+        transaction.execute("INSERT INTO roost_events SELECT * FROM roost_events WHERE 1 = 0")
     return [_own(transaction, owner, tenant, response_id, engine) for tenant, response_id in found]
 
 
