@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 from ..middleware.request_body import hold
@@ -14,17 +15,18 @@ class Background:
     def __init__(self) -> None:
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
 
-    def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """Runs a coroutine as a task.
+    def start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs a coroutine as a task, and returns that.
 
         Args:
           name: Name of the task, unique among the tenant's running tasks.
         """
         task, key = asyncio.create_task(work), (tenant.get(), name)
         self._tasks[key] = task
-        task.add_done_callback(lambda _: self._tasks.pop(key))
+        task.add_done_callback(partial(self._forget, key))
         release = hold()
         task.add_done_callback(lambda _: release())
+        return task
 
     @property
     def is_busy(self) -> bool:
@@ -38,3 +40,7 @@ class Background:
     async def wait(self, name: str) -> None:
         """Returns when the tenant's running task of this name has ended."""
         await asyncio.wait([self._tasks[tenant.get(), name]])
+
+    def _forget(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+        if self._tasks.get(key) is task:  # or else a response that was given up has been adopted again
+            del self._tasks[key]

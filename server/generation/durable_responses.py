@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from uuid import uuid4
 
 from ...engine import CheckpointFormat, RequestCheckpoint
@@ -130,11 +130,14 @@ class DurableResponses(ResponseStore):
         lease = await self._commits.write(insert, REPLY_S)
         return self._log(lease, is_streamed=pending.is_streamed, is_exact=job.engine is not None)
 
-    async def hand_over(self, record: ResponseRecord, job: Job, entry: LogEntry) -> "DurableLog":
+    async def hand_over(
+        self, record: ResponseRecord, job: Job, entry: LogEntry, task: asyncio.Task[Any]
+    ) -> "DurableLog":
         """Stores a response that another replica is to continue.
 
         Args:
           entry: All of its events and tokens so far.
+          task: Task until whose end this replica stays the owner.
 
         Raises:
           StoreUnavailableError: The database is away, full or too slow.
@@ -145,6 +148,7 @@ class DurableResponses(ResponseStore):
         log = self._log(lease, is_streamed=True, is_exact=job.engine is not None)
         log.skip([entry])
         log.is_left = True
+        log.hold(task)
         return log
 
     async def hand_over_streams(self) -> None:
@@ -167,7 +171,9 @@ class DurableResponses(ResponseStore):
         claim = await self._commits.write(seize, REPLY_S)
         if claim is None:
             return None
-        log = self.log_of(claim)
+        log, task = self.log_of(claim), asyncio.current_task()
+        assert task is not None
+        log.hold(task)
         return log, log.num_events
 
     async def remove(self, response_id: str) -> None:
@@ -223,21 +229,24 @@ class DurableResponses(ResponseStore):
         return claims
 
     def log_of(self, claim: Claim) -> "DurableLog":
-        """Returns the log of an adopted response, after its last entry."""
+        """Returns the log of an adopted response, after its last entry. No task holds it yet."""
         log = self._log(claim.lease, is_streamed=claim.record.is_streamed, is_exact=claim.is_exact)
         log.skip(claim.entries)
         log.checkpoint = claim.checkpoint
         return log
 
     async def renew(self) -> Sequence[tuple[str, str]]:
-        """Extends the leases of this replica's responses, and looks at how many all replicas run.
+        """Extends the leases that tasks of this replica hold, ends its other ones, and counts running responses.
 
         Returns:
           Tenants and ids of responses that this replica still generates, but owns no more.
         """
         written = {key: log.lease for key, log in self._logs.items()}
-        held = set(await self._commits.write(lambda each: response_table.renew(each, self._replica), REPLY_S))
-        if strays := held - {log.lease for log in self._logs.values()}:  # given up while the database was away
+        renew = partial(response_table.renew, owner=self._replica, leases=list(written.values()))
+        held = set(await self._commits.write(renew, REPLY_S))
+        strays = held - {log.lease for log in self._logs.values()}  # their tasks have ended early, or never began
+        self.stats.unattended = len(strays)
+        if strays:
             await self._commits.write(lambda each: response_table.release(each, strays), REPLY_S)
         await self._count_running()
         return [key for key, lease in written.items() if lease not in held and key in self._logs]
@@ -332,11 +341,14 @@ class DurableResponses(ResponseStore):
         self._forget(log)
         await self._commits.write(lambda each: response_table.release(each, [log.lease]), _LAST_S)
 
-    def _log(self, lease: Lease, *, is_streamed: bool, is_exact: bool) -> "DurableLog":
-        log = DurableLog(self, lease, is_streamed=is_streamed, is_exact=is_exact)
+    def hold(self, log: "DurableLog", task: asyncio.Task[Any]) -> None:
+        """Renews the lease of a log until a task has ended, whatever ends it. Leases of no task are never renewed."""
         self._logs[log.key] = log
-        self._changed[log.key] = asyncio.Event()
-        return log
+        self._changed.setdefault(log.key, asyncio.Event())
+        task.add_done_callback(lambda _: self._forget(log))
+
+    def _log(self, lease: Lease, *, is_streamed: bool, is_exact: bool) -> "DurableLog":
+        return DurableLog(self, lease, is_streamed=is_streamed, is_exact=is_exact)
 
     def _wake(self, log: "DurableLog") -> None:
         if (changed := self._changed.get(log.key)) is not None:
@@ -374,6 +386,9 @@ class DurableLog(ResponseLog):
         self.is_streamed = is_streamed
         self._num_entries = 0
         self._num_tokens = 0
+
+    def hold(self, task: asyncio.Task[Any]) -> None:
+        self._store.hold(self, task)
 
     def skip(self, entries: Sequence[LogEntry]) -> None:
         """Continues after the entries of earlier owners."""

@@ -1,9 +1,10 @@
 """Responses in memory: the newest ones, until the process ends."""
 
+import asyncio
 import sys
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from ...engine import TenantStore
 from ..store import Job
@@ -100,6 +101,9 @@ class _MemoryLog(ResponseLog):
         self._pending = pending
         self._events = events
         self.is_streamed = events is not None
+
+    def hold(self, task: asyncio.Task[Any]) -> None:
+        """Does nothing: there are no other replicas."""
 
     async def append(self, events: Sequence[bytes], delta: Delta | None = None) -> None:
         if self._events is not None:

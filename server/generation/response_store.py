@@ -63,6 +63,10 @@ class ResponseLog(ABC):
     is_streamed: bool
 
     @abstractmethod
+    def hold(self, task: asyncio.Task[Any]) -> None:
+        """Keeps other replicas from the response until a task has ended, whatever ends it. Nothing else keeps them."""
+
+    @abstractmethod
     async def append(self, events: Sequence[bytes], delta: Delta | None = None) -> None:
         """Appends events, and the delta that they were built from. When this returns, they may be sent.
 
@@ -118,7 +122,7 @@ class ResponseStore(ABC):
 
     @abstractmethod
     async def seize(self, response_id: str) -> tuple[ResponseLog, int] | None:
-        """Takes a running response from another replica, in order to end it.
+        """Takes a running response from another replica, in order to end it within the current task.
 
         Returns:
           The response's log and the number of its next event, or None if no other replica can run it.

@@ -187,6 +187,11 @@ class _StoreCollector(Collector):
         running.add_metric(["yes"], stats.running - stats.orphaned)
         running.add_metric(["no"], stats.orphaned)
         yield running
+        yield GaugeMetricFamily(
+            "roost_store_responses_unattended",
+            "Background responses that this replica owns in the database, though none of its tasks runs them.",
+            stats.unattended,
+        )
         ended = CounterMetricFamily(
             "roost_store_responses_ended", "Background responses that this replica ended, by status.", labels=["status"]
         )

@@ -9,7 +9,8 @@ continued them exactly. An owner that reads them as a prompt leaves both as they
 so the log is exact for as long as `exact_fence` equals `fence`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from itertools import batched
 from typing import Any, Final
 
 from .database import Transaction, placeholders
@@ -21,6 +22,9 @@ LEASE_S: Final = 15.0
 
 _MAX_ENTRIES: Final = 256
 """Maximum number of log entries that are read at a time."""
+
+_MAX_NAMED: Final = 250
+"""Maximum number of leases that a statement extends by their names."""
 
 _RECORD: Final = "tenant, id, response, history, output, is_background, is_streamed, is_running"
 _ENTRY: Final = "number, first_event, num_events, first_token, num_tokens, delta, events"
@@ -175,13 +179,22 @@ def checkpoint_names(transaction: Transaction) -> list[str]:
     return [name for (name,) in rows]
 
 
-def renew(transaction: Transaction, owner: str) -> list[Lease]:
-    """Extends all leases of an owner, and returns them."""
-    held = "owner = ? AND is_running = 1"
-    transaction.execute(f"UPDATE roost_responses SET lease_until = {{now}} + {LEASE_S} WHERE {held}", owner)
-    return [
-        Lease(*row) for row in transaction.rows(f"SELECT tenant, id, fence FROM roost_responses WHERE {held}", owner)
-    ]
+def renew(transaction: Transaction, owner: str, leases: Collection[Lease]) -> list[Lease]:
+    """Extends those of an owner's leases that it still wants, and returns all that the database has of it."""
+    where = "owner = ? AND is_running = 1"
+    rows = transaction.rows(f"SELECT tenant, id, fence FROM roost_responses WHERE {where}", owner)
+    held = [Lease(*row) for row in rows]
+    extend = f"UPDATE roost_responses SET lease_until = {{now}} + {LEASE_S} WHERE {where}"
+    kept = set(leases)
+    wanted = [lease for lease in held if lease in kept]
+    if len(wanted) == len(held):
+        transaction.execute(extend, owner)
+        return held
+    for some in batched(wanted, _MAX_NAMED):  # which takes PostgreSQL 20 times as long
+        names = placeholders(len(some), 3)
+        values = (value for lease in some for value in _values(lease))
+        transaction.execute(f"{extend} AND (tenant, id, fence) IN (VALUES {names})", owner, *values)
+    return held
 
 
 def release(transaction: Transaction, leases: Iterable[Lease]) -> None:

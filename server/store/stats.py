@@ -16,6 +16,7 @@ class StoreStats:
       running: Number of running responses of all replicas.
       orphaned: Number of those without a live owner.
       abandoned: Number of those that should have been adopted long ago.
+      unattended: Number of those that belong to this replica in the database, though none of its tasks runs them.
       checkpoints: Number of checkpoint files that this replica wrote.
       checkpoint_bytes: Bytes of those files.
       checkpoint_seconds: Seconds spent on writing them.
@@ -30,6 +31,7 @@ class StoreStats:
     running: int = 0
     orphaned: int = 0
     abandoned: int = 0
+    unattended: int = 0
     checkpoints: int = 0
     checkpoint_bytes: int = 0
     checkpoint_seconds: float = 0.0

@@ -110,7 +110,7 @@ class Adopter:
         else:
             how = "exactly" if claim.is_exact else "inexactly"
             _logger.info("continues %s %s after event %d", claim.lease.id, how, log.num_events - 1)
-            self._service.background.start(claim.lease.id, run.run())
+            run.start()
 
     async def _continued(self, claim: Claim, log: DurableLog) -> BackgroundRun:
         """Returns the rest of a response's generation."""

@@ -65,14 +65,20 @@ class BackgroundRun:
     is_pending: bool = True
     is_adopted: bool = False
 
+    def start(self) -> None:
+        """Generates the response in a task, which holds its log."""
+        self.log.hold(self.service.background.start(self.builder.id, self.run()))
+
     async def run(self) -> None:
-        """Generates the response. Its owner is another replica, or it has ended, when this returns."""
+        """Generates the response. It has ended when this returns, or is for the next owner."""
         try:
             await self._run()
         except FencedError as error:
             _logger.info("%s", error)
         except StoreUnavailableError as error:
             _logger.warning("%s is left to other replicas: %s", self.builder.id, error)
+        except Exception:
+            _logger.exception("%s cannot be ended here", self.builder.id)
 
     async def _run(self) -> None:
         try:

@@ -69,7 +69,7 @@ async def _create_background(
     response = to_json(builder.in_progress())
     pending = StoredResponse(builder.id, bytes(memoryview(response)), history, pack([]), True, body.stream)
     log = await service.responses.open(pending, job_of(body, choice.prompt, choice.params, service))
-    service.background.start(builder.id, BackgroundRun(service, builder, choice, log).run())
+    BackgroundRun(service, builder, choice, log).start()
     return await _follow(service, pending, 0) if body.stream else Response(response, media_type="application/json")
 
 

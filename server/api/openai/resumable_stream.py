@@ -55,8 +55,10 @@ class ResumableBuilder(ResponsesBuilder):
         self._has_finished = False
         self._handover: asyncio.Task[DurableLog] | None = None
         self._log: DurableLog | None = None
+        self._task: asyncio.Task[Any] | None = None
 
     def opening(self) -> Iterator[dict[str, Any]]:
+        self._task = asyncio.current_task()
         self._responses.streams.add(self)
         return super().opening()
 
@@ -75,7 +77,7 @@ class ResumableBuilder(ResponsesBuilder):
     async def hand_over(self) -> None:
         """Stores the response as it is now, for other replicas to continue, unless it has all of its tokens.
 
-        Nothing more is sent of it. This replica keeps the lease until the engine has stopped.
+        Nothing more is sent of it. This replica keeps the lease until the engine has stopped or the client has left.
 
         Raises:
           StoreUnavailableError: The database is away, full or too slow.
@@ -106,11 +108,12 @@ class ResumableBuilder(ResponsesBuilder):
         self._responses.streams.discard(self)
 
     async def _store(self, output: Delta) -> DurableLog:
-        """Stores the response with its log, of which this replica becomes the owner.
+        """Stores the response with its log, of which this replica is the owner until the stream's task ends.
 
         Args:
           output: All of its deltas, joined.
         """
+        assert self._task is not None
         events = await self._service.workers.run(lambda: self._events(output))
         response = bytes(memoryview(to_json({**self.in_progress(), "background": True})))
         record = ResponseRecord(
@@ -128,7 +131,7 @@ class ResumableBuilder(ResponsesBuilder):
         entry = LogEntry(0, 0, len(events), 0, num_tokens, delta, b"".join(events))
         body = self._body.model_copy(update={"background": True})
         job = job_of(body, self._prompt, self._params, self._service)
-        return await self._responses.hand_over(record, job, entry)
+        return await self._responses.hand_over(record, job, entry, self._task)
 
     def _events(self, output: Delta) -> list[bytes]:
         """Returns all events so far: the same deltas make the same events again."""

@@ -12,6 +12,7 @@ from databases import FAULTS, FaultyDatabase, PostgresqlServer, faulty_database,
 from roost.server.store import Database, LogEntry, ResponseRecord, StoreUnavailableError, response_table
 from roost.server.store.database import Transaction
 from roost.server.store.records import Job
+from roost.server.store.response_table import LEASE_S
 
 RECORD = ResponseRecord("", "r1", b"{}", b"[]", b"[]", is_running=True)
 
@@ -143,4 +144,23 @@ def test_a_bug_is_not_unavailability(address: str, sql: str, caplog: pytest.LogC
         database.run_now(lambda each: each.execute(sql), writes=True)
     assert not caplog.records
     assert database.run_now(read) == [(1,)]
+    database.close()
+
+
+def test_leases_without_a_running_task_are_not_extended(address: str) -> None:
+    """Many are extended in several statements."""
+    database = opened(address, clocked=True)
+    jobs = [ResponseRecord("", f"r{number}", b"", b"", b"", is_running=True) for number in range(600)]
+
+    def insert(transaction: Transaction) -> list[object]:
+        return [response_table.insert(transaction, each, Job("model", b"", b""), "me") for each in jobs]
+
+    leases = database.run_now(insert, writes=True)
+    database.run_now(lambda each: each.execute("UPDATE test_clock SET now = 1010"), writes=True)
+    held = database.run_now(lambda each: response_table.renew(each, "me", leases[:550]), writes=True)  # type: ignore[arg-type]
+    assert set(held) == set(leases)
+    until = database.run_now(
+        lambda each: each.rows("SELECT lease_until, count(*) FROM roost_responses GROUP BY lease_until ORDER BY 1")
+    )
+    assert until == [(1000 + LEASE_S, 50), (1010 + LEASE_S, 550)]
     database.close()

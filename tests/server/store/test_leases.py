@@ -157,13 +157,16 @@ class Leases(RuleBasedStateMachine):
             assert claim.lease.fence == model.fence
             self.leases.append((replica, claim.lease))
 
-    @rule(replica=st.sampled_from(sorted(REPLICAS)))
-    def renew(self, replica: str) -> None:
-        held = self.database.run_now(lambda each: response_table.renew(each, replica), writes=True)
+    @rule(replica=st.sampled_from(sorted(REPLICAS)), data=st.data())
+    def renew(self, replica: str, data: st.DataObject) -> None:
+        """Of some leases that it ever had, its own or not; of others, tasks have ended."""
+        some = data.draw(st.sets(st.sampled_from([lease for _, lease in self.leases]))) if self.leases else set()
+        held = self.database.run_now(lambda each: response_table.renew(each, replica, some), writes=True)
         owned = {name: each for name, each in self.responses.items() if each.is_running and each.owner == replica}
         assert {(lease.id, lease.fence) for lease in held} == {(name, each.fence) for name, each in owned.items()}
-        for each in owned.values():
-            each.lease_until = self.now + LEASE_S
+        for name, each in owned.items():
+            if Lease("", name, each.fence) in some:
+                each.lease_until = self.now + LEASE_S
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())

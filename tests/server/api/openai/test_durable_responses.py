@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 from client_types import checked
-from databases import opened
+from databases import FAULTS, FaultyDatabase, PostgresqlServer, faulty_database, opened
 from fake_engine import STATE_FORMAT, FakeEngine
 from fake_server import VOCAB_SIZE, live, make_service, until
 from openai.types.responses import Response, ResponseErrorEvent
@@ -34,7 +34,7 @@ from roost.server.middleware.api_keys import ApiKeys
 from roost.server.middleware.auth import Access
 from roost.server.observability.metrics import Metrics
 from roost.server.observability.request_metrics import Observer, Work
-from roost.server.store import Database, StoreAddress
+from roost.server.store import Database, StoreAddress, StoreUnavailableError, response_table
 from roost.server.store.dialects import dialect_of
 from roost.server.text.served_model import ServedModel
 
@@ -884,3 +884,165 @@ async def test_a_stream_whose_client_has_left_is_not_continued(replicas: tuple[R
     await first.engine.stop()
     await second.adopter.look()
     assert not second.engine.requests
+
+
+# --- faults of the database, and tasks that end early
+
+
+@pytest.fixture
+def faulty(postgresql: PostgresqlServer) -> Iterator[FaultyDatabase]:
+    with faulty_database(postgresql) as faulty:
+        yield faulty
+
+
+async def num_errors(replica: Replica, more: int) -> None:
+    """Waits until the database has failed so many times more."""
+    database = replica.responses._database
+    before = database._num_errors
+    await until(lambda: database._num_errors >= before + more, 10)
+
+
+@pytest.mark.parametrize("owner_s", [30.0, 0.3], ids=["owners wait", "owners give up"])
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_responses_outlast_a_fault_of_the_database(
+    faulty: FaultyDatabase,
+    model: ServedModel,
+    fault: str,
+    owner_s: float,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Requests that store a response get a 503 meanwhile. Adoptions are tried all the time, and cost nothing."""
+    monkeypatch.setattr("roost.server.generation.durable_responses.REPLY_S", 0.3)
+    monkeypatch.setattr("roost.server.generation.durable_responses._OWNER_S", owner_s)
+    monkeypatch.setattr("roost.server.api.openai.adoption._PAUSE_S", 0.05)
+    monkeypatch.setattr("roost.server.store.group_commit._RETRY_S", 0.02)
+    async with replica(faulty.url, model) as first:
+        first.adopter.start()
+        first.engine.allowed = 2
+        made = [await first.created() for _ in range(3)]
+        reading = asyncio.create_task(first.created(stream=True))
+        await num_tokens_logged(first, faulty.url, 8)
+        faulty.make(fault)
+        first.engine.allowed = 1000
+        await num_errors(first, 3)
+        body = {"input": "hi", "max_output_tokens": 3}
+        if fault != "no privilege for the log":  # which a response in the foreground does not have
+            refused = await first.client.post("/v1/responses", json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+            assert refused.headers["retry-after"] == "1"
+            last = events_of((await first.client.post("/v1/responses", json={**body, "stream": True})).text)[-1]
+            assert last["response"]["error"]["code"] == "server_error"
+            refused = await first.client.post("/v1/responses", json={**body, "background": True})
+            assert refused.status_code == 503
+        if owner_s < 1:
+            await until(lambda: not first.service.background.is_busy)
+            await num_errors(first, 10)
+        faulty.mend(fault)
+        names = [each["id"] for each in (*made, await reading)]
+        done = [await first.ended(name) for name in names]
+        assert [text_of(each) for each in done] == [LETTERS[:10]] * 4
+        assert {each["status"] for each in done} == {"incomplete"}, "of its number of tokens"
+        await until(lambda: not first.responses.running_logs)
+        await until(lambda: first.responses.stats.running == 0)
+        assert first.responses.stats.unattended == 0
+        assert first.responses.stats.adoptions == (4 if owner_s < 1 else 0)
+        assert (await first.client.post("/v1/responses", json=body)).status_code == 200
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_fault_in_sqlite_is_one_too(
+    tmp_path: Path, model: ServedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another program overwrites the file, and a copy of it is put back."""
+    monkeypatch.setattr("roost.server.generation.durable_responses.REPLY_S", 0.2)
+    path = tmp_path / "store.db"
+    opened(f"sqlite://{path}").close()
+    async with replica(f"sqlite://{path}", model) as first:
+        copy = path.read_bytes()
+        path.write_bytes(b"something else" * 1000)
+        body = {"input": "hi", "max_output_tokens": 3}
+        refused = await first.client.post("/v1/responses", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+        path.write_bytes(copy)
+        assert (await first.client.post("/v1/responses", json=body)).status_code == 200
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("how", ["an error", "cancelled", "cancelled at once"])
+async def test_a_lease_ends_with_its_task(
+    replicas: tuple[Replica, Replica], address: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends it. The next look gives the lease up, so that another replica need not wait for its end."""
+    first, second = replicas
+    first.engine.allowed = 2
+    made = await first.created()
+    if how != "cancelled at once":
+        await num_tokens_logged(first, address, 2)
+    if how == "an error":
+        with monkeypatch.context() as patches:
+            for name in ("append_all", "end"):
+                patches.setattr(response_table, name, lambda *_: 1 / 0)
+            first.engine.allowed = 1000
+            await until(lambda: not first.service.background.is_busy)
+    else:
+        await first.dies()
+    assert not first.responses.running_logs
+    with database_of(address) as database:
+        leases = "SELECT lease_until, owner IS NULL FROM roost_responses"
+        ((earlier, _),) = database.run_now(lambda each: each.rows(leases))
+        first.adopter._num_free = lambda: 0  # type: ignore[method-assign]  # it leaves the response to the other one
+        await first.adopter.look()
+        assert first.responses.stats.unattended == 1
+        ((now, is_free),) = database.run_now(lambda each: each.rows(leases))
+    assert (now < earlier, is_free) == (True, True)
+    await second.adopter.look()
+    assert text_of(await second.ended(made["id"])) == LETTERS[:10]
+    await first.adopter.look()
+    assert first.responses.stats.unattended == 0
+
+
+@on_sqlite
+async def test_a_lease_ends_with_the_request_that_seized_it(
+    replicas: tuple[Replica, Replica], address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database fails in the midst of a cancellation, after this replica has become the owner."""
+    first, second = replicas
+    first.engine.allowed = 2
+    made = await first.created()
+    await num_tokens_logged(first, address, 2)
+    get, seize = second.responses.get, second.responses.seize
+
+    async def away(_: str) -> None:
+        raise StoreUnavailableError("away")
+
+    async def then_away(response_id: str) -> Any:
+        seized = await seize(response_id)
+        monkeypatch.setattr(second.responses, "get", away)
+        return seized
+
+    monkeypatch.setattr(second.responses, "seize", then_away)
+    cancelling = asyncio.create_task(second.client.post(f"/v1/responses/{made['id']}/cancel"))
+    assert (await cancelling).status_code == 503
+    monkeypatch.setattr(second.responses, "get", get)
+    await until(lambda: not second.responses.running_logs)
+    await second.adopter.look()
+    assert text_of(await second.ended(made["id"])) == LETTERS[:10]
+
+
+@on_sqlite
+async def test_a_lease_ends_with_its_stream(replicas: tuple[Replica, Replica]) -> None:
+    """A client that leaves after the response was handed over leaves it to other replicas at once."""
+    first, second = replicas
+    first.engine.allowed = 4
+    async with live(first.service) as client:
+        body = {"input": "hi", "max_output_tokens": 10, "stream": True}
+        async with client.stream("POST", "/v1/responses", json=body):
+            await num_tokens_streamed(first, 4)
+            await first.responses.hand_over_streams()
+            (log,) = first.responses.running_logs
+        await until(lambda: not first.responses.running_logs)
+    first.adopter._num_free = lambda: 0  # type: ignore[method-assign]
+    await first.adopter.look()
+    await second.adopter.look()
+    assert text_of(await second.ended(log.lease.id)) == LETTERS[:10]
