@@ -97,7 +97,8 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     program("prometheus", HOW)
     folder = tmp_path_factory.mktemp("prometheus")
-    with launched("demo", "--slots", "2") as server, prometheus(folder, server.url.removeprefix("http://")) as url:
+    options = ("--slots", "2", "--store", f"sqlite:///{folder / 'responses.db'}")
+    with launched("demo", *options) as server, prometheus(folder, server.url.removeprefix("http://")) as url:
         wait_until(lambda: has_scraped(url))
         yield url
 

@@ -23,6 +23,7 @@ from roost.server.lifecycle.engine_config import engine_config
 from roost.server.lifecycle.lifecycle import STOP_TIMEOUT_S
 from roost.server.observability.metrics import Metrics
 from roost.server.settings import Settings
+from roost.server.store import StoreStats
 from serve_settings import settings_of
 
 STATS = EngineStats(
@@ -206,7 +207,7 @@ def test_the_tutorial_forwards_the_port_of_the_service() -> None:
 
 
 def told_by_the_server() -> set[str]:
-    families = text_string_to_metric_families(Metrics(lambda: STATS).page().decode())
+    families = text_string_to_metric_families(Metrics(lambda: STATS, store=StoreStats()).page().decode())
     return {sample.name for family in families for sample in family.samples}
 
 
