@@ -1,6 +1,7 @@
 """Files and batches in a database that replicas share."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -35,6 +36,10 @@ _INTERVAL_S: Final = 0.01
 
 _PAGE_LINES: Final = 1000
 """Maximum number of lines that are read at a time."""
+
+_FILE_ID: Final = re.compile("file-[0-9a-f]{32}")
+_BATCH_ID: Final = re.compile("batch_[0-9a-f]{32}")
+"""Patterns of ids. Other texts of clients don't reach the database: PostgreSQL refuses some characters."""
 
 
 class BatchStore:
@@ -134,6 +139,8 @@ class BatchStore:
         Raises:
           ApiError: There is no such file. `param` names the field with its id.
         """
+        if not _FILE_ID.fullmatch(file_id):
+            raise _no_file(file_id, param)
         owner = tenant.get()
         found = await self._database.run(lambda each: file_table.find(each, owner, file_id), timeout_s=_REPLY_S)
         if found is None:
@@ -195,6 +202,8 @@ class BatchStore:
         Raises:
           ApiError: There is no such batch.
         """
+        if not _BATCH_ID.fullmatch(batch_id):
+            raise _no_batch(batch_id)
         owner = tenant.get()
         return _found(
             batch_id,
@@ -212,6 +221,8 @@ class BatchStore:
         Raises:
           ApiError: There is no such batch.
         """
+        if not _BATCH_ID.fullmatch(batch_id):
+            raise _no_batch(batch_id)
         cancel = partial(batch_table.cancel, tenant=tenant.get(), batch_id=batch_id)
         return _found(batch_id, await self._commits.write(cancel, _REPLY_S))
 
@@ -252,8 +263,12 @@ class BatchStore:
 
 def _found(batch_id: str, batch: BatchRecord | None) -> BatchRecord:
     if batch is None:
-        raise ApiError(ErrorKind.NO_SUCH_OBJECT, f"there is no batch with the id {batch_id!r}")
+        raise _no_batch(batch_id)
     return batch
+
+
+def _no_batch(batch_id: str) -> ApiError:
+    return ApiError(ErrorKind.NO_SUCH_OBJECT, f"there is no batch with the id {batch_id!r}")
 
 
 def _no_file(file_id: str, param: str | None = None) -> ApiError:

@@ -1,8 +1,10 @@
 """Streams a file out of a `multipart/form-data` body, piece by piece as it arrives."""
 
-from collections.abc import AsyncIterator
-from email.message import Message
+import re
+import unicodedata
+from collections.abc import AsyncIterator, Mapping
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from fastapi import Request
 from python_multipart.exceptions import MultipartParseError
@@ -12,6 +14,12 @@ from ...errors import ApiError, bad_value, body_too_large
 
 _MAX_FIELD_BYTES: Final = 4096
 """Maximum bytes of a field that is not the file, and of a part's headers."""
+
+_PARAMETER: Final = re.compile(rb';[ \t]*([^\s;="]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^;]*)', re.DOTALL)
+"""A parameter of a header, such as `; filename="in.jsonl"`."""
+
+_CHARSETS: Final = {"utf-8": "utf-8", "iso-8859-1": "latin-1", "latin-1": "latin-1"}
+"""Codecs of the charsets of `filename*` (RFC 8187). Python has others that are no charsets, and that fail."""
 
 
 class UploadReader:
@@ -104,7 +112,7 @@ class _Part:
         self.name = ""
         self.filename: str | None = None
         self.is_file = False
-        self._headers = Message()
+        self._disposition = b""
         self._name = b""
         self._value = b""
         self._data = b""
@@ -121,13 +129,16 @@ class _Part:
         self._check(len(self._name) + len(self._value))
 
     def end_header(self) -> None:
-        self._headers[self._name.decode("latin-1")] = self._value.decode("utf-8", "replace")
+        if self._name.lower() == b"content-disposition":
+            self._disposition = self._value
         self._name = self._value = b""
 
     def finish_headers(self) -> None:
-        self.name = str(self._headers.get_param("name", "", "content-disposition"))
-        self.filename = self._headers.get_filename()
+        parameters = _parameters(self._disposition)
+        self.name = parameters.get("name", b"").decode("utf-8", "replace")
         self.is_file = self.name == "file"
+        if self.is_file:
+            self.filename = _filename(parameters)
 
     def add(self, data: bytes) -> None:
         self._data += data
@@ -136,6 +147,46 @@ class _Part:
     def _check(self, num_bytes: int) -> None:
         if num_bytes > _MAX_FIELD_BYTES:
             raise _too_long()
+
+
+def _parameters(header: bytes) -> dict[str, bytes]:
+    """Returns the parameters of a header by their names in lower case; their values have no quotation marks."""
+    found: dict[str, bytes] = {}
+    for name, value in _PARAMETER.findall(header):
+        text = re.sub(rb"\\(.)", rb"\1", value[1:-1]) if value.startswith(b'"') else value.strip()
+        found.setdefault(name.decode("latin-1").lower(), text)
+    return found
+
+
+def _filename(parameters: Mapping[str, bytes]) -> str | None:
+    """Returns the name of a file; None if it has none.
+
+    Raises:
+      ApiError: The name is not text that every file system and database takes.
+    """
+    charset, *encoded = parameters.get("filename*", b"").split(b"'", 2)
+    try:
+        if len(encoded) == 2:
+            name = unquote_to_bytes(encoded[1]).decode(_CHARSETS[charset.decode("latin-1").lower()])
+        else:
+            name = _decoded(parameters.get("filename", b""))
+    except (KeyError, UnicodeDecodeError):
+        raise _bad_filename() from None
+    if any(unicodedata.category(char) == "Cc" for char in name):
+        raise _bad_filename()
+    return name or None
+
+
+def _decoded(value: bytes) -> str:
+    """Returns text in UTF-8, or in Latin-1 from clients of old."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _bad_filename() -> ApiError:
+    return bad_value("file", "file: the name must be UTF-8 or Latin-1 without control characters")
 
 
 def _too_long() -> ApiError:

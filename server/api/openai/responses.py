@@ -80,7 +80,11 @@ async def get_response(
     stream: Annotated[bool, Query(description="Whether to return the events of a background stream.")] = False,
     starting_after: Annotated[
         int | None,
-        Query(ge=-1, description="Number of the event after which `stream=true` begins; -1 begins with the first."),
+        Query(
+            ge=-1,
+            lt=2**31,
+            description="Number of the event after which `stream=true` begins; -1 begins with the first.",
+        ),
     ] = None,
 ) -> Response:
     """Returns a stored response as it is now, or its events, those to come included."""
