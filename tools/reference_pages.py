@@ -23,6 +23,7 @@ from roost.server.observability.metrics import Metrics
 from roost.server.settings import SettingReference, settings_reference
 from roost.server.store import StoreStats
 from roost.server.terminal.failure import EXIT_STATUSES
+from roost.server.transport.open_connections import OpenConnections
 
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
 
@@ -291,7 +292,14 @@ def metrics_page() -> str:
         "## Roost's names",
         "",
         *_metric_rows(
-            Metrics(EngineStats, tenants=("TENANT",), store=StoreStats(), batches=lambda: None).registry, "roost_"
+            Metrics(
+                EngineStats,
+                tenants=("TENANT",),
+                store=StoreStats(),
+                batches=lambda: None,
+                connections=OpenConnections(lambda: 1).counts_by_port,
+            ).registry,
+            "roost_",
         ),
         "",
         "## vLLM's names",

@@ -29,6 +29,7 @@ from ..generation.durable_responses import DurableResponses
 from ..generation.response_store import ResponseStore
 from ..generation.service import Service
 from ..lifecycle.batch_worker import BatchWorker
+from ..lifecycle.connection_limit import ConnectionLimit, raise_file_limit
 from ..lifecycle.engine_config import engine_config
 from ..lifecycle.engine_loading import LoadProgress, exit_while_loading, is_loading, make_engine
 from ..lifecycle.http_server import HttpServer, Listeners, uvicorn_config
@@ -51,6 +52,7 @@ from ..observability.metrics import Metrics
 from ..observability.telemetry import Telemetry, open_telemetry
 from ..settings import Settings, chosen_platforms
 from ..text.served_model import ServedModel, open_served_model
+from ..transport.open_connections import OpenConnections
 from .accelerators import unused_accelerator
 
 _SWITCH_INTERVAL_S: Final = 0.0005
@@ -82,19 +84,24 @@ def serve(settings: Settings) -> int:
     engine = make_engine(source, config, progress)
     responses = open_responses(settings)
     batches = open_batches(settings)
-    metrics = _metrics(settings, engine, model, access, telemetry, responses, batches)
+    limit = ConnectionLimit(settings, lambda: engine.stats.slots, raise_file_limit())
+    connections = OpenConnections(limit, listeners.admin_port)
+    metrics = _metrics(settings, engine, model, access, telemetry, responses, batches, connections)
     service = make_service(settings, config, engine, model, metrics, responses, batches)
     app = create_app(
         service, access, max_body_bytes=settings.max_body_bytes, strict=settings.strict, trace=telemetry.trace
     )
-    server = HttpServer(uvicorn_config(app, settings), signals)
+    server = HttpServer(uvicorn_config(app, settings, connections), signals)
     checkpointer = make_checkpointer(settings, engine, responses, telemetry.observers)
     lifecycle = Lifecycle(
         service,
         signals,
         Timeouts(settings.drain_lag, settings.drain_timeout, settings.step_timeout),
         on_ready=lambda: _start(
-            settings, service, checkpointer, partial(_announce, source, config, service, listeners.url(settings))
+            settings,
+            service,
+            checkpointer,
+            partial(_announce, source, config, service, listeners.url(settings), limit),
         ),
         evacuate=evacuation(responses, checkpointer),
     )
@@ -132,6 +139,7 @@ def _metrics(
     telemetry: Telemetry,
     responses: ResponseStore,
     batches: BatchStore | None,
+    connections: OpenConnections,
 ) -> Metrics:
     return Metrics(
         lambda: engine.stats,
@@ -140,6 +148,7 @@ def _metrics(
         observers=telemetry.observers,
         store=responses.stats if isinstance(responses, DurableResponses) else None,
         batches=None if batches is None else (lambda: batches.totals),
+        connections=connections.counts_by_port,
         simulated=model.simulated,
     )
 
@@ -158,8 +167,8 @@ def _start(
     announce()
 
 
-def _announce(source: ModelSource, config: EngineConfig, service: Service, url: str) -> None:
-    """Prints the address and what is served, and warns if an accelerator is not used."""
+def _announce(source: ModelSource, config: EngineConfig, service: Service, url: str, limit: ConnectionLimit) -> None:
+    """Prints the address and what is served, and warns of an accelerator that is not used and of too few files."""
     gc.freeze()  # a full collection would visit all objects of the libraries and the model, which takes 100 ms and more
     device = _device_facts(config)
     lines = summary(source, config, service.engine.stats.slots, service.model.id, url, device, service.store_address)
@@ -169,6 +178,8 @@ def _announce(source: ModelSource, config: EngineConfig, service: Service, url: 
         say("\n".join(["", greeting(url), "", *lines, ""]))
     if warning := unused_accelerator(device.platform, chosen_platforms()):
         _logger.warning("%s", warning)
+    if limit.warning is not None:
+        _logger.warning("%s", limit.warning)
 
 
 def _device_facts(config: EngineConfig) -> DeviceFacts:

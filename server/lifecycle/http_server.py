@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from ...engine import ConfigError
 from ..settings import Settings
 from ..transport.connection import LimitedConnection
+from ..transport.open_connections import OpenConnections
 from .lifecycle import STOP_TIMEOUT_S
 from .signals import Signals
 
@@ -71,15 +72,19 @@ async def _accept_backlog(listeners: Sequence[socket.socket]) -> None:
         await asyncio.sleep(_POLL_INTERVAL_S)
 
 
-def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+def uvicorn_config(app: ASGIApp, settings: Settings, connections: OpenConnections) -> uvicorn.Config:
     """Returns uvicorn's configuration.
+
+    Args:
+      connections: Open connections of the server.
 
     Raises:
       ConfigError: The certificate or its key cannot be used.
     """
+    protocol = partial(LimitedConnection, stall_s=settings.stall_timeout, connections=connections)
     config = uvicorn.Config(
         app,
-        http=cast(type[asyncio.Protocol], partial(LimitedConnection, stall_s=settings.stall_timeout)),
+        http=cast(type[asyncio.Protocol], protocol),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -1,7 +1,8 @@
 """Prometheus metrics under the names `roost_*`; `vllm_metrics.py` has those of vLLM."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import prometheus_client
@@ -25,6 +26,25 @@ _CACHE_S: Final = 0.2
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionCounts:
+    """Counts of one port's connections.
+
+    Attributes:
+      num_open: Open connections.
+      num_busy: Connections with a request, probes aside.
+      limit: Maximum number of connections with a request.
+      num_dropped: Total connections without a request that were closed to make room.
+      num_refused: Total connections and requests that were refused.
+    """
+
+    num_open: int
+    num_busy: int
+    limit: int
+    num_dropped: int
+    num_refused: int
+
+
 class Metrics:
     """Metrics of one server.
 
@@ -38,6 +58,7 @@ class Metrics:
       observers: Further observers of requests.
       store: Counts of the store of responses; None if it is in memory.
       simulated: Device that is simulated; None if the model runs.
+      connections: Returns the counts of each port's connections; None without ports.
 
     Attributes:
       requests: Makes the records of requests.
@@ -54,6 +75,7 @@ class Metrics:
         store: StoreStats | None = None,
         batches: Callable[[], BatchTotals | None] | None = None,
         simulated: str | None = None,
+        connections: Callable[[], Mapping[str, ConnectionCounts]] | None = None,
     ) -> None:
         self._clock = clock
         self.registry = CollectorRegistry()
@@ -62,6 +84,8 @@ class Metrics:
             self.registry.register(_StoreCollector(store))
         if batches is not None:
             self.registry.register(_BatchCollector(batches))
+        if connections is not None:
+            self.registry.register(_ConnectionCollector(connections))
         if simulated is not None:
             gauge = Gauge(
                 "roost_simulated", "1 on a server that simulates its device.", ["device"], registry=self.registry
@@ -169,6 +193,39 @@ class _EngineCollector(Collector):
         yield bytes_used
         for name, text, total in counters:
             yield CounterMetricFamily(f"roost_{name}", text, total)
+
+
+class _ConnectionCollector(Collector):
+    """Reads the counts of connections."""
+
+    def __init__(self, counts: Callable[[], Mapping[str, ConnectionCounts]]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        opened = GaugeMetricFamily("roost_connections", "Open connections, by port.", labels=["port"])
+        busy = GaugeMetricFamily(
+            "roost_connections_busy", "Connections with a request, probes aside, by port.", labels=["port"]
+        )
+        limit = GaugeMetricFamily(
+            "roost_connections_limit", "Maximum number of connections with a request, by port.", labels=["port"]
+        )
+        dropped = CounterMetricFamily(
+            "roost_connections_dropped",
+            "Connections without a request that were closed to make room for new ones, by port.",
+            labels=["port"],
+        )
+        refused = CounterMetricFamily(
+            "roost_connections_refused",
+            "Connections and requests that were refused since too many connections had a request, by port.",
+            labels=["port"],
+        )
+        for port, counts in self._counts().items():
+            opened.add_metric([port], counts.num_open)
+            busy.add_metric([port], counts.num_busy)
+            limit.add_metric([port], counts.limit)
+            dropped.add_metric([port], counts.num_dropped)
+            refused.add_metric([port], counts.num_refused)
+        yield from (opened, busy, limit, dropped, refused)
 
 
 class _StoreCollector(Collector):

@@ -90,6 +90,17 @@ class Settings(BaseSettings):
     ] = ()
     max_body_bytes: Annotated[int, Field(ge=1024), Option(Group.HTTP, "Maximum size of a request's body.")] = 4 * 2**20
 
+    max_connections: Annotated[
+        PositiveInt | None,
+        AUTO,
+        Option(
+            Group.HTTP,
+            "Connections with a request at the same time; idle ones are closed to make room for new ones.",
+            "auto|N",
+            default="slots + --max-queue + 4096",
+        ),
+    ] = None
+
     ssl_certfile: Annotated[
         Path | None, Option(Group.SECURITY, "Certificate chain in PEM, to serve HTTPS.", "FILE")
     ] = None

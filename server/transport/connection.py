@@ -19,12 +19,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from ..api.common.streaming import BODY_WRITER
 from ..error_responses import error_response
 from ..errors import ApiError, head_too_large, host_missing, not_http, too_many_connections, too_slow
+from .open_connections import OpenConnections
 
 MAX_HEAD_BYTES: Final = 64 * 2**10
 """Maximum bytes of the URL and all headers together."""
-
-MAX_CONNECTIONS: Final = 4096
-"""Maximum number of open connections."""
 
 HEAD_S: Final = 20.0
 """Seconds from the start of a request or connection to the end of the headers."""
@@ -138,20 +136,23 @@ class Connection(HttpToolsProtocol):
 class LimitedConnection(Connection):
     """A connection that responds with an error, if it still can, and closes when its client exceeds a limit.
 
+    Args:
+      connections: Open connections of the server.
+
     Attributes:
       max_head_bytes: See `MAX_HEAD_BYTES`.
-      max_connections: See `MAX_CONNECTIONS`.
       head_s: See `HEAD_S`.
       body_s: See `BODY_S`.
     """
 
     max_head_bytes = MAX_HEAD_BYTES
-    max_connections = MAX_CONNECTIONS
     head_s = HEAD_S
     body_s = BODY_S
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, connections: OpenConnections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._open_connections = connections
+        self._port_connections = connections.of(None)
         self._reads_head = True
         self._unparsed_bytes = 0
         self._head_bytes = 0
@@ -161,14 +162,21 @@ class LimitedConnection(Connection):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.max_connections:
-            self._refuse(too_many_connections())
-        else:
+        self._port_connections = self._open_connections.of(self.server[1] if self.server else None)
+        if self._port_connections.open(self):
             self._start_timer(self.head_s, "a request")
+        else:
+            self._refuse(too_many_connections())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._port_connections.close(self)
         super().connection_lost(exc)
+
+    def drop(self) -> None:
+        """Closes the connection at once; an idle client expects no response."""
+        self._stop_timer()
+        self.transport.abort()  # `close` waits for clients that have left a part of a response unread
 
     def data_received(self, data: bytes) -> None:
         if self._is_closing or self.transport.is_closing():
@@ -199,6 +207,9 @@ class LimitedConnection(Connection):
         if self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
             self._refusal = host_missing()
             raise httptools.HttpParserError("no Host header, or several")
+        if not self._port_connections.begin(self, self.url.partition(b"?")[0]):
+            self._refusal = too_many_connections()
+            raise httptools.HttpParserError("too many connections")
         self._reads_head, self._unparsed_bytes = False, 0
         self._start_timer(self.body_s, "the body")
         super().on_headers_complete()
@@ -207,6 +218,11 @@ class LimitedConnection(Connection):
         self._stop_timer()
         self._reads_head = True
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.pipeline and not self._is_responding:
+            self._port_connections.end(self)
 
     def send_400_response(self, msg: str) -> None:
         """Responds to a request that the parser rejects."""

@@ -238,6 +238,8 @@ def test_a_pool_reads_metrics_where_it_sends_requests(tmp_path: Path) -> None:
     assert "--metrics-compat=vllm" in container(made)["args"]
     assert not any(each.startswith("--admin-port") for each in container(made)["args"])
     assert one("InferencePool", made)["spec"]["targetPorts"] == [{"number": 8000}]
+    probes = (container(made)[f"{name}Probe"]["httpGet"]["port"] for name in ("startup", "readiness", "liveness"))
+    assert set(probes) == {"http"}
     (picker,) = (each for each in made if each["metadata"]["name"] == "roost-picker")
     config = yaml.safe_load(picker["data"]["roost.yaml"])
     plugins = {plugin["type"] for plugin in config["plugins"]}

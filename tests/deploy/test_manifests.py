@@ -70,7 +70,9 @@ def test_probes_ask_for_what_is_served_on_their_port(manifest: list[dict[str, An
         "liveness": "/health",
     }
     assert {get["path"] for get in probes.values()} <= {getattr(route, "path", "") for route in router.routes}
-    assert {get["port"] for get in probes.values()} == {"http"}
+    assert {get["port"] for get in probes.values()} == {"metrics"}, (
+        "clients could keep the kubelet out of their own port"
+    )
 
 
 def test_a_start_may_take_long(manifest: list[dict[str, Any]]) -> None:

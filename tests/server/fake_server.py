@@ -20,6 +20,7 @@ from roost.server.text.grammar import GrammarCompiler
 from roost.server.text.served_model import ServedModel
 from roost.server.text.tokenizer import Tokenizer
 from roost.server.transport.connection import LimitedConnection
+from roost.server.transport.open_connections import OpenConnections
 
 VOCAB_SIZE = 512
 
@@ -59,7 +60,8 @@ async def live(service: Service, stall_s: float | None = None) -> AsyncIterator[
     Args:
       stall_s: after which clients that read nothing are dropped; the system's buffers are small then.
     """
-    http = partial(LimitedConnection, stall_s=60.0 if stall_s is None else stall_s)
+    connections = OpenConnections(lambda: 4096)
+    http = partial(LimitedConnection, stall_s=60.0 if stall_s is None else stall_s, connections=connections)
     listener = socket.create_server(("127.0.0.1", 0))
     if stall_s is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

@@ -138,18 +138,19 @@ spec:
           {{- . | nindent 10 }}
           {{- end }}
       {{- if ne $.role "follower" }}
+      # Probes use the admin port, if there is one, which floods of connections from clients don't reach.
       # Nothing listens while weights are downloaded; then /health/ready is 503 until all is compiled.
       startupProbe:
         httpGet:
           path: /health/ready
-          port: http
+          port: {{ ternary "http" "metrics" .Values.inferencePool.enabled }}
         periodSeconds: 5
         timeoutSeconds: 5
         failureThreshold: {{ div (add .Values.probes.startupSeconds 4) 5 }}
       readinessProbe:
         httpGet:
           path: /health/ready
-          port: http
+          port: {{ ternary "http" "metrics" .Values.inferencePool.enabled }}
         periodSeconds: 5
         timeoutSeconds: 5
         failureThreshold: 2
@@ -157,7 +158,7 @@ spec:
       livenessProbe:
         httpGet:
           path: /health
-          port: http
+          port: {{ ternary "http" "metrics" .Values.inferencePool.enabled }}
         periodSeconds: 10
         timeoutSeconds: 10
         failureThreshold: 3

@@ -5,7 +5,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from roost.engine import CacheStats, EngineDeadError, EngineStats, FinishReason, QueueFullError, Request, TokenOutput
-from roost.server.observability.metrics import Metrics
+from roost.server.observability.metrics import ConnectionCounts, Metrics
 from roost.server.observability.request_metrics import Histogram
 
 STATS = EngineStats(
@@ -277,3 +277,18 @@ def test_a_histogram_counts_values_up_to_each_bound() -> None:
         "seconds_count 5.0",
         "seconds_sum 16.0",
     ]
+
+
+def test_connections_are_counted_by_port(clock: Clock) -> None:
+    counts = {"public": ConnectionCounts(9, 3, 50, 2, 1), "admin": ConnectionCounts(1, 1, 64, 0, 0)}
+    samples = read(Metrics(lambda: STATS, clock, connections=lambda: counts), clock)
+    expected = {
+        "roost_connections public": 9,
+        "roost_connections_busy public": 3,
+        "roost_connections_limit public": 50,
+        "roost_connections_dropped_total public": 2,
+        "roost_connections_refused_total public": 1,
+        "roost_connections admin": 1,
+        "roost_connections_limit admin": 64,
+    }
+    assert expected.items() <= samples.items()

@@ -4,7 +4,8 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -14,7 +15,9 @@ from fake_engine import FakeEngine
 from fake_server import until
 from roost.server.app import create_app
 from roost.server.generation.service import Service
+from roost.server.observability.metrics import ConnectionCounts
 from roost.server.transport.connection import MAX_PIPELINED, LimitedConnection
+from roost.server.transport.open_connections import RESERVED_CONNECTIONS, OpenConnections
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: r\r\nContent-Type: application/json\r\n"
 BODY = b'{"prompt": "a", "max_tokens": 2}'
@@ -25,24 +28,61 @@ class ShortLimits(LimitedConnection):
     max_head_bytes = 2000
     head_s = 0.3
     body_s = 0.6
-    max_connections = 20
 
 
-@pytest.fixture
-async def port(service: Service) -> AsyncIterator[int]:
-    listener = socket.create_server(("127.0.0.1", 0))
+class PatientLimits(LimitedConnection):
+    """Gives clients more time than a test takes, so that only the number of connections is a limit."""
+
+
+MAX_BUSY = 4
+
+
+@asynccontextmanager
+async def serving(
+    service: Service, connection: type[LimitedConnection], connections: OpenConnections, *listeners: socket.socket
+) -> AsyncIterator[None]:
     config = uvicorn.Config(
         create_app(service),
-        http=cast(type[asyncio.Protocol], partial(ShortLimits, stall_s=5.0)),
+        http=cast(type[asyncio.Protocol], partial(connection, stall_s=5.0, connections=connections)),
         lifespan="off",
         log_config=None,
         ws="none",
     )
     server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    yield listener.getsockname()[1]
-    server.should_exit = True
-    await serving
+    task = asyncio.create_task(server.serve(sockets=list(listeners)))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
+
+
+@pytest.fixture
+async def port(service: Service) -> AsyncIterator[int]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    async with serving(service, ShortLimits, OpenConnections(lambda: 20), listener):
+        yield listener.getsockname()[1]
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Ports of a server whose public one takes `MAX_BUSY` connections with a request."""
+
+    public: int
+    admin: int
+    connections: OpenConnections
+
+    def counts(self, name: str = "public") -> ConnectionCounts:
+        return self.connections.counts_by_port()[name]
+
+
+@pytest.fixture
+async def ports(service: Service) -> AsyncIterator[Ports]:
+    listeners = [socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(2)]
+    public, admin = (each.getsockname()[1] for each in listeners)
+    connections = OpenConnections(lambda: MAX_BUSY, admin)
+    async with serving(service, PatientLimits, connections, *listeners):
+        yield Ports(public, admin, connections)
 
 
 @asynccontextmanager
@@ -168,15 +208,97 @@ async def test_pipelined_requests_are_served_in_order(port: int, engine: FakeEng
         assert (await reader.readuntil(b"\r\n\r\n")).endswith(b"\r\n\r\n")
 
 
-async def test_connections_over_the_limit_are_refused(port: int) -> None:
-    async with asyncio.timeout(5):
-        waiting = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
-        response = await talk(port)
-        assert error(response) == (503, "overloaded")
-        for _, writer in waiting:
-            writer.close()
-        await asyncio.gather(*(reader.read() for reader, _ in waiting))
-    await assert_serves(port)
+HEALTH = b"GET /health HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\r\n"
+METRICS = HEALTH.replace(b"/health", b"/metrics")
+
+
+@asynccontextmanager
+async def flooded(port: int, count: int, data: bytes = b"") -> AsyncIterator[list[asyncio.StreamReader]]:
+    """Opens connections, oldest first, which send this and nothing more."""
+    async with AsyncExitStack() as stack:
+        readers = []
+        for _ in range(count):
+            reader, writer = await stack.enter_async_context(connected(port))
+            writer.write(data)
+            readers.append(reader)
+        yield readers
+
+
+@pytest.mark.parametrize("data", [b"", b"GET /v1/models HTTP/1.1\r\nA: "], ids=["silent", "half a head"])
+async def test_silent_connections_make_room_for_requests(ports: Ports, data: bytes) -> None:
+    """However many there are, requests, probes and metrics are served on both ports; the oldest are closed."""
+    count = MAX_BUSY + 5 * RESERVED_CONNECTIONS
+    async with flooded(ports.public, count, data) as public, flooded(ports.admin, count, data):
+        await until(lambda: ports.counts().num_dropped == count - MAX_BUSY - RESERVED_CONNECTIONS)
+        for port in (ports.public, ports.admin):
+            for request in (HEALTH, METRICS):
+                assert (await talk(port, request)).startswith(b"HTTP/1.1 200 ")
+        await assert_serves(ports.public)
+        assert await public[0].read() == b""
+        assert not public[-1].at_eof()
+        assert ports.counts().num_open <= MAX_BUSY + RESERVED_CONNECTIONS
+        assert (ports.counts().num_refused, ports.counts("admin").num_refused) == (0, 0)
+
+
+async def test_a_flood_of_one_port_leaves_the_other_alone(ports: Ports) -> None:
+    async with flooded(ports.admin, 1) as admin, flooded(ports.public, 3 * RESERVED_CONNECTIONS):
+        await until(lambda: ports.counts().num_dropped > 0)
+        assert ports.counts("admin").num_dropped == 0
+        assert not admin[0].at_eof()
+
+
+async def test_silent_connections_go_before_idle_ones(ports: Ports) -> None:
+    """A client that has sent a request keeps its connection while there are enough that have sent none."""
+    async with connected(ports.public) as (reader, writer):
+        writer.write(HEALTH.replace(b"Connection: close\r\n", b""))
+        await reader.readuntil(b"}")
+        async with flooded(ports.public, 4 * RESERVED_CONNECTIONS):
+            await until(lambda: ports.counts().num_dropped > RESERVED_CONNECTIONS)
+            writer.write(HEALTH)
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_idle_connections_make_room(ports: Ports) -> None:
+    """They are closed, oldest first, rather than new ones before their requests have arrived."""
+    answered = HEALTH.replace(b"Connection: close\r\n", b"")
+    async with flooded(ports.public, MAX_BUSY + RESERVED_CONNECTIONS, answered) as idle:
+        for reader in idle:
+            await reader.readuntil(b"}")
+        async with flooded(ports.public, 2) as silent:
+            await until(lambda: ports.counts().num_dropped == 2)
+            assert [await reader.read() for reader in idle[:2]] == [b"", b""]
+            assert not any(reader.at_eof() for reader in (*idle[2:], *silent))
+
+
+async def test_requests_over_the_limit_are_refused(ports: Ports, engine: FakeEngine) -> None:
+    """Probes and metrics are still served, and requests once others have ended."""
+    engine.gate.clear()
+    async with flooded(ports.public, MAX_BUSY, WHOLE) as busy:
+        await until(lambda: ports.counts().num_busy == MAX_BUSY)
+        assert error(await talk(ports.public, WHOLE)) == (503, "overloaded")
+        async with flooded(ports.public, 3 * RESERVED_CONNECTIONS):
+            for request in (HEALTH, METRICS, HEALTH.replace(b"/health", b"/health/ready?a=b")):
+                assert (await talk(ports.public, request)).startswith(b"HTTP/1.1 200 ")
+            assert error(await talk(ports.public, WHOLE)) == (503, "overloaded")
+        engine.gate.set()
+        for reader in busy:
+            assert (await reader.readuntil(b"}}}")).startswith(b"HTTP/1.1 200 ")
+        await until(lambda: ports.counts().num_busy == 0)
+        await assert_serves(ports.public)
+    await until(lambda: ports.counts().num_open == 0)
+
+
+async def test_a_connection_is_busy_until_its_last_pipelined_request_ends(ports: Ports, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    async with connected(ports.public) as (reader, writer):
+        writer.write(WHOLE * 3)
+        await until(lambda: len(engine.requests) == 1)
+        assert ports.counts().num_busy == 1
+        engine.gate.set()
+        for _ in range(3):
+            await reader.readuntil(b"}}}")
+        await until(lambda: ports.counts().num_busy == 0)
+        assert ports.counts().num_open == 1
 
 
 STREAM = b'{"prompt": "a", "max_tokens": 3, "stream": true}'
