@@ -2,8 +2,6 @@
 
 import codecs
 import gc
-import re
-import sys
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Annotated, Any, Final
@@ -11,7 +9,7 @@ from typing import Annotated, Any, Final
 from fastapi import Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Match
@@ -22,17 +20,10 @@ from ...generation.service import Service
 from ...middleware.request_body import request_memory
 from ...tenancy.workers import Workers
 from .body_check import BodyCheck
+from .json_limits import LONG_BYTES, MAX_CONTAINERS, has_too_many_containers, size_of
 from .schema_base import JsonObject
 
-MAX_CONTAINERS: Final = 2**17
-"""Maximum number of arrays and objects in a body. The maximum number of messages, each with parts, has fewer."""
-
 _METHODS: Final = ("DELETE", "GET", "POST")
-
-_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-
-_LONG: Final = 16 * 2**10
-"""Bytes of a body from which on a worker thread parses it, since parsing takes about a millisecond."""
 
 
 async def _service(request: Request) -> Service:
@@ -99,7 +90,7 @@ class _JsonRequest(Request):
         raw, self._raw = self._raw, bytearray()
         memory = request_memory.get()
         parse = partial(_parse, raw, self._model, self.app.state.check_body)
-        if len(raw) < _LONG:
+        if len(raw) < LONG_BYTES:
             parsed, num_bytes = parse()
         else:
             workers: Workers = self.app.state.service.workers
@@ -141,64 +132,14 @@ def _parse(raw: bytearray, model: type[JsonObject] | None, check: BodyCheck) -> 
             gc.enable()
 
 
-def size_of(value: Any) -> int:
-    """Returns an upper bound, at most 25% too large, of the bytes that a parsed body takes.
-
-    Visits about 10 million values per second.
-
-    Args:
-      value: Tree of pydantic models and JSON types. Only keys of objects may occur twice in it.
-    """
-    total, stack = 0, [value]
-    keys = set[int]()
-    while stack:
-        item = stack.pop()
-        kind = type(item)
-        if kind is list:
-            total += _allocated(item)
-            if {*map(type, item)} == {int}:
-                total += sum(_allocated(number) for number in item if number > _LARGEST_SHARED_INT)
-            else:
-                stack += item
-        elif kind is dict:
-            total += _allocated(item)
-            new = [key for key in item if id(key) not in keys]
-            keys.update(map(id, new))
-            total += sum(map(_allocated, new))
-            stack += item.values()
-        elif isinstance(item, BaseModel):
-            total += _allocated(item) + _allocated(item.__dict__) + _allocated(item.__pydantic_fields_set__)
-            stack += item.__dict__.values()
-            if item.__pydantic_extra__ is not None:
-                stack.append(item.__pydantic_extra__)
-        elif kind is str and len(item) <= 1:
-            continue  # CPython shares strings of one character, except rare ones
-        elif item is not None and kind is not bool:
-            total += _allocated(item)
-    return total
-
-
-_LARGEST_SHARED_INT: Final = 256
-"""Largest integer that CPython caches."""
-
-
-def _allocated(value: object) -> int:
-    """Returns an object's own bytes; CPython allocates in multiples of 16."""
-    return (sys.getsizeof(value) + 15) & ~15
-
-
 def _check_containers(raw: bytes | bytearray) -> None:
     """Bounds the number of containers: millions of empty arrays are a small body, but take seconds to parse.
 
     Raises:
       ApiError: The body has too many arrays and objects.
     """
-    if _num_containers(raw) > MAX_CONTAINERS and _num_containers(_STRING.sub(b"", raw)) > MAX_CONTAINERS:
+    if has_too_many_containers(raw):
         raise bad_value(None, f"the body must have at most {MAX_CONTAINERS} arrays and objects")
-
-
-def _num_containers(raw: bytes | bytearray) -> int:
-    return raw.count(b"[") + raw.count(b"{")
 
 
 def _validated(parsed: Any, model: type[JsonObject]) -> JsonObject:

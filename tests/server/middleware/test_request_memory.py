@@ -15,7 +15,8 @@ from fake_server import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from roost.server.api.anthropic.schemas import MessagesBody
-from roost.server.api.common.routes import parse_json, size_of
+from roost.server.api.common.json_limits import size_of
+from roost.server.api.common.routes import parse_json
 from roost.server.api.openai.responses_body import ResponseBody
 from roost.server.api.openai.schemas import ChatBody, CompletionBody, GenerateBody
 from roost.server.app import create_app

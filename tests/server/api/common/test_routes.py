@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from roost.server.api.common.routes import MAX_CONTAINERS, parse_json
+from roost.server.api.common.json_limits import MAX_CONTAINERS
+from roost.server.api.common.routes import parse_json
 from roost.server.api.common.schema_base import MAX_MESSAGES
 from roost.server.app import create_app
 from roost.server.errors import ApiError
