@@ -95,6 +95,7 @@ def create_app(
     )
     app.state.service = service
     app.state.check_body = BodyCheck(service.model.id, strict=strict)
+    app.state.max_body_bytes = max_body_bytes
     app.openapi = with_events(app, _EVENTS)  # type: ignore[method-assign]
     app.state.endpoints = tuple(each for router in _ROUTERS for each in _endpoints(router))
     if access.admin_keys:

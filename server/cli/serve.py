@@ -163,7 +163,7 @@ def _start(
         Adopter(service, service.responses).start()
     if service.batches is not None:
         app = create_app(service, max_body_bytes=settings.max_body_bytes, strict=settings.strict)
-        BatchWorker(service, app, service.batches).start()
+        BatchWorker(service, app, service.batches, settings.max_body_bytes).start()
     announce()
 
 

@@ -5,16 +5,30 @@ import logging
 import time
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Final
 
 from starlette.types import ASGIApp
 
-from ..api.openai.batch_lines import LineError, error_line, line_id, parse_line, response_line
+from ..api.common.json_limits import LONG_BYTES
+from ..api.openai.batch_lines import (
+    BatchLine,
+    LineError,
+    error_line,
+    leading_custom_id,
+    line_id,
+    max_line_bytes,
+    parse_measured,
+    response_line,
+)
 from ..generation.batches import BatchStore
 from ..generation.service import Service
+from ..middleware.request_body import MAX_BODY_BYTES, MAX_KEPT_BYTES, kept_budget
 from ..store import StoreUnavailableError
 from ..store.batch_records import LineClaim, LineLease, LineResult
+from ..tenancy.byte_gate import ByteGate
+from ..tenancy.tenant import tenant
 from ..transport.in_process import post_json
 
 _PAUSE_S: Final = 0.25
@@ -39,6 +53,13 @@ _SHARE_CLAIMED: Final = 8
 """Share of the room for lines that has to be free, as its reciprocal, before more are claimed: each claim takes several
 statements, however many lines it brings."""
 
+_MAX_LONGEST: Final = 32
+"""Number of lines of the maximum size that may be open. More are open if they are shorter."""
+
+_SHARE_PARSED: Final = 2
+"""Share of the memory of requests that parsed bodies of lines may take, as its reciprocal. The rest is for their
+prompts."""
+
 _MAX_CLAIMS: Final = 5
 """Number of replicas that claim a line without ending it, after which it fails: it may be what ends them."""
 
@@ -54,17 +75,32 @@ class BatchWorker:
     It has twice as many lines open as there are slots for them, so that a slot that becomes free has its next request.
     What lines have ended with is stored meanwhile, many lines at a time, and takes none of their places.
 
+    Long lines are parsed on worker threads. Lines wait while the parsed bodies of others leave no memory for theirs,
+    and fewer are claimed while those that are open are large.
+
     Args:
       service: Service that generates.
       app: Application with the service's routes, which trusts its caller.
       batches: Store of the batches.
+      max_body_bytes: Maximum bytes of a body that the application takes.
+      max_kept_bytes: Maximum bytes that the application's requests hold together.
     """
 
-    def __init__(self, service: Service, app: ASGIApp, batches: BatchStore) -> None:
+    def __init__(
+        self,
+        service: Service,
+        app: ASGIApp,
+        batches: BatchStore,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        max_kept_bytes: int = MAX_KEPT_BYTES,
+    ) -> None:
         self._service = service
         self._app = app
         self._batches = batches
+        self._max_body_bytes = max_body_bytes
+        self._parsed_bytes = ByteGate(kept_budget(max_body_bytes, max_kept_bytes) // _SHARE_PARSED)
         self._open: dict[LineLease, asyncio.Task[None]] = {}
+        self._num_bytes = 0  # of open lines
         self._results: dict[LineLease, LineResult] = {}  # not stored yet
         self._has_results = asyncio.Event()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
@@ -121,20 +157,34 @@ class BatchWorker:
         is_due = now - self._renewed_at >= _RENEW_S
         if is_due:
             await self._renew()
-            if await self._end_expired() < _MAX_EXPIRED:
+            if await self._end_expired():
                 self._renewed_at = now
             else:
                 self._batches.has_work.set()  # so that the next look comes at once
         wanted, room = self._num_wanted()
         if wanted >= max(room // _SHARE_CLAIMED, 1):
-            for claim in await self._batches.claim(self._service.model.identity, wanted):
-                self._begin(claim)
+            await self._claim(wanted)
 
     def _num_wanted(self) -> tuple[int, int]:
         """Returns how many more lines to claim, and how many to have: none where other requests leave no slot."""
         stats = self._service.engine.stats
         room = 2 * max(stats.num_batch_slots - stats.num_waiting, 0)
         return room - len(self._open), room
+
+    def _num_fitting(self) -> int:
+        """Returns how many more lines have room in memory if all are of the maximum size."""
+        longest = max_line_bytes(self._max_body_bytes)
+        return max(_MAX_LONGEST * longest - self._num_bytes, 0) // longest
+
+    async def _claim(self, wanted: int) -> None:
+        """Claims and begins lines, some at a time, since nobody knows how long they are."""
+        while limit := min(wanted, self._num_fitting()):
+            claims = await self._batches.claim(self._service.model.identity, limit)
+            for claim in claims:
+                self._begin(claim)
+            if len(claims) < limit:
+                return
+            wanted -= limit
 
     async def _renew(self) -> None:
         renewed = set(await self._batches.renew())
@@ -145,14 +195,20 @@ class BatchWorker:
         ):  # a claim that was committed after its timeout
             await self._batches.release(unknown)
 
-    async def _end_expired(self) -> int:
-        """Ends lines of expired batches, also of models that no replica serves, and returns their number."""
-        claims = await self._batches.claim(None, _MAX_EXPIRED)
-        results = {claim.lease: await self._result(claim) for claim in claims}
-        ended = {lease: result for lease, result in results.items() if result is not None}
-        if ended:
-            await self._batches.end(ended)
-        return len(claims)
+    async def _end_expired(self) -> bool:
+        """Ends lines of expired batches, also of models that no replica serves; returns whether that were all."""
+        num_ended = 0
+        while num_ended < _MAX_EXPIRED:
+            limit = max(min(_MAX_EXPIRED - num_ended, self._num_fitting()), 1)
+            claims = await self._batches.claim(None, limit)
+            results = await asyncio.gather(*map(self._result, claims))
+            ended = {claim.lease: result for claim, result in zip(claims, results, strict=True) if result is not None}
+            if ended:
+                await self._batches.end(ended)
+            if len(claims) < limit:
+                return True
+            num_ended += limit
+        return False
 
     async def _give_back(self) -> None:
         """Stops all lines and leaves them to other replicas."""
@@ -166,10 +222,12 @@ class BatchWorker:
     def _begin(self, claim: LineClaim) -> None:
         task = asyncio.create_task(self._run_line(claim))
         self._open[claim.lease] = task
-        task.add_done_callback(lambda _: self._forget(claim.lease))
+        self._num_bytes += len(claim.data)
+        task.add_done_callback(lambda _: self._forget(claim))
 
-    def _forget(self, lease: LineLease) -> None:
-        del self._open[lease]
+    def _forget(self, claim: LineClaim) -> None:
+        del self._open[claim.lease]
+        self._num_bytes -= len(claim.data)
         self._batches.has_work.set()
 
     async def _run_line(self, claim: LineClaim) -> None:
@@ -191,9 +249,13 @@ class BatchWorker:
         """Returns what a line has ended with; None if this replica cannot run it now."""
         lease = claim.lease
         id = line_id(lease.number, lease.batch.removeprefix("batch_"))
+        if claim.num_claims > _MAX_CLAIMS:  # parsing may be what ends replicas
+            message = f"{claim.num_claims - 1} replicas began this line and did not end it"
+            written = error_line(id, leading_custom_id(claim.data), "server_error", message)
+            return LineResult(written, is_failed=True)
         try:
-            line, _ = parse_line(claim.data, lease.number)
-        except LineError as error:  # of a file that another version has checked
+            line, num_bytes = await self._parsed(claim)
+        except LineError as error:  # of a file that another version, or a replica with other settings, has checked
             return LineResult(error_line(id, error.custom_id, "invalid_line", str(error)), is_failed=True)
         if claim.is_expired:
             is_served = claim.model == self._service.model.identity
@@ -201,15 +263,25 @@ class BatchWorker:
                 "this line ran" if is_served else "a server with its model ran this line"
             )
             return LineResult(error_line(id, line.custom_id, "batch_expired", message), is_failed=True)
-        if claim.num_claims > _MAX_CLAIMS:
-            message = f"{claim.num_claims - 1} replicas began this line and did not end it"
-            return LineResult(error_line(id, line.custom_id, "server_error", message), is_failed=True)
-        response = await post_json(self._app, line.url, line.body, lease.tenant)
+        async with self._parsed_bytes.hold(num_bytes):
+            response = await post_json(self._app, line.url, line.body, lease.tenant)
         if response.status in _BUSY:
             return None
         request_id = response.headers.get("x-request-id", "")
         written = response_line(id, line.custom_id, response.status, request_id, response.body)
         return LineResult(written, is_failed=response.status != 200)
+
+    async def _parsed(self, claim: LineClaim) -> tuple[BatchLine, int]:
+        """Returns the request of a line, and the bytes of its parsed body.
+
+        Raises:
+          LineError: The line is not a request.
+        """
+        parse = partial(parse_measured, claim.data, claim.lease.number, self._max_body_bytes)
+        if len(claim.data) < LONG_BYTES:
+            return parse()
+        tenant.set(claim.lease.tenant)
+        return await self._service.workers.run(parse)
 
 
 async def _survive(work: Awaitable[None]) -> None:

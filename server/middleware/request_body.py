@@ -34,6 +34,11 @@ _LARGE: Final = 64 * 2**10
 """Bytes of a parsed body from which on a worker thread prepares its request, since that takes milliseconds."""
 
 
+def kept_budget(max_body_bytes: int, max_kept_bytes: int = MAX_KEPT_BYTES) -> int:
+    """Returns the bytes that all open requests may hold: `max_kept_bytes`, or more if one body could grow to more."""
+    return max(max_kept_bytes, _LARGEST_REQUESTS * _GROWTH * max_body_bytes)
+
+
 class ByteBudget:
     """A number of bytes that tenants share.
 
@@ -197,7 +202,7 @@ class BodyLimit:
         self._app = app
         self._max_bytes = max_bytes
         self._raw = ByteBudget(_MAX_RAW_BODIES * max_bytes, tenants)
-        self._kept = ByteBudget(max(max_kept_bytes, _LARGEST_REQUESTS * _GROWTH * max_bytes), tenants)
+        self._kept = ByteBudget(kept_budget(max_bytes, max_kept_bytes), tenants)
         self._exempt_paths = exempt_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -8,15 +8,22 @@ import numpy as np
 
 from ...errors import ApiError, bad_value
 from ...store.file_table import SEGMENT_LINES
-from .batch_lines import MAX_LINE_BYTES, LineError, parse_line
+from .batch_lines import LineError, max_line_bytes, parse_line, too_long
 from .batch_order import SegmentOrder
 
 
 class LineSplitter:
-    """Splits pieces of a file into lines with their newlines. Empty lines are dropped."""
+    """Splits pieces of a file into lines with their newlines. Empty lines are dropped.
 
-    def __init__(self) -> None:
+    Args:
+      max_body_bytes: Maximum bytes of a line's body.
+    """
+
+    def __init__(self, max_body_bytes: int) -> None:
         self._rest = bytearray()
+        self._num_lines = 0
+        self._max_body_bytes = max_body_bytes
+        self._max_bytes = max_line_bytes(max_body_bytes)
 
     def feed(self, piece: bytes) -> list[bytes]:
         """Returns the lines that a piece completes.
@@ -30,8 +37,14 @@ class LineSplitter:
             return []
         *lines, rest = bytes(self._rest).split(b"\n")
         self._rest = bytearray(rest)
-        self._check(max(map(len, lines)))
-        return [line + b"\n" for line in lines if line.strip()]
+        found = []
+        for line in lines:
+            self._check(len(line))
+            if line.strip():
+                found.append(line + b"\n")
+                self._num_lines += 1
+        self._check(len(rest))
+        return found
 
     def end(self) -> list[bytes]:
         """Returns the last line, if it has no newline."""
@@ -39,8 +52,8 @@ class LineSplitter:
         return [rest + b"\n"] if rest.strip() else []
 
     def _check(self, num_bytes: int) -> None:
-        if num_bytes > MAX_LINE_BYTES:
-            raise bad_value("file", f"file: a line is longer than {MAX_LINE_BYTES} bytes")
+        if num_bytes > self._max_bytes:
+            raise line_error(self._num_lines + 1, too_long(self._max_body_bytes))
 
 
 class InputCheck:
@@ -50,12 +63,16 @@ class InputCheck:
       num_lines: Number of lines so far.
       num_bytes: Size of these lines.
       urls: Endpoints that they name.
+
+    Args:
+      max_body_bytes: Maximum bytes of a line's body.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_body_bytes: int) -> None:
         self.num_lines = 0
         self.num_bytes = 0
         self.urls: set[str] = set()
+        self._max_body_bytes = max_body_bytes
         self._hashes = array("Q")
         self._order = SegmentOrder(SEGMENT_LINES)
 
@@ -70,9 +87,9 @@ class InputCheck:
             self.num_lines += 1
             self.num_bytes += len(raw)
             try:
-                line, facts = parse_line(raw, self.num_lines)
+                line, facts = parse_line(raw, self.num_lines, self._max_body_bytes)
             except LineError as error:
-                raise self._error(self.num_lines, str(error)) from None
+                raise line_error(self.num_lines, str(error)) from None
             self.urls.add(line.url)
             digest = blake2b(line.custom_id.encode(), digest_size=8).digest()
             self._hashes.append(int.from_bytes(digest))
@@ -94,9 +111,10 @@ class InputCheck:
         equal = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
         if len(equal):
             first, second = order[equal[0]] + 1, order[equal[0] + 1] + 1
-            raise self._error(int(second), f"custom_id is that of line {first}; each must occur once")
+            raise line_error(int(second), f"custom_id is that of line {first}; each must occur once")
         return next(iter(self.urls)) if len(self.urls) == 1 else "", self._order.take()
 
-    @staticmethod
-    def _error(number: int, message: str) -> ApiError:
-        return bad_value("file", f"file: line {number} of the requests: {message}")
+
+def line_error(number: int, message: str) -> ApiError:
+    """Returns the error about a line of an upload; lines that are not empty have numbers from 1."""
+    return bad_value("file", f"file: line {number} of the requests: {message}")

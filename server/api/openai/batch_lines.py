@@ -1,10 +1,13 @@
 """Lines of batch files in OpenAI's format: requests of an input file, and lines of output and error files."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import orjson
+
+from ..common.json_limits import MAX_CONTAINERS, has_too_many_containers, size_of
 
 BatchUrl = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
 
@@ -12,10 +15,15 @@ URLS: Final[tuple[BatchUrl, ...]] = ("/v1/chat/completions", "/v1/completions", 
 """Endpoints that a line may name."""
 
 MAX_LINE_BYTES: Final = 16 * 2**20
-"""Maximum bytes of a line. `--max-body-bytes` limits its body."""
+"""Maximum bytes of a line, whatever the limit of its body is."""
 
 MAX_CUSTOM_ID: Final = 512
 """Maximum characters of a `custom_id`."""
+
+_BESIDE_BODY_BYTES: Final = 8 * 2**10
+"""Bytes that a line may have beside its body: a `custom_id` of escaped characters takes 6 KiB."""
+
+_LEADING_ID: Final = re.compile(rb'\s*\{\s*"custom_id"\s*:\s*("(?:[^"\\]|\\.)*+")')
 
 _PREFIX_BYTES: Final = 256
 """Bytes of a prompt by which lines are grouped: about as many as a block of the prefix cache has tokens of text."""
@@ -75,18 +83,62 @@ class LineFacts:
     num_tokens: int
 
 
-def parse_line(raw: bytes, number: int) -> tuple[BatchLine, LineFacts]:
-    """Returns the request of a line.
+def max_line_bytes(max_body_bytes: int) -> int:
+    """Returns the maximum bytes of a line whose body may have `max_body_bytes`."""
+    return min(max_body_bytes + _BESIDE_BODY_BYTES, MAX_LINE_BYTES)
+
+
+def too_long(max_body_bytes: int) -> str:
+    """Returns the message about a line that is longer than `max_line_bytes`."""
+    reason = f", as --max-body-bytes is {max_body_bytes}" if max_body_bytes < MAX_LINE_BYTES else ""
+    return f"the line is longer than {max_line_bytes(max_body_bytes)} bytes{reason}"
+
+
+def parse_line(raw: bytes, number: int, max_body_bytes: int = MAX_LINE_BYTES) -> tuple[BatchLine, LineFacts]:
+    """Returns the request of a line, and the facts that decide when it runs.
 
     Args:
       raw: Bytes of the line.
       number: Number of the line in its file, from 1.
+      max_body_bytes: Maximum bytes of its body.
 
     Raises:
       LineError: The line is not a request.
     """
-    if len(raw) > MAX_LINE_BYTES:
-        raise LineError(f"the line is longer than {MAX_LINE_BYTES} bytes")
+    line, body = _parsed(raw, number, max_body_bytes)
+    return line, LineFacts(_prefix(body), len(line.body) // _BYTES_PER_TOKEN + _max_tokens(body))
+
+
+def parse_measured(raw: bytes, number: int, max_body_bytes: int) -> tuple[BatchLine, int]:
+    """Returns the request of a line, and the bytes of memory that its body takes once it is parsed.
+
+    Args:
+      raw: Bytes of the line.
+      number: Number of the line in its file, from 1.
+      max_body_bytes: Maximum bytes of its body.
+
+    Raises:
+      LineError: The line is not a request.
+    """
+    line, body = _parsed(raw, number, max_body_bytes)
+    return line, size_of(body)
+
+
+def leading_custom_id(raw: bytes) -> str | None:
+    """Returns the `custom_id` that a line begins with, without parsing the line; None if it begins otherwise."""
+    found = _LEADING_ID.match(raw[:_BESIDE_BODY_BYTES])
+    try:
+        return None if found is None else _custom_id({"custom_id": orjson.loads(found[1])})
+    except ValueError:
+        return None
+
+
+def _parsed(raw: bytes, number: int, max_body_bytes: int) -> tuple[BatchLine, Mapping[str, Any]]:
+    """Returns the request of a line, and its parsed body."""
+    if len(raw) > max_line_bytes(max_body_bytes):
+        raise LineError(too_long(max_body_bytes), leading_custom_id(raw))
+    if has_too_many_containers(raw):
+        raise LineError(f"the line has more than {MAX_CONTAINERS} arrays and objects", leading_custom_id(raw))
     try:
         fields = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -104,8 +156,13 @@ def parse_line(raw: bytes, number: int) -> tuple[BatchLine, LineFacts]:
     for name in _WHOLE_ONLY:
         if body.get(name):
             raise LineError(f"body.{name} must be left out: a batch has whole responses", custom_id, f"body.{name}")
-    line = BatchLine(number, custom_id, url, orjson.dumps(body))
-    return line, LineFacts(_prefix(body), len(line.body) // _BYTES_PER_TOKEN + _max_tokens(body))
+    try:
+        line = BatchLine(number, custom_id, url, orjson.dumps(body))
+    except orjson.JSONEncodeError:
+        raise LineError("body is nested too deeply", custom_id, "body") from None
+    if len(line.body) > max_body_bytes:
+        raise LineError(f"body is longer than --max-body-bytes, {max_body_bytes}", custom_id, "body")
+    return line, body
 
 
 def _custom_id(fields: Mapping[str, Any]) -> str:
@@ -126,7 +183,10 @@ def _max_tokens(body: Mapping[str, Any]) -> int:
 
 
 def _shown(value: Any) -> str:
-    text = orjson.dumps(value).decode()
+    try:
+        text = orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        return "a value that is nested too deeply"
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 

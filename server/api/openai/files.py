@@ -114,7 +114,8 @@ async def _receive(request: Request, service: Service, batches: BatchStore) -> F
       ApiError: The body is not a form with a file of requests.
     """
     reader = UploadReader(request.headers.get("content-type", ""), MAX_FILE_BYTES)
-    splitter, check, file_id = LineSplitter(), InputCheck(), ""
+    max_body_bytes: int = request.app.state.max_body_bytes
+    splitter, check, file_id = LineSplitter(max_body_bytes), InputCheck(max_body_bytes), ""
     lines: list[bytes] = []
     try:
         async for piece in reader.pieces(request):

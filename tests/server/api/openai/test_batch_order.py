@@ -16,7 +16,7 @@ def test_lines_of_a_group_are_neighbours_and_mix_lengths() -> None:
 
 def test_an_upload_is_ordered_by_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_input, "SEGMENT_LINES", 4)
-    check = InputCheck()
+    check = InputCheck(1000)
     prompts = ["a", "b", "a", "b", "c", "a", "c"]
     lines = [
         b'{"custom_id": "%d", "method": "POST", "url": "/v1/completions", "body": {"prompt": "%s", "max_tokens": %d}}\n'

@@ -406,16 +406,33 @@ async def test_a_server_without_a_database_says_so(engine: FakeEngine, model: Se
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
 def test_lines_are_split_wherever_pieces_are_cut(size: int) -> None:
-    content, splitter = b"one\n\ntwo\r\n \nthree", LineSplitter()
+    content, splitter = b"one\n\ntwo\r\n \nthree", LineSplitter(1000)
     found: list[bytes] = []
     for start in range(0, len(content), size):
         found += splitter.feed(content[start : start + size])
     assert [*found, *splitter.end()] == [b"one\n", b"two\r\n", b"three\n"]
 
 
-def test_a_line_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("roost.server.api.openai.batch_input.MAX_LINE_BYTES", 10)
-    splitter = LineSplitter()
+def test_a_line_without_an_end_is_refused() -> None:
+    splitter = LineSplitter(10)
     splitter.feed(b"12345\n678")
-    with pytest.raises(ApiError, match="a line is longer than 10 bytes"):
-        splitter.feed(b"90123456")
+    with pytest.raises(ApiError, match="line 2 of the requests: the line is longer than 8202 bytes"):
+        splitter.feed(b"9" * 8200)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (1000, "file: line 3 of the requests: body is longer than --max-body-bytes, 1000"),
+        (9200, "file: line 3 of the requests: the line is longer than 9192 bytes, as --max-body-bytes is 1000"),
+    ],
+)
+async def test_a_line_that_no_request_may_have_is_refused_by_its_number(
+    service: Service, size: int, message: str
+) -> None:
+    transport = httpx.ASGITransport(create_app(service, max_body_bytes=1000))
+    content = b"\n\n".join([lines(2), line("long", prompt="a" * size), line("last", prompt="a")])
+    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+        response = await client.post("/v1/files", data={"purpose": "batch"}, files={"file": content})
+        assert (response.status_code, response.json()["error"]["message"]) == (400, message)
+        assert (await client.get("/v1/files")).json()["data"] == []
