@@ -146,14 +146,14 @@ async def test_lines_wait_for_memory(client: httpx.AsyncClient, service: Service
     batch = await started(client, long_lines(60))
     async with working(service) as worker:
         room = worker._parsed_bytes
-        await until(lambda: room._waiting and len(engine.running) + len(room._waiting) == len(worker._open))
-        await until(lambda: not worker._num_fitting())
+        await until(lambda: room._waiting and len(engine.running) + len(room._waiting) == len(worker._open), 60)
+        await until(lambda: not worker._num_fitting(), 60)
         assert worker._num_bytes <= _MAX_LONGEST * max_line_bytes(MAX_BODY)
         assert room.num_bytes <= 256 * MAX_BODY // 2
         assert 10 <= len(engine.running) < len(worker._open) < 60
         engine.gate.set()
         assert (await ended(client, batch))["request_counts"] == {"total": 60, "completed": 60, "failed": 0}
-        await until(lambda: not worker._open)
+        await until(lambda: not worker._open, 60)
         assert (worker._num_bytes, room.num_bytes) == (0, 0)
     assert len(engine.requests) == 60  # none was refused and sent again
 
